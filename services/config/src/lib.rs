@@ -1,0 +1,1 @@
+//! Values: Helm values, JSON schema, documentation and service configuration in one type.

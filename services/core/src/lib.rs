@@ -1,0 +1,1 @@
+//! Pure domain: image references, digests, rewrite rules, quantities.

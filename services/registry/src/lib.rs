@@ -1,0 +1,1 @@
+//! Distribution API and fills from upstream.

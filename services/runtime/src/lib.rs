@@ -1,0 +1,1 @@
+//! Process shell: logs, metrics, admin endpoints, TLS listener, leases, shutdown.

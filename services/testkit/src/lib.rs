@@ -1,0 +1,1 @@
+//! Upstream with faults and builders for tests.

@@ -1,0 +1,1 @@
+//! Pod mutating webhook.
