@@ -1,1 +1,13 @@
-//! Custom resources, labels and annotations.
+//! What the parts of Holdfast say to each other and to the API server: the custom resource `Artifact`, labels and
+//! annotations, names of shared objects, the shared state documents and the fill API's types.
+//!
+//! Types and pure functions only: no I/O, and no opinion on who calls whom (see `docs/ARCHITECTURE.md`).
+
+pub mod artifact;
+pub mod fill;
+pub mod labels;
+pub mod names;
+pub mod secret;
+pub mod state;
+
+pub use artifact::{Artifact, ArtifactSpec, ArtifactStatus, artifact_name};

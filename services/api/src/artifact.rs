@@ -1,0 +1,305 @@
+//! The custom resource `Artifact`: one per namespace and source image (SPEC 6).
+//!
+//! Owns the schema, the deterministic object name and the words of the `Ready` condition. Who writes it (the webhook
+//! announces, the controller reports) is not decided here.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+/// The longest list of references that a status carries; `referenceCount` counts all of them.
+pub const MAX_LISTED_REFERENCES: usize = 10;
+
+/// The longest `spec.sourceArtifact`, in bytes: host, repository (255), tag (128) and digest fit.
+pub const MAX_SOURCE_BYTES: usize = 512;
+
+/// The type of the one condition that tells whether the image is held locally.
+pub const READY: &str = "Ready";
+
+/// An image that this cluster needs, and whether the registry holds it.
+#[derive(
+    CustomResource, KubeSchema, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize,
+)]
+#[kube(
+    group = "holdfast.dev",
+    version = "v1alpha1",
+    kind = "Artifact",
+    plural = "artifacts",
+    shortname = "art",
+    category = "holdfast",
+    namespaced,
+    status = "ArtifactStatus",
+    derive = "Default",
+    derive = "PartialEq",
+    printcolumn(name = "Source", type_ = "string", json_path = ".spec.sourceArtifact"),
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Digest", type_ = "string", json_path = ".status.shortDigest"),
+    printcolumn(name = "Size", type_ = "integer", json_path = ".status.sizeBytes"),
+    printcolumn(
+        name = "References",
+        type_ = "integer",
+        json_path = ".status.referenceCount"
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].message",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Age",
+        type_ = "date",
+        json_path = ".metadata.creationTimestamp"
+    )
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactSpec {
+    /// The full original reference of the image, `host/repository:tag`, `host/repository@digest` or both. It cannot be changed: another image is another Artifact.
+    #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
+    #[x_kube(validation = ("self == oldSelf", "sourceArtifact cannot be changed; create another Artifact"))]
+    pub source_artifact: String,
+
+    /// Names of the pull secrets of the pod that was announced first. Informative: the controller takes pull secrets from the live pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
+    pub pull_secrets: Option<Vec<String>>,
+
+    /// Name of the service account of the pod that was announced first. Informative, as `pullSecrets`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+
+    /// The platforms to copy, `os/architecture[/variant]`. When absent, the platforms of the cluster's nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(max = 16),
+        inner(
+            length(min = 3, max = 64),
+            regex(pattern = r"^[a-z0-9]+/[a-z0-9]+(/[a-z0-9.]+)?$")
+        )
+    )]
+    pub platforms: Option<Vec<String>>,
+}
+
+/// What the controller knows of an Artifact. Informs people; no decision is taken from it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactStatus {
+    /// `Ready` is True when the registry holds the image; its reason is one word of `reason`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// The generation of the specification that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The digest of the manifest or index that the registry holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The first twelve hexadecimal characters of `digest`, for lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub short_digest: Option<String>,
+    /// The media type of the manifest or index.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub media_type: Option<String>,
+    /// The bytes of everything that was copied for it; layers shared with other images are counted here too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub size_bytes: Option<i64>,
+    /// How many owners (a bare pod is its own owner) use the image at the moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub reference_count: Option<i64>,
+    /// The first ten owners, ordered by kind and name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub references: Vec<Reference>,
+    /// When the registry last answered that it holds the image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_copy_time: Option<Time>,
+    /// How many attempts failed since the last success.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub attempts: Option<i64>,
+}
+
+/// An owner that uses an image, in the Artifact's namespace.
+#[derive(
+    KubeSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
+pub struct Reference {
+    /// `Pod`, `ReplicaSet`, `StatefulSet`, …
+    pub kind: String,
+    /// The owner's name.
+    pub name: String,
+}
+
+/// Why an Artifact is Ready or is not: the reason of the `Ready` condition. Bounded, so it may label metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The registry holds the image.
+    Copied,
+    /// The registry was asked and has not answered yet.
+    Copying,
+    /// The upstream refused every credential that the pods bring.
+    Unauthorized,
+    /// The upstream says that there is no such image.
+    NotFound,
+    /// The upstream does not answer, or answers with an error of its own.
+    UpstreamUnavailable,
+    /// The upstream's bytes do not match their digest, or are no image.
+    UpstreamInvalid,
+    /// The registry's volume is too full to take it.
+    NoSpace,
+    /// The reference is not one that can be fetched.
+    Invalid,
+    /// The registry itself could not be reached or failed.
+    RegistryUnavailable,
+}
+
+impl Reason {
+    /// The word as it stands in the condition.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Copied => "Copied",
+            Self::Copying => "Copying",
+            Self::Unauthorized => "Unauthorized",
+            Self::NotFound => "NotFound",
+            Self::UpstreamUnavailable => "UpstreamUnavailable",
+            Self::UpstreamInvalid => "UpstreamInvalid",
+            Self::NoSpace => "NoSpace",
+            Self::Invalid => "Invalid",
+            Self::RegistryUnavailable => "RegistryUnavailable",
+        }
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The name of the Artifact of a source reference, the same for every writer (SPEC 6): a DNS-1123 label of at most 63
+/// characters, made of the repository's last element and its tag, so that people recognise it, and 16 hexadecimal
+/// characters of the SHA-256 of the whole reference, so that two references never meet.
+///
+/// ```
+/// let name = holdfast_api::artifact_name("registry.example/team/App:1.2");
+/// assert!(name.starts_with("app-1-2-"));
+/// ```
+pub fn artifact_name(source: &str) -> String {
+    const HASH: usize = 16;
+    const PREFIX: usize = 63 - HASH - 1;
+    let hash: String = hex::encode(Sha256::digest(source.as_bytes()))
+        .chars()
+        .take(HASH)
+        .collect();
+    let without_digest = source.split('@').next().unwrap_or(source);
+    let last = without_digest.rsplit('/').next().unwrap_or(without_digest);
+    let mut prefix = String::with_capacity(PREFIX);
+    for c in last.chars() {
+        if prefix.len() == PREFIX {
+            break;
+        }
+        if c.is_ascii_alphanumeric() {
+            prefix.push(c.to_ascii_lowercase());
+        } else if !prefix.is_empty() && !prefix.ends_with('-') {
+            prefix.push('-');
+        }
+    }
+    let prefix = prefix.trim_end_matches('-');
+    if prefix.is_empty() {
+        format!("image-{hash}")
+    } else {
+        format!("{prefix}-{hash}")
+    }
+}
+
+/// The first twelve hexadecimal characters of a digest, `sha256:` left out.
+pub fn short_digest(digest: &str) -> String {
+    digest
+        .rsplit(':')
+        .next()
+        .unwrap_or(digest)
+        .chars()
+        .take(12)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kube::CustomResourceExt;
+
+    fn check(source: &str, prefix: &str) {
+        let name = artifact_name(source);
+        assert_eq!(name, artifact_name(source), "deterministic");
+        assert!(name.len() <= 63, "{name}");
+        assert!(
+            name.chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-'),
+            "{name}"
+        );
+        assert!(!name.starts_with('-') && !name.ends_with('-'), "{name}");
+        assert_eq!(name.rsplit_once('-').unwrap().0, prefix, "{source}");
+    }
+
+    // SPEC 6
+    #[test]
+    fn names_are_labels_that_people_recognise() {
+        check("registry.example/team/app:1.2", "app-1-2");
+        check("registry.example:5000/Team/App_x:v1", "app-x-v1");
+        check(&format!("r.example/app@sha256:{}", "a".repeat(64)), "app");
+        check("___", "image");
+        check("", "image");
+        check(&format!("r.example/{}:1", "x".repeat(200)), &"x".repeat(46));
+        check(&format!("r.example/{}-:1", "x".repeat(45)), &"x".repeat(45));
+        check("r.example/ünï:1", "n-1");
+    }
+
+    // SPEC 6
+    #[test]
+    fn different_references_have_different_names() {
+        let names: std::collections::BTreeSet<_> = [
+            "a.example/app:1",
+            "b.example/app:1",
+            "a.example/x/app:1",
+            "a.example/app:1@sha256:00",
+        ]
+        .iter()
+        .map(|s| artifact_name(s))
+        .collect();
+        assert_eq!(names.len(), 4);
+    }
+
+    // SPEC 7
+    #[test]
+    fn the_resource_is_listed_as_documented() {
+        let crd = serde_json::to_value(Artifact::crd()).unwrap();
+        assert_eq!(crd["spec"]["names"]["plural"], "artifacts");
+        assert_eq!(crd["spec"]["scope"], "Namespaced");
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let source = &schema["properties"]["spec"]["properties"]["sourceArtifact"];
+        assert_eq!(source["maxLength"], 512, "{source}");
+        assert_eq!(source["minLength"], 1);
+        assert_eq!(source["pattern"], r"^\S+$");
+        assert_eq!(
+            source["x-kubernetes-validations"][0]["rule"],
+            "self == oldSelf"
+        );
+        let conditions = &schema["properties"]["status"]["properties"]["conditions"];
+        assert_eq!(conditions["x-kubernetes-list-type"], "map", "{conditions}");
+        assert!(crd["spec"]["versions"][0]["subresources"]["status"].is_object());
+    }
+}

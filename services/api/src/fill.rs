@@ -1,0 +1,145 @@
+//! The fill API between controller and registry: `POST /internal/v1/fills` on port 5001 with mutual TLS.
+//!
+//! Types of the wire only; the caller is the controller, the server is the registry.
+
+use crate::secret::SecretString;
+use serde::{Deserialize, Serialize};
+
+/// The path of the fill endpoint.
+pub const PATH: &str = "/internal/v1/fills";
+
+/// "Hold this image": what the controller sends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FillRequest {
+    /// The full upstream reference, `registry.example/team/app:1`.
+    pub source: String,
+    /// Platforms to copy at once, `os/architecture[/variant]`; empty means every platform of the index.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+    /// Credentials to try in turn (SPEC 35); empty means anonymous or what the registry is configured with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub credentials: Vec<Credential>,
+    /// Ask the upstream whether a tag moved even when the image is local.
+    #[serde(default)]
+    pub revalidate: bool,
+}
+
+/// A user name and password for one upstream. The password never prints.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credential {
+    /// The user name.
+    pub username: String,
+    /// The password or token.
+    pub password: SecretString,
+}
+
+/// "It is here": the answer with status 200.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FillResult {
+    /// The digest of the manifest or index.
+    pub digest: String,
+    /// Its media type.
+    pub media_type: String,
+    /// Bytes of manifests and blobs that belong to it.
+    pub size_bytes: u64,
+    /// How many blobs belong to it.
+    pub blobs: u64,
+    /// True when nothing had to be fetched (SPEC 14).
+    pub already_local: bool,
+}
+
+/// Why a fill failed; the body of every other status.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FillError {
+    /// The kind of failure.
+    pub code: FillErrorCode,
+    /// For people; carries no credential.
+    pub message: String,
+}
+
+impl std::fmt::Display for FillError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.message)
+    }
+}
+
+impl std::error::Error for FillError {}
+
+/// The kinds of failure of a fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum FillErrorCode {
+    /// The upstream says that there is no such image.
+    NotFound,
+    /// The upstream refused every credential.
+    Unauthorized,
+    /// The upstream cannot be reached, is too slow, or fails.
+    UpstreamUnavailable,
+    /// The upstream's bytes do not match their digest or are no image.
+    UpstreamInvalid,
+    /// The volume takes no more writes.
+    NoSpace,
+    /// The request is malformed or names what may not be fetched.
+    Invalid,
+}
+
+impl FillErrorCode {
+    /// Every code, in the order of the document.
+    pub const ALL: [Self; 6] = [
+        Self::NotFound,
+        Self::Unauthorized,
+        Self::UpstreamUnavailable,
+        Self::UpstreamInvalid,
+        Self::NoSpace,
+        Self::Invalid,
+    ];
+
+    /// The HTTP status that goes with the code.
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::NotFound => 404,
+            Self::Unauthorized => 403,
+            Self::UpstreamUnavailable | Self::UpstreamInvalid => 502,
+            Self::NoSpace => 507,
+            Self::Invalid => 400,
+        }
+    }
+
+    /// The word on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFound => "NOT_FOUND",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::UpstreamUnavailable => "UPSTREAM_UNAVAILABLE",
+            Self::UpstreamInvalid => "UPSTREAM_INVALID",
+            Self::NoSpace => "NO_SPACE",
+            Self::Invalid => "INVALID",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_written_as_they_are_named() {
+        for code in FillErrorCode::ALL {
+            assert_eq!(serde_json::to_value(code).unwrap(), code.as_str());
+        }
+    }
+
+    #[test]
+    fn the_request_reads_as_documented() {
+        let body = r#"{"source":"registry.example/team/app:1","platforms":["linux/amd64"],
+            "credentials":[{"username":"u","password":"p"}],"revalidate":false}"#;
+        let request: FillRequest = serde_json::from_str(body).unwrap();
+        assert_eq!(request.credentials[0].password.expose(), "p");
+        assert!(!format!("{request:?}").contains("\"p\""));
+        let least: FillRequest = serde_json::from_str(r#"{"source":"a/b:1"}"#).unwrap();
+        assert!(least.platforms.is_empty() && !least.revalidate);
+    }
+}

@@ -1,0 +1,94 @@
+//! The two documents by which the controller tells the other parts what is true of the cluster.
+
+use crate::secret::SecretString;
+use serde::{Deserialize, Serialize};
+
+/// The key of both documents in their ConfigMap and Secret.
+pub const KEY: &str = "state.json";
+
+/// What the webhook needs: ConfigMap `F-state`. Without it, or with `rewrite: false`, the webhook changes nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterState {
+    /// The registry's address as it stands in a reference: the ClusterIP without a port, IPv6 in brackets.
+    pub registry_address: String,
+    /// Addresses that the registry had before and that pods still name.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Whether pods are rewritten.
+    #[serde(default)]
+    pub rewrite: bool,
+    /// Why, for people.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// What the node agent is to write on its host: Secret `F-node`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeState {
+    /// Whether the host configuration is to be there or gone.
+    pub desired: Desired,
+    /// The registry's addresses, the current one first, then aliases.
+    #[serde(default)]
+    pub hosts: Vec<Host>,
+    /// The CA bundle, PEM.
+    #[serde(default)]
+    pub ca: String,
+    /// The user name by which nodes pull.
+    #[serde(default)]
+    pub username: String,
+    /// The password by which nodes pull.
+    #[serde(default)]
+    pub password: SecretString,
+    /// The image by which an agent proves that its node can pull.
+    #[serde(default)]
+    pub probe: String,
+}
+
+/// Whether the node's host configuration is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Desired {
+    /// Written and kept.
+    #[default]
+    Present,
+    /// Undone, byte for byte.
+    Removed,
+}
+
+/// One address of the registry and the ways to reach it, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Host {
+    /// As it stands in a reference: `10.96.0.50`, `[fd00::1]`.
+    pub address: String,
+    /// URLs: `https://10.96.0.50`, `https://10.96.0.50:5000`.
+    pub endpoints: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cluster_state_reads_as_documented() {
+        let state: ClusterState = serde_json::from_str(
+            r#"{"registryAddress":"10.96.0.50","aliases":[],"rewrite":true,"reason":"every node is prepared"}"#,
+        )
+        .unwrap();
+        assert!(state.rewrite);
+        let least: ClusterState =
+            serde_json::from_str(r#"{"registryAddress":"10.96.0.50"}"#).unwrap();
+        assert!(!least.rewrite, "unsaid means no");
+    }
+
+    #[test]
+    fn the_node_state_reads_as_documented_and_hides_its_password() {
+        let text = r#"{"desired":"removed","hosts":[{"address":"10.96.0.50","endpoints":["https://10.96.0.50","https://10.96.0.50:5000"]}],"ca":"PEM","username":"node","password":"hunter2","probe":"10.96.0.50/holdfast/probe:1"}"#;
+        let state: NodeState = serde_json::from_str(text).unwrap();
+        assert_eq!(state.desired, Desired::Removed);
+        assert!(!format!("{state:?}").contains("hunter2"));
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
+    }
+}
