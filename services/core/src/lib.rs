@@ -1,1 +1,12 @@
-//! Pure domain: image references, digests, rewrite rules, quantities.
+//! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a pod, the
+//! credentials of a pull secret, quantities. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
+
+pub mod credentials;
+pub mod digest;
+pub mod pod;
+pub mod quantity;
+pub mod reference;
+pub mod rewrite;
+
+pub use digest::{Algorithm, Digest};
+pub use reference::{Host, Reference, RepositoryName, Tag};

@@ -1,0 +1,194 @@
+//! The images of a pod, read from its raw JSON: what is declared where, and which upstream references it means.
+//! Raw, because a typed pod would lose fields that a newer API server knows.
+
+use serde_json::Value;
+
+use crate::reference::Reference;
+use crate::rewrite;
+
+/// Annotation on rewritten pods: a JSON object of [`PodImage::key`] to the reference as it was written.
+pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
+
+/// Where in a pod an image is declared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// `spec.containers`
+    Container,
+    /// `spec.initContainers`
+    Init,
+    /// `spec.ephemeralContainers`
+    Ephemeral,
+    /// `spec.volumes[].image`
+    Volume,
+}
+
+impl Kind {
+    /// All kinds, in the order in which a pod needs them.
+    pub const ALL: [Self; 4] = [Self::Volume, Self::Init, Self::Container, Self::Ephemeral];
+
+    /// The list's field under `spec`.
+    pub fn field(self) -> &'static str {
+        match self {
+            Self::Container => "containers",
+            Self::Init => "initContainers",
+            Self::Ephemeral => "ephemeralContainers",
+            Self::Volume => "volumes",
+        }
+    }
+}
+
+/// One image as a pod declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodImage {
+    /// Where it is declared.
+    pub kind: Kind,
+    /// The container's or the volume's name.
+    pub name: String,
+    /// The reference as written.
+    pub image: String,
+    /// The pull policy as written (the API server has put its default there).
+    pub pull_policy: Option<String>,
+    /// JSON pointer to the reference from the pod's root.
+    pub pointer: String,
+}
+
+impl PodImage {
+    /// `containers/NAME`: how the originals annotation names this image.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.kind.field(), self.name)
+    }
+}
+
+/// All images that a pod (or anything with a pod's `spec`) declares. Entries of an unexpected shape are passed over.
+pub fn images(pod: &Value) -> Vec<PodImage> {
+    Kind::ALL
+        .into_iter()
+        .flat_map(|kind| images_of_kind(pod, kind))
+        .collect()
+}
+
+fn images_of_kind(pod: &Value, kind: Kind) -> Vec<PodImage> {
+    let entries = pod
+        .pointer(&format!("/spec/{}", kind.field()))
+        .and_then(Value::as_array);
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
+    entries
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .filter_map(|(index, entry)| {
+            let (image, pull_policy, tail) = match kind {
+                Kind::Volume => {
+                    let source = entry.get("image")?;
+                    (
+                        source.get("reference"),
+                        source.get("pullPolicy"),
+                        "image/reference",
+                    )
+                }
+                _ => (entry.get("image"), entry.get("imagePullPolicy"), "image"),
+            };
+            let image = text(image).filter(|image| !image.is_empty())?;
+            Some(PodImage {
+                kind,
+                name: text(entry.get("name")).unwrap_or_default(),
+                image,
+                pull_policy: text(pull_policy),
+                pointer: format!("/spec/{}/{index}/{tail}", kind.field()),
+            })
+        })
+        .collect()
+}
+
+/// An image of a pod and the upstream reference that it means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OriginalImage {
+    /// The image as the pod declares it now.
+    pub image: PodImage,
+    /// The upstream's reference.
+    pub reference: Reference,
+    /// Whether the pod pulls it through the cluster's registry.
+    pub rewritten: bool,
+}
+
+/// The upstream references of a pod's images: read back from rewritten paths at one of `addresses`, from the
+/// originals annotation where the address is no longer known, else as written. Images of the registry that have no
+/// upstream (pushed by clients) and references that cannot be parsed are left out.
+///
+/// The annotation is believed only where the image's path is the rewritten form of what it claims.
+pub fn original_images(pod: &Value, addresses: &[String]) -> Vec<OriginalImage> {
+    let annotated = annotated_originals(pod);
+    images(pod)
+        .into_iter()
+        .filter_map(|image| {
+            let written = Reference::parse(&image.image).ok()?;
+            let (reference, rewritten) =
+                if let Some(original) = rewrite::original(&image.image, addresses) {
+                    (original, true)
+                } else if addresses
+                    .iter()
+                    .any(|address| rewrite::is_at(written.host(), address))
+                {
+                    return None;
+                } else {
+                    match annotated_original(annotated.as_ref(), &image, &written) {
+                        Some(original) => (original, true),
+                        None => (written, false),
+                    }
+                };
+            Some(OriginalImage {
+                image,
+                reference,
+                rewritten,
+            })
+        })
+        .collect()
+}
+
+fn annotated_original(
+    annotated: Option<&Value>,
+    image: &PodImage,
+    written: &Reference,
+) -> Option<Reference> {
+    let claimed = Reference::parse(annotated?.get(image.key())?.as_str()?).ok()?;
+    let local = rewrite::local_repository(claimed.host(), claimed.repository())?;
+    let same = local == *written.repository()
+        && claimed.tag() == written.tag()
+        && claimed.digest() == written.digest();
+    same.then_some(claimed)
+}
+
+/// The originals annotation's object, where it is one.
+pub fn annotated_originals(pod: &Value) -> Option<Value> {
+    let text = pod
+        .pointer("/metadata/annotations")?
+        .get(ORIGINAL_IMAGES_ANNOTATION)?
+        .as_str()?;
+    serde_json::from_str(text).ok().filter(Value::is_object)
+}
+
+/// The names of the pull secrets that a pod lists, in its order.
+pub fn pull_secret_names(pod: &Value) -> Vec<String> {
+    let secrets = pod
+        .pointer("/spec/imagePullSecrets")
+        .and_then(Value::as_array);
+    let mut names: Vec<String> = Vec::new();
+    for secret in secrets.into_iter().flatten() {
+        if let Some(name) = secret.get("name").and_then(Value::as_str)
+            && !name.is_empty()
+            && !names.iter().any(|known| known == name)
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+/// The name of the service account that a pod runs as; `default` where none is written.
+pub fn service_account_name(pod: &Value) -> &str {
+    ["/spec/serviceAccountName", "/spec/serviceAccount"]
+        .into_iter()
+        .filter_map(|pointer| pod.pointer(pointer).and_then(Value::as_str))
+        .find(|name| !name.is_empty())
+        .unwrap_or("default")
+}

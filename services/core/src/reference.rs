@@ -1,0 +1,324 @@
+//! Image references by the distribution grammar, strict and limited in length, normalised the way container
+//! runtimes do it: `nginx` is `docker.io/library/nginx:latest`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{self, Digest};
+
+mod host;
+mod repair;
+
+pub use host::Host;
+pub use repair::repair;
+
+/// Longest repository name, in characters (distribution's `NameTotalLengthMax`).
+pub const MAX_NAME_LENGTH: usize = 255;
+/// Longest tag, in characters.
+pub const MAX_TAG_LENGTH: usize = 128;
+/// The host that a reference without one means.
+pub const DEFAULT_HOST: &str = "docker.io";
+/// The tag that a reference without tag and digest means.
+pub const DEFAULT_TAG: &str = "latest";
+
+/// Why a text is no reference.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing is written.
+    #[error("the reference is empty")]
+    Empty,
+    /// The host part is none.
+    #[error("the host is neither a name, an IPv4 address nor an IPv6 address in brackets")]
+    Host,
+    /// The port is not a number from 1 to 65535.
+    #[error("the port is not a number from 1 to 65535")]
+    Port,
+    /// The repository breaks the grammar.
+    #[error(
+        "the repository name is not lower-case letters and digits, joined by '.', '_', '__' or '-', in parts separated by single slashes"
+    )]
+    Repository,
+    /// The repository is longer than [`MAX_NAME_LENGTH`].
+    #[error("the repository name is longer than 255 characters")]
+    TooLong,
+    /// 64 hex digits alone mean an image's identifier, not a name.
+    #[error("64 hex digits are an image identifier, not a name")]
+    Identifier,
+    /// The tag breaks the grammar or is longer than [`MAX_TAG_LENGTH`].
+    #[error(
+        "the tag is not up to 128 letters, digits, '_', '.' or '-' with a letter, digit or '_' first"
+    )]
+    Tag,
+    /// What follows the `@` is no digest.
+    #[error("the digest is not valid: {0}")]
+    Digest(#[from] digest::Error),
+}
+
+/// A repository's name: lower-case parts separated by slashes, at most 255 characters. Safe as a relative path:
+/// no part is empty, `.` or `..`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct RepositoryName(String);
+
+impl RepositoryName {
+    /// Parses a name by the distribution grammar.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.len() > MAX_NAME_LENGTH {
+            return Err(Error::TooLong);
+        }
+        if !text.split('/').all(is_path_component) {
+            return Err(Error::Repository);
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The parts between the slashes; there is at least one.
+    pub fn components(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
+    }
+}
+
+/// `[a-z0-9]+ ( ( "." | "_" | "__" | "-"+ ) [a-z0-9]+ )*`
+fn is_path_component(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    let alphanumeric = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    if !bytes.first().is_some_and(alphanumeric) || !bytes.last().is_some_and(alphanumeric) {
+        return false;
+    }
+    bytes.split(alphanumeric).all(|separator| {
+        matches!(separator, b"" | b"." | b"_" | b"__") || separator.iter().all(|b| *b == b'-')
+    })
+}
+
+/// A tag: up to 128 letters, digits, `_`, `.` and `-`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tag(String);
+
+impl Tag {
+    /// Parses a tag by the distribution grammar.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        let valid = text.len() <= MAX_TAG_LENGTH
+            && text.bytes().next().is_some_and(word)
+            && text.bytes().all(|b| word(b) || b == b'.' || b == b'-');
+        if valid {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::Tag)
+        }
+    }
+
+    /// The tag `latest`.
+    pub fn latest() -> Self {
+        Self(DEFAULT_TAG.to_owned())
+    }
+
+    /// The tag as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A full image reference: host, repository, and a tag, a digest or both. Prints in canonical form,
+/// `docker.io/library/nginx:latest`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Reference {
+    host: Host,
+    repository: RepositoryName,
+    tag: Option<Tag>,
+    digest: Option<Digest>,
+}
+
+impl Reference {
+    /// Puts a reference together; with neither tag nor digest it gets the tag `latest`.
+    pub fn new(
+        host: Host,
+        repository: RepositoryName,
+        tag: Option<Tag>,
+        digest: Option<Digest>,
+    ) -> Self {
+        let tag = if tag.is_none() && digest.is_none() {
+            Some(Tag::latest())
+        } else {
+            tag
+        };
+        Self {
+            host,
+            repository,
+            tag,
+            digest,
+        }
+    }
+
+    /// Parses what stands in a pod's `image`, and normalises it: no host means `docker.io`, one part there means
+    /// `library/…`, neither tag nor digest means `latest`. The host becomes lower case.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        if text.is_empty() {
+            return Err(Error::Empty);
+        }
+        if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(Error::Identifier);
+        }
+        let (rest, digest) = match text.split_once('@') {
+            Some((rest, digest)) => (rest, Some(Digest::parse(digest)?)),
+            None => (text, None),
+        };
+        let (host, rest) = match rest.split_once('/') {
+            Some((first, rest)) if host::looks_like_host(first) => (Host::parse(first)?, rest),
+            _ => (Host::docker_hub(), rest),
+        };
+        // Behind the host a colon can only begin the tag.
+        let (path, tag) = match rest.split_once(':') {
+            Some((path, tag)) => (path, Some(Tag::parse(tag)?)),
+            None => (rest, None),
+        };
+        let repository = if host.is_docker_hub() && !path.contains('/') {
+            RepositoryName::parse(path)?;
+            RepositoryName::parse(&format!("library/{path}"))?
+        } else {
+            RepositoryName::parse(path)?
+        };
+        Ok(Self::new(host, repository, tag, digest))
+    }
+
+    /// The registry's host, with its port when one is written.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// The repository on that host.
+    pub fn repository(&self) -> &RepositoryName {
+        &self.repository
+    }
+
+    /// The tag; absent only where a digest is present.
+    pub fn tag(&self) -> Option<&Tag> {
+        self.tag.as_ref()
+    }
+
+    /// The digest, which decides where a tag is written too.
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// What a registry is asked for: the digest if there is one, else the tag.
+    pub fn target(&self) -> &str {
+        match (&self.digest, &self.tag) {
+            (Some(digest), _) => digest.as_str(),
+            (None, Some(tag)) => tag.as_str(),
+            (None, None) => DEFAULT_TAG,
+        }
+    }
+
+    /// The same image fixed to a digest.
+    #[must_use]
+    pub fn with_digest(mut self, digest: Digest) -> Self {
+        self.digest = Some(digest);
+        self
+    }
+
+    /// The short form that people write: without `docker.io/` and `library/`, and without `:latest`.
+    pub fn familiar(&self) -> String {
+        let name = if self.host.is_docker_hub() {
+            let path = self.repository.as_str();
+            path.strip_prefix("library/").unwrap_or(path).to_owned()
+        } else {
+            format!("{}/{}", self.host, self.repository.as_str())
+        };
+        let only_latest = self.digest.is_none()
+            && self
+                .tag
+                .as_ref()
+                .is_some_and(|tag| tag.as_str() == DEFAULT_TAG);
+        if only_latest {
+            name
+        } else {
+            format!("{name}{}", self.suffix())
+        }
+    }
+
+    /// `[:tag][@digest]`, as it stands behind the repository.
+    pub fn suffix(&self) -> String {
+        let tag = self
+            .tag
+            .as_ref()
+            .map(|tag| format!(":{tag}"))
+            .unwrap_or_default();
+        let digest = self
+            .digest
+            .as_ref()
+            .map(|digest| format!("@{digest}"))
+            .unwrap_or_default();
+        tag + &digest
+    }
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}{}", self.host, self.repository, self.suffix())
+    }
+}
+
+/// Texts that are parsed into a type and print as that text: the same four conversions for each.
+macro_rules! text_conversions {
+    ($($type:ty),*) => {$(
+        impl FromStr for $type {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self, Error> {
+                Self::parse(text)
+            }
+        }
+
+        impl TryFrom<String> for $type {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self, Error> {
+                Self::parse(&text)
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    )*};
+}
+text_conversions!(Host, RepositoryName, Tag, Reference);
+
+impl fmt::Display for RepositoryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl AsRef<str> for RepositoryName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Tag {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests;
