@@ -1,1 +1,38 @@
 //! Values: Helm values, JSON schema, documentation and service configuration in one type.
+//!
+//! [`Values`] is what a user writes and what the chart hands to every service, inside [`Config`], as `config.yaml`.
+//! Defaults exist once, in the `Default` of each type; rules exist once, in the type or in [`Values::validate`].
+//! This crate does no I/O but reading the one file it is asked for, and knows nothing of what the services do.
+
+mod cron;
+mod document;
+mod extension;
+mod network;
+mod parts;
+mod quantity;
+mod registry;
+mod validate;
+mod values;
+pub mod yaml;
+
+pub use cron::{Cron, pattern as cron_pattern};
+pub use document::{Config, Error, Release, Result};
+pub use extension::{
+    AutoScaling, ClusterRegistry, CustomLocation, DEFAULT_MATCH_CONDITION, Extension,
+    ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
+    RegistryService, Scale,
+};
+pub use network::{Proxy, Uplink, Upstream};
+pub use parts::{
+    ControllerPart, HostFolders, Limits, NodeAgentPart, RegistryPart, Scope, ServiceValues,
+    StorageValues, WaitForNodes, WebhookPart,
+};
+pub use quantity::{ByteSize, StorageSize};
+pub use registry::{
+    AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles, UpstreamSettings,
+};
+pub use validate::{Problem, global_key_pattern};
+pub use values::{
+    Crds, FailurePolicy, Image, LogFormat, LogLevel, Logging, Metrics, PodMonitor, PullPolicy,
+    SystemNodes, Uninstall, Values,
+};

@@ -1,0 +1,235 @@
+//! What each part of the deployment can be told; the keys that place and size a workload are the same for all.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{ByteSize, Scale};
+
+/// Requests and limits from (CPU, memory) pairs.
+fn resources(requests: (&str, &str), limits: (&str, &str)) -> ResourceRequirements {
+    let map = |(cpu, memory): (&str, &str)| {
+        Some(BTreeMap::from([
+            ("cpu".to_owned(), Quantity(cpu.to_owned())),
+            ("memory".to_owned(), Quantity(memory.to_owned())),
+        ]))
+    };
+    ResourceRequirements {
+        claims: None,
+        requests: map(requests),
+        limits: map(limits),
+    }
+}
+
+impl Scale {
+    /// Requests and limits of a registry replica, exactly as SPEC 1.3 has them.
+    pub fn resources(self) -> ResourceRequirements {
+        match self {
+            Self::Small => resources(("100m", "250Mi"), ("100m", "2Gi")),
+            Self::Medium => resources(("250m", "500Mi"), ("500m", "2Gi")),
+            Self::Large => resources(("500m", "1Gi"), ("1", "4Gi")),
+        }
+    }
+}
+
+/// Declares a part: its own keys, then the keys that every workload has.
+macro_rules! workload {
+    ($(#[$meta:meta])* $name:ident, resources: $resources:expr, { $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+        #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)*
+            /// CPU and memory of a replica.
+            pub resources: ResourceRequirements,
+            /// Only nodes with all of these labels.
+            pub node_selector: BTreeMap<String, String>,
+            /// Tolerations beside those that Holdfast's pods always have.
+            pub tolerations: Vec<Toleration>,
+            /// Replaces the affinity that Holdfast gives to its pods; empty: keep it.
+            pub affinity: Affinity,
+            /// Annotations of the pods.
+            pub pod_annotations: BTreeMap<String, String>,
+            /// Labels of the pods, beside Holdfast's own.
+            pub pod_labels: BTreeMap<String, String>,
+            /// Priority class of the pods.
+            pub priority_class_name: String,
+            /// Environment variables of the container; Holdfast itself needs none.
+            pub extra_env: Vec<EnvVar>,
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self {
+                    $($field: $default,)*
+                    resources: $resources,
+                    node_selector: BTreeMap::new(),
+                    tolerations: Vec::new(),
+                    affinity: Affinity::default(),
+                    pod_annotations: BTreeMap::new(),
+                    pod_labels: BTreeMap::new(),
+                    priority_class_name: String::new(),
+                    extra_env: Vec::new(),
+                }
+            }
+        }
+    };
+}
+
+workload! {
+    /// The registry: stores and serves images. Empty `resources` mean what `registryService.scale` says.
+    RegistryPart, resources: ResourceRequirements::default(), {
+        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
+        #[schemars(range(min = 1, max = 5))]
+        replicas: Option<u32> = None,
+        /// The Service that nodes pull from.
+        service: ServiceValues = ServiceValues::default(),
+        /// The volume.
+        storage: StorageValues = StorageValues::default(),
+        /// What one client or one moment may take.
+        limits: Limits = Limits::default(),
+    }
+}
+
+workload! {
+    /// The webhook: sends the images of new pods to the registry.
+    WebhookPart, resources: resources(("50m", "64Mi"), ("500m", "256Mi")), {
+        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
+        #[schemars(range(min = 1, max = 5))]
+        replicas: Option<u32> = None,
+        /// What the API server does with a pod when the webhook cannot be reached. `Fail` stops every pod then.
+        failure_policy: crate::FailurePolicy = crate::FailurePolicy::Ignore,
+        /// Seconds the API server waits for the webhook.
+        #[schemars(range(min = 1, max = 30))]
+        timeout_seconds: u8 = 5,
+        /// Begin to rewrite when every node is prepared: `true`; at once: `false`; at the latest after so many seconds: a number.
+        wait_for_nodes: WaitForNodes = WaitForNodes::Always(true),
+        /// Which pods and nodes are concerned.
+        scope: Scope = Scope::default(),
+    }
+}
+
+workload! {
+    /// The controller: copies images, keeps certificates and the shared state.
+    ControllerPart, resources: resources(("50m", "96Mi"), ("500m", "512Mi")), {
+        /// Replicas, of which one is active; empty: two with high availability, one without.
+        #[schemars(range(min = 1, max = 5))]
+        replicas: Option<u32> = None,
+    }
+}
+
+workload! {
+    /// The node agent: prepares the container runtime of each node.
+    NodeAgentPart, resources: resources(("10m", "32Mi"), ("200m", "128Mi")), {
+        /// The folder where containerd looks for host configuration (its `config_path`), as the node names it. It must
+        /// lie in `hostFolders.config`. Empty: read from containerd's configuration, else `/etc/containerd/certs.d`.
+        #[schemars(regex(pattern = r"^$|^/"))]
+        containerd_config_path: String = String::new(),
+        /// The runtime's folders on the node.
+        host_folders: HostFolders = HostFolders::default(),
+    }
+}
+
+/// The Service that nodes pull from.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct ServiceValues {
+    /// Fixed address of the registry inside the cluster's service network. Empty: the cluster chooses one, and it
+    /// stays as long as the Service exists.
+    #[serde(rename = "clusterIP")]
+    #[schemars(regex(pattern = r"^$|^[0-9A-Fa-f.:]+$"))]
+    pub cluster_ip: String,
+    /// Annotations of the Service.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// The registry's volume.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct StorageValues {
+    /// Use this PersistentVolumeClaim of the release's namespace instead of making one.
+    pub existing_claim: String,
+    /// Keep the claim, and with it all images, when the release is uninstalled.
+    pub keep: bool,
+}
+
+/// What one client or one moment may take from the registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Limits {
+    /// Largest manifest that is taken, from clients and from upstream.
+    pub manifest_bytes: ByteSize,
+    /// Memory of all streams of a replica together.
+    pub stream_buffer_bytes: ByteSize,
+    /// Connections that a replica holds open at the same time.
+    #[schemars(range(min = 16, max = 65_535))]
+    pub connections: u32,
+    /// Writes are refused when less than this percentage of the volume is free; reads go on.
+    #[schemars(range(min = 0, max = 50))]
+    pub reserve_percent: u8,
+    /// Seconds that a pull of an image which is not local may wait for its copy to begin.
+    #[schemars(range(min = 0, max = 300))]
+    pub hold_seconds: u16,
+    /// Hours after which an upload that nobody continues is removed.
+    #[schemars(range(min = 1, max = 720))]
+    pub upload_hours: u16,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            manifest_bytes: ByteSize::from_bytes(4 << 20),
+            stream_buffer_bytes: ByteSize::from_bytes(48 << 20),
+            connections: 4096,
+            reserve_percent: 5,
+            hold_seconds: 10,
+            upload_hours: 24,
+        }
+    }
+}
+
+/// Which pods and nodes are concerned.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Scope {
+    /// Only pods of namespaces that this selects, beside the rules that always hold. Empty: all.
+    pub namespace_selector: LabelSelector,
+    /// Only nodes with these labels are waited for. Empty: all.
+    pub node_selector: BTreeMap<String, String>,
+}
+
+/// The runtime's folders on the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct HostFolders {
+    /// The folder with containerd's configuration. K3s: `/var/lib/rancher/k3s/agent/etc/containerd`.
+    #[schemars(regex(pattern = r"^/[^\s]+$"))]
+    pub config: String,
+    /// The folder with containerd's socket. K3s: `/run/k3s/containerd`.
+    #[schemars(regex(pattern = r"^/[^\s]+$"))]
+    pub run: String,
+}
+
+impl Default for HostFolders {
+    fn default() -> Self {
+        Self {
+            config: "/etc/containerd".to_owned(),
+            run: "/run/containerd".to_owned(),
+        }
+    }
+}
+
+/// Whether, and how long, rewriting waits for the nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(inline)]
+pub enum WaitForNodes {
+    /// Wait for all of them, or do not wait.
+    Always(bool),
+    /// Wait at most so many seconds after the start.
+    Seconds(#[schemars(range(min = 1, max = 86_400))] u32),
+}

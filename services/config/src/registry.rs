@@ -1,0 +1,298 @@
+//! What the registry is told, whether it runs in a release or alone.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Config, Error, Limits, Logging, Problem, Proxy, Result, Uplink, Upstream, document, yaml,
+};
+
+/// The certificate, key and authority of a listener; files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// PEM chain.
+    pub certificate: PathBuf,
+    /// PEM key.
+    pub key: PathBuf,
+    /// PEM bundle that the other side's certificate is checked against; `None`: public trust only.
+    pub ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// The files of a Kubernetes TLS Secret mounted at `folder`.
+    pub fn in_folder(folder: &Path) -> Self {
+        Self {
+            certificate: folder.join("tls.crt"),
+            key: folder.join("tls.key"),
+            ca: Some(folder.join("ca.crt")),
+        }
+    }
+}
+
+/// Where the secrets of client authentication are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuthFiles {
+    /// Signs upload sessions, so that an upload may continue on another replica.
+    pub upload_secret: PathBuf,
+    /// User name of the nodes.
+    pub node_username: PathBuf,
+    /// Password of the nodes.
+    pub node_password: PathBuf,
+}
+
+/// Where the credentials for an upstream are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// There are none.
+    Anonymous,
+    /// A user name and the file that holds its password.
+    Password {
+        /// User name.
+        username: String,
+        /// File with the password; white space at its end does not count.
+        password_file: PathBuf,
+    },
+    /// A mounted Secret: `username` and `password`, or `.dockerconfigjson`.
+    Folder(PathBuf),
+}
+
+/// A registry that images come from, parsed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UpstreamSettings {
+    /// Host as references name it, with its port if any.
+    pub host: String,
+    /// URLs to try, in order, without a slash at the end; never empty.
+    pub endpoints: Vec<String>,
+    /// PEM certificates to trust beside the public ones.
+    pub ca: Option<String>,
+    /// Where the credentials are.
+    pub credentials: Credentials,
+    /// Do not verify the certificate.
+    pub insecure_skip_verify: bool,
+}
+
+/// What the registry is told.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RegistrySettings {
+    /// Listener of the distribution API.
+    pub listen: SocketAddr,
+    /// TLS of that listener; `None`: plain HTTP.
+    pub tls: Option<TlsFiles>,
+    /// Listener of the internal API, with mutual TLS by the same files; `None`: runs alone.
+    pub internal_listen: Option<SocketAddr>,
+    /// DNS name under which the replicas find each other; `None`: runs alone.
+    pub internal_service: Option<String>,
+    /// Listener of probes and metrics; `None`: there are none.
+    pub admin_listen: Option<SocketAddr>,
+    /// Folder of the content store.
+    pub data: PathBuf,
+    /// Secrets of client authentication; `None`: everybody may pull and push.
+    pub auth: Option<AuthFiles>,
+    /// Upstreams that need more than their name; all of them may be filled on a pull.
+    pub upstreams: Vec<UpstreamSettings>,
+    /// How the outside is reached.
+    pub proxy: Proxy,
+    /// What one client or one moment may take.
+    pub limits: Limits,
+    /// How the uplink is spared.
+    pub uplink: Uplink,
+}
+
+fn everywhere(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
+}
+
+fn here(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
+}
+
+impl RegistrySettings {
+    /// The settings of a replica in a release: ports, folders and names are those of `docs/ARCHITECTURE.md`.
+    pub fn from_config(config: &Config) -> Self {
+        let Config { release, values } = config;
+        let auth = Path::new("/etc/holdfast/auth");
+        Self {
+            listen: everywhere(5000),
+            tls: Some(TlsFiles::in_folder(Path::new("/etc/holdfast/tls"))),
+            internal_listen: Some(everywhere(5001)),
+            internal_service: Some(format!(
+                "{}-registry-internal.{}.svc",
+                release.fullname, release.namespace
+            )),
+            admin_listen: Some(everywhere(9090)),
+            data: PathBuf::from("/var/lib/holdfast"),
+            auth: Some(AuthFiles {
+                upload_secret: auth.join("upload-secret"),
+                node_username: auth.join("node-username"),
+                node_password: auth.join("node-password"),
+            }),
+            upstreams: values
+                .upstreams
+                .iter()
+                .map(UpstreamSettings::from)
+                .collect(),
+            proxy: values.proxy.clone(),
+            limits: values.registry.limits.clone(),
+            uplink: values.uplink.clone(),
+        }
+    }
+}
+
+impl From<&Upstream> for UpstreamSettings {
+    fn from(upstream: &Upstream) -> Self {
+        let scheme = if upstream.plain_http { "http" } else { "https" };
+        let address = if upstream.host == "docker.io" {
+            "registry-1.docker.io"
+        } else {
+            &upstream.host
+        };
+        let own = if upstream.endpoint.is_empty() {
+            format!("{scheme}://{address}")
+        } else {
+            upstream.endpoint.clone()
+        };
+        let endpoints = upstream
+            .mirrors
+            .iter()
+            .chain([&own])
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .collect();
+        let credentials = if !upstream.credentials_secret.is_empty() {
+            Credentials::Folder(
+                Path::new("/etc/holdfast/upstreams").join(&upstream.credentials_secret),
+            )
+        } else if upstream.username.is_empty() {
+            Credentials::Anonymous
+        } else {
+            Credentials::Password {
+                username: upstream.username.clone(),
+                password_file: PathBuf::from(&upstream.password_file),
+            }
+        };
+        Self {
+            host: upstream.host.to_ascii_lowercase(),
+            endpoints,
+            ca: Some(upstream.ca.clone()).filter(|pem| !pem.trim().is_empty()),
+            credentials,
+            insecure_skip_verify: upstream.insecure_skip_verify,
+        }
+    }
+}
+
+/// The configuration file of a registry that runs alone: `holdfast registry --config FILE`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Standalone {
+    /// Listener of the distribution API.
+    pub listen: SocketAddr,
+    /// Listener of probes and metrics; empty: none.
+    pub admin_listen: Option<SocketAddr>,
+    /// Folder of the content store.
+    pub data: PathBuf,
+    /// Certificate and key; without them the registry speaks plain HTTP.
+    pub tls: Option<StandaloneTls>,
+    /// Registries that may be filled on a pull. The default names the well-known public ones.
+    pub upstreams: Vec<Upstream>,
+    /// How the outside is reached.
+    pub proxy: Proxy,
+    /// What one client or one moment may take.
+    pub limits: Limits,
+    /// How the uplink is spared.
+    pub uplink: Uplink,
+    /// Logs.
+    pub logging: Logging,
+}
+
+/// Certificate and key of a registry that runs alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StandaloneTls {
+    /// File with the PEM chain.
+    pub certificate: PathBuf,
+    /// File with the PEM key.
+    pub key: PathBuf,
+}
+
+impl Default for Standalone {
+    fn default() -> Self {
+        let public = [
+            "docker.io",
+            "ghcr.io",
+            "quay.io",
+            "registry.k8s.io",
+            "gcr.io",
+            "mcr.microsoft.com",
+            "public.ecr.aws",
+        ];
+        Self {
+            listen: here(5000),
+            admin_listen: None,
+            data: PathBuf::from("holdfast-data"),
+            tls: None,
+            upstreams: public
+                .iter()
+                .map(|host| Upstream {
+                    host: (*host).to_owned(),
+                    ..Upstream::default()
+                })
+                .collect(),
+            proxy: Proxy::default(),
+            limits: Limits::default(),
+            uplink: Uplink::default(),
+            logging: Logging {
+                format: crate::LogFormat::Text,
+                level: crate::LogLevel::Info,
+            },
+        }
+    }
+}
+
+impl Standalone {
+    /// Reads and checks the file at `path`.
+    pub fn from_file(path: &Path) -> Result<Self> {
+        Self::parse(&document::read(path)?)
+    }
+
+    /// Reads and checks a document. An empty text means the defaults.
+    pub fn parse(text: &str) -> Result<Self> {
+        let standalone: Option<Self> = yaml::from_str(text)?;
+        let standalone = standalone.unwrap_or_default();
+        let unnamed = standalone
+            .upstreams
+            .iter()
+            .position(|upstream| upstream.host.is_empty());
+        match unnamed {
+            Some(index) => Err(Error::Invalid(vec![Problem {
+                path: format!("upstreams[{index}].host"),
+                message: "is required".to_owned(),
+            }])),
+            None => Ok(standalone),
+        }
+    }
+
+    /// The settings of the registry.
+    pub fn settings(&self) -> RegistrySettings {
+        RegistrySettings {
+            listen: self.listen,
+            tls: self
+                .tls
+                .clone()
+                .map(|StandaloneTls { certificate, key }| TlsFiles {
+                    certificate,
+                    key,
+                    ca: None,
+                }),
+            internal_listen: None,
+            internal_service: None,
+            admin_listen: self.admin_listen,
+            data: self.data.clone(),
+            auth: None,
+            upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
+            proxy: self.proxy.clone(),
+            limits: self.limits.clone(),
+            uplink: self.uplink.clone(),
+        }
+    }
+}

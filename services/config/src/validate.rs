@@ -1,0 +1,121 @@
+//! The rules that one key alone cannot say, and unknown keys below types that are not ours.
+
+use serde_json::Value;
+
+use crate::{Error, Result, Values};
+
+const EXTENSION: &str = "networkfunctionextension";
+
+/// A refused value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the key, in the user's spelling.
+    pub path: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)
+    }
+}
+
+/// Checks a raw document before it is read into types. Paths in errors open with `prefix`.
+pub(crate) fn document(_document: &Value, _prefix: &str) -> Result<()> {
+    Ok(())
+}
+
+impl Values {
+    /// Checks what concerns several keys. Paths in errors open with `prefix`.
+    pub fn validate(&self, prefix: &str) -> Result<()> {
+        let mut problems = Vec::new();
+        let mut refuse = |path: &str, message: String| {
+            problems.push(Problem {
+                path: format!("{prefix}{path}"),
+                message,
+            })
+        };
+        let extension = &self.global.networkfunctionextension;
+        let registry = &extension.cluster_registry;
+        let legacy = &self.network_function_extension;
+
+        if extension.enable_early_loading && !self.cluster_registry_enabled() {
+            refuse(
+                "global.networkfunctionextension.enableEarlyLoading",
+                "needs global.networkfunctionextension.enableClusterRegistry=true".to_owned(),
+            );
+        }
+        if legacy.enable == Some(false) && extension.enable_cluster_registry {
+            refuse(
+                "networkFunctionExtension.EnableManagedInClusterEdgeRegistry",
+                "contradicts global.networkfunctionextension.enableClusterRegistry=true; remove the older key".to_owned(),
+            );
+        }
+        let default = crate::ClusterRegistry::default().storage_size;
+        if registry.storage_size != default && self.storage_size() != registry.storage_size {
+            refuse(
+                "networkFunctionExtension.EdgeRegistrySizeInGB",
+                format!(
+                    "contradicts global.networkfunctionextension.clusterRegistry.storageSize={}; remove the older key",
+                    registry.storage_size
+                ),
+            );
+        }
+        for key in self.global.others.keys().filter(|key| is_near_miss(key)) {
+            refuse(
+                &format!("global.{key}"),
+                format!("unknown key, did you mean global.{EXTENSION}?"),
+            );
+        }
+        if problems.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Invalid(problems))
+        }
+    }
+}
+
+/// Whether a key under the open `global` is `networkfunctionextension` but for case, separators and one slip.
+fn is_near_miss(key: &str) -> bool {
+    let plain: String = key
+        .chars()
+        .filter(|letter| !matches!(letter, '-' | '_' | '.'))
+        .collect();
+    key != EXTENSION && distance(&plain.to_ascii_lowercase(), EXTENSION) <= 1
+}
+
+/// The regular expression of keys that are refused, the right key included: what [`is_near_miss`] says, for the schema
+/// and the chart.
+pub fn global_key_pattern() -> String {
+    let letters: Vec<String> = EXTENSION
+        .chars()
+        .map(|letter| format!("[{letter}{}][-_.]*", letter.to_ascii_uppercase()))
+        .collect();
+    let (any, none) = ("[^-_.][-_.]*", "");
+    let joined = |range: &[String]| range.concat();
+    let mut forms = vec![letters.concat()];
+    for slip in 0..letters.len() {
+        let (before, after) = letters.split_at(slip);
+        let rest = after.get(1..).unwrap_or_default();
+        forms.push(format!("{}{any}{}", joined(before), joined(after)));
+        forms.push(format!("{}({any}|{none}){}", joined(before), joined(rest)));
+    }
+    forms.push(format!("{}{any}", letters.concat()));
+    format!("^[-_.]*({})$", forms.join("|"))
+}
+
+/// The number of letters to insert, remove or replace to make `left` of `right`.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (index, letter) in left.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], index + 1);
+        for (column, other) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *other);
+            diagonal = row[column + 1];
+            row[column + 1] = replaced.min(diagonal + 1).min(row[column] + 1);
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
