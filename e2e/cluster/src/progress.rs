@@ -1,0 +1,56 @@
+//! What the user sees while something slow runs: a spinner on a terminal, plain lines elsewhere.
+//!
+//! The only module that prints.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A step under way; it reports its end when it is dropped.
+pub(crate) struct Step {
+    name: String,
+    started: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Step {
+    /// Announces a step and starts its clock.
+    pub(crate) fn start(name: impl Into<String>) -> Self {
+        let name = name.into();
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new_spinner();
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar.set_message(name.clone());
+            bar
+        });
+        if bar.is_none() {
+            line(&format!("{name} …"));
+        }
+        Self { name, started: Instant::now(), bar }
+    }
+
+    /// Says what the step is busy with; shown on a terminal only.
+    pub(crate) fn note(&self, what: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{}: {what}", self.name));
+        }
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+        line(&format!("{}: {:.1} s", self.name, self.started.elapsed().as_secs_f64()));
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "progress is for the person at the terminal")]
+fn line(text: &str) {
+    eprintln!("{text}");
+}
