@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::{Problem, Values, yaml};
+use crate::{Problem, Values, schema, validate, yaml};
 
 /// Why a configuration cannot be used. Every text names the key.
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +69,10 @@ impl Config {
 
     /// Reads and checks a document. `values.…` opens the paths in errors.
     pub fn parse(text: &str) -> Result<Self> {
-        let document: serde_json::Value = yaml::from_str(text)?;
-        crate::validate::document(
-            document.get("values").unwrap_or(&serde_json::Value::Null),
+        let document: Value = yaml::from_str(text)?;
+        validate::document(
+            schema::values_validator(),
+            document.get("values").unwrap_or(&json!({})),
             "values.",
         )?;
         let config: Self = yaml::from_str(text)?;
@@ -85,10 +87,15 @@ impl Values {
         Self::parse(&read(path)?)
     }
 
-    /// Reads and checks values. An empty text means the defaults.
+    /// Reads and checks values: by the schema, by the types, and by the rules that concern several keys. An empty text
+    /// means the defaults.
     pub fn parse(text: &str) -> Result<Self> {
-        let document: serde_json::Value = yaml::from_str(text)?;
-        crate::validate::document(&document, "")?;
+        let document: Option<Value> = yaml::from_str(text)?;
+        validate::document(
+            schema::values_validator(),
+            &document.unwrap_or_else(|| json!({})),
+            "",
+        )?;
         let values: Option<Self> = yaml::from_str(text)?;
         let values = values.unwrap_or_default();
         values.validate("")?;

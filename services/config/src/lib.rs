@@ -11,6 +11,7 @@ mod network;
 mod parts;
 mod quantity;
 mod registry;
+mod schema;
 mod validate;
 mod values;
 pub mod yaml;
@@ -31,6 +32,7 @@ pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
     AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles, UpstreamSettings,
 };
+pub use schema::{standalone_schema, values_schema};
 pub use validate::{Problem, global_key_pattern};
 pub use values::{
     Crds, FailurePolicy, Image, LogFormat, LogLevel, Logging, Metrics, PodMonitor, PullPolicy,

@@ -5,15 +5,12 @@ use std::borrow::Cow;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
-const UNITS: [(&str, u64); 8] = [
+const SUFFIXES: [&str; 8] = ["Ti", "Gi", "Mi", "Ki", "T", "G", "M", "k"];
+const UNITS: [(&str, u64); 4] = [
     ("Ti", 1 << 40),
     ("Gi", 1 << 30),
     ("Mi", 1 << 20),
     ("Ki", 1 << 10),
-    ("T", 1_000_000_000_000),
-    ("G", 1_000_000_000),
-    ("M", 1_000_000),
-    ("k", 1000),
 ];
 
 /// A number of bytes, written as a whole number with an optional Kubernetes unit: `4Mi`, `10M`, `4096`.
@@ -36,14 +33,14 @@ impl ByteSize {
 
     /// Reads `4Mi`, `10M`, `4096`; `None` for anything else or for more than 64 bits hold.
     pub fn parse(text: &str) -> Option<Self> {
-        let (digits, factor) = UNITS
+        let digits = SUFFIXES
             .iter()
-            .find_map(|(unit, factor)| text.strip_suffix(unit).map(|digits| (digits, *factor)))
-            .unwrap_or((text, 1));
+            .find_map(|suffix| text.strip_suffix(suffix))
+            .unwrap_or(text);
         let plain =
             (1..=12).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
         plain
-            .then(|| digits.parse::<u64>().ok()?.checked_mul(factor))
+            .then(|| holdfast_core::quantity::parse_bytes(text).ok())
             .flatten()
             .map(Self)
     }

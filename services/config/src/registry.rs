@@ -3,11 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    Config, Error, Limits, Logging, Problem, Proxy, Result, Uplink, Upstream, document, yaml,
-};
+use crate::{Config, Limits, Logging, Proxy, Result, Uplink, Upstream, document, yaml};
 
 /// The certificate, key and authority of a listener; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,12 +181,14 @@ impl From<&Upstream> for UpstreamSettings {
 }
 
 /// The configuration file of a registry that runs alone: `holdfast registry --config FILE`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Standalone {
     /// Listener of the distribution API.
+    #[schemars(with = "String")]
     pub listen: SocketAddr,
     /// Listener of probes and metrics; empty: none.
+    #[schemars(with = "Option<String>")]
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the content store.
     pub data: PathBuf,
@@ -206,7 +207,7 @@ pub struct Standalone {
 }
 
 /// Certificate and key of a registry that runs alone.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StandaloneTls {
     /// File with the PEM chain.
@@ -257,19 +258,11 @@ impl Standalone {
 
     /// Reads and checks a document. An empty text means the defaults.
     pub fn parse(text: &str) -> Result<Self> {
+        let raw: Option<serde_json::Value> = yaml::from_str(text)?;
+        let raw = raw.unwrap_or_else(|| serde_json::json!({}));
+        crate::validate::document(crate::schema::standalone_validator(), &raw, "")?;
         let standalone: Option<Self> = yaml::from_str(text)?;
-        let standalone = standalone.unwrap_or_default();
-        let unnamed = standalone
-            .upstreams
-            .iter()
-            .position(|upstream| upstream.host.is_empty());
-        match unnamed {
-            Some(index) => Err(Error::Invalid(vec![Problem {
-                path: format!("upstreams[{index}].host"),
-                message: "is required".to_owned(),
-            }])),
-            None => Ok(standalone),
-        }
+        Ok(standalone.unwrap_or_default())
     }
 
     /// The settings of the registry.

@@ -21,9 +21,18 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Checks a raw document before it is read into types. Paths in errors open with `prefix`.
-pub(crate) fn document(_document: &Value, _prefix: &str) -> Result<()> {
-    Ok(())
+/// Checks a raw document with a schema before it is read into types. Paths in errors open with `prefix`.
+pub(crate) fn document(
+    validator: &jsonschema::Validator,
+    document: &Value,
+    prefix: &str,
+) -> Result<()> {
+    let problems = crate::schema::problems(validator, document, prefix);
+    if problems.is_empty() {
+        Ok(())
+    } else {
+        Err(Error::Invalid(problems))
+    }
 }
 
 impl Values {
