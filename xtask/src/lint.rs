@@ -1,0 +1,82 @@
+//! `cargo xtask lint`: what the compiler and clippy do not say. Each rule is a pure function over `cargo metadata` or over a
+//! file's text; this module gathers the input and prints what they found.
+
+mod directions;
+mod files;
+
+pub(crate) use files::rust_files;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::Serialize;
+
+use crate::{report, run};
+
+/// One thing that breaks a rule, and where.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    /// A crate's name or a file's path in the repository.
+    place: String,
+    message: String,
+}
+
+impl Finding {
+    fn new(place: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            place: place.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Runs every rule; prints one line a finding.
+///
+/// # Errors
+/// When a rule is broken, or the repository cannot be read.
+pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
+    let root = run::root();
+    let metadata = run::output(
+        "cargo metadata",
+        run::cargo(&["metadata", "--format-version", "1", "--no-deps"]),
+    )?;
+    let metadata = serde_json::from_str(&metadata).context("read cargo metadata")?;
+    let mut findings = directions::check(&metadata);
+    for path in rust_files(&root)? {
+        let text =
+            std::fs::read_to_string(root.join(&path)).with_context(|| format!("read {path}"))?;
+        findings.extend(files::check(&path, &text));
+    }
+    report::write(json, &findings)?;
+    for finding in &findings {
+        println!("lint: {}: {}", finding.place, finding.message);
+    }
+    let dependencies = dependency_policy();
+    if !findings.is_empty() {
+        bail!("lint: {} finding(s)", findings.len());
+    }
+    dependencies
+}
+
+/// Licences, bans, duplicates and sources by deny.toml, where cargo-deny is installed.
+fn dependency_policy() -> anyhow::Result<()> {
+    let installed = run::output("cargo deny", run::cargo(&["deny", "--version"])).is_ok();
+    if !installed {
+        println!(
+            "lint: deny.toml not checked, cargo-deny is not installed (`cargo install --locked cargo-deny`, some minutes)"
+        );
+        return Ok(());
+    }
+    run::status(
+        "cargo deny",
+        run::cargo(&[
+            "deny",
+            "--log-level",
+            "error",
+            "check",
+            "bans",
+            "licenses",
+            "sources",
+        ]),
+    )
+}

@@ -1,0 +1,162 @@
+//! Who may depend on whom: `core ← {config, api} ← {runtime, store} ← parts ← holdfast`, and which crate may name which library.
+
+use serde_json::Value;
+
+use super::Finding;
+
+/// Crates of the product from the ground up. A crate may use lower layers only, so crates of one layer never see each other.
+const LAYERS: [&[&str]; 5] = [
+    &["holdfast-core"],
+    &["holdfast-config", "holdfast-api"],
+    &["holdfast-runtime", "holdfast-store"],
+    &[
+        "holdfast-registry",
+        "holdfast-webhook",
+        "holdfast-controller",
+        "holdfast-node-agent",
+    ],
+    &["holdfast"],
+];
+
+/// Crates beside the product, and all of ours that they may use (outside tests).
+const BESIDE: [(&str, &[&str]); 5] = [
+    (
+        "holdfast-schema",
+        &["holdfast-core", "holdfast-config", "holdfast-api"],
+    ),
+    (
+        "holdfast-testkit",
+        &[
+            "holdfast-core",
+            "holdfast-config",
+            "holdfast-api",
+            "holdfast-runtime",
+        ],
+    ),
+    ("holdfast-cluster", &[]),
+    ("holdfast-e2e", &["holdfast-cluster"]),
+    ("xtask", &["holdfast-cluster"]),
+];
+
+/// Libraries that only some crates may name outside tests.
+const ONLY: [(&str, &[&str]); 4] = [
+    (
+        "rustls",
+        &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
+    ),
+    (
+        "tokio-rustls",
+        &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
+    ),
+    ("serde_yaml", &["holdfast-config", "holdfast-schema"]),
+    (
+        "warp",
+        &[
+            "holdfast-runtime",
+            "holdfast-registry",
+            "holdfast-webhook",
+            "holdfast-testkit",
+        ],
+    ),
+];
+
+/// Libraries that the pure domain must not know.
+const NOT_IN_CORE: [&str; 8] = [
+    "tokio",
+    "kube",
+    "k8s-openapi",
+    "warp",
+    "hyper",
+    "reqwest",
+    "serde_yaml",
+    "rustls",
+];
+
+/// Checks the output of `cargo metadata --no-deps`.
+pub(super) fn check(metadata: &Value) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for package in metadata["packages"].as_array().into_iter().flatten() {
+        let name = package["name"].as_str().unwrap_or_default();
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let kind = dependency["kind"].as_str().unwrap_or("normal");
+            let on = dependency["name"].as_str().unwrap_or_default();
+            if let Some(message) = refusal(name, on, kind == "dev") {
+                findings.push(Finding::new(name, message));
+            }
+        }
+    }
+    findings
+}
+
+/// Why crate `name` may not depend on `on`, or nothing.
+fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
+    if name == "holdfast-core" && NOT_IN_CORE.contains(&on) {
+        return Some(format!("the pure domain must not know {on}"));
+    }
+    if dev {
+        return None;
+    }
+    if let Some((_, allowed)) = ONLY.iter().find(|(library, _)| *library == on)
+        && !allowed.contains(&name)
+    {
+        return Some(format!("{on} may be named only by {}", allowed.join(", ")));
+    }
+    if !on.starts_with("holdfast") {
+        return None;
+    }
+    if on == "holdfast-testkit" {
+        return Some("holdfast-testkit is for tests: make it a dev-dependency".to_owned());
+    }
+    if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {
+        return (!allowed.contains(&on)).then(|| format!("may not depend on {on}"));
+    }
+    match (layer(name), layer(on)) {
+        (Some(own), Some(other)) if other < own => None,
+        (Some(_), Some(_)) => Some(format!(
+            "may not depend on {on}: it is not in a lower layer"
+        )),
+        (None, _) => Some("is in no layer: add it to xtask/src/lint/directions.rs".to_owned()),
+        (_, None) => Some(format!(
+            "may not depend on {on}, which is beside the product"
+        )),
+    }
+}
+
+fn layer(name: &str) -> Option<usize> {
+    LAYERS.iter().position(|crates| crates.contains(&name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, on: &str, dev: bool, expect: bool) {
+        assert_eq!(
+            refusal(name, on, dev).is_none(),
+            expect,
+            "{name} → {on} (dev: {dev})"
+        );
+    }
+
+    #[test]
+    fn directions_point_downwards_only() {
+        check("holdfast-registry", "holdfast-store", false, true);
+        check("holdfast", "holdfast-registry", false, true);
+        check("holdfast-core", "holdfast-config", false, false);
+        check("holdfast-store", "holdfast-runtime", false, false);
+        check("holdfast-webhook", "holdfast-controller", false, false);
+        check("holdfast-e2e", "holdfast-core", false, false);
+    }
+
+    #[test]
+    fn libraries_stay_where_they_belong() {
+        check("holdfast-core", "tokio", true, false);
+        check("holdfast-core", "serde", false, true);
+        check("holdfast-controller", "rustls", false, false);
+        check("holdfast-webhook", "rustls", true, true);
+        check("holdfast-node-agent", "serde_yaml", false, false);
+        check("holdfast-config", "serde_yaml", false, true);
+        check("holdfast-registry", "holdfast-testkit", false, false);
+        check("holdfast-registry", "holdfast-testkit", true, true);
+    }
+}

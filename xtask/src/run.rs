@@ -1,0 +1,51 @@
+//! Starting other programs: where the repository is, and one line a step.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// The repository's root folder.
+pub(crate) fn root() -> PathBuf {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask).to_path_buf()
+}
+
+/// The same cargo that runs xtask, in the repository's root.
+pub(crate) fn cargo(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// Runs `command` with its output on the terminal.
+///
+/// # Errors
+/// When it cannot be started or does not end with 0; the message carries `step`.
+pub(crate) fn status(step: &str, mut command: Command) -> anyhow::Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("{step}: cannot start {}", command.get_program().display()))?;
+    if !status.success() {
+        bail!("{step} failed ({status})");
+    }
+    Ok(())
+}
+
+/// Runs `command` and returns what it printed on standard output.
+///
+/// # Errors
+/// When it cannot be started, does not end with 0, or does not print UTF-8.
+pub(crate) fn output(step: &str, mut command: Command) -> anyhow::Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("{step}: cannot start {}", command.get_program().display()))?;
+    if !output.status.success() {
+        bail!(
+            "{step} failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{step}: output is not UTF-8"))
+}

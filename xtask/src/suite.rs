@@ -1,0 +1,128 @@
+//! `cargo xtask e2e` and `cargo xtask demo`: builds what they need and hands over to the suite's own program.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context;
+use serde_json::Value;
+
+use crate::{image, run};
+
+/// Arguments of `e2e`.
+#[derive(clap::Args)]
+pub(crate) struct E2eArgs {
+    /// `ci`: the short part that every change must pass; `full`: the acceptance
+    #[arg(long, value_enum, default_value = "full")]
+    suite: Suite,
+    /// Runs against this context of your kubeconfig instead of a cluster of its own
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// Runs the tests whose name contains this; several, separated by commas
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Leaves cluster and upstreams running
+    #[arg(long)]
+    keep: bool,
+    /// Writes names, seconds and errors as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// Arguments of `demo`.
+#[derive(clap::Args)]
+pub(crate) struct DemoArgs {
+    /// Leaves cluster and upstream running to look around
+    #[arg(long)]
+    keep: bool,
+    /// Writes steps, seconds and upstream requests as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Suite {
+    Ci,
+    Full,
+}
+
+/// Runs the tests on a cluster.
+///
+/// # Errors
+/// When a program cannot be built or a test fails.
+pub(crate) fn e2e(args: &E2eArgs) -> anyhow::Result<()> {
+    let mut command = prepare(&["holdfast-e2e", "holdfast-upstream", "holdfast"])?;
+    command.arg("test").args([
+        "--suite",
+        match args.suite {
+            Suite::Ci => "ci",
+            Suite::Full => "full",
+        },
+    ]);
+    pass(&mut command, "--context", args.context.as_deref());
+    pass(&mut command, "--filter", args.filter.as_deref());
+    finish(command, "e2e", args.keep, args.json.as_deref())
+}
+
+/// Runs the demo.
+///
+/// # Errors
+/// When a program cannot be built or a step of the demo fails.
+pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<()> {
+    let mut command = prepare(&["holdfast-e2e", "holdfast-upstream"])?;
+    command.arg("demo");
+    finish(command, "demo", args.keep, args.json.as_deref())
+}
+
+fn pass(command: &mut Command, flag: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        command.args([flag, value]);
+    }
+}
+
+fn finish(mut command: Command, step: &str, keep: bool, json: Option<&Path>) -> anyhow::Result<()> {
+    if keep {
+        command.arg("--keep");
+    }
+    if let Some(json) = json {
+        command
+            .arg("--json")
+            .arg(std::path::absolute(json).context("path of the report")?);
+    }
+    run::status(step, command)
+}
+
+/// Builds the image and these programs; returns the call of the suite's program with what it needs in the environment.
+fn prepare(programs: &[&str]) -> anyhow::Result<Command> {
+    let image = image::build()?;
+    let mut build = run::cargo(&["build"]);
+    for program in programs {
+        let package = if *program == "holdfast-upstream" {
+            "holdfast-testkit"
+        } else {
+            program
+        };
+        build.args(["--package", package, "--bin", program]);
+    }
+    run::status("cargo build", build)?;
+    let folder = target_folder()?.join("debug");
+    let mut command = Command::new(folder.join("holdfast-e2e"));
+    command
+        .current_dir(run::root())
+        .env("HOLDFAST_PROGRAMS", &folder)
+        .env("HOLDFAST_CHART", run::root().join("chart"))
+        .env("HOLDFAST_IMAGE", &image.reference)
+        .env("HOLDFAST_IMAGE_ARCHIVE", &image.archive);
+    Ok(command)
+}
+
+fn target_folder() -> anyhow::Result<PathBuf> {
+    let metadata = run::output(
+        "cargo metadata",
+        run::cargo(&["metadata", "--format-version", "1", "--no-deps"]),
+    )?;
+    let metadata: Value = serde_json::from_str(&metadata).context("read cargo metadata")?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo metadata names no target folder")
+}
