@@ -1,1 +1,36 @@
-//! Content store on the distribution layout.
+//! Content store on the layout of the CNCF distribution registry (REGISTRY notes, section 2), so that a volume can be taken over
+//! in both directions.
+//!
+//! Owns: paths, durability (fsync of data, then of every directory that changed), upload sessions, growing files of fills, locks on
+//! the volume, the gate that refuses writes on a full volume, and the check of content. Knows nothing of HTTP and Kubernetes.
+//!
+//! Every call that may block runs on a bounded share of the blocking pool ([`pool::Pool`]), so a hung volume costs no
+//! more than that share.
+
+mod atomic;
+mod blobs;
+mod error;
+mod hash;
+mod incoming;
+mod layout;
+mod links;
+mod locks;
+mod manifests;
+mod pool;
+mod repositories;
+mod sink;
+mod space;
+mod store;
+mod uploads;
+
+pub use blobs::{BlobFile, READ_CHUNK_BYTES};
+pub use error::{Error, Result};
+pub use hash::Hasher;
+pub use incoming::{GrowingBlob, Incoming};
+pub use layout::Layout;
+pub use locks::{Claim, Lock, Owner};
+pub use pool::Pool;
+pub use sink::Progress;
+pub use space::{Space, WriteGate, WriteLimits};
+pub use store::{Options, Store};
+pub use uploads::{UploadId, UploadStatus, UploadWriter};

@@ -1,0 +1,403 @@
+//! Blobs: looking up, reading, linking into repositories, committing, moving damaged ones aside.
+
+use std::{
+    fs::{self, File, Metadata},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use holdfast_core::{digest::Digest, reference::RepositoryName};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use uuid::Uuid;
+
+use crate::{Error, Hasher, Pool, Result, Store, atomic, error::absent, links, store::Inner};
+
+/// Bytes of one read on a machine with room; the best of a sweep from 4 KiB to 1 MiB.
+pub const READ_CHUNK_BYTES: usize = 256 << 10;
+
+/// Unit in which the budget of buffers is counted.
+pub(crate) const BUFFER_UNIT_BYTES: usize = 64 << 10;
+
+/// Read size when the budget of buffers is used up: small, but a stream never starves.
+const SMALL_CHUNK_BYTES: usize = 16 << 10;
+
+/// What a file looked like when its content was last hashed and found sound.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Verified {
+    inode: u64,
+    size: u64,
+    modified: Option<SystemTime>,
+    at: Instant,
+}
+
+impl Verified {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.ino(),
+            size: metadata.len(),
+            modified: metadata.modified().ok(),
+            at: Instant::now(),
+        }
+    }
+
+    fn same(&self, metadata: &Metadata) -> bool {
+        self.inode == metadata.ino()
+            && self.size == metadata.len()
+            && self.modified == metadata.modified().ok()
+    }
+}
+
+/// Most blobs that are remembered as verified; above, the memory starts over.
+const VERIFIED_ENTRIES: usize = 50_000;
+
+/// An open blob. Stays readable while it is moved or removed.
+#[derive(Clone, Debug)]
+pub struct BlobFile {
+    digest: Digest,
+    file: Arc<File>,
+    metadata: Metadata,
+    pool: Pool,
+    buffers: Arc<Semaphore>,
+    verified: bool,
+}
+
+impl BlobFile {
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.metadata.len()
+    }
+
+    /// The blob's name.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// Whether this very file was hashed and found sound not long ago.
+    pub fn is_verified(&self) -> bool {
+        self.verified
+    }
+
+    /// Reads up to `limit` bytes at `offset`; fewer when buffers are short; empty only at the end.
+    pub async fn read_at(&self, offset: u64, limit: u64) -> Result<Bytes> {
+        read_at(&self.pool, &self.buffers, &self.file, offset, limit).await
+    }
+}
+
+/// A buffer that gives its share of the budget back when the last reader drops it.
+struct Buffer {
+    bytes: Vec<u8>,
+    _share: Option<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Buffer {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+pub(crate) async fn read_at(
+    pool: &Pool,
+    buffers: &Arc<Semaphore>,
+    file: &Arc<File>,
+    offset: u64,
+    limit: u64,
+) -> Result<Bytes> {
+    let limit = usize::try_from(limit)
+        .unwrap_or(usize::MAX)
+        .min(READ_CHUNK_BYTES);
+    if limit == 0 {
+        return Ok(Bytes::new());
+    }
+    let units = u32::try_from(limit.div_ceil(BUFFER_UNIT_BYTES)).unwrap_or(1);
+    let (size, share) = match Arc::clone(buffers).try_acquire_many_owned(units) {
+        Ok(share) => (limit, Some(share)),
+        Err(_) => match Arc::clone(buffers).try_acquire_owned() {
+            Ok(share) => (limit.min(BUFFER_UNIT_BYTES), Some(share)),
+            Err(_) => (limit.min(SMALL_CHUNK_BYTES), None),
+        },
+    };
+    let file = Arc::clone(file);
+    pool.run(move || {
+        let mut bytes = Vec::with_capacity(size);
+        loop {
+            match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut bytes), offset) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(errno) => return Err(Error::io("read", "blob")(errno.into())),
+            }
+        }
+        Ok(Bytes::from_owner(Buffer {
+            bytes,
+            _share: share,
+        }))
+    })
+    .await
+}
+
+impl Store {
+    /// Size of a blob of the volume, in whatever repository.
+    pub async fn stat_blob(&self, digest: &Digest) -> Result<Option<u64>> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.stat_blob(&digest)).await
+    }
+
+    /// Opens a blob of the volume, in whatever repository.
+    pub async fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.open_blob(&digest)).await
+    }
+
+    /// Opens a blob if the repository links it; follows a link that names another digest (an alias).
+    pub async fn open_repo_blob(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<BlobFile>> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(
+            move |inner| match links::read(&inner.layout.layer_link(&repo, &digest))? {
+                Some(target) => inner.open_blob(&target),
+                None => Ok(None),
+            },
+        )
+        .await
+    }
+
+    /// Whether the repository links the blob and the bytes are there.
+    pub async fn repo_has_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| inner.repo_has_blob(&repo, &digest))
+            .await
+    }
+
+    /// Grants a repository a blob of the volume.
+    pub async fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| inner.link_blob(&repo, &digest)).await
+    }
+
+    /// Takes a blob from a repository; the bytes stay for the sweep. `false` if it was not linked.
+    pub async fn unlink_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| atomic::remove_file(&inner.layout.layer_link(&repo, &digest)))
+            .await
+    }
+
+    /// Puts bytes from memory into the store as a blob.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] when the bytes have another digest.
+    pub async fn put_blob(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.put_blob(&digest, &bytes)).await
+    }
+
+    /// Renews a blob's modification time, so that no collection takes it for old (REGISTRY notes, section 3, step 5).
+    pub async fn touch_blob(&self, digest: &Digest) -> Result<()> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.touch(&digest)).await
+    }
+
+    /// Moves damaged content aside, so that the next request fills it again. `false` if there is none.
+    pub async fn quarantine(&self, digest: &Digest) -> Result<bool> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.quarantine(&digest)).await
+    }
+
+    /// Remembers that this very file was hashed and found sound.
+    pub fn remember_verified(&self, blob: &BlobFile) {
+        self.inner.remember_verified(&blob.digest, &blob.metadata);
+    }
+
+    /// Hashes a blob. Damaged content is quarantined.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`].
+    pub async fn verify_blob(&self, digest: &Digest) -> Result<Option<u64>> {
+        let digest = digest.clone();
+        self.run(move |inner| match inner.open_blob(&digest)? {
+            None => Ok(None),
+            Some(blob) if inner.is_sound(&blob)? => Ok(Some(blob.size())),
+            Some(_) => {
+                inner.quarantine(&digest)?;
+                Err(Error::Corrupt { digest })
+            }
+        })
+        .await
+    }
+}
+
+impl Inner {
+    pub(crate) fn stat_blob(&self, digest: &Digest) -> Result<Option<u64>> {
+        let path = self.layout.blob(digest);
+        let metadata = absent(fs::symlink_metadata(&path)).map_err(Error::io("stat", &path))?;
+        Ok(metadata
+            .filter(Metadata::is_file)
+            .map(|metadata| metadata.len()))
+    }
+
+    pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
+        let path = self.layout.blob(digest);
+        let Some(file) = atomic::open_read(&path)? else {
+            return Ok(None);
+        };
+        let metadata = file.metadata().map_err(Error::io("stat", &path))?;
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let verified = self.is_verified(digest, &metadata);
+        Ok(Some(BlobFile {
+            digest: digest.clone(),
+            file: Arc::new(file),
+            metadata,
+            pool: self.pool.clone(),
+            buffers: Arc::clone(&self.buffers),
+            verified,
+        }))
+    }
+
+    pub(crate) fn repo_has_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        match links::read(&self.layout.layer_link(repo, digest))? {
+            Some(target) => Ok(self.stat_blob(&target)?.is_some()),
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
+        let path = self.layout.layer_link(repo, digest);
+        match links::read(&path)? {
+            Some(_) => Ok(()),
+            None => links::write(&path, digest),
+        }
+    }
+
+    pub(crate) fn put_blob(&self, digest: &Digest, bytes: &[u8]) -> Result<()> {
+        let actual = Hasher::digest(digest.algorithm(), bytes);
+        if actual != *digest {
+            return Err(Error::DigestMismatch {
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        if self.keep_existing(digest, bytes.len() as u64)? {
+            return Ok(());
+        }
+        atomic::write_file(&self.layout.blob(digest), bytes)
+    }
+
+    /// Makes verified and synced bytes at `source` the blob. Content that is there already wins if it is sound: renaming over it would
+    /// break its readers on other machines.
+    pub(crate) fn commit_blob(&self, source: &Path, digest: &Digest, size: u64) -> Result<()> {
+        if self.keep_existing(digest, size)? {
+            atomic::remove_file(source)?;
+            return Ok(());
+        }
+        let path = self.layout.blob(digest);
+        atomic::rename(source, &path)?;
+        if let Ok(metadata) = fs::symlink_metadata(&path) {
+            self.remember_verified(digest, &metadata);
+        }
+        Ok(())
+    }
+
+    /// Whether sound content of that size is there; it is touched. Other content is moved aside: a push heals.
+    fn keep_existing(&self, digest: &Digest, size: u64) -> Result<bool> {
+        let Some(blob) = self.open_blob(digest)? else {
+            return Ok(false);
+        };
+        if blob.size() == size && (blob.verified || self.is_sound(&blob)?) {
+            self.touch(digest)?;
+            return Ok(true);
+        }
+        self.quarantine(digest)?;
+        Ok(false)
+    }
+
+    pub(crate) fn is_sound(&self, blob: &BlobFile) -> Result<bool> {
+        let mut hasher = Hasher::new(blob.digest.algorithm());
+        let mut buffer = vec![0; READ_CHUNK_BYTES];
+        let mut offset = 0;
+        loop {
+            match blob.file.read_at(&mut buffer, offset) {
+                Ok(0) => break,
+                Ok(read) => {
+                    hasher.update(&buffer[..read]);
+                    offset += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("read", self.layout.blob(&blob.digest))(error)),
+            }
+        }
+        let sound = hasher.finish() == blob.digest;
+        if sound {
+            self.remember_verified(&blob.digest, &blob.metadata);
+        }
+        Ok(sound)
+    }
+
+    pub(crate) fn touch(&self, digest: &Digest) -> Result<()> {
+        let path = self.layout.blob(digest);
+        let now = rustix::fs::Timestamps {
+            last_access: rustix::fs::Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_OMIT,
+            },
+            last_modification: rustix::fs::Timespec {
+                tv_sec: 0,
+                tv_nsec: rustix::fs::UTIME_NOW,
+            },
+        };
+        let before = fs::symlink_metadata(&path)
+            .ok()
+            .is_some_and(|metadata| self.is_verified(digest, &metadata));
+        rustix::fs::utimensat(
+            rustix::fs::CWD,
+            &path,
+            &now,
+            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+        )
+        .map_err(|errno| Error::io("touch", &path)(errno.into()))?;
+        if before && let Ok(metadata) = fs::symlink_metadata(&path) {
+            self.remember_verified(digest, &metadata);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn quarantine(&self, digest: &Digest) -> Result<bool> {
+        self.verified().remove(digest);
+        let path = self.layout.blob(digest);
+        let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
+        match atomic::rename(&path, &aside) {
+            Ok(()) => {
+                tracing::warn!(image.digest = %digest, "damaged content was moved aside");
+                Ok(true)
+            }
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn is_verified(&self, digest: &Digest, metadata: &Metadata) -> bool {
+        self.verified()
+            .get(digest)
+            .is_some_and(|entry| entry.same(metadata) && entry.at.elapsed() < self.verified_for)
+    }
+
+    fn remember_verified(&self, digest: &Digest, metadata: &Metadata) {
+        let mut verified = self.verified();
+        if verified.len() >= VERIFIED_ENTRIES {
+            verified.clear();
+        }
+        verified.insert(digest.clone(), Verified::of(metadata));
+    }
+
+    fn verified(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<Digest, Verified>> {
+        self.verified
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,115 @@
+//! Streaming digests whose state can be carried from one replica to another.
+
+use holdfast_core::digest::{Algorithm, Digest};
+use sha2::{
+    Digest as _, Sha256, Sha512,
+    digest::{common::hazmat::SerializableState, typenum::Unsigned},
+};
+
+use crate::{Error, Result};
+
+/// A digest in the making.
+#[derive(Clone, Debug)]
+pub struct Hasher(State);
+
+#[derive(Clone, Debug)]
+enum State {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Hasher {
+    /// Starts at byte zero.
+    pub fn new(algorithm: Algorithm) -> Self {
+        Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(Sha256::new()),
+            Algorithm::Sha512 => State::Sha512(Sha512::new()),
+        })
+    }
+
+    /// The algorithm of the digest.
+    pub fn algorithm(&self) -> Algorithm {
+        match self.0 {
+            State::Sha256(_) => Algorithm::Sha256,
+            State::Sha512(_) => Algorithm::Sha512,
+        }
+    }
+
+    /// Adds bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        match &mut self.0 {
+            State::Sha256(state) => state.update(bytes),
+            State::Sha512(state) => state.update(bytes),
+        }
+    }
+
+    /// The digest of everything added.
+    pub fn finish(self) -> Digest {
+        match self.0 {
+            State::Sha256(state) => Digest::from_sha256(state.finalize().into()),
+            State::Sha512(state) => Digest::from_sha512(state.finalize().into()),
+        }
+    }
+
+    /// The state between two bytes, to continue elsewhere with [`Hasher::restore`].
+    pub fn save(&self) -> Vec<u8> {
+        match &self.0 {
+            State::Sha256(state) => state.serialize().to_vec(),
+            State::Sha512(state) => state.serialize().to_vec(),
+        }
+    }
+
+    /// Continues from a saved state. The bytes must come from a trusted place (a signed token): a wrong state gives wrong digests.
+    pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Result<Self> {
+        Ok(Self(match algorithm {
+            Algorithm::Sha256 => State::Sha256(restore(saved)?),
+            Algorithm::Sha512 => State::Sha512(restore(saved)?),
+        }))
+    }
+
+    /// The digest of bytes in memory.
+    pub fn digest(algorithm: Algorithm, bytes: &[u8]) -> Digest {
+        let mut hasher = Self::new(algorithm);
+        hasher.update(bytes);
+        hasher.finish()
+    }
+}
+
+fn restore<S: SerializableState>(saved: &[u8]) -> Result<S> {
+    if saved.len() != S::SerializedStateSize::USIZE {
+        return Err(Error::HashState);
+    }
+    let state = saved.try_into().map_err(|_| Error::HashState)?;
+    S::deserialize(state).map_err(|_| Error::HashState)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn saved_state_continues_anywhere() {
+        for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+            let bytes: Vec<u8> = (0..1000_u32).map(|n| (n % 251) as u8).collect();
+            for cut in [0, 1, 63, 64, 127, 128, 200, 999] {
+                let mut first = Hasher::new(algorithm);
+                first.update(&bytes[..cut]);
+                let mut second = Hasher::restore(algorithm, &first.save()).unwrap();
+                second.update(&bytes[cut..]);
+                assert_eq!(
+                    second.finish(),
+                    Hasher::digest(algorithm, &bytes),
+                    "cut at {cut}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn foreign_state_is_refused() {
+        assert!(matches!(
+            Hasher::restore(Algorithm::Sha256, b"short"),
+            Err(Error::HashState)
+        ));
+    }
+}

@@ -1,0 +1,262 @@
+//! Blobs that arrive from an upstream: they grow, are read while they grow, survive a crash, and become visible only when verified.
+
+use std::{io, sync::Arc};
+
+use bytes::Bytes;
+use holdfast_core::digest::Digest;
+use tokio::sync::{Semaphore, watch};
+
+use crate::{
+    Error, Hasher, Pool, Progress, Result, Store, atomic, blobs, error::absent, sink::Sink,
+};
+
+/// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
+#[derive(Debug)]
+pub struct Incoming {
+    store: Store,
+    digest: Digest,
+    sink: Sink,
+    accepted: u64,
+    expected: Option<u64>,
+}
+
+/// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers nor knows of them.
+#[derive(Clone, Debug)]
+pub struct GrowingBlob {
+    digest: Digest,
+    expected: Option<u64>,
+    file: Arc<std::fs::File>,
+    progress: watch::Receiver<Progress>,
+    pool: Pool,
+    buffers: Arc<Semaphore>,
+}
+
+impl Store {
+    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The caller holds the blob's lock:
+    /// there is one writer.
+    ///
+    /// `expected` is the size from the descriptor or the upstream's header, if known: the last byte is then held back from readers until
+    /// the digest is verified, so a wrong body never ends cleanly.
+    pub async fn incoming(&self, digest: &Digest, expected: Option<u64>) -> Result<Incoming> {
+        let wanted = digest.clone();
+        let (path, file, offset, hasher) = self
+            .run(move |inner| {
+                let path = inner.layout.incoming(&wanted);
+                let folder = atomic::parent(&path)?;
+                if !folder.is_dir() {
+                    atomic::create_dir(folder)?;
+                }
+                let file = atomic::open_write(&path, true)?
+                    .ok_or_else(|| Error::io("create", &path)(io::ErrorKind::NotFound.into()))?;
+                let mut size = file.metadata().map_err(Error::io("stat", &path))?.len();
+                if expected.is_some_and(|expected| size > expected) {
+                    file.set_len(0).map_err(Error::io("truncate", &path))?;
+                    size = 0;
+                }
+                let hasher = hash_prefix(&file, Hasher::new(wanted.algorithm()), size)
+                    .map_err(Error::io("read", &path))?;
+                Ok((path, Arc::new(file), size, hasher))
+            })
+            .await?;
+        let sink = Sink::new(self.inner.pool.clone(), file, path, offset, hasher);
+        Ok(Incoming {
+            store: self.clone(),
+            digest: digest.clone(),
+            sink,
+            accepted: offset,
+            expected,
+        })
+    }
+}
+
+impl Incoming {
+    /// Bytes taken so far, those of earlier attempts included: where the upstream's range must begin.
+    pub fn offset(&self) -> u64 {
+        self.accepted
+    }
+
+    /// The blob's name.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// A reader of what is there and what will come.
+    pub fn reader(&self) -> GrowingBlob {
+        GrowingBlob {
+            digest: self.digest.clone(),
+            expected: self.expected,
+            file: Arc::clone(self.sink.file()),
+            progress: self.sink.progress().subscribe(),
+            pool: self.store.inner.pool.clone(),
+            buffers: Arc::clone(&self.store.inner.buffers),
+        }
+    }
+
+    /// Takes the next bytes; waits only while the volume is behind.
+    ///
+    /// # Errors
+    /// [`Error::SizeMismatch`] when more arrives than was expected.
+    pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
+        let accepted = self.accepted + bytes.len() as u64;
+        if let Some(expected) = self.expected.filter(|expected| accepted > *expected) {
+            return Err(Error::SizeMismatch {
+                expected,
+                actual: accepted,
+            });
+        }
+        self.sink.append(bytes).await?;
+        self.accepted = accepted;
+        Ok(())
+    }
+
+    /// Verifies size and digest, syncs, and makes the blob visible on the volume. Returns its size. On a mismatch everything received is
+    /// thrown away, because no part of it can be trusted.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`], [`Error::SizeMismatch`], or what the volume says.
+    pub async fn commit(self) -> Result<u64> {
+        let (size, hasher) = self.sink.drain().await?;
+        let mismatch = match (self.expected, hasher.finish()) {
+            (Some(expected), _) if expected != size => Some(Error::SizeMismatch {
+                expected,
+                actual: size,
+            }),
+            (_, actual) if actual != self.digest => Some(Error::DigestMismatch {
+                expected: self.digest.clone(),
+                actual,
+            }),
+            _ => None,
+        };
+        if let Some(error) = mismatch {
+            self.discard().await?;
+            return Err(error);
+        }
+        let (file, digest) = (Arc::clone(self.sink.file()), self.digest.clone());
+        self.store
+            .run(move |inner| {
+                let path = inner.layout.incoming(&digest);
+                file.sync_all().map_err(Error::io("sync", &path))?;
+                inner.commit_blob(&path, &digest, size)
+            })
+            .await?;
+        self.sink.progress().send_replace(Progress::Complete(size));
+        Ok(size)
+    }
+
+    /// Throws away what was received, and fails the readers.
+    pub async fn discard(self) -> Result<()> {
+        drop(self.sink.drain().await);
+        let digest = self.digest.clone();
+        self.store
+            .run(move |inner| {
+                let path = inner.layout.incoming(&digest);
+                absent(std::fs::remove_file(&path))
+                    .map(drop)
+                    .map_err(Error::io("remove", path))
+            })
+            .await
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.sink.progress().send_if_modified(|progress| {
+            let open = matches!(progress, Progress::Growing(_));
+            if open {
+                *progress = Progress::Failed;
+            }
+            open
+        });
+    }
+}
+
+impl GrowingBlob {
+    /// The blob's name.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// The blob's size, if it is known before the end.
+    pub fn size(&self) -> Option<u64> {
+        match *self.progress.borrow() {
+            Progress::Complete(size) => Some(size),
+            _ => self.expected,
+        }
+    }
+
+    /// How far the blob is.
+    pub fn progress(&self) -> Progress {
+        *self.progress.borrow()
+    }
+
+    /// Reads up to `limit` bytes at `offset`, waiting until there are some; empty only at the verified end.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the writer gave up: the reader's stream must end short, never cleanly.
+    pub async fn read_at(&mut self, offset: u64, limit: u64) -> Result<Bytes> {
+        let expected = self.expected;
+        let readable = move |progress: &Progress| match *progress {
+            Progress::Complete(size) => Some(Some(size)),
+            Progress::Failed => Some(None),
+            Progress::Growing(size) => {
+                let visible =
+                    expected.map_or(size, |expected| size.min(expected.saturating_sub(1)));
+                (visible > offset).then_some(Some(visible))
+            }
+        };
+        let seen = match self
+            .progress
+            .wait_for(|progress| readable(progress).is_some())
+            .await
+        {
+            Ok(progress) => readable(&progress).flatten(),
+            Err(_) => None,
+        };
+        let Some(end) = seen else {
+            return Err(Error::Corrupt {
+                digest: self.digest.clone(),
+            });
+        };
+        blobs::read_at(
+            &self.pool,
+            &self.buffers,
+            &self.file,
+            offset,
+            limit.min(end.saturating_sub(offset)),
+        )
+        .await
+    }
+}
+
+/// Hashes the first `size` bytes of a file.
+pub(crate) fn hash_prefix(
+    file: &std::fs::File,
+    mut hasher: Hasher,
+    size: u64,
+) -> io::Result<Hasher> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![
+        0;
+        if size == 0 {
+            0
+        } else {
+            blobs::READ_CHUNK_BYTES
+        }
+    ];
+    let mut offset = 0;
+    while offset < size {
+        let want = usize::try_from(size - offset)
+            .unwrap_or(usize::MAX)
+            .min(buffer.len());
+        match file.read_at(&mut buffer[..want], offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hasher)
+}

@@ -1,0 +1,210 @@
+//! Where things are: the exact layout of distribution's file system driver, and our own folders beside it. Pure.
+//!
+//! Names, tags and digests arrive as parsed types, so no path can leave the root.
+
+use std::path::{Path, PathBuf};
+
+use holdfast_core::{
+    digest::Digest,
+    reference::{RepositoryName, Tag},
+};
+
+/// The paths below one root directory (distribution's `storage.filesystem.rootdirectory`).
+#[derive(Clone, Debug)]
+pub struct Layout {
+    base: PathBuf,
+}
+
+impl Layout {
+    /// The layout below `root`.
+    pub fn new(root: &Path) -> Self {
+        Self {
+            base: root.join("docker/registry/v2"),
+        }
+    }
+
+    /// Folder of all blobs.
+    pub fn blobs(&self) -> PathBuf {
+        self.base.join("blobs")
+    }
+
+    /// The bytes of a blob or manifest.
+    pub fn blob(&self, digest: &Digest) -> PathBuf {
+        let (prefix, _) = digest.hex().split_at(2);
+        self.blobs()
+            .join(digest.algorithm().as_str())
+            .join(prefix)
+            .join(digest.hex())
+            .join("data")
+    }
+
+    /// Folder of all repositories.
+    pub fn repositories(&self) -> PathBuf {
+        self.base.join("repositories")
+    }
+
+    /// Folder of one repository.
+    pub fn repository(&self, name: &RepositoryName) -> PathBuf {
+        self.repositories().join(name.as_str())
+    }
+
+    /// The link that grants a repository a blob.
+    pub fn layer_link(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
+        link(self.repository(name).join("_layers"), digest)
+    }
+
+    /// Folder of a repository's manifests; the repository exists if and only if this exists.
+    pub fn manifests(&self, name: &RepositoryName) -> PathBuf {
+        self.repository(name).join("_manifests")
+    }
+
+    /// The link that grants a repository a manifest.
+    pub fn revision_link(&self, name: &RepositoryName, digest: &Digest) -> PathBuf {
+        link(self.manifests(name).join("revisions"), digest)
+    }
+
+    /// Folder of a repository's tags.
+    pub fn tags(&self, name: &RepositoryName) -> PathBuf {
+        self.manifests(name).join("tags")
+    }
+
+    /// Folder of one tag.
+    pub fn tag(&self, name: &RepositoryName, tag: &Tag) -> PathBuf {
+        self.tags(name).join(tag.as_str())
+    }
+
+    /// The tag's present digest.
+    pub fn tag_link(&self, name: &RepositoryName, tag: &Tag) -> PathBuf {
+        self.tag(name, tag).join("current/link")
+    }
+
+    /// Folder of all digests the tag ever had.
+    pub fn tag_index(&self, name: &RepositoryName, tag: &Tag) -> PathBuf {
+        self.tag(name, tag).join("index")
+    }
+
+    /// One of the digests the tag ever had.
+    pub fn tag_index_link(&self, name: &RepositoryName, tag: &Tag, digest: &Digest) -> PathBuf {
+        link(self.tag_index(name, tag), digest)
+    }
+
+    /// Folder of an upload session.
+    pub fn upload(&self, name: &RepositoryName, id: &str) -> PathBuf {
+        self.repository(name).join("_uploads").join(id)
+    }
+
+    /// Folder of the manifests that name `subject` (ours; distribution skips what starts with `_`).
+    pub fn referrers(&self, name: &RepositoryName, subject: &Digest) -> PathBuf {
+        self.repository(name)
+            .join("_referrers")
+            .join(subject.algorithm().as_str())
+            .join(subject.hex())
+    }
+
+    /// One manifest that names `subject`.
+    pub fn referrer_link(
+        &self,
+        name: &RepositoryName,
+        subject: &Digest,
+        referrer: &Digest,
+    ) -> PathBuf {
+        link(self.referrers(name, subject), referrer)
+    }
+
+    /// Folder of what is ours alone and invisible to distribution.
+    pub fn own(&self) -> PathBuf {
+        self.base.join("_holdfast")
+    }
+
+    /// A blob that arrives from an upstream.
+    pub fn incoming(&self, digest: &Digest) -> PathBuf {
+        self.own()
+            .join("incoming")
+            .join(digest.algorithm().as_str())
+            .join(digest.hex())
+    }
+
+    /// The lock of a name on the volume.
+    pub fn lock(&self, name: &str) -> PathBuf {
+        self.own().join("locks").join(name)
+    }
+
+    /// Where damaged content is moved; `unique` keeps several apart.
+    pub fn quarantine(&self, digest: &Digest, unique: &str) -> PathBuf {
+        self.own()
+            .join("quarantine")
+            .join(digest.algorithm().as_str())
+            .join(format!("{}.{unique}", digest.hex()))
+    }
+}
+
+fn link(folder: PathBuf, digest: &Digest) -> PathBuf {
+    folder
+        .join(digest.algorithm().as_str())
+        .join(digest.hex())
+        .join("link")
+}
+
+/// Whether a directory entry is left over from a write or from NFS and must be ignored everywhere.
+pub(crate) fn is_leftover(name: &str) -> bool {
+    name.starts_with(".nfs")
+        || Path::new(name)
+            .extension()
+            .is_some_and(|extension| extension == "tmp")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEX: &str = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
+
+    fn check(path: &Path, expect: &str) {
+        assert_eq!(
+            path,
+            Path::new("/r/docker/registry/v2").join(expect.replace("HEX", HEX))
+        );
+    }
+
+    #[test]
+    fn paths_are_those_of_distribution() {
+        let layout = Layout::new(Path::new("/r"));
+        let digest: Digest = format!("sha256:{HEX}").parse().unwrap();
+        let name: RepositoryName = "docker.io/library/nginx".parse().unwrap();
+        let tag: Tag = "1.27".parse().unwrap();
+        check(&layout.blob(&digest), "blobs/sha256/44/HEX/data");
+        check(
+            &layout.layer_link(&name, &digest),
+            "repositories/docker.io/library/nginx/_layers/sha256/HEX/link",
+        );
+        check(
+            &layout.revision_link(&name, &digest),
+            "repositories/docker.io/library/nginx/_manifests/revisions/sha256/HEX/link",
+        );
+        check(
+            &layout.tag_link(&name, &tag),
+            "repositories/docker.io/library/nginx/_manifests/tags/1.27/current/link",
+        );
+        check(
+            &layout.tag_index_link(&name, &tag, &digest),
+            "repositories/docker.io/library/nginx/_manifests/tags/1.27/index/sha256/HEX/link",
+        );
+        check(
+            &layout.upload(&name, "u"),
+            "repositories/docker.io/library/nginx/_uploads/u",
+        );
+    }
+
+    #[test]
+    fn leftovers_are_recognised() {
+        for (name, expect) in [
+            ("link.7f.tmp", true),
+            (".nfs0000a1", true),
+            ("link", false),
+            ("data", false),
+            ("tmp", false),
+        ] {
+            assert_eq!(is_leftover(name), expect, "{name}");
+        }
+    }
+}

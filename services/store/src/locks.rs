@@ -1,0 +1,351 @@
+//! Locks on the volume between replicas: `link(2)` of an owner document, the file's modification time is the heartbeat.
+//!
+//! `link(2)` is the one create-if-absent that every network file system keeps. Ages are measured on the volume's own clock (the
+//! modification time of a file touched now), never against the local one. A lock whose heartbeat stopped is taken over.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::{Error, Pool, Result, Store, atomic, error::absent};
+
+/// Who holds a lock, and where it answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Address of the owner's internal API (`host:port`), empty when it has none.
+    pub address: String,
+    /// A name that is unique for the owner's process.
+    pub id: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    #[serde(flatten)]
+    owner: Owner,
+    /// Unique for each acquisition.
+    token: String,
+}
+
+/// The answer to an attempt to take a lock.
+#[derive(Debug)]
+pub enum Claim {
+    /// The lock is ours until the guard is dropped or lost.
+    Held(Lock),
+    /// Another owner is alive and holds it.
+    Busy(Owner),
+}
+
+/// A held lock. Its heartbeat runs until it is dropped, which also releases it.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    token: String,
+    lost: watch::Receiver<bool>,
+    heartbeat: tokio::task::AbortHandle,
+}
+
+/// A lock without a heartbeat for so long has a dead owner.
+const STALE: Duration = Duration::from_secs(15);
+const HEARTBEAT: Duration = Duration::from_secs(4);
+
+impl Lock {
+    /// Whether another owner took the lock over (after we were silent for too long).
+    pub fn is_lost(&self) -> bool {
+        *self.lost.borrow()
+    }
+
+    /// Becomes true when the lock is lost.
+    pub fn watch_lost(&self) -> watch::Receiver<bool> {
+        self.lost.clone()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+        let (path, token) = (
+            std::mem::take(&mut self.path),
+            std::mem::take(&mut self.token),
+        );
+        let release = move || {
+            if read(&path)
+                .is_ok_and(|document| document.is_some_and(|document| document.token == token))
+            {
+                drop(fs::remove_file(&path));
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(release)),
+            Err(_) => release(),
+        }
+    }
+}
+
+impl Store {
+    /// Tries to take the lock `name` (a plain file name) for `owner`.
+    pub async fn try_lock(&self, name: &str, owner: &Owner) -> Result<Claim> {
+        self.try_lock_with(name, owner, STALE).await
+    }
+
+    pub(crate) async fn try_lock_with(
+        &self,
+        name: &str,
+        owner: &Owner,
+        stale: Duration,
+    ) -> Result<Claim> {
+        debug_assert!(!name.contains('/'), "a lock's name is a file name");
+        let path = self.inner.layout.lock(name);
+        let document = Document {
+            owner: owner.clone(),
+            token: Uuid::new_v4().to_string(),
+        };
+        let token = document.token.clone();
+        let claimed = path.clone();
+        let busy = self
+            .inner
+            .pool
+            .run(move || acquire(&claimed, &document, stale))
+            .await?;
+        if let Some(owner) = busy {
+            return Ok(Claim::Busy(owner));
+        }
+        let (announce, lost) = watch::channel(false);
+        let heartbeat = tokio::spawn(beat(
+            self.inner.pool.clone(),
+            path.clone(),
+            token.clone(),
+            announce,
+        ))
+        .abort_handle();
+        Ok(Claim::Held(Lock {
+            path,
+            token,
+            lost,
+            heartbeat,
+        }))
+    }
+
+    /// Who holds a lock at the moment, alive or not.
+    pub async fn lock_owner(&self, name: &str) -> Result<Option<Owner>> {
+        let path = self.inner.layout.lock(name);
+        self.inner
+            .pool
+            .run(move || Ok(read(&path)?.map(|document| document.owner)))
+            .await
+    }
+}
+
+async fn beat(pool: Pool, path: PathBuf, token: String, lost: watch::Sender<bool>) {
+    let mut ticks = tokio::time::interval(HEARTBEAT);
+    loop {
+        ticks.tick().await;
+        let (path, token) = (path.clone(), token.clone());
+        let ours = pool
+            .run(move || match read(&path)? {
+                Some(document) if document.token == token => touch(&path).map(|()| true),
+                _ => Ok(false),
+            })
+            .await;
+        if matches!(ours, Ok(false)) {
+            lost.send_replace(true);
+            return;
+        }
+    }
+}
+
+/// `None`: the lock is ours; else who holds it.
+fn acquire(path: &Path, document: &Document, stale: Duration) -> Result<Option<Owner>> {
+    let folder = atomic::parent(path)?;
+    if !folder.is_dir() {
+        atomic::create_dir(folder)?;
+    }
+    let candidate = atomic::temporary(path);
+    let json =
+        serde_json::to_vec(document).map_err(|error| Error::io("encode", path)(error.into()))?;
+    fs::write(&candidate, json).map_err(Error::io("write", &candidate))?;
+    let result = (|| {
+        if create(&candidate, path)? {
+            return Ok(None);
+        }
+        let now = modified(&candidate)?.unwrap_or(SystemTime::UNIX_EPOCH);
+        let Some(beat) = modified(path)? else {
+            // Released in between.
+            return if create(&candidate, path)? {
+                Ok(None)
+            } else {
+                Ok(Some(holder(path)?))
+            };
+        };
+        if now.duration_since(beat).unwrap_or_default() < stale {
+            return Ok(Some(holder(path)?));
+        }
+        take_over(&candidate, path, now, stale)
+    })();
+    drop(fs::remove_file(&candidate));
+    result
+}
+
+/// Replaces a dead owner's lock. Of several takers the one that links the marker first goes on; it looks again before it destroys.
+fn take_over(
+    candidate: &Path,
+    path: &Path,
+    now: SystemTime,
+    stale: Duration,
+) -> Result<Option<Owner>> {
+    let marker = path.with_extension("takeover");
+    if !create(candidate, &marker)? {
+        if modified(&marker)?.is_some_and(|at| now.duration_since(at).unwrap_or_default() > stale) {
+            drop(fs::remove_file(&marker));
+        }
+        return Ok(Some(holder(path)?));
+    }
+    let result = (|| {
+        if modified(path)?.is_some_and(|beat| now.duration_since(beat).unwrap_or_default() < stale)
+        {
+            return Ok(Some(holder(path)?));
+        }
+        absent(fs::remove_file(path)).map_err(Error::io("remove", path))?;
+        if create(candidate, path)? {
+            Ok(None)
+        } else {
+            Ok(Some(holder(path)?))
+        }
+    })();
+    drop(fs::remove_file(&marker));
+    result
+}
+
+/// `link(2)`; a lost reply on NFS shows as two names of the file, not in the result.
+fn create(candidate: &Path, path: &Path) -> Result<bool> {
+    match fs::hard_link(candidate, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let ours = fs::metadata(candidate).map_err(Error::io("stat", candidate))?;
+            let there = absent(fs::metadata(path)).map_err(Error::io("stat", path))?;
+            Ok(there.is_some_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()))
+        }
+        Err(error) => Err(Error::io("link", path)(error)),
+    }
+}
+
+fn holder(path: &Path) -> Result<Owner> {
+    Ok(read(path)?.map_or_else(
+        || Owner {
+            address: String::new(),
+            id: String::new(),
+        },
+        |document| document.owner,
+    ))
+}
+
+fn read(path: &Path) -> Result<Option<Document>> {
+    let bytes = absent(fs::read(path)).map_err(Error::io("read", path))?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+}
+
+fn modified(path: &Path) -> Result<Option<SystemTime>> {
+    let metadata = absent(fs::symlink_metadata(path)).map_err(Error::io("stat", path))?;
+    Ok(metadata.and_then(|metadata| metadata.modified().ok()))
+}
+
+fn touch(path: &Path) -> Result<()> {
+    let now = rustix::fs::Timespec {
+        tv_sec: 0,
+        tv_nsec: rustix::fs::UTIME_NOW,
+    };
+    let times = rustix::fs::Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    rustix::fs::utimensat(
+        rustix::fs::CWD,
+        path,
+        &times,
+        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
+    )
+    .map_err(|errno| Error::io("touch", path)(errno.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+
+    fn owner(id: &str) -> Owner {
+        Owner {
+            address: format!("{id}.internal:5001"),
+            id: id.to_owned(),
+        }
+    }
+
+    async fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        (dir, store)
+    }
+
+    #[tokio::test]
+    async fn second_claim_learns_who_holds_the_lock() {
+        let (_dir, store) = store().await;
+        let Claim::Held(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
+            panic!("free")
+        };
+        let Claim::Busy(holder) = store.try_lock("x", &owner("b")).await.unwrap() else {
+            panic!("held")
+        };
+        assert_eq!(holder, owner("a"));
+        drop(lock);
+        for _ in 0..100 {
+            if let Claim::Held(lock) = store.try_lock("x", &owner("b")).await.unwrap() {
+                assert!(!lock.is_lost());
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("a released lock stays held");
+    }
+
+    #[tokio::test]
+    async fn lock_of_a_dead_owner_is_taken_over_by_one() {
+        let (dir, store) = store().await;
+        let Claim::Held(lock) = store.try_lock("x", &owner("dead")).await.unwrap() else {
+            panic!("free")
+        };
+        lock.heartbeat.abort();
+        // Let the first beat, which may be running, pass.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut takers = Vec::new();
+        for n in 0..8 {
+            let store = Store::open(dir.path(), Options::default()).await.unwrap();
+            takers.push(tokio::spawn(async move {
+                store
+                    .try_lock_with("x", &owner(&n.to_string()), Duration::from_millis(20))
+                    .await
+                    .unwrap()
+            }));
+        }
+        let mut held = Vec::new();
+        for taker in takers {
+            if let Claim::Held(lock) = taker.await.unwrap() {
+                held.push(lock);
+            }
+        }
+        let owners: Vec<_> = held
+            .iter()
+            .filter(|lock| read(&lock.path).unwrap().unwrap().token == lock.token)
+            .collect();
+        assert_eq!(
+            owners.len(),
+            1,
+            "of {} that believe so one owns it",
+            held.len()
+        );
+    }
+}

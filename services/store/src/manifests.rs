@@ -1,0 +1,251 @@
+//! Manifests of a repository: revisions, tags, and who refers to whom.
+
+use std::{fs, path::Path};
+
+use bytes::Bytes;
+use holdfast_core::{
+    digest::Digest,
+    reference::{RepositoryName, Tag},
+};
+
+use crate::{Error, Hasher, Result, Store, atomic, error::absent, links, store::Inner};
+
+/// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+
+impl Store {
+    /// The exact bytes of a repository's manifest, checked against its digest.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
+    pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| inner.manifest(&repo, &digest)).await
+    }
+
+    /// The digest that a tag names and the manifest's bytes, in one go.
+    pub async fn tagged_manifest(
+        &self,
+        repo: &RepositoryName,
+        tag: &Tag,
+    ) -> Result<Option<(Digest, Bytes)>> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |inner| {
+            let Some(digest) = inner.tag(&repo, &tag)? else {
+                return Ok(None);
+            };
+            Ok(inner.manifest(&repo, &digest)?.map(|bytes| (digest, bytes)))
+        })
+        .await
+    }
+
+    /// Whether the repository has the manifest and its bytes are there.
+    pub async fn has_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(
+            move |inner| match links::read(&inner.layout.revision_link(&repo, &digest))? {
+                Some(target) => Ok(inner.stat_blob(&target)?.is_some()),
+                None => Ok(false),
+            },
+        )
+        .await
+    }
+
+    /// Stores a manifest byte for byte. What it refers to is the caller's business and must be there before.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`] when the bytes have another digest.
+    pub async fn put_manifest(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        bytes: Bytes,
+    ) -> Result<()> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| {
+            inner.put_blob(&digest, &bytes)?;
+            ensure_link(&inner.layout.revision_link(&repo, &digest), &digest)
+        })
+        .await
+    }
+
+    /// Removes a manifest and every tag that names it; the bytes stay for the sweep. `false` if it was not there.
+    pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| {
+            // The revision goes first: from then on every tag of it answers "unknown", too.
+            if !atomic::remove_file(&inner.layout.revision_link(&repo, &digest))? {
+                return Ok(false);
+            }
+            for tag in inner.tags(&repo)? {
+                if links::read(&inner.layout.tag_link(&repo, &tag))?
+                    .is_some_and(|current| current == digest)
+                {
+                    inner.delete_tag(&repo, &tag)?;
+                }
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    /// The digest that a tag names.
+    pub async fn tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |inner| inner.tag(&repo, &tag)).await
+    }
+
+    /// Points a tag at a manifest.
+    pub async fn set_tag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
+        let (repo, tag, digest) = (repo.clone(), tag.clone(), digest.clone());
+        self.run(move |inner| {
+            ensure_link(&inner.layout.tag_index_link(&repo, &tag, &digest), &digest)?;
+            ensure_link(&inner.layout.tag_link(&repo, &tag), &digest)
+        })
+        .await
+    }
+
+    /// Removes a tag. `false` if it was not there.
+    pub async fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
+        let (repo, tag) = (repo.clone(), tag.clone());
+        self.run(move |inner| inner.delete_tag(&repo, &tag)).await
+    }
+
+    /// All tags of a repository in ASCII order; `None` if the repository does not exist.
+    pub async fn tags(&self, repo: &RepositoryName) -> Result<Option<Vec<Tag>>> {
+        let repo = repo.clone();
+        self.run(move |inner| {
+            if inner.repository_exists(&repo)? {
+                inner.tags(&repo).map(Some)
+            } else {
+                Ok(None)
+            }
+        })
+        .await
+    }
+
+    /// Records that `referrer` names `subject`. The index is derivable and re-checked by its readers.
+    pub async fn add_referrer(
+        &self,
+        repo: &RepositoryName,
+        subject: &Digest,
+        referrer: &Digest,
+    ) -> Result<()> {
+        let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
+        self.run(move |inner| {
+            ensure_link(
+                &inner.layout.referrer_link(&repo, &subject, &referrer),
+                &referrer,
+            )
+        })
+        .await
+    }
+
+    /// Forgets that `referrer` names `subject`.
+    pub async fn remove_referrer(
+        &self,
+        repo: &RepositoryName,
+        subject: &Digest,
+        referrer: &Digest,
+    ) -> Result<()> {
+        let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
+        self.run(move |inner| {
+            atomic::remove_file(&inner.layout.referrer_link(&repo, &subject, &referrer)).map(drop)
+        })
+        .await
+    }
+
+    /// Who names `subject`, in order; some of them may be gone.
+    pub async fn referrers(&self, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
+        let (repo, subject) = (repo.clone(), subject.clone());
+        self.run(move |inner| links::list(&inner.layout.referrers(&repo, &subject)))
+            .await
+    }
+}
+
+impl Inner {
+    pub(crate) fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
+        let Some(target) = links::read(&self.layout.revision_link(repo, digest))? else {
+            return Ok(None);
+        };
+        let path = self.layout.blob(&target);
+        let Some(mut file) = atomic::open_read(&path)? else {
+            return Ok(None);
+        };
+        let size = file.metadata().map_err(Error::io("stat", &path))?.len();
+        let mut bytes =
+            Vec::with_capacity(usize::try_from(size.min(MAX_MANIFEST_BYTES)).unwrap_or(0));
+        std::io::Read::read_to_end(
+            &mut std::io::Read::take(&mut file, MAX_MANIFEST_BYTES),
+            &mut bytes,
+        )
+        .map_err(Error::io("read", &path))?;
+        if Hasher::digest(digest.algorithm(), &bytes) != *digest {
+            self.quarantine(&target)?;
+            return Err(Error::Corrupt {
+                digest: digest.clone(),
+            });
+        }
+        Ok(Some(bytes.into()))
+    }
+
+    fn tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
+        let path = self.layout.tag_link(repo, tag);
+        if let Some(digest) = links::read(&path)? {
+            return Ok(Some(digest));
+        }
+        // A link that is there but empty is a crash of an older registry: the tag's history may settle it.
+        if absent(fs::symlink_metadata(&path))
+            .map_err(Error::io("stat", &path))?
+            .is_none()
+        {
+            return Ok(None);
+        }
+        let mut known = Vec::new();
+        for digest in links::list(&self.layout.tag_index(repo, tag))? {
+            if links::read(&self.layout.revision_link(repo, &digest))?.is_some()
+                && self.stat_blob(&digest)?.is_some()
+            {
+                known.push(digest);
+            }
+        }
+        match known.as_slice() {
+            [only] => {
+                tracing::warn!(image.repository = %repo, image.tag = %tag, image.digest = %only, "tag without content was repaired from its history");
+                links::write(&path, only)?;
+                Ok(Some(only.clone()))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
+        let removed = atomic::remove_file(&self.layout.tag_link(repo, tag))?;
+        atomic::remove_tree(&self.layout.tag(repo, tag))?;
+        Ok(removed)
+    }
+
+    fn tags(&self, repo: &RepositoryName) -> Result<Vec<Tag>> {
+        let folder = self.layout.tags(repo);
+        let mut tags = Vec::new();
+        for name in links::names(&folder)? {
+            let Ok(tag) = Tag::parse(&name) else { continue };
+            let link = folder.join(&name).join("current/link");
+            if absent(fs::symlink_metadata(&link))
+                .map_err(Error::io("stat", &link))?
+                .is_some_and(|metadata| metadata.len() > 0)
+            {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
+    }
+}
+
+fn ensure_link(path: &Path, digest: &Digest) -> Result<()> {
+    if links::read(path)?.as_ref() == Some(digest) {
+        Ok(())
+    } else {
+        links::write(path, digest)
+    }
+}

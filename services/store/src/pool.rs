@@ -1,0 +1,69 @@
+//! The bounded share of the blocking pool that touches the volume.
+//!
+//! A call to a hung network volume cannot be cancelled: it holds its thread. The bound keeps such calls from eating every thread
+//! of the process; who finds no slot within [`Pool::PATIENCE`] gets [`Error::Busy`].
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::Semaphore;
+
+use crate::{Error, Result};
+
+/// Runs blocking work on at most so many threads at once.
+#[derive(Clone, Debug)]
+pub struct Pool {
+    slots: Arc<Semaphore>,
+}
+
+impl Pool {
+    /// How long a call waits for a free thread before it is refused.
+    pub const PATIENCE: Duration = Duration::from_secs(20);
+
+    /// A pool of `threads` threads.
+    pub fn new(threads: usize) -> Self {
+        Self {
+            slots: Arc::new(Semaphore::new(threads.max(1))),
+        }
+    }
+
+    /// Runs `work` on the pool. A caller that goes away does not stop work that has begun.
+    pub async fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T> + Send + 'static,
+    {
+        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => tokio::time::timeout(Self::PATIENCE, Arc::clone(&self.slots).acquire_owned())
+                .await
+                .map_err(|_| Error::Busy)?
+                .map_err(|_| Error::Busy)?,
+        };
+        let task = tokio::task::spawn_blocking(move || {
+            let result = work();
+            drop(slot);
+            result
+        });
+        task.await.unwrap_or(Err(Error::Busy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn hung_volume_refuses_instead_of_piling_up() {
+        let pool = Pool::new(1);
+        let (release, hung) = std::sync::mpsc::channel::<()>();
+        let stuck = tokio::spawn({
+            let pool = pool.clone();
+            async move { pool.run(move || Ok(hung.recv().is_ok())).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(matches!(pool.run(|| Ok(())).await, Err(Error::Busy)));
+        release.send(()).unwrap();
+        assert!(stuck.await.unwrap().unwrap());
+        pool.run(|| Ok(())).await.unwrap();
+    }
+}

@@ -1,0 +1,214 @@
+//! Bytes that arrive are written at explicit offsets, hashed, and announced; receiving and writing overlap.
+//!
+//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`]; a slow volume slows its sender, and
+//! nothing waits for a batch to fill up. Readers of a growing file follow [`Progress`].
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+
+use crate::{Error, Hasher, Pool, Result};
+
+/// Bytes that may wait for the volume, for each file.
+pub(crate) const QUEUE_BYTES: usize = 512 << 10;
+
+/// How far a growing file is, and whether it still grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// So many bytes can be read; more will come.
+    Growing(u64),
+    /// All bytes are there and were verified.
+    Complete(u64),
+    /// The writer gave up; no more will come.
+    Failed,
+}
+
+#[derive(Debug)]
+pub(crate) struct Sink {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    pool: Pool,
+    file: Arc<File>,
+    path: PathBuf,
+    state: Mutex<State>,
+    changed: Notify,
+    progress: watch::Sender<Progress>,
+}
+
+#[derive(Debug)]
+struct State {
+    queue: VecDeque<Bytes>,
+    queued_bytes: usize,
+    running: bool,
+    failed: Option<Failure>,
+    hasher: Option<Hasher>,
+    written: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Failure {
+    NoSpace,
+    Busy,
+    Io(io::ErrorKind),
+}
+
+impl Sink {
+    pub(crate) fn new(
+        pool: Pool,
+        file: Arc<File>,
+        path: PathBuf,
+        offset: u64,
+        hasher: Hasher,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                pool,
+                file,
+                path,
+                state: Mutex::new(State {
+                    queue: VecDeque::new(),
+                    queued_bytes: 0,
+                    running: false,
+                    failed: None,
+                    hasher: Some(hasher),
+                    written: offset,
+                }),
+                changed: Notify::new(),
+                progress: watch::Sender::new(Progress::Growing(offset)),
+            }),
+        }
+    }
+
+    pub(crate) fn file(&self) -> &Arc<File> {
+        &self.shared.file
+    }
+
+    pub(crate) fn progress(&self) -> &watch::Sender<Progress> {
+        &self.shared.progress
+    }
+
+    /// Takes bytes; waits only while the queue is full.
+    pub(crate) async fn append(&self, bytes: Bytes) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        {
+            let mut state = self.shared.state();
+            state.check(&self.shared.path)?;
+            state.queued_bytes += bytes.len();
+            state.queue.push_back(bytes);
+            if !state.running {
+                state.running = true;
+                tokio::spawn(write_all(Arc::clone(&self.shared)));
+            }
+        }
+        self.wait(|state| state.queued_bytes <= QUEUE_BYTES).await
+    }
+
+    /// Waits until everything taken is written; returns the size and the digest so far.
+    pub(crate) async fn drain(&self) -> Result<(u64, Hasher)> {
+        self.wait(|state| !state.running).await?;
+        let state = self.shared.state();
+        state.check(&self.shared.path)?;
+        let hasher = state.hasher.clone().ok_or(Error::Busy)?;
+        Ok((state.written, hasher))
+    }
+
+    async fn wait(&self, ready: impl Fn(&State) -> bool) -> Result<()> {
+        loop {
+            let mut changed = std::pin::pin!(self.shared.changed.notified());
+            changed.as_mut().enable();
+            {
+                let state = self.shared.state();
+                state.check(&self.shared.path)?;
+                if ready(&state) {
+                    return Ok(());
+                }
+            }
+            changed.await;
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes one batch; `false` when nothing was left to write.
+    fn write_batch(&self) -> Result<bool> {
+        let (batch, mut offset, hasher) = {
+            let mut state = self.state();
+            if state.queue.is_empty() {
+                state.running = false;
+                return Ok(false);
+            }
+            state.queued_bytes = 0;
+            (
+                std::mem::take(&mut state.queue),
+                state.written,
+                state.hasher.take(),
+            )
+        };
+        // Makes room for the sender while this batch is written.
+        self.changed.notify_waiters();
+        let mut hasher = hasher.ok_or(Error::Busy)?;
+        for bytes in &batch {
+            self.file
+                .write_all_at(bytes, offset)
+                .map_err(Error::io("write", &self.path))?;
+            hasher.update(bytes);
+            offset += bytes.len() as u64;
+        }
+        let mut state = self.state();
+        state.written = offset;
+        state.hasher = Some(hasher);
+        drop(state);
+        self.progress.send_replace(Progress::Growing(offset));
+        Ok(true)
+    }
+}
+
+impl State {
+    fn check(&self, path: &std::path::Path) -> Result<()> {
+        match self.failed {
+            None => Ok(()),
+            Some(Failure::NoSpace) => Err(Error::NoSpace { available_bytes: 0 }),
+            Some(Failure::Busy) => Err(Error::Busy),
+            Some(Failure::Io(kind)) => Err(Error::io("write", path)(kind.into())),
+        }
+    }
+}
+
+async fn write_all(shared: Arc<Shared>) {
+    loop {
+        let batch = Arc::clone(&shared);
+        let result = shared.pool.run(move || batch.write_batch()).await;
+        match result {
+            Ok(true) => {}
+            Ok(false) => break,
+            Err(error) => {
+                let mut state = shared.state();
+                state.running = false;
+                state.failed = Some(match error {
+                    Error::NoSpace { .. } => Failure::NoSpace,
+                    Error::Io { source, .. } => Failure::Io(source.kind()),
+                    _ => Failure::Busy,
+                });
+                break;
+            }
+        }
+    }
+    shared.changed.notify_waiters();
+}

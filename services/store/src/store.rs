@@ -1,0 +1,174 @@
+//! The handle that every part of a process shares.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use holdfast_core::digest::Digest;
+use tokio::sync::Semaphore;
+
+use crate::{Error, Layout, Pool, Result, Space, WriteGate, WriteLimits, atomic, space};
+
+/// How a store uses its machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that may be on the volume at once.
+    pub threads: usize,
+    /// Bytes that all streams of the process together may hold in buffers.
+    pub buffer_bytes: usize,
+    /// When writes are refused.
+    pub write_limits: WriteLimits,
+    /// For how long content that was hashed once counts as sound.
+    pub verified_for: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            threads: 32,
+            buffer_bytes: 48 << 20,
+            write_limits: WriteLimits::default(),
+            verified_for: Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// The content store of one volume. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) root: PathBuf,
+    pub(crate) layout: Layout,
+    pub(crate) pool: Pool,
+    pub(crate) buffers: Arc<Semaphore>,
+    pub(crate) gate: WriteGate,
+    pub(crate) verified: Mutex<HashMap<Digest, crate::blobs::Verified>>,
+    pub(crate) verified_for: Duration,
+}
+
+impl Store {
+    /// Opens the store below `dir` (distribution's `rootdirectory`), making its folders if they are missing.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folders cannot be made.
+    pub async fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self> {
+        let root = dir.into();
+        let layout = Layout::new(&root);
+        let pool = Pool::new(options.threads);
+        let folders = [layout.blobs(), layout.repositories(), layout.own()];
+        pool.run(move || {
+            folders
+                .iter()
+                .try_for_each(|folder| atomic::create_dir(folder))
+        })
+        .await?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                gate: WriteGate::new(root.clone(), options.write_limits),
+                root,
+                layout,
+                pool,
+                buffers: Arc::new(Semaphore::new(
+                    options.buffer_bytes / crate::blobs::BUFFER_UNIT_BYTES,
+                )),
+                verified: Mutex::default(),
+                verified_for: options.verified_for,
+            }),
+        })
+    }
+
+    /// Where things are.
+    pub fn layout(&self) -> &Layout {
+        &self.inner.layout
+    }
+
+    /// The root that the store was opened with.
+    pub fn root(&self) -> &Path {
+        &self.inner.root
+    }
+
+    /// The threads of the volume, for callers that read growing files themselves.
+    pub fn pool(&self) -> &Pool {
+        &self.inner.pool
+    }
+
+    /// Free and total bytes of the volume, asked now.
+    pub async fn free_space(&self) -> Result<Space> {
+        let root = self.inner.root.clone();
+        self.inner.pool.run(move || space::of(&root)).await
+    }
+
+    /// Refuses a write of `bytes` (0 = unknown) while the volume is too full; asked of the volume at most once a second.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`].
+    pub async fn check_write(&self, bytes: u64) -> Result<()> {
+        match self.inner.gate.cached() {
+            Some(space) => self.inner.gate.allows(space, bytes),
+            None => {
+                let space = self.free_space().await?;
+                self.inner.gate.remember(space);
+                self.inner.gate.allows(space, bytes)
+            }
+        }
+    }
+
+    /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For readiness.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] after the deadline, or what the volume says.
+    pub async fn probe(&self, deadline: Duration) -> Result<()> {
+        let path = self
+            .inner
+            .layout
+            .own()
+            .join(format!("probe.{}", uuid::Uuid::new_v4()));
+        let work = self.inner.pool.run(move || {
+            atomic::write_file(&path, b"probe")?;
+            let read = std::fs::read(&path).map_err(Error::io("read", &path))?;
+            atomic::remove_file(&path)?;
+            if read == b"probe" {
+                Ok(())
+            } else {
+                Err(Error::io("read", path)(
+                    std::io::ErrorKind::InvalidData.into(),
+                ))
+            }
+        });
+        tokio::time::timeout(deadline, work)
+            .await
+            .unwrap_or(Err(Error::Busy))
+    }
+
+    /// Reads one byte range of metadata to see whether the volume answers; works on a full volume too.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] after the deadline, or what the volume says.
+    pub async fn probe_read(&self, deadline: Duration) -> Result<()> {
+        let path = self.inner.layout.repositories();
+        let work = self.inner.pool.run(move || {
+            std::fs::read_dir(&path)
+                .map(drop)
+                .map_err(Error::io("list", path))
+        });
+        tokio::time::timeout(deadline, work)
+            .await
+            .unwrap_or(Err(Error::Busy))
+    }
+
+    pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner) -> Result<T> + Send + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        self.inner.pool.run(move || work(&inner)).await
+    }
+}

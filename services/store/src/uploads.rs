@@ -1,0 +1,332 @@
+//! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever continues it says at which offset.
+
+use std::{
+    fs,
+    fs::File,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+use uuid::Uuid;
+
+use crate::{
+    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic, error::absent, incoming::hash_prefix,
+    links, sink::Sink, store::Inner,
+};
+
+/// Name of an upload session: a UUID of any version.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UploadId(String);
+
+impl UploadId {
+    /// Parses the canonical form of a UUID; `None` for anything else, so that it is safe in a path.
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = Uuid::try_parse(text).ok()?.hyphenated().to_string();
+        (id == text).then_some(Self(id))
+    }
+
+    /// The canonical form.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What a session holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadStatus {
+    /// Bytes received.
+    pub size: u64,
+}
+
+/// The one writer of a session, for the length of one request.
+#[derive(Debug)]
+pub struct UploadWriter {
+    store: Store,
+    repo: RepositoryName,
+    id: UploadId,
+    path: PathBuf,
+    sink: Sink,
+    accepted: u64,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Starts a session.
+    pub async fn create_upload(&self, repo: &RepositoryName, started_at: &str) -> Result<UploadId> {
+        let (repo, started_at) = (repo.clone(), started_at.to_owned());
+        self.run(move |inner| {
+            let id = UploadId(Uuid::new_v4().to_string());
+            // The repository's folder must survive, later writes rely on it; a session need not.
+            atomic::create_dir(&inner.layout.repository(&repo))?;
+            let folder = inner.layout.upload(&repo, id.as_str());
+            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+            fs::write(folder.join("startedat"), started_at).map_err(Error::io("write", &folder))?;
+            File::create(folder.join("data")).map_err(Error::io("create", &folder))?;
+            Ok(id)
+        })
+        .await
+    }
+
+    /// What a session holds; `None` if there is no such session.
+    pub async fn upload_status(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+    ) -> Result<Option<UploadStatus>> {
+        let (repo, id) = (repo.clone(), id.clone());
+        self.run(move |inner| {
+            inner
+                .upload_size(&repo, &id)
+                .map(|size| size.map(|size| UploadStatus { size }))
+        })
+        .await
+    }
+
+    /// Ends a session and frees its bytes at once. `false` if there was none.
+    pub async fn cancel_upload(&self, repo: &RepositoryName, id: &UploadId) -> Result<bool> {
+        let (repo, id) = (repo.clone(), id.clone());
+        self.run(move |inner| {
+            let known = inner.upload_size(&repo, &id)?.is_some();
+            atomic::remove_tree(&inner.layout.upload(&repo, id.as_str()))?;
+            Ok(known)
+        })
+        .await
+    }
+
+    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt whose reply was lost. Without a hash
+    /// state for exactly that offset the file is hashed again.
+    ///
+    /// # Errors
+    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is behind the end.
+    pub async fn upload_writer(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        offset: u64,
+        hash: Result<Hasher, Algorithm>,
+        owner: &Owner,
+    ) -> Result<UploadWriter> {
+        let lock = match self
+            .try_lock(&format!("upload-{}", id.as_str()), owner)
+            .await?
+        {
+            Claim::Held(lock) => lock,
+            Claim::Busy(_) => return Err(Error::UploadInUse),
+        };
+        let (name, session) = (repo.clone(), id.clone());
+        let (path, file, hasher) = self
+            .run(move |inner| {
+                let path = inner.layout.upload(&name, session.as_str()).join("data");
+                let Some(size) = inner.upload_size(&name, &session)? else {
+                    return Err(Error::UploadUnknown);
+                };
+                let file = atomic::open_write(&path, true)?.ok_or(Error::UploadUnknown)?;
+                if size < offset {
+                    return Err(Error::OffsetMismatch { size, offset });
+                }
+                if size > offset {
+                    file.set_len(offset).map_err(Error::io("truncate", &path))?;
+                }
+                let hasher = match hash {
+                    Ok(hasher) => hasher,
+                    Err(algorithm) => hash_prefix(&file, Hasher::new(algorithm), offset)
+                        .map_err(Error::io("read", &path))?,
+                };
+                Ok((path, Arc::new(file), hasher))
+            })
+            .await?;
+        let sink = Sink::new(self.inner.pool.clone(), file, path.clone(), offset, hasher);
+        Ok(UploadWriter {
+            store: self.clone(),
+            repo: repo.clone(),
+            id: id.clone(),
+            path,
+            sink,
+            accepted: offset,
+            _lock: lock,
+        })
+    }
+
+    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come from the volume's clock.
+    pub async fn purge_idle(&self, idle: Duration) -> Result<usize> {
+        let repositories = self.repositories_with_uploads().await?;
+        self.run(move |inner| {
+            let now = volume_now(inner)?;
+            let mut purged = 0;
+            for repo in repositories {
+                let folder = inner.layout.repository(&repo).join("_uploads");
+                for id in links::names(&folder)? {
+                    let session = folder.join(&id);
+                    if is_idle(
+                        &[
+                            session.join("data"),
+                            session.join("startedat"),
+                            session.clone(),
+                        ],
+                        now,
+                        idle,
+                    ) {
+                        atomic::remove_tree(&session)?;
+                        purged += 1;
+                    }
+                }
+            }
+            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
+                let folder = inner.layout.own().join("incoming").join(algorithm.as_str());
+                for name in links::names(&folder)? {
+                    let path = folder.join(name);
+                    if is_idle(std::slice::from_ref(&path), now, idle) {
+                        absent(fs::remove_file(&path)).map_err(Error::io("remove", &path))?;
+                        purged += 1;
+                    }
+                }
+            }
+            Ok(purged)
+        })
+        .await
+    }
+}
+
+impl UploadWriter {
+    /// Bytes of the session, those of earlier requests included.
+    pub fn offset(&self) -> u64 {
+        self.accepted
+    }
+
+    /// Takes the next bytes; waits only while the volume is behind.
+    pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
+        let length = bytes.len() as u64;
+        self.sink.append(bytes).await?;
+        self.accepted += length;
+        Ok(())
+    }
+
+    /// Waits until everything is on the volume and synced; returns the size and the hash state at it.
+    pub async fn finish(self) -> Result<(u64, Hasher)> {
+        let (size, hasher) = self.sink.drain().await?;
+        let (file, path) = (Arc::clone(self.sink.file()), self.path.clone());
+        self.store
+            .inner
+            .pool
+            .run(move || file.sync_data().map_err(Error::io("sync", path)))
+            .await?;
+        Ok((size, hasher))
+    }
+
+    /// Makes the session's bytes the blob `digest` of its repository and ends the session. A wrong digest ends it too: nothing can
+    /// make those bytes right, so their room is freed at once.
+    ///
+    /// # Errors
+    /// [`Error::DigestMismatch`], or what the volume says.
+    pub async fn commit(self, digest: &Digest) -> Result<u64> {
+        let (size, hasher) = self.sink.drain().await?;
+        let (file, path, digest) = (
+            Arc::clone(self.sink.file()),
+            self.path.clone(),
+            digest.clone(),
+        );
+        let (repo, id) = (self.repo.clone(), self.id.clone());
+        self.store
+            .run(move |inner| {
+                let hasher = if hasher.algorithm() == digest.algorithm() {
+                    hasher
+                } else {
+                    hash_prefix(&file, Hasher::new(digest.algorithm()), size)
+                        .map_err(Error::io("read", &path))?
+                };
+                let actual = hasher.finish();
+                let session = inner.layout.upload(&repo, id.as_str());
+                if actual != digest {
+                    atomic::remove_tree(&session)?;
+                    return Err(Error::DigestMismatch {
+                        expected: digest,
+                        actual,
+                    });
+                }
+                file.sync_all().map_err(Error::io("sync", &path))?;
+                inner.commit_blob(&path, &digest, size)?;
+                inner.link_blob(&repo, &digest)?;
+                atomic::remove_tree(&session)?;
+                Ok(size)
+            })
+            .await
+    }
+}
+
+impl Inner {
+    fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
+        let folder = self.layout.upload(repo, id.as_str());
+        let path = folder.join("data");
+        // Opened, not only looked up: an open asks the server of a network file system for the present size.
+        if let Some(file) = atomic::open_read(&path)? {
+            return file
+                .metadata()
+                .map(|metadata| Some(metadata.len()))
+                .map_err(Error::io("stat", &path));
+        }
+        Ok(absent(fs::symlink_metadata(&folder))
+            .map_err(Error::io("stat", &folder))?
+            .map(|_| 0))
+    }
+}
+
+impl Store {
+    async fn repositories_with_uploads(&self) -> Result<Vec<RepositoryName>> {
+        self.run(|inner| {
+            let mut found = Vec::new();
+            let mut pending = vec![(inner.layout.repositories(), String::new())];
+            while let Some((folder, name)) = pending.pop() {
+                for child in links::names(&folder)? {
+                    if child == "_uploads" {
+                        found.extend(RepositoryName::parse(&name).ok());
+                    } else if !child.starts_with('_') && name.len() <= 255 {
+                        let path = folder.join(&child);
+                        pending.push((
+                            path,
+                            if name.is_empty() {
+                                child
+                            } else {
+                                format!("{name}/{child}")
+                            },
+                        ));
+                    }
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+}
+
+/// The volume's own clock.
+fn volume_now(inner: &Inner) -> Result<SystemTime> {
+    let path = inner.layout.own().join("clock");
+    fs::write(&path, b"").map_err(Error::io("write", &path))?;
+    fs::metadata(&path)
+        .and_then(|metadata| metadata.modified())
+        .map_err(Error::io("stat", &path))
+}
+
+fn is_idle(paths: &[PathBuf], now: SystemTime, idle: Duration) -> bool {
+    let newest = paths
+        .iter()
+        .filter_map(|path| {
+            fs::symlink_metadata(path)
+                .and_then(|metadata| metadata.modified())
+                .ok()
+        })
+        .max();
+    newest.is_none_or(|at| now.duration_since(at).is_ok_and(|age| age > idle))
+}
+
+impl From<UploadId> for String {
+    fn from(id: UploadId) -> Self {
+        id.0
+    }
+}
