@@ -1,0 +1,130 @@
+//! The contract between the distribution API and what fetches from upstreams: what a miss asks for, and what may come back.
+//!
+//! Implemented by [`crate::fill`]; a registry without upstreams has none. Everything found is either in the store already or on its way into
+//! it; the API never writes an upstream's content itself.
+
+use bytes::Bytes;
+use futures::{future::BoxFuture, stream::BoxStream};
+use holdfast_core::{
+    digest::Digest,
+    reference::{RepositoryName, Tag},
+};
+use holdfast_store::{BlobFile, GrowingBlob};
+
+/// How a manifest is named in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestRef {
+    /// By tag, which may move.
+    Tag(Tag),
+    /// By digest.
+    Digest(Digest),
+}
+
+impl std::fmt::Display for ManifestRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
+/// A manifest that is now in the store.
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// Digest of `bytes`, computed here.
+    pub digest: Digest,
+    /// The exact bytes of the upstream.
+    pub bytes: Bytes,
+}
+
+/// A blob that can be read now.
+pub enum SourceBlob {
+    /// It is in the store.
+    Stored(BlobFile),
+    /// This replica fills it; readers follow the growing file.
+    Growing(GrowingBlob),
+    /// Another replica fills it; its bytes come over the internal API.
+    Remote(Box<dyn RemoteBlob>),
+}
+
+/// A blob that another replica fills.
+pub trait RemoteBlob: Send + Sync {
+    /// Size in bytes, if it is known.
+    fn size(&self) -> Option<u64>;
+
+    /// The bytes from `offset` to the end. Ends with an error, never cleanly, when the blob does not get complete.
+    fn open(
+        &self,
+        offset: u64,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>>;
+}
+
+/// How what is local for a tag compares with the upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// Serve what is local: it is current, or nothing asks for more.
+    Current,
+    /// The tag moved, and the new manifest is in the store now.
+    Moved(Digest),
+    /// The upstream did not tell in time: serve what is local and say so.
+    Unknown {
+        /// For the `Warning` header; no secrets, no new lines.
+        reason: String,
+    },
+}
+
+/// Why an upstream's content is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The upstream itself says that there is no such thing.
+    #[error("the upstream does not have it")]
+    NotFound,
+    /// Neither an Artifact nor the configured upstreams allow to fetch it (yet).
+    #[error("nothing allows to fetch it")]
+    NotAllowed,
+    /// The upstream refused every credential.
+    #[error("the upstream refuses access: {0}")]
+    Unauthorized(String),
+    /// The upstream cannot be reached or fails.
+    #[error("the upstream is unavailable: {0}")]
+    Unavailable(String),
+    /// The upstream took too long.
+    #[error("the upstream did not answer in time: {0}")]
+    Timeout(String),
+    /// What the upstream sent is wrong (digest, size, shape).
+    #[error("the upstream sent something invalid: {0}")]
+    Invalid(String),
+    /// Too many fills at once; try again.
+    #[error("too many fills at once")]
+    Overloaded,
+    /// The store failed, a full volume included.
+    #[error("the store failed")]
+    Store(#[from] holdfast_store::Error),
+}
+
+/// What fetches from upstreams.
+pub trait Source: Send + Sync + 'static {
+    /// Fetches a manifest into the store (single flight by repository and reference). It may return before the blobs are there.
+    fn manifest<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        reference: &'a ManifestRef,
+    ) -> BoxFuture<'a, Result<Manifest, SourceError>>;
+
+    /// Fetches a blob, returning as soon as its first bytes can be read (single flight by digest on the volume). A client that leaves does
+    /// not stop it.
+    fn blob<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>>;
+
+    /// Whether a tag that is local should be served as it is; at most 500 ms.
+    fn revalidate<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        tag: &'a Tag,
+        local: &'a Digest,
+    ) -> BoxFuture<'a, Freshness>;
+}
