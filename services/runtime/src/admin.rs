@@ -1,0 +1,152 @@
+//! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and operators:
+//!
+//! - `GET /livez`, `GET /readyz`: 200 or 503, one line a check
+//! - `GET /metrics`: OpenMetrics text
+//! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the reason
+//!
+//! They carry no secret and change nothing but the log level.
+
+use crate::health::{Health, Report};
+use crate::{logs, metrics, server};
+use http::StatusCode;
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use warp::Filter as _;
+
+/// The port of the admin endpoints.
+pub const PORT: u16 = 9090;
+
+/// What the endpoints answer from.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// The checks.
+    pub health: Health,
+    /// The metrics.
+    pub registry: Arc<Registry>,
+    /// The switch of the log level; without it, `/log-level` is not found.
+    pub level: Option<logs::Level>,
+}
+
+/// A JSON document of a part's own: its path and how to make it.
+pub type Document = (&'static str, Arc<dyn Fn() -> String + Send + Sync>);
+
+impl Admin {
+    /// Serves until `shutdown`. The listener is bound by the caller, who decides on the address.
+    pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
+        self.serve_with(Vec::new(), listener, shutdown).await;
+    }
+
+    /// [`Admin::serve`], and beside it the part's own `documents`.
+    pub async fn serve_with(
+        self,
+        documents: Vec<Document>,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) {
+        let routes = documents
+            .into_iter()
+            .fold(routes(self), |routes, (path, document)| {
+                let route = warp::path(path)
+                    .and(warp::path::end())
+                    .and(warp::get())
+                    .map(move || reply(StatusCode::OK, "application/json", document()));
+                routes.or(route).unify().boxed()
+            });
+        let service = server::tower(warp::service(routes));
+        let limits = server::Limits {
+            connections: 256,
+            drain: std::time::Duration::from_secs(1),
+            ..server::Limits::default()
+        };
+        server::serve(listener, None, service, limits, shutdown).await;
+    }
+}
+
+fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)> {
+    let health = admin.health.clone();
+    let livez = warp::path!("livez")
+        .and(warp::get())
+        .map(move || health_reply(health.livez()));
+    let health = admin.health;
+    let readyz = warp::path!("readyz")
+        .and(warp::get())
+        .map(move || health_reply(health.readyz()));
+    let registry = admin.registry;
+    let metrics = warp::path!("metrics").and(warp::get()).map(move || {
+        reply(
+            StatusCode::OK,
+            metrics::CONTENT_TYPE,
+            metrics::encode(&registry),
+        )
+    });
+    let level = admin.level.clone();
+    let get_level = warp::path!("log-level").and(warp::get()).map(move || {
+        level.as_ref().map_or_else(
+            || text(StatusCode::NOT_FOUND, ""),
+            |level| text(StatusCode::OK, level.get()),
+        )
+    });
+    let level = admin.level;
+    let put_level = warp::path!("log-level")
+        .and(warp::put())
+        .and(warp::body::content_length_limit(1024))
+        .and(bounded_text())
+        .map(move |filter: String| set_level(level.as_ref(), &filter));
+    livez
+        .or(readyz)
+        .unify()
+        .or(metrics)
+        .unify()
+        .or(get_level)
+        .unify()
+        .or(put_level)
+        .unify()
+        .boxed()
+}
+
+/// The body as text. `content_length_limit` stands before it, so the disallowed unbounded read is bounded here.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "bounded by content_length_limit in front of it"
+)]
+fn bounded_text() -> impl warp::Filter<Extract = (String,), Error = warp::Rejection> + Clone {
+    warp::body::bytes().map(|bytes: bytes::Bytes| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn set_level(level: Option<&logs::Level>, filter: &str) -> http::Response<String> {
+    let Some(level) = level else {
+        return text(StatusCode::NOT_FOUND, "");
+    };
+    match level.set(filter) {
+        Ok(()) => {
+            tracing::info!(filter = filter.trim(), "log level changed");
+            text(StatusCode::NO_CONTENT, "")
+        }
+        Err(error) => text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+fn health_reply(report: Report) -> http::Response<String> {
+    let status = if report.ok {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    text(status, report.text)
+}
+
+fn text(status: StatusCode, body: impl Into<String>) -> http::Response<String> {
+    reply(status, "text/plain; charset=utf-8", body.into())
+}
+
+fn reply(status: StatusCode, content_type: &'static str, body: String) -> http::Response<String> {
+    let mut response = http::Response::new(body);
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        http::header::CONTENT_TYPE,
+        http::HeaderValue::from_static(content_type),
+    );
+    response
+}

@@ -1,0 +1,118 @@
+//! Logs: one JSON object a line in the cluster, text for people elsewhere; the level can change while the process runs.
+
+use holdfast_config::{LogFormat, Logging};
+use std::io::IsTerminal as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
+
+/// Why logging cannot be set up or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The level is neither a level nor a list of `target=level`.
+    #[error("not a log level or filter: {0}")]
+    Filter(String),
+    /// A subscriber is there already.
+    #[error("logging is set up already")]
+    Installed(#[from] tracing_subscriber::util::TryInitError),
+    /// The subscriber is gone.
+    #[error("the log level cannot be changed any more")]
+    Gone(#[from] reload::Error),
+}
+
+/// The switch of the level, for `PUT /log-level`.
+#[derive(Clone, Debug)]
+pub struct Level {
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+impl Level {
+    /// Sets the level: `info`, or a filter such as `warn,holdfast_registry=debug`.
+    pub fn set(&self, filter: &str) -> Result<(), Error> {
+        self.handle.reload(parse(filter)?)?;
+        Ok(())
+    }
+
+    /// The filter that holds now.
+    pub fn get(&self) -> String {
+        self.handle
+            .with_current(ToString::to_string)
+            .unwrap_or_default()
+    }
+}
+
+/// A bare level speaks for Holdfast; libraries stay at warnings then, for they say too much at `info`.
+fn parse(filter: &str) -> Result<EnvFilter, Error> {
+    let filter = filter.trim();
+    let invalid = || Error::Filter(filter.to_owned());
+    if filter.is_empty() {
+        return Err(invalid());
+    }
+    let bare = filter.parse::<tracing::Level>().is_ok();
+    let directives = match filter {
+        "trace" | "debug" | "info" if bare => {
+            format!(
+                "{filter},hyper=info,h2=info,rustls=info,tower=info,kube=info,kube_client=warn,kube_runtime=warn,warp=warn"
+            )
+        }
+        _ => filter.to_owned(),
+    };
+    EnvFilter::try_new(directives).map_err(|_| invalid())
+}
+
+/// Installs the process's logger, which writes to standard error.
+pub fn init(logging: &Logging) -> Result<Level, Error> {
+    let (filter, handle) = reload::Layer::new(parse(logging.level.as_str())?);
+    let registry = tracing_subscriber::registry().with(filter);
+    match logging.format {
+        LogFormat::Json => registry
+            .with(
+                fmt::layer()
+                    .json()
+                    .flatten_event(true)
+                    .with_current_span(true)
+                    .with_span_list(false)
+                    .with_writer(std::io::stderr),
+            )
+            .try_init()?,
+        LogFormat::Text => registry
+            .with(
+                fmt::layer()
+                    .compact()
+                    .with_ansi(std::io::stderr().is_terminal())
+                    .with_writer(std::io::stderr),
+            )
+            .try_init()?,
+    }
+    Ok(Level { handle })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_and_filters_are_told_from_nonsense() {
+        for good in [
+            "info",
+            "trace",
+            "warn",
+            " debug\n",
+            "warn,holdfast_registry=debug",
+        ] {
+            assert!(parse(good).is_ok(), "{good}");
+        }
+        for bad in ["", "loud=very", "a=b=c"] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bare_level_keeps_libraries_quiet() {
+        let filter = parse("debug").unwrap().to_string();
+        assert!(
+            filter.contains("hyper=info") && filter.contains("debug"),
+            "{filter}"
+        );
+    }
+}

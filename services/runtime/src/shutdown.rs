@@ -1,0 +1,34 @@
+//! The end of a process: the first SIGTERM or SIGINT asks for it, the second enforces it.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The exit status of a process that was told twice.
+pub const ABORTED: i32 = 130;
+
+/// A token that is cancelled at the first SIGTERM or SIGINT. At the second the process exits with status 130 at once.
+///
+/// Must be called within a tokio runtime; fails when the signal handlers cannot be installed.
+pub fn on_signals() -> std::io::Result<CancellationToken> {
+    let token = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        let mut received = 0_u8;
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            received += 1;
+            if received > 1 {
+                tracing::warn!("told to stop a second time, not waiting any longer");
+                std::process::exit(ABORTED);
+            }
+            tracing::info!("told to stop, finishing what is under way");
+            cancel.cancel();
+        }
+    });
+    Ok(token)
+}

@@ -1,0 +1,210 @@
+//! Background loops: each is restarted when it ends or fails, tells when it last succeeded, and fails liveness when it
+//! is stuck. Failing is not being stuck: a loop whose every attempt fails, because the API server is down, stays alive.
+
+use crate::health::Health;
+use crate::metrics::unix_seconds;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The label of the loops' metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct LoopLabel {
+    name: &'static str,
+}
+
+/// Starts loops and watches over them.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    health: Health,
+    last_success: Family<LoopLabel, Gauge<f64, AtomicU64>>,
+    restarts: Family<LoopLabel, Counter>,
+    shutdown: CancellationToken,
+}
+
+/// By this a loop says that it lives and that it succeeds.
+#[derive(Clone, Debug)]
+pub struct Heart {
+    born: Instant,
+    last_beat_millis: Arc<AtomicU64>,
+    last_success: Gauge<f64, AtomicU64>,
+}
+
+impl Heart {
+    /// One round was tried; its outcome does not matter.
+    pub fn beat(&self) {
+        let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_beat_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// One round succeeded; this is a beat too.
+    pub fn success(&self) {
+        self.beat();
+        self.last_success.set(unix_seconds());
+    }
+
+    fn silence(&self) -> Duration {
+        let beat = Duration::from_millis(self.last_beat_millis.load(Ordering::Relaxed));
+        self.born.elapsed().saturating_sub(beat)
+    }
+}
+
+impl Supervisor {
+    /// A supervisor that reports into `health` and `registry` and ends its loops with `shutdown`.
+    pub fn new(health: Health, registry: &mut Registry, shutdown: CancellationToken) -> Self {
+        let last_success = Family::default();
+        let restarts = Family::default();
+        registry.register(
+            "loop_last_success_timestamp_seconds",
+            "When a background loop last succeeded, in seconds since 1970",
+            Family::clone(&last_success),
+        );
+        registry.register(
+            "loop_restarts",
+            "How often a background loop ended and was started again",
+            Family::clone(&restarts),
+        );
+        Self {
+            health,
+            last_success,
+            restarts,
+            shutdown,
+        }
+    }
+
+    /// Runs `start` again and again until shutdown, with growing pauses (1 s to 30 s) when it fails. `/livez` fails
+    /// when its [`Heart`] is silent for longer than `patience`.
+    pub fn spawn<F, E>(
+        &self,
+        name: &'static str,
+        patience: Duration,
+        mut start: impl FnMut(Heart) -> F + Send + 'static,
+    ) -> JoinHandle<()>
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display + Send,
+    {
+        let label = LoopLabel { name };
+        let heart = Heart {
+            born: Instant::now(),
+            last_beat_millis: Arc::default(),
+            last_success: self.last_success.get_or_create(&label).clone(),
+        };
+        let pulse = heart.clone();
+        self.health.live(name, move || {
+            let silence = pulse.silence();
+            if silence > patience {
+                Err(format!("no sign of life for {} s", silence.as_secs()))
+            } else {
+                Ok(format!("alive {} s ago", silence.as_secs()))
+            }
+        });
+        let restarts = self.restarts.get_or_create(&label).clone();
+        let shutdown = self.shutdown.clone();
+        tokio::spawn(async move {
+            let mut pause = Pause::default();
+            loop {
+                heart.beat();
+                let began = Instant::now();
+                let outcome = tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    outcome = start(heart.clone()) => outcome,
+                };
+                if shutdown.is_cancelled() {
+                    return;
+                }
+                let wait = pause.next(began.elapsed());
+                match outcome {
+                    Ok(()) => {
+                        tracing::warn!(loop.name = name, "a background loop ended and is started again")
+                    }
+                    Err(error) => {
+                        tracing::warn!(loop.name = name, error = %error, "a background loop failed and is started again");
+                    }
+                }
+                restarts.inc();
+                heart.beat();
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+            }
+        })
+    }
+}
+
+/// Pauses between restarts: doubling from one second to thirty, from the beginning after a minute's run.
+#[derive(Debug, Default)]
+struct Pause {
+    failures: u32,
+}
+
+impl Pause {
+    fn next(&mut self, ran: Duration) -> Duration {
+        self.failures = if ran > Duration::from_secs(60) {
+            0
+        } else {
+            (self.failures + 1).min(6)
+        };
+        Duration::from_secs((1_u64 << self.failures.saturating_sub(1)).min(30))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failing_loop_is_started_again_and_stays_alive() {
+        let health = Health::default();
+        let mut registry = Registry::default();
+        let shutdown = CancellationToken::new();
+        let supervisor = Supervisor::new(health.clone(), &mut registry, shutdown.clone());
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let task = supervisor.spawn("state", Duration::from_secs(60), move |heart| {
+            let sender = sender.clone();
+            async move {
+                heart.beat();
+                sender.send(()).unwrap();
+                Err::<(), _>("no API server")
+            }
+        });
+        for _ in 0..3 {
+            receiver.recv().await.unwrap();
+        }
+        assert!(health.livez().ok, "{}", health.livez().text);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn a_silent_loop_is_stuck() {
+        let heart = Heart {
+            born: Instant::now()
+                .checked_sub(Duration::from_secs(100))
+                .unwrap(),
+            last_beat_millis: Arc::new(AtomicU64::new(10_000)),
+            last_success: Gauge::default(),
+        };
+        assert!(heart.silence() >= Duration::from_secs(90));
+        heart.success();
+        assert!(heart.silence() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn pauses_grow_and_are_forgiven() {
+        let mut pause = Pause::default();
+        let quick = Duration::from_millis(1);
+        let waits: Vec<u64> = (0..7).map(|_| pause.next(quick).as_secs()).collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(pause.next(Duration::from_secs(61)).as_secs(), 1);
+    }
+}

@@ -1,0 +1,121 @@
+//! The serving side: certificate, key and the CA of clients.
+
+use super::{Error, certificates, private_key, provider, read, roots};
+use crate::files;
+use arc_swap::ArcSwap;
+use rustls::server::WebPkiClientVerifier;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Whether a client shows a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// It is not asked for one.
+    #[default]
+    None,
+    /// It may; a wrong one is refused.
+    Optional,
+    /// It must.
+    Required,
+}
+
+/// The files of a serving certificate.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// The private key, PEM.
+    pub key: PathBuf,
+    /// The CA bundle that client certificates must come from, PEM; needed unless `client_auth` is `None`.
+    pub client_ca: PathBuf,
+    /// Whether clients show a certificate.
+    pub client_auth: ClientAuth,
+}
+
+impl TlsFiles {
+    /// `tls.crt`, `tls.key` and `ca.crt` in a folder, as the controller's Secrets are mounted.
+    pub fn in_folder(folder: &Path, client_auth: ClientAuth) -> Self {
+        Self {
+            certificate: folder.join("tls.crt"),
+            key: folder.join("tls.key"),
+            client_ca: folder.join("ca.crt"),
+            client_auth,
+        }
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        vec![
+            self.certificate.clone(),
+            self.key.clone(),
+            self.client_ca.clone(),
+        ]
+    }
+
+    fn load(&self) -> Result<rustls::ServerConfig, Error> {
+        let origin = self.certificate.display().to_string();
+        let chain = certificates(&read(&self.certificate)?, &origin)?;
+        let key = private_key(&read(&self.key)?, &self.key.display().to_string())?;
+        let builder = rustls::ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?;
+        let builder = if self.client_auth == ClientAuth::None {
+            builder.with_no_client_auth()
+        } else {
+            let roots = roots(
+                &read(&self.client_ca)?,
+                &self.client_ca.display().to_string(),
+            )?;
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider());
+            let verifier = match self.client_auth {
+                ClientAuth::Required => verifier,
+                _ => verifier.allow_unauthenticated(),
+            };
+            builder.with_client_cert_verifier(verifier.build()?)
+        };
+        let mut config = builder.with_single_cert(chain, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
+    }
+}
+
+/// A serving configuration that follows its files. Clones share it.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    files: Arc<TlsFiles>,
+    current: Arc<ArcSwap<rustls::ServerConfig>>,
+}
+
+impl ServerTls {
+    /// Reads the files; fails when they cannot be used, for there is no last good configuration yet.
+    pub fn from_files(files: TlsFiles) -> Result<Self, Error> {
+        let current = Arc::new(ArcSwap::from_pointee(files.load()?));
+        Ok(Self {
+            files: Arc::new(files),
+            current,
+        })
+    }
+
+    /// The configuration for the next connection.
+    pub fn current(&self) -> Arc<rustls::ServerConfig> {
+        self.current.load_full()
+    }
+
+    /// Reads the files again. On an error the last good configuration stays.
+    pub fn reload(&self) -> Result<(), Error> {
+        self.current.store(Arc::new(self.files.load()?));
+        Ok(())
+    }
+
+    /// Follows the files until `shutdown`, looking every `every` ([`files::EVERY`] is a good choice).
+    pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
+        let paths = self.files.paths();
+        files::watch(paths, every, shutdown, move || match self.reload() {
+            Ok(()) => tracing::info!(file = %self.files.certificate.display(), "serving certificate read again"),
+            Err(error) => {
+                tracing::warn!(file = %self.files.certificate.display(), %error, "new serving certificate is of no use, the last good one stays");
+            }
+        })
+        .await;
+    }
+}
