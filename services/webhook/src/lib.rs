@@ -1,1 +1,178 @@
-//! Pod mutating webhook.
+//! Pod mutating webhook: sends the images of new pods to the cluster's registry and announces them.
+//!
+//! `mutate` is the pure middle; `routes`, `state` and `announce` are the edges. Nothing waits for the network between
+//! a review and its answer. Knows nothing of upstreams' content or of the store.
+
+pub mod announce;
+pub mod metrics;
+pub mod mutate;
+pub mod review;
+pub mod routes;
+pub mod rules;
+pub mod state;
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_api::names::Names;
+use holdfast_config::Config;
+use holdfast_runtime::admin::{self, Admin};
+use holdfast_runtime::health::{Flag, Health};
+use holdfast_runtime::supervise::Supervisor;
+use holdfast_runtime::tls::{ClientAuth, ServerTls, TlsFiles};
+use holdfast_runtime::{CancellationToken, files, logs, server, shutdown};
+use kube::api::Api;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+/// The port that the Service `F-webhook` leads to.
+pub const PORT: u16 = 8443;
+/// Where the Secret `F-webhook-tls` is mounted.
+pub const TLS_FOLDER: &str = "/etc/holdfast/tls";
+/// Silence after which a background loop counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between looks for a serving certificate that is not there yet.
+const TLS_RETRY: Duration = Duration::from_secs(1);
+
+/// Why the webhook cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A port cannot be bound.
+    #[error("cannot listen on port {port}")]
+    Bind {
+        /// The port.
+        port: u16,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The handlers of signals cannot be installed.
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+    /// The environment describes no API server.
+    #[error("no way to the API server is configured")]
+    Client(#[from] kube::Error),
+}
+
+/// Runs the webhook until SIGTERM. `level` lets the admin port change the log level.
+pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
+    let client = kube::Client::try_default().await?;
+    let stop = shutdown::on_signals().map_err(Error::Signals)?;
+    let listener = bind(PORT).await?;
+    let admin_listener = bind(admin::PORT).await?;
+    let tls_folder = PathBuf::from(TLS_FOLDER);
+    serve(
+        config,
+        level,
+        client,
+        &tls_folder,
+        listener,
+        admin_listener,
+        stop,
+    )
+    .await;
+    Ok(())
+}
+
+/// Serves reviews on `listener` and the admin endpoints on `admin_listener` until `stop`.
+pub async fn serve(
+    config: Config,
+    level: Option<logs::Level>,
+    client: kube::Client,
+    tls_folder: &Path,
+    listener: TcpListener,
+    admin_listener: TcpListener,
+    stop: CancellationToken,
+) {
+    let health = Health::default();
+    let mut registry = holdfast_runtime::metrics::registry("webhook");
+    let metrics = metrics::Metrics::register(&mut registry);
+    let supervisor = Supervisor::new(health.clone(), &mut registry, stop.clone());
+    let tls_loaded = health.ready_flag("tls", "no serving certificate yet");
+    let state_seen = health.ready_flag("state", "the shared state was not looked up yet");
+    let admin = Admin {
+        health,
+        registry: Arc::new(registry),
+        level,
+    };
+    let admin = tokio::spawn(admin.serve(admin_listener, stop.clone()));
+
+    let upstreams = rules::Upstreams::from_values(&config.values);
+    let names = Names {
+        release: config.release.name.clone(),
+        fullname: config.release.fullname.clone(),
+        namespace: config.release.namespace.clone(),
+    };
+    let (rules_sender, rules) = watch::channel(rules::Rules::new(upstreams.clone(), None));
+    let api = Api::namespaced(client.clone(), &names.namespace);
+    supervisor.spawn("state", PATIENCE, move |heart| {
+        let (rules, seen) = (rules_sender.clone(), state_seen.clone());
+        state::follow(
+            api.clone(),
+            names.state(),
+            upstreams.clone(),
+            rules,
+            seen,
+            heart,
+        )
+    });
+
+    let (announcer, announcements) = announce::queue(metrics.clone());
+    let announcements = Arc::new(announcements);
+    supervisor.spawn("announcements", PATIENCE, move |heart| {
+        let (announcements, client) = (Arc::clone(&announcements), client.clone());
+        async move {
+            announcements.work(client, move || heart.success()).await;
+            Ok::<(), std::convert::Infallible>(())
+        }
+    });
+
+    let context = routes::Context {
+        rules,
+        announcer,
+        metrics,
+    };
+    if let Some(tls) = load_tls(tls_folder, &tls_loaded, &stop).await {
+        tokio::spawn(tls.clone().follow(files::EVERY, stop.clone()));
+        let service = server::tower(warp::service(routes::routes(context)));
+        let limits = server::Limits::default();
+        server::serve(listener, Some(tls), service, limits, stop.clone()).await;
+    }
+    stop.cancel();
+    if let Err(error) = admin.await {
+        tracing::debug!(%error, "the admin endpoints did not end by themselves");
+    }
+}
+
+/// Waits for a usable serving certificate, which the controller makes; nothing when told to stop before.
+async fn load_tls(folder: &Path, loaded: &Flag, stop: &CancellationToken) -> Option<ServerTls> {
+    loop {
+        match ServerTls::from_files(TlsFiles::in_folder(folder, ClientAuth::None)) {
+            Ok(tls) => {
+                loaded.ok("loaded");
+                return Some(tls);
+            }
+            Err(error) => {
+                tracing::info!(%error, "waiting for the serving certificate");
+                loaded.failed(&error.to_string());
+            }
+        }
+        tokio::select! {
+            () = stop.cancelled() => return None,
+            () = tokio::time::sleep(TLS_RETRY) => {}
+        }
+    }
+}
+
+/// Listens on all addresses of both families; on IPv4 alone where the node has no IPv6.
+async fn bind(port: u16) -> Result<TcpListener, Error> {
+    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    match TcpListener::bind(both).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(v4)
+            .await
+            .map_err(|source| Error::Bind { port, source }),
+    }
+}

@@ -1,0 +1,188 @@
+//! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6). Create only; what is
+//! dropped or fails here is found by the controller's own watch of pods.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use holdfast_api::artifact::MAX_SOURCE_BYTES;
+use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
+use holdfast_core::{Reference, pod};
+use kube::api::{Api, PostParams};
+use serde_json::Value;
+use tokio::sync::{Mutex, mpsc};
+
+use crate::metrics::{Announced, Metrics};
+
+/// Announcements that may wait; a burst of pods beyond it is left to the controller.
+const QUEUE: usize = 4096;
+/// Attempts for one announcement.
+const ATTEMPTS: u32 = 4;
+/// Pause after the first failed attempt; it doubles.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long an answered announcement is not repeated: a rollout announces the same image for each of its pods.
+const REMEMBERED: Duration = Duration::from_secs(30);
+/// Pull secrets that an Artifact names at most (its schema's bound).
+const MAX_PULL_SECRETS: usize = 64;
+
+/// One image that a namespace needs.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Announcement {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The upstream's reference, canonical.
+    pub source: String,
+    /// Names of the pod's pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// Name of the pod's service account.
+    pub service_account_name: String,
+}
+
+impl Announcement {
+    /// One announcement an image of the pod; none where no namespace is known or the reference is too long for an Artifact.
+    pub fn of_pod(namespace: &str, pod: &Value, images: &[Reference]) -> Vec<Self> {
+        images
+            .iter()
+            .map(ToString::to_string)
+            .filter(|source| !namespace.is_empty() && source.len() <= MAX_SOURCE_BYTES)
+            .map(|source| Self {
+                namespace: namespace.to_owned(),
+                source,
+                pull_secrets: pod::pull_secret_names(pod),
+                service_account_name: pod::service_account_name(pod).to_owned(),
+            })
+            .collect()
+    }
+
+    /// The object to create.
+    pub fn artifact(&self) -> Artifact {
+        let mut pull_secrets = self.pull_secrets.clone();
+        pull_secrets.truncate(MAX_PULL_SECRETS);
+        let spec = ArtifactSpec {
+            source_artifact: self.source.clone(),
+            pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
+            service_account_name: Some(self.service_account_name.clone()),
+            ..ArtifactSpec::default()
+        };
+        let mut artifact = Artifact::new(&artifact_name(&self.source), spec);
+        artifact.metadata.namespace = Some(self.namespace.clone());
+        artifact.metadata.labels = Some(
+            [(
+                labels::MANAGED_BY.to_owned(),
+                labels::MANAGED_BY_WEBHOOK.to_owned(),
+            )]
+            .into(),
+        );
+        artifact
+    }
+}
+
+/// The end into which answered reviews put their announcements.
+#[derive(Debug, Clone)]
+pub struct Announcer {
+    queue: mpsc::Sender<Announcement>,
+    metrics: Metrics,
+}
+
+/// The end from which the worker takes them.
+#[derive(Debug)]
+pub struct Announcements {
+    queue: Mutex<mpsc::Receiver<Announcement>>,
+    metrics: Metrics,
+}
+
+/// Makes both ends of the bounded queue.
+pub fn queue(metrics: Metrics) -> (Announcer, Announcements) {
+    let (sender, receiver) = mpsc::channel(QUEUE);
+    let announcer = Announcer {
+        queue: sender,
+        metrics: metrics.clone(),
+    };
+    let announcements = Announcements {
+        queue: Mutex::new(receiver),
+        metrics,
+    };
+    (announcer, announcements)
+}
+
+impl Announcer {
+    /// Puts an announcement into the queue without waiting; a full queue drops it and counts that.
+    pub fn announce(&self, announcement: Announcement) {
+        if self.queue.try_send(announcement).is_err() {
+            self.metrics.announced(Announced::Dropped);
+        }
+    }
+}
+
+impl Announcements {
+    /// Creates Artifacts until every [`Announcer`] is gone; `beat` is called after each and while idle.
+    pub async fn work(&self, client: kube::Client, beat: impl Fn()) {
+        let mut queue = self.queue.lock().await;
+        let mut recent = Recent::default();
+        loop {
+            beat();
+            let announcement =
+                match tokio::time::timeout(Duration::from_secs(10), queue.recv()).await {
+                    Ok(Some(announcement)) => announcement,
+                    Ok(None) => return,
+                    Err(_) => continue,
+                };
+            if recent.contains(&announcement) {
+                continue;
+            }
+            let announced = create(&client, &announcement).await;
+            if announced != Announced::Failed {
+                recent.insert(announcement);
+            }
+            self.metrics.announced(announced);
+        }
+    }
+}
+
+/// What was announced in the last half minute.
+#[derive(Debug, Default)]
+struct Recent {
+    known: BTreeSet<(String, String)>,
+    since: Option<Instant>,
+}
+
+impl Recent {
+    fn contains(&mut self, announcement: &Announcement) -> bool {
+        if self.since.is_none_or(|since| since.elapsed() > REMEMBERED) || self.known.len() > QUEUE {
+            self.known.clear();
+            self.since = Some(Instant::now());
+        }
+        self.known
+            .contains(&(announcement.namespace.clone(), announcement.source.clone()))
+    }
+
+    fn insert(&mut self, announcement: Announcement) {
+        self.known
+            .insert((announcement.namespace, announcement.source));
+    }
+}
+
+async fn create(client: &kube::Client, announcement: &Announcement) -> Announced {
+    let api: Api<Artifact> = Api::namespaced(client.clone(), &announcement.namespace);
+    let artifact = announcement.artifact();
+    let mut pause = PAUSE;
+    for attempt in 1..=ATTEMPTS {
+        let error = match api.create(&PostParams::default(), &artifact).await {
+            Ok(_) => return Announced::Created,
+            Err(kube::Error::Api(status)) if status.code == 409 => return Announced::Present,
+            Err(error) => error,
+        };
+        let lasting = matches!(&error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429);
+        if lasting || attempt == ATTEMPTS {
+            tracing::warn!(
+                artifact.namespace = announcement.namespace,
+                artifact.source = announcement.source,
+                %error,
+                "an image could not be announced, the controller will find it"
+            );
+            break;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+    Announced::Failed
+}

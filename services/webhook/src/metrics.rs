@@ -1,0 +1,131 @@
+//! The webhook's numbers.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::mutate::Mutation;
+
+/// Upper bounds of the duration's buckets, in seconds.
+const BUCKETS: [f64; 10] = [
+    0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
+];
+
+/// Why an image was left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// What became of an announcement, or of a review.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+/// What became of an announcement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Announced {
+    /// The Artifact was created.
+    Created,
+    /// It was there already.
+    Present,
+    /// The queue was full; the controller's own watch will find the pod.
+    Dropped,
+    /// The API server refused it or could not be reached.
+    Failed,
+}
+
+/// Counters and histograms; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    duration: Histogram,
+    reviews: Family<ResultLabel, Counter>,
+    rewritten: Counter,
+    left_alone: Family<ReasonLabel, Counter>,
+    announcements: Family<ResultLabel, Counter>,
+}
+
+impl Metrics {
+    /// Registers all of them under `webhook_`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("webhook");
+        let metrics = Self {
+            duration: Histogram::new(BUCKETS),
+            reviews: Family::default(),
+            rewritten: Counter::default(),
+            left_alone: Family::default(),
+            announcements: Family::default(),
+        };
+        registry.register_with_unit(
+            "admission_duration",
+            "Time from a review's last byte to its answer",
+            Unit::Seconds,
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "reviews",
+            "Reviews by what was answered",
+            metrics.reviews.clone(),
+        );
+        registry.register(
+            "images_rewritten",
+            "Image references rewritten",
+            metrics.rewritten.clone(),
+        );
+        registry.register(
+            "images_left_alone",
+            "Image references, or whole pods, left as they were, by reason",
+            metrics.left_alone.clone(),
+        );
+        registry.register(
+            "announcements",
+            "Artifacts announced, by what became of it",
+            metrics.announcements.clone(),
+        );
+        metrics
+    }
+
+    /// A review was answered after `elapsed`.
+    pub fn answered(&self, mutation: &Mutation, elapsed: Duration) {
+        self.duration.observe(elapsed.as_secs_f64());
+        let result = if mutation.patch.is_empty() {
+            "unchanged"
+        } else {
+            "patched"
+        };
+        self.reviews.get_or_create(&ResultLabel { result }).inc();
+        self.rewritten
+            .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
+        for reason in &mutation.left_alone {
+            let reason = reason.as_str();
+            self.left_alone.get_or_create(&ReasonLabel { reason }).inc();
+        }
+    }
+
+    /// A body was no review.
+    pub fn malformed(&self) {
+        self.reviews
+            .get_or_create(&ResultLabel {
+                result: "malformed",
+            })
+            .inc();
+    }
+
+    /// An announcement came to its end.
+    pub fn announced(&self, announced: Announced) {
+        let result = match announced {
+            Announced::Created => "created",
+            Announced::Present => "present",
+            Announced::Dropped => "dropped",
+            Announced::Failed => "failed",
+        };
+        self.announcements
+            .get_or_create(&ResultLabel { result })
+            .inc();
+    }
+}

@@ -1,0 +1,122 @@
+//! `AdmissionReview` as raw JSON: what is needed is read, everything else is tolerated.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::mutate::{Mutation, Request};
+
+/// The version that is spoken.
+const API_VERSION: &str = "admission.k8s.io/v1";
+
+/// Why a body cannot be answered with a review at all.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The body is no JSON.
+    #[error("the body is not JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The body is JSON of another kind.
+    #[error("the body is not an AdmissionReview of {API_VERSION}")]
+    Kind,
+    /// A review without a request's identifier cannot be answered.
+    #[error("the AdmissionReview has no request.uid")]
+    Uid,
+}
+
+/// A question of the API server.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Review {
+    /// Identifies the question; the answer repeats it.
+    pub uid: String,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Whether nothing may be kept: no announcement follows.
+    pub dry_run: bool,
+    /// What is to be judged; nothing where the review is about something that is never changed.
+    pub subject: Option<Subject>,
+}
+
+/// The pod of a review.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Subject {
+    /// What is asked.
+    pub request: Request,
+    /// The pod as it would be stored.
+    pub pod: Value,
+    /// The pod as it is stored.
+    pub old: Option<Value>,
+}
+
+impl Review {
+    /// Reads the body of a request.
+    pub fn parse(body: &[u8]) -> Result<Self, Error> {
+        let mut document: Value = serde_json::from_slice(body)?;
+        let text = |value: &Value, pointer: &str| {
+            value
+                .pointer(pointer)
+                .and_then(Value::as_str)
+                .map(str::to_owned)
+        };
+        let is = |pointer: &str, expected: &str| {
+            document.pointer(pointer).and_then(Value::as_str) == Some(expected)
+        };
+        if !is("/apiVersion", API_VERSION) || !is("/kind", "AdmissionReview") {
+            return Err(Error::Kind);
+        }
+        let uid = text(&document, "/request/uid")
+            .filter(|uid| !uid.is_empty())
+            .ok_or(Error::Uid)?;
+        let is_pod = is("/request/kind/kind", "Pod") && is("/request/kind/group", "");
+        let operation = text(&document, "/request/operation").unwrap_or_default();
+        let subresource = text(&document, "/request/subResource").unwrap_or_default();
+        let request = match (operation.as_str(), subresource.as_str()) {
+            ("CREATE", "") => Some(Request::Create),
+            ("UPDATE", "") => Some(Request::Update),
+            ("UPDATE", "ephemeralcontainers") => Some(Request::Ephemeral),
+            _ => None,
+        };
+        let mut take = |pointer: &str| {
+            document
+                .pointer_mut(pointer)
+                .map(Value::take)
+                .filter(Value::is_object)
+        };
+        let subject = match (
+            request.filter(|_| is_pod),
+            take("/request/object"),
+            take("/request/oldObject"),
+        ) {
+            // Without the old object it cannot be told what an update changes.
+            (Some(Request::Update | Request::Ephemeral), _, None) | (None, _, _) | (_, None, _) => {
+                None
+            }
+            (Some(request), Some(pod), old) => Some(Subject { request, pod, old }),
+        };
+        let namespace = text(&document, "/request/namespace")
+            .or_else(|| {
+                subject
+                    .as_ref()
+                    .and_then(|subject| text(&subject.pod, "/metadata/namespace"))
+            })
+            .unwrap_or_default();
+        Ok(Self {
+            uid,
+            namespace,
+            dry_run: document.pointer("/request/dryRun") == Some(&Value::Bool(true)),
+            subject,
+        })
+    }
+}
+
+/// The answer: always allowed, with a patch where there is one.
+pub fn answer(uid: &str, mutation: &Mutation) -> Result<Value, serde_json::Error> {
+    let mut response = json!({ "uid": uid, "allowed": true });
+    if !mutation.patch.is_empty() {
+        response["patchType"] = json!("JSONPatch");
+        response["patch"] = json!(STANDARD.encode(serde_json::to_vec(&mutation.patch)?));
+    }
+    if !mutation.warnings.is_empty() {
+        response["warnings"] = json!(mutation.warnings);
+    }
+    Ok(json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response }))
+}
