@@ -1,0 +1,324 @@
+//! Challenges of an upstream and the answers to them: which realm may see a credential, and the tokens that were given.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use serde::Deserialize;
+use url::Url;
+
+/// A user name and password for one upstream; prints without its password (SPEC 82).
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Login {
+    username: String,
+    password: String,
+}
+
+impl Login {
+    /// A login.
+    pub fn new(username: &str, password: &str) -> Self {
+        Self {
+            username: username.to_owned(),
+            password: password.to_owned(),
+        }
+    }
+
+    /// The value of an `Authorization: Basic` header.
+    pub(super) fn basic(&self) -> String {
+        format!(
+            "Basic {}",
+            BASE64_STANDARD.encode(format!("{}:{}", self.username, self.password))
+        )
+    }
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("username", &self.username)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an upstream asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Challenge {
+    /// User and password with every request.
+    Basic,
+    /// A token from a realm.
+    Bearer {
+        /// The token server.
+        realm: Url,
+        /// Its name for the registry.
+        service: Option<String>,
+    },
+}
+
+impl Challenge {
+    /// Parses a `WWW-Authenticate` value; `None` when it asks for something else.
+    pub(super) fn parse(value: &str) -> Option<Self> {
+        let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let mut realm = None;
+        let mut service = None;
+        for (name, value) in parameters(rest) {
+            match name.to_ascii_lowercase().as_str() {
+                "realm" => realm = Url::parse(&value).ok(),
+                "service" => service = Some(value),
+                _ => {}
+            }
+        }
+        Some(Self::Bearer {
+            realm: realm?,
+            service,
+        })
+    }
+}
+
+fn parameters(mut text: &str) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    while let Some((name, rest)) = text.split_once('=') {
+        let name = name.trim_matches([' ', ',', '\t']).to_owned();
+        let (value, rest) = match rest.strip_prefix('"') {
+            Some(quoted) => {
+                let mut value = String::new();
+                let mut characters = quoted.chars();
+                loop {
+                    match characters.next() {
+                        None | Some('"') => break,
+                        Some('\\') => value.extend(characters.next()),
+                        Some(character) => value.push(character),
+                    }
+                }
+                (value, characters.as_str())
+            }
+            None => {
+                let (value, rest) = rest.split_once(',').unwrap_or((rest, ""));
+                (value.trim().to_owned(), rest)
+            }
+        };
+        found.push((name, value));
+        text = rest;
+    }
+    found
+}
+
+/// Names under which strangers rent sub-domains: a shared parent there proves nothing.
+const SHARED_PARENTS: [&str; 12] = [
+    "azurecr.io",
+    "azurewebsites.net",
+    "github.io",
+    "gitlab.io",
+    "amazonaws.com",
+    "cloudfront.net",
+    "run.app",
+    "web.app",
+    "pages.dev",
+    "workers.dev",
+    "herokuapp.com",
+    "cloudapp.azure.com",
+];
+
+/// Second-level labels that registries of country domains hand out under.
+const SECOND_LEVEL: [&str; 10] = [
+    "ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org",
+];
+
+/// Whether a realm may see credentials for an upstream: the same host, or a host under the upstream's parent
+/// (`auth.docker.io` for `registry-1.docker.io`), and TLS where the upstream has it.
+pub(super) fn realm_is_bound(upstream: &Url, realm: &Url) -> bool {
+    if upstream.scheme() == "https" && realm.scheme() != "https" {
+        return false;
+    }
+    match (upstream.host(), realm.host()) {
+        (Some(url::Host::Domain(upstream)), Some(url::Host::Domain(realm))) => {
+            let (upstream, realm) = (upstream.to_ascii_lowercase(), realm.to_ascii_lowercase());
+            upstream == realm
+                || parent(&upstream).is_some_and(|parent| {
+                    realm == parent
+                        || realm
+                            .strip_suffix(parent)
+                            .is_some_and(|head| head.ends_with('.'))
+                })
+        }
+        (Some(upstream), Some(realm)) => upstream == realm,
+        _ => false,
+    }
+}
+
+fn parent(host: &str) -> Option<&str> {
+    let (_, parent) = host.split_once('.')?;
+    let labels: Vec<&str> = parent.split('.').collect();
+    let is_suffix = match labels.as_slice() {
+        [] | [_] => true,
+        [second, top] => top.len() == 2 && SECOND_LEVEL.contains(second),
+        _ => false,
+    };
+    let rented = SHARED_PARENTS
+        .iter()
+        .any(|shared| parent == *shared || parent.ends_with(&format!(".{shared}")));
+    (!is_suffix && !rented).then_some(parent)
+}
+
+/// A token server's answer.
+#[derive(Deserialize)]
+pub(super) struct TokenAnswer {
+    token: Option<String>,
+    access_token: Option<String>,
+    expires_in: Option<u64>,
+}
+
+impl TokenAnswer {
+    /// The token and for how long it counts, with a margin off its end.
+    pub(super) fn token(self) -> Option<(String, Duration)> {
+        let token = self
+            .token
+            .or(self.access_token)
+            .filter(|token| !token.is_empty())?;
+        // 60 s is what the token specification says when nothing is said.
+        let seconds = self.expires_in.unwrap_or(60).clamp(60, 24 * 3600);
+        Some((token, Duration::from_secs(seconds - seconds / 4)))
+    }
+}
+
+/// A token's key: realm, service, scope, and who asked.
+type TokenKey = (String, Option<String>, String, Option<Login>);
+
+/// Tokens by realm, credential and scope.
+#[derive(Default)]
+pub(super) struct Tokens {
+    held: Mutex<HashMap<TokenKey, (String, Instant)>>,
+}
+
+/// Most tokens that are remembered; above, the memory starts over.
+const MAX_TOKENS: usize = 4096;
+
+impl Tokens {
+    /// A token that still counts at `now`.
+    pub(super) fn get(&self, key: &TokenKey, now: Instant) -> Option<String> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(key)
+            .filter(|(_, until)| *until > now)
+            .map(|(token, _)| token.clone())
+    }
+
+    /// Remembers a token.
+    pub(super) fn put(&self, key: TokenKey, token: String, until: Instant) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.len() >= MAX_TOKENS {
+            held.clear();
+        }
+        held.insert(key, (token, until));
+    }
+
+    /// Forgets a token that was refused.
+    pub(super) fn forget(&self, key: &TokenKey) {
+        self.held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_challenge(value: &str, expect: Option<Challenge>) {
+        assert_eq!(Challenge::parse(value), expect, "{value}");
+    }
+
+    #[test]
+    fn challenges_are_parsed() {
+        let bearer = |realm: &str, service: Option<&str>| {
+            Some(Challenge::Bearer {
+                realm: realm.parse().unwrap(),
+                service: service.map(str::to_owned),
+            })
+        };
+        check_challenge(r#"Basic realm="x""#, Some(Challenge::Basic));
+        check_challenge(
+            r#"Bearer realm="https://auth.example/token",service="reg",scope="repository:a,b:pull""#,
+            bearer("https://auth.example/token", Some("reg")),
+        );
+        check_challenge(
+            r#"bearer service=reg, realm="https://a/t?x=1""#,
+            bearer("https://a/t?x=1", Some("reg")),
+        );
+        check_challenge("Bearer service=reg", None);
+        check_challenge("Negotiate", None);
+        check_challenge("", None);
+    }
+
+    fn check_realm(upstream: &str, realm: &str, expect: bool) {
+        assert_eq!(
+            realm_is_bound(&upstream.parse().unwrap(), &realm.parse().unwrap()),
+            expect,
+            "{upstream} {realm}"
+        );
+    }
+
+    #[test]
+    fn a_realm_is_bound_to_its_upstream() {
+        check_realm(
+            "https://registry-1.docker.io",
+            "https://auth.docker.io/token",
+            true,
+        );
+        check_realm(
+            "https://registry.gitlab.com",
+            "https://gitlab.com/jwt/auth",
+            true,
+        );
+        check_realm("https://ghcr.io", "https://ghcr.io/token", true);
+        check_realm("https://ghcr.io", "https://evil.io/token", false);
+        check_realm(
+            "https://registry.example.org",
+            "https://evilexample.org/token",
+            false,
+        );
+        check_realm("https://a.example.org", "http://a.example.org/token", false);
+        check_realm("https://shop.co.uk", "https://evil.co.uk/token", false);
+        check_realm(
+            "https://mine.azurecr.io",
+            "https://evil.azurecr.io/token",
+            false,
+        );
+        check_realm(
+            "https://mine.azurecr.io",
+            "https://mine.azurecr.io/oauth2/token",
+            true,
+        );
+        check_realm("http://127.0.0.1:5000", "http://127.0.0.1:5001/token", true);
+        check_realm(
+            "http://127.0.0.1:5000",
+            "http://127.0.0.2:5000/token",
+            false,
+        );
+        check_realm("http://10.0.0.1", "http://169.254.169.254/token", false);
+    }
+
+    #[test]
+    fn a_login_never_prints_its_password() {
+        assert!(!format!("{:?}", Login::new("me", "hunter2")).contains("hunter2"));
+    }
+
+    #[test]
+    fn tokens_end() {
+        let now = Instant::now();
+        let tokens = Tokens::default();
+        let key = ("r".to_owned(), None, "s".to_owned(), None);
+        tokens.put(key.clone(), "t".to_owned(), now + Duration::from_secs(1));
+        assert_eq!(tokens.get(&key, now), Some("t".to_owned()));
+        assert_eq!(tokens.get(&key, now + Duration::from_secs(1)), None);
+    }
+}

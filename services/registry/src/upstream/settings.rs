@@ -1,0 +1,103 @@
+//! Where an upstream is reached, and every limit of talking to it, in one place.
+
+use std::{path::Path, time::Duration};
+
+use holdfast_config::{Credentials, UpstreamSettings};
+use holdfast_core::Host;
+
+use super::Login;
+
+/// The time limits of upstream requests.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until a connection stands.
+    pub connect: Duration,
+    /// Until the answer's headers are there.
+    pub headers: Duration,
+    /// Between two pieces of a body.
+    pub stall: Duration,
+    /// For the whole revalidation of a tag that is local.
+    pub revalidate: Duration,
+    /// For how long an endpoint that sent wrong bytes is not asked for that digest.
+    pub quarantine: Duration,
+    /// How long the breaker stays open at first; doubles up to [`Self::breaker_max`].
+    pub breaker_min: Duration,
+    /// The longest time that the breaker stays open without a probe.
+    pub breaker_max: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            headers: Duration::from_secs(5),
+            stall: Duration::from_secs(30),
+            revalidate: Duration::from_millis(500),
+            quarantine: Duration::from_secs(60),
+            breaker_min: Duration::from_secs(5),
+            breaker_max: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Largest manifest that is taken from an upstream, bytes.
+pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
+/// Largest answer of a token server, bytes.
+pub(super) const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// Redirects that one request follows.
+pub(super) const MAX_REDIRECTS: usize = 5;
+/// The longest `Retry-After` that is believed.
+pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+
+/// The URLs of a host that nobody configured: itself, over TLS.
+pub(super) fn default_endpoint(host: &Host) -> String {
+    if host.is_docker_hub() {
+        "https://registry-1.docker.io".to_owned()
+    } else {
+        format!("https://{host}")
+    }
+}
+
+/// The credentials that the settings name, read now so that a rotated Secret counts at once.
+pub(super) async fn configured_logins(settings: &UpstreamSettings) -> Vec<Login> {
+    let read = async |path: &Path| {
+        tokio::fs::read_to_string(path)
+            .await
+            .ok()
+            .map(|text| text.trim_end().to_owned())
+    };
+    match &settings.credentials {
+        Credentials::Anonymous => Vec::new(),
+        Credentials::Password {
+            username,
+            password_file,
+        } => read(password_file)
+            .await
+            .map(|password| Login::new(username, &password))
+            .into_iter()
+            .collect(),
+        Credentials::Folder(folder) => {
+            if let (Some(username), Some(password)) = (
+                read(&folder.join("username")).await,
+                read(&folder.join("password")).await,
+            ) {
+                return vec![Login::new(&username, &password)];
+            }
+            let Ok(payload) = tokio::fs::read(folder.join(".dockerconfigjson")).await else {
+                return Vec::new();
+            };
+            let secret = holdfast_core::credentials::PullSecret::from_dockerconfigjson(&payload);
+            let reference =
+                holdfast_core::Reference::parse(&format!("{}/any/repository", settings.host));
+            match (secret, reference) {
+                (Ok(secret), Ok(reference)) => {
+                    holdfast_core::credentials::candidates(&[secret], &reference)
+                        .iter()
+                        .map(|c| Login::new(&c.username, &c.password))
+                        .collect()
+                }
+                _ => Vec::new(),
+            }
+        }
+    }
+}
