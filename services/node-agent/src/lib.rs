@@ -1,1 +1,143 @@
-//! Node trust and mirrors.
+//! The node agent: makes the container runtime of its node trust and reach the registry, proves it by a real pull, and
+//! takes all of it away again when told to.
+//!
+//! It writes host files below the runtime's registry folder (`certs.d`), nothing else on the host, and knows nothing of
+//! the registry's store nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is gone.
+
+pub mod agent;
+pub mod cri;
+pub mod host;
+pub mod hosts;
+pub mod journal;
+pub mod metrics;
+pub mod plan;
+pub mod proof;
+pub mod runtime_config;
+pub mod source;
+pub mod status;
+
+use std::net::Ipv6Addr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use holdfast_api::names::Names;
+use holdfast_api::state::NodeState;
+use holdfast_config::Config;
+use holdfast_runtime::admin::{self, Admin};
+use holdfast_runtime::health::Health;
+use holdfast_runtime::supervise::{Heart, Supervisor};
+use holdfast_runtime::{CancellationToken, logs};
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, watch};
+
+use agent::{Agent, Folders};
+use host::Disk;
+use status::Status;
+
+/// Why the agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The admin port is taken.
+    #[error("cannot listen on port {0}")]
+    Listen(u16, #[source] std::io::Error),
+}
+
+/// Runs the node agent until `shutdown`. Nothing on the host is undone then: a restart is no uninstall.
+pub async fn run(
+    config: Config,
+    level: Option<logs::Level>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let values = &config.values.node_agent;
+    let path = &values.containerd_config_path;
+    let folders = Folders {
+        etc: PathBuf::from("/host/etc/containerd"),
+        run: PathBuf::from("/host/run/containerd"),
+        etc_on_host: PathBuf::from(&values.host_folders.config),
+        hosts_on_host: (!path.is_empty()).then(|| PathBuf::from(path)),
+    };
+    let release = &config.release;
+    let names = Names {
+        release: release.name.clone(),
+        fullname: release.fullname.clone(),
+        namespace: release.namespace.clone(),
+    };
+    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, admin::PORT)).await;
+    let listener = match listener {
+        Ok(listener) => listener,
+        // A host without IPv6.
+        Err(_) => TcpListener::bind(("0.0.0.0", admin::PORT))
+            .await
+            .map_err(|e| Error::Listen(admin::PORT, e))?,
+    };
+    serve(folders, names, level, listener, shutdown).await;
+    Ok(())
+}
+
+/// The agent on given folders and listener.
+pub async fn serve(
+    folders: Folders,
+    names: Names,
+    level: Option<logs::Level>,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) {
+    let health = Health::default();
+    let mut registry = holdfast_runtime::metrics::registry("node_agent");
+    let metrics = Arc::new(metrics::Metrics::register(&mut registry));
+    let supervisor = Supervisor::new(health.clone(), &mut registry, shutdown.clone());
+    let ready = health.ready_flag("node", "no pull has been tried yet");
+    let status = Status::default();
+
+    let kept = Disk::new(folders.etc.clone()).load::<NodeState>("state.json").unwrap_or_else(|error| {
+        tracing::warn!(error = %error, "the state kept on the host cannot be read; waiting for the API server");
+        None
+    });
+    let (sender, states) = watch::channel(kept);
+    let agent = Arc::new(Mutex::new(Agent::new(
+        folders,
+        status.clone(),
+        ready,
+        metrics,
+    )));
+    supervisor.spawn("host", Duration::from_secs(600), move |heart| {
+        work(Arc::clone(&agent), states.clone(), heart)
+    });
+    let name = names.node();
+    supervisor.spawn("state", Duration::from_secs(300), move |heart| {
+        source::follow(names.namespace.clone(), name.clone(), sender.clone(), heart)
+    });
+
+    let document: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || status.json());
+    let admin = Admin {
+        health,
+        registry: Arc::new(registry),
+        level,
+    };
+    admin
+        .serve_with(vec![("state", document)], listener, shutdown)
+        .await;
+}
+
+/// Rounds, one after the other: at each new state, and by the clock.
+async fn work(
+    agent: Arc<Mutex<Agent>>,
+    mut states: watch::Receiver<Option<NodeState>>,
+    heart: Heart,
+) -> Result<(), watch::error::RecvError> {
+    let mut agent = agent.lock().await;
+    loop {
+        heart.beat();
+        let state = states.borrow_and_update().clone();
+        let pause = match state {
+            Some(state) => agent.round(&state).await,
+            None => agent::LOOK,
+        };
+        heart.success();
+        tokio::select! {
+            changed = states.changed() => changed?,
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}

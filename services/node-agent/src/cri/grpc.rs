@@ -1,0 +1,153 @@
+//! Unary gRPC calls over a unix socket: one HTTP/2 connection a call, one length-prefixed message each way, the status
+//! in the trailers. A pull every few minutes needs no more.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, Request, header};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio::net::UnixStream;
+
+/// An answer of the runtime is at most this long; the ones that the agent asks for are some hundred bytes.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+
+/// The codes of gRPC that mean something to the agent.
+pub const CODE_NOT_FOUND: u32 = 5;
+/// The runtime does not know the method, or not this version of the interface.
+pub const CODE_UNIMPLEMENTED: u32 = 12;
+
+/// Why a call brought no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No connection.
+    #[error("the container runtime's socket {0} cannot be reached: {1}")]
+    Connect(String, #[source] std::io::Error),
+    /// The runtime answered with an error.
+    #[error("{message} (code {code})")]
+    Status {
+        /// The gRPC status code.
+        code: u32,
+        /// The runtime's words.
+        message: String,
+    },
+    /// The answer is not gRPC.
+    #[error("the container runtime's answer is not understood: {0}")]
+    Protocol(String),
+    /// No answer in time.
+    #[error("the container runtime did not answer within {} s", .0.as_secs())]
+    Timeout(Duration),
+}
+
+/// Calls `path` (`/runtime.v1.ImageService/PullImage`) with one message and waits at most `limit` for the answer.
+pub async fn call<Q: Message, A: Message + Default>(
+    socket: &Path,
+    path: &'static str,
+    request: &Q,
+    limit: Duration,
+) -> Result<A, Error> {
+    tokio::time::timeout(limit, exchange(socket, path, request))
+        .await
+        .map_err(|_| Error::Timeout(limit))?
+}
+
+async fn exchange<Q: Message, A: Message + Default>(
+    socket: &Path,
+    path: &'static str,
+    request: &Q,
+) -> Result<A, Error> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|e| Error::Connect(socket.display().to_string(), e))?;
+    let protocol = |e: &dyn std::fmt::Display| Error::Protocol(e.to_string());
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+            .await
+            .map_err(|e| protocol(&e))?;
+    let driver = tokio::spawn(connection);
+    let request = Request::post(format!("http://localhost{path}"))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+        .header(header::USER_AGENT, "holdfast-node-agent")
+        .body(Full::new(frame(request)))
+        .map_err(|e| protocol(&e))?;
+    let answer = async {
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| protocol(&e))?;
+        let (head, body) = response.into_parts();
+        status(&head.headers)?;
+        if !head.status.is_success() {
+            return Err(Error::Protocol(format!("HTTP status {}", head.status)));
+        }
+        let body = Limited::new(body, MAX_ANSWER_BYTES)
+            .collect()
+            .await
+            .map_err(|e| protocol(&e))?;
+        match body.trailers() {
+            Some(trailers) => status(trailers)?,
+            None if !head.headers.contains_key("grpc-status") => {
+                return Err(Error::Protocol("no status".to_owned()));
+            }
+            None => {}
+        }
+        unframe(body.to_bytes())
+    };
+    let answer = answer.await;
+    driver.abort();
+    answer
+}
+
+fn frame<M: Message>(message: &M) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(5 + message.encoded_len());
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(message.encoded_len()).unwrap_or(u32::MAX));
+    bytes.extend_from_slice(&message.encode_to_vec());
+    bytes.freeze()
+}
+
+fn unframe<M: Message + Default>(mut bytes: Bytes) -> Result<M, Error> {
+    if bytes.len() < 5 || bytes.get_u8() != 0 || bytes.get_u32() as usize != bytes.len() {
+        return Err(Error::Protocol("not one uncompressed message".to_owned()));
+    }
+    M::decode(bytes).map_err(|e| Error::Protocol(e.to_string()))
+}
+
+fn status(headers: &HeaderMap) -> Result<(), Error> {
+    let Some(code) = headers.get("grpc-status") else {
+        return Ok(());
+    };
+    match code.to_str().ok().and_then(|code| code.parse().ok()) {
+        Some(0) => Ok(()),
+        Some(code) => {
+            let message = headers
+                .get("grpc-message")
+                .map(|m| unescape(m.as_bytes()))
+                .unwrap_or_default();
+            Err(Error::Status { code, message })
+        }
+        None => Err(Error::Protocol("a status that is no number".to_owned())),
+    }
+}
+
+/// gRPC percent-encodes its messages.
+fn unescape(bytes: &[u8]) -> String {
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = (*first == b'%').then(|| tail.get(..2)).flatten();
+        let code = code
+            .and_then(|hex| std::str::from_utf8(hex).ok())
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        plain.push(code.unwrap_or(*first));
+        rest = if code.is_some() {
+            tail.get(2..).unwrap_or_default()
+        } else {
+            tail
+        };
+    }
+    String::from_utf8_lossy(&plain).into_owned()
+}

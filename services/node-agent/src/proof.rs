@@ -1,0 +1,162 @@
+//! Whether this node is prepared, from the outcomes of real pulls: when to pull again and what an outcome means. Pure;
+//! time is passed in.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::cri::{self, Fault};
+
+/// Between two pulls that succeed.
+const STEADY: Duration = Duration::from_secs(300);
+/// The longest pause between pulls that fail; the shortest is a second.
+const IMPATIENT: Duration = Duration::from_secs(60);
+
+/// The record of this process's pulls.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Proof {
+    proven: bool,
+    failures: u32,
+}
+
+/// What a pull says about the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// Pods with rewritten images can start here.
+    Ready(String),
+    /// They might not.
+    NotReady(String),
+}
+
+impl Proof {
+    /// The host configuration names other addresses now: what was proven is void.
+    pub fn void(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Takes in an outcome; the pause until the next pull comes with the verdict.
+    ///
+    /// A registry that is down says nothing about the node, so what was proven stays proven: otherwise an outage of the
+    /// registry would read as nodes that lost their trust.
+    pub fn learn(
+        &mut self,
+        probe: &str,
+        outcome: Result<Duration, &cri::grpc::Error>,
+    ) -> (Verdict, Duration) {
+        let error = match outcome {
+            Ok(took) => {
+                *self = Self {
+                    proven: true,
+                    failures: 0,
+                };
+                return (
+                    Verdict::Ready(format!("pulled {probe} in {} ms", took.as_millis())),
+                    STEADY,
+                );
+            }
+            Err(error) => error,
+        };
+        self.failures = (self.failures + 1).min(7);
+        let pause = Duration::from_secs(1 << (self.failures - 1)).min(IMPATIENT);
+        let side = match cri::fault(error) {
+            Fault::Node => {
+                self.proven = false;
+                "the node"
+            }
+            Fault::Registry => "the registry",
+            Fault::Runtime => "the container runtime",
+        };
+        let text = format!("the last pull of {probe} failed on the side of {side}: {error}");
+        if self.proven {
+            (Verdict::Ready(format!("proven before; {text}")), pause)
+        } else {
+            (Verdict::NotReady(text), pause)
+        }
+    }
+}
+
+/// How often the agent writes a file again that somebody else changes: then it yields for the rest of the hour.
+const REPAIRS_AN_HOUR: usize = 5;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// The repairs of the last hour, by file; times since the start of the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repairs {
+    times: BTreeMap<String, Vec<Duration>>,
+}
+
+impl Repairs {
+    /// Notes repairs.
+    pub fn note(&mut self, paths: &[String], now: Duration) {
+        for path in paths {
+            self.times.entry(path.clone()).or_default().push(now);
+        }
+    }
+
+    /// The files that are not fought over any more at `now`.
+    pub fn yielded(&mut self, now: Duration) -> std::collections::BTreeSet<String> {
+        for times in self.times.values_mut() {
+            times.retain(|time| now.saturating_sub(*time) < HOUR);
+        }
+        self.times.retain(|_, times| !times.is_empty());
+        self.times
+            .iter()
+            .filter(|(_, times)| times.len() >= REPAIRS_AN_HOUR)
+            .map(|(path, _)| path.clone())
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cri::grpc::Error;
+
+    fn status(message: &str) -> Error {
+        Error::Status {
+            code: 2,
+            message: message.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_registry_that_is_down_does_not_unprove_a_node() {
+        let mut proof = Proof::default();
+        let down =
+            status("failed to do request: dial tcp 10.96.0.50:443: connect: connection refused");
+        let distrust = status(
+            "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+        );
+        let mut ready = |outcome| matches!(proof.learn("p", outcome).0, Verdict::Ready(_));
+        assert!(!ready(Err(&down)), "nothing is proven yet");
+        assert!(ready(Ok(Duration::from_millis(3))));
+        assert!(ready(Err(&down)), "proven before");
+        assert!(!ready(Err(&distrust)), "pods would not start");
+        assert!(!ready(Err(&down)), "no longer proven");
+    }
+
+    #[test]
+    fn pauses_grow_to_a_minute_and_end_with_success() {
+        let mut proof = Proof::default();
+        let error = status("not found");
+        let mut pause = |outcome| proof.learn("p", outcome).1.as_secs();
+        let pauses: Vec<u64> = (0..8).map(|_| pause(Err(&error))).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(pause(Ok(Duration::ZERO)), 300);
+        assert_eq!(pause(Err(&error)), 1);
+    }
+
+    #[test]
+    fn repairs_are_bounded_by_the_hour() {
+        let (mut repairs, path) = (Repairs::default(), "certs.d/a/hosts.toml".to_owned());
+        for minute in 0..5 {
+            let now = Duration::from_secs(60 * minute);
+            assert!(repairs.yielded(now).is_empty());
+            repairs.note(std::slice::from_ref(&path), now);
+        }
+        assert!(repairs.yielded(Duration::from_secs(600)).contains(&path));
+        assert!(
+            repairs.yielded(Duration::from_secs(3601)).is_empty(),
+            "the first repair is an hour old"
+        );
+    }
+}

@@ -1,0 +1,248 @@
+//! Finds the folder in which the container runtime looks for registry hosts: containerd's `config_path`, in its three
+//! configuration versions. Reads; never edits the runtime's configuration, which would need a restart of the runtime.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// Files followed at most, so that a circle or a huge folder of imports ends.
+const MAX_FILES: usize = 64;
+
+/// The outcome of a search.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFolder {
+    /// The folder, relative to the runtime's configuration folder.
+    pub relative: String,
+    /// The folder as the runtime sees it.
+    pub on_host: PathBuf,
+    /// What to know beside: where it was found, or a fault of this runtime.
+    pub note: String,
+}
+
+/// Why the runtime has no folder that the agent could write to. The text is for the operator: what was found, what to add.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No `config_path` and no default of this version.
+    #[error(
+        "containerd {version} has no registry config_path ({looked}); add to {folder}/config.toml and restart containerd:\n{snippet}{extra}"
+    )]
+    Missing {
+        /// The runtime's version, as far as known.
+        version: String,
+        /// Which files were read.
+        looked: String,
+        /// The runtime's configuration folder on the host.
+        folder: String,
+        /// The lines to add.
+        snippet: String,
+        /// What else is in the way.
+        extra: String,
+    },
+    /// A `config_path` outside of the mounted folder.
+    #[error(
+        "containerd looks for registry hosts in {value:?} (from {origin}), of which nothing is below {folder}, the only folder that the node agent may write to; set config_path = \"{folder}/certs.d\" and restart containerd"
+    )]
+    Elsewhere {
+        /// The setting.
+        value: String,
+        /// Where it stands.
+        origin: String,
+        /// The runtime's configuration folder on the host.
+        folder: String,
+    },
+    /// A file that is no TOML.
+    #[error("{0} cannot be read: {1}")]
+    Unreadable(String, String),
+}
+
+/// What a search reads: the content of a file of the host's configuration folder, and its listing.
+pub trait Files {
+    /// The text at an absolute path of the host; `None` when there is no such file.
+    fn read(&self, path: &Path) -> Result<Option<String>, String>;
+    /// File names in a folder of the host; empty when there is no such folder.
+    fn list(&self, folder: &Path) -> Vec<String>;
+}
+
+/// Finds the folder. `folder` is the runtime's configuration folder on the host (`/etc/containerd`), `runtime` the version
+/// that the runtime reports, such as `v2.1.4` or `1.7.24`, when it is known.
+pub fn find(files: &dyn Files, folder: &Path, runtime: Option<&str>) -> Result<HostFolder, Error> {
+    let version = runtime.and_then(numbers);
+    let mut pending = vec![folder.join("config.toml")];
+    let mut read = Vec::new();
+    let mut seen = BTreeSet::new();
+    let (mut setting, mut format, mut inline) = (None, None, false);
+    while let Some(path) = pending.pop() {
+        if seen.len() >= MAX_FILES || !seen.insert(path.clone()) {
+            continue;
+        }
+        let name = path.display().to_string();
+        let Some(text) = files
+            .read(&path)
+            .map_err(|e| Error::Unreadable(name.clone(), e))?
+        else {
+            continue;
+        };
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
+            Error::Unreadable(name.clone(), e.message().to_owned())
+        })?;
+        read.push(name.clone());
+        let own = table.get("version").and_then(toml::Value::as_integer);
+        format = format.or(own);
+        for registry in registries(&table, own.unwrap_or(1)) {
+            if let Some(value) = registry.get("config_path").and_then(toml::Value::as_str) {
+                setting = Some((value.to_owned(), name.clone()));
+            }
+            inline |= ["mirrors", "configs"].into_iter().any(|key| {
+                registry
+                    .get(key)
+                    .is_some_and(|v| v.as_table().is_some_and(|t| !t.is_empty()))
+            });
+        }
+        // What is imported is merged over what imports it, in order: the last word is read last.
+        let imports = imports(files, &path, &table);
+        pending.extend(imports.into_iter().rev());
+    }
+    let looked = if read.is_empty() {
+        format!("no {}/config.toml", folder.display())
+    } else {
+        format!("read {}", read.join(", "))
+    };
+    // From 2.2 on the runtime has a default, which an empty setting switches off.
+    let (value, source) = setting.unwrap_or_else(|| match version {
+        Some(v) if v >= (2, 2) => (
+            "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
+            "the default of this version".to_owned(),
+        ),
+        _ => (String::new(), String::new()),
+    });
+    if value.is_empty() {
+        return Err(missing(folder, runtime, version, format, looked, inline));
+    }
+    choose(folder, &value, &source)
+}
+
+/// The first of a list of folders that lies below `base`.
+pub(crate) fn choose(base: &Path, value: &str, source: &str) -> Result<HostFolder, Error> {
+    let several = value.contains(':');
+    for folder in value.split(':').filter(|folder| !folder.is_empty()) {
+        let Ok(relative) = Path::new(folder).strip_prefix(base) else {
+            continue;
+        };
+        let plain = relative
+            .components()
+            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        let Some(relative) = relative
+            .to_str()
+            .filter(|relative| plain && !relative.is_empty())
+        else {
+            continue;
+        };
+        let mut note = format!("config_path {value:?} from {source}");
+        if several {
+            note.push_str("; some releases of containerd 2.2 read a list of folders as one name: if the pull keeps failing, set config_path to one folder");
+        }
+        return Ok(HostFolder {
+            relative: relative.trim_end_matches('/').to_owned(),
+            on_host: PathBuf::from(folder),
+            note,
+        });
+    }
+    Err(Error::Elsewhere {
+        value: value.to_owned(),
+        origin: source.to_owned(),
+        folder: base.display().to_string(),
+    })
+}
+
+fn missing(
+    folder: &Path,
+    runtime: Option<&str>,
+    version: Option<(u32, u32)>,
+    format: Option<i64>,
+    looked: String,
+    inline: bool,
+) -> Error {
+    let second = version.map_or(format.unwrap_or(2) >= 3, |v| v.0 >= 2);
+    let (plugin, number) = if second && format.is_none_or(|f| f >= 3) {
+        ("io.containerd.cri.v1.images", 3)
+    } else {
+        ("io.containerd.grpc.v1.cri", 2)
+    };
+    let head = if format.is_none_or(|f| f < 2) {
+        format!("version = {number}\n")
+    } else {
+        String::new()
+    };
+    let extra = if inline {
+        "\nregistry.mirrors and registry.configs exclude config_path: move them to hosts.toml files first".to_owned()
+    } else {
+        String::new()
+    };
+    Error::Missing {
+        version: runtime.unwrap_or("of an unknown version").to_owned(),
+        looked,
+        folder: folder.display().to_string(),
+        snippet: format!(
+            "{head}[plugins.\"{plugin}\".registry]\n  config_path = \"{}/certs.d\"",
+            folder.display()
+        ),
+        extra,
+    }
+}
+
+/// The registry tables that count in a file of this format, the decisive one last.
+fn registries(table: &toml::Table, format: i64) -> Vec<&toml::Table> {
+    let names: &[&str] = match format {
+        ..=1 => &["cri"],
+        2 => &["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"],
+        _ => &["io.containerd.cri.v1.images"],
+    };
+    let plugins = table.get("plugins").and_then(toml::Value::as_table);
+    let registry = |name: &&str| plugins?.get(*name)?.as_table()?.get("registry")?.as_table();
+    names.iter().filter_map(registry).collect()
+}
+
+/// The files that a configuration imports, relative names and patterns such as `conf.d/*.toml` resolved.
+fn imports(files: &dyn Files, importer: &Path, table: &toml::Table) -> Vec<PathBuf> {
+    let base = importer.parent().unwrap_or(importer);
+    let mut found = Vec::new();
+    for pattern in table
+        .get("imports")
+        .and_then(toml::Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter_map(toml::Value::as_str)
+    {
+        let path = base.join(pattern);
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let folder = path.parent().unwrap_or(base);
+        match name.split_once('*') {
+            None => found.push(path),
+            Some((before, after)) => {
+                let mut names = files.list(folder);
+                names.retain(|n| {
+                    n.len() >= before.len() + after.len()
+                        && n.starts_with(before)
+                        && n.ends_with(after)
+                });
+                names.sort();
+                found.extend(names.iter().map(|name| folder.join(name)));
+            }
+        }
+    }
+    found
+}
+
+/// Major and minor of `v2.1.4`, `1.7.24~ds1` or `2.2.0-rc.1`.
+fn numbers(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.trim_start_matches('v').split('.').map(|part| {
+        let digits = part
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(part.len());
+        part.get(..digits).and_then(|digits| digits.parse().ok())
+    });
+    Some((parts.next()??, parts.next()??))
+}
