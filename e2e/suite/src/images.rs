@@ -1,0 +1,93 @@
+//! Images of a test: the workload program and layers that no other image has, as OCI layout folders.
+
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use holdfast_cluster::oci::{Image, ImageBuilder, Layer};
+use serde_json::json;
+
+/// Bytes that no other run has seen.
+pub(crate) fn random(bytes: usize) -> Result<Vec<u8>> {
+    let mut random = vec![0; bytes];
+    fs::File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut random))
+        .context("random bytes")?;
+    Ok(random)
+}
+
+/// A short text that no other run has seen.
+pub(crate) fn unique() -> Result<String> {
+    Ok(random(4)?
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}
+
+/// An image that runs the workload program, with `layers` more layers of random bytes.
+pub(crate) fn workload(program: &Path, layers: usize, layer_bytes: usize) -> Result<Image> {
+    let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    // A byte of its own in the first layer keeps every image's blobs its own.
+    let mut builder = ImageBuilder::new()
+        .layer(
+            Layer::new()
+                .file("workload", 0o755, program)
+                .file("salt", 0o644, random(16)?),
+        )
+        .compressed();
+    for number in 0..layers {
+        builder = builder.layer(Layer::new().file(
+            &format!("filler/{number}"),
+            0o644,
+            random(layer_bytes)?,
+        ));
+    }
+    builder
+        .entrypoint(&["/workload"])
+        .user("65532:65532")
+        .build()
+}
+
+/// An image without a program, for image volumes: one file `/proof` with `text`.
+pub(crate) fn files(text: &str) -> Result<Image> {
+    ImageBuilder::new()
+        .layer(
+            Layer::new()
+                .file("proof", 0o644, text)
+                .file("salt", 0o644, random(1 << 16)?),
+        )
+        .compressed()
+        .build()
+}
+
+/// Writes `image` as an OCI layout folder.
+pub(crate) fn layout(image: &Image, folder: &Path) -> Result<PathBuf> {
+    let blobs = folder.join("blobs/sha256");
+    fs::create_dir_all(&blobs).with_context(|| format!("make {}", blobs.display()))?;
+    for blob in &image.blobs {
+        fs::write(
+            blobs.join(blob.digest.trim_start_matches("sha256:")),
+            &blob.bytes,
+        )
+        .context("write a blob")?;
+    }
+    let manifest = image.blobs.last().context("an image has a manifest")?;
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{"mediaType": manifest.media_type, "digest": manifest.digest, "size": manifest.bytes.len()}],
+    });
+    fs::write(
+        folder.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .context("write a layout")?;
+    fs::write(folder.join("index.json"), index.to_string()).context("write a layout")?;
+    Ok(folder.to_path_buf())
+}
+
+/// How many blobs (configuration and layers) a fill of the image fetches.
+pub(crate) fn blob_count(image: &Image) -> usize {
+    image.blobs.len() - 1
+}

@@ -1,0 +1,81 @@
+//! Looking into nodes: what images they hold, how their runtime is configured.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::Site;
+use crate::kube;
+
+impl Site {
+    /// Names of the nodes that run workloads.
+    pub(crate) fn workers(&self) -> Result<Vec<String>> {
+        if self.own {
+            return self.cluster.workers();
+        }
+        let nodes = self.kube.list(&["nodes"])?;
+        Ok(nodes
+            .iter()
+            .map(|node| kube::name(node).to_owned())
+            .collect())
+    }
+
+    /// Every reference that a node's runtime holds, tags and digests.
+    pub(crate) fn node_images(&self, node: &str) -> Result<Vec<String>> {
+        let text = self
+            .cluster
+            .node_exec(node, &["crictl", "images", "--output", "json"])?;
+        let list: Value = serde_json::from_str(&text).context("crictl's JSON")?;
+        let images = list["images"].as_array().cloned().unwrap_or_default();
+        Ok(images
+            .iter()
+            .flat_map(|image| ["repoTags", "repoDigests"].map(|field| image[field].clone()))
+            .filter_map(|names| names.as_array().cloned())
+            .flatten()
+            .filter_map(|name| name.as_str().map(str::to_owned))
+            .collect())
+    }
+
+    /// Checks that a node's runtime holds nothing of a repository.
+    pub(crate) fn never_had(&self, node: &str, repository: &str) -> Result<()> {
+        let held: Vec<_> = self
+            .node_images(node)?
+            .into_iter()
+            .filter(|image| image.contains(repository))
+            .collect();
+        ensure!(held.is_empty(), "node {node} holds {held:?} already");
+        Ok(())
+    }
+
+    /// Names and checksums of everything that Holdfast could have written on a node.
+    pub(crate) fn runtime_files(&self, node: &str) -> Result<String> {
+        let script = "for d in /etc/containerd /etc/crictl.yaml /var/lib/holdfast /etc/holdfast /opt/holdfast; do [ -e $d ] && find $d -type f -exec sha256sum {} + && find $d -type d; done | sort; true";
+        self.cluster.node_exec(node, &["sh", "-c", script])
+    }
+
+    /// Runs curl on a node against the registry's API with these arguments; returns status and body.
+    pub(crate) fn curl(&self, node: &str, arguments: &[&str]) -> Result<(u16, String)> {
+        let mut command = vec![
+            "curl",
+            "--silent",
+            "--show-error",
+            "--insecure",
+            "--max-time",
+            "30",
+            "--write-out",
+            "\n%{http_code}",
+        ];
+        command.extend(arguments);
+        let text = self.cluster.node_exec(node, &command)?;
+        let (body, status) = text
+            .trim_end()
+            .rsplit_once('\n')
+            .unwrap_or(("", text.trim_end()));
+        Ok((
+            status
+                .trim()
+                .parse()
+                .with_context(|| format!("status of curl: {text}"))?,
+            body.to_owned(),
+        ))
+    }
+}

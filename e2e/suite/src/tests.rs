@@ -1,0 +1,57 @@
+//! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
+
+mod chart;
+mod clients;
+mod copies;
+mod faults;
+mod hooks;
+mod install;
+mod outage;
+mod pods;
+mod scope;
+
+use crate::harness::{Case, ci, full};
+
+/// Every test.
+pub(crate) fn all() -> Vec<Case> {
+    vec![
+        // Without a cluster.
+        ci!(chart::lints_and_renders_every_scenario),
+        ci!(chart::documented_values_have_their_defaults),
+        ci!(clients::crane_pushes_and_pulls),
+        ci!(clients::skopeo_pushes_and_pulls),
+        full!(clients::podman_pushes_and_pulls),
+        // Before Holdfast runs.
+        ci!(install::wrong_values_are_refused_by_name),
+        ci!(install::switched_off_nothing_exists),
+        ci!(install::switching_on_by_upgrade_copies_what_already_runs),
+        ci!(install::storage_is_claimed_as_asked_for),
+        full!(clients::ctr_pushes_and_pulls),
+        // A pod's way.
+        ci!(pods::private_images_start_from_the_local_registry),
+        ci!(pods::the_documented_command_lists_the_artifacts),
+        ci!(pods::ephemeral_containers_are_rewritten),
+        ci!(pods::malformed_references_are_repaired),
+        ci!(pods::opted_out_pods_keep_their_images),
+        full!(pods::image_volumes_hold_what_the_upstream_has),
+        ci!(scope::kube_system_is_left_alone_but_for_three_labels),
+        full!(scope::the_match_condition_can_be_changed),
+        full!(scope::narrowed_sources_leave_other_registries_alone),
+        ci!(copies::each_pull_secret_is_tried),
+        full!(copies::concurrent_updates_of_an_artifact_are_kept),
+        ci!(copies::clients_cannot_push_under_an_upstreams_name),
+        ci!(hooks::hooks_get_their_images),
+        // When things break.
+        ci!(outage::a_node_that_never_had_the_image_starts_it_without_upstream),
+        ci!(outage::after_the_first_copy_no_node_asks_again),
+        ci!(faults::a_hanging_upstream_does_not_slow_cached_images),
+        ci!(faults::wrong_bytes_are_never_visible),
+        ci!(faults::a_pod_missed_by_the_webhook_starts_and_is_copied),
+        ci!(faults::a_killed_controller_copies_nothing_twice),
+        full!(faults::a_killed_registry_finishes_its_fills),
+        full!(outage::pulls_go_on_without_the_api_server),
+        full!(outage::a_site_boots_without_its_uplink),
+        // The end.
+        full!(install::uninstalling_leaves_only_the_resource_definitions),
+    ]
+}
