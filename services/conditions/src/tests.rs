@@ -1,0 +1,139 @@
+use super::*;
+use holdfast_config::DEFAULT_MATCH_CONDITION;
+use serde_json::json;
+
+fn pod(namespace: &str, labels: serde_json::Value) -> serde_json::Value {
+    let mut pod = json!({
+        "metadata": { "name": "p", "namespace": namespace },
+        "spec": { "priority": 5, "containers": [{ "name": "c", "image": "nginx" }] }
+    });
+    if !labels.is_null() {
+        pod["metadata"]["labels"] = labels;
+    }
+    pod
+}
+
+fn check(expression: &str, pod: &serde_json::Value, expect: Result<bool, &str>) {
+    let answer = evaluate(expression, pod, &Facts::of_pod(pod)).map_err(|error| error.to_string());
+    match (&answer, expect) {
+        (Ok(answer), Ok(expect)) => assert_eq!(*answer, expect, "{expression} for {pod}"),
+        (Err(text), Err(part)) => assert!(text.contains(part), "{expression}: {text}"),
+        _ => panic!("{expression} for {pod}: {answer:?}, expected {expect:?}"),
+    }
+}
+
+// SPEC 9
+#[test]
+fn kube_system_is_left_out_but_for_three_labels() {
+    for (namespace, labels, expect) in [
+        ("default", json!(null), true),
+        ("default", json!({"app": "x"}), true),
+        ("kube-public", json!(null), true),
+        ("kube-system-2", json!(null), true),
+        ("kube-system", json!(null), false),
+        ("kube-system", json!({}), false),
+        ("kube-system", json!({"app": "coredns"}), false),
+        ("kube-system", json!({"name": "coredns"}), false),
+        ("kube-system", json!({"app": "commissioning"}), true),
+        ("kube-system", json!({"app": "descheduler"}), true),
+        ("kube-system", json!({"name": "cert-exporter"}), true),
+        (
+            "kube-system",
+            json!({"app": "x", "name": "cert-exporter"}),
+            true,
+        ),
+        ("kube-system", json!({"app": "cert-exporter"}), false),
+        ("kube-system", json!({"name": "commissioning"}), false),
+        ("kube-system", json!({"k8s-app": "descheduler"}), false),
+    ] {
+        check(DEFAULT_MATCH_CONDITION, &pod(namespace, labels), Ok(expect));
+    }
+}
+
+// SPEC 10
+#[test]
+fn any_other_condition_is_evaluated() {
+    let pod = pod("team", json!({"app": "web", "tier": "front"}));
+    for (expression, expect) in [
+        ("true", Ok(true)),
+        ("!(object.metadata.namespace in ['a', 'team'])", Ok(false)),
+        (
+            "object.spec.containers.exists(c, c.image.startsWith('nginx'))",
+            Ok(true),
+        ),
+        (
+            "object.spec.containers.all(c, c.image.matches('^registry[.]'))",
+            Ok(false),
+        ),
+        (
+            "object.metadata.labels['app'] == 'web' && 'tier' in object.metadata.labels",
+            Ok(true),
+        ),
+        ("has(object.metadata.annotations)", Ok(false)),
+        ("object.spec.priority + 1 == 6", Ok(true)),
+        ("object.spec.priority > 3 ? true : false", Ok(true)),
+        ("size(object.spec.containers) == 1", Ok(true)),
+        (
+            "request.namespace == 'team' && request.operation == 'CREATE'",
+            Ok(true),
+        ),
+        ("request.userInfo.username.startsWith('system:')", Ok(false)),
+        ("request.resource.resource == 'pods'", Ok(true)),
+        ("oldObject == null", Ok(true)),
+        (
+            "object.metadata.?annotations.orValue({}).size() == 0",
+            Ok(true),
+        ),
+        ("'team'.upperAscii() == 'TEAM'", Ok(true)),
+        (
+            "object.metadata.annotations.x == 'y'",
+            Err("gives no answer"),
+        ),
+        ("object.metadata.namespace", Err("true or false")),
+        (
+            "authorizer.group('').resource('pods').check('create').allowed()",
+            Err("authorizer"),
+        ),
+    ] {
+        check(expression, &pod, expect);
+    }
+}
+
+// SPEC 10
+#[test]
+fn what_is_no_condition_is_refused_with_its_position() {
+    for (expression, part) in [
+        ("", "empty"),
+        ("   ", "empty"),
+        ("object.metadata.namespace ==", "line 1, column "),
+        ("(object.metadata.namespace != 'x'", "line 1, column "),
+        ("true &&\n  && false", "line 2, column 3"),
+        ("object.metadata.namespace = 'x'", "line 1, column 27"),
+        ("true)", "line 1, column 5"),
+        ("'unfinished", "line 1, column "),
+        (
+            "pod.metadata.namespace == 'x'",
+            "undeclared variable \"pod\"",
+        ),
+        (
+            "object.spec.containers.exists(c, d.image == 'x')",
+            "undeclared variable \"d\"",
+        ),
+        ("1", "true or false"),
+        ("'text'", "true or false"),
+        ("[true]", "true or false"),
+        ("{'a': true}", "true or false"),
+        (&"a".repeat(MAX_EXPRESSION_BYTES + 1), "longer than"),
+    ] {
+        let error = Condition::parse(expression)
+            .expect_err(expression)
+            .to_string();
+        assert!(error.contains(part), "{expression}: {error}");
+    }
+}
+
+#[test]
+fn deep_nesting_is_refused_and_not_followed() {
+    let deep = format!("{}true{}", "(".repeat(2000), ")".repeat(2000));
+    assert!(Condition::parse(&deep).is_err());
+}
