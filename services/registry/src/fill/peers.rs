@@ -1,0 +1,150 @@
+//! The other replicas: what they fill is streamed from them over the internal API.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::BoxStream};
+use holdfast_core::{Digest, RepositoryName};
+use holdfast_runtime::tls::ClientTls;
+
+use crate::{source::ManifestRef, upstream::MAX_MANIFEST_BYTES};
+
+/// Until a replica answers, a whole connection included.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// How replicas reach each other.
+pub struct Peers {
+    how: Option<How>,
+    clients: Mutex<HashMap<SocketAddr, reqwest::Client>>,
+}
+
+struct How {
+    /// Name in the replicas' certificates; connections go to the address in the lock.
+    name: String,
+    tls: Option<ClientTls>,
+}
+
+impl Peers {
+    /// There are none: the registry runs alone.
+    pub fn none() -> Self {
+        Self {
+            how: None,
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Replicas that show a certificate for `name` (the internal Service) and want one.
+    pub fn mutual(name: &str, tls: ClientTls) -> Self {
+        Self {
+            how: Some(How {
+                name: name.to_owned(),
+                tls: Some(tls),
+            }),
+            clients: Mutex::default(),
+        }
+    }
+
+    /// Replicas over plain HTTP, for tests.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        Self {
+            how: Some(How {
+                name: "replica.test".to_owned(),
+                tls: None,
+            }),
+            clients: Mutex::default(),
+        }
+    }
+
+    fn client(&self, address: &str) -> Option<(String, reqwest::Client)> {
+        let how = self.how.as_ref()?;
+        let address: SocketAddr = address.parse().ok()?;
+        let scheme = if how.tls.is_some() { "https" } else { "http" };
+        let base = format!("{scheme}://{}:{}", how.name, address.port());
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&address) {
+            return Some((base, client.clone()));
+        }
+        let mut builder = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .tcp_nodelay(true)
+            .connect_timeout(ANSWER)
+            .resolve(&how.name, address);
+        builder = match &how.tls {
+            Some(tls) => builder.tls_backend_preconfigured(tls.config().ok()?),
+            None => builder.tls_certs_only([]),
+        };
+        let client = builder.build().ok()?;
+        // Addresses of pods that are gone are never asked for again.
+        if clients.len() > 64 {
+            clients.clear();
+        }
+        clients.insert(address, client.clone());
+        Some((base, client))
+    }
+
+    /// The bytes of a blob from `offset` on, as they reach the replica at `address`; `None` when it has nothing of it.
+    pub(crate) async fn blob(
+        &self,
+        address: &str,
+        digest: &Digest,
+        offset: u64,
+    ) -> Option<BoxStream<'static, Result<Bytes, reqwest::Error>>> {
+        let (base, client) = self.client(address)?;
+        let request = client
+            .get(format!("{base}/internal/v1/blobs/{digest}"))
+            .header(http::header::RANGE, format!("bytes={offset}-"));
+        let response = tokio::time::timeout(ANSWER, request.send())
+            .await
+            .ok()?
+            .ok()?;
+        let expect = if offset == 0 { [200, 206] } else { [206, 206] };
+        expect
+            .contains(&response.status().as_u16())
+            .then(|| response.bytes_stream().boxed())
+    }
+
+    /// A manifest that the replica at `address` has verified but not stored yet, its digest unchecked.
+    pub(crate) async fn manifest(
+        &self,
+        address: &str,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Option<(String, Bytes)> {
+        let (base, client) = self.client(address)?;
+        let request = client.get(format!(
+            "{base}/internal/v1/manifests/{reference}?repository={repo}"
+        ));
+        let mut response = tokio::time::timeout(ANSWER, request.send())
+            .await
+            .ok()?
+            .ok()?;
+        if !response.status().is_success() {
+            return None;
+        }
+        let media_type = response
+            .headers()
+            .get(http::header::CONTENT_TYPE)?
+            .to_str()
+            .ok()?
+            .to_owned();
+        let mut bytes = Vec::new();
+        while let Some(chunk) = tokio::time::timeout(ANSWER, response.chunk())
+            .await
+            .ok()?
+            .ok()?
+        {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_MANIFEST_BYTES {
+                return None;
+            }
+        }
+        Some((media_type, bytes.into()))
+    }
+}

@@ -1,0 +1,205 @@
+//! The internal API: the controller asks for images, replicas read from each other what is on its way.
+//!
+//! Served with mutual TLS on a listener of its own; every caller is the controller or a replica. Knows nothing of clients.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt, stream};
+use holdfast_api::fill::{self, FillError, FillErrorCode, FillRequest};
+use holdfast_core::{Digest, RepositoryName, Tag};
+use holdfast_runtime::{
+    CancellationToken,
+    server::{self, Limits},
+    tls::{PeerIdentity, ServerTls},
+};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use serde::Serialize;
+use tokio::net::TcpListener;
+
+use crate::{fill::Fills, source::ManifestRef};
+
+/// Largest fill request, bytes: a source, some platforms, some credentials.
+const MAX_REQUEST_BYTES: usize = 256 << 10;
+/// Bytes of one read for a stream.
+const READ_BYTES: u64 = 256 << 10;
+/// Who may call: the names in the internal CA's client certificates.
+const CALLERS: [&str; 2] = ["holdfast-controller", "holdfast-registry"];
+
+type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// Serves the internal API until `shutdown`. Without `tls` everybody who reaches the listener may call: for tests only.
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTls>,
+    fills: Fills,
+    shutdown: CancellationToken,
+) {
+    let needs_identity = tls.is_some();
+    let service = server::service_fn(move |request: Request<Incoming>| {
+        let fills = fills.clone();
+        async move { Ok::<_, Infallible>(answer(&fills, needs_identity, request).await) }
+    });
+    server::serve(listener, tls, service, Limits::default(), shutdown).await;
+}
+
+async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>) -> Response<Body> {
+    let allowed = request
+        .extensions()
+        .get::<PeerIdentity>()
+        .is_some_and(|peer| CALLERS.contains(&peer.common_name.as_str()));
+    if needs_identity && !allowed {
+        return refuse(StatusCode::FORBIDDEN, "this certificate may not call");
+    }
+    let path = request.uri().path().to_owned();
+    if request.method() == Method::POST && path == fill::PATH {
+        return fill_image(fills, request).await;
+    }
+    if request.method() != Method::GET {
+        return refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "GET a blob or a manifest, or POST a fill",
+        );
+    }
+    if let Some(digest) = path.strip_prefix("/internal/v1/blobs/") {
+        return match Digest::parse(digest) {
+            Ok(digest) => blob(fills, &digest, range_start(&request)).await,
+            Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+    }
+    if let Some(reference) = path.strip_prefix("/internal/v1/manifests/") {
+        let query = request.uri().query().unwrap_or_default();
+        let repo =
+            url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "repository");
+        let repo = repo.and_then(|(_, repo)| RepositoryName::parse(&repo).ok());
+        let reference = match Digest::parse(reference) {
+            Ok(digest) => Some(ManifestRef::Digest(digest)),
+            Err(_) => Tag::parse(reference).ok().map(ManifestRef::Tag),
+        };
+        return match repo
+            .zip(reference)
+            .and_then(|(repo, reference)| fills.arriving(&repo, &reference))
+        {
+            Some(entry) => reply(StatusCode::OK, &entry.media_type, entry.bytes),
+            None => refuse(StatusCode::NOT_FOUND, "no such manifest is on its way here"),
+        };
+    }
+    refuse(StatusCode::NOT_FOUND, "no such endpoint")
+}
+
+async fn fill_image(fills: &Fills, request: Request<Incoming>) -> Response<Body> {
+    let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES)
+        .collect()
+        .await;
+    let parsed = body
+        .ok()
+        .and_then(|body| serde_json::from_slice::<FillRequest>(&body.to_bytes()).ok());
+    // The text of a parse error may hold what was parsed, a password for instance.
+    let Some(request) = parsed else {
+        return failed(&FillError {
+            code: FillErrorCode::Invalid,
+            message: "the body is no FillRequest".to_owned(),
+        });
+    };
+    match fills.fill(&request).await {
+        Ok(result) => json(StatusCode::OK, &result),
+        Err(error) => failed(&error.into()),
+    }
+}
+
+fn range_start(request: &Request<Incoming>) -> u64 {
+    let range = request
+        .headers()
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok());
+    range
+        .and_then(|range| {
+            range
+                .strip_prefix("bytes=")?
+                .strip_suffix('-')?
+                .parse()
+                .ok()
+        })
+        .unwrap_or(0)
+}
+
+async fn blob(fills: &Fills, digest: &Digest, offset: u64) -> Response<Body> {
+    if let Some(growing) = fills.growing(digest) {
+        let chunks = stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
+            let bytes = growing
+                .read_at(offset, READ_BYTES)
+                .await
+                .map_err(std::io::Error::other)?;
+            let next = offset + bytes.len() as u64;
+            Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (growing, next))))
+        });
+        return streamed(offset, chunks);
+    }
+    match fills.store().open_blob(digest).await {
+        Ok(Some(file)) => {
+            let chunks = stream::try_unfold((file, offset), |(file, offset)| async move {
+                let bytes = file
+                    .read_at(offset, READ_BYTES)
+                    .await
+                    .map_err(std::io::Error::other)?;
+                let next = offset + bytes.len() as u64;
+                Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (file, next))))
+            });
+            streamed(offset, chunks)
+        }
+        Ok(None) => refuse(StatusCode::NOT_FOUND, "no such blob is here or on its way"),
+        Err(error) => {
+            tracing::error!(%error, "a blob for another replica cannot be read");
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, "the store failed")
+        }
+    }
+}
+
+fn streamed(
+    offset: u64,
+    chunks: impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
+) -> Response<Body> {
+    let mut response =
+        Response::new(StreamBody::new(chunks.map(|chunk| chunk.map(Frame::data))).boxed_unsync());
+    if offset > 0 {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    let octets = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(header::CONTENT_TYPE, octets);
+    response
+}
+
+fn reply(status: StatusCode, media_type: &str, bytes: Bytes) -> Response<Body> {
+    let mut response = Response::new(
+        Full::new(bytes)
+            .map_err(|never: Infallible| match never {})
+            .boxed_unsync(),
+    );
+    *response.status_mut() = status;
+    let fallback = HeaderValue::from_static("application/octet-stream");
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_str(media_type).unwrap_or(fallback),
+    );
+    response
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response<Body> {
+    let bytes = serde_json::to_vec(value).unwrap_or_default();
+    reply(status, "application/json", bytes.into())
+}
+
+fn failed(error: &FillError) -> Response<Body> {
+    let status =
+        StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    json(status, error)
+}
+
+fn refuse(status: StatusCode, message: &str) -> Response<Body> {
+    json(
+        status,
+        &serde_json::json!({"code": "INVALID", "message": message}),
+    )
+}
