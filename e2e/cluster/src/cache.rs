@@ -34,8 +34,10 @@ impl Lock {
         let folder = directory()?.join("locks");
         create_dir_all(&folder)?;
         let path = folder.join(name);
-        let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+        let file =
+            File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
         Ok(Self { _file: file })
     }
 }

@@ -93,8 +93,15 @@ impl Cluster {
         let own = options.own_engine || known.as_ref().is_some_and(|state| state.pool.is_some());
         let existing = (!own).then(|| Engine::existing(kind::NODE_IMAGE)).flatten();
         let (engine, image, state) = if let Some(engine) = existing {
-            let state = State { pool: None, addresses: BTreeMap::new() };
-            (engine, kind::NODE_IMAGE.to_owned(), state)
+            let addresses = known.map(|state| state.addresses).unwrap_or_default();
+            (
+                engine,
+                kind::NODE_IMAGE.to_owned(),
+                State {
+                    pool: None,
+                    addresses,
+                },
+            )
         } else {
             packages::ensure()?;
             let image = node_image::ensure()?;
@@ -108,17 +115,33 @@ impl Cluster {
                 own.import(&image)?;
             }
             let addresses = known.map(|state| state.addresses).unwrap_or_default();
-            (engine, image.tag, State { pool: Some(pool), addresses })
+            (
+                engine,
+                image.tag,
+                State {
+                    pool: Some(pool),
+                    addresses,
+                },
+            )
         };
-        let mut cluster = Self { name: name.to_owned(), engine, folder, state };
-        if cluster.nodes()?.is_empty() {
+        let mut cluster = Self {
+            name: name.to_owned(),
+            engine,
+            folder,
+            state,
+        };
+        // Addresses are written once a cluster is complete: nodes without any are what a killed
+        // run left.
+        if cluster.nodes()?.is_empty() || cluster.state.addresses.is_empty() {
             let _step = Step::start(format!("creating cluster {name}"));
+            cluster.delete()?;
             cluster.create(&options.config, &image)?;
+            cluster.state.addresses = cluster.current_addresses()?;
+            cluster.state.write(&cluster.folder)?;
         } else {
             cluster.power_on_all()?;
+            cluster.mend()?;
         }
-        cluster.state.addresses = cluster.current_addresses()?;
-        cluster.state.write(&cluster.folder)?;
         cluster.wait_ready(options.ready_within)?;
         Ok(cluster)
     }
@@ -132,7 +155,12 @@ impl Cluster {
             Some(pool) => Engine::own(name, pool)?,
             None => Engine::Existing,
         };
-        Ok(Self { name: name.to_owned(), engine, folder, state })
+        Ok(Self {
+            name: name.to_owned(),
+            engine,
+            folder,
+            state,
+        })
     }
 
     /// A cluster that somebody else made: whatever this context of the user's kubeconfig means.
@@ -142,10 +170,27 @@ impl Cluster {
         let name = context.strip_prefix("kind-").unwrap_or(context).to_owned();
         let folder = cache::directory()?.join("attached").join(&name);
         fs::create_dir_all(&folder)?;
-        let state = State { pool: None, addresses: BTreeMap::new() };
-        let cluster = Self { name, engine: Engine::Existing, folder, state };
-        let configuration = run(Command::new(cluster.tool(Program::Kubectl, "kubectl")?)
-            .args(["config", "view", "--minify", "--flatten", "--raw", "--context", context]))?;
+        let state = State {
+            pool: None,
+            addresses: BTreeMap::new(),
+        };
+        let cluster = Self {
+            name,
+            engine: Engine::Existing,
+            folder,
+            state,
+        };
+        let configuration = run(
+            Command::new(cluster.tool(Program::Kubectl, "kubectl")?).args([
+                "config",
+                "view",
+                "--minify",
+                "--flatten",
+                "--raw",
+                "--context",
+                context,
+            ]),
+        )?;
         fs::write(cluster.kubeconfig(), configuration)?;
         Ok(cluster)
     }
@@ -155,9 +200,7 @@ impl Cluster {
         let _lock = Lock::take(&format!("cluster-{}", self.name))?;
         let _step = Step::start(format!("deleting cluster {}", self.name));
         if self.engine.answers() {
-            run(self
-                .command(self.tool(Program::Kind, "kind")?)
-                .args(["delete", "cluster", "--name", &self.name]))?;
+            self.delete()?;
         }
         if let Engine::Own(engine) = &self.engine {
             engine.stop()?;
@@ -207,25 +250,33 @@ impl Cluster {
     pub fn prefix(&self) -> Vec<String> {
         let command = self.engine.command("");
         let words = std::iter::once(command.get_program()).chain(command.get_args());
-        words.map(|word| word.to_string_lossy().into_owned()).filter(|w| !w.is_empty()).collect()
+        words
+            .map(|word| word.to_string_lossy().into_owned())
+            .filter(|w| !w.is_empty())
+            .collect()
     }
 
     /// Runs kubectl and returns what it printed.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        run(self.command(self.tool(Program::Kubectl, "kubectl")?).args(arguments))
+        run(self
+            .command(self.tool(Program::Kubectl, "kubectl")?)
+            .args(arguments))
     }
 
     /// Runs kubectl with a manifest or the like as its input.
     pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
         run_with_input(
-            self.command(self.tool(Program::Kubectl, "kubectl")?).args(arguments),
+            self.command(self.tool(Program::Kubectl, "kubectl")?)
+                .args(arguments),
             input.as_bytes(),
         )
     }
 
     /// Runs helm and returns what it printed.
     pub fn helm(&self, arguments: &[&str]) -> Result<String> {
-        run(self.command(self.tool(Program::Helm, "helm")?).args(arguments))
+        run(self
+            .command(self.tool(Program::Helm, "helm")?)
+            .args(arguments))
     }
 
     /// The names of all nodes, control plane first, whether they run or not.
@@ -256,7 +307,9 @@ impl Cluster {
     /// Puts the images of an archive on some nodes; none named means all.
     pub fn load_archive_on(&self, path: &Path, nodes: &[&str]) -> Result<()> {
         let mut command = self.command(self.tool(Program::Kind, "kind")?);
-        command.args(["load", "image-archive", "--name", &self.name]).arg(path);
+        command
+            .args(["load", "image-archive", "--name", &self.name])
+            .arg(path);
         if !nodes.is_empty() {
             command.args(["--nodes", &nodes.join(",")]);
         }
@@ -332,24 +385,41 @@ impl Cluster {
         let merged = self.folder.join("kind.json");
         let text = fs::read_to_string(config)
             .with_context(|| format!("cannot read {}", config.display()))?;
-        let value = kind::merge(&text, &self.shared_folder(), matches!(self.engine, Engine::Own(_)))?;
+        let value = kind::merge(
+            &text,
+            &self.shared_folder(),
+            matches!(self.engine, Engine::Own(_)),
+        )?;
         fs::write(&merged, serde_json::to_vec_pretty(&value)?)?;
         run(self
             .command(self.tool(Program::Kind, "kind")?)
-            .args(["create", "cluster", "--name", &self.name, "--image", image, "--config"])
+            .args([
+                "create", "cluster", "--name", &self.name, "--image", image, "--config",
+            ])
             .arg(&merged)
             .arg("--kubeconfig")
             .arg(self.kubeconfig()))?;
-        if self.kubectl(&["get", "storageclass", "nexus-shared"]).is_err() {
+        if self
+            .kubectl(&["get", "storageclass", "nexus-shared"])
+            .is_err()
+        {
             self.kubectl_with_input(&["apply", "--filename=-"], kind::SHARED_CLASS)?;
         }
         Ok(())
     }
 
+    fn delete(&self) -> Result<()> {
+        run(self
+            .command(self.tool(Program::Kind, "kind")?)
+            .args(["delete", "cluster", "--name", &self.name, "--kubeconfig"])
+            .arg(self.kubeconfig()))?;
+        Ok(())
+    }
+
     fn current_addresses(&self) -> Result<BTreeMap<String, String>> {
         let format = "{{with index .NetworkSettings.Networks \"kind\"}}{{.IPAddress}}{{end}}";
-        self.nodes()?
-            .into_iter()
+        let nodes = self.nodes()?.into_iter();
+        nodes
             .map(|node| {
                 let address = self.engine.docker(["inspect", "--format", format, &node])?;
                 Ok((node, address.trim().to_owned()))
@@ -406,6 +476,10 @@ fn claim_pool(name: &str, folder: &Path) -> Result<Pool> {
         .map(|step| Pool((start + step) % Pool::COUNT))
         .find(|pool| !taken.contains(pool))
         .context("all address pools are taken: take a cluster down first")?;
-    State { pool: Some(pool), addresses: BTreeMap::new() }.write(folder)?;
+    State {
+        pool: Some(pool),
+        addresses: BTreeMap::new(),
+    }
+    .write(folder)?;
     Ok(pool)
 }

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail};
 /// Runs a command to its end and returns what it printed.
 pub(crate) fn run(command: &mut Command) -> Result<String> {
     let line = describe(command);
-    let output =
-        command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {line}"))?;
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("cannot run {line}"))?;
     text(&line, output)
 }
 
@@ -25,7 +27,8 @@ pub(crate) fn run_with_input(command: &mut Command, input: &[u8]) -> Result<Stri
         .spawn()
         .with_context(|| format!("cannot run {line}"))?;
     if let Some(mut pipe) = child.stdin.take() {
-        pipe.write_all(input).with_context(|| format!("cannot write to {line}"))?;
+        pipe.write_all(input)
+            .with_context(|| format!("cannot write to {line}"))?;
     }
     text(&line, child.wait_with_output()?)
 }

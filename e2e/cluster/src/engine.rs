@@ -98,7 +98,10 @@ impl Engine {
                 let mut command = Command::new("nsenter");
                 command.arg(format!("--net={}", engine.namespace().display()));
                 command.arg("--").arg(program);
-                command.env("DOCKER_HOST", format!("unix://{}", engine.socket().display()));
+                command.env(
+                    "DOCKER_HOST",
+                    format!("unix://{}", engine.socket().display()),
+                );
                 command
             }
         }
@@ -119,7 +122,10 @@ impl Engine {
         {
             return false;
         }
-        succeeds(self.command("docker").args(["version", "--format", "{{.Server.Version}}"]))
+        succeeds(
+            self.command("docker")
+                .args(["version", "--format", "{{.Server.Version}}"]),
+        )
     }
 }
 
@@ -131,7 +137,6 @@ impl OwnEngine {
     fn namespace_name(&self) -> String {
         format!("holdfast-{}", self.name)
     }
-
 
     fn socket(&self) -> PathBuf {
         self.run.join("docker.sock")
@@ -187,9 +192,13 @@ impl OwnEngine {
     fn daemon(&self, programs: &Programs) -> Result<Command> {
         let mut command = Engine::Own(self.clone()).command(programs.path(Program::Dockerd)?);
         let mut path = programs.folders();
-        path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+        path.extend(std::env::split_paths(
+            &std::env::var_os("PATH").unwrap_or_default(),
+        ));
         path.extend(["/usr/sbin", "/sbin"].map(PathBuf::from));
-        command.env("PATH", std::env::join_paths(path)?).env_remove("DOCKER_HOST");
+        command
+            .env("PATH", std::env::join_paths(path)?)
+            .env_remove("DOCKER_HOST");
         let configuration = self.run.join("daemon.json");
         fs::write(&configuration, "{}")?;
         command
@@ -207,7 +216,10 @@ impl OwnEngine {
             .arg(programs.path(Program::DockerProxy)?)
             .args(["--storage-driver", "overlay2", "--log-level", "warn"])
             .args(["--cgroup-parent", &format!("/{}", self.cgroup())])
-            .args(["--default-address-pool", &format!("base={},size=24", self.pool.range())]);
+            .args([
+                "--default-address-pool",
+                &format!("base={},size=24", self.pool.range()),
+            ]);
         Ok(command)
     }
 
@@ -235,6 +247,8 @@ impl OwnEngine {
             return Ok(());
         }
         let _step = Step::start("importing the node image");
+        // Former node images are of no use to anybody, and large.
+        engine.docker(["image", "prune", "--all", "--force"])?;
         let mut tar = Command::new("tar")
             .arg("-C")
             .arg(&image.root)
@@ -247,13 +261,19 @@ impl OwnEngine {
             .command("docker")
             .args(["import", "--change", "ENV container=docker"])
             .args(["--change", "STOPSIGNAL SIGRTMIN+3"])
-            .args(["--change", r#"ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]"#])
+            .args([
+                "--change",
+                r#"ENTRYPOINT ["/usr/local/bin/entrypoint", "/sbin/init"]"#,
+            ])
             .args(["-", &image.tag])
             .stdin(stream)
             .output()?;
         let packed = tar.wait()?;
         if !imported.status.success() || !packed.success() {
-            bail!("cannot import the node image: {}", String::from_utf8_lossy(&imported.stderr));
+            bail!(
+                "cannot import the node image: {}",
+                String::from_utf8_lossy(&imported.stderr)
+            );
         }
         Ok(())
     }
@@ -292,8 +312,9 @@ mod tests {
 
     #[test]
     fn pools_are_apart_and_inside_the_test_range() {
-        let ranges: std::collections::BTreeSet<String> =
-            (0..Pool::COUNT).map(|number| Pool(number).range()).collect();
+        let ranges: std::collections::BTreeSet<String> = (0..Pool::COUNT)
+            .map(|number| Pool(number).range())
+            .collect();
         assert_eq!(ranges.len(), usize::from(Pool::COUNT));
         assert_eq!(Pool(0).range(), "198.18.0.0/20");
         assert_eq!(Pool(31).range(), "198.19.240.0/20");

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 use crate::cluster::SHARED_FOLDER;
 
 /// kind's published node image, for engines that can pull it.
-pub(crate) const NODE_IMAGE: &str = 
-    "kindest/node:v1.37.0@\
+pub(crate) const NODE_IMAGE: &str = "kindest/node:v1.37.0@\
     sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5";
 
 /// The class of volumes that tests make themselves, where the node image brings none.
@@ -37,7 +36,9 @@ struct Machine {
 }
 
 fn merge_for(mut config: Value, shared: &Path, machine: Machine) -> Result<Value> {
-    let nodes = config["nodes"].as_array_mut().context("the kind configuration has no nodes")?;
+    let nodes = config["nodes"]
+        .as_array_mut()
+        .context("the kind configuration has no nodes")?;
     for node in nodes {
         push(
             node,
@@ -85,13 +86,22 @@ mod tests {
     #[test]
     fn only_what_the_machine_lacks_is_patched() {
         let config = json!({"nodes": [{"role": "control-plane"}]});
-        let capable = Machine { may_raise_limits: true, has_cgroup_v2: true };
+        let capable = Machine {
+            may_raise_limits: true,
+            has_cgroup_v2: true,
+        };
         let merged = merge_for(config.clone(), Path::new("/shared"), capable).unwrap();
         assert_eq!(merged.get("containerdConfigPatches"), None);
         assert_eq!(merged["nodes"][0]["extraMounts"][0]["hostPath"], "/shared");
-        let poor = Machine { may_raise_limits: false, has_cgroup_v2: false };
+        let poor = Machine {
+            may_raise_limits: false,
+            has_cgroup_v2: false,
+        };
         let merged = merge_for(config, Path::new("/shared"), poor).unwrap();
-        assert_eq!(merged["containerdConfigPatches"].as_array().unwrap().len(), 1);
+        assert_eq!(
+            merged["containerdConfigPatches"].as_array().unwrap().len(),
+            1
+        );
         assert_eq!(merged["kubeadmConfigPatches"].as_array().unwrap().len(), 1);
     }
 }

@@ -25,7 +25,7 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,conntrack,iptab
     jq,procps,socat,findutils,iputils-ping";
 
 /// Raise it when the way a node image is made changes.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// Programs and where they lie in a node.
 const PROGRAMS: &[(Program, &str)] = &[
@@ -33,7 +33,10 @@ const PROGRAMS: &[(Program, &str)] = &[
     (Program::Kubeadm, "usr/bin/kubeadm"),
     (Program::Kubectl, "usr/bin/kubectl"),
     (Program::Containerd, "usr/local/bin/containerd"),
-    (Program::ContainerdShim, "usr/local/bin/containerd-shim-runc-v2"),
+    (
+        Program::ContainerdShim,
+        "usr/local/bin/containerd-shim-runc-v2",
+    ),
     (Program::Ctr, "usr/local/bin/ctr"),
     (Program::Crictl, "usr/local/bin/crictl"),
     (Program::Runc, "usr/local/sbin/runc"),
@@ -67,7 +70,10 @@ pub(crate) fn ensure() -> Result<NodeImage> {
     let key = cache::key(contents.chain(paths.iter().map(String::as_str)));
     let folder = cache::directory()?.join("node-images");
     let root = folder.join(&key);
-    let image = NodeImage { root: root.clone(), tag: format!("holdfast.test/node:{key}") };
+    let image = NodeImage {
+        root: root.clone(),
+        tag: format!("holdfast.test/node:{key}"),
+    };
     if root.is_dir() {
         return Ok(image);
     }
@@ -96,8 +102,10 @@ fn install_packages(root: &Path) -> Result<()> {
         .context("/etc/os-release names no Debian release")?
         .trim_matches('"')
         .to_owned();
-    let archive = cache::directory()?
-        .join(format!("root-{suite}-{}.tar", cache::key([PACKAGES, suite.as_str()])));
+    let archive = cache::directory()?.join(format!(
+        "root-{suite}-{}.tar",
+        cache::key([PACKAGES, suite.as_str()])
+    ));
     if !archive.is_file() {
         let _step = Step::start("installing a minimal Debian for the nodes");
         let draft = archive.with_extension("draft.tar");
@@ -108,12 +116,19 @@ fn install_packages(root: &Path) -> Result<()> {
             .arg(&suite)
             .arg(&draft);
         // The machine's own mirrors are the ones that it can reach.
-        let sources = ["/etc/apt/sources.list.d/debian.sources", "/etc/apt/sources.list"];
+        let sources = [
+            "/etc/apt/sources.list.d/debian.sources",
+            "/etc/apt/sources.list",
+        ];
         command.args(sources.into_iter().filter(|path| Path::new(path).is_file()));
         run(&mut command)?;
         fs::rename(&draft, &archive)?;
     }
-    run(Command::new("tar").arg("-C").arg(root).arg("-xpf").arg(&archive))?;
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(root)
+        .arg("-xpf")
+        .arg(&archive))?;
     Ok(())
 }
 
@@ -135,7 +150,10 @@ fn install_kind_files(root: &Path) -> Result<()> {
         ("lib/systemd/system/sockets.target.wants", "udev"),
         ("lib/systemd/system/sockets.target.wants", "initctl"),
         ("lib/systemd/system/basic.target.wants", ""),
-        ("lib/systemd/system/sysinit.target.wants", "systemd-tmpfiles-setup.service"),
+        (
+            "lib/systemd/system/sysinit.target.wants",
+            "systemd-tmpfiles-setup.service",
+        ),
     ] {
         remove_entries(&root.join(folder), part)?;
     }
@@ -149,12 +167,20 @@ fn install_kind_files(root: &Path) -> Result<()> {
         "containerd.service",
         "undo-mount-hacks.service",
     ]))?;
-    run(Command::new("chroot").arg(root).args(["systemctl", "mask", "systemd-binfmt.service"]))?;
+    run(Command::new("chroot")
+        .arg(root)
+        .args(["systemctl", "mask", "systemd-binfmt.service"]))?;
     fs::create_dir_all(root.join("etc/kubernetes/manifests"))?;
     fs::write(root.join("kind/version"), KUBERNETES_VERSION)?;
     fs::create_dir_all(root.join("kind/manifests"))?;
-    fs::write(root.join("kind/manifests/default-cni.yaml"), images::NETWORK)?;
-    fs::write(root.join("kind/manifests/default-storage.yaml"), images::STORAGE)?;
+    fs::write(
+        root.join("kind/manifests/default-cni.yaml"),
+        images::NETWORK,
+    )?;
+    fs::write(
+        root.join("kind/manifests/default-storage.yaml"),
+        images::STORAGE,
+    )?;
     if !root.join("sbin/init").exists() {
         symlink("/usr/lib/systemd/systemd", root.join("sbin/init"))?;
     }
@@ -178,10 +204,15 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
 }
 
 fn remove_entries(folder: &Path, part: &str) -> Result<()> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(()) };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(());
+    };
     for entry in entries {
         let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().contains(part)) {
+        if path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().contains(part))
+        {
             fs::remove_file(&path)?;
         }
     }
@@ -196,13 +227,19 @@ fn install_programs(root: &Path, programs: &Programs) -> Result<()> {
         }
         install(programs.path(*program)?, &target, 0o755)?;
     }
-    let specification = run(Command::new("chroot").arg(root).args(["ctr", "oci", "spec"]))?;
+    let specification = run(Command::new("chroot")
+        .arg(root)
+        .args(["ctr", "oci", "spec"]))?;
     let mut specification: Value = serde_json::from_str(&specification)?;
-    specification["hooks"]["createContainer"] = json!([{"path": "/kind/bin/mount-product-files.sh"}]);
+    specification["hooks"]["createContainer"] =
+        json!([{"path": "/kind/bin/mount-product-files.sh"}]);
     if let Some(process) = specification["process"].as_object_mut() {
         process.remove("rlimits");
     }
-    fs::write(root.join("etc/containerd/cri-base.json"), serde_json::to_vec(&specification)?)?;
+    fs::write(
+        root.join("etc/containerd/cri-base.json"),
+        serde_json::to_vec(&specification)?,
+    )?;
     Ok(())
 }
 
@@ -240,9 +277,8 @@ fn import_images(root: &Path, programs: &Programs) -> Result<()> {
     )?;
     let imported = import(programs.path(Program::Ctr)?, &socket, &archive);
     containerd.stop(Duration::from_secs(10))?;
-    imported.with_context(|| {
-        fs::read_to_string(scratch.join("containerd.log")).unwrap_or_default()
-    })?;
+    imported
+        .with_context(|| fs::read_to_string(scratch.join("containerd.log")).unwrap_or_default())?;
     fs::remove_dir_all(&scratch)?;
     Ok(())
 }
@@ -250,7 +286,10 @@ fn import_images(root: &Path, programs: &Programs) -> Result<()> {
 fn import(ctr: &Path, socket: &Path, archive: &Path) -> Result<()> {
     let client = || {
         let mut command = Command::new(ctr);
-        command.arg("--address").arg(socket).args(["--namespace", "k8s.io"]);
+        command
+            .arg("--address")
+            .arg(socket)
+            .args(["--namespace", "k8s.io"]);
         command
     };
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -261,7 +300,11 @@ fn import(ctr: &Path, socket: &Path, archive: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(100));
     }
     run(client()
-        .args(["images", "import", "--label=io.cri-containerd.pinned=pinned"])
+        .args([
+            "images",
+            "import",
+            "--label=io.cri-containerd.pinned=pinned",
+        ])
         .args(["--all-platforms", "--no-unpack", "--digests"])
         .arg(archive))?;
     Ok(())

@@ -34,21 +34,33 @@ impl Layer {
     /// Adds a file.
     #[must_use]
     pub fn file(mut self, path: &str, mode: u32, bytes: impl Into<Vec<u8>>) -> Self {
-        self.entries.push((relative(path), Entry::File { mode, bytes: bytes.into() }));
+        self.entries.push((
+            relative(path),
+            Entry::File {
+                mode,
+                bytes: bytes.into(),
+            },
+        ));
         self
     }
 
     /// Adds a folder; parents of files need none.
     #[must_use]
     pub fn directory(mut self, path: &str, mode: u32) -> Self {
-        self.entries.push((relative(path), Entry::Directory { mode }));
+        self.entries
+            .push((relative(path), Entry::Directory { mode }));
         self
     }
 
     /// Adds a symbolic link.
     #[must_use]
     pub fn link(mut self, path: &str, target: &str) -> Self {
-        self.entries.push((relative(path), Entry::Link { target: target.to_owned() }));
+        self.entries.push((
+            relative(path),
+            Entry::Link {
+                target: target.to_owned(),
+            },
+        ));
         self
     }
 
@@ -119,7 +131,11 @@ pub struct Blob {
 
 impl Blob {
     fn new(media_type: &'static str, bytes: Vec<u8>) -> Self {
-        Self { media_type, digest: digest(&bytes), bytes }
+        Self {
+            media_type,
+            digest: digest(&bytes),
+            bytes,
+        }
     }
 
     fn descriptor(&self) -> Value {
@@ -136,7 +152,9 @@ impl ImageBuilder {
     /// An image of one static program, started as it is.
     pub fn of_program(path: &str, program: impl Into<Vec<u8>>) -> Self {
         let absolute = format!("/{}", relative(path));
-        Self::new().layer(Layer::new().file(path, 0o755, program)).entrypoint(&[&absolute])
+        Self::new()
+            .layer(Layer::new().file(path, 0o755, program))
+            .entrypoint(&[&absolute])
     }
 
     /// Adds a layer on top.
@@ -149,7 +167,8 @@ impl ImageBuilder {
     /// Sets what is run.
     #[must_use]
     pub fn entrypoint(mut self, arguments: &[&str]) -> Self {
-        self.config.insert("Entrypoint".to_owned(), json!(arguments));
+        self.config
+            .insert("Entrypoint".to_owned(), json!(arguments));
         self
     }
 
@@ -203,20 +222,31 @@ impl ImageBuilder {
             let tar = layer.tar()?;
             unpacked.push(digest(&tar));
             blobs.push(if self.compress {
-                let mut gzip = GzBuilder::new().mtime(0).write(Vec::new(), Compression::new(4));
+                let mut gzip = GzBuilder::new()
+                    .mtime(0)
+                    .write(Vec::new(), Compression::new(4));
                 gzip.write_all(&tar)?;
-                Blob::new("application/vnd.oci.image.layer.v1.tar+gzip", gzip.finish()?)
+                Blob::new(
+                    "application/vnd.oci.image.layer.v1.tar+gzip",
+                    gzip.finish()?,
+                )
             } else {
                 Blob::new("application/vnd.oci.image.layer.v1.tar", tar)
             });
         }
-        if !self.environment.iter().any(|variable| variable.starts_with("PATH=")) {
+        if !self
+            .environment
+            .iter()
+            .any(|variable| variable.starts_with("PATH="))
+        {
             let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
             self.environment.push(path.to_owned());
         }
-        self.config.insert("Env".to_owned(), json!(self.environment));
+        self.config
+            .insert("Env".to_owned(), json!(self.environment));
         if !self.labels.is_empty() {
-            self.config.insert("Labels".to_owned(), Value::Object(self.labels));
+            self.config
+                .insert("Labels".to_owned(), Value::Object(self.labels));
         }
         let config = json!({
             "architecture": "amd64",
@@ -240,7 +270,11 @@ impl ImageBuilder {
         );
         let digest = manifest.digest.clone();
         blobs.extend([config, manifest]);
-        Ok(Image { digest, blobs, tags: self.tags })
+        Ok(Image {
+            digest,
+            blobs,
+            tags: self.tags,
+        })
     }
 
     /// Builds the image and writes it as an archive that `ctr images import`, `kind load
@@ -269,10 +303,15 @@ pub fn write_archive(path: &Path, images: &[Image]) -> Result<()> {
     for image in images {
         for blob in &image.blobs {
             if seen.insert(&blob.digest) {
-                add(&format!("blobs/{}", blob.digest.replace(':', "/")), &blob.bytes)?;
+                add(
+                    &format!("blobs/{}", blob.digest.replace(':', "/")),
+                    &blob.bytes,
+                )?;
             }
         }
-        let Some(manifest) = image.blobs.last() else { continue };
+        let Some(manifest) = image.blobs.last() else {
+            continue;
+        };
         for tag in &image.tags {
             let mut descriptor = manifest.descriptor();
             let short = tag.rsplit_once(':').map_or("latest", |(_, short)| short);

@@ -46,9 +46,15 @@ pub fn ensure() -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let advice = format!("apt-get update && apt-get install --yes {}", missing.join(" "));
+    let advice = format!(
+        "apt-get update && apt-get install --yes {}",
+        missing.join(" ")
+    );
     if !rustix::process::geteuid().is_root() || !on_path("apt-get") {
-        bail!("these Debian packages are missing: {}; as root, run: {advice}", missing.join(" "));
+        bail!(
+            "these Debian packages are missing: {}; as root, run: {advice}",
+            missing.join(" ")
+        );
     }
     let _step = Step::start(format!("installing packages: {}", missing.join(" ")));
     let install = || {

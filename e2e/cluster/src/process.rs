@@ -23,7 +23,10 @@ pub(crate) struct Process {
 impl Process {
     /// The process that has this number now.
     pub(crate) fn of(id: i32) -> Option<Self> {
-        Some(Self { id, start_time: start_time(id)? })
+        Some(Self {
+            id,
+            start_time: start_time(id)?,
+        })
     }
 
     /// Starts a command in a process group of its own, its output going to `log`.
@@ -117,6 +120,12 @@ mod tests {
     fn another_start_time_is_another_process() {
         let own = Process::of(std::process::id().try_into().unwrap()).unwrap();
         assert!(own.is_alive());
-        assert!(!Process { start_time: own.start_time + 1, ..own }.is_alive());
+        assert!(
+            !Process {
+                start_time: own.start_time + 1,
+                ..own
+            }
+            .is_alive()
+        );
     }
 }

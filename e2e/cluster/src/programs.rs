@@ -150,8 +150,11 @@ impl Programs {
 
     /// The folders of all these programs, for a `PATH`.
     pub(crate) fn folders(&self) -> Vec<PathBuf> {
-        let mut folders: Vec<PathBuf> =
-            self.paths.values().filter_map(|path| path.parent().map(Path::to_path_buf)).collect();
+        let mut folders: Vec<PathBuf> = self
+            .paths
+            .values()
+            .filter_map(|path| path.parent().map(Path::to_path_buf))
+            .collect();
         folders.sort();
         folders.dedup();
         folders
@@ -180,7 +183,10 @@ fn ensure_one(recipe: &Recipe) -> Result<PathBuf> {
     }
     fs::create_dir_all(&folder)?;
     build(recipe, &path).with_context(|| {
-        format!("cannot build {} ({}); Go 1.26 is needed", recipe.name, recipe.package)
+        format!(
+            "cannot build {} ({}); Go 1.26 is needed",
+            recipe.name, recipe.package
+        )
     })?;
     Ok(path)
 }
@@ -197,7 +203,13 @@ fn build(recipe: &Recipe, path: &Path) -> Result<()> {
         .env("GOFLAGS", "")
         .env("GOWORK", "off")
         .env("CGO_ENABLED", recipe.cgo())
-        .args(["build", "-buildvcs=false", "-trimpath", "-tags", recipe.tags()])
+        .args([
+            "build",
+            "-buildvcs=false",
+            "-trimpath",
+            "-tags",
+            recipe.tags(),
+        ])
         .args(["-ldflags", &recipe.linker_flags(), "-o"])
         .arg(&draft)
         .arg(recipe.package))?;

@@ -30,7 +30,11 @@ impl Step {
         if bar.is_none() {
             line(&format!("{name} …"));
         }
-        Self { name, started: Instant::now(), bar }
+        Self {
+            name,
+            started: Instant::now(),
+            bar,
+        }
     }
 
     /// Says what the step is busy with; shown on a terminal only.
@@ -46,11 +50,18 @@ impl Drop for Step {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
-        line(&format!("{}: {:.1} s", self.name, self.started.elapsed().as_secs_f64()));
+        line(&format!(
+            "{}: {:.1} s",
+            self.name,
+            self.started.elapsed().as_secs_f64()
+        ));
     }
 }
 
-#[expect(clippy::print_stderr, reason = "progress is for the person at the terminal")]
+#[expect(
+    clippy::print_stderr,
+    reason = "progress is for the person at the terminal"
+)]
 fn line(text: &str) {
     eprintln!("{text}");
 }

@@ -54,7 +54,8 @@ impl Cluster {
 
     /// Takes a node off the network; what runs on it goes on.
     pub fn cut_off(&self, node: &str) -> Result<()> {
-        self.engine.docker(["network", "disconnect", "kind", node])?;
+        self.engine
+            .docker(["network", "disconnect", "kind", node])?;
         Ok(())
     }
 
@@ -62,7 +63,8 @@ impl Cluster {
     pub fn reconnect(&self, node: &str) -> Result<()> {
         match (&self.engine, self.state.addresses.get(node)) {
             (Engine::Own(_), Some(address)) => {
-                self.engine.docker(["network", "connect", "--ip", address, "kind", node])?;
+                self.engine
+                    .docker(["network", "connect", "--ip", address, "kind", node])?;
             }
             _ => {
                 self.engine.docker(["network", "connect", "kind", node])?;
@@ -112,7 +114,8 @@ impl Cluster {
         let node = self.control_plane()?;
         self.node_exec(&node, &["mv", MANIFEST, PARKED])?;
         // It may be gone already.
-        self.node_exec(&node, &["pkill", "-KILL", "-x", "kube-apiserver"]).ok();
+        self.node_exec(&node, &["pkill", "-KILL", "-x", "kube-apiserver"])
+            .ok();
         Ok(())
     }
 
@@ -144,22 +147,51 @@ impl Cluster {
         Ok(())
     }
 
+    /// Undoes the faults that a killed test left: frozen nodes, nodes off the network, a parked
+    /// API server.
+    pub fn mend(&self) -> Result<()> {
+        let addresses = self.current_addresses()?;
+        for node in self.nodes()? {
+            let state = self
+                .engine
+                .docker(["inspect", "--format", "{{.State.Paused}}", &node])?;
+            if state.trim() == "true" {
+                self.unpause(&node)?;
+            }
+            if addresses.get(&node).is_some_and(String::is_empty) {
+                self.reconnect(&node)?;
+            }
+        }
+        let node = self.control_plane()?;
+        if self.node_exec(&node, &["test", "-e", PARKED]).is_ok() {
+            self.start_api_server()?;
+        }
+        Ok(())
+    }
+
     fn control_plane(&self) -> Result<String> {
         match self.nodes()?.into_iter().next() {
             Some(node) => Ok(node),
-            None => bail!("cluster {} has no nodes on this machine's engine", self.name),
+            None => bail!(
+                "cluster {} has no nodes on this machine's engine",
+                self.name
+            ),
         }
     }
 
     fn is_running(&self, node: &str) -> Result<bool> {
-        let state = self.engine.docker(["inspect", "--format", "{{.State.Running}}", node])?;
+        let state = self
+            .engine
+            .docker(["inspect", "--format", "{{.State.Running}}", node])?;
         Ok(state.trim() == "true")
     }
 
     fn let_go_of_address(&self, node: &str) {
         if matches!(self.engine, Engine::Own(_)) && self.state.addresses.contains_key(node) {
             // It may have been cut off before.
-            self.engine.docker(["network", "disconnect", "--force", "kind", node]).ok();
+            self.engine
+                .docker(["network", "disconnect", "--force", "kind", node])
+                .ok();
         }
     }
 

@@ -22,8 +22,11 @@ pub(super) fn end_processes(cgroup: &str, run_folder: &Path) -> Result<()> {
             collect_members(&folder, &mut left);
         }
         collect_helpers(run_folder, &mut left);
-        let alive: Vec<Process> =
-            left.into_iter().filter_map(Process::of).filter(|process| process.is_alive()).collect();
+        let alive: Vec<Process> = left
+            .into_iter()
+            .filter_map(Process::of)
+            .filter(|process| process.is_alive())
+            .collect();
         if alive.is_empty() {
             return Ok(());
         }
@@ -43,7 +46,11 @@ pub(super) fn unmount(folders: &[&Path]) -> Result<()> {
     let mut targets: Vec<&str> = mounts
         .lines()
         .filter_map(|line| line.split_whitespace().nth(4))
-        .filter(|target| folders.iter().any(|folder| Path::new(target).starts_with(folder)))
+        .filter(|target| {
+            folders
+                .iter()
+                .any(|folder| Path::new(target).starts_with(folder))
+        })
         .collect();
     targets.sort_by_key(|target| std::cmp::Reverse(target.len()));
     for target in targets {
@@ -70,7 +77,11 @@ fn remove_cgroup(folder: &Path) {
 fn cgroups(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let mut folders = vec![root.join(name)];
-    folders.extend(children(root).into_iter().map(|controller| controller.join(name)));
+    folders.extend(
+        children(root)
+            .into_iter()
+            .map(|controller| controller.join(name)),
+    );
     folders.retain(|folder| folder.is_dir());
     folders
 }
@@ -86,15 +97,22 @@ fn collect_members(folder: &Path, members: &mut Vec<i32>) {
 fn collect_helpers(run_folder: &Path, helpers: &mut Vec<i32>) {
     let prefix = format!("{}/", run_folder.display());
     for entry in children(Path::new("/proc")) {
-        let id = entry.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok());
+        let id = entry
+            .file_name()
+            .and_then(|name| name.to_str()?.parse::<i32>().ok());
         let Some(id) = id else { continue };
         let line = fs::read(entry.join("cmdline")).unwrap_or_default();
-        let mut arguments =
-            line.split(|byte| *byte == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        let mut arguments = line
+            .split(|byte| *byte == 0)
+            .map(|part| String::from_utf8_lossy(part).into_owned());
         let program = arguments.next().unwrap_or_default();
         let is_helper = ["containerd", "containerd-shim-runc-v2", "dockerd"]
             .iter()
-            .any(|name| Path::new(&program).file_name().is_some_and(|file| file == *name));
+            .any(|name| {
+                Path::new(&program)
+                    .file_name()
+                    .is_some_and(|file| file == *name)
+            });
         if is_helper && arguments.any(|argument| argument.starts_with(&prefix)) {
             helpers.push(id);
         }
@@ -102,7 +120,9 @@ fn collect_helpers(run_folder: &Path, helpers: &mut Vec<i32>) {
 }
 
 fn children(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
     entries
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .filter(|path| path.is_dir() && !path.is_symlink())

@@ -33,8 +33,12 @@ pub(super) const PROGRAMS: [Program; 11] = [
 ];
 
 /// Programs of the node that kube-proxy runs.
-const PROXY_TOOLS: [&str; 4] =
-    ["/usr/sbin/xtables-nft-multi", "/usr/sbin/nft", "/usr/sbin/conntrack", "/usr/sbin/ip"];
+const PROXY_TOOLS: [&str; 4] = [
+    "/usr/sbin/xtables-nft-multi",
+    "/usr/sbin/nft",
+    "/usr/sbin/conntrack",
+    "/usr/sbin/ip",
+];
 
 /// Names under which the first of them is called.
 const PROXY_LINKS: [&str; 6] = [
@@ -63,7 +67,10 @@ pub(super) fn write(archive: &Path, root: &Path, programs: &Programs) -> Result<
             .with_context(|| format!("kubeadm lists no image of {part}"))
     };
     let program = |program: Program, path: &str| -> Result<ImageBuilder> {
-        Ok(ImageBuilder::of_program(path, fs::read(programs.path(program)?)?))
+        Ok(ImageBuilder::of_program(
+            path,
+            fs::read(programs.path(program)?)?,
+        ))
     };
     let mut images: Vec<Image> = Vec::new();
     for (part, what) in [
@@ -81,7 +88,11 @@ pub(super) fn write(archive: &Path, root: &Path, programs: &Programs) -> Result<
             .tag(&name("kube-proxy")?)
             .build()?,
     );
-    images.push(program(Program::Coredns, "coredns")?.tag(&name("coredns")?).build()?);
+    images.push(
+        program(Program::Coredns, "coredns")?
+            .tag(&name("coredns")?)
+            .build()?,
+    );
     // kubeadm and kind's containerd configuration name different tags.
     images.push(
         program(Program::Pause, "pause")?
@@ -90,37 +101,52 @@ pub(super) fn write(archive: &Path, root: &Path, programs: &Programs) -> Result<
             .tag("registry.k8s.io/pause:3.10")
             .build()?,
     );
-    images.push(program(Program::Nodenet, "nodenet")?.tag("holdfast.test/nodenet:1").build()?);
     images.push(
-        program(Program::LocalPathProvisioner, "usr/local/bin/local-path-provisioner")?
-            .tag("holdfast.test/local-path-provisioner:1")
+        program(Program::Nodenet, "nodenet")?
+            .tag("holdfast.test/nodenet:1")
             .build()?,
     );
+    images.push(
+        program(
+            Program::LocalPathProvisioner,
+            "usr/local/bin/local-path-provisioner",
+        )?
+        .tag("holdfast.test/local-path-provisioner:1")
+        .build()?,
+    );
     let workload = fs::read(programs.path(Program::Workload)?)?;
-    let helper = Layer::new().file("setup", 0o755, workload).link("teardown", "setup");
-    images.push(ImageBuilder::new().layer(helper).tag("holdfast.test/volume-helper:1").build()?);
+    let helper = Layer::new()
+        .file("setup", 0o755, workload)
+        .link("teardown", "setup");
+    images.push(
+        ImageBuilder::new()
+            .layer(helper)
+            .tag("holdfast.test/volume-helper:1")
+            .build()?,
+    );
     write_archive(archive, &images)
 }
 
 /// iptables, nft and conntrack with the libraries that they load.
 fn proxy_tools(root: &Path) -> Result<Layer> {
-    let mut files = BTreeSet::new();
-    for tool in PROXY_TOOLS {
-        files.insert(tool.to_owned());
-        let libraries = run(Command::new("chroot").arg(root).args(["ldd", tool]))?;
-        files.extend(
-            libraries
-                .split_whitespace()
-                .filter(|word| word.starts_with('/'))
-                .map(str::to_owned),
-        );
-    }
     let plugins = "/usr/lib/x86_64-linux-gnu/xtables";
+    let mut files: BTreeSet<String> = PROXY_TOOLS.map(str::to_owned).into();
     for entry in fs::read_dir(inside(root, plugins))? {
-        files.insert(format!("{plugins}/{}", entry?.file_name().to_string_lossy()));
+        files.insert(format!(
+            "{plugins}/{}",
+            entry?.file_name().to_string_lossy()
+        ));
     }
+    // The plug-ins' libraries too: without libm, a Service with two endpoints is no Service.
+    let libraries = run(Command::new("chroot").arg(root).arg("ldd").args(&files))?;
+    let paths = libraries
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'));
+    files.extend(paths.map(|path| path.trim_end_matches(':').to_owned()));
     files.insert("/etc/protocols".to_owned());
-    let mut layer = Layer::new().directory("run", 0o755).directory("tmp", 0o1777);
+    let mut layer = Layer::new()
+        .directory("run", 0o755)
+        .directory("tmp", 0o1777);
     for path in files {
         let source = inside(root, &path);
         if !source.exists() {
