@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -329,26 +329,6 @@ impl Cluster {
             .find(|address| address.contains('.'))
             .map(str::to_owned)
             .context("kind's network has no gateway")
-    }
-
-    /// Waits until every node and every pod is ready.
-    pub fn wait_ready(&self, patience: Duration) -> Result<()> {
-        let _step = Step::start("waiting for nodes and pods");
-        let deadline = Instant::now() + patience;
-        loop {
-            let status = self.status()?;
-            let is_ready = status.api_server
-                && status.nodes.len() >= self.nodes()?.len()
-                && status.nodes.values().all(|ready| *ready)
-                && status.unready_pods.is_empty();
-            if is_ready {
-                return Ok(());
-            }
-            if Instant::now() > deadline {
-                bail!("not ready in time: {}", serde_json::to_string(&status)?);
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
     }
 
     /// Applies a ReadWriteMany volume over the folder that all nodes share, for one claim of

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::{Cluster, Status};
 use crate::engine::Engine;
+use crate::progress::Step;
 
 impl Cluster {
     /// How the cluster does; a cluster that is down is no error.
@@ -40,6 +42,48 @@ impl Cluster {
             kubeconfig: self.kubeconfig(),
             prefix: self.prefix(),
         })
+    }
+
+    /// Waits until every node and every pod is ready, and for nodes that were started just now,
+    /// until what the API server says of them is newer than their start.
+    pub fn wait_ready(&self, patience: Duration) -> Result<()> {
+        let _step = Step::start("waiting for nodes and pods");
+        let deadline = Instant::now() + patience;
+        loop {
+            let status = self.status()?;
+            let is_ready = status.api_server
+                && status.nodes.len() >= self.nodes()?.len()
+                && status.nodes.values().all(|ready| *ready)
+                && status.unready_pods.is_empty()
+                && self.have_nodes_reported()?;
+            if is_ready {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("not ready in time: {}", serde_json::to_string(&status)?);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
+    /// Whether every running node's lease is younger than its start by long enough for its pods'
+    /// states to have been reported too: until then the API server repeats what was before.
+    fn have_nodes_reported(&self) -> Result<bool> {
+        let Ok(leases) = self.get(&["leases", "--namespace=kube-node-lease"]) else {
+            return Ok(false);
+        };
+        for node in self.nodes()? {
+            let started =
+                self.engine
+                    .docker(["inspect", "--format={{.State.StartedAt}}", &node])?;
+            let lease = leases.iter().find(|lease| name(lease) == node);
+            let renewed = lease.and_then(|lease| lease["spec"]["renewTime"].as_str());
+            let times = (seconds(&started), renewed.and_then(seconds));
+            if !matches!(times, (Some(started), Some(renewed)) if renewed >= started + 10) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the API server says that it is ready.
@@ -133,7 +177,33 @@ fn is_ready(object: &Value) -> bool {
         })
 }
 
+/// Seconds of an RFC 3339 time in UTC on a scale that is good for differences; months count 31
+/// days.
+fn seconds(time: &str) -> Option<u64> {
+    let mut scale = 0;
+    let mut fields = time.get(..19)?.split(['-', 'T', ':']);
+    for unit in [12, 31, 24, 60, 60, 1] {
+        scale = (scale + fields.next()?.parse::<u64>().ok()?) * unit;
+    }
+    Some(scale)
+}
+
 /// Ready, or run to its end.
 fn is_settled(pod: &Value) -> bool {
     pod["status"]["phase"] == "Succeeded" || is_ready(pod)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn times_of_both_sources_compare() {
+        let started = seconds("2026-11-21T10:59:55.123456789Z\n").unwrap();
+        assert_eq!(
+            seconds("2026-11-21T11:00:05.000000Z").unwrap() - started,
+            10
+        );
+        assert_eq!(seconds("soon"), None);
+    }
 }
