@@ -1,2 +1,16 @@
-//! Entry point.
-fn main() {}
+//! The one binary of Holdfast: every part is a subcommand, and so are the operator's commands.
+
+mod cli;
+mod config_check;
+mod doctor;
+mod serve;
+mod uninstall;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    holdfast_runtime::tls::install_crypto_provider();
+    cli::run(cli::Cli::parse())
+}

@@ -287,3 +287,6 @@ impl Files for Mounted<'_> {
         names.filter_map(Result::ok).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -141,3 +141,6 @@ pub fn fault(error: &Error) -> Fault {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

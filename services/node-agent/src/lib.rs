@@ -16,7 +16,7 @@ pub mod runtime_config;
 pub mod source;
 pub mod status;
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::{Heart, Supervisor};
-use holdfast_runtime::{CancellationToken, logs};
+use holdfast_runtime::{CancellationToken, logs, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
@@ -41,14 +41,13 @@ pub enum Error {
     /// The admin port is taken.
     #[error("cannot listen on port {0}")]
     Listen(u16, #[source] std::io::Error),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals")]
+    Signals(#[source] std::io::Error),
 }
 
-/// Runs the node agent until `shutdown`. Nothing on the host is undone then: a restart is no uninstall.
-pub async fn run(
-    config: Config,
-    level: Option<logs::Level>,
-    shutdown: CancellationToken,
-) -> Result<(), Error> {
+/// Runs the node agent until SIGTERM. Nothing on the host is undone then: a restart is no uninstall.
+pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
     let values = &config.values.node_agent;
     let path = &values.containerd_config_path;
     let folders = Folders {
@@ -57,21 +56,21 @@ pub async fn run(
         etc_on_host: PathBuf::from(&values.host_folders.config),
         hosts_on_host: (!path.is_empty()).then(|| PathBuf::from(path)),
     };
-    let release = &config.release;
+    let release = config.release;
     let names = Names {
-        release: release.name.clone(),
-        fullname: release.fullname.clone(),
-        namespace: release.namespace.clone(),
+        release: release.name,
+        fullname: release.fullname,
+        namespace: release.namespace,
     };
-    let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, admin::PORT)).await;
-    let listener = match listener {
+    let stop = shutdown::on_signals().map_err(Error::Signals)?;
+    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, admin::PORT)).await {
         Ok(listener) => listener,
         // A host without IPv6.
-        Err(_) => TcpListener::bind(("0.0.0.0", admin::PORT))
+        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, admin::PORT))
             .await
             .map_err(|e| Error::Listen(admin::PORT, e))?,
     };
-    serve(folders, names, level, listener, shutdown).await;
+    serve(folders, names, level, listener, stop).await;
     Ok(())
 }
 

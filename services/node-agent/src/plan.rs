@@ -202,3 +202,6 @@ pub(crate) fn parents(path: &str) -> impl Iterator<Item = &str> {
         p.rsplit_once('/').map(|(above, _)| above)
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -246,3 +246,6 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
     });
     Some((parts.next()??, parts.next()??))
 }
+
+#[cfg(test)]
+mod tests;

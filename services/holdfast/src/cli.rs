@@ -1,0 +1,103 @@
+//! The command line: which subcommand does what, and how it ends. Exit status 0: done; 1: failed; 64: the configuration
+//! or the command line is wrong.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::{config_check, doctor, serve, uninstall};
+
+/// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
+pub(crate) const WRONG_CONFIGURATION: u8 = 64;
+
+/// Keeps a Kubernetes cluster running when its uplink is gone.
+#[derive(Parser)]
+#[command(name = "holdfast", version)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The registry; with --data it runs alone, without Kubernetes
+    Registry(serve::RegistryArgs),
+    /// The webhook that rewrites the images of pods
+    Webhook(ConfigArgs),
+    /// The controller of Artifacts, certificates and the shared state
+    Controller(ConfigArgs),
+    /// The agent that prepares a node's container runtime
+    NodeAgent(ConfigArgs),
+    /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what the controller made
+    Uninstall(uninstall::Args),
+    /// Looks whether the registry serves
+    Doctor(doctor::Args),
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Prints the version
+    Version,
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Checks a file of Helm values; problems name the key, and the exit status is 64
+    Check(config_check::Args),
+}
+
+/// Where the configuration is.
+#[derive(clap::Args)]
+pub(crate) struct ConfigArgs {
+    /// The release's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/holdfast/config.yaml")]
+    pub(crate) config: PathBuf,
+}
+
+impl ConfigArgs {
+    /// Reads and checks the configuration.
+    pub(crate) fn load(&self) -> anyhow::Result<holdfast_config::Config> {
+        Ok(holdfast_config::Config::from_file(&self.config)?)
+    }
+}
+
+/// Runs the command.
+pub(crate) fn run(cli: Cli) -> ExitCode {
+    let result = match cli.command {
+        Command::Registry(args) => block_on(serve::registry(args)),
+        Command::Webhook(args) => block_on(serve::webhook(args)),
+        Command::Controller(args) => block_on(serve::controller(args)),
+        Command::NodeAgent(args) => block_on(serve::node_agent(args)),
+        Command::Uninstall(args) => block_on(uninstall::run(args)),
+        Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Config(ConfigCommand::Check(args)) => config_check::run(&args),
+        Command::Version => {
+            println!("holdfast {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        let configuration = error
+            .chain()
+            .any(<dyn std::error::Error>::is::<holdfast_config::Error>);
+        if configuration {
+            ExitCode::from(WRONG_CONFIGURATION)
+        } else {
+            ExitCode::FAILURE
+        }
+    })
+}
+
+fn block_on<F: Future<Output = anyhow::Result<ExitCode>>>(work: F) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}

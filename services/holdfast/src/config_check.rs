@@ -1,0 +1,109 @@
+//! `holdfast config check`: everything about values that can be known without a cluster.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use holdfast_conditions::Condition;
+use holdfast_config::Values;
+
+use crate::cli::WRONG_CONFIGURATION;
+
+const EXPRESSION: &str =
+    "global.networkfunctionextension.webhook.pod.mutation.matchConditionExpression";
+
+/// Arguments of `config check`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Helm values (YAML)
+    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    file: PathBuf,
+}
+
+/// Checks the file and says what is wrong with it.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let problems = check(&args.file);
+    for problem in &problems {
+        eprintln!("{}: {problem}", args.file.display());
+    }
+    if problems.is_empty() {
+        println!("{}: the values are valid", args.file.display());
+        return Ok(ExitCode::SUCCESS);
+    }
+    Ok(ExitCode::from(WRONG_CONFIGURATION))
+}
+
+/// The problems, one a line, each with its key.
+fn check(file: &Path) -> Vec<String> {
+    let values = match Values::from_file(file) {
+        Ok(values) => values,
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(|source| format!(": {source}"));
+            let text = format!("{error}{}", source.unwrap_or_default());
+            return text.lines().map(str::to_owned).collect();
+        }
+    };
+    match Condition::parse(values.match_condition()) {
+        Ok(_) => Vec::new(),
+        Err(error) => vec![format!("{EXPRESSION}: {error}")],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(values: &str) -> String {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), values).unwrap();
+        check(file.path()).join("\n")
+    }
+
+    #[test]
+    fn valid_values_have_no_problems() {
+        assert_eq!(problems(""), "");
+        assert_eq!(
+            problems("global: {networkfunctionextension: {enableClusterRegistry: true}}"),
+            ""
+        );
+    }
+
+    // SPEC 2, SPEC 3
+    #[test]
+    fn messages_name_the_key() {
+        for (values, key) in [
+            ("logging: {format: xml}", "logging.format"),
+            (
+                "global: {networkfunctionextension: {enableEarlyLoading: true}}",
+                "enableEarlyLoading",
+            ),
+            ("nonsense: 1", "nonsense"),
+        ] {
+            let text = problems(values);
+            assert!(text.contains(key), "{values}: {text:?} does not name {key}");
+        }
+    }
+
+    // SPEC 10
+    #[test]
+    fn an_expression_that_is_no_cel_is_named_with_its_place() {
+        let text = problems(
+            "global: {networkfunctionextension: {webhook: {pod: {mutation: {matchConditionExpression: 'object.metadata =='}}}}}",
+        );
+        assert!(text.starts_with(EXPRESSION), "{text}");
+        assert!(text.contains("column"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_a_problem() {
+        assert!(
+            check(Path::new("/nowhere/values.yaml"))
+                .join("")
+                .contains("/nowhere/values.yaml")
+        );
+    }
+}

@@ -1,0 +1,172 @@
+//! `holdfast uninstall`, the chart's pre-delete hook: takes Holdfast out of the cluster in the order in which nothing
+//! breaks. Webhook first, so that new pods keep their images; then the controller, which would put things back; then the
+//! nodes; then what the controller made.
+//!
+//! It never hangs and, unless told `--strict`, never fails a deletion: what could not be done is in the report.
+#![allow(clippy::print_stdout, reason = "the report is the result")]
+
+mod cluster;
+mod nodes;
+mod report;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use holdfast_api::names::Names;
+use tokio::time::Instant;
+
+use crate::cli::ConfigArgs;
+use cluster::Cluster;
+use report::Report;
+
+/// How long the controller's pods may take to go.
+const CONTROLLER: Duration = Duration::from_secs(30);
+/// Between two questions to the agents.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Arguments of `uninstall`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Seconds to wait for nodes [default: uninstall.timeoutSeconds of the values]
+    #[arg(long, value_name = "SECONDS")]
+    timeout_seconds: Option<u64>,
+    /// Fails when anything is left behind
+    #[arg(long)]
+    strict: bool,
+}
+
+/// Undoes the release and prints the report.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let outcome = report(&args).await;
+    let clean = match &outcome {
+        Ok(report) => {
+            print!("{report}");
+            report.is_clean()
+        }
+        Err(error) => {
+            println!("nothing was undone: {error:#}");
+            false
+        }
+    };
+    Ok(if clean || !args.strict {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+async fn report(args: &Args) -> anyhow::Result<Report> {
+    let config = args.config.load()?;
+    let timeout = args
+        .timeout_seconds
+        .unwrap_or(u64::from(config.values.uninstall.timeout_seconds));
+    let release = config.release;
+    let names = Names {
+        release: release.name,
+        fullname: release.fullname,
+        namespace: release.namespace,
+    };
+    let client = kube::Client::try_default().await?;
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(3))
+        .build()?;
+    Ok(undo(
+        &Cluster::new(client, names),
+        &http,
+        Duration::from_secs(timeout),
+    )
+    .await)
+}
+
+/// All steps, in order; each one's failure is noted and the next one is done all the same.
+async fn undo(cluster: &Cluster, http: &reqwest::Client, timeout: Duration) -> Report {
+    let mut report = Report::default();
+    report.step(
+        "webhook configuration deleted",
+        cluster.delete_webhook().await,
+    );
+    report.step("controller stopped", stop_controller(cluster).await);
+    match cluster.tell_nodes().await {
+        Ok(true) => put_nodes_back(cluster, http, Instant::now() + timeout, &mut report).await,
+        Ok(false) => report.done("no node was prepared".to_owned()),
+        Err(error) => report.left(format!(
+            "the nodes could not be told to put their host back: {error}"
+        )),
+    }
+    match cluster.rewritten_pods().await {
+        Ok(pods) => report.rewritten = pods,
+        Err(error) => report.left(format!(
+            "pods with rewritten images could not be listed: {error}"
+        )),
+    }
+    report.count(
+        "Secrets and ConfigMaps of the controller deleted",
+        cluster.delete_made_objects().await,
+    );
+    report.step("Lease deleted", cluster.delete_lease().await);
+    report.count("Artifacts deleted", cluster.delete_artifacts().await);
+    report
+}
+
+async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.scale_controller_to_zero().await?;
+    let deadline = Instant::now() + CONTROLLER;
+    loop {
+        let running = cluster.controller_pods().await?;
+        if running.is_empty() {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            anyhow::bail!(
+                "still there after {} s: {}",
+                CONTROLLER.as_secs(),
+                running.join(", ")
+            );
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Asks the agents until each one on a Ready node has put its host back, or time is over.
+async fn put_nodes_back(
+    cluster: &Cluster,
+    http: &reqwest::Client,
+    deadline: Instant,
+    report: &mut Report,
+) {
+    let mut answers = nodes::Answers::default();
+    loop {
+        let survey = match cluster.survey().await {
+            Ok(survey) => survey,
+            Err(error) => {
+                report.left(format!("nodes and agents could not be listed: {error}"));
+                return;
+            }
+        };
+        let asked = survey
+            .agents
+            .iter()
+            .filter(|agent| !answers.is_removed(&agent.node));
+        let asked = asked
+            .map(|agent| async { (agent.node.clone(), nodes::ask(http, &agent.address).await) });
+        for (node, answer) in futures::future::join_all(asked).await {
+            answers.note(node, answer);
+        }
+        if answers.waiting(&survey).is_empty() || Instant::now() >= deadline {
+            for line in answers.lines(&survey) {
+                match line {
+                    Ok(done) => report.done(done),
+                    Err(left) => report.left(left),
+                }
+            }
+            return;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests;

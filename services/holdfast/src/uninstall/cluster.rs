@@ -1,0 +1,251 @@
+//! What the uninstaller does to the cluster, one method a step. An object that is not there is as good as deleted.
+
+use anyhow::Context as _;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use holdfast_api::Artifact;
+use holdfast_api::labels;
+use holdfast_api::names::Names;
+use holdfast_api::state::KEY;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Secret};
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Client, Resource, ResourceExt as _};
+use serde_json::json;
+
+use super::nodes::{self, Survey};
+
+/// Objects a page.
+const PAGE: u32 = 500;
+/// Deletions at a time.
+const PARALLEL: usize = 8;
+
+/// The cluster and the names of the release in it.
+pub(crate) struct Cluster {
+    client: Client,
+    names: Names,
+}
+
+/// Absence is success.
+fn absent_is_well<T>(result: kube::Result<T>) -> anyhow::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Cluster {
+    pub(crate) fn new(client: Client, names: Names) -> Self {
+        Self { client, names }
+    }
+
+    fn own<K: Resource<Scope = NamespaceResourceScope>>(&self) -> Api<K>
+    where
+        K::DynamicType: Default,
+    {
+        Api::namespaced(self.client.clone(), &self.names.namespace)
+    }
+
+    fn of_component(&self, component: &str) -> ListParams {
+        let selector = format!(
+            "{}={},{}={component}",
+            labels::INSTANCE,
+            self.names.release,
+            labels::COMPONENT
+        );
+        ListParams::default().labels(&selector)
+    }
+
+    pub(crate) async fn delete_webhook(&self) -> anyhow::Result<()> {
+        let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        absent_is_well(
+            api.delete(&self.names.webhook(), &DeleteParams::default())
+                .await,
+        )?;
+        Ok(())
+    }
+
+    pub(crate) async fn scale_controller_to_zero(&self) -> anyhow::Result<()> {
+        let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
+        let api = self.own::<Deployment>();
+        absent_is_well(
+            api.patch_scale(&self.names.controller(), &PatchParams::default(), &patch)
+                .await,
+        )?;
+        Ok(())
+    }
+
+    /// Controller pods that can still act: those on nodes that are not Ready cannot be waited for.
+    pub(crate) async fn controller_pods(&self) -> anyhow::Result<Vec<String>> {
+        let pods = self
+            .own::<Pod>()
+            .list(&self.of_component(labels::COMPONENT_CONTROLLER))
+            .await?;
+        let lost: Vec<String> = if pods.items.is_empty() {
+            Vec::new()
+        } else {
+            let nodes = Api::<Node>::all(self.client.clone())
+                .list(&ListParams::default())
+                .await?;
+            nodes
+                .iter()
+                .filter(|node| !nodes::is_ready(node))
+                .map(|node| node.name_any())
+                .collect()
+        };
+        let here = |pod: &&Pod| {
+            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+            node.is_none_or(|node| !lost.contains(node))
+        };
+        Ok(pods.iter().filter(here).map(|pod| pod.name_any()).collect())
+    }
+
+    /// Writes `desired: removed` into the nodes' Secret. False when there is no such Secret: then no node was ever told
+    /// anything.
+    pub(crate) async fn tell_nodes(&self) -> anyhow::Result<bool> {
+        let api = self.own::<Secret>();
+        let Some(secret) = api.get_opt(&self.names.node()).await? else {
+            return Ok(false);
+        };
+        let bytes = secret.data.as_ref().and_then(|data| data.get(KEY));
+        let mut state: serde_json::Value = match bytes {
+            Some(bytes) => serde_json::from_slice(&bytes.0).unwrap_or_else(|_| json!({})),
+            None => json!({}),
+        };
+        if !state.is_object() {
+            state = json!({});
+        }
+        state["desired"] = json!("removed");
+        let patch = json!({"stringData": {KEY: state.to_string()}});
+        api.patch(
+            &self.names.node(),
+            &PatchParams::default(),
+            &Patch::Merge(patch),
+        )
+        .await?;
+        Ok(true)
+    }
+
+    pub(crate) async fn survey(&self) -> anyhow::Result<Survey> {
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await?;
+        // Agents may run in a namespace of their own.
+        let agents = Api::<Pod>::all(self.client.clone())
+            .list(&self.of_component(labels::COMPONENT_NODE_AGENT))
+            .await?;
+        Ok(nodes::survey(&nodes.items, &agents.items))
+    }
+
+    pub(crate) async fn rewritten_pods(&self) -> anyhow::Result<Vec<String>> {
+        let api: Api<Pod> = Api::all(self.client.clone());
+        let mut found = Vec::new();
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let pods = api.list_metadata(&page).await?;
+            for pod in &pods.items {
+                if pod.annotations().contains_key(labels::ORIGINAL_IMAGES) {
+                    found.push(format!(
+                        "{}/{}",
+                        pod.namespace().unwrap_or_default(),
+                        pod.name_any()
+                    ));
+                }
+            }
+            match pods.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(found),
+            }
+        }
+    }
+
+    /// Secrets and ConfigMaps that carry the controller's labels, in the release's namespace only.
+    pub(crate) async fn delete_made_objects(&self) -> anyhow::Result<usize> {
+        let selector = format!(
+            "{}={},{}={}",
+            labels::MANAGED_BY,
+            labels::MANAGED_BY_CONTROLLER,
+            labels::INSTANCE,
+            self.names.release
+        );
+        let params = ListParams::default().labels(&selector);
+        let secrets = self.own::<Secret>();
+        let mut count = 0;
+        for secret in secrets
+            .list_metadata(&params)
+            .await
+            .context("Secrets")?
+            .items
+        {
+            absent_is_well(
+                secrets
+                    .delete(&secret.name_any(), &DeleteParams::default())
+                    .await,
+            )?;
+            count += 1;
+        }
+        let maps = self.own::<ConfigMap>();
+        for map in maps
+            .list_metadata(&params)
+            .await
+            .context("ConfigMaps")?
+            .items
+        {
+            absent_is_well(maps.delete(&map.name_any(), &DeleteParams::default()).await)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    pub(crate) async fn delete_lease(&self) -> anyhow::Result<()> {
+        absent_is_well(
+            self.own::<Lease>()
+                .delete(&self.names.controller(), &DeleteParams::default())
+                .await,
+        )?;
+        Ok(())
+    }
+
+    /// All Artifacts of all namespaces, page by page.
+    pub(crate) async fn delete_artifacts(&self) -> anyhow::Result<usize> {
+        let all: Api<Artifact> = Api::all(self.client.clone());
+        let mut count = 0;
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            // Without the CRD there are no Artifacts.
+            let Some(artifacts) = absent_is_well(all.list_metadata(&page).await)? else {
+                return Ok(count);
+            };
+            count += artifacts.items.len();
+            stream::iter(artifacts.items)
+                .map(|artifact| async move {
+                    let namespace = artifact.namespace().unwrap_or_default();
+                    let api: Api<Artifact> = Api::namespaced(self.client.clone(), &namespace);
+                    let name = artifact.name_any();
+                    if !artifact.finalizers().is_empty() {
+                        // Who would take it off is gone.
+                        let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+                        absent_is_well(
+                            api.patch_metadata(&name, &PatchParams::default(), &patch)
+                                .await,
+                        )?;
+                    }
+                    absent_is_well(api.delete(&name, &DeleteParams::default()).await).map(|_| ())
+                })
+                .buffer_unordered(PARALLEL)
+                .try_collect::<()>()
+                .await?;
+            match artifacts
+                .metadata
+                .continue_
+                .filter(|token| !token.is_empty())
+            {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(count),
+            }
+        }
+    }
+}

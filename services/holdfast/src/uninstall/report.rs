@@ -1,0 +1,74 @@
+//! What was undone and what was left, in words for whoever deletes the release.
+
+use std::fmt;
+
+/// At most so many pods are named; the rest is counted.
+const NAMED_PODS: usize = 20;
+
+/// The report of an uninstallation.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    done: Vec<String>,
+    left: Vec<String>,
+    /// Running pods whose images name the registry: `namespace/name`.
+    pub(crate) rewritten: Vec<String>,
+}
+
+impl Report {
+    /// Something was undone.
+    pub(crate) fn done(&mut self, line: String) {
+        self.done.push(line);
+    }
+
+    /// Something stays behind.
+    pub(crate) fn left(&mut self, line: String) {
+        self.left.push(line);
+    }
+
+    /// A step that is done or not.
+    pub(crate) fn step(&mut self, what: &str, result: anyhow::Result<()>) {
+        match result {
+            Ok(()) => self.done(what.to_owned()),
+            Err(error) => self.left(format!("not {what}: {error:#}")),
+        }
+    }
+
+    /// A step that is done a number of times.
+    pub(crate) fn count(&mut self, what: &str, result: anyhow::Result<usize>) {
+        match result {
+            Ok(count) => self.done(format!("{count} {what}")),
+            Err(error) => self.left(format!("not all {what}: {error:#}")),
+        }
+    }
+
+    /// Whether nothing stays behind.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.left.is_empty()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in &self.done {
+            writeln!(f, "done  {line}")?;
+        }
+        for line in &self.left {
+            writeln!(f, "LEFT  {line}")?;
+        }
+        if !self.rewritten.is_empty() {
+            writeln!(
+                f,
+                "note  {} running pods keep images that name the registry; they run on, and get their original images when their owners make them anew:",
+                self.rewritten.len()
+            )?;
+            for pod in self.rewritten.iter().take(NAMED_PODS) {
+                writeln!(f, "        {pod}")?;
+            }
+            let more = self.rewritten.len().saturating_sub(NAMED_PODS);
+            if more > 0 {
+                writeln!(f, "        and {more} more")?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! The order of the steps, against an API server that only records.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use super::nodes::{Agent, Answers, survey};
+use super::*;
+
+fn node(name: &str, ready: &str) -> Node {
+    serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "status": {"conditions": [{"type": "Ready", "status": ready}]},
+    }))
+    .unwrap()
+}
+
+fn agent(node: &str, ip: &str) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": format!("agent-{node}")},
+        "spec": {"nodeName": node, "containers": []},
+        "status": {"podIP": ip},
+    }))
+    .unwrap()
+}
+
+#[test]
+fn nodes_that_are_not_ready_are_reported_and_not_waited_for() {
+    let nodes = [
+        node("a", "True"),
+        node("b", "Unknown"),
+        node("c", "True"),
+        node("d", "True"),
+    ];
+    let pods = [
+        agent("a", "10.0.0.1"),
+        agent("b", "10.0.0.2"),
+        agent("d", "fd00::1"),
+    ];
+    let survey = survey(&nodes, &pods);
+    let expect = |node: &str, address: &str| Agent {
+        node: node.to_owned(),
+        address: address.to_owned(),
+    };
+    assert_eq!(
+        survey.agents,
+        [
+            expect("a", "http://10.0.0.1:9090"),
+            expect("d", "http://[fd00::1]:9090")
+        ]
+    );
+    assert_eq!(survey.not_ready, BTreeSet::from(["b".to_owned()]));
+    assert_eq!(survey.without_agent, BTreeSet::from(["c".to_owned()]));
+
+    let mut answers = Answers::default();
+    assert_eq!(answers.waiting(&survey), ["a", "d"]);
+    let answer = |state: &str| {
+        serde_json::from_value(json!({"state": state, "detail": "so it is"})).unwrap()
+    };
+    answers.note("a".to_owned(), Ok(answer("removed")));
+    answers.note("d".to_owned(), Ok(answer("failed")));
+    assert_eq!(answers.waiting(&survey), ["d"]);
+    answers.note("d".to_owned(), Err("connection refused".to_owned()));
+    let lines = answers.lines(&survey);
+    let left: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line.as_ref().err())
+        .collect();
+    assert_eq!(left.len(), 2, "{lines:?}");
+    assert!(
+        left[0].contains("connection refused") && left[1].contains("not Ready"),
+        "{left:?}"
+    );
+}
+
+/// An API server of canned answers that notes what it was asked to change.
+fn api_server(answer: fn(&str, &str) -> Option<Value>) -> (kube::Client, Arc<Mutex<Vec<String>>>) {
+    let log = Arc::<Mutex<Vec<String>>>::default();
+    let seen = Arc::clone(&log);
+    let service = tower::service_fn(move |request: Request<Body>| {
+        let seen = Arc::clone(&seen);
+        async move {
+            let (head, body) = request.into_parts();
+            let (method, path) = (head.method.as_str(), head.uri.path());
+            let body =
+                String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+            if method != "GET" {
+                let body = if method == "PATCH" {
+                    format!(" {body}")
+                } else {
+                    String::new()
+                };
+                seen.lock().unwrap().push(format!("{method} {path}{body}"));
+            }
+            let (status, body) = match answer(method, path) {
+                Some(body) => (200, body),
+                None => (
+                    404,
+                    json!({"kind": "Status", "status": "Failure", "reason": "NotFound", "message": "not found", "code": 404}),
+                ),
+            };
+            let body = Full::new(Bytes::from(body.to_string()));
+            Ok::<_, std::convert::Infallible>(
+                Response::builder().status(status).body(body).unwrap(),
+            )
+        }
+    });
+    (kube::Client::new(service, "default"), log)
+}
+
+fn list(kind: &str, items: Value) -> Value {
+    json!({"apiVersion": "v1", "kind": kind, "metadata": {}, "items": items})
+}
+
+async fn undone(answer: fn(&str, &str) -> Option<Value>) -> (Report, Vec<String>) {
+    holdfast_runtime::tls::install_crypto_provider();
+    let (client, log) = api_server(answer);
+    let cluster = Cluster::new(client, Names::of_release("holdfast", "sys"));
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let report = undo(&cluster, &http, Duration::ZERO).await;
+    let log = log.lock().unwrap().clone();
+    (report, log)
+}
+
+// SPEC 80
+#[tokio::test]
+async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
+    let (report, log) = undone(|method, path| {
+        let partial = |name: &str, namespace: &str| {
+            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name, "namespace": namespace,
+                "annotations": {"holdfast.dev/original-images": "{}"}}})
+        };
+        match (method, path) {
+            ("GET", "/api/v1/nodes") => Some(list("NodeList", json!([{"metadata": {"name": "lost"}}]))),
+            ("GET", "/api/v1/namespaces/sys/secrets/holdfast-node") => {
+                Some(json!({"metadata": {"name": "holdfast-node"}, "data": {"state.json": "eyJwcm9iZSI6InAifQ=="}}))
+            }
+            ("GET", "/api/v1/namespaces/sys/secrets") => Some(list("SecretList", json!([partial("holdfast-ca", "sys")]))),
+            ("GET", "/api/v1/namespaces/sys/configmaps") => Some(list("ConfigMapList", json!([]))),
+            ("GET", "/api/v1/namespaces/sys/pods") => Some(list("PodList", json!([]))),
+            ("GET", "/api/v1/pods") => Some(list("PodList", json!([partial("web", "shop")]))),
+            ("GET", "/apis/holdfast.dev/v1alpha1/artifacts") => Some(list("ArtifactList", json!([partial("nginx", "shop")]))),
+            ("PATCH", path) if path.ends_with("/scale") => {
+                Some(json!({"metadata": {"name": "holdfast-controller"}, "spec": {"replicas": 0}}))
+            }
+            ("PATCH", _) => Some(json!({"metadata": {"name": "holdfast-node"}})),
+            ("DELETE", _) => Some(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success"})),
+            _ => None,
+        }
+    })
+    .await;
+    assert_eq!(
+        log,
+        [
+            "DELETE /apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-webhook",
+            r#"PATCH /apis/apps/v1/namespaces/sys/deployments/holdfast-controller/scale {"spec":{"replicas":0}}"#,
+            r#"PATCH /api/v1/namespaces/sys/secrets/holdfast-node {"stringData":{"state.json":"{\"probe\":\"p\",\"desired\":\"removed\"}"}}"#,
+            "DELETE /api/v1/namespaces/sys/secrets/holdfast-ca",
+            "DELETE /apis/coordination.k8s.io/v1/namespaces/sys/leases/holdfast-controller",
+            "DELETE /apis/holdfast.dev/v1alpha1/namespaces/shop/artifacts/nginx",
+        ],
+        "{report}"
+    );
+    let text = report.to_string();
+    assert!(text.contains("LEFT  node lost is not Ready"), "{text}");
+    assert!(text.contains("shop/web"), "{text}");
+}
+
+#[tokio::test]
+async fn a_release_that_is_gone_already_leaves_nothing_to_report() {
+    let (report, _) = undone(|method, path| match (method, path) {
+        ("GET", path) if path.ends_with("s") && !path.contains("holdfast") => {
+            Some(list("List", json!([])))
+        }
+        _ => None,
+    })
+    .await;
+    assert!(report.is_clean(), "{report}");
+}
+
+#[tokio::test]
+async fn a_step_that_fails_does_not_stop_the_next_ones() {
+    let (report, log) = undone(|_, path| {
+        // Answers that are no objects: every step meets an error of some kind.
+        (!path.contains("webhook")).then(|| json!("nonsense"))
+    })
+    .await;
+    assert!(!report.is_clean());
+    assert!(
+        log.iter()
+            .any(|line| line.starts_with("DELETE") && line.contains("leases")),
+        "{log:?}"
+    );
+}

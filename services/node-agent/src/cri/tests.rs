@@ -1,0 +1,188 @@
+//! A runtime on a unix socket that keeps a list of images and pulls as it is told.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, Request, Response};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
+use tokio::net::UnixListener;
+
+use super::*;
+use crate::cri::wire::Image;
+
+/// What the fake runtime knows and was asked.
+#[derive(Default)]
+pub(crate) struct Fake {
+    pub(crate) images: BTreeSet<String>,
+    pub(crate) calls: Vec<String>,
+    /// The error of every pull, as containerd words it.
+    pub(crate) refuse: Option<String>,
+    /// Pulls answer well but keep nothing.
+    pub(crate) forgetful: bool,
+}
+
+type Shared = Arc<Mutex<Fake>>;
+
+/// Serves on `socket` until the test ends.
+pub(crate) fn serve(socket: &Path) -> Shared {
+    let shared = Shared::default();
+    let listener = UnixListener::bind(socket).unwrap();
+    let state = Arc::clone(&shared);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let state = Arc::clone(&state);
+            let service =
+                hyper::service::service_fn(move |request| answer(Arc::clone(&state), request));
+            tokio::spawn(
+                hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service),
+            );
+        }
+    });
+    shared
+}
+
+type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
+
+async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    assert_eq!(request.headers()["content-type"], "application/grpc");
+    let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .unwrap()
+        .to_bytes()
+        .slice(5..);
+    let mut fake = state.lock().unwrap();
+    let named = |image: Option<ImageSpec>| image.unwrap().image;
+    let outcome = match method.as_str() {
+        "Version" => Ok(VersionResponse {
+            runtime_name: "containerd".to_owned(),
+            runtime_version: "v2.1.4".to_owned(),
+        }
+        .encode_to_vec()),
+        "PullImage" => {
+            let image = named(PullImageRequest::decode(body).unwrap().image);
+            fake.calls.push(format!("pull {image}"));
+            if !fake.forgetful && fake.refuse.is_none() {
+                fake.images.insert(image.clone());
+            }
+            fake.refuse.clone().map_or_else(
+                || Ok(PullImageResponse { image_ref: image }.encode_to_vec()),
+                Err,
+            )
+        }
+        "RemoveImage" => {
+            let image = named(RemoveImageRequest::decode(body).unwrap().image);
+            fake.calls.push(format!("remove {image}"));
+            fake.images.remove(&image);
+            Ok(RemoveImageResponse {}.encode_to_vec())
+        }
+        "ImageStatus" => {
+            let image = named(ImageStatusRequest::decode(body).unwrap().image);
+            let held = fake.images.contains(&image).then(|| Image {
+                id: "sha256:1".to_owned(),
+                repo_tags: vec![image],
+            });
+            Ok(ImageStatusResponse { image: held }.encode_to_vec())
+        }
+        other => panic!("{other} is not asked"),
+    };
+    let mut trailers = HeaderMap::new();
+    let mut frames: Vec<Result<Frame<Bytes>, Infallible>> = Vec::new();
+    match outcome {
+        Ok(message) => {
+            let mut bytes = BytesMut::new();
+            bytes.put_u8(0);
+            bytes.put_u32(u32::try_from(message.len()).unwrap());
+            bytes.extend_from_slice(&message);
+            frames.push(Ok(Frame::data(bytes.freeze())));
+            trailers.insert("grpc-status", "0".parse().unwrap());
+        }
+        Err(text) => {
+            trailers.insert("grpc-status", "2".parse().unwrap());
+            trailers.insert("grpc-message", text.replace(' ', "%20").parse().unwrap());
+        }
+    }
+    frames.push(Ok(Frame::trailers(trailers)));
+    let body = StreamBody::new(futures::stream::iter(frames)).boxed();
+    Ok(Response::builder()
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap())
+}
+
+const PROBE: &str = "10.96.0.50/holdfast/probe:1";
+
+fn runtime() -> (Runtime, Shared, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("containerd.sock");
+    let fake = serve(&socket);
+    (Runtime::new(socket), fake, folder)
+}
+
+#[tokio::test]
+async fn an_image_that_is_there_is_removed_and_pulled_anew() {
+    let (runtime, fake, _folder) = runtime();
+    fake.lock().unwrap().images.insert(PROBE.to_owned());
+    runtime.prove_pull(PROBE).await.unwrap();
+    let fake = fake.lock().unwrap();
+    assert_eq!(
+        fake.calls,
+        [format!("remove {PROBE}"), format!("pull {PROBE}")]
+    );
+    assert!(fake.images.contains(PROBE));
+}
+
+#[tokio::test]
+async fn a_pull_that_leaves_no_image_proves_nothing() {
+    let (runtime, fake, _folder) = runtime();
+    fake.lock().unwrap().forgetful = true;
+    let error = runtime.prove_pull(PROBE).await.unwrap_err();
+    assert!(error.to_string().contains("does not hold it"), "{error}");
+}
+
+#[tokio::test]
+async fn the_runtimes_words_arrive_and_name_the_side_at_fault() {
+    let (runtime, fake, _folder) = runtime();
+    for (words, expect) in [
+        (
+            "failed to pull: x509: certificate signed by unknown authority",
+            Fault::Node,
+        ),
+        ("pull access denied, 401 Unauthorized", Fault::Node),
+        (
+            "dial tcp 10.96.0.50:443: connect: connection refused",
+            Fault::Registry,
+        ),
+        (
+            "unexpected status from HEAD request: 503 Service Unavailable",
+            Fault::Registry,
+        ),
+    ] {
+        fake.lock().unwrap().refuse = Some(words.to_owned());
+        let error = runtime.prove_pull(PROBE).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+        assert_eq!(fault(&error), expect, "{words}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_tells_its_version_and_a_missing_socket_is_no_panic() {
+    let (runtime, _fake, folder) = runtime();
+    assert_eq!(
+        runtime.version().await.unwrap(),
+        ("containerd".to_owned(), "v2.1.4".to_owned())
+    );
+    let missing = Runtime::new(folder.path().join("no.sock"));
+    let error = missing.prove_pull(PROBE).await.unwrap_err();
+    assert_eq!(fault(&error), Fault::Runtime);
+    assert!(error.to_string().contains("no.sock"), "{error}");
+}

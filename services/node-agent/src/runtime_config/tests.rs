@@ -1,0 +1,194 @@
+use std::collections::BTreeMap;
+
+use super::*;
+
+const V2: &str = r#"plugins."io.containerd.grpc.v1.cri".registry"#;
+const V3: &str = r#"plugins."io.containerd.cri.v1.images".registry"#;
+
+impl Files for BTreeMap<PathBuf, String> {
+    fn read(&self, path: &Path) -> Result<Option<String>, String> {
+        Ok(self.get(path).cloned())
+    }
+
+    fn list(&self, folder: &Path) -> Vec<String> {
+        let inside = self.keys().filter(|path| path.parent() == Some(folder));
+        inside
+            .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
+            .collect()
+    }
+}
+
+fn look(files: &[(&str, String)], version: &str) -> Result<String, String> {
+    let files: BTreeMap<PathBuf, String> = files
+        .iter()
+        .map(|(path, text)| (PathBuf::from(path), text.clone()))
+        .collect();
+    let found =
+        find(&files, Path::new("/etc/containerd"), Some(version)).map_err(|e| e.to_string())?;
+    assert_eq!(
+        found.on_host,
+        Path::new("/etc/containerd").join(&found.relative)
+    );
+    Ok(found.relative)
+}
+
+/// `config.toml` alone; `expect` is the folder, or words of the message.
+fn check(config: &str, version: &str, expect: Result<&str, &[&str]>) {
+    let outcome = look(
+        &[("/etc/containerd/config.toml", config.to_owned())],
+        version,
+    );
+    match (&outcome, expect) {
+        (Ok(folder), Ok(expect)) => assert_eq!(folder, expect, "{config}"),
+        (Err(text), Err(words)) => {
+            for word in words {
+                assert!(
+                    text.contains(word),
+                    "{config}: {text:?} does not say {word:?}"
+                );
+            }
+        }
+        _ => panic!("{config} on {version}: {outcome:?}, expected {expect:?}"),
+    }
+}
+
+#[test]
+fn each_format_has_its_own_place_for_the_folder() {
+    let path = r#"config_path = "/etc/containerd/certs.d""#;
+    check(
+        &format!("version = 2\n[{V2}]\n{path}"),
+        "1.7.24",
+        Ok("certs.d"),
+    );
+    check(
+        &format!("version = 2\n[{V2}]\n{path}"),
+        "v2.1.4",
+        Ok("certs.d"),
+    );
+    check(
+        &format!("version = 3\n[{V3}]\n{path}"),
+        "v2.1.4",
+        Ok("certs.d"),
+    );
+    check(
+        &format!("[plugins.cri.registry]\n{path}"),
+        "1.6.0",
+        Ok("certs.d"),
+    );
+    check(
+        &format!("version = 3\n[{V3}]\nconfig_path = '/etc/containerd/hosts/'"),
+        "v2.0.0",
+        Ok("hosts"),
+    );
+}
+
+#[test]
+fn a_place_that_the_format_does_not_know_does_not_count() {
+    let path = r#"config_path = "/etc/containerd/certs.d""#;
+    check(
+        &format!("[{V2}]\n{path}"),
+        "1.7.24",
+        Err(&["no registry config_path", "version = 2"]),
+    );
+    check(
+        &format!("version = 3\n[{V2}]\n{path}"),
+        "v2.0.0",
+        Err(&[r#"plugins."io.containerd.cri.v1.images""#]),
+    );
+}
+
+#[test]
+fn only_versions_from_2_2_on_have_a_default() {
+    check("version = 3\n", "v2.2.0", Ok("certs.d"));
+    check("version = 3\n", "v2.3.0-rc.1", Ok("certs.d"));
+    check(
+        "version = 3\n",
+        "v2.1.4",
+        Err(&[
+            "containerd v2.1.4",
+            "read /etc/containerd/config.toml",
+            "certs.d",
+        ]),
+    );
+    check(
+        &format!("version = 3\n[{V3}]\nconfig_path = ''"),
+        "v2.2.0",
+        Err(&["no registry config_path"]),
+    );
+    assert_eq!(look(&[], "v2.2.1").unwrap(), "certs.d");
+    assert!(
+        look(&[], "1.7.0")
+            .unwrap_err()
+            .contains("no /etc/containerd/config.toml")
+    );
+}
+
+#[test]
+fn a_list_of_folders_gives_the_first_that_can_be_written() {
+    let list = |value: &str| format!("version = 2\n[{V2}]\nconfig_path = {value:?}");
+    check(
+        &list("/etc/containerd/certs.d:/etc/docker/certs.d"),
+        "1.7.0",
+        Ok("certs.d"),
+    );
+    check(
+        &list("/etc/docker/certs.d:/etc/containerd/certs.d"),
+        "1.7.0",
+        Ok("certs.d"),
+    );
+    check(
+        &list("/etc/docker/certs.d"),
+        "1.7.0",
+        Err(&[
+            "/etc/docker/certs.d",
+            "/etc/containerd/config.toml",
+            "below /etc/containerd",
+        ]),
+    );
+    check(
+        &list("/etc/containerd/../docker"),
+        "1.7.0",
+        Err(&["nothing is below"]),
+    );
+}
+
+#[test]
+fn imports_are_followed_and_have_the_last_word() {
+    let folder =
+        |name: &str| format!("version = 2\n[{V2}]\nconfig_path = \"/etc/containerd/{name}\"");
+    let main = |imports: &str| format!("imports = {imports}\n{}", folder("main"));
+    let config = "/etc/containerd/config.toml";
+    let drop_ins = [
+        ("/etc/containerd/conf.d/10-a.toml", folder("a")),
+        ("/etc/containerd/conf.d/20-b.toml", folder("b")),
+    ];
+    let with = |main: String| {
+        let mut files = drop_ins.to_vec();
+        files.push((config, main));
+        look(&files, "1.7.0").unwrap()
+    };
+    assert_eq!(with(main(r#"["/etc/containerd/conf.d/*.toml"]"#)), "b");
+    assert_eq!(with(main(r#"["conf.d/10-a.toml"]"#)), "a");
+    assert_eq!(
+        with(main(
+            r#"["/etc/containerd/config.toml", "/elsewhere/x.toml"]"#
+        )),
+        "main",
+        "circles end"
+    );
+}
+
+#[test]
+fn what_is_in_the_way_is_said() {
+    let inline = format!("version = 2\n[{V2}.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]");
+    check(
+        &inline,
+        "1.7.0",
+        Err(&["registry.mirrors", "exclude config_path"]),
+    );
+    check(
+        "version = ",
+        "1.7.0",
+        Err(&["/etc/containerd/config.toml cannot be read"]),
+    );
+}
