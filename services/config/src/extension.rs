@@ -173,7 +173,7 @@ pub struct LegacyExtension {
     pub enable: Option<bool>,
     /// Older spelling of `global.networkfunctionextension.clusterRegistry.storageSize`, as a number of Gi.
     #[serde(rename = "EdgeRegistrySizeInGB")]
-    #[schemars(range(min = 1, max = 9_999_999))]
+    #[schemars(range(min = 1, max = 999_999))]
     pub size_gibibytes: Option<u32>,
 }
 

@@ -8,20 +8,18 @@ use crate::ByteSize;
 /// A registry that images come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("required" = ["host"]))]
 pub struct Upstream {
     /// The host as image references name it, with its port if any: `registry.example:5000`. Required.
-    #[schemars(
-        required,
-        regex(
-            pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$|^\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?$"
-        )
-    )]
+    #[schemars(regex(
+        pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$|^\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?$"
+    ))]
     pub host: String,
-    /// Where that host is reached: an `http(s)://` URL. Empty: `https://<host>`.
-    #[schemars(regex(pattern = r"^$|^https?://[^/?#\s]+(/[^?#\s]*)?$"))]
+    /// Where that host is reached: an `http(s)://` URL without credentials. Empty: `https://<host>`.
+    #[schemars(regex(pattern = r"^$|^https?://[^/?#@\s]+(/[^?#\s]*)?$"))]
     pub endpoint: String,
     /// Further URLs that hold the same images, tried before `endpoint`, in this order.
-    #[schemars(inner(regex(pattern = r"^https?://[^/?#\s]+(/[^?#\s]*)?$")))]
+    #[schemars(inner(regex(pattern = r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")))]
     pub mirrors: Vec<String>,
     /// PEM certificates to trust for this host, beside the public ones.
     #[schemars(regex(pattern = r"^\s*$|-----BEGIN CERTIFICATE-----"))]
@@ -44,10 +42,10 @@ pub struct Upstream {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Proxy {
     /// Proxy for `http://` upstreams, as a URL.
-    #[schemars(regex(pattern = r"^$|^https?://[^/?#\s]+/?$"))]
+    #[schemars(regex(pattern = r"^$|^https?://[^/?#@\s]+/?$"))]
     pub http: String,
     /// Proxy for `https://` upstreams, as a URL.
-    #[schemars(regex(pattern = r"^$|^https?://[^/?#\s]+/?$"))]
+    #[schemars(regex(pattern = r"^$|^https?://[^/?#@\s]+/?$"))]
     pub https: String,
     /// Hosts, domains (`.example`) and networks (`10.0.0.0/8`) that are reached directly.
     pub no_proxy: Vec<String>,

@@ -38,7 +38,7 @@ impl Scale {
 
 /// Declares a part: its own keys, then the keys that every workload has.
 macro_rules! workload {
-    ($(#[$meta:meta])* $name:ident, resources: $resources:expr, { $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
+    ($(#[$meta:meta])* $name:ident, priority: $priority:literal, resources: $resources:expr, { $($(#[$field_meta:meta])* $field:ident: $type:ty = $default:expr,)* }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
         #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -56,7 +56,7 @@ macro_rules! workload {
             pub pod_annotations: BTreeMap<String, String>,
             /// Labels of the pods, beside Holdfast's own.
             pub pod_labels: BTreeMap<String, String>,
-            /// Priority class of the pods.
+            /// Priority class of the pods; empty: none.
             pub priority_class_name: String,
             /// Environment variables of the container; Holdfast itself needs none.
             pub extra_env: Vec<EnvVar>,
@@ -72,7 +72,7 @@ macro_rules! workload {
                     affinity: Affinity::default(),
                     pod_annotations: BTreeMap::new(),
                     pod_labels: BTreeMap::new(),
-                    priority_class_name: String::new(),
+                    priority_class_name: $priority.to_owned(),
                     extra_env: Vec::new(),
                 }
             }
@@ -82,7 +82,7 @@ macro_rules! workload {
 
 workload! {
     /// The registry: stores and serves images. Empty `resources` mean what `registryService.scale` says.
-    RegistryPart, resources: ResourceRequirements::default(), {
+    RegistryPart, priority: "system-cluster-critical", resources: ResourceRequirements::default(), {
         /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
@@ -97,7 +97,7 @@ workload! {
 
 workload! {
     /// The webhook: sends the images of new pods to the registry.
-    WebhookPart, resources: resources(("50m", "64Mi"), ("500m", "256Mi")), {
+    WebhookPart, priority: "system-cluster-critical", resources: resources(("50m", "64Mi"), ("500m", "256Mi")), {
         /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
@@ -115,7 +115,7 @@ workload! {
 
 workload! {
     /// The controller: copies images, keeps certificates and the shared state.
-    ControllerPart, resources: resources(("50m", "96Mi"), ("500m", "512Mi")), {
+    ControllerPart, priority: "system-cluster-critical", resources: resources(("50m", "96Mi"), ("500m", "512Mi")), {
         /// Replicas, of which one is active; empty: two with high availability, one without.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
@@ -124,7 +124,7 @@ workload! {
 
 workload! {
     /// The node agent: prepares the container runtime of each node.
-    NodeAgentPart, resources: resources(("10m", "32Mi"), ("200m", "128Mi")), {
+    NodeAgentPart, priority: "system-node-critical", resources: resources(("10m", "32Mi"), ("200m", "128Mi")), {
         /// The folder where containerd looks for host configuration (its `config_path`), as the node names it. It must
         /// lie in `hostFolders.config`. Empty: read from containerd's configuration, else `/etc/containerd/certs.d`.
         #[schemars(regex(pattern = r"^$|^/"))]

@@ -69,6 +69,8 @@ impl Serialize for ByteSize {
 #[serde(untagged)]
 enum NumberOrText {
     Number(u64),
+    /// What Helm makes of a number: `1e+07`.
+    Float(f64),
     Text(String),
 }
 
@@ -77,6 +79,9 @@ impl<'de> Deserialize<'de> for ByteSize {
         let expected = "expected a size in bytes such as 4096, 4Mi or 10M";
         match NumberOrText::deserialize(deserializer).map_err(|_| D::Error::custom(expected))? {
             NumberOrText::Number(bytes) => Ok(Self(bytes)),
+            NumberOrText::Float(bytes) => {
+                Self::parse(&bytes.to_string()).ok_or_else(|| D::Error::custom(expected))
+            }
             NumberOrText::Text(text) => {
                 Self::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}`: {expected}")))
             }

@@ -40,20 +40,37 @@ fn generate<T: JsonSchema>() -> Value {
     let generator = SchemaSettings::draft07().into_generator();
     let mut schema = generator.into_root_schema_for::<T>().to_value();
     tidy(&mut schema);
+    let definitions = schema.get_mut("definitions").and_then(Value::as_object_mut);
+    for (name, definition) in definitions.into_iter().flatten() {
+        if name.starts_with("io.k8s.") {
+            undescribe(definition);
+        }
+    }
     schema
 }
 
-/// Closes objects that list their properties, drops what only Rust knows, and cuts Kubernetes' long descriptions.
+/// Kubernetes' own types are described in Kubernetes' own reference.
+fn undescribe(schema: &mut Value) {
+    match schema {
+        Value::Object(object) => {
+            if object.get("description").is_some_and(Value::is_string) {
+                object.remove("description");
+            }
+            object.values_mut().for_each(undescribe);
+        }
+        Value::Array(items) => items.iter_mut().for_each(undescribe),
+        _ => {}
+    }
+}
+
+/// Closes objects that list their properties, drops what only Rust knows and the defaults of whole sections.
 fn tidy(schema: &mut Value) {
     match schema {
         Value::Object(object) => {
             close(object);
-            let integer = object
-                .get("format")
-                .and_then(Value::as_str)
-                .is_some_and(|format| format.starts_with("uint"));
-            if integer || object.get("type").is_some_and(|kind| kind == "object") {
-                object.remove("format");
+            object.remove("format");
+            if object.contains_key("allOf") {
+                object.remove("default");
             }
             for (key, child) in object.iter_mut() {
                 if !matches!(key.as_str(), "default" | "enum" | "const" | "required") {

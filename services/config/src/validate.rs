@@ -71,6 +71,7 @@ impl Values {
                 ),
             );
         }
+        self.check_parts(&mut refuse);
         for key in self.global.others.keys().filter(|key| is_near_miss(key)) {
             refuse(
                 &format!("global.{key}"),
@@ -81,6 +82,60 @@ impl Values {
             Ok(())
         } else {
             Err(Error::Invalid(problems))
+        }
+    }
+}
+
+impl Values {
+    fn check_parts(&self, refuse: &mut dyn FnMut(&str, String)) {
+        for (part, replicas, ha) in [
+            ("registry", self.registry.replicas, self.ha()),
+            ("webhook", self.webhook.replicas, self.webhook_ha()),
+        ] {
+            if ha && replicas.is_some_and(|count| count < 3) {
+                refuse(
+                    &format!("{part}.replicas"),
+                    "high availability needs three to five".to_owned(),
+                );
+            }
+        }
+        if !self.ha() && self.registry.replicas.is_some_and(|count| 1 < count) {
+            refuse(
+                "registry.replicas",
+                "one without high availability".to_owned(),
+            );
+        }
+        for (index, upstream) in self.upstreams.iter().enumerate() {
+            let same = |other: &crate::Upstream| other.host.eq_ignore_ascii_case(&upstream.host);
+            if self.upstreams.iter().take(index).any(same) {
+                refuse(
+                    &format!("upstreams[{index}].host"),
+                    format!("{} is listed twice", upstream.host),
+                );
+            }
+            if !upstream.credentials_secret.is_empty() && !upstream.username.is_empty() {
+                refuse(
+                    &format!("upstreams[{index}].credentialsSecret"),
+                    "contradicts username; give one".to_owned(),
+                );
+            }
+        }
+        if self.system_nodes.required && self.system_nodes.selector.is_empty() {
+            refuse(
+                "systemNodes.required",
+                "needs systemNodes.selector".to_owned(),
+            );
+        }
+        let folder = format!(
+            "{}/",
+            self.node_agent.host_folders.config.trim_end_matches('/')
+        );
+        let path = &self.node_agent.containerd_config_path;
+        if !path.is_empty() && !path.starts_with(&folder) {
+            refuse(
+                "nodeAgent.containerdConfigPath",
+                format!("must lie in nodeAgent.hostFolders.config ({folder})"),
+            );
         }
     }
 }

@@ -1,0 +1,13 @@
+//! What holds between the types, the generated files and the chart.
+//!
+//! The renders need a real helm: `HOLDFAST_HELM` names one, or several joined by `:` (Helm 3 and Helm 4); `cargo xtask
+//! test` sets it.
+
+mod availability;
+mod generated;
+mod helm;
+mod keys;
+mod renders;
+mod rights;
+mod security;
+mod table;

@@ -1,0 +1,181 @@
+//! Restricted Pod Security, but for what is listed here with its reason.
+
+use serde_json::{Value, json};
+
+use crate::helm::{Render, scenarios};
+
+/// Workload, rule and why it cannot be kept.
+const EXCEPTIONS: &[(&str, &str, &str)] = &[
+    (
+        "node-agent",
+        "volumes",
+        "writes the runtime's host configuration and talks to the runtime: two host paths",
+    ),
+    (
+        "node-agent",
+        "runAsNonRoot",
+        "that configuration belongs to root on the host",
+    ),
+];
+
+/// The rules of the restricted profile that a pod breaks.
+fn broken(pod: &Value) -> Vec<&'static str> {
+    let mut broken = Vec::new();
+    let mut hold = |rule: &'static str, holds: bool| {
+        if !holds && !broken.contains(&rule) {
+            broken.push(rule);
+        }
+    };
+    let spec = &pod["spec"];
+    let on_pod = &spec["securityContext"];
+    for field in ["hostNetwork", "hostPID", "hostIPC"] {
+        hold(
+            "hostNamespaces",
+            spec.get(field).is_none_or(|value| value == false),
+        );
+    }
+    let allowed = [
+        "configMap",
+        "secret",
+        "persistentVolumeClaim",
+        "emptyDir",
+        "projected",
+        "downwardAPI",
+        "csi",
+        "ephemeral",
+    ];
+    for volume in spec["volumes"].as_array().into_iter().flatten() {
+        let kinds = volume
+            .as_object()
+            .unwrap()
+            .keys()
+            .filter(|key| *key != "name");
+        kinds.for_each(|kind| hold("volumes", allowed.contains(&kind.as_str())));
+    }
+    hold(
+        "seccompProfile",
+        on_pod["seccompProfile"]["type"] == "RuntimeDefault",
+    );
+    for container in spec["containers"].as_array().unwrap() {
+        let own = &container["securityContext"];
+        hold(
+            "runAsNonRoot",
+            on_pod["runAsNonRoot"] == true && on_pod["runAsUser"] != 0,
+        );
+        hold(
+            "allowPrivilegeEscalation",
+            own["allowPrivilegeEscalation"] == false,
+        );
+        hold("privileged", own.get("privileged").is_none());
+        hold(
+            "capabilities",
+            own["capabilities"] == json!({ "drop": ["ALL"] }),
+        );
+        hold(
+            "hostPorts",
+            container["ports"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .all(|port| port.get("hostPort").is_none()),
+        );
+        // Not of the profile, but of the house.
+        hold(
+            "readOnlyRootFilesystem",
+            own["readOnlyRootFilesystem"] == true,
+        );
+    }
+    broken
+}
+
+// SPEC 34
+#[test]
+fn every_pod_is_restricted_but_for_the_listed_exceptions() {
+    for (scenario, values) in scenarios() {
+        for document in crate::helm::render(&values).unwrap() {
+            let Some(pod) = document.pointer("/spec/template") else {
+                continue;
+            };
+            let component = document
+                .pointer("/metadata/labels/app.kubernetes.io~1component")
+                .and_then(Value::as_str)
+                .unwrap();
+            let allowed: Vec<&str> = EXCEPTIONS
+                .iter()
+                .filter(|(part, _, _)| *part == component)
+                .map(|(_, rule, _)| *rule)
+                .collect();
+            assert_eq!(broken(pod), allowed, "{scenario}: {component}");
+        }
+    }
+}
+
+#[test]
+fn the_node_agent_sees_two_folders_of_the_host_and_no_more() {
+    let render = Render::scenario("ha");
+    let pod = &render.get("DaemonSet", "node-agent")["spec"]["template"]["spec"];
+    let host: Vec<&str> = pod["volumes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|volume| volume["hostPath"]["path"].as_str())
+        .collect();
+    assert_eq!(host, ["/etc/containerd", "/run/containerd"]);
+}
+
+#[test]
+fn own_pods_are_never_rewritten() {
+    for (name, pod) in Render::scenario("ha").pods() {
+        assert_eq!(
+            pod["metadata"]["labels"]["holdfast.dev/rewrite"], "disabled",
+            "{name}"
+        );
+    }
+}
+
+#[test]
+fn secrets_are_required_and_the_key_of_the_authority_is_mounted_nowhere() {
+    for scenario in ["ha", "upstreams"] {
+        for (name, pod) in Render::scenario(scenario).pods() {
+            for volume in pod["spec"]["volumes"].as_array().into_iter().flatten() {
+                let secret = &volume["secret"];
+                assert!(secret.get("optional").is_none(), "{name}");
+                assert_ne!(secret["secretName"], "edge-holdfast-ca", "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_secret_with_credentials_for_an_upstream_is_mounted_once() {
+    let render = Render::scenario("upstreams");
+    let container =
+        &render.get("Deployment", "registry")["spec"]["template"]["spec"]["containers"][0];
+    let mounts = container["volumeMounts"].as_array().unwrap();
+    let paths: Vec<&str> = mounts
+        .iter()
+        .filter_map(|mount| mount["mountPath"].as_str())
+        .filter(|path| path.contains("upstreams"))
+        .collect();
+    assert_eq!(paths, ["/etc/holdfast/upstreams/registry-example"]);
+}
+
+#[test]
+fn a_change_of_the_configuration_restarts_every_part() {
+    let checksum = |render: &Render, kind: &str, part: &str| {
+        render
+            .get(kind, part)
+            .pointer("/spec/template/metadata/annotations/checksum~1config")
+            .cloned()
+            .unwrap()
+    };
+    let (one, other) = (Render::scenario("ha"), Render::scenario("proxy"));
+    for (kind, part) in [
+        ("Deployment", "registry"),
+        ("Deployment", "webhook"),
+        ("Deployment", "controller"),
+        ("DaemonSet", "node-agent"),
+    ] {
+        assert_ne!(checksum(&one, kind, part), checksum(&other, kind, part));
+    }
+}
