@@ -252,3 +252,6 @@ fn matches_glob(pattern: &str, label: &str) -> bool {
                 .is_some_and(|rest| matches_glob(tail, rest))
         })
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,7 @@ pub mod pod;
 pub mod quantity;
 pub mod reference;
 pub mod rewrite;
+pub mod sources;
 
 pub use digest::{Algorithm, Digest};
 pub use reference::{Host, Reference, RepositoryName, Tag};

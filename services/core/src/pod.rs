@@ -192,3 +192,137 @@ pub fn service_account_name(pod: &Value) -> &str {
         .find(|name| !name.is_empty())
         .unwrap_or("default")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn every_kind_of_image_is_found_with_its_path() {
+        let pod = json!({ "spec": {
+            "volumes": [{"name": "e", "emptyDir": {}}, {"name": "v", "image": {"reference": "r.io/v:1", "pullPolicy": "Never"}}],
+            "initContainers": [{"name": "i", "image": "r.io/i:1"}],
+            "containers": [{"name": "c", "image": "c", "imagePullPolicy": "Always"}, {"name": "none"}, {"name": "empty", "image": ""}, 7],
+            "ephemeralContainers": [{"name": "d", "image": "busybox"}],
+        }});
+        let found: Vec<_> = images(&pod)
+            .into_iter()
+            .map(|image| {
+                (
+                    image.key(),
+                    image.image,
+                    image.pull_policy.unwrap_or_default(),
+                    image.pointer,
+                )
+            })
+            .collect();
+        let expected = [
+            (
+                "volumes/v",
+                "r.io/v:1",
+                "Never",
+                "/spec/volumes/1/image/reference",
+            ),
+            (
+                "initContainers/i",
+                "r.io/i:1",
+                "",
+                "/spec/initContainers/0/image",
+            ),
+            ("containers/c", "c", "Always", "/spec/containers/0/image"),
+            (
+                "ephemeralContainers/d",
+                "busybox",
+                "",
+                "/spec/ephemeralContainers/0/image",
+            ),
+        ]
+        .map(|(a, b, c, d)| (a.to_owned(), b.to_owned(), c.to_owned(), d.to_owned()));
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn shapes_that_are_no_pod_have_no_images() {
+        for pod in [
+            json!(null),
+            json!({}),
+            json!({"spec": 1}),
+            json!({"spec": {"containers": {}}}),
+        ] {
+            assert!(images(&pod).is_empty(), "{pod}");
+            assert!(pull_secret_names(&pod).is_empty());
+            assert_eq!(service_account_name(&pod), "default");
+        }
+    }
+
+    fn check_original(image: &str, annotation: &str, expect: Option<(&str, bool)>) {
+        let addresses = ["10.96.0.50".to_owned()];
+        let pod = json!({
+            "metadata": {"annotations": {ORIGINAL_IMAGES_ANNOTATION: annotation}},
+            "spec": {"containers": [{"name": "c", "image": image}]},
+        });
+        let found = original_images(&pod, &addresses);
+        let found = found
+            .first()
+            .map(|found| (found.reference.to_string(), found.rewritten));
+        assert_eq!(
+            found,
+            expect.map(|(text, rewritten)| (text.to_owned(), rewritten)),
+            "{image} {annotation}"
+        );
+    }
+
+    #[test]
+    fn originals_are_derived_and_the_annotation_is_believed_only_where_it_fits() {
+        let annotation = r#"{"containers/c":"nginx:1"}"#;
+        let canonical = "docker.io/library/nginx:1";
+        check_original("nginx:1", "", Some((canonical, false)));
+        check_original(
+            "10.96.0.50/docker.io/library/nginx:1",
+            "",
+            Some((canonical, true)),
+        );
+        check_original(
+            "10.96.0.50/docker.io/library/nginx:1",
+            r#"{"containers/c":"evil.example/x:1"}"#,
+            Some((canonical, true)),
+        );
+        // An address that nobody remembers.
+        check_original(
+            "10.9.9.9/docker.io/library/nginx:1",
+            annotation,
+            Some((canonical, true)),
+        );
+        check_original(
+            "10.9.9.9/docker.io/library/nginx:1",
+            "",
+            Some(("10.9.9.9/docker.io/library/nginx:1", false)),
+        );
+        check_original(
+            "10.9.9.9/docker.io/library/nginx:2",
+            annotation,
+            Some(("10.9.9.9/docker.io/library/nginx:2", false)),
+        );
+        check_original(
+            "other.example/app:1",
+            annotation,
+            Some(("other.example/app:1", false)),
+        );
+        check_original("10.96.0.50/holdfast/probe:1", "", None);
+        check_original("not valid", "", None);
+        check_original("nginx:1", "not json", Some((canonical, false)));
+        check_original("nginx:1", "[]", Some((canonical, false)));
+    }
+
+    // SPEC 35
+    #[test]
+    fn pull_secrets_keep_their_order() {
+        let pod = json!({ "spec": {
+            "serviceAccountName": "builder",
+            "imagePullSecrets": [{"name": "b"}, {"name": "a"}, {"name": "b"}, {"name": ""}, {}],
+        }});
+        assert_eq!(pull_secret_names(&pod), ["b", "a"]);
+        assert_eq!(service_account_name(&pod), "builder");
+    }
+}

@@ -107,3 +107,6 @@ fn split_port(first: &str) -> Option<(&str, Option<u16>)> {
     }
     port.parse().ok().map(|port| (name, Some(port)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -136,6 +136,7 @@ fn split_port(text: &str) -> Result<(&str, Option<&str>), Error> {
             let name = text.get(..=inner.len()).ok_or(Error::Host)?;
             Ok((name, Some(port)))
         }
+        None if text.starts_with('[') => Err(Error::Host),
         None => Ok(match text.split_once(':') {
             Some((name, port)) => (name, Some(port)),
             None => (text, None),

@@ -1,6 +1,6 @@
 //! Repairs of malformed references (SPEC 45): only where one answer is certain.
 
-use super::{Reference, host};
+use super::{Host, Reference, host};
 
 /// Prefixes that people copy from a browser or from a tool in front of a reference.
 const URL_SCHEMES: [&str; 2] = ["https://", "http://"];
@@ -37,7 +37,11 @@ pub fn repair(text: &str) -> Option<Reference> {
     let mut rebuilt = Vec::with_capacity(parts.len() + 1);
     for (index, part) in parts.iter().enumerate() {
         let part = if index == 0 && host::looks_like_host(part) {
-            part.strip_suffix(':').unwrap_or(part).to_owned()
+            // An empty port; what is no host without it (`ftp:`) is something else.
+            part.strip_suffix(':')
+                .filter(|host| Host::parse(host).is_ok())
+                .unwrap_or(part)
+                .to_owned()
         } else {
             part.to_ascii_lowercase()
         };

@@ -1,0 +1,182 @@
+use super::*;
+use serde_json::json;
+
+fn secret(auths: serde_json::Value) -> PullSecret {
+    PullSecret::from_dockerconfigjson(json!({ "auths": auths }).to_string().as_bytes()).unwrap()
+}
+
+fn users(secrets: &[PullSecret], reference: &str) -> Vec<String> {
+    candidates(secrets, &Reference::parse(reference).unwrap())
+        .into_iter()
+        .map(|credential| credential.username)
+        .collect()
+}
+
+fn check(key: &str, reference: &str, expect: bool) {
+    let secret = secret(json!({ key: {"username": "u", "password": "p"} }));
+    assert_eq!(
+        !users(&[secret], reference).is_empty(),
+        expect,
+        "{key} for {reference}"
+    );
+}
+
+#[test]
+fn a_credential_is_for_its_host_only() {
+    check("registry.example", "registry.example/app", true);
+    check("https://registry.example", "registry.example/app", true);
+    check("https://registry.example/v2/", "registry.example/app", true);
+    check("REGISTRY.example", "registry.example/app", true);
+    check("registry.example:443", "registry.example/app", true);
+    check("registry.example", "registry.example:443/app", true);
+    check("registry.example:5000", "registry.example:5000/app", true);
+    check("registry.example:5000", "registry.example/app", false);
+    check("registry.example", "registry.example:5000/app", false);
+    check("registry.example", "other.example/app", false);
+    check("registry.example", "registry.example.evil.test/app", false);
+    check("registry.example", "nginx", false);
+    check("[fd00::1]:5000", "[fd00::1]:5000/app", true);
+    check("", "registry.example/app", false);
+}
+
+#[test]
+fn docker_hub_has_many_names() {
+    for key in [
+        "https://index.docker.io/v1/",
+        "https://index.docker.io/v2/",
+        "index.docker.io",
+        "docker.io",
+        "registry-1.docker.io",
+    ] {
+        check(key, "nginx", true);
+        check(key, "docker.io/team/app", true);
+        check(key, "quay.io/team/app", false);
+    }
+}
+
+#[test]
+fn wildcards_stand_for_one_label() {
+    check("*.azurecr.io", "team.azurecr.io/app", true);
+    check("*.azurecr.io", "a.b.azurecr.io/app", false);
+    check("*.azurecr.io", "azurecr.io/app", false);
+    check("*.azurecr.io", "evilazurecr.io/app", false);
+    check("pre*post.example", "pre-x-post.example/app", true);
+    check("pre*post.example", "prepos.example/app", false);
+    check("*", "localhost/app", true);
+}
+
+#[test]
+fn a_path_in_the_key_narrows_it() {
+    check("registry.example/team", "registry.example/team/app", true);
+    check(
+        "registry.example/team/app",
+        "registry.example/team/app",
+        true,
+    );
+    check("registry.example/team/", "registry.example/team/app", true);
+    check(
+        "registry.example/team",
+        "registry.example/team-b/app",
+        false,
+    );
+    check("registry.example/team", "registry.example/other/app", false);
+}
+
+// SPEC 35
+#[test]
+fn several_secrets_are_tried_the_most_specific_first_and_none_twice() {
+    let user = |name: &str| json!({"username": name, "password": "p"});
+    let secrets = [
+        secret(json!({ "*.example": user("wild"), "registry.example": user("first") })),
+        secret(
+            json!({ "registry.example": user("second"), "registry.example/team": user("team") }),
+        ),
+        secret(
+            json!({ "https://registry.example": user("first"), "other.example": user("other") }),
+        ),
+    ];
+    assert_eq!(
+        users(&secrets, "registry.example/team/app"),
+        ["team", "first", "second", "wild"]
+    );
+    assert_eq!(
+        users(&secrets, "registry.example/app"),
+        ["first", "second", "wild"]
+    );
+    assert_eq!(users(&secrets, "other.example/app"), ["other", "wild"]);
+    assert!(users(&secrets, "nginx").is_empty());
+}
+
+#[test]
+fn every_form_of_a_credential_is_read() {
+    let encoded = |text: &str| BASE64.encode(text);
+    for (entry, expect) in [
+        (json!({"auth": encoded("u:p:q")}), Some(("u", "p:q", None))),
+        (
+            json!({"auth": encoded("u:p").trim_end_matches('=')}),
+            Some(("u", "p", None)),
+        ),
+        (
+            json!({"username": "u", "password": "p"}),
+            Some(("u", "p", None)),
+        ),
+        (
+            json!({"username": "x", "password": "y", "auth": encoded("u:p")}),
+            Some(("u", "p", None)),
+        ),
+        (
+            json!({"username": "u", "password": "p", "auth": "!!"}),
+            Some(("u", "p", None)),
+        ),
+        (json!({"identitytoken": "t"}), Some(("", "", Some("t")))),
+        (
+            json!({"auth": encoded("u:"), "identitytoken": "t"}),
+            Some(("u", "", Some("t"))),
+        ),
+        (
+            json!({"username": "u", "password": "p", "email": "e", "future": 1}),
+            Some(("u", "p", None)),
+        ),
+        (json!({}), None),
+        (json!(null), None),
+        (json!({"auth": encoded("nocolon")}), None),
+        (json!({"auth": ""}), None),
+    ] {
+        let found = candidates(
+            &[secret(json!({"r.io": entry}))],
+            &Reference::parse("r.io/a").unwrap(),
+        );
+        let expected = expect.map(|(username, password, token)| Credential {
+            username: username.to_owned(),
+            password: password.to_owned(),
+            identity_token: token.map(str::to_owned),
+        });
+        assert_eq!(found.first(), expected.as_ref(), "{entry}");
+    }
+}
+
+#[test]
+fn the_older_type_has_no_auths() {
+    let secret =
+        PullSecret::from_dockercfg(br#"{"r.io": {"username": "u", "password": "p"}}"#).unwrap();
+    assert_eq!(users(&[secret], "r.io/a"), ["u"]);
+}
+
+// SPEC 82
+#[test]
+fn neither_errors_nor_debug_output_repeat_a_password() {
+    let error =
+        PullSecret::from_dockerconfigjson(br#"{"auths": {"r.io": "hunter2"}}"#).unwrap_err();
+    assert!(!error.to_string().contains("hunter2"), "{error}");
+    let secret = secret(
+        json!({ "r.io": {"username": "u", "password": "hunter2", "identitytoken": "hunter3"} }),
+    );
+    assert!(!format!("{secret:?}").contains("hunter"), "{secret:?}");
+    for payload in ["", "{", "7", "[1]"] {
+        assert!(
+            PullSecret::from_dockerconfigjson(payload.as_bytes()).is_err(),
+            "{payload}"
+        );
+    }
+    assert!(PullSecret::from_dockerconfigjson(b"{}").unwrap().is_empty());
+}
