@@ -136,6 +136,8 @@ struct Inner {
     each: usize,
     per_host: Mutex<HashMap<String, Arc<Semaphore>>>,
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
+    #[cfg(test)]
+    unlisted: std::sync::atomic::AtomicBool,
 }
 
 /// Most hosts outside the settings that keep a client; above, the memory starts over.
@@ -166,6 +168,8 @@ impl Upstreams {
                 each: uplink.concurrent_fills_per_host.max(1).into(),
                 per_host: Mutex::default(),
                 quarantined: Mutex::default(),
+                #[cfg(test)]
+                unlisted: std::sync::atomic::AtomicBool::new(false),
             }),
         };
         for settings in listed {
@@ -178,7 +182,23 @@ impl Upstreams {
 
     /// Whether the settings list the host: its images may be fetched on a pull alone.
     pub fn is_listed(&self, host: &Host) -> bool {
+        #[cfg(test)]
+        if self
+            .inner
+            .unlisted
+            .load(std::sync::atomic::Ordering::Relaxed)
+        {
+            return false;
+        }
         self.inner.listed.contains_key(&host.to_string())
+    }
+
+    /// Keeps the endpoints and forgets that the settings name them: nothing may be fetched on a pull alone.
+    #[cfg(test)]
+    pub(crate) fn unlist(&mut self) {
+        self.inner
+            .unlisted
+            .store(true, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Whether any endpoint of the host would be asked now: false while every breaker is open.
