@@ -3,7 +3,30 @@
 //! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts; bytes on the volume are
 //! the store's.
 
+mod api;
+mod body;
+mod content;
+mod delete;
+mod error;
 pub mod fill;
+pub mod gate;
 pub mod internal;
+pub mod limits;
+mod lists;
+mod metrics;
+pub mod probe;
+mod pull;
+mod push;
+mod put_manifest;
+mod range;
+mod referrers;
+pub mod route;
+mod run;
+pub mod session;
 pub mod source;
 pub mod upstream;
+
+pub use api::{Api, Parts};
+pub use error::{Code, Error};
+pub use metrics::Metrics;
+pub use run::{Error as RunError, run, run_until};

@@ -7,7 +7,7 @@ use holdfast_core::digest::Digest;
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
-    Error, Hasher, Pool, Progress, Result, Store, atomic, blobs, error::absent, sink::Sink,
+    Error, Hasher, Lock, Pool, Progress, Result, Store, atomic, blobs, error::absent, sink::Sink,
 };
 
 /// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
@@ -18,6 +18,7 @@ pub struct Incoming {
     sink: Sink,
     accepted: u64,
     expected: Option<u64>,
+    lock: Option<Lock>,
 }
 
 /// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers nor knows of them.
@@ -65,11 +66,17 @@ impl Store {
             sink,
             accepted: offset,
             expected,
+            lock: None,
         })
     }
 }
 
 impl Incoming {
+    /// Keeps the blob's lock until this writer is gone and its last write has ended.
+    pub fn hold(&mut self, lock: Lock) {
+        self.lock = Some(lock);
+    }
+
     /// Bytes taken so far, those of earlier attempts included: where the upstream's range must begin.
     pub fn offset(&self) -> u64 {
         self.accepted
@@ -160,6 +167,9 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            self.sink.hold_until_idle(lock);
+        }
         self.sink.progress().send_if_modified(|progress| {
             let open = matches!(progress, Progress::Growing(_));
             if open {

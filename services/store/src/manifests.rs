@@ -69,6 +69,33 @@ impl Store {
         .await
     }
 
+    /// The first blob that the repository does not link, or manifest that it does not have; what is there is touched, so that no collection
+    /// takes it before the manifest that refers to it is written.
+    pub async fn first_missing(
+        &self,
+        repo: &RepositoryName,
+        blobs: Vec<Digest>,
+        manifests: Vec<Digest>,
+    ) -> Result<Option<Digest>> {
+        let repo = repo.clone();
+        self.run(move |inner| {
+            for digest in blobs {
+                if !inner.repo_has_blob(&repo, &digest)? {
+                    return Ok(Some(digest));
+                }
+                inner.touch(&digest)?;
+            }
+            for digest in manifests {
+                match links::read(&inner.layout.revision_link(&repo, &digest))? {
+                    Some(target) if inner.stat_blob(&target)?.is_some() => inner.touch(&target)?,
+                    _ => return Ok(Some(digest)),
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
     /// Removes a manifest and every tag that names it; the bytes stay for the sweep. `false` if it was not there.
     pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());

@@ -13,6 +13,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Pool {
     slots: Arc<Semaphore>,
+    patience: Duration,
 }
 
 impl Pool {
@@ -23,6 +24,7 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
+            patience: Self::PATIENCE,
         }
     }
 
@@ -34,7 +36,7 @@ impl Pool {
     {
         let slot = match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => slot,
-            Err(_) => tokio::time::timeout(Self::PATIENCE, Arc::clone(&self.slots).acquire_owned())
+            Err(_) => tokio::time::timeout(self.patience, Arc::clone(&self.slots).acquire_owned())
                 .await
                 .map_err(|_| Error::Busy)?
                 .map_err(|_| Error::Busy)?,
@@ -52,9 +54,12 @@ impl Pool {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn hung_volume_refuses_instead_of_piling_up() {
-        let pool = Pool::new(1);
+        let pool = Pool {
+            patience: Duration::from_millis(20),
+            ..Pool::new(1)
+        };
         let (release, hung) = std::sync::mpsc::channel::<()>();
         let stuck = tokio::spawn({
             let pool = pool.clone();

@@ -31,7 +31,7 @@ pub enum Progress {
     Failed,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Sink {
     shared: Arc<Shared>,
 }
@@ -123,6 +123,17 @@ impl Sink {
         state.check(&self.shared.path)?;
         let hasher = state.hasher.clone().ok_or(Error::Busy)?;
         Ok((state.written, hasher))
+    }
+
+    /// Keeps `lock` until no write is under way any more: nobody else may write to the file before.
+    pub(crate) fn hold_until_idle(&self, lock: crate::Lock) {
+        let sink = self.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                drop(sink.drain().await);
+                drop(lock);
+            });
+        }
     }
 
     async fn wait(&self, ready: impl Fn(&State) -> bool) -> Result<()> {

@@ -53,7 +53,7 @@ pub struct UploadWriter {
     path: PathBuf,
     sink: Sink,
     accepted: u64,
-    _lock: Lock,
+    lock: Option<Lock>,
 }
 
 impl Store {
@@ -149,7 +149,7 @@ impl Store {
             path,
             sink,
             accepted: offset,
-            _lock: lock,
+            lock: Some(lock),
         })
     }
 
@@ -256,6 +256,14 @@ impl UploadWriter {
                 Ok(size)
             })
             .await
+    }
+}
+
+impl Drop for UploadWriter {
+    fn drop(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            self.sink.hold_until_idle(lock);
+        }
     }
 }
 

@@ -1,0 +1,260 @@
+//! The distribution API as a hyper service: route, gate, handler, one answer.
+//!
+//! It is a hyper service and no warp filter, because repository names hold slashes (a path is read from its end), bodies are streams both ways, and
+//! the data path must not pay for layers that do not help it.
+
+use std::{convert::Infallible, sync::Arc, time::Instant};
+
+use holdfast_core::{reference::RepositoryName, rewrite::is_upstream_namespace};
+use holdfast_runtime::{CancellationToken, server};
+use holdfast_store::{Owner, Store};
+use http::{HeaderValue, Method, Request, Response, header};
+use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
+
+use crate::{
+    body::{self, Body, Received},
+    delete,
+    error::{Error, Result},
+    gate::Gate,
+    limits::Limits,
+    lists,
+    metrics::{self, Metrics},
+    pull, push, put_manifest, referrers,
+    route::{Endpoint, RouteError, route},
+    session::Secret,
+    source::Source,
+};
+
+/// The API over one store. Clones share everything.
+#[derive(Clone)]
+pub struct Api {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) source: Option<Arc<dyn Source>>,
+    pub(crate) gate: Gate,
+    pub(crate) secret: Secret,
+    pub(crate) limits: Limits,
+    pub(crate) owner: Owner,
+    pub(crate) metrics: Metrics,
+    pub(crate) draining: CancellationToken,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+/// What an API is made of.
+pub struct Parts {
+    /// The content.
+    pub store: Store,
+    /// What fetches on a miss, if anything.
+    pub source: Option<Arc<dyn Source>>,
+    /// Who may do what.
+    pub gate: Gate,
+    /// Signs upload sessions; the same in every replica.
+    pub secret: Secret,
+    /// The bounds.
+    pub limits: Limits,
+    /// This replica, in locks on the volume.
+    pub owner: Owner,
+    /// Cancelled when no new upload session may begin.
+    pub draining: CancellationToken,
+}
+
+impl Api {
+    /// Makes the API and registers its metrics.
+    pub fn new(parts: Parts, registry: &mut Registry) -> Self {
+        let Parts {
+            store,
+            source,
+            gate,
+            secret,
+            limits,
+            owner,
+            draining,
+        } = parts;
+        Self {
+            inner: Arc::new(Inner {
+                store,
+                source,
+                gate,
+                secret,
+                limits,
+                owner,
+                metrics: Metrics::register(registry),
+                draining,
+            }),
+        }
+    }
+
+    /// The numbers.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
+    /// Answers one request; never fails, a failure is an answer.
+    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let begun = Instant::now();
+        let api = &*self.inner;
+        let method = request.method().clone();
+        let in_flight = InFlight::begin(&api.metrics);
+        let (handler, result) = api.handle(request).await;
+        drop(in_flight);
+        let mut response = result.unwrap_or_else(|error| {
+            tracing::debug!(handler, %error, "refused");
+            error.into_response()
+        });
+        response.headers_mut().insert(
+            "docker-distribution-api-version",
+            HeaderValue::from_static("registry/2.0"),
+        );
+        if method == Method::HEAD {
+            *response.body_mut() = body::empty();
+        } else if let Some(length) = response
+            .headers()
+            .get(header::CONTENT_LENGTH)
+            .and_then(|length| length.to_str().ok()?.parse().ok())
+        {
+            api.metrics.sent.inc_by(length);
+        }
+        let labels = metrics::Request {
+            handler,
+            method: metrics::method(&method),
+            code: response.status().as_u16(),
+        };
+        api.metrics.requests.get_or_create(&labels).inc();
+        api.metrics
+            .seconds
+            .get_or_create(&metrics::Handler { handler })
+            .observe(begun.elapsed().as_secs_f64());
+        response
+    }
+
+    /// Serves until `shutdown`, then lets what is under way finish.
+    pub async fn serve(
+        self,
+        listener: tokio::net::TcpListener,
+        tls: Option<holdfast_runtime::tls::ServerTls>,
+        limits: server::Limits,
+        shutdown: CancellationToken,
+    ) {
+        let service = server::service_fn(move |request| {
+            let api = self.clone();
+            async move { Ok::<_, Infallible>(api.answer(request).await) }
+        });
+        server::serve(listener, tls, service, limits, shutdown).await;
+    }
+}
+
+struct InFlight<'a>(&'a Metrics);
+
+impl<'a> InFlight<'a> {
+    fn begin(metrics: &'a Metrics) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+impl Inner {
+    async fn handle(&self, request: Request<Incoming>) -> (&'static str, Result<Response<Body>>) {
+        let (head, body) = request.into_parts();
+        let endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
+            Ok(endpoint) => endpoint,
+            // Who may not even read learns nothing of paths.
+            Err(error) => {
+                let result = match error {
+                    RouteError::NotFound => Err(error.into()),
+                    _ => self.gate.check_base(&head.headers).and(Err(error.into())),
+                };
+                return ("none", result);
+            }
+        };
+        let handler = endpoint.handler();
+        if let Err(refusal) = self.gate.check(&head.headers, &endpoint) {
+            return (handler, Err(refusal));
+        }
+        (handler, self.dispatch(&head, endpoint, body).await)
+    }
+
+    async fn dispatch(
+        &self,
+        head: &http::request::Parts,
+        endpoint: Endpoint,
+        body: Incoming,
+    ) -> Result<Response<Body>> {
+        let body = Received::new(body);
+        match endpoint {
+            Endpoint::Base => Ok(json("{}".into(), "application/json")),
+            Endpoint::Catalog(page) => lists::catalog(self, page).await,
+            Endpoint::Tags(repo, page) => lists::tags(self, &repo, page).await,
+            Endpoint::Referrers(repo, subject, kind, page) => {
+                referrers::list(self, &repo, &subject, kind.as_deref(), page).await
+            }
+            Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
+            Endpoint::GetManifest(repo, reference) => pull::manifest(self, &repo, &reference).await,
+            Endpoint::StartUpload(repo, algorithm) => {
+                push::start(self, head, &repo, algorithm).await
+            }
+            Endpoint::PushBlob(repo, digest) => {
+                push::single(self, head, &repo, &digest, body).await
+            }
+            Endpoint::MountBlob(repo, digest, from) => {
+                push::mount(self, head, &repo, &digest, from.as_ref()).await
+            }
+            Endpoint::PatchUpload(repo, id, state) => {
+                push::patch(self, head, &repo, &id, &state, body).await
+            }
+            Endpoint::FinishUpload(repo, id, state, digest) => {
+                push::finish(self, head, &repo, &id, &state, &digest, body).await
+            }
+            Endpoint::UploadStatus(repo, id, state) => push::status(self, &repo, &id, &state).await,
+            Endpoint::CancelUpload(repo, id) => push::cancel(self, &repo, &id).await,
+            Endpoint::PutManifest(repo, reference, tags) => {
+                put_manifest::put(self, head, &repo, &reference, tags, body).await
+            }
+            Endpoint::DeleteManifest(repo, reference) => {
+                delete::manifest(self, &repo, &reference).await
+            }
+            Endpoint::DeleteBlob(repo, digest) => delete::blob(self, &repo, &digest).await,
+        }
+    }
+
+    /// What fetches the repository's content on a miss.
+    pub(crate) fn source_of(&self, repo: &RepositoryName) -> Option<&Arc<dyn Source>> {
+        self.source.as_ref().filter(|_| is_upstream_namespace(repo))
+    }
+
+    /// Refuses what writes while the process ends or the volume is full.
+    pub(crate) async fn check_write(&self, bytes: u64) -> Result<()> {
+        if self.draining.is_cancelled() {
+            return Err(Error::later("this replica ends, another one takes over"));
+        }
+        self.store.check_write(bytes).await.map_err(Error::from)
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json(text: String, media_type: &'static str) -> Response<Body> {
+    let mut response = Response::new(body::full(text));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    response
+}
+
+/// A header's value out of text that cannot be wrong for one.
+pub(crate) fn value(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
+}

@@ -1,0 +1,55 @@
+//! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's business.
+
+use holdfast_core::{digest::Digest, reference::RepositoryName};
+use http::{Response, StatusCode};
+
+use crate::{
+    api::Inner,
+    body::{self, Body},
+    content,
+    error::{Code, Error, Result},
+    source::ManifestRef,
+};
+
+/// end-9. A damaged manifest can be deleted, too (SPEC 37).
+pub(crate) async fn manifest(
+    api: &Inner,
+    repo: &RepositoryName,
+    reference: &ManifestRef,
+) -> Result<Response<Body>> {
+    let deleted = match reference {
+        ManifestRef::Tag(tag) => api.store.delete_tag(repo, tag).await?,
+        ManifestRef::Digest(digest) => {
+            let bytes = api.store.manifest(repo, digest).await.ok().flatten();
+            let deleted = api.store.delete_manifest(repo, digest).await?;
+            if let Some(subject) =
+                bytes.and_then(|bytes| content::parse(&bytes, None).ok()?.subject)
+            {
+                api.store.remove_referrer(repo, &subject, digest).await?;
+            }
+            deleted
+        }
+    };
+    answer(deleted, Code::ManifestUnknown)
+}
+
+/// end-10
+pub(crate) async fn blob(
+    api: &Inner,
+    repo: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response<Body>> {
+    answer(
+        api.store.unlink_blob(repo, digest).await?,
+        Code::BlobUnknown,
+    )
+}
+
+fn answer(deleted: bool, unknown: Code) -> Result<Response<Body>> {
+    if !deleted {
+        return Err(Error::unknown(unknown, "there is nothing to delete"));
+    }
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::ACCEPTED;
+    Ok(response)
+}

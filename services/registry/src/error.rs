@@ -1,0 +1,269 @@
+//! The one place where a failure becomes an HTTP answer: OCI error codes, statuses, and what a client may read.
+//!
+//! Paths and causes go to the log, never to the client.
+
+use std::fmt;
+
+use http::{HeaderValue, Response, StatusCode, header};
+
+use crate::{
+    body::{self, Body},
+    limits,
+    source::SourceError,
+};
+
+/// Result of a handler.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Codes of the OCI distribution specification, and distribution's own for pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The blob is not known to the repository.
+    BlobUnknown,
+    /// The upload cannot go on like this.
+    BlobUploadInvalid,
+    /// There is no such upload.
+    BlobUploadUnknown,
+    /// The digest does not parse or does not match.
+    DigestInvalid,
+    /// The manifest refers to something that is not there.
+    ManifestBlobUnknown,
+    /// The manifest does not parse or is not acceptable.
+    ManifestInvalid,
+    /// There is no such manifest.
+    ManifestUnknown,
+    /// The repository's name does not parse.
+    NameInvalid,
+    /// There is no such repository.
+    NameUnknown,
+    /// The length is not the announced one.
+    SizeInvalid,
+    /// Credentials are needed.
+    Unauthorized,
+    /// The credentials do not suffice, or the operation is refused.
+    Denied,
+    /// The operation is not supported.
+    Unsupported,
+    /// Too many requests, or not now.
+    TooManyRequests,
+    /// The number of entries of a page does not parse.
+    PaginationNumberInvalid,
+    /// Something on our side.
+    Unknown,
+}
+
+impl Code {
+    /// As the specification writes it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BlobUnknown => "BLOB_UNKNOWN",
+            Self::BlobUploadInvalid => "BLOB_UPLOAD_INVALID",
+            Self::BlobUploadUnknown => "BLOB_UPLOAD_UNKNOWN",
+            Self::DigestInvalid => "DIGEST_INVALID",
+            Self::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
+            Self::ManifestInvalid => "MANIFEST_INVALID",
+            Self::ManifestUnknown => "MANIFEST_UNKNOWN",
+            Self::NameInvalid => "NAME_INVALID",
+            Self::NameUnknown => "NAME_UNKNOWN",
+            Self::SizeInvalid => "SIZE_INVALID",
+            Self::Unauthorized => "UNAUTHORIZED",
+            Self::Denied => "DENIED",
+            Self::Unsupported => "UNSUPPORTED",
+            Self::TooManyRequests => "TOOMANYREQUESTS",
+            Self::PaginationNumberInvalid => "PAGINATION_NUMBER_INVALID",
+            Self::Unknown => "UNKNOWN",
+        }
+    }
+}
+
+/// A refusal: status, code, text for the client, and headers that belong to it.
+#[derive(Debug)]
+pub struct Error {
+    status: StatusCode,
+    code: Code,
+    message: String,
+    headers: Vec<(header::HeaderName, HeaderValue)>,
+}
+
+impl Error {
+    /// A refusal with a text for the client.
+    pub fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+            headers: Vec::new(),
+        }
+    }
+
+    /// 400 with a code.
+    pub fn invalid(code: Code, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// 404 with a code.
+    pub fn unknown(code: Code, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// 503 with `Retry-After`.
+    pub fn later(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Code::TooManyRequests,
+            message,
+        )
+        .with(
+            header::RETRY_AFTER,
+            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
+        )
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The answer.
+    pub(crate) fn into_response(self) -> Response<Body> {
+        let json = serde_json::json!({ "errors": [{ "code": self.code.as_str(), "message": self.message, "detail": null }] });
+        let mut response = Response::new(body::full(json.to_string()));
+        *response.status_mut() = self.status;
+        response.headers_mut().insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {}: {}",
+            self.status.as_u16(),
+            self.code.as_str(),
+            self.message
+        )
+    }
+}
+
+impl From<holdfast_store::Error> for Error {
+    fn from(error: holdfast_store::Error) -> Self {
+        use holdfast_store::Error as Store;
+        match error {
+            Store::NoSpace { available_bytes } => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                Code::Denied,
+                format!(
+                    "the volume is full ({available_bytes} bytes left): nothing is taken until there is room, pulls go on"
+                ),
+            ),
+            Store::Busy => Self::later("the volume does not answer"),
+            Store::DigestMismatch { expected, actual } => Self::invalid(
+                Code::DigestInvalid,
+                format!("the content's digest is {actual}, not {expected}"),
+            ),
+            Store::SizeMismatch { expected, actual } => Self::invalid(
+                Code::SizeInvalid,
+                format!("the content has {actual} bytes, not {expected}"),
+            ),
+            Store::UploadUnknown => {
+                Self::unknown(Code::BlobUploadUnknown, "there is no such upload")
+            }
+            Store::UploadInUse => Self::new(
+                StatusCode::CONFLICT,
+                Code::BlobUploadInvalid,
+                "another request writes to this upload",
+            ),
+            Store::OffsetMismatch { size, offset } => Self::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                Code::BlobUploadInvalid,
+                format!("the upload holds {size} bytes, the chunk begins at {offset}"),
+            ),
+            Store::HashState => {
+                Self::invalid(Code::BlobUploadInvalid, "the upload's state does not parse")
+            }
+            error @ (Store::Io { .. } | Store::Corrupt { .. } | Store::LockLost) => {
+                let cause = std::error::Error::source(&error)
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                tracing::error!(%error, cause, "the store failed");
+                Self::new(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    Code::Unknown,
+                    "the store failed",
+                )
+            }
+        }
+    }
+}
+
+/// What a miss becomes; `unknown` is the code of "there is none".
+pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
+    match error {
+        SourceError::NotFound => Error::unknown(unknown, "the upstream does not have it"),
+        SourceError::NotAllowed => Error::later(
+            "nothing allows to fetch this image: no Artifact names it and its upstream is not configured",
+        ),
+        SourceError::Unauthorized(_) => {
+            Error::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string())
+        }
+        SourceError::Unavailable(_) | SourceError::Invalid(_) => {
+            Error::new(StatusCode::BAD_GATEWAY, Code::Unknown, error.to_string()).with(
+                header::RETRY_AFTER,
+                HeaderValue::from(limits::RETRY_AFTER_SECONDS),
+            )
+        }
+        SourceError::Timeout(_) => Error::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Code::Unknown,
+            error.to_string(),
+        )
+        .with(
+            header::RETRY_AFTER,
+            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
+        ),
+        SourceError::Overloaded => Error::later(error.to_string()),
+        SourceError::Store(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(error: SourceError, status: u16) {
+        let text = error.to_string();
+        assert_eq!(
+            from_source(error, Code::BlobUnknown).status().as_u16(),
+            status,
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn only_the_upstreams_own_word_is_not_found() {
+        check(SourceError::NotFound, 404);
+        check(SourceError::NotAllowed, 503);
+        check(SourceError::Unauthorized("401".into()), 403);
+        check(SourceError::Unavailable("refused".into()), 502);
+        check(SourceError::Invalid("digest".into()), 502);
+        check(SourceError::Timeout("5 s".into()), 504);
+        check(SourceError::Overloaded, 503);
+        check(
+            SourceError::Store(holdfast_store::Error::NoSpace { available_bytes: 1 }),
+            507,
+        );
+        check(SourceError::Store(holdfast_store::Error::Busy), 503);
+    }
+}

@@ -1,0 +1,262 @@
+//! Pulls: what is local at once; what is not, from the upstream while it arrives.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use holdfast_core::{digest::Digest, reference::RepositoryName};
+use holdfast_store::BlobFile;
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use tokio::time::Instant;
+
+use crate::{
+    api::{Inner, value},
+    body::{self, Body},
+    content,
+    error::{Code, Error, Result, from_source},
+    limits,
+    range::{self, Answer},
+    source::{Freshness, Manifest, ManifestRef, SourceBlob, SourceError},
+};
+
+/// end-3
+pub(crate) async fn manifest(
+    api: &Inner,
+    repo: &RepositoryName,
+    reference: &ManifestRef,
+) -> Result<Response<Body>> {
+    let mut warning = None;
+    let found = match (local(api, repo, reference).await?, reference) {
+        (Some((digest, bytes)), ManifestRef::Tag(tag)) => match api.source_of(repo) {
+            None => Some((digest, bytes)),
+            Some(source) => match source.revalidate(repo, tag, &digest).await {
+                Freshness::Current => Some((digest, bytes)),
+                Freshness::Unknown { reason } => {
+                    warning = Some(reason);
+                    Some((digest, bytes))
+                }
+                Freshness::Moved(moved) => match api.store.manifest(repo, &moved).await {
+                    Ok(Some(moved_bytes)) => Some((moved, moved_bytes)),
+                    _ => Some((digest, bytes)),
+                },
+            },
+        },
+        (found, _) => found,
+    };
+    let (digest, bytes) = match found {
+        Some(found) => found,
+        None => fetch(api, repo, reference).await?,
+    };
+    let mut response = Response::new(body::full(bytes.clone()));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, value(&content::media_type(&bytes)));
+    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
+    headers.insert("docker-content-digest", value(digest.as_str()));
+    headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
+    if let Some(reason) = warning {
+        headers.insert(header::WARNING, self::warning(&reason));
+    }
+    Ok(response)
+}
+
+async fn local(
+    api: &Inner,
+    repo: &RepositoryName,
+    reference: &ManifestRef,
+) -> Result<Option<(Digest, Bytes)>> {
+    let found = match reference {
+        ManifestRef::Digest(digest) => api
+            .store
+            .manifest(repo, digest)
+            .await
+            .map(|bytes| bytes.map(|bytes| (digest.clone(), bytes))),
+        ManifestRef::Tag(tag) => api.store.tagged_manifest(repo, tag).await,
+    };
+    match found {
+        // It was moved aside: from here on it is a miss (SPEC 37).
+        Err(holdfast_store::Error::Corrupt { .. }) => Ok(None),
+        found => Ok(found?),
+    }
+}
+
+/// A miss: asks the upstream, or waits a little until somebody allows to ask.
+async fn fetch(
+    api: &Inner,
+    repo: &RepositoryName,
+    reference: &ManifestRef,
+) -> Result<(Digest, Bytes)> {
+    let Some(source) = api.source_of(repo) else {
+        return Err(Error::unknown(
+            Code::ManifestUnknown,
+            "the manifest is not known here",
+        ));
+    };
+    let deadline = Instant::now() + api.limits.hold;
+    loop {
+        match source.manifest(repo, reference).await {
+            Ok(Manifest { digest, bytes }) => return Ok((digest, bytes)),
+            Err(SourceError::NotAllowed) if hold(deadline).await => {}
+            Err(error) => return Err(from_source(error, Code::ManifestUnknown)),
+        }
+        if let Some(found) = local(api, repo, reference).await? {
+            return Ok(found);
+        }
+    }
+}
+
+/// Waits for the next look; `false` when the time is over.
+async fn hold(deadline: Instant) -> bool {
+    if Instant::now() >= deadline {
+        return false;
+    }
+    tokio::time::sleep(
+        limits::HOLD_EVERY
+            .min(deadline.saturating_duration_since(Instant::now()))
+            .max(Duration::from_millis(1)),
+    )
+    .await;
+    true
+}
+
+/// `Warning: 299`, without what would break a header.
+fn warning(reason: &str) -> HeaderValue {
+    let text: String = reason
+        .chars()
+        .filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\')
+        .take(1000)
+        .collect();
+    value(&format!("299 - \"{text}\""))
+}
+
+/// end-2
+pub(crate) async fn blob(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response<Body>> {
+    if let Some(file) = api.store.open_repo_blob(repo, digest).await? {
+        return Ok(stored(api, head, digest, file));
+    }
+    let Some(source) = api.source_of(repo) else {
+        return Err(Error::unknown(
+            Code::BlobUnknown,
+            "the blob is not known to this repository",
+        ));
+    };
+    let deadline = Instant::now() + api.limits.hold;
+    loop {
+        match source.blob(repo, digest).await {
+            Ok(SourceBlob::Stored(file)) => return Ok(stored(api, head, digest, file)),
+            Ok(SourceBlob::Growing(growing)) => {
+                return Ok(reply(head, digest, growing.size(), |first, end| {
+                    body::growing(growing, first, end)
+                }));
+            }
+            Ok(SourceBlob::Remote(remote)) => return relay(head, digest, &*remote).await,
+            Err(SourceError::NotAllowed) if hold(deadline).await => {}
+            Err(error) => return Err(from_source(error, Code::BlobUnknown)),
+        }
+        if let Some(file) = api.store.open_repo_blob(repo, digest).await? {
+            return Ok(stored(api, head, digest, file));
+        }
+    }
+}
+
+fn stored(api: &Inner, head: &Parts, digest: &Digest, file: BlobFile) -> Response<Body> {
+    let size = file.size();
+    reply(head, digest, Some(size), |first, end| {
+        let end = end.unwrap_or(size);
+        if first == end || head.method == http::Method::HEAD {
+            body::empty()
+        } else {
+            body::blob(api.store.clone(), file, first, end)
+        }
+    })
+}
+
+async fn relay(
+    head: &Parts,
+    digest: &Digest,
+    remote: &dyn crate::source::RemoteBlob,
+) -> Result<Response<Body>> {
+    let size = remote.size();
+    // Only the start of a range is asked of the other replica; the end is cut here.
+    let first = match (size, range_header(head, digest)) {
+        (Some(size), Some(header)) => match range::parse(Some(header), size) {
+            Answer::Part { first, .. } => first,
+            _ => 0,
+        },
+        _ => 0,
+    };
+    if head.method == http::Method::HEAD {
+        return Ok(reply(head, digest, size, |_, _| body::empty()));
+    }
+    let pieces = remote
+        .open(first)
+        .await
+        .map_err(|error| from_source(error, Code::BlobUnknown))?;
+    Ok(reply(head, digest, size, |first, end| match end {
+        Some(end) => body::take(pieces, end - first),
+        None => body::stream(pieces),
+    }))
+}
+
+/// The answer with the asked range; `make` gets the first byte and the end. Without a known size there are no ranges.
+fn reply(
+    head: &Parts,
+    digest: &Digest,
+    size: Option<u64>,
+    make: impl FnOnce(u64, Option<u64>) -> Body,
+) -> Response<Body> {
+    let answer = size.map_or(Answer::Whole, |size| {
+        range::parse(range_header(head, digest), size)
+    });
+    let (status, first, end) = match (answer, size) {
+        (Answer::Part { first, last }, _) => (StatusCode::PARTIAL_CONTENT, first, Some(last + 1)),
+        (Answer::Unsatisfiable, Some(size)) => {
+            let error = Error::new(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                Code::SizeInvalid,
+                "the range lies outside the blob",
+            );
+            return error
+                .with(header::CONTENT_RANGE, value(&format!("bytes */{size}")))
+                .into_response();
+        }
+        _ => (StatusCode::OK, 0, size),
+    };
+    let mut response = Response::new(make(first, end));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert("docker-content-digest", value(digest.as_str()));
+    headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
+    if let Some(end) = end {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(end - first));
+        headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
+    if let (StatusCode::PARTIAL_CONTENT, Some(end), Some(size)) = (status, end, size) {
+        headers.insert(
+            header::CONTENT_RANGE,
+            value(&format!("bytes {first}-{}/{size}", end - 1)),
+        );
+    }
+    response
+}
+
+/// The `Range` header, unless `If-Range` names other content.
+fn range_header<'a>(head: &'a Parts, digest: &Digest) -> Option<&'a str> {
+    let condition = head
+        .headers
+        .get(header::IF_RANGE)
+        .map(|value| value.to_str().unwrap_or_default().trim_matches('"'));
+    if condition.is_some_and(|condition| condition != digest.as_str()) {
+        return None;
+    }
+    head.headers
+        .get(header::RANGE)
+        .and_then(|value| value.to_str().ok())
+}

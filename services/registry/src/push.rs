@@ -1,0 +1,325 @@
+//! Pushes of blobs: sessions whose state travels in the signed `_state`, so that any replica goes on; whole blobs; mounts.
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+use holdfast_store::{Hasher, UploadId, UploadWriter};
+use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+
+use crate::{
+    api::{Inner, value},
+    body::{self, Body, Received},
+    error::{Code, Error, Result},
+    range,
+    session::State,
+};
+
+/// end-4a, end-4c
+pub(crate) async fn start(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    algorithm: Algorithm,
+) -> Result<Response<Body>> {
+    api.check_write(announced(head).unwrap_or(0)).await?;
+    let started_at = now();
+    let id = api.store.create_upload(repo, &started_at).await?;
+    let state = State::new(repo, &id, 0, &started_at, Some(&Hasher::new(algorithm)));
+    Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
+}
+
+/// end-4b
+pub(crate) async fn single(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    digest: &Digest,
+    body: Received,
+) -> Result<Response<Body>> {
+    api.check_write(announced(head).unwrap_or(0)).await?;
+    let id = api.store.create_upload(repo, &now()).await?;
+    let writer = api
+        .store
+        .upload_writer(
+            repo,
+            &id,
+            0,
+            Ok(Hasher::new(digest.algorithm())),
+            &api.owner,
+        )
+        .await?;
+    let result = async {
+        let writer = receive(api, writer, body, announced(head)).await?;
+        writer.commit(digest).await?;
+        Ok(created(repo, digest))
+    }
+    .await;
+    if result.is_err() {
+        // Nobody knows this session's name: what came of it is of no use to anybody.
+        api.store.cancel_upload(repo, &id).await.ok();
+    }
+    result
+}
+
+/// end-11
+pub(crate) async fn mount(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    digest: &Digest,
+    from: Option<&RepositoryName>,
+) -> Result<Response<Body>> {
+    api.check_write(0).await?;
+    let available = match from {
+        Some(from) => api.store.repo_has_blob(from, digest).await?,
+        // Who may push may read every repository here, so a mount from anywhere tells nothing new.
+        None => api.store.stat_blob(digest).await?.is_some(),
+    };
+    if !available {
+        return start(api, head, repo, digest.algorithm()).await;
+    }
+    api.store.touch_blob(digest).await?;
+    api.store.link_blob(repo, digest).await?;
+    Ok(created(repo, digest))
+}
+
+/// end-5
+pub(crate) async fn patch(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &str,
+    body: Received,
+) -> Result<Response<Body>> {
+    api.store.check_write(announced(head).unwrap_or(0)).await?;
+    let state = verify(api, repo, id, state).await?;
+    let writer = open(api, head, repo, id, &state).await?;
+    let writer = receive(api, writer, body, announced(head)).await?;
+    let (size, hasher) = writer.finish().await?;
+    let state = State::new(repo, id, size, state.started_at(), Some(&hasher));
+    Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
+}
+
+/// end-6
+pub(crate) async fn finish(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &str,
+    digest: &Digest,
+    body: Received,
+) -> Result<Response<Body>> {
+    api.store.check_write(announced(head).unwrap_or(0)).await?;
+    let state = verify(api, repo, id, state).await?;
+    let writer = open(api, head, repo, id, &state).await?;
+    let writer = receive(api, writer, body, announced(head)).await?;
+    writer.commit(digest).await?;
+    Ok(created(repo, digest))
+}
+
+/// end-13
+pub(crate) async fn status(
+    api: &Inner,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &str,
+) -> Result<Response<Body>> {
+    let state = verify(api, repo, id, state).await?;
+    let Some(status) = api.store.upload_status(repo, id).await? else {
+        return Err(holdfast_store::Error::UploadUnknown.into());
+    };
+    let state = if status.size == state.offset() {
+        state
+    } else {
+        State::new(repo, id, status.size, state.started_at(), None)
+    };
+    Ok(progress(api, StatusCode::NO_CONTENT, repo, id, &state))
+}
+
+/// end-14
+pub(crate) async fn cancel(
+    api: &Inner,
+    repo: &RepositoryName,
+    id: &UploadId,
+) -> Result<Response<Body>> {
+    if !api.store.cancel_upload(repo, id).await? {
+        return Err(holdfast_store::Error::UploadUnknown.into());
+    }
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    Ok(response)
+}
+
+async fn verify(api: &Inner, repo: &RepositoryName, id: &UploadId, state: &str) -> Result<State> {
+    // A session that is gone is gone, whatever its state says.
+    let status = api
+        .store
+        .upload_status(repo, id)
+        .await?
+        .ok_or(holdfast_store::Error::UploadUnknown)?;
+    if state.is_empty() {
+        // Some clients drop the query of Location. The session's name is secret enough to go on where its file ends.
+        return Ok(State::new(repo, id, status.size, &now(), None));
+    }
+    State::verify(state, &api.secret, repo, id).ok_or_else(|| {
+        Error::invalid(
+            Code::BlobUploadInvalid,
+            "the upload's state was not signed here",
+        )
+    })
+}
+
+/// Opens the session where the client goes on: at the state's offset, or where its chunk begins if that is the file's end.
+async fn open(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &State,
+) -> Result<UploadWriter> {
+    let mut offset = state.offset();
+    let mut hash = state.hash();
+    if let Some(header) = head.headers.get(header::CONTENT_RANGE) {
+        let size = api
+            .store
+            .upload_status(repo, id)
+            .await?
+            .map_or(0, |status| status.size);
+        let Some((first, last)) = header.to_str().ok().and_then(range::parse_chunk) else {
+            return Err(out_of_order(
+                api,
+                repo,
+                id,
+                state,
+                size,
+                "Content-Range has the form first-last",
+            ));
+        };
+        if announced(head).is_some_and(|length| length != last - first + 1) {
+            return Err(Error::invalid(
+                Code::SizeInvalid,
+                "Content-Length and Content-Range disagree",
+            ));
+        }
+        if first == size && first != offset {
+            hash = Err(hash.map_or_else(|algorithm| algorithm, |hasher| hasher.algorithm()));
+            offset = size;
+        } else if first != offset || first > size {
+            return Err(out_of_order(
+                api,
+                repo,
+                id,
+                state,
+                size,
+                "chunks come in order",
+            ));
+        }
+    }
+    Ok(api
+        .store
+        .upload_writer(repo, id, offset, hash, &api.owner)
+        .await?)
+}
+
+/// 416 that says how to go on.
+fn out_of_order(
+    api: &Inner,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &State,
+    size: u64,
+    message: &str,
+) -> Error {
+    let state = if size == state.offset() {
+        state.clone()
+    } else {
+        State::new(repo, id, size, state.started_at(), None)
+    };
+    Error::new(
+        StatusCode::RANGE_NOT_SATISFIABLE,
+        Code::BlobUploadInvalid,
+        message,
+    )
+    .with(header::LOCATION, value(&location(api, repo, id, &state)))
+    .with(header::RANGE, received(size))
+}
+
+async fn receive(
+    api: &Inner,
+    mut writer: UploadWriter,
+    mut body: Received,
+    announced: Option<u64>,
+) -> Result<UploadWriter> {
+    let begin = writer.offset();
+    while let Some(piece) = body.next().await? {
+        api.metrics.received.inc_by(piece.len() as u64);
+        writer.append(piece).await?;
+    }
+    if announced.is_some_and(|announced| announced != writer.offset() - begin) {
+        return Err(Error::invalid(
+            Code::SizeInvalid,
+            "the body has not the announced length",
+        ));
+    }
+    Ok(writer)
+}
+
+fn announced(head: &Parts) -> Option<u64> {
+    head.headers
+        .get(header::CONTENT_LENGTH)?
+        .to_str()
+        .ok()?
+        .parse()
+        .ok()
+}
+
+fn location(api: &Inner, repo: &RepositoryName, id: &UploadId, state: &State) -> String {
+    format!(
+        "/v2/{repo}/blobs/uploads/{}?_state={}",
+        id.as_str(),
+        state.sign(&api.secret)
+    )
+}
+
+fn received(size: u64) -> HeaderValue {
+    value(&format!("0-{}", size.saturating_sub(1)))
+}
+
+fn progress(
+    api: &Inner,
+    status: StatusCode,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &State,
+) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, value(&location(api, repo, id, state)));
+    headers.insert(header::RANGE, received(state.offset()));
+    headers.insert("docker-upload-uuid", value(id.as_str()));
+    response
+}
+
+fn created(repo: &RepositoryName, digest: &Digest) -> Response<Body> {
+    let mut response = Response::new(body::empty());
+    *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(
+        header::LOCATION,
+        value(&format!("/v2/{repo}/blobs/{digest}")),
+    );
+    response
+        .headers_mut()
+        .insert("docker-content-digest", value(digest.as_str()));
+    response
+}
+
+/// RFC 3339 in seconds, as distribution writes `startedat`.
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}

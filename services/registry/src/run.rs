@@ -1,0 +1,339 @@
+//! The process of the registry: opens the store, puts the parts together, serves until told to stop.
+//!
+//! The volume may hang at any time: accepting and liveness do not depend on it, readiness asks it with a deadline.
+
+use std::{sync::Arc, time::Duration};
+
+use holdfast_config::{AuthFiles, RegistrySettings};
+use holdfast_runtime::{
+    CancellationToken,
+    admin::Admin,
+    files,
+    health::{Flag, Health},
+    logs, metrics, server,
+    tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
+};
+use holdfast_store::{Options, Owner, Store, WriteLimits};
+use tokio::net::TcpListener;
+
+use crate::{
+    api::{Api, Parts},
+    fill::{self, Fills, Peers},
+    gate::{self, Gate},
+    internal,
+    limits::{self, Limits},
+    probe,
+    session::Secret,
+    source::Source,
+    upstream::{self, Upstreams},
+};
+
+/// Why the registry cannot start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The store cannot be opened.
+    #[error("the store cannot be opened")]
+    Store(#[from] holdfast_store::Error),
+    /// A listener's address cannot be bound.
+    #[error("cannot listen on {address}")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The certificates are of no use.
+    #[error("the certificates cannot be used")]
+    Tls(#[from] holdfast_runtime::tls::Error),
+    /// The handlers of signals cannot be installed.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+    /// A file with a secret cannot be read.
+    #[error("the files of client authentication cannot be read")]
+    Auth(#[source] std::io::Error),
+    /// The settings of an upstream are of no use.
+    #[error("the settings of the upstreams cannot be used")]
+    Upstream(#[from] upstream::Error),
+}
+
+/// Runs the registry until SIGTERM or SIGINT, then finishes what is under way.
+///
+/// `level` is the switch of the log level for the admin endpoints.
+///
+/// # Errors
+/// What keeps it from starting; afterwards it ends only when told.
+pub async fn run(settings: RegistrySettings, level: Option<logs::Level>) -> Result<(), Error> {
+    let shutdown = holdfast_runtime::shutdown::on_signals().map_err(Error::Signals)?;
+    run_until(settings, level, shutdown).await
+}
+
+/// [`run`], told to end by `shutdown`.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn run_until(
+    settings: RegistrySettings,
+    level: Option<logs::Level>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let health = Health::default();
+    let mut registry = metrics::registry("registry");
+    let volume = health.ready_flag("volume", "not asked yet");
+    let stopping = shutdown.clone();
+    health.ready("shutdown", move || {
+        if stopping.is_cancelled() {
+            Err("ending".to_owned())
+        } else {
+            Ok("not asked to end".to_owned())
+        }
+    });
+
+    let store = Store::open(&settings.data, options(&settings)).await?;
+    let owner = Owner {
+        address: internal_address(&settings),
+        id: uuid::Uuid::new_v4().to_string(),
+    };
+    let tls = settings
+        .tls
+        .as_ref()
+        .map(|files| server_tls(files, ClientAuth::None))
+        .transpose()?;
+    let (gate, secret) = access(settings.auth.as_ref())?;
+    let fills = fills(&settings, &store, &owner, &shutdown)?;
+    let limits = Limits::from(&settings);
+    let api = Api::new(
+        Parts {
+            store: store.clone(),
+            source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
+            gate: gate.clone(),
+            secret,
+            limits,
+            owner,
+            draining: shutdown.clone(),
+        },
+        &mut registry,
+    );
+
+    let listener = bind(settings.listen).await?;
+    let mut tasks = tokio::task::JoinSet::new();
+    if let Some(address) = settings.admin_listen {
+        let admin = Admin {
+            health: health.clone(),
+            registry: Arc::new(registry),
+            level,
+        };
+        let listener = bind(address).await?;
+        // Probes and metrics go on while requests are finished.
+        let end = CancellationToken::new();
+        tokio::spawn(admin.serve(listener, end));
+    }
+    if let (Some(address), Some(files)) = (settings.internal_listen, &settings.tls) {
+        let tls = server_tls(files, ClientAuth::Required)?;
+        tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
+        tasks.spawn(internal::serve(
+            bind(address).await?,
+            Some(tls),
+            fills,
+            shutdown.clone(),
+        ));
+    }
+    if let Some(tls) = &tls {
+        tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
+    }
+    if let Some(auth) = settings.auth.clone() {
+        tasks.spawn(follow(gate, auth, shutdown.clone()));
+    }
+    tasks.spawn(watch_volume(
+        store.clone(),
+        api.clone(),
+        volume,
+        shutdown.clone(),
+    ));
+    tasks.spawn(clean(store.clone(), limits.upload_idle, shutdown.clone()));
+    tasks.spawn(put_probe(store, shutdown.clone()));
+
+    let connections = server::Limits {
+        connections: usize::try_from(settings.limits.connections).unwrap_or(4096),
+        header_bytes: 32 << 10,
+        ..server::Limits::default()
+    };
+    tracing::info!(address = %settings.listen, tls = tls.is_some(), data = %settings.data.display(), "the registry listens");
+    api.serve(listener, tls, connections, shutdown).await;
+    while tasks.join_next().await.is_some() {}
+    tracing::info!("the registry has ended");
+    Ok(())
+}
+
+fn options(settings: &RegistrySettings) -> Options {
+    Options {
+        buffer_bytes: usize::try_from(settings.limits.stream_buffer_bytes.bytes())
+            .unwrap_or(48 << 20),
+        write_limits: WriteLimits {
+            max_used_percent: 100 - settings.limits.reserve_percent.min(100),
+            ..WriteLimits::default()
+        },
+        ..Options::default()
+    }
+}
+
+/// Where other replicas read what this one fills: the pod's address, told by the downward API.
+fn internal_address(settings: &RegistrySettings) -> String {
+    let Some(listen) = settings.internal_listen else {
+        return String::new();
+    };
+    let ip = std::env::var("POD_IP")
+        .ok()
+        .and_then(|ip| ip.parse().ok())
+        .unwrap_or(listen.ip());
+    if ip.is_unspecified() {
+        String::new()
+    } else {
+        std::net::SocketAddr::new(ip, listen.port()).to_string()
+    }
+}
+
+fn server_tls(
+    files: &holdfast_config::TlsFiles,
+    client_auth: ClientAuth,
+) -> Result<ServerTls, Error> {
+    let files = TlsFiles {
+        certificate: files.certificate.clone(),
+        key: files.key.clone(),
+        client_ca: files.ca.clone().unwrap_or_default(),
+        client_auth,
+    };
+    Ok(ServerTls::from_files(files)?)
+}
+
+fn access(auth: Option<&AuthFiles>) -> Result<(Gate, Secret), Error> {
+    match auth {
+        Some(files) => {
+            let secret = gate::secret(&files.upload_secret).map_err(Error::Auth)?;
+            Ok((
+                Gate::from_files(files).map_err(Error::Auth)?,
+                Secret::new(secret),
+            ))
+        }
+        // One process signs and reads its own sessions; after a restart clients begin again.
+        None => Ok((
+            Gate::open(),
+            Secret::new(
+                [
+                    uuid::Uuid::new_v4().into_bytes(),
+                    uuid::Uuid::new_v4().into_bytes(),
+                ]
+                .concat(),
+            ),
+        )),
+    }
+}
+
+fn fills(
+    settings: &RegistrySettings,
+    store: &Store,
+    owner: &Owner,
+    shutdown: &CancellationToken,
+) -> Result<Fills, Error> {
+    let upstreams = Upstreams::new(
+        &settings.upstreams,
+        &settings.proxy,
+        &settings.uplink,
+        upstream::Timeouts::default(),
+    )?;
+    let peers = match (&settings.internal_service, &settings.tls) {
+        (Some(name), Some(files)) => {
+            let folder = files
+                .certificate
+                .parent()
+                .unwrap_or(std::path::Path::new("/"));
+            let client = ClientTls::from_folder(folder)?;
+            let (follower, folder, shutdown) =
+                (client.clone(), folder.to_owned(), shutdown.clone());
+            tokio::spawn(async move { follower.follow(&folder, files::EVERY, shutdown).await });
+            Peers::mutual(name, client)
+        }
+        _ => Peers::none(),
+    };
+    let fills = fill::Settings {
+        hold: Duration::from_secs(settings.limits.hold_seconds.into()),
+        ..fill::Settings::default()
+    };
+    Ok(Fills::new(
+        store.clone(),
+        upstreams,
+        owner.clone(),
+        peers,
+        fills,
+    ))
+}
+
+async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}
+
+/// Reads the node credential again when its files change.
+async fn follow(gate: Gate, auth: AuthFiles, shutdown: CancellationToken) {
+    files::watch(Gate::paths(&auth), files::EVERY, shutdown, move || match gate.reload(&auth) {
+        Ok(()) => tracing::info!("the node credential was read again"),
+        Err(error) => tracing::warn!(%error, "the new node credential is of no use, the last good one stays"),
+    })
+    .await;
+}
+
+/// Readiness and free bytes. A full volume is ready: pulls go on.
+async fn watch_volume(store: Store, api: Api, ready: Flag, shutdown: CancellationToken) {
+    loop {
+        match store.probe_read(limits::VOLUME_DEADLINE).await {
+            Ok(()) => ready.ok("answers"),
+            Err(error) => {
+                tracing::warn!(%error, "the volume does not answer in time");
+                ready.failed("the volume does not answer in time");
+            }
+        }
+        if let Ok(Ok(space)) =
+            tokio::time::timeout(limits::VOLUME_DEADLINE, store.free_space()).await
+        {
+            api.metrics().volume_available.set(space.available_bytes);
+            api.metrics().volume_size.set(space.total_bytes);
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(limits::VOLUME_EVERY) => {}
+        }
+    }
+}
+
+/// Removes uploads that nobody continues.
+async fn clean(store: Store, idle: Duration, shutdown: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+        match store.purge_idle(idle).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(count, "uploads that nobody continued were removed"),
+            Err(error) => tracing::warn!(%error, "uploads that nobody continues cannot be removed"),
+        }
+    }
+}
+
+/// Puts the probe image in place, trying again while the volume refuses.
+async fn put_probe(store: Store, shutdown: CancellationToken) {
+    loop {
+        match probe::ensure(&store).await {
+            Ok(digest) => {
+                tracing::debug!(image.digest = %digest, "the probe image is in place");
+                return;
+            }
+            Err(error) => tracing::warn!(%error, "the probe image cannot be stored"),
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+        }
+    }
+}
