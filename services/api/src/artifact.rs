@@ -3,6 +3,11 @@
 //! Owns the schema, the deterministic object name and the words of the `Ready` condition. Who writes it (the webhook
 //! announces, the controller reports) is not decided here.
 
+#![allow(
+    unreachable_pub,
+    reason = "kube's schema derive copies each struct into a function"
+)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};

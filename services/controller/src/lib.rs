@@ -1,1 +1,208 @@
-//! Artifact controller, certificates.
+//! The controller: certificates, the shared state, and Artifacts from announcement to copy.
+//!
+//! One leader at a time does all of it, by the Lease `F-controller`; the others wait. It knows nothing of blobs: copying
+//! is asked of the registry. Whatever it decides is computed by pure functions (`certificates::plan`, `state::build`,
+//! `artifacts::demand`, `artifacts::status`) from what the edges fetched.
+
+pub mod apply;
+pub mod artifacts;
+pub mod certificates;
+mod metrics;
+pub mod state;
+pub mod world;
+
+use holdfast_api::names::Names;
+use holdfast_config::Config;
+use holdfast_runtime::admin::{self, Admin};
+use holdfast_runtime::health::Health;
+use holdfast_runtime::lease::Candidate;
+use holdfast_runtime::supervise::Supervisor;
+use holdfast_runtime::{CancellationToken, logs, shutdown};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+pub use metrics::Metrics;
+
+/// The name under which the controller's server-side applies are recorded.
+pub const FIELD_MANAGER: &str = "holdfast-controller";
+
+/// Silence after which a background loop counts as stuck: longer than any single call waits.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Why the controller ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The admin port cannot be bound.
+    #[error("cannot listen on the admin port {}", admin::PORT)]
+    Bind(#[source] std::io::Error),
+    /// The handlers of signals cannot be installed.
+    #[error("cannot handle signals")]
+    Signals(#[source] std::io::Error),
+    /// The environment describes no API server.
+    #[error("no way to the API server is configured")]
+    Client(#[from] kube::Error),
+    /// The match condition is no CEL expression.
+    #[error("webhook.pod.mutation.matchConditionExpression cannot be used")]
+    Condition(#[from] holdfast_conditions::Error),
+    /// The namespace selector of the scope is malformed.
+    #[error("webhook.scope.namespaceSelector cannot be used: {0}")]
+    Selector(String),
+    /// Leadership was lost; the process is to be started again.
+    #[error("leadership lost")]
+    Lost,
+}
+
+/// What all loops share.
+#[derive(Clone)]
+pub struct Context {
+    /// The way to the API server.
+    pub client: kube::Client,
+    /// The release's configuration.
+    pub config: Arc<Config>,
+    /// Names of the release's objects.
+    pub names: Names,
+    /// What is known of the cluster.
+    pub world: Arc<world::World>,
+    /// Certificates as they were issued last; the fill client follows them.
+    pub issued: Arc<certificates::Issued>,
+    /// Counters and gauges.
+    pub metrics: Metrics,
+    /// What is rewritten, by the configuration.
+    pub scope: Arc<world::Scope>,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context")
+            .field("names", &self.names)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// A context with nothing known yet.
+    pub fn new(client: kube::Client, config: Config, metrics: Metrics) -> Result<Self, Error> {
+        let names = Names {
+            release: config.release.name.clone(),
+            fullname: config.release.fullname.clone(),
+            namespace: config.release.namespace.clone(),
+        };
+        let scope = world::Scope::new(&config)?;
+        Ok(Self {
+            client,
+            config: Arc::new(config),
+            names,
+            world: Arc::default(),
+            issued: Arc::default(),
+            metrics,
+            scope: Arc::new(scope),
+        })
+    }
+
+    /// Starts every loop of the leader. Copies are asked of the release's registry, or of the one that `fills` leads to.
+    pub fn start(&self, supervisor: &Supervisor, fills: Option<artifacts::fill::Client>) {
+        let context = self.clone();
+        supervisor.spawn("certificates", PATIENCE, move |heart| {
+            certificates::run(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("webhook_configuration", PATIENCE, move |heart| {
+            certificates::watch_webhook(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("pods", PATIENCE, move |heart| {
+            world::watch_pods(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("namespaces", PATIENCE, move |heart| {
+            world::watch_namespaces(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("nodes", PATIENCE, move |heart| {
+            world::watch_nodes(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("artifact_objects", PATIENCE, move |heart| {
+            world::watch_artifacts(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("state", PATIENCE, move |heart| {
+            state::run(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("artifacts", PATIENCE, move |heart| {
+            artifacts::run(context.clone(), fills.clone(), heart)
+        });
+    }
+}
+
+/// Runs the controller until SIGTERM or until leadership is lost. `level` lets the admin port change the log level.
+pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
+    let client = kube::Client::try_default().await?;
+    let stop = shutdown::on_signals().map_err(Error::Signals)?;
+    let admin_listener = bind(admin::PORT).await.map_err(Error::Bind)?;
+    let identity =
+        std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
+    serve(config, level, client, &identity, admin_listener, stop).await
+}
+
+/// As [`run`], on a listener and with a client that the caller made.
+pub async fn serve(
+    config: Config,
+    level: Option<logs::Level>,
+    client: kube::Client,
+    identity: &str,
+    admin_listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let health = Health::default();
+    let mut registry = holdfast_runtime::metrics::registry("controller");
+    let metrics = Metrics::register(&mut registry);
+    let context = Context::new(client, config, metrics)?;
+    let loops = stop.child_token();
+    let supervisor = Supervisor::new(health.clone(), &mut registry, loops.clone());
+    let leading = health.ready_flag("leader", "not running yet");
+    leading.ok("waiting for the lease");
+    let admin = Admin {
+        health,
+        registry: Arc::new(registry),
+        level,
+    };
+    let admin = tokio::spawn(admin.serve(admin_listener, stop.clone()));
+
+    let names = &context.names;
+    let candidate = Candidate::new(
+        context.client.clone(),
+        &names.namespace,
+        &names.controller(),
+        identity,
+    );
+    let mut outcome = Ok(());
+    if let Some(leadership) = candidate.lead(&stop).await {
+        leading.ok("leading");
+        context.metrics.leading.set(1);
+        context.start(&supervisor, None);
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = leadership.lost() => outcome = Err(Error::Lost),
+        }
+        // Loops first: nothing may be written any more when another one begins.
+        loops.cancel();
+        leadership.release().await;
+    }
+    stop.cancel();
+    if let Err(error) = admin.await {
+        tracing::debug!(%error, "the admin endpoints did not end by themselves");
+    }
+    outcome
+}
+
+/// Listens on all addresses of both families; on IPv4 alone where the node has no IPv6.
+async fn bind(port: u16) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
+    }
+}

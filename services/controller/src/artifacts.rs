@@ -1,0 +1,273 @@
+//! Artifacts: every source image of every pod in scope has one (SPEC 6, SPEC 41), and every Artifact has its copy.
+//!
+//! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch → validate → build → apply
+//! → status. An Artifact whose last pod is gone stays; collecting is another's work.
+
+pub mod backoff;
+pub mod credentials;
+pub mod demand;
+pub mod events;
+pub mod fill;
+pub mod queue;
+pub mod reconcile;
+pub mod status;
+
+use crate::world::{Key, World};
+use crate::{Context, FIELD_MANAGER};
+use demand::Demand;
+use holdfast_api::artifact::{READY, Reason};
+use holdfast_api::{Artifact, ArtifactSpec, labels};
+use holdfast_runtime::supervise::Heart;
+use kube::api::{Api, PostParams};
+use queue::Queue;
+use reconcile::{Memory, Outcome, Reconciler};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// Reconciles at a time; the registry bounds fills by itself.
+const CONCURRENCY: usize = 16;
+/// Changes within this time are one.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How often the demand is computed without a reason.
+const EVERY: Duration = Duration::from_secs(60);
+/// How long a created Artifact may take to show up in the watch.
+const CREATED: Duration = Duration::from_secs(10);
+
+/// Why the loop ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The registry's client cannot be made.
+    #[error(transparent)]
+    Fill(#[from] fill::Error),
+}
+
+/// Keeps Artifacts and copies right, for ever. Asks the release's registry, or the one that `client` leads to.
+pub async fn run(
+    context: Context,
+    client: Option<fill::Client>,
+    heart: Heart,
+) -> Result<(), Error> {
+    let mut version = context.world.version.subscribe();
+    while !context.world.synced() || (client.is_none() && context.issued.client().is_none()) {
+        heart.beat();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        version.borrow_and_update();
+    }
+    let client = match client {
+        Some(client) => client,
+        None => fill::Client::for_release(&context)?,
+    };
+    let reconciler = Arc::new(Reconciler::new(context.clone(), client));
+    let mut work = Work {
+        context,
+        queue: Queue::default(),
+        memory: HashMap::new(),
+        demand: Arc::default(),
+        created: HashMap::new(),
+    };
+    let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
+    work.look().await;
+    let mut next_look = Instant::now() + EVERY;
+    loop {
+        heart.success();
+        while running.len() < CONCURRENCY {
+            let Some(key) = work.queue.take(Instant::now()) else {
+                break;
+            };
+            work.start(&key, &reconciler, &mut running);
+        }
+        let due = work.queue.next_due().unwrap_or(next_look).min(next_look);
+        let full = running.len() >= CONCURRENCY;
+        let pause = due
+            .saturating_duration_since(Instant::now())
+            .clamp(Duration::from_millis(5), Duration::from_secs(10));
+        tokio::select! {
+            biased;
+            Some(done) = running.join_next() => work.finish(done),
+            _ = version.changed() => {
+                tokio::time::sleep(SETTLE).await;
+                version.borrow_and_update();
+                work.look().await;
+                next_look = Instant::now() + EVERY;
+            }
+            () = tokio::time::sleep(if full { Duration::from_secs(10) } else { pause }) => {
+                if Instant::now() >= next_look {
+                    work.look().await;
+                    next_look = Instant::now() + EVERY;
+                }
+            }
+        }
+    }
+}
+
+/// The loop's own state.
+struct Work {
+    context: Context,
+    queue: Queue,
+    memory: HashMap<Key, Memory>,
+    demand: Arc<BTreeMap<Key, Demand>>,
+    created: HashMap<Key, Instant>,
+}
+
+impl Work {
+    /// Computes the demand, creates what is missing, wakes what changed.
+    async fn look(&mut self) {
+        let context = self.context.clone();
+        let world = &context.world;
+        let demand = World::read(&world.pods, |pods| {
+            World::read(&world.namespaces, |namespaces| {
+                demand::demand(pods, namespaces, &context.scope)
+            })
+        });
+        let now = Instant::now();
+        self.created
+            .retain(|_, at| now.duration_since(*at) < CREATED);
+        let mut missing = Vec::new();
+        let mut counts: BTreeMap<&'static str, usize> =
+            REASONS.iter().map(|reason| (reason.as_str(), 0)).collect();
+        World::read(&world.artifacts, |artifacts| {
+            for (key, demand) in &demand {
+                if demand::asks_for_copy(demand)
+                    && artifacts.get(key).is_none()
+                    && !self.created.contains_key(key)
+                {
+                    missing.push((key.clone(), demand.clone()));
+                }
+            }
+            for (key, artifact) in artifacts.iter() {
+                let reason = status::reason(artifact);
+                if let Some(count) = reason.and_then(|reason| counts.get_mut(reason.as_str())) {
+                    *count += 1;
+                }
+                let memory = self.memory.entry(key.clone()).or_default();
+                let demanded = demand.get(key);
+                if memory.needs_look(artifact, demanded) {
+                    memory.noticed(artifact, demanded);
+                    self.queue.wake(key, now);
+                }
+            }
+            self.memory.retain(|key, _| artifacts.get(key).is_some());
+        });
+        for (reason, count) in counts {
+            context.metrics.artifacts(reason, count);
+        }
+        self.demand = Arc::new(demand);
+        for (key, demand) in missing {
+            match create(&context, &key, &demand).await {
+                Ok(()) => {
+                    self.created.insert(key, now);
+                }
+                // The next look tries again; a namespace that ends refuses for good reason.
+                Err(error) => {
+                    tracing::warn!(artifact.namespace = key.0, image = demand.source, %error, "cannot create an Artifact")
+                }
+            }
+        }
+    }
+
+    fn start(
+        &mut self,
+        key: &Key,
+        reconciler: &Arc<Reconciler>,
+        running: &mut JoinSet<(Key, Memory, Outcome)>,
+    ) {
+        let artifact = World::read(&self.context.world.artifacts, |artifacts| {
+            artifacts.get(key).cloned()
+        });
+        let Some(artifact) = artifact else {
+            self.queue.done(key, None);
+            return;
+        };
+        let memory = self.memory.get(key).cloned().unwrap_or_default();
+        let demand = self.demand.get(key).cloned();
+        let (reconciler, key) = (Arc::clone(reconciler), key.clone());
+        running.spawn(async move {
+            let mut memory = memory;
+            let outcome = reconciler
+                .reconcile(&artifact, demand.as_ref(), &mut memory)
+                .await;
+            (key, memory, outcome)
+        });
+    }
+
+    fn finish(&mut self, done: Result<(Key, Memory, Outcome), tokio::task::JoinError>) {
+        match done {
+            Ok((key, memory, outcome)) => {
+                self.queue
+                    .done(&key, outcome.again.map(|pause| Instant::now() + pause));
+                if let Some(current) = self.memory.get_mut(&key) {
+                    current.learn(memory);
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "reconciling an Artifact failed");
+                // Which one is not known; all that run are looked at again.
+                self.queue.recover(Instant::now() + Duration::from_secs(5));
+            }
+        }
+    }
+}
+
+const REASONS: [Reason; 9] = [
+    Reason::Copied,
+    Reason::Copying,
+    Reason::Unauthorized,
+    Reason::NotFound,
+    Reason::UpstreamUnavailable,
+    Reason::UpstreamInvalid,
+    Reason::NoSpace,
+    Reason::Invalid,
+    Reason::RegistryUnavailable,
+];
+
+/// Creates the Artifact of a demand; that it is there already is what is wanted.
+async fn create(context: &Context, key: &Key, demand: &Demand) -> Result<(), kube::Error> {
+    let api: Api<Artifact> = Api::namespaced(context.client.clone(), &key.0);
+    let mut artifact = Artifact::new(
+        &key.1,
+        ArtifactSpec {
+            source_artifact: demand.source.clone(),
+            ..ArtifactSpec::default()
+        },
+    );
+    artifact.metadata.labels = Some(
+        [
+            (
+                labels::MANAGED_BY.to_owned(),
+                labels::MANAGED_BY_CONTROLLER.to_owned(),
+            ),
+            (labels::INSTANCE.to_owned(), context.names.release.clone()),
+        ]
+        .into(),
+    );
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    match api.create(&params, &artifact).await {
+        Ok(_) => {
+            tracing::info!(
+                artifact.namespace = key.0,
+                image = demand.source,
+                "a pod needs an image that nobody announced"
+            );
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The `Ready` condition of an Artifact.
+fn ready(
+    artifact: &Artifact,
+) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+    artifact
+        .status
+        .as_ref()?
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == READY)
+}

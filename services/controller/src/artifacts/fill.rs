@@ -1,0 +1,193 @@
+//! Asking the registry for a copy: `POST /internal/v1/fills` with the controller's client certificate.
+
+use crate::Context;
+use holdfast_api::artifact::Reason;
+use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult, PATH};
+use std::time::Duration;
+
+/// The port of the internal API.
+pub const PORT: u16 = 5001;
+/// How long a fill is waited for. The registry goes on without us; asking again joins it.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The longest error body that is read.
+const MAX_BODY: usize = 64 * 1024;
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No certificate was issued yet.
+    #[error("no client certificate yet")]
+    NoCertificate,
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] holdfast_runtime::tls::Error),
+    /// The HTTP client cannot be made.
+    #[error("cannot make a client")]
+    Http(#[from] reqwest::Error),
+}
+
+/// Why there is no copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The reason as the condition tells it.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+    /// How long the other side wants to be left alone.
+    pub retry_after: Option<Duration>,
+}
+
+/// A way to the registry's internal API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    url: String,
+}
+
+impl Client {
+    /// The registry of this release, by its headless Service; follows the certificates.
+    pub fn for_release(context: &Context) -> Result<Self, Error> {
+        let tls = context.issued.client().ok_or(Error::NoCertificate)?;
+        let host = context.names.dns(&context.names.registry_internal());
+        Ok(Self::new(
+            builder().tls_backend_preconfigured(tls.config()?).build()?,
+            &format!("https://{host}:{PORT}"),
+        ))
+    }
+
+    /// Over a client and to an address that the caller chose.
+    pub fn new(http: reqwest::Client, base: &str) -> Self {
+        Self {
+            http,
+            url: format!("{}{PATH}", base.trim_end_matches('/')),
+        }
+    }
+
+    /// Asks for a copy and waits for it, at most two minutes; what takes longer is `Copying`.
+    pub async fn fill(&self, request: &FillRequest) -> Result<FillResult, Failure> {
+        let response = match self
+            .http
+            .post(&self.url)
+            .timeout(PATIENCE)
+            .json(request)
+            .send()
+            .await
+        {
+            Ok(response) => response,
+            Err(error) => return Err(transport(&error)),
+        };
+        let status = response.status().as_u16();
+        let retry_after = response
+            .headers()
+            .get(reqwest::header::RETRY_AFTER)
+            .and_then(|value| value.to_str().ok()?.parse().ok())
+            .map(Duration::from_secs);
+        let body = match response.bytes().await {
+            Ok(body) => body,
+            Err(error) => return Err(transport(&error)),
+        };
+        answer(status, retry_after, &body)
+    }
+}
+
+fn builder() -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(Duration::from_secs(3))
+        .tcp_keepalive(Duration::from_secs(10))
+        .pool_idle_timeout(Duration::from_secs(30))
+}
+
+fn transport(error: &reqwest::Error) -> Failure {
+    let (reason, message) = if error.is_timeout() && !error.is_connect() {
+        (Reason::Copying, "the registry is copying".to_owned())
+    } else {
+        let mut message = "the registry cannot be reached".to_owned();
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        (Reason::RegistryUnavailable, message)
+    };
+    Failure {
+        reason,
+        message,
+        retry_after: None,
+    }
+}
+
+/// What an answer means: pure.
+fn answer(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Result<FillResult, Failure> {
+    if status == 200 {
+        return serde_json::from_slice(body).map_err(|error| Failure {
+            reason: Reason::RegistryUnavailable,
+            message: format!("the registry's answer cannot be read: {error}"),
+            retry_after,
+        });
+    }
+    let body = body.get(..MAX_BODY).unwrap_or(body);
+    Err(match serde_json::from_slice::<FillError>(body) {
+        Ok(error) => Failure {
+            reason: reason_of(error.code),
+            message: error.message,
+            retry_after,
+        },
+        Err(_) => Failure {
+            reason: Reason::RegistryUnavailable,
+            message: format!("the registry answered with status {status}"),
+            retry_after,
+        },
+    })
+}
+
+/// The condition's reason of a code.
+pub const fn reason_of(code: FillErrorCode) -> Reason {
+    match code {
+        FillErrorCode::NotFound => Reason::NotFound,
+        FillErrorCode::Unauthorized => Reason::Unauthorized,
+        FillErrorCode::UpstreamUnavailable => Reason::UpstreamUnavailable,
+        FillErrorCode::UpstreamInvalid => Reason::UpstreamInvalid,
+        FillErrorCode::NoSpace => Reason::NoSpace,
+        FillErrorCode::Invalid => Reason::Invalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_apart_by_their_code() {
+        for (status, body, expect) in [
+            (
+                404,
+                r#"{"code":"NOT_FOUND","message":"m"}"#,
+                Reason::NotFound,
+            ),
+            (
+                502,
+                r#"{"code":"UPSTREAM_INVALID","message":"m"}"#,
+                Reason::UpstreamInvalid,
+            ),
+            (
+                502,
+                r#"{"code":"UPSTREAM_UNAVAILABLE","message":"m"}"#,
+                Reason::UpstreamUnavailable,
+            ),
+            (507, r#"{"code":"NO_SPACE","message":"m"}"#, Reason::NoSpace),
+            (502, "<html>", Reason::RegistryUnavailable),
+            (404, "", Reason::RegistryUnavailable),
+            (200, "{", Reason::RegistryUnavailable),
+        ] {
+            let failure =
+                answer(status, Some(Duration::from_secs(7)), body.as_bytes()).unwrap_err();
+            assert_eq!(failure.reason, expect, "{status} {body}");
+            assert_eq!(failure.retry_after, Some(Duration::from_secs(7)));
+        }
+        let good =
+            r#"{"digest":"sha256:aa","mediaType":"m","sizeBytes":5,"blobs":1,"alreadyLocal":true}"#;
+        assert!(answer(200, None, good.as_bytes()).unwrap().already_local);
+    }
+}

@@ -1,0 +1,272 @@
+//! The status of an Artifact: built by a pure function, written by server-side apply and tried again on conflicts.
+
+use super::demand::Demand;
+use super::fill::Failure;
+use crate::FIELD_MANAGER;
+use holdfast_api::Artifact;
+use holdfast_api::artifact::{ArtifactStatus, MAX_LISTED_REFERENCES, READY, Reason, short_digest};
+use holdfast_api::fill::FillResult;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::{Api, Patch, PatchParams};
+use kube::{Resource as _, ResourceExt as _};
+use serde_json::json;
+use std::time::Duration;
+
+/// Attempts to write one status.
+const ATTEMPTS: u32 = 6;
+/// The longest message of a condition.
+const MAX_MESSAGE: usize = 1024;
+
+/// What is to be told.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// Nothing about the copy; references may have changed.
+    Unchanged,
+    /// The registry has the image.
+    Copied(FillResult),
+    /// It has not, and why.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// Failures in a row, this one included.
+        attempts: u32,
+    },
+}
+
+/// The status that follows from the one before, at `now`.
+pub fn build(
+    artifact: &Artifact,
+    demand: Option<&Demand>,
+    news: &News,
+    now: jiff::Timestamp,
+) -> ArtifactStatus {
+    let mut status = artifact.status.clone().unwrap_or_default();
+    let owners = demand.map(|demand| &demand.owners);
+    status.reference_count =
+        Some(owners.map_or(0, |owners| i64::try_from(owners.len()).unwrap_or(i64::MAX)));
+    status.references = owners
+        .into_iter()
+        .flatten()
+        .take(MAX_LISTED_REFERENCES)
+        .cloned()
+        .collect();
+    let generation = artifact.metadata.generation;
+    let (ready, reason, message) = match news {
+        News::Unchanged => return status,
+        News::Copied(result) => {
+            let same = status.digest.as_deref() == Some(&result.digest) && is_ready(&status);
+            if !same {
+                status.last_copy_time = Some(Time(now));
+            }
+            status.digest = Some(result.digest.clone());
+            status.short_digest = Some(short_digest(&result.digest));
+            status.media_type = Some(result.media_type.clone());
+            status.size_bytes = i64::try_from(result.size_bytes).ok();
+            status.attempts = Some(0);
+            (
+                true,
+                Reason::Copied,
+                format!("the registry holds {}", result.digest),
+            )
+        }
+        News::Failed { failure, attempts } => {
+            status.attempts = Some(i64::from(*attempts));
+            // What was copied once is still served, whatever a later question brought.
+            (
+                false,
+                failure.reason,
+                failure.message.chars().take(MAX_MESSAGE).collect(),
+            )
+        }
+    };
+    status.observed_generation = generation;
+    let word = if ready { "True" } else { "False" };
+    let before = status
+        .conditions
+        .iter()
+        .find(|condition| condition.type_ == READY);
+    let transition = before
+        .filter(|condition| condition.status == word)
+        .map_or(Time(now), |condition| {
+            condition.last_transition_time.clone()
+        });
+    let condition = Condition {
+        type_: READY.to_owned(),
+        status: word.to_owned(),
+        reason: reason.as_str().to_owned(),
+        message,
+        observed_generation: generation,
+        last_transition_time: transition,
+    };
+    status
+        .conditions
+        .retain(|condition| condition.type_ != READY);
+    status.conditions.push(condition);
+    status
+}
+
+fn is_ready(status: &ArtifactStatus) -> bool {
+    status
+        .conditions
+        .iter()
+        .any(|condition| condition.type_ == READY && condition.status == "True")
+}
+
+/// Whether the registry was known to hold the image when the status was written.
+pub fn was_ready(artifact: &Artifact) -> bool {
+    artifact.status.as_ref().is_some_and(is_ready)
+}
+
+/// The reason of the Ready condition.
+pub fn reason(artifact: &Artifact) -> Option<String> {
+    super::ready(artifact).map(|condition| condition.reason.clone())
+}
+
+/// Writes the status; nothing when it is what the object has. Conflicts and passing troubles of the API server are tried
+/// again (SPEC 36). An Artifact that is gone needs none.
+pub async fn write(
+    client: &kube::Client,
+    artifact: &Artifact,
+    status: &ArtifactStatus,
+) -> Result<(), kube::Error> {
+    if artifact.status.as_ref() == Some(status) {
+        return Ok(());
+    }
+    let api: Api<Artifact> =
+        Api::namespaced(client.clone(), &artifact.namespace().unwrap_or_default());
+    let name = artifact.name_any();
+    let patch = json!({
+        "apiVersion": Artifact::api_version(&()),
+        "kind": Artifact::kind(&()),
+        // The UID keeps a status from an object that was made anew under the same name.
+        "metadata": {"name": name, "uid": artifact.metadata.uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let mut attempt = 1;
+    loop {
+        match api
+            .patch_status(&name, &params, &Patch::Apply(&patch))
+            .await
+        {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(error)) if error.code == 404 => return Ok(()),
+            Err(kube::Error::Api(error)) if error.code == 409 && error.message.contains("uid") => {
+                return Ok(());
+            }
+            Err(error) if attempt >= ATTEMPTS || !passing(&error) => return Err(error),
+            Err(error) => {
+                tracing::debug!(artifact.name = name, %error, attempt, "a status is written again");
+                tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
+                attempt += 1;
+            }
+        }
+    }
+}
+
+fn passing(error: &kube::Error) -> bool {
+    match error {
+        kube::Error::Api(status) => matches!(status.code, 409 | 429 | 500..=599),
+        kube::Error::HyperError(_) | kube::Error::Service(_) => true,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_api::ArtifactSpec;
+    use holdfast_api::artifact::Reference;
+
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(second).unwrap()
+    }
+
+    fn artifact(status: Option<ArtifactStatus>) -> Artifact {
+        let mut artifact = Artifact::new("app", ArtifactSpec::default());
+        artifact.metadata.generation = Some(3);
+        artifact.status = status;
+        artifact
+    }
+
+    fn copied(digest: &str) -> News {
+        News::Copied(FillResult {
+            digest: digest.to_owned(),
+            size_bytes: 7,
+            ..FillResult::default()
+        })
+    }
+
+    fn failed(reason: Reason) -> News {
+        News::Failed {
+            failure: Failure {
+                reason,
+                message: "m".to_owned(),
+                retry_after: None,
+            },
+            attempts: 2,
+        }
+    }
+
+    // SPEC 14
+    #[test]
+    fn a_copy_confirmed_again_changes_nothing() {
+        let first = build(&artifact(None), None, &copied("sha256:aabb"), at(10));
+        assert_eq!(first.short_digest.as_deref(), Some("aabb"));
+        assert_eq!(first.conditions[0].status, "True");
+        assert_eq!(first.observed_generation, Some(3));
+        let again = build(
+            &artifact(Some(first.clone())),
+            None,
+            &copied("sha256:aabb"),
+            at(99),
+        );
+        assert_eq!(again, first, "an equal status is not written");
+    }
+
+    #[test]
+    fn the_transition_is_the_time_of_the_change() {
+        let failed_once = build(&artifact(None), None, &failed(Reason::NotFound), at(10));
+        let failed_twice = build(
+            &artifact(Some(failed_once.clone())),
+            None,
+            &failed(Reason::Unauthorized),
+            at(20),
+        );
+        let condition = &failed_twice.conditions[0];
+        assert_eq!(
+            (condition.reason.as_str(), &condition.last_transition_time),
+            ("Unauthorized", &Time(at(10)))
+        );
+        assert_eq!(failed_twice.attempts, Some(2));
+        let good = build(
+            &artifact(Some(failed_twice)),
+            None,
+            &copied("sha256:aa"),
+            at(30),
+        );
+        assert_eq!(good.conditions[0].last_transition_time, Time(at(30)));
+        assert_eq!((good.attempts, good.conditions.len()), (Some(0), 1));
+    }
+
+    #[test]
+    fn references_are_counted_in_full_and_listed_in_part() {
+        let owners = (0..25)
+            .map(|n| Reference {
+                kind: "ReplicaSet".to_owned(),
+                name: format!("rs-{n:02}"),
+            })
+            .collect();
+        let demand = Demand {
+            owners,
+            ..Demand::default()
+        };
+        let status = build(&artifact(None), Some(&demand), &News::Unchanged, at(1));
+        assert_eq!(
+            (status.reference_count, status.references.len()),
+            (Some(25), 10)
+        );
+        let none = build(&artifact(Some(status)), None, &News::Unchanged, at(2));
+        assert_eq!((none.reference_count, none.references.len()), (Some(0), 0));
+    }
+}

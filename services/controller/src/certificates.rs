@@ -1,0 +1,425 @@
+//! The internal CA and every certificate and secret of the release (SPEC 32), without cert-manager and without touching
+//! any object of it (SPEC 33).
+//!
+//! `plan` decides, `issue` makes keys and certificates, this file reads and writes. What is valid is left alone, so
+//! restarts and upgrades change nothing.
+
+pub mod inspect;
+pub mod issue;
+pub mod plan;
+#[cfg(test)]
+mod tests;
+
+use crate::{Context, apply};
+use futures::{StreamExt as _, TryStreamExt as _};
+use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::tls::ClientTls;
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::{Secret, Service};
+use kube::api::{Api, Patch, PatchParams};
+use kube::runtime::{WatchStreamExt as _, watcher};
+use plan::{Action, Existing, Leaf, Wanted};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
+
+/// How often everything is looked at without a reason; deleted Secrets come back within it.
+const EVERY: Duration = Duration::from_secs(30);
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or could not be reached.
+    #[error("the API server: {0}")]
+    Api(#[from] kube::Error),
+    /// A key or certificate cannot be made.
+    #[error(transparent)]
+    Issue(#[from] issue::Error),
+    /// What was made cannot be used.
+    #[error(transparent)]
+    Tls(#[from] holdfast_runtime::tls::Error),
+    /// The watch ended.
+    #[error("the watch: {0}")]
+    Watch(#[from] watcher::Error),
+}
+
+/// What was issued last, for those who need it at once and need not wait for a volume.
+#[derive(Debug)]
+pub struct Issued {
+    /// The CA bundle, PEM; empty before the first round.
+    pub bundle: watch::Sender<String>,
+    client: Mutex<Option<ClientTls>>,
+    /// Wakes the loop.
+    pub wake: Notify,
+}
+
+impl Default for Issued {
+    fn default() -> Self {
+        Self {
+            bundle: watch::Sender::new(String::new()),
+            client: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+}
+
+impl Issued {
+    /// The controller's client certificate and trust, once they exist; exchanged in place afterwards.
+    pub fn client(&self) -> Option<ClientTls> {
+        self.client.lock().ok().and_then(|client| client.clone())
+    }
+
+    fn publish(&self, bundle: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+        let identity = Some((certificate, key));
+        match self.client() {
+            Some(client) => client.replace(bundle.as_bytes(), identity)?,
+            None => {
+                let client = ClientTls::from_pem(bundle.as_bytes(), identity)?;
+                if let Ok(mut slot) = self.client.lock() {
+                    *slot = Some(client);
+                }
+            }
+        }
+        self.bundle.send_if_modified(|current| {
+            let differs = current != bundle;
+            if differs {
+                bundle.clone_into(current);
+            }
+            differs
+        });
+        Ok(())
+    }
+}
+
+/// Keeps certificates and secrets right, for ever.
+pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
+    loop {
+        round(&context).await?;
+        heart.success();
+        // Errors end the loop and the supervisor starts it again, with growing pauses.
+        tokio::select! {
+            () = context.issued.wake.notified() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// Wakes the loop whenever the webhook's configuration is written, so that a reset `caBundle` is patched at once.
+pub async fn watch_webhook(context: Context, heart: Heart) -> Result<(), Error> {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
+    let config =
+        watcher::Config::default().fields(&format!("metadata.name={}", context.names.webhook()));
+    let mut stream = watcher(api, config)
+        .default_backoff()
+        .touched_objects()
+        .boxed();
+    let mut tick = tokio::time::interval(EVERY);
+    loop {
+        tokio::select! {
+            next = stream.try_next() => match next {
+                Ok(Some(_)) => {
+                    heart.success();
+                    context.issued.wake.notify_one();
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "the watch of the webhook's configuration is tried again"),
+            },
+            _ = tick.tick() => heart.beat(),
+        }
+    }
+}
+
+/// One look at everything, and what is to be done about it.
+pub async fn round(context: &Context) -> Result<(), Error> {
+    let names = &context.names;
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
+    let addresses = services
+        .get_opt(&names.registry())
+        .await?
+        .map(|service| cluster_ips(&service))
+        .unwrap_or_default();
+    let wanted = wanted(context, &addresses);
+
+    let ca_secret = secrets.get_opt(&names.ca()).await?;
+    let mut leaf_secrets = BTreeMap::new();
+    for want in &wanted {
+        leaf_secrets.insert(
+            want.leaf,
+            secrets.get_opt(&secret_name(context, want.leaf)).await?,
+        );
+    }
+    let existing = Existing {
+        ca: inspect::ca(ca_secret.as_ref()),
+        leaves: leaf_secrets
+            .iter()
+            .filter_map(|(leaf, secret)| Some((*leaf, inspect::leaf(secret.as_ref())?)))
+            .collect(),
+    };
+    let now = jiff::Timestamp::now().as_second();
+    let actions = plan::plan(&existing, now, &wanted);
+
+    let mut ca = existing.ca.as_ref().map(|facts| facts.material.clone());
+    for action in &actions {
+        match action {
+            Action::MakeCa { keep, reason } => {
+                tracing::info!(reason, "a new certificate authority is made");
+                let made = issue::ca(now, &names.release, keep)?;
+                write_ca(context, ca_secret.clone(), &made).await?;
+                ca = Some(made);
+            }
+            Action::WriteBundle { bundle } => {
+                if let Some(current) = &mut ca {
+                    current.bundle.clone_from(bundle);
+                    write_ca(context, ca_secret.clone(), current).await?;
+                }
+            }
+            Action::Issue { want, reason } => {
+                let Some(ca) = &ca else { continue };
+                tracing::info!(
+                    certificate = want.leaf.as_str(),
+                    reason,
+                    "a certificate is issued"
+                );
+                let (certificate, key) = issue::leaf(now, ca, want)?;
+                let existing = leaf_secrets.get(&want.leaf).cloned().flatten();
+                write_leaf(
+                    context,
+                    want.leaf,
+                    existing,
+                    certificate.into_bytes(),
+                    key.into_bytes(),
+                    &ca.bundle,
+                )
+                .await?;
+            }
+            Action::RefreshBundle { leaf } => {
+                let (Some(ca), Some(Some(existing))) = (&ca, leaf_secrets.get(leaf)) else {
+                    continue;
+                };
+                let (Some(certificate), Some(key)) = (
+                    apply::text(Some(existing), "tls.crt"),
+                    apply::text(Some(existing), "tls.key"),
+                ) else {
+                    continue;
+                };
+                write_leaf(
+                    context,
+                    *leaf,
+                    Some(existing.clone()),
+                    certificate.into_bytes(),
+                    key.into_bytes(),
+                    &ca.bundle,
+                )
+                .await?;
+            }
+        }
+    }
+    ensure_auth(context).await?;
+    if let Some(ca) = &ca {
+        publish(context, &secrets, &ca.bundle).await?;
+        patch_webhook(context, &ca.bundle).await?;
+    }
+    for (leaf, facts) in &existing.leaves {
+        context.metrics.expires(leaf.as_str(), facts.not_after);
+    }
+    if let Some(ca) = &existing.ca {
+        context.metrics.expires("ca", ca.not_after);
+    }
+    Ok(())
+}
+
+/// The addresses of a Service; none for a headless one.
+pub fn cluster_ips(service: &Service) -> Vec<String> {
+    let Some(spec) = &service.spec else {
+        return Vec::new();
+    };
+    let mut addresses: Vec<String> = spec.cluster_ips.clone().unwrap_or_default();
+    addresses.extend(spec.cluster_ip.clone());
+    addresses.retain(|address| !address.is_empty() && address != "None");
+    let mut seen = BTreeSet::new();
+    addresses.retain(|address| seen.insert(address.clone()));
+    addresses
+}
+
+fn wanted(context: &Context, addresses: &[String]) -> Vec<Wanted> {
+    let names = &context.names;
+    let service = |name: String| -> Vec<String> {
+        vec![
+            names.dns(&name),
+            format!("{}.cluster.local", names.dns(&name)),
+            format!("{name}.{}", names.namespace),
+            name,
+        ]
+    };
+    let mut registry: BTreeSet<String> = service(names.registry()).into_iter().collect();
+    registry.extend(service(names.registry_internal()));
+    registry.extend(addresses.iter().cloned());
+    let mut wanted = Vec::new();
+    // Without an address the registry's certificate would be of no use to any node.
+    if !addresses.is_empty() {
+        wanted.push(Wanted {
+            leaf: Leaf::Registry,
+            common_name: "holdfast-registry",
+            names: registry,
+        });
+    }
+    wanted.push(Wanted {
+        leaf: Leaf::Webhook,
+        common_name: "holdfast-webhook",
+        names: service(names.webhook()).into_iter().collect(),
+    });
+    wanted.push(Wanted {
+        leaf: Leaf::Controller,
+        common_name: "holdfast-controller",
+        names: BTreeSet::new(),
+    });
+    wanted
+}
+
+fn secret_name(context: &Context, leaf: Leaf) -> String {
+    match leaf {
+        Leaf::Registry => context.names.registry_tls(),
+        Leaf::Webhook => context.names.webhook_tls(),
+        Leaf::Controller => context.names.controller_tls(),
+    }
+}
+
+async fn write_ca(
+    context: &Context,
+    existing: Option<Secret>,
+    ca: &issue::Ca,
+) -> Result<(), Error> {
+    let data = [
+        ("ca.crt".to_owned(), ca.certificate.clone().into_bytes()),
+        ("ca.key".to_owned(), ca.key.clone().into_bytes()),
+        ("ca-bundle.crt".to_owned(), ca.bundle.clone().into_bytes()),
+    ];
+    apply::secret(
+        &context.client,
+        &context.names,
+        &context.names.ca(),
+        existing,
+        data.into(),
+    )
+    .await?;
+    Ok(())
+}
+
+async fn write_leaf(
+    context: &Context,
+    leaf: Leaf,
+    existing: Option<Secret>,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    bundle: &str,
+) -> Result<(), Error> {
+    let data = [
+        ("tls.crt".to_owned(), certificate),
+        ("tls.key".to_owned(), key),
+        ("ca.crt".to_owned(), bundle.as_bytes().to_vec()),
+    ];
+    apply::secret(
+        &context.client,
+        &context.names,
+        &secret_name(context, leaf),
+        existing,
+        data.into(),
+    )
+    .await?;
+    Ok(())
+}
+
+/// The upload secret and the node credential: made once, missing ones added, never changed.
+async fn ensure_auth(context: &Context) -> Result<(), Error> {
+    let names = &context.names;
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
+    let existing = secrets.get_opt(&names.registry_auth()).await?;
+    let mut data: BTreeMap<String, Vec<u8>> = existing
+        .as_ref()
+        .and_then(|secret| secret.data.clone())
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(key, value)| (key, value.0))
+        .collect();
+    for (key, make) in [
+        ("upload-secret", None),
+        ("node-username", Some("holdfast-node")),
+        ("node-password", None),
+    ] {
+        if data.get(key).is_none_or(Vec::is_empty) {
+            let value = match make {
+                Some(fixed) => fixed.to_owned(),
+                None => issue::random_secret()?,
+            };
+            data.insert(key.to_owned(), value.into_bytes());
+        }
+    }
+    apply::secret(
+        &context.client,
+        names,
+        &names.registry_auth(),
+        existing,
+        data,
+    )
+    .await?;
+    Ok(())
+}
+
+async fn publish(context: &Context, secrets: &Api<Secret>, bundle: &str) -> Result<(), Error> {
+    let secret = secrets.get_opt(&context.names.controller_tls()).await?;
+    if let (Some(certificate), Some(key)) = (
+        apply::text(secret.as_ref(), "tls.crt"),
+        apply::text(secret.as_ref(), "tls.key"),
+    ) {
+        context
+            .issued
+            .publish(bundle, certificate.as_bytes(), key.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Puts the bundle into every webhook of the configuration. Before, the API server trusts nobody and the webhook fails open.
+async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
+    let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
+    let name = context.names.webhook();
+    let Some(configuration) = api.get_opt(&name).await? else {
+        return Ok(());
+    };
+    let Some(patch) = webhook_patch(&configuration, bundle) else {
+        return Ok(());
+    };
+    api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch))
+        .await?;
+    tracing::info!(webhook = name, "caBundle patched");
+    Ok(())
+}
+
+/// The patch that is missing; webhooks are merged by name, so nothing else of them changes.
+fn webhook_patch(
+    configuration: &MutatingWebhookConfiguration,
+    bundle: &str,
+) -> Option<serde_json::Value> {
+    let webhooks = configuration.webhooks.as_deref().unwrap_or_default();
+    let right = |webhook: &k8s_openapi::api::admissionregistration::v1::MutatingWebhook| {
+        webhook
+            .client_config
+            .ca_bundle
+            .as_ref()
+            .is_some_and(|bytes| bytes.0 == bundle.as_bytes())
+    };
+    if webhooks.iter().all(right) {
+        return None;
+    }
+    let bytes = k8s_openapi::ByteString(bundle.as_bytes().to_vec());
+    let webhooks: Vec<_> = webhooks
+        .iter()
+        .map(|webhook| json!({"name": webhook.name, "clientConfig": {"caBundle": bytes}}))
+        .collect();
+    // The resource version makes a concurrent write a conflict.
+    Some(
+        json!({"metadata": {"resourceVersion": configuration.metadata.resource_version}, "webhooks": webhooks}),
+    )
+}

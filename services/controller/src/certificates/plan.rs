@@ -1,0 +1,213 @@
+//! What is to be done about certificates: a pure function of what exists, the time and what is wanted.
+//!
+//! Rules: everything is renewed at half of its life; a new CA is trusted beside the old one until the old one runs out,
+//! and signs nothing for [`SETTLE`] seconds unless it must, so that everybody has heard of it before.
+
+use super::issue::Ca;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Seconds for which a new CA signs only what cannot wait.
+pub const SETTLE: i64 = 3600;
+
+/// The certificates below the CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leaf {
+    /// The registry's, for serving and as a client of other replicas.
+    Registry,
+    /// The webhook's, for serving.
+    Webhook,
+    /// The controller's, as a client of the registry.
+    Controller,
+}
+
+impl Leaf {
+    /// The word for logs and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Registry => "registry",
+            Self::Webhook => "webhook",
+            Self::Controller => "controller",
+        }
+    }
+}
+
+/// A certificate that is to exist.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which one.
+    pub leaf: Leaf,
+    /// The subject's common name.
+    pub common_name: &'static str,
+    /// DNS names and IP addresses; empty for a client certificate.
+    pub names: BTreeSet<String>,
+}
+
+/// What exists already.
+#[derive(Clone, Debug, Default)]
+pub struct Existing {
+    /// The CA, if it is there and its key fits.
+    pub ca: Option<CaFacts>,
+    /// The certificates that could be read.
+    pub leaves: BTreeMap<Leaf, LeafFacts>,
+}
+
+/// A CA as it was found.
+#[derive(Clone, Debug)]
+pub struct CaFacts {
+    /// Certificate, key and bundle.
+    pub material: Ca,
+    /// Start of validity, seconds since 1970.
+    pub not_before: i64,
+    /// End of validity.
+    pub not_after: i64,
+    /// The identifier of its key.
+    pub key_id: Vec<u8>,
+    /// The certificates of the bundle, in order.
+    pub bundle: Vec<BundleFacts>,
+}
+
+/// A certificate of the bundle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BundleFacts {
+    /// The certificate.
+    pub pem: String,
+    /// The identifier of its key.
+    pub key_id: Vec<u8>,
+    /// End of validity.
+    pub not_after: i64,
+}
+
+/// A certificate as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeafFacts {
+    /// Start of validity, seconds since 1970.
+    pub not_before: i64,
+    /// End of validity.
+    pub not_after: i64,
+    /// The subject's common name.
+    pub common_name: String,
+    /// DNS names and IP addresses.
+    pub names: BTreeSet<String>,
+    /// The identifier of the key that signed it.
+    pub issuer_key_id: Vec<u8>,
+    /// The bundle beside it, PEM.
+    pub bundle: String,
+}
+
+/// A step, to be done in the order given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make a CA whose bundle also has `keep`.
+    MakeCa {
+        /// Older certificates that stay trusted, PEM.
+        keep: Vec<String>,
+        /// For the log.
+        reason: &'static str,
+    },
+    /// Write the CA's bundle anew.
+    WriteBundle {
+        /// PEM.
+        bundle: String,
+    },
+    /// Issue a certificate.
+    Issue {
+        /// Which, and for what names.
+        want: Wanted,
+        /// For the log.
+        reason: &'static str,
+    },
+    /// Put the current bundle beside a certificate that stays.
+    RefreshBundle {
+        /// Which.
+        leaf: Leaf,
+    },
+}
+
+/// What is to be done at `now` (seconds since 1970).
+pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
+    let mut actions = Vec::new();
+    let ca_reason = match &existing.ca {
+        None => Some("there is none"),
+        Some(ca) if now >= ca.not_after => Some("it ran out"),
+        Some(ca) if past_half(ca.not_before, ca.not_after, now) => Some("half of its life is over"),
+        Some(_) => None,
+    };
+    let trusted: Vec<&BundleFacts> = existing
+        .ca
+        .iter()
+        .flat_map(|ca| &ca.bundle)
+        .filter(|certificate| certificate.not_after > now)
+        .collect();
+    if let Some(reason) = ca_reason {
+        actions.push(Action::MakeCa {
+            keep: trusted
+                .iter()
+                .map(|certificate| certificate.pem.clone())
+                .collect(),
+            reason,
+        });
+    } else if let Some(ca) = &existing.ca {
+        let mut bundle: Vec<&str> = trusted
+            .iter()
+            .map(|certificate| certificate.pem.as_str())
+            .collect();
+        if !trusted
+            .iter()
+            .any(|certificate| certificate.key_id == ca.key_id)
+        {
+            bundle.insert(0, &ca.material.certificate);
+        }
+        let bundle = bundle.concat();
+        if bundle != ca.material.bundle {
+            actions.push(Action::WriteBundle { bundle });
+        }
+    }
+    let bundle_changes = !actions.is_empty();
+    let settled = ca_reason.is_none()
+        && existing
+            .ca
+            .as_ref()
+            .is_some_and(|ca| now >= ca.not_before + super::issue::BACKDATE + SETTLE);
+    for want in wanted {
+        let Some(facts) = existing.leaves.get(&want.leaf) else {
+            actions.push(Action::Issue {
+                want: want.clone(),
+                reason: "there is none",
+            });
+            continue;
+        };
+        let signer_trusted = trusted
+            .iter()
+            .any(|certificate| certificate.key_id == facts.issuer_key_id);
+        let must = if now >= facts.not_after || now < facts.not_before {
+            Some("it is not valid now")
+        } else if !signer_trusted {
+            Some("its signer is not trusted any more")
+        } else if facts.names != want.names || facts.common_name != want.common_name {
+            Some("its names changed")
+        } else {
+            None
+        };
+        // The first CA has nobody who trusts an older one, but a certificate due for renewal can wait for an hour anyway.
+        let due = (settled && past_half(facts.not_before, facts.not_after, now))
+            .then_some("half of its life is over");
+        if let Some(reason) = must.or(due) {
+            actions.push(Action::Issue {
+                want: want.clone(),
+                reason,
+            });
+        } else if bundle_changes
+            || existing
+                .ca
+                .as_ref()
+                .is_some_and(|ca| ca.material.bundle != facts.bundle)
+        {
+            actions.push(Action::RefreshBundle { leaf: want.leaf });
+        }
+    }
+    actions
+}
+
+fn past_half(not_before: i64, not_after: i64, now: i64) -> bool {
+    now >= not_before + (not_after - not_before) / 2
+}

@@ -1,0 +1,95 @@
+//! The controller's metrics. Labels are words of our own; names of images and namespaces never become labels.
+
+use holdfast_api::artifact::Reason;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::atomic::AtomicU64;
+
+/// The outcome of a fill, or an Artifact's state.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReasonLabel {
+    reason: &'static str,
+}
+
+/// A certificate, by the name of its Secret's role.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct CertificateLabel {
+    certificate: &'static str,
+}
+
+/// Counters and gauges. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// 1 while this process leads.
+    pub leading: Gauge,
+    fills: Family<ReasonLabel, Counter>,
+    fill_seconds: Histogram,
+    artifacts: Family<ReasonLabel, Gauge>,
+    expiry: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
+}
+
+impl Metrics {
+    /// Registers everything under `controller_`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("controller");
+        let metrics = Self {
+            leading: Gauge::default(),
+            fills: Family::default(),
+            fill_seconds: Histogram::new(exponential_buckets(0.01, 4.0, 9)),
+            artifacts: Family::default(),
+            expiry: Family::default(),
+        };
+        registry.register(
+            "leading",
+            "1 while this process leads",
+            metrics.leading.clone(),
+        );
+        registry.register(
+            "fills",
+            "Copies asked of the registry, by outcome",
+            metrics.fills.clone(),
+        );
+        registry.register_with_unit(
+            "fill_duration",
+            "How long the registry took to answer",
+            Unit::Seconds,
+            metrics.fill_seconds.clone(),
+        );
+        registry.register(
+            "artifacts",
+            "Artifacts by the reason of their Ready condition",
+            metrics.artifacts.clone(),
+        );
+        registry.register(
+            "certificate_expiry_timestamp_seconds",
+            "When a certificate runs out, in seconds since 1970",
+            metrics.expiry.clone(),
+        );
+        metrics
+    }
+
+    pub(crate) fn filled(&self, reason: Reason, took: std::time::Duration) {
+        self.fills
+            .get_or_create(&ReasonLabel {
+                reason: reason.as_str(),
+            })
+            .inc();
+        self.fill_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn artifacts(&self, reason: &'static str, count: usize) {
+        self.artifacts
+            .get_or_create(&ReasonLabel { reason })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn expires(&self, certificate: &'static str, at: i64) {
+        self.expiry
+            .get_or_create(&CertificateLabel { certificate })
+            .set(at as f64);
+    }
+}

@@ -1,0 +1,176 @@
+//! The shared state: what the webhook (`F-state`) and the node agents (`F-node`) go by.
+//!
+//! `build` decides; this file fetches, compares and writes, and only when something differs.
+
+pub mod build;
+
+use crate::certificates::cluster_ips;
+use crate::world::World;
+use crate::{Context, apply};
+use build::{Inputs, NodeInput};
+use holdfast_api::state::{ClusterState, KEY, NodeState};
+use holdfast_runtime::supervise::Heart;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
+use kube::api::Api;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How often everything is looked at without a reason.
+const EVERY: Duration = Duration::from_secs(10);
+/// Changes within this time are one.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Why a round failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or could not be reached.
+    #[error("the API server: {0}")]
+    Api(#[from] kube::Error),
+    /// A document cannot be written as JSON.
+    #[error("cannot write the shared state")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Keeps the shared state right, for ever.
+pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
+    let mut version = context.world.version.subscribe();
+    let mut bundle = context.issued.bundle.subscribe();
+    loop {
+        version.borrow_and_update();
+        bundle.borrow_and_update();
+        round(&context).await?;
+        heart.success();
+        tokio::select! {
+            _ = version.changed() => {}
+            _ = bundle.changed() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// One look at everything, and what is to be written about it.
+pub async fn round(context: &Context) -> Result<(), Error> {
+    let names = &context.names;
+    let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
+    let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &names.namespace);
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
+    let addresses = services
+        .get_opt(&names.registry())
+        .await?
+        .map(|service| cluster_ips(&service))
+        .unwrap_or_default();
+    let state_map = maps.get_opt(&names.state()).await?;
+    let previous: Option<ClusterState> = state_map
+        .as_ref()
+        .and_then(|map| map.data.as_ref()?.get(KEY))
+        .and_then(|text| serde_json::from_str(text).ok());
+    let node_secret = secrets.get_opt(&names.node()).await?;
+    let previous_node: Option<NodeState> =
+        apply::text(node_secret.as_ref(), KEY).and_then(|text| serde_json::from_str(&text).ok());
+
+    let Some(address) = addresses.first().map(|address| build::as_host(address)) else {
+        tracing::debug!("the registry's Service has no address yet");
+        return Ok(());
+    };
+    let pods_synced = World::read(&context.world.pods, crate::world::Mirror::synced);
+    let inputs = Inputs {
+        address,
+        previous: previous.clone(),
+        desired: previous_node
+            .as_ref()
+            .map(|state| state.desired)
+            .unwrap_or_default(),
+        used: pods_synced.then(|| used_addresses(context)),
+        nodes: (pods_synced && World::read(&context.world.nodes, crate::world::Mirror::synced))
+            .then(|| nodes(context)),
+        wait: context.config.values.webhook.wait_for_nodes,
+        waited: state_map
+            .as_ref()
+            .and_then(|map| map.metadata.creation_timestamp.as_ref())
+            .map_or(Duration::ZERO, |created| {
+                let seconds = jiff::Timestamp::now().as_second() - created.0.as_second();
+                Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
+            }),
+    };
+    let state = build::cluster_state(&inputs);
+    let mut known = vec![state.registry_address.clone()];
+    known.extend(state.aliases.clone());
+    context.world.addresses.send_if_modified(|current| {
+        let differs = *current != known;
+        if differs {
+            *current = known;
+        }
+        differs
+    });
+
+    // The nodes hear of an address first, then the webhook.
+    let auth = secrets.get_opt(&names.registry_auth()).await?;
+    let bundle = context.issued.bundle.borrow().clone();
+    let credential = (
+        apply::text(auth.as_ref(), "node-username"),
+        apply::text(auth.as_ref(), "node-password"),
+    );
+    if let (false, (Some(username), Some(password))) = (bundle.is_empty(), credential) {
+        let node_state =
+            build::node_state(&state, inputs.desired, bundle, username, password.into());
+        if previous_node.as_ref() != Some(&node_state) {
+            let data = [(KEY.to_owned(), serde_json::to_vec(&node_state)?)];
+            if apply::secret(
+                &context.client,
+                names,
+                &names.node(),
+                node_secret,
+                data.into(),
+            )
+            .await?
+            {
+                tracing::info!(
+                    address = state.registry_address,
+                    "the nodes' state is written"
+                );
+            }
+        }
+    }
+    if previous.as_ref() != Some(&state) {
+        let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(&state)?)].into();
+        if apply::config_map(&context.client, names, &names.state(), state_map, data).await? {
+            tracing::info!(
+                rewrite = state.rewrite,
+                reason = state.reason,
+                "the cluster's state is written"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn used_addresses(context: &Context) -> BTreeSet<String> {
+    World::read(&context.world.pods, |pods| {
+        pods.iter()
+            .filter(|(_, pod)| pod.alive)
+            .flat_map(|(_, pod)| pod.addresses.iter().cloned())
+            .collect()
+    })
+}
+
+fn nodes(context: &Context) -> Vec<NodeInput> {
+    let prepared: BTreeSet<String> = World::read(&context.world.pods, |pods| {
+        pods.iter()
+            .filter_map(|(_, pod)| pod.agent.as_ref())
+            .filter(|agent| agent.ready)
+            .map(|agent| agent.node.clone())
+            .collect()
+    });
+    World::read(&context.world.nodes, |nodes| {
+        nodes
+            .iter()
+            .filter(|(_, facts)| context.scope.includes_node(facts))
+            .map(|((_, name), facts)| NodeInput {
+                name: name.clone(),
+                ready: facts.ready,
+                prepared: prepared.contains(name),
+            })
+            .collect()
+    })
+}

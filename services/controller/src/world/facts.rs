@@ -1,0 +1,279 @@
+//! From objects of the API to the facts that decide: pure.
+
+use crate::Error;
+use holdfast_api::artifact::{MAX_SOURCE_BYTES, Reference as OwnerReference};
+use holdfast_api::labels;
+use holdfast_api::names::Names;
+use holdfast_conditions::{Condition, Facts};
+use holdfast_config::Config;
+use holdfast_core::sources::Upstreams;
+use holdfast_core::{Host, pod as core_pod, rewrite};
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::core::{Selector, SelectorExt as _};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API server.
+#[derive(Debug)]
+pub struct Scope {
+    condition: Condition,
+    namespaces: Selector,
+    upstreams: Upstreams,
+    release_namespace: String,
+    /// Labels of the nodes in scope; empty means all.
+    pub nodes: BTreeMap<String, String>,
+}
+
+/// A pod, as far as it matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    /// The pod's UID.
+    pub uid: String,
+    /// Its upstream images, canonical references; empty when the pod is left alone.
+    pub sources: BTreeSet<String>,
+    /// Whether it may still start containers; a finished pod needs no copy but is still a reference.
+    pub alive: bool,
+    /// What owns it; itself when nothing does.
+    pub owner: OwnerReference,
+    /// Names of its pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// Its service account.
+    pub service_account: String,
+    /// Hosts of its images that are, or may have been, the registry's: IP addresses.
+    pub addresses: BTreeSet<String>,
+    /// What the pod is as a node agent, if it is one.
+    pub agent: Option<Agent>,
+}
+
+/// A node-agent pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agent {
+    /// The node it runs on; empty while it is not scheduled.
+    pub node: String,
+    /// Whether its node has made a real pull.
+    pub ready: bool,
+}
+
+/// A namespace, as far as it matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamespaceFacts {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it is being deleted; nothing can be created in it then.
+    pub terminating: bool,
+}
+
+/// A node, as far as it matters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its Ready condition.
+    pub ready: bool,
+    /// `os/architecture`.
+    pub platform: Option<String>,
+}
+
+impl Scope {
+    /// Reads the configuration; an expression or selector that cannot be read is an error.
+    pub fn new(config: &Config) -> Result<Self, Error> {
+        let values = &config.values;
+        let expression = &values
+            .global
+            .networkfunctionextension
+            .webhook
+            .pod
+            .mutation
+            .match_condition_expression;
+        let namespaces = Selector::try_from(values.webhook.scope.namespace_selector.clone())
+            .map_err(|error| Error::Selector(error.to_string()))?;
+        let configured = values
+            .upstreams
+            .iter()
+            .filter_map(|upstream| Host::parse(&upstream.host).ok())
+            .collect();
+        Ok(Self {
+            condition: Condition::parse(expression)?,
+            namespaces,
+            upstreams: Upstreams::new(&values.sources, configured),
+            release_namespace: config.release.namespace.clone(),
+            nodes: values.webhook.scope.node_selector.clone(),
+        })
+    }
+
+    /// Whether pods of a namespace concern Holdfast (the match condition has its own say on each pod).
+    pub fn includes(&self, namespace: &str, facts: &NamespaceFacts) -> bool {
+        namespace != self.release_namespace
+            && !opted_out(Some(&facts.labels))
+            && self.namespaces.matches(&facts.labels)
+    }
+
+    /// Whether a node is in scope.
+    pub fn includes_node(&self, facts: &NodeFacts) -> bool {
+        self.nodes
+            .iter()
+            .all(|(key, value)| facts.labels.get(key) == Some(value))
+    }
+}
+
+fn opted_out(labels: Option<&BTreeMap<String, String>>) -> bool {
+    labels
+        .and_then(|labels| labels.get(labels::REWRITE))
+        .is_some_and(|value| value == labels::REWRITE_DISABLED)
+}
+
+/// Whether a pod is one of the node agent's.
+pub(super) fn is_agent(
+    names: &Names,
+    namespace: Option<&str>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
+    let has = |key: &str, value: &str| {
+        labels
+            .and_then(|labels| labels.get(key))
+            .is_some_and(|found| found == value)
+    };
+    // The agent may live in a namespace of its own, so the release decides, not the namespace.
+    namespace.is_some()
+        && has(labels::COMPONENT, labels::COMPONENT_NODE_AGENT)
+        && has(labels::INSTANCE, &names.release)
+}
+
+/// The facts of a pod, with the registry's `addresses` known so far.
+pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool) -> PodFacts {
+    let metadata = &pod.metadata;
+    let name = metadata.name.clone().unwrap_or_default();
+    let owner = metadata
+        .owner_references
+        .iter()
+        .flatten()
+        .find(|owner| owner.controller == Some(true))
+        .map_or_else(
+            || OwnerReference {
+                kind: "Pod".to_owned(),
+                name: name.clone(),
+            },
+            |owner| OwnerReference {
+                kind: owner.kind.clone(),
+                name: owner.name.clone(),
+            },
+        );
+    let phase = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.phase.as_deref());
+    let conditions = pod
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default();
+    let ready = conditions
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let document = document(pod);
+    let images = core_pod::images(&document);
+    let mut facts = PodFacts {
+        uid: metadata.uid.clone().unwrap_or_default(),
+        alive: !matches!(phase, Some("Succeeded" | "Failed"))
+            && metadata.deletion_timestamp.is_none(),
+        owner,
+        pull_secrets: core_pod::pull_secret_names(&document),
+        service_account: core_pod::service_account_name(&document).to_owned(),
+        addresses: images
+            .iter()
+            .filter_map(|image| address_of(&image.image))
+            .collect(),
+        agent: is_agent.then(|| Agent {
+            node: pod
+                .spec
+                .as_ref()
+                .and_then(|spec| spec.node_name.clone())
+                .unwrap_or_default(),
+            ready: ready && metadata.deletion_timestamp.is_none(),
+        }),
+        ..PodFacts::default()
+    };
+    let mirror = metadata
+        .annotations
+        .as_ref()
+        .is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
+    let rewritten_ones = core_pod::original_images(&document, addresses);
+    // What was rewritten needs its copy whatever the rules say today.
+    let wanted =
+        !mirror && !opted_out(metadata.labels.as_ref()) && condition_holds(&document, scope);
+    facts.sources = rewritten_ones
+        .into_iter()
+        .filter(|image| {
+            image.rewritten
+                || (wanted
+                    && image.image.pull_policy.as_deref() != Some("Never")
+                    && scope.upstreams.include(image.reference.host()))
+        })
+        .map(|image| image.reference.to_string())
+        .filter(|source| source.len() <= MAX_SOURCE_BYTES)
+        .collect();
+    facts
+}
+
+fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
+    // An error means what `failurePolicy: Ignore` means to the API server: left alone.
+    scope.condition.matches(document, &Facts::of_pod(document)).unwrap_or_else(|error| {
+        tracing::debug!(%error, "the match condition gives no answer for a pod, it is left alone");
+        false
+    })
+}
+
+/// The pod as JSON without what nobody asks for.
+fn document(pod: &Pod) -> serde_json::Value {
+    let mut document = serde_json::to_value(pod).unwrap_or_default();
+    if let Some(metadata) = document
+        .get_mut("metadata")
+        .and_then(serde_json::Value::as_object_mut)
+    {
+        metadata.remove("managedFields");
+    }
+    document
+}
+
+/// The host of a reference when it is an IP address without a port: such may be an address of the registry.
+fn address_of(image: &str) -> Option<String> {
+    let (first, _) = image.split_once('/')?;
+    let bare = first.trim_start_matches('[').trim_end_matches(']');
+    let address: std::net::IpAddr = bare.parse().ok()?;
+    let host = match address {
+        std::net::IpAddr::V4(address) => address.to_string(),
+        std::net::IpAddr::V6(address) => format!("[{address}]"),
+    };
+    Host::parse(&host)
+        .is_ok_and(|parsed| rewrite::is_at(&parsed, &host))
+        .then_some(host)
+}
+
+/// The facts of a node.
+pub fn node_facts(node: &Node) -> NodeFacts {
+    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let status = node.status.as_ref();
+    let ready = status
+        .and_then(|status| status.conditions.as_deref())
+        .unwrap_or_default()
+        .iter()
+        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
+    let platform = match (
+        labels.get("kubernetes.io/os"),
+        labels.get("kubernetes.io/arch"),
+    ) {
+        (Some(os), Some(architecture)) => Some(format!("{os}/{architecture}")),
+        _ => status
+            .and_then(|status| status.node_info.as_ref())
+            .filter(|info| !info.operating_system.is_empty() && !info.architecture.is_empty())
+            .map(|info| format!("{}/{}", info.operating_system, info.architecture)),
+    };
+    NodeFacts {
+        labels,
+        ready,
+        platform,
+    }
+}
+
+#[cfg(test)]
+#[path = "facts_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! Tables of pods and what is known of them.
+
+use super::*;
+use serde_json::json;
+
+const ADDRESS: &str = "10.96.0.50";
+
+fn scope(values: serde_json::Value) -> Scope {
+    let document = json!({
+        "release": {"name": "holdfast", "namespace": "holdfast-system", "fullname": "holdfast", "version": "0.1.0"},
+        "values": values,
+    });
+    Scope::new(&Config::parse(&document.to_string()).unwrap()).unwrap()
+}
+
+fn pod(extra: serde_json::Value) -> Pod {
+    let mut pod = json!({
+        "metadata": {"name": "p", "namespace": "apps", "uid": "u"},
+        "spec": {"containers": [{"name": "c", "image": "registry.example/team/app:1"}]},
+    });
+    merge(&mut pod, extra);
+    serde_json::from_value(pod).unwrap()
+}
+
+fn merge(into: &mut serde_json::Value, from: serde_json::Value) {
+    match (into, from) {
+        (serde_json::Value::Object(into), serde_json::Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(serde_json::Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn check(values: serde_json::Value, extra: serde_json::Value, expect: &[&str]) {
+    let facts = pod_facts(
+        &pod(extra.clone()),
+        &[ADDRESS.to_owned()],
+        &scope(values),
+        false,
+    );
+    assert_eq!(
+        facts.sources.iter().map(String::as_str).collect::<Vec<_>>(),
+        expect,
+        "{extra}"
+    );
+}
+
+// SPEC 41, SPEC 9, SPEC 11
+#[test]
+fn a_pod_needs_its_upstream_images_unless_it_is_left_alone() {
+    let app = "registry.example/team/app:1";
+    let image = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
+    check(json!({}), json!({}), &[app]);
+    check(
+        json!({}),
+        image("10.96.0.50/registry.example/team/app:1"),
+        &[app],
+    );
+    check(
+        json!({}),
+        image("nginx"),
+        &["docker.io/library/nginx:latest"],
+    );
+    check(json!({}), image("10.96.0.50/own/thing:1"), &[]);
+    check(json!({"sources": ["other.example"]}), json!({}), &[]);
+    check(json!({"sources": ["registry.example"]}), json!({}), &[app]);
+    check(
+        json!({}),
+        json!({"metadata": {"labels": {"holdfast.dev/rewrite": "disabled"}}}),
+        &[],
+    );
+    check(
+        json!({}),
+        json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}}),
+        &[],
+    );
+    check(
+        json!({}),
+        json!({"metadata": {"namespace": "kube-system"}}),
+        &[],
+    );
+    check(
+        json!({}),
+        json!({"metadata": {"namespace": "kube-system", "labels": {"app": "descheduler"}}}),
+        &[app],
+    );
+    let never =
+        json!({"spec": {"containers": [{"name": "c", "image": app, "imagePullPolicy": "Never"}]}});
+    check(json!({}), never, &[]);
+    let all = json!({"spec": {
+        "initContainers": [{"name": "i", "image": "registry.example/init:1"}],
+        "volumes": [{"name": "v", "image": {"reference": "registry.example/volume:1"}}],
+    }});
+    check(
+        json!({}),
+        all,
+        &["registry.example/init:1", app, "registry.example/volume:1"],
+    );
+}
+
+#[test]
+fn a_pod_knows_its_owner_and_whether_it_is_alive() {
+    let scope = scope(json!({}));
+    let facts = |extra| pod_facts(&pod(extra), &[], &scope, true);
+    let bare = facts(json!({}));
+    assert_eq!(
+        (
+            bare.owner.kind.as_str(),
+            bare.owner.name.as_str(),
+            bare.alive
+        ),
+        ("Pod", "p", true)
+    );
+    assert_eq!(bare.agent, Some(Agent::default()));
+    let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "x", "controller": true});
+    let owned = facts(json!({
+        "metadata": {"ownerReferences": [owner]},
+        "spec": {"nodeName": "n1"},
+        "status": {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "True"}]},
+    }));
+    assert_eq!(
+        (owned.owner.kind.as_str(), owned.alive),
+        ("ReplicaSet", false)
+    );
+    assert_eq!(
+        owned.agent,
+        Some(Agent {
+            node: "n1".to_owned(),
+            ready: true
+        })
+    );
+}
+
+#[test]
+fn addresses_that_pods_use_are_seen() {
+    for (image, expect) in [
+        ("10.96.0.50/registry.example/app:1", Some("10.96.0.50")),
+        ("[fd00::1]/registry.example/app:1", Some("[fd00::1]")),
+        ("registry.example/app:1", None),
+        ("10.96.0.50:5000/app:1", None),
+        ("nginx", None),
+    ] {
+        assert_eq!(address_of(image).as_deref(), expect, "{image}");
+    }
+}
+
+#[test]
+fn namespaces_opt_out_and_the_release_is_left_out() {
+    let scope = scope(json!({}));
+    let labels = |pairs: &[(&str, &str)]| NamespaceFacts {
+        labels: pairs
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect(),
+        ..NamespaceFacts::default()
+    };
+    assert!(scope.includes("apps", &labels(&[])));
+    assert!(!scope.includes("holdfast-system", &labels(&[])));
+    assert!(!scope.includes("apps", &labels(&[("holdfast.dev/rewrite", "disabled")])));
+}

@@ -1,0 +1,293 @@
+//! Artifacts from pod to status, against a real API server and a registry that answers as told.
+
+mod bare;
+
+use bare::{Bare, Registry, copied, eventually};
+use holdfast_api::{Artifact, ArtifactSpec, artifact_name};
+use holdfast_controller::Context;
+use holdfast_controller::artifacts::fill::Client;
+use holdfast_runtime::CancellationToken;
+use holdfast_runtime::health::Health;
+use holdfast_runtime::supervise::Supervisor;
+use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
+use k8s_openapi::api::events::v1::Event;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+const IMAGE: &str = "registry.example/team/app:1";
+
+/// A controller's loops, until dropped.
+struct Running(CancellationToken);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+fn run(context: &Context, registry: &Registry) -> Running {
+    let stop = CancellationToken::new();
+    let mut metrics = holdfast_runtime::metrics::registry("controller");
+    let supervisor = Supervisor::new(Health::default(), &mut metrics, stop.clone());
+    let fills = Client::new(reqwest::Client::new(), &registry.url);
+    context.start(&supervisor, Some(fills));
+    Running(stop)
+}
+
+async fn pod(bare: &Bare, namespace: &str, name: &str, secrets: &[&str]) {
+    let secrets: Vec<_> = secrets.iter().map(|name| json!({"name": name})).collect();
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": name},
+        "spec": {"containers": [{"name": "c", "image": IMAGE}], "imagePullSecrets": secrets, "serviceAccountName": "robot"},
+    }))
+    .unwrap();
+    Api::<Pod>::namespaced(bare.client.clone(), namespace)
+        .create(&PostParams::default(), &pod)
+        .await
+        .unwrap();
+}
+
+async fn pull_secret(bare: &Bare, namespace: &str, name: &str, password: &str) {
+    let document =
+        json!({"auths": {"registry.example": {"username": "u", "password": password}}}).to_string();
+    let secret: Secret = serde_json::from_value(json!({
+        "metadata": {"name": name}, "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": document},
+    }))
+    .unwrap();
+    Api::<Secret>::namespaced(bare.client.clone(), namespace)
+        .create(&PostParams::default(), &secret)
+        .await
+        .unwrap();
+}
+
+fn artifacts(bare: &Bare) -> Api<Artifact> {
+    Api::namespaced(bare.client.clone(), "apps")
+}
+
+async fn reason(bare: &Bare) -> Option<String> {
+    let artifact = artifacts(bare)
+        .get_opt(&artifact_name(IMAGE))
+        .await
+        .unwrap()?;
+    Some(artifact.status?.conditions.first()?.reason.clone())
+}
+
+// SPEC 4, SPEC 6, SPEC 7, SPEC 14, SPEC 41
+#[tokio::test]
+async fn a_pod_from_before_gets_its_image_copied_once() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    // Before the controller: as on a cluster that had workloads when Holdfast came.
+    pod(&bare, "apps", "old", &[]).await;
+    pod(&bare, bare::NAMESPACE, "own", &[]).await;
+    {
+        let _running = run(&bare.context(), &registry);
+        eventually("the image is copied", async || {
+            reason(&bare).await.as_deref() == Some("Copied")
+        })
+        .await;
+        let artifact = artifacts(&bare).get(&artifact_name(IMAGE)).await.unwrap();
+        assert_eq!(artifact.spec.source_artifact, IMAGE);
+        let status = artifact.status.unwrap();
+        assert_eq!(
+            (status.size_bytes, status.reference_count),
+            (Some(1234), Some(1))
+        );
+        assert_eq!(status.references[0].name, "old");
+        assert_eq!(
+            Api::<Artifact>::all(bare.client.clone())
+                .list(&ListParams::default())
+                .await
+                .unwrap()
+                .items
+                .len(),
+            1
+        );
+
+        pod(&bare, "apps", "second", &[]).await;
+        eventually("the second reference counts", async || {
+            let artifact = artifacts(&bare).get(&artifact_name(IMAGE)).await.unwrap();
+            artifact.status.unwrap().reference_count == Some(2)
+        })
+        .await;
+        assert_eq!(
+            registry.sources(),
+            [IMAGE],
+            "a further pod asks for nothing"
+        );
+    }
+    let _restarted = run(&bare.context(), &registry);
+    eventually("the restarted controller asks once", async || {
+        registry.sources().len() == 2
+    })
+    .await;
+    tokio::time::sleep(std::time::Duration::from_secs(2)).await;
+    assert_eq!(registry.sources().len(), 2, "and then not again");
+}
+
+// SPEC 35
+#[tokio::test]
+async fn every_pull_secret_is_offered_and_a_new_one_ends_the_wait() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    *registry.answer.lock().unwrap() = Box::new(|request| {
+        if request
+            .credentials
+            .iter()
+            .any(|credential| credential.password.expose() == "right")
+        {
+            copied()
+        } else {
+            (
+                403,
+                r#"{"code":"UNAUTHORIZED","message":"no credential was accepted"}"#.to_owned(),
+            )
+        }
+    });
+    pull_secret(&bare, "apps", "wrong", "wrong").await;
+    pull_secret(&bare, "apps", "account", "account").await;
+    let account: ServiceAccount = serde_json::from_value(
+        json!({"metadata": {"name": "robot"}, "imagePullSecrets": [{"name": "account"}]}),
+    )
+    .unwrap();
+    Api::<ServiceAccount>::namespaced(bare.client.clone(), "apps")
+        .create(&PostParams::default(), &account)
+        .await
+        .unwrap();
+    pod(&bare, "apps", "one", &["wrong", "missing"]).await;
+    let _running = run(&bare.context(), &registry);
+    eventually("refused", async || {
+        reason(&bare).await.as_deref() == Some("Unauthorized")
+    })
+    .await;
+    let offered: Vec<_> = registry.requests.lock().unwrap()[0]
+        .credentials
+        .iter()
+        .map(|c| c.password.expose().to_owned())
+        .collect();
+    assert_eq!(offered.len(), 2, "{offered:?}");
+    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
+    eventually("events regard the Artifact and the pod", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let kinds: Vec<_> = events
+            .iter()
+            .filter(|event| event.reason.as_deref() == Some("Unauthorized"))
+            .filter_map(|event| event.regarding.as_ref()?.kind.clone())
+            .collect();
+        kinds.contains(&"Artifact".to_owned()) && kinds.contains(&"Pod".to_owned())
+    })
+    .await;
+    let artifact = artifacts(&bare).get(&artifact_name(IMAGE)).await.unwrap();
+    let message = &artifact.status.unwrap().conditions[0].message;
+    assert!(
+        message.contains("pull secret missing does not exist"),
+        "{message}"
+    );
+
+    pull_secret(&bare, "apps", "good", "right").await;
+    pod(&bare, "apps", "two", &["good"]).await;
+    eventually("the new secret is tried at once", async || {
+        reason(&bare).await.as_deref() == Some("Copied")
+    })
+    .await;
+}
+
+// SPEC 36
+#[tokio::test]
+async fn a_status_survives_concurrent_writers_and_a_deleted_artifact_comes_back() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    let artifact = Artifact::new(
+        &artifact_name(IMAGE),
+        ArtifactSpec {
+            source_artifact: IMAGE.to_owned(),
+            ..ArtifactSpec::default()
+        },
+    );
+    artifacts(&bare)
+        .create(&PostParams::default(), &artifact)
+        .await
+        .unwrap();
+    let stop = CancellationToken::new();
+    let (writer, end) = (artifacts(&bare), stop.clone());
+    let writing = tokio::spawn(async move {
+        let mut n = 0;
+        while !end.is_cancelled() {
+            n += 1;
+            let patch = json!({"metadata": {"annotations": {"writer": n.to_string()}}});
+            writer
+                .patch(
+                    &artifact_name(IMAGE),
+                    &PatchParams::default(),
+                    &Patch::Merge(patch),
+                )
+                .await
+                .unwrap();
+        }
+    });
+    let _running = run(&bare.context(), &registry);
+    eventually("copied under fire", async || {
+        reason(&bare).await.as_deref() == Some("Copied")
+    })
+    .await;
+    stop.cancel();
+    writing.await.unwrap();
+    let artifact = artifacts(&bare).get(&artifact_name(IMAGE)).await.unwrap();
+    assert!(
+        artifact
+            .metadata
+            .annotations
+            .unwrap()
+            .contains_key("writer"),
+        "the other writer's words stay"
+    );
+
+    pod(&bare, "apps", "one", &[]).await;
+    eventually("counted", async || {
+        artifacts(&bare)
+            .get(&artifact_name(IMAGE))
+            .await
+            .unwrap()
+            .status
+            .unwrap()
+            .reference_count
+            == Some(1)
+    })
+    .await;
+    artifacts(&bare)
+        .delete(&artifact_name(IMAGE), &DeleteParams::default())
+        .await
+        .unwrap();
+    eventually("made anew and copied", async || {
+        reason(&bare).await.as_deref() == Some("Copied")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_api_server_refuses_what_is_no_artifact() {
+    let bare = Bare::start().await;
+    bare.namespace("apps").await;
+    let create = async |source: &str| {
+        let artifact = Artifact::new(
+            "x",
+            ArtifactSpec {
+                source_artifact: source.to_owned(),
+                ..ArtifactSpec::default()
+            },
+        );
+        artifacts(&bare)
+            .create(&PostParams::default(), &artifact)
+            .await
+    };
+    for bad in ["", "has blank", &"x".repeat(513)] {
+        assert!(create(bad).await.is_err(), "{bad:?}");
+    }
+    create(IMAGE).await.unwrap();
+    let other = json!({"spec": {"sourceArtifact": "registry.example/other:1"}});
+    let error = artifacts(&bare)
+        .patch("x", &PatchParams::default(), &Patch::Merge(other))
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("cannot be changed"), "{error}");
+}

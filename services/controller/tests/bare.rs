@@ -1,0 +1,181 @@
+//! What the tests against a bare API server share: the server, the CRD, a release, and a registry that answers fills.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "each test target uses its part of it"
+)]
+
+use holdfast_api::Artifact;
+use holdfast_api::fill::{FillRequest, FillResult};
+use holdfast_cluster::apiserver::ApiServer;
+use holdfast_config::Config;
+use holdfast_controller::{Context, Metrics};
+use k8s_openapi::api::core::v1::{Namespace, Service};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt as _;
+use kube::api::{Api, PostParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+pub const NAMESPACE: &str = "holdfast-system";
+
+/// A running API server with a release's namespace and the CRD.
+pub struct Bare {
+    pub client: kube::Client,
+    _server: ApiServer,
+}
+
+impl Bare {
+    pub async fn start() -> Self {
+        holdfast_runtime::tls::install_crypto_provider();
+        assert!(
+            std::env::var_os("HOLDFAST_PROGRAMS").is_some(),
+            "HOLDFAST_PROGRAMS is not set: run these tests by `cargo xtask e2e`, which puts etcd and kube-apiserver in place"
+        );
+        let server = tokio::task::spawn_blocking(ApiServer::start)
+            .await
+            .unwrap()
+            .unwrap();
+        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+        let config =
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .unwrap();
+        let client = kube::Client::try_from(config).unwrap();
+        let bare = Self {
+            client,
+            _server: server,
+        };
+        bare.namespace(NAMESPACE).await;
+        let crds: Api<CustomResourceDefinition> = Api::all(bare.client.clone());
+        crds.create(&PostParams::default(), &Artifact::crd())
+            .await
+            .unwrap();
+        let client = bare.client.clone();
+        eventually("the CRD is served", async || {
+            Api::<Artifact>::all(client.clone())
+                .list(&kube::api::ListParams::default())
+                .await
+                .is_ok()
+        })
+        .await;
+        bare
+    }
+
+    pub async fn namespace(&self, name: &str) {
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
+        Api::<Namespace>::all(self.client.clone())
+            .create(&PostParams::default(), &namespace)
+            .await
+            .unwrap();
+    }
+
+    /// Makes the registry's Service; its address.
+    pub async fn registry_service(&self) -> String {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "holdfast-registry"},
+            "spec": {"ports": [{"name": "https", "port": 443}]},
+        }))
+        .unwrap();
+        let api: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let service = api.create(&PostParams::default(), &service).await.unwrap();
+        service.spec.unwrap().cluster_ip.unwrap()
+    }
+
+    /// What a freshly started controller begins with.
+    pub fn context(&self) -> Context {
+        let document = json!({
+            "release": {"name": "holdfast", "namespace": NAMESPACE, "fullname": "holdfast", "version": "0.1.0"},
+            "values": {},
+        });
+        let mut registry = holdfast_runtime::metrics::registry("controller");
+        let metrics = Metrics::register(&mut registry);
+        Context::new(
+            self.client.clone(),
+            Config::parse(&document.to_string()).unwrap(),
+            metrics,
+        )
+        .unwrap()
+    }
+}
+
+/// Waits until `check` holds; fails by name after twenty seconds.
+pub async fn eventually(what: &str, check: impl AsyncFn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !check().await {
+        assert!(Instant::now() < end, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A registry's internal API on a port of this machine: remembers requests, answers by a function.
+pub struct Registry {
+    pub url: String,
+    pub requests: std::sync::Arc<std::sync::Mutex<Vec<FillRequest>>>,
+    pub answer: Answer,
+}
+
+/// The answer to a request: status and body.
+pub type Answer =
+    std::sync::Arc<std::sync::Mutex<Box<dyn Fn(&FillRequest) -> (u16, String) + Send>>>;
+
+pub fn copied() -> (u16, String) {
+    let result = FillResult {
+        digest: format!("sha256:{}", "ab".repeat(32)),
+        media_type: "application/vnd.oci.image.index.v1+json".to_owned(),
+        size_bytes: 1234,
+        blobs: 2,
+        already_local: false,
+    };
+    (200, serde_json::to_string(&result).unwrap())
+}
+
+impl Registry {
+    pub async fn start() -> Self {
+        use http_body_util::BodyExt as _;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let requests = std::sync::Arc::<std::sync::Mutex<Vec<FillRequest>>>::default();
+        let answer: Answer = std::sync::Arc::new(std::sync::Mutex::new(Box::new(|_| copied())));
+        let (seen, answers) = (requests.clone(), answer.clone());
+        let service = holdfast_runtime::server::service_fn(move |request: http::Request<_>| {
+            let (seen, answers) = (seen.clone(), answers.clone());
+            async move {
+                let body: hyper::body::Incoming = request.into_body();
+                let body = body.collect().await?.to_bytes();
+                let request: FillRequest = serde_json::from_slice(&body).expect("a fill request");
+                let (status, body) = answers.lock().unwrap()(&request);
+                seen.lock().unwrap().push(request);
+                let response = http::Response::builder()
+                    .status(status)
+                    .body(http_body_util::Full::new(bytes::Bytes::from(body)));
+                Ok::<_, hyper::Error>(response.expect("a response"))
+            }
+        });
+        let limits = holdfast_runtime::server::Limits::default();
+        tokio::spawn(holdfast_runtime::server::serve(
+            listener,
+            None,
+            service,
+            limits,
+            holdfast_runtime::CancellationToken::new(),
+        ));
+        Self {
+            url,
+            requests,
+            answer,
+        }
+    }
+
+    pub fn sources(&self) -> Vec<String> {
+        self.requests
+            .lock()
+            .unwrap()
+            .iter()
+            .map(|request| request.source.clone())
+            .collect()
+    }
+}
