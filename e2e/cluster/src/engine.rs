@@ -167,6 +167,7 @@ impl OwnEngine {
         ])?;
         fs::create_dir_all(&self.run)?;
         fs::create_dir_all(&self.data)?;
+        raise_limits()?;
         run(Command::new("ip").args(["netns", "add", &self.namespace_name()]))?;
         run(engine.command("ip").args(["link", "set", "lo", "up"]))?;
         let process = Process::spawn(&mut self.daemon(&programs)?, &self.log())?;
@@ -304,6 +305,24 @@ impl OwnEngine {
         }
         Ok(())
     }
+}
+
+/// Gives the machine room for the file watches of two clusters' kubelets and runtimes: with the
+/// kernel's 128 the second cluster's kubelets end with "too many open files".
+fn raise_limits() -> Result<()> {
+    for (name, wanted) in [
+        ("max_user_instances", 2048),
+        ("max_user_watches", 1_048_576),
+    ] {
+        let path = Path::new("/proc/sys/fs/inotify").join(name);
+        let present: u64 = fs::read_to_string(&path)?.trim().parse()?;
+        if present < wanted {
+            fs::write(&path, wanted.to_string()).with_context(|| {
+                format!("cannot raise fs.inotify.{name} from {present} to {wanted}")
+            })?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
