@@ -1,6 +1,7 @@
 //! One round of the agent: look at the host, bring it to the wanted state or undo it, prove it by a pull when that is
 //! due, and say how it stands. No round fails the process: what cannot be done now is said and tried again.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -191,8 +192,8 @@ impl Agent {
             let plan = plan(
                 &disk.look(paths.iter()),
                 &journal,
-                &Default::default(),
-                &Default::default(),
+                &BTreeMap::new(),
+                &BTreeSet::new(),
             );
             disk.apply(&plan)?;
             disk.forget()?;

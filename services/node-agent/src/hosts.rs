@@ -103,28 +103,31 @@ fn directory(address: &str) -> Result<&str, Error> {
 }
 
 fn hosts_toml(endpoints: &[String], ca: &str, authorization: &str) -> Result<String, Error> {
-    let mut text = format!("{MARKER}\n");
     let Some(first) = endpoints.first() else {
         return Err(Error::NoHosts);
     };
     let section = |table: Option<&str>| {
         let (ca, authorization) = (quote(ca), quote(authorization));
-        let header = table.map_or("[header]".to_owned(), |t| format!("[host.{t}.header]"));
+        let header = table.map_or_else(|| "[header]".to_owned(), |t| format!("[host.{t}.header]"));
         format!(
             "capabilities = [\"pull\", \"resolve\"]\nca = {ca}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n\n{header}\nAuthorization = {authorization}\n"
         )
     };
     // The runtime tries the hosts in order and `server` last: the same registry, with the same trust, so that no try
     // goes out without them.
-    text.push_str(&format!("server = {}\n{}", quote(first), section(None)));
+    let mut parts = vec![format!(
+        "{MARKER}\nserver = {}\n{}",
+        quote(first),
+        section(None)
+    )];
     for endpoint in endpoints {
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(Error::Endpoint(endpoint.clone()));
         }
         let table = quote(endpoint);
-        text.push_str(&format!("\n[host.{table}]\n{}", section(Some(&table))));
+        parts.push(format!("\n[host.{table}]\n{}", section(Some(&table))));
     }
-    Ok(text)
+    Ok(parts.concat())
 }
 
 /// A TOML basic string.
@@ -137,7 +140,7 @@ fn quote(text: &str) -> String {
                 quoted.push('\\');
                 quoted.push(c);
             }
-            c if c.is_control() => quoted.push_str(&format!("\\u{:04X}", u32::from(c))),
+            c if c.is_control() => quoted.extend(format!("\\u{:04X}", u32::from(c)).chars()),
             c => quoted.push(c),
         }
     }

@@ -161,7 +161,10 @@ fn missing(
     looked: String,
     inline: bool,
 ) -> Error {
-    let second = version.map_or(format.unwrap_or(2) >= 3, |v| v.0 >= 2);
+    let second = match version {
+        Some((major, _)) => major >= 2,
+        None => format.is_some_and(|format| format >= 3),
+    };
     let (plugin, number) = if second && format.is_none_or(|f| f >= 3) {
         ("io.containerd.cri.v1.images", 3)
     } else {
