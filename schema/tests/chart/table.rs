@@ -244,17 +244,6 @@ fn bad() -> Vec<(String, Value, By, Vec<(String, Value)>)> {
     rule("webhook.replicas", json!(1), vec![on.clone()]);
     rule("registry.replicas", json!(2), vec![on.clone(), single]);
     rule(
-        "systemNodes.required",
-        json!(true),
-        vec![
-            on.clone(),
-            (
-                "systemNodes.selector".to_owned(),
-                json!({ "kubernetes.azure.com/mode": null }),
-            ),
-        ],
-    );
-    rule(
         "nodeAgent.containerdConfigPath",
         json!("/opt/certs.d"),
         vec![on.clone()],
@@ -338,6 +327,14 @@ fn bad_values_are_refused_by_schema_and_services_with_a_message_that_names_the_k
             .unwrap_or_default();
         assert!(message.contains(key(&path)), "{document}: {message:?}");
     }
+}
+
+#[test]
+fn system_nodes_cannot_be_required_without_a_label() {
+    let message = Values::parse("systemNodes: {required: true, selector: {}}")
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("systemNodes.required"), "{message}");
 }
 
 #[test]

@@ -72,9 +72,14 @@ fn tidy(schema: &mut Value) {
             if object.contains_key("allOf") {
                 object.remove("default");
             }
-            for (key, child) in object.iter_mut() {
-                if !matches!(key.as_str(), "default" | "enum" | "const" | "required") {
-                    tidy(child);
+            for (keyword, child) in object.iter_mut() {
+                match (keyword.as_str(), child) {
+                    ("default" | "enum" | "const" | "required", _) => {}
+                    // Their keys are the user's words, no keywords.
+                    ("properties" | "definitions", Value::Object(named)) => {
+                        named.values_mut().for_each(tidy)
+                    }
+                    (_, child) => tidy(child),
                 }
             }
         }

@@ -27,12 +27,30 @@ pub(crate) fn document(
     document: &Value,
     prefix: &str,
 ) -> Result<()> {
-    let problems = crate::schema::problems(validator, document, prefix);
+    let mut problems = misspelt(document, prefix);
+    if problems.is_empty() {
+        problems = crate::schema::problems(validator, document, prefix);
+    }
     if problems.is_empty() {
         Ok(())
     } else {
         Err(Error::Invalid(problems))
     }
+}
+
+/// Keys under `global` that are meant to be ours: the schema refuses them too, but gives no hint.
+fn misspelt(document: &Value, prefix: &str) -> Vec<Problem> {
+    let keys = document
+        .get("global")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+        .map(|(key, _)| key);
+    let hint = |key: &String| Problem {
+        path: format!("{prefix}global.{key}"),
+        message: format!("unknown key, did you mean global.{EXTENSION}?"),
+    };
+    keys.filter(|key| is_near_miss(key)).map(hint).collect()
 }
 
 impl Values {
@@ -72,12 +90,6 @@ impl Values {
             );
         }
         self.check_parts(&mut refuse);
-        for key in self.global.others.keys().filter(|key| is_near_miss(key)) {
-            refuse(
-                &format!("global.{key}"),
-                format!("unknown key, did you mean global.{EXTENSION}?"),
-            );
-        }
         if problems.is_empty() {
             Ok(())
         } else {
