@@ -77,13 +77,11 @@ impl From<upstream::Error> for Error {
 
 impl From<holdfast_store::Error> for Error {
     fn from(error: holdfast_store::Error) -> Self {
-        match &error {
-            holdfast_store::Error::NoSpace { .. } => Self::NoSpace,
-            _ => {
-                tracing::error!(%error, source = std::error::Error::source(&error), "the store failed during a copy");
-                Self::Store(error.category())
-            }
+        if matches!(error, holdfast_store::Error::NoSpace { .. }) {
+            return Self::NoSpace;
         }
+        tracing::error!(%error, source = std::error::Error::source(&error), "the store failed during a copy");
+        Self::Store(error.category())
     }
 }
 

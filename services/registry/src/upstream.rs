@@ -5,6 +5,7 @@
 
 mod auth;
 mod breaker;
+mod client;
 mod endpoint;
 mod rate;
 mod reach;
@@ -95,7 +96,7 @@ impl Body {
                 Ok(Err(error)) => {
                     return Err(self
                         .endpoint
-                        .broke(&format!("the body broke off: {}", endpoint::cause(&error))));
+                        .broke(&format!("the body broke off: {}", client::cause(&error))));
                 }
                 Err(_) => return Err(self.endpoint.broke("the body stalled")),
             };
@@ -292,7 +293,7 @@ impl Upstreams {
         ];
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
-            if self.is_quarantined(&endpoint.url.to_string(), digest) {
+            if self.is_quarantined(endpoint.url.as_str(), digest) {
                 failed = Some(worse(
                     failed,
                     Error::Invalid("this endpoint sent wrong bytes a moment ago".to_owned()),

@@ -256,7 +256,11 @@ impl Faults {
         let body = match kind {
             Kind::Slow { bytes_per_second } => stream_body(slow(chunks, bytes_per_second)),
             Kind::Truncate { after } => {
-                let cut = stream::once(async { Err(io::Error::other("truncated by a fault")) });
+                let cut = stream::once(async {
+                    // The server drops what it has not flushed when a body fails; the bytes before the cut are to arrive.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    Err(io::Error::other("truncated by a fault"))
+                });
                 stream_body(first(chunks, after).chain(cut))
             }
             Kind::WrongBytes => {

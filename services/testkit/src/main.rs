@@ -6,28 +6,33 @@ use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 use holdfast_testkit::{proxy, tls};
 
+const EXAMPLE: &str = "Example: holdfast-upstream proxy --listen 0.0.0.0:5443 --target http://127.0.0.1:5001 \\
+    --control 127.0.0.1:6443 --basic user:pass --tls self-signed ca.pem --name registry.example.test";
+
+const HELP: &str = r#"An upstream registry with faults, for tests.
+
+`holdfast-upstream proxy` stands in front of a registry. When it is ready it prints one line, `listening ADDR`.
+
+The control port speaks JSON (also below /_control):
+  GET    /requests   {"GET /v2/team/app/manifests/1": 2, …}
+  DELETE /requests   forgets the counts
+  GET    /fault      the faults in force
+  DELETE /fault      ends all faults; what hangs goes on
+  POST   /fault      adds one; the first that concerns a request counts:
+    {"kind": "down"}                             every connection is cut
+    {"kind": "hang"}                             no answer until cleared; with "after": N the body stops after N bytes
+    {"kind": "slow", "bytes_per_second": N}      bodies trickle
+    {"kind": "too_many", "retry_after": S}       429 with Retry-After
+    {"kind": "error", "status": 500}
+    {"kind": "truncate", "after": N}             the body breaks off after N bytes
+    {"kind": "wrong_bytes"}                      right length, wrong first byte
+    {"kind": "redirect", "to": "http://host"}    307 to that host, same path
+  each with "path": "TEXT" (only requests whose "METHOD /path" contains TEXT, a digest for instance)
+  and "times": N (only the next N)."#;
+
 /// An upstream registry with faults, for tests.
-///
-/// `holdfast-upstream proxy` stands in front of a registry. When it is ready it prints one line, `listening ADDR`.
-///
-/// The control port speaks JSON (also below /_control):
-///   GET    /requests   {"GET /v2/team/app/manifests/1": 2, …}
-///   DELETE /requests   forgets the counts
-///   GET    /fault      the faults in force
-///   DELETE /fault      ends all faults; what hangs goes on
-///   POST   /fault      adds one; the first that concerns a request counts:
-///     {"kind": "down"}                             every connection is cut
-///     {"kind": "hang"}                             no answer until cleared; with "after": N the body stops after N bytes
-///     {"kind": "slow", "bytes_per_second": N}      bodies trickle
-///     {"kind": "too_many", "retry_after": S}       429 with Retry-After
-///     {"kind": "error", "status": 500}
-///     {"kind": "truncate", "after": N}             the body breaks off after N bytes
-///     {"kind": "wrong_bytes"}                      right length, wrong first byte
-///     {"kind": "redirect", "to": "http://host"}    307 to that host, same path
-///   each with "path": "TEXT" (only requests whose "METHOD /path" contains TEXT, a digest for instance)
-///   and "times": N (only the next N).
 #[derive(Parser)]
-#[command(version, verbatim_doc_comment)]
+#[command(version, long_about = HELP)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -36,9 +41,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Forwards everything to one registry.
-    ///
-    /// Example: holdfast-upstream proxy --listen 0.0.0.0:5443 --target <http://127.0.0.1:5001> --control 127.0.0.1:6443
-    /// --basic user:pass --tls self-signed ca.pem --name registry.example.test
+    #[command(after_help = EXAMPLE)]
     Proxy(Proxy),
 }
 

@@ -240,7 +240,7 @@ mod tests {
             basic: login,
             tls,
         };
-        tokio::spawn(run(settings, |address| drop(tell.send(address))));
+        tokio::spawn(run(settings, |address| tell.send(address).unwrap()));
         told.await.unwrap()
     }
 

@@ -26,9 +26,12 @@ pub(crate) struct Entry {
     pub(crate) bytes: Bytes,
 }
 
+/// A manifest, the blobs that it names, and since when it is here.
+type Manifest = (Entry, Vec<(Digest, u64)>, Instant);
+
 #[derive(Default)]
 struct Held {
-    manifests: HashMap<(RepositoryName, Digest), (Entry, Vec<(Digest, u64)>, Instant)>,
+    manifests: HashMap<(RepositoryName, Digest), Manifest>,
     tags: HashMap<(RepositoryName, String), Digest>,
 }
 

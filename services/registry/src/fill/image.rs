@@ -68,38 +68,35 @@ impl Fills {
                 .images
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            match images.get(&key) {
-                Some(running) => running.clone(),
-                None => {
-                    let (tell, told) = oneshot::channel();
-                    let (fills, source, task) = (self.clone(), source.clone(), key.clone());
-                    let target = target.clone();
-                    // Its own task: a client that leaves does not stop it.
-                    tokio::spawn(async move {
-                        let result = fills.fetch(&source, &task.0, &target, &task.2).await;
-                        fills
-                            .inner
-                            .images
-                            .lock()
-                            .unwrap_or_else(std::sync::PoisonError::into_inner)
-                            .remove(&task);
-                        if let Err(error) = &result {
-                            tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
-                        }
-                        // Nobody waits any more when this fails.
-                        drop(tell.send(result));
-                    });
-                    let running = told
-                        .map(|told| {
-                            told.unwrap_or_else(|_| {
-                                Err(Error::Unavailable("shutting down".to_owned()))
-                            })
-                        })
-                        .boxed()
-                        .shared();
-                    images.insert(key, running.clone());
-                    running
-                }
+            if let Some(running) = images.get(&key) {
+                running.clone()
+            } else {
+                let (tell, told) = oneshot::channel();
+                let (fills, source, task) = (self.clone(), source.clone(), key.clone());
+                let target = target.clone();
+                // Its own task: a client that leaves does not stop it.
+                tokio::spawn(async move {
+                    let result = fills.fetch(&source, &task.0, &target, &task.2).await;
+                    fills
+                        .inner
+                        .images
+                        .lock()
+                        .unwrap_or_else(std::sync::PoisonError::into_inner)
+                        .remove(&task);
+                    if let Err(error) = &result {
+                        tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
+                    }
+                    // Nobody waits any more when this fails.
+                    drop(tell.send(result));
+                });
+                let running = told
+                    .map(|told| {
+                        told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
+                    })
+                    .boxed()
+                    .shared();
+                images.insert(key, running.clone());
+                running
             }
         };
         running.await
@@ -216,7 +213,9 @@ impl Fills {
                     .buffer_unordered(AT_ONCE)
                     .try_collect()
                     .await?;
-                    sums.into_iter().for_each(|part| sum.add(part));
+                    for part in sums {
+                        sum.add(part);
+                    }
                 }
             }
             self.inner.store.put_manifest(repo, digest, bytes).await?;
@@ -248,16 +247,15 @@ impl Fills {
                 .await?
                 .map(|bytes| (bytes, String::new())),
         };
-        let (bytes, media_type) = match known {
-            Some(known) => known,
-            None => {
-                let manifest = self
-                    .inner
-                    .upstreams
-                    .manifest(source, child.digest.as_str())
-                    .await?;
-                (manifest.bytes, manifest.media_type)
-            }
+        let (bytes, media_type) = if let Some(known) = known {
+            known
+        } else {
+            let manifest = self
+                .inner
+                .upstreams
+                .manifest(source, child.digest.as_str())
+                .await?;
+            (manifest.bytes, manifest.media_type)
         };
         if bytes.len() as u64 != child.size {
             return Err(Error::Invalid(format!(

@@ -256,7 +256,7 @@ impl Fills {
                     }
                 }
                 Ok(Document::Index(children)) => {
-                    left.extend(children.into_iter().map(|child| child.descriptor.digest))
+                    left.extend(children.into_iter().map(|child| child.descriptor.digest));
                 }
                 Err(_) => {}
             }
@@ -278,7 +278,7 @@ impl Fills {
                 let platforms = self.inner.settings.platforms.clone();
                 // What is local is served now; the next pull gets the new one.
                 tokio::spawn(async move {
-                    drop(fills.image(&source, &repo, &reference, &platforms).await)
+                    drop(fills.image(&source, &repo, &reference, &platforms).await);
                 });
                 Freshness::Unknown {
                     reason: "the tag moved upstream, the new image is being copied".to_owned(),

@@ -61,7 +61,10 @@ pub(super) enum Challenge {
 impl Challenge {
     /// Parses a `WWW-Authenticate` value; `None` when it asks for something else.
     pub(super) fn parse(value: &str) -> Option<Self> {
-        let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
+        let (scheme, rest) = value
+            .trim()
+            .split_once(' ')
+            .unwrap_or_else(|| (value.trim(), ""));
         if scheme.eq_ignore_ascii_case("basic") {
             return Some(Self::Basic);
         }
@@ -88,23 +91,20 @@ fn parameters(mut text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     while let Some((name, rest)) = text.split_once('=') {
         let name = name.trim_matches([' ', ',', '\t']).to_owned();
-        let (value, rest) = match rest.strip_prefix('"') {
-            Some(quoted) => {
-                let mut value = String::new();
-                let mut characters = quoted.chars();
-                loop {
-                    match characters.next() {
-                        None | Some('"') => break,
-                        Some('\\') => value.extend(characters.next()),
-                        Some(character) => value.push(character),
-                    }
+        let (value, rest) = if let Some(quoted) = rest.strip_prefix('"') {
+            let mut value = String::new();
+            let mut characters = quoted.chars();
+            loop {
+                match characters.next() {
+                    None | Some('"') => break,
+                    Some('\\') => value.extend(characters.next()),
+                    Some(character) => value.push(character),
                 }
-                (value, characters.as_str())
             }
-            None => {
-                let (value, rest) = rest.split_once(',').unwrap_or((rest, ""));
-                (value.trim().to_owned(), rest)
-            }
+            (value, characters.as_str())
+        } else {
+            let (value, rest) = rest.split_once(',').unwrap_or((rest, ""));
+            (value.trim().to_owned(), rest)
         };
         found.push((name, value));
         text = rest;

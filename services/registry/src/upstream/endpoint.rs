@@ -2,9 +2,8 @@
 
 use std::{
     collections::HashMap,
-    error::Error as _,
     fmt,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,7 +12,7 @@ use holdfast_config::{Proxy, UpstreamSettings};
 use holdfast_core::{Algorithm, Digest};
 use holdfast_store::Hasher;
 use http::{Method, StatusCode, header};
-use reqwest::{Client, NoProxy, Response};
+use reqwest::{Client, Response};
 use tokio::sync::OnceCell;
 use url::Url;
 
@@ -21,6 +20,7 @@ use super::{
     Error, Login, MAX_MANIFEST_BYTES, Manifest, Result, Source, Timeouts,
     auth::{Challenge, TokenAnswer, Tokens, realm_is_bound},
     breaker::Breaker,
+    client::{cause, client, probe},
     reach::{self, Reach},
     retry_after,
     settings::{MAX_REDIRECTS, MAX_TOKEN_BYTES, configured_logins},
@@ -56,19 +56,6 @@ impl fmt::Debug for Endpoint {
         f.debug_struct("Endpoint")
             .field("url", &self.url.as_str())
             .finish_non_exhaustive()
-    }
-}
-
-/// The innermost cause of a client error, without its URL: a URL may carry a signature.
-pub(super) fn cause(error: &reqwest::Error) -> String {
-    let mut inner: &dyn std::error::Error = error;
-    while let Some(next) = inner.source() {
-        inner = next;
-    }
-    if error.source().is_none() {
-        "request failed".to_owned()
-    } else {
-        inner.to_string()
     }
 }
 
@@ -538,95 +525,4 @@ fn text(response: &Response, name: header::HeaderName) -> Option<String> {
         .get(name)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned)
-}
-
-/// Asks an endpoint whose breaker opened until it answers, in the background: no request ever does.
-async fn probe(
-    breaker: Weak<Mutex<Breaker>>,
-    client: Client,
-    url: Url,
-    mut period: Duration,
-    timeout: Duration,
-) {
-    loop {
-        tokio::time::sleep(period).await;
-        if breaker.strong_count() == 0 {
-            return;
-        }
-        let answer = tokio::time::timeout(timeout, client.get(url.clone()).send()).await;
-        let lives = matches!(&answer, Ok(Ok(response)) if !response.status().is_server_error());
-        let Some(breaker) = breaker.upgrade() else {
-            return;
-        };
-        let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
-        if lives {
-            tracing::info!(upstream.url = %url, "upstream answers again");
-            breaker.succeeded();
-            return;
-        }
-        match breaker.failed(Instant::now()) {
-            Some(next) => period = next,
-            // A request opened it again in between, and has its own probe.
-            None => return,
-        }
-    }
-}
-
-fn client(
-    url: &Url,
-    settings: Option<&UpstreamSettings>,
-    proxy: &Proxy,
-    timeouts: Timeouts,
-    reach: Option<Reach>,
-) -> Result<Client, String> {
-    let ca = settings.and_then(|settings| settings.ca.as_deref());
-    let extra = match ca {
-        Some(pem) => reqwest::Certificate::from_pem_bundle(pem.as_bytes())
-            .map_err(|error| format!("ca: {}", cause(&error)))?,
-        None => Vec::new(),
-    };
-    let insecure = settings.is_some_and(|settings| settings.insecure_skip_verify);
-    let build = |only_extra: bool| {
-        let mut builder = Client::builder()
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(timeouts.connect)
-            .tcp_nodelay(true)
-            .user_agent(concat!("holdfast/", env!("CARGO_PKG_VERSION")))
-            .no_proxy();
-        let direct = NoProxy::from_string(&proxy.no_proxy.join(","));
-        for (address, is_http) in [(&proxy.http, true), (&proxy.https, false)] {
-            if !address.is_empty() {
-                let made = if is_http {
-                    reqwest::Proxy::http(address)
-                } else {
-                    reqwest::Proxy::https(address)
-                };
-                let made = made.map_err(|error| format!("proxy: {}", cause(&error)))?;
-                builder = builder.proxy(made.no_proxy(direct.clone()));
-            }
-        }
-        builder = if only_extra {
-            builder.tls_certs_only(extra.clone())
-        } else {
-            builder.tls_certs_merge(extra.clone())
-        };
-        if insecure && reach.is_none() {
-            builder = builder.tls_danger_accept_invalid_certs(true);
-        }
-        if let Some(reach) = reach {
-            builder = builder.dns_resolver(reach::guard(reach));
-        }
-        builder.build().map_err(|error| cause(&error))
-    };
-    // Plain HTTP needs no roots; an image without a root store has only what the settings name.
-    if url.scheme() == "http" && reach.is_none() {
-        return build(true);
-    }
-    build(false).or_else(|error| {
-        if extra.is_empty() && url.scheme() == "https" {
-            Err(error)
-        } else {
-            build(true)
-        }
-    })
 }
