@@ -5,6 +5,7 @@
 //! Knows nothing of images and does no I/O.
 
 mod check;
+mod optional;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -114,10 +115,11 @@ impl Condition {
             return Err(Error::TooLong);
         }
         let parser = Parser::new().enable_optional_syntax(true);
-        let expression = parser
+        let mut expression = parser
             .parse(text)
             .map_err(|errors| syntax(text, errors.errors))?;
         check::check(&expression)?;
+        optional::select_by_index(&mut expression);
         Ok(Self { expression })
     }
 

@@ -81,6 +81,14 @@ fn any_other_condition_is_evaluated() {
         ("request.resource.resource == 'pods'", Ok(true)),
         ("oldObject == null", Ok(true)),
         (
+            "object.metadata.?annotations[?'x'].orValue('none') == 'none'",
+            Ok(true),
+        ),
+        (
+            "object.?metadata.?labels.?app.orValue('none') == 'web'",
+            Ok(true),
+        ),
+        (
             "object.metadata.?annotations.orValue({}).size() == 0",
             Ok(true),
         ),

@@ -30,7 +30,7 @@ pub struct Credential {
     pub username: String,
     /// The password; empty with an identity token alone.
     pub password: String,
-    /// An OAuth2 refresh token that stands for user and password.
+    /// An OAuth 2 refresh token that stands for user and password.
     pub identity_token: Option<String>,
 }
 

@@ -98,7 +98,7 @@ pub async fn serve(
     };
     let admin = tokio::spawn(admin.serve(admin_listener, stop.clone()));
 
-    let upstreams = rules::Upstreams::from_values(&config.values);
+    let upstreams = rules::upstreams(&config.values);
     let names = Names {
         release: config.release.name.clone(),
         fullname: config.release.fullname.clone(),

@@ -120,3 +120,6 @@ pub fn answer(uid: &str, mutation: &Mutation) -> Result<Value, serde_json::Error
     }
     Ok(json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": response }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 
 use holdfast_api::state::ClusterState;
 use holdfast_config::Values;
+use holdfast_core::sources::Upstreams;
 use holdfast_core::{Host, rewrite};
 
 /// Everything by which a pod is judged.
@@ -44,146 +45,18 @@ impl Rules {
     }
 }
 
-/// Which upstreams are rewritten (SPEC 11).
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Upstreams {
-    /// `sources` of the values; nothing means every upstream.
-    sources: Option<Vec<Source>>,
-    /// Hosts that the values configure one by one.
-    configured: Vec<Host>,
-}
-
-/// One entry of `sources`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
-    Host(Host),
-    /// `*.example[:port]`: every name that ends so.
-    Below {
-        suffix: String,
-        port: Option<u16>,
-    },
-}
-
-impl Upstreams {
-    /// Reads `sources` and `upstreams` of the values. An entry that names no host matches nothing; it never widens.
-    pub fn from_values(values: &Values) -> Self {
-        let configured = values
-            .upstreams
-            .iter()
-            .filter_map(|upstream| Host::parse(&upstream.host).ok());
-        Self::new(&values.sources, configured.collect())
-    }
-
-    /// Upstreams of a list of sources (empty: every upstream) and of hosts configured one by one.
-    pub fn new(sources: &[String], configured: Vec<Host>) -> Self {
-        let parsed = sources
-            .iter()
-            .filter_map(|source| Source::parse(source))
-            .collect();
-        Self {
-            sources: (!sources.is_empty()).then_some(parsed),
-            configured,
-        }
-    }
-
-    /// Whether images of a host are rewritten.
-    ///
-    /// A host that means the node itself (`localhost`, a loopback address) is rewritten only where the configuration
-    /// names it: the registry would find something else there.
-    pub fn include(&self, host: &Host) -> bool {
-        match &self.sources {
-            Some(sources) => sources.iter().any(|source| source.matches(host)),
-            None => !is_loopback(host) || self.configured.contains(host),
-        }
-    }
-}
-
-impl Source {
-    fn parse(text: &str) -> Option<Self> {
-        match text.strip_prefix('*') {
-            Some(below) => {
-                let below = Host::parse(&format!("x{below}")).ok()?;
-                let suffix = below.name().strip_prefix('x')?.to_owned();
-                Some(Self::Below {
-                    suffix,
-                    port: web_port(&below),
-                })
-            }
-            None => Host::parse(text).ok().map(Self::Host),
-        }
-    }
-
-    fn matches(&self, host: &Host) -> bool {
-        match self {
-            Self::Host(own) => own.name() == host.name() && web_port(own) == web_port(host),
-            Self::Below { suffix, port } => {
-                host.name().ends_with(suffix) && web_port(host) == *port
-            }
-        }
-    }
-}
-
-/// 443 written out is no other registry.
-fn web_port(host: &Host) -> Option<u16> {
-    host.port().filter(|port| *port != 443)
-}
-
-fn is_loopback(host: &Host) -> bool {
-    let name = host.name();
-    name == "localhost"
-        || name.ends_with(".localhost")
-        || host.ipv6().is_some_and(|address| address.is_loopback())
-        || name
-            .parse::<std::net::Ipv4Addr>()
-            .is_ok_and(|address| address.is_loopback())
+/// Reads `sources` and `upstreams` of the values (SPEC 11).
+pub fn upstreams(values: &Values) -> Upstreams {
+    let configured = values
+        .upstreams
+        .iter()
+        .filter_map(|upstream| Host::parse(&upstream.host).ok());
+    Upstreams::new(&values.sources, configured.collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(sources: &[&str], host: &str, expect: bool) {
-        let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
-        let upstreams = Upstreams::new(&sources, vec![Host::parse("localhost:5001").unwrap()]);
-        let host = Host::parse(host).unwrap();
-        assert_eq!(upstreams.include(&host), expect, "{host} of {sources:?}");
-    }
-
-    // SPEC 11
-    #[test]
-    fn sources_narrow_what_is_rewritten() {
-        check(&[], "docker.io", true);
-        check(&[], "registry.example:5000", true);
-        check(&["registry.example"], "registry.example", true);
-        check(&["registry.example"], "Registry.EXAMPLE:443", true);
-        check(&["registry.example"], "registry.example:5000", false);
-        check(&["registry.example"], "docker.io", false);
-        check(&["registry.example:5000"], "registry.example:5000", true);
-        check(&["registry.example:5000"], "registry.example", false);
-        check(&["*.example"], "registry.example", true);
-        check(&["*.example"], "a.b.example", true);
-        check(&["*.example"], "notexample.org", false);
-        check(&["*.azurecr.io"], "evilazurecr.io", false);
-        check(&["*.example:5000"], "a.example:5000", true);
-        check(&["*.example:5000"], "a.example", false);
-        check(&["docker.io"], "index.docker.io", true);
-        check(&["docker.io", "quay.io"], "quay.io", true);
-    }
-
-    #[test]
-    fn an_entry_that_names_no_host_matches_nothing() {
-        check(&["registry"], "registry.example", false);
-    }
-
-    #[test]
-    fn the_node_itself_is_no_upstream_unless_configured() {
-        check(&[], "localhost", false);
-        check(&[], "localhost:5000", false);
-        check(&[], "127.0.0.1:5000", false);
-        check(&[], "[::1]:5000", false);
-        check(&[], "localhost:5001", true);
-        check(&["localhost:5000"], "localhost:5000", true);
-    }
 
     #[test]
     fn without_a_usable_state_nothing_is_rewritten() {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use holdfast_api::state::{ClusterState, KEY};
+use holdfast_core::sources::Upstreams;
 use holdfast_runtime::health::Flag;
 use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -11,7 +12,7 @@ use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use tokio::sync::watch;
 
-use crate::rules::{Rules, Upstreams};
+use crate::rules::Rules;
 
 /// How often the loop tells that it lives while nothing happens.
 const IDLE: Duration = Duration::from_secs(10);

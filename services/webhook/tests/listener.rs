@@ -1,0 +1,349 @@
+//! The webhook in process: a real TLS listener, real reviews, and an API server of which only the two calls exist
+//! that the webhook makes.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use holdfast_config::{Config, Release, Values};
+use holdfast_runtime::{CancellationToken, tls};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+/// What the API server holds and was sent.
+#[derive(Clone, Default)]
+struct Api {
+    created: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl Api {
+    /// Serves the list and watch of ConfigMap `holdfast-state` and takes Artifacts.
+    async fn client(&self, state: Option<Value>) -> kube::Client {
+        use warp::Filter as _;
+        let items: Vec<Value> = state
+            .map(|state| json!({
+                "metadata": { "name": "holdfast-state", "namespace": "sys", "resourceVersion": "1" },
+                "data": { "state.json": state.to_string() },
+            }))
+            .into_iter()
+            .collect();
+        let list = json!({ "apiVersion": "v1", "kind": "ConfigMapList", "metadata": { "resourceVersion": "1" }, "items": items });
+        let config_maps = warp::path!("api" / "v1" / "namespaces" / "sys" / "configmaps")
+            .and(warp::query::<std::collections::HashMap<String, String>>())
+            .then(move |query: std::collections::HashMap<String, String>| {
+                let list = list.clone();
+                async move {
+                    assert_eq!(
+                        query.get("fieldSelector").map(String::as_str),
+                        Some("metadata.name=holdfast-state")
+                    );
+                    if query.contains_key("watch") {
+                        tokio::time::sleep(Duration::from_secs(60)).await;
+                    }
+                    warp::reply::json(&list)
+                }
+            });
+        let created = Arc::clone(&self.created);
+        let artifacts =
+            warp::path!("apis" / "holdfast.dev" / "v1alpha1" / "namespaces" / String / "artifacts")
+                .and(warp::post())
+                .and(warp::body::json())
+                .map(move |namespace: String, artifact: Value| {
+                    created.lock().unwrap().push((namespace, artifact.clone()));
+                    warp::reply::json(&artifact)
+                });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(
+            warp::serve(config_maps.or(artifacts))
+                .incoming(listener)
+                .run(),
+        );
+        let config = kube::Config::new(format!("http://{address}").parse().unwrap());
+        kube::Client::try_from(config).unwrap()
+    }
+
+    fn sources(&self) -> Vec<(String, String)> {
+        let created = self.created.lock().unwrap();
+        let mut sources: Vec<_> = created
+            .iter()
+            .map(|(namespace, artifact)| {
+                (
+                    namespace.clone(),
+                    artifact["spec"]["sourceArtifact"]
+                        .as_str()
+                        .unwrap()
+                        .to_owned(),
+                )
+            })
+            .collect();
+        sources.sort();
+        sources
+    }
+}
+
+/// A webhook that serves, and what is needed to talk to it.
+struct Webhook {
+    api: Api,
+    address: SocketAddr,
+    admin: SocketAddr,
+    client: reqwest::Client,
+    folder: tempfile::TempDir,
+    stop: CancellationToken,
+}
+
+impl Drop for Webhook {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+fn write_certificate(folder: &std::path::Path) -> String {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(folder.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    std::fs::write(folder.join("tls.crt"), made.cert.pem()).unwrap();
+    std::fs::write(folder.join("ca.crt"), made.cert.pem()).unwrap();
+    made.cert.pem()
+}
+
+fn trusting(pem: &str, address: SocketAddr) -> reqwest::Client {
+    reqwest::Client::builder()
+        .tls_certs_only([reqwest::Certificate::from_pem(pem.as_bytes()).unwrap()])
+        .resolve("localhost", address)
+        .build()
+        .unwrap()
+}
+
+async fn start(state: Option<Value>, certificate_first: bool) -> Webhook {
+    tls::install_crypto_provider();
+    let api = Api::default();
+    let client = api.client(state).await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        release: Release {
+            name: "holdfast".to_owned(),
+            namespace: "sys".to_owned(),
+            fullname: "holdfast".to_owned(),
+            version: "0".to_owned(),
+        },
+        values: Values::default(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let admin_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, admin) = (
+        listener.local_addr().unwrap(),
+        admin_listener.local_addr().unwrap(),
+    );
+    let stop = CancellationToken::new();
+    let (path, ending) = (folder.path().to_owned(), stop.clone());
+    let pem = certificate_first.then(|| write_certificate(folder.path()));
+    tokio::spawn(async move {
+        holdfast_webhook::serve(
+            config,
+            None,
+            client,
+            &path,
+            listener,
+            admin_listener,
+            ending,
+        )
+        .await;
+    });
+    let client = pem.map_or_else(reqwest::Client::new, |pem| trusting(&pem, address));
+    Webhook {
+        api,
+        address,
+        admin,
+        client,
+        folder,
+        stop,
+    }
+}
+
+impl Webhook {
+    async fn ready(&self) -> bool {
+        let url = format!("http://{}/readyz", self.admin);
+        reqwest::get(url)
+            .await
+            .is_ok_and(|answer| answer.status() == 200)
+    }
+
+    async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, String) {
+        let url = format!("https://localhost:{}/mutate", self.address.port());
+        let answer = self.client.post(url).body(body).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    async fn review(&self, request: Value) -> Value {
+        let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request });
+        let (status, body) = self.post(review.to_string()).await;
+        assert_eq!(status, 200, "{body}");
+        serde_json::from_str(&body).unwrap()
+    }
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut() -> F) {
+    for _ in 0..200 {
+        if check().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    panic!("never: {what}");
+}
+
+fn rewriting() -> Option<Value> {
+    Some(
+        json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "every node is prepared" }),
+    )
+}
+
+fn create(dry_run: bool) -> Value {
+    json!({
+        "uid": "42",
+        "kind": { "group": "", "version": "v1", "kind": "Pod" },
+        "namespace": "team",
+        "operation": "CREATE",
+        "dryRun": dry_run,
+        "object": {
+            "metadata": { "generateName": "app-" },
+            "spec": {
+                "imagePullSecrets": [{ "name": "pull" }],
+                "serviceAccountName": "builder",
+                "containers": [{ "name": "c", "image": "registry.example:5000/team/app:1" }],
+            },
+        },
+    })
+}
+
+fn patch(answer: &Value) -> Value {
+    let encoded = answer["response"]["patch"].as_str().unwrap();
+    serde_json::from_slice(
+        &base64::engine::general_purpose::STANDARD
+            .decode(encoded)
+            .unwrap(),
+    )
+    .unwrap()
+}
+
+// SPEC 5, SPEC 6
+#[tokio::test]
+async fn a_pod_is_patched_over_tls_and_its_image_is_announced() {
+    let webhook = start(rewriting(), true).await;
+    eventually("ready", || webhook.ready()).await;
+    let answer = webhook.review(create(false)).await;
+    assert_eq!(answer["response"]["uid"], "42");
+    assert_eq!(answer["response"]["allowed"], true);
+    assert_eq!(answer["response"]["patchType"], "JSONPatch");
+    assert_eq!(
+        patch(&answer)[0],
+        json!({ "op": "replace", "path": "/spec/containers/0/image", "value": "10.96.0.50/registry.example_5000/team/app:1" })
+    );
+    let expected = [(
+        "team".to_owned(),
+        "registry.example:5000/team/app:1".to_owned(),
+    )];
+    eventually("the Artifact", || async {
+        webhook.api.sources() == expected
+    })
+    .await;
+    let artifact = webhook.api.created.lock().unwrap()[0].1.clone();
+    assert_eq!(
+        artifact["metadata"]["name"],
+        holdfast_api::artifact_name("registry.example:5000/team/app:1")
+    );
+    assert_eq!(artifact["spec"]["pullSecrets"], json!(["pull"]));
+    assert_eq!(artifact["spec"]["serviceAccountName"], "builder");
+    let metrics = reqwest::get(format!("http://{}/metrics", webhook.admin))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    for line in [
+        "holdfast_webhook_images_rewritten_total 1",
+        "holdfast_webhook_reviews_total{result=\"patched\"} 1",
+        "holdfast_webhook_announcements_total{result=\"created\"} 1",
+        "holdfast_webhook_admission_duration_seconds_count 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
+#[tokio::test]
+async fn a_dry_run_is_patched_and_announces_nothing() {
+    let webhook = start(rewriting(), true).await;
+    eventually("ready", || webhook.ready()).await;
+    assert!(patch(&webhook.review(create(true)).await).is_array());
+    // A real one behind it shows that the queue was worked off.
+    let mut real = create(false);
+    real["object"]["spec"]["containers"][0]["image"] = json!("other");
+    webhook.review(real).await;
+    let expected = [(
+        "team".to_owned(),
+        "docker.io/library/other:latest".to_owned(),
+    )];
+    eventually("the other Artifact", || async {
+        webhook.api.sources() == expected
+    })
+    .await;
+}
+
+// SPEC 1
+#[tokio::test]
+async fn without_a_state_pods_are_allowed_unchanged() {
+    for state in [
+        None,
+        Some(json!({ "registryAddress": "10.96.0.50", "rewrite": false })),
+    ] {
+        let webhook = start(state, true).await;
+        eventually("ready", || webhook.ready()).await;
+        let answer = webhook.review(create(false)).await;
+        assert_eq!(answer["response"], json!({ "uid": "42", "allowed": true }));
+        assert!(webhook.api.sources().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_review_is_answered_clearly_and_what_is_of_no_use_is_allowed() {
+    let webhook = start(rewriting(), true).await;
+    eventually("ready", || webhook.ready()).await;
+    let (status, text) = webhook.post("{").await;
+    assert_eq!(status, 400);
+    assert!(text.contains("not JSON"), "{text}");
+    let (status, text) = webhook
+        .post(vec![b' '; holdfast_webhook::routes::MAX_BODY_BYTES + 1])
+        .await;
+    assert_eq!(status, 413, "{text}");
+    let answer = webhook
+        .review(json!({ "uid": "7", "operation": "DELETE" }))
+        .await;
+    assert_eq!(answer["response"], json!({ "uid": "7", "allowed": true }));
+    let url = format!("https://localhost:{}/other", webhook.address.port());
+    assert_eq!(webhook.client.post(url).send().await.unwrap().status(), 404);
+}
+
+// SPEC 27, SPEC 32
+#[tokio::test]
+async fn it_is_unready_until_the_certificate_is_there() {
+    let webhook = start(rewriting(), false).await;
+    let url = format!("http://{}/readyz", webhook.admin);
+    eventually("the admin port", || async {
+        reqwest::get(&url).await.is_ok()
+    })
+    .await;
+    assert!(!webhook.ready().await);
+    let pem = write_certificate(webhook.folder.path());
+    eventually("ready", || webhook.ready()).await;
+    let client = trusting(&pem, webhook.address);
+    let answer = client
+        .post(format!(
+            "https://localhost:{}/mutate",
+            webhook.address.port()
+        ))
+        .body("{")
+        .send()
+        .await;
+    assert_eq!(answer.unwrap().status(), 400);
+}
