@@ -28,8 +28,7 @@ const PLATFORMS: [(&str, Option<&str>); 7] = [
 
 /// Puts the image into the store if it is missing.
 pub async fn ensure(store: &Store) -> Result<Digest> {
-    let repo = RepositoryName::parse(REPOSITORY).expect("the literal is a repository's name");
-    let tag = Tag::parse(TAG).expect("the literal is a tag");
+    let (repo, tag) = name();
     let image = build();
     if matches!(store.tagged_manifest(&repo, &tag).await, Ok(Some((digest, _))) if digest == image.index.0)
         && complete(store, &repo, &image).await?
@@ -47,6 +46,11 @@ pub async fn ensure(store: &Store) -> Result<Digest> {
     store.put_manifest(&repo, &digest, bytes).await?;
     store.set_tag(&repo, &tag, &digest).await?;
     Ok(digest)
+}
+
+fn name() -> (RepositoryName, Tag) {
+    let repo = RepositoryName::parse(REPOSITORY).expect("the literal is a repository's name");
+    (repo, Tag::parse(TAG).expect("the literal is a tag"))
 }
 
 async fn complete(store: &Store, repo: &RepositoryName, image: &Image) -> Result<bool> {

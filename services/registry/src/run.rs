@@ -185,7 +185,7 @@ fn internal_address(settings: &RegistrySettings) -> String {
     let ip = std::env::var("POD_IP")
         .ok()
         .and_then(|ip| ip.parse().ok())
-        .unwrap_or(listen.ip());
+        .unwrap_or_else(|| listen.ip());
     if ip.is_unspecified() {
         String::new()
     } else {
@@ -246,7 +246,7 @@ fn fills(
             let folder = files
                 .certificate
                 .parent()
-                .unwrap_or(std::path::Path::new("/"));
+                .unwrap_or_else(|| std::path::Path::new("/"));
             let client = ClientTls::from_folder(folder)?;
             let (follower, folder, shutdown) =
                 (client.clone(), folder.to_owned(), shutdown.clone());

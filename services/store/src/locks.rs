@@ -67,20 +67,39 @@ impl Lock {
     }
 }
 
-impl Drop for Lock {
-    fn drop(&mut self) {
+impl Lock {
+    /// Releases the lock and waits until it is released, so that the next owner finds it free.
+    pub async fn release(mut self, pool: &Pool) {
+        let release = self.disarm();
+        drop(
+            pool.run(move || {
+                release();
+                Ok(())
+            })
+            .await,
+        );
+    }
+
+    fn disarm(&mut self) -> impl FnOnce() + Send + 'static {
         self.heartbeat.abort();
         let (path, token) = (
             std::mem::take(&mut self.path),
             std::mem::take(&mut self.token),
         );
-        let release = move || {
-            if read(&path)
-                .is_ok_and(|document| document.is_some_and(|document| document.token == token))
-            {
+        move || {
+            if read(&path).is_ok_and(|found| found.is_some_and(|found| found.token == token)) {
                 drop(fs::remove_file(&path));
             }
-        };
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.path.as_os_str().is_empty() {
+            return;
+        }
+        let release = self.disarm();
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(release)),
             Err(_) => release(),
@@ -143,7 +162,7 @@ impl Store {
 }
 
 async fn beat(pool: Pool, path: PathBuf, token: String, lost: watch::Sender<bool>) {
-    let mut ticks = tokio::time::interval(HEARTBEAT);
+    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
     loop {
         ticks.tick().await;
         let (path, token) = (path.clone(), token.clone());

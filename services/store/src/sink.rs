@@ -186,7 +186,13 @@ impl Shared {
         state.written = offset;
         state.hasher = Some(hasher);
         drop(state);
-        self.progress.send_replace(Progress::Growing(offset));
+        self.progress.send_if_modified(|progress| {
+            let grows = matches!(progress, Progress::Growing(_));
+            if grows {
+                *progress = Progress::Growing(offset);
+            }
+            grows
+        });
         Ok(true)
     }
 }

@@ -110,14 +110,14 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`].
     pub async fn check_write(&self, bytes: u64) -> Result<()> {
-        match self.inner.gate.cached() {
-            Some(space) => self.inner.gate.allows(space, bytes),
-            None => {
-                let space = self.free_space().await?;
-                self.inner.gate.remember(space);
-                self.inner.gate.allows(space, bytes)
-            }
-        }
+        let space = if let Some(space) = self.inner.gate.cached() {
+            space
+        } else {
+            let space = self.free_space().await?;
+            self.inner.gate.remember(space);
+            space
+        };
+        self.inner.gate.allows(space, bytes)
     }
 
     /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For readiness.

@@ -37,6 +37,10 @@ impl UploadId {
     }
 }
 
+/// How often, and after which pause, a session's lock is asked for.
+const LOCK_ATTEMPTS: usize = 60;
+const LOCK_PAUSE: Duration = Duration::from_millis(25);
+
 /// What a session holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct UploadStatus {
@@ -112,35 +116,15 @@ impl Store {
         hash: Result<Hasher, Algorithm>,
         owner: &Owner,
     ) -> Result<UploadWriter> {
-        let lock = match self
-            .try_lock(&format!("upload-{}", id.as_str()), owner)
-            .await?
-        {
-            Claim::Held(lock) => lock,
-            Claim::Busy(_) => return Err(Error::UploadInUse),
+        let lock = self.lock_upload(id, owner).await?;
+        let opened = self.open_upload(repo, id, offset, hash).await;
+        let (path, file, hasher) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                lock.release(&self.inner.pool).await;
+                return Err(error);
+            }
         };
-        let (name, session) = (repo.clone(), id.clone());
-        let (path, file, hasher) = self
-            .run(move |inner| {
-                let path = inner.layout.upload(&name, session.as_str()).join("data");
-                let Some(size) = inner.upload_size(&name, &session)? else {
-                    return Err(Error::UploadUnknown);
-                };
-                let file = atomic::open_write(&path, true)?.ok_or(Error::UploadUnknown)?;
-                if size < offset {
-                    return Err(Error::OffsetMismatch { size, offset });
-                }
-                if size > offset {
-                    file.set_len(offset).map_err(Error::io("truncate", &path))?;
-                }
-                let hasher = match hash {
-                    Ok(hasher) => hasher,
-                    Err(algorithm) => hash_prefix(&file, Hasher::new(algorithm), offset)
-                        .map_err(Error::io("read", &path))?,
-                };
-                Ok((path, Arc::new(file), hasher))
-            })
-            .await?;
         let sink = Sink::new(self.inner.pool.clone(), file, path.clone(), offset, hasher);
         Ok(UploadWriter {
             store: self.clone(),
@@ -151,6 +135,48 @@ impl Store {
             accepted: offset,
             lock: Some(lock),
         })
+    }
+
+    /// The session's lock. A request that just ended, or whose client just broke off, may still hold it for a moment.
+    async fn lock_upload(&self, id: &UploadId, owner: &Owner) -> Result<Lock> {
+        let name = format!("upload-{}", id.as_str());
+        for _ in 0..LOCK_ATTEMPTS {
+            if let Claim::Held(lock) = self.try_lock(&name, owner).await? {
+                return Ok(lock);
+            }
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+        Err(Error::UploadInUse)
+    }
+
+    async fn open_upload(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        offset: u64,
+        hash: Result<Hasher, Algorithm>,
+    ) -> Result<(PathBuf, Arc<File>, Hasher)> {
+        let (name, session) = (repo.clone(), id.clone());
+        self.run(move |inner| {
+            let path = inner.layout.upload(&name, session.as_str()).join("data");
+            let Some(size) = inner.upload_size(&name, &session)? else {
+                return Err(Error::UploadUnknown);
+            };
+            let file = atomic::open_write(&path, true)?.ok_or(Error::UploadUnknown)?;
+            if size < offset {
+                return Err(Error::OffsetMismatch { size, offset });
+            }
+            if size > offset {
+                file.set_len(offset).map_err(Error::io("truncate", &path))?;
+            }
+            let hasher = match hash {
+                Ok(hasher) => hasher,
+                Err(algorithm) => hash_prefix(&file, Hasher::new(algorithm), offset)
+                    .map_err(Error::io("read", &path))?,
+            };
+            Ok((path, Arc::new(file), hasher))
+        })
+        .await
     }
 
     /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come from the volume's clock.
@@ -208,7 +234,7 @@ impl UploadWriter {
     }
 
     /// Waits until everything is on the volume and synced; returns the size and the hash state at it.
-    pub async fn finish(self) -> Result<(u64, Hasher)> {
+    pub async fn finish(mut self) -> Result<(u64, Hasher)> {
         let (size, hasher) = self.sink.drain().await?;
         let (file, path) = (Arc::clone(self.sink.file()), self.path.clone());
         self.store
@@ -216,6 +242,7 @@ impl UploadWriter {
             .pool
             .run(move || file.sync_data().map_err(Error::io("sync", path)))
             .await?;
+        self.release().await;
         Ok((size, hasher))
     }
 
@@ -224,7 +251,19 @@ impl UploadWriter {
     ///
     /// # Errors
     /// [`Error::DigestMismatch`], or what the volume says.
-    pub async fn commit(self, digest: &Digest) -> Result<u64> {
+    pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
+        let committed = self.try_commit(digest).await;
+        self.release().await;
+        committed
+    }
+
+    async fn release(&mut self) {
+        if let Some(lock) = self.lock.take() {
+            lock.release(&self.store.inner.pool).await;
+        }
+    }
+
+    async fn try_commit(&self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
         let (file, path, digest) = (
             Arc::clone(self.sink.file()),
