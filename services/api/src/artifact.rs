@@ -5,7 +5,8 @@
 
 #![allow(
     unreachable_pub,
-    reason = "kube's schema derive copies each struct into a function"
+    clippy::duplicated_attributes,
+    reason = "kube's derives copy each struct into a function, and printer columns repeat their keys"
 )]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};

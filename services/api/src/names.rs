@@ -44,7 +44,7 @@ impl Names {
         registry = "registry";
         /// Headless Service of the registry's internal API.
         registry_internal = "registry-internal";
-        /// Deployment, Service and MutatingWebhookConfiguration of the webhook.
+        /// Deployment, Service and `MutatingWebhookConfiguration` of the webhook.
         webhook = "webhook";
         /// Deployment and Lease of the controller.
         controller = "controller";

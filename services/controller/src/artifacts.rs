@@ -161,7 +161,7 @@ impl Work {
                 }
                 // The next look tries again; a namespace that ends refuses for good reason.
                 Err(error) => {
-                    tracing::warn!(artifact.namespace = key.0, image = demand.source, %error, "cannot create an Artifact")
+                    tracing::warn!(artifact.namespace = key.0, image = demand.source, %error, "cannot create an Artifact");
                 }
             }
         }

@@ -73,13 +73,12 @@ impl Issued {
 
     fn publish(&self, bundle: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
         let identity = Some((certificate, key));
-        match self.client() {
-            Some(client) => client.replace(bundle.as_bytes(), identity)?,
-            None => {
-                let client = ClientTls::from_pem(bundle.as_bytes(), identity)?;
-                if let Ok(mut slot) = self.client.lock() {
-                    *slot = Some(client);
-                }
+        if let Some(client) = self.client() {
+            client.replace(bundle.as_bytes(), identity)?;
+        } else {
+            let client = ClientTls::from_pem(bundle.as_bytes(), identity)?;
+            if let Ok(mut slot) = self.client.lock() {
+                *slot = Some(client);
             }
         }
         self.bundle.send_if_modified(|current| {

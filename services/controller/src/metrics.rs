@@ -11,13 +11,13 @@ use std::sync::atomic::AtomicU64;
 
 /// The outcome of a fill, or an Artifact's state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct ReasonLabel {
+pub(crate) struct ReasonLabel {
     reason: &'static str,
 }
 
 /// A certificate, by the name of its Secret's role.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct CertificateLabel {
+pub(crate) struct CertificateLabel {
     certificate: &'static str,
 }
 

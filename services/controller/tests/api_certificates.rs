@@ -76,11 +76,8 @@ async fn certificates_are_made_once_and_stay() {
 async fn a_reset_ca_bundle_is_patched_again_and_nothing_else() {
     let bare = Bare::start().await;
     let api: Api<MutatingWebhookConfiguration> = Api::all(bare.client.clone());
-    let configuration = json!({
-        "apiVersion": "admissionregistration.k8s.io/v1",
-        "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": "holdfast-webhook"},
-        "webhooks": ["pods.holdfast.dev", "ephemeral.holdfast.dev"].map(|name| json!({
+    let webhooks = ["pods.holdfast.dev", "ephemeral.holdfast.dev"].map(|name| {
+        json!({
             "name": name,
             "admissionReviewVersions": ["v1"],
             "sideEffects": "NoneOnDryRun",
@@ -88,7 +85,13 @@ async fn a_reset_ca_bundle_is_patched_again_and_nothing_else() {
             "timeoutSeconds": 5,
             "rules": [],
             "clientConfig": {"service": {"name": "holdfast-webhook", "namespace": bare::NAMESPACE, "path": "/mutate"}},
-        })),
+        })
+    });
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {"name": "holdfast-webhook"},
+        "webhooks": webhooks,
     });
     api.create(
         &kube::api::PostParams::default(),

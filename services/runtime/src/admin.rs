@@ -1,7 +1,7 @@
 //! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and operators:
 //!
 //! - `GET /livez`, `GET /readyz`: 200 or 503, one line a check
-//! - `GET /metrics`: OpenMetrics text
+//! - `GET /metrics`: metrics as text
 //! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the reason
 //!
 //! They carry no secret and change nothing but the log level.

@@ -113,8 +113,8 @@ fn report(checks: &RwLock<Vec<(String, Check)>>) -> Report {
                 ('-', word)
             }
         };
-        // Writing into a String cannot fail.
-        let _: std::fmt::Result = writeln!(report.text, "[{sign}] {name}: {word}");
+        writeln!(report.text, "[{sign}] {name}: {word}")
+            .expect("writing into a String cannot fail");
     }
     if report.text.is_empty() {
         report.text.push_str("ok\n");

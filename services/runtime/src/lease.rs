@@ -220,7 +220,7 @@ impl Candidate {
         match tokio::time::timeout(Duration::from_secs(4), release).await {
             Ok(Ok(())) => tracing::info!(lease = self.name, "lease released"),
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "lease not released, it will run out")
+                tracing::warn!(lease = self.name, %error, "lease not released, it will run out");
             }
             Err(_) => tracing::warn!(
                 lease = self.name,

@@ -1,4 +1,4 @@
-//! The process's metrics: one registry, every name prefixed with `holdfast`, in the OpenMetrics text format.
+//! The process's metrics: one registry, every name prefixed with `holdfast`, in the text format of Prometheus.
 
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::info::Info;

@@ -124,7 +124,7 @@ impl Supervisor {
                 let wait = pause.next(began.elapsed());
                 match outcome {
                     Ok(()) => {
-                        tracing::warn!(loop.name = name, "a background loop ended and is started again")
+                        tracing::warn!(loop.name = name, "a background loop ended and is started again");
                     }
                     Err(error) => {
                         tracing::warn!(loop.name = name, error = %error, "a background loop failed and is started again");

@@ -117,7 +117,7 @@ impl Reconciler {
         if memory.is_confirmed(artifact) || wait.is_some() {
             let written = self.write(artifact, demand, &News::Unchanged).await;
             return Outcome {
-                again: wait.or((!written).then_some(Duration::from_secs(5))),
+                again: wait.or_else(|| (!written).then_some(Duration::from_secs(5))),
             };
         }
         let started = Instant::now();
@@ -178,7 +178,7 @@ impl Reconciler {
         }
         memory.told = Some(reason);
         Outcome {
-            again: again.or((!written).then_some(Duration::from_secs(5))),
+            again: again.or_else(|| (!written).then_some(Duration::from_secs(5))),
         }
     }
 

@@ -84,7 +84,7 @@ fn split(bundle: &str) -> Vec<String> {
     const END: &str = "-----END CERTIFICATE-----";
     bundle
         .split_inclusive(END)
-        .map(|text| text.trim_start())
+        .map(str::trim_start)
         .filter(|text| text.ends_with(END))
         .map(|text| format!("{text}\n"))
         .collect()

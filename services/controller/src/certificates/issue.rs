@@ -117,8 +117,7 @@ pub fn random_secret() -> Result<String, Error> {
     Ok(bytes
         .iter()
         .fold(String::with_capacity(64), |mut text, byte| {
-            // Writing into a String cannot fail.
-            let _: std::fmt::Result = write!(text, "{byte:02x}");
+            write!(text, "{byte:02x}").expect("writing into a String cannot fail");
             text
         }))
 }

@@ -89,7 +89,10 @@ impl ClientTls {
     }
 }
 
-fn folder_files(folder: &Path) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), Error> {
+/// CA bundle, certificate and key.
+type Files = (Vec<u8>, Vec<u8>, Vec<u8>);
+
+fn folder_files(folder: &Path) -> Result<Files, Error> {
     Ok((
         read(&folder.join("ca.crt"))?,
         read(&folder.join("tls.crt"))?,
