@@ -1,6 +1,6 @@
 //! A self-signed certificate for the fault proxy, made at start.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, path::Path, sync::Arc};
 
 use anyhow::Context as _;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
@@ -55,4 +55,47 @@ pub fn self_signed(names: &[String]) -> anyhow::Result<(TlsAcceptor, String)> {
         )?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok((TlsAcceptor::from(Arc::new(config)), ca_certificate.pem()))
+}
+
+/// An authority whose certificates serve and call, as the controller's do.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    /// A new authority.
+    ///
+    /// # Errors
+    /// When no key can be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name
+            .push(rcgen::DnType::CommonName, "holdfast test CA");
+        let key = KeyPair::generate()?;
+        let pem = ca.self_signed(&key)?.pem();
+        Ok(Self {
+            issuer: rcgen::Issuer::new(ca, key),
+            pem,
+        })
+    }
+
+    /// Writes `ca.crt`, `tls.crt` and `tls.key` for a subject into a folder.
+    ///
+    /// # Errors
+    /// When a name is none, or the folder cannot be written.
+    pub fn write(&self, folder: &Path, common_name: &str, names: &[&str]) -> anyhow::Result<()> {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut leaf = CertificateParams::new(names)?;
+        leaf.distinguished_name
+            .push(rcgen::DnType::CommonName, common_name);
+        let key = KeyPair::generate()?;
+        let certificate = leaf.signed_by(&key, &self.issuer)?;
+        std::fs::create_dir_all(folder)?;
+        std::fs::write(folder.join("ca.crt"), &self.pem)?;
+        std::fs::write(folder.join("tls.crt"), certificate.pem())?;
+        std::fs::write(folder.join("tls.key"), key.serialize_pem())?;
+        Ok(())
+    }
 }

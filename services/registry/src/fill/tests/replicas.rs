@@ -244,3 +244,110 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
     );
     wait_for_tag(&two.fills, &upstream, &image).await;
 }
+
+/// A client of the internal API that trusts the authority in a folder and shows the folder's certificate.
+fn caller(folder: &Path) -> reqwest::Client {
+    let tls = holdfast_runtime::tls::ClientTls::from_folder(folder).unwrap();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls.config().unwrap())
+        .no_proxy()
+        .build()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn the_internal_api_knows_its_callers_by_their_certificates() {
+    use holdfast_runtime::tls::{ClientAuth, ClientTls, ServerTls, TlsFiles};
+    holdfast_testkit::tls::install_crypto_provider();
+    let image = ImageBuilder::new(24).layer(300_000).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let authority = holdfast_testkit::tls::Authority::new().unwrap();
+    let certificates = |name: &str| folder.path().join(name);
+    authority
+        .write(
+            &certificates("replica"),
+            "holdfast-registry",
+            &["internal.test", "127.0.0.1"],
+        )
+        .unwrap();
+    authority
+        .write(&certificates("controller"), "holdfast-controller", &[])
+        .unwrap();
+    authority
+        .write(&certificates("stranger"), "somebody", &[])
+        .unwrap();
+
+    let registry = fills(&folder.path().join("data"), &upstream).await;
+    let (listener, address) = server::bind("127.0.0.1:0").await.unwrap();
+    let tls = ServerTls::from_files(TlsFiles::in_folder(
+        &certificates("replica"),
+        ClientAuth::Required,
+    ))
+    .unwrap();
+    tokio::spawn(crate::internal::serve(
+        listener,
+        Some(tls),
+        registry.clone(),
+        CancellationToken::new(),
+    ));
+    let url = format!("https://{address}{}", holdfast_api::fill::PATH);
+    let post = |client: reqwest::Client, body: String| {
+        let url = url.clone();
+        async move { client.post(url).body(body).send().await }
+    };
+    let wanted = serde_json::to_string(&request(&upstream, ":1", &[])).unwrap();
+
+    let done = post(caller(&certificates("controller")), wanted.clone())
+        .await
+        .unwrap();
+    assert_eq!(done.status(), 200);
+    let result: FillResult = serde_json::from_slice(&done.bytes().await.unwrap()).unwrap();
+    assert_eq!(result.digest, image.digest);
+    let missing = serde_json::to_string(&request(&upstream, ":none", &[])).unwrap();
+    let missing = post(caller(&certificates("controller")), missing)
+        .await
+        .unwrap();
+    assert_eq!(missing.status(), 404);
+    let error: FillError = serde_json::from_slice(&missing.bytes().await.unwrap()).unwrap();
+    assert_eq!(error.code, FillErrorCode::NotFound);
+    assert_eq!(
+        post(caller(&certificates("controller")), "{}".to_owned())
+            .await
+            .unwrap()
+            .status(),
+        400
+    );
+    assert_eq!(
+        post(caller(&certificates("stranger")), wanted.clone())
+            .await
+            .unwrap()
+            .status(),
+        403
+    );
+    let ca = std::fs::read(certificates("replica").join("ca.crt")).unwrap();
+    let nobody =
+        reqwest::Client::builder().tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()]);
+    assert!(post(nobody.build().unwrap(), wanted).await.is_err());
+
+    // Replicas reach each other by address, and check the name of the internal Service.
+    let peers = Peers::mutual(
+        "internal.test",
+        ClientTls::from_folder(&certificates("replica")).unwrap(),
+    );
+    let layer = digest(&image.layers[0]);
+    let mut stream = peers
+        .blob(&address.to_string(), &layer, 100_000)
+        .await
+        .unwrap();
+    let mut bytes = Vec::new();
+    while let Some(next) = stream.next().await {
+        bytes.extend_from_slice(&next.unwrap());
+    }
+    assert_eq!(bytes, image.blobs[layer.as_str()][100_000..]);
+    let wrong = Peers::mutual(
+        "other.test",
+        ClientTls::from_folder(&certificates("replica")).unwrap(),
+    );
+    assert!(wrong.blob(&address.to_string(), &layer, 0).await.is_none());
+}
