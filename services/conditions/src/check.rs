@@ -69,7 +69,7 @@ pub(crate) fn check(expression: &Expression) -> Result<(), Error> {
 pub(crate) fn asks_authorizer(expression: &Expression) -> bool {
     let mut found = false;
     walk(expression, &mut Vec::new(), &mut |name, bound| {
-        found |= !bound && name == AUTHORIZER
+        found |= !bound && name == AUTHORIZER;
     });
     found
 }

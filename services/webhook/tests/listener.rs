@@ -1,6 +1,8 @@
 //! The webhook in process: a real TLS listener, real reviews, and an API server of which only the two calls exist
 //! that the webhook makes.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by them")]
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -6,7 +6,7 @@ use super::Finding;
 
 /// Crates of the product from the ground up. A crate may use lower layers only, so crates of one layer never see each other.
 const LAYERS: [&[&str]; 5] = [
-    &["holdfast-core"],
+    &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],
     &["holdfast-runtime", "holdfast-store"],
     &[
