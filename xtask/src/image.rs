@@ -132,9 +132,6 @@ fn image_of(binary: &Path) -> anyhow::Result<(ImageBuilder, String)> {
         .label("org.opencontainers.image.title", "holdfast")
         .label("org.opencontainers.image.version", version)
         .label("org.opencontainers.image.licenses", "Apache-2.0")
-        .label(
-            env!("CARGO_PKG_REPOSITORY"),
-        )
         .compressed()
         .tag(&reference);
     Ok((image, reference))

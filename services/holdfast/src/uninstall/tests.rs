@@ -133,7 +133,7 @@ async fn undone(answer: fn(&str, &str) -> Option<Value>) -> (Report, Vec<String>
 async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
     let (report, log) = undone(|method, path| {
         let partial = |name: &str, namespace: &str| {
-            json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": name, "namespace": namespace,
+            json!({"metadata": {"name": name, "namespace": namespace,
                 "annotations": {"holdfast.dev/original-images": "{}"}}})
         };
         match (method, path) {
