@@ -10,6 +10,7 @@ use holdfast_core::{Reference, pod};
 use kube::api::{Api, PostParams};
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
 
 use crate::metrics::{Announced, Metrics};
 
@@ -19,6 +20,10 @@ const QUEUE: usize = 4096;
 const ATTEMPTS: u32 = 4;
 /// Pause after the first failed attempt; it doubles.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often the worker tells that it lives while nothing comes.
+const IDLE: Duration = Duration::from_secs(10);
+/// Time for one attempt, so that an API server that hangs is not taken for a worker that does.
+const ATTEMPT: Duration = Duration::from_secs(10);
 /// How long an answered announcement is not repeated: a rollout announces the same image for each of its pods.
 const REMEMBERED: Duration = Duration::from_secs(30);
 /// Pull secrets that an Artifact names at most (its schema's bound).
@@ -120,12 +125,11 @@ impl Announcements {
         let mut recent = Recent::default();
         loop {
             beat();
-            let announcement =
-                match tokio::time::timeout(Duration::from_secs(10), queue.recv()).await {
-                    Ok(Some(announcement)) => announcement,
-                    Ok(None) => return,
-                    Err(_) => continue,
-                };
+            let announcement = match timeout(IDLE, queue.recv()).await {
+                Ok(Some(announcement)) => announcement,
+                Ok(None) => return,
+                Err(_) => continue,
+            };
             if recent.contains(&announcement) {
                 continue;
             }
@@ -166,17 +170,18 @@ async fn create(client: &kube::Client, announcement: &Announcement) -> Announced
     let artifact = announcement.artifact();
     let mut pause = PAUSE;
     for attempt in 1..=ATTEMPTS {
-        let error = match api.create(&PostParams::default(), &artifact).await {
-            Ok(_) => return Announced::Created,
-            Err(kube::Error::Api(status)) if status.code == 409 => return Announced::Present,
-            Err(error) => error,
+        let parameters = PostParams::default();
+        let (error, lasting) = match timeout(ATTEMPT, api.create(&parameters, &artifact)).await {
+            Ok(Ok(_)) => return Announced::Created,
+            Ok(Err(kube::Error::Api(status))) if status.code == 409 => return Announced::Present,
+            Ok(Err(error)) => (error.to_string(), is_lasting(&error)),
+            Err(elapsed) => (elapsed.to_string(), false),
         };
-        let lasting = matches!(&error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429);
         if lasting || attempt == ATTEMPTS {
             tracing::warn!(
                 artifact.namespace = announcement.namespace,
                 artifact.source = announcement.source,
-                %error,
+                error,
                 "an image could not be announced, the controller will find it"
             );
             break;
@@ -185,4 +190,90 @@ async fn create(client: &kube::Client, announcement: &Announcement) -> Announced
         pause *= 2;
     }
     Announced::Failed
+}
+
+/// Whether asking again would be answered the same.
+fn is_lasting(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_runtime::metrics::encode;
+    use kube::client::Body;
+    use prometheus_client::registry::Registry;
+    use warp::http::{Request, Response};
+
+    fn announcement(source: &str) -> Announcement {
+        Announcement {
+            namespace: "team".to_owned(),
+            source: source.to_owned(),
+            pull_secrets: (0..70).map(|index| format!("s{index}")).collect(),
+            service_account_name: "default".to_owned(),
+        }
+    }
+
+    /// Announces one image to an API server that answers with these statuses, and says what was counted.
+    async fn check(statuses: &[u16], expect: &str) {
+        let mut registry = Registry::default();
+        let (announcer, announcements) = queue(Metrics::register(&mut registry));
+        announcer.announce(announcement("r.io/a:1"));
+        drop(announcer);
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let worker = announcements.work(kube::Client::new(service, "default"), || ());
+        let server = async {
+            for status in statuses {
+                let (request, reply) = handle.next_request().await.unwrap();
+                assert_eq!(
+                    request.uri().path(),
+                    "/apis/holdfast.dev/v1alpha1/namespaces/team/artifacts"
+                );
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let artifact: Value = serde_json::from_slice(&body).unwrap();
+                assert_eq!(
+                    artifact["spec"]["pullSecrets"].as_array().unwrap().len(),
+                    MAX_PULL_SECRETS
+                );
+                let answer = if *status == 201 {
+                    artifact
+                } else {
+                    serde_json::json!({ "kind": "Status", "status": "Failure", "code": status, "message": "", "reason": "" })
+                };
+                let answer = Response::builder()
+                    .status(*status)
+                    .body(Body::from(answer.to_string().into_bytes()));
+                reply.send_response(answer.unwrap());
+            }
+        };
+        tokio::join!(worker, server);
+        let text = encode(&registry);
+        let line = format!("webhook_announcements_total{{result=\"{expect}\"}} 1");
+        assert!(text.contains(&line), "{statuses:?}: {text}");
+    }
+
+    // SPEC 6
+    #[tokio::test(start_paused = true)]
+    async fn an_artifact_is_created_once_and_what_passes_is_tried_again() {
+        check(&[201], "created").await;
+        check(&[409], "present").await;
+        check(&[503, 429, 201], "created").await;
+        check(&[500, 500, 500, 500], "failed").await;
+        check(&[403], "failed").await;
+        check(&[404], "failed").await;
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_drops_and_counts() {
+        let mut registry = Registry::default();
+        let (announcer, _announcements) = queue(Metrics::register(&mut registry));
+        for _ in 0..=QUEUE {
+            announcer.announce(announcement("r.io/a:1"));
+        }
+        let text = encode(&registry);
+        assert!(
+            text.contains("webhook_announcements_total{result=\"dropped\"} 1"),
+            "{text}"
+        );
+    }
 }
