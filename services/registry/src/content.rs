@@ -275,7 +275,7 @@ mod tests {
             match (parse(bytes.as_bytes(), header), expect) {
                 (Ok(content), Ok(expect)) => assert_eq!(content.media_type, expect, "{bytes}"),
                 (Err(error), Err(expect)) => {
-                    assert!(error.to_string().contains(expect), "{bytes}: {error}")
+                    assert!(error.to_string().contains(expect), "{bytes}: {error}");
                 }
                 (found, _) => panic!("{bytes}: {found:?}"),
             }
