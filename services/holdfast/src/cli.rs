@@ -76,7 +76,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::NodeAgent(args) => block_on(serve::node_agent(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
-        Command::Config(ConfigCommand::Check(args)) => config_check::run(&args),
+        Command::Config(ConfigCommand::Check(args)) => Ok(config_check::run(&args)),
         Command::Version => {
             println!("holdfast {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -25,16 +25,16 @@ pub(crate) struct Args {
 }
 
 /// Checks the file and says what is wrong with it.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> ExitCode {
     let problems = check(&args.file);
     for problem in &problems {
         eprintln!("{}: {problem}", args.file.display());
     }
     if problems.is_empty() {
         println!("{}: the values are valid", args.file.display());
-        return Ok(ExitCode::SUCCESS);
+        return ExitCode::SUCCESS;
     }
-    Ok(ExitCode::from(WRONG_CONFIGURATION))
+    ExitCode::from(WRONG_CONFIGURATION)
 }
 
 /// The problems, one a line, each with its key.

@@ -39,17 +39,16 @@ pub(crate) struct Args {
 
 /// Asks until the registry answers well or time is over.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let url = match &args.url {
-        Some(url) => url.trim_end_matches('/').to_owned(),
-        None => {
-            let release = args.config.load()?.release;
-            let names = Names {
-                release: release.name,
-                fullname: release.fullname,
-                namespace: release.namespace,
-            };
-            format!("https://{}", names.dns(&names.registry()))
-        }
+    let url = if let Some(url) = &args.url {
+        url.trim_end_matches('/').to_owned()
+    } else {
+        let release = args.config.load()?.release;
+        let names = Names {
+            release: release.name,
+            fullname: release.fullname,
+            namespace: release.namespace,
+        };
+        format!("https://{}", names.dns(&names.registry()))
     };
     let client = client(&args.ca)?;
     let (username, password) = (

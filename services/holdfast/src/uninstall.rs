@@ -61,7 +61,7 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     let config = args.config.load()?;
     let timeout = args
         .timeout_seconds
-        .unwrap_or(u64::from(config.values.uninstall.timeout_seconds));
+        .unwrap_or_else(|| u64::from(config.values.uninstall.timeout_seconds));
     let release = config.release;
     let names = Names {
         release: release.name,

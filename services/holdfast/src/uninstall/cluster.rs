@@ -93,14 +93,18 @@ impl Cluster {
             nodes
                 .iter()
                 .filter(|node| !nodes::is_ready(node))
-                .map(|node| node.name_any())
+                .map(kube::ResourceExt::name_any)
                 .collect()
         };
         let here = |pod: &&Pod| {
             let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
             node.is_none_or(|node| !lost.contains(node))
         };
-        Ok(pods.iter().filter(here).map(|pod| pod.name_any()).collect())
+        Ok(pods
+            .iter()
+            .filter(here)
+            .map(kube::ResourceExt::name_any)
+            .collect())
     }
 
     /// Writes `desired: removed` into the nodes' Secret. False when there is no such Secret: then no node was ever told
@@ -162,7 +166,7 @@ impl Cluster {
         }
     }
 
-    /// Secrets and ConfigMaps that carry the controller's labels, in the release's namespace only.
+    /// `Secret`s and `ConfigMap`s that carry the controller's labels, in the release's namespace only.
     pub(crate) async fn delete_made_objects(&self) -> anyhow::Result<usize> {
         let selector = format!(
             "{}={},{}={}",

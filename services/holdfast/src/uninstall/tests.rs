@@ -175,7 +175,7 @@ async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
 #[tokio::test]
 async fn a_release_that_is_gone_already_leaves_nothing_to_report() {
     let (report, _) = undone(|method, path| match (method, path) {
-        ("GET", path) if path.ends_with("s") && !path.contains("holdfast") => {
+        ("GET", path) if path.ends_with('s') && !path.contains("holdfast") => {
             Some(list("List", json!([])))
         }
         _ => None,
