@@ -22,20 +22,28 @@ pub(crate) fn text() -> Result<String> {
     };
     let mut text =
         "# Custom resources\n\nMade from the types in `services/api`; do not edit.\n".to_owned();
-    text.push_str(&format!(
+    let line = format!(
         "\n## {}\n\n`{}/{}`, plural `{}`, {}. {}\n\nWhat is held, as `host/repository:tag`:\n\n```sh\nkubectl get artifacts -A -o \
          jsonpath='{{range .items[*]}}{{.spec.sourceArtifact}}{{\"\\n\"}}{{end}}'\n```\n",
         word("/spec/names/kind"),
         word("/spec/group"),
-        version.get("name").and_then(Value::as_str).unwrap_or_default(),
+        version
+            .get("name")
+            .and_then(Value::as_str)
+            .unwrap_or_default(),
         word("/spec/names/plural"),
         word("/spec/scope").to_lowercase(),
-        one_line(schema.pointer("/properties/spec/description").or_else(|| schema.get("description"))),
-    ));
+        one_line(
+            schema
+                .pointer("/properties/spec/description")
+                .or_else(|| schema.get("description"))
+        ),
+    );
+    text.push_str(&line);
     for part in ["spec", "status"] {
-        text.push_str(&format!(
-            "\n### {part}\n\n| field | type | required | meaning |\n|---|---|---|---|\n"
-        ));
+        let line =
+            format!("\n### {part}\n\n| field | type | required | meaning |\n|---|---|---|---|\n");
+        text.push_str(&line);
         if let Some(object) = schema.pointer(&format!("/properties/{part}")) {
             fields(object, "", &mut text);
         }
@@ -54,7 +62,8 @@ pub(crate) fn text() -> Result<String> {
                 .unwrap_or_default()
                 .to_owned()
         };
-        text.push_str(&format!("| {} | `{}` |\n", cell("name"), cell("jsonPath")));
+        let line = format!("| {} | `{}` |\n", cell("name"), cell("jsonPath"));
+        text.push_str(&line);
     }
     Ok(text)
 }
@@ -89,7 +98,8 @@ fn fields(object: &Value, prefix: &str, text: &mut String) {
             ""
         };
         let meaning = one_line(field.get("description")).replace('|', "\\|");
-        text.push_str(&format!("| `{path}` | {kind} | {needed} | {meaning} |\n"));
+        let line = format!("| `{path}` | {kind} | {needed} | {meaning} |\n");
+        text.push_str(&line);
         match field.get("items") {
             Some(items) => fields(items, &format!("{path}[]."), text),
             None => fields(field, &format!("{path}."), text),

@@ -49,5 +49,6 @@ pub(crate) fn text(schema: &Value) -> Result<String> {
 
 fn row(text: &mut String, cells: &[&str]) {
     let cells: Vec<String> = cells.iter().map(|cell| cell.replace('|', "\\|")).collect();
-    text.push_str(&format!("| {} |\n", cells.join(" | ")));
+    let line = format!("| {} |\n", cells.join(" | "));
+    text.push_str(&line);
 }

@@ -33,15 +33,18 @@ fn section(
             text.push('\n');
         }
         for line in wrap(&description(&child), WIDTH - indent.len()) {
-            text.push_str(&format!("{indent}# {line}\n"));
+            let line = format!("{indent}# {line}\n");
+            text.push_str(&line);
         }
         if is_section(&child, &default) {
-            text.push_str(&format!("{indent}{key}:\n"));
+            let line = format!("{indent}{key}:\n");
+            text.push_str(&line);
             section(root, &child, &default, depth + 1, text)?;
         } else {
             let entry = Value::Object(Map::from_iter([(key.clone(), default)]));
             for line in yaml::to_string(&entry)?.lines() {
-                text.push_str(&format!("{indent}{line}\n"));
+                let line = format!("{indent}{line}\n");
+                text.push_str(&line);
             }
         }
     }

@@ -66,6 +66,26 @@ pub(crate) fn render(values: &str) -> Result<Vec<Value>, String> {
     Ok(rendered.expect("HOLDFAST_HELM names at least one program"))
 }
 
+#[test]
+fn every_scenario_passes_the_linter() {
+    for (scenario, values) in scenarios() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(values.as_bytes()).unwrap();
+        for program in programs() {
+            let output = Command::new(&program)
+                .args(["lint", "--strict", "--kube-version", "1.33.0", "--values"])
+                .args([file.path(), &root().join("chart")])
+                .output()
+                .unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()));
+            assert!(
+                output.status.success(),
+                "{scenario}: {}",
+                String::from_utf8_lossy(&output.stdout)
+            );
+        }
+    }
+}
+
 /// `Kind/name` of a document.
 pub(crate) fn name(document: &Value) -> String {
     let word = |pointer: &str| {

@@ -3,6 +3,8 @@
 //! The renders need a real helm: `HOLDFAST_HELM` names one, or several joined by `:` (Helm 3 and Helm 4); `cargo xtask
 //! test` sets it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "all of this is tests")]
+
 mod availability;
 mod generated;
 mod helm;

@@ -84,13 +84,13 @@ fn number(text: &str) -> Option<u8> {
 pub fn pattern() -> String {
     let any_case = |name: &str| -> String {
         name.chars()
-            .map(|letter| format!("[{letter}{}]", letter.to_ascii_lowercase()))
+            .flat_map(|letter| ['[', letter, letter.to_ascii_lowercase(), ']'])
             .collect()
     };
     let names = |names: &[&str]| {
         names
             .iter()
-            .map(|name| format!("|{}", any_case(name)))
+            .flat_map(|name| ["|".to_owned(), any_case(name)])
             .collect::<String>()
     };
     let field = |value: String| {

@@ -45,7 +45,7 @@ pub struct Extension {
 pub struct ClusterRegistry {
     /// Several replicas of the registry. Needs a storage class that can do ReadWriteMany.
     pub high_availability: HighAvailability,
-    /// A HorizontalPodAutoscaler for the registry, while high availability is on.
+    /// A `HorizontalPodAutoscaler` for the registry, while high availability is on.
     pub auto_scaling: AutoScaling,
     /// Storage class of the registry's volume; it must exist. Fixed once installed.
     pub storage_class_name: String,
@@ -133,7 +133,7 @@ pub enum Scale {
 pub struct ExtensionWebhook {
     /// Several replicas of the webhook.
     pub high_availability: HighAvailability,
-    /// A HorizontalPodAutoscaler for the webhook, while high availability is on.
+    /// A `HorizontalPodAutoscaler` for the webhook, while high availability is on.
     pub auto_scaling: AutoScaling,
     /// What is done to pods.
     pub pod: MutationPod,

@@ -151,7 +151,7 @@ pub struct ServiceValues {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StorageValues {
-    /// Use this PersistentVolumeClaim of the release's namespace instead of making one.
+    /// Use this `PersistentVolumeClaim` of the release's namespace instead of making one.
     pub existing_claim: String,
     /// Keep the claim, and with it all images, when the release is uninstalled.
     pub keep: bool,

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn sizes_are_read_and_written_in_their_largest_binary_unit() {
         let check = |text: &str, bytes: Option<u64>| {
-            assert_eq!(ByteSize::parse(text).map(ByteSize::bytes), bytes, "{text}")
+            assert_eq!(ByteSize::parse(text).map(ByteSize::bytes), bytes, "{text}");
         };
         check("4Mi", Some(4 << 20));
         check("10M", Some(10_000_000));
@@ -197,7 +197,7 @@ mod tests {
                 StorageSize::parse(text).map(StorageSize::bytes),
                 bytes,
                 "{text}"
-            )
+            );
         };
         check("100Gi", Some(100 << 30));
         check("2Ti", Some(2 << 40));

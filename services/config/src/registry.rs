@@ -289,3 +289,111 @@ impl Standalone {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Release, Values};
+
+    fn upstream(yaml: &str) -> UpstreamSettings {
+        let standalone = Standalone::parse(&format!("upstreams: [{yaml}]")).unwrap();
+        standalone.settings().upstreams.remove(0)
+    }
+
+    #[test]
+    fn a_registry_alone_has_sane_defaults() {
+        let settings = Standalone::parse("").unwrap().settings();
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:5000");
+        assert_eq!(
+            (settings.tls, settings.auth, settings.internal_listen),
+            (None, None, None)
+        );
+        assert!(
+            settings
+                .upstreams
+                .iter()
+                .any(|upstream| upstream.host == "docker.io")
+        );
+    }
+
+    #[test]
+    fn a_file_says_what_differs() {
+        let text = "listen: '[::1]:8443'\ndata: /srv/images\ntls: {certificate: a.crt, key: a.key}\nlimits: {holdSeconds: 1}";
+        let settings = Standalone::parse(text).unwrap().settings();
+        assert_eq!(settings.listen.port(), 8443);
+        assert_eq!(settings.data, Path::new("/srv/images"));
+        assert_eq!(settings.tls.unwrap().key, Path::new("a.key"));
+        assert_eq!(settings.limits.hold_seconds, 1);
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_by_key() {
+        for (text, key) in [
+            ("listens: 1", "listens"),
+            ("upstreams: [{endpoint: 'https://a'}]", "host"),
+            ("limits: {holdSeconds: 9999}", "limits.holdSeconds"),
+            ("listen: nowhere", "listen"),
+        ] {
+            let message = Standalone::parse(text).unwrap_err().to_string();
+            assert!(message.contains(key), "{text}: {message}");
+        }
+    }
+
+    #[test]
+    fn mirrors_come_first_and_the_hub_has_its_own_address() {
+        let check = |yaml: &str, expected: &[&str]| assert_eq!(upstream(yaml).endpoints, expected);
+        check("{host: quay.io}", &["https://quay.io"]);
+        check("{host: docker.io}", &["https://registry-1.docker.io"]);
+        check("{host: 'a:5000', plainHttp: true}", &["http://a:5000"]);
+        check(
+            "{host: a, endpoint: 'https://b/', mirrors: ['https://c/d/']}",
+            &["https://c/d", "https://b"],
+        );
+    }
+
+    #[test]
+    fn credentials_come_from_files_only() {
+        let check =
+            |yaml: &str, expected: Credentials| assert_eq!(upstream(yaml).credentials, expected);
+        check("{host: a}", Credentials::Anonymous);
+        check(
+            "{host: a, credentialsSecret: key}",
+            Credentials::Folder(PathBuf::from("/etc/holdfast/upstreams/key")),
+        );
+        check(
+            "{host: a, username: u, passwordFile: /p}",
+            Credentials::Password {
+                username: "u".to_owned(),
+                password_file: PathBuf::from("/p"),
+            },
+        );
+    }
+
+    #[test]
+    fn a_replica_in_a_release_uses_the_contracts_ports_and_folders() {
+        let release = Release {
+            name: "edge".to_owned(),
+            namespace: "hf".to_owned(),
+            fullname: "edge-holdfast".to_owned(),
+            version: "1".to_owned(),
+        };
+        let settings = RegistrySettings::from_config(&Config {
+            release,
+            values: Values::default(),
+        });
+        assert_eq!(settings.listen.port(), 5000);
+        assert_eq!(
+            settings.internal_listen.map(|address| address.port()),
+            Some(5001)
+        );
+        assert_eq!(
+            settings.internal_service.as_deref(),
+            Some("edge-holdfast-registry-internal.hf.svc")
+        );
+        assert_eq!(
+            settings.tls.unwrap().ca.as_deref(),
+            Some(Path::new("/etc/holdfast/tls/ca.crt"))
+        );
+        assert!(settings.upstreams.is_empty());
+    }
+}

@@ -77,7 +77,7 @@ fn tidy(schema: &mut Value) {
                     ("default" | "enum" | "const" | "required", _) => {}
                     // Their keys are the user's words, no keywords.
                     ("properties" | "definitions", Value::Object(named)) => {
-                        named.values_mut().for_each(tidy)
+                        named.values_mut().for_each(tidy);
                     }
                     (_, child) => tidy(child),
                 }
@@ -121,7 +121,8 @@ fn dotted(pointer: &str) -> String {
     for step in pointer.split('/').skip(1) {
         let step = step.replace("~1", "/").replace("~0", "~");
         if !step.is_empty() && step.bytes().all(|byte| byte.is_ascii_digit()) {
-            path.push_str(&format!("[{step}]"));
+            let line = format!("[{step}]");
+            path.push_str(&line);
         } else {
             if !path.is_empty() {
                 path.push('.');

@@ -61,7 +61,7 @@ impl Values {
             problems.push(Problem {
                 path: format!("{prefix}{path}"),
                 message,
-            })
+            });
         };
         let extension = &self.global.networkfunctionextension;
         let registry = &extension.cluster_registry;

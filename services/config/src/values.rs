@@ -273,7 +273,7 @@ impl LogLevel {
 pub struct Metrics {
     /// Give the pods `prometheus.io/*` annotations.
     pub scrape_annotations: bool,
-    /// A PodMonitor for the Prometheus operator.
+    /// A `PodMonitor` for the Prometheus operator.
     pub pod_monitor: PodMonitor,
 }
 
@@ -286,7 +286,7 @@ impl Default for Metrics {
     }
 }
 
-/// A PodMonitor for the Prometheus operator.
+/// A `PodMonitor` for the Prometheus operator.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PodMonitor {
