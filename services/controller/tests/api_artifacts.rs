@@ -1,4 +1,5 @@
 //! Artifacts from pod to status, against a real API server and a registry that answers as told.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bare;
 

@@ -1,4 +1,5 @@
 //! Certificates and the shared state against a real API server.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bare;
 

@@ -1,4 +1,5 @@
 //! The server and the clients of the process shell, over real sockets.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use holdfast_runtime::health::Health;
 use holdfast_runtime::server::{self, Limits};
