@@ -195,7 +195,7 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut(
     panic!("never: {what}");
 }
 
-fn rewriting() -> Option<Value> {
+fn rewriting() -> Value {
     Some(
         json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "every node is prepared" }),
     )
@@ -232,7 +232,7 @@ fn patch(answer: &Value) -> Value {
 // SPEC 5, SPEC 6
 #[tokio::test]
 async fn a_pod_is_patched_over_tls_and_its_image_is_announced() {
-    let webhook = start(rewriting(), true).await;
+    let webhook = start(Some(rewriting()), true).await;
     eventually("ready", || webhook.ready()).await;
     let answer = webhook.review(create(false)).await;
     assert_eq!(answer["response"]["uid"], "42");
@@ -275,7 +275,7 @@ async fn a_pod_is_patched_over_tls_and_its_image_is_announced() {
 
 #[tokio::test]
 async fn a_dry_run_is_patched_and_announces_nothing() {
-    let webhook = start(rewriting(), true).await;
+    let webhook = start(Some(rewriting()), true).await;
     eventually("ready", || webhook.ready()).await;
     assert!(patch(&webhook.review(create(true)).await).is_array());
     // A real one behind it shows that the queue was worked off.
@@ -309,7 +309,7 @@ async fn without_a_state_pods_are_allowed_unchanged() {
 
 #[tokio::test]
 async fn what_is_no_review_is_answered_clearly_and_what_is_of_no_use_is_allowed() {
-    let webhook = start(rewriting(), true).await;
+    let webhook = start(Some(rewriting()), true).await;
     eventually("ready", || webhook.ready()).await;
     let (status, text) = webhook.post("{").await;
     assert_eq!(status, 400);
@@ -329,7 +329,7 @@ async fn what_is_no_review_is_answered_clearly_and_what_is_of_no_use_is_allowed(
 // SPEC 27, SPEC 32
 #[tokio::test]
 async fn it_is_unready_until_the_certificate_is_there() {
-    let webhook = start(rewriting(), false).await;
+    let webhook = start(Some(rewriting()), false).await;
     let url = format!("http://{}/readyz", webhook.admin);
     eventually("the admin port", || async {
         reqwest::get(&url).await.is_ok()
