@@ -50,7 +50,7 @@ enum Suite {
 /// # Errors
 /// When a program cannot be built or a test fails.
 pub(crate) fn e2e(args: &E2eArgs) -> anyhow::Result<()> {
-    let mut command = prepare(&["holdfast-e2e", "holdfast-upstream", "holdfast"])?;
+    let mut command = prepare()?;
     command.arg("test").args([
         "--suite",
         match args.suite {
@@ -68,7 +68,7 @@ pub(crate) fn e2e(args: &E2eArgs) -> anyhow::Result<()> {
 /// # Errors
 /// When a program cannot be built or a step of the demo fails.
 pub(crate) fn demo(args: &DemoArgs) -> anyhow::Result<()> {
-    let mut command = prepare(&["holdfast-e2e", "holdfast-upstream"])?;
+    let mut command = prepare()?;
     command.arg("demo");
     finish(command, "demo", args.keep, args.json.as_deref())
 }
@@ -91,24 +91,26 @@ fn finish(mut command: Command, step: &str, keep: bool, json: Option<&Path>) -> 
     run::status(step, command)
 }
 
-/// Builds the image and these programs; returns the call of the suite's program with what it needs in the environment.
-fn prepare(programs: &[&str]) -> anyhow::Result<Command> {
+/// Builds the image, the suite and the fault proxy; returns the call of the suite's program with what it needs in the environment.
+fn prepare() -> anyhow::Result<Command> {
     let image = image::build()?;
-    let mut build = run::cargo(&["build"]);
-    for program in programs {
-        let package = if *program == "holdfast-upstream" {
-            "holdfast-testkit"
-        } else {
-            program
-        };
-        build.args(["--package", package, "--bin", program]);
-    }
-    run::status("cargo build", build)?;
-    let folder = target_folder()?.join("debug");
-    let mut command = Command::new(folder.join("holdfast-e2e"));
+    let build = [
+        "build",
+        "--quiet",
+        "--package",
+        "holdfast-e2e",
+        "--package",
+        "holdfast-testkit",
+        "--bins",
+    ];
+    run::status("cargo build", run::cargo(&build))?;
+    let target = target_folder()?;
+    let mut command = Command::new(target.join("debug/holdfast-e2e"));
     command
         .current_dir(run::root())
-        .env("HOLDFAST_PROGRAMS", &folder)
+        .env("HOLDFAST_UPSTREAM", target.join("debug/holdfast-upstream"))
+        // The same that is in the image.
+        .env("HOLDFAST_BINARY", target.join("release/holdfast"))
         .env("HOLDFAST_CHART", run::root().join("chart"))
         .env("HOLDFAST_IMAGE", &image.reference)
         .env("HOLDFAST_IMAGE_ARCHIVE", &image.archive);

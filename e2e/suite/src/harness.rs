@@ -27,13 +27,24 @@ pub(crate) struct Case {
     pub(crate) run: fn(&mut World) -> Result<()>,
 }
 
-/// A case of the ci suite.
+/// A case of the ci suite, named after its module and function.
 macro_rules! ci {
-    ($($path:ident)::+) => { $crate::harness::Case { name: stringify!($($path)::+), suite: $crate::harness::Suite::Ci, run: $($path)::+ } };
+    ($group:ident::$name:ident) => {
+        $crate::harness::Case {
+            name: concat!(stringify!($group), "::", stringify!($name)),
+            suite: $crate::harness::Suite::Ci,
+            run: $group::$name,
+        }
+    };
 }
 /// A case of the full suite only.
 macro_rules! full {
-    ($($path:ident)::+) => { $crate::harness::Case { name: stringify!($($path)::+), suite: $crate::harness::Suite::Full, run: $($path)::+ } };
+    ($group:ident::$name:ident) => {
+        $crate::harness::Case {
+            suite: $crate::harness::Suite::Full,
+            ..ci!($group::$name)
+        }
+    };
 }
 pub(crate) use {ci, full};
 

@@ -19,10 +19,9 @@ pub(crate) fn random(bytes: usize) -> Result<Vec<u8>> {
 
 /// A short text that no other run has seen.
 pub(crate) fn unique() -> Result<String> {
-    Ok(random(4)?
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    let mut bytes = [0; 4];
+    bytes.copy_from_slice(&random(4)?);
+    Ok(format!("{:08x}", u32::from_be_bytes(bytes)))
 }
 
 /// An image that runs the workload program, with `layers` more layers of random bytes.

@@ -32,11 +32,6 @@ impl Kube {
         command::run(self.command(arguments))
     }
 
-    /// Runs kubectl, which must fail; returns what it said.
-    pub(crate) fn refused(&self, arguments: &[&str]) -> Result<String> {
-        command::refused(self.command(arguments))
-    }
-
     /// `kubectl get … -o json`.
     pub(crate) fn get(&self, arguments: &[&str]) -> Result<Value> {
         let text = self.run(&[&["get", "-o", "json"], arguments].concat())?;
@@ -86,19 +81,6 @@ impl Kube {
         eventually(limit, || {
             let pod = self.get(&["pod", "-n", namespace, name])?;
             ensure!(is_ready(&pod), "pod {namespace}/{name}: {}", explain(&pod));
-            Ok(pod)
-        })
-    }
-
-    /// Waits until a pod has ended well.
-    pub(crate) fn succeeded(&self, namespace: &str, name: &str, limit: Duration) -> Result<Value> {
-        eventually(limit, || {
-            let pod = self.get(&["pod", "-n", namespace, name])?;
-            ensure!(
-                pod["status"]["phase"] == "Succeeded",
-                "pod {namespace}/{name}: {}",
-                explain(&pod)
-            );
             Ok(pod)
         })
     }

@@ -109,7 +109,8 @@ fn run(command: Command) -> anyhow::Result<()> {
                     json,
                 },
             );
-            result.and(world.end())
+            let ended = world.end();
+            result.and(ended)
         }
         Command::List => {
             for case in tests::all() {

@@ -15,11 +15,10 @@ use crate::kube::Kube;
 use crate::tools::{self, Tools};
 use crate::upstream::Upstream;
 
-const NAMESPACE: &str = "holdfast-system";
-const NAME: &str = "holdfast";
-
 /// A release, installed or not.
 pub(crate) struct Release {
+    name: &'static str,
+    namespace: &'static str,
     helm: PathBuf,
     cluster: Cluster,
     chart: PathBuf,
@@ -64,6 +63,8 @@ impl Release {
             }},
         });
         Ok(Self {
+            name: "holdfast",
+            namespace: "holdfast-system",
             helm: tools::program(Program::Helm)?,
             cluster: cluster.clone(),
             chart: tools.chart.clone(),
@@ -81,17 +82,20 @@ impl Release {
 
     /// The release's namespace.
     pub(crate) fn namespace(&self) -> &'static str {
-        NAMESPACE
+        self.namespace
     }
 
     /// The name of one of the release's objects.
     pub(crate) fn object(&self, suffix: &str) -> String {
-        format!("{NAME}-{suffix}")
+        format!("{}-{suffix}", self.name)
     }
 
     /// The selector of a part's pods.
     pub(crate) fn part(&self, part: &str) -> String {
-        format!("app.kubernetes.io/instance={NAME},app.kubernetes.io/component={part}")
+        format!(
+            "app.kubernetes.io/instance={},app.kubernetes.io/component={part}",
+            self.name
+        )
     }
 
     /// helm against the cluster.
@@ -106,10 +110,11 @@ impl Release {
         let file = self.folder.join(format!("values-{}.json", unique()?));
         std::fs::write(&file, values.to_string()).context("write values")?;
         let mut helm = self.helm();
-        helm.args(["upgrade", "--install", NAME]).arg(&self.chart);
+        helm.args(["upgrade", "--install", self.name])
+            .arg(&self.chart);
         helm.args([
             "--namespace",
-            NAMESPACE,
+            self.namespace,
             "--create-namespace",
             "--wait",
             "--timeout",
@@ -135,7 +140,7 @@ impl Release {
         let off = extra.pointer("/global/networkfunctionextension/enableClusterRegistry")
             == Some(&json!(false));
         if !off {
-            self.wait_rewriting(kube, Duration::from_mins(3))?;
+            self.wait_rewriting(kube, Duration::from_secs(180))?;
         }
         self.current = Some(extra.clone());
         Ok(())
@@ -156,7 +161,7 @@ impl Release {
 
     /// The state that the controller shares with the webhook.
     pub(crate) fn state(&self, kube: &Kube) -> Result<Value> {
-        let map = kube.get(&["configmap", "-n", NAMESPACE, &self.object("state")])?;
+        let map = kube.get(&["configmap", "-n", self.namespace, &self.object("state")])?;
         serde_json::from_str(
             map["data"]["state.json"]
                 .as_str()
@@ -173,7 +178,7 @@ impl Release {
             ("webhook", replicas),
             ("controller", 1),
         ] {
-            kube.wait_ready(NAMESPACE, &self.part(part), count, limit)?;
+            kube.wait_ready(self.namespace, &self.part(part), count, limit)?;
         }
         self.wait_rewriting(kube, limit)
     }
@@ -186,9 +191,9 @@ impl Release {
         let mut helm = self.helm();
         helm.args([
             "uninstall",
-            NAME,
+            self.name,
             "--namespace",
-            NAMESPACE,
+            self.namespace,
             "--wait",
             "--timeout",
             "5m",

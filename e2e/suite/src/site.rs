@@ -279,7 +279,7 @@ impl Site {
                 drop(self.kube.run(&["uncordon", &node]));
             }
         }
-        eventually(Duration::from_mins(3), || {
+        eventually(Duration::from_secs(180), || {
             let status = self.cluster.status()?;
             ensure!(
                 status.api_server && status.nodes.values().all(|ready| *ready),

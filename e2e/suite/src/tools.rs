@@ -12,8 +12,10 @@ use crate::upstream::{self, Inside};
 
 /// Where everything is.
 pub(crate) struct Tools {
-    /// The folder of our own programs.
-    programs: PathBuf,
+    /// The program that is in the image.
+    pub(crate) holdfast: PathBuf,
+    /// The fault proxy.
+    proxy: PathBuf,
     pub(crate) chart: PathBuf,
     /// Reference and archive of Holdfast's image.
     pub(crate) image: String,
@@ -35,7 +37,8 @@ impl Tools {
             .join(std::process::id().to_string());
         std::fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         Ok(Self {
-            programs: variable("HOLDFAST_PROGRAMS")?.into(),
+            holdfast: variable("HOLDFAST_BINARY")?.into(),
+            proxy: variable("HOLDFAST_UPSTREAM")?.into(),
             chart: variable("HOLDFAST_CHART")?.into(),
             image: variable("HOLDFAST_IMAGE")?,
             archive: variable("HOLDFAST_IMAGE_ARCHIVE")?.into(),
@@ -43,23 +46,11 @@ impl Tools {
         })
     }
 
-    /// One of our own programs.
-    pub(crate) fn own(&self, name: &str) -> Result<PathBuf> {
-        let path = self.programs.join(name);
-        if !path.is_file() {
-            bail!(
-                "{} is missing: run this through `cargo xtask`",
-                path.display()
-            );
-        }
-        Ok(path)
-    }
-
     /// The programs that upstreams are made of.
     pub(crate) fn upstream(&self) -> Result<upstream::Programs> {
         Ok(upstream::Programs {
             registry: program(Program::Registry)?,
-            proxy: self.own("holdfast-upstream")?,
+            proxy: self.proxy.clone(),
             crane: program(Program::Crane)?,
         })
     }

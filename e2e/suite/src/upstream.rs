@@ -36,7 +36,6 @@ pub(crate) struct Upstream {
     pub(crate) endpoint: String,
     /// The CA's certificate, PEM, where the proxy serves TLS.
     pub(crate) ca: Option<String>,
-    pub(crate) login: Option<(String, String)>,
     control: String,
     registry: String,
     inside: Inside,
@@ -107,9 +106,6 @@ impl Upstream {
             host: plan.host.to_owned(),
             endpoint: format!("{scheme}://{}:{}", plan.address, plan.port),
             ca: None,
-            login: plan
-                .login
-                .map(|(user, password)| (user.to_owned(), password.to_owned())),
             control,
             registry,
             inside: inside.clone(),
@@ -198,17 +194,6 @@ impl Upstream {
             "a blob of {repository} was fetched more than once: {fetches:?}"
         );
         Ok(())
-    }
-
-    /// How many requests named a repository.
-    pub(crate) fn asked(&self, repository: &str) -> Result<u64> {
-        let part = format!("/v2/{repository}/");
-        Ok(self
-            .requests()?
-            .iter()
-            .filter(|(request, _)| request.contains(&part))
-            .map(|(_, count)| count)
-            .sum())
     }
 }
 

@@ -12,6 +12,8 @@ pub(super) struct Show {
     started: Instant,
     steps: Vec<Value>,
     facts: Map<String, Value>,
+    /// What was printed below the current step.
+    lines: Vec<String>,
 }
 
 impl Show {
@@ -21,6 +23,7 @@ impl Show {
             started: Instant::now(),
             steps: Vec::new(),
             facts: Map::new(),
+            lines: Vec::new(),
         }
     }
 
@@ -43,14 +46,15 @@ impl Show {
         };
         println!("   {word} {seconds:.1} s");
         self.steps
-            .push(json!({"title": title, "seconds": seconds, "ok": result.is_ok()}));
+            .push(json!({"title": title, "seconds": seconds, "ok": result.is_ok(), "shown": std::mem::take(&mut self.lines)}));
         result
     }
 
     /// Prints lines below the current step.
-    pub(super) fn say(&self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         for line in text.lines() {
             println!("   {line}");
+            self.lines.push(line.to_owned());
         }
     }
 

@@ -15,9 +15,9 @@ use crate::tools::Tools;
 const NAMESPACE: &str = "demo";
 const SELECTOR: &str = "app=shop";
 /// A dead node is noticed within 50 s, its pods leave 5 s later and are deleted by force or not at all; then a pod starts.
-const REPLACED: Duration = Duration::from_mins(3);
+const REPLACED: Duration = Duration::from_secs(180);
 /// Nodes, control plane, Holdfast and the workload together.
-const BOOTED: Duration = Duration::from_mins(5);
+const BOOTED: Duration = Duration::from_secs(300);
 
 /// The stage.
 pub(super) struct Demo {

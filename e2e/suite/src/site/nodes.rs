@@ -69,7 +69,7 @@ impl Site {
         let (body, status) = text
             .trim_end()
             .rsplit_once('\n')
-            .unwrap_or(("", text.trim_end()));
+            .unwrap_or_else(|| ("", text.trim_end()));
         Ok((
             status
                 .trim()

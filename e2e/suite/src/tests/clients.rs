@@ -68,7 +68,7 @@ impl Alone {
             "upstreams": [{"host": PRIVATE, "endpoint": upstream.endpoint}],
         });
         std::fs::write(&configuration, settings.to_string()).context("write the configuration")?;
-        let mut serve = inside(&tools.own("holdfast")?);
+        let mut serve = inside(&tools.holdfast);
         serve.args(["registry", "--config"]).arg(&configuration);
         let registry = spawn(serve, &folder.join("holdfast.log"))?;
         let crane = programs.crane;

@@ -103,7 +103,8 @@ pub(super) fn pulls_go_on_without_the_api_server(world: &mut World) -> Result<()
     site.private.heal()?;
     pulled.context("a pull while the API server is down")?;
     site.recover()?;
-    site.release.wait_ready(&site.kube, Duration::from_mins(2))
+    site.release
+        .wait_ready(&site.kube, Duration::from_secs(120))
 }
 
 pub(super) fn a_site_boots_without_its_uplink(world: &mut World) -> Result<()> {
@@ -123,7 +124,7 @@ pub(super) fn a_site_boots_without_its_uplink(world: &mut World) -> Result<()> {
     site.cluster.power_on_all()?;
     let booted = site
         .cluster
-        .wait_ready(Duration::from_mins(4))
+        .wait_ready(Duration::from_secs(240))
         .context("the site boots without its uplink");
     let running = booted.and_then(|()| {
         site.kube

@@ -49,6 +49,21 @@ pub(super) fn private_images_start_from_the_local_registry(world: &mut World) ->
         site.private
             .fetched_once(&pushed.repository, pushed.blobs)?;
     }
+    let artifacts = site.kube.list(&["artifacts", "-n", &test.name])?;
+    for pushed in [&app, &init, &files] {
+        let artifact = artifacts
+            .iter()
+            .find(|artifact| artifact["spec"]["sourceArtifact"] == pushed.reference);
+        let digest = artifact
+            .map(|artifact| artifact["status"]["digest"].clone())
+            .unwrap_or_default();
+        ensure!(
+            digest == pushed.digest,
+            "{}: the status says {digest}, pushed was {}",
+            pushed.reference,
+            pushed.digest
+        );
+    }
     let mut sources = site.kube.artifacts(&test.name, false)?;
     sources.sort();
     let mut expected = [app.reference, init.reference, files.reference];
