@@ -196,9 +196,7 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut(
 }
 
 fn rewriting() -> Value {
-    Some(
-        json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "every node is prepared" }),
-    )
+    json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "every node is prepared" })
 }
 
 fn create(dry_run: bool) -> Value {
