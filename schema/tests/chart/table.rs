@@ -90,7 +90,9 @@ fn good() -> Vec<Vec<(String, Value)>> {
 }
 
 /// Path, value, who refuses it, and what is set beside it.
-fn bad() -> Vec<(String, Value, By, Vec<(String, Value)>)> {
+type Bad = (String, Value, By, Vec<(String, Value)>);
+
+fn bad() -> Vec<Bad> {
     let mut rows = Vec::new();
     let on = (format!("{P}.enableClusterRegistry"), json!(true));
     let single = (
@@ -226,7 +228,7 @@ fn bad() -> Vec<(String, Value, By, Vec<(String, Value)>)> {
     schema("uninstall.timeoutSeconds", vec![json!(5)]);
 
     let mut rule = |path: &str, value: Value, beside: Vec<(String, Value)>| {
-        rows.push((path.to_owned(), value, By::Rule, beside))
+        rows.push((path.to_owned(), value, By::Rule, beside));
     };
     rule(&p("enableEarlyLoading"), json!(true), vec![]);
     rule(
