@@ -31,7 +31,6 @@ async fn replica(folder: &Path, upstream: &Upstream, listed: bool, id: &str) -> 
     }
 }
 
-// SPEC 13
 #[tokio::test]
 async fn two_replicas_ask_the_upstream_once_and_both_stream() {
     let image = ImageBuilder::new(20).layer(2_000_000).build();
@@ -78,7 +77,6 @@ async fn two_replicas_ask_the_upstream_once_and_both_stream() {
     wait_for_tag(&two.fills, &upstream, &image).await;
 }
 
-// SPEC 13
 #[tokio::test]
 async fn two_replicas_asked_to_fill_at_once_copy_each_blob_once() {
     let image = ImageBuilder::new(21)
@@ -133,7 +131,6 @@ fn age_locks(store: &Store, digest: &Digest) {
         .unwrap();
 }
 
-// SPEC 14
 #[tokio::test]
 async fn a_registry_killed_in_a_fill_goes_on_from_what_it_had() {
     let image = ImageBuilder::new(22).layer(1_500_000).build();
