@@ -168,6 +168,14 @@ readinessProbe:
   failureThreshold: 2
 {{- end -}}
 
+{{/* A pod that ends stays open until every node has stopped sending it connections. */}}
+{{- define "holdfast.drain" -}}
+lifecycle:
+  preStop:
+    sleep:
+      seconds: 5
+{{- end -}}
+
 {{/* The mount and the volume of the configuration. */}}
 {{- define "holdfast.configMount" -}}
 - name: config

@@ -110,12 +110,15 @@ fn show(cluster: &Cluster, json: Option<&PathBuf>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The path of helm, built when it is not there yet.
+/// The paths of helm 4 and helm 3, built when they are not there yet.
 ///
 /// # Errors
-/// When it cannot be built.
-pub(crate) fn helm() -> anyhow::Result<PathBuf> {
-    let programs =
-        programs::ensure(&[Program::Helm]).context("helm is needed to render the chart")?;
-    Ok(programs.path(Program::Helm)?.to_path_buf())
+/// When one cannot be built.
+pub(crate) fn helms() -> anyhow::Result<Vec<PathBuf>> {
+    let wanted = [Program::Helm, Program::Helm3];
+    let programs = programs::ensure(&wanted).context("helm is needed to render the chart")?;
+    wanted
+        .into_iter()
+        .map(|program| Ok(programs.path(program)?.to_path_buf()))
+        .collect()
 }

@@ -137,6 +137,8 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
                 "--quiet",
                 "--workspace",
                 "--all-targets",
+                "--features",
+                API_SERVER,
                 "--",
                 "-D",
                 "warnings",
@@ -148,11 +150,21 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
     }
 }
 
-/// Runs every test of the workspace. The chart's tests render with the real helm, which is built when it is not there yet.
+/// Turns on the tests that talk to a real API server without nodes.
+const API_SERVER: &str = "holdfast-controller/apiserver";
+
+/// Runs every test of the workspace. The chart's tests render with the real helms of both generations; like etcd and the API server they are
+/// built when they are not there yet.
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
-    let helm = crate::cluster::helm()?;
-    let mut command = run::cargo(&["test", "--workspace", "--no-fail-fast"]);
-    command.env("HOLDFAST_HELM", helm);
+    let helms = std::env::join_paths(crate::cluster::helms()?).context("a path of helm")?;
+    let mut command = run::cargo(&[
+        "test",
+        "--workspace",
+        "--no-fail-fast",
+        "--features",
+        API_SERVER,
+    ]);
+    command.env("HOLDFAST_HELM", helms);
     count(command, counts)
 }
 
