@@ -44,7 +44,7 @@ pub(super) fn lints_and_renders_every_scenario(world: &mut World) -> Result<()> 
         for scenario in scenarios(chart)? {
             let mut template = Command::new(&helm);
             template
-                .args(["template", "holdfast"])
+                .args(["template", "holdfast", "--kube-version", "1.33.0"])
                 .arg(chart)
                 .arg("--values")
                 .arg(&scenario);
@@ -78,10 +78,13 @@ fn documented() -> Vec<(&'static str, Value)> {
 /// The configuration that a rendered chart gives its services: the values after defaults.
 fn rendered(helm: &Path, chart: &Path, settings: &[String]) -> Result<String> {
     let mut template = Command::new(helm);
-    template.args(["template", "holdfast"]).arg(chart).args([
-        "--set",
-        "global.networkfunctionextension.enableClusterRegistry=true",
-    ]);
+    template
+        .args(["template", "holdfast", "--kube-version", "1.33.0"])
+        .arg(chart)
+        .args([
+            "--set",
+            "global.networkfunctionextension.enableClusterRegistry=true",
+        ]);
     for setting in settings {
         template.args(["--set-json", setting]);
     }

@@ -62,14 +62,19 @@ impl Alone {
         let image = format!("team/app-{}:1", images::unique()?);
         upstream.push(&layout, &image)?;
         let configuration = folder.join("holdfast.yaml");
-        let settings = json!({
-            "listen": format!("{listen}:{}", port + 3),
-            "data": folder.join("store"),
-            "upstreams": [{"host": PRIVATE, "endpoint": upstream.endpoint}],
-        });
+        let settings = json!({"upstreams": [{"host": PRIVATE, "endpoint": upstream.endpoint}]});
         std::fs::write(&configuration, settings.to_string()).context("write the configuration")?;
         let mut serve = inside(&tools.holdfast);
-        serve.args(["registry", "--config"]).arg(&configuration);
+        serve.args([
+            "registry",
+            "--listen",
+            &format!("{listen}:{}", port + 3),
+            "--data",
+        ]);
+        serve
+            .arg(folder.join("store"))
+            .arg("--config")
+            .arg(&configuration);
         let registry = spawn(serve, &folder.join("holdfast.log"))?;
         let crane = programs.crane;
         let alone = Self {
