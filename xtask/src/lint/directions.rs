@@ -48,7 +48,11 @@ const ONLY: [(&str, &[&str]); 4] = [
         "tokio-rustls",
         &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
     ),
-    ("serde_yaml", &["holdfast-config", "holdfast-schema"]),
+    (
+        "serde_yaml",
+        // The cluster reads kind-config.yaml; it is no part of a release.
+        &["holdfast-config", "holdfast-schema", "holdfast-cluster"],
+    ),
     (
         "warp",
         &[

@@ -1,3 +1,5 @@
+//! Pull secrets of every shape, and which of their credentials are tried for a reference, in order.
+
 use super::*;
 use serde_json::json;
 

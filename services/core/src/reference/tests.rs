@@ -1,3 +1,5 @@
+//! The reference grammar: what is accepted, refused, and repaired.
+
 use super::*;
 use proptest::prelude::*;
 

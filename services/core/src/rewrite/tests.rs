@@ -1,3 +1,5 @@
+//! The rewrite and its inverse, as tables and as a property.
+
 use super::*;
 use proptest::prelude::*;
 

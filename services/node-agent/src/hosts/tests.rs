@@ -1,3 +1,5 @@
+//! What is written for the runtime, to the byte.
+
 use holdfast_api::state::Host;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Where containerd of each generation says its host folder is.
+
 use std::collections::BTreeMap;
 
 use super::*;

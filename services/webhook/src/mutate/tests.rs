@@ -1,3 +1,5 @@
+//! The rewrite matrix: kinds of containers, forms of references, requests and opt-outs.
+
 use super::*;
 use holdfast_api::state::ClusterState;
 use holdfast_core::sources::Upstreams;

@@ -1,3 +1,5 @@
+//! Admission reviews in and out, malformed ones too.
+
 use super::*;
 
 fn review(request: Value) -> Vec<u8> {
