@@ -110,7 +110,6 @@ pub(super) fn wrong_bytes_are_never_visible(world: &mut World) -> Result<()> {
     site.kube.copied(&test.name, &image.reference, START * 2)
 }
 
-// SPEC 42
 pub(super) fn a_pod_missed_by_the_webhook_starts_and_is_copied(world: &mut World) -> Result<()> {
     let site = world.site()?;
     ensure!(site.own, "needs nodes that can pull by themselves");
