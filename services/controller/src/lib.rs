@@ -43,9 +43,6 @@ pub enum Error {
     /// The environment describes no API server.
     #[error("no way to the API server is configured")]
     Client(#[from] kube::Error),
-    /// The match condition is no CEL expression.
-    #[error("webhook.pod.mutation.matchConditionExpression cannot be used")]
-    Condition(#[from] holdfast_conditions::Error),
     /// The namespace selector of the scope is malformed.
     #[error("webhook.scope.namespaceSelector cannot be used: {0}")]
     Selector(String),

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API server.
 #[derive(Debug)]
 pub struct Scope {
-    condition: Condition,
+    /// `None`: the API server understands the expression, this process does not.
+    condition: Option<Condition>,
     namespaces: Selector,
     upstreams: Upstreams,
     release_namespace: String,
@@ -92,7 +93,15 @@ impl Scope {
             .filter_map(|upstream| Host::parse(&upstream.host).ok())
             .collect();
         Ok(Self {
-            condition: Condition::parse(expression)?,
+            condition: Condition::parse(expression)
+                .inspect_err(|error| {
+                    tracing::error!(
+                        %error,
+                        "webhook.pod.mutation.matchConditionExpression is not understood here: images are copied for pods that the \
+                         webhook rewrites, not for pods that it missed"
+                    );
+                })
+                .ok(),
             namespaces,
             upstreams: Upstreams::new(&values.sources, configured),
             release_namespace: config.release.namespace.clone(),
@@ -216,9 +225,13 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
 
 fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
     // An error means what `failurePolicy: Ignore` means to the API server: left alone.
-    scope.condition.matches(document, &Facts::of_pod(document)).unwrap_or_else(|error| {
-        tracing::debug!(%error, "the match condition gives no answer for a pod, it is left alone");
-        false
+    scope.condition.as_ref().is_some_and(|condition| {
+        condition
+            .matches(document, &Facts::of_pod(document))
+            .unwrap_or_else(|error| {
+                tracing::debug!(%error, "the match condition gives no answer for a pod, it is left alone");
+                false
+            })
     })
 }
 

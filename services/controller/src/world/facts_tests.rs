@@ -160,3 +160,17 @@ fn namespaces_opt_out_and_the_release_is_left_out() {
     assert!(!scope.includes("holdfast-system", &labels(&[])));
     assert!(!scope.includes("apps", &labels(&[("holdfast.dev/rewrite", "disabled")])));
 }
+
+#[test]
+fn a_condition_that_only_the_api_server_understands_leaves_the_webhooks_pods_covered() {
+    let unknown = json!({"global": {"networkfunctionextension": {"webhook": {"pod": {"mutation": {
+        "matchConditionExpression": "object.spec.futureFunction( < 3"
+    }}}}}});
+    check(unknown.clone(), json!({}), &[]);
+    let rewritten = "10.96.0.50/registry.example/team/app:1";
+    check(
+        unknown,
+        json!({"spec": {"containers": [{"name": "c", "image": rewritten}]}}),
+        &["registry.example/team/app:1"],
+    );
+}
