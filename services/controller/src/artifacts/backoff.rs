@@ -33,6 +33,13 @@ pub fn pause(
     )
 }
 
+/// For how long the registry's word that it holds an image is believed: ten to fifteen minutes, by `dice` (0 to 1), so that
+/// a thousand images are not asked for at once. Asking costs no upstream request while the image is local (SPEC 14), and
+/// is how a volume that was lost fills again.
+pub fn confirm_again(dice: f64) -> Duration {
+    Duration::from_secs(600) + Duration::from_secs(300).mul_f64(dice.clamp(0.0, 1.0))
+}
+
 /// A throw of the dice, 0 to 1; without random bytes always the middle.
 pub fn dice() -> f64 {
     let mut byte = [0_u8; 2];
@@ -71,6 +78,12 @@ mod tests {
         check(Reason::UpstreamUnavailable, 1, Some(30), Some(30));
         check(Reason::UpstreamUnavailable, 99, Some(30), Some(60));
         check(Reason::UpstreamUnavailable, 1, Some(86_400), Some(3600));
+    }
+
+    #[test]
+    fn the_registrys_word_is_believed_for_ten_to_fifteen_minutes() {
+        let at = |dice| confirm_again(dice).as_secs();
+        assert_eq!((at(0.0), at(0.5), at(1.0)), (600, 750, 900));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::{backoff, credentials};
 use crate::Context;
 use crate::world::World;
 use holdfast_api::Artifact;
-use holdfast_api::artifact::Reason;
+use holdfast_api::artifact::{ArtifactStatus, Reason};
 use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_core::Reference;
 use kube::ResourceExt as _;
@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
+/// Until a status that could not be written is tried again.
+const UNWRITTEN: Duration = Duration::from_secs(5);
 
 /// Does the looking.
 #[derive(Debug)]
@@ -29,8 +31,13 @@ pub struct Reconciler {
 /// What this process knows of an Artifact beside its object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memory {
-    /// The generation for which the registry said, to this process, that it holds the image.
-    confirmed: Option<i64>,
+    /// The generation for which the registry said, to this process, that it holds the image, and until when that is believed.
+    confirmed: Option<(i64, Instant)>,
+    /// The status that was built last. The object that the watch shows may be older: built upon that, a status would take
+    /// back what was written since.
+    status: Option<ArtifactStatus>,
+    /// Whether that status is known to be written.
+    written: bool,
     /// Failures in a row.
     failures: u32,
     /// Not before this time is the registry asked again.
@@ -63,9 +70,7 @@ impl Memory {
         if let Some((uid, _, before)) = &self.noticed {
             if *uid != artifact.metadata.uid {
                 *self = Self::default();
-            } else if let (Some(before), Some(now)) = (before, demand)
-                && !before.same_credentials(now)
-            {
+            } else if other_credentials(before.as_ref(), demand) {
                 self.not_before = None;
             }
         }
@@ -76,16 +81,32 @@ impl Memory {
         ));
     }
 
-    /// Takes over what a look found out; what was noticed in the meantime stays.
-    pub fn learn(&mut self, found: Self) {
+    /// Takes over what a look found out; what was noticed in the meantime stays. What was found out about an object that
+    /// is gone says nothing about the one of the same name, and other credentials end the pause that the old ones earned.
+    pub fn learn(&mut self, mut found: Self) {
+        if let (Some((uid, _, demand)), Some((seen_uid, _, seen))) = (&self.noticed, &found.noticed)
+        {
+            if uid != seen_uid {
+                return;
+            }
+            if other_credentials(seen.as_ref(), demand.as_ref()) {
+                found.not_before = None;
+            }
+        }
         let noticed = self.noticed.take().or(found.noticed);
         *self = Self { noticed, ..found };
     }
 
-    fn is_confirmed(&self, artifact: &Artifact) -> bool {
-        self.confirmed.is_some()
-            && self.confirmed == Some(artifact.metadata.generation.unwrap_or(0))
+    /// Until when the registry's word on this generation holds; `None` when it is to be asked.
+    fn confirmed_for(&self, artifact: &Artifact, now: Instant) -> Option<Duration> {
+        let (generation, until) = self.confirmed?;
+        (generation == artifact.metadata.generation.unwrap_or(0) && now < until)
+            .then(|| until.duration_since(now))
     }
+}
+
+fn other_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
+    matches!((before, now), (Some(before), Some(now)) if !before.same_credentials(now))
 }
 
 impl Reconciler {
@@ -109,35 +130,49 @@ impl Reconciler {
         if artifact.metadata.deletion_timestamp.is_some() {
             return Outcome::default();
         }
-        // Already asked in this process, and the answer was yes (SPEC 14); or asked too recently.
+        let (seen_status, mut latest) = (artifact.status.clone(), artifact.clone());
+        if let Some(status) = &memory.status {
+            latest.status = Some(status.clone());
+        }
+        let artifact = &latest;
+        let now = Instant::now();
+        // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too recently.
         let wait = memory
-            .not_before
-            .map(|at| at.saturating_duration_since(Instant::now()))
+            .confirmed_for(artifact, now)
+            .or_else(|| memory.not_before?.checked_duration_since(now))
             .filter(|wait| !wait.is_zero());
-        if memory.is_confirmed(artifact) || wait.is_some() {
-            let written = self.write(artifact, demand, &News::Unchanged).await;
+        if let Some(wait) = wait {
+            let written = self.write(artifact, demand, &News::Unchanged, memory).await;
             return Outcome {
-                again: wait.or_else(|| (!written).then_some(Duration::from_secs(5))),
+                again: Some(if written { wait } else { wait.min(UNWRITTEN) }),
             };
         }
-        let started = Instant::now();
+        let asked_before = memory.confirmed.is_some();
+        // By now the watch has shown what was written: a status that somebody else took away is written again.
+        memory.written &= seen_status == artifact.status;
         let outcome = self.copy(artifact, demand, memory).await;
         let reason = outcome
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
-        self.context.metrics.filled(reason, started.elapsed());
+        self.context.metrics.filled(reason, now.elapsed());
         let (news, message, again) = match outcome {
             Ok(result) => {
-                memory.confirmed = Some(artifact.metadata.generation.unwrap_or(0));
+                let again = backoff::confirm_again(backoff::dice());
+                memory.confirmed = Some((
+                    artifact.metadata.generation.unwrap_or(0),
+                    Instant::now() + again,
+                ));
                 (memory.failures, memory.not_before) = (0, None);
-                tracing::info!(
-                    artifact.namespace = artifact.namespace(),
-                    image = artifact.spec.source_artifact,
-                    image.digest = result.digest,
-                    already_local = result.already_local,
-                    "the registry holds the image"
-                );
-                (News::Copied(result), String::new(), None)
+                if !(asked_before && result.already_local) {
+                    tracing::info!(
+                        artifact.namespace = artifact.namespace(),
+                        image = artifact.spec.source_artifact,
+                        image.digest = result.digest,
+                        already_local = result.already_local,
+                        "the registry holds the image"
+                    );
+                }
+                (News::Copied(result), String::new(), Some(again))
             }
             Err(failure) => {
                 if failure.reason != Reason::Copying {
@@ -158,18 +193,22 @@ impl Reconciler {
                     error = failure.message,
                     "the image is not copied yet"
                 );
+                // A registry that restarts says nothing about an image that it held: people are told when it says no.
+                if asked_before
+                    && failure.reason == Reason::RegistryUnavailable
+                    && status::was_ready(artifact)
+                {
+                    return Outcome { again };
+                }
                 let message = failure.message.clone();
-                (
-                    News::Failed {
-                        failure,
-                        attempts: memory.failures,
-                    },
-                    message,
-                    again,
-                )
+                let news = News::Failed {
+                    failure,
+                    attempts: memory.failures,
+                };
+                (news, message, again)
             }
         };
-        let written = self.write(artifact, demand, &news).await;
+        let written = self.write(artifact, demand, &news, memory).await;
         // A copy that was known before this process is no news.
         let news_to_people =
             reason != Reason::Copying && !(reason == Reason::Copied && status::was_ready(artifact));
@@ -178,7 +217,11 @@ impl Reconciler {
         }
         memory.told = Some(reason);
         Outcome {
-            again: again.or_else(|| (!written).then_some(Duration::from_secs(5))),
+            again: if written {
+                again
+            } else {
+                Some(again.map_or(UNWRITTEN, |again| again.min(UNWRITTEN)))
+            },
         }
     }
 
@@ -186,7 +229,7 @@ impl Reconciler {
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
-        memory: &Memory,
+        memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
         let request = self.request(artifact, demand).await?;
         let fill = self.client.fill(&request.0);
@@ -197,7 +240,8 @@ impl Reconciler {
                 if !status::was_ready(artifact) {
                     let failure =
                         Failure { reason: Reason::Copying, message: "the registry is copying".to_owned(), retry_after: None };
-                    self.write(artifact, demand, &News::Failed { failure, attempts: memory.failures }).await;
+                    let news = News::Failed { failure, attempts: memory.failures };
+                    self.write(artifact, demand, &news, memory).await;
                 }
                 fill.await
             }
@@ -252,16 +296,26 @@ impl Reconciler {
         Ok((request, found.problems))
     }
 
-    /// Writes the status; false when that failed.
-    async fn write(&self, artifact: &Artifact, demand: Option<&Demand>, news: &News) -> bool {
+    /// Writes the status; false when that failed: then it is kept and written with the next look.
+    async fn write(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        news: &News,
+        memory: &mut Memory,
+    ) -> bool {
         let status = status::build(artifact, demand, news, jiff::Timestamp::now());
-        match status::write(&self.context.client, artifact, &status).await {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::warn!(artifact.name = artifact.name_any(), %error, "a status cannot be written");
-                false
-            }
+        let known = memory.status.as_ref().or(artifact.status.as_ref()) == Some(&status);
+        if known && (memory.written || memory.status.is_none()) {
+            (memory.status, memory.written) = (Some(status), true);
+            return true;
         }
+        let outcome = status::write(&self.context.client, artifact, &status).await;
+        (memory.status, memory.written) = (Some(status), outcome.is_ok());
+        if let Err(error) = outcome {
+            tracing::warn!(artifact.name = artifact.name_any(), %error, "a status cannot be written");
+        }
+        memory.written
     }
 }
 
@@ -282,60 +336,5 @@ fn announced(artifact: &Artifact) -> Demand {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use holdfast_api::ArtifactSpec;
-
-    fn artifact(uid: &str, generation: i64) -> Artifact {
-        let mut artifact = Artifact::new("app", ArtifactSpec::default());
-        artifact.metadata.uid = Some(uid.to_owned());
-        artifact.metadata.generation = Some(generation);
-        artifact
-    }
-
-    fn demand(secret: &str) -> Demand {
-        Demand {
-            pull_secrets: [secret.to_owned()].into(),
-            ..Demand::default()
-        }
-    }
-
-    // SPEC 14
-    #[test]
-    fn only_changes_are_looked_at() {
-        let mut memory = Memory::default();
-        assert!(
-            memory.needs_look(&artifact("u", 1), None),
-            "after a start everything is looked at once"
-        );
-        memory.noticed(&artifact("u", 1), None);
-        assert!(!memory.needs_look(&artifact("u", 1), None));
-        assert!(memory.needs_look(&artifact("u", 2), None));
-        assert!(memory.needs_look(&artifact("u", 1), Some(&demand("s"))));
-    }
-
-    // SPEC 35
-    #[test]
-    fn other_pull_secrets_end_a_pause() {
-        let mut memory = Memory::default();
-        memory.noticed(&artifact("u", 1), Some(&demand("one")));
-        memory.not_before = Some(Instant::now() + Duration::from_secs(600));
-        memory.noticed(&artifact("u", 1), Some(&demand("one")));
-        assert!(memory.not_before.is_some());
-        memory.noticed(&artifact("u", 1), Some(&demand("two")));
-        assert!(memory.not_before.is_none());
-    }
-
-    #[test]
-    fn an_object_made_anew_is_asked_for_anew() {
-        let mut memory = Memory {
-            confirmed: Some(1),
-            ..Memory::default()
-        };
-        memory.noticed(&artifact("u", 1), None);
-        assert!(memory.is_confirmed(&artifact("u", 1)));
-        assert!(!memory.is_confirmed(&artifact("u", 2)));
-        memory.noticed(&artifact("other", 1), None);
-        assert!(!memory.is_confirmed(&artifact("other", 1)));
-    }
-}
+#[path = "reconcile_tests.rs"]
+mod tests;

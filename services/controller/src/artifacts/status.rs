@@ -122,16 +122,13 @@ pub fn reason(artifact: &Artifact) -> Option<String> {
     super::ready(artifact).map(|condition| condition.reason.clone())
 }
 
-/// Writes the status; nothing when it is what the object has. Conflicts and passing troubles of the API server are tried
-/// again (SPEC 36). An Artifact that is gone needs none.
+/// Writes the status. Conflicts and passing troubles of the API server are tried again (SPEC 36). An Artifact that is gone
+/// needs none.
 pub async fn write(
     client: &kube::Client,
     artifact: &Artifact,
     status: &ArtifactStatus,
 ) -> Result<(), kube::Error> {
-    if artifact.status.as_ref() == Some(status) {
-        return Ok(());
-    }
     let api: Api<Artifact> =
         Api::namespaced(client.clone(), &artifact.namespace().unwrap_or_default());
     let name = artifact.name_any();

@@ -1,0 +1,288 @@
+//! What is remembered between looks, and single looks with every call that they make.
+
+use super::*;
+use holdfast_api::ArtifactSpec;
+use http::{Method, Request, Response};
+use kube::client::Body;
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+fn artifact(uid: &str, generation: i64) -> Artifact {
+    let spec = ArtifactSpec {
+        source_artifact: "registry.example/team/app:1".to_owned(),
+        ..ArtifactSpec::default()
+    };
+    let mut artifact = Artifact::new("app", spec);
+    artifact.metadata.namespace = Some("apps".to_owned());
+    artifact.metadata.uid = Some(uid.to_owned());
+    artifact.metadata.generation = Some(generation);
+    artifact
+}
+
+fn demand(secret: &str) -> Demand {
+    Demand {
+        pull_secrets: [secret.to_owned()].into(),
+        ..Demand::default()
+    }
+}
+
+fn owned_by(names: &[&str]) -> Demand {
+    let owner = |name: &&str| holdfast_api::artifact::Reference {
+        kind: "Pod".to_owned(),
+        name: (*name).to_owned(),
+    };
+    Demand {
+        owners: names.iter().map(owner).collect(),
+        ..Demand::default()
+    }
+}
+
+// SPEC 14
+#[test]
+fn only_changes_are_looked_at() {
+    let mut memory = Memory::default();
+    assert!(
+        memory.needs_look(&artifact("u", 1), None),
+        "after a start everything is looked at once"
+    );
+    memory.noticed(&artifact("u", 1), None);
+    assert!(!memory.needs_look(&artifact("u", 1), None));
+    assert!(memory.needs_look(&artifact("u", 2), None));
+    assert!(memory.needs_look(&artifact("u", 1), Some(&demand("s"))));
+}
+
+// SPEC 35
+#[test]
+fn other_pull_secrets_end_a_pause() {
+    let mut memory = Memory::default();
+    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    memory.not_before = Some(Instant::now() + Duration::from_secs(600));
+    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    assert!(memory.not_before.is_some());
+    memory.noticed(&artifact("u", 1), Some(&demand("two")));
+    assert!(memory.not_before.is_none());
+}
+
+#[test]
+fn an_object_made_anew_is_asked_for_anew() {
+    let now = Instant::now();
+    let mut memory = Memory {
+        confirmed: Some((1, now + Duration::from_secs(1))),
+        ..Memory::default()
+    };
+    memory.noticed(&artifact("u", 1), None);
+    assert!(memory.confirmed_for(&artifact("u", 1), now).is_some());
+    assert!(memory.confirmed_for(&artifact("u", 2), now).is_none());
+    memory.noticed(&artifact("other", 1), None);
+    assert!(memory.confirmed_for(&artifact("other", 1), now).is_none());
+}
+
+#[test]
+fn what_a_look_found_is_of_no_use_when_everything_changed_meanwhile() {
+    let mut memory = Memory::default();
+    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    let mut found = memory.clone();
+    found.confirmed = Some((1, Instant::now() + Duration::from_secs(600)));
+    found.not_before = Some(Instant::now() + Duration::from_secs(600));
+    let mut current = memory.clone();
+    current.noticed(&artifact("u", 1), Some(&demand("two")));
+    current.learn(found.clone());
+    assert_eq!(
+        current.not_before, None,
+        "the right pull secret came while it ran"
+    );
+    let mut current = memory;
+    current.noticed(&artifact("anew", 1), None);
+    current.learn(found);
+    assert_eq!(current.confirmed, None, "that was another object");
+}
+
+/// One look at an Artifact after the other, with what the API server was sent.
+struct Looks {
+    reconciler: Reconciler,
+    memory: Memory,
+    /// Statuses as they were written.
+    statuses: Arc<Mutex<Vec<Value>>>,
+    /// How many further writes fail.
+    failing: Arc<Mutex<usize>>,
+    /// Status and body that the registry answers with, and how often it was asked.
+    registry: Arc<Mutex<(u16, Value, usize)>>,
+}
+
+impl Looks {
+    async fn new() -> Self {
+        holdfast_runtime::tls::install_crypto_provider();
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let (statuses, failing) = (
+            Arc::<Mutex<Vec<Value>>>::default(),
+            Arc::<Mutex<usize>>::default(),
+        );
+        let (seen, fails) = (Arc::clone(&statuses), Arc::clone(&failing));
+        tokio::spawn(async move {
+            while let Some((request, reply)) = handle.next_request().await {
+                let method = request.method().clone();
+                let bytes = request.into_body().collect_bytes().await.unwrap();
+                let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+                let mut answer = (200, body.clone());
+                if method == Method::PATCH && body.get("status").is_some() {
+                    let mut fails = fails.lock().unwrap();
+                    if *fails > 0 {
+                        *fails -= 1;
+                        answer = (
+                            403,
+                            json!({"kind": "Status", "status": "Failure", "code": 403, "message": "", "reason": ""}),
+                        );
+                    } else {
+                        seen.lock().unwrap().push(body["status"].clone());
+                        answer.1["spec"] = json!({"sourceArtifact": "registry.example/team/app:1"});
+                    }
+                }
+                let response = Response::builder().status(answer.0);
+                reply.send_response(
+                    response
+                        .body(Body::from(answer.1.to_string().into_bytes()))
+                        .unwrap(),
+                );
+            }
+        });
+        let held = json!({"digest": "sha256:aa", "mediaType": "m", "sizeBytes": 1, "blobs": 1, "alreadyLocal": true});
+        let registry = Arc::new(Mutex::new((200, held, 0)));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let told = Arc::clone(&registry);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = vec![0; 64 * 1024];
+                let _length = stream.read(&mut request).await.unwrap();
+                let (status, body) = {
+                    let mut told = told.lock().unwrap();
+                    told.2 += 1;
+                    (told.0, told.1.to_string())
+                };
+                let answer = format!(
+                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        let document = json!({
+            "release": {"name": "holdfast", "namespace": "n", "fullname": "holdfast", "version": "0.1.0"},
+            "values": {},
+        });
+        let config = holdfast_config::Config::parse(&document.to_string()).unwrap();
+        let metrics =
+            crate::Metrics::register(&mut holdfast_runtime::metrics::registry("controller"));
+        let context = Context::new(kube::Client::new(service, "default"), config, metrics).unwrap();
+        Self {
+            reconciler: Reconciler::new(context, Client::new(reqwest::Client::new(), &url)),
+            memory: Memory::default(),
+            statuses,
+            failing,
+            registry,
+        }
+    }
+
+    /// Looks at the object as the watch shows it.
+    async fn look(&mut self, artifact: &Artifact, demand: Option<&Demand>) -> Outcome {
+        self.memory.noticed(artifact, demand);
+        self.reconciler
+            .reconcile(artifact, demand, &mut self.memory)
+            .await
+    }
+
+    fn asked(&self) -> usize {
+        self.registry.lock().unwrap().2
+    }
+
+    fn answer(&self, status: u16, code: &str) {
+        let mut registry = self.registry.lock().unwrap();
+        (registry.0, registry.1) = (status, json!({"code": code, "message": "m"}));
+    }
+
+    /// Reason of the condition and count of references, as written last.
+    fn last(&self) -> (String, u64) {
+        let statuses = self.statuses.lock().unwrap();
+        let status = statuses.last().unwrap();
+        let reason = status["conditions"][0]["reason"].as_str().unwrap_or("none");
+        (
+            reason.to_owned(),
+            status["referenceCount"].as_u64().unwrap(),
+        )
+    }
+
+    fn time_passes(&mut self) {
+        let (generation, _) = self.memory.confirmed.unwrap();
+        self.memory.confirmed = Some((generation, Instant::now()));
+    }
+}
+
+// SPEC 36
+#[tokio::test]
+async fn a_watch_that_lags_behind_takes_nothing_back() {
+    let mut looks = Looks::new().await;
+    let stale = artifact("u", 1);
+    looks.look(&stale, Some(&owned_by(&["a"]))).await;
+    assert_eq!(looks.last(), ("Copied".to_owned(), 1));
+    // A second pod came while the first look ran, and the watch does not show the status yet.
+    looks.look(&stale, Some(&owned_by(&["a", "b"]))).await;
+    assert_eq!(looks.last(), ("Copied".to_owned(), 2));
+    assert_eq!(looks.asked(), 1, "the registry's word holds");
+}
+
+// SPEC 36
+#[tokio::test]
+async fn a_status_that_could_not_be_written_is_written_later() {
+    let mut looks = Looks::new().await;
+    *looks.failing.lock().unwrap() = 1;
+    let outcome = looks.look(&artifact("u", 1), None).await;
+    assert_eq!(outcome.again, Some(UNWRITTEN));
+    assert!(looks.statuses.lock().unwrap().is_empty());
+    looks.look(&artifact("u", 1), None).await;
+    assert_eq!(looks.last(), ("Copied".to_owned(), 0));
+    assert_eq!(looks.asked(), 1);
+    looks.look(&artifact("u", 1), None).await;
+    assert_eq!(looks.statuses.lock().unwrap().len(), 1, "once is enough");
+}
+
+// SPEC 14
+#[tokio::test]
+async fn the_registry_is_asked_again_slowly_and_a_lost_volume_shows() {
+    let mut looks = Looks::new().await;
+    let mut object = artifact("u", 1);
+    let outcome = looks.look(&object, None).await;
+    let again = outcome.again.unwrap().as_secs();
+    assert!((600..=900).contains(&again), "{again} s");
+    object.status = looks.memory.status.clone();
+    let outcome = looks.look(&object, None).await;
+    assert!(
+        outcome.again.unwrap().as_secs() > 590,
+        "the same appointment"
+    );
+    assert_eq!(looks.asked(), 1);
+
+    looks.time_passes();
+    looks.look(&object, None).await;
+    assert_eq!(looks.asked(), 2);
+    assert_eq!(looks.statuses.lock().unwrap().len(), 1, "no news, no write");
+
+    looks.time_passes();
+    looks.answer(500, "");
+    let outcome = looks.look(&object, None).await;
+    assert!(outcome.again.unwrap().as_secs() < 60);
+    assert_eq!(
+        looks.last().0,
+        "Copied",
+        "a registry that restarts says nothing about the image"
+    );
+
+    looks.memory.not_before = None;
+    looks.answer(502, "UPSTREAM_UNAVAILABLE");
+    looks.look(&object, None).await;
+    assert_eq!(
+        looks.last().0,
+        "UpstreamUnavailable",
+        "the volume was lost and the uplink is gone"
+    );
+}
