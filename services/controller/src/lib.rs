@@ -20,6 +20,7 @@ use holdfast_runtime::supervise::Supervisor;
 use holdfast_runtime::{CancellationToken, logs, shutdown};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -68,6 +69,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What is rewritten, by the configuration.
     pub scope: Arc<world::Scope>,
+    /// Whether this process has written, or agreed with, the nodes' state once.
+    pub settled: Arc<AtomicBool>,
 }
 
 impl std::fmt::Debug for Context {
@@ -95,6 +98,7 @@ impl Context {
             issued: Arc::default(),
             metrics,
             scope: Arc::new(scope),
+            settled: Arc::default(),
         })
     }
 

@@ -13,6 +13,7 @@ use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::Api;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How often everything is looked at without a reason.
@@ -77,10 +78,10 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     let inputs = Inputs {
         address,
         previous: previous.clone(),
-        desired: previous_node
-            .as_ref()
-            .map(|state| state.desired)
-            .unwrap_or_default(),
+        desired: build::desired(
+            previous_node.as_ref().map(|state| state.desired),
+            !context.settled.load(Ordering::Relaxed),
+        ),
         used: pods_synced.then(|| used_addresses(context)),
         nodes: (pods_synced && World::read(&context.world.nodes, crate::world::Mirror::synced))
             .then(|| nodes(context)),
@@ -131,6 +132,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                 );
             }
         }
+        context.settled.store(true, Ordering::Relaxed);
     }
     if previous.as_ref() != Some(&state) {
         let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(&state)?)].into();

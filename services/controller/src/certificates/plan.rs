@@ -129,6 +129,8 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
     let ca_reason = match &existing.ca {
         None => Some("there is none"),
         Some(ca) if now >= ca.not_after => Some("it ran out"),
+        // Made by a clock that was ahead: nobody accepts it, and nothing that it signs, until that time comes.
+        Some(ca) if now < ca.not_before => Some("it is not valid yet"),
         Some(ca) if past_half(ca.not_before, ca.not_after, now) => Some("half of its life is over"),
         Some(_) => None,
     };

@@ -94,7 +94,10 @@ fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
         (
             NOW - 2 * BACKDATE,
             &names[..],
-            vec!["issue: it is not valid now"],
+            vec![
+                "ca keeping 1: it is not valid yet",
+                "issue: it is not valid now",
+            ],
         ),
         (
             NOW + half_ca,
@@ -117,6 +120,30 @@ fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
             at - NOW
         );
     }
+}
+
+#[test]
+fn a_clock_that_was_ahead_for_a_moment_leaves_nothing_behind() {
+    holdfast_runtime::tls::install_crypto_provider();
+    let ahead = NOW + 10 * 365 * DAY;
+    let ca = issue::ca(ahead, "holdfast", &[]).unwrap();
+    let (certificate, key) = issue::leaf(ahead, &ca, &want(&["a"])).unwrap();
+    let leaf = secret(&[
+        ("tls.crt", &certificate),
+        ("tls.key", &key),
+        ("ca.crt", &ca.bundle),
+    ]);
+    let existing = Existing {
+        ca: inspect::ca(Some(&ca_secret(&ca))),
+        leaves: [(Leaf::Registry, inspect::leaf(Some(&leaf)).unwrap())].into(),
+    };
+    assert_eq!(
+        words(&plan(&existing, NOW, &[want(&["a"])])),
+        [
+            "ca keeping 1: it is not valid yet",
+            "issue: it is not valid now"
+        ]
+    );
 }
 
 #[test]

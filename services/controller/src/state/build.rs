@@ -45,6 +45,15 @@ pub fn as_host(address: &str) -> String {
     }
 }
 
+/// Whether Holdfast is to stay on the nodes. The uninstaller stops the controller before it writes `removed`; a controller
+/// that starts and finds it was installed again, after an uninstallation that did not come to its end.
+pub fn desired(written: Option<Desired>, just_started: bool) -> Desired {
+    match written {
+        Some(Desired::Removed) if just_started => Desired::Present,
+        written => written.unwrap_or_default(),
+    }
+}
+
 /// What the webhook is to go by.
 pub fn cluster_state(inputs: &Inputs) -> ClusterState {
     let (rewrite, reason) = rewrite(inputs);
@@ -235,6 +244,18 @@ mod tests {
         assert_eq!(cluster_state(&inputs), on);
         inputs.desired = Desired::Removed;
         assert!(!cluster_state(&inputs).rewrite, "uninstalling ends it");
+    }
+
+    #[test]
+    fn a_release_that_is_installed_again_is_not_removed_for_ever() {
+        assert_eq!(desired(None, true), Desired::Present);
+        assert_eq!(desired(Some(Desired::Removed), true), Desired::Present);
+        assert_eq!(
+            desired(Some(Desired::Removed), false),
+            Desired::Removed,
+            "the uninstaller wrote it while this controller runs"
+        );
+        assert_eq!(desired(Some(Desired::Present), false), Desired::Present);
     }
 
     #[test]
