@@ -17,8 +17,8 @@ use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
 use holdfast_runtime::supervise::Supervisor;
-use holdfast_runtime::{CancellationToken, logs, shutdown};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use holdfast_runtime::{CancellationToken, logs, server, shutdown};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
@@ -143,7 +143,9 @@ impl Context {
 pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
     let client = kube::Client::try_default().await?;
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
-    let admin_listener = bind(admin::PORT).await.map_err(Error::Bind)?;
+    let admin_listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
+        .await
+        .map_err(Error::Bind)?;
     let identity =
         std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
     serve(config, level, client, &identity, admin_listener, stop).await
@@ -198,12 +200,4 @@ pub async fn serve(
         tracing::debug!(%error, "the admin endpoints did not end by themselves");
     }
     outcome
-}
-
-/// Listens on all addresses of both families; on IPv4 alone where the node has no IPv6.
-async fn bind(port: u16) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))).await,
-    }
 }

@@ -16,7 +16,7 @@ pub mod runtime_config;
 pub mod source;
 pub mod status;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::{Heart, Supervisor};
-use holdfast_runtime::{CancellationToken, logs, shutdown};
+use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
@@ -63,13 +63,9 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         namespace: release.namespace,
     };
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
-    let listener = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, admin::PORT)).await {
-        Ok(listener) => listener,
-        // A host without IPv6.
-        Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, admin::PORT))
-            .await
-            .map_err(|e| Error::Listen(admin::PORT, e))?,
-    };
+    let listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
+        .await
+        .map_err(|e| Error::Listen(admin::PORT, e))?;
     serve(folders, names, level, listener, stop).await;
     Ok(())
 }

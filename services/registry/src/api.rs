@@ -5,7 +5,10 @@
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
-use holdfast_core::{reference::RepositoryName, rewrite::is_upstream_namespace};
+use holdfast_core::{
+    reference::RepositoryName,
+    rewrite::{is_upstream_namespace, local_repository},
+};
 use holdfast_runtime::{CancellationToken, server};
 use holdfast_store::{Owner, Store};
 use http::{HeaderValue, Method, Request, Response, header};
@@ -16,12 +19,12 @@ use crate::{
     body::{self, Body, Received},
     delete,
     error::{Error, Result},
-    gate::Gate,
+    gate::{self, Gate},
     limits::Limits,
     lists,
     metrics::{self, Metrics},
     pull, push, put_manifest, referrers,
-    route::{Endpoint, RouteError, route},
+    route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     source::Source,
 };
@@ -170,7 +173,7 @@ impl Drop for InFlight<'_> {
 impl Inner {
     async fn handle(&self, request: Request<Incoming>) -> (&'static str, Result<Response<Body>>) {
         let (head, body) = request.into_parts();
-        let endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
+        let mut endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
             Ok(endpoint) => endpoint,
             // Who may not even read learns nothing of paths.
             Err(error) => {
@@ -185,7 +188,55 @@ impl Inner {
         if let Err(refusal) = self.gate.check(&head.headers, &endpoint) {
             return (handler, Err(refusal));
         }
-        (handler, self.dispatch(&head, endpoint, body).await)
+        let writes = gate::action(&endpoint) == gate::Action::Push;
+        let result = async {
+            let namespace = self.mirror(&head, &mut endpoint).await?;
+            let mut response = self.dispatch(&head, endpoint, body).await?;
+            if let Some(namespace) = namespace {
+                response
+                    .headers_mut()
+                    .insert("oci-namespace", value(&namespace));
+            }
+            if writes && let Some(percent) = self.store.filling() {
+                response.headers_mut().append(
+                    header::WARNING,
+                    warning(&format!("the registry's volume is {percent}% full")),
+                );
+            }
+            Ok(response)
+        };
+        (handler, result.await)
+    }
+
+    /// Turns a pull with `ns`, as a client sends it to a mirror, into a pull of that upstream's repository here. Only what is here or may be
+    /// fetched anyway is served so: this opens no way to upstreams that nobody configured. Returns the namespace that was used.
+    async fn mirror(
+        &self,
+        head: &http::request::Parts,
+        endpoint: &mut Endpoint,
+    ) -> Result<Option<String>> {
+        let Some(host) = namespace(head.uri.query()) else {
+            return Ok(None);
+        };
+        let Some(repo) = endpoint.pulled_repository() else {
+            return Ok(None);
+        };
+        if is_upstream_namespace(repo) {
+            return Ok(None);
+        }
+        let Some(local) = local_repository(&host, repo) else {
+            return Ok(None);
+        };
+        let fetched = self
+            .source
+            .as_ref()
+            .is_some_and(|source| source.fetches(&local));
+        if !fetched && !self.store.repository_exists(&local).await? {
+            return Ok(None);
+        }
+        *repo = local;
+        self.gate.check(&head.headers, endpoint)?;
+        Ok(Some(host.to_string()))
     }
 
     async fn dispatch(
@@ -252,6 +303,16 @@ pub(crate) fn json(text: String, media_type: &'static str) -> Response<Body> {
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     response
+}
+
+/// `Warning: 299`, without what would break a header.
+pub(crate) fn warning(reason: &str) -> HeaderValue {
+    let text: String = reason
+        .chars()
+        .filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\')
+        .take(1000)
+        .collect();
+    value(&format!("299 - \"{text}\""))
 }
 
 /// A header's value out of text that cannot be wrong for one.

@@ -17,7 +17,16 @@ pub const CATALOG_PAGE: usize = 1000;
 pub const TAGS_PAGE: usize = 10_000;
 
 /// Referrers of one page.
-pub const REFERRERS_PAGE: usize = 500;
+pub const REFERRERS_PAGE: usize = 100;
+
+/// Bytes of the descriptors of one page of referrers; clients bound what they read of an index.
+pub const REFERRERS_PAGE_BYTES: usize = 4 << 20;
+
+/// Folders that a mount without `from` looks into for a repository that has the blob.
+pub const MOUNT_FOLDERS: usize = 1000;
+
+/// Repositories that have the blob, after which such a mount stops looking.
+pub const MOUNT_REPOSITORIES: usize = 32;
 
 /// Most descriptors of one manifest.
 pub const MANIFEST_DESCRIPTORS: usize = 10_000;

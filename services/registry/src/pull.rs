@@ -53,7 +53,7 @@ pub(crate) async fn manifest(
     headers.insert("docker-content-digest", value(digest.as_str()));
     headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
     if let Some(reason) = warning {
-        headers.insert(header::WARNING, self::warning(&reason));
+        headers.append(header::WARNING, crate::api::warning(&reason));
     }
     Ok(response)
 }
@@ -115,16 +115,6 @@ async fn hold(deadline: Instant) -> bool {
     )
     .await;
     true
-}
-
-/// `Warning: 299`, without what would break a header.
-fn warning(reason: &str) -> HeaderValue {
-    let text: String = reason
-        .chars()
-        .filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\')
-        .take(1000)
-        .collect();
-    value(&format!("299 - \"{text}\""))
 }
 
 /// end-2
@@ -247,8 +237,11 @@ fn reply(
     response
 }
 
-/// The `Range` header, unless `If-Range` names other content.
+/// The `Range` header of a GET (other methods have none), unless `If-Range` names other content.
 fn range_header<'a>(head: &'a Parts, digest: &Digest) -> Option<&'a str> {
+    if head.method != http::Method::GET {
+        return None;
+    }
     let condition = head
         .headers
         .get(header::IF_RANGE)

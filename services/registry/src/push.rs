@@ -11,7 +11,8 @@ use crate::{
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
-    range,
+    limits, range,
+    route::Endpoint,
     session::State,
 };
 
@@ -71,17 +72,38 @@ pub(crate) async fn mount(
     from: Option<&RepositoryName>,
 ) -> Result<Response<Body>> {
     api.check_write(0).await?;
-    let available = match from {
-        Some(from) => api.store.repo_has_blob(from, digest).await?,
-        // Who may push may read every repository here, so a mount from anywhere tells nothing new.
-        None => api.store.stat_blob(digest).await?.is_some(),
-    };
-    if !available {
+    if !may_mount(api, head, digest, from).await? {
         return start(api, head, repo, digest.algorithm()).await;
     }
     api.store.touch_blob(digest).await?;
     api.store.link_blob(repo, digest).await?;
     Ok(created(repo, digest))
+}
+
+/// Whether the blob lies in a repository that the caller may pull from: in `from`, or in any that a bounded search finds. The volume alone
+/// proves nothing, or a mount would read what belongs to others or was deleted.
+async fn may_mount(
+    api: &Inner,
+    head: &Parts,
+    digest: &Digest,
+    from: Option<&RepositoryName>,
+) -> Result<bool> {
+    let may_pull = |repo: &RepositoryName| {
+        let pull = Endpoint::GetBlob(repo.clone(), digest.clone());
+        api.gate.check(&head.headers, &pull).is_ok()
+    };
+    if api.store.stat_blob(digest).await?.is_none() {
+        return Ok(false);
+    }
+    Ok(match from {
+        Some(from) => may_pull(from) && api.store.repo_has_blob(from, digest).await?,
+        None => api
+            .store
+            .repositories_with_blob(digest, limits::MOUNT_FOLDERS, limits::MOUNT_REPOSITORIES)
+            .await?
+            .iter()
+            .any(may_pull),
+    })
 }
 
 /// end-5

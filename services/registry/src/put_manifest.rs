@@ -21,7 +21,7 @@ pub(crate) async fn put(
     head: &Parts,
     repo: &RepositoryName,
     reference: &ManifestRef,
-    mut tags: Vec<Tag>,
+    tags: Vec<Tag>,
     body: Received,
 ) -> Result<Response<Body>> {
     let limit = api.limits.manifest_bytes;
@@ -40,16 +40,16 @@ pub(crate) async fn put(
         ManifestRef::Tag(_) => Algorithm::Sha256,
     };
     let digest = Hasher::digest(algorithm, &bytes);
-    match reference {
+    let own_tag = match reference {
         ManifestRef::Digest(named) if *named != digest => {
             return Err(Error::invalid(
                 Code::DigestInvalid,
                 format!("the manifest's digest is {digest}, not {named}"),
             ));
         }
-        ManifestRef::Digest(_) => {}
-        ManifestRef::Tag(tag) => tags.insert(0, tag.clone()),
-    }
+        ManifestRef::Digest(_) => None,
+        ManifestRef::Tag(tag) => Some(tag),
+    };
     let content_type = head
         .headers
         .get(header::CONTENT_TYPE)
@@ -58,7 +58,7 @@ pub(crate) async fn put(
         .map_err(|error| Error::invalid(Code::ManifestInvalid, error.to_string()))?;
     if let Some(missing) = api
         .store
-        .first_missing(repo, content.blobs, content.manifests)
+        .first_missing(repo, content.blobs, Vec::new())
         .await?
     {
         return Err(Error::invalid(
@@ -66,20 +66,16 @@ pub(crate) async fn put(
             format!("the manifest refers to {missing}, which this repository does not have"),
         ));
     }
+    // An index may be sparse: whoever mirrors one platform pushes the index as it is.
+    api.store.touch_present(content.manifests).await?;
     api.store.put_manifest(repo, &digest, bytes).await?;
     if let Some(subject) = &content.subject {
         api.store.add_referrer(repo, subject, &digest).await?;
     }
-    for tag in &tags {
+    for tag in own_tag.into_iter().chain(&tags) {
         api.store.set_tag(repo, tag, &digest).await?;
     }
-    Ok(created(
-        repo,
-        &digest,
-        &tags,
-        content.subject.as_ref(),
-        reference,
-    ))
+    Ok(created(repo, &digest, &tags, content.subject.as_ref()))
 }
 
 fn created(
@@ -87,7 +83,6 @@ fn created(
     digest: &Digest,
     tags: &[Tag],
     subject: Option<&Digest>,
-    reference: &ManifestRef,
 ) -> Response<Body> {
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::CREATED;
@@ -100,10 +95,8 @@ fn created(
     if let Some(subject) = subject {
         headers.insert("oci-subject", value(subject.as_str()));
     }
-    if matches!(reference, ManifestRef::Digest(_)) {
-        for tag in tags {
-            headers.append("oci-tag", value(tag.as_str()));
-        }
+    for tag in tags {
+        headers.append("oci-tag", value(tag.as_str()));
     }
     response
 }

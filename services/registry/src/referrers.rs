@@ -32,27 +32,42 @@ pub(crate) async fn list(
     for digest in fallback(api, repo, subject).await? {
         found.insert(digest.to_string(), digest);
     }
-    let mut manifests = Vec::new();
+    let limit = page
+        .limit
+        .filter(|limit| *limit > 0)
+        .unwrap_or(limits::REFERRERS_PAGE)
+        .min(limits::REFERRERS_PAGE);
+    let mut manifests: Vec<String> = Vec::new();
+    let mut bytes = 0;
+    let mut last = None;
     let mut more = None;
     for (name, digest) in found {
         if page.last.as_ref().is_some_and(|last| name <= *last) {
             continue;
         }
-        if manifests.len() >= limits::REFERRERS_PAGE {
-            more = manifests
-                .last()
-                .map(|descriptor: &Descriptor| descriptor.digest.to_string());
+        let Some(descriptor) = describe(api, repo, subject, &digest).await else {
+            continue;
+        };
+        if kind.is_some_and(|kind| descriptor.artifact_type.as_deref() != Some(kind)) {
+            continue;
+        }
+        let Ok(entry) = serde_json::to_string(&descriptor) else {
+            continue;
+        };
+        let full = manifests.len() >= limit || bytes + entry.len() > limits::REFERRERS_PAGE_BYTES;
+        if full && !manifests.is_empty() {
+            more = last;
             break;
         }
-        if let Some(descriptor) = describe(api, repo, subject, &digest).await
-            && kind.is_none_or(|kind| descriptor.artifact_type.as_deref() == Some(kind))
-        {
-            manifests.push(descriptor);
-        }
+        bytes += entry.len();
+        manifests.push(entry);
+        last = Some(name);
     }
-    let index =
-        serde_json::json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests });
-    let mut response = json(index.to_string(), OCI_INDEX);
+    let index = format!(
+        r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#,
+        manifests.join(",")
+    );
+    let mut response = json(index, OCI_INDEX);
     if kind.is_some() {
         response.headers_mut().insert(
             "oci-filters-applied",
@@ -63,6 +78,9 @@ pub(crate) async fn list(
         let mut query = url::form_urlencoded::Serializer::new(String::new());
         if let Some(kind) = kind {
             query.append_pair("artifactType", kind);
+        }
+        if page.limit.is_some() {
+            query.append_pair("n", &limit.to_string());
         }
         let query = query.append_pair("last", &last).finish();
         response.headers_mut().insert(

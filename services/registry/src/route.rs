@@ -3,7 +3,7 @@
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
-    reference::{RepositoryName, Tag},
+    reference::{Host, RepositoryName, Tag},
 };
 use holdfast_store::UploadId;
 use http::Method;
@@ -61,6 +61,17 @@ pub enum Endpoint {
 }
 
 impl Endpoint {
+    /// The repository of an endpoint that pulls from one.
+    pub fn pulled_repository(&mut self) -> Option<&mut RepositoryName> {
+        match self {
+            Self::GetBlob(repo, _)
+            | Self::GetManifest(repo, _)
+            | Self::Tags(repo, _)
+            | Self::Referrers(repo, ..) => Some(repo),
+            _ => None,
+        }
+    }
+
     /// Bounded name for metrics and logs.
     pub fn handler(&self) -> &'static str {
         match self {
@@ -77,6 +88,12 @@ impl Endpoint {
             Self::Referrers(..) => "referrers",
         }
     }
+}
+
+/// The `ns` of a query: the upstream whose content a client wants from this registry as a mirror.
+pub fn namespace(query: Option<&str>) -> Option<Host> {
+    let query = Query::parse(query).ok()?;
+    Host::parse(query.get("ns")?).ok()
 }
 
 /// Why a request is no endpoint.

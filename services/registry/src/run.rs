@@ -269,7 +269,7 @@ fn fills(
 }
 
 async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address)
+    server::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })
 }

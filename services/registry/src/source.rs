@@ -105,6 +105,11 @@ pub enum SourceError {
 
 /// What fetches from upstreams.
 pub trait Source: Send + Sync + 'static {
+    /// Whether the repository's content may be fetched on a pull, as things are now. Asks nobody.
+    fn fetches(&self, _repo: &RepositoryName) -> bool {
+        false
+    }
+
     /// Fetches a manifest into the store (single flight by repository and reference). It may return before the blobs are there.
     fn manifest<'a>(
         &'a self,

@@ -4,7 +4,8 @@
 //! - `GET /metrics`: metrics as text
 //! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the reason
 //!
-//! They carry no secret and change nothing but the log level.
+//! They carry no secret and change nothing but the log level, and that only for the pod itself (`kubectl port-forward`):
+//! libraries at `trace` write more than a neighbour in the cluster should be able to ask for.
 
 use crate::health::{Health, Report};
 use crate::{logs, metrics, server};
@@ -92,8 +93,18 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
     let put_level = warp::path!("log-level")
         .and(warp::put())
         .and(warp::body::content_length_limit(1024))
+        .and(warp::ext::optional::<server::PeerAddr>())
         .and(bounded_text())
-        .map(move |filter: String| set_level(level.as_ref(), &filter));
+        .map(move |peer: Option<server::PeerAddr>, filter: String| {
+            if is_from_here(peer) {
+                set_level(level.as_ref(), &filter)
+            } else {
+                text(
+                    StatusCode::FORBIDDEN,
+                    "the log level is changed from within the pod only: kubectl port-forward\n",
+                )
+            }
+        });
     livez
         .or(readyz)
         .unify()
@@ -104,6 +115,10 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
         .or(put_level)
         .unify()
         .boxed()
+}
+
+fn is_from_here(peer: Option<server::PeerAddr>) -> bool {
+    peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback())
 }
 
 /// The body as text. `content_length_limit` stands before it, so the disallowed unbounded read is bounded here.
@@ -149,4 +164,24 @@ fn reply(status: StatusCode, content_type: &'static str, body: String) -> http::
         http::HeaderValue::from_static(content_type),
     );
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_pod_itself_changes_the_log_level() {
+        for (peer, expect) in [
+            ("127.0.0.1:4000", true),
+            ("[::1]:4000", true),
+            ("[::ffff:127.0.0.1]:4000", true),
+            ("10.244.1.7:4000", false),
+            ("[::ffff:10.244.1.7]:4000", false),
+        ] {
+            let address = server::PeerAddr(peer.parse().unwrap());
+            assert_eq!(is_from_here(Some(address)), expect, "{peer}");
+        }
+        assert!(!is_from_here(None));
+    }
 }

@@ -10,7 +10,7 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -53,6 +53,23 @@ impl Default for Limits {
             streams: 256,
         }
     }
+}
+
+/// Listens on `address`; where that is every IPv6 address and the kernel has no IPv6, on every IPv4 address.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(error) if no_such_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        outcome => outcome,
+    }
+}
+
+/// `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (switched off by sysctl). A port that is taken is another matter.
+fn no_such_family(error: &std::io::Error) -> bool {
+    const EAFNOSUPPORT: i32 = 97;
+    error.kind() == std::io::ErrorKind::AddrNotAvailable
+        || error.raw_os_error() == Some(EAFNOSUPPORT)
 }
 
 /// Makes a hyper service of a tower service, such as `warp::service(routes)`.

@@ -3,6 +3,7 @@
 
 use crate::health::Health;
 use crate::metrics::unix_seconds;
+use futures::FutureExt as _;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -114,19 +115,24 @@ impl Supervisor {
             loop {
                 heart.beat();
                 let began = Instant::now();
+                // A panic ends this loop's round, never the streams that the process serves.
+                let run = std::panic::AssertUnwindSafe(start(heart.clone())).catch_unwind();
                 let outcome = tokio::select! {
                     () = shutdown.cancelled() => return,
-                    outcome = start(heart.clone()) => outcome,
+                    outcome = run => outcome,
                 };
                 if shutdown.is_cancelled() {
                     return;
                 }
                 let wait = pause.next(began.elapsed());
                 match outcome {
-                    Ok(()) => {
+                    Ok(Ok(())) => {
                         tracing::warn!(loop.name = name, "a background loop ended and is started again");
                     }
-                    Err(error) => {
+                    Err(_) => {
+                        tracing::error!(loop.name = name, "a background loop panicked and is started again");
+                    }
+                    Ok(Err(error)) => {
                         tracing::warn!(loop.name = name, error = %error, "a background loop failed and is started again");
                     }
                 }
@@ -181,6 +187,27 @@ mod tests {
             receiver.recv().await.unwrap();
         }
         assert!(health.livez().ok, "{}", health.livez().text);
+        shutdown.cancel();
+        task.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_panics_is_started_again() {
+        let mut registry = Registry::default();
+        let shutdown = CancellationToken::new();
+        let supervisor = Supervisor::new(Health::default(), &mut registry, shutdown.clone());
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let task = supervisor.spawn("state", Duration::from_secs(60), move |_| {
+            let sender = sender.clone();
+            async move {
+                sender.send(()).unwrap();
+                assert!(sender.is_closed(), "a mistake");
+                Ok::<_, String>(())
+            }
+        });
+        for _ in 0..2 {
+            receiver.recv().await.unwrap();
+        }
         shutdown.cancel();
         task.await.unwrap();
     }

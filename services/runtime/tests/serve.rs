@@ -206,6 +206,42 @@ async fn requests_under_way_finish_and_new_ones_are_refused_at_shutdown() {
 }
 
 #[tokio::test]
+async fn a_request_that_panics_ends_alone() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let service = server::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+        assert_ne!(request.uri().path(), "/mistake");
+        Ok::<_, std::convert::Infallible>(http::Response::new(String::from("well")))
+    });
+    let stop = CancellationToken::new();
+    tokio::spawn(server::serve(
+        listener,
+        None,
+        service,
+        Limits::default(),
+        stop,
+    ));
+    install_crypto_provider();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let url = |path: &str| format!("http://127.0.0.1:{port}/{path}");
+    assert_eq!(get(&client, &url("mistake")).await, None);
+    assert_eq!(get(&client, &url("")).await.as_deref(), Some("well"));
+}
+
+#[tokio::test]
+async fn where_there_is_ipv6_both_families_are_served_and_a_taken_port_is_an_error() {
+    let everywhere = |port| std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+    let listener = server::bind(everywhere(0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert!(
+        tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .is_ok()
+    );
+    assert!(server::bind(everywhere(port)).await.is_err());
+}
+
+#[tokio::test]
 async fn headers_beyond_the_limit_are_refused() {
     let port = serve(None, Limits::default(), CancellationToken::new()).await;
     install_crypto_provider();

@@ -88,6 +88,11 @@ impl Layout {
         link(self.tag_index(name, tag), digest)
     }
 
+    /// [`Layout::tag_index_link`], from the folder of all tags on.
+    pub(crate) fn within_tag(tag: &Tag, digest: &Digest) -> PathBuf {
+        link(Path::new(tag.as_str()).join("index"), digest)
+    }
+
     /// Folder of an upload session.
     pub fn upload(&self, name: &RepositoryName, id: &str) -> PathBuf {
         self.repository(name).join("_uploads").join(id)

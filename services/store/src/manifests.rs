@@ -8,7 +8,7 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use crate::{Error, Hasher, Result, Store, atomic, error::absent, links, store::Inner};
+use crate::{Error, Hasher, Layout, Result, Store, atomic, error::absent, links, store::Inner};
 
 /// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -96,7 +96,23 @@ impl Store {
         .await
     }
 
+    /// Renews the modification times of those of the contents that are there, in whatever role; says nothing of the others.
+    pub async fn touch_present(&self, digests: Vec<Digest>) -> Result<()> {
+        self.run(move |inner| {
+            for digest in digests {
+                if inner.stat_blob(&digest)?.is_some() {
+                    inner.touch(&digest)?;
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Removes a manifest and every tag that names it; the bytes stay for the sweep. `false` if it was not there.
+    ///
+    /// A tag keeps a link for every digest it ever had. Looking for that one name costs one call a tag, and only tags that have it are read:
+    /// this is what makes a delete cheap in a repository of many tags.
     pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
@@ -104,7 +120,7 @@ impl Store {
             if !atomic::remove_file(&inner.layout.revision_link(&repo, &digest))? {
                 return Ok(false);
             }
-            for tag in inner.tags(&repo)? {
+            for tag in inner.tags_that_had(&repo, &digest)? {
                 if links::read(&inner.layout.tag_link(&repo, &tag))?
                     .is_some_and(|current| current == digest)
                 {
@@ -147,6 +163,27 @@ impl Store {
             } else {
                 Ok(None)
             }
+        })
+        .await
+    }
+
+    /// At most `limit` tags in ASCII order behind `after`, and whether there are more; `None` if the repository does not exist. Only the
+    /// tags of the page are looked at, beyond their names.
+    pub async fn tags_page(
+        &self,
+        repo: &RepositoryName,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Option<(Vec<Tag>, bool)>> {
+        let repo = repo.clone();
+        self.run(move |inner| {
+            if !inner.repository_exists(&repo)? {
+                return Ok(None);
+            }
+            let mut page = inner.tags_behind(&repo, after.as_deref(), limit.saturating_add(1))?;
+            let more = limit > 0 && page.len() > limit;
+            page.truncate(limit);
+            Ok(Some((page, more)))
         })
         .await
     }
@@ -252,10 +289,44 @@ impl Inner {
         Ok(removed)
     }
 
+    /// The tags whose history holds the digest.
+    fn tags_that_had(&self, repo: &RepositoryName, digest: &Digest) -> Result<Vec<Tag>> {
+        let folder = self.layout.tags(repo);
+        let Some(dir) = absent(fs::File::open(&folder)).map_err(Error::io("open", &folder))? else {
+            return Ok(Vec::new());
+        };
+        let mut tags = Vec::new();
+        for name in links::names(&folder)? {
+            let Ok(tag) = Tag::parse(&name) else { continue };
+            let history = Layout::within_tag(&tag, digest);
+            match rustix::fs::statat(&dir, &history, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(_) => tags.push(tag),
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+                Err(errno) => return Err(Error::io("stat", folder.join(history))(errno.into())),
+            }
+        }
+        Ok(tags)
+    }
+
     fn tags(&self, repo: &RepositoryName) -> Result<Vec<Tag>> {
+        self.tags_behind(repo, None, usize::MAX)
+    }
+
+    fn tags_behind(
+        &self,
+        repo: &RepositoryName,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Tag>> {
         let folder = self.layout.tags(repo);
         let mut tags = Vec::new();
         for name in links::names(&folder)? {
+            if tags.len() >= limit {
+                break;
+            }
+            if after.is_some_and(|after| name.as_str() <= after) {
+                continue;
+            }
             let Ok(tag) = Tag::parse(&name) else { continue };
             let link = folder.join(&name).join("current/link");
             if absent(fs::symlink_metadata(&link))

@@ -1,10 +1,16 @@
 //! Which repositories there are.
+//!
+//! The tree is walked in the order of full names, and only as far as a page needs: a folder is opened when its name is the smallest one left. The
+//! order of folders alone is not that order, because `-` and `.` sort before `/`.
 
-use std::{fs, path::Path};
+use std::{cmp::Reverse, collections::BinaryHeap, fs, ops::ControlFlow};
 
-use holdfast_core::reference::RepositoryName;
+use holdfast_core::{digest::Digest, reference::RepositoryName};
 
 use crate::{Error, Result, Store, error::absent, links, store::Inner};
+
+/// A name has at most so many characters, so the depth is bounded by the grammar, not by the volume's content.
+const MAX_NAME_BYTES: usize = 255;
 
 impl Store {
     /// Whether the repository holds, or held, a manifest.
@@ -15,10 +21,63 @@ impl Store {
 
     /// All repositories in ASCII order of their names.
     pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
-        self.run(|inner| {
+        Ok(self.repositories_page(None, usize::MAX).await?.0)
+    }
+
+    /// At most `limit` repositories in ASCII order behind `after`, which need not exist, and whether there are more. Folders whose names all
+    /// lie before `after`, or behind the page, are not opened.
+    pub async fn repositories_page(
+        &self,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<(Vec<RepositoryName>, bool)> {
+        self.run(move |inner| {
+            let mut page = Vec::new();
+            let mut more = false;
+            if limit == 0 {
+                return Ok((page, more));
+            }
+            inner.walk(after.as_deref(), |name, children| {
+                if !children.iter().any(|child| child == "_manifests") {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if page.len() == limit {
+                    more = true;
+                    return Ok(ControlFlow::Break(()));
+                }
+                page.push(name);
+                Ok(ControlFlow::Continue(()))
+            })?;
+            Ok((page, more))
+        })
+        .await
+    }
+
+    /// Some repositories that link the blob, whether or not they hold manifests: what is found within `folders` folders, at most
+    /// `limit`.
+    pub async fn repositories_with_blob(
+        &self,
+        digest: &Digest,
+        folders: usize,
+        limit: usize,
+    ) -> Result<Vec<RepositoryName>> {
+        let digest = digest.clone();
+        self.run(move |inner| {
             let mut found = Vec::new();
-            walk(&inner.layout.repositories(), "", &mut found)?;
-            found.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+            let mut looked_at = 0;
+            inner.walk(None, |name, children| {
+                looked_at += 1;
+                if children.iter().any(|child| child == "_layers")
+                    && inner.repo_has_blob(&name, &digest)?
+                {
+                    found.push(name);
+                }
+                Ok(if looked_at >= folders || found.len() >= limit {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                })
+            })?;
             Ok(found)
         })
         .await
@@ -32,27 +91,113 @@ impl Inner {
             .map_err(Error::io("stat", &path))?
             .is_some_and(|metadata| metadata.is_dir()))
     }
+
+    /// Visits folders that can be repositories in ASCII order of their names, those behind `after` only, with the names in each.
+    fn walk(
+        &self,
+        after: Option<&str>,
+        mut visit: impl FnMut(RepositoryName, &[String]) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let root = self.layout.repositories();
+        let mut pending = BinaryHeap::from([Reverse(String::new())]);
+        // Whatever is opened later sorts behind its own folder, so the smallest name left is the next one of all.
+        while let Some(Reverse(name)) = pending.pop() {
+            let children = links::names(&root.join(&name))?;
+            if after.is_none_or(|after| name.as_str() > after)
+                && let Ok(name) = RepositoryName::parse(&name)
+                && visit(name, &children)?.is_break()
+            {
+                return Ok(());
+            }
+            for child in children.iter().filter(|child| !child.starts_with('_')) {
+                let child = if name.is_empty() {
+                    child.clone()
+                } else {
+                    format!("{name}/{child}")
+                };
+                if child.len() <= MAX_NAME_BYTES && reaches_behind(&child, after) {
+                    pending.push(Reverse(child));
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
-fn walk(folder: &Path, name: &str, found: &mut Vec<RepositoryName>) -> Result<()> {
-    // A name has at most 255 characters, so the depth is bounded by the grammar, not by the volume's content.
-    if name.len() > 255 {
-        return Ok(());
-    }
-    for child in links::names(folder)? {
-        if child == "_manifests" {
-            found.extend(RepositoryName::parse(name).ok());
+/// Whether the folder, or anything below it, can sort behind `after`.
+fn reaches_behind(folder: &str, after: Option<&str>) -> bool {
+    after.is_none_or(|after| {
+        folder > after || {
+            let below = format!("{folder}/");
+            below.as_str() > after || after.starts_with(&below)
         }
-        if child.starts_with('_') {
-            continue;
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Options;
+
+    const NAMES: [&str; 8] = ["a", "a-b", "a.c/d", "a/b", "a/b/c", "a0", "b/x", "b/y"];
+
+    async fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        for name in NAMES {
+            let repo = RepositoryName::parse(name).unwrap();
+            fs::create_dir_all(store.layout().manifests(&repo)).unwrap();
         }
-        let path = folder.join(&child);
-        let child = if name.is_empty() {
-            child
-        } else {
-            format!("{name}/{child}")
-        };
-        walk(&path, &child, found)?;
+        // None of these is a repository.
+        let root = store.layout().repositories();
+        fs::create_dir_all(root.join("only/_layers")).unwrap();
+        fs::create_dir_all(root.join("a/_uploads/x/_manifests")).unwrap();
+        fs::create_dir_all(root.join("UPPER/_manifests")).unwrap();
+        fs::write(root.join("file"), "").unwrap();
+        (dir, store)
     }
-    Ok(())
+
+    #[tokio::test]
+    async fn pages_join_to_the_sorted_list_whatever_their_size() {
+        let (_dir, store) = store().await;
+        for limit in 1..=NAMES.len() + 1 {
+            let (mut all, mut after) = (Vec::new(), None);
+            loop {
+                let (page, more) = store.repositories_page(after, limit).await.unwrap();
+                assert!(page.len() == limit || !more, "{limit}");
+                all.extend(page.iter().map(ToString::to_string));
+                if !more {
+                    break;
+                }
+                after = all.last().cloned();
+            }
+            assert_eq!(all, NAMES, "{limit}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_begins_behind_any_text() {
+        let (_dir, store) = store().await;
+        for (after, expect) in [
+            ("", Some("a")),
+            ("a", Some("a-b")),
+            ("a.", Some("a.c/d")),
+            ("a/a", Some("a/b")),
+            ("a/b/zz", Some("a0")),
+            ("a/zz/zz", Some("a0")),
+            ("b/x", Some("b/y")),
+            ("b/y", None),
+            ("zz", None),
+        ] {
+            let (page, _) = store
+                .repositories_page(Some(after.into()), 1)
+                .await
+                .unwrap();
+            assert_eq!(page.first().map(AsRef::as_ref), expect, "{after}");
+        }
+        assert_eq!(
+            store.repositories_page(None, 0).await.unwrap(),
+            (vec![], false)
+        );
+    }
 }

@@ -33,6 +33,8 @@ pub struct WriteLimits {
     pub max_used_percent: u8,
     /// Bytes that stay free for metadata and deletes.
     pub reserve_bytes: u64,
+    /// From this used share on, in percent, clients that write are warned; 101 switches the warning off.
+    pub warn_used_percent: u8,
 }
 
 impl Default for WriteLimits {
@@ -40,6 +42,7 @@ impl Default for WriteLimits {
         Self {
             max_used_percent: 95,
             reserve_bytes: 64 << 20,
+            warn_used_percent: 85,
         }
     }
 }
@@ -89,6 +92,16 @@ impl WriteGate {
             .map(|(_, space)| space)
     }
 
+    /// The used share in percent, as last measured, if clients are to be warned of it.
+    pub(crate) fn filling(&self) -> Option<u8> {
+        let last = self
+            .last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        last.map(|(_, space)| space.used_percent())
+            .filter(|used| *used >= self.limits.warn_used_percent)
+    }
+
     pub(crate) fn remember(&self, space: Space) {
         *self
             .last
@@ -115,6 +128,7 @@ mod tests {
             WriteLimits {
                 max_used_percent: 95,
                 reserve_bytes: 10,
+                ..WriteLimits::default()
             },
         );
         let total_bytes = if used_percent == 100 {

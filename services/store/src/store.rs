@@ -120,6 +120,11 @@ impl Store {
         self.inner.gate.allows(space, bytes)
     }
 
+    /// The used share of the volume in percent, once it is high enough to warn clients that write. As the last write found it: asks nothing.
+    pub fn filling(&self) -> Option<u8> {
+        self.inner.gate.filling()
+    }
+
     /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For readiness.
     ///
     /// # Errors

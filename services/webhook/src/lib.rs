@@ -11,7 +11,7 @@ pub mod routes;
 pub mod rules;
 pub mod state;
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,14 +165,8 @@ async fn load_tls(folder: &Path, loaded: &Flag, stop: &CancellationToken) -> Opt
     }
 }
 
-/// Listens on all addresses of both families; on IPv4 alone where the node has no IPv6.
 async fn bind(port: u16) -> Result<TcpListener, Error> {
-    let both = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-    match TcpListener::bind(both).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(v4)
-            .await
-            .map_err(|source| Error::Bind { port, source }),
-    }
+    server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
+        .await
+        .map_err(|source| Error::Bind { port, source })
 }

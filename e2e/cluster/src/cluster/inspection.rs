@@ -141,6 +141,10 @@ impl Cluster {
                 );
                 keep(&format!("{node}-{unit}.log"), log)?;
             }
+            keep(
+                &format!("{node}-network.txt"),
+                self.node_exec(&node, &["bash", "-c", NETWORK]),
+            )?;
         }
         if let Engine::Own(engine) = &self.engine {
             keep(
@@ -151,6 +155,9 @@ impl Cluster {
         Ok(())
     }
 }
+
+/// What tells why packets of pods do not arrive.
+const NETWORK: &str = "ip -br addr; ip route; ip neigh; sysctl net.ipv4.ip_forward; iptables -V; iptables-save; conntrack -L -d 10.96.0.1 2>&1 | tail -20";
 
 fn name(object: &Value) -> String {
     object["metadata"]["name"]

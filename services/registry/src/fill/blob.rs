@@ -1,9 +1,9 @@
 //! The fill of one blob: one writer in the process and on the volume, resumed until verified, or given up with a reason.
 
-use std::time::Duration;
+use std::{panic::AssertUnwindSafe, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use holdfast_core::Digest;
 use holdfast_store::{Claim, GrowingBlob, Hasher, Incoming, Lock, Owner};
 use tokio::{sync::watch, time::Instant};
@@ -57,7 +57,12 @@ impl Fills {
         let (fills, source, digest) = (self.clone(), source.cloned(), digest.clone());
         // Its own task: whoever asked may leave.
         tokio::spawn(async move {
-            let result = fills.run(source.as_ref(), &digest, size, &announce).await;
+            // A panic must not leave the entry behind: everybody would join it for ever.
+            let copy = AssertUnwindSafe(fills.run(source.as_ref(), &digest, size, &announce));
+            let result = copy
+                .catch_unwind()
+                .await
+                .unwrap_or(Err(Error::Store("panic")));
             fills.lock_blobs().remove(&digest);
             match result {
                 Ok(()) => announce.send_replace(State::Done),

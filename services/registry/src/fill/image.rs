@@ -1,5 +1,7 @@
 //! The fill of an image: what is fetched in which order, and in which order it becomes visible.
 
+use std::panic::AssertUnwindSafe;
+
 use bytes::Bytes;
 use futures::{
     FutureExt,
@@ -76,7 +78,12 @@ impl Fills {
                 let target = target.clone();
                 // Its own task: a client that leaves does not stop it.
                 tokio::spawn(async move {
-                    let result = fills.fetch(&source, &task.0, &target, &task.2).await;
+                    // A panic must not leave the entry behind: everybody would join it for ever.
+                    let copy = AssertUnwindSafe(fills.fetch(&source, &task.0, &target, &task.2));
+                    let result = copy
+                        .catch_unwind()
+                        .await
+                        .unwrap_or(Err(Error::Store("panic")));
                     fills
                         .inner
                         .images

@@ -23,6 +23,10 @@ const LOOK: Duration = Duration::from_millis(200);
 const SEARCHED_TAGS: usize = 200;
 
 impl source::Source for Fills {
+    fn fetches(&self, repo: &RepositoryName) -> bool {
+        self.source(repo).is_some()
+    }
+
     fn manifest<'a>(
         &'a self,
         repo: &'a RepositoryName,

@@ -35,6 +35,7 @@ impl Default for Setup {
         // The test machine's own disk is not what is tested.
         options.write_limits.max_used_percent = 100;
         options.write_limits.reserve_bytes = 0;
+        options.write_limits.warn_used_percent = 101;
         Self {
             source: None,
             gate: Gate::open(),
