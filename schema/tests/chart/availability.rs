@@ -293,7 +293,7 @@ fn the_uninstall_hook_runs_once_ends_by_itself_and_before_its_deadline() {
     let job = render.get("Job", "uninstall");
     assert_eq!(job["metadata"]["annotations"]["helm.sh/hook"], "pre-delete");
     assert_eq!(job["spec"]["backoffLimit"], 0);
-    assert_eq!(job["spec"]["activeDeadlineSeconds"], 180);
+    assert_eq!(job["spec"]["activeDeadlineSeconds"], 240);
     assert_eq!(
         job["spec"]["template"]["spec"]["containers"][0]["args"][0],
         "uninstall"

@@ -21,6 +21,9 @@ use report::Report;
 
 /// How long the controller's pods may take to go.
 const CONTROLLER: Duration = Duration::from_secs(30);
+/// What all steps together may take beside the wait for nodes. The hook's deadline comes later, so that a slow API server
+/// ends in a report and not in a deletion that fails.
+const STEPS: Duration = Duration::from_secs(60);
 /// Between two questions to the agents.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -81,16 +84,33 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     .await)
 }
 
-/// All steps, in order; each one's failure is noted and the next one is done all the same.
+/// All steps, as far as they are done in time.
 async fn undo(cluster: &Cluster, http: &reqwest::Client, timeout: Duration) -> Report {
     let mut report = Report::default();
+    let steps = undo_steps(cluster, http, timeout, &mut report);
+    if tokio::time::timeout(timeout + STEPS, steps).await.is_err() {
+        report.left(format!(
+            "everything after that: time was over after {} s",
+            (timeout + STEPS).as_secs()
+        ));
+    }
+    report
+}
+
+/// All steps, in order; each one's failure is noted and the next one is done all the same.
+async fn undo_steps(
+    cluster: &Cluster,
+    http: &reqwest::Client,
+    timeout: Duration,
+    report: &mut Report,
+) {
     report.step(
         "webhook configuration deleted",
         cluster.delete_webhook().await,
     );
     report.step("controller stopped", stop_controller(cluster).await);
     match cluster.tell_nodes().await {
-        Ok(true) => put_nodes_back(cluster, http, Instant::now() + timeout, &mut report).await,
+        Ok(true) => put_nodes_back(cluster, http, Instant::now() + timeout, report).await,
         Ok(false) => report.done("no node was prepared".to_owned()),
         Err(error) => report.left(format!(
             "the nodes could not be told to put their host back: {error}"
@@ -108,7 +128,6 @@ async fn undo(cluster: &Cluster, http: &reqwest::Client, timeout: Duration) -> R
     );
     report.step("Lease deleted", cluster.delete_lease().await);
     report.count("Artifacts deleted", cluster.delete_artifacts().await);
-    report
 }
 
 async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {

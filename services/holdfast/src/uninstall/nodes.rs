@@ -50,7 +50,12 @@ pub(crate) fn survey(nodes: &[Node], pods: &[Pod]) -> Survey {
             continue;
         }
         let address = pods.iter().find_map(|pod| {
-            let here = pod.spec.as_ref()?.node_name.as_deref() == Some(&name);
+            // The remains of an evicted pod keep their address.
+            let over = matches!(
+                pod.status.as_ref()?.phase.as_deref(),
+                Some("Failed" | "Succeeded")
+            );
+            let here = pod.spec.as_ref()?.node_name.as_deref() == Some(&name) && !over;
             let ip = pod
                 .status
                 .as_ref()?

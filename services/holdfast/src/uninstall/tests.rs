@@ -30,6 +30,28 @@ fn agent(node: &str, ip: &str) -> Pod {
     .unwrap()
 }
 
+// SPEC 42
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_hangs_ends_in_a_report() {
+    holdfast_runtime::tls::install_crypto_provider();
+    let service = tower::service_fn(|_: Request<Body>| {
+        std::future::pending::<Result<Response<Full<Bytes>>, std::convert::Infallible>>()
+    });
+    let client = kube::Client::new(service, "default");
+    let cluster = Cluster::new(client, Names::of_release("holdfast", "sys"));
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let report = undo(&cluster, &http, Duration::from_secs(10)).await;
+    assert!(report.to_string().contains("after 70 s"), "{report}");
+}
+
+#[test]
+fn the_remains_of_an_evicted_agent_are_not_asked() {
+    let mut evicted = agent("a", "10.0.0.9");
+    evicted.status.as_mut().unwrap().phase = Some("Failed".to_owned());
+    let survey = survey(&[node("a", "True")], &[evicted, agent("a", "10.0.0.1")]);
+    assert_eq!(survey.agents[0].address, "http://10.0.0.1:9090");
+}
+
 #[test]
 fn nodes_that_are_not_ready_are_reported_and_not_waited_for() {
     let nodes = [
