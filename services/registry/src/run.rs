@@ -151,7 +151,7 @@ pub async fn run_until(
         shutdown.clone(),
     ));
     tasks.spawn(clean(store.clone(), limits.upload_idle, shutdown.clone()));
-    tasks.spawn(put_probe(store, shutdown.clone()));
+    tasks.spawn(keep_probe(store, PROBE_EVERY, shutdown.clone()));
 
     let connections = server::Limits {
         connections: usize::try_from(settings.limits.connections).unwrap_or(4096),
@@ -321,19 +321,68 @@ async fn clean(store: Store, idle: Duration, shutdown: CancellationToken) {
     }
 }
 
-/// Puts the probe image in place, trying again while the volume refuses.
-async fn put_probe(store: Store, shutdown: CancellationToken) {
+/// How often the probe image is looked at: nodes whose probe fails count as not prepared, so a volume that was lost under
+/// a running registry must not take it away for good.
+const PROBE_EVERY: Duration = Duration::from_secs(60);
+
+/// Keeps the probe image in place.
+async fn keep_probe(store: Store, every: Duration, shutdown: CancellationToken) {
     loop {
-        match probe::ensure(&store).await {
+        let outcome = tokio::select! {
+            () = shutdown.cancelled() => return,
+            outcome = probe::ensure(&store) => outcome,
+        };
+        let pause = match outcome {
             Ok(digest) => {
                 tracing::debug!(image.digest = %digest, "the probe image is in place");
-                return;
+                every
             }
-            Err(error) => tracing::warn!(%error, "the probe image cannot be stored"),
-        }
+            Err(error) => {
+                tracing::warn!(%error, "the probe image cannot be stored");
+                every.min(Duration::from_secs(10))
+            }
+        };
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = tokio::time::sleep(pause) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_probe_comes_back_when_it_is_lost() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(folder.path(), Options::default())
+            .await
+            .unwrap();
+        let stop = CancellationToken::new();
+        let keeper = keep_probe(store, Duration::from_millis(20), stop.clone());
+        let keeper = tokio::spawn(keeper);
+        let probe = folder
+            .path()
+            .join("docker/registry/v2/repositories/holdfast/probe/_manifests/tags/1/current/link");
+        let there = async || {
+            for _ in 0..500 {
+                if probe.exists() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            panic!("no {}", probe.display());
+        };
+        there().await;
+        std::fs::remove_dir_all(
+            folder
+                .path()
+                .join("docker/registry/v2/repositories/holdfast"),
+        )
+        .unwrap();
+        there().await;
+        stop.cancel();
+        keeper.await.unwrap();
     }
 }
