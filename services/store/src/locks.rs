@@ -202,7 +202,7 @@ fn acquire(path: &Path, document: &Document, stale: Duration) -> Result<Option<O
                 Ok(Some(holder(path)?))
             };
         };
-        if now.duration_since(beat).unwrap_or_default() < stale {
+        if apart(now, beat) < stale {
             return Ok(Some(holder(path)?));
         }
         take_over(&candidate, path, now, stale)
@@ -220,14 +220,13 @@ fn take_over(
 ) -> Result<Option<Owner>> {
     let marker = path.with_extension("takeover");
     if !create(candidate, &marker)? {
-        if modified(&marker)?.is_some_and(|at| now.duration_since(at).unwrap_or_default() > stale) {
+        if modified(&marker)?.is_some_and(|at| apart(now, at) > stale) {
             drop(fs::remove_file(&marker));
         }
         return Ok(Some(holder(path)?));
     }
     let result = (|| {
-        if modified(path)?.is_some_and(|beat| now.duration_since(beat).unwrap_or_default() < stale)
-        {
+        if modified(path)?.is_some_and(|beat| apart(now, beat) < stale) {
             return Ok(Some(holder(path)?));
         }
         absent(fs::remove_file(path)).map_err(Error::io("remove", path))?;
@@ -274,6 +273,13 @@ fn modified(path: &Path) -> Result<Option<SystemTime>> {
     Ok(metadata.and_then(|metadata| metadata.modified().ok()))
 }
 
+/// How far two times of the volume are apart. One that lies ahead was written before a clock was set back: whoever lives
+/// writes a new one soon.
+fn apart(now: SystemTime, then: SystemTime) -> Duration {
+    now.duration_since(then)
+        .unwrap_or_else(|ahead| ahead.duration())
+}
+
 fn touch(path: &Path) -> Result<()> {
     let now = rustix::fs::Timespec {
         tv_sec: 0,
@@ -308,6 +314,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path(), Options::default()).await.unwrap();
         (dir, store)
+    }
+
+    #[tokio::test]
+    async fn a_lock_from_a_clock_that_was_ahead_does_not_hold_for_years() {
+        let (_dir, store) = store().await;
+        let Claim::Held(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
+            panic!("free")
+        };
+        // As after a crash: nobody beats, nobody releases.
+        lock.heartbeat.abort();
+        std::mem::forget(lock);
+        let path = store.layout().lock("x");
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(10 * 365 * 86_400))
+            .unwrap();
+        assert!(matches!(
+            store.try_lock("x", &owner("b")).await.unwrap(),
+            Claim::Held(_)
+        ));
     }
 
     #[tokio::test]
