@@ -215,7 +215,7 @@ impl Inner {
         head: &http::request::Parts,
         endpoint: &mut Endpoint,
     ) -> Result<Option<String>> {
-        let Some(host) = namespace(head.uri.query()) else {
+        let Some((name, host)) = namespace(head.uri.query()) else {
             return Ok(None);
         };
         let Some(repo) = endpoint.pulled_repository() else {
@@ -236,7 +236,7 @@ impl Inner {
         }
         *repo = local;
         self.gate.check(&head.headers, endpoint)?;
-        Ok(Some(host.to_string()))
+        Ok(Some(name))
     }
 
     async fn dispatch(

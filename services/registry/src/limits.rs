@@ -31,8 +31,8 @@ pub const MOUNT_REPOSITORIES: usize = 32;
 /// Most descriptors of one manifest.
 pub const MANIFEST_DESCRIPTORS: usize = 10_000;
 
-/// Most tags that one manifest may be given in one request.
-pub const MANIFEST_TAGS: usize = 100;
+/// Most tags that one manifest may be given in one request. Each comes back in a header, and some clients take 100 headers at most.
+pub const MANIFEST_TAGS: usize = 50;
 
 /// Deadline of the volume's answer for readiness.
 pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);

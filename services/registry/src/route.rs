@@ -90,10 +90,11 @@ impl Endpoint {
     }
 }
 
-/// The `ns` of a query: the upstream whose content a client wants from this registry as a mirror.
-pub fn namespace(query: Option<&str>) -> Option<Host> {
+/// The `ns` of a query, as it stands there and parsed: the upstream whose content a client wants from this registry as a mirror.
+pub fn namespace(query: Option<&str>) -> Option<(String, Host)> {
     let query = Query::parse(query).ok()?;
-    Host::parse(query.get("ns")?).ok()
+    let text = query.get("ns")?;
+    Some((text.to_owned(), Host::parse(text).ok()?))
 }
 
 /// Why a request is no endpoint.

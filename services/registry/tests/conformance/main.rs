@@ -1,0 +1,22 @@
+//! What the conformance suite of the OCI distribution specification asks of a registry, "dev" additions included, in our own words: every shape of
+//! content goes round through push, pull, lists and deletes, in every way that the specification has for it.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
+mod blobs;
+#[allow(
+    dead_code,
+    reason = "this target needs a part of what the other one has"
+)]
+#[path = "../api/harness.rs"]
+mod harness;
+mod lists;
+mod manifests;
+mod mirror;
+mod pushes;
+mod referrers;
+mod round;
+mod shapes;
