@@ -78,10 +78,10 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     let inputs = Inputs {
         address,
         previous: previous.clone(),
-        desired: build::desired(
-            previous_node.as_ref().map(|state| state.desired),
-            !context.settled.load(Ordering::Relaxed),
-        ),
+        desired: previous_node
+            .as_ref()
+            .map(|state| state.desired)
+            .unwrap_or_default(),
         used: pods_synced.then(|| used_addresses(context)),
         nodes: (pods_synced && World::read(&context.world.nodes, crate::world::Mirror::synced))
             .then(|| nodes(context)),
@@ -93,7 +93,8 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                 let seconds = jiff::Timestamp::now().as_second() - created.0.as_second();
                 Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
             }),
-    };
+    }
+    .resumed(!context.settled.load(Ordering::Relaxed));
     let state = build::cluster_state(&inputs);
     let mut known = vec![state.registry_address.clone()];
     known.extend(state.aliases.clone());

@@ -45,12 +45,19 @@ pub fn as_host(address: &str) -> String {
     }
 }
 
-/// Whether Holdfast is to stay on the nodes. The uninstaller stops the controller before it writes `removed`; a controller
-/// that starts and finds it was installed again, after an uninstallation that did not come to its end.
-pub fn desired(written: Option<Desired>, just_started: bool) -> Desired {
-    match written {
-        Some(Desired::Removed) if just_started => Desired::Present,
-        written => written.unwrap_or_default(),
+impl Inputs {
+    /// Goes on after an uninstallation that did not come to its end, when the release was installed again: a controller that
+    /// starts and finds `removed`, for the uninstaller stops the controller before it writes that. The nodes are no longer
+    /// prepared then, so rewriting begins anew.
+    #[must_use]
+    pub fn resumed(mut self, just_started: bool) -> Self {
+        if just_started && self.desired == Desired::Removed {
+            self.desired = Desired::Present;
+            if let Some(previous) = &mut self.previous {
+                previous.rewrite = false;
+            }
+        }
+        self
     }
 }
 
@@ -248,14 +255,23 @@ mod tests {
 
     #[test]
     fn a_release_that_is_installed_again_is_not_removed_for_ever() {
-        assert_eq!(desired(None, true), Desired::Present);
-        assert_eq!(desired(Some(Desired::Removed), true), Desired::Present);
+        let mut inputs = inputs(&[node("a", true, false)]);
+        inputs.previous = Some(ClusterState {
+            registry_address: "10.96.0.50".to_owned(),
+            rewrite: true,
+            ..ClusterState::default()
+        });
+        let present = inputs.clone().resumed(true);
+        assert!(cluster_state(&present).rewrite, "an ordinary start");
+        inputs.desired = Desired::Removed;
+        let resumed = inputs.clone().resumed(true);
+        assert_eq!(resumed.desired, Desired::Present);
+        assert!(!cluster_state(&resumed).rewrite, "its node was put back");
         assert_eq!(
-            desired(Some(Desired::Removed), false),
+            inputs.resumed(false).desired,
             Desired::Removed,
             "the uninstaller wrote it while this controller runs"
         );
-        assert_eq!(desired(Some(Desired::Present), false), Desired::Present);
     }
 
     #[test]

@@ -141,8 +141,8 @@ pub(super) fn is_agent(
             .and_then(|labels| labels.get(key))
             .is_some_and(|found| found == value)
     };
-    // The agent may live in a namespace of its own, so the release decides, not the namespace.
-    namespace.is_some()
+    // The namespace decides too: anybody who may create pods can label his own as agents of nodes that are not prepared.
+    namespace == Some(names.namespace.as_str())
         && has(labels::COMPONENT, labels::COMPONENT_NODE_AGENT)
         && has(labels::INSTANCE, &names.release)
 }

@@ -174,3 +174,27 @@ fn a_condition_that_only_the_api_server_understands_leaves_the_webhooks_pods_cov
         &["registry.example/team/app:1"],
     );
 }
+
+#[test]
+fn only_pods_of_the_release_speak_for_nodes() {
+    let names = Names {
+        release: "holdfast".to_owned(),
+        fullname: "holdfast".to_owned(),
+        namespace: "holdfast-system".to_owned(),
+    };
+    for (namespace, component, expect) in [
+        ("holdfast-system", labels::COMPONENT_NODE_AGENT, true),
+        ("holdfast-system", labels::COMPONENT_REGISTRY, false),
+        ("tenant", labels::COMPONENT_NODE_AGENT, false),
+    ] {
+        let of_pod = [
+            (labels::COMPONENT.to_owned(), component.to_owned()),
+            (labels::INSTANCE.to_owned(), "holdfast".to_owned()),
+        ];
+        assert_eq!(
+            is_agent(&names, Some(namespace), Some(&of_pod.into())),
+            expect,
+            "{component} in {namespace}"
+        );
+    }
+}

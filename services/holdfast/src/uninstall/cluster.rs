@@ -137,8 +137,8 @@ impl Cluster {
         let nodes = Api::<Node>::all(self.client.clone())
             .list(&ListParams::default())
             .await?;
-        // Agents may run in a namespace of their own.
-        let agents = Api::<Pod>::all(self.client.clone())
+        let agents = self
+            .own::<Pod>()
             .list(&self.of_component(labels::COMPONENT_NODE_AGENT))
             .await?;
         Ok(nodes::survey(&nodes.items, &agents.items))
