@@ -23,7 +23,19 @@ pub fn ca(secret: Option<&Secret>) -> Option<CaFacts> {
     if !fits(&certificate, &material.key) {
         return None;
     }
-    let bundle = split(&material.bundle)
+    let bundle = bundle(&material.bundle);
+    Some(CaFacts {
+        not_before: certificate.validity().not_before.timestamp(),
+        not_after: certificate.validity().not_after.timestamp(),
+        key_id: subject_key_id(&certificate)?,
+        bundle,
+        material,
+    })
+}
+
+/// The certificates of a bundle that can be read.
+pub fn bundle(text: &str) -> Vec<BundleFacts> {
+    split(text)
         .into_iter()
         .filter_map(|text| {
             let pem = pems(&text).into_iter().next()?;
@@ -34,14 +46,7 @@ pub fn ca(secret: Option<&Secret>) -> Option<CaFacts> {
                 pem: text,
             })
         })
-        .collect();
-    Some(CaFacts {
-        not_before: certificate.validity().not_before.timestamp(),
-        not_after: certificate.validity().not_after.timestamp(),
-        key_id: subject_key_id(&certificate)?,
-        bundle,
-        material,
-    })
+        .collect()
 }
 
 /// A certificate in its Secret.

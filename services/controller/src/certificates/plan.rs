@@ -51,6 +51,26 @@ pub struct Existing {
     pub leaves: BTreeMap<Leaf, LeafFacts>,
 }
 
+impl Existing {
+    /// What is trusted at `now`. When the CA's Secret is lost, that is what its certificates were issued with: they go on
+    /// serving until everybody has heard of the new CA.
+    fn trusted(&self, now: i64) -> Vec<BundleFacts> {
+        let mut trusted: Vec<BundleFacts> = match &self.ca {
+            Some(ca) => ca.bundle.clone(),
+            None => self
+                .leaves
+                .values()
+                .flat_map(|leaf| super::inspect::bundle(&leaf.bundle))
+                .collect(),
+        };
+        let mut seen = BTreeSet::new();
+        trusted.retain(|certificate| {
+            certificate.not_after > now && seen.insert(certificate.pem.clone())
+        });
+        trusted
+    }
+}
+
 /// A CA as it was found.
 #[derive(Clone, Debug)]
 pub struct CaFacts {
@@ -134,12 +154,7 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
         Some(ca) if past_half(ca.not_before, ca.not_after, now) => Some("half of its life is over"),
         Some(_) => None,
     };
-    let trusted: Vec<&BundleFacts> = existing
-        .ca
-        .iter()
-        .flat_map(|ca| &ca.bundle)
-        .filter(|certificate| certificate.not_after > now)
-        .collect();
+    let trusted = existing.trusted(now);
     if let Some(reason) = ca_reason {
         actions.push(Action::MakeCa {
             keep: trusted

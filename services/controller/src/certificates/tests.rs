@@ -146,6 +146,22 @@ fn a_clock_that_was_ahead_for_a_moment_leaves_nothing_behind() {
     );
 }
 
+// SPEC 32
+#[test]
+fn a_lost_ca_leaves_its_certificates_trusted_until_the_new_one_is_known() {
+    let (_, mut existing) = made(&["a"]);
+    existing.ca = None;
+    assert_eq!(
+        words(&plan(&existing, NOW, &[want(&["a"])])),
+        ["ca keeping 1: there is none", "refresh"]
+    );
+    let over = plan(&existing, NOW + CA_LIFE, &[want(&["a"])]);
+    assert_eq!(
+        words(&over),
+        ["ca keeping 0: there is none", "issue: it is not valid now"]
+    );
+}
+
 #[test]
 fn without_anything_everything_is_made() {
     let plan = plan(&Existing::default(), NOW, &[want(&["a"])]);
