@@ -116,11 +116,17 @@ impl Scope {
             && self.namespaces.matches(&facts.labels)
     }
 
-    /// Whether a node is in scope.
+    /// Whether a node is in scope. One of another system has no agent, and would be waited for in vain.
     pub fn includes_node(&self, facts: &NodeFacts) -> bool {
-        self.nodes
-            .iter()
-            .all(|(key, value)| facts.labels.get(key) == Some(value))
+        let linux = facts
+            .platform
+            .as_ref()
+            .is_none_or(|platform| platform.starts_with("linux/"));
+        linux
+            && self
+                .nodes
+                .iter()
+                .all(|(key, value)| facts.labels.get(key) == Some(value))
     }
 }
 

@@ -198,3 +198,21 @@ fn only_pods_of_the_release_speak_for_nodes() {
         );
     }
 }
+
+#[test]
+fn nodes_that_no_agent_can_prepare_are_not_waited_for() {
+    let pools = scope(json!({"webhook": {"scope": {"nodeSelector": {"pool": "edge"}}}}));
+    for (platform, pool, expect) in [
+        (Some("linux/amd64"), "edge", true),
+        (None, "edge", true),
+        (Some("windows/amd64"), "edge", false),
+        (Some("linux/amd64"), "core", false),
+    ] {
+        let node = NodeFacts {
+            labels: [("pool".to_owned(), pool.to_owned())].into(),
+            ready: true,
+            platform: platform.map(str::to_owned),
+        };
+        assert_eq!(pools.includes_node(&node), expect, "{platform:?} {pool}");
+    }
+}
