@@ -31,10 +31,8 @@ imagePullSecrets:
 {{- with .part.priorityClassName }}
 priorityClassName: {{ . }}
 {{- end }}
-{{- with .part.nodeSelector }}
 nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
+  {{- toYaml (merge (dict) (.part.nodeSelector | default dict) (dict "kubernetes.io/os" "linux")) | nindent 2 }}
 {{- end -}}
 
 {{/* Restricted Pod Security of a pod. */}}

@@ -213,7 +213,10 @@ fn the_node_agent_runs_on_all_nodes_and_no_bad_node_holds_it_up() {
         json!([{ "operator": "Exists" }])
     );
     assert!(agent["template"]["spec"].get("affinity").is_none());
-    assert!(agent["template"]["spec"].get("nodeSelector").is_none());
+    assert_eq!(
+        agent["template"]["spec"]["nodeSelector"],
+        json!({ "kubernetes.io/os": "linux" })
+    );
     assert_eq!(
         agent["updateStrategy"]["rollingUpdate"]["maxUnavailable"],
         "100%"
@@ -264,6 +267,18 @@ fn every_container_has_requests_and_limits() {
                     }
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn no_pod_waits_on_a_node_of_another_system() {
+    for scenario in scenarios().keys().filter(|name| *name != "everything") {
+        for (name, pod) in Render::scenario(scenario).pods() {
+            assert_eq!(
+                pod["spec"]["nodeSelector"]["kubernetes.io/os"], "linux",
+                "{scenario}: {name}"
+            );
         }
     }
 }
