@@ -55,19 +55,35 @@ pub(crate) struct Plan {
     pub(crate) json: Option<PathBuf>,
 }
 
+/// Why a case cannot be run against this cluster. It is neither passed nor failed.
+#[derive(Debug)]
+pub(crate) struct Skipped(pub(crate) &'static str);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 /// Runs the cases that `plan` selects and prints `N passed, N failed` last.
 ///
 /// # Errors
 /// When a case failed, or the report cannot be written.
 pub(crate) fn run(world: &mut World, cases: &[Case], plan: &Plan) -> Result<()> {
     let mut results = Vec::new();
-    let mut failed = 0_usize;
+    let (mut failed, mut skipped) = (0_usize, 0_usize);
     for case in cases.iter().filter(|case| selects(plan, case)) {
         let started = Instant::now();
         let result = (case.run)(world);
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(()) => println!("test {} ... ok ({seconds:.1}s)", case.name),
+            Err(error) if error.is::<Skipped>() => {
+                skipped += 1;
+                println!("test {} ... skipped: {error}", case.name);
+            }
             Err(error) => {
                 failed += 1;
                 println!("test {} ... FAILED ({seconds:.1}s)\n  {error:#}", case.name);
@@ -77,18 +93,23 @@ pub(crate) fn run(world: &mut World, cases: &[Case], plan: &Plan) -> Result<()> 
         }
         results.push(json!({"name": case.name, "seconds": seconds, "error": result.err().map(|error| format!("{error:#}"))}));
     }
-    let passed = results.len() - failed;
+    let passed = results.len() - failed - skipped;
     if let Some(file) = &plan.json {
-        let report: Value = json!({"tests": results, "passed": passed, "failed": failed});
+        let report: Value =
+            json!({"tests": results, "passed": passed, "failed": failed, "skipped": skipped});
         std::fs::write(file, format!("{report:#}\n"))
             .with_context(|| format!("write {}", file.display()))?;
     }
-    println!("{passed} passed, {failed} failed");
+    if skipped == 0 {
+        println!("{passed} passed, {failed} failed");
+    } else {
+        println!("{passed} passed, {failed} failed, {skipped} skipped");
+    }
     if failed > 0 {
         bail!("{failed} of {} tests failed", results.len());
     }
-    if results.is_empty() {
-        bail!("no test was selected");
+    if passed == 0 {
+        bail!("no test was run");
     }
     Ok(())
 }

@@ -98,6 +98,19 @@ impl Release {
         )
     }
 
+    /// Works with helm 3 from now on.
+    pub(crate) fn use_helm_3(&mut self) -> Result<()> {
+        self.helm = tools::program(Program::Helm3)?;
+        Ok(())
+    }
+
+    /// `helm test`: the chart's own check that the registry answers.
+    pub(crate) fn test(&self) -> Result<String> {
+        let mut helm = self.helm();
+        helm.args(["test", self.name, "--namespace", self.namespace]);
+        command::run(helm)
+    }
+
     /// helm against the cluster.
     pub(crate) fn helm(&self) -> Command {
         self.cluster.command(&self.helm)

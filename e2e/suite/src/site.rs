@@ -13,7 +13,7 @@ use holdfast_cluster::{Cluster, Program};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::eventually;
+use crate::harness::{Skipped, eventually};
 use crate::kube::Kube;
 use crate::release::Release;
 use crate::tools::{self, Slot, Tools};
@@ -34,8 +34,10 @@ pub(crate) const START: Duration = Duration::from_secs(90);
 pub(crate) struct Site {
     pub(crate) kube: Kube,
     pub(crate) cluster: Cluster,
-    /// Whether nodes may be killed and looked into.
+    /// Whether the cluster was made for these tests, with volumes that all nodes share and addresses that stay.
     pub(crate) own: bool,
+    /// Whether nodes can be looked into: they are containers of an engine that answers.
+    nodes: bool,
     pub(crate) release: Release,
     /// Needs a pull secret; pods can reach it only through Holdfast.
     pub(crate) private: Upstream,
@@ -69,7 +71,7 @@ impl Site {
         Self::prepare(tools, cluster, true, keep, Some(slot))
     }
 
-    /// A cluster that somebody else made. Its nodes are never killed.
+    /// A cluster that somebody else made. Its nodes are never killed, and looked into only where they are kind's.
     pub(crate) fn attach(tools: &Tools, context: &str) -> Result<Self> {
         Self::prepare(tools, Cluster::attach(context)?, false, false, None)
     }
@@ -108,10 +110,12 @@ impl Site {
         let by = cluster.clone();
         let kube = Kube::new(move || by.command(&kubectl));
         let release = Release::new(tools, &cluster, &[&private, &plain], own)?;
+        let nodes = own || !cluster.nodes().unwrap_or_default().is_empty();
         let mut site = Self {
             kube,
             cluster,
             own,
+            nodes,
             release,
             private,
             plain,
@@ -121,7 +125,7 @@ impl Site {
             keep,
             slot,
         };
-        if own {
+        if site.nodes {
             let nodes = site.cluster.nodes()?;
             let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
             let hosts = format!(
@@ -134,6 +138,22 @@ impl Site {
             }
         }
         Ok(site)
+    }
+
+    /// For tests that look into nodes, or have them pull without Holdfast.
+    pub(crate) fn needs_nodes(&self) -> Result<()> {
+        if self.nodes {
+            return Ok(());
+        }
+        Err(Skipped("the nodes of this cluster cannot be looked into").into())
+    }
+
+    /// For tests that cut power or stop the control plane.
+    pub(crate) fn needs_own_cluster(&self) -> Result<()> {
+        if self.own {
+            return Ok(());
+        }
+        Err(Skipped("it takes nodes down, and this cluster is somebody else's").into())
     }
 
     /// Pushes an image that runs the workload program to an upstream.

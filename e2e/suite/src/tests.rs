@@ -53,5 +53,6 @@ pub(crate) fn all() -> Vec<Case> {
         full!(outage::a_site_boots_without_its_uplink),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
+        full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),
     ]
 }

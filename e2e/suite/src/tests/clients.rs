@@ -301,7 +301,7 @@ pub(super) fn podman_pushes_and_pulls(world: &mut World) -> Result<()> {
 // SPEC 16
 pub(super) fn ctr_pushes_and_pulls(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs a node's containerd");
+    site.needs_nodes()?;
     let cluster = site.cluster.clone();
     let alone = Alone::start(
         &world.tools,

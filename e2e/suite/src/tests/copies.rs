@@ -98,7 +98,7 @@ pub(super) fn concurrent_updates_of_an_artifact_are_kept(world: &mut World) -> R
 
 pub(super) fn clients_cannot_push_under_an_upstreams_name(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs a node to send from");
+    site.needs_nodes()?;
     site.installed()?;
     let secret = site.kube.get(&[
         "secret",

@@ -112,7 +112,7 @@ pub(super) fn wrong_bytes_are_never_visible(world: &mut World) -> Result<()> {
 
 pub(super) fn a_pod_missed_by_the_webhook_starts_and_is_copied(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs nodes that can pull by themselves");
+    site.needs_nodes()?;
     site.installed()?;
     let image = site.push(&site.plain, "team/missed", 1, 1000)?;
     let webhook = format!("deployment/{}", site.release.object("webhook"));

@@ -125,7 +125,7 @@ pub(super) fn switched_off_nothing_exists(world: &mut World) -> Result<()> {
 // SPEC 41
 pub(super) fn switching_on_by_upgrade_copies_what_already_runs(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs nodes that can pull by themselves");
+    site.needs_nodes()?;
     if !site.release.is_installed() {
         site.install(&extension(json!({"enableClusterRegistry": false})))?;
     }
@@ -182,7 +182,7 @@ pub(super) fn storage_is_claimed_as_asked_for(world: &mut World) -> Result<()> {
 // SPEC 80
 pub(super) fn uninstalling_leaves_only_the_resource_definitions(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs a look into nodes");
+    site.needs_nodes()?;
     site.installed()?;
     let image = site.push(&site.plain, "leave/app", 1, 1000)?;
     let test = site.namespace()?;
@@ -215,6 +215,57 @@ pub(super) fn uninstalling_leaves_only_the_resource_definitions(world: &mut Worl
         "rewritten after uninstalling"
     );
     site.kube.delete(&["namespace", &name])
+}
+
+// SPEC 42
+pub(super) fn helm_3_installs_tests_and_uninstalls_past_a_dead_node(
+    world: &mut World,
+) -> Result<()> {
+    let site = world.site()?;
+    site.needs_own_cluster()?;
+    site.uninstall()?;
+    site.release.use_helm_3()?;
+    site.installed()?;
+    site.release.test().context("helm test")?;
+    let image = site.push(&site.plain, "leave/later", 1, 1000)?;
+    let workers = site.workers()?;
+    let [dead, alive, ..] = workers.as_slice() else {
+        bail!("two workers are needed");
+    };
+    site.cluster.kill_node(dead)?;
+    eventually(Duration::from_secs(120), || {
+        let ready = site.cluster.status()?.nodes.get(dead).copied();
+        ensure!(ready == Some(false), "{dead} is still called Ready");
+        Ok(())
+    })?;
+    site.uninstall()?;
+    // The kubelet that would end them is dead, too.
+    let stuck = site.kube.list(&[
+        "pods",
+        "-n",
+        site.release.namespace(),
+        &format!("--field-selector=spec.nodeName={dead}"),
+    ])?;
+    let left: Vec<_> = left_in_cluster(site)?
+        .into_iter()
+        .filter(|left| {
+            !stuck
+                .iter()
+                .any(|pod| *left == format!("Pod/{}", kube::name(pod)))
+        })
+        .collect();
+    ensure!(left.is_empty(), "left in the cluster: {}", left.join(", "));
+    let test = site.namespace()?;
+    test.create(&Pod::new("after", &image.reference).on(alive))?;
+    let pod = site
+        .kube
+        .running(&test.name, "after", START)
+        .context("a pod after uninstalling")?;
+    ensure!(
+        images(&pod, "containers") == [image.reference],
+        "rewritten after uninstalling"
+    );
+    site.cluster.start_node(dead)
 }
 
 /// Objects of the release that are still there, as `kind/name`.

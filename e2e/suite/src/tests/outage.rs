@@ -34,7 +34,7 @@ pub(super) fn a_node_that_never_had_the_image_starts_it_without_upstream(
         site.kube.copied(&test.name, &image.reference, START)?;
     }
     site.private.down()?;
-    if site.own {
+    if site.needs_nodes().is_ok() {
         site.never_had(second, &app.repository)?;
     }
     test.create(&pod("second", second))?;
@@ -76,7 +76,7 @@ pub(super) fn after_the_first_copy_no_node_asks_again(world: &mut World) -> Resu
 
 pub(super) fn pulls_go_on_without_the_api_server(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs to stop the API server");
+    site.needs_own_cluster()?;
     site.installed()?;
     let image = site.push(&site.private, "team/headless", 2, 1 << 20)?;
     let test = site.namespace()?;
@@ -109,7 +109,7 @@ pub(super) fn pulls_go_on_without_the_api_server(world: &mut World) -> Result<()
 
 pub(super) fn a_site_boots_without_its_uplink(world: &mut World) -> Result<()> {
     let site = world.site()?;
-    ensure!(site.own, "needs to cut the power of nodes");
+    site.needs_own_cluster()?;
     site.installed()?;
     let image = site.push(&site.private, "team/boot", 2, 1 << 20)?;
     let test = site.namespace()?;
