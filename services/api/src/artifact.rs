@@ -169,11 +169,30 @@ pub enum Reason {
     NoSpace,
     /// The reference is not one that can be fetched.
     Invalid,
+    /// The registry's volume failed while it copied; neither the upstream nor the image is to blame.
+    StoreFailed,
+    /// The API server did not give the pull secrets of the pods, so the registry was not asked.
+    PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
     RegistryUnavailable,
 }
 
 impl Reason {
+    /// Every reason.
+    pub const ALL: [Self; 11] = [
+        Self::Copied,
+        Self::Copying,
+        Self::Unauthorized,
+        Self::NotFound,
+        Self::UpstreamUnavailable,
+        Self::UpstreamInvalid,
+        Self::NoSpace,
+        Self::Invalid,
+        Self::StoreFailed,
+        Self::PullSecretUnreadable,
+        Self::RegistryUnavailable,
+    ];
+
     /// The word as it stands in the condition.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -185,6 +204,8 @@ impl Reason {
             Self::UpstreamInvalid => "UpstreamInvalid",
             Self::NoSpace => "NoSpace",
             Self::Invalid => "Invalid",
+            Self::StoreFailed => "StoreFailed",
+            Self::PullSecretUnreadable => "PullSecretUnreadable",
             Self::RegistryUnavailable => "RegistryUnavailable",
         }
     }

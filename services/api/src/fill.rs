@@ -84,17 +84,20 @@ pub enum FillErrorCode {
     NoSpace,
     /// The request is malformed or names what may not be fetched.
     Invalid,
+    /// The registry's volume failed.
+    StoreFailed,
 }
 
 impl FillErrorCode {
     /// Every code, in the order of the document.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::NotFound,
         Self::Unauthorized,
         Self::UpstreamUnavailable,
         Self::UpstreamInvalid,
         Self::NoSpace,
         Self::Invalid,
+        Self::StoreFailed,
     ];
 
     /// The HTTP status that goes with the code.
@@ -105,6 +108,7 @@ impl FillErrorCode {
             Self::UpstreamUnavailable | Self::UpstreamInvalid => 502,
             Self::NoSpace => 507,
             Self::Invalid => 400,
+            Self::StoreFailed => 500,
         }
     }
 
@@ -117,6 +121,7 @@ impl FillErrorCode {
             Self::UpstreamInvalid => "UPSTREAM_INVALID",
             Self::NoSpace => "NO_SPACE",
             Self::Invalid => "INVALID",
+            Self::StoreFailed => "STORE_FAILED",
         }
     }
 }

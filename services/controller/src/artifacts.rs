@@ -15,6 +15,7 @@ pub mod status;
 use crate::world::{Key, World};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
+use futures::{StreamExt as _, stream};
 use holdfast_api::artifact::{READY, Reason};
 use holdfast_api::{Artifact, ArtifactSpec, labels};
 use holdfast_runtime::supervise::Heart;
@@ -28,6 +29,8 @@ use tokio::task::JoinSet;
 
 /// Reconciles at a time; the registry bounds fills by itself.
 const CONCURRENCY: usize = 16;
+/// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
+const CREATING: usize = 8;
 /// Changes within this time are one.
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often the demand is computed without a reason.
@@ -68,7 +71,7 @@ pub async fn run(
         created: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
-    work.look().await;
+    work.look(&heart).await;
     let mut next_look = Instant::now() + EVERY;
     loop {
         heart.success();
@@ -89,12 +92,12 @@ pub async fn run(
             _ = version.changed() => {
                 tokio::time::sleep(SETTLE).await;
                 version.borrow_and_update();
-                work.look().await;
+                work.look(&heart).await;
                 next_look = Instant::now() + EVERY;
             }
             () = tokio::time::sleep(if full { Duration::from_secs(10) } else { pause }) => {
                 if Instant::now() >= next_look {
-                    work.look().await;
+                    work.look(&heart).await;
                     next_look = Instant::now() + EVERY;
                 }
             }
@@ -113,7 +116,7 @@ struct Work {
 
 impl Work {
     /// Computes the demand, creates what is missing, wakes what changed.
-    async fn look(&mut self) {
+    async fn look(&mut self, heart: &Heart) {
         let context = self.context.clone();
         let world = &context.world;
         let demand = World::read(&world.pods, |pods| {
@@ -125,8 +128,10 @@ impl Work {
         self.created
             .retain(|_, at| now.duration_since(*at) < CREATED);
         let mut missing = Vec::new();
-        let mut counts: BTreeMap<&'static str, usize> =
-            REASONS.iter().map(|reason| (reason.as_str(), 0)).collect();
+        let mut counts: BTreeMap<&'static str, usize> = Reason::ALL
+            .iter()
+            .map(|reason| (reason.as_str(), 0))
+            .collect();
         World::read(&world.artifacts, |artifacts| {
             for (key, demand) in &demand {
                 if demand::asks_for_copy(demand)
@@ -154,10 +159,17 @@ impl Work {
             context.metrics.artifacts(reason, count);
         }
         self.demand = Arc::new(demand);
-        for (key, demand) in missing {
-            match create(&context, &key, &demand).await {
+        let mut creating = stream::iter(missing)
+            .map(async |(key, demand)| {
+                let outcome = create(&context, &key, &demand).await;
+                (key, demand, outcome)
+            })
+            .buffer_unordered(CREATING);
+        while let Some((key, demand, outcome)) = creating.next().await {
+            heart.beat();
+            match outcome {
                 Ok(()) => {
-                    self.created.insert(key, now);
+                    self.created.insert(key, Instant::now());
                 }
                 // The next look tries again; a namespace that ends refuses for good reason.
                 Err(error) => {
@@ -209,18 +221,6 @@ impl Work {
         }
     }
 }
-
-const REASONS: [Reason; 9] = [
-    Reason::Copied,
-    Reason::Copying,
-    Reason::Unauthorized,
-    Reason::NotFound,
-    Reason::UpstreamUnavailable,
-    Reason::UpstreamInvalid,
-    Reason::NoSpace,
-    Reason::Invalid,
-    Reason::RegistryUnavailable,
-];
 
 /// Creates the Artifact of a demand; that it is there already is what is wanted.
 async fn create(context: &Context, key: &Key, demand: &Demand) -> Result<(), kube::Error> {

@@ -193,6 +193,101 @@ async fn every_pull_secret_is_offered_and_a_new_one_ends_the_wait() {
     .await;
 }
 
+/// An Artifact as the webhook announces it, or as whoever reaches the webhook has it announced.
+async fn announce(bare: &Bare, source: &str, secrets: Option<&[&str]>) {
+    let spec = ArtifactSpec {
+        source_artifact: source.to_owned(),
+        pull_secrets: secrets.map(|names| names.iter().map(|&name| name.to_owned()).collect()),
+        service_account_name: secrets.map(|_| "robot".to_owned()),
+        ..ArtifactSpec::default()
+    };
+    artifacts(bare)
+        .create(
+            &PostParams::default(),
+            &Artifact::new(&artifact_name(source), spec),
+        )
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn only_a_living_pod_opens_its_namespaces_pull_secrets() {
+    const FORGED: &str = "registry.example/team/secret:1";
+    const BY_HAND: &str = "registry.example/team/public:1";
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    *registry.answer.lock().unwrap() = Box::new(|request| {
+        if request.credentials.is_empty() && request.source != BY_HAND {
+            let refused = r#"{"code":"UNAUTHORIZED","message":"no credential was accepted"}"#;
+            (403, refused.to_owned())
+        } else {
+            copied()
+        }
+    });
+    pull_secret(&bare, "apps", "theirs", "right").await;
+    let account: ServiceAccount = serde_json::from_value(
+        json!({"metadata": {"name": "robot"}, "imagePullSecrets": [{"name": "theirs"}]}),
+    )
+    .unwrap();
+    Api::<ServiceAccount>::namespaced(bare.client.clone(), "apps")
+        .create(&PostParams::default(), &account)
+        .await
+        .unwrap();
+    let _running = run(&bare.context(), &registry);
+    let started = std::time::Instant::now();
+    announce(&bare, FORGED, Some(&["theirs"])).await;
+    announce(&bare, IMAGE, Some(&["theirs"])).await;
+    announce(&bare, BY_HAND, None).await;
+    eventually("made by hand, asked for at once", async || {
+        registry.sources() == [BY_HAND]
+    })
+    .await;
+    pod(&bare, "apps", "one", &["theirs"]).await;
+    eventually("the pod of an announcement ends its wait", async || {
+        reason(&bare).await.as_deref() == Some("Copied")
+    })
+    .await;
+    assert_eq!(
+        registry.sources(),
+        [BY_HAND, IMAGE],
+        "asked once, with credentials"
+    );
+    assert!(started.elapsed().as_secs() < 8, "{:?}", started.elapsed());
+
+    eventually("what no pod needs is asked for in the end", async || {
+        registry.sources().len() == 3
+    })
+    .await;
+    assert!(started.elapsed().as_secs() >= 10);
+    let offered: Vec<_> = registry
+        .requests
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| (request.source.clone(), request.credentials.len()))
+        .collect();
+    let expect = [(BY_HAND, 0), (IMAGE, 1), (FORGED, 0)];
+    assert_eq!(
+        offered,
+        expect.map(|(source, count)| (source.to_owned(), count))
+    );
+    eventually("the status says why", async || {
+        let forged = artifacts(&bare).get(&artifact_name(FORGED)).await.unwrap();
+        forged.status.is_some_and(|status| {
+            let condition = status.conditions.first();
+            condition.is_some_and(|it| it.message.contains("no live pod needs it"))
+        })
+    })
+    .await;
+    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let noise: Vec<_> = events
+        .iter()
+        .filter(|event| event.reason.as_deref() == Some("Unauthorized"))
+        .collect();
+    assert!(noise.is_empty(), "{noise:?}");
+}
+
 // SPEC 36
 #[tokio::test]
 async fn a_status_survives_concurrent_writers_and_a_deleted_artifact_comes_back() {

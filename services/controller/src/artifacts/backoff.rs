@@ -16,8 +16,8 @@ pub fn pause(
     let limit = match reason {
         Reason::Copied | Reason::Invalid => return None,
         Reason::Copying => 1,
-        Reason::RegistryUnavailable => 15,
-        Reason::UpstreamUnavailable | Reason::NoSpace => 60,
+        Reason::RegistryUnavailable | Reason::PullSecretUnreadable => 15,
+        Reason::UpstreamUnavailable | Reason::NoSpace | Reason::StoreFailed => 60,
         Reason::Unauthorized | Reason::UpstreamInvalid => 300,
         Reason::NotFound => 600,
     };
@@ -69,6 +69,8 @@ mod tests {
         check(Reason::UpstreamUnavailable, 99, None, Some(60));
         check(Reason::NotFound, 99, None, Some(600));
         check(Reason::RegistryUnavailable, 99, None, Some(15));
+        check(Reason::PullSecretUnreadable, 99, None, Some(15));
+        check(Reason::StoreFailed, 99, None, Some(60));
         check(Reason::Copied, 0, None, None);
         check(Reason::Invalid, 1, None, None);
     }

@@ -21,9 +21,15 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Whether the same credentials would be tried.
-    pub fn same_credentials(&self, other: &Self) -> bool {
-        self.pull_secrets == other.pull_secrets && self.service_accounts == other.service_accounts
+    /// Whether living pods bring credentials, or may, that those of `before` did not.
+    pub fn brings_more_than(&self, before: Option<&Self>) -> bool {
+        self.pod.is_some()
+            && before
+                .filter(|before| before.pod.is_some())
+                .is_none_or(|before| {
+                    !self.pull_secrets.is_subset(&before.pull_secrets)
+                        || !self.service_accounts.is_subset(&before.service_accounts)
+                })
     }
 }
 
@@ -162,6 +168,30 @@ mod tests {
         );
         assert_eq!(apps.pod.as_ref().unwrap().0, "a");
         assert!(asks_for_copy(apps));
+    }
+
+    #[test]
+    fn only_living_pods_bring_more() {
+        let living = |secret: &str| Demand {
+            pod: Some(("pod".to_owned(), "uid".to_owned())),
+            pull_secrets: [secret.to_owned()].into(),
+            ..Demand::default()
+        };
+        let (one, two, finished) = (living("one"), living("two"), Demand::default());
+        let mut both = one.clone();
+        both.pull_secrets.insert("two".to_owned());
+        for (before, now, expect) in [
+            (None, &one, true),
+            (Some(&finished), &one, true),
+            (Some(&one), &two, true),
+            (Some(&one), &both, true),
+            (Some(&both), &one, false),
+            (Some(&one), &one, false),
+            (Some(&one), &finished, false),
+            (None, &finished, false),
+        ] {
+            assert_eq!(now.brings_more_than(before), expect, "{before:?}, {now:?}");
+        }
     }
 
     #[test]

@@ -93,8 +93,40 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
         }
         Reason::NoSpace => "the registry's volume is full; enlarge it or remove unused images",
         Reason::Invalid => "the reference cannot be fetched",
+        Reason::StoreFailed => "it is tried again; check the registry's volume and its storage",
+        Reason::PullSecretUnreadable => {
+            "it is tried again; check the API server and what the controller may read"
+        }
         Reason::RegistryUnavailable => "it is tried again; check the registry's pods",
         Reason::Copying => "it is being copied",
     };
     format!("{source}: {message} ({advice})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_sent_to_look_at_the_wrong_place() {
+        for (reason, place) in [
+            (Reason::UpstreamUnavailable, "uplink"),
+            (Reason::RegistryUnavailable, "registry's pods"),
+            (Reason::StoreFailed, "registry's volume"),
+            (Reason::PullSecretUnreadable, "API server"),
+        ] {
+            let note = note("registry.example/app:1", reason, "m");
+            let others = [
+                "uplink",
+                "registry's pods",
+                "registry's volume",
+                "API server",
+            ];
+            let named: Vec<_> = others
+                .into_iter()
+                .filter(|other| note.contains(other))
+                .collect();
+            assert_eq!(named, [place], "{note}");
+        }
+    }
 }

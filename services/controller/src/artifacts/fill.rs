@@ -151,6 +151,7 @@ pub const fn reason_of(code: FillErrorCode) -> Reason {
         FillErrorCode::UpstreamInvalid => Reason::UpstreamInvalid,
         FillErrorCode::NoSpace => Reason::NoSpace,
         FillErrorCode::Invalid => Reason::Invalid,
+        FillErrorCode::StoreFailed => Reason::StoreFailed,
     }
 }
 
@@ -177,6 +178,17 @@ mod tests {
                 Reason::UpstreamUnavailable,
             ),
             (507, r#"{"code":"NO_SPACE","message":"m"}"#, Reason::NoSpace),
+            (
+                500,
+                r#"{"code":"STORE_FAILED","message":"m"}"#,
+                Reason::StoreFailed,
+            ),
+            // Of a newer registry.
+            (
+                500,
+                r#"{"code":"UNHEARD_OF","message":"m"}"#,
+                Reason::RegistryUnavailable,
+            ),
             (502, "<html>", Reason::RegistryUnavailable),
             (404, "", Reason::RegistryUnavailable),
             (200, "{", Reason::RegistryUnavailable),

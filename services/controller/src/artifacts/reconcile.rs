@@ -1,10 +1,11 @@
 //! One look at one Artifact.
 
+use super::backoff;
+use super::credentials::{self, Choice, Found};
 use super::demand::Demand;
 use super::events::Events;
 use super::fill::{Client, Failure};
 use super::status::{self, News};
-use super::{backoff, credentials};
 use crate::Context;
 use crate::world::World;
 use holdfast_api::Artifact;
@@ -31,6 +32,8 @@ pub struct Reconciler {
 /// What this process knows of an Artifact beside its object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memory {
+    /// Since when the Artifact is known.
+    known: Option<Instant>,
     /// The generation for which the registry said, to this process, that it holds the image, and until when that is believed.
     confirmed: Option<(i64, Instant)>,
     /// The status that was built last. The object that the watch shows may be older: built upon that, a status would take
@@ -65,12 +68,12 @@ impl Memory {
         })
     }
 
-    /// Remembers what is about to be looked at. Other credentials, and an object made anew, end a pause.
+    /// Remembers what is about to be looked at. Further credentials, and an object made anew, end a pause.
     pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>) {
         if let Some((uid, _, before)) = &self.noticed {
             if *uid != artifact.metadata.uid {
                 *self = Self::default();
-            } else if other_credentials(before.as_ref(), demand) {
+            } else if further_credentials(before.as_ref(), demand) {
                 self.not_before = None;
             }
         }
@@ -82,14 +85,14 @@ impl Memory {
     }
 
     /// Takes over what a look found out; what was noticed in the meantime stays. What was found out about an object that
-    /// is gone says nothing about the one of the same name, and other credentials end the pause that the old ones earned.
+    /// is gone says nothing about the one of the same name, and further credentials end the pause that the old ones earned.
     pub fn learn(&mut self, mut found: Self) {
         if let (Some((uid, _, demand)), Some((seen_uid, _, seen))) = (&self.noticed, &found.noticed)
         {
             if uid != seen_uid {
                 return;
             }
-            if other_credentials(seen.as_ref(), demand.as_ref()) {
+            if further_credentials(seen.as_ref(), demand.as_ref()) {
                 found.not_before = None;
             }
         }
@@ -105,8 +108,8 @@ impl Memory {
     }
 }
 
-fn other_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
-    matches!((before, now), (Some(before), Some(now)) if !before.same_credentials(now))
+fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
+    now.is_some_and(|now| now.brings_more_than(before))
 }
 
 impl Reconciler {
@@ -147,10 +150,16 @@ impl Reconciler {
                 again: Some(if written { wait } else { wait.min(UNWRITTEN) }),
             };
         }
+        let known = now.duration_since(*memory.known.get_or_insert(now));
+        let choice = credentials::choose(&artifact.spec, demand, known);
+        if let Choice::Wait(rest) = choice {
+            // The watch of pods wakes it; nothing is told yet.
+            return Outcome { again: Some(rest) };
+        }
         let asked_before = memory.confirmed.is_some();
         // By now the watch has shown what was written: a status that somebody else took away is written again.
         memory.written &= seen_status == artifact.status;
-        let outcome = self.copy(artifact, demand, memory).await;
+        let outcome = self.copy(artifact, demand, choice, memory).await;
         let reason = outcome
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
@@ -193,9 +202,13 @@ impl Reconciler {
                     error = failure.message,
                     "the image is not copied yet"
                 );
-                // A registry that restarts says nothing about an image that it held: people are told when it says no.
+                // A registry or an API server that restarts says nothing about an image that is held: people are told when the
+                // registry says no.
                 if asked_before
-                    && failure.reason == Reason::RegistryUnavailable
+                    && matches!(
+                        failure.reason,
+                        Reason::RegistryUnavailable | Reason::PullSecretUnreadable
+                    )
                     && status::was_ready(artifact)
                 {
                     return Outcome { again };
@@ -209,13 +222,19 @@ impl Reconciler {
             }
         };
         let written = self.write(artifact, demand, &news, memory).await;
-        // A copy that was known before this process is no news.
-        let news_to_people =
-            reason != Reason::Copying && !(reason == Reason::Copied && status::was_ready(artifact));
-        if news_to_people && memory.told != Some(reason) {
+        // A copy that was known before this process is no news. That an upstream wants credentials, where nobody's were
+        // offered, is none either: a pod that a quota refused after the webhook saw it leaves such an Artifact.
+        let no_news = match reason {
+            Reason::Copying => true,
+            Reason::Copied => status::was_ready(artifact),
+            Reason::Unauthorized => choice == Choice::Nobody { unproven: true },
+            _ => false,
+        };
+        if !no_news && memory.told != Some(reason) {
             self.events.tell(artifact, demand, reason, &message).await;
         }
-        memory.told = Some(reason);
+        // Where nothing was told, the same from a living pod's credentials will be.
+        memory.told = (!no_news || reason != Reason::Unauthorized).then_some(reason);
         Outcome {
             again: if written {
                 again
@@ -229,9 +248,10 @@ impl Reconciler {
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
+        choice: Choice<'_>,
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
-        let request = self.request(artifact, demand).await?;
+        let request = self.request(artifact, choice).await?;
         let fill = self.client.fill(&request.0);
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
@@ -258,7 +278,7 @@ impl Reconciler {
     async fn request(
         &self,
         artifact: &Artifact,
-        demand: Option<&Demand>,
+        choice: Choice<'_>,
     ) -> Result<(FillRequest, Vec<String>), Failure> {
         let source = &artifact.spec.source_artifact;
         let reference = Reference::parse(source).map_err(|error| Failure {
@@ -266,18 +286,23 @@ impl Reconciler {
             message: error.to_string(),
             retry_after: None,
         })?;
-        let announced = announced(artifact);
-        let demand = demand
-            .filter(|demand| demand.pod.is_some())
-            .unwrap_or(&announced);
         let namespace = artifact.namespace().unwrap_or_default();
-        let found = credentials::find(&self.context.client, &namespace, demand, &reference)
-            .await
-            .map_err(|error| Failure {
-                reason: Reason::RegistryUnavailable,
-                message: format!("pull secrets cannot be read: {error}"),
-                retry_after: None,
-            })?;
+        let found = match choice {
+            Choice::Pods(demand) => {
+                credentials::find(&self.context.client, &namespace, demand, &reference)
+                    .await
+                    .map_err(|error| Failure {
+                        reason: Reason::PullSecretUnreadable,
+                        message: format!("pull secrets cannot be read: {error}"),
+                        retry_after: None,
+                    })?
+            }
+            Choice::Nobody { unproven: true } => Found {
+                problems: vec!["no live pod needs it, so no pull secret was used".to_owned()],
+                ..Found::default()
+            },
+            Choice::Nobody { unproven: false } | Choice::Wait(_) => Found::default(),
+        };
         let platforms = artifact.spec.platforms.clone().unwrap_or_else(|| {
             let platforms: BTreeSet<String> = World::read(&self.context.world.nodes, |nodes| {
                 nodes
@@ -316,22 +341,6 @@ impl Reconciler {
             tracing::warn!(artifact.name = artifact.name_any(), %error, "a status cannot be written");
         }
         memory.written
-    }
-}
-
-/// What the announcement said, for the moment in which the pod is not known yet.
-fn announced(artifact: &Artifact) -> Demand {
-    Demand {
-        source: artifact.spec.source_artifact.clone(),
-        pull_secrets: artifact
-            .spec
-            .pull_secrets
-            .iter()
-            .flatten()
-            .cloned()
-            .collect(),
-        service_accounts: artifact.spec.service_account_name.iter().cloned().collect(),
-        ..Demand::default()
     }
 }
 

@@ -22,6 +22,8 @@ fn artifact(uid: &str, generation: i64) -> Artifact {
 
 fn demand(secret: &str) -> Demand {
     Demand {
+        source: "registry.example/team/app:1".to_owned(),
+        pod: Some(("pod".to_owned(), "uid".to_owned())),
         pull_secrets: [secret.to_owned()].into(),
         ..Demand::default()
     }
@@ -106,6 +108,10 @@ struct Looks {
     statuses: Arc<Mutex<Vec<Value>>>,
     /// How many further writes fail.
     failing: Arc<Mutex<usize>>,
+    /// Reasons of events.
+    events: Arc<Mutex<Vec<String>>>,
+    /// Methods and paths that were asked for.
+    calls: Arc<Mutex<Vec<String>>>,
     /// Status and body that the registry answers with, and how often it was asked.
     registry: Arc<Mutex<(u16, Value, usize)>>,
 }
@@ -119,12 +125,23 @@ impl Looks {
             Arc::<Mutex<usize>>::default(),
         );
         let (seen, fails) = (Arc::clone(&statuses), Arc::clone(&failing));
+        let (events, calls) = (
+            Arc::<Mutex<Vec<String>>>::default(),
+            Arc::<Mutex<Vec<String>>>::default(),
+        );
+        let (told_events, asked) = (Arc::clone(&events), Arc::clone(&calls));
         tokio::spawn(async move {
             while let Some((request, reply)) = handle.next_request().await {
                 let method = request.method().clone();
+                let call = format!("{method} {}", request.uri().path());
                 let bytes = request.into_body().collect_bytes().await.unwrap();
                 let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
                 let mut answer = (200, body.clone());
+                asked.lock().unwrap().push(call);
+                if body.get("regarding").is_some() {
+                    let reason = body["reason"].as_str().unwrap_or_default();
+                    told_events.lock().unwrap().push(reason.to_owned());
+                }
                 if method == Method::PATCH && body.get("status").is_some() {
                     let mut fails = fails.lock().unwrap();
                     if *fails > 0 {
@@ -180,6 +197,8 @@ impl Looks {
             memory: Memory::default(),
             statuses,
             failing,
+            events,
+            calls,
             registry,
         }
     }
@@ -210,6 +229,21 @@ impl Looks {
             reason.to_owned(),
             status["referenceCount"].as_u64().unwrap(),
         )
+    }
+
+    /// Secrets and service accounts that were read, by path.
+    fn read(&self) -> Vec<String> {
+        let calls = self.calls.lock().unwrap();
+        calls
+            .iter()
+            .filter(|call| call.starts_with("GET"))
+            .cloned()
+            .collect()
+    }
+
+    fn patience_ends(&mut self) {
+        self.memory.known = Instant::now().checked_sub(credentials::PATIENCE);
+        assert!(self.memory.known.is_some());
     }
 
     fn time_passes(&mut self) {
@@ -285,4 +319,69 @@ async fn the_registry_is_asked_again_slowly_and_a_lost_volume_shows() {
         "UpstreamUnavailable",
         "the volume was lost and the uplink is gone"
     );
+}
+
+fn announced() -> Artifact {
+    let mut object = artifact("u", 1);
+    object.spec.pull_secrets = Some(vec!["theirs".to_owned()]);
+    object.spec.service_account_name = Some("robot".to_owned());
+    object
+}
+
+#[tokio::test]
+async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
+    let mut looks = Looks::new().await;
+    looks.answer(403, "UNAUTHORIZED");
+    let outcome = looks.look(&announced(), None).await;
+    let again = outcome.again.unwrap();
+    assert!(
+        Duration::from_secs(8) < again && again <= credentials::PATIENCE,
+        "{again:?}"
+    );
+    assert_eq!(looks.asked(), 0);
+    assert!(
+        looks.calls.lock().unwrap().is_empty(),
+        "nothing is told while it waits"
+    );
+
+    looks.patience_ends();
+    looks.look(&announced(), None).await;
+    assert_eq!((looks.asked(), looks.read()), (1, Vec::new()));
+    assert_eq!(looks.last().0, "Unauthorized");
+    let statuses = looks.statuses.lock().unwrap().clone();
+    let message = statuses[0]["conditions"][0]["message"].as_str().unwrap();
+    assert!(message.contains("no live pod needs it"), "{message}");
+    assert!(
+        looks.events.lock().unwrap().is_empty(),
+        "nobody's credentials were refused"
+    );
+
+    // The pod comes late: the pause that nobody's credentials earned is over.
+    assert!(looks.memory.not_before.is_some());
+    looks.memory.noticed(&announced(), Some(&demand("own")));
+    assert_eq!(looks.memory.not_before, None);
+}
+
+#[tokio::test]
+async fn what_people_make_by_hand_is_asked_for_at_once_by_nobody() {
+    let mut looks = Looks::new().await;
+    looks.answer(403, "UNAUTHORIZED");
+    looks.look(&artifact("u", 1), None).await;
+    assert_eq!((looks.asked(), looks.read()), (1, Vec::new()));
+    assert_eq!(*looks.events.lock().unwrap(), ["Unauthorized"]);
+}
+
+#[tokio::test]
+async fn a_pull_secret_that_the_api_server_does_not_give_is_no_trouble_of_the_registry() {
+    let mut looks = Looks::new().await;
+    // This API server answers with nothing that is a Secret.
+    let outcome = looks.look(&announced(), Some(&demand("own"))).await;
+    assert_eq!(
+        looks.read(),
+        ["GET /api/v1/namespaces/apps/secrets/own"],
+        "the pod's, not the announced one"
+    );
+    assert_eq!(looks.asked(), 0);
+    assert_eq!(looks.last().0, "PullSecretUnreadable");
+    assert!(outcome.again.unwrap().as_secs() < 15);
 }
