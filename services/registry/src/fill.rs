@@ -90,7 +90,8 @@ impl From<Error> for FillError {
         let code = match &error {
             Error::NotFound => FillErrorCode::NotFound,
             Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) | Error::Store(_) => FillErrorCode::UpstreamUnavailable,
+            Error::Unavailable(_) => FillErrorCode::UpstreamUnavailable,
+            Error::Store(_) => FillErrorCode::StoreFailed,
             Error::Invalid(_) => FillErrorCode::UpstreamInvalid,
             Error::NoSpace => FillErrorCode::NoSpace,
             Error::Request(_) | Error::NotAllowed => FillErrorCode::Invalid,
@@ -216,7 +217,8 @@ impl Fills {
         let source = Source {
             host: reference.host().clone(),
             repository: reference.repository().clone(),
-            logins: self.granted(&repo).unwrap_or(logins),
+            // Only what came with this request: another namespace's login must not open this one's images.
+            logins,
         };
         let target = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => ManifestRef::Digest(digest.clone()),

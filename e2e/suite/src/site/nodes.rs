@@ -15,6 +15,7 @@ impl Site {
         let nodes = self.kube.list(&["nodes"])?;
         Ok(nodes
             .iter()
+            .filter(|node| takes_any_pod(node))
             .map(|node| kube::name(node).to_owned())
             .collect())
     }
@@ -78,4 +79,14 @@ impl Site {
             body.to_owned(),
         ))
     }
+}
+
+fn takes_any_pod(node: &Value) -> bool {
+    let taints = node["spec"]["taints"].as_array();
+    node["spec"]["unschedulable"] != true
+        && taints.is_none_or(|taints| {
+            taints
+                .iter()
+                .all(|taint| taint["effect"] == "PreferNoSchedule")
+        })
 }

@@ -504,6 +504,12 @@ async fn a_fill_tries_each_secret_and_remembers_them_for_its_repository() {
         .manifest(&repo(&upstream), &other)
         .await
         .expect("another platform with the same credentials");
+    upstream.push(REPO, "2", &ImageBuilder::new(14).layer(100).build());
+    assert_eq!(
+        registry.fill(&request(&upstream, ":2", &[])).await,
+        Err(Error::Unauthorized),
+        "a request without credentials borrows nobody's"
+    );
 }
 
 // SPEC 12
@@ -572,5 +578,6 @@ fn errors_are_told_without_secrets_and_with_their_code() {
         Error::Unavailable(String::new()),
         FillErrorCode::UpstreamUnavailable,
     );
+    check(Error::Store("io"), FillErrorCode::StoreFailed);
     check(Error::Request(String::new()), FillErrorCode::Invalid);
 }

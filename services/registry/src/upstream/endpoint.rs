@@ -167,7 +167,10 @@ impl Endpoint {
         offset: u64,
     ) -> Result<(Response, u64)> {
         let path = format!("blobs/{digest}");
-        if self.remembered(source).is_none() {
+        if self
+            .remembered(source, &self.logins(source).await)
+            .is_none()
+        {
             // Learns how to authorise without a refused GET: one GET a blob.
             self.ask(source, &Method::HEAD, &path, None).await?;
         }
@@ -209,15 +212,11 @@ impl Endpoint {
         }
     }
 
-    fn remembered(&self, source: &Source) -> Option<Known> {
+    /// What worked for this repository before, if it is one of the `logins` that this request may use.
+    fn remembered(&self, source: &Source, logins: &[Option<Login>]) -> Option<Known> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.get(source.repository.as_str())?.clone();
-        // A login that nobody gives for this repository any more is not used any more.
-        let ours = known
-            .login
-            .as_ref()
-            .is_none_or(|login| source.logins.contains(login) || self.settings.is_some());
-        ours.then_some(known)
+        logins.contains(&known.login).then_some(known)
     }
 
     fn remember(&self, source: &Source, known: Option<Known>) {
@@ -229,6 +228,19 @@ impl Endpoint {
             Some(known) => all.insert(source.repository.as_str().to_owned(), known),
             None => all.remove(source.repository.as_str()),
         };
+    }
+
+    /// What a request for this source may be made with, in order: its own credentials, the configured ones, none.
+    async fn logins(&self, source: &Source) -> Vec<Option<Login>> {
+        let mut logins = Vec::new();
+        if self.is_own {
+            logins.extend(source.logins.iter().cloned().map(Some));
+            if let Some(settings) = &self.settings {
+                logins.extend(configured_logins(settings).await.into_iter().map(Some));
+            }
+        }
+        logins.push(None);
+        logins
     }
 
     /// Asks with the authorisation that worked, else with each credential in turn, at last with none (SPEC 35).
@@ -246,8 +258,9 @@ impl Endpoint {
             )));
         }
         let url = self.api(&format!("{}/{path}", source.repository));
+        let logins = self.logins(source).await;
         let mut challenge = None;
-        if let Some(known) = self.remembered(source) {
+        if let Some(known) = self.remembered(source, &logins) {
             let header = self
                 .authorisation(source, known.challenge.as_ref(), known.login.as_ref())
                 .await;
@@ -261,21 +274,6 @@ impl Endpoint {
             self.remember(source, None);
             challenge = known.challenge;
         }
-        let mut logins: Vec<Option<Login>> = if self.is_own {
-            source.logins.iter().cloned().map(Some).collect()
-        } else {
-            Vec::new()
-        };
-        if let Some(settings) = &self.settings {
-            logins.extend(
-                configured_logins(settings)
-                    .await
-                    .into_iter()
-                    .filter(|_| self.is_own)
-                    .map(Some),
-            );
-        }
-        logins.push(None);
         if challenge.is_none() {
             let response = self.follow(method, &url, None, offset).await?;
             let asked = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
