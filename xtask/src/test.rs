@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::{lint, report, run};
+use crate::{contract, lint, report, run};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -28,7 +28,7 @@ enum Step {
     Format,
     /// cargo clippy, warnings are errors
     Clippy,
-    /// Generated files equal what the code would generate
+    /// docs/CONTRACT.md equals what the code would generate; the other generated files have a test
     Generate,
     /// cargo xtask lint
     Lint,
@@ -144,7 +144,8 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
                 "warnings",
             ]),
         ),
-        Step::Generate => crate::generate(true),
+        // The schema's and the chart's files are compared by a test of theirs; running their generator would build it a second time.
+        Step::Generate => contract::generate(&run::root(), true),
         Step::Lint => lint::run(None),
         Step::Tests => tests(counts),
     }
