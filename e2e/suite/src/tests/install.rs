@@ -217,7 +217,6 @@ pub(super) fn uninstalling_leaves_only_the_resource_definitions(world: &mut Worl
     site.kube.delete(&["namespace", &name])
 }
 
-// SPEC 42
 pub(super) fn helm_3_installs_tests_and_uninstalls_past_a_dead_node(
     world: &mut World,
 ) -> Result<()> {
