@@ -30,7 +30,8 @@ pub use parts::{
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
-    AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles, UpstreamSettings,
+    AuthFiles, Credentials, RegistrySettings, Replicas, Standalone, StandaloneTls, TlsFiles,
+    UpstreamSettings,
 };
 pub use schema::{standalone_schema, values_schema};
 pub use validate::{Problem, global_key_pattern};

@@ -79,8 +79,10 @@ pub struct RegistrySettings {
     pub listen: SocketAddr,
     /// TLS of that listener; `None`: plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Listener of the internal API, with mutual TLS by the same files; `None`: runs alone.
+    /// Listener of the internal API; `None`: runs alone.
     pub internal_listen: Option<SocketAddr>,
+    /// Mutual TLS of the internal API; `None`: runs alone.
+    pub internal_tls: Option<TlsFiles>,
     /// DNS name under which the replicas find each other; `None`: runs alone.
     pub internal_service: Option<String>,
     /// Listener of probes and metrics; `None`: there are none.
@@ -89,6 +91,8 @@ pub struct RegistrySettings {
     pub data: PathBuf,
     /// Secrets of client authentication; `None`: everybody may pull and push.
     pub auth: Option<AuthFiles>,
+    /// Without `auth`: what signs upload sessions; `None`: a secret of this process alone.
+    pub upload_secret: Option<PathBuf>,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
     /// How the outside is reached.
@@ -116,6 +120,7 @@ impl RegistrySettings {
             listen: everywhere(5000),
             tls: Some(TlsFiles::in_folder(Path::new("/etc/holdfast/tls"))),
             internal_listen: Some(everywhere(5001)),
+            internal_tls: Some(TlsFiles::in_folder(Path::new("/etc/holdfast/tls"))),
             internal_service: Some(format!(
                 "{}-registry-internal.{}.svc",
                 release.fullname, release.namespace
@@ -127,6 +132,7 @@ impl RegistrySettings {
                 node_username: auth.join("node-username"),
                 node_password: auth.join("node-password"),
             }),
+            upload_secret: None,
             upstreams: values
                 .upstreams
                 .iter()
@@ -194,6 +200,8 @@ pub struct Standalone {
     pub data: PathBuf,
     /// Certificate and key; without them the registry speaks plain HTTP.
     pub tls: Option<StandaloneTls>,
+    /// Further processes that serve the same folder; without it this one is alone.
+    pub replicas: Option<Replicas>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.
     pub upstreams: Vec<Upstream>,
     /// How the outside is reached.
@@ -216,6 +224,22 @@ pub struct StandaloneTls {
     pub key: PathBuf,
 }
 
+/// Several processes on one folder without Kubernetes: every request may reach any of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Replicas {
+    /// Listener of the internal API, at an address that the other processes reach: they stream from here what this one copies.
+    #[schemars(with = "String")]
+    pub listen: SocketAddr,
+    /// Name in the certificates of the internal API, the same for all processes; it need not resolve.
+    #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Folder with `tls.crt`, `tls.key` and `ca.crt` of the internal API; the certificate serves and calls.
+    pub tls_folder: PathBuf,
+    /// File with the secret that signs upload sessions, the same for all processes.
+    pub upload_secret_file: PathBuf,
+}
+
 impl Default for Standalone {
     fn default() -> Self {
         let public = [
@@ -232,6 +256,7 @@ impl Default for Standalone {
             admin_listen: None,
             data: PathBuf::from("holdfast-data"),
             tls: None,
+            replicas: None,
             upstreams: public
                 .iter()
                 .map(|host| Upstream {
@@ -277,11 +302,19 @@ impl Standalone {
                     key,
                     ca: None,
                 }),
-            internal_listen: None,
-            internal_service: None,
+            internal_listen: self.replicas.as_ref().map(|replicas| replicas.listen),
+            internal_tls: self
+                .replicas
+                .as_ref()
+                .map(|replicas| TlsFiles::in_folder(&replicas.tls_folder)),
+            internal_service: self.replicas.as_ref().map(|replicas| replicas.name.clone()),
             admin_listen: self.admin_listen,
             data: self.data.clone(),
             auth: None,
+            upload_secret: self
+                .replicas
+                .as_ref()
+                .map(|replicas| replicas.upload_secret_file.clone()),
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),
@@ -327,8 +360,28 @@ mod tests {
     }
 
     #[test]
+    fn replicas_without_kubernetes_share_a_secret_and_an_authority() {
+        let text = "replicas: {listen: '127.0.0.1:5001', name: replica.test, tlsFolder: /tls, uploadSecretFile: /secret}";
+        let settings = Standalone::parse(text).unwrap().settings();
+        assert_eq!(settings.internal_listen.unwrap().port(), 5001);
+        assert_eq!(settings.internal_service.as_deref(), Some("replica.test"));
+        assert_eq!(
+            settings.internal_tls.unwrap().ca.as_deref(),
+            Some(Path::new("/tls/ca.crt"))
+        );
+        assert_eq!(
+            settings.upload_secret.as_deref(),
+            Some(Path::new("/secret"))
+        );
+    }
+
+    #[test]
     fn a_wrong_file_is_refused_by_key() {
         for (text, key) in [
+            (
+                "replicas: {listen: '127.0.0.1:5001', name: a, tlsFolder: /t}",
+                "replicas",
+            ),
             ("listens: 1", "listens"),
             ("upstreams: [{endpoint: 'https://a'}]", "host"),
             ("limits: {holdSeconds: 9999}", "limits.holdSeconds"),

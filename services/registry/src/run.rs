@@ -99,7 +99,7 @@ pub async fn run_until(
         .as_ref()
         .map(|files| server_tls(files, ClientAuth::None))
         .transpose()?;
-    let (gate, secret) = access(settings.auth.as_ref())?;
+    let (gate, secret) = access(settings.auth.as_ref(), settings.upload_secret.as_deref())?;
     let fills = fills(&settings, &store, &owner, &shutdown)?;
     let limits = Limits::from(&settings);
     let api = Api::new(
@@ -128,7 +128,7 @@ pub async fn run_until(
         let end = CancellationToken::new();
         tokio::spawn(admin.serve(listener, end));
     }
-    if let (Some(address), Some(files)) = (settings.internal_listen, &settings.tls) {
+    if let (Some(address), Some(files)) = (settings.internal_listen, &settings.internal_tls) {
         let tls = server_tls(files, ClientAuth::Required)?;
         tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
         tasks.spawn(internal::serve(
@@ -206,17 +206,24 @@ fn server_tls(
     Ok(ServerTls::from_files(files)?)
 }
 
-fn access(auth: Option<&AuthFiles>) -> Result<(Gate, Secret), Error> {
-    match auth {
-        Some(files) => {
+fn access(
+    auth: Option<&AuthFiles>,
+    upload_secret: Option<&std::path::Path>,
+) -> Result<(Gate, Secret), Error> {
+    match (auth, upload_secret) {
+        (Some(files), _) => {
             let secret = gate::secret(&files.upload_secret).map_err(Error::Auth)?;
             Ok((
                 Gate::from_files(files).map_err(Error::Auth)?,
                 Secret::new(secret),
             ))
         }
+        (None, Some(file)) => Ok((
+            Gate::open(),
+            Secret::new(gate::secret(file).map_err(Error::Auth)?),
+        )),
         // One process signs and reads its own sessions; after a restart clients begin again.
-        None => Ok((
+        (None, None) => Ok((
             Gate::open(),
             Secret::new(
                 [
@@ -241,7 +248,7 @@ fn fills(
         &settings.uplink,
         upstream::Timeouts::default(),
     )?;
-    let peers = match (&settings.internal_service, &settings.tls) {
+    let peers = match (&settings.internal_service, &settings.internal_tls) {
         (Some(name), Some(files)) => {
             let folder = files
                 .certificate
