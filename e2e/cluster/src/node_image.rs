@@ -61,7 +61,16 @@ pub(crate) fn ensure() -> Result<NodeImage> {
     let _lock = Lock::take("node-image")?;
     let mut wanted: Vec<Program> = PROGRAMS.iter().map(|(program, _)| *program).collect();
     wanted.extend(images::PROGRAMS);
-    let programs = programs::ensure(&wanted)?;
+    // The one waits for packages to come, the other for the compiler.
+    let (programs, system) = std::thread::scope(|scope| {
+        let system = scope.spawn(minimal_system);
+        let programs = programs::ensure(&wanted);
+        let system = system
+            .join()
+            .unwrap_or_else(|_| bail!("making the nodes' Debian panicked"));
+        (programs, system)
+    });
+    let (programs, system) = (programs?, system?);
     let paths: Vec<String> = wanted
         .iter()
         .map(|program| Ok(programs.path(*program)?.display().to_string()))
@@ -82,7 +91,11 @@ pub(crate) fn ensure() -> Result<NodeImage> {
         fs::remove_dir_all(&draft).context("cannot remove a draft left by a killed run")?;
     }
     fs::create_dir_all(&draft)?;
-    install_packages(&draft)?;
+    run(Command::new("tar")
+        .arg("-C")
+        .arg(&draft)
+        .arg("-xpf")
+        .arg(&system))?;
     let step = Step::start("making the node image");
     step.note("kind's files");
     install_kind_files(&draft)?;
@@ -94,7 +107,8 @@ pub(crate) fn ensure() -> Result<NodeImage> {
     Ok(image)
 }
 
-fn install_packages(root: &Path) -> Result<()> {
+/// The archive of a Debian with what every node has, made unless the cache has it.
+fn minimal_system() -> Result<PathBuf> {
     let release = fs::read_to_string("/etc/os-release").context("not a Debian system")?;
     let suite = release
         .lines()
@@ -124,12 +138,7 @@ fn install_packages(root: &Path) -> Result<()> {
         run(&mut command)?;
         fs::rename(&draft, &archive)?;
     }
-    run(Command::new("tar")
-        .arg("-C")
-        .arg(root)
-        .arg("-xpf")
-        .arg(&archive))?;
-    Ok(())
+    Ok(archive)
 }
 
 fn install_kind_files(root: &Path) -> Result<()> {

@@ -3,9 +3,13 @@
 //! The only module that prints.
 
 use std::io::IsTerminal;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+/// Steps may run beside each other.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A step under way; it reports its end when it is dropped.
 pub(crate) struct Step {
@@ -19,7 +23,7 @@ impl Step {
     pub(crate) fn start(name: impl Into<String>) -> Self {
         let name = name.into();
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
+            let bar = BARS.add(ProgressBar::new_spinner());
             if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
                 bar.set_style(style);
             }
@@ -63,5 +67,5 @@ impl Drop for Step {
     reason = "progress is for the person at the terminal"
 )]
 fn line(text: &str) {
-    eprintln!("{text}");
+    BARS.suspend(|| eprintln!("{text}"));
 }
