@@ -1,9 +1,7 @@
 //! Blobs: looking up, reading, linking into repositories, committing, moving damaged ones aside.
 
 use std::{
-    fs::{self, File, Metadata},
     io,
-    os::unix::fs::{FileExt, MetadataExt},
     path::Path,
     sync::Arc,
     time::{Instant, SystemTime},
@@ -14,7 +12,11 @@ use holdfast_core::{digest::Digest, reference::RepositoryName};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
-use crate::{Error, Hasher, Pool, Result, Store, atomic, error::absent, links, store::Inner};
+use crate::{
+    Error, Hasher, Pool, Result, Store, atomic, links,
+    store::Inner,
+    volume::{Metadata, VolumeFile},
+};
 
 /// Bytes of one read on a machine with room; the best of a sweep from 4 KiB to 1 MiB.
 pub const READ_CHUNK_BYTES: usize = 256 << 10;
@@ -28,7 +30,7 @@ const SMALL_CHUNK_BYTES: usize = 16 << 10;
 /// What a file looked like when its content was last hashed and found sound.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Verified {
-    inode: u64,
+    inode: (u64, u64),
     size: u64,
     modified: Option<SystemTime>,
     at: Instant,
@@ -37,17 +39,17 @@ pub(crate) struct Verified {
 impl Verified {
     fn of(metadata: &Metadata) -> Self {
         Self {
-            inode: metadata.ino(),
-            size: metadata.len(),
-            modified: metadata.modified().ok(),
+            inode: metadata.inode,
+            size: metadata.len,
+            modified: metadata.modified,
             at: Instant::now(),
         }
     }
 
     fn same(&self, metadata: &Metadata) -> bool {
-        self.inode == metadata.ino()
-            && self.size == metadata.len()
-            && self.modified == metadata.modified().ok()
+        self.inode == metadata.inode
+            && self.size == metadata.len
+            && self.modified == metadata.modified
     }
 }
 
@@ -58,7 +60,7 @@ const VERIFIED_ENTRIES: usize = 50_000;
 #[derive(Clone, Debug)]
 pub struct BlobFile {
     digest: Digest,
-    file: Arc<File>,
+    file: Arc<dyn VolumeFile>,
     metadata: Metadata,
     pool: Pool,
     buffers: Arc<Semaphore>,
@@ -68,7 +70,7 @@ pub struct BlobFile {
 impl BlobFile {
     /// Size in bytes.
     pub fn size(&self) -> u64 {
-        self.metadata.len()
+        self.metadata.len
     }
 
     /// The blob's name.
@@ -102,7 +104,7 @@ impl AsRef<[u8]> for Buffer {
 pub(crate) async fn read_at(
     pool: &Pool,
     buffers: &Arc<Semaphore>,
-    file: &Arc<File>,
+    file: &Arc<dyn VolumeFile>,
     offset: u64,
     limit: u64,
 ) -> Result<Bytes> {
@@ -123,13 +125,7 @@ pub(crate) async fn read_at(
     let file = Arc::clone(file);
     pool.run(move || {
         let mut bytes = Vec::with_capacity(size);
-        loop {
-            match rustix::io::pread(&file, rustix::buffer::spare_capacity(&mut bytes), offset) {
-                Ok(_) => break,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(Error::io("read", "blob")(errno.into())),
-            }
-        }
+        atomic::read_some(&*file, &mut bytes, offset).map_err(Error::io("read", "blob"))?;
         Ok(Bytes::from_owner(Buffer {
             bytes,
             _share: share,
@@ -158,12 +154,12 @@ impl Store {
         digest: &Digest,
     ) -> Result<Option<BlobFile>> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(
-            move |inner| match links::read(&inner.layout.layer_link(&repo, &digest))? {
+        self.run(move |inner| {
+            match links::read(inner.volume(), &inner.layout.layer_link(&repo, &digest))? {
                 Some(target) => inner.open_blob(&target),
                 None => Ok(None),
-            },
-        )
+            }
+        })
         .await
     }
 
@@ -183,8 +179,10 @@ impl Store {
     /// Takes a blob from a repository; the bytes stay for the sweep. `false` if it was not linked.
     pub async fn unlink_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(move |inner| atomic::remove_file(&inner.layout.layer_link(&repo, &digest)))
-            .await
+        self.run(move |inner| {
+            atomic::remove_file(inner.volume(), &inner.layout.layer_link(&repo, &digest))
+        })
+        .await
     }
 
     /// Puts bytes from memory into the store as a blob.
@@ -234,15 +232,15 @@ impl Store {
 impl Inner {
     pub(crate) fn stat_blob(&self, digest: &Digest) -> Result<Option<u64>> {
         let path = self.layout.blob(digest);
-        let metadata = absent(fs::symlink_metadata(&path)).map_err(Error::io("stat", &path))?;
+        let metadata = atomic::metadata(self.volume(), &path)?;
         Ok(metadata
             .filter(Metadata::is_file)
-            .map(|metadata| metadata.len()))
+            .map(|metadata| metadata.len))
     }
 
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let path = self.layout.blob(digest);
-        let Some(file) = atomic::open_read(&path)? else {
+        let Some(file) = atomic::open_read(self.volume(), &path)? else {
             return Ok(None);
         };
         let metadata = file.metadata().map_err(Error::io("stat", &path))?;
@@ -252,7 +250,7 @@ impl Inner {
         let verified = self.is_verified(digest, &metadata);
         Ok(Some(BlobFile {
             digest: digest.clone(),
-            file: Arc::new(file),
+            file,
             metadata,
             pool: self.pool.clone(),
             buffers: Arc::clone(&self.buffers),
@@ -261,7 +259,7 @@ impl Inner {
     }
 
     pub(crate) fn repo_has_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        match links::read(&self.layout.layer_link(repo, digest))? {
+        match links::read(self.volume(), &self.layout.layer_link(repo, digest))? {
             Some(target) => Ok(self.stat_blob(&target)?.is_some()),
             None => Ok(false),
         }
@@ -269,9 +267,9 @@ impl Inner {
 
     pub(crate) fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let path = self.layout.layer_link(repo, digest);
-        match links::read(&path)? {
+        match links::read(self.volume(), &path)? {
             Some(_) => Ok(()),
-            None => links::write(&path, digest),
+            None => links::write(self.volume(), &path, digest),
         }
     }
 
@@ -286,19 +284,19 @@ impl Inner {
         if self.keep_existing(digest, bytes.len() as u64)? {
             return Ok(());
         }
-        atomic::write_file(&self.layout.blob(digest), bytes)
+        atomic::write_file(self.volume(), &self.layout.blob(digest), bytes)
     }
 
     /// Makes verified and synced bytes at `source` the blob. Content that is there already wins if it is sound: renaming over it would
     /// break its readers on other machines.
     pub(crate) fn commit_blob(&self, source: &Path, digest: &Digest, size: u64) -> Result<()> {
         if self.keep_existing(digest, size)? {
-            atomic::remove_file(source)?;
+            atomic::remove_file(self.volume(), source)?;
             return Ok(());
         }
         let path = self.layout.blob(digest);
-        atomic::rename(source, &path)?;
-        if let Ok(metadata) = fs::symlink_metadata(&path) {
+        atomic::rename(self.volume(), source, &path)?;
+        if let Ok(metadata) = self.volume.metadata(&path) {
             self.remember_verified(digest, &metadata);
         }
         Ok(())
@@ -319,18 +317,17 @@ impl Inner {
 
     pub(crate) fn is_sound(&self, blob: &BlobFile) -> Result<bool> {
         let mut hasher = Hasher::new(blob.digest.algorithm());
-        let mut buffer = vec![0; READ_CHUNK_BYTES];
+        let mut buffer = Vec::with_capacity(READ_CHUNK_BYTES);
         let mut offset = 0;
         loop {
-            match blob.file.read_at(&mut buffer, offset) {
-                Ok(0) => break,
-                Ok(read) => {
-                    hasher.update(&buffer[..read]);
-                    offset += read as u64;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::io("read", self.layout.blob(&blob.digest))(error)),
+            buffer.clear();
+            let read = atomic::read_some(&*blob.file, &mut buffer, offset)
+                .map_err(|error| Error::io("read", self.layout.blob(&blob.digest))(error))?;
+            if read == 0 {
+                break;
             }
+            hasher.update(&buffer);
+            offset += read as u64;
         }
         let sound = hasher.finish() == blob.digest;
         if sound {
@@ -341,27 +338,14 @@ impl Inner {
 
     pub(crate) fn touch(&self, digest: &Digest) -> Result<()> {
         let path = self.layout.blob(digest);
-        let now = rustix::fs::Timestamps {
-            last_access: rustix::fs::Timespec {
-                tv_sec: 0,
-                tv_nsec: rustix::fs::UTIME_OMIT,
-            },
-            last_modification: rustix::fs::Timespec {
-                tv_sec: 0,
-                tv_nsec: rustix::fs::UTIME_NOW,
-            },
-        };
-        let before = fs::symlink_metadata(&path)
-            .ok()
-            .is_some_and(|metadata| self.is_verified(digest, &metadata));
-        rustix::fs::utimensat(
-            rustix::fs::CWD,
-            &path,
-            &now,
-            rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .map_err(|errno| Error::io("touch", &path)(errno.into()))?;
-        if before && let Ok(metadata) = fs::symlink_metadata(&path) {
+        let before = self
+            .volume
+            .metadata(&path)
+            .is_ok_and(|metadata| self.is_verified(digest, &metadata));
+        self.volume
+            .touch(&path)
+            .map_err(Error::io("touch", &path))?;
+        if before && let Ok(metadata) = self.volume.metadata(&path) {
             self.remember_verified(digest, &metadata);
         }
         Ok(())
@@ -371,7 +355,7 @@ impl Inner {
         self.verified().remove(digest);
         let path = self.layout.blob(digest);
         let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
-        match atomic::rename(&path, &aside) {
+        match atomic::rename(self.volume(), &path, &aside) {
             Ok(()) => {
                 tracing::warn!(image.digest = %digest, "damaged content was moved aside");
                 Ok(true)

@@ -8,6 +8,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     Error, Hasher, Lock, Pool, Progress, Result, Store, atomic, blobs, error::absent, sink::Sink,
+    volume::VolumeFile,
 };
 
 /// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
@@ -26,7 +27,7 @@ pub struct Incoming {
 pub struct GrowingBlob {
     digest: Digest,
     expected: Option<u64>,
-    file: Arc<std::fs::File>,
+    file: Arc<dyn VolumeFile>,
     progress: watch::Receiver<Progress>,
     pool: Pool,
     buffers: Arc<Semaphore>,
@@ -44,19 +45,19 @@ impl Store {
             .run(move |inner| {
                 let path = inner.layout.incoming(&wanted);
                 let folder = atomic::parent(&path)?;
-                if !folder.is_dir() {
-                    atomic::create_dir(folder)?;
+                if !atomic::metadata(inner.volume(), folder)?.is_some_and(|found| found.is_dir()) {
+                    atomic::create_dir(inner.volume(), folder)?;
                 }
-                let file = atomic::open_write(&path, true)?
+                let file = atomic::open_write(inner.volume(), &path, true)?
                     .ok_or_else(|| Error::io("create", &path)(io::ErrorKind::NotFound.into()))?;
-                let mut size = file.metadata().map_err(Error::io("stat", &path))?.len();
+                let mut size = file.metadata().map_err(Error::io("stat", &path))?.len;
                 if expected.is_some_and(|expected| size > expected) {
                     file.set_len(0).map_err(Error::io("truncate", &path))?;
                     size = 0;
                 }
-                let hasher = hash_prefix(&file, Hasher::new(wanted.algorithm()), size)
+                let hasher = hash_prefix(&*file, Hasher::new(wanted.algorithm()), size)
                     .map_err(Error::io("read", &path))?;
-                Ok((path, Arc::new(file), size, hasher))
+                Ok((path, file, size, hasher))
             })
             .await?;
         let sink = Sink::new(self.inner.pool.clone(), file, path, offset, hasher);
@@ -142,7 +143,7 @@ impl Incoming {
         self.store
             .run(move |inner| {
                 let path = inner.layout.incoming(&digest);
-                file.sync_all().map_err(Error::io("sync", &path))?;
+                file.sync().map_err(Error::io("sync", &path))?;
                 inner.commit_blob(&path, &digest, size)
             })
             .await?;
@@ -157,7 +158,7 @@ impl Incoming {
         self.store
             .run(move |inner| {
                 let path = inner.layout.incoming(&digest);
-                absent(std::fs::remove_file(&path))
+                absent(inner.volume().remove_file(&path))
                     .map(drop)
                     .map_err(Error::io("remove", path))
             })
@@ -240,33 +241,25 @@ impl GrowingBlob {
 
 /// Hashes the first `size` bytes of a file.
 pub(crate) fn hash_prefix(
-    file: &std::fs::File,
+    file: &dyn VolumeFile,
     mut hasher: Hasher,
     size: u64,
 ) -> io::Result<Hasher> {
-    use std::os::unix::fs::FileExt;
-    let mut buffer = vec![
-        0;
-        if size == 0 {
-            0
-        } else {
-            blobs::READ_CHUNK_BYTES
-        }
-    ];
+    let mut buffer = Vec::new();
     let mut offset = 0;
     while offset < size {
         let want = usize::try_from(size - offset)
             .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        match file.read_at(&mut buffer[..want], offset) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(read) => {
-                hasher.update(&buffer[..read]);
-                offset += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            .min(blobs::READ_CHUNK_BYTES);
+        buffer.clear();
+        buffer.reserve_exact(want);
+        if atomic::read_some(file, &mut buffer, offset)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
         }
+        // The spare room may be larger than asked for.
+        buffer.truncate(want);
+        hasher.update(&buffer);
+        offset += buffer.len() as u64;
     }
     Ok(hasher)
 }

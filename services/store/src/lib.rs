@@ -22,6 +22,7 @@ mod sink;
 mod space;
 mod store;
 mod uploads;
+pub mod volume;
 
 pub use blobs::{BlobFile, READ_CHUNK_BYTES};
 pub use error::{Error, Result};

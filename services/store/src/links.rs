@@ -1,38 +1,55 @@
 //! Link files: a digest in ASCII. Older registries wrote them in place, so an empty or unparsable one counts as absent.
 
-use std::{io::Read, path::Path};
+use std::{io, path::Path};
 
 use holdfast_core::digest::Digest;
 
-use crate::{Error, Result, atomic};
+use crate::{
+    Error, Result, atomic,
+    error::absent,
+    volume::{Kind, Volume},
+};
 
 /// Longest digest of any known algorithm, with room for white space.
-const MAX_BYTES: u64 = 256;
+const MAX_BYTES: usize = 256;
 
-pub(crate) fn read(path: &Path) -> Result<Option<Digest>> {
-    let Some(file) = atomic::open_read(path)? else {
+pub(crate) fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Digest>> {
+    let Some(file) = atomic::open_read(volume, path)? else {
         return Ok(None);
     };
-    let mut text = String::new();
-    match file.take(MAX_BYTES).read_to_string(&mut text) {
-        Ok(_) => Ok(text.trim().parse().ok()),
-        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => Ok(None),
-        Err(error) if error.kind() == std::io::ErrorKind::IsADirectory => Ok(None),
-        Err(error) => Err(Error::io("read", path)(error)),
+    let mut bytes = Vec::with_capacity(MAX_BYTES);
+    while bytes.len() < MAX_BYTES {
+        let offset = bytes.len() as u64;
+        match atomic::read_some(&*file, &mut bytes, offset) {
+            Ok(0) => break,
+            // A whole digest parses, a part of one does not: mostly one read is enough.
+            Ok(_) => {
+                if let Some(digest) = parse(&bytes) {
+                    return Ok(Some(digest));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => return Ok(None),
+            Err(error) => return Err(Error::io("read", path)(error)),
+        }
     }
+    Ok(None)
 }
 
-pub(crate) fn write(path: &Path, digest: &Digest) -> Result<()> {
-    atomic::write_file(path, digest.to_string().as_bytes())
+fn parse(bytes: &[u8]) -> Option<Digest> {
+    std::str::from_utf8(bytes).ok()?.trim().parse().ok()
+}
+
+pub(crate) fn write(volume: &dyn Volume, path: &Path, digest: &Digest) -> Result<()> {
+    atomic::write_file(volume, path, digest.to_string().as_bytes())
 }
 
 /// The digests of `folder/<alg>/<hex>/link`, by the link's content, in order.
-pub(crate) fn list(folder: &Path) -> Result<Vec<Digest>> {
+pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
     let mut digests = Vec::new();
-    for algorithm in names(folder)? {
+    for algorithm in names(volume, folder)? {
         let folder = folder.join(algorithm);
-        for hex in names(&folder)? {
-            digests.extend(read(&folder.join(hex).join("link"))?);
+        for hex in names(volume, &folder)? {
+            digests.extend(read(volume, &folder.join(hex).join("link"))?);
         }
     }
     digests.sort_by_key(ToString::to_string);
@@ -41,22 +58,16 @@ pub(crate) fn list(folder: &Path) -> Result<Vec<Digest>> {
 }
 
 /// Names in a folder without leftovers and without symbolic links, sorted; none if it is absent.
-pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
-    let Some(entries) =
-        crate::error::absent(std::fs::read_dir(folder)).map_err(Error::io("list", folder))?
-    else {
+pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
+    let Some(entries) = absent(volume.list(folder)).map_err(Error::io("list", folder))? else {
         return Ok(Vec::new());
     };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(Error::io("list", folder))?;
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let is_link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
-        if !is_link && !crate::layout::is_leftover(name) {
-            names.push(name.to_owned());
-        }
-    }
+    let mut names: Vec<_> = entries
+        .into_iter()
+        .filter(|entry| entry.kind != Kind::Other)
+        .filter_map(|entry| entry.name.into_string().ok())
+        .filter(|name| !crate::layout::is_leftover(name))
+        .collect();
     names.sort_unstable();
     Ok(names)
 }

@@ -4,9 +4,9 @@
 //! modification time of a file touched now), never against the local one. A lock whose heartbeat stopped is taken over.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -14,7 +14,12 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::{Error, Pool, Result, Store, atomic, error::absent};
+use crate::{
+    Error, Pool, Result, Store, atomic,
+    error::absent,
+    store::Inner,
+    volume::{Metadata, Volume},
+};
 
 /// Who holds a lock, and where it answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +50,7 @@ pub enum Claim {
 /// A held lock. Its heartbeat runs until it is dropped, which also releases it.
 #[derive(Debug)]
 pub struct Lock {
+    inner: Arc<Inner>,
     path: PathBuf,
     token: String,
     lost: watch::Receiver<bool>,
@@ -54,6 +60,9 @@ pub struct Lock {
 /// A lock without a heartbeat for so long has a dead owner.
 const STALE: Duration = Duration::from_secs(15);
 const HEARTBEAT: Duration = Duration::from_secs(4);
+
+/// An owner document is far smaller: a token, an address and an id.
+const MAX_DOCUMENT_BYTES: usize = 4 << 10;
 
 impl Lock {
     /// Whether another owner took the lock over (after we were silent for too long).
@@ -82,13 +91,17 @@ impl Lock {
 
     fn disarm(&mut self) -> impl FnOnce() + Send + 'static {
         self.heartbeat.abort();
+        let inner = Arc::clone(&self.inner);
         let (path, token) = (
             std::mem::take(&mut self.path),
             std::mem::take(&mut self.token),
         );
         move || {
-            if read(&path).is_ok_and(|found| found.is_some_and(|found| found.token == token)) {
-                drop(fs::remove_file(&path));
+            let volume = inner.volume();
+            if read(volume, &path)
+                .is_ok_and(|found| found.is_some_and(|found| found.token == token))
+            {
+                drop(volume.remove_file(&path));
             }
         }
     }
@@ -100,10 +113,7 @@ impl Drop for Lock {
             return;
         }
         let release = self.disarm();
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(release)),
-            Err(_) => release(),
-        }
+        self.inner.pool.detach(release);
     }
 }
 
@@ -128,22 +138,16 @@ impl Store {
         let token = document.token.clone();
         let claimed = path.clone();
         let busy = self
-            .inner
-            .pool
-            .run(move || acquire(&claimed, &document, stale))
+            .run(move |inner| acquire(inner.volume(), &claimed, &document, stale))
             .await?;
         if let Some(owner) = busy {
             return Ok(Claim::Busy(owner));
         }
         let (announce, lost) = watch::channel(false);
-        let heartbeat = tokio::spawn(beat(
-            self.inner.pool.clone(),
-            path.clone(),
-            token.clone(),
-            announce,
-        ))
-        .abort_handle();
+        let heartbeat =
+            tokio::spawn(beat(self.clone(), path.clone(), token.clone(), announce)).abort_handle();
         Ok(Claim::Held(Lock {
+            inner: Arc::clone(&self.inner),
             path,
             token,
             lost,
@@ -154,21 +158,23 @@ impl Store {
     /// Who holds a lock at the moment, alive or not.
     pub async fn lock_owner(&self, name: &str) -> Result<Option<Owner>> {
         let path = self.inner.layout.lock(name);
-        self.inner
-            .pool
-            .run(move || Ok(read(&path)?.map(|document| document.owner)))
+        self.run(move |inner| Ok(read(inner.volume(), &path)?.map(|document| document.owner)))
             .await
     }
 }
 
-async fn beat(pool: Pool, path: PathBuf, token: String, lost: watch::Sender<bool>) {
+async fn beat(store: Store, path: PathBuf, token: String, lost: watch::Sender<bool>) {
     let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
     loop {
         ticks.tick().await;
         let (path, token) = (path.clone(), token.clone());
-        let ours = pool
-            .run(move || match read(&path)? {
-                Some(document) if document.token == token => touch(&path).map(|()| true),
+        let ours = store
+            .run(move |inner| match read(inner.volume(), &path)? {
+                Some(document) if document.token == token => inner
+                    .volume()
+                    .touch(&path)
+                    .map(|()| true)
+                    .map_err(Error::io("touch", &path)),
                 _ => Ok(false),
             })
             .await;
@@ -180,81 +186,87 @@ async fn beat(pool: Pool, path: PathBuf, token: String, lost: watch::Sender<bool
 }
 
 /// `None`: the lock is ours; else who holds it.
-fn acquire(path: &Path, document: &Document, stale: Duration) -> Result<Option<Owner>> {
+fn acquire(
+    volume: &dyn Volume,
+    path: &Path,
+    document: &Document,
+    stale: Duration,
+) -> Result<Option<Owner>> {
     let folder = atomic::parent(path)?;
-    if !folder.is_dir() {
-        atomic::create_dir(folder)?;
+    if !atomic::metadata(volume, folder)?.is_some_and(|found| found.is_dir()) {
+        atomic::create_dir(volume, folder)?;
     }
     let candidate = atomic::temporary(path);
     let json =
         serde_json::to_vec(document).map_err(|error| Error::io("encode", path)(error.into()))?;
-    fs::write(&candidate, json).map_err(Error::io("write", &candidate))?;
+    atomic::write_plain(volume, &candidate, &json)?;
     let result = (|| {
-        if create(&candidate, path)? {
+        if create(volume, &candidate, path)? {
             return Ok(None);
         }
-        let now = modified(&candidate)?.unwrap_or(SystemTime::UNIX_EPOCH);
-        let Some(beat) = modified(path)? else {
+        let now = modified(volume, &candidate)?.unwrap_or(SystemTime::UNIX_EPOCH);
+        let Some(beat) = modified(volume, path)? else {
             // Released in between.
-            return if create(&candidate, path)? {
+            return if create(volume, &candidate, path)? {
                 Ok(None)
             } else {
-                Ok(Some(holder(path)?))
+                Ok(Some(holder(volume, path)?))
             };
         };
         if apart(now, beat) < stale {
-            return Ok(Some(holder(path)?));
+            return Ok(Some(holder(volume, path)?));
         }
-        take_over(&candidate, path, now, stale)
+        take_over(volume, &candidate, path, now, stale)
     })();
-    drop(fs::remove_file(&candidate));
+    drop(volume.remove_file(&candidate));
     result
 }
 
 /// Replaces a dead owner's lock. Of several takers the one that links the marker first goes on; it looks again before it destroys.
 fn take_over(
+    volume: &dyn Volume,
     candidate: &Path,
     path: &Path,
     now: SystemTime,
     stale: Duration,
 ) -> Result<Option<Owner>> {
     let marker = path.with_extension("takeover");
-    if !create(candidate, &marker)? {
-        if modified(&marker)?.is_some_and(|at| apart(now, at) > stale) {
-            drop(fs::remove_file(&marker));
+    if !create(volume, candidate, &marker)? {
+        if modified(volume, &marker)?.is_some_and(|at| apart(now, at) > stale) {
+            drop(volume.remove_file(&marker));
         }
-        return Ok(Some(holder(path)?));
+        return Ok(Some(holder(volume, path)?));
     }
     let result = (|| {
-        if modified(path)?.is_some_and(|beat| apart(now, beat) < stale) {
-            return Ok(Some(holder(path)?));
+        if modified(volume, path)?.is_some_and(|beat| apart(now, beat) < stale) {
+            return Ok(Some(holder(volume, path)?));
         }
-        absent(fs::remove_file(path)).map_err(Error::io("remove", path))?;
-        if create(candidate, path)? {
+        absent(volume.remove_file(path)).map_err(Error::io("remove", path))?;
+        if create(volume, candidate, path)? {
             Ok(None)
         } else {
-            Ok(Some(holder(path)?))
+            Ok(Some(holder(volume, path)?))
         }
     })();
-    drop(fs::remove_file(&marker));
+    drop(volume.remove_file(&marker));
     result
 }
 
 /// `link(2)`; a lost reply on NFS shows as two names of the file, not in the result.
-fn create(candidate: &Path, path: &Path) -> Result<bool> {
-    match fs::hard_link(candidate, path) {
+fn create(volume: &dyn Volume, candidate: &Path, path: &Path) -> Result<bool> {
+    match volume.link(candidate, path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let ours = fs::metadata(candidate).map_err(Error::io("stat", candidate))?;
-            let there = absent(fs::metadata(path)).map_err(Error::io("stat", path))?;
-            Ok(there.is_some_and(|there| there.ino() == ours.ino() && there.dev() == ours.dev()))
+            let inode = |found: Option<Metadata>| found.map(|found| found.inode);
+            let ours = inode(atomic::metadata(volume, candidate)?);
+            Ok(ours.is_some() && ours == inode(atomic::metadata(volume, path)?))
         }
         Err(error) => Err(Error::io("link", path)(error)),
     }
 }
 
-fn holder(path: &Path) -> Result<Owner> {
-    Ok(read(path)?.map_or_else(
+fn holder(volume: &dyn Volume, path: &Path) -> Result<Owner> {
+    Ok(read(volume, path)?.map_or_else(
         || Owner {
             address: String::new(),
             id: String::new(),
@@ -263,14 +275,16 @@ fn holder(path: &Path) -> Result<Owner> {
     ))
 }
 
-fn read(path: &Path) -> Result<Option<Document>> {
-    let bytes = absent(fs::read(path)).map_err(Error::io("read", path))?;
-    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
+fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Document>> {
+    let Some(file) = atomic::open_read(volume, path)? else {
+        return Ok(None);
+    };
+    let bytes = atomic::read_up_to(&*file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))?;
+    Ok(serde_json::from_slice(&bytes).ok())
 }
 
-fn modified(path: &Path) -> Result<Option<SystemTime>> {
-    let metadata = absent(fs::symlink_metadata(path)).map_err(Error::io("stat", path))?;
-    Ok(metadata.and_then(|metadata| metadata.modified().ok()))
+fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
+    Ok(atomic::metadata(volume, path)?.and_then(|metadata| metadata.modified))
 }
 
 /// How far two times of the volume are apart. One that lies ahead was written before a clock was set back: whoever lives
@@ -278,24 +292,6 @@ fn modified(path: &Path) -> Result<Option<SystemTime>> {
 fn apart(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then)
         .unwrap_or_else(|ahead| ahead.duration())
-}
-
-fn touch(path: &Path) -> Result<()> {
-    let now = rustix::fs::Timespec {
-        tv_sec: 0,
-        tv_nsec: rustix::fs::UTIME_NOW,
-    };
-    let times = rustix::fs::Timestamps {
-        last_access: now,
-        last_modification: now,
-    };
-    rustix::fs::utimensat(
-        rustix::fs::CWD,
-        path,
-        &times,
-        rustix::fs::AtFlags::SYMLINK_NOFOLLOW,
-    )
-    .map_err(|errno| Error::io("touch", path)(errno.into()))
 }
 
 #[cfg(test)]
@@ -326,7 +322,7 @@ mod tests {
         lock.heartbeat.abort();
         std::mem::forget(lock);
         let path = store.layout().lock("x");
-        let file = fs::File::options().write(true).open(path).unwrap();
+        let file = std::fs::File::options().write(true).open(path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(10 * 365 * 86_400))
             .unwrap();
         assert!(matches!(
@@ -383,7 +379,13 @@ mod tests {
         }
         let owners: Vec<_> = held
             .iter()
-            .filter(|lock| read(&lock.path).unwrap().unwrap().token == lock.token)
+            .filter(|lock| {
+                read(lock.inner.volume(), &lock.path)
+                    .unwrap()
+                    .unwrap()
+                    .token
+                    == lock.token
+            })
             .collect();
         assert_eq!(
             owners.len(),

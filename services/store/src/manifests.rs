@@ -1,6 +1,6 @@
 //! Manifests of a repository: revisions, tags, and who refers to whom.
 
-use std::{fs, path::Path};
+use std::path::Path;
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -8,7 +8,7 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use crate::{Error, Hasher, Layout, Result, Store, atomic, error::absent, links, store::Inner};
+use crate::{Error, Hasher, Layout, Result, Store, atomic, links, store::Inner};
 
 /// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -42,12 +42,12 @@ impl Store {
     /// Whether the repository has the manifest and its bytes are there.
     pub async fn has_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(
-            move |inner| match links::read(&inner.layout.revision_link(&repo, &digest))? {
+        self.run(move |inner| {
+            match links::read(inner.volume(), &inner.layout.revision_link(&repo, &digest))? {
                 Some(target) => Ok(inner.stat_blob(&target)?.is_some()),
                 None => Ok(false),
-            },
-        )
+            }
+        })
         .await
     }
 
@@ -64,7 +64,7 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             inner.put_blob(&digest, &bytes)?;
-            ensure_link(&inner.layout.revision_link(&repo, &digest), &digest)
+            inner.ensure_link(&inner.layout.revision_link(&repo, &digest), &digest)
         })
         .await
     }
@@ -86,7 +86,7 @@ impl Store {
                 inner.touch(&digest)?;
             }
             for digest in manifests {
-                match links::read(&inner.layout.revision_link(&repo, &digest))? {
+                match links::read(inner.volume(), &inner.layout.revision_link(&repo, &digest))? {
                     Some(target) if inner.stat_blob(&target)?.is_some() => inner.touch(&target)?,
                     _ => return Ok(Some(digest)),
                 }
@@ -117,11 +117,11 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             // The revision goes first: from then on every tag of it answers "unknown", too.
-            if !atomic::remove_file(&inner.layout.revision_link(&repo, &digest))? {
+            if !atomic::remove_file(inner.volume(), &inner.layout.revision_link(&repo, &digest))? {
                 return Ok(false);
             }
             for tag in inner.tags_that_had(&repo, &digest)? {
-                if links::read(&inner.layout.tag_link(&repo, &tag))?
+                if links::read(inner.volume(), &inner.layout.tag_link(&repo, &tag))?
                     .is_some_and(|current| current == digest)
                 {
                     inner.delete_tag(&repo, &tag)?;
@@ -142,8 +142,8 @@ impl Store {
     pub async fn set_tag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), digest.clone());
         self.run(move |inner| {
-            ensure_link(&inner.layout.tag_index_link(&repo, &tag, &digest), &digest)?;
-            ensure_link(&inner.layout.tag_link(&repo, &tag), &digest)
+            inner.ensure_link(&inner.layout.tag_index_link(&repo, &tag, &digest), &digest)?;
+            inner.ensure_link(&inner.layout.tag_link(&repo, &tag), &digest)
         })
         .await
     }
@@ -197,7 +197,7 @@ impl Store {
     ) -> Result<()> {
         let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
         self.run(move |inner| {
-            ensure_link(
+            inner.ensure_link(
                 &inner.layout.referrer_link(&repo, &subject, &referrer),
                 &referrer,
             )
@@ -214,7 +214,11 @@ impl Store {
     ) -> Result<()> {
         let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
         self.run(move |inner| {
-            atomic::remove_file(&inner.layout.referrer_link(&repo, &subject, &referrer)).map(drop)
+            atomic::remove_file(
+                inner.volume(),
+                &inner.layout.referrer_link(&repo, &subject, &referrer),
+            )
+            .map(drop)
         })
         .await
     }
@@ -222,28 +226,24 @@ impl Store {
     /// Who names `subject`, in order; some of them may be gone.
     pub async fn referrers(&self, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
         let (repo, subject) = (repo.clone(), subject.clone());
-        self.run(move |inner| links::list(&inner.layout.referrers(&repo, &subject)))
+        self.run(move |inner| links::list(inner.volume(), &inner.layout.referrers(&repo, &subject)))
             .await
     }
 }
 
 impl Inner {
     pub(crate) fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
-        let Some(target) = links::read(&self.layout.revision_link(repo, digest))? else {
+        let Some(target) = links::read(self.volume(), &self.layout.revision_link(repo, digest))?
+        else {
             return Ok(None);
         };
         let path = self.layout.blob(&target);
-        let Some(mut file) = atomic::open_read(&path)? else {
+        let Some(file) = atomic::open_read(self.volume(), &path)? else {
             return Ok(None);
         };
-        let size = file.metadata().map_err(Error::io("stat", &path))?.len();
-        let mut bytes =
-            Vec::with_capacity(usize::try_from(size.min(MAX_MANIFEST_BYTES)).unwrap_or(0));
-        std::io::Read::read_to_end(
-            &mut std::io::Read::take(&mut file, MAX_MANIFEST_BYTES),
-            &mut bytes,
-        )
-        .map_err(Error::io("read", &path))?;
+        let size = file.metadata().map_err(Error::io("stat", &path))?.len;
+        let limit = usize::try_from(size.min(MAX_MANIFEST_BYTES)).unwrap_or(0);
+        let bytes = atomic::read_up_to(&*file, limit).map_err(Error::io("read", &path))?;
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
             self.quarantine(&target)?;
             return Err(Error::Corrupt {
@@ -255,19 +255,16 @@ impl Inner {
 
     fn tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
         let path = self.layout.tag_link(repo, tag);
-        if let Some(digest) = links::read(&path)? {
+        if let Some(digest) = links::read(self.volume(), &path)? {
             return Ok(Some(digest));
         }
         // A link that is there but empty is a crash of an older registry: the tag's history may settle it.
-        if absent(fs::symlink_metadata(&path))
-            .map_err(Error::io("stat", &path))?
-            .is_none()
-        {
+        if atomic::metadata(self.volume(), &path)?.is_none() {
             return Ok(None);
         }
         let mut known = Vec::new();
-        for digest in links::list(&self.layout.tag_index(repo, tag))? {
-            if links::read(&self.layout.revision_link(repo, &digest))?.is_some()
+        for digest in links::list(self.volume(), &self.layout.tag_index(repo, tag))? {
+            if links::read(self.volume(), &self.layout.revision_link(repo, &digest))?.is_some()
                 && self.stat_blob(&digest)?.is_some()
             {
                 known.push(digest);
@@ -276,7 +273,7 @@ impl Inner {
         match known.as_slice() {
             [only] => {
                 tracing::warn!(image.repository = %repo, image.tag = %tag, image.digest = %only, "tag without content was repaired from its history");
-                links::write(&path, only)?;
+                links::write(self.volume(), &path, only)?;
                 Ok(Some(only.clone()))
             }
             _ => Ok(None),
@@ -284,27 +281,28 @@ impl Inner {
     }
 
     fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
-        let removed = atomic::remove_file(&self.layout.tag_link(repo, tag))?;
-        atomic::remove_tree(&self.layout.tag(repo, tag))?;
+        let removed = atomic::remove_file(self.volume(), &self.layout.tag_link(repo, tag))?;
+        atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed)
     }
 
     /// The tags whose history holds the digest.
     fn tags_that_had(&self, repo: &RepositoryName, digest: &Digest) -> Result<Vec<Tag>> {
         let folder = self.layout.tags(repo);
-        let Some(dir) = absent(fs::File::open(&folder)).map_err(Error::io("open", &folder))? else {
-            return Ok(Vec::new());
-        };
-        let mut tags = Vec::new();
-        for name in links::names(&folder)? {
-            let Ok(tag) = Tag::parse(&name) else { continue };
-            let history = Layout::within_tag(&tag, digest);
-            match rustix::fs::statat(&dir, &history, rustix::fs::AtFlags::SYMLINK_NOFOLLOW) {
-                Ok(_) => tags.push(tag),
-                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
-                Err(errno) => return Err(Error::io("stat", folder.join(history))(errno.into())),
-            }
-        }
+        let mut tags: Vec<_> = links::names(self.volume(), &folder)?
+            .iter()
+            .filter_map(|name| Tag::parse(name).ok())
+            .collect();
+        let histories: Vec<_> = tags
+            .iter()
+            .map(|tag| Layout::within_tag(tag, digest))
+            .collect();
+        let mut had = self
+            .volume
+            .exist(&folder, &histories)
+            .map_err(Error::io("stat", &folder))?
+            .into_iter();
+        tags.retain(|_| had.next().unwrap_or(false));
         Ok(tags)
     }
 
@@ -320,7 +318,7 @@ impl Inner {
     ) -> Result<Vec<Tag>> {
         let folder = self.layout.tags(repo);
         let mut tags = Vec::new();
-        for name in links::names(&folder)? {
+        for name in links::names(self.volume(), &folder)? {
             if tags.len() >= limit {
                 break;
             }
@@ -329,21 +327,18 @@ impl Inner {
             }
             let Ok(tag) = Tag::parse(&name) else { continue };
             let link = folder.join(&name).join("current/link");
-            if absent(fs::symlink_metadata(&link))
-                .map_err(Error::io("stat", &link))?
-                .is_some_and(|metadata| metadata.len() > 0)
-            {
+            if atomic::metadata(self.volume(), &link)?.is_some_and(|metadata| metadata.len > 0) {
                 tags.push(tag);
             }
         }
         Ok(tags)
     }
-}
 
-fn ensure_link(path: &Path, digest: &Digest) -> Result<()> {
-    if links::read(path)?.as_ref() == Some(digest) {
-        Ok(())
-    } else {
-        links::write(path, digest)
+    fn ensure_link(&self, path: &Path, digest: &Digest) -> Result<()> {
+        if links::read(self.volume(), path)?.as_ref() == Some(digest) {
+            Ok(())
+        } else {
+            links::write(self.volume(), path, digest)
+        }
     }
 }

@@ -14,6 +14,7 @@ use crate::{Error, Result};
 pub struct Pool {
     slots: Arc<Semaphore>,
     patience: Duration,
+    in_place: bool,
 }
 
 impl Pool {
@@ -25,6 +26,23 @@ impl Pool {
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
             patience: Self::PATIENCE,
+            in_place: false,
+        }
+    }
+
+    /// A pool without threads: work runs where it is asked for. For volumes that never block.
+    pub(crate) fn in_place() -> Self {
+        Self {
+            in_place: true,
+            ..Self::new(1)
+        }
+    }
+
+    /// Runs work that nobody waits for, also after its caller is gone.
+    pub(crate) fn detach(&self, work: impl FnOnce() + Send + 'static) {
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) if !self.in_place => drop(runtime.spawn_blocking(work)),
+            _ => work(),
         }
     }
 
@@ -34,6 +52,9 @@ impl Pool {
         T: Send + 'static,
         F: FnOnce() -> Result<T> + Send + 'static,
     {
+        if self.in_place {
+            return work();
+        }
         let slot = match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => slot,
             Err(_) => tokio::time::timeout(self.patience, Arc::clone(&self.slots).acquire_owned())

@@ -3,11 +3,11 @@
 //! The tree is walked in the order of full names, and only as far as a page needs: a folder is opened when its name is the smallest one left. The
 //! order of folders alone is not that order, because `-` and `.` sort before `/`.
 
-use std::{cmp::Reverse, collections::BinaryHeap, fs, ops::ControlFlow};
+use std::{cmp::Reverse, collections::BinaryHeap, ops::ControlFlow};
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{Error, Result, Store, error::absent, links, store::Inner};
+use crate::{Result, Store, atomic, links, store::Inner};
 
 /// A name has at most so many characters, so the depth is bounded by the grammar, not by the volume's content.
 const MAX_NAME_BYTES: usize = 255;
@@ -87,9 +87,7 @@ impl Store {
 impl Inner {
     pub(crate) fn repository_exists(&self, repo: &RepositoryName) -> Result<bool> {
         let path = self.layout.manifests(repo);
-        Ok(absent(fs::symlink_metadata(&path))
-            .map_err(Error::io("stat", &path))?
-            .is_some_and(|metadata| metadata.is_dir()))
+        Ok(atomic::metadata(self.volume(), &path)?.is_some_and(|metadata| metadata.is_dir()))
     }
 
     /// Visits folders that can be repositories in ASCII order of their names, those behind `after` only, with the names in each.
@@ -102,7 +100,7 @@ impl Inner {
         let mut pending = BinaryHeap::from([Reverse(String::new())]);
         // Whatever is opened later sorts behind its own folder, so the smallest name left is the next one of all.
         while let Some(Reverse(name)) = pending.pop() {
-            let children = links::names(&root.join(&name))?;
+            let children = links::names(self.volume(), &root.join(&name))?;
             if after.is_none_or(|after| name.as_str() > after)
                 && let Ok(name) = RepositoryName::parse(&name)
                 && visit(name, &children)?.is_break()
@@ -136,6 +134,8 @@ fn reaches_behind(folder: &str, after: Option<&str>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::Options;
 

@@ -5,9 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    fs::File,
     io,
-    os::unix::fs::FileExt,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -15,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 
-use crate::{Error, Hasher, Pool, Result};
+use crate::{Error, Hasher, Pool, Result, volume::VolumeFile};
 
 /// Bytes that may wait for the volume, for each file.
 pub(crate) const QUEUE_BYTES: usize = 512 << 10;
@@ -39,7 +37,7 @@ pub(crate) struct Sink {
 #[derive(Debug)]
 struct Shared {
     pool: Pool,
-    file: Arc<File>,
+    file: Arc<dyn VolumeFile>,
     path: PathBuf,
     state: Mutex<State>,
     changed: Notify,
@@ -66,7 +64,7 @@ enum Failure {
 impl Sink {
     pub(crate) fn new(
         pool: Pool,
-        file: Arc<File>,
+        file: Arc<dyn VolumeFile>,
         path: PathBuf,
         offset: u64,
         hasher: Hasher,
@@ -90,7 +88,7 @@ impl Sink {
         }
     }
 
-    pub(crate) fn file(&self) -> &Arc<File> {
+    pub(crate) fn file(&self) -> &Arc<dyn VolumeFile> {
         &self.shared.file
     }
 

@@ -1,7 +1,7 @@
 //! The room on the volume, and when writes stop (reads never do).
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -108,14 +108,6 @@ impl WriteGate {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), space));
     }
-}
-
-pub(crate) fn of(path: &Path) -> Result<Space> {
-    let stat = rustix::fs::statvfs(path).map_err(|errno| Error::io("stat", path)(errno.into()))?;
-    Ok(Space {
-        total_bytes: stat.f_blocks * stat.f_frsize,
-        available_bytes: stat.f_bavail * stat.f_frsize,
-    })
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use std::{
 use holdfast_core::digest::Digest;
 use tokio::sync::Semaphore;
 
-use crate::{Error, Layout, Pool, Result, Space, WriteGate, WriteLimits, atomic, space};
+use crate::{
+    Error, Layout, Pool, Result, Space, WriteGate, WriteLimits, atomic,
+    volume::{Disk, Volume},
+};
 
 /// How a store uses its machine.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +47,7 @@ pub struct Store {
 
 #[derive(Debug)]
 pub(crate) struct Inner {
+    pub(crate) volume: Arc<dyn Volume>,
     pub(crate) root: PathBuf,
     pub(crate) layout: Layout,
     pub(crate) pool: Pool,
@@ -59,18 +63,36 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] when the folders cannot be made.
     pub async fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self> {
+        Self::open_on(Arc::new(Disk), dir, options).await
+    }
+
+    /// Opens the store below `dir` of another volume than this machine's file system.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the folders cannot be made.
+    pub async fn open_on(
+        volume: Arc<dyn Volume>,
+        dir: impl Into<PathBuf>,
+        options: Options,
+    ) -> Result<Self> {
         let root = dir.into();
         let layout = Layout::new(&root);
-        let pool = Pool::new(options.threads);
+        let pool = if volume.blocks() {
+            Pool::new(options.threads)
+        } else {
+            Pool::in_place()
+        };
         let folders = [layout.blobs(), layout.repositories(), layout.own()];
+        let made = Arc::clone(&volume);
         pool.run(move || {
             folders
                 .iter()
-                .try_for_each(|folder| atomic::create_dir(folder))
+                .try_for_each(|folder| atomic::create_dir(&*made, folder))
         })
         .await?;
         Ok(Self {
             inner: Arc::new(Inner {
+                volume,
                 gate: WriteGate::new(root.clone(), options.write_limits),
                 root,
                 layout,
@@ -101,8 +123,13 @@ impl Store {
 
     /// Free and total bytes of the volume, asked now.
     pub async fn free_space(&self) -> Result<Space> {
-        let root = self.inner.root.clone();
-        self.inner.pool.run(move || space::of(&root)).await
+        self.run(|inner| {
+            inner
+                .volume
+                .space(&inner.root)
+                .map_err(Error::io("stat", &inner.root))
+        })
+        .await
     }
 
     /// Refuses a write of `bytes` (0 = unknown) while the volume is too full; asked of the volume at most once a second.
@@ -135,10 +162,14 @@ impl Store {
             .layout
             .own()
             .join(format!("probe.{}", uuid::Uuid::new_v4()));
-        let work = self.inner.pool.run(move || {
-            atomic::write_file(&path, b"probe")?;
-            let read = std::fs::read(&path).map_err(Error::io("read", &path))?;
-            atomic::remove_file(&path)?;
+        let work = self.run(move |inner| {
+            atomic::write_file(inner.volume(), &path, b"probe")?;
+            let read = inner
+                .volume
+                .open_read(&path)
+                .and_then(|file| atomic::read_up_to(&*file, 16))
+                .map_err(Error::io("read", &path))?;
+            atomic::remove_file(inner.volume(), &path)?;
             if read == b"probe" {
                 Ok(())
             } else {
@@ -158,8 +189,10 @@ impl Store {
     /// [`Error::Busy`] after the deadline, or what the volume says.
     pub async fn probe_read(&self, deadline: Duration) -> Result<()> {
         let path = self.inner.layout.repositories();
-        let work = self.inner.pool.run(move || {
-            std::fs::read_dir(&path)
+        let work = self.run(move |inner| {
+            inner
+                .volume
+                .list(&path)
                 .map(drop)
                 .map_err(Error::io("list", path))
         });
@@ -175,5 +208,11 @@ impl Store {
     {
         let inner = Arc::clone(&self.inner);
         self.inner.pool.run(move || work(&inner)).await
+    }
+}
+
+impl Inner {
+    pub(crate) fn volume(&self) -> &dyn Volume {
+        &*self.volume
     }
 }

@@ -1,8 +1,6 @@
 //! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever continues it says at which offset.
 
 use std::{
-    fs,
-    fs::File,
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -16,8 +14,13 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic, error::absent, incoming::hash_prefix,
-    links, sink::Sink, store::Inner,
+    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic,
+    error::absent,
+    incoming::hash_prefix,
+    links,
+    sink::Sink,
+    store::Inner,
+    volume::{Volume, VolumeFile},
 };
 
 /// Name of an upload session: a UUID of any version.
@@ -67,11 +70,15 @@ impl Store {
         self.run(move |inner| {
             let id = UploadId(Uuid::new_v4().to_string());
             // The repository's folder must survive, later writes rely on it; a session need not.
-            atomic::create_dir(&inner.layout.repository(&repo))?;
+            atomic::create_dir(inner.volume(), &inner.layout.repository(&repo))?;
             let folder = inner.layout.upload(&repo, id.as_str());
-            fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
-            fs::write(folder.join("startedat"), started_at).map_err(Error::io("write", &folder))?;
-            File::create(folder.join("data")).map_err(Error::io("create", &folder))?;
+            atomic::create_dir_plain(inner.volume(), &folder)?;
+            atomic::write_plain(
+                inner.volume(),
+                &folder.join("startedat"),
+                started_at.as_bytes(),
+            )?;
+            atomic::write_plain(inner.volume(), &folder.join("data"), b"")?;
             Ok(id)
         })
         .await
@@ -97,7 +104,7 @@ impl Store {
         let (repo, id) = (repo.clone(), id.clone());
         self.run(move |inner| {
             let known = inner.upload_size(&repo, &id)?.is_some();
-            atomic::remove_tree(&inner.layout.upload(&repo, id.as_str()))?;
+            atomic::remove_tree(inner.volume(), &inner.layout.upload(&repo, id.as_str()))?;
             Ok(known)
         })
         .await
@@ -155,14 +162,15 @@ impl Store {
         id: &UploadId,
         offset: u64,
         hash: Result<Hasher, Algorithm>,
-    ) -> Result<(PathBuf, Arc<File>, Hasher)> {
+    ) -> Result<(PathBuf, Arc<dyn VolumeFile>, Hasher)> {
         let (name, session) = (repo.clone(), id.clone());
         self.run(move |inner| {
             let path = inner.layout.upload(&name, session.as_str()).join("data");
             let Some(size) = inner.upload_size(&name, &session)? else {
                 return Err(Error::UploadUnknown);
             };
-            let file = atomic::open_write(&path, true)?.ok_or(Error::UploadUnknown)?;
+            let file =
+                atomic::open_write(inner.volume(), &path, true)?.ok_or(Error::UploadUnknown)?;
             if size < offset {
                 return Err(Error::OffsetMismatch { size, offset });
             }
@@ -171,10 +179,10 @@ impl Store {
             }
             let hasher = match hash {
                 Ok(hasher) => hasher,
-                Err(algorithm) => hash_prefix(&file, Hasher::new(algorithm), offset)
+                Err(algorithm) => hash_prefix(&*file, Hasher::new(algorithm), offset)
                     .map_err(Error::io("read", &path))?,
             };
-            Ok((path, Arc::new(file), hasher))
+            Ok((path, file, hasher))
         })
         .await
     }
@@ -187,9 +195,10 @@ impl Store {
             let mut purged = 0;
             for repo in repositories {
                 let folder = inner.layout.repository(&repo).join("_uploads");
-                for id in links::names(&folder)? {
+                for id in links::names(inner.volume(), &folder)? {
                     let session = folder.join(&id);
                     if is_idle(
+                        inner.volume(),
                         &[
                             session.join("data"),
                             session.join("startedat"),
@@ -198,17 +207,18 @@ impl Store {
                         now,
                         idle,
                     ) {
-                        atomic::remove_tree(&session)?;
+                        atomic::remove_tree(inner.volume(), &session)?;
                         purged += 1;
                     }
                 }
             }
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 let folder = inner.layout.own().join("incoming").join(algorithm.as_str());
-                for name in links::names(&folder)? {
+                for name in links::names(inner.volume(), &folder)? {
                     let path = folder.join(name);
-                    if is_idle(std::slice::from_ref(&path), now, idle) {
-                        absent(fs::remove_file(&path)).map_err(Error::io("remove", &path))?;
+                    if is_idle(inner.volume(), std::slice::from_ref(&path), now, idle) {
+                        absent(inner.volume().remove_file(&path))
+                            .map_err(Error::io("remove", &path))?;
                         purged += 1;
                     }
                 }
@@ -240,7 +250,7 @@ impl UploadWriter {
         self.store
             .inner
             .pool
-            .run(move || file.sync_data().map_err(Error::io("sync", path)))
+            .run(move || file.sync().map_err(Error::io("sync", path)))
             .await?;
         self.release().await;
         Ok((size, hasher))
@@ -276,22 +286,22 @@ impl UploadWriter {
                 let hasher = if hasher.algorithm() == digest.algorithm() {
                     hasher
                 } else {
-                    hash_prefix(&file, Hasher::new(digest.algorithm()), size)
+                    hash_prefix(&*file, Hasher::new(digest.algorithm()), size)
                         .map_err(Error::io("read", &path))?
                 };
                 let actual = hasher.finish();
                 let session = inner.layout.upload(&repo, id.as_str());
                 if actual != digest {
-                    atomic::remove_tree(&session)?;
+                    atomic::remove_tree(inner.volume(), &session)?;
                     return Err(Error::DigestMismatch {
                         expected: digest,
                         actual,
                     });
                 }
-                file.sync_all().map_err(Error::io("sync", &path))?;
+                file.sync().map_err(Error::io("sync", &path))?;
                 inner.commit_blob(&path, &digest, size)?;
                 inner.link_blob(&repo, &digest)?;
-                atomic::remove_tree(&session)?;
+                atomic::remove_tree(inner.volume(), &session)?;
                 Ok(size)
             })
             .await
@@ -311,15 +321,13 @@ impl Inner {
         let folder = self.layout.upload(repo, id.as_str());
         let path = folder.join("data");
         // Opened, not only looked up: an open asks the server of a network file system for the present size.
-        if let Some(file) = atomic::open_read(&path)? {
+        if let Some(file) = atomic::open_read(self.volume(), &path)? {
             return file
                 .metadata()
-                .map(|metadata| Some(metadata.len()))
+                .map(|metadata| Some(metadata.len))
                 .map_err(Error::io("stat", &path));
         }
-        Ok(absent(fs::symlink_metadata(&folder))
-            .map_err(Error::io("stat", &folder))?
-            .map(|_| 0))
+        Ok(atomic::metadata(self.volume(), &folder)?.map(|_| 0))
     }
 }
 
@@ -329,7 +337,7 @@ impl Store {
             let mut found = Vec::new();
             let mut pending = vec![(inner.layout.repositories(), String::new())];
             while let Some((folder, name)) = pending.pop() {
-                for child in links::names(&folder)? {
+                for child in links::names(inner.volume(), &folder)? {
                     if child == "_uploads" {
                         found.extend(RepositoryName::parse(&name).ok());
                     } else if !child.starts_with('_') && name.len() <= 255 {
@@ -354,20 +362,16 @@ impl Store {
 /// The volume's own clock.
 fn volume_now(inner: &Inner) -> Result<SystemTime> {
     let path = inner.layout.own().join("clock");
-    fs::write(&path, b"").map_err(Error::io("write", &path))?;
-    fs::metadata(&path)
-        .and_then(|metadata| metadata.modified())
-        .map_err(Error::io("stat", &path))
+    atomic::write_plain(inner.volume(), &path, b"")?;
+    atomic::metadata(inner.volume(), &path)?
+        .and_then(|metadata| metadata.modified)
+        .ok_or_else(|| Error::io("stat", &path)(std::io::ErrorKind::Unsupported.into()))
 }
 
-fn is_idle(paths: &[PathBuf], now: SystemTime, idle: Duration) -> bool {
+fn is_idle(volume: &dyn Volume, paths: &[PathBuf], now: SystemTime, idle: Duration) -> bool {
     let newest = paths
         .iter()
-        .filter_map(|path| {
-            fs::symlink_metadata(path)
-                .and_then(|metadata| metadata.modified())
-                .ok()
-        })
+        .filter_map(|path| volume.metadata(path).ok()?.modified)
         .max();
     newest.is_none_or(|at| now.duration_since(at).is_ok_and(|age| age > idle))
 }

@@ -1,0 +1,176 @@
+//! The trait behind which all of the store's I/O goes: the few calls of a file system that the store is made of.
+//!
+//! Knows nothing of blobs and links. [`Disk`] is the real one; tests put a simulated or a recording one in its place
+//! ([`Store::open_on`](crate::Store::open_on)). Calls block, and are made from the store's [`Pool`](crate::Pool) only.
+
+use std::{
+    ffi::OsString,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use crate::Space;
+
+mod disk;
+
+pub use disk::Disk;
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link, or anything else that the store never makes and never follows.
+    Other,
+}
+
+/// What is known of a file or directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metadata {
+    /// File, directory or neither.
+    pub kind: Kind,
+    /// Size in bytes.
+    pub len: u64,
+    /// Last modification, by the volume's clock; `None` when the volume keeps none.
+    pub modified: Option<SystemTime>,
+    /// Device and number of the inode: two names with equal ones are one file.
+    pub inode: (u64, u64),
+}
+
+impl Metadata {
+    /// Whether it is a regular file.
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
+
+    /// Whether it is a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == Kind::Dir
+    }
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The name, without its directory.
+    pub name: OsString,
+    /// What it stands for.
+    pub kind: Kind,
+}
+
+/// An open file. Reads and writes name their offset, so clones of the handle never disturb each other.
+pub trait VolumeFile: fmt::Debug + Send + Sync {
+    /// Appends to `buffer` what is at `offset`, as much as fits into its spare capacity; 0 at the end of the file. May give
+    /// less than there is.
+    fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize>;
+
+    /// Writes at `offset`; may take fewer bytes than were given.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
+
+    /// What is known of the file now.
+    fn metadata(&self) -> io::Result<Metadata>;
+
+    /// Cuts the file, or extends it with zeros.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Returns when the file's bytes and its size survive a loss of power. Says nothing of its name.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Writes all bytes at `offset`.
+    fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            match self.write_at(bytes, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    bytes = bytes.get(written..).unwrap_or_default();
+                    offset += written as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file system. No call follows a symbolic link in the last component of its path.
+pub trait Volume: fmt::Debug + Send + Sync {
+    /// Opens for reading.
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>>;
+
+    /// Opens for reading and writing; with `create` an absent file is made, empty.
+    fn open_write(&self, path: &Path, create: bool) -> io::Result<Arc<dyn VolumeFile>>;
+
+    /// Makes a file that must not be there yet, and opens it for writing.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>>;
+
+    /// What is known of a name.
+    fn metadata(&self, path: &Path) -> io::Result<Metadata>;
+
+    /// The names in a directory, in no order.
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
+
+    /// Which of the paths below `folder` there are, in their order; all `false` when the folder is absent.
+    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
+        paths
+            .iter()
+            .map(|path| {
+                crate::error::absent(self.metadata(&folder.join(path))).map(|found| found.is_some())
+            })
+            .collect()
+    }
+
+    /// Makes one directory; its parent must be there.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Gives a file another name, at once, in place of the file that had it.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a second name that must not be there yet.
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a name of a file.
+    fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes an empty directory.
+    fn remove_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory and all below it; what disappears meanwhile is not an error.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        for entry in self.list(path)? {
+            let path = path.join(&entry.name);
+            let removed = match entry.kind {
+                Kind::Dir => self.remove_dir_all(&path),
+                Kind::File | Kind::Other => self.remove_file(&path),
+            };
+            crate::error::absent(removed)?;
+        }
+        self.remove_dir(path)
+    }
+
+    /// Returns when the names in a directory survive a loss of power.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Sets a file's modification time to the volume's present time.
+    fn touch(&self, path: &Path) -> io::Result<()>;
+
+    /// Size of the volume that holds `path`, and what is free on it.
+    fn space(&self, path: &Path) -> io::Result<Space>;
+
+    /// Asks for the directory's present state, so that the next look-up of a name in it sees what other machines have done
+    /// (close-to-open of network file systems holds for directories that are opened, not for names that are looked up).
+    /// Does nothing where there is one machine.
+    fn refresh(&self, _folder: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether calls take time, so that they need threads of their own. A simulated volume in memory says no and is called
+    /// in place, which makes a run repeatable.
+    fn blocks(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,186 @@
+//! The real file system. The one place of the crate that may name `std::fs` or rustix' file calls.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{AtFlags, OFlags, Timespec, Timestamps};
+
+use super::{Entry, Kind, Metadata, Volume, VolumeFile};
+use crate::Space;
+
+/// The file system of this machine, network mounts included.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+#[derive(Debug)]
+struct DiskFile(File);
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.custom_flags(
+        i32::try_from((OFlags::NOFOLLOW | OFlags::CLOEXEC).bits()).unwrap_or_default(),
+    );
+    options
+}
+
+fn opened(file: io::Result<File>) -> io::Result<Arc<dyn VolumeFile>> {
+    Ok(Arc::new(DiskFile(file?)))
+}
+
+fn described(metadata: fs::Metadata) -> Metadata {
+    Metadata {
+        kind: kind(metadata.file_type()),
+        len: metadata.len(),
+        modified: metadata.modified().ok(),
+        inode: (metadata.dev(), metadata.ino()),
+    }
+}
+
+fn kind(file_type: fs::FileType) -> Kind {
+    if file_type.is_file() {
+        Kind::File
+    } else if file_type.is_dir() {
+        Kind::Dir
+    } else {
+        Kind::Other
+    }
+}
+
+impl VolumeFile for DiskFile {
+    fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::pread(
+            &self.0,
+            rustix::buffer::spare_capacity(buffer),
+            offset,
+        )?)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(&self.0, bytes, offset)
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        self.0.metadata().map(described)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}
+
+impl Volume for Disk {
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        opened(options().read(true).open(path))
+    }
+
+    fn open_write(&self, path: &Path, create: bool) -> io::Result<Arc<dyn VolumeFile>> {
+        opened(
+            options()
+                .read(true)
+                .write(true)
+                .create(create)
+                .truncate(false)
+                .open(path),
+        )
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        opened(options().read(true).write(true).create_new(true).open(path))
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        fs::symlink_metadata(path).map(described)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
+        fs::read_dir(folder)?
+            .map(|entry| {
+                let entry = entry?;
+                Ok(Entry {
+                    kind: entry.file_type().map_or(Kind::Other, kind),
+                    name: entry.file_name(),
+                })
+            })
+            .collect()
+    }
+
+    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
+        // Relative to an open folder: the folder's own path is walked once, not once a name.
+        let Some(dir) = crate::error::absent(File::open(folder))? else {
+            return Ok(vec![false; paths.len()]);
+        };
+        paths
+            .iter()
+            .map(
+                |path| match rustix::fs::statat(&dir, path, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(_) => Ok(true),
+                    Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
+                    Err(errno) => Err(errno.into()),
+                },
+            )
+            .collect()
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_NOW,
+        };
+        // Both times, because then the permission to write is enough; one alone takes the file's owner.
+        let times = Timestamps {
+            last_access: now,
+            last_modification: now,
+        };
+        Ok(rustix::fs::utimensat(
+            rustix::fs::CWD,
+            path,
+            &times,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )?)
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        let stat = rustix::fs::statvfs(path)?;
+        Ok(Space {
+            total_bytes: stat.f_blocks * stat.f_frsize,
+            available_bytes: stat.f_bavail * stat.f_frsize,
+        })
+    }
+}
