@@ -63,7 +63,12 @@ impl Store {
     /// # Errors
     /// [`Error::Io`] when the folders cannot be made.
     pub async fn open(dir: impl Into<PathBuf>, options: Options) -> Result<Self> {
-        Self::open_on(Arc::new(Disk), dir, options).await
+        let root = dir.into();
+        let at = root.clone();
+        let disk = tokio::task::spawn_blocking(move || Disk::at(&at))
+            .await
+            .map_err(|_| Error::Busy)?;
+        Self::open_on(Arc::new(disk), root, options).await
     }
 
     /// Opens the store below `dir` of another volume than this machine's file system.

@@ -161,11 +161,11 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// Size of the volume that holds `path`, and what is free on it.
     fn space(&self, path: &Path) -> io::Result<Space>;
 
-    /// Asks for the directory's present state, so that the next look-up of a name in it sees what other machines have done
-    /// (close-to-open of network file systems holds for directories that are opened, not for names that are looked up).
-    /// Does nothing where there is one machine.
-    fn refresh(&self, _folder: &Path) -> io::Result<()> {
-        Ok(())
+    /// Makes the next look-up of `path` see what other machines have done, and says whether a second look is worthwhile after
+    /// the first one found nothing. Network file systems remember for up to a minute that a name was absent; what is opened is
+    /// always asked for anew, so opening the directories on the way is enough. `false` where there is one machine.
+    fn refresh(&self, _path: &Path) -> io::Result<bool> {
+        Ok(false)
     }
 
     /// Whether calls take time, so that they need threads of their own. A simulated volume in memory says no and is called

@@ -14,8 +14,44 @@ use super::{Entry, Kind, Metadata, Volume, VolumeFile};
 use crate::Space;
 
 /// The file system of this machine, network mounts included.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Disk;
+#[derive(Clone, Debug)]
+pub struct Disk {
+    root: PathBuf,
+    /// Other machines may write to it, too.
+    shared: bool,
+}
+
+/// File systems of one machine, by the magic number of `statfs(2)`. Every other may have several clients.
+const LOCAL: [u64; 8] = [
+    0xEF53,      // ext2, ext3, ext4
+    0x5846_5342, // XFS
+    0x9123_683E, // Btrfs
+    0xF2F5_2010, // F2FS
+    0x2FC1_2FC1, // ZFS
+    0x0102_1994, // tmpfs
+    0x8584_58F6, // ramfs
+    0x794C_7630, // overlayfs
+];
+
+impl Disk {
+    /// The file system that holds `root`; look-ups are refreshed below it only.
+    pub fn at(root: &Path) -> Self {
+        let existing = root.ancestors().find(|path| path.exists());
+        let magic = existing
+            .and_then(|path| rustix::fs::statfs(path).ok())
+            .map(|stat| magic(stat.f_type));
+        Self {
+            root: root.to_owned(),
+            shared: !magic.is_some_and(|magic| LOCAL.contains(&magic)),
+        }
+    }
+}
+
+/// The kernel's 32 bits, whatever the width and sign of the platform's field.
+fn magic(field: impl TryInto<i64>) -> u64 {
+    let field = field.try_into().unwrap_or_default();
+    u64::from_ne_bytes(field.to_ne_bytes()) & 0xFFFF_FFFF
+}
 
 #[derive(Debug)]
 struct DiskFile(File);
@@ -176,11 +212,55 @@ impl Volume for Disk {
         )?)
     }
 
+    fn refresh(&self, path: &Path) -> io::Result<bool> {
+        if !self.shared {
+            return Ok(false);
+        }
+        let Ok(below) = path.strip_prefix(&self.root) else {
+            return Ok(false);
+        };
+        let mut folder = self.root.clone();
+        for name in below.parent().into_iter().flatten() {
+            folder.push(name);
+            if crate::error::absent(File::open(&folder))?.is_none() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
     fn space(&self, path: &Path) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(path)?;
         Ok(Space {
             total_bytes: stat.f_blocks * stat.f_frsize,
             available_bytes: stat.f_bavail * stat.f_frsize,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_file_systems_of_several_machines_are_refreshed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        let mut disk = Disk::at(dir.path());
+        let path = dir.path().join("a/b/c/d");
+        assert!(!disk.refresh(&path).unwrap(), "a local directory");
+        disk.shared = true;
+        assert!(disk.refresh(&path).unwrap());
+        assert!(!disk.refresh(Path::new("/elsewhere/x")).unwrap());
+    }
+
+    #[test]
+    fn magic_numbers_compare_on_every_platform() {
+        assert_eq!(magic(0x9123_683E_u32), 0x9123_683E);
+        assert_eq!(magic(i64::from(0x9123_683E_u32)), 0x9123_683E);
+        assert_eq!(
+            magic(i32::from_ne_bytes(0x9123_683E_u32.to_ne_bytes())),
+            0x9123_683E
+        );
     }
 }
