@@ -64,7 +64,10 @@ fn build_profile(profile: &str) -> anyhow::Result<Image> {
         "--profile",
         profile,
     ];
-    run::status("image: holdfast", run::cargo(&arguments))?;
+    run::quiet(
+        &format!("building holdfast ({profile})"),
+        run::cargo(&arguments),
+    )?;
     let target = target_folder()?;
     let folder = if profile == "dev" { "debug" } else { profile };
     let (image, reference) = image_of(&target.join(folder).join("holdfast"))?;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use holdfast_cluster::progress::Step;
 
 /// The repository's root folder.
 pub(crate) fn root() -> PathBuf {
@@ -30,6 +31,15 @@ pub(crate) fn status(step: &str, mut command: Command) -> anyhow::Result<()> {
         bail!("{step} failed ({status})");
     }
     Ok(())
+}
+
+/// As [`status`], for what is silent for minutes: says that it is under way, and how long it took.
+///
+/// # Errors
+/// As [`status`].
+pub(crate) fn quiet(step: &str, command: Command) -> anyhow::Result<()> {
+    let _step = Step::start(step);
+    status(step, command)
 }
 
 /// Runs `command` and returns what it printed on standard output.

@@ -103,7 +103,7 @@ fn prepare() -> anyhow::Result<Command> {
         "holdfast-testkit",
         "--bins",
     ];
-    run::status("cargo build", run::cargo(&build))?;
+    run::quiet("building the tests' programs", run::cargo(&build))?;
     let target = target_folder()?;
     let mut command = Command::new(target.join("debug/holdfast-e2e"));
     command

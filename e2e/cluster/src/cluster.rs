@@ -20,6 +20,7 @@ use crate::{kind, node_image, packages};
 
 mod faults;
 mod inspection;
+mod volumes;
 
 /// Where the folder that all nodes share lies inside each of them.
 pub const SHARED_FOLDER: &str = "/var/holdfast-shared";
@@ -329,28 +330,6 @@ impl Cluster {
             .find(|address| address.contains('.'))
             .map(str::to_owned)
             .context("kind's network has no gateway")
-    }
-
-    /// Applies a ReadWriteMany volume over the folder that all nodes share, for one claim of
-    /// storage class `nexus-shared`. `size` is a quantity such as `10Gi`.
-    pub fn create_shared_volume(&self, name: &str, size: &str) -> Result<()> {
-        let path = self.shared_folder().join(name);
-        fs::create_dir_all(&path)?;
-        run(Command::new("chmod").arg("0777").arg(&path))?;
-        let volume = serde_json::json!({
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": name},
-            "spec": {
-                "capacity": {"storage": size},
-                "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "storageClassName": "nexus-shared",
-                "hostPath": {"path": format!("{SHARED_FOLDER}/{name}"), "type": "Directory"},
-            },
-        });
-        self.kubectl_with_input(&["apply", "--filename=-"], &volume.to_string())?;
-        Ok(())
     }
 
     /// The path of a program: the machine's own with its own engine, else built.

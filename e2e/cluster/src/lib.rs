@@ -18,7 +18,7 @@ pub mod oci;
 pub mod packages;
 mod process;
 pub mod programs;
-mod progress;
+pub mod progress;
 
 pub use apiserver::ApiServer;
 pub use cluster::{Cluster, Options, SHARED_FOLDER, Status};

@@ -25,7 +25,13 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,conntrack,iptab
     jq,procps,socat,findutils,iputils-ping";
 
 /// Raise it when the way a node image is made changes.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
+
+/// Forwarding is on before the runtime makes a pod. The network plug-ins switch it on too, several at once when a node boots,
+/// and Linux can lose such a race: `ip_forward` then reads 1 while every interface still says 0, and all packets of the node's
+/// pods vanish. (A write that finds the network lock taken puts the old value back and tries again; one that comes in
+/// between sees nothing to change.) Nodes inherit the machine's setting, so only a machine without forwarding meets this.
+const FORWARDING: &str = "net.ipv4.ip_forward=1\n";
 
 /// Programs and where they lie in a node.
 const PROGRAMS: &[(Program, &str)] = &[
@@ -179,6 +185,7 @@ fn install_kind_files(root: &Path) -> Result<()> {
     run(Command::new("chroot")
         .arg(root)
         .args(["systemctl", "mask", "systemd-binfmt.service"]))?;
+    fs::write(root.join("etc/sysctl.d/20-forwarding.conf"), FORWARDING)?;
     fs::create_dir_all(root.join("etc/kubernetes/manifests"))?;
     fs::write(root.join("kind/version"), KUBERNETES_VERSION)?;
     fs::create_dir_all(root.join("kind/manifests"))?;

@@ -12,7 +12,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// A step under way; it reports its end when it is dropped.
-pub(crate) struct Step {
+pub struct Step {
     name: String,
     started: Instant,
     bar: Option<ProgressBar>,
@@ -20,7 +20,7 @@ pub(crate) struct Step {
 
 impl Step {
     /// Announces a step and starts its clock.
-    pub(crate) fn start(name: impl Into<String>) -> Self {
+    pub fn start(name: impl Into<String>) -> Self {
         let name = name.into();
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = BARS.add(ProgressBar::new_spinner());
@@ -42,7 +42,7 @@ impl Step {
     }
 
     /// Says what the step is busy with; shown on a terminal only.
-    pub(crate) fn note(&self, what: &str) {
+    pub fn note(&self, what: &str) {
         if let Some(bar) = &self.bar {
             bar.set_message(format!("{}: {what}", self.name));
         }

@@ -48,6 +48,26 @@ pub(crate) fn workload(program: &Path, layers: usize, layer_bytes: usize) -> Res
         .build()
 }
 
+/// Images that run the workload program out of one shared layer and have one of `bytes` of their own.
+pub(crate) fn siblings(program: &Path, count: usize, bytes: usize) -> Result<Vec<Image>> {
+    let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
+    let salt = random(16)?;
+    (0..count)
+        .map(|_| {
+            ImageBuilder::new()
+                .layer(Layer::new().file("workload", 0o755, program.clone()).file(
+                    "salt",
+                    0o644,
+                    salt.clone(),
+                ))
+                .layer(Layer::new().file("filler/own", 0o644, random(bytes)?))
+                .entrypoint(&["/workload"])
+                .user("65532:65532")
+                .build()
+        })
+        .collect()
+}
+
 /// An image without a program, for image volumes: one file `/proof` with `text`.
 pub(crate) fn files(text: &str) -> Result<Image> {
     ImageBuilder::new()

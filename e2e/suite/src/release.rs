@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use holdfast_cluster::{Cluster, Program};
+use holdfast_cluster::{Cluster, Program, SHARED_FOLDER};
 use serde_json::{Value, json};
 
 use crate::command;
@@ -27,6 +27,10 @@ pub(crate) struct Release {
     base: Value,
     /// Whether the cluster has volumes that all nodes share.
     shared: bool,
+    /// The size in MiB of the volume that the next installation gets; any when absent.
+    small: Option<usize>,
+    /// The name of the volume that the last installation got.
+    volume: Option<String>,
     current: Option<Value>,
 }
 
@@ -71,6 +75,8 @@ impl Release {
             folder: tools.folder.clone(),
             base,
             shared,
+            small: None,
+            volume: None,
             current: None,
         })
     }
@@ -144,8 +150,12 @@ impl Release {
             return Ok(());
         }
         if self.current.is_none() && self.shared {
-            self.cluster
-                .create_shared_volume(&format!("registry-{}", unique()?), "2Gi")?;
+            let name = format!("registry-{}", unique()?);
+            match self.small {
+                Some(mib) => self.cluster.create_small_shared_volume(&name, "2Gi", mib)?,
+                None => self.cluster.create_shared_volume(&name, "2Gi")?,
+            }
+            self.volume = Some(name);
         }
         // Whatever happens now, what runs is not what ran.
         self.current = Some(json!("unknown"));
@@ -157,6 +167,22 @@ impl Release {
         }
         self.current = Some(extra.clone());
         Ok(())
+    }
+
+    /// The next installation gets a volume that holds this many MiB and no more.
+    pub(crate) fn use_small_volume(&mut self, mib: usize) {
+        self.small = Some(mib);
+    }
+
+    /// The next installation gets a volume as large as the machine's disk.
+    pub(crate) fn use_any_volume(&mut self) {
+        self.small = None;
+    }
+
+    /// The root of the registry's volume, as nodes see it.
+    pub(crate) fn volume(&self) -> Result<String> {
+        let name = self.volume.as_ref().context("no shared volume was made")?;
+        Ok(format!("{SHARED_FOLDER}/{name}"))
     }
 
     /// Waits until the controller says that pods are rewritten.

@@ -179,14 +179,25 @@ impl Site {
         image: &Image,
     ) -> Result<Pushed> {
         let repository = format!("{repository}-{}", images::unique()?);
+        self.push_as(upstream, &repository, "1", image)
+    }
+
+    /// Pushes an image as `REPOSITORY:TAG`; the image that had the tag loses it.
+    pub(crate) fn push_as(
+        &self,
+        upstream: &Upstream,
+        repository: &str,
+        tag: &str,
+        image: &Image,
+    ) -> Result<Pushed> {
         let layout = images::layout(
             image,
             &self
                 .folder
                 .join("images")
-                .join(repository.replace('/', "_")),
+                .join(format!("{}_{tag}", repository.replace('/', "_"))),
         )?;
-        let reference = upstream.push(&layout, &format!("{repository}:1"))?;
+        let reference = upstream.push(&layout, &format!("{repository}:{tag}"))?;
         std::fs::remove_dir_all(&layout).context("remove a pushed layout")?;
         let last = image
             .blobs
@@ -196,7 +207,7 @@ impl Site {
             .context("an image has a layer")?;
         Ok(Pushed {
             reference,
-            repository,
+            repository: repository.to_owned(),
             digest: image.digest.clone(),
             blobs: images::blob_count(image),
             last_layer: last.digest.clone(),
@@ -281,6 +292,30 @@ impl Site {
                 name,
                 "--grace-period=0",
                 "--force",
+            ])
+            .map(drop)
+    }
+
+    /// Kills the process of a pod's container at once; nothing on the node or in the API server knows of it before.
+    pub(crate) fn kill_process(&self, node: &str, pod: &str) -> Result<()> {
+        let script = format!(
+            "id=$(crictl ps --quiet --label io.kubernetes.pod.name={pod}) && kill -KILL $(crictl inspect --output go-template --template '{{{{.info.pid}}}}' $id)"
+        );
+        self.cluster
+            .node_exec(node, &["sh", "-c", &script])
+            .map(drop)
+    }
+
+    /// Moves the pods of a node elsewhere, as an operator does before maintenance.
+    pub(crate) fn drain(&self, node: &str) -> Result<()> {
+        self.kube
+            .run(&[
+                "drain",
+                node,
+                "--ignore-daemonsets",
+                "--delete-emptydir-data",
+                "--force",
+                "--timeout=180s",
             ])
             .map(drop)
     }

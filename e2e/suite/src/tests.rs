@@ -8,6 +8,8 @@ mod hooks;
 mod install;
 mod outage;
 mod pods;
+mod registry;
+mod replicas;
 mod scope;
 
 use crate::harness::{Case, ci, full};
@@ -41,6 +43,9 @@ pub(crate) fn all() -> Vec<Case> {
         full!(copies::concurrent_updates_of_an_artifact_are_kept),
         ci!(copies::clients_cannot_push_under_an_upstreams_name),
         ci!(hooks::hooks_get_their_images),
+        ci!(replicas::a_cold_herd_costs_one_request_a_blob),
+        ci!(registry::untagged_manifests_harm_nothing),
+        ci!(registry::an_upstream_that_only_reads_is_enough),
         // When things break.
         ci!(outage::a_node_that_never_had_the_image_starts_it_without_upstream),
         ci!(outage::after_the_first_copy_no_node_asks_again),
@@ -48,11 +53,18 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(faults::wrong_bytes_are_never_visible),
         ci!(faults::a_pod_missed_by_the_webhook_starts_and_is_copied),
         ci!(faults::a_killed_controller_copies_nothing_twice),
+        ci!(registry::a_damaged_blob_is_fetched_again),
         full!(faults::a_killed_registry_finishes_its_fills),
+        full!(replicas::a_rolling_restart_fails_no_pull),
+        full!(replicas::a_drained_node_fails_no_pull_elsewhere),
+        full!(replicas::a_killed_replica_costs_no_more_than_retries),
+        full!(replicas::a_dead_node_costs_no_more_than_retries),
+        full!(replicas::a_node_cut_off_costs_no_more_than_retries),
         full!(outage::pulls_go_on_without_the_api_server),
         full!(outage::a_site_boots_without_its_uplink),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
+        full!(registry::a_full_volume_refuses_writes_and_serves_reads),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),
     ]
 }

@@ -128,6 +128,10 @@ async fn undo_steps(
     );
     report.step("Lease deleted", cluster.delete_lease().await);
     report.count("Artifacts deleted", cluster.delete_artifacts().await);
+    report.count(
+        "registry pods on lost nodes given up, so that they hold the volume's claim no longer",
+        stop_registry(cluster).await,
+    );
 }
 
 async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
@@ -147,6 +151,13 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
         }
         tokio::time::sleep(POLL).await;
     }
+}
+
+/// A claim stays as long as a pod uses it, and a pod on a dead node stays until somebody gives it up: nobody else would, and
+/// whoever waits for the claim's deletion would wait until the node is back.
+async fn stop_registry(cluster: &Cluster) -> anyhow::Result<usize> {
+    cluster.scale_registry_to_zero().await?;
+    cluster.give_up_lost_registry_pods().await
 }
 
 /// Asks the agents until each one on a Ready node has put its host back, or time is over.

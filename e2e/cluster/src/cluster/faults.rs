@@ -34,9 +34,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Shuts a node down in order.
+    pub fn stop_node(&self, node: &str) -> Result<()> {
+        self.engine.docker(["stop", node])?;
+        Ok(())
+    }
+
     /// Shuts a node down and starts it again.
     pub fn restart_node(&self, node: &str) -> Result<()> {
-        self.engine.docker(["stop", node])?;
+        self.stop_node(node)?;
         self.start_node(node)
     }
 

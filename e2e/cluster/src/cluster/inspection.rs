@@ -157,7 +157,7 @@ impl Cluster {
 }
 
 /// What tells why packets of pods do not arrive.
-const NETWORK: &str = "ip -br addr; ip route; ip neigh; sysctl net.ipv4.ip_forward; iptables -V; iptables-save; conntrack -L -d 10.96.0.1 2>&1 | tail -20";
+const NETWORK: &str = "ip -br addr; ip route; ip neigh; sysctl -a --pattern 'net.ipv4.*(ip_forward|\\.forwarding)'; iptables -V; iptables-save; conntrack -L -d 10.96.0.1 2>&1 | tail -20";
 
 fn name(object: &Value) -> String {
     object["metadata"]["name"]

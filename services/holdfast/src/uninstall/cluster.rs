@@ -28,6 +28,12 @@ pub(crate) struct Cluster {
     names: Names,
 }
 
+/// Whether the pod is bound to one of these nodes.
+fn is_on(pod: &Pod, nodes: &[String]) -> bool {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+    node.is_some_and(|node| nodes.contains(node))
+}
+
 /// Absence is success.
 fn absent_is_well<T>(result: kube::Result<T>) -> anyhow::Result<Option<T>> {
     match result {
@@ -69,13 +75,50 @@ impl Cluster {
     }
 
     pub(crate) async fn scale_controller_to_zero(&self) -> anyhow::Result<()> {
+        self.scale_to_zero(&self.names.controller()).await
+    }
+
+    /// An autoscaler leaves a Deployment of zero replicas alone.
+    pub(crate) async fn scale_registry_to_zero(&self) -> anyhow::Result<()> {
+        self.scale_to_zero(&self.names.registry()).await
+    }
+
+    async fn scale_to_zero(&self, deployment: &str) -> anyhow::Result<()> {
         let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
         let api = self.own::<Deployment>();
         absent_is_well(
-            api.patch_scale(&self.names.controller(), &PatchParams::default(), &patch)
+            api.patch_scale(deployment, &PatchParams::default(), &patch)
                 .await,
         )?;
         Ok(())
+    }
+
+    /// Deletes the registry's pods on nodes that are not Ready without waiting for their kubelets. Returns how many.
+    pub(crate) async fn give_up_lost_registry_pods(&self) -> anyhow::Result<usize> {
+        let api = self.own::<Pod>();
+        let pods = api
+            .list(&self.of_component(labels::COMPONENT_REGISTRY))
+            .await?;
+        let lost = self.lost_nodes().await?;
+        let mut count = 0;
+        for pod in pods.iter().filter(|pod| is_on(pod, &lost)) {
+            let at_once = DeleteParams::default().grace_period(0);
+            absent_is_well(api.delete(&pod.name_any(), &at_once).await)?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// The nodes whose kubelet nobody hears of.
+    async fn lost_nodes(&self) -> anyhow::Result<Vec<String>> {
+        let nodes = Api::<Node>::all(self.client.clone())
+            .list(&ListParams::default())
+            .await?;
+        Ok(nodes
+            .iter()
+            .filter(|node| !nodes::is_ready(node))
+            .map(kube::ResourceExt::name_any)
+            .collect())
     }
 
     /// Controller pods that can still act: those on nodes that are not Ready cannot be waited for.
@@ -84,25 +127,13 @@ impl Cluster {
             .own::<Pod>()
             .list(&self.of_component(labels::COMPONENT_CONTROLLER))
             .await?;
-        let lost: Vec<String> = if pods.items.is_empty() {
-            Vec::new()
-        } else {
-            let nodes = Api::<Node>::all(self.client.clone())
-                .list(&ListParams::default())
-                .await?;
-            nodes
-                .iter()
-                .filter(|node| !nodes::is_ready(node))
-                .map(kube::ResourceExt::name_any)
-                .collect()
-        };
-        let here = |pod: &&Pod| {
-            let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-            node.is_none_or(|node| !lost.contains(node))
-        };
+        if pods.items.is_empty() {
+            return Ok(Vec::new());
+        }
+        let lost = self.lost_nodes().await?;
         Ok(pods
             .iter()
-            .filter(here)
+            .filter(|pod| !is_on(pod, &lost))
             .map(kube::ResourceExt::name_any)
             .collect())
     }

@@ -113,7 +113,7 @@ fn api_server(answer: fn(&str, &str) -> Option<Value>) -> (kube::Client, Arc<Mut
             let body =
                 String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
             if method != "GET" {
-                let body = if method == "PATCH" {
+                let body = if method == "PATCH" || body.contains("gracePeriodSeconds") {
                     format!(" {body}")
                 } else {
                     String::new()
@@ -186,12 +186,49 @@ async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
             "DELETE /api/v1/namespaces/sys/secrets/holdfast-ca",
             "DELETE /apis/coordination.k8s.io/v1/namespaces/sys/leases/holdfast-controller",
             "DELETE /apis/holdfast.dev/v1alpha1/namespaces/shop/artifacts/nginx",
+            r#"PATCH /apis/apps/v1/namespaces/sys/deployments/holdfast-registry/scale {"spec":{"replicas":0}}"#,
         ],
         "{report}"
     );
     let text = report.to_string();
     assert!(text.contains("LEFT  node lost is not Ready"), "{text}");
     assert!(text.contains("shop/web"), "{text}");
+}
+
+// SPEC 42
+#[tokio::test(start_paused = true)]
+async fn a_registry_pod_on_a_dead_node_lets_go_of_the_claim() {
+    let (report, log) = undone(|method, path| match (method, path) {
+        ("GET", "/api/v1/nodes") => Some(list(
+            "NodeList",
+            json!([node("dead", "Unknown"), node("well", "True")]),
+        )),
+        ("GET", "/api/v1/namespaces/sys/pods") => {
+            let pod = |name: &str, node: &str| json!({"metadata": {"name": name}, "spec": {"nodeName": node, "containers": []}});
+            Some(list(
+                "PodList",
+                json!([pod("on-dead", "dead"), pod("on-well", "well")]),
+            ))
+        }
+        ("GET", path) if path.ends_with('s') => Some(list("List", json!([]))),
+        ("PATCH", path) if path.ends_with("/scale") => {
+            Some(json!({"metadata": {"name": "holdfast-registry"}, "spec": {"replicas": 0}}))
+        }
+        ("DELETE", _) => Some(json!({"apiVersion": "v1", "kind": "Status", "metadata": {}, "status": "Success"})),
+        _ => None,
+    })
+    .await;
+    let pods: Vec<_> = log.iter().filter(|line| line.contains("/pods/")).collect();
+    assert_eq!(
+        pods,
+        [r#"DELETE /api/v1/namespaces/sys/pods/on-dead {"gracePeriodSeconds":0}"#],
+        "{report}"
+    );
+    let scaled = log
+        .iter()
+        .position(|line| line.contains("holdfast-registry/scale"));
+    let deleted = log.iter().position(|line| line.contains("/pods/"));
+    assert!(scaled.is_some() && scaled < deleted, "{log:?}");
 }
 
 #[tokio::test]
