@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Limits, Logging, Proxy, Result, Uplink, Upstream, document, yaml};
+use crate::{AccessSettings, Config, Error, Limits, Logging, Problem, Proxy, Result, StandaloneAccess, Uplink, Upstream, document, yaml};
 
 /// The certificate, key and authority of a listener; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,9 +89,11 @@ pub struct RegistrySettings {
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the content store.
     pub data: PathBuf,
-    /// Secrets of client authentication; `None`: everybody may pull and push.
+    /// The node credential and the upload secret of a release; `None`: runs alone.
     pub auth: Option<AuthFiles>,
-    /// Without `auth`: what signs upload sessions; `None`: a secret of this process alone.
+    /// Who may pull and push beside the nodes; `None`: everybody may do both.
+    pub access: Option<AccessSettings>,
+    /// Without `auth`: what signs upload sessions, the first line signs and every line is taken; `None`: a secret of this process alone.
     pub upload_secret: Option<PathBuf>,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
@@ -132,6 +134,7 @@ impl RegistrySettings {
                 node_username: auth.join("node-username"),
                 node_password: auth.join("node-password"),
             }),
+            access: Some(values.registry.access.settings()),
             upload_secret: None,
             upstreams: values
                 .upstreams
@@ -202,6 +205,8 @@ pub struct Standalone {
     pub tls: Option<StandaloneTls>,
     /// Further processes that serve the same folder; without it this one is alone.
     pub replicas: Option<Replicas>,
+    /// Who may pull and push. Without it everybody may do both; with it, only whom it names.
+    pub access: Option<StandaloneAccess>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.
     pub upstreams: Vec<Upstream>,
     /// How the outside is reached.
@@ -257,6 +262,7 @@ impl Default for Standalone {
             data: PathBuf::from("holdfast-data"),
             tls: None,
             replicas: None,
+            access: None,
             upstreams: public
                 .iter()
                 .map(|host| Upstream {
@@ -287,7 +293,21 @@ impl Standalone {
         let raw = raw.unwrap_or_else(|| serde_json::json!({}));
         crate::validate::document(crate::schema::standalone_validator(), &raw, "")?;
         let standalone: Option<Self> = yaml::from_str(text)?;
-        Ok(standalone.unwrap_or_default())
+        let standalone = standalone.unwrap_or_default();
+        let mut problems = Vec::new();
+        if let Some(access) = &standalone.access {
+            access.check("access", standalone.tls.is_some(), &mut |path, message| {
+                problems.push(Problem {
+                    path: path.to_owned(),
+                    message,
+                });
+            });
+        }
+        if problems.is_empty() {
+            Ok(standalone)
+        } else {
+            Err(Error::Invalid(problems))
+        }
     }
 
     /// The settings of the registry.
@@ -315,6 +335,7 @@ impl Standalone {
                 .replicas
                 .as_ref()
                 .map(|replicas| replicas.upload_secret_file.clone()),
+            access: self.access.as_ref().map(StandaloneAccess::settings),
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),

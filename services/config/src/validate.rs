@@ -132,6 +132,7 @@ impl Values {
                 );
             }
         }
+        self.registry.access.check("registry.access", refuse);
         if self.system_nodes.required && self.system_nodes.selector.is_empty() {
             refuse(
                 "systemNodes.required",
