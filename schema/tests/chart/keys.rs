@@ -38,6 +38,17 @@ const READ_BY_SERVICES: &[(&str, &str)] = &[
     ("registry.limits.manifestBytes", "the registry"),
     ("registry.limits.streamBufferBytes", "the registry"),
     ("registry.limits.connections", "the registry"),
+    ("registry.limits.connectionsPerAddress", "the registry"),
+    ("registry.limits.uploads", "the registry"),
+    ("registry.limits.uploadsPerRepository", "the registry"),
+    ("registry.limits.idleSeconds", "the registry"),
+    ("registry.limits.minBytesPerSecond", "the registry"),
+    ("registry.limits.warnUsedPercent", "the registry"),
+    ("registry.access.anonymousPull", "the registry"),
+    ("registry.access.token.realm", "the registry"),
+    ("registry.access.token.service", "the registry"),
+    ("registry.access.token.issuer", "the registry"),
+    ("registry.access.token.rsaAlgorithm", "the registry"),
     ("registry.limits.reservePercent", "the registry"),
     ("registry.limits.holdSeconds", "the registry"),
     ("registry.limits.uploadHours", "the registry"),
@@ -59,6 +70,7 @@ const BOUND: &[(&str, &[&str])] = &[
         ],
     ),
     ("$extension.", &["global.networkfunctionextension"]),
+    ("$access.", &["registry.access"]),
 ];
 
 fn templates() -> String {

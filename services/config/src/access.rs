@@ -95,6 +95,7 @@ pub struct StandaloneAccess {
     /// File with the CA of client certificates, PEM; needs `tls`.
     pub client_ca: Option<PathBuf>,
     /// Tokens of an authorization service, as the distribution registry has them.
+    #[schemars(with = "StandaloneToken")]
     pub token: Option<StandaloneToken>,
     /// What users and client certificates may do. Empty: pull everything, push nothing.
     pub rules: Vec<AccessRule>,
@@ -280,7 +281,10 @@ mod tests {
 
     #[test]
     fn nothing_is_open_by_default() {
-        assert_eq!(AccessValues::default().settings(), AccessSettings::default());
+        assert_eq!(
+            AccessValues::default().settings(),
+            AccessSettings::default()
+        );
         assert_eq!(Standalone::parse("").unwrap().settings().access, None);
     }
 

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccessSettings, Config, Error, Limits, Logging, Problem, Proxy, Result, StandaloneAccess, Uplink, Upstream, document, yaml};
+use crate::{
+    AccessSettings, Config, Error, Limits, Logging, Problem, Proxy, Result, StandaloneAccess,
+    Uplink, Upstream, document, yaml,
+};
 
 /// The certificate, key and authority of a listener; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,6 +209,7 @@ pub struct Standalone {
     /// Further processes that serve the same folder; without it this one is alone.
     pub replicas: Option<Replicas>,
     /// Who may pull and push. Without it everybody may do both; with it, only whom it names.
+    #[schemars(with = "StandaloneAccess")]
     pub access: Option<StandaloneAccess>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.
     pub upstreams: Vec<Upstream>,

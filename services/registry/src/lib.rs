@@ -3,6 +3,7 @@
 //! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts; bytes on the volume are
 //! the store's.
 
+mod access;
 mod api;
 mod body;
 mod content;
