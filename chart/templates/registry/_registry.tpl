@@ -34,6 +34,11 @@
 {{- with get . "credentialsSecret" -}}
 {{- $names = append $names . -}}
 {{- end -}}
+{{- range get . "mirrorCredentials" -}}
+{{- with get . "credentialsSecret" -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}
 {{- end -}}

@@ -74,6 +74,8 @@ fn good() -> Vec<Vec<(String, Value)>> {
         vec![on(), own("registry.limits.manifestBytes", json!(4_194_304))],
         vec![on(), own("registry.limits.manifestBytes", json!("8Mi"))],
         vec![on(), own("uplink.bandwidthBytesPerSecond", json!("10M"))],
+        vec![on(), own("uplink.revalidatePulls", json!(true))],
+        vec![on(), own("proxy.https", json!("proxy.example:3128"))],
         vec![
             on(),
             own("sources", json!(["registry.example:5000", "*.example.org"])),
@@ -211,7 +213,16 @@ fn bad() -> Vec<Bad> {
             json!([{ "host": "a", "mirrors": ["a"] }]),
         ],
     );
-    schema("proxy.https", vec![json!("proxy:3128")]);
+    schema(
+        "proxy.https",
+        vec![
+            json!("socks5://proxy:1080"),
+            json!("user:pw@proxy:3128"),
+            json!("proxy:port"),
+        ],
+    );
+    schema("uplink.tagFreshSeconds", vec![json!(-1), json!(9_999_999)]);
+    schema("uplink.negativeSeconds", vec![json!(3601)]);
     schema(
         "uplink.bandwidthBytesPerSecond",
         vec![json!("fast"), json!("-1"), json!(-1), json!("1.5M")],

@@ -28,7 +28,7 @@ pub use extension::{
     ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
     RegistryService, Scale,
 };
-pub use network::{Proxy, Uplink, Upstream};
+pub use network::{MirrorCredentials, Proxy, Uplink, Upstream};
 pub use parts::{
     ControllerPart, HostFolders, Limits, NodeAgentPart, RegistryPart, Scope, ServiceValues,
     StorageValues, WaitForNodes, WebhookPart,

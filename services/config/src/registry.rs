@@ -73,6 +73,43 @@ pub struct UpstreamSettings {
     pub credentials: Credentials,
     /// Do not verify the certificate.
     pub insecure_skip_verify: bool,
+    /// Where the credentials of mirrors are, by their URL as `endpoints` has it.
+    pub mirror_credentials: Vec<(String, Credentials)>,
+    /// Further hosts of token servers that may see the credentials.
+    pub realms: Vec<String>,
+    /// Whether redirects to private addresses are followed though the upstream's own is public.
+    pub allow_private_redirects: bool,
+}
+
+impl UpstreamSettings {
+    /// An upstream of these endpoints that wants no credentials.
+    pub fn anonymous(host: &str, endpoints: &[String]) -> Self {
+        Self {
+            host: host.to_ascii_lowercase(),
+            endpoints: endpoints.to_vec(),
+            ca: None,
+            credentials: Credentials::Anonymous,
+            insecure_skip_verify: false,
+            mirror_credentials: Vec::new(),
+            realms: Vec::new(),
+            allow_private_redirects: false,
+        }
+    }
+}
+
+impl Credentials {
+    fn of(secret: &str, username: &str, password_file: &str) -> Self {
+        if !secret.is_empty() {
+            Self::Folder(Path::new("/etc/holdfast/upstreams").join(secret))
+        } else if username.is_empty() {
+            Self::Anonymous
+        } else {
+            Self::Password {
+                username: username.to_owned(),
+                password_file: PathBuf::from(password_file),
+            }
+        }
+    }
 }
 
 /// What the registry is told.
@@ -170,24 +207,25 @@ impl From<&Upstream> for UpstreamSettings {
             .chain([&own])
             .map(|url| url.trim_end_matches('/').to_owned())
             .collect();
-        let credentials = if !upstream.credentials_secret.is_empty() {
-            Credentials::Folder(
-                Path::new("/etc/holdfast/upstreams").join(&upstream.credentials_secret),
-            )
-        } else if upstream.username.is_empty() {
-            Credentials::Anonymous
-        } else {
-            Credentials::Password {
-                username: upstream.username.clone(),
-                password_file: PathBuf::from(&upstream.password_file),
-            }
-        };
+        let credentials = Credentials::of(
+            &upstream.credentials_secret,
+            &upstream.username,
+            &upstream.password_file,
+        );
+        let mirror_credentials = upstream.mirror_credentials.iter().map(|of| {
+            let credentials =
+                Credentials::of(&of.credentials_secret, &of.username, &of.password_file);
+            (of.mirror.trim_end_matches('/').to_owned(), credentials)
+        });
         Self {
             host: upstream.host.to_ascii_lowercase(),
             endpoints,
             ca: Some(upstream.ca.clone()).filter(|pem| !pem.trim().is_empty()),
             credentials,
             insecure_skip_verify: upstream.insecure_skip_verify,
+            mirror_credentials: mirror_credentials.collect(),
+            realms: upstream.realms.clone(),
+            allow_private_redirects: upstream.allow_private_redirects,
         }
     }
 }
@@ -445,6 +483,18 @@ mod tests {
                 password_file: PathBuf::from("/p"),
             },
         );
+        let mirrored = upstream(
+            "{host: a, mirrors: ['https://m/'], mirrorCredentials: [{mirror: 'https://m/', credentialsSecret: key}], realms: [auth.b]}",
+        );
+        assert_eq!(
+            mirrored.mirror_credentials,
+            [(
+                "https://m".to_owned(),
+                Credentials::Folder(PathBuf::from("/etc/holdfast/upstreams/key"))
+            )]
+        );
+        assert_eq!(mirrored.credentials, Credentials::Anonymous);
+        assert_eq!(mirrored.realms, ["auth.b"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod content;
 mod delete;
 mod error;
 pub mod fill;
+pub mod fill_metrics;
 pub mod gate;
 pub mod internal;
 pub mod limits;

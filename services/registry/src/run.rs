@@ -108,6 +108,7 @@ pub async fn run_until(
     let (secret, secret_file) = upload_secret(&settings)?;
     let reloads = Reloads::register(&mut registry);
     let fills = fills(&settings, &store, &owner, &shutdown)?;
+    fills.metrics().register(&mut registry);
     let limits = Limits::from(&settings);
     let api = Api::new(
         Parts {
@@ -276,6 +277,8 @@ fn fills(
     };
     let fills = fill::Settings {
         hold: Duration::from_secs(settings.limits.hold_seconds.into()),
+        revalidate_pulls: settings.uplink.revalidate_pulls,
+        tag_fresh: Duration::from_secs(settings.uplink.tag_fresh_seconds.into()),
         ..fill::Settings::default()
     };
     Ok(Fills::new(

@@ -138,6 +138,23 @@ impl Store {
         self.run(move |inner| inner.tag(&repo, &tag)).await
     }
 
+    /// At most `limit` digests that the repository's revisions are named by, in no order, whether or not their content is there;
+    /// `None` if the repository does not exist.
+    pub async fn revisions(
+        &self,
+        repo: &RepositoryName,
+        limit: usize,
+    ) -> Result<Option<Vec<Digest>>> {
+        let repo = repo.clone();
+        self.run(move |inner| {
+            if !inner.repository_exists(&repo)? {
+                return Ok(None);
+            }
+            inner.revisions(&repo, limit).map(Some)
+        })
+        .await
+    }
+
     /// Points a tag at a manifest.
     pub async fn set_tag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), digest.clone());
