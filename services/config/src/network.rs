@@ -38,7 +38,9 @@ pub struct Upstream {
     /// Credentials of the mirrors. The upstream's own, and those of pull secrets, are never sent to a mirror.
     pub mirror_credentials: Vec<MirrorCredentials>,
     /// Hosts of token servers that may see this upstream's credentials, beside those under its own domain: `auth.example`.
-    #[schemars(inner(regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$")))]
+    #[schemars(inner(regex(
+        pattern = r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
+    )))]
     pub realms: Vec<String>,
     /// Follow redirects of this upstream to private addresses even when it has a public one itself.
     pub allow_private_redirects: bool,
@@ -66,10 +68,14 @@ pub struct MirrorCredentials {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Proxy {
     /// Proxy for `http://` upstreams, as a URL or as `host:port`.
-    #[schemars(regex(pattern = r"^$|^(https?://)?[^/?#@\s:]+(:[0-9]{1,5})?/?$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?/?$"))]
+    #[schemars(regex(
+        pattern = r"^$|^(https?://)?[^/?#@\s:]+(:[0-9]{1,5})?/?$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?/?$"
+    ))]
     pub http: String,
     /// Proxy for `https://` upstreams, as a URL or as `host:port`.
-    #[schemars(regex(pattern = r"^$|^(https?://)?[^/?#@\s:]+(:[0-9]{1,5})?/?$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?/?$"))]
+    #[schemars(regex(
+        pattern = r"^$|^(https?://)?[^/?#@\s:]+(:[0-9]{1,5})?/?$|^https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?/?$"
+    ))]
     pub https: String,
     /// Hosts, domains (`.example` and `example`, both with all below), addresses and networks (`10.0.0.0/8`) that are
     /// reached directly; `*` is everything. A port after a host (`example:5000`) narrows it to that port.

@@ -287,9 +287,7 @@ impl Fills {
             }
         }
         // Somebody asks on purpose, and with a pause of their own after each refusal.
-        self.inner
-            .upstreams
-            .ask_again(&source, &target.to_string());
+        self.inner.upstreams.ask_again(&source, &target.to_string());
         self.image(&source, &repo, &target, &request.platforms)
             .await
     }

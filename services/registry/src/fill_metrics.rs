@@ -94,11 +94,7 @@ impl Proxy {
                 "Those fetched, or on their way, when they were asked for",
                 &self.misses,
             ),
-            (
-                "pulled_bytes",
-                "Bytes taken from upstreams",
-                &self.pulled,
-            ),
+            ("pulled_bytes", "Bytes taken from upstreams", &self.pulled),
             (
                 "pushed_bytes",
                 "Bytes of upstream content announced to clients",

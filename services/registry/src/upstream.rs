@@ -481,10 +481,8 @@ impl Upstreams {
         } = wanted;
         let path = format!("blobs/{digest}");
         self.refused(source, &path)?;
-        let turn = self
-            .inner
-            .turns
-            .take(&source.host.to_string(), &source.priority);
+        let host = source.host.to_string();
+        let turn = self.inner.turns.take(&host, &source.priority);
         self.tell_queue();
         let turn = turn
             .await

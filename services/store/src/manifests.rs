@@ -150,7 +150,17 @@ impl Store {
             if !inner.repository_exists(&repo)? {
                 return Ok(None);
             }
-            inner.revisions(&repo, limit).map(Some)
+            let folder = inner.layout.manifests(&repo).join("revisions");
+            let mut found = Vec::new();
+            for algorithm in links::names(&*inner.volume, &folder)? {
+                for hex in links::names(&*inner.volume, &folder.join(&algorithm))? {
+                    if found.len() >= limit {
+                        return Ok(Some(found));
+                    }
+                    found.extend(format!("{algorithm}:{hex}").parse().ok());
+                }
+            }
+            Ok(Some(found))
         })
         .await
     }

@@ -138,12 +138,8 @@ impl Fills {
         let priority = source.map_or_else(Priority::default, |source| source.priority.clone());
         let entry = Entry::new(state, priority);
         blobs.insert(digest.clone(), entry.clone());
-        let (fills, source, repo, digest) = (
-            self.clone(),
-            source.cloned(),
-            repo.clone(),
-            digest.clone(),
-        );
+        let (fills, source, repo, digest) =
+            (self.clone(), source.cloned(), repo.clone(), digest.clone());
         let ours = entry.clone();
         // Its own task: whoever asked may leave.
         tokio::spawn(async move {
@@ -345,7 +341,10 @@ impl Fills {
                     if let (_, Some(etag)) = body.identity() {
                         let same = |(of, _): &&(String, String)| *of == sender;
                         if before > 0
-                            && identity.as_ref().filter(same).is_some_and(|(_, e)| e != etag)
+                            && identity
+                                .as_ref()
+                                .filter(same)
+                                .is_some_and(|(_, e)| e != etag)
                         {
                             return Received::Wrong(
                                 Vec::new(),

@@ -76,8 +76,7 @@ impl Fills {
             }
         };
         let deadline = check.begun + self.inner.upstreams.revalidate_deadline();
-        let told =
-            tokio::time::timeout_at(deadline, check.outcome.wait_for(Option::is_some)).await;
+        let told = tokio::time::timeout_at(deadline, check.outcome.wait_for(Option::is_some)).await;
         match told {
             Ok(Ok(outcome)) => outcome.clone().unwrap_or(Freshness::Current),
             _ => Freshness::Unknown {

@@ -81,6 +81,7 @@ impl Fills {
                 running.clone()
             } else {
                 let (tell, told) = oneshot::channel();
+                let priority = source.priority.clone();
                 let (fills, source, task) = (self.clone(), source.clone(), key.clone());
                 let target = target.clone();
                 // Its own task: a client that leaves does not stop it.
@@ -111,7 +112,7 @@ impl Fills {
                     })
                     .boxed()
                     .shared();
-                images.insert(key, (running.clone(), source.priority.clone()));
+                images.insert(key, (running.clone(), priority));
                 running
             }
         };

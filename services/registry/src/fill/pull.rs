@@ -359,11 +359,11 @@ impl Fills {
         });
     }
 
-    /// What the repository's manifests say of a blob: those on their way, those that tags lead to, then all that there are.
+    /// What the repository's manifests say of a blob: those on their way, then all that there are.
     async fn named(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Named>> {
         let store = &self.inner.store;
         let mut seen = BTreeSet::new();
-        for size in self.inner.arriving.blob(repo, digest) {
+        if let Some(size) = self.inner.arriving.blob(repo, digest) {
             return Ok(Some(Named {
                 size,
                 is_stored: false,
