@@ -12,6 +12,7 @@ mod image;
 mod lint;
 mod report;
 mod run;
+mod soak;
 mod suite;
 mod test;
 
@@ -45,6 +46,9 @@ enum Command {
     Demo(suite::DemoArgs),
     /// Tests against a real cluster
     E2e(suite::E2eArgs),
+    /// Long runs under load and faults, without a cluster
+    #[command(subcommand)]
+    Soak(soak::Command),
 }
 
 /// Arguments of `generate`.
@@ -82,6 +86,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(&command),
         Command::Demo(args) => suite::demo(&args),
         Command::E2e(args) => suite::e2e(&args),
+        Command::Soak(command) => soak::run(&command),
     }
 }
 
