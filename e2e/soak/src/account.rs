@@ -279,6 +279,7 @@ mod tests {
         Key::new(Kind::Tag, "r", "t")
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "a value as the account has it")]
     fn value(text: &str) -> Value {
         Some(text.to_owned())
     }

@@ -29,7 +29,7 @@ impl Shelf {
                 .split_once('<')
                 .and_then(|(_, rest)| rest.split_once('>'))
             {
-                Some((target, _)) => next = target.to_owned(),
+                Some((target, _)) => target.clone_into(&mut next),
                 None => return Some(found),
             }
         }

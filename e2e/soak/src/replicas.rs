@@ -177,13 +177,11 @@ impl Replica {
         let Some(mut child) = self.child().take() else {
             bail!("replica {} does not run", self.number);
         };
-        match tokio::time::timeout(limit, child.wait()).await {
-            Ok(status) => Ok(status?),
-            Err(_) => {
-                child.kill().await?;
-                bail!("replica {} did not end within {limit:?}", self.number)
-            }
+        if let Ok(status) = tokio::time::timeout(limit, child.wait()).await {
+            return Ok(status?);
         }
+        child.kill().await?;
+        bail!("replica {} did not end within {limit:?}", self.number)
     }
 
     /// What the process costs now; `None` while there is none.

@@ -41,7 +41,7 @@ const MEASURE_EVERY: Duration = Duration::from_secs(3);
 pub(crate) async fn run(cli: &Cli) -> anyhow::Result<bool> {
     let seed = cli.seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        now.map_or(1, |now| now.as_millis() as u64 % 1_000_000_007)
+        now.map_or(1, |now| now.as_secs())
     });
     println!(
         "soak: {} replicas for {} min, seed {seed}",
@@ -157,7 +157,11 @@ impl Run<'_> {
             elder,
             busy: tokio::sync::Mutex::default(),
         });
-        let kinds = self.cli.faults.clone().unwrap_or(faults::ALL.to_vec());
+        let kinds = self
+            .cli
+            .faults
+            .clone()
+            .unwrap_or_else(|| faults::ALL.to_vec());
         let through = Through {
             net: shelf.net.clone(),
             upstream,
@@ -242,11 +246,11 @@ async fn observe(
             }
         }
         let stopped = shelf.net.windows().stopped_since();
-        let rested = (Instant::now() - SETTLED).min(stopped.unwrap_or_else(Instant::now));
-        let rested = rested.saturating_duration_since(report.began()).as_millis();
-        shelf
-            .account()
-            .close_late(u64::try_from(rested).unwrap_or(0));
+        let settled = report.began().elapsed().saturating_sub(SETTLED);
+        let stopped = stopped.map(|since| since.saturating_duration_since(report.began()));
+        let rested = settled.min(stopped.unwrap_or(settled)).as_millis();
+        let rested = u64::try_from(rested).unwrap_or(0);
+        shelf.account().close_late(rested);
         if told.elapsed() >= Duration::from_secs(20) {
             told = Instant::now();
             let (there, gone, open) = shelf.account().counts();

@@ -82,9 +82,11 @@ pub(crate) async fn of(
         match replica.ended(Duration::from_secs(40)).await {
             Ok(status) if status.success() => {}
             Ok(status) => {
-                report.violation("process", format!("replica {number} ended with {status}"))
+                report.violation("process", format!("replica {number} ended with {status}"));
             }
-            Err(error) => report.violation("process", error.to_string()),
+            Err(error) => {
+                report.violation("process", error.to_string());
+            }
         }
         let (panics, errors) = replica.complaints();
         for panic in panics {
@@ -126,7 +128,10 @@ async fn costs(report: &Report, replicas: &[Replica], elder: usize) {
     if minute > RSS_SLOPE && total > RSS_TOTAL {
         report.violation(
             "memory does not climb",
-            format!("replica {elder}: {:.1} MiB a minute", minute / 1048576.0),
+            format!(
+                "replica {elder}: {:.1} MiB a minute",
+                minute / f64::from(1 << 20)
+            ),
         );
     }
     let peak = report
