@@ -6,6 +6,7 @@
     reason = "a program for a terminal"
 )]
 
+mod bench;
 mod cluster;
 mod contract;
 mod image;
@@ -49,6 +50,9 @@ enum Command {
     /// Long runs under load and faults, without a cluster
     #[command(subcommand)]
     Soak(soak::Command),
+    /// Measures beside peers
+    #[command(subcommand)]
+    Bench(bench::Subject),
 }
 
 /// Arguments of `generate`.
@@ -87,6 +91,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(args) => suite::demo(&args),
         Command::E2e(args) => suite::e2e(&args),
         Command::Soak(command) => soak::run(&command),
+        Command::Bench(subject) => bench::run(&subject),
     }
 }
 

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 5] = [
 ];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
-const BESIDE: [(&str, &[&str]); 7] = [
+const BESIDE: [(&str, &[&str]); 8] = [
     (
         "holdfast-schema",
         &["holdfast-core", "holdfast-config", "holdfast-api"],
@@ -49,6 +49,7 @@ const BESIDE: [(&str, &[&str]); 7] = [
             "holdfast-node-agent",
         ],
     ),
+    ("holdfast-bench", &["holdfast-cluster"]),
     ("xtask", &["holdfast-cluster"]),
 ];
 
@@ -60,7 +61,13 @@ const ONLY: [(&str, &[&str]); 4] = [
     ),
     (
         "tokio-rustls",
-        &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
+        // The bench's client of TLS servers is no part of a release.
+        &[
+            "holdfast-runtime",
+            "holdfast-registry",
+            "holdfast-testkit",
+            "holdfast-bench",
+        ],
     ),
     (
         "serde_yaml",
