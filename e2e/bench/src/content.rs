@@ -38,9 +38,11 @@ pub(crate) fn hex_digest(bytes: &[u8]) -> String {
 /// An image manifest over these blobs; the first is the configuration.
 pub(crate) fn manifest(blobs: &[Item]) -> Vec<u8> {
     let descriptor = |item: &Item, kind: &str| serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{}", item.digest), "size": item.size});
-    let (config, layers) = blobs.split_first().map_or((None, &[][..]), |(first, rest)| {
-        (Some(descriptor(first, "config.v1+json")), rest)
-    });
+    let (config, layers) = blobs
+        .split_first()
+        .map_or((None, &[][..]), |(first, rest)| {
+            (Some(descriptor(first, "config.v1+json")), rest)
+        });
     let layers: Vec<_> = layers
         .iter()
         .map(|item| descriptor(item, "layer.v1.tar"))
@@ -57,14 +59,8 @@ pub(crate) async fn push_blob(
     digest: &str,
     bytes: &[u8],
 ) -> Result<()> {
-    let start = http::head(
-        "POST",
-        &format!("/v2/{repository}/blobs/uploads/"),
-        Some(0),
-    );
-    let answer = connection
-        .request(&start, &[], Sink::Count, |_| {})
-        .await?;
+    let start = http::head("POST", &format!("/v2/{repository}/blobs/uploads/"), Some(0));
+    let answer = connection.request(&start, &[], Sink::Count, |_| {}).await?;
     ensure!(answer.status == 202, "a session: status {}", answer.status);
     let location = answer.header("location").unwrap_or_default();
     // Some servers say where they are, too.
@@ -99,7 +95,8 @@ impl Tree {
     /// The file of a blob.
     pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
         let prefix = digest.get(..2).unwrap_or_default();
-        self.base.join(format!("blobs/sha256/{prefix}/{digest}/data"))
+        self.base
+            .join(format!("blobs/sha256/{prefix}/{digest}/data"))
     }
 
     /// A blob, in no repository.
@@ -125,7 +122,9 @@ impl Tree {
 
     /// A tag and its history. Its files are hard links to the revision's, to spare the disk.
     pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &str) -> Result<()> {
-        let manifests = self.base.join(format!("repositories/{repository}/_manifests"));
+        let manifests = self
+            .base
+            .join(format!("repositories/{repository}/_manifests"));
         let link = manifests.join(format!("revisions/sha256/{digest}/link"));
         for place in ["current".to_owned(), format!("index/sha256/{digest}")] {
             let folder = manifests.join("tags").join(tag).join(place);

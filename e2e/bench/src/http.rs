@@ -151,13 +151,25 @@ impl Connection {
         let (answer, mut got) = self.head(&mut sink).await?;
         arrived(got);
         let bodiless = head.starts_with(b"HEAD") || matches!(answer.status, 204 | 304);
-        let length = if bodiless {
-            0
-        } else {
-            answer.length.context("an answer without Content-Length")?
+        // Without a length, as the lists of some servers come to HTTP/1.0, the end of the connection is the end of the body.
+        let to_the_end = !bodiless && answer.length.is_none();
+        if to_the_end && !head.ends_with(CLOSE) {
+            bail!("an answer without Content-Length");
+        }
+        let length = match answer.length {
+            _ if bodiless => 0,
+            Some(length) => length,
+            None => u64::MAX,
         };
         while got < length {
             let more = poll_fn(|cx| self.poll_body(cx, length - got, &mut sink)).await?;
+            if more == 0 && to_the_end {
+                self.reusable = false;
+                return Ok(answer);
+            }
+            if more == 0 {
+                bail!("the body broke off");
+            }
             got += more;
             arrived(more);
         }
@@ -219,9 +231,6 @@ impl Connection {
             let mut buffer = ReadBuf::new(&mut scratch[..room]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut buffer))?;
             let bytes = buffer.filled();
-            if bytes.is_empty() {
-                return Poll::Ready(Err(anyhow::anyhow!("the body broke off")));
-            }
             sink.take(bytes);
             Poll::Ready(Ok(bytes.len() as u64))
         })
@@ -234,9 +243,12 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads up to `bytes` of whatever comes; returns how many came.
-    pub(crate) async fn sip(&mut self, bytes: u64) -> Result<u64> {
-        poll_fn(|cx| self.poll_body(cx, bytes, &mut Sink::Count)).await
+    /// Reads up to `bytes` of whatever comes.
+    pub(crate) async fn sip(&mut self, bytes: u64) -> Result<()> {
+        match poll_fn(|cx| self.poll_body(cx, bytes, &mut Sink::Count)).await? {
+            0 => bail!("the body broke off"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -250,19 +262,26 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
 
 /// The head of a request.
 pub(crate) fn head(method: &str, path: &str, length: Option<usize>) -> Vec<u8> {
-    let length = length.map_or_else(String::new, |length| format!("Content-Length: {length}\r\n"));
+    let length = length.map_or_else(String::new, |length| {
+        format!("Content-Length: {length}\r\n")
+    });
     format!(
         "{method} {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json, */*\r\n{length}\r\n"
     )
     .into_bytes()
 }
 
-/// Asks once on a connection of its own and keeps the body.
+/// The end of the head of a request that takes a body of unknown length.
+const CLOSE: &[u8] = b"Connection: close\r\n\r\n";
+
+/// Asks once on a connection of its own and keeps the body, whatever its length.
 pub(crate) async fn get(target: &Target, path: &str) -> Result<(Head, Vec<u8>)> {
     let mut connection = Connection::open(target).await?;
     let mut body = Vec::new();
+    let mut request = format!("GET {path} HTTP/1.0\r\nHost: bench\r\n").into_bytes();
+    request.extend_from_slice(CLOSE);
     let head = connection
-        .request(&head("GET", path, None), &[], Sink::Keep(&mut body), |_| {})
+        .request(&request, &[], Sink::Keep(&mut body), |_| {})
         .await?;
     Ok((head, body))
 }

@@ -96,8 +96,16 @@ async fn run(arguments: &Arguments) -> Result<()> {
     let mut bench = Bench {
         stand: Stand::prepare(scratch.0.clone())?,
         results: Results::default(),
-        rounds: if arguments.quick { 1 } else { arguments.rounds.max(1) },
-        window: Duration::from_secs_f64(if arguments.quick { 0.3 } else { arguments.window }),
+        rounds: if arguments.quick {
+            1
+        } else {
+            arguments.rounds.max(1)
+        },
+        window: Duration::from_secs_f64(if arguments.quick {
+            0.3
+        } else {
+            arguments.window
+        }),
         quick: arguments.quick,
         only: arguments.only.clone(),
     };

@@ -25,7 +25,8 @@ impl Machine {
         let first = |path: &str, key: &str| {
             fs::read_to_string(path).ok().and_then(|text| {
                 let line = text.lines().find(|line| line.starts_with(key))?;
-                line.split_once(':').map(|(_, value)| value.trim().to_owned())
+                line.split_once(':')
+                    .map(|(_, value)| value.trim().to_owned())
             })
         };
         let memory = first("/proc/meminfo", "MemTotal")
@@ -78,7 +79,8 @@ pub(crate) struct Report<'a> {
 impl Report<'_> {
     /// The table of bars, as text for a terminal and for the document.
     pub(crate) fn bars(&self) -> String {
-        let mut text = "| figure | asked | measured | rounds | |\n|---|---|---|---|---|\n".to_owned();
+        let mut text =
+            "| figure | asked | measured | rounds | |\n|---|---|---|---|---|\n".to_owned();
         for bar in &self.bars {
             writeln!(
                 text,
@@ -168,7 +170,11 @@ fn row(measure: &Measure) -> String {
     format!(
         "| {} | {} | {} | {} | {} |\n",
         measure.case,
-        if measure.unit == TIME { "ms" } else { measure.unit },
+        if measure.unit == TIME {
+            "ms"
+        } else {
+            measure.unit
+        },
         cell(Kind::Holdfast),
         cell(Kind::Distribution),
         cell(Kind::Nginx)

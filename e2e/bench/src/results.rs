@@ -129,22 +129,134 @@ type Row = (
 fn bars() -> Vec<Row> {
     use Kind::{Distribution, Nginx};
     vec![
-        ("manifest by tag, 16 connections: × distribution", "manifest by tag, 16", RATE, Some(Distribution), true, 4.0),
-        ("4 KiB blob, 16: × distribution", "blob 4 KiB, 16", RATE, Some(Distribution), true, 20.0),
-        ("4 KiB blob, 16: × nginx", "blob 4 KiB, 16", RATE, Some(Nginx), true, 0.4),
-        ("1 MiB blob, 16: × distribution", "blob 1 MiB, 16", BYTES, Some(Distribution), true, 3.5),
-        ("1 MiB blob, 16: × nginx", "blob 1 MiB, 16", BYTES, Some(Nginx), true, 0.7),
-        ("100 MiB blob, 16: × distribution", "blob 100 MiB, 16", BYTES, Some(Distribution), true, 1.1),
-        ("100 MiB blob, 16: × nginx", "blob 100 MiB, 16", BYTES, Some(Nginx), true, 0.9),
-        ("TLS, 1 MiB blob, 16: × distribution", "blob 1 MiB, 16, TLS", BYTES, Some(Distribution), true, 2.0),
-        ("push 1 MiB × 8, every 201 durable: × distribution", "push 1 MiB × 8", BYTES, Some(Distribution), true, 1.5),
-        ("peak RSS at 128 × 100 MiB streams, MiB", "128 × 100 MiB, fast clients", MEMORY, None, false, 64.0),
-        ("peak RSS at 128 × 100 MiB streams to slow clients, MiB", "128 × 100 MiB, slow clients", MEMORY, None, false, 64.0),
-        ("server CPU per GB at 1 MiB: × distribution", "blob 1 MiB, 16", CPU, Some(Distribution), false, 0.3),
-        ("cold herd: bytes of the upstream × the image", "cold herd, upstream bytes", RATIO, None, false, 1.01),
-        ("cold herd: last client × the upstream's own time", "cold herd, last client", RATIO, None, false, 1.2),
-        ("delete a manifest among 20,000 tags: times faster than distribution", "delete a manifest among 20,000 tags", TIME, Some(Distribution), true, 50.0),
-        ("start with 100,000 blobs and no upstream, ms", "start with 100,000 blobs", TIME, None, false, 1000.0),
+        (
+            "manifest by tag, 16 connections: × distribution",
+            "manifest by tag, 16",
+            RATE,
+            Some(Distribution),
+            true,
+            4.0,
+        ),
+        (
+            "4 KiB blob, 16: × distribution",
+            "blob 4 KiB, 16",
+            RATE,
+            Some(Distribution),
+            true,
+            20.0,
+        ),
+        (
+            "4 KiB blob, 16: × nginx",
+            "blob 4 KiB, 16",
+            RATE,
+            Some(Nginx),
+            true,
+            0.4,
+        ),
+        (
+            "1 MiB blob, 16: × distribution",
+            "blob 1 MiB, 16",
+            BYTES,
+            Some(Distribution),
+            true,
+            3.5,
+        ),
+        (
+            "1 MiB blob, 16: × nginx",
+            "blob 1 MiB, 16",
+            BYTES,
+            Some(Nginx),
+            true,
+            0.7,
+        ),
+        (
+            "100 MiB blob, 16: × distribution",
+            "blob 100 MiB, 16",
+            BYTES,
+            Some(Distribution),
+            true,
+            1.1,
+        ),
+        (
+            "100 MiB blob, 16: × nginx",
+            "blob 100 MiB, 16",
+            BYTES,
+            Some(Nginx),
+            true,
+            0.9,
+        ),
+        (
+            "TLS, 1 MiB blob, 16: × distribution",
+            "blob 1 MiB, 16, TLS",
+            BYTES,
+            Some(Distribution),
+            true,
+            2.0,
+        ),
+        (
+            "push 1 MiB × 8, every 201 durable: × distribution",
+            "push 1 MiB × 8",
+            BYTES,
+            Some(Distribution),
+            true,
+            1.5,
+        ),
+        (
+            "peak RSS at 128 × 100 MiB streams, MiB",
+            "128 × 100 MiB, fast clients",
+            MEMORY,
+            None,
+            false,
+            64.0,
+        ),
+        (
+            "peak RSS at 128 × 100 MiB streams to slow clients, MiB",
+            "128 × 100 MiB, slow clients",
+            MEMORY,
+            None,
+            false,
+            64.0,
+        ),
+        (
+            "server CPU per GB at 1 MiB: × distribution",
+            "blob 1 MiB, 16",
+            CPU,
+            Some(Distribution),
+            false,
+            0.3,
+        ),
+        (
+            "cold herd: bytes of the upstream × the image",
+            "cold herd, upstream bytes",
+            RATIO,
+            None,
+            false,
+            1.01,
+        ),
+        (
+            "cold herd: last client × the upstream's own time",
+            "cold herd, last client",
+            RATIO,
+            None,
+            false,
+            1.2,
+        ),
+        (
+            "delete a manifest among 20,000 tags: times faster than distribution",
+            "delete a manifest among 20,000 tags",
+            TIME,
+            Some(Distribution),
+            true,
+            50.0,
+        ),
+        (
+            "start with 100,000 blobs and no upstream, ms",
+            "start with 100,000 blobs",
+            TIME,
+            None,
+            false,
+            1000.0,
+        ),
     ]
 }
 
@@ -161,7 +273,12 @@ mod tests {
         ] {
             for value in values {
                 results.add("manifest by tag, 16", RATE, kind, value);
-                results.add("delete a manifest among 20,000 tags", TIME, kind, 1.0 / value);
+                results.add(
+                    "delete a manifest among 20,000 tags",
+                    TIME,
+                    kind,
+                    1.0 / value,
+                );
             }
         }
         let bars = results.bars();

@@ -303,11 +303,7 @@ fn nginx() -> Result<PathBuf> {
     let own_policy = !policy.exists();
     if own_policy {
         fs::write(policy, "#!/bin/sh\nexit 101\n").ok();
-        fs::set_permissions(
-            policy,
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .ok();
+        fs::set_permissions(policy, std::os::unix::fs::PermissionsExt::from_mode(0o755)).ok();
     }
     let install = || {
         Command::new("apt-get")
@@ -334,6 +330,8 @@ fn nginx() -> Result<PathBuf> {
     }
     match found() {
         Some(path) if installed => Ok(path),
-        _ => bail!("nginx is missing; as root, run: apt-get update && apt-get install --yes nginx-light"),
+        _ => bail!(
+            "nginx is missing; as root, run: apt-get update && apt-get install --yes nginx-light"
+        ),
     }
 }

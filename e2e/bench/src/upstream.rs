@@ -64,7 +64,10 @@ impl Upstream {
             let path = format!("/v2/{repository}/blobs/sha256:{digest}");
             content.insert(path, ("application/octet-stream", Arc::new(bytes)));
         }
-        content.insert("/v2/".to_owned(), ("application/json", Arc::new(b"{}".to_vec())));
+        content.insert(
+            "/v2/".to_owned(),
+            ("application/json", Arc::new(b"{}".to_vec())),
+        );
         let shared = Arc::new(Shared {
             content,
             bytes_per_second,

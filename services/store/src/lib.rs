@@ -9,6 +9,7 @@
 
 mod atomic;
 mod blobs;
+mod buffers;
 mod error;
 mod hash;
 mod incoming;
@@ -24,7 +25,8 @@ mod store;
 mod uploads;
 pub mod volume;
 
-pub use blobs::{BlobFile, READ_CHUNK_BYTES};
+pub use blobs::BlobFile;
+pub use buffers::READ_CHUNK_BYTES;
 pub use error::{Error, Result};
 pub use hash::Hasher;
 pub use incoming::{GrowingBlob, Incoming};

@@ -126,7 +126,12 @@ impl Image {
     }
 
     fn bytes(&self) -> usize {
-        self.manifest.1.len() + self.blobs.iter().map(|(_, bytes)| bytes.len()).sum::<usize>()
+        self.manifest.1.len()
+            + self
+                .blobs
+                .iter()
+                .map(|(_, bytes)| bytes.len())
+                .sum::<usize>()
     }
 }
 

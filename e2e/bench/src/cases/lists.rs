@@ -49,9 +49,17 @@ async fn tags(bench: &mut Bench) -> Result<()> {
         for turn in 0..servers.len() {
             let server = &servers[(turn + round) % servers.len()];
             let begun = Instant::now();
-            let found = pages(&server.target, &format!("/v2/{REPOSITORY}/tags/list?n=1000"), "tags")
-                .await?;
-            ensure!(found == left, "{}: {found} tags instead of {left}", server.kind);
+            let found = pages(
+                &server.target,
+                &format!("/v2/{REPOSITORY}/tags/list?n=1000"),
+                "tags",
+            )
+            .await?;
+            ensure!(
+                found == left,
+                "{}: {found} tags instead of {left}",
+                server.kind
+            );
             let listed = begun.elapsed().as_secs_f64() * 1e3;
             let (digest, tag) = manifests.next().context("a manifest to delete")?;
             let deleted = delete(server, &digest, &tag).await?;
@@ -122,7 +130,10 @@ async fn delete(server: &Server, digest: &str, tag: &str) -> Result<f64> {
         let answer = connection.request(&head, &[], Sink::Count, |_| {}).await?;
         anyhow::Ok(answer.status)
     };
-    ensure!(status(&mut connection, "HEAD", tag).await? == 200, "{tag} is there");
+    ensure!(
+        status(&mut connection, "HEAD", tag).await? == 200,
+        "{tag} is there"
+    );
     let begun = Instant::now();
     let deleted = status(&mut connection, "DELETE", &format!("sha256:{digest}")).await?;
     let took = begun.elapsed().as_secs_f64() * 1e3;
@@ -132,7 +143,10 @@ async fn delete(server: &Server, digest: &str, tag: &str) -> Result<f64> {
         "{}: {tag} outlived its manifest",
         server.kind
     );
-    ensure!(status(&mut connection, "HEAD", "v1").await? == 200, "v1 stays");
+    ensure!(
+        status(&mut connection, "HEAD", "v1").await? == 200,
+        "v1 stays"
+    );
     Ok(took)
 }
 
@@ -141,7 +155,10 @@ async fn catalog(bench: &mut Bench) -> Result<()> {
     let count = bench.scale(10_000, 300);
     let base = data.join("docker/registry/v2/repositories");
     for number in 0..count {
-        let folder = base.join(format!("team-{:02}/app-{number:05}/_manifests", number % 50));
+        let folder = base.join(format!(
+            "team-{:02}/app-{number:05}/_manifests",
+            number % 50
+        ));
         fs::create_dir_all(folder)?;
     }
     let mut servers = Vec::new();

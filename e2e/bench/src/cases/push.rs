@@ -86,7 +86,9 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
                 load::verify(&server.target, &sample).await?;
                 drop(server);
                 std::fs::remove_dir_all(&data).context("remove what was pushed")?;
-                bench.results.add(case.name, BYTES, kind, gigabytes / seconds);
+                bench
+                    .results
+                    .add(case.name, BYTES, kind, gigabytes / seconds);
                 bench.results.add(case.name, CPU, kind, used / gigabytes);
                 line.push(format!("{kind} {:.3} GB/s", gigabytes / seconds));
             }
@@ -133,13 +135,8 @@ async fn push_all(
                 if !connection.is_reusable() {
                     connection = Connection::open(&target).await?;
                 }
-                content::push_blob(
-                    &mut connection,
-                    REPOSITORY,
-                    digest,
-                    &stamped(&base, number),
-                )
-                .await?;
+                content::push_blob(&mut connection, REPOSITORY, digest, &stamped(&base, number))
+                    .await?;
             }
         });
     }

@@ -51,7 +51,10 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
             };
             let path = format!("/v2/{REPOSITORY}/manifests/1");
             let (head, body) = http::get(&server.target, &path).await?;
-            ensure!(head.status == 200 && hex_digest(&body) == manifest, "the manifest");
+            ensure!(
+                head.status == 200 && hex_digest(&body) == manifest,
+                "the manifest"
+            );
             let path = format!("/v2/{REPOSITORY}/blobs/sha256:{}", blob.digest);
             let (head, body) = http::get(&server.target, &path).await?;
             ensure!(head.status == 200 && body == b"served", "the blob");
