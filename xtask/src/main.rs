@@ -6,14 +6,13 @@
     reason = "a program for a terminal"
 )]
 
-mod bench;
 mod cluster;
 mod contract;
 mod image;
 mod lint;
+mod programs;
 mod report;
 mod run;
-mod soak;
 mod suite;
 mod test;
 
@@ -47,12 +46,6 @@ enum Command {
     Demo(suite::DemoArgs),
     /// Tests against a real cluster
     E2e(suite::E2eArgs),
-    /// Long runs under load and faults, without a cluster
-    #[command(subcommand)]
-    Soak(soak::Command),
-    /// Measures beside peers
-    #[command(subcommand)]
-    Bench(bench::Subject),
 }
 
 /// Arguments of `generate`.
@@ -90,8 +83,6 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(&command),
         Command::Demo(args) => suite::demo(&args),
         Command::E2e(args) => suite::e2e(&args),
-        Command::Soak(command) => soak::run(&command),
-        Command::Bench(subject) => bench::run(&subject),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::{contract, lint, report, run};
+use crate::{contract, lint, programs, report, run};
 
 /// Arguments of `test`.
 #[derive(clap::Args)]
@@ -154,10 +154,11 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
 /// Turns on the tests that talk to a real API server without nodes.
 const API_SERVER: &str = "holdfast-controller/apiserver";
 
-/// Runs every test of the workspace. The chart's tests render with the real helms of both generations; like etcd and the API server they are
-/// built when they are not there yet.
+/// Runs every test of the workspace. The chart's tests render with the real helms of both generations, and those of the registry trade volumes with
+/// other registries; like etcd and the API server these programs are built or fetched when they are not there yet.
 fn tests(counts: &mut Counts) -> anyhow::Result<()> {
     let helms = std::env::join_paths(crate::cluster::helms()?).context("a path of helm")?;
+    let others = programs::others()?;
     let mut command = run::cargo(&[
         "test",
         "--workspace",
@@ -165,7 +166,7 @@ fn tests(counts: &mut Counts) -> anyhow::Result<()> {
         "--features",
         API_SERVER,
     ]);
-    command.env("HOLDFAST_HELM", helms);
+    command.env("HOLDFAST_HELM", helms).envs(others);
     count(command, counts)
 }
 

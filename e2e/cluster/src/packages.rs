@@ -1,9 +1,12 @@
-//! Debian packages that the cluster needs where no container engine runs.
+//! Debian packages: those that the cluster needs where no container engine runs, and programs that tests compare with.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cache::{self, Lock};
 use crate::command::{on_path, run, succeeds};
 use crate::progress::Step;
 
@@ -31,7 +34,7 @@ impl Probe {
     fn is_present(&self) -> bool {
         match self {
             Self::Program(name) => on_path(name),
-            Self::File(path) => std::path::Path::new(path).exists(),
+            Self::File(path) => Path::new(path).exists(),
         }
     }
 }
@@ -68,6 +71,52 @@ pub fn ensure() -> Result<()> {
     if !succeeds(&mut install()) {
         run(Command::new("apt-get").arg("update")).context("cannot refresh the package lists")?;
         run(&mut install()).with_context(|| format!("install the packages by hand: {advice}"))?;
+    }
+    Ok(())
+}
+
+/// Unpacks packages into one folder of the cache, without installing them, and returns that folder: programs of another
+/// distribution are run from there, no service of theirs is started, and the machine stays as it was.
+pub fn unpack(packages: &[&str]) -> Result<PathBuf> {
+    let name = packages.join("+");
+    let folder = cache::directory()?.join("packages").join(&name);
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let _lock = Lock::take(&format!("packages-{name}"))?;
+    if folder.is_dir() {
+        return Ok(folder);
+    }
+    let draft = folder.with_file_name(format!(".{name}.{}", std::process::id()));
+    fs::create_dir_all(&draft)?;
+    let result = download(packages, &draft).and_then(|()| Ok(fs::rename(&draft, &folder)?));
+    if result.is_err() {
+        drop(fs::remove_dir_all(&draft));
+    }
+    result.with_context(|| format!("cannot fetch the Debian packages {}", packages.join(", ")))?;
+    Ok(folder)
+}
+
+fn download(packages: &[&str], folder: &Path) -> Result<()> {
+    let _step = Step::start(format!("fetching packages: {}", packages.join(" ")));
+    let fetch = || {
+        let mut command = Command::new("apt-get");
+        command.current_dir(folder).arg("download").args(packages);
+        command
+    };
+    if !succeeds(&mut fetch()) {
+        run(Command::new("apt-get").arg("update")).context("cannot refresh the package lists")?;
+        run(&mut fetch())?;
+    }
+    for entry in fs::read_dir(folder)? {
+        let package = entry?.path();
+        if package
+            .extension()
+            .is_some_and(|extension| extension == "deb")
+        {
+            run(Command::new("dpkg").arg("-x").arg(&package).arg(folder))?;
+            fs::remove_file(package)?;
+        }
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config_check, doctor, serve, uninstall};
+use crate::{config_check, doctor, fsck, serve, uninstall};
 
 /// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
 pub(crate) const WRONG_CONFIGURATION: u8 = 64;
@@ -39,6 +39,8 @@ enum Command {
     Uninstall(uninstall::Args),
     /// Looks whether the registry serves
     Doctor(doctor::Args),
+    /// Checks a volume: what is damaged, what it means, and with --repair mends what has one certain answer
+    Fsck(fsck::Args),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -76,6 +78,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::NodeAgent(args) => block_on(serve::node_agent(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Fsck(args) => Ok(fsck::run(&args)),
         Command::Config(ConfigCommand::Check(args)) => Ok(config_check::run(&args)),
         Command::Version => {
             println!("holdfast {}", env!("CARGO_PKG_VERSION"));

@@ -3,7 +3,9 @@
 mod cli;
 mod config_check;
 mod doctor;
+mod fsck;
 mod serve;
+mod terminal;
 mod uninstall;
 
 use std::process::ExitCode;

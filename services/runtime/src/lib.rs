@@ -9,7 +9,6 @@ pub mod health;
 pub mod lease;
 pub mod logs;
 pub mod metrics;
-pub mod reload;
 pub mod server;
 pub mod shutdown;
 pub mod supervise;

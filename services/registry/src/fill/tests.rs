@@ -33,14 +33,6 @@ fn timeouts() -> Timeouts {
     }
 }
 
-fn uplink() -> Uplink {
-    Uplink {
-        requests_per_second_per_host: 0,
-        negative_seconds: 0,
-        ..Uplink::default()
-    }
-}
-
 /// A registry's settings for one upstream. `listed`: its images may be fetched on a pull alone.
 async fn fills_at(
     folder: &Path,
@@ -50,10 +42,21 @@ async fn fills_at(
     peers: Peers,
 ) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
-    let settings = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
+    let settings = UpstreamSettings {
+        host: upstream.host(),
+        endpoints: vec![upstream.url()],
+        ca: None,
+        credentials: holdfast_config::Credentials::Anonymous,
+        insecure_skip_verify: false,
+    };
     let store = Store::open(folder, Options::default()).await.unwrap();
-    let mut upstreams =
-        Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
+    let mut upstreams = Upstreams::new(
+        &[settings],
+        &Proxy::default(),
+        &Uplink::default(),
+        timeouts(),
+    )
+    .unwrap();
     if !listed {
         upstreams.unlist();
     }
@@ -61,7 +64,7 @@ async fn fills_at(
         platforms: vec!["linux/amd64".to_owned()],
         hold: Duration::from_millis(500),
         retry: Duration::from_millis(10),
-        ..Settings::default()
+        revalidate_pulls: false,
     };
     Fills::new(store, upstreams, owner, peers, settings)
 }
@@ -489,7 +492,6 @@ async fn a_fill_tries_each_secret_and_remembers_them_for_its_repository() {
         Err(Error::Unauthorized)
     );
     let credential = |username: &str| Credential {
-        identity_token: false,
         username: username.to_owned(),
         password: "pw".into(),
     };
@@ -524,7 +526,7 @@ async fn a_local_image_needs_no_upstream_even_when_asked_to_revalidate() {
         Kind::Error { status: 503 },
     ] {
         upstream.faults().set(Fault::new(kind.clone()));
-        let begun = Instant::now();
+        let begun = std::time::Instant::now();
         let mut asks = request(&upstream, ":1", &[]);
         asks.revalidate = true;
         assert!(

@@ -6,6 +6,16 @@ use holdfast_testkit::{Auth, Fault, ImageBuilder, Upstream, faults::Kind};
 
 use super::*;
 
+fn settings(host: &str, endpoints: &[String]) -> UpstreamSettings {
+    UpstreamSettings {
+        host: host.to_owned(),
+        endpoints: endpoints.to_vec(),
+        ca: None,
+        credentials: holdfast_config::Credentials::Anonymous,
+        insecure_skip_verify: false,
+    }
+}
+
 fn quick() -> Timeouts {
     Timeouts {
         headers: Duration::from_millis(400),
@@ -19,12 +29,9 @@ fn quick() -> Timeouts {
 fn upstreams(host: &str, endpoints: &[String]) -> Upstreams {
     holdfast_testkit::tls::install_crypto_provider();
     Upstreams::new(
-        &[UpstreamSettings::anonymous(host, endpoints)],
+        &[settings(host, endpoints)],
         &Proxy::default(),
-        &Uplink {
-            negative_seconds: 0,
-            ..Uplink::default()
-        },
+        &Uplink::default(),
         quick(),
     )
     .unwrap()
@@ -38,17 +45,6 @@ fn source(host: &str, logins: &[(&str, &str)]) -> Source {
             .iter()
             .map(|(user, password)| Login::new(user, password))
             .collect(),
-        priority: Priority::default(),
-    }
-}
-
-fn whole(digest: &Digest) -> Wanted<'_> {
-    Wanted {
-        digest,
-        size: None,
-        offset: 0,
-        whole: false,
-        avoid: &[],
     }
 }
 
@@ -91,7 +87,7 @@ async fn each_credential_is_tried_until_one_works() {
             image.bytes()
         );
         let layer = Digest::parse(&image.layers[0]).unwrap();
-        let body = client.blob(&good, whole(&layer)).await.unwrap();
+        let body = client.blob(&good, &layer, 0).await.unwrap();
         assert_eq!(collect(body).await.unwrap(), image.blobs[&image.layers[0]]);
         assert_eq!(
             upstream.gets(&image.layers[0]),
@@ -110,7 +106,7 @@ async fn a_blob_without_a_manifest_before_costs_one_get() {
     let client = upstreams(&upstream.host(), &[upstream.url()]);
     let source = source(&upstream.host(), &[("wrong", "pw"), ("right", "pw")]);
     let layer = Digest::parse(&image.layers[0]).unwrap();
-    collect(client.blob(&source, whole(&layer)).await.unwrap())
+    collect(client.blob(&source, &layer, 0).await.unwrap())
         .await
         .unwrap();
     assert_eq!(upstream.gets(&image.layers[0]), 1);
@@ -274,13 +270,7 @@ async fn a_body_is_resumed_in_the_middle() {
     let client = upstreams(&upstream.host(), &[upstream.url()]);
     let layer = Digest::parse(&image.layers[0]).unwrap();
     let body = client
-        .blob(
-            &source(&upstream.host(), &[]),
-            Wanted {
-                offset: 4000,
-                ..whole(&layer)
-            },
-        )
+        .blob(&source(&upstream.host(), &[]), &layer, 4000)
         .await
         .unwrap();
     assert_eq!(

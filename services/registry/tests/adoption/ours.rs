@@ -1,0 +1,57 @@
+//! Holdfast's API over a volume, on 127.0.0.1.
+
+use std::{path::Path, time::Duration};
+
+use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
+use holdfast_runtime::{CancellationToken, metrics, server};
+use holdfast_store::{Options, Owner, Store};
+
+use crate::theirs::SECRET;
+
+/// A running registry; it ends with the value.
+pub(crate) struct Ours {
+    pub(crate) url: String,
+    stop: CancellationToken,
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// Serves the volume, with sessions signed by `secret`.
+pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
+    holdfast_runtime::tls::install_crypto_provider();
+    let mut options = Options::default();
+    // The test machine's own disk is not what is tested.
+    options.write_limits.max_used_percent = 100;
+    options.write_limits.reserve_bytes = 0;
+    options.write_limits.warn_used_percent = 101;
+    let stop = CancellationToken::new();
+    let parts = Parts {
+        store: Store::open(root, options).await.unwrap(),
+        source: None,
+        gate: Gate::open(),
+        secret: Secret::new(secret),
+        limits: Limits {
+            hold: Duration::from_millis(100),
+            ..Limits::default()
+        },
+        owner: Owner {
+            address: String::new(),
+            id: "adoption".to_owned(),
+        },
+        draining: stop.clone(),
+    };
+    let api = Api::new(parts, &mut metrics::registry("registry"));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(api.serve(listener, None, server::Limits::default(), stop.clone()));
+    Ours { url, stop }
+}
+
+/// Serves the volume.
+pub(crate) async fn serve(root: &Path) -> Ours {
+    serve_with(root, SECRET).await
+}

@@ -1,0 +1,229 @@
+//! The check of a whole volume: what is damaged, what it means, and what can be mended because only one answer is possible.
+//!
+//! Three steps that do not know of each other: [`survey`] reads the tree into an [`Inventory`] and changes nothing, [`plan`] is a pure function from
+//! that to findings, [`repair`] carries one of them out and looks again before it touches anything. Works beside running registries: what is young
+//! may be under way and is no finding, and [`confirm`] keeps only what two looks agree on.
+//!
+//! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never acknowledged are removed.
+
+mod document;
+mod inventory;
+mod plan;
+mod repair;
+mod survey;
+pub(crate) mod tree;
+
+use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+
+use holdfast_core::{digest::Digest, reference::RepositoryName};
+
+pub use self::{
+    document::{Child, Document, Part, Platform},
+    inventory::{Content, Inventory, Totals},
+    plan::plan,
+    repair::{Outcome, repair},
+    survey::{Depth, Progress, survey},
+};
+
+/// What counts as old enough to be nobody's work any more.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// Leftovers that are younger may belong to a write under way.
+    pub in_flight: Duration,
+    /// Uploads and partial copies without activity for so long are continued by nobody.
+    pub idle: Duration,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            in_flight: Duration::from_secs(60 * 60),
+            idle: Duration::from_secs(7 * 24 * 60 * 60),
+        }
+    }
+}
+
+/// The kinds of findings, from harmful to untidy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Bytes that do not hash to their name.
+    WrongContent,
+    /// Something names content whose bytes are not there.
+    MissingContent,
+    /// The volume answers with an error.
+    Unreadable,
+    /// A tag whose link is empty or garbage.
+    DamagedTag,
+    /// A tag that names a manifest that its repository does not have.
+    DanglingTag,
+    /// A link that is empty or garbage.
+    DamagedLink,
+    /// A link that names other content than its folder.
+    LinkElsewhere,
+    /// A manifest refers to content that its repository does not link.
+    Unlinked,
+    /// A manifest gives a size that sound content does not have.
+    WrongSize,
+    /// Content that is linked as a manifest and is none.
+    NotAManifest,
+    /// A tag's history lacks the digest that the tag names.
+    TagHistory,
+    /// A manifest with a subject that the index of referrers does not list.
+    UnlistedReferrer,
+    /// The index of referrers lists a manifest that is gone.
+    StaleReferrer,
+    /// A symbolic link, which is never followed, or a special file.
+    Symlink,
+    /// A file or folder that does not belong to the layout.
+    Foreign,
+    /// A tag's folder without the tag: a write or a delete that did not end.
+    UnfinishedTag,
+    /// An upload without the file that says when it began.
+    UploadWithoutStart,
+    /// An upload or a partial copy that nobody continues.
+    Abandoned,
+    /// A temporary file of a write that did not end.
+    Leftover,
+}
+
+impl Kind {
+    /// All kinds, in the order in which they are reported.
+    pub const ALL: [Self; 19] = [
+        Self::WrongContent,
+        Self::MissingContent,
+        Self::Unreadable,
+        Self::DamagedTag,
+        Self::DanglingTag,
+        Self::DamagedLink,
+        Self::LinkElsewhere,
+        Self::Unlinked,
+        Self::WrongSize,
+        Self::NotAManifest,
+        Self::TagHistory,
+        Self::UnlistedReferrer,
+        Self::StaleReferrer,
+        Self::Symlink,
+        Self::Foreign,
+        Self::UnfinishedTag,
+        Self::UploadWithoutStart,
+        Self::Abandoned,
+        Self::Leftover,
+    ];
+
+    /// A name for tables and machines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WrongContent => "wrong-content",
+            Self::MissingContent => "missing-content",
+            Self::Unreadable => "unreadable",
+            Self::DamagedTag => "damaged-tag",
+            Self::DanglingTag => "dangling-tag",
+            Self::DamagedLink => "damaged-link",
+            Self::LinkElsewhere => "link-elsewhere",
+            Self::Unlinked => "unlinked",
+            Self::WrongSize => "wrong-size",
+            Self::NotAManifest => "not-a-manifest",
+            Self::TagHistory => "tag-history",
+            Self::UnlistedReferrer => "unlisted-referrer",
+            Self::StaleReferrer => "stale-referrer",
+            Self::Symlink => "symlink",
+            Self::Foreign => "foreign",
+            Self::UnfinishedTag => "unfinished-tag",
+            Self::UploadWithoutStart => "upload-without-start",
+            Self::Abandoned => "abandoned",
+            Self::Leftover => "leftover",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What it is.
+    pub kind: Kind,
+    /// Where, below the volume's root.
+    pub path: PathBuf,
+    /// Whose it is, if it belongs to one repository.
+    pub repository: Option<RepositoryName>,
+    /// The content concerned, if it is known.
+    pub digest: Option<Digest>,
+    /// What it means for those who pull.
+    pub meaning: String,
+    /// What mends it, if one answer is certain.
+    pub repair: Option<Repair>,
+}
+
+/// What mends a finding. Paths lie below the volume's root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Repair {
+    /// Writes a link.
+    WriteLink {
+        /// The link.
+        path: PathBuf,
+        /// What it names.
+        digest: Digest,
+    },
+    /// Moves content aside, so that it is copied or pushed again.
+    Quarantine {
+        /// The content.
+        digest: Digest,
+    },
+    /// Removes a file that nothing reads.
+    RemoveFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Removes the folder of a tag that is not there.
+    RemoveTag {
+        /// The tag's folder.
+        path: PathBuf,
+    },
+    /// Ends an upload that nobody continues.
+    RemoveUpload {
+        /// The upload's folder.
+        path: PathBuf,
+    },
+    /// Writes when an upload began, so that every registry's own purge finds it.
+    WriteStart {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+impl fmt::Display for Repair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WriteLink { digest, .. } => write!(f, "writes the link to {digest}"),
+            Self::Quarantine { .. } => f.write_str(
+                "moves the bytes to the quarantine, so that they are copied or pushed again",
+            ),
+            Self::RemoveFile { .. } => f.write_str("removes the file"),
+            Self::RemoveTag { .. } => f.write_str("removes the tag's folder"),
+            Self::RemoveUpload { .. } => f.write_str("removes the upload"),
+            Self::WriteStart { .. } => {
+                f.write_str("writes startedat from the time of the last byte")
+            }
+        }
+    }
+}
+
+/// Those of `first` that `second`, planned from a later look, has too: what changed in between was somebody's work.
+pub fn confirm(first: Vec<Finding>, second: &[Finding]) -> Vec<Finding> {
+    let again: BTreeSet<_> = second
+        .iter()
+        .map(|finding| (finding.kind, &finding.path, &finding.digest))
+        .collect();
+    first
+        .into_iter()
+        .filter(|finding| again.contains(&(finding.kind, &finding.path, &finding.digest)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

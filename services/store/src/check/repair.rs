@@ -1,0 +1,108 @@
+//! Carries out one repair. Each looks again first: beside a running registry the damage may have healed since it was found.
+
+use std::{path::Path, time::SystemTime};
+
+use uuid::Uuid;
+
+use super::{Repair, tree};
+use crate::{Layout, Result, atomic, links, volume::Volume};
+
+/// What became of a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Mended,
+    /// It was not needed any more.
+    Healed,
+}
+
+/// Mends one finding on the volume below `root`.
+///
+/// # Errors
+/// What the volume says; the finding stays.
+pub fn repair(volume: &dyn Volume, root: &Path, repair: &Repair) -> Result<Outcome> {
+    let layout = Layout::new(root);
+    let done = match repair {
+        Repair::WriteLink { path, digest } => {
+            let path = root.join(path);
+            let same = links::read(volume, &path)?.as_ref() == Some(digest);
+            if !same {
+                links::write(volume, &path, digest)?;
+            }
+            !same
+        }
+        Repair::Quarantine { digest } => {
+            let path = layout.blob(digest);
+            match tree::hash(volume, &path, digest.algorithm(), |_| ())? {
+                Some((_, actual)) if actual != *digest => {
+                    let aside = layout.quarantine(digest, &Uuid::new_v4().to_string());
+                    atomic::rename(volume, &path, &aside)?;
+                    true
+                }
+                _ => false,
+            }
+        }
+        Repair::RemoveFile { path } => atomic::remove_file(volume, &root.join(path))?,
+        Repair::RemoveTag { path } => {
+            let path = root.join(path);
+            let gone = atomic::metadata(volume, &path)?.is_some()
+                && atomic::metadata(volume, &path.join("current/link"))?.is_none();
+            if gone {
+                atomic::remove_tree(volume, &path)?;
+            }
+            gone
+        }
+        Repair::RemoveUpload { path } => {
+            let path = root.join(path);
+            let there = atomic::metadata(volume, &path)?.is_some();
+            atomic::remove_tree(volume, &path)?;
+            there
+        }
+        Repair::WriteStart { path } => {
+            let path = root.join(path);
+            let (folder, data) = (
+                atomic::parent(&path)?.to_owned(),
+                path.with_file_name("data"),
+            );
+            let newest = atomic::metadata(volume, &data)?.or(atomic::metadata(volume, &folder)?);
+            let at = newest.and_then(|newest| newest.modified);
+            match (atomic::metadata(volume, &path)?, at) {
+                (None, Some(at)) => {
+                    atomic::write_file(volume, &path, rfc3339(at).as_bytes())?;
+                    true
+                }
+                _ => false,
+            }
+        }
+    };
+    Ok(if done {
+        Outcome::Mended
+    } else {
+        Outcome::Healed
+    })
+}
+
+/// `2024-02-29T23:59:59Z`, as distribution writes `startedat`.
+fn rfc3339(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at)
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_distribution_does() {
+        for (seconds, expect) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), expect);
+        }
+    }
+}

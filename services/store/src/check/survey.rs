@@ -1,0 +1,537 @@
+//! Reads a volume into an [`Inventory`]. Changes nothing, follows no symbolic link, and takes an error of the volume at one place for a finding, not
+//! for the end. Links are read before the contents they name, so that what is being written meanwhile never looks broken.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::{RepositoryName, Tag},
+};
+
+use super::{
+    document::{self, Document},
+    inventory::{Blob, Content, Inventory, Link, Oddity, Pending, Repository, TagFolder},
+    tree::{self, Entry},
+};
+use crate::{
+    Error, Layout, Result, UploadId, atomic, layout,
+    volume::{Kind, Volume},
+};
+
+/// Longest name of a repository: deeper folders are nobody's.
+const MAX_NAME_BYTES: usize = 255;
+
+/// Longest link that is read; a digest of any known algorithm is shorter.
+const MAX_LINK_BYTES: u64 = 256;
+
+/// Which contents are hashed, beyond manifests and what looks wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// None.
+    Quick,
+    /// These.
+    Only(BTreeSet<Digest>),
+    /// All.
+    Deep,
+}
+
+/// How far a look is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// Looks at this repository.
+    Repository(&'a str),
+    /// Looks at the names of the contents.
+    Contents,
+    /// Hashes contents.
+    Hashing {
+        /// Bytes so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+}
+
+/// Looks at the volume below `root`; ages are counted back from `now`.
+///
+/// # Errors
+/// Only when there is no volume of ours or of distribution at all: [`Error::Io`] with "not found".
+pub fn survey(
+    volume: &dyn Volume,
+    root: &Path,
+    now: SystemTime,
+    depth: &Depth,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Inventory> {
+    let layout = Layout::new(root);
+    let there = [layout.repositories(), layout.blobs()]
+        .iter()
+        .any(|folder| matches!(volume.metadata(folder), Ok(found) if found.is_dir()));
+    if !there {
+        return Err(Error::io("find", layout.repositories())(
+            std::io::ErrorKind::NotFound.into(),
+        ));
+    }
+    let mut survey = Survey {
+        volume,
+        root,
+        layout,
+        now,
+        found: Inventory::default(),
+    };
+    survey.repositories(progress);
+    progress(Progress::Contents);
+    survey.own();
+    survey.blobs();
+    survey.documents();
+    survey.contents(depth, progress);
+    Ok(survey.found)
+}
+
+struct Survey<'a> {
+    volume: &'a dyn Volume,
+    root: &'a Path,
+    layout: Layout,
+    now: SystemTime,
+    found: Inventory,
+}
+
+impl Survey<'_> {
+    fn repositories(&mut self, progress: &mut dyn FnMut(Progress<'_>)) {
+        let mut pending = vec![(self.layout.repositories(), String::new())];
+        while let Some((folder, name)) = pending.pop() {
+            let mut own = Vec::new();
+            for entry in self.entries(&folder) {
+                let path = folder.join(&entry.name);
+                if entry.kind != Kind::Dir {
+                    self.odd(&path, Oddity::Foreign);
+                } else if entry.name.starts_with('_') {
+                    own.push(entry.name);
+                } else {
+                    let name = if name.is_empty() {
+                        entry.name
+                    } else {
+                        format!("{name}/{}", entry.name)
+                    };
+                    if name.len() <= MAX_NAME_BYTES {
+                        pending.push((path, name));
+                    } else {
+                        self.odd(&path, Oddity::Foreign);
+                    }
+                }
+            }
+            if own.is_empty() {
+                continue;
+            }
+            progress(Progress::Repository(&name));
+            match RepositoryName::parse(&name) {
+                Ok(repo) => self.repository(&repo, &folder, &own),
+                Err(_) => self.odd(&folder, Oddity::Foreign),
+            }
+        }
+    }
+
+    fn repository(&mut self, repo: &RepositoryName, folder: &Path, own: &[String]) {
+        let mut repository = Repository::default();
+        for name in own {
+            let folder = folder.join(name);
+            match name.as_str() {
+                "_layers" => {
+                    repository.has_layers = true;
+                    repository.layers = self.links(&folder).into_iter().collect();
+                }
+                "_manifests" => self.manifests(&folder, &mut repository),
+                "_uploads" => self.uploads(repo, &folder),
+                "_referrers" => {
+                    for (subject, folder) in self.digest_folders(&folder) {
+                        for (referrer, link) in self.links(&folder) {
+                            repository
+                                .referrers
+                                .insert((subject.clone(), referrer), link);
+                        }
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.found.repositories.insert(repo.clone(), repository);
+    }
+
+    fn manifests(&mut self, folder: &Path, repository: &mut Repository) {
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            match (entry.name.as_str(), entry.kind) {
+                ("revisions", Kind::Dir) => {
+                    repository.revisions = self.links(&path).into_iter().collect();
+                }
+                ("tags", Kind::Dir) => {
+                    for entry in self.entries(&path) {
+                        let path = path.join(&entry.name);
+                        match (Tag::parse(&entry.name), entry.kind) {
+                            (Ok(tag), Kind::Dir) => {
+                                let tag_folder = self.tag(&path);
+                                repository.tags.insert(tag, tag_folder);
+                            }
+                            _ => self.odd(&path, Oddity::Foreign),
+                        }
+                    }
+                }
+                _ => self.odd(&path, Oddity::Foreign),
+            }
+        }
+    }
+
+    fn tag(&mut self, folder: &Path) -> TagFolder {
+        // The tag is written after its history: read before it, it never names what the history lacks.
+        let current = self.link(&folder.join("current"));
+        let mut index = Vec::new();
+        for entry in self.entries(folder) {
+            match (entry.name.as_str(), entry.kind) {
+                ("index", Kind::Dir) => index = self.links(&folder.join("index")),
+                ("current", Kind::Dir) => {}
+                _ => self.odd(&folder.join(&entry.name), Oddity::Foreign),
+            }
+        }
+        TagFolder {
+            current,
+            index: index.into_iter().collect(),
+            age: self.age(&[
+                folder.to_owned(),
+                folder.join("index"),
+                folder.join("current"),
+            ]),
+        }
+    }
+
+    /// The links of `folder/<algorithm>/<hex>/link` by the names of their folders.
+    fn links(&mut self, folder: &Path) -> Vec<(Digest, Link)> {
+        self.digest_folders(folder)
+            .into_iter()
+            .filter_map(|(digest, folder)| Some((digest, self.link(&folder)?)))
+            .collect()
+    }
+
+    /// The link in a folder that holds nothing else.
+    fn link(&mut self, folder: &Path) -> Option<Link> {
+        let mut found = None;
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            if entry.name != "link" || entry.kind != Kind::File {
+                self.odd(&path, Oddity::Foreign);
+                continue;
+            }
+            match tree::read(self.volume, &path, MAX_LINK_BYTES) {
+                Ok(None) => {}
+                Ok(Some(bytes)) => {
+                    let text = String::from_utf8(bytes).unwrap_or_else(|_| "?".to_owned());
+                    found = Some(match text.trim().parse() {
+                        Ok(digest) => Link::Names(digest),
+                        Err(_) if text.trim().is_empty() => Link::Empty,
+                        Err(_) => Link::Garbage,
+                    });
+                }
+                Err(error) => self.unreadable(&path, &error),
+            }
+        }
+        found
+    }
+
+    /// The folders `folder/<algorithm>/<hex>`.
+    fn digest_folders(&mut self, folder: &Path) -> Vec<(Digest, PathBuf)> {
+        let mut found = Vec::new();
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            let (Ok(algorithm), Kind::Dir) = (entry.name.parse(), entry.kind) else {
+                self.odd(&path, Oddity::Foreign);
+                continue;
+            };
+            self.hex_folders(&path, algorithm, &mut found);
+        }
+        found
+    }
+
+    fn hex_folders(
+        &mut self,
+        folder: &Path,
+        algorithm: Algorithm,
+        found: &mut Vec<(Digest, PathBuf)>,
+    ) {
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            match (Digest::from_hex(algorithm, &entry.name), entry.kind) {
+                (Ok(digest), Kind::Dir) => found.push((digest, path)),
+                _ => self.odd(&path, Oddity::Foreign),
+            }
+        }
+    }
+
+    fn uploads(&mut self, repo: &RepositoryName, folder: &Path) {
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            if entry.kind != Kind::Dir || UploadId::parse(&entry.name).is_none() {
+                self.odd(&path, Oddity::Foreign);
+                continue;
+            }
+            let names: Vec<String> = self
+                .entries(&path)
+                .into_iter()
+                .map(|entry| entry.name)
+                .collect();
+            let data = path.join("data");
+            self.found.pending.push(Pending {
+                repository: Some(repo.clone()),
+                age: self.age(&[path.clone(), data.clone(), path.join("startedat")]),
+                size: self.size(&data),
+                has_start: names.iter().any(|name| name == "startedat"),
+                path: self.relative(&path),
+            });
+        }
+    }
+
+    /// Our own folder: partial copies and the quarantine.
+    fn own(&mut self) {
+        for (folder, quarantine) in [("incoming", false), ("quarantine", true)] {
+            let folder = self.layout.own().join(folder);
+            for algorithm in self.entries(&folder) {
+                let folder = folder.join(&algorithm.name);
+                for entry in self.entries(&folder) {
+                    let path = folder.join(&entry.name);
+                    let size = self.size(&path);
+                    if quarantine {
+                        self.found.quarantined.0 += 1;
+                        self.found.quarantined.1 += size;
+                    } else {
+                        self.found.pending.push(Pending {
+                            repository: None,
+                            age: self.age(std::slice::from_ref(&path)),
+                            size,
+                            has_start: true,
+                            path: self.relative(&path),
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    fn blobs(&mut self) {
+        let blobs = self.layout.blobs();
+        for algorithm in self.entries(&blobs) {
+            let folder = blobs.join(&algorithm.name);
+            let (Ok(parsed), Kind::Dir) = (algorithm.name.parse(), algorithm.kind) else {
+                self.odd(&folder, Oddity::Foreign);
+                continue;
+            };
+            for prefix in self.entries(&folder) {
+                let folder = folder.join(&prefix.name);
+                if prefix.kind != Kind::Dir {
+                    self.odd(&folder, Oddity::Foreign);
+                    continue;
+                }
+                let mut found = Vec::new();
+                self.hex_folders(&folder, parsed, &mut found);
+                for (digest, folder) in found {
+                    if digest.hex().starts_with(&prefix.name) {
+                        self.blob(digest, &folder);
+                    } else {
+                        self.odd(&folder, Oddity::Foreign);
+                    }
+                }
+            }
+        }
+    }
+
+    fn blob(&mut self, digest: Digest, folder: &Path) {
+        for entry in self.entries(folder) {
+            let path = folder.join(&entry.name);
+            if entry.name != "data" || entry.kind != Kind::File {
+                self.odd(&path, Oddity::Foreign);
+                continue;
+            }
+            match atomic::metadata(self.volume, &path) {
+                Ok(Some(metadata)) => {
+                    let blob = Blob {
+                        size: metadata.len,
+                        content: Content::Unread,
+                    };
+                    self.found.blobs.insert(digest.clone(), blob);
+                }
+                Ok(None) => {}
+                Err(error) => self.unreadable(&path, &error),
+            }
+        }
+    }
+
+    /// Reads and hashes everything that is linked as a manifest.
+    fn documents(&mut self) {
+        let wanted: BTreeSet<Digest> = self
+            .found
+            .repositories
+            .values()
+            .flat_map(|repository| &repository.revisions)
+            .map(|(digest, link)| match link {
+                Link::Names(target) => target.clone(),
+                Link::Empty | Link::Garbage => digest.clone(),
+            })
+            .collect();
+        for digest in wanted {
+            let Some(blob) = self.found.blobs.get_mut(&digest) else {
+                continue;
+            };
+            if blob.size > document::MAX_BYTES {
+                self.found.documents.insert(digest, None);
+                continue;
+            }
+            let path = self.layout.blob(&digest);
+            match tree::read(self.volume, &path, document::MAX_BYTES) {
+                Ok(None) => {}
+                Ok(Some(bytes)) => {
+                    self.found.hashed_bytes += bytes.len() as u64;
+                    let actual = crate::Hasher::digest(digest.algorithm(), &bytes);
+                    if actual == digest {
+                        blob.content = Content::Sound;
+                        self.found.documents.insert(digest, Document::parse(&bytes));
+                    } else {
+                        blob.content = Content::Wrong { actual };
+                    }
+                }
+                Err(error) => self.unreadable(&path, &error),
+            }
+        }
+    }
+
+    /// Hashes what `depth` says, and in any case what has not the size that a manifest gives it.
+    fn contents(&mut self, depth: &Depth, progress: &mut dyn FnMut(Progress<'_>)) {
+        let mut suspects: BTreeSet<Digest> = self
+            .found
+            .documents
+            .values()
+            .flatten()
+            .flat_map(|document| {
+                let parts = document.parts.iter().map(|part| (&part.digest, part.size));
+                parts.chain(
+                    document
+                        .children
+                        .iter()
+                        .map(|child| (&child.digest, child.size)),
+                )
+            })
+            .filter(|(digest, size)| {
+                self.found
+                    .blobs
+                    .get(*digest)
+                    .is_some_and(|blob| blob.size != *size)
+            })
+            .map(|(digest, _)| digest.clone())
+            .collect();
+        let found = &self.found.blobs;
+        suspects.extend(
+            found
+                .iter()
+                .filter(|(_, blob)| blob.size == 0)
+                .map(|(digest, _)| digest.clone()),
+        );
+        match depth {
+            Depth::Quick => {}
+            Depth::Only(digests) => suspects.extend(digests.iter().cloned()),
+            Depth::Deep => suspects.extend(found.keys().cloned()),
+        }
+        suspects.retain(|digest| {
+            found
+                .get(digest)
+                .is_some_and(|blob| blob.content == Content::Unread)
+        });
+        let total = suspects
+            .iter()
+            .filter_map(|digest| found.get(digest))
+            .map(|blob| blob.size)
+            .sum();
+        let mut done = 0;
+        for digest in suspects {
+            let path = self.layout.blob(&digest);
+            let hashed = tree::hash(self.volume, &path, digest.algorithm(), |bytes| {
+                done += bytes;
+                progress(Progress::Hashing { done, total });
+            });
+            match hashed {
+                Ok(Some((size, actual))) => {
+                    self.found.hashed_bytes += size;
+                    if let Some(blob) = self.found.blobs.get_mut(&digest) {
+                        blob.size = size;
+                        blob.content = if actual == digest {
+                            Content::Sound
+                        } else {
+                            Content::Wrong { actual }
+                        };
+                    }
+                }
+                Ok(None) => drop(self.found.blobs.remove(&digest)),
+                Err(error) => self.unreadable(&path, &error),
+            }
+        }
+    }
+
+    /// The entries of a folder without what is odd about them, which is noted.
+    fn entries(&mut self, folder: &Path) -> Vec<Entry> {
+        let all = match tree::list(self.volume, folder) {
+            Ok(all) => all,
+            Err(error) => {
+                self.unreadable(folder, &error);
+                return Vec::new();
+            }
+        };
+        let mut plain = Vec::new();
+        for entry in all {
+            let path = folder.join(&entry.name);
+            if entry.kind == Kind::Other {
+                self.odd(&path, Oddity::Symlink);
+            } else if layout::is_leftover(&entry.name) {
+                let age = self.age(std::slice::from_ref(&path));
+                let oddity = if entry.name.starts_with(".nfs") {
+                    Oddity::NfsLeftover(age)
+                } else {
+                    Oddity::Temporary(age)
+                };
+                self.odd(&path, oddity);
+            } else if entry.is_text {
+                plain.push(entry);
+            } else {
+                self.odd(&path, Oddity::Foreign);
+            }
+        }
+        plain
+    }
+
+    /// Since the newest of these changed; zero when none is there, so that what vanishes is young.
+    fn age(&self, paths: &[PathBuf]) -> Duration {
+        let newest = paths
+            .iter()
+            .filter_map(|path| self.volume.metadata(path).ok()?.modified)
+            .max();
+        newest
+            .and_then(|newest| self.now.duration_since(newest).ok())
+            .unwrap_or_default()
+    }
+
+    fn odd(&mut self, path: &Path, oddity: Oddity) {
+        let path = self.relative(path);
+        self.found.oddities.push((path, oddity));
+    }
+
+    fn unreadable(&mut self, path: &Path, error: &Error) {
+        let cause =
+            std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
+        self.odd(path, Oddity::Unreadable(cause));
+    }
+
+    fn relative(&self, path: &Path) -> PathBuf {
+        path.strip_prefix(self.root).unwrap_or(path).to_owned()
+    }
+
+    fn size(&self, path: &Path) -> u64 {
+        self.volume.metadata(path).map_or(0, |found| found.len)
+    }
+}

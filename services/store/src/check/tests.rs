@@ -1,0 +1,385 @@
+use std::{collections::BTreeMap, fs, path::Path, time::SystemTime};
+
+use bytes::Bytes;
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::{RepositoryName, Tag},
+};
+
+use super::*;
+use crate::{Hasher, Layout, Options, Store, volume::Disk};
+
+/// A volume with `team/app:1`, one image of one layer, and `team/app:2` beside it.
+struct Volume {
+    folder: tempfile::TempDir,
+    layout: Layout,
+    repo: RepositoryName,
+    layer: Digest,
+    manifest: Digest,
+}
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Hasher::digest(Algorithm::Sha256, bytes)
+}
+
+fn image(config: &Digest, layer: &Digest, size: usize, extra: &str) -> String {
+    format!(
+        r#"{{"schemaVersion":2,"config":{{"digest":"{config}","size":2}},"layers":[{{"digest":"{layer}","size":{size}}}]{extra}}}"#
+    )
+}
+
+async fn volume() -> Volume {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Options::default())
+        .await
+        .unwrap();
+    let repo: RepositoryName = "team/app".parse().unwrap();
+    let (config, layer) = (sha256(b"{}"), sha256(b"layer"));
+    for (digest, bytes) in [(&config, "{}"), (&layer, "layer")] {
+        store.put_blob(digest, Bytes::from(bytes)).await.unwrap();
+        store.link_blob(&repo, digest).await.unwrap();
+    }
+    let mut digests = Vec::new();
+    for (tag, extra) in [("2", r#","annotations":{"n":"2"}"#), ("1", "")] {
+        let bytes = image(&config, &layer, 5, extra);
+        let digest = sha256(bytes.as_bytes());
+        store
+            .put_manifest(&repo, &digest, bytes.into())
+            .await
+            .unwrap();
+        store
+            .set_tag(&repo, &Tag::parse(tag).unwrap(), &digest)
+            .await
+            .unwrap();
+        digests.push(digest);
+    }
+    Volume {
+        layout: Layout::new(folder.path()),
+        manifest: digests.pop().unwrap(),
+        folder,
+        repo,
+        layer,
+    }
+}
+
+impl Volume {
+    fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn tag(&self) -> Tag {
+        Tag::parse("1").unwrap()
+    }
+
+    /// Looks at it as if so much time had passed.
+    fn look(&self, later: Duration, depth: &Depth) -> Vec<Finding> {
+        let disk = Disk::at(self.root());
+        let found = survey(
+            &disk,
+            self.root(),
+            SystemTime::now() + later,
+            depth,
+            &mut |_| (),
+        )
+        .unwrap();
+        plan(&found, &Policy::default())
+    }
+
+    fn write(&self, path: &Path, bytes: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Every file with its content.
+    fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        let mut pending = vec![self.root().to_owned()];
+        while let Some(folder) = pending.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_symlink() {
+                    found.insert(path, b"symlink".to_vec());
+                } else if path.is_dir() {
+                    pending.push(path);
+                } else {
+                    found.insert(path.clone(), fs::read(path).unwrap());
+                }
+            }
+        }
+        found
+    }
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a damage is called, whether it needs `--deep`, and whether one answer is certain.
+type Case = (&'static str, fn(&Volume), &'static [(Kind, bool)], bool);
+
+const CASES: &[Case] = &[
+    ("nothing", |_| (), &[], false),
+    (
+        "empty link of a layer",
+        |v| v.write(&v.layout.layer_link(&v.repo, &v.layer), ""),
+        &[(Kind::DamagedLink, true)],
+        false,
+    ),
+    (
+        "garbage in the link of a manifest",
+        |v| {
+            v.write(
+                &v.layout.revision_link(&v.repo, &v.manifest),
+                "sha256:nonsense",
+            )
+        },
+        &[(Kind::DamagedLink, true)],
+        false,
+    ),
+    (
+        "empty link whose bytes are gone",
+        |v| {
+            v.write(&v.layout.layer_link(&v.repo, &v.layer), "");
+            fs::remove_file(v.layout.blob(&v.layer)).unwrap();
+        },
+        &[(Kind::DamagedLink, false)],
+        false,
+    ),
+    (
+        "link of a layer that names the manifest",
+        |v| v.write(&v.layout.layer_link(&v.repo, &v.layer), v.manifest.as_str()),
+        &[(Kind::LinkElsewhere, true)],
+        false,
+    ),
+    (
+        "bytes of a layer gone",
+        |v| fs::remove_file(v.layout.blob(&v.layer)).unwrap(),
+        &[(Kind::MissingContent, false)],
+        false,
+    ),
+    (
+        "bytes of a manifest gone",
+        |v| fs::remove_file(v.layout.blob(&v.manifest)).unwrap(),
+        &[(Kind::MissingContent, false), (Kind::DanglingTag, false)],
+        false,
+    ),
+    (
+        "truncated layer",
+        |v| v.write(&v.layout.blob(&v.layer), "lay"),
+        &[(Kind::WrongContent, true)],
+        false,
+    ),
+    (
+        "layer of no bytes",
+        |v| v.write(&v.layout.blob(&v.layer), ""),
+        &[(Kind::WrongContent, true)],
+        false,
+    ),
+    (
+        "layer of the right size with other bytes",
+        |v| v.write(&v.layout.blob(&v.layer), "LAYER"),
+        &[(Kind::WrongContent, true)],
+        true,
+    ),
+    (
+        "manifest with other bytes",
+        |v| v.write(&v.layout.blob(&v.manifest), "{}"),
+        &[(Kind::WrongContent, true), (Kind::DanglingTag, false)],
+        false,
+    ),
+    (
+        "empty tag with one manifest in its history",
+        |v| v.write(&v.layout.tag_link(&v.repo, &v.tag()), ""),
+        &[(Kind::DamagedTag, true)],
+        false,
+    ),
+    (
+        "empty tag with two manifests in its history",
+        |v| {
+            v.write(&v.layout.tag_link(&v.repo, &v.tag()), " ");
+            let other = v.layout.tags(&v.repo).join("2/index");
+            let index = v.layout.tag_index(&v.repo, &v.tag());
+            for entry in fs::read_dir(other.join("sha256")).unwrap() {
+                let hex = entry.unwrap().file_name();
+                let link = Path::new("sha256").join(hex).join("link");
+                v.write(
+                    &index.join(&link),
+                    &fs::read_to_string(other.join(&link)).unwrap(),
+                );
+            }
+        },
+        &[(Kind::DamagedTag, false)],
+        false,
+    ),
+    (
+        "tag without history",
+        |v| fs::remove_dir_all(v.layout.tag_index(&v.repo, &v.tag())).unwrap(),
+        &[(Kind::TagHistory, true)],
+        false,
+    ),
+    (
+        "tag of a manifest that was unlinked",
+        |v| fs::remove_file(v.layout.revision_link(&v.repo, &v.manifest)).unwrap(),
+        &[(Kind::DanglingTag, false)],
+        false,
+    ),
+    (
+        "folder of a tag without the tag",
+        |v| fs::remove_dir_all(v.layout.tag(&v.repo, &v.tag()).join("current")).unwrap(),
+        &[(Kind::UnfinishedTag, true)],
+        false,
+    ),
+    (
+        "repository without its links to blobs",
+        |v| fs::remove_dir_all(v.layout.repository(&v.repo).join("_layers")).unwrap(),
+        // Two images of two blobs: the same two links.
+        &[(Kind::Unlinked, true), (Kind::Unlinked, true)],
+        false,
+    ),
+    (
+        "one blob deleted from the repository",
+        |v| fs::remove_file(v.layout.layer_link(&v.repo, &v.layer)).unwrap(),
+        &[(Kind::Unlinked, false)],
+        false,
+    ),
+    (
+        "temporary file",
+        |v| {
+            v.write(
+                &v.layout
+                    .tag_link(&v.repo, &v.tag())
+                    .with_file_name("link.1.tmp"),
+                "x",
+            )
+        },
+        &[(Kind::Leftover, true)],
+        false,
+    ),
+    (
+        "file that NFS kept",
+        |v| v.write(&v.layout.tags(&v.repo).join(".nfs0001"), "x"),
+        &[(Kind::Leftover, true)],
+        false,
+    ),
+    (
+        "symbolic link in the place of a blob",
+        |v| {
+            let path = v.layout.blob(&v.layer);
+            fs::remove_file(&path).unwrap();
+            std::os::unix::fs::symlink("/etc/hostname", path).unwrap();
+        },
+        &[(Kind::MissingContent, false), (Kind::Symlink, false)],
+        false,
+    ),
+    (
+        "folder that is no repository, file that is no folder",
+        |v| {
+            v.write(&v.layout.repositories().join("UPPER/_manifests/x"), "");
+            v.write(&v.layout.repositories().join("file"), "");
+        },
+        &[(Kind::Foreign, false), (Kind::Foreign, false)],
+        false,
+    ),
+    (
+        "upload without startedat",
+        |v| {
+            v.write(
+                &v.layout
+                    .upload(&v.repo, "018f4d0c-0000-7000-8000-000000000001")
+                    .join("data"),
+                "x",
+            )
+        },
+        // Eight days later nobody continues it.
+        &[(Kind::Abandoned, true)],
+        false,
+    ),
+    (
+        "partial copy",
+        |v| v.write(&v.layout.incoming(&v.manifest), "x"),
+        &[(Kind::Abandoned, true)],
+        false,
+    ),
+    (
+        "manifest that lies about a size",
+        |v| {
+            let bytes = image(&sha256(b"{}"), &v.layer, 7, "");
+            let digest = sha256(bytes.as_bytes());
+            v.write(&v.layout.blob(&digest), &bytes);
+            v.write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
+        },
+        &[(Kind::WrongSize, false)],
+        false,
+    ),
+    (
+        "layer that is linked as a manifest",
+        |v| v.write(&v.layout.revision_link(&v.repo, &v.layer), v.layer.as_str()),
+        &[(Kind::NotAManifest, false)],
+        false,
+    ),
+    (
+        "attached manifest that no list shows",
+        |v| {
+            let subject = format!(r#","subject":{{"digest":"{}","size":1}}"#, v.manifest);
+            let bytes = image(&sha256(b"{}"), &v.layer, 5, &subject);
+            let digest = sha256(bytes.as_bytes());
+            v.write(&v.layout.blob(&digest), &bytes);
+            v.write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
+        },
+        &[(Kind::UnlistedReferrer, true)],
+        false,
+    ),
+    (
+        "list of attached manifests that names one that is gone",
+        |v| {
+            let gone = sha256(b"gone");
+            v.write(
+                &v.layout.referrer_link(&v.repo, &v.manifest, &gone),
+                gone.as_str(),
+            );
+        },
+        &[(Kind::StaleReferrer, true)],
+        false,
+    ),
+];
+
+#[tokio::test]
+async fn every_damage_is_found_and_mended_where_one_answer_is_certain() {
+    for (name, damage, expect, deep) in CASES {
+        let volume = volume().await;
+        let disk = Disk::at(volume.root());
+        damage(&volume);
+        let later = DAY * 8;
+        let quick = volume.look(later, &Depth::Quick);
+        if *deep {
+            assert_eq!(quick, [], "{name}: only the bytes tell");
+        }
+        let before = volume.files();
+        let depth = if *deep { Depth::Deep } else { Depth::Quick };
+        let findings = volume.look(later, &depth);
+        let found: Vec<_> = findings
+            .iter()
+            .map(|finding| (finding.kind, finding.repair.is_some()))
+            .collect();
+        assert_eq!(found, *expect, "{name}: {findings:#?}");
+        assert_eq!(volume.files(), before, "{name}: a look changes nothing");
+        for mend in findings
+            .iter()
+            .filter_map(|finding| finding.repair.as_ref())
+        {
+            assert_eq!(
+                repair(&disk, volume.root(), mend).unwrap(),
+                Outcome::Mended,
+                "{name}: {mend}"
+            );
+            assert_eq!(
+                repair(&disk, volume.root(), mend).unwrap(),
+                Outcome::Healed,
+                "{name}: {mend}"
+            );
+        }
+        let left = volume.look(later, &Depth::Deep);
+        assert!(
+            left.iter().all(|finding| finding.repair.is_none()),
+            "{name}: a second run has nothing to mend: {left:#?}"
+        );
+    }
+}

@@ -1,0 +1,69 @@
+//! The programs of others that tests run against, by the variables that name them. Those that are not to be had here are left out with a word: the tests
+//! that need them fail and say how to name one.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use holdfast_cluster::{Program, packages, programs};
+
+/// Other registries, and a client that reads image archives: a variable for each, set by hand or found here.
+pub(crate) fn others() -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
+    let mut found = Vec::new();
+    if unset("HOLDFAST_DISTRIBUTION") {
+        let distribution = programs::ensure(&[Program::Registry])?;
+        found.push((
+            "HOLDFAST_DISTRIBUTION",
+            distribution.path(Program::Registry)?.to_path_buf(),
+        ));
+    }
+    if unset("HOLDFAST_DOCKER_REGISTRY") {
+        packaged(
+            &["docker-registry"],
+            &[("HOLDFAST_DOCKER_REGISTRY", "usr/bin/docker-registry")],
+            &mut found,
+        );
+    }
+    if unset("HOLDFAST_SKOPEO") {
+        if runs("skopeo") {
+            found.push(("HOLDFAST_SKOPEO", "skopeo".into()));
+        } else {
+            let libraries = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+            packaged(
+                &["skopeo", "libgpgme11", "libassuan0"],
+                &[
+                    ("HOLDFAST_SKOPEO", "usr/bin/skopeo"),
+                    ("HOLDFAST_SKOPEO_LIBRARIES", &libraries),
+                ],
+                &mut found,
+            );
+        }
+    }
+    Ok(found)
+}
+
+fn unset(variable: &str) -> bool {
+    std::env::var_os(variable).is_none_or(|value| value.is_empty())
+}
+
+fn runs(program: &str) -> bool {
+    Command::new(program)
+        .arg("--version")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// Files of Debian packages, unpacked into the cache.
+fn packaged(
+    names: &[&str],
+    wanted: &[(&'static str, &str)],
+    found: &mut Vec<(&'static str, PathBuf)>,
+) {
+    match packages::unpack(names) {
+        Ok(folder) => {
+            for (variable, path) in wanted {
+                found.push((variable, folder.join(Path::new(path))));
+            }
+        }
+        Err(error) => println!("note: {error:#}"),
+    }
+}
