@@ -68,7 +68,7 @@ fn build_profile(profile: &str) -> anyhow::Result<Image> {
         &format!("building holdfast ({profile})"),
         run::cargo(&arguments),
     )?;
-    let target = target_folder()?;
+    let target = run::target_folder()?;
     let folder = if profile == "dev" { "debug" } else { profile };
     let (image, reference) = image_of(&target.join(folder).join("holdfast"))?;
     let archive = target.join("image/holdfast.tar");
@@ -97,21 +97,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         image.archive.display()
     );
     crate::report::write(args.json.as_deref(), &image)
-}
-
-/// Cargo's own word on where it builds.
-fn target_folder() -> anyhow::Result<PathBuf> {
-    let metadata = run::output(
-        "image: cargo metadata",
-        run::cargo(&["metadata", "--no-deps", "--format-version", "1"]),
-    )?;
-    let metadata: serde_json::Value = serde_json::from_str(&metadata)?;
-    let folder = metadata
-        .get("target_directory")
-        .and_then(serde_json::Value::as_str);
-    Ok(PathBuf::from(
-        folder.context("cargo metadata names no target directory")?,
-    ))
 }
 
 /// The image of a binary, and its reference.

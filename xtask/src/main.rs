@@ -6,6 +6,7 @@
     reason = "a program for a terminal"
 )]
 
+mod bench;
 mod cluster;
 mod contract;
 mod image;
@@ -13,6 +14,7 @@ mod lint;
 mod programs;
 mod report;
 mod run;
+mod soak;
 mod suite;
 mod test;
 
@@ -46,6 +48,12 @@ enum Command {
     Demo(suite::DemoArgs),
     /// Tests against a real cluster
     E2e(suite::E2eArgs),
+    /// Long runs under load and faults, without a cluster
+    #[command(subcommand)]
+    Soak(soak::Command),
+    /// Measures beside peers
+    #[command(subcommand)]
+    Bench(bench::Subject),
 }
 
 /// Arguments of `generate`.
@@ -83,6 +91,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(&command),
         Command::Demo(args) => suite::demo(&args),
         Command::E2e(args) => suite::e2e(&args),
+        Command::Soak(command) => soak::run(&command),
+        Command::Bench(subject) => bench::run(&subject),
     }
 }
 

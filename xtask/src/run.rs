@@ -59,3 +59,20 @@ pub(crate) fn output(step: &str, mut command: Command) -> anyhow::Result<String>
     }
     String::from_utf8(output.stdout).with_context(|| format!("{step}: output is not UTF-8"))
 }
+
+/// Cargo's own word on where it builds.
+///
+/// # Errors
+/// When cargo does not say it.
+pub(crate) fn target_folder() -> anyhow::Result<PathBuf> {
+    let metadata = output(
+        "cargo metadata",
+        cargo(&["metadata", "--no-deps", "--format-version", "1"]),
+    )?;
+    let metadata: serde_json::Value =
+        serde_json::from_str(&metadata).context("read cargo metadata")?;
+    metadata["target_directory"]
+        .as_str()
+        .map(PathBuf::from)
+        .context("cargo metadata names no target folder")
+}

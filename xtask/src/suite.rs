@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::Context;
-use serde_json::Value;
 
 use crate::{image, run};
 
@@ -104,7 +103,7 @@ fn prepare() -> anyhow::Result<Command> {
         "--bins",
     ];
     run::quiet("building the tests' programs", run::cargo(&build))?;
-    let target = target_folder()?;
+    let target = run::target_folder()?;
     let mut command = Command::new(target.join("debug/holdfast-e2e"));
     command
         .current_dir(run::root())
@@ -115,16 +114,4 @@ fn prepare() -> anyhow::Result<Command> {
         .env("HOLDFAST_IMAGE", &image.reference)
         .env("HOLDFAST_IMAGE_ARCHIVE", &image.archive);
     Ok(command)
-}
-
-fn target_folder() -> anyhow::Result<PathBuf> {
-    let metadata = run::output(
-        "cargo metadata",
-        run::cargo(&["metadata", "--format-version", "1", "--no-deps"]),
-    )?;
-    let metadata: Value = serde_json::from_str(&metadata).context("read cargo metadata")?;
-    metadata["target_directory"]
-        .as_str()
-        .map(PathBuf::from)
-        .context("cargo metadata names no target folder")
 }

@@ -11,12 +11,33 @@
 {{- end -}}
 {{- end -}}
 
+{{/* Secrets of access, as JSON: the name and the folder below /etc/holdfast/access. */}}
+{{- define "holdfast.accessSecrets" -}}
+{{- $access := .Values.registry.access -}}
+{{- $secrets := list -}}
+{{- with $access.htpasswdSecret -}}
+{{- $secrets = append $secrets (dict "folder" "htpasswd" "secret" .) -}}
+{{- end -}}
+{{- with $access.clientCaSecret -}}
+{{- $secrets = append $secrets (dict "folder" "client-ca" "secret" .) -}}
+{{- end -}}
+{{- with $access.token.secretName -}}
+{{- $secrets = append $secrets (dict "folder" "token" "secret" .) -}}
+{{- end -}}
+{{- $secrets | toJson -}}
+{{- end -}}
+
 {{/* Names of the Secrets with credentials for upstreams, each once, as JSON. */}}
 {{- define "holdfast.upstreamSecrets" -}}
 {{- $names := list -}}
 {{- range .Values.upstreams -}}
 {{- with get . "credentialsSecret" -}}
 {{- $names = append $names . -}}
+{{- end -}}
+{{- range get . "mirrorCredentials" -}}
+{{- with get . "credentialsSecret" -}}
+{{- $names = append $names . -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 {{- $names | uniq | toJson -}}

@@ -74,6 +74,8 @@ fn good() -> Vec<Vec<(String, Value)>> {
         vec![on(), own("registry.limits.manifestBytes", json!(4_194_304))],
         vec![on(), own("registry.limits.manifestBytes", json!("8Mi"))],
         vec![on(), own("uplink.bandwidthBytesPerSecond", json!("10M"))],
+        vec![on(), own("uplink.revalidatePulls", json!(true))],
+        vec![on(), own("proxy.https", json!("proxy.example:3128"))],
         vec![
             on(),
             own("sources", json!(["registry.example:5000", "*.example.org"])),
@@ -86,6 +88,21 @@ fn good() -> Vec<Vec<(String, Value)>> {
             ),
         ],
         vec![on(), own("registry.replicas", json!(4))],
+        vec![
+            on(),
+            own("registry.access.htpasswdSecret", json!("users")),
+            own(
+                "registry.access.rules",
+                json!([{ "users": ["*"], "actions": ["pull"] }, { "users": ["ci"], "repositories": ["team/"], "actions": ["push"] }]),
+            ),
+        ],
+        vec![
+            on(),
+            own(
+                "registry.access.token",
+                json!({ "secretName": "keys", "realm": "https://auth.example/token", "service": "registry", "issuer": "auth" }),
+            ),
+        ],
     ]
 }
 
@@ -196,7 +213,16 @@ fn bad() -> Vec<Bad> {
             json!([{ "host": "a", "mirrors": ["a"] }]),
         ],
     );
-    schema("proxy.https", vec![json!("proxy:3128")]);
+    schema(
+        "proxy.https",
+        vec![
+            json!("socks5://proxy:1080"),
+            json!("user:pw@proxy:3128"),
+            json!("proxy:port"),
+        ],
+    );
+    schema("uplink.tagFreshSeconds", vec![json!(-1), json!(9_999_999)]);
+    schema("uplink.negativeSeconds", vec![json!(3601)]);
     schema(
         "uplink.bandwidthBytesPerSecond",
         vec![json!("fast"), json!("-1"), json!(-1), json!("1.5M")],
@@ -218,6 +244,25 @@ fn bad() -> Vec<Bad> {
         vec![json!("registry.example")],
     );
     schema("registry.limits.reservePercent", vec![json!(51)]);
+    schema(
+        "registry.limits.warnUsedPercent",
+        vec![json!(0), json!(101)],
+    );
+    schema("registry.access.anonymous", vec![json!(true)]);
+    schema(
+        "registry.access.token.realm",
+        vec![json!("auth.example"), json!("https://a\"b")],
+    );
+    schema("registry.access.token.rsaAlgorithm", vec![json!("HS256")]);
+    schema(
+        "registry.access.rules",
+        vec![
+            json!([{ "user": ["ci"] }]),
+            json!([{ "actions": ["write"] }]),
+            json!([{ "certificates": ["ci"] }]),
+            json!([{ "repositories": ["Team"] }]),
+        ],
+    );
     schema("webhook.failurePolicy", vec![json!("ignore")]);
     schema("webhook.timeoutSeconds", vec![json!(0), json!(31)]);
     schema("webhook.waitForNodes", vec![json!("yes"), json!(0)]);
@@ -245,6 +290,18 @@ fn bad() -> Vec<Bad> {
     rule("registry.replicas", json!(2), vec![on.clone()]);
     rule("webhook.replicas", json!(1), vec![on.clone()]);
     rule("registry.replicas", json!(2), vec![on.clone(), single]);
+    rule(
+        "registry.access.token",
+        json!({ "secretName": "keys", "realm": "https://auth.example" }),
+        vec![on.clone()],
+    );
+    for refused in [
+        json!([{ "actions": ["pull"] }]),
+        json!([{ "users": ["ci"], "actions": ["pull"] }]),
+        json!([{ "certificates": ["*"], "actions": ["pull"] }]),
+    ] {
+        rule("registry.access.rules", refused, vec![on.clone()]);
+    }
     rule(
         "nodeAgent.containerdConfigPath",
         json!("/opt/certs.d"),

@@ -23,16 +23,52 @@ pub struct FillRequest {
     /// Ask the upstream whether a tag moved even when the image is local.
     #[serde(default)]
     pub revalidate: bool,
+    /// Who needs it: what pods wait for is copied before everything else.
+    #[serde(default)]
+    pub need: Need,
 }
 
-/// A user name and password for one upstream. The password never prints.
+/// Why an image is to be local, the most urgent first. A fill becomes more urgent when somebody who waits joins it.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "camelCase")]
+pub enum Need {
+    /// A pod, or a pull, waits for it.
+    #[default]
+    Waiting,
+    /// Pods that need it run already; it is copied for their next start.
+    Running,
+    /// Nothing needs it yet.
+    Ahead,
+}
+
+impl Need {
+    /// Every need, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::Waiting, Self::Running, Self::Ahead];
+
+    /// The word on the wire and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Ahead => "ahead",
+        }
+    }
+}
+
+/// A user name and password, or an identity token, for one upstream. The password never prints.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Credential {
-    /// The user name.
+    /// The user name; may be empty with an identity token.
     pub username: String,
     /// The password or token.
     pub password: SecretString,
+    /// Whether `password` is an OAuth 2 refresh token (`identitytoken` of a docker configuration): it is exchanged at the
+    /// upstream's token server and never sent as a password there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub identity_token: bool,
 }
 
 /// "It is here": the answer with status 200.
@@ -146,5 +182,10 @@ mod tests {
         assert!(!format!("{request:?}").contains("\"p\""));
         let least: FillRequest = serde_json::from_str(r#"{"source":"a/b:1"}"#).unwrap();
         assert!(least.platforms.is_empty() && !least.revalidate);
+        assert_eq!(least.need, Need::Waiting);
+        for need in Need::ALL {
+            assert_eq!(serde_json::to_value(need).unwrap(), need.as_str());
+        }
+        assert!(Need::Waiting < Need::Running && Need::Running < Need::Ahead);
     }
 }

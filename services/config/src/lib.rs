@@ -4,6 +4,7 @@
 //! Defaults exist once, in the `Default` of each type; rules exist once, in the type or in [`Values::validate`].
 //! This crate does no I/O but reading the one file it is asked for, and knows nothing of what the services do.
 
+mod access;
 mod cron;
 mod document;
 mod extension;
@@ -16,6 +17,10 @@ mod validate;
 mod values;
 pub mod yaml;
 
+pub use access::{
+    AccessAction, AccessRule, AccessSettings, AccessValues, RsaAlgorithm, StandaloneAccess,
+    StandaloneToken, TokenSettings, TokenValues,
+};
 pub use cron::{Cron, pattern as cron_pattern};
 pub use document::{Config, Error, Release, Result};
 pub use extension::{
@@ -23,7 +28,7 @@ pub use extension::{
     ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
     RegistryService, Scale,
 };
-pub use network::{Proxy, Uplink, Upstream};
+pub use network::{MirrorCredentials, Proxy, Uplink, Upstream};
 pub use parts::{
     ControllerPart, HostFolders, Limits, NodeAgentPart, RegistryPart, Scope, ServiceValues,
     StorageValues, WaitForNodes, WebhookPart,

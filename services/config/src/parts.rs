@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Scale};
+use crate::{AccessValues, ByteSize, Scale};
 
 /// Requests and limits from (CPU, memory) pairs.
 fn resources(requests: (&str, &str), limits: (&str, &str)) -> ResourceRequirements {
@@ -92,6 +92,8 @@ workload! {
         storage: StorageValues = StorageValues::default(),
         /// What one client or one moment may take.
         limits: Limits = Limits::default(),
+        /// Who may pull and push beside the nodes.
+        access: AccessValues = AccessValues::default(),
     }
 }
 
@@ -168,6 +170,23 @@ pub struct Limits {
     /// Connections that a replica holds open at the same time.
     #[schemars(range(min = 16, max = 65_535))]
     pub connections: u32,
+    /// Of these, connections of one address (IPv6: of one /64); further ones are closed at once.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub connections_per_address: u32,
+    /// Uploads that clients have under way at the same time on a replica; further ones are told to come later.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub uploads: u32,
+    /// Of these, uploads to one repository.
+    #[schemars(range(min = 1, max = 65_535))]
+    pub uploads_per_repository: u32,
+    /// Seconds that a client may send nothing of a body, or take nothing of an answer.
+    #[schemars(range(min = 5, max = 3600))]
+    pub idle_seconds: u16,
+    /// Least bytes a second, over a minute, of a client that sends a body or takes an answer. 0: any.
+    pub min_bytes_per_second: ByteSize,
+    /// Clients that write are warned from this used percentage of the volume on; 100: never.
+    #[schemars(range(min = 1, max = 100))]
+    pub warn_used_percent: u8,
     /// Writes are refused when less than this percentage of the volume is free; reads go on.
     #[schemars(range(min = 0, max = 50))]
     pub reserve_percent: u8,
@@ -185,6 +204,12 @@ impl Default for Limits {
             manifest_bytes: ByteSize::from_bytes(4 << 20),
             stream_buffer_bytes: ByteSize::from_bytes(48 << 20),
             connections: 4096,
+            connections_per_address: 1024,
+            uploads: 4096,
+            uploads_per_repository: 256,
+            idle_seconds: 60,
+            min_bytes_per_second: ByteSize::from_bytes(1 << 10),
+            warn_used_percent: 85,
             reserve_percent: 5,
             hold_seconds: 10,
             upload_hours: 24,

@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Limits, Logging, Proxy, Result, Uplink, Upstream, document, yaml};
+use crate::{
+    AccessSettings, Config, Error, Limits, Logging, Problem, Proxy, Result, StandaloneAccess,
+    Uplink, Upstream, document, yaml,
+};
 
 /// The certificate, key and authority of a listener; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +73,43 @@ pub struct UpstreamSettings {
     pub credentials: Credentials,
     /// Do not verify the certificate.
     pub insecure_skip_verify: bool,
+    /// Where the credentials of mirrors are, by their URL as `endpoints` has it.
+    pub mirror_credentials: Vec<(String, Credentials)>,
+    /// Further hosts of token servers that may see the credentials.
+    pub realms: Vec<String>,
+    /// Whether redirects to private addresses are followed though the upstream's own is public.
+    pub allow_private_redirects: bool,
+}
+
+impl UpstreamSettings {
+    /// An upstream of these endpoints that wants no credentials.
+    pub fn anonymous(host: &str, endpoints: &[String]) -> Self {
+        Self {
+            host: host.to_ascii_lowercase(),
+            endpoints: endpoints.to_vec(),
+            ca: None,
+            credentials: Credentials::Anonymous,
+            insecure_skip_verify: false,
+            mirror_credentials: Vec::new(),
+            realms: Vec::new(),
+            allow_private_redirects: false,
+        }
+    }
+}
+
+impl Credentials {
+    fn of(secret: &str, username: &str, password_file: &str) -> Self {
+        if !secret.is_empty() {
+            Self::Folder(Path::new("/etc/holdfast/upstreams").join(secret))
+        } else if username.is_empty() {
+            Self::Anonymous
+        } else {
+            Self::Password {
+                username: username.to_owned(),
+                password_file: PathBuf::from(password_file),
+            }
+        }
+    }
 }
 
 /// What the registry is told.
@@ -89,9 +129,11 @@ pub struct RegistrySettings {
     pub admin_listen: Option<SocketAddr>,
     /// Folder of the content store.
     pub data: PathBuf,
-    /// Secrets of client authentication; `None`: everybody may pull and push.
+    /// The node credential and the upload secret of a release; `None`: runs alone.
     pub auth: Option<AuthFiles>,
-    /// Without `auth`: what signs upload sessions; `None`: a secret of this process alone.
+    /// Who may pull and push beside the nodes; `None`: everybody may do both.
+    pub access: Option<AccessSettings>,
+    /// Without `auth`: what signs upload sessions, the first line signs and every line is taken; `None`: a secret of this process alone.
     pub upload_secret: Option<PathBuf>,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
@@ -132,6 +174,7 @@ impl RegistrySettings {
                 node_username: auth.join("node-username"),
                 node_password: auth.join("node-password"),
             }),
+            access: Some(values.registry.access.settings()),
             upload_secret: None,
             upstreams: values
                 .upstreams
@@ -164,24 +207,25 @@ impl From<&Upstream> for UpstreamSettings {
             .chain([&own])
             .map(|url| url.trim_end_matches('/').to_owned())
             .collect();
-        let credentials = if !upstream.credentials_secret.is_empty() {
-            Credentials::Folder(
-                Path::new("/etc/holdfast/upstreams").join(&upstream.credentials_secret),
-            )
-        } else if upstream.username.is_empty() {
-            Credentials::Anonymous
-        } else {
-            Credentials::Password {
-                username: upstream.username.clone(),
-                password_file: PathBuf::from(&upstream.password_file),
-            }
-        };
+        let credentials = Credentials::of(
+            &upstream.credentials_secret,
+            &upstream.username,
+            &upstream.password_file,
+        );
+        let mirror_credentials = upstream.mirror_credentials.iter().map(|of| {
+            let credentials =
+                Credentials::of(&of.credentials_secret, &of.username, &of.password_file);
+            (of.mirror.trim_end_matches('/').to_owned(), credentials)
+        });
         Self {
             host: upstream.host.to_ascii_lowercase(),
             endpoints,
             ca: Some(upstream.ca.clone()).filter(|pem| !pem.trim().is_empty()),
             credentials,
             insecure_skip_verify: upstream.insecure_skip_verify,
+            mirror_credentials: mirror_credentials.collect(),
+            realms: upstream.realms.clone(),
+            allow_private_redirects: upstream.allow_private_redirects,
         }
     }
 }
@@ -202,6 +246,9 @@ pub struct Standalone {
     pub tls: Option<StandaloneTls>,
     /// Further processes that serve the same folder; without it this one is alone.
     pub replicas: Option<Replicas>,
+    /// Who may pull and push. Without it everybody may do both; with it, only whom it names.
+    #[schemars(with = "StandaloneAccess")]
+    pub access: Option<StandaloneAccess>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.
     pub upstreams: Vec<Upstream>,
     /// How the outside is reached.
@@ -257,6 +304,7 @@ impl Default for Standalone {
             data: PathBuf::from("holdfast-data"),
             tls: None,
             replicas: None,
+            access: None,
             upstreams: public
                 .iter()
                 .map(|host| Upstream {
@@ -287,7 +335,21 @@ impl Standalone {
         let raw = raw.unwrap_or_else(|| serde_json::json!({}));
         crate::validate::document(crate::schema::standalone_validator(), &raw, "")?;
         let standalone: Option<Self> = yaml::from_str(text)?;
-        Ok(standalone.unwrap_or_default())
+        let standalone = standalone.unwrap_or_default();
+        let mut problems = Vec::new();
+        if let Some(access) = &standalone.access {
+            access.check("access", standalone.tls.is_some(), &mut |path, message| {
+                problems.push(Problem {
+                    path: path.to_owned(),
+                    message,
+                });
+            });
+        }
+        if problems.is_empty() {
+            Ok(standalone)
+        } else {
+            Err(Error::Invalid(problems))
+        }
     }
 
     /// The settings of the registry.
@@ -315,6 +377,7 @@ impl Standalone {
                 .replicas
                 .as_ref()
                 .map(|replicas| replicas.upload_secret_file.clone()),
+            access: self.access.as_ref().map(StandaloneAccess::settings),
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),
@@ -420,6 +483,18 @@ mod tests {
                 password_file: PathBuf::from("/p"),
             },
         );
+        let mirrored = upstream(
+            "{host: a, mirrors: ['https://m/'], mirrorCredentials: [{mirror: 'https://m/', credentialsSecret: key}], realms: [auth.b]}",
+        );
+        assert_eq!(
+            mirrored.mirror_credentials,
+            [(
+                "https://m".to_owned(),
+                Credentials::Folder(PathBuf::from("/etc/holdfast/upstreams/key"))
+            )]
+        );
+        assert_eq!(mirrored.credentials, Credentials::Anonymous);
+        assert_eq!(mirrored.realms, ["auth.b"]);
     }
 
     #[test]

@@ -131,7 +131,26 @@ impl Values {
                     "contradicts username; give one".to_owned(),
                 );
             }
+            for (at, of) in upstream.mirror_credentials.iter().enumerate() {
+                let key = format!("upstreams[{index}].mirrorCredentials[{at}]");
+                let is_it = |mirror: &String| {
+                    mirror.trim_end_matches('/') == of.mirror.trim_end_matches('/')
+                };
+                if !upstream.mirrors.iter().any(is_it) {
+                    refuse(
+                        &format!("{key}.mirror"),
+                        format!("{} is none of upstreams[{index}].mirrors", of.mirror),
+                    );
+                }
+                if of.credentials_secret.is_empty() == of.username.is_empty() {
+                    refuse(
+                        &format!("{key}.credentialsSecret"),
+                        "give this or username, not both".to_owned(),
+                    );
+                }
+            }
         }
+        self.registry.access.check("registry.access", refuse);
         if self.system_nodes.required && self.system_nodes.selector.is_empty() {
             refuse(
                 "systemNodes.required",

@@ -17,6 +17,7 @@ use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
 use futures::{StreamExt as _, stream};
 use holdfast_api::artifact::{READY, Reason};
+use holdfast_api::fill::Need;
 use holdfast_api::{Artifact, ArtifactSpec, labels};
 use holdfast_runtime::supervise::Heart;
 use kube::api::{Api, PostParams};
@@ -29,6 +30,8 @@ use tokio::task::JoinSet;
 
 /// Reconciles at a time; the registry bounds fills by itself.
 const CONCURRENCY: usize = 16;
+/// Of those, places that only what a pod waits for takes.
+const URGENT: usize = 8;
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
 const CREATING: usize = 8;
 /// Changes within this time are one.
@@ -76,7 +79,18 @@ pub async fn run(
     loop {
         heart.success();
         while running.len() < CONCURRENCY {
-            let Some(key) = work.queue.take(Instant::now()) else {
+            // What is copied ahead takes its time; it never takes every place.
+            let only_urgent = running.len() >= CONCURRENCY - URGENT;
+            let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
+            let urgent = |key: &Key| {
+                World::read(&context.world.artifacts, |artifacts| {
+                    artifacts.get(key).is_some_and(|artifact| {
+                        let now = jiff::Timestamp::now();
+                        reconcile::need(artifact, demand.get(key), now) == Need::Waiting
+                    })
+                })
+            };
+            let Some(key) = work.queue.take(Instant::now(), urgent, only_urgent) else {
                 break;
             };
             work.start(&key, &reconciler, &mut running);

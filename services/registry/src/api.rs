@@ -19,7 +19,7 @@ use crate::{
     body::{self, Body, Received},
     delete,
     error::{Error, Result},
-    gate::{self, Gate},
+    gate::{self, Gate, Principal},
     limits::Limits,
     lists,
     metrics::{self, Metrics},
@@ -173,25 +173,29 @@ impl Drop for InFlight<'_> {
 impl Inner {
     async fn handle(&self, request: Request<Incoming>) -> (&'static str, Result<Response<Body>>) {
         let (head, body) = request.into_parts();
+        let caller = match self.gate.identify(&head).await {
+            Ok(caller) => caller,
+            Err(refusal) => return ("none", Err(refusal)),
+        };
         let mut endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
             Ok(endpoint) => endpoint,
             // Who may not even read learns nothing of paths.
             Err(error) => {
                 let result = match error {
                     RouteError::NotFound => Err(error.into()),
-                    _ => self.gate.check_base(&head.headers).and(Err(error.into())),
+                    _ => self.gate.check_unknown(&caller).and(Err(error.into())),
                 };
                 return ("none", result);
             }
         };
         let handler = endpoint.handler();
-        if let Err(refusal) = self.gate.check(&head.headers, &endpoint) {
+        if let Err(refusal) = self.gate.check(&caller, &endpoint) {
             return (handler, Err(refusal));
         }
         let writes = gate::action(&endpoint) == gate::Action::Push;
         let result = async {
-            let namespace = self.mirror(&head, &mut endpoint).await?;
-            let mut response = self.dispatch(&head, endpoint, body).await?;
+            let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
+            let mut response = self.dispatch(&head, &caller, endpoint, body).await?;
             if let Some(namespace) = namespace {
                 response
                     .headers_mut()
@@ -213,6 +217,7 @@ impl Inner {
     async fn mirror(
         &self,
         head: &http::request::Parts,
+        caller: &Principal,
         endpoint: &mut Endpoint,
     ) -> Result<Option<String>> {
         let Some((name, host)) = namespace(head.uri.query()) else {
@@ -235,13 +240,14 @@ impl Inner {
             return Ok(None);
         }
         *repo = local;
-        self.gate.check(&head.headers, endpoint)?;
+        self.gate.check(caller, endpoint)?;
         Ok(Some(name))
     }
 
     async fn dispatch(
         &self,
         head: &http::request::Parts,
+        caller: &Principal,
         endpoint: Endpoint,
         body: Incoming,
     ) -> Result<Response<Body>> {
@@ -256,22 +262,26 @@ impl Inner {
             Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
             Endpoint::GetManifest(repo, reference) => pull::manifest(self, &repo, &reference).await,
             Endpoint::StartUpload(repo, algorithm) => {
-                push::start(self, head, &repo, algorithm).await
+                push::start(self, head, caller, &repo, algorithm).await
             }
             Endpoint::PushBlob(repo, digest) => {
                 push::single(self, head, &repo, &digest, body).await
             }
             Endpoint::MountBlob(repo, digest, from) => {
-                push::mount(self, head, &repo, &digest, from.as_ref()).await
+                push::mount(self, head, caller, &repo, &digest, from.as_ref()).await
             }
             Endpoint::PatchUpload(repo, id, state) => {
-                push::patch(self, head, &repo, &id, &state, body).await
+                push::patch(self, head, caller, &repo, &id, &state, body).await
             }
             Endpoint::FinishUpload(repo, id, state, digest) => {
-                push::finish(self, head, &repo, &id, &state, &digest, body).await
+                push::finish(self, head, caller, (&repo, &id), &state, &digest, body).await
             }
-            Endpoint::UploadStatus(repo, id, state) => push::status(self, &repo, &id, &state).await,
-            Endpoint::CancelUpload(repo, id) => push::cancel(self, &repo, &id).await,
+            Endpoint::UploadStatus(repo, id, state) => {
+                push::status(self, caller, &repo, &id, &state).await
+            }
+            Endpoint::CancelUpload(repo, id, state) => {
+                push::cancel(self, caller, &repo, &id, &state).await
+            }
             Endpoint::PutManifest(repo, reference, tags) => {
                 put_manifest::put(self, head, &repo, &reference, tags, body).await
             }

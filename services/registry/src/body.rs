@@ -1,15 +1,20 @@
 //! Bodies both ways: always streams, with bounded memory.
 //!
-//! Out: 256 KiB reads, one of them ahead of the client, inside the store's budget of buffers. A blob that was not hashed for a while is hashed on
+//! Out: 256 KiB reads inside the store's budget of buffers, made when the client takes them. A blob that was not hashed for a while is hashed on
 //! its way out; its last piece leaves only when the digest is right (SPEC 37). In: frames as they come, with a limit on silence.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures::{Stream, StreamExt, stream};
+use futures::{Stream, StreamExt, future::BoxFuture, stream};
 use holdfast_store::{BlobFile, GrowingBlob, Hasher, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Frame, Incoming, SizeHint};
 
 use crate::{
     error::{Code, Error, Result},
@@ -40,69 +45,148 @@ pub(crate) fn stream(pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'sta
 pub(crate) fn blob(store: Store, blob: BlobFile, first: u64, end: u64) -> Body {
     let whole = first == 0 && end == blob.size();
     let hasher = (whole && !blob.is_verified()).then(|| Hasher::new(blob.digest().algorithm()));
-    let reader = Reader {
-        store,
-        blob,
-        end,
-        hasher,
-    };
-    let ahead = tokio::spawn(reader.read(first));
-    stream(stream::unfold(Some(ahead), |ahead| async move {
-        match ahead?.await {
-            Ok((reader, next, Ok(piece))) => {
-                let ahead = (next < reader.end).then(|| tokio::spawn(reader.read(next)));
-                Some((Ok(piece), ahead))
+    Stored {
+        state: State::Idle(Reader {
+            store,
+            blob,
+            offset: first,
+            end,
+            hasher,
+        }),
+        left: end - first,
+    }
+    .boxed_unsync()
+}
+
+/// A blob on its way out. What the kernel has in memory is read at the moment when the connection takes it, and so goes from the
+/// processor's cache to the socket; for the rest the volume is waited for on the store's pool.
+struct Stored {
+    state: State,
+    left: u64,
+}
+
+enum State {
+    Idle(Reader),
+    Waiting(BoxFuture<'static, (Reader, io::Result<Bytes>)>),
+    Ended,
+}
+
+impl hyper::body::Body for Stored {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let body = &mut *self;
+        let mut work: BoxFuture<'static, _> = match std::mem::replace(&mut body.state, State::Ended)
+        {
+            State::Ended => return Poll::Ready(None),
+            State::Waiting(work) => work,
+            State::Idle(mut reader) => match reader.read_now() {
+                Some(Ok(piece)) if reader.is_sound_so_far(&piece) => {
+                    return Poll::Ready(Some(body.sent(reader, Ok(piece))));
+                }
+                Some(Ok(_)) => Box::pin(reader.set_aside()),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => Box::pin(reader.read()),
+            },
+        };
+        match work.as_mut().poll(cx) {
+            Poll::Ready((reader, piece)) => Poll::Ready(Some(body.sent(reader, piece))),
+            Poll::Pending => {
+                body.state = State::Waiting(work);
+                Poll::Pending
             }
-            Ok((_, _, Err(error))) => Some((Err(error), None)),
-            Err(_) => Some((Err(io::ErrorKind::Other.into()), None)),
         }
-    }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.left)
+    }
+}
+
+impl Stored {
+    fn sent(&mut self, reader: Reader, piece: io::Result<Bytes>) -> io::Result<Frame<Bytes>> {
+        let piece = piece?;
+        self.left -= piece.len() as u64;
+        if self.left > 0 {
+            self.state = State::Idle(reader);
+        }
+        Ok(Frame::data(piece))
+    }
 }
 
 struct Reader {
     store: Store,
     blob: BlobFile,
+    offset: u64,
     end: u64,
     hasher: Option<Hasher>,
 }
 
 impl Reader {
-    async fn read(mut self, offset: u64) -> (Self, u64, io::Result<Bytes>) {
-        let piece = match self.blob.read_at(offset, self.end - offset).await {
+    /// The next piece, if the volume need not be waited for.
+    fn read_now(&mut self) -> Option<io::Result<Bytes>> {
+        let read = self.blob.read_now(self.offset, self.end - self.offset)?;
+        Some(self.taken(read))
+    }
+
+    async fn read(mut self) -> (Self, io::Result<Bytes>) {
+        let left = self.end - self.offset;
+        let read = self.blob.read_at(self.offset, left).await;
+        match self.taken(read) {
+            Ok(piece) if self.is_sound_so_far(&piece) => (self, Ok(piece)),
+            Ok(_) => self.set_aside().await,
+            Err(error) => (self, Err(error)),
+        }
+    }
+
+    fn taken(&mut self, read: holdfast_store::Result<Bytes>) -> io::Result<Bytes> {
+        match read {
             Ok(piece) if piece.is_empty() => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(piece) => Ok(piece),
+            Ok(piece) => {
+                self.offset += piece.len() as u64;
+                Ok(piece)
+            }
             Err(error) => {
                 tracing::warn!(image.digest = %self.blob.digest(), %error, "a blob cannot be read");
                 Err(io::Error::other(error))
             }
-        };
-        let piece = match piece {
-            Ok(piece) => self.check(offset, piece).await,
-            Err(error) => Err(error),
-        };
-        let next = offset + piece.as_ref().map_or(0, |piece| piece.len() as u64);
-        (self, next, piece)
+        }
     }
 
-    async fn check(&mut self, offset: u64, piece: Bytes) -> io::Result<Bytes> {
+    /// Hashes the piece where that is wanted; `false` when it is the last one and the digest is wrong: then it must not leave.
+    fn is_sound_so_far(&mut self, piece: &Bytes) -> bool {
         let Some(hasher) = &mut self.hasher else {
-            return Ok(piece);
+            return true;
         };
-        hasher.update(&piece);
-        if offset + (piece.len() as u64) < self.end {
-            return Ok(piece);
+        hasher.update(piece);
+        if self.offset < self.end {
+            return true;
         }
-        if let Some(hasher) = self.hasher.take()
-            && hasher.finish() != *self.blob.digest()
-        {
-            tracing::error!(image.digest = %self.blob.digest(), "a stored blob is damaged; it is moved aside and fetched again at the next pull");
-            if let Err(error) = self.store.quarantine(self.blob.digest()).await {
-                tracing::error!(%error, "a damaged blob cannot be moved aside");
-            }
-            return Err(io::ErrorKind::InvalidData.into());
+        let sound = self
+            .hasher
+            .take()
+            .is_some_and(|hasher| hasher.finish() == *self.blob.digest());
+        if sound {
+            self.store.remember_verified(&self.blob);
         }
-        self.store.remember_verified(&self.blob);
-        Ok(piece)
+        sound
+    }
+
+    /// Moves the damaged blob aside and ends the stream short.
+    async fn set_aside(self) -> (Self, io::Result<Bytes>) {
+        tracing::error!(image.digest = %self.blob.digest(), "a stored blob is damaged; it is moved aside and fetched again at the next pull");
+        if let Err(error) = self.store.quarantine(self.blob.digest()).await {
+            tracing::error!(%error, "a damaged blob cannot be moved aside");
+        }
+        (self, Err(io::ErrorKind::InvalidData.into()))
     }
 }
 

@@ -119,6 +119,19 @@ impl Error {
         )
     }
 
+    /// 429 with `Retry-After`.
+    pub fn too_many(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            Code::TooManyRequests,
+            message,
+        )
+        .with(
+            header::RETRY_AFTER,
+            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
+        )
+    }
+
     /// Adds a header.
     #[must_use]
     pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {

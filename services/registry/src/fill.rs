@@ -7,27 +7,32 @@
 mod arriving;
 mod blob;
 mod document;
+mod fresh;
+mod grants;
 mod image;
 mod peers;
 mod pull;
+mod relay;
 
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::future::{BoxFuture, Shared};
 use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult};
 use holdfast_core::{Digest, Reference, RepositoryName, rewrite};
 use holdfast_store::{GrowingBlob, Owner, Store};
-use tokio::sync::watch;
 
 use crate::{
+    fill_metrics::FillMetrics,
     source::{ManifestRef, SourceError},
-    upstream::{self, Login, Source, Upstreams},
+    upstream::{self, Login, Priority, Source, Upstreams},
 };
 use arriving::Arriving;
+use fresh::Checks;
+use grants::Grants;
 pub use peers::Peers;
 
 /// Why a fill failed.
@@ -57,6 +62,22 @@ pub enum Error {
     /// The store failed; details are in the log.
     #[error("the store failed: {0}")]
     Store(&'static str),
+}
+
+impl Error {
+    /// The error as a label.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable(_) => "unavailable",
+            Self::Invalid(_) => "invalid",
+            Self::NotAllowed => "not_allowed",
+            Self::Request(_) => "bad_request",
+            Self::NoSpace => "no_space",
+            Self::Store(_) => "store_failed",
+        }
+    }
 }
 
 /// Result of a fill.
@@ -128,6 +149,10 @@ pub struct Settings {
     pub retry: Duration,
     /// Whether a pull of a tag that is local asks the upstream whether it moved.
     pub revalidate_pulls: bool,
+    /// How long a tag counts as fresh after it was copied or compared.
+    pub tag_fresh: Duration,
+    /// How long what came with a fill request serves pulls of what it named: longer than the controller's rounds.
+    pub grant: Duration,
 }
 
 impl Default for Settings {
@@ -142,13 +167,25 @@ impl Default for Settings {
             hold: Duration::from_secs(10),
             retry: Duration::from_millis(200),
             revalidate_pulls: false,
+            tag_fresh: Duration::from_secs(300),
+            grant: Duration::from_secs(30 * 60),
         }
     }
 }
 
-/// What makes two fills the same one.
-type ImageKey = (RepositoryName, String, Vec<String>);
+/// What makes two fills the same one: nobody's credentials open an image for somebody else.
+type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
 type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
+
+/// What this process has of a blob that is on its way.
+pub(crate) enum Growing {
+    /// Its growing file.
+    Here(GrowingBlob),
+    /// Something, and not for the repository that was named.
+    OfOthers,
+    /// Nothing.
+    No,
+}
 
 /// All fills of a process. Clones share everything.
 #[derive(Clone)]
@@ -162,16 +199,12 @@ struct Inner {
     owner: Owner,
     peers: Peers,
     settings: Settings,
-    grants: Mutex<HashMap<RepositoryName, Vec<Login>>>,
-    blobs: Mutex<HashMap<Digest, watch::Receiver<blob::State>>>,
-    images: Mutex<HashMap<ImageKey, ImageFill>>,
+    grants: Grants,
+    blobs: Mutex<HashMap<Digest, blob::Entry>>,
+    images: Mutex<HashMap<ImageKey, (ImageFill, Priority)>>,
+    checks: Mutex<Checks>,
     arriving: Arriving,
 }
-
-/// Repositories whose credentials are remembered; above, new ones are refused no fill but forgotten after it.
-const MAX_GRANTS: usize = 20_000;
-/// Credentials that are remembered for one repository.
-const MAX_LOGINS: usize = 8;
 
 impl Fills {
     /// Fills into `store`. `owner` is what other replicas read in the locks: the address of this replica's internal API
@@ -189,10 +222,11 @@ impl Fills {
                 upstreams,
                 owner,
                 peers,
+                grants: Grants::new(settings.grant),
                 settings,
-                grants: Mutex::default(),
                 blobs: Mutex::default(),
                 images: Mutex::default(),
+                checks: Mutex::default(),
                 arriving: Arriving::default(),
             }),
         }
@@ -211,20 +245,31 @@ impl Fills {
         let logins: Vec<Login> = request
             .credentials
             .iter()
-            .map(|c| Login::new(&c.username, c.password.expose()))
+            .map(|c| {
+                let password = c.password.expose();
+                // An empty user name with a token is how it was said before there was a field for it.
+                if c.identity_token || c.username.is_empty() {
+                    Login::identity(&c.username, password)
+                } else {
+                    Login::new(&c.username, password)
+                }
+            })
             .collect();
-        self.grant(&repo, &logins);
         let source = Source {
             host: reference.host().clone(),
             repository: reference.repository().clone(),
             // Only what came with this request: another namespace's login must not open this one's images.
             logins,
+            priority: Priority::new(request.need),
         };
         let target = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => ManifestRef::Digest(digest.clone()),
             (None, Some(tag)) => ManifestRef::Tag(tag.clone()),
             (None, None) => return Err(Error::Request("the source names no image".to_owned())),
         };
+        self.inner
+            .grants
+            .add(&repo, &target, &source.logins, Instant::now());
         if let Some(local) = self.local(&repo, &target, &request.platforms).await? {
             let moved = match (&target, request.revalidate) {
                 (ManifestRef::Tag(tag), true) => {
@@ -237,19 +282,36 @@ impl Fills {
                 _ => false,
             };
             if !moved {
+                self.led_to(&source, &repo, &target, &local.digest);
                 return Ok(local);
             }
         }
+        // Somebody asks on purpose, and with a pause of their own after each refusal.
+        self.inner.upstreams.ask_again(&source, &target.to_string());
         self.image(&source, &repo, &target, &request.platforms)
             .await
     }
 
-    /// What a replica may hand to another one: the growing file of a blob that this process fills.
-    pub(crate) fn growing(&self, digest: &Digest) -> Option<GrowingBlob> {
-        match &*self.lock_blobs().get(digest)?.borrow() {
-            blob::State::Growing(growing) => Some(growing.clone()),
-            _ => None,
+    /// What a replica may hand to another one, for a repository if one is named. Whoever asks has somebody who waits.
+    pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
+        let Some(entry) = self.lock_blobs().get(digest).cloned() else {
+            return Growing::No;
+        };
+        self.inner
+            .upstreams
+            .raise(&entry.priority, holdfast_api::fill::Need::Waiting);
+        match &*entry.state.borrow() {
+            blob::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
+                Growing::OfOthers
+            }
+            blob::State::Growing(growing) => Growing::Here(growing.clone()),
+            _ => Growing::No,
         }
+    }
+
+    /// The numbers of fills and upstreams.
+    pub fn metrics(&self) -> &FillMetrics {
+        self.inner.upstreams.metrics()
     }
 
     /// A manifest that this process has verified and not stored yet, with its media type.
@@ -266,58 +328,18 @@ impl Fills {
         &self.inner.store
     }
 
-    fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, watch::Receiver<blob::State>>> {
+    fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, blob::Entry>> {
         self.inner
             .blobs
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers that something names this repository, and the credentials that came with it, newest first.
-    fn grant(&self, repo: &RepositoryName, logins: &[Login]) {
-        let mut grants = self
-            .inner
-            .grants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if grants.len() >= MAX_GRANTS && !grants.contains_key(repo) {
-            return;
-        }
-        let known = grants.entry(repo.clone()).or_default();
-        let mut merged = logins.to_vec();
-        merged.extend(
-            known
-                .iter()
-                .filter(|login| !logins.contains(login))
-                .cloned(),
-        );
-        merged.truncate(MAX_LOGINS.max(logins.len()));
-        *known = merged;
-    }
-
-    fn granted(&self, repo: &RepositoryName) -> Option<Vec<Login>> {
-        self.inner
-            .grants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(repo)
-            .cloned()
-    }
-
-    /// Where a local repository may be fetched from: `None` when neither a fill request nor the settings name it.
-    fn source(&self, repo: &RepositoryName) -> Option<Source> {
-        let (host, repository) = rewrite::upstream_of(repo)?;
-        match self.granted(repo) {
-            Some(logins) => Some(Source {
-                host,
-                repository,
-                logins,
-            }),
-            None => self.inner.upstreams.is_listed(&host).then_some(Source {
-                host,
-                repository,
-                logins: Vec::new(),
-            }),
+    /// Remembers where a target led with the credentials that came with its request.
+    fn led_to(&self, source: &Source, repo: &RepositoryName, target: &ManifestRef, digest: &str) {
+        if let Ok(digest) = Digest::parse(digest) {
+            let grants = &self.inner.grants;
+            grants.led_to(repo, target, &source.logins, &digest);
         }
     }
 }

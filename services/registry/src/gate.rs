@@ -1,123 +1,90 @@
 //! Who may do what: the one gate in front of every handler. The decision is pure and deny-by-default; credentials come from files that are
 //! read again when they change.
 
+mod decide;
+
 use std::{
-    fs,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_config::AuthFiles;
-use holdfast_core::rewrite::is_upstream_namespace;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use holdfast_config::{AccessSettings, AuthFiles, TokenSettings};
+use holdfast_runtime::{
+    CancellationToken, files, metrics::unix_seconds, reload::Reloads, tls::PeerIdentity,
+};
+use http::{HeaderValue, header, request};
 use sha2::{Digest as _, Sha256};
 
+pub use crate::access::token::Claims;
 use crate::{
-    error::{Code, Error},
+    access::{
+        htpasswd::{self, Htpasswd},
+        keys::{self, Key},
+        token::{self, Expected},
+    },
+    error::Error,
     route::Endpoint,
 };
+pub use decide::{Action, action};
+use decide::{Challenges, Policy};
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
     /// No credentials were sent.
     Anonymous,
     /// A node of the cluster: it pulls.
     Node,
+    /// A user of the htpasswd file.
+    User(Arc<str>),
+    /// A client certificate of the configured CA.
+    Certificate(Arc<PeerIdentity>),
+    /// Who bears a token of the authorization service.
+    Bearer(Arc<Claims>),
     /// Credentials were sent, and nobody knows them.
     Stranger,
 }
 
-/// What an endpoint does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Reads, the check of the API's version included.
-    Pull,
-    /// Writes.
-    Push,
-    /// Removes.
-    Delete,
-}
-
-/// What anonymous clients may do; nodes may pull in any case.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Policy {
-    /// Only with credentials, and then only pull: the registry of a cluster.
-    NodesPull,
-    /// Everybody may pull and push: the registry that runs alone.
-    Open,
-}
-
-/// What the endpoint does.
-pub fn action(endpoint: &Endpoint) -> Action {
-    match endpoint {
-        Endpoint::Base
-        | Endpoint::Catalog(_)
-        | Endpoint::GetBlob(..)
-        | Endpoint::GetManifest(..)
-        | Endpoint::Tags(..)
-        | Endpoint::Referrers(..) => Action::Pull,
-        Endpoint::StartUpload(..)
-        | Endpoint::PushBlob(..)
-        | Endpoint::MountBlob(..)
-        | Endpoint::PatchUpload(..)
-        | Endpoint::FinishUpload(..)
-        | Endpoint::UploadStatus(..)
-        | Endpoint::CancelUpload(..)
-        | Endpoint::PutManifest(..) => Action::Push,
-        Endpoint::DeleteManifest(..) | Endpoint::DeleteBlob(..) => Action::Delete,
-    }
-}
-
-/// Decides. Nobody pushes under an upstream's name: those repositories hold what the upstream holds, and nothing else.
-///
-/// # Errors
-/// 401 with a challenge where credentials would help, 403 where they would not.
-pub fn decide(policy: Policy, principal: Principal, endpoint: &Endpoint) -> Result<(), Error> {
-    let action = action(endpoint);
-    match (policy, principal, action) {
-        (_, Principal::Stranger, _) | (Policy::NodesPull, Principal::Anonymous, _) => {
-            return Err(challenge());
+impl Principal {
+    /// Whom an upload session belongs to; empty for anonymous clients.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Anonymous | Self::Stranger => String::new(),
+            Self::Node => "node".to_owned(),
+            Self::User(name) => format!("user:{name}"),
+            Self::Certificate(peer) => {
+                let names = [Some(&peer.common_name), peer.uris.first(), peer.dns.first()];
+                let name = names.into_iter().flatten().find(|name| !name.is_empty());
+                format!("certificate:{}", name.map_or("", String::as_str))
+            }
+            Self::Bearer(claims) => format!("token:{}", claims.subject()),
         }
-        (Policy::NodesPull, Principal::Node, Action::Push | Action::Delete) => {
-            return Err(denied("these credentials may pull only"));
-        }
-        (Policy::NodesPull, Principal::Node, Action::Pull) | (Policy::Open, _, _) => {}
     }
-    if action == Action::Push
-        && let Endpoint::StartUpload(repo, _)
-        | Endpoint::PushBlob(repo, _)
-        | Endpoint::MountBlob(repo, ..)
-        | Endpoint::PatchUpload(repo, ..)
-        | Endpoint::FinishUpload(repo, ..)
-        | Endpoint::UploadStatus(repo, ..)
-        | Endpoint::CancelUpload(repo, _)
-        | Endpoint::PutManifest(repo, ..) = endpoint
-        && is_upstream_namespace(repo)
-    {
-        return Err(denied(
-            "repositories whose name begins with a registry's host hold copies of that registry and cannot be pushed to",
-        ));
-    }
-    Ok(())
 }
 
-fn challenge() -> Error {
-    Error::new(
-        StatusCode::UNAUTHORIZED,
-        Code::Unauthorized,
-        "credentials are needed",
-    )
-    .with(
-        header::WWW_AUTHENTICATE,
-        HeaderValue::from_static("Basic realm=\"holdfast\""),
-    )
-}
-
-fn denied(message: &str) -> Error {
-    Error::new(StatusCode::FORBIDDEN, Code::Denied, message)
+/// Why the files of access cannot be used. No text holds a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A file cannot be read, or is empty.
+    #[error("cannot use {}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file's content is refused.
+    #[error("{}: {reason}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Why, with the line or the key's number.
+        reason: String,
+    },
 }
 
 /// The node credential, as hashes: they compare in constant time whatever their lengths, and do not print.
@@ -127,134 +94,304 @@ struct NodeCredential {
     password: [u8; 32],
 }
 
+/// Checks tokens.
+struct Tokens {
+    settings: TokenSettings,
+    keys: ArcSwap<Vec<Key>>,
+}
+
+struct Inner {
+    policy: Policy,
+    node: ArcSwapOption<NodeCredential>,
+    users: ArcSwapOption<Htpasswd>,
+    tokens: Option<Tokens>,
+    auth: Option<AuthFiles>,
+    access: AccessSettings,
+}
+
 /// Knows the credentials. Clones share them.
 #[derive(Clone)]
 pub struct Gate {
-    policy: Policy,
-    node: Arc<ArcSwap<Option<NodeCredential>>>,
+    inner: Arc<Inner>,
 }
 
 impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gate")
-            .field("policy", &self.policy)
+            .field("policy", &self.inner.policy)
             .finish_non_exhaustive()
     }
 }
 
 impl Gate {
-    /// A gate without credentials: the registry that runs alone.
+    /// A gate that knows nobody and lets everybody pull and push: the registry that runs alone, with no access configured.
     pub fn open() -> Self {
-        Self {
-            policy: Policy::Open,
-            node: Arc::default(),
-        }
+        Self::empty(Policy::open(), None, AccessSettings::default())
     }
 
     /// A gate that lets nodes pull.
     pub fn nodes(username: &str, password: &str) -> Self {
-        let gate = Self {
-            policy: Policy::NodesPull,
-            node: Arc::default(),
-        };
-        gate.set(username, password);
+        let access = AccessSettings::default();
+        let gate = Self::empty(policy(true, &access), None, access);
+        gate.inner.node.store(Some(credential(username, password)));
         gate
     }
 
-    /// A gate with the credentials of the files.
+    /// The gate that the settings ask for: the nodes' by `auth`, the others' by `access`; with neither, everybody may do everything.
     ///
     /// # Errors
-    /// When a file cannot be read or is empty.
-    pub fn from_files(files: &AuthFiles) -> std::io::Result<Self> {
-        let gate = Self {
-            policy: Policy::NodesPull,
-            node: Arc::default(),
-        };
-        gate.reload(files)?;
+    /// When a file is of no use: there is no last good one yet.
+    pub fn from_settings(
+        auth: Option<&AuthFiles>,
+        access: Option<&AccessSettings>,
+    ) -> Result<Self, LoadError> {
+        if auth.is_none() && access.is_none() {
+            return Ok(Self::open());
+        }
+        let access = access.cloned().unwrap_or_default();
+        let gate = Self::empty(policy(auth.is_some(), &access), auth.cloned(), access);
+        for (what, _) in gate.files() {
+            gate.reload(what)?;
+        }
         Ok(gate)
     }
 
-    /// Reads the files again; on an error what was known stays.
-    ///
-    /// # Errors
-    /// When a file cannot be read or is empty.
-    pub fn reload(&self, files: &AuthFiles) -> std::io::Result<()> {
-        self.set(
-            &secret(&files.node_username)?,
-            &secret(&files.node_password)?,
-        );
+    fn empty(policy: Policy, auth: Option<AuthFiles>, access: AccessSettings) -> Self {
+        let tokens = access.token.clone().map(|settings| Tokens {
+            settings,
+            keys: ArcSwap::default(),
+        });
+        Self {
+            inner: Arc::new(Inner {
+                policy,
+                node: ArcSwapOption::empty(),
+                users: ArcSwapOption::empty(),
+                tokens,
+                auth,
+                access,
+            }),
+        }
+    }
+
+    /// The files to follow, by what they hold.
+    fn files(&self) -> Vec<(&'static str, Vec<PathBuf>)> {
+        let Inner { auth, access, .. } = &*self.inner;
+        let node = auth
+            .as_ref()
+            .map(|files| vec![files.node_username.clone(), files.node_password.clone()]);
+        let users = access.htpasswd.clone().map(|path| vec![path]);
+        let keys = access.token.as_ref().map(|token| vec![token.keys.clone()]);
+        [(NODE, node), (USERS, users), (KEYS, keys)]
+            .into_iter()
+            .filter_map(|(what, paths)| Some((what, paths?)))
+            .collect()
+    }
+
+    /// Reads the files of one kind again; on an error what was known stays.
+    fn reload(&self, what: &'static str) -> Result<(), LoadError> {
+        let Inner { auth, access, .. } = &*self.inner;
+        match (what, auth, &access.htpasswd, &self.inner.tokens) {
+            (NODE, Some(files), ..) => {
+                let username = secret(&files.node_username)?;
+                let password = secret(&files.node_password)?;
+                self.inner
+                    .node
+                    .store(Some(credential(&username, &password)));
+            }
+            (USERS, _, Some(path), _) => {
+                let text = String::from_utf8(read(path)?).map_err(|_| LoadError::Content {
+                    path: path.clone(),
+                    reason: "it is not UTF-8".to_owned(),
+                })?;
+                let users = Htpasswd::parse(&text).map_err(content(path))?;
+                tracing::info!(users = users.len(), "the file of users was read");
+                self.inner.users.store(Some(Arc::new(users)));
+            }
+            (KEYS, _, _, Some(tokens)) => {
+                let TokenSettings {
+                    keys: path,
+                    rsa_algorithm,
+                    ..
+                } = &tokens.settings;
+                let keys = keys::parse(&read(path)?, *rsa_algorithm).map_err(content(path))?;
+                tracing::info!(keys = keys.len(), "the keys of tokens were read");
+                tokens.keys.store(Arc::new(keys));
+            }
+            _ => {}
+        }
         Ok(())
     }
 
-    /// The files to watch.
-    pub fn paths(files: &AuthFiles) -> Vec<PathBuf> {
-        vec![files.node_username.clone(), files.node_password.clone()]
+    /// Reads files again when they change, until `shutdown`.
+    pub async fn follow(self, every: Duration, reloads: Reloads, shutdown: CancellationToken) {
+        let followed = self.files().into_iter().map(|(what, paths)| {
+            let (gate, reloads) = (self.clone(), reloads.clone());
+            files::watch(paths, every, shutdown.clone(), move || {
+                reloads.record(what, &gate.reload(what).map_err(told));
+            })
+        });
+        futures::future::join_all(followed).await;
     }
 
-    fn set(&self, username: &str, password: &str) {
-        self.node.store(Arc::new(Some(NodeCredential {
-            username: hash(username),
-            password: hash(password),
-        })));
-    }
-
-    /// Who asks, by the request's headers.
-    pub fn principal(&self, headers: &HeaderMap) -> Principal {
-        let Some(value) = headers.get(header::AUTHORIZATION) else {
-            return Principal::Anonymous;
-        };
-        if self.policy == Policy::Open {
-            // Nothing to know: clients that log in out of habit are as welcome as those that do not.
-            return Principal::Anonymous;
+    /// Who asks, by the request's headers and the connection's certificate.
+    ///
+    /// # Errors
+    /// 429 when too many passwords wait for their check.
+    pub async fn identify(&self, head: &request::Parts) -> Result<Principal, Error> {
+        // Nothing to know: clients that log in out of habit are as welcome as those that do not.
+        if self.inner.policy.is_open() {
+            return Ok(Principal::Anonymous);
         }
-        let node = self.node.load();
-        match (basic(value), node.as_ref()) {
-            (Some((username, password)), Some(node))
-                if same(&hash(&username), &node.username)
-                    & same(&hash(&password), &node.password) =>
-            {
-                Principal::Node
+        let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
+        match (values.next(), values.next()) {
+            (None, _) => Ok(self.by_certificate(head)),
+            (Some(value), None) => self.by_header(value).await,
+            _ => Ok(Principal::Stranger),
+        }
+    }
+
+    fn by_certificate(&self, head: &request::Parts) -> Principal {
+        match head.extensions.get::<PeerIdentity>() {
+            Some(peer) if self.inner.access.client_ca.is_some() => {
+                Principal::Certificate(Arc::new(peer.clone()))
             }
-            _ => Principal::Stranger,
+            _ => Principal::Anonymous,
+        }
+    }
+
+    async fn by_header(&self, value: &HeaderValue) -> Result<Principal, Error> {
+        let Some((scheme, rest)) = value.to_str().ok().and_then(|value| value.split_once(' '))
+        else {
+            return Ok(Principal::Stranger);
+        };
+        if scheme.eq_ignore_ascii_case("bearer") {
+            return Ok(self.by_token(rest.trim()));
+        }
+        if !scheme.eq_ignore_ascii_case("basic") {
+            return Ok(Principal::Stranger);
+        }
+        let Some((username, password)) = basic(rest) else {
+            return Ok(Principal::Stranger);
+        };
+        if username.is_empty() && password.is_empty() {
+            // What some clients send for "no credentials" once they saw a challenge.
+            return Ok(Principal::Anonymous);
+        }
+        if let Some(node) = &*self.inner.node.load()
+            && same(&hash(&username), &node.username) & same(&hash(&password), &node.password)
+        {
+            return Ok(Principal::Node);
+        }
+        let Some(users) = self.inner.users.load_full() else {
+            return Ok(Principal::Stranger);
+        };
+        match users.check(&username, &password).await {
+            Ok(true) => Ok(Principal::User(username.into())),
+            Ok(false) => Ok(Principal::Stranger),
+            Err(htpasswd::Overloaded) => Err(Error::too_many("too many logins at once")),
+        }
+    }
+
+    fn by_token(&self, token: &str) -> Principal {
+        let Some(tokens) = &self.inner.tokens else {
+            return Principal::Stranger;
+        };
+        let expected = Expected {
+            issuer: &tokens.settings.issuer,
+            service: &tokens.settings.service,
+        };
+        match token::verify(token, &tokens.keys.load(), expected, unix_seconds()) {
+            Ok(claims) => Principal::Bearer(Arc::new(claims)),
+            Err(reason) => {
+                tracing::debug!(%reason, "a token was refused");
+                Principal::Stranger
+            }
         }
     }
 
     /// Lets a request pass or not.
     ///
     /// # Errors
-    /// See [`decide`].
-    pub fn check(&self, headers: &HeaderMap, endpoint: &Endpoint) -> Result<(), Error> {
-        decide(self.policy, self.principal(headers), endpoint)
+    /// 401 with challenges where other credentials would help, 403 where they would not.
+    pub fn check(&self, principal: &Principal, endpoint: &Endpoint) -> Result<(), Error> {
+        self.inner.policy.check(principal, endpoint)
     }
 
-    /// Lets a request pass that is no endpoint: who may not even pull learns nothing of paths.
+    /// Lets a request pass that is no endpoint: who may not even read learns nothing of paths.
     ///
     /// # Errors
-    /// See [`decide`].
-    pub fn check_base(&self, headers: &HeaderMap) -> Result<(), Error> {
-        self.check(headers, &Endpoint::Base)
+    /// See [`Gate::check`].
+    pub fn check_unknown(&self, principal: &Principal) -> Result<(), Error> {
+        self.inner.policy.check_unknown(principal)
     }
+
+    /// Whether an upload may go on by its name alone, as clients do that drop the query of `Location`: only where there is nobody to tell apart.
+    pub fn sessions_by_name(&self) -> bool {
+        self.inner.policy.is_open()
+    }
+}
+
+const NODE: &str = "node-credential";
+const USERS: &str = "htpasswd";
+const KEYS: &str = "token-keys";
+
+fn policy(nodes: bool, access: &AccessSettings) -> Policy {
+    Policy::guarded(
+        access.anonymous_pull,
+        access.rules.clone(),
+        Challenges {
+            basic: nodes || access.htpasswd.is_some(),
+            bearer: access
+                .token
+                .as_ref()
+                .map(|token| (token.realm.clone(), token.service.clone())),
+            certificate: access.client_ca.is_some(),
+        },
+    )
+}
+
+fn credential(username: &str, password: &str) -> Arc<NodeCredential> {
+    Arc::new(NodeCredential {
+        username: hash(username),
+        password: hash(password),
+    })
+}
+
+/// The error with its cause, for a log.
+fn told(error: LoadError) -> String {
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+    format!("{error}{}", cause.unwrap_or_default())
+}
+
+fn content<E: std::fmt::Display>(path: &Path) -> impl FnOnce(E) -> LoadError {
+    let path = path.to_owned();
+    move |error| LoadError::Content {
+        path,
+        reason: error.to_string(),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
+    std::fs::read(path).map_err(|source| LoadError::File {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The content of a file that holds one secret, without the line's end.
-pub(crate) fn secret(path: &Path) -> std::io::Result<String> {
-    let text = fs::read_to_string(path)?;
+fn secret(path: &Path) -> Result<String, LoadError> {
+    let text = String::from_utf8(read(path)?).unwrap_or_default();
     let text = text.trim_end().to_owned();
     if text.is_empty() {
-        Err(std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
-            format!("{} is empty", path.display()),
-        ))
-    } else {
-        Ok(text)
+        return Err(LoadError::Content {
+            path: path.to_owned(),
+            reason: "it is empty".to_owned(),
+        });
     }
+    Ok(text)
 }
 
-fn basic(value: &HeaderValue) -> Option<(String, String)> {
-    let (scheme, encoded) = value.to_str().ok()?.split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("basic") {
-        return None;
-    }
+fn basic(encoded: &str) -> Option<(String, String)> {
     let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
     let (username, password) = decoded.split_once(':')?;
     Some((username.to_owned(), password.to_owned()))
@@ -273,146 +410,5 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::route::route;
-
-    const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
-    const ID: &str = "018f4d0c-0000-7000-8000-000000000001";
-
-    /// Every endpoint on `repo`, with what it does.
-    fn endpoints(repo: &str) -> Vec<(Endpoint, Action)> {
-        [
-            ("GET /v2/", Action::Pull),
-            ("GET /v2/_catalog", Action::Pull),
-            ("GET /v2/{R}/blobs/{D}", Action::Pull),
-            ("HEAD /v2/{R}/manifests/t", Action::Pull),
-            ("GET /v2/{R}/tags/list", Action::Pull),
-            ("GET /v2/{R}/referrers/{D}", Action::Pull),
-            ("POST /v2/{R}/blobs/uploads/", Action::Push),
-            ("POST /v2/{R}/blobs/uploads/?digest={D}", Action::Push),
-            (
-                "POST /v2/{R}/blobs/uploads/?mount={D}&from={R}",
-                Action::Push,
-            ),
-            ("PATCH /v2/{R}/blobs/uploads/{I}", Action::Push),
-            ("PUT /v2/{R}/blobs/uploads/{I}?digest={D}", Action::Push),
-            ("GET /v2/{R}/blobs/uploads/{I}", Action::Push),
-            ("DELETE /v2/{R}/blobs/uploads/{I}", Action::Push),
-            ("PUT /v2/{R}/manifests/t", Action::Push),
-            ("DELETE /v2/{R}/manifests/t", Action::Delete),
-            ("DELETE /v2/{R}/blobs/{D}", Action::Delete),
-        ]
-        .into_iter()
-        .map(|(request, action)| {
-            let request = request
-                .replace("{R}", repo)
-                .replace("{D}", DIGEST)
-                .replace("{I}", ID);
-            let (method, target) = request.split_once(' ').unwrap();
-            let (path, query) = target
-                .split_once('?')
-                .map_or((target, None), |(path, query)| (path, Some(query)));
-            (
-                route(&method.parse().unwrap(), path, query)
-                    .unwrap_or_else(|error| panic!("{request}: {error:?}")),
-                action,
-            )
-        })
-        .collect()
-    }
-
-    fn check(policy: Policy, principal: Principal, repo: &str, expect: impl Fn(Action) -> u16) {
-        for (endpoint, action) in endpoints(repo) {
-            let status = decide(policy, principal, &endpoint)
-                .map_or_else(|error| error.status().as_u16(), |()| 200);
-            assert_eq!(
-                status,
-                expect(action),
-                "{policy:?} {principal:?} {endpoint:?}"
-            );
-        }
-    }
-
-    #[test]
-    fn in_a_cluster_only_nodes_pull_and_nobody_pushes() {
-        for repo in ["team/app", "docker.io/library/nginx"] {
-            check(Policy::NodesPull, Principal::Anonymous, repo, |_| 401);
-            check(Policy::NodesPull, Principal::Stranger, repo, |_| 401);
-            check(Policy::NodesPull, Principal::Node, repo, |action| {
-                if action == Action::Pull { 200 } else { 403 }
-            });
-        }
-    }
-
-    #[test]
-    fn alone_everybody_does_everything_but_push_under_an_upstreams_name() {
-        check(Policy::Open, Principal::Anonymous, "team/app", |_| 200);
-        for repo in [
-            "docker.io/library/nginx",
-            "registry.example_5000/a",
-            "localhost/a",
-        ] {
-            check(Policy::Open, Principal::Anonymous, repo, |action| {
-                if action == Action::Push { 403 } else { 200 }
-            });
-        }
-    }
-
-    #[test]
-    fn credentials_are_told_apart() {
-        let gate = Gate::nodes("node", "s3cret");
-        let who = |value: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::AUTHORIZATION, value.parse().unwrap());
-            gate.principal(&headers)
-        };
-        assert_eq!(gate.principal(&HeaderMap::new()), Principal::Anonymous);
-        assert_eq!(
-            who(&format!("Basic {}", STANDARD.encode("node:s3cret"))),
-            Principal::Node
-        );
-        for wrong in [
-            "node:s3cre",
-            "node:",
-            "nod:s3cret",
-            "node:s3cret ",
-            "nodes3cret",
-        ] {
-            assert_eq!(
-                who(&format!("Basic {}", STANDARD.encode(wrong))),
-                Principal::Stranger,
-                "{wrong}"
-            );
-        }
-        assert_eq!(who("Bearer x"), Principal::Stranger);
-        assert_eq!(who("Basic %%%"), Principal::Stranger);
-    }
-
-    #[test]
-    fn changed_files_are_read_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = |name: &str| dir.path().join(name);
-        let files = AuthFiles {
-            upload_secret: file("s"),
-            node_username: file("u"),
-            node_password: file("p"),
-        };
-        fs::write(&files.node_username, "node\n").unwrap();
-        fs::write(&files.node_password, "one\n").unwrap();
-        let gate = Gate::from_files(&files).unwrap();
-        fs::write(&files.node_password, "two").unwrap();
-        gate.reload(&files).unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            header::AUTHORIZATION,
-            format!("Basic {}", STANDARD.encode("node:two"))
-                .parse()
-                .unwrap(),
-        );
-        assert_eq!(gate.principal(&headers), Principal::Node);
-        fs::write(&files.node_password, "").unwrap();
-        assert!(gate.reload(&files).is_err());
-        assert_eq!(gate.principal(&headers), Principal::Node);
-    }
-}
+#[path = "gate_tests.rs"]
+mod tests;

@@ -19,7 +19,10 @@ use hyper::body::{Frame, Incoming};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use crate::{fill::Fills, source::ManifestRef};
+use crate::{
+    fill::{Fills, Growing},
+    source::ManifestRef,
+};
 
 /// Largest fill request, bytes: a source, some platforms, some credentials.
 const MAX_REQUEST_BYTES: usize = 256 << 10;
@@ -65,15 +68,21 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
     }
     if let Some(digest) = path.strip_prefix("/internal/v1/blobs/") {
         return match Digest::parse(digest) {
-            Ok(digest) => blob(fills, &digest, range_start(&request)).await,
+            Ok(digest) => {
+                let repo = match repository(&request) {
+                    Ok(repo) => repo,
+                    Err(refusal) => return refusal,
+                };
+                blob(fills, repo.as_ref(), &digest, range_start(&request)).await
+            }
             Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         };
     }
     if let Some(reference) = path.strip_prefix("/internal/v1/manifests/") {
-        let query = request.uri().query().unwrap_or_default();
-        let repo =
-            url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "repository");
-        let repo = repo.and_then(|(_, repo)| RepositoryName::parse(&repo).ok());
+        let repo = match repository(&request) {
+            Ok(repo) => repo,
+            Err(refusal) => return refusal,
+        };
         let reference = match Digest::parse(reference) {
             Ok(digest) => Some(ManifestRef::Digest(digest)),
             Err(_) => Tag::parse(reference).ok().map(ManifestRef::Tag),
@@ -87,6 +96,19 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
         };
     }
     refuse(StatusCode::NOT_FOUND, "no such endpoint")
+}
+
+/// The repository that a request names; one that is no name is refused.
+fn repository(request: &Request<Incoming>) -> Result<Option<RepositoryName>, Response<Body>> {
+    let query = request.uri().query().unwrap_or_default();
+    let named =
+        url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "repository");
+    named
+        .map(|(_, repo)| {
+            RepositoryName::parse(&repo)
+                .map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))
+        })
+        .transpose()
 }
 
 async fn fill_image(fills: &Fills, request: Request<Incoming>) -> Response<Body> {
@@ -125,19 +147,38 @@ fn range_start(request: &Request<Incoming>) -> u64 {
         .unwrap_or(0)
 }
 
-async fn blob(fills: &Fills, digest: &Digest, offset: u64) -> Response<Body> {
-    if let Some(growing) = fills.growing(digest) {
-        let chunks = stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
-            let bytes = growing
-                .read_at(offset, READ_BYTES)
-                .await
-                .map_err(std::io::Error::other)?;
-            let next = offset + bytes.len() as u64;
-            Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (growing, next))))
-        });
-        return streamed(offset, chunks);
+async fn blob(
+    fills: &Fills,
+    repo: Option<&RepositoryName>,
+    digest: &Digest,
+    offset: u64,
+) -> Response<Body> {
+    let not_its = || {
+        refuse(
+            StatusCode::CONFLICT,
+            "the blob is here, and not known to be of this repository",
+        )
+    };
+    match fills.growing(digest, repo) {
+        Growing::Here(growing) => {
+            let chunks = stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
+                let bytes = growing
+                    .read_at(offset, READ_BYTES)
+                    .await
+                    .map_err(std::io::Error::other)?;
+                let next = offset + bytes.len() as u64;
+                Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (growing, next))))
+            });
+            return streamed(offset, chunks);
+        }
+        Growing::OfOthers => return not_its(),
+        Growing::No => {}
     }
-    match fills.store().open_blob(digest).await {
+    let found = match repo {
+        Some(repo) => fills.store().open_repo_blob(repo, digest).await,
+        None => fills.store().open_blob(digest).await,
+    };
+    match found {
         Ok(Some(file)) => {
             let chunks = stream::try_unfold((file, offset), |(file, offset)| async move {
                 let bytes = file

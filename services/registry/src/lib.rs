@@ -3,12 +3,14 @@
 //! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts; bytes on the volume are
 //! the store's.
 
+mod access;
 mod api;
 mod body;
 mod content;
 mod delete;
 mod error;
 pub mod fill;
+pub mod fill_metrics;
 pub mod gate;
 pub mod internal;
 pub mod limits;

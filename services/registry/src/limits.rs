@@ -34,6 +34,30 @@ pub const MANIFEST_DESCRIPTORS: usize = 10_000;
 /// Most tags that one manifest may be given in one request. Each comes back in a header, and some clients take 100 headers at most.
 pub const MANIFEST_TAGS: usize = 50;
 
+/// Highest cost of a bcrypt hash: a login takes about a second of a core there.
+pub const BCRYPT_COST: u32 = 14;
+
+/// Passwords that are checked at the same time; bcrypt takes a core each.
+pub const PASSWORDS_AT_ONCE: usize = 2;
+
+/// Logins that wait for their check, those under way included; further ones are told to come later.
+pub const PASSWORDS_WAITING: usize = 256;
+
+/// Passwords whose check is remembered, right and wrong ones each.
+pub const PASSWORDS_REMEMBERED: usize = 1024;
+
+/// How long the check of a password is remembered.
+pub const PASSWORD_REMEMBERED: Duration = Duration::from_secs(60);
+
+/// Longest token.
+pub const TOKEN_BYTES: usize = 16 << 10;
+
+/// How far the clocks of registry and authorization service may differ.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+
+/// Most keys that tokens may be checked with.
+pub const TOKEN_KEYS: usize = 32;
+
 /// Deadline of the volume's answer for readiness.
 pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -45,6 +69,11 @@ pub const HOLD_EVERY: Duration = Duration::from_millis(250);
 
 /// `Retry-After` of answers that say "not now".
 pub const RETRY_AFTER_SECONDS: u64 = 5;
+
+/// The used percentage from which on writers are warned, as the store wants it: 100 means never, which is 101 there.
+pub(crate) fn warn_used_percent(setting: u8) -> u8 {
+    if setting < 100 { setting } else { 101 }
+}
 
 /// The bounds that operators set.
 #[derive(Clone, Copy, Debug)]

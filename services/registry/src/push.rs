@@ -11,6 +11,7 @@ use crate::{
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
+    gate::Principal,
     limits, range,
     route::Endpoint,
     session::State,
@@ -20,13 +21,15 @@ use crate::{
 pub(crate) async fn start(
     api: &Inner,
     head: &Parts,
+    caller: &Principal,
     repo: &RepositoryName,
     algorithm: Algorithm,
 ) -> Result<Response<Body>> {
     api.check_write(announced(head).unwrap_or(0)).await?;
     let started_at = now();
     let id = api.store.create_upload(repo, &started_at).await?;
-    let state = State::new(repo, &id, 0, &started_at, Some(&Hasher::new(algorithm)));
+    let state =
+        State::new(repo, &id, 0, &started_at, Some(&Hasher::new(algorithm))).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
 }
 
@@ -67,13 +70,14 @@ pub(crate) async fn single(
 pub(crate) async fn mount(
     api: &Inner,
     head: &Parts,
+    caller: &Principal,
     repo: &RepositoryName,
     digest: &Digest,
     from: Option<&RepositoryName>,
 ) -> Result<Response<Body>> {
     api.check_write(0).await?;
-    if !may_mount(api, head, digest, from).await? {
-        return start(api, head, repo, digest.algorithm()).await;
+    if !may_mount(api, caller, digest, from).await? {
+        return start(api, head, caller, repo, digest.algorithm()).await;
     }
     api.store.touch_blob(digest).await?;
     api.store.link_blob(repo, digest).await?;
@@ -84,13 +88,13 @@ pub(crate) async fn mount(
 /// proves nothing, or a mount would read what belongs to others or was deleted.
 async fn may_mount(
     api: &Inner,
-    head: &Parts,
+    caller: &Principal,
     digest: &Digest,
     from: Option<&RepositoryName>,
 ) -> Result<bool> {
     let may_pull = |repo: &RepositoryName| {
         let pull = Endpoint::GetBlob(repo.clone(), digest.clone());
-        api.gate.check(&head.headers, &pull).is_ok()
+        api.gate.check(caller, &pull).is_ok()
     };
     if api.store.stat_blob(digest).await?.is_none() {
         return Ok(false);
@@ -110,17 +114,18 @@ async fn may_mount(
 pub(crate) async fn patch(
     api: &Inner,
     head: &Parts,
+    caller: &Principal,
     repo: &RepositoryName,
     id: &UploadId,
     state: &str,
     body: Received,
 ) -> Result<Response<Body>> {
     api.store.check_write(announced(head).unwrap_or(0)).await?;
-    let state = verify(api, repo, id, state).await?;
+    let state = verify(api, caller, repo, id, state).await?;
     let writer = open(api, head, repo, id, &state).await?;
     let writer = receive(api, writer, body, announced(head)).await?;
     let (size, hasher) = writer.finish().await?;
-    let state = State::new(repo, id, size, state.started_at(), Some(&hasher));
+    let state = State::new(repo, id, size, state.started_at(), Some(&hasher)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
 }
 
@@ -128,14 +133,14 @@ pub(crate) async fn patch(
 pub(crate) async fn finish(
     api: &Inner,
     head: &Parts,
-    repo: &RepositoryName,
-    id: &UploadId,
+    caller: &Principal,
+    (repo, id): (&RepositoryName, &UploadId),
     state: &str,
     digest: &Digest,
     body: Received,
 ) -> Result<Response<Body>> {
     api.store.check_write(announced(head).unwrap_or(0)).await?;
-    let state = verify(api, repo, id, state).await?;
+    let state = verify(api, caller, repo, id, state).await?;
     let writer = open(api, head, repo, id, &state).await?;
     let writer = receive(api, writer, body, announced(head)).await?;
     writer.commit(digest).await?;
@@ -145,18 +150,19 @@ pub(crate) async fn finish(
 /// end-13
 pub(crate) async fn status(
     api: &Inner,
+    caller: &Principal,
     repo: &RepositoryName,
     id: &UploadId,
     state: &str,
 ) -> Result<Response<Body>> {
-    let state = verify(api, repo, id, state).await?;
+    let state = verify(api, caller, repo, id, state).await?;
     let Some(status) = api.store.upload_status(repo, id).await? else {
         return Err(holdfast_store::Error::UploadUnknown.into());
     };
     let state = if status.size == state.offset() {
         state
     } else {
-        State::new(repo, id, status.size, state.started_at(), None)
+        State::new(repo, id, status.size, state.started_at(), None).of(&caller.subject())
     };
     Ok(progress(api, StatusCode::NO_CONTENT, repo, id, &state))
 }
@@ -164,9 +170,12 @@ pub(crate) async fn status(
 /// end-14
 pub(crate) async fn cancel(
     api: &Inner,
+    caller: &Principal,
     repo: &RepositoryName,
     id: &UploadId,
+    state: &str,
 ) -> Result<Response<Body>> {
+    verify(api, caller, repo, id, state).await?;
     if !api.store.cancel_upload(repo, id).await? {
         return Err(holdfast_store::Error::UploadUnknown.into());
     }
@@ -175,23 +184,37 @@ pub(crate) async fn cancel(
     Ok(response)
 }
 
-async fn verify(api: &Inner, repo: &RepositoryName, id: &UploadId, state: &str) -> Result<State> {
+async fn verify(
+    api: &Inner,
+    caller: &Principal,
+    repo: &RepositoryName,
+    id: &UploadId,
+    state: &str,
+) -> Result<State> {
     // A session that is gone is gone, whatever its state says.
     let status = api
         .store
         .upload_status(repo, id)
         .await?
         .ok_or(holdfast_store::Error::UploadUnknown)?;
-    if state.is_empty() {
+    if state.is_empty() && api.gate.sessions_by_name() {
         // Some clients drop the query of Location. The session's name is secret enough to go on where its file ends.
         return Ok(State::new(repo, id, status.size, &now(), None));
     }
-    State::verify(state, &api.secret, repo, id).ok_or_else(|| {
+    let state = State::verify(state, &api.secret, repo, id).ok_or_else(|| {
         Error::invalid(
             Code::BlobUploadInvalid,
             "the upload's state was not signed here",
         )
-    })
+    })?;
+    if !state.is_of(&caller.subject()) {
+        return Err(Error::new(
+            StatusCode::FORBIDDEN,
+            Code::Denied,
+            "this upload was begun with other credentials",
+        ));
+    }
+    Ok(state)
 }
 
 /// Opens the session where the client goes on: at the state's offset, or where its chunk begins if that is the file's end.
@@ -258,7 +281,7 @@ fn out_of_order(
     let state = if size == state.offset() {
         state.clone()
     } else {
-        State::new(repo, id, size, state.started_at(), None)
+        State::new(repo, id, size, state.started_at(), None).of(state.subject())
     };
     Error::new(
         StatusCode::RANGE_NOT_SATISFIABLE,

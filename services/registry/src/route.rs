@@ -47,7 +47,7 @@ pub enum Endpoint {
     /// end-13
     UploadStatus(RepositoryName, UploadId, String),
     /// end-14
-    CancelUpload(RepositoryName, UploadId),
+    CancelUpload(RepositoryName, UploadId, String),
     /// end-7a, end-7b: the tags are those of the query.
     PutManifest(RepositoryName, ManifestRef, Vec<Tag>),
     /// end-8a, end-8b
@@ -315,7 +315,7 @@ fn session(
                 .ok_or(RouteError::Digest)?;
             Ok(Endpoint::FinishUpload(repo, id, state, digest))
         }
-        Method::DELETE => Ok(Endpoint::CancelUpload(repo, id)),
+        Method::DELETE => Ok(Endpoint::CancelUpload(repo, id, state)),
         _ => Err(RouteError::Method("GET, PATCH, PUT, DELETE")),
     }
 }

@@ -133,7 +133,7 @@ fn every_endpoint_of_the_specification_has_a_route() {
     );
     check(
         "DELETE /v2/a/blobs/uploads/ID",
-        Ok(Endpoint::CancelUpload(repo("a"), id())),
+        Ok(Endpoint::CancelUpload(repo("a"), id(), String::new())),
     );
     check(
         "GET /v2/a/tags/list?n=3&last=b",

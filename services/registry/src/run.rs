@@ -4,13 +4,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use holdfast_config::{AuthFiles, RegistrySettings};
+use holdfast_config::{AccessSettings, RegistrySettings};
 use holdfast_runtime::{
     CancellationToken,
     admin::Admin,
     files,
     health::{Flag, Health},
-    logs, metrics, server,
+    logs, metrics,
+    reload::Reloads,
+    server,
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
 use holdfast_store::{Options, Owner, Store, WriteLimits};
@@ -49,9 +51,12 @@ pub enum Error {
     /// The handlers of signals cannot be installed.
     #[error("signals cannot be handled")]
     Signals(#[source] std::io::Error),
-    /// A file with a secret cannot be read.
-    #[error("the files of client authentication cannot be read")]
-    Auth(#[source] std::io::Error),
+    /// The file with the upload secret cannot be read.
+    #[error("the upload secret cannot be read")]
+    UploadSecret(#[source] std::io::Error),
+    /// A file of access is of no use.
+    #[error("the files of access cannot be used")]
+    Access(#[from] gate::LoadError),
     /// The settings of an upstream are of no use.
     #[error("the settings of the upstreams cannot be used")]
     Upstream(#[from] upstream::Error),
@@ -97,17 +102,20 @@ pub async fn run_until(
     let tls = settings
         .tls
         .as_ref()
-        .map(|files| server_tls(files, ClientAuth::None))
+        .map(|files| client_tls(files, settings.access.as_ref()))
         .transpose()?;
-    let (gate, secret) = access(settings.auth.as_ref(), settings.upload_secret.as_deref())?;
+    let gate = Gate::from_settings(settings.auth.as_ref(), settings.access.as_ref())?;
+    let (secret, secret_file) = upload_secret(&settings)?;
+    let reloads = Reloads::register(&mut registry);
     let fills = fills(&settings, &store, &owner, &shutdown)?;
+    fills.metrics().register(&mut registry);
     let limits = Limits::from(&settings);
     let api = Api::new(
         Parts {
             store: store.clone(),
             source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
             gate: gate.clone(),
-            secret,
+            secret: secret.clone(),
             limits,
             owner,
             draining: shutdown.clone(),
@@ -139,11 +147,13 @@ pub async fn run_until(
         ));
     }
     if let Some(tls) = &tls {
-        tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
+        let tls = tls.clone();
+        tasks.spawn(tls.follow_counted(files::EVERY, reloads.clone(), shutdown.clone()));
     }
-    if let Some(auth) = settings.auth.clone() {
-        tasks.spawn(follow(gate, auth, shutdown.clone()));
+    if let Some(path) = secret_file {
+        tasks.spawn(secret.follow(path, files::EVERY, reloads.clone(), shutdown.clone()));
     }
+    tasks.spawn(gate.follow(files::EVERY, reloads, shutdown.clone()));
     tasks.spawn(watch_volume(
         store.clone(),
         api.clone(),
@@ -171,6 +181,7 @@ fn options(settings: &RegistrySettings) -> Options {
             .unwrap_or(48 << 20),
         write_limits: WriteLimits {
             max_used_percent: 100 - settings.limits.reserve_percent.min(100),
+            warn_used_percent: limits::warn_used_percent(settings.limits.warn_used_percent),
             ..WriteLimits::default()
         },
         ..Options::default()
@@ -206,34 +217,36 @@ fn server_tls(
     Ok(ServerTls::from_files(files)?)
 }
 
-fn access(
-    auth: Option<&AuthFiles>,
-    upload_secret: Option<&std::path::Path>,
-) -> Result<(Gate, Secret), Error> {
-    match (auth, upload_secret) {
-        (Some(files), _) => {
-            let secret = gate::secret(&files.upload_secret).map_err(Error::Auth)?;
-            Ok((
-                Gate::from_files(files).map_err(Error::Auth)?,
-                Secret::new(secret),
-            ))
-        }
-        (None, Some(file)) => Ok((
-            Gate::open(),
-            Secret::new(gate::secret(file).map_err(Error::Auth)?),
-        )),
-        // One process signs and reads its own sessions; after a restart clients begin again.
-        (None, None) => Ok((
-            Gate::open(),
-            Secret::new(
-                [
-                    uuid::Uuid::new_v4().into_bytes(),
-                    uuid::Uuid::new_v4().into_bytes(),
-                ]
-                .concat(),
-            ),
-        )),
+/// TLS towards clients; certificates are asked for where a CA for them is configured, and nobody needs one.
+fn client_tls(
+    files: &holdfast_config::TlsFiles,
+    access: Option<&AccessSettings>,
+) -> Result<ServerTls, Error> {
+    let ca = access.and_then(|access| access.client_ca.clone());
+    let auth = if ca.is_some() {
+        ClientAuth::Optional
+    } else {
+        ClientAuth::None
+    };
+    let files = holdfast_config::TlsFiles {
+        ca,
+        ..files.clone()
+    };
+    server_tls(&files, auth)
+}
+
+/// What signs upload sessions, and the file it comes from.
+fn upload_secret(
+    settings: &RegistrySettings,
+) -> Result<(Secret, Option<std::path::PathBuf>), Error> {
+    let of_release = settings.auth.as_ref().map(|files| &files.upload_secret);
+    if let Some(path) = settings.upload_secret.as_ref().or(of_release) {
+        let secret = Secret::from_file(path).map_err(Error::UploadSecret)?;
+        return Ok((secret, Some(path.clone())));
     }
+    // One process signs and reads its own sessions; after a restart clients begin again.
+    let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(uuid::Uuid::into_bytes);
+    Ok((Secret::new(random.concat()), None))
 }
 
 fn fills(
@@ -264,6 +277,8 @@ fn fills(
     };
     let fills = fill::Settings {
         hold: Duration::from_secs(settings.limits.hold_seconds.into()),
+        revalidate_pulls: settings.uplink.revalidate_pulls,
+        tag_fresh: Duration::from_secs(settings.uplink.tag_fresh_seconds.into()),
         ..fill::Settings::default()
     };
     Ok(Fills::new(
@@ -279,15 +294,6 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
     server::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })
-}
-
-/// Reads the node credential again when its files change.
-async fn follow(gate: Gate, auth: AuthFiles, shutdown: CancellationToken) {
-    files::watch(Gate::paths(&auth), files::EVERY, shutdown, move || match gate.reload(&auth) {
-        Ok(()) => tracing::info!("the node credential was read again"),
-        Err(error) => tracing::warn!(%error, "the new node credential is of no use, the last good one stays"),
-    })
-    .await;
 }
 
 /// Readiness and free bytes. A full volume is ready: pulls go on.

@@ -1,18 +1,28 @@
 //! The `_state` of an upload: what any replica needs to go on, signed. Pure.
 //!
 //! Same form as distribution's (`base64url(HMAC-SHA256(secret, json) || json)`, with `Name`, `UUID`, `Offset`, `StartedAt`), so that sessions survive
-//! a change between the two under the same secret. Ours also carries the hash state at `Offset`; where it is missing the file is hashed again.
+//! a change between the two under the same secret. Ours also carries the hash state at `Offset`, without which the file is hashed again, and
+//! whom the session belongs to.
 
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use hmac::{Hmac, KeyInit, Mac};
 use holdfast_core::{digest::Algorithm, reference::RepositoryName};
+use holdfast_runtime::{CancellationToken, files, reload::Reloads};
 use holdfast_store::{Hasher, UploadId};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-/// What signs sessions. Every replica has the same; does not print.
+/// What signs sessions: the first of these secrets; each of them verifies, so that a secret can be changed while uploads run. Every replica has
+/// the same. Does not print; clones share it.
 #[derive(Clone)]
-pub struct Secret(Vec<u8>);
+pub struct Secret(Arc<ArcSwap<Vec<Vec<u8>>>>);
 
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -23,15 +33,73 @@ impl std::fmt::Debug for Secret {
 impl Secret {
     /// The secret of these bytes.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
-        Self(bytes.into())
+        Self(Arc::new(ArcSwap::from_pointee(vec![bytes.into()])))
     }
 
-    fn mac(&self, json: &[u8]) -> Hmac<Sha256> {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes keys of any length");
-        mac.update(json);
-        mac
+    /// The secrets of a file, one a line; the first signs.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn from_file(path: &Path) -> std::io::Result<Self> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(read(path)?))))
     }
+
+    /// Reads the file again; on an error what was known stays.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds none.
+    pub fn reload(&self, path: &Path) -> std::io::Result<()> {
+        self.0.store(Arc::new(read(path)?));
+        Ok(())
+    }
+
+    /// Reads the file again when it changes, until `shutdown`.
+    pub async fn follow(
+        self,
+        path: PathBuf,
+        every: Duration,
+        reloads: Reloads,
+        shutdown: CancellationToken,
+    ) {
+        files::watch(vec![path.clone()], every, shutdown, move || {
+            reloads.record("upload-secret", &self.reload(&path));
+        })
+        .await;
+    }
+
+    fn sign(&self, json: &[u8]) -> Vec<u8> {
+        let secrets = self.0.load();
+        let first = secrets.first().map(Vec::as_slice).unwrap_or_default();
+        mac(first, json).finalize().into_bytes().to_vec()
+    }
+
+    fn verifies(&self, json: &[u8], tag: &[u8]) -> bool {
+        self.0
+            .load()
+            .iter()
+            .any(|secret| mac(secret, json).verify_slice(tag).is_ok())
+    }
+}
+
+fn mac(secret: &[u8], json: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
+    mac.update(json);
+    mac
+}
+
+fn read(path: &Path) -> std::io::Result<Vec<Vec<u8>>> {
+    let secrets: Vec<_> = std::fs::read(path)?
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.trim_ascii_end().to_vec())
+        .filter(|line| !line.is_empty())
+        .collect();
+    if secrets.is_empty() {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            format!("{} is empty", path.display()),
+        ));
+    }
+    Ok(secrets)
 }
 
 /// Where a session is.
@@ -46,6 +114,9 @@ pub struct State {
     /// `algorithm:hex` of the hash state at `offset`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     hash: String,
+    /// Whose the session is; empty: whoever may push to the repository, as with distribution's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    subject: String,
 }
 
 impl State {
@@ -65,7 +136,25 @@ impl State {
             hash: hasher
                 .map(|hasher| format!("{}:{}", hasher.algorithm(), hex::encode(hasher.save())))
                 .unwrap_or_default(),
+            subject: String::new(),
         }
+    }
+
+    /// The same, of this caller.
+    #[must_use]
+    pub fn of(mut self, subject: &str) -> Self {
+        subject.clone_into(&mut self.subject);
+        self
+    }
+
+    /// Whose the session is; may be empty.
+    pub fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// Whether the session is this caller's. One that names nobody was opened by an anonymous client or by distribution.
+    pub fn is_of(&self, subject: &str) -> bool {
+        self.subject.is_empty() || self.subject == subject
     }
 
     /// Bytes that the session held.
@@ -91,7 +180,7 @@ impl State {
     /// As it stands in a URL.
     pub fn sign(&self, secret: &Secret) -> String {
         let json = serde_json::to_vec(self).unwrap_or_default();
-        let mut bytes = secret.mac(&json).finalize().into_bytes().to_vec();
+        let mut bytes = secret.sign(&json);
         bytes.extend(json);
         URL_SAFE.encode(bytes)
     }
@@ -105,7 +194,9 @@ impl State {
     ) -> Option<Self> {
         let bytes = URL_SAFE.decode(text).ok()?;
         let (tag, json) = bytes.split_at_checked(32)?;
-        secret.mac(json).verify_slice(tag).ok()?;
+        if !secret.verifies(json, tag) {
+            return None;
+        }
         let state: Self = serde_json::from_slice(json).ok()?;
         (state.name == repo.as_str() && state.uuid == id.as_str()).then_some(state)
     }
@@ -137,6 +228,41 @@ mod tests {
                 Hasher::digest(algorithm, b"abc")
             );
         }
+    }
+
+    #[test]
+    fn an_older_secret_verifies_until_it_is_gone() {
+        let (_, repo, id) = setup();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "one\n").unwrap();
+        let secret = Secret::from_file(&path).unwrap();
+        let old = State::new(&repo, &id, 3, "", None).sign(&secret);
+        std::fs::write(&path, "two\none\n").unwrap();
+        secret.reload(&path).unwrap();
+        let new = State::new(&repo, &id, 3, "", None).sign(&secret);
+        assert_ne!(old, new, "the first line signs");
+        assert!(State::verify(&old, &secret, &repo, &id).is_some());
+        std::fs::write(&path, "\n").unwrap();
+        assert!(secret.reload(&path).is_err());
+        assert!(
+            State::verify(&new, &secret, &repo, &id).is_some(),
+            "the last good file stays"
+        );
+        std::fs::write(&path, "two").unwrap();
+        secret.reload(&path).unwrap();
+        assert!(State::verify(&new, &secret, &repo, &id).is_some());
+        assert!(State::verify(&old, &secret, &repo, &id).is_none());
+    }
+
+    #[test]
+    fn a_session_is_its_openers() {
+        let (_, repo, id) = setup();
+        let state = State::new(&repo, &id, 3, "", None);
+        assert!(state.is_of("user:a") && state.is_of(""));
+        let state = state.of("user:a");
+        assert!(state.is_of("user:a"));
+        assert!(!state.is_of("user:b") && !state.is_of(""));
     }
 
     #[test]

@@ -7,24 +7,35 @@ mod auth;
 mod breaker;
 mod client;
 mod endpoint;
+mod negative;
+mod proxies;
 mod rate;
 mod reach;
 mod settings;
+mod turns;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use holdfast_config::{Proxy, Uplink, UpstreamSettings};
+use holdfast_api::fill::Need;
+use holdfast_config::{Credentials, Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{Digest, Host, RepositoryName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use auth::Login;
-use endpoint::Endpoint;
+use endpoint::{Endpoint, Parts};
+use negative::Negative;
+use proxies::Proxies;
+use rate::Rate;
 pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
+use settings::MIN_BYTES;
+pub use turns::Priority;
+use turns::{Turn, Turns};
+
+use crate::fill_metrics::{FillMetrics, UpstreamLabel};
 
 /// Why an upstream did not give what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,11 +57,23 @@ pub enum Error {
     Settings(String),
 }
 
+impl Error {
+    /// The error as a label.
+    pub(crate) fn word(&self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable(_) | Self::Settings(_) => "unavailable",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
 /// Result of an upstream request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A repository of an upstream, with the credentials that were given for it, tried in turn (SPEC 35).
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// The upstream's host.
     pub host: Host,
@@ -58,6 +81,8 @@ pub struct Source {
     pub repository: RepositoryName,
     /// Credentials of pull secrets; those of the settings and anonymous access are tried after them.
     pub logins: Vec<Login>,
+    /// How urgent it is; shared by all that belongs to one copy.
+    pub priority: Priority,
 }
 
 /// A manifest whose bytes were verified.
@@ -71,23 +96,44 @@ pub struct Manifest {
     pub bytes: Bytes,
 }
 
+/// What is wanted of a blob.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The blob.
+    pub digest: &'a Digest,
+    /// Its size by its descriptor.
+    pub size: Option<u64>,
+    /// The first byte that is wanted.
+    pub offset: u64,
+    /// Ask for everything and pass over what lies before `offset`: for servers that cannot do ranges.
+    pub whole: bool,
+    /// Endpoints that broke off before: asked after the others.
+    pub avoid: &'a [String],
+}
+
 /// The body of a blob as it arrives.
 #[derive(Debug)]
 pub struct Body {
     response: reqwest::Response,
     endpoint: Arc<Endpoint>,
-    rate: Arc<rate::Rate>,
+    shared: Arc<Inner>,
+    priority: Priority,
     skip: u64,
-    _permits: [OwnedSemaphorePermit; 2],
+    total: Option<u64>,
+    etag: Option<String>,
+    /// Bytes since when, for the slowest pace that is put up with.
+    paced: (u64, Duration),
+    _turn: Turn,
 }
 
 impl Body {
     /// The next bytes; `None` at the end that the upstream declared.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the body breaks or stalls.
+    /// [`Error::Unavailable`] when the body breaks, stalls or trickles.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
+            let begun = Instant::now();
             let next =
                 tokio::time::timeout(self.endpoint.timeouts.stall, self.response.chunk()).await;
             let mut bytes = match next {
@@ -100,7 +146,21 @@ impl Body {
                 }
                 Err(_) => return Err(self.endpoint.broke("the body stalled")),
             };
-            self.rate.take(bytes.len()).await;
+            // Only time spent on waiting for the upstream counts, not our own caps or the volume.
+            self.paced.0 += bytes.len() as u64;
+            self.paced.1 += begun.elapsed();
+            if self.paced.1 > self.endpoint.timeouts.crawl {
+                if self.paced.0 < MIN_BYTES {
+                    return Err(self.endpoint.broke("the body only trickles"));
+                }
+                self.paced = (0, Duration::ZERO);
+            }
+            self.shared
+                .metrics
+                .took(&self.endpoint.label, "blob", bytes.len());
+            let gives_way =
+                || self.priority.need() == Need::Ahead && self.shared.turns.is_anybody_waiting();
+            self.shared.rate.take(bytes.len(), gives_way).await;
             if self.skip > 0 {
                 let skipped = usize::try_from(self.skip)
                     .unwrap_or(usize::MAX)
@@ -115,9 +175,14 @@ impl Body {
         }
     }
 
-    /// Who sent it, for [`Upstreams::quarantine`].
+    /// Who sends it, for [`Upstreams::quarantine`].
     pub fn endpoint(&self) -> String {
         self.endpoint.url.to_string()
+    }
+
+    /// What the upstream says that the content is, if it says so strongly: size and validator.
+    pub fn identity(&self) -> (Option<u64>, Option<&str>) {
+        (self.total, self.etag.as_deref())
     }
 }
 
@@ -129,16 +194,24 @@ pub struct Upstreams {
 
 struct Inner {
     listed: HashMap<String, UpstreamSettings>,
-    proxy: Proxy,
+    proxies: Arc<Proxies>,
     timeouts: Timeouts,
     endpoints: Mutex<HashMap<String, Vec<Arc<Endpoint>>>>,
-    rate: Arc<rate::Rate>,
-    all: Arc<Semaphore>,
-    each: usize,
-    per_host: Mutex<HashMap<String, Arc<Semaphore>>>,
+    rate: Rate,
+    requests_per_second: u64,
+    paces: Mutex<HashMap<String, Arc<Rate>>>,
+    turns: Turns,
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
+    negative: Negative,
+    metrics: FillMetrics,
     #[cfg(test)]
     unlisted: std::sync::atomic::AtomicBool,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upstreams").finish_non_exhaustive()
+    }
 }
 
 /// Most hosts outside the settings that keep a client; above, the memory starts over.
@@ -161,14 +234,22 @@ impl Upstreams {
                     .iter()
                     .map(|settings| (settings.host.clone(), settings.clone()))
                     .collect(),
-                proxy: proxy.clone(),
+                proxies: Arc::new(Proxies::new(proxy).map_err(Error::Settings)?),
                 timeouts,
                 endpoints: Mutex::default(),
-                rate: Arc::new(rate::Rate::new(uplink.bandwidth_bytes_per_second.bytes())),
-                all: Arc::new(Semaphore::new(uplink.concurrent_fills.max(1).into())),
-                each: uplink.concurrent_fills_per_host.max(1).into(),
-                per_host: Mutex::default(),
+                rate: Rate::new(
+                    uplink.bandwidth_bytes_per_second.bytes(),
+                    Duration::from_millis(250),
+                ),
+                requests_per_second: uplink.requests_per_second_per_host.into(),
+                paces: Mutex::default(),
+                turns: Turns::new(
+                    uplink.concurrent_fills.into(),
+                    uplink.concurrent_fills_per_host.into(),
+                ),
                 quarantined: Mutex::default(),
+                negative: Negative::new(Duration::from_secs(uplink.negative_seconds.into())),
+                metrics: FillMetrics::default(),
                 #[cfg(test)]
                 unlisted: std::sync::atomic::AtomicBool::new(false),
             }),
@@ -208,13 +289,24 @@ impl Upstreams {
             .is_ok_and(|endpoints| endpoints.iter().any(|e| e.closed_for().is_none()))
     }
 
+    /// The numbers of everything that upstreams are asked for.
+    pub fn metrics(&self) -> &FillMetrics {
+        &self.inner.metrics
+    }
+
+    /// The host's name in metrics.
+    fn label(&self, host: &str) -> String {
+        if self.inner.listed.contains_key(host) {
+            host.to_owned()
+        } else {
+            "other".to_owned()
+        }
+    }
+
     fn endpoints(&self, host: &Host) -> Result<Vec<Arc<Endpoint>>> {
         let inner = &self.inner;
         let key = host.to_string();
-        let mut endpoints = inner
-            .endpoints
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut endpoints = lock(&inner.endpoints);
         if let Some(known) = endpoints.get(&key) {
             return Ok(known.clone());
         }
@@ -225,14 +317,29 @@ impl Upstreams {
         };
         let last = urls.len().saturating_sub(1);
         let made = urls.iter().enumerate().map(|(at, url)| {
-            Endpoint::new(
+            let is_own = at == last;
+            let credentials = settings.and_then(|settings| {
+                if is_own {
+                    return Some(settings.credentials.clone());
+                }
+                let of_mirror = settings.mirror_credentials.iter();
+                of_mirror
+                    .clone()
+                    .find(|(mirror, _)| mirror == url)
+                    .map(|(_, credentials)| credentials.clone())
+            });
+            let parts = Parts {
                 url,
-                at == last,
-                settings.cloned(),
-                &inner.proxy,
-                inner.timeouts,
-            )
-            .map(Arc::new)
+                is_own,
+                credentials: credentials.unwrap_or(Credentials::Anonymous),
+                settings: settings.cloned(),
+                proxies: Arc::clone(&inner.proxies),
+                timeouts: inner.timeouts,
+                pace: self.pace(url),
+                metrics: inner.metrics.clone(),
+                label: self.label(&key),
+            };
+            Endpoint::new(parts).map(Arc::new)
         });
         let made: Vec<_> = made.collect::<Result<_>>()?;
         if endpoints.len() >= MAX_HOSTS {
@@ -242,11 +349,61 @@ impl Upstreams {
         Ok(made)
     }
 
+    /// The pace of requests to an endpoint's host, shared by all that lead there.
+    fn pace(&self, url: &str) -> Arc<Rate> {
+        let url = url::Url::parse(url).ok();
+        let host = url
+            .and_then(|url| url.host_str().map(str::to_owned))
+            .unwrap_or_default();
+        let mut paces = lock(&self.inner.paces);
+        if paces.len() >= 4 * MAX_HOSTS {
+            paces.clear();
+        }
+        let new = || {
+            Arc::new(Rate::new(
+                self.inner.requests_per_second,
+                Duration::from_secs(1),
+            ))
+        };
+        Arc::clone(paces.entry(host).or_insert_with(new))
+    }
+
+    /// What these credentials were refused a moment ago.
+    fn refused(&self, source: &Source, path: &str) -> Result<()> {
+        match self.inner.negative.get(source, path, Instant::now()) {
+            Some(error) => {
+                let label = UpstreamLabel {
+                    upstream: self.label(&source.host.to_string()),
+                };
+                self.inner.metrics.remembered.get_or_create(&label).inc();
+                Err(error)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn failed(&self, source: &Source, path: &str, failed: Option<Error>) -> Error {
+        let error = failed.unwrap_or_else(nowhere);
+        self.inner
+            .negative
+            .put(source, path, &error, Instant::now());
+        error
+    }
+
+    /// Forgets that these credentials were refused a manifest: somebody asks for it on purpose.
+    pub fn ask_again(&self, source: &Source, target: &str) {
+        self.inner
+            .negative
+            .forget(source, &format!("manifests/{target}"));
+    }
+
     /// Fetches a manifest by tag or digest and verifies it.
     ///
     /// # Errors
     /// The most telling error of all endpoints.
     pub async fn manifest(&self, source: &Source, target: &str) -> Result<Manifest> {
+        let path = format!("manifests/{target}");
+        self.refused(source, &path)?;
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
             match endpoint.manifest(source, target).await {
@@ -254,7 +411,7 @@ impl Upstreams {
                 Err(error) => failed = Some(worse(failed, error)),
             }
         }
-        Err(failed.unwrap_or_else(nowhere))
+        Err(self.failed(source, &path, failed))
     }
 
     /// The digest that a tag names upstream, within the deadline of a revalidation.
@@ -262,37 +419,79 @@ impl Upstreams {
     /// # Errors
     /// [`Error::Unavailable`] after the deadline.
     pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Option<Digest>> {
-        let ask = async {
-            let mut failed = None;
-            for endpoint in self.endpoints(&source.host)? {
-                match endpoint.head(source, &format!("manifests/{target}")).await {
-                    Ok(digest) => return Ok(digest),
-                    Err(error) => failed = Some(worse(failed, error)),
-                }
-            }
-            Err(failed.unwrap_or_else(nowhere))
-        };
         let late = || {
             Err(Error::Unavailable(
                 "no answer within the deadline of a revalidation".to_owned(),
             ))
         };
+        let ask = self.resolve(source, target);
         tokio::time::timeout(self.inner.timeouts.revalidate, ask)
             .await
             .unwrap_or_else(|_| late())
     }
 
-    /// Starts to fetch a blob from byte `offset` on. Waits for its turn among all copies.
+    /// The digest that a tag names upstream.
     ///
     /// # Errors
     /// The most telling error of all endpoints.
-    pub async fn blob(&self, source: &Source, digest: &Digest, offset: u64) -> Result<Body> {
-        let permits = [
-            self.turn(&self.per_host(&source.host)).await?,
-            self.turn(&self.inner.all).await?,
-        ];
+    pub async fn resolve(&self, source: &Source, target: &str) -> Result<Option<Digest>> {
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
+            match endpoint.head(source, &format!("manifests/{target}")).await {
+                Ok(digest) => return Ok(digest),
+                Err(error) => failed = Some(worse(failed, error)),
+            }
+        }
+        Err(failed.unwrap_or_else(nowhere))
+    }
+
+    /// How long a pull waits for a revalidation.
+    pub(crate) fn revalidate_deadline(&self) -> Duration {
+        self.inner.timeouts.revalidate
+    }
+
+    /// Whether these credentials may read a blob there.
+    ///
+    /// # Errors
+    /// The most telling error of all endpoints when not.
+    pub async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<()> {
+        let path = format!("blobs/{digest}");
+        self.refused(source, &path)?;
+        let mut failed = None;
+        for endpoint in self.endpoints(&source.host)? {
+            match endpoint.head(source, &path).await {
+                Ok(_) => return Ok(()),
+                Err(error) => failed = Some(worse(failed, error)),
+            }
+        }
+        Err(self.failed(source, &path, failed))
+    }
+
+    /// Starts to fetch a blob. Waits for its turn among all copies.
+    ///
+    /// # Errors
+    /// The most telling error of all endpoints.
+    pub async fn blob(&self, source: &Source, wanted: Wanted<'_>) -> Result<Body> {
+        let Wanted {
+            digest,
+            size,
+            offset,
+            whole,
+            avoid,
+        } = wanted;
+        let path = format!("blobs/{digest}");
+        self.refused(source, &path)?;
+        let host = source.host.to_string();
+        let turn = self.inner.turns.take(&host, &source.priority);
+        self.tell_queue();
+        let turn = turn
+            .await
+            .ok_or_else(|| Error::Unavailable("shutting down".to_owned()))?;
+        self.tell_queue();
+        let mut failed = None;
+        let mut endpoints = self.endpoints(&source.host)?;
+        endpoints.sort_by_key(|endpoint| avoid.iter().any(|url| *url == endpoint.url.as_str()));
+        for endpoint in endpoints {
             if self.is_quarantined(endpoint.url.as_str(), digest) {
                 failed = Some(worse(
                     failed,
@@ -300,46 +499,57 @@ impl Upstreams {
                 ));
                 continue;
             }
-            match endpoint.blob(source, digest, offset).await {
-                Ok((response, skip)) => {
+            match endpoint.blob(source, digest, (offset, whole), size).await {
+                Ok(answer) => {
                     return Ok(Body {
-                        response,
+                        response: answer.response,
                         endpoint,
-                        rate: Arc::clone(&self.inner.rate),
-                        skip,
-                        _permits: permits,
+                        shared: Arc::clone(&self.inner),
+                        priority: source.priority.clone(),
+                        skip: answer.skip,
+                        total: answer.total,
+                        etag: answer.etag,
+                        paced: (0, Duration::ZERO),
+                        _turn: turn,
                     });
                 }
-                Err(error) => failed = Some(worse(failed, error)),
+                Err(error) => {
+                    // What it says of the blob cannot be true; elsewhere it may be.
+                    if matches!(error, Error::Invalid(_)) && offset == 0 {
+                        self.quarantine(endpoint.url.as_str(), digest);
+                    }
+                    failed = Some(worse(failed, error));
+                }
             }
         }
-        Err(failed.unwrap_or_else(nowhere))
+        Err(self.failed(source, &path, failed))
     }
 
-    async fn turn(&self, semaphore: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
-        let closed = |_| Error::Unavailable("shutting down".to_owned());
-        Arc::clone(semaphore).acquire_owned().await.map_err(closed)
+    /// Makes a copy more urgent, wherever it stands.
+    pub fn raise(&self, priority: &Priority, need: Need) {
+        self.inner.turns.raise(priority, need);
     }
 
-    fn per_host(&self, host: &Host) -> Arc<Semaphore> {
-        let mut hosts = self
-            .inner
-            .per_host
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let semaphore = hosts
-            .entry(host.to_string())
-            .or_insert_with(|| Arc::new(Semaphore::new(self.inner.each)));
-        Arc::clone(semaphore)
+    fn tell_queue(&self) {
+        for need in Need::ALL {
+            let (queued, _) = self.inner.turns.count(need);
+            self.inner.metrics.waits(need, queued);
+        }
     }
 
     /// Does not ask an endpoint for a blob for a while, because it sent wrong bytes.
     pub fn quarantine(&self, endpoint: &str, digest: &Digest) {
-        let mut list = self
-            .inner
-            .quarantined
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let of = |endpoints: &Vec<Arc<Endpoint>>| {
+            let mut all = endpoints.iter();
+            all.find(|known| known.url.as_str() == endpoint)
+                .map(|known| known.label.clone())
+        };
+        let upstream = lock(&self.inner.endpoints).values().find_map(of);
+        if let Some(upstream) = upstream {
+            let label = UpstreamLabel { upstream };
+            self.inner.metrics.quarantines.get_or_create(&label).inc();
+        }
+        let mut list = lock(&self.inner.quarantined);
         let now = Instant::now();
         list.retain(|_, until| *until > now);
         list.insert(
@@ -349,14 +559,14 @@ impl Upstreams {
     }
 
     fn is_quarantined(&self, endpoint: &str, digest: &Digest) -> bool {
-        let list = self
-            .inner
-            .quarantined
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        list.get(&(endpoint.to_owned(), digest.clone()))
+        lock(&self.inner.quarantined)
+            .get(&(endpoint.to_owned(), digest.clone()))
             .is_some_and(|until| *until > Instant::now())
     }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn nowhere() -> Error {

@@ -9,6 +9,7 @@ pub mod health;
 pub mod lease;
 pub mod logs;
 pub mod metrics;
+pub mod reload;
 pub mod server;
 pub mod shutdown;
 pub mod supervise;

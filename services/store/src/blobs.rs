@@ -9,23 +9,15 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::{digest::Digest, reference::RepositoryName};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Pool, Result, Store, atomic, links,
+    Error, Hasher, Pool, READ_CHUNK_BYTES, Result, Store, atomic,
+    buffers::{Buffer, Buffers},
+    links,
     store::Inner,
     volume::{Metadata, VolumeFile},
 };
-
-/// Bytes of one read on a machine with room; the best of a sweep from 4 KiB to 1 MiB.
-pub const READ_CHUNK_BYTES: usize = 256 << 10;
-
-/// Unit in which the budget of buffers is counted.
-pub(crate) const BUFFER_UNIT_BYTES: usize = 64 << 10;
-
-/// Read size when the budget of buffers is used up: small, but a stream never starves.
-const SMALL_CHUNK_BYTES: usize = 16 << 10;
 
 /// What a file looked like when its content was last hashed and found sound.
 #[derive(Clone, Copy, Debug)]
@@ -63,7 +55,7 @@ pub struct BlobFile {
     file: Arc<dyn VolumeFile>,
     metadata: Metadata,
     pool: Pool,
-    buffers: Arc<Semaphore>,
+    buffers: Buffers,
     verified: bool,
 }
 
@@ -83,55 +75,66 @@ impl BlobFile {
         self.verified
     }
 
+    /// [`BlobFile::read_at`], but only what the kernel has in memory; `None` when the volume has to be waited for.
+    pub fn read_now(&self, offset: u64, limit: u64) -> Option<Result<Bytes>> {
+        if limit == 0 {
+            return Some(Ok(Bytes::new()));
+        }
+        read_now(&self.buffers, &*self.file, offset, limit).ok()
+    }
+
     /// Reads up to `limit` bytes at `offset`; fewer when buffers are short; empty only at the end.
     pub async fn read_at(&self, offset: u64, limit: u64) -> Result<Bytes> {
         read_at(&self.pool, &self.buffers, &self.file, offset, limit).await
     }
 }
 
-/// A buffer that gives its share of the budget back when the last reader drops it.
-struct Buffer {
-    bytes: Vec<u8>,
-    _share: Option<OwnedSemaphorePermit>,
-}
-
-impl AsRef<[u8]> for Buffer {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
+/// Reads up to `limit` bytes of a file at `offset`, here and now where the kernel has them in memory, else on the pool.
 pub(crate) async fn read_at(
     pool: &Pool,
-    buffers: &Arc<Semaphore>,
+    buffers: &Buffers,
     file: &Arc<dyn VolumeFile>,
     offset: u64,
     limit: u64,
 ) -> Result<Bytes> {
-    let limit = usize::try_from(limit)
-        .unwrap_or(usize::MAX)
-        .min(READ_CHUNK_BYTES);
     if limit == 0 {
         return Ok(Bytes::new());
     }
-    let units = u32::try_from(limit.div_ceil(BUFFER_UNIT_BYTES)).unwrap_or(1);
-    let (size, share) = match Arc::clone(buffers).try_acquire_many_owned(units) {
-        Ok(share) => (limit, Some(share)),
-        Err(_) => match Arc::clone(buffers).try_acquire_owned() {
-            Ok(share) => (limit.min(BUFFER_UNIT_BYTES), Some(share)),
-            Err(_) => (limit.min(SMALL_CHUNK_BYTES), None),
-        },
+    let mut buffer = match read_now(buffers, &**file, offset, limit) {
+        Ok(read) => return read,
+        Err(buffer) => buffer,
     };
     let file = Arc::clone(file);
     pool.run(move || {
-        let mut bytes = Vec::with_capacity(size);
-        atomic::read_some(&*file, &mut bytes, offset).map_err(Error::io("read", "blob"))?;
-        Ok(Bytes::from_owner(Buffer {
-            bytes,
-            _share: share,
-        }))
+        let filled =
+            read_into(&*file, buffer.room(), offset, true).map_err(Error::io("read", "blob"))?;
+        Ok(buffer.into_bytes(filled))
     })
     .await
+}
+
+/// Reads without waiting for the volume; gives the buffer back when that cannot be.
+fn read_now(
+    buffers: &Buffers,
+    file: &dyn VolumeFile,
+    offset: u64,
+    limit: u64,
+) -> std::result::Result<Result<Bytes>, Buffer> {
+    let mut buffer = buffers.take(limit);
+    match read_into(file, buffer.room(), offset, false) {
+        Ok(filled) => Ok(Ok(buffer.into_bytes(filled))),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(buffer),
+        Err(error) => Ok(Err(Error::io("read", "blob")(error))),
+    }
+}
+
+fn read_into(file: &dyn VolumeFile, room: &mut [u8], offset: u64, wait: bool) -> io::Result<usize> {
+    loop {
+        match file.read_into(room, offset, wait) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
 }
 
 impl Store {
@@ -153,14 +156,12 @@ impl Store {
         repo: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<BlobFile>> {
+        if let Some(found) = self.now(|inner| inner.open_repo_blob(repo, digest)) {
+            return found;
+        }
         let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(move |inner| {
-            match links::read(inner.volume(), &inner.layout.layer_link(&repo, &digest))? {
-                Some(target) => inner.open_blob(&target),
-                None => Ok(None),
-            }
-        })
-        .await
+        self.run(move |inner| inner.open_repo_blob(&repo, &digest))
+            .await
     }
 
     /// Whether the repository links the blob and the bytes are there.
@@ -238,6 +239,13 @@ impl Inner {
             .map(|metadata| metadata.len))
     }
 
+    fn open_repo_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<BlobFile>> {
+        match links::read(self.volume(), &self.layout.layer_link(repo, digest))? {
+            Some(target) => self.open_blob(&target),
+            None => Ok(None),
+        }
+    }
+
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let path = self.layout.blob(digest);
         let Some(file) = atomic::open_read(self.volume(), &path)? else {
@@ -250,10 +258,11 @@ impl Inner {
         let verified = self.is_verified(digest, &metadata);
         Ok(Some(BlobFile {
             digest: digest.clone(),
-            file,
+            // It is read later, by whomever.
+            file: file.patient().unwrap_or(file),
             metadata,
             pool: self.pool.clone(),
-            buffers: Arc::clone(&self.buffers),
+            buffers: self.buffers.clone(),
             verified,
         }))
     }

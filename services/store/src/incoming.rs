@@ -4,11 +4,11 @@ use std::{io, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::digest::Digest;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::{
-    Error, Hasher, Lock, Pool, Progress, Result, Store, atomic, blobs, error::absent, sink::Sink,
-    volume::VolumeFile,
+    Error, Hasher, Lock, Pool, Progress, READ_CHUNK_BYTES, Result, Store, atomic, blobs,
+    buffers::Buffers, error::absent, sink::Sink, volume::VolumeFile,
 };
 
 /// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
@@ -30,7 +30,7 @@ pub struct GrowingBlob {
     file: Arc<dyn VolumeFile>,
     progress: watch::Receiver<Progress>,
     pool: Pool,
-    buffers: Arc<Semaphore>,
+    buffers: Buffers,
 }
 
 impl Store {
@@ -96,7 +96,7 @@ impl Incoming {
             file: Arc::clone(self.sink.file()),
             progress: self.sink.progress().subscribe(),
             pool: self.store.inner.pool.clone(),
-            buffers: Arc::clone(&self.store.inner.buffers),
+            buffers: self.store.inner.buffers.clone(),
         }
     }
 
@@ -250,7 +250,7 @@ pub(crate) fn hash_prefix(
     while offset < size {
         let want = usize::try_from(size - offset)
             .unwrap_or(usize::MAX)
-            .min(blobs::READ_CHUNK_BYTES);
+            .min(READ_CHUNK_BYTES);
         buffer.clear();
         buffer.reserve_exact(want);
         if atomic::read_some(file, &mut buffer, offset)? == 0 {

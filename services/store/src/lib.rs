@@ -9,6 +9,7 @@
 
 mod atomic;
 mod blobs;
+mod buffers;
 pub mod check;
 mod error;
 mod hash;
@@ -25,7 +26,8 @@ mod store;
 mod uploads;
 pub mod volume;
 
-pub use blobs::{BlobFile, READ_CHUNK_BYTES};
+pub use blobs::BlobFile;
+pub use buffers::READ_CHUNK_BYTES;
 pub use error::{Error, Result};
 pub use hash::Hasher;
 pub use incoming::{GrowingBlob, Incoming};

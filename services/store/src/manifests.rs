@@ -19,6 +19,9 @@ impl Store {
     /// # Errors
     /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
     pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
+        if let Some(found) = self.now(|inner| inner.manifest(repo, digest)) {
+            return found;
+        }
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| inner.manifest(&repo, &digest)).await
     }
@@ -29,14 +32,12 @@ impl Store {
         repo: &RepositoryName,
         tag: &Tag,
     ) -> Result<Option<(Digest, Bytes)>> {
+        if let Some(found) = self.now(|inner| inner.tagged_manifest(repo, tag)) {
+            return found;
+        }
         let (repo, tag) = (repo.clone(), tag.clone());
-        self.run(move |inner| {
-            let Some(digest) = inner.tag(&repo, &tag)? else {
-                return Ok(None);
-            };
-            Ok(inner.manifest(&repo, &digest)?.map(|bytes| (digest, bytes)))
-        })
-        .await
+        self.run(move |inner| inner.tagged_manifest(&repo, &tag))
+            .await
     }
 
     /// Whether the repository has the manifest and its bytes are there.
@@ -138,6 +139,33 @@ impl Store {
         self.run(move |inner| inner.tag(&repo, &tag)).await
     }
 
+    /// At most `limit` digests that the repository's revisions are named by, in no order, whether or not their content is there;
+    /// `None` if the repository does not exist.
+    pub async fn revisions(
+        &self,
+        repo: &RepositoryName,
+        limit: usize,
+    ) -> Result<Option<Vec<Digest>>> {
+        let repo = repo.clone();
+        self.run(move |inner| {
+            if !inner.repository_exists(&repo)? {
+                return Ok(None);
+            }
+            let folder = inner.layout.manifests(&repo).join("revisions");
+            let mut found = Vec::new();
+            for algorithm in links::names(&*inner.volume, &folder)? {
+                for hex in links::names(&*inner.volume, &folder.join(&algorithm))? {
+                    if found.len() >= limit {
+                        return Ok(Some(found));
+                    }
+                    found.extend(format!("{algorithm}:{hex}").parse().ok());
+                }
+            }
+            Ok(Some(found))
+        })
+        .await
+    }
+
     /// Points a tag at a manifest.
     pub async fn set_tag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), digest.clone());
@@ -232,6 +260,13 @@ impl Store {
 }
 
 impl Inner {
+    fn tagged_manifest(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<(Digest, Bytes)>> {
+        let Some(digest) = self.tag(repo, tag)? else {
+            return Ok(None);
+        };
+        Ok(self.manifest(repo, &digest)?.map(|bytes| (digest, bytes)))
+    }
+
     pub(crate) fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
         let Some(target) = links::read(self.volume(), &self.layout.revision_link(repo, digest))?
         else {

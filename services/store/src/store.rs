@@ -8,10 +8,10 @@ use std::{
 };
 
 use holdfast_core::digest::Digest;
-use tokio::sync::Semaphore;
 
 use crate::{
     Error, Layout, Pool, Result, Space, WriteGate, WriteLimits, atomic,
+    buffers::Buffers,
     volume::{Disk, Volume},
 };
 
@@ -43,17 +43,19 @@ impl Default for Options {
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
+    /// The same store over what needs no waiting.
+    cached: Option<Arc<Inner>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Inner {
     pub(crate) volume: Arc<dyn Volume>,
     pub(crate) root: PathBuf,
     pub(crate) layout: Layout,
     pub(crate) pool: Pool,
-    pub(crate) buffers: Arc<Semaphore>,
-    pub(crate) gate: WriteGate,
-    pub(crate) verified: Mutex<HashMap<Digest, crate::blobs::Verified>>,
+    pub(crate) buffers: Buffers,
+    pub(crate) gate: Arc<WriteGate>,
+    pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
     pub(crate) verified_for: Duration,
 }
 
@@ -95,19 +97,25 @@ impl Store {
                 .try_for_each(|folder| atomic::create_dir(&*made, folder))
         })
         .await?;
+        let view = volume.without_waiting();
+        let inner = Inner {
+            volume,
+            gate: Arc::new(WriteGate::new(root.clone(), options.write_limits)),
+            root,
+            layout,
+            pool,
+            buffers: Buffers::new(options.buffer_bytes),
+            verified: Arc::default(),
+            verified_for: options.verified_for,
+        };
         Ok(Self {
-            inner: Arc::new(Inner {
-                volume,
-                gate: WriteGate::new(root.clone(), options.write_limits),
-                root,
-                layout,
-                pool,
-                buffers: Arc::new(Semaphore::new(
-                    options.buffer_bytes / crate::blobs::BUFFER_UNIT_BYTES,
-                )),
-                verified: Mutex::default(),
-                verified_for: options.verified_for,
+            cached: view.map(|volume| {
+                Arc::new(Inner {
+                    volume,
+                    ..inner.clone()
+                })
             }),
+            inner: Arc::new(inner),
         })
     }
 
@@ -204,6 +212,17 @@ impl Store {
         tokio::time::timeout(deadline, work)
             .await
             .unwrap_or(Err(Error::Busy))
+    }
+
+    /// Runs work that only reads here and now, if all that it needs is in the kernel's memory: that spares two changes of thread. `None`
+    /// when it is not; the same work then belongs on the pool.
+    pub(crate) fn now<T>(&self, work: impl FnOnce(&Inner) -> Result<T>) -> Option<Result<T>> {
+        match work(self.cached.as_ref()?) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
+                None
+            }
+            done => Some(done),
+        }
     }
 
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>

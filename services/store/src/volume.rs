@@ -68,6 +68,22 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
     /// less than there is.
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize>;
 
+    /// [`VolumeFile::read_at`] into a buffer that is used again and again. Without `wait` it reads only what needs no waiting for the
+    /// volume, and fails with [`io::ErrorKind::WouldBlock`] where there is nothing of that.
+    fn read_into(&self, buffer: &mut [u8], offset: u64, _wait: bool) -> io::Result<usize> {
+        let mut bytes = Vec::with_capacity(buffer.len());
+        let read = self.read_at(&mut bytes, offset)?;
+        for (to, from) in buffer.iter_mut().zip(bytes) {
+            *to = from;
+        }
+        Ok(read)
+    }
+
+    /// The same file for calls that may take their time; `None` when this is it.
+    fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
+        None
+    }
+
     /// Writes at `offset`; may take fewer bytes than were given.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
@@ -166,6 +182,12 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// always asked for anew, so opening the directories on the way is enough. `false` where there is one machine.
     fn refresh(&self, _path: &Path) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// The same volume, reading only what needs no waiting: what does fails with [`io::ErrorKind::WouldBlock`], and so does whatever
+    /// changes something. Such calls may be made in place. `None` where that cannot be told, on network file systems for instance.
+    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+        None
     }
 
     /// Whether calls take time, so that they need threads of their own. A simulated volume in memory says no and is called

@@ -19,7 +19,7 @@ const LAYERS: [&[&str]; 5] = [
 ];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
-const BESIDE: [(&str, &[&str]); 5] = [
+const BESIDE: [(&str, &[&str]); 8] = [
     (
         "holdfast-schema",
         &["holdfast-core", "holdfast-config", "holdfast-api"],
@@ -35,6 +35,21 @@ const BESIDE: [(&str, &[&str]); 5] = [
     ),
     ("holdfast-cluster", &[]),
     ("holdfast-e2e", &["holdfast-cluster"]),
+    ("holdfast-soak", &["holdfast-testkit"]),
+    (
+        "holdfast-fuzz",
+        &[
+            "holdfast-core",
+            "holdfast-conditions",
+            "holdfast-config",
+            "holdfast-api",
+            "holdfast-store",
+            "holdfast-registry",
+            "holdfast-webhook",
+            "holdfast-node-agent",
+        ],
+    ),
+    ("holdfast-bench", &["holdfast-cluster"]),
     ("xtask", &["holdfast-cluster"]),
 ];
 
@@ -46,7 +61,13 @@ const ONLY: [(&str, &[&str]); 4] = [
     ),
     (
         "tokio-rustls",
-        &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
+        // The bench's client of TLS servers is no part of a release.
+        &[
+            "holdfast-runtime",
+            "holdfast-registry",
+            "holdfast-testkit",
+            "holdfast-bench",
+        ],
     ),
     (
         "serde_yaml",
@@ -108,7 +129,8 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if !on.starts_with("holdfast") {
         return None;
     }
-    if on == "holdfast-testkit" {
+    // The soak is nothing but a test, in a program of its own.
+    if on == "holdfast-testkit" && name != "holdfast-soak" {
         return Some("holdfast-testkit is for tests: make it a dev-dependency".to_owned());
     }
     if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {

@@ -118,14 +118,14 @@ pub async fn find(
     }
     found.credentials = candidates(&parsed, reference)
         .into_iter()
-        // An identity token goes where user name and password go: the empty user says so.
-        .map(|credential| Credential {
-            password: credential
-                .identity_token
-                .filter(|_| credential.password.is_empty())
-                .unwrap_or(credential.password)
-                .into(),
-            username: credential.username,
+        .map(|credential| {
+            // Like docker: where there is a token, it is what logs in.
+            let token = credential.identity_token;
+            Credential {
+                identity_token: token.is_some(),
+                password: token.unwrap_or(credential.password).into(),
+                username: credential.username,
+            }
         })
         .collect();
     Ok(found)

@@ -12,6 +12,8 @@ pub struct Demand {
     pub source: String,
     /// Distinct owners, also of finished pods.
     pub owners: BTreeSet<Reference>,
+    /// Whether a living pod has not started yet.
+    pub waiting: bool,
     /// One of the living pods, name and UID, for events.
     pub pod: Option<(String, String)>,
     /// Pull secrets of the living pods.
@@ -57,6 +59,7 @@ pub fn demand(
             demand.source.clone_from(source);
             demand.owners.insert(pod.owner.clone());
             if pod.alive {
+                demand.waiting |= pod.waiting;
                 let this = (name.clone(), pod.uid.clone());
                 // The first by name, so that the answer does not depend on the order of the map.
                 if demand.pod.as_ref().is_none_or(|other| this < *other) {

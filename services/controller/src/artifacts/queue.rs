@@ -4,6 +4,9 @@ use crate::world::Key;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
+/// Keys that are due and looked through for an urgent one.
+const LOOKED_AT: usize = 2000;
+
 /// Keys and when they are due.
 #[derive(Debug, Default)]
 pub struct Queue {
@@ -29,13 +32,18 @@ impl Queue {
         self.due.insert((at, key.clone()));
     }
 
-    /// Takes the one that is due longest; it counts as running until [`Queue::done`].
-    pub fn take(&mut self, now: Instant) -> Option<Key> {
-        let (at, key) = self.due.first()?.clone();
-        if at > now {
-            return None;
-        }
-        self.due.pop_first();
+    /// Takes the one that is due longest among the urgent; without an urgent one, the one that is due longest unless `only`
+    /// urgent ones are wanted. It counts as running until [`Queue::done`].
+    pub fn take(&mut self, now: Instant, urgent: impl Fn(&Key) -> bool, only: bool) -> Option<Key> {
+        let mut due = self.due.iter().take_while(|(at, _)| *at <= now);
+        let chosen = due
+            .clone()
+            .take(LOOKED_AT)
+            .find(|(_, key)| urgent(key))
+            .or_else(|| due.next().filter(|_| !only))?
+            .clone();
+        self.due.remove(&chosen);
+        let (_, key) = chosen;
         self.when.remove(&key);
         self.running.insert(key.clone(), None);
         Some(key)
@@ -68,6 +76,10 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
+    fn take(queue: &mut Queue, now: Instant) -> Option<Key> {
+        queue.take(now, |_| false, false)
+    }
+
     fn key(name: &str) -> Key {
         ("apps".to_owned(), name.to_owned())
     }
@@ -77,23 +89,23 @@ mod tests {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let later = now + Duration::from_secs(60);
         queue.wake(&key("a"), later);
-        assert_eq!(queue.take(now), None);
+        assert_eq!(take(&mut queue, now), None);
         queue.wake(&key("a"), now);
         queue.wake(&key("a"), later);
-        assert_eq!(queue.take(now), Some(key("a")));
-        assert_eq!(queue.take(later), None, "it is taken once");
+        assert_eq!(take(&mut queue, now), Some(key("a")));
+        assert_eq!(take(&mut queue, later), None, "it is taken once");
     }
 
     #[test]
     fn one_that_runs_is_not_taken_twice_but_again_afterwards() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.wake(&key("a"), now);
-        assert_eq!(queue.take(now), Some(key("a")));
+        assert_eq!(take(&mut queue, now), Some(key("a")));
         queue.wake(&key("a"), now);
-        assert_eq!(queue.take(now), None);
+        assert_eq!(take(&mut queue, now), None);
         queue.done(&key("a"), Some(now + Duration::from_secs(60)));
         assert_eq!(
-            queue.take(now),
+            take(&mut queue, now),
             Some(key("a")),
             "woken while it ran, before its own wish"
         );
@@ -102,11 +114,24 @@ mod tests {
     }
 
     #[test]
+    fn what_a_pod_waits_for_overtakes_and_keeps_its_share() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        queue.wake(&key("ahead"), now - Duration::from_secs(9));
+        queue.wake(&key("later"), now - Duration::from_secs(8));
+        queue.wake(&key("waited for"), now);
+        queue.wake(&key("not due"), now + Duration::from_secs(9));
+        let urgent = |key: &Key| key.1 == "waited for" || key.1 == "not due";
+        assert_eq!(queue.take(now, urgent, false), Some(key("waited for")));
+        assert_eq!(queue.take(now, urgent, true), None);
+        assert_eq!(queue.take(now, urgent, false), Some(key("ahead")));
+    }
+
+    #[test]
     fn what_ended_without_a_word_is_looked_at_again() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.wake(&key("a"), now);
-        queue.take(now);
+        take(&mut queue, now);
         queue.recover(now);
-        assert_eq!(queue.take(now), Some(key("a")));
+        assert_eq!(take(&mut queue, now), Some(key("a")));
     }
 }

@@ -10,7 +10,7 @@ use crate::Context;
 use crate::world::World;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
-use holdfast_api::fill::{FillRequest, FillResult};
+use holdfast_api::fill::{FillRequest, FillResult, Need};
 use holdfast_core::Reference;
 use kube::ResourceExt as _;
 use std::collections::BTreeSet;
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
+/// How long after its creation an Artifact without a pod counts as waited for.
+const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 /// Until a status that could not be written is tried again.
 const UNWRITTEN: Duration = Duration::from_secs(5);
 
@@ -251,7 +253,7 @@ impl Reconciler {
         choice: Choice<'_>,
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
-        let request = self.request(artifact, choice).await?;
+        let request = self.request(artifact, demand, choice).await?;
         let fill = self.client.fill(&request.0);
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
@@ -278,6 +280,7 @@ impl Reconciler {
     async fn request(
         &self,
         artifact: &Artifact,
+        demand: Option<&Demand>,
         choice: Choice<'_>,
     ) -> Result<(FillRequest, Vec<String>), Failure> {
         let source = &artifact.spec.source_artifact;
@@ -317,6 +320,7 @@ impl Reconciler {
             platforms,
             credentials: found.credentials,
             revalidate: false,
+            need: need(artifact, demand, jiff::Timestamp::now()),
         };
         Ok((request, found.problems))
     }
@@ -341,6 +345,21 @@ impl Reconciler {
             tracing::warn!(artifact.name = artifact.name_any(), %error, "a status cannot be written");
         }
         memory.written
+    }
+}
+
+/// How urgent a copy is. An Artifact that was announced a moment ago is: its pod is on its way.
+pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
+    let age = artifact
+        .metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|created| now.duration_since(created.0));
+    match demand {
+        Some(demand) if demand.waiting => Need::Waiting,
+        Some(demand) if demand.pod.is_some() => Need::Running,
+        _ if age.is_some_and(|age| age < ANNOUNCED) => Need::Waiting,
+        _ => Need::Ahead,
     }
 }
 

@@ -33,6 +33,8 @@ pub struct PodFacts {
     pub sources: BTreeSet<String>,
     /// Whether it may still start containers; a finished pod needs no copy but is still a reference.
     pub alive: bool,
+    /// Whether it is alive and has not started yet: the kubelet may wait for its images.
+    pub waiting: bool,
     /// What owns it; itself when nothing does.
     pub owner: OwnerReference,
     /// Names of its pull secrets.
@@ -190,6 +192,7 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         uid: metadata.uid.clone().unwrap_or_default(),
         alive: !matches!(phase, Some("Succeeded" | "Failed"))
             && metadata.deletion_timestamp.is_none(),
+        waiting: matches!(phase, None | Some("Pending")) && metadata.deletion_timestamp.is_none(),
         owner,
         pull_secrets: core_pod::pull_secret_names(&document),
         service_account: core_pod::service_account_name(&document).to_owned(),

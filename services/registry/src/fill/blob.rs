@@ -1,29 +1,33 @@
 //! The fill of one blob: one writer in the process and on the volume, resumed until verified, or given up with a reason.
+//!
+//! A blob belongs to a repository once the repository's own credentials read it, or were told by the upstream that they may:
+//! that its bytes are on the volume, or on their way for somebody else, is no leave to read them.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
-
-use bytes::Bytes;
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
-use holdfast_core::Digest;
-use holdfast_store::{Claim, GrowingBlob, Hasher, Incoming, Lock, Owner};
-use tokio::{sync::watch, time::Instant};
-
-use super::{Error, Fills, Result};
-use crate::{
-    source::{RemoteBlob, SourceError},
-    upstream::{self, Source},
+use std::{
+    collections::BTreeSet,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
-/// Bytes of one read for a stream.
-const READ_BYTES: u64 = 256 << 10;
-/// Attempts without a single new byte before a blob is given up.
+use futures::FutureExt;
+use holdfast_core::{Digest, RepositoryName};
+use holdfast_store::{Claim, GrowingBlob, Incoming, Lock, Owner};
+use tokio::sync::watch;
+
+use super::{Error, Fills, Result};
+use crate::upstream::{self, Priority, Source, Wanted};
+
+/// Attempts that bring next to nothing before a blob is given up.
 const ATTEMPTS: u32 = 3;
+/// What an attempt must bring to count as a step forward, bytes.
+const STEP_BYTES: u64 = 64 << 10;
 /// Times that a blob is begun anew after wrong bytes.
 const ROUNDS: u32 = 3;
 /// Between two looks at a lock that another replica holds.
 const LOOK: Duration = Duration::from_millis(200);
-/// How long a stream from another replica may stand still: longer than a dead replica's lock lives.
-const PATIENCE: Duration = Duration::from_secs(45);
+/// Looks for the link that another replica makes right after it copied a blob.
+const LINK_LOOKS: u32 = 5;
 
 /// How far the fill of a blob is.
 #[derive(Debug, Clone)]
@@ -40,30 +44,114 @@ pub(super) enum State {
     Failed(Error),
 }
 
+/// The fill of a blob in this process. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) state: watch::Receiver<State>,
+    pub(super) priority: Priority,
+    /// The repositories whose credentials the upstream let read it.
+    proven: Arc<Mutex<BTreeSet<RepositoryName>>>,
+}
+
+impl Entry {
+    pub(super) fn new(state: watch::Receiver<State>, priority: Priority) -> Self {
+        Self {
+            state,
+            priority,
+            proven: Arc::default(),
+        }
+    }
+
+    /// Whether the repository's own credentials may read it.
+    pub(super) fn is_proven(&self, repo: &RepositoryName) -> bool {
+        let proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        proven.contains(repo)
+    }
+
+    /// The upstream let this repository's credentials read it.
+    pub(super) fn prove(&self, repo: &RepositoryName) {
+        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
+        proven.insert(repo.clone());
+    }
+
+    /// Waits until it can be read or is given up.
+    pub(super) async fn readable(&self) -> State {
+        let mut state = self.state.clone();
+        let ready = state
+            .wait_for(|state| !matches!(state, State::Starting))
+            .await;
+        ready.map_or_else(
+            |_| State::Failed(Error::Unavailable("shutting down".to_owned())),
+            |state| state.clone(),
+        )
+    }
+
+    /// Waits until it is stored or given up.
+    async fn ended(&self) -> Option<Result<()>> {
+        let mut state = self.state.clone();
+        let end = state
+            .wait_for(|state| matches!(state, State::Done | State::Failed(_)))
+            .await
+            .ok()?;
+        match &*end {
+            State::Failed(error) => Some(Err(error.clone())),
+            _ => Some(Ok(())),
+        }
+    }
+
+    /// Whether it was stored.
+    pub(super) async fn is_done(&self) -> bool {
+        self.ended().await == Some(Ok(()))
+    }
+}
+
+/// One fill's own things.
+struct Copy<'a> {
+    source: &'a Source,
+    repo: &'a RepositoryName,
+    digest: &'a Digest,
+    size: Option<u64>,
+    entry: &'a Entry,
+    announce: &'a watch::Sender<State>,
+    lock: &'a Lock,
+}
+
 impl Fills {
     /// Joins the fill of a blob in this process or begins it; true when it began.
     pub(super) fn begin(
         &self,
         source: Option<&Source>,
+        repo: &RepositoryName,
         digest: &Digest,
         size: Option<u64>,
-    ) -> (watch::Receiver<State>, bool) {
+    ) -> (Entry, bool) {
         let mut blobs = self.lock_blobs();
-        if let Some(running) = blobs.get(digest) {
-            return (running.clone(), false);
+        if let Some(running) = blobs.get(digest).cloned() {
+            drop(blobs);
+            if let Some(source) = source {
+                let need = source.priority.need();
+                self.inner.upstreams.raise(&running.priority, need);
+            }
+            return (running, false);
         }
         let (announce, state) = watch::channel(State::Starting);
-        blobs.insert(digest.clone(), state.clone());
-        let (fills, source, digest) = (self.clone(), source.cloned(), digest.clone());
+        let priority = source.map_or_else(Priority::default, |source| source.priority.clone());
+        let entry = Entry::new(state, priority);
+        blobs.insert(digest.clone(), entry.clone());
+        let (fills, source, repo, digest) =
+            (self.clone(), source.cloned(), repo.clone(), digest.clone());
+        let ours = entry.clone();
         // Its own task: whoever asked may leave.
         tokio::spawn(async move {
             // A panic must not leave the entry behind: everybody would join it for ever.
-            let copy = AssertUnwindSafe(fills.run(source.as_ref(), &digest, size, &announce));
-            let result = copy
+            let copy = fills.run(source.as_ref(), &repo, &digest, size, &ours, &announce);
+            let result = AssertUnwindSafe(copy)
                 .catch_unwind()
                 .await
                 .unwrap_or(Err(Error::Store("panic")));
             fills.lock_blobs().remove(&digest);
+            let word = result.as_ref().map_or_else(Error::word, |()| "ok");
+            fills.inner.upstreams.metrics().ended("blob", word);
             match result {
                 Ok(()) => announce.send_replace(State::Done),
                 Err(error) => {
@@ -72,30 +160,60 @@ impl Fills {
                 }
             };
         });
-        (state, true)
+        (entry, true)
     }
 
-    /// Fills a blob and waits for its end. A fill that somebody else began with other credentials is tried again with ours.
-    pub(super) async fn complete(&self, source: &Source, digest: &Digest, size: u64) -> Result<()> {
+    /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else began with other credentials is
+    /// tried again with ours.
+    pub(super) async fn complete(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<()> {
+        let store = &self.inner.store;
         loop {
-            let (mut state, ours) = self.begin(Some(source), digest, Some(size));
-            let end = state
-                .wait_for(|state| matches!(state, State::Done | State::Failed(_)))
-                .await;
-            match end.as_deref() {
-                Ok(State::Done) => return Ok(()),
-                Ok(State::Failed(error)) if ours => return Err(error.clone()),
-                Err(_) if ours => return Err(Error::Unavailable("shutting down".to_owned())),
+            if self.is_stored(digest, Some(size)).await? {
+                if !store.repo_has_blob(repo, digest).await? {
+                    self.prove(source, digest).await?;
+                    store.link_blob(repo, digest).await?;
+                }
+                return Ok(());
+            }
+            let (entry, ours) = self.begin(Some(source), repo, digest, Some(size));
+            match entry.ended().await {
+                Some(Ok(())) if entry.is_proven(repo) => {
+                    return Ok(store.link_blob(repo, digest).await?);
+                }
+                // Another replica's work, perhaps for this very repository: then it links it.
+                Some(Ok(())) => {
+                    for _ in 0..LINK_LOOKS {
+                        if store.repo_has_blob(repo, digest).await? {
+                            break;
+                        }
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }
+                Some(Err(error)) if ours => return Err(error),
+                None if ours => return Err(Error::Unavailable("shutting down".to_owned())),
                 _ => {}
             }
         }
     }
 
+    /// Has the upstream say that the source's credentials may read a blob.
+    pub(super) async fn prove(&self, source: &Source, digest: &Digest) -> Result<()> {
+        Ok(self.inner.upstreams.has_blob(source, digest).await?)
+    }
+
     async fn run(
         &self,
         source: Option<&Source>,
+        repo: &RepositoryName,
         digest: &Digest,
         size: Option<u64>,
+        entry: &Entry,
         announce: &watch::Sender<State>,
     ) -> Result<()> {
         let name = format!("blob-{}-{}", digest.algorithm(), digest.hex());
@@ -119,8 +237,19 @@ impl Fills {
                     if self.is_stored(digest, size).await? {
                         return Ok(());
                     }
+                    // Who streamed from the one before us waits for ours now.
+                    announce.send_replace(State::Starting);
                     let source = source.ok_or(Error::NotAllowed)?;
-                    return self.download(source, digest, size, announce, &lock).await;
+                    let copy = Copy {
+                        source,
+                        repo,
+                        digest,
+                        size,
+                        entry,
+                        announce,
+                        lock: &lock,
+                    };
+                    return self.download(&copy).await;
                 }
             }
         }
@@ -137,45 +266,40 @@ impl Fills {
         }
     }
 
-    async fn download(
-        &self,
-        source: &Source,
-        digest: &Digest,
-        size: Option<u64>,
-        announce: &watch::Sender<State>,
-        lock: &Lock,
-    ) -> Result<()> {
+    async fn download(&self, copy: &Copy<'_>) -> Result<()> {
+        let Copy { digest, size, .. } = *copy;
         self.inner.store.check_write(size.unwrap_or(0)).await?;
         let mut wrong = Error::Invalid(String::new());
+        let mut avoid = Vec::new();
         for _ in 0..ROUNDS {
             let mut incoming = self.inner.store.incoming(digest, size).await?;
             let kept = incoming.offset();
-            announce.send_replace(State::Growing(incoming.reader()));
-            let outcome = self
-                .receive(source, digest, size, &mut incoming, lock)
-                .await;
-            let (endpoint, error) = match outcome {
-                Received::All(endpoint) => match incoming.commit().await {
+            if kept > 0 {
+                self.inner.upstreams.metrics().resumed.inc();
+            }
+            let outcome = self.receive(copy, &mut incoming, &mut avoid).await;
+            let (senders, error) = match outcome {
+                Received::All(senders) => match incoming.commit().await {
                     Ok(_) => return Ok(()),
                     Err(
                         error @ (holdfast_store::Error::DigestMismatch { .. }
                         | holdfast_store::Error::SizeMismatch { .. }),
-                    ) => (endpoint, Error::Invalid(error.to_string())),
+                    ) => (senders, Error::Invalid(error.to_string())),
                     Err(error) => return Err(error.into()),
                 },
-                Received::Wrong(endpoint, what) => {
+                Received::Wrong(senders, what) => {
                     incoming.discard().await?;
-                    (endpoint, Error::Invalid(what))
+                    (senders, Error::Invalid(what))
                 }
                 // What is there stays for the next attempt, by whomever.
                 Received::Failed(error) => return Err(error),
             };
-            // Bytes of an earlier attempt may be at fault; then the endpoint gets a second chance.
-            if let Some(endpoint) = endpoint.filter(|_| kept == 0) {
-                tracing::warn!(image.digest = %digest, upstream.url = endpoint, %error, "the upstream sent wrong bytes");
-                self.inner.upstreams.quarantine(&endpoint, digest);
+            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, %error, "wrong bytes were thrown away");
+            // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets its chance to send it whole.
+            if let ([sender], 0) = (senders.as_slice(), kept) {
+                self.inner.upstreams.quarantine(sender, digest);
             }
-            announce.send_replace(State::Starting);
+            copy.announce.send_replace(State::Starting);
             wrong = error;
         }
         Err(wrong)
@@ -183,25 +307,65 @@ impl Fills {
 
     async fn receive(
         &self,
-        source: &Source,
-        digest: &Digest,
-        size: Option<u64>,
+        copy: &Copy<'_>,
         incoming: &mut Incoming,
-        lock: &Lock,
+        avoid: &mut Vec<String>,
     ) -> Received {
+        let Copy { digest, size, .. } = *copy;
         let mut attempts = 0;
-        let mut endpoint = None;
-        let mut failure;
+        let mut senders: Vec<String> = Vec::new();
+        let mut identity: Option<(String, String)> = None;
+        let mut whole = false;
         loop {
-            if size == Some(incoming.offset()) && incoming.offset() > 0 {
-                return Received::All(endpoint);
-            }
             let before = incoming.offset();
-            match self.inner.upstreams.blob(source, digest, before).await {
+            if size == Some(before) && before > 0 {
+                // All of it was there already, fetched with whatever credentials.
+                if !copy.entry.is_proven(copy.repo) {
+                    if let Err(error) = self.prove(copy.source, digest).await {
+                        return Received::Failed(error);
+                    }
+                    copy.entry.prove(copy.repo);
+                }
+                return Received::All(senders);
+            }
+            let wanted = Wanted {
+                digest,
+                size,
+                offset: before,
+                whole,
+                avoid,
+            };
+            let failure = match self.inner.upstreams.blob(copy.source, wanted).await {
                 Ok(mut body) => {
-                    endpoint = Some(body.endpoint());
-                    failure = loop {
-                        if lock.is_lost() {
+                    let sender = body.endpoint();
+                    if let (_, Some(etag)) = body.identity() {
+                        let same = |(of, _): &&(String, String)| *of == sender;
+                        if before > 0
+                            && identity
+                                .as_ref()
+                                .filter(same)
+                                .is_some_and(|(_, e)| e != etag)
+                        {
+                            return Received::Wrong(
+                                Vec::new(),
+                                "the content changed at the upstream".to_owned(),
+                            );
+                        }
+                        identity = Some((sender.clone(), etag.to_owned()));
+                    }
+                    copy.entry.prove(copy.repo);
+                    copy.announce.send_if_modified(|state| {
+                        let is_news = !matches!(state, State::Growing(_));
+                        if is_news {
+                            *state = State::Growing(incoming.reader());
+                        }
+                        is_news
+                    });
+                    if !senders.contains(&sender) {
+                        senders.push(sender.clone());
+                    }
+                    let failure = loop {
+                        if copy.lock.is_lost() {
                             return Received::Failed(Error::Unavailable(
                                 "another replica took the copy over".to_owned(),
                             ));
@@ -210,12 +374,12 @@ impl Fills {
                             Ok(Some(bytes)) => match incoming.append(bytes).await {
                                 Ok(()) => {}
                                 Err(error @ holdfast_store::Error::SizeMismatch { .. }) => {
-                                    return Received::Wrong(endpoint, error.to_string());
+                                    return Received::Wrong(senders, error.to_string());
                                 }
                                 Err(error) => return Received::Failed(error.into()),
                             },
                             Ok(None) if size.is_none_or(|size| size == incoming.offset()) => {
-                                return Received::All(endpoint);
+                                return Received::All(senders);
                             }
                             Ok(None) => {
                                 break upstream::Error::Unavailable(
@@ -225,15 +389,20 @@ impl Fills {
                             Err(error) => break error,
                         }
                     };
+                    // The next mirror goes on, if there is one.
+                    avoid.retain(|url| *url != sender);
+                    avoid.push(sender);
+                    failure
                 }
-                // A range that the upstream cannot serve: from the beginning, then.
-                Err(upstream::Error::Invalid(what)) if before > 0 => {
-                    return Received::Wrong(None, what);
+                // A server that cannot do this range may still send everything.
+                Err(upstream::Error::Invalid(what)) if before > 0 && !whole => {
+                    whole = true;
+                    upstream::Error::Unavailable(what)
                 }
-                Err(error @ upstream::Error::Unavailable(_)) => failure = error,
+                Err(error @ upstream::Error::Unavailable(_)) => error,
                 Err(error) => return Received::Failed(error.into()),
-            }
-            attempts = if incoming.offset() > before {
+            };
+            attempts = if incoming.offset() >= before + STEP_BYTES {
                 0
             } else {
                 attempts + 1
@@ -245,167 +414,13 @@ impl Fills {
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
         }
     }
-
-    /// Waits until a blob can be read or is given up.
-    pub(super) async fn readable(state: &mut watch::Receiver<State>) -> State {
-        let ready = state
-            .wait_for(|state| !matches!(state, State::Starting))
-            .await;
-        ready.map_or_else(
-            |_| State::Failed(Error::Unavailable("shutting down".to_owned())),
-            |state| state.clone(),
-        )
-    }
 }
 
 enum Received {
-    /// Everything, from this endpoint at last; not verified yet.
-    All(Option<String>),
+    /// Everything, from these endpoints; not verified yet.
+    All(Vec<String>),
     /// Bytes that cannot be right.
-    Wrong(Option<String>, String),
+    Wrong(Vec<String>, String),
     /// No more to be had now.
     Failed(Error),
-}
-
-/// A blob that another replica fills, or filled a moment ago; goes on from whoever has it when that replica dies.
-pub(super) struct Relay {
-    pub(super) fills: Fills,
-    pub(super) source: Option<Source>,
-    pub(super) digest: Digest,
-    pub(super) size: Option<u64>,
-}
-
-impl RemoteBlob for Relay {
-    fn size(&self) -> Option<u64> {
-        self.size
-    }
-
-    fn open(
-        &self,
-        offset: u64,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>> {
-        let cursor = Cursor {
-            fills: self.fills.clone(),
-            source: self.source.clone(),
-            digest: self.digest.clone(),
-            size: self.size,
-            offset,
-            from: From::Nowhere,
-            hasher: (offset == 0).then(|| Hasher::new(self.digest.algorithm())),
-            sought: false,
-            moved: Instant::now(),
-        };
-        let stream = futures::stream::unfold(Some(cursor), |cursor| async {
-            let mut cursor = cursor?;
-            match cursor.next().await {
-                Ok(Some(bytes)) => Some((Ok(bytes), Some(cursor))),
-                Ok(None) => None,
-                Err(error) => Some((Err(std::io::Error::other(error)), None)),
-            }
-        });
-        Box::pin(async move { Ok(stream.boxed()) })
-    }
-}
-
-struct Cursor {
-    fills: Fills,
-    source: Option<Source>,
-    digest: Digest,
-    size: Option<u64>,
-    offset: u64,
-    from: From,
-    /// Over what was handed on, when that is everything: pieces of several sources must fit together.
-    hasher: Option<Hasher>,
-    sought: bool,
-    moved: Instant,
-}
-
-enum From {
-    Nowhere,
-    Stored(holdfast_store::BlobFile),
-    Here(GrowingBlob),
-    Peer(BoxStream<'static, Result<Bytes, reqwest::Error>>),
-}
-
-impl Cursor {
-    async fn next(&mut self) -> Result<Option<Bytes>> {
-        loop {
-            let (offset, size) = (self.offset, self.size);
-            let bytes = match &mut self.from {
-                From::Nowhere => None,
-                From::Stored(file) => Some(file.read_at(offset, READ_BYTES).await?),
-                From::Here(growing) => growing.read_at(offset, READ_BYTES).await.ok(),
-                From::Peer(stream) => match tokio::time::timeout(PATIENCE / 3, stream.next()).await
-                {
-                    // An empty piece is no end.
-                    Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
-                    Ok(Some(Ok(bytes))) => Some(bytes),
-                    // The replica ends its answer cleanly only behind the verified end.
-                    Ok(None) if size.is_none_or(|size| size == offset) => Some(Bytes::new()),
-                    _ => None,
-                },
-            };
-            match bytes {
-                Some(bytes) => return self.advance(bytes),
-                None => self.seek().await?,
-            }
-        }
-    }
-
-    fn advance(&mut self, bytes: Bytes) -> Result<Option<Bytes>> {
-        self.offset += bytes.len() as u64;
-        self.moved = Instant::now();
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(&bytes);
-            // Before the last byte is handed on: a wrong body never ends cleanly.
-            let is_end = bytes.is_empty() || self.size == Some(self.offset);
-            if is_end && hasher.clone().finish() != self.digest {
-                return Err(Error::Invalid(format!(
-                    "what arrived is not {}",
-                    self.digest
-                )));
-            }
-        }
-        Ok((!bytes.is_empty()).then_some(bytes))
-    }
-
-    /// Finds out who has the bytes now.
-    async fn seek(&mut self) -> Result<()> {
-        if self.moved.elapsed() > PATIENCE {
-            return Err(Error::Unavailable(
-                "the replica that copies it does not answer".to_owned(),
-            ));
-        }
-        if self.sought && self.hasher.is_none() && !matches!(self.from, From::Nowhere) {
-            // The rest may come from other bytes than the part that was handed on, and nobody could tell.
-            return Err(Error::Unavailable(
-                "the replica that copies it broke off".to_owned(),
-            ));
-        }
-        self.sought = true;
-        self.from = From::Nowhere;
-        if let Some(file) = self.fills.inner.store.open_blob(&self.digest).await? {
-            self.from = From::Stored(file);
-            return Ok(());
-        }
-        let (mut state, _) = self
-            .fills
-            .begin(self.source.as_ref(), &self.digest, self.size);
-        match Fills::readable(&mut state).await {
-            State::Growing(growing) => self.from = From::Here(growing),
-            State::Failed(error) => return Err(error),
-            State::Elsewhere(owner) => match self
-                .fills
-                .inner
-                .peers
-                .blob(&owner.address, &self.digest, self.offset)
-                .await
-            {
-                Some(stream) => self.from = From::Peer(stream),
-                None => tokio::time::sleep(LOOK).await,
-            },
-            State::Starting | State::Done => {}
-        }
-        Ok(())
-    }
 }

@@ -63,17 +63,25 @@ impl Fills {
     ) -> Result<FillResult> {
         let mut platforms = platforms.to_vec();
         platforms.sort();
-        let key: ImageKey = (repo.clone(), target.to_string(), platforms);
+        let key: ImageKey = (
+            repo.clone(),
+            target.to_string(),
+            platforms,
+            source.logins.clone(),
+        );
         let running = {
             let mut images = self
                 .inner
                 .images
                 .lock()
                 .unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some(running) = images.get(&key) {
+            if let Some((running, priority)) = images.get(&key) {
+                let need = source.priority.need();
+                self.inner.upstreams.raise(priority, need);
                 running.clone()
             } else {
                 let (tell, told) = oneshot::channel();
+                let priority = source.priority.clone();
                 let (fills, source, task) = (self.clone(), source.clone(), key.clone());
                 let target = target.clone();
                 // Its own task: a client that leaves does not stop it.
@@ -90,6 +98,8 @@ impl Fills {
                         .lock()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
                         .remove(&task);
+                    let word = result.as_ref().map_or_else(Error::word, |_| "ok");
+                    fills.inner.upstreams.metrics().ended("image", word);
                     if let Err(error) = &result {
                         tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
                     }
@@ -102,7 +112,7 @@ impl Fills {
                     })
                     .boxed()
                     .shared();
-                images.insert(key, running.clone());
+                images.insert(key, (running.clone(), priority));
                 running
             }
         };
@@ -133,12 +143,15 @@ impl Fills {
             .await?;
         let (digest, bytes) = (top.digest.clone(), top.bytes.clone());
         let parsed = self.arrived(repo, target, top)?;
+        let grants = &self.inner.grants;
+        grants.led_to(repo, target, &source.logins, &digest);
         let media_type = parsed.media_type.clone();
         let sum = self
             .complete_document(source, repo, &digest, bytes, parsed, platforms, 0)
             .await?;
         if let ManifestRef::Tag(tag) = target {
             self.inner.store.set_tag(repo, tag, &digest).await?;
+            self.is_fresh(repo, tag, &digest);
         }
         self.inner.arriving.remove(repo, &digest);
         tracing::info!(image.repository = %repo, image.reference = %target, image.digest = %digest, bytes = sum.bytes, "image is local");
@@ -191,8 +204,7 @@ impl Fills {
                     sum.add(measure(&blobs));
                     stream::iter(blobs.into_iter().map(Ok::<_, Error>))
                         .try_for_each_concurrent(AT_ONCE, |blob| async move {
-                            self.complete(source, &blob.digest, blob.size).await?;
-                            Ok(self.inner.store.link_blob(repo, &blob.digest).await?)
+                            self.complete(source, repo, &blob.digest, blob.size).await
                         })
                         .await?;
                 }

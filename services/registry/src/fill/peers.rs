@@ -17,6 +17,16 @@ use crate::{source::ManifestRef, upstream::MAX_MANIFEST_BYTES};
 /// Until a replica answers, a whole connection included.
 const ANSWER: Duration = Duration::from_secs(3);
 
+/// What another replica says of a blob.
+pub(crate) enum Answer {
+    /// Its bytes, as they reach it.
+    Stream(BoxStream<'static, Result<Bytes, reqwest::Error>>),
+    /// It has it, and not for this repository.
+    NotThisRepository,
+    /// It has nothing of it, or does not answer.
+    Nothing,
+}
+
 /// How replicas reach each other.
 pub struct Peers {
     how: Option<How>,
@@ -89,25 +99,32 @@ impl Peers {
         Some((base, client))
     }
 
-    /// The bytes of a blob from `offset` on, as they reach the replica at `address`; `None` when it has nothing of it.
+    /// The bytes of a blob from `offset` on, as they reach the replica at `address`; with `repo`, only if they are its.
     pub(crate) async fn blob(
         &self,
         address: &str,
         digest: &Digest,
         offset: u64,
-    ) -> Option<BoxStream<'static, Result<Bytes, reqwest::Error>>> {
-        let (base, client) = self.client(address)?;
+        repo: Option<&RepositoryName>,
+    ) -> Answer {
+        let Some((base, client)) = self.client(address) else {
+            return Answer::Nothing;
+        };
+        let query = repo
+            .map(|repo| format!("?repository={repo}"))
+            .unwrap_or_default();
         let request = client
-            .get(format!("{base}/internal/v1/blobs/{digest}"))
+            .get(format!("{base}/internal/v1/blobs/{digest}{query}"))
             .header(http::header::RANGE, format!("bytes={offset}-"));
-        let response = tokio::time::timeout(ANSWER, request.send())
-            .await
-            .ok()?
-            .ok()?;
-        let expect = if offset == 0 { [200, 206] } else { [206, 206] };
-        expect
-            .contains(&response.status().as_u16())
-            .then(|| response.bytes_stream().boxed())
+        let Ok(Ok(response)) = tokio::time::timeout(ANSWER, request.send()).await else {
+            return Answer::Nothing;
+        };
+        match response.status().as_u16() {
+            206 => Answer::Stream(response.bytes_stream().boxed()),
+            200 if offset == 0 => Answer::Stream(response.bytes_stream().boxed()),
+            409 => Answer::NotThisRepository,
+            _ => Answer::Nothing,
+        }
     }
 
     /// A manifest that the replica at `address` has verified but not stored yet, its digest unchecked.

@@ -1,30 +1,47 @@
 //! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first bytes are there.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use holdfast_core::{Digest, RepositoryName, Tag};
+use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
 
 use super::{
     Error, Fills, Result,
     arriving::Entry,
-    blob::{Relay, State},
+    blob::{self, State},
     document::{self, Document},
     image::pointer,
+    relay::Relay,
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
-    upstream::{self, Source},
+    upstream::{self, Login, Priority, Source},
 };
 
 /// Between two looks at what others do on the volume.
 const LOOK: Duration = Duration::from_millis(200);
-/// Tags of a repository whose manifests are searched for a blob.
-const SEARCHED_TAGS: usize = 200;
+/// Manifests of a repository that are searched for a blob.
+const SEARCHED_MANIFESTS: usize = 5000;
+/// Manifests below one that a request led to.
+const REACHED_MANIFESTS: usize = 512;
+
+/// What a repository's manifests say of a blob.
+#[derive(Debug, Clone, Copy)]
+struct Named {
+    size: u64,
+    /// Whether that manifest is in the store: then everything that it names was this repository's once.
+    is_stored: bool,
+}
 
 impl source::Source for Fills {
     fn fetches(&self, repo: &RepositoryName) -> bool {
-        self.source(repo).is_some()
+        rewrite::upstream_of(repo).is_some_and(|(host, _)| {
+            self.inner.upstreams.is_listed(&host) || self.inner.grants.names(repo, Instant::now())
+        })
     }
 
     fn manifest<'a>(
@@ -60,13 +77,95 @@ impl source::Source for Fills {
 }
 
 impl Fills {
+    /// Where a pull may fetch a manifest from, and with what: `None` when neither a fill request nor the settings name it.
+    pub(super) async fn source_of(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<Source>> {
+        let exactly = self.inner.grants.exactly(repo, reference, Instant::now());
+        let granted = match (exactly, reference) {
+            (Some(logins), _) => Some(logins),
+            (None, ManifestRef::Digest(digest)) => self.reachable(repo, digest).await?,
+            (None, ManifestRef::Tag(_)) => None,
+        };
+        Ok(self.source(repo, granted))
+    }
+
+    fn source(&self, repo: &RepositoryName, granted: Option<Vec<Login>>) -> Option<Source> {
+        let (host, repository) = rewrite::upstream_of(repo)?;
+        let is_listed = self.inner.upstreams.is_listed(&host);
+        let logins = granted.or_else(|| is_listed.then(Vec::new))?;
+        Some(Source {
+            host,
+            repository,
+            logins,
+            priority: Priority::default(),
+        })
+    }
+
+    /// The credentials of the requests that led to something from which `wanted`, a manifest or a blob, is reachable.
+    async fn reachable(
+        &self,
+        repo: &RepositoryName,
+        wanted: &Digest,
+    ) -> Result<Option<Vec<Login>>> {
+        let now = Instant::now();
+        let mut leads = Vec::new();
+        for root in self.inner.grants.roots(repo, now) {
+            let mut left = vec![root.clone()];
+            let mut seen = BTreeSet::new();
+            while let Some(next) = left.pop() {
+                if next == *wanted {
+                    leads.push(root);
+                    break;
+                }
+                if seen.len() >= REACHED_MANIFESTS || !seen.insert(next.clone()) {
+                    continue;
+                }
+                let Some(document) = self.document(repo, &next).await else {
+                    continue;
+                };
+                match document {
+                    Document::Image(blobs) => {
+                        left.extend(
+                            blobs
+                                .into_iter()
+                                .map(|blob| blob.digest)
+                                .filter(|digest| digest == wanted),
+                        );
+                    }
+                    Document::Index(children) => {
+                        left.extend(children.into_iter().map(|child| child.descriptor.digest));
+                    }
+                }
+            }
+        }
+        Ok(self.inner.grants.of_roots(repo, &leads, now))
+    }
+
+    /// A manifest of the repository that is here, read.
+    async fn document(&self, repo: &RepositoryName, digest: &Digest) -> Option<Document> {
+        let arriving = self
+            .inner
+            .arriving
+            .manifest(repo, &ManifestRef::Digest(digest.clone()));
+        let bytes: Bytes = match arriving {
+            Some(entry) => entry.bytes,
+            None => self.inner.store.manifest(repo, digest).await.ok()??,
+        };
+        document::parse(&bytes, "")
+            .ok()
+            .map(|parsed| parsed.document)
+    }
+
     async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
         let waits = async {
             loop {
                 if let Some(entry) = self.known(repo, reference).await? {
                     return Ok(entry);
                 }
-                if let Some(source) = self.source(repo) {
+                if let Some(source) = self.source_of(repo, reference).await? {
                     return self.begin_image(&source, repo, reference).await;
                 }
                 if let Some(entry) = self.ask_owner(repo, reference).await? {
@@ -175,29 +274,54 @@ impl Fills {
 
     async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<SourceBlob> {
         // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
-        let Some(size) = self.named_size(repo, digest).await? else {
+        let Some(named) = self.named(repo, digest).await? else {
             return Err(Error::NotFound);
         };
-        let source = self.source(repo);
+        let size = Some(named.size);
+        let granted = self.reachable(repo, digest).await?;
+        let source = self.source(repo, granted);
+        let deadline = Instant::now() + self.inner.settings.hold;
         let mut begun_by_others = 0;
         loop {
-            if let Some(file) = self.inner.store.open_blob(digest).await? {
-                self.inner.store.link_blob(repo, digest).await?;
+            let store = &self.inner.store;
+            if let Some(file) = store.open_repo_blob(repo, digest).await? {
                 return Ok(SourceBlob::Stored(file));
             }
-            let (mut state, ours) = self.begin(source.as_ref(), digest, Some(size));
-            match Self::readable(&mut state).await {
+            if store.stat_blob(digest).await? == size {
+                if self.may_read(source.as_ref(), named, digest).await? {
+                    store.link_blob(repo, digest).await?;
+                } else if Instant::now() >= deadline {
+                    return Err(Error::NotAllowed);
+                } else {
+                    // Whoever copies it links it.
+                    tokio::time::sleep(LOOK).await;
+                }
+                continue;
+            }
+            let (entry, ours) = self.begin(source.as_ref(), repo, digest, size);
+            match entry.readable().await {
                 State::Growing(growing) => {
-                    self.link_when_done(repo, digest, state);
+                    if !entry.is_proven(repo) {
+                        if !self.may_read(source.as_ref(), named, digest).await? {
+                            return Err(Error::NotAllowed);
+                        }
+                        entry.prove(repo);
+                    }
+                    self.link_when_done(repo, digest, entry);
                     return Ok(SourceBlob::Growing(growing));
                 }
                 State::Elsewhere(_) => {
-                    self.link_when_done(repo, digest, state);
+                    if named.is_stored {
+                        entry.prove(repo);
+                    }
+                    self.link_when_done(repo, digest, entry);
                     let relay = Relay {
                         fills: self.clone(),
                         source,
+                        repo: repo.clone(),
                         digest: digest.clone(),
-                        size: Some(size),
+                        size,
+                        proven: named.is_stored,
                     };
                     return Ok(SourceBlob::Remote(Box::new(relay)));
                 }
@@ -208,97 +332,64 @@ impl Fills {
         }
     }
 
-    fn link_when_done(
+    /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`: nobody here can ask.
+    async fn may_read(
         &self,
-        repo: &RepositoryName,
+        source: Option<&Source>,
+        named: Named,
         digest: &Digest,
-        mut state: tokio::sync::watch::Receiver<State>,
-    ) {
+    ) -> Result<bool> {
+        match source {
+            _ if named.is_stored => Ok(true),
+            Some(source) => self.prove(source, digest).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Links what is copied, once it is, if by then the repository may read it.
+    fn link_when_done(&self, repo: &RepositoryName, digest: &Digest, entry: blob::Entry) {
         let (fills, repo, digest) = (self.clone(), repo.clone(), digest.clone());
         tokio::spawn(async move {
-            let done = {
-                let end = state
-                    .wait_for(|state| matches!(state, State::Done | State::Failed(_)))
-                    .await;
-                matches!(end.as_deref(), Ok(State::Done))
-            };
-            if done && let Err(error) = fills.inner.store.link_blob(&repo, &digest).await {
+            if entry.is_done().await
+                && entry.is_proven(&repo)
+                && let Err(error) = fills.inner.store.link_blob(&repo, &digest).await
+            {
                 tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
             }
         });
     }
 
-    /// The size that a manifest of the repository gives for a blob.
-    async fn named_size(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<u64>> {
+    /// What the repository's manifests say of a blob: those on their way, then all that there are.
+    async fn named(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Named>> {
+        let store = &self.inner.store;
+        let mut seen = BTreeSet::new();
         if let Some(size) = self.inner.arriving.blob(repo, digest) {
-            return Ok(Some(size));
+            return Ok(Some(Named {
+                size,
+                is_stored: false,
+            }));
         }
-        let mut left = Vec::new();
-        for tag in self
-            .inner
-            .store
-            .tags(repo)
+        let mut left = store
+            .revisions(repo, SEARCHED_MANIFESTS)
             .await?
-            .unwrap_or_default()
-            .iter()
-            .take(SEARCHED_TAGS)
-        {
-            left.extend(self.inner.store.tag(repo, tag).await?);
-        }
-        let mut seen = std::collections::BTreeSet::new();
+            .unwrap_or_default();
         while let Some(next) = left.pop() {
             if !seen.insert(next.clone()) {
                 continue;
             }
-            let Ok(Some(bytes)) = self.inner.store.manifest(repo, &next).await else {
+            let Ok(Some(bytes)) = store.manifest(repo, &next).await else {
                 continue;
             };
-            match document::parse(&bytes, "").map(|parsed| parsed.document) {
-                Ok(Document::Image(blobs)) => {
-                    if let Some(blob) = blobs.iter().find(|blob| blob.digest == *digest) {
-                        return Ok(Some(blob.size));
-                    }
-                }
-                Ok(Document::Index(children)) => {
-                    left.extend(children.into_iter().map(|child| child.descriptor.digest));
-                }
-                Err(_) => {}
+            if let Ok(Document::Image(blobs)) =
+                document::parse(&bytes, "").map(|parsed| parsed.document)
+                && let Some(blob) = blobs.iter().find(|blob| blob.digest == *digest)
+            {
+                return Ok(Some(Named {
+                    size: blob.size,
+                    is_stored: true,
+                }));
             }
         }
         Ok(None)
     }
-
-    async fn fresh(&self, repo: &RepositoryName, tag: &Tag, local: &Digest) -> Freshness {
-        if !self.inner.settings.revalidate_pulls {
-            return Freshness::Current;
-        }
-        let Some(source) = self.source(repo) else {
-            return Freshness::Current;
-        };
-        match self.inner.upstreams.revalidate(&source, tag.as_str()).await {
-            Ok(Some(current)) if current != *local => {
-                let (fills, repo, reference) =
-                    (self.clone(), repo.clone(), ManifestRef::Tag(tag.clone()));
-                let platforms = self.inner.settings.platforms.clone();
-                // What is local is served now; the next pull gets the new one.
-                tokio::spawn(async move {
-                    drop(fills.image(&source, &repo, &reference, &platforms).await);
-                });
-                Freshness::Unknown {
-                    reason: "the tag moved upstream, the new image is being copied".to_owned(),
-                }
-            }
-            Ok(_) => Freshness::Current,
-            Err(error) => Freshness::Unknown {
-                reason: format!("not revalidated: {}", one_line(&error.to_string())),
-            },
-        }
-    }
-}
-
-fn one_line(text: &str) -> String {
-    text.chars()
-        .map(|c| if c.is_control() || c == '"' { ' ' } else { c })
-        .take(200)
-        .collect()
 }

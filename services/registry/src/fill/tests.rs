@@ -33,6 +33,14 @@ fn timeouts() -> Timeouts {
     }
 }
 
+fn uplink() -> Uplink {
+    Uplink {
+        requests_per_second_per_host: 0,
+        negative_seconds: 0,
+        ..Uplink::default()
+    }
+}
+
 /// A registry's settings for one upstream. `listed`: its images may be fetched on a pull alone.
 async fn fills_at(
     folder: &Path,
@@ -42,21 +50,10 @@ async fn fills_at(
     peers: Peers,
 ) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
-    let settings = UpstreamSettings {
-        host: upstream.host(),
-        endpoints: vec![upstream.url()],
-        ca: None,
-        credentials: holdfast_config::Credentials::Anonymous,
-        insecure_skip_verify: false,
-    };
+    let settings = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
     let store = Store::open(folder, Options::default()).await.unwrap();
-    let mut upstreams = Upstreams::new(
-        &[settings],
-        &Proxy::default(),
-        &Uplink::default(),
-        timeouts(),
-    )
-    .unwrap();
+    let mut upstreams =
+        Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
     if !listed {
         upstreams.unlist();
     }
@@ -64,7 +61,7 @@ async fn fills_at(
         platforms: vec!["linux/amd64".to_owned()],
         hold: Duration::from_millis(500),
         retry: Duration::from_millis(10),
-        revalidate_pulls: false,
+        ..Settings::default()
     };
     Fills::new(store, upstreams, owner, peers, settings)
 }
@@ -492,6 +489,7 @@ async fn a_fill_tries_each_secret_and_remembers_them_for_its_repository() {
         Err(Error::Unauthorized)
     );
     let credential = |username: &str| Credential {
+        identity_token: false,
         username: username.to_owned(),
         password: "pw".into(),
     };
@@ -526,7 +524,7 @@ async fn a_local_image_needs_no_upstream_even_when_asked_to_revalidate() {
         Kind::Error { status: 503 },
     ] {
         upstream.faults().set(Fault::new(kind.clone()));
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let mut asks = request(&upstream, ":1", &[]);
         asks.revalidate = true;
         assert!(

@@ -11,11 +11,12 @@ use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use url::Url;
 
-/// A user name and password for one upstream; prints without its password (SPEC 82).
+/// A user name and password, or an identity token, for one upstream; prints without its password (SPEC 82).
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Login {
     username: String,
     password: String,
+    is_identity: bool,
 }
 
 impl Login {
@@ -24,14 +25,33 @@ impl Login {
         Self {
             username: username.to_owned(),
             password: password.to_owned(),
+            is_identity: false,
         }
+    }
+
+    /// A login by an OAuth 2 refresh token; registries that ask for a password get it under `username`, where there is one.
+    pub fn identity(username: &str, token: &str) -> Self {
+        Self {
+            is_identity: true,
+            ..Self::new(username, token)
+        }
+    }
+
+    /// The refresh token, if this login is one.
+    pub(super) fn refresh_token(&self) -> Option<&str> {
+        self.is_identity.then_some(self.password.as_str())
     }
 
     /// The value of an `Authorization: Basic` header.
     pub(super) fn basic(&self) -> String {
+        // What docker writes where a token stands in for the name.
+        let username = match self.username.as_str() {
+            "" if self.is_identity => "<token>",
+            username => username,
+        };
         format!(
             "Basic {}",
-            BASE64_STANDARD.encode(format!("{}:{}", self.username, self.password))
+            BASE64_STANDARD.encode(format!("{username}:{}", self.password))
         )
     }
 }
@@ -134,10 +154,23 @@ const SECOND_LEVEL: [&str; 10] = [
 ];
 
 /// Whether a realm may see credentials for an upstream: the same host, or a host under the upstream's parent
-/// (`auth.docker.io` for `registry-1.docker.io`), and TLS where the upstream has it.
-pub(super) fn realm_is_bound(upstream: &Url, realm: &Url) -> bool {
+/// (`auth.docker.io` for `registry-1.docker.io`), or one that the settings allow (`host` or `host:port`); and TLS where the
+/// upstream has it.
+pub(super) fn realm_is_bound(upstream: &Url, realm: &Url, allowed: &[String]) -> bool {
     if upstream.scheme() == "https" && realm.scheme() != "https" {
         return false;
+    }
+    let host = realm.host_str().unwrap_or_default();
+    let with_port = realm
+        .port_or_known_default()
+        .map(|port| format!("{host}:{port}"));
+    if allowed.iter().any(|name| {
+        name.eq_ignore_ascii_case(host)
+            || with_port
+                .as_ref()
+                .is_some_and(|full| name.eq_ignore_ascii_case(full))
+    }) {
+        return true;
     }
     match (upstream.host(), realm.host()) {
         (Some(url::Host::Domain(upstream)), Some(url::Host::Domain(realm))) => {
@@ -191,7 +224,7 @@ impl TokenAnswer {
 }
 
 /// A token's key: realm, service, scope, and who asked.
-type TokenKey = (String, Option<String>, String, Option<Login>);
+pub(super) type TokenKey = (String, Option<String>, String, Option<Login>);
 
 /// Tokens by realm, credential and scope.
 #[derive(Default)]
@@ -261,10 +294,30 @@ mod tests {
 
     fn check_realm(upstream: &str, realm: &str, expect: bool) {
         assert_eq!(
-            realm_is_bound(&upstream.parse().unwrap(), &realm.parse().unwrap()),
+            realm_is_bound(&upstream.parse().unwrap(), &realm.parse().unwrap(), &[]),
             expect,
             "{upstream} {realm}"
         );
+    }
+
+    #[test]
+    fn a_realm_may_be_allowed_by_name() {
+        let check = |allowed: &str, realm: &str, expect: bool| {
+            let (upstream, realm) = (
+                "https://registry.example".parse().unwrap(),
+                realm.parse().unwrap(),
+            );
+            assert_eq!(
+                realm_is_bound(&upstream, &realm, &[allowed.to_owned()]),
+                expect,
+                "{allowed} {realm}"
+            );
+        };
+        check("auth.other", "https://auth.other/token", true);
+        check("Auth.Other:443", "https://auth.other/token", true);
+        check("auth.other:444", "https://auth.other/token", false);
+        check("auth.other", "http://auth.other/token", false);
+        check("auth.other", "https://evil.auth.other/token", false);
     }
 
     #[test]

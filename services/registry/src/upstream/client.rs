@@ -6,13 +6,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_config::{Proxy, UpstreamSettings};
-use reqwest::{Client, NoProxy};
+use holdfast_config::UpstreamSettings;
+use reqwest::Client;
 use url::Url;
 
 use super::{
     Timeouts,
     breaker::Breaker,
+    proxies::Proxies,
     reach::{self, Reach},
 };
 
@@ -29,45 +30,56 @@ pub(super) fn cause(error: &reqwest::Error) -> String {
     }
 }
 
-/// Asks an endpoint whose breaker opened until it answers, in the background: no request ever does.
+/// Asks an endpoint whose breaker opened until it answers, in the background: no request ever does. `closed` is told of the end.
 pub(super) async fn probe(
     breaker: Weak<Mutex<Breaker>>,
     client: Client,
     url: Url,
     mut period: Duration,
     timeout: Duration,
+    closed: impl FnOnce(),
 ) {
     loop {
         tokio::time::sleep(period).await;
         if breaker.strong_count() == 0 {
-            return;
+            return closed();
         }
         let answer = tokio::time::timeout(timeout, client.get(url.clone()).send()).await;
         let lives = matches!(&answer, Ok(Ok(response)) if !response.status().is_server_error());
         let Some(breaker) = breaker.upgrade() else {
-            return;
+            return closed();
         };
         let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
         if lives {
             tracing::info!(upstream.url = %url, "upstream answers again");
             breaker.succeeded();
-            return;
         }
-        match breaker.failed(Instant::now()) {
-            Some(next) => period = next,
-            // A request opened it again in between, and has its own probe.
-            None => return,
+        // An answer to a request that was under way may have closed it.
+        if !breaker.is_open() {
+            return closed();
         }
+        period = breaker.probe_failed(Instant::now());
     }
 }
 
-/// A client for an endpoint, or, with `reach`, for the other origins that the endpoint may send us to.
+/// What a client may be used for.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Use {
+    /// A host of the settings: wherever it is.
+    Configured,
+    /// A host that only an image names.
+    Anybody(Reach),
+    /// The other origins that an endpoint may send us to.
+    Elsewhere(Reach),
+}
+
+/// A client for an endpoint.
 pub(super) fn client(
     url: &Url,
     settings: Option<&UpstreamSettings>,
-    proxy: &Proxy,
+    proxies: &Proxies,
     timeouts: Timeouts,
-    reach: Option<Reach>,
+    what: Use,
 ) -> Result<Client, String> {
     let ca = settings.and_then(|settings| settings.ca.as_deref());
     let extra = match ca {
@@ -83,33 +95,25 @@ pub(super) fn client(
             .tcp_nodelay(true)
             .user_agent(concat!("holdfast/", env!("CARGO_PKG_VERSION")))
             .no_proxy();
-        let direct = NoProxy::from_string(&proxy.no_proxy.join(","));
-        for (address, is_http) in [(&proxy.http, true), (&proxy.https, false)] {
-            if !address.is_empty() {
-                let made = if is_http {
-                    reqwest::Proxy::http(address)
-                } else {
-                    reqwest::Proxy::https(address)
-                };
-                let made = made.map_err(|error| format!("proxy: {}", cause(&error)))?;
-                builder = builder.proxy(made.no_proxy(direct.clone()));
-            }
+        if !proxies.is_empty() {
+            let proxies = proxies.clone();
+            builder = builder.proxy(reqwest::Proxy::custom(move |url| proxies.of(url).cloned()));
         }
         builder = if only_extra {
             builder.tls_certs_only(extra.clone())
         } else {
             builder.tls_certs_merge(extra.clone())
         };
-        if insecure && reach.is_none() {
+        if insecure && matches!(what, Use::Configured) {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
-        if let Some(reach) = reach {
-            builder = builder.dns_resolver(reach::guard(reach));
+        if let Use::Anybody(reach) | Use::Elsewhere(reach) = what {
+            builder = builder.dns_resolver(reach::guard(reach, proxies.hosts()));
         }
         builder.build().map_err(|error| cause(&error))
     };
     // Plain HTTP needs no roots; an image without a root store has only what the settings name.
-    if url.scheme() == "http" && reach.is_none() {
+    if url.scheme() == "http" && !matches!(what, Use::Elsewhere(_)) {
         return build(true);
     }
     build(false).or_else(|error| {

@@ -1,33 +1,36 @@
-//! One URL of an upstream: its clients, breaker and tokens, and the requests with authentication and redirects by hand.
+//! One URL of an upstream: its clients, breaker and tokens, and what is asked of it.
+
+mod follow;
+mod token;
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::BytesMut;
-use holdfast_config::{Proxy, UpstreamSettings};
+use holdfast_config::{Credentials, UpstreamSettings};
 use holdfast_core::{Algorithm, Digest};
 use holdfast_store::Hasher;
 use http::{Method, StatusCode, header};
 use reqwest::{Client, Response};
+use serde::Deserialize;
 use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
     Error, Login, MAX_MANIFEST_BYTES, Manifest, Result, Source, Timeouts,
-    auth::{Challenge, TokenAnswer, Tokens, realm_is_bound},
+    auth::{Challenge, Tokens},
     breaker::Breaker,
-    client::{cause, client, probe},
-    reach::{self, Reach},
-    retry_after,
-    settings::{MAX_REDIRECTS, MAX_TOKEN_BYTES, configured_logins},
+    client::{Use, cause, client, probe},
+    proxies::Proxies,
+    rate::Rate,
+    reach::Reach,
+    retry_after, settings,
 };
-
-const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
+use crate::fill_metrics::{FillMetrics, UpstreamLabel};
 
 /// How requests to a repository are authorised, once that is known.
 #[derive(Debug, Clone)]
@@ -36,19 +39,38 @@ struct Known {
     challenge: Option<Challenge>,
 }
 
+/// What an endpoint is made of.
+pub(super) struct Parts<'a> {
+    pub(super) url: &'a str,
+    /// Whether it is the upstream itself: credentials of pull secrets are never for its mirrors.
+    pub(super) is_own: bool,
+    pub(super) credentials: Credentials,
+    pub(super) settings: Option<UpstreamSettings>,
+    pub(super) proxies: Arc<Proxies>,
+    pub(super) timeouts: Timeouts,
+    /// The pace of requests to the endpoint's host.
+    pub(super) pace: Arc<Rate>,
+    pub(super) metrics: FillMetrics,
+    /// The upstream's name in metrics.
+    pub(super) label: String,
+}
+
 /// One URL of an upstream.
 pub(super) struct Endpoint {
     pub(super) url: Url,
     pub(super) timeouts: Timeouts,
-    /// Credentials of pull secrets are for the upstream itself, never for its mirrors.
+    pub(super) label: String,
     is_own: bool,
+    credentials: Credentials,
     settings: Option<UpstreamSettings>,
-    proxy: Proxy,
+    proxies: Arc<Proxies>,
     client: Client,
     guarded: OnceCell<(Reach, Client)>,
     breaker: Arc<Mutex<Breaker>>,
     tokens: Tokens,
     known: Mutex<HashMap<String, Known>>,
+    pace: Arc<Rate>,
+    metrics: FillMetrics,
 }
 
 impl fmt::Debug for Endpoint {
@@ -59,23 +81,52 @@ impl fmt::Debug for Endpoint {
     }
 }
 
+/// A blob's body as it begins.
+pub(super) struct BlobAnswer {
+    pub(super) response: Response,
+    /// Bytes of the body that lie before the offset that was asked for.
+    pub(super) skip: u64,
+    /// The whole blob's size, where the answer tells it.
+    pub(super) total: Option<u64>,
+    /// A strong validator, where there is one.
+    pub(super) etag: Option<String>,
+}
+
+/// What every manifest and index says.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Shape {
+    schema_version: u32,
+}
+
 impl Endpoint {
-    pub(super) fn new(
-        url: &str,
-        is_own: bool,
-        settings: Option<UpstreamSettings>,
-        proxy: &Proxy,
-        timeouts: Timeouts,
-    ) -> Result<Self> {
+    pub(super) fn new(parts: Parts<'_>) -> Result<Self> {
+        let Parts {
+            url,
+            is_own,
+            credentials,
+            settings,
+            proxies,
+            timeouts,
+            pace,
+            metrics,
+            label,
+        } = parts;
         let bad = |what: String| Error::Settings(format!("{url}: {what}"));
         let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
-        let client = client(&parsed, settings.as_ref(), proxy, timeouts, None).map_err(bad)?;
+        let what = match settings {
+            Some(_) => Use::Configured,
+            None => Use::Anybody(Reach::of_anybody()),
+        };
+        let client = client(&parsed, settings.as_ref(), &proxies, timeouts, what).map_err(bad)?;
         Ok(Self {
             url: parsed,
             timeouts,
+            label,
             is_own,
+            credentials,
             settings,
-            proxy: proxy.clone(),
+            proxies,
             client,
             guarded: OnceCell::new(),
             breaker: Arc::new(Mutex::new(Breaker::new(
@@ -84,31 +135,44 @@ impl Endpoint {
             ))),
             tokens: Tokens::default(),
             known: Mutex::default(),
+            pace,
+            metrics,
         })
     }
 
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn closed_for(&self) -> Option<Duration> {
-        self.breaker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .closed_for(Instant::now())
+        self.breaker().closed_for(Instant::now())
     }
 
     /// Records a failure of the endpoint and says so; an opened breaker is probed from the background.
     pub(super) fn broke(&self, what: &str) -> Error {
-        let opened = self
-            .breaker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .failed(Instant::now());
+        let opened = self.breaker().failed(Instant::now());
         if let Some(period) = opened {
-            tracing::warn!(upstream.url = %self.url, seconds = period.as_secs(), "upstream fails, not asked for a while");
+            tracing::warn!(upstream.url = %self.url, cause = what, seconds = period.as_secs(), "upstream fails, not asked for a while");
             let (breaker, client, url) = (
                 Arc::downgrade(&self.breaker),
                 self.client.clone(),
                 self.api(""),
             );
-            tokio::spawn(probe(breaker, client, url, period, self.timeouts.headers));
+            let open = self.metrics.open.get_or_create_owned(&UpstreamLabel {
+                upstream: self.label.clone(),
+            });
+            open.inc();
+            let closed = move || {
+                open.dec();
+            };
+            tokio::spawn(probe(
+                breaker,
+                client,
+                url,
+                period,
+                self.timeouts.headers,
+                closed,
+            ));
         }
         Error::Unavailable(what.to_owned())
     }
@@ -137,16 +201,32 @@ impl Endpoint {
         let wanted = Digest::parse(target).ok();
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Hasher::digest(algorithm, &bytes);
-        match wanted {
-            Some(wanted) if wanted != digest => Err(Error::Invalid(format!(
+        if let Some(wanted) = wanted.filter(|wanted| *wanted != digest) {
+            return Err(Error::Invalid(format!(
                 "manifest {wanted} arrived as {digest}"
-            ))),
-            _ => Ok(Manifest {
-                digest,
-                media_type,
-                bytes,
-            }),
+            )));
         }
+        // A page of a captive portal, for instance: the next mirror may have the real one.
+        match serde_json::from_slice::<Shape>(&bytes) {
+            Ok(Shape { schema_version: 2 }) => {}
+            Ok(Shape { schema_version }) => {
+                return Err(Error::Invalid(format!(
+                    "the manifest has schema version {schema_version}, only 2 is taken"
+                )));
+            }
+            Err(_) => {
+                return Err(Error::Invalid(format!(
+                    "what came as a manifest ({}) is none",
+                    printable(&media_type)
+                )));
+            }
+        }
+        self.metrics.took(&self.label, "manifest", bytes.len());
+        Ok(Manifest {
+            digest,
+            media_type,
+            bytes,
+        })
     }
 
     /// The digest that the upstream gives for a path; `None` when it gives none.
@@ -159,13 +239,14 @@ impl Endpoint {
         Ok(digest.and_then(|digest| Digest::parse(digest).ok()))
     }
 
-    /// A blob's body from `offset` on, and how many of its first bytes are before the offset.
+    /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
     pub(super) async fn blob(
         &self,
         source: &Source,
         digest: &Digest,
-        offset: u64,
-    ) -> Result<(Response, u64)> {
+        (offset, whole): (u64, bool),
+        size: Option<u64>,
+    ) -> Result<BlobAnswer> {
         let path = format!("blobs/{digest}");
         if self
             .remembered(source, &self.logins(source).await)
@@ -174,29 +255,48 @@ impl Endpoint {
             // Learns how to authorise without a refused GET: one GET a blob.
             self.ask(source, &Method::HEAD, &path, None).await?;
         }
-        let response = self
-            .ask(source, &Method::GET, &path, (offset > 0).then_some(offset))
-            .await?;
-        if response.status() != StatusCode::PARTIAL_CONTENT {
-            return Ok((response, offset));
+        let range = (offset > 0 && !whole).then_some(offset);
+        let response = self.ask(source, &Method::GET, &path, range).await?;
+        let etag =
+            text(&response, header::ETAG).filter(|etag| etag.starts_with('"') && etag.len() > 2);
+        // A server that knows no ranges, or whose content changed, begins anew.
+        let (start, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
+            let range = text(&response, header::CONTENT_RANGE).unwrap_or_default();
+            let Some((start, total)) = content_range(&range).filter(|(start, _)| *start <= offset)
+            else {
+                return Err(Error::Invalid(format!(
+                    "asked for bytes from {offset}, was given {:?}",
+                    printable(&range)
+                )));
+            };
+            (start, total)
+        } else {
+            (0, response.content_length())
+        };
+        if let (Some(size), Some(total)) = (size, total)
+            && size != total
+        {
+            return Err(Error::Invalid(format!(
+                "the blob has {total} bytes there, its manifest says {size}"
+            )));
         }
-        let range = text(&response, header::CONTENT_RANGE).unwrap_or_default();
-        let start = range
-            .strip_prefix("bytes ")
-            .and_then(|range| range.split('-').next())
-            .and_then(|start| start.parse::<u64>().ok());
-        match start {
-            Some(start) if start <= offset => Ok((response, offset - start)),
-            _ => Err(Error::Invalid(format!(
-                "asked for bytes from {offset}, was given {range:?}"
-            ))),
-        }
+        Ok(BlobAnswer {
+            response,
+            skip: offset - start,
+            total,
+            etag,
+        })
     }
 
     async fn read(&self, response: &mut Response, limit: usize) -> Result<bytes::Bytes> {
         let mut bytes = BytesMut::new();
+        let deadline = Instant::now() + self.timeouts.crawl;
         loop {
-            match tokio::time::timeout(self.timeouts.stall, response.chunk()).await {
+            let wait = self
+                .timeouts
+                .stall
+                .min(deadline.saturating_duration_since(Instant::now()));
+            match tokio::time::timeout(wait, response.chunk()).await {
                 Ok(Ok(Some(chunk))) if bytes.len() + chunk.len() > limit => {
                     return Err(Error::Invalid(format!(
                         "the answer is larger than {limit} bytes"
@@ -230,15 +330,22 @@ impl Endpoint {
         };
     }
 
-    /// What a request for this source may be made with, in order: its own credentials, the configured ones, none.
+    /// What a request for this source may be made with, in order: its own credentials, the endpoint's, none.
     async fn logins(&self, source: &Source) -> Vec<Option<Login>> {
         let mut logins = Vec::new();
         if self.is_own {
             logins.extend(source.logins.iter().cloned().map(Some));
-            if let Some(settings) = &self.settings {
-                logins.extend(configured_logins(settings).await.into_iter().map(Some));
-            }
         }
+        let host = match (self.is_own, &self.settings) {
+            (true, Some(settings)) => settings.host.clone(),
+            _ => {
+                let port = self.url.port().map(|port| format!(":{port}"));
+                let host = self.url.host_str().unwrap_or_default();
+                format!("{host}{}", port.unwrap_or_default())
+            }
+        };
+        let own = settings::logins(&self.credentials, &host).await;
+        logins.extend(own.into_iter().map(Some));
         logins.push(None);
         logins
     }
@@ -251,14 +358,30 @@ impl Endpoint {
         path: &str,
         offset: Option<u64>,
     ) -> Result<Response> {
+        let outcome = self.ask_in_turn(source, method, path, offset).await;
+        let word = outcome.as_ref().map_or_else(Error::word, |_| "ok");
+        self.metrics.asked(&self.label, word);
+        outcome
+    }
+
+    async fn ask_in_turn(
+        &self,
+        source: &Source,
+        method: &Method,
+        path: &str,
+        offset: Option<u64>,
+    ) -> Result<Response> {
         if let Some(left) = self.closed_for() {
             return Err(Error::Unavailable(format!(
                 "it failed before, next probe in {} s",
                 left.as_secs() + 1
             )));
         }
+        let gives_way = || source.priority.need() == holdfast_api::fill::Need::Ahead;
+        self.pace.take(1, gives_way).await;
         let url = self.api(&format!("{}/{path}", source.repository));
         let logins = self.logins(source).await;
+        let has_login = logins.iter().any(Option::is_some);
         let mut challenge = None;
         if let Some(known) = self.remembered(source, &logins) {
             let header = self
@@ -267,6 +390,8 @@ impl Endpoint {
             if let Ok(header) = header {
                 match self.answer(self.follow(method, &url, header, offset).await?) {
                     Err(Error::Unauthorized) => {}
+                    // Nobody sees it; a user may.
+                    Err(Error::NotFound) if has_login && known.login.is_none() => {}
                     other => return other,
                 }
             }
@@ -274,28 +399,39 @@ impl Endpoint {
             self.remember(source, None);
             challenge = known.challenge;
         }
+        let mut failed = Error::Unauthorized;
         if challenge.is_none() {
             let response = self.follow(method, &url, None, offset).await?;
-            let asked = response.headers().get_all(header::WWW_AUTHENTICATE).iter();
-            let asked = asked
-                .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-                .max_by_key(|c| *c != Challenge::Basic);
-            if response.status() != StatusCode::UNAUTHORIZED || asked.is_none() {
-                let answer = self.answer(response);
-                if answer.is_ok() {
-                    self.remember(
-                        source,
-                        Some(Known {
-                            login: None,
-                            challenge: None,
-                        }),
-                    );
+            let asked = challenge_of(&response);
+            let status = response.status();
+            match (status, asked) {
+                (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
+                // Some registries refuse or hide where they should ask: each credential gets its try.
+                (
+                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND,
+                    _,
+                ) if has_login => {
+                    if let Err(error) = self.answer(response) {
+                        failed = error;
+                    }
+                    let root = self.follow(&Method::GET, &self.api(""), None, None).await?;
+                    challenge = Some(challenge_of(&root).unwrap_or(Challenge::Basic));
                 }
-                return answer;
+                _ => {
+                    let answer = self.answer(response);
+                    if answer.is_ok() {
+                        self.remember(
+                            source,
+                            Some(Known {
+                                login: None,
+                                challenge: None,
+                            }),
+                        );
+                    }
+                    return answer;
+                }
             }
-            challenge = asked;
         }
-        let mut failed = Error::Unauthorized;
         for login in logins {
             if login.is_none() && challenge == Some(Challenge::Basic) {
                 continue;
@@ -322,14 +458,21 @@ impl Endpoint {
         Err(failed)
     }
 
+    /// Does not ask the endpoint for as long as it wants.
+    fn pause(&self, response: &Response) -> Duration {
+        let pause = retry_after(text(response, header::RETRY_AFTER).as_deref());
+        self.breaker().pause(Instant::now(), pause);
+        let label = UpstreamLabel {
+            upstream: self.label.clone(),
+        };
+        self.metrics.pauses.get_or_create(&label).inc();
+        pause
+    }
+
     fn answer(&self, response: Response) -> Result<Response> {
         let status = response.status();
         if status == StatusCode::TOO_MANY_REQUESTS {
-            let pause = retry_after(text(&response, header::RETRY_AFTER).as_deref());
-            self.breaker
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pause(Instant::now(), pause);
+            let pause = self.pause(&response);
             return Err(Error::Unavailable(format!(
                 "too many requests, asks for a pause of {} s",
                 pause.as_secs()
@@ -338,183 +481,50 @@ impl Endpoint {
         if status.is_server_error() {
             return Err(self.broke(&format!("status {status}")));
         }
-        self.breaker
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .succeeded();
+        self.breaker().succeeded();
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Unauthorized),
             StatusCode::NOT_FOUND => Err(Error::NotFound),
-            _ if status.is_success() => Ok(response),
+            _ if status.is_success() => match text(&response, header::CONTENT_ENCODING).as_deref()
+            {
+                None | Some("" | "identity") => Ok(response),
+                Some(encoding) => Err(Error::Invalid(format!(
+                    "the content is encoded ({}) though nobody asked for it",
+                    printable(encoding)
+                ))),
+            },
             _ => Err(Error::Invalid(format!("status {status}"))),
         }
     }
+}
 
-    /// Sends a request and follows its redirects; only requests to this endpoint's own origin carry authorisation.
-    async fn follow(
-        &self,
-        method: &Method,
-        url: &Url,
-        authorisation: Option<String>,
-        offset: Option<u64>,
-    ) -> Result<Response> {
-        let mut url = url.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let own = url.origin() == self.url.origin();
-            let client = if own {
-                &self.client
-            } else {
-                &self.guarded_for(&url).await?.1
-            };
-            let mut request = client
-                .request(method.clone(), url.clone())
-                .header(header::ACCEPT, ACCEPT);
-            if let Some(value) = authorisation.as_ref().filter(|_| own) {
-                request = request.header(header::AUTHORIZATION, value);
-            }
-            if let Some(offset) = offset {
-                request = request.header(header::RANGE, format!("bytes={offset}-"));
-            }
-            let response = self.send(request).await?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
-            }
-            let location = text(&response, header::LOCATION)
-                .ok_or_else(|| Error::Invalid("a redirect without a location".to_owned()))?;
-            let next = url
-                .join(&location)
-                .map_err(|_| Error::Invalid("a redirect to no URL".to_owned()))?;
-            if url.scheme() == "https" && next.scheme() != "https" {
-                return Err(Error::Invalid("a redirect away from TLS".to_owned()));
-            }
-            url = next;
-        }
-        Err(Error::Invalid("too many redirects".to_owned()))
-    }
+fn challenge_of(response: &Response) -> Option<Challenge> {
+    response
+        .headers()
+        .get_all(header::WWW_AUTHENTICATE)
+        .iter()
+        .filter_map(|value| Challenge::parse(value.to_str().ok()?))
+        .max_by_key(|challenge| *challenge != Challenge::Basic)
+}
 
-    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response> {
-        match tokio::time::timeout(self.timeouts.headers, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.broke(&cause(&error))),
-            Err(_) => Err(self.broke("no answer in time")),
-        }
-    }
+/// The first byte and, where it is told, the whole size of `bytes FIRST-LAST/SIZE`.
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let total = match total.trim() {
+        "*" => None,
+        total => Some(total.parse().ok()?),
+    };
+    (first <= last && total.is_none_or(|total: u64| last < total)).then_some((first, total))
+}
 
-    /// The client for other origins, when `url` may be reached at all.
-    async fn guarded_for(&self, url: &Url) -> Result<&(Reach, Client)> {
-        let guarded = self
-            .guarded
-            .get_or_try_init(|| async {
-                let reach = Reach::of(reach::addresses(&self.url).await, self.settings.is_some());
-                let client = client(
-                    &self.url,
-                    self.settings.as_ref(),
-                    &self.proxy,
-                    self.timeouts,
-                    Some(reach),
-                );
-                Ok::<_, Error>((reach, client.map_err(Error::Settings)?))
-            })
-            .await?;
-        if guarded.0.allows_url(url) {
-            Ok(guarded)
-        } else {
-            Err(Error::Invalid(
-                "a redirect to an address that may not be reached".to_owned(),
-            ))
-        }
-    }
-
-    /// The `Authorization` value for a challenge and a login.
-    async fn authorisation(
-        &self,
-        source: &Source,
-        challenge: Option<&Challenge>,
-        login: Option<&Login>,
-    ) -> Result<Option<String>> {
-        match challenge {
-            None => Ok(None),
-            Some(Challenge::Basic) => Ok(login.map(Login::basic)),
-            Some(Challenge::Bearer { realm, service }) => {
-                let token = self.token(source, realm, service.as_deref(), login).await?;
-                Ok(Some(format!("Bearer {token}")))
-            }
-        }
-    }
-
-    async fn token(
-        &self,
-        source: &Source,
-        realm: &Url,
-        service: Option<&str>,
-        login: Option<&Login>,
-    ) -> Result<String> {
-        let scope = format!("repository:{}:pull", source.repository);
-        let key = (
-            realm.to_string(),
-            service.map(str::to_owned),
-            scope.clone(),
-            login.cloned(),
-        );
-        if let Some(token) = self.tokens.get(&key, Instant::now()) {
-            return Ok(token);
-        }
-        let bound = realm_is_bound(&self.url, realm);
-        // A foreign realm never sees a credential; without one it may be asked over TLS.
-        if !bound && (login.is_some() || realm.scheme() != "https") {
-            tracing::warn!(upstream.url = %self.url, realm.host = realm.host_str(), "the token server is not the upstream's, no credential sent");
-            return Err(Error::Unauthorized);
-        }
-        let mut url = realm.clone();
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = service {
-                query.append_pair("service", service);
-            }
-            query.append_pair("scope", &scope);
-        }
-        let client = if bound {
-            &self.client
-        } else {
-            &self.guarded_for(&url).await?.1
-        };
-        let mut request = client.get(url);
-        if let Some(login) = login {
-            request = request.header(header::AUTHORIZATION, login.basic());
-        }
-        // The client follows no redirect by itself, and for tokens nobody does.
-        let mut response = self.send(request).await?;
-        match response.status() {
-            status if status.is_success() => {}
-            status if status.is_server_error() => {
-                return Err(self.broke(&format!("the token server: status {status}")));
-            }
-            StatusCode::TOO_MANY_REQUESTS => {
-                return Err(Error::Unavailable(
-                    "the token server: too many requests".to_owned(),
-                ));
-            }
-            _ => return Err(Error::Unauthorized),
-        }
-        let bytes = self.read(&mut response, MAX_TOKEN_BYTES).await?;
-        let answer: TokenAnswer = serde_json::from_slice(&bytes)
-            .map_err(|_| Error::Invalid("the token server's answer".to_owned()))?;
-        let (token, lasts) = answer.token().ok_or(Error::Unauthorized)?;
-        self.tokens.put(key, token.clone(), Instant::now() + lasts);
-        Ok(token)
-    }
-
-    fn forget_token(&self, source: &Source, known: &Known) {
-        if let Some(Challenge::Bearer { realm, service }) = &known.challenge {
-            let scope = format!("repository:{}:pull", source.repository);
-            self.tokens.forget(&(
-                realm.to_string(),
-                service.clone(),
-                scope,
-                known.login.clone(),
-            ));
-        }
-    }
+/// What an upstream said, fit for a log and a header.
+fn printable(text: &str) -> String {
+    text.chars()
+        .filter(|c| c.is_ascii_graphic() || *c == ' ')
+        .take(60)
+        .collect()
 }
 
 fn text(response: &Response, name: header::HeaderName) -> Option<String> {
@@ -523,4 +533,25 @@ fn text(response: &Response, name: header::HeaderName) -> Option<String> {
         .get(name)
         .and_then(|value| value.to_str().ok())
         .map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_ranges_are_read_strictly() {
+        for (text, expect) in [
+            ("bytes 0-9/10", Some((0, Some(10)))),
+            ("bytes 5-9/*", Some((5, None))),
+            ("bytes 5-9/9", None),
+            ("bytes 9-5/10", None),
+            ("bytes */10", None),
+            ("bytes 5-/10", None),
+            ("items 0-9/10", None),
+            ("", None),
+        ] {
+            assert_eq!(content_range(text), expect, "{text:?}");
+        }
+    }
 }

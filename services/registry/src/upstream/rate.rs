@@ -1,43 +1,63 @@
-//! The bandwidth cap over all copies of a process: a token bucket whose arithmetic is pure.
+//! Caps over all copies of a process, bytes and requests alike: a token bucket whose arithmetic is pure.
 
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// Bytes a second for everybody together; 0 is no cap.
+/// The longest pause between two looks of what gives way to more urgent copies.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Units a second for everybody together; 0 is no cap.
 #[derive(Debug)]
 pub(super) struct Rate {
-    bytes_per_second: u64,
+    per_second: u64,
+    burst: Duration,
     free_at: Mutex<Option<Instant>>,
 }
 
 impl Rate {
-    /// A cap.
-    pub(super) fn new(bytes_per_second: u64) -> Self {
+    /// A cap; after a pause, what `burst` is worth passes at once.
+    pub(super) fn new(per_second: u64, burst: Duration) -> Self {
         Self {
-            bytes_per_second,
+            per_second,
+            burst,
             free_at: Mutex::new(None),
         }
     }
 
-    /// Books `bytes` at `now`; returns how long to wait before they may be used. Up to a quarter of a second's worth passes
-    /// at once after a pause.
-    pub(super) fn book(&self, now: Instant, bytes: usize) -> Duration {
-        if self.bytes_per_second == 0 {
+    /// Books `units` at `now`; returns how long to wait before they may be used.
+    pub(super) fn book(&self, now: Instant, units: usize) -> Duration {
+        if self.per_second == 0 {
             return Duration::ZERO;
         }
-        let cost = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second as f64);
-        let burst = now.checked_sub(Duration::from_millis(250)).unwrap_or(now);
+        let cost = Duration::from_secs_f64(units as f64 / self.per_second as f64);
+        let burst = now.checked_sub(self.burst).unwrap_or(now);
         let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
         let next = free_at.map_or(burst, |at| at.max(burst)) + cost;
         *free_at = Some(next);
         next.saturating_duration_since(now)
     }
 
-    /// Waits until `bytes` may be used.
-    pub(super) async fn take(&self, bytes: usize) {
-        let wait = self.book(Instant::now(), bytes);
+    /// How far others are ahead of `now` with what they booked.
+    fn behind(&self, now: Instant) -> Duration {
+        let free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
+    }
+
+    /// Waits until `units` may be used. While `gives_way`, everybody else goes first.
+    pub(super) async fn take(&self, units: usize, gives_way: impl Fn() -> bool) {
+        if self.per_second == 0 {
+            return;
+        }
+        loop {
+            let behind = self.behind(Instant::now());
+            if behind.is_zero() || !gives_way() {
+                break;
+            }
+            tokio::time::sleep(behind.min(LOOK)).await;
+        }
+        let wait = self.book(Instant::now(), units);
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
@@ -51,10 +71,23 @@ mod tests {
     #[test]
     fn all_copies_together_keep_the_cap() {
         let now = Instant::now();
-        let rate = Rate::new(1000);
+        let rate = Rate::new(1000, Duration::from_millis(250));
         assert_eq!(rate.book(now, 250), Duration::ZERO, "a burst passes");
         assert_eq!(rate.book(now, 500), Duration::from_millis(500));
         assert_eq!(rate.book(now, 500), Duration::from_secs(1));
-        assert_eq!(Rate::new(0).book(now, usize::MAX), Duration::ZERO);
+        assert_eq!(
+            Rate::new(0, Duration::ZERO).book(now, usize::MAX),
+            Duration::ZERO
+        );
+    }
+
+    #[tokio::test]
+    async fn what_gives_way_waits_for_as_long_as_others_are_served() {
+        let rate = Rate::new(1000, Duration::ZERO);
+        rate.book(Instant::now(), 100);
+        let begun = Instant::now();
+        rate.take(1, || false).await;
+        rate.take(1, || true).await;
+        assert!(begun.elapsed() >= Duration::from_millis(100));
     }
 }

@@ -1,7 +1,7 @@
 //! Which addresses an answer of an upstream may send us to: never to this machine or its link, unless the upstream lives there.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
 };
 
@@ -19,9 +19,16 @@ enum Kind {
     Never,
 }
 
+/// Metadata services of clouds that are not on the link: they hand out credentials to whoever asks from this machine.
+const METADATA: [IpAddr; 3] = [
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+];
+
 fn kind(address: IpAddr) -> Kind {
     let address = address.to_canonical();
-    if address.is_unspecified() || address.is_multicast() {
+    if address.is_unspecified() || address.is_multicast() || METADATA.contains(&address) {
         return Kind::Never;
     }
     if address.is_loopback() {
@@ -68,6 +75,23 @@ impl Reach {
         reach
     }
 
+    /// What a host may be that nobody configured, only an image's name: a registry beside us, but not this machine.
+    pub(super) fn of_anybody() -> Self {
+        Self {
+            private: true,
+            ..Self::default()
+        }
+    }
+
+    /// What both allow.
+    pub(super) fn within(self, other: Self) -> Self {
+        Self {
+            private: self.private && other.private,
+            loopback: self.loopback && other.loopback,
+            link_local: self.link_local && other.link_local,
+        }
+    }
+
     /// Whether an address may be connected to.
     pub(super) fn allows(self, address: IpAddr) -> bool {
         match kind(address) {
@@ -94,16 +118,24 @@ impl Reach {
     }
 }
 
-/// Resolves names and drops the addresses that may not be reached, so that no name leads around the rule.
-pub(super) struct Guard(Reach);
+/// Resolves names and drops the addresses that may not be reached, so that no name leads around the rule: the connection
+/// goes to an address that was judged here. The proxies' own names are the operator's.
+pub(super) struct Guard {
+    reach: Reach,
+    proxies: Vec<String>,
+}
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let reach = self.0;
+        let reach = self.reach;
+        let is_proxy = self
+            .proxies
+            .iter()
+            .any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
             let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
                 .await?
-                .filter(|address| reach.allows(address.ip()))
+                .filter(|address| is_proxy || reach.allows(address.ip()))
                 .collect();
             if found.is_empty() {
                 return Err("no address of the redirect's target may be reached".into());
@@ -126,9 +158,9 @@ pub(super) async fn addresses(url: &Url) -> Vec<IpAddr> {
     }
 }
 
-/// A guard that a client can share.
-pub(super) fn guard(reach: Reach) -> Arc<Guard> {
-    Arc::new(Guard(reach))
+/// A guard that a client can share; `proxies` are host names.
+pub(super) fn guard(reach: Reach, proxies: Vec<String>) -> Arc<Guard> {
+    Arc::new(Guard { reach, proxies })
 }
 
 #[cfg(test)]
@@ -168,5 +200,23 @@ mod tests {
         check("127.0.0.1", false, "http://127.0.0.1:9/", true);
         check("127.0.0.1", false, "http://169.254.169.254/", false);
         check("198.51.100.1", false, "file:///etc/passwd", false);
+        check("198.51.100.1", true, "http://[fd00:ec2::254]/", false);
+        check("198.51.100.1", true, "http://100.100.100.200/", false);
+        check("10.0.0.9", false, "http://168.63.129.16/", false);
+        check("198.51.100.1", false, "http://[fd00::1]/", false);
+    }
+
+    #[test]
+    fn a_host_that_only_an_image_names_is_not_this_machine() {
+        let check = |target: &str, expect: bool| {
+            let url: Url = target.parse().unwrap();
+            assert_eq!(Reach::of_anybody().allows_url(&url), expect, "{target}");
+        };
+        check("https://203.0.113.5/", true);
+        check("https://10.0.0.1:5000/", true);
+        check("https://registry.example/", true);
+        check("https://169.254.169.254/", false);
+        check("https://127.0.0.1/", false);
+        check("https://localhost/", false);
     }
 }

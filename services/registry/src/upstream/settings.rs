@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use holdfast_config::{Credentials, UpstreamSettings};
+use holdfast_config::Credentials;
 use holdfast_core::Host;
 
 use super::Login;
@@ -16,6 +16,8 @@ pub struct Timeouts {
     pub headers: Duration,
     /// Between two pieces of a body.
     pub stall: Duration,
+    /// A body that brings less than [`MIN_BYTES`] within this time is as good as stalled.
+    pub crawl: Duration,
     /// For the whole revalidation of a tag that is local.
     pub revalidate: Duration,
     /// For how long an endpoint that sent wrong bytes is not asked for that digest.
@@ -32,6 +34,7 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             headers: Duration::from_secs(5),
             stall: Duration::from_secs(30),
+            crawl: Duration::from_secs(60),
             revalidate: Duration::from_millis(500),
             quarantine: Duration::from_secs(60),
             breaker_min: Duration::from_secs(5),
@@ -40,6 +43,8 @@ impl Default for Timeouts {
     }
 }
 
+/// What a body must bring within [`Timeouts::crawl`], bytes: 1 KiB a second, far below any link that copies images.
+pub(super) const MIN_BYTES: u64 = 60 << 10;
 /// Largest manifest that is taken from an upstream, bytes.
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// Largest answer of a token server, bytes.
@@ -58,15 +63,15 @@ pub(super) fn default_endpoint(host: &Host) -> String {
     }
 }
 
-/// The credentials that the settings name, read now so that a rotated Secret counts at once.
-pub(super) async fn configured_logins(settings: &UpstreamSettings) -> Vec<Login> {
+/// The credentials that the settings name for a host, read now so that a rotated Secret counts at once.
+pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> {
     let read = async |path: &Path| {
         tokio::fs::read_to_string(path)
             .await
             .ok()
             .map(|text| text.trim_end().to_owned())
     };
-    match &settings.credentials {
+    match credentials {
         Credentials::Anonymous => Vec::new(),
         Credentials::Password {
             username,
@@ -87,13 +92,15 @@ pub(super) async fn configured_logins(settings: &UpstreamSettings) -> Vec<Login>
                 return Vec::new();
             };
             let secret = holdfast_core::credentials::PullSecret::from_dockerconfigjson(&payload);
-            let reference =
-                holdfast_core::Reference::parse(&format!("{}/any/repository", settings.host));
+            let reference = holdfast_core::Reference::parse(&format!("{host}/any/repository"));
             match (secret, reference) {
                 (Ok(secret), Ok(reference)) => {
                     holdfast_core::credentials::candidates(&[secret], &reference)
                         .iter()
-                        .map(|c| Login::new(&c.username, &c.password))
+                        .map(|c| match &c.identity_token {
+                            Some(token) => Login::identity(&c.username, token),
+                            None => Login::new(&c.username, &c.password),
+                        })
                         .collect()
                 }
                 _ => Vec::new(),

@@ -6,16 +6,6 @@ use holdfast_testkit::{Auth, Fault, ImageBuilder, Upstream, faults::Kind};
 
 use super::*;
 
-fn settings(host: &str, endpoints: &[String]) -> UpstreamSettings {
-    UpstreamSettings {
-        host: host.to_owned(),
-        endpoints: endpoints.to_vec(),
-        ca: None,
-        credentials: holdfast_config::Credentials::Anonymous,
-        insecure_skip_verify: false,
-    }
-}
-
 fn quick() -> Timeouts {
     Timeouts {
         headers: Duration::from_millis(400),
@@ -29,9 +19,12 @@ fn quick() -> Timeouts {
 fn upstreams(host: &str, endpoints: &[String]) -> Upstreams {
     holdfast_testkit::tls::install_crypto_provider();
     Upstreams::new(
-        &[settings(host, endpoints)],
+        &[UpstreamSettings::anonymous(host, endpoints)],
         &Proxy::default(),
-        &Uplink::default(),
+        &Uplink {
+            negative_seconds: 0,
+            ..Uplink::default()
+        },
         quick(),
     )
     .unwrap()
@@ -45,6 +38,17 @@ fn source(host: &str, logins: &[(&str, &str)]) -> Source {
             .iter()
             .map(|(user, password)| Login::new(user, password))
             .collect(),
+        priority: Priority::default(),
+    }
+}
+
+fn whole(digest: &Digest) -> Wanted<'_> {
+    Wanted {
+        digest,
+        size: None,
+        offset: 0,
+        whole: false,
+        avoid: &[],
     }
 }
 
@@ -87,7 +91,7 @@ async fn each_credential_is_tried_until_one_works() {
             image.bytes()
         );
         let layer = Digest::parse(&image.layers[0]).unwrap();
-        let body = client.blob(&good, &layer, 0).await.unwrap();
+        let body = client.blob(&good, whole(&layer)).await.unwrap();
         assert_eq!(collect(body).await.unwrap(), image.blobs[&image.layers[0]]);
         assert_eq!(
             upstream.gets(&image.layers[0]),
@@ -106,7 +110,7 @@ async fn a_blob_without_a_manifest_before_costs_one_get() {
     let client = upstreams(&upstream.host(), &[upstream.url()]);
     let source = source(&upstream.host(), &[("wrong", "pw"), ("right", "pw")]);
     let layer = Digest::parse(&image.layers[0]).unwrap();
-    collect(client.blob(&source, &layer, 0).await.unwrap())
+    collect(client.blob(&source, whole(&layer)).await.unwrap())
         .await
         .unwrap();
     assert_eq!(upstream.gets(&image.layers[0]), 1);
@@ -270,7 +274,13 @@ async fn a_body_is_resumed_in_the_middle() {
     let client = upstreams(&upstream.host(), &[upstream.url()]);
     let layer = Digest::parse(&image.layers[0]).unwrap();
     let body = client
-        .blob(&source(&upstream.host(), &[]), &layer, 4000)
+        .blob(
+            &source(&upstream.host(), &[]),
+            Wanted {
+                offset: 4000,
+                ..whole(&layer)
+            },
+        )
         .await
         .unwrap();
     assert_eq!(

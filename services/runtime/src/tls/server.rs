@@ -1,7 +1,7 @@
 //! The serving side: certificate, key and the CA of clients.
 
 use super::{Error, certificates, private_key, provider, read, roots};
-use crate::files;
+use crate::{files, reload::Reloads};
 use arc_swap::ArcSwap;
 use rustls::server::WebPkiClientVerifier;
 use std::path::{Path, PathBuf};
@@ -109,12 +109,20 @@ impl ServerTls {
 
     /// Follows the files until `shutdown`, looking every `every` ([`files::EVERY`] is a good choice).
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
+        self.follow_counted(every, Reloads::default(), shutdown)
+            .await;
+    }
+
+    /// [`ServerTls::follow`], with numbers.
+    pub async fn follow_counted(
+        self,
+        every: Duration,
+        reloads: Reloads,
+        shutdown: CancellationToken,
+    ) {
         let paths = self.files.paths();
-        files::watch(paths, every, shutdown, move || match self.reload() {
-            Ok(()) => tracing::info!(file = %self.files.certificate.display(), "serving certificate read again"),
-            Err(error) => {
-                tracing::warn!(file = %self.files.certificate.display(), %error, "new serving certificate is of no use, the last good one stays");
-            }
+        files::watch(paths, every, shutdown, move || {
+            reloads.record("tls", &self.reload());
         })
         .await;
     }

@@ -13,6 +13,8 @@ use rustix::fs::{AtFlags, OFlags, Timespec, Timestamps};
 use super::{Entry, Kind, Metadata, Volume, VolumeFile};
 use crate::Space;
 
+mod cached;
+
 /// The file system of this machine, network mounts included.
 #[derive(Clone, Debug)]
 pub struct Disk {
@@ -94,6 +96,14 @@ impl VolumeFile for DiskFile {
             rustix::buffer::spare_capacity(buffer),
             offset,
         )?)
+    }
+
+    fn read_into(&self, buffer: &mut [u8], offset: u64, wait: bool) -> io::Result<usize> {
+        if wait {
+            FileExt::read_at(&self.0, buffer, offset)
+        } else {
+            cached::read(&self.0, buffer, offset)
+        }
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
@@ -227,6 +237,14 @@ impl Volume for Disk {
             }
         }
         Ok(true)
+    }
+
+    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+        // With other machines even what is in memory may have to be asked for anew.
+        if self.shared {
+            return None;
+        }
+        cached::Cached::of(&self.root).map(|view| Arc::new(view) as Arc<dyn Volume>)
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {

@@ -213,8 +213,10 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
         .append(image.blobs[layer.as_str()].slice(..800_000))
         .await
         .unwrap();
-    let (announce, state) = watch::channel(blob::State::Growing(incoming.reader()));
-    one.fills.lock_blobs().insert(layer.clone(), state);
+    let (announce, state) = tokio::sync::watch::channel(blob::State::Growing(incoming.reader()));
+    let entry = blob::Entry::new(state, Priority::default());
+    entry.prove(&repo);
+    one.fills.lock_blobs().insert(layer.clone(), entry);
 
     two.fills.manifest(&repo, &tag("1")).await.unwrap();
     let there = two.fills.blob(&repo, &layer).await.unwrap();
@@ -333,10 +335,12 @@ async fn the_internal_api_knows_its_callers_by_their_certificates() {
         ClientTls::from_folder(&certificates("replica")).unwrap(),
     );
     let layer = digest(&image.layers[0]);
-    let mut stream = peers
-        .blob(&address.to_string(), &layer, 100_000)
+    let peers::Answer::Stream(mut stream) = peers
+        .blob(&address.to_string(), &layer, 100_000, None)
         .await
-        .unwrap();
+    else {
+        panic!("it has the blob")
+    };
     let mut bytes = Vec::new();
     while let Some(next) = stream.next().await {
         bytes.extend_from_slice(&next.unwrap());
@@ -346,5 +350,6 @@ async fn the_internal_api_knows_its_callers_by_their_certificates() {
         "other.test",
         ClientTls::from_folder(&certificates("replica")).unwrap(),
     );
-    assert!(wrong.blob(&address.to_string(), &layer, 0).await.is_none());
+    let refused = wrong.blob(&address.to_string(), &layer, 0, None).await;
+    assert!(matches!(refused, peers::Answer::Nothing));
 }

@@ -1,0 +1,144 @@
+//! What is served: blobs and manifests, pushed over the API where that is the point, laid out on disk where only their number counts.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    http::{self, Connection, Sink},
+    load::Item,
+};
+
+/// Media type of a manifest.
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Bytes that look random, the same for the same seed.
+pub(crate) fn bytes(seed: u64, size: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut out = Vec::with_capacity(size + 8);
+    while out.len() < size {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out.truncate(size);
+    out
+}
+
+/// Hexadecimal SHA-256.
+pub(crate) fn hex_digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// An image manifest over these blobs; the first is the configuration.
+pub(crate) fn manifest(blobs: &[Item]) -> Vec<u8> {
+    let descriptor = |item: &Item, kind: &str| serde_json::json!({"mediaType": format!("application/vnd.oci.image.{kind}"), "digest": format!("sha256:{}", item.digest), "size": item.size});
+    let (config, layers) = blobs
+        .split_first()
+        .map_or((None, &[][..]), |(first, rest)| {
+            (Some(descriptor(first, "config.v1+json")), rest)
+        });
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|item| descriptor(item, "layer.v1.tar"))
+        .collect();
+    serde_json::json!({"schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": layers})
+        .to_string()
+        .into_bytes()
+}
+
+/// Pushes a blob the way containerd does: a session, then everything in one PUT.
+pub(crate) async fn push_blob(
+    connection: &mut Connection,
+    repository: &str,
+    digest: &str,
+    bytes: &[u8],
+) -> Result<()> {
+    let start = http::head("POST", &format!("/v2/{repository}/blobs/uploads/"), Some(0));
+    let answer = connection.request(&start, &[], Sink::Count, |_| {}).await?;
+    ensure!(answer.status == 202, "a session: status {}", answer.status);
+    let location = answer.header("location").unwrap_or_default();
+    // Some servers say where they are, too.
+    let path = location
+        .strip_prefix("http://")
+        .and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+        .unwrap_or(location);
+    let separator = if path.contains('?') { '&' } else { '?' };
+    let put = http::head(
+        "PUT",
+        &format!("{path}{separator}digest=sha256:{digest}"),
+        Some(bytes.len()),
+    );
+    let answer = connection.request(&put, bytes, Sink::Count, |_| {}).await?;
+    ensure!(answer.status == 201, "a blob: status {}", answer.status);
+    Ok(())
+}
+
+/// A tree in distribution's layout that is written directly.
+pub(crate) struct Tree {
+    base: PathBuf,
+}
+
+impl Tree {
+    /// The tree below a root directory.
+    pub(crate) fn new(root: &Path) -> Self {
+        Self {
+            base: root.join("docker/registry/v2"),
+        }
+    }
+
+    /// The file of a blob.
+    pub(crate) fn blob_path(&self, digest: &str) -> PathBuf {
+        let prefix = digest.get(..2).unwrap_or_default();
+        self.base
+            .join(format!("blobs/sha256/{prefix}/{digest}/data"))
+    }
+
+    /// A blob, in no repository.
+    pub(crate) fn blob(&self, bytes: &[u8]) -> Result<String> {
+        let digest = hex_digest(bytes);
+        write(&self.blob_path(&digest), bytes)?;
+        Ok(digest)
+    }
+
+    /// Grants a repository a blob.
+    pub(crate) fn layer(&self, repository: &str, digest: &str) -> Result<()> {
+        let path = format!("repositories/{repository}/_layers/sha256/{digest}/link");
+        write(&self.base.join(path), format!("sha256:{digest}").as_bytes())
+    }
+
+    /// A repository's manifest.
+    pub(crate) fn revision(&self, repository: &str, bytes: &[u8]) -> Result<String> {
+        let digest = self.blob(bytes)?;
+        let path = format!("repositories/{repository}/_manifests/revisions/sha256/{digest}/link");
+        write(&self.base.join(path), format!("sha256:{digest}").as_bytes())?;
+        Ok(digest)
+    }
+
+    /// A tag and its history. Its files are hard links to the revision's, to spare the disk.
+    pub(crate) fn tag(&self, repository: &str, tag: &str, digest: &str) -> Result<()> {
+        let manifests = self
+            .base
+            .join(format!("repositories/{repository}/_manifests"));
+        let link = manifests.join(format!("revisions/sha256/{digest}/link"));
+        for place in ["current".to_owned(), format!("index/sha256/{digest}")] {
+            let folder = manifests.join("tags").join(tag).join(place);
+            fs::create_dir_all(&folder)?;
+            // A file has at most 65,000 names on ext4.
+            fs::hard_link(&link, folder.join("link"))?;
+        }
+        Ok(())
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(fs::write(path, bytes)?)
+}

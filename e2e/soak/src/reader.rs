@@ -1,0 +1,225 @@
+//! Readers: what is there must be there through every replica, whole and right; what was deleted must not come back.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::StreamExt as _;
+use holdfast_testkit::image::digest_of;
+use reqwest::Method;
+
+use crate::{
+    account::{Account, Key, Kind, Outcome, Sight, Ticket, Value, Verdict},
+    content::{Blob, Library},
+    net::{Net, Reply},
+    random::Random,
+};
+
+/// What readers share with writers.
+#[derive(Clone)]
+pub(crate) struct Shelf {
+    /// The replicas.
+    pub(crate) net: Net,
+    /// The account.
+    pub(crate) account: Arc<Mutex<Account>>,
+    /// The contents.
+    pub(crate) library: Arc<Library>,
+}
+
+impl Shelf {
+    /// The account, for a moment.
+    pub(crate) fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write ended.
+    pub(crate) fn settle(&self, ticket: Ticket, outcome: Outcome) {
+        let at = self.now();
+        self.account().settle(ticket, outcome, at);
+    }
+
+    /// Milliseconds since the run began.
+    pub(crate) fn now(&self) -> u64 {
+        let passed = self.net.report().began().elapsed().as_millis();
+        u64::try_from(passed).unwrap_or(u64::MAX)
+    }
+
+    /// Reads a key through a replica and judges what came back.
+    pub(crate) async fn check(&self, operation: &str, replica: usize, key: &Key, sight: Sight) {
+        let Some(seen) = self.read(operation, replica, key).await else {
+            return;
+        };
+        let verdict = self.account().judge(key, sight, &seen);
+        if let Verdict::Wrong(possible) = verdict {
+            let rule = match (&seen, possible.as_slice()) {
+                (_, [None]) => "what was deleted stays deleted",
+                _ => "what was acknowledged is there",
+            };
+            self.net.report().violation(
+                rule,
+                format!("{key} through replica {replica} is {seen:?}, must be of {possible:?}"),
+            );
+        }
+    }
+
+    /// What a replica says of a key; `None` when it says nothing.
+    async fn read(&self, operation: &str, replica: usize, key: &Key) -> Option<Value> {
+        let kind = match key.kind {
+            Kind::Blob => "blobs",
+            Kind::Manifest | Kind::Tag => "manifests",
+        };
+        let path = format!("/v2/{}/{kind}/{}", key.repo, key.name);
+        let from = Instant::now();
+        let request = self.net.request(replica, Method::GET, &path);
+        let patience = Duration::from_secs(15);
+        let reply = self
+            .net
+            .send_within(operation, replica, request, patience)
+            .await
+            .ok()?;
+        match reply.status {
+            200 if reply.short => None,
+            200 => {
+                let digest = digest_of(&reply.body);
+                let told = reply.header("docker-content-digest");
+                let right = match key.kind {
+                    Kind::Tag => told.is_empty() || told == digest,
+                    Kind::Blob | Kind::Manifest => digest == key.name,
+                };
+                if !right {
+                    self.net.report().violation(
+                        "nothing half-written is visible",
+                        format!(
+                            "{key} through replica {replica} hashes to {digest}, {} bytes",
+                            reply.body.len()
+                        ),
+                    );
+                    return None;
+                }
+                Some(Some(digest))
+            }
+            404 => Some(None),
+            status => {
+                self.unreadable(key, &reply, status, from);
+                None
+            }
+        }
+    }
+
+    /// Reads never stop: not for a full volume, not for a fault of another replica.
+    fn unreadable(&self, key: &Key, reply: &Reply, status: u16, from: Instant) {
+        use crate::faults::Kind as Fault;
+        let excused = status == 503
+            && self
+                .net
+                .windows()
+                .touched(&[Fault::Kill, Fault::Term, Fault::Stop], from);
+        if !excused {
+            let end = reply.body.len().min(200);
+            let text = String::from_utf8_lossy(&reply.body[..end]).into_owned();
+            self.net.report().violation(
+                "reads never stop",
+                format!("{key} through replica {}: {status} {text}", reply.replica),
+            );
+        }
+    }
+
+    /// Reads at random until `end`.
+    pub(crate) async fn read_on(self, mut random: Random, end: Instant) {
+        while Instant::now() < end {
+            let replica = self.net.pick(&mut random);
+            if random.percent(60) {
+                let any = self.account().any(random.next());
+                if let Some((key, sight)) = any {
+                    self.check("read", replica, &key, sight).await;
+                }
+            } else {
+                self.pull(&mut random).await;
+            }
+            let pause = random.between(5, 40);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+
+    /// Pulls an image: its manifest, then its blobs in ranges, each part through another replica.
+    async fn pull(&self, random: &mut Random) {
+        let found = self.account().present(Kind::Manifest, random.next());
+        let Some((key, digest)) = found else { return };
+        let Some(manifest) = self.library.get(&digest) else {
+            return;
+        };
+        for blob in &manifest.blobs {
+            let blob_key = Key::new(Kind::Blob, &key.repo, &blob.digest);
+            let before = {
+                let account = self.account();
+                account
+                    .certain(&blob_key)
+                    .flatten()
+                    .and_then(|_| account.sight(&blob_key))
+            };
+            let Some(sight) = before else { continue };
+            self.part(random, &blob_key, blob, sight).await;
+        }
+    }
+
+    async fn part(&self, random: &mut Random, key: &Key, blob: &Blob, sight: Sight) {
+        let size = blob.size as u64;
+        let first = random.below(size);
+        let last = random.between(first, size);
+        let replica = self.net.pick(random);
+        let from = Instant::now();
+        let path = format!("/v2/{}/blobs/{}", key.repo, key.name);
+        let request = self
+            .net
+            .request(replica, Method::GET, &path)
+            .header("range", format!("bytes={first}-{last}"));
+        let Ok(reply) = self.net.send("range", replica, request).await else {
+            return;
+        };
+        match reply.status {
+            206 if reply.short => {}
+            206 => {
+                let (first, last) = (index(first), index(last.min(size - 1)));
+                if reply.body != blob.bytes().slice(first..=last) {
+                    self.net.report().violation(
+                        "ranges are exact",
+                        format!("{key} bytes {first}-{last} through replica {replica}"),
+                    );
+                }
+            }
+            404 => {
+                let verdict = self.account().judge(key, sight, &None);
+                if let Verdict::Wrong(_) = verdict {
+                    self.net.report().violation(
+                        "what was acknowledged is there",
+                        format!("{key} by range through replica {replica} is unknown"),
+                    );
+                }
+            }
+            status => self.unreadable(key, &reply, status, from),
+        }
+    }
+
+    /// Reads every key through every replica, a few at a time.
+    pub(crate) async fn check_all(&self) -> usize {
+        let keys = self.account().keys();
+        let reads = keys
+            .iter()
+            .flat_map(|key| (0..self.net.count()).map(move |replica| (key, replica)));
+        let count = keys.len() * self.net.count();
+        futures::stream::iter(reads)
+            .for_each_concurrent(6, async |(key, replica)| {
+                let sight = self.account().sight(key);
+                if let Some(sight) = sight {
+                    self.check("final read", replica, key, sight).await;
+                }
+            })
+            .await;
+        count
+    }
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,210 @@
+//! Pulls of what only the upstream has: several clients at a time, in ranges, through random replicas, and what the upstream counted.
+
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use holdfast_testkit::{Image, ImageBuilder, Upstream, image::digest_of};
+use reqwest::Method;
+
+use crate::{
+    faults::ALL,
+    net::{Net, Reply},
+    random::Random,
+};
+
+/// How long a client goes on: longer than the lock of a dead filler holds.
+const PATIENCE: Duration = Duration::from_secs(70);
+
+/// Pulls new images of an upstream until the end.
+pub(crate) struct Through {
+    /// The replicas.
+    pub(crate) net: Net,
+    /// The upstream.
+    pub(crate) upstream: Upstream,
+    /// Where the images' content begins.
+    pub(crate) seed: u64,
+}
+
+impl Through {
+    /// Works until `end`; the images that were pulled whole while there was no fault, by their tag's path.
+    pub(crate) async fn work(&self, mut random: Random, end: Instant) -> Vec<(String, Image)> {
+        let mut pulled = Vec::new();
+        let (mut asked, mut blobs, mut clean, mut number) = (0, 0, 0, 0_u64);
+        while Instant::now() < end {
+            let mut image = ImageBuilder::new(self.seed.wrapping_mul(31).wrapping_add(number));
+            for _ in 0..random.between(1, 4) {
+                let size = random.between(50_000, 500_000);
+                image = image.layer(usize::try_from(size).unwrap_or(50_000));
+            }
+            let image = image.build();
+            let repo = format!("team/app{}", number % 7);
+            let tag = format!("{number}");
+            self.upstream.push(&repo, &tag, &image);
+            let local = format!("{}/{repo}", self.upstream.host().replace(':', "_"));
+            let from = Instant::now();
+            let clients = random.between(2, 6);
+            let pulls = (0..clients).map(|_| {
+                let random = Random::new(random.next());
+                self.pull(&local, &tag, &image, random)
+            });
+            let whole = join_all(pulls).await.into_iter().all(|whole| whole);
+            // Between clients that came and replicas that died the upstream may have been asked again.
+            let untouched = !self.net.windows().touched(&ALL, from);
+            for digest in image.blobs.keys() {
+                let gets = self.upstream.gets(digest);
+                asked += gets;
+                blobs += 1;
+                clean += usize::from(untouched);
+                if untouched && gets != 1 {
+                    self.net.report().violation(
+                        "one request upstream",
+                        format!("{local}@{digest}: {gets} requests by {clients} clients, no fault"),
+                    );
+                }
+            }
+            // A fault may end a copy before its tag is written; whoever pulls it next begins it again.
+            if whole && untouched {
+                pulled.push((format!("/v2/{local}/manifests/{tag}"), image));
+            }
+            number += 1;
+            let pause = random.between(200, 2_500);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        let report = self.net.report();
+        report.figure("upstream: blobs", blobs);
+        report.figure("upstream: requests for blobs", asked);
+        report.figure("upstream: blobs copied while there was no fault", clean);
+        pulled
+    }
+
+    /// One client: the manifest, then each blob, with patience; true when it got all of it.
+    async fn pull(&self, local: &str, tag: &str, image: &Image, mut random: Random) -> bool {
+        let path = format!("/v2/{local}/manifests/{tag}");
+        let began = Instant::now();
+        loop {
+            match self.get(&path, None, &mut random).await {
+                Some(reply) if reply.status == 200 && !reply.short => {
+                    if digest_of(&reply.body) != image.digest {
+                        self.wrong(&path, &reply, "has other bytes");
+                    }
+                    break;
+                }
+                Some(reply) if reply.status == 404 => {
+                    self.wrong(&path, &reply, "is unknown, the upstream has it");
+                    return false;
+                }
+                _ => {}
+            }
+            if began.elapsed() > PATIENCE {
+                self.gave_up(&path, began);
+                return false;
+            }
+            let pause = random.between(100, 900);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        for (digest, bytes) in &image.blobs {
+            let path = format!("/v2/{local}/blobs/{digest}");
+            let began = Instant::now();
+            let mut have: Vec<u8> = Vec::new();
+            while have.len() < bytes.len() {
+                let whole = have.is_empty() && random.percent(50);
+                let last = if random.percent(40) {
+                    random.between(have.len() as u64, bytes.len() as u64)
+                } else {
+                    bytes.len() as u64 - 1
+                };
+                let range = (!whole).then(|| format!("bytes={}-{last}", have.len()));
+                match self.get(&path, range.as_deref(), &mut random).await {
+                    // What came before a cut counts: the next request goes on behind it.
+                    Some(reply) if reply.is(&[200, 206]) => {
+                        if (reply.status == 200) != whole {
+                            self.wrong(&path, &reply, "is answered whole, or in part, unasked");
+                            return false;
+                        }
+                        have.extend_from_slice(&reply.body);
+                        if have[..] != bytes[..have.len().min(bytes.len())] {
+                            self.wrong(&path, &reply, "has other bytes");
+                            return false;
+                        }
+                    }
+                    Some(reply) if reply.status == 404 => {
+                        self.wrong(&path, &reply, "is unknown, the upstream has it");
+                        return false;
+                    }
+                    _ => {
+                        let pause = random.between(100, 900);
+                        tokio::time::sleep(Duration::from_millis(pause)).await;
+                    }
+                }
+                if began.elapsed() > PATIENCE {
+                    self.gave_up(&path, began);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    async fn get(&self, path: &str, range: Option<&str>, random: &mut Random) -> Option<Reply> {
+        let replica = self.net.pick(random);
+        let mut request = self.net.request(replica, Method::GET, path);
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let patience = Duration::from_secs(20);
+        self.net
+            .send_within("pull through", replica, request, patience)
+            .await
+            .ok()
+    }
+
+    fn wrong(&self, path: &str, reply: &Reply, what: &str) {
+        self.net.report().violation(
+            "pull-through is exact",
+            format!("{path} through replica {} {what}", reply.replica),
+        );
+    }
+
+    fn gave_up(&self, path: &str, began: Instant) {
+        self.net.report().violation(
+            "pulls end",
+            format!(
+                "{path} was not to be had for {:.0} s",
+                began.elapsed().as_secs_f64()
+            ),
+        );
+    }
+
+    /// What was pulled is there without the upstream, through every replica.
+    pub(crate) async fn check(&self, pulled: &[(String, Image)]) {
+        use holdfast_testkit::{Fault, faults::Kind};
+        self.upstream.faults().set(Fault::new(Kind::Down));
+        for (path, image) in pulled {
+            let base = path.split("/manifests/").next().unwrap_or_default();
+            for replica in 0..self.net.count() {
+                let blobs = image
+                    .blobs
+                    .keys()
+                    .map(|digest| (format!("{base}/blobs/{digest}"), digest));
+                for (path, digest) in blobs.chain([(path.clone(), &image.digest)]) {
+                    let request = self.net.request(replica, Method::GET, &path);
+                    let patience = Duration::from_secs(15);
+                    let reply = self
+                        .net
+                        .send_within("final pull", replica, request, patience)
+                        .await;
+                    match reply {
+                        Ok(reply) if reply.status == 200 && digest_of(&reply.body) == *digest => {}
+                        other => self.net.report().violation(
+                            "what was pulled stays",
+                            format!(
+                                "{path} through replica {replica}: {:?}",
+                                other.map(|reply| reply.status)
+                            ),
+                        ),
+                    }
+                }
+            }
+        }
+    }
+}

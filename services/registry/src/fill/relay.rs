@@ -1,0 +1,255 @@
+//! A blob that another replica fills, or filled a moment ago: streamed from it, and from whoever has it when it dies.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use holdfast_core::{Digest, RepositoryName};
+use holdfast_store::{GrowingBlob, Hasher};
+use tokio::time::Instant;
+
+use super::{Error, Fills, Result, blob::State, peers::Answer};
+use crate::{
+    source::{RemoteBlob, SourceError},
+    upstream::Source,
+};
+
+/// Bytes of one read for a stream.
+const READ_BYTES: u64 = 256 << 10;
+/// Between two looks at who has the blob.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a stream from another replica may stand still: longer than a dead replica's lock lives.
+const PATIENCE: Duration = Duration::from_secs(45);
+
+/// A blob that another replica fills.
+#[derive(Clone)]
+pub(super) struct Relay {
+    pub(super) fills: Fills,
+    pub(super) source: Option<Source>,
+    pub(super) repo: RepositoryName,
+    pub(super) digest: Digest,
+    pub(super) size: Option<u64>,
+    /// Whether this repository is known to hold the blob; else the replica that fills it says for which it does.
+    pub(super) proven: bool,
+}
+
+impl RemoteBlob for Relay {
+    fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    fn open(
+        &self,
+        offset: u64,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>> {
+        let mut cursor = Cursor {
+            relay: self.clone(),
+            start: offset,
+            offset,
+            from: From::Nowhere,
+            handed: Hasher::new(self.digest.algorithm()),
+            again: None,
+            moved: Instant::now(),
+        };
+        Box::pin(async move {
+            // Refusals are told before the answer begins.
+            let first = cursor.next().await?;
+            let rest = futures::stream::unfold(Some(cursor), |cursor| async {
+                let mut cursor = cursor?;
+                match cursor.next().await {
+                    Ok(Some(bytes)) => Some((Ok(bytes), Some(cursor))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(std::io::Error::other(error)), None)),
+                }
+            });
+            Ok(match first {
+                Some(bytes) => futures::stream::once(async { Ok(bytes) })
+                    .chain(rest)
+                    .boxed(),
+                None => futures::stream::empty().boxed(),
+            })
+        })
+    }
+}
+
+struct Cursor {
+    relay: Relay,
+    /// Where the client's part begins.
+    start: u64,
+    /// The next byte that the client gets.
+    offset: u64,
+    from: From,
+    /// Over what was handed on: pieces of several sources must fit together.
+    handed: Hasher,
+    /// Behind a break in a part that has no digest of its own: what was handed on is read again from the new source, up to
+    /// here, and compared before anything more is handed on.
+    again: Option<Again>,
+    moved: Instant,
+}
+
+struct Again {
+    at: u64,
+    hasher: Hasher,
+}
+
+enum From {
+    Nowhere,
+    Stored(holdfast_store::BlobFile),
+    Here(GrowingBlob),
+    Peer(BoxStream<'static, Result<Bytes, reqwest::Error>>),
+}
+
+impl Cursor {
+    /// Where the source is to be read.
+    fn at(&self) -> u64 {
+        self.again.as_ref().map_or(self.offset, |again| again.at)
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let (at, size) = (self.at(), self.relay.size);
+            let bytes = match &mut self.from {
+                From::Nowhere => None,
+                From::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
+                From::Here(growing) => growing.read_at(at, READ_BYTES).await.ok(),
+                From::Peer(stream) => match tokio::time::timeout(PATIENCE / 3, stream.next()).await
+                {
+                    // An empty piece is no end.
+                    Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                    Ok(Some(Ok(bytes))) => Some(bytes),
+                    // The replica ends its answer cleanly only behind the verified end.
+                    Ok(None) if size.is_none_or(|size| size == at) => Some(Bytes::new()),
+                    _ => None,
+                },
+            };
+            match bytes {
+                Some(bytes) => {
+                    let ended = bytes.is_empty();
+                    let bytes = self.repeat(bytes)?;
+                    if bytes.is_empty() && !ended {
+                        continue;
+                    }
+                    return self.advance(bytes);
+                }
+                None => self.seek().await?,
+            }
+        }
+    }
+
+    /// Passes over what was handed on before a break, and compares it.
+    fn repeat(&mut self, mut bytes: Bytes) -> Result<Bytes> {
+        let Some(again) = &mut self.again else {
+            return Ok(bytes);
+        };
+        self.moved = Instant::now();
+        let left = usize::try_from(self.offset - again.at).unwrap_or(usize::MAX);
+        let known = bytes.split_to(left.min(bytes.len()));
+        again.hasher.update(&known);
+        again.at += known.len() as u64;
+        if again.at == self.offset {
+            if again.hasher.clone().finish() != self.handed.clone().finish() {
+                return Err(Error::Invalid(format!(
+                    "another source of {} has other bytes",
+                    self.relay.digest
+                )));
+            }
+            self.again = None;
+        } else if known.is_empty() {
+            return Err(Error::Unavailable(
+                "another source has less of it".to_owned(),
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn advance(&mut self, bytes: Bytes) -> Result<Option<Bytes>> {
+        self.offset += bytes.len() as u64;
+        self.moved = Instant::now();
+        self.handed.update(&bytes);
+        // Before the last byte is handed on: a wrong body never ends cleanly.
+        let is_end = bytes.is_empty() || self.relay.size == Some(self.offset);
+        if self.start == 0 && is_end && self.handed.clone().finish() != self.relay.digest {
+            return Err(Error::Invalid(format!(
+                "what arrived is not {}",
+                self.relay.digest
+            )));
+        }
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    /// Finds out who has the bytes now.
+    async fn seek(&mut self) -> Result<()> {
+        if self.moved.elapsed() > PATIENCE {
+            return Err(Error::Unavailable(
+                "the replica that copies it does not answer".to_owned(),
+            ));
+        }
+        // The whole has its digest; what was handed on of a part has nothing but another source's word.
+        if self.start > 0 && self.offset > self.start {
+            self.again = Some(Again {
+                at: self.start,
+                hasher: Hasher::new(self.relay.digest.algorithm()),
+            });
+        }
+        self.from = From::Nowhere;
+        let (at, relay) = (self.at(), &mut self.relay);
+        let store = &relay.fills.inner.store;
+        let stored = if relay.proven {
+            store.open_blob(&relay.digest).await?
+        } else {
+            store.open_repo_blob(&relay.repo, &relay.digest).await?
+        };
+        if let Some(file) = stored {
+            self.from = From::Stored(file);
+            return Ok(());
+        }
+        let (entry, _) = relay.fills.begin(
+            relay.source.as_ref(),
+            &relay.repo,
+            &relay.digest,
+            relay.size,
+        );
+        match entry.readable().await {
+            State::Growing(growing) => {
+                if relay.proven || entry.is_proven(&relay.repo) {
+                    self.from = From::Here(growing);
+                } else {
+                    relay.prove().await?;
+                }
+            }
+            State::Failed(error) => return Err(error),
+            State::Elsewhere(owner) => {
+                let repo = (!relay.proven).then_some(&relay.repo);
+                let peers = &relay.fills.inner.peers;
+                match peers.blob(&owner.address, &relay.digest, at, repo).await {
+                    Answer::Stream(stream) => self.from = From::Peer(stream),
+                    Answer::NotThisRepository => relay.prove().await?,
+                    Answer::Nothing => tokio::time::sleep(LOOK).await,
+                }
+            }
+            // In the store, and not of this repository so far: whoever copied it may be about to say so.
+            State::Done => {
+                tokio::time::sleep(LOOK).await;
+                let store = &relay.fills.inner.store;
+                let linked = store.repo_has_blob(&relay.repo, &relay.digest).await?;
+                if !relay.proven && !linked && relay.source.is_some() {
+                    relay.prove().await?;
+                }
+            }
+            State::Starting => {}
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Has the upstream say that these credentials may read the blob in this repository.
+    async fn prove(&mut self) -> Result<()> {
+        match &self.source {
+            Some(source) => self.fills.prove(source, &self.digest).await?,
+            None => tokio::time::sleep(LOOK).await,
+        }
+        self.proven = self.source.is_some();
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Numbers of files that are read again while the process runs. A new file that is of no use leaves the last good one in place; that is a
+//! warning in the log and a gauge that stays up until a good file comes.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// What is read again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct What {
+    what: &'static str,
+}
+
+/// What is read again, and how that went.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    what: &'static str,
+    outcome: &'static str,
+}
+
+/// The numbers. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Reloads {
+    outcomes: Family<Outcome, Counter>,
+    failing: Family<What, Gauge>,
+}
+
+impl Reloads {
+    /// Makes the numbers and registers them as `file_reloads` and `file_reload_failing`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let reloads = Self::default();
+        registry.register(
+            "file_reloads",
+            "How often files were read again because they changed",
+            reloads.outcomes.clone(),
+        );
+        registry.register(
+            "file_reload_failing",
+            "1 while a changed file is of no use and the last good one stays",
+            reloads.failing.clone(),
+        );
+        reloads
+    }
+
+    /// Notes and logs one reading of `what`, a short fixed name such as `htpasswd`.
+    pub fn record<T, E: std::fmt::Display>(&self, what: &'static str, outcome: &Result<T, E>) {
+        match outcome {
+            Ok(_) => tracing::info!(what, "a changed file was read again"),
+            Err(error) => {
+                tracing::warn!(what, %error, "a changed file is of no use, the last good one stays");
+            }
+        }
+        let name = if outcome.is_ok() { "ok" } else { "failed" };
+        let label = Outcome {
+            what,
+            outcome: name,
+        };
+        self.outcomes.get_or_create(&label).inc();
+        self.failing
+            .get_or_create(&What { what })
+            .set(outcome.is_err().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bad_file_shows_until_a_good_one_comes() {
+        let mut registry = Registry::default();
+        let reloads = Reloads::register(&mut registry);
+        reloads.record("htpasswd", &Err::<(), _>("line 1"));
+        let text = crate::metrics::encode(&registry);
+        assert!(
+            text.contains(r#"file_reload_failing{what="htpasswd"} 1"#),
+            "{text}"
+        );
+        reloads.record("htpasswd", &Ok::<_, String>(()));
+        let text = crate::metrics::encode(&registry);
+        assert!(
+            text.contains(r#"file_reload_failing{what="htpasswd"} 0"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#"file_reloads_total{what="htpasswd",outcome="failed"} 1"#),
+            "{text}"
+        );
+    }
+}
