@@ -161,14 +161,15 @@ async fn blob(
     };
     match fills.growing(digest, repo) {
         Growing::Here(growing) => {
-            let chunks = stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
-                let bytes = growing
-                    .read_at(offset, READ_BYTES)
-                    .await
-                    .map_err(std::io::Error::other)?;
-                let next = offset + bytes.len() as u64;
-                Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (growing, next))))
-            });
+            let chunks =
+                stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
+                    let bytes = growing
+                        .read_at(offset, READ_BYTES)
+                        .await
+                        .map_err(std::io::Error::other)?;
+                    let next = offset + bytes.len() as u64;
+                    Ok::<_, std::io::Error>((!bytes.is_empty()).then_some((bytes, (growing, next))))
+                });
             return streamed(offset, chunks);
         }
         Growing::OfOthers => return not_its(),

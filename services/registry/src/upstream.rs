@@ -30,8 +30,8 @@ use endpoint::{Endpoint, Parts};
 use negative::Negative;
 use proxies::Proxies;
 use rate::Rate;
-pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
 use settings::MIN_BYTES;
+pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
 pub use turns::Priority;
 use turns::{Turn, Turns};
 

@@ -8,6 +8,7 @@ pub mod control;
 pub mod faults;
 pub mod image;
 pub mod proxy;
+pub mod raw;
 pub mod requests;
 pub mod server;
 pub mod tls;

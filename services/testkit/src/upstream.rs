@@ -11,6 +11,7 @@ use bytes::Bytes;
 use http::{
     HeaderMap, Method, Request as HttpRequest, Response, StatusCode, header, header::HeaderValue,
 };
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tokio::task::JoinHandle;
 
@@ -52,6 +53,8 @@ struct Shared {
     auth: Auth,
     faults: Faults,
     requests: Requests,
+    /// Bytes of bodies handed to clients, by path.
+    sent: Arc<Mutex<BTreeMap<String, u64>>>,
     address: SocketAddr,
 }
 
@@ -99,6 +102,7 @@ impl Upstream {
             auth,
             faults: Faults::default(),
             requests: Requests::default(),
+            sent: Arc::default(),
             address,
         });
         let handler = {
@@ -175,6 +179,17 @@ impl Upstream {
         &self.shared.requests
     }
 
+    /// Bytes of bodies handed to clients, of all paths that end so.
+    pub fn sent(&self, path_end: &str) -> u64 {
+        let sent = self
+            .shared
+            .sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let fits = sent.iter().filter(|(path, _)| path.ends_with(path_end));
+        fits.map(|(_, bytes)| bytes).sum()
+    }
+
     /// How many times a blob or manifest was asked for by GET.
     pub fn gets(&self, digest: &str) -> usize {
         self.requests().count(&Method::GET, digest)
@@ -189,9 +204,27 @@ impl Shared {
         match self.faults.judge(request.method(), &path).await {
             Verdict::Cut => Err(Cut),
             Verdict::Instead(answer) => Ok(answer),
-            Verdict::Pass => Ok(self.content(&request, &path)),
-            Verdict::Spoil(kind) => Ok(self.faults.spoil(kind, self.content(&request, &path))),
+            Verdict::Pass => Ok(self.counted(&path, self.content(&request, &path))),
+            Verdict::Spoil(kind) => {
+                let answer = self.faults.spoil(kind, self.content(&request, &path));
+                Ok(self.counted(&path, answer))
+            }
         }
+    }
+
+    /// Counts the bytes of an answer as they leave.
+    fn counted(&self, path: &str, answer: Response<Body>) -> Response<Body> {
+        let (sent, path) = (Arc::clone(&self.sent), path.to_owned());
+        answer.map(|body| {
+            body.map_frame(move |frame| {
+                if let Some(data) = frame.data_ref() {
+                    let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+                    *sent.entry(path.clone()).or_default() += data.len() as u64;
+                }
+                frame
+            })
+            .boxed()
+        })
     }
 
     fn content(&self, request: &HttpRequest<Incoming>, path: &str) -> Response<Body> {

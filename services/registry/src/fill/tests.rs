@@ -17,7 +17,10 @@ use crate::{
     upstream::Timeouts,
 };
 
+mod access;
 mod replicas;
+mod sources;
+mod tags;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const REPO: &str = "team/app";
@@ -41,7 +44,16 @@ fn uplink() -> Uplink {
     }
 }
 
-/// A registry's settings for one upstream. `listed`: its images may be fetched on a pull alone.
+fn quick() -> Settings {
+    Settings {
+        platforms: vec!["linux/amd64".to_owned()],
+        hold: Duration::from_millis(500),
+        retry: Duration::from_millis(10),
+        ..Settings::default()
+    }
+}
+
+/// A registry for one upstream. `listed`: its images may be fetched on a pull alone.
 async fn fills_at(
     folder: &Path,
     upstream: &Upstream,
@@ -49,20 +61,39 @@ async fn fills_at(
     owner: Owner,
     peers: Peers,
 ) -> Fills {
+    made(folder, upstream, listed, uplink(), quick(), (owner, peers)).await
+}
+
+async fn fills_with(
+    folder: &Path,
+    upstream: &Upstream,
+    listed: bool,
+    uplink: Uplink,
+    settings: Settings,
+) -> Fills {
+    let owner = Owner {
+        address: String::new(),
+        id: "one".to_owned(),
+    };
+    let alone = (owner, Peers::none());
+    made(folder, upstream, listed, uplink, settings, alone).await
+}
+
+async fn made(
+    folder: &Path,
+    upstream: &Upstream,
+    listed: bool,
+    uplink: Uplink,
+    settings: Settings,
+    (owner, peers): (Owner, Peers),
+) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
-    let settings = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
+    let of = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
     let store = Store::open(folder, Options::default()).await.unwrap();
-    let mut upstreams =
-        Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
+    let mut upstreams = Upstreams::new(&[of], &Proxy::default(), &uplink, timeouts()).unwrap();
     if !listed {
         upstreams.unlist();
     }
-    let settings = Settings {
-        platforms: vec!["linux/amd64".to_owned()],
-        hold: Duration::from_millis(500),
-        retry: Duration::from_millis(10),
-        ..Settings::default()
-    };
     Fills::new(store, upstreams, owner, peers, settings)
 }
 

@@ -37,10 +37,7 @@ impl Breaker {
     pub(super) fn closed_for(&self, now: Instant) -> Option<Duration> {
         let left = |until: Instant| until.saturating_duration_since(now);
         let probe = self.probe_at.map(left);
-        let pause = self
-            .paused_until
-            .map(left)
-            .filter(|pause| !pause.is_zero());
+        let pause = self.paused_until.map(left).filter(|pause| !pause.is_zero());
         probe.max(pause)
     }
 

@@ -407,10 +407,9 @@ impl Endpoint {
             match (status, asked) {
                 (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
                 // Some registries refuse or hide where they should ask: each credential gets its try.
-                (
-                    StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND,
-                    _,
-                ) if has_login => {
+                (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND, _)
+                    if has_login =>
+                {
                     if let Err(error) = self.answer(response) {
                         failed = error;
                     }
@@ -485,14 +484,15 @@ impl Endpoint {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Unauthorized),
             StatusCode::NOT_FOUND => Err(Error::NotFound),
-            _ if status.is_success() => match text(&response, header::CONTENT_ENCODING).as_deref()
-            {
-                None | Some("" | "identity") => Ok(response),
-                Some(encoding) => Err(Error::Invalid(format!(
-                    "the content is encoded ({}) though nobody asked for it",
-                    printable(encoding)
-                ))),
-            },
+            _ if status.is_success() => {
+                match text(&response, header::CONTENT_ENCODING).as_deref() {
+                    None | Some("" | "identity") => Ok(response),
+                    Some(encoding) => Err(Error::Invalid(format!(
+                        "the content is encoded ({}) though nobody asked for it",
+                        printable(encoding)
+                    ))),
+                }
+            }
             _ => Err(Error::Invalid(format!("status {status}"))),
         }
     }

@@ -6,10 +6,14 @@ use holdfast_testkit::{Auth, Fault, ImageBuilder, Upstream, faults::Kind};
 
 use super::*;
 
+mod hostile;
+mod logins;
+
 fn quick() -> Timeouts {
     Timeouts {
         headers: Duration::from_millis(400),
         stall: Duration::from_millis(400),
+        crawl: Duration::from_millis(600),
         revalidate: Duration::from_millis(200),
         breaker_min: Duration::from_millis(200),
         ..Timeouts::default()

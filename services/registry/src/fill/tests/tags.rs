@@ -1,0 +1,132 @@
+//! Tags by policy: fresh for a while, compared behind the pull, stale at once when the upstream does not tell.
+
+use super::*;
+use crate::source::Freshness;
+
+fn checking(tag_fresh: Duration) -> Settings {
+    Settings {
+        revalidate_pulls: true,
+        tag_fresh,
+        ..quick()
+    }
+}
+
+async fn compare(registry: &Fills, upstream: &Upstream, local: &Image) -> Freshness {
+    let name = Tag::parse("1").unwrap();
+    registry
+        .revalidate(&repo(upstream), &name, &digest(&local.digest))
+        .await
+}
+
+fn heads(upstream: &Upstream) -> usize {
+    upstream
+        .requests()
+        .count(&http::Method::HEAD, "manifests/1")
+}
+
+#[tokio::test]
+async fn a_tag_is_compared_once_within_its_time_by_however_many_pulls() {
+    let image = ImageBuilder::new(80).layer(10).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let fresh = Duration::from_millis(400);
+    let registry = fills_with(folder.path(), &upstream, true, uplink(), checking(fresh)).await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(
+            compare(&registry, &upstream, &image).await,
+            Freshness::Current
+        );
+    }
+    assert_eq!(heads(&upstream), 0, "it was copied a moment ago");
+    tokio::time::sleep(fresh).await;
+    let pulls = (0..20).map(|_| compare(&registry, &upstream, &image));
+    for outcome in futures::future::join_all(pulls).await {
+        assert_eq!(outcome, Freshness::Current);
+    }
+    assert_eq!(heads(&upstream), 1);
+}
+
+#[tokio::test]
+async fn without_the_policy_nobody_is_asked() {
+    let image = ImageBuilder::new(81).layer(10).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let registry = fills(folder.path(), &upstream).await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    let asked = upstream.requests().len();
+    assert_eq!(
+        compare(&registry, &upstream, &image).await,
+        Freshness::Current
+    );
+    assert_eq!(upstream.requests().len(), asked);
+}
+
+#[tokio::test]
+async fn a_tag_that_moved_is_served_as_it_was_and_copied_behind_the_pull() {
+    let (old, new) = (
+        ImageBuilder::new(82).layer(10).build(),
+        ImageBuilder::new(83).layer(10).build(),
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&old).await;
+    let registry = fills_with(
+        folder.path(),
+        &upstream,
+        true,
+        uplink(),
+        checking(Duration::ZERO),
+    )
+    .await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    upstream.push(REPO, "1", &new);
+    let told = compare(&registry, &upstream, &old).await;
+    assert!(
+        matches!(&told, Freshness::Unknown { reason } if reason.contains("moved")),
+        "{told:?}"
+    );
+    let name = Tag::parse("1").unwrap();
+    let end = tokio::time::Instant::now() + LIMIT;
+    while registry.store().tag(&repo(&upstream), &name).await.unwrap() != Some(digest(&new.digest))
+    {
+        assert!(tokio::time::Instant::now() < end, "it was never copied");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(
+        compare(&registry, &upstream, &new).await,
+        Freshness::Current
+    );
+}
+
+// SPEC 12
+#[tokio::test]
+async fn a_stale_tag_is_served_at_once_when_the_upstream_errs() {
+    let image = ImageBuilder::new(84).layer(10).build();
+    for (kind, limit) in [
+        (Kind::Error { status: 500 }, 200),
+        (Kind::Down, 200),
+        (Kind::TooMany { retry_after: 9 }, 200),
+        (Kind::Hang { after: None }, 700),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let upstream = upstream_with(&image).await;
+        let registry = fills_with(
+            folder.path(),
+            &upstream,
+            true,
+            uplink(),
+            checking(Duration::ZERO),
+        )
+        .await;
+        registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+        upstream.faults().set(Fault::new(kind.clone()));
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let told = compare(&registry, &upstream, &image).await;
+            assert!(matches!(told, Freshness::Unknown { .. }), "{kind:?}");
+            let took = begun.elapsed();
+            assert!(took < Duration::from_millis(limit), "{kind:?}: {took:?}");
+        }
+        upstream.faults().clear();
+    }
+}
