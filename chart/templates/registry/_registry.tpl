@@ -42,3 +42,14 @@
 {{- end -}}
 {{- $names | uniq | toJson -}}
 {{- end -}}
+
+{{/* Names of the Secrets with headers of notification endpoints, each once, as JSON. */}}
+{{- define "holdfast.notificationSecrets" -}}
+{{- $names := list -}}
+{{- range .Values.registry.notifications.endpoints -}}
+{{- with get . "headersSecret" -}}
+{{- $names = append $names . -}}
+{{- end -}}
+{{- end -}}
+{{- $names | uniq | toJson -}}
+{{- end -}}

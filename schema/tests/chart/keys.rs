@@ -56,6 +56,10 @@ const READ_BY_SERVICES: &[(&str, &str)] = &[
     ("registry.limits.reservePercent", "the registry"),
     ("registry.limits.holdSeconds", "the registry"),
     ("registry.limits.uploadHours", "the registry"),
+    ("registry.accessLog.mode", "the registry"),
+    ("registry.accessLog.sample", "the registry"),
+    ("registry.scrub.bytesPerSecond", "the registry"),
+    ("registry.scrub.everyHours", "the registry"),
     ("webhook.waitForNodes", "the controller's state"),
     ("webhook.scope.nodeSelector", "the controller's state"),
 ];

@@ -103,6 +103,15 @@ fn good() -> Vec<Vec<(String, Value)>> {
                 json!({ "secretName": "keys", "realm": "https://auth.example/token", "service": "registry", "issuer": "auth" }),
             ),
         ],
+        vec![on(), own("registry.scrub.bytesPerSecond", json!(0))],
+        vec![on(), own("registry.accessLog.mode", json!("all"))],
+        vec![
+            on(),
+            own(
+                "registry.notifications.endpoints",
+                json!([{ "name": "audit", "url": "https://audit.example/events", "headersSecret": "audit", "ignoreActions": ["pull"] }]),
+            ),
+        ],
     ]
 }
 
@@ -261,6 +270,18 @@ fn bad() -> Vec<Bad> {
             json!([{ "actions": ["write"] }]),
             json!([{ "certificates": ["ci"] }]),
             json!([{ "repositories": ["Team"] }]),
+        ],
+    );
+    schema("registry.accessLog.mode", vec![json!("some"), json!(true)]);
+    schema("registry.accessLog.sample", vec![json!(0)]);
+    schema("registry.scrub.everyHours", vec![json!(0)]);
+    schema(
+        "registry.notifications.endpoints",
+        vec![
+            json!([{ "name": "a" }]),
+            json!([{ "url": "https://a" }]),
+            json!([{ "name": "a", "url": "ftp://a" }]),
+            json!([{ "name": "a", "url": "https://a", "ignoreActions": ["look"] }]),
         ],
     );
     schema("webhook.failurePolicy", vec![json!("ignore")]);

@@ -9,6 +9,7 @@ mod cron;
 mod document;
 mod extension;
 mod network;
+mod operating;
 mod parts;
 mod quantity;
 mod registry;
@@ -29,6 +30,10 @@ pub use extension::{
     RegistryService, Scale,
 };
 pub use network::{MirrorCredentials, Proxy, Uplink, Upstream};
+pub use operating::{
+    AccessLog, AccessLogMode, NotificationAction, NotificationEndpoint, NotificationSettings,
+    Notifications, Scrub,
+};
 pub use parts::{
     ControllerPart, HostFolders, Limits, NodeAgentPart, RegistryPart, Scope, ServiceValues,
     StorageValues, WaitForNodes, WebhookPart,

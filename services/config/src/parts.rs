@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{AccessValues, ByteSize, Scale};
+use crate::{AccessLog, AccessValues, ByteSize, Notifications, Scale, Scrub};
 
 /// Requests and limits from (CPU, memory) pairs.
 fn resources(requests: (&str, &str), limits: (&str, &str)) -> ResourceRequirements {
@@ -94,6 +94,12 @@ workload! {
         limits: Limits = Limits::default(),
         /// Who may pull and push beside the nodes.
         access: AccessValues = AccessValues::default(),
+        /// One line in the log for a request.
+        access_log: AccessLog = AccessLog::default(),
+        /// Who is told of pushes, pulls, mounts and deletes.
+        notifications: Notifications = Notifications::default(),
+        /// Looking for damage on the volume.
+        scrub: Scrub = Scrub::default(),
     }
 }
 

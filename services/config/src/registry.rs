@@ -2,12 +2,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccessSettings, Config, Error, Limits, Logging, Problem, Proxy, Result, StandaloneAccess,
+    AccessLog, AccessSettings, Config, Error, Limits, Logging, NotificationSettings, Notifications,
+    Problem, Proxy, Result, Scrub, StandaloneAccess,
     Uplink, Upstream, document, yaml,
 };
 
@@ -143,7 +145,18 @@ pub struct RegistrySettings {
     pub limits: Limits,
     /// How the uplink is spared.
     pub uplink: Uplink,
+    /// Which requests are logged.
+    pub access_log: AccessLog,
+    /// Who is told of pushes, pulls, mounts and deletes.
+    pub notifications: Vec<NotificationSettings>,
+    /// How stored content is hashed again.
+    pub scrub: Scrub,
+    /// Time that requests under way get when the process is told to end.
+    pub drain: Duration,
 }
+
+/// Time that requests under way get, shorter than the pod's grace period.
+const DRAIN: Duration = Duration::from_secs(45);
 
 fn everywhere(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)
@@ -184,8 +197,20 @@ impl RegistrySettings {
             proxy: values.proxy.clone(),
             limits: values.registry.limits.clone(),
             uplink: values.uplink.clone(),
+            access_log: values.registry.access_log.clone(),
+            notifications: notified(&values.registry.notifications),
+            scrub: values.registry.scrub.clone(),
+            drain: DRAIN,
         }
     }
+}
+
+fn notified(notifications: &Notifications) -> Vec<NotificationSettings> {
+    notifications
+        .endpoints
+        .iter()
+        .map(NotificationSettings::from)
+        .collect()
 }
 
 impl From<&Upstream> for UpstreamSettings {
@@ -257,6 +282,12 @@ pub struct Standalone {
     pub limits: Limits,
     /// How the uplink is spared.
     pub uplink: Uplink,
+    /// One line in the log for a request.
+    pub access_log: AccessLog,
+    /// Who is told of pushes, pulls, mounts and deletes.
+    pub notifications: Notifications,
+    /// Looking for damage on the volume.
+    pub scrub: Scrub,
     /// Logs.
     pub logging: Logging,
 }
@@ -315,6 +346,9 @@ impl Default for Standalone {
             proxy: Proxy::default(),
             limits: Limits::default(),
             uplink: Uplink::default(),
+            access_log: AccessLog::default(),
+            notifications: Notifications::default(),
+            scrub: Scrub::default(),
             logging: Logging {
                 format: crate::LogFormat::Text,
                 level: crate::LogLevel::Info,
@@ -382,6 +416,10 @@ impl Standalone {
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),
             uplink: self.uplink.clone(),
+            access_log: self.access_log.clone(),
+            notifications: notified(&self.notifications),
+            scrub: self.scrub.clone(),
+            drain: DRAIN,
         }
     }
 }

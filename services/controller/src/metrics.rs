@@ -1,6 +1,7 @@
 //! The controller's metrics. Labels are words of our own; names of images and namespaces never become labels.
 
 use holdfast_api::artifact::Reason;
+use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -35,41 +36,31 @@ pub struct Metrics {
 impl Metrics {
     /// Registers everything under `controller_`.
     pub fn register(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("controller");
-        let metrics = Self {
-            leading: Gauge::default(),
-            fills: Family::default(),
-            fill_seconds: Histogram::new(exponential_buckets(0.01, 4.0, 9)),
-            artifacts: Family::default(),
-            expiry: Family::default(),
-        };
-        registry.register(
-            "leading",
-            "1 while this process leads",
-            metrics.leading.clone(),
-        );
-        registry.register(
-            "fills",
-            "Copies asked of the registry, by outcome",
-            metrics.fills.clone(),
-        );
-        registry.register_with_unit(
-            "fill_duration",
-            "How long the registry took to answer",
-            Unit::Seconds,
-            metrics.fill_seconds.clone(),
-        );
-        registry.register(
-            "artifacts",
-            "Artifacts by the reason of their Ready condition",
-            metrics.artifacts.clone(),
-        );
-        registry.register(
-            "certificate_expiry_timestamp_seconds",
-            "When a certificate runs out, in seconds since 1970",
-            metrics.expiry.clone(),
-        );
-        metrics
+        let mut group = Group::own(registry, "controller");
+        Self {
+            leading: group.add("leading", "1 while this process leads", Gauge::default()),
+            fills: group.add(
+                "fills",
+                "Copies asked of the registry, by outcome",
+                Family::default(),
+            ),
+            fill_seconds: group.measure(
+                "fill_duration",
+                "How long the registry took to answer",
+                Unit::Seconds,
+                Histogram::new(exponential_buckets(0.01, 4.0, 9)),
+            ),
+            artifacts: group.add(
+                "artifacts",
+                "Artifacts by the reason of their Ready condition",
+                Family::default(),
+            ),
+            expiry: group.add(
+                "certificate_expiry_timestamp_seconds",
+                "When a certificate runs out, in seconds since 1970",
+                Family::default(),
+            ),
+        }
     }
 
     pub(crate) fn filled(&self, reason: Reason, took: std::time::Duration) {

@@ -99,8 +99,11 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 }
 
 fn block_on<F: Future<Output = anyhow::Result<ExitCode>>>(work: F) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
-        .build()?
-        .block_on(work)
+        .build()?;
+    let result = runtime.block_on(work);
+    // A thread that hangs on a volume must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    result
 }

@@ -1,5 +1,6 @@
 //! Metrics of the node agent.
 
+use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -24,21 +25,19 @@ pub struct Metrics {
 impl Metrics {
     /// Registers the counters.
     pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            pulls: Family::default(),
-            repairs: Counter::default(),
-        };
-        registry.register(
-            "probe_pulls",
-            "Real pulls through the container runtime, by outcome",
-            metrics.pulls.clone(),
-        );
-        registry.register(
-            "repairs",
-            "Host files written again after somebody else changed them",
-            metrics.repairs.clone(),
-        );
-        metrics
+        let mut group = Group::own(registry, "");
+        Self {
+            pulls: group.add(
+                "probe_pulls",
+                "Real pulls through the container runtime, by outcome",
+                Family::default(),
+            ),
+            repairs: group.add(
+                "repairs",
+                "Host files written again after somebody else changed them",
+                Counter::default(),
+            ),
+        }
     }
 
     /// Counts a pull.

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 
 use crate::{
+    access_log::AccessLog,
     body::{self, Body, Received},
     delete,
     error::{Error, Result},
@@ -23,10 +24,12 @@ use crate::{
     limits::Limits,
     lists,
     metrics::{self, Metrics},
+    notify::Notifier,
     pull, push, put_manifest, referrers,
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     source::Source,
+    volume::Pulse,
 };
 
 /// The API over one store. Clones share everything.
@@ -44,6 +47,19 @@ pub(crate) struct Inner {
     pub(crate) owner: Owner,
     pub(crate) metrics: Metrics,
     pub(crate) draining: CancellationToken,
+    access_log: Option<AccessLog>,
+    observers: Observers,
+}
+
+/// What looks on while requests are answered. By default nothing does.
+#[derive(Debug, Default)]
+pub struct Observers {
+    /// Which requests are logged.
+    pub access_log: Option<holdfast_config::AccessLog>,
+    /// Who is told of what happened.
+    pub notifier: Option<Notifier>,
+    /// Whether the volume answers at all; while it does not, nor does a request wait for it.
+    pub pulse: Option<Pulse>,
 }
 
 impl std::fmt::Debug for Api {
@@ -73,6 +89,11 @@ pub struct Parts {
 impl Api {
     /// Makes the API and registers its metrics.
     pub fn new(parts: Parts, registry: &mut Registry) -> Self {
+        Self::observed(parts, Metrics::register(registry), Observers::default())
+    }
+
+    /// Makes the API with metrics that are registered already, and with what looks on.
+    pub fn observed(parts: Parts, metrics: Metrics, observers: Observers) -> Self {
         let Parts {
             store,
             source,
@@ -90,8 +111,10 @@ impl Api {
                 secret,
                 limits,
                 owner,
-                metrics: Metrics::register(registry),
+                metrics,
                 draining,
+                access_log: observers.access_log.as_ref().and_then(AccessLog::new),
+                observers,
             }),
         }
     }
@@ -106,9 +129,13 @@ impl Api {
         let begun = Instant::now();
         let api = &*self.inner;
         let method = request.method().clone();
-        let in_flight = InFlight::begin(&api.metrics);
-        let (handler, result) = api.handle(request).await;
-        drop(in_flight);
+        let line = api
+            .access_log
+            .as_ref()
+            .map(|log| log.begin(&request, begun));
+        let received = length(request.headers());
+        let mut actor = String::new();
+        let (handler, result) = api.handle(request, &mut actor).await;
         let mut response = result.unwrap_or_else(|error| {
             tracing::debug!(handler, %error, "refused");
             error.into_response()
@@ -117,26 +144,25 @@ impl Api {
             "docker-distribution-api-version",
             HeaderValue::from_static("registry/2.0"),
         );
-        if method == Method::HEAD {
+        let sent = if method == Method::HEAD {
             *response.body_mut() = body::empty();
-        } else if let Some(length) = response
-            .headers()
-            .get(header::CONTENT_LENGTH)
-            .and_then(|length| length.to_str().ok()?.parse().ok())
-        {
-            api.metrics.sent.inc_by(length);
-        }
-        let labels = metrics::Request {
+            None
+        } else {
+            length(response.headers())
+                .or_else(|| hyper::body::Body::size_hint(response.body()).exact())
+        };
+        api.metrics.answered(metrics::Answered {
             handler,
             method: metrics::method(&method),
             code: response.status().as_u16(),
-        };
-        api.metrics.requests.get_or_create(&labels).inc();
-        api.metrics
-            .seconds
-            .get_or_create(&metrics::Handler { handler })
-            .observe(begun.elapsed().as_secs_f64());
-        response
+            took: begun.elapsed(),
+            received,
+            sent,
+        });
+        match (&api.access_log, line) {
+            (Some(log), Some(line)) => log.follow(line, handler, actor, response),
+            _ => response,
+        }
     }
 
     /// Serves until `shutdown`, then lets what is under way finish.
@@ -155,23 +181,19 @@ impl Api {
     }
 }
 
-struct InFlight<'a>(&'a Metrics);
-
-impl<'a> InFlight<'a> {
-    fn begin(metrics: &'a Metrics) -> Self {
-        metrics.in_flight.inc();
-        Self(metrics)
-    }
-}
-
-impl Drop for InFlight<'_> {
-    fn drop(&mut self) {
-        self.0.in_flight.dec();
-    }
+fn length(headers: &http::HeaderMap) -> Option<u64> {
+    headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok())
 }
 
 impl Inner {
-    async fn handle(&self, request: Request<Incoming>) -> (&'static str, Result<Response<Body>>) {
+    /// Answers; `actor` becomes who asked, where that is known and somebody wants to know.
+    async fn handle(
+        &self,
+        request: Request<Incoming>,
+        actor: &mut String,
+    ) -> (&'static str, Result<Response<Body>>) {
         let (head, body) = request.into_parts();
         let caller = match self.gate.identify(&head).await {
             Ok(caller) => caller,
@@ -189,13 +211,32 @@ impl Inner {
             }
         };
         let handler = endpoint.handler();
+        let _in_flight = self.metrics.begin(handler);
         if let Err(refusal) = self.gate.check(&caller, &endpoint) {
             return (handler, Err(refusal));
+        }
+        let notifier = self.observers.notifier.as_ref();
+        if self.access_log.is_some() || notifier.is_some() {
+            *actor = caller.subject();
+        }
+        let hangs = self.observers.pulse.as_ref().is_some_and(Pulse::hangs);
+        if hangs && endpoint != Endpoint::Base {
+            // To wait as well would only pile up requests; another replica may have more luck.
+            return (
+                handler,
+                Err(Error::later("the registry's volume does not answer")),
+            );
         }
         let writes = gate::action(&endpoint) == gate::Action::Push;
         let result = async {
             let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
+            let draft = notifier.and_then(|notifier| notifier.draft(&head, &endpoint, actor));
             let mut response = self.dispatch(&head, &caller, endpoint, body).await?;
+            if let (Some(notifier), Some(draft)) = (notifier, draft) {
+                notifier
+                    .tell(draft, response.status(), response.headers(), &self.store)
+                    .await;
+            }
             if let Some(namespace) = namespace {
                 response
                     .headers_mut()

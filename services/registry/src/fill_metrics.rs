@@ -5,6 +5,7 @@
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
 use holdfast_api::fill::Need;
+use holdfast_runtime::metrics::Group;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -84,8 +85,7 @@ impl Proxy {
 
     /// Registers them as `registry_proxy_…`.
     pub fn register(&self, registry: &mut Registry) {
-        let registry = registry.sub_registry_with_prefix("registry");
-        let registry = registry.sub_registry_with_prefix("proxy");
+        let mut group = Group::of(registry, "registry_proxy");
         let numbers = [
             ("requests", "Pulls of upstream content", &self.requests),
             ("hits", "Those served from the volume", &self.hits),
@@ -102,7 +102,7 @@ impl Proxy {
             ),
         ];
         for (name, help, family) in numbers {
-            registry.register(name, help, family.clone());
+            group.add(name, help, family.clone());
         }
     }
 }
@@ -135,53 +135,53 @@ pub struct FillMetrics {
 }
 
 impl FillMetrics {
-    /// Registers them as `registry_upstream_…`, `registry_fill…` and `registry_proxy_…`.
+    /// Registers them as `holdfast_registry_…`, and what distribution counts, too, as `registry_proxy_…`.
     pub fn register(&self, registry: &mut Registry) {
         self.proxy.register(registry);
-        let registry = registry.sub_registry_with_prefix("registry");
-        registry.register(
+        let mut group = Group::own(registry, "registry");
+        group.add(
             "upstream_requests",
             "Requests to upstreams, by how they ended",
             self.requests.clone(),
         );
-        registry.register_with_unit(
+        group.measure(
             "upstream_received",
             "Bodies received from upstreams",
             Unit::Bytes,
             self.received.clone(),
         );
-        registry.register(
+        group.add(
             "upstream_quarantines",
             "Times that an endpoint was left alone for a digest because its bytes were wrong",
             self.quarantines.clone(),
         );
-        registry.register(
+        group.add(
             "upstream_endpoints_open",
             "Endpoints that fail and are not asked until a probe answers",
             self.open.clone(),
         );
-        registry.register(
+        group.add(
             "upstream_pauses",
             "Answers 429 of upstreams",
             self.pauses.clone(),
         );
-        registry.register(
+        group.add(
             "upstream_remembered_refusals",
             "Questions answered by what an upstream said no to a moment ago",
             self.remembered.clone(),
         );
-        registry.register("fills", "Fills that ended", self.fills.clone());
-        registry.register(
+        group.add("fills", "Fills that ended", self.fills.clone());
+        group.add(
             "fill_queue",
             "Blobs that wait for their turn to be copied",
             self.queued.clone(),
         );
-        registry.register(
+        group.add(
             "fill_resumed",
             "Fills that went on where another attempt had stopped",
             self.resumed.clone(),
         );
-        registry.register(
+        group.add(
             "tag_checks",
             "Comparisons of local tags with their upstream",
             self.checks.clone(),

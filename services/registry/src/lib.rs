@@ -4,6 +4,7 @@
 //! the store's.
 
 mod access;
+mod access_log;
 mod api;
 mod body;
 mod content;
@@ -16,6 +17,7 @@ pub mod internal;
 pub mod limits;
 mod lists;
 mod metrics;
+pub mod notify;
 pub mod probe;
 mod pull;
 mod push;
@@ -27,8 +29,9 @@ mod run;
 pub mod session;
 pub mod source;
 pub mod upstream;
+pub mod volume;
 
-pub use api::{Api, Parts};
+pub use api::{Api, Observers, Parts};
 pub use error::{Code, Error};
 pub use metrics::Metrics;
-pub use run::{Error as RunError, run, run_until};
+pub use run::{Error as RunError, run, run_on, run_until};

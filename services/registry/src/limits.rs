@@ -61,6 +61,9 @@ pub const TOKEN_KEYS: usize = 32;
 /// Deadline of the volume's answer for readiness.
 pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);
 
+/// After so long without an answer of the volume, requests are refused at once.
+pub const VOLUME_HANG: Duration = Duration::from_secs(15);
+
 /// How often the volume is asked for readiness, and its free bytes are measured.
 pub const VOLUME_EVERY: Duration = Duration::from_secs(10);
 

@@ -79,11 +79,11 @@ impl Endpoint {
             Self::Catalog(_) => "catalog",
             Self::GetBlob(..) | Self::DeleteBlob(..) => "blob",
             Self::GetManifest(..) | Self::PutManifest(..) | Self::DeleteManifest(..) => "manifest",
-            Self::StartUpload(..) | Self::PushBlob(..) | Self::MountBlob(..) => "blob-upload",
+            Self::StartUpload(..) | Self::PushBlob(..) | Self::MountBlob(..) => "blob_upload",
             Self::PatchUpload(..)
             | Self::FinishUpload(..)
             | Self::UploadStatus(..)
-            | Self::CancelUpload(..) => "blob-upload-chunk",
+            | Self::CancelUpload(..) => "blob_upload_chunk",
             Self::Tags(..) => "tags",
             Self::Referrers(..) => "referrers",
         }

@@ -2,32 +2,38 @@
 //!
 //! The volume may hang at any time: accepting and liveness do not depend on it, readiness asks it with a deadline.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use holdfast_config::{AccessSettings, RegistrySettings};
 use holdfast_runtime::{
     CancellationToken,
     admin::Admin,
     files,
-    health::{Flag, Health},
+    health::Health,
     logs, metrics,
     reload::Reloads,
     server,
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
-use holdfast_store::{Options, Owner, Store, WriteLimits};
+use holdfast_store::{
+    Options, Owner, Store, WriteLimits,
+    volume::{Disk, Volume},
+};
 use tokio::net::TcpListener;
 
 use crate::{
-    api::{Api, Parts},
+    api::{Api, Observers, Parts},
     fill::{self, Fills, Peers},
     gate::{self, Gate},
     internal,
     limits::{self, Limits},
+    metrics::Metrics,
+    notify::{self, Notifier},
     probe,
     session::Secret,
     source::Source,
     upstream::{self, Upstreams},
+    volume::{self, Measured, Pulse, Times, Watch},
 };
 
 /// Why the registry cannot start, or ended.
@@ -57,6 +63,9 @@ pub enum Error {
     /// A file of access is of no use.
     #[error("the files of access cannot be used")]
     Access(#[from] gate::LoadError),
+    /// The settings of notifications are of no use.
+    #[error("the settings of notifications cannot be used")]
+    Notifications(#[from] notify::Error),
     /// The settings of an upstream are of no use.
     #[error("the settings of the upstreams cannot be used")]
     Upstream(#[from] upstream::Error),
@@ -82,9 +91,32 @@ pub async fn run_until(
     level: Option<logs::Level>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
+    let data = settings.data.clone();
+    // To see what kind of volume it is may already hang.
+    let disk = async move {
+        let disk = tokio::task::spawn_blocking(move || Disk::at(&data)).await;
+        disk.map_or_else(
+            |_| Err(holdfast_store::Error::Busy.into()),
+            |disk| Ok(Arc::new(disk) as Arc<dyn Volume>),
+        )
+    };
+    run_on(disk, Times::default(), settings, level, shutdown).await
+}
+
+/// [`run_until`] on a volume that may take however long to answer: probes and metrics are answered meanwhile, and the
+/// distribution API is served once the store is open.
+///
+/// # Errors
+/// What keeps it from starting.
+pub async fn run_on(
+    volume: impl Future<Output = Result<Arc<dyn Volume>, Error>>,
+    times: Times,
+    settings: RegistrySettings,
+    level: Option<logs::Level>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let health = Health::default();
-    let mut registry = metrics::registry("registry");
-    let volume = health.ready_flag("volume", "not asked yet");
+    let ready = health.ready_flag("volume", "not asked yet");
     let stopping = shutdown.clone();
     health.ready("shutdown", move || {
         if stopping.is_cancelled() {
@@ -93,12 +125,39 @@ pub async fn run_until(
             Ok("not asked to end".to_owned())
         }
     });
-
-    let store = Store::open(&settings.data, options(&settings)).await?;
     let owner = Owner {
         address: internal_address(&settings),
         id: uuid::Uuid::new_v4().to_string(),
     };
+    // Whoever still sends events at the end, and whoever asks how it goes, outlives the listeners.
+    let (told, end) = (CancellationToken::new(), CancellationToken::new());
+    let mut registry = metrics::registry("registry");
+    let numbers = Metrics::register(&mut registry);
+    let notifier = Notifier::start(
+        &settings.notifications,
+        &settings.listen.to_string(),
+        &owner.id,
+        settings.tls.is_some(),
+        &mut registry,
+        &told,
+    )?;
+    let reloads = Reloads::register(&mut registry);
+    let upstreams = Upstreams::new(
+        &settings.upstreams,
+        &settings.proxy,
+        &settings.uplink,
+        upstream::Timeouts::default(),
+    )?;
+    upstreams.metrics().register(&mut registry);
+    if let Some(address) = settings.admin_listen {
+        let admin = Admin {
+            health: health.clone(),
+            registry: Arc::new(registry),
+            level,
+        };
+        tokio::spawn(admin.serve(bind(address).await?, end.clone()));
+    }
+    // Everything that can be wrong with files and addresses is told before the volume is waited for.
     let tls = settings
         .tls
         .as_ref()
@@ -106,11 +165,23 @@ pub async fn run_until(
         .transpose()?;
     let gate = Gate::from_settings(settings.auth.as_ref(), settings.access.as_ref())?;
     let (secret, secret_file) = upload_secret(&settings)?;
-    let reloads = Reloads::register(&mut registry);
-    let fills = fills(&settings, &store, &owner, &shutdown)?;
-    fills.metrics().register(&mut registry);
+    let internal = match (settings.internal_listen, &settings.internal_tls) {
+        (Some(address), Some(files)) => Some((address, server_tls(files, ClientAuth::Required)?)),
+        _ => None,
+    };
+    let opening = async {
+        let measured = Arc::new(Measured::new(volume.await?, &numbers));
+        Ok::<_, Error>(Store::open_on(measured, &settings.data, options(&settings)).await?)
+    };
+    let Some(store) = volume::opened(opening, times, &ready, &shutdown).await else {
+        tracing::info!("the registry has ended before its volume answered");
+        return Ok(());
+    };
+    let store = store?;
+    let fills = fills(&settings, &store, upstreams, &owner, &shutdown)?;
     let limits = Limits::from(&settings);
-    let api = Api::new(
+    let pulse = Pulse::default();
+    let api = Api::observed(
         Parts {
             store: store.clone(),
             source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
@@ -120,24 +191,17 @@ pub async fn run_until(
             owner,
             draining: shutdown.clone(),
         },
-        &mut registry,
+        numbers.clone(),
+        Observers {
+            access_log: Some(settings.access_log.clone()),
+            notifier: notifier.clone(),
+            pulse: Some(pulse.clone()),
+        },
     );
 
     let listener = bind(settings.listen).await?;
     let mut tasks = tokio::task::JoinSet::new();
-    if let Some(address) = settings.admin_listen {
-        let admin = Admin {
-            health: health.clone(),
-            registry: Arc::new(registry),
-            level,
-        };
-        let listener = bind(address).await?;
-        // Probes and metrics go on while requests are finished.
-        let end = CancellationToken::new();
-        tokio::spawn(admin.serve(listener, end));
-    }
-    if let (Some(address), Some(files)) = (settings.internal_listen, &settings.internal_tls) {
-        let tls = server_tls(files, ClientAuth::Required)?;
+    if let Some((address, tls)) = internal {
         tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
         tasks.spawn(internal::serve(
             bind(address).await?,
@@ -154,26 +218,41 @@ pub async fn run_until(
         tasks.spawn(secret.follow(path, files::EVERY, reloads.clone(), shutdown.clone()));
     }
     tasks.spawn(gate.follow(files::EVERY, reloads, shutdown.clone()));
-    tasks.spawn(watch_volume(
-        store.clone(),
-        api.clone(),
-        volume,
-        shutdown.clone(),
-    ));
+    let watch = Watch {
+        store: store.clone(),
+        ready,
+        pulse,
+        metrics: numbers.volume.clone(),
+        times,
+    };
+    tasks.spawn(watch.run(shutdown.clone()));
     tasks.spawn(clean(store.clone(), limits.upload_idle, shutdown.clone()));
     tasks.spawn(keep_probe(store, PROBE_EVERY, shutdown.clone()));
 
     let connections = server::Limits {
         connections: usize::try_from(settings.limits.connections).unwrap_or(4096),
         header_bytes: 32 << 10,
+        drain: settings.drain,
         ..server::Limits::default()
     };
     tracing::info!(address = %settings.listen, tls = tls.is_some(), data = %settings.data.display(), "the registry listens");
     api.serve(listener, tls, connections, shutdown).await;
-    while tasks.join_next().await.is_some() {}
+    told.cancel();
+    if let Some(notifier) = notifier {
+        notifier.ended().await;
+    }
+    // A task that waits for a volume which hangs would wait for ever.
+    let rest = async { while tasks.join_next().await.is_some() {} };
+    if tokio::time::timeout(LAST, rest).await.is_err() {
+        tracing::warn!("background work did not end in time and is given up");
+    }
+    end.cancel();
     tracing::info!("the registry has ended");
     Ok(())
 }
+
+/// How long background work may take to end once the listeners are closed and all requests have ended.
+const LAST: Duration = Duration::from_secs(10);
 
 fn options(settings: &RegistrySettings) -> Options {
     Options {
@@ -252,15 +331,10 @@ fn upload_secret(
 fn fills(
     settings: &RegistrySettings,
     store: &Store,
+    upstreams: Upstreams,
     owner: &Owner,
     shutdown: &CancellationToken,
 ) -> Result<Fills, Error> {
-    let upstreams = Upstreams::new(
-        &settings.upstreams,
-        &settings.proxy,
-        &settings.uplink,
-        upstream::Timeouts::default(),
-    )?;
     let peers = match (&settings.internal_service, &settings.internal_tls) {
         (Some(name), Some(files)) => {
             let folder = files
@@ -294,29 +368,6 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
     server::bind(address)
         .await
         .map_err(|source| Error::Listen { address, source })
-}
-
-/// Readiness and free bytes. A full volume is ready: pulls go on.
-async fn watch_volume(store: Store, api: Api, ready: Flag, shutdown: CancellationToken) {
-    loop {
-        match store.probe_read(limits::VOLUME_DEADLINE).await {
-            Ok(()) => ready.ok("answers"),
-            Err(error) => {
-                tracing::warn!(%error, "the volume does not answer in time");
-                ready.failed("the volume does not answer in time");
-            }
-        }
-        if let Ok(Ok(space)) =
-            tokio::time::timeout(limits::VOLUME_DEADLINE, store.free_space()).await
-        {
-            api.metrics().volume_available.set(space.available_bytes);
-            api.metrics().volume_size.set(space.total_bytes);
-        }
-        tokio::select! {
-            () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(limits::VOLUME_EVERY) => {}
-        }
-    }
 }
 
 /// Removes uploads that nobody continues.

@@ -1,6 +1,7 @@
 //! Numbers of files that are read again while the process runs. A new file that is of no use leaves the last good one in place; that is a
 //! warning in the log and a gauge that stays up until a good file comes.
 
+use crate::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,18 +31,19 @@ pub struct Reloads {
 impl Reloads {
     /// Makes the numbers and registers them as `file_reloads` and `file_reload_failing`.
     pub fn register(registry: &mut Registry) -> Self {
-        let reloads = Self::default();
-        registry.register(
-            "file_reloads",
-            "How often files were read again because they changed",
-            reloads.outcomes.clone(),
-        );
-        registry.register(
-            "file_reload_failing",
-            "1 while a changed file is of no use and the last good one stays",
-            reloads.failing.clone(),
-        );
-        reloads
+        let mut group = Group::own(registry, "");
+        Self {
+            outcomes: group.add(
+                "file_reloads",
+                "How often files were read again because they changed",
+                Family::default(),
+            ),
+            failing: group.add(
+                "file_reload_failing",
+                "1 while a changed file is of no use and the last good one stays",
+                Family::default(),
+            ),
+        }
     }
 
     /// Notes and logs one reading of `what`, a short fixed name such as `htpasswd`.

@@ -2,7 +2,7 @@
 //! is stuck. Failing is not being stuck: a loop whose every attempt fails, because the API server is down, stays alive.
 
 use crate::health::Health;
-use crate::metrics::unix_seconds;
+use crate::metrics::{Group, unix_seconds};
 use futures::FutureExt as _;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -61,17 +61,16 @@ impl Heart {
 impl Supervisor {
     /// A supervisor that reports into `health` and `registry` and ends its loops with `shutdown`.
     pub fn new(health: Health, registry: &mut Registry, shutdown: CancellationToken) -> Self {
-        let last_success = Family::default();
-        let restarts = Family::default();
-        registry.register(
+        let mut group = Group::own(registry, "");
+        let last_success = group.add(
             "loop_last_success_timestamp_seconds",
             "When a background loop last succeeded, in seconds since 1970",
-            Family::clone(&last_success),
+            Family::default(),
         );
-        registry.register(
+        let restarts = group.add(
             "loop_restarts",
             "How often a background loop ended and was started again",
-            Family::clone(&restarts),
+            Family::default(),
         );
         Self {
             health,

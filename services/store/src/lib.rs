@@ -8,6 +8,7 @@
 //! more than that share.
 
 mod atomic;
+mod beat;
 mod blobs;
 mod buffers;
 pub mod check;
@@ -26,6 +27,7 @@ mod store;
 mod uploads;
 pub mod volume;
 
+pub use beat::{Beat, Room};
 pub use blobs::BlobFile;
 pub use buffers::READ_CHUNK_BYTES;
 pub use error::{Error, Result};

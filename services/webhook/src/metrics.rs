@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -53,41 +54,31 @@ pub struct Metrics {
 impl Metrics {
     /// Registers all of them under `webhook_`.
     pub fn register(registry: &mut Registry) -> Self {
-        let registry = registry.sub_registry_with_prefix("webhook");
-        let metrics = Self {
-            duration: Histogram::new(BUCKETS),
-            reviews: Family::default(),
-            rewritten: Counter::default(),
-            left_alone: Family::default(),
-            announcements: Family::default(),
-        };
-        registry.register_with_unit(
-            "admission_duration",
-            "Time from a review's last byte to its answer",
-            Unit::Seconds,
-            metrics.duration.clone(),
-        );
-        registry.register(
-            "reviews",
-            "Reviews by what was answered",
-            metrics.reviews.clone(),
-        );
-        registry.register(
-            "images_rewritten",
-            "Image references rewritten",
-            metrics.rewritten.clone(),
-        );
-        registry.register(
-            "images_left_alone",
-            "Image references, or whole pods, left as they were, by reason",
-            metrics.left_alone.clone(),
-        );
-        registry.register(
-            "announcements",
-            "Artifacts announced, by what became of it",
-            metrics.announcements.clone(),
-        );
-        metrics
+        let mut group = Group::own(registry, "webhook");
+        Self {
+            duration: group.measure(
+                "admission_duration",
+                "Time from a review's last byte to its answer",
+                Unit::Seconds,
+                Histogram::new(BUCKETS),
+            ),
+            reviews: group.add("reviews", "Reviews by what was answered", Family::default()),
+            rewritten: group.add(
+                "images_rewritten",
+                "Image references rewritten",
+                Counter::default(),
+            ),
+            left_alone: group.add(
+                "images_left_alone",
+                "Image references, or whole pods, left as they were, by reason",
+                Family::default(),
+            ),
+            announcements: group.add(
+                "announcements",
+                "Artifacts announced, by what became of it",
+                Family::default(),
+            ),
+        }
     }
 
     /// A review was answered after `elapsed`.

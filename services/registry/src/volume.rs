@@ -1,0 +1,226 @@
+//! The watch over the volume: readiness, numbers, whether it hangs and whether it is still the same one.
+//!
+//! It looks from a thread of its own, so that requests which hang on the volume cannot keep it from seeing that. Liveness
+//! never depends on it: a new process would hang as well.
+
+mod measured;
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use holdfast_runtime::{CancellationToken, health::Flag};
+use holdfast_store::{Beat, Pool, Room, Store};
+use tokio::time::Instant;
+
+pub use measured::Measured;
+
+use crate::{limits, metrics::Volume as Metrics};
+
+/// Whether the volume hangs. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Pulse {
+    hangs: Arc<AtomicBool>,
+}
+
+impl Pulse {
+    /// Whether the volume has not answered for so long that there is no use in waiting for it.
+    pub fn hangs(&self) -> bool {
+        self.hangs.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, hangs: bool) {
+        self.hangs.store(hangs, Ordering::Relaxed);
+    }
+}
+
+/// When the watch looks, and what it makes of silence.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Between two looks.
+    pub every: Duration,
+    /// After so long without an answer the registry is not ready.
+    pub deadline: Duration,
+    /// After so long without an answer requests are refused instead of waiting, too.
+    pub hang: Duration,
+}
+
+impl Default for Times {
+    fn default() -> Self {
+        Self {
+            every: limits::VOLUME_EVERY,
+            deadline: limits::VOLUME_DEADLINE,
+            hang: limits::VOLUME_HANG,
+        }
+    }
+}
+
+/// Waits for the store to be opened and says meanwhile why the registry is not ready. `None` when the process is to end first.
+pub(crate) async fn opened<E>(
+    opening: impl Future<Output = Result<Store, E>>,
+    times: Times,
+    ready: &Flag,
+    shutdown: &CancellationToken,
+) -> Option<Result<Store, E>> {
+    ready.failed("the volume is being opened");
+    let mut opening = std::pin::pin!(opening);
+    let begun = Instant::now();
+    let mut wait = times.deadline;
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return None,
+            store = &mut opening => return Some(store),
+            () = tokio::time::sleep(wait) => {
+                if wait == times.deadline {
+                    tracing::warn!("the volume does not answer; the registry serves as soon as it does");
+                }
+                ready.failed(&silent(begun));
+                wait = LOOK;
+            }
+        }
+    }
+}
+
+/// Between two looks at a clock while the volume is silent.
+const LOOK: Duration = Duration::from_secs(1);
+
+fn silent(since: Instant) -> String {
+    format!(
+        "the volume has not answered for {} s",
+        since.elapsed().as_secs()
+    )
+}
+
+/// The watch.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    pub(crate) store: Store,
+    pub(crate) ready: Flag,
+    pub(crate) pulse: Pulse,
+    pub(crate) metrics: Metrics,
+    pub(crate) times: Times,
+}
+
+impl Watch {
+    /// Watches until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let own = Pool::new(1);
+        let mut state = State::default();
+        loop {
+            let (store, pool) = (self.store.clone(), own.clone());
+            let look = tokio::spawn(async move { pool.run(move || store.beat()).await });
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.judge(look, &mut state) => {}
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.times.every) => {}
+            }
+        }
+    }
+
+    /// Waits for one look, however long that takes, and draws the conclusions on the way.
+    async fn judge(
+        &self,
+        mut look: tokio::task::JoinHandle<holdfast_store::Result<Beat>>,
+        state: &mut State,
+    ) {
+        let begun = Instant::now();
+        let mut wait = self.times.deadline;
+        let outcome = loop {
+            tokio::select! {
+                outcome = &mut look => break outcome,
+                () = tokio::time::sleep(wait) => {
+                    if !std::mem::replace(&mut state.silent, true) {
+                        tracing::warn!("the volume does not answer in time, the registry is not ready");
+                    }
+                    self.ready.failed(&silent(begun));
+                    self.metrics.up.set(0);
+                    if begun.elapsed() >= self.times.hang && !self.pulse.hangs() {
+                        tracing::error!("the volume hangs, requests are refused until it answers");
+                        self.pulse.set(true);
+                    }
+                    wait = LOOK.min(self.times.hang);
+                }
+            }
+        };
+        self.pulse.set(false);
+        if std::mem::take(&mut state.silent) {
+            tracing::info!(
+                after_seconds = begun.elapsed().as_secs(),
+                "the volume answers again"
+            );
+        }
+        match outcome {
+            Ok(Ok(beat)) => self.take(&beat, state),
+            Ok(Err(error)) => {
+                if !std::mem::replace(&mut state.failing, true) {
+                    let cause = std::error::Error::source(&error).map(ToString::to_string);
+                    tracing::warn!(%error, cause, "the volume fails, the registry is not ready");
+                }
+                self.metrics.up.set(0);
+                self.ready.failed(&format!("the volume fails: {error}"));
+            }
+            Err(error) => self.ready.failed(&format!("the watch failed: {error}")),
+        }
+    }
+
+    fn take(&self, beat: &Beat, state: &mut State) {
+        state.failing = false;
+        self.metrics.up.set(1);
+        self.metrics.available.set(beat.space.available_bytes);
+        self.metrics.size.set(beat.space.total_bytes);
+        self.metrics.level.set(match beat.room {
+            Room::Enough => 0,
+            Room::Filling => 1,
+            Room::Full => 2,
+        });
+        if let Some(name) = &beat.volume {
+            let before = state.volume.replace(name.clone());
+            if before.is_some_and(|before| before != *name) {
+                self.metrics.swaps.inc();
+                tracing::error!(
+                    "another volume lies under the registry's folder than before: what it holds is served, what it lacks is copied anew"
+                );
+            }
+        }
+        if state.room != Some(beat.room) {
+            let (available_bytes, used_percent) =
+                (beat.space.available_bytes, beat.space.used_percent());
+            match beat.room {
+                Room::Enough if state.room.is_none() => {}
+                Room::Enough => tracing::info!(available_bytes, "the volume has room again"),
+                Room::Filling => {
+                    tracing::warn!(available_bytes, used_percent, "the volume is filling");
+                }
+                Room::Full => tracing::error!(
+                    available_bytes,
+                    used_percent,
+                    "the volume is full, writes are refused; pulls go on"
+                ),
+            }
+            state.room = Some(beat.room);
+        }
+        // A full volume is ready: pulls go on.
+        self.ready.ok(match (beat.writable, beat.room) {
+            (false, _) => "answers, but takes no writes",
+            (true, Room::Full) => "answers, and is full",
+            (true, _) => "answers",
+        });
+    }
+}
+
+/// What the watch saw last, so that it says each thing once.
+#[derive(Debug, Default)]
+struct State {
+    silent: bool,
+    failing: bool,
+    room: Option<Room>,
+    volume: Option<String>,
+}

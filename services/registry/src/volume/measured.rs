@@ -1,0 +1,169 @@
+//! A volume that counts how long its calls take, by distribution's names where those exist.
+//!
+//! Files that are only read are handed out as they are: their reads are the data path.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use holdfast_runtime::metrics::Histogram;
+use holdfast_store::{
+    Space,
+    volume::{Entry, Metadata, Volume, VolumeFile},
+};
+
+use crate::Metrics;
+
+/// Measures another volume.
+#[derive(Debug)]
+pub struct Measured {
+    inner: Arc<dyn Volume>,
+    stat: Histogram,
+    list: Histogram,
+    reader: Histogram,
+    writer: Histogram,
+    moved: Histogram,
+    delete: Histogram,
+    write: Arc<Write>,
+}
+
+/// What is measured of files that are written.
+#[derive(Debug)]
+struct Write {
+    write: Histogram,
+    sync: Histogram,
+}
+
+#[derive(Debug)]
+struct Written {
+    inner: Arc<dyn VolumeFile>,
+    times: Arc<Write>,
+}
+
+fn timed<T>(histogram: &Histogram, call: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = call();
+    histogram.observe(begun.elapsed().as_secs_f64());
+    result
+}
+
+impl Measured {
+    /// Measures `inner`.
+    pub fn new(inner: Arc<dyn Volume>, metrics: &Metrics) -> Self {
+        Self {
+            inner,
+            stat: metrics.action("Stat"),
+            list: metrics.action("List"),
+            reader: metrics.action("Reader"),
+            writer: metrics.action("Writer"),
+            moved: metrics.action("Move"),
+            delete: metrics.action("Delete"),
+            write: Arc::new(Write {
+                write: metrics.action("Write"),
+                sync: metrics.action("Sync"),
+            }),
+        }
+    }
+
+    fn written(&self, file: io::Result<Arc<dyn VolumeFile>>) -> io::Result<Arc<dyn VolumeFile>> {
+        Ok(Arc::new(Written {
+            inner: file?,
+            times: Arc::clone(&self.write),
+        }))
+    }
+}
+
+impl Volume for Measured {
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        timed(&self.reader, || self.inner.open_read(path))
+    }
+
+    fn open_write(&self, path: &Path, create: bool) -> io::Result<Arc<dyn VolumeFile>> {
+        self.written(timed(&self.writer, || self.inner.open_write(path, create)))
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        self.written(timed(&self.writer, || self.inner.create_new(path)))
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        timed(&self.stat, || self.inner.metadata(path))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
+        timed(&self.list, || self.inner.list(folder))
+    }
+
+    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
+        timed(&self.stat, || self.inner.exist(folder, paths))
+    }
+
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        timed(&self.writer, || self.inner.create_dir(path))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        timed(&self.moved, || self.inner.rename(from, to))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        timed(&self.moved, || self.inner.link(from, to))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        timed(&self.delete, || self.inner.remove_file(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        timed(&self.delete, || self.inner.remove_dir(path))
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        timed(&self.delete, || self.inner.remove_dir_all(path))
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        timed(&self.write.sync, || self.inner.sync_dir(path))
+    }
+
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        timed(&self.stat, || self.inner.touch(path))
+    }
+
+    fn space(&self, path: &Path) -> io::Result<Space> {
+        self.inner.space(path)
+    }
+
+    fn refresh(&self, path: &Path) -> io::Result<bool> {
+        self.inner.refresh(path)
+    }
+
+    fn blocks(&self) -> bool {
+        self.inner.blocks()
+    }
+}
+
+impl VolumeFile for Written {
+    fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
+        self.inner.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        timed(&self.times.write, || self.inner.write_at(bytes, offset))
+    }
+
+    fn metadata(&self) -> io::Result<Metadata> {
+        self.inner.metadata()
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        timed(&self.times.sync, || self.inner.sync())
+    }
+}

@@ -1,0 +1,11 @@
+//! The process of the registry as whoever operates it sees it: start, probes, metrics, a volume that hangs or is swapped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
+mod harness;
+mod metrics;
+mod volume;
