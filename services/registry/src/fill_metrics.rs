@@ -103,6 +103,10 @@ impl Proxy {
         ];
         for (name, help, family) in numbers {
             group.add(name, help, family.clone());
+            // What never happened is 0 and not absent: rates and alerts begin with it.
+            for kind in ["blob", "manifest"] {
+                family.get_or_create(&TypeLabel { r#type: kind }).inc_by(0);
+            }
         }
     }
 }

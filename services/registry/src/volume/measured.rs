@@ -141,6 +141,11 @@ impl Volume for Measured {
         self.inner.refresh(path)
     }
 
+    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+        // What never waits for the volume says nothing of the volume.
+        self.inner.without_waiting()
+    }
+
     fn blocks(&self) -> bool {
         self.inner.blocks()
     }
@@ -149,6 +154,14 @@ impl Volume for Measured {
 impl VolumeFile for Written {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         self.inner.read_at(buffer, offset)
+    }
+
+    fn read_into(&self, buffer: &mut [u8], offset: u64, wait: bool) -> io::Result<usize> {
+        self.inner.read_into(buffer, offset, wait)
+    }
+
+    fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
+        self.inner.patient()
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
