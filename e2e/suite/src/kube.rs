@@ -85,19 +85,6 @@ impl Kube {
         })
     }
 
-    /// Waits until a pod has run to its end.
-    pub(crate) fn ended(&self, namespace: &str, name: &str, limit: Duration) -> Result<()> {
-        eventually(limit, || {
-            let pod = self.get(&["pod", "-n", namespace, name])?;
-            ensure!(
-                pod["status"]["phase"] == "Succeeded",
-                "pod {namespace}/{name}: {}",
-                explain(&pod)
-            );
-            Ok(())
-        })
-    }
-
     /// The ready pods of a selector.
     pub(crate) fn ready_pods(&self, namespace: &str, selector: &str) -> Result<Vec<Value>> {
         let mut pods = self.list(&["pods", "-n", namespace, "-l", selector])?;

@@ -8,6 +8,7 @@ mod hooks;
 mod install;
 mod outage;
 mod pods;
+mod pushes;
 mod registry;
 mod replicas;
 mod scope;
@@ -65,6 +66,7 @@ pub(crate) fn all() -> Vec<Case> {
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),
+        full!(pushes::an_upload_goes_on_at_another_replica),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),
     ]
 }

@@ -10,6 +10,7 @@ use crate::harness::eventually;
 use crate::kube::{self, images};
 use crate::objects::Pod;
 use crate::site::{START, Site};
+use crate::tests::pushes;
 use crate::world::World;
 
 fn extension(values: Value) -> Value {
@@ -239,7 +240,9 @@ pub(super) fn helm_3_installs_tests_and_uninstalls_past_a_dead_node(
         Ok(())
     })?;
     // Helm's own wait would wait for the dead node's pods; the webhook and hooks must not.
-    let mut upgrade = site.release.command(&json!({"logging": {"level": "info"}}))?;
+    let mut upgrade = site
+        .release
+        .command(&json!({"logging": {"level": "info"}}))?;
     upgrade.arg("--wait=false");
     command::run_within(upgrade, START).context("an upgrade past a dead node")?;
     site.uninstall()?;
@@ -299,9 +302,9 @@ fn left_in_cluster(site: &Site) -> Result<Vec<String>> {
             "-n",
             site.release.namespace(),
         ])?;
-        let own = own
-            .into_iter()
-            .filter(|object| !["kube-root-ca.crt", "default"].contains(&kube::name(object)));
+        let own = own.into_iter().filter(|object| {
+            !["kube-root-ca.crt", "default", pushes::USERS].contains(&kube::name(object))
+        });
         Ok(labelled
             .into_iter()
             .chain(own)

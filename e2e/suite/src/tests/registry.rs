@@ -7,6 +7,7 @@ use crate::harness::{eventually, throughout};
 use crate::kube;
 use crate::objects::Pod;
 use crate::site::{SECRET, START, Site};
+use crate::tests::pushes;
 use crate::world::World;
 
 /// Where a blob lies below the root of the volume.
@@ -172,12 +173,9 @@ pub(super) fn a_full_volume_refuses_writes_and_serves_reads(world: &mut World) -
     site.needs_own_cluster()?;
     site.uninstall()?;
     site.release.use_small_volume(VOLUME_MIB);
-    let result = site
-        .installed()
-        .and_then(|()| full_volume(site).context("on a full volume"));
-    let uninstalled = site.uninstall();
+    let installed = pushes::with_pusher(site);
     site.release.use_any_volume();
-    result.and(uninstalled)
+    installed.and_then(|()| full_volume(site))
 }
 
 fn full_volume(site: &Site) -> Result<()> {
@@ -226,6 +224,11 @@ fn full_volume(site: &Site) -> Result<()> {
         Ok(text)
     })?;
     println!("  the Artifact says: {told}");
+    let (status, answer) = pushes::refused_push(site, 1 << 20)?;
+    ensure!(
+        status == 507 && answer.contains("errors") && answer.contains("volume"),
+        "a push was answered with {status}: {answer}"
+    );
     start("second", &stored.reference, second).context("a read when writes are refused")?;
     // And the very last byte.
     let left = fill(0)?;

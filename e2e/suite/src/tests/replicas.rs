@@ -64,34 +64,51 @@ impl<'a> Load<'a> {
         })
     }
 
-    /// Makes the next pod. Every pair of image and node comes once.
-    fn next(&mut self) -> Result<()> {
-        let image = self
-            .images
-            .get(self.made / self.nodes.len())
-            .context("the load needs more images")?;
-        let node = &self.nodes[self.made % self.nodes.len()];
-        self.test.create(
-            &Pod::new(&format!("pull-{}", self.made), &image.reference)
-                .pull_secrets(&[SECRET])
-                .on(node)
-                .once(),
-        )?;
-        self.made += 1;
+    /// Makes the pods of the next `rounds` images: one on each node at a time.
+    fn rounds(&mut self, rounds: usize) -> Result<()> {
+        for _ in 0..rounds {
+            let image = self
+                .images
+                .get(self.made / self.nodes.len())
+                .context("the load needs more images")?;
+            let pods: Vec<_> = self
+                .nodes
+                .iter()
+                .enumerate()
+                .map(|(number, node)| {
+                    Pod::new(&format!("pull-{}", self.made + number), &image.reference)
+                        .pull_secrets(&[SECRET])
+                        .on(node)
+                        .label("load", "pull")
+                        .once()
+                        .build(&self.test.name)
+                })
+                .collect();
+            self.site.kube.apply(&pods)?;
+            self.made += pods.len();
+        }
         Ok(())
     }
 
-    fn several(&mut self, count: usize) -> Result<()> {
-        (0..count).try_for_each(|_| self.next())
+    /// Whether two more rounds are all that is left.
+    fn is_nearly_used_up(&self) -> bool {
+        self.made / self.nodes.len() + 2 >= self.images.len()
     }
 
     /// Waits until every pod has run; returns what the kubelets said of pulls that failed.
     fn finish(&self) -> Result<Vec<String>> {
-        for number in 0..self.made {
-            self.site
-                .kube
-                .ended(&self.test.name, &format!("pull-{number}"), RETRIES)?;
-        }
+        let pods = ["pods", "-n", &self.test.name, "-l", "load=pull"];
+        eventually(RETRIES, || {
+            let pods = self.site.kube.list(&pods)?;
+            let waiting: Vec<_> = pods
+                .iter()
+                .filter(|pod| pod["status"]["phase"] != "Succeeded")
+                .map(|pod| format!("{}: {}", kube::name(pod), kube::explain(pod)))
+                .collect();
+            ensure!(waiting.is_empty(), "{}", waiting.join("\n"));
+            ensure!(pods.len() == self.made, "{} pods", pods.len());
+            Ok(())
+        })?;
         let events = self.site.kube.list(&["events", "-n", &self.test.name])?;
         Ok(events
             .iter()
@@ -169,11 +186,11 @@ pub(super) fn a_rolling_restart_fails_no_pull(world: &mut World) -> Result<()> {
     let deployment = format!("deployment/{}", site.release.object("registry"));
     let before = pod_names(site)?;
     let failed = under_load(site, site.workers()?, 30, |load| {
-        load.several(3)?;
+        load.rounds(1)?;
         site.kube
             .run(&["rollout", "restart", "-n", namespace, &deployment])?;
         // To the end of the restart and a little beyond.
-        while load.made < load.images.len() * load.nodes.len() - 6 {
+        while !load.is_nearly_used_up() {
             let rolled = [
                 "rollout",
                 "status",
@@ -183,9 +200,9 @@ pub(super) fn a_rolling_restart_fails_no_pull(world: &mut World) -> Result<()> {
                 "--watch=false",
             ];
             if site.kube.run(&rolled)?.contains("successfully rolled out") {
-                return load.several(6);
+                return load.rounds(2);
             }
-            load.next()?;
+            load.rounds(1)?;
         }
         bail!("the restart is not over after {} pulls", load.made)
     })?;
@@ -208,13 +225,13 @@ pub(super) fn a_drained_node_fails_no_pull_elsewhere(world: &mut World) -> Resul
     site.installed()?;
     let (leaving, others, _) = victim(site)?;
     let result = under_load(site, others, 12, |load| {
-        load.several(3)?;
+        load.rounds(2)?;
         site.kube.run(&["cordon", &leaving])?;
-        load.next()?;
+        load.rounds(1)?;
         site.drain(&leaving)?;
-        load.several(3)?;
+        load.rounds(3)?;
         site.cluster.stop_node(&leaving)?;
-        load.several(12)
+        load.rounds(6)
     });
     site.cluster.start_node(&leaving)?;
     site.kube.run(&["uncordon", &leaving])?;
@@ -231,9 +248,9 @@ pub(super) fn a_killed_replica_costs_no_more_than_retries(world: &mut World) -> 
     site.installed()?;
     let (on, _, replica) = victim(site)?;
     under_load(site, site.workers()?, 8, |load| {
-        load.several(6)?;
+        load.rounds(2)?;
         site.kill_process(&on, &replica)?;
-        load.several(15)
+        load.rounds(6)
     })?;
     eventually(START, || {
         let pods = replicas(site)?;
@@ -253,10 +270,10 @@ pub(super) fn a_dead_node_costs_no_more_than_retries(world: &mut World) -> Resul
     site.needs_own_cluster()?;
     site.installed()?;
     let (dying, others, _) = victim(site)?;
-    let result = under_load(site, others, 10, |load| {
-        load.several(4)?;
+    let result = under_load(site, others, 12, |load| {
+        load.rounds(2)?;
         site.cluster.kill_node(&dying)?;
-        load.several(16)
+        load.rounds(10)
     });
     site.cluster.start_node(&dying)?;
     site.recover()?;
@@ -271,10 +288,10 @@ pub(super) fn a_node_cut_off_costs_no_more_than_retries(world: &mut World) -> Re
     site.needs_own_cluster()?;
     site.installed()?;
     let (lost, others, _) = victim(site)?;
-    let result = under_load(site, others, 10, |load| {
-        load.several(4)?;
+    let result = under_load(site, others, 12, |load| {
+        load.rounds(2)?;
         site.cluster.cut_off(&lost)?;
-        load.several(16)
+        load.rounds(10)
     });
     site.cluster.reconnect(&lost)?;
     site.recover()?;

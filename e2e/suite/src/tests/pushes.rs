@@ -1,0 +1,213 @@
+//! A client that pushes with a user's password, through whichever replica its connections meet.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::images::unique;
+use crate::kube;
+use crate::objects;
+use crate::site::{START, Site};
+use crate::world::World;
+
+/// Name of the Secret with the users.
+pub(super) const USERS: &str = "pushers";
+/// User and password of the client.
+pub(super) const LOGIN: &str = "ci:battery-staple";
+/// The same as a line of htpasswd.
+const HTPASSWD: &str = "ci:$2b$05$abcdefghijklmnopqrstuu07962fR81FOryI7nDcKN7/fBiLL7tZ6\n";
+
+/// Bytes of one piece of the upload.
+const PIECE: usize = 1 << 20;
+
+/// Installs Holdfast so that a user may push below `uploads/`.
+pub(super) fn with_pusher(site: &mut Site) -> Result<()> {
+    let namespace = site.release.namespace();
+    site.kube.apply(&[
+        objects::namespace(namespace, &json!({})),
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": USERS, "namespace": namespace},
+            "stringData": {"htpasswd": HTPASSWD},
+        }),
+    ])?;
+    let rule = json!({"users": ["ci"], "repositories": ["uploads"], "actions": ["pull", "push"]});
+    site.install(&json!({"registry": {"access": {"htpasswdSecret": USERS, "rules": [rule]}}}))
+}
+
+/// A client on a node.
+struct Client<'a> {
+    site: &'a Site,
+    node: String,
+    address: String,
+}
+
+/// Where a request goes.
+enum To<'a> {
+    /// Any replica, as the Service likes.
+    Service,
+    /// This one.
+    Replica(&'a Value),
+}
+
+impl Client<'_> {
+    /// Sends a request; returns the status and the answer's `Location` as a URL.
+    fn send(&self, to: &To, method: &str, url: &str, more: &[&str]) -> Result<(u16, String)> {
+        let port = url
+            .contains(&format!("{}:5000", self.address))
+            .then_some(5000)
+            .unwrap_or(443);
+        let detour = match to {
+            To::Service => String::new(),
+            To::Replica(pod) => {
+                let ip = pod["status"]["podIP"].as_str().context("no pod IP")?;
+                format!("{}:{port}:{ip}:5000", self.address)
+            }
+        };
+        let mut arguments = vec!["--user", LOGIN, "--dump-header", "-", "--request", method];
+        if !detour.is_empty() {
+            arguments.extend(["--connect-to", &detour]);
+        }
+        arguments.extend(more);
+        arguments.push(url);
+        let (status, text) = self.site.curl(&self.node, &arguments)?;
+        let location = text.lines().find_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            name.eq_ignore_ascii_case("location").then(|| value.trim())
+        });
+        let location = match location {
+            Some(path) if path.starts_with('/') => format!("https://{}{path}", self.address),
+            Some(url) => url.to_owned(),
+            None => String::new(),
+        };
+        Ok((status, location))
+    }
+
+    fn piece(&self, number: usize) -> String {
+        format!("/tmp/piece-{number}")
+    }
+
+    fn shell(&self, script: &str) -> Result<String> {
+        let text = self
+            .site
+            .cluster
+            .node_exec(&self.node, &["sh", "-c", script])?;
+        Ok(text.trim().to_owned())
+    }
+
+    fn patch(&self, to: &To, url: &str, number: usize) -> Result<String> {
+        let range = format!(
+            "Content-Range: {}-{}",
+            number * PIECE,
+            (number + 1) * PIECE - 1
+        );
+        let data = format!("@{}", self.piece(number));
+        let kind = "Content-Type: application/octet-stream";
+        let more = ["--header", &range, "--header", kind, "--data-binary", &data];
+        let (status, location) = self.send(to, "PATCH", url, &more)?;
+        ensure!(status == 202, "piece {number} was answered with {status}");
+        Ok(location)
+    }
+}
+
+// SPEC 55
+pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.needs_own_cluster()?;
+    with_pusher(site)?;
+    let replicas = site.kube.wait_ready(
+        site.release.namespace(),
+        &site.release.part("registry"),
+        3,
+        START,
+    )?;
+    let [first, second, third, ..] = replicas.as_slice() else {
+        bail!("three replicas are needed");
+    };
+    let client = Client {
+        site,
+        node: site.workers()?.into_iter().next().context("no worker")?,
+        address: site.address()?,
+    };
+    let pieces = 8;
+    for number in 0..pieces {
+        let file = client.piece(number);
+        client.shell(&format!("head -c {PIECE} /dev/urandom > {file}"))?;
+    }
+    let files: Vec<_> = (0..pieces).map(|number| client.piece(number)).collect();
+    let sum = client.shell(&format!("cat {} | sha256sum", files.join(" ")))?;
+    let digest = format!(
+        "sha256:{}",
+        sum.split_whitespace().next().unwrap_or_default()
+    );
+    let blobs = format!(
+        "https://{}/v2/uploads/app-{}/blobs",
+        client.address,
+        unique()?
+    );
+    let start = format!("{blobs}/uploads/");
+    let (status, mut url) = client.send(&To::Replica(first), "POST", &start, &["--data", ""])?;
+    ensure!(status == 202, "the upload was answered with {status}");
+    url = client.patch(&To::Replica(first), &url, 0)?;
+    // The replica that began it does not live to see its end.
+    site.kill_process(kube::node(first), kube::name(first))?;
+    url = client.patch(&To::Replica(second), &url, 1)?;
+    url = client.patch(&To::Replica(third), &url, 2)?;
+    url = client.patch(&To::Replica(second), &url, 3)?;
+    site.kube.wait_ready(
+        site.release.namespace(),
+        &site.release.part("registry"),
+        3,
+        START,
+    )?;
+    for number in 4..pieces {
+        url = client.patch(&To::Service, &url, number)?;
+    }
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let finish = format!("{url}{separator}digest={digest}");
+    let (status, _) = client.send(&To::Service, "PUT", &finish, &["--data", ""])?;
+    ensure!(
+        status == 201,
+        "the end of the upload was answered with {status}"
+    );
+    let fetched = client.shell(&format!(
+        "curl --silent --show-error --fail --insecure --user {LOGIN} {blobs}/{digest} | sha256sum; rm -f {}",
+        files.join(" ")
+    ))?;
+    ensure!(
+        fetched.starts_with(digest.trim_start_matches("sha256:")),
+        "the blob has {fetched}, pushed was {digest}"
+    );
+    Ok(())
+}
+
+/// Starts an upload of `bytes` bytes on a volume without room and returns the status and the answer.
+pub(super) fn refused_push(site: &Site, bytes: usize) -> Result<(u16, String)> {
+    let node = site.workers()?.into_iter().next().context("no worker")?;
+    let url = format!(
+        "https://{}/v2/uploads/refused/blobs/uploads/?digest=sha256:{}",
+        site.address()?,
+        "0".repeat(64)
+    );
+    let file = "/tmp/refused";
+    site.cluster.node_exec(
+        &node,
+        &["sh", "-c", &format!("head -c {bytes} /dev/zero > {file}")],
+    )?;
+    let answer = site.curl(
+        &node,
+        &[
+            "--user",
+            LOGIN,
+            "--request",
+            "POST",
+            "--header",
+            "Content-Type: application/octet-stream",
+            "--data-binary",
+            &format!("@{file}"),
+            &url,
+        ],
+    );
+    site.cluster.node_exec(&node, &["rm", file])?;
+    answer
+}
