@@ -8,6 +8,7 @@ pub mod fill;
 pub mod labels;
 pub mod names;
 pub mod secret;
+pub mod space;
 pub mod state;
 
 pub use artifact::{Artifact, ArtifactSpec, ArtifactStatus, artifact_name};

@@ -21,7 +21,7 @@ use crate::{
     delete,
     error::{Error, Result},
     gate::{self, Gate, Principal},
-    limits::Limits,
+    limits::{Limits, uploads::Uploads},
     lists,
     metrics::{self, Metrics},
     notify::Notifier,
@@ -49,6 +49,7 @@ pub(crate) struct Inner {
     pub(crate) draining: CancellationToken,
     access_log: Option<AccessLog>,
     observers: Observers,
+    pub(crate) uploads: Uploads,
 }
 
 /// What looks on while requests are answered. By default nothing does.
@@ -115,6 +116,7 @@ impl Api {
                 draining,
                 access_log: observers.access_log.as_ref().and_then(AccessLog::new),
                 observers,
+                uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
             }),
         }
     }
@@ -173,11 +175,12 @@ impl Api {
         limits: server::Limits,
         shutdown: CancellationToken,
     ) {
+        let counts = self.inner.metrics.connections.clone();
         let service = server::service_fn(move |request| {
             let api = self.clone();
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
-        server::serve(listener, tls, service, limits, shutdown).await;
+        server::serve_counted(listener, tls, service, limits, counts, shutdown).await;
     }
 }
 
@@ -292,7 +295,7 @@ impl Inner {
         endpoint: Endpoint,
         body: Incoming,
     ) -> Result<Response<Body>> {
-        let body = Received::new(body);
+        let body = Received::new(body, &self.limits);
         match endpoint {
             Endpoint::Base => Ok(json("{}".into(), "application/json")),
             Endpoint::Catalog(page) => lists::catalog(self, page).await,

@@ -7,7 +7,7 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use hyper::body::{Frame, Incoming, SizeHint};
 
 use crate::{
     error::{Code, Error, Result},
-    limits,
+    limits::{Limits, pace::Pace},
 };
 
 /// Body of every answer.
@@ -243,24 +243,39 @@ pub(crate) fn take(
 pub(crate) struct Received {
     body: Incoming,
     idle: Duration,
+    pace: Pace,
 }
 
 impl Received {
     /// The body of a request.
-    pub(crate) fn new(body: Incoming) -> Self {
+    pub(crate) fn new(body: Incoming, limits: &Limits) -> Self {
         Self {
             body,
-            idle: limits::BODY_IDLE,
+            idle: limits.idle,
+            pace: Pace::new(limits.min_bytes_per_second, limits.rate_window),
         }
     }
 
     /// The next piece; `None` at the end.
     ///
     /// # Errors
-    /// 408 when the client is silent for too long, 400 when it breaks off.
+    /// 408 when the client is silent for too long or too slow, 400 when it breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            match tokio::time::timeout(self.idle, self.body.frame()).await {
+            let begun = Instant::now();
+            let frame = tokio::time::timeout(self.idle, self.body.frame()).await;
+            let bytes = match &frame {
+                Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+                _ => 0,
+            };
+            if !self.pace.came(bytes, begun.elapsed()) && matches!(frame, Ok(Some(Ok(_)))) {
+                return Err(Error::new(
+                    http::StatusCode::REQUEST_TIMEOUT,
+                    Code::BlobUploadInvalid,
+                    "the client sends too slowly",
+                ));
+            }
+            match frame {
                 Err(_) => {
                     return Err(Error::new(
                         http::StatusCode::REQUEST_TIMEOUT,

@@ -6,7 +6,10 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
-use holdfast_api::fill::{self, FillError, FillErrorCode, FillRequest};
+use holdfast_api::{
+    fill::{self, FillError, FillErrorCode, FillRequest},
+    space::{self, Level, Space},
+};
 use holdfast_core::{Digest, RepositoryName, Tag};
 use holdfast_runtime::{
     CancellationToken,
@@ -65,6 +68,9 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
             StatusCode::METHOD_NOT_ALLOWED,
             "GET a blob or a manifest, or POST a fill",
         );
+    }
+    if path == space::PATH {
+        return space_left(fills).await;
     }
     if let Some(digest) = path.strip_prefix("/internal/v1/blobs/") {
         return match Digest::parse(digest) {
@@ -128,6 +134,36 @@ async fn fill_image(fills: &Fills, request: Request<Incoming>) -> Response<Body>
     match fills.fill(&request).await {
         Ok(result) => json(StatusCode::OK, &result),
         Err(error) => failed(&error.into()),
+    }
+}
+
+/// How full the volume is, for whoever may make room.
+async fn space_left(fills: &Fills) -> Response<Body> {
+    let store = fills.store();
+    let full = match store.check_write(0).await {
+        Ok(()) => Ok(false),
+        Err(holdfast_store::Error::NoSpace { .. }) => Ok(true),
+        Err(error) => Err(error),
+    };
+    let found = async { Ok::<_, holdfast_store::Error>((full?, store.free_space().await?)) };
+    match found.await {
+        Ok((full, found)) => json(
+            StatusCode::OK,
+            &Space {
+                used_percent: found.used_percent(),
+                available_bytes: found.available_bytes,
+                total_bytes: found.total_bytes,
+                level: match (full, store.filling()) {
+                    (true, _) => Level::Full,
+                    (false, Some(_)) => Level::Filling,
+                    (false, None) => Level::Enough,
+                },
+            },
+        ),
+        Err(error) => {
+            tracing::error!(%error, "the room on the volume cannot be told");
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, "the store failed")
+        }
     }
 }
 

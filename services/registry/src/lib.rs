@@ -14,6 +14,7 @@ pub mod fill;
 pub mod fill_metrics;
 pub mod gate;
 pub mod internal;
+mod json;
 pub mod limits;
 mod lists;
 mod metrics;

@@ -1,11 +1,40 @@
-//! Every bound of the distribution API in one place; what operators may change comes from [`holdfast_config::Limits`].
+//! Every bound of the distribution API in one place; what operators may change comes from [`holdfast_config::Limits`]. `docs/LIMITS.md` lists
+//! them with what a client sees, and a test holds the two together.
+
+pub(crate) mod pace;
+pub(crate) mod uploads;
 
 use std::time::Duration;
 
 use holdfast_config::RegistrySettings;
+use holdfast_runtime::server;
 
-/// Longest pause between two pieces of a request's body.
-pub const BODY_IDLE: Duration = Duration::from_secs(60);
+/// Bytes of a request's headers.
+pub const HEADER_BYTES: usize = 32 << 10;
+
+/// Headers of a request.
+pub const HEADERS: usize = 100;
+
+/// Time for a TLS handshake and the headers of a connection's first request, and for the headers of each later one.
+pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After so long without a request a connection is closed.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// Streams of one HTTP/2 connection at the same time.
+pub const HTTP2_STREAMS: u32 = 128;
+
+/// Streams of one HTTP/2 connection that the client reset before they were looked at.
+pub const HTTP2_RESETS: usize = 20;
+
+/// Over this time a client has to be fast enough.
+pub const RATE_WINDOW: Duration = Duration::from_secs(60);
+
+/// Levels of objects and lists in a manifest.
+pub const JSON_DEPTH: usize = 32;
+
+/// After so many bytes of an upload it is asked again whether the volume has room.
+pub const SPACE_EVERY_BYTES: u64 = 32 << 20;
 
 /// Longest query string.
 pub const QUERY_BYTES: usize = 16 << 10;
@@ -87,24 +116,63 @@ pub struct Limits {
     pub hold: Duration,
     /// After so long an upload that nobody continues is removed.
     pub upload_idle: Duration,
+    /// Uploads under way that were begun on this replica.
+    pub uploads: usize,
+    /// Of these, uploads to one repository.
+    pub uploads_per_repository: usize,
+    /// Longest pause between two pieces of a request's body.
+    pub idle: Duration,
+    /// Least bytes a second of a request's body.
+    pub min_bytes_per_second: u64,
+    /// Over this time a client has to be fast enough.
+    pub rate_window: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            manifest_bytes: 4 << 20,
-            hold: Duration::from_secs(20),
-            upload_idle: Duration::from_secs(24 * 3600),
-        }
+        Self::from(&holdfast_config::Limits::default())
     }
 }
 
 impl From<&RegistrySettings> for Limits {
     fn from(settings: &RegistrySettings) -> Self {
+        Self::from(&settings.limits)
+    }
+}
+
+impl From<&holdfast_config::Limits> for Limits {
+    fn from(limits: &holdfast_config::Limits) -> Self {
         Self {
-            manifest_bytes: settings.limits.manifest_bytes.bytes(),
-            hold: Duration::from_secs(settings.limits.hold_seconds.into()),
-            upload_idle: Duration::from_secs(u64::from(settings.limits.upload_hours) * 3600),
+            manifest_bytes: limits.manifest_bytes.bytes(),
+            hold: Duration::from_secs(limits.hold_seconds.into()),
+            upload_idle: Duration::from_secs(u64::from(limits.upload_hours) * 3600),
+            uploads: size(limits.uploads),
+            uploads_per_repository: size(limits.uploads_per_repository),
+            idle: Duration::from_secs(limits.idle_seconds.into()),
+            min_bytes_per_second: limits.min_bytes_per_second.bytes(),
+            rate_window: RATE_WINDOW,
         }
     }
+}
+
+/// What one connection may cost.
+pub fn connection(limits: &holdfast_config::Limits) -> server::Limits {
+    server::Limits {
+        connections: size(limits.connections),
+        connections_per_address: size(limits.connections_per_address),
+        header_bytes: HEADER_BYTES,
+        headers: HEADERS,
+        header_timeout: HEADER_TIMEOUT,
+        keep_alive: KEEP_ALIVE,
+        idle: Duration::from_secs(limits.idle_seconds.into()),
+        min_bytes_per_second: limits.min_bytes_per_second.bytes(),
+        window: RATE_WINDOW,
+        streams: HTTP2_STREAMS,
+        resets: HTTP2_RESETS,
+        ..server::Limits::default()
+    }
+}
+
+fn size(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }

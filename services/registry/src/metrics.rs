@@ -262,6 +262,8 @@ pub struct Metrics {
     pub sent: Counter<u64, AtomicU64>,
     /// The state of the volume.
     pub volume: Volume,
+    /// Connections of clients.
+    pub(crate) connections: holdfast_runtime::server::Counts,
     actions: Family<Acted, Histogram, fn() -> Histogram>,
 }
 
@@ -270,6 +272,7 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let http = Arc::new(Http::register(registry));
         let volume = Volume::register(registry);
+        let connections = holdfast_runtime::server::Counts::register(registry);
         let actions = Group::of(registry, "registry_storage").measure(
             "action",
             "Time of work on the volume",
@@ -281,6 +284,7 @@ impl Metrics {
         let mut group = Group::own(registry, "registry");
         Self {
             http,
+            connections,
             received: group.measure(
                 "http_received",
                 "Bodies received from clients",

@@ -26,8 +26,10 @@ pub(crate) async fn start(
     algorithm: Algorithm,
 ) -> Result<Response<Body>> {
     api.check_write(announced(head).unwrap_or(0)).await?;
+    let place = api.uploads.enter(&api.store, repo).await?;
     let started_at = now();
     let id = api.store.create_upload(repo, &started_at).await?;
+    place.keep(id.clone());
     let state =
         State::new(repo, &id, 0, &started_at, Some(&Hasher::new(algorithm))).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
@@ -42,6 +44,7 @@ pub(crate) async fn single(
     body: Received,
 ) -> Result<Response<Body>> {
     api.check_write(announced(head).unwrap_or(0)).await?;
+    let _place = api.uploads.enter(&api.store, repo).await?;
     let id = api.store.create_upload(repo, &now()).await?;
     let writer = api
         .store
@@ -123,8 +126,14 @@ pub(crate) async fn patch(
     api.store.check_write(announced(head).unwrap_or(0)).await?;
     let state = verify(api, caller, repo, id, state).await?;
     let writer = open(api, head, repo, id, &state).await?;
-    let writer = receive(api, writer, body, announced(head)).await?;
-    let (size, hasher) = writer.finish().await?;
+    let written = async {
+        receive(api, writer, body, announced(head))
+            .await?
+            .finish()
+            .await
+            .map_err(Error::from)
+    };
+    let (size, hasher) = free_if_full(api, repo, id, written.await).await?;
     let state = State::new(repo, id, size, state.started_at(), Some(&hasher)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
 }
@@ -142,8 +151,16 @@ pub(crate) async fn finish(
     api.store.check_write(announced(head).unwrap_or(0)).await?;
     let state = verify(api, caller, repo, id, state).await?;
     let writer = open(api, head, repo, id, &state).await?;
-    let writer = receive(api, writer, body, announced(head)).await?;
-    writer.commit(digest).await?;
+    let received = receive(api, writer, body, announced(head)).await;
+    let writer = free_if_full(api, repo, id, received).await?;
+    let committed = writer.commit(digest).await;
+    if matches!(
+        committed,
+        Ok(_) | Err(holdfast_store::Error::DigestMismatch { .. })
+    ) {
+        api.uploads.end(id);
+    }
+    committed?;
     Ok(created(repo, digest))
 }
 
@@ -179,6 +196,7 @@ pub(crate) async fn cancel(
     if !api.store.cancel_upload(repo, id).await? {
         return Err(holdfast_store::Error::UploadUnknown.into());
     }
+    api.uploads.end(id);
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
@@ -292,6 +310,22 @@ fn out_of_order(
     .with(header::RANGE, received(size))
 }
 
+/// A volume that became full under an upload gets its room back at once: the client has failed, and begins anew when there is room.
+async fn free_if_full<T>(
+    api: &Inner,
+    repo: &RepositoryName,
+    id: &UploadId,
+    outcome: Result<T>,
+) -> Result<T> {
+    if let Err(error) = &outcome
+        && error.status() == StatusCode::INSUFFICIENT_STORAGE
+    {
+        api.store.cancel_upload(repo, id).await.ok();
+        api.uploads.end(id);
+    }
+    outcome
+}
+
 async fn receive(
     api: &Inner,
     mut writer: UploadWriter,
@@ -299,8 +333,14 @@ async fn receive(
     announced: Option<u64>,
 ) -> Result<UploadWriter> {
     let begin = writer.offset();
+    let mut asked = begin;
     while let Some(piece) = body.next().await? {
         api.metrics.received.inc_by(piece.len() as u64);
+        if limits::SPACE_EVERY_BYTES <= writer.offset() - asked {
+            // Others write, too, and not every body announces its length.
+            api.store.check_write(0).await?;
+            asked = writer.offset();
+        }
         writer.append(piece).await?;
     }
     if announced.is_some_and(|announced| announced != writer.offset() - begin) {

@@ -54,6 +54,12 @@ pub(crate) async fn put(
         .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
+    crate::json::check(&bytes).map_err(|reason| {
+        Error::invalid(
+            Code::ManifestInvalid,
+            format!("the manifest does not parse: {reason}"),
+        )
+    })?;
     let content = content::parse(&bytes, content_type)
         .map_err(|error| Error::invalid(Code::ManifestInvalid, error.to_string()))?;
     if let Some(missing) = api

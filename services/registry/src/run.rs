@@ -230,10 +230,8 @@ pub async fn run_on(
     tasks.spawn(keep_probe(store, PROBE_EVERY, shutdown.clone()));
 
     let connections = server::Limits {
-        connections: usize::try_from(settings.limits.connections).unwrap_or(4096),
-        header_bytes: 32 << 10,
         drain: settings.drain,
-        ..server::Limits::default()
+        ..limits::connection(&settings.limits)
     };
     tracing::info!(address = %settings.listen, tls = tls.is_some(), data = %settings.data.display(), "the registry listens");
     api.serve(listener, tls, connections, shutdown).await;

@@ -97,6 +97,7 @@ impl RawDescriptor {
 
 /// Reads a document; `content_type` counts where the JSON says nothing.
 pub(crate) fn parse(bytes: &[u8], content_type: &str) -> Result<Parsed, Error> {
+    crate::json::check(bytes).map_err(|_| Error::Shape)?;
     let raw: Raw = serde_json::from_slice(bytes).map_err(|_| Error::Shape)?;
     if raw.schema_version != 2 {
         return Err(Error::Shape);
@@ -229,6 +230,10 @@ mod tests {
             Err(Error::Shape),
         );
         check("<html>", Err(Error::Shape));
+        check(
+            r#"{"schemaVersion":2,"manifests":[],"x":1,"x":2}"#,
+            Err(Error::Shape),
+        );
     }
 
     fn check_choice(wanted: &[&str], expect: &[Option<&str>]) {

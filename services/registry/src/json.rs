@@ -1,0 +1,162 @@
+//! JSON that every reader reads alike: bounded in depth, and no key twice in an object. Pure.
+//!
+//! Readers differ in which of two equal keys they take, and some of them do not tell `layers` from `Layers`: such a manifest could say one thing
+//! to the registry and another to the node (CWE-436). Only annotations are the user's own words, whose case counts.
+
+use std::{collections::HashSet, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use crate::limits;
+
+/// Refuses JSON that is too deep or has a key twice; nothing else is looked at but the syntax.
+///
+/// # Errors
+/// A text that says what is wrong and where.
+pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let check = Check {
+        room: limits::JSON_DEPTH,
+        exact: false,
+    };
+    check
+        .deserialize(&mut deserializer)
+        .and_then(|()| deserializer.end())
+        .map_err(|error| error.to_string())
+}
+
+#[derive(Clone, Copy)]
+struct Check {
+    room: usize,
+    /// Whether keys that differ in case are different.
+    exact: bool,
+}
+
+impl Check {
+    fn inner<E: serde::de::Error>(self, exact: bool) -> Result<Self, E> {
+        let room = self.room.checked_sub(1).ok_or_else(|| {
+            E::custom(format_args!(
+                "more than {} levels of objects and lists",
+                limits::JSON_DEPTH
+            ))
+        })?;
+        Ok(Self {
+            room,
+            exact: self.exact || exact,
+        })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Check {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Check {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<(), A::Error> {
+        let inner = self.inner(false)?;
+        while list.next_element_seed(inner)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        let mut seen = HashSet::new();
+        while let Some(key) = object.next_key::<String>()? {
+            let inner = self.inner(key == "annotations")?;
+            let name = if self.exact {
+                key.clone()
+            } else {
+                key.to_lowercase()
+            };
+            if !seen.insert(name) {
+                let key: String = key.chars().take(100).collect();
+                return Err(A::Error::custom(format_args!(
+                    "the key {key:?} is there twice"
+                )));
+            }
+            object.next_value_seed(inner)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check_json(json: &str, expect: &str) {
+        match check(json.as_bytes()) {
+            Ok(()) => assert_eq!(expect, "", "{json}"),
+            Err(message) => {
+                assert!(
+                    !expect.is_empty() && message.contains(expect),
+                    "{json}: {message}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_there_once() {
+        check_json(r#"{"a":1,"b":{"a":2},"c":[{"a":3},{"a":4}]}"#, "");
+        check_json(r#"{"a":1,"a":1}"#, r#""a" is there twice"#);
+        check_json(r#"{"a":1,"\u0061":2}"#, "twice");
+        check_json(r#"{"layers":[],"Layers":[]}"#, "twice");
+        check_json(r#"[{"x":{"y":1,"y":2}}]"#, "twice");
+        check_json(r#"{"annotations":{"a":"1","A":"2"}}"#, "");
+        check_json(r#"{"annotations":{"a":"1","a":"2"}}"#, "twice");
+        check_json(r#"{"annotations":{},"Annotations":{}}"#, "twice");
+        check_json(r#"[1,-1,1.5,1e3,"x",null,true,{}]"#, "");
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
+        check_json(&nested(limits::JSON_DEPTH), "");
+        check_json(&nested(limits::JSON_DEPTH + 1), "levels");
+        check_json(&objects(limits::JSON_DEPTH), "");
+        check_json(&objects(limits::JSON_DEPTH + 1), "levels");
+        check_json(&nested(1_000_000), "levels");
+    }
+
+    #[test]
+    fn nothing_follows_and_nothing_lacks() {
+        check_json("", "EOF");
+        check_json("{}{}", "trailing");
+        check_json(r#"{"a":"#, "EOF");
+    }
+}

@@ -1,0 +1,67 @@
+//! Numbers of a listener's connections.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+/// Why a connection was refused or cut.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+/// Numbers of a listener's connections. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    open: Gauge,
+    refused: Family<Why, Counter>,
+    cut: Family<Why, Counter>,
+}
+
+impl Counts {
+    /// Makes the numbers and registers them as `connections_open`, `connections_refused` and `connections_cut`.
+    pub fn register(registry: &mut Registry) -> Self {
+        let counts = Self::default();
+        registry.register(
+            "connections_open",
+            "Connections of clients that are open",
+            counts.open.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections that were closed at once: too many of one address",
+            counts.refused.clone(),
+        );
+        registry.register(
+            "connections_cut",
+            "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly",
+            counts.cut.clone(),
+        );
+        counts
+    }
+
+    pub(super) fn open(&self) -> Open {
+        self.open.inc();
+        Open(self.open.clone())
+    }
+
+    pub(super) fn refused(&self, reason: &'static str) {
+        self.refused.get_or_create(&Why { reason }).inc();
+    }
+
+    pub(super) fn cut(&self, reason: &'static str) {
+        self.cut.get_or_create(&Why { reason }).inc();
+    }
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub(super) struct Open(Gauge);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,111 @@
+//! What is put around a part's own service: who the client is, and the watch over the answer.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use http::{Request, Response, Version};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::service::Service;
+
+use super::PeerAddr;
+use super::watch::{Piece, Stream, Underway, Watch};
+use crate::tls::PeerIdentity;
+
+/// Puts who the client is into every request, and follows every answer.
+#[derive(Clone, Debug)]
+pub(super) struct Peer<S> {
+    pub(super) inner: S,
+    pub(super) address: SocketAddr,
+    pub(super) identity: Option<PeerIdentity>,
+    pub(super) watch: Arc<Watch>,
+}
+
+impl<S, B> Service<Request<Incoming>> for Peer<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    B: Body,
+{
+    type Response = Response<Watched<B>>;
+    type Error = S::Error;
+    type Future = Answer<S::Future>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let (underway, stream) = self.watch.request(request.version() == Version::HTTP_2);
+        request.extensions_mut().insert(PeerAddr(self.address));
+        if let Some(identity) = &self.identity {
+            request.extensions_mut().insert(identity.clone());
+        }
+        Answer {
+            inner: self.inner.call(request),
+            watched: Some((underway, stream)),
+        }
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// An answer that is being made.
+    pub(super) struct Answer<F> {
+        #[pin]
+        inner: F,
+        watched: Option<(Underway, Option<Arc<Stream>>)>,
+    }
+}
+
+impl<F, B, E> Future for Answer<F>
+where
+    F: Future<Output = Result<Response<B>, E>>,
+{
+    type Output = Result<Response<Watched<B>>, E>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let response = ready!(this.inner.poll(context))?;
+        let (underway, stream) = match this.watched.take() {
+            Some((underway, stream)) => (Some(underway), stream),
+            None => (None, None),
+        };
+        Poll::Ready(Ok(response.map(|body| Watched {
+            body,
+            stream,
+            underway,
+        })))
+    }
+}
+
+pin_project_lite::pin_project! {
+    /// An answer's body whose pieces are followed; the request is over when it is dropped.
+    pub(super) struct Watched<B> {
+        #[pin]
+        body: B,
+        stream: Option<Arc<Stream>>,
+        underway: Option<Underway>,
+    }
+}
+
+impl<B: Body> Body for Watched<B> {
+    type Data = Piece<B::Data>;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = self.project();
+        let frame = ready!(this.body.poll_frame(context));
+        let stream = this.stream;
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| frame.map_data(|data| Piece::new(data, stream.clone())))
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,317 @@
+//! The watch over one connection: it is cut when its client sends no request, sends one too slowly, or does not take what it asked for.
+//!
+//! Buffers of an answer are held until the client took them, so a client that stops reading must not stay for ever. Over HTTP/1.1 that
+//! shows at the socket; over HTTP/2 a client can also leave one stream's window shut, so the pieces of each answer are followed.
+
+use bytes::Buf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::Limits;
+
+/// Why a connection is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reason {
+    /// No request for too long.
+    Idle,
+    /// The headers of a request took too long.
+    Headers,
+    /// The client took nothing of an answer for too long.
+    Stalled,
+    /// The client took an answer too slowly.
+    Slow,
+}
+
+impl Reason {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Headers => "headers",
+            Self::Stalled => "stalled",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+/// What is known of one connection; its parts are written from the socket, the requests and the answers.
+#[derive(Debug)]
+pub(super) struct Watch {
+    begun: Instant,
+    /// Requests whose answer is not over.
+    requests: AtomicUsize,
+    http2: AtomicBool,
+    /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they did not.
+    head_since: AtomicU64,
+    idle_since: AtomicU64,
+    written: AtomicU64,
+    blocked: AtomicBool,
+    judged: Mutex<Judged>,
+}
+
+/// What the last judgement saw.
+#[derive(Debug, Default)]
+struct Judged {
+    socket: Progress,
+    streams: Vec<(Weak<Stream>, Progress)>,
+}
+
+/// One answer over HTTP/2.
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    outstanding: AtomicU64,
+    moved: AtomicU64,
+}
+
+impl Watch {
+    pub(super) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            begun: Instant::now(),
+            requests: AtomicUsize::new(0),
+            http2: AtomicBool::new(false),
+            // The first request is due at once.
+            head_since: AtomicU64::new(1),
+            idle_since: AtomicU64::new(0),
+            written: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            judged: Mutex::default(),
+        })
+    }
+
+    fn millis(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The client sent something.
+    pub(super) fn received(&self) {
+        if self.requests.load(Relaxed) == 0 && self.head_since.load(Relaxed) == 0 {
+            self.head_since.store(self.millis() + 1, Relaxed);
+        }
+    }
+
+    /// The socket took so many bytes.
+    pub(super) fn sent(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Relaxed);
+        self.blocked.store(false, Relaxed);
+    }
+
+    /// The socket takes nothing at the moment.
+    pub(super) fn is_blocked(&self) {
+        self.blocked.store(true, Relaxed);
+    }
+
+    /// A request's headers are here. The answer's pieces are followed over HTTP/2.
+    pub(super) fn request(self: &Arc<Self>, http2: bool) -> (Underway, Option<Arc<Stream>>) {
+        self.requests.fetch_add(1, Relaxed);
+        self.head_since.store(0, Relaxed);
+        self.http2.store(http2, Relaxed);
+        let stream = http2.then(|| {
+            let stream = Arc::new(Stream::default());
+            let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+            let entry = (Arc::downgrade(&stream), Progress::default());
+            judged.streams.push(entry);
+            stream
+        });
+        (Underway(Arc::clone(self)), stream)
+    }
+
+    /// Whether the connection is to be cut.
+    pub(super) fn judge(&self, limits: &Limits) -> Option<Reason> {
+        let now = self.millis();
+        let over = |since: u64, limit: Duration| {
+            u128::from(now.saturating_sub(since)) >= limit.as_millis()
+        };
+        if self.requests.load(Relaxed) == 0 {
+            let http2 = self.http2.load(Relaxed);
+            match self.head_since.load(Relaxed) {
+                since if 0 < since && !http2 => {
+                    if over(since - 1, limits.header_timeout) {
+                        return Some(Reason::Headers);
+                    }
+                }
+                _ if over(self.idle_since.load(Relaxed), limits.keep_alive) => {
+                    return Some(Reason::Idle);
+                }
+                _ => {}
+            }
+        }
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let (blocked, written) = (self.blocked.load(Relaxed), self.written.load(Relaxed));
+        let mut reason = judged.socket.judge(blocked, written, now, limits);
+        judged.streams.retain_mut(|(stream, progress)| {
+            let Some(stream) = stream.upgrade() else {
+                return false;
+            };
+            let waits = 0 < stream.outstanding.load(Relaxed);
+            let moved = stream.moved.load(Relaxed);
+            reason = reason.or(progress.judge(waits, moved, now, limits));
+            true
+        });
+        reason
+    }
+}
+
+/// A request whose answer is not over.
+#[derive(Debug)]
+pub(super) struct Underway(Arc<Watch>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.idle_since.store(self.0.millis(), Relaxed);
+        self.0.requests.fetch_sub(1, Relaxed);
+    }
+}
+
+/// How something went on since it was looked at. Pure; times are milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    moved: u64,
+    changed: Option<u64>,
+    window: u64,
+    moved_before: u64,
+}
+
+impl Progress {
+    fn judge(&mut self, waits: bool, moved: u64, now: u64, limits: &Limits) -> Option<Reason> {
+        if !waits || self.changed.is_none() {
+            *self = Self {
+                moved,
+                changed: waits.then_some(now),
+                window: now,
+                moved_before: moved,
+            };
+            return None;
+        }
+        if moved != self.moved {
+            self.moved = moved;
+            self.changed = Some(now);
+        }
+        let silent = now.saturating_sub(self.changed.unwrap_or(now));
+        if u128::from(silent) >= limits.idle.as_millis() {
+            return Some(Reason::Stalled);
+        }
+        let window = now.saturating_sub(self.window);
+        if u128::from(window) >= limits.window.as_millis() {
+            let taken = u128::from(moved - self.moved_before);
+            if taken * 1000 < u128::from(limits.min_bytes_per_second) * u128::from(window) {
+                return Some(Reason::Slow);
+            }
+            self.window = now;
+            self.moved_before = moved;
+        }
+        None
+    }
+}
+
+/// A piece of an answer, followed until the client took it.
+#[derive(Debug)]
+pub(super) struct Piece<D: Buf> {
+    data: D,
+    stream: Option<Arc<Stream>>,
+}
+
+impl<D: Buf> Piece<D> {
+    pub(super) fn new(data: D, stream: Option<Arc<Stream>>) -> Self {
+        if let Some(stream) = &stream {
+            stream
+                .outstanding
+                .fetch_add(data.remaining() as u64, Relaxed);
+        }
+        Self { data, stream }
+    }
+
+    fn took(&self, bytes: u64) {
+        if let Some(stream) = &self.stream {
+            stream.moved.fetch_add(bytes, Relaxed);
+            stream.outstanding.fetch_sub(bytes, Relaxed);
+        }
+    }
+}
+
+impl<D: Buf> Buf for Piece<D> {
+    fn remaining(&self) -> usize {
+        self.data.remaining()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.data.chunk()
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
+        self.data.chunks_vectored(slices)
+    }
+
+    fn advance(&mut self, bytes: usize) {
+        self.took(bytes as u64);
+        self.data.advance(bytes);
+    }
+
+    fn copy_to_bytes(&mut self, bytes: usize) -> bytes::Bytes {
+        self.took(bytes as u64);
+        self.data.copy_to_bytes(bytes)
+    }
+}
+
+impl<D: Buf> Drop for Piece<D> {
+    fn drop(&mut self) {
+        self.took(self.data.remaining() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Looks every second: whether the client is waited for, and what it took in all.
+    fn judge(looks: impl IntoIterator<Item = (bool, u64)>) -> Option<(u64, Reason)> {
+        let limits = Limits {
+            idle: Duration::from_secs(10),
+            min_bytes_per_second: 100,
+            ..Limits::default()
+        };
+        let mut progress = Progress::default();
+        (0..).zip(looks).find_map(|(second, (waits, moved))| {
+            let reason = progress.judge(waits, moved, second * 1000, &limits)?;
+            Some((second, reason))
+        })
+    }
+
+    #[test]
+    fn a_client_is_cut_when_it_takes_nothing_or_too_little() {
+        let hour = 0..3600_u64;
+        assert_eq!(judge(hour.clone().map(|_| (false, 0))), None, "we are slow");
+        assert_eq!(
+            judge(hour.clone().map(|_| (true, 5))),
+            Some((10, Reason::Stalled))
+        );
+        assert_eq!(judge(hour.clone().map(|at| (true, at * 100))), None);
+        assert_eq!(
+            judge(hour.clone().map(|at| (true, at * 99))),
+            Some((60, Reason::Slow))
+        );
+        assert_eq!(
+            judge(hour.clone().map(|at| (at % 9 != 0, 0))),
+            None,
+            "short silences, each after the client took all"
+        );
+        assert_eq!(
+            judge(hour.map(|at| (true, at / 5))),
+            Some((60, Reason::Slow)),
+            "a byte now and then helps nobody"
+        );
+    }
+
+    #[test]
+    fn a_piece_counts_until_it_is_taken() {
+        let stream = Arc::new(Stream::default());
+        let mut piece = Piece::new(&b"0123456789"[..], Some(Arc::clone(&stream)));
+        let seen = || (stream.outstanding.load(Relaxed), stream.moved.load(Relaxed));
+        assert_eq!(seen(), (10, 0));
+        piece.advance(4);
+        assert_eq!(seen(), (6, 4));
+        piece.copy_to_bytes(1);
+        assert_eq!(seen(), (5, 5));
+        drop(piece);
+        assert_eq!(seen(), (0, 10));
+    }
+}

@@ -1,0 +1,411 @@
+//! What one connection may cost, over real sockets: what a client sees that sends too much, too slowly, or takes nothing.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use prometheus_client::registry::Registry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+use holdfast_runtime::CancellationToken;
+use holdfast_runtime::server::{self, Counts, Limits};
+
+/// More than the buffers of two sockets hold.
+const LARGE: usize = 32 << 20;
+
+struct Server {
+    port: u16,
+    numbers: Registry,
+    _stop: tokio_util::sync::DropGuard,
+}
+
+impl Server {
+    async fn start(limits: Limits) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let mut numbers = Registry::default();
+        let counts = Counts::register(&mut numbers);
+        let stop = CancellationToken::new();
+        let service = server::service_fn(|request: Request<Incoming>| async move {
+            let body = match request.uri().path() {
+                "/large" => Bytes::from(vec![7; LARGE]),
+                "/slow" => {
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                    Bytes::from_static(b"slow")
+                }
+                _ => Bytes::from_static(b"hello"),
+            };
+            Ok::<_, Infallible>(Response::new(Full::new(body)))
+        });
+        let serve = server::serve_counted(listener, None, service, limits, counts, stop.clone());
+        tokio::spawn(serve);
+        Self {
+            port,
+            numbers,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    async fn connect(&self) -> TcpStream {
+        TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
+    }
+
+    fn number(&self, line: &str) -> bool {
+        let text = holdfast_runtime::metrics::encode(&self.numbers);
+        text.lines().any(|found| found == line)
+    }
+}
+
+/// Everything until the server closes the connection, and how long that took; a reset counts as a close.
+async fn until_closed(stream: &mut TcpStream) -> (Vec<u8>, Duration) {
+    let begun = Instant::now();
+    let mut bytes = Vec::new();
+    let read = async {
+        let mut buffer = [0; 4096];
+        while let Ok(count) = stream.read(&mut buffer).await {
+            if count == 0 {
+                break;
+            }
+            bytes.extend_from_slice(&buffer[..count]);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), read)
+        .await
+        .expect("the server closes the connection");
+    (bytes, begun.elapsed())
+}
+
+async fn answer(stream: &mut TcpStream, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let count = stream.read(&mut buffer).await.unwrap();
+    String::from_utf8_lossy(&buffer[..count]).into_owned()
+}
+
+const GET: &str = "GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+#[tokio::test]
+async fn headers_beyond_the_limit_are_answered_with_431() {
+    let server = Server::start(Limits {
+        header_bytes: 32 << 10,
+        ..Limits::default()
+    })
+    .await;
+    for (headers, expect) in [
+        (format!("x: {}\r\n", "y".repeat(30 << 10)), "HTTP/1.1 200"),
+        (format!("x: {}\r\n", "y".repeat(33 << 10)), "HTTP/1.1 431"),
+        ("x: y\r\n".repeat(99), "HTTP/1.1 200"),
+        ("x: y\r\n".repeat(101), "HTTP/1.1 431"),
+    ] {
+        let mut stream = server.connect().await;
+        let request = format!("GET / HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+        let found = answer(&mut stream, &request).await;
+        assert!(
+            found.starts_with(expect),
+            "{} bytes: {found}",
+            request.len()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_sends_its_headers_slowly_is_cut() {
+    let server = Server::start(Limits {
+        header_timeout: Duration::from_millis(400),
+        ..Limits::default()
+    })
+    .await;
+    let mut silent = server.connect().await;
+    let (bytes, took) = until_closed(&mut silent).await;
+    assert!(
+        bytes.is_empty() && Duration::from_millis(300) < took,
+        "{took:?}"
+    );
+    let mut slow = server.connect().await;
+    assert!(answer(&mut slow, GET).await.starts_with("HTTP/1.1 200"));
+    // A byte now and then keeps nothing open.
+    let begun = Instant::now();
+    for byte in GET.bytes().cycle() {
+        if slow.write_all(&[byte]).await.is_err() || begun.elapsed() > Duration::from_secs(10) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert!(server.number(r#"connections_cut_total{reason="headers"} 2"#));
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_later_than_slow_headers() {
+    let server = Server::start(Limits {
+        header_timeout: Duration::from_millis(200),
+        keep_alive: Duration::from_millis(900),
+        ..Limits::default()
+    })
+    .await;
+    let mut stream = server.connect().await;
+    assert!(answer(&mut stream, GET).await.starts_with("HTTP/1.1 200"));
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(
+        answer(&mut stream, GET).await.starts_with("HTTP/1.1 200"),
+        "idle for longer than headers may take"
+    );
+    let (_, took) = until_closed(&mut stream).await;
+    assert!(Duration::from_millis(700) < took, "{took:?}");
+    assert!(server.number(r#"connections_cut_total{reason="idle"} 1"#));
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_is_cut() {
+    let server = Server::start(Limits {
+        idle: Duration::from_millis(500),
+        ..Limits::default()
+    })
+    .await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(server.number(r#"connections_cut_total{reason="stalled"} 1"#));
+    let (bytes, _) = until_closed(&mut stream).await;
+    assert!(bytes.len() < LARGE, "never a whole answer");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_its_time_gets_everything() {
+    let server = Server::start(Limits {
+        idle: Duration::from_millis(500),
+        ..Limits::default()
+    })
+    .await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        .await
+        .unwrap();
+    let mut taken = 0;
+    let mut buffer = vec![0; 4 << 20];
+    loop {
+        let count = stream.read(&mut buffer).await.unwrap();
+        if count == 0 {
+            break;
+        }
+        taken += count;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(LARGE < taken, "{taken}");
+}
+
+#[tokio::test]
+async fn an_address_has_so_many_connections_and_no_more() {
+    let server = Server::start(Limits {
+        connections_per_address: 2,
+        ..Limits::default()
+    })
+    .await;
+    let mut first = server.connect().await;
+    let mut second = server.connect().await;
+    for stream in [&mut first, &mut second] {
+        assert!(answer(stream, GET).await.starts_with("HTTP/1.1 200"));
+    }
+    let mut third = server.connect().await;
+    let (bytes, _) = until_closed(&mut third).await;
+    assert!(bytes.is_empty(), "closed without an answer");
+    assert!(server.number(r#"connections_refused_total{reason="address"} 1"#));
+    assert!(server.number("connections_open 2"));
+    drop(first);
+    for _ in 0..100 {
+        let mut again = server.connect().await;
+        again.write_all(GET.as_bytes()).await.ok();
+        let mut buffer = [0; 12];
+        if again.read_exact(&mut buffer).await.is_ok() {
+            assert_eq!(&buffer, b"HTTP/1.1 200");
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the place of a connection that ended is not given back");
+}
+
+#[tokio::test]
+async fn connections_above_the_limit_wait() {
+    let server = Server::start(Limits {
+        connections: 1,
+        ..Limits::default()
+    })
+    .await;
+    let mut first = server.connect().await;
+    assert!(answer(&mut first, GET).await.starts_with("HTTP/1.1 200"));
+    let mut second = server.connect().await;
+    let waits = tokio::time::timeout(Duration::from_millis(300), answer(&mut second, GET)).await;
+    assert!(waits.is_err());
+    drop(first);
+    let mut buffer = [0; 12];
+    second.read_exact(&mut buffer).await.unwrap();
+    assert_eq!(&buffer, b"HTTP/1.1 200");
+}
+
+/// A client that writes HTTP/2 frames by hand.
+struct Http2(TcpStream);
+
+const SETTINGS: u8 = 4;
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const GOAWAY: u8 = 7;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+impl Http2 {
+    async fn connect(server: &Server) -> Self {
+        let mut stream = server.connect().await;
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .await
+            .unwrap();
+        let mut client = Self(stream);
+        client.send(SETTINGS, 0, 0, &[]).await.unwrap();
+        client
+    }
+
+    async fn send(
+        &mut self,
+        kind: u8,
+        flags: u8,
+        stream: u32,
+        payload: &[u8],
+    ) -> std::io::Result<()> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend_from_slice(&stream.to_be_bytes());
+        frame.extend_from_slice(payload);
+        self.0.write_all(&frame).await
+    }
+
+    /// GET of a path on a stream.
+    async fn get(&mut self, stream: u32, path: &str) -> std::io::Result<()> {
+        // Indexed `:method GET` and `:scheme http`, then literals for `:path` and `:authority`.
+        let length = u8::try_from(path.len()).unwrap();
+        let mut block = vec![0x82, 0x86, 0x04, length];
+        block.extend_from_slice(path.as_bytes());
+        block.extend_from_slice(&[0x01, 1, b'a']);
+        self.send(HEADERS, 0x5, stream, &block).await
+    }
+
+    /// The next frame of one kind: stream and payload; `None` when the server closes first.
+    async fn next(&mut self, wanted: u8) -> Option<(u32, Vec<u8>)> {
+        let wait = async {
+            loop {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await.ok()?;
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+                let mut payload = vec![0; length as usize];
+                self.0.read_exact(&mut payload).await.ok()?;
+                if head[3] == wanted {
+                    let stream = u32::from_be_bytes([head[5] & 0x7f, head[6], head[7], head[8]]);
+                    return Some((stream, payload));
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait)
+            .await
+            .expect("a frame or the end")
+    }
+}
+
+fn code(payload: &[u8], at: usize) -> u32 {
+    u32::from_be_bytes(payload[at..at + 4].try_into().unwrap())
+}
+
+#[tokio::test]
+async fn streams_that_are_reset_at_once_end_the_connection() {
+    let server = Server::start(Limits::default()).await;
+    let mut client = Http2::connect(&server).await;
+    let mut stream = 1;
+    while stream < 20_001 {
+        let sent = client.get(stream, "/slow").await;
+        let reset = client
+            .send(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
+            .await;
+        if sent.is_err() || reset.is_err() {
+            break;
+        }
+        stream += 2;
+    }
+    // The server may close before everything that it said is read: a reset of TCP then drops the rest.
+    if let Some((_, payload)) = client.next(GOAWAY).await {
+        assert_eq!(code(&payload, 4), ENHANCE_YOUR_CALM);
+    }
+    let mut other = server.connect().await;
+    assert!(answer(&mut other, GET).await.starts_with("HTTP/1.1 200"));
+    for _ in 0..100 {
+        if server.number("connections_open 1") {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("the connection is still open");
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_streams_and_no_more() {
+    let server = Server::start(Limits {
+        streams: 4,
+        ..Limits::default()
+    })
+    .await;
+    let mut client = Http2::connect(&server).await;
+    for stream in [1, 3, 5, 7, 9] {
+        client.get(stream, "/slow").await.unwrap();
+    }
+    let (stream, payload) = client.next(RST_STREAM).await.unwrap();
+    assert_eq!((stream, code(&payload, 0)), (9, REFUSED_STREAM));
+}
+
+#[tokio::test]
+async fn a_stream_whose_window_stays_shut_ends_its_connection() {
+    let server = Server::start(Limits {
+        idle: Duration::from_millis(500),
+        ..Limits::default()
+    })
+    .await;
+    let mut client = Http2::connect(&server).await;
+    client.get(1, "/large").await.unwrap();
+    // Everything that comes is read, and no window is ever opened.
+    let begun = Instant::now();
+    assert_eq!(client.next(RST_STREAM).await, None);
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    assert!(server.number(r#"connections_cut_total{reason="stalled"} 1"#));
+}
+
+#[tokio::test]
+async fn an_idle_http2_connection_is_closed_and_a_busy_one_is_not() {
+    let server = Server::start(Limits {
+        header_timeout: Duration::from_millis(200),
+        keep_alive: Duration::from_millis(600),
+        idle: Duration::from_millis(200),
+        ..Limits::default()
+    })
+    .await;
+    let mut client = Http2::connect(&server).await;
+    client.get(1, "/slow").await.unwrap();
+    let (stream, _) = client.next(HEADERS).await.unwrap();
+    assert_eq!(
+        stream, 1,
+        "an answer that takes us long is no client's fault"
+    );
+    let begun = Instant::now();
+    assert_eq!(client.next(RST_STREAM).await, None);
+    assert!(Duration::from_millis(400) < begun.elapsed());
+    assert!(server.number(r#"connections_cut_total{reason="idle"} 1"#));
+}
