@@ -141,7 +141,7 @@ async fn a_client_that_sends_its_headers_slowly_is_cut() {
         "{:?}",
         begun.elapsed()
     );
-    assert!(server.number(r#"connections_cut_total{reason="headers"} 2"#));
+    assert!(server.number(r#"holdfast_connections_cut_total{reason="headers"} 2"#));
 }
 
 #[tokio::test]
@@ -161,7 +161,7 @@ async fn an_idle_connection_is_closed_later_than_slow_headers() {
     );
     let (_, took) = until_closed(&mut stream).await;
     assert!(Duration::from_millis(700) < took, "{took:?}");
-    assert!(server.number(r#"connections_cut_total{reason="idle"} 1"#));
+    assert!(server.number(r#"holdfast_connections_cut_total{reason="idle"} 1"#));
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn a_client_that_takes_nothing_is_cut() {
         .await
         .unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(server.number(r#"connections_cut_total{reason="stalled"} 1"#));
+    assert!(server.number(r#"holdfast_connections_cut_total{reason="stalled"} 1"#));
     let (bytes, _) = until_closed(&mut stream).await;
     assert!(bytes.len() < LARGE, "never a whole answer");
 }
@@ -222,8 +222,8 @@ async fn an_address_has_so_many_connections_and_no_more() {
     let mut third = server.connect().await;
     let (bytes, _) = until_closed(&mut third).await;
     assert!(bytes.is_empty(), "closed without an answer");
-    assert!(server.number(r#"connections_refused_total{reason="address"} 1"#));
-    assert!(server.number("connections_open 2"));
+    assert!(server.number(r#"holdfast_connections_refused_total{reason="address"} 1"#));
+    assert!(server.number("holdfast_connections_open 2"));
     drop(first);
     for _ in 0..100 {
         let mut again = server.connect().await;
@@ -349,7 +349,7 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
     let mut other = server.connect().await;
     assert!(answer(&mut other, GET).await.starts_with("HTTP/1.1 200"));
     for _ in 0..100 {
-        if server.number("connections_open 1") {
+        if server.number("holdfast_connections_open 1") {
             return;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -385,7 +385,7 @@ async fn a_stream_whose_window_stays_shut_ends_its_connection() {
     let begun = Instant::now();
     assert_eq!(client.next(RST_STREAM).await, None);
     assert!(begun.elapsed() < Duration::from_secs(10));
-    assert!(server.number(r#"connections_cut_total{reason="stalled"} 1"#));
+    assert!(server.number(r#"holdfast_connections_cut_total{reason="stalled"} 1"#));
 }
 
 #[tokio::test]
@@ -407,5 +407,5 @@ async fn an_idle_http2_connection_is_closed_and_a_busy_one_is_not() {
     let begun = Instant::now();
     assert_eq!(client.next(RST_STREAM).await, None);
     assert!(Duration::from_millis(400) < begun.elapsed());
-    assert!(server.number(r#"connections_cut_total{reason="idle"} 1"#));
+    assert!(server.number(r#"holdfast_connections_cut_total{reason="idle"} 1"#));
 }

@@ -1,5 +1,6 @@
 //! Numbers of a listener's connections.
 
+use crate::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -21,25 +22,26 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Makes the numbers and registers them as `connections_open`, `connections_refused` and `connections_cut`.
+    /// Makes the numbers and registers them as `holdfast_connections_…`.
     pub fn register(registry: &mut Registry) -> Self {
-        let counts = Self::default();
-        registry.register(
-            "connections_open",
-            "Connections of clients that are open",
-            counts.open.clone(),
-        );
-        registry.register(
-            "connections_refused",
-            "Connections that were closed at once: too many of one address",
-            counts.refused.clone(),
-        );
-        registry.register(
-            "connections_cut",
-            "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly",
-            counts.cut.clone(),
-        );
-        counts
+        let mut group = Group::own(registry, "connections");
+        Self {
+            open: group.add(
+                "open",
+                "Connections of clients that are open",
+                Gauge::default(),
+            ),
+            refused: group.add(
+                "refused",
+                "Connections that were closed at once: too many of one address",
+                Family::default(),
+            ),
+            cut: group.add(
+                "cut",
+                "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly",
+                Family::default(),
+            ),
+        }
     }
 
     pub(super) fn open(&self) -> Open {

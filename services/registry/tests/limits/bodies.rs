@@ -1,0 +1,106 @@
+//! Bodies that come slowly or not at all, and manifests that readers could read in two ways.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use holdfast_registry::limits::{JSON_DEPTH, Limits};
+
+use crate::harness::{Registry, Setup, code, header, image, sha256};
+
+async fn impatient(idle: Duration, window: Duration) -> Registry {
+    Setup {
+        limits: Limits {
+            idle,
+            rate_window: window,
+            min_bytes_per_second: 1000,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    }
+    .start()
+    .await
+}
+
+/// A body that sends `piece` every so often, for as long as anybody listens.
+fn slowly(piece: &'static str, every: Duration) -> reqwest::Body {
+    let first = futures::stream::once(async move { Ok::<_, std::io::Error>(piece) });
+    let rest = futures::stream::repeat(()).then(move |()| async move {
+        tokio::time::sleep(every).await;
+        Ok(piece)
+    });
+    reqwest::Body::wrap_stream(first.chain(rest))
+}
+
+#[tokio::test]
+async fn a_body_that_stops_or_trickles_ends_with_408_and_the_upload_can_go_on() {
+    let hour = Duration::from_secs(3600);
+    for (idle, window, every) in [
+        (Duration::from_millis(300), hour, hour),
+        (hour, Duration::from_millis(500), Duration::from_millis(50)),
+    ] {
+        let registry = impatient(idle, window).await;
+        let begun = registry.send("POST", "/v2/a/blobs/uploads/", &[], "").await;
+        let location = header(begun.headers(), "location").to_owned();
+        let answer = registry
+            .send("PATCH", &location, &[], slowly("abc", every))
+            .await;
+        assert_eq!(
+            code(answer).await,
+            (408, "BLOB_UPLOAD_INVALID".into()),
+            "{idle:?} {window:?}"
+        );
+        let target = format!("{location}&digest={}", sha256(b"whole"));
+        let finished = registry.send("PUT", &target, &[], "whole").await;
+        assert_eq!(
+            finished.status(),
+            201,
+            "from the offset that was acknowledged"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_slow_but_fast_enough_is_taken() {
+    let registry = impatient(Duration::from_millis(900), Duration::from_millis(500)).await;
+    let pieces = futures::stream::iter(0..10).then(|_| async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        Ok::<_, std::io::Error>("x".repeat(500))
+    });
+    let digest = sha256("x".repeat(5000).as_bytes());
+    let answer = registry
+        .send(
+            "POST",
+            &format!("/v2/a/blobs/uploads/?digest={digest}"),
+            &[],
+            reqwest::Body::wrap_stream(pieces),
+        )
+        .await;
+    assert_eq!(answer.status(), 201);
+}
+
+#[tokio::test]
+async fn a_manifest_that_could_be_read_in_two_ways_is_refused() {
+    let registry = Registry::start().await;
+    let config = registry.push_blob("a", "{}").await;
+    let with = |extra: &str| image(&config, 2, &[], extra);
+    let nested =
+        |depth: usize| format!(r#","x":{}1{}"#, r#"{"a":"#.repeat(depth), "}".repeat(depth));
+    for (manifest, expect) in [
+        (with(r#","x":1"#), 201),
+        (with(r#","x":1,"x":1"#), 400),
+        (with(r#","layers":[]"#), 400),
+        (with(r#","Layers":[]"#), 400),
+        (with(r#","annotations":{"a":"1","A":"2"}"#), 201),
+        (with(r#","annotations":{"a":"1","a":"2"}"#), 400),
+        (with(&nested(JSON_DEPTH - 1)), 201),
+        (with(&nested(JSON_DEPTH)), 400),
+    ] {
+        let answer = registry.put_manifest("a", "1", &manifest).await;
+        if expect == 400 {
+            let found = code(answer).await;
+            assert_eq!(found, (400, "MANIFEST_INVALID".into()), "{manifest}");
+        } else {
+            assert_eq!(answer.status(), expect, "{manifest}");
+        }
+    }
+}
