@@ -6,6 +6,7 @@
 
 mod access;
 mod cron;
+mod distribution;
 mod document;
 mod extension;
 mod network;
@@ -23,6 +24,7 @@ pub use access::{
     StandaloneToken, TokenSettings, TokenValues,
 };
 pub use cron::{Cron, pattern as cron_pattern};
+pub use distribution::Distribution;
 pub use document::{Config, Error, Release, Result};
 pub use extension::{
     AutoScaling, ClusterRegistry, CustomLocation, DEFAULT_MATCH_CONDITION, Extension,
@@ -40,7 +42,7 @@ pub use parts::{
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
-    AuthFiles, Credentials, RegistrySettings, Replicas, Standalone, StandaloneTls, TlsFiles,
+    AuthFiles, Credentials, Hidden, RegistrySettings, Writes, Replicas, Standalone, StandaloneTls, TlsFiles,
     UpstreamSettings,
 };
 pub use schema::{standalone_schema, values_schema};

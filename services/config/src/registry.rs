@@ -9,8 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AccessLog, AccessSettings, Config, Error, Limits, Logging, NotificationSettings, Notifications,
-    Problem, Proxy, Result, Scrub, StandaloneAccess,
-    Uplink, Upstream, document, yaml,
+    Problem, Proxy, Result, Scrub, StandaloneAccess, Uplink, Upstream, document, yaml,
 };
 
 /// The certificate, key and authority of a listener; files are read again when they change.
@@ -46,6 +45,40 @@ pub struct AuthFiles {
     pub node_password: PathBuf,
 }
 
+/// A text that does not print.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hidden(String);
+
+impl Hidden {
+    /// Hides a text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hidden")
+    }
+}
+
+/// What clients may write, whoever they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Writes {
+    /// Pushes and deletes.
+    #[default]
+    All,
+    /// Pushes only.
+    NoDeletes,
+    /// Nothing.
+    None,
+}
+
 /// Where the credentials for an upstream are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {
@@ -57,6 +90,13 @@ pub enum Credentials {
         username: String,
         /// File with the password; white space at its end does not count.
         password_file: PathBuf,
+    },
+    /// A user name and its password.
+    Given {
+        /// User name.
+        username: String,
+        /// Password.
+        password: Hidden,
     },
     /// A mounted Secret: `username` and `password`, or `.dockerconfigjson`.
     Folder(PathBuf),
@@ -137,6 +177,12 @@ pub struct RegistrySettings {
     pub access: Option<AccessSettings>,
     /// Without `auth`: what signs upload sessions, the first line signs and every line is taken; `None`: a secret of this process alone.
     pub upload_secret: Option<PathBuf>,
+    /// Without `auth` and `upload_secret`: what signs upload sessions.
+    pub upload_secret_text: Option<Hidden>,
+    /// What clients may write, whoever they are.
+    pub writes: Writes,
+    /// The upstream that pulls mean which name none: the registry is a mirror of it.
+    pub mirror_of: Option<String>,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
     /// How the outside is reached.
@@ -189,6 +235,9 @@ impl RegistrySettings {
             }),
             access: Some(values.registry.access.settings()),
             upload_secret: None,
+            upload_secret_text: None,
+            writes: Writes::All,
+            mirror_of: None,
             upstreams: values
                 .upstreams
                 .iter()
@@ -412,6 +461,9 @@ impl Standalone {
                 .as_ref()
                 .map(|replicas| replicas.upload_secret_file.clone()),
             access: self.access.as_ref().map(StandaloneAccess::settings),
+            upload_secret_text: None,
+            writes: Writes::All,
+            mirror_of: None,
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),

@@ -201,7 +201,7 @@ pub fn global_key_pattern() -> String {
 }
 
 /// The number of letters to insert, remove or replace to make `left` of `right`.
-fn distance(left: &str, right: &str) -> usize {
+pub(crate) fn distance(left: &str, right: &str) -> usize {
     let right: Vec<char> = right.chars().collect();
     let mut row: Vec<usize> = (0..=right.len()).collect();
     for (index, letter) in left.chars().enumerate() {

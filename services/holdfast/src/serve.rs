@@ -1,10 +1,12 @@
 //! Starting a part: its configuration, its logs, then its own entry point.
+#![allow(clippy::print_stdout, reason = "what a check prints is its result")]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use holdfast_config::{Config, RegistrySettings, Standalone};
+use anyhow::Context as _;
+use holdfast_config::{Config, Distribution, RegistrySettings, Standalone, Writes};
 use holdfast_runtime::logs;
 
 use crate::cli::ConfigArgs;
@@ -12,44 +14,194 @@ use crate::cli::ConfigArgs;
 /// Arguments of `registry`.
 #[derive(clap::Args)]
 pub(crate) struct RegistryArgs {
-    /// The release's configuration; with --data, the configuration of a registry that runs alone
+    /// The release's configuration; with --data, the configuration of a registry that runs alone; or a configuration of
+    /// distribution (the CNCF registry), told by its keys version and storage
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Runs alone, as a pull-through registry on one machine, with its content in DIR
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Listener of a registry that runs alone, for instance 0.0.0.0:5000
-    #[arg(long, value_name = "ADDRESS", requires = "data")]
+    #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// Prints what the configuration means, and ends; a wrong one ends with status 64
+    #[arg(long)]
+    check: bool,
+}
+
+/// What the registry was told, from whatever kind of file.
+struct Told {
+    kind: &'static str,
+    settings: RegistrySettings,
+    logging: holdfast_config::Logging,
+    notes: Vec<String>,
 }
 
 impl RegistryArgs {
-    fn settings(self) -> anyhow::Result<(RegistrySettings, holdfast_config::Logging)> {
-        let Some(data) = self.data else {
-            let path = self
-                .config
-                .unwrap_or_else(|| PathBuf::from("/etc/holdfast/config.yaml"));
-            let config = Config::from_file(&path)?;
-            return Ok((
-                RegistrySettings::from_config(&config),
-                config.values.logging,
-            ));
+    fn told(&self) -> anyhow::Result<Told> {
+        let text = match &self.config {
+            Some(path) => Some(
+                std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?,
+            ),
+            None => None,
         };
-        let mut alone = match self.config {
-            Some(path) => Standalone::from_file(&path)?,
+        if let Some(path) = &self.config
+            && text.as_deref().is_some_and(Distribution::is_one)
+        {
+            let Distribution {
+                mut settings,
+                logging,
+                notes,
+            } = Distribution::from_file(path)?;
+            settings.data = self.data.clone().unwrap_or(settings.data);
+            settings.listen = self.listen.unwrap_or(settings.listen);
+            return Ok(Told {
+                kind: "the configuration of distribution, version 0.1",
+                settings,
+                logging,
+                notes,
+            });
+        }
+        let Some(data) = &self.data else {
+            anyhow::ensure!(
+                self.listen.is_none(),
+                "--listen needs --data, or a configuration of distribution"
+            );
+            let release = PathBuf::from("/etc/holdfast/config.yaml");
+            let config = Config::from_file(self.config.as_ref().unwrap_or(&release))?;
+            return Ok(Told {
+                kind: "the configuration of a release",
+                settings: RegistrySettings::from_config(&config),
+                logging: config.values.logging,
+                notes: Vec::new(),
+            });
+        };
+        let mut alone = match &self.config {
+            Some(path) => Standalone::from_file(path)?,
             None => Standalone::default(),
         };
-        alone.data = data;
+        alone.data.clone_from(data);
         alone.listen = self.listen.unwrap_or(alone.listen);
-        Ok((alone.settings(), alone.logging))
+        Ok(Told {
+            kind: "the configuration of a registry that runs alone",
+            settings: alone.settings(),
+            logging: alone.logging,
+            notes: Vec::new(),
+        })
+    }
+}
+
+impl Told {
+    /// What was understood, one fact a line; secrets are named and not shown.
+    fn lines(&self) -> Vec<String> {
+        let RegistrySettings {
+            listen,
+            tls,
+            admin_listen,
+            data,
+            access,
+            auth,
+            writes,
+            mirror_of,
+            upstreams,
+            notifications,
+            access_log,
+            ..
+        } = &self.settings;
+        let mut who = Vec::new();
+        if auth.is_some() {
+            who.push("nodes".to_owned());
+        }
+        if let Some(access) = access {
+            let file = |what: &str, path: &Option<PathBuf>| {
+                path.as_ref()
+                    .map(|path| format!("{what} {}", path.display()))
+            };
+            who.extend(file("users of", &access.htpasswd));
+            who.extend(file("client certificates of", &access.client_ca));
+            who.extend(
+                access
+                    .token
+                    .as_ref()
+                    .map(|token| format!("tokens of {}", token.issuer)),
+            );
+            who.extend(
+                access
+                    .anonymous_pull
+                    .then(|| "everybody, to pull".to_owned()),
+            );
+        } else if auth.is_none() {
+            who.push("everybody".to_owned());
+        }
+        let names = |names: Vec<&str>| {
+            if names.is_empty() {
+                "none".to_owned()
+            } else {
+                names.join(", ")
+            }
+        };
+        let mut lines = vec![
+            format!("read as: {}", self.kind),
+            format!(
+                "listens: {listen}, {}",
+                if tls.is_some() { "TLS" } else { "plain HTTP" }
+            ),
+            format!(
+                "probes and metrics: {}",
+                admin_listen.map_or_else(|| "none".to_owned(), |address| address.to_string())
+            ),
+            format!("content: {}", data.display()),
+            format!("access: {}", who.join("; ")),
+            format!(
+                "writes: {}",
+                match writes {
+                    Writes::All => "pushes and deletes",
+                    Writes::NoDeletes => "pushes",
+                    Writes::None => "none",
+                }
+            ),
+            format!(
+                "upstreams: {}",
+                names(
+                    upstreams
+                        .iter()
+                        .map(|upstream| upstream.host.as_str())
+                        .collect()
+                )
+            ),
+            format!(
+                "notifications: {}",
+                names(
+                    notifications
+                        .iter()
+                        .map(|endpoint| endpoint.name.as_str())
+                        .collect()
+                )
+            ),
+            format!("access log: {:?}", access_log.mode).to_lowercase(),
+            format!("log level: {}", self.logging.level.as_str()),
+        ];
+        lines.extend(mirror_of.iter().map(|host| format!("mirror of: {host}")));
+        lines.extend(self.notes.iter().map(|note| format!("note: {note}")));
+        lines
     }
 }
 
 /// Runs the registry until SIGTERM.
 pub(crate) async fn registry(args: RegistryArgs) -> anyhow::Result<ExitCode> {
-    let (settings, logging) = args.settings()?;
-    let level = logs::init(&logging)?;
-    holdfast_registry::run(settings, Some(level)).await?;
+    let told = args.told()?;
+    if args.check {
+        for line in told.lines() {
+            println!("{line}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let level = logs::init(&told.logging)?;
+    for note in &told.notes {
+        tracing::info!("configuration: {note}");
+    }
+    holdfast_registry::run(told.settings, Some(level)).await?;
     Ok(ExitCode::SUCCESS)
 }
 

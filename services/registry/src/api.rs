@@ -5,7 +5,9 @@
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
+use holdfast_config::Writes;
 use holdfast_core::{
+    Host,
     reference::RepositoryName,
     rewrite::{is_upstream_namespace, local_repository},
 };
@@ -19,7 +21,7 @@ use crate::{
     access_log::AccessLog,
     body::{self, Body, Received},
     delete,
-    error::{Error, Result},
+    error::{Code, Error, Result},
     gate::{self, Gate, Principal},
     limits::{Limits, uploads::Uploads},
     lists,
@@ -52,7 +54,7 @@ pub(crate) struct Inner {
     pub(crate) uploads: Uploads,
 }
 
-/// What looks on while requests are answered. By default nothing does.
+/// What the deployment adds: who looks on while requests are answered, and what all of them may. By default nothing is added.
 #[derive(Debug, Default)]
 pub struct Observers {
     /// Which requests are logged.
@@ -61,6 +63,10 @@ pub struct Observers {
     pub notifier: Option<Notifier>,
     /// Whether the volume answers at all; while it does not, nor does a request wait for it.
     pub pulse: Option<Pulse>,
+    /// What clients may write, whoever they are.
+    pub writes: Writes,
+    /// The upstream that pulls mean which name none.
+    pub mirror_of: Option<(String, Host)>,
 }
 
 impl std::fmt::Debug for Api {
@@ -184,6 +190,16 @@ impl Api {
     }
 }
 
+/// Whether the configuration lets anybody do it.
+fn allowed(writes: Writes, action: gate::Action) -> bool {
+    match (writes, action) {
+        (_, gate::Action::Pull) | (Writes::All, _) | (Writes::NoDeletes, gate::Action::Push) => {
+            true
+        }
+        (Writes::NoDeletes, gate::Action::Delete) | (Writes::None, _) => false,
+    }
+}
+
 fn length(headers: &http::HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
@@ -221,6 +237,14 @@ impl Inner {
         let notifier = self.observers.notifier.as_ref();
         if self.access_log.is_some() || notifier.is_some() {
             *actor = caller.subject();
+        }
+        if !allowed(self.observers.writes, gate::action(&endpoint)) {
+            let refusal = Error::new(
+                http::StatusCode::METHOD_NOT_ALLOWED,
+                Code::Unsupported,
+                "this registry's configuration does not allow it",
+            );
+            return (handler, Err(refusal));
         }
         let hangs = self.observers.pulse.as_ref().is_some_and(Pulse::hangs);
         if hangs && endpoint != Endpoint::Base {
@@ -264,7 +288,8 @@ impl Inner {
         caller: &Principal,
         endpoint: &mut Endpoint,
     ) -> Result<Option<String>> {
-        let Some((name, host)) = namespace(head.uri.query()) else {
+        let named = namespace(head.uri.query());
+        let Some((name, host)) = named.or_else(|| self.observers.mirror_of.clone()) else {
             return Ok(None);
         };
         let Some(repo) = endpoint.pulled_repository() else {

@@ -5,6 +5,7 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use holdfast_config::{AccessSettings, RegistrySettings};
+use holdfast_core::Host;
 use holdfast_runtime::{
     CancellationToken,
     admin::Admin,
@@ -196,6 +197,8 @@ pub async fn run_on(
             access_log: Some(settings.access_log.clone()),
             notifier: notifier.clone(),
             pulse: Some(pulse.clone()),
+            writes: settings.writes,
+            mirror_of: mirror_of(&settings),
         },
     );
 
@@ -247,6 +250,13 @@ pub async fn run_on(
     end.cancel();
     tracing::info!("the registry has ended");
     Ok(())
+}
+
+/// The upstream that pulls mean which name none, as answers name it.
+fn mirror_of(settings: &RegistrySettings) -> Option<(String, Host)> {
+    let name = settings.mirror_of.clone()?;
+    let host = Host::parse(&name).ok()?;
+    Some((name, host))
 }
 
 /// How long background work may take to end once the listeners are closed and all requests have ended.
@@ -320,6 +330,9 @@ fn upload_secret(
     if let Some(path) = settings.upload_secret.as_ref().or(of_release) {
         let secret = Secret::from_file(path).map_err(Error::UploadSecret)?;
         return Ok((secret, Some(path.clone())));
+    }
+    if let Some(text) = &settings.upload_secret_text {
+        return Ok((Secret::new(text.expose()), None));
     }
     // One process signs and reads its own sessions; after a restart clients begin again.
     let random = [uuid::Uuid::new_v4(), uuid::Uuid::new_v4()].map(uuid::Uuid::into_bytes);

@@ -73,6 +73,9 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
     };
     match credentials {
         Credentials::Anonymous => Vec::new(),
+        Credentials::Given { username, password } => {
+            vec![Login::new(username, password.expose())]
+        }
         Credentials::Password {
             username,
             password_file,

@@ -6,6 +6,7 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod distribution;
 mod harness;
 mod metrics;
 mod volume;
