@@ -336,8 +336,19 @@ fn bad() -> Vec<Bad> {
     rule(
         "upstreams",
         json!([{ "host": "a.example", "credentialsSecret": "a", "username": "b" }]),
-        vec![on],
+        vec![on.clone()],
     );
+    for of in [
+        json!({ "mirror": "https://other", "credentialsSecret": "a" }),
+        json!({ "mirror": "https://m", "credentialsSecret": "a", "username": "b" }),
+        json!({ "mirror": "https://m" }),
+    ] {
+        rule(
+            "upstreams",
+            json!([{ "host": "a.example", "mirrors": ["https://m/"], "mirrorCredentials": [of] }]),
+            vec![on.clone()],
+        );
+    }
     rows
 }
 

@@ -309,6 +309,11 @@ impl Fills {
         }
     }
 
+    /// The size of a blob that a manifest on its way here names.
+    pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Option<u64> {
+        self.inner.arriving.blob(repo, digest)
+    }
+
     /// The numbers of fills and upstreams.
     pub fn metrics(&self) -> &FillMetrics {
         self.inner.upstreams.metrics()

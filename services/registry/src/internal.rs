@@ -84,6 +84,17 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
             Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         };
     }
+    if let Some(digest) = path.strip_prefix("/internal/v1/named/") {
+        let named = match (repository(&request), Digest::parse(digest)) {
+            (Err(refusal), _) => return refusal,
+            (Ok(Some(repo)), Ok(digest)) => fills.named_here(&repo, &digest),
+            _ => None,
+        };
+        return match named {
+            Some(size) => reply(StatusCode::OK, "text/plain", size.to_string().into()),
+            None => refuse(StatusCode::NOT_FOUND, "no manifest on its way here names it"),
+        };
+    }
     if let Some(reference) = path.strip_prefix("/internal/v1/manifests/") {
         let repo = match repository(&request) {
             Ok(repo) => repo,

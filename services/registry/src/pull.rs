@@ -42,10 +42,14 @@ pub(crate) async fn manifest(
         },
         (found, _) => found,
     };
+    let is_hit = found.is_some();
     let (digest, bytes) = match found {
         Some(found) => found,
         None => fetch(api, repo, reference).await?,
     };
+    if let Some(source) = api.source_of(repo) {
+        source.served("manifest", is_hit, bytes.len() as u64);
+    }
     let mut response = Response::new(body::full(bytes.clone()));
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, value(&content::media_type(&bytes)));
@@ -124,9 +128,29 @@ pub(crate) async fn blob(
     repo: &RepositoryName,
     digest: &Digest,
 ) -> Result<Response<Body>> {
-    if let Some(file) = api.store.open_repo_blob(repo, digest).await? {
-        return Ok(stored(api, head, digest, file));
+    let found = api.store.open_repo_blob(repo, digest).await?;
+    let is_hit = found.is_some();
+    let response = match found {
+        Some(file) => stored(api, head, digest, file),
+        None => missing(api, head, repo, digest).await?,
+    };
+    if let Some(source) = api.source_of(repo) {
+        let bytes = response.headers().get(header::CONTENT_LENGTH);
+        let bytes = bytes
+            .filter(|_| head.method == http::Method::GET)
+            .and_then(|bytes| bytes.to_str().ok()?.parse().ok());
+        source.served("blob", is_hit, bytes.unwrap_or(0));
     }
+    Ok(response)
+}
+
+/// A blob that is not in the store: from whoever has it, while it arrives.
+async fn missing(
+    api: &Inner,
+    head: &Parts,
+    repo: &RepositoryName,
+    digest: &Digest,
+) -> Result<Response<Body>> {
     let Some(source) = api.source_of(repo) else {
         return Err(Error::unknown(
             Code::BlobUnknown,

@@ -125,6 +125,10 @@ pub trait Source: Send + Sync + 'static {
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<SourceBlob, SourceError>>;
 
+    /// A pull of upstream content was answered with `bytes`, from the volume if `is_hit`; `kind` is `manifest` or `blob`. For the
+    /// numbers only.
+    fn served(&self, _kind: &'static str, _is_hit: bool, _bytes: u64) {}
+
     /// Whether a tag that is local should be served as it is; at most 500 ms.
     fn revalidate<'a>(
         &'a self,

@@ -216,7 +216,7 @@ impl Fills {
         entry: &Entry,
         announce: &watch::Sender<State>,
     ) -> Result<()> {
-        let name = format!("blob-{}-{}", digest.algorithm(), digest.hex());
+        let name = lock_name(digest);
         loop {
             if self.is_stored(digest, size).await? {
                 return Ok(());
@@ -414,6 +414,11 @@ impl Fills {
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
         }
     }
+}
+
+/// The name of the lock of a blob's one filler.
+pub(super) fn lock_name(digest: &Digest) -> String {
+    format!("blob-{}-{}", digest.algorithm(), digest.hex())
 }
 
 enum Received {

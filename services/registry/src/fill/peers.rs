@@ -84,6 +84,8 @@ impl Peers {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .tcp_nodelay(true)
+            // A connection a stream: over one connection of HTTP/2 a client that stands still would stop all the others.
+            .http1_only()
             .connect_timeout(ANSWER)
             .resolve(&how.name, address);
         builder = match &how.tls {
@@ -125,6 +127,29 @@ impl Peers {
             409 => Answer::NotThisRepository,
             _ => Answer::Nothing,
         }
+    }
+
+    /// The size of a blob that a manifest on its way at the replica at `address` names.
+    pub(crate) async fn named(
+        &self,
+        address: &str,
+        repo: &RepositoryName,
+        digest: &Digest,
+    ) -> Option<u64> {
+        let (base, client) = self.client(address)?;
+        let url = format!("{base}/internal/v1/named/{digest}?repository={repo}");
+        let response = tokio::time::timeout(ANSWER, client.get(url).send())
+            .await
+            .ok()?
+            .ok()?;
+        if !response.status().is_success() {
+            return None;
+        }
+        let text = tokio::time::timeout(ANSWER, response.text())
+            .await
+            .ok()?
+            .ok()?;
+        text.parse().ok()
     }
 
     /// A manifest that the replica at `address` has verified but not stored yet, its digest unchecked.

@@ -66,6 +66,10 @@ impl source::Source for Fills {
         Box::pin(async move { Ok(self.pull_blob(repo, digest).await?) })
     }
 
+    fn served(&self, kind: &'static str, is_hit: bool, bytes: u64) {
+        self.metrics().proxy.served(kind, is_hit, bytes);
+    }
+
     fn revalidate<'a>(
         &'a self,
         repo: &'a RepositoryName,
@@ -160,12 +164,14 @@ impl Fills {
     }
 
     async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
+        let mut asks = false;
         let waits = async {
             loop {
                 if let Some(entry) = self.known(repo, reference).await? {
                     return Ok(entry);
                 }
                 if let Some(source) = self.source_of(repo, reference).await? {
+                    asks = true;
                     return self.begin_image(&source, repo, reference).await;
                 }
                 if let Some(entry) = self.ask_owner(repo, reference).await? {
@@ -175,9 +181,15 @@ impl Fills {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        tokio::time::timeout(self.inner.settings.hold, waits)
-            .await
-            .unwrap_or(Err(Error::NotAllowed))
+        let outcome = tokio::time::timeout(self.inner.settings.hold, waits).await;
+        match outcome {
+            Ok(outcome) => outcome,
+            // It goes on; whoever asks again joins it.
+            Err(_) if asks => Err(Error::Unavailable(
+                "the upstream did not send the manifest in time".to_owned(),
+            )),
+            Err(_) => Err(Error::NotAllowed),
+        }
     }
 
     /// What is verified in memory or stored already.
@@ -274,8 +286,9 @@ impl Fills {
 
     async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<SourceBlob> {
         // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
-        let Some(named) = self.named(repo, digest).await? else {
-            return Err(Error::NotFound);
+        let named = match self.named(repo, digest).await? {
+            Some(named) => named,
+            None => self.named_elsewhere(repo, digest).await?,
         };
         let size = Some(named.size);
         let granted = self.reachable(repo, digest).await?;
@@ -357,6 +370,42 @@ impl Fills {
                 tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
             }
         });
+    }
+
+    /// What a manifest says that another replica has and has not stored yet: a client may get the manifest there and ask here for
+    /// the blob.
+    async fn named_elsewhere(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
+        let deadline = Instant::now() + self.inner.settings.hold;
+        let locks = [pointer(repo), blob::lock_name(digest)];
+        loop {
+            let mut others = Vec::new();
+            for lock in &locks {
+                let owner = self.inner.store.lock_owner(lock).await?;
+                others.extend(
+                    owner.filter(|owner| *owner != self.inner.owner && !owner.address.is_empty()),
+                );
+            }
+            if others.is_empty() {
+                // It may have been stored while we asked who does it.
+                return self.named(repo, digest).await?.ok_or(Error::NotFound);
+            }
+            for owner in others {
+                let peers = &self.inner.peers;
+                if let Some(size) = peers.named(&owner.address, repo, digest).await {
+                    return Ok(Named {
+                        size,
+                        is_stored: false,
+                    });
+                }
+            }
+            if let Some(named) = self.named(repo, digest).await? {
+                return Ok(named);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::NotFound);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
     }
 
     /// What the repository's manifests say of a blob: those on their way, then all that there are.

@@ -59,7 +59,10 @@ impl RemoteBlob for Relay {
                 match cursor.next().await {
                     Ok(Some(bytes)) => Some((Ok(bytes), Some(cursor))),
                     Ok(None) => None,
-                    Err(error) => Some((Err(std::io::Error::other(error)), None)),
+                    Err(error) => {
+                        tracing::warn!(image.digest = %cursor.relay.digest, offset = cursor.offset, %error, "a stream from another replica broke off");
+                        Some((Err(std::io::Error::other(error)), None))
+                    }
                 }
             });
             Ok(match first {

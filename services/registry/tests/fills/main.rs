@@ -1,0 +1,10 @@
+//! Pulls through replicas whose misses come from an upstream: real listeners, one volume, an upstream with faults.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "helpers of tests stand outside of test functions"
+)]
+
+mod herd;
+mod pulls;
+mod replica;

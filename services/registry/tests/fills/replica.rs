@@ -1,0 +1,191 @@
+//! Registry replicas in this process: each with its API, its fills and its internal listener with mutual TLS.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use holdfast_config::{Proxy, Uplink, UpstreamSettings};
+use holdfast_registry::{
+    Api, Parts,
+    fill::{Fills, Peers, Settings},
+    gate::Gate,
+    internal,
+    limits::Limits,
+    session::Secret,
+    source::Source,
+    upstream::{Timeouts, Upstreams},
+};
+use holdfast_runtime::{
+    CancellationToken, metrics, server,
+    tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
+};
+use holdfast_store::{Options, Owner, Store};
+use holdfast_testkit::{Upstream, tls::Authority};
+
+/// A running replica; it ends with [`Replica::stop`] or with its runtime.
+pub(crate) struct Replica {
+    pub(crate) url: String,
+    pub(crate) fills: Fills,
+    stop: CancellationToken,
+}
+
+/// What replicas share.
+pub(crate) struct Site {
+    folder: tempfile::TempDir,
+    pub(crate) settings: Settings,
+}
+
+impl Site {
+    pub(crate) fn new() -> Self {
+        holdfast_runtime::tls::install_crypto_provider();
+        let folder = tempfile::tempdir().unwrap();
+        Authority::new()
+            .unwrap()
+            .write(
+                &folder.path().join("tls"),
+                "holdfast-registry",
+                &["internal.test"],
+            )
+            .unwrap();
+        let settings = Settings {
+            platforms: vec!["linux/amd64".to_owned()],
+            hold: Duration::from_secs(30),
+            retry: Duration::from_millis(20),
+            ..Settings::default()
+        };
+        Self { folder, settings }
+    }
+
+    pub(crate) fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn tls(&self) -> std::path::PathBuf {
+        self.folder.path().join("tls")
+    }
+
+    pub(crate) async fn replica(&self, upstream: &Upstream, id: &str) -> Replica {
+        start(
+            &self.data(),
+            &self.tls(),
+            self.settings.clone(),
+            &UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]),
+            id,
+        )
+        .await
+    }
+
+    /// A replica in a runtime of its own, which can be killed: no task goes on.
+    pub(crate) async fn doomed(&self, upstream: &Upstream, id: &str) -> (Replica, Doom) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (data, tls, settings, id) = (
+            self.data(),
+            self.tls(),
+            self.settings.clone(),
+            id.to_owned(),
+        );
+        let of = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
+        let started = runtime.spawn(async move { start(&data, &tls, settings, &of, &id).await });
+        let replica = started.await.unwrap();
+        (replica, Doom(Some(runtime)))
+    }
+}
+
+/// The end of a replica.
+pub(crate) struct Doom(Option<tokio::runtime::Runtime>);
+
+impl Doom {
+    pub(crate) fn kill(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for Doom {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+async fn start(
+    data: &Path,
+    tls: &Path,
+    settings: Settings,
+    upstream: &UpstreamSettings,
+    id: &str,
+) -> Replica {
+    let mut options = Options::default();
+    // The test machine's own disk is not what is tested.
+    options.write_limits.max_used_percent = 100;
+    options.write_limits.reserve_bytes = 0;
+    options.write_limits.warn_used_percent = 101;
+    let store = Store::open(data, options).await.unwrap();
+    let timeouts = Timeouts {
+        headers: Duration::from_secs(2),
+        stall: Duration::from_secs(5),
+        quarantine: Duration::from_millis(100),
+        ..Timeouts::default()
+    };
+    let uplink = Uplink {
+        negative_seconds: 0,
+        ..Uplink::default()
+    };
+    let upstreams = Upstreams::new(
+        std::slice::from_ref(upstream),
+        &Proxy::default(),
+        &uplink,
+        timeouts,
+    )
+    .unwrap();
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let owner = Owner {
+        address: listener.local_addr().unwrap().to_string(),
+        id: id.to_owned(),
+    };
+    let peers = Peers::mutual("internal.test", ClientTls::from_folder(tls).unwrap());
+    let fills = Fills::new(store.clone(), upstreams, owner.clone(), peers, settings);
+    let stop = CancellationToken::new();
+    let server_tls = ServerTls::from_files(TlsFiles::in_folder(tls, ClientAuth::Required)).unwrap();
+    tokio::spawn(internal::serve(
+        listener,
+        Some(server_tls),
+        fills.clone(),
+        stop.clone(),
+    ));
+    let api = Api::new(
+        Parts {
+            store,
+            source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
+            gate: Gate::open(),
+            secret: Secret::new("upload-secret"),
+            limits: Limits {
+                hold: Duration::from_secs(30),
+                ..Limits::default()
+            },
+            owner,
+            draining: stop.clone(),
+        },
+        &mut metrics::registry("registry"),
+    );
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(api.serve(listener, None, server::Limits::default(), stop.clone()));
+    Replica { url, fills, stop }
+}
+
+impl Replica {
+    pub(crate) fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
