@@ -34,7 +34,7 @@
 {{- with get . "credentialsSecret" -}}
 {{- $names = append $names . -}}
 {{- end -}}
-{{- range get . "mirrorCredentials" -}}
+{{- range (get . "mirrorCredentials" | default list) -}}
 {{- with get . "credentialsSecret" -}}
 {{- $names = append $names . -}}
 {{- end -}}
