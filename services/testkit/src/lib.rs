@@ -2,7 +2,8 @@
 //!
 //! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real registry, as the
 //! binary `holdfast-upstream`. Both are steered by [`Faults`]: by method calls, or over HTTP through [`control`].
-//! Nothing here knows the services under test.
+//! [`simfs`] is a file system for the store that loses power, repeatable by a seed.
+//! Nothing else here knows the services under test.
 
 pub mod control;
 pub mod faults;
@@ -11,6 +12,7 @@ pub mod proxy;
 pub mod raw;
 pub mod requests;
 pub mod server;
+pub mod simfs;
 pub mod tls;
 pub mod upstream;
 

@@ -31,6 +31,7 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-config",
             "holdfast-api",
             "holdfast-runtime",
+            "holdfast-store",
         ],
     ),
     ("holdfast-cluster", &[]),

@@ -1,0 +1,274 @@
+//! A simulated file system for the store, in memory: repeatable by its seed, hostile within what real ones may do.
+//!
+//! - A loss of power keeps what was synced. Of the rest chance decides: each write whole, torn or not at all, each change of a
+//!   directory or none, in any combination.
+//! - With [`Faults::stale_ms`] every client has caches of its own, as of a network mount: names, also absent ones, and attributes
+//!   are remembered for that long; what is opened is asked for anew (close-to-open). A file that another client removed is stale
+//!   (ESTALE), one that the same client has open becomes `.nfsXXXX`.
+//! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a sync that failed the pages count as
+//!   clean, as on Linux: a second sync succeeds and writes nothing.
+//! - Threads take turns ([`SimFs::seats`]); who goes on is decided at every call.
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+};
+
+mod caches;
+mod calls;
+mod rng;
+mod tree;
+mod turns;
+
+pub use calls::SimVolume;
+pub use rng::Rng;
+
+use caches::Caches;
+use tree::Tree;
+use turns::Turns;
+
+/// What goes wrong, and how often: rates are of ten thousand calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// A call fails and does nothing (EIO); a sync loses what it should have written.
+    pub io: u32,
+    /// A call that needs room fails (ENOSPC).
+    pub no_space: u32,
+    /// A read or a write handles fewer bytes than it could.
+    pub short: u32,
+    /// A change is made, and its reply is lost: the repeated request finds it done and reports "exists" or "not found", or the
+    /// caller gets EIO.
+    pub lost_reply: u32,
+    /// For how long a client may believe what it knows; 0 = one machine, no caches.
+    pub stale_ms: u64,
+    /// Broken on purpose, to see that the checker finds it: syncs of directories do nothing.
+    pub skip_dir_syncs: bool,
+    /// Broken on purpose: syncs of files do nothing.
+    pub skip_file_syncs: bool,
+}
+
+/// The server, and the clients that mount it.
+#[derive(Clone, Debug)]
+pub struct SimFs {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    turns: Mutex<Arc<OnceLock<Turns>>>,
+}
+
+#[derive(Debug)]
+struct State {
+    tree: Tree,
+    rng: Rng,
+    faults: Faults,
+    clients: Vec<Client>,
+    now_ms: u64,
+    calls: u64,
+    power_cut_at: Option<u64>,
+    kill_at: Option<(u64, usize)>,
+    down: bool,
+    trace: Option<Vec<String>>,
+}
+
+#[derive(Debug, Default)]
+struct Client {
+    /// Grows with every start; handles of an earlier one are dead.
+    boot: u64,
+    dead: bool,
+    caches: Caches,
+}
+
+impl SimFs {
+    /// An empty volume with so many clients.
+    pub fn new(seed: u64, clients: usize, faults: Faults) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(State {
+                    tree: Tree::new(),
+                    rng: Rng::new(seed),
+                    faults,
+                    clients: (0..clients).map(|_| Client::default()).collect(),
+                    now_ms: 1_700_000_000_000,
+                    calls: 0,
+                    power_cut_at: None,
+                    kill_at: None,
+                    down: false,
+                    trace: None,
+                }),
+                turns: Mutex::default(),
+            }),
+        }
+    }
+
+    /// The volume as one client sees it.
+    pub fn client(&self, client: usize) -> SimVolume {
+        let boot = self.state().clients[client].boot;
+        SimVolume::new(Arc::clone(&self.shared), client, boot)
+    }
+
+    /// Changes what goes wrong from now on; whether clients have caches stays as it was.
+    pub fn set_faults(&self, faults: Faults) {
+        let mut state = self.state();
+        state.faults = Faults {
+            stale_ms: state.faults.stale_ms,
+            ..faults
+        };
+    }
+
+    /// Power fails at the call with this number from now on.
+    pub fn cut_power_in(&self, calls: u64) {
+        let mut state = self.state();
+        state.power_cut_at = Some(state.calls + calls);
+    }
+
+    /// One client's process ends at the call with this number from now on; what it wrote stays.
+    pub fn kill_in(&self, calls: u64, client: usize) {
+        let mut state = self.state();
+        state.kill_at = Some((state.calls + calls, client));
+    }
+
+    /// Whether power failed.
+    pub fn is_down(&self) -> bool {
+        self.state().down
+    }
+
+    /// Whether the client was killed, or power failed.
+    pub fn is_dead(&self, client: usize) -> bool {
+        let state = self.state();
+        state.down || state.clients[client].dead
+    }
+
+    /// Power fails now.
+    pub fn cut_power(&self) {
+        self.state().cut_power();
+    }
+
+    /// Power is back, and the clients that ended start again with empty caches. Handles from before are dead.
+    pub fn restart(&self) {
+        let mut state = self.state();
+        let down = std::mem::take(&mut state.down);
+        state.power_cut_at = None;
+        state.kill_at = None;
+        for client in &mut state.clients {
+            if down || client.dead {
+                *client = Client {
+                    boot: client.boot + 1,
+                    ..Client::default()
+                };
+            }
+        }
+    }
+
+    /// Lets time pass on the volume's clock.
+    pub fn advance_ms(&self, ms: u64) {
+        self.state().now_ms += ms;
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.state().calls
+    }
+
+    /// Every file with its path, as the server has it.
+    pub fn files(&self) -> Vec<(String, Vec<u8>)> {
+        self.state().tree.files()
+    }
+
+    /// Keeps a line for each call from now on.
+    pub fn start_trace(&self) {
+        self.state().trace = Some(Vec::new());
+    }
+
+    /// Adds a line to the trace, if there is one.
+    pub fn note(&self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.state().trace {
+            trace.push(line());
+        }
+    }
+
+    /// The lines so far.
+    pub fn trace(&self) -> Vec<String> {
+        self.state().trace.clone().unwrap_or_default()
+    }
+
+    /// From now on so many threads take turns, and change at a call so many times in ten thousand. Each calls [`SimFs::sit`] first.
+    pub fn seats(&self, seats: usize, switch_of_10_000: u32) {
+        let rng = Rng::new(self.state().rng.next());
+        let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));
+        *self.shared.table() = Arc::new(turns);
+    }
+
+    /// Waits for this thread's first turn; when what it returns is dropped, the others go on without it.
+    pub fn sit(&self, seat: usize) -> Seat {
+        let turns = Arc::clone(&*self.shared.table());
+        if let Some(turns) = turns.get() {
+            turns.sit(seat);
+        }
+        Seat(turns)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+}
+
+/// A thread's place among those that take turns.
+#[derive(Debug)]
+pub struct Seat(Arc<OnceLock<Turns>>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if let Some(turns) = self.0.get() {
+            turns.leave();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Arc<OnceLock<Turns>>> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Perhaps lets another thread go on first.
+    fn step(&self) {
+        let turns = Arc::clone(&*self.table());
+        if let Some(turns) = turns.get() {
+            turns.step();
+        }
+    }
+}
+
+impl State {
+    fn cut_power(&mut self) {
+        let mut rng = self.rng.clone();
+        self.tree.cut_power(&mut rng);
+        self.rng = rng;
+        self.down = true;
+        self.line(|| "---- power fails".to_owned());
+    }
+
+    fn line(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    fn is_network(&self) -> bool {
+        self.faults.stale_ms > 0
+    }
+}
+
+/// The parts of an absolute path.
+fn parts(path: &Path) -> impl Iterator<Item = &str> {
+    path.to_str()
+        .unwrap_or_default()
+        .split('/')
+        .filter(|part| !part.is_empty())
+}

@@ -1,0 +1,88 @@
+//! One thread runs at a time, and chance decides at every call who goes on: threads interleave, yet a run can be repeated.
+
+use std::{
+    cell::Cell,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use super::Rng;
+
+thread_local! {
+    static SEAT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+#[derive(Debug)]
+pub(super) struct Turns {
+    table: Mutex<Table>,
+    called: Vec<Condvar>,
+}
+
+#[derive(Debug)]
+struct Table {
+    current: usize,
+    present: Vec<bool>,
+    rng: Rng,
+    switch_of_10_000: u32,
+}
+
+impl Turns {
+    pub(super) fn new(seats: usize, mut rng: Rng, switch_of_10_000: u32) -> Self {
+        Self {
+            called: (0..seats).map(|_| Condvar::new()).collect(),
+            table: Mutex::new(Table {
+                current: rng.below(seats),
+                present: vec![true; seats],
+                rng,
+                switch_of_10_000,
+            }),
+        }
+    }
+
+    /// Waits for the seat's first turn.
+    pub(super) fn sit(&self, seat: usize) {
+        SEAT.set(Some(seat));
+        drop(self.wait(self.table(), seat));
+    }
+
+    /// Gives the turn away for good.
+    pub(super) fn leave(&self) {
+        let Some(seat) = SEAT.take() else { return };
+        let mut table = self.table();
+        table.present[seat] = false;
+        self.pass(&mut table);
+    }
+
+    /// Perhaps lets another thread go on.
+    pub(super) fn step(&self) {
+        let Some(seat) = SEAT.get() else { return };
+        let mut table = self.table();
+        let rate = table.switch_of_10_000;
+        if table.rng.chance(rate) {
+            self.pass(&mut table);
+            drop(self.wait(table, seat));
+        }
+    }
+
+    fn pass(&self, table: &mut Table) {
+        let present: Vec<_> = (0..table.present.len())
+            .filter(|seat| table.present[*seat])
+            .collect();
+        if !present.is_empty() {
+            table.current = *table.rng.pick(&present);
+            self.called[table.current].notify_one();
+        }
+    }
+
+    fn wait<'a>(&self, mut table: MutexGuard<'a, Table>, seat: usize) -> MutexGuard<'a, Table> {
+        while table.current != seat {
+            table = self.called[seat]
+                .wait(table)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        table
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
