@@ -1,9 +1,15 @@
-//! Writes that survive a loss of power: data and every directory that changed are synced before success is reported.
+//! Writes that survive a loss of power, and look-ups that a network file system's memory does not deceive.
+//!
+//! The order, always: a file's bytes, then its name, then the names of the folders above it that are not known to be durable; only then
+//! success is reported. A name that somebody else made is made durable too before anything relies on it. What this process
+//! has synced itself is remembered, so that each folder is synced once and not once a push.
 
 use std::{
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::SystemTime,
 };
 
 use uuid::Uuid;
@@ -11,17 +17,67 @@ use uuid::Uuid;
 use crate::{
     Error, Result,
     error::absent,
-    volume::{Metadata, Volume, VolumeFile},
+    volume::{Entry, Metadata, Volume, VolumeFile},
 };
+
+/// Names that are remembered as durable; above, the memory starts over.
+const REMEMBERED: usize = 100_000;
+
+/// How often a write begins again whose folder somebody removes at the same moment.
+const ATTEMPTS: usize = 8;
+
+/// The volume, and what this process knows to be durable on it. Clones know the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    volume: Arc<dyn Volume>,
+    root: PathBuf,
+    durable: Arc<Mutex<HashMap<PathBuf, Identity>>>,
+}
+
+/// Which file or folder had the name when it was made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    inode: (u64, u64),
+    modified: Option<SystemTime>,
+}
+
+impl Identity {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            inode: metadata.inode,
+            modified: metadata.modified,
+        }
+    }
+}
 
 /// Opens a regular file for reading, never through a symbolic link; `None` if absent.
 pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<dyn VolumeFile>>> {
-    match absent(volume.open_read(path)) {
+    match found(volume, path, || absent(volume.open_read(path))) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             Ok(None)
         }
         other => other.map_err(Error::io("open", path)),
     }
+}
+
+/// Opens a file and reads; `None` if absent. On a network file system a file can be replaced between the two: then it is opened again.
+pub(crate) fn reading<T>(
+    volume: &dyn Volume,
+    path: &Path,
+    work: impl Fn(&dyn VolumeFile) -> Result<T>,
+) -> Result<Option<T>> {
+    for _ in 0..ATTEMPTS {
+        let Some(file) = open_read(volume, path)? else {
+            return Ok(None);
+        };
+        match work(&*file) {
+            Err(error) if error.is_stale() => {}
+            other => return other.map(Some),
+        }
+    }
+    Err(Error::io("read", path)(
+        io::ErrorKind::StaleNetworkFileHandle.into(),
+    ))
 }
 
 /// Opens a regular file for writing at explicit offsets, creating it if asked.
@@ -30,12 +86,29 @@ pub(crate) fn open_write(
     path: &Path,
     create: bool,
 ) -> Result<Option<Arc<dyn VolumeFile>>> {
-    absent(volume.open_write(path, create)).map_err(Error::io("open", path))
+    found(volume, path, || absent(volume.open_write(path, create))).map_err(Error::io("open", path))
 }
 
-/// What is known of a name; `None` if absent.
+/// What is known of a name; `None` if absent. On a network file system it may be some seconds old: what must be exact is opened.
 pub(crate) fn metadata(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
-    absent(volume.metadata(path)).map_err(Error::io("stat", path))
+    found(volume, path, || absent(volume.metadata(path))).map_err(Error::io("stat", path))
+}
+
+/// The names in a directory; `None` if absent.
+pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Option<Vec<Entry>>> {
+    found(volume, folder, || absent(volume.list(folder))).map_err(Error::io("list", folder))
+}
+
+/// Looks again before it believes that something is absent.
+fn found<T>(
+    volume: &dyn Volume,
+    path: &Path,
+    look: impl Fn() -> io::Result<Option<T>>,
+) -> io::Result<Option<T>> {
+    match look()? {
+        None if volume.refresh(path)? => look(),
+        other => Ok(other),
+    }
 }
 
 /// Adds what is at `offset` to `buffer`, as much as one read gives.
@@ -64,44 +137,18 @@ pub(crate) fn read_up_to(file: &dyn VolumeFile, limit: usize) -> io::Result<Vec<
     Ok(bytes)
 }
 
-/// Syncs a directory, so that the names in it survive.
-pub(crate) fn sync_dir(volume: &dyn Volume, path: &Path) -> Result<()> {
-    volume.sync_dir(path).map_err(Error::io("sync", path))
-}
-
-/// Creates a directory and its ancestors; each new name is synced in its parent.
-pub(crate) fn create_dir(volume: &dyn Volume, path: &Path) -> Result<()> {
-    match volume.create_dir(path) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create_dir(volume, parent(path)?)?;
-            match volume.create_dir(path) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-                Err(error) => return Err(Error::io("create", path)(error)),
-            }
-        }
-        Err(error) => return Err(Error::io("create", path)(error)),
-    }
-    sync_dir(volume, parent(path)?)
-}
-
 /// Creates a directory and its ancestors without a sync: for what need not survive.
 pub(crate) fn create_dir_plain(volume: &dyn Volume, path: &Path) -> Result<()> {
-    match volume.create_dir(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            create_dir_plain(volume, parent(path)?)?;
-            match volume.create_dir(path) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    Err(Error::io("create", path)(error))
-                }
-                _ => Ok(()),
+    for _ in 0..ATTEMPTS {
+        match volume.create_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create_dir_plain(volume, parent(path)?)?;
             }
+            other => return other.map_err(Error::io("create", path)),
         }
-        other => other.map_err(Error::io("create", path)),
     }
+    Err(Error::io("create", path)(io::ErrorKind::NotFound.into()))
 }
 
 /// Writes a small file in place, unsynced: for what need not survive.
@@ -112,46 +159,6 @@ pub(crate) fn write_plain(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Res
         file.write_all_at(bytes, 0)
     })();
     written.map_err(Error::io("write", path))
-}
-
-/// Writes a small file: temporary file beside it, sync, rename, sync of the directory.
-pub(crate) fn write_file(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = parent(path)?;
-    create_dir(volume, dir)?;
-    let temporary = temporary(path);
-    let written = (|| {
-        let file = volume.create_new(&temporary)?;
-        file.write_all_at(bytes, 0)?;
-        file.sync()?;
-        volume.rename(&temporary, path)
-    })();
-    if let Err(error) = written {
-        drop(volume.remove_file(&temporary));
-        return Err(Error::io("write", path)(error));
-    }
-    sync_dir(volume, dir)
-}
-
-/// Renames within the volume and syncs both directories.
-pub(crate) fn rename(volume: &dyn Volume, from: &Path, to: &Path) -> Result<()> {
-    let dir = parent(to)?;
-    create_dir(volume, dir)?;
-    volume.rename(from, to).map_err(Error::io("rename", from))?;
-    sync_dir(volume, dir)?;
-    let origin = parent(from)?;
-    if origin == dir {
-        Ok(())
-    } else {
-        sync_dir(volume, origin)
-    }
-}
-
-/// Removes a file and syncs its directory; `false` if it was absent.
-pub(crate) fn remove_file(volume: &dyn Volume, path: &Path) -> Result<bool> {
-    match absent(volume.remove_file(path)).map_err(Error::io("remove", path))? {
-        Some(()) => sync_dir(volume, parent(path)?).map(|()| true),
-        None => Ok(false),
-    }
 }
 
 /// Removes a tree; what is already gone, or held by NFS for a reader, is not an error.
@@ -180,4 +187,218 @@ pub(crate) fn temporary(path: &Path) -> PathBuf {
 pub(crate) fn parent(path: &Path) -> Result<&Path> {
     path.parent()
         .ok_or_else(|| Error::io("resolve", path)(io::ErrorKind::InvalidInput.into()))
+}
+
+impl Files {
+    pub(crate) fn new(volume: Arc<dyn Volume>, root: PathBuf) -> Self {
+        Self {
+            volume,
+            root,
+            durable: Arc::default(),
+        }
+    }
+
+    /// The same knowledge over another view of the volume.
+    pub(crate) fn on(&self, volume: Arc<dyn Volume>) -> Self {
+        Self {
+            volume,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn volume(&self) -> &dyn Volume {
+        &*self.volume
+    }
+
+    /// Makes sure that a directory is there and stays there.
+    pub(crate) fn create_dir(&self, path: &Path) -> Result<()> {
+        if self.is_durable_dir(path) {
+            return Ok(());
+        }
+        if path == self.root || !path.starts_with(&self.root) {
+            // The root is the operator's, made if it is missing. The folder above it may be one that cannot be synced.
+            create_dir_plain(self.volume(), path)?;
+            for folder in path.ancestors().skip(1) {
+                drop(self.volume.sync_dir(folder));
+            }
+            return Ok(());
+        }
+        let above = parent(path)?;
+        self.create_dir(above)?;
+        match self.volume.create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                self.forget(above);
+                return Err(Error::io("create", path)(error));
+            }
+            _ => {}
+        }
+        // Also when it was there: whoever made it may not have come so far.
+        self.volume
+            .sync_dir(above)
+            .map_err(Error::io("sync", above))?;
+        if let Ok(metadata) = self.volume.metadata(path) {
+            self.remember(path, Identity::of(&metadata));
+        }
+        Ok(())
+    }
+
+    /// Writes a small file: temporary file beside it, sync, rename, sync of the directory.
+    pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let mut result = Ok(());
+        for _ in 0..ATTEMPTS {
+            result = self.try_write_file(path, bytes);
+            match &result {
+                // The folder was removed in between, or the memory of it was wrong.
+                Err(error) if error.is_stale() || error.is_absent() => {
+                    path.ancestors()
+                        .take_while(|folder| *folder != self.root)
+                        .for_each(|folder| self.forget(folder));
+                }
+                _ => break,
+            }
+        }
+        result
+    }
+
+    fn try_write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let dir = parent(path)?;
+        self.create_dir(dir)?;
+        let temporary = temporary(path);
+        let written = (|| {
+            let file = self.volume.create_new(&temporary)?;
+            file.write_all_at(bytes, 0)?;
+            file.sync()?;
+            let metadata = file.metadata()?;
+            self.rename_open(&metadata, &temporary, path)?;
+            Ok(metadata)
+        })();
+        match written {
+            Ok(metadata) => {
+                self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+                self.remember(path, Identity::of(&metadata));
+                Ok(())
+            }
+            Err(error) => {
+                drop(self.volume.remove_file(&temporary));
+                Err(Error::io("write", path)(error))
+            }
+        }
+    }
+
+    /// Moves a synced file to its place and makes the name durable. That the old name is gone is not: it is looked for, or it
+    /// does no harm.
+    pub(crate) fn place(&self, file: &Metadata, from: &Path, to: &Path) -> Result<()> {
+        let dir = parent(to)?;
+        self.create_dir(dir)?;
+        self.rename_open(file, from, to)
+            .map_err(Error::io("rename", from))?;
+        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        self.remember(to, Identity::of(file));
+        Ok(())
+    }
+
+    /// Renames a known file. A failure that the repetition of a request made up, after the first had its effect, shows as the file
+    /// being where it should be.
+    fn rename_open(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
+        let Err(error) = self.volume.rename(from, to) else {
+            return Ok(());
+        };
+        drop(self.volume.refresh(to));
+        match self.volume.metadata(to) {
+            Ok(there) if there.inode == file.inode => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// Renames within the volume and syncs both directories.
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
+        let dir = parent(to)?;
+        self.create_dir(dir)?;
+        self.volume
+            .rename(from, to)
+            .map_err(Error::io("rename", from))?;
+        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        self.sync_removal(from)
+    }
+
+    /// Removes a file and syncs its directory; `false` if it was absent.
+    pub(crate) fn remove_file(&self, path: &Path) -> Result<bool> {
+        self.forget(path);
+        let removed = found(self.volume(), path, || {
+            absent(self.volume.remove_file(path))
+        })
+        .map_err(Error::io("remove", path))?;
+        match removed {
+            Some(()) => self.sync_removal(path).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Makes it durable that a name is gone, also when its folder went with it.
+    pub(crate) fn sync_removal(&self, path: &Path) -> Result<()> {
+        for folder in path.ancestors().skip(1) {
+            match self.volume.sync_dir(folder) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound && folder != self.root => {}
+                other => return other.map_err(Error::io("sync", folder)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a file's name durable that is there, whoever made it.
+    pub(crate) fn settle(&self, path: &Path, metadata: &Metadata) -> Result<()> {
+        let identity = Identity::of(metadata);
+        if self.durable().get(path) == Some(&identity) {
+            return Ok(());
+        }
+        let dir = parent(path)?;
+        self.create_dir(dir)?;
+        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        self.remember(path, identity);
+        Ok(())
+    }
+
+    /// A file that is known to be durable has another modification time now.
+    pub(crate) fn touched(&self, path: &Path, before: &Metadata, after: &Metadata) {
+        let mut durable = self.durable();
+        if let Some(known) = durable.get_mut(path)
+            && *known == Identity::of(before)
+        {
+            *known = Identity::of(after);
+        }
+    }
+
+    /// Whether this directory, not one that took its place, was made durable by this process. Folders of tags come and go, so they are
+    /// looked at; all others stay.
+    fn is_durable_dir(&self, path: &Path) -> bool {
+        let Some(known) = self.durable().get(path).copied() else {
+            return false;
+        };
+        let volatile = path
+            .parent()
+            .into_iter()
+            .flat_map(Path::ancestors)
+            .any(|folder| folder.ends_with("_manifests/tags"));
+        !volatile
+            || self
+                .volume
+                .metadata(path)
+                .is_ok_and(|metadata| known == Identity::of(&metadata))
+    }
+
+    fn remember(&self, path: &Path, identity: Identity) {
+        let mut durable = self.durable();
+        if durable.len() >= REMEMBERED {
+            durable.clear();
+        }
+        durable.insert(path.to_owned(), identity);
+    }
+
+    fn forget(&self, path: &Path) {
+        self.durable().remove(path);
+    }
+
+    fn durable(&self) -> MutexGuard<'_, HashMap<PathBuf, Identity>> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -41,7 +41,7 @@ impl Store {
     pub fn beat(&self) -> Result<Beat> {
         let inner = &self.inner;
         let repositories = inner.layout.repositories();
-        let volume = &*inner.volume;
+        let volume = inner.volume();
         // A volume that was emptied or replaced has no folders; it answers all the same.
         atomic::metadata(volume, &repositories)?;
         let own = inner.layout.own();

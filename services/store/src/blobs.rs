@@ -14,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     Error, Hasher, Pool, READ_CHUNK_BYTES, Result, Store, atomic,
     buffers::{Buffer, Buffers},
+    error::absent,
     links,
     store::Inner,
     volume::{Metadata, VolumeFile},
@@ -181,7 +182,9 @@ impl Store {
     pub async fn unlink_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
-            atomic::remove_file(inner.volume(), &inner.layout.layer_link(&repo, &digest))
+            inner
+                .files
+                .remove_file(&inner.layout.layer_link(&repo, &digest))
         })
         .await
     }
@@ -198,7 +201,7 @@ impl Store {
     /// Renews a blob's modification time, so that no collection takes it for old (REGISTRY notes, section 3, step 5).
     pub async fn touch_blob(&self, digest: &Digest) -> Result<()> {
         let digest = digest.clone();
-        self.run(move |inner| inner.touch(&digest)).await
+        self.run(move |inner| inner.renew(&digest).map(drop)).await
     }
 
     /// Moves damaged content aside, so that the next request fills it again. `false` if there is none.
@@ -221,8 +224,8 @@ impl Store {
         self.run(move |inner| match inner.open_blob(&digest)? {
             None => Ok(None),
             Some(blob) if inner.is_sound(&blob)? => Ok(Some(blob.size())),
-            Some(_) => {
-                inner.quarantine(&digest)?;
+            Some(blob) => {
+                inner.set_aside(&digest, &blob.metadata)?;
                 Err(Error::Corrupt { digest })
             }
         })
@@ -276,9 +279,9 @@ impl Inner {
 
     pub(crate) fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let path = self.layout.layer_link(repo, digest);
-        match links::read(self.volume(), &path)? {
+        match links::read_settled(&self.files, &path)? {
             Some(_) => Ok(()),
-            None => links::write(self.volume(), &path, digest),
+            None => links::write(&self.files, &path, digest),
         }
     }
 
@@ -293,34 +296,39 @@ impl Inner {
         if self.keep_existing(digest, bytes.len() as u64)? {
             return Ok(());
         }
-        atomic::write_file(self.volume(), &self.layout.blob(digest), bytes)
+        self.files.write_file(&self.layout.blob(digest), bytes)
     }
 
     /// Makes verified and synced bytes at `source` the blob. Content that is there already wins if it is sound: renaming over it would
     /// break its readers on other machines.
-    pub(crate) fn commit_blob(&self, source: &Path, digest: &Digest, size: u64) -> Result<()> {
+    pub(crate) fn commit_blob(
+        &self,
+        file: &dyn VolumeFile,
+        source: &Path,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<()> {
         if self.keep_existing(digest, size)? {
-            atomic::remove_file(self.volume(), source)?;
-            return Ok(());
+            return absent(self.volume().remove_file(source))
+                .map(drop)
+                .map_err(Error::io("remove", source));
         }
-        let path = self.layout.blob(digest);
-        atomic::rename(self.volume(), source, &path)?;
-        if let Ok(metadata) = self.volume.metadata(&path) {
-            self.remember_verified(digest, &metadata);
-        }
+        let metadata = file.metadata().map_err(Error::io("stat", source))?;
+        self.files
+            .place(&metadata, source, &self.layout.blob(digest))?;
+        self.remember_verified(digest, &metadata);
         Ok(())
     }
 
-    /// Whether sound content of that size is there; it is touched. Other content is moved aside: a push heals.
+    /// Whether sound content of that size is there; it is touched, and stays. Other content is moved aside: a push heals.
     fn keep_existing(&self, digest: &Digest, size: u64) -> Result<bool> {
         let Some(blob) = self.open_blob(digest)? else {
             return Ok(false);
         };
         if blob.size() == size && (blob.verified || self.is_sound(&blob)?) {
-            self.touch(digest)?;
-            return Ok(true);
+            return self.renew(digest);
         }
-        self.quarantine(digest)?;
+        self.set_aside(digest, &blob.metadata)?;
         Ok(false)
     }
 
@@ -345,26 +353,44 @@ impl Inner {
         Ok(sound)
     }
 
-    pub(crate) fn touch(&self, digest: &Digest) -> Result<()> {
+    /// Renews the modification time of content and makes sure that it stays; `false` if it is gone.
+    pub(crate) fn renew(&self, digest: &Digest) -> Result<bool> {
         let path = self.layout.blob(digest);
-        let before = self
-            .volume
-            .metadata(&path)
-            .is_ok_and(|metadata| self.is_verified(digest, &metadata));
-        self.volume
-            .touch(&path)
-            .map_err(Error::io("touch", &path))?;
-        if before && let Ok(metadata) = self.volume.metadata(&path) {
-            self.remember_verified(digest, &metadata);
+        let Some(before) = atomic::metadata(self.volume(), &path)? else {
+            return Ok(false);
+        };
+        self.files.settle(&path, &before)?;
+        if absent(self.volume().touch(&path))
+            .map_err(Error::io("touch", &path))?
+            .is_none()
+        {
+            return Ok(false);
         }
-        Ok(())
+        let Some(after) = atomic::metadata(self.volume(), &path)? else {
+            return Ok(false);
+        };
+        self.files.touched(&path, &before, &after);
+        if self.is_verified(digest, &before) {
+            self.remember_verified(digest, &after);
+        }
+        Ok(true)
+    }
+
+    /// Moves aside the content that was found damaged, not what has taken its place since.
+    pub(crate) fn set_aside(&self, digest: &Digest, found: &Metadata) -> Result<bool> {
+        let there = atomic::metadata(self.volume(), &self.layout.blob(digest))?;
+        if there.is_some_and(|there| there.inode == found.inode) {
+            self.quarantine(digest)
+        } else {
+            Ok(false)
+        }
     }
 
     pub(crate) fn quarantine(&self, digest: &Digest) -> Result<bool> {
         self.verified().remove(digest);
         let path = self.layout.blob(digest);
         let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
-        match atomic::rename(self.volume(), &path, &aside) {
+        match self.files.rename(&path, &aside) {
             Ok(()) => {
                 tracing::warn!(image.digest = %digest, "damaged content was moved aside");
                 Ok(true)

@@ -95,6 +95,16 @@ impl Error {
         }
     }
 
+    /// Whether something on the way was not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Whether an open file was removed by another machine.
+    pub(crate) fn is_stale(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StaleNetworkFileHandle)
+    }
+
     /// Bounded name of the failure for metrics and logs.
     pub fn category(&self) -> &'static str {
         match self {

@@ -45,9 +45,7 @@ impl Store {
             .run(move |inner| {
                 let path = inner.layout.incoming(&wanted);
                 let folder = atomic::parent(&path)?;
-                if !atomic::metadata(inner.volume(), folder)?.is_some_and(|found| found.is_dir()) {
-                    atomic::create_dir(inner.volume(), folder)?;
-                }
+                atomic::create_dir_plain(inner.volume(), folder)?;
                 let file = atomic::open_write(inner.volume(), &path, true)?
                     .ok_or_else(|| Error::io("create", &path)(io::ErrorKind::NotFound.into()))?;
                 let mut size = file.metadata().map_err(Error::io("stat", &path))?.len;
@@ -143,8 +141,12 @@ impl Incoming {
         self.store
             .run(move |inner| {
                 let path = inner.layout.incoming(&digest);
-                file.sync().map_err(Error::io("sync", &path))?;
-                inner.commit_blob(&path, &digest, size)
+                if let Err(error) = file.sync() {
+                    // What a failed sync did not write counts as written afterwards: nothing of the file can be trusted.
+                    drop(inner.volume().remove_file(&path));
+                    return Err(Error::io("sync", &path)(error));
+                }
+                inner.commit_blob(&*file, &path, &digest, size)
             })
             .await?;
         self.sink.progress().send_replace(Progress::Complete(size));

@@ -5,22 +5,41 @@ use std::{io, path::Path};
 use holdfast_core::digest::Digest;
 
 use crate::{
-    Error, Result, atomic,
-    error::absent,
-    volume::{Kind, Volume},
+    Error, Result,
+    atomic::{self, Files},
+    volume::{Kind, Volume, VolumeFile},
 };
 
 /// Longest digest of any known algorithm, with room for white space.
 const MAX_BYTES: usize = 256;
 
 pub(crate) fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Digest>> {
-    let Some(file) = atomic::open_read(volume, path)? else {
+    Ok(atomic::reading(volume, path, |file| content(file, path))?.flatten())
+}
+
+/// Whether there is a link that says nothing.
+pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
+    Ok(atomic::reading(volume, path, |file| content(file, path))? == Some(None))
+}
+
+/// The digest, made sure to stay: for what relies on a link that others may have written a moment ago.
+pub(crate) fn read_settled(files: &Files, path: &Path) -> Result<Option<Digest>> {
+    let found = atomic::reading(files.volume(), path, |file| {
+        let metadata = file.metadata().map_err(Error::io("stat", path))?;
+        Ok((content(file, path)?, metadata))
+    })?;
+    let Some((Some(digest), metadata)) = found else {
         return Ok(None);
     };
+    files.settle(path, &metadata)?;
+    Ok(Some(digest))
+}
+
+fn content(file: &dyn VolumeFile, path: &Path) -> Result<Option<Digest>> {
     let mut bytes = Vec::with_capacity(MAX_BYTES);
     while bytes.len() < MAX_BYTES {
         let offset = bytes.len() as u64;
-        match atomic::read_some(&*file, &mut bytes, offset) {
+        match atomic::read_some(file, &mut bytes, offset) {
             Ok(0) => break,
             // A whole digest parses, a part of one does not: mostly one read is enough.
             Ok(_) => {
@@ -39,8 +58,17 @@ fn parse(bytes: &[u8]) -> Option<Digest> {
     std::str::from_utf8(bytes).ok()?.trim().parse().ok()
 }
 
-pub(crate) fn write(volume: &dyn Volume, path: &Path, digest: &Digest) -> Result<()> {
-    atomic::write_file(volume, path, digest.to_string().as_bytes())
+pub(crate) fn write(files: &Files, path: &Path, digest: &Digest) -> Result<()> {
+    files.write_file(path, digest.to_string().as_bytes())
+}
+
+/// Makes sure that the link says `digest`, and stays.
+pub(crate) fn ensure(files: &Files, path: &Path, digest: &Digest) -> Result<()> {
+    if read_settled(files, path)?.as_ref() == Some(digest) {
+        Ok(())
+    } else {
+        write(files, path, digest)
+    }
 }
 
 /// The digests of `folder/<alg>/<hex>/link`, by the link's content, in order.
@@ -59,7 +87,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
 
 /// Names in a folder without leftovers and without symbolic links, sorted; none if it is absent.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
-    let Some(entries) = absent(volume.list(folder)).map_err(Error::io("list", folder))? else {
+    let Some(entries) = atomic::list(volume, folder)? else {
         return Ok(Vec::new());
     };
     let mut names: Vec<_> = entries

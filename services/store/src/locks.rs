@@ -193,9 +193,7 @@ fn acquire(
     stale: Duration,
 ) -> Result<Option<Owner>> {
     let folder = atomic::parent(path)?;
-    if !atomic::metadata(volume, folder)?.is_some_and(|found| found.is_dir()) {
-        atomic::create_dir(volume, folder)?;
-    }
+    atomic::create_dir_plain(volume, folder)?;
     let candidate = atomic::temporary(path);
     let json =
         serde_json::to_vec(document).map_err(|error| Error::io("encode", path)(error.into()))?;
@@ -256,12 +254,17 @@ fn take_over(
 fn create(volume: &dyn Volume, candidate: &Path, path: &Path) -> Result<bool> {
     match volume.link(candidate, path) {
         Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+        Err(error) => {
             let inode = |found: Option<Metadata>| found.map(|found| found.inode);
-            let ours = inode(atomic::metadata(volume, candidate)?);
-            Ok(ours.is_some() && ours == inode(atomic::metadata(volume, path)?))
+            let ours = inode(present(volume, candidate)?);
+            if ours.is_some() && ours == inode(present(volume, path)?) {
+                Ok(true)
+            } else if error.kind() == io::ErrorKind::AlreadyExists {
+                Ok(false)
+            } else {
+                Err(Error::io("link", path)(error))
+            }
         }
-        Err(error) => Err(Error::io("link", path)(error)),
     }
 }
 
@@ -276,15 +279,22 @@ fn holder(volume: &dyn Volume, path: &Path) -> Result<Owner> {
 }
 
 fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Document>> {
-    let Some(file) = atomic::open_read(volume, path)? else {
-        return Ok(None);
-    };
-    let bytes = atomic::read_up_to(&*file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))?;
-    Ok(serde_json::from_slice(&bytes).ok())
+    let bytes = atomic::reading(volume, path, |file| {
+        atomic::read_up_to(file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))
+    })?;
+    Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
 fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
-    Ok(atomic::metadata(volume, path)?.and_then(|metadata| metadata.modified))
+    Ok(present(volume, path)?.and_then(|metadata| metadata.modified))
+}
+
+/// What is known of a file now: opened, because a network file system answers a mere look from what it knew a minute ago, and a living
+/// owner would seem dead.
+fn present(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
+    atomic::reading(volume, path, |file| {
+        file.metadata().map_err(Error::io("stat", path))
+    })
 }
 
 /// How far two times of the volume are apart. One that lies ahead was written before a clock was set back: whoever lives

@@ -1,6 +1,6 @@
 //! Manifests of a repository: revisions, tags, and who refers to whom.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -65,7 +65,11 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             inner.put_blob(&digest, &bytes)?;
-            inner.ensure_link(&inner.layout.revision_link(&repo, &digest), &digest)
+            links::ensure(
+                &inner.files,
+                &inner.layout.revision_link(&repo, &digest),
+                &digest,
+            )
         })
         .await
     }
@@ -80,15 +84,16 @@ impl Store {
     ) -> Result<Option<Digest>> {
         let repo = repo.clone();
         self.run(move |inner| {
+            let link = |path: PathBuf| links::read_settled(&inner.files, &path);
             for digest in blobs {
-                if !inner.repo_has_blob(&repo, &digest)? {
-                    return Ok(Some(digest));
+                match link(inner.layout.layer_link(&repo, &digest))? {
+                    Some(target) if inner.renew(&target)? => {}
+                    _ => return Ok(Some(digest)),
                 }
-                inner.touch(&digest)?;
             }
             for digest in manifests {
-                match links::read(inner.volume(), &inner.layout.revision_link(&repo, &digest))? {
-                    Some(target) if inner.stat_blob(&target)?.is_some() => inner.touch(&target)?,
+                match link(inner.layout.revision_link(&repo, &digest))? {
+                    Some(target) if inner.renew(&target)? => {}
                     _ => return Ok(Some(digest)),
                 }
             }
@@ -101,9 +106,7 @@ impl Store {
     pub async fn touch_present(&self, digests: Vec<Digest>) -> Result<()> {
         self.run(move |inner| {
             for digest in digests {
-                if inner.stat_blob(&digest)?.is_some() {
-                    inner.touch(&digest)?;
-                }
+                inner.renew(&digest)?;
             }
             Ok(())
         })
@@ -118,8 +121,14 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             // The revision goes first: from then on every tag of it answers "unknown", too.
-            if !atomic::remove_file(inner.volume(), &inner.layout.revision_link(&repo, &digest))? {
-                return Ok(false);
+            let revision = inner.layout.revision_link(&repo, &digest);
+            let known = links::read(inner.volume(), &revision)?.is_some();
+            if !inner.files.remove_file(&revision)? {
+                if !known {
+                    return Ok(false);
+                }
+                // It went between the two looks, or the reply that it is gone was lost.
+                inner.files.sync_removal(&revision)?;
             }
             for tag in inner.tags_that_had(&repo, &digest)? {
                 if links::read(inner.volume(), &inner.layout.tag_link(&repo, &tag))?
@@ -153,8 +162,8 @@ impl Store {
             }
             let folder = inner.layout.manifests(&repo).join("revisions");
             let mut found = Vec::new();
-            for algorithm in links::names(&*inner.volume, &folder)? {
-                for hex in links::names(&*inner.volume, &folder.join(&algorithm))? {
+            for algorithm in links::names(inner.volume(), &folder)? {
+                for hex in links::names(inner.volume(), &folder.join(&algorithm))? {
                     if found.len() >= limit {
                         return Ok(Some(found));
                     }
@@ -170,8 +179,17 @@ impl Store {
     pub async fn set_tag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
         let (repo, tag, digest) = (repo.clone(), tag.clone(), digest.clone());
         self.run(move |inner| {
-            inner.ensure_link(&inner.layout.tag_index_link(&repo, &tag, &digest), &digest)?;
-            inner.ensure_link(&inner.layout.tag_link(&repo, &tag), &digest)
+            let history = inner.layout.tag_index_link(&repo, &tag, &digest);
+            let current = inner.layout.tag_link(&repo, &tag);
+            loop {
+                links::ensure(&inner.files, &history, &digest)?;
+                links::ensure(&inner.files, &current, &digest)?;
+                // Somebody who deleted the tag at the same moment may have taken the history between the two, and a tag without
+                // it would survive the deletion of its manifest.
+                if links::read(inner.volume(), &history)?.is_some() {
+                    return Ok(());
+                }
+            }
         })
         .await
     }
@@ -225,7 +243,8 @@ impl Store {
     ) -> Result<()> {
         let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
         self.run(move |inner| {
-            inner.ensure_link(
+            links::ensure(
+                &inner.files,
                 &inner.layout.referrer_link(&repo, &subject, &referrer),
                 &referrer,
             )
@@ -242,11 +261,10 @@ impl Store {
     ) -> Result<()> {
         let (repo, subject, referrer) = (repo.clone(), subject.clone(), referrer.clone());
         self.run(move |inner| {
-            atomic::remove_file(
-                inner.volume(),
-                &inner.layout.referrer_link(&repo, &subject, &referrer),
-            )
-            .map(drop)
+            inner
+                .files
+                .remove_file(&inner.layout.referrer_link(&repo, &subject, &referrer))
+                .map(drop)
         })
         .await
     }
@@ -273,14 +291,17 @@ impl Inner {
             return Ok(None);
         };
         let path = self.layout.blob(&target);
-        let Some(file) = atomic::open_read(self.volume(), &path)? else {
+        let Some((bytes, metadata)) = atomic::reading(self.volume(), &path, |file| {
+            let metadata = file.metadata().map_err(Error::io("stat", &path))?;
+            let limit = usize::try_from(metadata.len.min(MAX_MANIFEST_BYTES)).unwrap_or(0);
+            let bytes = atomic::read_up_to(file, limit).map_err(Error::io("read", &path))?;
+            Ok((bytes, metadata))
+        })?
+        else {
             return Ok(None);
         };
-        let size = file.metadata().map_err(Error::io("stat", &path))?.len;
-        let limit = usize::try_from(size.min(MAX_MANIFEST_BYTES)).unwrap_or(0);
-        let bytes = atomic::read_up_to(&*file, limit).map_err(Error::io("read", &path))?;
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
-            self.quarantine(&target)?;
+            self.set_aside(&target, &metadata)?;
             return Err(Error::Corrupt {
                 digest: digest.clone(),
             });
@@ -294,8 +315,9 @@ impl Inner {
             return Ok(Some(digest));
         }
         // A link that is there but empty is a crash of an older registry: the tag's history may settle it.
-        if atomic::metadata(self.volume(), &path)?.is_none() {
-            return Ok(None);
+        if !links::is_damaged(self.volume(), &path)? {
+            // Absent, or set a moment ago.
+            return links::read(self.volume(), &path);
         }
         let mut known = Vec::new();
         for digest in links::list(self.volume(), &self.layout.tag_index(repo, tag))? {
@@ -308,7 +330,7 @@ impl Inner {
         match known.as_slice() {
             [only] => {
                 tracing::warn!(image.repository = %repo, image.tag = %tag, image.digest = %only, "tag without content was repaired from its history");
-                links::write(self.volume(), &path, only)?;
+                links::write(&self.files, &path, only)?;
                 Ok(Some(only.clone()))
             }
             _ => Ok(None),
@@ -316,7 +338,11 @@ impl Inner {
     }
 
     fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
-        let removed = atomic::remove_file(self.volume(), &self.layout.tag_link(repo, tag))?;
+        let link = self.layout.tag_link(repo, tag);
+        let removed = self.files.remove_file(&link)?;
+        // The history before the folder of the link: who sets the tag again at this moment keeps both or loses both.
+        atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
+        atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
         atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed)
     }
@@ -333,7 +359,7 @@ impl Inner {
             .map(|tag| Layout::within_tag(tag, digest))
             .collect();
         let mut had = self
-            .volume
+            .volume()
             .exist(&folder, &histories)
             .map_err(Error::io("stat", &folder))?
             .into_iter();
@@ -367,13 +393,5 @@ impl Inner {
             }
         }
         Ok(tags)
-    }
-
-    fn ensure_link(&self, path: &Path, digest: &Digest) -> Result<()> {
-        if links::read(self.volume(), path)?.as_ref() == Some(digest) {
-            Ok(())
-        } else {
-            links::write(self.volume(), path, digest)
-        }
     }
 }

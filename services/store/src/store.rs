@@ -10,7 +10,8 @@ use std::{
 use holdfast_core::digest::Digest;
 
 use crate::{
-    Error, Layout, Pool, Result, Space, WriteGate, WriteLimits, atomic,
+    Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
+    atomic::{self, Files},
     buffers::Buffers,
     volume::{Disk, Volume},
 };
@@ -49,7 +50,7 @@ pub struct Store {
 
 #[derive(Clone, Debug)]
 pub(crate) struct Inner {
-    pub(crate) volume: Arc<dyn Volume>,
+    pub(crate) files: Files,
     pub(crate) root: PathBuf,
     pub(crate) layout: Layout,
     pub(crate) pool: Pool,
@@ -90,16 +91,18 @@ impl Store {
             Pool::in_place()
         };
         let folders = [layout.blobs(), layout.repositories(), layout.own()];
-        let made = Arc::clone(&volume);
-        pool.run(move || {
-            folders
-                .iter()
-                .try_for_each(|folder| atomic::create_dir(&*made, folder))
-        })
-        .await?;
         let view = volume.without_waiting();
+        let files = Files::new(volume, root.clone());
+        let files = pool
+            .run(move || {
+                folders
+                    .iter()
+                    .try_for_each(|folder| files.create_dir(folder))
+                    .map(|()| files)
+            })
+            .await?;
         let inner = Inner {
-            volume,
+            files,
             gate: Arc::new(WriteGate::new(root.clone(), options.write_limits)),
             root,
             layout,
@@ -111,7 +114,7 @@ impl Store {
         Ok(Self {
             cached: view.map(|volume| {
                 Arc::new(Inner {
-                    volume,
+                    files: inner.files.on(volume),
                     ..inner.clone()
                 })
             }),
@@ -138,7 +141,7 @@ impl Store {
     pub async fn free_space(&self) -> Result<Space> {
         self.run(|inner| {
             inner
-                .volume
+                .volume()
                 .space(&inner.root)
                 .map_err(Error::io("stat", &inner.root))
         })
@@ -176,13 +179,13 @@ impl Store {
             .own()
             .join(format!("probe.{}", uuid::Uuid::new_v4()));
         let work = self.run(move |inner| {
-            atomic::write_file(inner.volume(), &path, b"probe")?;
+            inner.files.write_file(&path, b"probe")?;
             let read = inner
-                .volume
+                .volume()
                 .open_read(&path)
                 .and_then(|file| atomic::read_up_to(&*file, 16))
                 .map_err(Error::io("read", &path))?;
-            atomic::remove_file(inner.volume(), &path)?;
+            inner.files.remove_file(&path)?;
             if read == b"probe" {
                 Ok(())
             } else {
@@ -204,7 +207,7 @@ impl Store {
         let path = self.inner.layout.repositories();
         let work = self.run(move |inner| {
             inner
-                .volume
+                .volume()
                 .list(&path)
                 .map(drop)
                 .map_err(Error::io("list", path))
@@ -237,6 +240,6 @@ impl Store {
 
 impl Inner {
     pub(crate) fn volume(&self) -> &dyn Volume {
-        &*self.volume
+        self.files.volume()
     }
 }

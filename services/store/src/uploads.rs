@@ -69,8 +69,7 @@ impl Store {
         let (repo, started_at) = (repo.clone(), started_at.to_owned());
         self.run(move |inner| {
             let id = UploadId(Uuid::new_v4().to_string());
-            // The repository's folder must survive, later writes rely on it; a session need not.
-            atomic::create_dir(inner.volume(), &inner.layout.repository(&repo))?;
+            // A session need not survive; what is made of it makes its own folders durable.
             let folder = inner.layout.upload(&repo, id.as_str());
             atomic::create_dir_plain(inner.volume(), &folder)?;
             atomic::write_plain(
@@ -178,7 +177,10 @@ impl Store {
                 // Distribution keeps hashes of what lies before an offset and trusts them by the file's size alone.
                 let session = atomic::parent(&path)?;
                 atomic::remove_tree(inner.volume(), &session.join("hashstates"))?;
-                atomic::sync_dir(inner.volume(), session)?;
+                inner
+                    .volume()
+                    .sync_dir(session)
+                    .map_err(Error::io("sync", session))?;
                 file.set_len(offset).map_err(Error::io("truncate", &path))?;
             }
             let hasher = match hash {
@@ -251,12 +253,18 @@ impl UploadWriter {
     pub async fn finish(mut self) -> Result<(u64, Hasher)> {
         let (size, hasher) = self.sink.drain().await?;
         let (file, path) = (Arc::clone(self.sink.file()), self.path.clone());
-        self.store
-            .inner
-            .pool
-            .run(move || file.sync().map_err(Error::io("sync", path)))
-            .await?;
+        let synced = self
+            .store
+            .run(move |inner| {
+                file.sync().map_err(|error| {
+                    // What a failed sync did not write counts as written afterwards: the session cannot go on.
+                    drop(inner.volume().remove_file(&path));
+                    Error::io("sync", path)(error)
+                })
+            })
+            .await;
         self.release().await;
+        synced?;
         Ok((size, hasher))
     }
 
@@ -302,8 +310,11 @@ impl UploadWriter {
                         actual,
                     });
                 }
-                file.sync().map_err(Error::io("sync", &path))?;
-                inner.commit_blob(&path, &digest, size)?;
+                if let Err(error) = file.sync() {
+                    drop(atomic::remove_tree(inner.volume(), &session));
+                    return Err(Error::io("sync", &path)(error));
+                }
+                inner.commit_blob(&*file, &path, &digest, size)?;
                 inner.link_blob(&repo, &digest)?;
                 atomic::remove_tree(inner.volume(), &session)?;
                 Ok(size)
@@ -325,11 +336,11 @@ impl Inner {
         let folder = self.layout.upload(repo, id.as_str());
         let path = folder.join("data");
         // Opened, not only looked up: an open asks the server of a network file system for the present size.
-        if let Some(file) = atomic::open_read(self.volume(), &path)? {
-            return file
-                .metadata()
-                .map(|metadata| Some(metadata.len))
-                .map_err(Error::io("stat", &path));
+        let size = atomic::reading(self.volume(), &path, |file| {
+            file.metadata().map_err(Error::io("stat", &path))
+        })?;
+        if let Some(metadata) = size {
+            return Ok(Some(metadata.len));
         }
         Ok(atomic::metadata(self.volume(), &folder)?.map(|_| 0))
     }

@@ -130,12 +130,14 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// The names in a directory, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
 
-    /// Which of the paths below `folder` there are, in their order; all `false` when the folder is absent.
+    /// Which of the paths below `folder` there are now, not as remembered, in their order; all `false` when the folder is absent.
     fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
         paths
             .iter()
             .map(|path| {
-                crate::error::absent(self.metadata(&folder.join(path))).map(|found| found.is_some())
+                let path = folder.join(path);
+                self.refresh(&path)?;
+                crate::error::absent(self.metadata(&path)).map(|found| found.is_some())
             })
             .collect()
     }

@@ -196,7 +196,7 @@ impl SimFs {
 
     /// From now on so many threads take turns, and change at a call so many times in ten thousand. Each calls [`SimFs::sit`] first.
     pub fn seats(&self, seats: usize, switch_of_10_000: u32) {
-        let rng = Rng::new(self.state().rng.next());
+        let rng = Rng::new(self.state().rng.bits());
         let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));
         *self.shared.table() = Arc::new(turns);
     }

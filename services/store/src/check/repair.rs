@@ -1,11 +1,16 @@
 //! Carries out one repair. Each looks again first: beside a running registry the damage may have healed since it was found.
 
-use std::{path::Path, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 
 use uuid::Uuid;
 
 use super::{Repair, tree};
-use crate::{Layout, Result, atomic, links, volume::Volume};
+use crate::{
+    Layout, Result,
+    atomic::{self, Files},
+    links,
+    volume::Volume,
+};
 
 /// What became of a repair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +25,20 @@ pub enum Outcome {
 ///
 /// # Errors
 /// What the volume says; the finding stays.
-pub fn repair(volume: &dyn Volume, root: &Path, repair: &Repair) -> Result<Outcome> {
+pub fn repair(
+    volume: &(impl Volume + Clone + 'static),
+    root: &Path,
+    repair: &Repair,
+) -> Result<Outcome> {
+    let files = Files::new(Arc::new(volume.clone()), root.to_owned());
+    let volume = files.volume();
     let layout = Layout::new(root);
     let done = match repair {
         Repair::WriteLink { path, digest } => {
             let path = root.join(path);
             let same = links::read(volume, &path)?.as_ref() == Some(digest);
             if !same {
-                links::write(volume, &path, digest)?;
+                links::write(&files, &path, digest)?;
             }
             !same
         }
@@ -36,13 +47,13 @@ pub fn repair(volume: &dyn Volume, root: &Path, repair: &Repair) -> Result<Outco
             match tree::hash(volume, &path, digest.algorithm(), |_| ())? {
                 Some((_, actual)) if actual != *digest => {
                     let aside = layout.quarantine(digest, &Uuid::new_v4().to_string());
-                    atomic::rename(volume, &path, &aside)?;
+                    files.rename(&path, &aside)?;
                     true
                 }
                 _ => false,
             }
         }
-        Repair::RemoveFile { path } => atomic::remove_file(volume, &root.join(path))?,
+        Repair::RemoveFile { path } => files.remove_file(&root.join(path))?,
         Repair::RemoveTag { path } => {
             let path = root.join(path);
             let gone = atomic::metadata(volume, &path)?.is_some()
@@ -68,7 +79,7 @@ pub fn repair(volume: &dyn Volume, root: &Path, repair: &Repair) -> Result<Outco
             let at = newest.and_then(|newest| newest.modified);
             match (atomic::metadata(volume, &path)?, at) {
                 (None, Some(at)) => {
-                    atomic::write_file(volume, &path, rfc3339(at).as_bytes())?;
+                    files.write_file(&path, rfc3339(at).as_bytes())?;
                     true
                 }
                 _ => false,

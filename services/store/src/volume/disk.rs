@@ -166,13 +166,16 @@ impl Volume for Disk {
         };
         paths
             .iter()
-            .map(
-                |path| match rustix::fs::statat(&dir, path, AtFlags::SYMLINK_NOFOLLOW) {
+            .map(|path| {
+                if self.shared {
+                    self.refresh(&folder.join(path))?;
+                }
+                match rustix::fs::statat(&dir, path, AtFlags::SYMLINK_NOFOLLOW) {
                     Ok(_) => Ok(true),
                     Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
                     Err(errno) => Err(errno.into()),
-                },
-            )
+                }
+            })
             .collect()
     }
 

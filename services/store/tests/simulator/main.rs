@@ -3,6 +3,12 @@
 //! Every seed is one run and can be repeated alone, with a line for each call on the volume:
 //! `HOLDFAST_SEED=N cargo test --workspace --test simulator one_seed -- --nocapture`. `HOLDFAST_SEEDS=N` runs more seeds than the default.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test, helpers included"
+)]
+
 mod model;
 mod program;
 mod run;

@@ -28,7 +28,9 @@ pub(crate) struct Manifest {
 impl World {
     pub(crate) fn new() -> Self {
         let blobs = [0, 1, 90, 400, 700].map(|size: usize| {
-            let bytes: Bytes = (0..size).map(|n| (n * 31 + size) as u8).collect();
+            let bytes: Bytes = (0..size)
+                .map(|n| u8::try_from((n * 31 + size) % 251).unwrap())
+                .collect();
             (Hasher::digest(Algorithm::Sha256, &bytes), bytes)
         });
         let manifests = [&[][..], &[2], &[2, 3], &[1, 4]].map(|blobs| {

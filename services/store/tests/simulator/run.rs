@@ -86,7 +86,7 @@ pub(crate) fn seed(seed: u64, breakage: Faults, trace: bool) -> Option<Failure> 
     let mut rng = Rng::new(seed);
     let plan = Plan::draw(&mut rng);
     let fs = SimFs::new(
-        rng.next(),
+        rng.bits(),
         plan.replicas,
         Faults {
             stale_ms: plan.faults.stale_ms,
@@ -166,7 +166,7 @@ fn work(run: &Run<'_>, plan: &Plan, rng: &mut Rng) {
             let operations: Vec<_> = (0..3 + rng.below(8))
                 .map(|_| operation(run.world, rng))
                 .collect();
-            (operations, Rng::new(rng.next()))
+            (operations, Rng::new(rng.bits()))
         })
         .collect();
     let user = |(operations, mut rng): (Vec<_>, Rng)| {

@@ -84,7 +84,8 @@ impl Run<'_> {
                 let end = self.tick();
                 let mut model = self.model();
                 let register = model.blob(*repo, *blob);
-                register.end(write, end, done);
+                // "It was not there" promises nothing for later.
+                register.end(write, end, done && matches!(result, Ok(true)));
                 if let Ok(false) = result
                     && !register.allows(None, now, end)
                 {
@@ -111,7 +112,8 @@ impl Run<'_> {
                 let end = self.tick();
                 let mut model = self.model();
                 let register = model.tag(*repo, *tag);
-                register.end(write, end, done);
+                // "It was not there" promises nothing for later.
+                register.end(write, end, done && matches!(result, Ok(true)));
                 if let Ok(false) = result
                     && !register.allows(None, now, end)
                 {
@@ -375,6 +377,7 @@ impl Run<'_> {
         let done = self.succeeded(replica, op, &result);
         let end = self.tick();
         let mut model = self.model();
+        let done = done && matches!(result, Ok(true));
         model.manifest(repo, manifest).end(write, end, done);
         for (tag, write) in tags {
             let register = model.tag(repo, tag);

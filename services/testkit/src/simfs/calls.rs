@@ -180,13 +180,11 @@ impl State {
         if self.look_up(client, dir, name, fresh).is_none() {
             return error(ENOENT);
         }
-        match self.tree.entry(dir, name) {
-            Some(ino) => Ok((dir, name, ino)),
-            None => {
-                self.noticed(client, dir, name);
-                error(ENOENT)
-            }
-        }
+        let Some(ino) = self.tree.entry(dir, name) else {
+            self.noticed(client, dir, name);
+            return error(ENOENT);
+        };
+        Ok((dir, name, ino))
     }
 
     /// The client has learned the present state of a name.

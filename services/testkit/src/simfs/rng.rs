@@ -11,7 +11,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut bits = self.0;
         bits = (bits ^ (bits >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -21,12 +21,12 @@ impl Rng {
 
     /// A number below `bound`, 0 when that is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() >> 33).unwrap_or_default() % bound.max(1)
+        usize::try_from(self.bits() >> 33).unwrap_or_default() % bound.max(1)
     }
 
     /// True so many times in ten thousand.
     pub fn chance(&mut self, of_10_000: u32) -> bool {
-        of_10_000 > 0 && self.next() % 10_000 < u64::from(of_10_000)
+        of_10_000 > 0 && self.bits() % 10_000 < u64::from(of_10_000)
     }
 
     /// One of the items.
