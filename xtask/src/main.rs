@@ -9,6 +9,7 @@
 mod bench;
 mod cluster;
 mod contract;
+mod fuzz;
 mod image;
 mod lint;
 mod programs;
@@ -48,6 +49,8 @@ enum Command {
     Demo(suite::DemoArgs),
     /// Tests against a real cluster
     E2e(suite::E2eArgs),
+    /// Hostile inputs for everything that parses, on the stable toolchain
+    Fuzz(fuzz::Args),
     /// Long runs under load and faults, without a cluster
     #[command(subcommand)]
     Soak(soak::Command),
@@ -91,6 +94,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => cluster::run(&command),
         Command::Demo(args) => suite::demo(&args),
         Command::E2e(args) => suite::e2e(&args),
+        Command::Fuzz(args) => fuzz::run(&args),
         Command::Soak(command) => soak::run(&command),
         Command::Bench(subject) => bench::run(&subject),
     }

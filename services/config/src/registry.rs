@@ -321,6 +321,7 @@ pub struct Standalone {
     /// Further processes that serve the same folder; without it this one is alone.
     pub replicas: Option<Replicas>,
     /// Who may pull and push. Without it everybody may do both; with it, only whom it names.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "StandaloneAccess")]
     pub access: Option<StandaloneAccess>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.

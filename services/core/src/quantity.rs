@@ -87,7 +87,7 @@ fn scale(suffix: &str) -> Result<(u128, i32), Error> {
         _ => {
             let exponent = suffix.strip_prefix(['e', 'E']).ok_or(Error::Suffix)?;
             let exponent: i32 = exponent.parse().map_err(|_| Error::Suffix)?;
-            if exponent.abs() > 99 {
+            if exponent.unsigned_abs() > 99 {
                 return Err(Error::TooLarge);
             }
             decimal(exponent)
@@ -107,6 +107,7 @@ mod tests {
             ("100Gi", Ok(100 << 30)),
             ("1.5Ti", Ok(3 << 39)),
             ("+2Ki", Ok(2048)),
+            ("9e-2147483648", Err(Error::TooLarge)),
             (".5Ki", Ok(512)),
             ("1.Ki", Ok(1024)),
             ("12e6", Ok(12_000_000)),

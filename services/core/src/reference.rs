@@ -226,14 +226,19 @@ impl Reference {
         self
     }
 
-    /// The short form that people write: without `docker.io/` and `library/`, and without `:latest`.
+    /// The short form that people write: without `docker.io/` and `library/`, and without `:latest`, as far as that still means the same.
     pub fn familiar(&self) -> String {
-        let name = if self.host.is_docker_hub() {
-            let path = self.repository.as_str();
-            path.strip_prefix("library/").unwrap_or(path).to_owned()
-        } else {
-            format!("{}/{}", self.host, self.repository.as_str())
-        };
+        let full = format!("{}/{}", self.host, self.repository.as_str());
+        let path = self.repository.as_str();
+        let short = path
+            .strip_prefix("library/")
+            .filter(|name| !name.contains('/'))
+            .unwrap_or(path);
+        // A path whose first part looks like a host would be taken for one.
+        let means_this = self.host.is_docker_hub()
+            && Self::parse(short)
+                .is_ok_and(|meant| meant.host == self.host && meant.repository == self.repository);
+        let name = if means_this { short.to_owned() } else { full };
         let only_latest = self.digest.is_none()
             && self
                 .tag

@@ -1,6 +1,6 @@
 //! What the container runtime's host configuration is to hold: pure text from a [`NodeState`], nothing about disks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use base64::Engine as _;
@@ -15,6 +15,9 @@ pub const MARKER: &str =
 /// How long the runtime may wait for a connection before it tries the next way to the registry. Known to containerd
 /// from 2.1 on; an older one reads the file and ignores the key.
 const DIAL_TIMEOUT: &str = "1s";
+
+/// Longest name of a host; longer ones are no folder's name either.
+const MAX_ADDRESS_BYTES: usize = 253;
 
 /// A file as the agent wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +97,7 @@ fn directory(address: &str) -> Result<&str, Error> {
         host.starts_with(|c: char| c.is_ascii_alphanumeric() || (ipv6 && c == ':'))
             && host.chars().all(letters)
             && port.chars().all(|c| c.is_ascii_digit())
+            && address.len() <= MAX_ADDRESS_BYTES
     });
     if sound {
         Ok(address)
@@ -120,7 +124,12 @@ fn hosts_toml(endpoints: &[String], ca: &str, authorization: &str) -> Result<Str
         quote(first),
         section(None)
     )];
+    let mut seen = BTreeSet::new();
     for endpoint in endpoints {
+        // A table that is there twice makes the whole file unreadable.
+        if !seen.insert(endpoint) {
+            continue;
+        }
         if !endpoint.starts_with("https://") && !endpoint.starts_with("http://") {
             return Err(Error::Endpoint(endpoint.clone()));
         }

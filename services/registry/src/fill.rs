@@ -349,5 +349,20 @@ impl Fills {
     }
 }
 
+/// What an upstream's manifest refers to.
+///
+/// # Errors
+/// Why it is no manifest.
+pub(crate) fn references(bytes: &[u8]) -> Result<Vec<Digest>, String> {
+    let parsed = document::parse(bytes, "").map_err(|error| error.to_string())?;
+    Ok(match parsed.document {
+        document::Document::Image(blobs) => blobs.into_iter().map(|blob| blob.digest).collect(),
+        document::Document::Index(children) => children
+            .into_iter()
+            .map(|child| child.descriptor.digest)
+            .collect(),
+    })
+}
+
 #[cfg(test)]
 mod tests;

@@ -19,6 +19,8 @@ pub mod limits;
 mod lists;
 mod metrics;
 pub mod notify;
+#[doc(hidden)]
+pub mod parsers;
 pub mod probe;
 mod pull;
 mod push;

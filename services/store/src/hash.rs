@@ -8,6 +8,9 @@ use sha2::{
 
 use crate::{Error, Result};
 
+/// Most blocks that a saved state may have taken in: of 64 bytes they are 2^54 bytes.
+const MAX_BLOCKS: u64 = 1 << 48;
+
 /// A digest in the making.
 #[derive(Clone, Debug)]
 pub struct Hasher(State);
@@ -61,6 +64,23 @@ impl Hasher {
 
     /// Continues from a saved state. The bytes must come from a trusted place (a signed token): a wrong state gives wrong digests.
     pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Result<Self> {
+        // Behind the words of the state stands, in little-endian order, how many blocks went in. No content has so many
+        // that its length in bits does not fit.
+        let words = algorithm.hex_length() / 2;
+        let count = saved
+            .get(words..words + 8)
+            .and_then(|bytes| bytes.try_into().ok());
+        let above = match algorithm {
+            Algorithm::Sha256 => &[][..],
+            Algorithm::Sha512 => saved.get(words + 8..words + 16).unwrap_or_default(),
+        };
+        if count
+            .map(u64::from_le_bytes)
+            .is_none_or(|blocks| MAX_BLOCKS < blocks)
+            || above.iter().any(|byte| *byte != 0)
+        {
+            return Err(Error::HashState);
+        }
         Ok(Self(match algorithm {
             Algorithm::Sha256 => State::Sha256(restore(saved)?),
             Algorithm::Sha512 => State::Sha512(restore(saved)?),
@@ -101,6 +121,19 @@ mod tests {
                     Hasher::digest(algorithm, &bytes),
                     "cut at {cut}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_that_claims_more_than_there_can_be_is_refused() {
+        for (algorithm, count) in [(Algorithm::Sha256, 32), (Algorithm::Sha512, 64)] {
+            let saved = Hasher::new(algorithm).save();
+            assert!(Hasher::restore(algorithm, &saved).is_ok());
+            for at in [count + 6, count + 7] {
+                let mut large = saved.clone();
+                large[at] = 0xff;
+                assert!(Hasher::restore(algorithm, &large).is_err(), "byte {at}");
             }
         }
     }

@@ -40,3 +40,9 @@ pub use sink::Progress;
 pub use space::{Space, WriteGate, WriteLimits};
 pub use store::{Options, Store};
 pub use uploads::{UploadId, UploadStatus, UploadWriter};
+
+/// What a link file's bytes name, for the fuzz targets alone.
+#[doc(hidden)]
+pub fn parse_link(bytes: &[u8]) -> Option<holdfast_core::Digest> {
+    links::parse(bytes)
+}

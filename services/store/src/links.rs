@@ -54,7 +54,8 @@ fn content(file: &dyn VolumeFile, path: &Path) -> Result<Option<Digest>> {
     Ok(None)
 }
 
-fn parse(bytes: &[u8]) -> Option<Digest> {
+/// The digest that a link's bytes name.
+pub(crate) fn parse(bytes: &[u8]) -> Option<Digest> {
     std::str::from_utf8(bytes).ok()?.trim().parse().ok()
 }
 

@@ -260,6 +260,8 @@ fn the_short_form_is_what_people_write() {
             "registry.example/library/app",
             "registry.example/library/app",
         ),
+        ("docker.io/library/a/b", "library/a/b"),
+        ("docker.io/a.b/c", "docker.io/a.b/c"),
     ] {
         assert_eq!(Reference::parse(text).unwrap().familiar(), expect);
     }

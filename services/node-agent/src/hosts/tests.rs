@@ -112,6 +112,23 @@ fn an_address_that_would_leave_the_folder_is_refused() {
 }
 
 #[test]
+fn an_endpoint_that_is_there_twice_is_written_once() {
+    let mut state = state(&["10.96.0.50"]);
+    let twice = state.hosts[0].endpoints[0].clone();
+    state.hosts[0].endpoints.push(twice);
+    let files = wanted(&state, "c", Path::new("/c")).unwrap();
+    let text = String::from_utf8(files["c/10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
+    assert!(text.parse::<toml::Table>().is_ok(), "{text}");
+    let long = format!("{}.example", "a".repeat(250));
+    let mut state = state;
+    state.hosts[0].address.clone_from(&long);
+    assert_eq!(
+        wanted(&state, "c", Path::new("/c")),
+        Err(Error::Address(long))
+    );
+}
+
+#[test]
 fn nothing_in_a_credential_can_break_out_of_its_string() {
     assert_eq!(quote("a\"b\\c\nd"), r#""a\"b\\c\u000Ad""#);
     assert_eq!(

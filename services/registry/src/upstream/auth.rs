@@ -95,7 +95,11 @@ impl Challenge {
         let mut service = None;
         for (name, value) in parameters(rest) {
             match name.to_ascii_lowercase().as_str() {
-                "realm" => realm = Url::parse(&value).ok(),
+                "realm" => {
+                    realm = Url::parse(&value)
+                        .ok()
+                        .filter(|url| matches!(url.scheme(), "http" | "https"));
+                }
                 "service" => service = Some(value),
                 _ => {}
             }
@@ -288,6 +292,7 @@ mod tests {
             bearer("https://a/t?x=1", Some("reg")),
         );
         check_challenge("Bearer service=reg", None);
+        check_challenge("Bearer realm=\"file:///etc/passwd\"", None);
         check_challenge("Negotiate", None);
         check_challenge("", None);
     }

@@ -1,0 +1,60 @@
+//! Doorways to the parsers of hostile text, for the fuzz targets alone. Each calls the parser and nothing else.
+
+use holdfast_core::Digest;
+
+use crate::{content, range};
+
+/// The answer to a `Range` header, as first and last byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Range {
+    /// Everything.
+    Whole,
+    /// First and last byte.
+    Part(u64, u64),
+    /// Nothing of the content.
+    Unsatisfiable,
+}
+
+/// `Range` of a request for `size` bytes.
+pub fn range(header: &str, size: u64) -> Range {
+    match range::parse(Some(header), size) {
+        range::Answer::Whole => Range::Whole,
+        range::Answer::Part { first, last } => Range::Part(first, last),
+        range::Answer::Unsatisfiable => Range::Unsatisfiable,
+    }
+}
+
+/// `Content-Range` of a chunk.
+pub fn chunk(header: &str) -> Option<(u64, u64)> {
+    range::parse_chunk(header)
+}
+
+/// What a pushed manifest says: media type, blobs, children, subject.
+pub type Manifest = (String, Vec<Digest>, Vec<Digest>, Option<Digest>);
+
+/// A pushed manifest.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, String> {
+    let content = content::parse(bytes, content_type).map_err(|error| error.to_string())?;
+    Ok((
+        content.media_type,
+        content.blobs,
+        content.manifests,
+        content.subject,
+    ))
+}
+
+/// A manifest of an upstream: what it refers to.
+///
+/// # Errors
+/// Why it is not taken.
+pub fn upstream_manifest(bytes: &[u8]) -> Result<Vec<Digest>, String> {
+    crate::fill::references(bytes)
+}
+
+/// A challenge of an upstream: `Some(None)` for Basic, `Some(realm)` for Bearer.
+pub fn challenge(value: &str) -> Option<Option<url::Url>> {
+    crate::upstream::challenged(value)
+}
