@@ -60,11 +60,10 @@ fn model(header: &str, size: u64) -> Range {
     if spec.contains(',') {
         return Range::Whole;
     }
-    let Some(dash) = spec.find('-') else {
+    let Some((first, last)) = spec.split_once('-') else {
         return Range::Whole;
     };
-    let (first, last) = (&spec[..dash], &spec[dash + 1..]);
-    let digits = |text: &str| text.chars().all(|c| ('0'..='9').contains(&c));
+    let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
     if !digits(first) || !digits(last) {
         return Range::Whole;
     }

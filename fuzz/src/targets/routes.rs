@@ -85,10 +85,9 @@ fn check(input: &[u8]) -> Result<Shape, String> {
         format!("{method} became {endpoint:?}")
     })?;
     let plain = path.replacen("%3A", ":", 1).replacen("%3a", ":", 1);
-    ensure(
-        ends.is_empty() || ends.iter().any(|end| plain == *end),
-        || format!("{plain:?} became {endpoint:?}"),
-    )?;
+    ensure(ends.is_empty() || ends.contains(&plain), || {
+        format!("{plain:?} became {endpoint:?}")
+    })?;
     Ok(shape((
         std::mem::discriminant(&endpoint),
         query.is_some(),

@@ -32,8 +32,8 @@ pub(super) const CHALLENGE: Target = Target {
 
 fn check(input: &[u8]) -> Result<Shape, String> {
     let text = text(input);
-    let found = parsers::challenge(&text);
-    if let Some(Some(realm)) = &found {
+    let found = parsers::realm(&text);
+    if let Some(realm) = &found {
         ensure(!realm.cannot_be_a_base() && realm.has_host(), || {
             format!("the realm is {realm}")
         })?;
@@ -42,7 +42,7 @@ fn check(input: &[u8]) -> Result<Shape, String> {
         })?;
     }
     Ok(shape((
-        found.as_ref().map(Option::is_some),
+        found.is_some(),
         text.contains('\\'),
         text.contains(','),
     )))

@@ -54,7 +54,7 @@ pub fn upstream_manifest(bytes: &[u8]) -> Result<Vec<Digest>, String> {
     crate::fill::references(bytes)
 }
 
-/// A challenge of an upstream: `Some(None)` for Basic, `Some(realm)` for Bearer.
-pub fn challenge(value: &str) -> Option<Option<url::Url>> {
-    crate::upstream::challenged(value)
+/// The realm of an upstream's challenge, when it asks for a token.
+pub fn realm(value: &str) -> Option<url::Url> {
+    crate::upstream::realm(value)
 }

@@ -597,12 +597,12 @@ fn retry_after(value: Option<&str>) -> Duration {
     }
 }
 
-/// What a challenge asks for: nothing known, Basic, or a token of a realm.
-pub(crate) fn challenged(value: &str) -> Option<Option<url::Url>> {
-    Some(match auth::Challenge::parse(value)? {
+/// The realm of a challenge that asks for a token.
+pub(crate) fn realm(value: &str) -> Option<url::Url> {
+    match auth::Challenge::parse(value)? {
         auth::Challenge::Basic => None,
         auth::Challenge::Bearer { realm, .. } => Some(realm),
-    })
+    }
 }
 
 #[cfg(test)]

@@ -120,7 +120,6 @@ fn an_endpoint_that_is_there_twice_is_written_once() {
     let text = String::from_utf8(files["c/10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
     let long = format!("{}.example", "a".repeat(250));
-    let mut state = state;
     state.hosts[0].address.clone_from(&long);
     assert_eq!(
         wanted(&state, "c", Path::new("/c")),
