@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config_check, doctor, fsck, serve, uninstall};
+use crate::{config_check, doctor, export, fsck, import, ls, serve, uninstall};
 
 /// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
 pub(crate) const WRONG_CONFIGURATION: u8 = 64;
@@ -41,6 +41,12 @@ enum Command {
     Doctor(doctor::Args),
     /// Checks a volume: what is damaged, what it means, and with --repair mends what has one certain answer
     Fsck(fsck::Args),
+    /// Lists a volume's repositories, and with a name or --tags its images with digest, size and platforms
+    Ls(ls::Args),
+    /// Writes images of a volume as an OCI image layout, a tar file or a folder
+    Export(export::Args),
+    /// Puts images from OCI image layouts into a volume
+    Import(import::Args),
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -79,6 +85,9 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Fsck(args) => Ok(fsck::run(&args)),
+        Command::Ls(args) => ls::run(&args),
+        Command::Export(args) => export::run(&args),
+        Command::Import(args) => block_on(import::run(args)),
         Command::Config(ConfigCommand::Check(args)) => Ok(config_check::run(&args)),
         Command::Version => {
             println!("holdfast {}", env!("CARGO_PKG_VERSION"));

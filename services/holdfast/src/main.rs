@@ -3,7 +3,10 @@
 mod cli;
 mod config_check;
 mod doctor;
+mod export;
 mod fsck;
+mod import;
+mod ls;
 mod serve;
 mod terminal;
 mod uninstall;

@@ -7,6 +7,7 @@
 //! Every call that may block runs on a bounded share of the blocking pool ([`pool::Pool`]), so a hung volume costs no
 //! more than that share.
 
+pub mod archive;
 mod atomic;
 mod beat;
 mod blobs;

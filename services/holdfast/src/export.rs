@@ -1,0 +1,186 @@
+//! `holdfast export`: images of a volume as an OCI image layout, beside a running registry.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use holdfast_store::archive::{self, Bundle, Folder, Name, Tar, Target, View};
+use holdfast_store::check::Platform;
+
+use crate::{ls, terminal};
+
+/// Arguments of `export`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "IMAGE is a local name (team/app:1), an upstream's (docker.io/library/nginx:1.27, nginx:1.27) or NAME@DIGEST.\n\
+Images of upstreams keep their upstream's name in the archive. An index stays byte for byte, with the platforms that are there.\n\
+Read back with `holdfast import`, `skopeo copy oci-archive:FILE.tar:NAME …`, `ctr images import` or `podman load`."
+)]
+pub(crate) struct Args {
+    /// The registry's data folder (distribution's rootdirectory)
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The images
+    #[arg(value_name = "IMAGE", required_unless_present = "all")]
+    images: Vec<String>,
+    /// Every tag of the volume
+    #[arg(long, conflicts_with = "images")]
+    all: bool,
+    /// A tar file if the name ends in .tar, standard output if it is -, else a folder
+    #[arg(short, long, value_name = "FILE.tar|DIR|-")]
+    output: PathBuf,
+    /// Of an index only this platform, os/architecture[/variant]; may be given several times
+    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    platform: Vec<Platform>,
+}
+
+/// Parses `--platform`.
+pub(crate) fn platform(text: &str) -> Result<Platform, String> {
+    Platform::parse(text)
+        .ok_or_else(|| "a platform is written os/architecture[/variant]".to_owned())
+}
+
+/// Writes the images.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let view = ls::open(&args.data)?;
+    let images = if args.all {
+        everything(&view, &args.platform)?
+    } else {
+        let chosen = args.images.iter().map(|text| {
+            let (name, digest) = view.resolve(text)?;
+            let bundle = Bundle::collect(&mut view.of(&name.repository), &digest, &args.platform)
+                .with_context(|| format!("{text} cannot be exported"))?;
+            Ok((name, bundle))
+        });
+        chosen.collect::<anyhow::Result<Vec<_>>>()?
+    };
+    if images.is_empty() {
+        bail!("there is no image to export");
+    }
+    for (name, bundle) in &images {
+        tell_left_out(name, bundle, args.platform.is_empty());
+    }
+    let total = images.iter().map(|(_, bundle)| bundle.bytes()).sum();
+    let written = write(&view, &images, &args.output, total)?;
+    eprintln!(
+        "{} of {} written to {}",
+        terminal::count(images.len() as u64, "image", "images"),
+        terminal::size(written),
+        args.output.display()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Every tag that is whole; those that are not are named and left out.
+fn everything(view: &View, platforms: &[Platform]) -> anyhow::Result<Vec<(Name, Bundle)>> {
+    let mut images = Vec::new();
+    for repository in view.repositories()? {
+        for (tag, digest) in view.tags(&repository)? {
+            let name = Name {
+                repository: repository.clone(),
+                tag: Some(tag),
+                digest: None,
+            };
+            match digest
+                .map(|digest| Bundle::collect(&mut view.of(&repository), &digest, platforms))
+            {
+                Some(Ok(bundle)) => images.push((name, bundle)),
+                Some(Err(archive::Error::Platform { .. })) => {}
+                Some(Err(error)) => bail!(
+                    "{name}: {error}; see `holdfast fsck`, or name the images that are to go out"
+                ),
+                None => bail!(
+                    "{name} names nothing; see `holdfast fsck`, or name the images that are to go out"
+                ),
+            }
+        }
+    }
+    Ok(images)
+}
+
+fn tell_left_out(name: &Name, bundle: &Bundle, all_wanted: bool) {
+    let absent: Vec<String> = bundle
+        .left_out
+        .iter()
+        .filter_map(|child| child.platform.as_ref())
+        .filter(|platform| !platform.is_unknown())
+        .map(ToString::to_string)
+        .collect();
+    if all_wanted && !absent.is_empty() {
+        eprintln!(
+            "note: {name} was never copied for {}; the archive holds its other platforms",
+            absent.join(", ")
+        );
+    }
+}
+
+fn write(view: &View, images: &[(Name, Bundle)], output: &Path, total: u64) -> anyhow::Result<u64> {
+    if output == Path::new("-") {
+        return transfer(
+            view,
+            images,
+            &mut Tar::new(BufWriter::new(std::io::stdout().lock())),
+            total,
+        );
+    }
+    if output
+        .extension()
+        .is_none_or(|extension| extension != "tar")
+    {
+        let mut folder =
+            Folder::new(output).with_context(|| format!("cannot make {}", output.display()))?;
+        return transfer(view, images, &mut folder, total);
+    }
+    // Whole under its own name, or not there.
+    let mut draft = output.as_os_str().to_owned();
+    draft.push(".part");
+    let draft = PathBuf::from(draft);
+    let written = write_tar(view, images, &draft, total).and_then(|written| {
+        std::fs::rename(&draft, output)
+            .with_context(|| format!("cannot write {}", output.display()))?;
+        Ok(written)
+    });
+    if written.is_err() {
+        drop(std::fs::remove_file(&draft));
+    }
+    written
+}
+
+fn write_tar(
+    view: &View,
+    images: &[(Name, Bundle)],
+    draft: &Path,
+    total: u64,
+) -> anyhow::Result<u64> {
+    let file = File::create(draft).with_context(|| format!("cannot write {}", draft.display()))?;
+    let mut tar = Tar::new(BufWriter::with_capacity(1 << 20, file));
+    let written = transfer(view, images, &mut tar, total)?;
+    let mut file = tar.into_inner();
+    file.flush()?;
+    file.get_ref().sync_all()?;
+    Ok(written)
+}
+
+fn transfer(
+    view: &View,
+    images: &[(Name, Bundle)],
+    target: &mut dyn Target,
+    total: u64,
+) -> anyhow::Result<u64> {
+    let bar = terminal::bytes(total);
+    let written = archive::export(view, images, target, &mut |bytes| bar.inc(bytes));
+    bar.finish_and_clear();
+    written.map_err(|error| match error {
+        archive::Error::Damaged { digest } => anyhow::anyhow!(
+            "the bytes of {digest} on the volume are damaged; `holdfast fsck --deep --repair` moves them aside, then copy or push the image again"
+        ),
+        error => error.into(),
+    })
+}

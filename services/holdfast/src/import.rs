@@ -1,0 +1,188 @@
+//! `holdfast import`: images from OCI image layouts into a volume, verified, beside a running registry or before its first start.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use holdfast_store::archive::{self, Counts, FolderSource, Plan, Source, TarSource};
+use holdfast_store::check::Platform;
+use holdfast_store::{Options, Owner, Store};
+use serde::Serialize;
+
+use crate::{export::platform, terminal};
+
+/// Arguments of `import`.
+#[derive(clap::Args)]
+#[command(
+    after_help = "An image docker.io/library/nginx:1.27 in an archive becomes the local docker.io/library/nginx:1.27 that pods are rewritten to.\n\
+Nothing of an image is visible before all of it was verified. A second run takes only what is missing."
+)]
+pub(crate) struct Args {
+    /// The registry's data folder (distribution's rootdirectory)
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// OCI image layouts: uncompressed tar files or folders
+    #[arg(value_name = "FILE.tar|DIR", required = true)]
+    archives: Vec<PathBuf>,
+    /// The name of the image, where an archive holds one image
+    #[arg(long, value_name = "REPOSITORY[:TAG]")]
+    name: Option<String>,
+    /// Of an index only this platform, os/architecture[/variant]; may be given several times
+    #[arg(long, value_name = "PLATFORM", value_parser = platform)]
+    platform: Vec<Platform>,
+    /// Verifies the archives and says what they hold; changes nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Writes what was imported as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Imported {
+    archive: PathBuf,
+    images: Vec<Image>,
+    #[serde(flatten)]
+    counts: Option<Counts>,
+}
+
+#[derive(Serialize)]
+struct Image {
+    name: String,
+    digest: String,
+    bytes: u64,
+}
+
+/// Imports the archives, one after the other; the first that is refused ends the run.
+pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.name.is_some() && args.archives.len() > 1 {
+        bail!("--name names one image: give one archive with it");
+    }
+    // All archives are looked at before anything of the first is taken.
+    let mut planned = Vec::new();
+    for path in &args.archives {
+        let mut source = open(path)?;
+        let plan = archive::plan(&mut *source, args.name.as_deref(), &args.platform)
+            .with_context(|| path.display().to_string())?;
+        planned.push((path, source, plan));
+    }
+    let store = if args.dry_run {
+        None
+    } else {
+        Some(store(&args.data).await?)
+    };
+    let mut done = Vec::new();
+    for (path, mut source, plan) in planned {
+        let counts = take(&mut *source, &plan, store.as_ref())
+            .await
+            .with_context(|| path.display().to_string())?;
+        print(&plan, counts);
+        done.push(imported(path, &plan, counts));
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&done)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
+    if path.is_dir() {
+        return Ok(Box::new(FolderSource::open(path)));
+    }
+    let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    if !file.metadata()?.is_file() {
+        bail!(
+            "{} is no file: an archive is read in any order, so it cannot come through a pipe",
+            path.display()
+        );
+    }
+    let source = TarSource::open(BufReader::with_capacity(64 << 10, file))
+        .with_context(|| path.display().to_string())?;
+    Ok(Box::new(source))
+}
+
+async fn store(data: &Path) -> anyhow::Result<Store> {
+    if !data.is_dir() {
+        bail!(
+            "{} is no folder: make it, or mount the volume, first",
+            data.display()
+        );
+    }
+    Store::open(data, Options::default())
+        .await
+        .with_context(|| format!("cannot open {}", data.display()))
+}
+
+/// Imports, or without a store only verifies.
+async fn take(
+    source: &mut dyn Source,
+    plan: &Plan,
+    store: Option<&Store>,
+) -> archive::Result<Option<Counts>> {
+    let total: u64 = plan.blobs().values().sum();
+    let bar = terminal::bytes(total);
+    let result = match store {
+        None => archive::verify(source, plan, &mut |bytes| bar.inc(bytes)).map(|()| None),
+        Some(store) => {
+            let owner = Owner {
+                address: String::new(),
+                id: format!("import-{}", std::process::id()),
+            };
+            archive::import(source, plan, store, &owner, &mut |bytes| bar.inc(bytes))
+                .await
+                .map(Some)
+        }
+    };
+    bar.finish_and_clear();
+    result
+}
+
+fn print(plan: &Plan, counts: Option<Counts>) {
+    for image in &plan.images {
+        println!(
+            "{}  {}  {}",
+            image.name,
+            image.bundle.digest,
+            terminal::size(image.bundle.bytes())
+        );
+    }
+    match counts {
+        None => println!(
+            "{} verified; nothing was changed (--dry-run)",
+            terminal::count(plan.images.len() as u64, "image", "images")
+        ),
+        Some(counts) => println!(
+            "{} imported: {} of {} went in, {} of {} were there",
+            terminal::count(plan.images.len() as u64, "image", "images"),
+            terminal::count(counts.blobs, "blob", "blobs"),
+            terminal::size(counts.bytes),
+            terminal::count(counts.present, "blob", "blobs"),
+            terminal::size(counts.present_bytes),
+        ),
+    }
+}
+
+fn imported(path: &Path, plan: &Plan, counts: Option<Counts>) -> Imported {
+    Imported {
+        archive: path.to_owned(),
+        images: plan
+            .images
+            .iter()
+            .map(|image| Image {
+                name: image.name.to_string(),
+                digest: image.bundle.digest.to_string(),
+                bytes: image.bundle.bytes(),
+            })
+            .collect(),
+        counts,
+    }
+}

@@ -1,0 +1,226 @@
+//! `holdfast ls`: what a volume holds, read from the volume itself.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use holdfast_core::digest::Digest;
+use holdfast_core::reference::RepositoryName;
+use holdfast_store::archive::{self, Bundle, Name, View};
+use holdfast_store::check::Platform;
+use serde::Serialize;
+
+use crate::terminal;
+
+/// Largest configuration of an image that is read for its platform.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Arguments of `ls`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// The registry's data folder (distribution's rootdirectory)
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Only this repository, with its tags
+    #[arg(value_name = "REPOSITORY")]
+    repository: Option<String>,
+    /// The tags of every repository, with digest, size and platforms
+    #[arg(long)]
+    tags: bool,
+    /// Writes repositories and tags as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Repository {
+    name: String,
+    /// Bytes of what its tags need, each content once.
+    bytes: u64,
+    tags: Vec<Tag>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Tag {
+    tag: String,
+    /// The name under which an export gives it out.
+    image: String,
+    digest: Option<Digest>,
+    media_type: Option<String>,
+    /// Bytes of the image, of an index those of all its images that are there.
+    bytes: u64,
+    platforms: Vec<String>,
+    /// Platforms that an index lists and the volume does not have.
+    absent: Vec<String>,
+    /// What keeps it from being pulled.
+    problem: Option<String>,
+}
+
+/// Lists the volume.
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let view = open(&args.data)?;
+    let names = match &args.repository {
+        Some(text) => vec![find(&view, text)?],
+        None => view.repositories()?,
+    };
+    let line = terminal::spinner();
+    let mut repositories = Vec::new();
+    for name in &names {
+        line.set_message(name.to_string());
+        line.tick();
+        repositories.push(repository(&view, name)?);
+    }
+    line.finish_and_clear();
+    if args.tags || args.repository.is_some() {
+        print_tags(&repositories);
+    } else {
+        print_repositories(&repositories);
+    }
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&repositories)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Opens a volume to read from.
+pub(crate) fn open(data: &std::path::Path) -> anyhow::Result<View> {
+    View::open(data).with_context(|| {
+        format!(
+            "{} holds no registry: docker/registry/v2 is expected below it (distribution's rootdirectory)",
+            data.display()
+        )
+    })
+}
+
+/// The repository of this name, by its local or its upstream's name.
+fn find(view: &View, text: &str) -> anyhow::Result<RepositoryName> {
+    let all = view.repositories()?;
+    archive::local(text)
+        .into_iter()
+        .map(|name| name.repository)
+        .find(|repository| all.contains(repository))
+        .with_context(|| {
+            format!("there is no repository {text}; `holdfast ls` without a name lists all")
+        })
+}
+
+fn repository(view: &View, name: &RepositoryName) -> anyhow::Result<Repository> {
+    let mut tags = Vec::new();
+    let mut contents: BTreeMap<Digest, u64> = BTreeMap::new();
+    for (tag, digest) in view.tags(name)? {
+        let image = archive::original(&Name {
+            repository: name.clone(),
+            tag: Some(tag.clone()),
+            digest: None,
+        });
+        let mut entry = Tag {
+            tag: tag.to_string(),
+            image,
+            digest: digest.clone(),
+            media_type: None,
+            bytes: 0,
+            platforms: Vec::new(),
+            absent: Vec::new(),
+            problem: None,
+        };
+        match digest.map(|digest| Bundle::collect(&mut view.of(name), &digest, &[])) {
+            None => entry.problem = Some("the tag names nothing; see holdfast fsck".to_owned()),
+            Some(Err(error)) => entry.problem = Some(format!("{error}; see holdfast fsck")),
+            Some(Ok(bundle)) => {
+                entry.bytes = bundle.bytes();
+                entry.platforms = platforms(view, &bundle);
+                entry.absent = bundle
+                    .left_out
+                    .iter()
+                    .filter_map(|child| child.platform.as_ref())
+                    .filter(|platform| !platform.is_unknown())
+                    .map(ToString::to_string)
+                    .collect();
+                for (digest, bytes) in &bundle.manifests {
+                    contents.insert(digest.clone(), bytes.len() as u64);
+                }
+                contents.extend(bundle.blobs);
+                entry.media_type = Some(bundle.media_type);
+            }
+        }
+        tags.push(entry);
+    }
+    Ok(Repository {
+        name: name.to_string(),
+        bytes: contents.values().sum(),
+        tags,
+    })
+}
+
+/// The platforms of the images that are there: from the index, of a single image from its configuration.
+fn platforms(view: &View, bundle: &Bundle) -> Vec<String> {
+    let listed: Vec<String> = bundle
+        .platforms
+        .iter()
+        .filter(|platform| !platform.is_unknown())
+        .map(ToString::to_string)
+        .collect();
+    if !listed.is_empty() {
+        return listed;
+    }
+    let config = bundle
+        .config
+        .as_ref()
+        .and_then(|config| view.small(config, MAX_CONFIG_BYTES).ok().flatten());
+    config
+        .and_then(|bytes| serde_json::from_slice::<Platform>(&bytes).ok())
+        .filter(|platform| !platform.is_unknown())
+        .map(|platform| platform.to_string())
+        .into_iter()
+        .collect()
+}
+
+fn print_repositories(repositories: &[Repository]) {
+    let width = repositories
+        .iter()
+        .map(|repository| repository.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(10);
+    println!("{:<width$}  {:>6}  {:>12}", "REPOSITORY", "TAGS", "SIZE");
+    for repository in repositories {
+        println!(
+            "{:<width$}  {:>6}  {:>12}",
+            repository.name,
+            repository.tags.len(),
+            terminal::size(repository.bytes)
+        );
+    }
+}
+
+fn print_tags(repositories: &[Repository]) {
+    let tags = || repositories.iter().flat_map(|repository| &repository.tags);
+    let width = tags().map(|tag| tag.image.len()).max().unwrap_or(0).max(5);
+    println!(
+        "{:<width$}  {:<19}  {:>12}  PLATFORMS",
+        "IMAGE", "DIGEST", "SIZE"
+    );
+    for tag in tags() {
+        let digest = tag.digest.as_ref().map_or("", Digest::as_str);
+        let digest: String = digest.chars().take(19).collect();
+        let mut platforms = tag.platforms.join(", ");
+        if !tag.absent.is_empty() {
+            platforms = format!("{platforms} (not copied: {})", tag.absent.join(", "));
+        }
+        let last = tag.problem.as_deref().unwrap_or(&platforms);
+        println!(
+            "{:<width$}  {digest:<19}  {:>12}  {last}",
+            tag.image,
+            terminal::size(tag.bytes)
+        );
+    }
+}

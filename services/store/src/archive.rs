@@ -1,0 +1,85 @@
+//! Images out of a volume and into one, as OCI image layouts: a folder, or a tar file of it.
+//!
+//! Reading a volume for this changes nothing on it, so it works beside running registries ([`View`]). What a [`Source`] holds is hostile until its
+//! digest was checked; into the store it goes by the same way as a copy from an upstream: contents first, verified, the tag last.
+
+mod bundle;
+mod export;
+mod import;
+mod names;
+mod source;
+mod tar;
+mod view;
+
+use std::io;
+
+use holdfast_core::digest::Digest;
+
+pub use self::{
+    bundle::{Bundle, Fetch},
+    export::{Folder, Tar, Target, export},
+    import::{Counts, Incoming, Plan, import, plan, verify},
+    names::{Name, local, original},
+    source::{FolderSource, Source, TarSource},
+    view::View,
+};
+
+/// Largest manifest or list of images that is taken from an archive: what the registry takes by its API.
+pub const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
+
+/// Result of an export or import.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why images do not go out or in.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The volume or the store failed.
+    #[error(transparent)]
+    Store(#[from] crate::Error),
+    /// The archive cannot be read.
+    #[error("the archive cannot be read")]
+    Read(#[source] io::Error),
+    /// The archive cannot be written.
+    #[error("the archive cannot be written")]
+    Write(#[source] io::Error),
+    /// The archive is not what it should be; nothing of it was taken.
+    #[error("the archive is refused: {0}")]
+    Refused(String),
+    /// The volume has no such image.
+    #[error("{0} is not on the volume")]
+    Unknown(String),
+    /// Something that an image needs is not there.
+    #[error("the image is incomplete: {digest} is missing")]
+    Incomplete {
+        /// What is missing.
+        digest: Digest,
+    },
+    /// Bytes do not hash to their name.
+    #[error("the bytes of {digest} are damaged")]
+    Damaged {
+        /// Their name.
+        digest: Digest,
+    },
+    /// None of an index's images is for a platform that was asked for.
+    #[error("there is no image for {wanted}; there are: {found}")]
+    Platform {
+        /// What was asked for.
+        wanted: String,
+        /// What is there.
+        found: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
+        Self::Refused(why.into())
+    }
+}
+
+/// Where a content lies in a layout.
+pub(crate) fn path_of(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+#[cfg(test)]
+mod tests;

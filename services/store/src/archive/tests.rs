@@ -1,0 +1,626 @@
+use std::{
+    collections::BTreeMap,
+    io::{Cursor, Write as _},
+    path::Path,
+};
+
+use bytes::Bytes;
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::{RepositoryName, Tag},
+};
+
+use super::*;
+use crate::{Hasher, Options, Owner, Store, check::Platform};
+
+fn sha256(bytes: &[u8]) -> Digest {
+    Hasher::digest(Algorithm::Sha256, bytes)
+}
+
+async fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut options = Options::default();
+    // The test machine's own disk is not what is tested.
+    options.write_limits.max_used_percent = 100;
+    options.write_limits.reserve_bytes = 0;
+    let store = Store::open(dir.path(), options).await.unwrap();
+    (dir, store)
+}
+
+fn owner() -> Owner {
+    Owner {
+        address: String::new(),
+        id: "test".to_owned(),
+    }
+}
+
+/// The contents of an image of one layer: manifest, configuration, layer.
+fn image(layer: &[u8], platform: &str) -> [(Digest, Vec<u8>); 3] {
+    let config = format!(r#"{{"os":"linux","architecture":"{platform}"}}"#).into_bytes();
+    let (config_digest, layer_digest) = (sha256(&config), sha256(layer));
+    let manifest = format!(
+        r#"{{"schemaVersion":2, "config":{{"digest":"{config_digest}","size":{}}},"layers":[{{"digest":"{layer_digest}","size":{}}}]}}"#,
+        config.len(),
+        layer.len()
+    )
+    .into_bytes();
+    [
+        (sha256(&manifest), manifest),
+        (config_digest, config),
+        (layer_digest, layer.to_vec()),
+    ]
+}
+
+fn index(children: &[(&str, &(Digest, Vec<u8>))]) -> (Digest, Vec<u8>) {
+    let children: Vec<_> = children
+        .iter()
+        .map(|(platform, (digest, bytes))| {
+            format!(
+                r#"{{"digest":"{digest}","size":{},"platform":{{"os":"linux","architecture":"{platform}"}}}}"#,
+                bytes.len()
+            )
+        })
+        .collect();
+    let bytes = format!(
+        r#"{{"schemaVersion":2, "manifests":[{}]}}"#,
+        children.join(",")
+    )
+    .into_bytes();
+    (sha256(&bytes), bytes)
+}
+
+async fn put(store: &Store, repo: &str, tag: Option<&str>, image: &[(Digest, Vec<u8>); 3]) {
+    let repo: RepositoryName = repo.parse().unwrap();
+    let [(manifest, bytes), parts @ ..] = image;
+    for (digest, bytes) in parts {
+        store
+            .put_blob(digest, Bytes::from(bytes.clone()))
+            .await
+            .unwrap();
+        store.link_blob(&repo, digest).await.unwrap();
+    }
+    store
+        .put_manifest(&repo, manifest, Bytes::from(bytes.clone()))
+        .await
+        .unwrap();
+    if let Some(tag) = tag {
+        store
+            .set_tag(&repo, &Tag::parse(tag).unwrap(), manifest)
+            .await
+            .unwrap();
+    }
+}
+
+/// A volume with `team/app:1` and, from an upstream, `docker.io/library/multi:1`: an index of three platforms, two of which were copied.
+async fn volume() -> (tempfile::TempDir, Store, Digest) {
+    let (dir, store) = store().await;
+    put(&store, "team/app", Some("1"), &image(&[7; 5000], "amd64")).await;
+    let repo = "docker.io/library/multi";
+    let (amd, arm, other) = (
+        image(b"amd", "amd64"),
+        image(&[7; 5000], "arm64"),
+        image(b"s390", "s390x"),
+    );
+    put(&store, repo, None, &amd).await;
+    put(&store, repo, None, &arm).await;
+    let (digest, bytes) = index(&[("amd64", &amd[0]), ("arm64", &arm[0]), ("s390x", &other[0])]);
+    let repo: RepositoryName = repo.parse().unwrap();
+    store
+        .put_manifest(&repo, &digest, bytes.into())
+        .await
+        .unwrap();
+    store
+        .set_tag(&repo, &Tag::parse("1").unwrap(), &digest)
+        .await
+        .unwrap();
+    (dir, store, digest)
+}
+
+fn bundles(root: &Path, names: &[&str], platforms: &[&str]) -> Result<Vec<(Name, Bundle)>> {
+    let view = View::open(root)?;
+    let platforms: Vec<_> = platforms
+        .iter()
+        .map(|text| Platform::parse(text).unwrap())
+        .collect();
+    names
+        .iter()
+        .map(|text| {
+            let (name, digest) = view.resolve(text)?;
+            let bundle = Bundle::collect(&mut view.of(&name.repository), &digest, &platforms)?;
+            Ok((name, bundle))
+        })
+        .collect()
+}
+
+fn export_tar(root: &Path, names: &[&str], platforms: &[&str]) -> Result<Vec<u8>> {
+    let images = bundles(root, names, platforms)?;
+    let mut tar = Tar::new(Vec::new());
+    export(&View::open(root)?, &images, &mut tar, &mut |_| ())?;
+    Ok(tar.into_inner())
+}
+
+async fn import_into(store: &Store, source: &mut dyn Source) -> Result<Counts> {
+    let plan = plan(source, None, &[])?;
+    import(source, &plan, store, &owner(), &mut |_| ()).await
+}
+
+async fn import_tar(store: &Store, tar: &[u8]) -> Result<Counts> {
+    let mut source = TarSource::open(Cursor::new(tar.to_vec()))?;
+    import_into(store, &mut source).await
+}
+
+/// What a volume answers for these names, from the top down.
+fn shown(root: &Path, names: &[&str]) -> BTreeMap<String, Bundle> {
+    let bundles = bundles(root, names, &[]).unwrap();
+    bundles
+        .into_iter()
+        .map(|(name, bundle)| (name.to_string(), bundle))
+        .collect()
+}
+
+const NAMES: [&str; 2] = ["team/app:1", "multi:1"];
+
+#[tokio::test]
+async fn images_come_back_byte_for_byte_through_a_tar_file_and_through_a_folder() {
+    let (from, _, digest) = volume().await;
+    let tar = export_tar(from.path(), &NAMES, &[]).unwrap();
+    assert!(
+        tar == export_tar(from.path(), &NAMES, &[]).unwrap(),
+        "the same images give the same file"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    for run in ["first", "again"] {
+        let images = bundles(from.path(), &NAMES, &[]).unwrap();
+        let mut target = Folder::new(&folder.path().join("new")).unwrap();
+        export(
+            &View::open(from.path()).unwrap(),
+            &images,
+            &mut target,
+            &mut |_| (),
+        )
+        .unwrap_or_else(|error| panic!("{run}: {error}"));
+    }
+    let before = shown(from.path(), &NAMES);
+    assert!(before.contains_key("docker.io/library/multi:1"));
+    for way in ["tar", "folder"] {
+        let (to, store) = store().await;
+        for run in [true, false] {
+            let counts = if way == "tar" {
+                import_tar(&store, &tar).await.unwrap()
+            } else {
+                let mut source = FolderSource::open(&folder.path().join("new"));
+                import_into(&store, &mut source).await.unwrap()
+            };
+            // The layer of 5000 bytes is in two images, and goes once.
+            let expect = if run { (4, 0) } else { (0, 4) };
+            assert_eq!(
+                (counts.blobs, counts.present),
+                expect,
+                "{way}, first: {run}"
+            );
+        }
+        assert_eq!(shown(to.path(), &NAMES), before, "{way}");
+        let repo: RepositoryName = "docker.io/library/multi".parse().unwrap();
+        assert!(store.has_manifest(&repo, &digest).await.unwrap());
+        let findings = {
+            let disk = crate::volume::Disk::at(to.path());
+            let later = std::time::SystemTime::now() + std::time::Duration::from_secs(30 * 86_400);
+            let found = crate::check::survey(
+                &disk,
+                to.path(),
+                later,
+                &crate::check::Depth::Deep,
+                &mut |_| (),
+            )
+            .unwrap();
+            crate::check::plan(&found, &crate::check::Policy::default())
+        };
+        assert_eq!(findings, [], "{way}: a clean volume");
+    }
+}
+
+#[tokio::test]
+async fn of_an_index_only_the_platforms_that_were_asked_for_go_out() {
+    let (from, ..) = volume().await;
+    let taken = |platforms: &[&str]| {
+        bundles(from.path(), &["multi:1"], platforms).map(|bundles| {
+            let bundle = &bundles[0].1;
+            (bundle.manifests.len(), bundle.left_out.len())
+        })
+    };
+    // The index itself counts.
+    assert_eq!(taken(&[]).unwrap(), (3, 1));
+    assert_eq!(taken(&["linux/amd64"]).unwrap(), (2, 2));
+    assert_eq!(taken(&["linux/amd64", "linux/arm64"]).unwrap(), (3, 1));
+    assert!(
+        matches!(taken(&["linux/s390x"]), Err(Error::Incomplete { .. })),
+        "listed, and not copied"
+    );
+    let error = taken(&["windows/amd64"]).unwrap_err().to_string();
+    assert!(error.contains("linux/amd64, linux/arm64"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_or_damaged_does_not_go_out() {
+    let (from, store, _) = volume().await;
+    let error = export_tar(from.path(), &["absent:1"], &[]).unwrap_err();
+    assert!(matches!(error, Error::Unknown(_)), "{error}");
+    let layer = store.layout().blob(&sha256(&[7; 5000]));
+    std::fs::write(&layer, [8; 5000]).unwrap();
+    assert!(matches!(
+        export_tar(from.path(), &NAMES, &[]),
+        Err(Error::Damaged { .. })
+    ));
+    assert!(layer.exists(), "an export moves nothing aside");
+    std::fs::write(&layer, "short").unwrap();
+    assert!(matches!(
+        export_tar(from.path(), &NAMES, &[]),
+        Err(Error::Damaged { .. })
+    ));
+    std::fs::remove_file(&layer).unwrap();
+    assert!(matches!(
+        export_tar(from.path(), &NAMES, &[]),
+        Err(Error::Incomplete { .. })
+    ));
+}
+
+/// A tar file of these files.
+fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, content) in files {
+        bytes.extend(tar::file(name, content.len() as u64));
+        bytes.extend(content);
+        bytes.resize(bytes.len() + tar::padding(content.len() as u64), 0);
+    }
+    bytes.resize(bytes.len() + 1024, 0);
+    bytes
+}
+
+/// The files of a sound layout with one image, `team/app:1`.
+fn layout() -> Vec<(String, Vec<u8>)> {
+    let parts = image(b"layer", "amd64");
+    let index = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"{}","size":{},"annotations":{{"io.containerd.image.name":"team/app:1"}}}}]}}"#,
+        parts[0].0,
+        parts[0].1.len()
+    );
+    let mut files = vec![
+        (
+            "oci-layout".to_owned(),
+            br#"{"imageLayoutVersion":"1.0.0"}"#.to_vec(),
+        ),
+        ("index.json".to_owned(), index.into_bytes()),
+    ];
+    files.extend(
+        parts
+            .into_iter()
+            .map(|(digest, bytes)| (path_of(&digest), bytes)),
+    );
+    files
+}
+
+/// A sound layout in which the first of these texts became the second.
+fn with(from: &str, to: &str) -> Vec<u8> {
+    let mut files = layout();
+    for (_, content) in &mut files {
+        *content = String::from_utf8(content.clone())
+            .unwrap()
+            .replace(from, to)
+            .into_bytes();
+    }
+    tar_of(&files)
+}
+
+fn without(name: &str) -> Vec<u8> {
+    let mut files = layout();
+    files.retain(|(found, _)| !found.contains(name));
+    tar_of(&files)
+}
+
+/// A sound layout with one more header before it, whose bytes at an offset are these.
+fn header_with(name: &str, patches: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut block = tar::file("x", 0);
+    block[..100].fill(0);
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    for (at, bytes) in patches {
+        block[*at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    block[148..156].fill(b' ');
+    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    block.extend(tar_of(&layout()));
+    block
+}
+
+#[tokio::test]
+async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
+    let parts = image(b"layer", "amd64");
+    let (manifest, layer) = (path_of(&parts[0].0), path_of(&parts[2].0));
+    let edited = |name: &str, content: &[u8]| {
+        let mut files = layout();
+        files.iter_mut().find(|(found, _)| found == name).unwrap().1 = content.to_vec();
+        tar_of(&files)
+    };
+    let twice = {
+        let mut files = layout();
+        files.push((layer.clone(), b"other".to_vec()));
+        tar_of(&files)
+    };
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        (
+            "a name that leads out",
+            header_with("../../etc/passwd", &[]),
+            "leads out",
+        ),
+        (
+            "a name from the root",
+            header_with("/etc/passwd", &[]),
+            "leads out",
+        ),
+        (
+            "a name with a way out in it",
+            header_with("blobs/../../x", &[]),
+            "leads out",
+        ),
+        (
+            "a symbolic link",
+            header_with("blobs/sha256/x", &[(156, b"2")]),
+            "a link",
+        ),
+        (
+            "a hard link",
+            header_with("blobs/sha256/x", &[(156, b"1")]),
+            "a link",
+        ),
+        (
+            "a device",
+            header_with("blobs/sha256/x", &[(156, b"3")]),
+            "special file",
+        ),
+        (
+            "a sparse file",
+            header_with("blobs/sha256/x", &[(156, b"S")]),
+            "special file",
+        ),
+        (
+            "a size beyond the end",
+            header_with("x", &[(124, b"77777777777\0")]),
+            "truncated",
+        ),
+        (
+            "a size beyond everything",
+            header_with("x", &[(124, &[0xff; 12])]),
+            "no tar file",
+        ),
+        (
+            "a name of a terabyte",
+            header_with(
+                "x",
+                &[
+                    (156, b"L"),
+                    (124, b"20000000000000"[..11].try_into().unwrap()),
+                ],
+            ),
+            "longer than any name",
+        ),
+        (
+            "a wrong sum",
+            {
+                let mut bytes = tar_of(&layout());
+                bytes[0] ^= 1;
+                bytes
+            },
+            "no tar file",
+        ),
+        ("one name twice", twice, "twice"),
+        ("no tar file", b"hello".repeat(1000), "no tar file"),
+        ("nothing", Vec::new(), "no tar file"),
+        (
+            "gzip",
+            {
+                let mut bytes = vec![0x1f, 0x8b];
+                bytes.resize(2048, 1);
+                bytes
+            },
+            "gunzip",
+        ),
+        (
+            "zstd",
+            {
+                let mut bytes = vec![0x28, 0xb5, 0x2f, 0xfd];
+                bytes.resize(2048, 1);
+                bytes
+            },
+            "unzstd",
+        ),
+        (
+            "docker save's old format",
+            tar_of(&[("manifest.json".to_owned(), b"[]".to_vec())]),
+            "skopeo copy docker-archive",
+        ),
+        (
+            "another layout",
+            edited("oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#),
+            "version 2.0.0",
+        ),
+        ("no list of images", without("index.json"), "no index.json"),
+        (
+            "an empty list of images",
+            edited("index.json", br#"{"manifests":[]}"#),
+            "lists no image",
+        ),
+        (
+            "a list that is none",
+            edited("index.json", b"[]"),
+            "does not parse",
+        ),
+        (
+            "a digest that is a path",
+            with("sha256:", "sha256:../"),
+            "does not parse",
+        ),
+        (
+            "an oversized manifest",
+            edited(&manifest, &vec![b' '; 5 << 20]),
+            "at most",
+        ),
+        (
+            "a manifest with other bytes",
+            edited(&manifest, b"{}"),
+            "bytes, its index.json says",
+        ),
+        (
+            "a manifest that hashes wrong",
+            edited(&manifest, &vec![b'x'; parts[0].1.len()]),
+            "damaged",
+        ),
+        (
+            "a layer with other bytes",
+            edited(&layer, b"LAYER"),
+            "damaged",
+        ),
+        (
+            "a layer that is longer",
+            edited(&layer, b"layer and more"),
+            "damaged",
+        ),
+        ("a layer that is missing", without(&layer), "missing"),
+        ("a manifest that is missing", without(&manifest), "missing"),
+        (
+            "an image with only a tag",
+            with(
+                r#""io.containerd.image.name":"team/app:1""#,
+                r#""org.opencontainers.image.ref.name":"1""#,
+            ),
+            "--name",
+        ),
+        (
+            "an image without a name",
+            with(r#""io.containerd.image.name":"team/app:1""#, ""),
+            "--name",
+        ),
+        (
+            "a name that is none",
+            with("team/app:1", "../UPPER"),
+            "no name of an image",
+        ),
+    ];
+    for (name, bytes, expect) in cases {
+        let (dir, store) = store().await;
+        let error = match import_tar(&store, &bytes).await {
+            Ok(_) => panic!("{name}: was taken"),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains(expect), "{name}: {error}");
+        let repositories = store.layout().repositories();
+        let visible = View::open(dir.path()).unwrap().repositories().unwrap();
+        assert_eq!(visible, [], "{name}: {}", repositories.display());
+    }
+}
+
+#[tokio::test]
+async fn a_truncated_archive_is_refused_wherever_it_ends() {
+    let whole = tar_of(&layout());
+    let mut refused = 0;
+    for end in (0..whole.len()).step_by(256) {
+        let (dir, store) = store().await;
+        let taken = import_tar(&store, &whole[..end]).await.is_ok();
+        // What is cut off may be nothing but zeros behind the last file.
+        let complete = whole[end..].iter().all(|byte| *byte == 0) && end % 512 == 0;
+        assert!(!taken || complete, "cut at {end} of {}", whole.len());
+        refused += usize::from(!taken);
+        let visible = View::open(dir.path()).unwrap().repositories().unwrap();
+        assert_eq!(visible.is_empty(), !taken, "cut at {end}");
+    }
+    assert!(refused > 10, "{refused}");
+    assert!(import_tar(&store().await.1, &whole).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
+    let (_dir, store) = store().await;
+    let parts = image(&[9; 700_000], "amd64");
+    let from = tempfile::tempdir().unwrap();
+    {
+        let origin = Store::open(from.path(), Options::default()).await.unwrap();
+        put(&origin, "team/app", Some("1"), &parts).await;
+    }
+    let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
+    // A run that ended within the layer.
+    let (layer, bytes) = &parts[2];
+    let mut half = store
+        .incoming(layer, Some(bytes.len() as u64))
+        .await
+        .unwrap();
+    half.append(Bytes::copy_from_slice(&bytes[..300_000]))
+        .await
+        .unwrap();
+    drop(half);
+    assert_eq!(import_tar(&store, &tar).await.unwrap().blobs, 2);
+    // Damaged since: the next run puts it right.
+    let path = store.layout().blob(layer);
+    std::fs::write(&path, vec![1; bytes.len()]).unwrap();
+    let counts = import_tar(&store, &tar).await.unwrap();
+    assert_eq!((counts.blobs, counts.present), (1, 1));
+    assert_eq!(std::fs::read(&path).unwrap(), *bytes);
+}
+
+#[test]
+fn headers_carry_long_names_and_large_sizes() {
+    let sha512 = format!("blobs/sha512/{}", "a".repeat(128));
+    let endless = format!("{}/{}", "b".repeat(90), "c".repeat(160));
+    for (name, size) in [
+        ("index.json", 10),
+        (sha512.as_str(), 10),
+        ("blobs/sha256/x", 9 << 30),
+        (endless.as_str(), 10),
+    ] {
+        let bytes = tar::file(name, size);
+        assert_eq!(bytes.len() % 512, 0);
+        let mut found = (None, None);
+        let mut blocks = bytes.chunks(512);
+        while let Some(block) = blocks.next() {
+            match tar::header(block.try_into().unwrap()).unwrap() {
+                tar::Header::Records(length) => {
+                    let records = blocks.next().unwrap();
+                    found = tar::records(&records[..usize::try_from(length).unwrap()]).unwrap();
+                }
+                tar::Header::Entry { name, size, .. } => {
+                    found = (found.0.or(Some(name)), found.1.or(Some(size)));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(found, (Some(name.to_owned()), Some(size)));
+    }
+}
+
+#[test]
+fn archives_of_other_tools_are_read() {
+    // GNU tar with names that are long and sizes in base 256, as its man page says; folders before files, names from `./`.
+    let dir = tempfile::tempdir().unwrap();
+    let deep = format!("{}/{}", "d".repeat(120), "e".repeat(120));
+    std::fs::create_dir_all(dir.path().join(&deep)).unwrap();
+    for format in ["gnu", "pax", "ustar"] {
+        let name = if format == "ustar" {
+            "short".to_owned()
+        } else {
+            format!("{deep}/file")
+        };
+        let mut file = std::fs::File::create(dir.path().join(&name)).unwrap();
+        file.write_all(b"content").unwrap();
+        let output = std::process::Command::new("tar")
+            .args(["--format", format, "-C"])
+            .arg(dir.path())
+            .args(["-cf", "-", &format!("./{name}")])
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        let mut source = TarSource::open(Cursor::new(output.stdout)).unwrap();
+        assert_eq!(
+            source.read(&name, 100).unwrap().unwrap(),
+            b"content",
+            "{format}"
+        );
+    }
+}
