@@ -6,17 +6,21 @@
 )]
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use holdfast_store::archive::{self, Counts, FolderSource, Plan, Source, TarSource};
 use holdfast_store::check::Platform;
-use holdfast_store::{Options, Owner, Store};
+use holdfast_store::volume::{Disk, Volume as _};
+use holdfast_store::{Options, Owner, Store, WriteGate, WriteLimits};
 use serde::Serialize;
 
 use crate::{export::platform, terminal};
+
+/// So much of standard input is taken between two looks at the volume's room.
+const SPOOL_BYTES: u64 = 16 << 20;
 
 /// Arguments of `import`.
 #[derive(clap::Args)]
@@ -28,8 +32,8 @@ pub(crate) struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// OCI image layouts: uncompressed tar files or folders
-    #[arg(value_name = "FILE.tar|DIR", required = true)]
+    /// OCI image layouts: uncompressed tar files or folders; - reads a tar file from standard input, which needs room for it on the volume twice
+    #[arg(value_name = "FILE.tar|DIR|-", required = true)]
     archives: Vec<PathBuf>,
     /// The name of the image, where an archive holds one image
     #[arg(long, value_name = "REPOSITORY[:TAG]")]
@@ -69,7 +73,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // All archives are looked at before anything of the first is taken.
     let mut planned = Vec::new();
     for path in &args.archives {
-        let mut source = open(path)?;
+        let mut source = if path == Path::new("-") {
+            spooled(&args.data)?
+        } else {
+            open(path)?
+        };
         let plan = archive::plan(&mut *source, args.name.as_deref(), &args.platform)
             .with_context(|| path.display().to_string())?;
         planned.push((path, source, plan));
@@ -101,12 +109,48 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     if !file.metadata()?.is_file() {
         bail!(
-            "{} is no file: an archive is read in any order, so it cannot come through a pipe",
+            "{} is neither a file nor a folder; give - to read standard input",
             path.display()
         );
     }
     let source = TarSource::open(BufReader::with_capacity(64 << 10, file))
         .with_context(|| path.display().to_string())?;
+    Ok(Box::new(source))
+}
+
+/// Standard input in a file without a name on the volume, the one place that is writable in a pod: it is gone with the process, however that ends.
+fn spooled(data: &Path) -> anyhow::Result<Box<dyn Source>> {
+    let path = data.join(format!(".import-{}", std::process::id()));
+    let cannot = || format!("cannot keep standard input in {}", data.display());
+    let mut file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(&path)
+        .with_context(cannot)?;
+    std::fs::remove_file(&path).with_context(cannot)?;
+    let (disk, gate) = (
+        Disk::at(data),
+        WriteGate::new(data.to_owned(), WriteLimits::default()),
+    );
+    let bar = terminal::spinner();
+    let mut input = std::io::stdin().lock();
+    let mut kept = 0;
+    loop {
+        // Other writers of the volume keep their reserve.
+        gate.allows(disk.space(data)?, SPOOL_BYTES)?;
+        let piece =
+            std::io::copy(&mut (&mut input).take(SPOOL_BYTES), &mut file).with_context(cannot)?;
+        if piece == 0 {
+            break;
+        }
+        kept += piece;
+        bar.set_message(format!("received {}", terminal::size(kept)));
+        bar.tick();
+    }
+    bar.finish_and_clear();
+    let source =
+        TarSource::open(BufReader::with_capacity(64 << 10, file)).context("standard input")?;
     Ok(Box::new(source))
 }
 

@@ -12,7 +12,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
 };
 
 use bytes::Bytes;
@@ -89,7 +89,10 @@ impl Volume {
     async fn blob(&self, repo: &str, bytes: Vec<u8>) -> Digest {
         let digest = Hasher::digest(Algorithm::Sha256, &bytes);
         let repo: RepositoryName = repo.parse().unwrap();
-        self.store.put_blob(&digest, Bytes::from(bytes)).await.unwrap();
+        self.store
+            .put_blob(&digest, Bytes::from(bytes))
+            .await
+            .unwrap();
         self.store.link_blob(&repo, &digest).await.unwrap();
         digest
     }
@@ -97,7 +100,10 @@ impl Volume {
     async fn manifest(&self, repo: &str, text: String) -> Digest {
         let digest = Hasher::digest(Algorithm::Sha256, text.as_bytes());
         let repo: RepositoryName = repo.parse().unwrap();
-        self.store.put_manifest(&repo, &digest, text.into()).await.unwrap();
+        self.store
+            .put_manifest(&repo, &digest, text.into())
+            .await
+            .unwrap();
         digest
     }
 
@@ -133,13 +139,22 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
     let report_path = report.to_str().unwrap();
     let text = ends(0, &["fsck", "--data", volume.path(), "--deep"]);
     assert!(text.contains("nothing is wrong"), "{text}");
-    assert!(text.contains("2 repositories, 2 tags, 4 manifests"), "{text}");
+    assert!(
+        text.contains("2 repositories, 2 tags, 4 manifests"),
+        "{text}"
+    );
 
     let repo: RepositoryName = "team/app".parse().unwrap();
-    let link = volume.store.layout().tag_link(&repo, &Tag::parse("1").unwrap());
+    let link = volume
+        .store
+        .layout()
+        .tag_link(&repo, &Tag::parse("1").unwrap());
     fs::write(&link, "").unwrap();
     let text = ends(1, &["fsck", "--data", volume.path(), "--json", report_path]);
-    assert!(text.contains("damaged-tag") && text.contains("--repair"), "{text}");
+    assert!(
+        text.contains("damaged-tag") && text.contains("--repair"),
+        "{text}"
+    );
     assert_eq!(fs::read(&link).unwrap(), b"", "a dry run by default");
     let found = json_of(&report);
     assert_eq!(found["findings"][0]["kind"], "damaged-tag");
@@ -148,7 +163,17 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
     // Only the bytes tell: found with --deep.
     let layer = Hasher::digest(Algorithm::Sha256, &[2; 4000]);
     fs::write(volume.store.layout().blob(&layer), [9; 4000]).unwrap();
-    let text = ends(0, &["fsck", "--data", volume.path(), "--repair", "--json", report_path]);
+    let text = ends(
+        0,
+        &[
+            "fsck",
+            "--data",
+            volume.path(),
+            "--repair",
+            "--json",
+            report_path,
+        ],
+    );
     assert!(text.contains("1 finding, 1 mended"), "{text}");
     assert_eq!(json_of(&report)["findings"][0]["outcome"], "mended");
     assert_ne!(fs::read(&link).unwrap(), b"");
@@ -157,7 +182,10 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
     ends(0, &["fsck", "--data", volume.path(), "--deep", "--repair"]);
     // What was moved aside is missing now, and no repair can make it up.
     let text = ends(1, &["fsck", "--data", volume.path(), "--deep", "--repair"]);
-    assert!(text.contains("missing-content") && text.contains("1 damaged blob in the quarantine"), "{text}");
+    assert!(
+        text.contains("missing-content") && text.contains("1 damaged blob in the quarantine"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -165,7 +193,11 @@ fn fsck_of_what_is_no_volume_cannot_run() {
     let empty = tempfile::tempdir().unwrap();
     let text = ends(2, &["fsck", "--data", empty.path().to_str().unwrap()]);
     assert!(text.contains("holds no registry"), "{text}");
-    assert_eq!(fs::read_dir(empty.path()).unwrap().count(), 0, "a check makes nothing");
+    assert_eq!(
+        fs::read_dir(empty.path()).unwrap().count(),
+        0,
+        "a check makes nothing"
+    );
     ends(2, &["fsck"]);
     for command in [["ls"].as_slice(), &["export", "a", "-o", "x.tar"]] {
         let arguments = [command, &["--data", empty.path().to_str().unwrap()]].concat();
@@ -178,11 +210,30 @@ async fn ls_shows_repositories_and_their_images() {
     let volume = Volume::filled().await;
     let list = volume.root.path().join("list.json");
     let text = ends(0, &["ls", "--data", volume.path()]);
-    assert!(text.contains("docker.io/library/nginx") && text.contains("team/app"), "{text}");
-    let text = ends(0, &["ls", "--data", volume.path(), "nginx", "--json", list.to_str().unwrap()]);
-    assert!(text.contains("docker.io/library/nginx:1.27") && text.contains("linux/amd64, linux/arm64"), "{text}");
+    assert!(
+        text.contains("docker.io/library/nginx") && text.contains("team/app"),
+        "{text}"
+    );
+    let text = ends(
+        0,
+        &[
+            "ls",
+            "--data",
+            volume.path(),
+            "nginx",
+            "--json",
+            list.to_str().unwrap(),
+        ],
+    );
+    assert!(
+        text.contains("docker.io/library/nginx:1.27") && text.contains("linux/amd64, linux/arm64"),
+        "{text}"
+    );
     let found = json_of(&list);
-    assert_eq!(found[0]["tags"][0]["platforms"], json!(["linux/amd64", "linux/arm64"]));
+    assert_eq!(
+        found[0]["tags"][0]["platforms"],
+        json!(["linux/amd64", "linux/arm64"])
+    );
     let text = ends(0, &["ls", "--data", volume.path(), "--tags"]);
     assert!(text.contains("team/app:1"), "{text}");
     assert!(ends(1, &["ls", "--data", volume.path(), "absent"]).contains("no repository absent"));
@@ -194,12 +245,26 @@ async fn images_go_out_and_in_again() {
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("images.tar");
     let tar = tar.to_str().unwrap();
-    let text = ends(0, &["export", "--data", volume.path(), "team/app:1", "nginx:1.27", "-o", tar]);
+    let text = ends(
+        0,
+        &[
+            "export",
+            "--data",
+            volume.path(),
+            "team/app:1",
+            "nginx:1.27",
+            "-o",
+            tar,
+        ],
+    );
     assert!(text.contains("2 images"), "{text}");
 
     let other = Volume::new().await;
     let text = ends(0, &["import", "--data", other.path(), "--dry-run", tar]);
-    assert!(text.contains("2 images verified") && text.contains("docker.io/library/nginx:1.27"), "{text}");
+    assert!(
+        text.contains("2 images verified") && text.contains("docker.io/library/nginx:1.27"),
+        "{text}"
+    );
     assert!(!ends(0, &["ls", "--data", other.path()]).contains("nginx"));
     let text = ends(0, &["import", "--data", other.path(), tar]);
     assert!(text.contains("6 blobs of"), "{text}");
@@ -209,17 +274,71 @@ async fn images_go_out_and_in_again() {
     assert_eq!(listed(&other), listed(&volume));
     ends(0, &["fsck", "--data", other.path(), "--deep"]);
 
+    // Through a pipe, as through `kubectl exec`.
+    let piped = Volume::new().await;
+    let mut export = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["export", "--data", volume.path(), "--all", "-o", "-"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let import = Command::new(env!("CARGO_BIN_EXE_holdfast"))
+        .args(["import", "--data", piped.path(), "-"])
+        .stdin(export.stdout.take().unwrap())
+        .output()
+        .unwrap();
+    assert!(export.wait().unwrap().success());
+    assert!(
+        import.status.success(),
+        "{}",
+        String::from_utf8_lossy(&import.stderr)
+    );
+    assert_eq!(listed(&piped), listed(&volume));
+    let left: Vec<_> = fs::read_dir(piped.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["docker"], "nothing of the pipe stays");
+
     // As a folder, and under another name.
     let layout = folder.path().join("layout");
     let layout = layout.to_str().unwrap();
-    ends(0, &["export", "--data", volume.path(), "team/app:1", "-o", layout]);
-    ends(0, &["import", "--data", other.path(), layout, "--name", "registry.example:5000/copy:2"]);
+    ends(
+        0,
+        &[
+            "export",
+            "--data",
+            volume.path(),
+            "team/app:1",
+            "-o",
+            layout,
+        ],
+    );
+    ends(
+        0,
+        &[
+            "import",
+            "--data",
+            other.path(),
+            layout,
+            "--name",
+            "registry.example:5000/copy:2",
+        ],
+    );
     assert!(listed(&other).contains("registry.example:5000/copy:2"));
 
-    assert!(ends(1, &["export", "--data", volume.path(), "absent", "-o", tar]).contains("not on the volume"));
+    assert!(
+        ends(1, &["export", "--data", volume.path(), "absent", "-o", tar])
+            .contains("not on the volume")
+    );
     fs::write(folder.path().join("not.tar"), "nonsense").unwrap();
     let bad = folder.path().join("not.tar");
-    assert!(ends(1, &["import", "--data", other.path(), bad.to_str().unwrap()]).contains("no tar file"));
+    assert!(
+        ends(
+            1,
+            &["import", "--data", other.path(), bad.to_str().unwrap()]
+        )
+        .contains("no tar file")
+    );
     let leftovers: Vec<_> = fs::read_dir(folder.path())
         .unwrap()
         .map(|entry| entry.unwrap().file_name())
@@ -235,20 +354,36 @@ async fn a_damaged_image_leaves_no_archive() {
     fs::write(volume.store.layout().blob(&layer), [9; 3000]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("images.tar");
-    let text = ends(1, &["export", "--data", volume.path(), "--all", "-o", tar.to_str().unwrap()]);
+    let text = ends(
+        1,
+        &[
+            "export",
+            "--data",
+            volume.path(),
+            "--all",
+            "-o",
+            tar.to_str().unwrap(),
+        ],
+    );
     assert!(text.contains("fsck --deep --repair"), "{text}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
 fn skopeo(arguments: &[&str]) -> Output {
     let Some(program) = std::env::var_os("HOLDFAST_SKOPEO") else {
-        panic!("HOLDFAST_SKOPEO is not set: name a skopeo, or run `cargo xtask test`, which finds or fetches one");
+        panic!(
+            "HOLDFAST_SKOPEO is not set: name a skopeo, or run `cargo xtask test`, which finds or fetches one"
+        );
     };
     let mut command = Command::new(program);
     if let Some(libraries) = std::env::var_os("HOLDFAST_SKOPEO_LIBRARIES") {
         command.env("LD_LIBRARY_PATH", libraries);
     }
-    let output = command.arg("--insecure-policy").args(arguments).output().unwrap();
+    let output = command
+        .arg("--insecure-policy")
+        .args(arguments)
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "skopeo {arguments:?}: {}",
@@ -263,7 +398,17 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| -> PathBuf { folder.path().join(name) };
     let tar = at("images.tar");
-    ends(0, &["export", "--data", volume.path(), "--all", "-o", tar.to_str().unwrap()]);
+    ends(
+        0,
+        &[
+            "export",
+            "--data",
+            volume.path(),
+            "--all",
+            "-o",
+            tar.to_str().unwrap(),
+        ],
+    );
     let source = format!("oci-archive:{}:docker.io/library/nginx:1.27", tar.display());
     let raw = skopeo(&["inspect", "--raw", &source]).stdout;
     assert_eq!(
@@ -272,10 +417,21 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
         "the index byte for byte"
     );
     // A whole copy through skopeo checks every digest; what it writes is an archive of another tool.
-    let copy = format!("oci-archive:{}:docker.io/library/nginx:1.27", at("copy.tar").display());
+    let copy = format!(
+        "oci-archive:{}:docker.io/library/nginx:1.27",
+        at("copy.tar").display()
+    );
     skopeo(&["copy", "--all", &source, &copy]);
     let other = Volume::new().await;
-    ends(0, &["import", "--data", other.path(), at("copy.tar").to_str().unwrap()]);
+    ends(
+        0,
+        &[
+            "import",
+            "--data",
+            other.path(),
+            at("copy.tar").to_str().unwrap(),
+        ],
+    );
     let text = ends(0, &["ls", "--data", other.path(), "--tags"]);
     assert!(text.contains("docker.io/library/nginx:1.27"), "{text}");
     ends(0, &["fsck", "--data", other.path(), "--deep"]);
@@ -283,13 +439,34 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
     let single = format!("oci-archive:{}:team/app:1", tar.display());
     let old = format!("docker-archive:{}:team/app:1", at("old.tar").display());
     skopeo(&["copy", &single, &old]);
-    let text = ends(1, &["import", "--data", other.path(), at("old.tar").to_str().unwrap()]);
+    let text = ends(
+        1,
+        &[
+            "import",
+            "--data",
+            other.path(),
+            at("old.tar").to_str().unwrap(),
+        ],
+    );
     assert!(text.contains("skopeo copy docker-archive"), "{text}");
 }
 
 /// The digest that `ls` gives for the image of two platforms.
 fn json_digest(volume: &Volume) -> String {
     let list = volume.root.path().join("list.json");
-    ends(0, &["ls", "--data", volume.path(), "nginx", "--json", list.to_str().unwrap()]);
-    json_of(&list)[0]["tags"][0]["digest"].as_str().unwrap().to_owned()
+    ends(
+        0,
+        &[
+            "ls",
+            "--data",
+            volume.path(),
+            "nginx",
+            "--json",
+            list.to_str().unwrap(),
+        ],
+    );
+    json_of(&list)[0]["tags"][0]["digest"]
+        .as_str()
+        .unwrap()
+        .to_owned()
 }

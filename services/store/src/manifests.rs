@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use holdfast_core::{
-    digest::Digest,
+    digest::{Algorithm, Digest},
     reference::{RepositoryName, Tag},
 };
 
@@ -388,7 +388,16 @@ impl Inner {
             }
             let Ok(tag) = Tag::parse(&name) else { continue };
             let link = folder.join(&name).join("current/link");
-            if atomic::metadata(self.volume(), &link)?.is_some_and(|metadata| metadata.len > 0) {
+            let Some(metadata) = atomic::metadata(self.volume(), &link)? else {
+                continue;
+            };
+            // One look at the size tells a link from what a crash of an older registry left: then the tag's history may settle it.
+            let is_link = [Algorithm::Sha256, Algorithm::Sha512]
+                .iter()
+                .any(|algorithm| {
+                    metadata.len == (algorithm.as_str().len() + 1 + algorithm.hex_length()) as u64
+                });
+            if is_link || self.tag(repo, &tag)?.is_some() {
                 tags.push(tag);
             }
         }

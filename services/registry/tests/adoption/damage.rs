@@ -236,6 +236,65 @@ async fn damaged_trees_are_served_as_far_as_they_are_whole() {
     }
 }
 
+// SPEC 37
+#[tokio::test(flavor = "multi_thread")]
+async fn truncated_and_wrong_content_never_ends_cleanly() {
+    for (name, bytes) in [
+        (
+            "truncated",
+            image_of(1).blobs[&image_of(1).layers[0]][..1000].to_vec(),
+        ),
+        ("of no bytes", Vec::new()),
+        ("other bytes", vec![7; 3000]),
+    ] {
+        let scene = Scene::new().await;
+        let path = scene.layout.blob(&scene.layer());
+        fs::write(&path, bytes).unwrap();
+        let ours = ours::serve(scene.root.path()).await;
+        let client = Client::new(&ours.url);
+        let blob = format!("/v2/team/app/blobs/{}", scene.layer());
+        let answer = client.get(&blob).await;
+        let clean = answer.status() == 200 && answer.bytes().await.is_ok();
+        assert!(!clean, "{name}: wrong bytes were given out as right");
+        assert_eq!(
+            client.get(&blob).await.status(),
+            404,
+            "{name}: and never again"
+        );
+        let whole = scene.paths(&[("tag 1", 200), ("other layer 1", 200), ("tag 2", 200)]);
+        assert_eq!(
+            statuses(&client, &whole).await,
+            whole,
+            "{name}: the rest is served"
+        );
+        client.push("team/app", &["1"], &scene.one).await;
+        assert_eq!(
+            client.get(&blob).await.status(),
+            200,
+            "{name}: a push heals"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lists_show_the_tags_that_can_be_pulled_and_no_others() {
+    let scene = Scene::new().await;
+    let tags = scene.layout.tags(&scene.repo);
+    // Mendable by its history; garbage without one; a folder without the tag.
+    write(&scene.tag_link(), "");
+    write(&tags.join("garbage/current/link"), "sha256:what");
+    fs::create_dir_all(tags.join("unfinished/index")).unwrap();
+    let ours = ours::serve(scene.root.path()).await;
+    let client = Client::new(&ours.url);
+    let list: serde_json::Value = client
+        .get("/v2/team/app/tags/list")
+        .await
+        .json()
+        .await
+        .unwrap();
+    assert_eq!(list["tags"], serde_json::json!(["1", "2"]));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_push_brings_back_what_no_repair_can() {
     for (name, damage, ..) in CASES {

@@ -64,7 +64,8 @@ impl<R: Read + Seek> TarSource<R> {
     pub fn open(mut file: R) -> Result<Self> {
         let length = file.seek(SeekFrom::End(0)).map_err(Error::Read)?;
         let mut entries = BTreeMap::new();
-        let mut at = 0;
+        let mut at = 0_u64;
+        let mut refused = None;
         let (mut next_name, mut next_size) = (None, None);
         while at + tar::BLOCK <= length {
             let block = read_exactly(&mut file, at, 512)?;
@@ -85,6 +86,12 @@ impl<R: Read + Seek> TarSource<R> {
             };
             match tar::header(&block)? {
                 Header::End => break,
+                Header::Refused { why, size } => {
+                    refused.get_or_insert(why);
+                    at = at
+                        .saturating_add(size)
+                        .saturating_add(tar::padding(size) as u64);
+                }
                 Header::Ignored(size) => drop(extension(size)?),
                 Header::LongName(size) => {
                     let bytes = extension(size)?;
@@ -125,6 +132,12 @@ impl<R: Read + Seek> TarSource<R> {
                         .saturating_add(tar::padding(size) as u64);
                 }
             }
+        }
+        // The old format of docker is full of links: it is told for what it is, not for them.
+        let is_docker =
+            entries.contains_key("manifest.json") && !entries.contains_key("oci-layout");
+        if let Some(why) = refused.filter(|_| !is_docker) {
+            return Err(Error::refused(why));
         }
         if length < tar::BLOCK {
             return Err(Error::refused("it is no tar file"));

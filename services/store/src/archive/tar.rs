@@ -29,6 +29,13 @@ pub(crate) enum Header {
     LongName(u64),
     /// Records for all entries, which we do not need, of so many bytes.
     Ignored(u64),
+    /// What no image layout holds, with so many bytes of content.
+    Refused {
+        /// What it is.
+        why: String,
+        /// Bytes of content.
+        size: u64,
+    },
     /// A block of zeros: the end.
     End,
 }
@@ -84,12 +91,18 @@ pub(crate) fn header(block: &[u8; 512]) -> Result<Header> {
         b'x' => extension(Header::Records(size)),
         b'L' => extension(Header::LongName(size)),
         b'g' => extension(Header::Ignored(size)),
-        b'1' | b'2' | b'K' => Err(Error::refused(format!(
-            "it holds a link ({name}), and images are files"
-        ))),
-        _ => Err(Error::refused(format!(
-            "it holds a special file ({name}), and images are plain files"
-        ))),
+        kind @ (b'1' | b'2' | b'K') => Ok(Header::Refused {
+            why: format!("it holds a link ({name}), and images are files"),
+            size: if kind == b'K' { size } else { 0 },
+        }),
+        kind => Ok(Header::Refused {
+            why: format!("it holds a special file ({name}), and images are plain files"),
+            size: if (b'3'..=b'6').contains(&kind) {
+                0
+            } else {
+                size
+            },
+        }),
     }
 }
 

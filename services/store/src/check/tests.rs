@@ -1,3 +1,5 @@
+//! Damages on a real volume, as a table: what is found, and what is mended.
+
 use std::{collections::BTreeMap, fs, path::Path, time::SystemTime};
 
 use bytes::Bytes;
