@@ -50,7 +50,7 @@ struct Repository {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Tag {
-    tag: String,
+    name: String,
     /// The name under which an export gives it out.
     image: String,
     digest: Option<Digest>,
@@ -123,7 +123,7 @@ fn repository(view: &View, name: &RepositoryName) -> anyhow::Result<Repository> 
             digest: None,
         });
         let mut entry = Tag {
-            tag: tag.to_string(),
+            name: tag.to_string(),
             image,
             digest: digest.clone(),
             media_type: None,

@@ -121,7 +121,8 @@ impl Drop for Theirs {
 fn config(root: &Path) -> tempfile::NamedTempFile {
     let file = tempfile::NamedTempFile::with_suffix(".yml").unwrap();
     let text = format!(
-        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {root:?}}}, delete: {{enabled: true}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:0', secret: {SECRET}}}\n"
+        "version: 0.1\nlog: {{level: info, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: '{}'}}, delete: {{enabled: true}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}\nhttp: {{addr: '127.0.0.1:0', secret: {SECRET}}}\n",
+        root.display()
     );
     std::fs::write(file.path(), text).unwrap();
     file

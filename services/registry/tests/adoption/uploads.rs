@@ -16,18 +16,14 @@ enum Serving {
 }
 
 async fn serve(generation: Option<Generation>, root: &std::path::Path) -> (Serving, Client) {
-    match generation {
-        Some(generation) => {
-            let theirs = generation.serve(root);
-            let client = Client::new(&theirs.url);
-            (Serving::Theirs(theirs), client)
-        }
-        None => {
-            let ours = ours::serve(root).await;
-            let client = Client::new(&ours.url);
-            (Serving::Ours(ours), client)
-        }
+    if let Some(generation) = generation {
+        let theirs = generation.serve(root);
+        let client = Client::new(&theirs.url);
+        return (Serving::Theirs(theirs), client);
     }
+    let ours = ours::serve(root).await;
+    let client = Client::new(&ours.url);
+    (Serving::Ours(ours), client)
 }
 
 // SPEC 16, SPEC 55

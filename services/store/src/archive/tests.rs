@@ -271,7 +271,7 @@ async fn what_is_not_there_or_damaged_does_not_go_out() {
 #[tokio::test]
 async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
     let (_dir, store) = store().await;
-    let parts = image(&[9; 700_000], "amd64");
+    let parts = image(&vec![9; 700_000], "amd64");
     let from = tempfile::tempdir().unwrap();
     {
         let origin = Store::open(from.path(), Options::default()).await.unwrap();

@@ -214,7 +214,7 @@ mod tests {
             (r#"{"manifests":[]}"#.to_owned(), Some(true)),
             (format!(r#"{{"config":{part},"manifests":[]}}"#), None),
             ("{}".to_owned(), None),
-            ("".to_owned(), None),
+            (String::new(), None),
             (r#"{"config":{"digest":"x"}}"#.to_owned(), None),
         ] {
             let found = Document::parse(text.as_bytes()).map(|document| document.is_index);

@@ -165,6 +165,16 @@ impl Plan<'_> {
     }
 }
 
+/// What lies behind a link to a manifest.
+enum Read<'a> {
+    /// Nothing whole.
+    Nothing,
+    /// Something else.
+    NoManifest,
+    /// A manifest or index.
+    Document(&'a Document),
+}
+
 /// The findings of one repository.
 struct Within<'a, 'b> {
     plan: &'a mut Plan<'b>,
@@ -248,15 +258,15 @@ impl<'b> Within<'_, 'b> {
 
     /// What a manifest of the repository refers to.
     fn manifest(&mut self, digest: &Digest) {
-        let document = match self.document(digest) {
-            None => return,
-            Some(None) => {
+        let document = match self.read(digest) {
+            Read::Nothing => return,
+            Read::NoManifest => {
                 let path = self.plan.layout.revision_link(self.name, digest);
                 let meaning = "the content is no image manifest and no index: it is served as it is, and no runtime takes it";
                 self.push(Kind::NotAManifest, path, Some(digest), meaning, None);
                 return;
             }
-            Some(Some(document)) => document,
+            Read::Document(document) => document,
         };
         for part in document.parts.iter().filter(|part| !part.foreign) {
             if !self.repository.layers.contains_key(&part.digest) {
@@ -292,14 +302,19 @@ impl<'b> Within<'_, 'b> {
         }
     }
 
-    /// The parsed content behind a revision; `None` when there is nothing whole to parse.
-    fn document(&self, digest: &Digest) -> Option<Option<&'b Document>> {
+    /// The parsed content behind a revision.
+    fn read(&self, digest: &Digest) -> Read<'b> {
         let inventory: &'b Inventory = self.plan.inventory;
-        let target = match self.repository.revisions.get(digest)? {
-            Link::Names(target) => target,
-            Link::Empty | Link::Garbage => digest,
+        let target = match self.repository.revisions.get(digest) {
+            Some(Link::Names(target)) => target,
+            Some(Link::Empty | Link::Garbage) => digest,
+            None => return Read::Nothing,
         };
-        inventory.documents.get(target).map(Option::as_ref)
+        match inventory.documents.get(target) {
+            None => Read::Nothing,
+            Some(None) => Read::NoManifest,
+            Some(Some(document)) => Read::Document(document),
+        }
     }
 
     fn unlinked(&mut self, manifest: &Digest, part: &Digest) {
@@ -361,9 +376,10 @@ impl<'b> Within<'_, 'b> {
         else {
             return false;
         };
-        self.document(list)
-            .flatten()
-            .is_some_and(|list| list.children.iter().any(|child| child.digest == *referrer))
+        match self.read(list) {
+            Read::Document(list) => list.children.iter().any(|child| child.digest == *referrer),
+            Read::Nothing | Read::NoManifest => false,
+        }
     }
 
     fn tag(&mut self, tag: &Tag, folder: &TagFolder) {

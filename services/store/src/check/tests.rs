@@ -69,7 +69,7 @@ impl Volume {
         self.folder.path()
     }
 
-    fn tag(&self) -> Tag {
+    fn one() -> Tag {
         Tag::parse("1").unwrap()
     }
 
@@ -85,11 +85,6 @@ impl Volume {
         )
         .unwrap();
         plan(&found, &Policy::default())
-    }
-
-    fn write(&self, path: &Path, bytes: &str) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
     }
 
     /// Every file with its content.
@@ -112,6 +107,11 @@ impl Volume {
     }
 }
 
+fn write(path: &Path, bytes: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a damage is called, whether it needs `--deep`, and whether one answer is certain.
@@ -121,17 +121,17 @@ const CASES: &[Case] = &[
     ("nothing", |_| (), &[], false),
     (
         "empty link of a layer",
-        |v| v.write(&v.layout.layer_link(&v.repo, &v.layer), ""),
+        |v| write(&v.layout.layer_link(&v.repo, &v.layer), ""),
         &[(Kind::DamagedLink, true)],
         false,
     ),
     (
         "garbage in the link of a manifest",
         |v| {
-            v.write(
+            write(
                 &v.layout.revision_link(&v.repo, &v.manifest),
                 "sha256:nonsense",
-            )
+            );
         },
         &[(Kind::DamagedLink, true)],
         false,
@@ -139,7 +139,7 @@ const CASES: &[Case] = &[
     (
         "empty link whose bytes are gone",
         |v| {
-            v.write(&v.layout.layer_link(&v.repo, &v.layer), "");
+            write(&v.layout.layer_link(&v.repo, &v.layer), "");
             fs::remove_file(v.layout.blob(&v.layer)).unwrap();
         },
         &[(Kind::DamagedLink, false)],
@@ -147,7 +147,7 @@ const CASES: &[Case] = &[
     ),
     (
         "link of a layer that names the manifest",
-        |v| v.write(&v.layout.layer_link(&v.repo, &v.layer), v.manifest.as_str()),
+        |v| write(&v.layout.layer_link(&v.repo, &v.layer), v.manifest.as_str()),
         &[(Kind::LinkElsewhere, true)],
         false,
     ),
@@ -165,44 +165,44 @@ const CASES: &[Case] = &[
     ),
     (
         "truncated layer",
-        |v| v.write(&v.layout.blob(&v.layer), "lay"),
+        |v| write(&v.layout.blob(&v.layer), "lay"),
         &[(Kind::WrongContent, true)],
         false,
     ),
     (
         "layer of no bytes",
-        |v| v.write(&v.layout.blob(&v.layer), ""),
+        |v| write(&v.layout.blob(&v.layer), ""),
         &[(Kind::WrongContent, true)],
         false,
     ),
     (
         "layer of the right size with other bytes",
-        |v| v.write(&v.layout.blob(&v.layer), "LAYER"),
+        |v| write(&v.layout.blob(&v.layer), "LAYER"),
         &[(Kind::WrongContent, true)],
         true,
     ),
     (
         "manifest with other bytes",
-        |v| v.write(&v.layout.blob(&v.manifest), "{}"),
+        |v| write(&v.layout.blob(&v.manifest), "{}"),
         &[(Kind::WrongContent, true), (Kind::DanglingTag, false)],
         false,
     ),
     (
         "empty tag with one manifest in its history",
-        |v| v.write(&v.layout.tag_link(&v.repo, &v.tag()), ""),
+        |v| write(&v.layout.tag_link(&v.repo, &Volume::one()), ""),
         &[(Kind::DamagedTag, true)],
         false,
     ),
     (
         "empty tag with two manifests in its history",
         |v| {
-            v.write(&v.layout.tag_link(&v.repo, &v.tag()), " ");
+            write(&v.layout.tag_link(&v.repo, &Volume::one()), " ");
             let other = v.layout.tags(&v.repo).join("2/index");
-            let index = v.layout.tag_index(&v.repo, &v.tag());
+            let index = v.layout.tag_index(&v.repo, &Volume::one());
             for entry in fs::read_dir(other.join("sha256")).unwrap() {
                 let hex = entry.unwrap().file_name();
                 let link = Path::new("sha256").join(hex).join("link");
-                v.write(
+                write(
                     &index.join(&link),
                     &fs::read_to_string(other.join(&link)).unwrap(),
                 );
@@ -213,7 +213,7 @@ const CASES: &[Case] = &[
     ),
     (
         "tag without history",
-        |v| fs::remove_dir_all(v.layout.tag_index(&v.repo, &v.tag())).unwrap(),
+        |v| fs::remove_dir_all(v.layout.tag_index(&v.repo, &Volume::one())).unwrap(),
         &[(Kind::TagHistory, true)],
         false,
     ),
@@ -225,7 +225,7 @@ const CASES: &[Case] = &[
     ),
     (
         "folder of a tag without the tag",
-        |v| fs::remove_dir_all(v.layout.tag(&v.repo, &v.tag()).join("current")).unwrap(),
+        |v| fs::remove_dir_all(v.layout.tag(&v.repo, &Volume::one()).join("current")).unwrap(),
         &[(Kind::UnfinishedTag, true)],
         false,
     ),
@@ -245,19 +245,19 @@ const CASES: &[Case] = &[
     (
         "temporary file",
         |v| {
-            v.write(
+            write(
                 &v.layout
-                    .tag_link(&v.repo, &v.tag())
+                    .tag_link(&v.repo, &Volume::one())
                     .with_file_name("link.1.tmp"),
                 "x",
-            )
+            );
         },
         &[(Kind::Leftover, true)],
         false,
     ),
     (
         "file that NFS kept",
-        |v| v.write(&v.layout.tags(&v.repo).join(".nfs0001"), "x"),
+        |v| write(&v.layout.tags(&v.repo).join(".nfs0001"), "x"),
         &[(Kind::Leftover, true)],
         false,
     ),
@@ -274,8 +274,8 @@ const CASES: &[Case] = &[
     (
         "folder that is no repository, file that is no folder",
         |v| {
-            v.write(&v.layout.repositories().join("UPPER/_manifests/x"), "");
-            v.write(&v.layout.repositories().join("file"), "");
+            write(&v.layout.repositories().join("UPPER/_manifests/x"), "");
+            write(&v.layout.repositories().join("file"), "");
         },
         &[(Kind::Foreign, false), (Kind::Foreign, false)],
         false,
@@ -283,12 +283,12 @@ const CASES: &[Case] = &[
     (
         "upload without startedat",
         |v| {
-            v.write(
+            write(
                 &v.layout
                     .upload(&v.repo, "018f4d0c-0000-7000-8000-000000000001")
                     .join("data"),
                 "x",
-            )
+            );
         },
         // Eight days later nobody continues it.
         &[(Kind::Abandoned, true)],
@@ -296,7 +296,7 @@ const CASES: &[Case] = &[
     ),
     (
         "partial copy",
-        |v| v.write(&v.layout.incoming(&v.manifest), "x"),
+        |v| write(&v.layout.incoming(&v.manifest), "x"),
         &[(Kind::Abandoned, true)],
         false,
     ),
@@ -305,15 +305,15 @@ const CASES: &[Case] = &[
         |v| {
             let bytes = image(&sha256(b"{}"), &v.layer, 7, "");
             let digest = sha256(bytes.as_bytes());
-            v.write(&v.layout.blob(&digest), &bytes);
-            v.write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
+            write(&v.layout.blob(&digest), &bytes);
+            write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
         },
         &[(Kind::WrongSize, false)],
         false,
     ),
     (
         "layer that is linked as a manifest",
-        |v| v.write(&v.layout.revision_link(&v.repo, &v.layer), v.layer.as_str()),
+        |v| write(&v.layout.revision_link(&v.repo, &v.layer), v.layer.as_str()),
         &[(Kind::NotAManifest, false)],
         false,
     ),
@@ -323,8 +323,8 @@ const CASES: &[Case] = &[
             let subject = format!(r#","subject":{{"digest":"{}","size":1}}"#, v.manifest);
             let bytes = image(&sha256(b"{}"), &v.layer, 5, &subject);
             let digest = sha256(bytes.as_bytes());
-            v.write(&v.layout.blob(&digest), &bytes);
-            v.write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
+            write(&v.layout.blob(&digest), &bytes);
+            write(&v.layout.revision_link(&v.repo, &digest), digest.as_str());
         },
         &[(Kind::UnlistedReferrer, true)],
         false,
@@ -333,7 +333,7 @@ const CASES: &[Case] = &[
         "list of attached manifests that names one that is gone",
         |v| {
             let gone = sha256(b"gone");
-            v.write(
+            write(
                 &v.layout.referrer_link(&v.repo, &v.manifest, &gone),
                 gone.as_str(),
             );
