@@ -246,7 +246,7 @@ impl Target for Folder {
     }
 
     fn finish(&mut self) -> Result<()> {
-        Ok(atomic::sync_dir(&self.volume, &self.root)?)
+        self.volume.sync_dir(&self.root).map_err(Error::Write)
     }
 }
 
