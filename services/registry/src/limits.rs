@@ -176,3 +176,6 @@ pub fn connection(limits: &holdfast_config::Limits) -> server::Limits {
 fn size(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

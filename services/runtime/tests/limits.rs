@@ -183,6 +183,31 @@ async fn a_client_that_takes_nothing_is_cut() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_a_little_now_and_then_is_cut() {
+    let server = Server::start(Limits {
+        window: Duration::from_secs(1),
+        min_bytes_per_second: 8 << 20,
+        ..Limits::default()
+    })
+    .await;
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    let mut buffer = vec![0; 16 << 10];
+    let line = r#"holdfast_connections_cut_total{reason="slow"} 1"#;
+    while !server.number(line) && begun.elapsed() < Duration::from_secs(15) {
+        if stream.read(&mut buffer).await.is_err() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(server.number(line));
+}
+
+#[tokio::test]
 async fn a_client_that_takes_its_time_gets_everything() {
     let server = Server::start(Limits {
         idle: Duration::from_millis(500),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use holdfast_registry::limits::{JSON_DEPTH, Limits};
+use holdfast_registry::limits::{JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS};
 
 use crate::harness::{Registry, Setup, code, header, image, sha256};
 
@@ -79,10 +79,11 @@ async fn a_body_that_is_slow_but_fast_enough_is_taken() {
 }
 
 #[tokio::test]
-async fn a_manifest_that_could_be_read_in_two_ways_is_refused() {
+async fn a_manifest_that_could_be_read_in_two_ways_or_costs_too_much_is_refused() {
     let registry = Registry::start().await;
     let config = registry.push_blob("a", "{}").await;
     let with = |extra: &str| image(&config, 2, &[], extra);
+    let layers = |count: usize| image(&config, 2, &vec![(&config, 2); count], "");
     let nested =
         |depth: usize| format!(r#","x":{}1{}"#, r#"{"a":"#.repeat(depth), "}".repeat(depth));
     for (manifest, expect) in [
@@ -94,13 +95,15 @@ async fn a_manifest_that_could_be_read_in_two_ways_is_refused() {
         (with(r#","annotations":{"a":"1","a":"2"}"#), 400),
         (with(&nested(JSON_DEPTH - 1)), 201),
         (with(&nested(JSON_DEPTH)), 400),
+        (layers(MANIFEST_DESCRIPTORS), 201),
+        (layers(MANIFEST_DESCRIPTORS + 1), 400),
     ] {
         let answer = registry.put_manifest("a", "1", &manifest).await;
         if expect == 400 {
             let found = code(answer).await;
-            assert_eq!(found, (400, "MANIFEST_INVALID".into()), "{manifest}");
+            assert_eq!(found, (400, "MANIFEST_INVALID".into()), "{manifest:.300}");
         } else {
-            assert_eq!(answer.status(), expect, "{manifest}");
+            assert_eq!(answer.status(), expect, "{manifest:.300}");
         }
     }
 }

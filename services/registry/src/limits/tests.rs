@@ -1,0 +1,110 @@
+//! `docs/LIMITS.md` says what the code does.
+
+use std::collections::BTreeMap;
+
+use super::*;
+
+/// The limits by their names in the table.
+fn code() -> BTreeMap<&'static str, String> {
+    let values = holdfast_config::Limits::default();
+    let seconds = |time: Duration| time.as_secs().to_string();
+    BTreeMap::from([
+        ("manifestBytes", values.manifest_bytes.to_string()),
+        ("connections", values.connections.to_string()),
+        (
+            "connectionsPerAddress",
+            values.connections_per_address.to_string(),
+        ),
+        ("idleSeconds", values.idle_seconds.to_string()),
+        ("minBytesPerSecond", values.min_bytes_per_second.to_string()),
+        ("uploads", values.uploads.to_string()),
+        (
+            "uploadsPerRepository",
+            values.uploads_per_repository.to_string(),
+        ),
+        ("uploadHours", values.upload_hours.to_string()),
+        ("warnUsedPercent", values.warn_used_percent.to_string()),
+        ("reservePercent", values.reserve_percent.to_string()),
+        ("streamBufferBytes", values.stream_buffer_bytes.to_string()),
+        ("holdSeconds", values.hold_seconds.to_string()),
+        ("MANIFEST_DESCRIPTORS", MANIFEST_DESCRIPTORS.to_string()),
+        ("JSON_DEPTH", JSON_DEPTH.to_string()),
+        ("MANIFEST_TAGS", MANIFEST_TAGS.to_string()),
+        ("HEADER_BYTES", HEADER_BYTES.to_string()),
+        ("HEADERS", HEADERS.to_string()),
+        ("QUERY_BYTES", QUERY_BYTES.to_string()),
+        ("HEADER_TIMEOUT", seconds(HEADER_TIMEOUT)),
+        ("KEEP_ALIVE", seconds(KEEP_ALIVE)),
+        ("HTTP2_STREAMS", HTTP2_STREAMS.to_string()),
+        ("HTTP2_RESETS", HTTP2_RESETS.to_string()),
+        ("RATE_WINDOW", seconds(RATE_WINDOW)),
+        ("SPACE_EVERY_BYTES", SPACE_EVERY_BYTES.to_string()),
+        ("CATALOG_PAGE", CATALOG_PAGE.to_string()),
+        ("TAGS_PAGE", TAGS_PAGE.to_string()),
+        ("REFERRERS_PAGE", REFERRERS_PAGE.to_string()),
+        ("REFERRERS_PAGE_BYTES", REFERRERS_PAGE_BYTES.to_string()),
+        ("MOUNT_FOLDERS", MOUNT_FOLDERS.to_string()),
+        ("MOUNT_REPOSITORIES", MOUNT_REPOSITORIES.to_string()),
+        ("BCRYPT_COST", BCRYPT_COST.to_string()),
+        ("PASSWORDS_AT_ONCE", PASSWORDS_AT_ONCE.to_string()),
+        ("PASSWORDS_WAITING", PASSWORDS_WAITING.to_string()),
+        ("PASSWORDS_REMEMBERED", PASSWORDS_REMEMBERED.to_string()),
+        ("PASSWORD_REMEMBERED", seconds(PASSWORD_REMEMBERED)),
+        ("TOKEN_BYTES", TOKEN_BYTES.to_string()),
+        ("TOKEN_LEEWAY", seconds(TOKEN_LEEWAY)),
+        ("TOKEN_KEYS", TOKEN_KEYS.to_string()),
+        ("VOLUME_DEADLINE", seconds(VOLUME_DEADLINE)),
+        ("VOLUME_HANG", seconds(VOLUME_HANG)),
+        ("RETRY_AFTER_SECONDS", RETRY_AFTER_SECONDS.to_string()),
+    ])
+}
+
+/// The second and the third column.
+fn document() -> BTreeMap<String, String> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    text.lines()
+        .filter(|line| line.starts_with("| "))
+        .skip(1)
+        .map(|line| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            (cells[2].trim_matches('`').to_owned(), cells[3].to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn the_document_lists_every_limit_with_its_default() {
+    let code: BTreeMap<_, _> = code()
+        .into_iter()
+        .map(|(name, value)| (name.to_owned(), value))
+        .collect();
+    assert_eq!(document(), code);
+}
+
+#[test]
+fn every_limit_that_operators_set_is_listed() {
+    let values = serde_json::to_value(holdfast_config::Limits::default()).unwrap();
+    let listed = document();
+    for key in values.as_object().unwrap().keys() {
+        assert!(listed.contains_key(key), "docs/LIMITS.md lacks {key}");
+    }
+}
+
+#[test]
+fn what_operators_set_reaches_the_listener() {
+    let values = holdfast_config::Limits {
+        connections: 100,
+        connections_per_address: 10,
+        idle_seconds: 7,
+        ..holdfast_config::Limits::default()
+    };
+    let limits = connection(&values);
+    assert_eq!(
+        (limits.connections, limits.connections_per_address),
+        (100, 10)
+    );
+    assert_eq!(limits.idle, Duration::from_secs(7));
+    assert_eq!(Limits::from(&values).idle, Duration::from_secs(7));
+    assert_eq!((warn_used_percent(85), warn_used_percent(100)), (85, 101));
+}
