@@ -223,10 +223,10 @@ impl Policy {
             let mut text = format!("Bearer realm=\"{realm}\",service=\"{service}\"");
             let scope = scope(endpoint);
             if !scope.is_empty() {
-                text.push_str(&format!(",scope=\"{scope}\""));
+                text = format!("{text},scope=\"{scope}\"");
             }
             if let Some(error) = error {
-                text.push_str(&format!(",error=\"{error}\""));
+                text = format!("{text},error=\"{error}\"");
             }
             refusal = refusal.with(header::WWW_AUTHENTICATE, crate::api::value(&text));
         }
@@ -258,7 +258,7 @@ fn scope(endpoint: &Endpoint) -> String {
         },
     };
     if let Endpoint::MountBlob(_, _, Some(from)) = endpoint {
-        scope.push_str(&format!(" repository:{from}:pull"));
+        scope = format!("{scope} repository:{from}:pull");
     }
     scope
 }

@@ -151,7 +151,7 @@ async fn tokens_of_others_and_old_ones_are_refused() {
         let answer = registry
             .send("GET", "/v2/", &[("authorization", &token)], "")
             .await;
-        assert_eq!(answer.status(), expect, "{:.80}", token);
+        assert_eq!(answer.status(), expect, "{token:.80}");
     }
 }
 

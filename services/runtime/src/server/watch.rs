@@ -6,7 +6,7 @@
 use bytes::Buf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Limits;
 
@@ -118,21 +118,18 @@ impl Watch {
     /// Whether the connection is to be cut.
     pub(super) fn judge(&self, limits: &Limits) -> Option<Reason> {
         let now = self.millis();
-        let over = |since: u64, limit: Duration| {
-            u128::from(now.saturating_sub(since)) >= limit.as_millis()
-        };
         if self.requests.load(Relaxed) == 0 {
-            let http2 = self.http2.load(Relaxed);
-            match self.head_since.load(Relaxed) {
-                since if 0 < since && !http2 => {
-                    if over(since - 1, limits.header_timeout) {
-                        return Some(Reason::Headers);
-                    }
-                }
-                _ if over(self.idle_since.load(Relaxed), limits.keep_alive) => {
-                    return Some(Reason::Idle);
-                }
-                _ => {}
+            let head_since = self.head_since.load(Relaxed);
+            // Over HTTP/2 clients also send what belongs to no request.
+            let of_head = 0 < head_since && !self.http2.load(Relaxed);
+            let (since, limit, reason) = if of_head {
+                (head_since - 1, limits.header_timeout, Reason::Headers)
+            } else {
+                let idle_since = self.idle_since.load(Relaxed);
+                (idle_since, limits.keep_alive, Reason::Idle)
+            };
+            if u128::from(now.saturating_sub(since)) >= limit.as_millis() {
+                return Some(reason);
             }
         }
         let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,7 +141,8 @@ impl Watch {
             };
             let waits = 0 < stream.outstanding.load(Relaxed);
             let moved = stream.moved.load(Relaxed);
-            reason = reason.or(progress.judge(waits, moved, now, limits));
+            let of_stream = progress.judge(waits, moved, now, limits);
+            reason = reason.or(of_stream);
             true
         });
         reason
@@ -261,6 +259,7 @@ impl<D: Buf> Drop for Piece<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     /// Looks every second: whether the client is waited for, and what it took in all.
     fn judge(looks: impl IntoIterator<Item = (bool, u64)>) -> Option<(u64, Reason)> {
