@@ -189,6 +189,14 @@ pub(crate) fn parent(path: &Path) -> Result<&Path> {
         .ok_or_else(|| Error::io("resolve", path)(io::ErrorKind::InvalidInput.into()))
 }
 
+/// Folders of tags come and go, so one that is known has to be looked at; all others stay.
+fn is_volatile(path: &Path) -> bool {
+    path.parent()
+        .into_iter()
+        .flat_map(Path::ancestors)
+        .any(|folder| folder.ends_with("_manifests/tags"))
+}
+
 impl Files {
     pub(crate) fn new(volume: Arc<dyn Volume>, root: PathBuf) -> Self {
         Self {
@@ -236,6 +244,7 @@ impl Files {
         self.volume
             .sync_dir(above)
             .map_err(Error::io("sync", above))?;
+        self.changed(above);
         if let Ok(metadata) = self.volume.metadata(path) {
             self.remember(path, Identity::of(&metadata));
         }
@@ -275,6 +284,7 @@ impl Files {
         match written {
             Ok(metadata) => {
                 self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+                self.changed(dir);
                 self.remember(path, Identity::of(&metadata));
                 Ok(())
             }
@@ -368,18 +378,23 @@ impl Files {
         }
     }
 
-    /// Whether this directory, not one that took its place, was made durable by this process. Folders of tags come and go, so they are
-    /// looked at; all others stay.
+    /// This process changed a directory that it knows to be durable, and so its modification time.
+    fn changed(&self, path: &Path) {
+        if is_volatile(path)
+            && let Ok(metadata) = self.volume.metadata(path)
+            && let Some(known) = self.durable().get_mut(path)
+            && known.inode == metadata.inode
+        {
+            *known = Identity::of(&metadata);
+        }
+    }
+
+    /// Whether this directory, not one that took its place, was made durable by this process.
     fn is_durable_dir(&self, path: &Path) -> bool {
         let Some(known) = self.durable().get(path).copied() else {
             return false;
         };
-        let volatile = path
-            .parent()
-            .into_iter()
-            .flat_map(Path::ancestors)
-            .any(|folder| folder.ends_with("_manifests/tags"));
-        !volatile
+        !is_volatile(path)
             || self
                 .volume
                 .metadata(path)

@@ -299,7 +299,7 @@ impl Inner {
         self.files.write_file(&self.layout.blob(digest), bytes)
     }
 
-    /// Makes verified and synced bytes at `source` the blob. Content that is there already wins if it is sound: renaming over it would
+    /// Makes verified bytes at `source` the blob, for good. Content that is there already wins if it is sound: renaming over it would
     /// break its readers on other machines.
     pub(crate) fn commit_blob(
         &self,
@@ -313,9 +313,16 @@ impl Inner {
                 .map(drop)
                 .map_err(Error::io("remove", source));
         }
+        let path = self.layout.blob(digest);
+        // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to do.
+        atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
+        if let Err(error) = file.sync() {
+            // What a failed sync did not write counts as written afterwards: nothing of the file can be trusted.
+            drop(self.volume().remove_file(source));
+            return Err(Error::io("sync", source)(error));
+        }
         let metadata = file.metadata().map_err(Error::io("stat", source))?;
-        self.files
-            .place(&metadata, source, &self.layout.blob(digest))?;
+        self.files.place(&metadata, source, &path)?;
         self.remember_verified(digest, &metadata);
         Ok(())
     }

@@ -137,15 +137,13 @@ impl Incoming {
             self.discard().await?;
             return Err(error);
         }
+        if let Some(lock) = &self.lock {
+            lock.check().await?;
+        }
         let (file, digest) = (Arc::clone(self.sink.file()), self.digest.clone());
         self.store
             .run(move |inner| {
                 let path = inner.layout.incoming(&digest);
-                if let Err(error) = file.sync() {
-                    // What a failed sync did not write counts as written afterwards: nothing of the file can be trusted.
-                    drop(inner.volume().remove_file(&path));
-                    return Err(Error::io("sync", &path)(error));
-                }
                 inner.commit_blob(&*file, &path, &digest, size)
             })
             .await?;

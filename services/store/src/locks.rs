@@ -89,6 +89,24 @@ impl Lock {
         );
     }
 
+    /// Looks whether the lock is still ours: a process that stood still for too long has lost it and does not know yet.
+    ///
+    /// # Errors
+    /// [`Error::LockLost`], or what the volume says.
+    pub(crate) async fn check(&self) -> Result<()> {
+        let (inner, path, token) = (
+            Arc::clone(&self.inner),
+            self.path.clone(),
+            self.token.clone(),
+        );
+        let ours = self
+            .inner
+            .pool
+            .run(move || Ok(read(inner.volume(), &path)?.is_some_and(|found| found.token == token)))
+            .await?;
+        if ours { Ok(()) } else { Err(Error::LockLost) }
+    }
+
     fn disarm(&mut self) -> impl FnOnce() + Send + 'static {
         self.heartbeat.abort();
         let inner = Arc::clone(&self.inner);

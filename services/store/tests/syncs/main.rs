@@ -1,0 +1,349 @@
+//! The order of writes and syncs on the real file system, for each operation that is acknowledged: bytes before their name, every
+//! new folder's name, blob before link, history before tag, and all of it before success is returned.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test, helpers included"
+)]
+
+mod recorder;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::{RepositoryName, Tag},
+};
+use holdfast_store::{Hasher, Options, Owner, Store};
+use recorder::{Call, Recorder};
+
+/// An operation, and the names that it gives (`+`) or takes (`-`) for good, in order.
+struct Row {
+    what: &'static str,
+    op: Op,
+    names: &'static [&'static str],
+    /// Most syncs of files and of directories that it may cost: each one is time that a client waits.
+    most_syncs: (usize, usize),
+}
+
+enum Op {
+    Push(&'static str, &'static [u8]),
+    Fill(&'static [u8]),
+    Mount(&'static str, &'static [u8]),
+    PutManifest(&'static str, &'static [u8]),
+    SetTag(&'static str, &'static str, &'static [u8]),
+    DeleteTag(&'static str, &'static str),
+    DeleteManifest(&'static str, &'static [u8]),
+    Unlink(&'static str, &'static [u8]),
+}
+
+const LAYER: &str = "+repositories/R/_layers/sha256/H/link";
+const REVISION: &str = "+repositories/R/_manifests/revisions/sha256/H/link";
+const BLOB: &str = "+blobs/sha256/HH/H/data";
+const HISTORY: &str = "+repositories/R/_manifests/tags/T/index/sha256/H/link";
+const CURRENT: &str = "+repositories/R/_manifests/tags/T/current/link";
+
+const ROWS: [Row; 14] = [
+    Row {
+        what: "a first push makes every folder durable",
+        op: Op::Push("a/b", b"one"),
+        names: &[BLOB, LAYER],
+        most_syncs: (2, 10),
+    },
+    Row {
+        what: "a second push syncs what is new only",
+        op: Op::Push("a/b", b"two"),
+        names: &[BLOB, LAYER],
+        most_syncs: (2, 5),
+    },
+    Row {
+        what: "a push of what is there adds the link",
+        op: Op::Push("c", b"one"),
+        names: &[LAYER],
+        most_syncs: (1, 5),
+    },
+    Row {
+        what: "a mount adds the link",
+        op: Op::Mount("c", b"two"),
+        names: &[LAYER],
+        most_syncs: (1, 2),
+    },
+    Row {
+        what: "a mount again promises what is there",
+        op: Op::Mount("c", b"two"),
+        names: &[],
+        most_syncs: (0, 0),
+    },
+    Row {
+        what: "a fill adds the blob",
+        op: Op::Fill(b"three"),
+        names: &[BLOB],
+        most_syncs: (1, 3),
+    },
+    Row {
+        what: "a manifest is a blob and a revision",
+        op: Op::PutManifest("a/b", b"{}"),
+        names: &[BLOB, REVISION],
+        most_syncs: (2, 8),
+    },
+    Row {
+        what: "a tag is set after its history",
+        op: Op::SetTag("a/b", "t", b"{}"),
+        names: &[HISTORY, CURRENT],
+        most_syncs: (2, 8),
+    },
+    Row {
+        what: "the next manifest",
+        op: Op::PutManifest("a/b", b"[]"),
+        names: &[BLOB, REVISION],
+        most_syncs: (2, 5),
+    },
+    Row {
+        what: "a tag moves",
+        op: Op::SetTag("a/b", "t", b"[]"),
+        names: &[HISTORY, CURRENT],
+        most_syncs: (2, 3),
+    },
+    Row {
+        what: "a tag that says so already",
+        op: Op::SetTag("a/b", "t", b"[]"),
+        names: &[],
+        most_syncs: (0, 0),
+    },
+    Row {
+        what: "a manifest goes with its tags",
+        op: Op::DeleteManifest("a/b", b"[]"),
+        names: &[
+            "-repositories/R/_manifests/revisions/sha256/H/link",
+            "-repositories/R/_manifests/tags/T/current/link",
+        ],
+        most_syncs: (0, 2),
+    },
+    Row {
+        what: "a tag goes",
+        op: Op::DeleteTag("a/b", "u"),
+        names: &["-repositories/R/_manifests/tags/T/current/link"],
+        most_syncs: (0, 1),
+    },
+    Row {
+        what: "a repository loses a blob",
+        op: Op::Unlink("c", b"two"),
+        names: &["-repositories/R/_layers/sha256/H/link"],
+        most_syncs: (0, 1),
+    },
+];
+
+fn digest(bytes: &[u8]) -> Digest {
+    Hasher::digest(Algorithm::Sha256, bytes)
+}
+
+fn repo(name: &str) -> RepositoryName {
+    name.parse().unwrap()
+}
+
+async fn push(store: &Store, name: &str, bytes: &'static [u8]) {
+    let owner = Owner {
+        address: String::new(),
+        id: "test".to_owned(),
+    };
+    let id = store
+        .create_upload(&repo(name), "2026-01-01T00:00:00Z")
+        .await
+        .unwrap();
+    let hasher = Hasher::new(Algorithm::Sha256);
+    let mut writer = store
+        .upload_writer(&repo(name), &id, 0, Ok(hasher), &owner)
+        .await
+        .unwrap();
+    writer.append(Bytes::from_static(bytes)).await.unwrap();
+    writer.commit(&digest(bytes)).await.unwrap();
+}
+
+impl Op {
+    async fn perform(&self, store: &Store) {
+        match self {
+            Self::Push(name, bytes) => push(store, name, bytes).await,
+            Self::Fill(bytes) => {
+                let mut incoming = store.incoming(&digest(bytes), None).await.unwrap();
+                incoming.append(Bytes::from_static(bytes)).await.unwrap();
+                incoming.commit().await.unwrap();
+            }
+            Self::Mount(name, bytes) => {
+                store.link_blob(&repo(name), &digest(bytes)).await.unwrap();
+            }
+            Self::PutManifest(name, bytes) => store
+                .put_manifest(&repo(name), &digest(bytes), Bytes::from_static(bytes))
+                .await
+                .unwrap(),
+            Self::SetTag(name, tag, bytes) => store
+                .set_tag(&repo(name), &tag.parse().unwrap(), &digest(bytes))
+                .await
+                .unwrap(),
+            Self::DeleteTag(name, tag) => {
+                let tag: Tag = tag.parse().unwrap();
+                assert!(store.delete_tag(&repo(name), &tag).await.unwrap());
+            }
+            Self::DeleteManifest(name, bytes) => {
+                let (name, digest) = (repo(name), digest(bytes));
+                assert!(store.delete_manifest(&name, &digest).await.unwrap());
+            }
+            Self::Unlink(name, bytes) => {
+                let (name, digest) = (repo(name), digest(bytes));
+                assert!(store.unlink_blob(&name, &digest).await.unwrap());
+            }
+        }
+    }
+
+    /// The path that a name of the table stands for.
+    fn path(&self, pattern: &str) -> String {
+        let (name, tag, bytes) = match self {
+            Self::Push(name, bytes)
+            | Self::Mount(name, bytes)
+            | Self::PutManifest(name, bytes)
+            | Self::DeleteManifest(name, bytes)
+            | Self::Unlink(name, bytes) => (*name, "t", *bytes),
+            Self::Fill(bytes) => ("", "", *bytes),
+            Self::SetTag(name, tag, bytes) => (*name, *tag, *bytes),
+            Self::DeleteTag(name, tag) => (*name, *tag, &b""[..]),
+        };
+        let digest = digest(bytes);
+        let (prefix, _) = digest.hex().split_at(2);
+        pattern
+            .replace("/HH/", &format!("/{prefix}/"))
+            .replace("/H/", &format!("/{}/", digest.hex()))
+            .replace("/R/", &format!("/{name}/"))
+            .replace("/T/", &format!("/{tag}/"))
+    }
+}
+
+/// Whether the name counts: neither temporary nor ours alone nor a session's.
+fn is_final(path: &Path) -> bool {
+    let text = path.to_str().unwrap();
+    let own = ["/_uploads/", "/_holdfast/"];
+    !own.iter().any(|part| text.contains(part)) && path.extension().is_none_or(|end| end != "tmp")
+}
+
+/// Checks the order of the calls of one operation; returns the names that were given or taken for good.
+fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
+    let mut names = Vec::new();
+    for (at, call) in calls.iter().enumerate() {
+        let (sign, path) = match call {
+            Call::Rename(from, to) if is_final(to) => {
+                let synced = calls[..at]
+                    .iter()
+                    .rposition(|call| *call == Call::Sync(from.clone()));
+                let written = calls[..at]
+                    .iter()
+                    .rposition(|call| *call == Call::Write(from.clone()));
+                assert!(
+                    synced > written && synced.is_some(),
+                    "{what}: {} got its name before its bytes were synced",
+                    to.display()
+                );
+                ('+', to)
+            }
+            Call::Remove(path) if is_final(path) => ('-', path),
+            Call::CreateDir(path) if is_final(path) => {
+                must_sync(what, calls, at, path);
+                continue;
+            }
+            _ => continue,
+        };
+        let end = must_sync(what, calls, at, path);
+        // The next name waits until this one is durable: a link never outlives its blob, nor a tag its history.
+        let next = calls[at + 1..end]
+            .iter()
+            .find(|call| matches!(call, Call::Rename(_, to) if is_final(to)));
+        assert!(
+            next.is_none(),
+            "{what}: {next:?} before {} was durable",
+            path.display()
+        );
+        let relative = path.strip_prefix(base).unwrap();
+        names.push(format!("{sign}{}", relative.display()));
+    }
+    names
+}
+
+/// Where, after a call that changed `path`, its directory is synced.
+fn must_sync(what: &str, calls: &[Call], at: usize, path: &Path) -> usize {
+    let folder = Call::SyncDir(path.parent().map(PathBuf::from).unwrap());
+    let later = calls[at..].iter().position(|call| *call == folder);
+    match later {
+        Some(later) => at + later,
+        None => panic!(
+            "{what}: {} changed and {folder:?} never followed",
+            path.display()
+        ),
+    }
+}
+
+#[tokio::test]
+async fn everything_is_synced_in_order_before_it_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = Recorder::new(dir.path());
+    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::default())
+        .await
+        .unwrap();
+    let base = dir.path().join("docker/registry/v2");
+    check("opening", &base, &recorder.take());
+    for row in &ROWS {
+        if let Op::DeleteTag(name, tag) = &row.op {
+            let tag: Tag = tag.parse().unwrap();
+            store
+                .set_tag(&repo(name), &tag, &digest(b"{}"))
+                .await
+                .unwrap();
+        }
+        recorder.take();
+        row.op.perform(&store).await;
+        let calls = recorder.take();
+        let names = check(row.what, &base, &calls);
+        let expected: Vec<_> = row.names.iter().map(|name| row.op.path(name)).collect();
+        assert_eq!(names, expected, "{}", row.what);
+        let files = calls
+            .iter()
+            .filter(|call| matches!(call, Call::Sync(_)))
+            .count();
+        let folders = calls
+            .iter()
+            .filter(|call| matches!(call, Call::SyncDir(_)))
+            .count();
+        println!("{}: {files} files, {folders} folders", row.what);
+        assert!(
+            files <= row.most_syncs.0 && folders <= row.most_syncs.1,
+            "{}: {files} syncs of files and {folders} of directories: {calls:#?}",
+            row.what
+        );
+    }
+}
+
+#[test]
+#[should_panic(expected = "got its name before its bytes were synced")]
+fn a_name_before_the_bytes_is_found() {
+    let (from, to) = (PathBuf::from("/v/x.tmp"), PathBuf::from("/v/x"));
+    let calls = [
+        Call::Write(from.clone()),
+        Call::Rename(from.clone(), to),
+        Call::Sync(from),
+        Call::SyncDir("/v".into()),
+    ];
+    check("test", Path::new("/v"), &calls);
+}
+
+#[test]
+#[should_panic(expected = "never followed")]
+fn a_folder_that_is_not_synced_is_found() {
+    let (from, to) = (PathBuf::from("/v/x.tmp"), PathBuf::from("/v/x"));
+    let calls = [
+        Call::Write(from.clone()),
+        Call::Sync(from.clone()),
+        Call::Rename(from, to),
+    ];
+    check("test", Path::new("/v"), &calls);
+}
