@@ -24,15 +24,20 @@ pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
 
 /// The digest, made sure to stay: for what relies on a link that others may have written a moment ago.
 pub(crate) fn read_settled(files: &Files, path: &Path) -> Result<Option<Digest>> {
-    let found = atomic::reading(files.volume(), path, |file| {
-        let metadata = file.metadata().map_err(Error::io("stat", path))?;
-        Ok((content(file, path)?, metadata))
-    })?;
-    let Some((Some(digest), metadata)) = found else {
-        return Ok(None);
-    };
-    files.settle(path, &metadata)?;
-    Ok(Some(digest))
+    loop {
+        let found = atomic::reading(files.volume(), path, |file| {
+            let metadata = file.metadata().map_err(Error::io("stat", path))?;
+            Ok((content(file, path)?, metadata))
+        })?;
+        let Some((Some(digest), metadata)) = found else {
+            return Ok(None);
+        };
+        match files.settle(path, &metadata) {
+            // It went, with its folder, after it was read.
+            Err(error) if error.is_absent() => {}
+            settled => return settled.map(|()| Some(digest)),
+        }
+    }
 }
 
 fn content(file: &dyn VolumeFile, path: &Path) -> Result<Option<Digest>> {
