@@ -16,6 +16,9 @@ use holdfast_store::check::Platform;
 
 use crate::{ls, terminal};
 
+/// Made by every registry for its own nodes: nothing to carry elsewhere.
+const PROBE: &str = "holdfast/probe";
+
 /// Arguments of `export`.
 #[derive(clap::Args)]
 #[command(
@@ -78,10 +81,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every tag that is whole; those that are not are named and left out.
+/// Every tag but the registry's own. One that is not whole ends the export: an archive of "all" must not lack something silently.
 fn everything(view: &View, platforms: &[Platform]) -> anyhow::Result<Vec<(Name, Bundle)>> {
     let mut images = Vec::new();
-    for repository in view.repositories()? {
+    let repositories = view.repositories()?;
+    for repository in repositories
+        .into_iter()
+        .filter(|repository| repository.as_str() != PROBE)
+    {
         for (tag, digest) in view.tags(&repository)? {
             let name = Name {
                 repository: repository.clone(),

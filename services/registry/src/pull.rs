@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_core::{digest::Digest, reference::RepositoryName};
-use holdfast_store::BlobFile;
+use holdfast_store::{BlobFile, Hasher};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tokio::time::Instant;
 
@@ -121,6 +121,24 @@ async fn hold(deadline: Instant) -> bool {
     true
 }
 
+/// The repository's blob. One of no bytes under the name of some, as a crash of a registry that does not sync leaves it, is a miss: no
+/// stream could tell it, because it ends before it begins.
+async fn on_volume(
+    api: &Inner,
+    repo: &RepositoryName,
+    digest: &Digest,
+) -> Result<Option<BlobFile>> {
+    let found = api.store.open_repo_blob(repo, digest).await?;
+    if let Some(file) = &found
+        && file.size() == 0
+        && Hasher::new(file.digest().algorithm()).finish() != *file.digest()
+    {
+        api.store.quarantine(file.digest()).await?;
+        return Ok(None);
+    }
+    Ok(found)
+}
+
 /// end-2
 pub(crate) async fn blob(
     api: &Inner,
@@ -128,7 +146,7 @@ pub(crate) async fn blob(
     repo: &RepositoryName,
     digest: &Digest,
 ) -> Result<Response<Body>> {
-    let found = api.store.open_repo_blob(repo, digest).await?;
+    let found = on_volume(api, repo, digest).await?;
     let is_hit = found.is_some();
     let response = match found {
         Some(file) => stored(api, head, digest, file),
@@ -170,7 +188,7 @@ async fn missing(
             Err(SourceError::NotAllowed) if hold(deadline).await => {}
             Err(error) => return Err(from_source(error, Code::BlobUnknown)),
         }
-        if let Some(file) = api.store.open_repo_blob(repo, digest).await? {
+        if let Some(file) = on_volume(api, repo, digest).await? {
             return Ok(stored(api, head, digest, file));
         }
     }
