@@ -29,6 +29,7 @@ mod range;
 mod referrers;
 pub mod route;
 mod run;
+pub mod scrub;
 pub mod session;
 pub mod source;
 pub mod upstream;

@@ -311,6 +311,11 @@ impl Metrics {
         })
     }
 
+    /// Requests whose answer is not begun.
+    pub fn under_way(&self) -> i64 {
+        self.http.rows.iter().map(|row| row.in_flight.get()).sum()
+    }
+
     /// Counts a request as under way until the guard is dropped.
     pub(crate) fn begin(&self, handler: &'static str) -> InFlight {
         let gauge = self.http.row(handler).in_flight.clone();

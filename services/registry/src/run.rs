@@ -31,6 +31,7 @@ use crate::{
     metrics::Metrics,
     notify::{self, Notifier},
     probe,
+    scrub::{self, Scrubber},
     session::Secret,
     source::Source,
     upstream::{self, Upstreams},
@@ -143,6 +144,7 @@ pub async fn run_on(
         &told,
     )?;
     let reloads = Reloads::register(&mut registry);
+    let scrubbed = scrub::Metrics::register(&mut registry);
     let upstreams = Upstreams::new(
         &settings.upstreams,
         &settings.proxy,
@@ -189,7 +191,7 @@ pub async fn run_on(
             gate: gate.clone(),
             secret: secret.clone(),
             limits,
-            owner,
+            owner: owner.clone(),
             draining: shutdown.clone(),
         },
         numbers.clone(),
@@ -202,6 +204,22 @@ pub async fn run_on(
         },
     );
 
+    let scrubber = (settings.scrub.bytes_per_second.bytes() > 0).then(|| {
+        let rhythm = scrub::Settings {
+            rate: settings.scrub.bytes_per_second.bytes(),
+            every: Duration::from_secs(u64::from(settings.scrub.every_hours) * 3600),
+            look: SCRUB_LOOK,
+        };
+        let source = Some(Arc::new(fills.clone()) as Arc<dyn Source>);
+        Scrubber::new(
+            store.clone(),
+            source,
+            owner,
+            rhythm,
+            scrubbed,
+            numbers.clone(),
+        )
+    });
     let listener = bind(settings.listen).await?;
     let mut tasks = tokio::task::JoinSet::new();
     if let Some((address, tls)) = internal {
@@ -230,6 +248,9 @@ pub async fn run_on(
     };
     tasks.spawn(watch.run(shutdown.clone()));
     tasks.spawn(clean(store.clone(), limits.upload_idle, shutdown.clone()));
+    if let Some(scrubber) = scrubber {
+        tasks.spawn(scrubber.run(shutdown.clone()));
+    }
     tasks.spawn(keep_probe(store, PROBE_EVERY, shutdown.clone()));
 
     let connections = server::Limits {
@@ -258,6 +279,9 @@ fn mirror_of(settings: &RegistrySettings) -> Option<(String, Host)> {
     let host = Host::parse(&name).ok()?;
     Some((name, host))
 }
+
+/// How often the scrubber looks whether it is its turn. Not at once: a start has other work.
+const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
 /// How long background work may take to end once the listeners are closed and all requests have ended.
 const LAST: Duration = Duration::from_secs(10);

@@ -1,6 +1,7 @@
 //! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and operators:
 //!
 //! - `GET /livez`, `GET /readyz`: 200 or 503, one line a check
+//! - `GET /debug/health`: the checks of readiness that fail as a JSON object, `{}` when all is well: what distribution answers
 //! - `GET /metrics`: metrics as text
 //! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the reason
 //!
@@ -70,6 +71,10 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
     let livez = warp::path!("livez")
         .and(warp::get())
         .map(move || health_reply(health.livez()));
+    let health = admin.health.clone();
+    let debug = warp::path!("debug" / "health")
+        .and(warp::get())
+        .map(move || failing_reply(health.failing()));
     let health = admin.health;
     let readyz = warp::path!("readyz")
         .and(warp::get())
@@ -107,6 +112,8 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
         });
     livez
         .or(readyz)
+        .unify()
+        .or(debug)
         .unify()
         .or(metrics)
         .unify()
@@ -150,6 +157,23 @@ fn health_reply(report: Report) -> http::Response<String> {
         StatusCode::SERVICE_UNAVAILABLE
     };
     text(status, report.text)
+}
+
+fn failing_reply(failing: Vec<(String, String)>) -> http::Response<String> {
+    let status = if failing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let object: serde_json::Map<_, _> = failing
+        .into_iter()
+        .map(|(name, word)| (name, word.into()))
+        .collect();
+    reply(
+        status,
+        "application/json",
+        serde_json::Value::Object(object).to_string(),
+    )
 }
 
 fn text(status: StatusCode, body: impl Into<String>) -> http::Response<String> {

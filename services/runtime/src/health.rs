@@ -60,6 +60,15 @@ impl Health {
     pub fn readyz(&self) -> Report {
         report(&self.ready)
     }
+
+    /// The checks of readiness that fail, each with what is not well.
+    pub fn failing(&self) -> Vec<(String, String)> {
+        let checks = self.ready.read().map(|c| c.clone()).unwrap_or_default();
+        checks
+            .into_iter()
+            .filter_map(|(name, check)| Some((name, check().err()?)))
+            .collect()
+    }
 }
 
 /// A verdict that some part of the process sets.
@@ -141,8 +150,10 @@ mod tests {
         let report = health.readyz();
         assert!(!report.ok);
         assert_eq!(report.text, "[+] store: open\n[-] state: not seen yet\n");
+        let failing = ("state".to_owned(), "not seen yet".to_owned());
+        assert_eq!(health.failing(), [failing]);
         flag.ok("seen");
-        assert!(health.readyz().ok);
+        assert!(health.readyz().ok && health.failing().is_empty());
         assert!(health.livez().ok, "readiness is not liveness");
     }
 }

@@ -22,6 +22,7 @@ mod locks;
 mod manifests;
 mod pool;
 mod repositories;
+mod scrub;
 mod sink;
 mod space;
 mod store;

@@ -185,13 +185,20 @@ impl Process {
     }
 
     /// Ends the process and says how it ended.
-    pub(crate) async fn end(self) {
+    pub(crate) async fn end(mut self) {
         self.volume.set(false);
         self.shutdown.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.task)
+        tokio::time::timeout(Duration::from_secs(20), &mut self.task)
             .await
             .expect("the process ends")
             .unwrap()
             .unwrap();
+    }
+}
+
+/// A test that fails must not leave threads that hang: the runtime would wait for them.
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.volume.set(false);
     }
 }

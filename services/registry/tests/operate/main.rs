@@ -9,4 +9,5 @@
 mod distribution;
 mod harness;
 mod metrics;
+mod notifications;
 mod volume;

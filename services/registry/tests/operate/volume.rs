@@ -12,27 +12,28 @@ async fn a_volume_that_hangs_at_start_keeps_nobody_from_asking_and_the_registry_
     let text = process.until("/readyz", 503).await;
     assert!(text.contains("[-] volume: the volume"), "{text}");
     assert_eq!(process.admin("/metrics").await.0, 200);
+    let (status, text) = process.admin("/debug/health").await;
+    assert!(status == 503 && text.starts_with(r#"{"volume":"#), "{text}");
     tokio::time::sleep(Duration::from_millis(700)).await;
     assert_eq!(process.admin("/livez").await.0, 200);
     assert_eq!(process.api("/v2/").await.0, 0, "nothing is served yet");
     process.volume.set(false);
     process.until("/readyz", 200).await;
+    assert_eq!(process.admin("/debug/health").await, (200, "{}".to_owned()));
     assert_eq!(process.api("/v2/").await.0, 200);
     process.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_volume_never_answered_ends_when_told() {
-    let process = Process::start(true);
+    let mut process = Process::start(true);
     process.until("/livez", 200).await;
     process.shutdown.cancel();
-    let task = process.task;
-    tokio::time::timeout(Duration::from_secs(5), task)
+    tokio::time::timeout(Duration::from_secs(5), &mut process.task)
         .await
         .expect("it ends")
         .unwrap()
         .unwrap();
-    process.volume.set(false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,18 +77,16 @@ async fn a_volume_that_hangs_later_fails_readiness_only_and_requests_are_refused
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_volume_hangs_ends_when_told() {
-    let process = Process::start(false);
+    let mut process = Process::start(false);
     process.until("/readyz", 200).await;
     process.volume.set(true);
     process.until("/readyz", 503).await;
     process.shutdown.cancel();
-    let (volume, task) = (process.volume.clone(), process.task);
-    tokio::time::timeout(Duration::from_secs(20), task)
+    tokio::time::timeout(Duration::from_secs(20), &mut process.task)
         .await
         .expect("it ends")
         .unwrap()
         .unwrap();
-    volume.set(false);
 }
 
 #[tokio::test(flavor = "multi_thread")]
