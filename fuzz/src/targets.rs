@@ -8,6 +8,7 @@ mod nodes;
 mod ranges;
 mod routes;
 mod sessions;
+mod tokens;
 mod upstreams;
 
 use std::borrow::Cow;
@@ -15,7 +16,7 @@ use std::borrow::Cow;
 use crate::Target;
 
 /// Every target, by name.
-pub const ALL: [Target; 17] = [
+pub const ALL: [Target; 18] = [
     images::REFERENCE,
     images::REWRITE,
     images::PULL_SECRET,
@@ -30,6 +31,7 @@ pub const ALL: [Target; 17] = [
     admission::REVIEW,
     admission::CONDITION,
     configuration::VALUES,
+    tokens::TOKEN,
     upstreams::CHALLENGE,
     nodes::HOSTS,
     nodes::RUNTIME,

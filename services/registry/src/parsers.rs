@@ -2,7 +2,7 @@
 
 use holdfast_core::Digest;
 
-use crate::{content, range};
+use crate::{access, content, range};
 
 /// The answer to a `Range` header, as first and last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,4 +57,23 @@ pub fn upstream_manifest(bytes: &[u8]) -> Result<Vec<Digest>, String> {
 /// The realm of an upstream's challenge, when it asks for a token.
 pub fn realm(value: &str) -> Option<url::Url> {
     crate::upstream::realm(value)
+}
+
+/// The keys of a file, and whom a bearer token checked with them was issued to.
+///
+/// # Errors
+/// `Err(None)` when the file has no usable keys, else why the token is not taken.
+pub fn token(
+    text: &str,
+    keys: &[u8],
+    issuer: &str,
+    service: &str,
+    now: f64,
+) -> Result<String, Option<String>> {
+    let rsa = holdfast_config::RsaAlgorithm::default();
+    let keys = access::keys::parse(keys, rsa).map_err(|_| None)?;
+    let expected = access::token::Expected { issuer, service };
+    access::token::verify(text, &keys, expected, now)
+        .map(|claims| claims.subject().to_owned())
+        .map_err(|error| Some(error.to_string()))
 }

@@ -8,7 +8,7 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use crate::{Error, Hasher, Layout, Result, Store, atomic, links, store::Inner};
+use crate::{Error, Hasher, Layout, Result, Store, atomic, error::absent, links, store::Inner};
 
 /// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -134,7 +134,7 @@ impl Store {
                 if links::read(inner.volume(), &inner.layout.tag_link(&repo, &tag))?
                     .is_some_and(|current| current == digest)
                 {
-                    inner.delete_tag(&repo, &tag)?;
+                    inner.untag(&repo, &tag, &digest)?;
                 }
             }
             Ok(true)
@@ -345,6 +345,38 @@ impl Inner {
         atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
         atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed)
+    }
+
+    /// Takes a tag away from a digest. One that somebody moves to another digest at the same moment stays where it was moved.
+    fn untag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
+        let link = self.layout.tag_link(repo, tag);
+        // Taken aside, not removed: what is taken can be looked at and put back.
+        let aside = atomic::temporary(&link);
+        let taken =
+            absent(self.volume().rename(&link, &aside)).map_err(Error::io("rename", &link))?;
+        if taken.is_none() {
+            return Ok(());
+        }
+        if links::read(self.volume(), &aside)?.as_ref() != Some(digest) {
+            match self.volume().link(&aside, &link) {
+                // Moved once more: that one counts.
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                other => other.map_err(Error::io("link", &link))?,
+            }
+            return self.files.remove_file(&aside).map(drop);
+        }
+        self.files.remove_file(&aside)?;
+        // From here on only what is empty goes, but for the history, which whoever sets the tag now writes again.
+        atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
+        if let Some(current) = links::read(self.volume(), &link)? {
+            let history = self.layout.tag_index_link(repo, tag, &current);
+            return links::ensure(&self.files, &history, &current);
+        }
+        for folder in [atomic::parent(&link)?, &self.layout.tag(repo, tag)] {
+            // Not empty: somebody sets it.
+            drop(self.volume().remove_dir(folder));
+        }
+        Ok(())
     }
 
     /// The tags whose history holds the digest.
