@@ -54,6 +54,8 @@ impl Release {
             "image": {"repository": repository, "tag": tag, "pullPolicy": "IfNotPresent"},
             "upstreams": upstreams,
             "logging": {"level": "debug"},
+            // The volume is a folder of a developer's disk, which may be nearly full.
+            "registry": {"limits": {"reservePercent": 0}},
             "global": {"networkfunctionextension": {
                 "enableClusterRegistry": true,
                 "clusterRegistry": {
