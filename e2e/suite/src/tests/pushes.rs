@@ -181,33 +181,15 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
     Ok(())
 }
 
-/// Starts an upload of `bytes` bytes on a volume without room and returns the status and the answer.
-pub(super) fn refused_push(site: &Site, bytes: usize) -> Result<(u16, String)> {
+/// Begins an upload, as clients do before they send anything; returns the status and the answer.
+pub(super) fn begin(site: &Site) -> Result<(u16, String)> {
     let node = site.workers()?.into_iter().next().context("no worker")?;
     let url = format!(
-        "https://{}/v2/uploads/refused/blobs/uploads/?digest=sha256:{}",
-        site.address()?,
-        "0".repeat(64)
+        "https://{}/v2/uploads/refused/blobs/uploads/",
+        site.address()?
     );
-    let file = "/tmp/refused";
-    site.cluster.node_exec(
+    site.curl(
         &node,
-        &["sh", "-c", &format!("head -c {bytes} /dev/zero > {file}")],
-    )?;
-    let answer = site.curl(
-        &node,
-        &[
-            "--user",
-            LOGIN,
-            "--request",
-            "POST",
-            "--header",
-            "Content-Type: application/octet-stream",
-            "--data-binary",
-            &format!("@{file}"),
-            &url,
-        ],
-    );
-    site.cluster.node_exec(&node, &["rm", file])?;
-    answer
+        &["--user", LOGIN, "--request", "POST", "--data", "", &url],
+    )
 }

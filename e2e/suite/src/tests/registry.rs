@@ -175,7 +175,13 @@ pub(super) fn a_full_volume_refuses_writes_and_serves_reads(world: &mut World) -
     site.release.use_small_volume(VOLUME_MIB);
     let installed = pushes::with_pusher(site);
     site.release.use_any_volume();
-    installed.and_then(|()| full_volume(site))
+    let result = installed.and_then(|()| full_volume(site));
+    // The next test has the same volume.
+    if let Some(node) = site.workers()?.first() {
+        let script = format!("rm -f {}/filler-*", site.release.volume()?);
+        site.cluster.node_exec(node, &["sh", "-c", &script])?;
+    }
+    result
 }
 
 fn full_volume(site: &Site) -> Result<()> {
@@ -224,7 +230,7 @@ fn full_volume(site: &Site) -> Result<()> {
         Ok(text)
     })?;
     println!("  the Artifact says: {told}");
-    let (status, answer) = pushes::refused_push(site, 1 << 20)?;
+    let (status, answer) = pushes::begin(site)?;
     ensure!(
         status == 507 && answer.contains("errors") && answer.contains("volume"),
         "a push was answered with {status}: {answer}"
