@@ -77,7 +77,7 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
             Ok(digest) => {
                 let repo = match repository(&request) {
                     Ok(repo) => repo,
-                    Err(refusal) => return refusal,
+                    Err(error) => return no_name(&error),
                 };
                 blob(fills, repo.as_ref(), &digest, range_start(&request)).await
             }
@@ -86,19 +86,22 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
     }
     if let Some(digest) = path.strip_prefix("/internal/v1/named/") {
         let named = match (repository(&request), Digest::parse(digest)) {
-            (Err(refusal), _) => return refusal,
+            (Err(error), _) => return no_name(&error),
             (Ok(Some(repo)), Ok(digest)) => fills.named_here(&repo, &digest),
             _ => None,
         };
         return match named {
             Some(size) => reply(StatusCode::OK, "text/plain", size.to_string().into()),
-            None => refuse(StatusCode::NOT_FOUND, "no manifest on its way here names it"),
+            None => refuse(
+                StatusCode::NOT_FOUND,
+                "no manifest on its way here names it",
+            ),
         };
     }
     if let Some(reference) = path.strip_prefix("/internal/v1/manifests/") {
         let repo = match repository(&request) {
             Ok(repo) => repo,
-            Err(refusal) => return refusal,
+            Err(error) => return no_name(&error),
         };
         let reference = match Digest::parse(reference) {
             Ok(digest) => Some(ManifestRef::Digest(digest)),
@@ -116,16 +119,19 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
 }
 
 /// The repository that a request names; one that is no name is refused.
-fn repository(request: &Request<Incoming>) -> Result<Option<RepositoryName>, Response<Body>> {
+fn repository(request: &Request<Incoming>) -> Result<Option<RepositoryName>, String> {
     let query = request.uri().query().unwrap_or_default();
     let named =
         url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "repository");
     named
         .map(|(_, repo)| {
-            RepositoryName::parse(&repo)
-                .map_err(|error| refuse(StatusCode::BAD_REQUEST, &error.to_string()))
+            RepositoryName::parse(&repo).map_err(|error| format!("repository: {error}"))
         })
         .transpose()
+}
+
+fn no_name(error: &str) -> Response<Body> {
+    refuse(StatusCode::BAD_REQUEST, error)
 }
 
 async fn fill_image(fills: &Fills, request: Request<Incoming>) -> Response<Body> {

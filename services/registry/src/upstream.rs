@@ -459,8 +459,8 @@ impl Upstreams {
         self.refused(source, &path)?;
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
-            match endpoint.head(source, &path).await {
-                Ok(_) => return Ok(()),
+            match endpoint.has_blob(source, digest).await {
+                Ok(()) => return Ok(()),
                 Err(error) => failed = Some(worse(failed, error)),
             }
         }

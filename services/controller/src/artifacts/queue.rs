@@ -115,9 +115,10 @@ mod tests {
 
     #[test]
     fn what_a_pod_waits_for_overtakes_and_keeps_its_share() {
-        let (mut queue, now) = (Queue::default(), Instant::now());
-        queue.wake(&key("ahead"), now - Duration::from_secs(9));
-        queue.wake(&key("later"), now - Duration::from_secs(8));
+        let (mut queue, begun) = (Queue::default(), Instant::now());
+        let now = begun + Duration::from_secs(9);
+        queue.wake(&key("ahead"), begun);
+        queue.wake(&key("later"), begun + Duration::from_secs(1));
         queue.wake(&key("waited for"), now);
         queue.wake(&key("not due"), now + Duration::from_secs(9));
         let urgent = |key: &Key| key.1 == "waited for" || key.1 == "not due";

@@ -40,6 +40,35 @@ fn owned_by(names: &[&str]) -> Demand {
     }
 }
 
+#[test]
+fn what_a_pod_waits_for_is_urgent_and_so_is_what_was_announced_just_now() {
+    let now = jiff::Timestamp::now();
+    let created = |seconds: i64| {
+        let mut artifact = artifact("u", 1);
+        let at = now - jiff::SignedDuration::from_secs(seconds);
+        artifact.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        artifact
+    };
+    let waits = Demand {
+        waiting: true,
+        ..demand("s")
+    };
+    for (age, demand, expect) in [
+        (9999, Some(&waits), Need::Waiting),
+        (1, Some(&demand("s")), Need::Running),
+        (1, None, Need::Waiting),
+        (9999, None, Need::Ahead),
+        (9999, Some(&owned_by(&["done"])), Need::Ahead),
+    ] {
+        assert_eq!(
+            need(&created(age), demand, now),
+            expect,
+            "{age} s, {demand:?}"
+        );
+    }
+}
+
 // SPEC 14
 #[test]
 fn only_changes_are_looked_at() {

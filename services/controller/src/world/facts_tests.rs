@@ -114,6 +114,11 @@ fn a_pod_knows_its_owner_and_whether_it_is_alive() {
         ("Pod", "p", true)
     );
     assert_eq!(bare.agent, Some(Agent::default()));
+    for (phase, waits) in [("Pending", true), ("Running", false), ("Failed", false)] {
+        let pod = facts(json!({"status": {"phase": phase}}));
+        assert_eq!(pod.waiting, waits, "{phase}");
+    }
+    assert!(bare.waiting, "nobody has looked at it yet");
     let owner = json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "x", "controller": true});
     let owned = facts(json!({
         "metadata": {"ownerReferences": [owner]},

@@ -192,10 +192,15 @@ mod tests {
             Login::new("a", "p"),
             Login::new("b", "p"),
         );
-        grants.add(&ours, &tag("1"), &[a.clone()], now);
-        grants.add(&ours, &tag("2"), &[b.clone()], now + lasts / 2);
-        grants.led_to(&ours, &tag("1"), &[a.clone()], &digest("one"));
-        grants.led_to(&ours, &tag("2"), &[a.clone()], &digest("not by a"));
+        grants.add(&ours, &tag("1"), std::slice::from_ref(&a), now);
+        grants.add(&ours, &tag("2"), std::slice::from_ref(&b), now + lasts / 2);
+        grants.led_to(&ours, &tag("1"), std::slice::from_ref(&a), &digest("one"));
+        grants.led_to(
+            &ours,
+            &tag("2"),
+            std::slice::from_ref(&a),
+            &digest("not by a"),
+        );
         let check = |target: ManifestRef, at: Instant, expect: Option<Vec<Login>>| {
             assert_eq!(grants.exactly(&ours, &target, at), expect, "{target}");
         };
@@ -216,7 +221,7 @@ mod tests {
         assert_eq!(grants.of_roots(&ours, &[digest("not by a")], now), None);
         assert!(grants.names(&ours, now) && !grants.names(&ours, now + 2 * lasts));
         // The same image for two namespaces: either login may open it, the newest first.
-        grants.add(&ours, &tag("1"), &[b.clone()], now);
+        grants.add(&ours, &tag("1"), std::slice::from_ref(&b), now);
         check(tag("1"), now, Some(vec![b, a]));
     }
 }

@@ -18,6 +18,8 @@ use crate::{
 const READ_BYTES: u64 = 256 << 10;
 /// Between two looks at who has the blob.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long an answer waits for its first bytes.
+const SOON: Duration = Duration::from_secs(2);
 /// How long a stream from another replica may stand still: longer than a dead replica's lock lives.
 const PATIENCE: Duration = Duration::from_secs(45);
 
@@ -52,8 +54,9 @@ impl RemoteBlob for Relay {
             moved: Instant::now(),
         };
         Box::pin(async move {
-            // Refusals are told before the answer begins.
-            let first = cursor.next().await?;
+            // A refusal that comes soon is told before the answer begins; bytes far ahead come when they come.
+            let soon = tokio::time::timeout(SOON, cursor.next()).await;
+            let first = soon.ok().transpose()?;
             let rest = futures::stream::unfold(Some(cursor), |cursor| async {
                 let mut cursor = cursor?;
                 match cursor.next().await {
@@ -66,10 +69,11 @@ impl RemoteBlob for Relay {
                 }
             });
             Ok(match first {
-                Some(bytes) => futures::stream::once(async { Ok(bytes) })
+                Some(Some(bytes)) => futures::stream::once(async { Ok(bytes) })
                     .chain(rest)
                     .boxed(),
-                None => futures::stream::empty().boxed(),
+                Some(None) => futures::stream::empty().boxed(),
+                None => rest.boxed(),
             })
         })
     }

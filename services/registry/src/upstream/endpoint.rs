@@ -239,6 +239,16 @@ impl Endpoint {
         Ok(digest.and_then(|digest| Digest::parse(digest).ok()))
     }
 
+    /// Whether a blob may be read. A server that knows no HEAD is asked for the blob, and left at its first byte.
+    pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<()> {
+        let path = format!("blobs/{digest}");
+        let mut answer = self.ask(source, &Method::HEAD, &path, None).await;
+        if matches!(answer, Err(Error::Invalid(_))) {
+            answer = self.ask(source, &Method::GET, &path, None).await;
+        }
+        answer.map(drop)
+    }
+
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
     pub(super) async fn blob(
         &self,
@@ -253,7 +263,11 @@ impl Endpoint {
             .is_none()
         {
             // Learns how to authorise without a refused GET: one GET a blob.
-            self.ask(source, &Method::HEAD, &path, None).await?;
+            match self.ask(source, &Method::HEAD, &path, None).await {
+                // A server that knows no HEAD.
+                Ok(_) | Err(Error::Invalid(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
         let range = (offset > 0 && !whole).then_some(offset);
         let response = self.ask(source, &Method::GET, &path, range).await?;
@@ -336,13 +350,12 @@ impl Endpoint {
         if self.is_own {
             logins.extend(source.logins.iter().cloned().map(Some));
         }
-        let host = match (self.is_own, &self.settings) {
-            (true, Some(settings)) => settings.host.clone(),
-            _ => {
-                let port = self.url.port().map(|port| format!(":{port}"));
-                let host = self.url.host_str().unwrap_or_default();
-                format!("{host}{}", port.unwrap_or_default())
-            }
+        let host = if let (true, Some(settings)) = (self.is_own, &self.settings) {
+            settings.host.clone()
+        } else {
+            let port = self.url.port().map(|port| format!(":{port}"));
+            let host = self.url.host_str().unwrap_or_default();
+            format!("{host}{}", port.unwrap_or_default())
         };
         let own = settings::logins(&self.credentials, &host).await;
         logins.extend(own.into_iter().map(Some));

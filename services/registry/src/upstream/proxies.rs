@@ -115,12 +115,11 @@ impl Rule {
             Some((host, port)) => (host, Some(port.parse().ok()?)),
             None => (text, None),
         };
-        let what = match bare(host) {
-            Some(address) => What::Network(address, all(address)),
-            None => {
-                let name = host.trim_start_matches("*.").trim_matches('.');
-                What::Domain(name.to_ascii_lowercase())
-            }
+        let what = if let Some(address) = bare(host) {
+            What::Network(address, all(address))
+        } else {
+            let name = host.trim_start_matches("*.").trim_matches('.');
+            What::Domain(name.to_ascii_lowercase())
         };
         Some(Self { what, port })
     }

@@ -16,7 +16,7 @@ fn local(upstream: &Upstream, path: &str) -> String {
 fn blob_file(data: &Path, digest: &str) -> std::path::PathBuf {
     let hex = digest.trim_start_matches("sha256:");
     data.join("docker/registry/v2/blobs/sha256")
-        .join(&hex[..2])
+        .join(hex.get(..2).unwrap())
         .join(hex)
         .join("data")
 }

@@ -181,16 +181,14 @@ async fn content_that_changes_in_the_middle_is_begun_anew() {
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let (raw, registry, _folder) = strange(&image, move |start| {
-        match count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
-            // Other bytes under the same name, until the upstream is repaired.
-            0 => broken(&[9; 400_000], 200_000, "\"old\""),
-            _ => {
-                let start = usize::try_from(start.unwrap_or(0)).unwrap();
-                let range = format!("bytes {start}-399999/400000");
-                let headers = [("etag", "\"new\""), ("content-range", range.as_str())];
-                Reply::http("206 Partial", &headers, &bytes[start..])
-            }
+        // Other bytes under the same name, until the upstream is repaired.
+        if count.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
+            return broken(&vec![9; 400_000], 200_000, "\"old\"");
         }
+        let start = usize::try_from(start.unwrap_or(0)).unwrap();
+        let range = format!("bytes {start}-399999/400000");
+        let headers = [("etag", "\"new\""), ("content-range", range.as_str())];
+        Reply::http("206 Partial", &headers, &bytes[start..])
     })
     .await;
     registry.fill(&of(&raw)).await.unwrap();
@@ -233,7 +231,7 @@ async fn an_endless_body_is_cut_off_at_its_size() {
         let mut head = holdfast_testkit::raw::head("200 OK", &[]);
         head.extend(b"transfer-encoding: chunked\r\n\r\n");
         let mut piece = b"10000\r\n".to_vec();
-        piece.extend([7; 65_536]);
+        piece.extend(vec![7; 65_536]);
         piece.extend(b"\r\n");
         Reply::Endless { head, piece }
     })

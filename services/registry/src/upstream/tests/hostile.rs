@@ -77,7 +77,7 @@ async fn manifests_of_hostile_upstreams_are_refused_soon() {
     check(
         "no end",
         "1",
-        |_| chunked(&[("content-type", OCI_MANIFEST)], &[b' '; 65_536]),
+        |_| chunked(&[("content-type", OCI_MANIFEST)], &vec![b' '; 65_536]),
         "invalid",
     )
     .await;
@@ -324,6 +324,24 @@ async fn ranges_are_believed_only_when_they_are_what_was_asked_for() {
         Err("invalid"),
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_head_still_serves_blobs() {
+    let raw = Raw::start(|request| {
+        if request.starts_with("HEAD") {
+            Reply::http("405 No", &[], b"")
+        } else {
+            Reply::http("200 OK", &[], &[7; 1000])
+        }
+    })
+    .await;
+    let client = upstreams(&raw.host(), &[raw.url()]);
+    let digest = Digest::parse(DIGEST).unwrap();
+    let source = source(&raw.host(), &[]);
+    client.has_blob(&source, &digest).await.unwrap();
+    let body = client.blob(&source, whole(&digest)).await.unwrap();
+    assert_eq!(collect(body).await.unwrap().len(), 1000);
 }
 
 #[tokio::test]
