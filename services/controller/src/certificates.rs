@@ -175,6 +175,16 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                     write_ca(context, ca_secret.clone(), current).await?;
                 }
             }
+            Action::Issue { .. } | Action::RefreshBundle { .. } => {}
+        }
+    }
+    // The API server learns of an authority before a certificate of it is in use.
+    if let Some(ca) = &ca {
+        patch_webhook(context, &ca.bundle).await?;
+    }
+    for action in &actions {
+        match action {
+            Action::MakeCa { .. } | Action::WriteBundle { .. } => {}
             Action::Issue { want, reason } => {
                 let Some(ca) = &ca else { continue };
                 tracing::info!(
@@ -219,7 +229,6 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     ensure_auth(context).await?;
     if let Some(ca) = &ca {
         publish(context, &secrets, &ca.bundle).await?;
-        patch_webhook(context, &ca.bundle).await?;
     }
     for (leaf, facts) in &existing.leaves {
         context.metrics.expires(leaf.as_str(), facts.not_after);
