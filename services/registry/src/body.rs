@@ -1,6 +1,6 @@
 //! Bodies both ways: always streams, with bounded memory.
 //!
-//! Out: 256 KiB reads inside the store's budget of buffers, made when the client takes them. A blob that was not hashed for a while is hashed on
+//! Out: 128 KiB reads inside the store's budget of buffers, made when the client takes them. A blob that was not hashed for a while is hashed on
 //! its way out; its last piece leaves only when the digest is right (SPEC 37). In: frames as they come, with a limit on silence.
 
 use std::{
@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future::BoxFuture, stream};
-use holdfast_store::{BlobFile, GrowingBlob, Hasher, Store};
+use holdfast_store::{BlobFile, GrowingBlob, Hasher, Progress, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming, SizeHint};
 
@@ -190,6 +190,10 @@ impl Reader {
     }
 }
 
+/// How much of a blob that arrives is waited for, and how long, before the next piece of it is sent.
+const GATHERED_BYTES: u64 = 64 << 10;
+const GATHER: Duration = Duration::from_millis(3);
+
 /// The bytes `first..end` of a blob that arrives; without `end`, all that will come.
 pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
     stream(stream::unfold(
@@ -199,6 +203,13 @@ pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
             let limit = end.map_or(u64::MAX, |end| end - offset);
             if limit == 0 {
                 return None;
+            }
+            // At the front of a slow upstream every client would be woken for every few bytes.
+            if let Progress::Growing(there) = blob.progress()
+                && offset > first
+                && there.saturating_sub(offset) < GATHERED_BYTES
+            {
+                tokio::time::sleep(GATHER).await;
             }
             match blob.read_at(offset, limit).await {
                 Ok(piece) if piece.is_empty() && end.is_none() => None,

@@ -146,8 +146,9 @@ async fn pull(target: &Target, repository: &str, image: &Image, number: usize) -
         .await?;
     ensure!(
         answer.status == 200 && got == image.manifest.1,
-        "the manifest: status {}",
-        answer.status
+        "the manifest: status {}: {}",
+        answer.status,
+        String::from_utf8_lossy(&got)
     );
     for (digest, bytes) in &image.blobs {
         if !connection.is_reusable() {
