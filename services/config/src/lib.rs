@@ -42,8 +42,8 @@ pub use parts::{
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
-    AuthFiles, Credentials, Hidden, RegistrySettings, Writes, Replicas, Standalone, StandaloneTls, TlsFiles,
-    UpstreamSettings,
+    AuthFiles, Credentials, Hidden, RegistrySettings, Replicas, Standalone, StandaloneTls,
+    TlsFiles, UpstreamSettings, Writes,
 };
 pub use schema::{standalone_schema, values_schema};
 pub use validate::{Problem, global_key_pattern};
