@@ -123,12 +123,10 @@ impl Store {
             // The revision goes first: from then on every tag of it answers "unknown", too.
             let revision = inner.layout.revision_link(&repo, &digest);
             let known = links::read(inner.volume(), &revision)?.is_some();
-            if !inner.files.remove_file(&revision)? {
-                if !known {
-                    return Ok(false);
-                }
-                // It went between the two looks, or the reply that it is gone was lost.
-                inner.files.sync_removal(&revision)?;
+            if known {
+                inner.files.remove_known(&revision)?;
+            } else if !inner.files.remove_file(&revision)? {
+                return Ok(false);
             }
             for tag in inner.tags_that_had(&repo, &digest)? {
                 if links::read(inner.volume(), &inner.layout.tag_link(&repo, &tag))?
@@ -352,10 +350,12 @@ impl Inner {
         let link = self.layout.tag_link(repo, tag);
         // Taken aside, not removed: what is taken can be looked at and put back.
         let aside = atomic::temporary(&link);
-        let taken =
-            absent(self.volume().rename(&link, &aside)).map_err(Error::io("rename", &link))?;
-        if taken.is_none() {
-            return Ok(());
+        if let Err(error) = self.volume().rename(&link, &aside)
+            && atomic::metadata(self.volume(), &aside)?.is_none()
+        {
+            // Not the reply that was lost: somebody else was first, and may not have synced it yet.
+            absent::<()>(Err(error)).map_err(Error::io("rename", &link))?;
+            return self.files.sync_removal(&link);
         }
         if links::read(self.volume(), &aside)?.as_ref() != Some(digest) {
             match self.volume().link(&aside, &link) {
@@ -363,9 +363,9 @@ impl Inner {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
                 other => other.map_err(Error::io("link", &link))?,
             }
-            return self.files.remove_file(&aside).map(drop);
+            return self.files.remove_known(&aside);
         }
-        self.files.remove_file(&aside)?;
+        self.files.remove_known(&aside)?;
         // From here on only what is empty goes, but for the history, which whoever sets the tag now writes again.
         atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         if let Some(current) = links::read(self.volume(), &link)? {

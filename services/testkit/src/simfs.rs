@@ -16,6 +16,7 @@ use std::{
 
 mod caches;
 mod calls;
+mod files;
 mod rng;
 mod tree;
 mod turns;

@@ -248,6 +248,8 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
                 ('+', to)
             }
             Call::Remove(path) if is_final(path) => ('-', path),
+            // Taken aside, then removed.
+            Call::Rename(from, to) if is_final(from) && !is_final(to) => ('-', from),
             Call::CreateDir(path) if is_final(path) => {
                 must_sync(what, calls, at, path);
                 continue;
