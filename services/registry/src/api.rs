@@ -139,8 +139,8 @@ impl Api {
         let method = request.method().clone();
         let line = api
             .access_log
-            .as_ref()
-            .map(|log| log.begin(&request, begun));
+            .is_some()
+            .then(|| AccessLog::begin(&request, begun));
         let received = length(request.headers());
         let mut actor = String::new();
         let (handler, result) = api.handle(request, &mut actor).await;

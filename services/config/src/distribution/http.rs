@@ -14,7 +14,7 @@ pub(super) fn read(root: &mut Section, settings: &mut RegistrySettings, found: &
     settings.listen = http
         .text("addr", found)
         .and_then(|text| address(&text, &http.path("addr"), found))
-        .unwrap_or(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 5000));
+        .unwrap_or_else(|| SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 5000));
     match http.text("net", found).as_deref() {
         None | Some("tcp") => {}
         Some(_) => found.refuse("http.net", "is not supported: only tcp is"),
