@@ -260,15 +260,15 @@ fn end_of_head(bytes: &[u8]) -> Option<usize> {
         .map(|at| at + 4)
 }
 
+/// distribution knows an OCI manifest only for those who accept one.
+const ACCEPT: &str = "Accept: application/vnd.oci.image.manifest.v1+json, */*";
+
 /// The head of a request.
 pub(crate) fn head(method: &str, path: &str, length: Option<usize>) -> Vec<u8> {
     let length = length.map_or_else(String::new, |length| {
         format!("Content-Length: {length}\r\n")
     });
-    format!(
-        "{method} {path} HTTP/1.1\r\nHost: bench\r\nAccept: application/vnd.oci.image.manifest.v1+json, */*\r\n{length}\r\n"
-    )
-    .into_bytes()
+    format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n{ACCEPT}\r\n{length}\r\n").into_bytes()
 }
 
 /// The end of the head of a request that takes a body of unknown length.
@@ -278,7 +278,7 @@ const CLOSE: &[u8] = b"Connection: close\r\n\r\n";
 pub(crate) async fn get(target: &Target, path: &str) -> Result<(Head, Vec<u8>)> {
     let mut connection = Connection::open(target).await?;
     let mut body = Vec::new();
-    let mut request = format!("GET {path} HTTP/1.0\r\nHost: bench\r\n").into_bytes();
+    let mut request = format!("GET {path} HTTP/1.0\r\nHost: bench\r\n{ACCEPT}\r\n").into_bytes();
     request.extend_from_slice(CLOSE);
     let head = connection
         .request(&request, &[], Sink::Keep(&mut body), |_| {})

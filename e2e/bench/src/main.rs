@@ -26,6 +26,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{cases::Bench, report::Report, results::Results, servers::Stand};
 
@@ -109,9 +110,11 @@ async fn run(arguments: &Arguments) -> Result<()> {
         quick: arguments.quick,
         only: arguments.only.clone(),
     };
-    let outcome = tokio::select! {
-        outcome = bench.run() => outcome,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted")),
+    let mut end = signal(SignalKind::terminate())?;
+    let failed = tokio::select! {
+        failed = bench.run() => failed,
+        _ = tokio::signal::ctrl_c() => anyhow::bail!("interrupted"),
+        _ = end.recv() => anyhow::bail!("told to end"),
     };
     let report = Report {
         machine: report::Machine::this(&scratch.0),
@@ -120,17 +123,18 @@ async fn run(arguments: &Arguments) -> Result<()> {
         window_seconds: bench.window.as_secs_f64(),
         bars: bench.results.bars(),
         results: &bench.results,
+        failed,
     };
     println!("{}", report.bars());
     if let Some(path) = &arguments.json {
         fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
             .with_context(|| format!("write {}", path.display()))?;
     }
-    outcome?;
     let whole = arguments.only.is_none() && !arguments.quick;
     if let Some(path) = arguments.document.as_deref().filter(|_| whole) {
         document(path, &report)?;
     }
+    anyhow::ensure!(report.failed.is_empty(), "{}", report.failed.join("; "));
     Ok(())
 }
 

@@ -74,6 +74,8 @@ pub(crate) struct Report<'a> {
     pub(crate) results: &'a Results,
     /// The bars.
     pub(crate) bars: Vec<Bar>,
+    /// What could not be measured, and why.
+    pub(crate) failed: Vec<String>,
 }
 
 impl Report<'_> {
@@ -123,6 +125,11 @@ impl Report<'_> {
             self.bars()
         )
         .ok();
+        for failed in &self.failed {
+            // Causes may hold addresses and paths of this machine; the group is what readers need.
+            let group = failed.split(':').next().unwrap_or_default();
+            writeln!(text, "Not measured, because the case failed: {group}.\n").ok();
+        }
         writeln!(text, "{BEGIN}\n{}\n{END}\n", limits.trim()).ok();
         text += "## All cases\n\nMedian (lowest – highest). nginx serves files with sendfile(2) and knows nothing of digests or permissions: it is the limit in practice, not a \
                  peer.\n\n| case | unit | Holdfast | distribution | nginx |\n|---|---|---|---|---|\n";
@@ -205,9 +212,11 @@ mod tests {
             window_seconds: 1.5,
             results: &results,
             bars: results.bars(),
+            failed: vec!["lists: no server".into()],
         };
         let first = report.document("The limit is the disk.");
         assert_eq!(limits(&first), Some("The limit is the disk."));
+        assert!(first.contains("because the case failed: lists."), "{first}");
         assert_eq!(report.document(limits(&first).unwrap()), first);
     }
 
