@@ -66,7 +66,7 @@ pub(crate) async fn push_blob(
     // Some servers say where they are, too.
     let path = location
         .strip_prefix("http://")
-        .and_then(|rest| rest.find('/').map(|at| &rest[at..]))
+        .and_then(|rest| rest.get(rest.find('/')?..))
         .unwrap_or(location);
     let separator = if path.contains('?') { '&' } else { '?' };
     let put = http::head(

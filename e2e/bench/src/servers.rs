@@ -1,5 +1,6 @@
 //! The three that are compared, started on loopback with what an operator would give them: Holdfast, CNCF distribution, nginx.
 
+use std::fmt::Write as _;
 use std::{
     fmt, fs,
     net::{Ipv4Addr, SocketAddr, TcpListener},
@@ -173,21 +174,26 @@ impl Stand {
         let mut text =
             "logging: {format: text, level: warn}\nlimits: {reservePercent: 0}\n".to_owned();
         if tls {
-            text += &format!("tls: {{certificate: {folder}/tls.crt, key: {folder}/tls.key}}\n");
+            writeln!(
+                text,
+                "tls: {{certificate: {folder}/tls.crt, key: {folder}/tls.key}}"
+            )?;
         }
-        text += &match pull {
-            None => "upstreams: []\n".to_owned(),
-            Some(pull) => format!(
-                "upstreams: [{{host: '{}', plainHttp: true}}]\n",
+        match pull {
+            None => writeln!(text, "upstreams: []")?,
+            Some(pull) => writeln!(
+                text,
+                "upstreams: [{{host: '{}', plainHttp: true}}]",
                 pull.upstream
-            ),
-        };
+            )?,
+        }
         if pull.is_some_and(|pull| pull.replicas) {
-            text += &format!(
-                "replicas: {{listen: '{}', name: {REPLICA}, tlsFolder: {folder}, uploadSecretFile: {}}}\n",
+            writeln!(
+                text,
+                "replicas: {{listen: '{}', name: {REPLICA}, tlsFolder: {folder}, uploadSecretFile: {}}}",
                 free_port()?,
                 self.scratch.join("secret").display()
-            );
+            )?;
         }
         let mut command = Command::new(&self.holdfast);
         command

@@ -106,7 +106,11 @@ impl Drop for Registry {
 fn a_slow_reader_gets_all_its_bytes_after_sigterm_and_nobody_new_is_served() {
     const SIZE: usize = 32 << 20;
     let mut registry = Registry::start();
-    let blob: Vec<u8> = (0..SIZE).map(|at| (at / 1024 % 251) as u8).collect();
+    let blob: Vec<u8> = (0..=250_u8)
+        .cycle()
+        .flat_map(|byte| [byte; 1024])
+        .take(SIZE)
+        .collect();
     let digest = holdfast_store::Hasher::digest(holdfast_core::digest::Algorithm::Sha256, &blob);
     let push = format!("POST /v2/team/app/blobs/uploads/?digest={digest}");
     let (status, answer) = ask(registry.api, &push, &blob).unwrap();

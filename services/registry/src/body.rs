@@ -65,6 +65,10 @@ struct Stored {
     left: u64,
 }
 
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one of them lives for each stream, and most streams never leave the first"
+)]
 enum State {
     Idle(Reader),
     Waiting(BoxFuture<'static, (Reader, io::Result<Bytes>)>),

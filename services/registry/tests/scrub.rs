@@ -195,7 +195,7 @@ async fn it_reads_no_faster_than_it_may() {
     // 800 kB at 400 kB/s take two seconds; it is stopped after one.
     let stop = CancellationToken::new();
     let task = tokio::spawn(volume.scrubber("a", 400_000, None).run(stop.clone()));
-    tokio::time::sleep(Duration::from_millis(1000)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let scanned = volume.number("scanned_bytes_total");
     assert!((100_000.0..=700_000.0).contains(&scanned), "{scanned}");
     stop.cancel();

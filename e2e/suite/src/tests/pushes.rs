@@ -53,10 +53,8 @@ enum To<'a> {
 impl Client<'_> {
     /// Sends a request; returns the status and the answer's `Location` as a URL.
     fn send(&self, to: &To, method: &str, url: &str, more: &[&str]) -> Result<(u16, String)> {
-        let port = url
-            .contains(&format!("{}:5000", self.address))
-            .then_some(5000)
-            .unwrap_or(443);
+        let other = url.contains(&format!("{}:5000", self.address));
+        let port = if other { 5000 } else { 443 };
         let detour = match to {
             To::Service => String::new(),
             To::Replica(pod) => {
@@ -83,7 +81,7 @@ impl Client<'_> {
         Ok((status, location))
     }
 
-    fn piece(&self, number: usize) -> String {
+    fn piece(number: usize) -> String {
         format!("/tmp/piece-{number}")
     }
 
@@ -101,7 +99,7 @@ impl Client<'_> {
             number * PIECE,
             (number + 1) * PIECE - 1
         );
-        let data = format!("@{}", self.piece(number));
+        let data = format!("@{}", Self::piece(number));
         let kind = "Content-Type: application/octet-stream";
         let more = ["--header", &range, "--header", kind, "--data-binary", &data];
         let (status, location) = self.send(to, "PATCH", url, &more)?;
@@ -131,10 +129,10 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
     };
     let pieces = 8;
     for number in 0..pieces {
-        let file = client.piece(number);
+        let file = Client::piece(number);
         client.shell(&format!("head -c {PIECE} /dev/urandom > {file}"))?;
     }
-    let files: Vec<_> = (0..pieces).map(|number| client.piece(number)).collect();
+    let files: Vec<_> = (0..pieces).map(Client::piece).collect();
     let sum = client.shell(&format!("cat {} | sha256sum", files.join(" ")))?;
     let digest = format!(
         "sha256:{}",

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use crate::harness::Process;
 
 /// Samples by name, each with its labels.
-fn parse(text: &str) -> BTreeMap<String, Vec<(BTreeMap<String, String>, f64)>> {
+/// Labels and value.
+type Sample = (BTreeMap<String, String>, f64);
+
+fn parse(text: &str) -> BTreeMap<String, Vec<Sample>> {
     let mut samples: BTreeMap<_, Vec<_>> = BTreeMap::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
