@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 
 /// The folder of this crate, with `corpus/` and `regressions/`.
 pub fn folder() -> PathBuf {
@@ -34,6 +34,7 @@ pub fn unescape(line: &str) -> anyhow::Result<Vec<u8>> {
             Some(b'x') => {
                 let digits = [bytes.next(), bytes.next()];
                 let digits: Vec<u8> = digits.into_iter().flatten().collect();
+                ensure!(digits.len() == 2, "\\x without two digits in {line}");
                 let digits = String::from_utf8_lossy(&digits).into_owned();
                 u8::from_str_radix(&digits, 16).with_context(|| format!("\\x{digits} in {line}"))?
             }

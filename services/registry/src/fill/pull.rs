@@ -32,7 +32,8 @@ const REACHED_MANIFESTS: usize = 512;
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone, Copy)]
 struct Named {
-    size: u64,
+    /// `None`: no manifest is here, the upstream says that the repository has it.
+    size: Option<u64>,
     /// Whether that manifest is in the store: then everything that it names was this repository's once.
     is_stored: bool,
 }
@@ -288,9 +289,12 @@ impl Fills {
         // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
         let named = match self.named(repo, digest).await? {
             Some(named) => named,
-            None => self.named_elsewhere(repo, digest).await?,
+            None => match self.named_elsewhere(repo, digest).await? {
+                Some(named) => named,
+                None => self.named_upstream(repo, digest).await?,
+            },
         };
-        let size = Some(named.size);
+        let size = named.size;
         let granted = self.reachable(repo, digest).await?;
         let source = self.source(repo, granted);
         let deadline = Instant::now() + self.inner.settings.hold;
@@ -300,7 +304,8 @@ impl Fills {
             if let Some(file) = store.open_repo_blob(repo, digest).await? {
                 return Ok(SourceBlob::Stored(file));
             }
-            if store.stat_blob(digest).await? == size {
+            let stored = store.stat_blob(digest).await?;
+            if stored.is_some() && (size.is_none() || stored == size) {
                 if self.may_read(source.as_ref(), named, digest).await? {
                     store.link_blob(repo, digest).await?;
                 } else if Instant::now() >= deadline {
@@ -374,7 +379,11 @@ impl Fills {
 
     /// What a manifest says that another replica has and has not stored yet: a client may get the manifest there and ask here for
     /// the blob.
-    async fn named_elsewhere(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
+    async fn named_elsewhere(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<Option<Named>> {
         let deadline = Instant::now() + self.inner.settings.hold;
         let locks = [pointer(repo), blob::lock_name(digest)];
         loop {
@@ -387,25 +396,36 @@ impl Fills {
             }
             if others.is_empty() {
                 // It may have been stored while we asked who does it.
-                return self.named(repo, digest).await?.ok_or(Error::NotFound);
+                return self.named(repo, digest).await;
             }
             for owner in others {
                 let peers = &self.inner.peers;
                 if let Some(size) = peers.named(&owner.address, repo, digest).await {
-                    return Ok(Named {
-                        size,
+                    return Ok(Some(Named {
+                        size: Some(size),
                         is_stored: false,
-                    });
+                    }));
                 }
             }
             if let Some(named) = self.named(repo, digest).await? {
-                return Ok(named);
+                return Ok(Some(named));
             }
             if Instant::now() >= deadline {
-                return Err(Error::NotFound);
+                return Ok(None);
             }
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// A blob that no manifest here names: a copy may have broken off, or the replica that had the manifest is gone, after a client got
+    /// the manifest. Whether the repository has the blob, the upstream says, to the repository's own credentials.
+    async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
+        let source = self.source(repo, None).ok_or(Error::NotFound)?;
+        self.prove(&source, digest).await?;
+        Ok(Named {
+            size: None,
+            is_stored: false,
+        })
     }
 
     /// What the repository's manifests say of a blob: those on their way, then all that there are.
@@ -414,7 +434,7 @@ impl Fills {
         let mut seen = BTreeSet::new();
         if let Some(size) = self.inner.arriving.blob(repo, digest) {
             return Ok(Some(Named {
-                size,
+                size: Some(size),
                 is_stored: false,
             }));
         }
@@ -434,7 +454,7 @@ impl Fills {
                 && let Some(blob) = blobs.iter().find(|blob| blob.digest == *digest)
             {
                 return Ok(Some(Named {
-                    size: blob.size,
+                    size: Some(blob.size),
                     is_stored: true,
                 }));
             }

@@ -353,3 +353,39 @@ async fn the_internal_api_knows_its_callers_by_their_certificates() {
     let refused = wrong.blob(&address.to_string(), &layer, 0, None).await;
     assert!(matches!(refused, peers::Answer::Nothing));
 }
+
+#[tokio::test]
+async fn a_blob_whose_manifest_went_with_its_replica_is_asked_of_the_upstream() {
+    let image = ImageBuilder::new(23).layer(400_000).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let layer = digest(&image.layers[0]);
+    let config = image
+        .blobs
+        .keys()
+        .find(|blob| **blob != image.layers[0])
+        .unwrap();
+    let one = replica(folder.path(), &upstream, true, "one").await;
+    // The copy breaks off for good: the manifest is never stored.
+    upstream
+        .faults()
+        .set(Fault::new(Kind::Error { status: 404 }).on(&format!("/blobs/{config}")));
+    let repo = repo(&upstream);
+    one.fills.manifest(&repo, &tag("1")).await.unwrap();
+    one.shutdown.cancel();
+    one.task.abort();
+    drop(one);
+    // A client has the manifest and asks another replica, which has never heard of it.
+    let two = replica(folder.path(), &upstream, true, "two").await;
+    let blob = two.fills.blob(&repo, &layer).await.unwrap();
+    assert_eq!(
+        Bytes::from(read(blob).await.unwrap()),
+        image.blobs[layer.as_str()]
+    );
+    // What the upstream does not have either is unknown.
+    let none = holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, b"none");
+    assert!(matches!(
+        two.fills.blob(&repo, &none).await,
+        Err(SourceError::NotFound)
+    ));
+}
