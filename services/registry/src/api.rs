@@ -214,6 +214,7 @@ impl Inner {
         actor: &mut String,
     ) -> (&'static str, Result<Response<Body>>) {
         let (head, body) = request.into_parts();
+        let body = Received::new(body, head.version, &self.limits);
         let caller = match self.gate.identify(&head).await {
             Ok(caller) => caller,
             Err(refusal) => return ("none", Err(refusal)),
@@ -318,9 +319,8 @@ impl Inner {
         head: &http::request::Parts,
         caller: &Principal,
         endpoint: Endpoint,
-        body: Incoming,
+        body: Received,
     ) -> Result<Response<Body>> {
-        let body = Received::new(body, &self.limits);
         match endpoint {
             Endpoint::Base => Ok(json("{}".into(), "application/json")),
             Endpoint::Catalog(page) => lists::catalog(self, page).await,

@@ -256,16 +256,19 @@ pub(crate) fn take(
 /// What a client sends, piece by piece.
 #[derive(Debug)]
 pub(crate) struct Received {
-    body: Incoming,
+    body: Arriving,
     idle: Duration,
     pace: Pace,
 }
 
 impl Received {
     /// The body of a request.
-    pub(crate) fn new(body: Incoming, limits: &Limits) -> Self {
+    pub(crate) fn new(body: Incoming, version: http::Version, limits: &Limits) -> Self {
         Self {
-            body,
+            body: Arriving {
+                rest: Some(body),
+                is_multiplexed: version == http::Version::HTTP_2,
+            },
             idle: limits.idle,
             pace: Pace::new(limits.min_bytes_per_second, limits.rate_window),
         }
@@ -277,8 +280,11 @@ impl Received {
     /// 408 when the client is silent for too long or too slow, 400 when it breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
+            let Some(body) = &mut self.body.rest else {
+                return Ok(None);
+            };
             let begun = Instant::now();
-            let frame = tokio::time::timeout(self.idle, self.body.frame()).await;
+            let frame = tokio::time::timeout(self.idle, body.frame()).await;
             let bytes = match &frame {
                 Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
                 _ => 0,
@@ -327,6 +333,41 @@ impl Received {
             collected.extend_from_slice(&piece);
         }
         Ok(collected.freeze())
+    }
+}
+
+/// A body, and what becomes of it when a request is refused before it was read.
+///
+/// Over HTTP/2 the answer ends a stream that the client still sends on: some clients (curl among them) take the reset that follows for
+/// the failure and never show the answer. So a little of what they send is read and thrown away. Over HTTP/1.1 nothing is read: a client
+/// that waits for `100 Continue` would begin to send.
+#[derive(Debug)]
+struct Arriving {
+    rest: Option<Incoming>,
+    is_multiplexed: bool,
+}
+
+impl Drop for Arriving {
+    fn drop(&mut self) {
+        let Some(mut rest) = self.rest.take() else {
+            return;
+        };
+        if !self.is_multiplexed || hyper::body::Body::is_end_stream(&rest) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(tokio::time::timeout(crate::limits::DISCARD_FOR, async move {
+            let mut left = crate::limits::DISCARD_BYTES;
+            while let Some(Ok(frame)) = rest.frame().await {
+                let length = frame.data_ref().map_or(0, Bytes::len);
+                match left.checked_sub(length) {
+                    Some(rest) => left = rest,
+                    None => return,
+                }
+            }
+        }));
     }
 }
 

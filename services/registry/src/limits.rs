@@ -36,6 +36,12 @@ pub const JSON_DEPTH: usize = 32;
 /// After so many bytes of an upload it is asked again whether the volume has room.
 pub const SPACE_EVERY_BYTES: u64 = 32 << 20;
 
+/// Bytes of a refused request's body that are read over HTTP/2 and thrown away, so that the client reads the answer.
+pub const DISCARD_BYTES: usize = 8 << 20;
+
+/// For how long at most.
+pub const DISCARD_FOR: Duration = Duration::from_secs(5);
+
 /// Longest query string.
 pub const QUERY_BYTES: usize = 16 << 10;
 

@@ -1,9 +1,18 @@
 //! Bodies that come slowly or not at all, and manifests that readers could read in two ways.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::StreamExt as _;
-use holdfast_registry::limits::{JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS};
+use holdfast_registry::{
+    gate::Gate,
+    limits::{JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS},
+};
 
 use crate::harness::{Registry, Setup, code, header, image, sha256};
 
@@ -106,4 +115,44 @@ async fn a_manifest_that_could_be_read_in_two_ways_or_costs_too_much_is_refused(
             assert_eq!(answer.status(), expect, "{manifest:.300}");
         }
     }
+}
+
+#[tokio::test]
+async fn a_refused_push_over_http_2_shows_its_answer_though_the_body_is_still_on_its_way() {
+    const PIECES: usize = 64;
+    let registry = Setup {
+        gate: Gate::nodes("node", "secret"),
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    let pieces = futures::stream::iter(0..PIECES).map(move |_| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, std::io::Error>(vec![0_u8; 64 << 10])
+    });
+    let answer = client
+        .post(format!(
+            "{}/v2/a/blobs/uploads/?digest={}",
+            registry.url,
+            sha256(b"x")
+        ))
+        .body(reqwest::Body::wrap_stream(pieces))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 401);
+    // A reset would end the body early.
+    for _ in 0..500 {
+        if sent.load(Ordering::Relaxed) == PIECES {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("reset after {} pieces", sent.load(Ordering::Relaxed));
 }
