@@ -14,6 +14,7 @@ mod operating;
 mod parts;
 mod quantity;
 mod registry;
+mod replicas;
 mod schema;
 mod validate;
 mod values;
@@ -42,9 +43,10 @@ pub use parts::{
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
-    AuthFiles, Credentials, Hidden, RegistrySettings, Replicas, Standalone, StandaloneTls,
-    TlsFiles, UpstreamSettings, Writes,
+    AuthFiles, Credentials, Hidden, RegistrySettings, Standalone, StandaloneTls, TlsFiles,
+    UpstreamSettings, Writes,
 };
+pub use replicas::Replicas;
 pub use schema::{standalone_schema, values_schema};
 pub use validate::{Problem, global_key_pattern};
 pub use values::{

@@ -56,7 +56,7 @@ pub fn upstream_manifest(bytes: &[u8]) -> Result<Vec<Digest>, String> {
 
 /// The realm of an upstream's challenge, when it asks for a token.
 pub fn realm(value: &str) -> Option<url::Url> {
-    crate::upstream::realm(value)
+    crate::upstream::auth::realm(value)
 }
 
 /// The keys of a file, and whom a bearer token checked with them was issued to.

@@ -3,7 +3,7 @@
 //! Owns endpoints and their order, credentials and tokens, redirects, limits, the circuit breaker. Everything an
 //! upstream says is hostile until verified. Knows nothing of the store and of who waits.
 
-mod auth;
+pub(crate) mod auth;
 mod breaker;
 mod client;
 mod endpoint;
@@ -30,8 +30,8 @@ use endpoint::{Endpoint, Parts};
 use negative::Negative;
 use proxies::Proxies;
 use rate::Rate;
-use settings::MIN_BYTES;
 pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
+use settings::{MIN_BYTES, retry_after};
 pub use turns::Priority;
 use turns::{Turn, Turns};
 
@@ -585,23 +585,6 @@ fn worse(first: Option<Error>, second: Error) -> Error {
     match first {
         Some(first) if rank(&first) > rank(&second) => first,
         _ => second,
-    }
-}
-
-/// Parses `Retry-After` in seconds, capped; a date counts as the cap's tenth.
-fn retry_after(value: Option<&str>) -> Duration {
-    match value.map(str::trim).map(str::parse::<u64>) {
-        Some(Ok(seconds)) => Duration::from_secs(seconds).min(settings::MAX_RETRY_AFTER),
-        Some(Err(_)) => settings::MAX_RETRY_AFTER / 10,
-        None => Duration::from_secs(1),
-    }
-}
-
-/// The realm of a challenge that asks for a token.
-pub(crate) fn realm(value: &str) -> Option<url::Url> {
-    match auth::Challenge::parse(value)? {
-        auth::Challenge::Basic => None,
-        auth::Challenge::Bearer { realm, .. } => Some(realm),
     }
 }
 

@@ -111,6 +111,14 @@ impl Challenge {
     }
 }
 
+/// The realm of a challenge that asks for a token.
+pub(crate) fn realm(value: &str) -> Option<Url> {
+    match Challenge::parse(value)? {
+        Challenge::Basic => None,
+        Challenge::Bearer { realm, .. } => Some(realm),
+    }
+}
+
 fn parameters(mut text: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     while let Some((name, rest)) = text.split_once('=') {

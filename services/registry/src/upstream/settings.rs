@@ -111,3 +111,12 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
         }
     }
 }
+
+/// Parses `Retry-After` in seconds, capped; a date counts as the cap's tenth.
+pub(super) fn retry_after(value: Option<&str>) -> Duration {
+    match value.map(str::trim).map(str::parse::<u64>) {
+        Some(Ok(seconds)) => Duration::from_secs(seconds).min(MAX_RETRY_AFTER),
+        Some(Err(_)) => MAX_RETRY_AFTER / 10,
+        None => Duration::from_secs(1),
+    }
+}
