@@ -19,6 +19,9 @@ use serde_json::json;
 /// Longest expression that is looked at, in bytes; the API server has a cost limit in its stead.
 pub const MAX_EXPRESSION_BYTES: usize = 16 * 1024;
 
+/// Deepest nesting of brackets and of choices (`? :`). The parser's own bound is 96, and it miscounts once that is passed.
+pub const MAX_NESTING: usize = 64;
+
 /// Why an expression is of no use, or gives no answer for a pod.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -28,6 +31,9 @@ pub enum Error {
     /// The expression is longer than [`MAX_EXPRESSION_BYTES`].
     #[error("the expression is longer than {MAX_EXPRESSION_BYTES} bytes")]
     TooLong,
+    /// Brackets and choices are nested deeper than [`MAX_NESTING`].
+    #[error("the expression is nested deeper than {MAX_NESTING} levels")]
+    TooDeep,
     /// It is not CEL.
     #[error("line {line}, column {column}: {message}")]
     Syntax {
@@ -114,6 +120,9 @@ impl Condition {
         if text.len() > MAX_EXPRESSION_BYTES {
             return Err(Error::TooLong);
         }
+        if MAX_NESTING < nesting(text) {
+            return Err(Error::TooDeep);
+        }
         let parser = Parser::new().enable_optional_syntax(true);
         let mut expression = parser
             .parse(text)
@@ -144,6 +153,34 @@ impl Condition {
 /// Parses `expression` and evaluates it for `pod`.
 pub fn evaluate(expression: &str, pod: &serde_json::Value, facts: &Facts) -> Result<bool, Error> {
     Condition::parse(expression)?.matches(pod, facts)
+}
+
+/// How deep brackets are nested at most, and how many choices there are, outside of strings.
+fn nesting(text: &str) -> usize {
+    let (mut depth, mut deepest, mut choices) = (0_usize, 0, 0);
+    let mut quote = None;
+    let mut before = ' ';
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (quote, character) {
+            (Some(_), '\\') => {
+                characters.next();
+            }
+            (Some(open), character) if character == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(character),
+            (None, '(' | '[' | '{') => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
+            // `a.?b` and `a[?b]` ask for what may be absent.
+            (None, '?') if !matches!(before, '.' | '[') => choices += 1,
+            (None, _) => {}
+        }
+        before = character;
+    }
+    deepest + choices
 }
 
 fn syntax(text: &str, errors: Vec<kube_cel::cel::ParseError>) -> Error {

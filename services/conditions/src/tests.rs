@@ -147,3 +147,16 @@ fn deep_nesting_is_refused_and_not_followed() {
     let deep = format!("{}true{}", "(".repeat(2000), ")".repeat(2000));
     assert!(Condition::parse(&deep).is_err());
 }
+
+#[test]
+fn what_is_nested_too_deep_is_refused_before_it_is_parsed() {
+    let nested = |levels: usize| format!("{}true{}", "(".repeat(levels), ")".repeat(levels));
+    assert!(Condition::parse(&nested(60)).is_ok());
+    assert_eq!(Condition::parse(&nested(97)).unwrap_err(), Error::TooDeep);
+    let choices = "true ? true : ".repeat(97) + "true";
+    assert_eq!(Condition::parse(&choices).unwrap_err(), Error::TooDeep);
+    let brackets = format!("object.metadata.name != '{}'", "(".repeat(200));
+    assert!(Condition::parse(&brackets).is_ok());
+    let absent = "object.metadata.?name.orValue('a') != 'b' && ".repeat(80) + "true";
+    assert!(!matches!(Condition::parse(&absent), Err(Error::TooDeep)));
+}

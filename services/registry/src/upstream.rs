@@ -450,17 +450,17 @@ impl Upstreams {
         self.inner.timeouts.revalidate
     }
 
-    /// Whether these credentials may read a blob there.
+    /// Whether these credentials may read a blob there, and its size if the upstream says it.
     ///
     /// # Errors
     /// The most telling error of all endpoints when not.
-    pub async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<()> {
+    pub async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         self.refused(source, &path)?;
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
             match endpoint.has_blob(source, digest).await {
-                Ok(()) => return Ok(()),
+                Ok(size) => return Ok(size),
                 Err(error) => failed = Some(worse(failed, error)),
             }
         }

@@ -32,7 +32,7 @@ const REACHED_MANIFESTS: usize = 512;
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone, Copy)]
 struct Named {
-    /// `None`: no manifest is here, the upstream says that the repository has it.
+    /// `None`: no manifest is here, and the upstream, which has the blob, does not say its size.
     size: Option<u64>,
     /// Whether that manifest is in the store: then everything that it names was this repository's once.
     is_stored: bool,
@@ -421,9 +421,8 @@ impl Fills {
     /// the manifest. Whether the repository has the blob, the upstream says, to the repository's own credentials.
     async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
         let source = self.source(repo, None).ok_or(Error::NotFound)?;
-        self.prove(&source, digest).await?;
         Ok(Named {
-            size: None,
+            size: self.inner.upstreams.has_blob(&source, digest).await?,
             is_stored: false,
         })
     }

@@ -239,14 +239,15 @@ impl Endpoint {
         Ok(digest.and_then(|digest| Digest::parse(digest).ok()))
     }
 
-    /// Whether a blob may be read. A server that knows no HEAD is asked for the blob, and left at its first byte.
-    pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<()> {
+    /// Whether a blob may be read, and its size if the server says it. A server that knows no HEAD is asked for the blob, and left at its
+    /// first byte.
+    pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         let mut answer = self.ask(source, &Method::HEAD, &path, None).await;
         if matches!(answer, Err(Error::Invalid(_))) {
             answer = self.ask(source, &Method::GET, &path, None).await;
         }
-        answer.map(drop)
+        Ok(text(&answer?, header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
     }
 
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.

@@ -378,6 +378,9 @@ async fn a_blob_whose_manifest_went_with_its_replica_is_asked_of_the_upstream() 
     // A client has the manifest and asks another replica, which has never heard of it.
     let two = replica(folder.path(), &upstream, true, "two").await;
     let blob = two.fills.blob(&repo, &layer).await.unwrap();
+    if let SourceBlob::Growing(growing) = &blob {
+        assert_eq!(growing.size(), Some(400_000), "so that ranges are answered");
+    }
     assert_eq!(
         Bytes::from(read(blob).await.unwrap()),
         image.blobs[layer.as_str()]
