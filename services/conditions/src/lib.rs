@@ -167,7 +167,6 @@ fn nesting(text: &str) -> usize {
                 characters.next();
             }
             (Some(open), character) if character == open => quote = None,
-            (Some(_), _) => {}
             (None, '"' | '\'') => quote = Some(character),
             (None, '(' | '[' | '{') => {
                 depth += 1;
@@ -176,7 +175,7 @@ fn nesting(text: &str) -> usize {
             (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
             // `a.?b` and `a[?b]` ask for what may be absent.
             (None, '?') if !matches!(before, '.' | '[') => choices += 1,
-            (None, _) => {}
+            _ => {}
         }
         before = character;
     }

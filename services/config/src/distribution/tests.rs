@@ -1,3 +1,5 @@
+//! Configurations of distribution as they are found: what is taken, what is noted, what is refused.
+
 use super::*;
 
 fn parse(text: &str) -> Result<Distribution> {

@@ -476,32 +476,6 @@ async fn wrong_bytes_are_never_visible() {
     assert_local(&registry, &upstream, &image, "1").await;
 }
 
-#[tokio::test]
-async fn nothing_is_fetched_that_nothing_names() {
-    let image = ImageBuilder::new(11).layer(100).build();
-    let folder = tempfile::tempdir().unwrap();
-    let upstream = upstream_with(&image).await;
-    let owner = Owner {
-        address: String::new(),
-        id: "one".to_owned(),
-    };
-    let registry = fills_at(folder.path(), &upstream, false, owner, Peers::none()).await;
-    let refused = registry.manifest(&repo(&upstream), &tag("1")).await;
-    assert!(
-        matches!(refused, Err(SourceError::NotAllowed)),
-        "{refused:?}"
-    );
-    assert!(upstream.requests().is_empty());
-    // A blob that no manifest of the repository names is nobody's, wherever it is stored.
-    let bytes = Bytes::from_static(b"another repository's");
-    let other = holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, &bytes);
-    registry.store().put_blob(&other, bytes).await.unwrap();
-    assert!(matches!(
-        registry.blob(&repo(&upstream), &other).await,
-        Err(SourceError::NotFound)
-    ));
-}
-
 // SPEC 35
 #[tokio::test]
 async fn a_fill_tries_each_secret_and_remembers_them_for_its_repository() {
