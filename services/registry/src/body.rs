@@ -358,16 +358,19 @@ impl Drop for Arriving {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return;
         };
-        runtime.spawn(tokio::time::timeout(crate::limits::DISCARD_FOR, async move {
-            let mut left = crate::limits::DISCARD_BYTES;
-            while let Some(Ok(frame)) = rest.frame().await {
-                let length = frame.data_ref().map_or(0, Bytes::len);
-                match left.checked_sub(length) {
-                    Some(rest) => left = rest,
-                    None => return,
+        runtime.spawn(tokio::time::timeout(
+            crate::limits::DISCARD_FOR,
+            async move {
+                let mut left = crate::limits::DISCARD_BYTES;
+                while let Some(Ok(frame)) = rest.frame().await {
+                    let length = frame.data_ref().map_or(0, Bytes::len);
+                    match left.checked_sub(length) {
+                        Some(rest) => left = rest,
+                        None => return,
+                    }
                 }
-            }
-        }));
+            },
+        ));
     }
 }
 
