@@ -264,7 +264,7 @@ pub(super) fn a_killed_replica_costs_no_more_than_retries(world: &mut World) -> 
     })
 }
 
-// SPEC 28
+// Not SPEC 28: pulls go on, an admission in the moment of the death may be missed.
 pub(super) fn a_dead_node_costs_no_more_than_retries(world: &mut World) -> Result<()> {
     let site = world.site()?;
     site.needs_own_cluster()?;
