@@ -3,7 +3,7 @@
 //! Each upstream is a module of its own. A program is built the first time something asks for it
 //! and lies in the cache folder from then on, keyed by the module's `go.mod`, `go.sum` and own code.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -182,12 +182,7 @@ impl Programs {
 
 /// Builds those of the programs that are not in the cache yet; those of one module together, so that one links while another compiles.
 pub fn ensure(programs: &[Program]) -> Result<Programs> {
-    let mut modules: BTreeMap<&str, Vec<Recipe>> = BTreeMap::new();
-    for program in programs {
-        let recipe = program.recipe();
-        modules.entry(recipe.module).or_default().push(recipe);
-    }
-    for recipes in modules.values() {
+    for recipes in by_module(programs).values() {
         ensure_module(recipes)?;
     }
     let paths = programs
@@ -195,6 +190,16 @@ pub fn ensure(programs: &[Program]) -> Result<Programs> {
         .map(|program| Ok((*program, program.recipe().path()?)))
         .collect::<Result<_>>()?;
     Ok(Programs { paths })
+}
+
+/// Each program once, however often it is asked for.
+fn by_module(programs: &[Program]) -> BTreeMap<&'static str, Vec<Recipe>> {
+    let mut modules: BTreeMap<_, Vec<Recipe>> = BTreeMap::new();
+    for program in BTreeSet::from_iter(programs) {
+        let recipe = program.recipe();
+        modules.entry(recipe.module).or_default().push(recipe);
+    }
+    modules
 }
 
 fn ensure_module(recipes: &[Recipe]) -> Result<()> {
@@ -269,4 +274,27 @@ fn build(recipes: &[&Recipe], names: &str) -> Result<()> {
     }
     fs::remove_dir(&draft)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_that_is_asked_for_twice_is_built_once() {
+        let modules = by_module(&[
+            Program::Kubeadm,
+            Program::Kubelet,
+            Program::Etcd,
+            Program::Kubeadm,
+        ]);
+        let names: BTreeMap<_, Vec<_>> = modules
+            .iter()
+            .map(|(module, recipes)| (*module, recipes.iter().map(|one| one.name).collect()))
+            .collect();
+        let mut kubernetes = names["kubernetes"].clone();
+        kubernetes.sort_unstable();
+        assert_eq!(kubernetes, ["kubeadm", "kubelet"]);
+        assert_eq!(names["etcd"], ["etcd"]);
+    }
 }
