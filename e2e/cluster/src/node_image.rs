@@ -148,11 +148,17 @@ fn minimal_system() -> Result<PathBuf> {
 }
 
 fn install_kind_files(root: &Path) -> Result<()> {
+    // Nothing else may have needed the module yet.
     let module = run(Command::new("go")
         .current_dir(cache::repository().join("e2e/programs/kind"))
         .env("GOFLAGS", "-mod=mod")
-        .args(["list", "-m", "-f", "{{.Dir}}", "sigs.k8s.io/kind"]))?;
-    let files = Path::new(module.trim()).join("images/base/files");
+        .args(["mod", "download", "-json", "sigs.k8s.io/kind"]))?;
+    let module: Value =
+        serde_json::from_str(&module).context("go says nothing of kind's module")?;
+    let folder = module["Dir"]
+        .as_str()
+        .context("go has no folder of kind's module")?;
+    let files = Path::new(folder).join("images/base/files");
     copy_files(&files, root)?;
     for folder in [
         "etc/systemd/system/multi-user.target.wants",
