@@ -1,5 +1,5 @@
 //! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a pod, the
-//! credentials of a pull secret, quantities. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
+//! credentials of a pull secret, the templates of workloads, quantities. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
 
 pub mod credentials;
 pub mod digest;
@@ -8,6 +8,7 @@ pub mod quantity;
 pub mod reference;
 pub mod rewrite;
 pub mod sources;
+pub mod workload;
 
 pub use digest::{Algorithm, Digest};
 pub use reference::{Host, Reference, RepositoryName, Tag};

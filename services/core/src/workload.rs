@@ -1,0 +1,148 @@
+//! The workloads of a cluster, read from their raw JSON: where each kind keeps the template that its pods are made of,
+//! what controls an object, and whether pods may still be made of it. Knows no API client and no Artifact.
+
+use serde_json::Value;
+
+/// A kind of object that is a pod or that pods are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WorkloadKind {
+    /// The API group; empty for the core group.
+    pub group: &'static str,
+    /// The version in which it is asked for: the one that every supported API server has.
+    pub version: &'static str,
+    /// The kind as objects and owner references name it.
+    pub kind: &'static str,
+    /// The resource's name in paths and in roles.
+    pub plural: &'static str,
+}
+
+impl WorkloadKind {
+    /// `group/version`, or only the version for the core group: the `apiVersion` of its objects.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
+    }
+}
+
+/// Every kind whose images Holdfast keeps local.
+pub const KINDS: &[WorkloadKind] = &[
+    known("", "v1", "Pod", "pods"),
+    known(
+        "",
+        "v1",
+        "ReplicationController",
+        "replicationcontrollers",
+    ),
+    known("apps", "v1", "ReplicaSet", "replicasets"),
+    known("apps", "v1", "Deployment", "deployments"),
+    known("apps", "v1", "StatefulSet", "statefulsets"),
+    known("apps", "v1", "DaemonSet", "daemonsets"),
+    known("batch", "v1", "Job", "jobs"),
+    known("batch", "v1", "CronJob", "cronjobs"),
+    known("apps", "v1", "ControllerRevision", "controllerrevisions"),
+];
+
+const fn known(
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+) -> WorkloadKind {
+    WorkloadKind {
+        group,
+        version,
+        kind,
+        plural,
+    }
+}
+
+/// The kind of that name; `None` for kinds that Holdfast does not look into.
+pub fn by_name(kind: &str) -> Option<&'static WorkloadKind> {
+    KINDS.iter().find(|known| known.kind == kind)
+}
+
+/// What the pods of an object are made of: an object with a pod's `metadata` and `spec`, for [`crate::pod`] to read. A pod
+/// is its own; a `ControllerRevision` holds the template that its StatefulSet or DaemonSet had (`data.spec.template`).
+/// `None` for other kinds, and where there is none.
+pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
+    let template = match kind {
+        "Pod" => Some(object),
+        "ReplicationController" | "ReplicaSet" | "Deployment" | "StatefulSet" | "DaemonSet"
+        | "Job" => object.pointer("/spec/template"),
+        "CronJob" => object.pointer("/spec/jobTemplate/spec/template"),
+        "ControllerRevision" => object.pointer("/data/spec/template"),
+        _ => None,
+    };
+    template.filter(|template| template.get("spec").is_some_and(Value::is_object))
+}
+
+/// Kind, name and UID of what controls an object: its one owner reference with `controller: true`. It lies in the object's
+/// own namespace, or is a Node.
+pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
+    let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
+    let owner = owners
+        .iter()
+        .find(|owner| owner.get("controller").and_then(Value::as_bool) == Some(true))?;
+    let text = |key: &str| owner.get(key).and_then(Value::as_str);
+    Some((text("kind")?, text("name")?, text("uid").unwrap_or_default()))
+}
+
+/// Whether pods may still be made of an object, or containers of it be started, so that its images have to be local: not
+/// of what is being deleted, nor of a Job or a pod that has finished. Zero replicas and `suspend: true` change nothing:
+/// both end without anybody asking an upstream. Revisions that still exist are what a rollback would use: their owners
+/// delete those beyond `revisionHistoryLimit` themselves.
+pub fn may_start(kind: &str, object: &Value) -> bool {
+    if object
+        .pointer("/metadata/deletionTimestamp")
+        .is_some_and(|time| !time.is_null())
+    {
+        return false;
+    }
+    match kind {
+        "Pod" => !matches!(
+            object.pointer("/status/phase").and_then(Value::as_str),
+            Some("Succeeded" | "Failed")
+        ),
+        "Job" => !condition_is_true(object, &["Complete", "Failed"]),
+        _ => true,
+    }
+}
+
+fn condition_is_true(object: &Value, types: &[&str]) -> bool {
+    let text = |condition: &Value, key: &str| -> Option<String> {
+        condition.get(key)?.as_str().map(str::to_owned)
+    };
+    object
+        .pointer("/status/conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .any(|condition| {
+            text(condition, "status").as_deref() == Some("True")
+                && text(condition, "type").is_some_and(|found| types.contains(&found.as_str()))
+        })
+}
+
+/// The pod that a template becomes in `namespace`, as far as an admission review would show it: the namespace and the
+/// service account that the API server puts in are there, name and UID are not.
+pub fn pod_of(template: &Value, namespace: &str) -> Value {
+    let object = |value: Option<&Value>| {
+        value
+            .and_then(Value::as_object)
+            .cloned()
+            .unwrap_or_default()
+    };
+    let mut metadata = object(template.get("metadata"));
+    metadata.insert("namespace".to_owned(), namespace.into());
+    let account = crate::pod::service_account_name(template).to_owned();
+    let mut spec = object(template.get("spec"));
+    spec.insert("serviceAccountName".to_owned(), account.into());
+    serde_json::json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+}
+
+#[cfg(test)]
+#[path = "workload_tests.rs"]
+mod tests;
