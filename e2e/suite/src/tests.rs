@@ -1,5 +1,6 @@
 //! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
 
+mod adoption;
 mod chart;
 mod clients;
 mod copies;
@@ -28,6 +29,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(install::wrong_values_are_refused_by_name),
         ci!(install::switched_off_nothing_exists),
         ci!(install::switching_on_by_upgrade_copies_what_already_runs),
+        full!(adoption::owners_of_every_kind_from_before_start_without_the_uplink),
         ci!(install::storage_is_claimed_as_asked_for),
         full!(clients::ctr_pushes_and_pulls),
         // A pod's way.

@@ -1,7 +1,8 @@
-//! Artifacts: every source image of every pod in scope has one (SPEC 6, SPEC 41), and every Artifact has its copy.
+//! Artifacts: every source image of every pod in scope, and of every template that pods are made of, has one (SPEC 6,
+//! SPEC 41), and every Artifact has its copy.
 //!
 //! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch → validate → build → apply
-//! → status. An Artifact whose last pod is gone stays; collecting is another's work.
+//! → status. An Artifact whose last owner is gone stays; collecting is another's work.
 
 pub mod backoff;
 pub mod credentials;
@@ -12,7 +13,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod status;
 
-use crate::world::{Key, World};
+use crate::world::{Key, NodeFacts, World};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
 use futures::{StreamExt as _, stream};
@@ -23,9 +24,10 @@ use holdfast_runtime::supervise::Heart;
 use kube::api::{Api, PostParams};
 use queue::Queue;
 use reconcile::{Memory, Outcome, Reconciler};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 /// Reconciles at a time; the registry bounds fills by itself.
@@ -38,6 +40,8 @@ const CREATING: usize = 8;
 const SETTLE: Duration = Duration::from_millis(100);
 /// How often the demand is computed without a reason.
 const EVERY: Duration = Duration::from_secs(60);
+/// How long the first lists of owners are waited for: what pods wait for must not wait for a list that does not come.
+const OWNERS: Duration = Duration::from_secs(30);
 /// How long a created Artifact may take to show up in the watch.
 const CREATED: Duration = Duration::from_secs(10);
 
@@ -56,10 +60,21 @@ pub async fn run(
     heart: Heart,
 ) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
-    while !context.world.synced() || (client.is_none() && context.issued.client().is_none()) {
+    let mut owners = context.world.owners.version.subscribe();
+    let begun = Instant::now();
+    while !context.world.synced()
+        || !(context.world.owners.settled() || begun.elapsed() >= OWNERS)
+        || (client.is_none() && context.issued.client().is_none())
+    {
         heart.beat();
         tokio::time::sleep(Duration::from_millis(200)).await;
         version.borrow_and_update();
+        owners.borrow_and_update();
+    }
+    if !context.world.owners.settled() {
+        tracing::warn!(
+            "not every kind of owner could be listed yet; copies for pods begin, references in statuses are incomplete until then"
+        );
     }
     let client = match client {
         Some(client) => client,
@@ -71,6 +86,7 @@ pub async fn run(
         queue: Queue::default(),
         memory: HashMap::new(),
         demand: Arc::default(),
+        platforms: Platforms::default(),
         created: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
@@ -79,18 +95,18 @@ pub async fn run(
     loop {
         heart.success();
         while running.len() < CONCURRENCY {
-            // What is copied ahead takes its time; it never takes every place.
-            let only_urgent = running.len() >= CONCURRENCY - URGENT;
+            // What no pod waits for takes its time; it never takes every place.
+            let only_waiting = running.len() >= CONCURRENCY - URGENT;
             let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
-            let urgent = |key: &Key| {
+            let now = jiff::Timestamp::now();
+            let need = |key: &Key| {
                 World::read(&context.world.artifacts, |artifacts| {
-                    artifacts.get(key).is_some_and(|artifact| {
-                        let now = jiff::Timestamp::now();
-                        reconcile::need(artifact, demand.get(key), now) == Need::Waiting
+                    artifacts.get(key).map_or(Need::Ahead, |artifact| {
+                        reconcile::need(artifact, demand.get(key), now)
                     })
                 })
             };
-            let Some(key) = work.queue.take(Instant::now(), urgent, only_urgent) else {
+            let Some(key) = work.queue.take(Instant::now(), need, only_waiting) else {
                 break;
             };
             work.start(&key, &reconciler, &mut running);
@@ -103,9 +119,10 @@ pub async fn run(
         tokio::select! {
             biased;
             Some(done) = running.join_next() => work.finish(done),
-            _ = version.changed() => {
+            () = either(&mut version, &mut owners) => {
                 tokio::time::sleep(SETTLE).await;
                 version.borrow_and_update();
+                owners.borrow_and_update();
                 work.look(&heart).await;
                 next_look = Instant::now() + EVERY;
             }
@@ -119,12 +136,28 @@ pub async fn run(
     }
 }
 
+/// Waits until one of two versions changes.
+async fn either(one: &mut watch::Receiver<u64>, other: &mut watch::Receiver<u64>) {
+    tokio::select! {
+        _ = one.changed() => {}
+        _ = other.changed() => {}
+    }
+}
+
+/// The platforms of the cluster's nodes, which every copy of an index is to have.
+pub type Platforms = Arc<BTreeSet<String>>;
+
+fn platforms<'a>(nodes: impl Iterator<Item = &'a NodeFacts>) -> Platforms {
+    Arc::new(nodes.filter_map(|node| node.platform.clone()).collect())
+}
+
 /// The loop's own state.
 struct Work {
     context: Context,
     queue: Queue,
     memory: HashMap<Key, Memory>,
     demand: Arc<BTreeMap<Key, Demand>>,
+    platforms: Platforms,
     created: HashMap<Key, Instant>,
 }
 
@@ -135,8 +168,14 @@ impl Work {
         let world = &context.world;
         let demand = World::read(&world.pods, |pods| {
             World::read(&world.namespaces, |namespaces| {
-                demand::demand(pods, namespaces, &context.scope)
+                world
+                    .owners
+                    .read(|owners| demand::demand(pods, owners, namespaces, &context.scope))
             })
+        });
+        // A node of a new architecture makes its platform wanted for every index.
+        self.platforms = World::read(&world.nodes, |nodes| {
+            platforms(nodes.iter().map(|(_, node)| node))
         });
         let now = Instant::now();
         self.created
@@ -146,12 +185,15 @@ impl Work {
             .iter()
             .map(|reason| (reason.as_str(), 0))
             .collect();
+        let mut progress = Progress::default();
         World::read(&world.artifacts, |artifacts| {
             for (key, demand) in &demand {
-                if demand::asks_for_copy(demand)
-                    && artifacts.get(key).is_none()
-                    && !self.created.contains_key(key)
-                {
+                let Some(need) = demand.need() else {
+                    continue;
+                };
+                let artifact = artifacts.get(key);
+                progress.count(need, artifact.is_some_and(|it| status::was_ready(it)));
+                if artifact.is_none() && !self.created.contains_key(key) {
                     missing.push((key.clone(), demand.clone()));
                 }
             }
@@ -162,8 +204,8 @@ impl Work {
                 }
                 let memory = self.memory.entry(key.clone()).or_default();
                 let demanded = demand.get(key);
-                if memory.needs_look(artifact, demanded) {
-                    memory.noticed(artifact, demanded);
+                if memory.needs_look(artifact, demanded, &self.platforms) {
+                    memory.noticed(artifact, demanded, &self.platforms);
                     self.queue.wake(key, now);
                 }
             }
@@ -172,7 +214,11 @@ impl Work {
         for (reason, count) in counts {
             context.metrics.artifacts(reason, count);
         }
+        for (need, images) in progress.0 {
+            context.metrics.wanted(need, images.wanted, images.local);
+        }
         self.demand = Arc::new(demand);
+        missing.sort_by_key(|(_, demand)| demand.need());
         let mut creating = stream::iter(missing)
             .map(async |(key, demand)| {
                 let outcome = create(&context, &key, &demand).await;
@@ -208,11 +254,12 @@ impl Work {
         };
         let memory = self.memory.get(key).cloned().unwrap_or_default();
         let demand = self.demand.get(key).cloned();
+        let platforms = Arc::clone(&self.platforms);
         let (reconciler, key) = (Arc::clone(reconciler), key.clone());
         running.spawn(async move {
             let mut memory = memory;
             let outcome = reconciler
-                .reconcile(&artifact, demand.as_ref(), &mut memory)
+                .reconcile(&artifact, demand.as_ref(), &platforms, &mut memory)
                 .await;
             (key, memory, outcome)
         });
@@ -233,6 +280,30 @@ impl Work {
                 self.queue.recover(Instant::now() + Duration::from_secs(5));
             }
         }
+    }
+}
+
+/// How many images are wanted, and how many of them are local, by need.
+#[derive(Debug)]
+struct Progress(BTreeMap<Need, Images>);
+
+#[derive(Debug, Default)]
+struct Images {
+    wanted: usize,
+    local: usize,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(Need::ALL.map(|need| (need, Images::default())).into())
+    }
+}
+
+impl Progress {
+    fn count(&mut self, need: Need, local: bool) {
+        let images = self.0.entry(need).or_default();
+        images.wanted += 1;
+        images.local += usize::from(local);
     }
 }
 
@@ -265,7 +336,8 @@ async fn create(context: &Context, key: &Key, demand: &Demand) -> Result<(), kub
             tracing::info!(
                 artifact.namespace = key.0,
                 image = demand.source,
-                "a pod needs an image that nobody announced"
+                need = demand.need().map(Need::as_str),
+                "a pod or a workload needs an image that nobody announced"
             );
             Ok(())
         }

@@ -124,6 +124,12 @@ impl Context {
         supervisor.spawn("nodes", PATIENCE, move |heart| {
             world::watch_nodes(context.clone(), heart)
         });
+        for kind in world::Owners::kinds() {
+            let context = self.clone();
+            supervisor.spawn(kind.plural, PATIENCE, move |heart| {
+                world::watch_owners(context.clone(), kind, heart)
+            });
+        }
         let context = self.clone();
         supervisor.spawn("artifact_objects", PATIENCE, move |heart| {
             world::watch_artifacts(context.clone(), heart)

@@ -1,6 +1,7 @@
 //! The controller's metrics. Labels are words of our own; names of images and namespaces never become labels.
 
 use holdfast_api::artifact::Reason;
+use holdfast_api::fill::Need;
 use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -14,6 +15,18 @@ use std::sync::atomic::AtomicU64;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ReasonLabel {
     reason: &'static str,
+}
+
+/// How urgently images are needed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct NeedLabel {
+    need: &'static str,
+}
+
+/// A kind of workload, by its resource's name.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct KindLabel {
+    kind: &'static str,
 }
 
 /// A certificate, by the name of its Secret's role.
@@ -30,6 +43,9 @@ pub struct Metrics {
     fills: Family<ReasonLabel, Counter>,
     fill_seconds: Histogram,
     artifacts: Family<ReasonLabel, Gauge>,
+    wanted: Family<NeedLabel, Gauge>,
+    local: Family<NeedLabel, Gauge>,
+    hidden: Family<KindLabel, Gauge>,
     expiry: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
 }
 
@@ -55,6 +71,21 @@ impl Metrics {
                 "Artifacts by the reason of their Ready condition",
                 Family::default(),
             ),
+            wanted: group.add(
+                "images_wanted",
+                "Images that pods wait for, that run, or that workloads would need, by need and counted once in each namespace",
+                Family::default(),
+            ),
+            local: group.add(
+                "images_local",
+                "Images of these that the registry holds",
+                Family::default(),
+            ),
+            hidden: group.add(
+                "hidden_kinds",
+                "1 for a kind of workload that the API server does not show: its images are local only while pods need them",
+                Family::default(),
+            ),
             expiry: group.add(
                 "certificate_expiry_timestamp_seconds",
                 "When a certificate runs out, in seconds since 1970",
@@ -76,6 +107,23 @@ impl Metrics {
         self.artifacts
             .get_or_create(&ReasonLabel { reason })
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn wanted(&self, need: Need, wanted: usize, local: usize) {
+        let label = NeedLabel {
+            need: need.as_str(),
+        };
+        for (family, count) in [(&self.wanted, wanted), (&self.local, local)] {
+            family
+                .get_or_create(&label)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    pub(crate) fn hidden(&self, kind: &'static str, hidden: bool) {
+        self.hidden
+            .get_or_create(&KindLabel { kind })
+            .set(i64::from(hidden));
     }
 
     pub(crate) fn expires(&self, certificate: &'static str, at: i64) {

@@ -1,13 +1,19 @@
-//! What is known of the cluster: small facts about pods, namespaces, nodes and Artifacts, kept by watches.
+//! What is known of the cluster: small facts about pods, their owners, namespaces, nodes and Artifacts, kept by
+//! watches.
 //!
-//! Of a pod only what decides is kept (a few hundred bytes), so that memory does not follow the size of the cluster's
+//! Of a pod or an owner only what decides is kept (a few hundred bytes), so that memory does not follow the size of the cluster's
 //! pods. Facts are complete only when `synced`; nobody decides anything before.
 
 mod facts;
 mod mirror;
+mod owners;
 
 pub use facts::{Agent, NamespaceFacts, NodeFacts, PodFacts, Scope, node_facts, pod_facts};
 pub use mirror::{Key, Mirror, key};
+pub use owners::{
+    Owner, OwnerFacts, Owners, View, find as find_owner, owner_facts, top as top_owner,
+    watch_owners,
+};
 
 use crate::Context;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -34,7 +40,9 @@ pub struct World {
     pub nodes: RwLock<Mirror<NodeFacts>>,
     /// Artifacts.
     pub artifacts: RwLock<Mirror<Arc<Artifact>>>,
-    /// Counts changes of anything above.
+    /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
+    pub owners: Owners,
+    /// Counts changes of pods, namespaces, nodes and Artifacts.
     pub version: watch::Sender<u64>,
     /// The registry's addresses, the current one first; what the images of pods are read back by.
     pub addresses: watch::Sender<Vec<String>>,
@@ -47,6 +55,7 @@ impl Default for World {
             namespaces: RwLock::default(),
             nodes: RwLock::default(),
             artifacts: RwLock::default(),
+            owners: Owners::default(),
             version: watch::Sender::new(0),
             addresses: watch::Sender::new(Vec::new()),
         }
@@ -63,7 +72,7 @@ impl World {
         )
     }
 
-    /// Whether every watch has delivered its first list.
+    /// Whether the watches of pods, namespaces, nodes and Artifacts have delivered their first lists.
     pub fn synced(&self) -> bool {
         Self::read(&self.pods, Mirror::synced)
             && Self::read(&self.namespaces, Mirror::synced)

@@ -3,37 +3,15 @@
 
 mod bare;
 
-use bare::{Bare, Registry, copied, eventually};
+use bare::{Bare, Registry, copied, eventually, run};
 use holdfast_api::{Artifact, ArtifactSpec, artifact_name};
-use holdfast_controller::Context;
-use holdfast_controller::artifacts::fill::Client;
 use holdfast_runtime::CancellationToken;
-use holdfast_runtime::health::Health;
-use holdfast_runtime::supervise::Supervisor;
 use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 
 const IMAGE: &str = "registry.example/team/app:1";
-
-/// A controller's loops, until dropped.
-struct Running(CancellationToken);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
-
-fn run(context: &Context, registry: &Registry) -> Running {
-    let stop = CancellationToken::new();
-    let mut metrics = holdfast_runtime::metrics::registry("controller");
-    let supervisor = Supervisor::new(Health::default(), &mut metrics, stop.clone());
-    let fills = Client::new(reqwest::Client::new(), &registry.url);
-    context.start(&supervisor, Some(fills));
-    Running(stop)
-}
 
 async fn pod(bare: &Bare, namespace: &str, name: &str, secrets: &[&str]) {
     let secrets: Vec<_> = secrets.iter().map(|name| json!({"name": name})).collect();

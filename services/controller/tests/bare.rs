@@ -11,11 +11,15 @@ use holdfast_api::Artifact;
 use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_cluster::apiserver::ApiServer;
 use holdfast_config::Config;
+use holdfast_controller::artifacts::fill::Client;
 use holdfast_controller::{Context, Metrics};
+use holdfast_runtime::CancellationToken;
+use holdfast_runtime::health::Health;
+use holdfast_runtime::supervise::Supervisor;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt as _;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -25,7 +29,7 @@ pub const NAMESPACE: &str = "holdfast-system";
 /// A running API server with a release's namespace and the CRD.
 pub struct Bare {
     pub client: kube::Client,
-    _server: ApiServer,
+    server: ApiServer,
 }
 
 impl Bare {
@@ -35,16 +39,8 @@ impl Bare {
             .await
             .unwrap()
             .unwrap();
-        let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
-        let config =
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .unwrap();
-        let client = kube::Client::try_from(config).unwrap();
-        let bare = Self {
-            client,
-            _server: server,
-        };
+        let client = kube::Client::try_from(config(&server).await).unwrap();
+        let bare = Self { client, server };
         bare.namespace(NAMESPACE).await;
         let crds: Api<CustomResourceDefinition> = Api::all(bare.client.clone());
         crds.create(&PostParams::default(), &Artifact::crd())
@@ -59,6 +55,25 @@ impl Bare {
         })
         .await;
         bare
+    }
+
+    /// A client that may do what `user` may.
+    pub async fn client_as(&self, user: &str) -> kube::Client {
+        let mut config = config(&self.server).await;
+        config.headers.push((
+            http::HeaderName::from_static("impersonate-user"),
+            http::HeaderValue::from_str(user).unwrap(),
+        ));
+        kube::Client::try_from(config).unwrap()
+    }
+
+    /// Labels a namespace.
+    pub async fn label_namespace(&self, name: &str, key: &str, value: &str) {
+        let labels = json!({"metadata": {"labels": {key: value}}});
+        Api::<Namespace>::all(self.client.clone())
+            .patch(name, &PatchParams::default(), &Patch::Merge(labels))
+            .await
+            .unwrap();
     }
 
     pub async fn namespace(&self, name: &str) {
@@ -84,6 +99,11 @@ impl Bare {
 
     /// What a freshly started controller begins with.
     pub fn context(&self) -> Context {
+        self.context_of(self.client.clone())
+    }
+
+    /// As [`Self::context`], with a client of its own.
+    pub fn context_of(&self, client: kube::Client) -> Context {
         let document = json!({
             "release": {"name": "holdfast", "namespace": NAMESPACE, "fullname": "holdfast", "version": "0.1.0"},
             "values": {},
@@ -91,12 +111,38 @@ impl Bare {
         let mut registry = holdfast_runtime::metrics::registry("controller");
         let metrics = Metrics::register(&mut registry);
         Context::new(
-            self.client.clone(),
+            client,
             Config::parse(&document.to_string()).unwrap(),
             metrics,
         )
         .unwrap()
     }
+}
+
+async fn config(server: &ApiServer) -> kube::Config {
+    let kubeconfig = Kubeconfig::read_from(server.kubeconfig()).unwrap();
+    kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .unwrap()
+}
+
+/// A controller's loops, until dropped.
+pub struct Running(CancellationToken);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
+
+/// Starts a controller's loops, which ask this registry for copies.
+pub fn run(context: &Context, registry: &Registry) -> Running {
+    let stop = CancellationToken::new();
+    let mut metrics = holdfast_runtime::metrics::registry("controller");
+    let supervisor = Supervisor::new(Health::default(), &mut metrics, stop.clone());
+    let fills = Client::new(reqwest::Client::new(), &registry.url);
+    context.start(&supervisor, Some(fills));
+    Running(stop)
 }
 
 /// Waits until `check` holds; fails by name after twenty seconds.

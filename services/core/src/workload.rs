@@ -30,12 +30,7 @@ impl WorkloadKind {
 /// Every kind whose images Holdfast keeps local.
 pub const KINDS: &[WorkloadKind] = &[
     known("", "v1", "Pod", "pods"),
-    known(
-        "",
-        "v1",
-        "ReplicationController",
-        "replicationcontrollers",
-    ),
+    known("", "v1", "ReplicationController", "replicationcontrollers"),
     known("apps", "v1", "ReplicaSet", "replicasets"),
     known("apps", "v1", "Deployment", "deployments"),
     known("apps", "v1", "StatefulSet", "statefulsets"),
@@ -70,7 +65,11 @@ pub fn by_name(kind: &str) -> Option<&'static WorkloadKind> {
 pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     let template = match kind {
         "Pod" => Some(object),
-        "ReplicationController" | "ReplicaSet" | "Deployment" | "StatefulSet" | "DaemonSet"
+        "ReplicationController"
+        | "ReplicaSet"
+        | "Deployment"
+        | "StatefulSet"
+        | "DaemonSet"
         | "Job" => object.pointer("/spec/template"),
         "CronJob" => object.pointer("/spec/jobTemplate/spec/template"),
         "ControllerRevision" => object.pointer("/data/spec/template"),
@@ -87,7 +86,11 @@ pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
         .iter()
         .find(|owner| owner.get("controller").and_then(Value::as_bool) == Some(true))?;
     let text = |key: &str| owner.get(key).and_then(Value::as_str);
-    Some((text("kind")?, text("name")?, text("uid").unwrap_or_default()))
+    Some((
+        text("kind")?,
+        text("name")?,
+        text("uid").unwrap_or_default(),
+    ))
 }
 
 /// Whether pods may still be made of an object, or containers of it be started, so that its images have to be local: not

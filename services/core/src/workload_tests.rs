@@ -58,7 +58,12 @@ fn shapes_that_hold_no_template_are_passed_over() {
         for known in KINDS {
             // A pod needs no more than a spec.
             if known.kind != "Pod" {
-                assert_eq!(pod_template(known.kind, &object), None, "{}: {object}", known.kind);
+                assert_eq!(
+                    pod_template(known.kind, &object),
+                    None,
+                    "{}: {object}",
+                    known.kind
+                );
             }
         }
     }
@@ -69,7 +74,10 @@ fn shapes_that_hold_no_template_are_passed_over() {
 fn only_the_controller_among_the_owners_counts() {
     let owner = |kind: &str, controller: bool| json!({"kind": kind, "name": "n", "uid": "u", "controller": controller});
     let owned = |owners: Value| json!({"metadata": {"ownerReferences": owners}});
-    let both = owned(json!([owner("ConfigMap", false), owner("ReplicaSet", true)]));
+    let both = owned(json!([
+        owner("ConfigMap", false),
+        owner("ReplicaSet", true)
+    ]));
     assert_eq!(controller_of(&both), Some(("ReplicaSet", "n", "u")));
     for nobody in [
         json!({}),
@@ -103,7 +111,11 @@ fn pods_may_be_made_of_what_sleeps_and_not_of_what_has_ended() {
         ("Pod", json!({"status": {"phase": "Running"}}), true),
         ("Pod", json!({"status": {"phase": "Succeeded"}}), false),
         ("Pod", json!({"status": {"phase": "Failed"}}), false),
-        ("DaemonSet", json!({"metadata": {"deletionTimestamp": null}}), true),
+        (
+            "DaemonSet",
+            json!({"metadata": {"deletionTimestamp": null}}),
+            true,
+        ),
         ("DaemonSet", deleted.clone(), false),
         ("CronJob", deleted.clone(), false),
         ("Pod", deleted.clone(), false),
@@ -117,10 +129,16 @@ fn a_template_becomes_a_pod_of_its_namespace() {
     let pod = pod_of(&template("a:1"), "apps");
     assert_eq!(pod.pointer("/metadata/namespace"), Some(&json!("apps")));
     assert_eq!(pod.pointer("/metadata/labels/app"), Some(&json!("a")));
-    assert_eq!(pod.pointer("/spec/serviceAccountName"), Some(&json!("default")));
+    assert_eq!(
+        pod.pointer("/spec/serviceAccountName"),
+        Some(&json!("default"))
+    );
     let named = json!({"metadata": null, "spec": {"serviceAccount": "robot"}});
     let pod = pod_of(&named, "apps");
-    assert_eq!(pod.pointer("/spec/serviceAccountName"), Some(&json!("robot")));
+    assert_eq!(
+        pod.pointer("/spec/serviceAccountName"),
+        Some(&json!("robot"))
+    );
 }
 
 #[test]

@@ -1,8 +1,9 @@
-//! The credentials that the pods of an image bring: their pull secrets and those of their service accounts (SPEC 35).
+//! The credentials that the pods of an image bring: their pull secrets and those of their service accounts (SPEC 35); where
+//! no pod lives, those of the templates that pods would be made of.
 //!
-//! Read by name when they are needed, never listed, never kept. Only the word of a living pod counts: whoever reaches the
-//! webhook can have an Artifact made that names any pull secret of any namespace, but a pod in a namespace may use its
-//! pull secrets anyway.
+//! Read by name when they are needed, never listed, never kept. Only the word of a living pod or of a workload counts:
+//! whoever reaches the webhook can have an Artifact made that names any pull secret of any namespace, but a pod in a
+//! namespace may use its pull secrets anyway, and who may make a workload may make pods.
 
 use super::demand::Demand;
 use holdfast_api::ArtifactSpec;
@@ -23,13 +24,13 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Whose credentials are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice<'a> {
-    /// Those that the living pods bring.
+    /// Those that the living pods, or else the templates, bring.
     Pods(&'a Demand),
     /// Nobody's yet: for at most this long the pod is waited for.
     Wait(Duration),
     /// Nobody's.
     Nobody {
-        /// The Artifact names some, and no living pod vouches for them.
+        /// The Artifact names some, and neither a living pod nor a workload vouches for them.
         unproven: bool,
     },
 }
@@ -42,7 +43,7 @@ pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Durati
             .is_ok_and(|reference| reference.to_string() == demand.source)
     };
     // The demand was found by the Artifact's name, and anybody may give an Artifact a name that is another image's.
-    if let Some(demand) = demand.filter(|demand| demand.pod.is_some() && same_image(demand)) {
+    if let Some(demand) = demand.filter(|demand| demand.asks_for_copy() && same_image(demand)) {
         return Choice::Pods(demand);
     }
     let announced = spec.service_account_name.is_some()

@@ -1,33 +1,54 @@
-//! Which images are needed, in which namespace, by whom: pure.
+//! Which images are needed, in which namespace, by whom, how urgently: pure.
 
-use crate::world::{Key, Mirror, NamespaceFacts, PodFacts, Scope};
+use crate::world::{
+    Key, Mirror, NamespaceFacts, Owner, OwnerFacts, PodFacts, Scope, View, find_owner, top_owner,
+};
 use holdfast_api::artifact::Reference;
 use holdfast_api::artifact_name;
-use std::collections::{BTreeMap, BTreeSet};
+use holdfast_api::fill::Need;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who needs one image in one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// The upstream's reference.
     pub source: String,
-    /// Distinct owners, also of finished pods.
+    /// Distinct uppermost owners, also of finished pods and Jobs, of what is scaled to zero and of revisions.
     pub owners: BTreeSet<Reference>,
     /// Whether a living pod has not started yet.
     pub waiting: bool,
     /// One of the living pods, name and UID, for events.
     pub pod: Option<(String, String)>,
-    /// Pull secrets of the living pods.
+    /// Where no living pod needs it: the first owner whose template does, so that it is copied ahead of need.
+    pub ahead: Option<Owner>,
+    /// Pull secrets of the living pods; where there are none, of the templates.
     pub pull_secrets: BTreeSet<String>,
-    /// Service accounts of the living pods.
+    /// Service accounts of the living pods; where there are none, of the templates.
     pub service_accounts: BTreeSet<String>,
 }
 
 impl Demand {
-    /// Whether living pods bring credentials, or may, that those of `before` did not.
+    /// Whether somebody who may use the namespace's pull secrets asks for a copy: a living pod, or a workload that may make
+    /// one. Only then an Artifact is made when there is none, and only their credentials are used.
+    pub fn asks_for_copy(&self) -> bool {
+        self.pod.is_some() || self.ahead.is_some()
+    }
+
+    /// How urgent a copy is; `None` when nobody asks for one.
+    pub fn need(&self) -> Option<Need> {
+        match (self.waiting, &self.pod, &self.ahead) {
+            (true, _, _) => Some(Need::Waiting),
+            (_, Some(_), _) => Some(Need::Running),
+            (_, _, Some(_)) => Some(Need::Ahead),
+            _ => None,
+        }
+    }
+
+    /// Whether living pods or templates bring credentials, or may, that those of `before` did not.
     pub fn brings_more_than(&self, before: Option<&Self>) -> bool {
-        self.pod.is_some()
+        self.asks_for_copy()
             && before
-                .filter(|before| before.pod.is_some())
+                .filter(|before| before.asks_for_copy())
                 .is_none_or(|before| {
                     !self.pull_secrets.is_subset(&before.pull_secrets)
                         || !self.service_accounts.is_subset(&before.service_accounts)
@@ -35,29 +56,35 @@ impl Demand {
     }
 }
 
-/// The demand by namespace and Artifact name, of pods in scope. Finished pods count as references.
+/// The demand by namespace and Artifact name, of pods and owners in scope. Finished pods, and owners that start nothing
+/// any more, count as references.
 pub fn demand(
     pods: &Mirror<PodFacts>,
+    owners: &View<'_>,
     namespaces: &Mirror<NamespaceFacts>,
     scope: &Scope,
 ) -> BTreeMap<Key, Demand> {
-    let mut all: BTreeMap<Key, Demand> = BTreeMap::new();
+    let mut all = All {
+        included: namespaces
+            .iter()
+            .filter(|((_, name), facts)| !facts.terminating && scope.includes(name, facts))
+            .map(|((_, name), _)| name.as_str())
+            .collect(),
+        names: HashMap::new(),
+        demand: BTreeMap::new(),
+    };
     for ((namespace, name), pod) in pods.iter() {
-        if pod.sources.is_empty() {
+        if pod.sources.is_empty() || !all.included.contains(namespace.as_str()) {
             continue;
         }
-        let included = namespaces
-            .get(&(String::new(), namespace.clone()))
-            .is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts));
-        if !included {
-            continue;
-        }
+        let owner = Owner {
+            reference: pod.owner.clone(),
+            uid: pod.owner_uid.clone(),
+        };
+        let top = top_owner(owners, namespace, &owner);
         for source in &pod.sources {
-            let demand = all
-                .entry((namespace.clone(), artifact_name(source)))
-                .or_default();
-            demand.source.clone_from(source);
-            demand.owners.insert(pod.owner.clone());
+            let demand = all.of(namespace, source);
+            demand.owners.insert(top.reference.clone());
             if pod.alive {
                 demand.waiting |= pod.waiting;
                 let this = (name.clone(), pod.uid.clone());
@@ -70,137 +97,80 @@ pub fn demand(
             }
         }
     }
-    all
+    for (kind, known) in owners {
+        for ((namespace, name), facts) in known.iter() {
+            if facts.sources.is_empty() || !all.included.contains(namespace.as_str()) {
+                continue;
+            }
+            let owner = Owner {
+                reference: Reference {
+                    kind: (*kind).to_owned(),
+                    name: name.clone(),
+                },
+                uid: facts.uid.clone(),
+            };
+            let top = top_owner(owners, namespace, &owner);
+            let starts = starts_pods(owners, namespace, kind, facts);
+            for source in &facts.sources {
+                let demand = all.of(namespace, source);
+                demand.owners.insert(top.reference.clone());
+                if starts && demand.pod.is_none() {
+                    if demand.ahead.as_ref().is_none_or(|other| top < *other) {
+                        demand.ahead = Some(top.clone());
+                    }
+                    demand
+                        .pull_secrets
+                        .extend(facts.pull_secrets.iter().cloned());
+                    demand
+                        .service_accounts
+                        .insert(facts.service_account.clone());
+                }
+            }
+        }
+    }
+    all.demand
 }
 
-/// Whether an Artifact is to be made when there is none: only living pods ask for a copy.
-pub fn asks_for_copy(demand: &Demand) -> bool {
-    demand.pod.is_some()
+/// Whether pods may still be made of an owner: nothing above it is being deleted, and a revision, which makes no pods
+/// itself, belongs to a workload that is there. (Whoever may write revisions only could else use pull secrets.)
+fn starts_pods(owners: &View<'_>, namespace: &str, kind: &str, facts: &OwnerFacts) -> bool {
+    let above = facts
+        .controller
+        .as_ref()
+        .and_then(|controller| find_owner(owners, namespace, controller));
+    facts.may_start
+        && match above {
+            Some(above) => above.may_start,
+            None => kind != "ControllerRevision",
+        }
+}
+
+/// The demand while it is gathered.
+struct All<'a> {
+    /// Namespaces in scope.
+    included: BTreeSet<&'a str>,
+    /// Names of Artifacts by source: an image is asked for by many, and its name is a hash.
+    names: HashMap<&'a str, String>,
+    demand: BTreeMap<Key, Demand>,
+}
+
+impl<'a> All<'a> {
+    fn of(&mut self, namespace: &str, source: &'a str) -> &mut Demand {
+        let name = self
+            .names
+            .entry(source)
+            .or_insert_with(|| artifact_name(source));
+        let demand = self
+            .demand
+            .entry((namespace.to_owned(), name.clone()))
+            .or_default();
+        if demand.source.is_empty() {
+            source.clone_into(&mut demand.source);
+        }
+        demand
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use holdfast_config::Config;
-    use k8s_openapi::api::core::v1::{Namespace, Pod};
-    use kube::api::ObjectMeta;
-    use kube::runtime::watcher::Event;
-    use serde_json::json;
-
-    fn scope() -> Scope {
-        let document = json!({
-            "release": {"name": "holdfast", "namespace": "holdfast-system", "fullname": "holdfast", "version": "0.1.0"},
-            "values": {},
-        });
-        Scope::new(&Config::parse(&document.to_string()).unwrap()).unwrap()
-    }
-
-    fn pods(list: Vec<(&str, &str, PodFacts)>) -> Mirror<PodFacts> {
-        let mut mirror = Mirror::default();
-        for (namespace, name, facts) in list {
-            let pod = Pod {
-                metadata: ObjectMeta {
-                    name: Some(name.to_owned()),
-                    namespace: Some(namespace.to_owned()),
-                    ..ObjectMeta::default()
-                },
-                ..Pod::default()
-            };
-            mirror.apply(Event::Apply(pod), &mut |_| facts.clone());
-        }
-        mirror
-    }
-
-    fn namespaces(names: &[&str]) -> Mirror<NamespaceFacts> {
-        let mut mirror = Mirror::default();
-        for name in names {
-            let namespace = Namespace {
-                metadata: ObjectMeta {
-                    name: Some((*name).to_owned()),
-                    ..ObjectMeta::default()
-                },
-                ..Namespace::default()
-            };
-            mirror.apply(Event::Apply(namespace), &mut |_| NamespaceFacts::default());
-        }
-        mirror
-    }
-
-    fn pod(owner: &str, alive: bool, secret: &str) -> PodFacts {
-        PodFacts {
-            uid: format!("uid-{owner}"),
-            sources: [String::from("registry.example/app:1")].into(),
-            alive,
-            owner: Reference {
-                kind: "ReplicaSet".to_owned(),
-                name: owner.to_owned(),
-            },
-            pull_secrets: vec![secret.to_owned()],
-            service_account: "default".to_owned(),
-            ..PodFacts::default()
-        }
-    }
-
-    // SPEC 6, SPEC 35, SPEC 41
-    #[test]
-    fn one_image_in_one_namespace_is_one_demand_with_everybodys_secrets() {
-        let pods = pods(vec![
-            ("apps", "b", pod("one", true, "s1")),
-            ("apps", "a", pod("one", true, "s2")),
-            ("apps", "done", pod("job", false, "s3")),
-            ("other", "a", pod("one", true, "s1")),
-            ("holdfast-system", "a", pod("own", true, "s1")),
-            ("unknown", "a", pod("own", true, "s1")),
-        ]);
-        let demand = demand(
-            &pods,
-            &namespaces(&["apps", "other", "holdfast-system"]),
-            &scope(),
-        );
-        let found: Vec<_> = demand
-            .keys()
-            .map(|(namespace, _)| namespace.as_str())
-            .collect();
-        assert_eq!(found, ["apps", "other"]);
-        let apps = demand.values().next().unwrap();
-        assert_eq!(apps.owners.len(), 2, "a ReplicaSet and a finished Job");
-        assert_eq!(
-            apps.pull_secrets.iter().collect::<Vec<_>>(),
-            ["s1", "s2"],
-            "a finished pod brings none"
-        );
-        assert_eq!(apps.pod.as_ref().unwrap().0, "a");
-        assert!(asks_for_copy(apps));
-    }
-
-    #[test]
-    fn only_living_pods_bring_more() {
-        let living = |secret: &str| Demand {
-            pod: Some(("pod".to_owned(), "uid".to_owned())),
-            pull_secrets: [secret.to_owned()].into(),
-            ..Demand::default()
-        };
-        let (one, two, finished) = (living("one"), living("two"), Demand::default());
-        let mut both = one.clone();
-        both.pull_secrets.insert("two".to_owned());
-        for (before, now, expect) in [
-            (None, &one, true),
-            (Some(&finished), &one, true),
-            (Some(&one), &two, true),
-            (Some(&one), &both, true),
-            (Some(&both), &one, false),
-            (Some(&one), &one, false),
-            (Some(&one), &finished, false),
-            (None, &finished, false),
-        ] {
-            assert_eq!(now.brings_more_than(before), expect, "{before:?}, {now:?}");
-        }
-    }
-
-    #[test]
-    fn finished_pods_refer_but_ask_for_nothing() {
-        let pods = pods(vec![("apps", "done", pod("job", false, "s"))]);
-        let demand = demand(&pods, &namespaces(&["apps"]), &scope());
-        assert!(!asks_for_copy(demand.values().next().unwrap()));
-    }
-}
+#[path = "demand_tests.rs"]
+mod tests;

@@ -3,6 +3,7 @@
 use super::demand::Demand;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_core::workload::{self, WorkloadKind};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Resource as _, ResourceExt as _};
@@ -31,7 +32,7 @@ impl Events {
         }
     }
 
-    /// Tells of `reason`, regarding the Artifact and one pod that needs it. Failing to tell fails nothing.
+    /// Tells of `reason`, regarding the Artifact and one pod that needs it, or the owner that will. Failing to tell fails nothing.
     pub async fn tell(
         &self,
         artifact: &Artifact,
@@ -58,15 +59,11 @@ impl Events {
         let mut regarding = vec![artifact.object_ref(&())];
         // A pod whose image is there has no use for the news.
         if reason != Reason::Copied
-            && let Some((name, uid)) = demand.and_then(|demand| demand.pod.clone())
+            && let Some(object) = demand.and_then(needing)
         {
             regarding.push(ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Pod".to_owned()),
-                name: Some(name),
                 namespace: artifact.namespace(),
-                uid: Some(uid),
-                ..ObjectReference::default()
+                ..object
             });
         }
         for object in regarding {
@@ -77,13 +74,35 @@ impl Events {
     }
 }
 
+/// The pod that needs an image or, before there is one, the owner that will make it.
+fn needing(demand: &Demand) -> Option<ObjectReference> {
+    let (kind, name, uid) = match (&demand.pod, &demand.ahead) {
+        (Some((name, uid)), _) => ("Pod", name, uid),
+        (None, Some(owner)) => (
+            owner.reference.kind.as_str(),
+            &owner.reference.name,
+            &owner.uid,
+        ),
+        (None, None) => return None,
+    };
+    Some(ObjectReference {
+        api_version: workload::by_name(kind).map(WorkloadKind::api_version),
+        kind: Some(kind.to_owned()),
+        name: Some(name.clone()),
+        uid: Some(uid.clone()),
+        ..ObjectReference::default()
+    })
+}
+
 /// What happened and what to do about it.
 fn note(source: &str, reason: Reason, message: &str) -> String {
     let advice = match reason {
         Reason::Copied => {
             return format!("{source} is copied, the cluster no longer needs its upstream for it");
         }
-        Reason::Unauthorized => "check imagePullSecrets of the pod and its service account",
+        Reason::Unauthorized => {
+            "check imagePullSecrets of the pod, or of the workload's template, and of its service account"
+        }
         Reason::NotFound => "check the reference; the upstream says there is no such image",
         Reason::UpstreamUnavailable => {
             "it is tried again; check the uplink, the proxy and the upstream"
@@ -106,6 +125,48 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_is_told_and_before_there_is_one_its_owner() {
+        let owner = |kind: &str| crate::world::Owner {
+            reference: holdfast_api::artifact::Reference {
+                kind: kind.to_owned(),
+                name: "web".to_owned(),
+            },
+            uid: "o".to_owned(),
+        };
+        let pod = Some(("p".to_owned(), "u".to_owned()));
+        for (pod, ahead, expect) in [
+            (pod.clone(), None, Some(("Pod", "p", Some("v1")))),
+            (pod, Some(owner("CronJob")), Some(("Pod", "p", Some("v1")))),
+            (
+                None,
+                Some(owner("CronJob")),
+                Some(("CronJob", "web", Some("batch/v1"))),
+            ),
+            (None, Some(owner("Rollout")), Some(("Rollout", "web", None))),
+            (None, None, None),
+        ] {
+            let demand = Demand {
+                pod,
+                ahead,
+                ..Demand::default()
+            };
+            let found = needing(&demand);
+            let found = found.as_ref().map(|object| {
+                let text = |field: &Option<String>| field.clone().unwrap_or_default();
+                (
+                    text(&object.kind),
+                    text(&object.name),
+                    object.api_version.clone(),
+                )
+            });
+            let expect = expect.map(|(kind, name, version)| {
+                (kind.to_owned(), name.to_owned(), version.map(str::to_owned))
+            });
+            assert_eq!(found, expect);
+        }
+    }
 
     #[test]
     fn nobody_is_sent_to_look_at_the_wrong_place() {

@@ -1,10 +1,11 @@
 //! When each Artifact is looked at: each at most once at a time, woken again while it runs, soonest first.
 
 use crate::world::Key;
+use holdfast_api::fill::Need;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-/// Keys that are due and looked through for an urgent one.
+/// Keys that are due and looked through for the most urgent one.
 const LOOKED_AT: usize = 2000;
 
 /// Keys and when they are due.
@@ -32,16 +33,30 @@ impl Queue {
         self.due.insert((at, key.clone()));
     }
 
-    /// Takes the one that is due longest among the urgent; without an urgent one, the one that is due longest unless `only`
-    /// urgent ones are wanted. It counts as running until [`Queue::done`].
-    pub fn take(&mut self, now: Instant, urgent: impl Fn(&Key) -> bool, only: bool) -> Option<Key> {
-        let mut due = self.due.iter().take_while(|(at, _)| *at <= now);
-        let chosen = due
-            .clone()
-            .take(LOOKED_AT)
-            .find(|(_, key)| urgent(key))
-            .or_else(|| due.next().filter(|_| !only))?
-            .clone();
+    /// Takes the most urgent one, of those the one that is due longest; nothing when `only_waiting` and no pod waits. It
+    /// counts as running until [`Queue::done`].
+    pub fn take(
+        &mut self,
+        now: Instant,
+        need: impl Fn(&Key) -> Need,
+        only_waiting: bool,
+    ) -> Option<Key> {
+        let mut best: Option<(Need, &(Instant, Key))> = None;
+        let due = self.due.iter().take_while(|(at, _)| *at <= now);
+        for entry in due.take(LOOKED_AT) {
+            let need = need(&entry.1);
+            if best.is_none_or(|(so_far, _)| need < so_far) {
+                best = Some((need, entry));
+            }
+            if need == Need::Waiting {
+                break;
+            }
+        }
+        let (need, chosen) = best?;
+        if only_waiting && need != Need::Waiting {
+            return None;
+        }
+        let chosen = chosen.clone();
         self.due.remove(&chosen);
         let (_, key) = chosen;
         self.when.remove(&key);
@@ -77,7 +92,7 @@ mod tests {
     use std::time::Duration;
 
     fn take(queue: &mut Queue, now: Instant) -> Option<Key> {
-        queue.take(now, |_| false, false)
+        queue.take(now, |_| Need::Ahead, false)
     }
 
     fn key(name: &str) -> Key {
@@ -114,17 +129,25 @@ mod tests {
     }
 
     #[test]
-    fn what_a_pod_waits_for_overtakes_and_keeps_its_share() {
+    fn the_most_urgent_overtakes_and_what_waits_keeps_its_share() {
         let (mut queue, begun) = (Queue::default(), Instant::now());
         let now = begun + Duration::from_secs(9);
         queue.wake(&key("ahead"), begun);
-        queue.wake(&key("later"), begun + Duration::from_secs(1));
+        queue.wake(&key("ahead later"), begun + Duration::from_secs(1));
+        queue.wake(&key("runs"), now);
         queue.wake(&key("waited for"), now);
         queue.wake(&key("not due"), now + Duration::from_secs(9));
-        let urgent = |key: &Key| key.1 == "waited for" || key.1 == "not due";
-        assert_eq!(queue.take(now, urgent, false), Some(key("waited for")));
-        assert_eq!(queue.take(now, urgent, true), None);
-        assert_eq!(queue.take(now, urgent, false), Some(key("ahead")));
+        let need = |key: &Key| match key.1.as_str() {
+            "waited for" | "not due" => Need::Waiting,
+            "runs" => Need::Running,
+            _ => Need::Ahead,
+        };
+        assert_eq!(queue.take(now, need, true), Some(key("waited for")));
+        assert_eq!(queue.take(now, need, true), None);
+        for expect in ["runs", "ahead", "ahead later"] {
+            assert_eq!(queue.take(now, need, false), Some(key(expect)));
+        }
+        assert_eq!(queue.take(now, need, false), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One look at one Artifact.
 
+use super::Platforms;
 use super::backoff;
 use super::credentials::{self, Choice, Found};
 use super::demand::Demand;
@@ -7,13 +8,11 @@ use super::events::Events;
 use super::fill::{Client, Failure};
 use super::status::{self, News};
 use crate::Context;
-use crate::world::World;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
 use holdfast_api::fill::{FillRequest, FillResult, Need};
 use holdfast_core::Reference;
 use kube::ResourceExt as _;
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// A fill that takes longer shows as `Copying`.
@@ -36,8 +35,8 @@ pub struct Reconciler {
 pub struct Memory {
     /// Since when the Artifact is known.
     known: Option<Instant>,
-    /// The generation for which the registry said, to this process, that it holds the image, and until when that is believed.
-    confirmed: Option<(i64, Instant)>,
+    /// What the registry said last, to this process, that it holds.
+    confirmed: Option<Confirmed>,
     /// The status that was built last. The object that the watch shows may be older: built upon that, a status would take
     /// back what was written since.
     status: Option<ArtifactStatus>,
@@ -50,7 +49,37 @@ pub struct Memory {
     /// What was told by an event last.
     told: Option<Reason>,
     /// What was seen when it was looked at last.
-    noticed: Option<(Option<String>, Option<i64>, Option<Demand>)>,
+    noticed: Option<Noticed>,
+}
+
+/// The registry's word that it holds an image.
+#[derive(Clone, Debug, PartialEq)]
+struct Confirmed {
+    /// Of which generation.
+    generation: i64,
+    /// Until when it is believed.
+    until: Instant,
+    /// For which platforms it was asked; empty means all.
+    platforms: Vec<String>,
+    /// Whether platforms make a difference.
+    is_index: bool,
+}
+
+impl Confirmed {
+    fn covers(&self, wanted: &[String]) -> bool {
+        !self.is_index
+            || self.platforms.is_empty()
+            || (!wanted.is_empty() && wanted.iter().all(|one| self.platforms.contains(one)))
+    }
+}
+
+/// What a look depends on.
+#[derive(Clone, Debug, PartialEq)]
+struct Noticed {
+    uid: Option<String>,
+    generation: Option<i64>,
+    demand: Option<Demand>,
+    platforms: Platforms,
 }
 
 /// How a look ended.
@@ -61,40 +90,46 @@ pub struct Outcome {
 }
 
 impl Memory {
-    /// Whether the object or its demand differs from what was looked at last.
-    pub fn needs_look(&self, artifact: &Artifact, demand: Option<&Demand>) -> bool {
-        self.noticed.as_ref().is_none_or(|(uid, generation, seen)| {
-            *uid != artifact.metadata.uid
-                || *generation != artifact.metadata.generation
-                || seen.as_ref() != demand
+    /// Whether the object, its demand or the cluster's platforms differ from what was looked at last.
+    pub fn needs_look(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        platforms: &Platforms,
+    ) -> bool {
+        self.noticed.as_ref().is_none_or(|seen| {
+            seen.uid != artifact.metadata.uid
+                || seen.generation != artifact.metadata.generation
+                || seen.demand.as_ref() != demand
+                || seen.platforms != *platforms
         })
     }
 
     /// Remembers what is about to be looked at. Further credentials, and an object made anew, end a pause.
-    pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>) {
-        if let Some((uid, _, before)) = &self.noticed {
-            if *uid != artifact.metadata.uid {
+    pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>, platforms: &Platforms) {
+        if let Some(before) = &self.noticed {
+            if before.uid != artifact.metadata.uid {
                 *self = Self::default();
-            } else if further_credentials(before.as_ref(), demand) {
+            } else if further_credentials(before.demand.as_ref(), demand) {
                 self.not_before = None;
             }
         }
-        self.noticed = Some((
-            artifact.metadata.uid.clone(),
-            artifact.metadata.generation,
-            demand.cloned(),
-        ));
+        self.noticed = Some(Noticed {
+            uid: artifact.metadata.uid.clone(),
+            generation: artifact.metadata.generation,
+            demand: demand.cloned(),
+            platforms: Platforms::clone(platforms),
+        });
     }
 
     /// Takes over what a look found out; what was noticed in the meantime stays. What was found out about an object that
     /// is gone says nothing about the one of the same name, and further credentials end the pause that the old ones earned.
     pub fn learn(&mut self, mut found: Self) {
-        if let (Some((uid, _, demand)), Some((seen_uid, _, seen))) = (&self.noticed, &found.noticed)
-        {
-            if uid != seen_uid {
+        if let (Some(now), Some(then)) = (&self.noticed, &found.noticed) {
+            if now.uid != then.uid {
                 return;
             }
-            if further_credentials(seen.as_ref(), demand.as_ref()) {
+            if further_credentials(then.demand.as_ref(), now.demand.as_ref()) {
                 found.not_before = None;
             }
         }
@@ -102,12 +137,30 @@ impl Memory {
         *self = Self { noticed, ..found };
     }
 
-    /// Until when the registry's word on this generation holds; `None` when it is to be asked.
-    fn confirmed_for(&self, artifact: &Artifact, now: Instant) -> Option<Duration> {
-        let (generation, until) = self.confirmed?;
-        (generation == artifact.metadata.generation.unwrap_or(0) && now < until)
-            .then(|| until.duration_since(now))
+    /// Until when the registry's word on this generation and these platforms holds; `None` when it is to be asked.
+    fn confirmed_for(
+        &self,
+        artifact: &Artifact,
+        platforms: &[String],
+        now: Instant,
+    ) -> Option<Duration> {
+        let confirmed = self.confirmed.as_ref()?;
+        (confirmed.generation == artifact.metadata.generation.unwrap_or(0)
+            && now < confirmed.until
+            && confirmed.covers(platforms))
+        .then(|| confirmed.until.duration_since(now))
     }
+}
+
+/// The platforms that a copy is to have: the Artifact's own, else those of the nodes.
+fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
+    let own = artifact.spec.platforms.clone();
+    own.unwrap_or_else(|| of_nodes.iter().cloned().collect())
+}
+
+/// Whether platforms make a difference to a document of this media type.
+fn is_index(media_type: &str) -> bool {
+    media_type.contains("index") || media_type.contains("manifest.list")
 }
 
 fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
@@ -130,6 +183,7 @@ impl Reconciler {
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
+        platforms: &Platforms,
         memory: &mut Memory,
     ) -> Outcome {
         if artifact.metadata.deletion_timestamp.is_some() {
@@ -141,9 +195,10 @@ impl Reconciler {
         }
         let artifact = &latest;
         let now = Instant::now();
+        let platforms = wanted_platforms(artifact, platforms);
         // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too recently.
         let wait = memory
-            .confirmed_for(artifact, now)
+            .confirmed_for(artifact, &platforms, now)
             .or_else(|| memory.not_before?.checked_duration_since(now))
             .filter(|wait| !wait.is_zero());
         if let Some(wait) = wait {
@@ -161,7 +216,9 @@ impl Reconciler {
         let asked_before = memory.confirmed.is_some();
         // By now the watch has shown what was written: a status that somebody else took away is written again.
         memory.written &= seen_status == artifact.status;
-        let outcome = self.copy(artifact, demand, choice, memory).await;
+        let outcome = self
+            .copy(artifact, demand, choice, &platforms, memory)
+            .await;
         let reason = outcome
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
@@ -169,10 +226,12 @@ impl Reconciler {
         let (news, message, again) = match outcome {
             Ok(result) => {
                 let again = backoff::confirm_again(backoff::dice());
-                memory.confirmed = Some((
-                    artifact.metadata.generation.unwrap_or(0),
-                    Instant::now() + again,
-                ));
+                memory.confirmed = Some(Confirmed {
+                    generation: artifact.metadata.generation.unwrap_or(0),
+                    until: Instant::now() + again,
+                    is_index: is_index(&result.media_type),
+                    platforms,
+                });
                 (memory.failures, memory.not_before) = (0, None);
                 if !(asked_before && result.already_local) {
                     tracing::info!(
@@ -185,7 +244,17 @@ impl Reconciler {
                 }
                 (News::Copied(result), String::new(), Some(again))
             }
-            Err(failure) => {
+            Err(mut failure) => {
+                if let Some(held) = &memory.confirmed
+                    && !held.covers(&platforms)
+                {
+                    failure.message = format!(
+                        "{}; held for {}, wanted for {}",
+                        failure.message,
+                        held.platforms.join(", "),
+                        platforms.join(", ")
+                    );
+                }
                 if failure.reason != Reason::Copying {
                     memory.failures = memory.failures.saturating_add(1);
                 }
@@ -251,9 +320,10 @@ impl Reconciler {
         artifact: &Artifact,
         demand: Option<&Demand>,
         choice: Choice<'_>,
+        platforms: &[String],
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
-        let request = self.request(artifact, demand, choice).await?;
+        let request = self.request(artifact, demand, choice, platforms).await?;
         let fill = self.client.fill(&request.0);
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
@@ -282,6 +352,7 @@ impl Reconciler {
         artifact: &Artifact,
         demand: Option<&Demand>,
         choice: Choice<'_>,
+        platforms: &[String],
     ) -> Result<(FillRequest, Vec<String>), Failure> {
         let source = &artifact.spec.source_artifact;
         let reference = Reference::parse(source).map_err(|error| Failure {
@@ -301,23 +372,17 @@ impl Reconciler {
                     })?
             }
             Choice::Nobody { unproven: true } => Found {
-                problems: vec!["no live pod needs it, so no pull secret was used".to_owned()],
+                problems: vec![
+                    "no live pod needs it and no workload names it, so no pull secret was used"
+                        .to_owned(),
+                ],
                 ..Found::default()
             },
             Choice::Nobody { unproven: false } | Choice::Wait(_) => Found::default(),
         };
-        let platforms = artifact.spec.platforms.clone().unwrap_or_else(|| {
-            let platforms: BTreeSet<String> = World::read(&self.context.world.nodes, |nodes| {
-                nodes
-                    .iter()
-                    .filter_map(|(_, node)| node.platform.clone())
-                    .collect()
-            });
-            platforms.into_iter().collect()
-        });
         let request = FillRequest {
             source: source.clone(),
-            platforms,
+            platforms: platforms.to_vec(),
             credentials: found.credentials,
             revalidate: false,
             need: need(artifact, demand, jiff::Timestamp::now()),
@@ -348,18 +413,20 @@ impl Reconciler {
     }
 }
 
-/// How urgent a copy is. An Artifact that was announced a moment ago is: its pod is on its way.
+/// How urgent a copy is. An Artifact that was announced a moment ago is: its pod is on its way. One that this process made
+/// for a template was announced by nobody.
 pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
-    let age = artifact
+    let announced = artifact
         .metadata
         .creation_timestamp
         .as_ref()
-        .map(|created| now.duration_since(created.0));
-    match demand {
-        Some(demand) if demand.waiting => Need::Waiting,
-        Some(demand) if demand.pod.is_some() => Need::Running,
-        _ if age.is_some_and(|age| age < ANNOUNCED) => Need::Waiting,
-        _ => Need::Ahead,
+        .is_some_and(|created| now.duration_since(created.0) < ANNOUNCED);
+    match demand.and_then(Demand::need) {
+        None if announced => Need::Waiting,
+        Some(Need::Ahead) if announced && artifact.spec.service_account_name.is_some() => {
+            Need::Waiting
+        }
+        need => need.unwrap_or(Need::Ahead),
     }
 }
 

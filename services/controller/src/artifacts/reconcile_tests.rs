@@ -1,6 +1,7 @@
 //! What is remembered between looks, and single looks with every call that they make.
 
 use super::*;
+use crate::world::Owner;
 use holdfast_api::ArtifactSpec;
 use http::{Method, Request, Response};
 use kube::client::Body;
@@ -18,6 +19,21 @@ fn artifact(uid: &str, generation: i64) -> Artifact {
     artifact.metadata.uid = Some(uid.to_owned());
     artifact.metadata.generation = Some(generation);
     artifact
+}
+
+fn on(platforms: &[&str]) -> Platforms {
+    let named = platforms.iter().map(|&name| name.to_owned());
+    Arc::new(named.collect())
+}
+
+/// An index that the registry holds for some platforms.
+fn held(until: Instant, platforms: &[&str]) -> Confirmed {
+    Confirmed {
+        generation: 1,
+        until,
+        platforms: platforms.iter().map(|&name| name.to_owned()).collect(),
+        is_index: true,
+    }
 }
 
 fn demand(secret: &str) -> Demand {
@@ -54,7 +70,14 @@ fn what_a_pod_waits_for_is_urgent_and_so_is_what_was_announced_just_now() {
         waiting: true,
         ..demand("s")
     };
+    let ahead = Demand {
+        pod: None,
+        ahead: Some(Owner::default()),
+        ..demand("s")
+    };
     for (age, demand, expect) in [
+        (1, Some(&ahead), Need::Ahead),
+        (9999, Some(&ahead), Need::Ahead),
         (9999, Some(&waits), Need::Waiting),
         (1, Some(&demand("s")), Need::Running),
         (1, None, Need::Waiting),
@@ -69,29 +92,98 @@ fn what_a_pod_waits_for_is_urgent_and_so_is_what_was_announced_just_now() {
     }
 }
 
+#[test]
+fn what_the_webhook_announced_just_now_waits_though_only_its_template_is_seen() {
+    let now = jiff::Timestamp::now();
+    let ahead = Demand {
+        pod: None,
+        ahead: Some(Owner::default()),
+        ..demand("s")
+    };
+    let mut object = announced();
+    for (age, expect) in [(1, Need::Waiting), (9999, Need::Ahead)] {
+        let at = now - jiff::SignedDuration::from_secs(age);
+        object.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
+        assert_eq!(need(&object, Some(&ahead), now), expect, "{age} s");
+    }
+}
+
+#[test]
+fn a_new_platform_is_wanted_of_indexes_only() {
+    let now = Instant::now();
+    let until = now + Duration::from_secs(600);
+    let both = ["linux/amd64", "linux/arm64"];
+    for (asked, is_index, wanted, believed) in [
+        (&both[..1], true, &both[..1], true),
+        (&both[..1], true, &both[..], false),
+        (&both[..1], false, &both[..], true),
+        (&both[..], true, &both[..1], true),
+        (&both[..0], true, &both[..], true),
+        (&both[..], true, &both[..0], false),
+    ] {
+        let memory = Memory {
+            confirmed: Some(Confirmed {
+                is_index,
+                ..held(until, asked)
+            }),
+            ..Memory::default()
+        };
+        let wanted: Vec<String> = wanted.iter().map(|&one| one.to_owned()).collect();
+        let found = memory.confirmed_for(&artifact("u", 1), &wanted, now);
+        assert_eq!(found.is_some(), believed, "{asked:?} {is_index} {wanted:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_of_another_architecture_is_asked_for_once_and_says_what_is_missing() {
+    let mut looks = Looks::new().await;
+    looks.registry.lock().unwrap().1["mediaType"] =
+        json!("application/vnd.oci.image.index.v1+json");
+    looks.platforms = on(&["linux/amd64"]);
+    let mut object = artifact("u", 1);
+    looks.look(&object, None).await;
+    assert_eq!(looks.asked(), 1);
+    object.status = looks.memory.status.clone();
+    looks.platforms = on(&["linux/amd64", "linux/arm64"]);
+    assert!(looks.memory.needs_look(&object, None, &looks.platforms));
+    looks.answer(502, "UPSTREAM_UNAVAILABLE");
+    looks.look(&object, None).await;
+    assert_eq!(looks.asked(), 2);
+    let message = looks.memory.status.as_ref().unwrap().conditions[0]
+        .message
+        .clone();
+    assert!(
+        message.ends_with("held for linux/amd64, wanted for linux/amd64, linux/arm64"),
+        "{message}"
+    );
+    looks.look(&object, None).await;
+    assert_eq!(looks.asked(), 2, "not before the pause is over");
+}
+
 // SPEC 14
 #[test]
 fn only_changes_are_looked_at() {
     let mut memory = Memory::default();
     assert!(
-        memory.needs_look(&artifact("u", 1), None),
+        memory.needs_look(&artifact("u", 1), None, &on(&[])),
         "after a start everything is looked at once"
     );
-    memory.noticed(&artifact("u", 1), None);
-    assert!(!memory.needs_look(&artifact("u", 1), None));
-    assert!(memory.needs_look(&artifact("u", 2), None));
-    assert!(memory.needs_look(&artifact("u", 1), Some(&demand("s"))));
+    memory.noticed(&artifact("u", 1), None, &on(&[]));
+    assert!(!memory.needs_look(&artifact("u", 1), None, &on(&[])));
+    assert!(memory.needs_look(&artifact("u", 2), None, &on(&[])));
+    assert!(memory.needs_look(&artifact("u", 1), Some(&demand("s")), &on(&[])));
 }
 
 // SPEC 35
 #[test]
 fn other_pull_secrets_end_a_pause() {
     let mut memory = Memory::default();
-    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     memory.not_before = Some(Instant::now() + Duration::from_secs(600));
-    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     assert!(memory.not_before.is_some());
-    memory.noticed(&artifact("u", 1), Some(&demand("two")));
+    memory.noticed(&artifact("u", 1), Some(&demand("two")), &on(&[]));
     assert!(memory.not_before.is_none());
 }
 
@@ -99,32 +191,36 @@ fn other_pull_secrets_end_a_pause() {
 fn an_object_made_anew_is_asked_for_anew() {
     let now = Instant::now();
     let mut memory = Memory {
-        confirmed: Some((1, now + Duration::from_secs(1))),
+        confirmed: Some(held(now + Duration::from_secs(1), &[])),
         ..Memory::default()
     };
-    memory.noticed(&artifact("u", 1), None);
-    assert!(memory.confirmed_for(&artifact("u", 1), now).is_some());
-    assert!(memory.confirmed_for(&artifact("u", 2), now).is_none());
-    memory.noticed(&artifact("other", 1), None);
-    assert!(memory.confirmed_for(&artifact("other", 1), now).is_none());
+    memory.noticed(&artifact("u", 1), None, &on(&[]));
+    assert!(memory.confirmed_for(&artifact("u", 1), &[], now).is_some());
+    assert!(memory.confirmed_for(&artifact("u", 2), &[], now).is_none());
+    memory.noticed(&artifact("other", 1), None, &on(&[]));
+    assert!(
+        memory
+            .confirmed_for(&artifact("other", 1), &[], now)
+            .is_none()
+    );
 }
 
 #[test]
 fn what_a_look_found_is_of_no_use_when_everything_changed_meanwhile() {
     let mut memory = Memory::default();
-    memory.noticed(&artifact("u", 1), Some(&demand("one")));
+    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     let mut found = memory.clone();
-    found.confirmed = Some((1, Instant::now() + Duration::from_secs(600)));
+    found.confirmed = Some(held(Instant::now() + Duration::from_secs(600), &[]));
     found.not_before = Some(Instant::now() + Duration::from_secs(600));
     let mut current = memory.clone();
-    current.noticed(&artifact("u", 1), Some(&demand("two")));
+    current.noticed(&artifact("u", 1), Some(&demand("two")), &on(&[]));
     current.learn(found.clone());
     assert_eq!(
         current.not_before, None,
         "the right pull secret came while it ran"
     );
     let mut current = memory;
-    current.noticed(&artifact("anew", 1), None);
+    current.noticed(&artifact("anew", 1), None, &on(&[]));
     current.learn(found);
     assert_eq!(current.confirmed, None, "that was another object");
 }
@@ -133,6 +229,8 @@ fn what_a_look_found_is_of_no_use_when_everything_changed_meanwhile() {
 struct Looks {
     reconciler: Reconciler,
     memory: Memory,
+    /// Of the cluster's nodes.
+    platforms: Platforms,
     /// Statuses as they were written.
     statuses: Arc<Mutex<Vec<Value>>>,
     /// How many further writes fail.
@@ -224,6 +322,7 @@ impl Looks {
         Self {
             reconciler: Reconciler::new(context, Client::new(reqwest::Client::new(), &url)),
             memory: Memory::default(),
+            platforms: Platforms::default(),
             statuses,
             failing,
             events,
@@ -234,9 +333,9 @@ impl Looks {
 
     /// Looks at the object as the watch shows it.
     async fn look(&mut self, artifact: &Artifact, demand: Option<&Demand>) -> Outcome {
-        self.memory.noticed(artifact, demand);
+        self.memory.noticed(artifact, demand, &self.platforms);
         self.reconciler
-            .reconcile(artifact, demand, &mut self.memory)
+            .reconcile(artifact, demand, &self.platforms, &mut self.memory)
             .await
     }
 
@@ -276,8 +375,7 @@ impl Looks {
     }
 
     fn time_passes(&mut self) {
-        let (generation, _) = self.memory.confirmed.unwrap();
-        self.memory.confirmed = Some((generation, Instant::now()));
+        self.memory.confirmed.as_mut().unwrap().until = Instant::now();
     }
 }
 
@@ -387,7 +485,9 @@ async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
 
     // The pod comes late: the pause that nobody's credentials earned is over.
     assert!(looks.memory.not_before.is_some());
-    looks.memory.noticed(&announced(), Some(&demand("own")));
+    looks
+        .memory
+        .noticed(&announced(), Some(&demand("own")), &on(&[]));
     assert_eq!(looks.memory.not_before, None);
 }
 

@@ -63,19 +63,30 @@ pub fn build(
             status.media_type = Some(result.media_type.clone());
             status.size_bytes = i64::try_from(result.size_bytes).ok();
             status.attempts = Some(0);
-            (
-                true,
-                Reason::Copied,
-                format!("the registry holds {}", result.digest),
-            )
+            // How it came to be local stays true whoever needs it later.
+            let told = status.conditions.iter().find(|told| told.type_ == READY);
+            let message = match told.filter(|_| same) {
+                Some(told) => told.message.clone(),
+                None => format!(
+                    "the registry holds {}{}",
+                    result.digest,
+                    ahead_of(demand)
+                        .map_or_else(String::new, |owner| format!(", copied ahead for {owner}"))
+                ),
+            };
+            (true, Reason::Copied, message)
         }
         News::Failed { failure, attempts } => {
             status.attempts = Some(i64::from(*attempts));
+            let ahead = ahead_of(demand).map_or_else(String::new, |owner| {
+                format!("; no pod needs it yet, it is to be copied ahead for {owner}")
+            });
             // What was copied once is still served, whatever a later question brought.
+            let message = format!("{}{ahead}", failure.message);
             (
                 false,
                 failure.reason,
-                failure.message.chars().take(MAX_MESSAGE).collect(),
+                message.chars().take(MAX_MESSAGE).collect(),
             )
         }
     };
@@ -103,6 +114,12 @@ pub fn build(
         .retain(|condition| condition.type_ != READY);
     status.conditions.push(condition);
     status
+}
+
+/// For whom an image that no pod needs yet is wanted, `Deployment web`.
+fn ahead_of(demand: Option<&Demand>) -> Option<String> {
+    let owner = &demand?.ahead.as_ref()?.reference;
+    Some(format!("{} {}", owner.kind, owner.name))
 }
 
 fn is_ready(status: &ArtifactStatus) -> bool {
@@ -172,6 +189,7 @@ fn passing(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::world::Owner;
     use holdfast_api::ArtifactSpec;
     use holdfast_api::artifact::Reference;
 
@@ -219,6 +237,54 @@ mod tests {
             at(99),
         );
         assert_eq!(again, first, "an equal status is not written");
+    }
+
+    #[test]
+    fn what_is_copied_ahead_says_for_whom() {
+        let ahead = Demand {
+            ahead: Some(Owner {
+                reference: Reference {
+                    kind: "CronJob".to_owned(),
+                    name: "nightly".to_owned(),
+                },
+                uid: "u".to_owned(),
+            }),
+            ..Demand::default()
+        };
+        let message = |status: &ArtifactStatus| status.conditions[0].message.clone();
+        let failing = build(
+            &artifact(None),
+            Some(&ahead),
+            &failed(Reason::NotFound),
+            at(9),
+        );
+        assert_eq!(
+            message(&failing),
+            "m; no pod needs it yet, it is to be copied ahead for CronJob nightly"
+        );
+        let first = build(
+            &artifact(Some(failing)),
+            Some(&ahead),
+            &copied("sha256:aa"),
+            at(10),
+        );
+        assert_eq!(
+            message(&first),
+            "the registry holds sha256:aa, copied ahead for CronJob nightly"
+        );
+        let with_a_pod = build(
+            &artifact(Some(first.clone())),
+            None,
+            &copied("sha256:aa"),
+            at(20),
+        );
+        assert_eq!(
+            message(&with_a_pod),
+            message(&first),
+            "it was, and that costs no write"
+        );
+        let moved = build(&artifact(Some(first)), None, &copied("sha256:bb"), at(30));
+        assert_eq!(message(&moved), "the registry holds sha256:bb");
     }
 
     #[test]

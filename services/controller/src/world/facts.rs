@@ -35,8 +35,10 @@ pub struct PodFacts {
     pub alive: bool,
     /// Whether it is alive and has not started yet: the kubelet may wait for its images.
     pub waiting: bool,
-    /// What owns it; itself when nothing does.
+    /// What controls it; itself when nothing does.
     pub owner: OwnerReference,
+    /// The UID of what controls it, or its own.
+    pub owner_uid: String,
     /// Names of its pull secrets.
     pub pull_secrets: Vec<String>,
     /// Its service account.
@@ -159,19 +161,26 @@ pub(super) fn is_agent(
 pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool) -> PodFacts {
     let metadata = &pod.metadata;
     let name = metadata.name.clone().unwrap_or_default();
-    let owner = metadata
+    let uid = metadata.uid.clone().unwrap_or_default();
+    let (owner, owner_uid) = metadata
         .owner_references
         .iter()
         .flatten()
         .find(|owner| owner.controller == Some(true))
         .map_or_else(
-            || OwnerReference {
-                kind: "Pod".to_owned(),
-                name: name.clone(),
+            || {
+                let itself = OwnerReference {
+                    kind: "Pod".to_owned(),
+                    name: name.clone(),
+                };
+                (itself, uid.clone())
             },
-            |owner| OwnerReference {
-                kind: owner.kind.clone(),
-                name: owner.name.clone(),
+            |owner| {
+                let above = OwnerReference {
+                    kind: owner.kind.clone(),
+                    name: owner.name.clone(),
+                };
+                (above, owner.uid.clone())
             },
         );
     let phase = pod
@@ -189,11 +198,12 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
     let document = document(pod);
     let images = core_pod::images(&document);
     let mut facts = PodFacts {
-        uid: metadata.uid.clone().unwrap_or_default(),
+        uid,
         alive: !matches!(phase, Some("Succeeded" | "Failed"))
             && metadata.deletion_timestamp.is_none(),
         waiting: matches!(phase, None | Some("Pending")) && metadata.deletion_timestamp.is_none(),
         owner,
+        owner_uid,
         pull_secrets: core_pod::pull_secret_names(&document),
         service_account: core_pod::service_account_name(&document).to_owned(),
         addresses: images
@@ -214,11 +224,28 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         .annotations
         .as_ref()
         .is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
-    let rewritten_ones = core_pod::original_images(&document, addresses);
+    facts.sources = sources(&document, addresses, scope, mirror);
+    facts
+}
+
+/// The upstream images that a pod, or the pod that a template becomes, needs: canonical references. A mirror pod brings none.
+pub(super) fn sources(
+    document: &serde_json::Value,
+    addresses: &[String],
+    scope: &Scope,
+    mirror: bool,
+) -> BTreeSet<String> {
+    let images = core_pod::original_images(document, addresses);
+    if images.is_empty() {
+        return BTreeSet::new();
+    }
+    let opted_out = document
+        .pointer("/metadata/labels")
+        .and_then(|labels| labels.get(labels::REWRITE))
+        .is_some_and(|value| value == labels::REWRITE_DISABLED);
     // What was rewritten needs its copy whatever the rules say today.
-    let wanted =
-        !mirror && !opted_out(metadata.labels.as_ref()) && condition_holds(&document, scope);
-    facts.sources = rewritten_ones
+    let wanted = !mirror && !opted_out && condition_holds(document, scope);
+    images
         .into_iter()
         .filter(|image| {
             image.rewritten
@@ -228,8 +255,7 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         })
         .map(|image| image.reference.to_string())
         .filter(|source| source.len() <= MAX_SOURCE_BYTES)
-        .collect();
-    facts
+        .collect()
 }
 
 fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
@@ -257,7 +283,7 @@ fn document(pod: &Pod) -> serde_json::Value {
 }
 
 /// The host of a reference when it is an IP address without a port: such may be an address of the registry.
-fn address_of(image: &str) -> Option<String> {
+pub(super) fn address_of(image: &str) -> Option<String> {
     let (first, _) = image.split_once('/')?;
     let bare = first.trim_start_matches('[').trim_end_matches(']');
     let address: std::net::IpAddr = bare.parse().ok()?;
