@@ -121,7 +121,7 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_bytes: Option<i64>,
-    /// How many owners (a bare pod is its own owner) use the image at the moment.
+    /// How many uppermost owners need the image at the moment: Deployments, CronJobs and so on, whether pods of them run or not; a bare pod is its own owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub reference_count: Option<i64>,
@@ -138,13 +138,13 @@ pub struct ArtifactStatus {
     pub attempts: Option<i64>,
 }
 
-/// An owner that uses an image, in the Artifact's namespace.
+/// An owner that needs an image, in the Artifact's namespace.
 #[derive(
     KubeSchema, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Reference {
-    /// `Pod`, `ReplicaSet`, `StatefulSet`, …
+    /// `Deployment`, `StatefulSet`, `CronJob`, `Pod`, …
     pub kind: String,
     /// The owner's name.
     pub name: String,
