@@ -36,8 +36,9 @@ const CONCURRENCY: usize = 16;
 const URGENT: usize = 8;
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
 const CREATING: usize = 8;
-/// Changes within this time are one.
-const SETTLE: Duration = Duration::from_millis(100);
+/// Changes within this time are one; longer, up to the second figure, where a look itself takes long: looking may cost a
+/// sixth of a processor.
+const SETTLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// How often the demand is computed without a reason.
 const EVERY: Duration = Duration::from_secs(60);
 /// How long the first lists of owners are waited for: what pods wait for must not wait for a list that does not come.
@@ -87,6 +88,7 @@ pub async fn run(
         memory: HashMap::new(),
         demand: Arc::default(),
         platforms: Platforms::default(),
+        took: Duration::ZERO,
         created: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
@@ -120,7 +122,7 @@ pub async fn run(
             biased;
             Some(done) = running.join_next() => work.finish(done),
             () = either(&mut version, &mut owners) => {
-                tokio::time::sleep(SETTLE).await;
+                tokio::time::sleep(work.took.saturating_mul(5).clamp(SETTLE.0, SETTLE.1)).await;
                 version.borrow_and_update();
                 owners.borrow_and_update();
                 work.look(&heart).await;
@@ -158,6 +160,8 @@ struct Work {
     memory: HashMap<Key, Memory>,
     demand: Arc<BTreeMap<Key, Demand>>,
     platforms: Platforms,
+    /// How long it took to compute the demand and to compare it.
+    took: Duration,
     created: HashMap<Key, Instant>,
 }
 
@@ -166,6 +170,7 @@ impl Work {
     async fn look(&mut self, heart: &Heart) {
         let context = self.context.clone();
         let world = &context.world;
+        let begun = Instant::now();
         let demand = World::read(&world.pods, |pods| {
             World::read(&world.namespaces, |namespaces| {
                 world
@@ -218,6 +223,7 @@ impl Work {
             context.metrics.wanted(need, images.wanted, images.local);
         }
         self.demand = Arc::new(demand);
+        self.took = begun.elapsed();
         missing.sort_by_key(|(_, demand)| demand.need());
         let mut creating = stream::iter(missing)
             .map(async |(key, demand)| {

@@ -297,7 +297,6 @@ pub async fn watch_owners(
 async fn follow(context: &Context, of: &OfKind, heart: &Heart) -> Ended {
     let world = &context.world;
     let mut addresses = world.addresses.subscribe();
-    addresses.mark_unchanged();
     let api: Api<Raw> = Api::all_with(context.client.clone(), of.kind);
     let config = watcher::Config::default().page_size(PAGE);
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
