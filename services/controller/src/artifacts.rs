@@ -92,10 +92,13 @@ pub async fn run(
         created: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
-    work.look(&heart).await;
-    let mut next_look = Instant::now() + EVERY;
+    let mut next_look = Instant::now();
     loop {
         heart.success();
+        if Instant::now() >= next_look {
+            work.look(&heart).await;
+            next_look = Instant::now() + EVERY;
+        }
         while running.len() < CONCURRENCY {
             // What no pod waits for takes its time; it never takes every place.
             let only_waiting = running.len() >= CONCURRENCY - URGENT;
@@ -113,27 +116,22 @@ pub async fn run(
             };
             work.start(&key, &reconciler, &mut running);
         }
-        let due = work.queue.next_due().unwrap_or(next_look).min(next_look);
         let full = running.len() >= CONCURRENCY;
+        let due = work.queue.next_due().filter(|_| !full);
         let pause = due
+            .map_or(next_look, |due| due.min(next_look))
             .saturating_duration_since(Instant::now())
             .clamp(Duration::from_millis(5), Duration::from_secs(10));
         tokio::select! {
             biased;
             Some(done) = running.join_next() => work.finish(done),
             () = either(&mut version, &mut owners) => {
-                tokio::time::sleep(work.took.saturating_mul(5).clamp(SETTLE.0, SETTLE.1)).await;
                 version.borrow_and_update();
                 owners.borrow_and_update();
-                work.look(&heart).await;
-                next_look = Instant::now() + EVERY;
+                let settled = work.took.saturating_mul(5).clamp(SETTLE.0, SETTLE.1);
+                next_look = next_look.min(Instant::now() + settled);
             }
-            () = tokio::time::sleep(if full { Duration::from_secs(10) } else { pause }) => {
-                if Instant::now() >= next_look {
-                    work.look(&heart).await;
-                    next_look = Instant::now() + EVERY;
-                }
-            }
+            () = tokio::time::sleep(pause) => {}
         }
     }
 }
