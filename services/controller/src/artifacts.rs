@@ -39,6 +39,10 @@ const CREATING: usize = 8;
 /// Changes within this time are one; longer, up to the second figure, where a look itself takes long: looking may cost a
 /// sixth of a processor.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// The shortest pause between two rounds.
+const AT_SOONEST: Duration = Duration::from_millis(5);
+/// The same while what is due waits for a place: the end of a copy, or a change, ends it.
+const CROWDED: Duration = Duration::from_millis(250);
 /// How often the demand is computed without a reason.
 const EVERY: Duration = Duration::from_secs(60);
 /// How long the first lists of owners are waited for: what pods wait for must not wait for a list that does not come.
@@ -99,6 +103,8 @@ pub async fn run(
             work.look(&heart).await;
             next_look = Instant::now() + EVERY;
         }
+        // Whether what is due has to wait for a place.
+        let mut crowded = false;
         while running.len() < CONCURRENCY {
             // What no pod waits for takes its time; it never takes every place.
             let only_waiting = running.len() >= CONCURRENCY - URGENT;
@@ -112,16 +118,18 @@ pub async fn run(
                 })
             };
             let Some(key) = work.queue.take(Instant::now(), need, only_waiting) else {
+                crowded = only_waiting;
                 break;
             };
             work.start(&key, &reconciler, &mut running);
         }
         let full = running.len() >= CONCURRENCY;
         let due = work.queue.next_due().filter(|_| !full);
+        let soonest = if crowded { CROWDED } else { AT_SOONEST };
         let pause = due
             .map_or(next_look, |due| due.min(next_look))
             .saturating_duration_since(Instant::now())
-            .clamp(Duration::from_millis(5), Duration::from_secs(10));
+            .clamp(soonest, Duration::from_secs(10));
         tokio::select! {
             biased;
             Some(done) = running.join_next() => work.finish(done),
