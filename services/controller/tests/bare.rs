@@ -204,7 +204,7 @@ impl Registry {
             None,
             service,
             limits,
-            holdfast_runtime::CancellationToken::new(),
+            CancellationToken::new(),
         ));
         Self {
             url,
