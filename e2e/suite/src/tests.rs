@@ -7,6 +7,7 @@ mod copies;
 mod faults;
 mod hooks;
 mod install;
+mod operator;
 mod outage;
 mod pods;
 mod pushes;
@@ -49,6 +50,11 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(replicas::a_cold_herd_costs_one_request_a_blob),
         ci!(registry::untagged_manifests_harm_nothing),
         ci!(registry::an_upstream_that_only_reads_is_enough),
+        // What an operator asks.
+        full!(operator::preloaded_images_start_on_a_node_without_their_upstream),
+        full!(operator::diff_offline_says_what_would_not_start),
+        full!(operator::restore_gives_pods_their_originals_and_leaves_owners_as_they_are),
+        full!(operator::status_tells_the_registry_the_volume_and_the_images),
         // When things break.
         ci!(outage::a_node_that_never_had_the_image_starts_it_without_upstream),
         ci!(outage::after_the_first_copy_no_node_asks_again),

@@ -303,6 +303,31 @@ fn the_address_can_be_fixed_and_is_left_to_the_cluster_otherwise() {
 }
 
 #[test]
+fn restoring_at_the_end_has_its_own_time_and_rights() {
+    let evicts = |render: &Render| {
+        let roles = render.0.iter().filter(|document| {
+            document["kind"] == "ClusterRole"
+                && document["metadata"]["name"]
+                    .as_str()
+                    .is_some_and(|name| name.contains("-uninstall-"))
+        });
+        roles
+            .flat_map(|role| role["rules"].as_array().unwrap())
+            .any(|rule| rule["resources"] == json!(["pods/eviction"]))
+    };
+    assert!(!evicts(&Render::scenario("ha")), "unasked");
+    let render = Render::scenario("everything");
+    assert!(evicts(&render));
+    let job = render
+        .0
+        .iter()
+        .find(|document| document["kind"] == "Job" && document["spec"]["backoffLimit"] == 0)
+        .unwrap();
+    // 60 s for nodes, 900 s for pods, 120 s for the rest.
+    assert_eq!(job["spec"]["activeDeadlineSeconds"], 1080);
+}
+
+#[test]
 fn the_uninstall_hook_runs_once_ends_by_itself_and_before_its_deadline() {
     let render = Render::scenario("ha");
     let job = render.get("Job", "uninstall");

@@ -292,6 +292,18 @@ fn bad() -> Vec<Bad> {
         vec![json!("etc/containerd"), json!("")],
     );
     schema("uninstall.timeoutSeconds", vec![json!(5)]);
+    schema("uninstall.restore", vec![json!("yes")]);
+    schema("uninstall.restoreTimeoutSeconds", vec![json!(5)]);
+    schema(
+        "preload.images",
+        vec![
+            json!(["some thing"]),
+            json!(["https://r.io/app:1"]),
+            json!(["r.io/App:1"]),
+            json!([""]),
+            json!("nginx:1"),
+        ],
+    );
 
     let mut rule = |path: &str, value: Value, beside: Vec<(String, Value)>| {
         rows.push((path.to_owned(), value, By::Rule, beside));

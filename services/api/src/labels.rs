@@ -7,6 +7,13 @@ pub const REWRITE: &str = "holdfast.dev/rewrite";
 /// The value of [`REWRITE`] that opts out.
 pub const REWRITE_DISABLED: &str = "disabled";
 
+/// Label on Artifacts whose images are wanted though nothing that lives names them; its value says who wants them.
+pub const KEEP: &str = "holdfast.dev/keep";
+/// The value of [`KEEP`] where somebody asked for the image (`holdfast preload`).
+pub const KEEP_ASKED: &str = "asked";
+/// The value of [`KEEP`] where the values list the image (`preload.images`).
+pub const KEEP_VALUES: &str = "values";
+
 /// Who keeps an object up to date.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The release an object belongs to.
@@ -22,6 +29,8 @@ pub const HOLDFAST: &str = "holdfast";
 pub const MANAGED_BY_CONTROLLER: &str = "holdfast-controller";
 /// The value of [`MANAGED_BY`] on an Artifact that the webhook announced.
 pub const MANAGED_BY_WEBHOOK: &str = "holdfast-webhook";
+/// The value of [`MANAGED_BY`] on an Artifact that `holdfast preload` made.
+pub const MANAGED_BY_PRELOAD: &str = "holdfast-preload";
 /// The registry.
 pub const COMPONENT_REGISTRY: &str = "registry";
 /// The webhook.

@@ -65,6 +65,8 @@ pub struct Values {
     pub controller: ControllerPart,
     /// The node agent: prepares the container runtime of each node.
     pub node_agent: NodeAgentPart,
+    /// Images that are always to be local, whether anything uses them or not.
+    pub preload: Preload,
     /// The custom resource definitions.
     pub crds: Crds,
     /// What happens before the release is removed.
@@ -92,6 +94,7 @@ impl Default for Values {
             webhook: WebhookPart::default(),
             controller: ControllerPart::default(),
             node_agent: NodeAgentPart::default(),
+            preload: Preload::default(),
             crds: Crds::default(),
             uninstall: Uninstall::default(),
         }
@@ -349,6 +352,21 @@ impl Default for Crds {
     }
 }
 
+/// Images that are always to be local.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct Preload {
+    /// References as a pod would name them. Each gets an Artifact in the release's namespace. Private ones need credentials in
+    /// `upstreams`: pull secrets are only taken from pods and owners that use the image.
+    #[schemars(inner(
+        length(max = 512),
+        regex(
+            pattern = r"^(([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\])(:[0-9]{1,5})?/)?[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128}))?$"
+        )
+    ))]
+    pub images: Vec<String>,
+}
+
 /// What happens before the release is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
@@ -356,12 +374,20 @@ pub struct Uninstall {
     /// Seconds to wait for nodes to be put back; nodes that are not ready are not waited for.
     #[schemars(range(min = 10, max = 1800))]
     pub timeout_seconds: u32,
+    /// Give running pods their original images back before the registry goes: owners' pods are evicted one at a time and made
+    /// anew, pods without an owner are patched. Needs the uplink; without it pods keep what they have.
+    pub restore: bool,
+    /// Seconds that `restore` may take; what is not restored by then is reported. Give Helm more (`--timeout`).
+    #[schemars(range(min = 30, max = 7200))]
+    pub restore_timeout_seconds: u32,
 }
 
 impl Default for Uninstall {
     fn default() -> Self {
         Self {
             timeout_seconds: 120,
+            restore: false,
+            restore_timeout_seconds: 600,
         }
     }
 }

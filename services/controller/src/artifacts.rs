@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod demand;
 pub mod events;
 pub mod fill;
+pub mod preload;
 pub mod queue;
 pub mod reconcile;
 pub mod status;

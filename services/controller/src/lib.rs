@@ -139,6 +139,10 @@ impl Context {
             state::run(context.clone(), heart)
         });
         let context = self.clone();
+        supervisor.spawn("preload", PATIENCE, move |heart| {
+            artifacts::preload::run(context.clone(), heart)
+        });
+        let context = self.clone();
         supervisor.spawn("artifacts", PATIENCE, move |heart| {
             artifacts::run(context.clone(), fills.clone(), heart)
         });

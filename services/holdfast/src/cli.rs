@@ -1,5 +1,5 @@
 //! The command line: which subcommand does what, and how it ends. Exit status 0: done; 1: failed; 64: the configuration
-//! or the command line is wrong.
+//! or the command line is wrong. Commands that answer a question say no by 1 and cannot tell by 2.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -12,7 +12,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::{config_check, doctor, export, fsck, import, ls, serve, uninstall};
+use crate::{
+    config_check, diff, doctor, export, fsck, import, ls, preload, restore, serve, status, uninstall,
+};
 
 /// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
 pub(crate) const WRONG_CONFIGURATION: u8 = 64;
@@ -39,6 +41,15 @@ enum Command {
     Uninstall(uninstall::Args),
     /// Looks whether the registry serves
     Doctor(doctor::Args),
+    /// Whether Holdfast works in the cluster, and how far the copies are
+    Status(status::Args),
+    /// Copies images before anybody needs them: from a list, from manifests, or everything of a namespace
+    Preload(preload::Args),
+    /// What would be different
+    #[command(subcommand)]
+    Diff(DiffCommand),
+    /// Gives pods that hold rewritten references their original images back, owners untouched
+    Restore(restore::Args),
     /// Checks a volume: what is damaged, what it means, and with --repair mends what has one certain answer
     Fsck(fsck::Args),
     /// Lists a volume's repositories, and with a name or --tags its images with digest, size and platforms
@@ -52,6 +63,12 @@ enum Command {
     Config(ConfigCommand),
     /// Prints the version
     Version,
+}
+
+#[derive(Subcommand)]
+enum DiffCommand {
+    /// What would not start if the uplink went now, by owner
+    Offline(diff::Args),
 }
 
 #[derive(Subcommand)]
@@ -84,6 +101,12 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
         Command::NodeAgent(args) => block_on(serve::node_agent(args)),
         Command::Uninstall(args) => block_on(uninstall::run(args)),
         Command::Doctor(args) => block_on(doctor::run(args)),
+        Command::Status(args) => block_on(async { Ok(status::run(args).await) }),
+        Command::Preload(args) => block_on(async { Ok(preload::run(args).await) }),
+        Command::Diff(DiffCommand::Offline(args)) => {
+            block_on(async { Ok(diff::offline(args).await) })
+        }
+        Command::Restore(args) => block_on(async { Ok(restore::run(args).await) }),
         Command::Fsck(args) => Ok(fsck::run(&args)),
         Command::Ls(args) => ls::run(&args),
         Command::Export(args) => export::run(&args),

@@ -1,13 +1,19 @@
 //! The one binary of Holdfast: every part is a subcommand, and so are the operator's commands.
 
 mod cli;
+mod cluster;
 mod config_check;
+mod diff;
 mod doctor;
 mod export;
 mod fsck;
 mod import;
 mod ls;
+mod preload;
+mod restore;
 mod serve;
+mod standing;
+mod status;
 mod terminal;
 mod uninstall;
 

@@ -1,6 +1,11 @@
-//! What a terminal is shown while a command works on a volume: sizes in units, and progress. Where standard error is no terminal nothing is drawn.
+//! What a terminal is shown while a command works: sizes in units, tables, and progress. Where standard error is no terminal nothing is drawn.
 
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
 /// Bytes in the largest binary unit that leaves a number of at least one.
 pub(crate) fn size(bytes: u64) -> String {
@@ -37,6 +42,48 @@ pub(crate) fn bytes(total: u64) -> ProgressBar {
     styled(ProgressBar::new(total), style)
 }
 
+/// A bar over so many things.
+pub(crate) fn things(total: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta} {msg}");
+    styled(ProgressBar::new(total), style)
+}
+
+/// Columns under a head, each as wide as its widest text; the last one is not padded. Control characters of others' texts are
+/// shown as blanks.
+pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let widest = cells.map(|cell| cell.chars().count()).max();
+        widest
+            .unwrap_or(0)
+            .max(head.get(column).map_or(0, |name| name.len()))
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: Vec<&str>| {
+        let mut line = String::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            let shown: String = cell
+                .chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .collect();
+            write!(line, "{shown:<width$}  ").ok();
+        }
+        format!("{}\n", line.trim_end())
+    };
+    let mut text = line(head.to_vec());
+    for row in rows {
+        text.push_str(&line(row.iter().map(String::as_str).collect()));
+    }
+    text
+}
+
+/// Writes what `--json` asks for.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_vec_pretty(value)?;
+    text.push(b'\n');
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
 fn styled<E>(bar: ProgressBar, style: Result<ProgressStyle, E>) -> ProgressBar {
     match style {
         Ok(style) => bar.with_style(style),
@@ -47,6 +94,14 @@ fn styled<E>(bar: ProgressBar, style: Result<ProgressStyle, E>) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_text() {
+        let rows = [["a", "bb"], ["longer than its head", "x\ny"]].map(|row| row.map(str::to_owned).to_vec());
+        let text = table(&["ONE", "TWO"], &rows);
+        let expect = "ONE                   TWO\na                     bb\nlonger than its head  x y\n";
+        assert_eq!(text, expect);
+    }
 
     #[test]
     fn sizes_have_one_unit() {

@@ -1,6 +1,6 @@
 //! `holdfast uninstall`, the chart's pre-delete hook: takes Holdfast out of the cluster in the order in which nothing
-//! breaks. Webhook first, so that new pods keep their images; then the controller, which would put things back; then the
-//! nodes; then what the controller made.
+//! breaks. Webhook first, so that new pods keep their images; then the controller, which would put things back; then, if a value
+//! asks for it, the pods that still hold rewritten references; then the nodes; then what the controller made.
 //!
 //! It never hangs and, unless told `--strict`, never fails a deletion: what could not be done is in the report.
 #![allow(clippy::print_stdout, reason = "the report is the result")]
@@ -16,6 +16,7 @@ use holdfast_api::names::Names;
 use tokio::time::Instant;
 
 use crate::cli::ConfigArgs;
+use crate::{restore, terminal};
 use cluster::Cluster;
 use report::Report;
 
@@ -24,6 +25,8 @@ const CONTROLLER: Duration = Duration::from_secs(30);
 /// What all steps together may take beside the wait for nodes. The hook's deadline comes later, so that a slow API server
 /// ends in a report and not in a deletion that fails.
 const STEPS: Duration = Duration::from_secs(60);
+/// How many pods a minute get their original images back.
+const RESTORED_PER_MINUTE: u32 = 60;
 /// Between two questions to the agents.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -62,9 +65,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn report(args: &Args) -> anyhow::Result<Report> {
     let config = args.config.load()?;
+    let uninstall = &config.values.uninstall;
+    let restore = uninstall
+        .restore
+        .then(|| Duration::from_secs(u64::from(uninstall.restore_timeout_seconds)));
     let timeout = args
         .timeout_seconds
-        .unwrap_or_else(|| u64::from(config.values.uninstall.timeout_seconds));
+        .unwrap_or_else(|| u64::from(uninstall.timeout_seconds));
     let release = config.release;
     let names = Names {
         release: release.name,
@@ -80,18 +87,25 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         &Cluster::new(client, names),
         &http,
         Duration::from_secs(timeout),
+        restore,
     )
     .await)
 }
 
-/// All steps, as far as they are done in time.
-async fn undo(cluster: &Cluster, http: &reqwest::Client, timeout: Duration) -> Report {
+/// All steps, as far as they are done in time. Pods are restored only with a time for it.
+async fn undo(
+    cluster: &Cluster,
+    http: &reqwest::Client,
+    timeout: Duration,
+    restore: Option<Duration>,
+) -> Report {
     let mut report = Report::default();
-    let steps = undo_steps(cluster, http, timeout, &mut report);
-    if tokio::time::timeout(timeout + STEPS, steps).await.is_err() {
+    let limit = timeout + STEPS + restore.unwrap_or_default();
+    let steps = undo_steps(cluster, http, timeout, restore, &mut report);
+    if tokio::time::timeout(limit, steps).await.is_err() {
         report.left(format!(
             "everything after that: time was over after {} s",
-            (timeout + STEPS).as_secs()
+            limit.as_secs()
         ));
     }
     report
@@ -102,6 +116,7 @@ async fn undo_steps(
     cluster: &Cluster,
     http: &reqwest::Client,
     timeout: Duration,
+    restore: Option<Duration>,
     report: &mut Report,
 ) {
     report.step(
@@ -109,6 +124,10 @@ async fn undo_steps(
         cluster.delete_webhook().await,
     );
     report.step("controller stopped", stop_controller(cluster).await);
+    // The registry still serves, and the nodes still know it: what cannot be restored runs on.
+    if let Some(limit) = restore {
+        restore_pods(cluster, limit, report).await;
+    }
     match cluster.tell_nodes().await {
         Ok(true) => put_nodes_back(cluster, http, Instant::now() + timeout, report).await,
         Ok(false) => report.done("no node was prepared".to_owned()),
@@ -132,6 +151,31 @@ async fn undo_steps(
         "registry pods on lost nodes given up, so that they hold the volume's claim no longer",
         stop_registry(cluster).await,
     );
+}
+
+/// Gives pods their original images back, as far as that is done in time.
+async fn restore_pods(cluster: &Cluster, limit: Duration, report: &mut Report) {
+    let orders = restore::Orders {
+        per_minute: RESTORED_PER_MINUTE,
+        wait: true,
+        deadline: restore::now() + limit,
+    };
+    match cluster.restore_pods(orders).await {
+        Ok(outcome) => {
+            report.done(format!(
+                "{} restored to their original images",
+                terminal::count(outcome.restored.len() as u64, "pod", "pods")
+            ));
+            report.not_restored(
+                outcome
+                    .left
+                    .iter()
+                    .map(|(pod, why)| format!("{}/{}: {why}", pod.namespace, pod.name))
+                    .collect(),
+            );
+        }
+        Err(error) => report.left(format!("pods could not be restored: {error:#}")),
+    }
 }
 
 async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {

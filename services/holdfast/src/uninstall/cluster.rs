@@ -1,11 +1,12 @@
 //! What the uninstaller does to the cluster, one method a step. An object that is not there is as good as deleted.
+#![allow(clippy::print_stdout, reason = "progress of what takes minutes")]
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use holdfast_api::Artifact;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
-use holdfast_api::state::KEY;
+use holdfast_api::state::{ClusterState, KEY};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::apps::v1::Deployment;
@@ -16,6 +17,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde_json::json;
 
 use super::nodes::{self, Survey};
+use crate::restore;
 
 /// Objects a page.
 const PAGE: u32 = 500;
@@ -162,6 +164,27 @@ impl Cluster {
         )
         .await?;
         Ok(true)
+    }
+
+    /// Gives pods of all namespaces their original images back. Holdfast's own have none to get back.
+    pub(crate) async fn restore_pods(
+        &self,
+        orders: restore::Orders,
+    ) -> anyhow::Result<restore::Outcome> {
+        let state = self
+            .own::<ConfigMap>()
+            .get_opt(&self.names.state())
+            .await?
+            .and_then(|map| map.data?.remove(KEY));
+        let state: Option<ClusterState> =
+            state.and_then(|text| serde_json::from_str(&text).ok());
+        let addresses = crate::cluster::addresses(state.as_ref());
+        let mut pods = restore::find(&self.client, None, &addresses).await?;
+        restore::ask_owners(&self.client, &mut pods, &addresses).await?;
+        Ok(restore::execute(&self.client, pods, orders, |line, waiting| {
+            println!("      {line} ({waiting} wait)");
+        })
+        .await)
     }
 
     pub(crate) async fn survey(&self) -> anyhow::Result<Survey> {

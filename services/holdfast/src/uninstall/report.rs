@@ -41,6 +41,17 @@ impl Report {
         }
     }
 
+    /// Pods that keep their rewritten references although they were to be restored: harmless while they run.
+    pub(crate) fn not_restored(&mut self, pods: Vec<String>) {
+        let more = pods.len().saturating_sub(NAMED_PODS);
+        for pod in pods.into_iter().take(NAMED_PODS) {
+            self.left.push(format!("not restored: {pod}"));
+        }
+        if more > 0 {
+            self.left.push(format!("not restored: {more} pods more"));
+        }
+    }
+
     /// Whether nothing stays behind.
     pub(crate) fn is_clean(&self) -> bool {
         self.left.is_empty()

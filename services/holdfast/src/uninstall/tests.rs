@@ -40,7 +40,7 @@ async fn an_api_server_that_hangs_ends_in_a_report() {
     let client = kube::Client::new(service, "default");
     let cluster = Cluster::new(client, Names::of_release("holdfast", "sys"));
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let report = undo(&cluster, &http, Duration::from_secs(10)).await;
+    let report = undo(&cluster, &http, Duration::from_secs(10), None).await;
     assert!(report.to_string().contains("after 70 s"), "{report}");
 }
 
@@ -141,11 +141,18 @@ fn list(kind: &str, items: Value) -> Value {
 }
 
 async fn undone(answer: fn(&str, &str) -> Option<Value>) -> (Report, Vec<String>) {
+    undone_with(answer, None).await
+}
+
+async fn undone_with(
+    answer: fn(&str, &str) -> Option<Value>,
+    restore: Option<Duration>,
+) -> (Report, Vec<String>) {
     holdfast_runtime::tls::install_crypto_provider();
     let (client, log) = api_server(answer);
     let cluster = Cluster::new(client, Names::of_release("holdfast", "sys"));
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
-    let report = undo(&cluster, &http, Duration::ZERO).await;
+    let report = undo(&cluster, &http, Duration::ZERO, restore).await;
     let log = log.lock().unwrap().clone();
     (report, log)
 }
@@ -255,5 +262,70 @@ async fn a_step_that_fails_does_not_stop_the_next_ones() {
         log.iter()
             .any(|line| line.starts_with("DELETE") && line.contains("leases")),
         "{log:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_restored_after_the_webhook_is_gone_and_before_the_nodes_are_told() {
+    let pod = |name: &str, owners: Value| {
+        json!({
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "ownerReferences": owners},
+            "spec": {"containers": [{"name": "c", "image": "10.96.0.50/docker.io/library/nginx:1"}]},
+        })
+    };
+    let pods = move || {
+        let owner = json!([{"kind": "ReplicaSet", "name": "web", "uid": "w", "controller": true}]);
+        json!([pod("bare", json!([])), pod("web-1", owner)])
+    };
+    // A function pointer, so that the answers depend on nothing but the question.
+    static PODS: std::sync::OnceLock<Value> = std::sync::OnceLock::new();
+    PODS.set(pods()).unwrap();
+    let (report, log) = undone_with(
+        |method, path| match (method, path) {
+            ("GET", "/api/v1/namespaces/sys/configmaps/holdfast-state") => Some(json!({
+                "metadata": {"name": "holdfast-state"},
+                "data": {"state.json": r#"{"registryAddress": "10.96.0.50"}"#},
+            })),
+            ("GET", "/api/v1/pods" | "/api/v1/namespaces/shop/pods") => {
+                Some(list("PodList", PODS.get().cloned().unwrap_or_default()))
+            }
+            ("GET", "/apis/apps/v1/namespaces/shop/replicasets/web") => Some(json!({
+                "metadata": {"name": "web", "uid": "w"},
+                "spec": {"template": {"spec": {"containers": [{"name": "c", "image": "nginx:1"}]}}},
+            })),
+            ("GET", "/api/v1/namespaces/sys/secrets/holdfast-node") => {
+                Some(json!({"metadata": {"name": "holdfast-node"}, "data": {"state.json": "e30="}}))
+            }
+            ("GET", path) if path.ends_with('s') => Some(list("List", json!([]))),
+            ("GET", _) => None,
+            _ => Some(json!({"metadata": {"name": "x"}, "spec": {"replicas": 0}})),
+        },
+        Some(Duration::from_secs(600)),
+    )
+    .await;
+    let at = |part: &str| log.iter().position(|line| line.contains(part));
+    let order = [
+        at("DELETE /apis/admissionregistration"),
+        at("holdfast-controller/scale"),
+        at("PATCH /api/v1/namespaces/shop/pods/bare"),
+        at("POST /api/v1/namespaces/shop/pods/web-1/eviction"),
+        at("secrets/holdfast-node"),
+    ];
+    assert!(
+        order.iter().all(Option::is_some) && order.is_sorted(),
+        "{order:?} of {log:?}"
+    );
+    assert!(
+        log[order[2].unwrap()].contains(r#""value":"docker.io/library/nginx:1""#),
+        "{log:?}"
+    );
+    assert!(
+        !log.iter()
+            .any(|line| line.starts_with("DELETE") && line.contains("/pods/")),
+        "nothing is deleted: {log:?}"
+    );
+    assert!(
+        report.to_string().contains("2 pods restored"),
+        "{report}"
     );
 }

@@ -1,0 +1,214 @@
+//! Images that the values want local whatever lives (`preload.images`): each has an Artifact in the release's namespace, with
+//! a label by which it is kept. One that left the list loses the label and nothing else.
+
+use crate::world::World;
+use crate::{Context, FIELD_MANAGER};
+use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
+use holdfast_core::Reference;
+use holdfast_runtime::supervise::Heart;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks; what somebody deleted comes back with the next one.
+const EVERY: Duration = Duration::from_secs(30);
+/// Between two looks before the Artifacts are known.
+const SOON: Duration = Duration::from_millis(200);
+
+/// Something to do for the list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// The Artifact of a source is missing.
+    Create(String, String),
+    /// It is there, and nothing keeps it.
+    Keep(String),
+    /// It is kept for a list that no longer has it.
+    LetGo(String),
+}
+
+/// The list by Artifact name; texts that are no reference are left out, and said once.
+pub fn wanted(images: &[String]) -> BTreeMap<String, String> {
+    let mut wanted = BTreeMap::new();
+    for image in images {
+        match Reference::parse(image) {
+            Ok(reference) => {
+                let source = reference.to_string();
+                wanted.insert(artifact_name(&source), source);
+            }
+            Err(error) => {
+                tracing::error!(image, %error, "preload.images has an entry that is no reference");
+            }
+        }
+    }
+    wanted
+}
+
+/// What is to be done so that the Artifacts of the release's namespace agree with the list.
+pub fn plan<'a>(
+    wanted: &BTreeMap<String, String>,
+    existing: impl Iterator<Item = (&'a str, &'a Artifact)>,
+) -> Vec<Action> {
+    let mut missing = wanted.clone();
+    let mut actions = Vec::new();
+    for (name, artifact) in existing {
+        let kept = artifact
+            .metadata
+            .labels
+            .as_ref()
+            .and_then(|labels| labels.get(labels::KEEP))
+            .map(String::as_str);
+        match (missing.remove(name), kept) {
+            // An Artifact of that name and of another image was made by hand; it is not ours to mark.
+            (Some(source), None) if artifact.spec.source_artifact == source => {
+                actions.push(Action::Keep(name.to_owned()));
+            }
+            (None, Some(labels::KEEP_VALUES)) => actions.push(Action::LetGo(name.to_owned())),
+            _ => {}
+        }
+    }
+    actions.extend(
+        missing
+            .into_iter()
+            .map(|(name, source)| Action::Create(name, source)),
+    );
+    actions
+}
+
+/// Whether an Artifact is there because somebody listed it.
+pub fn is_kept(artifact: &Artifact) -> bool {
+    let labels = artifact.metadata.labels.as_ref();
+    labels.is_some_and(|labels| labels.contains_key(labels::KEEP))
+}
+
+/// Keeps the Artifacts of the list, for ever.
+pub async fn run(context: Context, heart: Heart) -> Result<(), kube::Error> {
+    let wanted = wanted(&context.config.values.preload.images);
+    loop {
+        let known = World::read(&context.world.artifacts, |artifacts| {
+            let own = |namespace: &str| namespace == context.names.namespace;
+            artifacts.synced().then(|| -> Vec<(String, Arc<Artifact>)> {
+                artifacts
+                    .iter()
+                    .filter(|((namespace, _), _)| own(namespace))
+                    .map(|((_, name), artifact)| (name.clone(), Arc::clone(artifact)))
+                    .collect()
+            })
+        });
+        let Some(existing) = known else {
+            heart.beat();
+            tokio::time::sleep(SOON).await;
+            continue;
+        };
+        let existing = existing
+            .iter()
+            .map(|(name, artifact)| (name.as_str(), artifact.as_ref()));
+        for action in plan(&wanted, existing) {
+            heart.beat();
+            // The next look tries again.
+            if let Err(error) = apply(&context, &action).await {
+                tracing::warn!(?action, %error, "an Artifact of preload.images cannot be written");
+            }
+        }
+        heart.success();
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+async fn apply(context: &Context, action: &Action) -> Result<(), kube::Error> {
+    let api: Api<Artifact> = Api::namespaced(context.client.clone(), &context.names.namespace);
+    let (name, label) = match action {
+        Action::Create(name, source) => return create(context, &api, name, source).await,
+        Action::Keep(name) => (name, json!(labels::KEEP_VALUES)),
+        Action::LetGo(name) => (name, json!(null)),
+    };
+    let patch = Patch::Merge(json!({"metadata": {"labels": {labels::KEEP: label}}}));
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    match api.patch_metadata(name, &params, &patch).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+async fn create(
+    context: &Context,
+    api: &Api<Artifact>,
+    name: &str,
+    source: &str,
+) -> Result<(), kube::Error> {
+    let spec = ArtifactSpec {
+        source_artifact: source.to_owned(),
+        ..ArtifactSpec::default()
+    };
+    let mut artifact = Artifact::new(name, spec);
+    let mut labels = crate::apply::labels(&context.names);
+    labels.insert(labels::KEEP.to_owned(), labels::KEEP_VALUES.to_owned());
+    artifact.metadata.labels = Some(labels);
+    let params = PostParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PostParams::default()
+    };
+    match api.create(&params, &artifact).await {
+        Ok(_) => {
+            tracing::info!(image = source, "preload.images wants an image");
+            Ok(())
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn artifact(source: &str, keep: Option<&str>) -> (String, Artifact) {
+        let name = artifact_name(source);
+        let spec = ArtifactSpec {
+            source_artifact: source.to_owned(),
+            ..ArtifactSpec::default()
+        };
+        let mut artifact = Artifact::new(&name, spec);
+        artifact.metadata.labels =
+            keep.map(|value| [(labels::KEEP.to_owned(), value.to_owned())].into());
+        (name, artifact)
+    }
+
+    fn check(list: &[&str], existing: &[(String, Artifact)], expect: &[Action]) {
+        let list: Vec<String> = list.iter().map(|&image| image.to_owned()).collect();
+        let existing = existing
+            .iter()
+            .map(|(name, artifact)| (name.as_str(), artifact));
+        assert_eq!(plan(&wanted(&list), existing), expect, "{list:?}");
+    }
+
+    #[test]
+    fn the_list_is_kept_and_nothing_else_is_touched() {
+        const IMAGE: &str = "docker.io/library/nginx:1";
+        let name = artifact_name(IMAGE);
+        let create = Action::Create(name.clone(), IMAGE.to_owned());
+        check(&["nginx:1", "not valid", IMAGE], &[], &[create]);
+        check(&["nginx:1"], &[artifact(IMAGE, Some("values"))], &[]);
+        check(&["nginx:1"], &[artifact(IMAGE, Some("asked"))], &[]);
+        check(
+            &["nginx:1"],
+            &[artifact(IMAGE, None)],
+            &[Action::Keep(name.clone())],
+        );
+        check(
+            &[],
+            &[artifact(IMAGE, Some("values"))],
+            &[Action::LetGo(name.clone())],
+        );
+        check(&[], &[artifact(IMAGE, Some("asked"))], &[]);
+        check(&[], &[artifact(IMAGE, None)], &[]);
+        // Somebody gave another image's Artifact that name.
+        let (_, other) = artifact("r.io/other:1", None);
+        check(&["nginx:1"], &[(name, other)], &[]);
+    }
+}

@@ -1,0 +1,367 @@
+//! The cluster as the operator's commands see it: the way to the API server by the caller's kubeconfig, the release in it,
+//! what the controller says of it, and lists of raw objects. Decides nothing; what the caller may not see is named, never
+//! taken for absent.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use holdfast_api::labels;
+use holdfast_api::names::Names;
+use holdfast_api::state::{ClusterState, KEY};
+use holdfast_config::{Config, yaml};
+use holdfast_core::workload::WorkloadKind;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use serde_json::Value;
+
+/// The exit status of a command that cannot tell.
+pub(crate) const CANNOT_TELL: u8 = 2;
+
+/// Objects a page.
+const PAGE: u32 = 500;
+/// Where a release is looked for when the caller may not look everywhere.
+const USUAL_NAMESPACE: &str = "holdfast-system";
+/// How long the connection to the API server may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long an answer may keep silent.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Which cluster, and which release in it.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ClusterArgs {
+    /// The kubeconfig's context [default: its current one]
+    #[arg(long, value_name = "NAME")]
+    context: Option<String>,
+    /// The namespace of Holdfast's release [default: it is looked for]
+    #[arg(long, value_name = "NAMESPACE")]
+    release_namespace: Option<String>,
+}
+
+/// A release of Holdfast.
+#[derive(Debug)]
+pub(crate) struct Release {
+    pub(crate) names: Names,
+    pub(crate) version: String,
+    /// Its configuration; text for people where this binary cannot read it.
+    pub(crate) config: Result<Config, String>,
+}
+
+/// What a list gave.
+#[derive(Debug)]
+pub(crate) enum Listed {
+    Items(Vec<Value>),
+    /// The caller may not list it.
+    Forbidden,
+    /// The API server does not know the kind.
+    Unknown,
+}
+
+/// A kind of objects as paths name it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Resource {
+    pub(crate) group: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) plural: &'static str,
+}
+
+impl From<&WorkloadKind> for Resource {
+    fn from(kind: &WorkloadKind) -> Self {
+        Self {
+            group: kind.group,
+            version: kind.version,
+            plural: kind.plural,
+        }
+    }
+}
+
+/// The Artifacts.
+pub(crate) const ARTIFACTS: Resource = Resource {
+    group: "holdfast.dev",
+    version: "v1alpha1",
+    plural: "artifacts",
+};
+/// The namespaces.
+pub(crate) const NAMESPACES: Resource = core("namespaces");
+/// The nodes.
+pub(crate) const NODES: Resource = core("nodes");
+/// The pods.
+pub(crate) const PODS: Resource = core("pods");
+const CONFIG_MAPS: Resource = core("configmaps");
+
+const fn core(plural: &'static str) -> Resource {
+    Resource {
+        group: "",
+        version: "v1",
+        plural,
+    }
+}
+
+impl Resource {
+    /// The path of the list, in one namespace or in all.
+    pub(crate) fn path(self, namespace: Option<&str>) -> String {
+        let Self {
+            group,
+            version,
+            plural,
+        } = self;
+        let root = if group.is_empty() {
+            format!("/api/{version}")
+        } else {
+            format!("/apis/{group}/{version}")
+        };
+        match namespace {
+            Some(namespace) => format!("{root}/namespaces/{namespace}/{plural}"),
+            None => format!("{root}/{plural}"),
+        }
+    }
+}
+
+impl ClusterArgs {
+    /// A client by the caller's kubeconfig, or by the pod's service account.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        let mut config = match &self.context {
+            Some(context) => {
+                let options = KubeConfigOptions {
+                    context: Some(context.clone()),
+                    ..KubeConfigOptions::default()
+                };
+                let kubeconfig = Kubeconfig::read().context("cannot read the kubeconfig")?;
+                kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+                    .await
+                    .with_context(|| format!("the kubeconfig has no usable context {context}"))?
+            }
+            None => kube::Config::infer()
+                .await
+                .context("no way to a cluster is known; KUBECONFIG names the file that does")?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
+        // A connection that was idle between two looks must not count as silent.
+        config.reset_reader_on_write = true;
+        Ok(Client::try_from(config)?)
+    }
+
+    /// The one release in the cluster; none or several are an error that names the way out.
+    pub(crate) async fn release(&self, client: &Client) -> anyhow::Result<Release> {
+        let mut found = self.releases(client).await?;
+        match (found.pop(), found.is_empty()) {
+            (Some(release), true) => Ok(release),
+            (None, _) => bail!(
+                "no release of Holdfast was found{}; --release-namespace names its namespace",
+                match &self.release_namespace {
+                    Some(namespace) => format!(" in namespace {namespace}"),
+                    None => String::new(),
+                }
+            ),
+            (Some(one), false) => {
+                found.push(one);
+                let namespaces: Vec<_> = found
+                    .iter()
+                    .map(|release| release.names.namespace.as_str())
+                    .collect();
+                bail!(
+                    "there are several releases of Holdfast, in namespaces {}; choose with --release-namespace",
+                    namespaces.join(", ")
+                )
+            }
+        }
+    }
+
+    /// Every release that the caller sees.
+    pub(crate) async fn releases(&self, client: &Client) -> anyhow::Result<Vec<Release>> {
+        let selector = format!(
+            "{}={},{}=config",
+            labels::NAME,
+            labels::HOLDFAST,
+            labels::COMPONENT
+        );
+        let namespace = self.release_namespace.as_deref();
+        let mut listed = list_some(client, CONFIG_MAPS, namespace, &selector).await?;
+        if matches!(listed, Listed::Forbidden) && namespace.is_none() {
+            listed = list_some(client, CONFIG_MAPS, Some(USUAL_NAMESPACE), &selector).await?;
+        }
+        match listed {
+            Listed::Items(maps) => Ok(maps.iter().filter_map(release_of).collect()),
+            Listed::Forbidden | Listed::Unknown => bail!(
+                "ConfigMaps may not be listed, so the release cannot be found; --release-namespace names a namespace that may be read"
+            ),
+        }
+    }
+}
+
+/// The release that a ConfigMap of the chart describes.
+fn release_of(map: &Value) -> Option<Release> {
+    let text = map.pointer("/data")?.get("config.yaml")?.as_str()?;
+    let document: Value = yaml::from_str(text).ok()?;
+    let field = |key: &str| {
+        document
+            .pointer(&format!("/release/{key}"))
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    Some(Release {
+        names: Names {
+            release: field("name")?,
+            fullname: field("fullname")?,
+            namespace: field("namespace")?,
+        },
+        version: field("version").unwrap_or_default(),
+        config: Config::parse(text).map_err(|error| {
+            format!("the release's configuration is one that this version of holdfast cannot read: {error}")
+        }),
+    })
+}
+
+impl Release {
+    /// What the controller says of the cluster; `None` before it has said anything.
+    pub(crate) async fn state(&self, client: &Client) -> anyhow::Result<Option<ClusterState>> {
+        let name = self.names.state();
+        let path = format!("{}/{name}", CONFIG_MAPS.path(Some(&self.names.namespace)));
+        let Some(map) = get(client, &path)
+            .await
+            .with_context(|| format!("ConfigMap {name}"))?
+        else {
+            return Ok(None);
+        };
+        let text = map.pointer("/data").and_then(|data| data.get(KEY));
+        let text = text.and_then(Value::as_str).unwrap_or_default();
+        let state = serde_json::from_str(text)
+            .with_context(|| format!("ConfigMap {name} holds no state under {KEY}"))?;
+        Ok(Some(state))
+    }
+}
+
+/// Every address by which the registry is known; none before the controller has said one.
+pub(crate) fn addresses(state: Option<&ClusterState>) -> Vec<String> {
+    state.map_or_else(Vec::new, |state| {
+        let current = Some(state.registry_address.clone()).filter(|address| !address.is_empty());
+        current
+            .into_iter()
+            .chain(state.aliases.iter().cloned())
+            .collect()
+    })
+}
+
+/// One object, raw; nothing where there is none.
+pub(crate) async fn get(client: &Client, path: &str) -> kube::Result<Option<Value>> {
+    let request = http::Request::get(path)
+        .body(Vec::new())
+        .map_err(kube::Error::HttpError)?;
+    match client.request::<Value>(request).await {
+        Ok(value) => Ok(Some(value)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// All objects of a kind, in one namespace or in all, page by page.
+pub(crate) async fn list(
+    client: &Client,
+    resource: Resource,
+    namespace: Option<&str>,
+) -> anyhow::Result<Listed> {
+    list_some(client, resource, namespace, "").await
+}
+
+/// As [`list`], of those with certain labels. A label selector of our own making needs no escaping.
+pub(crate) async fn list_some(
+    client: &Client,
+    resource: Resource,
+    namespace: Option<&str>,
+    selector: &str,
+) -> anyhow::Result<Listed> {
+    let path = resource.path(namespace);
+    let mut items = Vec::new();
+    let mut next = String::new();
+    let mut limit = format!("limit={PAGE}");
+    loop {
+        let mut query = limit.clone();
+        if !selector.is_empty() {
+            query = format!("{query}&labelSelector={selector}");
+        }
+        if !next.is_empty() {
+            query = format!("{query}&continue={next}");
+        }
+        let request = http::Request::get(format!("{path}?{query}")).body(Vec::new())?;
+        let mut page = match client.request::<Value>(request).await {
+            Ok(page) => page,
+            Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Listed::Forbidden),
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Listed::Unknown),
+            // The list took longer than the API server keeps its beginning: once more, in one piece.
+            Err(kube::Error::Api(status)) if status.code == 410 && !next.is_empty() => {
+                (items, next, limit) = (Vec::new(), String::new(), "limit=0".to_owned());
+                continue;
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("{} cannot be listed", resource.plural));
+            }
+        };
+        if let Some(Value::Array(found)) = page.get_mut("items").map(Value::take) {
+            items.extend(found);
+        }
+        match page.pointer("/metadata/continue").and_then(Value::as_str) {
+            Some(token) if !token.is_empty() => token.clone_into(&mut next),
+            _ => return Ok(Listed::Items(items)),
+        }
+    }
+}
+
+/// A text field of a raw object; empty where there is none.
+pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+/// An API server's refusal in its own words, any other error in ours.
+pub(crate) fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("the API server answered {}", status.code),
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn lists_lie_where_the_api_server_keeps_them() {
+        assert_eq!(PODS.path(None), "/api/v1/pods");
+        assert_eq!(PODS.path(Some("a")), "/api/v1/namespaces/a/pods");
+        assert_eq!(
+            ARTIFACTS.path(Some("a")),
+            "/apis/holdfast.dev/v1alpha1/namespaces/a/artifacts"
+        );
+    }
+
+    #[test]
+    fn a_release_of_another_version_is_still_found() {
+        let map = |values: &str| {
+            let text = format!(
+                "release: {{name: edge, namespace: sys, fullname: edge-holdfast, version: 9.9.9}}\nvalues: {values}"
+            );
+            json!({"data": {"config.yaml": text}})
+        };
+        let release = release_of(&map("{}")).unwrap();
+        assert_eq!(release.names.state(), "edge-holdfast-state");
+        assert!(release.config.is_ok());
+        let newer = release_of(&map("{keyOfNextYear: 1}")).unwrap();
+        assert_eq!(newer.version, "9.9.9");
+        assert!(newer.config.unwrap_err().contains("cannot read"));
+        assert!(release_of(&json!({"data": {"config.yaml": "release: 1"}})).is_none());
+    }
+
+    #[test]
+    fn no_address_is_known_before_the_controller_says_one() {
+        assert!(addresses(None).is_empty());
+        let state = ClusterState {
+            aliases: vec!["10.96.0.9".to_owned()],
+            ..ClusterState::default()
+        };
+        assert_eq!(addresses(Some(&state)), ["10.96.0.9"]);
+    }
+}

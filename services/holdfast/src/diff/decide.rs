@@ -1,0 +1,405 @@
+//! What would not start without the uplink: pure. An image is there when the registry holds it and its pods are sent to the
+//! registry, or when the nodes hold it already and are not told to ask again.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_api::Artifact;
+use holdfast_controller::world::{NamespaceFacts, Scope, pod_facts};
+use holdfast_core::workload::{self, controller_of, may_start, pod_of, pod_template};
+use holdfast_core::{Reference, pod, rewrite};
+use k8s_openapi::api::core::v1::Pod;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::cluster::text;
+use crate::standing::{Standing, standing};
+
+/// The annotation by which the kubelet marks the API's copy of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What was found in the cluster.
+#[derive(Debug)]
+pub(super) struct Inventory {
+    /// Objects by kind; kinds that could not be listed are absent.
+    pub(super) objects: BTreeMap<&'static str, Vec<Value>>,
+    /// Namespaces by name.
+    pub(super) namespaces: BTreeMap<String, NamespaceFacts>,
+    pub(super) artifacts: Vec<Artifact>,
+    pub(super) nodes: Vec<Value>,
+    /// The registry's addresses.
+    pub(super) addresses: Vec<String>,
+    /// Why pods are not rewritten at the moment; nothing while they are.
+    pub(super) not_rewriting: Option<String>,
+    /// What concerns Holdfast, by its configuration.
+    pub(super) scope: Scope,
+    /// What the caller may not see.
+    pub(super) not_judged: Vec<String>,
+}
+
+/// What would become of one image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Verdict {
+    /// It could not be pulled.
+    Missing,
+    /// The nodes hold it already.
+    OnNodes,
+    /// `imagePullPolicy: Never`: the uplink makes no difference.
+    NeverPulled,
+    /// The registry holds it.
+    Local,
+}
+
+/// One image of an owner.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Image {
+    /// As the pod names it, read back to its upstream.
+    pub(super) image: String,
+    pub(super) pull_policy: String,
+    pub(super) verdict: Verdict,
+    /// Why it would be missing.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) why: String,
+    /// Whether Holdfast is to care for it: not what opts out or lies outside its configuration.
+    pub(super) covered: bool,
+}
+
+/// What pods are made of, or a pod that nothing makes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Owner {
+    pub(super) namespace: String,
+    pub(super) kind: String,
+    pub(super) name: String,
+    pub(super) images: Vec<Image>,
+}
+
+/// The answer.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Answer {
+    pub(super) owners: Vec<Owner>,
+    pub(super) not_judged: Vec<String>,
+}
+
+/// How it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    Nothing,
+    Missing,
+    Unknown,
+}
+
+impl Answer {
+    /// Whether something would be missing; images that Holdfast does not care for count unless told otherwise.
+    pub(super) fn end(&self, ignore_uncovered: bool) -> End {
+        let missing = self.owners.iter().flat_map(|owner| &owner.images).any(|image| {
+            image.verdict == Verdict::Missing && (image.covered || !ignore_uncovered)
+        });
+        if missing {
+            End::Missing
+        } else if self.not_judged.is_empty() {
+            End::Nothing
+        } else {
+            End::Unknown
+        }
+    }
+}
+
+/// Judges everything that may start.
+pub(super) fn decide(inventory: &Inventory) -> Answer {
+    let judge = Judge::new(inventory);
+    let mut owners: BTreeMap<(String, String, String), Vec<Image>> = BTreeMap::new();
+    for (key, pod, node) in pods(inventory) {
+        let found = judge.pod(&key.0, &pod, node.as_deref());
+        let images = owners.entry(key).or_default();
+        for image in found {
+            if !images.contains(&image) {
+                images.push(image);
+            }
+        }
+    }
+    let owners = owners
+        .into_iter()
+        .map(|((namespace, kind, name), images)| Owner {
+            namespace,
+            kind,
+            name,
+            images,
+        })
+        .collect();
+    Answer {
+        owners,
+        not_judged: inventory.not_judged.clone(),
+    }
+}
+
+type Key = (String, String, String);
+
+/// Every pod that may start, living or made of a template, with its highest known owner; the node of what is bound to it.
+fn pods(inventory: &Inventory) -> Vec<(Key, Value, Option<String>)> {
+    let mut by_uid: BTreeMap<&str, (&str, &Value)> = BTreeMap::new();
+    for (&kind, objects) in &inventory.objects {
+        for object in objects {
+            by_uid.insert(text(object, "/metadata/uid"), (kind, object));
+        }
+    }
+    let key = |kind: &str, object: &Value| {
+        (
+            text(object, "/metadata/namespace").to_owned(),
+            kind.to_owned(),
+            text(object, "/metadata/name").to_owned(),
+        )
+    };
+    let mut found = Vec::new();
+    for (&kind, objects) in &inventory.objects {
+        for object in objects.iter().filter(|object| may_start(kind, object)) {
+            let namespace = text(object, "/metadata/namespace");
+            if kind == "Pod" {
+                let mirror = object
+                    .pointer("/metadata/annotations")
+                    .is_some_and(|all| all.get(MIRROR).is_some());
+                if mirror {
+                    // The kubelet starts it by itself, from a file of its node.
+                    continue;
+                }
+                let (owner, bare) = match controller_of(object) {
+                    Some((kind, name, uid)) => (top(&by_uid, namespace, kind, name, uid), false),
+                    None => (key(kind, object), true),
+                };
+                let node = Some(text(object, "/spec/nodeName"))
+                    .filter(|node| bare && !node.is_empty())
+                    .map(str::to_owned);
+                found.push((owner, object.clone(), node));
+                continue;
+            }
+            let owned = controller_of(object).is_some_and(|(_, _, uid)| by_uid.contains_key(uid));
+            if !owned && let Some(template) = pod_template(kind, object) {
+                found.push((key(kind, object), pod_of(template, namespace), None));
+            }
+        }
+    }
+    found
+}
+
+/// The highest owner that is known: a pod's Deployment, not its ReplicaSet.
+fn top(
+    by_uid: &BTreeMap<&str, (&str, &Value)>,
+    namespace: &str,
+    kind: &str,
+    name: &str,
+    uid: &str,
+) -> Key {
+    let mut key = (namespace.to_owned(), kind.to_owned(), name.to_owned());
+    let mut uid = uid.to_owned();
+    // No chain is longer than CronJob, Job, Pod.
+    for _ in 0..4 {
+        let above = by_uid
+            .get(uid.as_str())
+            .and_then(|(_, object)| controller_of(object))
+            .filter(|(kind, _, _)| workload::by_name(kind).is_some());
+        let Some((kind, name, above)) = above else {
+            break;
+        };
+        key = (namespace.to_owned(), kind.to_owned(), name.to_owned());
+        above.clone_into(&mut uid);
+    }
+    key
+}
+
+/// What is known of images.
+struct Judge<'a> {
+    inventory: &'a Inventory,
+    /// By canonical reference; what is local in one namespace is local for every node (SPEC 12).
+    copies: BTreeMap<String, Standing>,
+    /// Images by node, of nodes that take pods.
+    nodes: BTreeMap<&'a str, BTreeSet<String>>,
+}
+
+impl<'a> Judge<'a> {
+    fn new(inventory: &'a Inventory) -> Self {
+        let mut copies: BTreeMap<String, Standing> = BTreeMap::new();
+        for artifact in &inventory.artifacts {
+            let source = &artifact.spec.source_artifact;
+            let source = Reference::parse(source).map_or_else(|_| source.clone(), |r| r.to_string());
+            let standing = standing(artifact);
+            if copies.get(&source).is_none_or(|known| !known.local) {
+                copies.insert(source, standing);
+            }
+        }
+        let nodes = inventory
+            .nodes
+            .iter()
+            .filter(|node| is_ready(node))
+            .map(|node| (text(node, "/metadata/name"), images_of(node)))
+            .collect();
+        Self {
+            inventory,
+            copies,
+            nodes,
+        }
+    }
+
+    /// The images of a pod; `node` is where it is bound to.
+    fn pod(&self, namespace: &str, pod: &Value, node: Option<&str>) -> Vec<Image> {
+        let addresses = &self.inventory.addresses;
+        let originals: BTreeMap<String, (Reference, bool)> = pod::original_images(pod, addresses)
+            .into_iter()
+            .map(|image| (image.image.pointer, (image.reference, image.rewritten)))
+            .collect();
+        let cared_for = self.cared_for(namespace, pod);
+        let images = pod::images(pod).into_iter();
+        images
+            // One for debugging is gone with its pod.
+            .filter(|image| image.kind != pod::Kind::Ephemeral)
+            .map(|image| {
+                let original = originals.get(&image.pointer);
+                let policy = policy(image.pull_policy.as_deref(), &image.image);
+                let (verdict, why, covered) = match original {
+                    _ if policy == "Never" => (Verdict::NeverPulled, String::new(), true),
+                    Some((reference, true)) => self.copied(reference, policy, node, None),
+                    Some((reference, false)) => match &cared_for {
+                        Ok(sources) if sources.contains(&reference.to_string()) => {
+                            let off = self.inventory.not_rewriting.as_deref();
+                            self.copied(reference, policy, node, off)
+                        }
+                        Ok(_) => self.left_alone(reference, policy, node, "the configuration leaves it out"),
+                        Err(why) => self.left_alone(reference, policy, node, why),
+                    },
+                    None if is_at(&image.image, addresses) => (Verdict::Local, String::new(), true),
+                    None => (
+                        Verdict::Missing,
+                        "its reference cannot be read".to_owned(),
+                        true,
+                    ),
+                };
+                Image {
+                    image: original.map_or_else(|| image.image.clone(), |(reference, _)| reference.to_string()),
+                    pull_policy: policy.to_owned(),
+                    verdict,
+                    why,
+                    covered,
+                }
+            })
+            .collect()
+    }
+
+    /// The sources of a pod that Holdfast cares for, or why it leaves the whole pod alone.
+    fn cared_for(&self, namespace: &str, pod: &Value) -> Result<BTreeSet<String>, &'static str> {
+        let scope = &self.inventory.scope;
+        if let Some(facts) = self.inventory.namespaces.get(namespace)
+            && !scope.includes(namespace, facts)
+        {
+            return Err("its namespace is left out");
+        }
+        let labels = pod.pointer("/metadata/labels");
+        let opted_out = labels
+            .and_then(|labels| labels.get(holdfast_api::labels::REWRITE))
+            .and_then(Value::as_str)
+            == Some(holdfast_api::labels::REWRITE_DISABLED);
+        if opted_out {
+            return Err("its pods opt out");
+        }
+        let typed: Pod =
+            serde_json::from_value(pod.clone()).map_err(|_| "it cannot be read as a pod")?;
+        Ok(pod_facts(&typed, &self.inventory.addresses, scope, false).sources)
+    }
+
+    /// An image whose pods are sent to the registry, unless `off` says why they are not.
+    fn copied(
+        &self,
+        reference: &Reference,
+        policy: &str,
+        node: Option<&str>,
+        off: Option<&str>,
+    ) -> (Verdict, String, bool) {
+        let copy = self.copies.get(&reference.to_string());
+        let why = match (copy, off) {
+            (Some(copy), None) if copy.local => return (Verdict::Local, String::new(), true),
+            (Some(copy), Some(off)) if copy.local => {
+                format!("it is local, but new pods are not sent to the registry: {off}")
+            }
+            (Some(copy), _) => format!("{}: {}", copy.reason, copy.message),
+            (None, _) => "nobody asked for a copy yet".to_owned(),
+        };
+        if self.on_nodes(reference, policy, node) {
+            return (Verdict::OnNodes, String::new(), true);
+        }
+        (Verdict::Missing, why, true)
+    }
+
+    fn left_alone(
+        &self,
+        reference: &Reference,
+        policy: &str,
+        node: Option<&str>,
+        why: &str,
+    ) -> (Verdict, String, bool) {
+        if self.on_nodes(reference, policy, node) {
+            return (Verdict::OnNodes, String::new(), false);
+        }
+        let why = format!("{why}: it would be pulled from {}", reference.host());
+        (Verdict::Missing, why, false)
+    }
+
+    /// Whether every node that the pod may come to holds the image, as far as nodes tell (the kubelet names 50 images).
+    fn on_nodes(&self, reference: &Reference, policy: &str, node: Option<&str>) -> bool {
+        if policy == "Always" || self.nodes.is_empty() {
+            return false;
+        }
+        let mut names = vec![reference.to_string()];
+        if let Some(digest) = reference.digest() {
+            let (host, repository) = (reference.host(), reference.repository());
+            let bare = Reference::new(host.clone(), repository.clone(), None, Some(digest.clone()));
+            names.push(bare.to_string());
+        }
+        let holds = |images: &BTreeSet<String>| names.iter().any(|name| images.contains(name));
+        match node {
+            Some(node) => self.nodes.get(node).is_some_and(holds),
+            None => self.nodes.values().all(holds),
+        }
+    }
+}
+
+fn is_at(image: &str, addresses: &[String]) -> bool {
+    Reference::parse(image).is_ok_and(|reference| {
+        addresses
+            .iter()
+            .any(|address| rewrite::is_at(reference.host(), address))
+    })
+}
+
+/// The pull policy, where none is written the API server's default.
+fn policy<'a>(written: Option<&'a str>, image: &str) -> &'a str {
+    written.unwrap_or_else(|| {
+        let latest = Reference::parse(image).is_ok_and(|reference| {
+            reference.digest().is_none() && reference.tag().is_none_or(|tag| tag.as_str() == "latest")
+        });
+        if latest { "Always" } else { "IfNotPresent" }
+    })
+}
+
+fn is_ready(node: &Value) -> bool {
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let cordoned = node.pointer("/spec/unschedulable") == Some(&Value::Bool(true));
+    !cordoned
+        && conditions.into_iter().flatten().any(|condition| {
+            text(condition, "/type") == "Ready" && text(condition, "/status") == "True"
+        })
+}
+
+fn images_of(node: &Value) -> BTreeSet<String> {
+    let images = node.pointer("/status/images").and_then(Value::as_array);
+    images
+        .into_iter()
+        .flatten()
+        .filter_map(|image| image.get("names").and_then(Value::as_array))
+        .flatten()
+        .filter_map(|name| Reference::parse(name.as_str()?).ok())
+        .map(|reference| reference.to_string())
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "decide_tests.rs"]
+mod tests;

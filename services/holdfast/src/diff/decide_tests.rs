@@ -1,0 +1,246 @@
+//! What would not start, as a table of clusters.
+
+use super::*;
+use holdfast_config::Config;
+use serde_json::json;
+
+fn scope() -> Scope {
+    let document = json!({
+        "release": {"name": "holdfast", "namespace": "holdfast-system", "fullname": "holdfast", "version": "0.1.0"},
+        "values": {"sources": ["r.io", "docker.io"]},
+    });
+    Scope::new(&Config::parse(&document.to_string()).unwrap()).unwrap()
+}
+
+fn artifact(source: &str, reason: &str) -> Artifact {
+    let status = if reason == "Copied" { "True" } else { "False" };
+    serde_json::from_value(json!({
+        "apiVersion": "holdfast.dev/v1alpha1", "kind": "Artifact",
+        "metadata": {"name": "x", "namespace": "elsewhere", "generation": 1},
+        "spec": {"sourceArtifact": source},
+        "status": {"conditions": [{
+            "type": "Ready", "status": status, "reason": reason, "message": "so it is", "observedGeneration": 1,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]},
+    }))
+    .unwrap()
+}
+
+fn node(name: &str, images: &[&str]) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "images": [{"names": images}],
+        },
+    })
+}
+
+/// A cluster with copies of `r.io/local:1`; `r.io/refused:1` is refused.
+fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
+    let mut by_kind: BTreeMap<&'static str, Vec<Value>> = BTreeMap::new();
+    for (kind, object) in objects {
+        by_kind.entry(kind).or_default().push(object);
+    }
+    let facts = |labels: &[(&str, &str)]| NamespaceFacts {
+        labels: labels
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..NamespaceFacts::default()
+    };
+    Inventory {
+        objects: by_kind,
+        namespaces: [
+            ("shop".to_owned(), facts(&[])),
+            (
+                "out".to_owned(),
+                facts(&[("holdfast.dev/rewrite", "disabled")]),
+            ),
+        ]
+        .into(),
+        artifacts: vec![
+            artifact("r.io/local:1", "Copied"),
+            artifact("r.io/local:latest", "Copied"),
+            artifact("r.io/refused:1", "Unauthorized"),
+        ],
+        nodes: vec![
+            node("one", &["r.io/everywhere:1", "r.io/here:1"]),
+            node("two", &["r.io/everywhere:1"]),
+        ],
+        addresses: vec!["10.96.0.50".to_owned()],
+        not_rewriting: None,
+        scope: scope(),
+        not_judged: Vec::new(),
+    }
+}
+
+fn spec(image: &str, policy: Option<&str>) -> Value {
+    let mut container = json!({"name": "c", "image": image});
+    if let Some(policy) = policy {
+        container["imagePullPolicy"] = json!(policy);
+    }
+    json!({"containers": [container]})
+}
+
+fn deployment(namespace: &str, name: &str, spec: &Value) -> (&'static str, Value) {
+    let object = json!({
+        "metadata": {"namespace": namespace, "name": name, "uid": format!("uid-{name}")},
+        "spec": {"replicas": 0, "template": {"spec": spec}},
+    });
+    ("Deployment", object)
+}
+
+fn owned(kind: &str, name: &str) -> Value {
+    json!([{"kind": kind, "name": name, "uid": format!("uid-{name}"), "controller": true}])
+}
+
+fn pod(name: &str, spec: &Value) -> (&'static str, Value) {
+    ("Pod", json!({"metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}")}, "spec": spec}))
+}
+
+/// Judges one image of a Deployment.
+fn check(image: &str, policy: Option<&str>, expect: Verdict, why: &str) {
+    let answer = decide(&cluster(vec![deployment("shop", "web", &spec(image, policy))]));
+    let found = &answer.owners[0].images[0];
+    assert_eq!(found.verdict, expect, "{image} {policy:?}: {found:?}");
+    assert!(found.why.contains(why), "{image}: {found:?}");
+}
+
+// SPEC 12
+#[test]
+fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
+    use Verdict::{Local, Missing, NeverPulled, OnNodes};
+    let some = Some("IfNotPresent");
+    check("r.io/local:1", some, Local, "");
+    check("r.io/local:1", Some("Always"), Local, "");
+    check("r.io/local", None, Local, "");
+    check("10.96.0.50/r.io/local:1", some, Local, "");
+    check("10.96.0.50/pushed/app:1", some, Local, "");
+    check("10.96.0.50/r.io/refused:1", some, Missing, "Unauthorized: so it is");
+    check("r.io/refused:1", some, Missing, "Unauthorized: so it is");
+    check("r.io/unknown:1", some, Missing, "nobody asked");
+    check("not valid", some, Missing, "cannot be read");
+    check("r.io/unknown:1", Some("Never"), NeverPulled, "");
+    check("r.io/everywhere:1", some, OnNodes, "");
+    check("r.io/everywhere:1", Some("Always"), Missing, "nobody asked");
+    check("r.io/here:1", some, Missing, "nobody asked");
+    check("other.example/app:1", some, Missing, "leaves it out");
+}
+
+#[test]
+fn what_holdfast_leaves_alone_is_said_and_may_be_ignored() {
+    let answer = decide(&cluster(vec![deployment(
+        "out",
+        "web",
+        &spec("r.io/local:1", None),
+    )]));
+    let image = &answer.owners[0].images[0];
+    assert_eq!((image.verdict, image.covered), (Verdict::Missing, false));
+    assert!(image.why.contains("pulled from r.io"), "{image:?}");
+    assert_eq!(answer.end(false), End::Missing);
+    assert_eq!(answer.end(true), End::Nothing);
+
+    let (kind, mut object) = deployment("shop", "web", &spec("r.io/local:1", None));
+    object["spec"]["template"]["metadata"] = json!({"labels": {"holdfast.dev/rewrite": "disabled"}});
+    let answer = decide(&cluster(vec![(kind, object)]));
+    assert!(answer.owners[0].images[0].why.contains("opt out"));
+}
+
+#[test]
+fn while_nothing_is_rewritten_a_copy_helps_only_pods_that_are() {
+    let mut inventory = cluster(vec![
+        deployment("shop", "web", &spec("r.io/local:1", None)),
+        pod("old", &spec("10.96.0.50/r.io/local:1", None)),
+    ]);
+    inventory.not_rewriting = Some("node two is not prepared".to_owned());
+    let answer = decide(&inventory);
+    let verdicts: Vec<_> = answer
+        .owners
+        .iter()
+        .map(|owner| (owner.name.as_str(), owner.images[0].verdict))
+        .collect();
+    assert_eq!(verdicts, [("web", Verdict::Missing), ("old", Verdict::Local)]);
+    assert!(answer.owners[0].images[0].why.contains("node two"));
+}
+
+#[test]
+fn pods_count_for_their_highest_owner_with_what_was_put_into_them() {
+    let (_, mut set) = deployment("shop", "web-1", &spec("r.io/local:1", None));
+    set["metadata"]["ownerReferences"] = owned("Deployment", "web");
+    let (_, mut living) = pod("web-1-a", &spec("10.96.0.50/r.io/local:1", None));
+    living["metadata"]["ownerReferences"] = owned("ReplicaSet", "web-1");
+    living["spec"]["containers"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"name": "proxy", "image": "r.io/injected:1"}));
+    let (_, mut foreign) = pod("db-0", &spec("r.io/local:1", None));
+    foreign["metadata"]["ownerReferences"] = owned("PodSet", "db");
+    let answer = decide(&cluster(vec![
+        deployment("shop", "web", &spec("r.io/local:1", None)),
+        ("ReplicaSet", set),
+        ("Pod", living),
+        ("Pod", foreign),
+    ]));
+    let found: Vec<_> = answer
+        .owners
+        .iter()
+        .map(|owner| {
+            let images: Vec<_> = owner
+                .images
+                .iter()
+                .map(|image| (image.image.as_str(), image.verdict))
+                .collect();
+            (owner.kind.as_str(), owner.name.as_str(), images)
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            (
+                "Deployment",
+                "web",
+                vec![
+                    ("r.io/local:1", Verdict::Local),
+                    ("r.io/injected:1", Verdict::Missing)
+                ]
+            ),
+            ("PodSet", "db", vec![("r.io/local:1", Verdict::Local)]),
+        ]
+    );
+}
+
+#[test]
+fn what_has_ended_and_what_the_kubelet_starts_by_itself_is_not_judged() {
+    let (_, mut finished) = pod("done", &spec("r.io/unknown:1", None));
+    finished["status"] = json!({"phase": "Succeeded"});
+    let (_, mut mirror) = pod("static", &spec("r.io/unknown:1", None));
+    mirror["metadata"]["annotations"] = json!({MIRROR: "x"});
+    let (_, mut job) = deployment("shop", "job", &spec("r.io/unknown:1", None));
+    job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
+    let answer = decide(&cluster(vec![
+        ("Pod", finished),
+        ("Pod", mirror),
+        ("Job", job),
+    ]));
+    assert!(answer.owners.is_empty(), "{answer:?}");
+    assert_eq!(answer.end(false), End::Nothing);
+}
+
+#[test]
+fn a_bare_pod_is_judged_by_its_own_node() {
+    let bound = |node: &str| {
+        let mut spec = spec("r.io/here:1", Some("IfNotPresent"));
+        spec["nodeName"] = json!(node);
+        decide(&cluster(vec![pod("bare", &spec)])).owners[0].images[0].verdict
+    };
+    assert_eq!(bound("one"), Verdict::OnNodes);
+    assert_eq!(bound("two"), Verdict::Missing);
+}
+
+#[test]
+fn what_could_not_be_seen_is_no_success() {
+    let mut inventory = cluster(Vec::new());
+    inventory.not_judged = vec!["cronjobs".to_owned()];
+    assert_eq!(decide(&inventory).end(false), End::Unknown);
+}

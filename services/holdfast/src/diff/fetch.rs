@@ -1,0 +1,131 @@
+//! What `diff` asks the API server. What the caller may not see is named.
+
+use std::collections::BTreeMap;
+
+use holdfast_api::Artifact;
+use holdfast_controller::world::{NamespaceFacts, Scope};
+use holdfast_core::workload::KINDS;
+use kube::Client;
+use serde_json::Value;
+
+use super::decide::Inventory;
+use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release, Resource, text};
+
+/// Fetches what is in one namespace, or in all.
+pub(super) async fn fetch(
+    client: &Client,
+    release: &Release,
+    namespace: Option<&str>,
+) -> anyhow::Result<Inventory> {
+    let config = release
+        .config
+        .as_ref()
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    let scope = Scope::new(config)?;
+    let state = release.state(client).await?;
+    let mut not_judged = Vec::new();
+    let mut objects: BTreeMap<&'static str, Vec<Value>> = BTreeMap::new();
+    // Revisions are history: nothing starts from them before somebody rolls back.
+    for kind in KINDS
+        .iter()
+        .filter(|kind| kind.kind != "ControllerRevision")
+    {
+        match cluster::list(client, kind.into(), namespace).await? {
+            Listed::Items(items) => {
+                objects.insert(kind.kind, items);
+            }
+            Listed::Forbidden => not_judged.push(format!("{} may not be listed", kind.plural)),
+            Listed::Unknown => {}
+        }
+    }
+    let artifacts = match cluster::list(client, ARTIFACTS, None).await? {
+        Listed::Forbidden if namespace.is_some() => {
+            cluster::list(client, ARTIFACTS, namespace).await?
+        }
+        listed => listed,
+    };
+    let artifacts = match artifacts {
+        Listed::Items(items) => items,
+        Listed::Forbidden => anyhow::bail!(
+            "Artifacts may not be listed, so nothing is known of what is local; -n limits the question to one namespace"
+        ),
+        Listed::Unknown => anyhow::bail!(
+            "the API server knows no Artifacts: the custom resource definition is missing"
+        ),
+    };
+    let namespaces = namespaces(client, namespace, &mut not_judged).await?;
+    let not_rewriting = match &state {
+        Some(state) if state.rewrite => None,
+        Some(state) => Some(state.reason.clone()),
+        None => Some("the controller has not said anything yet".to_owned()),
+    };
+    Ok(Inventory {
+        objects,
+        namespaces,
+        artifacts: artifacts
+            .into_iter()
+            .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
+            .collect(),
+        nodes: optional(client, NODES).await?,
+        addresses: cluster::addresses(state.as_ref()),
+        not_rewriting,
+        scope,
+        not_judged,
+    })
+}
+
+/// Without the nodes less is known to be there, and nothing is taken for there that is not.
+async fn optional(client: &Client, resource: Resource) -> anyhow::Result<Vec<Value>> {
+    match cluster::list(client, resource, None).await? {
+        Listed::Items(items) => Ok(items),
+        Listed::Forbidden | Listed::Unknown => Ok(Vec::new()),
+    }
+}
+
+async fn namespaces(
+    client: &Client,
+    namespace: Option<&str>,
+    not_judged: &mut Vec<String>,
+) -> anyhow::Result<BTreeMap<String, NamespaceFacts>> {
+    let items = match namespace {
+        Some(namespace) => {
+            let path = format!("{}/{namespace}", NAMESPACES.path(None));
+            match cluster::get(client, &path).await {
+                Ok(Some(found)) => vec![found],
+                Ok(None) => anyhow::bail!("there is no namespace {namespace}"),
+                Err(kube::Error::Api(status)) if status.code == 403 => {
+                    not_judged.push(format!(
+                        "whether namespace {namespace} opts out: it may not be read"
+                    ));
+                    Vec::new()
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        None => match cluster::list(client, NAMESPACES, None).await? {
+            Listed::Items(items) => items,
+            Listed::Forbidden | Listed::Unknown => {
+                not_judged.push("which namespaces opt out: they may not be listed".to_owned());
+                Vec::new()
+            }
+        },
+    };
+    Ok(items.iter().map(facts).collect())
+}
+
+fn facts(namespace: &Value) -> (String, NamespaceFacts) {
+    let labels = namespace
+        .pointer("/metadata/labels")
+        .and_then(Value::as_object);
+    let facts = NamespaceFacts {
+        labels: labels
+            .into_iter()
+            .flatten()
+            .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
+            .collect(),
+        terminating: namespace
+            .pointer("/metadata/deletionTimestamp")
+            .is_some_and(|time| !time.is_null()),
+    };
+    (text(namespace, "/metadata/name").to_owned(), facts)
+}

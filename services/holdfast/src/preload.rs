@@ -1,0 +1,368 @@
+//! `holdfast preload`: copies images before anybody needs them. Reads what is meant, makes an Artifact for each image, and
+//! with `--wait` follows them until they are local. Copying is the controller's and the registry's work.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+mod place;
+mod read;
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal as _, Read as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use holdfast_core::workload::{self, KINDS};
+use kube::Client;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::cluster::{self, CANNOT_TELL, ClusterArgs, Listed};
+use crate::terminal;
+use place::Image;
+use read::{Refused, Wishes};
+
+/// Arguments of `preload`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Each image gets an Artifact, which the controller copies after everything that pods wait for, and which is kept though \
+nothing runs it. Running it again changes nothing.\n\
+Private images: the controller uses the pull secrets of pods and owners that live in the Artifact's namespace and use that image \
+(so --namespace finds them), and the credentials of `upstreams` in the values. A pull secret that nobody uses there cannot be named: \
+an Artifact alone must not open one.\n\
+Exit status: 0 every Artifact is made (with --wait: every image is local), 1 some is not or a reference is bad, 2 it could not run."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Images as a pod would name them
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "from_manifests", "namespace"])]
+    images: Vec<String>,
+    /// A list, one image a line, # opens a remark; - reads standard input
+    #[arg(short, long, value_name = "LIST")]
+    file: Vec<PathBuf>,
+    /// Manifests: a folder with all below it, a file, or - for standard input (helm template … | holdfast preload …)
+    #[arg(long, value_name = "DIR")]
+    from_manifests: Vec<PathBuf>,
+    /// The images of everything in this namespace: owners, also those scaled to zero or suspended, and pods
+    #[arg(long, value_name = "NAMESPACE")]
+    namespace: Vec<String>,
+    /// Where the Artifacts are made [default: the namespace that a manifest or --namespace names where it exists, else the
+    /// release's]
+    #[arg(short = 'n', long = "into", value_name = "TARGET")]
+    target: Option<String>,
+    /// Waits until every image is local
+    #[arg(long)]
+    wait: bool,
+    /// Seconds to wait at most
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 1800,
+        requires = "wait"
+    )]
+    timeout: u64,
+    /// Only says what would be made and what is local already
+    #[arg(long, conflicts_with = "wait")]
+    dry_run: bool,
+    /// Writes images, refusals and what was left out as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+/// What `--json` gets.
+#[derive(Serialize)]
+struct Report<'a> {
+    images: &'a [Image],
+    refused: &'a [Refused],
+    skipped: &'a [Refused],
+}
+
+/// Preloads.
+pub(crate) async fn run(args: Args) -> ExitCode {
+    match preload(&args).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(CANNOT_TELL)
+        }
+    }
+}
+
+async fn preload(args: &Args) -> anyhow::Result<bool> {
+    let client = args.cluster.client().await?;
+    let release = args.cluster.release(&client).await?;
+    let state = release.state(&client).await?;
+    let mut wishes = Wishes::new(cluster::addresses(state.as_ref()));
+    read_files(args, &mut wishes)?;
+    for namespace in &args.namespace {
+        read_namespace(&client, namespace, &mut wishes).await?;
+    }
+    let fallback = args.target.as_ref().unwrap_or(&release.names.namespace);
+    let mut images = placed(&wishes, args.target.as_deref(), fallback);
+    if args.dry_run {
+        place::look(&client, &mut images).await?;
+        print_plan(&images);
+    } else {
+        place::place(&client, &mut images, fallback).await;
+        if args.wait {
+            let deadline = Instant::now() + Duration::from_secs(args.timeout);
+            follow(&client, &mut images, deadline).await?;
+        } else {
+            place::look(&client, &mut images).await?;
+        }
+        print_summary(&images);
+    }
+    for refused in &wishes.refused {
+        println!("refused  {}: {:?} {}", refused.from, refused.text, refused.why);
+    }
+    for skipped in &wishes.skipped {
+        println!("left out {}: {} ({})", skipped.from, skipped.text, skipped.why);
+    }
+    if let Some(path) = &args.json {
+        let report = Report {
+            images: &images,
+            refused: &wishes.refused,
+            skipped: &wishes.skipped,
+        };
+        terminal::write_json(path, &report)?;
+    }
+    let done = |image: &Image| !image.is_refused() && (image.local || !args.wait);
+    Ok(wishes.refused.is_empty() && images.iter().all(done))
+}
+
+fn read_files(args: &Args, wishes: &mut Wishes) -> anyhow::Result<()> {
+    for image in &args.images {
+        wishes.image(image, None, "command line");
+    }
+    for path in &args.file {
+        wishes.list(&read(path)?, &shown(path));
+    }
+    for path in &args.from_manifests {
+        for file in manifests(path)? {
+            wishes.manifests(&read(&file)?, &shown(&file));
+        }
+    }
+    Ok(())
+}
+
+fn shown(path: &Path) -> String {
+    if path == Path::new("-") {
+        "standard input".to_owned()
+    } else {
+        path.display().to_string()
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The file itself, or every YAML and JSON file below a folder, sorted; hidden folders are passed over.
+fn manifests(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut found = Vec::new();
+    let mut folders = vec![path.to_owned()];
+    while let Some(folder) = folders.pop() {
+        let entries = std::fs::read_dir(&folder)
+            .with_context(|| format!("cannot read {}", folder.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read {}", folder.display()))?;
+            let path = entry.path();
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            // A link to a folder is not followed: it may lead back.
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if !hidden {
+                    folders.push(path);
+                }
+            } else if path
+                .extension()
+                .is_some_and(|kind| kind == "yaml" || kind == "yml" || kind == "json")
+            {
+                found.push(path);
+            }
+        }
+    }
+    anyhow::ensure!(
+        !found.is_empty(),
+        "there are no *.yaml, *.yml or *.json files below {}",
+        path.display()
+    );
+    found.sort();
+    Ok(found)
+}
+
+/// Reads the images of everything that may start in a namespace.
+async fn read_namespace(
+    client: &Client,
+    namespace: &str,
+    wishes: &mut Wishes,
+) -> anyhow::Result<()> {
+    for kind in KINDS {
+        match cluster::list(client, kind.into(), Some(namespace)).await? {
+            Listed::Items(items) => {
+                let living = items
+                    .iter()
+                    .filter(|object| workload::may_start(kind.kind, object));
+                for object in living {
+                    wishes.object(kind.kind, object, Some(namespace), "");
+                }
+            }
+            Listed::Forbidden => anyhow::bail!(
+                "{} in namespace {namespace} may not be listed, so its images are not all known",
+                kind.plural
+            ),
+            Listed::Unknown => {}
+        }
+    }
+    Ok(())
+}
+
+/// Each image in the namespace where its Artifact is to be.
+fn placed(wishes: &Wishes, target: Option<&str>, fallback: &str) -> Vec<Image> {
+    let mut images: std::collections::BTreeMap<(String, String), BTreeSet<String>> =
+        std::collections::BTreeMap::new();
+    for ((namespace, source), from) in &wishes.wanted {
+        let namespace = target.or(namespace.as_deref()).unwrap_or(fallback);
+        images
+            .entry((namespace.to_owned(), source.clone()))
+            .or_default()
+            .extend(from.iter().cloned());
+    }
+    images
+        .iter()
+        .map(|((namespace, source), from)| Image::new(namespace, source, from))
+        .collect()
+}
+
+async fn follow(client: &Client, images: &mut [Image], deadline: Instant) -> anyhow::Result<()> {
+    let total = images.len();
+    let bar = terminal::things(total as u64);
+    let terminal = std::io::stderr().is_terminal();
+    let outcome = place::follow(client, images, deadline, |image, count| {
+        bar.set_message(image.source.clone());
+        bar.set_position(count as u64);
+        if !terminal {
+            eprintln!("local {count} of {total}: {}", image.source);
+        }
+    })
+    .await;
+    bar.finish_and_clear();
+    outcome
+}
+
+fn print_plan(images: &[Image]) {
+    let rows: Vec<Vec<String>> = images
+        .iter()
+        .map(|image| {
+            let state = if image.local { "local" } else { "not local" };
+            vec![
+                image.namespace.clone(),
+                image.source.clone(),
+                state.to_owned(),
+                image.from.join(", "),
+            ]
+        })
+        .collect();
+    print!(
+        "{}",
+        terminal::table(&["NAMESPACE", "IMAGE", "NOW", "NAMED BY"], &rows)
+    );
+    let local = images.iter().filter(|image| image.local).count();
+    println!(
+        "{} ({local} local already); nothing was changed",
+        terminal::count(images.len() as u64, "image", "images")
+    );
+}
+
+fn print_summary(images: &[Image]) {
+    let rows: Vec<Vec<String>> = images
+        .iter()
+        .filter(|image| !image.local)
+        .map(|image| {
+            vec![
+                image.namespace.clone(),
+                image.source.clone(),
+                image.reason.clone(),
+                image.message.clone(),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        print!(
+            "{}",
+            terminal::table(&["NAMESPACE", "NOT LOCAL", "REASON", "MESSAGE"], &rows)
+        );
+    }
+    let local = images.iter().filter(|image| image.local);
+    let bytes = local.clone().map(|image| image.size_bytes).sum();
+    println!(
+        "{}: {} local ({}), {} not",
+        terminal::count(images.len() as u64, "image", "images"),
+        local.count(),
+        terminal::size(bytes),
+        rows.len()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_takes_everything_and_without_one_a_manifests_namespace_counts() {
+        let mut wishes = Wishes::new(Vec::new());
+        wishes.image("a:1", Some("shop"), "one");
+        wishes.image("a:1", None, "two");
+        let of = |images: Vec<Image>| {
+            images
+                .into_iter()
+                .map(|image| (image.namespace, image.from.join(",")))
+                .collect::<Vec<_>>()
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        assert_eq!(
+            of(placed(&wishes, None, "sys")),
+            [pair("shop", "one"), pair("sys", "two")]
+        );
+        assert_eq!(
+            of(placed(&wishes, Some("t"), "t")),
+            [pair("t", "one,two")]
+        );
+    }
+
+    #[test]
+    fn a_folder_gives_every_manifest_below_it_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "").unwrap();
+        };
+        for name in ["b/two.yml", "a.yaml", "c.json", "README.md", ".git/x.yaml"] {
+            write(name);
+        }
+        let found = manifests(folder.path()).unwrap();
+        let names: Vec<_> = found
+            .iter()
+            .map(|path| path.strip_prefix(folder.path()).unwrap().to_str().unwrap())
+            .collect();
+        assert_eq!(names, ["a.yaml", "b/two.yml", "c.json"]);
+        let empty = tempfile::tempdir().unwrap();
+        assert!(manifests(empty.path()).is_err(), "nothing is not a success");
+    }
+}

@@ -1,0 +1,372 @@
+//! Which images are meant: read from lists, manifests and the objects of a namespace. Pure; what cannot be read is refused by
+//! its place and never guessed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_api::artifact::MAX_SOURCE_BYTES;
+use holdfast_api::labels;
+use holdfast_config::yaml;
+use holdfast_core::workload::{self, pod_template};
+use holdfast_core::{Reference, pod, reference, rewrite};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::cluster::text;
+
+/// Places of one image that are named.
+const NAMED_PLACES: usize = 5;
+
+/// Everything that was read.
+#[derive(Debug, Default)]
+pub(super) struct Wishes {
+    /// By namespace, where one is said, and canonical reference: where it is named.
+    pub(super) wanted: BTreeMap<(Option<String>, String), BTreeSet<String>>,
+    pub(super) refused: Vec<Refused>,
+    /// What is left out on purpose.
+    pub(super) skipped: Vec<Refused>,
+    /// The registry's own addresses: images there are read back to their upstream.
+    addresses: Vec<String>,
+}
+
+/// A text that is no image to copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Refused {
+    /// Where it stands: `images.txt:3`, `Deployment/web in app.yaml`.
+    pub(super) from: String,
+    pub(super) text: String,
+    pub(super) why: String,
+}
+
+impl Wishes {
+    pub(super) fn new(addresses: Vec<String>) -> Self {
+        Self {
+            addresses,
+            ..Self::default()
+        }
+    }
+
+    /// Takes one reference as it is written somewhere.
+    pub(super) fn image(&mut self, written: &str, namespace: Option<&str>, from: &str) {
+        match self.source(written) {
+            Ok(source) => {
+                let places = self
+                    .wanted
+                    .entry((namespace.map(str::to_owned), source))
+                    .or_default();
+                if places.len() < NAMED_PLACES {
+                    places.insert(from.to_owned());
+                }
+            }
+            Err(why) => self.refused.push(Refused {
+                from: from.to_owned(),
+                text: written.chars().take(200).collect(),
+                why,
+            }),
+        }
+    }
+
+    /// The upstream's canonical reference that a text means.
+    fn source(&self, written: &str) -> Result<String, String> {
+        if let Some(original) = rewrite::original(written, &self.addresses) {
+            return Ok(original.to_string());
+        }
+        let reference = match Reference::parse(written) {
+            Ok(reference) => reference,
+            Err(error) => {
+                reference::repair(written).ok_or_else(|| format!("is no reference: {error}"))?
+            }
+        };
+        let own = |address: &String| rewrite::is_at(reference.host(), address);
+        if self.addresses.iter().any(own) {
+            return Err("names the cluster's own registry and no upstream".to_owned());
+        }
+        let source = reference.to_string();
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(format!("is longer than {MAX_SOURCE_BYTES} bytes"));
+        }
+        Ok(source)
+    }
+
+    /// A list: one reference a line; what follows a `#` is a remark.
+    pub(super) fn list(&mut self, text: &str, name: &str) {
+        for (index, line) in text.lines().enumerate() {
+            let line = line.split_once('#').map_or(line, |(before, _)| before);
+            let line = line.trim();
+            if !line.is_empty() {
+                self.image(line, None, &format!("{name}:{}", index + 1));
+            }
+        }
+    }
+
+    /// Manifests: YAML or JSON, any number of documents, lists, and objects of unknown kinds that hold a pod's template
+    /// somewhere.
+    pub(super) fn manifests(&mut self, text: &str, name: &str) {
+        match yaml::documents(text) {
+            Ok(documents) => {
+                for document in &documents {
+                    self.document(document, name);
+                }
+            }
+            Err(error) => {
+                let advice = if text.contains("{{") {
+                    "; a Helm template must be rendered first: helm template … | holdfast preload --from-manifests -"
+                } else {
+                    ""
+                };
+                self.refused.push(Refused {
+                    from: name.to_owned(),
+                    text: String::new(),
+                    why: format!("is no YAML: {error}{advice}"),
+                });
+            }
+        }
+    }
+
+    fn document(&mut self, document: &Value, name: &str) {
+        if let Some(items) = document.get("items").and_then(Value::as_array)
+            && text(document, "/kind").ends_with("List")
+        {
+            for item in items {
+                self.document(item, name);
+            }
+            return;
+        }
+        let namespace = Some(text(document, "/metadata/namespace")).filter(|name| !name.is_empty());
+        self.object(
+            text(document, "/kind"),
+            document,
+            namespace,
+            &format!(" in {name}"),
+        );
+    }
+
+    /// The images of one object, named `Kind/name` and `place`.
+    pub(super) fn object(
+        &mut self,
+        kind: &str,
+        object: &Value,
+        namespace: Option<&str>,
+        place: &str,
+    ) {
+        let from = format!("{kind}/{}{place}", text(object, "/metadata/name"));
+        if workload::by_name(kind).is_some() {
+            if let Some(template) = pod_template(kind, object) {
+                self.template(template, namespace, &from);
+            }
+        } else if kind != "CustomResourceDefinition" {
+            let mut found = Vec::new();
+            templates_within(object, &mut found);
+            for template in found {
+                self.template(&template, namespace, &from);
+            }
+        }
+    }
+
+    fn template(&mut self, template: &Value, namespace: Option<&str>, from: &str) {
+        let rewriting = template
+            .pointer("/metadata/labels")
+            .and_then(|labels| labels.get(labels::REWRITE))
+            .and_then(Value::as_str);
+        let opted_out = rewriting == Some(labels::REWRITE_DISABLED);
+        for image in pod::images(template) {
+            let skip = if opted_out {
+                Some("its pods opt out of the registry")
+            } else if image.pull_policy.as_deref() == Some("Never") {
+                Some("imagePullPolicy is Never")
+            } else {
+                None
+            };
+            match skip {
+                Some(why) => self.skipped.push(Refused {
+                    from: from.to_owned(),
+                    text: image.image,
+                    why: why.to_owned(),
+                }),
+                None => self.image(&image.image, namespace, from),
+            }
+        }
+    }
+}
+
+/// Everything within an object of an unknown kind that looks like a pod: containers with images.
+fn templates_within(value: &Value, found: &mut Vec<Value>) {
+    match value {
+        Value::Object(fields) => {
+            if is_pod_spec(value) {
+                found.push(json!({"spec": value}));
+                return;
+            }
+            for (key, field) in fields {
+                if key == "spec" && is_pod_spec(field) {
+                    found.push(value.clone());
+                } else {
+                    templates_within(field, found);
+                }
+            }
+        }
+        Value::Array(items) => {
+            for item in items {
+                templates_within(item, found);
+            }
+        }
+        _ => {}
+    }
+}
+
+fn is_pod_spec(value: &Value) -> bool {
+    ["containers", "initContainers"].into_iter().any(|list| {
+        let containers = value.get(list).and_then(Value::as_array);
+        containers
+            .into_iter()
+            .flatten()
+            .any(|container| container.get("image").is_some_and(Value::is_string))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wishes() -> Wishes {
+        Wishes::new(vec!["10.96.0.50".to_owned()])
+    }
+
+    fn wanted(wishes: &Wishes) -> Vec<String> {
+        wishes
+            .wanted
+            .iter()
+            .map(|((namespace, source), from)| {
+                let from: Vec<_> = from.iter().map(String::as_str).collect();
+                let namespace = namespace.clone().unwrap_or_else(|| "-".to_owned());
+                format!("{namespace} {source} <{}>", from.join(", "))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_list_names_each_image_once_and_bad_lines_by_their_number() {
+        let mut wishes = wishes();
+        let list = "# for the night shift\n nginx:1.27 # web\n\ndocker.io/library/nginx:1.27\n10.96.0.50/r.io/app:1\n10.96.0.50/holdfast/probe:1\nsome thing\nhttps://r.io/app:2\n";
+        wishes.list(list, "images.txt");
+        assert_eq!(
+            wanted(&wishes),
+            [
+                "- docker.io/library/nginx:1.27 <images.txt:2, images.txt:4>",
+                "- r.io/app:1 <images.txt:5>",
+                "- r.io/app:2 <images.txt:8>",
+            ]
+        );
+        let refused: Vec<_> = wishes
+            .refused
+            .iter()
+            .map(|refused| (refused.from.as_str(), refused.text.as_str()))
+            .collect();
+        assert_eq!(
+            refused,
+            [
+                ("images.txt:6", "10.96.0.50/holdfast/probe:1"),
+                ("images.txt:7", "some thing")
+            ]
+        );
+    }
+
+    #[test]
+    fn manifests_of_every_shape_are_read() {
+        let mut wishes = wishes();
+        let manifests = r"
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, namespace: shop}
+spec: {template: {spec: {initContainers: [{name: i, image: init:1}], containers: [{name: c, image: web:1}]}}}
+---
+# nothing
+---
+apiVersion: v1
+kind: List
+items:
+- kind: CronJob
+  metadata: {name: night}
+  spec: {suspend: true, jobTemplate: {spec: {template: {spec: {containers: [{name: c, image: night:1}]}}}}}
+- kind: Pod
+  metadata: {name: bare}
+  spec: {containers: [{name: c, image: 'bad image'}], volumes: [{name: v, image: {reference: data:1}}]}
+---
+kind: Rollout
+metadata: {name: canary}
+spec: {template: {metadata: {labels: {a: b}}, spec: {containers: [{name: c, image: canary:1}]}}}
+---
+kind: Workflow
+metadata: {name: steps}
+spec: {templates: [{name: one, container: {image: ignored:1}}, {name: two, podSpec: {containers: [{name: c, image: step:1}]}}]}
+---
+kind: CustomResourceDefinition
+metadata: {name: x}
+spec: {containers: [{image: not-an-image:1}]}
+---
+kind: ConfigMap
+metadata: {name: text}
+data: {image: not-an-image:1}
+";
+        wishes.manifests(manifests, "app.yaml");
+        assert_eq!(
+            wanted(&wishes),
+            [
+                "- docker.io/library/canary:1 <Rollout/canary in app.yaml>",
+                "- docker.io/library/data:1 <Pod/bare in app.yaml>",
+                "- docker.io/library/night:1 <CronJob/night in app.yaml>",
+                "- docker.io/library/step:1 <Workflow/steps in app.yaml>",
+                "shop docker.io/library/init:1 <Deployment/web in app.yaml>",
+                "shop docker.io/library/web:1 <Deployment/web in app.yaml>",
+            ]
+        );
+        assert_eq!(wishes.refused.len(), 1, "{:?}", wishes.refused);
+        assert_eq!(wishes.refused[0].text, "bad image");
+    }
+
+    #[test]
+    fn json_is_read_as_well() {
+        let mut wishes = wishes();
+        wishes.manifests(
+            r#"{"kind": "PodList", "items": [{"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}}]}"#,
+            "pods.json",
+        );
+        assert_eq!(wanted(&wishes), ["- docker.io/library/a:1 <Pod/p in pods.json>"]);
+    }
+
+    #[test]
+    fn what_never_pulls_or_opts_out_is_left_out_and_said() {
+        let mut wishes = wishes();
+        wishes.manifests(
+            "kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: a:1, imagePullPolicy: Never}]}\n---\n\
+             kind: Pod\nmetadata: {name: q, labels: {holdfast.dev/rewrite: disabled}}\nspec: {containers: [{name: c, image: b:1}]}\n",
+            "f",
+        );
+        assert!(wishes.wanted.is_empty());
+        let why: Vec<_> = wishes
+            .skipped
+            .iter()
+            .map(|skipped| skipped.why.as_str())
+            .collect();
+        assert_eq!(
+            why,
+            [
+                "imagePullPolicy is Never",
+                "its pods opt out of the registry"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_template_that_was_not_rendered_says_what_to_do() {
+        let mut wishes = wishes();
+        wishes.manifests(
+            "kind: Pod\nspec: {{ toYaml .Values.spec }}\n  x: [",
+            "templates/pod.yaml",
+        );
+        assert!(
+            wishes.refused[0].why.contains("helm template"),
+            "{:?}",
+            wishes.refused
+        );
+    }
+}

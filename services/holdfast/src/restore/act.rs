@@ -1,0 +1,336 @@
+//! The doing: finds pods, looks at their owners, evicts and patches. Evictions respect disruption budgets, because the API server
+//! decides on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use holdfast_core::workload::controller_of;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::Client;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use serde_json::{Value, json};
+
+use super::pace::{Pace, Step};
+use super::plan::{self, Found, Owner, Way};
+use crate::cluster::{self, Listed, PODS, text};
+
+/// Between two looks at pods that are made anew.
+const POLL: Duration = Duration::from_secs(2);
+
+/// How the work is to be done.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Orders {
+    /// Pods a minute.
+    pub(crate) per_minute: u32,
+    /// Whether the successors of the last pods are waited for.
+    pub(crate) wait: bool,
+    /// When it ends in any case.
+    pub(crate) deadline: Instant,
+}
+
+/// What was done.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    /// Pods that got their originals back, or whose owners make them anew.
+    pub(crate) restored: Vec<Found>,
+    /// Pods, or references of them, that stay as they are, and why.
+    pub(crate) left: Vec<(Found, String)>,
+}
+
+/// Every pod with rewritten references, in one namespace or in all.
+pub(crate) async fn find(
+    client: &Client,
+    namespace: Option<&str>,
+    addresses: &[String],
+) -> anyhow::Result<Vec<Found>> {
+    match cluster::list(client, PODS, namespace).await? {
+        Listed::Items(pods) => Ok(pods
+            .iter()
+            .filter_map(|pod| plan::find(pod, addresses))
+            .collect()),
+        Listed::Forbidden | Listed::Unknown => bail!(
+            "pods may not be listed{}",
+            if namespace.is_none() {
+                "; --namespace limits the work to one namespace"
+            } else {
+                ""
+            }
+        ),
+    }
+}
+
+/// Replaces what is to be left with why, after a look at each owner.
+pub(crate) async fn ask_owners(
+    client: &Client,
+    pods: &mut [Found],
+    addresses: &[String],
+) -> anyhow::Result<()> {
+    let mut known: BTreeMap<(String, Owner), Option<String>> = BTreeMap::new();
+    for pod in pods.iter_mut().filter(|pod| pod.way == Way::Recreate) {
+        let Some(owner) = pod.owner.clone() else {
+            continue;
+        };
+        let Some(path) = plan::path_of_owner(&pod.namespace, &owner) else {
+            continue;
+        };
+        let key = (pod.namespace.clone(), owner.clone());
+        let objection = match known.get(&key) {
+            Some(objection) => objection.clone(),
+            None => {
+                let objection = match cluster::get(client, &path).await {
+                    Ok(object) => plan::objection(&owner, object.as_ref(), addresses),
+                    Err(kube::Error::Api(status)) if status.code == 403 => {
+                        Some(format!("{}/{} may not be read", owner.kind, owner.name))
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+                known.insert(key, objection.clone());
+                objection
+            }
+        };
+        if let Some(why) = objection {
+            pod.way = Way::Leave(why);
+        }
+    }
+    Ok(())
+}
+
+/// Restores the pods, one after the other. `told` gets a line an act.
+pub(crate) async fn execute(
+    client: &Client,
+    pods: Vec<Found>,
+    orders: Orders,
+    mut told: impl FnMut(&str, usize),
+) -> Outcome {
+    let events = Recorder::new(
+        client.clone(),
+        Reporter {
+            controller: "holdfast-restore".to_owned(),
+            instance: None,
+        },
+    );
+    let namespaces: BTreeMap<String, String> = pods
+        .iter()
+        .filter_map(|pod| Some((pod.owner.as_ref()?.uid.clone(), pod.namespace.clone())))
+        .collect();
+    let mut ready = ready(client, &namespaces.values().cloned().collect()).await;
+    let mut pace = Pace::new(pods, orders.per_minute, &ready);
+    let mut outcome = Outcome::default();
+    while now() < orders.deadline {
+        match pace.next(&ready, now(), orders.wait) {
+            Step::Done => break,
+            Step::Wait(time) => {
+                let rest = orders.deadline.saturating_duration_since(now());
+                tokio::time::sleep(time.min(POLL).min(rest)).await;
+            }
+            Step::Take(pod) => {
+                let act = act(client, &pod).await;
+                let now = now();
+                match act {
+                    Act::Evicted => {
+                        told(
+                            &format!("{}/{}: evicted, {} makes it anew", pod.namespace, pod.name, pod.owned_by()),
+                            pace.waiting(),
+                        );
+                        tell(&events, &pod, "evicted, so that its owner makes it anew with its original images").await;
+                        pace.evicted(&pod, now);
+                        outcome.restored.push(*pod);
+                    }
+                    Act::Patched(left) => {
+                        told(
+                            &format!("{}/{}: has its original images again", pod.namespace, pod.name),
+                            pace.waiting(),
+                        );
+                        tell(&events, &pod, "its original images were put back").await;
+                        if !left.is_empty() {
+                            pace.leave((*pod).clone(), left.join(", "));
+                        }
+                        outcome.restored.push(*pod);
+                    }
+                    Act::Gone => {}
+                    Act::Held(why) => pace.held(*pod, why, now),
+                    Act::Failed(why) => pace.leave(*pod, why),
+                }
+            }
+        }
+        let settling: BTreeSet<String> = pace
+            .settling()
+            .filter_map(|owner| namespaces.get(owner).cloned())
+            .collect();
+        if !settling.is_empty() {
+            ready.extend(self::ready(client, &settling).await);
+        }
+    }
+    outcome.left = pace.end();
+    outcome
+}
+
+/// The runtime's clock.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The ready pods of each owner, by its UID, in these namespaces. What cannot be listed counts as none, which waits.
+async fn ready(client: &Client, namespaces: &BTreeSet<String>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for namespace in namespaces {
+        let pods = match cluster::list(client, PODS, Some(namespace)).await {
+            Ok(Listed::Items(pods)) => pods,
+            Ok(Listed::Forbidden | Listed::Unknown) | Err(_) => continue,
+        };
+        for pod in &pods {
+            if let Some((_, _, uid)) = controller_of(pod) {
+                let count = counts.entry(uid.to_owned()).or_insert(0);
+                *count += usize::from(plan::is_ready(pod));
+            }
+        }
+    }
+    counts
+}
+
+enum Act {
+    Evicted,
+    /// With what could not be put back.
+    Patched(Vec<String>),
+    /// Somebody else was faster.
+    Gone,
+    Held(String),
+    Failed(String),
+}
+
+async fn act(client: &Client, pod: &Found) -> Act {
+    let path = format!("{}/{}", PODS.path(Some(&pod.namespace)), pod.name);
+    let (request, left) = match &pod.way {
+        Way::Recreate => {
+            let eviction = json!({
+                "apiVersion": "policy/v1",
+                "kind": "Eviction",
+                "metadata": {"name": pod.name, "namespace": pod.namespace},
+                "deleteOptions": {"preconditions": {"uid": pod.uid}},
+            });
+            let request = http::Request::post(format!("{path}/eviction"))
+                .header(http::header::CONTENT_TYPE, "application/json")
+                .body(eviction.to_string().into_bytes());
+            (request, None)
+        }
+        Way::Patch(operations, left) => {
+            let request =
+                http::Request::patch(format!("{path}?fieldManager=holdfast-restore"))
+                    .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+                    .body(Value::Array(operations.clone()).to_string().into_bytes());
+            (request, Some(left.clone()))
+        }
+        Way::Leave(why) => return Act::Failed(why.clone()),
+    };
+    let request = match request {
+        Ok(request) => request,
+        Err(error) => return Act::Failed(error.to_string()),
+    };
+    match client.request::<Value>(request).await {
+        Ok(_) => left.map_or(Act::Evicted, Act::Patched),
+        Err(kube::Error::Api(status)) if status.code == 404 => Act::Gone,
+        // The pod of that name is another one by now.
+        Err(kube::Error::Api(status)) if status.code == 409 && left.is_none() => Act::Gone,
+        Err(kube::Error::Api(status)) if status.code == 429 => Act::Held(status.message.clone()),
+        Err(error) => Act::Failed(cluster::words(&error)),
+    }
+}
+
+async fn tell(events: &Recorder, pod: &Found, what: &str) {
+    let images: Vec<_> = pod
+        .images
+        .iter()
+        .map(|image| image.original.as_str())
+        .collect();
+    let note: String = format!("{what}: {}", images.join(", "))
+        .chars()
+        .take(1000)
+        .collect();
+    let event = Event {
+        type_: EventType::Normal,
+        reason: "Restored".to_owned(),
+        note: Some(note),
+        action: "Restore".to_owned(),
+        secondary: None,
+    };
+    let regarding = ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        name: Some(pod.name.clone()),
+        namespace: Some(pod.namespace.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    };
+    if let Err(error) = events.publish(&event, &regarding).await {
+        tracing::debug!(%error, "an event cannot be written");
+    }
+}
+
+/// Namespaces of pods that are about to be restored and would be rewritten again: those that do not opt out while a webhook
+/// of Holdfast is there.
+pub(super) async fn rewriting_namespaces(
+    client: &Client,
+    pods: &[Found],
+    own_namespaces: &[String],
+) -> anyhow::Result<BTreeSet<String>> {
+    const WEBHOOKS: cluster::Resource = cluster::Resource {
+        group: "admissionregistration.k8s.io",
+        version: "v1",
+        plural: "mutatingwebhookconfigurations",
+    };
+    let selector = format!(
+        "{}={},{}={}",
+        holdfast_api::labels::NAME,
+        holdfast_api::labels::HOLDFAST,
+        holdfast_api::labels::COMPONENT,
+        holdfast_api::labels::COMPONENT_WEBHOOK
+    );
+    // Who may not see whether there is one is careful.
+    if let Listed::Items(items) = cluster::list_some(client, WEBHOOKS, None, &selector).await?
+        && items.is_empty()
+    {
+        return Ok(BTreeSet::new());
+    }
+    let mut rewriting = BTreeSet::new();
+    let namespaces: BTreeSet<&String> = pods
+        .iter()
+        .filter(|pod| !matches!(pod.way, Way::Leave(_)))
+        .map(|pod| &pod.namespace)
+        .collect();
+    for namespace in namespaces {
+        if own_namespaces.contains(namespace) {
+            continue;
+        }
+        let path = format!("{}/{namespace}", cluster::NAMESPACES.path(None));
+        let object = match cluster::get(client, &path).await {
+            Ok(object) => object.unwrap_or_default(),
+            Err(kube::Error::Api(status)) if status.code == 403 => Value::Null,
+            Err(error) => return Err(error.into()),
+        };
+        let pointer = "/metadata/labels/holdfast.dev~1rewrite";
+        if text(&object, pointer) != holdfast_api::labels::REWRITE_DISABLED {
+            rewriting.insert(namespace.clone());
+        }
+    }
+    Ok(rewriting)
+}
+
+/// Labels a namespace as opted out.
+pub(super) async fn opt_out(client: &Client, namespace: &str) -> anyhow::Result<()> {
+    let path = format!(
+        "{}/{namespace}?fieldManager=holdfast-restore",
+        cluster::NAMESPACES.path(None)
+    );
+    let patch = json!({"metadata": {"labels": {holdfast_api::labels::REWRITE: holdfast_api::labels::REWRITE_DISABLED}}});
+    let request = http::Request::patch(path)
+        .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
+        .body(patch.to_string().into_bytes())?;
+    match client.request::<Value>(request).await {
+        Ok(_) => Ok(()),
+        Err(error) => bail!(
+            "namespace {namespace} cannot be labelled: {}",
+            cluster::words(&error)
+        ),
+    }
+}

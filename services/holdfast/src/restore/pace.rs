@@ -1,0 +1,285 @@
+//! In which order and how fast: one pod of an owner at a time, the next one when as many are ready as before, and so many a
+//! minute altogether. Pure: time and readiness are arguments.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::plan::{Found, Way};
+
+/// How long an owner may take to make a pod anew; then its other pods are left alone.
+const PATIENCE: Duration = Duration::from_secs(180);
+/// Until a pod that its disruption budget holds is tried again.
+const HELD: Duration = Duration::from_secs(10);
+
+/// The work of one owner; a pod without one is its own.
+#[derive(Debug)]
+struct Line {
+    waiting: VecDeque<Found>,
+    /// How many of its pods were ready before anything was done.
+    before: usize,
+    /// When a pod was taken, while the one that follows is not ready.
+    taken: Option<Instant>,
+    not_before: Option<Instant>,
+    held: Option<String>,
+}
+
+/// All work.
+#[derive(Debug)]
+pub(super) struct Pace {
+    lines: BTreeMap<String, Line>,
+    interval: Duration,
+    last: Option<Instant>,
+    /// Pods that are left as they are, and why.
+    left: Vec<(Found, String)>,
+}
+
+/// What to do now.
+#[derive(Debug, PartialEq)]
+pub(super) enum Step {
+    /// This pod's turn.
+    Take(Box<Found>),
+    /// Nothing before this time has passed.
+    Wait(Duration),
+    /// Nothing is left to do.
+    Done,
+}
+
+impl Pace {
+    /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each owner.
+    pub(super) fn new(
+        pods: Vec<Found>,
+        per_minute: u32,
+        ready: &BTreeMap<String, usize>,
+    ) -> Self {
+        let mut pace = Self {
+            lines: BTreeMap::new(),
+            interval: Duration::from_secs(60) / per_minute.max(1),
+            last: None,
+            left: Vec::new(),
+        };
+        for pod in pods {
+            if let Way::Leave(why) = &pod.way {
+                let why = why.clone();
+                pace.left.push((pod, why));
+                continue;
+            }
+            let key = key(&pod);
+            let before = ready.get(&key).copied().unwrap_or(0);
+            let line = pace.lines.entry(key).or_insert_with(|| Line {
+                waiting: VecDeque::new(),
+                before,
+                taken: None,
+                not_before: None,
+                held: None,
+            });
+            line.waiting.push_back(pod);
+        }
+        pace
+    }
+
+    /// The owners, by UID, whose pods are waited for: `next` needs to know how many of them are ready.
+    pub(super) fn settling(&self) -> impl Iterator<Item = &str> {
+        self.lines
+            .iter()
+            .filter(|(_, line)| line.taken.is_some())
+            .map(|(key, _)| key.as_str())
+    }
+
+    /// How many pods wait for their turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.lines.values().map(|line| line.waiting.len()).sum()
+    }
+
+    /// What to do at `now`. With `to_the_end` it is done only when the successors of the last pods are ready, too.
+    pub(super) fn next(
+        &mut self,
+        ready: &BTreeMap<String, usize>,
+        now: Instant,
+        to_the_end: bool,
+    ) -> Step {
+        for (key, line) in &mut self.lines {
+            let Some(taken) = line.taken else { continue };
+            if ready.get(key).copied().unwrap_or(0) >= line.before {
+                line.taken = None;
+            } else if now.duration_since(taken) >= PATIENCE {
+                line.taken = None;
+                let why = format!(
+                    "the pod made anew before it is not ready after {} s, so it was not touched",
+                    PATIENCE.as_secs()
+                );
+                self.left
+                    .extend(line.waiting.drain(..).map(|pod| (pod, why.clone())));
+            }
+        }
+        let settling = self.lines.values().any(|line| line.taken.is_some());
+        if self.waiting() == 0 {
+            return if settling && to_the_end {
+                Step::Wait(PATIENCE)
+            } else {
+                Step::Done
+            };
+        }
+        if let Some(rest) = self
+            .last
+            .and_then(|last| (last + self.interval).checked_duration_since(now))
+            .filter(|rest| !rest.is_zero())
+        {
+            return Step::Wait(rest);
+        }
+        let may = |line: &Line| {
+            line.taken.is_none() && line.not_before.is_none_or(|earliest| earliest <= now)
+        };
+        let next = self
+            .lines
+            .iter_mut()
+            .find(|(_, line)| !line.waiting.is_empty() && may(line));
+        let Some((_, line)) = next else {
+            return Step::Wait(HELD);
+        };
+        match line.waiting.pop_front() {
+            Some(pod) => {
+                self.last = Some(now);
+                Step::Take(Box::new(pod))
+            }
+            None => Step::Wait(HELD),
+        }
+    }
+
+    /// The pod was evicted: its owner's next one waits for the successor.
+    pub(super) fn evicted(&mut self, pod: &Found, now: Instant) {
+        if let Some(line) = self.lines.get_mut(&key(pod)) {
+            (line.taken, line.held) = (Some(now), None);
+        }
+    }
+
+    /// Its disruption budget holds the pod: later.
+    pub(super) fn held(&mut self, pod: Found, why: String, now: Instant) {
+        if let Some(line) = self.lines.get_mut(&key(&pod)) {
+            (line.not_before, line.held) = (Some(now + HELD), Some(why));
+            line.waiting.push_front(pod);
+        }
+    }
+
+    /// The pod stays as it is.
+    pub(super) fn leave(&mut self, pod: Found, why: String) {
+        self.left.push((pod, why));
+    }
+
+    /// Ends the work; everything that was left, and why.
+    pub(super) fn end(mut self) -> Vec<(Found, String)> {
+        for line in self.lines.into_values() {
+            let why = line.held.unwrap_or_else(|| "time was over".to_owned());
+            self.left
+                .extend(line.waiting.into_iter().map(|pod| (pod, why.clone())));
+        }
+        self.left
+    }
+}
+
+/// The owner's UID, or the pod's own.
+fn key(pod: &Found) -> String {
+    pod.owner
+        .as_ref()
+        .map_or_else(|| pod.uid.clone(), |owner| owner.uid.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::Owner;
+    use super::*;
+
+    fn pod(name: &str, owner: &str) -> Found {
+        Found {
+            namespace: "shop".to_owned(),
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            owner: Some(Owner {
+                kind: "ReplicaSet".to_owned(),
+                name: owner.to_owned(),
+                uid: owner.to_owned(),
+            }),
+            images: Vec::new(),
+            way: Way::Recreate,
+        }
+    }
+
+    fn ready(counts: &[(&str, usize)]) -> BTreeMap<String, usize> {
+        counts
+            .iter()
+            .map(|(owner, count)| ((*owner).to_owned(), *count))
+            .collect()
+    }
+
+    /// Takes the next pod at so many seconds; its name, or the wait in seconds.
+    fn next(pace: &mut Pace, start: Instant, second: u64, counts: &[(&str, usize)]) -> String {
+        let now = start + Duration::from_secs(second);
+        match pace.next(&ready(counts), now, false) {
+            Step::Take(pod) => {
+                pace.evicted(&pod, now);
+                pod.name
+            }
+            Step::Wait(time) => format!("wait {}", time.as_secs()),
+            Step::Done => "done".to_owned(),
+        }
+    }
+
+    #[test]
+    fn one_pod_of_an_owner_at_a_time_and_so_many_a_minute() {
+        let pods = vec![pod("a1", "a"), pod("a2", "a"), pod("b1", "b")];
+        let mut pace = Pace::new(pods, 30, &ready(&[("a", 2), ("b", 1)]));
+        let start = Instant::now();
+        assert_eq!(next(&mut pace, start, 0, &[("a", 2), ("b", 1)]), "a1");
+        assert_eq!(next(&mut pace, start, 0, &[("a", 1), ("b", 1)]), "wait 2", "the rate");
+        assert_eq!(next(&mut pace, start, 2, &[("a", 1), ("b", 1)]), "b1", "a waits for its successor");
+        assert_eq!(next(&mut pace, start, 4, &[("a", 1), ("b", 0)]), "wait 10");
+        assert_eq!(pace.settling().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(next(&mut pace, start, 9, &[("a", 2), ("b", 0)]), "a2");
+        assert_eq!(next(&mut pace, start, 12, &[("a", 1), ("b", 0)]), "done");
+        let now = start + Duration::from_secs(12);
+        assert!(
+            matches!(pace.next(&ready(&[("a", 1)]), now, true), Step::Wait(_)),
+            "to the end"
+        );
+        assert_eq!(pace.next(&ready(&[("a", 2), ("b", 1)]), now, true), Step::Done);
+        assert!(pace.end().is_empty());
+    }
+
+    #[test]
+    fn an_owner_whose_new_pod_does_not_come_up_loses_no_other() {
+        let mut pace = Pace::new(vec![pod("a1", "a"), pod("a2", "a")], 60, &ready(&[("a", 2)]));
+        let start = Instant::now();
+        assert_eq!(next(&mut pace, start, 0, &[("a", 2)]), "a1");
+        assert_eq!(next(&mut pace, start, 179, &[("a", 1)]), "wait 10");
+        assert_eq!(next(&mut pace, start, 180, &[("a", 1)]), "done");
+        let left = pace.end();
+        assert_eq!(left[0].0.name, "a2");
+        assert!(left[0].1.contains("not ready after 180 s"));
+    }
+
+    #[test]
+    fn a_pod_that_a_budget_holds_is_tried_again_and_named_in_the_end() {
+        let mut pace = Pace::new(vec![pod("a1", "a"), pod("b1", "b")], 60, &ready(&[]));
+        let start = Instant::now();
+        let Step::Take(held) = pace.next(&ready(&[]), start, false) else {
+            panic!("a pod's turn");
+        };
+        pace.held(*held, "the budget says no".to_owned(), start);
+        assert_eq!(next(&mut pace, start, 1, &[]), "b1", "others go on");
+        assert_eq!(next(&mut pace, start, 5, &[]), "wait 10");
+        let Step::Take(again) = pace.next(&ready(&[]), start + Duration::from_secs(11), false) else {
+            panic!("it is tried again");
+        };
+        pace.held(*again, "the budget says no".to_owned(), start);
+        let left = pace.end();
+        assert_eq!((left[0].0.name.as_str(), left[0].1.as_str()), ("a1", "the budget says no"));
+    }
+
+    #[test]
+    fn what_is_to_be_left_has_no_turn() {
+        let mut left = pod("a1", "a");
+        left.way = Way::Leave("so it is".to_owned());
+        let mut pace = Pace::new(vec![left], 60, &ready(&[]));
+        assert_eq!(pace.next(&ready(&[]), Instant::now(), true), Step::Done);
+        assert_eq!(pace.end()[0].1, "so it is");
+    }
+}

@@ -1,0 +1,364 @@
+//! Which pods hold rewritten references and what is to be done with each: pure. Owners are never edited; what has no owner is
+//! never deleted.
+
+use holdfast_core::workload::{controller_of, may_start, pod_template};
+use holdfast_core::{Reference, pod, rewrite};
+use holdfast_api::labels;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::cluster::text;
+
+/// The annotation by which the kubelet marks the API's copy of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+/// Owners that make a pod anew as soon as one is gone.
+const RENEWING: [(&str, &str, &str); 4] = [
+    ("ReplicaSet", "apps", "replicasets"),
+    ("StatefulSet", "apps", "statefulsets"),
+    ("DaemonSet", "apps", "daemonsets"),
+    ("ReplicationController", "", "replicationcontrollers"),
+];
+
+/// A pod with rewritten references.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Found {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) owner: Option<Owner>,
+    pub(crate) images: Vec<Rewritten>,
+    pub(crate) way: Way,
+}
+
+/// What controls a pod.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Owner {
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) uid: String,
+}
+
+/// One reference and what it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Rewritten {
+    /// `containers/NAME`
+    pub(crate) key: String,
+    pub(crate) now: String,
+    pub(crate) original: String,
+}
+
+/// What gives a pod its originals back.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Way {
+    /// Its owner makes it anew.
+    Recreate,
+    /// These operations; the texts are what they cannot reach.
+    Patch(Vec<Value>, Vec<String>),
+    /// Nothing, for this reason.
+    Leave(String),
+}
+
+impl Found {
+    /// `Pod/name`, or `Kind/name` of its owner.
+    pub(crate) fn owned_by(&self) -> String {
+        self.owner.as_ref().map_or_else(
+            || format!("Pod/{}", self.name),
+            |owner| format!("{}/{}", owner.kind, owner.name),
+        )
+    }
+}
+
+/// The path of an owner that renews its pods; nothing for other kinds.
+pub(super) fn path_of_owner(namespace: &str, owner: &Owner) -> Option<String> {
+    let (_, group, plural) = RENEWING.iter().find(|(kind, _, _)| *kind == owner.kind)?;
+    let root = if group.is_empty() {
+        "/api/v1".to_owned()
+    } else {
+        format!("/apis/{group}/v1")
+    };
+    Some(format!(
+        "{root}/namespaces/{namespace}/{plural}/{}",
+        owner.name
+    ))
+}
+
+/// Judges one pod; nothing where no reference of it is rewritten, or where it has ended.
+pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
+    let mirror = pod
+        .pointer("/metadata/annotations")
+        .is_some_and(|all| all.get(MIRROR).is_some());
+    if mirror || !may_start("Pod", pod) {
+        return None;
+    }
+    let annotated = pod::annotated_originals(pod);
+    let rewritten: Vec<_> = pod::original_images(pod, addresses)
+        .into_iter()
+        .filter(|image| image.rewritten)
+        .collect();
+    if rewritten.is_empty() {
+        return None;
+    }
+    let images: Vec<(pod::PodImage, String)> = rewritten
+        .into_iter()
+        .map(|found| {
+            // As it was written, where the annotation says so and means the same.
+            let written = annotated
+                .as_ref()
+                .and_then(|all| all.get(found.image.key())?.as_str())
+                .filter(|text| Reference::parse(text).is_ok_and(|parsed| parsed == found.reference))
+                .map(str::to_owned);
+            let original = written.unwrap_or_else(|| found.reference.to_string());
+            (found.image, original)
+        })
+        .collect();
+    let owner = controller_of(pod).map(|(kind, name, uid)| Owner {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    });
+    let way = match &owner {
+        None => patch(pod, &images, annotated.as_ref()),
+        Some(owner) if RENEWING.iter().any(|(kind, _, _)| *kind == owner.kind) => Way::Recreate,
+        Some(owner) if owner.kind == "Job" => {
+            Way::Leave("its Job runs to its end; the next one starts with the originals".to_owned())
+        }
+        Some(owner) => Way::Leave(format!(
+            "it belongs to {}/{}, which may not make it anew; restart it by that one's own means",
+            owner.kind, owner.name
+        )),
+    };
+    Some(Found {
+        namespace: text(pod, "/metadata/namespace").to_owned(),
+        name: text(pod, "/metadata/name").to_owned(),
+        uid: text(pod, "/metadata/uid").to_owned(),
+        owner,
+        images: images
+            .into_iter()
+            .map(|(image, original)| Rewritten {
+                key: image.key(),
+                now: image.image,
+                original,
+            })
+            .collect(),
+        way,
+    })
+}
+
+/// The operations on a pod that nothing would make anew. Each first makes sure that what it changes is still there.
+fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Way {
+    let mutable =
+        |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);
+    let fixed: Vec<String> = images
+        .iter()
+        .filter(|(image, _)| !mutable(image))
+        .map(|(image, _)| format!("{} cannot be changed in a living pod", image.key()))
+        .collect();
+    if fixed.len() == images.len() {
+        return Way::Leave(format!(
+            "{}; delete the pod and create it anew",
+            fixed.join(", ")
+        ));
+    }
+    let mut operations =
+        vec![json!({"op": "test", "path": "/metadata/uid", "value": text(pod, "/metadata/uid")})];
+    let mut left = annotated
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    for (image, original) in images.iter().filter(|(image, _)| mutable(image)) {
+        operations.push(json!({"op": "test", "path": image.pointer, "value": image.image}));
+        operations.push(json!({"op": "replace", "path": image.pointer, "value": original}));
+        left.shift_remove(&image.key());
+    }
+    if annotated.is_some() {
+        let path = format!(
+            "/metadata/annotations/{}",
+            labels::ORIGINAL_IMAGES.replace('/', "~1")
+        );
+        operations.push(if left.is_empty() {
+            json!({"op": "remove", "path": path})
+        } else {
+            json!({"op": "replace", "path": path, "value": Value::Object(left).to_string()})
+        });
+    }
+    Way::Patch(operations, fixed)
+}
+
+/// Why an owner, as it is now, would not give its pods their originals; nothing where it would.
+pub(super) fn objection(
+    owner: &Owner,
+    object: Option<&Value>,
+    addresses: &[String],
+) -> Option<String> {
+    let name = format!("{}/{}", owner.kind, owner.name);
+    let Some(object) = object.filter(|object| text(object, "/metadata/uid") == owner.uid) else {
+        return Some(format!("{name} does not exist any more"));
+    };
+    if !may_start(&owner.kind, object) {
+        return Some(format!("{name} is being deleted"));
+    }
+    let names_registry = pod_template(&owner.kind, object)
+        .into_iter()
+        .flat_map(pod::images)
+        .any(|image| {
+            Reference::parse(&image.image).is_ok_and(|reference| {
+                addresses
+                    .iter()
+                    .any(|address| rewrite::is_at(reference.host(), address))
+            })
+        });
+    names_registry.then(|| {
+        format!("the template of {name} names the registry itself; change it where it comes from")
+    })
+}
+
+/// Whether a pod is ready and stays.
+pub(super) fn is_ready(pod: &Value) -> bool {
+    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+    may_start("Pod", pod)
+        && conditions.into_iter().flatten().any(|condition| {
+            text(condition, "/type") == "Ready" && text(condition, "/status") == "True"
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses() -> Vec<String> {
+        vec!["10.96.0.50".to_owned()]
+    }
+
+    fn pod(owner: Option<&str>, images: &Value, annotation: &str) -> Value {
+        let owners: Vec<_> = owner
+            .into_iter()
+            .map(|kind| json!({"kind": kind, "name": "o", "uid": "u", "controller": true}))
+            .collect();
+        let mut pod = json!({
+            "metadata": {"namespace": "shop", "name": "p", "uid": "uid-p", "ownerReferences": owners},
+            "spec": images,
+        });
+        if !annotation.is_empty() {
+            pod["metadata"]["annotations"] = json!({labels::ORIGINAL_IMAGES: annotation});
+        }
+        pod
+    }
+
+    fn local() -> Value {
+        json!({"containers": [{"name": "c", "image": "10.96.0.50/docker.io/library/nginx:1"}]})
+    }
+
+    fn way(owner: Option<&str>) -> Way {
+        find(&pod(owner, &local(), ""), &addresses()).unwrap().way
+    }
+
+    #[test]
+    fn only_what_is_made_anew_is_recreated() {
+        for kind in [
+            "ReplicaSet",
+            "StatefulSet",
+            "DaemonSet",
+            "ReplicationController",
+        ] {
+            assert_eq!(way(Some(kind)), Way::Recreate, "{kind}");
+        }
+        for (kind, why) in [("Job", "to its end"), ("PodSet", "PodSet/o")] {
+            assert!(
+                matches!(way(Some(kind)), Way::Leave(text) if text.contains(why)),
+                "{kind}"
+            );
+        }
+        assert!(matches!(way(None), Way::Patch(_, left) if left.is_empty()));
+    }
+
+    #[test]
+    fn pods_that_hold_their_originals_or_have_ended_are_no_concern() {
+        let original = json!({"containers": [{"name": "c", "image": "nginx:1"}]});
+        assert_eq!(find(&pod(None, &original, ""), &addresses()), None);
+        let pushed = json!({"containers": [{"name": "c", "image": "10.96.0.50/team/app:1"}]});
+        assert_eq!(find(&pod(None, &pushed, ""), &addresses()), None);
+        let mut ended = pod(None, &local(), "");
+        ended["status"] = json!({"phase": "Succeeded"});
+        assert_eq!(find(&ended, &addresses()), None);
+        let mut mirror = pod(None, &local(), "");
+        mirror["metadata"]["annotations"] = json!({MIRROR: "x"});
+        assert_eq!(find(&mirror, &addresses()), None);
+    }
+
+    #[test]
+    fn a_bare_pod_gets_back_what_its_author_wrote() {
+        let annotation = r#"{"containers/c":"nginx:1","volumes/v":"data:1"}"#;
+        let spec = json!({
+            "initContainers": [{"name": "i", "image": "10.96.0.50/r.io/init:1"}],
+            "containers": [{"name": "c", "image": "10.96.0.50/docker.io/library/nginx:1"}, {"name": "own", "image": "r.io/x:1"}],
+            "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/docker.io/library/data:1"}}],
+        });
+        let found = find(&pod(None, &spec, annotation), &addresses()).unwrap();
+        let Way::Patch(operations, left) = &found.way else {
+            panic!("{found:?}");
+        };
+        assert_eq!(left, &["volumes/v cannot be changed in a living pod"]);
+        let mut patched = pod(None, &spec, annotation);
+        let patch: json_patch::Patch = serde_json::from_value(json!(operations)).unwrap();
+        json_patch::patch(&mut patched, &patch).unwrap();
+        assert_eq!(patched["spec"]["containers"][0]["image"], "nginx:1");
+        assert_eq!(patched["spec"]["containers"][1]["image"], "r.io/x:1");
+        assert_eq!(patched["spec"]["initContainers"][0]["image"], "r.io/init:1");
+        assert_eq!(patched["spec"]["volumes"], spec["volumes"]);
+        assert_eq!(
+            patched["metadata"]["annotations"][labels::ORIGINAL_IMAGES],
+            r#"{"volumes/v":"data:1"}"#
+        );
+        // Of another pod of that name, or of images that somebody changed meanwhile, nothing is touched.
+        let mut other = pod(None, &spec, annotation);
+        other["metadata"]["uid"] = json!("uid-of-another");
+        assert!(json_patch::patch(&mut other, &patch).is_err());
+    }
+
+    #[test]
+    fn an_annotation_that_lies_is_not_believed() {
+        let annotation = r#"{"containers/c":"evil.example/x:1"}"#;
+        let found = find(&pod(None, &local(), annotation), &addresses()).unwrap();
+        assert_eq!(found.images[0].original, "docker.io/library/nginx:1");
+    }
+
+    #[test]
+    fn what_cannot_be_changed_is_left_with_the_way_out() {
+        let spec = json!({"containers": [], "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/r.io/data:1"}}]});
+        let found = find(&pod(None, &spec, ""), &addresses()).unwrap();
+        assert!(
+            matches!(&found.way, Way::Leave(why) if why.contains("volumes/v") && why.contains("create it anew")),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn an_owner_must_live_and_know_the_originals() {
+        let owner = Owner {
+            kind: "ReplicaSet".to_owned(),
+            name: "web".to_owned(),
+            uid: "u".to_owned(),
+        };
+        let object = |uid: &str, image: &str, deleted: Value| {
+            json!({
+                "metadata": {"uid": uid, "deletionTimestamp": deleted},
+                "spec": {"template": {"spec": {"containers": [{"name": "c", "image": image}]}}},
+            })
+        };
+        let check = |object: Option<&Value>, expect: &str| {
+            let found = objection(&owner, object, &addresses()).unwrap_or_default();
+            assert!(
+                found.contains(expect) && found.is_empty() == expect.is_empty(),
+                "{found}"
+            );
+        };
+        check(Some(&object("u", "nginx:1", Value::Null)), "");
+        check(None, "does not exist");
+        check(Some(&object("other", "nginx:1", Value::Null)), "does not exist");
+        check(Some(&object("u", "nginx:1", json!("2026-01-01T00:00:00Z"))), "being deleted");
+        check(
+            Some(&object("u", "10.96.0.50/r.io/a:1", Value::Null)),
+            "names the registry itself",
+        );
+    }
+}

@@ -1,0 +1,91 @@
+//! How an Artifact stands, as its status tells people. No decision that changes anything is taken from it.
+
+use holdfast_api::Artifact;
+use holdfast_api::artifact::{READY, Reason};
+
+/// The word for an Artifact that the controller has not looked at yet.
+pub(crate) const WAITING: &str = "Waiting";
+
+/// How one Artifact stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Whether the registry holds the image.
+    pub(crate) local: bool,
+    /// The condition's reason, or `Waiting`.
+    pub(crate) reason: String,
+    pub(crate) message: String,
+    /// Since when, RFC 3339.
+    pub(crate) since: String,
+}
+
+/// Reads the `Ready` condition. One that speaks of an earlier specification says nothing.
+pub(crate) fn standing(artifact: &Artifact) -> Standing {
+    let condition = artifact.status.as_ref().and_then(|status| {
+        status
+            .conditions
+            .iter()
+            .find(|condition| condition.type_ == READY)
+            .filter(|condition| {
+                condition.observed_generation.is_none()
+                    || condition.observed_generation == artifact.metadata.generation
+            })
+    });
+    condition.map_or_else(
+        || Standing {
+            local: false,
+            reason: WAITING.to_owned(),
+            message: "the controller has not looked at it yet".to_owned(),
+            since: String::new(),
+        },
+        |condition| Standing {
+            local: condition.status == "True",
+            reason: condition.reason.clone(),
+            message: condition.message.clone(),
+            since: condition.last_transition_time.0.to_string(),
+        },
+    )
+}
+
+/// Whether nothing is wrong yet.
+pub(crate) fn is_on_its_way(reason: &str) -> bool {
+    reason == WAITING || reason == Reason::Copying.as_str()
+}
+
+/// Whether asking again brings the same answer until somebody changes something.
+pub(crate) fn is_lasting(reason: &str) -> bool {
+    [Reason::NotFound, Reason::Unauthorized, Reason::Invalid]
+        .into_iter()
+        .any(|lasting| lasting.as_str() == reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_condition_of_an_earlier_specification_says_nothing() {
+        let mut artifact: Artifact = serde_json::from_value(json!({
+            "apiVersion": "holdfast.dev/v1alpha1", "kind": "Artifact",
+            "metadata": {"name": "a", "namespace": "b", "generation": 1},
+            "spec": {"sourceArtifact": "r.io/a:1"},
+            "status": {"conditions": [{
+                "type": "Ready", "status": "True", "reason": "Copied", "message": "", "observedGeneration": 1,
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }]},
+        }))
+        .unwrap();
+        assert!(standing(&artifact).local);
+        artifact.metadata.generation = Some(2);
+        assert_eq!(standing(&artifact).reason, WAITING);
+        artifact.status = None;
+        assert!(!standing(&artifact).local);
+    }
+
+    #[test]
+    fn a_reason_is_on_its_way_or_lasting_or_passing() {
+        assert!(is_on_its_way("Copying") && is_on_its_way(WAITING));
+        assert!(is_lasting("NotFound") && !is_lasting("UpstreamUnavailable"));
+        assert!(!is_on_its_way("NotFound") && !is_lasting("Copying"));
+    }
+}

@@ -1,0 +1,186 @@
+//! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say what it means, prints.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "what a command prints is its result"
+)]
+
+mod gather;
+mod judge;
+
+use std::fmt::Write as _;
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::cluster::{CANNOT_TELL, ClusterArgs};
+use crate::terminal;
+use judge::{Status, Verdict};
+
+/// Between two looks with `--watch`.
+const EVERY: Duration = Duration::from_secs(2);
+/// At most so many images that are not local are named; `--json` names all.
+const NAMED: usize = 40;
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit status: 0 all is well, 1 something is missing (an image is not local, a pod is not ready, pods are not rewritten, \
+the volume is full), 2 it cannot tell.\n\
+Needs a kubeconfig that may read Artifacts, and the release's namespace; the volume is read through the API server (pods/proxy)."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    /// Images of this namespace only
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Images of all namespaces (the default)
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    /// Writes everything as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Looks again every two seconds until it is interrupted
+    #[arg(short, long)]
+    watch: bool,
+}
+
+/// Prints the status, once or until interrupted.
+pub(crate) async fn run(args: Args) -> ExitCode {
+    match look(&args).await {
+        Ok(verdict) => exit(verdict),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(CANNOT_TELL)
+        }
+    }
+}
+
+fn exit(verdict: Verdict) -> ExitCode {
+    match verdict {
+        Verdict::Well => ExitCode::SUCCESS,
+        Verdict::Missing => ExitCode::FAILURE,
+        Verdict::Unknown => ExitCode::from(CANNOT_TELL),
+    }
+}
+
+async fn look(args: &Args) -> anyhow::Result<Verdict> {
+    let client = args.cluster.client().await?;
+    let mut before = String::new();
+    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
+    loop {
+        let release = args.cluster.release(&client).await?;
+        let facts = gather::facts(&client, &release, args.namespace.as_deref()).await;
+        let status = judge::judge(&facts);
+        if let Some(path) = &args.json {
+            terminal::write_json(path, &status)?;
+        }
+        let text = render(&status);
+        if !args.watch {
+            print!("{text}");
+            return Ok(status.verdict);
+        }
+        if std::io::stdout().is_terminal() {
+            // Clears the screen and goes to its first line.
+            print!("\u{1b}[2J\u{1b}[H{text}");
+        } else if text != before {
+            println!("{text}");
+        }
+        before = text;
+        tokio::select! {
+            _ = &mut interrupted => return Ok(status.verdict),
+            () = tokio::time::sleep(EVERY) => {}
+        }
+    }
+}
+
+/// The status as text.
+fn render(status: &Status) -> String {
+    let mut out = String::new();
+    let mut line = |name: &str, text: String| {
+        writeln!(out, "{name:<11} {text}").ok();
+    };
+    line(
+        "release",
+        format!(
+            "{} in {}, version {}",
+            status.release, status.namespace, status.version
+        ),
+    );
+    line(
+        "address",
+        status
+            .registry_address
+            .clone()
+            .unwrap_or_else(|| "not known yet".to_owned()),
+    );
+    for part in &status.parts {
+        let text = match (part.ready, part.wanted) {
+            (Some(ready), Some(wanted)) => format!("{ready} of {wanted} ready"),
+            _ => part.problem.clone().unwrap_or_default(),
+        };
+        line(part.name, text);
+    }
+    line(
+        "volume",
+        match (&status.volume, &status.volume_problem) {
+            (Some(volume), _) => format!(
+                "{}: {} of {} free",
+                volume.level,
+                terminal::size(volume.available_bytes),
+                terminal::size(volume.total_bytes)
+            ),
+            (None, problem) => format!("not known: {}", problem.clone().unwrap_or_default()),
+        },
+    );
+    let rewriting = if status.rewriting { "on" } else { "OFF" };
+    line("rewriting", format!("{rewriting}: {}", status.rewriting_reason));
+    let images = &status.images;
+    line(
+        "images",
+        format!(
+            "{} of {} local ({}){}",
+            images.local,
+            images.wanted,
+            terminal::size(images.local_bytes),
+            images
+                .by_reason
+                .iter()
+                .map(|(reason, count)| format!(", {count} {reason}"))
+                .collect::<String>()
+        ),
+    );
+    if !status.absent.is_empty() {
+        let rows: Vec<Vec<String>> = status
+            .absent
+            .iter()
+            .take(NAMED)
+            .map(|image| {
+                vec![
+                    image.namespace.clone(),
+                    image.source.clone(),
+                    image.reason.clone(),
+                    image.message.clone(),
+                ]
+            })
+            .collect();
+        out.push('\n');
+        out.push_str(&terminal::table(
+            &["NAMESPACE", "IMAGE", "REASON", "MESSAGE"],
+            &rows,
+        ));
+        let more = status.absent.len().saturating_sub(NAMED);
+        if more > 0 {
+            writeln!(out, "and {more} more; --json names all").ok();
+        }
+    }
+    for problem in &status.problems {
+        writeln!(out, "problem     {problem}").ok();
+    }
+    for unknown in &status.unknown {
+        writeln!(out, "unknown     {unknown}").ok();
+    }
+    out
+}

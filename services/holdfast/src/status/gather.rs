@@ -1,0 +1,160 @@
+//! What `status` asks the API server. Each question may fail by itself; the answer then says why.
+
+use holdfast_api::names::Names;
+use holdfast_api::{Artifact, labels};
+use kube::Client;
+
+use super::judge::{Facts, Part, Volume};
+use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource, text};
+
+const DEPLOYMENTS: Resource = Resource {
+    group: "apps",
+    version: "v1",
+    plural: "deployments",
+};
+const DAEMON_SETS: Resource = Resource {
+    group: "apps",
+    version: "v1",
+    plural: "daemonsets",
+};
+/// The port of the parts' metrics.
+const ADMIN_PORT: u16 = 9090;
+
+/// Asks everything, images of one namespace or of all.
+pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
+    let names = &release.names;
+    let state = release
+        .state(client)
+        .await
+        .map_err(|error| format!("{error:#}"));
+    let artifacts = match cluster::list(client, ARTIFACTS, namespace).await {
+        Ok(Listed::Items(items)) => Ok(items
+            .into_iter()
+            .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
+            .collect()),
+        Ok(Listed::Forbidden) => Err("Artifacts may not be listed; -n limits the question to one namespace".to_owned()),
+        Ok(Listed::Unknown) => Err("the API server knows no Artifacts: the custom resource definition is missing".to_owned()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let parts = futures::future::join_all([
+        deployment(client, "registry", names, names.registry()),
+        deployment(client, "webhook", names, names.webhook()),
+        deployment(client, "controller", names, names.controller()),
+    ]);
+    let (mut parts, agents, volume) =
+        tokio::join!(parts, agents(client, names), volume(client, names));
+    parts.push(agents);
+    Facts {
+        release: names.release.clone(),
+        namespace: names.namespace.clone(),
+        version: release.version.clone(),
+        state,
+        parts,
+        volume,
+        artifacts,
+    }
+}
+
+async fn deployment(client: &Client, part: &'static str, names: &Names, name: String) -> Part {
+    let path = format!("{}/{name}", DEPLOYMENTS.path(Some(&names.namespace)));
+    counted(
+        client,
+        part,
+        &path,
+        "/spec/replicas",
+        "/status/readyReplicas",
+    )
+    .await
+}
+
+async fn agents(client: &Client, names: &Names) -> Part {
+    let path = format!(
+        "{}/{}",
+        DAEMON_SETS.path(Some(&names.namespace)),
+        names.node_agent()
+    );
+    counted(
+        client,
+        "nodes",
+        &path,
+        "/status/desiredNumberScheduled",
+        "/status/numberReady",
+    )
+    .await
+}
+
+async fn counted(
+    client: &Client,
+    name: &'static str,
+    path: &str,
+    wanted: &str,
+    ready: &str,
+) -> Part {
+    let number = |object: &serde_json::Value, pointer: &str| {
+        object
+            .pointer(pointer)
+            .and_then(serde_json::Value::as_u64)
+            .unwrap_or(0)
+    };
+    match cluster::get(client, path).await {
+        Ok(Some(object)) => Part {
+            name,
+            wanted: Some(number(&object, wanted)),
+            ready: Some(number(&object, ready)),
+            problem: None,
+        },
+        Ok(None) => Part {
+            name,
+            wanted: Some(1),
+            ready: Some(0),
+            problem: Some("it does not exist".to_owned()),
+        },
+        Err(error) => Part {
+            name,
+            wanted: None,
+            ready: None,
+            problem: Some(cluster::words(&error)),
+        },
+    }
+}
+
+/// The volume as a registry replica measures it, read from its metrics through the API server.
+async fn volume(client: &Client, names: &Names) -> Result<Volume, String> {
+    let selector = format!(
+        "{}={},{}={}",
+        labels::INSTANCE,
+        names.release,
+        labels::COMPONENT,
+        labels::COMPONENT_REGISTRY
+    );
+    let namespace = Some(names.namespace.as_str());
+    let pods = match cluster::list_some(client, PODS, namespace, &selector).await {
+        Ok(Listed::Items(pods)) => pods,
+        Ok(Listed::Forbidden | Listed::Unknown) => {
+            return Err(format!("pods in {} may not be listed", names.namespace));
+        }
+        Err(error) => return Err(format!("{error:#}")),
+    };
+    let mut why = "no registry pod runs".to_owned();
+    for pod in pods
+        .iter()
+        .filter(|pod| text(pod, "/status/phase") == "Running")
+    {
+        let path = format!(
+            "{}/{}:{ADMIN_PORT}/proxy/metrics",
+            PODS.path(namespace),
+            text(pod, "/metadata/name")
+        );
+        let request = http::Request::get(path)
+            .body(Vec::new())
+            .map_err(|error| error.to_string())?;
+        match client.request_text(request).await {
+            Ok(metrics) => match Volume::of_metrics(&metrics) {
+                Some(volume) => return Ok(volume),
+                None => "the registry's metrics say nothing of its volume".clone_into(&mut why),
+            },
+            Err(error) => why = format!("metrics cannot be read: {}", cluster::words(&error)),
+        }
+    }
+    Err(why)
+}

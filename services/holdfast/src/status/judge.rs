@@ -1,0 +1,404 @@
+//! What the facts mean: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use holdfast_api::Artifact;
+use holdfast_api::state::ClusterState;
+use serde::Serialize;
+
+use crate::standing::{is_on_its_way, standing};
+
+/// What was found out. What could not be found out carries the reason.
+#[derive(Debug, Clone)]
+pub(super) struct Facts {
+    pub(super) release: String,
+    pub(super) namespace: String,
+    pub(super) version: String,
+    pub(super) state: Result<Option<ClusterState>, String>,
+    pub(super) parts: Vec<Part>,
+    pub(super) volume: Result<Volume, String>,
+    pub(super) artifacts: Result<Vec<Artifact>, String>,
+}
+
+/// One part's pods; `nodes` are those of the node agent, which are ready after a real pull on their node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Part {
+    pub(super) name: &'static str,
+    pub(super) wanted: Option<u64>,
+    pub(super) ready: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) problem: Option<String>,
+}
+
+/// The registry's volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Volume {
+    /// `enough`, `filling` (writers are warned), `full` (writes are refused).
+    pub(super) level: &'static str,
+    pub(super) available_bytes: u64,
+    pub(super) total_bytes: u64,
+}
+
+impl Volume {
+    /// Reads the gauges of a registry replica; nothing where it has not measured yet.
+    pub(super) fn of_metrics(text: &str) -> Option<Self> {
+        let gauge = |name: &str| {
+            let line = text
+                .lines()
+                .find(|line| line.split_whitespace().next() == Some(name))?;
+            // Gauges may be written as floats.
+            line.split_whitespace()
+                .nth(1)?
+                .split('.')
+                .next()?
+                .parse::<u64>()
+                .ok()
+        };
+        let total_bytes = gauge("holdfast_registry_volume_size_bytes").filter(|size| *size > 0)?;
+        Some(Self {
+            level: match gauge("holdfast_registry_volume_level")? {
+                0 => "enough",
+                1 => "filling",
+                _ => "full",
+            },
+            available_bytes: gauge("holdfast_registry_volume_available_bytes")?,
+            total_bytes,
+        })
+    }
+}
+
+/// The answer in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    Well,
+    Missing,
+    Unknown,
+}
+
+/// What is printed.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Status {
+    pub(super) verdict: Verdict,
+    pub(super) release: String,
+    pub(super) namespace: String,
+    pub(super) version: String,
+    pub(super) registry_address: Option<String>,
+    pub(super) rewriting: bool,
+    pub(super) rewriting_reason: String,
+    pub(super) parts: Vec<Part>,
+    pub(super) volume: Option<Volume>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) volume_problem: Option<String>,
+    pub(super) images: Images,
+    /// Images that are not local, those that fail before those that are on their way.
+    pub(super) absent: Vec<Absent>,
+    /// What is missing beside images.
+    pub(super) problems: Vec<String>,
+    /// What could not be found out.
+    pub(super) unknown: Vec<String>,
+}
+
+/// Artifacts in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Images {
+    pub(super) wanted: u64,
+    pub(super) local: u64,
+    /// Each image once, though several namespaces want it; layers that images share count for each of them.
+    pub(super) local_bytes: u64,
+    /// Why the others are not local: how many by reason.
+    pub(super) by_reason: BTreeMap<String, u64>,
+}
+
+/// An image that is not local.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Absent {
+    pub(super) namespace: String,
+    pub(super) source: String,
+    pub(super) reason: String,
+    pub(super) message: String,
+    /// Since when, RFC 3339; empty before the controller's first look.
+    pub(super) since: String,
+    pub(super) attempts: i64,
+}
+
+/// What the facts mean.
+pub(super) fn judge(facts: &Facts) -> Status {
+    let (mut problems, mut unknown) = (Vec::new(), Vec::new());
+    let state = match &facts.state {
+        Ok(state) => state.clone(),
+        Err(why) => {
+            unknown.push(why.clone());
+            None
+        }
+    };
+    let rewriting = state.as_ref().is_some_and(|state| state.rewrite);
+    let rewriting_reason = match &state {
+        Some(state) => state.reason.clone(),
+        None if facts.state.is_ok() => "the controller has not said anything yet".to_owned(),
+        None => "not known".to_owned(),
+    };
+    if !rewriting && facts.state.is_ok() {
+        problems.push(format!(
+            "new pods are not rewritten, they pull from their upstreams: {rewriting_reason}"
+        ));
+    }
+    for part in &facts.parts {
+        match (part.wanted, part.ready) {
+            (Some(wanted), Some(ready)) if ready < wanted => {
+                problems.push(format!("{}: {ready} of {wanted} ready", part.name));
+            }
+            (Some(_), Some(_)) => {}
+            _ => unknown.push(format!(
+                "{}: {}",
+                part.name,
+                part.problem.clone().unwrap_or_default()
+            )),
+        }
+    }
+    if let Ok(volume) = &facts.volume
+        && volume.level == "full"
+    {
+        problems.push("the registry's volume is full: nothing is copied any more".to_owned());
+    }
+    let (mut images, mut absent) = (Images::default(), Vec::new());
+    match &facts.artifacts {
+        Ok(artifacts) => count(artifacts, &mut images, &mut absent),
+        Err(why) => unknown.push(why.clone()),
+    }
+    let verdict = if !problems.is_empty() || !absent.is_empty() {
+        Verdict::Missing
+    } else if !unknown.is_empty() {
+        Verdict::Unknown
+    } else {
+        Verdict::Well
+    };
+    Status {
+        verdict,
+        release: facts.release.clone(),
+        namespace: facts.namespace.clone(),
+        version: facts.version.clone(),
+        registry_address: state
+            .map(|state| state.registry_address)
+            .filter(|address| !address.is_empty()),
+        rewriting,
+        rewriting_reason,
+        parts: facts.parts.clone(),
+        volume: facts.volume.clone().ok(),
+        volume_problem: facts.volume.clone().err(),
+        images,
+        absent,
+        problems,
+        unknown,
+    }
+}
+
+fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) {
+    let mut counted = BTreeSet::new();
+    for artifact in artifacts {
+        images.wanted += 1;
+        let source = &artifact.spec.source_artifact;
+        let standing = standing(artifact);
+        let status = artifact.status.clone().unwrap_or_default();
+        if standing.local {
+            images.local += 1;
+            if counted.insert(source) {
+                let bytes = status.size_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+                images.local_bytes += bytes.unwrap_or(0);
+            }
+            continue;
+        }
+        *images.by_reason.entry(standing.reason.clone()).or_default() += 1;
+        absent.push(Absent {
+            namespace: artifact.metadata.namespace.clone().unwrap_or_default(),
+            source: source.clone(),
+            reason: standing.reason,
+            message: standing.message,
+            since: standing.since,
+            attempts: status.attempts.unwrap_or(0),
+        });
+    }
+    let on_its_way = |absent: &Absent| is_on_its_way(&absent.reason);
+    absent.sort_by(|one, other| {
+        (on_its_way(one), &one.namespace, &one.source).cmp(&(
+            on_its_way(other),
+            &other.namespace,
+            &other.source,
+        ))
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn artifact(namespace: &str, source: &str, reason: Option<&str>) -> Artifact {
+        let conditions: Vec<_> = reason
+            .into_iter()
+            .map(|reason| {
+                json!({
+                    "type": "Ready", "status": if reason == "Copied" { "True" } else { "False" },
+                    "reason": reason, "message": "so it is", "observedGeneration": 1,
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                })
+            })
+            .collect();
+        serde_json::from_value(json!({
+            "apiVersion": "holdfast.dev/v1alpha1", "kind": "Artifact",
+            "metadata": {"name": "a", "namespace": namespace, "generation": 1},
+            "spec": {"sourceArtifact": source},
+            "status": {"conditions": conditions, "sizeBytes": 1000},
+        }))
+        .unwrap()
+    }
+
+    fn part(name: &'static str, ready: u64) -> Part {
+        Part {
+            name,
+            wanted: Some(3),
+            ready: Some(ready),
+            problem: None,
+        }
+    }
+
+    fn well() -> Facts {
+        Facts {
+            release: "holdfast".to_owned(),
+            namespace: "sys".to_owned(),
+            version: "0.1.0".to_owned(),
+            state: Ok(Some(ClusterState {
+                registry_address: "10.96.0.50".to_owned(),
+                rewrite: true,
+                reason: "every node is prepared".to_owned(),
+                ..ClusterState::default()
+            })),
+            parts: vec![part("registry", 3), part("nodes", 3)],
+            volume: Ok(Volume {
+                level: "enough",
+                available_bytes: 1,
+                total_bytes: 2,
+            }),
+            artifacts: Ok(vec![
+                artifact("a", "r.io/a:1", Some("Copied")),
+                artifact("b", "r.io/a:1", Some("Copied")),
+            ]),
+        }
+    }
+
+    fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Verdict, part: &str) {
+        let mut facts = well();
+        change(&mut facts);
+        let status = judge(&facts);
+        assert_eq!(status.verdict, expect, "{what}: {status:?}");
+        let text = serde_json::to_string(&status).unwrap();
+        assert!(text.contains(part), "{what}: {part} is not in {text}");
+    }
+
+    #[test]
+    fn one_thing_that_is_missing_is_enough() {
+        check("well", |_| {}, Verdict::Well, "every node is prepared");
+        check(
+            "no state",
+            |facts| facts.state = Ok(None),
+            Verdict::Missing,
+            "has not said anything yet",
+        );
+        check(
+            "a part is not ready",
+            |facts| facts.parts[0].ready = Some(2),
+            Verdict::Missing,
+            "registry: 2 of 3 ready",
+        );
+        check(
+            "the volume is full",
+            |facts| facts.volume.as_mut().unwrap().level = "full",
+            Verdict::Missing,
+            "volume is full",
+        );
+        check(
+            "the volume is filling",
+            |facts| facts.volume.as_mut().unwrap().level = "filling",
+            Verdict::Well,
+            "filling",
+        );
+        check(
+            "the volume is not known",
+            |facts| facts.volume = Err("no way".to_owned()),
+            Verdict::Well,
+            "no way",
+        );
+        check(
+            "an image fails",
+            |facts| facts.artifacts = Ok(vec![artifact("a", "r.io/b:1", Some("NotFound"))]),
+            Verdict::Missing,
+            "NotFound",
+        );
+        check(
+            "an image is new",
+            |facts| facts.artifacts = Ok(vec![artifact("a", "r.io/b:1", None)]),
+            Verdict::Missing,
+            "Waiting",
+        );
+        check(
+            "Artifacts are forbidden",
+            |facts| facts.artifacts = Err("forbidden".to_owned()),
+            Verdict::Unknown,
+            "forbidden",
+        );
+        check(
+            "the state is forbidden",
+            |facts| facts.state = Err("forbidden".to_owned()),
+            Verdict::Unknown,
+            "forbidden",
+        );
+        check(
+            "what is missing counts more than what is unknown",
+            |facts| {
+                facts.state = Err("forbidden".to_owned());
+                facts.parts[0].ready = Some(0);
+            },
+            Verdict::Missing,
+            "0 of 3",
+        );
+    }
+
+    #[test]
+    fn an_image_of_two_namespaces_fills_the_volume_once() {
+        let status = judge(&well());
+        assert_eq!((status.images.wanted, status.images.local), (2, 2));
+        assert_eq!(status.images.local_bytes, 1000);
+    }
+
+    #[test]
+    fn what_fails_comes_before_what_is_on_its_way() {
+        let mut facts = well();
+        facts.artifacts = Ok(vec![
+            artifact("a", "r.io/a:1", Some("Copying")),
+            artifact("b", "r.io/b:1", Some("Unauthorized")),
+            artifact("a", "r.io/c:1", None),
+        ]);
+        let status = judge(&facts);
+        let order: Vec<_> = status
+            .absent
+            .iter()
+            .map(|absent| absent.reason.as_str())
+            .collect();
+        assert_eq!(order, ["Unauthorized", "Copying", "Waiting"]);
+    }
+
+    #[test]
+    fn the_volume_is_read_from_a_replicas_metrics() {
+        let metrics = "# HELP x\nholdfast_registry_volume_available_bytes 10\nholdfast_registry_volume_size_bytes 40\n\
+                       holdfast_registry_volume_level 1\nholdfast_registry_volume_up 1\n";
+        let volume = Volume::of_metrics(metrics).unwrap();
+        assert_eq!((volume.level, volume.available_bytes), ("filling", 10));
+        let not_measured = metrics.replace("size_bytes 40", "size_bytes 0");
+        assert_eq!(Volume::of_metrics(&not_measured), None);
+        assert_eq!(Volume::of_metrics(""), None);
+    }
+}
