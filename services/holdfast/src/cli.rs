@@ -13,7 +13,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::{
-    config_check, diff, doctor, export, fsck, import, ls, preload, restore, serve, status, uninstall,
+    config_check, diff, doctor, export, fsck, import, ls, preload, restore, serve, status,
+    uninstall,
 };
 
 /// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).

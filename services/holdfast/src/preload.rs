@@ -119,10 +119,16 @@ async fn preload(args: &Args) -> anyhow::Result<bool> {
         print_summary(&images);
     }
     for refused in &wishes.refused {
-        println!("refused  {}: {:?} {}", refused.from, refused.text, refused.why);
+        println!(
+            "refused  {}: {:?} {}",
+            refused.from, refused.text, refused.why
+        );
     }
     for skipped in &wishes.skipped {
-        println!("left out {}: {} ({})", skipped.from, skipped.text, skipped.why);
+        println!(
+            "left out {}: {} ({})",
+            skipped.from, skipped.text, skipped.why
+        );
     }
     if let Some(path) = &args.json {
         let report = Report {
@@ -339,10 +345,7 @@ mod tests {
             of(placed(&wishes, None, "sys")),
             [pair("shop", "one"), pair("sys", "two")]
         );
-        assert_eq!(
-            of(placed(&wishes, Some("t"), "t")),
-            [pair("t", "one,two")]
-        );
+        assert_eq!(of(placed(&wishes, Some("t"), "t")), [pair("t", "one,two")]);
     }
 
     #[test]

@@ -245,8 +245,12 @@ fn print_plan(pods: &[Found]) {
         .map(|pod| {
             let what = match &pod.way {
                 Way::Recreate => "evicted and made anew".to_owned(),
-                Way::Patch(_, left) if left.is_empty() => "patched, its containers restart".to_owned(),
-                Way::Patch(_, left) => format!("patched, its containers restart; {}", left.join(", ")),
+                Way::Patch(_, left) if left.is_empty() => {
+                    "patched, its containers restart".to_owned()
+                }
+                Way::Patch(_, left) => {
+                    format!("patched, its containers restart; {}", left.join(", "))
+                }
                 Way::Leave(why) => format!("LEFT: {why}"),
             };
             let images: Vec<_> = pod

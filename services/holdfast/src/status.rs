@@ -136,7 +136,10 @@ fn render(status: &Status) -> String {
         },
     );
     let rewriting = if status.rewriting { "on" } else { "OFF" };
-    line("rewriting", format!("{rewriting}: {}", status.rewriting_reason));
+    line(
+        "rewriting",
+        format!("{rewriting}: {}", status.rewriting_reason),
+    );
     let images = &status.images;
     line(
         "images",

@@ -97,9 +97,11 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_text() {
-        let rows = [["a", "bb"], ["longer than its head", "x\ny"]].map(|row| row.map(str::to_owned).to_vec());
+        let rows = [["a", "bb"], ["longer than its head", "x\ny"]]
+            .map(|row| row.map(str::to_owned).to_vec());
         let text = table(&["ONE", "TWO"], &rows);
-        let expect = "ONE                   TWO\na                     bb\nlonger than its head  x y\n";
+        let expect =
+            "ONE                   TWO\na                     bb\nlonger than its head  x y\n";
         assert_eq!(text, expect);
     }
 

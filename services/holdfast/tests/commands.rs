@@ -209,7 +209,8 @@ impl Site {
         });
         self.post(&format!("{rbac}/clusterrolebindings"), &binding)
             .await;
-        let request = json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
+        let request =
+            json!({"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}});
         let token = self
             .post(&format!("{accounts}/operator/token"), &request)
             .await;
@@ -268,7 +269,11 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
     ];
     let dry = site.run(&[&arguments[..], &["--dry-run"]].concat()).await;
     dry.check(1, &["nothing was changed", "images.txt:4", "bad image"]);
-    assert!(site.items(&format!("{ARTIFACTS}/artifacts")).await.is_empty());
+    assert!(
+        site.items(&format!("{ARTIFACTS}/artifacts"))
+            .await
+            .is_empty()
+    );
 
     for _ in 0..2 {
         site.run(&arguments)
@@ -279,10 +284,7 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
     let mut found: Vec<_> = artifacts
         .iter()
         .map(|artifact| {
-            assert_eq!(
-                artifact["metadata"]["labels"]["holdfast.dev/keep"],
-                "asked"
-            );
+            assert_eq!(artifact["metadata"]["labels"]["holdfast.dev/keep"], "asked");
             let text = |value: &Value| value.as_str().unwrap().to_owned();
             (
                 text(&artifact["metadata"]["namespace"]),
@@ -303,10 +305,14 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
     );
     assert_eq!(site.json("preload.json")["refused"][0]["text"], "bad image");
 
-    site.stands("shop", "registry.example/web:1", "Copied").await;
+    site.stands("shop", "registry.example/web:1", "Copied")
+        .await;
     let waits = ["preload", "registry.example/web:1", "-n", "shop", "--wait"];
-    site.run(&waits).await.check(0, &["1 local (2.0 KiB), 0 not"]);
-    site.stands("shop", "registry.example/no:1", "NotFound").await;
+    site.run(&waits)
+        .await
+        .check(0, &["1 local (2.0 KiB), 0 not"]);
+    site.stands("shop", "registry.example/no:1", "NotFound")
+        .await;
     site.run(&[
         "preload",
         "registry.example/no:1",
@@ -363,7 +369,8 @@ async fn diff_offline_names_what_would_not_start_and_what_it_may_not_see() {
         &cron_job("night", "registry.example/night:1"),
     )
     .await;
-    site.stands("shop", "registry.example/web:1", "Copied").await;
+    site.stands("shop", "registry.example/web:1", "Copied")
+        .await;
     site.stands("shop", "registry.example/night:1", "Unauthorized")
         .await;
     site.run(&diff).await.check(
@@ -414,8 +421,10 @@ async fn status_says_what_is_missing() {
     let site = Site::start().await;
     let json_file = site.folder.path().join("status.json");
     let status = ["status", "--json", json_file.to_str().unwrap()];
-    site.stands("shop", "registry.example/web:1", "Copied").await;
-    site.stands("shop", "registry.example/no:1", "NotFound").await;
+    site.stands("shop", "registry.example/web:1", "Copied")
+        .await;
+    site.stands("shop", "registry.example/no:1", "NotFound")
+        .await;
     site.run(&status).await.check(
         1,
         &[
@@ -431,9 +440,7 @@ async fn status_says_what_is_missing() {
     assert_eq!(found["verdict"], "missing");
     assert_eq!(found["images"]["byReason"]["NotFound"], 1);
 
-    let elsewhere = site
-        .run(&["status", "--release-namespace", "shop"])
-        .await;
+    let elsewhere = site.run(&["status", "--release-namespace", "shop"]).await;
     elsewhere.check(2, &["no release of Holdfast was found in namespace shop"]);
 }
 

@@ -152,8 +152,7 @@ pub(super) fn diff_offline_says_what_would_not_start(world: &mut World) -> Resul
         .map(|owner| owner["name"].clone())
         .collect();
     ensure!(missing == ["bad"], "missing: {missing:?}: {}", answer.text);
-    site.kube
-        .delete(&["deployment", "-n", &test.name, "bad"])?;
+    site.kube.delete(&["deployment", "-n", &test.name, "bad"])?;
     eventually(START, || {
         holdfast(site, &program, &diff)?.expect(0).map(drop)
     })?;

@@ -93,9 +93,11 @@ pub(super) enum End {
 impl Answer {
     /// Whether something would be missing; images that Holdfast does not care for count unless told otherwise.
     pub(super) fn end(&self, ignore_uncovered: bool) -> End {
-        let missing = self.owners.iter().flat_map(|owner| &owner.images).any(|image| {
-            image.verdict == Verdict::Missing && (image.covered || !ignore_uncovered)
-        });
+        let missing = self
+            .owners
+            .iter()
+            .flat_map(|owner| &owner.images)
+            .any(|image| image.verdict == Verdict::Missing && (image.covered || !ignore_uncovered));
         if missing {
             End::Missing
         } else if self.not_judged.is_empty() {
@@ -221,7 +223,8 @@ impl<'a> Judge<'a> {
         let mut copies: BTreeMap<String, Standing> = BTreeMap::new();
         for artifact in &inventory.artifacts {
             let source = &artifact.spec.source_artifact;
-            let source = Reference::parse(source).map_or_else(|_| source.clone(), |r| r.to_string());
+            let source =
+                Reference::parse(source).map_or_else(|_| source.clone(), |r| r.to_string());
             let standing = standing(artifact);
             if copies.get(&source).is_none_or(|known| !known.local) {
                 copies.insert(source, standing);
@@ -263,7 +266,12 @@ impl<'a> Judge<'a> {
                             let off = self.inventory.not_rewriting.as_deref();
                             self.copied(reference, policy, node, off)
                         }
-                        Ok(_) => self.left_alone(reference, policy, node, "the configuration leaves it out"),
+                        Ok(_) => self.left_alone(
+                            reference,
+                            policy,
+                            node,
+                            "the configuration leaves it out",
+                        ),
                         Err(why) => self.left_alone(reference, policy, node, why),
                     },
                     None if is_at(&image.image, addresses) => (Verdict::Local, String::new(), true),
@@ -274,7 +282,10 @@ impl<'a> Judge<'a> {
                     ),
                 };
                 Image {
-                    image: original.map_or_else(|| image.image.clone(), |(reference, _)| reference.to_string()),
+                    image: original.map_or_else(
+                        || image.image.clone(),
+                        |(reference, _)| reference.to_string(),
+                    ),
                     pull_policy: policy.to_owned(),
                     verdict,
                     why,
@@ -373,7 +384,8 @@ fn is_at(image: &str, addresses: &[String]) -> bool {
 fn policy<'a>(written: Option<&'a str>, image: &str) -> &'a str {
     written.unwrap_or_else(|| {
         let latest = Reference::parse(image).is_ok_and(|reference| {
-            reference.digest().is_none() && reference.tag().is_none_or(|tag| tag.as_str() == "latest")
+            reference.digest().is_none()
+                && reference.tag().is_none_or(|tag| tag.as_str() == "latest")
         });
         if latest { "Always" } else { "IfNotPresent" }
     })

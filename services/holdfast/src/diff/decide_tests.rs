@@ -96,12 +96,19 @@ fn owned(kind: &str, name: &str) -> Value {
 }
 
 fn pod(name: &str, spec: &Value) -> (&'static str, Value) {
-    ("Pod", json!({"metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}")}, "spec": spec}))
+    (
+        "Pod",
+        json!({"metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}")}, "spec": spec}),
+    )
 }
 
 /// Judges one image of a Deployment.
 fn check(image: &str, policy: Option<&str>, expect: Verdict, why: &str) {
-    let answer = decide(&cluster(vec![deployment("shop", "web", &spec(image, policy))]));
+    let answer = decide(&cluster(vec![deployment(
+        "shop",
+        "web",
+        &spec(image, policy),
+    )]));
     let found = &answer.owners[0].images[0];
     assert_eq!(found.verdict, expect, "{image} {policy:?}: {found:?}");
     assert!(found.why.contains(why), "{image}: {found:?}");
@@ -117,7 +124,12 @@ fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
     check("r.io/local", None, Local, "");
     check("10.96.0.50/r.io/local:1", some, Local, "");
     check("10.96.0.50/pushed/app:1", some, Local, "");
-    check("10.96.0.50/r.io/refused:1", some, Missing, "Unauthorized: so it is");
+    check(
+        "10.96.0.50/r.io/refused:1",
+        some,
+        Missing,
+        "Unauthorized: so it is",
+    );
     check("r.io/refused:1", some, Missing, "Unauthorized: so it is");
     check("r.io/unknown:1", some, Missing, "nobody asked");
     check("not valid", some, Missing, "cannot be read");
@@ -142,7 +154,8 @@ fn what_holdfast_leaves_alone_is_said_and_may_be_ignored() {
     assert_eq!(answer.end(true), End::Nothing);
 
     let (kind, mut object) = deployment("shop", "web", &spec("r.io/local:1", None));
-    object["spec"]["template"]["metadata"] = json!({"labels": {"holdfast.dev/rewrite": "disabled"}});
+    object["spec"]["template"]["metadata"] =
+        json!({"labels": {"holdfast.dev/rewrite": "disabled"}});
     let answer = decide(&cluster(vec![(kind, object)]));
     assert!(answer.owners[0].images[0].why.contains("opt out"));
 }
@@ -160,7 +173,10 @@ fn while_nothing_is_rewritten_a_copy_helps_only_pods_that_are() {
         .iter()
         .map(|owner| (owner.name.as_str(), owner.images[0].verdict))
         .collect();
-    assert_eq!(verdicts, [("web", Verdict::Missing), ("old", Verdict::Local)]);
+    assert_eq!(
+        verdicts,
+        [("web", Verdict::Missing), ("old", Verdict::Local)]
+    );
     assert!(answer.owners[0].images[0].why.contains("node two"));
 }
 

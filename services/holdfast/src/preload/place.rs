@@ -69,13 +69,17 @@ pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str)
     stream::iter(images.iter_mut())
         .for_each_concurrent(PARALLEL, |image| async move {
             let mut outcome = ensure(client, &image.namespace, &image.source).await;
-            if image.namespace != fallback && matches!(&outcome, Err(kube::Error::Api(status)) if status.code == 404) {
+            if image.namespace != fallback
+                && matches!(&outcome, Err(kube::Error::Api(status)) if status.code == 404)
+            {
                 fallback.clone_into(&mut image.namespace);
                 outcome = ensure(client, fallback, &image.source).await;
             }
             match outcome {
                 Ok(true) => {}
-                Ok(false) => image.refuse("an Artifact of that name belongs to another image".to_owned()),
+                Ok(false) => {
+                    image.refuse("an Artifact of that name belongs to another image".to_owned())
+                }
                 Err(error) => image.refuse(cluster::words(&error)),
             }
         })
@@ -118,7 +122,8 @@ async fn ensure(client: &Client, namespace: &str, source: &str) -> kube::Result<
         .as_ref()
         .is_some_and(|all| all.contains_key(labels::KEEP));
     if !kept {
-        let patch = Patch::Merge(json!({"metadata": {"labels": {labels::KEEP: labels::KEEP_ASKED}}}));
+        let patch =
+            Patch::Merge(json!({"metadata": {"labels": {labels::KEEP: labels::KEEP_ASKED}}}));
         let params = PatchParams {
             field_manager: Some(FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
@@ -165,7 +170,9 @@ pub(super) async fn look(client: &Client, images: &mut [Image]) -> anyhow::Resul
             (image.local, image.reason, image.message) =
                 (standing.local, standing.reason, standing.message);
             image.digest = status.digest;
-            let bytes = status.size_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+            let bytes = status
+                .size_bytes
+                .and_then(|bytes| u64::try_from(bytes).ok());
             image.size_bytes = bytes.unwrap_or(0);
         }
     }

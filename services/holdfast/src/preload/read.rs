@@ -330,7 +330,10 @@ data: {image: not-an-image:1}
             r#"{"kind": "PodList", "items": [{"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}}]}"#,
             "pods.json",
         );
-        assert_eq!(wanted(&wishes), ["- docker.io/library/a:1 <Pod/p in pods.json>"]);
+        assert_eq!(
+            wanted(&wishes),
+            ["- docker.io/library/a:1 <Pod/p in pods.json>"]
+        );
     }
 
     #[test]

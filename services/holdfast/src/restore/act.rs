@@ -130,16 +130,29 @@ pub(crate) async fn execute(
                 match act {
                     Act::Evicted => {
                         told(
-                            &format!("{}/{}: evicted, {} makes it anew", pod.namespace, pod.name, pod.owned_by()),
+                            &format!(
+                                "{}/{}: evicted, {} makes it anew",
+                                pod.namespace,
+                                pod.name,
+                                pod.owned_by()
+                            ),
                             pace.waiting(),
                         );
-                        tell(&events, &pod, "evicted, so that its owner makes it anew with its original images").await;
+                        tell(
+                            &events,
+                            &pod,
+                            "evicted, so that its owner makes it anew with its original images",
+                        )
+                        .await;
                         pace.evicted(&pod, now);
                         outcome.restored.push(*pod);
                     }
                     Act::Patched(left) => {
                         told(
-                            &format!("{}/{}: has its original images again", pod.namespace, pod.name),
+                            &format!(
+                                "{}/{}: has its original images again",
+                                pod.namespace, pod.name
+                            ),
                             pace.waiting(),
                         );
                         tell(&events, &pod, "its original images were put back").await;
@@ -215,10 +228,9 @@ async fn act(client: &Client, pod: &Found) -> Act {
             (request, None)
         }
         Way::Patch(operations, left) => {
-            let request =
-                http::Request::patch(format!("{path}?fieldManager=holdfast-restore"))
-                    .header(http::header::CONTENT_TYPE, "application/json-patch+json")
-                    .body(Value::Array(operations.clone()).to_string().into_bytes());
+            let request = http::Request::patch(format!("{path}?fieldManager=holdfast-restore"))
+                .header(http::header::CONTENT_TYPE, "application/json-patch+json")
+                .body(Value::Array(operations.clone()).to_string().into_bytes());
             (request, Some(left.clone()))
         }
         Way::Leave(why) => return Act::Failed(why.clone()),

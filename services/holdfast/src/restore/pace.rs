@@ -46,11 +46,7 @@ pub(super) enum Step {
 
 impl Pace {
     /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each owner.
-    pub(super) fn new(
-        pods: Vec<Found>,
-        per_minute: u32,
-        ready: &BTreeMap<String, usize>,
-    ) -> Self {
+    pub(super) fn new(pods: Vec<Found>, per_minute: u32, ready: &BTreeMap<String, usize>) -> Self {
         let mut pace = Self {
             lines: BTreeMap::new(),
             interval: Duration::from_secs(60) / per_minute.max(1),
@@ -229,8 +225,16 @@ mod tests {
         let mut pace = Pace::new(pods, 30, &ready(&[("a", 2), ("b", 1)]));
         let start = Instant::now();
         assert_eq!(next(&mut pace, start, 0, &[("a", 2), ("b", 1)]), "a1");
-        assert_eq!(next(&mut pace, start, 0, &[("a", 1), ("b", 1)]), "wait 2", "the rate");
-        assert_eq!(next(&mut pace, start, 2, &[("a", 1), ("b", 1)]), "b1", "a waits for its successor");
+        assert_eq!(
+            next(&mut pace, start, 0, &[("a", 1), ("b", 1)]),
+            "wait 2",
+            "the rate"
+        );
+        assert_eq!(
+            next(&mut pace, start, 2, &[("a", 1), ("b", 1)]),
+            "b1",
+            "a waits for its successor"
+        );
         assert_eq!(next(&mut pace, start, 4, &[("a", 1), ("b", 0)]), "wait 10");
         assert_eq!(pace.settling().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(next(&mut pace, start, 9, &[("a", 2), ("b", 0)]), "a2");
@@ -240,13 +244,20 @@ mod tests {
             matches!(pace.next(&ready(&[("a", 1)]), now, true), Step::Wait(_)),
             "to the end"
         );
-        assert_eq!(pace.next(&ready(&[("a", 2), ("b", 1)]), now, true), Step::Done);
+        assert_eq!(
+            pace.next(&ready(&[("a", 2), ("b", 1)]), now, true),
+            Step::Done
+        );
         assert!(pace.end().is_empty());
     }
 
     #[test]
     fn an_owner_whose_new_pod_does_not_come_up_loses_no_other() {
-        let mut pace = Pace::new(vec![pod("a1", "a"), pod("a2", "a")], 60, &ready(&[("a", 2)]));
+        let mut pace = Pace::new(
+            vec![pod("a1", "a"), pod("a2", "a")],
+            60,
+            &ready(&[("a", 2)]),
+        );
         let start = Instant::now();
         assert_eq!(next(&mut pace, start, 0, &[("a", 2)]), "a1");
         assert_eq!(next(&mut pace, start, 179, &[("a", 1)]), "wait 10");
@@ -266,12 +277,16 @@ mod tests {
         pace.held(*held, "the budget says no".to_owned(), start);
         assert_eq!(next(&mut pace, start, 1, &[]), "b1", "others go on");
         assert_eq!(next(&mut pace, start, 5, &[]), "wait 10");
-        let Step::Take(again) = pace.next(&ready(&[]), start + Duration::from_secs(11), false) else {
+        let Step::Take(again) = pace.next(&ready(&[]), start + Duration::from_secs(11), false)
+        else {
             panic!("it is tried again");
         };
         pace.held(*again, "the budget says no".to_owned(), start);
         let left = pace.end();
-        assert_eq!((left[0].0.name.as_str(), left[0].1.as_str()), ("a1", "the budget says no"));
+        assert_eq!(
+            (left[0].0.name.as_str(), left[0].1.as_str()),
+            ("a1", "the budget says no")
+        );
     }
 
     #[test]

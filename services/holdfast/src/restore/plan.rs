@@ -1,9 +1,9 @@
 //! Which pods hold rewritten references and what is to be done with each: pure. Owners are never edited; what has no owner is
 //! never deleted.
 
+use holdfast_api::labels;
 use holdfast_core::workload::{controller_of, may_start, pod_template};
 use holdfast_core::{Reference, pod, rewrite};
-use holdfast_api::labels;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -354,8 +354,14 @@ mod tests {
         };
         check(Some(&object("u", "nginx:1", Value::Null)), "");
         check(None, "does not exist");
-        check(Some(&object("other", "nginx:1", Value::Null)), "does not exist");
-        check(Some(&object("u", "nginx:1", json!("2026-01-01T00:00:00Z"))), "being deleted");
+        check(
+            Some(&object("other", "nginx:1", Value::Null)),
+            "does not exist",
+        );
+        check(
+            Some(&object("u", "nginx:1", json!("2026-01-01T00:00:00Z"))),
+            "being deleted",
+        );
         check(
             Some(&object("u", "10.96.0.50/r.io/a:1", Value::Null)),
             "names the registry itself",

@@ -32,8 +32,13 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
             .into_iter()
             .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
             .collect()),
-        Ok(Listed::Forbidden) => Err("Artifacts may not be listed; -n limits the question to one namespace".to_owned()),
-        Ok(Listed::Unknown) => Err("the API server knows no Artifacts: the custom resource definition is missing".to_owned()),
+        Ok(Listed::Forbidden) => {
+            Err("Artifacts may not be listed; -n limits the question to one namespace".to_owned())
+        }
+        Ok(Listed::Unknown) => Err(
+            "the API server knows no Artifacts: the custom resource definition is missing"
+                .to_owned(),
+        ),
         Err(error) => Err(format!("{error:#}")),
     };
     let parts = futures::future::join_all([

@@ -207,7 +207,9 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
         if standing.local {
             images.local += 1;
             if counted.insert(source) {
-                let bytes = status.size_bytes.and_then(|bytes| u64::try_from(bytes).ok());
+                let bytes = status
+                    .size_bytes
+                    .and_then(|bytes| u64::try_from(bytes).ok());
                 images.local_bytes += bytes.unwrap_or(0);
             }
             continue;

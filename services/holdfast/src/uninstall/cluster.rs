@@ -176,15 +176,16 @@ impl Cluster {
             .get_opt(&self.names.state())
             .await?
             .and_then(|map| map.data?.remove(KEY));
-        let state: Option<ClusterState> =
-            state.and_then(|text| serde_json::from_str(&text).ok());
+        let state: Option<ClusterState> = state.and_then(|text| serde_json::from_str(&text).ok());
         let addresses = crate::cluster::addresses(state.as_ref());
         let mut pods = restore::find(&self.client, None, &addresses).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
-        Ok(restore::execute(&self.client, pods, orders, |line, waiting| {
-            println!("      {line} ({waiting} wait)");
-        })
-        .await)
+        Ok(
+            restore::execute(&self.client, pods, orders, |line, waiting| {
+                println!("      {line} ({waiting} wait)");
+            })
+            .await,
+        )
     }
 
     pub(crate) async fn survey(&self) -> anyhow::Result<Survey> {

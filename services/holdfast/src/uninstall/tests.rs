@@ -324,8 +324,5 @@ async fn pods_are_restored_after_the_webhook_is_gone_and_before_the_nodes_are_to
             .any(|line| line.starts_with("DELETE") && line.contains("/pods/")),
         "nothing is deleted: {log:?}"
     );
-    assert!(
-        report.to_string().contains("2 pods restored"),
-        "{report}"
-    );
+    assert!(report.to_string().contains("2 pods restored"), "{report}");
 }
