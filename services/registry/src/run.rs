@@ -251,7 +251,7 @@ pub async fn run_on(
     if let Some(scrubber) = scrubber {
         tasks.spawn(scrubber.run(shutdown.clone()));
     }
-    tasks.spawn(keep_probe(store, PROBE_EVERY, shutdown.clone()));
+    tasks.spawn(keep_probe(store.clone(), PROBE_EVERY, shutdown.clone()));
 
     let connections = server::Limits {
         drain: settings.drain,
@@ -264,7 +264,11 @@ pub async fn run_on(
         notifier.ended().await;
     }
     // A task that waits for a volume which hangs would wait for ever.
-    let rest = async { while tasks.join_next().await.is_some() {} };
+    let rest = async {
+        while tasks.join_next().await.is_some() {}
+        // Another registry that takes the volume over knows nothing of tags that are still to be untied.
+        finish_deletes(&store).await;
+    };
     if tokio::time::timeout(LAST, rest).await.is_err() {
         tracing::warn!("background work did not end in time and is given up");
     }
@@ -405,9 +409,24 @@ async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
         .map_err(|source| Error::Listen { address, source })
 }
 
-/// Removes uploads that nobody continues.
+/// Unties the tags of deleted manifests where nobody came to it.
+async fn finish_deletes(store: &Store) {
+    match store.finish_removals().await {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(
+            count,
+            "repositories had tags of deleted manifests, which are removed now"
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "tags of deleted manifests cannot be removed; they answer \"unknown\" nevertheless")
+        }
+    }
+}
+
+/// Removes uploads that nobody continues, and what deletes left.
 async fn clean(store: Store, idle: Duration, shutdown: CancellationToken) {
     loop {
+        finish_deletes(&store).await;
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(3600)) => {}

@@ -344,16 +344,6 @@ impl Files {
         }
     }
 
-    /// Removes a file that was there a moment ago. That it is absent now means that somebody else removed it or that the reply was lost;
-    /// either way its absence is made durable.
-    pub(crate) fn remove_known(&self, path: &Path) -> Result<()> {
-        if self.remove_file(path)? {
-            Ok(())
-        } else {
-            self.sync_removal(path)
-        }
-    }
-
     /// Makes it durable that a name is gone, also when its folder went with it.
     pub(crate) fn sync_removal(&self, path: &Path) -> Result<()> {
         for folder in path.ancestors().skip(1) {
@@ -419,7 +409,7 @@ impl Files {
         durable.insert(path.to_owned(), identity);
     }
 
-    fn forget(&self, path: &Path) {
+    pub(crate) fn forget(&self, path: &Path) {
         self.durable().remove(path);
     }
 

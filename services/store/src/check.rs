@@ -78,6 +78,8 @@ pub enum Kind {
     Foreign,
     /// A tag's folder without the tag: a write or a delete that did not end.
     UnfinishedTag,
+    /// A deleted manifest whose tags nobody has untied.
+    UnfinishedDelete,
     /// An upload without the file that says when it began.
     UploadWithoutStart,
     /// An upload or a partial copy that nobody continues.
@@ -88,7 +90,7 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are reported.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::WrongContent,
         Self::MissingContent,
         Self::Unreadable,
@@ -105,6 +107,7 @@ impl Kind {
         Self::Symlink,
         Self::Foreign,
         Self::UnfinishedTag,
+        Self::UnfinishedDelete,
         Self::UploadWithoutStart,
         Self::Abandoned,
         Self::Leftover,
@@ -129,6 +132,7 @@ impl Kind {
             Self::Symlink => "symlink",
             Self::Foreign => "foreign",
             Self::UnfinishedTag => "unfinished-tag",
+            Self::UnfinishedDelete => "unfinished-delete",
             Self::UploadWithoutStart => "upload-without-start",
             Self::Abandoned => "abandoned",
             Self::Leftover => "leftover",

@@ -88,11 +88,6 @@ impl Layout {
         link(self.tag_index(name, tag), digest)
     }
 
-    /// [`Layout::tag_index_link`], from the folder of all tags on.
-    pub(crate) fn within_tag(tag: &Tag, digest: &Digest) -> PathBuf {
-        link(Path::new(tag.as_str()).join("index"), digest)
-    }
-
     /// Folder of an upload session.
     pub fn upload(&self, name: &RepositoryName, id: &str) -> PathBuf {
         self.repository(name).join("_uploads").join(id)
@@ -127,6 +122,11 @@ impl Layout {
             .join("incoming")
             .join(digest.algorithm().as_str())
             .join(digest.hex())
+    }
+
+    /// Folder of the deletes whose tags are not untied yet.
+    pub(crate) fn removals(&self) -> PathBuf {
+        self.own().join("removals")
     }
 
     /// The lock of a name on the volume.

@@ -21,6 +21,7 @@ mod links;
 mod locks;
 mod manifests;
 mod pool;
+mod removals;
 mod repositories;
 mod scrub;
 mod sink;

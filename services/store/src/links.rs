@@ -7,7 +7,7 @@ use holdfast_core::digest::Digest;
 use crate::{
     Error, Result,
     atomic::{self, Files},
-    volume::{Kind, Volume, VolumeFile},
+    volume::{Entry, Kind, Metadata, Volume, VolumeFile},
 };
 
 /// Longest digest of any known algorithm, with room for white space.
@@ -15,6 +15,15 @@ const MAX_BYTES: usize = 256;
 
 pub(crate) fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Digest>> {
     Ok(atomic::reading(volume, path, |file| content(file, path))?.flatten())
+}
+
+/// The digest, and what is known of the file that it was read from.
+pub(crate) fn read_known(volume: &dyn Volume, path: &Path) -> Result<Option<(Digest, Metadata)>> {
+    let found = atomic::reading(volume, path, |file| {
+        let metadata = file.metadata().map_err(Error::io("stat", path))?;
+        Ok(content(file, path)?.map(|digest| (digest, metadata)))
+    })?;
+    Ok(found.flatten())
 }
 
 /// Whether there is a link that says nothing.
@@ -25,11 +34,7 @@ pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
 /// The digest, made sure to stay: for what relies on a link that others may have written a moment ago.
 pub(crate) fn read_settled(files: &Files, path: &Path) -> Result<Option<Digest>> {
     loop {
-        let found = atomic::reading(files.volume(), path, |file| {
-            let metadata = file.metadata().map_err(Error::io("stat", path))?;
-            Ok((content(file, path)?, metadata))
-        })?;
-        let Some((Some(digest), metadata)) = found else {
+        let Some((digest, metadata)) = read_known(files.volume(), path)? else {
             return Ok(None);
         };
         match files.settle(path, &metadata) {
@@ -93,9 +98,29 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
 
 /// Names in a folder without leftovers and without symbolic links, sorted; none if it is absent.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
-    let Some(entries) = atomic::list(volume, folder)? else {
-        return Ok(Vec::new());
-    };
+    Ok(atomic::list(volume, folder)?.map_or_else(Vec::new, plain))
+}
+
+/// [`names`] of several folders of one, in their order.
+pub(crate) fn names_below(
+    volume: &dyn Volume,
+    folder: &Path,
+    below: &[String],
+) -> Result<Vec<Vec<String>>> {
+    let listed = volume
+        .list_below(folder, below)
+        .map_err(Error::io("list", folder))?;
+    let listed = below.iter().zip(listed);
+    listed
+        .map(|(name, entries)| match entries {
+            Some(entries) => Ok(plain(entries)),
+            // Absent, or remembered so: that takes a second look.
+            None => names(volume, &folder.join(name)),
+        })
+        .collect()
+}
+
+fn plain(entries: Vec<Entry>) -> Vec<String> {
     let mut names: Vec<_> = entries
         .into_iter()
         .filter(|entry| entry.kind != Kind::Other)
@@ -103,5 +128,5 @@ pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
         .filter(|name| !crate::layout::is_leftover(name))
         .collect();
     names.sort_unstable();
-    Ok(names)
+    names
 }

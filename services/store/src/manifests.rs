@@ -8,7 +8,7 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use crate::{Error, Hasher, Layout, Result, Store, atomic, error::absent, links, store::Inner};
+use crate::{Error, Hasher, Result, Store, atomic, links, store::Inner};
 
 /// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
@@ -65,11 +65,7 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             inner.put_blob(&digest, &bytes)?;
-            links::ensure(
-                &inner.files,
-                &inner.layout.revision_link(&repo, &digest),
-                &digest,
-            )
+            inner.put_revision(&repo, &digest)
         })
         .await
     }
@@ -113,34 +109,7 @@ impl Store {
         .await
     }
 
-    /// Removes a manifest and every tag that names it; the bytes stay for the sweep. `false` if it was not there.
-    ///
-    /// A tag keeps a link for every digest it ever had. Looking for that one name costs one call a tag, and only tags that have it are read:
-    /// this is what makes a delete cheap in a repository of many tags.
-    pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        let (repo, digest) = (repo.clone(), digest.clone());
-        self.run(move |inner| {
-            // The revision goes first: from then on every tag of it answers "unknown", too.
-            let revision = inner.layout.revision_link(&repo, &digest);
-            let known = links::read(inner.volume(), &revision)?.is_some();
-            if known {
-                inner.files.remove_known(&revision)?;
-            } else if !inner.files.remove_file(&revision)? {
-                return Ok(false);
-            }
-            for tag in inner.tags_that_had(&repo, &digest)? {
-                if links::read(inner.volume(), &inner.layout.tag_link(&repo, &tag))?
-                    .is_some_and(|current| current == digest)
-                {
-                    inner.untag(&repo, &tag, &digest)?;
-                }
-            }
-            Ok(true)
-        })
-        .await
-    }
-
-    /// The digest that a tag names.
+    /// The digest that a tag names, whether or not the repository still has the manifest.
     pub async fn tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |inner| inner.tag(&repo, &tag)).await
@@ -182,8 +151,12 @@ impl Store {
             loop {
                 links::ensure(&inner.files, &history, &digest)?;
                 links::ensure(&inner.files, &current, &digest)?;
-                // Somebody who deleted the tag at the same moment may have taken the history between the two, and a tag without
-                // it would survive the deletion of its manifest.
+                if inner.end_untying(&repo, &digest)? {
+                    // Whatever became of the link must be so for good before it is looked at.
+                    inner.files.sync_removal(&current)?;
+                    continue;
+                }
+                // Somebody who deleted the tag at the same moment may have taken the history between the two.
                 if links::read(inner.volume(), &history)?.is_some() {
                     return Ok(());
                 }
@@ -277,6 +250,21 @@ impl Store {
 
 impl Inner {
     fn tagged_manifest(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<(Digest, Bytes)>> {
+        let path = self.layout.tag_link(repo, tag);
+        while let Some((digest, tagged)) = links::read_known(self.volume(), &path)? {
+            let revision = self.layout.revision_link(repo, &digest);
+            let Some((target, put)) = links::read_known(self.volume(), &revision)? else {
+                return Ok(None);
+            };
+            let found = self.manifest_at(&digest, &target)?;
+            // Who pushes writes the manifest, then the tag. In the other order it may be one that was deleted and came back without the tag,
+            // between the two looks.
+            if put.modified <= tagged.modified
+                || links::read(self.volume(), &path)?.as_ref() == Some(&digest)
+            {
+                return Ok(found.map(|bytes| (digest, bytes)));
+            }
+        }
         let Some(digest) = self.tag(repo, tag)? else {
             return Ok(None);
         };
@@ -284,11 +272,16 @@ impl Inner {
     }
 
     pub(crate) fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
-        let Some(target) = links::read(self.volume(), &self.layout.revision_link(repo, digest))?
-        else {
-            return Ok(None);
-        };
-        let path = self.layout.blob(&target);
+        let revision = self.layout.revision_link(repo, digest);
+        match links::read(self.volume(), &revision)? {
+            Some(target) => self.manifest_at(digest, &target),
+            None => Ok(None),
+        }
+    }
+
+    /// The bytes that a revision's link names, if they are `digest`'s.
+    fn manifest_at(&self, digest: &Digest, target: &Digest) -> Result<Option<Bytes>> {
+        let path = self.layout.blob(target);
         let Some((bytes, metadata)) = atomic::reading(self.volume(), &path, |file| {
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
             let limit = usize::try_from(metadata.len.min(MAX_MANIFEST_BYTES)).unwrap_or(0);
@@ -299,7 +292,7 @@ impl Inner {
             return Ok(None);
         };
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
-            self.set_aside(&target, &metadata)?;
+            self.set_aside(target, &metadata)?;
             return Err(Error::Corrupt {
                 digest: digest.clone(),
             });
@@ -337,66 +330,17 @@ impl Inner {
 
     fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
         let link = self.layout.tag_link(repo, tag);
+        let hidden = self.removed(repo)?;
+        let is_hidden = !hidden.is_empty()
+            && self
+                .tag(repo, tag)?
+                .is_some_and(|digest| hidden.contains(&digest));
         let removed = self.files.remove_file(&link)?;
         // The history before the folder of the link: who sets the tag again at this moment keeps both or loses both.
         atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
         atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
-        Ok(removed)
-    }
-
-    /// Takes a tag away from a digest. One that somebody moves to another digest at the same moment stays where it was moved.
-    fn untag(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) -> Result<()> {
-        let link = self.layout.tag_link(repo, tag);
-        // Taken aside, not removed: what is taken can be looked at and put back.
-        let aside = atomic::temporary(&link);
-        if let Err(error) = self.volume().rename(&link, &aside)
-            && atomic::metadata(self.volume(), &aside)?.is_none()
-        {
-            // Not the reply that was lost: somebody else was first, and may not have synced it yet.
-            absent::<()>(Err(error)).map_err(Error::io("rename", &link))?;
-            return self.files.sync_removal(&link);
-        }
-        if links::read(self.volume(), &aside)?.as_ref() != Some(digest) {
-            match self.volume().link(&aside, &link) {
-                // Moved once more: that one counts.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                other => other.map_err(Error::io("link", &link))?,
-            }
-            return self.files.remove_known(&aside);
-        }
-        self.files.remove_known(&aside)?;
-        // From here on only what is empty goes, but for the history, which whoever sets the tag now writes again.
-        atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
-        if let Some(current) = links::read(self.volume(), &link)? {
-            let history = self.layout.tag_index_link(repo, tag, &current);
-            return links::ensure(&self.files, &history, &current);
-        }
-        for folder in [atomic::parent(&link)?, &self.layout.tag(repo, tag)] {
-            // Not empty: somebody sets it.
-            drop(self.volume().remove_dir(folder));
-        }
-        Ok(())
-    }
-
-    /// The tags whose history holds the digest.
-    fn tags_that_had(&self, repo: &RepositoryName, digest: &Digest) -> Result<Vec<Tag>> {
-        let folder = self.layout.tags(repo);
-        let mut tags: Vec<_> = links::names(self.volume(), &folder)?
-            .iter()
-            .filter_map(|name| Tag::parse(name).ok())
-            .collect();
-        let histories: Vec<_> = tags
-            .iter()
-            .map(|tag| Layout::within_tag(tag, digest))
-            .collect();
-        let mut had = self
-            .volume()
-            .exist(&folder, &histories)
-            .map_err(Error::io("stat", &folder))?
-            .into_iter();
-        tags.retain(|_| had.next().unwrap_or(false));
-        Ok(tags)
+        Ok(removed && !is_hidden)
     }
 
     fn tags(&self, repo: &RepositoryName) -> Result<Vec<Tag>> {
@@ -409,6 +353,8 @@ impl Inner {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Tag>> {
+        // Before the names: who unties tags removes this note last.
+        let hidden = self.removed(repo)?;
         let folder = self.layout.tags(repo);
         let mut tags = Vec::new();
         for name in links::names(self.volume(), &folder)? {
@@ -419,6 +365,13 @@ impl Inner {
                 continue;
             }
             let Ok(tag) = Tag::parse(&name) else { continue };
+            if !hidden.is_empty()
+                && self
+                    .tag(repo, &tag)?
+                    .is_some_and(|digest| hidden.contains(&digest))
+            {
+                continue;
+            }
             let link = folder.join(&name).join("current/link");
             let Some(metadata) = atomic::metadata(self.volume(), &link)? else {
                 continue;

@@ -46,6 +46,11 @@ impl Pool {
         }
     }
 
+    /// Whether work can go on beside its caller. Where it cannot, what may be done later is left until somebody asks for it.
+    pub(crate) fn has_threads(&self) -> bool {
+        !self.in_place
+    }
+
     /// Runs `work` on the pool. A caller that goes away does not stop work that has begun.
     pub async fn run<T, F>(&self, work: F) -> Result<T>
     where

@@ -3,11 +3,16 @@
 //! The tree is walked in the order of full names, and only as far as a page needs: a folder is opened when its name is the smallest one left. The
 //! order of folders alone is not that order, because `-` and `.` sort before `/`.
 
-use std::{cmp::Reverse, collections::BinaryHeap, ops::ControlFlow};
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    ops::ControlFlow,
+    path::PathBuf,
+};
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{Result, Store, atomic, links, store::Inner};
+use crate::{Result, Store, atomic, links, store::Inner, volume::Volume};
 
 /// A name has at most so many characters, so the depth is bounded by the grammar, not by the volume's content.
 const MAX_NAME_BYTES: usize = 255;
@@ -96,29 +101,89 @@ impl Inner {
         after: Option<&str>,
         mut visit: impl FnMut(RepositoryName, &[String]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        let root = self.layout.repositories();
-        let mut pending = BinaryHeap::from([Reverse(String::new())]);
+        let mut walk = Walk {
+            root: self.layout.repositories(),
+            after,
+            levels: Vec::new(),
+            next: BinaryHeap::new(),
+        };
+        walk.descend("", &links::names(self.volume(), &walk.root)?);
         // Whatever is opened later sorts behind its own folder, so the smallest name left is the next one of all.
-        while let Some(Reverse(name)) = pending.pop() {
-            let children = links::names(self.volume(), &root.join(&name))?;
+        while let Some(Reverse((name, level))) = walk.next.pop() {
+            let Some(level) = walk.levels.get_mut(level) else {
+                continue;
+            };
+            let children = level.children(self.volume())?;
             if after.is_none_or(|after| name.as_str() > after)
                 && let Ok(name) = RepositoryName::parse(&name)
                 && visit(name, &children)?.is_break()
             {
                 return Ok(());
             }
-            for child in children.iter().filter(|child| !child.starts_with('_')) {
-                let child = if name.is_empty() {
-                    child.clone()
-                } else {
-                    format!("{name}/{child}")
-                };
-                if child.len() <= MAX_NAME_BYTES && reaches_behind(&child, after) {
-                    pending.push(Reverse(child));
-                }
-            }
+            walk.descend(&name, &children);
         }
         Ok(())
+    }
+}
+
+/// The folders that are known and not opened yet.
+struct Walk<'a> {
+    root: PathBuf,
+    after: Option<&'a str>,
+    levels: Vec<Level>,
+    /// Names from the root on, each with the level that it belongs to.
+    next: BinaryHeap<Reverse<(String, usize)>>,
+}
+
+impl Walk<'_> {
+    /// Adds the folders among the names in a folder.
+    fn descend(&mut self, folder: &str, children: &[String]) {
+        let mut names = VecDeque::new();
+        for child in children.iter().filter(|child| !child.starts_with('_')) {
+            let name = if folder.is_empty() {
+                child.clone()
+            } else {
+                format!("{folder}/{child}")
+            };
+            if name.len() <= MAX_NAME_BYTES && reaches_behind(&name, self.after) {
+                names.push_back(child.clone());
+                self.next.push(Reverse((name, self.levels.len())));
+            }
+        }
+        if !names.is_empty() {
+            self.levels.push(Level {
+                folder: self.root.join(folder),
+                names,
+                opened: VecDeque::new(),
+                ahead: 1,
+            });
+        }
+    }
+}
+
+/// The folders in one folder. They are opened in their order, some ahead: together they cost less, and mostly all of them are wanted.
+struct Level {
+    folder: PathBuf,
+    names: VecDeque<String>,
+    opened: VecDeque<Vec<String>>,
+    ahead: usize,
+}
+
+impl Level {
+    /// Most folders that are opened ahead.
+    const MOST_AHEAD: usize = 64;
+
+    /// The names in the next folder.
+    fn children(&mut self, volume: &dyn Volume) -> Result<Vec<String>> {
+        if self.opened.is_empty() {
+            let names: Vec<_> = self
+                .names
+                .drain(..self.ahead.min(self.names.len()))
+                .collect();
+            self.opened = links::names_below(volume, &self.folder, &names)?.into();
+            self.ahead = (self.ahead * 2).min(Self::MOST_AHEAD);
+        }
+        Ok(self.opened.pop_front().unwrap_or_default())
     }
 }
 

@@ -13,6 +13,7 @@ use crate::{
     Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
     atomic::{self, Files},
     buffers::Buffers,
+    removals::Untying,
     volume::{Disk, Volume},
 };
 
@@ -58,6 +59,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Arc<WriteGate>,
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
     pub(crate) verified_for: Duration,
+    pub(crate) untying: Arc<Mutex<Untying>>,
 }
 
 impl Store {
@@ -90,7 +92,12 @@ impl Store {
         } else {
             Pool::in_place()
         };
-        let folders = [layout.blobs(), layout.repositories(), layout.own()];
+        let folders = [
+            layout.blobs(),
+            layout.repositories(),
+            layout.own(),
+            layout.removals(),
+        ];
         let view = volume.without_waiting();
         let files = Files::new(volume, root.clone());
         let files = pool
@@ -110,6 +117,7 @@ impl Store {
             buffers: Buffers::new(options.buffer_bytes),
             verified: Arc::default(),
             verified_for: options.verified_for,
+            untying: Arc::default(),
         };
         Ok(Self {
             cached: view.map(|volume| {

@@ -3,13 +3,7 @@
 //! Knows nothing of blobs and links. [`Disk`] is the real one; tests put a simulated or a recording one in its place
 //! ([`Store::open_on`](crate::Store::open_on)). Calls block, and are made from the store's [`Pool`](crate::Pool) only.
 
-use std::{
-    ffi::OsString,
-    fmt, io,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{ffi::OsString, fmt, io, path::Path, sync::Arc, time::SystemTime};
 
 use crate::Space;
 
@@ -130,15 +124,11 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// The names in a directory, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
 
-    /// Which of the paths below `folder` there are now, not as remembered, in their order; all `false` when the folder is absent.
-    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
-        paths
+    /// The names in several directories of a folder, each in no order, in the order they are asked for; `None` for what is no directory.
+    fn list_below(&self, folder: &Path, names: &[String]) -> io::Result<Vec<Option<Vec<Entry>>>> {
+        names
             .iter()
-            .map(|path| {
-                let path = folder.join(path);
-                self.refresh(&path)?;
-                crate::error::absent(self.metadata(&path)).map(|found| found.is_some())
-            })
+            .map(|name| crate::error::absent(self.list(&folder.join(name))))
             .collect()
     }
 

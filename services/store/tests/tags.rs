@@ -46,8 +46,16 @@ async fn a_tag_that_moves_while_its_old_manifest_is_deleted_names_the_new_one() 
         // And whoever deletes the new one finds the tag.
         if round % 10 == 9 {
             one.delete_manifest(&repo, &new).await.unwrap();
-            assert_eq!(one.tag(&repo, &tag).await.unwrap(), None, "round {round}");
+            let found = one.tagged_manifest(&repo, &tag).await.unwrap();
+            assert_eq!(found, None, "round {round}");
+            assert_eq!(
+                one.tags(&repo).await.unwrap(),
+                Some(vec![]),
+                "round {round}"
+            );
             one.put_manifest(&repo, &new, "new".into()).await.unwrap();
+            // Which does not bring the tag back.
+            assert_eq!(one.tag(&repo, &tag).await.unwrap(), None, "round {round}");
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::Instant,
 };
@@ -97,8 +97,8 @@ impl Volume for Measured {
         timed(&self.list, || self.inner.list(folder))
     }
 
-    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
-        timed(&self.stat, || self.inner.exist(folder, paths))
+    fn list_below(&self, folder: &Path, names: &[String]) -> io::Result<Vec<Option<Vec<Entry>>>> {
+        timed(&self.list, || self.inner.list_below(folder, names))
     }
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {

@@ -103,6 +103,19 @@ pub(crate) struct Pending {
     pub(crate) has_start: bool,
 }
 
+/// A manifest that was deleted, and whose tags may not be untied yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Removal {
+    /// Its folder, below the root.
+    pub(crate) path: PathBuf,
+    /// Whose it was; `None` if the delete did not come to pass.
+    pub(crate) repository: Option<RepositoryName>,
+    /// The manifest.
+    pub(crate) digest: Digest,
+    /// Since the delete.
+    pub(crate) age: Duration,
+}
+
 /// Sums over a volume.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -137,6 +150,7 @@ pub struct Inventory {
     /// Parsed content of what repositories link as manifests; `None` if it is no manifest.
     pub(crate) documents: BTreeMap<Digest, Option<Document>>,
     pub(crate) pending: Vec<Pending>,
+    pub(crate) removals: Vec<Removal>,
     pub(crate) oddities: Vec<(PathBuf, Oddity)>,
     pub(crate) quarantined: (u64, u64),
     pub(crate) hashed_bytes: u64,

@@ -34,6 +34,7 @@ pub fn plan(inventory: &Inventory, policy: &Policy) -> Vec<Finding> {
         .all();
     }
     plan.pending();
+    plan.removals();
     plan.oddities();
     let mut findings = plan.findings;
     findings.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
@@ -125,6 +126,21 @@ impl Plan<'_> {
                     None,
                     "distribution's purge would never find it",
                     Some(repair),
+                );
+            }
+        }
+    }
+
+    fn removals(&mut self) {
+        for removal in &self.inventory.removals {
+            if removal.age >= self.policy.in_flight {
+                self.push(
+                    Kind::UnfinishedDelete,
+                    removal.path.clone(),
+                    removal.repository.as_ref(),
+                    Some(&removal.digest),
+                    "the manifest was deleted and tags may still name it, unseen: a registry removes them when it starts, and every hour",
+                    None,
                 );
             }
         }
@@ -413,7 +429,9 @@ impl<'b> Within<'_, 'b> {
             }
             Some(Link::Empty | Link::Garbage) => self.damaged_tag(tag, folder, link),
             Some(Link::Names(digest)) => {
-                if !self.has_manifest(digest) {
+                if self.is_removed(digest) {
+                    // Its delete is under way, or reported as one that did not end.
+                } else if !self.has_manifest(digest) {
                     let meaning = format!(
                         "the tag {tag} names {digest}, which the repository does not have: copy or push the image again, or delete the tag"
                     );
@@ -425,7 +443,7 @@ impl<'b> Within<'_, 'b> {
                         digest: digest.clone(),
                     };
                     let meaning = format!(
-                        "the history of the tag {tag} lacks the manifest it names: a delete of the manifest would leave the tag behind"
+                        "the history of the tag {tag} lacks the manifest it names: tools that go by histories do not find it"
                     );
                     self.push(Kind::TagHistory, path, Some(digest), meaning, Some(repair));
                 }
@@ -495,6 +513,14 @@ impl<'b> Within<'_, 'b> {
                 Some(repair),
             );
         }
+    }
+
+    /// Whether the manifest was deleted a moment ago, and its tags may not be untied yet.
+    fn is_removed(&self, digest: &Digest) -> bool {
+        !self.repository.revisions.contains_key(digest)
+            && self.plan.inventory.removals.iter().any(|removal| {
+                removal.repository.as_ref() == Some(self.name) && removal.digest == *digest
+            })
     }
 
     /// Whether the repository has the manifest, bytes and all, once its links are mended.

@@ -14,11 +14,11 @@ use holdfast_core::{
 
 use super::{
     document::{self, Document},
-    inventory::{Blob, Content, Inventory, Link, Oddity, Pending, Repository, TagFolder},
+    inventory::{Blob, Content, Inventory, Link, Oddity, Pending, Removal, Repository, TagFolder},
     tree::{self, Entry},
 };
 use crate::{
-    Error, Layout, Result, UploadId, atomic, layout,
+    Error, Layout, Result, UploadId, atomic, layout, removals,
     volume::{Kind, Volume},
 };
 
@@ -82,6 +82,8 @@ pub fn survey(
         now,
         found: Inventory::default(),
     };
+    // Before the tags: whoever unties them removes this note last.
+    survey.removals();
     survey.repositories(progress);
     progress(Progress::Contents);
     survey.own();
@@ -287,6 +289,24 @@ impl Survey<'_> {
                 size: self.size(&data),
                 has_start: names.iter().any(|name| name == "startedat"),
                 path: self.relative(&path),
+            });
+        }
+    }
+
+    /// Deletes whose tags may not be untied yet.
+    fn removals(&mut self) {
+        let folder = self.layout.removals();
+        for entry in self.entries(&folder) {
+            let path = folder.join(&entry.name);
+            let Some(digest) = removals::digest_of(&entry.name) else {
+                continue;
+            };
+            let held = self.entries(&path);
+            self.found.removals.push(Removal {
+                repository: held.iter().find_map(|held| removals::decoded(&held.name)),
+                age: self.age(std::slice::from_ref(&path)),
+                path: self.relative(&path),
+                digest,
             });
         }
     }

@@ -224,6 +224,18 @@ const CASES: &[Case] = &[
         false,
     ),
     (
+        "manifest that was deleted, with a tag that nobody came to",
+        |v| {
+            let name = format!("key.sha256-{}.chance", v.manifest.hex());
+            let folder = v.layout.removals().join(name);
+            fs::create_dir_all(&folder).unwrap();
+            let link = v.layout.revision_link(&v.repo, &v.manifest);
+            fs::rename(link, folder.join("team+app")).unwrap();
+        },
+        &[(Kind::UnfinishedDelete, false)],
+        false,
+    ),
+    (
         "folder of a tag without the tag",
         |v| fs::remove_dir_all(v.layout.tag(&v.repo, &Volume::one()).join("current")).unwrap(),
         &[(Kind::UnfinishedTag, true)],

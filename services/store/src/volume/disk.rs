@@ -1,14 +1,25 @@
 //! The real file system. The one place of the crate that may name `std::fs` or rustix' file calls.
 
 use std::{
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileExt, MetadataExt, OpenOptionsExt},
+        },
+    },
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::fs::{AtFlags, OFlags, Timespec, Timestamps};
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, RawDir, Timespec, Timestamps},
+    io::Errno,
+};
 
 use super::{Entry, Kind, Metadata, Volume, VolumeFile};
 use crate::Space;
@@ -89,6 +100,48 @@ fn kind(file_type: fs::FileType) -> Kind {
     }
 }
 
+/// Bytes for names of a directory: those of most fit in.
+const NAMES_BYTES: usize = 8 << 10;
+
+/// The names in a directory below an open one; `None` if there is no such directory.
+fn names_at(
+    folder: BorrowedFd<'_>,
+    name: &str,
+    buffer: &mut [MaybeUninit<u8>],
+) -> io::Result<Option<Vec<Entry>>> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let dir = match rustix::fs::openat(folder, name, flags, Mode::empty()) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(None),
+        opened => opened?,
+    };
+    let mut found = Vec::new();
+    let mut entries = RawDir::new(&dir, buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let file_type = match entry.file_type() {
+            // Not every file system says it with the name.
+            FileType::Unknown => rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)
+                .map_or(FileType::Unknown, |stat| {
+                    FileType::from_raw_mode(stat.st_mode)
+                }),
+            known => known,
+        };
+        found.push(Entry {
+            kind: match file_type {
+                FileType::RegularFile => Kind::File,
+                FileType::Directory => Kind::Dir,
+                _ => Kind::Other,
+            },
+            name: OsStr::from_bytes(name.to_bytes()).to_owned(),
+        });
+    }
+    Ok(Some(found))
+}
+
 impl VolumeFile for DiskFile {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         Ok(rustix::io::pread(
@@ -159,23 +212,15 @@ impl Volume for Disk {
             .collect()
     }
 
-    fn exist(&self, folder: &Path, paths: &[PathBuf]) -> io::Result<Vec<bool>> {
+    fn list_below(&self, folder: &Path, names: &[String]) -> io::Result<Vec<Option<Vec<Entry>>>> {
         // Relative to an open folder: the folder's own path is walked once, not once a name.
         let Some(dir) = crate::error::absent(File::open(folder))? else {
-            return Ok(vec![false; paths.len()]);
+            return Ok(vec![None; names.len()]);
         };
-        paths
+        let mut buffer = vec![MaybeUninit::uninit(); NAMES_BYTES];
+        names
             .iter()
-            .map(|path| {
-                if self.shared {
-                    self.refresh(&folder.join(path))?;
-                }
-                match rustix::fs::statat(&dir, path, AtFlags::SYMLINK_NOFOLLOW) {
-                    Ok(_) => Ok(true),
-                    Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(false),
-                    Err(errno) => Err(errno.into()),
-                }
-            })
+            .map(|name| names_at(dir.as_fd(), name, &mut buffer))
             .collect()
     }
 

@@ -112,6 +112,8 @@ pub(crate) enum Op {
         blob: usize,
     },
     Purge,
+    /// Unties the tags of deleted manifests.
+    Finish,
 }
 
 pub(crate) fn operation(world: &World, rng: &mut Rng) -> Op {
@@ -145,10 +147,11 @@ pub(crate) fn operation(world: &World, rng: &mut Rng) -> Op {
                 .map(|_| rng.below(world.tags.len()))
                 .collect(),
         },
-        61..=65 => Op::DeleteManifest { repo, manifest },
-        66..=69 => Op::DeleteTag { repo, tag },
-        70..=77 => Op::ReadBlob { repo, blob },
-        78..=83 => Op::ReadManifest { repo, manifest },
+        61..=67 => Op::DeleteManifest { repo, manifest },
+        68..=70 => Op::DeleteTag { repo, tag },
+        71..=73 => Op::Finish,
+        74..=78 => Op::ReadBlob { repo, blob },
+        79..=83 => Op::ReadManifest { repo, manifest },
         84..=91 => Op::ReadTag { repo, tag },
         92..=94 => Op::ListTags { repo },
         95..=97 => Op::Scrub { blob },

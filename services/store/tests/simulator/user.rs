@@ -141,6 +141,11 @@ impl Run<'_> {
                 let result = store.verify_blob(&self.world.blobs[*blob].0).await;
                 self.succeeded(replica, op, &result);
             }
+            Op::Finish => {
+                let (replica, store) = self.store(rng);
+                let result = store.finish_removals().await;
+                self.succeeded(replica, op, &result);
+            }
             Op::Purge => {
                 let (replica, store) = self.store(rng);
                 let result = store.purge_idle(Duration::from_secs(3600)).await;
@@ -390,6 +395,12 @@ impl Run<'_> {
             && !model.manifest(repo, manifest).allows(None, start, end)
         {
             model.violation(format!("{op:?} on replica {replica} found nothing"));
+        }
+        drop(model);
+        // As a thread of the replica does after the answer; sometimes nobody comes to it.
+        if done && rng.chance(5_000) {
+            let result = store.finish_removals().await;
+            self.succeeded(replica, &Op::Finish, &result);
         }
     }
 

@@ -39,6 +39,8 @@ enum Op {
     SetTag(&'static str, &'static str, &'static [u8]),
     DeleteTag(&'static str, &'static str),
     DeleteManifest(&'static str, &'static [u8]),
+    /// What follows the answer to that.
+    Untie(&'static str, &'static [u8]),
     Unlink(&'static str, &'static [u8]),
 }
 
@@ -48,7 +50,7 @@ const BLOB: &str = "+blobs/sha256/HH/H/data";
 const HISTORY: &str = "+repositories/R/_manifests/tags/T/index/sha256/H/link";
 const CURRENT: &str = "+repositories/R/_manifests/tags/T/current/link";
 
-const ROWS: [Row; 14] = [
+const ROWS: [Row; 16] = [
     Row {
         what: "a first push makes every folder durable",
         op: Op::Push("a/b", b"one"),
@@ -116,13 +118,25 @@ const ROWS: [Row; 14] = [
         most_syncs: (0, 0),
     },
     Row {
-        what: "a manifest goes with its tags",
+        what: "another tag",
+        op: Op::SetTag("a/b", "u", b"[]"),
+        names: &[HISTORY, CURRENT],
+        most_syncs: (2, 7),
+    },
+    Row {
+        what: "a manifest goes, and a note of it is kept",
         op: Op::DeleteManifest("a/b", b"[]"),
+        names: &["-repositories/R/_manifests/revisions/sha256/H/link"],
+        most_syncs: (0, 3),
+    },
+    Row {
+        what: "its tags go after the answer",
+        op: Op::Untie("a/b", b"[]"),
         names: &[
-            "-repositories/R/_manifests/revisions/sha256/H/link",
             "-repositories/R/_manifests/tags/T/current/link",
+            "-repositories/R/_manifests/tags/U/current/link",
         ],
-        most_syncs: (0, 2),
+        most_syncs: (0, 5),
     },
     Row {
         what: "a tag goes",
@@ -192,6 +206,7 @@ impl Op {
                 let (name, digest) = (repo(name), digest(bytes));
                 assert!(store.delete_manifest(&name, &digest).await.unwrap());
             }
+            Self::Untie(..) => assert_eq!(store.finish_removals().await.unwrap(), 1),
             Self::Unlink(name, bytes) => {
                 let (name, digest) = (repo(name), digest(bytes));
                 assert!(store.unlink_blob(&name, &digest).await.unwrap());
@@ -206,6 +221,7 @@ impl Op {
             | Self::Mount(name, bytes)
             | Self::PutManifest(name, bytes)
             | Self::DeleteManifest(name, bytes)
+            | Self::Untie(name, bytes)
             | Self::Unlink(name, bytes) => (*name, "t", *bytes),
             Self::Fill(bytes) => ("", "", *bytes),
             Self::SetTag(name, tag, bytes) => (*name, *tag, *bytes),
@@ -218,6 +234,7 @@ impl Op {
             .replace("/H/", &format!("/{}/", digest.hex()))
             .replace("/R/", &format!("/{name}/"))
             .replace("/T/", &format!("/{tag}/"))
+            .replace("/U/", "/u/")
     }
 }
 
@@ -249,14 +266,25 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
             }
             Call::Remove(path) if is_final(path) => ('-', path),
             // Taken aside, then removed.
-            Call::Rename(from, to) if is_final(from) && !is_final(to) => ('-', from),
+            Call::Rename(from, to) if is_final(from) && !is_final(to) => {
+                if from.to_str().unwrap().contains("/revisions/") {
+                    // What says that tags are still to be untied, and the name of its folder.
+                    must_sync(what, calls, at, to);
+                    must_sync(what, calls, at, to.parent().unwrap());
+                }
+                ('-', from)
+            }
             Call::CreateDir(path) if is_final(path) => {
                 must_sync(what, calls, at, path);
                 continue;
             }
             _ => continue,
         };
-        let end = must_sync(what, calls, at, path);
+        let end = if sign == '-' {
+            must_stay_away(what, calls, at, path)
+        } else {
+            must_sync(what, calls, at, path)
+        };
         // The next name waits until this one is durable: a link never outlives its blob, nor a tag its history.
         let next = calls[at + 1..end]
             .iter()
@@ -270,6 +298,18 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
         names.push(format!("{sign}{}", relative.display()));
     }
     names
+}
+
+/// Where, after a call that took `path` away, that is made durable: by a sync of its directory, or of the one that this was removed from.
+fn must_stay_away(what: &str, calls: &[Call], at: usize, path: &Path) -> usize {
+    let folder = path.parent().unwrap();
+    let removed = Call::RemoveDir(folder.to_owned());
+    match calls[at..].iter().position(|call| *call == removed) {
+        Some(later) if !calls[at..].contains(&Call::SyncDir(folder.to_owned())) => {
+            must_stay_away(what, calls, at + later, folder)
+        }
+        _ => must_sync(what, calls, at, path),
+    }
 }
 
 /// Where, after a call that changed `path`, its directory is synced.
@@ -334,6 +374,28 @@ fn a_name_before_the_bytes_is_found() {
         Call::Rename(from.clone(), to),
         Call::Sync(from),
         Call::SyncDir("/v".into()),
+    ];
+    check("test", Path::new("/v"), &calls);
+}
+
+#[test]
+#[should_panic(expected = "never followed")]
+fn a_note_of_a_delete_that_is_not_synced_is_found() {
+    let link = PathBuf::from("/v/_manifests/revisions/h/link");
+    let calls = [
+        Call::Rename(link, "/v/_holdfast/removals/r/x".into()),
+        Call::SyncDir("/v/_manifests/revisions/h".into()),
+        Call::SyncDir("/v/_holdfast/removals/r".into()),
+    ];
+    check("test", Path::new("/v"), &calls);
+}
+
+#[test]
+#[should_panic(expected = "never followed")]
+fn a_removed_folder_whose_end_is_not_synced_is_found() {
+    let calls = [
+        Call::Remove("/v/tags/t/link".into()),
+        Call::RemoveDir("/v/tags/t".into()),
     ];
     check("test", Path::new("/v"), &calls);
 }

@@ -22,6 +22,7 @@ pub(crate) enum Call {
     SyncDir(PathBuf),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
+    RemoveDir(PathBuf),
 }
 
 #[derive(Clone, Debug)]
@@ -113,7 +114,7 @@ impl Volume for Recorder {
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_dir(path)
+        self.done(self.disk.remove_dir(path), Call::RemoveDir(path.to_owned()))
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -130,6 +131,11 @@ impl Volume for Recorder {
 
     fn space(&self, path: &Path) -> io::Result<Space> {
         self.disk.space(path)
+    }
+
+    /// Everything where it is asked for: what is recorded belongs to one operation, and nothing goes on beside it.
+    fn blocks(&self) -> bool {
+        false
     }
 }
 

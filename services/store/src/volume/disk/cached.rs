@@ -7,7 +7,7 @@ use std::{
     fs::File,
     io::{self, IoSliceMut},
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
 };
 
@@ -136,10 +136,6 @@ impl Volume for Cached {
     }
 
     fn list(&self, _folder: &Path) -> io::Result<Vec<Entry>> {
-        cannot()
-    }
-
-    fn exist(&self, _folder: &Path, _paths: &[PathBuf]) -> io::Result<Vec<bool>> {
         cannot()
     }
 

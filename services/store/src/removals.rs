@@ -1,0 +1,521 @@
+//! Deletes of manifests whose tags are not untied yet: the answer to a delete waits for two names on the volume, not for a look at every tag.
+//!
+//! Owns the folder `_holdfast/removals`. Knows nothing of how tags and revisions are read. Nothing here holds a lock, because its owner may stand
+//! still for longer than a lock lives; what somebody may do is a folder that somebody else can remove.
+//!
+//! - A **removal** is a folder of one delete, named by repository, digest and chance. The delete moves the revision's link into it: in one step the
+//!   manifest is gone, its tags with it (a tag without a revision answers "unknown"), and the volume says that tags are still to be untied. Empty,
+//!   the folder says nothing: whoever meets it removes it, and a delete that is under way begins again.
+//! - **Whoever writes a revision** puts its temporary file in place, then looks for removals of that digest and finishes them, then renames. A delete
+//!   removes such files after it made its folder. So a revision that is visible has no removal, and no tag comes back with it.
+//! - **Whoever unties a tag** moves its link into a folder made for that (a *hold*), and only if the tag was read, and the removal seen, after the hold
+//!   was made. Whoever sets a tag removes the holds of its repository afterwards, and looks whether its tag is still there. So a tag that
+//!   was set is never taken by somebody who looked before.
+//! - A removal beside a visible revision is one whose end was lost with the power, or another registry pushed the manifest again: it is dropped.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+use uuid::Uuid;
+
+use crate::{
+    Error, Hasher, Result, Store, atomic,
+    error::absent,
+    layout, links,
+    store::Inner,
+    volume::{Kind, Metadata},
+};
+
+mod untie;
+
+/// How often something begins again that others got in the way of.
+const ATTEMPTS: usize = 64;
+
+/// Digits of a repository's name in the names of its folders: enough that no two repositories share them.
+const KEY_DIGITS: usize = 32;
+
+/// What stands for the digest in the name of a hold.
+const HOLD: &str = "hold";
+
+/// The repositories whose tags a thread of this process unties, or is about to.
+#[derive(Debug, Default)]
+pub(crate) struct Untying {
+    waiting: BTreeSet<RepositoryName>,
+    running: bool,
+}
+
+/// A folder of the volume's, as its name tells.
+#[derive(Debug, PartialEq, Eq)]
+enum Name {
+    Removal(Digest),
+    Hold,
+}
+
+/// The delete of a manifest that may not be finished.
+#[derive(Debug)]
+struct Removal {
+    digest: Digest,
+    path: PathBuf,
+}
+
+/// What there is of one repository.
+#[derive(Debug, Default)]
+struct Pending {
+    removals: Vec<Removal>,
+    holds: Vec<PathBuf>,
+}
+
+impl Store {
+    /// Removes a manifest; the tags that name it are unknown from then on, and untied after the answer. The bytes stay for the sweep.
+    /// `false` if it was not there.
+    ///
+    /// # Errors
+    /// What the volume says: the manifest may be gone or not.
+    pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let inner = Arc::clone(&self.inner);
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.inner
+            .pool
+            .run(move || {
+                let removed = inner.remove_revision(&repo, &digest);
+                if !matches!(removed, Ok(false)) {
+                    inner.untie_later(repo);
+                }
+                removed
+            })
+            .await
+    }
+
+    /// Unties the tags of deleted manifests that nobody untied yet, because a registry ended in between; how many repositories had some.
+    ///
+    /// # Errors
+    /// What the volume says; what is left is found again the next time.
+    pub async fn finish_removals(&self) -> Result<usize> {
+        self.run(Inner::finish_all).await
+    }
+}
+
+impl Inner {
+    /// Takes the link of a revision to a folder of its own, for good. `false` if there is none.
+    fn remove_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let link = self.layout.revision_link(repo, digest);
+        for _ in 0..ATTEMPTS {
+            if atomic::metadata(self.volume(), &link)?.is_none() {
+                return Ok(false);
+            }
+            let name = format!(
+                "{}.{}-{}.{}",
+                key(repo),
+                digest.algorithm().as_str(),
+                digest.hex(),
+                Uuid::new_v4()
+            );
+            let removal = self.layout.removals().join(name);
+            self.make(&removal)?;
+            self.end_writes_beside(&link)?;
+            let aside = removal.join(encoded(repo));
+            if self.take(&link, &aside)? {
+                self.replace(&aside)?;
+                for path in [&aside, &removal, &link] {
+                    self.files.sync_removal(path)?;
+                }
+                return Ok(true);
+            }
+            drop(self.volume().remove_dir(&removal));
+        }
+        Err(Error::Busy)
+    }
+
+    /// Makes a folder, and those above it if somebody removed them.
+    fn make(&self, path: &Path) -> Result<()> {
+        match self.volume().create_dir(path) {
+            Err(error) if is_gone(&error) => {
+                let folder = atomic::parent(path)?;
+                self.files.forget(folder);
+                self.files.create_dir(folder)?;
+                atomic::create_dir_plain(self.volume(), path)
+            }
+            // The name is chance's: it is the reply that was lost.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other.map_err(Error::io("create", path)),
+        }
+    }
+
+    /// Takes away what others are about to make the link: they began before the removal was there to be seen.
+    fn end_writes_beside(&self, link: &Path) -> Result<()> {
+        let folder = atomic::parent(link)?;
+        for entry in atomic::list(self.volume(), folder)?.into_iter().flatten() {
+            let is_write = entry
+                .name
+                .to_str()
+                .is_some_and(|name| name.starts_with("link.") && layout::is_leftover(name));
+            if is_write {
+                let path = folder.join(&entry.name);
+                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves a file; `false` if there is nothing to move, or nowhere to move it to.
+    fn take(&self, from: &Path, to: &Path) -> Result<bool> {
+        let Err(error) = self.volume().rename(from, to) else {
+            return Ok(true);
+        };
+        if atomic::metadata(self.volume(), to)?.is_some() {
+            // It is the reply that was lost.
+            return Ok(true);
+        }
+        if is_gone(&error) {
+            Ok(false)
+        } else {
+            Err(Error::io("rename", from)(error))
+        }
+    }
+
+    /// Puts an empty file in a file's place. A network file system finds a file by a name that it no longer has, as long as the file is there.
+    fn replace(&self, path: &Path) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let note = atomic::temporary(path);
+            match self.volume().create_new(&note) {
+                // Somebody has finished already, and removed the file.
+                Err(error) if is_gone(&error) => return Ok(()),
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::io("create", note)(error));
+                }
+                _ => {}
+            }
+            match self.volume().rename(&note, path) {
+                // A reply that was lost, or somebody tidied up.
+                Err(error) if is_gone(&error) => {
+                    if atomic::metadata(self.volume(), path)?.is_none_or(|found| found.len == 0) {
+                        return Ok(());
+                    }
+                }
+                other => return other.map_err(Error::io("rename", note)),
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Gives a repository a revision, and takes no tag of a deleted one back with it.
+    pub(crate) fn put_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
+        let link = self.layout.revision_link(repo, digest);
+        for _ in 0..ATTEMPTS {
+            if links::read_settled(&self.files, &link)?.as_ref() == Some(digest) {
+                // While a delete takes it away, a network file system shows it to those who know it.
+                let pending = self.pending(repo)?;
+                if !pending.removals.iter().any(|found| found.digest == *digest) {
+                    return Ok(());
+                }
+                self.finish(repo)?;
+                continue;
+            }
+            let placed = self
+                .write_beside(&link, digest)
+                .and_then(|(temporary, metadata)| {
+                    let placed = self
+                        .without_removal(repo, digest)
+                        .and_then(|()| self.files.place(&metadata, &temporary, &link));
+                    if placed.is_err() {
+                        drop(self.volume().remove_file(&temporary));
+                    }
+                    placed
+                });
+            match placed {
+                // A delete took the file away, or somebody the folder.
+                Err(error) if error.is_absent() || error.is_stale() => {
+                    for folder in link.ancestors().take_while(|at| *at != self.root) {
+                        self.files.forget(folder);
+                    }
+                }
+                other => return other,
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// A synced file that is to become the link.
+    fn write_beside(&self, link: &Path, digest: &Digest) -> Result<(PathBuf, Metadata)> {
+        self.files.create_dir(atomic::parent(link)?)?;
+        let temporary = atomic::temporary(link);
+        let written = (|| {
+            let file = self.volume().create_new(&temporary)?;
+            file.write_all_at(digest.to_string().as_bytes(), 0)?;
+            file.sync()?;
+            file.metadata()
+        })();
+        match written {
+            Ok(metadata) => Ok((temporary, metadata)),
+            Err(error) => {
+                drop(self.volume().remove_file(&temporary));
+                Err(Error::io("write", link)(error))
+            }
+        }
+    }
+
+    /// Returns when no removal of the digest is left.
+    fn without_removal(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
+        for _ in 0..ATTEMPTS {
+            let pending = self.pending(repo)?;
+            if !pending.removals.iter().any(|found| found.digest == *digest) {
+                return Ok(());
+            }
+            self.finish(repo)?;
+        }
+        Err(Error::Busy)
+    }
+
+    /// To be called by whoever set a tag: from here on nobody takes it who looked before. `true` if it may have been taken.
+    pub(crate) fn end_untying(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let pending = self.pending(repo)?;
+        for hold in &pending.holds {
+            self.clear(hold)?;
+        }
+        for removal in &pending.removals {
+            if removal.digest != *digest {
+                continue;
+            }
+            if self.has_happened(removal)? {
+                self.finish(repo)?;
+                return Ok(true);
+            }
+            // Emptied a moment ago: it must not come back after a loss of power, and take the tag then.
+            self.sync(&removal.path)?;
+        }
+        Ok(!pending.holds.is_empty())
+    }
+
+    /// The deleted manifests of a repository that tags may still name.
+    pub(crate) fn removed(&self, repo: &RepositoryName) -> Result<BTreeSet<Digest>> {
+        let mut removed = BTreeSet::new();
+        for removal in self.pending(repo)?.removals {
+            if self.has_happened(&removal)? && !self.has_revision(repo, &removal.digest)? {
+                removed.insert(removal.digest);
+            }
+        }
+        Ok(removed)
+    }
+
+    /// As it is now, not as remembered.
+    fn has_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let link = self.layout.revision_link(repo, digest);
+        self.volume()
+            .refresh(&link)
+            .map_err(Error::io("stat", &link))?;
+        Ok(links::read(self.volume(), &link)?.is_some())
+    }
+
+    fn pending(&self, repo: &RepositoryName) -> Result<Pending> {
+        let mut pending = Pending::default();
+        let mut own = None;
+        for (key, name, path) in self.names()? {
+            if *own.get_or_insert_with(|| self::key(repo)) != key {
+                continue;
+            }
+            match name {
+                Name::Removal(digest) => pending.removals.push(Removal { digest, path }),
+                Name::Hold => pending.holds.push(path),
+            }
+        }
+        Ok(pending)
+    }
+
+    /// All removals and holds of the volume with their repositories' keys.
+    fn names(&self) -> Result<Vec<(String, Name, PathBuf)>> {
+        let folder = self.layout.removals();
+        let entries = atomic::list(self.volume(), &folder)?.unwrap_or_default();
+        Ok(entries
+            .into_iter()
+            .filter(|entry| entry.kind == Kind::Dir)
+            .filter_map(|entry| {
+                let (key, name) = parse(entry.name.to_str()?)?;
+                Some((key.to_owned(), name, folder.join(&entry.name)))
+            })
+            .collect())
+    }
+
+    /// What a removal holds; empty when the delete did not come to pass.
+    fn held(&self, removal: &Path) -> Result<Vec<String>> {
+        links::names(self.volume(), removal)
+    }
+
+    fn has_happened(&self, removal: &Removal) -> Result<bool> {
+        Ok(!self.held(&removal.path)?.is_empty())
+    }
+
+    /// Leaves the untying to a thread of its own, one a process.
+    fn untie_later(self: &Arc<Self>, repo: RepositoryName) {
+        if !self.pool.has_threads() {
+            return;
+        }
+        let mut untying = self.untying();
+        untying.waiting.insert(repo);
+        if !std::mem::replace(&mut untying.running, true) {
+            let inner = Arc::clone(self);
+            self.pool.detach(move || inner.untie_waiting());
+        }
+    }
+
+    fn untie_waiting(&self) {
+        loop {
+            let mut untying = self.untying();
+            let Some(repo) = untying.waiting.pop_first() else {
+                untying.running = false;
+                return;
+            };
+            drop(untying);
+            if let Err(error) = self.finish(&repo) {
+                tracing::warn!(image.repository = %repo, %error, "tags of a deleted manifest are not untied yet; they answer \"unknown\", and it is tried again within the hour");
+            }
+        }
+    }
+
+    fn untying(&self) -> MutexGuard<'_, Untying> {
+        self.untying.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn finish_all(&self) -> Result<usize> {
+        let mut repositories = BTreeSet::new();
+        let mut holds = Vec::new();
+        for (key, name, path) in self.names()? {
+            if name == Name::Hold {
+                holds.push((key, path));
+                continue;
+            }
+            let held = self.held(&path)?;
+            if held.is_empty() {
+                self.drop_empty(&path)?;
+            }
+            repositories.extend(held.iter().filter_map(|name| decoded(name)));
+        }
+        for repo in &repositories {
+            self.finish(repo)?;
+        }
+        for (key, hold) in holds {
+            if !repositories.iter().any(|repo| self::key(repo) == key) {
+                self.clear(&hold)?;
+            }
+        }
+        Ok(repositories.len())
+    }
+
+    /// Unties the tags of a repository's deleted manifests. Several may do that at once.
+    fn finish(&self, repo: &RepositoryName) -> Result<()> {
+        let pending = self.pending(repo)?;
+        let mut gone = BTreeSet::new();
+        let mut done = Vec::new();
+        for removal in pending.removals {
+            if !self.has_happened(&removal)? {
+                self.drop_empty(&removal.path)?;
+                continue;
+            }
+            if !self.has_revision(repo, &removal.digest)? {
+                let revision = self.layout.revision_link(repo, &removal.digest);
+                // What is not durable yet must not take tags with it that are.
+                for path in [&removal.path.join("held"), &removal.path, &revision] {
+                    self.files.sync_removal(path)?;
+                }
+                gone.insert(removal.digest);
+            }
+            done.push(removal.path);
+        }
+        if !gone.is_empty() {
+            self.untie_all(repo, &gone)?;
+        }
+        // By name: whoever came so late that there are new removals leaves them alone.
+        for removal in &done {
+            for name in self.held(removal)? {
+                let path = removal.join(name);
+                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+            }
+            self.drop_empty(removal)?;
+        }
+        pending.holds.iter().try_for_each(|hold| self.clear(hold))
+    }
+
+    /// Removes a removal without a link: of a delete that is finished, that ended before it began, or that is under way, notices and begins again. That
+    /// it is empty is made durable first, because whoever sets a tag of the digest looks for names only.
+    fn drop_empty(&self, removal: &Path) -> Result<()> {
+        for entry in atomic::list(self.volume(), removal)?.into_iter().flatten() {
+            let is_note = entry
+                .name
+                .to_str()
+                .is_some_and(|name| name.ends_with(".tmp"));
+            if is_note {
+                let path = removal.join(&entry.name);
+                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+            }
+        }
+        self.sync(removal)?;
+        match self.volume().remove_dir(removal) {
+            // Not empty: the delete came to pass at this moment.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            other => absent(other)
+                .map(drop)
+                .map_err(Error::io("remove", removal)),
+        }
+    }
+
+    fn sync(&self, folder: &Path) -> Result<()> {
+        absent(self.volume().sync_dir(folder))
+            .map(drop)
+            .map_err(Error::io("sync", folder))
+    }
+}
+
+/// Whether something on the way was not there.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle
+    )
+}
+
+/// What stands for a repository in names of folders.
+fn key(repo: &RepositoryName) -> String {
+    let digest = Hasher::digest(Algorithm::Sha256, repo.as_str().as_bytes());
+    digest.hex().chars().take(KEY_DIGITS).collect()
+}
+
+/// A repository's name as the name of a file.
+fn encoded(repo: &RepositoryName) -> String {
+    repo.as_str().replace('/', "+")
+}
+
+/// The repository that a removal's file is named by.
+pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
+    RepositoryName::parse(&name.replace('+', "/")).ok()
+}
+
+/// The digest that a removal's folder is named by; `None` for what is none.
+pub(crate) fn digest_of(name: &str) -> Option<Digest> {
+    match parse(name)?.1 {
+        Name::Removal(digest) => Some(digest),
+        Name::Hold => None,
+    }
+}
+
+/// The key of the repository, and what the folder is.
+fn parse(name: &str) -> Option<(&str, Name)> {
+    let mut parts = name.splitn(3, '.');
+    let (key, what, _) = (parts.next()?, parts.next()?, parts.next()?);
+    let name = if what == HOLD {
+        Name::Hold
+    } else {
+        let (algorithm, hex) = what.split_once('-')?;
+        Name::Removal(Digest::from_hex(algorithm.parse().ok()?, hex).ok()?)
+    };
+    Some((key, name))
+}
+
+#[cfg(test)]
+mod tests;
