@@ -5,6 +5,7 @@ mod chart;
 mod clients;
 mod copies;
 mod faults;
+mod healing;
 mod hooks;
 mod install;
 mod operator;
@@ -61,6 +62,10 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(faults::a_hanging_upstream_does_not_slow_cached_images),
         ci!(faults::wrong_bytes_are_never_visible),
         ci!(faults::a_pod_missed_by_the_webhook_starts_and_is_copied),
+        ci!(healing::pods_that_slipped_past_the_webhook_start_without_uplink),
+        ci!(healing::a_controller_that_insists_is_left_alone),
+        full!(healing::an_image_that_only_nodes_could_fetch_gets_its_original_back),
+        full!(healing::owned_pods_with_a_missed_image_volume_are_made_anew),
         ci!(faults::a_killed_controller_copies_nothing_twice),
         ci!(registry::a_damaged_blob_is_fetched_again),
         full!(faults::a_killed_registry_finishes_its_fills),

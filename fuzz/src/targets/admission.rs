@@ -17,7 +17,7 @@ const ADDRESS: &str = "10.96.0.50";
 /// Reviews.
 pub(super) const REVIEW: Target = Target {
     name: "admission",
-    promise: "a patch applies, changes nothing but images and one annotation, and is empty the second time",
+    promise: "a patch applies, changes nothing but images and two annotations, and is empty the second time",
     check: review,
     dictionary: &[
         "\"containers\":[",
@@ -31,6 +31,8 @@ pub(super) const REVIEW: Target = Target {
         "\"labels\":{",
         "\"holdfast.dev/rewrite\":\"disabled\"",
         "\"holdfast.dev/original-images\":\"",
+        "\"holdfast.dev/image-history\":\"{\\\"uid\\\":\\\"u\\\",\\\"setBack\\\":2}\"",
+        "\"uid\":\"u\"",
         "\"operation\":\"UPDATE\"",
         "\"oldObject\":",
         "\"imagePullPolicy\":\"Never\"",
@@ -51,6 +53,7 @@ fn rules() -> Rules {
         address: Some(ADDRESS.to_owned()),
         known_addresses: vec![ADDRESS.to_owned()],
         upstreams: Upstreams::default(),
+        left_alone: std::sync::Arc::default(),
     }
 }
 
@@ -128,6 +131,7 @@ fn without_ours(pod: &Value) -> Value {
         Some(annotations) => {
             if let Some(object) = annotations.as_object_mut() {
                 object.remove("holdfast.dev/original-images");
+                object.remove("holdfast.dev/image-history");
             }
             annotations
                 .as_object()

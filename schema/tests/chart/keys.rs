@@ -60,6 +60,9 @@ const READ_BY_SERVICES: &[(&str, &str)] = &[
     ("registry.accessLog.sample", "the registry"),
     ("registry.scrub.bytesPerSecond", "the registry"),
     ("registry.scrub.everyHours", "the registry"),
+    ("controller.healing.mode", "the controller"),
+    ("controller.healing.evictionsPerMinute", "the controller"),
+    ("controller.healing.refusedSeconds", "the controller"),
     ("webhook.waitForNodes", "the controller's state"),
     ("webhook.scope.nodeSelector", "the controller's state"),
 ];

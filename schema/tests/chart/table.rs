@@ -71,6 +71,8 @@ fn good() -> Vec<Vec<(String, Value)>> {
         ],
         vec![on(), own("webhook.waitForNodes", json!(false))],
         vec![on(), own("webhook.waitForNodes", json!(300))],
+        vec![on(), own("controller.healing.mode", json!("dryRun"))],
+        vec![on(), own("controller.healing.evictionsPerMinute", json!(0))],
         vec![on(), own("registry.limits.manifestBytes", json!(4_194_304))],
         vec![on(), own("registry.limits.manifestBytes", json!("8Mi"))],
         vec![on(), own("uplink.bandwidthBytesPerSecond", json!("10M"))],
@@ -287,6 +289,8 @@ fn bad() -> Vec<Bad> {
     schema("webhook.failurePolicy", vec![json!("ignore")]);
     schema("webhook.timeoutSeconds", vec![json!(0), json!(31)]);
     schema("webhook.waitForNodes", vec![json!("yes"), json!(0)]);
+    schema("controller.healing.mode", vec![json!("maybe"), json!(true)]);
+    schema("controller.healing.refusedSeconds", vec![json!(5)]);
     schema(
         "nodeAgent.hostFolders.config",
         vec![json!("etc/containerd"), json!("")],

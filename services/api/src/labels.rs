@@ -2,6 +2,8 @@
 
 /// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or `volumes/NAME` to the original reference.
 pub const ORIGINAL_IMAGES: &str = "holdfast.dev/original-images";
+/// Annotation on pods whose images were set back, healed or restored: [`crate::history::ImageHistory`] as JSON.
+pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
 /// Label on pods and namespaces; the value [`REWRITE_DISABLED`] opts out.
 pub const REWRITE: &str = "holdfast.dev/rewrite";
 /// The value of [`REWRITE`] that opts out.

@@ -5,6 +5,7 @@
 
 pub mod artifact;
 pub mod fill;
+pub mod history;
 pub mod labels;
 pub mod names;
 pub mod secret;

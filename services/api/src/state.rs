@@ -1,6 +1,7 @@
 //! The two documents by which the controller tells the other parts what is true of the cluster.
 
 use crate::secret::SecretString;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
 
 /// The key of both documents in their ConfigMap and Secret.
@@ -21,6 +22,27 @@ pub struct ClusterState {
     /// Why, for people.
     #[serde(default)]
     pub reason: String,
+    /// Sources that the registry cannot get though their upstream answers; pods that name them keep them. The oldest first,
+    /// at most [`MAX_LEFT_ALONE`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_alone: Vec<SourceLeftAlone>,
+}
+
+/// The longest list of sources that are left alone; the newest are kept.
+pub const MAX_LEFT_ALONE: usize = 200;
+
+/// A source that pods of a namespace get from its upstream themselves, until the registry can get it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceLeftAlone {
+    /// The namespace; others may bring credentials that open it.
+    pub namespace: String,
+    /// The upstream's reference, canonical.
+    pub source: String,
+    /// The reason of the Artifact's Ready condition.
+    pub reason: String,
+    /// Since when.
+    pub since: Time,
 }
 
 /// What the node agent is to write on its host: Secret `F-node`.
@@ -81,6 +103,9 @@ mod tests {
         let least: ClusterState =
             serde_json::from_str(r#"{"registryAddress":"10.96.0.50"}"#).unwrap();
         assert!(!least.rewrite, "unsaid means no");
+        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","leftAlone":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}]}"#;
+        let state: ClusterState = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }
 
     #[test]

@@ -38,8 +38,8 @@ pub use operating::{
     Notifications, Scrub,
 };
 pub use parts::{
-    ControllerPart, HostFolders, Limits, NodeAgentPart, RegistryPart, Scope, ServiceValues,
-    StorageValues, WaitForNodes, WebhookPart,
+    ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart, RegistryPart,
+    Scope, ServiceValues, StorageValues, WaitForNodes, WebhookPart,
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{

@@ -127,6 +127,8 @@ workload! {
         /// Replicas, of which one is active; empty: two with high availability, one without.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
+        /// What is done for pods that cannot pull.
+        healing: HealingValues = HealingValues::default(),
     }
 }
 
@@ -231,6 +233,44 @@ pub struct Scope {
     pub namespace_selector: LabelSelector,
     /// Only nodes with these labels are waited for. Empty: all.
     pub node_selector: BTreeMap<String, String>,
+}
+
+/// What is done for pods that cannot pull: their references are patched where the image is local, and given back where the
+/// registry cannot get it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct HealingValues {
+    /// `on`; `dryRun`: log what would be done, once a pod; `off`.
+    pub mode: HealingMode,
+    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew, so many a minute at most. 0: none.
+    #[schemars(range(min = 0, max = 600))]
+    pub evictions_per_minute: u16,
+    /// Seconds that an upstream must have refused an image before pods get their own reference back.
+    #[schemars(range(min = 30, max = 86_400))]
+    pub refused_seconds: u32,
+}
+
+impl Default for HealingValues {
+    fn default() -> Self {
+        Self {
+            mode: HealingMode::On,
+            evictions_per_minute: 6,
+            refused_seconds: 120,
+        }
+    }
+}
+
+/// Whether pods are healed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(inline)]
+pub enum HealingMode {
+    /// They are.
+    On,
+    /// What would be done is logged.
+    DryRun,
+    /// They are not.
+    Off,
 }
 
 /// The runtime's folders on the node.

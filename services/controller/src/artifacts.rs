@@ -221,6 +221,12 @@ impl Work {
                     self.queue.wake(key, now);
                 }
             }
+            for key in context.healing.asked() {
+                if let Some(memory) = self.memory.get_mut(&key) {
+                    memory.end_pause();
+                    self.queue.wake(&key, now);
+                }
+            }
             self.memory.retain(|key, _| artifacts.get(key).is_some());
         });
         for (reason, count) in counts {

@@ -2,11 +2,12 @@
 //!
 //! One leader at a time does all of it, by the Lease `F-controller`; the others wait. It knows nothing of blobs: copying
 //! is asked of the registry. Whatever it decides is computed by pure functions (`certificates::plan`, `state::build`,
-//! `artifacts::demand`, `artifacts::status`) from what the edges fetched.
+//! `artifacts::demand`, `artifacts::status`, `healing::decide`) from what the edges fetched.
 
 pub mod apply;
 pub mod artifacts;
 pub mod certificates;
+pub mod healing;
 mod metrics;
 pub mod state;
 pub mod world;
@@ -71,6 +72,8 @@ pub struct Context {
     pub scope: Arc<world::Scope>,
     /// Whether this process has written, or agreed with, the nodes' state once.
     pub settled: Arc<AtomicBool>,
+    /// What healing shares with the other loops.
+    pub healing: Arc<healing::Healing>,
 }
 
 impl std::fmt::Debug for Context {
@@ -90,6 +93,7 @@ impl Context {
             namespace: config.release.namespace.clone(),
         };
         let scope = world::Scope::new(&config)?;
+        let policy = healing::Policy::of(&config.values.controller.healing);
         Ok(Self {
             client,
             config: Arc::new(config),
@@ -99,6 +103,7 @@ impl Context {
             metrics,
             scope: Arc::new(scope),
             settled: Arc::default(),
+            healing: Arc::new(healing::Healing::new(policy)),
         })
     }
 
@@ -141,6 +146,10 @@ impl Context {
         let context = self.clone();
         supervisor.spawn("preload", PATIENCE, move |heart| {
             artifacts::preload::run(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("healing", PATIENCE, move |heart| {
+            healing::run(context.clone(), heart)
         });
         let context = self.clone();
         supervisor.spawn("artifacts", PATIENCE, move |heart| {

@@ -35,6 +35,13 @@ pub(crate) struct CertificateLabel {
     certificate: &'static str,
 }
 
+/// What healing did or tried, and how that ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ActLabel {
+    act: &'static str,
+    outcome: &'static str,
+}
+
 /// Counters and gauges. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -47,6 +54,9 @@ pub struct Metrics {
     local: Family<NeedLabel, Gauge>,
     hidden: Family<KindLabel, Gauge>,
     expiry: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
+    healing: Family<ActLabel, Counter>,
+    pods_stuck: Gauge,
+    sources_left_alone: Gauge,
 }
 
 impl Metrics {
@@ -91,6 +101,21 @@ impl Metrics {
                 "When a certificate runs out, in seconds since 1970",
                 Family::default(),
             ),
+            healing: group.add(
+                "healing_acts",
+                "What was done, or tried, for pods that cannot pull, by outcome",
+                Family::default(),
+            ),
+            pods_stuck: group.add(
+                "pods_stuck",
+                "Pods with a container whose image cannot be pulled",
+                Gauge::default(),
+            ),
+            sources_left_alone: group.add(
+                "sources_left_alone",
+                "Sources that pods keep because the registry cannot get them",
+                Gauge::default(),
+            ),
         }
     }
 
@@ -124,6 +149,20 @@ impl Metrics {
         self.hidden
             .get_or_create(&KindLabel { kind })
             .set(i64::from(hidden));
+    }
+
+    pub(crate) fn healed(&self, act: &'static str, outcome: &'static str) {
+        self.healing.get_or_create(&ActLabel { act, outcome }).inc();
+    }
+
+    pub(crate) fn pods_stuck(&self, count: usize) {
+        self.pods_stuck
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn sources_left_alone(&self, count: usize) {
+        self.sources_left_alone
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn expires(&self, certificate: &'static str, at: i64) {

@@ -36,14 +36,17 @@ pub enum Error {
 pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
+    let mut left_alone = context.healing.left_alone.subscribe();
     loop {
         version.borrow_and_update();
         bundle.borrow_and_update();
+        left_alone.borrow_and_update();
         round(&context).await?;
         heart.success();
         tokio::select! {
             _ = version.changed() => {}
             _ = bundle.changed() => {}
+            _ = left_alone.changed() => {}
             () = tokio::time::sleep(EVERY) => {}
         }
         tokio::time::sleep(SETTLE).await;
@@ -85,6 +88,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
         used: pods_synced.then(|| used_addresses(context)),
         nodes: (pods_synced && World::read(&context.world.nodes, crate::world::Mirror::synced))
             .then(|| nodes(context)),
+        left_alone: context.healing.seeded(previous.as_ref()),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: state_map
             .as_ref()
@@ -145,6 +149,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
             );
         }
     }
+    context.healing.written(&state);
     Ok(())
 }
 

@@ -5,9 +5,11 @@
 //! pods. Facts are complete only when `synced`; nobody decides anything before.
 
 mod facts;
+pub mod health;
 mod mirror;
 mod owners;
 
+pub(crate) use facts::document;
 pub use facts::{Agent, NamespaceFacts, NodeFacts, PodFacts, Scope, node_facts, pod_facts};
 pub use mirror::{Key, Mirror, key};
 pub use owners::{
@@ -78,6 +80,11 @@ impl World {
             && Self::read(&self.namespaces, Mirror::synced)
             && Self::read(&self.nodes, Mirror::synced)
             && Self::read(&self.artifacts, Mirror::synced)
+    }
+
+    /// Has everybody who decides look again.
+    pub fn nudge(&self) {
+        self.changed();
     }
 
     fn changed(&self) {

@@ -104,9 +104,18 @@ impl Bare {
 
     /// As [`Self::context`], with a client of its own.
     pub fn context_of(&self, client: kube::Client) -> Context {
+        Self::context_from(client, &json!({}))
+    }
+
+    /// As [`Self::context`], with values.
+    pub fn context_with(&self, values: &serde_json::Value) -> Context {
+        Self::context_from(self.client.clone(), values)
+    }
+
+    fn context_from(client: kube::Client, values: &serde_json::Value) -> Context {
         let document = json!({
             "release": {"name": "holdfast", "namespace": NAMESPACE, "fullname": "holdfast", "version": "0.1.0"},
-            "values": {},
+            "values": values,
         });
         let mut registry = holdfast_runtime::metrics::registry("controller");
         let metrics = Metrics::register(&mut registry);

@@ -48,6 +48,7 @@ pub struct Metrics {
     reviews: Family<ResultLabel, Counter>,
     rewritten: Counter,
     left_alone: Family<ReasonLabel, Counter>,
+    set_back: Counter,
     announcements: Family<ResultLabel, Counter>,
 }
 
@@ -73,6 +74,11 @@ impl Metrics {
                 "Image references, or whole pods, left as they were, by reason",
                 Family::default(),
             ),
+            set_back: group.add(
+                "images_set_back",
+                "Rewritten references that an update put back to their upstream's",
+                Counter::default(),
+            ),
             announcements: group.add(
                 "announcements",
                 "Artifacts announced, by what became of it",
@@ -92,6 +98,8 @@ impl Metrics {
         self.reviews.get_or_create(&ResultLabel { result }).inc();
         self.rewritten
             .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
+        self.set_back
+            .inc_by(u64::try_from(mutation.set_back).unwrap_or(u64::MAX));
         for reason in &mutation.left_alone {
             let reason = reason.as_str();
             self.left_alone.get_or_create(&ReasonLabel { reason }).inc();

@@ -1,10 +1,11 @@
 //! The rewrite of a pod: a pure function from raw JSON to patch operations (SPEC 5, SPEC 8).
 //!
 //! Raw, so that fields which this version does not know stay untouched. Never denies, never writes twice, and
-//! touches nothing but image references and one annotation.
+//! touches nothing but image references and two annotations: the originals, and how often somebody set them back.
 
 use std::collections::BTreeMap;
 
+use holdfast_api::history::{ImageHistory, PATIENCE};
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
 use holdfast_core::{Reference, reference, rewrite};
@@ -66,6 +67,10 @@ pub enum LeftAlone {
     Malformed,
     /// The rewritten name would be longer than a repository's name may be.
     TooLong,
+    /// The registry cannot get it from its upstream; the nodes may.
+    Unfillable,
+    /// Somebody set the pod's images back again and again.
+    SetBack,
 }
 
 impl LeftAlone {
@@ -81,6 +86,8 @@ impl LeftAlone {
             Self::OtherSource => "other_source",
             Self::Malformed => "malformed",
             Self::TooLong => "too_long",
+            Self::Unfillable => "unfillable",
+            Self::SetBack => "set_back",
         }
     }
 }
@@ -98,6 +105,8 @@ pub struct Mutation {
     pub rewritten: usize,
     /// Why the others were not, one entry an image, or one for a whole pod.
     pub left_alone: Vec<LeftAlone>,
+    /// How many references an update put back to what was rewritten before.
+    pub set_back: usize,
 }
 
 /// Decides what to do with `pod`, whose state before the change is `old`.
@@ -110,8 +119,8 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
     let Some(address) = rules.address.as_deref() else {
         return mutation;
     };
+    let old = old.filter(|_| request != Request::Create);
     let before: BTreeMap<String, String> = old
-        .filter(|_| request != Request::Create)
         .map(|old| {
             pod::images(old)
                 .into_iter()
@@ -119,14 +128,29 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
                 .collect()
         })
         .unwrap_or_default();
+    // Whoever replaces a pod as a whole replaces its annotations, too.
+    let mut history = old.map_or_else(ImageHistory::default, |old| {
+        ImageHistory::of(pod).with(ImageHistory::of(old))
+    });
+    let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str);
+    let standing = Standing {
+        rules,
+        address,
+        namespace: namespace.unwrap_or_default(),
+        insists: request == Request::Update && history.set_back.saturating_add(1) >= PATIENCE,
+        left_alone: request == Request::Update && history.is_left_alone(),
+        history: &history,
+    };
     let mut originals = Map::new();
     for image in pod::images(pod) {
-        let unchanged = before.get(&image.key()) == Some(&image.image);
-        if !request.kinds().contains(&image.kind) || unchanged {
+        let was = before.get(&image.key());
+        if !request.kinds().contains(&image.kind) || was == Some(&image.image) {
             continue;
         }
-        match judge(&image, rules, address) {
-            Verdict::Rewrite {
+        let verdict = judge(&image, was.map(String::as_str), &standing);
+        mutation.set_back += usize::from(verdict.set_back);
+        match verdict.decision {
+            Decision::Rewrite {
                 local,
                 original,
                 written,
@@ -151,7 +175,7 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
                 originals.insert(image.key(), Value::String(written));
                 announce(&mut mutation.images, original);
             }
-            Verdict::Leave { reason, original } => {
+            Decision::Leave { reason, original } => {
                 if let Some(warning) = warning(&image, reason) {
                     mutation.warnings.push(warning);
                 }
@@ -162,9 +186,18 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
             }
         }
     }
-    if request != Request::Ephemeral && !originals.is_empty() {
-        mutation.patch.extend(annotate(pod, originals));
+    if request == Request::Ephemeral {
+        return mutation;
     }
+    let mut annotations = Vec::new();
+    if !originals.is_empty() {
+        annotations.push((labels::ORIGINAL_IMAGES, merged_originals(pod, originals)));
+    }
+    if mutation.set_back > 0 && !history.is_left_alone() {
+        history.set_back += 1;
+        annotations.push((labels::IMAGE_HISTORY, history.text()));
+    }
+    mutation.patch.extend(annotate(pod, annotations));
     mutation
 }
 
@@ -190,7 +223,25 @@ fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<LeftAlone> {
     }
 }
 
-enum Verdict {
+/// By what an image is judged, beside its own text.
+struct Standing<'a> {
+    rules: &'a Rules,
+    address: &'a str,
+    namespace: &'a str,
+    history: &'a ImageHistory,
+    /// Whether setting an image back once more is once too often.
+    insists: bool,
+    /// Whether that was so before.
+    left_alone: bool,
+}
+
+struct Verdict {
+    /// Whether the update puts the original back where its rewritten form stood.
+    set_back: bool,
+    decision: Decision,
+}
+
+enum Decision {
     Rewrite {
         local: String,
         original: Reference,
@@ -203,13 +254,15 @@ enum Verdict {
     },
 }
 
-fn judge(image: &PodImage, rules: &Rules, address: &str) -> Verdict {
-    let leave = |reason| Verdict::Leave {
-        reason,
-        original: None,
+/// Judges an image that is new or changed; `was` is what stood there before.
+fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdict {
+    let rules = standing.rules;
+    let leave = |reason, original| Verdict {
+        set_back: false,
+        decision: Decision::Leave { reason, original },
     };
     if image.pull_policy.as_deref() == Some("Never") {
-        return leave(LeftAlone::PullNever);
+        return leave(LeftAlone::PullNever, None);
     }
     let (original, written) = match Reference::parse(&image.image) {
         Ok(reference) => (reference, image.image.clone()),
@@ -219,26 +272,40 @@ fn judge(image: &PodImage, rules: &Rules, address: &str) -> Verdict {
                 let written = reference.to_string();
                 (reference, written)
             }
-            _ => return leave(LeftAlone::Malformed),
+            _ => return leave(LeftAlone::Malformed, None),
         },
     };
     if rules.is_own(original.host()) {
-        return Verdict::Leave {
-            reason: LeftAlone::AlreadyLocal,
-            original: rewrite::original(&image.image, &rules.known_addresses),
-        };
+        let source = rewrite::original(&image.image, &rules.known_addresses);
+        return leave(LeftAlone::AlreadyLocal, source);
     }
     if !rules.upstreams.include(original.host()) {
-        return leave(LeftAlone::OtherSource);
+        return leave(LeftAlone::OtherSource, None);
     }
-    match rewrite::rewrite(&original, address) {
-        Some(local) => Verdict::Rewrite {
+    let Some(local) = rewrite::rewrite(&original, standing.address) else {
+        return leave(LeftAlone::TooLong, None);
+    };
+    if standing.history.restored.contains(&original.to_string())
+        || rules.leaves_alone(standing.namespace, &original)
+    {
+        return leave(LeftAlone::Unfillable, Some(original));
+    }
+    let set_back = was.is_some_and(|was| {
+        rewrite::original(was, &rules.known_addresses).as_ref() == Some(&original)
+    });
+    let decision = if standing.left_alone || (set_back && standing.insists) {
+        Decision::Leave {
+            reason: LeftAlone::SetBack,
+            original: Some(original),
+        }
+    } else {
+        Decision::Rewrite {
             local,
             original,
             written,
-        },
-        None => leave(LeftAlone::TooLong),
-    }
+        }
+    };
+    Verdict { set_back, decision }
 }
 
 fn announce(images: &mut Vec<Reference>, original: Reference) {
@@ -268,38 +335,50 @@ fn shown(text: &str) -> String {
     shown
 }
 
-/// The operations that put `originals` into the pod's annotation, beside what is there already. None where the
-/// annotations would become too large for the API server: the originals are derivable without it.
-fn annotate(pod: &Value, originals: Map<String, Value>) -> Vec<PatchOperation> {
+/// The originals annotation's text with these beside what is there already.
+fn merged_originals(pod: &Value, originals: Map<String, Value>) -> String {
     let mut merged = match pod::annotated_originals(pod) {
         Some(Value::Object(existing)) => existing,
         _ => Map::new(),
     };
     merged.extend(originals);
-    let text = Value::Object(merged).to_string();
+    Value::Object(merged).to_string()
+}
+
+/// The operations that put these annotations onto the pod. None where the annotations would become too large for the API
+/// server: the originals are derivable without it.
+fn annotate(pod: &Value, ours: Vec<(&str, String)>) -> Vec<PatchOperation> {
     let annotations = pod
         .pointer("/metadata/annotations")
         .and_then(Value::as_object);
     let others: usize = annotations
         .into_iter()
         .flatten()
-        .filter(|(key, _)| *key != labels::ORIGINAL_IMAGES)
+        .filter(|(key, _)| ours.iter().all(|(own, _)| own != key))
         .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
         .sum();
-    if others + labels::ORIGINAL_IMAGES.len() + text.len() > MAX_ANNOTATIONS_BYTES {
+    let added: usize = ours.iter().map(|(key, text)| key.len() + text.len()).sum();
+    if ours.is_empty() || others + added > MAX_ANNOTATIONS_BYTES {
         return Vec::new();
     }
     if annotations.is_some() {
-        let key = labels::ORIGINAL_IMAGES
-            .replace('~', "~0")
-            .replace('/', "~1");
-        return add(&format!("/metadata/annotations/{key}"), json!(text));
+        let path = |key: &str| {
+            let key = key.replace('~', "~0").replace('/', "~1");
+            format!("/metadata/annotations/{key}")
+        };
+        return ours
+            .into_iter()
+            .flat_map(|(key, text)| add(&path(key), json!(text)))
+            .collect();
     }
-    let annotations = json!({ labels::ORIGINAL_IMAGES: text });
+    let ours: Map<String, Value> = ours
+        .into_iter()
+        .map(|(key, text)| (key.to_owned(), json!(text)))
+        .collect();
     if pod.get("metadata").is_some_and(Value::is_object) {
-        add("/metadata/annotations", annotations)
+        add("/metadata/annotations", Value::Object(ours))
     } else {
-        add("/metadata", json!({ "annotations": annotations }))
+        add("/metadata", json!({ "annotations": ours }))
     }
 }
 
@@ -310,5 +389,9 @@ fn add(path: &str, value: Value) -> Vec<PatchOperation> {
         .collect()
 }
 
+#[cfg(test)]
+mod matrix;
+#[cfg(test)]
+mod odd;
 #[cfg(test)]
 mod tests;

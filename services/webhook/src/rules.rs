@@ -1,10 +1,13 @@
 //! What the webhook goes by: the registry's addresses, whether to rewrite at all, and which upstreams. Made from the
 //! configuration and the shared state; swapped as a whole when one of them changes.
 
-use holdfast_api::state::ClusterState;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use holdfast_api::state::{ClusterState, SourceLeftAlone};
 use holdfast_config::Values;
 use holdfast_core::sources::Upstreams;
-use holdfast_core::{Host, rewrite};
+use holdfast_core::{Host, Reference, rewrite};
 
 /// Everything by which a pod is judged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +18,8 @@ pub struct Rules {
     pub known_addresses: Vec<String>,
     /// The upstreams of the configuration.
     pub upstreams: Upstreams,
+    /// Sources that the registry cannot get, canonical, by namespace.
+    pub left_alone: Arc<BTreeMap<String, BTreeSet<String>>>,
 }
 
 impl Rules {
@@ -34,7 +39,15 @@ impl Rules {
             address: (state.rewrite && usable).then(|| state.registry_address.clone()),
             known_addresses,
             upstreams,
+            left_alone: Arc::new(left_alone(&state.left_alone)),
         }
+    }
+
+    /// Whether pods of a namespace keep this source until the registry can get it.
+    pub fn leaves_alone(&self, namespace: &str, source: &Reference) -> bool {
+        self.left_alone
+            .get(namespace)
+            .is_some_and(|sources| sources.contains(&source.to_string()))
     }
 
     /// Whether a host is this registry, under its current or an earlier address.
@@ -43,6 +56,16 @@ impl Rules {
             .iter()
             .any(|address| rewrite::is_at(host, address))
     }
+}
+
+fn left_alone(list: &[SourceLeftAlone]) -> BTreeMap<String, BTreeSet<String>> {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for entry in list {
+        all.entry(entry.namespace.clone())
+            .or_default()
+            .insert(entry.source.clone());
+    }
+    all
 }
 
 /// Reads `sources` and `upstreams` of the values (SPEC 11).

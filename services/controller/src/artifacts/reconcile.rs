@@ -137,6 +137,11 @@ impl Memory {
         *self = Self { noticed, ..found };
     }
 
+    /// Has the registry asked at the next look, whatever pause a failure earned.
+    pub fn end_pause(&mut self) {
+        self.not_before = None;
+    }
+
     /// Until when the registry's word on this generation and these platforms holds; `None` when it is to be asked.
     fn confirmed_for(
         &self,

@@ -1,7 +1,7 @@
 //! The shared state as a pure function of what was seen.
 
 use holdfast_api::secret::SecretString;
-use holdfast_api::state::{ClusterState, Desired, Host, NodeState};
+use holdfast_api::state::{ClusterState, Desired, Host, NodeState, SourceLeftAlone};
 use holdfast_config::WaitForNodes;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,6 +20,8 @@ pub struct Inputs {
     pub used: Option<BTreeSet<String>>,
     /// The nodes in scope; `None` while they are not known.
     pub nodes: Option<Vec<NodeInput>>,
+    /// Sources that the registry cannot get.
+    pub left_alone: Vec<SourceLeftAlone>,
     /// Whether rewriting waits for the nodes.
     pub wait: WaitForNodes,
     /// How long the state has existed.
@@ -69,6 +71,7 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
         aliases: aliases(inputs),
         rewrite,
         reason,
+        left_alone: inputs.left_alone.clone(),
     }
 }
 
@@ -191,6 +194,7 @@ mod tests {
             desired: Desired::Present,
             used: Some(BTreeSet::new()),
             nodes: Some(nodes.to_vec()),
+            left_alone: Vec::new(),
             wait: WaitForNodes::Always(true),
             waited: Duration::ZERO,
         }

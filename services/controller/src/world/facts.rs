@@ -1,5 +1,6 @@
 //! From objects of the API to the facts that decide: pure.
 
+use super::health::{self, Patient};
 use crate::Error;
 use holdfast_api::artifact::{MAX_SOURCE_BYTES, Reference as OwnerReference};
 use holdfast_api::labels;
@@ -11,6 +12,7 @@ use holdfast_core::{Host, pod as core_pod, rewrite};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::{Selector, SelectorExt as _};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API server.
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub struct PodFacts {
     pub addresses: BTreeSet<String>,
     /// What the pod is as a node agent, if it is one.
     pub agent: Option<Agent>,
+    /// What healing needs of it, where it may need help.
+    pub patient: Option<Arc<Patient>>,
 }
 
 /// A node-agent pod.
@@ -225,6 +229,10 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         .as_ref()
         .is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
     facts.sources = sources(&document, addresses, scope, mirror);
+    facts.patient = health::patient(&document, addresses, &facts.sources, || {
+        condition_holds(&document, scope)
+    })
+    .map(Arc::new);
     facts
 }
 
@@ -271,7 +279,7 @@ fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
 }
 
 /// The pod as JSON without what nobody asks for.
-fn document(pod: &Pod) -> serde_json::Value {
+pub(crate) fn document(pod: &Pod) -> serde_json::Value {
     let mut document = serde_json::to_value(pod).unwrap_or_default();
     if let Some(metadata) = document
         .get_mut("metadata")

@@ -30,6 +30,10 @@ pub fn repair(text: &str) -> Option<Reference> {
         .pop_if(|last| last.starts_with(':'))
         .unwrap_or_default();
     let last = parts.pop()?;
+    // `registry.example/`: a host whose repository is missing is no image of Docker Hub.
+    if parts.is_empty() && name.contains('/') && is_named_host(last) {
+        return None;
+    }
     let (last, tag) = match last.split_once(':') {
         Some((path, tag)) => (path, format!(":{tag}")),
         None => (last, String::new()),
@@ -52,6 +56,11 @@ pub fn repair(text: &str) -> Option<Reference> {
     }
     rebuilt.push(last.to_ascii_lowercase());
     Reference::parse(&format!("{}{tag}{orphan_tag}{digest}", rebuilt.join("/"))).ok()
+}
+
+fn is_named_host(last: &str) -> bool {
+    let name = last.split(':').next().unwrap_or_default();
+    name.contains('.') || name.eq_ignore_ascii_case("localhost")
 }
 
 fn is_certain_host(first: &str) -> bool {

@@ -204,6 +204,10 @@ fn malformed_references_with_one_meaning_are_repaired() {
     for (text, expect) in cases {
         check_repair(text, Some(expect));
     }
+    check_repair("registry.example/", None);
+    check_repair("registry.example:5000/", None);
+    check_repair("registry.example/:1", None);
+    check_repair("nginx/", Some("docker.io/library/nginx:latest"));
     check_repair(
         &format!("registry.example/app@SHA256:{}", HEX.to_uppercase()),
         Some(&format!("registry.example/app@sha256:{HEX}")),

@@ -1,4 +1,4 @@
-//! The rewrite matrix: kinds of containers, forms of references, requests and opt-outs.
+//! The rewrite of a pod in single aspects, and its properties; `matrix` holds them against each other.
 
 use super::*;
 use holdfast_api::state::ClusterState;
@@ -18,12 +18,12 @@ fn rules_with_sources(sources: &[&str]) -> Rules {
         registry_address: ADDRESS.to_owned(),
         aliases: vec!["10.96.0.9".to_owned(), "[fd00::9]".to_owned()],
         rewrite: true,
-        reason: String::new(),
+        ..ClusterState::default()
     };
     Rules::new(Upstreams::new(&sources, Vec::new()), Some(&state))
 }
 
-fn pod(image: &str) -> Value {
+pub(super) fn pod(image: &str) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -38,7 +38,7 @@ fn apply(pod: &Value, mutation: &Mutation) -> Value {
     patched
 }
 
-fn create(pod: &Value) -> Mutation {
+pub(super) fn create(pod: &Value) -> Mutation {
     mutate(pod, None, Request::Create, &rules())
 }
 
@@ -433,6 +433,7 @@ fn rest(pod: &Value) -> Value {
     }
     if let Some(annotations) = rest["metadata"]["annotations"].as_object_mut() {
         annotations.remove(labels::ORIGINAL_IMAGES);
+        annotations.remove(labels::IMAGE_HISTORY);
     }
     if rest["metadata"]["annotations"] == json!({}) {
         rest["metadata"]["annotations"] = Value::Null;
@@ -455,6 +456,44 @@ proptest! {
     fn nothing_else_is_touched(pod in any_pod()) {
         let after = apply(&pod, &create(&pod));
         prop_assert_eq!(rest(&after), rest(&pod));
+    }
+
+    // SPEC 8
+    #[test]
+    fn an_update_restarts_no_container_whose_reference_did_not_change(
+        old in any_pod(), new in any_pod(), kept in any::<u8>()
+    ) {
+        let mut new = new;
+        // Some of the images are those of before.
+        for (bit, image) in pod::images(&old).into_iter().enumerate() {
+            if kept & (1 << (bit % 8)) != 0
+                && let Some(place) = new.pointer_mut(&image.pointer) {
+                *place = json!(image.image);
+            }
+        }
+        for request in [Request::Update, Request::Ephemeral] {
+            let after = apply(&new, &mutate(&new, Some(&old), request, &rules()));
+            let before = pod::images(&old);
+            for (image, now) in pod::images(&new).into_iter().zip(pod::images(&after)) {
+                if before.iter().any(|was| was.key() == image.key() && was.image == image.image) {
+                    prop_assert_eq!(image, now);
+                }
+            }
+            prop_assert_eq!(rest(&after), rest(&new));
+        }
+    }
+
+    // SPEC 8
+    #[test]
+    fn an_update_that_changes_no_image_patches_nothing(
+        old in any_pod(), other in any_pod(), label in "[a-z]{1,5}"
+    ) {
+        let mut new = other;
+        for field in ["containers", "initContainers", "volumes"] {
+            new["spec"][field] = old["spec"][field].clone();
+        }
+        new["metadata"]["labels"] = json!({ label: "changed" });
+        prop_assert_eq!(mutate(&new, Some(&old), Request::Update, &rules()), Mutation::default());
     }
 
     // SPEC 6

@@ -1,0 +1,146 @@
+//! What happened to the images of one pod: an annotation on the pod itself, written by the webhook and the controller, so that
+//! every replica and every leader knows the same.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::labels;
+
+/// So often the same pod is rewritten or healed against somebody's will; then it is left alone.
+pub const PATIENCE: u32 = 3;
+
+/// The annotation [`labels::IMAGE_HISTORY`].
+///
+/// It speaks of the pod with its `uid` only: pods are made from copies of others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct ImageHistory {
+    /// The pod that this speaks of.
+    pub uid: String,
+    /// How often an update put an upstream's reference back where the registry's stood.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub set_back: u32,
+    /// How often the controller gave an image the registry's reference, by `containers/NAME`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub healed: BTreeMap<String, u32>,
+    /// Upstream references that the controller gave back because the registry cannot get them.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub restored: BTreeSet<String>,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature that serde calls"
+)]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+impl ImageHistory {
+    /// The history that a pod (raw JSON) carries; empty where it has none, where it cannot be read, or where it is another pod's.
+    pub fn of(pod: &Value) -> Self {
+        let uid = pod
+            .pointer("/metadata/uid")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let empty = || Self {
+            uid: uid.to_owned(),
+            ..Self::default()
+        };
+        pod.pointer("/metadata/annotations")
+            .and_then(|annotations| annotations.get(labels::IMAGE_HISTORY)?.as_str())
+            .and_then(|text| serde_json::from_str(text).ok())
+            .filter(|history: &Self| history.uid == uid)
+            .unwrap_or_else(empty)
+    }
+
+    /// Both histories of one pod together: whoever replaces a pod's annotations takes nothing back.
+    #[must_use]
+    pub fn with(mut self, other: Self) -> Self {
+        self.set_back = self.set_back.max(other.set_back);
+        for (key, count) in other.healed {
+            let known = self.healed.entry(key).or_default();
+            *known = (*known).max(count);
+        }
+        self.restored.extend(other.restored);
+        self
+    }
+
+    /// Whether somebody insists on the upstream's reference, so that the pod is left alone from now on.
+    pub fn is_left_alone(&self) -> bool {
+        self.set_back >= PATIENCE
+    }
+
+    /// The annotation's text.
+    pub fn text(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn pod(uid: &str, text: &str) -> Value {
+        json!({"metadata": {"uid": uid, "annotations": {labels::IMAGE_HISTORY: text}}})
+    }
+
+    #[test]
+    fn only_the_pods_own_history_counts() {
+        let history = ImageHistory {
+            uid: "u".to_owned(),
+            set_back: 3,
+            healed: [("containers/a".to_owned(), 2)].into(),
+            restored: ["r.io/a:1".to_owned()].into(),
+        };
+        assert_eq!(ImageHistory::of(&pod("u", &history.text())), history);
+        assert!(history.is_left_alone());
+        for (uid, text) in [
+            ("other", history.text()),
+            ("u", "not json".to_owned()),
+            ("u", "[]".to_owned()),
+            ("u", r#"{"uid":"u","setBack":-1}"#.to_owned()),
+        ] {
+            let found = ImageHistory::of(&pod(uid, &text));
+            assert_eq!(
+                found,
+                ImageHistory {
+                    uid: uid.to_owned(),
+                    ..ImageHistory::default()
+                },
+                "{uid} {text}"
+            );
+        }
+        assert_eq!(ImageHistory::of(&json!(null)), ImageHistory::default());
+    }
+
+    #[test]
+    fn what_is_unsaid_is_not_written() {
+        let least = ImageHistory {
+            uid: "u".to_owned(),
+            set_back: 1,
+            ..ImageHistory::default()
+        };
+        assert_eq!(least.text(), r#"{"uid":"u","setBack":1}"#);
+    }
+
+    #[test]
+    fn two_histories_of_a_pod_add_up_to_the_greater() {
+        let history = |set_back, healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
+            uid: "u".to_owned(),
+            set_back,
+            healed: healed
+                .iter()
+                .map(|(key, count)| ((*key).to_owned(), *count))
+                .collect(),
+            restored: restored.iter().map(|&text| text.to_owned()).collect(),
+        };
+        let one = history(1, &[("containers/a", 2)], &["x"]);
+        let two = history(2, &[("containers/a", 1), ("containers/b", 1)], &["y"]);
+        let both = history(2, &[("containers/a", 2), ("containers/b", 1)], &["x", "y"]);
+        assert_eq!(one.clone().with(two.clone()), both);
+        assert_eq!(two.with(one), both);
+    }
+}

@@ -1,0 +1,203 @@
+//! The table of decisions.
+
+use super::Copy;
+use super::*;
+use crate::world::health::Maker;
+
+const LOCAL: &str = "10.96.0.50/r.io/app:1";
+const SOURCE: &str = "r.io/app:1";
+
+fn site() -> Site {
+    Site {
+        address: Some("10.96.0.50".to_owned()),
+        grace: 20,
+        now: 1000,
+    }
+}
+
+fn image(kind: Kind, rewritten: bool, progress: Progress) -> Image {
+    Image {
+        kind,
+        name: "x".to_owned(),
+        pointer: format!("/spec/{}/0/image", kind.field()),
+        written: if rewritten { LOCAL } else { SOURCE }.to_owned(),
+        source: SOURCE.to_owned(),
+        original: None,
+        rewritten,
+        pulls: true,
+        progress,
+    }
+}
+
+fn patient(image: Image) -> Patient {
+    Patient {
+        uid: "u".to_owned(),
+        created: 900,
+        owner: Some(Maker {
+            kind: "ReplicaSet".to_owned(),
+            name: "rs".to_owned(),
+            uid: "o".to_owned(),
+        }),
+        wanted: true,
+        images: vec![image],
+        history: ImageHistory::default(),
+    }
+}
+
+fn act(patient: &Patient, copy: Copy, recreated: usize, site: &Site) -> Act {
+    decide(patient, &patient.history, |_| copy, recreated, site)
+}
+
+/// The word of the decision, and what the image becomes.
+fn check(what: &str, patient: &Patient, copy: Copy, expect: (&str, &str)) {
+    let act = act(patient, copy, 0, &site());
+    let to = match &act {
+        Act::Heal(changes) | Act::Restore(changes) | Act::Recreate(changes) => {
+            changes.iter().map(|change| change.to.as_str()).collect()
+        }
+        _ => Vec::new(),
+    };
+    assert_eq!((act.word(), to.join(" ").as_str()), expect, "{what}");
+}
+
+#[test]
+fn the_copy_and_the_containers_progress_decide() {
+    use super::Copy::{Held, Pending, Refused};
+    use Kind::{Container, Init, Volume};
+    use Progress::{NotStarted, Settled, Stuck};
+    let (heal, back) = (("heal", LOCAL), ("restore", SOURCE));
+    let (anew, original, nothing) = (("recreate", LOCAL), ("recreate", SOURCE), ("nothing", ""));
+    for (kind, rewritten, progress, copy, expect) in [
+        (Container, false, Stuck, Held, heal),
+        (Init, false, Stuck, Held, heal),
+        (Container, false, NotStarted, Held, heal),
+        (Container, false, Settled, Held, nothing),
+        (Container, false, Stuck, Pending, nothing),
+        (Container, false, Stuck, Refused, nothing),
+        (Container, true, Stuck, Refused, back),
+        (Init, true, Stuck, Refused, back),
+        (Container, true, NotStarted, Refused, nothing),
+        (Container, true, Settled, Refused, nothing),
+        (Container, true, Stuck, Pending, nothing),
+        (Container, true, Stuck, Held, nothing),
+        (Volume, false, Stuck, Held, anew),
+        (Volume, false, NotStarted, Held, nothing),
+        (Volume, false, Stuck, Pending, nothing),
+        (Volume, true, Stuck, Refused, original),
+        (Volume, true, Stuck, Held, nothing),
+    ] {
+        let what = format!("{kind:?} rewritten={rewritten} {progress:?} {copy:?}");
+        check(
+            &what,
+            &patient(image(kind, rewritten, progress)),
+            copy,
+            expect,
+        );
+    }
+}
+
+#[test]
+fn a_pod_that_just_came_may_start_by_itself() {
+    let mut young = patient(image(Kind::Container, false, Progress::NotStarted));
+    young.created = 981;
+    check("19 s old", &young, Copy::Held, ("nothing", ""));
+    young.created = 980;
+    check("20 s old", &young, Copy::Held, ("heal", LOCAL));
+    young.created = 1000;
+    young.images[0].progress = Progress::Stuck;
+    check("stuck at once", &young, Copy::Held, ("heal", LOCAL));
+}
+
+#[test]
+fn what_the_webhook_would_leave_alone_is_not_healed() {
+    let mut unwanted = patient(image(Kind::Container, false, Progress::Stuck));
+    unwanted.wanted = false;
+    check("out of scope", &unwanted, Copy::Held, ("nothing", ""));
+    let mut never = patient(image(Kind::Container, false, Progress::Stuck));
+    never.images[0].pulls = false;
+    check("never pulled", &never, Copy::Held, ("nothing", ""));
+    let stuck = patient(image(Kind::Container, false, Progress::Stuck));
+    let off = Site {
+        address: None,
+        ..site()
+    };
+    assert_eq!(act(&stuck, Copy::Held, 0, &off), Act::Nothing);
+    let rewritten = patient(image(Kind::Container, true, Progress::Stuck));
+    assert_eq!(
+        act(&rewritten, Copy::Refused, 0, &off).word(),
+        "restore",
+        "originals come back also while nothing is rewritten"
+    );
+}
+
+#[test]
+fn nothing_without_an_owner_is_ever_made_anew() {
+    let mut bare = patient(image(Kind::Volume, false, Progress::Stuck));
+    bare.owner = None;
+    check("bare", &bare, Copy::Held, ("hopeless", ""));
+    bare.images[0].rewritten = true;
+    check("bare and refused", &bare, Copy::Refused, ("hopeless", ""));
+}
+
+#[test]
+fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
+    let owned = patient(image(Kind::Volume, false, Progress::Stuck));
+    for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "hopeless")] {
+        assert_eq!(act(&owned, Copy::Held, recreated, &site()).word(), expect);
+    }
+}
+
+#[test]
+fn who_insists_is_left_alone() {
+    let mut healed = patient(image(Kind::Container, false, Progress::Stuck));
+    let key = "containers/x".to_owned();
+    for (count, expect) in [(2, "heal"), (3, "leave_alone")] {
+        healed.history.healed = [(key.clone(), count)].into();
+        assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), expect);
+    }
+    healed.history.healed = [("containers/other".to_owned(), 9)].into();
+    assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), "heal");
+    healed.history.set_back = PATIENCE;
+    assert_eq!(
+        act(&healed, Copy::Held, 0, &site()),
+        Act::LeaveAlone { record: false }
+    );
+    let remembered = std::mem::take(&mut healed.history);
+    assert_eq!(
+        decide(&healed, &remembered, |_| Copy::Held, 0, &site()),
+        Act::LeaveAlone { record: true },
+        "somebody took the annotation away"
+    );
+}
+
+#[test]
+fn the_authors_spelling_comes_back_where_it_means_the_same() {
+    for (original, expect) in [
+        (None, SOURCE),
+        (Some("R.io/app:1"), "R.io/app:1"),
+        (Some("evil.example/app:1"), SOURCE),
+        (Some("not a reference"), SOURCE),
+    ] {
+        let mut stuck = patient(image(Kind::Container, true, Progress::Stuck));
+        stuck.images[0].original = original.map(str::to_owned);
+        check("spelling", &stuck, Copy::Refused, ("restore", expect));
+    }
+}
+
+#[test]
+fn only_what_needs_it_changes() {
+    let mut two = patient(image(Kind::Container, false, Progress::Settled));
+    let mut other = image(Kind::Container, false, Progress::Stuck);
+    other.name = "y".to_owned();
+    other.pointer = "/spec/containers/1/image".to_owned();
+    two.images.push(other);
+    let Act::Heal(changes) = act(&two, Copy::Held, 0, &site()) else {
+        panic!("the second is healed");
+    };
+    let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
+    assert_eq!(
+        keys,
+        ["containers/y"],
+        "a container that runs is not restarted"
+    );
+}

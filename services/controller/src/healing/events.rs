@@ -1,0 +1,121 @@
+//! Events on the pod: what was done to it and why.
+
+use super::decide::Act;
+use crate::world::Key;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+
+/// Publishes events on pods.
+#[derive(Clone)]
+pub(super) struct Events {
+    recorder: Recorder,
+}
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").finish_non_exhaustive()
+    }
+}
+
+impl Events {
+    /// Events of the controller on this host.
+    pub(super) fn new(client: kube::Client) -> Self {
+        let reporter = Reporter {
+            controller: "holdfast-controller".to_owned(),
+            instance: std::env::var("POD_NAME").ok(),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+        }
+    }
+
+    /// Tells of an act on the pod. Failing to tell fails nothing.
+    pub(super) async fn tell(&self, pod: &Key, uid: &str, act: &Act) {
+        if let Some((type_, reason, note)) = words(act) {
+            self.publish(pod, uid, type_, reason, note).await;
+        }
+    }
+
+    /// Tells that the API server refused an act.
+    pub(super) async fn refused(&self, pod: &Key, uid: &str, word: &str, message: &str) {
+        let note = format!("the API server refuses to {word} this pod, a policy may: {message}");
+        self.publish(pod, uid, EventType::Warning, "CannotHeal", note)
+            .await;
+    }
+
+    async fn publish(&self, pod: &Key, uid: &str, type_: EventType, reason: &str, note: String) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Heal".to_owned(),
+            secondary: None,
+        };
+        let object = ObjectReference {
+            api_version: Some("v1".to_owned()),
+            kind: Some("Pod".to_owned()),
+            namespace: Some(pod.0.clone()),
+            name: Some(pod.1.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        if let Err(error) = self.recorder.publish(&event, &object).await {
+            tracing::debug!(%error, "an event cannot be written");
+        }
+    }
+}
+
+/// Kind, reason and text of the event of an act.
+fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
+    let list = |changes: &[super::decide::Change]| {
+        let all: Vec<_> = changes
+            .iter()
+            .map(|change| format!("{} {} → {}", change.key, change.from, change.to))
+            .collect();
+        all.join(", ")
+    };
+    Some(match act {
+        Act::Nothing => return None,
+        Act::Heal(changes) => (
+            EventType::Normal,
+            "ImageHealed",
+            format!(
+                "{} (the pod was admitted without the webhook and its image is local)",
+                list(changes)
+            ),
+        ),
+        Act::Restore(changes) => (
+            EventType::Warning,
+            "ImageRestored",
+            format!(
+                "{} (the registry cannot get it from its upstream; the kubelet's own credentials may. New pods of this namespace keep \
+                 this image until the registry can: see its Artifact)",
+                list(changes)
+            ),
+        ),
+        Act::Recreate(changes) => (
+            EventType::Normal,
+            "PodRecreated",
+            format!(
+                "{} (an image volume cannot change in a pod that exists)",
+                list(changes)
+            ),
+        ),
+        Act::LeaveAlone { .. } => (
+            EventType::Warning,
+            "LeftAlone",
+            "somebody put the upstream's image back again and again; Holdfast leaves this pod alone from now on. Set the label \
+             holdfast.dev/rewrite=disabled where it is made, or stop what sets it back"
+                .to_owned(),
+        ),
+        Act::Hopeless(keys) => (
+            EventType::Warning,
+            "CannotHeal",
+            format!(
+                "{} cannot be changed in a pod that exists, and Holdfast deletes no pod that nobody makes anew, nor the same one again and \
+                 again: delete it and create it again",
+                keys.join(", ")
+            ),
+        ),
+    })
+}

@@ -1,0 +1,68 @@
+//! What healing shares with the other loops: the sources left alone, the state as it was written, and wishes to ask again.
+
+use super::Policy;
+use crate::world::Key;
+use holdfast_api::state::{ClusterState, SourceLeftAlone};
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::watch;
+
+/// Shared between the loops of one leader.
+#[derive(Debug)]
+pub struct Healing {
+    /// How much is done, and when.
+    pub policy: Policy,
+    /// Sources that are left alone; nothing until the state of an earlier leader was read.
+    pub left_alone: watch::Sender<Option<Vec<SourceLeftAlone>>>,
+    /// The cluster's state as it stands in its ConfigMap.
+    pub state: watch::Sender<Option<ClusterState>>,
+    asked: Mutex<BTreeSet<Key>>,
+}
+
+impl Healing {
+    /// Nothing known yet.
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            left_alone: watch::Sender::new(None),
+            state: watch::Sender::new(None),
+            asked: Mutex::default(),
+        }
+    }
+
+    /// The list as it is to be written; what stands in the ConfigMap where this process knows nothing yet.
+    pub fn seeded(&self, previous: Option<&ClusterState>) -> Vec<SourceLeftAlone> {
+        self.left_alone.send_if_modified(|list| {
+            let unknown = list.is_none();
+            if unknown {
+                *list = Some(previous.map_or_else(Vec::new, |state| state.left_alone.clone()));
+            }
+            unknown
+        });
+        self.left_alone.borrow().clone().unwrap_or_default()
+    }
+
+    /// Tells what stands in the ConfigMap.
+    pub fn written(&self, state: &ClusterState) {
+        self.state.send_if_modified(|known| {
+            let differs = known.as_ref() != Some(state);
+            if differs {
+                *known = Some(state.clone());
+            }
+            differs
+        });
+    }
+
+    /// Wishes that Artifacts are asked for before their pause ends.
+    pub fn ask(&self, keys: Vec<Key>) {
+        self.asked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(keys);
+    }
+
+    /// Takes the wishes.
+    pub fn asked(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}

@@ -1,0 +1,121 @@
+//! Which Artifacts are worth asking for again before their pause ends: pure.
+//!
+//! A pause grows to minutes. But a pod that runs shows that its image could be pulled, and a pod that just came wants it now.
+
+use crate::world::Key;
+use std::collections::{BTreeSet, HashMap};
+use std::time::{Duration, Instant};
+
+/// The least time between two wakes of one Artifact: a namespace that makes a pod a second asks its upstream no oftener.
+const SPACING: Duration = Duration::from_secs(15);
+/// Pods that are remembered for one Artifact.
+const REMEMBERED: usize = 1000;
+
+/// What is known of the Artifacts that failed.
+#[derive(Debug, Default)]
+pub struct Wakes {
+    known: HashMap<Key, Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// UIDs of pods, and whether they ran.
+    seen: BTreeSet<(String, bool)>,
+    last: Option<Instant>,
+    owed: bool,
+}
+
+impl Wakes {
+    /// Takes in every Artifact that failed, each with the pods that need it (UID, and whether it runs), and says which of them
+    /// to ask for now. With an Artifact that just failed its pods are no news.
+    pub fn see(
+        &mut self,
+        failed: HashMap<Key, BTreeSet<(String, bool)>>,
+        now: Instant,
+    ) -> Vec<Key> {
+        let mut woken = Vec::new();
+        let mut next = HashMap::with_capacity(failed.len());
+        for (key, pods) in failed {
+            let pods: BTreeSet<_> = pods.into_iter().take(REMEMBERED).collect();
+            let known = match self.known.remove(&key) {
+                None => Known {
+                    seen: pods,
+                    ..Known::default()
+                },
+                Some(mut known) => {
+                    known.owed |= pods.difference(&known.seen).next().is_some();
+                    known.seen = pods;
+                    let rested = known
+                        .last
+                        .is_none_or(|last| now.saturating_duration_since(last) >= SPACING);
+                    if known.owed && rested {
+                        known.owed = false;
+                        known.last = Some(now);
+                        woken.push(key.clone());
+                    }
+                    known
+                }
+            };
+            next.insert(key, known);
+        }
+        self.known = next;
+        woken.sort();
+        woken
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pods seen at each second, and whether the Artifact is woken.
+    fn check(looks: &[(u64, &[(&str, bool)], bool)]) {
+        let key: Key = ("apps".to_owned(), "a".to_owned());
+        let (mut wakes, begun) = (Wakes::default(), Instant::now());
+        for (second, pods, expect) in looks {
+            let pods = pods
+                .iter()
+                .map(|(uid, runs)| ((*uid).to_owned(), *runs))
+                .collect();
+            let failed = [(key.clone(), pods)].into();
+            let woken = wakes.see(failed, begun + Duration::from_secs(*second));
+            assert_eq!(woken.len(), usize::from(*expect), "{looks:?} at {second}");
+        }
+    }
+
+    #[test]
+    fn a_pod_that_runs_or_just_came_ends_the_pause_once() {
+        check(&[(0, &[("a", false)], false), (1, &[("a", false)], false)]);
+        check(&[
+            (0, &[("a", false)], false),
+            (1, &[("a", true)], true),
+            (60, &[("a", true)], false),
+        ]);
+        check(&[
+            (0, &[("a", false)], false),
+            (1, &[("a", false), ("b", false)], true),
+        ]);
+    }
+
+    #[test]
+    fn many_pods_ask_no_oftener_than_the_spacing() {
+        check(&[
+            (0, &[], false),
+            (1, &[("a", false)], true),
+            (2, &[("b", false)], false),
+            (10, &[("c", false)], false),
+            (16, &[("c", false)], true),
+            (40, &[("c", false)], false),
+        ]);
+    }
+
+    #[test]
+    fn an_artifact_that_was_held_in_between_begins_anew() {
+        let key: Key = ("apps".to_owned(), "a".to_owned());
+        let (mut wakes, now) = (Wakes::default(), Instant::now());
+        let pods: BTreeSet<_> = [("a".to_owned(), false)].into();
+        wakes.see([(key.clone(), BTreeSet::new())].into(), now);
+        wakes.see(HashMap::new(), now);
+        assert!(wakes.see([(key, pods)].into(), now).is_empty());
+    }
+}

@@ -1,0 +1,314 @@
+//! What healing needs of a pod: which images its containers wait for, which of them are rewritten, who owns it: pure.
+
+use holdfast_api::history::ImageHistory;
+use holdfast_api::labels;
+use holdfast_core::pod::{self, Kind, PodImage};
+use jiff::Timestamp;
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// Reasons by which a container waits for an image that cannot be pulled.
+const STUCK: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
+/// Reasons by which a container waits that the runtime has not been asked to start.
+const BEFORE: [&str; 2] = ["ContainerCreating", "PodInitializing"];
+/// Marks everything that belongs to an application made of parts.
+const PART_OF: &str = "app.kubernetes.io/part-of";
+
+/// A pod that may need help.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Patient {
+    /// The pod's UID.
+    pub uid: String,
+    /// When it was created, in seconds since 1970.
+    pub created: i64,
+    /// The controller that would make it anew.
+    pub owner: Option<Maker>,
+    /// Whether the webhook, asked today, would rewrite it.
+    pub wanted: bool,
+    /// Its images that mean an upstream's.
+    pub images: Vec<Image>,
+    /// What happened to its images so far.
+    pub history: ImageHistory,
+}
+
+/// The controller of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Maker {
+    /// `ReplicaSet`, `Job`, …
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+/// One image of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Where it is declared.
+    pub kind: Kind,
+    /// The name of its container or volume.
+    pub name: String,
+    /// JSON pointer to the reference.
+    pub pointer: String,
+    /// The reference as it stands in the pod.
+    pub written: String,
+    /// The upstream's reference, canonical.
+    pub source: String,
+    /// What the author of the pod wrote, where the pod remembers it.
+    pub original: Option<String>,
+    /// Whether it is pulled from the cluster's registry.
+    pub rewritten: bool,
+    /// Whether a changed reference would ever be pulled.
+    pub pulls: bool,
+    /// How far its container is.
+    pub progress: Progress,
+}
+
+/// How far the container of an image is; of an image volume, the containers that mount it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// It ran, or fails for another reason than its image.
+    Settled,
+    /// The runtime was not asked to start it yet, or is at it.
+    NotStarted,
+    /// The kubelet cannot pull.
+    Stuck,
+}
+
+impl Image {
+    /// `containers/NAME`, as the annotations name it.
+    pub fn key(&self) -> String {
+        format!("{}/{}", self.kind.field(), self.name)
+    }
+
+    /// Whether the API server lets the reference be changed.
+    pub fn can_change(&self) -> bool {
+        matches!(self.kind, Kind::Container | Kind::Init)
+    }
+}
+
+/// Reads a pod, given the registry's addresses, the sources that concern Holdfast, and whether the match condition holds;
+/// `None` where nothing is to be done for it, so that a healthy pod costs no memory.
+pub fn patient(
+    document: &Value,
+    addresses: &[String],
+    sources: &BTreeSet<String>,
+    wanted: impl FnOnce() -> bool,
+) -> Option<Patient> {
+    let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str);
+    if sources.is_empty() || untouchable(document) {
+        return None;
+    }
+    let annotated = pod::annotated_originals(document);
+    let waiting = Waiting::of(document);
+    let images: Vec<Image> = pod::original_images(document, addresses)
+        .into_iter()
+        .filter(|found| found.image.kind != Kind::Ephemeral)
+        .map(|found| (found.reference.to_string(), found))
+        .filter(|(source, _)| sources.contains(source))
+        .map(|(source, found)| {
+            let key = found.image.key();
+            Image {
+                kind: found.image.kind,
+                progress: waiting.progress(&found.image, &source),
+                pointer: found.image.pointer,
+                written: found.image.image,
+                source,
+                original: annotated
+                    .as_ref()
+                    .and_then(|all| all.get(&key)?.as_str())
+                    .map(str::to_owned),
+                rewritten: found.rewritten,
+                pulls: found.image.pull_policy.as_deref() != Some("Never"),
+                name: found.image.name,
+            }
+        })
+        .collect();
+    let history = ImageHistory::of(document);
+    let needs_help = images.iter().any(|image| match image.progress {
+        Progress::Stuck => true,
+        Progress::NotStarted => !image.rewritten,
+        Progress::Settled => false,
+    });
+    if !needs_help && !history.is_left_alone() {
+        return None;
+    }
+    let wanted = wanted();
+    let owner = document
+        .pointer("/metadata/ownerReferences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .find(|owner| owner.get("controller") == Some(&Value::Bool(true)))
+        .map(|owner| {
+            let field = |name: &str| {
+                let value = owner.get(name).and_then(Value::as_str);
+                value.unwrap_or_default().to_owned()
+            };
+            Maker {
+                kind: field("kind"),
+                name: field("name"),
+                uid: field("uid"),
+            }
+        });
+    Some(Patient {
+        uid: text("/metadata/uid").unwrap_or_default().to_owned(),
+        created: text("/metadata/creationTimestamp")
+            .and_then(|text| text.parse::<Timestamp>().ok())
+            .map_or(0, Timestamp::as_second),
+        owner,
+        wanted,
+        images,
+        history,
+    })
+}
+
+/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, Holdfast's own.
+fn untouchable(document: &Value) -> bool {
+    let text = |pointer: &str, key: &str| {
+        document
+            .pointer(pointer)
+            .and_then(|found| found.get(key)?.as_str())
+    };
+    let metadata = |key: &str| {
+        document
+            .pointer("/metadata")
+            .is_some_and(|found| found.get(key).is_some_and(|value| !value.is_null()))
+    };
+    let by_a_node = document
+        .pointer("/metadata/ownerReferences")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .any(|owner| owner.get("kind").and_then(Value::as_str) == Some("Node"));
+    matches!(text("/status", "phase"), Some("Succeeded" | "Failed"))
+        || metadata("deletionTimestamp")
+        || text("/metadata/annotations", "kubernetes.io/config.mirror").is_some()
+        || by_a_node
+        || text("/metadata/labels", labels::REWRITE) == Some(labels::REWRITE_DISABLED)
+        || [PART_OF, labels::NAME]
+            .into_iter()
+            .any(|key| text("/metadata/labels", key) == Some(labels::HOLDFAST))
+}
+
+/// How far each container is, and which of them mount what.
+struct Waiting<'a> {
+    document: &'a Value,
+}
+
+impl<'a> Waiting<'a> {
+    fn of(document: &'a Value) -> Self {
+        Self { document }
+    }
+
+    fn progress(&self, image: &PodImage, source: &str) -> Progress {
+        match image.kind {
+            Kind::Container => self.container("containerStatuses", &image.name).0,
+            Kind::Init => self.container("initContainerStatuses", &image.name).0,
+            Kind::Ephemeral => Progress::Settled,
+            // The runtime may tell of the reference in full.
+            Kind::Volume => self.volume(&image.name, [&image.image, source]),
+        }
+    }
+
+    /// A container's progress, and what the kubelet says about it.
+    fn container(&self, list: &str, name: &str) -> (Progress, &'a str) {
+        let Some(status) = self
+            .document
+            .pointer(&format!("/status/{list}"))
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .find(|status| status.get("name").and_then(Value::as_str) == Some(name))
+        else {
+            return (Progress::NotStarted, "");
+        };
+        let waiting = |field: &str| status.pointer(&format!("/state/waiting/{field}"))?.as_str();
+        let reason = waiting("reason");
+        let ran = status.pointer("/state/running").is_some()
+            || status.pointer("/state/terminated").is_some()
+            || status.pointer("/lastState/terminated").is_some()
+            || status
+                .get("restartCount")
+                .and_then(Value::as_i64)
+                .unwrap_or(0)
+                > 0;
+        let progress = match reason {
+            Some(reason) if STUCK.contains(&reason) => Progress::Stuck,
+            Some(reason) if !BEFORE.contains(&reason) => Progress::Settled,
+            _ if ran => Progress::Settled,
+            _ => Progress::NotStarted,
+        };
+        (progress, waiting("message").unwrap_or_default())
+    }
+
+    /// The kubelet tells of a volume's image at the containers that mount it; its message names the image at fault.
+    fn volume(&self, volume: &str, spellings: [&str; 2]) -> Progress {
+        let mut progress = Progress::Settled;
+        for (list, statuses) in [
+            ("initContainers", "initContainerStatuses"),
+            ("containers", "containerStatuses"),
+        ] {
+            let containers = self
+                .document
+                .pointer(&format!("/spec/{list}"))
+                .and_then(Value::as_array);
+            for container in containers.into_iter().flatten() {
+                let field = |name: &str| container.get(name).and_then(Value::as_str);
+                let mounts = container
+                    .get("volumeMounts")
+                    .and_then(Value::as_array)
+                    .into_iter()
+                    .flatten()
+                    .any(|mount| mount.get("name").and_then(Value::as_str) == Some(volume));
+                if !mounts {
+                    continue;
+                }
+                let (state, message) = self.container(statuses, field("name").unwrap_or_default());
+                let state = match state {
+                    // The container's own image may be the one at fault.
+                    Progress::Stuck if spellings.iter().any(|text| names(message, text)) => {
+                        Progress::Stuck
+                    }
+                    Progress::Stuck if field("image").is_some_and(|own| names(message, own)) => {
+                        Progress::Settled
+                    }
+                    Progress::Stuck | Progress::NotStarted => Progress::NotStarted,
+                    Progress::Settled => Progress::Settled,
+                };
+                progress = progress.max(state);
+            }
+        }
+        progress
+    }
+}
+
+/// Whether a message speaks of exactly this reference, not of one that begins alike.
+fn names(message: &str, reference: &str) -> bool {
+    let part = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
+    message.match_indices(reference).any(|(at, found)| {
+        let before = message.get(..at).and_then(|text| text.chars().next_back());
+        let mut after = message.get(at + found.len()..).unwrap_or_default().chars();
+        // A colon ends a sentence's part as well as it begins a tag.
+        let ends = match after.next() {
+            Some(':') => !after.next().is_some_and(|c| c.is_ascii_alphanumeric()),
+            Some(c) => !part(c),
+            None => true,
+        };
+        ends && !before.is_some_and(part)
+    })
+}
+
+impl Patient {
+    /// Whether the kubelet cannot pull one of its images, or this one.
+    pub fn is_stuck(&self, source: Option<&str>) -> bool {
+        self.images.iter().any(|image| {
+            image.progress == Progress::Stuck && source.is_none_or(|source| source == image.source)
+        })
+    }
+}
+
+#[cfg(test)]
+#[path = "health_tests.rs"]
+mod tests;

@@ -1,0 +1,265 @@
+//! Tables of pods and how far their images are.
+
+use super::*;
+use serde_json::json;
+
+fn addresses() -> Vec<String> {
+    vec!["10.96.0.50".to_owned()]
+}
+
+/// A pod with an init container, two containers and an image volume that `app` mounts.
+fn pod(status: Value) -> Value {
+    json!({
+        "metadata": {"name": "p", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {
+            "initContainers": [{"name": "init", "image": "r.io/init:1"}],
+            "containers": [
+                {"name": "app", "image": "r.io/app:1", "volumeMounts": [{"name": "data", "mountPath": "/d"}]},
+                {"name": "side", "image": "10.96.0.50/r.io/side:1"},
+            ],
+            "volumes": [{"name": "data", "image": {"reference": "r.io/data:1"}}],
+        },
+        "status": status,
+    })
+}
+
+fn waiting(name: &str, reason: &str, message: &str) -> Value {
+    json!({"name": name, "state": {"waiting": {"reason": reason, "message": message}}})
+}
+
+fn read(pod: &Value) -> Option<Patient> {
+    let all = pod::original_images(pod, &addresses());
+    let sources = all
+        .iter()
+        .map(|image| image.reference.to_string())
+        .collect();
+    patient(pod, &addresses(), &sources, || true)
+}
+
+/// The images by key that are not settled.
+fn progress(status: Value) -> Vec<(String, Progress)> {
+    let patient = read(&pod(status));
+    patient
+        .into_iter()
+        .flat_map(|patient| patient.images)
+        .filter(|image| image.progress != Progress::Settled)
+        .map(|image| (image.key(), image.progress))
+        .collect()
+}
+
+#[test]
+fn a_container_is_stuck_waiting_or_settled_by_its_status() {
+    let running = |name: &str| json!({"name": name, "state": {"running": {}}, "restartCount": 0});
+    let init_done = json!([{"name": "init", "state": {"terminated": {"exitCode": 0}}}]);
+    for (what, app, expect) in [
+        (
+            "in error",
+            waiting("app", "ErrImagePull", ""),
+            Some(Progress::Stuck),
+        ),
+        (
+            "in back-off",
+            waiting("app", "ImagePullBackOff", ""),
+            Some(Progress::Stuck),
+        ),
+        (
+            "being created",
+            waiting("app", "ContainerCreating", ""),
+            Some(Progress::NotStarted),
+        ),
+        (
+            "after init",
+            waiting("app", "PodInitializing", ""),
+            Some(Progress::NotStarted),
+        ),
+        ("crashing", waiting("app", "CrashLoopBackOff", ""), None),
+        (
+            "without its ConfigMap",
+            waiting("app", "CreateContainerConfigError", ""),
+            None,
+        ),
+        (
+            "with an image that never pulls",
+            waiting("app", "ErrImageNeverPull", ""),
+            None,
+        ),
+        ("running", running("app"), None),
+        (
+            "restarting",
+            json!({"name": "app", "restartCount": 2, "state": {"waiting": {"reason": "ContainerCreating"}}}),
+            None,
+        ),
+        (
+            "restarting without its image",
+            json!({"name": "app", "restartCount": 2, "state": {"waiting": {"reason": "ImagePullBackOff"}}}),
+            Some(Progress::Stuck),
+        ),
+    ] {
+        let found = progress(json!({
+            "phase": "Pending",
+            "initContainerStatuses": init_done,
+            "containerStatuses": [app, running("side")],
+        }));
+        let found = found.iter().find(|(key, _)| key == "containers/app");
+        assert_eq!(found.map(|(_, progress)| *progress), expect, "{what}");
+    }
+}
+
+#[test]
+fn a_pod_that_no_kubelet_has_seen_has_not_started() {
+    let keys: Vec<_> = progress(json!({}));
+    let all = [
+        "volumes/data",
+        "initContainers/init",
+        "containers/app",
+        "containers/side",
+    ];
+    assert_eq!(keys, all.map(|key| (key.to_owned(), Progress::NotStarted)));
+}
+
+#[test]
+fn an_image_volume_is_at_fault_when_the_kubelet_names_it() {
+    for (message, expect) in [
+        (
+            r#"Back-off pulling image "r.io/data:1": ErrImagePull"#,
+            Progress::Stuck,
+        ),
+        (
+            r#"Back-off pulling image "r.io/app:1": not found"#,
+            Progress::Settled,
+        ),
+        (
+            r#"Back-off pulling image "r.io/data:12""#,
+            Progress::NotStarted,
+        ),
+        ("rpc error: r.io/data:1: not found", Progress::Stuck),
+        ("", Progress::NotStarted),
+    ] {
+        let status = json!({"phase": "Pending", "containerStatuses": [waiting("app", "ImagePullBackOff", message)]});
+        let patient = read(&pod(status)).unwrap();
+        let volume = patient
+            .images
+            .iter()
+            .find(|image| image.kind == Kind::Volume);
+        assert_eq!(volume.unwrap().progress, expect, "{message}");
+    }
+}
+
+#[test]
+fn healthy_pods_and_pods_that_nobody_may_touch_are_no_patients() {
+    let stuck =
+        json!({"phase": "Pending", "containerStatuses": [waiting("app", "ImagePullBackOff", "")]});
+    let change = |pointer: &str, value: Value| {
+        let mut pod = pod(stuck.clone());
+        let (parent, key) = pointer.rsplit_once('/').unwrap();
+        pod.pointer_mut(parent).unwrap()[key] = value;
+        pod
+    };
+    let owner = |kind: &str| json!([{"kind": kind, "name": "o", "uid": "x", "controller": true}]);
+    for (what, pod, expect) in [
+        ("stuck", pod(stuck.clone()), true),
+        (
+            "owned",
+            change("/metadata/ownerReferences", owner("ReplicaSet")),
+            true,
+        ),
+        (
+            "of a node",
+            change("/metadata/ownerReferences", owner("Node")),
+            false,
+        ),
+        (
+            "a mirror",
+            change(
+                "/metadata/annotations",
+                json!({"kubernetes.io/config.mirror": "x"}),
+            ),
+            false,
+        ),
+        (
+            "opted out",
+            change(
+                "/metadata/labels",
+                json!({"holdfast.dev/rewrite": "disabled"}),
+            ),
+            false,
+        ),
+        (
+            "our own",
+            change(
+                "/metadata/labels",
+                json!({"app.kubernetes.io/part-of": "holdfast"}),
+            ),
+            false,
+        ),
+        (
+            "ending",
+            change("/metadata/deletionTimestamp", json!("2026-01-01T00:00:00Z")),
+            false,
+        ),
+        ("finished", change("/status/phase", json!("Failed")), false),
+        (
+            "running",
+            change(
+                "/status",
+                json!({
+                    "phase": "Running",
+                    "initContainerStatuses": [{"name": "init", "state": {"terminated": {}}}],
+                    "containerStatuses": [{"name": "app", "state": {"running": {}}}, {"name": "side", "state": {"running": {}}}],
+                }),
+            ),
+            false,
+        ),
+    ] {
+        assert_eq!(read(&pod).is_some(), expect, "{what}");
+    }
+}
+
+#[test]
+fn a_patient_knows_its_owner_its_originals_and_its_history() {
+    let mut pod = pod(json!({"containerStatuses": [waiting("side", "ErrImagePull", "")]}));
+    pod["metadata"]["ownerReferences"] = json!([
+        {"kind": "Other", "name": "o", "uid": "y"},
+        {"kind": "ReplicaSet", "name": "rs", "uid": "x", "controller": true},
+    ]);
+    pod["metadata"]["annotations"] = json!({
+        labels::ORIGINAL_IMAGES: r#"{"containers/side":"r.io/side:1"}"#,
+        labels::IMAGE_HISTORY: r#"{"uid":"u","setBack":3}"#,
+    });
+    pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
+    let patient = read(&pod).unwrap();
+    assert_eq!(
+        patient.owner.as_ref().map(|owner| owner.name.as_str()),
+        Some("rs")
+    );
+    assert!(patient.history.is_left_alone());
+    assert_eq!(patient.created, 1_767_225_600);
+    let found: Vec<_> = patient
+        .images
+        .iter()
+        .map(|image| {
+            (
+                image.name.as_str(),
+                image.rewritten,
+                image.pulls,
+                image.original.as_deref(),
+            )
+        })
+        .collect();
+    let expect = [
+        ("data", false, true, None),
+        ("init", false, true, None),
+        ("app", false, false, None),
+        ("side", true, true, Some("r.io/side:1")),
+    ];
+    assert_eq!(found, expect);
+}
+
+#[test]
+fn images_of_other_sources_are_nobodys_business() {
+    let pod = pod(json!({"containerStatuses": [waiting("app", "ErrImagePull", "")]}));
+    let sources = ["r.io/side:1".to_owned()].into();
+    let rewritten_only = patient(&pod, &addresses(), &sources, || true);
+    assert_eq!(rewritten_only, None, "side waits to be started, rewritten");
+    assert_eq!(patient(&pod, &addresses(), &BTreeSet::new(), || true), None);
+}
