@@ -56,7 +56,7 @@ impl Site {
                 seconds: 1,
                 tries: 2,
             },
-            grace: 1,
+            grace: 5,
             ..context.healing.policy
         }));
         let running = run(&context, &registry);
