@@ -69,7 +69,7 @@ pub struct Policy {
 
 impl Policy {
     /// The policy of a configuration.
-    pub fn of(values: &HealingValues) -> Self {
+    pub fn of(values: HealingValues) -> Self {
         let evictions = u32::from(values.evictions_per_minute);
         Self {
             mode: values.mode,

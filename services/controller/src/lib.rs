@@ -93,7 +93,7 @@ impl Context {
             namespace: config.release.namespace.clone(),
         };
         let scope = world::Scope::new(&config)?;
-        let policy = healing::Policy::of(&config.values.controller.healing);
+        let policy = healing::Policy::of(config.values.controller.healing);
         Ok(Self {
             client,
             config: Arc::new(config),
