@@ -240,7 +240,7 @@ pub struct Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct HealingValues {
-    /// `on`; `dryRun`: log what would be done, once a pod; `off`.
+    /// `heal`; `dryRun`: log what would be done, once a pod; `none`.
     pub mode: HealingMode,
     /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew, so many a minute at most. 0: none.
     #[schemars(range(min = 0, max = 600))]
@@ -253,7 +253,7 @@ pub struct HealingValues {
 impl Default for HealingValues {
     fn default() -> Self {
         Self {
-            mode: HealingMode::On,
+            mode: HealingMode::Heal,
             evictions_per_minute: 6,
             refused_seconds: 120,
         }
@@ -264,13 +264,11 @@ impl Default for HealingValues {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(inline)]
+#[allow(missing_docs, reason = "the names say it")]
 pub enum HealingMode {
-    /// They are.
-    On,
-    /// What would be done is logged.
+    Heal,
     DryRun,
-    /// They are not.
-    Off,
+    None,
 }
 
 /// The runtime's folders on the node.

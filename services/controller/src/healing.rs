@@ -187,7 +187,7 @@ impl Healer {
             .iter()
             .filter(|(_, patient)| patient.is_stuck(None));
         context.metrics.pods_stuck(stuck.count());
-        if context.healing.policy.mode == HealingMode::Off {
+        if context.healing.policy.mode == HealingMode::None {
             return Vec::new();
         }
         patients.sort_by(|one, other| one.0.cmp(&other.0));
