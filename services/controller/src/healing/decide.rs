@@ -118,7 +118,10 @@ pub fn decide(
     };
     let due = |image: &&Image| match image.progress {
         Progress::Stuck => true,
-        Progress::NotStarted => site.now.saturating_sub(patient.created) >= site.grace,
+        // Where one image is stuck, the next ones will be.
+        Progress::NotStarted => {
+            patient.is_stuck(None) || site.now.saturating_sub(patient.created) >= site.grace
+        }
         Progress::Settled => false,
     };
     let heal: Vec<Change> = patient

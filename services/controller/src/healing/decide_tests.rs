@@ -201,3 +201,16 @@ fn only_what_needs_it_changes() {
         "a container that runs is not restarted"
     );
 }
+
+#[test]
+fn the_rest_of_a_stuck_pod_is_healed_with_it() {
+    let mut young = patient(image(Kind::Init, false, Progress::Stuck));
+    young.created = 1000;
+    young
+        .images
+        .push(image(Kind::Container, false, Progress::NotStarted));
+    let Act::Heal(changes) = act(&young, Copy::Held, 0, &site()) else {
+        panic!("it is healed");
+    };
+    assert_eq!(changes.len(), 2);
+}
