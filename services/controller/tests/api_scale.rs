@@ -93,7 +93,7 @@ fn resident() -> u64 {
 }
 
 /// Requests that the API server has answered, by verb and resource.
-async fn requests(bare: &Bare) -> BTreeMap<String, u64> {
+async fn requests(bare: &Bare) -> BTreeMap<String, f64> {
     let request = http::Request::get("/metrics").body(Vec::new()).unwrap();
     let text = bare.client.request_text(request).await.unwrap();
     let label = |line: &str, name: &str| {
@@ -108,18 +108,18 @@ async fn requests(bare: &Bare) -> BTreeMap<String, u64> {
         let count = line.rsplit(' ').next().unwrap().parse::<f64>().unwrap();
         let resource = [label(line, "resource"), label(line, "subresource")].join("/");
         let key = format!("{} {}", label(line, "verb"), resource.trim_end_matches('/'));
-        *found.entry(key).or_default() += count as u64;
+        *found.entry(key).or_default() += count;
     }
     found
 }
 
-fn since(before: &BTreeMap<String, u64>, now: &BTreeMap<String, u64>) -> Vec<(String, u64)> {
+fn since(before: &BTreeMap<String, f64>, now: &BTreeMap<String, f64>) -> Vec<(String, f64)> {
     let more = now.iter().map(|(key, count)| {
         let earlier = before.get(key).copied().unwrap_or_default();
         (key.clone(), count - earlier)
     });
-    let mut more: Vec<_> = more.filter(|(_, count)| *count > 0).collect();
-    more.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let mut more: Vec<_> = more.filter(|(_, count)| *count > 0.0).collect();
+    more.sort_by(|(_, one), (_, other)| other.total_cmp(one));
     more
 }
 
@@ -176,7 +176,7 @@ async fn five_thousand_pods_of_five_hundred_images_are_adopted_in_bounded_memory
         most >> 20
     );
     for (key, count) in since(&before, &requests(&bare).await) {
-        println!("  {count:6} {key}");
+        println!("  {count:6.0} {key}");
     }
     assert_eq!(asked, IMAGES, "each image is asked for once");
     assert!(most < MEMORY, "{} MiB", most >> 20);
@@ -200,7 +200,7 @@ async fn five_thousand_pods_of_five_hundred_images_are_adopted_in_bounded_memory
         most >> 20
     );
     for (key, count) in since(&before, &requests(&bare).await) {
-        println!("  {count:6} {key}");
+        println!("  {count:6.0} {key}");
     }
     assert_eq!(registry.sources().len(), IMAGES, "churn asks for nothing");
     assert!(most < MEMORY, "{} MiB", most >> 20);
