@@ -338,7 +338,7 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
         .await
         .unwrap();
 
-    let context = bare.context_of(bare.client_as("limited").await);
+    let context = Bare::context_of(bare.client_as("limited").await);
     let _running = run(&context, &registry);
     for name in ["pod", "web"] {
         eventually(name, async || is_copied(&bare, name).await).await;

@@ -99,11 +99,11 @@ impl Bare {
 
     /// What a freshly started controller begins with.
     pub fn context(&self) -> Context {
-        self.context_of(self.client.clone())
+        Self::context_of(self.client.clone())
     }
 
     /// As [`Self::context`], with a client of its own.
-    pub fn context_of(&self, client: kube::Client) -> Context {
+    pub fn context_of(client: kube::Client) -> Context {
         Self::context_from(client, &json!({}))
     }
 

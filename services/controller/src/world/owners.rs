@@ -331,14 +331,14 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heart) -> Ended {
                         world.owners.changed();
                     }
                 }
-                Some(Err(error)) => match refusal(&error) {
-                    Some(said) => return Ended::Hidden(said),
-                    // The stream goes on by itself, with growing pauses.
-                    None => {
-                        heart.beat();
-                        tracing::warn!(kind = of.kind.kind, %error, "a watch failed and is tried again");
+                Some(Err(error)) => {
+                    if let Some(said) = refusal(&error) {
+                        return Ended::Hidden(said);
                     }
-                },
+                    // The stream goes on by itself, with growing pauses.
+                    heart.beat();
+                    tracing::warn!(kind = of.kind.kind, %error, "a watch failed and is tried again");
+                }
                 None => return Ended::Stream,
             },
             Ok(()) = addresses.changed() => {
@@ -353,13 +353,14 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heart) -> Ended {
 
 /// What the API server said when it does not show a kind at all.
 fn refusal(error: &watcher::Error) -> Option<String> {
-    let status = match error {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchError(status) => status,
-        _ => return None,
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+    | watcher::Error::WatchError(status)) = error
+    else {
+        return None;
     };
-    matches!(status.code, 403 | 404 | 405).then(|| status.message.clone())
+    // Forbidden, not found, not to be listed.
+    matches!(status.code, 403..=405).then(|| status.message.clone())
 }
 
 #[cfg(test)]
