@@ -76,10 +76,11 @@ pub fn plan<'a>(
     actions
 }
 
-/// Whether an Artifact is there because somebody listed it.
-pub fn is_kept(artifact: &Artifact) -> bool {
+/// Whether an Artifact is there because somebody listed its image, and not because a pod was announced.
+pub fn is_listed(artifact: &Artifact) -> bool {
     let labels = artifact.metadata.labels.as_ref();
-    labels.is_some_and(|labels| labels.contains_key(labels::KEEP))
+    artifact.spec.service_account_name.is_none()
+        && labels.is_some_and(|labels| labels.contains_key(labels::KEEP))
 }
 
 /// Keeps the Artifacts of the list, for ever.
@@ -185,6 +186,23 @@ mod tests {
             .iter()
             .map(|(name, artifact)| (name.as_str(), artifact));
         assert_eq!(plan(&wanted(&list), existing), expect, "{list:?}");
+    }
+
+    #[test]
+    fn what_was_listed_and_not_announced_is_copied_ahead() {
+        let (_, listed) = artifact("r.io/a:1", Some("asked"));
+        let (_, by_hand) = artifact("r.io/a:1", None);
+        let mut announced = listed.clone();
+        announced.spec.service_account_name = Some("default".to_owned());
+        for (artifact, expect) in [(&listed, true), (&by_hand, false), (&announced, false)] {
+            assert_eq!(is_listed(artifact), expect, "{artifact:?}");
+            let mut young = artifact.clone();
+            let now = jiff::Timestamp::now();
+            young.metadata.creation_timestamp =
+                Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+            let need = super::super::reconcile::need(&young, None, now);
+            assert_eq!(need == holdfast_api::fill::Need::Ahead, expect);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::credentials::{self, Choice, Found};
 use super::demand::Demand;
 use super::events::Events;
 use super::fill::{Client, Failure};
+use super::preload;
 use super::status::{self, News};
 use crate::Context;
 use holdfast_api::Artifact;
@@ -419,7 +420,7 @@ impl Reconciler {
 }
 
 /// How urgent a copy is. An Artifact that was announced a moment ago is: its pod is on its way. One that this process made
-/// for a template was announced by nobody.
+/// for a template was announced by nobody, nor was one that somebody listed to be copied ahead.
 pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
     let announced = artifact
         .metadata
@@ -427,7 +428,7 @@ pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) 
         .as_ref()
         .is_some_and(|created| now.duration_since(created.0) < ANNOUNCED);
     match demand.and_then(Demand::need) {
-        None if announced => Need::Waiting,
+        None if announced && !preload::is_listed(artifact) => Need::Waiting,
         Some(Need::Ahead) if announced && artifact.spec.service_account_name.is_some() => {
             Need::Waiting
         }
