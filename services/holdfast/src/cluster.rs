@@ -138,6 +138,8 @@ impl ClusterArgs {
         config.read_timeout = Some(SILENCE);
         // A connection that was idle between two looks must not count as silent.
         config.reset_reader_on_write = true;
+        // A disruption budget answers an eviction with 429: that is an answer, not a trouble that passes.
+        config.default_retry = false;
         Ok(Client::try_from(config)?)
     }
 

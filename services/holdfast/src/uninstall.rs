@@ -79,12 +79,16 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         namespace: release.namespace,
     };
     let client = kube::Client::try_default().await?;
+    let mut evicting = kube::Config::infer().await?;
+    // A disruption budget answers an eviction with 429: that is an answer, not a trouble that passes.
+    evicting.default_retry = false;
+    let evicting = kube::Client::try_from(evicting)?;
     let http = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(3))
         .build()?;
     Ok(undo(
-        &Cluster::new(client, names),
+        &Cluster::new(client, names).evicting_by(evicting),
         &http,
         Duration::from_secs(timeout),
         restore,

@@ -27,6 +27,8 @@ const PARALLEL: usize = 8;
 /// The cluster and the names of the release in it.
 pub(crate) struct Cluster {
     client: Client,
+    /// Does not try again by itself what the API server refuses for now.
+    evicting: Client,
     names: Names,
 }
 
@@ -47,7 +49,16 @@ fn absent_is_well<T>(result: kube::Result<T>) -> anyhow::Result<Option<T>> {
 
 impl Cluster {
     pub(crate) fn new(client: Client, names: Names) -> Self {
-        Self { client, names }
+        Self {
+            evicting: client.clone(),
+            client,
+            names,
+        }
+    }
+
+    /// Restores pods by another client.
+    pub(crate) fn evicting_by(self, evicting: Client) -> Self {
+        Self { evicting, ..self }
     }
 
     fn own<K: Resource<Scope = NamespaceResourceScope>>(&self) -> Api<K>
@@ -181,7 +192,7 @@ impl Cluster {
         let mut pods = restore::find(&self.client, None, &addresses).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
         Ok(
-            restore::execute(&self.client, pods, orders, |line, waiting| {
+            restore::execute(&self.evicting, pods, orders, |line, waiting| {
                 println!("      {line} ({waiting} wait)");
             })
             .await,
