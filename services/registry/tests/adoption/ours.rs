@@ -11,7 +11,15 @@ use crate::theirs::SECRET;
 /// A running registry; it ends with the value.
 pub(crate) struct Ours {
     pub(crate) url: String,
+    store: Store,
     stop: CancellationToken,
+}
+
+impl Ours {
+    /// Does what the registry does when it ends: what deletes left is finished.
+    pub(crate) async fn finish(&self) {
+        self.store.finish_removals().await.unwrap();
+    }
 }
 
 impl Drop for Ours {
@@ -29,8 +37,9 @@ pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
     options.write_limits.reserve_bytes = 0;
     options.write_limits.warn_used_percent = 101;
     let stop = CancellationToken::new();
+    let store = Store::open(root, options).await.unwrap();
     let parts = Parts {
-        store: Store::open(root, options).await.unwrap(),
+        store: store.clone(),
         source: None,
         gate: Gate::open(),
         secret: Secret::new(secret),
@@ -48,7 +57,7 @@ pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(api.serve(listener, None, server::Limits::default(), stop.clone()));
-    Ours { url, stop }
+    Ours { url, store, stop }
 }
 
 /// Serves the volume.

@@ -57,6 +57,7 @@ async fn distribution_goes_on_where_holdfast_pushed_and_deleted() {
             let ours = ours::serve(root.path()).await;
             let client = Client::new(&ours.url);
             change(&client, &mut content).await;
+            ours.finish().await;
             content.seen(&client).await
         };
         let theirs = generation.serve(root.path());
@@ -119,6 +120,7 @@ async fn the_same_pushes_leave_the_same_files() {
     let root = tempfile::tempdir().unwrap();
     let ours = ours::serve(root.path()).await;
     content::fill(&Client::new(&ours.url)).await;
+    ours.finish().await;
     let mut own = tree::files(root.path());
     // The one thing that distribution does not keep: which manifests are attached to which.
     let extra: Vec<_> = own
