@@ -195,8 +195,8 @@ impl Reader {
 }
 
 /// How much of a blob that arrives is waited for, and how long, before the next piece of it is sent.
-const GATHERED_BYTES: u64 = 64 << 10;
-const GATHER: Duration = Duration::from_millis(3);
+const GATHERED_BYTES: u64 = 256 << 10;
+const GATHER: Duration = Duration::from_millis(8);
 
 /// The bytes `first..end` of a blob that arrives; without `end`, all that will come.
 pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {

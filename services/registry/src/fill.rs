@@ -13,6 +13,7 @@ mod image;
 mod peers;
 mod pull;
 mod relay;
+mod shared;
 
 use std::{
     collections::HashMap,
@@ -204,6 +205,7 @@ struct Inner {
     images: Mutex<HashMap<ImageKey, (ImageFill, Priority)>>,
     checks: Mutex<Checks>,
     arriving: Arriving,
+    streams: shared::Streams,
 }
 
 impl Fills {
@@ -228,6 +230,7 @@ impl Fills {
                 images: Mutex::default(),
                 checks: Mutex::default(),
                 arriving: Arriving::default(),
+                streams: shared::Streams::default(),
             }),
         }
     }

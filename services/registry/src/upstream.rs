@@ -32,7 +32,7 @@ use proxies::Proxies;
 use rate::Rate;
 pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
 use settings::{MIN_BYTES, retry_after};
-pub use turns::Priority;
+pub use turns::{Priority, Wait};
 use turns::{Turn, Turns};
 
 use crate::fill_metrics::{FillMetrics, UpstreamLabel};
@@ -123,7 +123,7 @@ pub struct Body {
     etag: Option<String>,
     /// Bytes since when, for the slowest pace that is put up with.
     paced: (u64, Duration),
-    _turn: Turn,
+    turn: Turn,
 }
 
 impl Body {
@@ -133,6 +133,7 @@ impl Body {
     /// [`Error::Unavailable`] when the body breaks, stalls or trickles.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
+            self.turn.give_way(&self.priority).await;
             let begun = Instant::now();
             let next =
                 tokio::time::timeout(self.endpoint.timeouts.stall, self.response.chunk()).await;
@@ -510,7 +511,7 @@ impl Upstreams {
                         total: answer.total,
                         etag: answer.etag,
                         paced: (0, Duration::ZERO),
-                        _turn: turn,
+                        turn,
                     });
                 }
                 Err(error) => {
@@ -528,6 +529,11 @@ impl Upstreams {
     /// Makes a copy more urgent, wherever it stands.
     pub fn raise(&self, priority: &Priority, need: Need) {
         self.inner.turns.raise(priority, need);
+    }
+
+    /// Says that somebody waits for something of `host` that another replica copies.
+    pub fn wait(&self, host: &Host) -> Wait {
+        self.inner.turns.wait(&host.to_string())
     }
 
     fn tell_queue(&self) {

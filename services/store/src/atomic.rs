@@ -50,6 +50,30 @@ impl Identity {
     }
 }
 
+/// A small file without its name; it goes with the value unless it is published.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    volume: Arc<dyn Volume>,
+    file: Arc<dyn VolumeFile>,
+    temporary: Option<PathBuf>,
+    path: PathBuf,
+}
+
+impl Draft {
+    /// Makes the bytes durable.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.file.sync().map_err(Error::io("sync", &self.path))
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if let Some(temporary) = &self.temporary {
+            drop(self.volume.remove_file(temporary));
+        }
+    }
+}
+
 /// Opens a regular file for reading, never through a symbolic link; `None` if absent.
 pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<dyn VolumeFile>>> {
     match found(volume, path, || absent(volume.open_read(path))) {
@@ -270,29 +294,49 @@ impl Files {
     }
 
     fn try_write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        let dir = parent(path)?;
-        self.create_dir(dir)?;
+        self.create_dir(parent(path)?)?;
+        let draft = self.draft(path, bytes)?;
+        draft.sync()?;
+        self.publish(draft)
+    }
+
+    /// Writes a small file beside its place, where nobody sees it. The folder must be there.
+    pub(crate) fn draft(&self, path: &Path, bytes: &[u8]) -> Result<Draft> {
         let temporary = temporary(path);
-        let written = (|| {
-            let file = self.volume.create_new(&temporary)?;
-            file.write_all_at(bytes, 0)?;
-            file.sync()?;
-            let metadata = file.metadata()?;
-            self.rename_open(&metadata, &temporary, path)?;
+        let file = self
+            .volume
+            .create_new(&temporary)
+            .map_err(Error::io("write", path))?;
+        let draft = Draft {
+            volume: Arc::clone(&self.volume),
+            file,
+            temporary: Some(temporary),
+            path: path.to_owned(),
+        };
+        draft
+            .file
+            .write_all_at(bytes, 0)
+            .map_err(Error::io("write", path))?;
+        Ok(draft)
+    }
+
+    /// Gives a synced draft its name, for good, in a folder that is durable.
+    pub(crate) fn publish(&self, mut draft: Draft) -> Result<()> {
+        let path = draft.path.clone();
+        let dir = parent(&path)?;
+        let named = (|| {
+            let metadata = draft.file.metadata()?;
+            if let Some(temporary) = &draft.temporary {
+                self.rename_open(&metadata, temporary, &path)?;
+            }
             Ok(metadata)
         })();
-        match written {
-            Ok(metadata) => {
-                self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
-                self.changed(dir);
-                self.remember(path, Identity::of(&metadata));
-                Ok(())
-            }
-            Err(error) => {
-                drop(self.volume.remove_file(&temporary));
-                Err(Error::io("write", path)(error))
-            }
-        }
+        let metadata = named.map_err(Error::io("write", &path))?;
+        draft.temporary = None;
+        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        self.changed(dir);
+        self.remember(&path, Identity::of(&metadata));
+        Ok(())
     }
 
     /// Moves a synced file to its place and makes the name durable. That the old name is gone is not: it is looked for, or it

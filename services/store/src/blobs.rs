@@ -12,7 +12,8 @@ use holdfast_core::{digest::Digest, reference::RepositoryName};
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Pool, READ_CHUNK_BYTES, Result, Store, atomic,
+    Error, Hasher, Pool, READ_CHUNK_BYTES, Result, Store,
+    atomic::{self, Draft},
     buffers::{Buffer, Buffers},
     error::absent,
     links,
@@ -308,23 +309,56 @@ impl Inner {
         digest: &Digest,
         size: u64,
     ) -> Result<()> {
+        self.commit_blob_and(file, source, digest, size, None)
+    }
+
+    /// [`Inner::commit_blob`]; the bytes of a link that is to be named afterwards go to the disk together with those of the blob: a journal
+    /// takes one commit for both.
+    pub(crate) fn commit_blob_and(
+        &self,
+        file: &dyn VolumeFile,
+        source: &Path,
+        digest: &Digest,
+        size: u64,
+        link: Option<&Draft>,
+    ) -> Result<()> {
         if self.keep_existing(digest, size)? {
-            return absent(self.volume().remove_file(source))
-                .map(drop)
-                .map_err(Error::io("remove", source));
+            absent(self.volume().remove_file(source)).map_err(Error::io("remove", source))?;
+            return link.map_or(Ok(()), Draft::sync);
         }
         let path = self.layout.blob(digest);
         // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to do.
         atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
-        if let Err(error) = file.sync() {
+        let (bytes, link) = match link {
+            Some(link) => self.together(|| file.sync(), || link.sync()),
+            None => (file.sync(), Ok(Ok(()))),
+        };
+        if let Err(error) = bytes {
             // What a failed sync did not write counts as written afterwards: nothing of the file can be trusted.
             drop(self.volume().remove_file(source));
             return Err(Error::io("sync", source)(error));
         }
+        link??;
         let metadata = file.metadata().map_err(Error::io("stat", source))?;
         self.files.place(&metadata, source, &path)?;
         self.remember_verified(digest, &metadata);
         Ok(())
+    }
+
+    /// Both at once, where the volume takes its time.
+    fn together<A, B: Send>(
+        &self,
+        one: impl FnOnce() -> A,
+        other: impl FnOnce() -> B + Send,
+    ) -> (A, Result<B>) {
+        if !self.volume().blocks() {
+            return (one(), Ok(other()));
+        }
+        std::thread::scope(|scope| {
+            let other = scope.spawn(other);
+            let one = one();
+            (one, other.join().map_err(|_| Error::Busy))
+        })
     }
 
     /// Whether sound content of that size is there; it is touched, and stays. Other content is moved aside: a push heals.

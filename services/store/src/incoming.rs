@@ -140,6 +140,8 @@ impl Incoming {
         if let Some(lock) = &self.lock {
             lock.check().await?;
         }
+        // Who reads along has verified bytes; that they will survive is for those who come later.
+        self.sink.progress().send_replace(Progress::Complete(size));
         let (file, digest) = (Arc::clone(self.sink.file()), self.digest.clone());
         self.store
             .run(move |inner| {
@@ -147,7 +149,6 @@ impl Incoming {
                 inner.commit_blob(&*file, &path, &digest, size)
             })
             .await?;
-        self.sink.progress().send_replace(Progress::Complete(size));
         Ok(size)
     }
 

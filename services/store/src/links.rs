@@ -6,7 +6,7 @@ use holdfast_core::digest::Digest;
 
 use crate::{
     Error, Result,
-    atomic::{self, Files},
+    atomic::{self, Draft, Files},
     volume::{Entry, Kind, Metadata, Volume, VolumeFile},
 };
 
@@ -71,6 +71,21 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Digest> {
 
 pub(crate) fn write(files: &Files, path: &Path, digest: &Digest) -> Result<()> {
     files.write_file(path, digest.to_string().as_bytes())
+}
+
+/// A link that is yet to be synced and named; `None` when one is there and stays, whatever it says.
+pub(crate) fn draft(files: &Files, path: &Path, digest: &Digest) -> Result<Option<Draft>> {
+    if read_settled(files, path)?.is_some() {
+        return Ok(None);
+    }
+    atomic::create_dir_plain(files.volume(), atomic::parent(path)?)?;
+    files.draft(path, digest.to_string().as_bytes()).map(Some)
+}
+
+/// Gives a link its name, for good.
+pub(crate) fn publish(files: &Files, path: &Path, link: Draft) -> Result<()> {
+    files.create_dir(atomic::parent(path)?)?;
+    files.publish(link)
 }
 
 /// Makes sure that the link says `digest`, and stays.

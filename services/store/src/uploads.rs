@@ -313,11 +313,16 @@ impl UploadWriter {
                         actual,
                     });
                 }
-                // Made now, it goes to the journal together with the blob's bytes, and its own sync finds nothing to do.
-                let link = inner.layout.layer_link(&repo, &digest);
-                atomic::create_dir_plain(inner.volume(), atomic::parent(&link)?)?;
-                inner.commit_blob(&*file, &path, &digest, size)?;
-                inner.link_blob(&repo, &digest)?;
+                let path_of_link = inner.layout.layer_link(&repo, &digest);
+                let link = links::draft(&inner.files, &path_of_link, &digest)?;
+                inner.commit_blob_and(&*file, &path, &digest, size, link.as_ref())?;
+                if let Some(link) = link {
+                    match links::publish(&inner.files, &path_of_link, link) {
+                        // The folder went with somebody's delete.
+                        Err(error) if error.is_absent() => inner.link_blob(&repo, &digest)?,
+                        published => published?,
+                    }
+                }
                 // What is left of the session harms nobody, and the push is done.
                 drop(atomic::remove_tree(inner.volume(), &session));
                 Ok(size)

@@ -204,7 +204,11 @@ impl Fills {
                     sum.add(measure(&blobs));
                     stream::iter(blobs.into_iter().map(Ok::<_, Error>))
                         .try_for_each_concurrent(AT_ONCE, |blob| async move {
-                            self.complete(source, repo, &blob.digest, blob.size).await
+                            let source = Source {
+                                priority: source.priority.part(),
+                                ..source.clone()
+                            };
+                            self.complete(&source, repo, &blob.digest, blob.size).await
                         })
                         .await?;
                 }

@@ -2,11 +2,13 @@
 
 use std::{
     collections::BTreeSet,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use holdfast_api::fill::Need;
 use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
 
 use super::{
@@ -19,7 +21,7 @@ use super::{
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
-    upstream::{self, Login, Priority, Source},
+    upstream::{self, Login, Priority, Source, Wait},
 };
 
 /// Between two looks at what others do on the volume.
@@ -222,6 +224,11 @@ impl Fills {
         reference: &ManifestRef,
     ) -> Result<Entry> {
         let mut changed = self.inner.arriving.changed();
+        // Which of its blobs somebody waits for the pulls of the blobs will tell.
+        let source = &Source {
+            priority: Priority::new(Need::Running),
+            ..source.clone()
+        };
         let fill = self.image(source, repo, reference, &self.inner.settings.platforms);
         let mut fill = std::pin::pin!(fill);
         loop {
@@ -325,14 +332,16 @@ impl Fills {
                         }
                         entry.prove(repo);
                     }
-                    self.link_when_done(repo, digest, entry);
+                    self.link_when_done(repo, digest, entry, None);
                     return Ok(SourceBlob::Growing(growing));
                 }
                 State::Elsewhere(_) => {
                     if named.is_stored {
                         entry.prove(repo);
                     }
-                    self.link_when_done(repo, digest, entry);
+                    let waits = rewrite::upstream_of(repo)
+                        .map(|(host, _)| self.inner.upstreams.wait(&host));
+                    self.link_when_done(repo, digest, entry, waits);
                     let relay = Relay {
                         fills: self.clone(),
                         source,
@@ -341,7 +350,8 @@ impl Fills {
                         size,
                         proven: named.is_stored,
                     };
-                    return Ok(SourceBlob::Remote(Box::new(relay)));
+                    let shared = self.inner.streams.share(repo, digest, Arc::new(relay));
+                    return Ok(SourceBlob::Remote(Box::new(shared)));
                 }
                 State::Failed(error) if ours || begun_by_others > 2 => return Err(error),
                 State::Failed(_) => begun_by_others += 1,
@@ -365,10 +375,18 @@ impl Fills {
     }
 
     /// Links what is copied, once it is, if by then the repository may read it.
-    fn link_when_done(&self, repo: &RepositoryName, digest: &Digest, entry: blob::Entry) {
+    fn link_when_done(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        entry: blob::Entry,
+        waits: Option<Wait>,
+    ) {
         let (fills, repo, digest) = (self.clone(), repo.clone(), digest.clone());
         tokio::spawn(async move {
-            if entry.is_done().await
+            let is_done = entry.is_done().await;
+            drop(waits);
+            if is_done
                 && entry.is_proven(&repo)
                 && let Err(error) = fills.inner.store.link_blob(&repo, &digest).await
             {

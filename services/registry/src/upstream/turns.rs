@@ -1,7 +1,8 @@
 //! Whose turn it is to copy: slots over all and for each host, the most urgent first.
 //!
 //! What is copied ahead never takes more than half of the slots, and what pods run already no more than three quarters, so
-//! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it.
+//! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it. While somebody waits for
+//! something of a host, what nobody waits for leaves it the host's bandwidth.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -9,24 +10,46 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
+    time::Duration,
 };
 
 use holdfast_api::fill::Need;
-use tokio::sync::oneshot;
+use tokio::{sync::oneshot, time::Instant};
+
+/// Between two looks whether somebody still waits.
+const LOOK: Duration = Duration::from_millis(50);
+/// How long a copy stands still at most to leave the way to others: an upstream that can send nothing for long hangs up.
+const STANDS_STILL: Duration = Duration::from_secs(1);
 
 /// How urgent a copy is; clones share it, and it only ever becomes more urgent.
 #[derive(Debug, Clone)]
-pub struct Priority(Arc<AtomicU8>);
+pub struct Priority {
+    own: Arc<AtomicU8>,
+    /// That of the image, which all its parts have, too.
+    whole: Option<Arc<AtomicU8>>,
+}
 
 impl Priority {
     /// A copy's priority.
     pub fn new(need: Need) -> Self {
-        Self(Arc::new(AtomicU8::new(rank(need))))
+        Self {
+            own: Arc::new(AtomicU8::new(rank(need))),
+            whole: None,
+        }
+    }
+
+    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this part.
+    pub fn part(&self) -> Self {
+        Self {
+            whole: Some(Arc::clone(&self.own)),
+            ..Self::new(Need::Ahead)
+        }
     }
 
     /// The most urgent need that anybody had so far.
     pub fn need(&self) -> Need {
-        match self.0.load(Ordering::Relaxed) {
+        let whole = self.whole.iter().map(|rank| rank.load(Ordering::Relaxed));
+        match whole.fold(self.own.load(Ordering::Relaxed), u8::min) {
             0 => Need::Waiting,
             1 => Need::Running,
             _ => Need::Ahead,
@@ -35,7 +58,7 @@ impl Priority {
 
     /// Makes it as urgent as `need`; true when it was less.
     fn raise(&self, need: Need) -> bool {
-        self.0.fetch_min(rank(need), Ordering::Relaxed) > rank(need)
+        self.own.fetch_min(rank(need), Ordering::Relaxed) > rank(need)
     }
 }
 
@@ -83,7 +106,16 @@ struct State {
     hosts: HashMap<String, Used>,
     /// By arrival.
     queue: BTreeMap<u64, Waiter>,
+    /// Copies under way, here or at another replica for somebody here, with their hosts.
+    under_way: HashMap<u64, (String, Priority)>,
     arrivals: u64,
+}
+
+impl State {
+    fn arrival(&mut self) -> u64 {
+        self.arrivals += 1;
+        self.arrivals
+    }
 }
 
 /// The slots of all copies. Clones share them.
@@ -103,6 +135,19 @@ pub(super) struct Turn {
     shared: Arc<Shared>,
     host: String,
     need: Need,
+    at: u64,
+}
+
+/// Somebody here waits for what another replica copies, until this is dropped.
+pub struct Wait {
+    shared: Arc<Shared>,
+    at: u64,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        self.shared.lock().under_way.remove(&self.at);
+    }
 }
 
 impl std::fmt::Debug for Turn {
@@ -135,8 +180,7 @@ impl Turns {
         let told = {
             let mut state = self.shared.lock();
             let (give, told) = oneshot::channel();
-            let at = state.arrivals;
-            state.arrivals += 1;
+            let at = state.arrival();
             let waiter = Waiter {
                 host: host.to_owned(),
                 priority: priority.clone(),
@@ -156,14 +200,26 @@ impl Turns {
         }
     }
 
-    /// Copies under way that a pod waits for.
+    /// Says that somebody waits for something of `host` that another replica copies.
+    pub(super) fn wait(&self, host: &str) -> Wait {
+        let mut state = self.shared.lock();
+        let at = state.arrival();
+        let waits = (host.to_owned(), Priority::default());
+        state.under_way.insert(at, waits);
+        Wait {
+            shared: Arc::clone(&self.shared),
+            at,
+        }
+    }
+
+    /// Whether there is a copy, queued or under way, that a pod waits for.
     pub(super) fn is_anybody_waiting(&self) -> bool {
         let state = self.shared.lock();
-        state.used.0[0] > 0
-            || state
-                .queue
-                .values()
-                .any(|waiter| waiter.priority.need() == Need::Waiting)
+        let queued = state.queue.values().map(|waiter| &waiter.priority);
+        let under_way = state.under_way.values().map(|(_, priority)| priority);
+        queued
+            .chain(under_way)
+            .any(|priority| priority.need() == Need::Waiting)
     }
 
     /// Copies that wait for a slot, and those that have one, by need.
@@ -184,6 +240,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_waited_for(&self, host: &str) -> bool {
+        let state = self.lock();
+        let mut under_way = state.under_way.values();
+        under_way.any(|(of, priority)| of == host && priority.need() == Need::Waiting)
+    }
+
     /// Gives every slot that is free to the most urgent that may have it.
     fn dispatch(self: &Arc<Self>) {
         loop {
@@ -200,9 +262,11 @@ impl Shared {
                     })
                     .min_by_key(|(at, waiter)| (waiter.priority.need(), **at))
                     .map(|(at, _)| *at);
-                let Some(waiter) = next.and_then(|at| state.queue.remove(&at)) else {
+                let Some((at, waiter)) = next.and_then(|at| state.queue.remove_entry(&at)) else {
                     return;
                 };
+                let under_way = (waiter.host.clone(), waiter.priority.clone());
+                state.under_way.insert(at, under_way);
                 let need = waiter.priority.need();
                 let slot = usize::from(rank(need));
                 state.used.0[slot] += 1;
@@ -211,6 +275,7 @@ impl Shared {
                     shared: Arc::clone(self),
                     host: waiter.host,
                     need,
+                    at,
                 };
                 (waiter.give, turn)
             };
@@ -220,10 +285,24 @@ impl Shared {
     }
 }
 
+impl Turn {
+    /// Stands still, though not for long, while somebody waits for something else of the host.
+    pub(super) async fn give_way(&self, priority: &Priority) {
+        let until = Instant::now() + STANDS_STILL;
+        while priority.need() != Need::Waiting
+            && self.shared.is_waited_for(&self.host)
+            && Instant::now() < until
+        {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
 impl Drop for Turn {
     fn drop(&mut self) {
         {
             let mut state = self.shared.lock();
+            state.under_way.remove(&self.at);
             let slot = usize::from(rank(self.need));
             state.used.0[slot] = state.used.0[slot].saturating_sub(1);
             let is_idle = state.hosts.get_mut(&self.host).is_some_and(|used| {
@@ -296,5 +375,30 @@ mod tests {
         drop((a1, a2));
         assert_eq!(turns.count(Need::Waiting), (0, 1));
         assert!(turns.is_anybody_waiting());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
+        let turns = Turns::new(8, 8);
+        let image = Priority::new(Need::Running);
+        let [first, second] = [image.part(), image.part()];
+        let _first = turns.take("a", &first).await.unwrap();
+        let turn = turns.take("a", &second).await.unwrap();
+        let stood = async |priority: &Priority| {
+            let begun = Instant::now();
+            turn.give_way(priority).await;
+            begun.elapsed()
+        };
+        assert_eq!(stood(&second).await, Duration::ZERO, "nobody waits");
+        let elsewhere = turns.wait("b");
+        assert_eq!(stood(&second).await, Duration::ZERO, "another host");
+        drop(elsewhere);
+        let elsewhere = turns.wait("a");
+        assert_eq!(stood(&second).await, STANDS_STILL, "not for ever");
+        drop(elsewhere);
+        turns.raise(&first, Need::Waiting);
+        assert_eq!(stood(&second).await, STANDS_STILL, "the other part");
+        turns.raise(&image, Need::Waiting);
+        assert_eq!(stood(&second).await, Duration::ZERO, "all of the image");
     }
 }

@@ -1,0 +1,502 @@
+//! One stream between two replicas for all clients that pull the same blob from this one: what arrives is kept for a moment and handed to
+//! everybody who keeps up. Without it every client of a cold herd would cost the replica that copies a stream of its own.
+//!
+//! Knows only [`RemoteBlob`]; who is allowed to read was settled before. The stream waits a moment for the last of its clients; one that falls
+//! behind all the same, or begins in the middle, gets a stream of its own.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::{
+    StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use holdfast_core::{Digest, RepositoryName};
+use tokio::{sync::Notify, time::Instant};
+
+use crate::source::{RemoteBlob, SourceError};
+
+/// Bytes of a blob that are kept for those who come a little later.
+const KEPT_BYTES: usize = 6 << 20;
+/// Blobs that are shared at a time.
+const SHARED: usize = 4;
+/// Small pieces are joined to so many bytes, for so long: every piece wakes every client.
+const PIECE_BYTES: usize = 256 << 10;
+const GATHER: Duration = Duration::from_millis(8);
+/// How long the stream waits for a client that still needs the oldest of what is kept.
+const LAST: Duration = Duration::from_millis(250);
+/// How long a client waits for the one that opens the stream.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+type Pieces = BoxStream<'static, io::Result<Bytes>>;
+type Slot = Arc<tokio::sync::Mutex<Weak<Channel>>>;
+
+/// The streams that are shared at the moment.
+#[derive(Default)]
+pub(super) struct Streams {
+    slots: Mutex<HashMap<(RepositoryName, Digest), Slot>>,
+}
+
+impl Streams {
+    /// The stream of this blob in this repository; `None` when too many are shared already.
+    fn slot(&self, repo: &RepositoryName, digest: &Digest) -> Option<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever is about to open one holds the slot, too.
+        slots.retain(|_, slot| {
+            Arc::strong_count(slot) > 1
+                || slot
+                    .try_lock()
+                    .map_or(true, |channel| channel.strong_count() > 0)
+        });
+        let key = (repo.clone(), digest.clone());
+        if slots.len() >= SHARED && !slots.contains_key(&key) {
+            return None;
+        }
+        Some(Arc::clone(slots.entry(key).or_default()))
+    }
+
+    /// The blob of another replica, read once for all who want it now.
+    pub(super) fn share(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        remote: Arc<dyn RemoteBlob>,
+    ) -> Shared {
+        Shared {
+            slot: self.slot(repo, digest),
+            remote,
+        }
+    }
+}
+
+/// A blob of another replica.
+pub(super) struct Shared {
+    slot: Option<Slot>,
+    remote: Arc<dyn RemoteBlob>,
+}
+
+impl RemoteBlob for Shared {
+    fn size(&self) -> Option<u64> {
+        self.remote.size()
+    }
+
+    fn open(&self, offset: u64) -> BoxFuture<'_, Result<Pieces, SourceError>> {
+        Box::pin(async move {
+            let Some(slot) = self.slot.as_ref().filter(|_| offset == 0) else {
+                return self.remote.open(offset).await;
+            };
+            let Ok(mut slot) = tokio::time::timeout(PATIENCE, slot.lock()).await else {
+                return self.remote.open(offset).await;
+            };
+            let channel = match slot.upgrade().filter(|channel| channel.begins()) {
+                Some(channel) => channel,
+                None => {
+                    let pieces = self.remote.open(0).await?;
+                    let channel = Arc::new(Channel::default());
+                    *slot = Arc::downgrade(&channel);
+                    tokio::spawn(pump(pieces, Arc::downgrade(&channel)));
+                    channel
+                }
+            };
+            let reader = Reader {
+                from: From::Channel(channel.join()),
+                offset: 0,
+                remote: Arc::clone(&self.remote),
+            };
+            Ok(stream::unfold(Some(reader), |reader| async move {
+                let mut reader = reader?;
+                match reader.next().await {
+                    Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
+                    Ok(None) => None,
+                    Err(error) => Some((Err(error), None)),
+                }
+            })
+            .boxed())
+        })
+    }
+}
+
+#[derive(Default)]
+struct Channel {
+    kept: Mutex<Kept>,
+    changed: Notify,
+    /// The last of the clients went on, or away.
+    read: Notify,
+}
+
+#[derive(Default)]
+struct Kept {
+    /// Each with its offset.
+    pieces: VecDeque<(u64, Bytes)>,
+    bytes: usize,
+    end: u64,
+    ended: Option<Result<(), io::ErrorKind>>,
+    /// The next byte of each client.
+    clients: HashMap<u64, u64>,
+    joined: u64,
+}
+
+impl Kept {
+    /// Whether somebody still needs the oldest piece.
+    fn is_waited_for(&self) -> bool {
+        self.pieces.front().is_some_and(|(first, piece)| {
+            let behind = first + piece.len() as u64;
+            self.clients.values().any(|next| *next < behind)
+        })
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, oldest)) = self.pieces.pop_front() {
+            self.bytes -= oldest.len();
+        }
+    }
+}
+
+/// One client's place in a channel; it is given up with the value.
+struct Place {
+    channel: Arc<Channel>,
+    client: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.channel.kept().clients.remove(&self.client);
+        self.channel.read.notify_one();
+    }
+}
+
+enum Found {
+    Piece(Bytes),
+    End,
+    Failed(io::ErrorKind),
+    NotYet,
+    Gone,
+}
+
+impl Channel {
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the first byte is still kept, or will come.
+    fn begins(&self) -> bool {
+        let kept = self.kept();
+        !matches!(kept.ended, Some(Err(_)))
+            && kept.pieces.front().is_none_or(|(first, _)| *first == 0)
+    }
+
+    fn join(self: Arc<Self>) -> Place {
+        let client = {
+            let mut kept = self.kept();
+            kept.joined += 1;
+            let client = kept.joined;
+            kept.clients.insert(client, 0);
+            client
+        };
+        Place {
+            channel: self,
+            client,
+        }
+    }
+
+    /// What `client` gets at `offset`, which says that it has everything before.
+    fn take(&self, client: u64, offset: u64) -> Found {
+        let mut kept = self.kept();
+        if let Some(next) = kept.clients.get_mut(&client) {
+            *next = offset;
+        }
+        if kept.bytes >= KEPT_BYTES && !kept.is_waited_for() {
+            self.read.notify_one();
+        }
+        if offset < kept.end {
+            let behind = kept.pieces.partition_point(|(first, _)| *first <= offset);
+            let Some((first, piece)) = behind.checked_sub(1).and_then(|at| kept.pieces.get(at))
+            else {
+                return Found::Gone;
+            };
+            let from = usize::try_from(offset - first).unwrap_or(usize::MAX);
+            return Found::Piece(piece.slice(from.min(piece.len())..));
+        }
+        match kept.ended {
+            Some(Ok(())) => Found::End,
+            Some(Err(kind)) => Found::Failed(kind),
+            None => Found::NotYet,
+        }
+    }
+
+    /// Waits until there is room, or for [`LAST`]: who is behind even then is left behind.
+    async fn make_room(&self) {
+        let room = async {
+            loop {
+                {
+                    let mut kept = self.kept();
+                    while kept.bytes >= KEPT_BYTES && !kept.is_waited_for() {
+                        kept.forget_oldest();
+                    }
+                    if kept.bytes < KEPT_BYTES {
+                        return;
+                    }
+                }
+                self.read.notified().await;
+            }
+        };
+        if tokio::time::timeout(LAST, room).await.is_err() {
+            let mut kept = self.kept();
+            while kept.bytes >= KEPT_BYTES {
+                kept.forget_oldest();
+            }
+            let oldest = kept.pieces.front().map_or(kept.end, |(first, _)| *first);
+            kept.clients.retain(|_, next| *next >= oldest);
+        }
+    }
+
+    fn add(&self, piece: Bytes) {
+        let mut kept = self.kept();
+        let first = kept.end;
+        kept.end += piece.len() as u64;
+        kept.bytes += piece.len();
+        kept.pieces.push_back((first, piece));
+        drop(kept);
+        self.changed.notify_waiters();
+    }
+
+    fn end(&self, how: Result<(), io::ErrorKind>) {
+        self.kept().ended = Some(how);
+        self.changed.notify_waiters();
+    }
+}
+
+/// Takes the stream in as long as anybody reads it.
+async fn pump(mut pieces: Pieces, channel: Weak<Channel>) {
+    loop {
+        let piece = gather(&mut pieces).await;
+        let Some(channel) = channel.upgrade() else {
+            return;
+        };
+        let (piece, ended) = piece;
+        if !piece.is_empty() {
+            channel.make_room().await;
+            channel.add(piece);
+        }
+        if let Some(how) = ended {
+            channel.end(how);
+            return;
+        }
+    }
+}
+
+/// The next bytes, joined out of small pieces, and how the stream ended if it did.
+async fn gather(pieces: &mut Pieces) -> (Bytes, Option<Result<(), io::ErrorKind>>) {
+    let mut gathered = BytesMut::new();
+    let mut until = None;
+    loop {
+        let next = match until {
+            None => pieces.next().await,
+            Some(until) => match tokio::time::timeout_at(until, pieces.next()).await {
+                Ok(next) => next,
+                Err(_) => return (gathered.freeze(), None),
+            },
+        };
+        match next {
+            None => return (gathered.freeze(), Some(Ok(()))),
+            Some(Err(error)) => return (gathered.freeze(), Some(Err(error.kind()))),
+            Some(Ok(piece)) if gathered.is_empty() && piece.len() >= PIECE_BYTES => {
+                return (piece, None);
+            }
+            Some(Ok(piece)) => {
+                gathered.extend_from_slice(&piece);
+                if gathered.len() >= PIECE_BYTES {
+                    return (gathered.freeze(), None);
+                }
+                until = until.or_else(|| Some(Instant::now() + GATHER));
+            }
+        }
+    }
+}
+
+struct Reader {
+    from: From,
+    offset: u64,
+    remote: Arc<dyn RemoteBlob>,
+}
+
+enum From {
+    Channel(Place),
+    Own(Pieces),
+}
+
+impl Reader {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        let piece = loop {
+            let (channel, client) = match &mut self.from {
+                From::Own(pieces) => break pieces.next().await.transpose()?,
+                From::Channel(place) => (Arc::clone(&place.channel), place.client),
+            };
+            let mut changed = std::pin::pin!(channel.changed.notified());
+            changed.as_mut().enable();
+            match channel.take(client, self.offset) {
+                Found::Piece(piece) => break Some(piece),
+                Found::End => break None,
+                Found::Failed(kind) => return Err(kind.into()),
+                Found::NotYet => changed.await,
+                Found::Gone => {
+                    let own = self.remote.open(self.offset).await;
+                    self.from = From::Own(own.map_err(io::Error::other)?);
+                }
+            }
+        };
+        self.offset += piece.as_ref().map_or(0, |piece| piece.len() as u64);
+        Ok(piece)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// A blob of so many pieces of 1 MiB; counts how often it is opened, and fails behind `fails_at` pieces.
+    struct Counted {
+        pieces: u64,
+        fails_at: Option<u64>,
+        opened: Arc<AtomicUsize>,
+    }
+
+    impl RemoteBlob for Counted {
+        fn size(&self) -> Option<u64> {
+            Some(self.pieces << 20)
+        }
+
+        fn open(&self, offset: u64) -> BoxFuture<'_, Result<Pieces, SourceError>> {
+            self.opened.fetch_add(1, Ordering::Relaxed);
+            let (pieces, fails_at) = (self.pieces, self.fails_at);
+            Box::pin(async move {
+                let numbers = stream::iter(offset >> 20..pieces);
+                Ok(numbers
+                    .then(move |number| async move {
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                        if fails_at.is_some_and(|at| number >= at) {
+                            return Err(io::ErrorKind::ConnectionReset.into());
+                        }
+                        let byte = u8::try_from(number % 251).unwrap();
+                        Ok(Bytes::from(vec![byte; 1 << 20]))
+                    })
+                    .boxed())
+            })
+        }
+    }
+
+    fn blob(pieces: u64, fails_at: Option<u64>) -> (Arc<Counted>, Arc<AtomicUsize>) {
+        let opened = Arc::new(AtomicUsize::new(0));
+        let remote = Counted {
+            pieces,
+            fails_at,
+            opened: Arc::clone(&opened),
+        };
+        (Arc::new(remote), opened)
+    }
+
+    fn named() -> (RepositoryName, Digest) {
+        ("a.example/b".parse().unwrap(), Digest::from_sha256([7; 32]))
+    }
+
+    async fn read(mut pieces: Pieces, pause: Duration) -> io::Result<u64> {
+        let mut bytes = 0;
+        while let Some(piece) = pieces.next().await {
+            let piece = piece?;
+            assert_eq!(u64::from(piece[0]), (bytes >> 20) % 251, "at {bytes}");
+            bytes += piece.len() as u64;
+            tokio::time::sleep(pause).await;
+        }
+        Ok(bytes)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_herd_costs_one_stream() {
+        let streams = Streams::default();
+        let ((remote, opened), (repo, digest)) = (blob(20, None), named());
+        let clients = (0..50_u64).map(|number| {
+            let shared = streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+            async move {
+                // Not all at once, but before the first bytes are gone.
+                tokio::time::sleep(Duration::from_millis(number % 5 * 10)).await;
+                read(shared.open(0).await.unwrap(), Duration::ZERO).await
+            }
+        });
+        for got in futures::future::join_all(clients).await {
+            assert_eq!(got.unwrap(), 20 << 20);
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_slow_or_begins_late_gets_a_stream_of_its_own_and_all_bytes() {
+        let streams = Streams::default();
+        let ((remote, opened), (repo, digest)) = (blob(40, None), named());
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let (quick, slow, late) = (share(), share(), share());
+        let (quick, slow, late) = tokio::join!(
+            async { read(quick.open(0).await.unwrap(), Duration::ZERO).await },
+            async { read(slow.open(0).await.unwrap(), Duration::from_secs(1)).await },
+            async {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                read(late.open(0).await.unwrap(), Duration::ZERO).await
+            },
+        );
+        for got in [quick, slow, late] {
+            assert_eq!(got.unwrap(), 40 << 20);
+        }
+        assert_eq!(opened.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_stands_still_for_a_moment_keeps_the_place() {
+        let streams = Streams::default();
+        let ((remote, opened), (repo, digest)) = (blob(40, None), named());
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let (quick, pausing) = (share(), share());
+        let (quick, pausing) = tokio::join!(
+            async { read(quick.open(0).await.unwrap(), Duration::ZERO).await },
+            async {
+                let mut pieces = pausing.open(0).await.unwrap();
+                let first = pieces.next().await.unwrap().unwrap();
+                assert_eq!(first.len(), 1 << 20);
+                // Longer than what is kept lasts, shorter than the stream waits.
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let mut bytes = 1 << 20;
+                while let Some(piece) = pieces.next().await {
+                    bytes += piece?.len() as u64;
+                }
+                io::Result::Ok(bytes)
+            },
+        );
+        assert_eq!((quick.unwrap(), pausing.unwrap()), (40 << 20, 40 << 20));
+        assert_eq!(opened.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_breaks_ends_short_for_everybody_and_the_next_client_begins_anew() {
+        let streams = Streams::default();
+        let ((remote, opened), (repo, digest)) = (blob(20, Some(3)), named());
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let (first, second) = (share(), share());
+        let (first, second) = tokio::join!(
+            async { read(first.open(0).await.unwrap(), Duration::ZERO).await },
+            async { read(second.open(0).await.unwrap(), Duration::ZERO).await },
+        );
+        assert!(first.is_err() && second.is_err());
+        assert!(
+            read(share().open(0).await.unwrap(), Duration::ZERO)
+                .await
+                .is_err()
+        );
+        assert_eq!(opened.load(Ordering::Relaxed), 2);
+    }
+}
