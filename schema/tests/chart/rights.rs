@@ -94,6 +94,8 @@ fn the_controller_reads_what_pods_need_and_writes_only_its_own() {
             "cluster: namespaces get,list,watch",
             "cluster: nodes get,list,watch",
             "cluster: pods get,list,watch",
+            "cluster: pods patch",
+            "cluster: pods/eviction create",
             "cluster: secrets get",
             "cluster: serviceaccounts get",
             "own: configmaps create",
