@@ -418,7 +418,7 @@ async fn finish_deletes(store: &Store) {
             "repositories had tags of deleted manifests, which are removed now"
         ),
         Err(error) => {
-            tracing::warn!(%error, "tags of deleted manifests cannot be removed; they answer \"unknown\" nevertheless")
+            tracing::warn!(%error, "tags of deleted manifests cannot be removed; they answer \"unknown\" nevertheless");
         }
     }
 }

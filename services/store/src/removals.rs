@@ -446,10 +446,9 @@ impl Inner {
     /// it is empty is made durable first, because whoever sets a tag of the digest looks for names only.
     fn drop_empty(&self, removal: &Path) -> Result<()> {
         for entry in atomic::list(self.volume(), removal)?.into_iter().flatten() {
-            let is_note = entry
-                .name
-                .to_str()
-                .is_some_and(|name| name.ends_with(".tmp"));
+            let is_note = Path::new(&entry.name)
+                .extension()
+                .is_some_and(|extension| extension == "tmp");
             if is_note {
                 let path = removal.join(&entry.name);
                 absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;

@@ -94,15 +94,15 @@ impl RemoteBlob for Shared {
             let Ok(mut slot) = tokio::time::timeout(PATIENCE, slot.lock()).await else {
                 return self.remote.open(offset).await;
             };
-            let channel = match slot.upgrade().filter(|channel| channel.begins()) {
-                Some(channel) => channel,
-                None => {
-                    let pieces = self.remote.open(0).await?;
-                    let channel = Arc::new(Channel::default());
-                    *slot = Arc::downgrade(&channel);
-                    tokio::spawn(pump(pieces, Arc::downgrade(&channel)));
-                    channel
-                }
+            let running = slot.upgrade().filter(|channel| channel.begins());
+            let channel = if let Some(channel) = running {
+                channel
+            } else {
+                let pieces = self.remote.open(0).await?;
+                let channel = Arc::new(Channel::default());
+                *slot = Arc::downgrade(&channel);
+                tokio::spawn(pump(pieces, Arc::downgrade(&channel)));
+                channel
             };
             let reader = Reader {
                 from: From::Channel(channel.join()),

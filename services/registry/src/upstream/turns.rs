@@ -39,6 +39,7 @@ impl Priority {
     }
 
     /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this part.
+    #[must_use]
     pub fn part(&self) -> Self {
         Self {
             whole: Some(Arc::clone(&self.own)),

@@ -2,12 +2,7 @@
 //!
 //! Files that are only read are handed out as they are: their reads are the data path.
 
-use std::{
-    io,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, path::Path, sync::Arc, time::Instant};
 
 use holdfast_runtime::metrics::Histogram;
 use holdfast_store::{

@@ -241,9 +241,9 @@ fn run(row: &str) -> (String, String) {
         }
         let text = place.to_string();
         if kept == "after" {
-            actual.push_str(&text)
+            actual.push_str(&text);
         } else {
-            expected.push_str(&text)
+            expected.push_str(&text);
         }
     }
     let again = mutate(&after, Some(&after), Request::Update, &rules());
