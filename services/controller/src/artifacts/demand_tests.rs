@@ -269,7 +269,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
     let forged = object("ControllerRevision", "x", None, IMAGE);
     check(&[forged], &["ControllerRevision/x"], None);
     let orphan = object("ControllerRevision", "x", Some("StatefulSet/gone"), IMAGE);
-    check(&[orphan.clone()], &["StatefulSet/gone"], None);
+    check(std::slice::from_ref(&orphan), &["StatefulSet/gone"], None);
     let mut namesake = object("StatefulSet", "gone", None, "registry.example/app:2");
     namesake.1["metadata"]["uid"] = json!("another");
     check(&[orphan.clone(), namesake], &["StatefulSet/gone"], None);
@@ -285,7 +285,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
 #[test]
 fn templates_bring_credentials_only_where_no_pod_lives() {
     let web = object("Deployment", "web", None, IMAGE);
-    let found = demanded(&Mirror::default(), &[web.clone()]).unwrap();
+    let found = demanded(&Mirror::default(), std::slice::from_ref(&web)).unwrap();
     assert_eq!(found.pull_secrets, ["of-web".to_owned()].into());
     assert_eq!(found.service_accounts, ["robot".to_owned()].into());
     assert_eq!(found.ahead.as_ref().unwrap().uid, "web");
