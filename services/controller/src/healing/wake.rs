@@ -68,8 +68,10 @@ impl Wakes {
 mod tests {
     use super::*;
 
-    /// Pods seen at each second, and whether the Artifact is woken.
-    fn check(looks: &[(u64, &[(&str, bool)], bool)]) {
+    /// The second, the pods that are seen then and whether each runs, and whether the Artifact is woken.
+    type Look<'a> = (u64, &'a [(&'a str, bool)], bool);
+
+    fn check(looks: &[Look<'_>]) {
         let key: Key = ("apps".to_owned(), "a".to_owned());
         let (mut wakes, begun) = (Wakes::default(), Instant::now());
         for (second, pods, expect) in looks {
