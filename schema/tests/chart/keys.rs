@@ -63,6 +63,7 @@ const READ_BY_SERVICES: &[(&str, &str)] = &[
     ("controller.healing.mode", "the controller"),
     ("controller.healing.evictionsPerMinute", "the controller"),
     ("controller.healing.refusedSeconds", "the controller"),
+    ("preload.images", "the controller"),
     ("webhook.waitForNodes", "the controller's state"),
     ("webhook.scope.nodeSelector", "the controller's state"),
 ];
