@@ -381,22 +381,23 @@ impl Run<'_> {
         let result = store.delete_manifest(&self.world.repos[repo], digest).await;
         let done = self.succeeded(replica, op, &result);
         let end = self.tick();
-        let mut model = self.model();
         let done = done && matches!(result, Ok(true));
-        model.manifest(repo, manifest).end(write, end, done);
-        for (tag, write) in tags {
-            let register = model.tag(repo, tag);
-            register.end(write, end, done);
-            if let Ok(true) = result {
-                register.removed(manifest, start, end);
+        {
+            let mut model = self.model();
+            model.manifest(repo, manifest).end(write, end, done);
+            for (tag, write) in tags {
+                let register = model.tag(repo, tag);
+                register.end(write, end, done);
+                if let Ok(true) = result {
+                    register.removed(manifest, start, end);
+                }
+            }
+            if let Ok(false) = result
+                && !model.manifest(repo, manifest).allows(None, start, end)
+            {
+                model.violation(format!("{op:?} on replica {replica} found nothing"));
             }
         }
-        if let Ok(false) = result
-            && !model.manifest(repo, manifest).allows(None, start, end)
-        {
-            model.violation(format!("{op:?} on replica {replica} found nothing"));
-        }
-        drop(model);
         // As a thread of the replica does after the answer; sometimes nobody comes to it.
         if done && rng.chance(5_000) {
             let result = store.finish_removals().await;
