@@ -8,6 +8,7 @@
 mod decide;
 mod fetch;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -123,12 +124,14 @@ fn render(answer: &Answer, all: bool) -> String {
         1 => "1 would not start offline".to_owned(),
         many => format!("{many} would not start offline"),
     };
-    text.push_str(&format!(
-        "{owners}: {missing} ({} images local, {} on nodes, {} never pulled, {} missing)\n",
+    writeln!(
+        text,
+        "{owners}: {missing} ({} images local, {} on nodes, {} never pulled, {} missing)",
         count(Verdict::Local),
         count(Verdict::OnNodes),
         count(Verdict::NeverPulled),
         count(Verdict::Missing),
-    ));
+    )
+    .ok();
     text
 }

@@ -141,20 +141,16 @@ fn render(status: &Status) -> String {
         format!("{rewriting}: {}", status.rewriting_reason),
     );
     let images = &status.images;
-    line(
-        "images",
-        format!(
-            "{} of {} local ({}){}",
-            images.local,
-            images.wanted,
-            terminal::size(images.local_bytes),
-            images
-                .by_reason
-                .iter()
-                .map(|(reason, count)| format!(", {count} {reason}"))
-                .collect::<String>()
-        ),
+    let mut text = format!(
+        "{} of {} local ({})",
+        images.local,
+        images.wanted,
+        terminal::size(images.local_bytes)
     );
+    for (reason, count) in &images.by_reason {
+        write!(text, ", {count} {reason}").ok();
+    }
+    line("images", text);
     if !status.absent.is_empty() {
         let rows: Vec<Vec<String>> = status
             .absent

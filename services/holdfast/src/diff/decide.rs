@@ -51,6 +51,7 @@ pub(super) enum Verdict {
 }
 
 /// One image of an owner.
+#[allow(clippy::struct_field_names, reason = "the key of the JSON")]
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Image {

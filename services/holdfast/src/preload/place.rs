@@ -78,7 +78,7 @@ pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str)
             match outcome {
                 Ok(true) => {}
                 Ok(false) => {
-                    image.refuse("an Artifact of that name belongs to another image".to_owned())
+                    image.refuse("an Artifact of that name belongs to another image".to_owned());
                 }
                 Err(error) => image.refuse(cluster::words(&error)),
             }

@@ -75,19 +75,18 @@ pub(crate) async fn ask_owners(
             continue;
         };
         let key = (pod.namespace.clone(), owner.clone());
-        let objection = match known.get(&key) {
-            Some(objection) => objection.clone(),
-            None => {
-                let objection = match cluster::get(client, &path).await {
-                    Ok(object) => plan::objection(&owner, object.as_ref(), addresses),
-                    Err(kube::Error::Api(status)) if status.code == 403 => {
-                        Some(format!("{}/{} may not be read", owner.kind, owner.name))
-                    }
-                    Err(error) => return Err(error.into()),
-                };
-                known.insert(key, objection.clone());
-                objection
-            }
+        let objection = if let Some(objection) = known.get(&key) {
+            objection.clone()
+        } else {
+            let objection = match cluster::get(client, &path).await {
+                Ok(object) => plan::objection(&owner, object.as_ref(), addresses),
+                Err(kube::Error::Api(status)) if status.code == 403 => {
+                    Some(format!("{}/{} may not be read", owner.kind, owner.name))
+                }
+                Err(error) => return Err(error.into()),
+            };
+            known.insert(key, objection.clone());
+            objection
         };
         if let Some(why) = objection {
             pod.way = Way::Leave(why);
