@@ -38,20 +38,18 @@ pub(crate) struct Args {
 /// When a program cannot be built, the run cannot begin, or a promise was broken.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     let Command::Replicas(args) = command;
-    let build = |binary: &str, profile: &str| {
-        let arguments = [
-            "build",
-            "--quiet",
-            "--workspace",
-            "--bin",
-            binary,
-            "--profile",
-            profile,
-        ];
-        run::status(&format!("cargo build {binary}"), run::cargo(&arguments))
+    // As tests build it, or as images and benchmarks do, so that its dependencies are built once.
+    let product: &[&str] = if args.profile == "dev" {
+        &["--workspace", "--bin", "holdfast"]
+    } else {
+        &["--package", "holdfast"]
     };
-    build("holdfast", &args.profile)?;
-    build("holdfast-soak", "dev")?;
+    let build = |selection: &[&str], profile: &str| {
+        let build = ["build", "--quiet", "--profile", profile];
+        run::status("cargo build", run::cargo(&[&build[..], selection].concat()))
+    };
+    build(product, &args.profile)?;
+    build(&["--workspace", "--bin", "holdfast-soak"], "dev")?;
     let target = run::target_folder()?;
     let folder = if args.profile == "dev" {
         "debug"
