@@ -362,16 +362,17 @@ impl Writer {
                     .send("race: delete", replicas[1], delete)
                     .await
             });
-        let done = match (outcome(&put, &[201]), outcome(&delete, &[202, 404])) {
+        let moved = outcome(&put, &[201]);
+        let done = match (moved, outcome(&delete, &[202, 404])) {
             (Outcome::Done, Outcome::Done) => Outcome::Done,
             (Outcome::Unknown, _) | (_, Outcome::Unknown) => Outcome::Unknown,
             _ => Outcome::Halfway,
         };
-        if done == Outcome::Halfway {
+        if moved != Outcome::Done {
             // The tag may also have gone with the manifest, without coming to name the second one.
             let gone = vec![(Key::new(Kind::Tag, &repo, &tag), None)];
             let also = self.shelf.account().begin(gone);
-            self.shelf.settle(also, Outcome::Halfway);
+            self.shelf.settle(also, done);
         }
         self.shelf.settle(ticket, done);
         if done == Outcome::Done {

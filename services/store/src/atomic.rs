@@ -84,19 +84,24 @@ pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<d
     }
 }
 
-/// Opens a file and reads; `None` if absent. On a network file system a file can be replaced between the two: then it is opened again.
+/// Opens a file and reads; `None` if absent.
 pub(crate) fn reading<T>(
     volume: &dyn Volume,
     path: &Path,
     work: impl Fn(&dyn VolumeFile) -> Result<T>,
 ) -> Result<Option<T>> {
+    until_fresh(path, || match open_read(volume, path)? {
+        Some(file) => work(&*file).map(Some),
+        None => Ok(None),
+    })
+}
+
+/// Opens and reads, again if need be: on a network file system a file can be replaced between the two.
+pub(crate) fn until_fresh<T>(path: &Path, work: impl Fn() -> Result<T>) -> Result<T> {
     for _ in 0..ATTEMPTS {
-        let Some(file) = open_read(volume, path)? else {
-            return Ok(None);
-        };
-        match work(&*file) {
+        match work() {
             Err(error) if error.is_stale() => {}
-            other => return other.map(Some),
+            other => return other,
         }
     }
     Err(Error::io("read", path)(

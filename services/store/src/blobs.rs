@@ -363,14 +363,16 @@ impl Inner {
 
     /// Whether sound content of that size is there; it is touched, and stays. Other content is moved aside: a push heals.
     fn keep_existing(&self, digest: &Digest, size: u64) -> Result<bool> {
-        let Some(blob) = self.open_blob(digest)? else {
-            return Ok(false);
-        };
-        if blob.size() == size && (blob.verified || self.is_sound(&blob)?) {
-            return self.renew(digest);
-        }
-        self.set_aside(digest, &blob.metadata)?;
-        Ok(false)
+        atomic::until_fresh(&self.layout.blob(digest), || {
+            let Some(blob) = self.open_blob(digest)? else {
+                return Ok(false);
+            };
+            if blob.size() == size && (blob.verified || self.is_sound(&blob)?) {
+                return self.renew(digest);
+            }
+            self.set_aside(digest, &blob.metadata)?;
+            Ok(false)
+        })
     }
 
     pub(crate) fn is_sound(&self, blob: &BlobFile) -> Result<bool> {

@@ -129,6 +129,11 @@ impl Layout {
         self.own().join("removals")
     }
 
+    /// Folders made ahead, for deletes on a full volume.
+    pub(crate) fn spares(&self) -> PathBuf {
+        self.own().join("spares")
+    }
+
     /// The lock of a name on the volume.
     pub fn lock(&self, name: &str) -> PathBuf {
         self.own().join("locks").join(name)

@@ -11,6 +11,7 @@
 //! - **Whoever unties a tag** moves its link into a folder made for that (a *hold*), and only if the tag was read, and the removal seen, after the hold
 //!   was made. Whoever sets a tag removes the holds of its repository afterwards, and looks whether its tag is still there. So a tag that
 //!   was set is never taken by somebody who looked before.
+//! - On a **full** volume a delete must not fail for want of a folder, because it is what makes room: some folders are made ahead ([`spare`]).
 //! - A removal beside a visible revision is one whose end was lost with the power, or another registry pushed the manifest again: it is dropped.
 
 use std::{
@@ -34,6 +35,7 @@ use crate::{
     volume::{Kind, Metadata},
 };
 
+mod spare;
 mod untie;
 
 /// How often something begins again that others got in the way of.
@@ -41,6 +43,10 @@ const ATTEMPTS: usize = 64;
 
 /// Digits of a repository's name in the names of its folders: enough that no two repositories share them.
 const KEY_DIGITS: usize = 32;
+
+/// An empty file that takes the place of the link in a removal. There before the link is, so that a full volume is noticed before
+/// anything happened.
+const NOTE: &str = "note.tmp";
 
 /// What stands for the digest in the name of a hold.
 const HOLD: &str = "hold";
@@ -78,7 +84,7 @@ impl Store {
     /// `false` if it was not there.
     ///
     /// # Errors
-    /// What the volume says: the manifest may be gone or not.
+    /// [`Error::NoSpace`]: nothing happened. All else that the volume says: the manifest may be gone or not.
     pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let inner = Arc::clone(&self.inner);
         let (repo, digest) = (repo.clone(), digest.clone());
@@ -119,24 +125,50 @@ impl Inner {
                 Uuid::new_v4()
             );
             let removal = self.layout.removals().join(name);
-            self.make(&removal)?;
-            self.end_writes_beside(&link)?;
             let aside = removal.join(encoded(repo));
-            if self.take(&link, &aside)? {
-                self.replace(&aside)?;
-                for path in [&aside, &removal, &link] {
-                    self.files.sync_removal(path)?;
-                }
+            let taken = self.make(&removal).and_then(|()| {
+                self.note(&removal.join(NOTE))?;
+                self.end_writes_beside(&link)?;
+                self.take(&link, &aside)
+            });
+            if let Ok(true) = taken {
+                self.put_away(&link, &removal, &aside)
+                    .map_err(|error| match error {
+                        // That would say that nothing happened.
+                        Error::NoSpace { .. } => Error::Busy,
+                        other => other,
+                    })?;
                 return Ok(true);
             }
-            drop(self.volume().remove_dir(&removal));
+            drop(self.drop_empty(&removal));
+            taken?;
         }
         Err(Error::Busy)
     }
 
-    /// Makes a folder, and those above it if somebody removed them.
+    /// Puts the note into the place of a link that was taken, and makes all of it durable.
+    fn put_away(&self, link: &Path, removal: &Path, aside: &Path) -> Result<()> {
+        self.replace(&removal.join(NOTE), aside)?;
+        for path in [aside, removal, link] {
+            self.files.sync_removal(path)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an empty file; one that is there is good.
+    fn note(&self, path: &Path) -> Result<()> {
+        match self.volume().create_new(path) {
+            // Gone with its folder: whoever moves the link there finds out.
+            Err(error) if !is_gone(&error) && atomic::metadata(self.volume(), path)?.is_none() => {
+                Err(Error::io("create", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a folder, and those above it if somebody removed them. On a full volume it is a spare one.
     fn make(&self, path: &Path) -> Result<()> {
-        match self.volume().create_dir(path) {
+        let made = match self.volume().create_dir(path) {
             Err(error) if is_gone(&error) => {
                 let folder = atomic::parent(path)?;
                 self.files.forget(folder);
@@ -146,6 +178,12 @@ impl Inner {
             // The name is chance's: it is the reply that was lost.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other.map_err(Error::io("create", path)),
+        };
+        match made {
+            Err(full @ Error::NoSpace { .. }) => {
+                self.use_spare(path)?.then_some(()).ok_or(full)
+            }
+            other => other,
         }
     }
 
@@ -182,23 +220,15 @@ impl Inner {
     }
 
     /// Puts an empty file in a file's place. A network file system finds a file by a name that it no longer has, as long as the file is there.
-    fn replace(&self, path: &Path) -> Result<()> {
+    fn replace(&self, note: &Path, path: &Path) -> Result<()> {
         for _ in 0..ATTEMPTS {
-            let note = atomic::temporary(path);
-            match self.volume().create_new(&note) {
-                // Somebody has finished already, and removed the file.
-                Err(error) if is_gone(&error) => return Ok(()),
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(Error::io("create", note)(error));
-                }
-                _ => {}
-            }
-            match self.volume().rename(&note, path) {
-                // A reply that was lost, or somebody tidied up.
+            match self.volume().rename(note, path) {
+                // A reply that was lost, or somebody tidied up: perhaps the note only.
                 Err(error) if is_gone(&error) => {
                     if atomic::metadata(self.volume(), path)?.is_none_or(|found| found.len == 0) {
                         return Ok(());
                     }
+                    self.note(note)?;
                 }
                 other => return other.map_err(Error::io("rename", note)),
             }
@@ -376,6 +406,8 @@ impl Inner {
             if let Err(error) = self.finish(&repo) {
                 tracing::warn!(image.repository = %repo, %error, "tags of a deleted manifest are not untied yet; they answer \"unknown\", and it is tried again within the hour");
             }
+            // What cannot be made now is made within the hour.
+            drop(self.keep_spares());
         }
     }
 
@@ -405,6 +437,7 @@ impl Inner {
                 self.clear(&hold)?;
             }
         }
+        self.keep_spares()?;
         Ok(repositories.len())
     }
 
@@ -490,9 +523,11 @@ fn encoded(repo: &RepositoryName) -> String {
     repo.as_str().replace('/', "+")
 }
 
-/// The repository that a removal's file is named by.
+/// The repository that a removal's file is named by; `None` for a note.
 pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
-    RepositoryName::parse(&name.replace('+', "/")).ok()
+    let is_note = layout::is_leftover(name);
+    let parsed = (!is_note).then(|| RepositoryName::parse(&name.replace('+', "/")));
+    parsed?.ok()
 }
 
 /// The digest that a removal's folder is named by; `None` for what is none.

@@ -35,6 +35,8 @@ pub struct Faults {
     pub io: u32,
     /// A call that needs room fails (ENOSPC).
     pub no_space: u32,
+    /// No block is left: new folders, new files and bytes fail (ENOSPC), names find a place.
+    pub full: bool,
     /// A read or a write handles fewer bytes than it could.
     pub short: u32,
     /// A change is made, and its reply is lost: the repeated request finds it done and reports "exists" or "not found", or the

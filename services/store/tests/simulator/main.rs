@@ -9,6 +9,7 @@
     reason = "a test, helpers included"
 )]
 
+mod full;
 mod model;
 mod program;
 mod run;

@@ -61,6 +61,11 @@ impl<V: Clone + PartialEq> Register<V> {
         self.writes[write].acknowledged = acknowledged;
     }
 
+    /// The answer to a write says that nothing happened.
+    pub(crate) fn refused(&mut self, write: usize) {
+        self.writes[write].start = RUNNING;
+    }
+
     /// Whatever named `value` before `start` no longer does.
     pub(crate) fn removed(&mut self, value: V, start: Time, end: Time) {
         self.removals.push((value, start, end));
@@ -143,6 +148,9 @@ fn an_acknowledged_value_stays_until_it_is_replaced() {
     assert!(register.allows(Some(&1), 5, 6));
     let failed = register.begin(Some(2), 7, true);
     register.end(failed, 8, false);
+    assert_eq!(register.allowed(9, 10), [Some(1), Some(2)]);
+    let refused = register.begin(None, 10, true);
+    register.refused(refused);
     assert_eq!(register.allowed(9, 10), [Some(1), Some(2)]);
     let third = register.begin(None, 11, true);
     register.end(third, 12, true);

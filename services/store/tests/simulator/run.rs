@@ -28,6 +28,8 @@ struct Plan {
     rounds: usize,
     switch_of_10_000: u32,
     faults: Faults,
+    /// From the second round on the volume is full.
+    fills_up: bool,
 }
 
 impl Plan {
@@ -58,6 +60,7 @@ impl Plan {
                 },
                 ..Faults::default()
             },
+            fills_up: faulty && rng.chance(2_000),
         }
     }
 
@@ -68,7 +71,7 @@ impl Plan {
             lost_reply,
             ..
         } = self.faults;
-        io + no_space + lost_reply == 0
+        io + no_space + lost_reply == 0 && !self.fills_up
     }
 }
 
@@ -112,6 +115,7 @@ pub(crate) fn seed(seed: u64, breakage: Faults, trace: bool) -> Option<Failure> 
         run.fs.set_faults(Faults {
             skip_dir_syncs: breakage.skip_dir_syncs,
             skip_file_syncs: breakage.skip_file_syncs,
+            full: plan.fills_up && round > 0,
             ..plan.faults
         });
         match rng.below(10) {

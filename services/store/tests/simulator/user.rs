@@ -382,14 +382,21 @@ impl Run<'_> {
         let done = self.succeeded(replica, op, &result);
         let end = self.tick();
         let done = done && matches!(result, Ok(true));
+        let refused = matches!(result, Err(Error::NoSpace { .. }));
         {
             let mut model = self.model();
-            model.manifest(repo, manifest).end(write, end, done);
+            let register = model.manifest(repo, manifest);
+            register.end(write, end, done);
+            if refused {
+                register.refused(write);
+            }
             for (tag, write) in tags {
                 let register = model.tag(repo, tag);
                 register.end(write, end, done);
-                if let Ok(true) = result {
-                    register.removed(manifest, start, end);
+                match result {
+                    Ok(true) => register.removed(manifest, start, end),
+                    _ if refused => register.refused(write),
+                    _ => {}
                 }
             }
             if let Ok(false) = result

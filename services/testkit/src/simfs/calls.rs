@@ -28,6 +28,16 @@ const ENOSPC: i32 = 28;
 const ENOTEMPTY: i32 = 39;
 pub(super) const ESTALE: i32 = 116;
 
+/// What a call takes of the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    None,
+    /// A name in a folder: mostly there is a place for it.
+    Name,
+    /// Bytes, a file or a folder.
+    Block,
+}
+
 /// The volume as one client sees it, between one start and the next.
 #[derive(Clone, Debug)]
 pub struct SimVolume {
@@ -51,14 +61,14 @@ impl SimVolume {
 
     pub(super) fn call<T>(
         &self,
-        needs_room: bool,
+        room: Room,
         text: impl FnOnce() -> String,
         work: impl FnOnce(&mut State) -> io::Result<T>,
     ) -> io::Result<T> {
         self.shared.step();
         let mut state = self.shared.state();
         let result = state
-            .begin(self.client, self.boot, needs_room)
+            .begin(self.client, self.boot, room)
             .and_then(|()| work(&mut state));
         let outcome = result.as_ref().err().map(ToString::to_string);
         let client = self.client;
@@ -78,7 +88,7 @@ impl SimVolume {
 }
 
 impl State {
-    fn begin(&mut self, client: usize, boot: u64, needs_room: bool) -> io::Result<()> {
+    fn begin(&mut self, client: usize, boot: u64, room: Room) -> io::Result<()> {
         let known = &self.clients[client];
         if self.down || known.dead || known.boot != boot {
             return error(EIO);
@@ -101,7 +111,8 @@ impl State {
         if self.rng.chance(faults.io) {
             return error(EIO);
         }
-        if needs_room && self.rng.chance(faults.no_space) {
+        let is_full = faults.full && room == Room::Block;
+        if is_full || room != Room::None && self.rng.chance(faults.no_space) {
             return error(ENOSPC);
         }
         Ok(())
@@ -263,7 +274,7 @@ fn kind(body: &Body) -> Kind {
 impl Volume for SimVolume {
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
         let ino = self.call(
-            false,
+            Room::None,
             || format!("open {}", path.display()),
             |state| {
                 let ino = state.retry(|state, fresh| state.find(self.client, path, fresh))?;
@@ -276,7 +287,7 @@ impl Volume for SimVolume {
 
     fn open_write(&self, path: &Path, create: bool) -> io::Result<Arc<dyn VolumeFile>> {
         let ino = self.call(
-            create,
+            if create { Room::Block } else { Room::None },
             || format!("open for writing {}", path.display()),
             |state| {
                 let ino = state.retry(|state, fresh| {
@@ -299,7 +310,7 @@ impl Volume for SimVolume {
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
         let ino = self.call(
-            true,
+            Room::Block,
             || format!("create {}", path.display()),
             |state| {
                 let ino = state.retry(|state, fresh| {
@@ -319,7 +330,7 @@ impl Volume for SimVolume {
 
     fn metadata(&self, path: &Path) -> io::Result<Metadata> {
         self.call(
-            false,
+            Room::None,
             || format!("stat {}", path.display()),
             |state| {
                 let ino = state.retry(|state, fresh| state.find(self.client, path, fresh))?;
@@ -330,7 +341,7 @@ impl Volume for SimVolume {
 
     fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
         self.call(
-            false,
+            Room::None,
             || format!("list {}", folder.display()),
             |state| {
                 let dir = state.retry(|state, fresh| state.folder(self.client, folder, fresh))?;
@@ -358,7 +369,7 @@ impl Volume for SimVolume {
 
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         self.call(
-            true,
+            Room::Block,
             || format!("mkdir {}", path.display()),
             |state| {
                 state.retry(|state, fresh| {
@@ -377,7 +388,7 @@ impl Volume for SimVolume {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(
-            true,
+            Room::Name,
             || format!("rename {} to {}", from.display(), to.display()),
             |state| {
                 state.retry(|state, fresh| {
@@ -405,7 +416,7 @@ impl Volume for SimVolume {
 
     fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.call(
-            true,
+            Room::Name,
             || format!("link {} to {}", from.display(), to.display()),
             |state| {
                 state.retry(|state, fresh| {
@@ -425,7 +436,7 @@ impl Volume for SimVolume {
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.call(
-            false,
+            Room::None,
             || format!("unlink {}", path.display()),
             |state| {
                 state.retry(|state, fresh| {
@@ -448,7 +459,7 @@ impl Volume for SimVolume {
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.call(
-            false,
+            Room::None,
             || format!("rmdir {}", path.display()),
             |state| {
                 state.retry(|state, fresh| {
@@ -468,7 +479,7 @@ impl Volume for SimVolume {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         self.call(
-            false,
+            Room::None,
             || format!("sync dir {}", path.display()),
             |state| {
                 let dir = state.retry(|state, fresh| state.folder(self.client, path, fresh))?;
@@ -485,7 +496,7 @@ impl Volume for SimVolume {
 
     fn touch(&self, path: &Path) -> io::Result<()> {
         self.call(
-            false,
+            Room::None,
             || format!("touch {}", path.display()),
             |state| {
                 let ino = state.retry(|state, fresh| state.find(self.client, path, fresh))?;
@@ -507,7 +518,7 @@ impl Volume for SimVolume {
 
     fn refresh(&self, path: &Path) -> io::Result<bool> {
         self.call(
-            false,
+            Room::None,
             || format!("refresh {}", path.display()),
             |state| {
                 if !state.is_network() {

@@ -6,7 +6,7 @@ use holdfast_store::volume::{Metadata, VolumeFile};
 
 use super::{
     State,
-    calls::{EIO, EISDIR, ESTALE, SimVolume, error},
+    calls::{EIO, EISDIR, ESTALE, Room, SimVolume, error},
     tree::Ino,
 };
 
@@ -19,11 +19,11 @@ pub(super) struct SimFile {
 impl SimFile {
     fn call<T>(
         &self,
-        needs_room: bool,
+        room: Room,
         text: impl FnOnce() -> String,
         work: impl FnOnce(&mut State) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.volume.call(needs_room, text, |state| {
+        self.volume.call(room, text, |state| {
             if state.is_network() && state.tree.node(self.ino).links == 0 {
                 return error(ESTALE);
             }
@@ -39,7 +39,7 @@ fn position(offset: u64) -> usize {
 impl VolumeFile for SimFile {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         self.call(
-            false,
+            Room::None,
             || format!("read inode {} at {offset}", self.ino),
             |state| {
                 if state.tree.dir(self.ino).is_some() {
@@ -65,7 +65,7 @@ impl VolumeFile for SimFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.call(
-            true,
+            Room::Block,
             || {
                 format!(
                     "write inode {}, {} bytes at {offset}",
@@ -90,7 +90,7 @@ impl VolumeFile for SimFile {
 
     fn metadata(&self) -> io::Result<Metadata> {
         self.call(
-            false,
+            Room::None,
             || format!("stat inode {}", self.ino),
             |state| Ok(state.describe(self.volume.client, self.ino)),
         )
@@ -98,7 +98,7 @@ impl VolumeFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.call(
-            true,
+            Room::Block,
             || format!("truncate inode {} to {len}", self.ino),
             |state| {
                 let now = state.now_ms;
@@ -113,7 +113,7 @@ impl VolumeFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         self.call(
-            false,
+            Room::None,
             || format!("sync inode {}", self.ino),
             |state| {
                 let rate = state.faults.io.saturating_mul(5);
