@@ -1,9 +1,10 @@
 //! Blobs: looking up, reading, linking into repositories, committing, moving damaged ones aside.
 
 use std::{
+    collections::{HashMap, HashSet},
     io,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
@@ -326,6 +327,11 @@ impl Inner {
             absent(self.volume().remove_file(source)).map_err(Error::io("remove", source))?;
             return link.map_or(Ok(()), Draft::sync);
         }
+        if self.distrusted().contains(source) {
+            self.give_up(source);
+            let failed = io::Error::other("it failed before, and what it did not write is lost");
+            return Err(Error::io("sync", source)(failed));
+        }
         let path = self.layout.blob(digest);
         // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to do.
         atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
@@ -334,8 +340,7 @@ impl Inner {
             None => (file.sync(), Ok(Ok(()))),
         };
         if let Err(error) = bytes {
-            // What a failed sync did not write counts as written afterwards: nothing of the file can be trusted.
-            drop(self.volume().remove_file(source));
+            self.give_up(source);
             return Err(Error::io("sync", source)(error));
         }
         link??;
@@ -343,6 +348,23 @@ impl Inner {
         self.files.place(&metadata, source, &path)?;
         self.remember_verified(digest, &metadata);
         Ok(())
+    }
+
+    /// Removes a file whose sync failed. What that did not write counts as written afterwards, so nothing of the file can be trusted, and whoever
+    /// goes on with it must not be told that it is durable.
+    fn give_up(&self, source: &Path) {
+        let mut distrusted = self.distrusted();
+        if absent(self.volume().remove_file(source)).is_ok() {
+            distrusted.remove(source);
+        } else {
+            distrusted.insert(source.to_owned());
+        }
+    }
+
+    fn distrusted(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.distrusted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Both at once, where the volume takes its time.
@@ -457,9 +479,7 @@ impl Inner {
         verified.insert(digest.clone(), Verified::of(metadata));
     }
 
-    fn verified(&self) -> std::sync::MutexGuard<'_, std::collections::HashMap<Digest, Verified>> {
-        self.verified
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn verified(&self) -> MutexGuard<'_, HashMap<Digest, Verified>> {
+        self.verified.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

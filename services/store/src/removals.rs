@@ -180,9 +180,7 @@ impl Inner {
             other => other.map_err(Error::io("create", path)),
         };
         match made {
-            Err(full @ Error::NoSpace { .. }) => {
-                self.use_spare(path)?.then_some(()).ok_or(full)
-            }
+            Err(full @ Error::NoSpace { .. }) => self.use_spare(path)?.then_some(()).ok_or(full),
             other => other,
         }
     }

@@ -1,7 +1,7 @@
 //! The handle that every part of a process shares.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -58,6 +58,8 @@ pub(crate) struct Inner {
     pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<WriteGate>,
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
+    /// Files whose sync failed and that could not be removed.
+    pub(crate) distrusted: Arc<Mutex<HashSet<PathBuf>>>,
     pub(crate) verified_for: Duration,
     pub(crate) untying: Arc<Mutex<Untying>>,
 }
@@ -116,6 +118,7 @@ impl Store {
             pool,
             buffers: Buffers::new(options.buffer_bytes),
             verified: Arc::default(),
+            distrusted: Arc::default(),
             verified_for: options.verified_for,
             untying: Arc::default(),
         };

@@ -35,6 +35,8 @@ pub struct Faults {
     pub io: u32,
     /// A call that needs room fails (ENOSPC).
     pub no_space: u32,
+    /// Syncs of files lose what they should write, and files cannot be removed (EIO).
+    pub worn_out: bool,
     /// No block is left: new folders, new files and bytes fail (ENOSPC), names find a place.
     pub full: bool,
     /// A read or a write handles fewer bytes than it could.

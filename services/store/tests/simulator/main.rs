@@ -14,6 +14,7 @@ mod model;
 mod program;
 mod run;
 mod user;
+mod worn;
 
 use std::sync::{
     Mutex,

@@ -439,6 +439,9 @@ impl Volume for SimVolume {
             Room::None,
             || format!("unlink {}", path.display()),
             |state| {
+                if state.faults.worn_out {
+                    return error(EIO);
+                }
                 state.retry(|state, fresh| {
                     let (dir, name, ino) = state.existing(self.client, path, fresh)?;
                     if state.tree.dir(ino).is_some() {

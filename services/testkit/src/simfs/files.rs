@@ -117,7 +117,7 @@ impl VolumeFile for SimFile {
             || format!("sync inode {}", self.ino),
             |state| {
                 let rate = state.faults.io.saturating_mul(5);
-                if state.rng.chance(rate) {
+                if state.faults.worn_out || state.rng.chance(rate) {
                     state.tree.fail_sync(self.ino);
                     return error(EIO);
                 }
