@@ -32,27 +32,16 @@ pub(crate) struct Args {
 /// # Errors
 /// When they cannot be built, or there is a finding.
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    // The whole workspace is selected, so that nothing is built with other features than the tests use.
-    let arguments = [
-        "build",
-        "--quiet",
-        "--workspace",
-        "--bin",
-        "holdfast-fuzz",
-        "--profile",
-        &args.profile,
-    ];
-    run::quiet("building the fuzz targets", run::cargo(&arguments))?;
-    let target = run::target_folder()?;
-    let built = if args.profile == "dev" {
-        "debug"
-    } else {
-        &args.profile
+    let step = "building the fuzz targets";
+    let programs = run::build(step, &["holdfast-fuzz"], &args.profile)?;
+    let found = match &args.folder {
+        Some(folder) => folder.clone(),
+        None => run::target_folder()?.join("fuzz"),
     };
-    let mut fuzz = std::process::Command::new(target.join(built).join("holdfast-fuzz"));
+    let mut fuzz = std::process::Command::new(programs.join("holdfast-fuzz"));
     fuzz.args(["--seconds", &args.seconds.to_string()])
         .arg("--folder")
-        .arg(args.folder.clone().unwrap_or_else(|| target.join("fuzz")));
+        .arg(found);
     if args.list {
         fuzz.arg("--list");
     }

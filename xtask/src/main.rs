@@ -102,18 +102,17 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
 
 /// Writes (or with `check` compares) every generated file of the repository.
 fn generate(check: bool) -> anyhow::Result<()> {
-    let mut schema = run::cargo(&[
-        "run",
-        "--quiet",
-        "--package",
-        "holdfast-schema",
-        "--",
-        "generate",
-    ]);
+    let schema = generate_schema(check);
+    let contract = contract::generate(&run::root(), check);
+    schema.and(contract)
+}
+
+fn generate_schema(check: bool) -> anyhow::Result<()> {
+    let programs = run::build("building the generator", &["holdfast-schema"], "dev")?;
+    let mut schema = std::process::Command::new(programs.join("holdfast-schema"));
+    schema.current_dir(run::root()).arg("generate");
     if check {
         schema.arg("--check");
     }
-    let schema = run::status("generate: schema and chart", schema);
-    let contract = contract::generate(&run::root(), check);
-    schema.and(contract)
+    run::status("generate: schema and chart", schema)
 }

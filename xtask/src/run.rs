@@ -60,6 +60,25 @@ pub(crate) fn output(step: &str, mut command: Command) -> anyhow::Result<String>
     String::from_utf8(output.stdout).with_context(|| format!("{step}: output is not UTF-8"))
 }
 
+/// Builds programs of the repository, and returns the folder that they are in. The whole workspace is selected, so that no dependency is built
+/// a second time with other features than the tests use.
+///
+/// # Errors
+/// When they do not compile.
+pub(crate) fn build(step: &str, programs: &[&str], profile: &str) -> anyhow::Result<PathBuf> {
+    let mut command = cargo(&["build", "--quiet", "--workspace", "--profile", profile]);
+    for program in programs {
+        command.args(["--bin", program]);
+    }
+    quiet(step, command)?;
+    Ok(target_folder()?.join(folder_of(profile)))
+}
+
+/// Where below its target folder cargo puts what it builds in a profile.
+pub(crate) fn folder_of(profile: &str) -> &str {
+    if profile == "dev" { "debug" } else { profile }
+}
+
 /// Cargo's own word on where it builds.
 ///
 /// # Errors

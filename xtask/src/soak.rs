@@ -38,27 +38,11 @@ pub(crate) struct Args {
 /// When a program cannot be built, the run cannot begin, or a promise was broken.
 pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     let Command::Replicas(args) = command;
-    // As tests build it, or as images and benchmarks do, so that its dependencies are built once.
-    let product: &[&str] = if args.profile == "dev" {
-        &["--workspace", "--bin", "holdfast"]
-    } else {
-        &["--package", "holdfast"]
-    };
-    let build = |selection: &[&str], profile: &str| {
-        let build = ["build", "--quiet", "--profile", profile];
-        run::status("cargo build", run::cargo(&[&build[..], selection].concat()))
-    };
-    build(product, &args.profile)?;
-    build(&["--workspace", "--bin", "holdfast-soak"], "dev")?;
-    let target = run::target_folder()?;
-    let folder = if args.profile == "dev" {
-        "debug"
-    } else {
-        &args.profile
-    };
-    let mut soak = std::process::Command::new(target.join("debug/holdfast-soak"));
+    let product = product(&args.profile)?;
+    let programs = run::build("building the soak", &["holdfast-soak"], "dev")?;
+    let mut soak = std::process::Command::new(programs.join("holdfast-soak"));
     soak.arg("--binary")
-        .arg(target.join(folder).join("holdfast"))
+        .arg(product)
         .args(["--minutes", &args.minutes.to_string()]);
     if let Some(seed) = args.seed {
         soak.args(["--seed", &seed.to_string()]);
@@ -70,4 +54,23 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
         soak.args(&args.rest);
         soak
     })
+}
+
+/// The registry to be run: as tests build it, or as images and benchmarks do, so that its dependencies are built once.
+fn product(profile: &str) -> anyhow::Result<PathBuf> {
+    let step = "building the registry";
+    if profile == "dev" {
+        return Ok(run::build(step, &["holdfast"], profile)?.join("holdfast"));
+    }
+    let build = [
+        "build",
+        "--quiet",
+        "--profile",
+        profile,
+        "--package",
+        "holdfast",
+    ];
+    run::quiet(step, run::cargo(&build))?;
+    let folder = run::target_folder()?.join(run::folder_of(profile));
+    Ok(folder.join("holdfast"))
 }

@@ -93,23 +93,15 @@ fn finish(mut command: Command, step: &str, keep: bool, json: Option<&Path>) -> 
 /// Builds the image, the suite and the fault proxy; returns the call of the suite's program with what it needs in the environment.
 fn prepare() -> anyhow::Result<Command> {
     let image = image::build()?;
-    let build = [
-        "build",
-        "--quiet",
-        "--package",
-        "holdfast-e2e",
-        "--package",
-        "holdfast-testkit",
-        "--bins",
-    ];
-    run::quiet("building the tests' programs", run::cargo(&build))?;
-    let target = run::target_folder()?;
-    let mut command = Command::new(target.join("debug/holdfast-e2e"));
+    let programs = ["holdfast-e2e", "holdfast-upstream"];
+    let programs = run::build("building the tests' programs", &programs, "dev")?;
+    let product = run::target_folder()?.join("release/holdfast");
+    let mut command = Command::new(programs.join("holdfast-e2e"));
     command
         .current_dir(run::root())
-        .env("HOLDFAST_UPSTREAM", target.join("debug/holdfast-upstream"))
+        .env("HOLDFAST_UPSTREAM", programs.join("holdfast-upstream"))
         // The same that is in the image.
-        .env("HOLDFAST_BINARY", target.join("release/holdfast"))
+        .env("HOLDFAST_BINARY", product)
         .env("HOLDFAST_CHART", run::root().join("chart"))
         .env("HOLDFAST_IMAGE", &image.reference)
         .env("HOLDFAST_IMAGE_ARCHIVE", &image.archive);
