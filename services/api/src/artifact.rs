@@ -97,7 +97,7 @@ pub struct ArtifactSpec {
     pub platforms: Option<Vec<String>>,
 }
 
-/// What the controller knows of an Artifact. Informs people; no decision is taken from it.
+/// What the controller knows of an Artifact. Informs people; what is copied or kept is not decided by it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactStatus {
@@ -129,13 +129,38 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub references: Vec<Reference>,
-    /// When the registry last answered that it holds the image.
+    /// When the image was copied last: since then the registry holds `digest`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_copy_time: Option<Time>,
     /// How many attempts failed since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i64>,
+}
+
+impl Artifact {
+    /// The Artifact of a source as every writer makes it: under the name of [`artifact_name`], asking for nothing but the source.
+    pub fn of_source(source: &str) -> Self {
+        let spec = ArtifactSpec {
+            source_artifact: source.to_owned(),
+            ..ArtifactSpec::default()
+        };
+        Self::new(&artifact_name(source), spec)
+    }
+
+    /// Its `Ready` condition.
+    pub fn ready(&self) -> Option<&Condition> {
+        self.status.as_ref()?.ready()
+    }
+}
+
+impl ArtifactStatus {
+    /// The `Ready` condition.
+    pub fn ready(&self) -> Option<&Condition> {
+        self.conditions
+            .iter()
+            .find(|condition| condition.type_ == READY)
+    }
 }
 
 /// An owner that needs an image, in the Artifact's namespace.

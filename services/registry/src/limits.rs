@@ -42,6 +42,12 @@ pub const DISCARD_BYTES: usize = 8 << 20;
 /// For how long at most.
 pub const DISCARD_FOR: Duration = Duration::from_secs(5);
 
+/// Blobs that another replica copies and that are read from there once for all clients.
+pub const SHARED_STREAMS: usize = 4;
+
+/// Bytes of each of these that are kept for clients that come a little later.
+pub const SHARED_STREAM_BYTES: usize = 6 << 20;
+
 /// Longest query string.
 pub const QUERY_BYTES: usize = 16 << 10;
 

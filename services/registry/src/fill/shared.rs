@@ -20,12 +20,11 @@ use futures::{
 use holdfast_core::{Digest, RepositoryName};
 use tokio::{sync::Notify, time::Instant};
 
-use crate::source::{RemoteBlob, SourceError};
+use crate::{
+    limits::{SHARED_STREAM_BYTES as KEPT_BYTES, SHARED_STREAMS},
+    source::{RemoteBlob, SourceError},
+};
 
-/// Bytes of a blob that are kept for those who come a little later.
-const KEPT_BYTES: usize = 6 << 20;
-/// Blobs that are shared at a time.
-const SHARED: usize = 4;
 /// Small pieces are joined to so many bytes, for so long: every piece wakes every client.
 const PIECE_BYTES: usize = 256 << 10;
 const GATHER: Duration = Duration::from_millis(8);
@@ -55,7 +54,7 @@ impl Streams {
                     .map_or(true, |channel| channel.strong_count() > 0)
         });
         let key = (repo.clone(), digest.clone());
-        if slots.len() >= SHARED && !slots.contains_key(&key) {
+        if slots.len() >= SHARED_STREAMS && !slots.contains_key(&key) {
             return None;
         }
         Some(Arc::clone(slots.entry(key).or_default()))
@@ -105,7 +104,7 @@ impl RemoteBlob for Shared {
                 channel
             };
             let reader = Reader {
-                from: From::Channel(channel.join()),
+                way: Way::Channel(channel.join()),
                 offset: 0,
                 remote: Arc::clone(&self.remote),
             };
@@ -321,12 +320,13 @@ async fn gather(pieces: &mut Pieces) -> (Bytes, Option<Result<(), io::ErrorKind>
 }
 
 struct Reader {
-    from: From,
+    way: Way,
     offset: u64,
     remote: Arc<dyn RemoteBlob>,
 }
 
-enum From {
+/// Where a client's next bytes come from.
+enum Way {
     Channel(Place),
     Own(Pieces),
 }
@@ -334,9 +334,9 @@ enum From {
 impl Reader {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let piece = loop {
-            let (channel, client) = match &mut self.from {
-                From::Own(pieces) => break pieces.next().await.transpose()?,
-                From::Channel(place) => (Arc::clone(&place.channel), place.client),
+            let (channel, client) = match &mut self.way {
+                Way::Own(pieces) => break pieces.next().await.transpose()?,
+                Way::Channel(place) => (Arc::clone(&place.channel), place.client),
             };
             let mut changed = std::pin::pin!(channel.changed.notified());
             changed.as_mut().enable();
@@ -347,7 +347,7 @@ impl Reader {
                 Found::NotYet => changed.await,
                 Found::Gone => {
                     let own = self.remote.open(self.offset).await;
-                    self.from = From::Own(own.map_err(io::Error::other)?);
+                    self.way = Way::Own(own.map_err(io::Error::other)?);
                 }
             }
         };

@@ -33,6 +33,8 @@ fn code() -> BTreeMap<&'static str, String> {
         ("HEADER_BYTES", HEADER_BYTES.to_string()),
         ("HEADERS", HEADERS.to_string()),
         ("QUERY_BYTES", QUERY_BYTES.to_string()),
+        ("SHARED_STREAMS", SHARED_STREAMS.to_string()),
+        ("SHARED_STREAM_BYTES", SHARED_STREAM_BYTES.to_string()),
         ("DISCARD_BYTES", DISCARD_BYTES.to_string()),
         ("DISCARD_FOR", seconds(DISCARD_FOR)),
         ("HEADER_TIMEOUT", seconds(HEADER_TIMEOUT)),
