@@ -1,4 +1,6 @@
-//! Keys of labels and annotations, and the values that Holdfast gives them.
+//! Keys of labels and annotations, the values that Holdfast gives them, and what they say of a raw object.
+
+use serde_json::Value;
 
 /// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or `volumes/NAME` to the original reference.
 pub const ORIGINAL_IMAGES: &str = "holdfast.dev/original-images";
@@ -22,6 +24,8 @@ pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub const INSTANCE: &str = "app.kubernetes.io/instance";
 /// The application's name; `holdfast` for everything of ours.
 pub const NAME: &str = "app.kubernetes.io/name";
+/// The application that something is a part of.
+pub const PART_OF: &str = "app.kubernetes.io/part-of";
 /// The part of the application: one of the `COMPONENT_*` values.
 pub const COMPONENT: &str = "app.kubernetes.io/component";
 
@@ -41,3 +45,46 @@ pub const COMPONENT_WEBHOOK: &str = "webhook";
 pub const COMPONENT_CONTROLLER: &str = "controller";
 /// The node agent.
 pub const COMPONENT_NODE_AGENT: &str = "node-agent";
+
+/// Whether a pod, a pod's template or a namespace opts out of rewriting.
+pub fn opts_out(object: &Value) -> bool {
+    has(object, REWRITE, REWRITE_DISABLED)
+}
+
+/// Whether an object belongs to Holdfast itself.
+pub fn is_holdfasts(object: &Value) -> bool {
+    has(object, PART_OF, HOLDFAST) || has(object, NAME, HOLDFAST)
+}
+
+fn has(object: &Value, key: &str, value: &str) -> bool {
+    object
+        .pointer("/metadata/labels")
+        .and_then(|labels| labels.get(key)?.as_str())
+        == Some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn labels_say_who_opts_out_and_what_is_holdfasts_own() {
+        let labelled = |key: &str, value: &str| json!({"metadata": {"labels": {key: value}}});
+        for (object, out, own) in [
+            (json!({}), false, false),
+            (json!({"metadata": {"labels": null}}), false, false),
+            (labelled(REWRITE, "disabled"), true, false),
+            (labelled(REWRITE, "enabled"), false, false),
+            (labelled(PART_OF, "holdfast"), false, true),
+            (labelled(NAME, "holdfast"), false, true),
+            (labelled(NAME, "other"), false, false),
+        ] {
+            assert_eq!(
+                (opts_out(&object), is_holdfasts(&object)),
+                (out, own),
+                "{object}"
+            );
+        }
+    }
+}

@@ -18,9 +18,9 @@ use crate::world::{Key, NodeFacts, World};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
 use futures::{StreamExt as _, stream};
-use holdfast_api::artifact::{READY, Reason};
+use holdfast_api::Artifact;
+use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Need;
-use holdfast_api::{Artifact, ArtifactSpec, labels};
 use holdfast_runtime::supervise::Heart;
 use kube::api::{Api, PostParams};
 use queue::Queue;
@@ -240,14 +240,23 @@ impl Work {
         missing.sort_by_key(|(_, demand)| demand.need());
         let mut creating = stream::iter(missing)
             .map(async |(key, demand)| {
-                let outcome = create(&context, &key, &demand).await;
+                let artifact = Artifact::of_source(&demand.source);
+                let outcome = create(&context, &key.0, artifact).await;
                 (key, demand, outcome)
             })
             .buffer_unordered(CREATING);
         while let Some((key, demand, outcome)) = creating.next().await {
             heart.beat();
             match outcome {
-                Ok(()) => {
+                Ok(made) => {
+                    if made {
+                        tracing::info!(
+                            artifact.namespace = key.0,
+                            image = demand.source,
+                            need = demand.need().map(Need::as_str),
+                            "a pod or a workload needs an image that nobody announced"
+                        );
+                    }
                     self.created.insert(key, Instant::now());
                 }
                 // The next look tries again; a namespace that ends refuses for good reason.
@@ -326,53 +335,22 @@ impl Progress {
     }
 }
 
-/// Creates the Artifact of a demand; that it is there already is what is wanted.
-async fn create(context: &Context, key: &Key, demand: &Demand) -> Result<(), kube::Error> {
-    let api: Api<Artifact> = Api::namespaced(context.client.clone(), &key.0);
-    let mut artifact = Artifact::new(
-        &key.1,
-        ArtifactSpec {
-            source_artifact: demand.source.clone(),
-            ..ArtifactSpec::default()
-        },
-    );
-    artifact.metadata.labels = Some(
-        [
-            (
-                labels::MANAGED_BY.to_owned(),
-                labels::MANAGED_BY_CONTROLLER.to_owned(),
-            ),
-            (labels::INSTANCE.to_owned(), context.names.release.clone()),
-        ]
-        .into(),
-    );
+/// Creates an Artifact with the controller's labels; false when there is one of that name already.
+async fn create(
+    context: &Context,
+    namespace: &str,
+    mut artifact: Artifact,
+) -> Result<bool, kube::Error> {
+    let api: Api<Artifact> = Api::namespaced(context.client.clone(), namespace);
+    let labels = artifact.metadata.labels.get_or_insert_default();
+    labels.extend(crate::apply::labels(&context.names));
     let params = PostParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PostParams::default()
     };
     match api.create(&params, &artifact).await {
-        Ok(_) => {
-            tracing::info!(
-                artifact.namespace = key.0,
-                image = demand.source,
-                need = demand.need().map(Need::as_str),
-                "a pod or a workload needs an image that nobody announced"
-            );
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
         Err(error) => Err(error),
     }
-}
-
-/// The `Ready` condition of an Artifact.
-fn ready(
-    artifact: &Artifact,
-) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
-    artifact
-        .status
-        .as_ref()?
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == READY)
 }

@@ -9,6 +9,9 @@ use crate::rewrite;
 /// Annotation on rewritten pods: a JSON object of [`PodImage::key`] to the reference as it was written.
 pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
 
+/// The annotation by which the kubelet marks the API's copy of a static pod.
+const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+
 /// Where in a pod an image is declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -125,10 +128,7 @@ pub fn original_images(pod: &Value, addresses: &[String]) -> Vec<OriginalImage> 
             let (reference, rewritten) =
                 if let Some(original) = rewrite::original(&image.image, addresses) {
                     (original, true)
-                } else if addresses
-                    .iter()
-                    .any(|address| rewrite::is_at(written.host(), address))
-                {
+                } else if rewrite::is_at_any(written.host(), addresses) {
                     return None;
                 } else {
                     match annotated_original(annotated.as_ref(), &image, &written) {
@@ -165,6 +165,12 @@ pub fn annotated_originals(pod: &Value) -> Option<Value> {
         .get(ORIGINAL_IMAGES_ANNOTATION)?
         .as_str()?;
     serde_json::from_str(text).ok().filter(Value::is_object)
+}
+
+/// Whether a pod is the API's copy of a static pod, which its kubelet starts by itself from a file of the node.
+pub fn is_mirror(pod: &Value) -> bool {
+    pod.pointer("/metadata/annotations")
+        .is_some_and(|annotations| annotations.get(MIRROR_ANNOTATION).is_some())
 }
 
 /// The names of the pull secrets that a pod lists, in its order.
@@ -253,7 +259,11 @@ mod tests {
             assert!(images(&pod).is_empty(), "{pod}");
             assert!(pull_secret_names(&pod).is_empty());
             assert_eq!(service_account_name(&pod), "default");
+            assert!(!is_mirror(&pod));
         }
+        assert!(is_mirror(
+            &json!({"metadata": {"annotations": {MIRROR_ANNOTATION: "hash"}}})
+        ));
     }
 
     fn check_original(image: &str, annotation: &str, expect: Option<(&str, bool)>) {

@@ -44,7 +44,7 @@ pub fn rewrite(reference: &Reference, address: &str) -> Option<String> {
 /// An address without a port stands for every port of it.
 pub fn original(text: &str, addresses: &[String]) -> Option<Reference> {
     let local = Reference::parse(text).ok()?;
-    if !addresses.iter().any(|address| is_at(local.host(), address)) {
+    if !is_at_any(local.host(), addresses) {
         return None;
     }
     let (host, repository) = upstream_of(local.repository())?;
@@ -64,6 +64,11 @@ pub fn is_at(host: &Host, address: &str) -> bool {
         Ok(own) => *host == own,
         Err(_) => false,
     }
+}
+
+/// Whether a host is the registry under one of its `addresses`.
+pub fn is_at_any(host: &Host, addresses: &[String]) -> bool {
+    addresses.iter().any(|address| is_at(host, address))
 }
 
 fn local_host(host: &Host) -> Option<String> {

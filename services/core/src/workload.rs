@@ -114,18 +114,16 @@ pub fn may_start(kind: &str, object: &Value) -> bool {
     }
 }
 
-fn condition_is_true(object: &Value, types: &[&str]) -> bool {
-    let text = |condition: &Value, key: &str| -> Option<String> {
-        condition.get(key)?.as_str().map(str::to_owned)
-    };
+/// Whether one of these conditions in an object's status is `True`.
+pub fn condition_is_true(object: &Value, types: &[&str]) -> bool {
     object
         .pointer("/status/conditions")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
         .any(|condition| {
-            text(condition, "status").as_deref() == Some("True")
-                && text(condition, "type").is_some_and(|found| types.contains(&found.as_str()))
+            let text = |key: &str| condition.get(key).and_then(Value::as_str);
+            text("status") == Some("True") && text("type").is_some_and(|it| types.contains(&it))
         })
 }
 

@@ -14,9 +14,6 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
-/// The exit status of a command that cannot tell.
-pub(crate) const CANNOT_TELL: u8 = 2;
-
 /// Objects a page.
 const PAGE: u32 = 500;
 /// Where a release is looked for when the caller may not look everywhere.
@@ -35,6 +32,17 @@ pub(crate) struct ClusterArgs {
     /// The namespace of Holdfast's release [default: it is looked for]
     #[arg(long, value_name = "NAMESPACE")]
     release_namespace: Option<String>,
+}
+
+/// Which namespaces are looked at.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct NamespaceArgs {
+    /// One namespace only
+    #[arg(short, long, value_name = "NAMESPACE")]
+    pub(crate) namespace: Option<String>,
+    /// All namespaces (the default)
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
 }
 
 /// A release of Holdfast.

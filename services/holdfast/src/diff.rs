@@ -1,9 +1,5 @@
 //! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide, print.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
+#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 mod decide;
 mod fetch;
@@ -12,9 +8,10 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cluster::{CANNOT_TELL, ClusterArgs};
+use crate::answer::{self, Answer};
+use crate::cluster::{ClusterArgs, NamespaceArgs};
 use crate::terminal;
-use decide::{Answer, End, Owner, Verdict};
+use decide::{Judgement, Owner, Verdict};
 
 /// Arguments of `diff offline`.
 #[derive(Debug, clap::Args)]
@@ -27,12 +24,8 @@ Exit status: 0 nothing would be missing, 1 something would, 2 it cannot tell (wh
 pub(crate) struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// One namespace only
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    /// All namespaces (the default)
-    #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
+    #[command(flatten)]
+    namespaces: NamespaceArgs,
     /// What opts out, or is left out by the configuration, does not count for the exit status
     #[arg(long)]
     ignore_uncovered: bool,
@@ -46,27 +39,20 @@ pub(crate) struct Args {
 
 /// Says what would be missing.
 pub(crate) async fn offline(args: Args) -> ExitCode {
-    match look(&args).await {
-        Ok(End::Nothing) => ExitCode::SUCCESS,
-        Ok(End::Missing) => ExitCode::FAILURE,
-        Ok(End::Unknown) => ExitCode::from(CANNOT_TELL),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_TELL)
-        }
-    }
+    answer::end(look(&args).await)
 }
 
-async fn look(args: &Args) -> anyhow::Result<End> {
+async fn look(args: &Args) -> anyhow::Result<Answer> {
     let client = args.cluster.client().await?;
     let release = args.cluster.release(&client).await?;
-    let inventory = fetch::fetch(&client, &release, args.namespace.as_deref()).await?;
-    let answer = decide::decide(&inventory);
+    let namespace = args.namespaces.namespace.as_deref();
+    let inventory = fetch::fetch(&client, &release, namespace).await?;
+    let judgement = decide::decide(&inventory);
     if let Some(path) = &args.json {
-        terminal::write_json(path, &answer)?;
+        terminal::write_json(path, &judgement)?;
     }
-    print!("{}", render(&answer, args.all));
-    Ok(answer.end(args.ignore_uncovered))
+    print!("{}", render(&judgement, args.all));
+    Ok(judgement.answer(args.ignore_uncovered))
 }
 
 fn word(verdict: Verdict) -> &'static str {
@@ -78,14 +64,14 @@ fn word(verdict: Verdict) -> &'static str {
     }
 }
 
-fn render(answer: &Answer, all: bool) -> String {
-    let shown = |owner: &Owner| -> Vec<Vec<String>> {
+fn render(judgement: &Judgement, all: bool) -> String {
+    let shown = |owner: &Owner| -> Vec<[String; 6]> {
         owner
             .images
             .iter()
             .filter(|image| all || image.verdict == Verdict::Missing)
             .map(|image| {
-                vec![
+                [
                     format!("{}/{}", owner.kind, owner.name),
                     owner.namespace.clone(),
                     image.image.clone(),
@@ -96,24 +82,22 @@ fn render(answer: &Answer, all: bool) -> String {
             })
             .collect()
     };
-    let rows: Vec<Vec<String>> = answer.owners.iter().flat_map(shown).collect();
+    let rows: Vec<_> = judgement.owners.iter().flat_map(shown).collect();
     let mut text = String::new();
     if !rows.is_empty() {
         let head = ["OWNER", "NAMESPACE", "IMAGE", "PULL", "OFFLINE", "WHY"];
-        text.push_str(&terminal::table(&head, &rows));
+        text.push_str(&terminal::table(head, &rows));
         text.push('\n');
     }
-    for unknown in &answer.not_judged {
-        text.push_str("not judged: ");
-        text.push_str(unknown);
-        text.push('\n');
+    for unknown in &judgement.not_judged {
+        writeln!(text, "not judged: {unknown}").ok();
     }
     let count = |verdict: Verdict| {
-        let images = answer.owners.iter().flat_map(|owner| &owner.images);
+        let images = judgement.owners.iter().flat_map(|owner| &owner.images);
         images.filter(|image| image.verdict == verdict).count()
     };
-    let owners = terminal::count(answer.owners.len() as u64, "owner", "owners");
-    let stuck = answer.owners.iter().filter(|owner| {
+    let owners = terminal::count(judgement.owners.len() as u64, "owner", "owners");
+    let stuck = judgement.owners.iter().filter(|owner| {
         owner
             .images
             .iter()

@@ -1,9 +1,5 @@
 //! `holdfast fsck`: what of a volume is damaged, what that means, and the repairs of which only one is possible.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
+#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +13,11 @@ use holdfast_store::check::{
 use holdfast_store::volume::Disk;
 use serde::Serialize;
 
+use crate::answer::{self, Answer};
 use crate::terminal;
 
 /// Between the two looks that must agree: longer than any write takes from its first file to its last.
 const PAUSE: Duration = Duration::from_secs(2);
-
-/// The exit status when the check could not run.
-const CANNOT_RUN: u8 = 2;
 
 /// Arguments of `fsck`.
 #[derive(clap::Args)]
@@ -78,16 +72,11 @@ impl Entry {
 
 /// Checks the volume and says what is wrong with it.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    match check(args) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_RUN)
-        }
-    }
+    answer::end(check(args).map(Answer::from))
 }
 
-fn check(args: &Args) -> anyhow::Result<ExitCode> {
+/// Whether nothing is left that is wrong.
+fn check(args: &Args) -> anyhow::Result<bool> {
     let depth = if args.deep { Depth::Deep } else { Depth::Quick };
     let inventory = look(&args.data, &depth)?;
     let mut findings = check::plan(&inventory, &Policy::default());
@@ -111,14 +100,9 @@ fn check(args: &Args) -> anyhow::Result<ExitCode> {
             totals,
             findings: entries,
         };
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        terminal::write_json(path, &report)?;
     }
-    Ok(if clean {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(clean)
 }
 
 fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {

@@ -96,8 +96,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         done.push(imported(path, &plan, counts));
     }
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&done)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        terminal::write_json(path, &done)?;
     }
     Ok(ExitCode::SUCCESS)
 }

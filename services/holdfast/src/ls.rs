@@ -85,8 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         print_repositories(&repositories);
     }
     if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&repositories)?)
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        terminal::write_json(path, &repositories)?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,5 +1,6 @@
 //! The one binary of Holdfast: every part is a subcommand, and so are the operator's commands.
 
+mod answer;
 mod cli;
 mod cluster;
 mod config_check;

@@ -9,7 +9,7 @@
 mod place;
 mod read;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +21,8 @@ use kube::Client;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::cluster::{self, CANNOT_TELL, ClusterArgs, Listed};
+use crate::answer::{self, Answer};
+use crate::cluster::{self, ClusterArgs, Listed};
 use crate::terminal;
 use place::Image;
 use read::{Refused, Wishes};
@@ -84,14 +85,7 @@ struct Report<'a> {
 
 /// Preloads.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    match preload(&args).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_TELL)
-        }
-    }
+    answer::end(preload(&args).await.map(Answer::from))
 }
 
 async fn preload(args: &Args) -> anyhow::Result<bool> {
@@ -240,8 +234,7 @@ async fn read_namespace(
 
 /// Each image in the namespace where its Artifact is to be.
 fn placed(wishes: &Wishes, target: Option<&str>, fallback: &str) -> Vec<Image> {
-    let mut images: std::collections::BTreeMap<(String, String), BTreeSet<String>> =
-        std::collections::BTreeMap::new();
+    let mut images: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
     for ((namespace, source), from) in &wishes.wanted {
         let namespace = target.or(namespace.as_deref()).unwrap_or(fallback);
         images
@@ -272,11 +265,11 @@ async fn follow(client: &Client, images: &mut [Image], deadline: Instant) -> any
 }
 
 fn print_plan(images: &[Image]) {
-    let rows: Vec<Vec<String>> = images
+    let rows: Vec<_> = images
         .iter()
         .map(|image| {
             let state = if image.local { "local" } else { "not local" };
-            vec![
+            [
                 image.namespace.clone(),
                 image.source.clone(),
                 state.to_owned(),
@@ -284,10 +277,8 @@ fn print_plan(images: &[Image]) {
             ]
         })
         .collect();
-    print!(
-        "{}",
-        terminal::table(&["NAMESPACE", "IMAGE", "NOW", "NAMED BY"], &rows)
-    );
+    let head = ["NAMESPACE", "IMAGE", "NOW", "NAMED BY"];
+    print!("{}", terminal::table(head, &rows));
     let local = images.iter().filter(|image| image.local).count();
     println!(
         "{} ({local} local already); nothing was changed",
@@ -296,23 +287,21 @@ fn print_plan(images: &[Image]) {
 }
 
 fn print_summary(images: &[Image]) {
-    let rows: Vec<Vec<String>> = images
+    let rows: Vec<_> = images
         .iter()
         .filter(|image| !image.local)
         .map(|image| {
-            vec![
-                image.namespace.clone(),
-                image.source.clone(),
-                image.reason.clone(),
-                image.message.clone(),
+            [
+                &image.namespace,
+                &image.source,
+                &image.reason,
+                &image.message,
             ]
         })
         .collect();
     if !rows.is_empty() {
-        print!(
-            "{}",
-            terminal::table(&["NAMESPACE", "NOT LOCAL", "REASON", "MESSAGE"], &rows)
-        );
+        let head = ["NAMESPACE", "NOT LOCAL", "REASON", "MESSAGE"];
+        print!("{}", terminal::table(head, &rows));
     }
     let local = images.iter().filter(|image| image.local);
     let bytes = local.clone().map(|image| image.size_bytes).sum();

@@ -20,7 +20,8 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use serde::Serialize;
 
-use crate::cluster::{self, CANNOT_TELL, ClusterArgs, Release};
+use crate::answer::{self, Answer};
+use crate::cluster::{self, ClusterArgs, Release};
 use crate::terminal;
 pub(crate) use act::{Orders, Outcome, ask_owners, execute, find, now};
 pub(crate) use plan::Found;
@@ -101,14 +102,7 @@ impl Entry {
 
 /// Restores.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    match restore(&args).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_TELL)
-        }
-    }
+    answer::end(restore(&args).await.map(Answer::from))
 }
 
 async fn restore(args: &Args) -> anyhow::Result<bool> {
@@ -240,7 +234,7 @@ fn write(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
 }
 
 fn print_plan(pods: &[Found]) {
-    let rows: Vec<Vec<String>> = pods
+    let rows: Vec<_> = pods
         .iter()
         .map(|pod| {
             let what = match &pod.way {
@@ -258,7 +252,7 @@ fn print_plan(pods: &[Found]) {
                 .iter()
                 .map(|image| image.original.as_str())
                 .collect();
-            vec![
+            [
                 pod.owned_by(),
                 pod.namespace.clone(),
                 pod.name.clone(),
@@ -267,13 +261,8 @@ fn print_plan(pods: &[Found]) {
             ]
         })
         .collect();
-    print!(
-        "{}",
-        terminal::table(
-            &["OWNER", "NAMESPACE", "POD", "ORIGINALS", "WOULD BE"],
-            &rows
-        )
-    );
+    let head = ["OWNER", "NAMESPACE", "POD", "ORIGINALS", "WOULD BE"];
+    print!("{}", terminal::table(head, &rows));
     println!(
         "{}; nothing was changed",
         terminal::count(pods.len() as u64, "pod", "pods")

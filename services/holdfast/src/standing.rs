@@ -1,7 +1,7 @@
 //! How an Artifact stands, as its status tells people. No decision that changes anything is taken from it.
 
 use holdfast_api::Artifact;
-use holdfast_api::artifact::{READY, Reason};
+use holdfast_api::artifact::Reason;
 
 /// The word for an Artifact that the controller has not looked at yet.
 pub(crate) const WAITING: &str = "Waiting";
@@ -16,32 +16,37 @@ pub(crate) struct Standing {
     pub(crate) message: String,
     /// Since when, RFC 3339.
     pub(crate) since: String,
+    /// Bytes of the copy; 0 before there was one.
+    pub(crate) size_bytes: u64,
 }
 
 /// Reads the `Ready` condition. One that speaks of an earlier specification says nothing.
 pub(crate) fn standing(artifact: &Artifact) -> Standing {
-    let condition = artifact.status.as_ref().and_then(|status| {
-        status
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == READY)
-            .filter(|condition| {
-                condition.observed_generation.is_none()
-                    || condition.observed_generation == artifact.metadata.generation
-            })
+    let condition = artifact.ready().filter(|condition| {
+        condition.observed_generation.is_none()
+            || condition.observed_generation == artifact.metadata.generation
     });
+    let size = artifact
+        .status
+        .as_ref()
+        .and_then(|status| status.size_bytes);
+    let size_bytes = size
+        .and_then(|bytes| u64::try_from(bytes).ok())
+        .unwrap_or(0);
     condition.map_or_else(
         || Standing {
             local: false,
             reason: WAITING.to_owned(),
             message: "the controller has not looked at it yet".to_owned(),
             since: String::new(),
+            size_bytes,
         },
         |condition| Standing {
             local: condition.status == "True",
             reason: condition.reason.clone(),
             message: condition.message.clone(),
             since: condition.last_transition_time.0.to_string(),
+            size_bytes,
         },
     )
 }

@@ -1,9 +1,5 @@
 //! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say what it means, prints.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
+#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 mod gather;
 mod judge;
@@ -14,7 +10,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::cluster::{CANNOT_TELL, ClusterArgs};
+use crate::answer::{self, Answer};
+use crate::cluster::{ClusterArgs, NamespaceArgs};
 use crate::terminal;
 use judge::{Status, Verdict};
 
@@ -33,12 +30,8 @@ Needs a kubeconfig that may read Artifacts, and the release's namespace; the vol
 pub(crate) struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
-    /// Images of this namespace only
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    /// Images of all namespaces (the default)
-    #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
+    #[command(flatten)]
+    images_of: NamespaceArgs,
     /// Writes everything as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -49,20 +42,16 @@ pub(crate) struct Args {
 
 /// Prints the status, once or until interrupted.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    match look(&args).await {
-        Ok(verdict) => exit(verdict),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_TELL)
-        }
-    }
+    answer::end(look(&args).await.map(Answer::from))
 }
 
-fn exit(verdict: Verdict) -> ExitCode {
-    match verdict {
-        Verdict::Well => ExitCode::SUCCESS,
-        Verdict::Missing => ExitCode::FAILURE,
-        Verdict::Unknown => ExitCode::from(CANNOT_TELL),
+impl From<Verdict> for Answer {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Well => Self::Yes,
+            Verdict::Missing => Self::No,
+            Verdict::Unknown => Self::Unknown,
+        }
     }
 }
 
@@ -72,7 +61,8 @@ async fn look(args: &Args) -> anyhow::Result<Verdict> {
     let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
     loop {
         let release = args.cluster.release(&client).await?;
-        let facts = gather::facts(&client, &release, args.namespace.as_deref()).await;
+        let namespace = args.images_of.namespace.as_deref();
+        let facts = gather::facts(&client, &release, namespace).await;
         let status = judge::judge(&facts);
         if let Some(path) = &args.json {
             terminal::write_json(path, &status)?;
@@ -152,24 +142,20 @@ fn render(status: &Status) -> String {
     }
     line("images", text);
     if !status.absent.is_empty() {
-        let rows: Vec<Vec<String>> = status
-            .absent
-            .iter()
-            .take(NAMED)
+        let named = status.absent.iter().take(NAMED);
+        let rows: Vec<_> = named
             .map(|image| {
-                vec![
-                    image.namespace.clone(),
-                    image.source.clone(),
-                    image.reason.clone(),
-                    image.message.clone(),
+                [
+                    &image.namespace,
+                    &image.source,
+                    &image.reason,
+                    &image.message,
                 ]
             })
             .collect();
+        let head = ["NAMESPACE", "IMAGE", "REASON", "MESSAGE"];
         out.push('\n');
-        out.push_str(&terminal::table(
-            &["NAMESPACE", "IMAGE", "REASON", "MESSAGE"],
-            &rows,
-        ));
+        out.push_str(&terminal::table(head, &rows));
         let more = status.absent.len().saturating_sub(NAMED);
         if more > 0 {
             writeln!(out, "and {more} more; --json names all").ok();

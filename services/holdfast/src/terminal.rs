@@ -50,18 +50,19 @@ pub(crate) fn things(total: u64) -> ProgressBar {
 
 /// Columns under a head, each as wide as its widest text; the last one is not padded. Control characters of others' texts are
 /// shown as blanks.
-pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        let widest = cells.map(|cell| cell.chars().count()).max();
-        widest
-            .unwrap_or(0)
-            .max(head.get(column).map_or(0, |name| name.len()))
-    };
-    let widths: Vec<usize> = (0..head.len()).map(width).collect();
-    let line = |cells: Vec<&str>| {
+pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
+    head: [&str; COLUMNS],
+    rows: &[[Text; COLUMNS]],
+) -> String {
+    let mut widths = head.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.as_ref().chars().count());
+        }
+    }
+    let line = |cells: [&str; COLUMNS]| {
         let mut line = String::new();
-        for (cell, width) in cells.iter().zip(&widths) {
+        for (cell, width) in cells.iter().zip(widths) {
             let shown: String = cell
                 .chars()
                 .map(|c| if c.is_control() { ' ' } else { c })
@@ -70,9 +71,9 @@ pub(crate) fn table(head: &[&str], rows: &[Vec<String>]) -> String {
         }
         format!("{}\n", line.trim_end())
     };
-    let mut text = line(head.to_vec());
+    let mut text = line(head);
     for row in rows {
-        text.push_str(&line(row.iter().map(String::as_str).collect()));
+        text.push_str(&line(row.each_ref().map(AsRef::as_ref)));
     }
     text
 }
@@ -97,9 +98,8 @@ mod tests {
 
     #[test]
     fn columns_are_as_wide_as_their_widest_text() {
-        let rows = [["a", "bb"], ["longer than its head", "x\ny"]]
-            .map(|row| row.map(str::to_owned).to_vec());
-        let text = table(&["ONE", "TWO"], &rows);
+        let rows = [["a", "bb"], ["longer than its head", "x\ny"]];
+        let text = table(["ONE", "TWO"], &rows);
         let expect =
             "ONE                   TWO\na                     bb\nlonger than its head  x y\n";
         assert_eq!(text, expect);

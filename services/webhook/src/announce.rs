@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
-use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
+use holdfast_api::{Artifact, labels};
 use holdfast_core::{Reference, pod};
 use kube::api::{Api, PostParams};
 use serde_json::Value;
@@ -62,13 +62,9 @@ impl Announcement {
     pub fn artifact(&self) -> Artifact {
         let mut pull_secrets = self.pull_secrets.clone();
         pull_secrets.truncate(MAX_PULL_SECRETS);
-        let spec = ArtifactSpec {
-            source_artifact: self.source.clone(),
-            pull_secrets: (!pull_secrets.is_empty()).then_some(pull_secrets),
-            service_account_name: Some(self.service_account_name.clone()),
-            ..ArtifactSpec::default()
-        };
-        let mut artifact = Artifact::new(&artifact_name(&self.source), spec);
+        let mut artifact = Artifact::of_source(&self.source);
+        artifact.spec.pull_secrets = (!pull_secrets.is_empty()).then_some(pull_secrets);
+        artifact.spec.service_account_name = Some(self.service_account_name.clone());
         artifact.metadata.namespace = Some(self.namespace.clone());
         artifact.metadata.labels = Some(
             [(

@@ -15,10 +15,6 @@ use serde_json::{Map, Value, json};
 
 use crate::rules::Rules;
 
-/// The annotation by which the kubelet marks the API's copy of a static pod.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
-/// Marks everything that belongs to an application made of parts.
-const PART_OF_LABEL: &str = "app.kubernetes.io/part-of";
 /// Bytes of all annotations together that the API server accepts.
 const MAX_ANNOTATIONS_BYTES: usize = 256 * 1024;
 /// Characters of a reference that a warning repeats.
@@ -202,21 +198,13 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
 }
 
 fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<LeftAlone> {
-    let metadata = |field: &str, key: &str| {
-        pod.pointer(&format!("/metadata/{field}"))?
-            .get(key)?
-            .as_str()
-    };
     if rules.address.is_none() {
         Some(LeftAlone::NotRewriting)
-    } else if metadata("labels", labels::REWRITE) == Some(labels::REWRITE_DISABLED) {
+    } else if labels::opts_out(pod) {
         Some(LeftAlone::OptedOut)
-    } else if metadata("annotations", MIRROR_ANNOTATION).is_some() {
+    } else if pod::is_mirror(pod) {
         Some(LeftAlone::Mirror)
-    } else if [PART_OF_LABEL, labels::NAME]
-        .into_iter()
-        .any(|key| metadata("labels", key) == Some(labels::HOLDFAST))
-    {
+    } else if labels::is_holdfasts(pod) {
         Some(LeftAlone::OwnPlatform)
     } else {
         None

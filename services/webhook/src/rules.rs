@@ -52,9 +52,7 @@ impl Rules {
 
     /// Whether a host is this registry, under its current or an earlier address.
     pub fn is_own(&self, host: &Host) -> bool {
-        self.known_addresses
-            .iter()
-            .any(|address| rewrite::is_at(host, address))
+        rewrite::is_at_any(host, &self.known_addresses)
     }
 }
 

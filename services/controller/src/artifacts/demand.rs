@@ -77,11 +77,7 @@ pub fn demand(
         if pod.sources.is_empty() || !all.included.contains(namespace.as_str()) {
             continue;
         }
-        let owner = Owner {
-            reference: pod.owner.clone(),
-            uid: pod.owner_uid.clone(),
-        };
-        let top = top_owner(owners, namespace, &owner);
+        let top = top_owner(owners, namespace, &pod.owner);
         for source in &pod.sources {
             let demand = all.of(namespace, source);
             demand.owners.insert(top.reference.clone());

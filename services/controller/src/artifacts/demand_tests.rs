@@ -51,9 +51,12 @@ fn pod(owner: &str, alive: bool, secret: &str) -> PodFacts {
         uid: format!("uid-{owner}"),
         sources: [String::from("registry.example/app:1")].into(),
         alive,
-        owner: Reference {
-            kind: "ReplicaSet".to_owned(),
-            name: owner.to_owned(),
+        owner: Owner {
+            reference: Reference {
+                kind: "ReplicaSet".to_owned(),
+                name: owner.to_owned(),
+            },
+            ..Owner::default()
         },
         pull_secrets: vec![secret.to_owned()],
         service_account: "default".to_owned(),
@@ -291,7 +294,7 @@ fn templates_bring_credentials_only_where_no_pod_lives() {
     assert_eq!(found.ahead.as_ref().unwrap().uid, "web");
     for (alive, secrets, need) in [(true, "s", Need::Running), (false, "of-web", Need::Ahead)] {
         let mut facts = pod("web-1", alive, "s");
-        facts.owner_uid = "web-1".to_owned();
+        facts.owner.uid = "web-1".to_owned();
         let set = object("ReplicaSet", "web-1", Some("Deployment/web"), IMAGE);
         let pods = pods(vec![("apps", "p", facts)]);
         let found = demanded(&pods, &[web.clone(), set]).unwrap();

@@ -3,10 +3,10 @@
 
 use crate::world::World;
 use crate::{Context, FIELD_MANAGER};
-use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
+use holdfast_api::{Artifact, artifact_name, labels};
 use holdfast_core::Reference;
 use holdfast_runtime::supervise::Heart;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -118,9 +118,17 @@ pub async fn run(context: Context, heart: Heart) -> Result<(), kube::Error> {
 }
 
 async fn apply(context: &Context, action: &Action) -> Result<(), kube::Error> {
-    let api: Api<Artifact> = Api::namespaced(context.client.clone(), &context.names.namespace);
+    let namespace = &context.names.namespace;
     let (name, label) = match action {
-        Action::Create(name, source) => return create(context, &api, name, source).await,
+        Action::Create(_, source) => {
+            let mut artifact = Artifact::of_source(source);
+            let keep = (labels::KEEP.to_owned(), labels::KEEP_VALUES.to_owned());
+            artifact.metadata.labels = Some([keep].into());
+            if super::create(context, namespace, artifact).await? {
+                tracing::info!(image = source, "preload.images wants an image");
+            }
+            return Ok(());
+        }
         Action::Keep(name) => (name, json!(labels::KEEP_VALUES)),
         Action::LetGo(name) => (name, json!(null)),
     };
@@ -129,37 +137,10 @@ async fn apply(context: &Context, action: &Action) -> Result<(), kube::Error> {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
     };
+    let api: Api<Artifact> = Api::namespaced(context.client.clone(), namespace);
     match api.patch_metadata(name, &params, &patch).await {
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-async fn create(
-    context: &Context,
-    api: &Api<Artifact>,
-    name: &str,
-    source: &str,
-) -> Result<(), kube::Error> {
-    let spec = ArtifactSpec {
-        source_artifact: source.to_owned(),
-        ..ArtifactSpec::default()
-    };
-    let mut artifact = Artifact::new(name, spec);
-    let mut labels = crate::apply::labels(&context.names);
-    labels.insert(labels::KEEP.to_owned(), labels::KEEP_VALUES.to_owned());
-    artifact.metadata.labels = Some(labels);
-    let params = PostParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PostParams::default()
-    };
-    match api.create(&params, &artifact).await {
-        Ok(_) => {
-            tracing::info!(image = source, "preload.images wants an image");
-            Ok(())
-        }
-        Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
         Err(error) => Err(error),
     }
 }
@@ -169,15 +150,10 @@ mod tests {
     use super::*;
 
     fn artifact(source: &str, keep: Option<&str>) -> (String, Artifact) {
-        let name = artifact_name(source);
-        let spec = ArtifactSpec {
-            source_artifact: source.to_owned(),
-            ..ArtifactSpec::default()
-        };
-        let mut artifact = Artifact::new(&name, spec);
+        let mut artifact = Artifact::of_source(source);
         artifact.metadata.labels =
             keep.map(|value| [(labels::KEEP.to_owned(), value.to_owned())].into());
-        (name, artifact)
+        (artifact_name(source), artifact)
     }
 
     fn check(list: &[&str], existing: &[(String, Artifact)], expect: &[Action]) {

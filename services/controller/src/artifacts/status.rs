@@ -64,8 +64,7 @@ pub fn build(
             status.size_bytes = i64::try_from(result.size_bytes).ok();
             status.attempts = Some(0);
             // How it came to be local stays true whoever needs it later.
-            let told = status.conditions.iter().find(|told| told.type_ == READY);
-            let message = match told.filter(|_| same) {
+            let message = match status.ready().filter(|_| same) {
                 Some(told) => told.message.clone(),
                 None => format!(
                     "the registry holds {}{}",
@@ -77,11 +76,11 @@ pub fn build(
             (true, Reason::Copied, message)
         }
         News::Failed { failure, attempts } => {
+            // Digest and size stay: what was copied once is still served, whatever a later question brought.
             status.attempts = Some(i64::from(*attempts));
             let ahead = ahead_of(demand).map_or_else(String::new, |owner| {
                 format!("; no pod needs it yet, it is to be copied ahead for {owner}")
             });
-            // What was copied once is still served, whatever a later question brought.
             let message = format!("{}{ahead}", failure.message);
             (
                 false,
@@ -92,11 +91,8 @@ pub fn build(
     };
     status.observed_generation = generation;
     let word = if ready { "True" } else { "False" };
-    let before = status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == READY);
-    let transition = before
+    let transition = status
+        .ready()
         .filter(|condition| condition.status == word)
         .map_or(Time(now), |condition| {
             condition.last_transition_time.clone()
@@ -124,9 +120,8 @@ fn ahead_of(demand: Option<&Demand>) -> Option<String> {
 
 fn is_ready(status: &ArtifactStatus) -> bool {
     status
-        .conditions
-        .iter()
-        .any(|condition| condition.type_ == READY && condition.status == "True")
+        .ready()
+        .is_some_and(|condition| condition.status == "True")
 }
 
 /// Whether the registry was known to hold the image when the status was written.
@@ -136,7 +131,7 @@ pub fn was_ready(artifact: &Artifact) -> bool {
 
 /// The reason of the Ready condition.
 pub fn reason(artifact: &Artifact) -> Option<String> {
-    super::ready(artifact).map(|condition| condition.reason.clone())
+    artifact.ready().map(|condition| condition.reason.clone())
 }
 
 /// Writes the status. Conflicts and passing troubles of the API server are tried again (SPEC 36). An Artifact that is gone

@@ -1,14 +1,15 @@
 //! From objects of the API to the facts that decide: pure.
 
 use super::health::{self, Patient};
+use super::owners::Owner;
 use crate::Error;
-use holdfast_api::artifact::{MAX_SOURCE_BYTES, Reference as OwnerReference};
+use holdfast_api::artifact::{MAX_SOURCE_BYTES, Reference};
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_conditions::{Condition, Facts};
 use holdfast_config::Config;
 use holdfast_core::sources::Upstreams;
-use holdfast_core::{Host, pod as core_pod, rewrite};
+use holdfast_core::{Host, pod as core_pod, rewrite, workload};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::core::{Selector, SelectorExt as _};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,9 +39,7 @@ pub struct PodFacts {
     /// Whether it is alive and has not started yet: the kubelet may wait for its images.
     pub waiting: bool,
     /// What controls it; itself when nothing does.
-    pub owner: OwnerReference,
-    /// The UID of what controls it, or its own.
-    pub owner_uid: String,
+    pub owner: Owner,
     /// Names of its pull secrets.
     pub pull_secrets: Vec<String>,
     /// Its service account.
@@ -163,51 +162,25 @@ pub(super) fn is_agent(
 
 /// The facts of a pod, with the registry's `addresses` known so far.
 pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool) -> PodFacts {
-    let metadata = &pod.metadata;
-    let name = metadata.name.clone().unwrap_or_default();
-    let uid = metadata.uid.clone().unwrap_or_default();
-    let (owner, owner_uid) = metadata
-        .owner_references
-        .iter()
-        .flatten()
-        .find(|owner| owner.controller == Some(true))
-        .map_or_else(
-            || {
-                let itself = OwnerReference {
-                    kind: "Pod".to_owned(),
-                    name: name.clone(),
-                };
-                (itself, uid.clone())
-            },
-            |owner| {
-                let above = OwnerReference {
-                    kind: owner.kind.clone(),
-                    name: owner.name.clone(),
-                };
-                (above, owner.uid.clone())
-            },
-        );
+    let uid = pod.metadata.uid.clone().unwrap_or_default();
     let phase = pod
         .status
         .as_ref()
         .and_then(|status| status.phase.as_deref());
-    let conditions = pod
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref())
-        .unwrap_or_default();
-    let ready = conditions
-        .iter()
-        .any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let document = document(pod);
+    let alive = workload::may_start("Pod", &document);
     let images = core_pod::images(&document);
     let mut facts = PodFacts {
+        alive,
+        waiting: alive && matches!(phase, None | Some("Pending")),
+        owner: Owner::above(&document).unwrap_or_else(|| Owner {
+            reference: Reference {
+                kind: "Pod".to_owned(),
+                name: pod.metadata.name.clone().unwrap_or_default(),
+            },
+            uid: uid.clone(),
+        }),
         uid,
-        alive: !matches!(phase, Some("Succeeded" | "Failed"))
-            && metadata.deletion_timestamp.is_none(),
-        waiting: matches!(phase, None | Some("Pending")) && metadata.deletion_timestamp.is_none(),
-        owner,
-        owner_uid,
         pull_secrets: core_pod::pull_secret_names(&document),
         service_account: core_pod::service_account_name(&document).to_owned(),
         addresses: images
@@ -220,15 +193,12 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
                 .as_ref()
                 .and_then(|spec| spec.node_name.clone())
                 .unwrap_or_default(),
-            ready: ready && metadata.deletion_timestamp.is_none(),
+            ready: pod.metadata.deletion_timestamp.is_none()
+                && workload::condition_is_true(&document, &["Ready"]),
         }),
         ..PodFacts::default()
     };
-    let mirror = metadata
-        .annotations
-        .as_ref()
-        .is_some_and(|all| all.contains_key("kubernetes.io/config.mirror"));
-    facts.sources = sources(&document, addresses, scope, mirror);
+    facts.sources = sources(&document, addresses, scope);
     facts.patient = health::patient(&document, addresses, &facts.sources, || {
         condition_holds(&document, scope)
     })
@@ -241,18 +211,15 @@ pub(super) fn sources(
     document: &serde_json::Value,
     addresses: &[String],
     scope: &Scope,
-    mirror: bool,
 ) -> BTreeSet<String> {
     let images = core_pod::original_images(document, addresses);
     if images.is_empty() {
         return BTreeSet::new();
     }
-    let opted_out = document
-        .pointer("/metadata/labels")
-        .and_then(|labels| labels.get(labels::REWRITE))
-        .is_some_and(|value| value == labels::REWRITE_DISABLED);
     // What was rewritten needs its copy whatever the rules say today.
-    let wanted = !mirror && !opted_out && condition_holds(document, scope);
+    let wanted = !core_pod::is_mirror(document)
+        && !labels::opts_out(document)
+        && condition_holds(document, scope);
     images
         .into_iter()
         .filter(|image| {

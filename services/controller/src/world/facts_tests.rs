@@ -107,8 +107,8 @@ fn a_pod_knows_its_owner_and_whether_it_is_alive() {
     let bare = facts(json!({}));
     assert_eq!(
         (
-            bare.owner.kind.as_str(),
-            bare.owner.name.as_str(),
+            bare.owner.reference.kind.as_str(),
+            bare.owner.reference.name.as_str(),
             bare.alive
         ),
         ("Pod", "p", true)
@@ -126,7 +126,7 @@ fn a_pod_knows_its_owner_and_whether_it_is_alive() {
         "status": {"phase": "Succeeded", "conditions": [{"type": "Ready", "status": "True"}]},
     }));
     assert_eq!(
-        (owned.owner.kind.as_str(), owned.alive),
+        (owned.owner.reference.kind.as_str(), owned.alive),
         ("ReplicaSet", false)
     );
     assert_eq!(

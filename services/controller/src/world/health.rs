@@ -3,6 +3,7 @@
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
+use holdfast_core::workload;
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -11,8 +12,6 @@ use std::collections::BTreeSet;
 const STUCK: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
 /// Reasons by which a container waits that the runtime has not been asked to start.
 const BEFORE: [&str; 2] = ["ContainerCreating", "PodInitializing"];
-/// Marks everything that belongs to an application made of parts.
-const PART_OF: &str = "app.kubernetes.io/part-of";
 
 /// A pod that may need help.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -135,23 +134,11 @@ pub fn patient(
         return None;
     }
     let wanted = wanted();
-    let owner = document
-        .pointer("/metadata/ownerReferences")
-        .and_then(Value::as_array)
-        .into_iter()
-        .flatten()
-        .find(|owner| owner.get("controller") == Some(&Value::Bool(true)))
-        .map(|owner| {
-            let field = |name: &str| {
-                let value = owner.get(name).and_then(Value::as_str);
-                value.unwrap_or_default().to_owned()
-            };
-            Maker {
-                kind: field("kind"),
-                name: field("name"),
-                uid: field("uid"),
-            }
-        });
+    let owner = workload::controller_of(document).map(|(kind, name, uid)| Maker {
+        kind: kind.to_owned(),
+        name: name.to_owned(),
+        uid: uid.to_owned(),
+    });
     Some(Patient {
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         created: text("/metadata/creationTimestamp")
@@ -164,32 +151,19 @@ pub fn patient(
     })
 }
 
-/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, Holdfast's own.
+/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, those that opt out, Holdfast's own.
 fn untouchable(document: &Value) -> bool {
-    let text = |pointer: &str, key: &str| {
-        document
-            .pointer(pointer)
-            .and_then(|found| found.get(key)?.as_str())
-    };
-    let metadata = |key: &str| {
-        document
-            .pointer("/metadata")
-            .is_some_and(|found| found.get(key).is_some_and(|value| !value.is_null()))
-    };
     let by_a_node = document
         .pointer("/metadata/ownerReferences")
         .and_then(Value::as_array)
         .into_iter()
         .flatten()
         .any(|owner| owner.get("kind").and_then(Value::as_str) == Some("Node"));
-    matches!(text("/status", "phase"), Some("Succeeded" | "Failed"))
-        || metadata("deletionTimestamp")
-        || text("/metadata/annotations", "kubernetes.io/config.mirror").is_some()
+    !workload::may_start("Pod", document)
+        || pod::is_mirror(document)
         || by_a_node
-        || text("/metadata/labels", labels::REWRITE) == Some(labels::REWRITE_DISABLED)
-        || [PART_OF, labels::NAME]
-            .into_iter()
-            .any(|key| text("/metadata/labels", key) == Some(labels::HOLDFAST))
+        || labels::opts_out(document)
+        || labels::is_holdfasts(document)
 }
 
 /// How far each container is, and which of them mount what.

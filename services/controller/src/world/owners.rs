@@ -45,6 +45,20 @@ pub struct Owner {
     pub uid: String,
 }
 
+impl Owner {
+    /// What controls a raw object.
+    pub fn above(object: &Value) -> Option<Self> {
+        let (kind, name, uid) = workload::controller_of(object)?;
+        Some(Self {
+            reference: Reference {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+            },
+            uid: uid.to_owned(),
+        })
+    }
+}
+
 /// An owner, as far as it matters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnerFacts {
@@ -170,7 +184,7 @@ pub fn owner_facts(
     let template = workload::pod_template(kind.kind, object)
         .map(|template| workload::pod_of(template, text("/metadata/namespace").unwrap_or_default()))
         .unwrap_or_default();
-    let sources = sources(&template, addresses, scope, false);
+    let sources = sources(&template, addresses, scope);
     let (pull_secrets, service_account) = if sources.is_empty() {
         Default::default()
     } else {
@@ -179,13 +193,7 @@ pub fn owner_facts(
     };
     OwnerFacts {
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
-        controller: workload::controller_of(object).map(|(kind, name, uid)| Owner {
-            reference: Reference {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-            },
-            uid: uid.to_owned(),
-        }),
+        controller: Owner::above(object),
         sources,
         may_start: workload::may_start(kind.kind, object),
         pull_secrets,

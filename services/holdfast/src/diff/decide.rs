@@ -3,19 +3,19 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_api::Artifact;
+use holdfast_api::{Artifact, labels};
 use holdfast_controller::world::{NamespaceFacts, Scope, pod_facts};
-use holdfast_core::workload::{self, controller_of, may_start, pod_of, pod_template};
+use holdfast_core::workload::{
+    self, condition_is_true, controller_of, may_start, pod_of, pod_template,
+};
 use holdfast_core::{Reference, pod, rewrite};
 use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::answer::Answer;
 use crate::cluster::text;
 use crate::standing::{Standing, standing};
-
-/// The annotation by which the kubelet marks the API's copy of a static pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What was found in the cluster.
 #[derive(Debug)]
@@ -75,42 +75,34 @@ pub(super) struct Owner {
     pub(super) images: Vec<Image>,
 }
 
-/// The answer.
+/// What would become of everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Answer {
+pub(super) struct Judgement {
     pub(super) owners: Vec<Owner>,
     pub(super) not_judged: Vec<String>,
 }
 
-/// How it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum End {
-    Nothing,
-    Missing,
-    Unknown,
-}
-
-impl Answer {
-    /// Whether something would be missing; images that Holdfast does not care for count unless told otherwise.
-    pub(super) fn end(&self, ignore_uncovered: bool) -> End {
+impl Judgement {
+    /// Whether nothing would be missing; images that Holdfast does not care for count unless told otherwise.
+    pub(super) fn answer(&self, ignore_uncovered: bool) -> Answer {
         let missing = self
             .owners
             .iter()
             .flat_map(|owner| &owner.images)
             .any(|image| image.verdict == Verdict::Missing && (image.covered || !ignore_uncovered));
         if missing {
-            End::Missing
+            Answer::No
         } else if self.not_judged.is_empty() {
-            End::Nothing
+            Answer::Yes
         } else {
-            End::Unknown
+            Answer::Unknown
         }
     }
 }
 
 /// Judges everything that may start.
-pub(super) fn decide(inventory: &Inventory) -> Answer {
+pub(super) fn decide(inventory: &Inventory) -> Judgement {
     let judge = Judge::new(inventory);
     let mut owners: BTreeMap<(String, String, String), Vec<Image>> = BTreeMap::new();
     for (key, pod, node) in pods(inventory) {
@@ -131,7 +123,7 @@ pub(super) fn decide(inventory: &Inventory) -> Answer {
             images,
         })
         .collect();
-    Answer {
+    Judgement {
         owners,
         not_judged: inventory.not_judged.clone(),
     }
@@ -159,11 +151,7 @@ fn pods(inventory: &Inventory) -> Vec<(Key, Value, Option<String>)> {
         for object in objects.iter().filter(|object| may_start(kind, object)) {
             let namespace = text(object, "/metadata/namespace");
             if kind == "Pod" {
-                let mirror = object
-                    .pointer("/metadata/annotations")
-                    .is_some_and(|all| all.get(MIRROR).is_some());
-                if mirror {
-                    // The kubelet starts it by itself, from a file of its node.
+                if pod::is_mirror(object) {
                     continue;
                 }
                 let (owner, bare) = match controller_of(object) {
@@ -234,7 +222,7 @@ impl<'a> Judge<'a> {
         let nodes = inventory
             .nodes
             .iter()
-            .filter(|node| is_ready(node))
+            .filter(|node| takes_pods(node))
             .map(|node| (text(node, "/metadata/name"), images_of(node)))
             .collect();
         Self {
@@ -304,12 +292,7 @@ impl<'a> Judge<'a> {
         {
             return Err("its namespace is left out");
         }
-        let labels = pod.pointer("/metadata/labels");
-        let opted_out = labels
-            .and_then(|labels| labels.get(holdfast_api::labels::REWRITE))
-            .and_then(Value::as_str)
-            == Some(holdfast_api::labels::REWRITE_DISABLED);
-        if opted_out {
+        if labels::opts_out(pod) {
             return Err("its pods opt out");
         }
         let typed: Pod =
@@ -374,11 +357,7 @@ impl<'a> Judge<'a> {
 }
 
 fn is_at(image: &str, addresses: &[String]) -> bool {
-    Reference::parse(image).is_ok_and(|reference| {
-        addresses
-            .iter()
-            .any(|address| rewrite::is_at(reference.host(), address))
-    })
+    Reference::parse(image).is_ok_and(|reference| rewrite::is_at_any(reference.host(), addresses))
 }
 
 /// The pull policy, where none is written the API server's default.
@@ -392,13 +371,10 @@ fn policy<'a>(written: Option<&'a str>, image: &str) -> &'a str {
     })
 }
 
-fn is_ready(node: &Value) -> bool {
-    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+/// Whether a node takes pods.
+fn takes_pods(node: &Value) -> bool {
     let cordoned = node.pointer("/spec/unschedulable") == Some(&Value::Bool(true));
-    !cordoned
-        && conditions.into_iter().flatten().any(|condition| {
-            text(condition, "/type") == "Ready" && text(condition, "/status") == "True"
-        })
+    !cordoned && condition_is_true(node, &["Ready"])
 }
 
 fn images_of(node: &Value) -> BTreeSet<String> {

@@ -150,8 +150,8 @@ fn what_holdfast_leaves_alone_is_said_and_may_be_ignored() {
     let image = &answer.owners[0].images[0];
     assert_eq!((image.verdict, image.covered), (Verdict::Missing, false));
     assert!(image.why.contains("pulled from r.io"), "{image:?}");
-    assert_eq!(answer.end(false), End::Missing);
-    assert_eq!(answer.end(true), End::Nothing);
+    assert_eq!(answer.answer(false), Answer::No);
+    assert_eq!(answer.answer(true), Answer::Yes);
 
     let (kind, mut object) = deployment("shop", "web", &spec("r.io/local:1", None));
     object["spec"]["template"]["metadata"] =
@@ -231,7 +231,7 @@ fn what_has_ended_and_what_the_kubelet_starts_by_itself_is_not_judged() {
     let (_, mut finished) = pod("done", &spec("r.io/unknown:1", None));
     finished["status"] = json!({"phase": "Succeeded"});
     let (_, mut mirror) = pod("static", &spec("r.io/unknown:1", None));
-    mirror["metadata"]["annotations"] = json!({MIRROR: "x"});
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
     let (_, mut job) = deployment("shop", "job", &spec("r.io/unknown:1", None));
     job["status"] = json!({"conditions": [{"type": "Complete", "status": "True"}]});
     let answer = decide(&cluster(vec![
@@ -240,7 +240,7 @@ fn what_has_ended_and_what_the_kubelet_starts_by_itself_is_not_judged() {
         ("Job", job),
     ]));
     assert!(answer.owners.is_empty(), "{answer:?}");
-    assert_eq!(answer.end(false), End::Nothing);
+    assert_eq!(answer.answer(false), Answer::Yes);
 }
 
 #[test]
@@ -258,5 +258,5 @@ fn a_bare_pod_is_judged_by_its_own_node() {
 fn what_could_not_be_seen_is_no_success() {
     let mut inventory = cluster(Vec::new());
     inventory.not_judged = vec!["cronjobs".to_owned()];
-    assert_eq!(decide(&inventory).end(false), End::Unknown);
+    assert_eq!(decide(&inventory).answer(false), Answer::Unknown);
 }

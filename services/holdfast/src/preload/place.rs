@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
+use holdfast_api::{Artifact, artifact_name, labels};
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde::Serialize;
@@ -90,11 +90,7 @@ pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str)
 async fn ensure(client: &Client, namespace: &str, source: &str) -> kube::Result<bool> {
     let api: Api<Artifact> = Api::namespaced(client.clone(), namespace);
     let name = artifact_name(source);
-    let spec = ArtifactSpec {
-        source_artifact: source.to_owned(),
-        ..ArtifactSpec::default()
-    };
-    let mut artifact = Artifact::new(&name, spec);
+    let mut artifact = Artifact::of_source(source);
     artifact.metadata.labels = Some(
         [
             (labels::MANAGED_BY, labels::MANAGED_BY_PRELOAD),
@@ -166,14 +162,10 @@ pub(super) async fn look(client: &Client, images: &mut [Image]) -> anyhow::Resul
             .filter(|artifact| artifact.spec.source_artifact == image.source)
         {
             let standing = standing(artifact);
-            let status = artifact.status.clone().unwrap_or_default();
+            image.digest = artifact.status.as_ref().and_then(|it| it.digest.clone());
+            image.size_bytes = standing.size_bytes;
             (image.local, image.reason, image.message) =
                 (standing.local, standing.reason, standing.message);
-            image.digest = status.digest;
-            let bytes = status
-                .size_bytes
-                .and_then(|bytes| u64::try_from(bytes).ok());
-            image.size_bytes = bytes.unwrap_or(0);
         }
     }
     Ok(())

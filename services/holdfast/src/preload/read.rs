@@ -76,8 +76,7 @@ impl Wishes {
                 reference::repair(written).ok_or_else(|| format!("is no reference: {error}"))?
             }
         };
-        let own = |address: &String| rewrite::is_at(reference.host(), address);
-        if self.addresses.iter().any(own) {
+        if rewrite::is_at_any(reference.host(), &self.addresses) {
             return Err("names the cluster's own registry and no upstream".to_owned());
         }
         let source = reference.to_string();
@@ -163,11 +162,7 @@ impl Wishes {
     }
 
     fn template(&mut self, template: &Value, namespace: Option<&str>, from: &str) {
-        let rewriting = template
-            .pointer("/metadata/labels")
-            .and_then(|labels| labels.get(labels::REWRITE))
-            .and_then(Value::as_str);
-        let opted_out = rewriting == Some(labels::REWRITE_DISABLED);
+        let opted_out = labels::opts_out(template);
         for image in pod::images(template) {
             let skip = if opted_out {
                 Some("its pods opt out of the registry")

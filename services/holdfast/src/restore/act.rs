@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use holdfast_api::labels;
 use holdfast_core::workload::controller_of;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::Client;
@@ -13,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::pace::{Pace, Step};
 use super::plan::{self, Found, Owner, Way};
-use crate::cluster::{self, Listed, PODS, text};
+use crate::cluster::{self, Listed, PODS};
 
 /// Between two looks at pods that are made anew.
 const POLL: Duration = Duration::from_secs(2);
@@ -292,10 +293,10 @@ pub(super) async fn rewriting_namespaces(
     };
     let selector = format!(
         "{}={},{}={}",
-        holdfast_api::labels::NAME,
-        holdfast_api::labels::HOLDFAST,
-        holdfast_api::labels::COMPONENT,
-        holdfast_api::labels::COMPONENT_WEBHOOK
+        labels::NAME,
+        labels::HOLDFAST,
+        labels::COMPONENT,
+        labels::COMPONENT_WEBHOOK
     );
     // Who may not see whether there is one is careful.
     if let Listed::Items(items) = cluster::list_some(client, WEBHOOKS, None, &selector).await?
@@ -319,8 +320,7 @@ pub(super) async fn rewriting_namespaces(
             Err(kube::Error::Api(status)) if status.code == 403 => Value::Null,
             Err(error) => return Err(error.into()),
         };
-        let pointer = "/metadata/labels/holdfast.dev~1rewrite";
-        if text(&object, pointer) != holdfast_api::labels::REWRITE_DISABLED {
+        if !labels::opts_out(&object) {
             rewriting.insert(namespace.clone());
         }
     }
@@ -333,7 +333,7 @@ pub(super) async fn opt_out(client: &Client, namespace: &str) -> anyhow::Result<
         "{}/{namespace}?fieldManager=holdfast-restore",
         cluster::NAMESPACES.path(None)
     );
-    let patch = json!({"metadata": {"labels": {holdfast_api::labels::REWRITE: holdfast_api::labels::REWRITE_DISABLED}}});
+    let patch = json!({"metadata": {"labels": {labels::REWRITE: labels::REWRITE_DISABLED}}});
     let request = http::Request::patch(path)
         .header(http::header::CONTENT_TYPE, "application/merge-patch+json")
         .body(patch.to_string().into_bytes())?;

@@ -2,21 +2,19 @@
 //! never deleted.
 
 use holdfast_api::labels;
-use holdfast_core::workload::{controller_of, may_start, pod_template};
+use holdfast_core::workload::{self, condition_is_true, controller_of, may_start, pod_template};
 use holdfast_core::{Reference, pod, rewrite};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cluster::text;
+use crate::cluster::{Resource, text};
 
-/// The annotation by which the kubelet marks the API's copy of a static pod.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 /// Owners that make a pod anew as soon as one is gone.
-const RENEWING: [(&str, &str, &str); 4] = [
-    ("ReplicaSet", "apps", "replicasets"),
-    ("StatefulSet", "apps", "statefulsets"),
-    ("DaemonSet", "apps", "daemonsets"),
-    ("ReplicationController", "", "replicationcontrollers"),
+const RENEWING: [&str; 4] = [
+    "ReplicaSet",
+    "StatefulSet",
+    "DaemonSet",
+    "ReplicationController",
 ];
 
 /// A pod with rewritten references.
@@ -70,24 +68,14 @@ impl Found {
 
 /// The path of an owner that renews its pods; nothing for other kinds.
 pub(super) fn path_of_owner(namespace: &str, owner: &Owner) -> Option<String> {
-    let (_, group, plural) = RENEWING.iter().find(|(kind, _, _)| *kind == owner.kind)?;
-    let root = if group.is_empty() {
-        "/api/v1".to_owned()
-    } else {
-        format!("/apis/{group}/v1")
-    };
-    Some(format!(
-        "{root}/namespaces/{namespace}/{plural}/{}",
-        owner.name
-    ))
+    let kind = workload::by_name(&owner.kind).filter(|kind| RENEWING.contains(&kind.kind))?;
+    let list = Resource::from(kind).path(Some(namespace));
+    Some(format!("{list}/{}", owner.name))
 }
 
 /// Judges one pod; nothing where no reference of it is rewritten, or where it has ended.
 pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
-    let mirror = pod
-        .pointer("/metadata/annotations")
-        .is_some_and(|all| all.get(MIRROR).is_some());
-    if mirror || !may_start("Pod", pod) {
+    if pod::is_mirror(pod) || !may_start("Pod", pod) {
         return None;
     }
     let annotated = pod::annotated_originals(pod);
@@ -118,7 +106,7 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
     });
     let way = match &owner {
         None => patch(pod, &images, annotated.as_ref()),
-        Some(owner) if RENEWING.iter().any(|(kind, _, _)| *kind == owner.kind) => Way::Recreate,
+        Some(owner) if RENEWING.contains(&owner.kind.as_str()) => Way::Recreate,
         Some(owner) if owner.kind == "Job" => {
             Way::Leave("its Job runs to its end; the next one starts with the originals".to_owned())
         }
@@ -201,11 +189,8 @@ pub(super) fn objection(
         .into_iter()
         .flat_map(pod::images)
         .any(|image| {
-            Reference::parse(&image.image).is_ok_and(|reference| {
-                addresses
-                    .iter()
-                    .any(|address| rewrite::is_at(reference.host(), address))
-            })
+            Reference::parse(&image.image)
+                .is_ok_and(|reference| rewrite::is_at_any(reference.host(), addresses))
         });
     names_registry.then(|| {
         format!("the template of {name} names the registry itself; change it where it comes from")
@@ -214,11 +199,7 @@ pub(super) fn objection(
 
 /// Whether a pod is ready and stays.
 pub(super) fn is_ready(pod: &Value) -> bool {
-    let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
-    may_start("Pod", pod)
-        && conditions.into_iter().flatten().any(|condition| {
-            text(condition, "/type") == "Ready" && text(condition, "/status") == "True"
-        })
+    may_start("Pod", pod) && condition_is_true(pod, &["Ready"])
 }
 
 #[cfg(test)]
@@ -281,7 +262,7 @@ mod tests {
         ended["status"] = json!({"phase": "Succeeded"});
         assert_eq!(find(&ended, &addresses()), None);
         let mut mirror = pod(None, &local(), "");
-        mirror["metadata"]["annotations"] = json!({MIRROR: "x"});
+        mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
         assert_eq!(find(&mirror, &addresses()), None);
     }
 

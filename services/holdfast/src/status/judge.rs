@@ -203,17 +203,14 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
         images.wanted += 1;
         let source = &artifact.spec.source_artifact;
         let standing = standing(artifact);
-        let status = artifact.status.clone().unwrap_or_default();
         if standing.local {
             images.local += 1;
             if counted.insert(source) {
-                let bytes = status
-                    .size_bytes
-                    .and_then(|bytes| u64::try_from(bytes).ok());
-                images.local_bytes += bytes.unwrap_or(0);
+                images.local_bytes += standing.size_bytes;
             }
             continue;
         }
+        let attempts = artifact.status.as_ref().and_then(|it| it.attempts);
         *images.by_reason.entry(standing.reason.clone()).or_default() += 1;
         absent.push(Absent {
             namespace: artifact.metadata.namespace.clone().unwrap_or_default(),
@@ -221,7 +218,7 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
             reason: standing.reason,
             message: standing.message,
             since: standing.since,
-            attempts: status.attempts.unwrap_or(0),
+            attempts: attempts.unwrap_or(0),
         });
     }
     let on_its_way = |absent: &Absent| is_on_its_way(&absent.reason);

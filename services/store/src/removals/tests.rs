@@ -52,6 +52,14 @@ impl Scene {
         &self.store.inner
     }
 
+    /// A hold of somebody who is about to take a tag.
+    fn hold(&self) -> PathBuf {
+        let name = format!("{}.{HOLD}.x", key(&self.repo));
+        let hold = self.store.layout().removals().join(name);
+        self.inner().make(&hold).unwrap();
+        hold
+    }
+
     /// A delete whose process ended with the answer.
     fn delete(&self) {
         let inner = self.inner();
@@ -139,12 +147,7 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
 async fn a_tag_is_not_taken_by_somebody_who_looked_before_it_was_set() {
     let s = scene().await;
     s.delete();
-    let hold = s
-        .store
-        .layout()
-        .removals()
-        .join(format!("{}.{HOLD}.x", key(&s.repo)));
-    s.inner().make(&hold).unwrap();
+    let hold = s.hold();
     // They stand still here; somebody else finishes, and the manifest and its tag come back.
     s.put().await;
     let one = tag("1");
@@ -165,12 +168,7 @@ async fn a_link_that_another_registry_set_meanwhile_is_put_back() {
     let other = Hasher::digest(Algorithm::Sha256, b"other");
     let one = tag("1");
     let link = s.store.layout().tag_link(&s.repo, &one);
-    let hold = s
-        .store
-        .layout()
-        .removals()
-        .join(format!("{}.{HOLD}.x", key(&s.repo)));
-    s.inner().make(&hold).unwrap();
+    let hold = s.hold();
     fs::write(&link, other.to_string()).unwrap();
     let aside = hold.join("1");
     assert!(s.inner().take(&link, &aside).unwrap());

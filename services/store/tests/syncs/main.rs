@@ -366,48 +366,53 @@ async fn everything_is_synced_in_order_before_it_is_acknowledged() {
 }
 
 #[test]
-#[should_panic(expected = "got its name before its bytes were synced")]
-fn a_name_before_the_bytes_is_found() {
-    let (from, to) = (PathBuf::from("/v/x.tmp"), PathBuf::from("/v/x"));
-    let calls = [
-        Call::Write(from.clone()),
-        Call::Rename(from.clone(), to),
-        Call::Sync(from),
-        Call::SyncDir("/v".into()),
-    ];
-    check("test", Path::new("/v"), &calls);
-}
-
-#[test]
-#[should_panic(expected = "never followed")]
-fn a_note_of_a_delete_that_is_not_synced_is_found() {
-    let link = PathBuf::from("/v/_manifests/revisions/h/link");
-    let calls = [
-        Call::Rename(link, "/v/_holdfast/removals/r/x".into()),
-        Call::SyncDir("/v/_manifests/revisions/h".into()),
-        Call::SyncDir("/v/_holdfast/removals/r".into()),
-    ];
-    check("test", Path::new("/v"), &calls);
-}
-
-#[test]
-#[should_panic(expected = "never followed")]
-fn a_removed_folder_whose_end_is_not_synced_is_found() {
-    let calls = [
-        Call::Remove("/v/tags/t/link".into()),
-        Call::RemoveDir("/v/tags/t".into()),
-    ];
-    check("test", Path::new("/v"), &calls);
-}
-
-#[test]
-#[should_panic(expected = "never followed")]
-fn a_folder_that_is_not_synced_is_found() {
-    let (from, to) = (PathBuf::from("/v/x.tmp"), PathBuf::from("/v/x"));
-    let calls = [
-        Call::Write(from.clone()),
-        Call::Sync(from.clone()),
-        Call::Rename(from, to),
-    ];
-    check("test", Path::new("/v"), &calls);
+fn a_sync_that_is_missing_is_found() {
+    let path = PathBuf::from;
+    let (from, to) = (path("/v/x.tmp"), path("/v/x"));
+    for (what, calls, expect) in [
+        (
+            "a name before the bytes",
+            vec![
+                Call::Write(from.clone()),
+                Call::Rename(from.clone(), to.clone()),
+                Call::Sync(from.clone()),
+                Call::SyncDir("/v".into()),
+            ],
+            "got its name before its bytes were synced",
+        ),
+        (
+            "a note of a delete",
+            vec![
+                Call::Rename(
+                    path("/v/_manifests/revisions/h/link"),
+                    path("/v/_holdfast/removals/r/x"),
+                ),
+                Call::SyncDir("/v/_manifests/revisions/h".into()),
+                Call::SyncDir("/v/_holdfast/removals/r".into()),
+            ],
+            "never followed",
+        ),
+        (
+            "the end of a removed folder",
+            vec![
+                Call::Remove("/v/tags/t/link".into()),
+                Call::RemoveDir("/v/tags/t".into()),
+            ],
+            "never followed",
+        ),
+        (
+            "the folder of a new name",
+            vec![
+                Call::Write(from.clone()),
+                Call::Sync(from.clone()),
+                Call::Rename(from, to),
+            ],
+            "never followed",
+        ),
+    ] {
+        let found = std::panic::catch_unwind(|| check("test", Path::new("/v"), &calls));
+        let said = found.expect_err(what);
+        let said = said.downcast_ref::<String>().expect(what);
+        assert!(said.contains(expect), "{what}: {said}");
+    }
 }
