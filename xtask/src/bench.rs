@@ -10,16 +10,16 @@ use crate::run;
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub(crate) enum Subject {
-    /// The registry beside CNCF distribution and nginx; a whole run writes docs/BENCHMARKS.md
-    Registry(Args),
+    /// The registry beside CNCF distribution and nginx; a whole run writes its section of docs/BENCHMARKS.md
+    Registry(RegistryArgs),
+    /// The controller when it comes to thousands of pods, and while pods come and go: time, memory, requests to the API server. A run of
+    /// at least the default size writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
+    Controller(ControllerArgs),
 }
 
 /// Arguments of `bench registry`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
-    /// Writes everything measured as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+pub(crate) struct RegistryArgs {
     /// Only cases whose name contains this, "blob 4 KiB" for instance
     #[arg(long, value_name = "CASE")]
     only: Option<String>,
@@ -29,7 +29,33 @@ pub(crate) struct Args {
     /// A smoke run: small and short, its figures mean nothing
     #[arg(long)]
     quick: bool,
-    /// Where the content lies while it runs, on the disk that is to be measured; the system's folder for temporary files by default
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Arguments of `bench controller`.
+#[derive(clap::Args)]
+pub(crate) struct ControllerArgs {
+    /// Pods that are there before the controller comes
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    pods: usize,
+    /// Images of these pods
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    images: usize,
+    /// Minutes in which pods are replaced, a thousand a minute; fractions are fine
+    #[arg(long, value_name = "MINUTES", default_value_t = 1.0)]
+    minutes: f64,
+    #[command(flatten)]
+    files: Files,
+}
+
+/// Where a run writes.
+#[derive(clap::Args)]
+struct Files {
+    /// Writes everything measured as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where content lies while it runs, on the disk that is to be measured; the system's folder for temporary files by default
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
@@ -37,30 +63,45 @@ pub(crate) struct Args {
 /// Runs the measurements.
 ///
 /// # Errors
-/// When a program cannot be built, or a server fails or answers with something else than it should. A bar that is missed is no error.
+/// When a program cannot be built, or a server fails or answers with something else than it should. A bar of the registry that is missed is
+/// no error, for it depends on the machine; one of the controller is.
 pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
-    let Subject::Registry(args) = subject;
     // One by one: built together their dependencies would get other features, and be built once more.
     for package in ["holdfast", "holdfast-bench"] {
         let build = ["build", "--quiet", "--release", "--package", package];
-        run::status(&format!("cargo build {package}"), run::cargo(&build))?;
+        run::quiet(&format!("cargo build {package}"), run::cargo(&build))?;
     }
     let programs = run::target_folder()?.join("release");
     let mut command = Command::new(programs.join("holdfast-bench"));
     command
         .current_dir(run::root())
-        .env("HOLDFAST_BINARY", programs.join("holdfast"))
-        .arg("--rounds")
-        .arg(args.rounds.to_string())
+        .env("HOLDFAST_BINARY", programs.join("holdfast"));
+    let files = match subject {
+        Subject::Registry(args) => {
+            command
+                .arg("registry")
+                .args(["--rounds", &args.rounds.to_string()]);
+            if args.quick {
+                command.arg("--quick");
+            }
+            if let Some(only) = &args.only {
+                command.arg("--only").arg(only);
+            }
+            &args.files
+        }
+        Subject::Controller(args) => {
+            command
+                .arg("controller")
+                .args(["--pods", &args.pods.to_string()])
+                .args(["--images", &args.images.to_string()])
+                .args(["--minutes", &args.minutes.to_string()]);
+            &args.files
+        }
+    };
+    command
         .arg("--document")
         .arg(run::root().join("docs/BENCHMARKS.md"));
-    if args.quick {
-        command.arg("--quick");
-    }
-    if let Some(only) = &args.only {
-        command.arg("--only").arg(only);
-    }
-    for (flag, path) in [("--json", &args.json), ("--scratch", &args.scratch)] {
+    for (flag, path) in [("--json", &files.json), ("--scratch", &files.scratch)] {
         if let Some(path) = path {
             let path = std::path::absolute(path).with_context(|| format!("path of {flag}"))?;
             command.arg(flag).arg(path);

@@ -54,7 +54,7 @@ enum Command {
     /// Long runs under load and faults, without a cluster
     #[command(subcommand)]
     Soak(soak::Command),
-    /// Measures beside peers
+    /// Measures: the registry beside its peers, the controller at the size of a large site
     #[command(subcommand)]
     Bench(bench::Subject),
 }

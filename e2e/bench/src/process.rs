@@ -19,6 +19,8 @@ pub(crate) struct Usage {
     pub(crate) cpu_seconds: f64,
     /// Highest resident memory, bytes.
     pub(crate) peak_rss_bytes: u64,
+    /// Resident memory now, bytes.
+    pub(crate) rss_bytes: u64,
 }
 
 /// A process that ends with its owner.
@@ -43,11 +45,12 @@ impl Process {
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut sum = Usage::default();
         for id in self.family() {
-            let Some((cpu, rss)) = stat(id).zip(high_water(id)) else {
+            let Some((cpu, (peak, now))) = stat(id).zip(memory(id)) else {
                 continue;
             };
             sum.cpu_seconds += cpu;
-            sum.peak_rss_bytes += rss;
+            sum.peak_rss_bytes += peak;
+            sum.rss_bytes += now;
         }
         if sum.peak_rss_bytes == 0 {
             bail!("the process has ended");
@@ -108,9 +111,13 @@ fn stat(id: u32) -> Option<f64> {
     Some((ticks(11)? + ticks(12)?) / TICKS)
 }
 
-fn high_water(id: u32) -> Option<u64> {
+/// Highest and present resident memory, bytes.
+fn memory(id: u32) -> Option<(u64, u64)> {
     let text = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kib << 10)
+    let bytes = |key: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(kib << 10)
+    };
+    Some((bytes("VmHWM:")?, bytes("VmRSS:")?))
 }

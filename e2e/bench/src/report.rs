@@ -1,4 +1,5 @@
-//! `docs/BENCHMARKS.md`: the bars with what was measured, every case, the machine and the commands. No host names, no paths.
+//! The registry's section of `docs/BENCHMARKS.md`: the bars with what was measured, every case, the machine and the commands. No host names,
+//! no paths.
 
 use std::{fmt::Write as _, fs};
 
@@ -41,6 +42,22 @@ impl Machine {
             kernel: format!("Linux {kernel}"),
             file_system: file_system(scratch).unwrap_or_default(),
         }
+    }
+}
+
+impl std::fmt::Display for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            cores,
+            processor,
+            memory_gib,
+            kernel,
+            file_system,
+        } = self;
+        write!(
+            f,
+            "{cores} cores ({processor}), {memory_gib} GiB, {kernel}, {file_system}"
+        )
     }
 }
 
@@ -100,27 +117,21 @@ impl Report<'_> {
         text
     }
 
-    /// The whole document; `limits` is the part that people write and that a run keeps.
+    /// The section; `limits` is the part that people write and that a run keeps.
     pub(crate) fn document(&self, limits: &str) -> String {
         let mut text = String::new();
-        let Machine {
-            cores,
-            processor,
-            memory_gib,
-            kernel,
-            file_system,
-        } = &self.machine;
         writeln!(
             text,
-            "# Benchmarks\n\nWritten by `cargo xtask bench registry`; only the part \"Where a bar is missed\" is written by hand and kept.\n\n\
+            "## The registry beside its peers\n\nWritten by `cargo xtask bench registry`; only the part \"Where a bar is missed\" is written by hand and kept.\n\n\
              Holdfast, CNCF distribution and nginx run side by side on loopback, with the client on the same machine. They serve the same files from the same disk, in \
              turn: one window of {} s each, {} rounds, and everybody is first once. A ratio compares windows of one round; the table shows the median of the rounds, \
              and the lowest and highest. The client reads everything it asked for, checks every size, and hashes every blob once before the windows and a sample within \
-             them.\n\nMachine: {cores} cores ({processor}), {memory_gib} GiB, {kernel}, {file_system}. Programs: {}.\n\n\
+             them.\n\nMachine: {}. Programs: {}.\n\n\
              Again: `cargo xtask bench registry` (all, about a quarter of an hour), `--only TEXT` (cases whose name contains the text), `--rounds N`, `--json FILE`, `--quick` \
-             (a smoke run whose figures mean nothing).\n\n## Figures to reach\n\n{}",
+             (a smoke run whose figures mean nothing).\n\n### Figures to reach\n\n{}",
             self.window_seconds,
             self.rounds,
+            self.machine,
             self.versions.join("; "),
             self.bars()
         )
@@ -131,7 +142,7 @@ impl Report<'_> {
             writeln!(text, "Not measured, because the case failed: {group}.\n").ok();
         }
         writeln!(text, "{BEGIN}\n{}\n{END}\n", limits.trim()).ok();
-        text += "## All cases\n\nMedian (lowest – highest). nginx serves files with sendfile(2) and knows nothing of digests or permissions: it is the limit in practice, not a \
+        text += "### All cases\n\nMedian (lowest – highest). nginx serves files with sendfile(2) and knows nothing of digests or permissions: it is the limit in practice, not a \
                  peer.\n\n| case | unit | Holdfast | distribution | nginx |\n|---|---|---|---|---|\n";
         for measure in &self.results.measures {
             text += &row(measure);
@@ -142,7 +153,7 @@ impl Report<'_> {
 }
 
 /// Around what people write.
-const BEGIN: &str = "## Where a bar is missed\n";
+const BEGIN: &str = "### Where a bar is missed\n";
 const END: &str = "<!-- what follows is generated -->";
 
 /// The part of an earlier document that people wrote.
@@ -151,7 +162,7 @@ pub(crate) fn limits(document: &str) -> Option<&str> {
     rest.split_once(END).map(|(kept, _)| kept.trim())
 }
 
-const COMMANDS: &str = "\n## How they run\n\n\
+const COMMANDS: &str = "\n### How they run\n\n\
     - Holdfast: `holdfast registry --config FILE --data DIR --listen 127.0.0.1:PORT`, `upstreams: []`, release build; for the herd three of them on one folder (`replicas:`).\n\
     - distribution: `registry serve FILE`, file system driver, `blobdescriptor: inmemory`, deletes on, log level error, neither access log nor traces. Its writes are synced, as by default.\n\
     - nginx: `sendfile on; tcp_nopush on; worker_processes auto; access_log off`, root = the blobs' folder, no `open_file_cache`.\n\
@@ -189,7 +200,7 @@ fn row(measure: &Measure) -> String {
 }
 
 /// Three digits that count.
-fn number(value: f64) -> String {
+pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),

@@ -91,9 +91,7 @@ impl Stand {
         authority.write(&scratch.join("tls"))?;
         fs::write(scratch.join("secret"), "a secret of this run")?;
         Ok(Self {
-            holdfast: std::env::var_os("HOLDFAST_BINARY")
-                .map(PathBuf::from)
-                .context("HOLDFAST_BINARY names no program: run `cargo xtask bench registry`")?,
+            holdfast: crate::holdfast()?,
             distribution,
             nginx: nginx()?,
             client: authority.client()?,

@@ -31,8 +31,22 @@ struct Shared {
     content: Content,
     bytes_per_second: f64,
     sent: AtomicU64,
+    /// How often each path was asked for.
+    asked: Mutex<HashMap<String, u64>>,
     /// When the next piece may leave.
     next: Mutex<Instant>,
+}
+
+/// What an upstream has: an image under a tag.
+pub(crate) struct Served {
+    /// Its repository.
+    pub(crate) repository: String,
+    /// Its tag.
+    pub(crate) tag: String,
+    /// Digest, in hexadecimal, and bytes of the manifest.
+    pub(crate) manifest: (String, Vec<u8>),
+    /// Digest and bytes of each blob.
+    pub(crate) blobs: Vec<(String, Vec<u8>)>,
 }
 
 /// The upstream; it ends with its owner.
@@ -45,24 +59,21 @@ pub(crate) struct Upstream {
 }
 
 impl Upstream {
-    /// Serves a manifest under a tag and its digest, and blobs, in one repository.
-    pub(crate) fn start(
-        repository: &str,
-        tag: &str,
-        manifest: (String, Vec<u8>),
-        blobs: Vec<(String, Vec<u8>)>,
-        bytes_per_second: f64,
-    ) -> Result<Self> {
+    /// Serves images: manifests under their tags and digests, and blobs.
+    pub(crate) fn start(images: Vec<Served>, bytes_per_second: f64) -> Result<Self> {
         let mut content = Content::new();
-        let (digest, bytes) = manifest;
-        let bytes = Arc::new(bytes);
-        for reference in [tag.to_owned(), format!("sha256:{digest}")] {
-            let path = format!("/v2/{repository}/manifests/{reference}");
-            content.insert(path, (MANIFEST, Arc::clone(&bytes)));
-        }
-        for (digest, bytes) in blobs {
-            let path = format!("/v2/{repository}/blobs/sha256:{digest}");
-            content.insert(path, ("application/octet-stream", Arc::new(bytes)));
+        for image in images {
+            let repository = image.repository;
+            let (digest, bytes) = image.manifest;
+            let bytes = Arc::new(bytes);
+            for reference in [image.tag, format!("sha256:{digest}")] {
+                let path = format!("/v2/{repository}/manifests/{reference}");
+                content.insert(path, (MANIFEST, Arc::clone(&bytes)));
+            }
+            for (digest, bytes) in image.blobs {
+                let path = format!("/v2/{repository}/blobs/sha256:{digest}");
+                content.insert(path, ("application/octet-stream", Arc::new(bytes)));
+            }
         }
         content.insert(
             "/v2/".to_owned(),
@@ -72,6 +83,7 @@ impl Upstream {
             content,
             bytes_per_second,
             sent: AtomicU64::new(0),
+            asked: Mutex::default(),
             next: Mutex::new(Instant::now()),
         });
         let (stop, stopped) = oneshot::channel();
@@ -105,6 +117,12 @@ impl Upstream {
     /// Bytes of bodies sent so far.
     pub(crate) fn sent(&self) -> u64 {
         self.shared.sent.load(Ordering::Relaxed)
+    }
+
+    /// How often each path was asked for.
+    pub(crate) fn asked(&self) -> HashMap<String, u64> {
+        let asked = &self.shared.asked;
+        asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -147,6 +165,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared) -> Result<()> {
             words.next().unwrap_or_default(),
         );
         let path = path.split('?').next().unwrap_or_default();
+        shared.count(path);
         let Some((media_type, bytes)) = shared.content.get(path) else {
             stream
                 .write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
@@ -195,6 +214,11 @@ fn range(request: &str) -> Option<usize> {
 }
 
 impl Shared {
+    fn count(&self, path: &str) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked.entry(path.to_owned()).or_default() += 1;
+    }
+
     /// Waits until so many bytes may leave. What was not used is not saved up beyond some milliseconds.
     async fn wait(&self, bytes: usize) {
         let share = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);

@@ -35,6 +35,11 @@ pub struct ApiServer {
 impl ApiServer {
     /// Starts one on free ports and waits until it is ready.
     pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`Self::start`], with further arguments for kube-apiserver.
+    pub fn start_with(arguments: &[String]) -> Result<Self> {
         let programs =
             programs::ensure(&[Program::Etcd, Program::KubeApiserver, Program::Kubeadm])?;
         let [etcd, peer, port] = free_ports()?;
@@ -63,7 +68,11 @@ impl ApiServer {
                 .args([format!("--initial-advertise-peer-urls={peer}")])
                 .args([format!("--initial-cluster=default={peer}")]),
         )?;
-        server.spawn(&mut server.api_server(programs.path(Program::KubeApiserver)?, &client))?;
+        server.spawn(
+            server
+                .api_server(programs.path(Program::KubeApiserver)?, &client)
+                .args(arguments),
+        )?;
         server.write_kubeconfig()?;
         server.wait_ready()?;
         Ok(server)

@@ -19,6 +19,7 @@ use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
 use holdfast_runtime::supervise::Supervisor;
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
+use prometheus_client::registry::Registry;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -37,8 +38,14 @@ const PATIENCE: Duration = Duration::from_secs(180);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The admin port cannot be bound.
-    #[error("cannot listen on the admin port {}", admin::PORT)]
-    Bind(#[source] std::io::Error),
+    #[error("cannot listen on the admin port, {address}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
     /// The handlers of signals cannot be installed.
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
@@ -74,6 +81,17 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
+    /// The registry's internal API, where its Service's name does not lead to it.
+    pub registry: Option<SocketAddr>,
+}
+
+/// What a controller is told that runs outside of its cluster, where the names of Services do not resolve.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outside {
+    /// Where the registry's internal API is reached; its certificate is checked for the Service's name all the same.
+    pub registry: Option<SocketAddr>,
+    /// Listener of the admin endpoints; port 9090 of all addresses by default.
+    pub admin: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Context {
@@ -104,6 +122,7 @@ impl Context {
             scope: Arc::new(scope),
             settled: Arc::default(),
             healing: Arc::new(healing::Healing::new(policy)),
+            registry: None,
         })
     }
 
@@ -159,30 +178,38 @@ impl Context {
 }
 
 /// Runs the controller until SIGTERM or until leadership is lost. `level` lets the admin port change the log level.
-pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
-    let client = kube::Client::try_default().await?;
-    let stop = shutdown::on_signals().map_err(Error::Signals)?;
-    let admin_listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
-        .await
-        .map_err(Error::Bind)?;
-    let identity =
-        std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
-    serve(config, level, client, &identity, admin_listener, stop).await
-}
-
-/// As [`run`], on a listener and with a client that the caller made.
-pub async fn serve(
+pub async fn run(
     config: Config,
     level: Option<logs::Level>,
-    client: kube::Client,
+    outside: Outside,
+) -> Result<(), Error> {
+    let client = kube::Client::try_default().await?;
+    let stop = shutdown::on_signals().map_err(Error::Signals)?;
+    let address = outside
+        .admin
+        .unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)));
+    let admin_listener = server::bind(address)
+        .await
+        .map_err(|source| Error::Bind { address, source })?;
+    let identity =
+        std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
+    let mut registry = holdfast_runtime::metrics::registry("controller");
+    let metrics = Metrics::register(&mut registry);
+    let mut context = Context::new(client, config, metrics)?;
+    context.registry = outside.registry;
+    serve(context, registry, level, &identity, admin_listener, stop).await
+}
+
+/// Waits for the lease and does the leader's work, on a listener that the caller made.
+async fn serve(
+    context: Context,
+    mut registry: Registry,
+    level: Option<logs::Level>,
     identity: &str,
     admin_listener: TcpListener,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let health = Health::default();
-    let mut registry = holdfast_runtime::metrics::registry("controller");
-    let metrics = Metrics::register(&mut registry);
-    let context = Context::new(client, config, metrics)?;
     let loops = stop.child_token();
     let supervisor = Supervisor::new(health.clone(), &mut registry, loops.clone());
     let leading = health.ready_flag("leader", "not running yet");

@@ -1,20 +1,24 @@
 //! The shared state: what the webhook (`F-state`) and the node agents (`F-node`) go by.
 //!
-//! `build` decides; this file fetches, compares and writes, and only when something differs.
+//! `build` decides; this file fetches, compares and writes, and only when something differs. Pods come and go all the time
+//! without a difference to the state, so nothing is fetched for them alone.
 
 pub mod build;
+#[cfg(test)]
+mod tests;
 
 use crate::certificates::cluster_ips;
 use crate::world::World;
 use crate::{Context, apply};
 use build::{Inputs, NodeInput};
-use holdfast_api::state::{ClusterState, KEY, NodeState};
+use holdfast_api::state::{ClusterState, KEY, NodeState, SourceLeftAlone};
 use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::Api;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often everything is looked at without a reason.
 const EVERY: Duration = Duration::from_secs(10);
@@ -32,29 +36,63 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
+/// What the state follows in this process. While it is the same, only what others wrote could make a difference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Addresses that images of living pods name; `None` while the pods are not known.
+    used: Option<BTreeSet<String>>,
+    /// The nodes in scope; `None` while they are not known.
+    nodes: Option<Vec<NodeInput>>,
+    left_alone: Option<Vec<SourceLeftAlone>>,
+    bundle: String,
+    /// Whether this process has written, or agreed with, the nodes' state once.
+    settled: bool,
+}
+
+impl Seen {
+    fn of(context: &Context) -> Self {
+        let pods_synced = World::read(&context.world.pods, crate::world::Mirror::synced);
+        let nodes_synced = World::read(&context.world.nodes, crate::world::Mirror::synced);
+        Self {
+            used: pods_synced.then(|| used_addresses(context)),
+            nodes: (pods_synced && nodes_synced).then(|| nodes(context)),
+            left_alone: context.healing.left_alone.borrow().clone(),
+            bundle: context.issued.bundle.borrow().clone(),
+            settled: context.settled.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// Keeps the shared state right, for ever.
 pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
     let mut left_alone = context.healing.left_alone.subscribe();
+    let mut agreed: Option<Seen> = None;
+    let mut next = Instant::now();
     loop {
         version.borrow_and_update();
         bundle.borrow_and_update();
         left_alone.borrow_and_update();
-        round(&context).await?;
+        if Instant::now() >= next || agreed.as_ref() != Some(&Seen::of(&context)) {
+            agreed = round(&context).await?;
+            next = Instant::now() + EVERY;
+        }
         heart.success();
         tokio::select! {
             _ = version.changed() => {}
             _ = bundle.changed() => {}
             _ = left_alone.changed() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep_until(next) => {}
         }
         tokio::time::sleep(SETTLE).await;
     }
 }
 
-/// One look at everything, and what is to be written about it.
-pub async fn round(context: &Context) -> Result<(), Error> {
+/// One look at everything, and what is to be written about it. Returns what it went by; nothing where something that is
+/// needed was missing.
+pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
+    let seen = Seen::of(context);
     let names = &context.names;
     let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &names.namespace);
@@ -75,9 +113,8 @@ pub async fn round(context: &Context) -> Result<(), Error> {
 
     let Some(address) = addresses.first().map(|address| build::as_host(address)) else {
         tracing::debug!("the registry's Service has no address yet");
-        return Ok(());
+        return Ok(None);
     };
-    let pods_synced = World::read(&context.world.pods, crate::world::Mirror::synced);
     let inputs = Inputs {
         address,
         previous: previous.clone(),
@@ -85,9 +122,8 @@ pub async fn round(context: &Context) -> Result<(), Error> {
             .as_ref()
             .map(|state| state.desired)
             .unwrap_or_default(),
-        used: pods_synced.then(|| used_addresses(context)),
-        nodes: (pods_synced && World::read(&context.world.nodes, crate::world::Mirror::synced))
-            .then(|| nodes(context)),
+        used: seen.used.clone(),
+        nodes: seen.nodes.clone(),
         left_alone: context.healing.seeded(previous.as_ref()),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: state_map
@@ -98,7 +134,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                 Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
             }),
     }
-    .resumed(!context.settled.load(Ordering::Relaxed));
+    .resumed(!seen.settled);
     let state = build::cluster_state(&inputs);
     let mut known = vec![state.registry_address.clone()];
     known.extend(state.aliases.clone());
@@ -112,12 +148,13 @@ pub async fn round(context: &Context) -> Result<(), Error> {
 
     // The nodes hear of an address first, then the webhook.
     let auth = secrets.get_opt(&names.registry_auth()).await?;
-    let bundle = context.issued.bundle.borrow().clone();
     let credential = (
         apply::text(auth.as_ref(), "node-username"),
         apply::text(auth.as_ref(), "node-password"),
     );
-    if let (false, (Some(username), Some(password))) = (bundle.is_empty(), credential) {
+    let mut complete = false;
+    if let (false, (Some(username), Some(password))) = (seen.bundle.is_empty(), credential) {
+        let bundle = seen.bundle.clone();
         let node_state =
             build::node_state(&state, inputs.desired, bundle, username, password.into());
         if previous_node.as_ref() != Some(&node_state) {
@@ -138,6 +175,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
             }
         }
         context.settled.store(true, Ordering::Relaxed);
+        complete = true;
     }
     if previous.as_ref() != Some(&state) {
         let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(&state)?)].into();
@@ -150,7 +188,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
         }
     }
     context.healing.written(&state);
-    Ok(())
+    Ok(complete.then_some(seen))
 }
 
 fn used_addresses(context: &Context) -> BTreeSet<String> {
@@ -170,7 +208,7 @@ fn nodes(context: &Context) -> Vec<NodeInput> {
             .map(|agent| agent.node.clone())
             .collect()
     });
-    World::read(&context.world.nodes, |nodes| {
+    let mut nodes: Vec<NodeInput> = World::read(&context.world.nodes, |nodes| {
         nodes
             .iter()
             .filter(|(_, facts)| context.scope.includes_node(facts))
@@ -180,5 +218,8 @@ fn nodes(context: &Context) -> Vec<NodeInput> {
                 prepared: prepared.contains(name),
             })
             .collect()
-    })
+    });
+    // The mirror has no order, and two sights are compared.
+    nodes.sort_by(|one, other| one.name.cmp(&other.name));
+    nodes
 }

@@ -7,34 +7,20 @@
 
 mod bare;
 
-use bare::{Bare, Registry, eventually};
+use bare::{Bare, Registry, Running, eventually, run};
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, KEY};
-use holdfast_controller::Context;
-use holdfast_controller::artifacts::fill::Client;
 use holdfast_controller::healing::refusals::Proof;
 use holdfast_controller::healing::{Healing, Policy};
-use holdfast_runtime::CancellationToken;
-use holdfast_runtime::health::Health;
-use holdfast_runtime::supervise::Supervisor;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::events::v1::Event;
-use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 
 const IMAGE: &str = "registry.example/team/app:1";
-
-/// A controller's loops, until dropped.
-struct Running(CancellationToken);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.0.cancel();
-    }
-}
 
 /// A cluster with a registry that answers as told, and a controller that heals without waiting.
 struct Site {
@@ -87,11 +73,7 @@ impl Site {
             "spec": {"containers": [{"name": "side", "image": "registry.example/side:1"}, {"name": "app", "image": image}]},
         });
         json_patch::merge(&mut pod, &extra);
-        let pod: Pod = serde_json::from_value(pod).unwrap();
-        self.pods()
-            .create(&PostParams::default(), &pod)
-            .await
-            .unwrap()
+        self.bare.create("apps", pod).await
     }
 
     /// Has the kubelet say that `app` waits for its image while `side` runs.
@@ -159,15 +141,6 @@ impl Site {
         let sources = state.left_alone.into_iter();
         sources.map(|entry| entry.source).collect()
     }
-}
-
-fn run(context: &Context, registry: &Registry) -> Running {
-    let stop = CancellationToken::new();
-    let mut metrics = holdfast_runtime::metrics::registry("controller");
-    let supervisor = Supervisor::new(Health::default(), &mut metrics, stop.clone());
-    let fills = Client::new(reqwest::Client::new(), &registry.url);
-    context.start(&supervisor, Some(fills));
-    Running(stop)
 }
 
 #[tokio::test]

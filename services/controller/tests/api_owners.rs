@@ -119,14 +119,10 @@ async fn references(bare: &Bare, name: &str) -> Vec<String> {
 async fn pull_secret(bare: &Bare) {
     let document =
         json!({"auths": {"registry.example": {"username": "u", "password": "right"}}}).to_string();
-    let secret: Secret = serde_json::from_value(json!({
+    let secret = json!({
         "metadata": {"name": "of-templates"}, "type": "kubernetes.io/dockerconfigjson", "stringData": {".dockerconfigjson": document},
-    }))
-    .unwrap();
-    Api::<Secret>::namespaced(bare.client.clone(), "apps")
-        .create(&PostParams::default(), &secret)
-        .await
-        .unwrap();
+    });
+    bare.create::<Secret>("apps", secret).await;
 }
 
 // SPEC 6, SPEC 35, SPEC 41
@@ -291,26 +287,19 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
     bare.namespace("apps").await;
     let look = ["get", "list", "watch"];
     let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": verbs});
-    let role: ClusterRole =
-        serde_json::from_value(json!({"metadata": {"name": "limited"}, "rules": [
-            rule("", &["pods", "nodes", "namespaces"], &look),
-            rule("apps", &["deployments"], &look),
-            rule("", &["secrets", "serviceaccounts"], &["get"]),
-            rule("holdfast.dev", &["artifacts", "artifacts/status"], &["*"]),
-        ]}))
-        .unwrap();
-    let roles: Api<ClusterRole> = Api::all(bare.client.clone());
-    roles.create(&PostParams::default(), &role).await.unwrap();
-    let binding: ClusterRoleBinding = serde_json::from_value(json!({
+    let role = json!({"metadata": {"name": "limited"}, "rules": [
+        rule("", &["pods", "nodes", "namespaces"], &look),
+        rule("apps", &["deployments"], &look),
+        rule("", &["secrets", "serviceaccounts"], &["get"]),
+        rule("holdfast.dev", &["artifacts", "artifacts/status"], &["*"]),
+    ]});
+    bare.create_global::<ClusterRole>(role).await;
+    let binding = json!({
         "metadata": {"name": "limited"},
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "limited"},
         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "limited"}],
-    }))
-    .unwrap();
-    Api::<ClusterRoleBinding>::all(bare.client.clone())
-        .create(&PostParams::default(), &binding)
-        .await
-        .unwrap();
+    });
+    bare.create_global::<ClusterRoleBinding>(binding).await;
     create(
         &bare,
         "apps",
@@ -329,14 +318,10 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
         asleep("CronJob", "nightly"),
     )
     .await;
-    let pod: Pod = serde_json::from_value(json!({
+    let pod = json!({
         "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": image("pod")}]},
-    }))
-    .unwrap();
-    Api::<Pod>::namespaced(bare.client.clone(), "apps")
-        .create(&PostParams::default(), &pod)
-        .await
-        .unwrap();
+    });
+    bare.create::<Pod>("apps", pod).await;
 
     let context = Bare::context_of(bare.client_as("limited").await);
     let _running = run(&context, &registry);
@@ -355,7 +340,7 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
         rule("apps", &["deployments"], &look),
         rule("batch", &["cronjobs"], &look),
     ]});
-    roles
+    Api::<ClusterRole>::all(bare.client.clone())
         .patch("limited", &PatchParams::default(), &Patch::Merge(more))
         .await
         .unwrap();
@@ -366,14 +351,9 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
 }
 
 async fn node(bare: &Bare, name: &str, architecture: &str) {
-    let node: Node = serde_json::from_value(json!({"metadata": {"name": name, "labels": {
-        "kubernetes.io/os": "linux", "kubernetes.io/arch": architecture,
-    }}}))
-    .unwrap();
-    Api::<Node>::all(bare.client.clone())
-        .create(&PostParams::default(), &node)
-        .await
-        .unwrap();
+    let labels = json!({"kubernetes.io/os": "linux", "kubernetes.io/arch": architecture});
+    let node = json!({"metadata": {"name": name, "labels": labels}});
+    bare.create_global::<Node>(node).await;
 }
 
 #[tokio::test]

@@ -18,10 +18,14 @@ use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::Supervisor;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::CustomResourceExt as _;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
-use serde_json::json;
+use kube::core::NamespaceResourceScope;
+use kube::{CustomResourceExt as _, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
 pub const NAMESPACE: &str = "holdfast-system";
@@ -42,10 +46,8 @@ impl Bare {
         let client = kube::Client::try_from(config(&server).await).unwrap();
         let bare = Self { client, server };
         bare.namespace(NAMESPACE).await;
-        let crds: Api<CustomResourceDefinition> = Api::all(bare.client.clone());
-        crds.create(&PostParams::default(), &Artifact::crd())
-            .await
-            .unwrap();
+        let crd = serde_json::to_value(Artifact::crd()).unwrap();
+        bare.create_global::<CustomResourceDefinition>(crd).await;
         let client = bare.client.clone();
         eventually("the CRD is served", async || {
             Api::<Artifact>::all(client.clone())
@@ -77,23 +79,34 @@ impl Bare {
     }
 
     pub async fn namespace(&self, name: &str) {
-        let namespace: Namespace =
-            serde_json::from_value(json!({"metadata": {"name": name}})).unwrap();
-        Api::<Namespace>::all(self.client.clone())
-            .create(&PostParams::default(), &namespace)
-            .await
-            .unwrap();
+        self.create_global::<Namespace>(json!({"metadata": {"name": name}}))
+            .await;
+    }
+
+    /// Creates an object in a namespace; what the API server made of it.
+    pub async fn create<K>(&self, namespace: &str, object: Value) -> K
+    where
+        K: Resource<Scope = NamespaceResourceScope, DynamicType = ()> + Clone + Debug,
+        K: Serialize + DeserializeOwned,
+    {
+        create(Api::namespaced(self.client.clone(), namespace), object).await
+    }
+
+    /// As [`Self::create`], for objects of no namespace.
+    pub async fn create_global<K>(&self, object: Value) -> K
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + Serialize + DeserializeOwned,
+    {
+        create(Api::all(self.client.clone()), object).await
     }
 
     /// Makes the registry's Service; its address.
     pub async fn registry_service(&self) -> String {
-        let service: Service = serde_json::from_value(json!({
+        let service = json!({
             "metadata": {"name": "holdfast-registry"},
             "spec": {"ports": [{"name": "https", "port": 443}]},
-        }))
-        .unwrap();
-        let api: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let service = api.create(&PostParams::default(), &service).await.unwrap();
+        });
+        let service: Service = self.create(NAMESPACE, service).await;
         service.spec.unwrap().cluster_ip.unwrap()
     }
 
@@ -108,11 +121,11 @@ impl Bare {
     }
 
     /// As [`Self::context`], with values.
-    pub fn context_with(&self, values: &serde_json::Value) -> Context {
+    pub fn context_with(&self, values: &Value) -> Context {
         Self::context_from(self.client.clone(), values)
     }
 
-    fn context_from(client: kube::Client, values: &serde_json::Value) -> Context {
+    fn context_from(client: kube::Client, values: &Value) -> Context {
         let document = json!({
             "release": {"name": "holdfast", "namespace": NAMESPACE, "fullname": "holdfast", "version": "0.1.0"},
             "values": values,
@@ -126,6 +139,14 @@ impl Bare {
         )
         .unwrap()
     }
+}
+
+async fn create<K>(api: Api<K>, object: Value) -> K
+where
+    K: Clone + Debug + Serialize + DeserializeOwned,
+{
+    let object: K = serde_json::from_value(object).unwrap();
+    api.create(&PostParams::default(), &object).await.unwrap()
 }
 
 async fn config(server: &ApiServer) -> kube::Config {

@@ -35,7 +35,7 @@ enum Command {
     /// The webhook that rewrites the images of pods
     Webhook(ConfigArgs),
     /// The controller of Artifacts, certificates and the shared state
-    Controller(ConfigArgs),
+    Controller(serve::ControllerArgs),
     /// The agent that prepares a node's container runtime
     NodeAgent(ConfigArgs),
     /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what the controller made

@@ -212,10 +212,28 @@ pub(crate) async fn webhook(args: ConfigArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Arguments of `controller`.
+#[derive(clap::Args)]
+pub(crate) struct ControllerArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The registry's internal API, for a controller outside of its cluster, where the Service's name does not resolve: the
+    /// near end of `kubectl port-forward`, 127.0.0.1:5001 for instance. The certificate is checked for that name all the same
+    #[arg(long, value_name = "ADDRESS")]
+    registry: Option<SocketAddr>,
+    /// Listener of probes and metrics [default: port 9090 of all addresses]
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
+}
+
 /// Runs the controller until SIGTERM.
-pub(crate) async fn controller(args: ConfigArgs) -> anyhow::Result<ExitCode> {
-    let (config, level) = start(&args)?;
-    holdfast_controller::run(config, Some(level)).await?;
+pub(crate) async fn controller(args: ControllerArgs) -> anyhow::Result<ExitCode> {
+    let (config, level) = start(&args.config)?;
+    let outside = holdfast_controller::Outside {
+        registry: args.registry,
+        admin: args.admin_listen,
+    };
+    holdfast_controller::run(config, Some(level), outside).await?;
     Ok(ExitCode::SUCCESS)
 }
 

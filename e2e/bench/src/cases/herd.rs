@@ -17,7 +17,7 @@ use crate::{
     load::Item,
     results::RATIO,
     servers::{Kind, Pull},
-    upstream::Upstream,
+    upstream::{Served, Upstream},
 };
 
 const BYTES: &str = "cold herd, upstream bytes";
@@ -34,13 +34,13 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
     }
     for round in 0..bench.rounds {
         let image = Image::new(500 + round as u64, bench.scale(75_000_000, 2_000_000));
-        let upstream = Upstream::start(
-            REPOSITORY,
-            "1",
-            image.manifest.clone(),
-            image.blobs.clone(),
-            BYTES_PER_SECOND,
-        )?;
+        let served = Served {
+            repository: REPOSITORY.to_owned(),
+            tag: "1".to_owned(),
+            manifest: image.manifest.clone(),
+            blobs: image.blobs.clone(),
+        };
+        let upstream = Upstream::start(vec![served], BYTES_PER_SECOND)?;
         // The upstream's own time: one client, straight.
         let direct = Target {
             address: upstream.address,

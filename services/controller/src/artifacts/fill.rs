@@ -45,14 +45,19 @@ pub struct Client {
 }
 
 impl Client {
-    /// The registry of this release, by its headless Service; follows the certificates.
+    /// The registry of this release, by its headless Service or at the address that the context names; follows the
+    /// certificates.
     pub fn for_release(context: &Context) -> Result<Self, Error> {
         let tls = context.issued.client().ok_or(Error::NoCertificate)?;
         let host = context.names.dns(&context.names.registry_internal());
-        Ok(Self::new(
-            builder().tls_backend_preconfigured(tls.config()?).build()?,
-            &format!("https://{host}:{PORT}"),
-        ))
+        let mut http = builder().tls_backend_preconfigured(tls.config()?);
+        let mut port = PORT;
+        if let Some(address) = context.registry {
+            // The port of the URL is the one that counts.
+            http = http.resolve(&host, address);
+            port = address.port();
+        }
+        Ok(Self::new(http.build()?, &format!("https://{host}:{port}")))
     }
 
     /// Over a client and to an address that the caller chose.

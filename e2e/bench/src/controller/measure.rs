@@ -1,0 +1,196 @@
+//! What the controller used and did within a stretch of time.
+
+use std::{net::SocketAddr, time::Instant};
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use super::audit::{Audit, Calls};
+use crate::{
+    http::{self, Target},
+    process::Process,
+    upstream::Upstream,
+};
+
+/// A stretch of time.
+#[derive(Debug, Serialize)]
+pub(super) struct Stretch {
+    /// How long it was.
+    pub(super) seconds: f64,
+    /// CPU seconds of the controller, user and system.
+    pub(super) cpu_seconds: f64,
+    /// Highest resident memory of the controller, bytes.
+    pub(super) peak_rss_bytes: u64,
+    /// Resident memory of the controller at its end, bytes.
+    pub(super) rss_bytes: u64,
+    /// What it asked of the API server.
+    pub(super) calls: Calls,
+    /// Copies that it asked of the registry and got.
+    pub(super) copied: u64,
+    /// What it asked of the registry and did not get.
+    pub(super) not_copied: u64,
+    /// What it did for pods, or tried.
+    pub(super) healing_acts: u64,
+    /// Requests to the upstream.
+    pub(super) upstream_requests: u64,
+}
+
+impl Stretch {
+    /// Requests to the API server a second.
+    pub(super) fn calls_per_second(&self) -> f64 {
+        self.calls.total() as f64 / self.seconds
+    }
+
+    /// Share of one processor, in percent.
+    pub(super) fn cpu_percent(&self) -> f64 {
+        self.cpu_seconds / self.seconds * 100.0
+    }
+
+    /// Highest memory in 10^6 bytes.
+    pub(super) fn peak_megabytes(&self) -> f64 {
+        self.peak_rss_bytes as f64 / 1e6
+    }
+}
+
+/// Where a stretch begins.
+pub(super) struct Mark {
+    at: Instant,
+    cpu_seconds: f64,
+    told: Told,
+    upstream_requests: u64,
+}
+
+impl Mark {
+    /// Before the controller starts.
+    pub(super) fn start() -> Self {
+        Self {
+            at: Instant::now(),
+            cpu_seconds: 0.0,
+            told: Told::default(),
+            upstream_requests: 0,
+        }
+    }
+
+    /// How long ago that was.
+    pub(super) fn seconds(&self) -> f64 {
+        self.at.elapsed().as_secs_f64()
+    }
+}
+
+/// Where the figures come from.
+pub(super) struct Meter<'a> {
+    /// The process.
+    pub(super) controller: &'a Process,
+    /// Its metrics.
+    pub(super) admin: SocketAddr,
+    /// The upstream of all images.
+    pub(super) upstream: &'a Upstream,
+    /// What the API server wrote down.
+    pub(super) audit: &'a mut Audit,
+}
+
+impl Meter<'_> {
+    /// Begins a stretch.
+    pub(super) async fn mark(&mut self) -> Result<Mark> {
+        let told = self.told().await?;
+        self.audit.since()?;
+        self.controller.reset_peak()?;
+        Ok(Mark {
+            at: Instant::now(),
+            cpu_seconds: self.controller.usage()?.cpu_seconds,
+            told,
+            upstream_requests: self.upstream_requests(),
+        })
+    }
+
+    /// Ends a stretch.
+    pub(super) async fn since(&mut self, mark: &Mark) -> Result<Stretch> {
+        let (seconds, usage, calls) = (
+            mark.seconds(),
+            self.controller.usage()?,
+            self.audit.since()?,
+        );
+        let told = self.told().await?;
+        Ok(Stretch {
+            seconds,
+            cpu_seconds: usage.cpu_seconds - mark.cpu_seconds,
+            peak_rss_bytes: usage.peak_rss_bytes,
+            rss_bytes: usage.rss_bytes,
+            calls,
+            copied: told.copied - mark.told.copied,
+            not_copied: told.not_copied - mark.told.not_copied,
+            healing_acts: told.healing_acts - mark.told.healing_acts,
+            upstream_requests: self.upstream_requests() - mark.upstream_requests,
+        })
+    }
+
+    async fn told(&self) -> Result<Told> {
+        let target = Target {
+            address: self.admin,
+            tls: None,
+        };
+        let (head, body) = http::get(&target, "/metrics").await?;
+        ensure!(
+            head.status == 200,
+            "the controller's metrics: {}",
+            head.status
+        );
+        Ok(Told::read(&String::from_utf8_lossy(&body)))
+    }
+
+    fn upstream_requests(&self) -> u64 {
+        self.upstream.asked().values().sum()
+    }
+}
+
+/// What the controller counts itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Told {
+    copied: u64,
+    not_copied: u64,
+    healing_acts: u64,
+}
+
+impl Told {
+    fn read(metrics: &str) -> Self {
+        let mut told = Self::default();
+        for line in metrics.lines() {
+            let Some((name, value)) = line.rsplit_once(' ') else {
+                continue;
+            };
+            let value = value.parse().unwrap_or(0);
+            if name.starts_with("holdfast_controller_fills_total{") {
+                if name.contains("reason=\"Copied\"") {
+                    told.copied += value;
+                } else {
+                    told.not_copied += value;
+                }
+            } else if name.starts_with("holdfast_controller_healing_acts_total{") {
+                told.healing_acts += value;
+            }
+        }
+        told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_are_told_from_failures_and_acts() {
+        let metrics = "# TYPE holdfast_controller_fills counter\n\
+            holdfast_controller_fills_total{reason=\"Copied\"} 500\n\
+            holdfast_controller_fills_total{reason=\"RegistryUnavailable\"} 3\n\
+            holdfast_controller_fills_total{reason=\"NotFound\"} 4\n\
+            holdfast_controller_healing_acts_total{act=\"heal\",outcome=\"done\"} 5\n\
+            holdfast_controller_healing_acts_total{act=\"evict\",outcome=\"failed\"} 6\n\
+            # EOF\n";
+        let expect = Told {
+            copied: 500,
+            not_copied: 7,
+            healing_acts: 11,
+        };
+        assert_eq!(Told::read(metrics), expect);
+    }
+}

@@ -1,0 +1,97 @@
+//! `docs/BENCHMARKS.md` as sections: a run replaces its own, whole, and leaves the others as they are.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
+
+/// Who writes a part of the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Section {
+    /// `cargo xtask bench registry`.
+    Registry,
+    /// `cargo xtask bench controller`.
+    Controller,
+}
+
+const HEAD: &str = "# Benchmarks\n\nEach section is written by its command, which leaves the other sections as they are.\n";
+
+impl Section {
+    /// In the order of the document.
+    const ALL: [Self; 2] = [Self::Registry, Self::Controller];
+
+    const fn marks(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Registry => ("<!-- registry -->\n", "<!-- end of registry -->\n"),
+            Self::Controller => ("<!-- controller -->\n", "<!-- end of controller -->\n"),
+        }
+    }
+
+    /// What stands in the document between this section's marks.
+    pub(crate) fn of(self, document: &str) -> Option<&str> {
+        let (begin, end) = self.marks();
+        let (_, rest) = document.split_once(begin)?;
+        rest.split_once(end).map(|(text, _)| text)
+    }
+
+    /// The document with this text as the section.
+    pub(crate) fn put(self, document: &str, text: &str) -> String {
+        let mut made = HEAD.to_owned();
+        for section in Self::ALL {
+            let text = if section == self {
+                Some(text)
+            } else {
+                section.of(document)
+            };
+            if let Some(text) = text {
+                let (begin, end) = section.marks();
+                made += "\n";
+                made += begin;
+                made += text;
+                made += end;
+            }
+        }
+        made
+    }
+}
+
+/// Writes a section; `make` sees what stood there before.
+pub(crate) fn rewrite(
+    path: &Path,
+    section: Section,
+    make: impl FnOnce(Option<&str>) -> String,
+) -> Result<()> {
+    let before = fs::read_to_string(path).unwrap_or_default();
+    let text = make(section.of(&before));
+    fs::write(path, section.put(&before, &text))
+        .with_context(|| format!("write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_replaces_its_own_section_and_keeps_the_other() {
+        let both = Section::Controller.put("", "c 1\n");
+        assert_eq!(Section::Registry.of(&both), None);
+        let both = Section::Registry.put(&both, "r 1\n<!-- a note -->\n");
+        assert!(both.starts_with(HEAD));
+        for (section, own, other) in [
+            (Section::Registry, "r 2\n", Section::Controller),
+            (Section::Controller, "c 2\n", Section::Registry),
+        ] {
+            let after = section.put(&both, own);
+            assert_eq!(section.of(&after), Some(own));
+            assert_eq!(other.of(&after), other.of(&both));
+            assert_eq!(section.put(&after, section.of(&both).unwrap()), both);
+        }
+    }
+
+    #[test]
+    fn the_checked_in_document_consists_of_sections() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
+        let document = fs::read_to_string(path).unwrap();
+        let text = Section::Registry.of(&document).unwrap();
+        assert_eq!(Section::Registry.put(&document, text), document);
+    }
+}
