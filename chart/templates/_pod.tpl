@@ -56,7 +56,7 @@ securityContext:
     drop: [ALL]
 {{- end -}}
 
-{{/* Tolerations of Holdfast's own pods: leave a lost node after 30 s, run on system nodes. */}}
+{{/* Tolerations of Holdfast's own pods: leave a lost node after 30 s, run on system nodes, and on nodes that wait for them. */}}
 {{- define "holdfast.tolerations" -}}
 tolerations:
   - key: node.kubernetes.io/not-ready
@@ -67,6 +67,8 @@ tolerations:
     operator: Exists
     effect: NoExecute
     tolerationSeconds: 30
+  - key: holdfast.dev/not-ready
+    operator: Exists
   {{- with concat .root.Values.systemNodes.tolerations .part.tolerations }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -252,4 +254,17 @@ subjects:
   - kind: ServiceAccount
     name: {{ $name }}-{{ .component }}
     namespace: {{ .root.Release.Namespace }}
+{{- end -}}
+
+{{/* Not empty when the controller has to change taints of nodes: the value asks for it, or it did and a node still carries one. */}}
+{{- define "holdfast.taintsNodes" -}}
+{{- $on := .Values.nodeAgent.startupTaint.enabled -}}
+{{- if not $on -}}
+{{- range (lookup "v1" "Node" "" "").items -}}
+{{- range (.spec.taints | default list) -}}
+{{- if eq .key "holdfast.dev/not-ready" -}}{{- $on = true -}}{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if $on }}true{{ end -}}
 {{- end -}}

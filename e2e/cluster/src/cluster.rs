@@ -20,6 +20,7 @@ use crate::{kind, node_image, packages};
 
 mod faults;
 mod inspection;
+mod joining;
 mod volumes;
 
 /// Where the folder that all nodes share lies inside each of them.

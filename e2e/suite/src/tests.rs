@@ -8,6 +8,7 @@ mod faults;
 mod healing;
 mod hooks;
 mod install;
+mod nodes;
 mod operator;
 mod outage;
 mod pods;
@@ -76,6 +77,11 @@ pub(crate) fn all() -> Vec<Case> {
         full!(replicas::a_node_cut_off_costs_no_more_than_retries),
         full!(outage::pulls_go_on_without_the_api_server),
         full!(outage::a_site_boots_without_its_uplink),
+        // Nodes that come, change, and keep what they need.
+        full!(nodes::own_and_sandbox_images_are_pinned_on_every_node),
+        full!(nodes::changed_files_and_a_replaced_runtime_are_repaired_or_reported),
+        full!(nodes::a_node_joins_without_uplink_and_takes_no_pod_before_its_agent_pulled),
+        full!(nodes::a_former_address_works_while_a_pod_names_it),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),

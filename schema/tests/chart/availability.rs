@@ -192,6 +192,9 @@ fn own_pods_prefer_system_nodes_and_leave_a_lost_node_after_thirty_seconds() {
             let leave = json!({ "key": format!("node.kubernetes.io/{taint}"), "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30 });
             assert!(tolerations.contains(&leave), "{part}");
         }
+        // A node is let go by what runs on it, so that must not wait for it.
+        let held = json!({ "key": "holdfast.dev/not-ready", "operator": "Exists" });
+        assert!(tolerations.contains(&held), "{part}");
         assert!(
             tolerations.contains(&json!({ "key": "CriticalAddonsOnly", "operator": "Exists" })),
             "{part}"

@@ -12,6 +12,7 @@ fn rights(render: &Render, part: &str) -> BTreeSet<String> {
     let roles = [
         ("ClusterRole", format!("{part}-{NAMESPACE}"), "cluster"),
         ("Role", part.to_owned(), "own"),
+        ("Role", format!("{part}-{NAMESPACE}"), "default"),
     ];
     for (kind, name, place) in roles {
         let Some(role) = render.find(kind, &name) else {
@@ -67,8 +68,14 @@ fn the_webhook_announces_and_follows_one_map() {
 }
 
 #[test]
-fn the_node_agent_reads_one_secret() {
-    check("node-agent", &["own: secrets[node] get,list,watch"]);
+fn the_node_agent_reads_one_secret_and_tells_of_its_node() {
+    check(
+        "node-agent",
+        &[
+            "own: secrets[node] get,list,watch",
+            "default: events create,patch",
+        ],
+    );
 }
 
 #[test]
@@ -115,6 +122,17 @@ fn the_controller_reads_what_pods_need_and_writes_only_its_own() {
             "own: services[registry] get",
         ],
     );
+}
+
+#[test]
+fn nodes_are_patched_only_where_the_startup_taint_is_on() {
+    let patches = |scenario: &str, part: &str| {
+        rights(&Render::scenario(scenario), part).contains("cluster: nodes patch")
+    };
+    for part in ["controller", "uninstall"] {
+        assert!(!patches("ha", part), "{part}");
+        assert!(patches("aks", part), "{part}");
+    }
 }
 
 #[test]

@@ -295,6 +295,8 @@ fn bad() -> Vec<Bad> {
         "nodeAgent.hostFolders.config",
         vec![json!("etc/containerd"), json!("")],
     );
+    schema("nodeAgent.startupTaint.enabled", vec![json!("yes")]);
+    schema("nodeAgent.startupTaint.timeoutSeconds", vec![json!(-1)]);
     schema("uninstall.timeoutSeconds", vec![json!(5)]);
     schema("uninstall.restore", vec![json!("yes")]);
     schema("uninstall.restoreTimeoutSeconds", vec![json!(5)]);

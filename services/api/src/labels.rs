@@ -11,6 +11,9 @@ pub const REWRITE: &str = "holdfast.dev/rewrite";
 /// The value of [`REWRITE`] that opts out.
 pub const REWRITE_DISABLED: &str = "disabled";
 
+/// Key of the taint that holds pods off a node until its agent has made a real pull.
+pub const NOT_READY_TAINT: &str = "holdfast.dev/not-ready";
+
 /// Label on Artifacts whose images are wanted though nothing that lives names them; its value says who wants them.
 pub const KEEP: &str = "holdfast.dev/keep";
 /// The value of [`KEEP`] where somebody asked for the image (`holdfast preload`).

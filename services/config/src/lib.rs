@@ -39,7 +39,7 @@ pub use operating::{
 };
 pub use parts::{
     ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart, RegistryPart,
-    Scope, ServiceValues, StorageValues, WaitForNodes, WebhookPart,
+    Scope, ServiceValues, StartupTaint, StorageValues, WaitForNodes, WebhookPart,
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{

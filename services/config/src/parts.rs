@@ -141,6 +141,33 @@ workload! {
         containerd_config_path: String = String::new(),
         /// The runtime's folders on the node.
         host_folders: HostFolders = HostFolders::default(),
+        /// Pin the images that Holdfast starts from, its own and the pods' sandbox's, in each node's containerd, so that the
+        /// kubelet does not collect them when the disk fills. Undone on uninstall.
+        pin_images: bool = true,
+        /// Holds pods off nodes that join until their agent has made a real pull.
+        startup_taint: StartupTaint = StartupTaint::default(),
+    }
+}
+
+/// Holds pods off a node that joins, by the taint `holdfast.dev/not-ready:NoSchedule`, until it can pull from the registry.
+/// Kubelets may register with it (`--register-with-taints`); the controller takes it away in both cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct StartupTaint {
+    /// Put the taint on nodes that join while pods are rewritten, and take it off when they are prepared. Lets the controller
+    /// patch nodes.
+    pub enabled: bool,
+    /// Seconds after which a node is let go in any case. 0: never.
+    #[schemars(range(min = 0, max = 86_400))]
+    pub timeout_seconds: u32,
+}
+
+impl Default for StartupTaint {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            timeout_seconds: 600,
+        }
     }
 }
 

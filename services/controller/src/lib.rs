@@ -9,6 +9,7 @@ pub mod artifacts;
 pub mod certificates;
 pub mod healing;
 mod metrics;
+pub mod nodes;
 pub mod state;
 pub mod world;
 
@@ -83,6 +84,10 @@ pub struct Context {
     pub healing: Arc<healing::Healing>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,
+    /// Events on nodes and on the shared state.
+    pub events: nodes::events::Events,
+    /// Former addresses of the registry, and since when no pod names them.
+    pub former: Arc<state::Former>,
 }
 
 /// What a controller is told that runs outside of its cluster, where the names of Services do not resolve.
@@ -113,6 +118,8 @@ impl Context {
         let scope = world::Scope::new(&config)?;
         let policy = healing::Policy::of(config.values.controller.healing);
         Ok(Self {
+            events: nodes::events::Events::new(client.clone()),
+            former: Arc::default(),
             client,
             config: Arc::new(config),
             names,
@@ -161,6 +168,10 @@ impl Context {
         let context = self.clone();
         supervisor.spawn("state", PATIENCE, move |heart| {
             state::run(context.clone(), heart)
+        });
+        let context = self.clone();
+        supervisor.spawn("node_taints", PATIENCE, move |heart| {
+            nodes::run(context.clone(), heart)
         });
         let context = self.clone();
         supervisor.spawn("preload", PATIENCE, move |heart| {

@@ -35,6 +35,12 @@ pub(crate) struct CertificateLabel {
     certificate: &'static str,
 }
 
+/// How nodes stand.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct StateLabel {
+    state: &'static str,
+}
+
 /// What healing did or tried, and how that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ActLabel {
@@ -57,6 +63,7 @@ pub struct Metrics {
     healing: Family<ActLabel, Counter>,
     pods_stuck: Gauge,
     sources_left_alone: Gauge,
+    nodes: Family<StateLabel, Gauge>,
 }
 
 impl Metrics {
@@ -116,6 +123,11 @@ impl Metrics {
                 "Sources that pods keep because the registry cannot get them",
                 Gauge::default(),
             ),
+            nodes: group.add(
+                "nodes",
+                "Nodes that rewriting concerns: Ready and prepared, Ready and unprepared, not Ready; and nodes held back by the startup taint",
+                Family::default(),
+            ),
         }
     }
 
@@ -162,6 +174,12 @@ impl Metrics {
 
     pub(crate) fn sources_left_alone(&self, count: usize) {
         self.sources_left_alone
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn nodes(&self, state: &'static str, count: usize) {
+        self.nodes
+            .get_or_create(&StateLabel { state })
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 

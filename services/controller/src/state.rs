@@ -4,6 +4,7 @@
 //! without a difference to the state, so nothing is fetched for them alone.
 
 pub mod build;
+mod former;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use crate::certificates::cluster_ips;
 use crate::world::World;
 use crate::{Context, apply};
 use build::{Inputs, NodeInput};
+pub use former::Former;
 use holdfast_api::state::{ClusterState, KEY, NodeState, SourceLeftAlone};
 use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
@@ -115,14 +117,31 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         tracing::debug!("the registry's Service has no address yet");
         return Ok(None);
     };
+    // The nodes' Secret knows former addresses, too, should the ConfigMap have been deleted.
+    let earlier: Vec<String> = previous_node
+        .iter()
+        .flat_map(|state| state.hosts.iter().map(|host| host.address.clone()))
+        .collect();
+    if previous
+        .as_ref()
+        .is_some_and(|previous| previous.registry_address != address)
+    {
+        tracing::info!(address, "the registry has another address");
+        context.issued.wake.notify_one();
+    }
+    let used = seen
+        .used
+        .clone()
+        .and_then(|named| context.former.in_use(named, &address, Instant::now()));
     let inputs = Inputs {
         address,
         previous: previous.clone(),
+        earlier,
         desired: previous_node
             .as_ref()
             .map(|state| state.desired)
             .unwrap_or_default(),
-        used: seen.used.clone(),
+        used,
         nodes: seen.nodes.clone(),
         left_alone: context.healing.seeded(previous.as_ref()),
         wait: context.config.values.webhook.wait_for_nodes,
@@ -185,6 +204,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
                 reason = state.reason,
                 "the cluster's state is written"
             );
+            tell(context, previous.as_ref(), &state).await;
         }
     }
     context.healing.written(&state);
@@ -200,26 +220,60 @@ fn used_addresses(context: &Context) -> BTreeSet<String> {
     })
 }
 
+/// The nodes in scope.
 fn nodes(context: &Context) -> Vec<NodeInput> {
-    let prepared: BTreeSet<String> = World::read(&context.world.pods, |pods| {
-        pods.iter()
-            .filter_map(|(_, pod)| pod.agent.as_ref())
-            .filter(|agent| agent.ready)
-            .map(|agent| agent.node.clone())
-            .collect()
-    });
-    let mut nodes: Vec<NodeInput> = World::read(&context.world.nodes, |nodes| {
-        nodes
-            .iter()
-            .filter(|(_, facts)| context.scope.includes_node(facts))
-            .map(|((_, name), facts)| NodeInput {
-                name: name.clone(),
-                ready: facts.ready,
-                prepared: prepared.contains(name),
-            })
-            .collect()
-    });
+    let mut nodes: Vec<NodeInput> = crate::nodes::survey(context, jiff::Timestamp::now())
+        .into_iter()
+        .filter(|node| node.in_scope)
+        .map(|node| NodeInput {
+            name: node.name,
+            ready: node.ready,
+            prepared: node.prepared,
+        })
+        .collect();
     // The mirror has no order, and two sights are compared.
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
     nodes
+}
+
+/// Tells on the ConfigMap when rewriting begins, ends, or waits for other nodes than before, and when the address changes.
+async fn tell(context: &Context, previous: Option<&ClusterState>, state: &ClusterState) {
+    let before = previous.cloned().unwrap_or_default();
+    let names = &context.names;
+    if !before.registry_address.is_empty() && before.registry_address != state.registry_address {
+        let note = format!(
+            "{} is the registry's address now; {} stays known to the nodes while pods name it",
+            state.registry_address, before.registry_address
+        );
+        context
+            .events
+            .on_state(
+                &names.namespace,
+                &names.state(),
+                false,
+                "AddressChanged",
+                note,
+            )
+            .await;
+    }
+    if (before.rewrite, &before.reason) == (state.rewrite, &state.reason) {
+        return;
+    }
+    let reason = if state.rewrite {
+        "Rewriting"
+    } else {
+        "NotRewriting"
+    };
+    // Begun without them: pods with rewritten images may not start there.
+    let warning = state.rewrite && state.reason.contains("not prepared");
+    context
+        .events
+        .on_state(
+            &names.namespace,
+            &names.state(),
+            warning,
+            reason,
+            state.reason.clone(),
+        )
+        .await;
 }

@@ -128,6 +128,10 @@ async fn undo_steps(
         cluster.delete_webhook().await,
     );
     report.step("controller stopped", stop_controller(cluster).await);
+    match cluster.let_nodes_go().await {
+        Ok(0) => {}
+        let_go => report.count("nodes let go that waited for their agent", let_go),
+    }
     // The registry still serves, and the nodes still know it: what cannot be restored runs on.
     if let Some(limit) = restore {
         restore_pods(cluster, limit, report).await;

@@ -9,9 +9,12 @@ use std::time::{Duration, Instant};
 use holdfast_api::state::{Desired, NodeState};
 use holdfast_runtime::health::Flag;
 
-use crate::cri::Runtime;
+use crate::cri::{Runtime, grpc};
 use crate::host::Disk;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::notices::Notices;
+use crate::pins::{self, Own};
 use crate::plan::{Plan, plan};
 use crate::proof::{Proof, Repairs, Verdict};
 use crate::runtime_config::{self, Files, HostFolder};
@@ -20,6 +23,11 @@ use crate::{host, hosts};
 
 /// How often the host's files are looked at, when nothing else happens.
 pub const LOOK: Duration = Duration::from_secs(30);
+
+/// How often the pins of images are looked at.
+const PIN: Duration = Duration::from_secs(60);
+/// Pulls that fail in a row before an event says so.
+const WORTH_TELLING: u32 = 3;
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -47,43 +55,92 @@ pub enum Error {
     /// The runtime has no folder for registry hosts.
     #[error(transparent)]
     Folder(#[from] runtime_config::Error),
+    /// The runtime does not answer.
+    #[error(transparent)]
+    Runtime(#[from] grpc::Error),
     /// The work was interrupted.
     #[error("interrupted")]
     Interrupted,
 }
 
+/// What the agent is told beside the state.
+#[derive(Debug, Clone, Default)]
+pub struct Orders {
+    /// Whose pod this is.
+    pub own: Own,
+    /// Whether the images that Holdfast starts from are pinned.
+    pub pin: bool,
+}
+
 /// The agent of one node.
 pub struct Agent {
     folders: Folders,
+    orders: Orders,
     disk: Disk,
     runtime: Runtime,
     status: Status,
     ready: Flag,
     metrics: Arc<Metrics>,
+    notices: Notices,
     born: Instant,
     proof: Proof,
     repairs: Repairs,
+    /// The runtime that answered last, and the folder that it reads.
+    seen: Option<Seen>,
     /// The state that the last pull was made with, and when the next one is due.
     last: Option<NodeState>,
     pull_at: Instant,
+    pin_at: Instant,
     said: String,
+}
+
+/// What makes a runtime another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// Its version; `None` while it does not answer.
+    version: Option<String>,
+    /// The identity of its data, where it has one.
+    data: Option<String>,
+    /// Its process, where it tells.
+    process: Option<u64>,
+    /// Where it looks for registry hosts.
+    folder: PathBuf,
+}
+
+/// The host after a look and what followed from it.
+struct Looked {
+    plan: Plan,
+    folder: HostFolder,
+    /// Whether the journal could not be read.
+    damaged: bool,
 }
 
 impl Agent {
     /// An agent that has not looked at anything yet.
-    pub fn new(folders: Folders, status: Status, ready: Flag, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        folders: Folders,
+        orders: Orders,
+        status: Status,
+        ready: Flag,
+        metrics: Arc<Metrics>,
+        notices: Notices,
+    ) -> Self {
         Self {
             disk: Disk::new(folders.etc.clone()),
             runtime: Runtime::new(folders.run.join("containerd.sock")),
             folders,
+            orders,
             status,
             ready,
             metrics,
+            notices,
             born: Instant::now(),
             proof: Proof::default(),
             repairs: Repairs::default(),
+            seen: None,
             last: None,
             pull_at: Instant::now(),
+            pin_at: Instant::now(),
             said: String::new(),
         }
     }
@@ -94,70 +151,185 @@ impl Agent {
             Desired::Present => self.present(state).await,
             Desired::Removed => self.removed(state).await,
         };
+        self.metrics.failing.set(i64::from(result.is_err()));
         if let Err(error) = result {
             let text = error.to_string();
             self.status.failed(&text);
             self.ready.failed(&text);
+            self.notices.warn("HostNotPrepared", &text, &text);
             self.say(text, true);
             // A wrong runtime configuration is mended by people: look again soon, for they wait.
             return Duration::from_secs(10);
         }
+        self.notices.over("HostNotPrepared");
         LOOK.min(self.pull_at.saturating_duration_since(Instant::now()))
             .max(Duration::from_millis(200))
     }
 
     async fn present(&mut self, state: &NodeState) -> Result<(), Error> {
-        let version = self.runtime.version().await;
-        let runtime_version = version.as_ref().ok().map(|(_, version)| version.clone());
+        let version = self.runtime.version().await.ok().map(|(_, v)| v);
+        let identity = self.runtime.identity().await.ok();
         let yielded = self.repairs.yielded(self.born.elapsed());
         let (disk, folders, wanted) = (self.disk.clone(), self.folders.clone(), state.clone());
-        let work = move || -> Result<(Plan, HostFolder), Error> {
-            // First of all what the API server said is kept, so that a boot without it knows as much.
-            disk.keep("state.json", &wanted)?;
-            let folder = find(&folders, runtime_version.as_deref())?;
-            let wanted = hosts::wanted(&wanted, &folder.relative, &folder.on_host)?;
-            let journal = disk.journal()?;
-            let paths = Disk::paths(&journal, wanted.keys());
-            let plan = plan(&disk.look(paths.iter()), &journal, &wanted, &yielded);
-            disk.apply(&plan)?;
-            Ok((plan, folder))
-        };
-        let (plan, folder) = tokio::task::spawn_blocking(work)
+        let known = version.clone();
+        let work = move || look(&disk, &folders, &wanted, known.as_deref(), &yielded);
+        let looked = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Interrupted)??;
+        let Looked { plan, folder, .. } = &looked;
         self.repairs.note(&plan.repaired, self.born.elapsed());
-        self.metrics.repairs.inc_by(plan.repaired.len() as u64);
         let mut detail = format!("{} ({})", folder.on_host.display(), folder.note);
-        if !plan.repaired.is_empty() {
-            tracing::warn!(
-                files = plan.repaired.join(", "),
-                "somebody else changed files of the node agent; written again"
-            );
-        }
         for left in &plan.left {
             detail.push_str("; ");
             detail.push_str(left);
         }
+        self.report(&looked);
         self.status.present(&detail);
         self.say(
             format!("host configuration is in place: {detail}"),
             !plan.left.is_empty(),
         );
-        self.prove(state).await;
+        self.compare(Seen {
+            version,
+            data: identity.as_ref().map(|(uuid, _)| uuid.clone()),
+            process: identity.map(|(_, pid)| pid),
+            folder: folder.on_host.clone(),
+        });
+        if !plan.actions.is_empty() {
+            // What was proven, was proven with other files.
+            self.pull_at = Instant::now();
+        }
+        self.pin().await;
+        self.prove(state, &plan.left).await;
         Ok(())
     }
 
-    async fn prove(&mut self, state: &NodeState) {
-        let changed = self.last.as_ref() != Some(state);
-        if self
-            .last
-            .as_ref()
-            .is_some_and(|last| last.hosts != state.hosts)
+    /// Tells of files that somebody else changed.
+    fn report(&mut self, looked: &Looked) {
+        let Looked { plan, damaged, .. } = looked;
+        if *damaged {
+            let note = "the node agent's journal could not be read and was set aside as journal.json.damaged; its own files are \
+                        known by their first line, but what stood there before Holdfast will not be put back";
+            tracing::warn!("{note}");
+            self.notices.over("JournalDamaged");
+            self.notices.warn("JournalDamaged", "", note);
+        }
+        self.metrics.repairs.inc_by(plan.repaired.len() as u64);
+        if !plan.repaired.is_empty() {
+            let files = plan.repaired.join(", ");
+            tracing::warn!(
+                files,
+                "somebody else changed files of the node agent; written again"
+            );
+            self.notices.over("HostFilesRepaired");
+            let note = format!(
+                "somebody else changed or removed what the node agent wrote, and it was written again: {files}; after five times \
+                 within an hour the agent leaves a file as it is"
+            );
+            self.notices.warn("HostFilesRepaired", "", &note);
+        }
+        self.metrics
+            .left
+            .set(i64::try_from(plan.left.len()).unwrap_or(i64::MAX));
+        if plan.left.is_empty() {
+            self.notices.over("HostFilesLeft");
+        } else {
+            let left = plan.left.join("; ");
+            let note = format!("{left}. Pods with rewritten images may not start on this node");
+            self.notices.warn("HostFilesLeft", &left, &note);
+        }
+    }
+
+    /// Another runtime has proven nothing; one that was started again has read its configuration anew.
+    fn compare(&mut self, mut now: Seen) {
+        let Some(before) = self.seen.replace(now.clone()) else {
+            return;
+        };
+        // What does not answer just now is what it was, until another one answers.
+        now.version = now.version.or_else(|| before.version.clone());
+        now.data = now.data.or_else(|| before.data.clone());
+        now.process = now.process.or(before.process);
+        self.seen = Some(now.clone());
+        if before == now {
+            return;
+        }
+        (self.pull_at, self.pin_at) = (Instant::now(), Instant::now());
+        let differs =
+            |before: &Option<String>, now: &Option<String>| before.is_some() && before != now;
+        if differs(&before.version, &now.version)
+            || differs(&before.data, &now.data)
+            || before.folder != now.folder
         {
+            self.proof.void();
+            self.metrics.runtimes.inc();
+            let describe = |seen: &Seen| {
+                format!(
+                    "containerd {} that reads {}",
+                    seen.version.as_deref().unwrap_or("of an unknown version"),
+                    seen.folder.display()
+                )
+            };
+            let note = format!(
+                "the container runtime was replaced: {} answers, {} did before; the node is prepared anew",
+                describe(&now),
+                describe(&before)
+            );
+            tracing::warn!("{note}");
+            self.notices.over("RuntimeReplaced");
+            self.notices.inform("RuntimeReplaced", "", &note);
+        }
+    }
+
+    async fn pin(&mut self) {
+        if Instant::now() < self.pin_at {
+            return;
+        }
+        self.pin_at = Instant::now() + PIN;
+        let outcome = if self.orders.pin {
+            pins::keep(&self.runtime, &self.orders.own).await
+        } else {
+            let released = pins::release(&self.runtime, &self.orders.own).await;
+            released.map(|_| BTreeSet::new()).map_err(pins::Error::from)
+        };
+        self.metrics.pins_failing.set(i64::from(outcome.is_err()));
+        match outcome {
+            Ok(names) => {
+                self.metrics
+                    .pinned
+                    .set(i64::try_from(names.len()).unwrap_or(i64::MAX));
+                let names: Vec<_> = names.into_iter().collect();
+                self.status.pins(&names.join(", "));
+                self.notices.over("ImagesNotPinned");
+            }
+            Err(error) => {
+                self.metrics.pinned.set(0);
+                let text = error.to_string();
+                self.status.pins(&format!("not pinned: {text}"));
+                let note = format!(
+                    "the images that Holdfast starts from are not pinned: {text}. When the disk fills, the kubelet may remove them, \
+                     and this node could not boot without its uplink"
+                );
+                if self.notices.warn("ImagesNotPinned", &text, &note) {
+                    tracing::warn!("{note}");
+                }
+            }
+        }
+    }
+
+    async fn prove(&mut self, state: &NodeState, left: &[String]) {
+        let changed = self.last.as_ref() != Some(state);
+        // An earlier address that went changes nothing of what was proven.
+        let former = self.last.as_ref().map(|last| last.probe.clone());
+        if former.as_ref().is_some_and(|probe| *probe != state.probe) {
             self.proof.void();
         }
         if !changed && Instant::now() < self.pull_at {
             return;
+        }
+        if let Some(probe) = former.filter(|probe| *probe != state.probe)
+            && let Err(error) = self.runtime.remove(&probe).await
+        {
+            tracing::debug!(%error, "the former probe's image stays on the node");
         }
         self.last = Some(state.clone());
         let began = Instant::now();
@@ -173,40 +345,56 @@ impl Agent {
                 if was.is_err() {
                     tracing::info!(node.verdict = %text, "this node is prepared");
                 }
+                if self.notices.over("PullFailed") {
+                    self.notices.inform("NodePrepared", &text, &text);
+                }
                 self.ready.ok(&text);
             }
-            Verdict::NotReady(text) => {
+            Verdict::NotReady(mut text) => {
+                for left in left {
+                    text.push_str("; ");
+                    text.push_str(left);
+                }
                 if was.err().as_ref() != Some(&text) {
                     tracing::warn!(node.verdict = %text, "this node is not prepared");
                 }
+                // The first pulls of a node come before the registry has started.
+                if self.proof.failures() >= WORTH_TELLING {
+                    self.notices.warn("PullFailed", "", &text);
+                }
+                self.notices.over("NodePrepared");
                 self.ready.failed(&text);
             }
         }
     }
 
     async fn removed(&mut self, state: &NodeState) -> Result<(), Error> {
-        let disk = self.disk.clone();
-        let work = move || -> Result<(bool, Plan), Error> {
-            let journal = disk.journal()?;
-            let paths = Disk::paths(&journal, std::iter::empty());
-            let plan = plan(
-                &disk.look(paths.iter()),
-                &journal,
-                &BTreeMap::new(),
-                &BTreeSet::new(),
-            );
-            disk.apply(&plan)?;
-            disk.forget()?;
-            Ok((!journal.is_empty(), plan))
-        };
+        let (disk, folders, wanted) = (self.disk.clone(), self.folders.clone(), state.clone());
+        let work = move || undo(&disk, &folders, &wanted);
         let (any, plan) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Interrupted)??;
+        let unpinned = match pins::release(&self.runtime, &self.orders.own).await {
+            Ok(unpinned) => unpinned,
+            // It answered, so asking again changes nothing.
+            Err(error @ grpc::Error::Status { .. }) => {
+                tracing::warn!(%error, "images may still be pinned");
+                0
+            }
+            // Without a runtime there is nothing of the node to put back either, but files.
+            Err(grpc::Error::Connect(..)) if !any => 0,
+            Err(error) => return Err(error.into()),
+        };
         let mut detail = "the host is as it was before".to_owned();
+        if unpinned > 0 {
+            tracing::info!(unpinned, "images are no longer pinned");
+        }
         for left in &plan.left {
             detail.push_str("; ");
             detail.push_str(left);
         }
+        self.metrics.pinned.set(0);
+        self.status.pins("");
         self.status.removed(&detail);
         self.ready
             .failed("the host configuration was removed, as told");
@@ -220,6 +408,7 @@ impl Agent {
         self.last = None;
         self.say(detail, !plan.left.is_empty());
         self.pull_at = Instant::now() + LOOK;
+        self.pin_at = Instant::now();
         Ok(())
     }
 
@@ -235,6 +424,58 @@ impl Agent {
         }
         self.said = text;
     }
+}
+
+/// Looks at the host and brings it to what is wanted.
+fn look(
+    disk: &Disk,
+    folders: &Folders,
+    state: &NodeState,
+    runtime: Option<&str>,
+    yielded: &BTreeSet<String>,
+) -> Result<Looked, Error> {
+    // First of all what the API server said is kept, so that a boot without it knows as much.
+    disk.keep("state.json", state)?;
+    let folder = find(folders, runtime)?;
+    let wanted = hosts::wanted(state, &folder.relative, &folder.on_host)?;
+    let (journal, damaged) = match disk.journal() {
+        // Its own files it knows by their first line.
+        Err(host::Error::Damaged { .. }) => {
+            disk.set_aside("journal.json")?;
+            (Journal::default(), true)
+        }
+        journal => (journal?, false),
+    };
+    let paths = Disk::paths(&journal, wanted.keys());
+    let plan = plan(&disk.look(paths.iter()), &journal, &wanted, yielded);
+    disk.apply(&plan)?;
+    Ok(Looked {
+        plan,
+        folder,
+        damaged,
+    })
+}
+
+/// Undoes everything; answers whether there was anything, and what was done.
+fn undo(disk: &Disk, folders: &Folders, state: &NodeState) -> Result<(bool, Plan), Error> {
+    let journal = match disk.journal() {
+        Err(host::Error::Damaged { .. }) => {
+            // A last look tells what is its own.
+            look(disk, folders, state, None, &BTreeSet::new())?;
+            disk.journal()?
+        }
+        journal => journal?,
+    };
+    let paths = Disk::paths(&journal, std::iter::empty());
+    let plan = plan(
+        &disk.look(paths.iter()),
+        &journal,
+        &BTreeMap::new(),
+        &BTreeSet::new(),
+    );
+    disk.apply(&plan)?;
+    disk.forget()?;
+    Ok((!journal.is_empty(), plan))
 }
 
 fn find(folders: &Folders, runtime: Option<&str>) -> Result<HostFolder, runtime_config::Error> {

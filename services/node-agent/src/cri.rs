@@ -1,5 +1,6 @@
 //! The container runtime, by its interface (CRI v1): is it there, which version is it, and can it pull from the registry?
 
+pub mod containerd;
 pub mod grpc;
 pub mod wire;
 
@@ -53,6 +54,23 @@ impl Runtime {
         )
         .await?;
         Ok((answer.runtime_name, answer.runtime_version))
+    }
+
+    /// Whether the kubelet's collection of images has to leave an image; `None` where the runtime does not hold it.
+    pub async fn is_pinned(&self, reference: &str) -> Result<Option<bool>, Error> {
+        let request = ImageStatusRequest {
+            image: Some(ImageSpec {
+                image: reference.to_owned(),
+            }),
+        };
+        let status: ImageStatusResponse = grpc::call(
+            &self.socket,
+            "/runtime.v1.ImageService/ImageStatus",
+            &request,
+            ASK,
+        )
+        .await?;
+        Ok(status.image.map(|image| image.pinned))
     }
 
     /// Pulls `reference` for real: what the runtime holds of it is removed before, and the image must be there after.

@@ -81,6 +81,14 @@ impl Disk {
         }
     }
 
+    /// Puts a document that cannot be read out of the way, for people to look at.
+    pub fn set_aside(&self, name: &str) -> Result<(), Error> {
+        let path = self.root.join(OWN).join(name);
+        let aside = path.with_file_name(format!("{name}.damaged"));
+        fs::rename(&path, &aside).map_err(io_error("set aside", &path))?;
+        sync_folder(&path)
+    }
+
     /// Keeps a document on the host, readable by root only, unless it is there already.
     pub fn keep<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Error> {
         let folder = self.root.join(OWN);

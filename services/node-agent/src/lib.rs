@@ -1,8 +1,8 @@
 //! The node agent: makes the container runtime of its node trust and reach the registry, proves it by a real pull, and
 //! takes all of it away again when told to.
 //!
-//! It writes host files below the runtime's registry folder (`certs.d`), nothing else on the host, and knows nothing of
-//! the registry's store nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is gone.
+//! It writes host files below the runtime's registry folder (`certs.d`) and labels of the images that Holdfast starts from,
+//! nothing else on the host, and knows nothing of the registry's store nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is gone.
 
 pub mod agent;
 pub mod cri;
@@ -10,6 +10,8 @@ pub mod host;
 pub mod hosts;
 pub mod journal;
 pub mod metrics;
+pub mod notices;
+pub mod pins;
 pub mod plan;
 pub mod proof;
 pub mod runtime_config;
@@ -31,8 +33,10 @@ use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
-use agent::{Agent, Folders};
+use agent::{Agent, Folders, Orders};
 use host::Disk;
+use notices::Notices;
+use pins::Own;
 use status::Status;
 
 /// Why the agent cannot start.
@@ -62,22 +66,52 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         fullname: release.fullname,
         namespace: release.namespace,
     };
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let orders = Orders {
+        pin: values.pin_images,
+        own: Own {
+            namespace: variable("POD_NAMESPACE"),
+            pod: variable("POD_NAME"),
+            release: format!("{}.{}", names.namespace, names.fullname),
+        },
+    };
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
     let listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
         .await
         .map_err(|e| Error::Listen(admin::PORT, e))?;
-    serve(folders, names, level, listener, stop).await;
+    let place = Place {
+        folders,
+        names,
+        node: variable("NODE_NAME"),
+    };
+    serve(place, orders, level, listener, stop).await;
     Ok(())
 }
 
-/// The agent on given folders and listener.
+/// Where the agent is.
+#[derive(Debug)]
+pub struct Place {
+    /// The host's folders.
+    pub folders: Folders,
+    /// Names of the release's objects.
+    pub names: Names,
+    /// The node's name; empty: no events are written.
+    pub node: String,
+}
+
+/// The agent in a given place and on a given listener.
 pub async fn serve(
-    folders: Folders,
-    names: Names,
+    place: Place,
+    orders: Orders,
     level: Option<logs::Level>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) {
+    let Place {
+        folders,
+        names,
+        node,
+    } = place;
     let health = Health::default();
     let mut registry = holdfast_runtime::metrics::registry("node_agent");
     let metrics = Arc::new(metrics::Metrics::register(&mut registry));
@@ -90,12 +124,21 @@ pub async fn serve(
         None
     });
     let (sender, states) = watch::channel(kept);
+    let (notices, told) = Notices::new();
     let agent = Arc::new(Mutex::new(Agent::new(
         folders,
+        orders,
         status.clone(),
         ready,
         metrics,
+        notices,
     )));
+    if !node.is_empty() {
+        let told = Arc::new(Mutex::new(told));
+        supervisor.spawn("events", Duration::from_secs(300), move |heart| {
+            notices::publish(node.clone(), Arc::clone(&told), heart)
+        });
+    }
     supervisor.spawn("host", Duration::from_secs(600), move |heart| {
         work(Arc::clone(&agent), states.clone(), heart)
     });

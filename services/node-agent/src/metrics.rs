@@ -4,6 +4,7 @@ use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::cri::{self, Fault};
@@ -20,6 +21,16 @@ pub struct Metrics {
     pulls: Family<Outcome, Counter>,
     /// Files that somebody else had changed and that were written again.
     pub repairs: Counter,
+    /// Files that are not as they should be and are not touched.
+    pub left: Gauge,
+    /// 1 while the host cannot be prepared.
+    pub failing: Gauge,
+    /// Images that are pinned.
+    pub pinned: Gauge,
+    /// 1 while images that should be pinned are not.
+    pub pins_failing: Gauge,
+    /// How often another runtime answered than before.
+    pub runtimes: Counter,
 }
 
 impl Metrics {
@@ -35,6 +46,31 @@ impl Metrics {
             repairs: group.add(
                 "repairs",
                 "Host files written again after somebody else changed them",
+                Counter::default(),
+            ),
+            left: group.add(
+                "host_files_left",
+                "Host files that are not as they should be and are left to whoever changes them",
+                Gauge::default(),
+            ),
+            failing: group.add(
+                "host_failing",
+                "1 while this node's runtime cannot be prepared; the log and an event on the node say why",
+                Gauge::default(),
+            ),
+            pinned: group.add(
+                "pinned_images",
+                "Images of Holdfast and the sandbox that the kubelet does not collect",
+                Gauge::default(),
+            ),
+            pins_failing: group.add(
+                "pins_failing",
+                "1 while these images are not pinned; an event on the node says why",
+                Gauge::default(),
+            ),
+            runtimes: group.add(
+                "runtime_changes",
+                "How often another container runtime, version or data answered than before",
                 Counter::default(),
             ),
         }

@@ -116,7 +116,7 @@ impl Plan {
         if matches!(&current, Original::File { content, mode, .. } if *content == file.bytes && *mode == file.mode && ours)
         {
             if known.is_none() {
-                self.record(path, Original::Absent, file);
+                self.adopt(path, file);
             }
             return;
         }
@@ -141,10 +141,24 @@ impl Plan {
                 self.journal_last.directories.insert(directory.to_owned());
             }
         }
-        let original = if ours { Original::Absent } else { current };
-        self.record(path, original, file);
+        if ours && known.is_none() {
+            self.adopt(path, file);
+        } else {
+            let original = if ours { Original::Absent } else { current };
+            self.record(path, original, file);
+        }
         self.actions
             .push(Action::Write(path.to_owned(), file.clone()));
+    }
+
+    /// Takes a file of an agent whose journal is gone as its own, and with it the directory that bears an address.
+    fn adopt(&mut self, path: &str, file: &Wanted) {
+        if let Some(directory) = parents(path).next() {
+            for journal in [&mut self.journal_first, &mut self.journal_last] {
+                journal.directories.insert(directory.to_owned());
+            }
+        }
+        self.record(path, Original::Absent, file);
     }
 
     /// Notes the file as the agent's in both journals; the original is the one known first.

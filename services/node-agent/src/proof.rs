@@ -33,6 +33,11 @@ impl Proof {
         *self = Self::default();
     }
 
+    /// Pulls that failed since the last one that succeeded; counted up to seven.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
     /// Takes in an outcome; the pause until the next pull comes with the verdict.
     ///
     /// A registry that is down says nothing about the node, so what was proven stays proven: otherwise an outage of the

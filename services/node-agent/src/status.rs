@@ -1,5 +1,5 @@
-//! What `GET /state` on the admin port says: `{"state": "present" | "removed" | "failed", "detail": …}`. The uninstaller
-//! asks it until the host is as it was.
+//! What `GET /state` on the admin port says: `{"state": "present" | "removed" | "failed", "detail": …, "pins": …}`. The
+//! uninstaller asks it until the host is as it was.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,6 +9,9 @@ use serde::Serialize;
 struct Document {
     state: &'static str,
     detail: String,
+    /// Which images are pinned, or why they are not.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pins: String,
 }
 
 /// A shared word on the host's state.
@@ -21,6 +24,7 @@ impl Default for Status {
         Self(Arc::new(Mutex::new(Document {
             state: "failed",
             detail,
+            pins: String::new(),
         })))
     }
 }
@@ -41,6 +45,12 @@ impl Status {
         self.set("failed", detail);
     }
 
+    /// Which images are pinned, or why they are not.
+    pub fn pins(&self, words: &str) {
+        let mut document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        words.clone_into(&mut document.pins);
+    }
+
     /// The JSON document.
     pub fn json(&self) -> String {
         let document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -49,6 +59,8 @@ impl Status {
 
     fn set(&self, state: &'static str, detail: &str) {
         let detail = detail.to_owned();
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Document { state, detail };
+        let mut document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        document.state = state;
+        document.detail = detail;
     }
 }

@@ -175,7 +175,7 @@ impl Cluster {
         Ok(())
     }
 
-    fn control_plane(&self) -> Result<String> {
+    pub(super) fn control_plane(&self) -> Result<String> {
         match self.nodes()?.into_iter().next() {
             Some(node) => Ok(node),
             None => bail!(

@@ -14,6 +14,8 @@ pub struct Inputs {
     pub address: String,
     /// What was written last.
     pub previous: Option<ClusterState>,
+    /// Addresses that the nodes were told last.
+    pub earlier: Vec<String>,
     /// Whether Holdfast is to stay on the nodes.
     pub desired: Desired,
     /// Addresses that images of living pods name; `None` while the pods are not known.
@@ -77,11 +79,12 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
 
 /// Earlier addresses stay while a pod names them; while pods are not known, all stay.
 fn aliases(inputs: &Inputs) -> Vec<String> {
-    let Some(previous) = &inputs.previous else {
-        return Vec::new();
-    };
+    let previous = inputs.previous.iter();
+    let known = previous
+        .flat_map(|state| std::iter::once(&state.registry_address).chain(&state.aliases))
+        .chain(&inputs.earlier);
     let mut aliases: Vec<String> = Vec::new();
-    for address in std::iter::once(&previous.registry_address).chain(&previous.aliases) {
+    for address in known {
         let in_use = inputs
             .used
             .as_ref()
@@ -122,11 +125,6 @@ fn rewrite(inputs: &Inputs) -> (bool, String) {
     if waiting.is_empty() {
         return (true, format!("all {ready} Ready nodes are prepared"));
     }
-    if let WaitForNodes::Seconds(seconds) = inputs.wait
-        && inputs.waited >= Duration::from_secs(u64::from(seconds))
-    {
-        return (true, format!("waited {seconds} s for nodes, as configured"));
-    }
     waiting.sort_unstable();
     let (count, first) = (
         waiting.len(),
@@ -138,10 +136,18 @@ fn rewrite(inputs: &Inputs) -> (bool, String) {
             .join(", "),
     );
     let more = if count > 3 { ", …" } else { "" };
-    (
-        false,
-        format!("{count} of {ready} Ready nodes not prepared: {first}{more}"),
-    )
+    let lacking = format!("{count} of {ready} Ready nodes not prepared: {first}{more}");
+    match inputs.wait {
+        WaitForNodes::Seconds(seconds)
+            if inputs.waited >= Duration::from_secs(u64::from(seconds)) =>
+        {
+            (
+                true,
+                format!("waited {seconds} s for nodes, as configured; {lacking}"),
+            )
+        }
+        _ => (false, lacking),
+    }
 }
 
 /// What the node agents are to write.
@@ -191,6 +197,7 @@ mod tests {
         Inputs {
             address: "10.96.0.50".to_owned(),
             previous: None,
+            earlier: Vec::new(),
             desired: Desired::Present,
             used: Some(BTreeSet::new()),
             nodes: Some(nodes.to_vec()),
@@ -285,7 +292,12 @@ mod tests {
         inputs.waited = Duration::from_secs(59);
         assert!(!cluster_state(&inputs).rewrite);
         inputs.waited = Duration::from_secs(60);
-        assert!(cluster_state(&inputs).rewrite);
+        let state = cluster_state(&inputs);
+        assert!(state.rewrite);
+        assert_eq!(
+            state.reason,
+            "waited 60 s for nodes, as configured; 1 of 1 Ready nodes not prepared: a"
+        );
         inputs.wait = WaitForNodes::Always(false);
         inputs.waited = Duration::ZERO;
         inputs.nodes = None;
@@ -312,6 +324,14 @@ mod tests {
             inputs.used = used.map(|used: Vec<&str>| used.into_iter().map(str::to_owned).collect());
             assert_eq!(cluster_state(&inputs).aliases, expect);
         }
+    }
+
+    #[test]
+    fn what_only_the_nodes_were_told_is_an_earlier_address_too() {
+        let mut inputs = inputs(&[]);
+        inputs.earlier = vec!["10.96.0.50".to_owned(), "10.96.0.9".to_owned()];
+        inputs.used = Some(BTreeSet::from(["10.96.0.9".to_owned()]));
+        assert_eq!(cluster_state(&inputs).aliases, ["10.96.0.9"]);
     }
 
     #[test]

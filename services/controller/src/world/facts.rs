@@ -11,6 +11,7 @@ use holdfast_config::Config;
 use holdfast_core::sources::Upstreams;
 use holdfast_core::{Host, pod as core_pod, rewrite, workload};
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::{Selector, SelectorExt as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -59,6 +60,8 @@ pub struct Agent {
     pub node: String,
     /// Whether its node has made a real pull.
     pub ready: bool,
+    /// When the pod was made, in seconds since 1970.
+    pub created: i64,
 }
 
 /// A namespace, as far as it matters.
@@ -79,6 +82,12 @@ pub struct NodeFacts {
     pub ready: bool,
     /// `os/architecture`.
     pub platform: Option<String>,
+    /// Its UID: a node that joins anew under an old name is another one.
+    pub uid: String,
+    /// When its object was made, in seconds since 1970.
+    pub created: i64,
+    /// Whether it carries the taint of nodes that wait for their agent.
+    pub held: bool,
 }
 
 impl Scope {
@@ -195,6 +204,7 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
                 .unwrap_or_default(),
             ready: pod.metadata.deletion_timestamp.is_none()
                 && workload::condition_is_true(&document, &["Ready"]),
+            created: created(&pod.metadata),
         }),
         ..PodFacts::default()
     };
@@ -273,7 +283,7 @@ pub(super) fn address_of(image: &str) -> Option<String> {
 
 /// The facts of a node.
 pub fn node_facts(node: &Node) -> NodeFacts {
-    let labels = node.metadata.labels.clone().unwrap_or_default();
+    let node_labels = node.metadata.labels.clone().unwrap_or_default();
     let status = node.status.as_ref();
     let ready = status
         .and_then(|status| status.conditions.as_deref())
@@ -281,8 +291,8 @@ pub fn node_facts(node: &Node) -> NodeFacts {
         .iter()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True");
     let platform = match (
-        labels.get("kubernetes.io/os"),
-        labels.get("kubernetes.io/arch"),
+        node_labels.get("kubernetes.io/os"),
+        node_labels.get("kubernetes.io/arch"),
     ) {
         (Some(os), Some(architecture)) => Some(format!("{os}/{architecture}")),
         _ => status
@@ -290,11 +300,28 @@ pub fn node_facts(node: &Node) -> NodeFacts {
             .filter(|info| !info.operating_system.is_empty() && !info.architecture.is_empty())
             .map(|info| format!("{}/{}", info.operating_system, info.architecture)),
     };
+    let held = node
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.taints.as_deref())
+        .unwrap_or_default()
+        .iter()
+        .any(|taint| taint.key == labels::NOT_READY_TAINT);
     NodeFacts {
-        labels,
+        labels: node_labels,
         ready,
         platform,
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        created: created(&node.metadata),
+        held,
     }
+}
+
+fn created(metadata: &ObjectMeta) -> i64 {
+    metadata
+        .creation_timestamp
+        .as_ref()
+        .map_or(0, |time| time.0.as_second())
 }
 
 #[cfg(test)]

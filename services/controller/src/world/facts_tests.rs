@@ -133,7 +133,8 @@ fn a_pod_knows_its_owner_and_whether_it_is_alive() {
         owned.agent,
         Some(Agent {
             node: "n1".to_owned(),
-            ready: true
+            ready: true,
+            created: 0,
         })
     );
 }
@@ -217,6 +218,7 @@ fn nodes_that_no_agent_can_prepare_are_not_waited_for() {
             labels: [("pool".to_owned(), pool.to_owned())].into(),
             ready: true,
             platform: platform.map(str::to_owned),
+            ..NodeFacts::default()
         };
         assert_eq!(pools.includes_node(&node), expect, "{platform:?} {pool}");
     }

@@ -134,6 +134,39 @@ impl Cluster {
             .collect())
     }
 
+    /// Takes the startup taint off all nodes: nobody is left who would. Returns how many had it.
+    pub(crate) async fn let_nodes_go(&self) -> anyhow::Result<usize> {
+        let api = Api::<Node>::all(self.client.clone());
+        let mut count = 0;
+        for node in api.list(&ListParams::default()).await? {
+            let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_ref());
+            let Some(kept) = nodes::without_startup_taint(taints) else {
+                continue;
+            };
+            let change = json!({
+                "metadata": {"resourceVersion": node.metadata.resource_version},
+                "spec": {"taints": kept},
+            });
+            absent_is_well(
+                api.patch(
+                    &node.name_any(),
+                    &PatchParams::default(),
+                    &Patch::Merge(change),
+                )
+                .await,
+            )
+            .with_context(|| {
+                format!(
+                    "node {}, by hand: kubectl taint nodes --all {}-",
+                    node.name_any(),
+                    labels::NOT_READY_TAINT
+                )
+            })?;
+            count += 1;
+        }
+        Ok(count)
+    }
+
     /// Controller pods that can still act: those on nodes that are not Ready cannot be waited for.
     pub(crate) async fn controller_pods(&self) -> anyhow::Result<Vec<String>> {
         let pods = self

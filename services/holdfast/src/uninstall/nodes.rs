@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use holdfast_api::labels;
+use k8s_openapi::api::core::v1::{Node, Pod, Taint};
 use serde::Deserialize;
 
 /// The port on which agents answer.
@@ -38,6 +39,14 @@ pub(crate) fn is_ready(node: &Node) -> bool {
         .into_iter()
         .flatten()
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// A node's taints without the one that holds pods off until its agent is Ready; `None` where it has no such taint.
+pub(crate) fn without_startup_taint(taints: Option<&Vec<Taint>>) -> Option<Vec<Taint>> {
+    let taints = taints?;
+    let mut kept = taints.clone();
+    kept.retain(|taint| taint.key != labels::NOT_READY_TAINT);
+    (kept.len() < taints.len()).then_some(kept)
 }
 
 /// Sorts nodes and agent pods.

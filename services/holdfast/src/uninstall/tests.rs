@@ -166,7 +166,10 @@ async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
                 "annotations": {"holdfast.dev/original-images": "{}"}}})
         };
         match (method, path) {
-            ("GET", "/api/v1/nodes") => Some(list("NodeList", json!([{"metadata": {"name": "lost"}}]))),
+            ("GET", "/api/v1/nodes") => Some(list("NodeList", json!([{
+                "metadata": {"name": "lost", "resourceVersion": "7"},
+                "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}, {"key": "holdfast.dev/not-ready", "effect": "NoSchedule"}]},
+            }]))),
             ("GET", "/api/v1/namespaces/sys/secrets/holdfast-node") => {
                 Some(json!({"metadata": {"name": "holdfast-node"}, "data": {"state.json": "eyJwcm9iZSI6InAifQ=="}}))
             }
@@ -189,6 +192,7 @@ async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
         [
             "DELETE /apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-webhook",
             r#"PATCH /apis/apps/v1/namespaces/sys/deployments/holdfast-controller/scale {"spec":{"replicas":0}}"#,
+            r#"PATCH /api/v1/nodes/lost {"metadata":{"resourceVersion":"7"},"spec":{"taints":[{"effect":"NoSchedule","key":"a"}]}}"#,
             r#"PATCH /api/v1/namespaces/sys/secrets/holdfast-node {"stringData":{"state.json":"{\"probe\":\"p\",\"desired\":\"removed\"}"}}"#,
             "DELETE /api/v1/namespaces/sys/secrets/holdfast-ca",
             "DELETE /apis/coordination.k8s.io/v1/namespaces/sys/leases/holdfast-controller",

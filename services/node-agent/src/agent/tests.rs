@@ -11,7 +11,16 @@ struct Node {
     agent: Agent,
     status: Status,
     health: Health,
+    told: tokio::sync::mpsc::Receiver<crate::notices::Notice>,
     folder: tempfile::TempDir,
+}
+
+impl Node {
+    fn told(&mut self) -> Vec<&'static str> {
+        std::iter::from_fn(|| self.told.try_recv().ok())
+            .map(|notice| notice.reason)
+            .collect()
+    }
 }
 
 fn node(config: &str) -> Node {
@@ -30,10 +39,20 @@ fn node(config: &str) -> Node {
         etc_on_host: PathBuf::from("/etc/containerd"),
         hosts_on_host: None,
     };
+    let (notices, told) = Notices::new();
+    let orders = Orders {
+        pin: true,
+        own: Own {
+            namespace: "sys".to_owned(),
+            pod: "agent-1".to_owned(),
+            release: "sys.holdfast".to_owned(),
+        },
+    };
     Node {
-        agent: Agent::new(folders, status.clone(), ready, metrics),
+        agent: Agent::new(folders, orders, status.clone(), ready, metrics, notices),
         status,
         health,
+        told,
         folder,
     }
 }
@@ -175,4 +194,178 @@ async fn the_state_is_kept_for_a_boot_without_the_api_server() {
         .load("state.json")
         .unwrap();
     assert_eq!(kept, Some(state(Desired::Present)));
+}
+
+const IMAGE: &str = "ghcr.io/holdfast/holdfast:1";
+
+#[tokio::test]
+async fn a_prepared_node_keeps_its_own_image_and_a_removed_one_does_not() {
+    let mut node = node(CONFIG);
+    let fake = serve(&node.folder.path().join("run/containerd.sock"));
+    fake.lock().unwrap().own = vec![IMAGE.to_owned()];
+    fake.lock()
+        .unwrap()
+        .records
+        .insert(IMAGE.to_owned(), BTreeMap::new());
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.status.json().contains(&format!(r#""pins":"{IMAGE}""#)));
+    assert_eq!(fake.lock().unwrap().records[IMAGE].len(), 2);
+    assert_eq!(node.told(), [""; 0]);
+    node.agent.round(&state(Desired::Removed)).await;
+    assert!(fake.lock().unwrap().records[IMAGE].is_empty());
+    assert!(node.status.json().contains(r#""state":"removed""#));
+}
+
+#[tokio::test]
+async fn a_runtime_that_cannot_pin_is_prepared_and_told_of_once() {
+    let mut node = node(CONFIG);
+    let fake = serve(&node.folder.path().join("run/containerd.sock"));
+    fake.lock().unwrap().plain = true;
+    for _ in 0..2 {
+        node.agent.pin_at = Instant::now();
+        node.agent.round(&state(Desired::Present)).await;
+    }
+    assert!(node.health.readyz().ok);
+    assert!(node.status.json().contains("not pinned"));
+    assert_eq!(node.told(), ["ImagesNotPinned"]);
+    node.agent.round(&state(Desired::Removed)).await;
+    assert!(node.status.json().contains(r#""state":"removed""#));
+}
+
+/// A node whose agent has made its first round.
+async fn prepared() -> (Node, Arc<std::sync::Mutex<crate::cri::tests::Fake>>) {
+    let mut node = node(CONFIG);
+    let fake = serve(&node.folder.path().join("run/containerd.sock"));
+    fake.lock().unwrap().own = vec![IMAGE.to_owned()];
+    fake.lock()
+        .unwrap()
+        .records
+        .insert(IMAGE.to_owned(), BTreeMap::new());
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
+    (node, fake)
+}
+
+fn pulls(fake: &std::sync::Mutex<crate::cri::tests::Fake>) -> usize {
+    let fake = fake.lock().unwrap();
+    let pulls = fake.calls.iter().filter(|call| call.starts_with("pull"));
+    pulls.count()
+}
+
+#[tokio::test]
+async fn changed_files_are_written_again_and_proven_until_the_agent_yields() {
+    let (mut node, fake) = prepared().await;
+    let hosts = node.folder.path().join("etc/certs.d/10.96.0.50/hosts.toml");
+    let ours = std::fs::read(&hosts).unwrap();
+    for round in 1..=5 {
+        std::fs::write(&hosts, "theirs").unwrap();
+        node.agent.round(&state(Desired::Present)).await;
+        assert_eq!(std::fs::read(&hosts).unwrap(), ours, "round {round}");
+        assert_eq!(node.told(), ["HostFilesRepaired"]);
+        assert_eq!(pulls(&fake), 1 + round, "proven again at once");
+    }
+    std::fs::write(&hosts, "theirs").unwrap();
+    for _ in 0..3 {
+        node.agent.round(&state(Desired::Present)).await;
+        assert_eq!(
+            std::fs::read(&hosts).unwrap(),
+            b"theirs",
+            "no longer fought over"
+        );
+    }
+    assert_eq!(node.told(), ["HostFilesLeft"]);
+    assert!(node.status.json().contains("again and again"));
+    fake.lock().unwrap().refuse = Some("x509: unknown authority".to_owned());
+    node.agent.pull_at = Instant::now();
+    node.agent.round(&state(Desired::Present)).await;
+    let ready = node.health.readyz();
+    assert!(
+        !ready.ok && ready.text.contains("again and again"),
+        "{}",
+        ready.text
+    );
+}
+
+#[tokio::test]
+async fn another_runtime_has_to_prove_itself_though_the_registry_is_away() {
+    let (mut node, fake) = prepared().await;
+    fake.lock().unwrap().refuse = Some("connection refused".to_owned());
+    node.agent.pull_at = Instant::now();
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.health.readyz().ok, "proven before");
+    fake.lock().unwrap().uuid = "another".to_owned();
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(
+        !node.health.readyz().ok,
+        "never proven: {}",
+        node.health.readyz().text
+    );
+    assert_eq!(node.told(), ["RuntimeReplaced"]);
+    fake.lock().unwrap().refuse = None;
+    node.agent.pull_at = Instant::now();
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.health.readyz().ok);
+}
+
+#[tokio::test]
+async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken_up() {
+    let (mut node, _fake) = prepared().await;
+    let config = node.folder.path().join("etc/config.toml");
+    std::fs::write(&config, "version = 3\n").unwrap();
+    for _ in 0..3 {
+        node.agent.round(&state(Desired::Present)).await;
+        assert!(!node.health.readyz().ok);
+    }
+    assert_eq!(node.told(), ["HostNotPrepared"]);
+    let moved = CONFIG.replace("certs.d", "hosts.d");
+    std::fs::write(&config, moved).unwrap();
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
+    assert_eq!(node.told(), ["RuntimeReplaced"]);
+    assert_eq!(files(&node), ["config.toml", "holdfast", "hosts.d"]);
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_read_is_set_aside_and_the_host_can_still_be_undone() {
+    for damage in ["", "{", "[1]"] {
+        let (mut node, _fake) = prepared().await;
+        let journal = node.folder.path().join("etc/holdfast/journal.json");
+        std::fs::write(&journal, damage).unwrap();
+        node.agent.round(&state(Desired::Present)).await;
+        assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
+        assert_eq!(node.told(), ["JournalDamaged"]);
+        assert!(journal.with_file_name("journal.json.damaged").exists());
+        node.agent.round(&state(Desired::Present)).await;
+        assert_eq!(node.told(), [""; 0]);
+        std::fs::write(&journal, damage).unwrap();
+        node.agent.round(&state(Desired::Removed)).await;
+        assert!(node.status.json().contains(r#""state":"removed""#));
+        let left = node.folder.path().join("etc/certs.d/10.96.0.50");
+        assert!(!left.exists() && !journal.exists());
+    }
+}
+
+#[tokio::test]
+async fn a_new_address_takes_the_probe_of_the_former_one_away() {
+    let (mut node, fake) = prepared().await;
+    let mut moved = state(Desired::Present);
+    moved.hosts[0].address = "10.96.0.60".to_owned();
+    moved.hosts.push(Host {
+        address: "10.96.0.50".to_owned(),
+        endpoints: moved.hosts[0].endpoints.clone(),
+    });
+    moved.probe = "10.96.0.60/holdfast/probe:1".to_owned();
+    node.agent.round(&moved).await;
+    let images = fake.lock().unwrap().images.clone();
+    assert_eq!(images, BTreeSet::from([moved.probe.clone()]));
+    let folder = node.folder.path().join("etc/certs.d");
+    assert!(folder.join("10.96.0.50/hosts.toml").exists());
+    moved.hosts.pop();
+    fake.lock().unwrap().refuse = Some("connection refused".to_owned());
+    node.agent.round(&moved).await;
+    assert!(!folder.join("10.96.0.50").exists(), "no longer an alias");
+    assert!(
+        node.health.readyz().ok,
+        "the address that counts is the one proven"
+    );
 }

@@ -14,6 +14,9 @@ use tokio::net::UnixStream;
 /// An answer of the runtime is at most this long; the ones that the agent asks for are some hundred bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
+/// containerd's own services want to know whose objects are meant; the CRI's are these, whatever a client says.
+const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");
+
 /// The codes of gRPC that mean something to the agent.
 pub const CODE_NOT_FOUND: u32 = 5;
 /// The runtime does not know the method, or not this version of the interface.
@@ -71,6 +74,7 @@ async fn exchange<Q: Message, A: Message + Default>(
         .header(header::CONTENT_TYPE, "application/grpc")
         .header(header::TE, "trailers")
         .header(header::USER_AGENT, "holdfast-node-agent")
+        .header(NAMESPACE.0, NAMESPACE.1)
         .body(Full::new(frame(request)))
         .map_err(|e| protocol(&e))?;
     let answer = async {

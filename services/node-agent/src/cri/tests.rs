@@ -1,6 +1,6 @@
 //! A runtime on a unix socket that keeps a list of images and pulls as it is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -25,6 +25,18 @@ pub(crate) struct Fake {
     pub(crate) refuse: Option<String>,
     /// Pulls answer well but keep nothing.
     pub(crate) forgetful: bool,
+    /// containerd's records of images: labels by name.
+    pub(crate) records: BTreeMap<String, BTreeMap<String, String>>,
+    /// Images of the agent's own pod.
+    pub(crate) own: Vec<String>,
+    /// Not containerd: only the CRI is there.
+    pub(crate) plain: bool,
+    /// The CRI takes no notice of labels.
+    pub(crate) heedless: bool,
+    /// The identity of containerd's data.
+    pub(crate) uuid: String,
+    /// The version that it reports.
+    pub(crate) version: Option<String>,
 }
 
 type Shared = Arc<Mutex<Fake>>;
@@ -52,7 +64,9 @@ type Body = http_body_util::combinators::BoxBody<Bytes, Infallible>;
 
 async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     assert_eq!(request.headers()["content-type"], "application/grpc");
-    let method = request.uri().path().rsplit('/').next().unwrap().to_owned();
+    let request_path = request.uri().path().to_owned();
+    let method = request_path.rsplit('/').next().unwrap().to_owned();
+    assert_eq!(request.headers()["containerd-namespace"], "k8s.io");
     let body = request
         .into_body()
         .collect()
@@ -62,10 +76,15 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
         .slice(5..);
     let mut fake = state.lock().unwrap();
     let named = |image: Option<ImageSpec>| image.unwrap().image;
+    let path = request_path;
+    if path.starts_with("/containerd.") {
+        let outcome = containerd(&mut fake, &path, body);
+        return Ok(reply(outcome));
+    }
     let outcome = match method.as_str() {
         "Version" => Ok(VersionResponse {
             runtime_name: "containerd".to_owned(),
-            runtime_version: "v2.1.4".to_owned(),
+            runtime_version: fake.version.clone().unwrap_or_else(|| "v2.1.4".to_owned()),
         }
         .encode_to_vec()),
         "PullImage" => {
@@ -76,7 +95,7 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
             }
             fake.refuse.clone().map_or_else(
                 || Ok(PullImageResponse { image_ref: image }.encode_to_vec()),
-                Err,
+                |words| Err((2, words)),
             )
         }
         "RemoveImage" => {
@@ -87,14 +106,97 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
         }
         "ImageStatus" => {
             let image = named(ImageStatusRequest::decode(body).unwrap().image);
-            let held = fake.images.contains(&image).then(|| Image {
+            let record = fake.records.get(&image);
+            let pinned = record.is_some_and(|labels| {
+                labels.get("io.cri-containerd.pinned").map(String::as_str) == Some("pinned")
+            }) && !fake.heedless;
+            let held = (fake.images.contains(&image) || record.is_some()).then(|| Image {
                 id: "sha256:1".to_owned(),
                 repo_tags: vec![image],
+                pinned,
             });
             Ok(ImageStatusResponse { image: held }.encode_to_vec())
         }
         other => panic!("{other} is not asked"),
     };
+    Ok(reply(outcome))
+}
+
+/// The services that only containerd has.
+fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32, String)> {
+    use crate::cri::containerd as wire;
+    if fake.plain {
+        return Err((grpc::CODE_UNIMPLEMENTED, "unknown service".to_owned()));
+    }
+    let record = |name: &str, labels: &BTreeMap<String, String>| wire::Image {
+        name: name.to_owned(),
+        labels: labels.clone(),
+    };
+    Ok(match path.rsplit("services.").next().unwrap() {
+        "introspection.v1.Introspection/Server" => wire::ServerResponse {
+            uuid: fake.uuid.clone(),
+            pid: 7,
+        }
+        .encode_to_vec(),
+        "containers.v1.Containers/List" => {
+            let filters = wire::ListRequest::decode(body).unwrap().filters;
+            assert_eq!(
+                filters,
+                [
+                    r#"labels."io.kubernetes.pod.namespace"=="sys",labels."io.kubernetes.pod.name"=="agent-1""#
+                ]
+            );
+            let containers = fake.own.iter().map(|image| wire::Container {
+                image: image.clone(),
+            });
+            wire::ListContainersResponse {
+                containers: containers.collect(),
+            }
+            .encode_to_vec()
+        }
+        "images.v1.Images/Get" => {
+            let name = wire::GetImageRequest::decode(body).unwrap().name;
+            let labels = fake.records.get(&name);
+            let labels =
+                labels.ok_or((grpc::CODE_NOT_FOUND, format!("image {name}: not found")))?;
+            wire::ImageResponse {
+                image: Some(record(&name, labels)),
+            }
+            .encode_to_vec()
+        }
+        "images.v1.Images/List" => {
+            let filters = wire::ListRequest::decode(body).unwrap().filters;
+            assert_eq!(
+                filters,
+                [r#"labels."holdfast.dev/pinned-by"=="sys.holdfast""#]
+            );
+            let ours = fake.records.iter().filter(|(_, labels)| {
+                labels.get("holdfast.dev/pinned-by").map(String::as_str) == Some("sys.holdfast")
+            });
+            wire::ListImagesResponse {
+                images: ours.map(|(name, labels)| record(name, labels)).collect(),
+            }
+            .encode_to_vec()
+        }
+        "images.v1.Images/Update" => {
+            let request = wire::UpdateImageRequest::decode(body).unwrap();
+            let image = request.image.unwrap();
+            fake.calls.push(format!("label {}", image.name));
+            let labels = fake.records.get_mut(&image.name).unwrap();
+            for path in request.update_mask.unwrap().paths {
+                let key = path.strip_prefix("labels.").unwrap();
+                match image.labels.get(key).filter(|value| !value.is_empty()) {
+                    Some(value) => labels.insert(key.to_owned(), value.clone()),
+                    None => labels.remove(key),
+                };
+            }
+            wire::ImageResponse { image: None }.encode_to_vec()
+        }
+        other => panic!("{other} is not asked"),
+    })
+}
+
+fn reply(outcome: Result<Vec<u8>, (u32, String)>) -> Response<Body> {
     let mut trailers = HeaderMap::new();
     let mut frames: Vec<Result<Frame<Bytes>, Infallible>> = Vec::new();
     match outcome {
@@ -106,17 +208,17 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
             frames.push(Ok(Frame::data(bytes.freeze())));
             trailers.insert("grpc-status", "0".parse().unwrap());
         }
-        Err(text) => {
-            trailers.insert("grpc-status", "2".parse().unwrap());
+        Err((code, text)) => {
+            trailers.insert("grpc-status", code.into());
             trailers.insert("grpc-message", text.replace(' ', "%20").parse().unwrap());
         }
     }
     frames.push(Ok(Frame::trailers(trailers)));
     let body = StreamBody::new(futures::stream::iter(frames)).boxed();
-    Ok(Response::builder()
+    Response::builder()
         .header("content-type", "application/grpc")
         .body(body)
-        .unwrap())
+        .unwrap()
 }
 
 const PROBE: &str = "10.96.0.50/holdfast/probe:1";

@@ -50,6 +50,9 @@ pub struct Image {
     /// References by tag.
     #[prost(string, repeated, tag = "2")]
     pub repo_tags: Vec<String>,
+    /// Whether the kubelet's collection of images has to leave it.
+    #[prost(bool, tag = "8")]
+    pub pinned: bool,
 }
 
 /// `ImageService.RemoveImage`; removing what is not there succeeds.

@@ -1,0 +1,172 @@
+//! Machines that join a running cluster, and nodes that leave it for good.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Cluster, SHARED_FOLDER};
+use crate::command::run_with_input;
+
+const CONTAINERD: &str = "/etc/containerd/config.toml";
+const KUBEADM: &str = "/kind/kubeadm.conf";
+
+impl Cluster {
+    /// Starts a machine like the workers that is no node yet, and waits until its container runtime answers.
+    pub fn start_machine(&mut self, name: &str) -> Result<()> {
+        let model = self.model()?;
+        let image = self
+            .engine
+            .docker(["inspect", "--format", "{{.Config.Image}}", &model])?;
+        let shared = format!("{}:{SHARED_FOLDER}", self.shared_folder().display());
+        let label = format!("io.x-k8s.kind.cluster={}", self.name);
+        // As kind starts its nodes.
+        self.engine.docker([
+            "run",
+            "--detach",
+            "--tty",
+            "--name",
+            name,
+            "--hostname",
+            name,
+            "--label",
+            &label,
+            "--label",
+            "io.x-k8s.kind.role=worker",
+            "--net",
+            "kind",
+            "--restart=on-failure:1",
+            "--init=false",
+            "--cgroupns=private",
+            "--privileged",
+            "--security-opt",
+            "seccomp=unconfined",
+            "--security-opt",
+            "apparmor=unconfined",
+            "--tmpfs",
+            "/tmp",
+            "--tmpfs",
+            "/run",
+            "--volume",
+            "/var",
+            "--volume",
+            "/lib/modules:/lib/modules:ro",
+            "--volume",
+            &shared,
+            image.trim(),
+        ])?;
+        if let Some(address) = self.current_addresses()?.remove(name) {
+            self.state.addresses.insert(name.to_owned(), address);
+            self.state.write(&self.folder)?;
+        }
+        self.wait_for_runtime(name)?;
+        let configuration = self.node_exec(&model, &["cat", CONTAINERD])?;
+        self.write_file(name, CONTAINERD, &configuration)?;
+        self.node_exec(name, &["systemctl", "restart", "containerd"])?;
+        self.wait_for_runtime(name)
+    }
+
+    /// Makes a machine a node of the cluster; does not wait until it is Ready.
+    pub fn join(&self, name: &str) -> Result<()> {
+        let model = self.model()?;
+        let address = |node: &str| {
+            let known = self.state.addresses.get(node).cloned();
+            known.with_context(|| format!("the address of {node} is not known"))
+        };
+        let token = self.node_exec(&self.control_plane()?, &["kubeadm", "token", "create"])?;
+        let token = token.lines().next_back().unwrap_or_default().trim();
+        let configuration = self.node_exec(&model, &["cat", KUBEADM])?;
+        let configuration = for_machine(
+            &configuration,
+            (&model, &address(&model)?),
+            (name, &address(name)?),
+            token,
+        );
+        self.write_file(name, KUBEADM, &configuration)?;
+        self.node_exec(
+            name,
+            &[
+                "kubeadm",
+                "join",
+                "--config",
+                KUBEADM,
+                "--skip-phases=preflight",
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Takes a node out of the cluster, and its machine away with its disk. What is not there is fine.
+    pub fn remove_node(&mut self, name: &str) -> Result<()> {
+        self.kubectl(&["delete", "node", name, "--ignore-not-found"])?;
+        if self.nodes()?.iter().any(|node| node == name) {
+            self.engine.docker(["rm", "--force", "--volumes", name])?;
+        }
+        self.state.addresses.remove(name);
+        self.state.write(&self.folder)
+    }
+
+    /// The worker that others are made like.
+    fn model(&self) -> Result<String> {
+        self.workers()?
+            .into_iter()
+            .next()
+            .context("the cluster has no worker on this machine's engine")
+    }
+
+    fn write_file(&self, node: &str, path: &str, content: &str) -> Result<()> {
+        let mut command = self.engine.command("docker");
+        command.args(["exec", "--interactive", node, "cp", "/dev/stdin", path]);
+        run_with_input(&mut command, content.as_bytes())?;
+        Ok(())
+    }
+
+    fn wait_for_runtime(&self, node: &str) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        while self.node_exec(node, &["crictl", "version"]).is_err() {
+            if Instant::now() > deadline {
+                bail!("the container runtime of {node} does not answer");
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        Ok(())
+    }
+}
+
+/// The configuration of one node's `kubeadm join` for another one: name and address.
+fn for_machine(text: &str, from: (&str, &str), to: (&str, &str), token: &str) -> String {
+    let line = |line: &str| {
+        let (key, value) = line.split_once(':').unwrap_or((line, ""));
+        if key.trim() == "token" {
+            return format!("{key}: {token:?}");
+        }
+        // Whole values only: the model's name begins those of its siblings.
+        let quoted = |word: &str| format!("\"{word}\"");
+        if value.trim() == quoted(from.1) {
+            return format!("{key}: {}", quoted(to.1));
+        }
+        line.replace(&format!("/{}\"", from.0), &format!("/{}\"", to.0))
+    };
+    let lines: Vec<String> = text.lines().map(line).collect();
+    lines.join("\n") + "\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::for_machine;
+
+    #[test]
+    fn a_joining_machine_has_its_own_name_address_and_token() {
+        let text = "nodeRegistration:\n  kubeletExtraArgs:\n    - name: \"node-ip\"\n      value: \"198.18.1.3\"\n    - name: \"provider-id\"\n      value: \"kind://docker/e2e/e2e-worker\"\ndiscovery:\n  bootstrapToken:\n    apiServerEndpoint: \"e2e-control-plane:6443\"\n    token: \"abcdef.0123456789abcdef\"\n";
+        let made = for_machine(
+            text,
+            ("e2e-worker", "198.18.1.3"),
+            ("e2e-joiner", "198.18.1.30"),
+            "x.y",
+        );
+        let expect = text
+            .replace("198.18.1.3", "198.18.1.30")
+            .replace("e2e-worker", "e2e-joiner")
+            .replace("abcdef.0123456789abcdef", "x.y");
+        assert_eq!(made, expect);
+    }
+}

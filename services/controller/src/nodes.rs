@@ -1,0 +1,296 @@
+//! The nodes: which of them are prepared, who is held back until it is, and what an operator hears of them.
+//!
+//! A node is prepared when its agent's pod is Ready, which that pod is after a real pull through the node's runtime. With
+//! `nodeAgent.startupTaint` a node that joins carries a taint until then, so that no pod with a rewritten image begins where
+//! it cannot start. `decide` decides from what the watches show; this file reads the live node once more and patches its
+//! taints, nothing else of it.
+
+pub mod decide;
+pub mod events;
+
+use crate::Context;
+use crate::world::World;
+use decide::{Act, Memory, Node, Policy, Told, Why};
+use holdfast_api::labels;
+use holdfast_runtime::supervise::Heart;
+use k8s_openapi::api::core::v1::{Node as ApiNode, Taint};
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::time::{Duration, Instant};
+
+/// How often everything is looked at without a change.
+const EVERY: Duration = Duration::from_secs(5);
+/// Changes within this time are one.
+const SETTLE: Duration = Duration::from_millis(300);
+/// A node rests this long after it was patched: the watch is to show it first.
+const REST: Duration = Duration::from_secs(3);
+/// As [`REST`], where the API server refused.
+const LONG_REST: Duration = Duration::from_secs(60);
+/// Effect of the taint that the controller sets. Taken away it is with any effect.
+const EFFECT: &str = "NoSchedule";
+/// What a kubelet reported of its pods before its node's object was made anew is overwritten by then.
+const STALE_SECONDS: i64 = 60;
+
+/// All nodes as they are seen now.
+pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
+    let agents: HashMap<String, i64> = World::read(&context.world.pods, |pods| {
+        pods.iter()
+            .filter_map(|(_, pod)| pod.agent.as_ref())
+            .filter(|agent| agent.ready)
+            .map(|agent| (agent.node.clone(), agent.created))
+            .collect()
+    });
+    World::read(&context.world.nodes, |nodes| {
+        nodes
+            .iter()
+            .map(|((_, name), facts)| {
+                let age = now.as_second().saturating_sub(facts.created);
+                // A pod of the node's former life looks Ready until the new kubelet says otherwise.
+                let proven = |made: &i64| *made >= facts.created || age >= STALE_SECONDS;
+                Node {
+                    name: name.clone(),
+                    uid: facts.uid.clone(),
+                    ready: facts.ready,
+                    prepared: agents.get(name).is_some_and(proven),
+                    held: facts.held,
+                    in_scope: context.scope.includes_node(facts),
+                    age: Duration::from_secs(u64::try_from(age).unwrap_or(0)),
+                }
+            })
+            .collect()
+    })
+}
+
+/// Holds nodes back and lets them go, for ever.
+pub async fn run(context: Context, heart: Heart) -> Result<(), Infallible> {
+    let mut version = context.world.version.subscribe();
+    let mut state = context.healing.state.subscribe();
+    while !context.world.synced() || state.borrow_and_update().is_none() {
+        heart.beat();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let policy = Policy::of(context.config.values.node_agent.startup_taint);
+    let born = Instant::now();
+    let mut memory = Memory::default();
+    let mut rests: HashMap<String, Instant> = HashMap::new();
+    loop {
+        version.borrow_and_update();
+        let rewriting = state
+            .borrow_and_update()
+            .as_ref()
+            .is_some_and(|state| state.rewrite);
+        let nodes = survey(&context, jiff::Timestamp::now());
+        count(&context, &nodes);
+        let now = born.elapsed();
+        rests.retain(|_, until| *until > Instant::now());
+        for (node, act) in memory.decide(&nodes, policy, rewriting, now) {
+            if rests.contains_key(&node.uid) {
+                continue;
+            }
+            heart.beat();
+            let rest = perform(&context, node, act, policy).await;
+            rests.insert(node.uid.clone(), Instant::now() + rest);
+        }
+        for (node, told) in memory.tell(&nodes, now) {
+            tell(&context, node, told, rewriting).await;
+        }
+        heart.success();
+        tokio::select! {
+            _ = version.changed() => {}
+            _ = state.changed() => {}
+            () = tokio::time::sleep(EVERY) => {}
+        }
+        tokio::time::sleep(SETTLE).await;
+    }
+}
+
+/// Acts; answers how long the node rests.
+async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Duration {
+    match patch(context, node, act).await {
+        Ok(false) => REST,
+        Ok(true) => {
+            let (reason, warning, note) = words(act, policy);
+            if warning {
+                tracing::warn!(node.name = node.name, "{note}");
+            } else {
+                tracing::info!(node.name = node.name, "{note}");
+            }
+            context
+                .events
+                .on_node(&node.name, &node.uid, warning, reason, note)
+                .await;
+            REST
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => Duration::from_millis(200),
+        Err(kube::Error::Api(status)) if status.code == 403 => {
+            let note = format!(
+                "the taint {} may not be changed by the controller, so it stays as it is; by hand: kubectl taint nodes {} {}-",
+                labels::NOT_READY_TAINT,
+                node.name,
+                labels::NOT_READY_TAINT
+            );
+            tracing::warn!(node.name = node.name, error = %status, "{note}");
+            context
+                .events
+                .on_node(&node.name, &node.uid, true, "StartupTaintStuck", note)
+                .await;
+            LONG_REST
+        }
+        Err(error) => {
+            tracing::warn!(node.name = node.name, %error, "a node's taints cannot be changed, it is tried again");
+            REST
+        }
+    }
+}
+
+/// Changes the taints of the live node, if it is still that node and nobody else changed it meanwhile; true when something
+/// was written.
+async fn patch(context: &Context, node: &Node, act: Act) -> Result<bool, kube::Error> {
+    let api: Api<ApiNode> = Api::all(context.client.clone());
+    let Some(live) = api.get_opt(&node.name).await? else {
+        return Ok(false);
+    };
+    if live.metadata.uid.as_deref() != Some(node.uid.as_str()) {
+        return Ok(false);
+    }
+    let before = live.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let after = taints(&before, act);
+    if after == before {
+        return Ok(false);
+    }
+    let change = json!({
+        // What changed since is not overwritten: the API server answers with a conflict.
+        "metadata": {"resourceVersion": live.metadata.resource_version},
+        "spec": {"taints": after},
+    });
+    let params = PatchParams {
+        field_manager: Some(crate::FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    api.patch(&node.name, &params, &Patch::Merge(change))
+        .await?;
+    Ok(true)
+}
+
+/// The taints of a node after the act.
+fn taints(before: &[Taint], act: Act) -> Vec<Taint> {
+    let mut after = before.to_vec();
+    match act {
+        Act::Hold if before.iter().any(|t| t.key == labels::NOT_READY_TAINT) => {}
+        Act::Hold => after.push(Taint {
+            key: labels::NOT_READY_TAINT.to_owned(),
+            effect: EFFECT.to_owned(),
+            ..Taint::default()
+        }),
+        Act::LetGo(_) => after.retain(|taint| taint.key != labels::NOT_READY_TAINT),
+    }
+    after
+}
+
+fn words(act: Act, policy: Policy) -> (&'static str, bool, String) {
+    let (reason, warning, why) = match act {
+        Act::Hold => (
+            "StartupTaintSet",
+            false,
+            "no pod is scheduled here until the node's agent has made a real pull".to_owned(),
+        ),
+        Act::LetGo(Why::Prepared) => (
+            "StartupTaintRemoved",
+            false,
+            "the node's agent has made a real pull: pods may be scheduled here".to_owned(),
+        ),
+        Act::LetGo(Why::SwitchedOff) => (
+            "StartupTaintRemoved",
+            false,
+            "nodeAgent.startupTaint is off: pods may be scheduled here".to_owned(),
+        ),
+        Act::LetGo(Why::OutOfScope) => (
+            "StartupTaintRemoved",
+            false,
+            "the node is not in webhook.scope: pods may be scheduled here".to_owned(),
+        ),
+        Act::LetGo(Why::TimedOut) => (
+            "StartupTaintTimedOut",
+            true,
+            format!(
+                "the node's agent was not Ready within {} s (nodeAgent.startupTaint.timeoutSeconds): pods may be scheduled here, but \
+                 those with rewritten images may not start",
+                policy.timeout.unwrap_or_default().as_secs()
+            ),
+        ),
+    };
+    (reason, warning, why)
+}
+
+async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
+    let (warning, reason, note) = match told {
+        Told::Unprepared => (
+            true,
+            "NodeNotPrepared",
+            format!(
+                "no node agent of Holdfast has been Ready here for {} s, so pods with rewritten images may not start; {}. The events of \
+                 this node and the agent's pod say why",
+                decide::PATIENCE.as_secs(),
+                if rewriting {
+                    "pods are rewritten all the same, since that had begun"
+                } else {
+                    "no pod is rewritten before every Ready node is prepared or webhook.waitForNodes is over"
+                }
+            ),
+        ),
+        Told::Prepared => (
+            false,
+            "NodePrepared",
+            "the node's agent has made a real pull".to_owned(),
+        ),
+    };
+    tracing::info!(node.name = node.name, event.reason = reason, "{note}");
+    context
+        .events
+        .on_node(&node.name, &node.uid, warning, reason, note)
+        .await;
+}
+
+fn count(context: &Context, nodes: &[Node]) {
+    let scope = || nodes.iter().filter(|node| node.in_scope);
+    let prepared = scope().filter(|node| node.ready && node.prepared).count();
+    let unprepared = scope().filter(|node| node.ready && !node.prepared).count();
+    let not_ready = scope().filter(|node| !node.ready).count();
+    let held = nodes.iter().filter(|node| node.held).count();
+    for (state, count) in [
+        ("prepared", prepared),
+        ("unprepared", unprepared),
+        ("not_ready", not_ready),
+        ("held", held),
+    ] {
+        context.metrics.nodes(state, count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn taint(key: &str, effect: &str) -> Taint {
+        Taint {
+            key: key.to_owned(),
+            effect: effect.to_owned(),
+            ..Taint::default()
+        }
+    }
+
+    #[test]
+    fn only_our_own_taint_comes_and_goes() {
+        let others = vec![taint("a", "NoSchedule"), taint("b", "NoExecute")];
+        let held = taints(&others, Act::Hold);
+        assert_eq!(held[..2], others);
+        assert_eq!(held[2], taint("holdfast.dev/not-ready", "NoSchedule"));
+        assert_eq!(taints(&held, Act::Hold), held, "once");
+        assert_eq!(taints(&held, Act::LetGo(Why::Prepared)), others);
+        let by_kubelet = vec![taint("holdfast.dev/not-ready", "NoExecute")];
+        assert_eq!(taints(&by_kubelet, Act::Hold), by_kubelet);
+        assert_eq!(taints(&by_kubelet, Act::LetGo(Why::SwitchedOff)), []);
+    }
+}

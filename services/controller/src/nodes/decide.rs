@@ -1,0 +1,323 @@
+//! Who is held back and who is let go, and what is worth telling: pure but for its memory; time is passed in.
+
+use holdfast_config::StartupTaint;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+/// How long a Ready node may be unprepared before somebody hears of it: images are pulled and the registry starts first.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+/// A node that is older joined before anybody could hold it back: pods run on it.
+const JOINING: Duration = Duration::from_secs(600);
+/// Nodes that are told of in one look at most; the others follow.
+const TOLD_AT_ONCE: usize = 20;
+
+/// A node as it is seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// Its UID: a node that joins anew under an old name is another one.
+    pub uid: String,
+    /// Its Ready condition.
+    pub ready: bool,
+    /// Whether its agent has made a real pull.
+    pub prepared: bool,
+    /// Whether it carries the taint, by whomever.
+    pub held: bool,
+    /// Whether rewriting concerns it.
+    pub in_scope: bool,
+    /// How long its object exists.
+    pub age: Duration,
+}
+
+/// What the values say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether nodes that join are held back.
+    pub enabled: bool,
+    /// After which time they are let go in any case.
+    pub timeout: Option<Duration>,
+}
+
+impl Policy {
+    /// The policy of a configuration.
+    pub fn of(values: StartupTaint) -> Self {
+        let seconds = u64::from(values.timeout_seconds);
+        Self {
+            enabled: values.enabled,
+            timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
+        }
+    }
+}
+
+/// What is to be done with a node's taint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Put it on.
+    Hold,
+    /// Take it off.
+    LetGo(Why),
+}
+
+/// Why a node is let go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It can pull.
+    Prepared,
+    /// The value is off.
+    SwitchedOff,
+    /// Nobody waits for it.
+    OutOfScope,
+    /// It took too long: what would prepare it may itself wait for pods on this node.
+    TimedOut,
+}
+
+/// What is worth telling of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It is Ready and has not been prepared for [`PATIENCE`].
+    Unprepared,
+    /// It was told of, and is prepared now.
+    Prepared,
+}
+
+/// What this process has seen of the nodes, by UID. A new leader starts without: then a node is held, or told of, a little
+/// longer.
+#[derive(Debug, Default)]
+pub struct Memory {
+    held_since: HashMap<String, Duration>,
+    was_prepared: HashSet<String>,
+    unprepared_since: HashMap<String, Duration>,
+    told: HashSet<String>,
+}
+
+impl Memory {
+    /// Who is to be held and who is to be let go, at `now` since the start of the process.
+    pub fn decide<'a>(
+        &mut self,
+        nodes: &'a [Node],
+        policy: Policy,
+        rewriting: bool,
+        now: Duration,
+    ) -> Vec<(&'a Node, Act)> {
+        let alive: HashSet<&String> = nodes.iter().map(|node| &node.uid).collect();
+        self.held_since.retain(|uid, _| alive.contains(uid));
+        self.was_prepared.retain(|uid| alive.contains(uid));
+        let mut acts = Vec::new();
+        for node in nodes {
+            if node.prepared {
+                self.was_prepared.insert(node.uid.clone());
+            }
+            if node.held {
+                let since = *self.held_since.entry(node.uid.clone()).or_insert(now);
+                let over = policy
+                    .timeout
+                    .is_some_and(|timeout| now.saturating_sub(since) >= timeout);
+                let why = match () {
+                    () if !policy.enabled => Why::SwitchedOff,
+                    () if !node.in_scope => Why::OutOfScope,
+                    () if node.prepared => Why::Prepared,
+                    () if over => Why::TimedOut,
+                    () => continue,
+                };
+                acts.push((node, Act::LetGo(why)));
+                continue;
+            }
+            // Who was let go once is not held again: an agent that restarts says nothing against its node.
+            let was =
+                self.was_prepared.contains(&node.uid) || self.held_since.contains_key(&node.uid);
+            let joins = node.age < policy.timeout.unwrap_or(JOINING).min(JOINING);
+            if policy.enabled && rewriting && node.in_scope && joins && !was {
+                acts.push((node, Act::Hold));
+            }
+        }
+        acts
+    }
+
+    /// What is worth telling at `now`; each thing once.
+    pub fn tell<'a>(&mut self, nodes: &'a [Node], now: Duration) -> Vec<(&'a Node, Told)> {
+        let alive: HashSet<&String> = nodes.iter().map(|node| &node.uid).collect();
+        self.unprepared_since.retain(|uid, _| alive.contains(uid));
+        self.told.retain(|uid| alive.contains(uid));
+        let mut tell = Vec::new();
+        for node in nodes.iter().filter(|node| node.in_scope) {
+            if node.prepared {
+                self.unprepared_since.remove(&node.uid);
+                if self.told.remove(&node.uid) {
+                    tell.push((node, Told::Prepared));
+                }
+            } else if node.ready {
+                let since = *self.unprepared_since.entry(node.uid.clone()).or_insert(now);
+                let long = now.saturating_sub(since) >= PATIENCE;
+                if long && tell.len() < TOLD_AT_ONCE && self.told.insert(node.uid.clone()) {
+                    tell.push((node, Told::Unprepared));
+                }
+            } else {
+                // A node that is not Ready is told of by others.
+                self.unprepared_since.remove(&node.uid);
+            }
+        }
+        tell
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ON: Policy = Policy {
+        enabled: true,
+        timeout: Some(Duration::from_secs(600)),
+    };
+    const OFF: Policy = Policy {
+        enabled: false,
+        ..ON
+    };
+
+    fn node() -> Node {
+        Node {
+            name: "n".to_owned(),
+            uid: "u".to_owned(),
+            in_scope: true,
+            age: Duration::from_secs(5),
+            ..Node::default()
+        }
+    }
+
+    fn check(name: &str, policy: Policy, rewriting: bool, node: &Node, expect: Option<Act>) {
+        let nodes = std::slice::from_ref(node);
+        let acts = Memory::default().decide(nodes, policy, rewriting, Duration::ZERO);
+        assert_eq!(acts.first().map(|(_, act)| *act), expect, "{name}");
+    }
+
+    #[test]
+    fn a_node_is_held_while_it_joins_and_let_go_when_it_can_pull() {
+        let held = Node {
+            held: true,
+            ..node()
+        };
+        let let_go = |why| Some(Act::LetGo(why));
+        check("it joins", ON, true, &node(), Some(Act::Hold));
+        check("nothing is rewritten", ON, false, &node(), None);
+        check("the value is off", OFF, true, &node(), None);
+        let outside = |node: &Node| Node {
+            in_scope: false,
+            ..node.clone()
+        };
+        check("nobody waits for it", ON, true, &outside(&node()), None);
+        let old = Node {
+            age: Duration::from_secs(600),
+            ..node()
+        };
+        check("it is old", ON, true, &old, None);
+        let prepared = |node: &Node| Node {
+            prepared: true,
+            ..node.clone()
+        };
+        check("it can pull", ON, true, &prepared(&node()), None);
+        check("held, not yet prepared", ON, true, &held, None);
+        check(
+            "held and prepared",
+            ON,
+            true,
+            &prepared(&held),
+            let_go(Why::Prepared),
+        );
+        check(
+            "by its kubelet, while nothing is rewritten",
+            ON,
+            false,
+            &held,
+            None,
+        );
+        check(
+            "held when the value went off",
+            OFF,
+            true,
+            &held,
+            let_go(Why::SwitchedOff),
+        );
+        check(
+            "held out of scope",
+            ON,
+            true,
+            &outside(&held),
+            let_go(Why::OutOfScope),
+        );
+    }
+
+    #[test]
+    fn time_runs_out_for_a_held_node_but_for_a_timeout_of_none() {
+        let held = [Node {
+            held: true,
+            ..node()
+        }];
+        let at = |policy, seconds: &[u64]| -> Vec<bool> {
+            let mut memory = Memory::default();
+            seconds
+                .iter()
+                .map(|now| {
+                    !memory
+                        .decide(&held, policy, true, Duration::from_secs(*now))
+                        .is_empty()
+                })
+                .collect()
+        };
+        assert_eq!(at(ON, &[100, 699, 700]), [false, false, true]);
+        let patient = Policy {
+            timeout: None,
+            ..ON
+        };
+        assert_eq!(at(patient, &[0, 1_000_000]), [false, false]);
+    }
+
+    #[test]
+    fn who_was_let_go_is_not_held_again() {
+        let mut memory = Memory::default();
+        let held = [Node {
+            held: true,
+            ..node()
+        }];
+        let free = [node()];
+        memory.decide(&held, ON, true, Duration::ZERO);
+        assert_eq!(memory.decide(&free, ON, true, Duration::from_secs(9)), []);
+        let mut memory = Memory::default();
+        let prepared = [Node {
+            prepared: true,
+            ..node()
+        }];
+        memory.decide(&prepared, ON, true, Duration::ZERO);
+        assert_eq!(memory.decide(&free, ON, true, Duration::from_secs(9)), []);
+        let anew = [Node {
+            uid: "another".to_owned(),
+            ..node()
+        }];
+        assert_eq!(
+            memory.decide(&anew, ON, true, Duration::from_secs(9)).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn an_unprepared_node_is_told_of_once_and_so_is_its_end() {
+        let mut memory = Memory::default();
+        let waits = [Node {
+            ready: true,
+            ..node()
+        }];
+        let prepared = [Node {
+            prepared: true,
+            ..waits[0].clone()
+        }];
+        let mut told = |nodes: &[Node], now| -> Vec<Told> {
+            let told = memory.tell(nodes, Duration::from_secs(now));
+            told.into_iter().map(|(_, told)| told).collect()
+        };
+        assert_eq!(told(&waits, 0), []);
+        assert_eq!(told(&waits, 119), []);
+        assert_eq!(told(&waits, 120), [Told::Unprepared]);
+        assert_eq!(told(&waits, 9999), []);
+        assert_eq!(told(&prepared, 10_000), [Told::Prepared]);
+        assert_eq!(told(&waits, 10_001), [], "it may be a restart");
+    }
+}
