@@ -46,6 +46,33 @@ impl Pod {
         self
     }
 
+    /// Has the image of the volume asked for at every start.
+    pub(crate) fn volume_always(mut self) -> Self {
+        self.spec["volumes"][0]["image"]["pullPolicy"] = json!("Always");
+        self
+    }
+
+    /// Adds an init container that stays (a sidecar).
+    pub(crate) fn sidecar(mut self, image: &str) -> Self {
+        let mut sidecar = container("sidecar", image, &["-sleep"]);
+        sidecar["restartPolicy"] = json!("Always");
+        self.spec["initContainers"] = json!([sidecar]);
+        self
+    }
+
+    /// Adds a second container `other`.
+    pub(crate) fn and(mut self, image: &str) -> Self {
+        if let Some(containers) = self.spec["containers"].as_array_mut() {
+            containers.push(container("other", image, &["-sleep"]));
+        }
+        self
+    }
+
+    /// Names the service account.
+    pub(crate) fn account(self, name: &str) -> Self {
+        self.set("serviceAccountName", json!(name))
+    }
+
     /// Names pull secrets.
     pub(crate) fn pull_secrets(mut self, names: &[&str]) -> Self {
         self.spec["imagePullSecrets"] = names.iter().map(|name| json!({"name": name})).collect();
@@ -92,17 +119,67 @@ impl Pod {
         })
     }
 
+    /// The template of this pod, for what makes pods of it.
+    pub(crate) fn template(&self) -> Value {
+        json!({"metadata": {"labels": self.labels}, "spec": self.spec})
+    }
+
     /// A Deployment of this pod.
     pub(crate) fn deployment(&self, namespace: &str, replicas: u32) -> Value {
+        self.apps("Deployment", namespace, json!({"replicas": replicas}))
+    }
+
+    /// A `ReplicaSet` of this pod.
+    pub(crate) fn replica_set(&self, namespace: &str, replicas: u32) -> Value {
+        self.apps("ReplicaSet", namespace, json!({"replicas": replicas}))
+    }
+
+    /// A `StatefulSet` of this pod.
+    pub(crate) fn stateful_set(&self, namespace: &str, replicas: u32) -> Value {
+        let spec = json!({"replicas": replicas, "serviceName": self.name, "podManagementPolicy": "Parallel"});
+        self.apps("StatefulSet", namespace, spec)
+    }
+
+    /// A `DaemonSet` of this pod.
+    pub(crate) fn daemon_set(&self, namespace: &str) -> Value {
+        self.apps("DaemonSet", namespace, json!({}))
+    }
+
+    /// A `ReplicationController` of this pod.
+    pub(crate) fn replication_controller(&self, namespace: &str, replicas: u32) -> Value {
+        let spec = json!({"replicas": replicas, "selector": {"app": self.name}, "template": self.template()});
+        self.owner("v1", "ReplicationController", namespace, spec)
+    }
+
+    /// A Job of this pod; its containers are started again where they end early.
+    pub(crate) fn job(&self, namespace: &str, suspend: bool) -> Value {
+        let spec = json!({"suspend": suspend, "template": self.clone().retried().template()});
+        self.owner("batch/v1", "Job", namespace, spec)
+    }
+
+    /// A `CronJob` of this pod.
+    pub(crate) fn cron_job(&self, namespace: &str, schedule: &str, suspend: bool) -> Value {
+        let template = self.clone().retried().template();
+        let spec = json!({"schedule": schedule, "suspend": suspend, "jobTemplate": {"spec": {"template": template}}});
+        self.owner("batch/v1", "CronJob", namespace, spec)
+    }
+
+    fn retried(self) -> Self {
+        self.set("restartPolicy", json!("OnFailure"))
+    }
+
+    fn apps(&self, kind: &str, namespace: &str, mut spec: Value) -> Value {
+        spec["selector"] = json!({"matchLabels": {"app": self.name}});
+        spec["template"] = self.template();
+        self.owner("apps/v1", kind, namespace, spec)
+    }
+
+    fn owner(&self, version: &str, kind: &str, namespace: &str, spec: Value) -> Value {
         json!({
-            "apiVersion": "apps/v1",
-            "kind": "Deployment",
+            "apiVersion": version,
+            "kind": kind,
             "metadata": {"name": self.name, "namespace": namespace},
-            "spec": {
-                "replicas": replicas,
-                "selector": {"matchLabels": {"app": self.name}},
-                "template": {"metadata": {"labels": self.labels}, "spec": self.spec},
-            },
+            "spec": spec,
         })
     }
 }
@@ -132,6 +209,17 @@ pub(crate) fn pull_secret(
         "type": "kubernetes.io/dockerconfigjson",
         "metadata": {"name": name, "namespace": namespace},
         "data": {".dockerconfigjson": STANDARD.encode(config.to_string())},
+    })
+}
+
+/// A service account that brings pull secrets of its own.
+pub(crate) fn service_account(namespace: &str, name: &str, secrets: &[&str]) -> Value {
+    let secrets: Vec<_> = secrets.iter().map(|name| json!({"name": name})).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "ServiceAccount",
+        "metadata": {"name": name, "namespace": namespace},
+        "imagePullSecrets": secrets,
     })
 }
 

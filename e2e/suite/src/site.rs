@@ -320,6 +320,18 @@ impl Site {
             .map(drop)
     }
 
+    /// Cuts the uplink: no upstream can be reached from anywhere.
+    pub(crate) fn cut_uplink(&self) -> Result<()> {
+        self.private.down()?;
+        self.plain.down()
+    }
+
+    /// Brings the uplink back.
+    pub(crate) fn mend_uplink(&self) -> Result<()> {
+        self.private.heal()?;
+        self.plain.heal()
+    }
+
     /// Ends all faults and waits until the API server and Holdfast's pods are back.
     pub(crate) fn recover(&self) -> Result<()> {
         self.private.heal()?;

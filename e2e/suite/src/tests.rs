@@ -1,6 +1,7 @@
 //! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
 
 mod adoption;
+mod away;
 mod chart;
 mod clients;
 mod copies;
@@ -8,14 +9,18 @@ mod faults;
 mod healing;
 mod hooks;
 mod install;
+mod leaving;
 mod nodes;
+mod offline;
 mod operator;
 mod outage;
 mod pods;
+mod policy;
 mod pushes;
 mod registry;
 mod replicas;
 mod scope;
+mod workloads;
 
 use crate::harness::{Case, ci, full};
 
@@ -33,6 +38,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(install::switched_off_nothing_exists),
         ci!(install::switching_on_by_upgrade_copies_what_already_runs),
         full!(adoption::owners_of_every_kind_from_before_start_without_the_uplink),
+        full!(workloads::thirty_workloads_of_every_kind_boot_without_the_uplink),
         ci!(install::storage_is_claimed_as_asked_for),
         full!(clients::ctr_pushes_and_pulls),
         // A pod's way.
@@ -60,6 +66,8 @@ pub(crate) fn all() -> Vec<Case> {
         // When things break.
         ci!(outage::a_node_that_never_had_the_image_starts_it_without_upstream),
         ci!(outage::after_the_first_copy_no_node_asks_again),
+        full!(offline::every_shape_of_a_pod_starts_on_a_node_that_never_had_it),
+        full!(offline::kubectl_debug_works_without_upstream),
         ci!(faults::a_hanging_upstream_does_not_slow_cached_images),
         ci!(faults::wrong_bytes_are_never_visible),
         ci!(faults::a_pod_missed_by_the_webhook_starts_and_is_copied),
@@ -67,6 +75,8 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(healing::a_controller_that_insists_is_left_alone),
         full!(healing::an_image_that_only_nodes_could_fetch_gets_its_original_back),
         full!(healing::owned_pods_with_a_missed_image_volume_are_made_anew),
+        full!(policy::a_policy_that_allows_only_original_registries_breaks_no_pod),
+        full!(away::pods_churn_for_ten_minutes_without_webhook_and_uplink),
         ci!(faults::a_killed_controller_copies_nothing_twice),
         ci!(registry::a_damaged_blob_is_fetched_again),
         full!(faults::a_killed_registry_finishes_its_fills),
@@ -84,6 +94,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(nodes::a_former_address_works_while_a_pod_names_it),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
+        full!(leaving::uninstalling_past_a_dead_node_gives_pods_their_originals),
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),
         full!(pushes::an_upload_goes_on_at_another_replica),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),

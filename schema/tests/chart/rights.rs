@@ -97,6 +97,7 @@ fn the_controller_reads_what_pods_need_and_writes_only_its_own() {
             "cluster: artifacts get,list,watch,create,update,patch,delete",
             "cluster: artifacts/status get,update,patch",
             "cluster: events create,patch",
+            "cluster: events list,watch",
             "cluster: mutatingwebhookconfigurations[webhook] get,list,watch,patch",
             "cluster: namespaces get,list,watch",
             "cluster: nodes get,list,watch",

@@ -28,6 +28,9 @@ pub struct ClusterState {
     pub left_alone: Vec<SourceLeftAlone>,
 }
 
+/// As a source: everything that pods of the namespace name. A policy refuses the registry's references there.
+pub const EVERY_SOURCE: &str = "*";
+
 /// The longest list of sources that are left alone; the newest are kept.
 pub const MAX_LEFT_ALONE: usize = 200;
 
@@ -37,9 +40,9 @@ pub const MAX_LEFT_ALONE: usize = 200;
 pub struct SourceLeftAlone {
     /// The namespace; others may bring credentials that open it.
     pub namespace: String,
-    /// The upstream's reference, canonical.
+    /// The upstream's reference, canonical, or [`EVERY_SOURCE`].
     pub source: String,
-    /// The reason of the Artifact's Ready condition.
+    /// The reason of the Artifact's Ready condition, or who refuses the registry's references.
     pub reason: String,
     /// Since when.
     pub since: Time,

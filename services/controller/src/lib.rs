@@ -166,6 +166,10 @@ impl Context {
             world::watch_artifacts(context.clone(), heart)
         });
         let context = self.clone();
+        supervisor.spawn("denials", PATIENCE, move |heart| {
+            world::watch_denials(context.clone(), heart)
+        });
+        let context = self.clone();
         supervisor.spawn("state", PATIENCE, move |heart| {
             state::run(context.clone(), heart)
         });

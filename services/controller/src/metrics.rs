@@ -64,6 +64,7 @@ pub struct Metrics {
     pods_stuck: Gauge,
     sources_left_alone: Gauge,
     nodes: Family<StateLabel, Gauge>,
+    namespaces_left_alone: Gauge,
 }
 
 impl Metrics {
@@ -128,6 +129,11 @@ impl Metrics {
                 "Nodes that rewriting concerns: Ready and prepared, Ready and unprepared, not Ready; and nodes held back by the startup taint",
                 Family::default(),
             ),
+            namespaces_left_alone: group.add(
+                "namespaces_left_alone",
+                "Namespaces whose pods keep their images because a policy refuses the registry's references",
+                Gauge::default(),
+            ),
         }
     }
 
@@ -180,6 +186,11 @@ impl Metrics {
     pub(crate) fn nodes(&self, state: &'static str, count: usize) {
         self.nodes
             .get_or_create(&StateLabel { state })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn namespaces_left_alone(&self, count: usize) {
+        self.namespaces_left_alone
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 

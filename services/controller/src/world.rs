@@ -4,11 +4,13 @@
 //! Of a pod or an owner only what decides is kept (a few hundred bytes), so that memory does not follow the size of the cluster's
 //! pods. Facts are complete only when `synced`; nobody decides anything before.
 
+mod denials;
 mod facts;
 pub mod health;
 mod mirror;
 mod owners;
 
+pub use denials::{Denial, denied_by, watch_denials};
 pub(crate) use facts::document;
 pub use facts::{Agent, NamespaceFacts, NodeFacts, PodFacts, Scope, node_facts, pod_facts};
 pub use mirror::{Key, Mirror, key};
@@ -42,6 +44,9 @@ pub struct World {
     pub nodes: RwLock<Mirror<NodeFacts>>,
     /// Artifacts.
     pub artifacts: RwLock<Mirror<Arc<Artifact>>>,
+    /// Pods that policies refused to their owners, by the event that tells it; nothing for events of another meaning. `synced`
+    /// does not wait for it.
+    pub denials: RwLock<Mirror<Option<Denial>>>,
     /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
     pub owners: Owners,
     /// Counts changes of pods, namespaces, nodes and Artifacts.
@@ -57,6 +62,7 @@ impl Default for World {
             namespaces: RwLock::default(),
             nodes: RwLock::default(),
             artifacts: RwLock::default(),
+            denials: RwLock::default(),
             owners: Owners::default(),
             version: watch::Sender::new(0),
             addresses: watch::Sender::new(Vec::new()),

@@ -40,7 +40,7 @@ enum Command {
     NodeAgent(ConfigArgs),
     /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what the controller made
     Uninstall(uninstall::Args),
-    /// Looks whether the registry serves
+    /// What keeps Holdfast from working: parts, claim, CA, nodes, policies; each with the way out
     Doctor(doctor::Args),
     /// Whether Holdfast works in the cluster, and how far the copies are
     Status(status::Args),

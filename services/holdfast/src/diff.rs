@@ -12,6 +12,7 @@ use crate::answer::{self, Answer};
 use crate::cluster::{ClusterArgs, NamespaceArgs};
 use crate::terminal;
 use decide::{Judgement, Owner, Verdict};
+pub(crate) use fetch::facts as namespace_facts;
 
 /// Arguments of `diff offline`.
 #[derive(Debug, clap::Args)]

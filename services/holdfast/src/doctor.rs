@@ -1,157 +1,60 @@
-//! `holdfast doctor --quick`: does the registry serve under the name by which pods of the cluster reach it, with the CA
-//! and the credential that nodes use? The chart's test runs it.
+//! `holdfast doctor`: what keeps Holdfast from working in a cluster, one line a finding with the way out; with `--quick` only
+//! whether the registry answers, which the chart's test asks.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
     reason = "what a command prints is its result"
 )]
 
-use std::path::{Path, PathBuf};
+mod gather;
+mod judge;
+mod quick;
+mod trials;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use holdfast_api::names::Names;
-
-use crate::cli::ConfigArgs;
+use crate::answer;
+use crate::cluster::ClusterArgs;
+use crate::terminal;
+use judge::Report;
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "Looks at the parts' pods, the volume's claim, the webhook's configuration and its CA, the nodes, and tries in every namespace that \
+has Artifacts whether a policy refuses pods with the registry's references: server-side dry runs, which create nothing.\n\
+Exit status: 0 nothing found, 1 something found, 2 it cannot tell (what may not be seen is named)."
+)]
 pub(crate) struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
-    /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
-    #[arg(long, required = true)]
-    quick: bool,
-    /// The registry; default: its Service in the release's namespace
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
-    /// The CA bundle that signs the registry's certificate (PEM)
-    #[arg(long, value_name = "FILE", default_value = "/etc/holdfast/tls/ca.crt")]
-    ca: PathBuf,
-    /// The folder with node-username and node-password
-    #[arg(long, value_name = "DIR", default_value = "/etc/holdfast/auth")]
-    auth: PathBuf,
-    /// Seconds to keep trying; a release that was just installed needs some
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout_seconds: u64,
+    cluster: ClusterArgs,
+    /// Policies in this namespace only
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Writes findings as JSON
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    quick: quick::Args,
 }
 
-/// Asks until the registry answers well or time is over.
+/// Looks, and prints what it found.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let url = if let Some(url) = &args.url {
-        url.trim_end_matches('/').to_owned()
-    } else {
-        let release = args.config.load()?.release;
-        let names = Names {
-            release: release.name,
-            fullname: release.fullname,
-            namespace: release.namespace,
-        };
-        format!("https://{}", names.dns(&names.registry()))
-    };
-    let client = client(&args.ca)?;
-    let (username, password) = (
-        read(&args.auth, "node-username")?,
-        read(&args.auth, "node-password")?,
-    );
-    let url = format!("{url}/v2/");
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(args.timeout_seconds);
-    loop {
-        match ask(&client, &url, &username, &password).await {
-            Ok(()) => {
-                println!("ok: {url} answers with the node credential over TLS");
-                return Ok(ExitCode::SUCCESS);
-            }
-            Err(error) if tokio::time::Instant::now() < deadline => {
-                eprintln!("not yet: {error:#}");
-                tokio::time::sleep(Duration::from_secs(2)).await;
-            }
-            Err(error) => return Err(error),
-        }
+    if args.quick.quick {
+        return quick::run(args.quick).await;
     }
+    let report = look(&args).await.inspect(|report| print!("{report}"));
+    Ok(answer::end(report.map(|report| report.answer())))
 }
 
-fn client(ca: &Path) -> anyhow::Result<reqwest::Client> {
-    let pem = std::fs::read(ca).with_context(|| format!("cannot read the CA {}", ca.display()))?;
-    let roots = reqwest::Certificate::from_pem_bundle(&pem)
-        .with_context(|| format!("no certificate in {}", ca.display()))?;
-    let client = reqwest::Client::builder()
-        .tls_certs_only(roots)
-        .no_proxy()
-        .timeout(Duration::from_secs(5))
-        .build()?;
-    Ok(client)
-}
-
-fn read(folder: &Path, name: &str) -> anyhow::Result<String> {
-    let path = folder.join(name);
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read the credential {}", path.display()))?;
-    Ok(text.trim_end().to_owned())
-}
-
-async fn ask(
-    client: &reqwest::Client,
-    url: &str,
-    username: &str,
-    password: &str,
-) -> anyhow::Result<()> {
-    let response = client
-        .get(url)
-        .basic_auth(username, Some(password))
-        .send()
-        .await
-        .with_context(|| format!("{url} cannot be reached"))?;
-    let status = response.status();
-    if status == reqwest::StatusCode::UNAUTHORIZED {
-        bail!("{url} refuses the node credential (401): the registry and the Secret disagree");
+async fn look(args: &Args) -> anyhow::Result<Report> {
+    let client = args.cluster.client().await?;
+    let release = args.cluster.release(&client).await?;
+    let facts = gather::facts(&client, &release, args.namespace.as_deref()).await;
+    let report = judge::judge(&facts);
+    if let Some(path) = &args.json {
+        terminal::write_json(path, &report)?;
     }
-    if status != reqwest::StatusCode::OK {
-        bail!("{url} answered {status} where 200 was expected");
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
-    /// Answers each connection with `status`, when it carries the credential `node:secret`.
-    async fn registry(status: &'static str) -> String {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/v2/", listener.local_addr().unwrap());
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let mut request = vec![0; 4096];
-                let length = stream.read(&mut request).await.unwrap();
-                let request = String::from_utf8_lossy(&request[..length]).to_lowercase();
-                let known = request.contains("authorization: basic bm9kztpzzwnyzxq=");
-                let status = if known { status } else { "401 Unauthorized" };
-                let answer =
-                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-                stream.write_all(answer.as_bytes()).await.unwrap();
-            }
-        });
-        url
-    }
-
-    async fn check(status: &'static str, password: &str, expect: Result<(), &str>) {
-        holdfast_runtime::tls::install_crypto_provider();
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let outcome = ask(&client, &registry(status).await, "node", password).await;
-        match (outcome, expect) {
-            (Ok(()), Ok(())) => {}
-            (Err(error), Err(part)) => assert!(format!("{error:#}").contains(part), "{error:#}"),
-            (outcome, expect) => panic!("{outcome:?} instead of {expect:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn the_answer_says_what_is_wrong() {
-        check("200 OK", "secret", Ok(())).await;
-        check("200 OK", "other", Err("refuses the node credential")).await;
-        check("503 Service Unavailable", "secret", Err("503")).await;
-    }
+    Ok(report)
 }

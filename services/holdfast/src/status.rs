@@ -1,8 +1,8 @@
 //! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say what it means, prints.
 #![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
-mod gather;
-mod judge;
+pub(crate) mod gather;
+pub(crate) mod judge;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;

@@ -65,6 +65,8 @@ pub enum LeftAlone {
     TooLong,
     /// The registry cannot get it from its upstream; the nodes may.
     Unfillable,
+    /// A policy refuses the registry's references in that namespace.
+    Refused,
     /// Somebody set the pod's images back again and again.
     SetBack,
 }
@@ -83,6 +85,7 @@ impl LeftAlone {
             Self::Malformed => "malformed",
             Self::TooLong => "too_long",
             Self::Unfillable => "unfillable",
+            Self::Refused => "refused",
             Self::SetBack => "set_back",
         }
     }
@@ -273,6 +276,9 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
     let Some(local) = rewrite::rewrite(&original, standing.address) else {
         return leave(LeftAlone::TooLong, None);
     };
+    if rules.leaves_namespace_alone(standing.namespace) {
+        return leave(LeftAlone::Refused, Some(original));
+    }
     if standing.history.restored.contains(&original.to_string())
         || rules.leaves_alone(standing.namespace, &original)
     {

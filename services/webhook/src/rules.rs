@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use holdfast_api::state::{ClusterState, SourceLeftAlone};
+use holdfast_api::state::{ClusterState, EVERY_SOURCE, SourceLeftAlone};
 use holdfast_config::Values;
 use holdfast_core::sources::Upstreams;
 use holdfast_core::{Host, Reference, rewrite};
@@ -48,6 +48,13 @@ impl Rules {
         self.left_alone
             .get(namespace)
             .is_some_and(|sources| sources.contains(&source.to_string()))
+    }
+
+    /// Whether pods of a namespace keep all their sources, because a policy refuses the registry's references.
+    pub fn leaves_namespace_alone(&self, namespace: &str) -> bool {
+        self.left_alone
+            .get(namespace)
+            .is_some_and(|sources| sources.contains(EVERY_SOURCE))
     }
 
     /// Whether a host is this registry, under its current or an earlier address.

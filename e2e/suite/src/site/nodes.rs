@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use super::Site;
+use super::{PRIVATE, Site};
 use crate::kube;
 
 impl Site {
@@ -44,6 +44,26 @@ impl Site {
             .filter(|image| image.contains(repository))
             .collect();
         ensure!(held.is_empty(), "node {node} holds {held:?} already");
+        Ok(())
+    }
+
+    /// Tells every node where the private upstream is, so that kubelets can pull from it with a pull secret and without Holdfast.
+    pub(crate) fn let_nodes_pull_private_images(&self) -> Result<()> {
+        let endpoint = &self.private.endpoint;
+        let hosts = format!(
+            "server = \"{endpoint}\"\n[host.\"{endpoint}\"]\n  capabilities = [\"pull\", \"resolve\"]\n  skip_verify = true\n"
+        );
+        let nodes = self.cluster.nodes()?;
+        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+        self.cluster.write_registry_hosts(&nodes, PRIVATE, &hosts)
+    }
+
+    /// Takes back what [`Self::let_nodes_pull_private_images`] told.
+    pub(crate) fn forget_private_images(&self) -> Result<()> {
+        let folder = format!("/etc/containerd/certs.d/{PRIVATE}");
+        for node in self.cluster.nodes()? {
+            self.cluster.node_exec(&node, &["rm", "-rf", &folder])?;
+        }
         Ok(())
     }
 

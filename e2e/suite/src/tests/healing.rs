@@ -15,7 +15,7 @@ use crate::world::World;
 const PROVEN: Duration = Duration::from_secs(180);
 
 /// Takes the webhook away, does something, and brings it back whatever came of it.
-fn without_webhook<T>(site: &Site, act: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn without_webhook<T>(site: &Site, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let namespace = site.release.namespace();
     let webhook = format!("deployment/{}", site.release.object("webhook"));
     let replicas = if site.own { "3" } else { "1" };

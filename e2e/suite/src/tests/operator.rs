@@ -13,14 +13,14 @@ use crate::site::{SECRET, START, Site};
 use crate::world::World;
 
 /// How a command ended, and what it wrote with `--json`.
-struct Ended {
+pub(super) struct Ended {
     code: Option<i32>,
-    text: String,
-    json: Value,
+    pub(super) text: String,
+    pub(super) json: Value,
 }
 
 impl Ended {
-    fn expect(self, code: i32) -> Result<Self> {
+    pub(super) fn expect(self, code: i32) -> Result<Self> {
         ensure!(
             self.code == Some(code),
             "it ended with {:?} instead of {code}: {}",
@@ -32,7 +32,7 @@ impl Ended {
 }
 
 /// Runs holdfast as an operator does, beside the cluster.
-fn holdfast(site: &Site, program: &PathBuf, arguments: &[&str]) -> Result<Ended> {
+pub(super) fn holdfast(site: &Site, program: &PathBuf, arguments: &[&str]) -> Result<Ended> {
     let file = std::env::temp_dir().join(format!("holdfast-{}.json", crate::images::unique()?));
     let mut command: Command = site.cluster.command(program);
     command.args(arguments).arg("--json").arg(&file);

@@ -1,7 +1,8 @@
-//! Events on the pod: what was done to it and why.
+//! Events on the pod, or on what makes it: what was done and why.
 
 use super::decide::Act;
-use crate::world::Key;
+use super::policies::Step;
+use crate::world::{Denial, Key};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 
@@ -43,14 +44,45 @@ impl Events {
             .await;
     }
 
-    async fn publish(&self, pod: &Key, uid: &str, type_: EventType, reason: &str, note: String) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Heal".to_owned(),
-            secondary: None,
+    /// Tells an owner what is tried because a policy refuses its pods.
+    pub(super) async fn tell_owner(
+        &self,
+        namespace: &str,
+        denial: &Denial,
+        step: Step,
+        address: &str,
+    ) {
+        let by = &denial.by;
+        let (type_, reason, note) = match step {
+            Step::Nothing => return,
+            Step::LeaveAlone => (
+                EventType::Warning,
+                "NamespaceLeftAlone",
+                format!(
+                    "{by} refuses its pods; pods of this namespace keep their upstreams' images from now on and need the uplink. Let it \
+                     allow images that begin with {address}/, or set the label holdfast.dev/rewrite=disabled on the namespace"
+                ),
+            ),
+            Step::InVain => (
+                EventType::Normal,
+                "NamespaceRewritten",
+                format!(
+                    "{by} refuses its pods whatever registry their images are from; pods are rewritten again"
+                ),
+            ),
         };
+        let object = ObjectReference {
+            api_version: Some(denial.api_version.clone()),
+            kind: Some(denial.owner.reference.kind.clone()),
+            namespace: Some(namespace.to_owned()),
+            name: Some(denial.owner.reference.name.clone()),
+            uid: Some(denial.owner.uid.clone()),
+            ..ObjectReference::default()
+        };
+        self.publish_on(&object, type_, reason, note).await;
+    }
+
+    async fn publish(&self, pod: &Key, uid: &str, type_: EventType, reason: &str, note: String) {
         let object = ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -59,7 +91,24 @@ impl Events {
             uid: Some(uid.to_owned()),
             ..ObjectReference::default()
         };
-        if let Err(error) = self.recorder.publish(&event, &object).await {
+        self.publish_on(&object, type_, reason, note).await;
+    }
+
+    async fn publish_on(
+        &self,
+        object: &ObjectReference,
+        type_: EventType,
+        reason: &str,
+        note: String,
+    ) {
+        let event = Event {
+            type_,
+            reason: reason.to_owned(),
+            note: Some(note.chars().take(1000).collect()),
+            action: "Heal".to_owned(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, object).await {
             tracing::debug!(%error, "an event cannot be written");
         }
     }

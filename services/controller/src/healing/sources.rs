@@ -1,7 +1,7 @@
 //! The list of sources that the webhook leaves alone: who comes onto it, who goes: pure.
 
 use crate::artifacts::status;
-use holdfast_api::state::{MAX_LEFT_ALONE, SourceLeftAlone};
+use holdfast_api::state::{EVERY_SOURCE, MAX_LEFT_ALONE, SourceLeftAlone};
 use holdfast_api::{Artifact, artifact_name};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
@@ -27,19 +27,29 @@ pub fn add(
     list.drain(..surplus);
 }
 
+/// Takes a source off the list; whether it was there.
+pub fn remove(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) -> bool {
+    let before = list.len();
+    list.retain(|entry| entry.namespace != namespace || entry.source != source);
+    list.len() != before
+}
+
 /// Whether a source is left alone in a namespace.
 pub fn is_there(list: &[SourceLeftAlone], namespace: &str, source: &str) -> bool {
     list.iter()
         .any(|entry| entry.namespace == namespace && entry.source == source)
 }
 
-/// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped.
+/// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped. Whole namespaces are left
+/// alone for another reason.
 pub fn drop_settled<'a>(
     list: &mut Vec<SourceLeftAlone>,
     artifact: impl Fn(&str, &str) -> Option<&'a Artifact>,
 ) -> Vec<SourceLeftAlone> {
     let settled = |entry: &mut SourceLeftAlone| {
-        artifact(&entry.namespace, &artifact_name(&entry.source)).is_none_or(status::was_ready)
+        entry.source != EVERY_SOURCE
+            && artifact(&entry.namespace, &artifact_name(&entry.source))
+                .is_none_or(status::was_ready)
     };
     list.extract_if(.., settled).collect()
 }
@@ -96,5 +106,12 @@ mod tests {
         };
         assert_eq!(sources(&dropped), ["r.io/held:1", "r.io/gone:1"]);
         assert_eq!(sources(&list), ["r.io/refused:1", "r.io/away:1"]);
+        add(&mut list, "apps", EVERY_SOURCE, "a policy", at(2));
+        assert!(
+            drop_settled(&mut list, find).is_empty(),
+            "a copy does not change what a policy says"
+        );
+        assert!(remove(&mut list, "apps", EVERY_SOURCE));
+        assert!(!remove(&mut list, "apps", EVERY_SOURCE));
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Inventory {
     pub(super) addresses: Vec<String>,
     /// Why pods are not rewritten at the moment; nothing while they are.
     pub(super) not_rewriting: Option<String>,
+    /// Namespaces whose pods keep their images, by who refuses the registry's references there.
+    pub(super) left_alone: BTreeMap<String, String>,
     /// What concerns Holdfast, by its configuration.
     pub(super) scope: Scope,
     /// What the caller may not see.
@@ -252,8 +254,13 @@ impl<'a> Judge<'a> {
                     Some((reference, true)) => self.copied(reference, policy, node, None),
                     Some((reference, false)) => match &cared_for {
                         Ok(sources) if sources.contains(&reference.to_string()) => {
+                            let refused = self
+                                .inventory
+                                .left_alone
+                                .get(namespace)
+                                .map(|by| format!("{by} refuses its references"));
                             let off = self.inventory.not_rewriting.as_deref();
-                            self.copied(reference, policy, node, off)
+                            self.copied(reference, policy, node, off.or(refused.as_deref()))
                         }
                         Ok(_) => self.left_alone(
                             reference,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::Artifact;
+use holdfast_api::state::EVERY_SOURCE;
 use holdfast_controller::world::{NamespaceFacts, Scope};
 use holdfast_core::workload::KINDS;
 use kube::Client;
@@ -59,6 +60,11 @@ pub(super) async fn fetch(
         Some(state) => Some(state.reason.clone()),
         None => Some("the controller has not said anything yet".to_owned()),
     };
+    let left_alone = state.iter().flat_map(|state| &state.left_alone);
+    let left_alone = left_alone
+        .filter(|entry| entry.source == EVERY_SOURCE)
+        .map(|entry| (entry.namespace.clone(), entry.reason.clone()))
+        .collect();
     Ok(Inventory {
         objects,
         namespaces,
@@ -69,6 +75,7 @@ pub(super) async fn fetch(
         nodes: optional(client, NODES).await?,
         addresses: cluster::addresses(state.as_ref()),
         not_rewriting,
+        left_alone,
         scope,
         not_judged,
     })
@@ -113,7 +120,8 @@ async fn namespaces(
     Ok(items.iter().map(facts).collect())
 }
 
-fn facts(namespace: &Value) -> (String, NamespaceFacts) {
+/// A namespace's name, and what decides of it.
+pub(crate) fn facts(namespace: &Value) -> (String, NamespaceFacts) {
     let labels = namespace
         .pointer("/metadata/labels")
         .and_then(Value::as_object);

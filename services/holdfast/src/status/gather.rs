@@ -21,7 +21,7 @@ const DAEMON_SETS: Resource = Resource {
 const ADMIN_PORT: u16 = 9090;
 
 /// Asks everything, images of one namespace or of all.
-pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
+pub(crate) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
     let names = &release.names;
     let state = release
         .state(client)

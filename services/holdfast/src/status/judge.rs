@@ -10,34 +10,34 @@ use crate::standing::{is_on_its_way, standing};
 
 /// What was found out. What could not be found out carries the reason.
 #[derive(Debug, Clone)]
-pub(super) struct Facts {
-    pub(super) release: String,
-    pub(super) namespace: String,
-    pub(super) version: String,
-    pub(super) state: Result<Option<ClusterState>, String>,
-    pub(super) parts: Vec<Part>,
-    pub(super) volume: Result<Volume, String>,
-    pub(super) artifacts: Result<Vec<Artifact>, String>,
+pub(crate) struct Facts {
+    pub(crate) release: String,
+    pub(crate) namespace: String,
+    pub(crate) version: String,
+    pub(crate) state: Result<Option<ClusterState>, String>,
+    pub(crate) parts: Vec<Part>,
+    pub(crate) volume: Result<Volume, String>,
+    pub(crate) artifacts: Result<Vec<Artifact>, String>,
 }
 
 /// One part's pods; `nodes` are those of the node agent, which are ready after a real pull on their node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Part {
-    pub(super) name: &'static str,
-    pub(super) wanted: Option<u64>,
-    pub(super) ready: Option<u64>,
+pub(crate) struct Part {
+    pub(crate) name: &'static str,
+    pub(crate) wanted: Option<u64>,
+    pub(crate) ready: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 /// The registry's volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Volume {
+pub(crate) struct Volume {
     /// `enough`, `filling` (writers are warned), `full` (writes are refused).
-    pub(super) level: &'static str,
-    pub(super) available_bytes: u64,
-    pub(super) total_bytes: u64,
+    pub(crate) level: &'static str,
+    pub(crate) available_bytes: u64,
+    pub(crate) total_bytes: u64,
 }
 
 impl Volume {

@@ -170,6 +170,31 @@ fn a_prefix_is_never_doubled() {
 }
 
 #[test]
+fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_copied() {
+    let entry = json!({"namespace": "team", "source": "*", "reason": "a policy", "since": "2026-01-01T00:00:00Z"});
+    let state = ClusterState {
+        registry_address: ADDRESS.to_owned(),
+        rewrite: true,
+        left_alone: vec![serde_json::from_value(entry).unwrap()],
+        ..ClusterState::default()
+    };
+    let rules = Rules::new(Upstreams::default(), Some(&state));
+    let mutation = mutate(
+        &pod("registry.example/app:1"),
+        None,
+        Request::Create,
+        &rules,
+    );
+    assert_eq!(mutation.left_alone, [LeftAlone::Refused]);
+    assert!(mutation.patch.is_empty());
+    assert_eq!(mutation.images.len(), 1, "it is announced all the same");
+    let mut elsewhere = pod("registry.example/app:1");
+    elsewhere["metadata"]["namespace"] = json!("other");
+    let mutation = mutate(&elsewhere, None, Request::Create, &rules);
+    assert_eq!(mutation.rewritten, 1);
+}
+
+#[test]
 fn images_that_only_the_node_has_are_left_alone() {
     check("localhost/app:1", None);
     check("127.0.0.1:5000/app:1", None);

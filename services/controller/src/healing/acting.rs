@@ -1,0 +1,211 @@
+//! Acting: the live pod is looked at once more, then patched or evicted; what was done is told and counted.
+
+use super::decide::{self, Act, Copy};
+use super::{Copies, Healer, LONG_REST, REST, Task, patch, sources};
+use crate::world::health::Patient;
+use crate::world::{Key, document, pod_facts};
+use holdfast_api::history::ImageHistory;
+use holdfast_config::HealingMode;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams, PostParams};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Healer {
+    pub(super) async fn perform(&mut self, task: Task) {
+        let Task { pod, patient, act } = task;
+        let now = Instant::now();
+        if self.context.healing.policy.mode == HealingMode::DryRun {
+            if self.note(&patient.uid, now).told.insert(act.word()) {
+                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.word(), detail = ?act, "healing would do this");
+                self.context.metrics.healed(act.word(), "planned");
+            }
+            return;
+        }
+        let enough = match act {
+            Act::Recreate(_) => self.evictions.take(now),
+            _ => self.patches.take(now),
+        };
+        if !enough {
+            self.context.metrics.healed(act.word(), "deferred");
+            return;
+        }
+        let word = act.word();
+        let outcome = self.act(&pod, &patient, act).await;
+        let note = self.note(&patient.uid, now);
+        note.failures = match &outcome {
+            Err(error) if !is_conflict(error) => note.failures.saturating_add(1),
+            _ => 0,
+        };
+        let rest = REST * 2_u32.saturating_pow(note.failures.min(8));
+        note.rests_until = Some(Instant::now() + rest.min(LONG_REST));
+        let result = match outcome {
+            Ok(Some((done, history))) => {
+                note.told.insert(done.word());
+                if let Some(history) = history {
+                    note.history = history;
+                }
+                tracing::info!(
+                    pod.namespace = pod.0,
+                    pod.name = pod.1,
+                    act = word,
+                    detail = ?done,
+                    "healing"
+                );
+                self.events.tell(&pod, &patient.uid, &done).await;
+                "done"
+            }
+            // It needs nothing any more, or something else.
+            Ok(None) => "outdated",
+            Err(error) if is_conflict(&error) => {
+                tracing::debug!(pod.namespace = pod.0, pod.name = pod.1, %error, "a pod changed meanwhile");
+                "outdated"
+            }
+            Err(error) => {
+                tracing::warn!(pod.namespace = pod.0, pod.name = pod.1, act = word, %error, "healing failed and is tried again");
+                // A policy, say: whoever looks at the pod is to know, once.
+                if let kube::Error::Api(status) = &error
+                    && (400..429).contains(&status.code)
+                    && note.told.insert("refused")
+                {
+                    self.events
+                        .refused(&pod, &patient.uid, word, &status.message)
+                        .await;
+                }
+                "failed"
+            }
+        };
+        self.context.metrics.healed(word, result);
+    }
+
+    /// Does it to the live pod, if that still needs it; what was done, and what the pod's history is then.
+    async fn act(
+        &mut self,
+        pod: &Key,
+        patient: &Patient,
+        act: Act,
+    ) -> Result<Option<(Act, Option<ImageHistory>)>, kube::Error> {
+        if matches!(act, Act::LeaveAlone { record: false } | Act::Hopeless(_)) {
+            return Ok(Some((act, None)));
+        }
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.0);
+        let Some(live) = api.get_opt(&pod.1).await? else {
+            return Ok(None);
+        };
+        let addresses = self.context.world.addresses.borrow().clone();
+        let facts = pod_facts(&live, &addresses, &self.context.scope, false);
+        let Some(mut current) = facts.patient else {
+            return Ok(None);
+        };
+        Arc::make_mut(&mut current).wanted &= patient.wanted;
+        let site = self.site();
+        let one = [(pod.clone(), current)];
+        let (copies, _) = self.copies(&one, site.now);
+        let [(_, current)] = one;
+        let again = self.decide(&pod.0, &current, &copies, &site);
+        if current.uid != patient.uid || again.word() != act.word() {
+            return Ok(None);
+        }
+        let (kind, changes) = match &again {
+            Act::Heal(changes) => (patch::Kind::Heal, changes.as_slice()),
+            Act::Restore(changes) => {
+                self.leave_sources_alone(&pod.0, changes, &copies);
+                (patch::Kind::Restore, changes.as_slice())
+            }
+            Act::LeaveAlone { .. } => (patch::Kind::LeaveAlone, [].as_slice()),
+            Act::Recreate(changes) => {
+                let written = self.leave_sources_alone(&pod.0, changes, &copies);
+                if !written {
+                    return Ok(None);
+                }
+                self.evict(&api, &pod.1, &current, site.now).await?;
+                return Ok(Some((again, None)));
+            }
+            Act::Nothing | Act::Hopeless(_) => return Ok(None),
+        };
+        let next = patch::history(&self.history(&current), kind, changes);
+        let operations = patch::operations(&document(&live), &current, kind, changes, &next);
+        // Ours are well formed; what is not would do nothing but fail here.
+        let operations: json_patch::Patch =
+            serde_json::from_value(Value::Array(operations)).map_err(kube::Error::SerdeError)?;
+        let params = PatchParams {
+            field_manager: Some(crate::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        api.patch(&pod.1, &params, &Patch::<()>::Json(operations))
+            .await?;
+        Ok(Some((again, Some(next))))
+    }
+
+    /// Puts the sources that proved unfillable onto the list; whether the webhook can know all of them by now.
+    fn leave_sources_alone(
+        &self,
+        namespace: &str,
+        changes: &[decide::Change],
+        copies: &Copies,
+    ) -> bool {
+        let now = jiff::Timestamp::now();
+        let refused: Vec<(&str, &str)> = changes
+            .iter()
+            .filter_map(|change| {
+                let found = copies.get(&(namespace.to_owned(), change.source.clone()))?;
+                (found.0 == Copy::Refused).then_some((change.source.as_str(), found.1.as_str()))
+            })
+            .collect();
+        self.context.healing.left_alone.send_if_modified(|list| {
+            let Some(list) = list else {
+                return false;
+            };
+            let before = list.clone();
+            for (source, reason) in &refused {
+                sources::add(list, namespace, source, reason, now);
+            }
+            *list != before
+        });
+        let state = self.context.healing.state.borrow();
+        let written = state.as_ref().map(|state| state.left_alone.as_slice());
+        refused.iter().all(|(source, _)| {
+            written.is_some_and(|list| sources::is_there(list, namespace, source))
+        })
+    }
+
+    /// Evicts this very pod: budgets of disruption are kept, and no right to delete pods is needed.
+    async fn evict(
+        &mut self,
+        api: &Api<Pod>,
+        name: &str,
+        patient: &Patient,
+        now: i64,
+    ) -> Result<(), kube::Error> {
+        let Some(owner) = &patient.owner else {
+            return Ok(());
+        };
+        let eviction = json!({
+            "apiVersion": "policy/v1",
+            "kind": "Eviction",
+            "metadata": {"name": name},
+            "deleteOptions": {"preconditions": {"uid": patient.uid}},
+        });
+        let _: Value = api
+            .create_subresource("eviction", name, &PostParams::default(), &eviction)
+            .await?;
+        self.recreated
+            .entry(owner.uid.clone())
+            .or_default()
+            .push(now);
+        Ok(())
+    }
+}
+
+/// The pod is not what it was a moment ago; the next look decides anew.
+fn is_conflict(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let failed_test = std::iter::once(&status.message)
+        .chain(causes.map(|cause| &cause.message))
+        .any(|message| message.contains("test failed"));
+    matches!(status.code, 404 | 409) || (status.code == 422 && failed_test)
+}

@@ -1,0 +1,256 @@
+//! Looking: who needs help, how far the images are, and what follows; nothing is changed in the cluster here.
+
+use super::decide::{Act, Copy, Site, decide};
+use super::{Copies, Healer, Note, REMEMBERED, Task, sources};
+use crate::Context;
+use crate::artifacts::status;
+use crate::world::health::Patient;
+use crate::world::{Key, World};
+use holdfast_api::artifact::Reason;
+use holdfast_api::history::ImageHistory;
+use holdfast_api::state::EVERY_SOURCE;
+use holdfast_api::{Artifact, artifact_name};
+use holdfast_config::HealingMode;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+impl Healer {
+    pub(super) fn site(&self) -> Site {
+        let state = self.context.healing.state.borrow();
+        Site {
+            address: state
+                .as_ref()
+                .filter(|state| state.rewrite)
+                .map(|state| state.registry_address.clone()),
+            grace: self.context.healing.policy.grace,
+            now: jiff::Timestamp::now().as_second(),
+        }
+    }
+
+    /// Looks at everything that is known; what is to be done, pod by pod.
+    pub(super) fn look(&mut self) -> Vec<Task> {
+        let context = self.context.clone();
+        let (now, site) = (Instant::now(), self.site());
+        let mut patients = patients(&context);
+        let (copies, failed) = self.copies(&patients, site.now);
+        self.wake(failed, now);
+        self.settle(site.now);
+        let stuck = patients
+            .iter()
+            .filter(|(_, patient)| patient.is_stuck(None));
+        context.metrics.pods_stuck(stuck.count());
+        if context.healing.policy.mode == HealingMode::None {
+            return Vec::new();
+        }
+        patients.sort_by(|one, other| one.0.cmp(&other.0));
+        let mut tasks = Vec::new();
+        for (pod, patient) in patients {
+            let known = self.notes.get_mut(&patient.uid);
+            let rests = known.is_some_and(|note| {
+                note.needed_help = now;
+                note.rests_until.is_some_and(|until| now < until)
+            });
+            if rests {
+                continue;
+            }
+            let act = self.decide(&pod.0, &patient, &copies, &site);
+            let told = self
+                .notes
+                .get(&patient.uid)
+                .is_some_and(|note| note.told.contains(act.word()));
+            let only_words = matches!(act, Act::LeaveAlone { record: false } | Act::Hopeless(_));
+            if act != Act::Nothing && !(only_words && told) {
+                tasks.push(Task { pod, patient, act });
+            }
+        }
+        self.notes
+            .retain(|_, note| now.duration_since(note.needed_help) < REMEMBERED);
+        tasks
+    }
+
+    pub(super) fn decide(
+        &self,
+        namespace: &str,
+        patient: &Patient,
+        copies: &Copies,
+        site: &Site,
+    ) -> Act {
+        let known = self.history(patient);
+        let recreated = patient.owner.as_ref().map_or(0, |owner| {
+            let times = self.recreated.get(&owner.uid);
+            times.map_or(0, |times| {
+                times.iter().filter(|at| site.now - **at < 3600).count()
+            })
+        });
+        let copy = |source: &str| {
+            copies
+                .get(&(namespace.to_owned(), source.to_owned()))
+                .map_or(Copy::Pending, |(copy, _)| *copy)
+        };
+        decide(patient, &known, copy, recreated, site)
+    }
+
+    /// What the pod says and what this process remembers.
+    pub(super) fn history(&self, patient: &Patient) -> ImageHistory {
+        let known = patient.history.clone();
+        match self.notes.get(&patient.uid) {
+            // What was given back may be healed since: only the pod itself knows.
+            Some(note) => known.with(ImageHistory {
+                restored: BTreeSet::new(),
+                ..note.history.clone()
+            }),
+            None => known,
+        }
+    }
+
+    pub(super) fn note(&mut self, uid: &str, now: Instant) -> &mut Note {
+        let note = self.notes.entry(uid.to_owned()).or_insert_with(|| Note {
+            history: ImageHistory {
+                uid: uid.to_owned(),
+                ..ImageHistory::default()
+            },
+            told: BTreeSet::new(),
+            rests_until: None,
+            failures: 0,
+            needed_help: now,
+        });
+        note.needed_help = now;
+        note
+    }
+
+    /// How far the patients' images are, and which Artifacts failed.
+    pub(super) fn copies(
+        &mut self,
+        patients: &[(Key, Arc<Patient>)],
+        now: i64,
+    ) -> (Copies, BTreeSet<Key>) {
+        let proof = self.context.healing.policy.proof;
+        let refusals = &mut self.refusals;
+        World::read(&self.context.world.artifacts, |artifacts| {
+            let all = || artifacts.iter().map(|(key, it)| (key, it.as_ref()));
+            refusals.see(all(), now);
+            let mut copies = Copies::new();
+            for (pod, patient) in patients {
+                for image in &patient.images {
+                    let key = (pod.0.clone(), artifact_name(&image.source));
+                    let Some(artifact) = artifacts.get(&key) else {
+                        continue;
+                    };
+                    let copy = if status::was_ready(artifact) {
+                        (Copy::Held, String::new())
+                    } else if let Some(reason) = refusals.proven(&key, artifact, proof, now) {
+                        (Copy::Refused, reason)
+                    } else {
+                        continue;
+                    };
+                    copies.insert((pod.0.clone(), image.source.clone()), copy);
+                }
+            }
+            let failed = all()
+                .filter(|(_, artifact)| has_failed(artifact))
+                .map(|(key, _)| key.clone())
+                .collect();
+            (copies, failed)
+        })
+    }
+
+    /// Asks again for what failed, where pods show that it may be had by now, or that it is wanted now.
+    fn wake(&mut self, failed: BTreeSet<Key>, now: Instant) {
+        let namespaces: BTreeSet<String> = failed
+            .iter()
+            .map(|(namespace, _)| namespace.clone())
+            .collect();
+        let mut pods: HashMap<Key, BTreeSet<(String, bool)>> = failed
+            .into_iter()
+            .map(|key| (key, BTreeSet::new()))
+            .collect();
+        if !pods.is_empty() {
+            World::read(&self.context.world.pods, |known| {
+                for ((namespace, _), pod) in known.iter() {
+                    if !pod.alive || !namespaces.contains(namespace) {
+                        continue;
+                    }
+                    for source in &pod.sources {
+                        let patient = pod.patient.as_ref();
+                        let stuck = patient.is_some_and(|patient| patient.is_stuck(Some(source)));
+                        let runs = !pod.waiting && !stuck;
+                        let key = (namespace.clone(), artifact_name(source));
+                        if let Some(pods) = pods.get_mut(&key) {
+                            pods.insert((pod.uid.clone(), runs));
+                        }
+                    }
+                }
+            });
+        }
+        let woken = self.wakes.see(pods, now);
+        if !woken.is_empty() {
+            tracing::debug!(count = woken.len(), "asking again before the pause ends");
+            self.context.healing.ask(woken);
+            self.context.world.nudge();
+        }
+    }
+
+    /// Takes sources off the list that the registry holds by now, and forgets what was done to owners long ago.
+    fn settle(&mut self, now: i64) {
+        let world = &self.context.world;
+        let mut settled = Vec::new();
+        self.context.healing.left_alone.send_if_modified(|list| {
+            let Some(list) = list else {
+                return false;
+            };
+            World::read(&world.artifacts, |artifacts| {
+                let artifact = |namespace: &str, name: &str| {
+                    let key = (namespace.to_owned(), name.to_owned());
+                    artifacts.get(&key).map(Arc::as_ref)
+                };
+                settled = sources::drop_settled(list, artifact);
+            });
+            let sources = list.iter().filter(|entry| entry.source != EVERY_SOURCE);
+            self.context.metrics.sources_left_alone(sources.count());
+            !settled.is_empty()
+        });
+        for entry in settled {
+            tracing::info!(
+                image = entry.source,
+                artifact.namespace = entry.namespace,
+                "the source is rewritten again"
+            );
+        }
+        self.recreated
+            .retain(|_, times| times.iter().any(|at| now - at < 3600));
+    }
+}
+
+/// The pods that may need help; those in namespaces out of scope are wanted by nobody.
+fn patients(context: &Context) -> Vec<(Key, Arc<Patient>)> {
+    let mut patients: Vec<(Key, Arc<Patient>)> = World::read(&context.world.pods, |pods| {
+        pods.iter()
+            .filter_map(|(key, pod)| Some((key.clone(), Arc::clone(pod.patient.as_ref()?))))
+            .collect()
+    });
+    World::read(&context.world.namespaces, |namespaces| {
+        for ((namespace, _), patient) in &mut patients {
+            let included = namespaces
+                .get(&(String::new(), namespace.clone()))
+                .is_some_and(|facts| {
+                    !facts.terminating && context.scope.includes(namespace, facts)
+                });
+            if patient.wanted && !included {
+                Arc::make_mut(patient).wanted = false;
+            }
+        }
+    });
+    // The release's own pods are nobody's patients.
+    patients.retain(|((namespace, _), _)| *namespace != context.names.namespace);
+    patients
+}
+
+/// Whether asking again might be answered otherwise.
+fn has_failed(artifact: &Artifact) -> bool {
+    status::reason(artifact).is_some_and(|reason| {
+        ![Reason::Copied, Reason::Copying, Reason::Invalid]
+            .iter()
+            .any(|other| other.as_str() == reason)
+    })
+}

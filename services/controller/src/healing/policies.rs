@@ -1,0 +1,274 @@
+//! Which namespaces keep their images because a policy refuses the registry's references: pure.
+//!
+//! Nobody can tell from a refusal alone whether the rewrite is at fault, so it is tried: the namespace is left alone, and if
+//! the same owner is refused all the same, it was not. From then on a dry run asks now and then whether the policy is gone.
+
+use std::collections::HashMap;
+
+/// A refusal counts for so long.
+const FRESH: i64 = 180;
+/// The webhooks know of a namespace within this time; a refusal after it shows that the rewrite was not at fault.
+const LEARNT: i64 = 20;
+/// So long an owner that is refused anyway proves nothing.
+const ACQUITTED: i64 = 900;
+/// A refusal, as far as it decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refusal<'a> {
+    /// The namespace.
+    pub namespace: &'a str,
+    /// The UID of what would have made the pod.
+    pub owner: &'a str,
+    /// When, in seconds since 1970.
+    pub at: i64,
+    /// Whether the webhook would have rewritten that pod.
+    pub rewritten: bool,
+}
+
+/// What follows from a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing.
+    Nothing,
+    /// The namespace's pods keep their images from now on.
+    LeaveAlone,
+    /// The namespace is rewritten again: this was not the reason.
+    InVain,
+}
+
+/// What this process remembers; another one begins with a trial.
+#[derive(Debug)]
+pub struct Policies {
+    /// Seconds until a policy is asked about for the first time, and at most.
+    asks: (i64, i64),
+    /// By namespace: whose refusal began it, and when.
+    causes: HashMap<String, (String, i64)>,
+    /// Owners that are refused whatever their images are, by UID, until when.
+    acquitted: HashMap<String, i64>,
+    /// By namespace: when to ask next, and how long the pause is.
+    pauses: HashMap<String, (i64, i64)>,
+}
+
+impl Policies {
+    /// Asks about a policy for the first time after so many seconds, and at the longest so often.
+    pub fn new(asks: (i64, i64)) -> Self {
+        Self {
+            asks,
+            causes: HashMap::new(),
+            acquitted: HashMap::new(),
+            pauses: HashMap::new(),
+        }
+    }
+
+    /// Takes in a refusal in a namespace that is left alone, or is not.
+    pub fn refused(&mut self, refusal: &Refusal<'_>, is_left_alone: bool, now: i64) -> Step {
+        let Refusal {
+            namespace,
+            owner,
+            at,
+            rewritten,
+        } = *refusal;
+        if now.saturating_sub(at) > FRESH {
+            return Step::Nothing;
+        }
+        if is_left_alone {
+            let in_vain = self
+                .causes
+                .get(namespace)
+                .is_some_and(|(cause, since)| cause == owner && at > since.saturating_add(LEARNT));
+            if !in_vain {
+                return Step::Nothing;
+            }
+            self.acquitted
+                .insert(owner.to_owned(), now.saturating_add(ACQUITTED));
+            self.taken_back(namespace);
+            return Step::InVain;
+        }
+        let acquitted = self.acquitted.get(owner).is_some_and(|until| now < *until);
+        // What was refused before the namespace was taken back says nothing of today.
+        let known = self
+            .causes
+            .get(namespace)
+            .is_some_and(|(_, since)| at <= *since);
+        if !rewritten || acquitted || known {
+            return Step::Nothing;
+        }
+        self.causes
+            .insert(namespace.to_owned(), (owner.to_owned(), now));
+        let pause = self
+            .pauses
+            .get(namespace)
+            .map_or(self.asks.0, |(_, pause)| *pause);
+        self.pauses
+            .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
+        Step::LeaveAlone
+    }
+
+    /// The webhooks were not told of a namespace yet: what is refused until then says nothing.
+    pub fn not_told(&mut self, namespace: &str, now: i64) {
+        if let Some((_, since)) = self.causes.get_mut(namespace) {
+            *since = now;
+        }
+    }
+
+    /// The namespaces, of those that are left alone, whose policy is to be asked about now.
+    pub fn due<'a>(&mut self, left_alone: impl Iterator<Item = &'a str>, now: i64) -> Vec<String> {
+        left_alone
+            .filter(|namespace| {
+                let first = (now.saturating_add(self.asks.0), self.asks.0);
+                self.pauses
+                    .entry((*namespace).to_owned())
+                    .or_insert(first)
+                    .0
+                    <= now
+            })
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// The policy was asked about and refuses still, or nobody could say: the next pause is longer.
+    pub fn refuses_still(&mut self, namespace: &str, now: i64) {
+        let pause = self.longer(namespace);
+        self.pauses
+            .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
+    }
+
+    /// The policy lets the registry's references pass now; should it be wrong, the next pause is longer.
+    pub fn passes(&mut self, namespace: &str, now: i64) {
+        let pause = self.longer(namespace);
+        self.pauses.insert(namespace.to_owned(), (now, pause));
+        if let Some((_, since)) = self.causes.get_mut(namespace) {
+            *since = now;
+        }
+    }
+
+    fn longer(&self, namespace: &str) -> i64 {
+        let pause = self
+            .pauses
+            .get(namespace)
+            .map_or(self.asks.0, |(_, pause)| *pause);
+        pause.saturating_mul(2).min(self.asks.1)
+    }
+
+    fn taken_back(&mut self, namespace: &str) {
+        self.causes.remove(namespace);
+    }
+
+    /// Forgets what is over.
+    pub fn forget(&mut self, exists: impl Fn(&str) -> bool, now: i64) {
+        self.acquitted.retain(|_, until| now < *until);
+        self.causes.retain(|namespace, _| exists(namespace));
+        self.pauses.retain(|namespace, _| exists(namespace));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMESPACE: &str = "apps";
+    const ASKS: (i64, i64) = (60, 3600);
+
+    fn refusal(owner: &str, at: i64) -> Refusal<'_> {
+        Refusal {
+            namespace: NAMESPACE,
+            owner,
+            at,
+            rewritten: true,
+        }
+    }
+
+    /// Each refusal: owner, when it happened, whether the namespace is left alone then; and what follows.
+    fn check(looks: &[(&str, i64, bool, Step)]) {
+        let mut policies = Policies::new(ASKS);
+        for (owner, at, left_alone, expect) in looks {
+            let step = policies.refused(&refusal(owner, *at), *left_alone, at + 1);
+            assert_eq!(step, *expect, "{owner} at {at} of {looks:?}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_left_alone_until_its_owner_is_refused_all_the_same() {
+        check(&[
+            ("rs", 0, false, Step::LeaveAlone),
+            ("rs", 5, true, Step::Nothing),
+            ("rs", 20, true, Step::Nothing),
+            ("rs", 40, true, Step::InVain),
+            ("rs", 41, false, Step::Nothing),
+            ("rs", 1_000, false, Step::LeaveAlone),
+        ]);
+    }
+
+    #[test]
+    fn who_is_refused_anyway_does_not_speak_for_others() {
+        check(&[
+            ("evil", 0, false, Step::LeaveAlone),
+            ("evil", 30, true, Step::InVain),
+            ("rs", 31, false, Step::LeaveAlone),
+            ("evil", 60, true, Step::Nothing),
+            ("evil", 61, true, Step::Nothing),
+        ]);
+    }
+
+    #[test]
+    fn old_refusals_and_pods_that_nobody_rewrites_change_nothing() {
+        let mut policies = Policies::new(ASKS);
+        assert_eq!(
+            policies.refused(&refusal("rs", 0), false, FRESH + 1),
+            Step::Nothing
+        );
+        let never = Refusal {
+            rewritten: false,
+            ..refusal("rs", 0)
+        };
+        assert_eq!(policies.refused(&never, false, 1), Step::Nothing);
+    }
+
+    #[test]
+    fn a_policy_is_asked_about_with_growing_pauses() {
+        let mut policies = Policies::new(ASKS);
+        let due = |policies: &mut Policies, now| {
+            !policies.due(std::iter::once(NAMESPACE), now).is_empty()
+        };
+        policies.refused(&refusal("rs", 0), false, 0);
+        assert!(!due(&mut policies, 59) && due(&mut policies, 60));
+        policies.refuses_still(NAMESPACE, 60);
+        assert!(!due(&mut policies, 179) && due(&mut policies, 180));
+        policies.passes(NAMESPACE, 180);
+        // The refusals from before are still there as events.
+        assert_eq!(
+            policies.refused(&refusal("rs", 170), false, 181),
+            Step::Nothing
+        );
+        // It only seemed so.
+        assert_eq!(
+            policies.refused(&refusal("rs", 190), false, 191),
+            Step::LeaveAlone
+        );
+        assert!(!due(&mut policies, 191 + 239) && due(&mut policies, 191 + 240));
+        for _ in 0..20 {
+            policies.refuses_still(NAMESPACE, 1000);
+        }
+        assert!(due(&mut policies, 1000 + ASKS.1));
+    }
+
+    #[test]
+    fn what_is_refused_before_the_webhooks_know_says_nothing() {
+        let mut policies = Policies::new(ASKS);
+        policies.refused(&refusal("rs", 0), false, 0);
+        policies.not_told(NAMESPACE, 60);
+        assert_eq!(
+            policies.refused(&refusal("rs", 70), true, 71),
+            Step::Nothing
+        );
+        assert_eq!(policies.refused(&refusal("rs", 81), true, 82), Step::InVain);
+    }
+
+    #[test]
+    fn another_process_asks_after_the_first_pause() {
+        let mut policies = Policies::new(ASKS);
+        assert!(policies.due(std::iter::once(NAMESPACE), 0).is_empty());
+        assert_eq!(policies.due(std::iter::once(NAMESPACE), 60), [NAMESPACE]);
+        policies.forget(|_| false, 0);
+        assert!(policies.due(std::iter::once(NAMESPACE), 60).is_empty());
+    }
+}

@@ -1,0 +1,234 @@
+//! Trying out who refuses what: a namespace in which a policy refuses pods is left alone, and taken back when that was not
+//! the reason or when a dry run passes.
+
+use super::policies::{Refusal, Step};
+use super::{Healer, sources};
+use crate::world::{Denial, Key, World, denied_by, document, find_owner};
+use holdfast_api::state::EVERY_SOURCE;
+use holdfast_config::HealingMode;
+use holdfast_core::{pod as core_pod, rewrite};
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Pods of a namespace by which a policy is asked about.
+const ASKED: usize = 3;
+/// The act, for metrics and logs.
+const WORD: &str = "leave_namespace_alone";
+
+impl Healer {
+    /// Leaves namespaces alone in which a policy refuses pods, and takes them back.
+    pub(super) async fn try_policies(&mut self) {
+        if self.context.healing.policy.mode != HealingMode::Heal {
+            return;
+        }
+        let now = self.site().now;
+        let mut left_alone = self.namespaces_left_alone();
+        let gone: Vec<String> = World::read(&self.context.world.namespaces, |namespaces| {
+            let is_gone =
+                |name: &&String| namespaces.get(&(String::new(), (*name).clone())).is_none();
+            left_alone.iter().filter(is_gone).cloned().collect()
+        });
+        for namespace in gone {
+            self.take_back(&namespace);
+            left_alone.remove(&namespace);
+        }
+        for namespace in self.not_written(&left_alone) {
+            self.policies.not_told(&namespace, now);
+        }
+        for (namespace, denial) in self.denials() {
+            let refusal = Refusal {
+                namespace: &namespace,
+                owner: &denial.owner.uid,
+                at: denial.at,
+                rewritten: self.would_be_rewritten(&namespace, &denial),
+            };
+            let step = self
+                .policies
+                .refused(&refusal, left_alone.contains(&namespace), now);
+            let outcome = match step {
+                Step::Nothing => continue,
+                Step::LeaveAlone => {
+                    self.leave_alone(&namespace, &denial.by);
+                    left_alone.insert(namespace.clone());
+                    "done"
+                }
+                Step::InVain => {
+                    self.take_back(&namespace);
+                    left_alone.remove(&namespace);
+                    "in_vain"
+                }
+            };
+            tracing::warn!(
+                pod.namespace = namespace,
+                policy = denial.by,
+                owner = denial.owner.reference.name,
+                outcome,
+                "a policy refuses pods of a namespace; it is tried whether it lets the upstreams' references pass"
+            );
+            self.context.metrics.healed(WORD, outcome);
+            self.events
+                .tell_owner(&namespace, &denial, step, &self.address())
+                .await;
+        }
+        for namespace in self
+            .policies
+            .due(left_alone.iter().map(String::as_str), now)
+        {
+            if self.passes(&namespace).await == Some(true) {
+                self.policies.passes(&namespace, now);
+                self.take_back(&namespace);
+                left_alone.remove(&namespace);
+                self.context.metrics.healed(WORD, "taken_back");
+                tracing::info!(
+                    pod.namespace = namespace,
+                    "policies let the registry's references pass, the namespace is rewritten again"
+                );
+            } else {
+                self.policies.refuses_still(&namespace, now);
+            }
+        }
+        World::read(&self.context.world.namespaces, |namespaces| {
+            let exists = |name: &str| namespaces.get(&(String::new(), name.to_owned())).is_some();
+            self.policies.forget(exists, now);
+        });
+        self.context.metrics.namespaces_left_alone(left_alone.len());
+    }
+
+    fn address(&self) -> String {
+        self.site().address.unwrap_or_default()
+    }
+
+    fn namespaces_left_alone(&self) -> BTreeSet<String> {
+        let list = self.context.healing.left_alone.borrow();
+        let entries = list
+            .iter()
+            .flatten()
+            .filter(|entry| entry.source == EVERY_SOURCE);
+        entries.map(|entry| entry.namespace.clone()).collect()
+    }
+
+    /// Namespaces of these that the webhooks cannot know of yet.
+    fn not_written(&self, left_alone: &BTreeSet<String>) -> Vec<String> {
+        let state = self.context.healing.state.borrow();
+        let written = |namespace: &&String| {
+            state
+                .as_ref()
+                .is_some_and(|state| sources::is_there(&state.left_alone, namespace, EVERY_SOURCE))
+        };
+        let missing = left_alone.iter().filter(|namespace| !written(namespace));
+        missing.cloned().collect()
+    }
+
+    /// Every refusal that is known, in a fixed order.
+    fn denials(&self) -> Vec<(String, Denial)> {
+        let mut denials: Vec<(Key, Denial)> = World::read(&self.context.world.denials, |denials| {
+            let known = denials
+                .iter()
+                .filter_map(|(key, denial)| Some((key.clone(), denial.clone()?)));
+            known.collect()
+        });
+        denials.sort_by(|one, other| one.0.cmp(&other.0));
+        denials
+            .into_iter()
+            .map(|((namespace, _), denial)| (namespace, denial))
+            .collect()
+    }
+
+    /// Whether the webhook rewrites pods of this owner. Of an owner that nobody knows it is taken for true: it is only tried.
+    fn would_be_rewritten(&self, namespace: &str, denial: &Denial) -> bool {
+        let (world, scope) = (&self.context.world, &self.context.scope);
+        let included = World::read(&world.namespaces, |namespaces| {
+            let facts = namespaces.get(&(String::new(), namespace.to_owned()));
+            facts.is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
+        });
+        included
+            && self.site().address.is_some()
+            && world.owners.read(|view| {
+                if !view.contains_key(denial.owner.reference.kind.as_str()) {
+                    return true;
+                }
+                find_owner(view, namespace, &denial.owner)
+                    .is_some_and(|facts| !facts.sources.is_empty())
+            })
+    }
+
+    fn leave_alone(&self, namespace: &str, by: &str) {
+        let now = jiff::Timestamp::now();
+        self.context.healing.left_alone.send_if_modified(|list| {
+            let Some(list) = list else {
+                return false;
+            };
+            sources::add(list, namespace, EVERY_SOURCE, by, now);
+            true
+        });
+    }
+
+    fn take_back(&self, namespace: &str) {
+        self.context.healing.left_alone.send_if_modified(|list| {
+            list.as_mut()
+                .is_some_and(|list| sources::remove(list, namespace, EVERY_SOURCE))
+        });
+    }
+
+    /// Whether the API server would let a pod of the namespace have the registry's reference; nothing where no pod can be
+    /// asked about. It is a dry run: nothing changes.
+    async fn passes(&self, namespace: &str) -> Option<bool> {
+        let mut names: Vec<String> = World::read(&self.context.world.pods, |pods| {
+            let of = pods
+                .iter()
+                .filter(|((of, _), pod)| of == namespace && pod.alive && !pod.sources.is_empty());
+            of.map(|((_, name), _)| name.clone()).collect()
+        });
+        names.sort();
+        let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
+        let params = PatchParams {
+            dry_run: true,
+            field_manager: Some(crate::FIELD_MANAGER.to_owned()),
+            ..PatchParams::default()
+        };
+        for name in names.iter().take(ASKED) {
+            let Ok(Some(live)) = api.get_opt(name).await else {
+                continue;
+            };
+            let Some(operations) = self.question(&live) else {
+                continue;
+            };
+            match api
+                .patch(name, &params, &Patch::<()>::Json(operations))
+                .await
+            {
+                Ok(_) => return Some(true),
+                Err(kube::Error::Api(status)) if denied_by(&status.message).is_some() => {
+                    return Some(false);
+                }
+                Err(error) => {
+                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "a policy cannot be asked about")
+                }
+            }
+        }
+        None
+    }
+
+    /// The change of one image of a pod to the registry's reference.
+    fn question(&self, live: &Pod) -> Option<json_patch::Patch> {
+        let address = self.site().address?;
+        let addresses = self.context.world.addresses.borrow().clone();
+        let found = core_pod::original_images(&document(live), &addresses)
+            .into_iter()
+            .find(|image| {
+                !image.rewritten
+                    && matches!(
+                        image.image.kind,
+                        core_pod::Kind::Container | core_pod::Kind::Init
+                    )
+            })?;
+        let pointer = &found.image.pointer;
+        let operations = json!([
+            {"op": "test", "path": pointer, "value": found.image.image},
+            {"op": "replace", "path": pointer, "value": rewrite::rewrite(&found.reference, &address)?},
+        ]);
+        serde_json::from_value::<json_patch::Patch>(Value::clone(&operations)).ok()
+    }
+}

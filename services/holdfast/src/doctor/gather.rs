@@ -1,0 +1,266 @@
+//! What `doctor` asks the API server. Each question may fail by itself; the answer then says why.
+
+use std::collections::BTreeMap;
+
+use holdfast_api::labels;
+use holdfast_api::names::Names;
+use holdfast_controller::world::{NamespaceFacts, NodeFacts, Scope, node_facts};
+use holdfast_core::workload::condition_is_true;
+use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use serde_json::Value;
+
+use super::trials::{self, Trial};
+use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, text};
+use crate::status::{gather, judge};
+
+const CLAIMS: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "persistentvolumeclaims",
+};
+const SECRETS: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "secrets",
+};
+const EVENTS: Resource = Resource {
+    group: "",
+    version: "v1",
+    plural: "events",
+};
+const WEBHOOKS: Resource = Resource {
+    group: "admissionregistration.k8s.io",
+    version: "v1",
+    plural: "mutatingwebhookconfigurations",
+};
+
+/// An answer, or why there is none.
+pub(super) type Asked<T> = Result<T, String>;
+
+/// The volume's claim.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) phase: String,
+    /// What was said of it last.
+    pub(super) event: String,
+}
+
+/// The webhook's configuration, and the CA that its certificate is signed by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Webhook {
+    /// The `caBundle` of each of its webhooks, PEM.
+    pub(super) bundles: Vec<String>,
+    /// The CA, PEM; nothing before there is a certificate.
+    pub(super) authority: Option<Asked<String>>,
+}
+
+/// The agent of a node.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Agent {
+    pub(super) pod: String,
+    pub(super) ready: bool,
+    /// Why it is not.
+    pub(super) why: String,
+}
+
+/// Everything that was found out.
+#[derive(Debug)]
+pub(super) struct Facts {
+    pub(super) status: judge::Facts,
+    pub(super) claim: Asked<Option<Claim>>,
+    pub(super) webhook: Asked<Option<Webhook>>,
+    /// Ready nodes in scope, each with its agent.
+    pub(super) nodes: Asked<BTreeMap<String, Option<Agent>>>,
+    pub(super) trials: Vec<Trial>,
+    /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to ask with.
+    pub(super) rewrites: Option<Asked<bool>>,
+    /// What else could not be found out.
+    pub(super) unknown: Vec<String>,
+}
+
+/// Asks everything.
+pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
+    let names = &release.names;
+    let status = gather::facts(client, release, namespace).await;
+    let mut unknown = Vec::new();
+    let scope = match &release.config {
+        Ok(config) => Scope::new(config).map_err(|error| error.to_string()),
+        Err(why) => Err(why.clone()),
+    };
+    let scope = scope.map_err(|why| unknown.push(why)).ok();
+    let (claim, webhook) = tokio::join!(claim(client, names), webhook(client, names));
+    let nodes = match &scope {
+        Some(scope) => nodes(client, names, scope).await,
+        None => Err("which nodes are in scope is not known".to_owned()),
+    };
+    let (mut tried, mut rewrites) = (Vec::new(), None);
+    let address = match &status.state {
+        Ok(Some(state)) if !state.registry_address.is_empty() => Some(&state.registry_address),
+        _ => None,
+    };
+    if let (Some(scope), Some(address), Ok(artifacts)) = (&scope, address, &status.artifacts) {
+        match namespaces(client, namespace).await {
+            Ok(known) => {
+                let candidates = trials::candidates(artifacts, |namespace| {
+                    known
+                        .get(namespace)
+                        .is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
+                });
+                (tried, rewrites) = trials::run(client, address, &status, candidates).await;
+            }
+            Err(why) => unknown.push(format!("whether policies refuse pods: {why}")),
+        }
+    }
+    Facts {
+        status,
+        claim,
+        webhook,
+        nodes,
+        trials: tried,
+        rewrites,
+        unknown,
+    }
+}
+
+/// One object; nothing where there is none.
+async fn object(
+    client: &Client,
+    resource: Resource,
+    namespace: Option<&str>,
+    name: &str,
+) -> Asked<Option<Value>> {
+    let path = format!("{}/{name}", resource.path(namespace));
+    cluster::get(client, &path)
+        .await
+        .map_err(|error| cluster::words(&error))
+}
+
+/// All objects of a kind, or why they are not known.
+async fn listed(
+    client: &Client,
+    resource: Resource,
+    namespace: Option<&str>,
+    selector: &str,
+) -> Asked<Vec<Value>> {
+    match cluster::list_some(client, resource, namespace, selector).await {
+        Ok(Listed::Items(items)) => Ok(items),
+        Ok(Listed::Forbidden | Listed::Unknown) => {
+            Err(format!("{} may not be listed", resource.plural))
+        }
+        Err(error) => Err(format!("{error:#}")),
+    }
+}
+
+async fn claim(client: &Client, names: &Names) -> Asked<Option<Claim>> {
+    let namespace = Some(names.namespace.as_str());
+    let Some(claim) = object(client, CLAIMS, namespace, &names.registry()).await? else {
+        return Ok(None);
+    };
+    let phase = text(&claim, "/status/phase").to_owned();
+    let mut event = String::new();
+    if phase != "Bound" {
+        let events = listed(client, EVENTS, namespace, "")
+            .await
+            .unwrap_or_default();
+        let mut about: Vec<_> = events
+            .iter()
+            .filter(|event| text(event, "/involvedObject/uid") == text(&claim, "/metadata/uid"))
+            .collect();
+        about.sort_by_key(|event| text(event, "/lastTimestamp"));
+        event = about
+            .last()
+            .map(|event| text(event, "/message").to_owned())
+            .unwrap_or_default();
+    }
+    Ok(Some(Claim { phase, event }))
+}
+
+async fn webhook(client: &Client, names: &Names) -> Asked<Option<Webhook>> {
+    let Some(found) = object(client, WEBHOOKS, None, &names.webhook()).await? else {
+        return Ok(None);
+    };
+    let webhooks = found.pointer("/webhooks").and_then(Value::as_array);
+    let bundles = webhooks
+        .into_iter()
+        .flatten()
+        .map(|webhook| decoded(webhook.pointer("/clientConfig/caBundle")))
+        .collect();
+    let namespace = Some(names.namespace.as_str());
+    let authority = match object(client, SECRETS, namespace, &names.webhook_tls()).await {
+        // The certificate only: the key beside it is looked at by nobody.
+        Ok(Some(secret)) => Some(Ok(decoded(secret.pointer("/data/ca.crt")))),
+        Ok(None) => None,
+        Err(why) => Some(Err(why)),
+    };
+    Ok(Some(Webhook { bundles, authority }))
+}
+
+fn decoded(value: Option<&Value>) -> String {
+    let bytes: Option<ByteString> =
+        value.and_then(|value| serde_json::from_value(value.clone()).ok());
+    let bytes = bytes.unwrap_or_default().0;
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+async fn nodes(
+    client: &Client,
+    names: &Names,
+    scope: &Scope,
+) -> Asked<BTreeMap<String, Option<Agent>>> {
+    let nodes = listed(client, NODES, None, "").await?;
+    let selector = format!(
+        "{}={},{}={}",
+        labels::INSTANCE,
+        names.release,
+        labels::COMPONENT,
+        labels::COMPONENT_NODE_AGENT
+    );
+    let pods = listed(client, PODS, Some(&names.namespace), &selector).await?;
+    let ready = |node: &NodeFacts| node.ready && scope.includes_node(node);
+    Ok(nodes
+        .into_iter()
+        .filter_map(|node| serde_json::from_value::<Node>(node).ok())
+        .filter(|node| ready(&node_facts(node)))
+        .map(|node| {
+            let name = node.metadata.name.unwrap_or_default();
+            let agent = pods
+                .iter()
+                .filter(|pod| text(pod, "/spec/nodeName") == name)
+                .map(agent)
+                .max_by_key(|agent| agent.ready);
+            (name, agent)
+        })
+        .collect())
+}
+
+fn agent(pod: &Value) -> Agent {
+    let ready = condition_is_true(pod, &["Ready"]);
+    let waiting = pod.pointer("/status/containerStatuses/0/state/waiting");
+    let why = waiting
+        .map(|waiting| format!("{} {}", text(waiting, "/reason"), text(waiting, "/message")));
+    Agent {
+        pod: text(pod, "/metadata/name").to_owned(),
+        ready: ready && pod.pointer("/metadata/deletionTimestamp").is_none(),
+        why: why
+            .unwrap_or_else(|| "it has not made its first real pull".to_owned())
+            .trim()
+            .to_owned(),
+    }
+}
+
+/// Labels of the namespaces, or of the one.
+async fn namespaces(
+    client: &Client,
+    namespace: Option<&str>,
+) -> Asked<BTreeMap<String, NamespaceFacts>> {
+    let items = match namespace {
+        Some(name) => object(client, NAMESPACES, None, name)
+            .await?
+            .into_iter()
+            .collect(),
+        None => listed(client, NAMESPACES, None, "").await?,
+    };
+    Ok(items.iter().map(crate::diff::namespace_facts).collect())
+}

@@ -1,0 +1,549 @@
+//! What the facts mean, and the way out: pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use holdfast_api::labels;
+use holdfast_api::state::{ClusterState, EVERY_SOURCE};
+use serde::Serialize;
+
+use super::gather::Facts;
+use super::trials::Outcome;
+use crate::answer::Answer;
+use crate::terminal;
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Finding {
+    pub(super) what: String,
+    pub(super) way_out: String,
+}
+
+/// Everything that is wrong, and what could not be seen.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Report {
+    pub(super) findings: Vec<Finding>,
+    pub(super) unknown: Vec<String>,
+    /// What was looked at and is as it should be.
+    pub(super) well: Vec<String>,
+}
+
+impl Report {
+    /// Whether nothing is wrong.
+    pub(super) fn answer(&self) -> Answer {
+        if !self.findings.is_empty() {
+            Answer::No
+        } else if !self.unknown.is_empty() {
+            Answer::Unknown
+        } else {
+            Answer::Yes
+        }
+    }
+
+    fn find(&mut self, what: impl Into<String>, way_out: impl Into<String>) {
+        self.findings.push(Finding {
+            what: what.into(),
+            way_out: way_out.into(),
+        });
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Messages of others may hold anything.
+        let line = |text: &str| {
+            text.chars()
+                .map(|c| if c.is_control() { ' ' } else { c })
+                .collect::<String>()
+        };
+        for well in &self.well {
+            writeln!(f, "ok       {}", line(well))?;
+        }
+        for finding in &self.findings {
+            writeln!(
+                f,
+                "PROBLEM  {}; way out: {}",
+                line(&finding.what),
+                line(&finding.way_out)
+            )?;
+        }
+        for unknown in &self.unknown {
+            writeln!(f, "unknown  {}", line(unknown))?;
+        }
+        match self.findings.len() {
+            0 if self.unknown.is_empty() => writeln!(f, "nothing is wrong"),
+            0 => writeln!(
+                f,
+                "nothing wrong was found, but not everything could be looked at"
+            ),
+            many => writeln!(f, "{}", terminal::count(many as u64, "problem", "problems")),
+        }
+    }
+}
+
+/// Judges everything.
+pub(super) fn judge(facts: &Facts) -> Report {
+    let mut report = Report {
+        unknown: facts.unknown.clone(),
+        ..Report::default()
+    };
+    rewriting(facts, &mut report);
+    parts(facts, &mut report);
+    claim(facts, &mut report);
+    webhook(facts, &mut report);
+    nodes(facts, &mut report);
+    policies(facts, &mut report);
+    report
+}
+
+fn rewriting(facts: &Facts, report: &mut Report) {
+    match &facts.status.state {
+        Ok(Some(state)) if state.rewrite => report
+            .well
+            .push(format!("pods are rewritten: {}", state.reason)),
+        Ok(state) => {
+            let reason = state
+                .as_ref()
+                .map_or("the controller has not said anything yet", |state| {
+                    &state.reason
+                });
+            report.find(
+                format!("new pods are not rewritten, they pull from their upstreams: {reason}"),
+                "see the nodes and parts below; webhook.waitForNodes=false begins without waiting for nodes",
+            );
+        }
+        Err(why) => report.unknown.push(why.clone()),
+    }
+}
+
+fn parts(facts: &Facts, report: &mut Report) {
+    let namespace = &facts.status.namespace;
+    for part in &facts.status.parts {
+        // The nodes are looked at one by one.
+        if part.name == "nodes" {
+            continue;
+        }
+        match (part.wanted, part.ready) {
+            (Some(wanted), Some(ready)) if ready < wanted || wanted == 0 => report.find(
+                format!("{}: {ready} of {wanted} pods are ready", part.name),
+                format!(
+                    "kubectl describe pods -n {namespace} -l {}={}",
+                    labels::COMPONENT,
+                    part.name
+                ),
+            ),
+            (Some(_), Some(ready)) => report.well.push(format!("{}: {ready} ready", part.name)),
+            _ => report.unknown.push(format!(
+                "{}: {}",
+                part.name,
+                part.problem.clone().unwrap_or_default()
+            )),
+        }
+    }
+    match &facts.status.volume {
+        Ok(volume) if volume.level == "full" => report.find(
+            "the registry's volume is full: nothing is copied any more",
+            "make it larger (clusterRegistry.storageSize) or delete Artifacts that nobody needs",
+        ),
+        Ok(volume) => report.well.push(format!(
+            "volume: {} free",
+            terminal::size(volume.available_bytes)
+        )),
+        Err(why) => report.unknown.push(format!("the volume: {why}")),
+    }
+}
+
+fn claim(facts: &Facts, report: &mut Report) {
+    match &facts.claim {
+        Ok(Some(claim)) if claim.phase == "Bound" => report.well.push("the volume's claim is bound".to_owned()),
+        Ok(Some(claim)) => report.find(
+            format!("the volume's claim is {}: {}", claim.phase, claim.event),
+            "name a storage class that gives such volumes (clusterRegistry.storageClassName); with highAvailability it has to be ReadWriteMany",
+        ),
+        Ok(None) => report.find("the volume's claim does not exist", "helm upgrade makes it again"),
+        Err(why) => report.unknown.push(format!("the volume's claim: {why}")),
+    }
+}
+
+fn webhook(facts: &Facts, report: &mut Report) {
+    let restart = "restart the controller, which writes it, and look at its log";
+    match &facts.webhook {
+        Ok(None) => report.find("the webhook's configuration does not exist: no pod is rewritten", "helm upgrade makes it again"),
+        Ok(Some(webhook)) if webhook.bundles.is_empty() || webhook.bundles.iter().any(String::is_empty) => {
+            report.find("the webhook's configuration has no caBundle: the API server cannot call it", restart);
+        }
+        Ok(Some(webhook)) => match &webhook.authority {
+            Some(Ok(authority)) if !webhook.bundles.iter().all(|bundle| share(bundle, authority)) => report.find(
+                "the webhook's configuration has another CA than the webhook's certificate: the API server does not trust it",
+                restart,
+            ),
+            Some(Ok(_)) => report.well.push("the webhook's configuration is there and its CA is right".to_owned()),
+            Some(Err(why)) => report.unknown.push(format!("the webhook's CA: {why}")),
+            None => report.find("the webhook has no certificate yet", restart),
+        },
+        Err(why) => report.unknown.push(format!("the webhook's configuration: {why}")),
+    }
+    match &facts.rewrites {
+        Some(Ok(true)) => report.well.push("the webhook rewrites a pod (dry run)".to_owned()),
+        Some(Ok(false)) => report.find(
+            "the API server stores a pod without rewriting it, though nothing says that it should be left alone",
+            "the webhook does not answer in time, or another match condition holds: see the API server's log and the webhook's metrics",
+        ),
+        Some(Err(why)) => report.unknown.push(format!("whether the webhook rewrites: {why}")),
+        None => {}
+    }
+}
+
+/// Whether two bundles have a certificate in common; while a CA is replaced both hold the old and the new one.
+fn share(one: &str, other: &str) -> bool {
+    let certificates = |bundle: &str| -> BTreeSet<String> {
+        let parts = bundle.split("-----BEGIN CERTIFICATE-----").skip(1);
+        parts
+            .map(|part| part.chars().filter(|c| !c.is_whitespace()).collect())
+            .collect()
+    };
+    !certificates(one).is_disjoint(&certificates(other))
+}
+
+fn nodes(facts: &Facts, report: &mut Report) {
+    let namespace = &facts.status.namespace;
+    let nodes = match &facts.nodes {
+        Ok(nodes) => nodes,
+        Err(why) => return report.unknown.push(format!("the nodes: {why}")),
+    };
+    let mut prepared = 0;
+    for (node, agent) in nodes {
+        match agent {
+            Some(agent) if agent.ready => prepared += 1,
+            Some(agent) => report.find(
+                format!("node {node} is not prepared: {}", agent.why),
+                format!("kubectl logs -n {namespace} {} says why", agent.pod),
+            ),
+            None => report.find(
+                format!("node {node} is not prepared: no node agent runs there"),
+                "nodeAgent.tolerations lets it onto tainted nodes; webhook.scope.nodeSelector leaves nodes out",
+            ),
+        }
+    }
+    report.well.push(format!(
+        "{prepared} of {} are prepared",
+        terminal::count(nodes.len() as u64, "node", "nodes")
+    ));
+}
+
+fn policies(facts: &Facts, report: &mut Report) {
+    let state = facts.status.state.as_ref().ok().and_then(Option::as_ref);
+    let address = state
+        .map(|state| state.registry_address.as_str())
+        .unwrap_or_default();
+    // By who refuses: where, and in its words.
+    let mut refused: BTreeMap<&str, (BTreeSet<&str>, &str)> = BTreeMap::new();
+    let mut passed = 0;
+    for trial in &facts.trials {
+        match &trial.outcome {
+            Outcome::Passes => passed += 1,
+            Outcome::Refused { by, message } => {
+                refused
+                    .entry(by)
+                    .or_insert_with(|| (BTreeSet::new(), message))
+                    .0
+                    .insert(&trial.namespace);
+            }
+            Outcome::Unknown(why) => report.unknown.push(format!(
+                "whether a policy refuses pods of {} in namespace {}: {why}",
+                trial.source, trial.namespace
+            )),
+        }
+    }
+    for (namespace, by) in namespaces_left_alone(state) {
+        // A dry run that says the same says it with the message.
+        if !refused
+            .values()
+            .any(|(namespaces, _)| namespaces.contains(namespace))
+        {
+            refused.entry(by).or_default().0.insert(namespace);
+        }
+    }
+    for (by, (namespaces, message)) in refused {
+        let namespaces: Vec<_> = namespaces.into_iter().collect();
+        let mut what = format!(
+            "{by} refuses pods with the registry's references in {}",
+            namespaces.join(", ")
+        );
+        if !message.is_empty() {
+            what = format!("{what} ({message})");
+        }
+        report.find(
+            what,
+            format!(
+                "let it allow images that begin with {address}/, or opt out with kubectl label namespace {} {}={}; until then such pods keep \
+                 their images and need the uplink",
+                namespaces.join(" "),
+                labels::REWRITE,
+                labels::REWRITE_DISABLED
+            ),
+        );
+    }
+    if passed > 0 {
+        report.well.push(format!(
+            "policies let the registry's references pass ({passed} dry runs)"
+        ));
+    }
+    for entry in state
+        .iter()
+        .flat_map(|state| &state.left_alone)
+        .filter(|entry| entry.source != EVERY_SOURCE)
+    {
+        report.find(
+            format!("pods of namespace {} get {} from its upstream: {}", entry.namespace, entry.source, entry.reason),
+            "give the registry what it needs, a pull secret say; kubectl describe artifacts there shows what is missing",
+        );
+    }
+}
+
+fn namespaces_left_alone(state: Option<&ClusterState>) -> impl Iterator<Item = (&str, &str)> {
+    state
+        .into_iter()
+        .flat_map(|state| &state.left_alone)
+        .filter(|entry| entry.source == EVERY_SOURCE)
+        .map(|entry| (entry.namespace.as_str(), entry.reason.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::gather::{Agent, Claim, Webhook};
+    use super::super::trials::Trial;
+    use super::*;
+    use crate::status::judge::{Facts as StatusFacts, Part, Volume};
+    use serde_json::json;
+
+    const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
+    const OLD: &str = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----";
+
+    fn part(name: &'static str, ready: u64) -> Part {
+        Part {
+            name,
+            wanted: Some(3),
+            ready: Some(ready),
+            problem: None,
+        }
+    }
+
+    fn agent(ready: bool) -> Option<Agent> {
+        Some(Agent {
+            pod: "agent-x".to_owned(),
+            ready,
+            why: "no pull yet".to_owned(),
+        })
+    }
+
+    fn well() -> Facts {
+        let state = json!({"registryAddress": "10.96.0.50", "rewrite": true, "reason": "every node is prepared"});
+        Facts {
+            status: StatusFacts {
+                release: "holdfast".to_owned(),
+                namespace: "sys".to_owned(),
+                version: "0.1.0".to_owned(),
+                state: Ok(Some(serde_json::from_value(state).unwrap())),
+                parts: vec![part("registry", 3), part("webhook", 3)],
+                volume: Ok(Volume {
+                    level: "enough",
+                    available_bytes: 1,
+                    total_bytes: 2,
+                }),
+                artifacts: Ok(Vec::new()),
+            },
+            claim: Ok(Some(Claim {
+                phase: "Bound".to_owned(),
+                event: String::new(),
+            })),
+            webhook: Ok(Some(Webhook {
+                bundles: vec![CA.to_owned()],
+                authority: Some(Ok(format!("{OLD}\n{CA}\n"))),
+            })),
+            nodes: Ok([("one".to_owned(), agent(true))].into()),
+            trials: vec![trial("apps", Outcome::Passes)],
+            rewrites: Some(Ok(true)),
+            unknown: Vec::new(),
+        }
+    }
+
+    fn trial(namespace: &str, outcome: Outcome) -> Trial {
+        Trial {
+            namespace: namespace.to_owned(),
+            source: "r.io/a:1".to_owned(),
+            outcome,
+        }
+    }
+
+    fn refused(namespace: &str) -> Trial {
+        let by = "ValidatingAdmissionPolicy ours".to_owned();
+        trial(
+            namespace,
+            Outcome::Refused {
+                by,
+                message: "only ours".to_owned(),
+            },
+        )
+    }
+
+    /// A cluster with this change has one line that contains all these parts, and this exit status.
+    fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Answer, parts: &[&str]) {
+        let mut facts = well();
+        change(&mut facts);
+        let report = judge(&facts);
+        assert_eq!(report.answer(), expect, "{what}: {report}");
+        let text = report.to_string();
+        let found = text
+            .lines()
+            .any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "{what}: {text}");
+        assert!(
+            report
+                .findings
+                .iter()
+                .all(|finding| !finding.way_out.is_empty())
+        );
+    }
+
+    #[test]
+    fn every_trouble_has_a_line_with_its_way_out() {
+        check("well", |_| {}, Answer::Yes, &["nothing is wrong"]);
+        check(
+            "not rewriting",
+            |facts| facts.status.state = Ok(None),
+            Answer::No,
+            &["PROBLEM", "has not said anything yet"],
+        );
+        check(
+            "parts",
+            |facts| facts.status.parts[1].ready = Some(2),
+            Answer::No,
+            &["webhook: 2 of 3", "kubectl describe pods -n sys"],
+        );
+        check(
+            "scaled to zero",
+            |facts| {
+                facts.status.parts[1] = Part {
+                    wanted: Some(0),
+                    ready: Some(0),
+                    ..part("webhook", 0)
+                }
+            },
+            Answer::No,
+            &["webhook: 0 of 0"],
+        );
+        check(
+            "claim",
+            |facts| {
+                facts.claim = Ok(Some(Claim {
+                    phase: "Pending".to_owned(),
+                    event: "no class".to_owned(),
+                }))
+            },
+            Answer::No,
+            &["Pending: no class", "storageClassName"],
+        );
+        check(
+            "no configuration",
+            |facts| facts.webhook = Ok(None),
+            Answer::No,
+            &["does not exist", "helm upgrade"],
+        );
+        check(
+            "no bundle",
+            |facts| {
+                facts.webhook = Ok(Some(Webhook {
+                    bundles: vec![String::new()],
+                    authority: None,
+                }))
+            },
+            Answer::No,
+            &["no caBundle"],
+        );
+        check(
+            "another CA",
+            |facts| {
+                facts.webhook = Ok(Some(Webhook {
+                    bundles: vec![CA.to_owned()],
+                    authority: Some(Ok(OLD.to_owned())),
+                }))
+            },
+            Answer::No,
+            &["another CA"],
+        );
+        check(
+            "no answer",
+            |facts| facts.rewrites = Some(Ok(false)),
+            Answer::No,
+            &["without rewriting it"],
+        );
+        check(
+            "a node",
+            |facts| facts.nodes = Ok([("two".to_owned(), agent(false))].into()),
+            Answer::No,
+            &[
+                "node two is not prepared: no pull yet",
+                "kubectl logs -n sys agent-x",
+            ],
+        );
+        check(
+            "a node without agent",
+            |facts| facts.nodes = Ok([("two".to_owned(), None)].into()),
+            Answer::No,
+            &["node two", "tolerations"],
+        );
+        check(
+            "not seen",
+            |facts| facts.nodes = Err("nodes may not be listed".to_owned()),
+            Answer::Unknown,
+            &["unknown", "may not"],
+        );
+        check(
+            "full",
+            |facts| facts.status.volume.as_mut().unwrap().level = "full",
+            Answer::No,
+            &["volume is full"],
+        );
+    }
+
+    #[test]
+    fn a_policy_is_named_once_with_all_its_namespaces() {
+        check(
+            "refused",
+            |facts| facts.trials = vec![refused("a"), refused("b"), trial("c", Outcome::Passes)],
+            Answer::No,
+            &[
+                "ValidatingAdmissionPolicy ours",
+                "a, b",
+                "only ours",
+                "10.96.0.50/",
+                "label namespace a b",
+            ],
+        );
+        check(
+            "nobody could say",
+            |facts| facts.trials = vec![trial("a", Outcome::Unknown("exceeded quota".to_owned()))],
+            Answer::Unknown,
+            &["namespace a", "exceeded quota"],
+        );
+        let left_alone = |source: &str| json!([{"namespace": "a", "source": source, "reason": "admission webhook w", "since": "2026-01-01T00:00:00Z"}]);
+        for (source, part) in [
+            ("*", "admission webhook w refuses"),
+            ("r.io/x:1", "get r.io/x:1 from its upstream"),
+        ] {
+            check(
+                "the controller knows",
+                |facts| {
+                    if let Ok(Some(state)) = &mut facts.status.state {
+                        state.left_alone = serde_json::from_value(left_alone(source)).unwrap();
+                    }
+                },
+                Answer::No,
+                &[part],
+            );
+        }
+    }
+}
