@@ -36,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
-    quick: quick::Args,
+    quick: quick::Quick,
 }
 
 /// Looks, and prints what it found.

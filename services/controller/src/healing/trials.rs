@@ -204,7 +204,7 @@ impl Healer {
                     return Some(false);
                 }
                 Err(error) => {
-                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "a policy cannot be asked about")
+                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "a policy cannot be asked about");
                 }
             }
         }
