@@ -41,7 +41,7 @@ pub(crate) struct Args {
 
 /// Looks, and prints what it found.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.quick.quick {
+    if args.quick.asked {
         return quick::run(args.quick).await;
     }
     let report = look(&args).await.inspect(|report| print!("{report}"));

@@ -170,7 +170,7 @@ fn what_a_policy_keeps_from_the_registry_is_missing_though_it_is_local() {
     let image = &answer.owners[0].images[0];
     assert_eq!(image.verdict, Verdict::Missing);
     assert!(image.why.contains(&by), "{image:?}");
-    assert_eq!(answer.end(true), End::Missing);
+    assert_eq!(answer.answer(true), Answer::No);
 }
 
 #[test]

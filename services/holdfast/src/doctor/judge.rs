@@ -331,12 +331,12 @@ mod tests {
         }
     }
 
-    fn agent(ready: bool) -> Option<Agent> {
-        Some(Agent {
+    fn agent(ready: bool) -> Agent {
+        Agent {
             pod: "agent-x".to_owned(),
             ready,
             why: "no pull yet".to_owned(),
-        })
+        }
     }
 
     fn well() -> Facts {
@@ -363,7 +363,7 @@ mod tests {
                 bundles: vec![CA.to_owned()],
                 authority: Some(Ok(format!("{OLD}\n{CA}\n"))),
             })),
-            nodes: Ok([("one".to_owned(), agent(true))].into()),
+            nodes: Ok([("one".to_owned(), Some(agent(true)))].into()),
             trials: vec![trial("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
             unknown: Vec::new(),
@@ -441,7 +441,7 @@ mod tests {
                 facts.claim = Ok(Some(Claim {
                     phase: "Pending".to_owned(),
                     event: "no class".to_owned(),
-                }))
+                }));
             },
             Answer::No,
             &["Pending: no class", "storageClassName"],
@@ -458,7 +458,7 @@ mod tests {
                 facts.webhook = Ok(Some(Webhook {
                     bundles: vec![String::new()],
                     authority: None,
-                }))
+                }));
             },
             Answer::No,
             &["no caBundle"],
@@ -469,7 +469,7 @@ mod tests {
                 facts.webhook = Ok(Some(Webhook {
                     bundles: vec![CA.to_owned()],
                     authority: Some(Ok(OLD.to_owned())),
-                }))
+                }));
             },
             Answer::No,
             &["another CA"],
@@ -482,7 +482,7 @@ mod tests {
         );
         check(
             "a node",
-            |facts| facts.nodes = Ok([("two".to_owned(), agent(false))].into()),
+            |facts| facts.nodes = Ok([("two".to_owned(), Some(agent(false)))].into()),
             Answer::No,
             &[
                 "node two is not prepared: no pull yet",

@@ -17,8 +17,8 @@ pub(super) struct Quick {
     #[command(flatten)]
     config: ConfigArgs,
     /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
-    #[arg(long)]
-    pub(super) quick: bool,
+    #[arg(long = "quick")]
+    pub(super) asked: bool,
     /// The registry; default: its Service in the release's namespace
     #[arg(long, value_name = "URL")]
     url: Option<String>,
