@@ -37,9 +37,10 @@ const CONCURRENCY: usize = 16;
 const URGENT: usize = 8;
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
 const CREATING: usize = 8;
-/// Changes within this time are one; longer, up to the second figure, where a look itself takes long: looking may cost a
-/// sixth of a processor.
+/// Changes within this time are one; longer, up to the second figure, where a look itself takes long.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// As many times as long as a look takes, there is none: looking costs a twentieth of a processor at most.
+const PAUSES: u32 = 19;
 /// The shortest pause between two rounds.
 const AT_SOONEST: Duration = Duration::from_millis(5);
 /// The same while what is due waits for a place: the end of a copy, or a change, ends it.
@@ -137,7 +138,7 @@ pub async fn run(
             () = either(&mut version, &mut owners) => {
                 version.borrow_and_update();
                 owners.borrow_and_update();
-                let settled = work.took.saturating_mul(5).clamp(SETTLE.0, SETTLE.1);
+                let settled = work.took.saturating_mul(PAUSES).clamp(SETTLE.0, SETTLE.1);
                 next_look = next_look.min(Instant::now() + settled);
             }
             () = tokio::time::sleep(pause) => {}

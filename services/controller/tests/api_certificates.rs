@@ -3,9 +3,13 @@
 
 mod bare;
 
-use bare::Bare;
+use bare::{Bare, Registry};
+use holdfast_api::artifact::Reason;
+use holdfast_api::fill::{FillRequest, Need};
 use holdfast_api::state::{ClusterState, KEY, NodeState};
+use holdfast_controller::artifacts::fill::Client;
 use holdfast_controller::{certificates, state};
+use holdfast_runtime::tls::{ClientAuth, ServerTls, TlsFiles};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, Patch, PatchParams};
@@ -170,4 +174,38 @@ async fn the_shared_state_is_written_and_then_left_alone() {
             .resource_version,
         secret.metadata.resource_version
     );
+}
+
+// SPEC 32
+#[tokio::test]
+async fn a_controller_outside_of_its_cluster_finds_the_registry_by_address_and_knows_it_by_name() {
+    let bare = Bare::start().await;
+    bare.registry_service().await;
+    let mut context = bare.context();
+    certificates::round(&context).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
+    for (secret, expect) in [
+        ("holdfast-registry-tls", Ok(())),
+        // Of the same authority, but no registry's.
+        ("holdfast-webhook-tls", Err(Reason::RegistryUnavailable)),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, bytes) in secrets.get(secret).await.unwrap().data.unwrap() {
+            std::fs::write(folder.path().join(file), bytes.0).unwrap();
+        }
+        let files = TlsFiles::in_folder(folder.path(), ClientAuth::Required);
+        let registry = Registry::start_with(Some(ServerTls::from_files(files).unwrap())).await;
+        context.registry = Some(registry.address);
+        let request = FillRequest {
+            source: "registry.example/team/app:1".to_owned(),
+            platforms: Vec::new(),
+            credentials: Vec::new(),
+            revalidate: false,
+            need: Need::default(),
+        };
+        let answer = Client::for_release(&context).unwrap().fill(&request).await;
+        let outcome = answer.map(|_| ()).map_err(|failure| failure.reason);
+        assert_eq!(outcome, expect, "{secret}");
+        assert_eq!(registry.sources().len(), usize::from(expect.is_ok()));
+    }
 }

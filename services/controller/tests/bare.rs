@@ -16,6 +16,7 @@ use holdfast_controller::{Context, Metrics};
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::Supervisor;
+use holdfast_runtime::tls::ServerTls;
 use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -26,6 +27,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 pub const NAMESPACE: &str = "holdfast-system";
@@ -187,6 +189,7 @@ pub async fn eventually(what: &str, check: impl AsyncFn() -> bool) {
 /// A registry's internal API on a port of this machine: remembers requests, answers by a function.
 pub struct Registry {
     pub url: String,
+    pub address: SocketAddr,
     pub requests: std::sync::Arc<std::sync::Mutex<Vec<FillRequest>>>,
     pub answer: Answer,
 }
@@ -208,9 +211,14 @@ pub fn copied() -> (u16, String) {
 
 impl Registry {
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// One that shows a certificate and asks for one.
+    pub async fn start_with(tls: Option<ServerTls>) -> Self {
         use http_body_util::BodyExt as _;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
         let requests = std::sync::Arc::<std::sync::Mutex<Vec<FillRequest>>>::default();
         let answer: Answer = std::sync::Arc::new(std::sync::Mutex::new(Box::new(|_| copied())));
         let (seen, answers) = (requests.clone(), answer.clone());
@@ -231,13 +239,14 @@ impl Registry {
         let limits = holdfast_runtime::server::Limits::default();
         tokio::spawn(holdfast_runtime::server::serve(
             listener,
-            None,
+            tls,
             service,
             limits,
             CancellationToken::new(),
         ));
         Self {
-            url,
+            url: format!("http://{address}"),
+            address,
             requests,
             answer,
         }
