@@ -52,6 +52,29 @@ pub(crate) fn manifest(blobs: &[Item]) -> Vec<u8> {
         .into_bytes()
 }
 
+/// Bytes with their SHA-256 in hexadecimal before them.
+pub(crate) type Named = (String, Vec<u8>);
+
+/// An image with blobs of these sizes, the first its configuration: its manifest, and its blobs. The same for the same seed, others for
+/// seeds that differ by more than the number of sizes.
+pub(crate) fn image(seed: u64, sizes: &[usize]) -> (Named, Vec<Named>) {
+    let named = |bytes: Vec<u8>| (hex_digest(&bytes), bytes);
+    let blobs: Vec<Named> = sizes
+        .iter()
+        .zip(seed..)
+        .map(|(&size, seed)| named(bytes(seed, size)))
+        .collect();
+    let items: Vec<Item> = blobs
+        .iter()
+        .map(|(digest, bytes)| Item {
+            path: String::new(),
+            digest: digest.clone(),
+            size: bytes.len() as u64,
+        })
+        .collect();
+    (named(manifest(&items)), blobs)
+}
+
 /// Pushes a blob the way containerd does: a session, then everything in one PUT.
 pub(crate) async fn push_blob(
     connection: &mut Connection,

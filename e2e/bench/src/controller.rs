@@ -35,7 +35,6 @@ use crate::{
         site::{Place, Site},
     },
     document::{self, Section},
-    load::Item,
     report::Machine,
     scratch::Scratch,
     upstream::{Served, Upstream},
@@ -213,25 +212,11 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
 /// An upstream with all images: each has a layer of its own and is sent as fast as it is read.
 fn upstream(site: Site) -> Result<Upstream> {
     let images = (0..site.images).map(|image| {
-        let blobs: Vec<_> = [(0, 64), (1, LAYER)]
-            .map(|(part, size)| {
-                let bytes = content::bytes((image * 2 + part) as u64 + 1, size);
-                (content::hex_digest(&bytes), bytes)
-            })
-            .into();
-        let items: Vec<Item> = blobs
-            .iter()
-            .map(|(digest, bytes)| Item {
-                path: String::new(),
-                digest: digest.clone(),
-                size: bytes.len() as u64,
-            })
-            .collect();
-        let manifest = content::manifest(&items);
+        let (manifest, blobs) = content::image((image as u64 + 1) * 10, &[64, LAYER]);
         Served {
             repository: site::repository(image),
             tag: "1".to_owned(),
-            manifest: (content::hex_digest(&manifest), manifest),
+            manifest,
             blobs,
         }
     });

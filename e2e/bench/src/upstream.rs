@@ -19,7 +19,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use crate::content::MANIFEST;
+use crate::content::{MANIFEST, Named};
 
 /// What is sent at once.
 const PIECE: usize = 32 << 10;
@@ -43,10 +43,10 @@ pub(crate) struct Served {
     pub(crate) repository: String,
     /// Its tag.
     pub(crate) tag: String,
-    /// Digest, in hexadecimal, and bytes of the manifest.
-    pub(crate) manifest: (String, Vec<u8>),
-    /// Digest and bytes of each blob.
-    pub(crate) blobs: Vec<(String, Vec<u8>)>,
+    /// The manifest.
+    pub(crate) manifest: Named,
+    /// Its blobs.
+    pub(crate) blobs: Vec<Named>,
 }
 
 /// The upstream; it ends with its owner.

@@ -12,9 +12,8 @@ use tokio::task::JoinSet;
 
 use super::{Bench, say};
 use crate::{
-    content::{self, hex_digest},
+    content::{self, Named},
     http::{self, Connection, Sink, Target},
-    load::Item,
     results::RATIO,
     servers::{Kind, Pull},
     upstream::{Served, Upstream},
@@ -96,33 +95,14 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
 }
 
 struct Image {
-    manifest: (String, Vec<u8>),
-    blobs: Vec<(String, Vec<u8>)>,
+    manifest: Named,
+    blobs: Vec<Named>,
 }
 
 impl Image {
     fn new(seed: u64, layer: usize) -> Self {
-        let blobs: Vec<(String, Vec<u8>)> = [64, layer, layer]
-            .into_iter()
-            .zip(0..)
-            .map(|(size, number)| {
-                let bytes = content::bytes(seed * 10 + number, size);
-                (hex_digest(&bytes), bytes)
-            })
-            .collect();
-        let items: Vec<Item> = blobs
-            .iter()
-            .map(|(digest, bytes)| Item {
-                path: String::new(),
-                digest: digest.clone(),
-                size: bytes.len() as u64,
-            })
-            .collect();
-        let manifest = content::manifest(&items);
-        Self {
-            manifest: (hex_digest(&manifest), manifest),
-            blobs,
-        }
+        let (manifest, blobs) = content::image(seed * 10, &[64, layer, layer]);
+        Self { manifest, blobs }
     }
 
     fn bytes(&self) -> usize {
