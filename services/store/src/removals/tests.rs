@@ -115,6 +115,23 @@ async fn tags_of_a_deleted_manifest_are_unknown_before_anybody_came_to_them() {
 }
 
 #[tokio::test]
+async fn the_longest_name_of_a_repository_can_be_deleted_from() {
+    let s = scene().await;
+    let long = format!("{}/{}", "a".repeat(127), "b".repeat(127));
+    let repo = RepositoryName::parse(&long).unwrap();
+    let (digest, one) = (s.digest.clone(), tag("1"));
+    s.store
+        .put_manifest(&repo, &digest, "one".into())
+        .await
+        .unwrap();
+    s.store.set_tag(&repo, &one, &digest).await.unwrap();
+    assert!(s.store.delete_manifest(&repo, &digest).await.unwrap());
+    s.store.finish_removals().await.unwrap();
+    assert_eq!(s.store.tag(&repo, &one).await.unwrap(), None);
+    assert_eq!(s.notes(), 0);
+}
+
+#[tokio::test]
 async fn a_manifest_that_comes_back_brings_no_tag_back() {
     let s = scene().await;
     s.delete();
