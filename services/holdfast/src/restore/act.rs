@@ -35,7 +35,8 @@ pub(crate) struct Orders {
 pub(crate) struct Outcome {
     /// Pods that got their originals back, or whose owners make them anew.
     pub(crate) restored: Vec<Found>,
-    /// Pods, or references of them, that stay as they are, and why.
+    /// Pods, or references of them, that stay as they are, and why; where new pods are waited for, also those whose successor does not get
+    /// ready.
     pub(crate) left: Vec<(Found, String)>,
 }
 
@@ -172,10 +173,10 @@ pub(crate) async fn execute(
             .filter_map(|owner| namespaces.get(owner).cloned())
             .collect();
         if !settling.is_empty() {
-            ready.extend(self::ready(client, &settling).await);
+            ready = self::ready(client, &settling).await;
         }
     }
-    outcome.left = pace.end();
+    outcome.left = pace.end(orders.wait);
     outcome
 }
 
@@ -184,7 +185,7 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The ready pods of each owner, by its UID, in these namespaces. What cannot be listed counts as none, which waits.
+/// The ready pods of each owner that has any pods, by its UID, in these namespaces. What cannot be listed counts as none, which waits.
 async fn ready(client: &Client, namespaces: &BTreeSet<String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for namespace in namespaces {
@@ -345,3 +346,7 @@ pub(super) async fn opt_out(client: &Client, namespace: &str) -> anyhow::Result<
         ),
     }
 }
+
+#[cfg(test)]
+#[path = "act_tests.rs"]
+mod tests;

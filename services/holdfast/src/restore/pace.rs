@@ -17,8 +17,8 @@ struct Line {
     waiting: VecDeque<Found>,
     /// How many of its pods were ready before anything was done.
     before: usize,
-    /// When a pod was taken, while the one that follows is not ready.
-    taken: Option<Instant>,
+    /// The pod that was taken and when, while the one that follows is not ready.
+    taken: Option<(Instant, Found)>,
     not_before: Option<Instant>,
     held: Option<String>,
 }
@@ -86,7 +86,8 @@ impl Pace {
         self.lines.values().map(|line| line.waiting.len()).sum()
     }
 
-    /// What to do at `now`. With `to_the_end` it is done only when the successors of the last pods are ready, too.
+    /// What to do at `now`; an owner that `ready` does not name has no ready pod. With `to_the_end` it is done only when the successors of the last
+    /// pods are ready, too, or their time is over.
     pub(super) fn next(
         &mut self,
         ready: &BTreeMap<String, usize>,
@@ -94,11 +95,22 @@ impl Pace {
         to_the_end: bool,
     ) -> Step {
         for (key, line) in &mut self.lines {
-            let Some(taken) = line.taken else { continue };
+            let Some((taken, pod)) = line.taken.take() else {
+                continue;
+            };
             if ready.get(key).copied().unwrap_or(0) >= line.before {
-                line.taken = None;
-            } else if now.duration_since(taken) >= PATIENCE {
-                line.taken = None;
+                continue;
+            }
+            if now.duration_since(taken) < PATIENCE {
+                line.taken = Some((taken, pod));
+            } else {
+                if to_the_end {
+                    let why = format!(
+                        "evicted; the pod made anew is not ready after {} s",
+                        PATIENCE.as_secs()
+                    );
+                    self.left.push((pod, why));
+                }
                 let why = format!(
                     "the pod made anew before it is not ready after {} s, so it was not touched",
                     PATIENCE.as_secs()
@@ -144,7 +156,7 @@ impl Pace {
     /// The pod was evicted: its owner's next one waits for the successor.
     pub(super) fn evicted(&mut self, pod: &Found, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(pod)) {
-            (line.taken, line.held) = (Some(now), None);
+            (line.taken, line.held) = (Some((now, pod.clone())), None);
         }
     }
 
@@ -161,9 +173,13 @@ impl Pace {
         self.left.push((pod, why));
     }
 
-    /// Ends the work; everything that was left, and why.
-    pub(super) fn end(mut self) -> Vec<(Found, String)> {
+    /// Ends the work; everything that was left, and why. With `to_the_end` also pods whose successors were still waited for.
+    pub(super) fn end(mut self, to_the_end: bool) -> Vec<(Found, String)> {
         for line in self.lines.into_values() {
+            if let Some((_, pod)) = line.taken.filter(|_| to_the_end) {
+                let why = "evicted; the pod made anew was not ready when time was over";
+                self.left.push((pod, why.to_owned()));
+            }
             let why = line.held.unwrap_or_else(|| "time was over".to_owned());
             self.left
                 .extend(line.waiting.into_iter().map(|pod| (pod, why.clone())));
@@ -248,7 +264,7 @@ mod tests {
             pace.next(&ready(&[("a", 2), ("b", 1)]), now, true),
             Step::Done
         );
-        assert!(pace.end().is_empty());
+        assert!(pace.end(false).is_empty());
     }
 
     #[test]
@@ -262,9 +278,24 @@ mod tests {
         assert_eq!(next(&mut pace, start, 0, &[("a", 2)]), "a1");
         assert_eq!(next(&mut pace, start, 179, &[("a", 1)]), "wait 10");
         assert_eq!(next(&mut pace, start, 180, &[("a", 1)]), "done");
-        let left = pace.end();
+        let left = pace.end(false);
         assert_eq!(left[0].0.name, "a2");
         assert!(left[0].1.contains("not ready after 180 s"));
+    }
+
+    #[test]
+    fn who_waits_to_the_end_is_told_of_new_pods_that_do_not_come_up() {
+        for (second, why) in [(180, "after 180 s"), (100, "time was over")] {
+            let mut pace = Pace::new(vec![pod("a1", "a")], 60, &ready(&[("a", 1)]));
+            let start = Instant::now();
+            assert_eq!(next(&mut pace, start, 0, &[("a", 1)]), "a1");
+            let now = start + Duration::from_secs(second);
+            let step = pace.next(&ready(&[]), now, true);
+            assert_eq!(step == Step::Done, second == 180);
+            let left = pace.end(true);
+            assert_eq!((left.len(), left[0].0.name.as_str()), (1, "a1"));
+            assert!(left[0].1.contains(why), "{}", left[0].1);
+        }
     }
 
     #[test]
@@ -282,7 +313,7 @@ mod tests {
             panic!("it is tried again");
         };
         pace.held(*again, "the budget says no".to_owned(), start);
-        let left = pace.end();
+        let left = pace.end(false);
         assert_eq!(
             (left[0].0.name.as_str(), left[0].1.as_str()),
             ("a1", "the budget says no")
@@ -295,6 +326,6 @@ mod tests {
         left.way = Way::Leave("so it is".to_owned());
         let mut pace = Pace::new(vec![left], 60, &ready(&[]));
         assert_eq!(pace.next(&ready(&[]), Instant::now(), true), Step::Done);
-        assert_eq!(pace.end()[0].1, "so it is");
+        assert_eq!(pace.end(false)[0].1, "so it is");
     }
 }
