@@ -172,6 +172,8 @@ pub enum Repair {
         path: PathBuf,
         /// What it names.
         digest: Digest,
+        /// Files without which it is not to be there: somebody deleted what it belongs to.
+        only_with: Vec<PathBuf>,
     },
     /// Moves content aside, so that it is copied or pushed again.
     Quarantine {

@@ -28,11 +28,11 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Result, Store, atomic,
+    Error, Hasher, Layout, Result, Store, atomic,
     error::absent,
     layout, links,
     store::Inner,
-    volume::{Kind, Metadata},
+    volume::{Kind, Metadata, Volume},
 };
 
 mod spare;
@@ -324,22 +324,12 @@ impl Inner {
 
     /// The deleted manifests of a repository that tags may still name.
     pub(crate) fn removed(&self, repo: &RepositoryName) -> Result<BTreeSet<Digest>> {
-        let mut removed = BTreeSet::new();
-        for removal in self.pending(repo)?.removals {
-            if self.has_happened(&removal)? && !self.has_revision(repo, &removal.digest)? {
-                removed.insert(removal.digest);
-            }
-        }
-        Ok(removed)
+        removed(self.volume(), &self.layout, repo)
     }
 
     /// As it is now, not as remembered.
     fn has_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        let link = self.layout.revision_link(repo, digest);
-        self.volume()
-            .refresh(&link)
-            .map_err(Error::io("stat", &link))?;
-        Ok(links::read(self.volume(), &link)?.is_some())
+        has_revision(self.volume(), &self.layout.revision_link(repo, digest))
     }
 
     fn pending(&self, repo: &RepositoryName) -> Result<Pending> {
@@ -534,6 +524,43 @@ pub(crate) fn digest_of(name: &str) -> Option<Digest> {
         Name::Removal(digest) => Some(digest),
         Name::Hold => None,
     }
+}
+
+/// Whether a manifest of this digest is being deleted, from any repository.
+pub(crate) fn is_deleted_now(
+    volume: &dyn Volume,
+    layout: &Layout,
+    digest: &Digest,
+) -> Result<bool> {
+    let names = links::names(volume, &layout.removals())?;
+    Ok(names
+        .iter()
+        .any(|name| digest_of(name).as_ref() == Some(digest)))
+}
+
+fn has_revision(volume: &dyn Volume, link: &Path) -> Result<bool> {
+    volume.refresh(link).map_err(Error::io("stat", link))?;
+    Ok(links::read(volume, link)?.is_some())
+}
+
+/// [`Inner::removed`], also for those who only read.
+pub(crate) fn removed(
+    volume: &dyn Volume,
+    layout: &Layout,
+    repo: &RepositoryName,
+) -> Result<BTreeSet<Digest>> {
+    let folder = layout.removals();
+    let mut removed = BTreeSet::new();
+    for name in links::names(volume, &folder)? {
+        if let Some(digest) = digest_of(&name)
+            && name.starts_with(&key(repo))
+            && !links::names(volume, &folder.join(name))?.is_empty()
+            && !has_revision(volume, &layout.revision_link(repo, &digest))?
+        {
+            removed.insert(digest);
+        }
+    }
+    Ok(removed)
 }
 
 /// The key of the repository, and what the folder is.

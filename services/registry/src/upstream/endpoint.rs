@@ -247,7 +247,7 @@ impl Endpoint {
         if matches!(answer, Err(Error::Invalid(_))) {
             answer = self.ask(source, &Method::GET, &path, None).await;
         }
-        Ok(text(&answer?, header::CONTENT_LENGTH).and_then(|length| length.parse().ok()))
+        Ok(told_size(text(&answer?, header::CONTENT_LENGTH).as_deref()))
     }
 
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
@@ -541,6 +541,11 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
+/// The size of a blob as a `Content-Length` tells it. Some servers answer HEAD with 0 whatever the size.
+fn told_size(length: Option<&str>) -> Option<u64> {
+    length?.parse().ok().filter(|size| *size > 0)
+}
+
 fn text(response: &Response, name: header::HeaderName) -> Option<String> {
     response
         .headers()
@@ -552,6 +557,19 @@ fn text(response: &Response, name: header::HeaderName) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_length_of_nothing_tells_no_size() {
+        for (length, expect) in [
+            (None, None),
+            (Some("10"), Some(10)),
+            (Some("0"), None),
+            (Some("-1"), None),
+            (Some("many"), None),
+        ] {
+            assert_eq!(told_size(length), expect, "{length:?}");
+        }
+    }
 
     #[test]
     fn content_ranges_are_read_strictly() {

@@ -16,7 +16,7 @@ use super::{Error, Fetch, Name, Result, names};
 use crate::{
     Hasher, Layout, atomic,
     check::tree,
-    links,
+    links, removals,
     volume::{Disk, Kind, Volume},
 };
 
@@ -71,14 +71,22 @@ impl View {
         Ok(found)
     }
 
-    /// The tags of a repository by name, each with the digest it names; without one it names nothing that can be read.
+    /// The tags of a repository by name, each with the digest it names; without one it names nothing that can be read. Those of manifests that were
+    /// deleted are left out, though nobody may have untied them yet.
     pub fn tags(&self, repo: &RepositoryName) -> Result<BTreeMap<Tag, Option<Digest>>> {
+        // Before the names: who unties tags removes this note last.
+        let removed = removals::removed(&*self.volume, &self.layout, repo)?;
         let mut found = BTreeMap::new();
         for name in links::names(&*self.volume, &self.layout.tags(repo))? {
             let Ok(tag) = Tag::parse(&name) else { continue };
             if atomic::metadata(&*self.volume, &self.layout.tag_link(repo, &tag))?.is_some() {
                 let digest = self.tag(repo, &tag)?;
-                found.insert(tag, digest);
+                if digest
+                    .as_ref()
+                    .is_none_or(|digest| !removed.contains(digest))
+                {
+                    found.insert(tag, digest);
+                }
             }
         }
         Ok(found)

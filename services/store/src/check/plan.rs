@@ -235,6 +235,7 @@ impl<'b> Within<'_, 'b> {
         let repair = whole.then(|| Repair::WriteLink {
             path: path.clone(),
             digest: digest.clone(),
+            only_with: vec![path.clone()],
         });
         match link {
             Link::Empty | Link::Garbage => {
@@ -304,6 +305,7 @@ impl<'b> Within<'_, 'b> {
             let repair = Repair::WriteLink {
                 path: path.clone(),
                 digest: digest.clone(),
+                only_with: vec![self.plan.layout.revision_link(self.name, digest)],
             };
             let meaning = format!(
                 "{digest} is attached to {subject}, and the list of what is attached does not show it"
@@ -358,6 +360,7 @@ impl<'b> Within<'_, 'b> {
                 Some(Repair::WriteLink {
                     path: path.clone(),
                     digest: part.clone(),
+                    only_with: vec![self.plan.layout.revision_link(self.name, manifest)],
                 }),
             )
         };
@@ -409,6 +412,10 @@ impl<'b> Within<'_, 'b> {
                 Repair::WriteLink {
                     path: path.clone(),
                     digest: digest.clone(),
+                    only_with: vec![
+                        path.clone(),
+                        self.plan.layout.revision_link(self.name, digest),
+                    ],
                 }
             } else {
                 Repair::RemoveFile { path: path.clone() }
@@ -438,9 +445,11 @@ impl<'b> Within<'_, 'b> {
                     self.push(Kind::DanglingTag, link, Some(digest), meaning, None);
                 } else if !folder.index.contains_key(digest) {
                     let path = self.plan.layout.tag_index_link(self.name, tag, digest);
+                    let revision = self.plan.layout.revision_link(self.name, digest);
                     let repair = Repair::WriteLink {
                         path: path.clone(),
                         digest: digest.clone(),
+                        only_with: vec![link, revision],
                     };
                     let meaning = format!(
                         "the history of the tag {tag} lacks the manifest it names: tools that go by histories do not find it"
@@ -471,6 +480,10 @@ impl<'b> Within<'_, 'b> {
                 Some(Repair::WriteLink {
                     path: link.clone(),
                     digest: (*only).clone(),
+                    only_with: vec![
+                        link.clone(),
+                        self.plan.layout.revision_link(self.name, only),
+                    ],
                 }),
             ),
             several => {
@@ -503,6 +516,7 @@ impl<'b> Within<'_, 'b> {
             let repair = Repair::WriteLink {
                 path: path.clone(),
                 digest: referrer.clone(),
+                only_with: vec![self.plan.layout.revision_link(self.name, referrer)],
             };
             let meaning = format!("{referrer} is not listed as attached to {subject}");
             self.push(

@@ -1,14 +1,19 @@
 //! Carries out one repair. Each looks again first: beside a running registry the damage may have healed since it was found.
 
-use std::{path::Path, sync::Arc, time::SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 
+use holdfast_core::digest::Digest;
 use uuid::Uuid;
 
 use super::{Repair, tree};
 use crate::{
     Layout, Result,
     atomic::{self, Files},
-    links,
+    links, removals,
     volume::Volume,
 };
 
@@ -34,13 +39,13 @@ pub fn repair(
     let volume = files.volume();
     let layout = Layout::new(root);
     let done = match repair {
-        Repair::WriteLink { path, digest } => {
-            let path = root.join(path);
-            let same = links::read(volume, &path)?.as_ref() == Some(digest);
-            if !same {
-                links::write(&files, &path, digest)?;
-            }
-            !same
+        Repair::WriteLink {
+            path,
+            digest,
+            only_with,
+        } => {
+            let only_with: Vec<_> = only_with.iter().map(|path| root.join(path)).collect();
+            write_link(&files, &layout, &root.join(path), digest, &only_with)?
         }
         Repair::Quarantine { digest } => {
             let path = layout.blob(digest);
@@ -91,6 +96,44 @@ pub fn repair(
     } else {
         Outcome::Healed
     })
+}
+
+/// Writes a link unless what it belongs to is deleted at this moment; as whoever pushes does it ([`removals`]).
+fn write_link(
+    files: &Files,
+    layout: &Layout,
+    path: &Path,
+    digest: &Digest,
+    only_with: &[PathBuf],
+) -> Result<bool> {
+    let volume = files.volume();
+    let is_wanted = || -> Result<bool> {
+        for path in only_with {
+            if atomic::metadata(volume, path)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(!removals::is_deleted_now(volume, layout, digest)?)
+    };
+    if links::read(volume, path)?.as_ref() == Some(digest) || !is_wanted()? {
+        return Ok(false);
+    }
+    // A delete that begins now takes the draft away; one that began before is to be seen.
+    files.create_dir(atomic::parent(path)?)?;
+    let draft = files.draft(path, digest.to_string().as_bytes())?;
+    draft.sync()?;
+    if !is_wanted()? {
+        return Ok(false);
+    }
+    match links::publish(files, path, draft) {
+        Err(error) if error.is_absent() => return Ok(false),
+        published => published?,
+    }
+    if is_wanted()? {
+        return Ok(true);
+    }
+    files.remove_file(path)?;
+    Ok(false)
 }
 
 /// `2024-02-29T23:59:59Z`, as distribution writes `startedat`.

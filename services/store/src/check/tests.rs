@@ -226,11 +226,8 @@ const CASES: &[Case] = &[
     (
         "manifest that was deleted, with a tag that nobody came to",
         |v| {
-            let name = format!("key.sha256-{}.chance", v.manifest.hex());
-            let folder = v.layout.removals().join(name);
-            fs::create_dir_all(&folder).unwrap();
             let link = v.layout.revision_link(&v.repo, &v.manifest);
-            fs::rename(link, folder.join("team+app")).unwrap();
+            fs::rename(link, removal(v).join("team+app")).unwrap();
         },
         &[(Kind::UnfinishedDelete, false)],
         false,
@@ -396,4 +393,54 @@ async fn every_damage_is_found_and_mended_where_one_answer_is_certain() {
             "{name}: a second run has nothing to mend: {left:#?}"
         );
     }
+}
+
+// Between the look and the repair somebody deletes the manifest, or the tag. The folder of the delete is there a moment before the link is in it.
+#[tokio::test]
+async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
+    type Path = fn(&Volume) -> PathBuf;
+    let tag: Path = |v| v.layout.tag_link(&v.repo, &Volume::one());
+    let revision: Path = |v| v.layout.revision_link(&v.repo, &v.manifest);
+    let history: Path = |v| {
+        v.layout
+            .tag_index_link(&v.repo, &Volume::one(), &v.manifest)
+    };
+    let delete_manifest = |v: &Volume| {
+        let folder = removal(v);
+        fs::rename(revision(v), folder.join("team+app")).unwrap();
+    };
+    let begin = |v: &Volume| drop(removal(v));
+    let delete_tag =
+        |v: &Volume| fs::remove_dir_all(v.layout.tag(&v.repo, &Volume::one())).unwrap();
+    let delete_manifest: &dyn Fn(&Volume) = &delete_manifest;
+    for (damaged, what, deleted) in [
+        (tag, "manifest", delete_manifest),
+        (revision, "manifest", delete_manifest),
+        (revision, "manifest, in a moment", &begin),
+        (history, "manifest", delete_manifest),
+        (tag, "tag", &delete_tag),
+        (history, "tag", &delete_tag),
+    ] {
+        let volume = volume().await;
+        write(&damaged(&volume), "");
+        let findings = volume.look(DAY * 8, &Depth::Quick);
+        let repairs: Vec<_> = findings
+            .iter()
+            .filter_map(|it| it.repair.as_ref())
+            .collect();
+        assert_eq!(repairs.len(), 1, "{findings:#?}");
+        deleted(&volume);
+        let before = volume.files();
+        let outcome = repair(&Disk::at(volume.root()), volume.root(), repairs[0]).unwrap();
+        assert_eq!(outcome, Outcome::Healed, "{what}: {}", repairs[0]);
+        assert_eq!(volume.files(), before, "{what}: {}", repairs[0]);
+    }
+}
+
+/// The folder of a delete of the manifest.
+fn removal(v: &Volume) -> PathBuf {
+    let name = format!("key.sha256-{}.chance", v.manifest.hex());
+    let folder = v.layout.removals().join(name);
+    fs::create_dir_all(&folder).unwrap();
+    folder
 }

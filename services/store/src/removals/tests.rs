@@ -8,7 +8,7 @@ use super::*;
 use crate::Options;
 
 struct Scene {
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
     store: Store,
     repo: RepositoryName,
     digest: Digest,
@@ -40,7 +40,7 @@ async fn scene() -> Scene {
         }
     }
     Scene {
-        _folder: folder,
+        folder,
         store,
         repo,
         digest,
@@ -112,6 +112,19 @@ async fn tags_of_a_deleted_manifest_are_unknown_before_anybody_came_to_them() {
     assert_eq!(s.store.finish_removals().await.unwrap(), 1);
     assert_eq!((s.folders_of_tags(), s.notes()), (0, 0));
     assert_eq!(s.store.finish_removals().await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn tools_beside_a_registry_leave_out_tags_of_deleted_manifests() {
+    let s = scene().await;
+    let view = crate::archive::View::open(s.folder.path()).unwrap();
+    let tags = || -> Vec<_> { view.tags(&s.repo).unwrap().into_keys().collect() };
+    s.delete();
+    assert_eq!(tags(), [tag("other")]);
+    // Another registry pushes the manifest again.
+    let link = s.store.layout().revision_link(&s.repo, &s.digest);
+    fs::write(link, s.digest.to_string()).unwrap();
+    assert_eq!(tags(), [tag("1"), tag("2"), tag("other")]);
 }
 
 #[tokio::test]
@@ -274,7 +287,7 @@ async fn a_hold_that_a_crash_left_is_removed() {
 }
 
 #[test]
-fn names_of_folders_say_what_they_are() {
+fn names_offolders_say_what_they_are() {
     let digest = Hasher::digest(Algorithm::Sha512, b"x");
     let hex = digest.hex();
     for (name, expect) in [
