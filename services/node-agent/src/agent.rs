@@ -26,6 +26,8 @@ pub const LOOK: Duration = Duration::from_secs(30);
 
 /// How often the pins of images are looked at.
 const PIN: Duration = Duration::from_secs(60);
+/// As [`PIN`], after the runtime broke off in the middle of it.
+const PIN_LATER: Duration = Duration::from_secs(3600);
 /// Pulls that fail in a row before an event says so.
 const WORTH_TELLING: u32 = 3;
 
@@ -253,7 +255,7 @@ impl Agent {
         if before == now {
             return;
         }
-        (self.pull_at, self.pin_at) = (Instant::now(), Instant::now());
+        self.pull_at = Instant::now();
         let differs =
             |before: &Option<String>, now: &Option<String>| before.is_some() && before != now;
         if differs(&before.version, &now.version)
@@ -261,6 +263,7 @@ impl Agent {
             || before.folder != now.folder
         {
             self.proof.void();
+            self.pin_at = Instant::now();
             self.metrics.runtimes.inc();
             let describe = |seen: &Seen| {
                 format!(
@@ -303,6 +306,9 @@ impl Agent {
             }
             Err(error) => {
                 self.metrics.pinned.set(0);
+                if error.broke_off() {
+                    self.pin_at = Instant::now() + PIN_LATER;
+                }
                 let text = error.to_string();
                 self.status.pins(&format!("not pinned: {text}"));
                 let note = format!(

@@ -49,6 +49,16 @@ fn words(error: &grpc::Error) -> String {
     }
 }
 
+impl Error {
+    /// Whether the runtime broke off: it may have died of what it was asked, so it is not asked again soon.
+    pub fn broke_off(&self) -> bool {
+        matches!(
+            self,
+            Self::Runtime(grpc::Error::Connect(..) | grpc::Error::Protocol(_))
+        )
+    }
+}
+
 /// Whose pod this is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Own {
@@ -64,9 +74,9 @@ pub struct Own {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
     /// Pins it as ours.
-    Pin(String),
+    Pin(Image),
     /// Takes our pin away.
-    Unpin(String),
+    Unpin(Image),
 }
 
 /// From the images that are to be pinned, and the records of these and of what is pinned as ours, to what is to be done.
@@ -78,10 +88,10 @@ pub fn plan(wanted: &BTreeSet<String>, records: &[Image], release: &str) -> Vec<
         let ours = label(OWNER) == Some(release);
         if wanted.contains(&record.name) {
             if label(PINNED.0) != Some(PINNED.1) {
-                steps.push(Step::Pin(record.name.clone()));
+                steps.push(Step::Pin(record.clone()));
             }
         } else if ours {
-            steps.push(Step::Unpin(record.name.clone()));
+            steps.push(Step::Unpin(record.clone()));
         }
     }
     steps
@@ -124,14 +134,14 @@ pub async fn release(runtime: &Runtime, own: &Own) -> Result<usize, grpc::Error>
 async fn apply(runtime: &Runtime, steps: Vec<Step>, own: &Own) -> Result<(), grpc::Error> {
     for step in steps {
         match step {
-            Step::Pin(name) => {
+            Step::Pin(record) => {
                 let labels = [PINNED, (OWNER, own.release.as_str())];
-                runtime.label_image(&name, &labels).await?;
-                tracing::info!(image = %name, "pinned against the kubelet's collection of images");
+                runtime.label_image(&record, &labels).await?;
+                tracing::info!(image = %record.name, "pinned against the kubelet's collection of images");
             }
-            Step::Unpin(name) => {
+            Step::Unpin(record) => {
                 match runtime
-                    .label_image(&name, &[(PINNED.0, ""), (OWNER, "")])
+                    .label_image(&record, &[(PINNED.0, ""), (OWNER, "")])
                     .await
                 {
                     // It went in between.
@@ -141,7 +151,7 @@ async fn apply(runtime: &Runtime, steps: Vec<Step>, own: &Own) -> Result<(), grp
                     }) => {}
                     result => result?,
                 }
-                tracing::info!(image = %name, "no longer pinned");
+                tracing::info!(image = %record.name, "no longer pinned");
             }
         }
     }

@@ -369,3 +369,24 @@ async fn a_new_address_takes_the_probe_of_the_former_one_away() {
         "the address that counts is the one proven"
     );
 }
+
+#[tokio::test]
+async fn a_runtime_that_dies_of_a_pin_is_not_asked_again_soon() {
+    let mut node = node(CONFIG);
+    let fake = serve(&node.folder.path().join("run/containerd.sock"));
+    {
+        let mut fake = fake.lock().unwrap();
+        fake.own = vec![IMAGE.to_owned()];
+        fake.records.insert(IMAGE.to_owned(), BTreeMap::new());
+        fake.dies = true;
+    }
+    for process in 0..5 {
+        fake.lock().unwrap().process = process;
+        node.agent.round(&state(Desired::Present)).await;
+    }
+    let asked = fake.lock().unwrap().calls.clone();
+    let updates = asked.iter().filter(|call| *call == "update").count();
+    assert_eq!(updates, 1, "{asked:?}");
+    assert_eq!(node.told(), ["ImagesNotPinned"]);
+    assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
+}

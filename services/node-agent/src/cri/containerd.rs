@@ -16,6 +16,27 @@ pub struct Image {
     /// Its labels.
     #[prost(btree_map = "string, string", tag = "2")]
     pub labels: BTreeMap<String, String>,
+    /// What it names. Sent back with every change: containerd (seen with 2.4.2) dies of an image without it, whatever the
+    /// mask says.
+    #[prost(message, optional, tag = "3")]
+    pub target: Option<Descriptor>,
+}
+
+/// The manifest or index that an image is.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Descriptor {
+    /// Its media type.
+    #[prost(string, tag = "1")]
+    pub media_type: String,
+    /// Its digest.
+    #[prost(string, tag = "2")]
+    pub digest: String,
+    /// Its size in bytes.
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+    /// Its annotations.
+    #[prost(btree_map = "string, string", tag = "5")]
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// `Images.Get`.
@@ -174,8 +195,13 @@ impl Runtime {
         Ok(answer.images)
     }
 
-    /// Sets labels of an image's record and leaves its others; an empty value takes a label away.
-    pub async fn label_image(&self, name: &str, labels: &[(&str, &str)]) -> Result<(), Error> {
+    /// Sets labels of an image's record and leaves its others; an empty value takes a label away. `record` is as containerd
+    /// gave it.
+    pub async fn label_image(&self, record: &Image, labels: &[(&str, &str)]) -> Result<(), Error> {
+        if record.target.is_none() {
+            let what = format!("the image {} without a target", record.name);
+            return Err(Error::Protocol(what));
+        }
         let paths = labels.iter().map(|(key, _)| format!("labels.{key}"));
         let own = |(key, value): &(&str, &str)| ((*key).to_owned(), (*value).to_owned());
         let request = UpdateImageRequest {
@@ -183,8 +209,8 @@ impl Runtime {
                 paths: paths.collect(),
             }),
             image: Some(Image {
-                name: name.to_owned(),
                 labels: labels.iter().map(own).collect(),
+                ..record.clone()
             }),
         };
         let _: ImageResponse = grpc::call(

@@ -31,8 +31,12 @@ pub(crate) struct Fake {
     pub(crate) own: Vec<String>,
     /// Not containerd: only the CRI is there.
     pub(crate) plain: bool,
+    /// Dies of an update of labels.
+    pub(crate) dies: bool,
     /// The CRI takes no notice of labels.
     pub(crate) heedless: bool,
+    /// Its process.
+    pub(crate) process: u64,
     /// The identity of containerd's data.
     pub(crate) uuid: String,
     /// The version that it reports.
@@ -77,6 +81,11 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
     let mut fake = state.lock().unwrap();
     let named = |image: Option<ImageSpec>| image.unwrap().image;
     let path = request_path;
+    if path.ends_with("Images/Update") && fake.dies {
+        fake.calls.push("update".to_owned());
+        drop(fake);
+        panic!("this runtime dies of the request, as told");
+    }
     if path.starts_with("/containerd.") {
         let outcome = containerd(&mut fake, &path, body);
         return Ok(reply(outcome));
@@ -131,11 +140,17 @@ fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32,
     let record = |name: &str, labels: &BTreeMap<String, String>| wire::Image {
         name: name.to_owned(),
         labels: labels.clone(),
+        target: Some(wire::Descriptor {
+            media_type: "application/vnd.oci.image.manifest.v1+json".to_owned(),
+            digest: format!("sha256:{}", "ab".repeat(32)),
+            size: 1234,
+            ..wire::Descriptor::default()
+        }),
     };
     Ok(match path.rsplit("services.").next().unwrap() {
         "introspection.v1.Introspection/Server" => wire::ServerResponse {
             uuid: fake.uuid.clone(),
-            pid: 7,
+            pid: fake.process,
         }
         .encode_to_vec(),
         "containers.v1.Containers/List" => {
@@ -181,6 +196,8 @@ fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32,
         "images.v1.Images/Update" => {
             let request = wire::UpdateImageRequest::decode(body).unwrap();
             let image = request.image.unwrap();
+            // The real one dies without it.
+            assert_eq!(image.target, record("", &BTreeMap::new()).target);
             fake.calls.push(format!("label {}", image.name));
             let labels = fake.records.get_mut(&image.name).unwrap();
             for path in request.update_mask.unwrap().paths {
