@@ -1,7 +1,7 @@
 //! Blobs: looking up, reading, linking into repositories, committing, moving damaged ones aside.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     io,
     path::{Path, PathBuf},
     sync::{Arc, MutexGuard, PoisonError},
@@ -327,7 +327,7 @@ impl Inner {
             absent(self.volume().remove_file(source)).map_err(Error::io("remove", source))?;
             return link.map_or(Ok(()), Draft::sync);
         }
-        if self.distrusted().contains(source) {
+        if self.distrusted().contains_key(source) {
             self.give_up(source);
             let failed = io::Error::other("it failed before, and what it did not write is lost");
             return Err(Error::io("sync", source)(failed));
@@ -353,15 +353,19 @@ impl Inner {
     /// Removes a file whose sync failed. What that did not write counts as written afterwards, so nothing of the file can be trusted, and whoever
     /// goes on with it must not be told that it is durable.
     fn give_up(&self, source: &Path) {
-        let mut distrusted = self.distrusted();
+        // Said before the file is removed, and not held meanwhile: a volume may take its time. Another file of that name may be given up by
+        // then, and is another one's to clear.
+        let mine = Uuid::new_v4();
+        self.distrusted().insert(source.to_owned(), mine);
         if absent(self.volume().remove_file(source)).is_ok() {
-            distrusted.remove(source);
-        } else {
-            distrusted.insert(source.to_owned());
+            let mut distrusted = self.distrusted();
+            if distrusted.get(source) == Some(&mine) {
+                distrusted.remove(source);
+            }
         }
     }
 
-    fn distrusted(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+    fn distrusted(&self) -> MutexGuard<'_, HashMap<PathBuf, Uuid>> {
         self.distrusted
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -1,13 +1,14 @@
 //! The handle that every part of a process shares.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use holdfast_core::digest::Digest;
+use uuid::Uuid;
 
 use crate::{
     Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
@@ -58,8 +59,8 @@ pub(crate) struct Inner {
     pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<WriteGate>,
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
-    /// Files whose sync failed and that could not be removed.
-    pub(crate) distrusted: Arc<Mutex<HashSet<PathBuf>>>,
+    /// Files whose sync failed and that are not removed, with who gave them up.
+    pub(crate) distrusted: Arc<Mutex<HashMap<PathBuf, Uuid>>>,
     pub(crate) verified_for: Duration,
     pub(crate) untying: Arc<Mutex<Untying>>,
 }
@@ -188,7 +189,7 @@ impl Store {
             .inner
             .layout
             .own()
-            .join(format!("probe.{}", uuid::Uuid::new_v4()));
+            .join(format!("probe.{}", Uuid::new_v4()));
         let work = self.run(move |inner| {
             inner.files.write_file(&path, b"probe")?;
             let read = inner
