@@ -2,6 +2,9 @@
 //! controller or a kubelet would say is written by the tests.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
+#[path = "commands/doctor.rs"]
+mod doctor;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -577,87 +580,4 @@ async fn restore_evicts_what_is_made_anew_patches_what_is_not_and_edits_no_owner
     let report = site.json("restore.json");
     assert_eq!(report["restored"].as_array().unwrap().len(), 3);
     assert_eq!(report["left"][0]["pod"], "held-1");
-}
-
-/// A policy that lets pods of namespace shop have images of one registry only.
-async fn only_from(site: &Site, registry: &str) {
-    let admission = "/apis/admissionregistration.k8s.io/v1";
-    let policy = json!({
-        "metadata": {"name": "only-ours"},
-        "spec": {
-            "failurePolicy": "Fail",
-            "matchConstraints": {
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "shop"}},
-                "resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["pods"]}],
-            },
-            "validations": [{"expression": format!("object.spec.containers.all(c, c.image.startsWith('{registry}/'))"), "message": "not ours"}],
-        },
-    });
-    site.post(&format!("{admission}/validatingadmissionpolicies"), &policy)
-        .await;
-    let binding = json!({"metadata": {"name": "only-ours"}, "spec": {"policyName": "only-ours", "validationActions": ["Deny"]}});
-    site.post(
-        &format!("{admission}/validatingadmissionpolicybindings"),
-        &binding,
-    )
-    .await;
-}
-
-#[tokio::test]
-async fn doctor_names_the_policy_that_refuses_the_registry() {
-    let site = Site::start().await;
-    site.namespace("other").await;
-    let accounts = |namespace: &str| format!("/api/v1/namespaces/{namespace}/serviceaccounts");
-    for namespace in ["shop", "other"] {
-        // No controller makes them here.
-        site.post(
-            &accounts(namespace),
-            &json!({"metadata": {"name": "default"}}),
-        )
-        .await;
-        site.stands(namespace, "registry.example/web:1", "Copied")
-            .await;
-    }
-    let file = site.folder.path().join("doctor.json");
-    let doctor = ["doctor", "--json", file.to_str().unwrap()];
-    let findings = || -> Vec<String> {
-        let report = site.json("doctor.json");
-        let findings = report["findings"].as_array().unwrap().iter();
-        findings
-            .map(|finding| finding["what"].as_str().unwrap().to_owned())
-            .collect()
-    };
-    // Nothing of a release runs here; no policy is at fault.
-    site.run(&doctor).await.check(
-        1,
-        &[
-            "PROBLEM  the volume's claim does not exist; way out: helm upgrade",
-            "the webhook's configuration does not exist",
-        ],
-    );
-    assert!(
-        !findings().iter().any(|what| what.contains("refuses pods")),
-        "{:?}",
-        findings()
-    );
-
-    only_from(&site, "registry.example").await;
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        let ended = site.run(&doctor).await;
-        if findings().iter().any(|what| what.contains("refuses pods")) {
-            ended.check(1, &["ValidatingAdmissionPolicy only-ours refuses pods with the registry's references in shop (", "not ours"]);
-            break;
-        }
-        assert!(Instant::now() < end, "{}", ended.text);
-    }
-    assert!(
-        site.items("/api/v1/pods").await.is_empty(),
-        "nothing is created"
-    );
-
-    let limited = site.limited_user().await;
-    site.run_as(&limited, &["doctor"])
-        .await
-        .check(1, &["unknown", "cannot create resource"]);
 }

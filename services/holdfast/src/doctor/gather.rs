@@ -90,7 +90,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Err(why) => Err(why.clone()),
     };
     let scope = scope.map_err(|why| unknown.push(why)).ok();
-    let (claim, webhook) = tokio::join!(claim(client, names), webhook(client, names));
+    let (claim, webhook) = tokio::join!(claim(client, release), webhook(client, names));
     let nodes = match &scope {
         Some(scope) => nodes(client, names, scope).await,
         None => Err("which nodes are in scope is not known".to_owned()),
@@ -153,9 +153,18 @@ async fn listed(
     }
 }
 
-async fn claim(client: &Client, names: &Names) -> Asked<Option<Claim>> {
+async fn claim(client: &Client, release: &Release) -> Asked<Option<Claim>> {
+    let names = &release.names;
     let namespace = Some(names.namespace.as_str());
-    let Some(claim) = object(client, CLAIMS, namespace, &names.registry()).await? else {
+    let storage = release
+        .config
+        .as_ref()
+        .map(|it| &it.values.registry.storage);
+    let name = match storage {
+        Ok(storage) if !storage.existing_claim.is_empty() => storage.existing_claim.clone(),
+        _ => names.registry(),
+    };
+    let Some(claim) = object(client, CLAIMS, namespace, &name).await? else {
         return Ok(None);
     };
     let phase = text(&claim, "/status/phase").to_owned();
