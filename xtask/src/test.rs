@@ -151,8 +151,9 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
     }
 }
 
-/// Turns on the tests that talk to a real API server without nodes.
-const API_SERVER: &str = "holdfast-controller/apiserver,holdfast/apiserver";
+/// Turns on the tests that talk to a real API server without nodes, and those on a real containerd.
+const API_SERVER: &str =
+    "holdfast-controller/apiserver,holdfast/apiserver,holdfast-node-agent/containerd";
 
 /// Runs every test of the workspace. The chart's tests render with the real helms of both generations, and those of the registry trade volumes with
 /// other registries; like etcd and the API server these programs are built or fetched when they are not there yet.

@@ -1,0 +1,173 @@
+//! Pins on a real containerd, started for the test in a folder of its own. It needs root, as containerd does.
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+use holdfast_cluster::oci::ImageBuilder;
+use holdfast_cluster::programs::{self, Program};
+use holdfast_node_agent::cri::Runtime;
+use holdfast_node_agent::pins::{self, Own};
+use std::collections::BTreeSet;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const IMAGE: &str = "holdfast.test/own:1";
+const OTHER: &str = "holdfast.test/other:1";
+
+struct Containerd {
+    process: Child,
+    program: PathBuf,
+    ctr: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Containerd {
+    /// Starts one; nothing when the test may not.
+    async fn start() -> Option<Self> {
+        if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+            println!("skipped: containerd needs root");
+            return None;
+        }
+        let programs = programs::ensure(&[Program::Containerd, Program::Ctr]).unwrap();
+        let program = programs.path(Program::Containerd).unwrap().to_path_buf();
+        let ctr = programs.path(Program::Ctr).unwrap().to_path_buf();
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        let config = format!(
+            "version = 3\nroot = '{at}/root'\nstate = '{at}/state'\n[grpc]\naddress = '{at}/containerd.sock'\n[ttrpc]\naddress = '{at}/ttrpc.sock'\n\
+             [plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'\n"
+        );
+        std::fs::write(folder.path().join("config.toml"), config).unwrap();
+        let process = spawn(&program, folder.path());
+        let this = Self {
+            process,
+            program,
+            ctr,
+            folder,
+        };
+        this.answers().await;
+        Some(this)
+    }
+
+    fn runtime(&self) -> Runtime {
+        Runtime::new(self.folder.path().join("containerd.sock"))
+    }
+
+    async fn answers(&self) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while self.runtime().version().await.is_err() {
+            assert!(Instant::now() < end, "containerd does not answer");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn stop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+
+    async fn restart(&mut self) {
+        self.stop();
+        self.process = spawn(&self.program, self.folder.path());
+        self.answers().await;
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> String {
+        let output = Command::new(&self.ctr)
+            .arg("--address")
+            .arg(self.folder.path().join("containerd.sock"))
+            .args(["--namespace", "k8s.io"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {complaint}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn import(&self, reference: &str) {
+        let archive = self.folder.path().join("image.tar");
+        let image = ImageBuilder::of_program("/program", reference).tag(reference);
+        image.write(&archive).unwrap();
+        let archive = archive.display().to_string();
+        self.ctr(&["images", "import", "--no-unpack", "--local", &archive]);
+    }
+
+    /// The labels of an image's record, as `ctr` prints them.
+    fn labels(&self, reference: &str) -> String {
+        let list = self.ctr(&["images", "ls", &format!("name=={reference}")]);
+        let line = list.lines().nth(1).unwrap();
+        line.split_whitespace().next_back().unwrap().to_owned()
+    }
+}
+
+fn spawn(program: &Path, folder: &Path) -> Child {
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    Command::new(program)
+        .arg("--config")
+        .arg(folder.join("config.toml"))
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn own_images_are_pinned_and_released_and_containerd_lives_on() {
+    let Some(mut containerd) = Containerd::start().await else {
+        return;
+    };
+    let own = Own {
+        namespace: "sys".to_owned(),
+        pod: "agent-1".to_owned(),
+        release: "sys.holdfast".to_owned(),
+    };
+    for reference in [IMAGE, OTHER] {
+        containerd.import(reference);
+    }
+    containerd.ctr(&[
+        "containers",
+        "create",
+        "--snapshotter=native",
+        "--label=io.kubernetes.pod.namespace=sys",
+        "--label=io.kubernetes.pod.name=agent-1",
+        IMAGE,
+        "agent",
+    ]);
+    let runtime = containerd.runtime();
+    let before = containerd.labels(IMAGE);
+    let (data, process) = runtime.identity().await.unwrap();
+    let pinned = pins::keep(&runtime, &own).await.unwrap();
+    assert_eq!(pinned, BTreeSet::from([IMAGE.to_owned()]));
+    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
+    assert_eq!(runtime.is_pinned(OTHER).await.unwrap(), Some(false));
+    assert_eq!(
+        runtime.identity().await.unwrap(),
+        (data.clone(), process),
+        "the process is still the same"
+    );
+
+    containerd.ctr(&["images", "label", IMAGE, "io.cri-containerd.pinned="]);
+    pins::keep(&runtime, &own).await.unwrap();
+    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
+
+    containerd.restart().await;
+    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
+    let again = runtime.identity().await.unwrap();
+    assert!(again.0 == data && again.1 != process, "{again:?}");
+
+    assert_eq!(pins::release(&runtime, &own).await.unwrap(), 1);
+    assert_eq!(containerd.labels(IMAGE), before, "no trace is left");
+    let end = Instant::now() + Duration::from_secs(5);
+    while runtime.is_pinned(IMAGE).await.unwrap() != Some(false) {
+        assert!(Instant::now() < end, "the CRI still calls it pinned");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
