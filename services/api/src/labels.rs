@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 /// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or `volumes/NAME` to the original reference.
-pub const ORIGINAL_IMAGES: &str = "holdfast.dev/original-images";
+pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION;
 /// Annotation on pods whose images were set back, healed or restored: [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
 /// Label on pods and namespaces; the value [`REWRITE_DISABLED`] opts out.

@@ -1,6 +1,6 @@
 //! Manifests of a repository: revisions, tags, and who refers to whom.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -330,17 +330,26 @@ impl Inner {
 
     fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
         let link = self.layout.tag_link(repo, tag);
-        let hidden = self.removed(repo)?;
-        let is_hidden = !hidden.is_empty()
-            && self
-                .tag(repo, tag)?
-                .is_some_and(|digest| hidden.contains(&digest));
+        let is_hidden = self.names_one_of(repo, tag, &self.removed(repo)?)?;
         let removed = self.files.remove_file(&link)?;
         // The history before the folder of the link: who sets the tag again at this moment keeps both or loses both.
         atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
         atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed && !is_hidden)
+    }
+
+    /// Whether a tag names one of these manifests; where there are none it is not read.
+    fn names_one_of(
+        &self,
+        repo: &RepositoryName,
+        tag: &Tag,
+        digests: &BTreeSet<Digest>,
+    ) -> Result<bool> {
+        Ok(!digests.is_empty()
+            && self
+                .tag(repo, tag)?
+                .is_some_and(|digest| digests.contains(&digest)))
     }
 
     fn tags(&self, repo: &RepositoryName) -> Result<Vec<Tag>> {
@@ -365,11 +374,7 @@ impl Inner {
                 continue;
             }
             let Ok(tag) = Tag::parse(&name) else { continue };
-            if !hidden.is_empty()
-                && self
-                    .tag(repo, &tag)?
-                    .is_some_and(|digest| hidden.contains(&digest))
-            {
+            if self.names_one_of(repo, &tag, &hidden)? {
                 continue;
             }
             let link = folder.join(&name).join("current/link");

@@ -11,27 +11,27 @@ use kube::client::Body;
 
 use super::*;
 
-/// An API server with these lists of pods, one after the other, the last one for ever; `None`: it fails. Everything else it takes as it comes.
-fn server(lists: Vec<Option<Value>>) -> (Client, Arc<Mutex<VecDeque<Option<Value>>>>) {
+/// An API server with these lists of pods, one after the other, the last one for ever; where one is null it fails. Everything else it takes as it
+/// comes.
+fn server(lists: Vec<Value>) -> (Client, Arc<Mutex<VecDeque<Value>>>) {
     holdfast_runtime::tls::install_crypto_provider();
     let rest = Arc::new(Mutex::new(VecDeque::from(lists)));
     let shown = Arc::clone(&rest);
     let service = tower::service_fn(move |request: Request<Body>| {
         let mut lists = shown.lock().unwrap();
         let is_list = request.method() == Method::GET && request.uri().path().ends_with("/pods");
-        let answer = if !is_list {
-            Some(json!({}))
+        let body = if !is_list {
+            json!({})
         } else if lists.len() > 1 {
             lists.pop_front().unwrap()
         } else {
             lists[0].clone()
         };
-        let (status, body) = match answer {
-            Some(body) => (200, body),
-            None => (
-                500,
-                json!({"kind": "Status", "code": 500, "message": "", "reason": ""}),
-            ),
+        let refused = json!({"kind": "Status", "code": 500, "message": "", "reason": ""});
+        let (status, body) = if body.is_null() {
+            (500, refused)
+        } else {
+            (200, body)
         };
         let body = Full::new(Bytes::from(body.to_string()));
         let response = Response::builder().status(status).body(body).unwrap();
@@ -50,8 +50,8 @@ fn pod(name: &str, image: &str, ready: bool) -> Value {
     })
 }
 
-fn list(pods: &[Value]) -> Option<Value> {
-    Some(json!({"metadata": {}, "items": pods}))
+fn list(pods: &[Value]) -> Value {
+    json!({"metadata": {}, "items": pods})
 }
 
 // Between the end of a pod and the beginning of its successor an owner has no pod at all, and a list that fails says nothing.
@@ -62,10 +62,10 @@ async fn the_successor_is_waited_for_while_nothing_is_to_be_seen_of_it() {
     let (client, rest) = server(vec![
         list(&[before]),
         list(&[]),
-        None,
+        Value::Null,
         list(&[pod("new", "r.io/a:1", false)]),
         list(&[pod("new", "r.io/a:1", true)]),
-        Some(json!("not asked for again")),
+        json!("not asked for again"),
     ]);
     let orders = Orders {
         per_minute: 600,
