@@ -11,7 +11,6 @@ mod report;
 mod site;
 
 use std::{
-    collections::VecDeque,
     fs,
     path::PathBuf,
     time::{Duration, Instant},
@@ -19,7 +18,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
+use futures::{
+    StreamExt as _, TryStreamExt as _,
+    stream::{self, FuturesUnordered},
+};
 use holdfast_cluster::ApiServer;
 use tokio::time::MissedTickBehavior;
 
@@ -44,6 +46,8 @@ use crate::{
 const AT_ONCE: usize = 16;
 /// Pods that are replaced in a minute.
 const PER_MINUTE: u32 = 1000;
+/// The least pods of a site: between two turns of one of them it runs.
+const FEWEST: usize = 100;
 /// How long a pod that was replaced takes to run.
 const STARTS: Duration = Duration::from_millis(1200);
 /// How long the controller is left to itself after the last copy, before what it did is counted.
@@ -89,6 +93,10 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     ensure!(
         site.images > 0 && site.pods >= site.images,
         "--images: at least one, and at most as many as --pods"
+    );
+    ensure!(
+        site.pods >= FEWEST,
+        "--pods: at least {FEWEST}, or a pod would be replaced before it runs"
     );
     ensure!(
         arguments.minutes.is_finite() && arguments.minutes > 0.0,
@@ -321,7 +329,7 @@ async fn copied(api: &Api) -> Result<usize> {
     Ok(artifacts.iter().filter(is_copied).count())
 }
 
-/// Replaces pods, one after the other, at an even pace: the old one goes, a new one comes and runs a moment later. How many.
+/// Replaces pods at an even pace, and as many of them at a time as it takes. How many.
 async fn churn(
     api: &Api,
     site: Site,
@@ -332,32 +340,22 @@ async fn churn(
     let (begun, wanted) = (Instant::now(), Duration::from_secs_f64(minutes * 60.0));
     let mut tick = tokio::time::interval(Duration::from_secs(60) / PER_MINUTE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let mut starting: VecDeque<(Instant, Place)> = VecDeque::new();
-    let (mut replaced, mut told) = (0, Instant::now());
+    let mut under_way = FuturesUnordered::new();
+    let (mut started, mut replaced, mut told) = (0, 0, Instant::now());
     while begun.elapsed() < wanted {
-        tick.tick().await;
-        let old = Place {
-            number: replaced % site.pods,
-            age: replaced / site.pods,
-        };
-        let new = Place {
-            age: old.age + 1,
-            ..old
-        };
-        api.delete(&format!("{}/{}", site.pods_path(old), site.pod_name(old)))
-            .await?;
-        create(api, site, sets, new, Some(address)).await?;
-        counted(api, site, site.image(new), 1).await?;
-        starting.push_back((Instant::now(), new));
-        replaced += 1;
-        while let Some((_, place)) = starting
-            .front()
-            .copied()
-            .filter(|(since, _)| since.elapsed() >= STARTS)
-        {
-            starting.pop_front();
-            runs(api, site, place, Some(address)).await?;
-            counted(api, site, site.image(place), 0).await?;
+        tokio::select! {
+            _ = tick.tick() => {
+                let old = Place {
+                    number: started % site.pods,
+                    age: started / site.pods,
+                };
+                under_way.push(replace(api, site, sets, old, address));
+                started += 1;
+            }
+            Some(outcome) = under_way.next() => {
+                outcome?;
+                replaced += 1;
+            }
         }
         if told.elapsed() > Duration::from_secs(15) {
             say(&format!(
@@ -367,10 +365,29 @@ async fn churn(
             told = Instant::now();
         }
     }
-    let rate = replaced as f64 / begun.elapsed().as_secs_f64() * 60.0;
+    while let Some(outcome) = under_way.next().await {
+        outcome?;
+        replaced += 1;
+    }
+    let rate = replaced as f64 / begun.elapsed().saturating_sub(STARTS).as_secs_f64() * 60.0;
     ensure!(
         rate > 0.95 * f64::from(PER_MINUTE),
         "this machine replaces only {rate:.0} pods a minute at the moment; {PER_MINUTE} were to be"
     );
     Ok(replaced)
+}
+
+/// The old pod goes, a new one comes and runs a moment later.
+async fn replace(api: &Api, site: Site, sets: &[String], old: Place, address: &str) -> Result<()> {
+    let new = Place {
+        age: old.age + 1,
+        ..old
+    };
+    api.delete(&format!("{}/{}", site.pods_path(old), site.pod_name(old)))
+        .await?;
+    create(api, site, sets, new, Some(address)).await?;
+    counted(api, site, site.image(new), 1).await?;
+    tokio::time::sleep(STARTS).await;
+    runs(api, site, new, Some(address)).await?;
+    counted(api, site, site.image(new), 0).await
 }

@@ -41,6 +41,11 @@ impl Stretch {
         self.calls.total() as f64 / self.seconds
     }
 
+    /// Requests of a kind.
+    pub(super) fn count(&self, kind: &str) -> u64 {
+        self.calls.by_kind.get(kind).copied().unwrap_or(0)
+    }
+
     /// Share of one processor, in percent.
     pub(super) fn cpu_percent(&self) -> f64 {
         self.cpu_seconds / self.seconds * 100.0

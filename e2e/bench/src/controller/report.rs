@@ -10,6 +10,9 @@ use crate::report::{Machine, number};
 /// The most memory that the controller may have, 10^6 bytes.
 const MEGABYTES: f64 = 200.0;
 
+/// A kind of request has a row of its own from so many on.
+const OFTEN: u64 = 5;
+
 /// A whole run.
 #[derive(Serialize)]
 pub(super) struct Figures {
@@ -195,30 +198,43 @@ impl Figures {
         writeln!(
             text,
             "\nThe last image was local {:.1} s after the controller's start, {:.1} s of which passed before there was a registry: it waits for the certificate that \
-             the controller makes. The first stretch ends some seconds after the last copy. The upstream got {} requests; {} requests to the registry failed before it \
-             listened.\n\n\
+             the controller makes. The first stretch ends some seconds after the last copy. The upstream got {} requests, {:.2} an image; {} of the controller's requests to \
+             the registry had to be repeated.\n\n\
              Requests to the API server by kind:\n\n| request | images are copied | an image | at rest, a minute | pods are replaced, a minute |\n|---|---|---|---|---|",
             self.adopted_seconds,
             self.registry_seconds,
             self.adoption.upstream_requests,
+            self.adoption.upstream_requests as f64 / self.images as f64,
             self.adoption.not_copied,
         )
         .ok();
-        for kind in self.kinds() {
-            let count = |stretch: &Stretch| stretch.calls.by_kind.get(kind).copied().unwrap_or(0);
-            let a_minute = |stretch: &Stretch| count(stretch) as f64 / stretch.seconds * 60.0;
-            writeln!(
-                text,
-                "| {kind} | {} | {:.2} | {:.1} | {:.1} |",
-                count(&self.adoption),
-                count(&self.adoption) as f64 / self.images as f64,
-                a_minute(&self.rest),
-                a_minute(&self.churn)
-            )
-            .ok();
+        let (often, seldom): (Vec<_>, Vec<_>) = self
+            .kinds()
+            .into_iter()
+            .partition(|kind| stretches.iter().any(|it| it.count(kind) >= OFTEN));
+        for kind in &often {
+            text += &self.row(kind, |stretch| stretch.count(kind));
         }
+        let others = format!(
+            "{} other kinds, lists and watches of all that is followed among them",
+            seldom.len()
+        );
+        text += &self.row(&others, |stretch| {
+            seldom.iter().map(|kind| stretch.count(kind)).sum()
+        });
         text += HOW;
         text
+    }
+
+    fn row(&self, name: &str, count: impl Fn(&Stretch) -> u64) -> String {
+        let a_minute = |stretch| count(stretch) as f64 / stretch.seconds * 60.0;
+        let adopting = count(&self.adoption);
+        format!(
+            "| {name} | {adopting} | {:.2} | {:.1} | {:.1} |\n",
+            adopting as f64 / self.images as f64,
+            a_minute(&self.rest),
+            a_minute(&self.churn)
+        )
     }
 
     /// All kinds of requests, what was asked most while images were copied first.
