@@ -1,5 +1,5 @@
 //! Pins on a real containerd, started for the test in a folder of its own. It needs root, as containerd does.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 use holdfast_cluster::oci::ImageBuilder;
 use holdfast_cluster::programs::{self, Program};

@@ -13,7 +13,7 @@ const KUBEADM: &str = "/kind/kubeadm.conf";
 impl Cluster {
     /// Starts a machine like the workers that is no node yet, and waits until its container runtime answers.
     pub fn start_machine(&mut self, name: &str) -> Result<()> {
-        let model = self.model()?;
+        let model = self.model(name)?;
         let image = self
             .engine
             .docker(["inspect", "--format", "{{.Config.Image}}", &model])?;
@@ -67,7 +67,7 @@ impl Cluster {
 
     /// Makes a machine a node of the cluster; does not wait until it is Ready.
     pub fn join(&self, name: &str) -> Result<()> {
-        let model = self.model()?;
+        let model = self.model(name)?;
         let address = |node: &str| {
             let known = self.state.addresses.get(node).cloned();
             known.with_context(|| format!("the address of {node} is not known"))
@@ -106,10 +106,10 @@ impl Cluster {
     }
 
     /// The worker that others are made like.
-    fn model(&self) -> Result<String> {
+    fn model(&self, new: &str) -> Result<String> {
         self.workers()?
             .into_iter()
-            .next()
+            .find(|worker| worker != new)
             .context("the cluster has no worker on this machine's engine")
     }
 
@@ -132,19 +132,21 @@ impl Cluster {
     }
 }
 
-/// The configuration of one node's `kubeadm join` for another one: name and address.
+/// The configuration of one node's `kubeadm join` for another one: name and address. kind writes it with or without quotes.
 fn for_machine(text: &str, from: (&str, &str), to: (&str, &str), token: &str) -> String {
     let line = |line: &str| {
         let (key, value) = line.split_once(':').unwrap_or((line, ""));
+        let value = value.trim().trim_matches('"');
+        let provider = value.strip_suffix(from.0);
         if key.trim() == "token" {
-            return format!("{key}: {token:?}");
+            format!("{key}: {token:?}")
+        } else if value == from.1 {
+            format!("{key}: {:?}", to.1)
+        } else if let Some(provider) = provider.filter(|rest| rest.ends_with('/')) {
+            format!("{key}: \"{provider}{}\"", to.0)
+        } else {
+            line.to_owned()
         }
-        // Whole values only: the model's name begins those of its siblings.
-        let quoted = |word: &str| format!("\"{word}\"");
-        if value.trim() == quoted(from.1) {
-            return format!("{key}: {}", quoted(to.1));
-        }
-        line.replace(&format!("/{}\"", from.0), &format!("/{}\"", to.0))
     };
     let lines: Vec<String> = text.lines().map(line).collect();
     lines.join("\n") + "\n"
@@ -156,17 +158,24 @@ mod tests {
 
     #[test]
     fn a_joining_machine_has_its_own_name_address_and_token() {
-        let text = "nodeRegistration:\n  kubeletExtraArgs:\n    - name: \"node-ip\"\n      value: \"198.18.1.3\"\n    - name: \"provider-id\"\n      value: \"kind://docker/e2e/e2e-worker\"\ndiscovery:\n  bootstrapToken:\n    apiServerEndpoint: \"e2e-control-plane:6443\"\n    token: \"abcdef.0123456789abcdef\"\n";
-        let made = for_machine(
-            text,
-            ("e2e-worker", "198.18.1.3"),
-            ("e2e-joiner", "198.18.1.30"),
-            "x.y",
-        );
+        let text = "nodeRegistration:\n  kubeletExtraArgs:\n    - name: \"node-ip\"\n      value: \"198.18.1.3\"\n    - name: \"provider-id\"\n      value: \"kind://docker/e2e/e2e-worker\"\ndiscovery:\n  bootstrapToken:\n    apiServerEndpoint: e2e-control-plane:6443\n    token: \"abcdef.0123456789abcdef\"\n";
         let expect = text
             .replace("198.18.1.3", "198.18.1.30")
             .replace("e2e-worker", "e2e-joiner")
             .replace("abcdef.0123456789abcdef", "x.y");
-        assert_eq!(made, expect);
+        let bare = ["198.18.1.3", "kind://docker/e2e/e2e-worker"]
+            .iter()
+            .fold(text.to_owned(), |text, word| {
+                text.replace(&format!("\"{word}\""), word)
+            });
+        for text in [text.to_owned(), bare] {
+            let made = for_machine(
+                &text,
+                ("e2e-worker", "198.18.1.3"),
+                ("e2e-joiner", "198.18.1.30"),
+                "x.y",
+            );
+            assert_eq!(made, expect);
+        }
     }
 }

@@ -173,7 +173,7 @@ fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32,
             let name = wire::GetImageRequest::decode(body).unwrap().name;
             let labels = fake.records.get(&name);
             let labels =
-                labels.ok_or((grpc::CODE_NOT_FOUND, format!("image {name}: not found")))?;
+                labels.ok_or_else(|| (grpc::CODE_NOT_FOUND, format!("image {name}: not found")))?;
             wire::ImageResponse {
                 image: Some(record(&name, labels)),
             }
