@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod artifacts;
 pub mod certificates;
+pub mod events;
 pub mod healing;
 mod metrics;
 pub mod nodes;

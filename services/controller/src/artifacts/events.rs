@@ -1,34 +1,25 @@
 //! Events in the pod's namespace: what an operator needs to know, once per change.
 
 use super::demand::Demand;
+use crate::events::Publisher;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use holdfast_core::workload::{self, WorkloadKind};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::EventType;
 use kube::{Resource as _, ResourceExt as _};
 
 /// Publishes events.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Events {
-    recorder: Recorder,
-}
-
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
+    publisher: Publisher,
 }
 
 impl Events {
     /// Events of the controller on this host.
     pub fn new(client: kube::Client) -> Self {
-        let reporter = Reporter {
-            controller: "holdfast-controller".to_owned(),
-            instance: std::env::var("POD_NAME").ok(),
-        };
         Self {
-            recorder: Recorder::new(client, reporter),
+            publisher: Publisher::new(client),
         }
     }
 
@@ -45,17 +36,7 @@ impl Events {
         } else {
             EventType::Warning
         };
-        let note: String = note(&artifact.spec.source_artifact, reason, message)
-            .chars()
-            .take(1000)
-            .collect();
-        let event = Event {
-            type_,
-            reason: reason.as_str().to_owned(),
-            note: Some(note),
-            action: "Copy".to_owned(),
-            secondary: None,
-        };
+        let note = note(&artifact.spec.source_artifact, reason, message);
         let mut regarding = vec![artifact.object_ref(&())];
         // A pod whose image is there has no use for the news.
         if reason != Reason::Copied
@@ -67,9 +48,10 @@ impl Events {
             });
         }
         for object in regarding {
-            if let Err(error) = self.recorder.publish(&event, &object).await {
-                tracing::debug!(%error, "an event cannot be written");
-            }
+            let publisher = &self.publisher;
+            publisher
+                .publish(&object, type_, reason.as_str(), "Copy", &note)
+                .await;
         }
     }
 }

@@ -2,31 +2,22 @@
 
 use super::decide::Act;
 use super::policies::Step;
+use crate::events::Publisher;
 use crate::world::{Denial, Key};
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use kube::runtime::events::EventType;
 
 /// Publishes events on pods.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct Events {
-    recorder: Recorder,
-}
-
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
+    publisher: Publisher,
 }
 
 impl Events {
     /// Events of the controller on this host.
     pub(super) fn new(client: kube::Client) -> Self {
-        let reporter = Reporter {
-            controller: "holdfast-controller".to_owned(),
-            instance: std::env::var("POD_NAME").ok(),
-        };
         Self {
-            recorder: Recorder::new(client, reporter),
+            publisher: Publisher::new(client),
         }
     }
 
@@ -101,16 +92,10 @@ impl Events {
         reason: &str,
         note: String,
     ) {
-        let event = Event {
-            type_,
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(1000).collect()),
-            action: "Heal".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = self.recorder.publish(&event, object).await {
-            tracing::debug!(%error, "an event cannot be written");
-        }
+        let publisher = &self.publisher;
+        publisher
+            .publish(object, type_, reason, "Heal", &note)
+            .await;
     }
 }
 

@@ -1,32 +1,20 @@
 //! Events on nodes and on the shared state.
 
+use crate::events::Publisher;
 use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-
-/// Longest text of an event that the API server takes.
-const MAX_NOTE_CHARS: usize = 1000;
+use kube::runtime::events::EventType;
 
 /// Publishes events. Failing to tell fails nothing.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Events {
-    recorder: Recorder,
-}
-
-impl std::fmt::Debug for Events {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Events").finish_non_exhaustive()
-    }
+    publisher: Publisher,
 }
 
 impl Events {
     /// Events of the controller on this host.
     pub fn new(client: kube::Client) -> Self {
-        let reporter = Reporter {
-            controller: "holdfast-controller".to_owned(),
-            instance: std::env::var("POD_NAME").ok(),
-        };
         Self {
-            recorder: Recorder::new(client, reporter),
+            publisher: Publisher::new(client),
         }
     }
 
@@ -71,19 +59,14 @@ impl Events {
         action: &str,
         note: String,
     ) {
-        let event = Event {
-            type_: if warning {
-                EventType::Warning
-            } else {
-                EventType::Normal
-            },
-            reason: reason.to_owned(),
-            note: Some(note.chars().take(MAX_NOTE_CHARS).collect()),
-            action: action.to_owned(),
-            secondary: None,
+        let type_ = if warning {
+            EventType::Warning
+        } else {
+            EventType::Normal
         };
-        if let Err(error) = self.recorder.publish(&event, object).await {
-            tracing::debug!(%error, event.reason = reason, "an event cannot be written");
-        }
+        let publisher = &self.publisher;
+        publisher
+            .publish(object, type_, reason, action, &note)
+            .await;
     }
 }
