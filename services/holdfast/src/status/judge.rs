@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
-use holdfast_api::state::ClusterState;
+use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 use serde::Serialize;
 
 use crate::standing::{is_on_its_way, standing};
@@ -146,6 +146,14 @@ pub(super) fn judge(facts: &Facts) -> Status {
         problems.push(format!(
             "new pods are not rewritten, they pull from their upstreams: {rewriting_reason}"
         ));
+    }
+    for entry in state.iter().flat_map(|state| &state.left_alone) {
+        if entry.source == EVERY_SOURCE {
+            problems.push(format!(
+                "pods of namespace {} keep their images: {} refuses the registry's references; holdfast doctor names the way out",
+                entry.namespace, entry.reason
+            ));
+        }
     }
     for part in &facts.parts {
         match (part.wanted, part.ready) {
@@ -306,6 +314,17 @@ mod tests {
             |facts| facts.state = Ok(None),
             Verdict::Missing,
             "has not said anything yet",
+        );
+        check(
+            "a policy refuses the registry",
+            |facts| {
+                let entry = json!({"namespace": "a", "source": "*", "reason": "admission webhook w", "since": "2026-01-01T00:00:00Z"});
+                if let Ok(Some(state)) = &mut facts.state {
+                    state.left_alone = vec![serde_json::from_value(entry).unwrap()];
+                }
+            },
+            Verdict::Missing,
+            "admission webhook w refuses",
         );
         check(
             "a part is not ready",
