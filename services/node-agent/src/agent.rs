@@ -28,8 +28,8 @@ pub const LOOK: Duration = Duration::from_secs(30);
 const PIN: Duration = Duration::from_secs(60);
 /// As [`PIN`], after the runtime broke off in the middle of it.
 const PIN_LATER: Duration = Duration::from_secs(3600);
-/// Pulls that fail in a row before an event says so.
-const WORTH_TELLING: u32 = 3;
+/// Pulls that fail in a row before an event says so: half a minute.
+const WORTH_TELLING: u32 = 6;
 
 /// Where things are.
 #[derive(Debug, Clone)]
