@@ -63,6 +63,14 @@ pub(crate) struct Pushed {
     pub(crate) last_layer: String,
 }
 
+impl Pushed {
+    /// The full reference by digest, without a tag.
+    pub(crate) fn by_digest(&self) -> String {
+        let bare = self.reference.rsplit_once(':');
+        format!("{}@{}", bare.map_or("", |(bare, _)| bare), self.digest)
+    }
+}
+
 impl Site {
     /// A fresh cluster of our own.
     pub(crate) fn create(tools: &Tools, name: &str, keep: bool) -> Result<Self> {

@@ -55,68 +55,18 @@ impl Images {
     }
 }
 
-/// The template of a pod, for what makes pods of it.
-fn template(pod: &Pod) -> Value {
-    let pod = pod.build("unused");
-    json!({"metadata": {"labels": pod["metadata"]["labels"]}, "spec": pod["spec"]})
-}
-
-fn object(version: &str, kind: &str, namespace: &str, name: &str, spec: Value) -> Value {
-    json!({
-        "apiVersion": version,
-        "kind": kind,
-        "metadata": {"name": name, "namespace": namespace},
-        "spec": spec,
-    })
-}
-
 /// One of each kind; what can sleep sleeps.
 fn workloads(namespace: &str, images: &Images) -> Vec<Value> {
     let pod = |name: &str, image: &Pushed| Pod::new(name, &image.reference);
-    let set = template(&pod("set", &images.set));
-    let daemon = template(&pod("daemon", &images.daemon));
-    let controller = template(&pod("controller", &images.controller));
-    let nightly = template(&pod("nightly", &images.nightly).once());
-    let waiting = template(&pod("waiting-job", &images.waiting_job).once());
-    let selector = |name: &str| json!({"matchLabels": {"app": name}});
+    let once = |name: &str, image: &Pushed| pod(name, image).arguments(&["-once"]);
     vec![
         pod("web", &images.web_before).deployment(namespace, 1),
         pod("asleep", &images.asleep).deployment(namespace, 0),
-        object(
-            "apps/v1",
-            "StatefulSet",
-            namespace,
-            "set",
-            json!({"replicas": 0, "serviceName": "set", "selector": selector("set"), "template": set}),
-        ),
-        object(
-            "apps/v1",
-            "DaemonSet",
-            namespace,
-            "daemon",
-            json!({"selector": selector("daemon"), "template": daemon}),
-        ),
-        object(
-            "v1",
-            "ReplicationController",
-            namespace,
-            "controller",
-            json!({"replicas": 0, "selector": {"app": "controller"}, "template": controller}),
-        ),
-        object(
-            "batch/v1",
-            "CronJob",
-            namespace,
-            "nightly",
-            json!({"suspend": true, "schedule": "* * * * *", "jobTemplate": {"spec": {"template": nightly}}}),
-        ),
-        object(
-            "batch/v1",
-            "Job",
-            namespace,
-            "waiting-job",
-            json!({"suspend": true, "template": waiting}),
-        ),
+        pod("set", &images.set).stateful_set(namespace, 0),
+        pod("daemon", &images.daemon).daemon_set(namespace),
+        pod("controller", &images.controller).replication_controller(namespace, 0),
+        once("nightly", &images.nightly).cron_job(namespace, "* * * * *", true),
+        once("waiting-job", &images.waiting_job).job(namespace, true),
     ]
 }
 

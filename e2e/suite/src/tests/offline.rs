@@ -13,14 +13,6 @@ use crate::world::World;
 /// A service account that alone brings the private upstream's credential.
 const ACCOUNT: &str = "puller";
 
-fn by_digest(image: &Pushed) -> String {
-    let bare = image
-        .reference
-        .rsplit_once(':')
-        .map_or("", |(bare, _)| bare);
-    format!("{bare}@{}", image.digest)
-}
-
 /// A pod in each shape, and the repositories that it needs.
 fn shapes(site: &Site, proof: &str) -> Result<Vec<(&'static str, Pod, Vec<String>)>> {
     let push = |name: &str| site.push(&site.private, &format!("offline/{name}"), 1, 10_000);
@@ -43,7 +35,7 @@ fn shapes(site: &Site, proof: &str) -> Result<Vec<(&'static str, Pod, Vec<String
         (
             "twice",
             pod("twice", &twice)
-                .and(&by_digest(&twice))
+                .and(&twice.by_digest())
                 .pull_secrets(&[SECRET]),
             names(&[&twice]),
         ),

@@ -94,7 +94,7 @@ impl<'a> Estate<'a> {
     /// A pod with one image twice, by tag and by digest.
     fn twice(&mut self, name: &str) -> Result<Pod> {
         let image = self.push(&self.site.plain, name)?;
-        Ok(Pod::new(name, &image.reference).and(&by_digest(&image)))
+        Ok(Pod::new(name, &image.reference).and(&image.by_digest()))
     }
 
     /// A pod with an image without a tag.
@@ -113,7 +113,7 @@ impl<'a> Estate<'a> {
 
     fn deployments(&mut self) -> Result<()> {
         let namespace = self.namespace;
-        let digest = by_digest(&self.push(&self.site.plain, "web-digest")?);
+        let digest = self.push(&self.site.plain, "web-digest")?.by_digest();
         let sidecar = self.push(&self.site.plain, "web-sidecar-side")?;
         let pods = [
             ("web", self.open("web")?),
@@ -227,14 +227,6 @@ impl<'a> Estate<'a> {
         self.site.kube.apply(&objects)?;
         Ok(self.workloads)
     }
-}
-
-fn by_digest(image: &Pushed) -> String {
-    let bare = image
-        .reference
-        .rsplit_once(':')
-        .map_or("", |(bare, _)| bare);
-    format!("{bare}@{}", image.digest)
 }
 
 /// Waits until the pods of every workload run.
