@@ -158,6 +158,8 @@ impl Agent {
             let text = error.to_string();
             self.status.failed(&text);
             self.ready.failed(&text);
+            // Whatever was proven before: the next round that comes through pulls.
+            self.pull_at = Instant::now();
             self.notices.warn("HostNotPrepared", &text, &text);
             self.say(text, true);
             // A wrong runtime configuration is mended by people: look again soon, for they wait.

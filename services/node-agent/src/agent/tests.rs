@@ -317,6 +317,9 @@ async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken
         assert!(!node.health.readyz().ok);
     }
     assert_eq!(node.told(), ["HostNotPrepared"]);
+    std::fs::write(&config, CONFIG).unwrap();
+    node.agent.round(&state(Desired::Present)).await;
+    assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
     let moved = CONFIG.replace("certs.d", "hosts.d");
     std::fs::write(&config, moved).unwrap();
     node.agent.round(&state(Desired::Present)).await;
