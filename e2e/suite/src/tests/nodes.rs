@@ -290,8 +290,7 @@ fn join(site: &mut Site, node: &str, image: &str, archive: &std::path::Path) -> 
         .running(&test.name, "waits", START)
         .context("a pod on a node that joined without uplink")?;
     told(site, node, "StartupTaintRemoved", 0)?;
-    eventually(LOOK, || ensure_pinned(site, node))?;
-    survives_collection(site, node, &test.name)
+    eventually(LOOK, || ensure_pinned(site, node))
 }
 
 fn taints(site: &Site, node: &str) -> Result<Vec<String>> {
@@ -302,52 +301,6 @@ fn taints(site: &Site, node: &str) -> Result<Vec<String>> {
         .iter()
         .filter_map(|taint| taint["key"].as_str().map(str::to_owned))
         .collect())
-}
-
-/// Has the kubelet collect every image that it may, while nothing of Holdfast runs on the node.
-fn survives_collection(site: &Site, node: &str, namespace: &str) -> Result<()> {
-    site.kube
-        .delete(&["pod", "-n", namespace, "waits", "--grace-period=1"])?;
-    let agents = format!("daemonset/{}", site.release.object("node-agent"));
-    let place = |selector: Value| {
-        let patch = json!({"spec": {"template": {"spec": {"nodeSelector": selector}}}});
-        site.kube.run(&[
-            "patch",
-            "-n",
-            site.release.namespace(),
-            &agents,
-            "--type=merge",
-            "-p",
-            &patch.to_string(),
-        ])
-    };
-    place(json!({"holdfast-test/nowhere": "true"}))?;
-    let collected = eventually(START, || {
-        let pods = site.kube.list(&[
-            "pods",
-            "-n",
-            site.release.namespace(),
-            &format!("--field-selector=spec.nodeName={node}"),
-        ])?;
-        ensure!(pods.is_empty(), "pods of Holdfast still run on {node}");
-        Ok(())
-    })
-    .and_then(|()| {
-        script(
-            site,
-            node,
-            "sed -i 's/imagefs.available: .*/imagefs.available: \"99.9%\"/' /var/lib/kubelet/config.yaml; \
-             grep -q 99.9 /var/lib/kubelet/config.yaml; systemctl restart kubelet",
-        )?;
-        eventually(START, || {
-            let unused = pinned(site, node, "team/joiner")?;
-            ensure!(unused.is_empty(), "nothing was collected yet: {unused:?}");
-            Ok(())
-        })?;
-        throughout(Duration::from_secs(15), || ensure_pinned(site, node))
-    });
-    place(json!({"holdfast-test/nowhere": null}))?;
-    collected.context("the kubelet's collection of images")
 }
 
 pub(super) fn a_former_address_works_while_a_pod_names_it(world: &mut World) -> Result<()> {
