@@ -110,8 +110,8 @@ fn every_object_has_a_name_labels_and_the_right_namespace() {
             // Events of nodes live in `default`; that is where the agents' grant is.
             let of_nodes = what.contains("Role") && what.ends_with("-node-agent-holdfast-system");
             let home = if of_nodes { "default" } else { NAMESPACE };
-            let expected = Some(home)
-                .filter(|_| !cluster_wide.contains(&document["kind"].as_str().unwrap()));
+            let expected =
+                Some(home).filter(|_| !cluster_wide.contains(&document["kind"].as_str().unwrap()));
             assert_eq!(namespace, expected, "{what}");
             let labels = &document["metadata"]["labels"];
             assert_eq!(labels["app.kubernetes.io/name"], "holdfast", "{what}");
