@@ -1,6 +1,10 @@
 //! Many names: a repository of 20,000 tags that is listed and that a manifest is deleted from, and a catalog of 10,000 repositories.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -21,6 +25,8 @@ const KINDS: [Kind; 2] = [Kind::Holdfast, Kind::Distribution];
 const REPOSITORY: &str = "bench/tags";
 /// Tags of each manifest that is deleted.
 const TAGS_EACH: usize = 5;
+/// The most that is waited for the rest of a delete.
+const UNTIED_WITHIN: Duration = Duration::from_secs(60);
 
 /// Runs the cases.
 pub(super) async fn run(bench: &mut Bench) -> Result<()> {
@@ -64,10 +70,11 @@ async fn tags(bench: &mut Bench) -> Result<()> {
             let (digest, tag) = manifests.next().context("a manifest to delete")?;
             let deleted = delete(server, &digest, &tag).await?;
             left -= TAGS_EACH;
+            let after = untied(&data, left).await?;
             bench.results.add(TAGS, TIME, server.kind, listed);
             bench.results.add(DELETE, TIME, server.kind, deleted);
             line.push(format!(
-                "{} lists in {listed:.0} ms, deletes in {deleted:.1} ms",
+                "{} lists in {listed:.0} ms, deletes in {deleted:.1} ms and has untied the tags {after:.0} ms later",
                 server.kind
             ));
         }
@@ -82,7 +89,7 @@ async fn tags(bench: &mut Bench) -> Result<()> {
 }
 
 /// A repository with `count` tags, and manifests in it that a few of the tags name: their digests, and one of the tags of each.
-fn tagged(data: &std::path::Path, count: usize, doomed: usize) -> Result<Vec<(String, String)>> {
+fn tagged(data: &Path, count: usize, doomed: usize) -> Result<Vec<(String, String)>> {
     let tree = Tree::new(data);
     let config = tree.blob(b"{}")?;
     tree.layer(REPOSITORY, &config)?;
@@ -119,6 +126,22 @@ fn tagged(data: &std::path::Path, count: usize, doomed: usize) -> Result<Vec<(St
         .enumerate()
         .map(|(number, digest)| (digest, format!("v{}", number * step)))
         .collect())
+}
+
+/// Waits until only so many tags are on the volume, for the other program reads it next; milliseconds. A registry may answer a delete before.
+async fn untied(data: &Path, left: usize) -> Result<f64> {
+    let folder = data.join(format!(
+        "docker/registry/v2/repositories/{REPOSITORY}/_manifests/tags"
+    ));
+    let begun = Instant::now();
+    while fs::read_dir(&folder)?.count() != left {
+        ensure!(
+            begun.elapsed() < UNTIED_WITHIN,
+            "the tags of a deleted manifest stay"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
 /// Deletes a manifest by digest; milliseconds. Its tags are gone with it, others are not.
