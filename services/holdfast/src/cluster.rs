@@ -92,13 +92,24 @@ pub(crate) const ARTIFACTS: Resource = Resource {
 pub(crate) const NAMESPACES: Resource = core("namespaces");
 /// The nodes.
 pub(crate) const NODES: Resource = core("nodes");
+/// The configurations of mutating webhooks.
+pub(crate) const WEBHOOKS: Resource = of(
+    "admissionregistration.k8s.io",
+    "mutatingwebhookconfigurations",
+);
 /// The pods.
 pub(crate) const PODS: Resource = core("pods");
 const CONFIG_MAPS: Resource = core("configmaps");
 
-const fn core(plural: &'static str) -> Resource {
+/// A kind of the core group.
+pub(crate) const fn core(plural: &'static str) -> Resource {
+    of("", plural)
+}
+
+/// A kind of a group's version `v1`.
+pub(crate) const fn of(group: &'static str, plural: &'static str) -> Resource {
     Resource {
-        group: "",
+        group,
         version: "v1",
         plural,
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use grpc::Error;
+use prost::Message;
 use wire::{
     ImageSpec, ImageStatusRequest, ImageStatusResponse, PullImageRequest, PullImageResponse,
     RemoveImageRequest, RemoveImageResponse, VersionRequest, VersionResponse,
@@ -41,18 +42,23 @@ impl Runtime {
         Self { socket }
     }
 
+    /// A short question.
+    async fn ask<Q: Message, A: Message + Default>(
+        &self,
+        path: &'static str,
+        question: &Q,
+    ) -> Result<A, Error> {
+        grpc::call(&self.socket, path, question, ASK).await
+    }
+
     /// Name and version, for instance `("containerd", "v2.1.4")`.
     pub async fn version(&self) -> Result<(String, String), Error> {
         let request = VersionRequest {
             version: "v1".to_owned(),
         };
-        let answer: VersionResponse = grpc::call(
-            &self.socket,
-            "/runtime.v1.RuntimeService/Version",
-            &request,
-            ASK,
-        )
-        .await?;
+        let answer: VersionResponse = self
+            .ask("/runtime.v1.RuntimeService/Version", &request)
+            .await?;
         Ok((answer.runtime_name, answer.runtime_version))
     }
 
@@ -63,13 +69,9 @@ impl Runtime {
                 image: reference.to_owned(),
             }),
         };
-        let status: ImageStatusResponse = grpc::call(
-            &self.socket,
-            "/runtime.v1.ImageService/ImageStatus",
-            &request,
-            ASK,
-        )
-        .await?;
+        let status: ImageStatusResponse = self
+            .ask("/runtime.v1.ImageService/ImageStatus", &request)
+            .await?;
         Ok(status.image.map(|image| image.pinned))
     }
 
@@ -90,13 +92,9 @@ impl Runtime {
         )
         .await?;
         let request = ImageStatusRequest { image };
-        let status: ImageStatusResponse = grpc::call(
-            &self.socket,
-            "/runtime.v1.ImageService/ImageStatus",
-            &request,
-            ASK,
-        )
-        .await?;
+        let status: ImageStatusResponse = self
+            .ask("/runtime.v1.ImageService/ImageStatus", &request)
+            .await?;
         match status.image {
             Some(image) if !image.id.is_empty() => Ok(()),
             _ => Err(Error::Protocol(format!(
@@ -112,13 +110,9 @@ impl Runtime {
                 image: reference.to_owned(),
             }),
         };
-        match grpc::call::<_, RemoveImageResponse>(
-            &self.socket,
-            "/runtime.v1.ImageService/RemoveImage",
-            &request,
-            ASK,
-        )
-        .await
+        match self
+            .ask::<_, RemoveImageResponse>("/runtime.v1.ImageService/RemoveImage", &request)
+            .await
         {
             Err(Error::Status {
                 code: grpc::CODE_NOT_FOUND,

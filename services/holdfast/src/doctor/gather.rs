@@ -12,29 +12,12 @@ use kube::Client;
 use serde_json::Value;
 
 use super::trials::{self, Trial};
-use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, text};
+use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
 use crate::status::{gather, judge};
 
-const CLAIMS: Resource = Resource {
-    group: "",
-    version: "v1",
-    plural: "persistentvolumeclaims",
-};
-const SECRETS: Resource = Resource {
-    group: "",
-    version: "v1",
-    plural: "secrets",
-};
-const EVENTS: Resource = Resource {
-    group: "",
-    version: "v1",
-    plural: "events",
-};
-const WEBHOOKS: Resource = Resource {
-    group: "admissionregistration.k8s.io",
-    version: "v1",
-    plural: "mutatingwebhookconfigurations",
-};
+const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
+const SECRETS: Resource = cluster::core("secrets");
+const EVENTS: Resource = cluster::core("events");
 
 /// An answer, or why there is none.
 pub(super) type Asked<T> = Result<T, String>;

@@ -287,11 +287,6 @@ pub(super) async fn rewriting_namespaces(
     pods: &[Found],
     own_namespaces: &[String],
 ) -> anyhow::Result<BTreeSet<String>> {
-    const WEBHOOKS: cluster::Resource = cluster::Resource {
-        group: "admissionregistration.k8s.io",
-        version: "v1",
-        plural: "mutatingwebhookconfigurations",
-    };
     let selector = format!(
         "{}={},{}={}",
         labels::NAME,
@@ -300,7 +295,8 @@ pub(super) async fn rewriting_namespaces(
         labels::COMPONENT_WEBHOOK
     );
     // Who may not see whether there is one is careful.
-    if let Listed::Items(items) = cluster::list_some(client, WEBHOOKS, None, &selector).await?
+    if let Listed::Items(items) =
+        cluster::list_some(client, cluster::WEBHOOKS, None, &selector).await?
         && items.is_empty()
     {
         return Ok(BTreeSet::new());

@@ -7,16 +7,8 @@ use kube::Client;
 use super::judge::{Facts, Part, Volume};
 use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource, text};
 
-const DEPLOYMENTS: Resource = Resource {
-    group: "apps",
-    version: "v1",
-    plural: "deployments",
-};
-const DAEMON_SETS: Resource = Resource {
-    group: "apps",
-    version: "v1",
-    plural: "daemonsets",
-};
+const DEPLOYMENTS: Resource = cluster::of("apps", "deployments");
+const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");
 /// The port of the parts' metrics.
 const ADMIN_PORT: u16 = 9090;
 

@@ -4,8 +4,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Runtime;
 use super::grpc::{self, Error};
-use super::{ASK, Runtime};
 
 /// An image as containerd records it: one record for each name of it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -124,13 +124,12 @@ pub struct ServerResponse {
 impl Runtime {
     /// Which containerd answers: the identity of its data, and its process.
     pub async fn identity(&self) -> Result<(String, u64), Error> {
-        let answer: ServerResponse = grpc::call(
-            &self.socket,
-            "/containerd.services.introspection.v1.Introspection/Server",
-            &Empty {},
-            ASK,
-        )
-        .await?;
+        let answer: ServerResponse = self
+            .ask(
+                "/containerd.services.introspection.v1.Introspection/Server",
+                &Empty {},
+            )
+            .await?;
         Ok((answer.uuid, answer.pid))
     }
 
@@ -143,15 +142,14 @@ impl Runtime {
         let filter = format!(
             "labels.\"io.kubernetes.pod.namespace\"==\"{namespace}\",labels.\"io.kubernetes.pod.name\"==\"{pod}\""
         );
-        let answer: ListContainersResponse = grpc::call(
-            &self.socket,
-            "/containerd.services.containers.v1.Containers/List",
-            &ListRequest {
-                filters: vec![filter],
-            },
-            ASK,
-        )
-        .await?;
+        let answer: ListContainersResponse = self
+            .ask(
+                "/containerd.services.containers.v1.Containers/List",
+                &ListRequest {
+                    filters: vec![filter],
+                },
+            )
+            .await?;
         Ok(answer
             .containers
             .into_iter()
@@ -165,13 +163,9 @@ impl Runtime {
         let request = GetImageRequest {
             name: name.to_owned(),
         };
-        match grpc::call::<_, ImageResponse>(
-            &self.socket,
-            "/containerd.services.images.v1.Images/Get",
-            &request,
-            ASK,
-        )
-        .await
+        match self
+            .ask::<_, ImageResponse>("/containerd.services.images.v1.Images/Get", &request)
+            .await
         {
             Err(Error::Status {
                 code: grpc::CODE_NOT_FOUND,
@@ -183,15 +177,14 @@ impl Runtime {
 
     /// The records with this label and value.
     pub async fn images_labelled(&self, label: &str, value: &str) -> Result<Vec<Image>, Error> {
-        let answer: ListImagesResponse = grpc::call(
-            &self.socket,
-            "/containerd.services.images.v1.Images/List",
-            &ListRequest {
-                filters: vec![format!("labels.\"{label}\"==\"{value}\"")],
-            },
-            ASK,
-        )
-        .await?;
+        let answer: ListImagesResponse = self
+            .ask(
+                "/containerd.services.images.v1.Images/List",
+                &ListRequest {
+                    filters: vec![format!("labels.\"{label}\"==\"{value}\"")],
+                },
+            )
+            .await?;
         Ok(answer.images)
     }
 
@@ -213,13 +206,9 @@ impl Runtime {
                 ..record.clone()
             }),
         };
-        let _: ImageResponse = grpc::call(
-            &self.socket,
-            "/containerd.services.images.v1.Images/Update",
-            &request,
-            ASK,
-        )
-        .await?;
+        let _: ImageResponse = self
+            .ask("/containerd.services.images.v1.Images/Update", &request)
+            .await?;
         Ok(())
     }
 }
