@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube;
 use crate::objects;
@@ -18,6 +19,9 @@ const HTPASSWD: &str = "ci:$2b$05$abcdefghijklmnopqrstuu07962fR81FOryI7nDcKN7/fB
 
 /// Bytes of one piece of the upload.
 const PIECE: usize = 1 << 20;
+
+/// Where the node keeps what was fetched.
+const FETCHED: &str = "/tmp/fetched";
 
 /// Installs Holdfast so that a user may push below `uploads/`.
 pub(super) fn with_pusher(site: &mut Site) -> Result<()> {
@@ -152,12 +156,24 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
     url = client.patch(&To::Replica(second), &url, 1)?;
     url = client.patch(&To::Replica(third), &url, 2)?;
     url = client.patch(&To::Replica(second), &url, 3)?;
-    site.kube.wait_ready(
-        site.release.namespace(),
-        &site.release.part("registry"),
-        3,
-        START,
-    )?;
+    // Until the kubelet notices, the dead one is Ready and the Service sends connections to it.
+    eventually(START, || {
+        let replicas = site.kube.wait_ready(
+            site.release.namespace(),
+            &site.release.part("registry"),
+            3,
+            START,
+        )?;
+        let killed = replicas
+            .iter()
+            .find(|pod| kube::name(pod) == kube::name(first))
+            .context("the killed replica's pod is gone")?;
+        ensure!(
+            restarts(killed) > restarts(first),
+            "the kubelet has not noticed yet that the replica was killed"
+        );
+        Ok(())
+    })?;
     for number in 4..pieces {
         url = client.patch(&To::Service, &url, number)?;
     }
@@ -168,8 +184,11 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
         status == 201,
         "the end of the upload was answered with {status}"
     );
+    client.shell(&format!(
+        "curl --silent --show-error --fail --insecure --user {LOGIN} --output {FETCHED} {blobs}/{digest}"
+    ))?;
     let fetched = client.shell(&format!(
-        "curl --silent --show-error --fail --insecure --user {LOGIN} {blobs}/{digest} | sha256sum; rm -f {}",
+        "sha256sum {FETCHED}; rm -f {FETCHED} {}",
         files.join(" ")
     ))?;
     ensure!(
@@ -177,6 +196,12 @@ pub(super) fn an_upload_goes_on_at_another_replica(world: &mut World) -> Result<
         "the blob has {fetched}, pushed was {digest}"
     );
     Ok(())
+}
+
+/// How often a pod's container was started again.
+fn restarts(pod: &Value) -> u64 {
+    let restarts = &pod["status"]["containerStatuses"][0]["restartCount"];
+    restarts.as_u64().unwrap_or_default()
 }
 
 /// Begins an upload, as clients do before they send anything; returns the status and the answer.
