@@ -91,10 +91,7 @@ impl Policy {
 pub async fn run(context: Context, heart: Heart) -> Result<(), Infallible> {
     let mut version = context.world.version.subscribe();
     let mut state = context.healing.state.subscribe();
-    while !context.world.synced() || state.borrow_and_update().is_none() {
-        heart.beat();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    context.known(&heart).await;
     let mut healer = Healer::new(context);
     loop {
         version.borrow_and_update();

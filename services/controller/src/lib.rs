@@ -19,7 +19,7 @@ use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
-use holdfast_runtime::supervise::Supervisor;
+use holdfast_runtime::supervise::{Heart, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use prometheus_client::registry::Registry;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -35,6 +35,9 @@ pub const FIELD_MANAGER: &str = "holdfast-controller";
 
 /// Silence after which a background loop counts as stuck: longer than any single call waits.
 const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Pause between looks whether everything is known.
+const UNTIL_KNOWN: Duration = Duration::from_millis(200);
 
 /// Why the controller ends.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +135,14 @@ impl Context {
             healing: Arc::new(healing::Healing::new(policy)),
             registry: None,
         })
+    }
+
+    /// Returns when everything was seen once, and what the webhooks were told is known.
+    pub(crate) async fn known(&self, heart: &Heart) {
+        while !self.world.synced() || self.healing.state.borrow().is_none() {
+            heart.beat();
+            tokio::time::sleep(UNTIL_KNOWN).await;
+        }
     }
 
     /// Starts every loop of the leader. Copies are asked of the release's registry, or of the one that `fills` leads to.

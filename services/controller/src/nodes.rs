@@ -67,10 +67,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
 pub async fn run(context: Context, heart: Heart) -> Result<(), Infallible> {
     let mut version = context.world.version.subscribe();
     let mut state = context.healing.state.subscribe();
-    while !context.world.synced() || state.borrow_and_update().is_none() {
-        heart.beat();
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    context.known(&heart).await;
     let policy = Policy::of(context.config.values.node_agent.startup_taint);
     let born = Instant::now();
     let mut memory = Memory::default();

@@ -20,13 +20,18 @@ impl Site {
             .collect())
     }
 
-    /// Every reference that a node's runtime holds, tags and digests.
-    pub(crate) fn node_images(&self, node: &str) -> Result<Vec<String>> {
+    /// The images that a node's runtime holds, as the CRI tells.
+    pub(crate) fn runtime_images(&self, node: &str) -> Result<Vec<Value>> {
         let text = self
             .cluster
             .node_exec(node, &["crictl", "images", "--output", "json"])?;
         let list: Value = serde_json::from_str(&text).context("crictl's JSON")?;
-        let images = list["images"].as_array().cloned().unwrap_or_default();
+        Ok(list["images"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Every reference that a node's runtime holds, tags and digests.
+    pub(crate) fn node_images(&self, node: &str) -> Result<Vec<String>> {
+        let images = self.runtime_images(node)?;
         Ok(images
             .iter()
             .flat_map(|image| ["repoTags", "repoDigests"].map(|field| image[field].clone()))

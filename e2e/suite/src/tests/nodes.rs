@@ -23,11 +23,7 @@ fn values() -> Value {
 
 /// The images that a node's runtime holds, whose names contain `part`: names and whether the kubelet may collect them.
 fn pinned(site: &Site, node: &str, part: &str) -> Result<Vec<(String, bool)>> {
-    let text = site
-        .cluster
-        .node_exec(node, &["crictl", "images", "--output", "json"])?;
-    let list: Value = serde_json::from_str(&text).context("crictl's JSON")?;
-    let images = list["images"].as_array().cloned().unwrap_or_default();
+    let images = site.runtime_images(node)?;
     Ok(images
         .iter()
         .filter(|image| image["repoTags"].to_string().contains(part))

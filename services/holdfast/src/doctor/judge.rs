@@ -316,20 +316,12 @@ mod tests {
     use super::super::gather::{Agent, Claim, Webhook};
     use super::super::trials::Trial;
     use super::*;
+    use crate::status::judge::tests::part;
     use crate::status::judge::{Facts as StatusFacts, Part, Volume};
     use serde_json::json;
 
     const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
     const OLD: &str = "-----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----";
-
-    fn part(name: &'static str, ready: u64) -> Part {
-        Part {
-            name,
-            wanted: Some(3),
-            ready: Some(ready),
-            problem: None,
-        }
-    }
 
     fn agent(ready: bool) -> Agent {
         Agent {

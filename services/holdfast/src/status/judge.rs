@@ -240,7 +240,7 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use serde_json::json;
 
@@ -264,7 +264,8 @@ mod tests {
         .unwrap()
     }
 
-    fn part(name: &'static str, ready: u64) -> Part {
+    /// A part that should have three pods.
+    pub(crate) fn part(name: &'static str, ready: u64) -> Part {
         Part {
             name,
             wanted: Some(3),

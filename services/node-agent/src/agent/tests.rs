@@ -200,14 +200,7 @@ const IMAGE: &str = "ghcr.io/holdfast/holdfast:1";
 
 #[tokio::test]
 async fn a_prepared_node_keeps_its_own_image_and_a_removed_one_does_not() {
-    let mut node = node(CONFIG);
-    let fake = serve(&node.folder.path().join("run/containerd.sock"));
-    fake.lock().unwrap().own = vec![IMAGE.to_owned()];
-    fake.lock()
-        .unwrap()
-        .records
-        .insert(IMAGE.to_owned(), BTreeMap::new());
-    node.agent.round(&state(Desired::Present)).await;
+    let (mut node, fake) = prepared().await;
     assert!(node.status.json().contains(&format!(r#""pins":"{IMAGE}""#)));
     assert_eq!(fake.lock().unwrap().records[IMAGE].len(), 2);
     assert_eq!(node.told(), [""; 0]);
