@@ -18,52 +18,35 @@ use std::{
     collections::BTreeSet,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
-use holdfast_core::{
-    digest::{Algorithm, Digest},
-    reference::RepositoryName,
-};
+use holdfast_core::{digest::Digest, reference::RepositoryName};
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Layout, Result, Store, atomic,
+    Error, Layout, Result, Store, atomic,
     error::absent,
     layout, links,
     store::Inner,
     volume::{Kind, Metadata, Volume},
 };
 
+mod later;
+mod names;
 mod spare;
 mod untie;
+
+pub(crate) use later::Untying;
+use names::{Name, encoded, key, parse};
+pub(crate) use names::{decoded, digest_of};
 
 /// How often something begins again that others got in the way of.
 const ATTEMPTS: usize = 64;
 
-/// Digits of a repository's name in the names of its folders: enough that no two repositories share them.
-const KEY_DIGITS: usize = 32;
-
 /// An empty file that takes the place of the link in a removal. There before the link is, so that a full volume is noticed before
 /// anything happened.
 const NOTE: &str = "note.tmp";
-
-/// What stands for the digest in the name of a hold.
-const HOLD: &str = "hold";
-
-/// The repositories whose tags a thread of this process unties, or is about to.
-#[derive(Debug, Default)]
-pub(crate) struct Untying {
-    waiting: BTreeSet<RepositoryName>,
-    running: bool,
-}
-
-/// A folder of the volume's, as its name tells.
-#[derive(Debug, PartialEq, Eq)]
-enum Name {
-    Removal(Digest),
-    Hold,
-}
 
 /// The delete of a manifest that may not be finished.
 #[derive(Debug)]
@@ -101,6 +84,7 @@ impl Store {
     }
 
     /// Unties the tags of deleted manifests that nobody untied yet, because a registry ended in between; how many repositories had some.
+    /// When it returns, no thread of this process is at it either: another registry may take over the volume.
     ///
     /// # Errors
     /// What the volume says; what is left is found again the next time.
@@ -336,7 +320,7 @@ impl Inner {
         let mut pending = Pending::default();
         let mut own = None;
         for (key, name, path) in self.names()? {
-            if *own.get_or_insert_with(|| self::key(repo)) != key {
+            if *own.get_or_insert_with(|| names::key(repo)) != key {
                 continue;
             }
             match name {
@@ -370,39 +354,6 @@ impl Inner {
         Ok(!self.held(&removal.path)?.is_empty())
     }
 
-    /// Leaves the untying to a thread of its own, one a process.
-    fn untie_later(self: &Arc<Self>, repo: RepositoryName) {
-        if !self.pool.has_threads() {
-            return;
-        }
-        let mut untying = self.untying();
-        untying.waiting.insert(repo);
-        if !std::mem::replace(&mut untying.running, true) {
-            let inner = Arc::clone(self);
-            self.pool.detach(move || inner.untie_waiting());
-        }
-    }
-
-    fn untie_waiting(&self) {
-        loop {
-            let mut untying = self.untying();
-            let Some(repo) = untying.waiting.pop_first() else {
-                untying.running = false;
-                return;
-            };
-            drop(untying);
-            if let Err(error) = self.finish(&repo) {
-                tracing::warn!(image.repository = %repo, %error, "tags of a deleted manifest are not untied yet; they answer \"unknown\", and it is tried again within the hour");
-            }
-            // What cannot be made now is made within the hour.
-            drop(self.keep_spares());
-        }
-    }
-
-    fn untying(&self) -> MutexGuard<'_, Untying> {
-        self.untying.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn finish_all(&self) -> Result<usize> {
         let mut repositories = BTreeSet::new();
         let mut holds = Vec::new();
@@ -421,11 +372,13 @@ impl Inner {
             self.finish(repo)?;
         }
         for (key, hold) in holds {
-            if !repositories.iter().any(|repo| self::key(repo) == key) {
+            if !repositories.iter().any(|repo| names::key(repo) == key) {
                 self.clear(&hold)?;
             }
         }
         self.keep_spares()?;
+        // It may have taken a link that was not seen here any more, and be about to remove what is left of the tag.
+        self.untying.wait();
         Ok(repositories.len())
     }
 
@@ -500,32 +453,6 @@ fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// What stands for a repository in names of folders.
-fn key(repo: &RepositoryName) -> String {
-    let digest = Hasher::digest(Algorithm::Sha256, repo.as_str().as_bytes());
-    digest.hex().chars().take(KEY_DIGITS).collect()
-}
-
-/// A repository's name as the name of a file.
-fn encoded(repo: &RepositoryName) -> String {
-    repo.as_str().replace('/', "+")
-}
-
-/// The repository that a removal's file is named by; `None` for a note.
-pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
-    let is_note = layout::is_leftover(name);
-    let parsed = (!is_note).then(|| RepositoryName::parse(&name.replace('+', "/")));
-    parsed?.ok()
-}
-
-/// The digest that a removal's folder is named by; `None` for what is none.
-pub(crate) fn digest_of(name: &str) -> Option<Digest> {
-    match parse(name)?.1 {
-        Name::Removal(digest) => Some(digest),
-        Name::Hold => None,
-    }
-}
-
 /// Whether a manifest of this digest is being deleted, from any repository.
 pub(crate) fn is_deleted_now(
     volume: &dyn Volume,
@@ -561,19 +488,6 @@ pub(crate) fn removed(
         }
     }
     Ok(removed)
-}
-
-/// The key of the repository, and what the folder is.
-fn parse(name: &str) -> Option<(&str, Name)> {
-    let mut parts = name.splitn(3, '.');
-    let (key, what, _) = (parts.next()?, parts.next()?, parts.next()?);
-    let name = if what == HOLD {
-        Name::Hold
-    } else {
-        let (algorithm, hex) = what.split_once('-')?;
-        Name::Removal(Digest::from_hex(algorithm.parse().ok()?, hex).ok()?)
-    };
-    Some((key, name))
 }
 
 #[cfg(test)]

@@ -62,7 +62,7 @@ pub(crate) struct Inner {
     /// Files whose sync failed and that are not removed, with who gave them up.
     pub(crate) distrusted: Arc<Mutex<HashMap<PathBuf, Uuid>>>,
     pub(crate) verified_for: Duration,
-    pub(crate) untying: Arc<Mutex<Untying>>,
+    pub(crate) untying: Arc<Untying>,
 }
 
 impl Store {

@@ -2,10 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use holdfast_core::reference::Tag;
+use holdfast_core::{digest::Algorithm, reference::Tag};
 
+use super::names::HOLD;
 use super::*;
-use crate::Options;
+use crate::{Hasher, Options};
 
 struct Scene {
     folder: tempfile::TempDir,
@@ -272,6 +273,20 @@ async fn tags_are_untied_after_the_answer_by_themselves() {
 }
 
 #[tokio::test]
+async fn when_removals_are_finished_nobody_of_this_process_is_at_them_any_more() {
+    let s = scene().await;
+    for _ in 0..100 {
+        assert!(s.store.delete_manifest(&s.repo, &s.digest).await.unwrap());
+        s.store.finish_removals().await.unwrap();
+        assert_eq!((s.folders_of_tags(), s.notes()), (1, 0));
+        s.put().await;
+        for name in [tag("1"), tag("2")] {
+            s.store.set_tag(&s.repo, &name, &s.digest).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_hold_that_a_crash_left_is_removed() {
     let s = scene().await;
     let hold = s
@@ -287,7 +302,7 @@ async fn a_hold_that_a_crash_left_is_removed() {
 }
 
 #[test]
-fn names_offolders_say_what_they_are() {
+fn names_of_folders_say_what_they_are() {
     let digest = Hasher::digest(Algorithm::Sha512, b"x");
     let hex = digest.hex();
     for (name, expect) in [

@@ -12,7 +12,10 @@ use holdfast_core::{
 };
 use uuid::Uuid;
 
-use super::{ATTEMPTS, HOLD, is_gone, key};
+use super::{
+    ATTEMPTS, is_gone,
+    names::{HOLD, key},
+};
 use crate::{Error, Result, atomic, error::absent, links, store::Inner};
 
 /// How often a folder is emptied before it is given up: a reader of this process may keep a file of it on NFS, for a moment.

@@ -1,0 +1,60 @@
+//! The names of removals, of holds and of what lies in them.
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+
+use crate::{Hasher, layout};
+
+/// Digits of a repository's name in the names of its folders: enough that no two repositories share them.
+const KEY_DIGITS: usize = 32;
+
+/// What stands for the digest in the name of a hold.
+pub(super) const HOLD: &str = "hold";
+
+/// A folder of the volume's, as its name tells.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Removal(Digest),
+    Hold,
+}
+
+/// What stands for a repository in names of folders.
+pub(super) fn key(repo: &RepositoryName) -> String {
+    let digest = Hasher::digest(Algorithm::Sha256, repo.as_str().as_bytes());
+    digest.hex().chars().take(KEY_DIGITS).collect()
+}
+
+/// A repository's name as the name of a file.
+pub(super) fn encoded(repo: &RepositoryName) -> String {
+    repo.as_str().replace('/', "+")
+}
+
+/// The repository that a removal's file is named by; `None` for a note.
+pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
+    let is_note = layout::is_leftover(name);
+    let parsed = (!is_note).then(|| RepositoryName::parse(&name.replace('+', "/")));
+    parsed?.ok()
+}
+
+/// The digest that a removal's folder is named by; `None` for what is none.
+pub(crate) fn digest_of(name: &str) -> Option<Digest> {
+    match parse(name)?.1 {
+        Name::Removal(digest) => Some(digest),
+        Name::Hold => None,
+    }
+}
+
+/// The key of the repository, and what the folder is.
+pub(super) fn parse(name: &str) -> Option<(&str, Name)> {
+    let mut parts = name.splitn(3, '.');
+    let (key, what, _) = (parts.next()?, parts.next()?, parts.next()?);
+    let name = if what == HOLD {
+        Name::Hold
+    } else {
+        let (algorithm, hex) = what.split_once('-')?;
+        Name::Removal(Digest::from_hex(algorithm.parse().ok()?, hex).ok()?)
+    };
+    Some((key, name))
+}
