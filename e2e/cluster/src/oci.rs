@@ -97,9 +97,10 @@ impl Layer {
     }
 }
 
-/// An image for linux/amd64 in the making.
+/// An image in the making, for linux/amd64 unless told otherwise.
 #[derive(Clone, Debug, Default)]
 pub struct ImageBuilder {
+    architecture: Option<&'static str>,
     layers: Vec<Layer>,
     config: Map<String, Value>,
     labels: Map<String, Value>,
@@ -143,6 +144,39 @@ impl Blob {
     }
 }
 
+impl Image {
+    /// One image of several, each for linux on the architecture it goes with. The index is the last blob.
+    ///
+    /// # Errors
+    /// When an image has no manifest.
+    pub fn index(images: Vec<(&str, Self)>) -> Result<Self> {
+        let mut blobs = Vec::new();
+        let mut manifests = Vec::new();
+        for (architecture, image) in images {
+            let manifest = image.blobs.last().context("an image has a manifest")?;
+            let mut descriptor = manifest.descriptor();
+            descriptor["platform"] = json!({"os": "linux", "architecture": architecture});
+            manifests.push(descriptor);
+            blobs.extend(image.blobs);
+        }
+        let index = Blob::new(
+            "application/vnd.oci.image.index.v1+json",
+            serde_json::to_vec_pretty(&json!({
+                "schemaVersion": 2,
+                "mediaType": "application/vnd.oci.image.index.v1+json",
+                "manifests": manifests,
+            }))?,
+        );
+        let digest = index.digest.clone();
+        blobs.push(index);
+        Ok(Self {
+            digest,
+            blobs,
+            tags: Vec::new(),
+        })
+    }
+}
+
 impl ImageBuilder {
     /// An image without layers.
     pub fn new() -> Self {
@@ -155,6 +189,13 @@ impl ImageBuilder {
         Self::new()
             .layer(Layer::new().file(path, 0o755, program))
             .entrypoint(&[&absolute])
+    }
+
+    /// Says for which processors the image is.
+    #[must_use]
+    pub const fn architecture(mut self, name: &'static str) -> Self {
+        self.architecture = Some(name);
+        self
     }
 
     /// Adds a layer on top.
@@ -249,7 +290,7 @@ impl ImageBuilder {
                 .insert("Labels".to_owned(), Value::Object(self.labels));
         }
         let config = json!({
-            "architecture": "amd64",
+            "architecture": self.architecture.unwrap_or("amd64"),
             "os": "linux",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": unpacked},

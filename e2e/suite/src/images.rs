@@ -80,6 +80,24 @@ pub(crate) fn files(text: &str) -> Result<Image> {
         .build()
 }
 
+/// One image of several platforms, `layer_bytes` each: the workload program for amd64, and what no node of the tests can run for the others.
+pub(crate) fn platforms(
+    program: &Path,
+    others: &[&'static str],
+    layer_bytes: usize,
+) -> Result<Image> {
+    let mut images = vec![("amd64", workload(program, 1, layer_bytes)?)];
+    for &architecture in others {
+        let image = ImageBuilder::new()
+            .architecture(architecture)
+            .layer(Layer::new().file("workload", 0o755, random(layer_bytes)?))
+            .entrypoint(&["/workload"])
+            .build()?;
+        images.push((architecture, image));
+    }
+    Image::index(images)
+}
+
 /// Writes `image` as an OCI layout folder.
 pub(crate) fn layout(image: &Image, folder: &Path) -> Result<PathBuf> {
     let blobs = folder.join("blobs/sha256");

@@ -4,6 +4,7 @@ mod adoption;
 mod away;
 mod chart;
 mod clients;
+mod collection;
 mod copies;
 mod faults;
 mod healing;
@@ -14,6 +15,7 @@ mod nodes;
 mod offline;
 mod operator;
 mod outage;
+mod platforms;
 mod pods;
 mod policy;
 mod pushes;
@@ -54,6 +56,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(copies::each_pull_secret_is_tried),
         full!(copies::concurrent_updates_of_an_artifact_are_kept),
         ci!(copies::clients_cannot_push_under_an_upstreams_name),
+        full!(platforms::a_node_of_another_platform_makes_its_platform_wanted),
         ci!(hooks::hooks_get_their_images),
         ci!(replicas::a_cold_herd_costs_one_request_a_blob),
         ci!(registry::untagged_manifests_harm_nothing),
@@ -89,6 +92,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(outage::a_site_boots_without_its_uplink),
         // Nodes that come, change, and keep what they need.
         full!(nodes::own_and_sandbox_images_are_pinned_on_every_node),
+        full!(collection::own_images_outlive_the_kubelets_collection),
         full!(nodes::changed_files_and_a_replaced_runtime_are_repaired_or_reported),
         full!(nodes::a_node_joins_without_uplink_and_takes_no_pod_before_its_agent_pulled),
         full!(nodes::a_former_address_works_while_a_pod_names_it),

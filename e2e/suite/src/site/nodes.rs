@@ -1,6 +1,8 @@
 //! Looking into nodes: what images they hold, how their runtime is configured.
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use super::{PRIVATE, Site};
@@ -76,6 +78,27 @@ impl Site {
     pub(crate) fn runtime_files(&self, node: &str) -> Result<String> {
         let script = "for d in /etc/containerd /etc/crictl.yaml /var/lib/holdfast /etc/holdfast /opt/holdfast; do [ -e $d ] && find $d -type f -exec sha256sum {} + && find $d -type d; done | sort; true";
         self.cluster.node_exec(node, &["sh", "-c", script])
+    }
+
+    /// User and password, `USER:PASSWORD`, by which runtimes of nodes pull from the registry.
+    pub(crate) fn node_login(&self) -> Result<String> {
+        let secret = self.kube.get(&[
+            "secret",
+            "-n",
+            self.release.namespace(),
+            &self.release.object("registry-auth"),
+        ])?;
+        let read = |key: &str| -> Result<String> {
+            let text = secret["data"][key]
+                .as_str()
+                .with_context(|| format!("the Secret has no {key}"))?;
+            String::from_utf8(STANDARD.decode(text).context("base64")?).context("UTF-8")
+        };
+        Ok(format!(
+            "{}:{}",
+            read("node-username")?,
+            read("node-password")?
+        ))
     }
 
     /// Runs curl on a node against the registry's API with these arguments; returns status and body.

@@ -1,8 +1,6 @@
 //! Copies: credentials, concurrent writers, and who may write under an upstream's name.
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
 use crate::harness::eventually;
@@ -100,19 +98,7 @@ pub(super) fn clients_cannot_push_under_an_upstreams_name(world: &mut World) -> 
     let site = world.site()?;
     site.needs_nodes()?;
     site.installed()?;
-    let secret = site.kube.get(&[
-        "secret",
-        "-n",
-        site.release.namespace(),
-        &site.release.object("registry-auth"),
-    ])?;
-    let read = |key: &str| -> Result<String> {
-        let text = secret["data"][key]
-            .as_str()
-            .with_context(|| format!("the Secret has no {key}"))?;
-        String::from_utf8(STANDARD.decode(text).context("base64")?).context("UTF-8")
-    };
-    let login = format!("{}:{}", read("node-username")?, read("node-password")?);
+    let login = site.node_login()?;
     let node = site.workers()?.into_iter().next().context("no worker")?;
     let address = site.address()?;
     let url = |path: &str| format!("https://{address}/v2/{path}");
