@@ -269,7 +269,7 @@ pub struct Scope {
 pub struct HealingValues {
     /// `heal`; `dryRun`: log what would be done, once a pod; `none`.
     pub mode: HealingMode,
-    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew, so many a minute at most. 0: none.
+    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew, so many a minute at most. 0: none; an event on the pod says so.
     #[schemars(range(min = 0, max = 600))]
     pub evictions_per_minute: u16,
     /// Seconds that an upstream must have refused an image before pods get their own reference back.

@@ -25,7 +25,7 @@ impl Healer {
         }
         let enough = match act {
             Act::Recreate(_) => self.evictions.take(now),
-            _ => self.patches.take(now),
+            _ => act.only_tells() || self.patches.take(now),
         };
         if !enough {
             self.context.metrics.healed(act.word(), "deferred");
@@ -86,7 +86,7 @@ impl Healer {
         patient: &Patient,
         act: Act,
     ) -> Result<Option<(Act, Option<ImageHistory>)>, kube::Error> {
-        if matches!(act, Act::LeaveAlone { record: false } | Act::Hopeless(_)) {
+        if act.only_tells() {
             return Ok(Some((act, None)));
         }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.0);
@@ -122,7 +122,7 @@ impl Healer {
                 self.evict(&api, &pod.1, &current, site.now).await?;
                 return Ok(Some((again, None)));
             }
-            Act::Nothing | Act::Hopeless(_) => return Ok(None),
+            Act::Nothing | Act::Hopeless { .. } => return Ok(None),
         };
         let next = patch::history(&self.history(&current), kind, changes);
         let operations = patch::operations(&document(&live), &current, kind, changes, &next);

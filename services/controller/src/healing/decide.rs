@@ -28,6 +28,19 @@ pub struct Site {
     pub grace: i64,
     /// Now, in seconds since 1970.
     pub now: i64,
+    /// Whether pods may be made anew at all.
+    pub recreates: bool,
+}
+
+/// Why a pod that would have to be made anew is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Nobody would make it again.
+    NoOwner,
+    /// Its owner did so [`RECREATIONS`] times within an hour.
+    TooOften,
+    /// The operator does not want any pod to be evicted.
+    NotAllowed,
 }
 
 /// One reference that changes.
@@ -64,7 +77,12 @@ pub enum Act {
         record: bool,
     },
     /// Nothing can be done for these images; a person has to.
-    Hopeless(Vec<String>),
+    Hopeless {
+        /// `volumes/NAME`.
+        keys: Vec<String>,
+        /// What stands in the way.
+        why: Why,
+    },
 }
 
 impl Act {
@@ -76,8 +94,16 @@ impl Act {
             Self::Restore(_) => "restore",
             Self::Recreate(_) => "recreate",
             Self::LeaveAlone { .. } => "leave_alone",
-            Self::Hopeless(_) => "hopeless",
+            Self::Hopeless { .. } => "hopeless",
         }
+    }
+
+    /// Whether the pod stays as it is, and somebody is told.
+    pub const fn only_tells(&self) -> bool {
+        matches!(
+            self,
+            Self::LeaveAlone { record: false } | Self::Hopeless { .. }
+        )
     }
 }
 
@@ -159,12 +185,19 @@ pub fn decide(
         })
         .collect();
     if fixed.is_empty() {
-        Act::Nothing
-    } else if patient.owner.is_some() && recreated < RECREATIONS {
-        Act::Recreate(fixed)
-    } else {
-        Act::Hopeless(fixed.into_iter().map(|change| change.key).collect())
+        return Act::Nothing;
     }
+    let why = if patient.owner.is_none() {
+        Why::NoOwner
+    } else if !site.recreates {
+        Why::NotAllowed
+    } else if recreated >= RECREATIONS {
+        Why::TooOften
+    } else {
+        return Act::Recreate(fixed);
+    };
+    let keys = fixed.into_iter().map(|change| change.key).collect();
+    Act::Hopeless { keys, why }
 }
 
 fn change(image: &Image, to: String) -> Change {

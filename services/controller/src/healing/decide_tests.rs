@@ -12,6 +12,7 @@ fn site() -> Site {
         address: Some("10.96.0.50".to_owned()),
         grace: 20,
         now: 1000,
+        recreates: true,
     }
 }
 
@@ -144,6 +145,30 @@ fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
     let owned = patient(image(Kind::Volume, false, Progress::Stuck));
     for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "hopeless")] {
         assert_eq!(act(&owned, Copy::Held, recreated, &site()).word(), expect);
+    }
+}
+
+#[test]
+fn why_a_pod_is_not_made_anew_is_known() {
+    let owned = patient(image(Kind::Volume, false, Progress::Stuck));
+    let bare = Patient {
+        owner: None,
+        ..owned.clone()
+    };
+    for (patient, recreates, recreated, expect) in [
+        (&owned, false, 0, Why::NotAllowed),
+        (&owned, true, 3, Why::TooOften),
+        (&bare, false, 0, Why::NoOwner),
+    ] {
+        let site = Site {
+            recreates,
+            ..site()
+        };
+        let keys = vec!["volumes/x".to_owned()];
+        assert_eq!(
+            act(patient, Copy::Held, recreated, &site),
+            Act::Hopeless { keys, why: expect }
+        );
     }
 }
 

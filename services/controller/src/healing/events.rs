@@ -1,6 +1,6 @@
 //! Events on the pod, or on what makes it: what was done and why.
 
-use super::decide::Act;
+use super::decide::{Act, Why};
 use super::policies::Step;
 use crate::events::Publisher;
 use crate::world::{Denial, Key};
@@ -142,13 +142,21 @@ fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
              holdfast.dev/rewrite=disabled where it is made, or stop what sets it back"
                 .to_owned(),
         ),
-        Act::Hopeless(keys) => (
+        Act::Hopeless { keys, why } => (
             EventType::Warning,
             "CannotHeal",
             format!(
-                "{} cannot be changed in a pod that exists, and Holdfast deletes no pod that nobody makes anew, nor the same one again and \
-                 again: delete it and create it again",
-                keys.join(", ")
+                "{} cannot be changed in a pod that exists, and {}",
+                keys.join(", "),
+                match why {
+                    Why::NoOwner =>
+                        "Holdfast deletes no pod that nobody makes anew: delete it and create it again",
+                    Why::TooOften =>
+                        "its owner made pods anew three times within the hour, to no avail: look at the owner's template and the Artifact, \
+                         then delete the pod",
+                    Why::NotAllowed =>
+                        "controller.healing.evictionsPerMinute is 0: delete the pod, for its owner to make it anew, or set a number there",
+                }
             ),
         ),
     })

@@ -25,6 +25,7 @@ impl Healer {
                 .map(|state| state.registry_address.clone()),
             grace: self.context.healing.policy.grace,
             now: jiff::Timestamp::now().as_second(),
+            recreates: self.context.healing.policy.evictions.0 > 0,
         }
     }
 
@@ -59,8 +60,7 @@ impl Healer {
                 .notes
                 .get(&patient.uid)
                 .is_some_and(|note| note.told.contains(act.word()));
-            let only_words = matches!(act, Act::LeaveAlone { record: false } | Act::Hopeless(_));
-            if act != Act::Nothing && !(only_words && told) {
+            if act != Act::Nothing && !(act.only_tells() && told) {
                 tasks.push(Task { pod, patient, act });
             }
         }
