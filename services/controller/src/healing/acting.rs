@@ -101,7 +101,7 @@ impl Healer {
         Arc::make_mut(&mut current).wanted &= patient.wanted;
         let site = self.site();
         let one = [(pod.clone(), current)];
-        let (copies, _) = self.copies(&one, site.now);
+        let copies = self.copies(&one, site.now);
         let [(_, current)] = one;
         let again = self.decide(&pod.0, &current, &copies, &site);
         if current.uid != patient.uid || again.word() != act.word() {

@@ -15,6 +15,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
+/// The Artifacts that failed, by namespace and source: their names, and the pods that need them (UID, and whether it runs).
+type Failed = HashMap<String, HashMap<String, (String, BTreeSet<(String, bool)>)>>;
+
 impl Healer {
     pub(super) fn site(&self) -> Site {
         let state = self.context.healing.state.borrow();
@@ -34,8 +37,9 @@ impl Healer {
         let context = self.context.clone();
         let (now, site) = (Instant::now(), self.site());
         let mut patients = patients(&context);
-        let (copies, failed) = self.copies(&patients, site.now);
+        let failed = self.see(site.now);
         self.wake(failed, now);
+        let copies = self.copies(&patients, site.now);
         self.settle(site.now);
         let stuck = patients
             .iter()
@@ -119,17 +123,26 @@ impl Healer {
         note
     }
 
-    /// How far the patients' images are, and which Artifacts failed.
-    pub(super) fn copies(
-        &mut self,
-        patients: &[(Key, Arc<Patient>)],
-        now: i64,
-    ) -> (Copies, BTreeSet<Key>) {
-        let proof = self.context.healing.policy.proof;
+    /// Takes in what the Artifacts say; those that failed.
+    fn see(&mut self, now: i64) -> Failed {
         let refusals = &mut self.refusals;
         World::read(&self.context.world.artifacts, |artifacts| {
             let all = || artifacts.iter().map(|(key, it)| (key, it.as_ref()));
             refusals.see(all(), now);
+            let mut failed = Failed::new();
+            for ((namespace, name), artifact) in all().filter(|(_, it)| has_failed(it)) {
+                let of_namespace = failed.entry(namespace.clone()).or_default();
+                let source = artifact.spec.source_artifact.clone();
+                of_namespace.insert(source, (name.clone(), BTreeSet::new()));
+            }
+            failed
+        })
+    }
+
+    /// How far the patients' images are, as far as the Artifacts were seen.
+    pub(super) fn copies(&self, patients: &[(Key, Arc<Patient>)], now: i64) -> Copies {
+        let proof = self.context.healing.policy.proof;
+        World::read(&self.context.world.artifacts, |artifacts| {
             let mut copies = Copies::new();
             for (pod, patient) in patients {
                 for image in &patient.images {
@@ -139,7 +152,7 @@ impl Healer {
                     };
                     let copy = if status::was_ready(artifact) {
                         (Copy::Held, String::new())
-                    } else if let Some(reason) = refusals.proven(&key, artifact, proof, now) {
+                    } else if let Some(reason) = self.refusals.proven(&key, artifact, proof, now) {
                         (Copy::Refused, reason)
                     } else {
                         continue;
@@ -147,43 +160,34 @@ impl Healer {
                     copies.insert((pod.0.clone(), image.source.clone()), copy);
                 }
             }
-            let failed = all()
-                .filter(|(_, artifact)| has_failed(artifact))
-                .map(|(key, _)| key.clone())
-                .collect();
-            (copies, failed)
+            copies
         })
     }
 
     /// Asks again for what failed, where pods show that it may be had by now, or that it is wanted now.
-    fn wake(&mut self, failed: BTreeSet<Key>, now: Instant) {
-        let namespaces: BTreeSet<String> = failed
-            .iter()
-            .map(|(namespace, _)| namespace.clone())
-            .collect();
-        let mut pods: HashMap<Key, BTreeSet<(String, bool)>> = failed
-            .into_iter()
-            .map(|key| (key, BTreeSet::new()))
-            .collect();
-        if !pods.is_empty() {
+    fn wake(&mut self, mut failed: Failed, now: Instant) {
+        if !failed.is_empty() {
             World::read(&self.context.world.pods, |known| {
-                for ((namespace, _), pod) in known.iter() {
-                    if !pod.alive || !namespaces.contains(namespace) {
+                for ((namespace, _), pod) in known.iter().filter(|(_, pod)| pod.alive) {
+                    let Some(failed) = failed.get_mut(namespace) else {
                         continue;
-                    }
+                    };
                     for source in &pod.sources {
+                        let Some((_, pods)) = failed.get_mut(source) else {
+                            continue;
+                        };
                         let patient = pod.patient.as_ref();
                         let stuck = patient.is_some_and(|patient| patient.is_stuck(Some(source)));
-                        let runs = !pod.waiting && !stuck;
-                        let key = (namespace.clone(), artifact_name(source));
-                        if let Some(pods) = pods.get_mut(&key) {
-                            pods.insert((pod.uid.clone(), runs));
-                        }
+                        pods.insert((pod.uid.clone(), !pod.waiting && !stuck));
                     }
                 }
             });
         }
-        let woken = self.wakes.see(pods, now);
+        let failed = failed.into_iter().flat_map(|(namespace, of_namespace)| {
+            let all = of_namespace.into_values();
+            all.map(move |(name, pods)| ((namespace.clone(), name), pods))
+        });
+        let woken = self.wakes.see(failed.collect(), now);
         if !woken.is_empty() {
             tracing::debug!(count = woken.len(), "asking again before the pause ends");
             self.context.healing.ask(woken);
