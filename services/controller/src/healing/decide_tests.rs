@@ -2,7 +2,7 @@
 
 use super::Copy;
 use super::*;
-use crate::world::health::Maker;
+use crate::world::Owner;
 
 const LOCAL: &str = "10.96.0.50/r.io/app:1";
 const SOURCE: &str = "r.io/app:1";
@@ -34,10 +34,9 @@ fn patient(image: Image) -> Patient {
     Patient {
         uid: "u".to_owned(),
         created: 900,
-        owner: Some(Maker {
-            kind: "ReplicaSet".to_owned(),
-            name: "rs".to_owned(),
+        owner: Some(Owner {
             uid: "o".to_owned(),
+            ..Owner::default()
         }),
         wanted: true,
         images: vec![image],

@@ -1,5 +1,6 @@
 //! What healing needs of a pod: which images its containers wait for, which of them are rewritten, who owns it: pure.
 
+use super::owners::Owner;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
@@ -21,24 +22,13 @@ pub struct Patient {
     /// When it was created, in seconds since 1970.
     pub created: i64,
     /// The controller that would make it anew.
-    pub owner: Option<Maker>,
+    pub owner: Option<Owner>,
     /// Whether the webhook, asked today, would rewrite it.
     pub wanted: bool,
     /// Its images that mean an upstream's.
     pub images: Vec<Image>,
     /// What happened to its images so far.
     pub history: ImageHistory,
-}
-
-/// The controller of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Maker {
-    /// `ReplicaSet`, `Job`, …
-    pub kind: String,
-    /// Its name.
-    pub name: String,
-    /// Its UID.
-    pub uid: String,
 }
 
 /// One image of a pod.
@@ -134,17 +124,12 @@ pub fn patient(
         return None;
     }
     let wanted = wanted();
-    let owner = workload::controller_of(document).map(|(kind, name, uid)| Maker {
-        kind: kind.to_owned(),
-        name: name.to_owned(),
-        uid: uid.to_owned(),
-    });
     Some(Patient {
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         created: text("/metadata/creationTimestamp")
             .and_then(|text| text.parse::<Timestamp>().ok())
             .map_or(0, Timestamp::as_second),
-        owner,
+        owner: Owner::above(document),
         wanted,
         images,
         history,

@@ -229,7 +229,10 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
     pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let patient = read(&pod).unwrap();
     assert_eq!(
-        patient.owner.as_ref().map(|owner| owner.name.as_str()),
+        patient
+            .owner
+            .as_ref()
+            .map(|owner| owner.reference.name.as_str()),
         Some("rs")
     );
     assert!(patient.history.is_left_alone());
