@@ -29,7 +29,7 @@ use crate::{
     error::absent,
     layout, links,
     store::Inner,
-    volume::{Kind, Metadata, Volume},
+    volume::{Kind, Volume},
 };
 
 mod later;
@@ -231,18 +231,7 @@ impl Inner {
                 self.finish(repo)?;
                 continue;
             }
-            let placed = self
-                .write_beside(&link, digest)
-                .and_then(|(temporary, metadata)| {
-                    let placed = self
-                        .without_removal(repo, digest)
-                        .and_then(|()| self.files.place(&metadata, &temporary, &link));
-                    if placed.is_err() {
-                        drop(self.volume().remove_file(&temporary));
-                    }
-                    placed
-                });
-            match placed {
+            match self.write_revision(repo, &link, digest) {
                 // A delete took the file away, or somebody the folder.
                 Err(error) if error.is_absent() || error.is_stale() => {
                     for folder in link.ancestors().take_while(|at| *at != self.root) {
@@ -255,23 +244,12 @@ impl Inner {
         Err(Error::Busy)
     }
 
-    /// A synced file that is to become the link.
-    fn write_beside(&self, link: &Path, digest: &Digest) -> Result<(PathBuf, Metadata)> {
+    fn write_revision(&self, repo: &RepositoryName, link: &Path, digest: &Digest) -> Result<()> {
         self.files.create_dir(atomic::parent(link)?)?;
-        let temporary = atomic::temporary(link);
-        let written = (|| {
-            let file = self.volume().create_new(&temporary)?;
-            file.write_all_at(digest.to_string().as_bytes(), 0)?;
-            file.sync()?;
-            file.metadata()
-        })();
-        match written {
-            Ok(metadata) => Ok((temporary, metadata)),
-            Err(error) => {
-                drop(self.volume().remove_file(&temporary));
-                Err(Error::io("write", link)(error))
-            }
-        }
+        let draft = self.files.draft(link, digest.to_string().as_bytes())?;
+        draft.sync()?;
+        self.without_removal(repo, digest)?;
+        self.files.publish(draft)
     }
 
     /// Returns when no removal of the digest is left.

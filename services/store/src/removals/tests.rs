@@ -212,10 +212,11 @@ async fn a_link_that_another_registry_set_meanwhile_is_put_back() {
 async fn a_push_that_began_before_a_delete_looks_again() {
     let s = scene().await;
     let link = s.store.layout().revision_link(&s.repo, &s.digest);
-    let (temporary, metadata) = s.inner().write_beside(&link, &s.digest).unwrap();
+    let files = &s.inner().files;
+    let draft = files.draft(&link, s.digest.to_string().as_bytes()).unwrap();
     s.inner().without_removal(&s.repo, &s.digest).unwrap();
     s.delete();
-    let placed = s.inner().files.place(&metadata, &temporary, &link);
+    let placed = files.publish(draft);
     assert!(placed.unwrap_err().is_absent());
     assert!(!link.exists());
 }
