@@ -63,6 +63,10 @@ pub const REFERRERS_PAGE: usize = 100;
 /// Bytes of the descriptors of one page of referrers; clients bound what they read of an index.
 pub const REFERRERS_PAGE_BYTES: usize = 4 << 20;
 
+/// A request that ends a session and brings all of its bytes is written apart from the session up to this length: it needs no lock then, and
+/// when it breaks off nobody can go on with it.
+pub const WHOLE_UPLOAD_BYTES: u64 = 16 << 20;
+
 /// Folders that a mount without `from` looks into for a repository that has the blob.
 pub const MOUNT_FOLDERS: usize = 1000;
 

@@ -46,17 +46,9 @@ pub(crate) async fn single(
     api.check_write(announced(head).unwrap_or(0)).await?;
     let _place = api.uploads.enter(&api.store, repo).await?;
     let id = api.store.create_upload(repo, &now()).await?;
-    let writer = api
-        .store
-        .upload_writer(
-            repo,
-            &id,
-            0,
-            Ok(Hasher::new(digest.algorithm())),
-            &api.owner,
-        )
-        .await?;
     let result = async {
+        let algorithm = digest.algorithm();
+        let writer = api.store.whole_upload_writer(repo, &id, algorithm).await?;
         let writer = receive(api, writer, body, announced(head)).await?;
         writer.commit(digest).await?;
         Ok(created(repo, digest))
@@ -150,7 +142,12 @@ pub(crate) async fn finish(
 ) -> Result<Response<Body>> {
     api.store.check_write(announced(head).unwrap_or(0)).await?;
     let state = verify(api, caller, repo, id, state).await?;
-    let writer = open(api, head, repo, id, &state).await?;
+    let writer = if brings_all(head, &state) {
+        let algorithm = digest.algorithm();
+        api.store.whole_upload_writer(repo, id, algorithm).await?
+    } else {
+        open(api, head, repo, id, &state).await?
+    };
     let received = receive(api, writer, body, announced(head)).await;
     let writer = free_if_full(api, repo, id, received).await?;
     let committed = writer.commit(digest).await;
@@ -162,6 +159,12 @@ pub(crate) async fn finish(
     }
     committed?;
     Ok(created(repo, digest))
+}
+
+/// Whether the request that ends a session brings its bytes from the first to the last, and so few that nobody would go on where it broke off.
+fn brings_all(head: &Parts, state: &State) -> bool {
+    let is_whole = state.offset() == 0 && !head.headers.contains_key(header::CONTENT_RANGE);
+    is_whole && announced(head).is_some_and(|length| length <= limits::WHOLE_UPLOAD_BYTES)
 }
 
 /// end-13

@@ -170,7 +170,7 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if let Some(lock) = self.lock.take() {
-            self.sink.hold_until_idle(lock);
+            self.sink.when_idle(move || drop(lock));
         }
         self.sink.progress().send_if_modified(|progress| {
             let open = matches!(progress, Progress::Growing(_));

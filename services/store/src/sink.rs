@@ -123,13 +123,13 @@ impl Sink {
         Ok((state.written, hasher))
     }
 
-    /// Keeps `lock` until no write is under way any more: nobody else may write to the file before.
-    pub(crate) fn hold_until_idle(&self, lock: crate::Lock) {
+    /// Does what must wait until no write is under way any more: letting go of the lock that keeps others from writing, say.
+    pub(crate) fn when_idle(&self, work: impl FnOnce() + Send + 'static) {
         let sink = self.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
                 drop(sink.drain().await);
-                drop(lock);
+                work();
             });
         }
     }

@@ -51,7 +51,7 @@ pub struct UploadStatus {
     pub size: u64,
 }
 
-/// The one writer of a session, for the length of one request.
+/// A writer of a session, for the length of one request.
 #[derive(Debug)]
 pub struct UploadWriter {
     store: Store,
@@ -60,7 +60,16 @@ pub struct UploadWriter {
     path: PathBuf,
     sink: Sink,
     accepted: u64,
-    lock: Option<Lock>,
+    claim: Option<Hold>,
+}
+
+/// Why nobody else writes what this writer writes.
+#[derive(Debug)]
+enum Hold {
+    /// It goes on with the session's file, and holds the session's lock.
+    Session(Lock),
+    /// It has a file of its own, which goes with it.
+    Own,
 }
 
 impl Store {
@@ -77,7 +86,6 @@ impl Store {
                 &folder.join("startedat"),
                 started_at.as_bytes(),
             )?;
-            atomic::write_plain(inner.volume(), &folder.join("data"), b"")?;
             Ok(id)
         })
         .await
@@ -139,7 +147,42 @@ impl Store {
             path,
             sink,
             accepted: offset,
-            lock: Some(lock),
+            claim: Some(Hold::Session(lock)),
+        })
+    }
+
+    /// A writer for a request that brings all bytes of a session, to be committed at the end. It needs no lock, because its file is its own: what
+    /// the session held is of no use any more, and what came is thrown away with the writer unless it is committed.
+    ///
+    /// # Errors
+    /// [`Error::UploadUnknown`], or what the volume says.
+    pub async fn whole_upload_writer(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        algorithm: Algorithm,
+    ) -> Result<UploadWriter> {
+        let (name, session) = (repo.clone(), id.clone());
+        let (path, file) = self
+            .run(move |inner| {
+                let session = inner.layout.upload(&name, session.as_str());
+                let path = atomic::temporary(&session.join("data"));
+                let file = absent(inner.volume().create_new(&path))
+                    .map_err(Error::io("create", &path))?
+                    .ok_or(Error::UploadUnknown)?;
+                Ok((path, file))
+            })
+            .await?;
+        let hasher = Hasher::new(algorithm);
+        let sink = Sink::new(self.inner.pool.clone(), file, path.clone(), 0, hasher);
+        Ok(UploadWriter {
+            store: self.clone(),
+            repo: repo.clone(),
+            id: id.clone(),
+            path,
+            sink,
+            accepted: 0,
+            claim: Some(Hold::Own),
         })
     }
 
@@ -249,7 +292,8 @@ impl UploadWriter {
         Ok(())
     }
 
-    /// Waits until everything is on the volume and synced; returns the size and the hash state at it.
+    /// Waits until everything is on the volume and synced; returns the size and the hash state at it. For a session that goes on; of
+    /// [`Store::whole_upload_writer`] nothing stays.
     pub async fn finish(mut self) -> Result<(u64, Hasher)> {
         let (size, hasher) = self.sink.drain().await?;
         let (file, path) = (Arc::clone(self.sink.file()), self.path.clone());
@@ -275,19 +319,23 @@ impl UploadWriter {
     /// [`Error::DigestMismatch`], or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let committed = self.try_commit(digest).await;
+        if committed.is_ok() && matches!(self.claim, Some(Hold::Own)) {
+            self.claim = None;
+        }
         self.release().await;
         committed
     }
 
     async fn release(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            lock.release(&self.store.inner.pool).await;
+        match self.claim.take() {
+            Some(Hold::Session(lock)) => lock.release(&self.store.inner.pool).await,
+            other => self.claim = other,
         }
     }
 
     async fn try_commit(&self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
-        if let Some(lock) = &self.lock {
+        if let Some(Hold::Session(lock)) = &self.claim {
             lock.check().await?;
         }
         let (file, path, digest) = (
@@ -333,8 +381,16 @@ impl UploadWriter {
 
 impl Drop for UploadWriter {
     fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            self.sink.hold_until_idle(lock);
+        match self.claim.take() {
+            Some(Hold::Session(lock)) => self.sink.when_idle(move || drop(lock)),
+            Some(Hold::Own) => {
+                let (inner, path) = (Arc::clone(&self.store.inner), self.path.clone());
+                self.sink.when_idle(move || {
+                    let pool = inner.pool.clone();
+                    pool.detach(move || drop(inner.volume().remove_file(&path)));
+                });
+            }
+            None => {}
         }
     }
 }

@@ -47,6 +47,7 @@ fn code() -> BTreeMap<&'static str, String> {
         ("TAGS_PAGE", TAGS_PAGE.to_string()),
         ("REFERRERS_PAGE", REFERRERS_PAGE.to_string()),
         ("REFERRERS_PAGE_BYTES", REFERRERS_PAGE_BYTES.to_string()),
+        ("WHOLE_UPLOAD_BYTES", WHOLE_UPLOAD_BYTES.to_string()),
         ("MOUNT_FOLDERS", MOUNT_FOLDERS.to_string()),
         ("MOUNT_REPOSITORIES", MOUNT_REPOSITORIES.to_string()),
         ("BCRYPT_COST", BCRYPT_COST.to_string()),

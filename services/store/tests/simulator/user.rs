@@ -188,11 +188,16 @@ impl Run<'_> {
             let store;
             (replica, store) = self.store(rng);
             let result = async {
-                let owner = owner(replica);
-                let hasher = Hasher::restore(Algorithm::Sha256, &saved)?;
-                let mut writer = store
-                    .upload_writer(name, &id, offset as u64, Ok(hasher), &owner)
-                    .await?;
+                let mut writer = if cuts.is_empty() {
+                    let algorithm = Algorithm::Sha256;
+                    store.whole_upload_writer(name, &id, algorithm).await?
+                } else {
+                    let owner = owner(replica);
+                    let hasher = Hasher::restore(Algorithm::Sha256, &saved)?;
+                    store
+                        .upload_writer(name, &id, offset as u64, Ok(hasher), &owner)
+                        .await?
+                };
                 for part in bytes.slice(offset..end).chunks(256) {
                     writer.append(Bytes::copy_from_slice(part)).await?;
                 }
