@@ -60,8 +60,11 @@ pub struct UploadWriter {
     path: PathBuf,
     sink: Sink,
     accepted: u64,
-    claim: Option<Hold>,
+    hold: Option<Hold>,
 }
+
+/// A file that is written, and the hash of what is in it.
+type Opened = (PathBuf, Arc<dyn VolumeFile>, Hasher);
 
 /// Why nobody else writes what this writer writes.
 #[derive(Debug)]
@@ -132,23 +135,32 @@ impl Store {
     ) -> Result<UploadWriter> {
         let lock = self.lock_upload(id, owner).await?;
         let opened = self.open_upload(repo, id, offset, hash).await;
-        let (path, file, hasher) = match opened {
-            Ok(opened) => opened,
+        match opened {
+            Ok(opened) => Ok(self.writing(repo, id, opened, offset, Hold::Session(lock))),
             Err(error) => {
                 lock.release(&self.inner.pool).await;
-                return Err(error);
+                Err(error)
             }
-        };
-        let sink = Sink::new(self.inner.pool.clone(), file, path.clone(), offset, hasher);
-        Ok(UploadWriter {
+        }
+    }
+
+    fn writing(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        (path, file, hasher): Opened,
+        offset: u64,
+        hold: Hold,
+    ) -> UploadWriter {
+        UploadWriter {
             store: self.clone(),
             repo: repo.clone(),
             id: id.clone(),
+            sink: Sink::new(self.inner.pool.clone(), file, path.clone(), offset, hasher),
             path,
-            sink,
             accepted: offset,
-            claim: Some(Hold::Session(lock)),
-        })
+            hold: Some(hold),
+        }
     }
 
     /// A writer for a request that brings all bytes of a session, to be committed at the end. It needs no lock, because its file is its own: what
@@ -163,27 +175,17 @@ impl Store {
         algorithm: Algorithm,
     ) -> Result<UploadWriter> {
         let (name, session) = (repo.clone(), id.clone());
-        let (path, file) = self
+        let opened = self
             .run(move |inner| {
                 let session = inner.layout.upload(&name, session.as_str());
                 let path = atomic::temporary(&session.join("data"));
                 let file = absent(inner.volume().create_new(&path))
                     .map_err(Error::io("create", &path))?
                     .ok_or(Error::UploadUnknown)?;
-                Ok((path, file))
+                Ok((path, file, Hasher::new(algorithm)))
             })
             .await?;
-        let hasher = Hasher::new(algorithm);
-        let sink = Sink::new(self.inner.pool.clone(), file, path.clone(), 0, hasher);
-        Ok(UploadWriter {
-            store: self.clone(),
-            repo: repo.clone(),
-            id: id.clone(),
-            path,
-            sink,
-            accepted: 0,
-            claim: Some(Hold::Own),
-        })
+        Ok(self.writing(repo, id, opened, 0, Hold::Own))
     }
 
     /// The session's lock. A request that just ended, or whose client just broke off, may still hold it for a moment.
@@ -204,7 +206,7 @@ impl Store {
         id: &UploadId,
         offset: u64,
         hash: Result<Hasher, Algorithm>,
-    ) -> Result<(PathBuf, Arc<dyn VolumeFile>, Hasher)> {
+    ) -> Result<Opened> {
         let (name, session) = (repo.clone(), id.clone());
         self.run(move |inner| {
             let path = inner.layout.upload(&name, session.as_str()).join("data");
@@ -319,23 +321,23 @@ impl UploadWriter {
     /// [`Error::DigestMismatch`], or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let committed = self.try_commit(digest).await;
-        if committed.is_ok() && matches!(self.claim, Some(Hold::Own)) {
-            self.claim = None;
+        if committed.is_ok() && matches!(self.hold, Some(Hold::Own)) {
+            self.hold = None;
         }
         self.release().await;
         committed
     }
 
     async fn release(&mut self) {
-        match self.claim.take() {
+        match self.hold.take() {
             Some(Hold::Session(lock)) => lock.release(&self.store.inner.pool).await,
-            other => self.claim = other,
+            other => self.hold = other,
         }
     }
 
     async fn try_commit(&self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
-        if let Some(Hold::Session(lock)) = &self.claim {
+        if let Some(Hold::Session(lock)) = &self.hold {
             lock.check().await?;
         }
         let (file, path, digest) = (
@@ -381,7 +383,7 @@ impl UploadWriter {
 
 impl Drop for UploadWriter {
     fn drop(&mut self) {
-        match self.claim.take() {
+        match self.hold.take() {
             Some(Hold::Session(lock)) => self.sink.when_idle(move || drop(lock)),
             Some(Hold::Own) => {
                 let (inner, path) = (Arc::clone(&self.store.inner), self.path.clone());
