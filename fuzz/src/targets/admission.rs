@@ -141,7 +141,10 @@ fn without_ours(pod: &Value) -> Value {
     if let (true, Some(object)) = (empty, metadata.as_object_mut()) {
         object.remove("annotations");
     }
-    let empty = metadata.as_object().is_some_and(serde_json::Map::is_empty);
+    // Null is nothing, as in the API.
+    let empty = metadata
+        .as_object()
+        .map_or_else(|| metadata.is_null(), serde_json::Map::is_empty);
     if let (true, Some(object)) = (empty, pod.as_object_mut()) {
         object.remove("metadata");
     }
