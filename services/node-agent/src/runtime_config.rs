@@ -120,6 +120,9 @@ pub fn find(files: &dyn Files, folder: &Path, runtime: Option<&str>) -> Result<H
     choose(folder, &value, &source)
 }
 
+/// No file system of Linux has longer names of files (`NAME_MAX`).
+const NAME_BYTES: usize = 255;
+
 /// The first of a list of folders that lies below `base`.
 pub(crate) fn choose(base: &Path, value: &str, source: &str) -> Result<HostFolder, Error> {
     let several = value.contains(':');
@@ -127,9 +130,9 @@ pub(crate) fn choose(base: &Path, value: &str, source: &str) -> Result<HostFolde
         let Ok(relative) = Path::new(folder).strip_prefix(base) else {
             continue;
         };
-        let plain = relative
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)));
+        let plain = relative.components().all(
+            |part| matches!(part, std::path::Component::Normal(name) if name.len() <= NAME_BYTES),
+        );
         let Some(relative) = relative
             .to_str()
             .filter(|relative| plain && !relative.is_empty())
