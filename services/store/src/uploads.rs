@@ -318,7 +318,7 @@ impl UploadWriter {
     /// make those bytes right, so their room is freed at once.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], or what the volume says.
+    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session meanwhile, or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let committed = self.try_commit(digest).await;
         if committed.is_ok() && matches!(self.hold, Some(Hold::Own)) {
@@ -365,7 +365,13 @@ impl UploadWriter {
                 }
                 let path_of_link = inner.layout.layer_link(&repo, &digest);
                 let link = links::draft(&inner.files, &path_of_link, &digest)?;
-                inner.commit_blob_and(&*file, &path, &digest, size, link.as_ref())?;
+                let committed = inner.commit_blob_and(&*file, &path, &digest, size, link.as_ref());
+                if let Err(error) = committed {
+                    // Cancelled, or ended by the same request that was sent twice.
+                    let is_over =
+                        error.is_absent() && atomic::metadata(inner.volume(), &session)?.is_none();
+                    return Err(if is_over { Error::UploadUnknown } else { error });
+                }
                 if let Some(link) = link {
                     match links::publish(&inner.files, &path_of_link, link) {
                         // The folder went with somebody's delete.

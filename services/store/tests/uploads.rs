@@ -126,3 +126,13 @@ async fn wrong_bytes_end_the_session() {
     assert!(matches!(refused, Error::DigestMismatch { .. }), "{refused}");
     assert!(!s.session().exists());
 }
+
+#[tokio::test]
+async fn a_session_that_ends_under_its_writer_is_unknown_and_no_failure_of_the_volume() {
+    let s = scene().await;
+    let writer = s.writer(CONTENT).await.unwrap();
+    assert!(s.store.cancel_upload(&s.repo, &s.id).await.unwrap());
+    let refused = writer.commit(&s.digest).await.unwrap_err();
+    assert!(matches!(refused, Error::UploadUnknown), "{refused}");
+    assert!(!s.session().exists());
+}
