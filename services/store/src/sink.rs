@@ -5,7 +5,7 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io::{self, IoSlice},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -17,6 +17,11 @@ use crate::{Error, Hasher, Pool, Result, volume::VolumeFile};
 
 /// Bytes that may wait for the volume, for each file.
 pub(crate) const QUEUE_BYTES: usize = 512 << 10;
+
+/// At every multiple of this offset the write-back of what lies before it starts. Without it the
+/// disk idles while bytes arrive, and the one sync at the end waits for all of them. Small files
+/// never get here: their sync is the first and only write.
+pub(crate) const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 /// How far a growing file is, and whether it still grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,8 @@ struct State {
     failed: Option<Failure>,
     hasher: Option<Hasher>,
     written: u64,
+    /// Up to here write-back was started.
+    written_back: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +88,7 @@ impl Sink {
                     failed: None,
                     hasher: Some(hasher),
                     written: offset,
+                    written_back: offset,
                 }),
                 changed: Notify::new(),
                 progress: watch::Sender::new(Progress::Growing(offset)),
@@ -173,16 +181,18 @@ impl Shared {
         // Makes room for the sender while this batch is written.
         self.changed.notify_waiters();
         let mut hasher = hasher.ok_or(Error::Busy)?;
+        let mut pieces: Vec<_> = batch.iter().map(|bytes| IoSlice::new(bytes)).collect();
+        self.file
+            .write_all_vectored_at(&mut pieces, offset)
+            .map_err(Error::io("write", &self.path))?;
         for bytes in &batch {
-            self.file
-                .write_all_at(bytes, offset)
-                .map_err(Error::io("write", &self.path))?;
             hasher.update(bytes);
             offset += bytes.len() as u64;
         }
         let mut state = self.state();
         state.written = offset;
         state.hasher = Some(hasher);
+        let behind = state.take_write_back();
         drop(state);
         self.progress.send_if_modified(|progress| {
             let grows = matches!(progress, Progress::Growing(_));
@@ -191,11 +201,25 @@ impl Shared {
             }
             grows
         });
+        if let Some((from, length)) = behind {
+            self.file.start_write_back(from, length);
+        }
         Ok(true)
     }
 }
 
 impl State {
+    /// Offset and length of what is written and whose write-back is due. It ends at a whole page: one
+    /// that is written to while it is on its way to the disk would go twice.
+    fn take_write_back(&mut self) -> Option<(u64, u64)> {
+        let from = self.written_back;
+        let end = self.written - self.written % WRITE_BACK_BYTES;
+        (from < end).then(|| {
+            self.written_back = end;
+            (from, end - from)
+        })
+    }
+
     fn check(&self, path: &std::path::Path) -> Result<()> {
         match self.failed {
             None => Ok(()),

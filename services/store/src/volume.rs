@@ -3,7 +3,14 @@
 //! Knows nothing of blobs and links. [`Disk`] is the real one; tests put a simulated or a recording one in its place
 //! ([`Store::open_on`](crate::Store::open_on)). Calls block, and are made from the store's [`Pool`](crate::Pool) only.
 
-use std::{ffi::OsString, fmt, io, path::Path, sync::Arc, time::SystemTime};
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, IoSlice},
+    path::Path,
+    sync::Arc,
+    time::SystemTime,
+};
 
 use crate::Space;
 
@@ -81,6 +88,12 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
     /// Writes at `offset`; may take fewer bytes than were given.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
+    /// [`VolumeFile::write_at`] of several pieces that follow each other: one call costs less than one a piece.
+    fn write_vectored_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let first = pieces.iter().find(|piece| !piece.is_empty());
+        first.map_or(Ok(0), |piece| self.write_at(piece, offset))
+    }
+
     /// What is known of the file now.
     fn metadata(&self) -> io::Result<Metadata>;
 
@@ -90,13 +103,29 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
     /// Returns when the file's bytes and its size survive a loss of power. Says nothing of its name.
     fn sync(&self) -> io::Result<()>;
 
+    /// Asks the volume to start writing these bytes to the disk, so that a later
+    /// [`VolumeFile::sync`] has less to wait for. A hint: it promises nothing, and a failure shows at
+    /// that sync.
+    fn start_write_back(&self, offset: u64, length: u64);
+
     /// Writes all bytes at `offset`.
-    fn write_all_at(&self, mut bytes: &[u8], mut offset: u64) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match self.write_at(bytes, offset) {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_vectored_at(&mut [IoSlice::new(bytes)], offset)
+    }
+
+    /// Writes all bytes of pieces that follow each other, the first at `offset`.
+    fn write_all_vectored_at(
+        &self,
+        mut pieces: &mut [IoSlice<'_>],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        // Empty pieces at the front count as written.
+        IoSlice::advance_slices(&mut pieces, 0);
+        while !pieces.is_empty() {
+            match self.write_vectored_at(pieces, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
-                    bytes = bytes.get(written..).unwrap_or_default();
+                    IoSlice::advance_slices(&mut pieces, written);
                     offset += written as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -2,7 +2,12 @@
 //!
 //! Files that are only read are handed out as they are: their reads are the data path.
 
-use std::{io, path::Path, sync::Arc, time::Instant};
+use std::{
+    io::{self, IoSlice},
+    path::Path,
+    sync::Arc,
+    time::Instant,
+};
 
 use holdfast_runtime::metrics::Histogram;
 use holdfast_store::{
@@ -163,6 +168,12 @@ impl VolumeFile for Written {
         timed(&self.times.write, || self.inner.write_at(bytes, offset))
     }
 
+    fn write_vectored_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        timed(&self.times.write, || {
+            self.inner.write_vectored_at(pieces, offset)
+        })
+    }
+
     fn metadata(&self) -> io::Result<Metadata> {
         self.inner.metadata()
     }
@@ -173,5 +184,9 @@ impl VolumeFile for Written {
 
     fn sync(&self) -> io::Result<()> {
         timed(&self.times.sync, || self.inner.sync())
+    }
+
+    fn start_write_back(&self, offset: u64, length: u64) {
+        self.inner.start_write_back(offset, length);
     }
 }

@@ -365,6 +365,82 @@ async fn everything_is_synced_in_order_before_it_is_acknowledged() {
     }
 }
 
+/// Bytes of the pieces in which large blobs arrive below.
+const PIECE_BYTES: usize = 100_000;
+
+#[tokio::test]
+async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let recorder = Recorder::new(dir.path());
+    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::default())
+        .await
+        .unwrap();
+    let owner = Owner {
+        address: String::new(),
+        id: "test".to_owned(),
+    };
+    let name = repo("large");
+    // Size, and whether the session's own file is written or, by one request with everything, a file beside it.
+    for (size, is_whole) in [
+        (1_000_000_usize, true),
+        (18_500_000, true),
+        (18_600_000, false),
+    ] {
+        let bytes = Bytes::from(vec![7; size]);
+        let id = store
+            .create_upload(&name, "2026-01-01T00:00:00Z")
+            .await
+            .unwrap();
+        let mut writer = if is_whole {
+            let algorithm = Algorithm::Sha256;
+            store.whole_upload_writer(&name, &id, algorithm).await
+        } else {
+            let hasher = Hasher::new(Algorithm::Sha256);
+            store.upload_writer(&name, &id, 0, Ok(hasher), &owner).await
+        }
+        .unwrap();
+        recorder.take();
+        for start in (0..size).step_by(PIECE_BYTES) {
+            let end = size.min(start + PIECE_BYTES);
+            writer.append(bytes.slice(start..end)).await.unwrap();
+        }
+        writer.commit(&digest(&bytes)).await.unwrap();
+        let calls = recorder.take();
+        let is_data = |path: &Path| path.to_str().unwrap().contains("/data");
+        let started: Vec<usize> = positions(&calls, |call| match call {
+            Call::StartWriteBack(path, _) => is_data(path),
+            _ => false,
+        });
+        let synced = positions(&calls, |call| match call {
+            Call::Sync(path) => is_data(path),
+            _ => false,
+        });
+        let written = positions(&calls, |call| match call {
+            Call::Write(path) => is_data(path),
+            _ => false,
+        });
+        let [synced] = synced[..] else {
+            panic!("{size} bytes: synced {} times", synced.len());
+        };
+        // Every 8 MiB, before the next bytes are written; the rest goes with the sync.
+        assert_eq!(started.len(), size >> 23, "{size} bytes: {calls:#?}");
+        for at in &started {
+            assert!(
+                written.iter().any(|write| at < write),
+                "{size} bytes: write-back was not started while bytes arrived"
+            );
+        }
+        assert!(started.iter().chain(&written).all(|at| *at < synced));
+    }
+}
+
+fn positions(calls: &[Call], wanted: impl Fn(&Call) -> bool) -> Vec<usize> {
+    let all = calls.iter().enumerate();
+    all.filter(|(_, call)| wanted(call))
+        .map(|(at, _)| at)
+        .collect()
+}
+
 #[test]
 fn a_sync_that_is_missing_is_found() {
     let path = PathBuf::from;

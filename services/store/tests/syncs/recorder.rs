@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
@@ -17,6 +17,8 @@ pub(crate) enum Call {
     CreateDir(PathBuf),
     /// Bytes or the size of a file changed.
     Write(PathBuf),
+    /// The write-back of so many bytes of a file was started.
+    StartWriteBack(PathBuf, u64),
     /// The file's bytes were synced; under the name it was opened by, or renamed to since.
     Sync(PathBuf),
     SyncDir(PathBuf),
@@ -156,6 +158,11 @@ impl VolumeFile for RecordedFile {
         self.recorder.done(written, Call::Write(self.name()))
     }
 
+    fn write_vectored_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        let written = self.file.write_vectored_at(pieces, offset);
+        self.recorder.done(written, Call::Write(self.name()))
+    }
+
     fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
     }
@@ -168,5 +175,11 @@ impl VolumeFile for RecordedFile {
     fn sync(&self) -> io::Result<()> {
         let synced = self.file.sync();
         self.recorder.done(synced, Call::Sync(self.name()))
+    }
+
+    fn start_write_back(&self, offset: u64, length: u64) {
+        self.file.start_write_back(offset, length);
+        let call = Call::StartWriteBack(self.name(), length);
+        self.recorder.calls.lock().unwrap().push(call);
     }
 }

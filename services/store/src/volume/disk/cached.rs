@@ -111,6 +111,9 @@ impl VolumeFile for CachedFile {
         cannot()
     }
 
+    /// Nothing was written here.
+    fn start_write_back(&self, _offset: u64, _length: u64) {}
+
     fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
         Some(Arc::clone(&self.0) as Arc<dyn VolumeFile>)
     }
