@@ -82,24 +82,54 @@ pub(crate) async fn push_blob(
     digest: &str,
     bytes: &[u8],
 ) -> Result<()> {
-    let start = http::head("POST", &format!("/v2/{repository}/blobs/uploads/"), Some(0));
-    let answer = connection.request(&start, &[], Sink::Count, |_| {}).await?;
-    ensure!(answer.status == 202, "a session: status {}", answer.status);
-    let location = answer.header("location").unwrap_or_default();
-    // Some servers say where they are, too.
-    let path = location
-        .strip_prefix("http://")
-        .and_then(|rest| rest.get(rest.find('/')?..))
-        .unwrap_or(location);
-    let separator = if path.contains('?') { '&' } else { '?' };
-    let put = http::head(
-        "PUT",
-        &format!("{path}{separator}digest=sha256:{digest}"),
-        Some(bytes.len()),
-    );
+    let session = start_session(connection, repository).await?;
+    let put = http::head("PUT", &with_digest(&session, digest), Some(bytes.len()));
     let answer = connection.request(&put, bytes, Sink::Count, |_| {}).await?;
     ensure!(answer.status == 201, "a blob: status {}", answer.status);
     Ok(())
+}
+
+/// Pushes a blob the way Docker does: a session, everything in one PATCH without an announced length, then a PUT
+/// without a body. `body` is in chunks already ([`http::chunked`]).
+pub(crate) async fn push_stream(
+    connection: &mut Connection,
+    repository: &str,
+    digest: &str,
+    body: &[u8],
+) -> Result<()> {
+    let session = start_session(connection, repository).await?;
+    let patch = http::chunked_head("PATCH", &session);
+    let answer = connection
+        .request(&patch, body, Sink::Count, |_| {})
+        .await?;
+    ensure!(answer.status == 202, "a stream: status {}", answer.status);
+    let put = http::head("PUT", &with_digest(&location(&answer), digest), Some(0));
+    let answer = connection.request(&put, &[], Sink::Count, |_| {}).await?;
+    ensure!(answer.status == 201, "a blob: status {}", answer.status);
+    Ok(())
+}
+
+async fn start_session(connection: &mut Connection, repository: &str) -> Result<String> {
+    let start = http::head("POST", &format!("/v2/{repository}/blobs/uploads/"), Some(0));
+    let answer = connection.request(&start, &[], Sink::Count, |_| {}).await?;
+    ensure!(answer.status == 202, "a session: status {}", answer.status);
+    Ok(location(&answer))
+}
+
+/// The path where a session goes on.
+fn location(answer: &http::Head) -> String {
+    let location = answer.header("location").unwrap_or_default();
+    // Some servers say where they are, too.
+    location
+        .strip_prefix("http://")
+        .and_then(|rest| rest.get(rest.find('/')?..))
+        .unwrap_or(location)
+        .to_owned()
+}
+
+fn with_digest(session: &str, digest: &str) -> String {
+    let separator = if session.contains('?') { '&' } else { '?' };
+    format!("{session}{separator}digest=sha256:{digest}")
 }
 
 /// A tree in distribution's layout that is written directly.

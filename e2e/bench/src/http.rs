@@ -271,6 +271,31 @@ pub(crate) fn head(method: &str, path: &str, length: Option<usize>) -> Vec<u8> {
     format!("{method} {path} HTTP/1.1\r\nHost: bench\r\n{ACCEPT}\r\n{length}\r\n").into_bytes()
 }
 
+/// The head of a request whose body has no announced length.
+pub(crate) fn chunked_head(method: &str, path: &str) -> Vec<u8> {
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/octet-stream\r\n\
+         Transfer-Encoding: chunked\r\n\r\n"
+    )
+    .into_bytes()
+}
+
+/// Bytes of one chunk: Go's clients copy bodies through a buffer of this size.
+const CHUNK_BYTES: usize = 32 << 10;
+
+/// A body in chunks, the last empty one included (RFC 9112, section 7.1).
+pub(crate) fn chunked(bytes: &[u8]) -> Vec<u8> {
+    let chunks = bytes.len().div_ceil(CHUNK_BYTES);
+    let mut framed = Vec::with_capacity(bytes.len() + 16 * (chunks + 1));
+    for chunk in bytes.chunks(CHUNK_BYTES) {
+        framed.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+        framed.extend_from_slice(chunk);
+        framed.extend_from_slice(b"\r\n");
+    }
+    framed.extend_from_slice(b"0\r\n\r\n");
+    framed
+}
+
 /// The end of the head of a request that takes a body of unknown length.
 const CLOSE: &[u8] = b"Connection: close\r\n\r\n";
 
@@ -284,4 +309,18 @@ pub(crate) async fn get(target: &Target, path: &str) -> Result<(Head, Vec<u8>)> 
         .request(&request, &[], Sink::Keep(&mut body), |_| {})
         .await?;
     Ok((head, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_in_chunks_ends_with_an_empty_one() {
+        assert_eq!(chunked(b"abc"), b"3\r\nabc\r\n0\r\n\r\n");
+        assert_eq!(chunked(b""), b"0\r\n\r\n");
+        let framed = chunked(&vec![7; CHUNK_BYTES + 1]);
+        assert!(framed.starts_with(b"8000\r\n"));
+        assert!(framed.ends_with(b"\r\n1\r\n\x07\r\n0\r\n\r\n"));
+    }
 }
