@@ -246,6 +246,11 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
             header::RETRY_AFTER,
             HeaderValue::from(limits::RETRY_AFTER_SECONDS),
         ),
+        SourceError::NoSpace(what) => Error::new(
+            StatusCode::INSUFFICIENT_STORAGE,
+            Code::Denied,
+            format!("{what}: it is not copied until there is room, other pulls go on"),
+        ),
         SourceError::Overloaded => Error::later(error.to_string()),
         SourceError::Store(error) => error.into(),
     }
@@ -273,6 +278,7 @@ mod tests {
         check(SourceError::Invalid("digest".into()), 502);
         check(SourceError::Timeout("5 s".into()), 504);
         check(SourceError::Overloaded, 503);
+        check(SourceError::NoSpace("full".into()), 507);
         check(
             SourceError::Store(holdfast_store::Error::NoSpace { available_bytes: 1 }),
             507,

@@ -6,7 +6,9 @@
 
 mod arriving;
 mod blob;
+mod candidates;
 mod document;
+mod entry;
 mod fresh;
 mod grants;
 mod image;
@@ -29,7 +31,7 @@ use holdfast_store::{GrowingBlob, Owner, Store};
 use crate::{
     fill_metrics::FillMetrics,
     source::{ManifestRef, SourceError},
-    upstream::{self, Login, Priority, Source, Upstreams},
+    upstream::{self, Interest, Login, Priority, Source, Upstreams},
 };
 use arriving::Arriving;
 use fresh::Checks;
@@ -57,9 +59,12 @@ pub enum Error {
     /// The request is malformed.
     #[error("{0}")]
     Request(String),
-    /// The volume takes no more writes.
-    #[error("the volume is full")]
-    NoSpace,
+    /// The volume has no room for it.
+    #[error("{0}")]
+    NoSpace(String),
+    /// Too much waits already; it may be tried again.
+    #[error("{0}")]
+    Busy(String),
     /// The store failed; details are in the log.
     #[error("the store failed: {0}")]
     Store(&'static str),
@@ -75,7 +80,8 @@ impl Error {
             Self::Invalid(_) => "invalid",
             Self::NotAllowed => "not_allowed",
             Self::Request(_) => "bad_request",
-            Self::NoSpace => "no_space",
+            Self::NoSpace(_) => "no_space",
+            Self::Busy(_) => "busy",
             Self::Store(_) => "store_failed",
         }
     }
@@ -90,6 +96,7 @@ impl From<upstream::Error> for Error {
             upstream::Error::NotFound => Self::NotFound,
             upstream::Error::Unauthorized => Self::Unauthorized,
             upstream::Error::Invalid(what) => Self::Invalid(what),
+            upstream::Error::Busy(_) => Self::Busy(error.to_string()),
             upstream::Error::Unavailable(what) | upstream::Error::Settings(what) => {
                 Self::Unavailable(what)
             }
@@ -99,8 +106,9 @@ impl From<upstream::Error> for Error {
 
 impl From<holdfast_store::Error> for Error {
     fn from(error: holdfast_store::Error) -> Self {
-        if matches!(error, holdfast_store::Error::NoSpace { .. }) {
-            return Self::NoSpace;
+        if let holdfast_store::Error::NoSpace { available_bytes } = error {
+            let what = format!("the volume is full ({available_bytes} bytes left)");
+            return Self::NoSpace(what);
         }
         tracing::error!(%error, source = std::error::Error::source(&error), "the store failed during a copy");
         Self::Store(error.category())
@@ -112,10 +120,10 @@ impl From<Error> for FillError {
         let code = match &error {
             Error::NotFound => FillErrorCode::NotFound,
             Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) => FillErrorCode::UpstreamUnavailable,
+            Error::Unavailable(_) | Error::Busy(_) => FillErrorCode::UpstreamUnavailable,
             Error::Store(_) => FillErrorCode::StoreFailed,
             Error::Invalid(_) => FillErrorCode::UpstreamInvalid,
-            Error::NoSpace => FillErrorCode::NoSpace,
+            Error::NoSpace(_) => FillErrorCode::NoSpace,
             Error::Request(_) | Error::NotAllowed => FillErrorCode::Invalid,
         };
         Self {
@@ -133,7 +141,8 @@ impl From<Error> for SourceError {
             Error::Unavailable(what) => Self::Unavailable(what),
             Error::Invalid(what) => Self::Invalid(what),
             Error::NotAllowed | Error::Request(_) => Self::NotAllowed,
-            Error::NoSpace => Self::Store(holdfast_store::Error::NoSpace { available_bytes: 0 }),
+            Error::NoSpace(what) => Self::NoSpace(what),
+            Error::Busy(_) => Self::Overloaded,
             Error::Store(_) => Self::Store(holdfast_store::Error::Busy),
         }
     }
@@ -201,8 +210,8 @@ struct Inner {
     peers: Peers,
     settings: Settings,
     grants: Grants,
-    blobs: Mutex<HashMap<Digest, blob::Entry>>,
-    images: Mutex<HashMap<ImageKey, (ImageFill, Priority)>>,
+    blobs: Mutex<HashMap<Digest, entry::Entry>>,
+    images: Mutex<HashMap<ImageKey, (ImageFill, Priority, Arc<Interest>)>>,
     checks: Mutex<Checks>,
     arriving: Arriving,
     streams: shared::Streams,
@@ -304,16 +313,16 @@ impl Fills {
             .upstreams
             .raise(&entry.priority, holdfast_api::fill::Need::Waiting);
         match &*entry.state.borrow() {
-            blob::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
+            entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
                 Growing::OfOthers
             }
-            blob::State::Growing(growing) => Growing::Here(growing.clone()),
+            entry::State::Growing(growing) => Growing::Here(growing.clone()),
             _ => Growing::No,
         }
     }
 
-    /// The size of a blob that a manifest on its way here names.
-    pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Option<u64> {
+    /// The sizes that manifests on their way here claim for a blob; none: no manifest names it.
+    pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
         self.inner.arriving.blob(repo, digest)
     }
 
@@ -336,7 +345,7 @@ impl Fills {
         &self.inner.store
     }
 
-    fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, blob::Entry>> {
+    fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, entry::Entry>> {
         self.inner
             .blobs
             .lock()

@@ -79,7 +79,8 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
                     Ok(repo) => repo,
                     Err(error) => return no_name(&error),
                 };
-                blob(fills, repo.as_ref(), &digest, range_start(&request)).await
+                let (first, size) = (range_start(&request), claimed_size(&request));
+                blob(fills, repo.as_ref(), &digest, (first, size)).await
             }
             Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
         };
@@ -88,15 +89,14 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
         let named = match (repository(&request), Digest::parse(digest)) {
             (Err(error), _) => return no_name(&error),
             (Ok(Some(repo)), Ok(digest)) => fills.named_here(&repo, &digest),
-            _ => None,
+            _ => Vec::new(),
         };
-        return match named {
-            Some(size) => reply(StatusCode::OK, "text/plain", size.to_string().into()),
-            None => refuse(
-                StatusCode::NOT_FOUND,
-                "no manifest on its way here names it",
-            ),
-        };
+        if named.is_empty() {
+            let what = "no manifest on its way here names it";
+            return refuse(StatusCode::NOT_FOUND, what);
+        }
+        let sizes: Vec<String> = named.iter().map(ToString::to_string).collect();
+        return reply(StatusCode::OK, "text/plain", sizes.join(" ").into());
     }
     if let Some(reference) = path.strip_prefix("/internal/v1/manifests/") {
         let repo = match repository(&request) {
@@ -128,6 +128,13 @@ fn repository(request: &Request<Incoming>) -> Result<Option<RepositoryName>, Str
             RepositoryName::parse(&repo).map_err(|error| format!("repository: {error}"))
         })
         .transpose()
+}
+
+/// The size that the caller's manifest claims for the blob.
+fn claimed_size(request: &Request<Incoming>) -> Option<u64> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut pairs = url::form_urlencoded::parse(query.as_bytes());
+    pairs.find(|(name, _)| name == "size")?.1.parse().ok()
 }
 
 fn no_name(error: &str) -> Response<Body> {
@@ -204,7 +211,7 @@ async fn blob(
     fills: &Fills,
     repo: Option<&RepositoryName>,
     digest: &Digest,
-    offset: u64,
+    (offset, size): (u64, Option<u64>),
 ) -> Response<Body> {
     let not_its = || {
         refuse(
@@ -214,6 +221,7 @@ async fn blob(
     };
     match fills.growing(digest, repo) {
         Growing::Here(growing) => {
+            let growing = growing.claiming(size);
             let chunks =
                 stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
                     let bytes = growing

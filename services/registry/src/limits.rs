@@ -48,6 +48,13 @@ pub const SHARED_STREAMS: usize = 4;
 /// Bytes of each of these that are kept for clients that come a little later.
 pub const SHARED_STREAM_BYTES: usize = 6 << 20;
 
+/// Requests that wait for the pace of one upstream host; a request of the repository with most of them
+/// makes room for one of another repository.
+pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
+
+/// Sources of the copy of one blob that are remembered while it runs.
+pub const COPY_SOURCES: usize = 32;
+
 /// Longest query string.
 pub const QUERY_BYTES: usize = 16 << 10;
 

@@ -95,6 +95,9 @@ pub enum SourceError {
     /// What the upstream sent is wrong (digest, size, shape).
     #[error("the upstream sent something invalid: {0}")]
     Invalid(String),
+    /// The volume has no room for it.
+    #[error("{0}")]
+    NoSpace(String),
     /// Too many fills at once; try again.
     #[error("too many fills at once")]
     Overloaded,

@@ -4,10 +4,13 @@
 //! upstream says is hostile until verified. Knows nothing of the store and of who waits.
 
 pub(crate) mod auth;
+mod body;
 mod breaker;
 mod client;
 mod endpoint;
+pub(crate) mod flow;
 mod negative;
+mod pace;
 mod proxies;
 mod rate;
 mod reach;
@@ -26,12 +29,15 @@ use holdfast_config::{Credentials, Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{Digest, Host, RepositoryName};
 
 pub use auth::Login;
+pub use body::Body;
 use endpoint::{Endpoint, Parts};
 use negative::Negative;
+use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
+use settings::retry_after;
 pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
-use settings::{MIN_BYTES, retry_after};
+pub(crate) use turns::Interest;
 pub use turns::{Priority, Wait};
 use turns::{Turn, Turns};
 
@@ -52,6 +58,9 @@ pub enum Error {
     /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may be sent.
     #[error("the upstream's answer is not valid: {0}")]
     Invalid(String),
+    /// It was not asked: too many requests wait for it, or nobody waits for this one any more.
+    #[error("the upstream was not asked: {0}")]
+    Busy(String),
     /// The settings do not make a client.
     #[error("upstream settings: {0}")]
     Settings(String),
@@ -65,6 +74,7 @@ impl Error {
             Self::Unauthorized => "unauthorized",
             Self::Unavailable(_) | Self::Settings(_) => "unavailable",
             Self::Invalid(_) => "invalid",
+            Self::Busy(_) => "busy",
         }
     }
 }
@@ -109,82 +119,8 @@ pub struct Wanted<'a> {
     pub whole: bool,
     /// Endpoints that broke off before: asked after the others.
     pub avoid: &'a [String],
-}
-
-/// The body of a blob as it arrives.
-#[derive(Debug)]
-pub struct Body {
-    response: reqwest::Response,
-    endpoint: Arc<Endpoint>,
-    shared: Arc<Inner>,
-    priority: Priority,
-    skip: u64,
-    total: Option<u64>,
-    etag: Option<String>,
-    /// Bytes since when, for the slowest pace that is put up with.
-    paced: (u64, Duration),
-    turn: Turn,
-}
-
-impl Body {
-    /// The next bytes; `None` at the end that the upstream declared.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] when the body breaks, stalls or trickles.
-    pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
-        loop {
-            self.turn.give_way(&self.priority).await;
-            let begun = Instant::now();
-            let next =
-                tokio::time::timeout(self.endpoint.timeouts.stall, self.response.chunk()).await;
-            let mut bytes = match next {
-                Ok(Ok(Some(bytes))) => bytes,
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(error)) => {
-                    return Err(self
-                        .endpoint
-                        .broke(&format!("the body broke off: {}", client::cause(&error))));
-                }
-                Err(_) => return Err(self.endpoint.broke("the body stalled")),
-            };
-            // Only time spent on waiting for the upstream counts, not our own caps or the volume.
-            self.paced.0 += bytes.len() as u64;
-            self.paced.1 += begun.elapsed();
-            if self.paced.1 > self.endpoint.timeouts.crawl {
-                if self.paced.0 < MIN_BYTES {
-                    return Err(self.endpoint.broke("the body only trickles"));
-                }
-                self.paced = (0, Duration::ZERO);
-            }
-            self.shared
-                .metrics
-                .took(&self.endpoint.label, "blob", bytes.len());
-            let gives_way =
-                || self.priority.need() == Need::Ahead && self.shared.turns.is_anybody_waiting();
-            self.shared.rate.take(bytes.len(), gives_way).await;
-            if self.skip > 0 {
-                let skipped = usize::try_from(self.skip)
-                    .unwrap_or(usize::MAX)
-                    .min(bytes.len());
-                drop(bytes.split_to(skipped));
-                self.skip -= skipped as u64;
-                if bytes.is_empty() {
-                    continue;
-                }
-            }
-            return Ok(Some(bytes));
-        }
-    }
-
-    /// Who sends it, for [`Upstreams::quarantine`].
-    pub fn endpoint(&self) -> String {
-        self.endpoint.url.to_string()
-    }
-
-    /// What the upstream says that the content is, if it says so strongly: size and validator.
-    pub fn identity(&self) -> (Option<u64>, Option<&str>) {
-        (self.total, self.etag.as_deref())
-    }
+    /// Whether this copy had a slot before and was preempted.
+    pub yielded: bool,
 }
 
 /// All upstreams. Clones share everything.
@@ -200,7 +136,7 @@ struct Inner {
     endpoints: Mutex<HashMap<String, Vec<Arc<Endpoint>>>>,
     rate: Rate,
     requests_per_second: u64,
-    paces: Mutex<HashMap<String, Arc<Rate>>>,
+    paces: Mutex<HashMap<String, Arc<Pace>>>,
     turns: Turns,
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
     negative: Negative,
@@ -351,7 +287,7 @@ impl Upstreams {
     }
 
     /// The pace of requests to an endpoint's host, shared by all that lead there.
-    fn pace(&self, url: &str) -> Arc<Rate> {
+    fn pace(&self, url: &str) -> Arc<Pace> {
         let url = url::Url::parse(url).ok();
         let host = url
             .and_then(|url| url.host_str().map(str::to_owned))
@@ -360,12 +296,7 @@ impl Upstreams {
         if paces.len() >= 4 * MAX_HOSTS {
             paces.clear();
         }
-        let new = || {
-            Arc::new(Rate::new(
-                self.inner.requests_per_second,
-                Duration::from_secs(1),
-            ))
-        };
+        let new = || Arc::new(Pace::new(self.inner.requests_per_second));
         Arc::clone(paces.entry(host).or_insert_with(new))
     }
 
@@ -468,39 +399,59 @@ impl Upstreams {
         Err(self.failed(source, &path, failed))
     }
 
-    /// Starts to fetch a blob. Waits for its turn among all copies.
+    /// Starts to fetch a blob. Waits for its turn among all copies, again when it has to give its slot up
+    /// before the upstream answers.
     ///
     /// # Errors
     /// The most telling error of all endpoints.
     pub async fn blob(&self, source: &Source, wanted: Wanted<'_>) -> Result<Body> {
-        let Wanted {
-            digest,
-            size,
-            offset,
-            whole,
-            avoid,
-        } = wanted;
-        let path = format!("blobs/{digest}");
+        let path = format!("blobs/{}", wanted.digest);
         self.refused(source, &path)?;
-        let host = source.host.to_string();
-        let turn = self.inner.turns.take(&host, &source.priority);
-        self.tell_queue();
-        let turn = turn
-            .await
-            .ok_or_else(|| Error::Unavailable("shutting down".to_owned()))?;
-        self.tell_queue();
+        let (host, mut yielded) = (source.host.to_string(), wanted.yielded);
+        let outcome = loop {
+            let place = (host.as_str(), source.repository.as_str());
+            let turn = self.inner.turns.take(place, &source.priority, yielded);
+            self.tell_queue();
+            let turn = turn
+                .await
+                .ok_or_else(|| Error::Unavailable("shutting down".to_owned()))?;
+            self.tell_queue();
+            let preempted = turn.preempted().clone();
+            tokio::select! {
+                biased;
+                outcome = self.open(source, wanted, turn) => break outcome,
+                () = preempted.cancelled() => yielded = true,
+            }
+        };
+        outcome.map_err(|failed| self.failed(source, &path, failed))
+    }
+
+    /// Asks the endpoints for a blob, one after the other.
+    async fn open(
+        &self,
+        source: &Source,
+        wanted: Wanted<'_>,
+        turn: Turn,
+    ) -> Result<Body, Option<Error>> {
+        let (digest, range) = (wanted.digest, (wanted.offset, wanted.whole));
         let mut failed = None;
-        let mut endpoints = self.endpoints(&source.host)?;
-        endpoints.sort_by_key(|endpoint| avoid.iter().any(|url| *url == endpoint.url.as_str()));
+        let mut endpoints = self.endpoints(&source.host).map_err(Some)?;
+        endpoints.sort_by_key(|endpoint| {
+            let mut avoided = wanted.avoid.iter();
+            avoided.any(|url| *url == endpoint.url.as_str())
+        });
         for endpoint in endpoints {
             if self.is_quarantined(endpoint.url.as_str(), digest) {
                 failed = Some(worse(
                     failed,
-                    Error::Invalid("this endpoint sent wrong bytes a moment ago".to_owned()),
+                    Error::Invalid(format!(
+                        "{} sent all of {digest} a moment ago, and the bytes were wrong",
+                        endpoint.url
+                    )),
                 ));
                 continue;
             }
-            match endpoint.blob(source, digest, (offset, whole), size).await {
+            match endpoint.blob(source, digest, range, wanted.size).await {
                 Ok(answer) => {
                     return Ok(Body {
                         response: answer.response,
@@ -514,16 +465,12 @@ impl Upstreams {
                         turn,
                     });
                 }
-                Err(error) => {
-                    // What it says of the blob cannot be true; elsewhere it may be.
-                    if matches!(error, Error::Invalid(_)) && offset == 0 {
-                        self.quarantine(endpoint.url.as_str(), digest);
-                    }
-                    failed = Some(worse(failed, error));
-                }
+                // An answer that breaks a rule is this source's: it says nothing of what the endpoint
+                // has for others.
+                Err(error) => failed = Some(worse(failed, error)),
             }
         }
-        Err(self.failed(source, &path, failed))
+        Err(failed)
     }
 
     /// Makes a copy more urgent, wherever it stands.
@@ -543,7 +490,8 @@ impl Upstreams {
         }
     }
 
-    /// Does not ask an endpoint for a blob for a while, because it sent wrong bytes.
+    /// Does not ask an endpoint for a blob for a while, because it alone sent all of it, and the bytes
+    /// hash to something else. Nothing less proves that an endpoint is wrong for everybody.
     pub fn quarantine(&self, endpoint: &str, digest: &Digest) {
         let of = |endpoints: &Vec<Arc<Endpoint>>| {
             let mut all = endpoints.iter();
@@ -586,7 +534,8 @@ fn worse(first: Option<Error>, second: Error) -> Error {
         Error::NotFound => 1,
         Error::Unauthorized => 2,
         Error::Invalid(_) => 3,
-        Error::Unavailable(_) => 4,
+        Error::Busy(_) => 4,
+        Error::Unavailable(_) => 5,
     };
     match first {
         Some(first) if rank(&first) > rank(&second) => first,

@@ -18,7 +18,6 @@ pub struct Incoming {
     digest: Digest,
     sink: Sink,
     accepted: u64,
-    expected: Option<u64>,
     lock: Option<Lock>,
 }
 
@@ -26,7 +25,8 @@ pub struct Incoming {
 #[derive(Clone, Debug)]
 pub struct GrowingBlob {
     digest: Digest,
-    expected: Option<u64>,
+    /// The size that this reader was told; other readers may have been told another one.
+    claimed: Option<u64>,
     file: Arc<dyn VolumeFile>,
     progress: watch::Receiver<Progress>,
     pool: Pool,
@@ -34,12 +34,13 @@ pub struct GrowingBlob {
 }
 
 impl Store {
-    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The caller holds the blob's lock:
-    /// there is one writer.
+    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The
+    /// caller holds the blob's lock: there is one writer.
     ///
-    /// `expected` is the size from the descriptor or the upstream's header, if known: the last byte is then held back from readers until
-    /// the digest is verified, so a wrong body never ends cleanly.
-    pub async fn incoming(&self, digest: &Digest, expected: Option<u64>) -> Result<Incoming> {
+    /// No size is given here, because only the digest proves one: whoever knows a size from a manifest
+    /// or a header compares it with what arrives, and readers give theirs to
+    /// [`GrowingBlob::claiming`].
+    pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
         let wanted = digest.clone();
         let (path, file, offset, hasher) = self
             .run(move |inner| {
@@ -48,11 +49,7 @@ impl Store {
                 atomic::create_dir_plain(inner.volume(), folder)?;
                 let file = atomic::open_write(inner.volume(), &path, true)?
                     .ok_or_else(|| Error::io("create", &path)(io::ErrorKind::NotFound.into()))?;
-                let mut size = file.metadata().map_err(Error::io("stat", &path))?.len;
-                if expected.is_some_and(|expected| size > expected) {
-                    file.set_len(0).map_err(Error::io("truncate", &path))?;
-                    size = 0;
-                }
+                let size = file.metadata().map_err(Error::io("stat", &path))?.len;
                 let hasher = hash_prefix(&*file, Hasher::new(wanted.algorithm()), size)
                     .map_err(Error::io("read", &path))?;
                 Ok((path, file, size, hasher))
@@ -64,7 +61,6 @@ impl Store {
             digest: digest.clone(),
             sink,
             accepted: offset,
-            expected,
             lock: None,
         })
     }
@@ -86,11 +82,20 @@ impl Incoming {
         &self.digest
     }
 
+    /// Whether what is there is all of the blob, by its digest.
+    ///
+    /// # Errors
+    /// What the volume said to a write before.
+    pub async fn is_whole(&self) -> Result<bool> {
+        let (_, hasher) = self.sink.drain().await?;
+        Ok(hasher.finish() == self.digest)
+    }
+
     /// A reader of what is there and what will come.
     pub fn reader(&self) -> GrowingBlob {
         GrowingBlob {
             digest: self.digest.clone(),
-            expected: self.expected,
+            claimed: None,
             file: Arc::clone(self.sink.file()),
             progress: self.sink.progress().subscribe(),
             pool: self.store.inner.pool.clone(),
@@ -101,41 +106,25 @@ impl Incoming {
     /// Takes the next bytes; waits only while the volume is behind.
     ///
     /// # Errors
-    /// [`Error::SizeMismatch`] when more arrives than was expected.
+    /// What the volume says.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
-        let accepted = self.accepted + bytes.len() as u64;
-        if let Some(expected) = self.expected.filter(|expected| accepted > *expected) {
-            return Err(Error::SizeMismatch {
-                expected,
-                actual: accepted,
-            });
-        }
-        self.sink.append(bytes).await?;
-        self.accepted = accepted;
-        Ok(())
+        // Before the wait: what the sink took counts, also when the caller does not wait for the end.
+        self.accepted += bytes.len() as u64;
+        self.sink.append(bytes).await
     }
 
-    /// Verifies size and digest, syncs, and makes the blob visible on the volume. Returns its size. On a mismatch everything received is
+    /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a mismatch everything received is
     /// thrown away, because no part of it can be trusted.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], [`Error::SizeMismatch`], or what the volume says.
+    /// [`Error::DigestMismatch`], or what the volume says.
     pub async fn commit(self) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
-        let mismatch = match (self.expected, hasher.finish()) {
-            (Some(expected), _) if expected != size => Some(Error::SizeMismatch {
-                expected,
-                actual: size,
-            }),
-            (_, actual) if actual != self.digest => Some(Error::DigestMismatch {
-                expected: self.digest.clone(),
-                actual,
-            }),
-            _ => None,
-        };
-        if let Some(error) = mismatch {
+        let actual = hasher.finish();
+        if actual != self.digest {
+            let expected = self.digest.clone();
             self.discard().await?;
-            return Err(error);
+            return Err(Error::DigestMismatch { expected, actual });
         }
         if let Some(lock) = &self.lock {
             lock.check().await?;
@@ -188,11 +177,23 @@ impl GrowingBlob {
         &self.digest
     }
 
-    /// The blob's size, if it is known before the end.
-    pub fn size(&self) -> Option<u64> {
-        match *self.progress.borrow() {
+    /// The same blob for a reader that was told this size, by a manifest for instance. It holds the
+    /// last byte back until the digest is verified, so that a wrong body never ends cleanly, and fails
+    /// when the blob turns out to have another size. Other readers notice nothing.
+    #[must_use]
+    pub fn claiming(self, size: Option<u64>) -> Self {
+        let claimed = match *self.progress.borrow() {
             Progress::Complete(size) => Some(size),
-            _ => self.expected,
+            _ => size,
+        };
+        Self { claimed, ..self }
+    }
+
+    /// The size that this reader was told, or the blob's once it is verified.
+    pub fn size(&self) -> Option<u64> {
+        match (self.claimed, *self.progress.borrow()) {
+            (None, Progress::Complete(size)) => Some(size),
+            (claimed, _) => claimed,
         }
     }
 
@@ -204,15 +205,15 @@ impl GrowingBlob {
     /// Reads up to `limit` bytes at `offset`, waiting until there are some; empty only at the verified end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the writer gave up: the reader's stream must end short, never cleanly.
+    /// [`Error::Corrupt`] when the writer gave up, [`Error::SizeMismatch`] when the blob has another size
+    /// than this reader was told: the reader's stream must end short, never cleanly.
     pub async fn read_at(&mut self, offset: u64, limit: u64) -> Result<Bytes> {
-        let expected = self.expected;
+        let claimed = self.claimed;
         let readable = move |progress: &Progress| match *progress {
             Progress::Complete(size) => Some(Some(size)),
             Progress::Failed => Some(None),
             Progress::Growing(size) => {
-                let visible =
-                    expected.map_or(size, |expected| size.min(expected.saturating_sub(1)));
+                let visible = claimed.map_or(size, |claimed| size.min(claimed.saturating_sub(1)));
                 (visible > offset).then_some(Some(visible))
             }
         };
@@ -229,6 +230,11 @@ impl GrowingBlob {
                 digest: self.digest.clone(),
             });
         };
+        if let (Some(expected), Progress::Complete(actual)) = (claimed, *self.progress.borrow())
+            && expected != actual
+        {
+            return Err(Error::SizeMismatch { expected, actual });
+        }
         blobs::read_at(
             &self.pool,
             &self.buffers,

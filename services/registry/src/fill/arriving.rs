@@ -125,17 +125,22 @@ impl Arriving {
             .map(|(entry, _, _)| entry.clone())
     }
 
-    /// The size of a blob that a manifest on its way names.
-    pub(super) fn blob(&self, repo: &RepositoryName, digest: &Digest) -> Option<u64> {
+    /// The sizes that manifests on their way claim for a blob: one when they agree, none when no manifest
+    /// names it.
+    pub(super) fn blob(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
         let held = self.held();
-        let mut named = held
+        let named = held
             .manifests
             .iter()
             .filter(|((of, _), _)| of == repo)
             .flat_map(|(_, (_, blobs, _))| blobs);
-        named
-            .find(|(named, _)| named == digest)
+        let mut sizes: Vec<u64> = named
+            .filter(|(named, _)| named == digest)
             .map(|(_, size)| *size)
+            .collect();
+        sizes.sort_unstable();
+        sizes.dedup();
+        sizes
     }
 
     /// Tells of every addition.

@@ -3,152 +3,96 @@
 //! A blob belongs to a repository once the repository's own credentials read it, or were told by the upstream that they may:
 //! that its bytes are on the volume, or on their way for somebody else, is no leave to read them.
 
-use std::{
-    collections::BTreeSet,
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use holdfast_core::{Digest, RepositoryName};
-use holdfast_store::{Claim, GrowingBlob, Incoming, Lock, Owner};
+use holdfast_store::{Claim, Incoming, Lock};
 use tokio::sync::watch;
 
-use super::{Error, Fills, Result};
-use crate::upstream::{self, Priority, Source, Wanted};
+use super::{
+    Error, Fills, Result,
+    candidates::Candidate,
+    entry::{Entry, State},
+};
+use crate::{
+    limits::SPACE_EVERY_BYTES,
+    upstream::{self, Body, Priority, Source, Wanted},
+};
 
-/// Attempts that bring next to nothing before a blob is given up.
+/// Attempts that bring next to nothing before a source is given up.
 const ATTEMPTS: u32 = 3;
 /// What an attempt must bring to count as a step forward, bytes.
 const STEP_BYTES: u64 = 64 << 10;
-/// Times that a blob is begun anew after wrong bytes.
+/// Times that all of what a source sent may be wrong before it is given up.
 const ROUNDS: u32 = 3;
 /// Between two looks at a lock that another replica holds.
 const LOOK: Duration = Duration::from_millis(200);
 /// Looks for the link that another replica makes right after it copied a blob.
 const LINK_LOOKS: u32 = 5;
 
-/// How far the fill of a blob is.
-#[derive(Debug, Clone)]
-pub(super) enum State {
-    /// Nothing to read yet.
-    Starting,
-    /// This process writes it.
-    Growing(GrowingBlob),
-    /// Another replica writes it.
-    Elsewhere(Owner),
-    /// It is in the store.
-    Done,
-    /// Given up.
-    Failed(Error),
-}
-
-/// The fill of a blob in this process. Clones share it.
-#[derive(Debug, Clone)]
-pub(super) struct Entry {
-    pub(super) state: watch::Receiver<State>,
-    pub(super) priority: Priority,
-    /// The repositories whose credentials the upstream let read it.
-    proven: Arc<Mutex<BTreeSet<RepositoryName>>>,
-}
-
-impl Entry {
-    pub(super) fn new(state: watch::Receiver<State>, priority: Priority) -> Self {
-        Self {
-            state,
-            priority,
-            proven: Arc::default(),
-        }
-    }
-
-    /// Whether the repository's own credentials may read it.
-    pub(super) fn is_proven(&self, repo: &RepositoryName) -> bool {
-        let proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        proven.contains(repo)
-    }
-
-    /// The upstream let this repository's credentials read it.
-    pub(super) fn prove(&self, repo: &RepositoryName) {
-        let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
-        proven.insert(repo.clone());
-    }
-
-    /// Waits until it can be read or is given up.
-    pub(super) async fn readable(&self) -> State {
-        let mut state = self.state.clone();
-        let ready = state
-            .wait_for(|state| !matches!(state, State::Starting))
-            .await;
-        ready.map_or_else(
-            |_| State::Failed(Error::Unavailable("shutting down".to_owned())),
-            |state| state.clone(),
-        )
-    }
-
-    /// Waits until it is stored or given up.
-    async fn ended(&self) -> Option<Result<()>> {
-        let mut state = self.state.clone();
-        let end = state
-            .wait_for(|state| matches!(state, State::Done | State::Failed(_)))
-            .await
-            .ok()?;
-        match &*end {
-            State::Failed(error) => Some(Err(error.clone())),
-            _ => Some(Ok(())),
-        }
-    }
-
-    /// Whether it was stored.
-    pub(super) async fn is_done(&self) -> bool {
-        self.ended().await == Some(Ok(()))
-    }
-}
-
-/// One fill's own things.
+/// What a copy works on.
 struct Copy<'a> {
-    source: &'a Source,
-    repo: &'a RepositoryName,
     digest: &'a Digest,
-    size: Option<u64>,
     entry: &'a Entry,
     announce: &'a watch::Sender<State>,
     lock: &'a Lock,
 }
 
+/// What the growing file holds, since it was empty.
+#[derive(Debug, Default)]
+struct Round {
+    /// The endpoints that sent it.
+    senders: Vec<String>,
+    /// Whether it began with what an earlier attempt left, whose sender is not known.
+    kept: bool,
+    /// Sources do not go on where others stopped: bytes of several did not fit together.
+    alone: bool,
+}
+
 impl Fills {
-    /// Joins the fill of a blob in this process or begins it; true when it began.
+    /// Joins the fill of a blob in this process, or begins it, with a source and the size that its
+    /// manifest claims. A source that cannot join, because there are too many, waits for the others.
     pub(super) fn begin(
         &self,
         source: Option<&Source>,
         repo: &RepositoryName,
         digest: &Digest,
-        size: Option<u64>,
-    ) -> (Entry, bool) {
+        claim: Option<u64>,
+    ) -> (Entry, Option<Arc<Candidate>>) {
         let mut blobs = self.lock_blobs();
+        let join = |entry: &Entry| {
+            let source = Source {
+                priority: entry.priority.clone(),
+                ..source?.clone()
+            };
+            entry.candidates.join(&source, repo, claim)
+        };
         if let Some(running) = blobs.get(digest).cloned() {
             drop(blobs);
             if let Some(source) = source {
                 let need = source.priority.need();
                 self.inner.upstreams.raise(&running.priority, need);
             }
-            return (running, false);
+            let candidate = join(&running);
+            return (running, candidate);
         }
         let (announce, state) = watch::channel(State::Starting);
         let priority = source.map_or_else(Priority::default, |source| source.priority.clone());
         let entry = Entry::new(state, priority);
+        let candidate = join(&entry);
         blobs.insert(digest.clone(), entry.clone());
-        let (fills, source, repo, digest) =
-            (self.clone(), source.cloned(), repo.clone(), digest.clone());
-        let ours = entry.clone();
+        let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
         // Its own task: whoever asked may leave.
         tokio::spawn(async move {
             // A panic must not leave the entry behind: everybody would join it for ever.
-            let copy = fills.run(source.as_ref(), &repo, &digest, size, &ours, &announce);
+            let copy = fills.run(&digest, &ours, &announce);
             let result = AssertUnwindSafe(copy)
                 .catch_unwind()
                 .await
                 .unwrap_or(Err(Error::Store("panic")));
+            ours.candidates.end(&result);
+            fills.link(&digest, &ours, result.is_ok()).await;
             fills.lock_blobs().remove(&digest);
             let word = result.as_ref().map_or_else(Error::word, |()| "ok");
             fills.inner.upstreams.metrics().ended("blob", word);
@@ -160,7 +104,16 @@ impl Fills {
                 }
             };
         });
-        (entry, true)
+        (entry, candidate)
+    }
+
+    /// Links what was copied into every repository that may read it.
+    async fn link(&self, digest: &Digest, entry: &Entry, is_stored: bool) {
+        for repo in entry.close().iter().filter(|_| is_stored) {
+            if let Err(error) = self.inner.store.link_blob(repo, digest).await {
+                tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
+            }
+        }
     }
 
     /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else began with other credentials is
@@ -174,18 +127,26 @@ impl Fills {
     ) -> Result<()> {
         let store = &self.inner.store;
         loop {
-            if self.is_stored(digest, Some(size)).await? {
+            if let Some(found) = store.stat_blob(digest).await? {
+                has_size(digest, size, found)?;
                 if !store.repo_has_blob(repo, digest).await? {
                     self.prove(source, digest).await?;
                     store.link_blob(repo, digest).await?;
                 }
                 return Ok(());
             }
-            let (entry, ours) = self.begin(Some(source), repo, digest, Some(size));
-            match entry.ended().await {
-                Some(Ok(())) if entry.is_proven(repo) => {
-                    return Ok(store.link_blob(repo, digest).await?);
-                }
+            let (entry, candidate) = self.begin(Some(source), repo, digest, Some(size));
+            let ended = match &candidate {
+                Some(candidate) => tokio::select! {
+                    biased;
+                    error = candidate.given_up() => return Err(error),
+                    ended = entry.ended() => ended,
+                },
+                None => entry.ended().await,
+            };
+            match ended {
+                // Whether it has this manifest's size is looked at above.
+                Some(Ok(())) if entry.is_proven(repo) => store.link_blob(repo, digest).await?,
                 // Another replica's work, perhaps for this very repository: then it links it.
                 Some(Ok(())) => {
                     for _ in 0..LINK_LOOKS {
@@ -195,9 +156,9 @@ impl Fills {
                         tokio::time::sleep(LOOK).await;
                     }
                 }
-                Some(Err(error)) if ours => return Err(error),
-                None if ours => return Err(Error::Unavailable("shutting down".to_owned())),
-                _ => {}
+                // Of a copy that this source was no part of.
+                Some(Err(_)) => {}
+                None => return Err(Error::Unavailable("shutting down".to_owned())),
             }
         }
     }
@@ -210,19 +171,16 @@ impl Fills {
 
     async fn run(
         &self,
-        source: Option<&Source>,
-        repo: &RepositoryName,
         digest: &Digest,
-        size: Option<u64>,
         entry: &Entry,
         announce: &watch::Sender<State>,
     ) -> Result<()> {
-        let name = lock_name(digest);
+        let (name, store) = (lock_name(digest), &self.inner.store);
         loop {
-            if self.is_stored(digest, size).await? {
+            if store.stat_blob(digest).await?.is_some() {
                 return Ok(());
             }
-            match self.inner.store.try_lock(&name, &self.inner.owner).await? {
+            match store.try_lock(&name, &self.inner.owner).await? {
                 Claim::Busy(owner) => {
                     announce.send_if_modified(|state| {
                         let changed = !matches!(state, State::Elsewhere(known) if *known == owner);
@@ -235,17 +193,13 @@ impl Fills {
                 }
                 Claim::Held(lock) => {
                     // The one before us may have finished between the look and the lock.
-                    if self.is_stored(digest, size).await? {
+                    if store.stat_blob(digest).await?.is_some() {
                         return Ok(());
                     }
                     // Who streamed from the one before us waits for ours now.
                     announce.send_replace(State::Starting);
-                    let source = source.ok_or(Error::NotAllowed)?;
                     let copy = Copy {
-                        source,
-                        repo,
                         digest,
-                        size,
                         entry,
                         announce,
                         lock: &lock,
@@ -256,144 +210,138 @@ impl Fills {
         }
     }
 
-    async fn is_stored(&self, digest: &Digest, size: Option<u64>) -> Result<bool> {
-        match self.inner.store.stat_blob(digest).await? {
-            None => Ok(false),
-            Some(found) if size.is_none_or(|size| size == found) => Ok(true),
-            Some(_) => {
-                self.inner.store.quarantine(digest).await?;
-                Ok(false)
-            }
-        }
-    }
-
+    /// Copies from one source after the other, until the bytes are right or no source is left.
     async fn download(&self, copy: &Copy<'_>) -> Result<()> {
-        let Copy { digest, size, .. } = *copy;
-        self.inner.store.check_write(size.unwrap_or(0)).await?;
-        let mut wrong = Error::Invalid(String::new());
-        let mut avoid = Vec::new();
-        for _ in 0..ROUNDS {
-            let mut incoming = self.inner.store.incoming(digest, size).await?;
-            let kept = incoming.offset();
-            if kept > 0 {
-                self.inner.upstreams.metrics().resumed.inc();
-            }
-            let outcome = self.receive(copy, &mut incoming, &mut avoid).await;
-            let (senders, error) = match outcome {
-                Received::All(senders) => match incoming.commit().await {
+        let Copy { digest, entry, .. } = *copy;
+        self.inner.store.check_write(0).await?;
+        let (mut round, mut avoid) = (Round::default(), Vec::new());
+        let mut incoming = self.open(copy, &mut round).await?;
+        let mut last = Error::NotAllowed;
+        while let Some(candidate) = entry.candidates.next() {
+            let received = self
+                .receive(copy, &candidate, &mut incoming, (&mut round, &mut avoid))
+                .await;
+            let error = match received {
+                Received::Whole => match incoming.commit().await {
                     Ok(_) => return Ok(()),
-                    Err(
-                        error @ (holdfast_store::Error::DigestMismatch { .. }
-                        | holdfast_store::Error::SizeMismatch { .. }),
-                    ) => (senders, Error::Invalid(error.to_string())),
+                    Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
                     Err(error) => return Err(error.into()),
                 },
-                Received::Wrong(senders, what) => {
+                Received::Wrong(what) => {
                     incoming.discard().await?;
-                    (senders, Error::Invalid(what))
+                    what
                 }
-                // What is there stays for the next attempt, by whomever.
-                Received::Failed(error) => return Err(error),
+                Received::Slow(rate) => {
+                    tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "copy goes on from another source");
+                    entry.candidates.leave(&candidate, rate);
+                    if round.alone {
+                        incoming.discard().await?;
+                        incoming = self.open(copy, &mut round).await?;
+                    }
+                    continue;
+                }
+                // What is there stays for the next source, or the next attempt by whomever.
+                Received::Failed(error) => {
+                    entry.candidates.fail(&candidate, error.clone());
+                    last = error;
+                    continue;
+                }
+                Received::NoSpace(error) => {
+                    incoming.discard().await?;
+                    return Err(error);
+                }
+                Received::Ended(error) => return Err(error),
             };
-            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, %error, "wrong bytes were thrown away");
+            let senders = std::mem::take(&mut round.senders);
+            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
+            last = Error::Invalid(error);
             // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets its chance to send it whole.
-            if let ([sender], 0) = (senders.as_slice(), kept) {
+            let rate = if let ([sender], false) = (senders.as_slice(), round.kept) {
                 self.inner.upstreams.quarantine(sender, digest);
+                0
+            } else {
+                upstream::flow::SLOW
+            };
+            if candidate.was_wrong() < ROUNDS {
+                entry.candidates.leave(&candidate, rate);
+            } else {
+                entry.candidates.fail(&candidate, last.clone());
             }
-            copy.announce.send_replace(State::Starting);
-            wrong = error;
+            round.alone = true;
+            incoming = self.open(copy, &mut round).await?;
         }
-        Err(wrong)
+        Err(last)
     }
 
+    /// Opens the growing file with what is kept there.
+    async fn open(&self, copy: &Copy<'_>, round: &mut Round) -> Result<Incoming> {
+        copy.announce.send_if_modified(|state| {
+            let was_growing = matches!(state, State::Growing(_));
+            if was_growing {
+                *state = State::Starting;
+            }
+            was_growing
+        });
+        let incoming = self.inner.store.incoming(copy.digest).await?;
+        round.senders.clear();
+        round.kept = incoming.offset() > 0;
+        if round.kept {
+            self.inner.upstreams.metrics().resumed.inc();
+        }
+        Ok(incoming)
+    }
+
+    /// Copies from one source until everything is there, the source fails, or another one should go on.
     async fn receive(
         &self,
         copy: &Copy<'_>,
+        candidate: &Candidate,
         incoming: &mut Incoming,
-        avoid: &mut Vec<String>,
+        (round, avoid): (&mut Round, &mut Vec<String>),
     ) -> Received {
-        let Copy { digest, size, .. } = *copy;
-        let mut attempts = 0;
-        let mut senders: Vec<String> = Vec::new();
+        let Copy { digest, entry, .. } = *copy;
+        let (mut attempts, mut whole, mut yielded) = (0, false, false);
         let mut identity: Option<(String, String)> = None;
-        let mut whole = false;
         loop {
             let before = incoming.offset();
-            if size == Some(before) && before > 0 {
-                // All of it was there already, fetched with whatever credentials.
-                if !copy.entry.is_proven(copy.repo) {
-                    if let Err(error) = self.prove(copy.source, digest).await {
-                        return Received::Failed(error);
-                    }
-                    copy.entry.prove(copy.repo);
+            if before > 0 {
+                match incoming.is_whole().await {
+                    Ok(true) => return self.all_there(copy, candidate).await,
+                    Ok(false) => {}
+                    Err(error) => return Received::Ended(error.into()),
                 }
-                return Received::All(senders);
             }
             let wanted = Wanted {
                 digest,
-                size,
+                size: candidate.claim,
                 offset: before,
                 whole,
                 avoid,
+                yielded,
             };
-            let failure = match self.inner.upstreams.blob(copy.source, wanted).await {
-                Ok(mut body) => {
+            let opened = tokio::select! {
+                biased;
+                opened = self.inner.upstreams.blob(&candidate.source, wanted) => opened,
+                rate = entry.candidates.elsewhere(None, round.alone) => return Received::Slow(rate),
+            };
+            let failure = match opened {
+                Ok(body) => {
                     let sender = body.endpoint();
-                    if let (_, Some(etag)) = body.identity() {
-                        let same = |(of, _): &&(String, String)| *of == sender;
-                        if before > 0
-                            && identity
-                                .as_ref()
-                                .filter(same)
-                                .is_some_and(|(_, e)| e != etag)
-                        {
-                            return Received::Wrong(
-                                Vec::new(),
-                                "the content changed at the upstream".to_owned(),
-                            );
+                    let taken =
+                        self.take_in(copy, candidate, incoming, (round, &mut identity), body);
+                    match taken.await {
+                        Taken::Received(received) => return received,
+                        Taken::Preempted => {
+                            yielded = true;
+                            continue;
                         }
-                        identity = Some((sender.clone(), etag.to_owned()));
+                        Taken::Broke(failure) => {
+                            // The next mirror goes on, if there is one.
+                            avoid.retain(|url| *url != sender);
+                            avoid.push(sender);
+                            failure
+                        }
                     }
-                    copy.entry.prove(copy.repo);
-                    copy.announce.send_if_modified(|state| {
-                        let is_news = !matches!(state, State::Growing(_));
-                        if is_news {
-                            *state = State::Growing(incoming.reader());
-                        }
-                        is_news
-                    });
-                    if !senders.contains(&sender) {
-                        senders.push(sender.clone());
-                    }
-                    let failure = loop {
-                        if copy.lock.is_lost() {
-                            return Received::Failed(Error::Unavailable(
-                                "another replica took the copy over".to_owned(),
-                            ));
-                        }
-                        match body.chunk().await {
-                            Ok(Some(bytes)) => match incoming.append(bytes).await {
-                                Ok(()) => {}
-                                Err(error @ holdfast_store::Error::SizeMismatch { .. }) => {
-                                    return Received::Wrong(senders, error.to_string());
-                                }
-                                Err(error) => return Received::Failed(error.into()),
-                            },
-                            Ok(None) if size.is_none_or(|size| size == incoming.offset()) => {
-                                return Received::All(senders);
-                            }
-                            Ok(None) => {
-                                break upstream::Error::Unavailable(
-                                    "the body ended early".to_owned(),
-                                );
-                            }
-                            Err(error) => break error,
-                        }
-                    };
-                    // The next mirror goes on, if there is one.
-                    avoid.retain(|url| *url != sender);
-                    avoid.push(sender);
-                    failure
                 }
                 // A server that cannot do this range may still send everything.
                 Err(upstream::Error::Invalid(what)) if before > 0 && !whole => {
@@ -415,6 +363,132 @@ impl Fills {
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
         }
     }
+
+    /// All of it was there already, fetched with whatever credentials.
+    async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> Received {
+        if !copy.entry.is_proven(&candidate.repo) {
+            if let Err(error) = self.prove(&candidate.source, copy.digest).await {
+                return Received::Failed(error);
+            }
+            copy.entry.prove(&candidate.repo);
+        }
+        Received::Whole
+    }
+
+    /// Takes one body in.
+    async fn take_in(
+        &self,
+        copy: &Copy<'_>,
+        candidate: &Candidate,
+        incoming: &mut Incoming,
+        (round, identity): (&mut Round, &mut Option<(String, String)>),
+        mut body: Body,
+    ) -> Taken {
+        let (digest, before) = (copy.digest, incoming.offset());
+        let (sender, total) = (body.endpoint(), body.identity().0);
+        if let (_, Some(etag)) = body.identity() {
+            let same = |(of, known): &(String, String)| *of != sender || known == etag;
+            if before > 0 && !identity.as_ref().is_none_or(same) {
+                let what = "the content changed at the upstream".to_owned();
+                round.kept = true;
+                return Taken::Received(Received::Wrong(what));
+            }
+            *identity = Some((sender.clone(), etag.to_owned()));
+        }
+        if let Some(total) = total.filter(|total| *total < before) {
+            let what = format!("{before} bytes are there, and {sender} has {total}");
+            round.kept = true;
+            return Taken::Received(Received::Wrong(what));
+        }
+        // By what the upstream announces: what a manifest claims would be believed here at nobody's cost.
+        let needed = total.unwrap_or(before) - before;
+        if let Err(error) = self.inner.store.check_write(needed).await {
+            let error = no_room(digest, needed, error);
+            return Taken::Received(Received::Failed(error));
+        }
+        copy.entry.prove(&candidate.repo);
+        copy.announce.send_if_modified(|state| {
+            let is_news = !matches!(state, State::Growing(_));
+            if is_news {
+                *state = State::Growing(incoming.reader());
+            }
+            is_news
+        });
+        if !round.senders.contains(&sender) {
+            round.senders.push(sender);
+        }
+        let flow = body.flow();
+        let mut preempted = std::pin::pin!(body.preempted());
+        let candidates = &copy.entry.candidates;
+        let mut elsewhere = std::pin::pin!(candidates.elsewhere(Some(&flow), round.alone));
+        let mut unchecked = 0;
+        loop {
+            if copy.lock.is_lost() {
+                let what = "another replica took the copy over".to_owned();
+                return Taken::Received(Received::Ended(Error::Unavailable(what)));
+            }
+            let next = tokio::select! {
+                biased;
+                () = &mut preempted => return Taken::Preempted,
+                next = body.chunk() => next,
+                rate = &mut elsewhere => return Taken::Received(Received::Slow(rate)),
+            };
+            let bytes = match next {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => {
+                    let end = total.or(candidate.claim);
+                    if end.is_some_and(|end| incoming.offset() < end) {
+                        let what = "the body ended early".to_owned();
+                        return Taken::Broke(upstream::Error::Unavailable(what));
+                    }
+                    return Taken::Received(Received::Whole);
+                }
+                Err(error) => return Taken::Broke(error),
+            };
+            let there = incoming.offset() + bytes.len() as u64;
+            if let Some(claim) = candidate.claim.filter(|claim| there > *claim) {
+                let what = format!(
+                    "the upstream sends more of {digest} than the {claim} bytes that its manifest says"
+                );
+                return Taken::Received(Received::Failed(Error::Invalid(what)));
+            }
+            unchecked += bytes.len() as u64;
+            let mut kept = incoming.append(bytes).await;
+            if kept.is_ok() && unchecked >= SPACE_EVERY_BYTES {
+                unchecked = 0;
+                kept = self.inner.store.check_write(0).await;
+            }
+            match kept {
+                Ok(()) => {}
+                Err(error @ holdfast_store::Error::NoSpace { .. }) => {
+                    return Taken::Received(Received::NoSpace(error.into()));
+                }
+                Err(error) => return Taken::Received(Received::Ended(error.into())),
+            }
+        }
+    }
+}
+
+/// Compares the size of a stored blob, which its digest proves, with what a manifest claims.
+///
+/// # Errors
+/// [`Error::Invalid`] when the claim is wrong.
+fn has_size(digest: &Digest, claim: u64, found: u64) -> Result<()> {
+    if claim == found {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{digest} has {found} bytes, its manifest says {claim}"
+    )))
+}
+
+fn no_room(digest: &Digest, needed: u64, error: holdfast_store::Error) -> Error {
+    match error {
+        holdfast_store::Error::NoSpace { available_bytes } => Error::NoSpace(format!(
+            "{digest} needs {needed} bytes by its upstream, the volume has {available_bytes} left"
+        )),
+        error => error.into(),
+    }
 }
 
 /// The name of the lock of a blob's one filler.
@@ -422,11 +496,27 @@ pub(super) fn lock_name(digest: &Digest) -> String {
     format!("blob-{}-{}", digest.algorithm(), digest.hex())
 }
 
+/// How a source ended.
 enum Received {
-    /// Everything, from these endpoints; not verified yet.
-    All(Vec<String>),
+    /// Everything; not verified yet.
+    Whole,
     /// Bytes that cannot be right.
-    Wrong(Vec<String>, String),
-    /// No more to be had now.
+    Wrong(String),
+    /// Another source should go on; this one sent so many bytes a second.
+    Slow(u64),
+    /// No more is to be had from this source.
     Failed(Error),
+    /// The volume became full: what the copy took is freed.
+    NoSpace(Error),
+    /// No more can be done for any source.
+    Ended(Error),
+}
+
+/// How a body ended.
+enum Taken {
+    Received(Received),
+    /// Its slot is for another copy; it goes on later.
+    Preempted,
+    /// It can go on with a range.
+    Broke(upstream::Error),
 }

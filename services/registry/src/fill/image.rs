@@ -1,6 +1,6 @@
 //! The fill of an image: what is fetched in which order, and in which order it becomes visible.
 
-use std::panic::AssertUnwindSafe;
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use bytes::Bytes;
 use futures::{
@@ -15,13 +15,13 @@ use holdfast_store::Claim;
 use tokio::sync::oneshot;
 
 use super::{
-    Error, Fills, ImageKey, Result,
+    Error, Fills, ImageFill, ImageKey, Result,
     arriving::Entry,
     document::{self, Descriptor, Document, Parsed},
 };
 use crate::{
     source::ManifestRef,
-    upstream::{Manifest, Source},
+    upstream::{Interest, Manifest, Source},
 };
 
 /// Indexes inside indexes that are followed.
@@ -61,6 +61,32 @@ impl Fills {
         target: &ManifestRef,
         platforms: &[String],
     ) -> Result<FillResult> {
+        let (running, interest) = self.join_image(source, repo, target, platforms);
+        interest.keep();
+        running.await
+    }
+
+    /// The same for a pull: while its first request waits for its turn at the upstream, the fill ends
+    /// when nobody waits for it any more.
+    pub(super) async fn image_for_pull(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        target: &ManifestRef,
+        platforms: &[String],
+    ) -> Result<FillResult> {
+        let (running, interest) = self.join_image(source, repo, target, platforms);
+        let _held = interest.hold();
+        running.await
+    }
+
+    fn join_image(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        target: &ManifestRef,
+        platforms: &[String],
+    ) -> (ImageFill, Arc<Interest>) {
         let mut platforms = platforms.to_vec();
         platforms.sort();
         let key: ImageKey = (
@@ -69,54 +95,56 @@ impl Fills {
             platforms,
             source.logins.clone(),
         );
-        let running = {
-            let mut images = self
+        let mut images = self
+            .inner
+            .images
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some((running, priority, interest)) = images.get(&key) {
+            let need = source.priority.need();
+            self.inner.upstreams.raise(priority, need);
+            return (running.clone(), Arc::clone(interest));
+        }
+        let (tell, told) = oneshot::channel();
+        let (interest, priority) = source.priority.clone().watched();
+        let source = Source {
+            priority: priority.clone(),
+            ..source.clone()
+        };
+        let (fills, task, target) = (self.clone(), key.clone(), target.clone());
+        // Its own task: a client that leaves does not stop it.
+        tokio::spawn(async move {
+            // A panic must not leave the entry behind: everybody would join it for ever.
+            let copy = AssertUnwindSafe(fills.fetch(&source, &task.0, &target, &task.2));
+            let result = copy
+                .catch_unwind()
+                .await
+                .unwrap_or(Err(Error::Store("panic")));
+            fills
                 .inner
                 .images
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
-            if let Some((running, priority)) = images.get(&key) {
-                let need = source.priority.need();
-                self.inner.upstreams.raise(priority, need);
-                running.clone()
-            } else {
-                let (tell, told) = oneshot::channel();
-                let priority = source.priority.clone();
-                let (fills, source, task) = (self.clone(), source.clone(), key.clone());
-                let target = target.clone();
-                // Its own task: a client that leaves does not stop it.
-                tokio::spawn(async move {
-                    // A panic must not leave the entry behind: everybody would join it for ever.
-                    let copy = AssertUnwindSafe(fills.fetch(&source, &task.0, &target, &task.2));
-                    let result = copy
-                        .catch_unwind()
-                        .await
-                        .unwrap_or(Err(Error::Store("panic")));
-                    fills
-                        .inner
-                        .images
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .remove(&task);
-                    let word = result.as_ref().map_or_else(Error::word, |_| "ok");
-                    fills.inner.upstreams.metrics().ended("image", word);
-                    if let Err(error) = &result {
-                        tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
-                    }
-                    // Nobody waits any more when this fails.
-                    drop(tell.send(result));
-                });
-                let running = told
-                    .map(|told| {
-                        told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
-                    })
-                    .boxed()
-                    .shared();
-                images.insert(key, (running.clone(), priority));
-                running
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .remove(&task);
+            let word = result.as_ref().map_or_else(Error::word, |_| "ok");
+            fills.inner.upstreams.metrics().ended("image", word);
+            match &result {
+                Err(Error::Busy(_)) | Ok(_) => {}
+                Err(error) => {
+                    tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
+                }
             }
-        };
-        running.await
+            // Nobody waits any more when this fails.
+            drop(tell.send(result));
+        });
+        let running = told
+            .map(|told| {
+                told.unwrap_or_else(|_| Err(Error::Unavailable("shutting down".to_owned())))
+            })
+            .boxed()
+            .shared();
+        images.insert(key, (running.clone(), priority, Arc::clone(&interest)));
+        (running, interest)
     }
 
     async fn fetch(

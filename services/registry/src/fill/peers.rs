@@ -102,21 +102,24 @@ impl Peers {
     }
 
     /// The bytes of a blob from `offset` on, as they reach the replica at `address`; with `repo`, only if they are its.
+    /// With `size`, which a manifest claims, the last byte comes only when that is right.
     pub(crate) async fn blob(
         &self,
         address: &str,
         digest: &Digest,
         offset: u64,
+        size: Option<u64>,
         repo: Option<&RepositoryName>,
     ) -> Answer {
         let Some((base, client)) = self.client(address) else {
             return Answer::Nothing;
         };
-        let query = repo
-            .map(|repo| format!("?repository={repo}"))
-            .unwrap_or_default();
+        let repository = repo.map(|repo| format!("repository={repo}"));
+        let size = size.map(|size| format!("size={size}"));
+        let query: Vec<String> = repository.into_iter().chain(size).collect();
+        let query = query.join("&");
         let request = client
-            .get(format!("{base}/internal/v1/blobs/{digest}{query}"))
+            .get(format!("{base}/internal/v1/blobs/{digest}?{query}"))
             .header(http::header::RANGE, format!("bytes={offset}-"));
         let Ok(Ok(response)) = tokio::time::timeout(ANSWER, request.send()).await else {
             return Answer::Nothing;
@@ -129,27 +132,26 @@ impl Peers {
         }
     }
 
-    /// The size of a blob that a manifest on its way at the replica at `address` names.
+    /// The sizes that manifests on their way at the replica at `address` claim for a blob; none when no
+    /// manifest there names it.
     pub(crate) async fn named(
         &self,
         address: &str,
         repo: &RepositoryName,
         digest: &Digest,
-    ) -> Option<u64> {
-        let (base, client) = self.client(address)?;
+    ) -> Vec<u64> {
+        let Some((base, client)) = self.client(address) else {
+            return Vec::new();
+        };
         let url = format!("{base}/internal/v1/named/{digest}?repository={repo}");
-        let response = tokio::time::timeout(ANSWER, client.get(url).send())
-            .await
-            .ok()?
-            .ok()?;
-        if !response.status().is_success() {
-            return None;
-        }
-        let text = tokio::time::timeout(ANSWER, response.text())
-            .await
-            .ok()?
-            .ok()?;
-        text.parse().ok()
+        let asked = async {
+            let response = client.get(url).send().await.ok()?;
+            let response = response.error_for_status().ok()?;
+            response.text().await.ok()
+        };
+        let text = tokio::time::timeout(ANSWER, asked).await.ok().flatten();
+        let sizes = text.iter().flat_map(|text| text.split_whitespace());
+        sizes.filter_map(|size| size.parse().ok()).collect()
     }
 
     /// A manifest that the replica at `address` has verified but not stored yet, its digest unchecked.

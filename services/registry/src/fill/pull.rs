@@ -7,21 +7,23 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use holdfast_api::fill::Need;
 use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
 
 use super::{
     Error, Fills, Result,
     arriving::Entry,
-    blob::{self, State},
+    blob,
+    candidates::Candidate,
     document::{self, Document},
+    entry::State,
     image::pointer,
     relay::Relay,
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
-    upstream::{self, Login, Priority, Source, Wait},
+    upstream::{self, Login, Priority, Source},
 };
 
 /// Between two looks at what others do on the volume.
@@ -32,12 +34,31 @@ const SEARCHED_MANIFESTS: usize = 5000;
 const REACHED_MANIFESTS: usize = 512;
 
 /// What a repository's manifests say of a blob.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Named {
-    /// `None`: no manifest is here, and the upstream, which has the blob, does not say its size.
-    size: Option<u64>,
+    /// The sizes that they claim: several when they do not agree. None: no manifest is here, and the
+    /// upstream, which has the blob, does not say its size.
+    sizes: Vec<u64>,
     /// Whether that manifest is in the store: then everything that it names was this repository's once.
     is_stored: bool,
+}
+
+impl Named {
+    /// The size that clients are told before it is proven; `None` when manifests do not agree.
+    fn size(&self) -> Option<u64> {
+        match self.sizes[..] {
+            [size] => Some(size),
+            _ => None,
+        }
+    }
+
+    /// The claims that a copy is joined with: each is its manifest's own.
+    fn claims(&self) -> Vec<Option<u64>> {
+        if self.sizes.is_empty() {
+            return vec![None];
+        }
+        self.sizes.iter().copied().map(Some).collect()
+    }
 }
 
 impl source::Source for Fills {
@@ -229,7 +250,8 @@ impl Fills {
             priority: Priority::new(Need::Running),
             ..source.clone()
         };
-        let fill = self.image(source, repo, reference, &self.inner.settings.platforms);
+        let platforms = &self.inner.settings.platforms;
+        let fill = self.image_for_pull(source, repo, reference, platforms);
         let mut fill = std::pin::pin!(fill);
         loop {
             tokio::select! {
@@ -301,7 +323,7 @@ impl Fills {
                 None => self.named_upstream(repo, digest).await?,
             },
         };
-        let size = named.size;
+        let size = named.size();
         let granted = self.reachable(repo, digest).await?;
         let source = self.source(repo, granted);
         let deadline = Instant::now() + self.inner.settings.hold;
@@ -311,9 +333,9 @@ impl Fills {
             if let Some(file) = store.open_repo_blob(repo, digest).await? {
                 return Ok(SourceBlob::Stored(file));
             }
-            let stored = store.stat_blob(digest).await?;
-            if stored.is_some() && (size.is_none() || stored == size) {
-                if self.may_read(source.as_ref(), named, digest).await? {
+            // Whatever its manifest claims, the blob is what its digest says.
+            if store.stat_blob(digest).await?.is_some() {
+                if self.may_read(source.as_ref(), &named, digest).await? {
                     store.link_blob(repo, digest).await?;
                 } else if Instant::now() >= deadline {
                     return Err(Error::NotAllowed);
@@ -323,25 +345,29 @@ impl Fills {
                 }
                 continue;
             }
-            let (entry, ours) = self.begin(source.as_ref(), repo, digest, size);
-            match entry.readable().await {
+            let (entry, ours) = self.join(source.as_ref(), repo, digest, &named);
+            let state = tokio::select! {
+                biased;
+                state = entry.readable() => state,
+                error = given_up(&ours), if !ours.is_empty() => return Err(error),
+            };
+            match state {
                 State::Growing(growing) => {
                     if !entry.is_proven(repo) {
-                        if !self.may_read(source.as_ref(), named, digest).await? {
+                        if !self.may_read(source.as_ref(), &named, digest).await? {
                             return Err(Error::NotAllowed);
                         }
-                        entry.prove(repo);
+                        self.prove_to(&entry, repo, digest).await?;
                     }
-                    self.link_when_done(repo, digest, entry, None);
-                    return Ok(SourceBlob::Growing(growing));
+                    return Ok(SourceBlob::Growing(growing.claiming(size)));
                 }
                 State::Elsewhere(_) => {
                     if named.is_stored {
-                        entry.prove(repo);
+                        self.prove_to(&entry, repo, digest).await?;
                     }
-                    let waits = rewrite::upstream_of(repo)
-                        .map(|(host, _)| self.inner.upstreams.wait(&host));
-                    self.link_when_done(repo, digest, entry, waits);
+                    if let Some((host, _)) = rewrite::upstream_of(repo) {
+                        entry.waits(|| self.inner.upstreams.wait(&host));
+                    }
                     let relay = Relay {
                         fills: self.clone(),
                         source,
@@ -353,18 +379,56 @@ impl Fills {
                     let shared = self.inner.streams.share(repo, digest, Arc::new(relay));
                     return Ok(SourceBlob::Remote(Box::new(shared)));
                 }
-                State::Failed(error) if ours || begun_by_others > 2 => return Err(error),
-                State::Failed(_) => begun_by_others += 1,
+                State::Failed(error) if begun_by_others > 2 => return Err(error),
+                State::Failed(_) => {
+                    if let Some(error) = ours.iter().find_map(|one| one.given_up().now_or_never()) {
+                        return Err(error);
+                    }
+                    begun_by_others += 1;
+                }
                 State::Starting | State::Done => {}
             }
         }
+    }
+
+    /// Joins the copy of a blob with each size that the repository's manifests claim.
+    fn join(
+        &self,
+        source: Option<&Source>,
+        repo: &RepositoryName,
+        digest: &Digest,
+        named: &Named,
+    ) -> (super::entry::Entry, Vec<Arc<Candidate>>) {
+        let mut ours = Vec::new();
+        let claims = named.claims();
+        let (mut entry, first) = self.begin(source, repo, digest, claims[0]);
+        ours.extend(first);
+        for claim in claims.into_iter().skip(1) {
+            let (joined, candidate) = self.begin(source, repo, digest, claim);
+            entry = joined;
+            ours.extend(candidate);
+        }
+        (entry, ours)
+    }
+
+    /// The upstream let this repository's credentials read what is copied: it is linked once it is there.
+    async fn prove_to(
+        &self,
+        entry: &super::entry::Entry,
+        repo: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<()> {
+        if entry.prove(repo) && self.inner.store.stat_blob(digest).await?.is_some() {
+            self.inner.store.link_blob(repo, digest).await?;
+        }
+        Ok(())
     }
 
     /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`: nobody here can ask.
     async fn may_read(
         &self,
         source: Option<&Source>,
-        named: Named,
+        named: &Named,
         digest: &Digest,
     ) -> Result<bool> {
         match source {
@@ -372,27 +436,6 @@ impl Fills {
             Some(source) => self.prove(source, digest).await.map(|()| true),
             None => Ok(false),
         }
-    }
-
-    /// Links what is copied, once it is, if by then the repository may read it.
-    fn link_when_done(
-        &self,
-        repo: &RepositoryName,
-        digest: &Digest,
-        entry: blob::Entry,
-        waits: Option<Wait>,
-    ) {
-        let (fills, repo, digest) = (self.clone(), repo.clone(), digest.clone());
-        tokio::spawn(async move {
-            let is_done = entry.is_done().await;
-            drop(waits);
-            if is_done
-                && entry.is_proven(&repo)
-                && let Err(error) = fills.inner.store.link_blob(&repo, &digest).await
-            {
-                tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
-            }
-        });
     }
 
     /// What a manifest says that another replica has and has not stored yet: a client may get the manifest there and ask here for
@@ -418,9 +461,10 @@ impl Fills {
             }
             for owner in others {
                 let peers = &self.inner.peers;
-                if let Some(size) = peers.named(&owner.address, repo, digest).await {
+                let sizes = peers.named(&owner.address, repo, digest).await;
+                if !sizes.is_empty() {
                     return Ok(Some(Named {
-                        size: Some(size),
+                        sizes,
                         is_stored: false,
                     }));
                 }
@@ -439,8 +483,9 @@ impl Fills {
     /// the manifest. Whether the repository has the blob, the upstream says, to the repository's own credentials.
     async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
         let source = self.source(repo, None).ok_or(Error::NotFound)?;
+        let size = self.inner.upstreams.has_blob(&source, digest).await?;
         Ok(Named {
-            size: self.inner.upstreams.has_blob(&source, digest).await?,
+            sizes: size.into_iter().collect(),
             is_stored: false,
         })
     }
@@ -449,9 +494,10 @@ impl Fills {
     async fn named(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Named>> {
         let store = &self.inner.store;
         let mut seen = BTreeSet::new();
-        if let Some(size) = self.inner.arriving.blob(repo, digest) {
+        let sizes = self.inner.arriving.blob(repo, digest);
+        if !sizes.is_empty() {
             return Ok(Some(Named {
-                size: Some(size),
+                sizes,
                 is_stored: false,
             }));
         }
@@ -471,11 +517,20 @@ impl Fills {
                 && let Some(blob) = blobs.iter().find(|blob| blob.digest == *digest)
             {
                 return Ok(Some(Named {
-                    size: Some(blob.size),
+                    sizes: vec![blob.size],
                     is_stored: true,
                 }));
             }
         }
         Ok(None)
     }
+}
+
+/// Resolves when the copy gave all of these sources up, with the reason of the last.
+async fn given_up(all: &[Arc<Candidate>]) -> Error {
+    let mut last = Error::NotAllowed;
+    for one in all {
+        last = one.given_up().await;
+    }
+    last
 }

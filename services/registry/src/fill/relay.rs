@@ -8,7 +8,7 @@ use holdfast_core::{Digest, RepositoryName};
 use holdfast_store::{GrowingBlob, Hasher};
 use tokio::time::Instant;
 
-use super::{Error, Fills, Result, blob::State, peers::Answer};
+use super::{Error, Fills, Result, entry::State, peers::Answer};
 use crate::{
     source::{RemoteBlob, SourceError},
     upstream::Source,
@@ -30,6 +30,7 @@ pub(super) struct Relay {
     pub(super) source: Option<Source>,
     pub(super) repo: RepositoryName,
     pub(super) digest: Digest,
+    /// The size that the repository's manifest claims.
     pub(super) size: Option<u64>,
     /// Whether this repository is known to hold the blob; else the replica that fills it says for which it does.
     pub(super) proven: bool,
@@ -170,7 +171,13 @@ impl Cursor {
     }
 
     fn advance(&mut self, bytes: Bytes) -> Result<Option<Bytes>> {
-        self.offset += bytes.len() as u64;
+        let offset = self.offset + bytes.len() as u64;
+        if let Some(size) = self.relay.size
+            && (offset > size || (bytes.is_empty() && offset < size))
+        {
+            return Err(self.other_size(size));
+        }
+        self.offset = offset;
         self.moved = Instant::now();
         self.handed.update(&bytes);
         // Before the last byte is handed on: a wrong body never ends cleanly.
@@ -182,6 +189,13 @@ impl Cursor {
             )));
         }
         Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    fn other_size(&self, claim: u64) -> Error {
+        let digest = &self.relay.digest;
+        Error::Invalid(format!(
+            "{digest} has not the {claim} bytes that its manifest says"
+        ))
     }
 
     /// Finds out who has the bytes now.
@@ -207,19 +221,31 @@ impl Cursor {
             store.open_repo_blob(&relay.repo, &relay.digest).await?
         };
         if let Some(file) = stored {
+            // A part has no digest of its own that would tell.
+            if let Some(claim) = relay.size.filter(|claim| *claim != file.size()) {
+                return Err(self.other_size(claim));
+            }
             self.from = From::Stored(file);
             return Ok(());
         }
-        let (entry, _) = relay.fills.begin(
+        let (entry, ours) = relay.fills.begin(
             relay.source.as_ref(),
             &relay.repo,
             &relay.digest,
             relay.size,
         );
-        match entry.readable().await {
+        let state = match &ours {
+            Some(ours) => tokio::select! {
+                biased;
+                state = entry.readable() => state,
+                error = ours.given_up() => return Err(error),
+            },
+            None => entry.readable().await,
+        };
+        match state {
             State::Growing(growing) => {
                 if relay.proven || entry.is_proven(&relay.repo) {
-                    self.from = From::Here(growing);
+                    self.from = From::Here(growing.claiming(relay.size));
                 } else {
                     relay.prove().await?;
                 }
@@ -228,7 +254,8 @@ impl Cursor {
             State::Elsewhere(owner) => {
                 let repo = (!relay.proven).then_some(&relay.repo);
                 let peers = &relay.fills.inner.peers;
-                match peers.blob(&owner.address, &relay.digest, at, repo).await {
+                let (digest, size) = (&relay.digest, relay.size);
+                match peers.blob(&owner.address, digest, at, size, repo).await {
                     Answer::Stream(stream) => self.from = From::Peer(stream),
                     Answer::NotThisRepository => relay.prove().await?,
                     Answer::Nothing => tokio::time::sleep(LOOK).await,

@@ -18,7 +18,10 @@ use crate::{
 };
 
 mod access;
+mod claims;
+mod lies;
 mod replicas;
+mod slow;
 mod sources;
 mod tags;
 
@@ -95,6 +98,27 @@ async fn made(
         upstreams.unlist();
     }
     Fills::new(store, upstreams, owner, peers, settings)
+}
+
+/// A registry alone for several upstreams, all of them listed.
+async fn fills_within(
+    folder: &Path,
+    upstreams: &[&Upstream],
+    uplink: Uplink,
+    timeouts: Timeouts,
+) -> Fills {
+    holdfast_testkit::tls::install_crypto_provider();
+    let listed: Vec<_> = upstreams
+        .iter()
+        .map(|upstream| UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]))
+        .collect();
+    let store = Store::open(folder, Options::default()).await.unwrap();
+    let upstreams = Upstreams::new(&listed, &Proxy::default(), &uplink, timeouts).unwrap();
+    let owner = Owner {
+        address: String::new(),
+        id: "one".to_owned(),
+    };
+    Fills::new(store, upstreams, owner, Peers::none(), quick())
 }
 
 async fn fills(folder: &Path, upstream: &Upstream) -> Fills {
@@ -572,7 +596,7 @@ fn errors_are_told_without_secrets_and_with_their_code() {
         |error: Error, expect: FillErrorCode| assert_eq!(FillError::from(error).code, expect);
     check(Error::NotFound, FillErrorCode::NotFound);
     check(Error::Unauthorized, FillErrorCode::Unauthorized);
-    check(Error::NoSpace, FillErrorCode::NoSpace);
+    check(Error::NoSpace(String::new()), FillErrorCode::NoSpace);
     check(
         Error::Invalid(String::new()),
         FillErrorCode::UpstreamInvalid,

@@ -35,6 +35,11 @@ fn code() -> BTreeMap<&'static str, String> {
         ("QUERY_BYTES", QUERY_BYTES.to_string()),
         ("SHARED_STREAMS", SHARED_STREAMS.to_string()),
         ("SHARED_STREAM_BYTES", SHARED_STREAM_BYTES.to_string()),
+        (
+            "UPSTREAM_REQUESTS_WAITING",
+            UPSTREAM_REQUESTS_WAITING.to_string(),
+        ),
+        ("COPY_SOURCES", COPY_SOURCES.to_string()),
         ("DISCARD_BYTES", DISCARD_BYTES.to_string()),
         ("DISCARD_FOR", seconds(DISCARD_FOR)),
         ("HEADER_TIMEOUT", seconds(HEADER_TIMEOUT)),

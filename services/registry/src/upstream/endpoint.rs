@@ -25,8 +25,8 @@ use super::{
     auth::{Challenge, Tokens},
     breaker::Breaker,
     client::{Use, cause, client, probe},
+    pace::Pace,
     proxies::Proxies,
-    rate::Rate,
     reach::Reach,
     retry_after, settings,
 };
@@ -49,7 +49,7 @@ pub(super) struct Parts<'a> {
     pub(super) proxies: Arc<Proxies>,
     pub(super) timeouts: Timeouts,
     /// The pace of requests to the endpoint's host.
-    pub(super) pace: Arc<Rate>,
+    pub(super) pace: Arc<Pace>,
     pub(super) metrics: FillMetrics,
     /// The upstream's name in metrics.
     pub(super) label: String,
@@ -69,7 +69,7 @@ pub(super) struct Endpoint {
     breaker: Arc<Mutex<Breaker>>,
     tokens: Tokens,
     known: Mutex<HashMap<String, Known>>,
-    pace: Arc<Rate>,
+    pace: Arc<Pace>,
     metrics: FillMetrics,
 }
 
@@ -292,7 +292,7 @@ impl Endpoint {
             && size != total
         {
             return Err(Error::Invalid(format!(
-                "the blob has {total} bytes there, its manifest says {size}"
+                "{digest} has {total} bytes there, its manifest says {size}"
             )));
         }
         Ok(BlobAnswer {
@@ -391,8 +391,8 @@ impl Endpoint {
                 left.as_secs() + 1
             )));
         }
-        let gives_way = || source.priority.need() == holdfast_api::fill::Need::Ahead;
-        self.pace.take(1, gives_way).await;
+        let repository = source.repository.as_str();
+        self.pace.take(repository, &source.priority).await?;
         let url = self.api(&format!("{}/{path}", source.repository));
         let logins = self.logins(source).await;
         let has_login = logins.iter().any(Option::is_some);

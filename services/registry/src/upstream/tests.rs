@@ -53,6 +53,7 @@ fn whole(digest: &Digest) -> Wanted<'_> {
         offset: 0,
         whole: false,
         avoid: &[],
+        yielded: false,
     }
 }
 

@@ -1,8 +1,16 @@
-//! Whose turn it is to copy: slots over all and for each host, the most urgent first.
+//! Whose turn it is to copy: slots over all and for each host, the most urgent first, then in equal
+//! shares by host and by repository.
+//!
+//! A copy that brings next to nothing while another one has no slot is preempted: it keeps its bytes,
+//! gives its slot up and queues again. So is a copy of a host that has more than its share. Each copy
+//! that never ran preempts one at most, so slots do not go round and round.
 //!
 //! What is copied ahead never takes more than half of the slots, and what pods run already no more than three quarters, so
 //! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it. While somebody waits for
 //! something of a host, what nobody waits for leaves it the host's bandwidth.
+
+mod interest;
+mod preempt;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -14,12 +22,18 @@ use std::{
 };
 
 use holdfast_api::fill::Need;
+use holdfast_runtime::CancellationToken;
 use tokio::{sync::oneshot, time::Instant};
+
+use super::flow::{Flow, Rated};
+pub(crate) use interest::Interest;
 
 /// Between two looks whether somebody still waits.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long a copy stands still at most to leave the way to others: an upstream that can send nothing for long hangs up.
 const STANDS_STILL: Duration = Duration::from_secs(1);
+/// How often copies without a slot look for one that should give its slot up.
+const PREEMPT_EVERY: Duration = Duration::from_millis(250);
 
 /// How urgent a copy is; clones share it, and it only ever becomes more urgent.
 #[derive(Debug, Clone)]
@@ -27,6 +41,8 @@ pub struct Priority {
     own: Arc<AtomicU8>,
     /// That of the image, which all its parts have, too.
     whole: Option<Arc<AtomicU8>>,
+    /// Who waits for the answer, when it is of no use without anybody.
+    interest: Option<Arc<Interest>>,
 }
 
 impl Priority {
@@ -35,6 +51,7 @@ impl Priority {
         Self {
             own: Arc::new(AtomicU8::new(rank(need))),
             whole: None,
+            interest: None,
         }
     }
 
@@ -44,6 +61,25 @@ impl Priority {
         Self {
             whole: Some(Arc::clone(&self.own)),
             ..Self::new(Need::Ahead)
+        }
+    }
+
+    /// The same priority for a request that leaves its queue when nobody holds the interest any more.
+    #[must_use]
+    pub(crate) fn watched(self) -> (Arc<Interest>, Self) {
+        let interest = Arc::<Interest>::default();
+        let watched = Self {
+            interest: Some(Arc::clone(&interest)),
+            ..self
+        };
+        (interest, watched)
+    }
+
+    /// Resolves when nobody waits for the answer any more.
+    pub(super) async fn abandoned(&self) {
+        match &self.interest {
+            Some(interest) => interest.gone().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -97,8 +133,29 @@ impl Used {
 
 struct Waiter {
     host: String,
+    repository: String,
     priority: Priority,
+    /// Whether it had a slot before and was preempted: it preempts nobody.
+    yielded: bool,
     give: oneshot::Sender<Turn>,
+}
+
+/// A copy under way.
+struct Running {
+    host: String,
+    repository: String,
+    priority: Priority,
+    /// `None`: another replica copies, and no slot is taken here.
+    slot: Option<Slot>,
+}
+
+struct Slot {
+    flow: Arc<Flow>,
+    rated: Rated,
+    since: Instant,
+    preempted: CancellationToken,
+    /// For which of those that wait it was preempted.
+    gives_to: Option<u64>,
 }
 
 #[derive(Default)]
@@ -108,14 +165,34 @@ struct State {
     /// By arrival.
     queue: BTreeMap<u64, Waiter>,
     /// Copies under way, here or at another replica for somebody here, with their hosts.
-    under_way: HashMap<u64, (String, Priority)>,
+    under_way: HashMap<u64, Running>,
     arrivals: u64,
+    /// When it was last looked whether somebody should give a slot up.
+    looked: Option<Instant>,
 }
 
 impl State {
     fn arrival(&mut self) -> u64 {
         self.arrivals += 1;
         self.arrivals
+    }
+
+    /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then who
+    /// never had one, then whose repository has the fewest.
+    fn place(&self, at: u64, waiter: &Waiter) -> (Need, usize, bool, usize, u64) {
+        let (host, repository) = self.used(&waiter.host, &waiter.repository);
+        let need = waiter.priority.need();
+        (need, host, waiter.yielded, repository, at)
+    }
+
+    /// Slots of a host, and of one of its repositories.
+    fn used(&self, host: &str, repository: &str) -> (usize, usize) {
+        let of_host = self.hosts.get(host).map_or(0, |used| used.0.iter().sum());
+        let running = self.under_way.values();
+        let of_repository = running
+            .filter(|one| one.slot.is_some() && one.host == host && one.repository == repository)
+            .count();
+        (of_host, of_repository)
     }
 }
 
@@ -137,6 +214,8 @@ pub(super) struct Turn {
     host: String,
     need: Need,
     at: u64,
+    flow: Arc<Flow>,
+    preempted: CancellationToken,
 }
 
 /// Somebody here waits for what another replica copies, until this is dropped.
@@ -148,6 +227,14 @@ pub struct Wait {
 impl Drop for Wait {
     fn drop(&mut self) {
         self.shared.lock().under_way.remove(&self.at);
+    }
+}
+
+impl std::fmt::Debug for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wait")
+            .field("at", &self.at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -172,26 +259,39 @@ impl Turns {
         }
     }
 
-    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place.
+    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place. `yielded`: it
+    /// had one and was preempted.
     pub(super) fn take(
         &self,
-        host: &str,
+        (host, repository): (&str, &str),
         priority: &Priority,
+        yielded: bool,
     ) -> impl Future<Output = Option<Turn>> + Send + use<> {
-        let told = {
+        let mut told = {
             let mut state = self.shared.lock();
             let (give, told) = oneshot::channel();
             let at = state.arrival();
             let waiter = Waiter {
                 host: host.to_owned(),
+                repository: repository.to_owned(),
                 priority: priority.clone(),
+                yielded,
                 give,
             };
             state.queue.insert(at, waiter);
             told
         };
         self.shared.dispatch();
-        async move { told.await.ok() }
+        let shared = Arc::clone(&self.shared);
+        async move {
+            loop {
+                tokio::select! {
+                    biased;
+                    turn = &mut told => return turn.ok(),
+                    () = tokio::time::sleep(PREEMPT_EVERY) => shared.preempt(Instant::now()),
+                }
+            }
+        }
     }
 
     /// Makes a copy more urgent, wherever it stands.
@@ -205,7 +305,12 @@ impl Turns {
     pub(super) fn wait(&self, host: &str) -> Wait {
         let mut state = self.shared.lock();
         let at = state.arrival();
-        let waits = (host.to_owned(), Priority::default());
+        let waits = Running {
+            host: host.to_owned(),
+            repository: String::new(),
+            priority: Priority::default(),
+            slot: None,
+        };
         state.under_way.insert(at, waits);
         Wait {
             shared: Arc::clone(&self.shared),
@@ -217,7 +322,7 @@ impl Turns {
     pub(super) fn is_anybody_waiting(&self) -> bool {
         let state = self.shared.lock();
         let queued = state.queue.values().map(|waiter| &waiter.priority);
-        let under_way = state.under_way.values().map(|(_, priority)| priority);
+        let under_way = state.under_way.values().map(|running| &running.priority);
         queued
             .chain(under_way)
             .any(|priority| priority.need() == Need::Waiting)
@@ -244,10 +349,31 @@ impl Shared {
     fn is_waited_for(&self, host: &str) -> bool {
         let state = self.lock();
         let mut under_way = state.under_way.values();
-        under_way.any(|(of, priority)| of == host && priority.need() == Need::Waiting)
+        under_way.any(|one| one.host == host && one.priority.need() == Need::Waiting)
     }
 
-    /// Gives every slot that is free to the most urgent that may have it.
+    /// Has copies give their slots up to others that should have them.
+    fn preempt(&self, now: Instant) {
+        let mut state = self.lock();
+        if state.looked.is_some_and(|at| now < at + PREEMPT_EVERY / 2) {
+            return;
+        }
+        state.looked = Some(now);
+        for (victim, waiter) in preempt::choose(&mut state, (self.all, self.each), now) {
+            if let Some(Running {
+                slot: Some(slot),
+                host,
+                ..
+            }) = state.under_way.get_mut(&victim)
+            {
+                tracing::debug!(upstream.host = %host, "a copy gives its slot up");
+                slot.gives_to = Some(waiter);
+                slot.preempted.cancel();
+            }
+        }
+    }
+
+    /// Gives every slot that is free to the most urgent that may have it, in equal shares.
     fn dispatch(self: &Arc<Self>) {
         loop {
             let (give, turn) = {
@@ -261,13 +387,25 @@ impl Shared {
                         let host = state.hosts.get(&waiter.host).copied().unwrap_or_default();
                         state.used.takes(need, self.all) && host.takes(need, self.each)
                     })
-                    .min_by_key(|(at, waiter)| (waiter.priority.need(), **at))
+                    .min_by_key(|(at, waiter)| state.place(**at, waiter))
                     .map(|(at, _)| *at);
                 let Some((at, waiter)) = next.and_then(|at| state.queue.remove_entry(&at)) else {
                     return;
                 };
-                let under_way = (waiter.host.clone(), waiter.priority.clone());
-                state.under_way.insert(at, under_way);
+                let (flow, preempted) = (Arc::new(Flow::new()), CancellationToken::new());
+                let running = Running {
+                    host: waiter.host.clone(),
+                    repository: waiter.repository,
+                    priority: waiter.priority.clone(),
+                    slot: Some(Slot {
+                        flow: Arc::clone(&flow),
+                        rated: Rated::default(),
+                        since: Instant::now(),
+                        preempted: preempted.clone(),
+                        gives_to: None,
+                    }),
+                };
+                state.under_way.insert(at, running);
                 let need = waiter.priority.need();
                 let slot = usize::from(rank(need));
                 state.used.0[slot] += 1;
@@ -277,6 +415,8 @@ impl Shared {
                     host: waiter.host,
                     need,
                     at,
+                    flow,
+                    preempted,
                 };
                 (waiter.give, turn)
             };
@@ -287,6 +427,16 @@ impl Shared {
 }
 
 impl Turn {
+    /// What the copy brought so far.
+    pub(super) fn flow(&self) -> &Arc<Flow> {
+        &self.flow
+    }
+
+    /// Cancelled when the copy has to give its slot up.
+    pub(super) fn preempted(&self) -> &CancellationToken {
+        &self.preempted
+    }
+
     /// Stands still, though not for long, while somebody waits for something else of the host.
     pub(super) async fn give_way(&self, priority: &Priority) {
         let until = Instant::now() + STANDS_STILL;
@@ -342,12 +492,15 @@ mod tests {
     #[tokio::test]
     async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
         let turns = Turns::new(1, 1);
-        let first = turns.take("a", &Priority::default()).await.unwrap();
+        let first = turns
+            .take(("a", "r"), &Priority::default(), false)
+            .await
+            .unwrap();
         let [slow, raised] = [Need::Ahead, Need::Ahead].map(Priority::new);
-        let mut slow = Box::pin(turns.take("a", &slow));
-        let mut joined = Box::pin(turns.take("a", &raised));
+        let mut slow = Box::pin(turns.take(("a", "r"), &slow, false));
+        let mut joined = Box::pin(turns.take(("a", "r"), &raised, false));
         let running = Priority::new(Need::Running);
-        let mut running = Box::pin(turns.take("b", &running));
+        let mut running = Box::pin(turns.take(("b", "r"), &running, false));
         assert!(poll!(&mut slow).is_pending());
         assert!(poll!(&mut joined).is_pending());
         assert!(poll!(&mut running).is_pending());
@@ -366,11 +519,14 @@ mod tests {
     async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
         let turns = Turns::new(3, 2);
         let wait = Priority::default();
-        let a1 = turns.take("a", &wait).await;
-        let a2 = turns.take("a", &wait).await;
-        let mut a3 = Box::pin(turns.take("a", &wait));
+        let a1 = turns.take(("a", "r"), &wait, false).await;
+        let a2 = turns.take(("a", "r"), &wait, false).await;
+        let mut a3 = Box::pin(turns.take(("a", "r"), &wait, false));
         assert!(poll!(&mut a3).is_pending());
-        let b = turns.take("b", &wait).now_or_never().flatten();
+        let b = turns
+            .take(("b", "r"), &wait, false)
+            .now_or_never()
+            .flatten();
         assert!(b.is_some(), "another host's slot is free");
         drop(a3);
         drop((a1, a2));
@@ -383,8 +539,8 @@ mod tests {
         let turns = Turns::new(8, 8);
         let image = Priority::new(Need::Running);
         let [first, second] = [image.part(), image.part()];
-        let _first = turns.take("a", &first).await.unwrap();
-        let turn = turns.take("a", &second).await.unwrap();
+        let _first = turns.take(("a", "r"), &first, false).await.unwrap();
+        let turn = turns.take(("a", "r"), &second, false).await.unwrap();
         let stood = async |priority: &Priority| {
             let begun = Instant::now();
             turn.give_way(priority).await;
@@ -401,5 +557,124 @@ mod tests {
         assert_eq!(stood(&second).await, STANDS_STILL, "the other part");
         turns.raise(&image, Need::Waiting);
         assert_eq!(stood(&second).await, Duration::ZERO, "all of the image");
+    }
+
+    /// Slots for two hosts with trickling copies, all taken.
+    async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
+        let mut taken = Vec::new();
+        for host in hosts {
+            for _ in 0..each {
+                let turn = turns.take((host, "r"), &Priority::default(), false);
+                taken.push(turn.await.unwrap());
+            }
+        }
+        taken
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
+        let turns = Turns::new(4, 2);
+        let taken = all_taken(&turns, &["a", "b"], 2).await;
+        let fast = Arc::clone(taken[1].flow());
+        let keeps_sending = tokio::spawn(async move {
+            loop {
+                fast.came(100_000);
+                fast.waits();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let waits = Priority::default();
+        let mut honest = Box::pin(turns.take(("c", "r"), &waits, false));
+        let begun = Instant::now();
+        let preempted = async {
+            loop {
+                let victim = taken
+                    .iter()
+                    .position(|turn| turn.preempted().is_cancelled());
+                if let Some(victim) = victim {
+                    return victim;
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let victim = tokio::select! {
+            _ = &mut honest => panic!("no slot is free"),
+            victim = preempted => victim,
+        };
+        assert_ne!(victim, 1, "it is not slow");
+        assert!(begun.elapsed() <= Duration::from_secs(2));
+        let mut taken: Vec<_> = taken.into_iter().map(Some).collect();
+        taken[victim] = None;
+        assert!(honest.await.is_some());
+        let others = taken.iter().flatten();
+        let cancelled = others.filter(|turn| turn.preempted().is_cancelled());
+        assert_eq!(cancelled.count(), 0, "one slot for one that waits");
+        keeps_sending.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody() {
+        let turns = Turns::new(2, 2);
+        let taken = all_taken(&turns, &["a"], 2).await;
+        let waits = Priority::default();
+        let mut same = Box::pin(turns.take(("a", "r"), &waits, false));
+        let mut yielded = Box::pin(turns.take(("b", "r"), &waits, true));
+        tokio::select! {
+            _ = &mut same => panic!("no slot is free"),
+            _ = &mut yielded => panic!("no slot is free"),
+            () = tokio::time::sleep(Duration::from_secs(60)) => {}
+        }
+        assert!(taken.iter().all(|turn| !turn.preempted().is_cancelled()));
+        drop(taken);
+        assert!(yielded.await.is_some() && same.await.is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
+        let turns = Turns::new(4, 4);
+        let taken = all_taken(&turns, &["a"], 4).await;
+        let flows: Vec<_> = taken.iter().map(|turn| Arc::clone(turn.flow())).collect();
+        let keeps_sending = tokio::spawn(async move {
+            loop {
+                for flow in &flows {
+                    flow.came(1_000_000);
+                    flow.waits();
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        });
+        let waits = Priority::default();
+        let mut others: Vec<_> = (0..4)
+            .map(|_| Box::pin(turns.take(("b", "r"), &waits, false)))
+            .collect();
+        let all = futures::future::select_all(others.iter_mut());
+        tokio::select! {
+            _ = all => panic!("no slot is free"),
+            () = tokio::time::sleep(Duration::from_secs(30)) => {}
+        }
+        let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
+        assert_eq!(gone.count(), 2, "half each");
+        keeps_sending.abort();
+    }
+
+    #[tokio::test]
+    async fn hosts_and_then_repositories_take_turns() {
+        let turns = Turns::new(2, 2);
+        let wait = Priority::default();
+        let first = turns.take(("a", "r"), &wait, false).await.unwrap();
+        let second = turns.take(("a", "r"), &wait, false).await.unwrap();
+        let mut same = Box::pin(turns.take(("a", "r"), &wait, false));
+        let mut other = Box::pin(turns.take(("a", "s"), &wait, false));
+        let mut host = Box::pin(turns.take(("b", "r"), &wait, false));
+        for one in [&mut same, &mut other, &mut host] {
+            assert!(poll!(one).is_pending());
+        }
+        drop(first);
+        let host = host.now_or_never().flatten();
+        assert!(host.is_some(), "it has no slot yet");
+        drop(second);
+        assert!(other.now_or_never().flatten().is_some(), "nor has this one");
+        drop(host);
+        assert!(same.now_or_never().flatten().is_some());
     }
 }

@@ -187,12 +187,8 @@ async fn blob_is_streamed_and_ranged_while_it_arrives() {
     let (registry, told) = start(Told::default()).await;
     let bytes = noise(1_500_000);
     let digest = sha256(&bytes);
-    let mut incoming = registry
-        .store
-        .incoming(&digest, Some(bytes.len() as u64))
-        .await
-        .unwrap();
-    *told.growing.lock().unwrap() = Some(incoming.reader());
+    let mut incoming = registry.store.incoming(&digest).await.unwrap();
+    *told.growing.lock().unwrap() = Some(incoming.reader().claiming(Some(1_500_000)));
     let path = format!("/v2/{REPO}/blobs/{digest}");
     incoming
         .append(Bytes::copy_from_slice(&bytes[..700_000]))
@@ -237,12 +233,8 @@ async fn blob_is_streamed_and_ranged_while_it_arrives() {
 async fn wrong_bytes_of_an_upstream_never_end_cleanly() {
     let (registry, told) = start(Told::default()).await;
     let digest = sha256(&noise(300_000));
-    let mut incoming = registry
-        .store
-        .incoming(&digest, Some(300_000))
-        .await
-        .unwrap();
-    *told.growing.lock().unwrap() = Some(incoming.reader());
+    let mut incoming = registry.store.incoming(&digest).await.unwrap();
+    *told.growing.lock().unwrap() = Some(incoming.reader().claiming(Some(300_000)));
     let answer = registry.get(&format!("/v2/{REPO}/blobs/{digest}")).await;
     incoming
         .append(Bytes::from(vec![0; 300_000]))

@@ -262,45 +262,67 @@ async fn blob(
     size: u64,
     progress: &mut dyn FnMut(u64),
 ) -> Result<bool> {
-    // As fills do: one writer for one content, whichever process it is in.
+    loop {
+        let Some(lock) = claim(store, owner, digest, size).await? else {
+            progress(size);
+            return Ok(false);
+        };
+        store.check_write(size).await?;
+        let mut incoming = store.incoming(digest).await?;
+        incoming.hold(lock);
+        let kept = incoming.offset();
+        progress(kept.min(size));
+        while incoming.offset() < size {
+            let piece = source.read_at(&path_of(digest), incoming.offset(), READ_CHUNK_BYTES)?;
+            if piece.is_empty() {
+                return Err(Error::refused(format!("{digest} in it ends too early")));
+            }
+            progress(piece.len() as u64);
+            incoming.append(Bytes::from(piece)).await?;
+        }
+        match incoming.commit().await {
+            Ok(_) => return Ok(true),
+            // What an earlier attempt left may be anybody's bytes: the archive's own are tried alone.
+            Err(crate::Error::DigestMismatch { .. }) if kept > 0 => {}
+            Err(crate::Error::DigestMismatch { expected, .. }) => {
+                return Err(Error::Damaged { digest: expected });
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Takes the lock of a content's one writer, as fills do; `None` if the content is there, sound.
+async fn claim(
+    store: &Store,
+    owner: &Owner,
+    digest: &Digest,
+    size: u64,
+) -> Result<Option<crate::Lock>> {
     let lock = format!("blob-{}-{}", digest.algorithm(), digest.hex());
     let mut waited = Duration::ZERO;
-    let lock = loop {
+    loop {
         match store.verify_blob(digest).await {
             Ok(Some(found)) if found == size => {
                 store.touch_blob(digest).await?;
-                progress(size);
-                return Ok(false);
+                return Ok(None);
             }
-            Ok(_) | Err(crate::Error::Corrupt { .. }) => {}
+            // What is stored was hashed just now, so the content in the archive is wrong.
+            Ok(Some(_)) => {
+                return Err(Error::Damaged {
+                    digest: digest.clone(),
+                });
+            }
+            Ok(None) | Err(crate::Error::Corrupt { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         match store.try_lock(&lock, owner).await? {
-            Claim::Held(lock) => break lock,
+            Claim::Held(lock) => return Ok(Some(lock)),
             Claim::Busy(_) if waited < PATIENCE => {
                 tokio::time::sleep(PAUSE).await;
                 waited += PAUSE;
             }
             Claim::Busy(_) => return Err(crate::Error::Busy.into()),
         }
-    };
-    store.check_write(size).await?;
-    let mut incoming = store.incoming(digest, Some(size)).await?;
-    incoming.hold(lock);
-    progress(incoming.offset());
-    while incoming.offset() < size {
-        let piece = source.read_at(&path_of(digest), incoming.offset(), READ_CHUNK_BYTES)?;
-        if piece.is_empty() {
-            return Err(Error::refused(format!("{digest} in it ends too early")));
-        }
-        progress(piece.len() as u64);
-        incoming.append(Bytes::from(piece)).await?;
-    }
-    match incoming.commit().await {
-        Ok(_) => Ok(true),
-        Err(crate::Error::DigestMismatch { expected, .. }) => {
-            Err(Error::Damaged { digest: expected })
-        }
-        Err(error) => Err(error.into()),
     }
 }

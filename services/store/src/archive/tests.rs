@@ -280,10 +280,7 @@ async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
     let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
     // A run that ended within the layer.
     let (layer, bytes) = &parts[2];
-    let mut half = store
-        .incoming(layer, Some(bytes.len() as u64))
-        .await
-        .unwrap();
+    let mut half = store.incoming(layer).await.unwrap();
     half.append(Bytes::copy_from_slice(&bytes[..300_000]))
         .await
         .unwrap();
@@ -295,6 +292,27 @@ async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
     let counts = import_tar(&store, &tar).await.unwrap();
     assert_eq!((counts.blobs, counts.present), (1, 1));
     assert_eq!(std::fs::read(&path).unwrap(), *bytes);
+}
+
+#[tokio::test]
+async fn an_import_needs_nothing_of_what_others_left() {
+    let parts = image(&vec![9; 700_000], "amd64");
+    let from = tempfile::tempdir().unwrap();
+    {
+        let origin = Store::open(from.path(), Options::default()).await.unwrap();
+        put(&origin, "team/app", Some("1"), &parts).await;
+    }
+    let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
+    // Wrong bytes of somebody else's attempt, fewer and more than the content has.
+    for left in [300_000, 900_000] {
+        let (_dir, store) = store().await;
+        let mut wrong = store.incoming(&parts[2].0).await.unwrap();
+        wrong.append(vec![1; left].into()).await.unwrap();
+        drop(wrong);
+        assert_eq!(import_tar(&store, &tar).await.unwrap().blobs, 2, "{left}");
+        let path = store.layout().blob(&parts[2].0);
+        assert_eq!(std::fs::read(&path).unwrap(), parts[2].1);
+    }
 }
 
 #[test]

@@ -239,9 +239,9 @@ impl Run<'_> {
             let Claim::Held(lock) = store.try_lock(&name, &owner(replica)).await? else {
                 return Ok(false);
             };
-            let mut incoming = store.incoming(digest, Some(bytes.len() as u64)).await?;
+            let mut incoming = store.incoming(digest).await?;
             incoming.hold(lock);
-            let offset = usize::try_from(incoming.offset()).unwrap();
+            let offset = bytes.len().min(usize::try_from(incoming.offset()).unwrap());
             let rest: Bytes = if wrong {
                 vec![0xEE; bytes.len() - offset].into()
             } else {

@@ -183,7 +183,7 @@ impl Op {
         match self {
             Self::Push(name, bytes) => push(store, name, bytes).await,
             Self::Fill(bytes) => {
-                let mut incoming = store.incoming(&digest(bytes), None).await.unwrap();
+                let mut incoming = store.incoming(&digest(bytes)).await.unwrap();
                 incoming.append(Bytes::from_static(bytes)).await.unwrap();
                 incoming.commit().await.unwrap();
             }

@@ -203,18 +203,13 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
     let holdfast_store::Claim::Held(lock) = lock else {
         panic!("nobody else holds it")
     };
-    let mut incoming = one
-        .fills
-        .store()
-        .incoming(&layer, Some(2_000_000))
-        .await
-        .unwrap();
+    let mut incoming = one.fills.store().incoming(&layer).await.unwrap();
     incoming
         .append(image.blobs[layer.as_str()].slice(..800_000))
         .await
         .unwrap();
-    let (announce, state) = tokio::sync::watch::channel(blob::State::Growing(incoming.reader()));
-    let entry = blob::Entry::new(state, Priority::default());
+    let (announce, state) = tokio::sync::watch::channel(entry::State::Growing(incoming.reader()));
+    let entry = entry::Entry::new(state, Priority::default());
     entry.prove(&repo);
     one.fills.lock_blobs().insert(layer.clone(), entry);
 
@@ -336,7 +331,7 @@ async fn the_internal_api_knows_its_callers_by_their_certificates() {
     );
     let layer = digest(&image.layers[0]);
     let peers::Answer::Stream(mut stream) = peers
-        .blob(&address.to_string(), &layer, 100_000, None)
+        .blob(&address.to_string(), &layer, 100_000, None, None)
         .await
     else {
         panic!("it has the blob")
@@ -350,7 +345,9 @@ async fn the_internal_api_knows_its_callers_by_their_certificates() {
         "other.test",
         ClientTls::from_folder(&certificates("replica")).unwrap(),
     );
-    let refused = wrong.blob(&address.to_string(), &layer, 0, None).await;
+    let refused = wrong
+        .blob(&address.to_string(), &layer, 0, None, None)
+        .await;
     assert!(matches!(refused, peers::Answer::Nothing));
 }
 

@@ -238,6 +238,7 @@ async fn check_blob(
         offset,
         whole,
         avoid: &[],
+        yielded: false,
     };
     let begun = Instant::now();
     let got = match client.blob(&source(&raw.host(), &[]), wanted).await {

@@ -1,0 +1,327 @@
+//! The sources of one copy. Whoever wants a digest joins its copy with the source of its own image: the
+//! copy goes on from another one when the running one fails or is slow, so nobody's upstream holds back
+//! what somebody else's would send.
+//!
+//! What a source is refused, or claims wrongly, is told to those who brought it, and to nobody else.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use holdfast_core::RepositoryName;
+use tokio::sync::Notify;
+
+use super::{Error, Result};
+use crate::{
+    limits::COPY_SOURCES,
+    upstream::{
+        Source,
+        flow::{Flow, Rated, SLOW},
+    },
+};
+
+/// Below this rate it is tried whether another source sends faster, bytes a second.
+const MODEST: u64 = 1 << 20;
+/// A source that was left is gone back to when it sent so many times faster.
+const FASTER: u64 = 4;
+/// How often the running source is looked at while there are others.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long a source may need until it sends, while there are others.
+const BEGIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// One who wants the blob, from its own source.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    pub(super) source: Source,
+    pub(super) repo: RepositoryName,
+    /// The size that this source's manifest claims.
+    pub(super) claim: Option<u64>,
+    /// Times that all of what it sent was wrong.
+    wrong: AtomicU32,
+    failed: OnceLock<Error>,
+    told: Notify,
+}
+
+impl Candidate {
+    /// All that it sent was wrong once more; how often it was by now.
+    pub(super) fn was_wrong(&self) -> u32 {
+        self.wrong.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Resolves when the copy gave this source up.
+    pub(super) async fn given_up(&self) -> Error {
+        loop {
+            let mut told = std::pin::pin!(self.told.notified());
+            told.as_mut().enable();
+            if let Some(error) = self.failed.get() {
+                return error.clone();
+            }
+            told.await;
+        }
+    }
+
+    fn is(&self, source: &Source, claim: Option<u64>) -> bool {
+        self.source.host == source.host
+            && self.source.repository == source.repository
+            && self.source.logins == source.logins
+            && self.claim == claim
+    }
+}
+
+/// How a source that did not fail stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Untried,
+    Running,
+    /// Left for another one, at this rate.
+    Left(u64),
+}
+
+/// Those who joined, in the order in which they did.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    list: Mutex<List>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct List {
+    all: Vec<(Arc<Candidate>, Standing)>,
+    /// The copy ends: whoever comes now begins another one.
+    is_closed: bool,
+}
+
+impl Candidates {
+    fn list(&self) -> MutexGuard<'_, List> {
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Joins with a source; the same one joins once. `None`: there are too many, or the copy ends.
+    pub(super) fn join(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        claim: Option<u64>,
+    ) -> Option<Arc<Candidate>> {
+        let mut list = self.list();
+        if list.is_closed {
+            return None;
+        }
+        let mut known = list.all.iter();
+        if let Some((known, _)) = known.find(|(known, _)| known.is(source, claim)) {
+            return Some(Arc::clone(known));
+        }
+        if list.all.len() >= COPY_SOURCES {
+            return None;
+        }
+        let candidate = Arc::new(Candidate {
+            source: source.clone(),
+            repo: repo.clone(),
+            claim,
+            wrong: AtomicU32::new(0),
+            failed: OnceLock::new(),
+            told: Notify::new(),
+        });
+        list.all.push((Arc::clone(&candidate), Standing::Untried));
+        drop(list);
+        self.changed.notify_waiters();
+        Some(candidate)
+    }
+
+    /// Which source goes on: one that was never tried, the host with the fewest tries first, else the
+    /// fastest. `None`: there is none, and nobody joins any more.
+    pub(super) fn next(&self) -> Option<Arc<Candidate>> {
+        let mut list = self.list();
+        let all = &list.all;
+        let tries = |of: &Candidate| {
+            let tried = all.iter().filter(|(other, standing)| {
+                *standing != Standing::Untried && other.source.host == of.source.host
+            });
+            tried.count()
+        };
+        let numbered = || all.iter().enumerate();
+        let untried = numbered()
+            .filter(|(_, (_, standing))| *standing == Standing::Untried)
+            .min_by_key(|(_, (candidate, _))| tries(candidate));
+        let fastest = || {
+            numbered().max_by_key(|(_, (_, standing))| match standing {
+                Standing::Left(rate) => *rate,
+                _ => 0,
+            })
+        };
+        let Some(at) = untried.or_else(fastest).map(|(at, _)| at) else {
+            list.is_closed = true;
+            return None;
+        };
+        list.all[at].1 = Standing::Running;
+        Some(Arc::clone(&list.all[at].0))
+    }
+
+    /// The source is left for another one; it may go on later.
+    pub(super) fn leave(&self, candidate: &Arc<Candidate>, rate: u64) {
+        for (known, standing) in &mut self.list().all {
+            if Arc::ptr_eq(known, candidate) {
+                *standing = Standing::Left(rate);
+            }
+        }
+    }
+
+    /// The source is of no use, and those who brought it learn why. Whoever brings it again is tried again.
+    pub(super) fn fail(&self, candidate: &Arc<Candidate>, error: Error) {
+        self.list()
+            .all
+            .retain(|(known, _)| !Arc::ptr_eq(known, candidate));
+        drop(candidate.failed.set(error));
+        candidate.told.notify_waiters();
+    }
+
+    /// Whether another source should go on. `rate`: of the running one, `None` before it is known.
+    /// `alone`: going on elsewhere throws away what is there.
+    fn is_better_elsewhere(&self, rate: Option<u64>, alone: bool) -> bool {
+        let Some(rate) = rate else {
+            return false;
+        };
+        let list = self.list();
+        let modest = if alone { SLOW } else { MODEST };
+        list.all.iter().any(|(_, standing)| match standing {
+            Standing::Untried => rate < modest,
+            Standing::Left(other) => rate < modest && *other / FASTER > rate,
+            Standing::Running => false,
+        })
+    }
+
+    fn has_others(&self) -> bool {
+        let list = self.list();
+        let mut all = list.all.iter();
+        all.any(|(_, standing)| *standing != Standing::Running)
+    }
+
+    /// Resolves when another source should go on, with the rate of the running one. Without a flow it
+    /// has not begun to send.
+    pub(super) async fn elsewhere(&self, flow: Option<&Flow>, alone: bool) -> u64 {
+        let mut rated = Rated::default();
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if !self.has_others() {
+                changed.await;
+                continue;
+            }
+            match flow {
+                Some(flow) => {
+                    tokio::time::sleep(LOOK).await;
+                    let rate = rated.look(flow.sample());
+                    if self.is_better_elsewhere(rate, alone) {
+                        return rate.unwrap_or(0);
+                    }
+                }
+                None => {
+                    tokio::time::sleep(BEGIN_WITHIN).await;
+                    if self.is_better_elsewhere(Some(0), alone) {
+                        return 0;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The copy ended; tells all who are left why it failed, if it did.
+    pub(super) fn end(&self, result: &Result<()>) {
+        let left = {
+            let mut list = self.list();
+            list.is_closed = true;
+            std::mem::take(&mut list.all)
+        };
+        if let Err(error) = result {
+            for (candidate, _) in left {
+                drop(candidate.failed.set(error.clone()));
+                candidate.told.notify_waiters();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::upstream::Priority;
+    use holdfast_core::Host;
+
+    fn source(host: &str, repository: &str) -> (Source, RepositoryName) {
+        let source = Source {
+            host: Host::parse(host).unwrap(),
+            repository: RepositoryName::parse(repository).unwrap(),
+            logins: Vec::new(),
+            priority: Priority::default(),
+        };
+        let local = RepositoryName::parse(&format!("{host}/{repository}")).unwrap();
+        (source, local)
+    }
+
+    fn join(to: &Candidates, host: &str, repository: &str) -> Option<Arc<Candidate>> {
+        let (source, local) = source(host, repository);
+        to.join(&source, &local, Some(1))
+    }
+
+    #[test]
+    fn a_source_joins_once_and_hosts_take_turns() {
+        let all = Candidates::default();
+        let a = join(&all, "a.example", "x").unwrap();
+        let again = join(&all, "a.example", "x").unwrap();
+        assert!(Arc::ptr_eq(&a, &again));
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &a));
+        let _second = join(&all, "a.example", "y").unwrap();
+        let b = join(&all, "b.example", "x").unwrap();
+        all.leave(&a, 10);
+        assert!(
+            Arc::ptr_eq(&all.next().unwrap(), &b),
+            "the other host first"
+        );
+    }
+
+    #[test]
+    fn a_slow_source_is_left_for_one_that_may_be_faster() {
+        let all = Candidates::default();
+        let a = join(&all, "a.example", "x").unwrap();
+        all.next().unwrap();
+        assert!(
+            !all.is_better_elsewhere(Some(0), false),
+            "there is no other"
+        );
+        let b = join(&all, "b.example", "x").unwrap();
+        assert!(!all.is_better_elsewhere(None, false), "not known yet");
+        assert!(all.is_better_elsewhere(Some(MODEST - 1), false));
+        assert!(
+            !all.is_better_elsewhere(Some(MODEST), false),
+            "it is healthy"
+        );
+        assert!(
+            !all.is_better_elsewhere(Some(SLOW), true),
+            "costs what is there"
+        );
+        all.leave(&a, 1000);
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &b));
+        assert!(!all.is_better_elsewhere(Some(900), false), "as slow there");
+        assert!(all.is_better_elsewhere(Some(200), false));
+        all.fail(&b, Error::NotFound);
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &a), "the only one left");
+        assert_eq!(b.failed.get(), Some(&Error::NotFound));
+        assert_eq!(a.failed.get(), None, "not of its own failure");
+    }
+
+    #[test]
+    fn no_more_sources_are_remembered_than_the_limit_says() {
+        let all = Candidates::default();
+        for n in 0..COPY_SOURCES {
+            assert!(join(&all, "a.example", &format!("r{n}")).is_some());
+        }
+        assert!(join(&all, "b.example", "x").is_none());
+        let first = all.next().unwrap();
+        all.fail(&first, Error::NotFound);
+        assert!(join(&all, "b.example", "x").is_some());
+    }
+}
