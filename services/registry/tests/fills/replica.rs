@@ -63,14 +63,14 @@ impl Site {
     }
 
     pub(crate) async fn replica(&self, upstream: &Upstream, id: &str) -> Replica {
-        start(
-            &self.data(),
-            &self.tls(),
-            self.settings.clone(),
-            &UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]),
-            id,
-        )
-        .await
+        self.replica_of(&[upstream], id).await
+    }
+
+    /// A replica for several upstreams, all of them listed.
+    pub(crate) async fn replica_of(&self, upstreams: &[&Upstream], id: &str) -> Replica {
+        let listed: Vec<_> = upstreams.iter().map(|upstream| listed(upstream)).collect();
+        let settings = self.settings.clone();
+        start(&self.data(), &self.tls(), settings, &listed, id).await
     }
 
     /// A replica in a runtime of its own, which can be killed: no task goes on.
@@ -86,7 +86,7 @@ impl Site {
             self.settings.clone(),
             id.to_owned(),
         );
-        let of = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
+        let of = vec![listed(upstream)];
         let started = runtime.spawn(async move { start(&data, &tls, settings, &of, &id).await });
         let replica = started.await.unwrap();
         (replica, Doom(Some(runtime)))
@@ -112,11 +112,15 @@ impl Drop for Doom {
     }
 }
 
+fn listed(upstream: &Upstream) -> UpstreamSettings {
+    UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()])
+}
+
 async fn start(
     data: &Path,
     tls: &Path,
     settings: Settings,
-    upstream: &UpstreamSettings,
+    upstreams: &[UpstreamSettings],
     id: &str,
 ) -> Replica {
     let mut options = Options::default();
@@ -135,13 +139,7 @@ async fn start(
         negative_seconds: 0,
         ..Uplink::default()
     };
-    let upstreams = Upstreams::new(
-        std::slice::from_ref(upstream),
-        &Proxy::default(),
-        &uplink,
-        timeouts,
-    )
-    .unwrap();
+    let upstreams = Upstreams::new(upstreams, &Proxy::default(), &uplink, timeouts).unwrap();
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let owner = Owner {
         address: listener.local_addr().unwrap().to_string(),
