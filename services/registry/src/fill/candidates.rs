@@ -187,7 +187,17 @@ impl Candidates {
         };
         let list = self.list();
         let modest = if alone { SLOW } else { MODEST };
-        list.all.iter().any(|(_, standing)| match standing {
+        let mut all = list.all.iter();
+        let running = all.find(|(_, standing)| *standing == Standing::Running);
+        // The same repository sends no faster to other credentials.
+        let others = list.all.iter().filter(|(other, _)| {
+            running.is_none_or(|(running, _)| {
+                let (running, other) = (&running.source, &other.source);
+                (&running.host, &running.repository) != (&other.host, &other.repository)
+            })
+        });
+        let mut others = others.map(|(_, standing)| standing);
+        others.any(|standing| match standing {
             Standing::Untried => rate < modest,
             Standing::Left(other) => rate < modest && *other / FASTER > rate,
             Standing::Running => false,

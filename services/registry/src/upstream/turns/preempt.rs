@@ -17,11 +17,11 @@ const HOST_QUANTUM: Duration = Duration::from_secs(5);
 /// costs another request.
 const REPOSITORY_QUANTUM: Duration = Duration::from_secs(30);
 
-/// What the copies under way have, as if those that were chosen were gone already.
+/// What the copies under way have, as if those that give their slots up were gone already, and those that
+/// get them had them.
 struct Shares {
     hosts: HashMap<String, usize>,
     repositories: HashMap<(String, String), usize>,
-    all: usize,
 }
 
 impl Shares {
@@ -29,24 +29,25 @@ impl Shares {
         let mut shares = Self {
             hosts: HashMap::new(),
             repositories: HashMap::new(),
-            all: 0,
         };
-        let running = state.under_way.values();
-        for one in running.filter(|one| one.slot.is_some()) {
-            shares.add(&one.host, &one.repository);
+        for one in state.under_way.values() {
+            let Some(slot) = &one.slot else { continue };
+            match slot.gives_to.map(|waiter| state.queue.get(&waiter)) {
+                None => shares.add(&one.host, &one.repository),
+                Some(Some(waiter)) => shares.add(&waiter.host, &waiter.repository),
+                Some(None) => {}
+            }
         }
         shares
     }
 
     fn add(&mut self, host: &str, repository: &str) {
-        self.all += 1;
         *self.hosts.entry(host.to_owned()).or_default() += 1;
         let key = (host.to_owned(), repository.to_owned());
         *self.repositories.entry(key).or_default() += 1;
     }
 
     fn remove(&mut self, host: &str, repository: &str) {
-        self.all = self.all.saturating_sub(1);
         for held in [
             self.hosts.get_mut(host),
             self.repositories

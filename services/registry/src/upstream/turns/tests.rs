@@ -1,0 +1,209 @@
+//! Whose turn it is, and who gives a slot up.
+
+use super::*;
+use futures::{FutureExt, poll};
+
+#[test]
+fn shares_leave_room_for_what_pods_wait_for() {
+    let check = |used: [usize; 3], slots: usize, expect: [bool; 3]| {
+        let found = Need::ALL.map(|need| Used(used).takes(need, slots));
+        assert_eq!(found, expect, "{used:?} of {slots}");
+    };
+    check([0, 0, 0], 16, [true, true, true]);
+    check([0, 0, 8], 16, [true, true, false]);
+    check([0, 4, 8], 16, [true, false, false]);
+    check([4, 4, 8], 16, [false, false, false]);
+    check([16, 0, 0], 16, [false, false, false]);
+    check([0, 0, 0], 1, [true, true, true]);
+    check([0, 0, 1], 1, [false, false, false]);
+    check([0, 0, 1], 2, [true, false, false]);
+}
+
+#[tokio::test]
+async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
+    let turns = Turns::new(1, 1);
+    let first = turns
+        .take(("a", "r"), &Priority::default(), false)
+        .await
+        .unwrap();
+    let [slow, raised] = [Need::Ahead, Need::Ahead].map(Priority::new);
+    let mut slow = Box::pin(turns.take(("a", "r"), &slow, false));
+    let mut joined = Box::pin(turns.take(("a", "r"), &raised, false));
+    let running = Priority::new(Need::Running);
+    let mut running = Box::pin(turns.take(("b", "r"), &running, false));
+    assert!(poll!(&mut slow).is_pending());
+    assert!(poll!(&mut joined).is_pending());
+    assert!(poll!(&mut running).is_pending());
+    turns.raise(&raised, Need::Waiting);
+    assert_eq!(turns.count(Need::Waiting), (1, 1));
+    drop(first);
+    let turn = joined.now_or_never().flatten();
+    assert!(turn.is_some(), "a pull joined it");
+    assert!(poll!(&mut slow).is_pending() && poll!(&mut running).is_pending());
+    drop(turn);
+    assert!(running.now_or_never().flatten().is_some());
+    assert!(slow.now_or_never().flatten().is_some(), "at last");
+}
+
+#[tokio::test]
+async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
+    let turns = Turns::new(3, 2);
+    let wait = Priority::default();
+    let a1 = turns.take(("a", "r"), &wait, false).await;
+    let a2 = turns.take(("a", "r"), &wait, false).await;
+    let mut a3 = Box::pin(turns.take(("a", "r"), &wait, false));
+    assert!(poll!(&mut a3).is_pending());
+    let b = turns
+        .take(("b", "r"), &wait, false)
+        .now_or_never()
+        .flatten();
+    assert!(b.is_some(), "another host's slot is free");
+    drop(a3);
+    drop((a1, a2));
+    assert_eq!(turns.count(Need::Waiting), (0, 1));
+    assert!(turns.is_anybody_waiting());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
+    let turns = Turns::new(8, 8);
+    let image = Priority::new(Need::Running);
+    let [first, second] = [image.part(), image.part()];
+    let _first = turns.take(("a", "r"), &first, false).await.unwrap();
+    let turn = turns.take(("a", "r"), &second, false).await.unwrap();
+    let stood = async |priority: &Priority| {
+        let begun = Instant::now();
+        turn.give_way(priority).await;
+        begun.elapsed()
+    };
+    assert_eq!(stood(&second).await, Duration::ZERO, "nobody waits");
+    let elsewhere = turns.wait("b");
+    assert_eq!(stood(&second).await, Duration::ZERO, "another host");
+    drop(elsewhere);
+    let elsewhere = turns.wait("a");
+    assert_eq!(stood(&second).await, STANDS_STILL, "not for ever");
+    drop(elsewhere);
+    turns.raise(&first, Need::Waiting);
+    assert_eq!(stood(&second).await, STANDS_STILL, "the other part");
+    turns.raise(&image, Need::Waiting);
+    assert_eq!(stood(&second).await, Duration::ZERO, "all of the image");
+}
+
+/// Slots for two hosts with trickling copies, all taken.
+async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
+    let mut taken = Vec::new();
+    for host in hosts {
+        for _ in 0..each {
+            let turn = turns.take((host, "r"), &Priority::default(), false);
+            taken.push(turn.await.unwrap());
+        }
+    }
+    taken
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
+    let turns = Turns::new(4, 2);
+    let taken = all_taken(&turns, &["a", "b"], 2).await;
+    let fast = Arc::clone(taken[1].flow());
+    let keeps_sending = tokio::spawn(async move {
+        loop {
+            fast.came(100_000);
+            fast.waits();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let waits = Priority::default();
+    let mut honest = Box::pin(turns.take(("c", "r"), &waits, false));
+    let begun = Instant::now();
+    let preempted = async {
+        loop {
+            let victim = taken
+                .iter()
+                .position(|turn| turn.preempted().is_cancelled());
+            if let Some(victim) = victim {
+                return victim;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let victim = tokio::select! {
+        _ = &mut honest => panic!("no slot is free"),
+        victim = preempted => victim,
+    };
+    assert_ne!(victim, 1, "it is not slow");
+    assert!(begun.elapsed() <= Duration::from_secs(2));
+    let mut taken: Vec<_> = taken.into_iter().map(Some).collect();
+    taken[victim] = None;
+    assert!(honest.await.is_some());
+    let others = taken.iter().flatten();
+    let cancelled = others.filter(|turn| turn.preempted().is_cancelled());
+    assert_eq!(cancelled.count(), 0, "one slot for one that waits");
+    keeps_sending.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody() {
+    let turns = Turns::new(2, 2);
+    let taken = all_taken(&turns, &["a"], 2).await;
+    let waits = Priority::default();
+    let mut same = Box::pin(turns.take(("a", "r"), &waits, false));
+    let mut yielded = Box::pin(turns.take(("b", "r"), &waits, true));
+    tokio::select! {
+        _ = &mut same => panic!("no slot is free"),
+        _ = &mut yielded => panic!("no slot is free"),
+        () = tokio::time::sleep(Duration::from_secs(60)) => {}
+    }
+    assert!(taken.iter().all(|turn| !turn.preempted().is_cancelled()));
+    drop(taken);
+    assert!(yielded.await.is_some() && same.await.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
+    let turns = Turns::new(4, 4);
+    let taken = all_taken(&turns, &["a"], 4).await;
+    let flows: Vec<_> = taken.iter().map(|turn| Arc::clone(turn.flow())).collect();
+    let keeps_sending = tokio::spawn(async move {
+        loop {
+            for flow in &flows {
+                flow.came(1_000_000);
+                flow.waits();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    let waits = Priority::default();
+    let mut others: Vec<_> = (0..4)
+        .map(|_| Box::pin(turns.take(("b", "r"), &waits, false)))
+        .collect();
+    let all = futures::future::select_all(others.iter_mut());
+    tokio::select! {
+        _ = all => panic!("no slot is free"),
+        () = tokio::time::sleep(Duration::from_secs(30)) => {}
+    }
+    let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
+    assert_eq!(gone.count(), 2, "half each");
+    keeps_sending.abort();
+}
+
+#[tokio::test]
+async fn hosts_and_then_repositories_take_turns() {
+    let turns = Turns::new(3, 3);
+    let wait = Priority::default();
+    let mut held = all_taken(&turns, &["a"], 3).await;
+    let mut same = Box::pin(turns.take(("a", "r"), &wait, false));
+    let mut other = Box::pin(turns.take(("a", "s"), &wait, false));
+    let mut host = Box::pin(turns.take(("b", "r"), &wait, false));
+    for one in [&mut same, &mut other] {
+        assert!(poll!(one).is_pending());
+    }
+    assert!(poll!(&mut host).is_pending());
+    held.pop();
+    let host = host.now_or_never().flatten();
+    assert!(host.is_some(), "it has no slot yet");
+    held.pop();
+    assert!(other.now_or_never().flatten().is_some(), "nor has this one");
+    drop(host);
+    assert!(same.now_or_never().flatten().is_some());
+}
