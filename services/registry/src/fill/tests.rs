@@ -566,30 +566,6 @@ async fn a_local_image_needs_no_upstream_even_when_asked_to_revalidate() {
     }
 }
 
-#[tokio::test]
-async fn a_tag_that_moved_is_copied_when_a_fill_asks() {
-    let (first, second) = (
-        ImageBuilder::new(14).layer(100).build(),
-        ImageBuilder::new(15).layer(100).build(),
-    );
-    let folder = tempfile::tempdir().unwrap();
-    let upstream = upstream_with(&first).await;
-    let registry = fills(folder.path(), &upstream).await;
-    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
-    upstream.push(REPO, "1", &second);
-    assert_eq!(
-        registry
-            .fill(&request(&upstream, ":1", &[]))
-            .await
-            .unwrap()
-            .digest,
-        first.digest
-    );
-    let mut asks = request(&upstream, ":1", &[]);
-    asks.revalidate = true;
-    assert_eq!(registry.fill(&asks).await.unwrap().digest, second.digest);
-}
-
 #[test]
 fn errors_are_told_without_secrets_and_with_their_code() {
     let check =
