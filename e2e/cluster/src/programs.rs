@@ -60,6 +60,8 @@ programs! {
     Helm = "helm", "helm.sh/helm/v4/cmd/helm", "helm";
     Helm3 = "helm3", "helm.sh/helm/v3/cmd/helm", "helm";
     Crane = "crane", "github.com/google/go-containerregistry/cmd/crane", "crane";
+    Oras = "oras", "oras.land/oras/cmd/oras", "oras";
+    Regctl = "regctl", "github.com/regclient/regclient/cmd/regctl", "regctl";
     Registry = "distribution", "github.com/distribution/distribution/v3/cmd/registry", "registry";
     Coredns = "coredns", "github.com/coredns/coredns", "coredns";
     LocalPathProvisioner = "local-path-provisioner", "github.com/rancher/local-path-provisioner", "local-path-provisioner";

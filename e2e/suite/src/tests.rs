@@ -1,6 +1,7 @@
 //! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
 
 mod adoption;
+mod artifacts;
 mod away;
 mod chart;
 mod clients;
@@ -35,6 +36,9 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(clients::crane_pushes_and_pulls),
         ci!(clients::skopeo_pushes_and_pulls),
         full!(clients::podman_pushes_and_pulls),
+        ci!(artifacts::oras_attaches_discovers_and_copies_with_referrers),
+        ci!(artifacts::regctl_copies_images_with_their_referrers),
+        ci!(artifacts::helm_pushes_and_pulls_charts),
         // Before Holdfast runs.
         ci!(install::wrong_values_are_refused_by_name),
         ci!(install::switched_off_nothing_exists),
