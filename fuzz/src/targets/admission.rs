@@ -77,17 +77,24 @@ fn review(input: &[u8]) -> Result<Shape, String> {
     }
     let rules = rules();
     let mutation = mutate(&subject.pod, subject.old.as_ref(), subject.request, &rules);
+    // What was dropped while the review was read makes no difference.
+    let whole: Value = serde_json::from_slice(input).map_err(|error| error.to_string())?;
+    let whole_pod = &whole["request"]["object"];
+    let whole_old = Some(&whole["request"]["oldObject"]).filter(|old| old.is_object());
+    ensure(
+        mutation == mutate(whole_pod, whole_old, subject.request, &rules),
+        || "the whole pod would be judged otherwise".to_owned(),
+    )?;
     review::answer(&review.uid, &mutation).map_err(|error| format!("no answer: {error}"))?;
-    let mut patched = subject.pod.clone();
+    let mut patched = whole_pod.clone();
     json_patch::patch(&mut patched, &mutation.patch)
         .map_err(|error| format!("the patch does not apply: {error}"))?;
-    ensure(without_ours(&patched) == without_ours(&subject.pod), || {
+    ensure(without_ours(&patched) == without_ours(whole_pod), || {
         "the patch changes other fields".to_owned()
     })?;
-    ensure(
-        mutation.patch.is_empty() == (patched == subject.pod),
-        || "a patch without a change".to_owned(),
-    )?;
+    ensure(mutation.patch.is_empty() == (patched == *whole_pod), || {
+        "a patch without a change".to_owned()
+    })?;
     if subject.request == Request::Create {
         let again = mutate(&patched, None, Request::Create, &rules);
         ensure(again.rewritten == 0 && again.patch.is_empty(), || {

@@ -59,6 +59,9 @@ pub struct Limits {
     pub drain: Duration,
     /// Concurrent streams of an HTTP/2 connection; further ones are refused.
     pub streams: u32,
+    /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on one stream of it; at least 65535.
+    /// What waits there is outside of the part's own budgets.
+    pub http2_window: u32,
     /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more the connection ends.
     pub resets: usize,
 }
@@ -86,6 +89,7 @@ impl Default for Limits {
             window: Duration::from_secs(60),
             drain: Duration::from_secs(25),
             streams: 256,
+            http2_window: 1024 * 1024,
             resets: 20,
         }
     }
@@ -256,6 +260,8 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(limits.streams)
+        .initial_connection_window_size(limits.http2_window)
+        .initial_stream_window_size(limits.http2_window)
         .max_pending_accept_reset_streams(limits.resets)
         .max_local_error_reset_streams(limits.resets.saturating_mul(10))
         .keep_alive_interval(Duration::from_secs(30))

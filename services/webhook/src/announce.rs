@@ -1,7 +1,9 @@
 //! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6). Create only; what is
 //! dropped or fails here is found by the controller's own watch of pods.
 
-use std::collections::BTreeSet;
+mod lines;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
@@ -9,13 +11,12 @@ use holdfast_api::{Artifact, labels};
 use holdfast_core::{Reference, pod};
 use kube::api::{Api, PostParams};
 use serde_json::Value;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use self::lines::{Lines, Offer};
 use crate::metrics::{Announced, Metrics};
 
-/// Announcements that may wait; a burst of pods beyond it is left to the controller.
-const QUEUE: usize = 4096;
 /// Attempts for one announcement.
 const ATTEMPTS: u32 = 4;
 /// Pause after the first failed attempt; it doubles.
@@ -24,8 +25,6 @@ const PAUSE: Duration = Duration::from_millis(500);
 const IDLE: Duration = Duration::from_secs(10);
 /// Time for one attempt, so that an API server that hangs is not taken for a worker that does.
 const ATTEMPT: Duration = Duration::from_secs(10);
-/// How long an answered announcement is not repeated: a rollout announces the same image for each of its pods.
-const REMEMBERED: Duration = Duration::from_secs(30);
 /// Pull secrets that an Artifact names at most (its schema's bound).
 const MAX_PULL_SECRETS: usize = 64;
 
@@ -36,8 +35,8 @@ pub struct Announcement {
     pub namespace: String,
     /// The upstream's reference, canonical.
     pub source: String,
-    /// Names of the pod's pull secrets.
-    pub pull_secrets: Vec<String>,
+    /// Names of the pod's pull secrets, as many as an Artifact may name.
+    pub pull_secrets: Arc<[String]>,
     /// Name of the pod's service account.
     pub service_account_name: String,
 }
@@ -45,6 +44,9 @@ pub struct Announcement {
 impl Announcement {
     /// One announcement an image of the pod; none where no namespace is known or the reference is too long for an Artifact.
     pub fn of_pod(namespace: &str, pod: &Value, images: &[Reference]) -> Vec<Self> {
+        let mut pull_secrets = pod::pull_secret_names(pod);
+        pull_secrets.truncate(MAX_PULL_SECRETS);
+        let pull_secrets: Arc<[String]> = pull_secrets.into();
         images
             .iter()
             .map(ToString::to_string)
@@ -52,7 +54,7 @@ impl Announcement {
             .map(|source| Self {
                 namespace: namespace.to_owned(),
                 source,
-                pull_secrets: pod::pull_secret_names(pod),
+                pull_secrets: Arc::clone(&pull_secrets),
                 service_account_name: pod::service_account_name(pod).to_owned(),
             })
             .collect()
@@ -60,10 +62,9 @@ impl Announcement {
 
     /// The object to create.
     pub fn artifact(&self) -> Artifact {
-        let mut pull_secrets = self.pull_secrets.clone();
-        pull_secrets.truncate(MAX_PULL_SECRETS);
         let mut artifact = Artifact::of_source(&self.source);
-        artifact.spec.pull_secrets = (!pull_secrets.is_empty()).then_some(pull_secrets);
+        artifact.spec.pull_secrets =
+            (!self.pull_secrets.is_empty()).then(|| self.pull_secrets.to_vec());
         artifact.spec.service_account_name = Some(self.service_account_name.clone());
         artifact.metadata.namespace = Some(self.namespace.clone());
         artifact.metadata.labels = Some(
@@ -80,36 +81,51 @@ impl Announcement {
 /// The end into which answered reviews put their announcements.
 #[derive(Debug, Clone)]
 pub struct Announcer {
-    queue: mpsc::Sender<Announcement>,
+    lines: Arc<Mutex<Lines>>,
+    /// Wakes the worker; it ends when every announcer is gone.
+    wake: mpsc::Sender<()>,
     metrics: Metrics,
 }
 
 /// The end from which the worker takes them.
 #[derive(Debug)]
 pub struct Announcements {
-    queue: Mutex<mpsc::Receiver<Announcement>>,
+    lines: Arc<Mutex<Lines>>,
+    woken: tokio::sync::Mutex<mpsc::Receiver<()>>,
     metrics: Metrics,
 }
 
 /// Makes both ends of the bounded queue.
 pub fn queue(metrics: Metrics) -> (Announcer, Announcements) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+    let lines = Arc::new(Mutex::new(Lines::new(Instant::now())));
+    let (wake, woken) = mpsc::channel(1);
     let announcer = Announcer {
-        queue: sender,
+        lines: Arc::clone(&lines),
+        wake,
         metrics: metrics.clone(),
     };
     let announcements = Announcements {
-        queue: Mutex::new(receiver),
+        lines,
+        woken: tokio::sync::Mutex::new(woken),
         metrics,
     };
     (announcer, announcements)
 }
 
+fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Announcer {
-    /// Puts an announcement into the queue without waiting; a full queue drops it and counts that.
+    /// Puts an announcement into its namespace's line without waiting; what exceeds the limits is dropped and counted.
     pub fn announce(&self, announcement: Announcement) {
-        if self.queue.try_send(announcement).is_err() {
-            self.metrics.announced(Announced::Dropped);
+        let offer = lock(&self.lines).offer(announcement, Instant::now());
+        match offer {
+            // A wake that is pending is enough.
+            Offer::Taken => drop(self.wake.try_send(())),
+            Offer::Known => {}
+            Offer::Full => self.metrics.announced(Announced::Dropped),
+            Offer::Limited => self.metrics.announced(Announced::Limited),
         }
     }
 }
@@ -117,47 +133,23 @@ impl Announcer {
 impl Announcements {
     /// Creates Artifacts until every [`Announcer`] is gone; `beat` is called after each and while idle.
     pub async fn work(&self, client: kube::Client, beat: impl Fn()) {
-        let mut queue = self.queue.lock().await;
-        let mut recent = Recent::default();
+        let mut woken = self.woken.lock().await;
+        let mut over = false;
         loop {
             beat();
-            let announcement = match timeout(IDLE, queue.recv()).await {
-                Ok(Some(announcement)) => announcement,
-                Ok(None) => return,
-                Err(_) => continue,
-            };
-            if recent.contains(&announcement) {
-                continue;
+            let next = lock(&self.lines).next();
+            if let Some(announcement) = next {
+                let announced = create(&client, &announcement).await;
+                if announced == Announced::Failed {
+                    lock(&self.lines).failed(&announcement);
+                }
+                self.metrics.announced(announced);
+            } else if over {
+                return;
+            } else {
+                over = matches!(timeout(IDLE, woken.recv()).await, Ok(None));
             }
-            let announced = create(&client, &announcement).await;
-            if announced != Announced::Failed {
-                recent.insert(announcement);
-            }
-            self.metrics.announced(announced);
         }
-    }
-}
-
-/// What was announced in the last half minute.
-#[derive(Debug, Default)]
-struct Recent {
-    known: BTreeSet<(String, String)>,
-    since: Option<Instant>,
-}
-
-impl Recent {
-    fn contains(&mut self, announcement: &Announcement) -> bool {
-        if self.since.is_none_or(|since| since.elapsed() > REMEMBERED) || self.known.len() > QUEUE {
-            self.known.clear();
-            self.since = Some(Instant::now());
-        }
-        self.known
-            .contains(&(announcement.namespace.clone(), announcement.source.clone()))
-    }
-
-    fn insert(&mut self, announcement: Announcement) {
-        self.known
-            .insert((announcement.namespace, announcement.source));
     }
 }
 
@@ -201,13 +193,13 @@ mod tests {
     use prometheus_client::registry::Registry;
     use warp::http::{Request, Response};
 
-    fn announcement(source: &str) -> Announcement {
-        Announcement {
-            namespace: "team".to_owned(),
-            source: source.to_owned(),
-            pull_secrets: (0..70).map(|index| format!("s{index}")).collect(),
-            service_account_name: "default".to_owned(),
-        }
+    pub(super) fn announcement(source: &str) -> Announcement {
+        let secrets: Vec<Value> = (0..70)
+            .map(|index| serde_json::json!({ "name": format!("s{index}") }))
+            .collect();
+        let pod = serde_json::json!({ "spec": { "imagePullSecrets": secrets } });
+        let image = Reference::parse(source).unwrap();
+        Announcement::of_pod("team", &pod, &[image]).remove(0)
     }
 
     /// Announces one image to an API server that answers with these statuses, and says what was counted.
@@ -260,16 +252,27 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_queue_drops_and_counts() {
+    async fn what_exceeds_the_limits_is_dropped_and_counted() {
         let mut registry = Registry::default();
-        let (announcer, _announcements) = queue(Metrics::register(&mut registry));
-        for _ in 0..=QUEUE {
-            announcer.announce(announcement("r.io/a:1"));
+        let (announcer, announcements) = queue(Metrics::register(&mut registry));
+        let announce = |namespace: usize, number: usize| {
+            announcer.announce(Announcement {
+                namespace: format!("n{namespace}"),
+                ..announcement(&format!("r.io/a:{number}"))
+            });
+        };
+        for number in 0..250 {
+            announce(0, number);
         }
         let text = encode(&registry);
-        assert!(
-            text.contains("webhook_announcements_total{result=\"dropped\"} 1"),
-            "{text}"
-        );
+        let limited = "holdfast_webhook_announcements_total{result=\"limited\"} ";
+        let count = |text: &str, name: &str| -> usize {
+            let line = text.lines().find_map(|line| line.strip_prefix(name));
+            line.map_or(0, |count| count.parse().unwrap())
+        };
+        assert!((45..=50).contains(&count(&text, limited)), "{text}");
+        announce(1, 1);
+        assert_eq!(lock(&announcements.lines).next().unwrap().namespace, "n0");
+        assert_eq!(lock(&announcements.lines).next().unwrap().namespace, "n1");
     }
 }

@@ -4,6 +4,7 @@
 //! a review and its answer. Knows nothing of upstreams' content or of the store.
 
 pub mod announce;
+pub mod bodies;
 pub mod metrics;
 pub mod mutate;
 pub mod review;
@@ -31,6 +32,8 @@ use tokio::sync::watch;
 pub const PORT: u16 = 8443;
 /// Where the Secret `F-webhook-tls` is mounted.
 pub const TLS_FOLDER: &str = "/etc/holdfast/tls";
+/// The folder beside [`TLS_FOLDER`] where the Secret `webhook.clientCaSecret` is mounted.
+const CLIENT_CA_FOLDER: &str = "client-ca";
 /// Silence after which a background loop counts as stuck.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Pause between looks for a serving certificate that is not there yet.
@@ -98,6 +101,7 @@ pub async fn serve(
     };
     let admin = tokio::spawn(admin.serve(admin_listener, stop.clone()));
 
+    let asks_for_certificate = !config.values.webhook.client_ca_secret.is_empty();
     let upstreams = rules::upstreams(&config.values);
     let names = Names {
         release: config.release.name.clone(),
@@ -133,11 +137,15 @@ pub async fn serve(
         announcer,
         metrics,
     };
-    if let Some(tls) = load_tls(tls_folder, &tls_loaded, &stop).await {
+    let mut files = TlsFiles::in_folder(tls_folder, ClientAuth::None);
+    if asks_for_certificate {
+        files.client_auth = ClientAuth::Required;
+        files.client_ca = tls_folder.with_file_name(CLIENT_CA_FOLDER).join("ca.crt");
+    }
+    if let Some(tls) = load_tls(&files, &tls_loaded, &stop).await {
         tokio::spawn(tls.clone().follow(files::EVERY, stop.clone()));
         let service = server::tower(warp::service(routes::routes(context)));
-        let limits = server::Limits::default();
-        server::serve(listener, Some(tls), service, limits, stop.clone()).await;
+        server::serve(listener, Some(tls), service, limits(), stop.clone()).await;
     }
     stop.cancel();
     if let Err(error) = admin.await {
@@ -145,10 +153,22 @@ pub async fn serve(
     }
 }
 
+/// What connections may cost. API servers open one for each review under way, and keep some of them.
+fn limits() -> server::Limits {
+    server::Limits {
+        connections: 1024,
+        connections_per_address: 512,
+        header_bytes: 16 * 1024,
+        streams: 32,
+        http2_window: 64 * 1024,
+        ..server::Limits::default()
+    }
+}
+
 /// Waits for a usable serving certificate, which the controller makes; nothing when told to stop before.
-async fn load_tls(folder: &Path, loaded: &Flag, stop: &CancellationToken) -> Option<ServerTls> {
+async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> Option<ServerTls> {
     loop {
-        match ServerTls::from_files(TlsFiles::in_folder(folder, ClientAuth::None)) {
+        match ServerTls::from_files(files.clone()) {
             Ok(tls) => {
                 loaded.ok("loaded");
                 return Some(tls);

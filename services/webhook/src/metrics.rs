@@ -37,6 +37,8 @@ pub enum Announced {
     Present,
     /// The queue was full; the controller's own watch will find the pod.
     Dropped,
+    /// The namespace, or all together, announced too much; the same watch will find the pod.
+    Limited,
     /// The API server refused it or could not be reached.
     Failed,
 }
@@ -106,13 +108,9 @@ impl Metrics {
         }
     }
 
-    /// A body was no review.
-    pub fn malformed(&self) {
-        self.reviews
-            .get_or_create(&ResultLabel {
-                result: "malformed",
-            })
-            .inc();
+    /// A request was not answered with a review: `malformed`, or why its body was not taken.
+    pub fn refused(&self, result: &'static str) {
+        self.reviews.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// An announcement came to its end.
@@ -121,6 +119,7 @@ impl Metrics {
             Announced::Created => "created",
             Announced::Present => "present",
             Announced::Dropped => "dropped",
+            Announced::Limited => "limited",
             Announced::Failed => "failed",
         };
         self.announcements

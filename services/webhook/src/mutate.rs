@@ -3,7 +3,7 @@
 //! Raw, so that fields which this version does not know stay untouched. Never denies, never writes twice, and
 //! touches nothing but image references and two annotations: the originals, and how often somebody set them back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::history::{ImageHistory, PATIENCE};
 use holdfast_api::labels;
@@ -69,6 +69,8 @@ pub enum LeftAlone {
     Refused,
     /// Somebody set the pod's images back again and again.
     SetBack,
+    /// The pod has more images and annotations than are read.
+    TooLarge,
 }
 
 impl LeftAlone {
@@ -87,6 +89,7 @@ impl LeftAlone {
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
             Self::SetBack => "set_back",
+            Self::TooLarge => "too_large",
         }
     }
 }
@@ -106,6 +109,18 @@ pub struct Mutation {
     pub left_alone: Vec<LeftAlone>,
     /// How many references an update put back to what was rewritten before.
     pub set_back: usize,
+}
+
+impl Mutation {
+    /// Nothing is done to a pod that is too large to be read.
+    pub fn too_large() -> Self {
+        let warning = "holdfast: the pod has too many images and annotations; it is left as it is";
+        Self {
+            warnings: vec![warning.to_owned()],
+            left_alone: vec![LeftAlone::TooLarge],
+            ..Self::default()
+        }
+    }
 }
 
 /// Decides what to do with `pod`, whose state before the change is `old`.
@@ -141,6 +156,7 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
         history: &history,
     };
     let mut originals = Map::new();
+    let mut announced = BTreeSet::new();
     for image in pod::images(pod) {
         let was = before.get(&image.key());
         if !request.kinds().contains(&image.kind) || was == Some(&image.image) {
@@ -172,15 +188,19 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
                     }));
                 mutation.rewritten += 1;
                 originals.insert(image.key(), Value::String(written));
-                announce(&mut mutation.images, original);
+                if announced.insert(original.to_string()) {
+                    mutation.images.push(original);
+                }
             }
             Decision::Leave { reason, original } => {
                 if let Some(warning) = warning(&image, reason) {
                     mutation.warnings.push(warning);
                 }
                 mutation.left_alone.push(reason);
-                if let Some(original) = original {
-                    announce(&mut mutation.images, original);
+                if let Some(original) = original
+                    && announced.insert(original.to_string())
+                {
+                    mutation.images.push(original);
                 }
             }
         }
@@ -300,12 +320,6 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
         }
     };
     Verdict { set_back, decision }
-}
-
-fn announce(images: &mut Vec<Reference>, original: Reference) {
-    if !images.contains(&original) {
-        images.push(original);
-    }
 }
 
 fn warning(image: &PodImage, reason: LeftAlone) -> Option<String> {

@@ -1,13 +1,117 @@
 //! `AdmissionReview` as raw JSON: what is needed is read, everything else is tolerated.
 
+mod prune;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use holdfast_api::labels;
 use serde_json::{Value, json};
 
+use self::prune::{Kept, Shape};
 use crate::mutate::{Mutation, Request};
 
 /// The version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
+
+/// Values of one review that are kept. A pod with a hundred containers and all its annotations has a few hundred.
+pub const MAX_KEPT_VALUES: usize = 8192;
+/// Bytes of text of one review that are kept. The API server takes 256 KiB of annotations.
+pub const MAX_KEPT_BYTES: usize = 1024 * 1024;
+
+/// A container as far as it is judged.
+const CONTAINER: Shape = Shape::Members(&[
+    ("name", Shape::Plain),
+    ("image", Shape::Plain),
+    ("imagePullPolicy", Shape::Plain),
+]);
+const CONTAINERS: Shape = Shape::List(&CONTAINER);
+/// Of volumes only those matter that are images.
+const VOLUMES: Shape = Shape::List(&Shape::Members(&[
+    ("name", Shape::Plain),
+    (
+        "image",
+        Shape::Members(&[("reference", Shape::Plain), ("pullPolicy", Shape::Plain)]),
+    ),
+]));
+
+/// The pod as it would be stored. All annotations: their bytes are counted before one is added.
+const POD: Shape = Shape::Members(&[
+    (
+        "metadata",
+        Shape::Members(&[
+            ("namespace", Shape::Plain),
+            ("uid", Shape::Plain),
+            (
+                "labels",
+                Shape::Members(&[
+                    (labels::REWRITE, Shape::Plain),
+                    (labels::PART_OF, Shape::Plain),
+                    (labels::NAME, Shape::Plain),
+                ]),
+            ),
+            ("annotations", Shape::Map),
+        ]),
+    ),
+    (
+        "spec",
+        Shape::Members(&[
+            ("containers", CONTAINERS),
+            ("initContainers", CONTAINERS),
+            ("ephemeralContainers", CONTAINERS),
+            ("volumes", VOLUMES),
+            (
+                "imagePullSecrets",
+                Shape::List(&Shape::Members(&[("name", Shape::Plain)])),
+            ),
+            ("serviceAccountName", Shape::Plain),
+            ("serviceAccount", Shape::Plain),
+        ]),
+    ),
+]);
+
+/// The pod as it is stored: its images and their history.
+const OLD_POD: Shape = Shape::Members(&[
+    (
+        "metadata",
+        Shape::Members(&[
+            ("uid", Shape::Plain),
+            (
+                "annotations",
+                Shape::Members(&[(labels::IMAGE_HISTORY, Shape::Plain)]),
+            ),
+        ]),
+    ),
+    (
+        "spec",
+        Shape::Members(&[
+            ("containers", CONTAINERS),
+            ("initContainers", CONTAINERS),
+            ("ephemeralContainers", CONTAINERS),
+            ("volumes", VOLUMES),
+        ]),
+    ),
+]);
+
+static REVIEW: Shape = Shape::Members(&[
+    ("apiVersion", Shape::Plain),
+    ("kind", Shape::Plain),
+    (
+        "request",
+        Shape::Members(&[
+            ("uid", Shape::Plain),
+            (
+                "kind",
+                Shape::Members(&[("kind", Shape::Plain), ("group", Shape::Plain)]),
+            ),
+            ("subResource", Shape::Plain),
+            ("namespace", Shape::Plain),
+            ("operation", Shape::Plain),
+            ("object", POD),
+            ("oldObject", OLD_POD),
+            ("dryRun", Shape::Plain),
+        ]),
+    ),
+]);
 
 /// Why a body cannot be answered with a review at all.
 #[derive(Debug, thiserror::Error)]
@@ -32,11 +136,13 @@ pub struct Review {
     pub namespace: String,
     /// Whether nothing may be kept: no announcement follows.
     pub dry_run: bool,
-    /// What is to be judged; nothing where the review is about something that is never changed.
+    /// What is to be judged; nothing where the review is about something that is never changed, or `too_large`.
     pub subject: Option<Subject>,
+    /// Whether the pod has more images and annotations than are read.
+    pub too_large: bool,
 }
 
-/// The pod of a review.
+/// The pod of a review, both states without what no rewrite depends on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Subject {
     /// What is asked.
@@ -50,7 +156,8 @@ pub struct Subject {
 impl Review {
     /// Reads the body of a request.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
-        let mut document: Value = serde_json::from_slice(body)?;
+        let mut kept = Kept::at_most(MAX_KEPT_VALUES, MAX_KEPT_BYTES);
+        let mut document = prune::parse(body, &REVIEW, &mut kept)?;
         let text = |value: &Value, pointer: &str| {
             value
                 .pointer(pointer)
@@ -92,6 +199,7 @@ impl Review {
             }
             (Some(request), Some(pod), old) => Some(Subject { request, pod, old }),
         };
+        let subject = subject.filter(|_| !kept.exceeded());
         let namespace = text(&document, "/request/namespace")
             .or_else(|| {
                 subject
@@ -104,6 +212,7 @@ impl Review {
             namespace,
             dry_run: document.pointer("/request/dryRun") == Some(&Value::Bool(true)),
             subject,
+            too_large: kept.exceeded(),
         })
     }
 }

@@ -1,21 +1,27 @@
 //! The HTTP surface: `POST /mutate`. Nothing here waits for the network but the request's own body.
 
+use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
-use futures::{Stream, StreamExt};
-use tokio::sync::watch;
+use bytes::Buf;
+use futures::Stream;
+use tokio::sync::{Semaphore, watch};
 use warp::http::{Response, StatusCode, header};
 use warp::{Filter, Rejection};
 
 use crate::announce::{Announcement, Announcer};
+use crate::bodies::{Bodies, Body, Refusal};
 use crate::metrics::Metrics;
 use crate::mutate::{Mutation, mutate};
 use crate::review::{self, Review};
 use crate::rules::Rules;
 
-/// Bytes of a body at most. A review holds a pod twice, and the API server takes objects of up to 3 MiB.
-pub const MAX_BODY_BYTES: usize = 8 * 1024 * 1024;
+pub use crate::bodies::MAX_BODY_BYTES;
+
+/// Small reviews that are judged at a time, which bounds the memory for what is read of them. Judging waits for nothing.
+const SMALL_AT_ONCE: usize = 2;
+/// Large reviews that are judged at a time, on a thread of their own, so that small ones go on meanwhile.
+const LARGE_AT_ONCE: usize = 1;
 
 /// What the handler of a review works with.
 #[derive(Debug, Clone)]
@@ -32,39 +38,104 @@ pub struct Context {
 pub fn routes(
     context: Context,
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone {
+    let desk = Arc::new(Desk::default());
     warp::path!("mutate")
         .and(warp::post())
+        .and(warp::header::optional("content-length"))
         .and(warp::body::stream())
-        .then(move |body| handle(context.clone(), body))
+        .then(move |length, body| {
+            let (context, desk) = (context.clone(), Arc::clone(&desk));
+            async move { handle(&context, &desk, length, body).await }
+        })
 }
 
-async fn handle<S, B>(context: Context, body: S) -> Response<String>
+/// What bounds the memory of all reviews together.
+#[derive(Debug)]
+struct Desk {
+    bodies: Bodies,
+    small: Semaphore,
+    large: Arc<Semaphore>,
+}
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self {
+            bodies: Bodies::default(),
+            small: Semaphore::new(SMALL_AT_ONCE),
+            large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
+        }
+    }
+}
+
+/// A review that was read, and what is to be done.
+type Judged = Result<(Review, Mutation), review::Error>;
+
+fn judge(body: Body, rules: &watch::Receiver<Rules>) -> Judged {
+    let review = Review::parse(body.as_ref());
+    drop(body);
+    let review = review?;
+    let mutation = match &review.subject {
+        Some(subject) => {
+            let rules = rules.borrow().clone();
+            mutate(&subject.pod, subject.old.as_ref(), subject.request, &rules)
+        }
+        None if review.too_large => Mutation::too_large(),
+        None => Mutation::default(),
+    };
+    Ok((review, mutation))
+}
+
+/// Judges in turn; nothing when the process ends.
+async fn judged(desk: &Desk, body: Body, rules: &watch::Receiver<Rules>) -> Option<Judged> {
+    if body.is_large() {
+        let turn = Arc::clone(&desk.large).acquire_owned().await.ok()?;
+        let rules = rules.clone();
+        // The turn ends with the work, also when the client leaves before.
+        let work = tokio::task::spawn_blocking(move || {
+            let judged = judge(body, &rules);
+            drop(turn);
+            judged
+        });
+        work.await.ok()
+    } else {
+        let _turn = desk.small.acquire().await.ok()?;
+        Some(judge(body, rules))
+    }
+}
+
+async fn handle<S, B>(
+    context: &Context,
+    desk: &Desk,
+    length: Option<u64>,
+    body: S,
+) -> Response<String>
 where
     S: Stream<Item = Result<B, warp::Error>> + Send,
     B: Buf,
 {
-    let body = match collect(body).await {
+    let body = match desk.bodies.receive(length, body).await {
         Ok(body) => body,
-        Err((status, text)) => {
-            context.metrics.malformed();
-            return plain(status, text);
+        Err(refusal) => {
+            let (status, result) = match refusal {
+                Refusal::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+                Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, "busy"),
+                Refusal::Slow => (StatusCode::REQUEST_TIMEOUT, "slow"),
+                Refusal::Broken => (StatusCode::BAD_REQUEST, "malformed"),
+            };
+            context.metrics.refused(result);
+            tracing::debug!(error = %refusal, "a review was not taken");
+            return plain(status, &refusal.to_string());
         }
     };
     let started = Instant::now();
-    let review = match Review::parse(&body) {
-        Ok(review) => review,
-        Err(error) => {
-            context.metrics.malformed();
+    let (review, mutation) = match judged(desk, body, &context.rules).await {
+        Some(Ok(judged)) => judged,
+        Some(Err(error)) => {
+            context.metrics.refused("malformed");
             tracing::warn!(%error, "a request is no review");
             return plain(StatusCode::BAD_REQUEST, &error.to_string());
         }
-    };
-    let mutation = match &review.subject {
-        Some(subject) => {
-            let rules = context.rules.borrow().clone();
-            mutate(&subject.pod, subject.old.as_ref(), subject.request, &rules)
-        }
-        None => Mutation::default(),
+        None => return plain(StatusCode::SERVICE_UNAVAILABLE, "the webhook ends"),
     };
     let answer = match review::answer(&review.uid, &mutation) {
         Ok(answer) => answer,
@@ -84,31 +155,6 @@ where
         }
     }
     reply(StatusCode::OK, "application/json", answer.to_string())
-}
-
-async fn collect<S, B>(body: S) -> Result<BytesMut, (StatusCode, &'static str)>
-where
-    S: Stream<Item = Result<B, warp::Error>> + Send,
-    B: Buf,
-{
-    let mut body = std::pin::pin!(body);
-    let mut collected = BytesMut::new();
-    while let Some(part) = body.next().await {
-        let mut part = part.map_err(|_| (StatusCode::BAD_REQUEST, "the body broke off"))?;
-        if collected.len() + part.remaining() > MAX_BODY_BYTES {
-            return Err((
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is larger than 8 MiB",
-            ));
-        }
-        while part.has_remaining() {
-            let chunk = part.chunk();
-            let length = chunk.len();
-            collected.extend_from_slice(chunk);
-            part.advance(length);
-        }
-    }
-    Ok(collected)
 }
 
 fn plain(status: StatusCode, text: &str) -> Response<String> {

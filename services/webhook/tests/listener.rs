@@ -118,10 +118,16 @@ fn trusting(pem: &str, address: SocketAddr) -> reqwest::Client {
 }
 
 async fn start(state: Option<Value>, certificate_first: bool) -> Webhook {
+    start_with(state, certificate_first, Values::default()).await
+}
+
+/// Starts one with these values; its certificate lies in the folder `tls`.
+async fn start_with(state: Option<Value>, certificate_first: bool, values: Values) -> Webhook {
     tls::install_crypto_provider();
     let api = Api::default();
     let client = api.client(state).await;
     let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("tls")).unwrap();
     let config = Config {
         release: Release {
             name: "holdfast".to_owned(),
@@ -129,7 +135,7 @@ async fn start(state: Option<Value>, certificate_first: bool) -> Webhook {
             fullname: "holdfast".to_owned(),
             version: "0".to_owned(),
         },
-        values: Values::default(),
+        values,
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin_listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -138,8 +144,8 @@ async fn start(state: Option<Value>, certificate_first: bool) -> Webhook {
         admin_listener.local_addr().unwrap(),
     );
     let stop = CancellationToken::new();
-    let (path, ending) = (folder.path().to_owned(), stop.clone());
-    let pem = certificate_first.then(|| write_certificate(folder.path()));
+    let (path, ending) = (folder.path().join("tls"), stop.clone());
+    let pem = certificate_first.then(|| write_certificate(&path));
     tokio::spawn(async move {
         holdfast_webhook::serve(
             config,
@@ -334,7 +340,7 @@ async fn it_is_unready_until_the_certificate_is_there() {
     })
     .await;
     assert!(!webhook.ready().await);
-    let pem = write_certificate(webhook.folder.path());
+    let pem = write_certificate(&webhook.folder.path().join("tls"));
     eventually("ready", || webhook.ready()).await;
     let client = trusting(&pem, webhook.address);
     let answer = client
@@ -346,4 +352,58 @@ async fn it_is_unready_until_the_certificate_is_there() {
         .send()
         .await;
     assert_eq!(answer.unwrap().status(), 400);
+}
+
+/// A CA and a client certificate of it, with its key.
+fn client_authority() -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let pem = params.self_signed(&key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, key);
+    let client_key = rcgen::KeyPair::generate().unwrap();
+    let client = rcgen::CertificateParams::new(vec!["kube-apiserver".to_owned()]).unwrap();
+    let client = client.signed_by(&client_key, &issuer).unwrap().pem();
+    (pem, format!("{client}{}", client_key.serialize_pem()))
+}
+
+#[tokio::test]
+async fn with_a_client_ca_only_its_certificates_may_ask() {
+    let mut values = Values::default();
+    values.webhook.client_ca_secret = "api-servers".to_owned();
+    let webhook = start_with(Some(rewriting()), false, values).await;
+    let (ca, identity) = client_authority();
+    let (_, stranger) = client_authority();
+    let certificate = write_certificate(&webhook.folder.path().join("tls"));
+    let url = format!("http://{}/readyz", webhook.admin);
+    eventually("the admin port", || async {
+        reqwest::get(&url).await.is_ok()
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(!webhook.ready().await, "not without the CA of the clients");
+    let folder = webhook.folder.path().join("client-ca");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("ca.crt"), ca).unwrap();
+    eventually("ready", || webhook.ready()).await;
+    let ask = async |identity: Option<&str>| {
+        let client = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(certificate.as_bytes()).unwrap()])
+            .resolve("localhost", webhook.address);
+        let client = match identity {
+            Some(pem) => client.identity(reqwest::Identity::from_pem(pem.as_bytes()).unwrap()),
+            None => client,
+        };
+        let url = format!("https://localhost:{}/mutate", webhook.address.port());
+        let request = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": create(false) });
+        let request = client.build().unwrap().post(url).body(request.to_string());
+        request.send().await.map(|answer| answer.status().as_u16())
+    };
+    assert!(ask(None).await.is_err());
+    assert!(ask(Some(&stranger)).await.is_err());
+    assert_eq!(ask(Some(&identity)).await.unwrap(), 200);
+    eventually("the Artifact", || async {
+        webhook.api.sources().len() == 1
+    })
+    .await;
 }

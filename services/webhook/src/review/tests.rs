@@ -88,3 +88,97 @@ fn an_answer_without_a_change_has_no_patch() {
         json!({ "apiVersion": API_VERSION, "kind": "AdmissionReview", "response": { "uid": "u", "allowed": true } })
     );
 }
+
+/// An update as an API server sends it, with what no rewrite depends on around it.
+fn full_review() -> Value {
+    let pod = |image: &str| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": "p",
+                "namespace": "team",
+                "uid": "u",
+                "labels": { "app": "a", labels::REWRITE: "enabled" },
+                "annotations": { "theirs": "x".repeat(300), labels::IMAGE_HISTORY: r#"{"uid":"u","setBack":1}"#, "b": "" },
+                "managedFields": [{ "fieldsV1": { "f:spec": { "f:containers": { "k:{}": { ".": {} } } } } }],
+            },
+            "spec": {
+                "imagePullSecrets": [{ "name": "one" }, { "name": "two", "future": 1 }],
+                "serviceAccountName": "robot",
+                "containers": [{ "name": "c", "image": image, "imagePullPolicy": "Always", "env": [{ "name": "A", "value": "b" }] }],
+                "initContainers": [{ "name": "i", "image": "registry.example/i:1", "resources": {} }],
+                "ephemeralContainers": null,
+                "volumes": [{ "name": "v", "image": { "reference": image } }, { "name": "e", "emptyDir": { "sizeLimit": "1Gi" } }],
+                "tolerations": [{ "operator": "Exists" }],
+            },
+            "status": { "phase": "Pending" },
+        })
+    };
+    let mut request = request("UPDATE", "", true);
+    request["object"] = pod("nginx:1");
+    request["oldObject"] = pod("10.96.0.50/docker.io/library/nginx:1");
+    request["userInfo"] = json!({ "username": "kubelet", "groups": ["a", "b"] });
+    request
+}
+
+#[test]
+fn what_is_dropped_while_reading_makes_no_difference_to_the_answer() {
+    use crate::mutate::mutate;
+    use crate::rules::Rules;
+    let state = holdfast_api::state::ClusterState {
+        registry_address: "10.96.0.50".to_owned(),
+        rewrite: true,
+        ..Default::default()
+    };
+    let rules = Rules::new(Default::default(), Some(&state));
+    let whole = full_review();
+    let mut new = whole.clone();
+    new["operation"] = json!("CREATE");
+    for request in [whole, new] {
+        let read = Review::parse(&review(request.clone()))
+            .unwrap()
+            .subject
+            .unwrap();
+        let judge = |pod: &Value, old: &Value| mutate(pod, Some(old), read.request, &rules);
+        let expect = judge(&request["object"], &request["oldObject"]);
+        assert!(!expect.patch.is_empty());
+        assert_eq!(judge(&read.pod, read.old.as_ref().unwrap()), expect);
+        let announced =
+            |pod: &Value| crate::announce::Announcement::of_pod("team", pod, &expect.images);
+        assert_eq!(announced(&read.pod), announced(&request["object"]));
+        let kept = read.pod.to_string().len() + read.old.unwrap().to_string().len();
+        assert!(kept < 1500, "{kept} bytes are kept");
+    }
+}
+
+#[test]
+fn a_pod_with_more_images_than_are_read_is_left_alone_and_answered() {
+    let mut large = request("CREATE", "", false);
+    let pod = |containers: usize| {
+        let all: Vec<Value> = (0..containers)
+            .map(|number| json!({ "name": number.to_string(), "image": "a:1" }))
+            .collect();
+        json!({ "metadata": {}, "spec": { "containers": all } })
+    };
+    large["object"] = pod(MAX_KEPT_VALUES / 4);
+    let read = Review::parse(&review(large.clone())).unwrap();
+    assert!(read.subject.is_some() && !read.too_large);
+    large["object"] = pod(MAX_KEPT_VALUES);
+    let read = Review::parse(&review(large.clone())).unwrap();
+    assert_eq!(
+        (read.subject, read.too_large, read.uid.as_str()),
+        (None, true, "u")
+    );
+    large["object"] = json!({ "metadata": { "annotations": { "a": "x".repeat(MAX_KEPT_BYTES) } } });
+    assert!(Review::parse(&review(large)).unwrap().too_large);
+    let answer = answer("u", &Mutation::too_large()).unwrap();
+    assert_eq!(answer["response"]["allowed"], true);
+    assert!(answer["response"].get("patch").is_none());
+    assert!(
+        answer["response"]["warnings"][0]
+            .as_str()
+            .unwrap()
+            .contains("too many images")
+    );
+}
