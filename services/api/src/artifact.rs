@@ -200,11 +200,13 @@ pub enum Reason {
     PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
     RegistryUnavailable,
+    /// It was announced, and no living pod or template of the namespace names the source: it is not copied, and goes.
+    NoDemand,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Copied,
         Self::Copying,
         Self::Unauthorized,
@@ -216,6 +218,7 @@ impl Reason {
         Self::StoreFailed,
         Self::PullSecretUnreadable,
         Self::RegistryUnavailable,
+        Self::NoDemand,
     ];
 
     /// The word as it stands in the condition.
@@ -232,6 +235,7 @@ impl Reason {
             Self::StoreFailed => "StoreFailed",
             Self::PullSecretUnreadable => "PullSecretUnreadable",
             Self::RegistryUnavailable => "RegistryUnavailable",
+            Self::NoDemand => "NoDemand",
         }
     }
 }

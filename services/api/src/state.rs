@@ -23,7 +23,8 @@ pub struct ClusterState {
     #[serde(default)]
     pub reason: String,
     /// Sources that the registry cannot get though their upstream answers; pods that name them keep them. The oldest first,
-    /// at most [`MAX_LEFT_ALONE`].
+    /// at most [`MAX_LEFT_ALONE_OF_NAMESPACE`] of a namespace and [`MAX_LEFT_ALONE`] in all; and, beside these, at most
+    /// [`MAX_POLICIES`] namespaces whose pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_alone: Vec<SourceLeftAlone>,
 }
@@ -31,8 +32,12 @@ pub struct ClusterState {
 /// As a source: everything that pods of the namespace name. A policy refuses the registry's references there.
 pub const EVERY_SOURCE: &str = "*";
 
-/// The longest list of sources that are left alone; the newest are kept.
-pub const MAX_LEFT_ALONE: usize = 200;
+/// Sources that are left alone in all namespaces together: what an object of the API may hold, with room to spare.
+pub const MAX_LEFT_ALONE: usize = 500;
+/// Sources of one namespace that are left alone; a further one takes the place of that namespace's oldest.
+pub const MAX_LEFT_ALONE_OF_NAMESPACE: usize = 20;
+/// Namespaces whose pods keep every source, because a policy refuses the registry's references.
+pub const MAX_POLICIES: usize = 500;
 
 /// A source that pods of a namespace get from its upstream themselves, until the registry can get it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

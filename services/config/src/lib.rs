@@ -32,14 +32,14 @@ pub use extension::{
     ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
     RegistryService, Scale,
 };
-pub use network::{MirrorCredentials, Proxy, Uplink, Upstream};
+pub use network::{MirrorCredentials, NetworkPolicyValues, Proxy, Uplink, Upstream};
 pub use operating::{
     AccessLog, AccessLogMode, NotificationAction, NotificationEndpoint, NotificationSettings,
     Notifications, Scrub,
 };
 pub use parts::{
-    ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart, RegistryPart,
-    Scope, ServiceValues, StartupTaint, StorageValues, WaitForNodes, WebhookPart,
+    ArtifactLimits, ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart,
+    RegistryPart, Scope, ServiceValues, StartupTaint, StorageValues, WaitForNodes, WebhookPart,
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{

@@ -1,9 +1,38 @@
 //! Where images come from and how the uplink is spared.
 
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::ByteSize;
+
+/// NetworkPolicies for Holdfast's own pods. Peers are those of a NetworkPolicy: `podSelector`, `namespaceSelector`, `ipBlock`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct NetworkPolicyValues {
+    /// Make them. They close every port but those below, and the registry's internal port to all but its replicas and the
+    /// controller. What pods of Holdfast connect to is not limited.
+    pub enabled: bool,
+    /// Who reaches the webhook. Empty: any address, because API servers are often outside of the pod network. Give the addresses
+    /// of the API servers as `ipBlock`, where they are known, to keep pods away from it.
+    pub api_servers: Vec<NetworkPolicyPeer>,
+    /// Who reaches the registry. Empty: any address, because nodes come from addresses that differ by network plug-in.
+    pub registry_clients: Vec<NetworkPolicyPeer>,
+    /// Who reaches the admin ports (9090: metrics, probes) beside the kubelet and the uninstallation: Prometheus, say. Empty: any
+    /// address. `holdfast status` reads the volume by the API server's proxy, so list the API servers as well.
+    pub metrics: Vec<NetworkPolicyPeer>,
+}
+
+impl Default for NetworkPolicyValues {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            api_servers: Vec::new(),
+            registry_clients: Vec::new(),
+            metrics: Vec::new(),
+        }
+    }
+}
 
 /// A registry that images come from.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

@@ -114,6 +114,10 @@ workload! {
         /// Seconds the API server waits for the webhook.
         #[schemars(range(min = 1, max = 30))]
         timeout_seconds: u8 = 5,
+        /// Secret of the release's namespace whose key `ca.crt` holds the CA of the API servers' client certificates; the webhook then
+        /// answers nobody else. The API servers must be told to show one (`--admission-control-config-file`). Empty: anybody may ask.
+        #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+        client_ca_secret: String = String::new(),
         /// Begin to rewrite when every node is prepared: `true`; at once: `false`; at the latest after so many seconds: a number.
         wait_for_nodes: WaitForNodes = WaitForNodes::Always(true),
         /// Which pods and nodes are concerned.
@@ -129,6 +133,8 @@ workload! {
         replicas: Option<u32> = None,
         /// What is done for pods that cannot pull.
         healing: HealingValues = HealingValues::default(),
+        /// How many Artifacts there may be, and for how long those that nothing needs.
+        artifacts: ArtifactLimits = ArtifactLimits::default(),
     }
 }
 
@@ -283,6 +289,32 @@ impl Default for HealingValues {
             mode: HealingMode::Heal,
             evictions_per_minute: 6,
             refused_seconds: 120,
+        }
+    }
+}
+
+/// How many Artifacts there may be. Images of living pods count first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ArtifactLimits {
+    /// Artifacts of one namespace. Images beyond are not copied; an event on the namespace says so.
+    #[schemars(range(min = 10, max = 100_000))]
+    pub per_namespace: u32,
+    /// Artifacts of all namespaces.
+    #[schemars(range(min = 10, max = 1_000_000))]
+    pub total: u32,
+    /// Minutes after which an Artifact goes that the webhook announced, that no living pod and no template needs, and that was
+    /// never copied.
+    #[schemars(range(min = 1, max = 1440))]
+    pub undemanded_minutes: u16,
+}
+
+impl Default for ArtifactLimits {
+    fn default() -> Self {
+        Self {
+            per_namespace: 2000,
+            total: 20_000,
+            undemanded_minutes: 10,
         }
     }
 }

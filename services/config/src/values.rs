@@ -7,8 +7,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ControllerPart, Global, LegacyExtension, Microsoft, NodeAgentPart, Proxy, RegistryPart,
-    StorageSize, Uplink, Upstream, WebhookPart,
+    ControllerPart, Global, LegacyExtension, Microsoft, NetworkPolicyValues, NodeAgentPart, Proxy,
+    RegistryPart, StorageSize, Uplink, Upstream, WebhookPart,
 };
 
 /// Values of the Holdfast chart.
@@ -55,6 +55,8 @@ pub struct Values {
     pub logging: Logging,
     /// Metrics of all parts, on port 9090 under `/metrics`.
     pub metrics: Metrics,
+    /// Who reaches Holdfast's own pods, where the network plug-in enforces NetworkPolicies.
+    pub network_policy: NetworkPolicyValues,
     /// Nodes for Holdfast's own pods.
     pub system_nodes: SystemNodes,
     /// The registry: stores and serves images.
@@ -89,6 +91,7 @@ impl Default for Values {
             uplink: Uplink::default(),
             logging: Logging::default(),
             metrics: Metrics::default(),
+            network_policy: NetworkPolicyValues::default(),
             system_nodes: SystemNodes::default(),
             registry: RegistryPart::default(),
             webhook: WebhookPart::default(),

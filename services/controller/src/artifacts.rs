@@ -9,11 +9,14 @@ pub mod credentials;
 pub mod demand;
 pub mod events;
 pub mod fill;
+pub mod limits;
 pub mod preload;
 pub mod queue;
 pub mod reconcile;
 pub mod status;
+pub mod undemanded;
 
+use crate::events::Publisher;
 use crate::world::{Key, NodeFacts, World};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
@@ -22,7 +25,9 @@ use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Need;
 use holdfast_runtime::supervise::Heart;
+use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
+use kube::runtime::events::EventType;
 use queue::Queue;
 use reconcile::{Memory, Outcome, Reconciler};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -49,6 +54,8 @@ const CROWDED: Duration = Duration::from_millis(250);
 const EVERY: Duration = Duration::from_secs(60);
 /// How long the first lists of owners are waited for: what pods wait for must not wait for a list that does not come.
 const OWNERS: Duration = Duration::from_secs(30);
+/// How often a namespace is told that it has too many Artifacts.
+const TOLD_EVERY: Duration = Duration::from_secs(3600);
 /// How long a created Artifact may take to show up in the watch.
 const CREATED: Duration = Duration::from_secs(10);
 
@@ -89,6 +96,7 @@ pub async fn run(
     };
     let reconciler = Arc::new(Reconciler::new(context.clone(), client));
     let mut work = Work {
+        publisher: Publisher::new(context.client.clone()),
         context,
         queue: Queue::default(),
         memory: HashMap::new(),
@@ -96,6 +104,7 @@ pub async fn run(
         platforms: Platforms::default(),
         took: Duration::ZERO,
         created: HashMap::new(),
+        told: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
     let mut next_look = Instant::now();
@@ -171,6 +180,9 @@ struct Work {
     /// How long it took to compute the demand and to compare it.
     took: Duration,
     created: HashMap<Key, Instant>,
+    publisher: Publisher,
+    /// When each namespace was told that it has too many Artifacts.
+    told: HashMap<String, Instant>,
 }
 
 impl Work {
@@ -199,7 +211,8 @@ impl Work {
             .map(|reason| (reason.as_str(), 0))
             .collect();
         let mut progress = Progress::default();
-        World::read(&world.artifacts, |artifacts| {
+        let limits = context.config.values.controller.artifacts;
+        let plan = World::read(&world.artifacts, |artifacts| {
             for (key, demand) in &demand {
                 let Some(need) = demand.need() else {
                     continue;
@@ -210,6 +223,12 @@ impl Work {
                     missing.push((key.clone(), demand.clone()));
                 }
             }
+            let memory = &self.memory;
+            let existing = artifacts.iter().map(|(key, artifact)| limits::Existing {
+                key,
+                may_go: may_go(artifact, demand.get(key), memory.get(key)),
+            });
+            let plan = limits::plan(missing, existing, limits);
             for (key, artifact) in artifacts.iter() {
                 let reason = status::reason(artifact);
                 if let Some(count) = reason.and_then(|reason| counts.get_mut(reason.as_str())) {
@@ -217,7 +236,8 @@ impl Work {
                 }
                 let memory = self.memory.entry(key.clone()).or_default();
                 let demanded = demand.get(key);
-                if memory.needs_look(artifact, demanded, &self.platforms) {
+                let changed = memory.is_surplus(plan.surplus.contains(key));
+                if changed || memory.needs_look(artifact, demanded, &self.platforms) {
                     memory.noticed(artifact, demanded, &self.platforms);
                     self.queue.wake(key, now);
                 }
@@ -228,7 +248,16 @@ impl Work {
                     self.queue.wake(&key, now);
                 }
             }
-            self.memory.retain(|key, _| artifacts.get(key).is_some());
+            for key in context.healing.doubted() {
+                if let Some(memory) = self.memory.get_mut(&key) {
+                    memory.doubt();
+                    self.queue.wake(&key, now);
+                }
+            }
+            let exists = |key: &Key| artifacts.get(key).is_some();
+            self.memory.retain(|key, _| exists(key));
+            context.healing.forget(exists);
+            plan
         });
         for (reason, count) in counts {
             context.metrics.artifacts(reason, count);
@@ -238,7 +267,50 @@ impl Work {
         }
         self.demand = Arc::new(demand);
         self.took = begun.elapsed();
-        missing.sort_by_key(|(_, demand)| demand.need());
+        self.tell_refused(&plan.refused, now).await;
+        self.create(plan.create, heart).await;
+    }
+
+    /// Tells, by a metric and once an hour on each namespace, which images have no Artifact because there are too many.
+    async fn tell_refused(&mut self, refused: &BTreeMap<String, usize>, now: Instant) {
+        let metrics = &self.context.metrics;
+        metrics.artifacts_refused(refused.values().sum());
+        self.told
+            .retain(|_, at| now.duration_since(*at) < TOLD_EVERY);
+        let limits = self.context.config.values.controller.artifacts;
+        for (namespace, images) in refused {
+            if self.told.contains_key(namespace) {
+                continue;
+            }
+            self.told.insert(namespace.clone(), now);
+            let note = format!(
+                "{images} images are not copied: there are too many Artifacts in this namespace (controller.artifacts.perNamespace: {}) or in all (controller.artifacts.total: {}); remove Artifacts that nothing needs, or raise the limit",
+                limits.per_namespace, limits.total
+            );
+            tracing::warn!(artifact.namespace = namespace, images, "{note}");
+            let object = ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Namespace".to_owned()),
+                name: Some(namespace.clone()),
+                namespace: Some(namespace.clone()),
+                ..ObjectReference::default()
+            };
+            let publisher = &self.publisher;
+            publisher
+                .publish(
+                    &object,
+                    EventType::Warning,
+                    "TooManyArtifacts",
+                    "Copy",
+                    &note,
+                )
+                .await;
+        }
+    }
+
+    /// Makes Artifacts.
+    async fn create(&mut self, missing: Vec<(Key, Demand)>, heart: &Heart) {
+        let context = self.context.clone();
         let mut creating = stream::iter(missing)
             .map(async |(key, demand)| {
                 let artifact = Artifact::of_source(&demand.source);
@@ -281,7 +353,8 @@ impl Work {
             self.queue.done(key, None);
             return;
         };
-        let memory = self.memory.get(key).cloned().unwrap_or_default();
+        let memory = self.memory.get_mut(key).map(Memory::begin);
+        let memory = memory.unwrap_or_default();
         let demand = self.demand.get(key).cloned();
         let platforms = Arc::clone(&self.platforms);
         let (reconciler, key) = (Arc::clone(reconciler), key.clone());
@@ -310,6 +383,15 @@ impl Work {
             }
         }
     }
+}
+
+/// When an Artifact was made, in seconds since 1970, if nothing needs it and it may go.
+fn may_go(artifact: &Artifact, demand: Option<&Demand>, memory: Option<&Memory>) -> Option<i64> {
+    let idle = undemanded::is_only_announced(artifact)
+        && !demand.is_some_and(Demand::asks_for_copy)
+        && !memory.is_some_and(Memory::was_confirmed);
+    let created = artifact.metadata.creation_timestamp.as_ref();
+    idle.then(|| created.map_or(0, |created| created.0.as_second()))
 }
 
 /// How many images are wanted, and how many of them are local, by need.

@@ -49,6 +49,8 @@ const SETTLE: Duration = Duration::from_millis(500);
 const REST: Duration = Duration::from_secs(5);
 /// The longest rest of a pod for which nothing succeeds.
 const LONG_REST: Duration = Duration::from_secs(300);
+/// Images of which the registry is asked at one look whether it holds them still.
+const DOUBTS: usize = 64;
 /// What was done to a pod is remembered so long after it last needed help; the pod's annotation knows longer.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
@@ -65,6 +67,8 @@ pub struct Policy {
     pub patches: (u32, Duration),
     /// Pods that are evicted at once at most, and how soon one more.
     pub evictions: (u32, Duration),
+    /// How old the registry's word may be that it holds an image, when a pod is sent to it; as often it is asked for at most.
+    pub fresh: Duration,
     /// Seconds until a policy that refuses the registry's references is asked about for the first time, and at most.
     pub asks: (i64, i64),
 }
@@ -82,6 +86,7 @@ impl Policy {
             grace: 20,
             patches: (50, Duration::from_millis(100)),
             evictions: (evictions.min(3), Duration::from_secs(60) / evictions.max(1)),
+            fresh: Duration::from_secs(10),
             asks: (60, 3600),
         }
     }
@@ -143,6 +148,8 @@ struct Healer {
     recreated: HashMap<String, Vec<i64>>,
     patches: Bucket,
     evictions: Bucket,
+    /// When the registry was asked whether it holds an image still.
+    doubts: HashMap<Key, Instant>,
 }
 
 /// How far the copies of some sources are, by namespace and source.
@@ -166,6 +173,7 @@ impl Healer {
             recreated: HashMap::new(),
             patches: Bucket::new(patches.0, patches.1),
             evictions: Bucket::new(evictions.0, evictions.1),
+            doubts: HashMap::new(),
         }
     }
 }

@@ -56,6 +56,8 @@ pub struct Metrics {
     fills: Family<ReasonLabel, Counter>,
     fill_seconds: Histogram,
     artifacts: Family<ReasonLabel, Gauge>,
+    artifacts_refused: Gauge,
+    artifacts_removed: Counter,
     wanted: Family<NeedLabel, Gauge>,
     local: Family<NeedLabel, Gauge>,
     hidden: Family<KindLabel, Gauge>,
@@ -88,6 +90,16 @@ impl Metrics {
                 "artifacts",
                 "Artifacts by the reason of their Ready condition",
                 Family::default(),
+            ),
+            artifacts_refused: group.add(
+                "artifacts_refused",
+                "Images that pods or workloads need and that have no Artifact because there are too many",
+                Gauge::default(),
+            ),
+            artifacts_removed: group.add(
+                "artifacts_removed",
+                "Artifacts removed that were announced, never copied, and that nothing needed",
+                Counter::default(),
             ),
             wanted: group.add(
                 "images_wanted",
@@ -150,6 +162,15 @@ impl Metrics {
         self.artifacts
             .get_or_create(&ReasonLabel { reason })
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn artifacts_refused(&self, count: usize) {
+        self.artifacts_refused
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn artifact_removed(&self) {
+        self.artifacts_removed.inc();
     }
 
     pub(crate) fn wanted(&self, need: Need, wanted: usize, local: usize) {

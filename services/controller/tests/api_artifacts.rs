@@ -4,7 +4,7 @@
 mod bare;
 
 use bare::{Bare, Registry, copied, eventually, run};
-use holdfast_api::{Artifact, ArtifactSpec, artifact_name};
+use holdfast_api::{Artifact, ArtifactSpec, artifact_name, labels};
 use holdfast_runtime::CancellationToken;
 use k8s_openapi::api::core::v1::{Pod, Secret, ServiceAccount};
 use k8s_openapi::api::events::v1::Event;
@@ -264,6 +264,76 @@ async fn only_a_living_pod_opens_its_namespaces_pull_secrets() {
         .filter(|event| event.reason.as_deref() == Some("Unauthorized"))
         .collect();
     assert!(noise.is_empty(), "{noise:?}");
+}
+
+/// An Artifact as the webhook makes it.
+async fn announced(bare: &Bare, source: &str) {
+    let mut artifact = Artifact::of_source(source);
+    artifact.spec.service_account_name = Some("default".to_owned());
+    let label = (
+        labels::MANAGED_BY.to_owned(),
+        labels::MANAGED_BY_WEBHOOK.to_owned(),
+    );
+    artifact.metadata.labels = Some([label].into());
+    artifacts(bare)
+        .create(&PostParams::default(), &artifact)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn what_was_only_announced_is_not_copied_and_makes_room_for_pods() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    for number in 0..9 {
+        announced(&bare, &format!("registry.example/invented:{number}")).await;
+    }
+    let limits =
+        json!({"controller": {"artifacts": {"perNamespace": 10, "undemandedMinutes": 60}}});
+    let _running = run(&bare.context_with(&limits), &registry);
+    let said = async |number: usize| {
+        let name = artifact_name(&format!("registry.example/invented:{number}"));
+        let artifact = artifacts(&bare).get_opt(&name).await.unwrap()?;
+        Some(artifact.ready()?.reason.clone())
+    };
+    eventually("their status says why", async || {
+        said(0).await.as_deref() == Some("NoDemand")
+    })
+    .await;
+    assert!(registry.sources().is_empty(), "none is copied");
+    // The limit is reached: what nothing needs goes, and the images of pods are copied.
+    for number in 0..12 {
+        let pod = json!({
+            "metadata": {"name": format!("pod-{number}")},
+            "spec": {"containers": [{"name": "c", "image": format!("registry.example/wanted:{number}")}]},
+        });
+        bare.create::<Pod>("apps", pod).await;
+    }
+    let count = async || {
+        let all = artifacts(&bare).list(&ListParams::default()).await.unwrap();
+        all.items.len()
+    };
+    eventually("what pods need is copied", async || {
+        registry.sources().len() == 10
+    })
+    .await;
+    assert!(
+        registry
+            .sources()
+            .iter()
+            .all(|source| source.contains("wanted"))
+    );
+    assert_eq!(count().await, 10);
+    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
+    eventually("the namespace is told, once", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let told = events.iter().filter(|event| {
+            let regarding = event.regarding.as_ref().and_then(|it| it.kind.as_deref());
+            event.reason.as_deref() == Some("TooManyArtifacts") && regarding == Some("Namespace")
+        });
+        told.count() == 1
+    })
+    .await;
 }
 
 // SPEC 36

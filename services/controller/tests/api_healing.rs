@@ -11,6 +11,7 @@ use bare::{Bare, Registry, Running, eventually, run};
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, KEY};
+use holdfast_api::{Artifact, artifact_name};
 use holdfast_controller::healing::refusals::Proof;
 use holdfast_controller::healing::{Healing, Policy};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -43,6 +44,7 @@ impl Site {
                 tries: 2,
             },
             grace: 5,
+            fresh: Duration::from_secs(4),
             ..context.healing.policy
         }));
         let running = run(&context, &registry);
@@ -294,4 +296,38 @@ async fn a_pod_that_runs_ends_the_pause_of_its_artifact() {
         "{:?}",
         begun.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_pod_is_not_sent_to_a_registry_that_lost_the_image() {
+    let site = Site::start().await;
+    let artifact = || async {
+        let all: Api<Artifact> = Api::namespaced(site.bare.client.clone(), "apps");
+        let found = all.get_opt(&artifact_name(IMAGE)).await.unwrap();
+        let ready = found.as_ref().and_then(Artifact::ready);
+        ready.map(|ready| (ready.status.clone(), ready.reason.clone()))
+    };
+    let is = async |status: &str, reason: &str| {
+        let expect = Some((status.to_owned(), reason.to_owned()));
+        eventually(&format!("the Artifact is {reason}"), async || {
+            artifact().await == expect
+        })
+        .await;
+    };
+    site.create("first", &site.local, json!({})).await;
+    is("True", "Copied").await;
+    // The volume is lost, and the upstream is away.
+    *site.registry.answer.lock().unwrap() = Box::new(|_| {
+        let body = r#"{"code":"UPSTREAM_UNAVAILABLE","message":"no route to host"}"#;
+        (502, body.to_owned())
+    });
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    site.create("app", IMAGE, json!({})).await;
+    site.stuck("app", "").await;
+    is("False", "UpstreamUnavailable").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(site.images("app").await[1], IMAGE, "it keeps its reference");
+    *site.registry.answer.lock().unwrap() = Box::new(|_| bare::copied());
+    site.becomes("app", &site.local).await;
+    is("True", "Copied").await;
 }

@@ -51,9 +51,10 @@ pub(crate) fn standing(artifact: &Artifact) -> Standing {
     )
 }
 
-/// Whether nothing is wrong yet.
+/// Whether nothing is wrong: it is not looked at yet, is being copied, or nothing needs it.
 pub(crate) fn is_on_its_way(reason: &str) -> bool {
-    reason == WAITING || reason == Reason::Copying.as_str()
+    let words = [WAITING, Reason::Copying.as_str(), Reason::NoDemand.as_str()];
+    words.contains(&reason)
 }
 
 /// Whether asking again brings the same answer until somebody changes something.

@@ -100,6 +100,7 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
         }
         Reason::RegistryUnavailable => "it is tried again; check the registry's pods",
         Reason::Copying => "it is being copied",
+        Reason::NoDemand => "it is copied when a pod or a workload names it",
     };
     format!("{source}: {message} ({advice})")
 }

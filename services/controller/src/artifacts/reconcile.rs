@@ -8,16 +8,21 @@ use super::events::Events;
 use super::fill::{Client, Failure};
 use super::preload;
 use super::status::{self, News};
+use super::undemanded;
 use crate::Context;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
 use holdfast_api::fill::{FillRequest, FillResult, Need};
+use holdfast_api::labels;
 use holdfast_core::Reference;
 use kube::ResourceExt as _;
+use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
+/// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
+const LOST: Duration = Duration::from_secs(5);
 /// How long after its creation an Artifact without a pod counts as waited for.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 /// Until a status that could not be written is tried again.
@@ -51,6 +56,12 @@ pub struct Memory {
     told: Option<Reason>,
     /// What was seen when it was looked at last.
     noticed: Option<Noticed>,
+    /// Since when nothing needs it, of one that was only announced.
+    undemanded: Option<Instant>,
+    /// Whether it is to make room for others.
+    surplus: bool,
+    /// Whether the registry is to say again that it holds the image.
+    doubted: bool,
 }
 
 /// The registry's word that it holds an image.
@@ -135,12 +146,40 @@ impl Memory {
             }
         }
         let noticed = self.noticed.take().or(found.noticed);
-        *self = Self { noticed, ..found };
+        let (surplus, doubted) = (self.surplus, self.doubted);
+        *self = Self {
+            noticed,
+            surplus,
+            doubted: doubted || found.doubted,
+            ..found
+        };
     }
 
     /// Has the registry asked at the next look, whatever pause a failure earned.
     pub fn end_pause(&mut self) {
         self.not_before = None;
+    }
+
+    /// Has the registry asked at the next look, whatever it said before.
+    pub fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
+    /// What a look begins with. A doubt that comes later is for the next one.
+    pub fn begin(&mut self) -> Self {
+        let begun = self.clone();
+        self.doubted = false;
+        begun
+    }
+
+    /// Says whether the Artifact is to make room for others; whether that is news.
+    pub fn is_surplus(&mut self, surplus: bool) -> bool {
+        std::mem::replace(&mut self.surplus, surplus) != surplus
+    }
+
+    /// Whether the registry told this process that it holds the image.
+    pub fn was_confirmed(&self) -> bool {
+        self.confirmed.is_some()
     }
 
     /// Until when the registry's word on this generation and these platforms holds; `None` when it is to be asked.
@@ -150,7 +189,7 @@ impl Memory {
         platforms: &[String],
         now: Instant,
     ) -> Option<Duration> {
-        let confirmed = self.confirmed.as_ref()?;
+        let confirmed = self.confirmed.as_ref().filter(|_| !self.doubted)?;
         (confirmed.generation == artifact.metadata.generation.unwrap_or(0)
             && now < confirmed.until
             && confirmed.covers(platforms))
@@ -201,6 +240,12 @@ impl Reconciler {
         }
         let artifact = &latest;
         let now = Instant::now();
+        let known = now.duration_since(*memory.known.get_or_insert(now));
+        let choice = credentials::choose(&artifact.spec, demand, known);
+        if memory.confirmed.is_none() && undemanded::is_undemanded(artifact, &choice) {
+            return self.undemanded(artifact, demand, memory, now).await;
+        }
+        memory.undemanded = None;
         let platforms = wanted_platforms(artifact, platforms);
         // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too recently.
         let wait = memory
@@ -213,8 +258,6 @@ impl Reconciler {
                 again: Some(if written { wait } else { wait.min(UNWRITTEN) }),
             };
         }
-        let known = now.duration_since(*memory.known.get_or_insert(now));
-        let choice = credentials::choose(&artifact.spec, demand, known);
         if let Choice::Wait(rest) = choice {
             // The watch of pods wakes it; nothing is told yet.
             return Outcome { again: Some(rest) };
@@ -225,6 +268,7 @@ impl Reconciler {
         let outcome = self
             .copy(artifact, demand, choice, &platforms, memory)
             .await;
+        self.said(artifact, outcome.is_ok(), memory);
         let reason = outcome
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
@@ -321,6 +365,79 @@ impl Reconciler {
         }
     }
 
+    /// Remembers for healing whether the registry holds the image. Who doubted it is to hear at once.
+    fn said(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
+        let key = (
+            artifact.namespace().unwrap_or_default(),
+            artifact.name_any(),
+        );
+        self.context.healing.said(&key, held, Instant::now());
+        if std::mem::take(&mut memory.doubted) {
+            self.context.world.nudge();
+        }
+    }
+
+    /// Of an Artifact that was announced and that nothing needs: says so, and removes it in the end.
+    async fn undemanded(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        memory: &mut Memory,
+        now: Instant,
+    ) -> Outcome {
+        let minutes = self
+            .context
+            .config
+            .values
+            .controller
+            .artifacts
+            .undemanded_minutes;
+        let patience = Duration::from_secs(60 * u64::from(minutes));
+        let since = undemanded::since(&mut memory.undemanded, now);
+        if let Some(rest) = undemanded::stays(since, patience, memory.surplus) {
+            let failure = Failure {
+                reason: Reason::NoDemand,
+                message: format!(
+                    "no living pod and no template of this namespace names it; it goes after {minutes} minutes"
+                ),
+                retry_after: None,
+            };
+            let news = News::Failed {
+                failure,
+                attempts: 0,
+            };
+            let written = self.write(artifact, demand, &news, memory).await;
+            return Outcome {
+                again: Some(if written { rest } else { rest.min(UNWRITTEN) }),
+            };
+        }
+        let namespace = artifact.namespace().unwrap_or_default();
+        let api: Api<Artifact> = Api::namespaced(self.context.client.clone(), &namespace);
+        // One that was made anew, or that somebody wants to keep by now, is another one.
+        let params = DeleteParams::default().preconditions(Preconditions {
+            uid: artifact.metadata.uid.clone(),
+            resource_version: artifact.metadata.resource_version.clone(),
+        });
+        match api.delete(&artifact.name_any(), &params).await {
+            Ok(_) => {
+                tracing::info!(
+                    artifact.namespace = namespace,
+                    image = artifact.spec.source_artifact,
+                    "an Artifact that was announced and that nothing needed is removed"
+                );
+                self.context.metrics.artifact_removed();
+                Outcome::default()
+            }
+            Err(kube::Error::Api(status)) if status.code == 404 => Outcome::default(),
+            Err(error) => {
+                tracing::debug!(artifact.name = artifact.name_any(), %error, "an Artifact cannot be removed yet");
+                Outcome {
+                    again: Some(UNWRITTEN),
+                }
+            }
+        }
+    }
+
     async fn copy(
         &self,
         artifact: &Artifact,
@@ -330,12 +447,13 @@ impl Reconciler {
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
         let request = self.request(artifact, demand, choice, platforms).await?;
+        let doubted = memory.doubted && status::was_ready(artifact);
         let fill = self.client.fill(&request.0);
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
             outcome = &mut fill => outcome,
-            () = tokio::time::sleep(SLOW) => {
-                if !status::was_ready(artifact) {
+            () = tokio::time::sleep(if doubted { LOST } else { SLOW }) => {
+                if doubted || !status::was_ready(artifact) {
                     let failure =
                         Failure { reason: Reason::Copying, message: "the registry is copying".to_owned(), retry_after: None };
                     let news = News::Failed { failure, attempts: memory.failures };
@@ -419,8 +537,9 @@ impl Reconciler {
     }
 }
 
-/// How urgent a copy is. An Artifact that was announced a moment ago is: its pod is on its way. One that this process made
-/// for a template was announced by nobody, nor was one that somebody listed to be copied ahead.
+/// How urgent a copy is. An Artifact that somebody made a moment ago is; one that the webhook announced only when the controller
+/// sees what it is for. One that this process made for a template was announced by nobody, nor was one that somebody listed
+/// to be copied ahead.
 pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
     let announced = artifact
         .metadata
@@ -428,12 +547,21 @@ pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) 
         .as_ref()
         .is_some_and(|created| now.duration_since(created.0) < ANNOUNCED);
     match demand.and_then(Demand::need) {
-        None if announced && !preload::is_listed(artifact) => Need::Waiting,
+        None if announced && !preload::is_listed(artifact) && !is_webhooks(artifact) => {
+            Need::Waiting
+        }
         Some(Need::Ahead) if announced && artifact.spec.service_account_name.is_some() => {
             Need::Waiting
         }
         need => need.unwrap_or(Need::Ahead),
     }
+}
+
+fn is_webhooks(artifact: &Artifact) -> bool {
+    let labels = artifact.metadata.labels.as_ref();
+    labels
+        .and_then(|labels| labels.get(labels::MANAGED_BY))
+        .is_some_and(|manager| manager == labels::MANAGED_BY_WEBHOOK)
 }
 
 #[cfg(test)]

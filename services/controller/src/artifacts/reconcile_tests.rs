@@ -514,3 +514,6 @@ async fn a_pull_secret_that_the_api_server_does_not_give_is_no_trouble_of_the_re
     assert_eq!(looks.last().0, "PullSecretUnreadable");
     assert!(outcome.again.unwrap().as_secs() < 15);
 }
+
+#[path = "reconcile_undemanded_tests.rs"]
+mod undemanded;

@@ -104,7 +104,8 @@ impl Healer {
         let copies = self.copies(&one, site.now);
         let [(_, current)] = one;
         let again = self.decide(&pod.0, &current, &copies, &site);
-        if current.uid != patient.uid || again.word() != act.word() {
+        let unconfirmed = self.unconfirmed(&pod.0, &again, &copies, Instant::now());
+        if current.uid != patient.uid || again.word() != act.word() || !unconfirmed.is_empty() {
             return Ok(None);
         }
         let (kind, changes) = match &again {

@@ -200,6 +200,19 @@ pub fn decide(
     Act::Hopeless { keys, why }
 }
 
+/// The sources that the registry must hold for an act to help: those whose references lead to it afterwards.
+pub fn relies_on<'a>(act: &'a Act, copy: impl Fn(&str) -> Copy) -> Vec<&'a str> {
+    let changes = match act {
+        Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),
+        _ => &[],
+    };
+    changes
+        .iter()
+        .map(|change| change.source.as_str())
+        .filter(|source| copy(source) == Copy::Held)
+        .collect()
+}
+
 fn change(image: &Image, to: String) -> Change {
     Change {
         key: image.key(),

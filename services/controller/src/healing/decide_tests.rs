@@ -238,3 +238,20 @@ fn the_rest_of_a_stuck_pod_is_healed_with_it() {
     };
     assert_eq!(changes.len(), 2);
 }
+
+#[test]
+fn only_an_act_that_leads_to_the_registry_relies_on_it() {
+    use Kind::{Container, Volume};
+    for (kind, rewritten, copy, expect) in [
+        (Container, false, Copy::Held, &[SOURCE][..]),
+        (Volume, false, Copy::Held, &[SOURCE]),
+        (Container, true, Copy::Refused, &[]),
+        (Volume, true, Copy::Refused, &[]),
+        (Container, false, Copy::Pending, &[]),
+    ] {
+        let patient = patient(image(kind, rewritten, Progress::Stuck));
+        let act = act(&patient, copy, 0, &site());
+        assert_eq!(relies_on(&act, |_| copy), expect, "{kind:?} {copy:?}");
+    }
+    assert!(relies_on(&Act::LeaveAlone { record: true }, |_| Copy::Held).is_empty());
+}

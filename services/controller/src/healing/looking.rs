@@ -1,7 +1,7 @@
 //! Looking: who needs help, how far the images are, and what follows; nothing is changed in the cluster here.
 
-use super::decide::{Act, Copy, Site, decide};
-use super::{Copies, Healer, Note, REMEMBERED, Task, sources};
+use super::decide::{Act, Copy, Site, decide, relies_on};
+use super::{Copies, DOUBTS, Healer, Note, REMEMBERED, Task, sources};
 use crate::Context;
 use crate::artifacts::status;
 use crate::world::health::Patient;
@@ -49,7 +49,7 @@ impl Healer {
             return Vec::new();
         }
         patients.sort_by(|one, other| one.0.cmp(&other.0));
-        let mut tasks = Vec::new();
+        let (mut tasks, mut doubtful) = (Vec::new(), BTreeSet::new());
         for (pod, patient) in patients {
             let known = self.notes.get_mut(&patient.uid);
             let rests = known.is_some_and(|note| {
@@ -64,13 +64,51 @@ impl Healer {
                 .notes
                 .get(&patient.uid)
                 .is_some_and(|note| note.told.contains(act.word()));
-            if act != Act::Nothing && !(act.only_tells() && told) {
+            let unconfirmed = self.unconfirmed(&pod.0, &act, &copies, now);
+            if !unconfirmed.is_empty() {
+                doubtful.extend(unconfirmed);
+            } else if act != Act::Nothing && !(act.only_tells() && told) {
                 tasks.push(Task { pod, patient, act });
             }
         }
         self.notes
             .retain(|_, note| now.duration_since(note.needed_help) < REMEMBERED);
+        self.doubt(doubtful, now);
         tasks
+    }
+
+    /// The Artifacts that an act relies on, and of which the registry did not say lately that it holds the image: a status may be
+    /// a quarter of an hour old.
+    pub(super) fn unconfirmed(
+        &self,
+        namespace: &str,
+        act: &Act,
+        copies: &Copies,
+        now: Instant,
+    ) -> Vec<Key> {
+        let copy = |source: &str| copy_of(copies, namespace, source);
+        relies_on(act, copy)
+            .into_iter()
+            .map(|source| (namespace.to_owned(), artifact_name(source)))
+            .filter(|key| !self.context.healing.is_confirmed(key, now))
+            .collect()
+    }
+
+    /// Has the registry asked about images, some at a time.
+    fn doubt(&mut self, doubtful: BTreeSet<Key>, now: Instant) {
+        let (asked, spacing) = (&mut self.doubts, self.context.healing.policy.fresh);
+        asked.retain(|_, at| now.duration_since(*at) < spacing);
+        let due: BTreeSet<Key> = doubtful
+            .into_iter()
+            .filter(|key| !asked.contains_key(key))
+            .take(DOUBTS)
+            .collect();
+        if due.is_empty() {
+            return;
+        }
+        asked.extend(due.iter().map(|key| (key.clone(), now)));
+        self.context.healing.doubt(due);
+        self.context.world.nudge();
     }
 
     pub(super) fn decide(
@@ -87,11 +125,7 @@ impl Healer {
                 times.iter().filter(|at| site.now - **at < 3600).count()
             })
         });
-        let copy = |source: &str| {
-            copies
-                .get(&(namespace.to_owned(), source.to_owned()))
-                .map_or(Copy::Pending, |(copy, _)| *copy)
-        };
+        let copy = |source: &str| copy_of(copies, namespace, source);
         decide(patient, &known, copy, recreated, site)
     }
 
@@ -226,6 +260,12 @@ impl Healer {
     }
 }
 
+fn copy_of(copies: &Copies, namespace: &str, source: &str) -> Copy {
+    copies
+        .get(&(namespace.to_owned(), source.to_owned()))
+        .map_or(Copy::Pending, |(copy, _)| *copy)
+}
+
 /// The pods that may need help; those in namespaces out of scope are wanted by nobody.
 fn patients(context: &Context) -> Vec<(Key, Arc<Patient>)> {
     let mut patients: Vec<(Key, Arc<Patient>)> = World::read(&context.world.pods, |pods| {
@@ -253,8 +293,13 @@ fn patients(context: &Context) -> Vec<(Key, Arc<Patient>)> {
 /// Whether asking again might be answered otherwise.
 fn has_failed(artifact: &Artifact) -> bool {
     status::reason(artifact).is_some_and(|reason| {
-        ![Reason::Copied, Reason::Copying, Reason::Invalid]
-            .iter()
-            .any(|other| other.as_str() == reason)
+        ![
+            Reason::Copied,
+            Reason::Copying,
+            Reason::Invalid,
+            Reason::NoDemand,
+        ]
+        .iter()
+        .any(|other| other.as_str() == reason)
     })
 }

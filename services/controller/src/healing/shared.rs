@@ -3,8 +3,9 @@
 use super::Policy;
 use crate::world::Key;
 use holdfast_api::state::{ClusterState, SourceLeftAlone};
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// Shared between the loops of one leader.
@@ -17,6 +18,14 @@ pub struct Healing {
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
     asked: Mutex<BTreeSet<Key>>,
+    /// Artifacts of which the registry is to say again that it holds the image.
+    doubted: Mutex<BTreeSet<Key>>,
+    /// When the registry said so last, to this process.
+    confirmed: Mutex<HashMap<Key, Instant>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Healing {
@@ -27,6 +36,8 @@ impl Healing {
             left_alone: watch::Sender::new(None),
             state: watch::Sender::new(None),
             asked: Mutex::default(),
+            doubted: Mutex::default(),
+            confirmed: Mutex::default(),
         }
     }
 
@@ -55,14 +66,43 @@ impl Healing {
 
     /// Wishes that Artifacts are asked for before their pause ends.
     pub fn ask(&self, keys: Vec<Key>) {
-        self.asked
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(keys);
+        lock(&self.asked).extend(keys);
     }
 
     /// Takes the wishes.
     pub fn asked(&self) -> BTreeSet<Key> {
-        std::mem::take(&mut *self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *lock(&self.asked))
+    }
+
+    /// Wishes that the registry says again that it holds these images.
+    pub fn doubt(&self, keys: BTreeSet<Key>) {
+        lock(&self.doubted).extend(keys);
+    }
+
+    /// Takes these wishes.
+    pub fn doubted(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut *lock(&self.doubted))
+    }
+
+    /// The registry said at `now` whether it holds an image.
+    pub fn said(&self, key: &Key, held: bool, now: Instant) {
+        let mut confirmed = lock(&self.confirmed);
+        if held {
+            confirmed.insert(key.clone(), now);
+        } else {
+            confirmed.remove(key);
+        }
+    }
+
+    /// Forgets what was said of Artifacts that are gone.
+    pub fn forget(&self, exists: impl Fn(&Key) -> bool) {
+        lock(&self.confirmed).retain(|key, _| exists(key));
+    }
+
+    /// Whether the registry said a moment ago that it holds an image.
+    pub fn is_confirmed(&self, key: &Key, now: Instant) -> bool {
+        lock(&self.confirmed)
+            .get(key)
+            .is_some_and(|at| now.saturating_duration_since(*at) < self.policy.fresh)
     }
 }

@@ -1,11 +1,21 @@
 //! The list of sources that the webhook leaves alone: who comes onto it, who goes: pure.
 
 use crate::artifacts::status;
-use holdfast_api::state::{EVERY_SOURCE, MAX_LEFT_ALONE, SourceLeftAlone};
+use holdfast_api::state::{
+    EVERY_SOURCE, MAX_LEFT_ALONE, MAX_LEFT_ALONE_OF_NAMESPACE, MAX_POLICIES, SourceLeftAlone,
+};
 use holdfast_api::{Artifact, artifact_name};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::collections::BTreeMap;
 
-/// Adds a source that proved unfillable; one that is there keeps its place. Where the list is full, the oldest goes.
+/// Characters of a reason: a policy's text is its author's.
+const MAX_REASON_CHARS: usize = 200;
+
+/// Adds a source that proved unfillable, or a namespace with a policy; one that is there keeps its place.
+///
+/// No namespace takes the place of another one's sources while it has its share: its own oldest goes. Where the whole
+/// list is full, the namespace with the most sources gives one. Namespaces with a policy are counted by themselves and
+/// never make room.
 pub fn add(
     list: &mut Vec<SourceLeftAlone>,
     namespace: &str,
@@ -13,18 +23,50 @@ pub fn add(
     reason: &str,
     now: jiff::Timestamp,
 ) {
-    if is_there(list, namespace, source) {
+    if is_there(list, namespace, source) || !makes_room(list, namespace, source) {
         return;
     }
     list.push(SourceLeftAlone {
         namespace: namespace.to_owned(),
         source: source.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.chars().take(MAX_REASON_CHARS).collect(),
         // Whole seconds, as they are written: what is read back is the same.
         since: Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)),
     });
-    let surplus = list.len().saturating_sub(MAX_LEFT_ALONE);
-    list.drain(..surplus);
+}
+
+/// Makes room for one more entry; false where there is none.
+fn makes_room(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) -> bool {
+    let is_policy = |entry: &SourceLeftAlone| entry.source == EVERY_SOURCE;
+    if source == EVERY_SOURCE {
+        return list.iter().filter(|entry| is_policy(entry)).count() < MAX_POLICIES;
+    }
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for entry in list.iter().filter(|entry| !is_policy(entry)) {
+        *counts.entry(&entry.namespace).or_default() += 1;
+    }
+    let own = counts.get(namespace).copied().unwrap_or(0);
+    let is_full = counts.values().sum::<usize>() >= MAX_LEFT_ALONE;
+    let giver = if own >= MAX_LEFT_ALONE_OF_NAMESPACE {
+        Some(namespace)
+    } else if is_full {
+        let most = counts.iter().max_by_key(|(_, count)| **count);
+        let most = most.filter(|(_, count)| **count > own + 1);
+        most.map(|(name, _)| *name)
+            .or((own > 0).then_some(namespace))
+    } else {
+        return true;
+    };
+    let Some(giver) = giver.map(str::to_owned) else {
+        return false;
+    };
+    let oldest = list
+        .iter()
+        .position(|entry| entry.namespace == giver && !is_policy(entry));
+    if let Some(oldest) = oldest {
+        list.remove(oldest);
+    }
+    oldest.is_some()
 }
 
 /// Takes a source off the list; whether it was there.
@@ -63,19 +105,96 @@ mod tests {
         jiff::Timestamp::from_second(second).unwrap()
     }
 
+    fn count(list: &[SourceLeftAlone], namespace: &str) -> usize {
+        let own = list.iter().filter(|entry| entry.namespace == namespace);
+        own.count()
+    }
+
     #[test]
-    fn the_newest_are_kept_and_each_stands_there_once() {
+    fn a_namespaces_newest_are_kept_and_each_stands_there_once() {
         let mut list = Vec::new();
-        for number in 0..=MAX_LEFT_ALONE {
+        for number in 0..=MAX_LEFT_ALONE_OF_NAMESPACE {
             let source = format!("r.io/a:{number}");
             add(&mut list, "apps", &source, "NotFound", at(1));
             add(&mut list, "apps", &source, "Unauthorized", at(2));
         }
-        assert_eq!(list.len(), MAX_LEFT_ALONE);
+        assert_eq!(list.len(), MAX_LEFT_ALONE_OF_NAMESPACE);
         assert!(!is_there(&list, "apps", "r.io/a:0"), "the oldest went");
         assert!(is_there(&list, "apps", "r.io/a:1"));
         assert!(!is_there(&list, "other", "r.io/a:1"));
         assert!(list.iter().all(|entry| entry.reason == "NotFound"));
+    }
+
+    #[test]
+    fn a_namespace_pushes_out_nothing_of_others_and_no_policy() {
+        let mut list = Vec::new();
+        add(&mut list, "loud", EVERY_SOURCE, "a policy", at(1));
+        add(&mut list, "quiet", EVERY_SOURCE, "a policy", at(1));
+        add(&mut list, "quiet", "r.io/a:1", "NotFound", at(1));
+        for number in 0..10 * MAX_LEFT_ALONE {
+            add(
+                &mut list,
+                "loud",
+                &format!("r.io/b:{number}"),
+                "NotFound",
+                at(2),
+            );
+        }
+        assert!(is_there(&list, "quiet", "r.io/a:1"));
+        assert!(is_there(&list, "quiet", EVERY_SOURCE));
+        assert!(is_there(&list, "loud", EVERY_SOURCE));
+        assert_eq!(count(&list, "loud"), MAX_LEFT_ALONE_OF_NAMESPACE + 1);
+    }
+
+    #[test]
+    fn a_full_list_is_shared_between_its_namespaces() {
+        let mut list = Vec::new();
+        let full = MAX_LEFT_ALONE / MAX_LEFT_ALONE_OF_NAMESPACE;
+        for namespace in 0..full {
+            for number in 0..MAX_LEFT_ALONE_OF_NAMESPACE {
+                let namespace = format!("n{namespace}");
+                add(
+                    &mut list,
+                    &namespace,
+                    &format!("r.io/a:{number}"),
+                    "NotFound",
+                    at(1),
+                );
+            }
+        }
+        assert_eq!(list.len(), MAX_LEFT_ALONE);
+        add(&mut list, "new", EVERY_SOURCE, "a policy", at(2));
+        add(&mut list, "new", "r.io/a:1", "NotFound", at(2));
+        assert_eq!((list.len(), count(&list, "new")), (MAX_LEFT_ALONE + 1, 2));
+        assert!(
+            (0..full).all(|it| count(&list, &format!("n{it}")) >= MAX_LEFT_ALONE_OF_NAMESPACE - 1)
+        );
+        // Everybody has one: nobody takes another one's only entry.
+        let mut list = Vec::new();
+        for namespace in 0..=MAX_LEFT_ALONE {
+            add(
+                &mut list,
+                &format!("n{namespace}"),
+                "r.io/a:1",
+                "NotFound",
+                at(1),
+            );
+        }
+        assert_eq!(list.len(), MAX_LEFT_ALONE);
+        assert!(is_there(&list, "n0", "r.io/a:1"));
+        add(&mut list, "n0", "r.io/a:2", "NotFound", at(2));
+        assert!(is_there(&list, "n0", "r.io/a:2"));
+        assert_eq!((list.len(), count(&list, "n0")), (MAX_LEFT_ALONE, 1));
+        for namespace in 0..=MAX_POLICIES {
+            add(
+                &mut list,
+                &format!("p{namespace}"),
+                EVERY_SOURCE,
+                "a policy",
+                at(3),
+            );
+        }
+        assert_eq!(list.len(), MAX_LEFT_ALONE + MAX_POLICIES);
     }
 
     #[test]

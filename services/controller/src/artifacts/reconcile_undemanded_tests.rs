@@ -1,0 +1,108 @@
+//! Looks at what the webhook announced and nothing needs, and at what healing doubts.
+
+use super::*;
+
+/// As [`announced`], with the label that the webhook gives.
+fn webhooks() -> Artifact {
+    let mut object = announced();
+    let label = (
+        labels::MANAGED_BY.to_owned(),
+        labels::MANAGED_BY_WEBHOOK.to_owned(),
+    );
+    object.metadata.labels = Some([label].into());
+    object
+}
+
+#[tokio::test]
+async fn what_the_webhook_announced_is_not_copied_without_demand_and_goes() {
+    let mut looks = Looks::new().await;
+    looks.look(&webhooks(), None).await;
+    assert!(looks.calls.lock().unwrap().is_empty(), "it waits for a pod");
+    looks.patience_ends();
+    let outcome = looks.look(&webhooks(), Some(&owned_by(&["done"]))).await;
+    assert_eq!(looks.last(), ("NoDemand".to_owned(), 1));
+    let again = outcome.again.unwrap();
+    assert!(
+        Duration::from_secs(590) < again && again <= Duration::from_secs(600),
+        "{again:?}"
+    );
+    // A pod comes, and goes before anything was copied: the time begins again.
+    looks.answer(404, "NOT_FOUND");
+    looks.look(&webhooks(), Some(&demand("own"))).await;
+    assert_eq!((looks.asked(), looks.last().0.as_str()), (1, "NotFound"));
+    assert_eq!(looks.memory.undemanded, None);
+    looks.look(&webhooks(), None).await;
+    assert_eq!((looks.asked(), looks.last().0.as_str()), (1, "NoDemand"));
+    let removed = |looks: &Looks| {
+        let calls = looks.calls.lock().unwrap();
+        calls.iter().any(|call| call.starts_with("DELETE"))
+    };
+    assert!(!removed(&looks));
+    looks.memory.undemanded = Instant::now().checked_sub(Duration::from_secs(600));
+    let outcome = looks.look(&webhooks(), None).await;
+    assert!(removed(&looks));
+    assert_eq!((outcome.again, looks.asked()), (None, 1));
+    assert!(
+        !looks
+            .events
+            .lock()
+            .unwrap()
+            .contains(&"NoDemand".to_owned())
+    );
+}
+
+#[tokio::test]
+async fn one_that_is_surplus_goes_at_once_and_one_that_was_copied_stays() {
+    let mut looks = Looks::new().await;
+    looks.look(&webhooks(), Some(&demand("own"))).await;
+    assert_eq!(looks.last().0, "Copied");
+    looks.memory.is_surplus(true);
+    looks.patience_ends();
+    looks.look(&webhooks(), None).await;
+    let methods = |looks: &Looks| looks.calls.lock().unwrap().join(" ");
+    assert!(!methods(&looks).contains("DELETE"), "what is stored stays");
+    let mut looks = Looks::new().await;
+    looks.memory.is_surplus(true);
+    looks.look(&webhooks(), None).await;
+    assert!(!methods(&looks).contains("DELETE"), "its pod may come");
+    looks.patience_ends();
+    looks.look(&webhooks(), None).await;
+    assert!(methods(&looks).contains("DELETE"));
+    assert_eq!(looks.asked(), 0);
+}
+
+#[test]
+fn what_was_announced_only_has_no_urgency() {
+    let now = jiff::Timestamp::now();
+    let mut object = webhooks();
+    object.metadata.creation_timestamp =
+        Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+    assert_eq!(need(&object, None, now), Need::Ahead);
+    assert_eq!(need(&object, Some(&demand("s")), now), Need::Running);
+}
+
+#[tokio::test]
+async fn a_doubt_has_the_registry_asked_again_and_healing_hears_the_answer() {
+    let mut looks = Looks::new().await;
+    let (object, wanted) = (artifact("u", 1), demand("own"));
+    let key = ("apps".to_owned(), "app".to_owned());
+    let confirmed = |looks: &Looks| {
+        let healing = &looks.reconciler.context.healing;
+        healing.is_confirmed(&key, Instant::now())
+    };
+    assert!(!confirmed(&looks));
+    looks.look(&object, Some(&wanted)).await;
+    looks.look(&object, Some(&wanted)).await;
+    assert_eq!((looks.asked(), confirmed(&looks)), (1, true));
+    looks.memory.doubt();
+    looks.answer(502, "UPSTREAM_UNAVAILABLE");
+    looks.look(&object, Some(&wanted)).await;
+    assert_eq!((looks.asked(), confirmed(&looks)), (2, false));
+    assert_eq!(looks.last().0, "UpstreamUnavailable");
+    let mut begun = looks.memory.begin();
+    looks.memory.doubt();
+    assert!(!begun.doubted, "one that comes later is for the next look");
+    begun.failures = 7;
+    looks.memory.learn(begun);
+    assert!(looks.memory.doubted);
+}
