@@ -9,6 +9,7 @@ mod availability;
 mod generated;
 mod helm;
 mod keys;
+mod network;
 mod renders;
 mod rights;
 mod security;

@@ -5,6 +5,7 @@ use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service, ServiceAccount};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -31,6 +32,7 @@ fn through_its_type(document: &Value) -> Option<Value> {
         "HorizontalPodAutoscaler" => typed::<HorizontalPodAutoscaler>(document),
         "Job" => typed::<Job>(document),
         "MutatingWebhookConfiguration" => typed::<MutatingWebhookConfiguration>(document),
+        "NetworkPolicy" => typed::<NetworkPolicy>(document),
         "PersistentVolumeClaim" => typed::<PersistentVolumeClaim>(document),
         "PodDisruptionBudget" => typed::<PodDisruptionBudget>(document),
         "Role" => typed::<Role>(document),

@@ -289,6 +289,18 @@ fn bad() -> Vec<Bad> {
     schema("webhook.failurePolicy", vec![json!("ignore")]);
     schema("webhook.timeoutSeconds", vec![json!(0), json!(31)]);
     schema("webhook.waitForNodes", vec![json!("yes"), json!(0)]);
+    schema("webhook.clientCaSecret", vec![json!("Not A Name")]);
+    schema(
+        "networkPolicy.metrics",
+        vec![
+            json!("prometheus"),
+            json!([{ "podSelectors": {} }]),
+            json!([{ "ipBlock": { "except": [] } }]),
+        ],
+    );
+    schema("controller.artifacts.perNamespace", vec![json!(1)]);
+    schema("controller.artifacts.total", vec![json!(0)]);
+    schema("controller.artifacts.undemandedMinutes", vec![json!(0)]);
     schema("controller.healing.mode", vec![json!("maybe"), json!(true)]);
     schema("controller.healing.refusedSeconds", vec![json!(5)]);
     schema(
