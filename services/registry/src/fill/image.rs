@@ -169,6 +169,8 @@ impl Fills {
             .upstreams
             .manifest(source, &target.to_string())
             .await?;
+        // Its clients have the manifest now; the copy goes on without them.
+        source.priority.keep();
         let (digest, bytes) = (top.digest.clone(), top.bytes.clone());
         let parsed = self.arrived(repo, target, top)?;
         let grants = &self.inner.grants;

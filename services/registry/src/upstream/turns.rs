@@ -75,6 +75,13 @@ impl Priority {
         (interest, watched)
     }
 
+    /// What follows is done whether anybody waits or not.
+    pub(crate) fn keep(&self) {
+        if let Some(interest) = &self.interest {
+            interest.keep();
+        }
+    }
+
     /// Resolves when nobody waits for the answer any more.
     pub(super) async fn abandoned(&self) {
         match &self.interest {

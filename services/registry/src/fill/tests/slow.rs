@@ -237,3 +237,33 @@ async fn a_pull_that_leaves_does_not_end_what_was_asked_for() {
     pull.abort();
     fill.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn a_pull_that_has_its_manifest_leaves_a_copy_that_goes_on() {
+    let image = ImageBuilder::new(118)
+        .layer(1000)
+        .index(&["linux/amd64", "linux/arm64"]);
+    let upstream = upstream_with(&image).await;
+    let folder = tempfile::tempdir().unwrap();
+    let paced = Uplink {
+        requests_per_second_per_host: 1,
+        ..uplink()
+    };
+    let patient = Settings {
+        hold: Duration::from_secs(60),
+        ..quick()
+    };
+    let registry = fills_with(folder.path(), &upstream, true, paced, patient).await;
+    // The next requests have to wait, and by then the client is gone.
+    registry
+        .manifest(&repo(&upstream), &tag("1"))
+        .await
+        .unwrap();
+    let name = Tag::parse("1").unwrap();
+    let end = tokio::time::Instant::now() + LIMIT;
+    let store = registry.store();
+    while store.tag(&repo(&upstream), &name).await.unwrap().is_none() {
+        assert!(tokio::time::Instant::now() < end, "the copy ended");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
