@@ -3,9 +3,11 @@
 
 mod directions;
 mod files;
+mod limits;
 
 pub(crate) use files::rust_files;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -42,11 +44,20 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     )?;
     let metadata = serde_json::from_str(&metadata).context("read cargo metadata")?;
     let mut findings = directions::check(&metadata);
+    let read = |path: &str| {
+        std::fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"))
+    };
+    let mut tests = BTreeSet::new();
     for path in rust_files(&root)? {
-        let text =
-            std::fs::read_to_string(root.join(&path)).with_context(|| format!("read {path}"))?;
+        let text = read(&path)?;
         findings.extend(files::check(&path, &text));
+        tests.extend(limits::tests(&text));
     }
+    findings.extend(limits::check(
+        &read(limits::DOCUMENT)?,
+        &read(limits::CONSTANTS)?,
+        &tests,
+    ));
     report::write(json, &findings)?;
     for finding in &findings {
         println!("lint: {}: {}", finding.place, finding.message);

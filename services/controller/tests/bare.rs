@@ -225,7 +225,7 @@ impl Registry {
         let service = holdfast_runtime::server::service_fn(move |request: http::Request<_>| {
             let (seen, answers) = (seen.clone(), answers.clone());
             async move {
-                let body: hyper::body::Incoming = request.into_body();
+                let body: holdfast_runtime::server::RequestBody = request.into_body();
                 let body = body.collect().await?.to_bytes();
                 let request: FillRequest = serde_json::from_slice(&body).expect("a fill request");
                 let (status, body) = answers.lock().unwrap()(&request);
@@ -233,7 +233,7 @@ impl Registry {
                 let response = http::Response::builder()
                     .status(status)
                     .body(http_body_util::Full::new(bytes::Bytes::from(body)));
-                Ok::<_, hyper::Error>(response.expect("a response"))
+                Ok::<_, holdfast_runtime::server::BodyError>(response.expect("a response"))
             }
         });
         let limits = holdfast_runtime::server::Limits::default();

@@ -3,5 +3,6 @@
 
 pub(crate) mod htpasswd;
 pub(crate) mod keys;
+pub(crate) mod logins;
 pub(crate) mod rules;
 pub(crate) mod token;

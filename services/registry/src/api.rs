@@ -14,7 +14,6 @@ use holdfast_core::{
 use holdfast_runtime::{CancellationToken, server};
 use holdfast_store::{Owner, Store};
 use http::{HeaderValue, Method, Request, Response, header};
-use hyper::body::Incoming;
 use prometheus_client::registry::Registry;
 
 use crate::{
@@ -133,7 +132,7 @@ impl Api {
     }
 
     /// Answers one request; never fails, a failure is an answer.
-    pub async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn answer(&self, request: Request<server::RequestBody>) -> Response<Body> {
         let begun = Instant::now();
         let api = &*self.inner;
         let method = request.method().clone();
@@ -200,6 +199,22 @@ fn allowed(writes: Writes, action: gate::Action) -> bool {
     }
 }
 
+/// Whether a request says once and well-formed which host it is for (RFC 9112, 3.2). What stands behind a proxy and reads another one
+/// of two headers would be told another host's content. HTTP/1.0 need not say it, HTTP/2 says it in `:authority`.
+fn names_one_host(head: &http::request::Parts) -> bool {
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let is_host = |host: &HeaderValue| {
+        host.to_str().is_ok_and(|host| {
+            host.is_empty() || !host.contains('@') && host.parse::<http::uri::Authority>().is_ok()
+        })
+    };
+    match (hosts.next(), hosts.next()) {
+        (None, _) => head.version != http::Version::HTTP_11,
+        (Some(host), None) => is_host(host),
+        (Some(_), Some(_)) => false,
+    }
+}
+
 fn length(headers: &http::HeaderMap) -> Option<u64> {
     headers
         .get(header::CONTENT_LENGTH)
@@ -210,15 +225,27 @@ impl Inner {
     /// Answers; `actor` becomes who asked, where that is known and somebody wants to know.
     async fn handle(
         &self,
-        request: Request<Incoming>,
+        request: Request<server::RequestBody>,
         actor: &mut String,
     ) -> (&'static str, Result<Response<Body>>) {
         let (head, body) = request.into_parts();
-        let body = Received::new(body, head.version, &self.limits);
+        let body = Received::new(body, head.version);
+        if !names_one_host(&head) {
+            let refusal = Error::invalid(
+                Code::Unsupported,
+                "a request names the host that it is for, once",
+            );
+            return ("none", Err(refusal));
+        }
         let caller = match self.gate.identify(&head).await {
             Ok(caller) => caller,
             Err(refusal) => return ("none", Err(refusal)),
         };
+        if !matches!(caller, Principal::Anonymous | Principal::Stranger)
+            && let Some(client) = head.extensions.get::<server::Client>()
+        {
+            client.set_authenticated();
+        }
         let mut endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
             Ok(endpoint) => endpoint,
             // Who may not even read learns nothing of paths.
@@ -329,7 +356,9 @@ impl Inner {
                 referrers::list(self, &repo, &subject, kind.as_deref(), page).await
             }
             Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
-            Endpoint::GetManifest(repo, reference) => pull::manifest(self, &repo, &reference).await,
+            Endpoint::GetManifest(repo, reference) => {
+                pull::manifest(self, head, &repo, &reference).await
+            }
             Endpoint::StartUpload(repo, algorithm) => {
                 push::start(self, head, caller, &repo, algorithm).await
             }

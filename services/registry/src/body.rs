@@ -7,19 +7,17 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future::BoxFuture, stream};
+use holdfast_runtime::server::RequestBody;
 use holdfast_store::{BlobFile, GrowingBlob, Hasher, Progress, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::{Frame, SizeHint};
 
-use crate::{
-    error::{Code, Error, Result},
-    limits::{Limits, pace::Pace},
-};
+use crate::error::{Code, Error, Result};
 
 /// Body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -255,23 +253,15 @@ pub(crate) fn take(
 
 /// What a client sends, piece by piece.
 #[derive(Debug)]
-pub(crate) struct Received {
-    body: Arriving,
-    idle: Duration,
-    pace: Pace,
-}
+pub(crate) struct Received(Arriving);
 
 impl Received {
     /// The body of a request.
-    pub(crate) fn new(body: Incoming, version: http::Version, limits: &Limits) -> Self {
-        Self {
-            body: Arriving {
-                rest: Some(body),
-                is_multiplexed: version == http::Version::HTTP_2,
-            },
-            idle: limits.idle,
-            pace: Pace::new(limits.min_bytes_per_second, limits.rate_window),
-        }
+    pub(crate) fn new(body: RequestBody, version: http::Version) -> Self {
+        Self(Arriving {
+            rest: Some(body),
+            is_multiplexed: version == http::Version::HTTP_2,
+        })
     }
 
     /// The next piece; `None` at the end.
@@ -280,38 +270,16 @@ impl Received {
     /// 408 when the client is silent for too long or too slow, 400 when it breaks off.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>> {
         loop {
-            let Some(body) = &mut self.body.rest else {
+            let Some(body) = &mut self.0.rest else {
                 return Ok(None);
             };
-            let begun = Instant::now();
-            let frame = tokio::time::timeout(self.idle, body.frame()).await;
-            let bytes = match &frame {
-                Ok(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
-                _ => 0,
-            };
-            if !self.pace.came(bytes, begun.elapsed()) && matches!(frame, Ok(Some(Ok(_)))) {
-                return Err(Error::new(
-                    http::StatusCode::REQUEST_TIMEOUT,
-                    Code::BlobUploadInvalid,
-                    "the client sends too slowly",
-                ));
-            }
-            match frame {
-                Err(_) => {
-                    return Err(Error::new(
-                        http::StatusCode::REQUEST_TIMEOUT,
-                        Code::BlobUploadInvalid,
-                        "the client sent nothing for too long",
-                    ));
+            match body.frame().await {
+                None => return Ok(None),
+                Some(Err(error)) => {
+                    let (status, text) = (error.status(), error.to_string());
+                    return Err(Error::new(status, Code::BlobUploadInvalid, text));
                 }
-                Ok(None) => return Ok(None),
-                Ok(Some(Err(_))) => {
-                    return Err(Error::invalid(
-                        Code::BlobUploadInvalid,
-                        "the client broke off",
-                    ));
-                }
-                Ok(Some(Ok(frame))) => {
+                Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
                     }
@@ -343,7 +311,7 @@ impl Received {
 /// that waits for `100 Continue` would begin to send.
 #[derive(Debug)]
 struct Arriving {
-    rest: Option<Incoming>,
+    rest: Option<RequestBody>,
     is_multiplexed: bool,
 }
 

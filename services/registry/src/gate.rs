@@ -4,6 +4,7 @@
 mod decide;
 
 use std::{
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -13,7 +14,11 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_config::{AccessSettings, AuthFiles, TokenSettings};
 use holdfast_runtime::{
-    CancellationToken, files, metrics::unix_seconds, reload::Reloads, tls::PeerIdentity,
+    CancellationToken, files,
+    metrics::unix_seconds,
+    reload::Reloads,
+    server::{self, PeerAddr},
+    tls::PeerIdentity,
 };
 use http::{HeaderValue, header, request};
 use sha2::{Digest as _, Sha256};
@@ -21,8 +26,9 @@ use sha2::{Digest as _, Sha256};
 pub use crate::access::token::Claims;
 use crate::{
     access::{
-        htpasswd::{self, Htpasswd},
+        htpasswd::Htpasswd,
         keys::{self, Key},
+        logins::{Logins, Overloaded},
         token::{self, Expected},
     },
     error::Error,
@@ -104,6 +110,7 @@ struct Inner {
     policy: Policy,
     node: ArcSwapOption<NodeCredential>,
     users: ArcSwapOption<Htpasswd>,
+    logins: Arc<Logins>,
     tokens: Option<Tokens>,
     auth: Option<AuthFiles>,
     access: AccessSettings,
@@ -166,6 +173,7 @@ impl Gate {
                 policy,
                 node: ArcSwapOption::empty(),
                 users: ArcSwapOption::empty(),
+                logins: Arc::default(),
                 tokens,
                 auth,
                 access,
@@ -236,7 +244,7 @@ impl Gate {
     /// Who asks, by the request's headers and the connection's certificate.
     ///
     /// # Errors
-    /// 429 when too many passwords wait for their check.
+    /// 429 when too many passwords wait for their check, or too many of this client's were wrong.
     pub async fn identify(&self, head: &request::Parts) -> Result<Principal, Error> {
         // Nothing to know: clients that log in out of habit are as welcome as those that do not.
         if self.inner.policy.is_open() {
@@ -245,7 +253,7 @@ impl Gate {
         let mut values = head.headers.get_all(header::AUTHORIZATION).iter();
         match (values.next(), values.next()) {
             (None, _) => Ok(self.by_certificate(head)),
-            (Some(value), None) => self.by_header(value).await,
+            (Some(value), None) => self.by_header(value, address(head)).await,
             _ => Ok(Principal::Stranger),
         }
     }
@@ -259,7 +267,7 @@ impl Gate {
         }
     }
 
-    async fn by_header(&self, value: &HeaderValue) -> Result<Principal, Error> {
+    async fn by_header(&self, value: &HeaderValue, address: IpAddr) -> Result<Principal, Error> {
         let Some((scheme, rest)) = value.to_str().ok().and_then(|value| value.split_once(' '))
         else {
             return Ok(Principal::Stranger);
@@ -285,10 +293,13 @@ impl Gate {
         let Some(users) = self.inner.users.load_full() else {
             return Ok(Principal::Stranger);
         };
-        match users.check(&username, &password).await {
+        let checked = users.check(&self.inner.logins, address, (&username, &password));
+        match checked.await {
             Ok(true) => Ok(Principal::User(username.into())),
             Ok(false) => Ok(Principal::Stranger),
-            Err(htpasswd::Overloaded) => Err(Error::too_many("too many logins at once")),
+            Err(Overloaded) => Err(Error::too_many(
+                "too many logins at once, or too many failed ones from this address",
+            )),
         }
     }
 
@@ -389,6 +400,14 @@ fn secret(path: &Path) -> Result<String, LoadError> {
         });
     }
     Ok(text)
+}
+
+/// The client that a login is counted for.
+fn address(head: &request::Parts) -> IpAddr {
+    let peer = head.extensions.get::<PeerAddr>();
+    peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| {
+        server::client_address(peer.0.ip())
+    })
 }
 
 fn basic(encoded: &str) -> Option<(String, String)> {

@@ -2,7 +2,7 @@
 //!
 //! Served with mutual TLS on a listener of its own; every caller is the controller or a replica. Knows nothing of clients.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -13,12 +13,12 @@ use holdfast_api::{
 use holdfast_core::{Digest, RepositoryName, Tag};
 use holdfast_runtime::{
     CancellationToken,
-    server::{self, Limits},
+    server::{self, Limits, RequestBody},
     tls::{PeerIdentity, ServerTls},
 };
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::Frame;
 use serde::Serialize;
 use tokio::net::TcpListener;
 
@@ -28,7 +28,9 @@ use crate::{
 };
 
 /// Largest fill request, bytes: a source, some platforms, some credentials.
-const MAX_REQUEST_BYTES: usize = 256 << 10;
+const MAX_REQUEST_BYTES: u64 = 256 << 10;
+/// Time for the body of a fill request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;
 /// Who may call: the names in the internal CA's client certificates.
@@ -44,14 +46,23 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) {
     let needs_identity = tls.is_some();
-    let service = server::service_fn(move |request: Request<Incoming>| {
+    let service = server::service_fn(move |request: Request<RequestBody>| {
         let fills = fills.clone();
         async move { Ok::<_, Infallible>(answer(&fills, needs_identity, request).await) }
     });
-    server::serve(listener, tls, service, Limits::default(), shutdown).await;
+    let limits = Limits {
+        body_bytes: MAX_REQUEST_BYTES,
+        body_timeout: Some(REQUEST_TIMEOUT),
+        ..Limits::default()
+    };
+    server::serve(listener, tls, service, limits, shutdown).await;
 }
 
-async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>) -> Response<Body> {
+async fn answer(
+    fills: &Fills,
+    needs_identity: bool,
+    request: Request<RequestBody>,
+) -> Response<Body> {
     let allowed = request
         .extensions()
         .get::<PeerIdentity>()
@@ -119,7 +130,7 @@ async fn answer(fills: &Fills, needs_identity: bool, request: Request<Incoming>)
 }
 
 /// The repository that a request names; one that is no name is refused.
-fn repository(request: &Request<Incoming>) -> Result<Option<RepositoryName>, String> {
+fn repository(request: &Request<RequestBody>) -> Result<Option<RepositoryName>, String> {
     let query = request.uri().query().unwrap_or_default();
     let named =
         url::form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "repository");
@@ -141,10 +152,8 @@ fn no_name(error: &str) -> Response<Body> {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
-async fn fill_image(fills: &Fills, request: Request<Incoming>) -> Response<Body> {
-    let body = Limited::new(request.into_body(), MAX_REQUEST_BYTES)
-        .collect()
-        .await;
+async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
+    let body = request.into_body().collect().await;
     let parsed = body
         .ok()
         .and_then(|body| serde_json::from_slice::<FillRequest>(&body.to_bytes()).ok());
@@ -191,7 +200,7 @@ async fn space_left(fills: &Fills) -> Response<Body> {
     }
 }
 
-fn range_start(request: &Request<Incoming>) -> u64 {
+fn range_start(request: &Request<RequestBody>) -> u64 {
     let range = request
         .headers()
         .get(header::RANGE)

@@ -7,6 +7,7 @@ mod access;
 mod access_log;
 mod api;
 mod body;
+mod conditional;
 mod content;
 mod delete;
 mod error;

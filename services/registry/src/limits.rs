@@ -1,7 +1,6 @@
 //! Every bound of the distribution API in one place; what operators may change comes from [`holdfast_config::Limits`]. `docs/LIMITS.md` lists
 //! them with what a client sees, and a test holds the two together.
 
-pub(crate) mod pace;
 pub(crate) mod uploads;
 
 use std::time::Duration;
@@ -101,6 +100,21 @@ pub const PASSWORDS_REMEMBERED: usize = 1024;
 /// How long the check of a password is remembered.
 pub const PASSWORD_REMEMBERED: Duration = Duration::from_secs(60);
 
+/// How long it is remembered, beyond that, that a password was right: its checks go before all others.
+pub const PASSWORD_PROVEN: Duration = Duration::from_secs(24 * 3600);
+
+/// Failed logins of one user from one address in [`LOGIN_WINDOW`], those under way included.
+pub const LOGIN_FAILURES_OF_USER: usize = 5;
+
+/// Failed logins from one address (IPv6: one /64) in [`LOGIN_WINDOW`], those under way included.
+pub const LOGIN_FAILURES_OF_ADDRESS: usize = 20;
+
+/// Over this time failed logins are counted.
+pub const LOGIN_WINDOW: Duration = Duration::from_secs(60);
+
+/// Addresses, and users of an address, whose failed logins are remembered.
+pub const LOGIN_ADDRESSES: usize = 4096;
+
 /// Longest token.
 pub const TOKEN_BYTES: usize = 16 << 10;
 
@@ -143,12 +157,6 @@ pub struct Limits {
     pub uploads: usize,
     /// Of these, uploads to one repository.
     pub uploads_per_repository: usize,
-    /// Longest pause between two pieces of a request's body.
-    pub idle: Duration,
-    /// Least bytes a second of a request's body.
-    pub min_bytes_per_second: u64,
-    /// Over this time a client has to be fast enough.
-    pub rate_window: Duration,
 }
 
 impl Default for Limits {
@@ -171,9 +179,6 @@ impl From<&holdfast_config::Limits> for Limits {
             upload_idle: Duration::from_secs(u64::from(limits.upload_hours) * 3600),
             uploads: size(limits.uploads),
             uploads_per_repository: size(limits.uploads_per_repository),
-            idle: Duration::from_secs(limits.idle_seconds.into()),
-            min_bytes_per_second: limits.min_bytes_per_second.bytes(),
-            rate_window: RATE_WINDOW,
         }
     }
 }

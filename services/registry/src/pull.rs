@@ -11,16 +11,20 @@ use tokio::time::Instant;
 use crate::{
     api::{Inner, value},
     body::{self, Body},
-    content,
+    conditional, content,
     error::{Code, Error, Result, from_source},
     limits,
     range::{self, Answer},
     source::{Freshness, Manifest, ManifestRef, SourceBlob, SourceError},
 };
 
+/// Bytes of a manifest above which an answer is read from the volume while the client takes it, instead of being held in memory.
+const HELD_MANIFEST_BYTES: usize = 64 << 10;
+
 /// end-3
 pub(crate) async fn manifest(
     api: &Inner,
+    head: &Parts,
     repo: &RepositoryName,
     reference: &ManifestRef,
 ) -> Result<Response<Body>> {
@@ -47,19 +51,44 @@ pub(crate) async fn manifest(
         Some(found) => found,
         None => fetch(api, repo, reference).await?,
     };
+    let length = bytes.len();
+    let conditional = conditional::answer(&head.headers, &digest);
     if let Some(source) = api.source_of(repo) {
-        source.served("manifest", is_hit, bytes.len() as u64);
+        let sent = if conditional.is_some() { 0 } else { length };
+        source.served("manifest", is_hit, sent as u64);
     }
-    let mut response = Response::new(body::full(bytes.clone()));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, value(&content::media_type(&bytes)));
-    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(bytes.len()));
-    headers.insert("docker-content-digest", value(digest.as_str()));
-    headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
+    let mut response = if let Some(response) = conditional {
+        response
+    } else {
+        let media_type = content::media_type(&bytes);
+        let mut response = Response::new(manifest_body(api, head, &digest, bytes).await?);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, value(&media_type));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert("docker-content-digest", value(digest.as_str()));
+        headers.insert(header::ETAG, value(&format!("\"{digest}\"")));
+        response
+    };
     if let Some(reason) = warning {
-        headers.append(header::WARNING, crate::api::warning(&reason));
+        let warning = crate::api::warning(&reason);
+        response.headers_mut().append(header::WARNING, warning);
     }
     Ok(response)
+}
+
+/// A manifest on its way out. Clients may leave many answers unread, so a large one is not held for them.
+async fn manifest_body(api: &Inner, head: &Parts, digest: &Digest, bytes: Bytes) -> Result<Body> {
+    if head.method == http::Method::HEAD {
+        return Ok(body::empty());
+    }
+    let size = bytes.len() as u64;
+    if HELD_MANIFEST_BYTES < bytes.len()
+        && let Some(file) = api.store.open_blob(digest).await?
+        && file.size() == size
+    {
+        return Ok(body::blob(api.store.clone(), file, 0, size));
+    }
+    Ok(body::full(bytes))
 }
 
 async fn local(
@@ -211,6 +240,9 @@ async fn relay(
     digest: &Digest,
     remote: &dyn crate::source::RemoteBlob,
 ) -> Result<Response<Body>> {
+    if let Some(response) = conditional::answer(&head.headers, digest) {
+        return Ok(response);
+    }
     let size = remote.size();
     // Only the start of a range is asked of the other replica; the end is cut here.
     let first = match (size, range_header(head, digest)) {
@@ -240,6 +272,9 @@ fn reply(
     size: Option<u64>,
     make: impl FnOnce(u64, Option<u64>) -> Body,
 ) -> Response<Body> {
+    if let Some(response) = conditional::answer(&head.headers, digest) {
+        return response;
+    }
     let answer = size.map_or(Answer::Whole, |size| {
         range::parse(range_header(head, digest), size)
     });

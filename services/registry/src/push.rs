@@ -119,7 +119,7 @@ pub(crate) async fn patch(
     let state = verify(api, caller, repo, id, state).await?;
     let writer = open(api, head, repo, id, &state).await?;
     let written = async {
-        receive(api, writer, body, announced(head))
+        receive(api, writer, body, expected(head))
             .await?
             .finish()
             .await
@@ -148,7 +148,7 @@ pub(crate) async fn finish(
     } else {
         open(api, head, repo, id, &state).await?
     };
-    let received = receive(api, writer, body, announced(head)).await;
+    let received = receive(api, writer, body, expected(head)).await;
     let writer = free_if_full(api, repo, id, received).await?;
     let committed = writer.commit(digest).await;
     if matches!(
@@ -333,11 +333,15 @@ async fn receive(
     api: &Inner,
     mut writer: UploadWriter,
     mut body: Received,
-    announced: Option<u64>,
+    expected: Option<u64>,
 ) -> Result<UploadWriter> {
     let begin = writer.offset();
     let mut asked = begin;
     while let Some(piece) = body.next().await? {
+        let received = writer.offset() - begin + piece.len() as u64;
+        if expected.is_some_and(|expected| expected < received) {
+            return Err(wrong_length());
+        }
         api.metrics.received.inc_by(piece.len() as u64);
         if limits::SPACE_EVERY_BYTES <= writer.offset() - asked {
             // Others write, too, and not every body announces its length.
@@ -346,13 +350,26 @@ async fn receive(
         }
         writer.append(piece).await?;
     }
-    if announced.is_some_and(|announced| announced != writer.offset() - begin) {
-        return Err(Error::invalid(
-            Code::SizeInvalid,
-            "the body has not the announced length",
-        ));
+    if expected.is_some_and(|expected| expected != writer.offset() - begin) {
+        return Err(wrong_length());
     }
     Ok(writer)
+}
+
+fn wrong_length() -> Error {
+    Error::invalid(
+        Code::SizeInvalid,
+        "the body has not the length that Content-Length or Content-Range announces",
+    )
+}
+
+/// The length of a chunk by `Content-Length`, or by `Content-Range` where the body is chunked. [`open`] has seen that they agree.
+fn expected(head: &Parts) -> Option<u64> {
+    announced(head).or_else(|| {
+        let range = head.headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+        let (first, last) = range::parse_chunk(range)?;
+        Some(last - first + 1)
+    })
 }
 
 fn announced(head: &Parts) -> Option<u64> {

@@ -67,7 +67,7 @@ pub(crate) fn parse_chunk(header: &str) -> Option<(u64, u64)> {
     let text = text.split_once('/').map_or(text, |(range, _)| range);
     let (first, last) = text.split_once('-')?;
     let (first, last) = (number(first)?, number(last)?);
-    (first <= last).then_some((first, last))
+    (first <= last && last < u64::MAX).then_some((first, last))
 }
 
 #[cfg(test)]
@@ -107,6 +107,7 @@ mod tests {
             ("0-9", Some((0, 9))),
             ("bytes 5-9/10", Some((5, 9))),
             ("9-0", None),
+            ("0-18446744073709551615", None),
             ("-9", None),
             ("9-", None),
             ("a-b", None),

@@ -7,18 +7,28 @@
 //!
 //! They carry no secret and change nothing but the log level, and that only for the pod itself (`kubectl port-forward`):
 //! libraries at `trace` write more than a neighbour in the cluster should be able to ask for.
+//!
+//! Everybody in the cluster reaches the port, and the kubelet is a stranger like any other. So every connection is a short one, each
+//! may be ended for a further one, the oldest first, and a request is refused before its body is read.
 
 use crate::health::{Health, Report};
 use crate::{logs, metrics, server};
 use http::StatusCode;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use warp::Filter as _;
 
 /// The port of the admin endpoints.
 pub const PORT: u16 = 9090;
+
+/// Connections at a time.
+pub const CONNECTIONS: usize = 128;
+
+/// Bytes of a log level.
+pub const LEVEL_BYTES: u64 = 1024;
 
 /// What the endpoints answer from.
 #[derive(Clone, Debug)]
@@ -57,12 +67,28 @@ impl Admin {
                 routes.or(route).unify().boxed()
             });
         let service = server::tower(warp::service(routes));
-        let limits = server::Limits {
-            connections: 256,
-            drain: std::time::Duration::from_secs(1),
-            ..server::Limits::default()
-        };
-        server::serve(listener, None, service, limits, shutdown).await;
+        server::serve(listener, None, service, limits(), shutdown).await;
+    }
+}
+
+/// What one connection may cost. An answer takes milliseconds, so the oldest connection is one whose client is slow.
+pub fn limits() -> server::Limits {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    server::Limits {
+        connections: CONNECTIONS,
+        // The kubelet may share its address with strangers.
+        connections_per_address: CONNECTIONS,
+        recycles: true,
+        header_bytes: 16 << 10,
+        header_timeout: PATIENCE,
+        keep_alive: Duration::from_secs(10),
+        idle: PATIENCE,
+        window: PATIENCE,
+        body_timeout: Some(PATIENCE),
+        body_bytes: LEVEL_BYTES,
+        streams: 8,
+        drain: Duration::from_secs(1),
+        ..server::Limits::default()
     }
 }
 
@@ -94,22 +120,25 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
             |level| text(StatusCode::OK, level.get()),
         )
     });
+    // Before the body: a stranger has nothing to send here.
+    let refuse_level = warp::path!("log-level")
+        .and(warp::put())
+        .and(warp::ext::optional::<server::PeerAddr>())
+        .and_then(async |peer: Option<server::PeerAddr>| {
+            if is_from_here(peer) {
+                return Err(warp::reject());
+            }
+            Ok(text(
+                StatusCode::FORBIDDEN,
+                "the log level is changed from within the pod only: kubectl port-forward\n",
+            ))
+        });
     let level = admin.level;
     let put_level = warp::path!("log-level")
         .and(warp::put())
-        .and(warp::body::content_length_limit(1024))
-        .and(warp::ext::optional::<server::PeerAddr>())
+        .and(warp::body::content_length_limit(LEVEL_BYTES))
         .and(bounded_text())
-        .map(move |peer: Option<server::PeerAddr>, filter: String| {
-            if is_from_here(peer) {
-                set_level(level.as_ref(), &filter)
-            } else {
-                text(
-                    StatusCode::FORBIDDEN,
-                    "the log level is changed from within the pod only: kubectl port-forward\n",
-                )
-            }
-        });
+        .map(move |filter: String| set_level(level.as_ref(), &filter));
     livez
         .or(readyz)
         .unify()
@@ -118,6 +147,8 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
         .or(metrics)
         .unify()
         .or(get_level)
+        .unify()
+        .or(refuse_level)
         .unify()
         .or(put_level)
         .unify()

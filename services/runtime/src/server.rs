@@ -1,31 +1,42 @@
 //! The HTTP server of every part: one accept loop for plain HTTP and TLS, HTTP/1.1 and HTTP/2.
 //!
-//! Owns `TCP_NODELAY`, the bounds on connections, headers, handshakes, streams and slow clients, and the graceful end. Request
+//! Owns `TCP_NODELAY`, the bounds on connections, headers, bodies, handshakes, streams and slow clients, and the graceful end. Request
 //! extensions carry [`PeerAddr`] and, with a client certificate, [`PeerIdentity`].
 
-mod address;
 mod count;
+mod outgoing;
 mod peer;
+mod places;
+mod request_body;
 mod socket;
 mod watch;
 
-use self::{address::Addresses, peer::Peer, socket::Socket, watch::Watch};
+use self::{
+    count::Open,
+    outgoing::Held,
+    peer::Peer,
+    places::{NoPlace, Place, Places},
+    socket::Socket,
+    watch::{Reason, Watch},
+};
 use crate::tls::{PeerIdentity, ServerTls};
 use http::Request;
-use hyper::body::{Body, Incoming};
+use hyper::body::Body;
 use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use count::Counts;
+pub use places::client_address;
+pub use request_body::{BodyError, RequestBody};
 
 /// Makes a service of a function, for parts that route by themselves.
 pub use hyper::service::service_fn;
@@ -34,13 +45,28 @@ pub use hyper::service::service_fn;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
+/// The connection of a request, in its extensions.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Watch>);
+
+impl Client {
+    /// The client has proved who it is: while places are short, its connection ends after those of strangers.
+    pub fn set_authenticated(&self) {
+        self.0.authenticated();
+    }
+}
+
 /// What one connection may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time; further ones wait in the kernel's queue.
+    /// Connections at a time. A further one takes the place of an idle one, or of one of an address that has more; where there is none
+    /// of these, [`WAITING`] wait for `header_timeout`, and further ones are closed at once.
     pub connections: usize,
     /// Connections of one address (IPv6: of one /64) at a time; further ones are closed at once.
     pub connections_per_address: usize,
+    /// Whether every connection, also one with a request under way, gives up its place for a further one: the oldest of the address
+    /// that has most. For ports whose answers are short.
+    pub recycles: bool,
     /// Bytes of a request's headers; 431 above.
     pub header_bytes: usize,
     /// Headers of a request; 431 above.
@@ -49,12 +75,20 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time without a request, after which a connection is closed.
     pub keep_alive: Duration,
-    /// Time in which a client takes nothing of an answer, after which its connection is cut.
+    /// Time in which a client takes nothing of an answer, after which its connection is cut; or sends nothing of a request's body,
+    /// which then ends with [`BodyError::Silent`].
     pub idle: Duration,
-    /// Least bytes a second that a client takes of an answer, over `window`; else its connection is cut. 0: any.
+    /// Least bytes a second, over `window`, that a client takes of an answer, else its connection is cut; or sends of a request's
+    /// body, which then ends with [`BodyError::Slow`]. 0: any.
     pub min_bytes_per_second: u64,
     /// Over this time a client has to be fast enough.
     pub window: Duration,
+    /// Time that a client may take to send a request's body in all, which then ends with [`BodyError::Late`]. Set it where bodies are
+    /// small by nature; `None` where `min_bytes_per_second` is the bound.
+    pub body_timeout: Option<Duration>,
+    /// Bytes of a request's body, which then ends with [`BodyError::TooLarge`], by the announced length before its first byte.
+    /// `u64::MAX` where the part bounds its bodies itself.
+    pub body_bytes: u64,
     /// Time that requests under way get at shutdown.
     pub drain: Duration,
     /// Concurrent streams of an HTTP/2 connection; further ones are refused.
@@ -80,6 +114,7 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_address: 4096,
+            recycles: false,
             header_bytes: 64 * 1024,
             headers: 100,
             header_timeout: Duration::from_secs(10),
@@ -87,6 +122,8 @@ impl Default for Limits {
             idle: Duration::from_secs(60),
             min_bytes_per_second: 1024,
             window: Duration::from_secs(60),
+            body_timeout: None,
+            body_bytes: u64::MAX,
             drain: Duration::from_secs(25),
             streams: 256,
             http2_window: 1024 * 1024,
@@ -94,6 +131,9 @@ impl Default for Limits {
         }
     }
 }
+
+/// Connections that wait for a place when a listener is full; of one address, a quarter of them.
+pub const WAITING: usize = 64;
 
 /// Listens on `address`; where that is every IPv6 address and the kernel has no IPv6, on every IPv4 address.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
@@ -119,6 +159,10 @@ pub fn tower<S>(service: S) -> hyper_util::service::TowerToHyperService<S> {
 
 /// Serves `service` until `shutdown`, then lets requests under way finish within `limits.drain`.
 ///
+/// Bodies of requests come as [`RequestBody`], which ends with a [`BodyError`] where a client is silent, slow or sends too much. A part
+/// whose bodies are small sets [`Limits::body_bytes`] and [`Limits::body_timeout`]; how many bytes all bodies of a process hold at a
+/// time is for the part to bound: it takes a share of its budget before it reads on, and gives it back with the last reader.
+///
 /// A connection that fails or panics ends alone. The listener is closed first at shutdown, so that new clients go elsewhere.
 pub async fn serve<S, B>(
     listener: TcpListener,
@@ -127,7 +171,7 @@ pub async fn serve<S, B>(
     limits: Limits,
     shutdown: CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body + Send + 'static,
@@ -146,82 +190,30 @@ pub async fn serve_counted<S, B>(
     counts: Counts,
     shutdown: CancellationToken,
 ) where
-    S: Service<Request<Incoming>, Response = http::Response<B>> + Clone + Send + 'static,
+    S: Service<Request<RequestBody>, Response = http::Response<B>> + Clone + Send + 'static,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body + Send + 'static,
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let addresses = Addresses::default();
-    let slots = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
-    let builder = Arc::new(builder(&limits));
+    let connections = Connections {
+        tls,
+        service,
+        limits,
+        counts,
+        builder: Arc::new(builder(&limits)),
+        shutdown: shutdown.clone(),
+    };
+    let mut lobby = Lobby::new(limits);
     loop {
-        let accepted = tokio::select! {
+        let admitted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            accepted = accept(&listener, &slots) => accepted,
+            admitted = lobby.next(&listener, &connections.counts) => admitted,
         };
-        let (stream, address, slot) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of descriptors or the like: looping at full speed would not help.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
-        let Some(place) = addresses.enter(address.ip(), limits.connections_per_address) else {
-            counts.refused("address");
-            tracing::debug!(peer = %address, "a connection was refused, its address has too many");
-            continue;
-        };
-        let open = counts.open();
-        let counts = counts.clone();
-        let config = tls.as_ref().map(ServerTls::current);
-        let service = service.clone();
-        let watcher = graceful.watcher();
-        let builder = Arc::clone(&builder);
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            let _held = (slot, place, open);
-            let watch = Watch::new();
-            let stream = Socket::new(stream, Arc::clone(&watch));
-            let mut service = Peer {
-                inner: service,
-                address,
-                identity: None,
-                watch,
-            };
-            let Some(config) = config else {
-                drive(&builder, stream, service, watcher, &limits, &counts).await;
-                return;
-            };
-            let acceptor = tokio_rustls::TlsAcceptor::from(config);
-            let handshake = tokio::time::timeout(limits.header_timeout, acceptor.accept(stream));
-            let stream = tokio::select! {
-                () = shutdown.cancelled() => return,
-                outcome = handshake => match outcome {
-                    Ok(Ok(stream)) => stream,
-                    Ok(Err(error)) => {
-                        tracing::debug!(peer = %address, %error, "TLS handshake failed");
-                        return;
-                    }
-                    Err(_) => {
-                        tracing::debug!(peer = %address, "TLS handshake took too long");
-                        return;
-                    }
-                },
-            };
-            service.identity = stream
-                .get_ref()
-                .1
-                .peer_certificates()
-                .and_then(|chain| chain.first())
-                .and_then(|leaf| PeerIdentity::from_der(leaf));
-            drive(&builder, stream, service, watcher, &limits, &counts).await;
-        });
+        tokio::spawn(connections.clone().run(admitted, graceful.watcher()));
     }
     drop(listener);
     if tokio::time::timeout(limits.drain, graceful.shutdown())
@@ -232,18 +224,213 @@ pub async fn serve_counted<S, B>(
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    let slot = Arc::clone(slots)
-        .acquire_owned()
-        .await
-        .map_err(std::io::Error::other)?;
-    let (stream, address) = listener.accept().await?;
-    // Without it small answers wait for the delayed acknowledgement of the one before.
-    stream.set_nodelay(true)?;
-    Ok((stream, address, slot))
+/// A connection that has a place.
+struct Admitted {
+    stream: TcpStream,
+    address: SocketAddr,
+    watch: Arc<Watch>,
+    place: Place,
+    open: Open,
+}
+
+/// What comes before a connection is served: a place for it, or a wait for one.
+struct Lobby {
+    places: Places,
+    held: Held,
+    patience: Duration,
+    waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
+}
+
+/// How often those who wait look for a connection that has become idle.
+const LOBBY_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Lobby {
+    fn new(limits: Limits) -> Self {
+        Self {
+            places: Places::new(&limits),
+            held: Held::default(),
+            patience: limits.header_timeout,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// The next connection that has a place.
+    async fn next(&mut self, listener: &TcpListener, counts: &Counts) -> Admitted {
+        loop {
+            let (stream, address) = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok(accepted) => accepted,
+                    Err(error) => {
+                        // Out of descriptors or the like: looping at full speed would not help.
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(LOBBY_INTERVAL).await;
+                        continue;
+                    }
+                },
+                () = self.may_be_room(), if !self.waiting.is_empty() => {
+                    if let Some(admitted) = self.admit_waiting(counts) {
+                        return admitted;
+                    }
+                    continue;
+                }
+            };
+            // Without it small answers wait for the delayed acknowledgement of the one before.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(peer = %address, %error, "a connection broke at once");
+                continue;
+            }
+            match self.admit(stream, address, counts) {
+                Ok(admitted) => return admitted,
+                Err((_, NoPlace::Address)) => {
+                    counts.refused("address");
+                    tracing::debug!(peer = %address, "a connection was refused, its address has too many");
+                }
+                Err((stream, NoPlace::Full)) => {
+                    let of_address =
+                        |(_, other, _): &&(_, SocketAddr, _)| other.ip() == address.ip();
+                    let waiting = self.waiting.iter().filter(of_address).count();
+                    if self.waiting.len() < WAITING && waiting < WAITING / 4 {
+                        self.waiting.push_back((stream, address, Instant::now()));
+                    } else {
+                        counts.refused("full");
+                        tracing::debug!(peer = %address, "a connection was refused, there is no place");
+                    }
+                }
+            }
+        }
+    }
+
+    async fn may_be_room(&self) {
+        tokio::select! {
+            () = self.places.freed() => {}
+            () = tokio::time::sleep(LOBBY_INTERVAL) => {}
+        }
+    }
+
+    fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
+        for _ in 0..self.waiting.len() {
+            let (stream, address, since) = self.waiting.pop_front()?;
+            if self.patience <= since.elapsed() {
+                counts.refused("full");
+                continue;
+            }
+            match self.admit(stream, address, counts) {
+                Ok(admitted) => return Some(admitted),
+                Err((stream, _)) => self.waiting.push_back((stream, address, since)),
+            }
+        }
+        None
+    }
+
+    fn admit(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        counts: &Counts,
+    ) -> Result<Admitted, (TcpStream, NoPlace)> {
+        let watch = Watch::of_listener(self.held.clone());
+        match self.places.enter(address.ip(), &watch) {
+            Ok(place) => Ok(Admitted {
+                stream,
+                address,
+                watch,
+                place,
+                open: counts.open(),
+            }),
+            Err(reason) => Err((stream, reason)),
+        }
+    }
+}
+
+/// What all connections of a listener have in common.
+#[derive(Clone)]
+struct Connections<S> {
+    tls: Option<ServerTls>,
+    service: S,
+    limits: Limits,
+    counts: Counts,
+    builder: Arc<auto::Builder<TokioExecutor>>,
+    shutdown: CancellationToken,
+}
+
+impl<S, B> Connections<S>
+where
+    S: Service<Request<RequestBody>, Response = http::Response<B>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Serves one connection to its end.
+    async fn run(self, admitted: Admitted, watcher: hyper_util::server::graceful::Watcher) {
+        let Admitted {
+            stream,
+            address,
+            watch,
+            place,
+            open,
+        } = admitted;
+        let _held = (place, open);
+        let stream = Socket::new(stream, Arc::clone(&watch));
+        let mut service = Peer {
+            inner: self.service,
+            address,
+            identity: None,
+            watch: Arc::clone(&watch),
+            limits: self.limits,
+        };
+        let Some(tls) = &self.tls else {
+            drive(
+                &self.builder,
+                stream,
+                service,
+                watcher,
+                &self.limits,
+                &self.counts,
+            )
+            .await;
+            return;
+        };
+        let acceptor = tokio_rustls::TlsAcceptor::from(tls.current());
+        let handshake = tokio::time::timeout(self.limits.header_timeout, acceptor.accept(stream));
+        let stream = tokio::select! {
+            () = self.shutdown.cancelled() => return,
+            () = watch.evicted() => {
+                self.counts.cut(Reason::Evicted.as_str());
+                return;
+            }
+            outcome = handshake => match outcome {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => {
+                    tracing::debug!(peer = %address, %error, "TLS handshake failed");
+                    return;
+                }
+                Err(_) => {
+                    tracing::debug!(peer = %address, "TLS handshake took too long");
+                    return;
+                }
+            },
+        };
+        service.identity = stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(|chain| chain.first())
+            .and_then(|leaf| PeerIdentity::from_der(leaf));
+        if service.identity.is_some() {
+            watch.authenticated();
+        }
+        drive(
+            &self.builder,
+            stream,
+            service,
+            watcher,
+            &self.limits,
+            &self.counts,
+        )
+        .await;
+    }
 }
 
 fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
@@ -278,7 +465,7 @@ async fn drive<I, S, B>(
     counts: &Counts,
 ) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Service<Request<Incoming>, Response = http::Response<B>> + Send,
+    S: Service<Request<RequestBody>, Response = http::Response<B>> + Send,
     S::Future: Send + 'static,
     S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     B: Body + Send + 'static,
@@ -290,6 +477,7 @@ async fn drive<I, S, B>(
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
     let mut connection = std::pin::pin!(watcher.watch(connection));
+    let mut evicted = std::pin::pin!(watch.evicted());
     let mut ticks = tokio::time::interval(limits.tick());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -299,6 +487,11 @@ async fn drive<I, S, B>(
                 if let Err(error) = outcome {
                     tracing::debug!(%peer, error, "a connection ended with an error");
                 }
+                return;
+            }
+            () = &mut evicted => {
+                counts.cut(Reason::Evicted.as_str());
+                tracing::debug!(%peer, "a connection was cut, another client needs its place");
                 return;
             }
             _ = ticks.tick() => {

@@ -6,11 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Full};
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::server::{self, Counts, Limits};
@@ -31,9 +30,17 @@ impl Server {
         let mut numbers = Registry::default();
         let counts = Counts::register(&mut numbers);
         let stop = CancellationToken::new();
-        let service = server::service_fn(|request: Request<Incoming>| async move {
+        let service = server::service_fn(|request: Request<server::RequestBody>| async move {
             let body = match request.uri().path() {
                 "/large" => Bytes::from(vec![7; LARGE]),
+                "/body" => match request.into_body().collect().await {
+                    Ok(body) => body.to_bytes(),
+                    Err(error) => {
+                        let mut answer = Response::new(Full::new(error.to_string().into()));
+                        *answer.status_mut() = error.status();
+                        return Ok(answer);
+                    }
+                },
                 "/slow" => {
                     tokio::time::sleep(Duration::from_secs(5)).await;
                     Bytes::from_static(b"slow")
@@ -53,6 +60,14 @@ impl Server {
 
     async fn connect(&self) -> TcpStream {
         TcpStream::connect(("127.0.0.1", self.port)).await.unwrap()
+    }
+
+    /// From an address of the loopback network.
+    async fn connect_from(&self, last: u8) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+        let server = ([127, 0, 0, 1], self.port).into();
+        socket.connect(server).await.unwrap()
     }
 
     fn number(&self, line: &str) -> bool {
@@ -263,6 +278,8 @@ async fn an_address_has_so_many_connections_and_no_more() {
     panic!("the place of a connection that ended is not given back");
 }
 
+const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
+
 #[tokio::test]
 async fn connections_above_the_limit_wait() {
     let server = Server::start(Limits {
@@ -271,14 +288,162 @@ async fn connections_above_the_limit_wait() {
     })
     .await;
     let mut first = server.connect().await;
-    assert!(answer(&mut first, GET).await.starts_with("HTTP/1.1 200"));
+    first.write_all(SLOW.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
     let mut second = server.connect().await;
     let waits = tokio::time::timeout(Duration::from_millis(300), answer(&mut second, GET)).await;
-    assert!(waits.is_err());
+    assert!(
+        waits.is_err(),
+        "the one place is taken by a request under way"
+    );
     drop(first);
     let mut buffer = [0; 12];
     second.read_exact(&mut buffer).await.unwrap();
     assert_eq!(&buffer, b"HTTP/1.1 200");
+}
+
+#[tokio::test]
+async fn as_many_as_may_wait_do_and_further_ones_are_closed_at_once() {
+    let server = Server::start(Limits {
+        connections: 1,
+        header_timeout: Duration::from_secs(2),
+        ..Limits::default()
+    })
+    .await;
+    let mut busy = server.connect_from(1).await;
+    busy.write_all(SLOW.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut waiting = Vec::new();
+    for last in 2..6 {
+        for _ in 0..server::WAITING / 4 {
+            waiting.push(server.connect_from(last).await);
+        }
+    }
+    for last in [2, 6] {
+        let (_, took) = until_closed(&mut server.connect_from(last).await).await;
+        assert!(took < Duration::from_secs(1), "{last}: {took:?}");
+    }
+    assert!(server.number(r#"holdfast_connections_refused_total{reason="full"} 2"#));
+    let (_, took) = until_closed(&mut waiting[0]).await;
+    assert!(
+        Duration::from_millis(1500) < took + Duration::from_millis(500),
+        "{took:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_full_listener_makes_room_for_other_addresses() {
+    const EACH: usize = 4;
+    for (way, sent) in [
+        ("says nothing", ""),
+        ("is idle after an answer", GET),
+        ("sends half a header", "GET / HT"),
+        ("waits for an answer", SLOW),
+        (
+            "does not send its body",
+            "PUT /body HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n",
+        ),
+        ("takes nothing", "GET /large HTTP/1.1\r\nhost: a\r\n\r\n"),
+    ] {
+        let server = Server::start(Limits {
+            connections: 4 * EACH,
+            ..Limits::default()
+        })
+        .await;
+        let mut hoarded = Vec::new();
+        for last in 2..6 {
+            for _ in 0..EACH {
+                let mut stream = server.connect_from(last).await;
+                stream.write_all(sent.as_bytes()).await.unwrap();
+                hoarded.push(stream);
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        for round in 0..EACH - 1 {
+            let mut honest = server.connect().await;
+            let found =
+                tokio::time::timeout(Duration::from_secs(3), answer(&mut honest, GET)).await;
+            assert!(
+                found.is_ok_and(|found| found.starts_with("HTTP/1.1 200")),
+                "{way}: connection {round} of another address gets no place"
+            );
+            hoarded.push(honest);
+        }
+        let count = EACH - 1;
+        let line = format!(r#"holdfast_connections_cut_total{{reason="evicted"}} {count}"#);
+        assert!(server.number(&line), "{way}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_ends_with_the_bound_that_it_meets() {
+    let base = Limits {
+        idle: Duration::from_secs(3600),
+        min_bytes_per_second: 0,
+        window: Duration::from_secs(3600),
+        ..Limits::default()
+    };
+    let silent = Limits {
+        idle: Duration::from_millis(300),
+        ..base
+    };
+    let slow = Limits {
+        window: Duration::from_millis(500),
+        min_bytes_per_second: 1000,
+        ..base
+    };
+    let late = Limits {
+        body_timeout: Some(Duration::from_millis(500)),
+        ..base
+    };
+    let small = Limits {
+        body_bytes: 10,
+        ..base
+    };
+    let sized = |bytes: usize| format!("content-length: {bytes}\r\n\r\n");
+    let chunked = "transfer-encoding: chunked\r\n\r\n";
+    let trickle = "x".repeat(100);
+    for (limits, rest, body, expect) in [
+        (silent, sized(10), "12345", 408),
+        (silent, chunked.to_owned(), "", 408),
+        (slow, sized(1000), &trickle, 408),
+        (late, sized(1000), &trickle, 408),
+        (late, sized(10), "1234567890", 200),
+        (small, sized(10), "1234567890", 200),
+        (small, sized(11), "", 413),
+        (
+            small,
+            chunked.to_owned(),
+            "a\r\n1234567890\r\n1\r\nx\r\n",
+            413,
+        ),
+    ] {
+        let server = Server::start(limits).await;
+        let (mut reader, mut writer) = server.connect().await.into_split();
+        let head = format!("PUT /body HTTP/1.1\r\nhost: a\r\n{rest}");
+        writer.write_all(head.as_bytes()).await.unwrap();
+        let send = async {
+            for byte in body.bytes() {
+                if writer.write_all(&[byte]).await.is_err() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            std::future::pending::<()>().await;
+        };
+        let mut buffer = [0; 12];
+        let read = tokio::time::timeout(Duration::from_secs(10), reader.read_exact(&mut buffer));
+        tokio::select! {
+            () = send => {}
+            read = read => drop(read.expect("an answer in time").unwrap()),
+        }
+        let expect = format!("HTTP/1.1 {expect}");
+        assert_eq!(
+            String::from_utf8_lossy(&buffer),
+            expect,
+            "{rest:?} {body:?}"
+        );
+    }
 }
 
 /// A client that writes HTTP/2 frames by hand.

@@ -64,7 +64,7 @@ impl Authority {
 async fn serve(tls: Option<ServerTls>, limits: Limits, stop: CancellationToken) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let service = server::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+    let service = server::service_fn(|request: http::Request<server::RequestBody>| async move {
         if request.uri().path() == "/slow" {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
@@ -209,7 +209,7 @@ async fn requests_under_way_finish_and_new_ones_are_refused_at_shutdown() {
 async fn a_request_that_panics_ends_alone() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let service = server::service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+    let service = server::service_fn(|request: http::Request<server::RequestBody>| async move {
         assert_ne!(request.uri().path(), "/mistake");
         Ok::<_, std::convert::Infallible>(http::Response::new(String::from("well")))
     });

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Error, Result};
 
@@ -13,6 +13,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Pool {
     slots: Arc<Semaphore>,
+    queue: Arc<Semaphore>,
     patience: Duration,
     in_place: bool,
 }
@@ -21,10 +22,14 @@ impl Pool {
     /// How long a call waits for a free thread before it is refused.
     pub const PATIENCE: Duration = Duration::from_secs(20);
 
+    /// Bytes that wait for the volume in all files together.
+    pub const QUEUE_BYTES: usize = 32 << 20;
+
     /// A pool of `threads` threads.
     pub fn new(threads: usize) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
+            queue: Arc::new(Semaphore::new(Self::QUEUE_BYTES)),
             patience: Self::PATIENCE,
             in_place: false,
         }
@@ -49,6 +54,14 @@ impl Pool {
     /// Whether work can go on beside its caller. Where it cannot, what may be done later is left until somebody asks for it.
     pub(crate) fn has_threads(&self) -> bool {
         !self.in_place
+    }
+
+    /// A share of [`Pool::QUEUE_BYTES`] for bytes that are to be written; it is given back when it is dropped. Waits while the volume
+    /// is behind with what others brought.
+    pub(crate) async fn queue(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.min(Self::QUEUE_BYTES)).map_err(|_| Error::Busy)?;
+        let share = Arc::clone(&self.queue).acquire_many_owned(bytes).await;
+        share.map_err(|_| Error::Busy)
     }
 
     /// Runs `work` on the pool. A caller that goes away does not stop work that has begun.

@@ -1,7 +1,7 @@
 //! Bytes that arrive are written at explicit offsets, hashed, and announced; receiving and writing overlap.
 //!
-//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`]; a slow volume slows its sender, and
-//! nothing waits for a batch to fill up. Readers of a growing file follow [`Progress`].
+//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`] of a file and [`Pool::QUEUE_BYTES`] of all
+//! files; a slow volume slows its senders, and nothing waits for a batch to fill up. Readers of a growing file follow [`Progress`].
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use crate::{Error, Hasher, Pool, Result, volume::VolumeFile};
 
@@ -51,7 +51,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    queue: VecDeque<Bytes>,
+    /// Each with its share of the bytes that may wait in all files.
+    queue: VecDeque<(Bytes, OwnedSemaphorePermit)>,
     queued_bytes: usize,
     running: bool,
     failed: Option<Failure>,
@@ -109,11 +110,12 @@ impl Sink {
         if bytes.is_empty() {
             return Ok(());
         }
+        let share = self.shared.pool.queue(bytes.len()).await?;
         {
             let mut state = self.shared.state();
             state.check(&self.shared.path)?;
             state.queued_bytes += bytes.len();
-            state.queue.push_back(bytes);
+            state.queue.push_back((bytes, share));
             if !state.running {
                 state.running = true;
                 tokio::spawn(write_all(Arc::clone(&self.shared)));
@@ -181,11 +183,11 @@ impl Shared {
         // Makes room for the sender while this batch is written.
         self.changed.notify_waiters();
         let mut hasher = hasher.ok_or(Error::Busy)?;
-        let mut pieces: Vec<_> = batch.iter().map(|bytes| IoSlice::new(bytes)).collect();
+        let mut pieces: Vec<_> = batch.iter().map(|(bytes, _)| IoSlice::new(bytes)).collect();
         self.file
             .write_all_vectored_at(&mut pieces, offset)
             .map_err(Error::io("write", &self.path))?;
-        for bytes in &batch {
+        for (bytes, _) in &batch {
             hasher.update(bytes);
             offset += bytes.len() as u64;
         }
@@ -250,4 +252,109 @@ async fn write_all(shared: Arc<Shared>) {
         }
     }
     shared.changed.notify_waiters();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use holdfast_core::digest::Algorithm;
+
+    use super::*;
+    use crate::volume::Metadata;
+
+    /// A file of a volume that takes nothing until it is told to.
+    #[derive(Debug, Default)]
+    struct Stuck {
+        opened: Mutex<bool>,
+        opens: std::sync::Condvar,
+        written: AtomicUsize,
+    }
+
+    impl VolumeFile for Stuck {
+        fn read_at(&self, _: &mut Vec<u8>, _: u64) -> io::Result<usize> {
+            Ok(0)
+        }
+
+        fn write_at(&self, bytes: &[u8], _: u64) -> io::Result<usize> {
+            let opened = self.opened.lock().unwrap();
+            drop(self.opens.wait_while(opened, |opened| !*opened).unwrap());
+            self.written.fetch_add(bytes.len(), Ordering::SeqCst);
+            Ok(bytes.len())
+        }
+
+        fn metadata(&self) -> io::Result<Metadata> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_document_lists_the_bounds_of_queues() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        for (name, value) in [
+            ("QUEUE_BYTES", QUEUE_BYTES),
+            ("Pool::QUEUE_BYTES", Pool::QUEUE_BYTES),
+        ] {
+            let cells = format!("| `{name}` | {value} |");
+            assert!(document.contains(&cells), "docs/LIMITS.md lacks {cells}");
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_waits_for_the_volume_is_bounded_in_all_files_together() {
+        const PIECE: usize = 64 << 10;
+        let files = 2 * Pool::QUEUE_BYTES / QUEUE_BYTES;
+        let pool = Pool::new(8);
+        let file = Arc::new(Stuck::default());
+        let taken = Arc::new(AtomicUsize::new(0));
+        let uploads: Vec<_> = (0..files)
+            .map(|number| {
+                let (pool, file, taken) = (pool.clone(), Arc::clone(&file), Arc::clone(&taken));
+                tokio::spawn(async move {
+                    let hasher = Hasher::new(Algorithm::Sha256);
+                    let path = PathBuf::from(format!("{number}"));
+                    let sink = Sink::new(pool, file, path, 0, hasher);
+                    for _ in 0..2 * QUEUE_BYTES / PIECE {
+                        let piece = Bytes::from(vec![0; PIECE]);
+                        taken.fetch_add(PIECE, Ordering::SeqCst);
+                        sink.append(piece).await.unwrap();
+                    }
+                    sink.drain().await.unwrap().0
+                })
+            })
+            .collect();
+        // Until nothing moves any more.
+        let mut before = usize::MAX;
+        while before != taken.load(Ordering::SeqCst) {
+            before = taken.load(Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        // Each upload holds the piece that it waits with, too.
+        let most = Pool::QUEUE_BYTES + files * PIECE;
+        assert!(before <= most, "{before} bytes taken, {most} at most");
+        assert!(Pool::QUEUE_BYTES - PIECE < before, "{before} bytes taken");
+        *file.opened.lock().unwrap() = true;
+        file.opens.notify_all();
+        for upload in uploads {
+            assert_eq!(upload.await.unwrap(), 2 * QUEUE_BYTES as u64);
+        }
+        let all = files * 2 * QUEUE_BYTES;
+        assert_eq!(file.written.load(Ordering::SeqCst), all);
+        assert_eq!(
+            pool.queue(Pool::QUEUE_BYTES).await.unwrap().num_permits(),
+            Pool::QUEUE_BYTES
+        );
+    }
 }

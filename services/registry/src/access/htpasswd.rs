@@ -1,16 +1,17 @@
-//! Users with bcrypt hashes, and the check of a password: on the blocking pool, few at a time, with what was found remembered for a short time.
+//! Users with bcrypt hashes, and the check of a password: on the blocking pool, in its turn, with what was found remembered for a short time.
 //!
 //! Nothing here prints a password or a hash.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, OnceLock, PoisonError},
+    net::IpAddr,
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Semaphore;
 
+use super::logins::{Attempt, Logins, Overloaded};
 use crate::limits;
 
 /// Why a file of users is refused. The line is counted from one.
@@ -52,10 +53,6 @@ pub(crate) enum Error {
     },
 }
 
-/// Why a password was not checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Overloaded;
-
 /// The users of one version of the file. What is remembered of checks goes with it.
 pub(crate) struct Htpasswd {
     users: HashMap<String, String>,
@@ -63,6 +60,8 @@ pub(crate) struct Htpasswd {
     decoy: Option<String>,
     known: Mutex<Recent>,
     wrong: Mutex<Recent>,
+    /// Passwords that were right for longer than that is believed without a check.
+    proven: Mutex<Recent>,
 }
 
 impl std::fmt::Debug for Htpasswd {
@@ -123,6 +122,10 @@ impl Htpasswd {
                 limits::PASSWORDS_REMEMBERED,
                 limits::PASSWORD_REMEMBERED,
             )),
+            proven: Mutex::new(Recent::new(
+                limits::PASSWORDS_REMEMBERED,
+                limits::PASSWORD_PROVEN,
+            )),
         })
     }
 
@@ -131,19 +134,26 @@ impl Htpasswd {
         self.users.len()
     }
 
-    /// Whether the user has this password.
+    /// Whether the user has this password, asked by a client of that address.
     ///
     /// # Errors
-    /// [`Overloaded`] when too many passwords wait for their check.
-    pub(crate) async fn check(&self, user: &str, password: &str) -> Result<bool, Overloaded> {
-        static WAITING: Semaphore = Semaphore::const_new(limits::PASSWORDS_WAITING);
-        static RUNNING: Semaphore = Semaphore::const_new(limits::PASSWORDS_AT_ONCE);
+    /// [`Overloaded`] when too many passwords wait for their check, or too many of this client were wrong.
+    pub(crate) async fn check(
+        self: &Arc<Self>,
+        logins: &Arc<Logins>,
+        address: IpAddr,
+        (user, password): (&str, &str),
+    ) -> Result<bool, Overloaded> {
         let key = fingerprint(user, password);
         if let Some(found) = self.remembered(&key) {
             return Ok(found);
         }
-        let _place = WAITING.try_acquire().map_err(|_| Overloaded)?;
-        let _turn = RUNNING.acquire().await.map_err(|_| Overloaded)?;
+        let attempt = Attempt {
+            address,
+            user: fingerprint(user, ""),
+            was_right: lock(&self.proven).contains(&key, Instant::now()),
+        };
+        let turn = logins.enter(attempt).await?;
         // Whoever was before may have asked the same.
         if let Some(found) = self.remembered(&key) {
             return Ok(found);
@@ -152,14 +162,26 @@ impl Htpasswd {
         let Some(hash) = self.users.get(user).or(self.decoy.as_ref()).cloned() else {
             return Ok(false);
         };
-        let password = password.to_owned();
-        let fits = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash))
-            .await
-            .is_ok_and(|verified| verified.unwrap_or(false));
-        let right = known && fits;
-        let table = if right { &self.known } else { &self.wrong };
-        lock(table).insert(key, Instant::now());
-        Ok(right)
+        let (users, password) = (Arc::clone(self), password.to_owned());
+        // A client that leaves does not stop the check, so the turn ends with the check.
+        let check = tokio::task::spawn_blocking(move || {
+            let fits = bcrypt::verify(password, &hash).unwrap_or(false);
+            let right = known && fits;
+            users.remember(key, right);
+            turn.end(right);
+            right
+        });
+        Ok(check.await.unwrap_or(false))
+    }
+
+    fn remember(&self, key: [u8; 32], right: bool) {
+        let now = Instant::now();
+        if right {
+            lock(&self.known).insert(key, now);
+            lock(&self.proven).insert(key, now);
+        } else {
+            lock(&self.wrong).insert(key, now);
+        }
     }
 
     fn remembered(&self, key: &[u8; 32]) -> Option<bool> {
@@ -314,24 +336,44 @@ mod tests {
 
     #[tokio::test]
     async fn passwords_are_checked_and_remembered() {
+        let logins = Arc::new(Logins::default());
+        let address = IpAddr::from([127, 0, 0, 1]);
         let users = format!("ci:{}\n", bcrypt::hash("right", 4).unwrap());
-        let users = Htpasswd::parse(&users).unwrap();
+        let users = Arc::new(Htpasswd::parse(&users).unwrap());
         for _ in 0..2 {
-            assert_eq!(users.check("ci", "right").await, Ok(true));
-            assert_eq!(users.check("ci", "wrong").await, Ok(false));
-            assert_eq!(
-                users.check("bob", "right").await,
-                Ok(false),
-                "another user's password"
-            );
+            for (user, password, expect) in [
+                ("ci", "right", true),
+                ("ci", "wrong", false),
+                // Another user's password.
+                ("bob", "right", false),
+            ] {
+                let found = users.check(&logins, address, (user, password)).await;
+                assert_eq!(found, Ok(expect), "{user} {password}");
+            }
         }
-        let counts = (
-            lock(&users.known).entries.len(),
-            lock(&users.wrong).entries.len(),
-        );
-        assert_eq!(counts, (1, 2));
-        let nobody = Htpasswd::parse("").unwrap();
-        assert_eq!(nobody.check("ci", "right").await, Ok(false));
+        let count = |table| lock(table).entries.len();
+        let counts = [&users.known, &users.wrong, &users.proven].map(count);
+        assert_eq!(counts, [1, 2, 1]);
+        let nobody = Arc::new(Htpasswd::parse("").unwrap());
+        let found = nobody.check(&logins, address, ("ci", "right")).await;
+        assert_eq!(found, Ok(false));
+    }
+
+    #[tokio::test]
+    async fn a_right_password_is_answered_where_wrong_ones_are_refused() {
+        let logins = Arc::new(Logins::default());
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let users = format!("ci:{}\n", bcrypt::hash("right", 4).unwrap());
+        let users = Arc::new(Htpasswd::parse(&users).unwrap());
+        let check = async |password: &str| users.check(&logins, address, ("ci", password)).await;
+        assert_eq!(check("right").await, Ok(true));
+        for number in 0..limits::LOGIN_FAILURES_OF_USER {
+            assert_eq!(check(&number.to_string()).await, Ok(false));
+        }
+        assert_eq!(check("x").await, Err(Overloaded));
+        assert_eq!(check("right").await, Ok(true), "it is remembered");
+        lock(&users.known).entries.clear();
+        assert_eq!(check("right").await, Ok(true), "and checked again");
     }
 
     #[test]

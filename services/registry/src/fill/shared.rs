@@ -437,6 +437,35 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn so_many_blobs_are_shared_and_further_ones_get_a_stream_each() {
+        let streams = Streams::default();
+        let (repo, _) = named();
+        let reads = (0..=SHARED_STREAMS).map(|number| {
+            let digest = Digest::from_sha256([u8::try_from(number).unwrap(); 32]);
+            let (remote, opened) = blob(4, None);
+            let clients: Vec<_> = (0..2)
+                .map(|_| {
+                    let remote = Arc::clone(&remote) as Arc<dyn RemoteBlob>;
+                    streams.share(&repo, &digest, remote)
+                })
+                .collect();
+            async move {
+                let read = async |client: &Shared| {
+                    let pieces = client.open(0).await.unwrap();
+                    read(pieces, Duration::ZERO).await.unwrap()
+                };
+                let found = tokio::join!(read(&clients[0]), read(&clients[1]));
+                assert_eq!(found, (4 << 20, 4 << 20));
+                opened.load(Ordering::Relaxed)
+            }
+        });
+        let opened = futures::future::join_all(reads).await;
+        let (last, shared) = opened.split_last().unwrap();
+        assert!(shared.iter().all(|opened| *opened == 1), "{opened:?}");
+        assert_eq!(*last, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn who_is_slow_or_begins_late_gets_a_stream_of_its_own_and_all_bytes() {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(40, None), named());

@@ -25,6 +25,7 @@ pub(crate) struct Setup {
     pub(crate) source: Option<Arc<dyn Source>>,
     pub(crate) gate: Gate,
     pub(crate) limits: Limits,
+    pub(crate) connections: server::Limits,
     pub(crate) options: Options,
     pub(crate) dir: Arc<tempfile::TempDir>,
 }
@@ -43,6 +44,7 @@ impl Default for Setup {
                 hold: Duration::from_millis(500),
                 ..Limits::default()
             },
+            connections: server::Limits::default(),
             options,
             dir: Arc::new(tempfile::tempdir().unwrap()),
         }
@@ -56,6 +58,7 @@ impl Setup {
             source,
             gate,
             limits,
+            connections,
             options,
             dir,
         } = self;
@@ -76,12 +79,7 @@ impl Setup {
         let api = Api::new(parts, &mut metrics::registry("registry"));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(api.serve(
-            listener,
-            None,
-            server::Limits::default(),
-            CancellationToken::new(),
-        ));
+        tokio::spawn(api.serve(listener, None, connections, CancellationToken::new()));
         Registry {
             store,
             url,

@@ -6,6 +6,7 @@
 )]
 
 mod harness;
+mod http;
 mod lists;
 mod manifests;
 mod misses;

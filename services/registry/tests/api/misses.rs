@@ -144,6 +144,22 @@ async fn pull_is_held_until_the_image_is_local() {
     assert_eq!(answer.status(), 200);
 }
 
+#[tokio::test]
+async fn pull_is_held_for_so_long_and_then_told_to_come_later() {
+    let (registry, _) = start(Told::default()).await;
+    let digest = sha256(b"absent");
+    for path in ["manifests/latest".to_owned(), format!("blobs/{digest}")] {
+        let begun = std::time::Instant::now();
+        let answer = registry.get(&format!("/v2/{REPO}/{path}")).await;
+        assert_eq!(answer.status(), 503, "{path}");
+        assert_eq!(header(answer.headers(), "retry-after"), "5", "{path}");
+        let took = begun.elapsed();
+        // What the harness sets.
+        assert!(Duration::from_millis(500) <= took, "{path}: {took:?}");
+        assert!(took < Duration::from_secs(5), "{path}: {took:?}");
+    }
+}
+
 // SPEC 12
 #[tokio::test]
 async fn stale_tag_is_served_with_a_warning() {

@@ -7,7 +7,12 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod child;
+mod connections;
+mod everything;
 mod fills;
+mod logins;
+mod memory;
 mod pulls;
 #[allow(
     dead_code,

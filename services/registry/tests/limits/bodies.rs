@@ -11,18 +11,19 @@ use std::{
 use futures::StreamExt as _;
 use holdfast_registry::{
     gate::Gate,
-    limits::{JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS},
+    limits::{DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS},
 };
+use holdfast_runtime::server;
 
 use crate::harness::{Registry, Setup, code, header, image, sha256};
 
 async fn impatient(idle: Duration, window: Duration) -> Registry {
     Setup {
-        limits: Limits {
+        connections: server::Limits {
             idle,
-            rate_window: window,
+            window,
             min_bytes_per_second: 1000,
-            ..Limits::default()
+            ..server::Limits::default()
         },
         ..Setup::default()
     }
@@ -155,4 +156,77 @@ async fn a_refused_push_over_http_2_shows_its_answer_though_the_body_is_still_on
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("reset after {} pieces", sent.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn a_manifest_has_so_many_bytes_and_no_more() {
+    let limit = Limits::default().manifest_bytes;
+    let registry = Registry::start().await;
+    let config = registry.push_blob("a", "{}").await;
+    let bare = image(&config, 2, &[], r#","annotations":{"n":""}"#).len();
+    for (length, expect) in [(limit, 201), (limit + 1, 413)] {
+        let note = "x".repeat(usize::try_from(length).unwrap() - bare);
+        let note = format!(r#","annotations":{{"n":"{note}"}}"#);
+        let manifest = image(&config, 2, &[], &note);
+        assert_eq!(manifest.len() as u64, length);
+        let answer = registry.put_manifest("a", "1", &manifest).await;
+        if expect == 413 {
+            assert_eq!(code(answer).await, (413, "SIZE_INVALID".into()));
+        } else {
+            assert_eq!(answer.status(), expect);
+        }
+    }
+}
+
+/// A refused push over HTTP/2 whose body consists of `pieces`: how many of them were taken until the stream was reset, and when.
+async fn refused(
+    pieces: impl futures::Stream<Item = Vec<u8>> + Send + 'static,
+) -> (usize, Duration) {
+    let registry = Setup {
+        gate: Gate::nodes("node", "secret"),
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&sent);
+    // The client drops the body when its stream is reset.
+    let (alive, mut dropped) = tokio::sync::oneshot::channel::<()>();
+    let pieces = pieces.map(move |piece| {
+        let _alive = &alive;
+        counted.fetch_add(piece.len(), Ordering::Relaxed);
+        Ok::<_, std::io::Error>(piece)
+    });
+    let url = format!(
+        "{}/v2/a/blobs/uploads/?digest={}",
+        registry.url,
+        sha256(b"x")
+    );
+    let body = reqwest::Body::wrap_stream(pieces);
+    let begun = std::time::Instant::now();
+    let answer = client.post(url).body(body).send().await.unwrap();
+    assert_eq!(answer.status(), 401);
+    let end = tokio::time::timeout(4 * DISCARD_FOR, &mut dropped).await;
+    assert!(end.is_ok(), "the stream is still open");
+    (sent.load(Ordering::Relaxed), begun.elapsed())
+}
+
+#[tokio::test]
+async fn of_a_refused_body_so_much_is_thrown_away_and_no_more() {
+    let pieces = futures::stream::repeat(vec![0_u8; 64 << 10]);
+    let (sent, _) = refused(pieces).await;
+    // What the windows of HTTP/2 and the client's own queue hold comes on top.
+    assert!(DISCARD_BYTES <= sent, "{sent}");
+    assert!(sent <= DISCARD_BYTES + (4 << 20), "{sent}");
+}
+
+#[tokio::test]
+async fn a_refused_body_is_waited_for_so_long_and_no_longer() {
+    let first = futures::stream::once(async { vec![0_u8; 1024] });
+    let (_, took) = refused(first.chain(futures::stream::pending())).await;
+    assert!(DISCARD_FOR - Duration::from_secs(1) < took, "{took:?}");
 }

@@ -14,5 +14,6 @@ mod bodies;
 #[path = "../api/harness.rs"]
 mod harness;
 mod names;
+mod pages;
 mod room;
 mod uploads;

@@ -4,6 +4,8 @@ use futures::{StreamExt as _, stream::FuturesUnordered};
 use holdfast_config::AccessSettings;
 use holdfast_registry::{gate::Gate, limits, limits::Limits};
 
+use tokio::io::AsyncWriteExt as _;
+
 use crate::harness::{Registry, Setup, code, header, sha256};
 
 async fn begin(registry: &Registry, repo: &str) -> reqwest::Response {
@@ -95,4 +97,37 @@ async fn logins_beyond_what_can_be_checked_are_told_to_come_later() {
         assert_eq!(answer.status(), 401);
     }
     panic!("every login was checked");
+}
+
+#[tokio::test]
+async fn a_whole_upload_that_breaks_off_counts_only_above_its_length() {
+    const SENT: usize = 1 << 20;
+    for (length, expect) in [
+        (limits::WHOLE_UPLOAD_BYTES, "0-0".to_owned()),
+        (limits::WHOLE_UPLOAD_BYTES + 1, format!("0-{}", SENT - 1)),
+    ] {
+        let registry = Registry::start().await;
+        let begun = begin(&registry, "a").await;
+        let location = header(begun.headers(), "location").to_owned();
+        let address = registry.url.strip_prefix("http://").unwrap();
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let digest = sha256(b"x");
+        let head = format!(
+            "PUT {location}&digest={digest} HTTP/1.1\r\nhost: a\r\ncontent-length: {length}\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![0; SENT]).await.unwrap();
+        drop(stream);
+        let mut found = String::new();
+        for _ in 0..100 {
+            let answer = registry.get(&location).await;
+            assert_eq!(answer.status(), 204, "the session goes on");
+            header(answer.headers(), "range").clone_into(&mut found);
+            if found == expect && expect != "0-0" {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert_eq!(found, expect, "{length} bytes announced");
+    }
 }

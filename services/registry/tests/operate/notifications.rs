@@ -34,7 +34,7 @@ impl Receiver {
             status: Arc::new(Mutex::new(status)),
         };
         let taken = receiver.clone();
-        let service = server::service_fn(move |request: Request<hyper::body::Incoming>| {
+        let service = server::service_fn(move |request: Request<server::RequestBody>| {
             let taken = taken.clone();
             async move {
                 let (head, body) = request.into_parts();

@@ -33,12 +33,12 @@ impl Counts {
             ),
             refused: group.add(
                 "refused",
-                "Connections that were closed at once: too many of one address",
+                "Connections that were closed at once: too many of one address, or no place",
                 Family::default(),
             ),
             cut: group.add(
                 "cut",
-                "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly",
+                "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly, evicted for another client",
                 Family::default(),
             ),
         }

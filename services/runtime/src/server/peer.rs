@@ -10,8 +10,10 @@ use http::{Request, Response, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 
-use super::PeerAddr;
-use super::watch::{Piece, Stream, Underway, Watch};
+use super::outgoing::{Piece, Stream};
+use super::request_body::RequestBody;
+use super::watch::{Underway, Watch};
+use super::{Client, Limits, PeerAddr};
 use crate::tls::PeerIdentity;
 
 /// Puts who the client is into every request, and follows every answer.
@@ -21,11 +23,12 @@ pub(super) struct Peer<S> {
     pub(super) address: SocketAddr,
     pub(super) identity: Option<PeerIdentity>,
     pub(super) watch: Arc<Watch>,
+    pub(super) limits: Limits,
 }
 
 impl<S, B> Service<Request<Incoming>> for Peer<S>
 where
-    S: Service<Request<Incoming>, Response = Response<B>>,
+    S: Service<Request<RequestBody>, Response = Response<B>>,
     B: Body,
 {
     type Response = Response<Watched<B>>;
@@ -35,9 +38,13 @@ where
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (underway, stream) = self.watch.request(request.version() == Version::HTTP_2);
         request.extensions_mut().insert(PeerAddr(self.address));
+        request
+            .extensions_mut()
+            .insert(Client(Arc::clone(&self.watch)));
         if let Some(identity) = &self.identity {
             request.extensions_mut().insert(identity.clone());
         }
+        let request = request.map(|body| RequestBody::new(body, &self.limits));
         Answer {
             inner: self.inner.call(request),
             watched: Some((underway, stream)),
@@ -94,8 +101,11 @@ impl<B: Body> Body for Watched<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.project();
-        let frame = ready!(this.body.poll_frame(context));
         let stream = this.stream;
+        if let Some(stream) = stream {
+            ready!(stream.poll_room(context));
+        }
+        let frame = ready!(this.body.poll_frame(context));
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| frame.map_data(|data| Piece::new(data, stream.clone())))
         }))

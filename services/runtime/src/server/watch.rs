@@ -3,12 +3,14 @@
 //! Buffers of an answer are held until the client took them, so a client that stops reading must not stay for ever. Over HTTP/1.1 that
 //! shows at the socket; over HTTP/2 a client can also leave one stream's window shut, so the pieces of each answer are followed.
 
-use bytes::Buf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
 
 use super::Limits;
+use super::outgoing::{Held, Outgoing, PRESSED, Stream};
 
 /// Why a connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub(super) enum Reason {
     Stalled,
     /// The client took an answer too slowly.
     Slow,
+    /// Another client needed its place.
+    Evicted,
 }
 
 impl Reason {
@@ -30,6 +34,7 @@ impl Reason {
             Self::Headers => "headers",
             Self::Stalled => "stalled",
             Self::Slow => "slow",
+            Self::Evicted => "evicted",
         }
     }
 }
@@ -44,9 +49,26 @@ pub(super) struct Watch {
     /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they did not.
     head_since: AtomicU64,
     idle_since: AtomicU64,
+    /// Milliseconds at which the first of the requests under way came.
+    busy_since: AtomicU64,
+    is_authenticated: AtomicBool,
+    is_evicted: AtomicBool,
+    evicted: Notify,
     written: AtomicU64,
     blocked: AtomicBool,
+    outgoing: Arc<Outgoing>,
     judged: Mutex<Judged>,
+}
+
+/// What a connection does at the moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Activity {
+    /// A request is under way.
+    pub(super) busy: bool,
+    /// The client has proved who it is.
+    pub(super) authenticated: bool,
+    /// For how long it has been busy or not.
+    pub(super) lasts: Duration,
 }
 
 /// What the last judgement saw.
@@ -54,17 +76,17 @@ pub(super) struct Watch {
 struct Judged {
     socket: Progress,
     streams: Vec<(Weak<Stream>, Progress)>,
-}
-
-/// One answer over HTTP/2.
-#[derive(Debug, Default)]
-pub(super) struct Stream {
-    outstanding: AtomicU64,
-    moved: AtomicU64,
+    /// Since when the connection holds something while the listener holds too much, and what it had taken then.
+    pressed: Option<(u64, u64)>,
 }
 
 impl Watch {
+    #[cfg(test)]
     pub(super) fn new() -> Arc<Self> {
+        Self::of_listener(Held::default())
+    }
+
+    pub(super) fn of_listener(held: Held) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
@@ -72,6 +94,11 @@ impl Watch {
             // The first request is due at once.
             head_since: AtomicU64::new(1),
             idle_since: AtomicU64::new(0),
+            busy_since: AtomicU64::new(0),
+            is_authenticated: AtomicBool::new(false),
+            is_evicted: AtomicBool::new(false),
+            evicted: Notify::new(),
+            outgoing: Arc::new(Outgoing::new(held)),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             judged: Mutex::default(),
@@ -100,13 +127,50 @@ impl Watch {
         self.blocked.store(true, Relaxed);
     }
 
+    /// The client has proved who it is.
+    pub(super) fn authenticated(&self) {
+        self.is_authenticated.store(true, Relaxed);
+    }
+
+    /// Tells the connection to end.
+    pub(super) fn evict(&self) {
+        self.is_evicted.store(true, Relaxed);
+        self.evicted.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_evicted(&self) -> bool {
+        self.is_evicted.load(Relaxed)
+    }
+
+    /// Ends when the connection was told to end.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
+    }
+
+    pub(super) fn activity(&self) -> Activity {
+        let busy = 0 < self.requests.load(Relaxed);
+        let since = if busy {
+            self.busy_since.load(Relaxed)
+        } else {
+            self.idle_since.load(Relaxed)
+        };
+        Activity {
+            busy,
+            authenticated: self.is_authenticated.load(Relaxed),
+            lasts: Duration::from_millis(self.millis().saturating_sub(since)),
+        }
+    }
+
     /// A request's headers are here. The answer's pieces are followed over HTTP/2.
     pub(super) fn request(self: &Arc<Self>, http2: bool) -> (Underway, Option<Arc<Stream>>) {
-        self.requests.fetch_add(1, Relaxed);
+        if self.requests.fetch_add(1, Relaxed) == 0 {
+            self.busy_since.store(self.millis(), Relaxed);
+        }
         self.head_since.store(0, Relaxed);
         self.http2.store(http2, Relaxed);
         let stream = http2.then(|| {
-            let stream = Arc::new(Stream::default());
+            let stream = Arc::new(Stream::new(Arc::clone(&self.outgoing)));
             let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
             let entry = (Arc::downgrade(&stream), Progress::default());
             judged.streams.push(entry);
@@ -139,13 +203,28 @@ impl Watch {
             let Some(stream) = stream.upgrade() else {
                 return false;
             };
-            let waits = 0 < stream.outstanding.load(Relaxed);
-            let moved = stream.moved.load(Relaxed);
+            let (waits, moved) = (0 < stream.outstanding(), stream.moved());
             let of_stream = progress.judge(waits, moved, now, limits);
             reason = reason.or(of_stream);
             true
         });
-        reason
+        self.outgoing.wake();
+        reason.or_else(|| self.judge_pressed(&mut judged.pressed, now))
+    }
+
+    /// While the listener holds too much, a connection that takes less in [`PRESSED`] than it holds is cut.
+    fn judge_pressed(&self, pressed: &mut Option<(u64, u64)>, now: u64) -> Option<Reason> {
+        let (held, moved) = (self.outgoing.held(), self.outgoing.moved());
+        if held == 0 || !self.outgoing.is_pressed() {
+            *pressed = None;
+            return None;
+        }
+        let (since, moved_before) = *pressed.get_or_insert((now, moved));
+        if u128::from(now - since) < PRESSED.as_millis() {
+            return None;
+        }
+        *pressed = None;
+        (moved - moved_before < held).then_some(Reason::Slow)
     }
 }
 
@@ -201,65 +280,9 @@ impl Progress {
     }
 }
 
-/// A piece of an answer, followed until the client took it.
-#[derive(Debug)]
-pub(super) struct Piece<D: Buf> {
-    data: D,
-    stream: Option<Arc<Stream>>,
-}
-
-impl<D: Buf> Piece<D> {
-    pub(super) fn new(data: D, stream: Option<Arc<Stream>>) -> Self {
-        if let Some(stream) = &stream {
-            stream
-                .outstanding
-                .fetch_add(data.remaining() as u64, Relaxed);
-        }
-        Self { data, stream }
-    }
-
-    fn took(&self, bytes: u64) {
-        if let Some(stream) = &self.stream {
-            stream.moved.fetch_add(bytes, Relaxed);
-            stream.outstanding.fetch_sub(bytes, Relaxed);
-        }
-    }
-}
-
-impl<D: Buf> Buf for Piece<D> {
-    fn remaining(&self) -> usize {
-        self.data.remaining()
-    }
-
-    fn chunk(&self) -> &[u8] {
-        self.data.chunk()
-    }
-
-    fn chunks_vectored<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
-        self.data.chunks_vectored(slices)
-    }
-
-    fn advance(&mut self, bytes: usize) {
-        self.took(bytes as u64);
-        self.data.advance(bytes);
-    }
-
-    fn copy_to_bytes(&mut self, bytes: usize) -> bytes::Bytes {
-        self.took(bytes as u64);
-        self.data.copy_to_bytes(bytes)
-    }
-}
-
-impl<D: Buf> Drop for Piece<D> {
-    fn drop(&mut self) {
-        self.took(self.data.remaining() as u64);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// Looks every second: whether the client is waited for, and what it took in all.
     fn judge(looks: impl IntoIterator<Item = (bool, u64)>) -> Option<(u64, Reason)> {
@@ -298,19 +321,5 @@ mod tests {
             Some((60, Reason::Slow)),
             "a byte now and then helps nobody"
         );
-    }
-
-    #[test]
-    fn a_piece_counts_until_it_is_taken() {
-        let stream = Arc::new(Stream::default());
-        let mut piece = Piece::new(&b"0123456789"[..], Some(Arc::clone(&stream)));
-        let seen = || (stream.outstanding.load(Relaxed), stream.moved.load(Relaxed));
-        assert_eq!(seen(), (10, 0));
-        piece.advance(4);
-        assert_eq!(seen(), (6, 4));
-        piece.copy_to_bytes(1);
-        assert_eq!(seen(), (5, 5));
-        drop(piece);
-        assert_eq!(seen(), (0, 10));
     }
 }

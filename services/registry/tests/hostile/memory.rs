@@ -1,0 +1,136 @@
+//! What clients can make the process hold, in resident memory.
+
+use std::time::Duration;
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
+
+use holdfast_core::digest::{Algorithm, Digest};
+use holdfast_store::Hasher;
+
+use crate::child::{self, Child};
+
+const STREAMS: u32 = 128;
+
+/// Memory that a process may take beside what its bounds say: code, stacks, what the allocator keeps.
+const REST: u64 = 40 << 20;
+
+pub(crate) async fn push(child: &Child, bytes: Vec<u8>) -> String {
+    let digest: Digest = Hasher::digest(Algorithm::Sha256, &bytes);
+    let url = format!("http://{}/v2/a/blobs", child.listen);
+    let answer = reqwest::Client::new()
+        .post(format!("{url}/uploads/?digest={digest}"))
+        .basic_auth("ci0", Some("right-0"))
+        .body(bytes)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(answer.status(), 201);
+    format!("/v2/a/blobs/{digest}")
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// Opens every stream for `path` with the largest windows, and reads nothing.
+pub(crate) async fn hoard(child: &Child, path: &str) -> TcpStream {
+    const WINDOW: u32 = i32::MAX as u32;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(child.listen).await.unwrap();
+    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let mut settings = vec![0, 4];
+    settings.extend_from_slice(&WINDOW.to_be_bytes());
+    sent.extend(frame(4, 0, 0, &settings));
+    sent.extend(frame(8, 0, 0, &(WINDOW - 65_535).to_be_bytes()));
+    let mut block = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
+    block.extend_from_slice(path.as_bytes());
+    block.extend_from_slice(&[0x01, 1, b'a']);
+    for stream in 0..STREAMS {
+        sent.extend(frame(1, 5, 2 * stream + 1, &block));
+    }
+    client.write_all(&sent).await.unwrap();
+    client
+}
+
+/// The most that the process takes over some seconds.
+async fn most(child: &Child, seconds: u64) -> u64 {
+    let mut most = 0;
+    for _ in 0..seconds * 10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        most = most.max(child.memory());
+    }
+    most
+}
+
+pub(crate) async fn pulls(child: &Child, last: u8, path: &str) -> usize {
+    let mut stream = child.connect(last).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    answer.len()
+}
+
+#[test]
+fn streams_that_nobody_reads_take_little_memory() {
+    let name = "memory::streams_that_nobody_reads_take_little_memory";
+    child::with(name, "", &[], async |child| {
+        const SIZE: usize = 4 << 20;
+        let path = push(child, vec![7; SIZE]).await;
+        let before = child.memory();
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(hoard(child, &path).await);
+        }
+        let after = most(child, 6).await;
+        // `streamBufferBytes`, of which all connections together use less.
+        let bound = before + (48 << 20) + REST;
+        assert!(
+            after <= bound,
+            "{} MiB, {} MiB at most",
+            after >> 20,
+            bound >> 20
+        );
+        assert!(
+            SIZE < pulls(child, 1, &path).await,
+            "others get their blobs"
+        );
+    });
+}
+
+#[test]
+fn connections_that_nobody_reads_take_little_memory() {
+    let name = "memory::connections_that_nobody_reads_take_little_memory";
+    child::with(name, "", &[], async |child| {
+        const CONNECTIONS: usize = 800;
+        const SIZE: usize = 4 << 20;
+        let path = push(child, vec![7; SIZE]).await;
+        let before = child.memory();
+        let mut clients = Vec::new();
+        for _ in 0..CONNECTIONS {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut client = socket.connect(child.listen).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n");
+            client.write_all(request.as_bytes()).await.unwrap();
+            clients.push(client);
+        }
+        let after = most(child, 3).await;
+        // The budget, and a small buffer with a connection's own state for each.
+        let bound = before + (48 << 20) + CONNECTIONS as u64 * (48 << 10) + REST;
+        assert!(
+            after <= bound,
+            "{} MiB, {} MiB at most",
+            after >> 20,
+            bound >> 20
+        );
+    });
+}
