@@ -142,7 +142,7 @@ fn repository(request: &Request<RequestBody>) -> Result<Option<RepositoryName>, 
 }
 
 /// The size that the caller's manifest claims for the blob.
-fn claimed_size(request: &Request<Incoming>) -> Option<u64> {
+fn claimed_size(request: &Request<RequestBody>) -> Option<u64> {
     let query = request.uri().query().unwrap_or_default();
     let mut pairs = url::form_urlencoded::parse(query.as_bytes());
     pairs.find(|(name, _)| name == "size")?.1.parse().ok()

@@ -485,12 +485,11 @@ mod tests {
             ("MAX_KEPT_VALUES", crate::review::MAX_KEPT_VALUES),
             ("MAX_KEPT_BYTES", crate::review::MAX_KEPT_BYTES),
         ] {
-            assert!(
-                text.contains(&format!("`{name}` {value}")),
-                "{name} {value}"
-            );
+            let cells = format!("| `{name}` | {value} |");
+            assert!(text.contains(&cells), "{cells}");
         }
-        assert!(text.contains(&format!("`BODY_TIME` {} seconds", BODY_TIME.as_secs())));
+        let cells = format!("| `BODY_TIME` | {} |", BODY_TIME.as_secs());
+        assert!(text.contains(&cells), "{cells}");
     }
 
     #[test]
