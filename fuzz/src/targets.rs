@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use crate::Target;
 
 /// Every target, by name.
-pub const ALL: [Target; 18] = [
+pub const ALL: [Target; 19] = [
     images::REFERENCE,
     images::REWRITE,
     images::PULL_SECRET,
@@ -26,6 +26,7 @@ pub const ALL: [Target; 18] = [
     ranges::CHUNK,
     sessions::STATE,
     sessions::HASH,
+    sessions::SEQUENCE,
     manifests::MANIFEST,
     manifests::LINK,
     admission::REVIEW,

@@ -1,9 +1,10 @@
-//! The state of an upload that travels through clients: forged ones, and damaged hash states.
+//! The state of an upload that travels through clients: forged ones, damaged hash states, and states that are sent again in any order.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use holdfast_core::{Algorithm, RepositoryName};
 use holdfast_registry::session::{Secret, State};
-use holdfast_store::{Hasher, UploadId};
+use holdfast_store::{CarriedHash, Hasher, Options, Owner, Store, UploadId};
+use holdfast_testkit::simfs::{Faults, SimFs};
 
 use super::text;
 use crate::{Shape, Target, ensure, shape};
@@ -42,7 +43,11 @@ fn state(input: &[u8]) -> Result<Shape, String> {
     let secret = Secret::new("secret");
     let mut hasher = Hasher::new(Algorithm::Sha256);
     hasher.update(b"the first bytes");
-    let genuine = State::new(&repo, &id, 15, "2026-01-01T00:00:00Z", Some(&hasher));
+    let carried = CarriedHash {
+        hasher,
+        generation: None,
+    };
+    let genuine = State::new(&repo, &id, 15, "2026-01-01T00:00:00Z", Some(&carried));
     let signed = genuine.sign(&secret);
     ensure(
         State::verify(&signed, &secret, &repo, &id) == Some(genuine.clone()),
@@ -134,6 +139,162 @@ fn hash(input: &[u8]) -> Result<Shape, String> {
     Ok(shape((shapes, input.len().min(4))))
 }
 
+/// Requests of one upload, each with any of the states that were given out.
+pub(super) const SEQUENCE: Target = Target {
+    name: "upload-sequence",
+    promise: "whatever is sent with whatever state, what is committed hashes to its digest",
+    check: sequence,
+    dictionary: &[
+        "C0g4", "C0e4", "C0g2", "C1g4", "C1e4", "C2e4", "E1", "E2", "E1g", "E0g", "W0e", "W0g",
+        "B0e4", "S0", "X", " ",
+    ],
+    max_bytes: 200,
+};
+
+/// An upload's client, in the words of an input: `C0g4` sends a chunk of good bytes up to the fourth quarter with the first state, `e` evil
+/// ones, `B` breaks off; `E1` ends it with the second state, `E1g` with the rest of the bytes, `W` likewise in a file of its own; `S` asks for the
+/// state where the file ends; `X` cancels, and a new upload begins.
+struct Client {
+    store: Store,
+    repo: RepositoryName,
+    id: UploadId,
+    secret: Secret,
+    states: Vec<String>,
+    good: Vec<u8>,
+    evil: Vec<u8>,
+    owner: Owner,
+}
+
+/// Quarters of the content.
+const QUARTER: usize = 100;
+
+impl Client {
+    fn given(&mut self, offset: u64, carried: Option<&CarriedHash>) {
+        let state = State::new(&self.repo, &self.id, offset, "", carried);
+        self.states.push(state.sign(&self.secret));
+    }
+
+    async fn begin(&mut self) -> Result<(), holdfast_store::Error> {
+        self.id = self.store.create_upload(&self.repo, "").await?;
+        self.states.clear();
+        self.given(0, Some(&CarriedHash::none(Algorithm::Sha256)));
+        Ok(())
+    }
+
+    async fn step(&mut self, word: &str) -> Result<(), holdfast_store::Error> {
+        let mut letters = word.chars();
+        let what = letters.next().unwrap_or(' ');
+        let number = |letter: Option<char>| {
+            usize::try_from(letter.and_then(|c| c.to_digit(10)).unwrap_or(0)).unwrap_or(0)
+        };
+        let state = number(letters.next()) % self.states.len();
+        let content = match letters.next() {
+            Some('g') => self.good.clone(),
+            Some('e') => self.evil.clone(),
+            _ => Vec::new(),
+        };
+        let end = (number(letters.next()) * QUARTER).min(content.len());
+        let text = self.states.get(state).cloned().unwrap_or_default();
+        let state = State::verify(&text, &self.secret, &self.repo, &self.id)
+            .ok_or(holdfast_store::Error::HashState)?;
+        let offset = state.offset();
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let digest = Hasher::digest(Algorithm::Sha256, &self.good);
+        let writer = match what {
+            'X' => {
+                self.store.cancel_upload(&self.repo, &self.id).await?;
+                return self.begin().await;
+            }
+            'S' => {
+                let status = self.store.upload_status(&self.repo, &self.id).await?;
+                if let Some(status) = status {
+                    self.given(status.size, None);
+                }
+                return Ok(());
+            }
+            'W' => {
+                let algorithm = Algorithm::Sha256;
+                self.store
+                    .whole_upload_writer(&self.repo, &self.id, algorithm)
+                    .await
+            }
+            _ => {
+                self.store
+                    .upload_writer(&self.repo, &self.id, offset, state.carried(), &self.owner)
+                    .await
+            }
+        };
+        let mut writer = writer?;
+        let upto = if matches!(what, 'C' | 'B') {
+            end
+        } else {
+            content.len()
+        };
+        let from = if what == 'W' { 0 } else { from };
+        let bytes = content.get(from..upto).unwrap_or_default().to_vec();
+        writer.append(bytes.into()).await?;
+        match what {
+            'C' => {
+                let (size, carried) = writer.finish().await?;
+                self.given(size, Some(&carried));
+            }
+            'E' | 'W' => {
+                writer.commit(&digest).await?;
+                self.begin().await?;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn sequence(input: &[u8]) -> Result<Shape, String> {
+    let fs = SimFs::new(1, 1, Faults::default());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(async {
+        let refuse = |error: holdfast_store::Error| error.to_string();
+        let store = Store::open_on(std::sync::Arc::new(fs.client(0)), "/r", Options::default())
+            .await
+            .map_err(refuse)?;
+        let good: Vec<u8> = (0..=255).cycle().take(4 * QUARTER).collect();
+        let mut client = Client {
+            store,
+            repo: RepositoryName::parse("a/b").map_err(|error| error.to_string())?,
+            id: UploadId::parse(ID).ok_or("no session")?,
+            secret: Secret::new("secret"),
+            states: Vec::new(),
+            evil: good.iter().map(|byte| !byte).collect(),
+            good,
+            owner: Owner {
+                address: String::new(),
+                id: "one".to_owned(),
+            },
+        };
+        client.begin().await.map_err(refuse)?;
+        let mut outcomes = Vec::new();
+        for word in text(input).split_whitespace().take(12) {
+            let outcome = client.step(word).await;
+            outcomes.push(outcome.err().map_or("ok", |error| error.category()));
+            ensure(outcomes.last() != Some(&"io"), || {
+                format!("the volume failed at {word}")
+            })?;
+            let digest = Hasher::digest(Algorithm::Sha256, &client.good);
+            let blob = client.store.open_blob(&digest).await.map_err(refuse)?;
+            if let Some(blob) = blob {
+                let bytes = blob.read_at(0, blob.size() + 1).await.map_err(refuse)?;
+                ensure(bytes == client.good, || {
+                    format!("wrong bytes were committed at {word}")
+                })?;
+            }
+        }
+        Ok(shape(outcomes))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,5 +305,15 @@ mod tests {
         let genuine = state(b"~5 ").unwrap();
         assert_ne!(genuine, state(b"~5 xyz").unwrap());
         assert_ne!(genuine, state(b"AAAA").unwrap());
+    }
+
+    #[test]
+    fn a_sequence_reaches_a_commit_and_a_refusal() {
+        let kinds = ["C0g4 E1", "C0g4 C0e4 E1", "C0e4 E1", "E0g", "C0g4 X E1"];
+        let shapes: std::collections::BTreeSet<_> = kinds
+            .iter()
+            .map(|input| sequence(input.as_bytes()).unwrap())
+            .collect();
+        assert!(shapes.len() >= 3, "{shapes:?}");
     }
 }

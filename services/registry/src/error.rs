@@ -193,7 +193,7 @@ impl From<holdfast_store::Error> for Error {
             Store::UploadUnknown => {
                 Self::unknown(Code::BlobUploadUnknown, "there is no such upload")
             }
-            Store::UploadInUse => Self::new(
+            Store::UploadInUse | Store::LockLost => Self::new(
                 StatusCode::CONFLICT,
                 Code::BlobUploadInvalid,
                 "another request writes to this upload",
@@ -203,10 +203,15 @@ impl From<holdfast_store::Error> for Error {
                 Code::BlobUploadInvalid,
                 format!("the upload holds {size} bytes, the chunk begins at {offset}"),
             ),
+            error @ Store::ManifestTooLarge { .. } => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                Code::ManifestInvalid,
+                error.to_string(),
+            ),
             Store::HashState => {
                 Self::invalid(Code::BlobUploadInvalid, "the upload's state does not parse")
             }
-            error @ (Store::Io { .. } | Store::Corrupt { .. } | Store::LockLost) => {
+            error @ (Store::Io { .. } | Store::Corrupt { .. }) => {
                 let cause = std::error::Error::source(&error)
                     .map(ToString::to_string)
                     .unwrap_or_default();

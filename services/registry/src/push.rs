@@ -4,7 +4,7 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_store::{Hasher, UploadId, UploadWriter};
+use holdfast_store::{CarriedHash, UploadId, UploadWriter};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 
 use crate::{
@@ -30,8 +30,8 @@ pub(crate) async fn start(
     let started_at = now();
     let id = api.store.create_upload(repo, &started_at).await?;
     place.keep(id.clone());
-    let state =
-        State::new(repo, &id, 0, &started_at, Some(&Hasher::new(algorithm))).of(&caller.subject());
+    let carried = CarriedHash::none(algorithm);
+    let state = State::new(repo, &id, 0, &started_at, Some(&carried)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
 }
 
@@ -125,8 +125,9 @@ pub(crate) async fn patch(
             .await
             .map_err(Error::from)
     };
-    let (size, hasher) = free_if_full(api, repo, id, written.await).await?;
-    let state = State::new(repo, id, size, state.started_at(), Some(&hasher)).of(&caller.subject());
+    let (size, carried) = free_if_full(api, repo, id, written.await).await?;
+    let state =
+        State::new(repo, id, size, state.started_at(), Some(&carried)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
 }
 
@@ -247,7 +248,7 @@ async fn open(
     state: &State,
 ) -> Result<UploadWriter> {
     let mut offset = state.offset();
-    let mut hash = state.hash();
+    let mut carried = state.carried();
     if let Some(header) = head.headers.get(header::CONTENT_RANGE) {
         let size = api
             .store
@@ -271,7 +272,7 @@ async fn open(
             ));
         }
         if first == size && first != offset {
-            hash = Err(hash.map_or_else(|algorithm| algorithm, |hasher| hasher.algorithm()));
+            carried = CarriedHash::none(carried.hasher.algorithm());
             offset = size;
         } else if first != offset || first > size {
             return Err(out_of_order(
@@ -286,7 +287,7 @@ async fn open(
     }
     Ok(api
         .store
-        .upload_writer(repo, id, offset, hash, &api.owner)
+        .upload_writer(repo, id, offset, carried, &api.owner)
         .await?)
 }
 

@@ -1,8 +1,11 @@
 //! The `_state` of an upload: what any replica needs to go on, signed. Pure.
 //!
 //! Same form as distribution's (`base64url(HMAC-SHA256(secret, json) || json)`, with `Name`, `UUID`, `Offset`, `StartedAt`), so that sessions survive
-//! a change between the two under the same secret. Ours also carries the hash state at `Offset`, without which the file is hashed again, and
-//! whom the session belongs to.
+//! a change between the two under the same secret. Ours also carries the hash state at `Offset` with the generation of the file that it was
+//! taken over, without which the file is hashed again, and whom the session belongs to.
+//!
+//! A state proves who made it, not that it is the newest: a client may send any state of its session again. What a state says about the
+//! file's bytes is believed by the store only while its generation lasts.
 
 use std::{
     path::{Path, PathBuf},
@@ -15,9 +18,10 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use hmac::{Hmac, KeyInit, Mac};
 use holdfast_core::{digest::Algorithm, reference::RepositoryName};
 use holdfast_runtime::{CancellationToken, files, reload::Reloads};
-use holdfast_store::{Hasher, UploadId};
+use holdfast_store::{CarriedHash, Hasher, UploadId};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
+use uuid::Uuid;
 
 /// What signs sessions: the first of these secrets; each of them verifies, so that a secret can be changed while uploads run. Every replica has
 /// the same. Does not print; clones share it.
@@ -114,6 +118,9 @@ pub struct State {
     /// `algorithm:hex` of the hash state at `offset`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     hash: String,
+    /// The generation of the file that the hash was taken over.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    generation: String,
     /// Whose the session is; empty: whoever may push to the repository, as with distribution's own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     subject: String,
@@ -126,15 +133,21 @@ impl State {
         id: &UploadId,
         offset: u64,
         started_at: &str,
-        hasher: Option<&Hasher>,
+        carried: Option<&CarriedHash>,
     ) -> Self {
         Self {
             name: repo.to_string(),
             uuid: id.as_str().to_owned(),
             offset,
             started_at: started_at.to_owned(),
-            hash: hasher
-                .map(|hasher| format!("{}:{}", hasher.algorithm(), hex::encode(hasher.save())))
+            hash: carried
+                .map(|CarriedHash { hasher, .. }| {
+                    format!("{}:{}", hasher.algorithm(), hex::encode(hasher.save()))
+                })
+                .unwrap_or_default(),
+            generation: carried
+                .and_then(|carried| carried.generation)
+                .map(|generation| generation.to_string())
                 .unwrap_or_default(),
             subject: String::new(),
         }
@@ -167,14 +180,20 @@ impl State {
         &self.started_at
     }
 
-    /// The hash at the offset, or the algorithm to hash again with.
-    pub fn hash(&self) -> Result<Hasher, Algorithm> {
-        let Some((algorithm, saved)) = self.hash.split_once(':') else {
-            return Err(Algorithm::Sha256);
-        };
+    /// The hash at the offset; one that does not parse is replaced by none of the same algorithm.
+    pub fn carried(&self) -> CarriedHash {
+        let (algorithm, saved) = self.hash.split_once(':').unwrap_or_default();
         let algorithm = algorithm.parse().unwrap_or(Algorithm::Sha256);
-        let saved = hex::decode(saved).map_err(|_| algorithm)?;
-        Hasher::restore(algorithm, &saved).map_err(|_| algorithm)
+        let restored = hex::decode(saved)
+            .ok()
+            .and_then(|saved| Hasher::restore(algorithm, &saved).ok());
+        restored.map_or_else(
+            || CarriedHash::none(algorithm),
+            |hasher| CarriedHash {
+                hasher,
+                generation: Uuid::try_parse(&self.generation).ok(),
+            },
+        )
     }
 
     /// As it stands in a URL.
@@ -220,13 +239,29 @@ mod tests {
         for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
             let mut hasher = Hasher::new(algorithm);
             hasher.update(b"abc");
-            let state = State::new(&repo, &id, 3, "2024-01-01T00:00:00Z", Some(&hasher));
+            let generation = Some(Uuid::from_u128(7));
+            let carried = CarriedHash { hasher, generation };
+            let state = State::new(&repo, &id, 3, "2024-01-01T00:00:00Z", Some(&carried));
             let back = State::verify(&state.sign(&secret), &secret, &repo, &id).unwrap();
             assert_eq!(back, state);
-            assert_eq!(
-                back.hash().unwrap().finish(),
-                Hasher::digest(algorithm, b"abc")
-            );
+            let carried = back.carried();
+            assert_eq!(carried.hasher.finish(), Hasher::digest(algorithm, b"abc"));
+            assert_eq!(carried.generation, generation);
+        }
+    }
+
+    /// As distribution and an older Holdfast sign them.
+    #[test]
+    fn a_state_without_generation_or_hash_carries_no_hash_that_is_believed() {
+        let (_, repo, id) = setup();
+        for hash in ["", r#","hash":"sha256:00""#, r#","hash":"md5:00""#] {
+            let uuid = id.as_str();
+            let json =
+                format!(r#"{{"Name":"{repo}","UUID":"{uuid}","Offset":3,"StartedAt":""{hash}}}"#);
+            let state: State = serde_json::from_str(&json.replace("hash", "Hash")).unwrap();
+            let carried = state.carried();
+            assert_eq!(carried.generation, None, "{hash}");
+            assert_eq!(carried.hasher.algorithm(), Algorithm::Sha256, "{hash}");
         }
     }
 

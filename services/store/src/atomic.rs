@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::{
     Error, Result,
     error::absent,
+    layout,
     volume::{Entry, Metadata, Volume, VolumeFile},
 };
 
@@ -129,7 +130,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Option<Vec<Entr
 }
 
 /// Looks again before it believes that something is absent.
-fn found<T>(
+pub(crate) fn found<T>(
     volume: &dyn Volume,
     path: &Path,
     look: impl Fn() -> io::Result<Option<T>>,
@@ -210,7 +211,7 @@ pub(crate) fn remove_tree(volume: &dyn Volume, path: &Path) -> Result<()> {
 /// The temporary name beside `path` that every reader ignores.
 pub(crate) fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!("{name}.{}.tmp", Uuid::new_v4()))
+    path.with_file_name(layout::temporary(&name, &Uuid::new_v4().to_string()))
 }
 
 pub(crate) fn parent(path: &Path) -> Result<&Path> {
@@ -358,7 +359,7 @@ impl Files {
 
     /// Renames a known file. A failure that the repetition of a request made up, after the first had its effect, shows as the file
     /// being where it should be.
-    fn rename_open(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename_open(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
         let Err(error) = self.volume.rename(from, to) else {
             return Ok(());
         };
@@ -422,6 +423,7 @@ impl Files {
         let mut durable = self.durable();
         if let Some(known) = durable.get_mut(path)
             && *known == Identity::of(before)
+            && after.inode == before.inode
         {
             *known = Identity::of(after);
         }

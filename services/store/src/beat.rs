@@ -72,7 +72,7 @@ impl Store {
 
 /// Makes and removes a file. Nothing is synced: what is asked is whether the volume answers.
 fn makes_file(volume: &dyn Volume, folder: &Path) -> Result<bool> {
-    let path = folder.join(format!("beat.{}.tmp", Uuid::new_v4()));
+    let path = atomic::temporary(&folder.join("beat"));
     let made = match volume.create_new(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             atomic::create_dir_plain(volume, folder)

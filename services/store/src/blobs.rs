@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     io,
-    path::{Path, PathBuf},
     sync::{Arc, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
@@ -18,6 +17,7 @@ use crate::{
     buffers::{Buffer, Buffers},
     error::absent,
     links,
+    partial::Partial,
     store::Inner,
     volume::{Metadata, VolumeFile},
 };
@@ -46,6 +46,16 @@ impl Verified {
             && self.size == metadata.len
             && self.modified == metadata.modified
     }
+}
+
+/// What shows that bytes have the digest under which they are committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Proof {
+    /// This process hashed all of them.
+    Hashed,
+    /// It went on from a hash that came back from a client. That is enough to store them, not to serve them unread: the
+    /// first reader of each replica hashes them.
+    Carried,
 }
 
 /// Most blobs that are remembered as verified; above, the memory starts over.
@@ -295,80 +305,56 @@ impl Inner {
                 actual,
             });
         }
-        if self.keep_existing(digest, bytes.len() as u64)? {
+        if self.keep_existing(digest)? {
             return Ok(());
         }
         self.files.write_file(&self.layout.blob(digest), bytes)
     }
 
-    /// Makes verified bytes at `source` the blob, for good. Content that is there already wins if it is sound: renaming over it would
-    /// break its readers on other machines.
+    /// Makes the bytes of `partial` the blob, for good; `size` and the digest were checked by the caller. Sound content that
+    /// is there already wins: renaming over it would break its readers on other machines.
     pub(crate) fn commit_blob(
         &self,
-        file: &dyn VolumeFile,
-        source: &Path,
+        partial: &Partial,
         digest: &Digest,
-        size: u64,
+        proof: Proof,
     ) -> Result<()> {
-        self.commit_blob_and(file, source, digest, size, None)
+        self.commit_blob_and(partial, digest, proof, None)
     }
 
     /// [`Inner::commit_blob`]; the bytes of a link that is to be named afterwards go to the disk together with those of the blob: a journal
     /// takes one commit for both.
     pub(crate) fn commit_blob_and(
         &self,
-        file: &dyn VolumeFile,
-        source: &Path,
+        partial: &Partial,
         digest: &Digest,
-        size: u64,
+        proof: Proof,
         link: Option<&Draft>,
     ) -> Result<()> {
-        if self.keep_existing(digest, size)? {
+        let source = &partial.path;
+        if self.keep_existing(digest)? {
             absent(self.volume().remove_file(source)).map_err(Error::io("remove", source))?;
             return link.map_or(Ok(()), Draft::sync);
-        }
-        if self.distrusted().contains_key(source) {
-            self.give_up(source);
-            let failed = io::Error::other("it failed before, and what it did not write is lost");
-            return Err(Error::io("sync", source)(failed));
         }
         let path = self.layout.blob(digest);
         // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to do.
         atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
         let (bytes, link) = match link {
-            Some(link) => self.together(|| file.sync(), || link.sync()),
-            None => (file.sync(), Ok(Ok(()))),
+            Some(link) => self.together(|| partial.file.sync(), || link.sync()),
+            None => (partial.file.sync(), Ok(Ok(()))),
         };
         if let Err(error) = bytes {
-            self.give_up(source);
+            // What that did not write counts as written afterwards, so nobody may go on with this file.
+            partial.remove(self);
             return Err(Error::io("sync", source)(error));
         }
         link??;
-        let metadata = file.metadata().map_err(Error::io("stat", source))?;
+        let metadata = partial.file.metadata().map_err(Error::io("stat", source))?;
         self.files.place(&metadata, source, &path)?;
-        self.remember_verified(digest, &metadata);
-        Ok(())
-    }
-
-    /// Removes a file whose sync failed. What that did not write counts as written afterwards, so nothing of the file can be trusted, and whoever
-    /// goes on with it must not be told that it is durable.
-    fn give_up(&self, source: &Path) {
-        // Said before the file is removed, and not held meanwhile: a volume may take its time. Another file of that name may be given up by
-        // then, and is another one's to clear.
-        let mine = Uuid::new_v4();
-        self.distrusted().insert(source.to_owned(), mine);
-        if absent(self.volume().remove_file(source)).is_ok() {
-            let mut distrusted = self.distrusted();
-            if distrusted.get(source) == Some(&mine) {
-                distrusted.remove(source);
-            }
+        if proof == Proof::Hashed {
+            self.remember_verified(digest, &metadata);
         }
-    }
-
-    fn distrusted(&self) -> MutexGuard<'_, HashMap<PathBuf, Uuid>> {
-        self.distrusted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        Ok(())
     }
 
     /// Both at once, where the volume takes its time.
@@ -387,13 +373,14 @@ impl Inner {
         })
     }
 
-    /// Whether sound content of that size is there; it is touched, and stays. Other content is moved aside: a push heals.
-    fn keep_existing(&self, digest: &Digest, size: u64) -> Result<bool> {
+    /// Whether sound content is there; it is touched, and stays. Other content is moved aside: a push heals. What was never
+    /// hashed as a whole is hashed now, so that nothing wrong is preferred to what is right, whatever its size.
+    fn keep_existing(&self, digest: &Digest) -> Result<bool> {
         atomic::until_fresh(&self.layout.blob(digest), || {
             let Some(blob) = self.open_blob(digest)? else {
                 return Ok(false);
             };
-            if blob.size() == size && (blob.verified || self.is_sound(&blob)?) {
+            if blob.verified || self.is_sound(&blob)? {
                 return self.renew(digest);
             }
             self.set_aside(digest, &blob.metadata)?;
@@ -439,7 +426,11 @@ impl Inner {
             return Ok(false);
         };
         self.files.touched(&path, &before, &after);
-        if self.is_verified(digest, &before) {
+        // Another file may have taken the place of the one that was verified.
+        if after.inode == before.inode
+            && after.len == before.len
+            && self.is_verified(digest, &before)
+        {
             self.remember_verified(digest, &after);
         }
         Ok(true)

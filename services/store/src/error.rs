@@ -66,6 +66,17 @@ pub enum Error {
         /// The content's name.
         digest: Digest,
     },
+    /// A manifest is larger than what is read into memory ([`MAX_MANIFEST_BYTES`](crate::MAX_MANIFEST_BYTES)); it is not damaged.
+    #[error(
+        "manifest {digest} has {size} bytes, more than the {} that are read",
+        crate::MAX_MANIFEST_BYTES
+    )]
+    ManifestTooLarge {
+        /// The manifest's name.
+        digest: Digest,
+        /// Its size in bytes.
+        size: u64,
+    },
     /// A hash state does not parse.
     #[error("hash state is invalid")]
     HashState,
@@ -117,6 +128,7 @@ impl Error {
             Self::UploadInUse => "upload_in_use",
             Self::OffsetMismatch { .. } => "offset_mismatch",
             Self::Corrupt { .. } => "corrupt",
+            Self::ManifestTooLarge { .. } => "manifest_too_large",
             Self::HashState => "hash_state",
             Self::LockLost => "lock_lost",
         }

@@ -1,14 +1,20 @@
 //! Blobs that arrive from an upstream: they grow, are read while they grow, survive a crash, and become visible only when verified.
 
-use std::{io, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::digest::Digest;
 use tokio::sync::watch;
 
 use crate::{
-    Error, Hasher, Lock, Pool, Progress, READ_CHUNK_BYTES, Result, Store, atomic, blobs,
-    buffers::Buffers, error::absent, sink::Sink, volume::VolumeFile,
+    Error, Hasher, Lock, Pool, Progress, Result, Store, atomic,
+    blobs::{self, Proof},
+    buffers::Buffers,
+    error::absent,
+    partial::{self, Found, Partial, hash_prefix},
+    sink::Sink,
+    store::Inner,
+    volume::VolumeFile,
 };
 
 /// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
@@ -19,6 +25,9 @@ pub struct Incoming {
     sink: Sink,
     accepted: u64,
     lock: Option<Lock>,
+    partial: Partial,
+    /// Whether others may go on with the file once this writer is gone.
+    keeps: bool,
 }
 
 /// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers nor knows of them.
@@ -34,27 +43,17 @@ pub struct GrowingBlob {
 }
 
 impl Store {
-    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The
-    /// caller holds the blob's lock: there is one writer.
+    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The file is this writer's
+    /// own: what a writer left that did not end properly is copied. So a lock keeps two from doing the same work, and the
+    /// right bytes do not depend on it.
     ///
     /// No size is given here, because only the digest proves one: whoever knows a size from a manifest
     /// or a header compares it with what arrives, and readers give theirs to
     /// [`GrowingBlob::claiming`].
     pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
         let wanted = digest.clone();
-        let (path, file, offset, hasher) = self
-            .run(move |inner| {
-                let path = inner.layout.incoming(&wanted);
-                let folder = atomic::parent(&path)?;
-                atomic::create_dir_plain(inner.volume(), folder)?;
-                let file = atomic::open_write(inner.volume(), &path, true)?
-                    .ok_or_else(|| Error::io("create", &path)(io::ErrorKind::NotFound.into()))?;
-                let size = file.metadata().map_err(Error::io("stat", &path))?.len;
-                let hasher = hash_prefix(&*file, Hasher::new(wanted.algorithm()), size)
-                    .map_err(Error::io("read", &path))?;
-                Ok((path, file, size, hasher))
-            })
-            .await?;
+        let (partial, hasher, offset) = self.run(move |inner| inner.open_incoming(&wanted)).await?;
+        let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
         let sink = Sink::new(self.inner.pool.clone(), file, path, offset, hasher);
         Ok(Incoming {
             store: self.clone(),
@@ -62,7 +61,71 @@ impl Store {
             sink,
             accepted: offset,
             lock: None,
+            partial,
+            keeps: true,
         })
+    }
+}
+
+/// How often a file is looked for that others take and put to rest at the same moment.
+const ATTEMPTS: usize = 8;
+
+impl Inner {
+    fn open_incoming(&self, digest: &Digest) -> Result<(Partial, Hasher, u64)> {
+        let path = self.layout.incoming(digest);
+        let hasher = Hasher::new(digest.algorithm());
+        atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
+        for _ in 0..ATTEMPTS {
+            if let Some(partial) = Partial::take(self, &path)? {
+                let kept = Self::keep(&partial, hasher);
+                if kept.is_err() {
+                    partial.rest_if_free(self);
+                }
+                return kept.map(|(hasher, offset)| (partial, hasher, offset));
+            }
+            if let Found::Abandoned(abandoned) = partial::look(self, &path)? {
+                let largest = abandoned
+                    .first()
+                    .map(|(from, size)| (from.as_path(), *size));
+                let opened = self.copy_incoming(&path, hasher, largest)?;
+                partial::remove_abandoned(self, &abandoned);
+                return Ok(opened);
+            }
+        }
+        Err(Error::Busy)
+    }
+
+    /// Goes on with a file that an earlier attempt put to rest.
+    fn keep(partial: &Partial, hasher: Hasher) -> Result<(Hasher, u64)> {
+        let (file, path) = (&*partial.file, &partial.path);
+        let size = file.metadata().map_err(Error::io("stat", path))?.len;
+        Ok((hash_prefix(file, path, hasher, size)?, size))
+    }
+
+    /// Goes on with a copy of a file whose writer did not end, or begins with nothing: where there is no such file, and where
+    /// there is no room for the copy.
+    fn copy_incoming(
+        &self,
+        path: &Path,
+        hasher: Hasher,
+        from: Option<(&Path, u64)>,
+    ) -> Result<(Partial, Hasher, u64)> {
+        let gone = || Error::io("create", path)(io::ErrorKind::NotFound.into());
+        let has_room = |size: u64| {
+            let space = self.volume().space(&self.root);
+            space.is_ok_and(|space| self.gate.allows(space, size).is_ok())
+        };
+        if let Some((from, size)) = from
+            && 0 < size
+            && has_room(size)
+        {
+            match Partial::copy(self, path, from, size, hasher.clone()) {
+                Err(Error::NoSpace { .. }) => {}
+                copied => return copied?.ok_or_else(gone),
+            }
+        }
+        let partial = Partial::create(self, path)?.ok_or_else(gone)?;
+        Ok((partial, hasher, 0))
     }
 }
 
@@ -117,8 +180,9 @@ impl Incoming {
     /// thrown away, because no part of it can be trusted.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], or what the volume says.
-    pub async fn commit(self) -> Result<u64> {
+    /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that another one went on, or what
+    /// the volume says.
+    pub async fn commit(mut self) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
         let actual = hasher.finish();
         if actual != self.digest {
@@ -131,26 +195,32 @@ impl Incoming {
         }
         // Who reads along has verified bytes; that they will survive is for those who come later.
         self.sink.progress().send_replace(Progress::Complete(size));
-        let (file, digest) = (Arc::clone(self.sink.file()), self.digest.clone());
+        // If this fails, the next attempt goes on with a copy.
+        self.keeps = false;
+        let (partial, digest) = (self.partial.clone(), self.digest.clone());
         self.store
-            .run(move |inner| {
-                let path = inner.layout.incoming(&digest);
-                inner.commit_blob(&*file, &path, &digest, size)
-            })
+            .run(
+                move |inner| match inner.commit_blob(&partial, &digest, Proof::Hashed) {
+                    Err(error) if error.is_absent() && partial.is_gone(inner)? => {
+                        Err(Error::LockLost)
+                    }
+                    committed => committed,
+                },
+            )
             .await?;
         Ok(size)
     }
 
     /// Throws away what was received, and fails the readers.
-    pub async fn discard(self) -> Result<()> {
+    pub async fn discard(mut self) -> Result<()> {
+        self.keeps = false;
         drop(self.sink.drain().await);
-        let digest = self.digest.clone();
+        let partial = self.partial.clone();
         self.store
             .run(move |inner| {
-                let path = inner.layout.incoming(&digest);
-                absent(inner.volume().remove_file(&path))
+                absent(inner.volume().remove_file(&partial.path))
                     .map(drop)
-                    .map_err(Error::io("remove", path))
+                    .map_err(Error::io("remove", &partial.path))
             })
             .await
     }
@@ -158,7 +228,17 @@ impl Incoming {
 
 impl Drop for Incoming {
     fn drop(&mut self) {
-        if let Some(lock) = self.lock.take() {
+        let lock = self.lock.take();
+        if self.keeps {
+            let (inner, partial) = (Arc::clone(&self.store.inner), self.partial.clone());
+            self.sink.when_idle(move || {
+                let pool = inner.pool.clone();
+                pool.detach(move || {
+                    partial.rest_if_free(&inner);
+                    drop(lock);
+                });
+            });
+        } else if let Some(lock) = lock {
             self.sink.when_idle(move || drop(lock));
         }
         self.sink.progress().send_if_modified(|progress| {
@@ -244,29 +324,4 @@ impl GrowingBlob {
         )
         .await
     }
-}
-
-/// Hashes the first `size` bytes of a file.
-pub(crate) fn hash_prefix(
-    file: &dyn VolumeFile,
-    mut hasher: Hasher,
-    size: u64,
-) -> io::Result<Hasher> {
-    let mut buffer = Vec::new();
-    let mut offset = 0;
-    while offset < size {
-        let want = usize::try_from(size - offset)
-            .unwrap_or(usize::MAX)
-            .min(READ_CHUNK_BYTES);
-        buffer.clear();
-        buffer.reserve_exact(want);
-        if atomic::read_some(file, &mut buffer, offset)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        // The spare room may be larger than asked for.
-        buffer.truncate(want);
-        hasher.update(&buffer);
-        offset += buffer.len() as u64;
-    }
-    Ok(hasher)
 }

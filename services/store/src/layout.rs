@@ -2,7 +2,10 @@
 //!
 //! Names, tags and digests arrive as parsed types, so no path can leave the root.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 use holdfast_core::{
     digest::Digest,
@@ -155,9 +158,34 @@ fn link(folder: PathBuf, digest: &Digest) -> PathBuf {
         .join("link")
 }
 
-/// Whether a directory entry is left over from a write or from NFS and must be ignored everywhere.
+/// The name of a temporary file beside `name`. It begins with a dot, as no tag, no part of a repository's name, no
+/// algorithm and no digest does.
+pub(crate) fn temporary(name: &str, unique: &str) -> String {
+    format!(".{name}.{unique}.tmp")
+}
+
+/// Whether a directory entry is a temporary file of a write to `name`.
+pub(crate) fn is_temporary_of(entry: &OsStr, name: &OsStr) -> bool {
+    let rest = entry.to_str().zip(name.to_str()).and_then(|(entry, name)| {
+        entry
+            .strip_prefix('.')?
+            .strip_prefix(name)?
+            .strip_prefix('.')
+    });
+    rest.is_some_and(|rest| rest.ends_with(".tmp"))
+}
+
+/// Whether a directory entry is no name that anybody gave: a temporary file of ours, or what NFS keeps for a reader. To be
+/// ignored everywhere; nothing legal is hidden by that.
+pub(crate) fn is_hidden(name: &str) -> bool {
+    name.starts_with('.')
+}
+
+/// Whether an entry of a folder that holds a link or a blob is left over from a write. There, other than in folders of
+/// tags and repositories, no legal name ends in `.tmp`: it is a temporary file of distribution (`link.UUID.tmp`) or of
+/// a Holdfast before temporary files began with a dot.
 pub(crate) fn is_leftover(name: &str) -> bool {
-    name.starts_with(".nfs")
+    is_hidden(name)
         || Path::new(name)
             .extension()
             .is_some_and(|extension| extension == "tmp")
@@ -207,14 +235,29 @@ mod tests {
 
     #[test]
     fn leftovers_are_recognised() {
-        for (name, expect) in [
-            ("link.7f.tmp", true),
-            (".nfs0000a1", true),
-            ("link", false),
-            ("data", false),
-            ("tmp", false),
+        for (name, leftover, hidden) in [
+            ("link.7f.tmp", true, false),
+            (".nfs0000a1", true, true),
+            (".link.7f.tmp", true, true),
+            ("link", false, false),
+            ("data", false, false),
+            ("tmp", false, false),
+            // A tag, or a part of a repository's name.
+            ("v1.tmp", true, false),
         ] {
-            assert_eq!(is_leftover(name), expect, "{name}");
+            assert_eq!(is_leftover(name), leftover, "{name}");
+            assert_eq!(is_hidden(name), hidden, "{name}");
         }
+    }
+
+    #[test]
+    fn a_temporary_file_has_no_name_that_is_legal() {
+        let temporary = temporary("link", "7f");
+        assert!(is_hidden(&temporary));
+        assert!(Tag::parse(&temporary).is_err());
+        assert!(RepositoryName::parse(&temporary).is_err());
+        let of = |name: &str| is_temporary_of(OsStr::new(&temporary), OsStr::new(name));
+        assert!(of("link"));
+        assert!(!of("lin") && !of("data") && !of(""));
     }
 }

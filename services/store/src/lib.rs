@@ -20,6 +20,7 @@ mod layout;
 mod links;
 mod locks;
 mod manifests;
+mod partial;
 mod pool;
 mod removals;
 mod repositories;
@@ -38,11 +39,12 @@ pub use hash::Hasher;
 pub use incoming::{GrowingBlob, Incoming};
 pub use layout::Layout;
 pub use locks::{Claim, Lock, Owner};
+pub use manifests::MAX_MANIFEST_BYTES;
 pub use pool::Pool;
 pub use sink::Progress;
 pub use space::{Space, WriteGate, WriteLimits};
 pub use store::{Options, Store};
-pub use uploads::{UploadId, UploadStatus, UploadWriter};
+pub use uploads::{CarriedHash, UploadId, UploadStatus, UploadWriter};
 
 /// What a link file's bytes name, for the fuzz targets alone.
 #[doc(hidden)]

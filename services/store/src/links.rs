@@ -111,7 +111,8 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
     Ok(digests)
 }
 
-/// Names in a folder without leftovers and without symbolic links, sorted; none if it is absent.
+/// Names in a folder without temporary files and symbolic links, sorted; none if it is absent. A name that ends in `.tmp` is
+/// a tag or a part of a repository's name like any other.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
     Ok(atomic::list(volume, folder)?.map_or_else(Vec::new, plain))
 }
@@ -140,7 +141,7 @@ fn plain(entries: Vec<Entry>) -> Vec<String> {
         .into_iter()
         .filter(|entry| entry.kind != Kind::Other)
         .filter_map(|entry| entry.name.into_string().ok())
-        .filter(|name| !crate::layout::is_leftover(name))
+        .filter(|name| !crate::layout::is_hidden(name))
         .collect();
     names.sort_unstable();
     names

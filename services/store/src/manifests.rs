@@ -10,14 +10,25 @@ use holdfast_core::{
 
 use crate::{Error, Hasher, Result, Store, atomic, links, store::Inner};
 
-/// Largest manifest that is read from the volume; what is accepted from clients and upstreams is smaller.
-const MAX_MANIFEST_BYTES: u64 = 16 << 20;
+/// Largest manifest that is stored, and that is read from the volume into memory. What is taken from clients and upstreams is bounded by
+/// the configuration, far below. A larger one that lies on the volume is not served, and it stays: its size says nothing of its bytes.
+pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+
+fn refuse_oversize(digest: &Digest, size: u64) -> Result<()> {
+    if size <= MAX_MANIFEST_BYTES {
+        return Ok(());
+    }
+    Err(Error::ManifestTooLarge {
+        digest: digest.clone(),
+        size,
+    })
+}
 
 impl Store {
     /// The exact bytes of a repository's manifest, checked against its digest.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
+    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside. [`Error::ManifestTooLarge`].
     pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
         if let Some(found) = self.now(|inner| inner.manifest(repo, digest)) {
             return found;
@@ -55,13 +66,14 @@ impl Store {
     /// Stores a manifest byte for byte. What it refers to is the caller's business and must be there before.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`] when the bytes have another digest.
+    /// [`Error::DigestMismatch`] when the bytes have another digest, [`Error::ManifestTooLarge`].
     pub async fn put_manifest(
         &self,
         repo: &RepositoryName,
         digest: &Digest,
         bytes: Bytes,
     ) -> Result<()> {
+        refuse_oversize(digest, bytes.len() as u64)?;
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             inner.put_blob(&digest, &bytes)?;
@@ -284,8 +296,9 @@ impl Inner {
         let path = self.layout.blob(target);
         let Some((bytes, metadata)) = atomic::reading(self.volume(), &path, |file| {
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
-            let limit = usize::try_from(metadata.len.min(MAX_MANIFEST_BYTES)).unwrap_or(0);
-            let bytes = atomic::read_up_to(file, limit).map_err(Error::io("read", &path))?;
+            refuse_oversize(digest, metadata.len)?;
+            let length = usize::try_from(metadata.len).unwrap_or(usize::MAX);
+            let bytes = atomic::read_up_to(file, length).map_err(Error::io("read", &path))?;
             Ok((bytes, metadata))
         })?
         else {

@@ -16,6 +16,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,15 +39,11 @@ mod spare;
 mod untie;
 
 pub(crate) use later::Untying;
-use names::{Name, encoded, key, parse};
+use names::{NOTE, Name, encoded, is_held, key, parse};
 pub(crate) use names::{decoded, digest_of};
 
 /// How often something begins again that others got in the way of.
 const ATTEMPTS: usize = 64;
-
-/// An empty file that takes the place of the link in a removal. There before the link is, so that a full volume is noticed before
-/// anything happened.
-const NOTE: &str = "note.tmp";
 
 /// The delete of a manifest that may not be finished.
 #[derive(Debug)]
@@ -173,11 +170,13 @@ impl Inner {
     fn end_writes_beside(&self, link: &Path) -> Result<()> {
         let folder = atomic::parent(link)?;
         for entry in atomic::list(self.volume(), folder)?.into_iter().flatten() {
-            let is_write = entry
+            let is_write = layout::is_temporary_of(&entry.name, OsStr::new("link"));
+            // As a Holdfast named them before temporary files began with a dot; one may still run beside this one.
+            let is_old_write = entry
                 .name
                 .to_str()
                 .is_some_and(|name| name.starts_with("link.") && layout::is_leftover(name));
-            if is_write {
+            if is_write || is_old_write {
                 let path = folder.join(&entry.name);
                 absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
             }
@@ -325,7 +324,7 @@ impl Inner {
 
     /// What a removal holds; empty when the delete did not come to pass.
     fn held(&self, removal: &Path) -> Result<Vec<String>> {
-        links::names(self.volume(), removal)
+        held(self.volume(), removal)
     }
 
     fn has_happened(&self, removal: &Removal) -> Result<bool> {
@@ -398,10 +397,8 @@ impl Inner {
     /// it is empty is made durable first, because whoever sets a tag of the digest looks for names only.
     fn drop_empty(&self, removal: &Path) -> Result<()> {
         for entry in atomic::list(self.volume(), removal)?.into_iter().flatten() {
-            let is_note = Path::new(&entry.name)
-                .extension()
-                .is_some_and(|extension| extension == "tmp");
-            if is_note {
+            // What NFS keeps for a reader goes with the reader.
+            if entry.name == NOTE {
                 let path = removal.join(&entry.name);
                 absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
             }
@@ -421,6 +418,13 @@ impl Inner {
             .map(drop)
             .map_err(Error::io("sync", folder))
     }
+}
+
+/// The files of a removal that are no notes.
+fn held(volume: &dyn Volume, removal: &Path) -> Result<Vec<String>> {
+    let mut names = links::names(volume, removal)?;
+    names.retain(|name| is_held(name));
+    Ok(names)
 }
 
 /// Whether something on the way was not there.
@@ -459,7 +463,7 @@ pub(crate) fn removed(
     for name in links::names(volume, &folder)? {
         if let Some(digest) = digest_of(&name)
             && name.starts_with(&key(repo))
-            && !links::names(volume, &folder.join(name))?.is_empty()
+            && !held(volume, &folder.join(name))?.is_empty()
             && !has_revision(volume, &layout.revision_link(repo, &digest))?
         {
             removed.insert(digest);

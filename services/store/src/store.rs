@@ -59,8 +59,6 @@ pub(crate) struct Inner {
     pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<WriteGate>,
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
-    /// Files whose sync failed and that are not removed, with who gave them up.
-    pub(crate) distrusted: Arc<Mutex<HashMap<PathBuf, Uuid>>>,
     pub(crate) verified_for: Duration,
     pub(crate) untying: Arc<Untying>,
 }
@@ -119,7 +117,6 @@ impl Store {
             pool,
             buffers: Buffers::new(options.buffer_bytes),
             verified: Arc::default(),
-            distrusted: Arc::default(),
             verified_for: options.verified_for,
             untying: Arc::default(),
         };

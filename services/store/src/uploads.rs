@@ -1,10 +1,13 @@
 //! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever continues it says at which offset.
+//!
+//! A hash of a session's first bytes travels through the client ([`CarriedHash`]), so that no chunk is read again. It is the
+//! truth about the bytes that it was taken over, and says nothing of those that are in the file now: a client may send an
+//! older state again, with other bytes. So it names a **generation**: a second name, below `hashstates`, of the very file.
+//! The name is removed, for good, before bytes that somebody acknowledged are cut off. A hash whose generation is gone, or
+//! names another file, is not believed, and the file is hashed from its start. Distribution never looks at that name, and
+//! removes it with the session; a Holdfast that knows no generations removes all of `hashstates` before it cuts.
 
-use std::{
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -14,14 +17,14 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic,
-    error::absent,
-    incoming::hash_prefix,
-    links,
+    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic, blobs::Proof, partial::Partial,
     sink::Sink,
-    store::Inner,
-    volume::{Volume, VolumeFile},
 };
+
+mod file;
+mod purge;
+
+use file::ATTEMPTS;
 
 /// Name of an upload session: a UUID of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -51,28 +54,58 @@ pub struct UploadStatus {
     pub size: u64,
 }
 
+/// The hash of a session's first bytes on its way from one request to the next, through a client.
+#[derive(Clone, Debug)]
+pub struct CarriedHash {
+    /// The hash at the offset where the session goes on.
+    pub hasher: Hasher,
+    /// The generation of the file that it was taken over. Without one only its algorithm is used.
+    pub generation: Option<Uuid>,
+}
+
+impl CarriedHash {
+    /// No hash at all: what is in the file is hashed.
+    pub fn none(algorithm: Algorithm) -> Self {
+        Self {
+            hasher: Hasher::new(algorithm),
+            generation: None,
+        }
+    }
+}
+
 /// A writer of a session, for the length of one request.
 #[derive(Debug)]
 pub struct UploadWriter {
     store: Store,
     repo: RepositoryName,
     id: UploadId,
-    path: PathBuf,
     sink: Sink,
     accepted: u64,
-    hold: Option<Hold>,
+    lock: Option<Lock>,
+    opened: Opened,
+    when_dropped: WhenDropped,
 }
 
-/// A file that is written, and the hash of what is in it.
-type Opened = (PathBuf, Arc<dyn VolumeFile>, Hasher);
+/// A file that is written, and what is known of the bytes in it.
+#[derive(Clone, Debug)]
+struct Opened {
+    partial: Partial,
+    hasher: Hasher,
+    /// What shows that the hash is that of the file's bytes.
+    proof: Proof,
+    /// The generation that the file is of, if it is known.
+    generation: Option<Uuid>,
+}
 
-/// Why nobody else writes what this writer writes.
-#[derive(Debug)]
-enum Hold {
-    /// It goes on with the session's file, and holds the session's lock.
-    Session(Lock),
-    /// It has a file of its own, which goes with it.
-    Own,
+/// What becomes of the file of a request that breaks off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WhenDropped {
+    /// The session can go on with it.
+    Rest,
+    /// It is of no use.
+    Remove,
+    /// It went to its place, or is not fit to be used: at most somebody copies it.
+    Leave,
 }
 
 impl Store {
@@ -114,14 +147,21 @@ impl Store {
         let (repo, id) = (repo.clone(), id.clone());
         self.run(move |inner| {
             let known = inner.upload_size(&repo, &id)?.is_some();
-            atomic::remove_tree(inner.volume(), &inner.layout.upload(&repo, id.as_str()))?;
+            let session = inner.layout.upload(&repo, id.as_str());
+            for _ in 0..ATTEMPTS {
+                atomic::remove_tree(inner.volume(), &session)?;
+                // A request that breaks off at this moment may have put its file to rest.
+                if atomic::metadata(inner.volume(), &session)?.is_none() {
+                    break;
+                }
+            }
             Ok(known)
         })
         .await
     }
 
-    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt whose reply was lost. Without a hash
-    /// state for exactly that offset the file is hashed again.
+    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt whose reply was lost. The file is
+    /// hashed again unless `carried` is the hash of the bytes before the offset, of the file's own generation.
     ///
     /// # Errors
     /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is behind the end.
@@ -130,13 +170,21 @@ impl Store {
         repo: &RepositoryName,
         id: &UploadId,
         offset: u64,
-        hash: Result<Hasher, Algorithm>,
+        carried: CarriedHash,
         owner: &Owner,
     ) -> Result<UploadWriter> {
         let lock = self.lock_upload(id, owner).await?;
-        let opened = self.open_upload(repo, id, offset, hash).await;
+        let (name, session) = (repo.clone(), id.clone());
+        let opened = self
+            .run(move |inner| inner.open_upload(&name, &session, offset, carried))
+            .await;
         match opened {
-            Ok(opened) => Ok(self.writing(repo, id, opened, offset, Hold::Session(lock))),
+            Ok(opened) => {
+                let mut writer = self.writing(repo, id, opened, offset);
+                writer.lock = Some(lock);
+                writer.when_dropped = WhenDropped::Rest;
+                Ok(writer)
+            }
             Err(error) => {
                 lock.release(&self.inner.pool).await;
                 Err(error)
@@ -148,22 +196,27 @@ impl Store {
         &self,
         repo: &RepositoryName,
         id: &UploadId,
-        (path, file, hasher): Opened,
+        opened: Opened,
         offset: u64,
-        hold: Hold,
     ) -> UploadWriter {
+        let (file, path) = (
+            Arc::clone(&opened.partial.file),
+            opened.partial.path.clone(),
+        );
+        let hasher = opened.hasher.clone();
         UploadWriter {
             store: self.clone(),
             repo: repo.clone(),
             id: id.clone(),
-            sink: Sink::new(self.inner.pool.clone(), file, path.clone(), offset, hasher),
-            path,
+            sink: Sink::new(self.inner.pool.clone(), file, path, offset, hasher),
             accepted: offset,
-            hold: Some(hold),
+            lock: None,
+            opened,
+            when_dropped: WhenDropped::Remove,
         }
     }
 
-    /// A writer for a request that brings all bytes of a session, to be committed at the end. It needs no lock, because its file is its own: what
+    /// A writer for a request that brings all bytes of a session, to be committed at the end. It needs no lock, because what
     /// the session held is of no use any more, and what came is thrown away with the writer unless it is committed.
     ///
     /// # Errors
@@ -178,14 +231,16 @@ impl Store {
         let opened = self
             .run(move |inner| {
                 let session = inner.layout.upload(&name, session.as_str());
-                let path = atomic::temporary(&session.join("data"));
-                let file = absent(inner.volume().create_new(&path))
-                    .map_err(Error::io("create", &path))?
-                    .ok_or(Error::UploadUnknown)?;
-                Ok((path, file, Hasher::new(algorithm)))
+                let partial = Partial::create(inner, &session.join("whole"))?;
+                Ok(Opened {
+                    partial: partial.ok_or(Error::UploadUnknown)?,
+                    hasher: Hasher::new(algorithm),
+                    proof: Proof::Hashed,
+                    generation: None,
+                })
             })
             .await?;
-        Ok(self.writing(repo, id, opened, 0, Hold::Own))
+        Ok(self.writing(repo, id, opened, 0))
     }
 
     /// The session's lock. A request that just ended, or whose client just broke off, may still hold it for a moment.
@@ -198,85 +253,6 @@ impl Store {
             tokio::time::sleep(LOCK_PAUSE).await;
         }
         Err(Error::UploadInUse)
-    }
-
-    async fn open_upload(
-        &self,
-        repo: &RepositoryName,
-        id: &UploadId,
-        offset: u64,
-        hash: Result<Hasher, Algorithm>,
-    ) -> Result<Opened> {
-        let (name, session) = (repo.clone(), id.clone());
-        self.run(move |inner| {
-            let path = inner.layout.upload(&name, session.as_str()).join("data");
-            let Some(size) = inner.upload_size(&name, &session)? else {
-                return Err(Error::UploadUnknown);
-            };
-            let file =
-                atomic::open_write(inner.volume(), &path, true)?.ok_or(Error::UploadUnknown)?;
-            if size < offset {
-                return Err(Error::OffsetMismatch { size, offset });
-            }
-            if size > offset {
-                // Distribution keeps hashes of what lies before an offset and trusts them by the file's size alone.
-                let session = atomic::parent(&path)?;
-                atomic::remove_tree(inner.volume(), &session.join("hashstates"))?;
-                inner
-                    .volume()
-                    .sync_dir(session)
-                    .map_err(Error::io("sync", session))?;
-                file.set_len(offset).map_err(Error::io("truncate", &path))?;
-            }
-            let hasher = match hash {
-                Ok(hasher) => hasher,
-                Err(algorithm) => hash_prefix(&*file, Hasher::new(algorithm), offset)
-                    .map_err(Error::io("read", &path))?,
-            };
-            Ok((path, file, hasher))
-        })
-        .await
-    }
-
-    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come from the volume's clock.
-    pub async fn purge_idle(&self, idle: Duration) -> Result<usize> {
-        let repositories = self.repositories_with_uploads().await?;
-        self.run(move |inner| {
-            let now = volume_now(inner)?;
-            let mut purged = 0;
-            for repo in repositories {
-                let folder = inner.layout.repository(&repo).join("_uploads");
-                for id in links::names(inner.volume(), &folder)? {
-                    let session = folder.join(&id);
-                    if is_idle(
-                        inner.volume(),
-                        &[
-                            session.join("data"),
-                            session.join("startedat"),
-                            session.clone(),
-                        ],
-                        now,
-                        idle,
-                    ) {
-                        atomic::remove_tree(inner.volume(), &session)?;
-                        purged += 1;
-                    }
-                }
-            }
-            for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
-                let folder = inner.layout.own().join("incoming").join(algorithm.as_str());
-                for name in links::names(inner.volume(), &folder)? {
-                    let path = folder.join(name);
-                    if is_idle(inner.volume(), std::slice::from_ref(&path), now, idle) {
-                        absent(inner.volume().remove_file(&path))
-                            .map_err(Error::io("remove", &path))?;
-                        purged += 1;
-                    }
-                }
-            }
-            Ok(purged)
-        })
-        .await
     }
 }
 
@@ -294,173 +270,93 @@ impl UploadWriter {
         Ok(())
     }
 
-    /// Waits until everything is on the volume and synced; returns the size and the hash state at it. For a session that goes on; of
-    /// [`Store::whole_upload_writer`] nothing stays.
-    pub async fn finish(mut self) -> Result<(u64, Hasher)> {
+    /// Waits until everything is on the volume and synced; returns the size, and the hash with which the session goes on
+    /// there. For a session that goes on; of [`Store::whole_upload_writer`] nothing stays.
+    ///
+    /// # Errors
+    /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this request stood still for so
+    /// long that another one went on, or what the volume says.
+    pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
         let (size, hasher) = self.sink.drain().await?;
-        let (file, path) = (Arc::clone(self.sink.file()), self.path.clone());
-        let synced = self
+        if self.when_dropped == WhenDropped::Remove {
+            let generation = None;
+            return Ok((size, CarriedHash { hasher, generation }));
+        }
+        if let Some(lock) = &self.lock {
+            lock.check().await?;
+        }
+        self.when_dropped = WhenDropped::Leave;
+        let opened = self.opened.clone();
+        let session = self.store.inner.layout.upload(&self.repo, self.id.as_str());
+        let generation = self
             .store
-            .run(move |inner| {
-                file.sync().map_err(|error| {
-                    // What a failed sync did not write counts as written afterwards: the session cannot go on.
-                    drop(inner.volume().remove_file(&path));
-                    Error::io("sync", path)(error)
-                })
-            })
+            .run(move |inner| inner.put_to_rest(&session, &opened))
             .await;
         self.release().await;
-        synced?;
-        Ok((size, hasher))
+        let generation = generation?;
+        Ok((size, CarriedHash { hasher, generation }))
     }
 
     /// Makes the session's bytes the blob `digest` of its repository and ends the session. A wrong digest ends it too: nothing can
     /// make those bytes right, so their room is freed at once.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session meanwhile, or what the volume says.
+    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this
+    /// request stood still for so long that another one went on, or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let committed = self.try_commit(digest).await;
-        if committed.is_ok() && matches!(self.hold, Some(Hold::Own)) {
-            self.hold = None;
+        if committed.is_ok() {
+            self.when_dropped = WhenDropped::Leave;
         }
         self.release().await;
         committed
     }
 
     async fn release(&mut self) {
-        match self.hold.take() {
-            Some(Hold::Session(lock)) => lock.release(&self.store.inner.pool).await,
-            other => self.hold = other,
+        if let Some(lock) = self.lock.take() {
+            lock.release(&self.store.inner.pool).await;
         }
     }
 
-    async fn try_commit(&self, digest: &Digest) -> Result<u64> {
+    async fn try_commit(&mut self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = self.sink.drain().await?;
-        if let Some(Hold::Session(lock)) = &self.hold {
+        if let Some(lock) = &self.lock {
             lock.check().await?;
         }
-        let (file, path, digest) = (
-            Arc::clone(self.sink.file()),
-            self.path.clone(),
-            digest.clone(),
-        );
-        let (repo, id) = (self.repo.clone(), self.id.clone());
+        if self.when_dropped == WhenDropped::Rest {
+            // If the commit fails, the session goes on with a copy.
+            self.when_dropped = WhenDropped::Leave;
+        }
+        let opened = Opened {
+            hasher,
+            ..self.opened.clone()
+        };
+        let (repo, id, digest) = (self.repo.clone(), self.id.clone(), digest.clone());
         self.store
-            .run(move |inner| {
-                let hasher = if hasher.algorithm() == digest.algorithm() {
-                    hasher
-                } else {
-                    hash_prefix(&*file, Hasher::new(digest.algorithm()), size)
-                        .map_err(Error::io("read", &path))?
-                };
-                let actual = hasher.finish();
-                let session = inner.layout.upload(&repo, id.as_str());
-                if actual != digest {
-                    atomic::remove_tree(inner.volume(), &session)?;
-                    return Err(Error::DigestMismatch {
-                        expected: digest,
-                        actual,
-                    });
-                }
-                let path_of_link = inner.layout.layer_link(&repo, &digest);
-                let link = links::draft(&inner.files, &path_of_link, &digest)?;
-                let committed = inner.commit_blob_and(&*file, &path, &digest, size, link.as_ref());
-                if let Err(error) = committed {
-                    // Cancelled, or ended by the same request that was sent twice.
-                    let is_over =
-                        error.is_absent() && atomic::metadata(inner.volume(), &session)?.is_none();
-                    return Err(if is_over { Error::UploadUnknown } else { error });
-                }
-                if let Some(link) = link {
-                    match links::publish(&inner.files, &path_of_link, link) {
-                        // The folder went with somebody's delete.
-                        Err(error) if error.is_absent() => inner.link_blob(&repo, &digest)?,
-                        published => published?,
-                    }
-                }
-                // What is left of the session harms nobody, and the push is done.
-                drop(atomic::remove_tree(inner.volume(), &session));
-                Ok(size)
-            })
+            .run(move |inner| inner.commit_upload(&repo, &id, opened, size, &digest))
             .await
     }
 }
 
 impl Drop for UploadWriter {
     fn drop(&mut self) {
-        match self.hold.take() {
-            Some(Hold::Session(lock)) => self.sink.when_idle(move || drop(lock)),
-            Some(Hold::Own) => {
-                let (inner, path) = (Arc::clone(&self.store.inner), self.path.clone());
-                self.sink.when_idle(move || {
-                    let pool = inner.pool.clone();
-                    pool.detach(move || drop(inner.volume().remove_file(&path)));
-                });
-            }
-            None => {}
+        let (lock, when) = (self.lock.take(), self.when_dropped);
+        if lock.is_none() && when == WhenDropped::Leave {
+            return;
         }
-    }
-}
-
-impl Inner {
-    fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
-        let folder = self.layout.upload(repo, id.as_str());
-        let path = folder.join("data");
-        // Opened, not only looked up: an open asks the server of a network file system for the present size.
-        let size = atomic::reading(self.volume(), &path, |file| {
-            file.metadata().map_err(Error::io("stat", &path))
-        })?;
-        if let Some(metadata) = size {
-            return Ok(Some(metadata.len));
-        }
-        Ok(atomic::metadata(self.volume(), &folder)?.map(|_| 0))
-    }
-}
-
-impl Store {
-    async fn repositories_with_uploads(&self) -> Result<Vec<RepositoryName>> {
-        self.run(|inner| {
-            let mut found = Vec::new();
-            let mut pending = vec![(inner.layout.repositories(), String::new())];
-            while let Some((folder, name)) = pending.pop() {
-                for child in links::names(inner.volume(), &folder)? {
-                    if child == "_uploads" {
-                        found.extend(RepositoryName::parse(&name).ok());
-                    } else if !child.starts_with('_') && name.len() <= 255 {
-                        let path = folder.join(&child);
-                        pending.push((
-                            path,
-                            if name.is_empty() {
-                                child
-                            } else {
-                                format!("{name}/{child}")
-                            },
-                        ));
-                    }
+        let (inner, partial) = (Arc::clone(&self.store.inner), self.opened.partial.clone());
+        self.sink.when_idle(move || {
+            let pool = inner.pool.clone();
+            pool.detach(move || {
+                match when {
+                    WhenDropped::Rest => partial.rest_if_free(&inner),
+                    WhenDropped::Remove => partial.remove(&inner),
+                    WhenDropped::Leave => {}
                 }
-            }
-            Ok(found)
-        })
-        .await
+                drop(lock);
+            });
+        });
     }
-}
-
-/// The volume's own clock.
-fn volume_now(inner: &Inner) -> Result<SystemTime> {
-    let path = inner.layout.own().join("clock");
-    atomic::write_plain(inner.volume(), &path, b"")?;
-    atomic::metadata(inner.volume(), &path)?
-        .and_then(|metadata| metadata.modified)
-        .ok_or_else(|| Error::io("stat", &path)(std::io::ErrorKind::Unsupported.into()))
-}
-
-fn is_idle(volume: &dyn Volume, paths: &[PathBuf], now: SystemTime, idle: Duration) -> bool {
-    let newest = paths
-        .iter()
-        .filter_map(|path| volume.metadata(path).ok()?.modified)
-        .max();
-    newest.is_none_or(|at| now.duration_since(at).is_ok_and(|age| age > idle))
 }
 
 impl From<UploadId> for String {

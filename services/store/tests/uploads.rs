@@ -9,7 +9,7 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_store::{Error, Hasher, Options, Owner, Store, UploadId, UploadWriter};
+use holdfast_store::{CarriedHash, Error, Hasher, Options, Owner, Store, UploadId, UploadWriter};
 
 struct Scene {
     _folder: tempfile::TempDir,
@@ -103,10 +103,10 @@ async fn one_beside_a_piece_of_the_same_session_takes_nothing_of_it() {
         address: String::new(),
         id: "one".to_owned(),
     };
-    let hash = Ok(Hasher::new(Algorithm::Sha256));
+    let carried = CarriedHash::none(Algorithm::Sha256);
     let mut piece = s
         .store
-        .upload_writer(&s.repo, &s.id, 0, hash, &owner)
+        .upload_writer(&s.repo, &s.id, 0, carried, &owner)
         .await
         .unwrap();
     piece.append(Bytes::from_static(b"other")).await.unwrap();

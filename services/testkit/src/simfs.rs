@@ -44,6 +44,8 @@ pub struct Faults {
     /// A change is made, and its reply is lost: the repeated request finds it done and reports "exists" or "not found", or the
     /// caller gets EIO.
     pub lost_reply: u32,
+    /// A caller stands still before its call, for longer than a lock lives, while the others go on.
+    pub stall: u32,
     /// For how long a client may believe what it knows; 0 = one machine, no caches.
     pub stale_ms: u64,
     /// Broken on purpose, to see that the checker finds it: syncs of directories do nothing.
@@ -51,6 +53,9 @@ pub struct Faults {
     /// Broken on purpose: syncs of files do nothing.
     pub skip_file_syncs: bool,
 }
+
+/// How long a caller stands still on the volume's clock: a lock of the store lives for 15 s without its owner.
+const STALL_MS: u64 = 20_000;
 
 /// The server, and the clients that mount it.
 #[derive(Clone, Debug)]
@@ -241,11 +246,21 @@ impl Shared {
         self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Perhaps lets another thread go on first.
+    /// Perhaps lets other threads go on first.
     fn step(&self) {
+        let stalls = {
+            let mut state = self.state();
+            let rate = state.faults.stall;
+            let stalls = state.rng.chance(rate);
+            if stalls {
+                state.now_ms += STALL_MS;
+                state.line(|| "---- the next caller stands still".to_owned());
+            }
+            stalls
+        };
         let turns = Arc::clone(&*self.table());
         if let Some(turns) = turns.get() {
-            turns.step();
+            turns.step(stalls);
         }
     }
 }

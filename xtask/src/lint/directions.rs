@@ -48,6 +48,7 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-registry",
             "holdfast-webhook",
             "holdfast-node-agent",
+            "holdfast-testkit",
         ],
     ),
     ("holdfast-bench", &["holdfast-cluster"]),

@@ -198,11 +198,13 @@ async fn fill_goes_on_where_a_crash_ended_it() {
     assert!(!reader.read_at(0, 10).await.unwrap().is_empty());
     let mut waiting = reader.clone();
     let waits = tokio::spawn(async move { waiting.read_at(500_000, 10).await });
-    while fs::metadata(registry.store.layout().incoming(&digest))
-        .unwrap()
-        .len()
-        < 400_000
-    {
+    // The one file of the copy has a name of its writer's own.
+    let folder = registry.store.layout().incoming(&digest);
+    let written = || {
+        let mut entries = fs::read_dir(folder.parent().unwrap()).unwrap();
+        entries.next().unwrap().unwrap().metadata().unwrap().len()
+    };
+    while written() < 400_000 {
         tokio::task::yield_now().await;
     }
     drop(first);

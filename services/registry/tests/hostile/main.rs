@@ -11,8 +11,15 @@ mod child;
 mod connections;
 mod everything;
 mod fills;
+#[allow(
+    dead_code,
+    reason = "this target needs a part of what the other one has"
+)]
+#[path = "../api/harness.rs"]
+mod harness;
 mod logins;
 mod memory;
+mod names;
 mod pulls;
 #[allow(
     dead_code,
@@ -20,3 +27,4 @@ mod pulls;
 )]
 #[path = "../fills/replica.rs"]
 mod replica;
+mod uploads;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -106,7 +107,7 @@ impl Survey<'_> {
         let mut pending = vec![(self.layout.repositories(), String::new())];
         while let Some((folder, name)) = pending.pop() {
             let mut own = Vec::new();
-            for entry in self.entries(&folder) {
+            for entry in self.named(&folder) {
                 let path = folder.join(&entry.name);
                 if entry.kind != Kind::Dir {
                     self.odd(&path, Oddity::Foreign);
@@ -170,7 +171,7 @@ impl Survey<'_> {
                     repository.revisions = self.links(&path).into_iter().collect();
                 }
                 ("tags", Kind::Dir) => {
-                    for entry in self.entries(&path) {
+                    for entry in self.named(&path) {
                         let path = path.join(&entry.name);
                         match (Tag::parse(&entry.name), entry.kind) {
                             (Ok(tag), Kind::Dir) => {
@@ -277,17 +278,24 @@ impl Survey<'_> {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
-            let names: Vec<String> = self
-                .entries(&path)
-                .into_iter()
-                .map(|entry| entry.name)
-                .collect();
-            let data = path.join("data");
+            let data = OsStr::new("data");
+            // The bytes, at rest or with a writer that is at work or has stopped.
+            let is_left =
+                |name: &str| layout::is_leftover(name) && !is_partial(name, OsStr::new("data"));
+            let files = self.entries_but(&path, is_left);
+            let mut paths = vec![path.clone()];
+            paths.extend(files.iter().map(|entry| path.join(&entry.name)));
+            let sizes = files
+                .iter()
+                .filter(|entry| entry.name.as_str() == data || is_partial(&entry.name, data));
             self.found.pending.push(Pending {
                 repository: Some(repo.clone()),
-                age: self.age(&[path.clone(), data.clone(), path.join("startedat")]),
-                size: self.size(&data),
-                has_start: names.iter().any(|name| name == "startedat"),
+                age: self.age(&paths),
+                size: sizes
+                    .map(|entry| self.size(&path.join(&entry.name)))
+                    .max()
+                    .unwrap_or_default(),
+                has_start: files.iter().any(|entry| entry.name == "startedat"),
                 path: self.relative(&path),
             });
         }
@@ -301,7 +309,7 @@ impl Survey<'_> {
             let Some(digest) = removals::digest_of(&entry.name) else {
                 continue;
             };
-            let held = self.entries(&path);
+            let held = self.named(&path);
             self.found.removals.push(Removal {
                 repository: held.iter().find_map(|held| removals::decoded(&held.name)),
                 age: self.age(std::slice::from_ref(&path)),
@@ -317,7 +325,8 @@ impl Survey<'_> {
             let folder = self.layout.own().join(folder);
             for algorithm in self.entries(&folder) {
                 let folder = folder.join(&algorithm.name);
-                for entry in self.entries(&folder) {
+                // Copies under way have temporary names, too.
+                for entry in self.entries_but(&folder, |name| name.starts_with(".nfs")) {
                     let path = folder.join(&entry.name);
                     let size = self.size(&path);
                     if quarantine {
@@ -496,6 +505,15 @@ impl Survey<'_> {
 
     /// The entries of a folder without what is odd about them, which is noted.
     fn entries(&mut self, folder: &Path) -> Vec<Entry> {
+        self.entries_but(folder, layout::is_leftover)
+    }
+
+    /// [`Survey::entries`] of a folder of tags or of repositories, where a legal name may end in `.tmp`.
+    fn named(&mut self, folder: &Path) -> Vec<Entry> {
+        self.entries_but(folder, layout::is_hidden)
+    }
+
+    fn entries_but(&mut self, folder: &Path, is_left: fn(&str) -> bool) -> Vec<Entry> {
         let all = match tree::list(self.volume, folder) {
             Ok(all) => all,
             Err(error) => {
@@ -508,7 +526,7 @@ impl Survey<'_> {
             let path = folder.join(&entry.name);
             if entry.kind == Kind::Other {
                 self.odd(&path, Oddity::Symlink);
-            } else if layout::is_leftover(&entry.name) {
+            } else if is_left(&entry.name) {
                 let age = self.age(std::slice::from_ref(&path));
                 let oddity = if entry.name.starts_with(".nfs") {
                     Oddity::NfsLeftover(age)
@@ -554,4 +572,8 @@ impl Survey<'_> {
     fn size(&self, path: &Path) -> u64 {
         self.volume.metadata(path).map_or(0, |found| found.len)
     }
+}
+
+fn is_partial(entry: &str, name: &OsStr) -> bool {
+    layout::is_temporary_of(OsStr::new(entry), name)
 }

@@ -265,6 +265,12 @@ const CASES: &[Case] = &[
         false,
     ),
     (
+        "temporary file beside a blob",
+        |v| write(&v.layout.blob(&v.layer).with_file_name(".data.1.tmp"), "x"),
+        &[(Kind::Leftover, true)],
+        false,
+    ),
+    (
         "file that NFS kept",
         |v| write(&v.layout.tags(&v.repo).join(".nfs0001"), "x"),
         &[(Kind::Leftover, true)],
@@ -306,6 +312,25 @@ const CASES: &[Case] = &[
     (
         "partial copy",
         |v| write(&v.layout.incoming(&v.manifest), "x"),
+        &[(Kind::Abandoned, true)],
+        false,
+    ),
+    (
+        "partial copy whose writer stopped",
+        |v| {
+            let name = format!(".{}.1.tmp", v.manifest.hex());
+            write(&v.layout.incoming(&v.manifest).with_file_name(name), "x");
+        },
+        &[(Kind::Abandoned, true)],
+        false,
+    ),
+    (
+        "upload whose writer stopped",
+        |v| {
+            let id = "018f4d0c-0000-7000-8000-000000000001";
+            write(&v.layout.upload(&v.repo, id).join("startedat"), "x");
+            write(&v.layout.upload(&v.repo, id).join(".data.1.tmp"), "x");
+        },
         &[(Kind::Abandoned, true)],
         false,
     ),
@@ -443,4 +468,28 @@ fn removal(v: &Volume) -> PathBuf {
     let folder = v.layout.removals().join(name);
     fs::create_dir_all(&folder).unwrap();
     folder
+}
+
+#[tokio::test]
+async fn names_that_end_like_temporary_files_are_no_findings() {
+    let v = volume().await;
+    let store = Store::open(v.root(), Options::default()).await.unwrap();
+    let repo: RepositoryName = "team/app.tmp".parse().unwrap();
+    let tag = Tag::parse("v1.tmp").unwrap();
+    store.set_tag(&v.repo, &tag, &v.manifest).await.unwrap();
+    let (digest, bytes) = (sha256(b"{}"), Bytes::from("{}"));
+    store.put_manifest(&repo, &digest, bytes).await.unwrap();
+    store.set_tag(&repo, &tag, &digest).await.unwrap();
+    let disk = Disk::at(v.root());
+    let now = SystemTime::now() + 8 * DAY;
+    let found = survey(&disk, v.root(), now, &Depth::Deep, &mut |_| ()).unwrap();
+    for repo in [&v.repo, &repo] {
+        assert!(found.repositories[repo].tags.contains_key(&tag), "{repo}");
+    }
+    let findings = plan(&found, &Policy::default());
+    let tagged = findings
+        .iter()
+        .filter(|finding| !matches!(finding.kind, Kind::NotAManifest))
+        .count();
+    assert_eq!(tagged, 0, "{findings:#?}");
 }

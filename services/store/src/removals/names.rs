@@ -26,16 +26,30 @@ pub(super) fn key(repo: &RepositoryName) -> String {
     digest.hex().chars().take(KEY_DIGITS).collect()
 }
 
-/// A repository's name as the name of a file.
+/// An empty file that takes the place of the link in a removal. There before the link is, so that a full volume is noticed before
+/// anything happened.
+pub(super) const NOTE: &str = "note.tmp";
+
+/// A repository's name as the name of a file. It is never that of a note: `note.tmp` is a legal name of a repository.
 pub(super) fn encoded(repo: &RepositoryName) -> String {
+    if repo.as_str() == NOTE {
+        return format!("{NOTE}+");
+    }
     repo.as_str().replace('/', "+")
 }
 
 /// The repository that a removal's file is named by; `None` for a note.
 pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
-    let is_note = layout::is_leftover(name);
-    let parsed = (!is_note).then(|| RepositoryName::parse(&name.replace('+', "/")));
+    let parsed = is_held(name).then(|| {
+        let name = name.strip_suffix('+').unwrap_or(name);
+        RepositoryName::parse(&name.replace('+', "/"))
+    });
     parsed?.ok()
+}
+
+/// Whether a file of a removal is the deleted link, or what stands in its place: no note and no temporary file.
+pub(super) fn is_held(name: &str) -> bool {
+    name != NOTE && !layout::is_hidden(name)
 }
 
 /// The digest that a removal's folder is named by; `None` for what is none.
@@ -57,4 +71,28 @@ pub(super) fn parse(name: &str) -> Option<(&str, Name)> {
         Name::Removal(Digest::from_hex(algorithm.parse().ok()?, hex).ok()?)
     };
     Some((key, name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_repository_has_a_name_as_a_file_that_is_no_note() {
+        for name in [
+            "a",
+            "shop/app",
+            "shop/app.tmp",
+            "note.tmp",
+            "note/tmp",
+            "a/note.tmp",
+        ] {
+            let repo = RepositoryName::parse(name).unwrap();
+            let file = encoded(&repo);
+            assert!(is_held(&file) && !file.contains('/'), "{file}");
+            assert_eq!(decoded(&file), Some(repo), "{file}");
+        }
+        assert_eq!(decoded(NOTE), None);
+        assert!(!is_held(".nfs0001") && !is_held(NOTE));
+    }
 }

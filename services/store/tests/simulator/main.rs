@@ -12,6 +12,7 @@
 mod full;
 mod model;
 mod program;
+mod replay;
 mod run;
 mod user;
 mod worn;

@@ -64,6 +64,12 @@ pub(crate) enum Op {
         repo: usize,
         blob: usize,
     },
+    /// Goes on with an upload by any of the states that it ever had, with right and wrong bytes.
+    Replay {
+        repo: usize,
+        blob: usize,
+        steps: Vec<Step>,
+    },
     /// Fetches from an upstream, whose bytes may be wrong.
     Fill {
         repo: usize,
@@ -116,12 +122,52 @@ pub(crate) enum Op {
     Finish,
 }
 
+/// One request of an upload. States are numbered as they were given; a number above the last begins again at the first.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Step {
+    /// A chunk up to this offset.
+    Chunk {
+        state: usize,
+        end: usize,
+        wrong: bool,
+        /// The client breaks off before the end.
+        breaks_off: bool,
+    },
+    /// The end, under the right digest; with the rest of the bytes, or with none.
+    End {
+        state: usize,
+        rest: bool,
+        wrong: bool,
+    },
+}
+
+fn step(size: usize, rng: &mut Rng) -> Step {
+    let state = rng.below(4);
+    let wrong = rng.chance(5_000);
+    if rng.chance(3_000) {
+        let rest = rng.chance(5_000);
+        return Step::End { state, rest, wrong };
+    }
+    let end = if rng.chance(6_000) {
+        size
+    } else {
+        rng.below(size + 1)
+    };
+    let breaks_off = rng.chance(1_000);
+    Step::Chunk {
+        state,
+        end,
+        wrong,
+        breaks_off,
+    }
+}
+
 pub(crate) fn operation(world: &World, rng: &mut Rng) -> Op {
     let repo = rng.below(world.repos.len());
     let blob = rng.below(world.blobs.len());
     let manifest = rng.below(world.manifests.len());
     let tag = rng.below(world.tags.len());
-    match rng.below(100) {
+    match rng.below(110) {
         0..=19 => {
             let size = world.blobs[blob].1.len();
             let mut cuts: Vec<_> = (0..rng.below(3)).map(|_| rng.below(size + 1)).collect();
@@ -155,6 +201,11 @@ pub(crate) fn operation(world: &World, rng: &mut Rng) -> Op {
         84..=91 => Op::ReadTag { repo, tag },
         92..=94 => Op::ListTags { repo },
         95..=97 => Op::Scrub { blob },
+        100..=109 => {
+            let size = world.blobs[blob].1.len();
+            let steps = (0..2 + rng.below(5)).map(|_| step(size, rng)).collect();
+            Op::Replay { repo, blob, steps }
+        }
         _ => Op::Purge,
     }
 }

@@ -53,6 +53,11 @@ impl Plan {
                 no_space: rate(rng, 200),
                 short: rate(rng, 3_000),
                 lost_reply: rate(rng, 1_000),
+                stall: if rng.chance(3_000) {
+                    u32::try_from(rng.below(150)).unwrap()
+                } else {
+                    0
+                },
                 stale_ms: if replicas > 1 && rng.chance(7_000) {
                     *rng.pick(&[100, 3_000, 60_000])
                 } else {
@@ -109,6 +114,7 @@ pub(crate) fn seed(seed: u64, breakage: Faults, trace: bool) -> Option<Failure> 
         stores,
         model: Mutex::new(Model::default()),
         calm: plan.is_calm(),
+        sessions: Mutex::default(),
     };
     for round in 0..plan.rounds {
         run.fs.note(|| format!("==== round {round}"));

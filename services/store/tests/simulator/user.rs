@@ -7,12 +7,13 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
-use holdfast_store::{Claim, Error, Hasher, Owner, Result, Store};
+use holdfast_store::{CarriedHash, Claim, Error, Owner, Result, Store};
 use holdfast_testkit::simfs::{Rng, SimFs};
 
 use crate::{
     model::{Model, Time},
     program::{Op, World},
+    replay::Session,
 };
 
 /// What all clients of a run share.
@@ -23,6 +24,8 @@ pub(crate) struct Run<'a> {
     pub(crate) model: Mutex<Model>,
     /// Nothing fails in this run, so no request may.
     pub(crate) calm: bool,
+    /// Uploads that clients go on with by states of their own choice.
+    pub(crate) sessions: Mutex<Vec<Session>>,
 }
 
 impl Run<'_> {
@@ -30,12 +33,12 @@ impl Run<'_> {
         self.model.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn tick(&self) -> Time {
+    pub(crate) fn tick(&self) -> Time {
         self.model().tick()
     }
 
     /// Any replica that lives.
-    fn store(&self, rng: &mut Rng) -> (usize, &Store) {
+    pub(crate) fn store(&self, rng: &mut Rng) -> (usize, &Store) {
         let alive: Vec<_> = (0..self.stores.len())
             .filter(|replica| !self.fs.is_dead(*replica))
             .collect();
@@ -48,7 +51,7 @@ impl Run<'_> {
     }
 
     /// Whether the request succeeded; failures that nothing explains are violations.
-    fn succeeded<T>(&self, replica: usize, what: &Op, result: &Result<T>) -> bool {
+    pub(crate) fn succeeded<T>(&self, replica: usize, what: &Op, result: &Result<T>) -> bool {
         self.fs.note(|| {
             let outcome = result.as_ref().map(|_| "ok");
             format!("== replica {replica}: {what:?}: {outcome:?}")
@@ -73,6 +76,7 @@ impl Run<'_> {
             Op::Push { repo, blob, cuts } => self.push(op, *repo, *blob, cuts, rng).await,
             Op::PushWrong { repo, blob } => self.push_wrong(op, *repo, *blob, rng).await,
             Op::Fill { repo, blob, wrong } => self.fill(op, *repo, *blob, *wrong, rng).await,
+            Op::Replay { repo, blob, steps } => self.replay(op, *repo, *blob, steps, rng).await,
             Op::Mount { from, repo, blob } => self.mount(op, *from, *repo, *blob, rng).await,
             Op::Unlink { repo, blob } => {
                 let (replica, store) = self.store(rng);
@@ -180,7 +184,7 @@ impl Run<'_> {
             Err(error) => return (replica, Err(error)),
         };
         let mut offset = 0;
-        let mut saved = Hasher::new(Algorithm::Sha256).save();
+        let mut carried = CarriedHash::none(Algorithm::Sha256);
         let mut ends = cuts.to_vec();
         ends.push(bytes.len());
         let last = ends.len() - 1;
@@ -193,9 +197,8 @@ impl Run<'_> {
                     store.whole_upload_writer(name, &id, algorithm).await?
                 } else {
                     let owner = owner(replica);
-                    let hasher = Hasher::restore(Algorithm::Sha256, &saved)?;
                     store
-                        .upload_writer(name, &id, offset as u64, Ok(hasher), &owner)
+                        .upload_writer(name, &id, offset as u64, carried.clone(), &owner)
                         .await?
                 };
                 for part in bytes.slice(offset..end).chunks(256) {
@@ -204,8 +207,7 @@ impl Run<'_> {
                 if piece == last {
                     return writer.commit(digest).await.map(Some);
                 }
-                let (_, hasher) = writer.finish().await?;
-                saved = hasher.save();
+                (_, carried) = writer.finish().await?;
                 Ok(None)
             }
             .await;
@@ -548,7 +550,7 @@ impl Run<'_> {
     }
 }
 
-fn owner(replica: usize) -> Owner {
+pub(crate) fn owner(replica: usize) -> Owner {
     Owner {
         address: format!("replica-{replica}:5001"),
         id: format!("replica-{replica}"),

@@ -19,7 +19,7 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::{RepositoryName, Tag},
 };
-use holdfast_store::{Hasher, Options, Owner, Store};
+use holdfast_store::{CarriedHash, Hasher, Options, Owner, Store};
 use recorder::{Call, Recorder};
 
 /// An operation, and the names that it gives (`+`) or takes (`-`) for good, in order.
@@ -169,9 +169,9 @@ async fn push(store: &Store, name: &str, bytes: &'static [u8]) {
         .create_upload(&repo(name), "2026-01-01T00:00:00Z")
         .await
         .unwrap();
-    let hasher = Hasher::new(Algorithm::Sha256);
+    let carried = CarriedHash::none(Algorithm::Sha256);
     let mut writer = store
-        .upload_writer(&repo(name), &id, 0, Ok(hasher), &owner)
+        .upload_writer(&repo(name), &id, 0, carried, &owner)
         .await
         .unwrap();
     writer.append(Bytes::from_static(bytes)).await.unwrap();
@@ -395,8 +395,8 @@ async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
             let algorithm = Algorithm::Sha256;
             store.whole_upload_writer(&name, &id, algorithm).await
         } else {
-            let hasher = Hasher::new(Algorithm::Sha256);
-            store.upload_writer(&name, &id, 0, Ok(hasher), &owner).await
+            let carried = CarriedHash::none(Algorithm::Sha256);
+            store.upload_writer(&name, &id, 0, carried, &owner).await
         }
         .unwrap();
         recorder.take();
@@ -406,7 +406,8 @@ async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
         }
         writer.commit(&digest(&bytes)).await.unwrap();
         let calls = recorder.take();
-        let is_data = |path: &Path| path.to_str().unwrap().contains("/data");
+        let names = if is_whole { "/.whole." } else { "/.data." };
+        let is_data = |path: &Path| path.to_str().unwrap().contains(names);
         let started: Vec<usize> = positions(&calls, |call| match call {
             Call::StartWriteBack(path, _) => is_data(path),
             _ => false,

@@ -11,6 +11,9 @@ thread_local! {
     static SEAT: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
+/// Most calls that the others make while one stands still.
+const MOST_STILL: usize = 200;
+
 #[derive(Debug)]
 pub(super) struct Turns {
     table: Mutex<Table>,
@@ -21,6 +24,8 @@ pub(super) struct Turns {
 struct Table {
     current: usize,
     present: Vec<bool>,
+    /// Calls of others for which a seat stands still.
+    still: Vec<usize>,
     rng: Rng,
     switch_of_10_000: u32,
 }
@@ -32,6 +37,7 @@ impl Turns {
             table: Mutex::new(Table {
                 current: rng.below(seats),
                 present: vec![true; seats],
+                still: vec![0; seats],
                 rng,
                 switch_of_10_000,
             }),
@@ -52,12 +58,18 @@ impl Turns {
         self.pass(&mut table);
     }
 
-    /// Perhaps lets another thread go on.
-    pub(super) fn step(&self) {
+    /// Perhaps lets another thread go on; one that stalls lets the others make many calls.
+    pub(super) fn step(&self, stalls: bool) {
         let Some(seat) = SEAT.get() else { return };
         let mut table = self.table();
+        for still in &mut table.still {
+            *still = still.saturating_sub(1);
+        }
+        if stalls {
+            table.still[seat] = table.rng.below(MOST_STILL);
+        }
         let rate = table.switch_of_10_000;
-        if table.rng.chance(rate) {
+        if stalls || table.rng.chance(rate) {
             self.pass(&mut table);
             drop(self.wait(table, seat));
         }
@@ -67,8 +79,11 @@ impl Turns {
         let present: Vec<_> = (0..table.present.len())
             .filter(|seat| table.present[*seat])
             .collect();
-        if !present.is_empty() {
-            table.current = *table.rng.pick(&present);
+        let mut ready = present.clone();
+        ready.retain(|seat| table.still[*seat] == 0);
+        let next = if ready.is_empty() { present } else { ready };
+        if !next.is_empty() {
+            table.current = *table.rng.pick(&next);
             self.called[table.current].notify_one();
         }
     }

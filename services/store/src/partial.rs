@@ -1,0 +1,234 @@
+//! A file that grows over several requests: the `data` of an upload session, a blob that arrives from an upstream.
+//!
+//! What is committed was written by one writer. Names ensure that, not locks:
+//!
+//! - While a file is written it has a private name, which its writer alone knows. Nobody else opens it for
+//!   writing.
+//! - A writer that is done puts the file to rest under the shared name. The next writer takes it from there by a
+//!   rename, which one of several wins.
+//! - A file whose writer stopped without a word (it was killed, or stands still for longer than its lock lives)
+//!   keeps its private name. The next writer copies it and hashes the copy, so a writer that wakes up changes a
+//!   file that nobody uses any more. The same holds after a failed sync: Linux drops the pages that it could not
+//!   write, so such a file is copied from, and never used again itself.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    Error, Hasher, READ_CHUNK_BYTES, Result, atomic, error::absent, layout, store::Inner,
+    volume::VolumeFile,
+};
+
+/// A file under its private name.
+#[derive(Clone, Debug)]
+pub(crate) struct Partial {
+    pub(crate) file: Arc<dyn VolumeFile>,
+    /// The private name.
+    pub(crate) path: PathBuf,
+    shared: PathBuf,
+}
+
+/// What there is of a file that cannot be taken.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// Not even its folder.
+    NoFolder,
+    /// It was put to rest a moment ago.
+    AtRest,
+    /// The files that writers left, or are still writing, with their sizes; the largest first. May be empty.
+    Abandoned(Vec<(PathBuf, u64)>),
+}
+
+impl Partial {
+    /// Takes the file at rest under `shared`; `None` when there is none.
+    pub(crate) fn take(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
+        let path = atomic::temporary(shared);
+        let renamed = atomic::found(inner.volume(), shared, || {
+            absent(inner.volume().rename(shared, &path))
+        });
+        // A reply that was lost shows as the file being where it should be.
+        if !matches!(renamed, Ok(Some(()))) && atomic::metadata(inner.volume(), &path)?.is_none() {
+            return renamed.map(|_| None).map_err(Error::io("rename", shared));
+        }
+        match atomic::open_write(inner.volume(), &path, false) {
+            Ok(Some(file)) => Ok(Some(Self {
+                file,
+                path,
+                shared: shared.to_owned(),
+            })),
+            // Its folder was removed.
+            Ok(None) => Ok(None),
+            Err(error) => {
+                drop(inner.volume().rename(&path, shared));
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes an empty file; `None` when its folder is gone.
+    pub(crate) fn create(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
+        let path = atomic::temporary(shared);
+        let file = absent(inner.volume().create_new(&path)).map_err(Error::io("create", &path))?;
+        Ok(file.map(|file| Self {
+            file,
+            path,
+            shared: shared.to_owned(),
+        }))
+    }
+
+    /// Makes a copy of the first `size` bytes of another writer's file, or of what there is of them; returns the hash and
+    /// the size of what was copied. `None` when the folder is gone.
+    pub(crate) fn copy(
+        inner: &Inner,
+        shared: &Path,
+        from: &Path,
+        size: u64,
+        mut hasher: Hasher,
+    ) -> Result<Option<(Self, Hasher, u64)>> {
+        let Some(partial) = Self::create(inner, shared)? else {
+            return Ok(None);
+        };
+        let copied = (|| {
+            let Some(source) = atomic::open_read(inner.volume(), from)? else {
+                return Ok(0);
+            };
+            pieces(&*source, from, size, |bytes, offset| {
+                hasher.update(bytes);
+                let written = partial.file.write_all_at(bytes, offset);
+                written.map_err(Error::io("write", &partial.path))
+            })
+        })();
+        match copied {
+            Ok(copied) => Ok(Some((partial, hasher, copied))),
+            Err(error) => {
+                partial.remove(inner);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives the file its shared name, so that somebody can go on with it: its writer is done. `false` when its private
+    /// name is gone, because somebody ended the session or went on with a copy.
+    pub(crate) fn rest(&self, inner: &Inner) -> Result<bool> {
+        let metadata = self
+            .file
+            .metadata()
+            .map_err(Error::io("stat", &self.path))?;
+        let renamed = inner.files.rename_open(&metadata, &self.path, &self.shared);
+        absent(renamed)
+            .map(|renamed| renamed.is_some())
+            .map_err(Error::io("rename", &self.path))
+    }
+
+    /// As [`Partial::rest`], for a writer that broke off: it may have been silent for long, so a file that somebody else
+    /// put to rest meanwhile stays.
+    pub(crate) fn rest_if_free(&self, inner: &Inner) {
+        // What a network file system has not sent yet would reach the file after somebody else went on with it.
+        let is_sent = match inner.volume().refresh(&self.path) {
+            Ok(true) => self.file.sync().is_ok(),
+            Ok(false) => true,
+            Err(_) => false,
+        };
+        if !is_sent {
+            return;
+        }
+        match atomic::metadata(inner.volume(), &self.shared) {
+            Ok(None) => drop(self.rest(inner)),
+            Ok(Some(_)) => self.remove(inner),
+            Err(_) => {}
+        }
+    }
+
+    /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a copy.
+    pub(crate) fn is_gone(&self, inner: &Inner) -> Result<bool> {
+        Ok(atomic::metadata(inner.volume(), &self.path)?.is_none())
+    }
+
+    /// Removes the file.
+    pub(crate) fn remove(&self, inner: &Inner) {
+        drop(inner.volume().remove_file(&self.path));
+    }
+}
+
+/// Looks for what can be copied after [`Partial::take`] found nothing.
+pub(crate) fn look(inner: &Inner, shared: &Path) -> Result<Found> {
+    let folder = atomic::parent(shared)?;
+    let name = shared.file_name().unwrap_or_default();
+    let Some(entries) = atomic::list(inner.volume(), folder)? else {
+        return Ok(Found::NoFolder);
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        if entry.name == name {
+            return Ok(Found::AtRest);
+        }
+        if !layout::is_temporary_of(&entry.name, name) {
+            continue;
+        }
+        let path = folder.join(&entry.name);
+        // Opened, not only looked up: an open asks the server of a network file system for the present size.
+        let size = atomic::reading(inner.volume(), &path, |file| {
+            file.metadata().map_err(Error::io("stat", &path))
+        })?;
+        found.extend(size.map(|metadata| (path, metadata.len)));
+    }
+    found.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+    Ok(Found::Abandoned(found))
+}
+
+/// Removes the files that were copied from, or are of no use.
+pub(crate) fn remove_abandoned(inner: &Inner, abandoned: &[(PathBuf, u64)]) {
+    for (path, _) in abandoned {
+        drop(inner.volume().remove_file(path));
+    }
+}
+
+/// Hashes the first `size` bytes of a file.
+pub(crate) fn hash_prefix(
+    file: &dyn VolumeFile,
+    path: &Path,
+    mut hasher: Hasher,
+    size: u64,
+) -> Result<Hasher> {
+    let read = pieces(file, path, size, |bytes, _| {
+        hasher.update(bytes);
+        Ok(())
+    })?;
+    if read < size {
+        return Err(Error::io("read", path)(io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(hasher)
+}
+
+/// Hands on the first `size` bytes of a file piece by piece, each with its offset; returns how many there were.
+fn pieces(
+    file: &dyn VolumeFile,
+    path: &Path,
+    size: u64,
+    mut each: impl FnMut(&[u8], u64) -> Result<()>,
+) -> Result<u64> {
+    let mut buffer = Vec::new();
+    let mut offset = 0;
+    while offset < size {
+        let want = usize::try_from(size - offset)
+            .unwrap_or(usize::MAX)
+            .min(READ_CHUNK_BYTES);
+        buffer.clear();
+        buffer.reserve_exact(want);
+        match atomic::read_some(file, &mut buffer, offset) {
+            Ok(0) => break,
+            Ok(_) => {}
+            // Removed by another machine: what was read is all there is.
+            Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => break,
+            Err(error) => return Err(Error::io("read", path)(error)),
+        }
+        // The spare room may be larger than asked for.
+        buffer.truncate(want);
+        each(&buffer, offset)?;
+        offset += buffer.len() as u64;
+    }
+    Ok(offset)
+}

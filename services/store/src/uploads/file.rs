@@ -1,0 +1,278 @@
+//! A session's file: who may write it, and which hash of its bytes is believed.
+
+use std::path::{Path, PathBuf};
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+use uuid::Uuid;
+
+use super::{CarriedHash, Opened, UploadId};
+use crate::{
+    Error, Hasher, Result, atomic,
+    blobs::Proof,
+    links,
+    partial::{self, Found, Partial, hash_prefix},
+    store::Inner,
+    volume::Metadata,
+};
+
+/// How often a session's file is looked for that others take and put to rest at the same moment.
+pub(super) const ATTEMPTS: usize = 8;
+
+/// Folder of a session in which distribution keeps hashes, and we the names of generations.
+const HASHES: &str = "hashstates";
+
+impl Inner {
+    pub(super) fn open_upload(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        offset: u64,
+        carried: CarriedHash,
+    ) -> Result<Opened> {
+        let session = self.layout.upload(repo, id.as_str());
+        let data = session.join("data");
+        for _ in 0..ATTEMPTS {
+            if let Some(partial) = Partial::take(self, &data)? {
+                let opened = self.go_on(&session, &partial, offset, carried);
+                if opened.is_err() {
+                    partial.rest_if_free(self);
+                }
+                return opened;
+            }
+            match partial::look(self, &data)? {
+                Found::NoFolder => return Err(Error::UploadUnknown),
+                Found::AtRest => {}
+                Found::Abandoned(abandoned) => {
+                    let algorithm = carried.hasher.algorithm();
+                    return self.begin_anew(&session, &abandoned, offset, algorithm);
+                }
+            }
+        }
+        Err(Error::UploadInUse)
+    }
+
+    /// Goes on with the file that was at rest.
+    fn go_on(
+        &self,
+        session: &Path,
+        partial: &Partial,
+        offset: u64,
+        carried: CarriedHash,
+    ) -> Result<Opened> {
+        let metadata = partial
+            .file
+            .metadata()
+            .map_err(Error::io("stat", &partial.path))?;
+        let size = metadata.len;
+        if size < offset {
+            return Err(Error::OffsetMismatch { size, offset });
+        }
+        let CarriedHash { hasher, generation } = carried;
+        let generation = match generation {
+            Some(named) if self.is_of_generation(session, named, &metadata)? => Some(named),
+            _ => None,
+        };
+        let (hasher, proof) = if offset == 0 {
+            (Hasher::new(hasher.algorithm()), Proof::Hashed)
+        } else if generation.is_some() {
+            (hasher, Proof::Carried)
+        } else {
+            let hasher = Hasher::new(hasher.algorithm());
+            let hasher = hash_prefix(&*partial.file, &partial.path, hasher, offset)?;
+            (hasher, Proof::Hashed)
+        };
+        let mut opened = Opened {
+            partial: partial.clone(),
+            hasher,
+            proof,
+            generation,
+        };
+        if size > offset {
+            self.forget_hashes(session)?;
+            opened.generation = None;
+            partial
+                .file
+                .set_len(offset)
+                .map_err(Error::io("truncate", &partial.path))?;
+        }
+        Ok(opened)
+    }
+
+    /// Begins with a file of its own: with nothing, or with a copy of what a writer has that stopped, or may still be at work.
+    fn begin_anew(
+        &self,
+        session: &Path,
+        abandoned: &[(PathBuf, u64)],
+        offset: u64,
+        algorithm: Algorithm,
+    ) -> Result<Opened> {
+        let data = session.join("data");
+        let hasher = Hasher::new(algorithm);
+        let size = abandoned.first().map_or(0, |(_, size)| *size);
+        if size < offset {
+            return Err(Error::OffsetMismatch { size, offset });
+        }
+        if !abandoned.is_empty() {
+            // Those of distribution are not bound to a file.
+            self.forget_hashes(session)?;
+        }
+        let begun = match abandoned.first() {
+            Some((from, _)) if 0 < offset => Partial::copy(self, &data, from, offset, hasher)?,
+            _ => Partial::create(self, &data)?.map(|partial| (partial, hasher, 0)),
+        };
+        let (partial, hasher, size) = begun.ok_or(Error::UploadUnknown)?;
+        if size < offset {
+            partial.remove(self);
+            return Err(Error::OffsetMismatch { size, offset });
+        }
+        partial::remove_abandoned(self, abandoned);
+        Ok(Opened {
+            partial,
+            hasher,
+            proof: Proof::Hashed,
+            generation: None,
+        })
+    }
+
+    /// Whether a generation's name is that of this very file, now and not as remembered.
+    fn is_of_generation(&self, session: &Path, generation: Uuid, file: &Metadata) -> Result<bool> {
+        let path = session.join(HASHES).join(generation.to_string());
+        self.volume()
+            .refresh(&path)
+            .map_err(Error::io("stat", &path))?;
+        let named = atomic::metadata(self.volume(), &path)?;
+        Ok(named.is_some_and(|named| named.inode == file.inode))
+    }
+
+    /// Gives the file a generation; `None` where that cannot be, and then the next request hashes it.
+    fn begin_generation(&self, session: &Path, partial: &Partial) -> Option<Uuid> {
+        let generation = Uuid::new_v4();
+        let folder = session.join(HASHES);
+        let path = folder.join(generation.to_string());
+        drop(self.volume().create_dir(&folder));
+        if self.volume().link(&partial.path, &path).is_err() {
+            // Made, perhaps, and the reply was lost.
+            let file = partial.file.metadata().ok()?;
+            let named = atomic::metadata(self.volume(), &path).ok()??;
+            return (named.inode == file.inode).then_some(generation);
+        }
+        Some(generation)
+    }
+
+    /// Takes back what was said about the bytes of a session, for good: ours, and distribution's, which trusts its own by the
+    /// file's size alone.
+    fn forget_hashes(&self, session: &Path) -> Result<()> {
+        let folder = session.join(HASHES);
+        atomic::remove_tree(self.volume(), &folder)?;
+        let left = atomic::list(self.volume(), &folder)?.unwrap_or_default();
+        // What NFS keeps for a reader is nobody's any more.
+        if left
+            .iter()
+            .any(|entry| !entry.name.to_string_lossy().starts_with(".nfs"))
+        {
+            return Err(Error::UploadInUse);
+        }
+        self.files.sync_removal(&folder.join("any"))
+    }
+
+    /// Syncs a session's file and gives it its name; returns the generation that vouches for the hash of its bytes.
+    pub(super) fn put_to_rest(&self, session: &Path, opened: &Opened) -> Result<Option<Uuid>> {
+        let partial = &opened.partial;
+        if let Err(error) = partial.file.sync() {
+            partial.remove(self);
+            return Err(Error::io("sync", &partial.path)(error));
+        }
+        let generation = opened
+            .generation
+            .or_else(|| self.begin_generation(session, partial));
+        if partial.rest(self)? {
+            return Ok(generation);
+        }
+        Err(self.why_gone(session)?)
+    }
+
+    pub(super) fn commit_upload(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        opened: Opened,
+        size: u64,
+        digest: &Digest,
+    ) -> Result<u64> {
+        let Opened {
+            partial,
+            hasher,
+            mut proof,
+            ..
+        } = opened;
+        let hasher = if hasher.algorithm() == digest.algorithm() {
+            hasher
+        } else {
+            proof = Proof::Hashed;
+            let hasher = Hasher::new(digest.algorithm());
+            hash_prefix(&*partial.file, &partial.path, hasher, size)?
+        };
+        let actual = hasher.finish();
+        let session = self.layout.upload(repo, id.as_str());
+        if actual != *digest {
+            atomic::remove_tree(self.volume(), &session)?;
+            return Err(Error::DigestMismatch {
+                expected: digest.clone(),
+                actual,
+            });
+        }
+        let path_of_link = self.layout.layer_link(repo, digest);
+        let link = links::draft(&self.files, &path_of_link, digest)?;
+        let committed = self.commit_blob_and(&partial, digest, proof, link.as_ref());
+        if let Err(error) = committed {
+            return Err(if error.is_absent() && partial.is_gone(self)? {
+                self.why_gone(&session)?
+            } else {
+                error
+            });
+        }
+        if let Some(link) = link {
+            match links::publish(&self.files, &path_of_link, link) {
+                // The folder went with somebody's delete.
+                Err(error) if error.is_absent() => self.link_blob(repo, digest)?,
+                published => published?,
+            }
+        }
+        // What is left of the session harms nobody, and the push is done.
+        drop(atomic::remove_tree(self.volume(), &session));
+        Ok(size)
+    }
+
+    /// Why a writer's file is gone.
+    fn why_gone(&self, session: &Path) -> Result<Error> {
+        // Cancelled, or ended by the same request that was sent twice; or another request went on with a copy.
+        Ok(match atomic::metadata(self.volume(), session)? {
+            None => Error::UploadUnknown,
+            Some(_) => Error::LockLost,
+        })
+    }
+
+    pub(super) fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
+        let path = self.layout.upload(repo, id.as_str()).join("data");
+        for _ in 0..ATTEMPTS {
+            // Opened, not only looked up: an open asks the server of a network file system for the present size.
+            let size = atomic::reading(self.volume(), &path, |file| {
+                file.metadata().map_err(Error::io("stat", &path))
+            })?;
+            if let Some(metadata) = size {
+                return Ok(Some(metadata.len));
+            }
+            match partial::look(self, &path)? {
+                Found::NoFolder => return Ok(None),
+                Found::AtRest => {}
+                Found::Abandoned(files) => {
+                    return Ok(Some(files.first().map_or(0, |(_, size)| *size)));
+                }
+            }
+        }
+        Err(Error::UploadInUse)
+    }
+}
