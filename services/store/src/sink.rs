@@ -297,6 +297,8 @@ mod tests {
         fn sync(&self) -> io::Result<()> {
             Ok(())
         }
+
+        fn start_write_back(&self, _: u64, _: u64) {}
     }
 
     #[test]
