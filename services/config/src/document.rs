@@ -62,6 +62,12 @@ pub struct Config {
 }
 
 impl Config {
+    /// Whether a document is such a file: it says whose release it is.
+    pub fn is_one(text: &str) -> bool {
+        let document: Option<Value> = yaml::from_str(text).ok();
+        document.is_some_and(|document| document.get("release").is_some())
+    }
+
     /// Reads and checks the file at `path`.
     pub fn from_file(path: &Path) -> Result<Self> {
         Self::parse(&read(path)?)

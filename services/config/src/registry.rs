@@ -183,6 +183,8 @@ pub struct RegistrySettings {
     pub writes: Writes,
     /// The upstream that pulls mean which name none: the registry is a mirror of it.
     pub mirror_of: Option<String>,
+    /// Whether a controller asks for images: then an upstream that nobody listed may be named a moment after the pull.
+    pub has_controller: bool,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
     /// How the outside is reached.
@@ -238,6 +240,7 @@ impl RegistrySettings {
             upload_secret_text: None,
             writes: Writes::All,
             mirror_of: None,
+            has_controller: true,
             upstreams: values
                 .upstreams
                 .iter()
@@ -397,6 +400,12 @@ impl Standalone {
         Self::parse(&document::read(path)?)
     }
 
+    /// Whether a document says where the content is.
+    pub fn names_data(text: &str) -> bool {
+        let document: Option<serde_json::Value> = yaml::from_str(text).ok();
+        document.is_some_and(|document| document.get("data").is_some_and(|data| !data.is_null()))
+    }
+
     /// Reads and checks a document. An empty text means the defaults.
     pub fn parse(text: &str) -> Result<Self> {
         let raw: Option<serde_json::Value> = yaml::from_str(text)?;
@@ -449,6 +458,7 @@ impl Standalone {
             upload_secret_text: None,
             writes: Writes::All,
             mirror_of: None,
+            has_controller: false,
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),

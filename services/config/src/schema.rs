@@ -148,3 +148,70 @@ pub(crate) fn standalone_validator() -> &'static jsonschema::Validator {
         jsonschema::validator_for(&standalone_schema()).expect("the generated schema is a schema")
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Standalone, yaml};
+
+    /// Every key that a schema knows, with `[]` for the entries of lists.
+    fn keys(schema: &Value, definitions: &Value, path: &str, found: &mut Vec<String>) {
+        if let Some(name) = schema.get("$ref").and_then(Value::as_str) {
+            let name = name.rsplit('/').next().unwrap_or_default();
+            keys(&definitions[name], definitions, path, found);
+        }
+        for part in ["allOf", "anyOf"] {
+            let parts = schema.get(part).and_then(Value::as_array);
+            for part in parts.into_iter().flatten() {
+                keys(part, definitions, path, found);
+            }
+        }
+        if let Some(items) = schema.get("items") {
+            keys(items, definitions, &format!("{path}[]"), found);
+        }
+        let properties = schema.get("properties").and_then(Value::as_object);
+        for (name, property) in properties.into_iter().flatten() {
+            let path = format!("{path}.{name}");
+            keys(property, definitions, &path, found);
+            found.push(path);
+        }
+    }
+
+    /// Whether a document has a key; of the entries of a list the first counts.
+    fn has(document: &Value, path: &str) -> bool {
+        let mut at = document;
+        for part in path.trim_start_matches('.').split('.') {
+            let (name, list) = match part.strip_suffix("[]") {
+                Some(name) => (name, true),
+                None => (part, false),
+            };
+            let next = at
+                .get(name)
+                .and_then(|next| if list { next.get(0) } else { Some(next) });
+            match next {
+                Some(next) => at = next,
+                None => return false,
+            }
+        }
+        true
+    }
+
+    #[test]
+    fn the_reference_of_a_registry_alone_has_every_key() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/registry-config.md"
+        );
+        let text = std::fs::read_to_string(path).unwrap();
+        let (_, rest) = text.split_once("```yaml\n").unwrap();
+        let (example, _) = rest.split_once("```").unwrap();
+        Standalone::parse(example).unwrap();
+        let document: Value = yaml::from_str(example).unwrap();
+        let schema = standalone_schema();
+        let mut found = Vec::new();
+        keys(&schema, &schema["definitions"], "", &mut found);
+        assert!(found.len() > 60, "{found:?}");
+        let missing: Vec<_> = found.iter().filter(|path| !has(&document, path)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+}

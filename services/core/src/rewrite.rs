@@ -27,6 +27,16 @@ pub fn upstream_of(local: &RepositoryName) -> Option<(Host, RepositoryName)> {
     Some((host, RepositoryName::parse(rest).ok()?))
 }
 
+/// The one name of a repository of Docker Hub, where `local` is another way to write it: `docker.io/nginx` means
+/// `docker.io/library/nginx`, and `index.docker.io` is `docker.io`.
+pub fn canonical(local: &RepositoryName) -> Option<RepositoryName> {
+    let (first, rest) = local.as_str().split_once('/')?;
+    let host = Host::parse(first).ok().filter(Host::is_docker_hub)?;
+    let library = if rest.contains('/') { "" } else { "library/" };
+    let name = RepositoryName::parse(&format!("{host}/{library}{rest}")).ok()?;
+    (name != *local).then_some(name)
+}
+
 /// Whether a repository lies where only fills may write: its first part is a host (`.`, `_<port>` or `localhost`).
 pub fn is_upstream_namespace(repository: &RepositoryName) -> bool {
     let first = repository.components().next().unwrap_or_default();

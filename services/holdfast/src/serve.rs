@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use holdfast_config::{Config, Distribution, RegistrySettings, Standalone, Writes};
+use holdfast_config::{Config, Distribution, Problem, RegistrySettings, Standalone, Writes};
 use holdfast_runtime::logs;
 
 use crate::cli::ConfigArgs;
@@ -14,11 +14,12 @@ use crate::cli::ConfigArgs;
 /// Arguments of `registry`.
 #[derive(clap::Args)]
 pub(crate) struct RegistryArgs {
-    /// The release's configuration; with --data, the configuration of a registry that runs alone; or a configuration of
+    /// The release's configuration, told by its key release; or the configuration of a registry that runs alone; or one of
     /// distribution (the CNCF registry), told by its keys version and storage
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Runs alone, as a pull-through registry on one machine, with its content in DIR
+    /// Runs alone, as a pull-through registry on one machine, with its content in DIR; the key data of a configuration file
+    /// says the same
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Listener of a registry that runs alone, for instance 0.0.0.0:5000
@@ -63,30 +64,62 @@ impl RegistryArgs {
                 notes,
             });
         }
-        let Some(data) = &self.data else {
-            anyhow::ensure!(
-                self.listen.is_none(),
-                "--listen needs --data, or a configuration of distribution"
-            );
-            let release = PathBuf::from("/etc/holdfast/config.yaml");
-            let config = Config::from_file(self.config.as_ref().unwrap_or(&release))?;
-            return Ok(Told {
-                kind: "the configuration of a release",
-                settings: RegistrySettings::from_config(&config),
-                logging: config.values.logging,
-                notes: Vec::new(),
-            });
-        };
+        let is_release = self.data.is_none() && text.as_deref().is_none_or(Config::is_one);
+        if is_release {
+            return self.of_release();
+        }
         let mut alone = match &self.config {
-            Some(path) => Standalone::from_file(path)?,
+            Some(path) => Standalone::from_file(path).with_context(|| {
+                format!(
+                    "{} is read as the configuration of a registry that runs alone, because it has no key release",
+                    path.display()
+                )
+            })?,
             None => Standalone::default(),
         };
-        alone.data.clone_from(data);
+        match &self.data {
+            Some(data) => alone.data.clone_from(data),
+            None if text.as_deref().is_some_and(Standalone::names_data) => {}
+            None => {
+                return Err(holdfast_config::Error::Invalid(vec![Problem {
+                    path: "data".to_owned(),
+                    message: "is missing: give the folder of the content here, or by --data DIR"
+                        .to_owned(),
+                }])
+                .into());
+            }
+        }
         alone.listen = self.listen.unwrap_or(alone.listen);
         Ok(Told {
             kind: "the configuration of a registry that runs alone",
             settings: alone.settings(),
             logging: alone.logging,
+            notes: Vec::new(),
+        })
+    }
+
+    /// The configuration that the chart makes.
+    fn of_release(&self) -> anyhow::Result<Told> {
+        anyhow::ensure!(
+            self.listen.is_none(),
+            "--listen is for a registry that runs alone, which --data DIR or the key data of --config FILE makes"
+        );
+        let path = self
+            .config
+            .clone()
+            .unwrap_or_else(|| PathBuf::from("/etc/holdfast/config.yaml"));
+        let config = Config::from_file(&path);
+        let config = if self.config.is_none() {
+            config.context(
+                "without --config and --data the registry is part of a release; to run alone it needs --data DIR",
+            )?
+        } else {
+            config?
+        };
+        Ok(Told {
+            kind: "the configuration of a release",
+            settings: RegistrySettings::from_config(&config),
+            logging: config.values.logging,
             notes: Vec::new(),
         })
     }

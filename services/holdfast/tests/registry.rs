@@ -206,3 +206,62 @@ fn a_key_that_nobody_knows_ends_with_status_64_and_is_named() {
     );
     assert_eq!(output.status.code(), Some(64));
 }
+
+/// The worked example of the reference.
+fn example() -> String {
+    let reference = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/reference/registry-config.md"
+    );
+    let text = std::fs::read_to_string(reference).unwrap();
+    let (_, rest) = text.split_once("```yaml\n").unwrap();
+    rest.split_once("```").unwrap().0.to_owned()
+}
+
+#[test]
+fn the_documented_configuration_is_one_without_further_options() {
+    let output = check(&example(), &[]);
+    let said = String::from_utf8(output.stdout).unwrap();
+    let failed = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{failed}");
+    for line in [
+        "read as: the configuration of a registry that runs alone",
+        "listens: 0.0.0.0:5000, TLS",
+        "content: /srv/holdfast",
+        "probes and metrics: 127.0.0.1:9090",
+        "writes: pushes and deletes",
+    ] {
+        assert!(
+            said.lines().any(|found| found == line),
+            "no {line} in {said}"
+        );
+    }
+    assert!(said.contains("upstreams: docker.io, "), "{said}");
+}
+
+#[test]
+fn a_configuration_that_says_too_little_says_what_is_missing() {
+    for (text, parts) in [
+        ("listen: 127.0.0.1:5000\n", &["data", "--data DIR"][..]),
+        ("", &["data", "--data DIR"]),
+        (
+            "data: /srv\nlisten: nowhere\n",
+            &["listen", "registry that runs alone"],
+        ),
+        ("release: {name: a}\n", &["namespace"]),
+        (
+            "registry: {replicas: 3}\n",
+            &["registry", "has no key release"],
+        ),
+    ] {
+        let output = check(text, &[]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{text}: {said}");
+        for part in parts {
+            assert!(said.contains(part), "{text}: no {part} in {said}");
+        }
+    }
+    let output = holdfast().args(["registry", "--check"]).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("--data DIR"), "{said}");
+}

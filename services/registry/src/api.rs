@@ -9,7 +9,7 @@ use holdfast_config::Writes;
 use holdfast_core::{
     Host,
     reference::RepositoryName,
-    rewrite::{is_upstream_namespace, local_repository},
+    rewrite::{canonical, is_upstream_namespace, local_repository},
 };
 use holdfast_runtime::{CancellationToken, server};
 use holdfast_store::{Owner, Store};
@@ -189,6 +189,20 @@ impl Api {
     }
 }
 
+/// A repository as a client names it in lists: by its own name there, and with the upstream that it named.
+pub(crate) struct Asked<'a> {
+    pub(crate) name: &'a RepositoryName,
+    /// The `ns` of the query, for links to the next page.
+    pub(crate) namespace: Option<String>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(head: &http::request::Parts, name: &'a RepositoryName) -> Self {
+        let namespace = namespace(head.uri.query()).map(|(text, _)| text);
+        Self { name, namespace }
+    }
+}
+
 /// Whether the configuration lets anybody do it.
 fn allowed(writes: Writes, action: gate::Action) -> bool {
     match (writes, action) {
@@ -284,9 +298,12 @@ impl Inner {
         }
         let writes = gate::action(&endpoint) == gate::Action::Push;
         let result = async {
+            let asked = endpoint.pulled_repository().cloned();
             let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
             let draft = notifier.and_then(|notifier| notifier.draft(&head, &endpoint, actor));
-            let mut response = self.dispatch(&head, &caller, endpoint, body).await?;
+            let mut response = self
+                .dispatch(&head, &caller, (endpoint, asked), body)
+                .await?;
             if let (Some(notifier), Some(draft)) = (notifier, draft) {
                 notifier
                     .tell(draft, response.status(), response.headers(), &self.store)
@@ -316,19 +333,25 @@ impl Inner {
         caller: &Principal,
         endpoint: &mut Endpoint,
     ) -> Result<Option<String>> {
-        let named = namespace(head.uri.query());
-        let Some((name, host)) = named.or_else(|| self.observers.mirror_of.clone()) else {
-            return Ok(None);
-        };
         let Some(repo) = endpoint.pulled_repository() else {
             return Ok(None);
         };
         if is_upstream_namespace(repo) {
+            // `docker.io/nginx`, as people write it.
+            if let Some(canonical) = canonical(repo) {
+                *repo = canonical;
+                self.gate.check(caller, endpoint)?;
+            }
             return Ok(None);
         }
+        let named = namespace(head.uri.query());
+        let Some((name, host)) = named.or_else(|| self.observers.mirror_of.clone()) else {
+            return Ok(None);
+        };
         let Some(local) = local_repository(&host, repo) else {
             return Ok(None);
         };
+        let local = canonical(&local).unwrap_or(local);
         let fetched = self
             .source
             .as_ref()
@@ -345,15 +368,22 @@ impl Inner {
         &self,
         head: &http::request::Parts,
         caller: &Principal,
-        endpoint: Endpoint,
+        (endpoint, asked): (Endpoint, Option<RepositoryName>),
         body: Received,
     ) -> Result<Response<Body>> {
         match endpoint {
             Endpoint::Base => Ok(json("{}".into(), "application/json")),
-            Endpoint::Catalog(page) => lists::catalog(self, page).await,
-            Endpoint::Tags(repo, page) => lists::tags(self, &repo, page).await,
+            Endpoint::Catalog(page) => {
+                let mirror_of = self.observers.mirror_of.as_ref().map(|(_, host)| host);
+                lists::catalog(self, mirror_of, page).await
+            }
+            Endpoint::Tags(repo, page) => {
+                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
+                lists::tags(self, &repo, &asked, page).await
+            }
             Endpoint::Referrers(repo, subject, kind, page) => {
-                referrers::list(self, &repo, &subject, kind.as_deref(), page).await
+                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
+                referrers::list(self, (&repo, &subject), &asked, kind.as_deref(), page).await
             }
             Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
             Endpoint::GetManifest(repo, reference) => {

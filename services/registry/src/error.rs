@@ -10,6 +10,7 @@ use crate::{
     body::{self, Body},
     limits,
     source::SourceError,
+    upstream,
 };
 
 /// Result of a handler.
@@ -233,6 +234,10 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
         SourceError::NotAllowed => Error::later(
             "nothing allows to fetch this image: no Artifact names it and its upstream is not configured",
         ),
+        SourceError::NotListed => Error::unknown(
+            Code::NameUnknown,
+            "the first part of the name is no upstream of this registry: it is not listed under upstreams in its configuration",
+        ),
         SourceError::Unauthorized(_) => {
             Error::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string())
         }
@@ -242,6 +247,15 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
                 HeaderValue::from(limits::RETRY_AFTER_SECONDS),
             )
         }
+        SourceError::TooMany(pause) => Error::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            Code::TooManyRequests,
+            error.to_string(),
+        )
+        .with(
+            header::RETRY_AFTER,
+            HeaderValue::from(upstream::seconds(pause)),
+        ),
         SourceError::Timeout(_) => Error::new(
             StatusCode::GATEWAY_TIMEOUT,
             Code::Unknown,
@@ -275,13 +289,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pause_is_told_as_the_upstream_asked_for_it() {
+        let pause = std::time::Duration::from_millis(6100);
+        let answer = from_source(SourceError::TooMany(pause), Code::BlobUnknown).into_response();
+        assert_eq!(answer.headers()[header::RETRY_AFTER], "7");
+    }
+
+    #[test]
     fn only_the_upstreams_own_word_is_not_found() {
         check(SourceError::NotFound, 404);
         check(SourceError::NotAllowed, 503);
+        check(SourceError::NotListed, 404);
         check(SourceError::Unauthorized("401".into()), 403);
         check(SourceError::Unavailable("refused".into()), 502);
         check(SourceError::Invalid("digest".into()), 502);
         check(SourceError::Timeout("5 s".into()), 504);
+        check(
+            SourceError::TooMany(std::time::Duration::from_millis(6100)),
+            429,
+        );
         check(SourceError::Overloaded, 503);
         check(SourceError::NoSpace("full".into()), 507);
         check(

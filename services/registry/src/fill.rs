@@ -12,6 +12,7 @@ mod entry;
 mod fresh;
 mod grants;
 mod image;
+mod lists;
 mod peers;
 mod pull;
 mod relay;
@@ -50,12 +51,18 @@ pub enum Error {
     /// The upstream, or the replica that copies, cannot be reached or fails.
     #[error("{0}")]
     Unavailable(String),
+    /// The upstream asks to be left alone for so long.
+    #[error("too many requests, the upstream asks for a pause of {} s", .0.as_secs_f64().ceil())]
+    TooMany(Duration),
     /// The upstream's bytes do not match their digest or are no image.
     #[error("{0}")]
     Invalid(String),
     /// Neither an Artifact nor the settings name it.
     #[error("nothing allows to fetch it")]
     NotAllowed,
+    /// The settings do not list its upstream, and nothing else may name it.
+    #[error("its upstream is not listed")]
+    NotListed,
     /// The request is malformed.
     #[error("{0}")]
     Request(String),
@@ -76,9 +83,9 @@ impl Error {
         match self {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
-            Self::Unavailable(_) => "unavailable",
+            Self::Unavailable(_) | Self::TooMany(_) => "unavailable",
             Self::Invalid(_) => "invalid",
-            Self::NotAllowed => "not_allowed",
+            Self::NotAllowed | Self::NotListed => "not_allowed",
             Self::Request(_) => "bad_request",
             Self::NoSpace(_) => "no_space",
             Self::Busy(_) => "busy",
@@ -97,6 +104,7 @@ impl From<upstream::Error> for Error {
             upstream::Error::Unauthorized => Self::Unauthorized,
             upstream::Error::Invalid(what) => Self::Invalid(what),
             upstream::Error::Busy(_) => Self::Busy(error.to_string()),
+            upstream::Error::TooMany(pause) => Self::TooMany(pause),
             upstream::Error::Unavailable(what) | upstream::Error::Settings(what) => {
                 Self::Unavailable(what)
             }
@@ -120,11 +128,13 @@ impl From<Error> for FillError {
         let code = match &error {
             Error::NotFound => FillErrorCode::NotFound,
             Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) | Error::Busy(_) => FillErrorCode::UpstreamUnavailable,
+            Error::Unavailable(_) | Error::TooMany(_) | Error::Busy(_) => {
+                FillErrorCode::UpstreamUnavailable
+            }
             Error::Store(_) => FillErrorCode::StoreFailed,
             Error::Invalid(_) => FillErrorCode::UpstreamInvalid,
             Error::NoSpace(_) => FillErrorCode::NoSpace,
-            Error::Request(_) | Error::NotAllowed => FillErrorCode::Invalid,
+            Error::Request(_) | Error::NotAllowed | Error::NotListed => FillErrorCode::Invalid,
         };
         Self {
             code,
@@ -139,10 +149,12 @@ impl From<Error> for SourceError {
             Error::NotFound => Self::NotFound,
             Error::Unauthorized => Self::Unauthorized("no credential fits".to_owned()),
             Error::Unavailable(what) => Self::Unavailable(what),
+            Error::TooMany(pause) => Self::TooMany(pause),
             Error::Invalid(what) => Self::Invalid(what),
             Error::NotAllowed | Error::Request(_) => Self::NotAllowed,
             Error::NoSpace(what) => Self::NoSpace(what),
             Error::Busy(_) => Self::Overloaded,
+            Error::NotListed => Self::NotListed,
             Error::Store(_) => Self::Store(holdfast_store::Error::Busy),
         }
     }
@@ -161,6 +173,8 @@ pub struct Settings {
     pub revalidate_pulls: bool,
     /// How long a tag counts as fresh after it was copied or compared.
     pub tag_fresh: Duration,
+    /// Whether fill requests may come: then what nothing names yet may be named a moment later.
+    pub has_controller: bool,
     /// How long what came with a fill request serves pulls of what it named: longer than the controller's rounds.
     pub grant: Duration,
 }
@@ -178,6 +192,7 @@ impl Default for Settings {
             retry: Duration::from_millis(200),
             revalidate_pulls: false,
             tag_fresh: Duration::from_secs(300),
+            has_controller: true,
             grant: Duration::from_secs(30 * 60),
         }
     }
@@ -213,6 +228,7 @@ struct Inner {
     blobs: Mutex<HashMap<Digest, entry::Entry>>,
     images: Mutex<HashMap<ImageKey, (ImageFill, Priority, Arc<Interest>)>>,
     checks: Mutex<Checks>,
+    lists: lists::Lists,
     arriving: Arriving,
     streams: shared::Streams,
 }
@@ -238,6 +254,7 @@ impl Fills {
                 blobs: Mutex::default(),
                 images: Mutex::default(),
                 checks: Mutex::default(),
+                lists: lists::Lists::default(),
                 arriving: Arriving::default(),
                 streams: shared::Streams::default(),
             }),
@@ -286,9 +303,9 @@ impl Fills {
             let moved = match (&target, request.revalidate) {
                 (ManifestRef::Tag(tag), true) => {
                     match self.inner.upstreams.revalidate(&source, tag.as_str()).await {
-                        Ok(Some(current)) => current.as_str() != local.digest,
+                        Ok(current) => current.as_str() != local.digest,
                         // Asked and not answered: what is local stays good.
-                        Ok(None) | Err(_) => false,
+                        Err(_) => false,
                     }
                 }
                 _ => false,

@@ -62,9 +62,18 @@ impl Principal {
             Self::Node => "node".to_owned(),
             Self::User(name) => format!("user:{name}"),
             Self::Certificate(peer) => {
-                let names = [Some(&peer.common_name), peer.uris.first(), peer.dns.first()];
-                let name = names.into_iter().flatten().find(|name| !name.is_empty());
-                format!("certificate:{}", name.map_or("", String::as_str))
+                // Each kind of name is a space of its own, as in the rules: who may choose one must not become another.
+                let names = [
+                    ("CN", Some(&peer.common_name)),
+                    ("URI", peer.uris.first()),
+                    ("DNS", peer.dns.first()),
+                ];
+                let name = names
+                    .into_iter()
+                    .filter_map(|(kind, name)| Some((kind, name.filter(|name| !name.is_empty())?)))
+                    .map(|(kind, name)| format!("{kind}={name}"))
+                    .next();
+                format!("certificate:{}", name.unwrap_or_default())
             }
             Self::Bearer(claims) => format!("token:{}", claims.subject()),
         }

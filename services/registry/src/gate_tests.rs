@@ -459,9 +459,30 @@ fn an_upload_session_has_an_owner() {
         (Principal::Anonymous, ""),
         (Principal::Node, "node"),
         (user("ci"), "user:ci"),
-        (certificate("ci"), "certificate:ci"),
+        (certificate("ci"), "certificate:CN=ci"),
         (bearer(&[]), "token:ci"),
     ] {
         assert_eq!(principal.subject(), expect);
     }
+}
+
+#[test]
+fn names_of_different_kinds_in_certificates_are_different_owners() {
+    let name = "ci.example";
+    let of = |peer: PeerIdentity| Principal::Certificate(Arc::new(peer)).subject();
+    let common = of(PeerIdentity {
+        common_name: name.to_owned(),
+        ..PeerIdentity::default()
+    });
+    let uri = of(PeerIdentity {
+        uris: vec![name.to_owned()],
+        ..PeerIdentity::default()
+    });
+    let dns = of(PeerIdentity {
+        dns: vec![name.to_owned()],
+        ..PeerIdentity::default()
+    });
+    assert_eq!(common, "certificate:CN=ci.example");
+    assert_eq!(uri, "certificate:URI=ci.example");
+    assert_eq!(dns, "certificate:DNS=ci.example");
 }

@@ -166,7 +166,18 @@ async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Bo
     };
     match fills.fill(&request).await {
         Ok(result) => json(StatusCode::OK, &result),
-        Err(error) => failed(&error.into()),
+        Err(error) => {
+            let pause = match &error {
+                crate::fill::Error::TooMany(pause) => Some(crate::upstream::seconds(*pause)),
+                _ => None,
+            };
+            let mut response = failed(&error.into());
+            if let Some(seconds) = pause {
+                let value = HeaderValue::from(seconds);
+                response.headers_mut().insert(header::RETRY_AFTER, value);
+            }
+            response
+        }
     }
 }
 

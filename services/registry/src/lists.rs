@@ -1,45 +1,103 @@
 //! Lists of tags and repositories, page by page. The store cuts the pages; nothing is allocated by what the client asks for.
 
-use holdfast_core::reference::RepositoryName;
+use holdfast_core::{
+    Host, Tag,
+    reference::RepositoryName,
+    rewrite::{local_repository, upstream_of},
+};
 use http::{Response, header};
 
 use crate::{
-    api::{Inner, json, value},
+    api::{Asked, Inner, json, value, warning},
     body::Body,
     error::{Code, Error, Result},
     limits,
     route::Page,
 };
 
-/// end-8a, end-8b
-pub(crate) async fn tags(api: &Inner, repo: &RepositoryName, page: Page) -> Result<Response<Body>> {
+/// end-8a, end-8b. Of a repository that is copied from an upstream, the upstream's tags are among them.
+pub(crate) async fn tags(
+    api: &Inner,
+    repo: &RepositoryName,
+    asked: &Asked<'_>,
+    page: Page,
+) -> Result<Response<Body>> {
     let limit = page
         .limit
         .unwrap_or(limits::TAGS_PAGE)
         .min(limits::TAGS_PAGE);
-    let found = api.store.tags_page(repo, page.last, limit).await?;
-    let Some((tags, more)) = found else {
-        return Err(Error::unknown(
-            Code::NameUnknown,
-            "the repository is not known here",
-        ));
+    let listed = match api.source_of(repo) {
+        Some(source) => Some(source.tags(repo).await),
+        None => None,
     };
+    let found = api.store.tags_page(repo, page.last.clone(), limit).await?;
+    let (local, more) = match (found, &listed) {
+        (Some(found), _) => found,
+        // What is not here may be there.
+        (None, Some(listed)) if !listed.known || !listed.entries.is_empty() => (Vec::new(), false),
+        (None, _) => {
+            return Err(Error::unknown(
+                Code::NameUnknown,
+                "the repository is not known here",
+            ));
+        }
+    };
+    let why = listed.as_ref().and_then(|listed| listed.warning.clone());
+    let known = listed.as_ref().is_none_or(|listed| listed.known);
+    let theirs = listed.map(|listed| listed.entries).unwrap_or_default();
+    let (tags, more) = merge(local, more, theirs, page.last.as_deref(), limit);
+    if tags.is_empty() && limit > 0 && !known && page.last.is_none() {
+        // The repository is here, and none of its tags yet.
+        return Err(Error::later(why.unwrap_or_default()));
+    }
     let tags: Vec<&str> = tags.iter().map(AsRef::as_ref).collect();
     let mut response = json(
-        serde_json::json!({ "name": repo.as_str(), "tags": tags }).to_string(),
+        serde_json::json!({ "name": asked.name.as_str(), "tags": tags }).to_string(),
         "application/json",
     );
     link(
         &mut response,
-        &format!("/v2/{repo}/tags/list"),
+        &format!("/v2/{}/tags/list", asked.name),
+        asked.namespace.as_deref(),
         limit,
         more.then(|| tags.last()).flatten(),
     );
+    if let Some(why) = why {
+        response
+            .headers_mut()
+            .append(header::WARNING, warning(&why));
+    }
     Ok(response)
 }
 
-/// `/v2/_catalog`
-pub(crate) async fn catalog(api: &Inner, page: Page) -> Result<Response<Body>> {
+/// One page of two lists in order: `local` is a page already, `theirs` is everything.
+fn merge(
+    local: Vec<Tag>,
+    more: bool,
+    theirs: Vec<Tag>,
+    last: Option<&str>,
+    limit: usize,
+) -> (Vec<Tag>, bool) {
+    let is_behind = |tag: &Tag| last.is_none_or(|last| tag.as_str() > last);
+    // Behind the last local tag of a page that is not the end there may be further ones of ours.
+    let end = more.then(|| local.last().cloned()).flatten();
+    let fits = |tag: &Tag| end.as_ref().is_none_or(|end| tag.as_str() <= end.as_str());
+    let theirs: Vec<Tag> = theirs.into_iter().filter(is_behind).collect();
+    let beyond = theirs.iter().any(|tag| !fits(tag));
+    let mut all: Vec<Tag> = theirs.into_iter().filter(fits).chain(local).collect();
+    all.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+    all.dedup();
+    let more = more || beyond || all.len() > limit;
+    all.truncate(limit);
+    (all, more)
+}
+
+/// `/v2/_catalog`. In a mirror of one upstream a name means that upstream's repository, and names are listed so.
+pub(crate) async fn catalog(
+    api: &Inner,
+    mirror_of: Option<&Host>,
+    page: Page,
+) -> Result<Response<Body>> {
     if page.limit.is_some_and(|limit| limit > limits::CATALOG_PAGE) {
         return Err(Error::invalid(
             Code::PaginationNumberInvalid,
@@ -47,30 +105,114 @@ pub(crate) async fn catalog(api: &Inner, page: Page) -> Result<Response<Body>> {
         ));
     }
     let limit = page.limit.unwrap_or(limits::CATALOG_PAGE);
-    let (names, more) = api.store.repositories_page(page.last, limit).await?;
-    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+    let (names, more) = match mirror_of {
+        None => {
+            let (names, more) = api.store.repositories_page(page.last, limit).await?;
+            (names.iter().map(ToString::to_string).collect(), more)
+        }
+        Some(host) => mirrored(api, host, page.last, limit).await?,
+    };
     let mut response = json(
         serde_json::json!({ "repositories": names }).to_string(),
         "application/json",
     );
+    let last = more.then(|| names.last()).flatten();
     link(
         &mut response,
         "/v2/_catalog",
+        None,
         limit,
-        more.then(|| names.last()).flatten(),
+        last.map(String::as_str).as_ref(),
     );
     Ok(response)
 }
 
-fn link(response: &mut Response<Body>, path: &str, limit: usize, last: Option<&&str>) {
+/// The repositories of one upstream, by their names there.
+async fn mirrored(
+    api: &Inner,
+    host: &Host,
+    last: Option<String>,
+    limit: usize,
+) -> Result<(Vec<String>, bool)> {
+    // Any repository's local name begins with the upstream's.
+    let Some(some) = RepositoryName::parse("a")
+        .ok()
+        .and_then(|name| local_repository(host, &name))
+    else {
+        return Ok((Vec::new(), false));
+    };
+    let prefix = some.as_str().trim_end_matches('a').to_owned();
+    let from = format!("{prefix}{}", last.unwrap_or_default());
+    let (names, more) = api.store.repositories_page(Some(from), limit).await?;
+    let of_host = |name: &&RepositoryName| name.as_str().starts_with(&prefix);
+    let found: Vec<String> = names
+        .iter()
+        .take_while(of_host)
+        .filter_map(|name| upstream_of(name).map(|(_, name)| name.to_string()))
+        .collect();
+    let more = more && names.iter().all(|name| of_host(&name));
+    Ok((found, more))
+}
+
+fn link(
+    response: &mut Response<Body>,
+    path: &str,
+    namespace: Option<&str>,
+    limit: usize,
+    last: Option<&&str>,
+) {
     if let Some(last) = last {
-        let query = url::form_urlencoded::Serializer::new(String::new())
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        query
             .append_pair("n", &limit.to_string())
-            .append_pair("last", last)
-            .finish();
+            .append_pair("last", last);
+        if let Some(namespace) = namespace {
+            query.append_pair("ns", namespace);
+        }
+        let query = query.finish();
         response.headers_mut().insert(
             header::LINK,
             value(&format!("<{path}?{query}>; rel=\"next\"")),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_of_two_lists_come_in_order_and_miss_nothing() {
+        let tags = |names: &[&str]| -> Vec<Tag> {
+            names.iter().map(|name| Tag::parse(name).unwrap()).collect()
+        };
+        for (local, theirs) in [
+            (&["a", "c", "e", "g"][..], &["b", "c", "f", "h"][..]),
+            (&["a", "b"], &[]),
+            (&[], &["b", "a", "B"]),
+            (&["x", "y", "z"], &["a", "b", "c"]),
+            (&["a", "b", "c"], &["x", "y", "z"]),
+        ] {
+            let mut all: Vec<&str> = local.iter().chain(theirs).copied().collect();
+            all.sort_unstable();
+            all.dedup();
+            for limit in 1..=9 {
+                let (mut found, mut last): (Vec<String>, Option<String>) = (Vec::new(), None);
+                loop {
+                    let behind = |name: &&str| last.as_deref().is_none_or(|last| *name > last);
+                    let ours: Vec<&str> = local.iter().copied().filter(behind).collect();
+                    let page = tags(&ours[..ours.len().min(limit)]);
+                    let more = ours.len() > limit;
+                    let (page, more) = merge(page, more, tags(theirs), last.as_deref(), limit);
+                    assert!(page.len() <= limit && (!page.is_empty() || !more));
+                    found.extend(page.iter().map(ToString::to_string));
+                    last = found.last().cloned();
+                    if !more {
+                        break;
+                    }
+                }
+                assert_eq!(found, all, "{local:?} {theirs:?} by {limit}");
+            }
+        }
     }
 }

@@ -1,4 +1,6 @@
-//! Who refers to a manifest: our index, and what clients of registries without this API kept under a fallback tag.
+//! Who refers to a manifest: our index, what clients of registries without this API kept under a fallback tag, and what the
+//! upstream lists of a manifest that comes from there. A list that could not be learned is never told as an empty one: to whoever
+//! verifies signatures it would read "unsigned".
 
 use std::collections::BTreeMap;
 
@@ -9,28 +11,46 @@ use holdfast_core::{
 use http::{HeaderValue, Response, header};
 
 use crate::{
-    api::{Inner, json, value},
+    api::{Asked, Inner, json, value, warning},
     body::Body,
-    content::{self, Descriptor, OCI_INDEX},
-    error::Result,
+    content::{self, OCI_INDEX},
+    error::{Error, Result},
     limits,
     route::Page,
+    source::{Listed, Referrer},
 };
+
+/// The kind that lists of some registries give to everything with an empty configuration, whatever it is.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// Where an entry comes from.
+enum Found {
+    /// The manifest is here.
+    Here(Digest),
+    /// The upstream says so.
+    Told(Referrer),
+}
 
 /// end-12a, end-12b: never "not found", whatever the repository.
 pub(crate) async fn list(
     api: &Inner,
-    repo: &RepositoryName,
-    subject: &Digest,
+    (repo, subject): (&RepositoryName, &Digest),
+    asked: &Asked<'_>,
     kind: Option<&str>,
     page: Page,
 ) -> Result<Response<Body>> {
+    let listed = match api.source_of(repo) {
+        Some(source) => source.referrers(repo, subject).await,
+        None => Listed::default(),
+    };
     let mut found = BTreeMap::new();
-    for digest in api.store.referrers(repo, subject).await? {
-        found.insert(digest.to_string(), digest);
+    for told in listed.entries {
+        found.insert(told.digest.to_string(), Found::Told(told));
     }
-    for digest in fallback(api, repo, subject).await? {
-        found.insert(digest.to_string(), digest);
+    let mut here = api.store.referrers(repo, subject).await?;
+    here.extend(fallback(api, repo, subject).await?);
+    for digest in here {
+        found.insert(digest.to_string(), Found::Here(digest));
     }
     let limit = page
         .limit
@@ -41,17 +61,29 @@ pub(crate) async fn list(
     let mut bytes = 0;
     let mut last = None;
     let mut more = None;
-    for (name, digest) in found {
+    let mut filtered = kind.is_some();
+    for (name, entry) in found {
         if page.last.as_ref().is_some_and(|last| name <= *last) {
             continue;
         }
-        let Some(descriptor) = describe(api, repo, subject, &digest).await else {
+        let is_told = matches!(entry, Found::Told(_));
+        let referrer = match entry {
+            Found::Told(told) => Some(told),
+            Found::Here(digest) => describe(api, repo, subject, &digest).await,
+        };
+        let Some(referrer) = referrer else {
             continue;
         };
-        if kind.is_some_and(|kind| descriptor.artifact_type.as_deref() != Some(kind)) {
+        let is_of_unknown_kind = match referrer.artifact_type.as_deref() {
+            None | Some(EMPTY) => is_told,
+            Some(_) => false,
+        };
+        if is_of_unknown_kind {
+            filtered = false;
+        } else if kind.is_some_and(|kind| referrer.artifact_type.as_deref() != Some(kind)) {
             continue;
         }
-        let Ok(entry) = serde_json::to_string(&descriptor) else {
+        let Ok(entry) = serde_json::to_string(&referrer) else {
             continue;
         };
         let full = manifests.len() >= limit || bytes + entry.len() > limits::REFERRERS_PAGE_BYTES;
@@ -63,16 +95,27 @@ pub(crate) async fn list(
         manifests.push(entry);
         last = Some(name);
     }
+    if manifests.is_empty() && !listed.known {
+        let why = listed.warning.unwrap_or_default();
+        return Err(Error::later(format!(
+            "who refers to it is not known: {why}"
+        )));
+    }
     let index = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#,
         manifests.join(",")
     );
     let mut response = json(index, OCI_INDEX);
-    if kind.is_some() {
+    if filtered {
         response.headers_mut().insert(
             "oci-filters-applied",
             HeaderValue::from_static("artifactType"),
         );
+    }
+    if let Some(why) = listed.warning {
+        response
+            .headers_mut()
+            .append(header::WARNING, warning(&why));
     }
     if let Some(last) = more {
         let mut query = url::form_urlencoded::Serializer::new(String::new());
@@ -82,11 +125,15 @@ pub(crate) async fn list(
         if page.limit.is_some() {
             query.append_pair("n", &limit.to_string());
         }
+        if let Some(namespace) = &asked.namespace {
+            query.append_pair("ns", namespace);
+        }
         let query = query.append_pair("last", &last).finish();
         response.headers_mut().insert(
             header::LINK,
             value(&format!(
-                "</v2/{repo}/referrers/{subject}?{query}>; rel=\"next\""
+                "</v2/{}/referrers/{subject}?{query}>; rel=\"next\"",
+                asked.name
             )),
         );
     }
@@ -99,14 +146,13 @@ async fn describe(
     repo: &RepositoryName,
     subject: &Digest,
     digest: &Digest,
-) -> Option<Descriptor> {
+) -> Option<Referrer> {
     let bytes = api.store.manifest(repo, digest).await.ok().flatten()?;
     let content = content::parse(&bytes, None).ok()?;
-    (content.subject.as_ref() == Some(subject)).then(|| Descriptor {
+    (content.subject.as_ref() == Some(subject)).then(|| Referrer {
         media_type: content.media_type,
         digest: digest.clone(),
         size: bytes.len() as u64,
-        urls: Vec::new(),
         artifact_type: content.artifact_type,
         annotations: content.annotations,
     })

@@ -391,6 +391,7 @@ fn fills(
     let fills = fill::Settings {
         hold: Duration::from_secs(settings.limits.hold_seconds.into()),
         revalidate_pulls: settings.uplink.revalidate_pulls,
+        has_controller: settings.has_controller,
         tag_fresh: Duration::from_secs(settings.uplink.tag_fresh_seconds.into()),
         ..fill::Settings::default()
     };

@@ -11,6 +11,8 @@ use holdfast_core::{
 };
 use holdfast_store::{BlobFile, GrowingBlob};
 
+pub use crate::upstream::Referrer;
+
 /// How a manifest is named in a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ManifestRef {
@@ -89,6 +91,9 @@ pub enum SourceError {
     /// The upstream cannot be reached or fails.
     #[error("the upstream is unavailable: {0}")]
     Unavailable(String),
+    /// The upstream asks to be left alone for so long.
+    #[error("the upstream is unavailable: it asks for a pause of {} s", .0.as_secs_f64().ceil())]
+    TooMany(std::time::Duration),
     /// The upstream took too long.
     #[error("the upstream did not answer in time: {0}")]
     Timeout(String),
@@ -98,12 +103,47 @@ pub enum SourceError {
     /// The volume has no room for it.
     #[error("{0}")]
     NoSpace(String),
+    /// The registry runs alone, and its settings do not list the upstream: nothing will ever allow it.
+    #[error("no upstream of this registry has that name")]
+    NotListed,
     /// Too many fills at once; try again.
     #[error("too many fills at once")]
     Overloaded,
     /// The store failed, a full volume included.
     #[error("the store failed")]
     Store(#[from] holdfast_store::Error),
+}
+
+/// What is known of an upstream's list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed<T> {
+    /// Its entries, or those that were told before.
+    pub entries: Vec<T>,
+    /// Why there may be others by now; for a `Warning` header.
+    pub warning: Option<String>,
+    /// Whether the upstream ever told: otherwise nothing follows from what is not among the entries.
+    pub known: bool,
+}
+
+impl<T> Default for Listed<T> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            warning: None,
+            known: true,
+        }
+    }
+}
+
+impl<T> Listed<T> {
+    /// A list that could not be learned.
+    pub fn unknown(why: &str) -> Self {
+        Self {
+            entries: Vec::new(),
+            warning: Some(format!("only what is here is listed: {why}")),
+            known: false,
+        }
+    }
 }
 
 /// What fetches from upstreams.
@@ -127,6 +167,20 @@ pub trait Source: Send + Sync + 'static {
         repo: &'a RepositoryName,
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<SourceBlob, SourceError>>;
+
+    /// The tags that the upstream of a repository has. By default there is nobody to ask.
+    fn tags<'a>(&'a self, _repo: &'a RepositoryName) -> BoxFuture<'a, Listed<Tag>> {
+        Box::pin(async { Listed::default() })
+    }
+
+    /// Who refers to a manifest at the upstream of a repository. By default there is nobody to ask.
+    fn referrers<'a>(
+        &'a self,
+        _repo: &'a RepositoryName,
+        _subject: &'a Digest,
+    ) -> BoxFuture<'a, Listed<Referrer>> {
+        Box::pin(async { Listed::default() })
+    }
 
     /// A pull of upstream content was answered with `bytes`, from the volume if `is_hit`; `kind` is `manifest` or `blob`. For the
     /// numbers only.

@@ -9,6 +9,7 @@ mod breaker;
 mod client;
 mod endpoint;
 pub(crate) mod flow;
+mod lists;
 mod negative;
 mod pace;
 mod proxies;
@@ -30,12 +31,14 @@ use holdfast_core::{Digest, Host, RepositoryName};
 
 pub use auth::Login;
 pub use body::Body;
+pub(crate) use endpoint::seconds;
 use endpoint::{Endpoint, Parts};
+pub(crate) use lists::Pages;
+pub use lists::Referrer;
 use negative::Negative;
 use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
-use settings::retry_after;
 pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
 pub(crate) use turns::Interest;
 pub use turns::{Priority, Wait};
@@ -55,6 +58,9 @@ pub enum Error {
     /// The upstream cannot be reached, is too slow, or fails.
     #[error("the upstream is unavailable: {0}")]
     Unavailable(String),
+    /// The upstream asks to be left alone for so long.
+    #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", endpoint::seconds(*.0))]
+    TooMany(Duration),
     /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may be sent.
     #[error("the upstream's answer is not valid: {0}")]
     Invalid(String),
@@ -72,7 +78,7 @@ impl Error {
         match self {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
-            Self::Unavailable(_) | Self::Settings(_) => "unavailable",
+            Self::Unavailable(_) | Self::TooMany(_) | Self::Settings(_) => "unavailable",
             Self::Invalid(_) => "invalid",
             Self::Busy(_) => "busy",
         }
@@ -223,7 +229,7 @@ impl Upstreams {
     /// Whether any endpoint of the host would be asked now: false while every breaker is open.
     pub fn is_reachable(&self, host: &Host) -> bool {
         self.endpoints(host)
-            .is_ok_and(|endpoints| endpoints.iter().any(|e| e.closed_for().is_none()))
+            .is_ok_and(|endpoints| endpoints.iter().any(|e| !e.is_closed()))
     }
 
     /// The numbers of everything that upstreams are asked for.
@@ -344,37 +350,6 @@ impl Upstreams {
             }
         }
         Err(self.failed(source, &path, failed))
-    }
-
-    /// The digest that a tag names upstream, within the deadline of a revalidation.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`] after the deadline.
-    pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Option<Digest>> {
-        let late = || {
-            Err(Error::Unavailable(
-                "no answer within the deadline of a revalidation".to_owned(),
-            ))
-        };
-        let ask = self.resolve(source, target);
-        tokio::time::timeout(self.inner.timeouts.revalidate, ask)
-            .await
-            .unwrap_or_else(|_| late())
-    }
-
-    /// The digest that a tag names upstream.
-    ///
-    /// # Errors
-    /// The most telling error of all endpoints.
-    pub async fn resolve(&self, source: &Source, target: &str) -> Result<Option<Digest>> {
-        let mut failed = None;
-        for endpoint in self.endpoints(&source.host)? {
-            match endpoint.head(source, &format!("manifests/{target}")).await {
-                Ok(digest) => return Ok(digest),
-                Err(error) => failed = Some(worse(failed, error)),
-            }
-        }
-        Err(failed.unwrap_or_else(nowhere))
     }
 
     /// How long a pull waits for a revalidation.
@@ -536,6 +511,7 @@ fn worse(first: Option<Error>, second: Error) -> Error {
         Error::Invalid(_) => 3,
         Error::Busy(_) => 4,
         Error::Unavailable(_) => 5,
+        Error::TooMany(_) => 6,
     };
     match first {
         Some(first) if rank(&first) > rank(&second) => first,

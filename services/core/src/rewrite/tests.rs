@@ -123,6 +123,28 @@ fn a_name_that_reads_as_an_ipv6_address_has_no_local_name() {
     );
 }
 
+#[test]
+fn the_hubs_repositories_have_one_name() {
+    for (written, expect) in [
+        ("docker.io/nginx", Some("docker.io/library/nginx")),
+        ("docker.io/library/nginx", None),
+        ("docker.io/team/app", None),
+        ("index.docker.io/nginx", Some("docker.io/library/nginx")),
+        ("index.docker.io/team/app", Some("docker.io/team/app")),
+        ("ghcr.io/nginx", None),
+        ("team/app", None),
+        ("docker.io", None),
+    ] {
+        let name = RepositoryName::parse(written).unwrap();
+        let found = canonical(&name);
+        assert_eq!(
+            found.as_ref().map(RepositoryName::as_str),
+            expect,
+            "{written}"
+        );
+    }
+}
+
 fn host() -> impl Strategy<Value = String> {
     let name = prop_oneof![
         "[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?(\\.[a-z0-9]([a-z0-9-]{0,8}[a-z0-9])?){1,3}",

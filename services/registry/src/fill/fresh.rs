@@ -92,7 +92,7 @@ impl Fills {
             let answer = fills.inner.upstreams.resolve(&source, tag.as_str()).await;
             let metrics = fills.inner.upstreams.metrics();
             let outcome = match answer {
-                Ok(Some(current)) if current != local => {
+                Ok(current) if current != local => {
                     metrics.compared("moved");
                     let copier = fills.clone();
                     // What is local is served now; the next pull gets the new one.

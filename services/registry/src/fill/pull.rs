@@ -94,6 +94,18 @@ impl source::Source for Fills {
         self.metrics().proxy.served(kind, is_hit, bytes);
     }
 
+    fn tags<'a>(&'a self, repo: &'a RepositoryName) -> BoxFuture<'a, source::Listed<Tag>> {
+        Box::pin(self.list_tags(repo))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        subject: &'a Digest,
+    ) -> BoxFuture<'a, source::Listed<source::Referrer>> {
+        Box::pin(self.list_referrers(repo, subject))
+    }
+
     fn revalidate<'a>(
         &'a self,
         repo: &'a RepositoryName,
@@ -120,7 +132,11 @@ impl Fills {
         Ok(self.source(repo, granted))
     }
 
-    fn source(&self, repo: &RepositoryName, granted: Option<Vec<Login>>) -> Option<Source> {
+    pub(super) fn source(
+        &self,
+        repo: &RepositoryName,
+        granted: Option<Vec<Login>>,
+    ) -> Option<Source> {
         let (host, repository) = rewrite::upstream_of(repo)?;
         let is_listed = self.inner.upstreams.is_listed(&host);
         let logins = granted.or_else(|| is_listed.then(Vec::new))?;
@@ -200,6 +216,9 @@ impl Fills {
                 }
                 if let Some(entry) = self.ask_owner(repo, reference).await? {
                     return Ok(entry);
+                }
+                if !self.inner.settings.has_controller {
+                    return Err(Error::NotListed);
                 }
                 // The controller may be about to name it, or another replica to finish it.
                 tokio::time::sleep(LOOK).await;

@@ -9,6 +9,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
+use serde_json::Value;
 use url::Url;
 
 /// A user name and password, or an identity token, for one upstream; prints without its password (SPEC 82).
@@ -75,6 +76,8 @@ pub(super) enum Challenge {
         realm: Url,
         /// Its name for the registry.
         service: Option<String>,
+        /// What the registry wants the token to be for, as it says it; absent where it does not say.
+        scope: Option<String>,
     },
 }
 
@@ -93,6 +96,7 @@ impl Challenge {
         }
         let mut realm = None;
         let mut service = None;
+        let mut scope = None;
         for (name, value) in parameters(rest) {
             match name.to_ascii_lowercase().as_str() {
                 "realm" => {
@@ -101,14 +105,41 @@ impl Challenge {
                         .filter(|url| matches!(url.scheme(), "http" | "https"));
                 }
                 "service" => service = Some(value),
+                "scope" => scope = scope.or_else(|| sane_scope(&value)),
                 _ => {}
             }
         }
         Some(Self::Bearer {
             realm: realm?,
             service,
+            scope,
         })
     }
+
+    /// The challenge without its scope: that of another path is no answer for this one.
+    pub(super) fn without_scope(self) -> Self {
+        match self {
+            Self::Basic => Self::Basic,
+            Self::Bearer { realm, service, .. } => Self::Bearer {
+                realm,
+                service,
+                scope: None,
+            },
+        }
+    }
+}
+
+/// Longest scope that is taken from a challenge, bytes.
+const MAX_SCOPE_BYTES: usize = 1024;
+
+/// The scope of a challenge as it may be asked for: scope tokens of RFC 6749, section 3.3, one space between two of them.
+fn sane_scope(text: &str) -> Option<String> {
+    let is_token = |c: char| c.is_ascii_graphic() && c != '"' && c != '\\';
+    let parts: Vec<&str> = text.split(' ').filter(|part| !part.is_empty()).collect();
+    let is_sane = !parts.is_empty()
+        && text.len() <= MAX_SCOPE_BYTES
+        && parts.iter().all(|part| part.chars().all(is_token));
+    is_sane.then(|| parts.join(" "))
 }
 
 /// The realm of a challenge that asks for a token.
@@ -214,31 +245,62 @@ fn parent(host: &str) -> Option<&str> {
     (!is_suffix && !rented).then_some(parent)
 }
 
-/// A token server's answer.
+/// A token server's answer. Each field is read by itself: one that is odd does not spoil the others.
 #[derive(Deserialize)]
 pub(super) struct TokenAnswer {
-    token: Option<String>,
-    access_token: Option<String>,
-    expires_in: Option<u64>,
+    #[serde(default)]
+    token: Value,
+    #[serde(default)]
+    access_token: Value,
+    #[serde(default)]
+    expires_in: Value,
 }
 
+/// How long a token lasts whose server does not say it, and the least that is believed, seconds: the token specification.
+const LEAST_SECONDS: u64 = 60;
+/// The longest that a token is used, seconds.
+const MOST_SECONDS: u64 = 24 * 3600;
+
 impl TokenAnswer {
-    /// The token and for how long it counts, with a margin off its end.
+    /// The token and for how long it counts, with a margin off its end. An empty `token` beside an `access_token` is none.
     pub(super) fn token(self) -> Option<(String, Duration)> {
-        let token = self
-            .token
-            .or(self.access_token)
-            .filter(|token| !token.is_empty())?;
-        // 60 s is what the token specification says when nothing is said.
-        let seconds = self.expires_in.unwrap_or(60).clamp(60, 24 * 3600);
+        let token = [self.token, self.access_token]
+            .into_iter()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .find(|token| is_bearer(token))?;
+        let seconds = match &self.expires_in {
+            Value::Number(number) => number.as_u64(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        let seconds = seconds
+            .unwrap_or(LEAST_SECONDS)
+            .clamp(LEAST_SECONDS, MOST_SECONDS);
         Some((token, Duration::from_secs(seconds - seconds / 4)))
     }
 }
 
-/// A token's key: realm, service, scope, and who asked.
-pub(super) type TokenKey = (String, Option<String>, String, Option<Login>);
+/// Whether a text can stand behind `Bearer` in a header.
+fn is_bearer(token: &str) -> bool {
+    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
+}
 
-/// Tokens by realm, credential and scope.
+/// What a token is for. It goes back only to the origin that asked for it, and only for who asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct TokenKey {
+    /// The origin that challenged.
+    pub(super) origin: String,
+    /// The token server.
+    pub(super) realm: Url,
+    /// The registry's name there.
+    pub(super) service: Option<String>,
+    /// What it opens.
+    pub(super) scope: String,
+    /// Who asks; nobody for an anonymous token.
+    pub(super) login: Option<Login>,
+}
+
+/// Tokens by what they are for.
 #[derive(Default)]
 pub(super) struct Tokens {
     held: Mutex<HashMap<TokenKey, (String, Instant)>>,
@@ -284,17 +346,40 @@ mod tests {
 
     #[test]
     fn challenges_are_parsed() {
-        let bearer = |realm: &str, service: Option<&str>| {
+        let scoped = |realm: &str, service: Option<&str>, scope: Option<&str>| {
             Some(Challenge::Bearer {
                 realm: realm.parse().unwrap(),
                 service: service.map(str::to_owned),
+                scope: scope.map(str::to_owned),
             })
         };
+        let bearer = |realm: &str, service: Option<&str>| scoped(realm, service, None);
         check_challenge(r#"Basic realm="x""#, Some(Challenge::Basic));
         check_challenge(
             r#"Bearer realm="https://auth.example/token",service="reg",scope="repository:a,b:pull""#,
-            bearer("https://auth.example/token", Some("reg")),
+            scoped(
+                "https://auth.example/token",
+                Some("reg"),
+                Some("repository:a,b:pull"),
+            ),
         );
+        for (scope, expect) in [
+            ("aws", Some("aws")),
+            (
+                " repository:a:pull  repository:b:pull",
+                Some("repository:a:pull repository:b:pull"),
+            ),
+            ("", None),
+            ("  ", None),
+            ("repository:a:pull\u{e9}", None),
+            ("repository:a:pull\t", None),
+            (&"x".repeat(1025), None),
+        ] {
+            check_challenge(
+                &format!("Bearer realm=\"https://a/t\",scope=\"{scope}\""),
+                scoped("https://a/t", None, expect),
+            );
+        }
         check_challenge(
             r#"bearer service=reg, realm="https://a/t?x=1""#,
             bearer("https://a/t?x=1", Some("reg")),
@@ -379,12 +464,50 @@ mod tests {
     }
 
     #[test]
+    fn answers_of_token_servers_are_read_leniently() {
+        for (answer, expect) in [
+            (r#"{"token":"a","expires_in":400}"#, Some(("a", 300))),
+            (r#"{"token":"a"}"#, Some(("a", 45))),
+            (r#"{"token":"a","expires_in":0}"#, Some(("a", 45))),
+            (r#"{"token":"a","expires_in":-1}"#, Some(("a", 45))),
+            (r#"{"token":"a","expires_in":null}"#, Some(("a", 45))),
+            (r#"{"token":"a","expires_in":"400"}"#, Some(("a", 300))),
+            (r#"{"token":"a","expires_in":1e300}"#, Some(("a", 45))),
+            (r#"{"token":"a","issued_at":"yesterday"}"#, Some(("a", 45))),
+            (r#"{"token":"a","issued_at":0}"#, Some(("a", 45))),
+            (r#"{"token":"","access_token":"b"}"#, Some(("b", 45))),
+            (r#"{"token":null,"access_token":"b"}"#, Some(("b", 45))),
+            (r#"{"access_token":"b"}"#, Some(("b", 45))),
+            (r#"{"token":"a b","access_token":"b"}"#, Some(("b", 45))),
+            (r#"{"token":""}"#, None),
+            (r#"{"token":1}"#, None),
+            ("{}", None),
+        ] {
+            let read: TokenAnswer = serde_json::from_str(answer).unwrap();
+            let expect =
+                expect.map(|(token, lasts)| (token.to_owned(), Duration::from_secs(lasts)));
+            assert_eq!(read.token(), expect, "{answer}");
+        }
+    }
+
+    #[test]
     fn tokens_end() {
         let now = Instant::now();
         let tokens = Tokens::default();
-        let key = ("r".to_owned(), None, "s".to_owned(), None);
+        let key = TokenKey {
+            origin: "https://registry.example".to_owned(),
+            realm: "https://auth.example/token".parse().unwrap(),
+            service: None,
+            scope: "s".to_owned(),
+            login: None,
+        };
         tokens.put(key.clone(), "t".to_owned(), now + Duration::from_secs(1));
         assert_eq!(tokens.get(&key, now), Some("t".to_owned()));
         assert_eq!(tokens.get(&key, now + Duration::from_secs(1)), None);
+        let elsewhere = TokenKey {
+            origin: "https://other.example".to_owned(),
+            ..key
+        };
+        assert_eq!(tokens.get(&elsewhere, now), None);
     }
 }

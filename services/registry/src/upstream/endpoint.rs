@@ -1,18 +1,24 @@
 //! One URL of an upstream: its clients, breaker and tokens, and what is asked of it.
 
+mod answer;
+mod ask;
 mod follow;
+mod list;
 mod token;
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Instant, SystemTime},
 };
 
 use bytes::BytesMut;
 use holdfast_config::{Credentials, UpstreamSettings};
-use holdfast_core::{Algorithm, Digest};
+use holdfast_core::{Algorithm, Digest, RepositoryName};
 use holdfast_store::Hasher;
 use http::{Method, StatusCode, header};
 use reqwest::{Client, Response};
@@ -23,14 +29,24 @@ use url::Url;
 use super::{
     Error, Login, MAX_MANIFEST_BYTES, Manifest, Result, Source, Timeouts,
     auth::{Challenge, Tokens},
-    breaker::Breaker,
-    client::{Use, cause, client, probe},
+    breaker::{Breaker, Closed, Failure},
+    client::{Prober, Use, cause, client},
     pace::Pace,
     proxies::Proxies,
-    reach::Reach,
-    retry_after, settings,
+    reach::{self, Allowed, Seen},
 };
 use crate::fill_metrics::{FillMetrics, UpstreamLabel};
+pub(crate) use answer::seconds;
+use answer::{content_range, printable, text, told_size};
+use ask::Call;
+use follow::Bytes;
+
+/// What is said of a host inside the network, whatever it does that is not a registry's.
+const NO_REGISTRY: &str =
+    "no registry answers there; hosts of this network tell more when they are listed in upstreams";
+
+/// The repository to which failures count that no request of one repository is to blame for: of bodies that break off.
+const BODIES: &str = "";
 
 /// How requests to a repository are authorised, once that is known.
 #[derive(Debug, Clone)]
@@ -58,6 +74,10 @@ pub(super) struct Parts<'a> {
 /// One URL of an upstream.
 pub(super) struct Endpoint {
     pub(super) url: Url,
+    /// Where its API begins: ends in `/v2/`.
+    root: Url,
+    /// What stands before the names of its repositories: empty, or with a slash at its end.
+    prefix: String,
     pub(super) timeouts: Timeouts,
     pub(super) label: String,
     is_own: bool,
@@ -65,7 +85,13 @@ pub(super) struct Endpoint {
     settings: Option<UpstreamSettings>,
     proxies: Arc<Proxies>,
     client: Client,
-    guarded: OnceCell<(Reach, Client)>,
+    /// What the endpoint's own name was resolved to, where only an image names it.
+    seen: Seen,
+    /// What the names that its redirects led to were resolved to.
+    seen_elsewhere: Seen,
+    /// Whether it once answered as a registry does.
+    is_registry: AtomicBool,
+    guarded: OnceCell<(Allowed, Client)>,
     breaker: Arc<Mutex<Breaker>>,
     tokens: Tokens,
     known: Mutex<HashMap<String, Known>>,
@@ -114,13 +140,21 @@ impl Endpoint {
         } = parts;
         let bad = |what: String| Error::Settings(format!("{url}: {what}"));
         let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
+        let seen = Seen::default();
+        // A name is seen when it is resolved.
+        if let Some(address) = reach::literal(&parsed) {
+            seen.add(address);
+        }
         let what = match settings {
             Some(_) => Use::Configured,
-            None => Use::Anybody(Reach::of_anybody()),
+            None => Use::Anybody(seen.clone()),
         };
-        let client = client(&parsed, settings.as_ref(), &proxies, timeouts, what).map_err(bad)?;
+        let client = client(&parsed, settings.as_ref(), &proxies, timeouts, &what).map_err(bad)?;
+        let (root, prefix) = api_root(&parsed);
         Ok(Self {
             url: parsed,
+            root,
+            prefix,
             timeouts,
             label,
             is_own,
@@ -128,6 +162,9 @@ impl Endpoint {
             settings,
             proxies,
             client,
+            seen,
+            seen_elsewhere: Seen::default(),
+            is_registry: AtomicBool::new(false),
             guarded: OnceCell::new(),
             breaker: Arc::new(Mutex::new(Breaker::new(
                 timeouts.breaker_min,
@@ -144,52 +181,119 @@ impl Endpoint {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn closed_for(&self) -> Option<Duration> {
-        self.breaker().closed_for(Instant::now())
+    /// Whether it is not asked for anything now.
+    pub(super) fn is_closed(&self) -> bool {
+        self.breaker().closed_to_all(Instant::now()).is_some()
     }
 
-    /// Records a failure of the endpoint and says so; an opened breaker is probed from the background.
+    /// Lets a request pass, or says why it does not go out.
+    fn check_open(&self, call: &Call<'_>) -> Result<()> {
+        let closed = self.breaker().closed(call.repository(), Instant::now());
+        Err(match closed {
+            None => return Ok(()),
+            Some(Closed::Pause(left)) => Error::TooMany(left),
+            Some(Closed::Endpoint(cause, left)) => {
+                Error::Unavailable(format!("{cause}, next probe in {} s", left.as_secs() + 1))
+            }
+            Some(Closed::Repository(cause, left)) => Error::Unavailable(format!(
+                "{cause} for this repository, asked again in {} s",
+                left.as_secs() + 1
+            )),
+        })
+    }
+
+    /// Records that the endpoint was reached and failed for a repository.
+    fn failed(&self, call: &Call<'_>, what: &str) -> Error {
+        self.record(Failure::Repository(call.repository()), what)
+    }
+
+    /// Records that there was no connection to the endpoint.
+    fn unreachable(&self, what: &str) -> Error {
+        self.record(Failure::Connection, what)
+    }
+
+    /// Records that a body did not come to its end.
     pub(super) fn broke(&self, what: &str) -> Error {
-        let opened = self.breaker().failed(Instant::now());
-        if let Some(period) = opened {
-            tracing::warn!(upstream.url = %self.url, cause = what, seconds = period.as_secs(), "upstream fails, not asked for a while");
-            let (breaker, client, url) = (
-                Arc::downgrade(&self.breaker),
-                self.client.clone(),
-                self.api(""),
-            );
+        self.record(Failure::Repository(BODIES), what)
+    }
+
+    /// Records a failure and says so; where it may be more than one request's, the API is probed from the background.
+    fn record(&self, failure: Failure<'_>, what: &str) -> Error {
+        let (wait, is_open) = {
+            let mut breaker = self.breaker();
+            let wait = breaker.failed(failure, what, Instant::now(), SystemTime::now());
+            (wait, breaker.is_open())
+        };
+        if let Some(wait) = wait {
+            if is_open {
+                tracing::warn!(upstream.url = %self.url, cause = what, seconds = wait.as_secs(), "upstream fails, not asked for a while");
+            }
             let open = self.metrics.open.get_or_create_owned(&UpstreamLabel {
                 upstream: self.label.clone(),
             });
-            open.inc();
-            let closed = move || {
-                open.dec();
+            let prober = Prober {
+                breaker: Arc::downgrade(&self.breaker),
+                client: self.client.clone(),
+                url: self.root.clone(),
+                timeout: self.timeouts.headers,
+                open,
             };
-            tokio::spawn(probe(
-                breaker,
-                client,
-                url,
-                period,
-                self.timeouts.headers,
-                closed,
-            ));
+            tokio::spawn(prober.run(wait, is_open));
         }
-        Error::Unavailable(what.to_owned())
+        Error::Unavailable(self.tellable(what))
     }
 
+    /// What who names an image may be told of its host. Of one that nobody configured, at an address of this network, no
+    /// more than that there is no registry: causes would tell which ports are open. They are in the log.
+    fn tellable(&self, what: &str) -> String {
+        if !self.is_confidential() {
+            return what.to_owned();
+        }
+        tracing::info!(upstream.url = %self.url, cause = what, "a host inside this network that is not listed in upstreams does not answer as a registry");
+        NO_REGISTRY.to_owned()
+    }
+
+    /// The same for whatever came of a request.
+    fn discreet(&self, error: Error) -> Error {
+        if self.is_confidential() {
+            Error::Unavailable(self.tellable(&error.to_string()))
+        } else {
+            error
+        }
+    }
+
+    fn is_confidential(&self) -> bool {
+        // A name that was outside as well may be inside for the next request only.
+        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_mixed();
+        self.settings.is_none()
+            && ((self.seen.is_inside() && !shown) || self.seen_elsewhere.is_inside())
+    }
+
+    fn succeeded(&self, call: &Call<'_>) {
+        self.breaker().succeeded(call.repository());
+    }
+
+    /// A URL of the API.
     fn api(&self, path: &str) -> Url {
-        let mut url = self.url.clone();
-        url.set_path(&format!(
-            "{}/v2/{path}",
-            self.url.path().trim_end_matches('/')
-        ));
+        let mut url = self.root.clone();
+        url.set_path(&format!("{}{path}", self.root.path()));
         url
     }
 
+    /// What the endpoint calls a repository.
+    fn path_of(&self, repository: &RepositoryName) -> String {
+        format!("{}{repository}", self.prefix)
+    }
+
     pub(super) async fn manifest(&self, source: &Source, target: &str) -> Result<Manifest> {
-        let mut response = self
-            .ask(source, &Method::GET, &format!("manifests/{target}"), None)
-            .await?;
+        let found = self.manifest_of(source, target).await;
+        found.map_err(|error| self.discreet(error))
+    }
+
+    async fn manifest_of(&self, source: &Source, target: &str) -> Result<Manifest> {
+        let path = format!("manifests/{target}");
+        let call = Call::new(source, Method::GET, &path);
+        let mut response = self.ask(&call).await?;
         let media_type = text(&response, header::CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type
             .split(';')
@@ -197,7 +301,7 @@ impl Endpoint {
             .unwrap_or_default()
             .trim()
             .to_owned();
-        let bytes = self.read(&mut response, MAX_MANIFEST_BYTES).await?;
+        let bytes = self.read(&call, &mut response, MAX_MANIFEST_BYTES).await?;
         let wanted = Digest::parse(target).ok();
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Hasher::digest(algorithm, &bytes);
@@ -221,6 +325,7 @@ impl Endpoint {
                 )));
             }
         }
+        self.is_registry.store(true, Ordering::Relaxed);
         self.metrics.took(&self.label, "manifest", bytes.len());
         Ok(Manifest {
             digest,
@@ -229,25 +334,44 @@ impl Endpoint {
         })
     }
 
-    /// The digest that the upstream gives for a path; `None` when it gives none.
-    pub(super) async fn head(&self, source: &Source, path: &str) -> Result<Option<Digest>> {
-        let response = self.ask(source, &Method::HEAD, path, None).await?;
-        let digest = response
-            .headers()
-            .get("docker-content-digest")
-            .and_then(|value| value.to_str().ok());
-        Ok(digest.and_then(|digest| Digest::parse(digest).ok()))
+    /// The digest that a tag names: the one that HEAD tells, else that of the manifest itself.
+    pub(super) async fn resolve(&self, source: &Source, target: &str) -> Result<Digest> {
+        let path = format!("manifests/{target}");
+        let told = match self.ask(&Call::new(source, Method::HEAD, &path)).await {
+            Ok(response) => response
+                .headers()
+                .get("docker-content-digest")
+                .and_then(|value| Digest::parse(value.to_str().ok()?).ok()),
+            Err(Error::Invalid(_)) => None,
+            Err(error) => return Err(error),
+        };
+        match told {
+            // Copies are known by this algorithm; another one's digest could not be compared with theirs.
+            Some(digest) if digest.algorithm() == Algorithm::Sha256 => Ok(digest),
+            _ => Ok(self.manifest(source, target).await?.digest),
+        }
     }
 
-    /// Whether a blob may be read, and its size if the server says it. A server that knows no HEAD is asked for the blob, and left at its
-    /// first byte.
+    /// Whether a blob may be read, and its size if the server says it. What HEAD does not decide, its first byte does.
     pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
-        let mut answer = self.ask(source, &Method::HEAD, &path, None).await;
-        if matches!(answer, Err(Error::Invalid(_))) {
-            answer = self.ask(source, &Method::GET, &path, None).await;
+        let length = |answer: &Response| told_size(text(answer, header::CONTENT_LENGTH).as_deref());
+        match self.ask(&Call::new(source, Method::HEAD, &path)).await {
+            Ok(answer) => return Ok(length(&answer)),
+            Err(Error::Invalid(_)) => {}
+            Err(error) => return Err(error),
         }
-        Ok(told_size(text(&answer?, header::CONTENT_LENGTH).as_deref()))
+        let first = Call::new(source, Method::GET, &path).part(Bytes::First);
+        let answer = match self.ask(&first).await {
+            // A blob without a byte has no first one, and some servers know no ranges.
+            Err(Error::Invalid(_)) => self.ask(&first.part(Bytes::All)).await?,
+            answer => answer?,
+        };
+        if answer.status() == StatusCode::PARTIAL_CONTENT {
+            let range = text(&answer, header::CONTENT_RANGE).unwrap_or_default();
+            return Ok(content_range(&range).and_then(|(_, total)| total));
+        }
+        Ok(length(&answer))
     }
 
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
@@ -259,19 +383,22 @@ impl Endpoint {
         size: Option<u64>,
     ) -> Result<BlobAnswer> {
         let path = format!("blobs/{digest}");
-        if self
-            .remembered(source, &self.logins(source).await)
-            .is_none()
-        {
+        let head = Call::new(source, Method::HEAD, &path);
+        if self.remembered(&head, &self.logins(source).await).is_none() {
             // Learns how to authorise without a refused GET: one GET a blob.
-            match self.ask(source, &Method::HEAD, &path, None).await {
-                // A server that knows no HEAD.
+            match self.ask(&head).await {
+                // A server whose HEAD says nothing of its GET.
                 Ok(_) | Err(Error::Invalid(_)) => {}
                 Err(error) => return Err(error),
             }
         }
-        let range = (offset > 0 && !whole).then_some(offset);
-        let response = self.ask(source, &Method::GET, &path, range).await?;
+        let bytes = if offset > 0 && !whole {
+            Bytes::From(offset)
+        } else {
+            Bytes::All
+        };
+        let get = Call::new(source, Method::GET, &path).part(bytes);
+        let response = self.ask(&get).await?;
         let etag =
             text(&response, header::ETAG).filter(|etag| etag.starts_with('"') && etag.len() > 2);
         // A server that knows no ranges, or whose content changed, begins anew.
@@ -303,7 +430,12 @@ impl Endpoint {
         })
     }
 
-    async fn read(&self, response: &mut Response, limit: usize) -> Result<bytes::Bytes> {
+    async fn read(
+        &self,
+        call: &Call<'_>,
+        response: &mut Response,
+        limit: usize,
+    ) -> Result<bytes::Bytes> {
         let mut bytes = BytesMut::new();
         let deadline = Instant::now() + self.timeouts.crawl;
         loop {
@@ -320,238 +452,31 @@ impl Endpoint {
                 Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
                 Ok(Ok(None)) => return Ok(bytes.freeze()),
                 Ok(Err(error)) => {
-                    return Err(self.broke(&format!("the answer broke off: {}", cause(&error))));
+                    let text = format!("the answer broke off: {}", cause(&error));
+                    return Err(self.failed(call, &text));
                 }
-                Err(_) => return Err(self.broke("the answer stalled")),
+                Err(_) => return Err(self.failed(call, "the answer stalled")),
             }
-        }
-    }
-
-    /// What worked for this repository before, if it is one of the `logins` that this request may use.
-    fn remembered(&self, source: &Source, logins: &[Option<Login>]) -> Option<Known> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(source.repository.as_str())?.clone();
-        logins.contains(&known.login).then_some(known)
-    }
-
-    fn remember(&self, source: &Source, known: Option<Known>) {
-        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() > 4096 {
-            all.clear();
-        }
-        match known {
-            Some(known) => all.insert(source.repository.as_str().to_owned(), known),
-            None => all.remove(source.repository.as_str()),
-        };
-    }
-
-    /// What a request for this source may be made with, in order: its own credentials, the endpoint's, none.
-    async fn logins(&self, source: &Source) -> Vec<Option<Login>> {
-        let mut logins = Vec::new();
-        if self.is_own {
-            logins.extend(source.logins.iter().cloned().map(Some));
-        }
-        let host = if let (true, Some(settings)) = (self.is_own, &self.settings) {
-            settings.host.clone()
-        } else {
-            let port = self.url.port().map(|port| format!(":{port}"));
-            let host = self.url.host_str().unwrap_or_default();
-            format!("{host}{}", port.unwrap_or_default())
-        };
-        let own = settings::logins(&self.credentials, &host).await;
-        logins.extend(own.into_iter().map(Some));
-        logins.push(None);
-        logins
-    }
-
-    /// Asks with the authorisation that worked, else with each credential in turn, at last with none (SPEC 35).
-    async fn ask(
-        &self,
-        source: &Source,
-        method: &Method,
-        path: &str,
-        offset: Option<u64>,
-    ) -> Result<Response> {
-        let outcome = self.ask_in_turn(source, method, path, offset).await;
-        let word = outcome.as_ref().map_or_else(Error::word, |_| "ok");
-        self.metrics.asked(&self.label, word);
-        outcome
-    }
-
-    async fn ask_in_turn(
-        &self,
-        source: &Source,
-        method: &Method,
-        path: &str,
-        offset: Option<u64>,
-    ) -> Result<Response> {
-        if let Some(left) = self.closed_for() {
-            return Err(Error::Unavailable(format!(
-                "it failed before, next probe in {} s",
-                left.as_secs() + 1
-            )));
-        }
-        let repository = source.repository.as_str();
-        self.pace.take(repository, &source.priority).await?;
-        let url = self.api(&format!("{}/{path}", source.repository));
-        let logins = self.logins(source).await;
-        let has_login = logins.iter().any(Option::is_some);
-        let mut challenge = None;
-        if let Some(known) = self.remembered(source, &logins) {
-            let header = self
-                .authorisation(source, known.challenge.as_ref(), known.login.as_ref())
-                .await;
-            if let Ok(header) = header {
-                match self.answer(self.follow(method, &url, header, offset).await?) {
-                    Err(Error::Unauthorized) => {}
-                    // Nobody sees it; a user may.
-                    Err(Error::NotFound) if has_login && known.login.is_none() => {}
-                    other => return other,
-                }
-            }
-            self.forget_token(source, &known);
-            self.remember(source, None);
-            challenge = known.challenge;
-        }
-        let mut failed = Error::Unauthorized;
-        if challenge.is_none() {
-            let response = self.follow(method, &url, None, offset).await?;
-            let asked = challenge_of(&response);
-            let status = response.status();
-            match (status, asked) {
-                (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
-                // Some registries refuse or hide where they should ask: each credential gets its try.
-                (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND, _)
-                    if has_login =>
-                {
-                    if let Err(error) = self.answer(response) {
-                        failed = error;
-                    }
-                    let root = self.follow(&Method::GET, &self.api(""), None, None).await?;
-                    challenge = Some(challenge_of(&root).unwrap_or(Challenge::Basic));
-                }
-                _ => {
-                    let answer = self.answer(response);
-                    if answer.is_ok() {
-                        self.remember(
-                            source,
-                            Some(Known {
-                                login: None,
-                                challenge: None,
-                            }),
-                        );
-                    }
-                    return answer;
-                }
-            }
-        }
-        for login in logins {
-            if login.is_none() && challenge == Some(Challenge::Basic) {
-                continue;
-            }
-            let header = match self
-                .authorisation(source, challenge.as_ref(), login.as_ref())
-                .await
-            {
-                Ok(header) => header,
-                Err(Error::Unauthorized) => continue,
-                Err(error) => return Err(error),
-            };
-            match self.answer(self.follow(method, &url, header, offset).await?) {
-                Ok(response) => {
-                    self.remember(source, Some(Known { login, challenge }));
-                    return Ok(response);
-                }
-                // Some registries hide from a wrong user what a right one sees.
-                Err(Error::NotFound) => failed = Error::NotFound,
-                Err(Error::Unauthorized) => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Err(failed)
-    }
-
-    /// Does not ask the endpoint for as long as it wants.
-    fn pause(&self, response: &Response) -> Duration {
-        let pause = retry_after(text(response, header::RETRY_AFTER).as_deref());
-        self.breaker().pause(Instant::now(), pause);
-        let label = UpstreamLabel {
-            upstream: self.label.clone(),
-        };
-        self.metrics.pauses.get_or_create(&label).inc();
-        pause
-    }
-
-    fn answer(&self, response: Response) -> Result<Response> {
-        let status = response.status();
-        if status == StatusCode::TOO_MANY_REQUESTS {
-            let pause = self.pause(&response);
-            return Err(Error::Unavailable(format!(
-                "too many requests, asks for a pause of {} s",
-                pause.as_secs()
-            )));
-        }
-        if status.is_server_error() {
-            return Err(self.broke(&format!("status {status}")));
-        }
-        self.breaker().succeeded();
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Unauthorized),
-            StatusCode::NOT_FOUND => Err(Error::NotFound),
-            _ if status.is_success() => {
-                match text(&response, header::CONTENT_ENCODING).as_deref() {
-                    None | Some("" | "identity") => Ok(response),
-                    Some(encoding) => Err(Error::Invalid(format!(
-                        "the content is encoded ({}) though nobody asked for it",
-                        printable(encoding)
-                    ))),
-                }
-            }
-            _ => Err(Error::Invalid(format!("status {status}"))),
         }
     }
 }
 
-fn challenge_of(response: &Response) -> Option<Challenge> {
-    response
-        .headers()
-        .get_all(header::WWW_AUTHENTICATE)
-        .iter()
-        .filter_map(|value| Challenge::parse(value.to_str().ok()?))
-        .max_by_key(|challenge| *challenge != Challenge::Basic)
-}
-
-/// The first byte and, where it is told, the whole size of `bytes FIRST-LAST/SIZE`.
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
-    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-    let total = match total.trim() {
-        "*" => None,
-        total => Some(total.parse().ok()?),
+/// Where an endpoint's API begins, and what stands before the names of its repositories. An endpoint's path lies before `/v2/`
+/// (Artifactory), unless it holds that part itself (`https://harbor.example/v2/hub-cache`, a proxy project of Harbor).
+fn api_root(endpoint: &Url) -> (Url, String) {
+    let path = endpoint.path().trim_end_matches('/');
+    let parts: Vec<&str> = path.split('/').collect();
+    let (before, behind) = match parts.iter().position(|part| *part == "v2") {
+        Some(at) => (&parts[..at], &parts[at + 1..]),
+        None => (&parts[..], &[][..]),
     };
-    (first <= last && total.is_none_or(|total: u64| last < total)).then_some((first, total))
-}
-
-/// What an upstream said, fit for a log and a header.
-fn printable(text: &str) -> String {
-    text.chars()
-        .filter(|c| c.is_ascii_graphic() || *c == ' ')
-        .take(60)
-        .collect()
-}
-
-/// The size of a blob as a `Content-Length` tells it. Some servers answer HEAD with 0 whatever the size.
-fn told_size(length: Option<&str>) -> Option<u64> {
-    length?.parse().ok().filter(|size| *size > 0)
-}
-
-fn text(response: &Response, name: header::HeaderName) -> Option<String> {
-    response
-        .headers()
-        .get(name)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned)
+    let mut root = endpoint.clone();
+    root.set_path(&format!("{}/v2/", before.join("/")));
+    let mut prefix = behind.join("/");
+    if !prefix.is_empty() {
+        prefix.push('/');
+    }
+    (root, prefix)
 }
 
 #[cfg(test)]
@@ -559,31 +484,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_length_of_nothing_tells_no_size() {
-        for (length, expect) in [
-            (None, None),
-            (Some("10"), Some(10)),
-            (Some("0"), None),
-            (Some("-1"), None),
-            (Some("many"), None),
+    fn an_endpoints_path_holds_the_version_once() {
+        for (endpoint, root, prefix) in [
+            ("https://a.example", "https://a.example/v2/", ""),
+            ("https://a.example/", "https://a.example/v2/", ""),
+            ("https://a.example/v2", "https://a.example/v2/", ""),
+            ("https://a.example/v2/", "https://a.example/v2/", ""),
+            (
+                "https://harbor.example/v2/hub-cache",
+                "https://harbor.example/v2/",
+                "hub-cache/",
+            ),
+            (
+                "https://harbor.example:8443/v2/cache/hub/",
+                "https://harbor.example:8443/v2/",
+                "cache/hub/",
+            ),
+            (
+                "https://a.example/artifactory/api/docker/hub",
+                "https://a.example/artifactory/api/docker/hub/v2/",
+                "",
+            ),
+            (
+                "https://a.example/artifactory/v2/hub",
+                "https://a.example/artifactory/v2/",
+                "hub/",
+            ),
         ] {
-            assert_eq!(told_size(length), expect, "{length:?}");
-        }
-    }
-
-    #[test]
-    fn content_ranges_are_read_strictly() {
-        for (text, expect) in [
-            ("bytes 0-9/10", Some((0, Some(10)))),
-            ("bytes 5-9/*", Some((5, None))),
-            ("bytes 5-9/9", None),
-            ("bytes 9-5/10", None),
-            ("bytes */10", None),
-            ("bytes 5-/10", None),
-            ("items 0-9/10", None),
-            ("", None),
-        ] {
-            assert_eq!(content_range(text), expect, "{text:?}");
+            let (found, before) = api_root(&endpoint.parse().unwrap());
+            assert_eq!(
+                (found.as_str(), before.as_str()),
+                (root, prefix),
+                "{endpoint}"
+            );
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
 };
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -15,37 +18,85 @@ enum Kind {
     Private,
     Loopback,
     LinkLocal,
-    /// Unspecified, multicast, broadcast: nothing to connect to.
+    /// Unspecified, multicast, broadcast: nothing to connect to. And metadata services of clouds, wherever they are: they hand
+    /// out credentials to whoever asks from this machine.
     Never,
 }
 
-/// Metadata services of clouds that are not on the link: they hand out credentials to whoever asks from this machine.
-const METADATA: [IpAddr; 3] = [
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+/// Metadata services by address: of most clouds, of containers and pods on AWS, of Alibaba, Azure and Oracle.
+const METADATA_V4: [Ipv4Addr; 5] = [
+    Ipv4Addr::new(169, 254, 169, 254),
+    Ipv4Addr::new(169, 254, 170, 2),
+    Ipv4Addr::new(169, 254, 170, 23),
+    Ipv4Addr::new(100, 100, 100, 200),
+    Ipv4Addr::new(168, 63, 129, 16),
+];
+
+/// The same over IPv6: of `OpenStack`, Google, Oracle and Scaleway. Those of AWS are a network.
+const METADATA_V6: [Ipv6Addr; 4] = [
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
 ];
 
 fn kind(address: IpAddr) -> Kind {
-    let address = address.to_canonical();
-    if address.is_unspecified() || address.is_multicast() || METADATA.contains(&address) {
-        return Kind::Never;
-    }
-    if address.is_loopback() {
-        return Kind::Loopback;
-    }
     match address {
-        IpAddr::V4(v4) if v4.is_link_local() => Kind::LinkLocal,
-        IpAddr::V4(v4) if v4.is_broadcast() => Kind::Never,
-        // 100.64.0.0/10 is the shared space of carriers and of some clouds' metadata services.
-        IpAddr::V4(v4)
-            if v4.is_private() || (v4.octets()[0] == 100 && v4.octets()[1] & 0xC0 == 64) =>
-        {
-            Kind::Private
-        }
-        IpAddr::V6(v6) if v6.is_unicast_link_local() => Kind::LinkLocal,
-        IpAddr::V6(v6) if v6.is_unique_local() => Kind::Private,
+        IpAddr::V4(v4) => kind_v4(v4),
+        IpAddr::V6(v6) => match embedded(v6) {
+            Some(v4) => kind_v4(v4),
+            None => kind_v6(v6),
+        },
+    }
+}
+
+fn kind_v4(v4: Ipv4Addr) -> Kind {
+    match v4.octets() {
+        _ if METADATA_V4.contains(&v4) => Kind::Never,
+        // This network, special registrations of the IETF (a metadata service of Oracle is there), multicast and reserved.
+        [0 | 224..=255, ..] | [192, 0, 0, _] => Kind::Never,
+        [127, ..] => Kind::Loopback,
+        [169, 254, ..] => Kind::LinkLocal,
+        // 100.64.0.0/10 is the shared space of carriers.
+        [100, 64..=127, ..] => Kind::Private,
+        _ if v4.is_private() => Kind::Private,
         _ => Kind::Public,
+    }
+}
+
+fn kind_v6(v6: Ipv6Addr) -> Kind {
+    match v6.segments() {
+        _ if METADATA_V6.contains(&v6) => Kind::Never,
+        _ if v6.is_unspecified() || v6.is_multicast() => Kind::Never,
+        _ if v6.is_loopback() => Kind::Loopback,
+        // fd00:ec2::/32: the services of AWS.
+        [0xfd00, 0xec2, ..] => Kind::Never,
+        _ if v6.is_unicast_link_local() => Kind::LinkLocal,
+        // Site-local addresses, deprecated and still routed; local translations (RFC 8215).
+        [0xfec0..=0xfeff, ..] | [0x64, 0xff9b, 1, ..] => Kind::Private,
+        _ if v6.is_unique_local() => Kind::Private,
+        _ => Kind::Public,
+    }
+}
+
+/// The IPv4 address that an IPv6 address leads to: mapped and compatible ones, NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo
+/// (RFC 4380) and ISATAP (RFC 5214).
+fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
+    let of = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        Ipv4Addr::new(a, b, c, d)
+    };
+    match v6.segments() {
+        // `::` and `::1` are addresses of their own.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0, 0, 0, 0, 0xffff, 0, high, low] => {
+            Some(of(high, low))
+        }
+        [0x2001, 0, _, _, _, _, high, low] => Some(of(!high, !low)),
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => Some(of(high, low)),
+        _ => None,
     }
 }
 
@@ -57,22 +108,65 @@ pub(super) struct Reach {
     link_local: bool,
 }
 
+/// The kinds of address that a name was resolved to, ever. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen(Arc<AtomicU8>);
+
+impl Seen {
+    fn bit(kind: Kind) -> u8 {
+        match kind {
+            Kind::Public => 1,
+            Kind::Private => 2,
+            Kind::Loopback => 4,
+            Kind::LinkLocal => 8,
+            Kind::Never => 16,
+        }
+    }
+
+    /// Adds an address that is connected to.
+    pub(super) fn add(&self, address: IpAddr) {
+        self.0.fetch_or(Self::bit(kind(address)), Ordering::Relaxed);
+    }
+
+    /// Whether any of them is not public: what is told of it would tell of this network.
+    pub(super) fn is_inside(&self) -> bool {
+        self.0.load(Ordering::Relaxed) & !Self::bit(Kind::Public) != 0
+    }
+
+    /// Whether they are of several kinds.
+    pub(super) fn is_mixed(&self) -> bool {
+        self.0.load(Ordering::Relaxed).count_ones() > 1
+    }
+
+    /// What who lives there may send us to: addresses of the one kind that all of its own are of. A name with a public and a
+    /// private address could be anybody's.
+    fn reach(&self) -> Reach {
+        let all = self.0.load(Ordering::Relaxed);
+        Reach {
+            private: all == Self::bit(Kind::Private),
+            loopback: all == Self::bit(Kind::Loopback),
+            link_local: all == Self::bit(Kind::LinkLocal),
+        }
+    }
+}
+
 impl Reach {
     /// What an upstream at these addresses may send us to; `configured` upstreams may use private addresses.
     pub(super) fn of(upstream: impl IntoIterator<Item = IpAddr>, configured: bool) -> Self {
-        let mut reach = Self {
-            private: configured,
-            ..Self::default()
-        };
+        let seen = Seen::default();
         for address in upstream {
-            match kind(address) {
-                Kind::Private => reach.private = true,
-                Kind::Loopback => reach.loopback = true,
-                Kind::LinkLocal => reach.link_local = true,
-                Kind::Public | Kind::Never => {}
-            }
+            seen.add(address);
         }
-        reach
+        Self::of_seen(&seen, configured)
+    }
+
+    /// The same for addresses that were seen.
+    pub(super) fn of_seen(seen: &Seen, configured: bool) -> Self {
+        let reach = seen.reach();
+        Self {
+            private: reach.private || configured,
+            ..reach
+        }
     }
 
     /// What a host may be that nobody configured, only an image's name: a registry beside us, but not this machine.
@@ -121,13 +215,35 @@ impl Reach {
 /// Resolves names and drops the addresses that may not be reached, so that no name leads around the rule: the connection
 /// goes to an address that was judged here. The proxies' own names are the operator's.
 pub(super) struct Guard {
-    reach: Reach,
+    allowed: Allowed,
     proxies: Vec<String>,
+    /// What was handed out.
+    seen: Seen,
+}
+
+/// What a guard hands out.
+#[derive(Debug, Clone)]
+pub(super) enum Allowed {
+    /// These kinds.
+    Kinds(Reach),
+    /// What who lives at the addresses that were seen by now may send us to: a name that is resolved to something else each
+    /// time gets no further than the least of it.
+    Of(Seen),
+}
+
+impl Allowed {
+    /// The kinds as of now.
+    pub(super) fn reach(&self) -> Reach {
+        match self {
+            Self::Kinds(reach) => *reach,
+            Self::Of(seen) => Reach::of_seen(seen, false).within(Reach::of_anybody()),
+        }
+    }
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let reach = self.reach;
+        let (reach, seen) = (self.allowed.reach(), self.seen.clone());
         let is_proxy = self
             .proxies
             .iter()
@@ -140,8 +256,22 @@ impl Resolve for Guard {
             if found.is_empty() {
                 return Err("no address of the redirect's target may be reached".into());
             }
+            if !is_proxy {
+                for address in &found {
+                    seen.add(address.ip());
+                }
+            }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
+    }
+}
+
+/// The address that a URL's host is, where it is one.
+pub(super) fn literal(url: &Url) -> Option<IpAddr> {
+    match url.host() {
+        Some(url::Host::Ipv4(address)) => Some(IpAddr::V4(address)),
+        Some(url::Host::Ipv6(address)) => Some(IpAddr::V6(address)),
+        _ => None,
     }
 }
 
@@ -158,9 +288,13 @@ pub(super) async fn addresses(url: &Url) -> Vec<IpAddr> {
     }
 }
 
-/// A guard that a client can share; `proxies` are host names.
-pub(super) fn guard(reach: Reach, proxies: Vec<String>) -> Arc<Guard> {
-    Arc::new(Guard { reach, proxies })
+/// A guard that a client can share; `proxies` are host names, and `seen` learns what is handed out.
+pub(super) fn guard(allowed: Allowed, proxies: Vec<String>, seen: Seen) -> Arc<Guard> {
+    Arc::new(Guard {
+        allowed,
+        proxies,
+        seen,
+    })
 }
 
 #[cfg(test)]
@@ -204,6 +338,93 @@ mod tests {
         check("198.51.100.1", true, "http://100.100.100.200/", false);
         check("10.0.0.9", false, "http://168.63.129.16/", false);
         check("198.51.100.1", false, "http://[fd00::1]/", false);
+    }
+
+    #[test]
+    fn forbidden_addresses_are_known_in_every_form() {
+        for (address, expect) in [
+            ("64:ff9b::7f00:1", Kind::Loopback),
+            ("64:ff9b::a9fe:a9fe", Kind::Never),
+            ("64:ff9b::a00:1", Kind::Private),
+            ("64:ff9b::a83f:8110", Kind::Never),
+            ("64:ff9b::cb00:7105", Kind::Public),
+            ("64:ff9b:1::1", Kind::Private),
+            ("2002:7f00:1::", Kind::Loopback),
+            ("2002:a9fe:a9fe::1", Kind::Never),
+            ("2002:c0a8:101::1", Kind::Private),
+            ("2002:cb00:7105::1", Kind::Public),
+            ("2001:0:1:2:3:4:80ff:fffe", Kind::Loopback),
+            ("::ffff:127.0.0.1", Kind::Loopback),
+            ("::ffff:169.254.169.254", Kind::Never),
+            ("::ffff:0:127.0.0.1", Kind::Loopback),
+            ("::127.0.0.1", Kind::Loopback),
+            ("fe80::5efe:7f00:1", Kind::Loopback),
+            ("2001:db8::200:5efe:10.0.0.1", Kind::Private),
+            ("::1", Kind::Loopback),
+            ("::", Kind::Never),
+            ("0.0.0.0", Kind::Never),
+            ("0.1.2.3", Kind::Never),
+            ("255.255.255.255", Kind::Never),
+            ("240.0.0.1", Kind::Never),
+            ("224.0.0.1", Kind::Never),
+            ("ff02::1", Kind::Never),
+            ("169.254.169.254", Kind::Never),
+            ("169.254.170.2", Kind::Never),
+            ("169.254.170.23", Kind::Never),
+            ("169.254.1.1", Kind::LinkLocal),
+            ("100.100.100.200", Kind::Never),
+            ("100.64.0.1", Kind::Private),
+            ("100.128.0.1", Kind::Public),
+            ("168.63.129.16", Kind::Never),
+            ("192.0.0.192", Kind::Never),
+            ("fd00:ec2::254", Kind::Never),
+            ("fd00:ec2::23", Kind::Never),
+            ("fd20:ce::254", Kind::Never),
+            ("fd00:c1::a9fe:a9fe", Kind::Never),
+            ("fd00:42::42", Kind::Never),
+            ("fe80::a9fe:a9fe", Kind::Never),
+            ("fd12::1", Kind::Private),
+            ("fec0::1", Kind::Private),
+            ("2001:db8::1", Kind::Public),
+        ] {
+            assert_eq!(kind(address.parse().unwrap()), expect, "{address}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_addresses_of_two_kinds_opens_neither() {
+        for (addresses, target, expect) in [
+            (&["10.0.0.9", "10.0.0.8"][..], "http://10.0.0.1/", true),
+            (&["10.0.0.9", "198.51.100.1"], "http://10.0.0.1/", false),
+            (&["127.0.0.1", "::1"], "http://127.0.0.1:9/", true),
+            (&["127.0.0.1", "198.51.100.1"], "http://127.0.0.1:9/", false),
+            (&["127.0.0.1", "10.0.0.1"], "http://127.0.0.1:9/", false),
+            (
+                &["169.254.1.1", "198.51.100.1"],
+                "http://169.254.1.2/",
+                false,
+            ),
+            (&["169.254.1.1"], "http://169.254.169.254/", false),
+            (&[], "http://10.0.0.1/", false),
+            (&[], "http://198.51.100.1/", true),
+        ] {
+            let parsed = addresses.iter().map(|address| address.parse().unwrap());
+            let reach = Reach::of(parsed, false);
+            let url: Url = target.parse().unwrap();
+            assert_eq!(reach.allows_url(&url), expect, "{addresses:?} {target}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_changes_gets_no_further_than_the_least_of_it() {
+        let seen = Seen::default();
+        let allowed = Allowed::Of(seen.clone());
+        let private: IpAddr = "10.0.0.1".parse().unwrap();
+        assert!(!allowed.reach().allows(private));
+        seen.add(private);
+        assert!(seen.is_inside() && allowed.reach().allows(private));
+        seen.add("198.51.100.1".parse().unwrap());
+        assert!(seen.is_inside() && !allowed.reach().allows(private));
     }
 
     #[test]

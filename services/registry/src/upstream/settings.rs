@@ -1,6 +1,9 @@
 //! Where an upstream is reached, and every limit of talking to it, in one place.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    time::{Duration, SystemTime},
+};
 
 use holdfast_config::Credentials;
 use holdfast_core::Host;
@@ -49,6 +52,8 @@ pub(super) const MIN_BYTES: u64 = 60 << 10;
 pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// Largest answer of a token server, bytes.
 pub(super) const MAX_TOKEN_BYTES: usize = 64 << 10;
+/// Redirects of a token server that one request follows.
+pub(super) const MAX_TOKEN_REDIRECTS: usize = 3;
 /// Redirects that one request follows.
 pub(super) const MAX_REDIRECTS: usize = 5;
 /// The longest `Retry-After` that is believed.
@@ -112,11 +117,48 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
     }
 }
 
-/// Parses `Retry-After` in seconds, capped; a date counts as the cap's tenth.
-pub(super) fn retry_after(value: Option<&str>) -> Duration {
-    match value.map(str::trim).map(str::parse::<u64>) {
-        Some(Ok(seconds)) => Duration::from_secs(seconds).min(MAX_RETRY_AFTER),
-        Some(Err(_)) => MAX_RETRY_AFTER / 10,
-        None => Duration::from_secs(1),
+/// Reads `Retry-After`, seconds or a date, capped; a second where it is absent or neither.
+pub(super) fn retry_after(value: Option<&str>, now: SystemTime) -> Duration {
+    const UNKNOWN: Duration = Duration::from_secs(1);
+    let Some(value) = value.map(str::trim) else {
+        return UNKNOWN;
+    };
+    if let Ok(seconds) = value.parse() {
+        return Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
+    }
+    let date = jiff::fmt::rfc2822::parse(value)
+        .ok()
+        .map(|date| SystemTime::from(date.timestamp()));
+    date.map_or(UNKNOWN, |date| {
+        date.duration_since(now)
+            .unwrap_or_default()
+            .clamp(UNKNOWN, MAX_RETRY_AFTER)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_is_told_in_seconds_or_as_a_date() {
+        // Sun, 06 Nov 1994 08:49:37 GMT
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (value, expect) in [
+            (None, 1),
+            (Some("7"), 7),
+            (Some(" 7 "), 7),
+            (Some("0"), 0),
+            (Some("100000"), 300),
+            (Some("99999999999999999999999"), 1),
+            (Some("Sun, 06 Nov 1994 08:50:07 GMT"), 30),
+            (Some("Sun, 06 Nov 1994 08:49:00 GMT"), 1),
+            (Some("Mon, 06 Nov 1995 08:49:37 GMT"), 300),
+            (Some("soon"), 1),
+            (Some(""), 1),
+        ] {
+            let expect = Duration::from_secs(expect);
+            assert_eq!(retry_after(value, now), expect, "{value:?}");
+        }
     }
 }

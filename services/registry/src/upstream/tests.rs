@@ -6,8 +6,10 @@ use holdfast_testkit::{Auth, Fault, ImageBuilder, Upstream, faults::Kind};
 
 use super::*;
 
+mod failures;
 mod hostile;
 mod logins;
+mod registries;
 
 fn quick() -> Timeouts {
     Timeouts {
@@ -190,8 +192,14 @@ async fn the_breaker_opens_and_is_closed_by_a_probe() {
     }
     let asked = upstream.requests().count(&http::Method::GET, "manifests/1");
     assert_eq!(asked, 3, "after three failures nobody asks");
-    upstream.faults().clear();
     let reachable = || client.is_reachable(&source.host);
+    holdfast_testkit::eventually(
+        "a probe that fails opens the breaker",
+        Duration::from_secs(5),
+        || !reachable(),
+    )
+    .await;
+    upstream.faults().clear();
     holdfast_testkit::eventually(
         "the probe closes the breaker",
         Duration::from_secs(5),
@@ -211,11 +219,11 @@ async fn a_429_is_left_alone_for_as_long_as_it_asks() {
         .set(Fault::new(Kind::TooMany { retry_after: 60 }).times(1));
     assert!(matches!(
         client.manifest(&source, "1").await,
-        Err(Error::Unavailable(_))
+        Err(Error::TooMany(pause)) if pause == Duration::from_secs(60)
     ));
     assert!(matches!(
         client.manifest(&source, "1").await,
-        Err(Error::Unavailable(_))
+        Err(Error::TooMany(left)) if left > Duration::from_secs(50)
     ));
     assert_eq!(upstream.requests().len(), 1);
 }

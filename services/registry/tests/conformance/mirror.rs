@@ -124,7 +124,8 @@ async fn a_pull_with_a_namespace_gets_that_upstreams_content() {
         &registry,
         &format!("{nginx}/tags/list?ns=docker.io"),
         "docker.io",
-        copy,
+        // The name is the one that was asked for.
+        r#"{"name":"library/nginx","tags":["1"]}"#,
     )
     .await;
     check(

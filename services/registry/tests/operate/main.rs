@@ -10,4 +10,5 @@ mod distribution;
 mod harness;
 mod metrics;
 mod notifications;
+mod upstreams;
 mod volume;

@@ -154,3 +154,72 @@ async fn a_tag_that_moved_is_copied_when_a_fill_asks() {
     asks.revalidate = true;
     assert_eq!(registry.fill(&asks).await.unwrap().digest, second.digest);
 }
+
+// distribution#3792: such a tag was called current for ever.
+#[tokio::test]
+async fn a_tag_whose_head_has_no_digest_is_compared_by_its_content() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use holdfast_testkit::{
+        image::{OCI_INDEX, digest_of},
+        raw::{Raw, Reply},
+    };
+
+    let manifests = [
+        r#"{"schemaVersion":2,"manifests":[]}"#,
+        r#"{"schemaVersion":2,"manifests":[],"annotations":{"a":"b"}}"#,
+    ];
+    let state = Arc::new(AtomicUsize::new(0));
+    let now = Arc::clone(&state);
+    let raw = Raw::start(
+        move |request| match manifests.get(now.load(Ordering::Relaxed)) {
+            _ if request.starts_with("HEAD") => Reply::http("200 OK", &[], b""),
+            Some(text) => Reply::http("200 OK", &[("content-type", OCI_INDEX)], text.as_bytes()),
+            None => Reply::http("503 Away", &[], b""),
+        },
+    )
+    .await;
+    holdfast_testkit::tls::install_crypto_provider();
+    let folder = tempfile::tempdir().unwrap();
+    let of = UpstreamSettings::anonymous(&raw.host(), &[raw.url()]);
+    let store = Store::open(folder.path(), Options::default())
+        .await
+        .unwrap();
+    // What is asked twice takes its time on a machine that is busy.
+    let patient = Timeouts {
+        revalidate: LIMIT,
+        ..Timeouts::default()
+    };
+    let upstreams = Upstreams::new(&[of], &Proxy::default(), &uplink(), patient).unwrap();
+    let owner = Owner {
+        address: String::new(),
+        id: "one".to_owned(),
+    };
+    let settings = checking(Duration::ZERO);
+    let registry = Fills::new(store, upstreams, owner, Peers::none(), settings);
+    let request = FillRequest {
+        source: format!("{}/{REPO}:1", raw.host()),
+        ..FillRequest::default()
+    };
+    registry.fill(&request).await.unwrap();
+    let repo = format!("{}/{REPO}", raw.host().replace(':', "_"));
+    let (repo, name) = (
+        RepositoryName::parse(&repo).unwrap(),
+        Tag::parse("1").unwrap(),
+    );
+    let local = digest(&digest_of(manifests[0].as_bytes()));
+    let compare = || registry.revalidate(&repo, &name, &local);
+    assert_eq!(compare().await, Freshness::Current);
+    state.store(2, Ordering::Relaxed);
+    let told = compare().await;
+    assert!(
+        matches!(&told, Freshness::Unknown { reason } if reason.contains("not revalidated")),
+        "what could not be proven is not called current: {told:?}"
+    );
+    state.store(1, Ordering::Relaxed);
+    let told = compare().await;
+    assert!(
+        matches!(&told, Freshness::Unknown { reason } if reason.contains("moved")),
+        "{told:?}"
+    );
+}

@@ -1,116 +1,228 @@
-//! Requests with their redirects by hand: who sees the authorisation, and where an answer may send us.
+//! Requests with their redirects by hand: who sees which authorisation, and where an answer may send us.
 
-use http::{Method, header};
+use std::sync::PoisonError;
+
+use http::{StatusCode, header};
 use reqwest::{Client, Response};
 use url::Url;
 
-use super::{Endpoint, text};
+use super::{Endpoint, Known, answer, answer::text, ask::Call};
 use crate::upstream::{
     Error, Result,
     client::{Use, cause, client},
-    reach::{self, Reach},
+    reach::{self, Allowed, Reach, Seen},
     settings::MAX_REDIRECTS,
 };
 
 const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
+/// Which bytes of something are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bytes {
+    /// Everything.
+    All,
+    /// From this one to the end.
+    From(u64),
+    /// The first one alone: whether it may be read at all.
+    First,
+}
+
+/// The answer at the end of all redirects.
+pub(super) struct Followed {
+    pub(super) response: Response,
+    /// Whether it comes from another origin than the endpoint's.
+    pub(super) elsewhere: bool,
+}
+
 impl Endpoint {
-    /// Sends a request and follows its redirects; only requests to this endpoint's own origin carry authorisation.
+    /// Sends a request and follows its redirects. The authorisation is for this endpoint's own origin; another origin that
+    /// challenges gets a token of its own, asked for by nobody.
     pub(super) async fn follow(
         &self,
-        method: &Method,
+        call: &Call<'_>,
         url: &Url,
         authorisation: Option<String>,
-        offset: Option<u64>,
+    ) -> Result<Followed> {
+        let mut url = url.clone();
+        let mut left = MAX_REDIRECTS;
+        // The origin that was given a token on this way; each gets one try.
+        let mut given: Option<url::Origin> = None;
+        let mut given_token = None;
+        loop {
+            let elsewhere = url.origin() != self.url.origin();
+            let client = if elsewhere {
+                self.guarded_for(&url).await?
+            } else {
+                self.own_client(&url).await?
+            };
+            let mut request = client
+                .request(call.method.clone(), url.clone())
+                .header(header::ACCEPT, ACCEPT)
+                .header(header::ACCEPT_ENCODING, "identity");
+            let authorisation = if !elsewhere {
+                authorisation.clone()
+            } else if given.as_ref() == Some(&url.origin()) {
+                given_token.clone()
+            } else {
+                self.known_elsewhere(call, &url).await
+            };
+            let is_authorised = authorisation.is_some();
+            if let Some(value) = authorisation {
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            request = match call.bytes {
+                Bytes::All => request,
+                Bytes::From(offset) => request.header(header::RANGE, format!("bytes={offset}-")),
+                Bytes::First => request.header(header::RANGE, "bytes=0-0"),
+            };
+            let response = self.send_to(call, request, !elsewhere).await?;
+            if elsewhere
+                && response.status() == StatusCode::UNAUTHORIZED
+                && given.as_ref() != Some(&url.origin())
+                && let Some(challenge) = answer::challenge(&response)
+            {
+                if is_authorised {
+                    // What it took before it takes no longer.
+                    self.forget_token(call, &url, &challenge, None);
+                }
+                given_token = self.authorisation_elsewhere(call, &url, &challenge).await?;
+                if given_token.is_some() {
+                    given = Some(url.origin());
+                    let known = Known {
+                        login: None,
+                        challenge: Some(challenge),
+                    };
+                    self.keep(elsewhere_topic(call, &url), known);
+                    continue;
+                }
+            }
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Followed {
+                    response,
+                    elsewhere,
+                });
+            }
+            if left == 0 {
+                return Err(Error::Invalid("too many redirects".to_owned()));
+            }
+            left -= 1;
+            url = next(&url, &response)?;
+        }
+    }
+
+    /// Sends a request to whatever belongs to the endpoint: its token server, say.
+    pub(super) async fn send(
+        &self,
+        call: &Call<'_>,
+        request: reqwest::RequestBuilder,
     ) -> Result<Response> {
-        // A name is judged when it is resolved, an address here.
-        if self.settings.is_none() && !Reach::of_anybody().allows_url(url) {
+        self.send_to(call, request, false).await
+    }
+
+    /// Sends a request; no connection to the endpoint itself (`own`) is a failure of all of it, everything else one of what
+    /// was asked for.
+    async fn send_to(
+        &self,
+        call: &Call<'_>,
+        request: reqwest::RequestBuilder,
+        own: bool,
+    ) -> Result<Response> {
+        match tokio::time::timeout(self.timeouts.headers, request.send()).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) if own && error.is_connect() => Err(self.unreachable(&cause(&error))),
+            Ok(Err(error)) => Err(self.failed(call, &cause(&error))),
+            Err(_) => Err(self.failed(call, "no answer in time")),
+        }
+    }
+
+    /// What another origin was told before for this repository: its challenge is known then.
+    async fn known_elsewhere(&self, call: &Call<'_>, url: &Url) -> Option<String> {
+        let known = {
+            let all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            all.get(&elsewhere_topic(call, url)).cloned()
+        };
+        let challenge = known?.challenge?;
+        let token = self.authorisation_elsewhere(call, url, &challenge).await;
+        token.ok().flatten()
+    }
+
+    /// The client for this endpoint's own origin, where it may be reached at all.
+    pub(super) async fn own_client(&self, url: &Url) -> Result<&Client> {
+        // What the settings name may be anywhere. A name is judged when it is resolved, an address here.
+        if self.settings.is_none() && !self.may_reach(url, Reach::of_anybody(), &self.seen).await {
             return Err(Error::Invalid(
                 "an image's host may not be this machine or its link".to_owned(),
             ));
         }
-        let mut url = url.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let own = url.origin() == self.url.origin();
-            let client = if own {
-                &self.client
-            } else {
-                &self.guarded_for(&url).await?.1
-            };
-            let mut request = client
-                .request(method.clone(), url.clone())
-                .header(header::ACCEPT, ACCEPT)
-                .header(header::ACCEPT_ENCODING, "identity");
-            if let Some(value) = authorisation.as_ref().filter(|_| own) {
-                request = request.header(header::AUTHORIZATION, value);
-            }
-            if let Some(offset) = offset {
-                request = request.header(header::RANGE, format!("bytes={offset}-"));
-            }
-            let response = self.send(request).await?;
-            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
-                return Ok(response);
-            }
-            let location = text(&response, header::LOCATION)
-                .ok_or_else(|| Error::Invalid("a redirect without a location".to_owned()))?;
-            let next = url
-                .join(&location)
-                .map_err(|_| Error::Invalid("a redirect to no URL".to_owned()))?;
-            if url.scheme() == "https" && next.scheme() != "https" {
-                return Err(Error::Invalid("a redirect away from TLS".to_owned()));
-            }
-            url = next;
-        }
-        Err(Error::Invalid("too many redirects".to_owned()))
-    }
-
-    pub(super) async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response> {
-        match tokio::time::timeout(self.timeouts.headers, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(self.broke(&cause(&error))),
-            Err(_) => Err(self.broke("no answer in time")),
-        }
+        Ok(&self.client)
     }
 
     /// The client for other origins, when `url` may be reached at all.
-    pub(super) async fn guarded_for(&self, url: &Url) -> Result<&(Reach, Client)> {
+    pub(super) async fn guarded_for(&self, url: &Url) -> Result<&Client> {
         let guarded = self
             .guarded
             .get_or_try_init(|| async {
-                let private = self
-                    .settings
-                    .as_ref()
-                    .is_some_and(|settings| settings.allow_private_redirects);
-                let mut reach = Reach::of(reach::addresses(&self.url).await, private);
-                if self.settings.is_none() {
-                    reach = reach.within(Reach::of_anybody());
-                }
+                let allowed = match &self.settings {
+                    Some(settings) => Allowed::Kinds(Reach::of(
+                        reach::addresses(&self.url).await,
+                        settings.allow_private_redirects,
+                    )),
+                    None => Allowed::Of(self.seen.clone()),
+                };
                 let client = client(
                     &self.url,
                     self.settings.as_ref(),
                     &self.proxies,
                     self.timeouts,
-                    Use::Elsewhere(reach),
+                    &Use::Elsewhere(allowed.clone(), self.seen_elsewhere.clone()),
                 );
-                Ok::<_, Error>((reach, client.map_err(Error::Settings)?))
+                Ok::<_, Error>((allowed, client.map_err(Error::Settings)?))
             })
             .await?;
-        let refused = || {
+        let seen = &self.seen_elsewhere;
+        if self.may_reach(url, guarded.0.reach(), seen).await {
+            Ok(&guarded.1)
+        } else {
             Err(Error::Invalid(
                 "a redirect to an address that may not be reached".to_owned(),
             ))
-        };
-        if !guarded.0.allows_url(url) {
-            return refused();
         }
-        // Behind a proxy the proxy resolves the name: what we can resolve ourselves is judged beforehand.
-        if self.proxies.of(url).is_some() {
-            let found = reach::addresses(url).await;
-            if found.iter().any(|address| !guarded.0.allows(*address)) {
-                return refused();
-            }
-        }
-        Ok(guarded)
     }
+
+    /// Whether a URL may be asked. Behind a proxy the proxy resolves the name: what can be resolved here is judged
+    /// beforehand, what cannot is the proxy's to refuse.
+    async fn may_reach(&self, url: &Url, reach: Reach, seen: &Seen) -> bool {
+        if !reach.allows_url(url) {
+            return false;
+        }
+        // A name that is connected to from here is judged, and seen, when it is resolved for that.
+        if self.proxies.of(url).is_none() && reach::literal(url).is_none() {
+            return true;
+        }
+        let found = reach::addresses(url).await;
+        for address in &found {
+            seen.add(*address);
+        }
+        found.iter().all(|address| reach.allows(*address))
+    }
+}
+
+/// Where a redirect leads.
+fn next(url: &Url, response: &Response) -> Result<Url> {
+    let location = text(response, header::LOCATION)
+        .ok_or_else(|| Error::Invalid("a redirect without a location".to_owned()))?;
+    let next = url
+        .join(&location)
+        .map_err(|_| Error::Invalid("a redirect to no URL".to_owned()))?;
+    if url.scheme() == "https" && next.scheme() != "https" {
+        return Err(Error::Invalid("a redirect away from TLS".to_owned()));
+    }
+    Ok(next)
+}
+
+/// What an authorisation at another origin is remembered for.
+fn elsewhere_topic(call: &Call<'_>, url: &Url) -> String {
+    let origin = url.origin().ascii_serialization();
+    format!("{origin} {}", call.source.repository)
 }
