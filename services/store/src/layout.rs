@@ -172,7 +172,7 @@ pub(crate) fn is_temporary_of(entry: &OsStr, name: &OsStr) -> bool {
             .strip_prefix(name)?
             .strip_prefix('.')
     });
-    rest.is_some_and(|rest| rest.ends_with(".tmp"))
+    rest.is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
 /// Whether a directory entry is no name that anybody gave: a temporary file of ours, or what NFS keeps for a reader. To be
