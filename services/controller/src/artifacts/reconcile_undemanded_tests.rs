@@ -13,6 +13,14 @@ fn webhooks() -> Artifact {
     object
 }
 
+/// A living pod without pull secrets.
+fn of_a_pod() -> Demand {
+    Demand {
+        pull_secrets: std::collections::BTreeSet::new(),
+        ..demand("none")
+    }
+}
+
 #[tokio::test]
 async fn what_the_webhook_announced_is_not_copied_without_demand_and_goes() {
     let mut looks = Looks::new().await;
@@ -28,7 +36,7 @@ async fn what_the_webhook_announced_is_not_copied_without_demand_and_goes() {
     );
     // A pod comes, and goes before anything was copied: the time begins again.
     looks.answer(404, "NOT_FOUND");
-    looks.look(&webhooks(), Some(&demand("own"))).await;
+    looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!((looks.asked(), looks.last().0.as_str()), (1, "NotFound"));
     assert_eq!(looks.memory.undemanded, None);
     looks.look(&webhooks(), None).await;
@@ -54,7 +62,7 @@ async fn what_the_webhook_announced_is_not_copied_without_demand_and_goes() {
 #[tokio::test]
 async fn one_that_is_surplus_goes_at_once_and_one_that_was_copied_stays() {
     let mut looks = Looks::new().await;
-    looks.look(&webhooks(), Some(&demand("own"))).await;
+    looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!(looks.last().0, "Copied");
     looks.memory.is_surplus(true);
     looks.patience_ends();
@@ -78,13 +86,13 @@ fn what_was_announced_only_has_no_urgency() {
     object.metadata.creation_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
     assert_eq!(need(&object, None, now), Need::Ahead);
-    assert_eq!(need(&object, Some(&demand("s")), now), Need::Running);
+    assert_eq!(need(&object, Some(&of_a_pod()), now), Need::Running);
 }
 
 #[tokio::test]
 async fn a_doubt_has_the_registry_asked_again_and_healing_hears_the_answer() {
     let mut looks = Looks::new().await;
-    let (object, wanted) = (artifact("u", 1), demand("own"));
+    let (object, wanted) = (artifact("u", 1), of_a_pod());
     let key = ("apps".to_owned(), "app".to_owned());
     let confirmed = |looks: &Looks| {
         let healing = &looks.reconciler.context.healing;
