@@ -107,6 +107,9 @@ async fn a_doubt_has_the_registry_asked_again_and_healing_hears_the_answer() {
     looks.look(&object, Some(&wanted)).await;
     assert_eq!((looks.asked(), confirmed(&looks)), (2, false));
     assert_eq!(looks.last().0, "UpstreamUnavailable");
+    looks.memory.end_pause();
+    looks.look(&object, Some(&wanted)).await;
+    assert_eq!(looks.asked(), 3, "what it said before holds no longer");
     let mut begun = looks.memory.begin();
     looks.memory.doubt();
     assert!(!begun.doubted, "one that comes later is for the next look");
