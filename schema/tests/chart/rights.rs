@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::generated::root;
 use crate::helm::{FULLNAME, NAMESPACE, Render};
 
-/// Every grant of a part as `where: resource[names] verbs`.
+/// Every grant of a part as `where: resource[names] verb`.
 fn rights(render: &Render, part: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     let roles = [
@@ -40,47 +41,297 @@ fn rights(render: &Render, part: &str) -> BTreeSet<String> {
                 } else {
                     format!("[{names}]")
                 };
-                found.insert(format!(
-                    "{place}: {resource}{names} {}",
-                    words("verbs").join(",")
-                ));
+                for verb in words("verbs") {
+                    found.insert(format!("{place}: {resource}{names} {verb}"));
+                }
             }
         }
     }
     found
 }
 
-fn check(part: &str, expected: &[&str]) {
-    let render = Render::scenario("ha");
-    let expected: BTreeSet<String> = expected.iter().map(|&right| right.to_owned()).collect();
-    assert_eq!(rights(&render, part), expected, "{part}");
+/// A grant: where and on what, and each verb with the file and the function that calls it.
+type Grant = (&'static str, &'static [(&'static str, &'static str)]);
+
+const WATCH_OWNERS: &[(&str, &str)] = &[("list,watch", "controller/src/world/owners.rs follow")];
+const WRITE_SECRET: &[(&str, &str)] = &[
+    ("get", "controller/src/certificates.rs round"),
+    ("update", "controller/src/apply.rs secret"),
+];
+
+const WEBHOOK: &[Grant] = &[
+    (
+        "cluster: artifacts",
+        &[("create", "webhook/src/announce.rs create")],
+    ),
+    (
+        "own: configmaps[state]",
+        &[("list,watch", "webhook/src/state.rs follow")],
+    ),
+];
+
+const NODE_AGENT: &[Grant] = &[
+    (
+        "own: secrets[node]",
+        &[("list,watch", "node-agent/src/source.rs follow")],
+    ),
+    (
+        "default: events",
+        &[("create,patch", "node-agent/src/notices.rs write")],
+    ),
+];
+
+const CONTROLLER: &[Grant] = &[
+    (
+        "cluster: artifacts",
+        &[
+            ("list,watch", "controller/src/world.rs watch_artifacts"),
+            ("create", "controller/src/artifacts.rs create"),
+            ("patch", "controller/src/artifacts/preload.rs apply"),
+        ],
+    ),
+    (
+        "cluster: artifacts/status",
+        &[("patch", "controller/src/artifacts/status.rs write")],
+    ),
+    (
+        "cluster: events",
+        &[
+            ("create,patch", "controller/src/events.rs publish"),
+            (
+                "list,watch",
+                "controller/src/world/denials.rs watch_denials",
+            ),
+        ],
+    ),
+    (
+        "cluster: mutatingwebhookconfigurations[webhook]",
+        &[
+            ("list,watch", "controller/src/certificates.rs watch_webhook"),
+            ("get,patch", "controller/src/certificates.rs patch_webhook"),
+        ],
+    ),
+    (
+        "cluster: namespaces",
+        &[("list,watch", "controller/src/world.rs watch_namespaces")],
+    ),
+    (
+        "cluster: nodes",
+        &[("list,watch", "controller/src/world.rs watch_nodes")],
+    ),
+    (
+        "cluster: pods",
+        &[
+            ("list,watch", "controller/src/world.rs watch_pods"),
+            ("get", "controller/src/healing/trials.rs passes"),
+            ("patch", "controller/src/healing/acting.rs act"),
+        ],
+    ),
+    (
+        "cluster: pods/eviction",
+        &[("create", "controller/src/healing/acting.rs evict")],
+    ),
+    ("cluster: controllerrevisions", WATCH_OWNERS),
+    ("cluster: cronjobs", WATCH_OWNERS),
+    ("cluster: daemonsets", WATCH_OWNERS),
+    ("cluster: deployments", WATCH_OWNERS),
+    ("cluster: jobs", WATCH_OWNERS),
+    ("cluster: replicasets", WATCH_OWNERS),
+    ("cluster: replicationcontrollers", WATCH_OWNERS),
+    ("cluster: statefulsets", WATCH_OWNERS),
+    (
+        "cluster: secrets",
+        &[("get", "controller/src/artifacts/credentials.rs find")],
+    ),
+    (
+        "cluster: serviceaccounts",
+        &[("get", "controller/src/artifacts/credentials.rs find")],
+    ),
+    (
+        "own: configmaps",
+        &[("create", "controller/src/apply.rs config_map")],
+    ),
+    (
+        "own: configmaps[state]",
+        &[
+            ("get", "controller/src/state.rs round"),
+            ("update", "controller/src/apply.rs config_map"),
+        ],
+    ),
+    ("own: leases", &[("create", "runtime/src/lease.rs look")]),
+    (
+        "own: leases[controller]",
+        &[("get,update", "runtime/src/lease.rs give_back")],
+    ),
+    (
+        "own: secrets",
+        &[("create", "controller/src/apply.rs secret")],
+    ),
+    (
+        "own: secrets[ca,registry-tls,webhook-tls,controller-tls,registry-auth,node]",
+        WRITE_SECRET,
+    ),
+    (
+        "own: services[registry]",
+        &[("get", "controller/src/certificates.rs round")],
+    ),
+];
+
+const UNINSTALL: &[Grant] = &[
+    (
+        "cluster: mutatingwebhookconfigurations[webhook]",
+        &[("delete", "holdfast/src/uninstall/cluster.rs delete_webhook")],
+    ),
+    (
+        "cluster: nodes",
+        &[("list", "holdfast/src/uninstall/cluster.rs survey")],
+    ),
+    (
+        "cluster: pods",
+        &[("list", "holdfast/src/uninstall/cluster.rs rewritten_pods")],
+    ),
+    (
+        "cluster: artifacts",
+        &[(
+            "list,patch,delete",
+            "holdfast/src/uninstall/cluster.rs delete_artifacts",
+        )],
+    ),
+    (
+        "own: deployments/scale[controller,registry]",
+        &[("patch", "holdfast/src/uninstall/cluster.rs scale_to_zero")],
+    ),
+    (
+        "own: pods",
+        &[(
+            "delete",
+            "holdfast/src/uninstall/cluster.rs give_up_lost_registry_pods",
+        )],
+    ),
+    (
+        "own: secrets",
+        &[(
+            "list",
+            "holdfast/src/uninstall/cluster.rs delete_made_objects",
+        )],
+    ),
+    (
+        "own: configmaps",
+        &[(
+            "list",
+            "holdfast/src/uninstall/cluster.rs delete_made_objects",
+        )],
+    ),
+    (
+        "own: secrets[ca,registry-tls,webhook-tls,controller-tls,registry-auth,node]",
+        &[(
+            "delete",
+            "holdfast/src/uninstall/cluster.rs delete_made_objects",
+        )],
+    ),
+    (
+        "own: secrets[node]",
+        &[("get,patch", "holdfast/src/uninstall/cluster.rs tell_nodes")],
+    ),
+    (
+        "own: configmaps[state]",
+        &[(
+            "delete",
+            "holdfast/src/uninstall/cluster.rs delete_made_objects",
+        )],
+    ),
+    (
+        "own: leases[controller]",
+        &[("delete", "holdfast/src/uninstall/cluster.rs delete_lease")],
+    ),
+];
+
+/// What `uninstall.restore` adds.
+const RESTORE: &[Grant] = &[
+    (
+        "cluster: pods",
+        &[("patch", "holdfast/src/restore/act.rs act")],
+    ),
+    (
+        "cluster: pods/eviction",
+        &[("create", "holdfast/src/restore/act.rs act")],
+    ),
+    ("cluster: replicasets", ASK_OWNERS),
+    ("cluster: statefulsets", ASK_OWNERS),
+    ("cluster: daemonsets", ASK_OWNERS),
+    ("cluster: replicationcontrollers", ASK_OWNERS),
+    (
+        "cluster: events",
+        &[("create,patch", "holdfast/src/restore/act.rs tell")],
+    ),
+    (
+        "own: configmaps[state]",
+        &[("get", "holdfast/src/uninstall/cluster.rs restore_pods")],
+    ),
+];
+const ASK_OWNERS: &[(&str, &str)] = &[("get", "holdfast/src/restore/act.rs ask_owners")];
+
+/// What the startup taint adds for the controller, and for the uninstaller.
+const TAINTS: &[Grant] = &[(
+    "cluster: nodes",
+    &[("get,patch", "controller/src/nodes.rs patch")],
+)];
+const TAKES_TAINTS_OFF: &[Grant] = &[(
+    "cluster: nodes",
+    &[("patch", "holdfast/src/uninstall/cluster.rs let_nodes_go")],
+)];
+
+/// The grants as `where: resource[names] verb`, after a look that each call exists.
+fn granted(tables: &[&[Grant]]) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for (what, verbs) in tables.iter().flat_map(|table| table.iter()) {
+        for (verbs, call) in *verbs {
+            let (file, function) = call.split_once(' ').unwrap();
+            let path = root().join("services").join(file);
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert!(
+                text.contains(&format!("fn {function}("))
+                    || text.contains(&format!("fn {function}<")),
+                "{what}: no function {function} in {file}"
+            );
+            all.extend(verbs.split(',').map(|verb| format!("{what} {verb}")));
+        }
+    }
+    all
+}
+
+fn check(scenario: &str, part: &str, tables: &[&[Grant]]) {
+    let found = rights(&Render::scenario(scenario), part);
+    assert_eq!(found, granted(tables), "{scenario}: {part}");
 }
 
 #[test]
-fn the_webhook_announces_and_follows_one_map() {
-    check(
-        "webhook",
-        &[
-            "cluster: artifacts create",
-            "own: configmaps[state] get,list,watch",
-        ],
-    );
+fn every_verb_of_every_part_has_a_call_in_the_code() {
+    for (part, table) in [
+        ("webhook", WEBHOOK),
+        ("node-agent", NODE_AGENT),
+        ("controller", CONTROLLER),
+        ("uninstall", UNINSTALL),
+    ] {
+        check("ha", part, &[table]);
+    }
+    check("aks", "controller", &[CONTROLLER, TAINTS]);
+    check("aks", "uninstall", &[UNINSTALL, TAKES_TAINTS_OFF]);
 }
 
 #[test]
-fn the_node_agent_reads_one_secret_and_tells_of_its_node() {
-    check(
-        "node-agent",
-        &[
-            "own: secrets[node] get,list,watch",
-            "default: events create,patch",
-        ],
-    );
+fn restoring_pods_at_the_end_needs_more_and_only_then() {
+    let values = json!({
+        "global": { "networkfunctionextension": { "enableClusterRegistry": true } },
+        "uninstall": { "restore": true },
+    });
+    let render = Render(crate::helm::render(&values.to_string()).unwrap());
+    assert_eq!(rights(&render, "uninstall"), granted(&[UNINSTALL, RESTORE]));
 }
 
 #[test]
 fn the_registry_has_no_access_to_the_api() {
-    check("registry", &[]);
+    check("ha", "registry", &[]);
     let render = Render::scenario("ha");
     assert_eq!(
         render.get("Deployment", "registry")["spec"]["template"]["spec"]["automountServiceAccountToken"],
@@ -89,40 +340,32 @@ fn the_registry_has_no_access_to_the_api() {
 }
 
 #[test]
-fn the_controller_reads_what_pods_need_and_writes_only_its_own() {
-    let secrets = "ca,registry-tls,webhook-tls,controller-tls,registry-auth,node";
-    check(
-        "controller",
-        &[
-            "cluster: artifacts get,list,watch,create,update,patch,delete",
-            "cluster: artifacts/status get,update,patch",
-            "cluster: events create,patch",
-            "cluster: events list,watch",
-            "cluster: mutatingwebhookconfigurations[webhook] get,list,watch,patch",
-            "cluster: namespaces get,list,watch",
-            "cluster: nodes get,list,watch",
-            "cluster: pods get,list,watch",
-            "cluster: pods patch",
-            "cluster: pods/eviction create",
-            "cluster: controllerrevisions get,list,watch",
-            "cluster: cronjobs get,list,watch",
-            "cluster: daemonsets get,list,watch",
-            "cluster: deployments get,list,watch",
-            "cluster: jobs get,list,watch",
-            "cluster: replicasets get,list,watch",
-            "cluster: replicationcontrollers get,list,watch",
-            "cluster: statefulsets get,list,watch",
-            "cluster: secrets get",
-            "cluster: serviceaccounts get",
-            "own: configmaps create",
-            "own: configmaps[state] get,list,watch,update,patch,delete",
-            "own: leases create",
-            "own: leases[controller] get,list,watch,update,patch,delete",
-            "own: secrets create",
-            &format!("own: secrets[{secrets}] get,list,watch,update,patch,delete"),
-            "own: services[registry] get",
-        ],
+fn a_value_holds_the_controllers_patches_to_what_it_needs() {
+    assert!(
+        Render::scenario("ha")
+            .find(
+                "ValidatingAdmissionPolicy",
+                &format!("controller-{NAMESPACE}")
+            )
+            .is_none(),
+        "off by default"
     );
+    let documents = crate::helm::render(&crate::helm::scenarios()["everything"]).unwrap();
+    let of = |kind: &str| {
+        let mut found = documents.iter().filter(|document| document["kind"] == kind);
+        found.next().unwrap().clone()
+    };
+    let policy = of("ValidatingAdmissionPolicy");
+    let binding = of("ValidatingAdmissionPolicyBinding");
+    assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+    assert_eq!(binding["spec"]["validationActions"], json!(["Deny"]));
+    let who = policy["spec"]["matchConditions"][0]["expression"]
+        .as_str()
+        .unwrap();
+    let account = format!("system:serviceaccount:{NAMESPACE}:edge-controller");
+    assert!(who.ends_with(&format!("{account:?}")), "{who}");
+    let rule = &policy["spec"]["matchConstraints"]["resourceRules"][0];
+    assert_eq!(rule["resources"], json!(["pods", "nodes"]));
 }
 
 #[test]

@@ -135,6 +135,10 @@ workload! {
         healing: HealingValues = HealingValues::default(),
         /// How many Artifacts there may be, and for how long those that nothing needs.
         artifacts: ArtifactLimits = ArtifactLimits::default(),
+        /// Render a `ValidatingAdmissionPolicy` that holds the controller to images and Holdfast's
+        /// own annotations of pods and to its own taint of nodes. Helm then needs the right to
+        /// make such policies.
+        restrict_patches: bool = false,
     }
 }
 
