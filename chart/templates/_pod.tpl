@@ -7,7 +7,7 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
-  checksum/config: {{ include "holdfast.config" .root | sha256sum }}
+  checksum/config: {{ include "holdfast.config" . | sha256sum }}
   {{- if .root.Values.metrics.scrapeAnnotations }}
   prometheus.io/scrape: "true"
   prometheus.io/port: "9090"
@@ -176,7 +176,7 @@ lifecycle:
       seconds: 5
 {{- end -}}
 
-{{/* The mount and the volume of the configuration. */}}
+{{/* The mount and the volume of a part's configuration: its own document only. */}}
 {{- define "holdfast.configMount" -}}
 - name: config
   mountPath: /etc/holdfast/config.yaml
@@ -187,6 +187,9 @@ lifecycle:
 - name: config
   configMap:
     name: {{ include "holdfast.fullname" .root }}-config
+    items:
+      - key: {{ include "holdfast.configKey" . }}
+        path: config.yaml
 {{- end -}}
 
 {{/* A HorizontalPodAutoscaler for a part. Call with (dict "root" $ "component" NAME). */}}

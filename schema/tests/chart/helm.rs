@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -25,6 +25,36 @@ fn programs() -> Vec<PathBuf> {
 
 /// Renders the chart with every helm, which must agree; the error is what helm says.
 pub(crate) fn render(values: &str) -> Result<Vec<Value>, String> {
+    render_chart(values, &root().join("chart"))
+}
+
+/// Renders a parent chart whose one dependency is the chart; `values` are the parent's.
+pub(crate) fn render_as_dependency(values: &str) -> Result<Vec<Value>, String> {
+    fn copy(from: &Path, to: &Path) {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let (from, to) = {
+                let entry = entry.unwrap();
+                (entry.path(), to.join(entry.file_name()))
+            };
+            if from.is_dir() {
+                copy(&from, &to);
+            } else {
+                std::fs::copy(&from, &to).unwrap();
+            }
+        }
+    }
+    let parent = tempfile::tempdir().unwrap();
+    let about = "apiVersion: v2\nname: site\nversion: 0.1.0\n";
+    std::fs::write(parent.path().join("Chart.yaml"), about).unwrap();
+    copy(
+        &root().join("chart"),
+        &parent.path().join("charts/holdfast"),
+    );
+    render_chart(values, parent.path())
+}
+
+fn render_chart(values: &str, chart: &Path) -> Result<Vec<Value>, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(values.as_bytes()).unwrap();
     let mut rendered: Option<Vec<Value>> = None;
@@ -39,7 +69,7 @@ pub(crate) fn render(values: &str) -> Result<Vec<Value>, String> {
                 "1.33.0",
                 "--values",
             ])
-            .args([file.path(), &root().join("chart")])
+            .args([file.path(), chart])
             .output()
             .unwrap_or_else(|error| panic!("cannot run {}: {error}", program.display()));
         if !output.status.success() {

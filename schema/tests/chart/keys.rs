@@ -8,8 +8,9 @@ use holdfast_schema::{Leaf, leaves};
 
 use crate::generated::root;
 
-/// Keys that no template reads, and who does.
-const READ_BY_SERVICES: &[(&str, &str)] = &[
+/// Keys that no template reads, and who does: `the registry`, `the webhook`, `the controller` or
+/// `the node agent` in the text means that the key is in that part's document.
+pub(crate) const READ_BY_SERVICES: &[(&str, &str)] = &[
     (
         "global.networkfunctionextension.enableLocalRegistry",
         "side loading; accepted as SPEC 2 asks",
@@ -26,7 +27,14 @@ const READ_BY_SERVICES: &[(&str, &str)] = &[
         "Microsoft.CustomLocation.ServiceAccount",
         "the Arc extension manager passes it; accepted, not used",
     ),
-    ("sources", "the webhook's rules"),
+    (
+        "sources",
+        "the webhook's rules, the controller's scope, the registry's fills",
+    ),
+    (
+        "onlyListedUpstreams",
+        "the webhook's rules, the controller's scope, the registry's fills",
+    ),
     ("proxy.http", "the registry's fills"),
     ("proxy.https", "the registry's fills"),
     ("proxy.noProxy", "the registry's fills"),

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "all of this is tests")]
 
 mod availability;
+mod documents;
 mod generated;
 mod helm;
 mod keys;
