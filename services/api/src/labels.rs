@@ -6,6 +6,14 @@ use serde_json::Value;
 pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION;
 /// Annotation on pods whose images were set back, healed or restored: [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
+/// Annotation on the registry's and the webhook's pods: when a Secret that they mount changed last.
+pub const SECRETS_CHANGED: &str = "holdfast.dev/secrets-changed";
+/// Annotation on the Secret `F-registry-auth`, with any value: the node credential and the upload
+/// secret are to be rotated. The controller takes it away when the rotation begins.
+pub const ROTATE: &str = "holdfast.dev/rotate";
+/// Annotation on that Secret while a rotation is under way: its phase and since when,
+/// `accepted@SECONDS` or `used@SECONDS`.
+pub const ROTATION: &str = "holdfast.dev/rotation";
 /// Label on pods and namespaces; the value [`REWRITE_DISABLED`] opts out.
 pub const REWRITE: &str = "holdfast.dev/rewrite";
 /// The value of [`REWRITE`] that opts out.

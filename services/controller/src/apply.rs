@@ -105,3 +105,9 @@ pub async fn config_map(
 pub fn text(secret: Option<&Secret>, key: &str) -> Option<String> {
     String::from_utf8(secret?.data.as_ref()?.get(key)?.0.clone()).ok()
 }
+
+/// The first line of one key of a Secret: the one in use where several are accepted
+/// (`certificates::auth`).
+pub fn first_line(secret: Option<&Secret>, key: &str) -> Option<String> {
+    Some(text(secret, key)?.lines().next()?.trim_end().to_owned())
+}

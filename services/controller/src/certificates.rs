@@ -4,14 +4,17 @@
 //! `plan` decides, `issue` makes keys and certificates, this file reads and writes. What is valid is left alone, so
 //! restarts and upgrades change nothing.
 
+pub mod auth;
 pub mod inspect;
 pub mod issue;
+pub mod mounts;
 pub mod plan;
 #[cfg(test)]
 mod tests;
 
 use crate::{Context, apply};
 use futures::{StreamExt as _, TryStreamExt as _};
+use holdfast_api::labels;
 use holdfast_runtime::supervise::Heart;
 use holdfast_runtime::tls::ClientTls;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
@@ -27,6 +30,8 @@ use tokio::sync::{Notify, watch};
 
 /// How often everything is looked at without a reason; deleted Secrets come back within it.
 const EVERY: Duration = Duration::from_secs(30);
+/// Pause before pods are told of a changed Secret once more.
+const TELL_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +58,8 @@ pub struct Issued {
     client: Mutex<Option<ClientTls>>,
     /// Wakes the loop.
     pub wake: Notify,
+    /// Pods that are to hear of Secrets that changed.
+    pub mounts: mounts::Changed,
 }
 
 impl Default for Issued {
@@ -61,6 +68,7 @@ impl Default for Issued {
             bundle: watch::Sender::new(String::new()),
             client: Mutex::default(),
             wake: Notify::new(),
+            mounts: mounts::Changed::default(),
         }
     }
 }
@@ -100,8 +108,16 @@ pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
         // Errors end the loop and the supervisor starts it again, with growing pauses.
         tokio::select! {
             () = context.issued.wake.notified() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(pause(&context)) => {}
         }
+    }
+}
+
+fn pause(context: &Context) -> Duration {
+    if context.issued.mounts.any() {
+        TELL_AGAIN
+    } else {
+        EVERY
     }
 }
 
@@ -226,9 +242,15 @@ pub async fn round(context: &Context) -> Result<(), Error> {
             }
         }
     }
-    ensure_auth(context).await?;
+    if auth::ensure(context, now).await? {
+        context.issued.mounts.note(labels::COMPONENT_REGISTRY);
+    }
     if let Some(ca) = &ca {
         publish(context, &secrets, &ca.bundle).await?;
+    }
+    // The Secrets are right: without this the pods only hear of it later.
+    if let Err(error) = mounts::tell(context).await {
+        tracing::warn!(%error, "pods cannot be told of changed Secrets, it is tried again");
     }
     for (leaf, facts) in &existing.leaves {
         context.metrics.expires(leaf.as_str(), facts.not_after);
@@ -329,7 +351,7 @@ async fn write_leaf(
         ("tls.key".to_owned(), key),
         ("ca.crt".to_owned(), bundle.as_bytes().to_vec()),
     ];
-    apply::secret(
+    let written = apply::secret(
         &context.client,
         &context.names,
         &secret_name(context, leaf),
@@ -337,42 +359,9 @@ async fn write_leaf(
         data.into(),
     )
     .await?;
-    Ok(())
-}
-
-/// The upload secret and the node credential: made once, missing ones added, never changed.
-async fn ensure_auth(context: &Context) -> Result<(), Error> {
-    let names = &context.names;
-    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
-    let existing = secrets.get_opt(&names.registry_auth()).await?;
-    let mut data: BTreeMap<String, Vec<u8>> = existing
-        .as_ref()
-        .and_then(|secret| secret.data.clone())
-        .unwrap_or_default()
-        .into_iter()
-        .map(|(key, value)| (key, value.0))
-        .collect();
-    for (key, make) in [
-        ("upload-secret", None),
-        ("node-username", Some("holdfast-node")),
-        ("node-password", None),
-    ] {
-        if data.get(key).is_none_or(Vec::is_empty) {
-            let value = match make {
-                Some(fixed) => fixed.to_owned(),
-                None => issue::random_secret()?,
-            };
-            data.insert(key.to_owned(), value.into_bytes());
-        }
+    if let (true, Some(component)) = (written, leaf.mounted_by()) {
+        context.issued.mounts.note(component);
     }
-    apply::secret(
-        &context.client,
-        names,
-        &names.registry_auth(),
-        existing,
-        data,
-    )
-    .await?;
     Ok(())
 }
 

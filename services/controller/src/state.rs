@@ -169,7 +169,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let auth = secrets.get_opt(&names.registry_auth()).await?;
     let credential = (
         apply::text(auth.as_ref(), "node-username"),
-        apply::text(auth.as_ref(), "node-password"),
+        apply::first_line(auth.as_ref(), "node-password"),
     );
     let mut complete = false;
     if let (false, (Some(username), Some(password))) = (seen.bundle.is_empty(), credential) {

@@ -11,8 +11,8 @@ use holdfast_controller::artifacts::fill::Client;
 use holdfast_controller::{certificates, state};
 use holdfast_runtime::tls::{ClientAuth, ServerTls, TlsFiles};
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{Api, Patch, PatchParams};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
+use kube::api::{Api, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -208,4 +208,153 @@ async fn a_controller_outside_of_its_cluster_finds_the_registry_by_address_and_k
         assert_eq!(outcome, expect, "{secret}");
         assert_eq!(registry.sources().len(), usize::from(expect.is_ok()));
     }
+}
+
+/// A pod of a part, as far as the controller looks at it.
+async fn pod_of(bare: &Bare, component: &str) -> Api<Pod> {
+    let pods: Api<Pod> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": component, "labels": {
+            "app.kubernetes.io/name": "holdfast",
+            "app.kubernetes.io/instance": bare.context().names.release,
+            "app.kubernetes.io/component": component,
+        }},
+        "spec": {"containers": [{"name": "c", "image": "r.example/a:1"}]},
+    });
+    let pod = serde_json::from_value(pod).unwrap();
+    pods.create(&PostParams::default(), &pod).await.unwrap();
+    pods
+}
+
+fn told(pod: &Pod) -> Option<String> {
+    let annotations = pod.metadata.annotations.as_ref()?;
+    annotations.get("holdfast.dev/secrets-changed").cloned()
+}
+
+#[tokio::test]
+async fn pods_hear_of_changed_secrets_at_once_and_only_then() {
+    let bare = Bare::start().await;
+    bare.registry_service().await;
+    let pods = pod_of(&bare, "registry").await;
+    pod_of(&bare, "webhook").await;
+    pod_of(&bare, "controller").await;
+    let context = bare.context();
+    certificates::round(&context).await.unwrap();
+    let first = pods.get("registry").await.unwrap();
+    assert!(told(&first).is_some(), "the certificates are new");
+    assert!(told(&pods.get("webhook").await.unwrap()).is_some());
+    assert_eq!(told(&pods.get("controller").await.unwrap()), None);
+    // Twice, for the kubelet may hear of the pod before it hears of the Secret.
+    certificates::round(&context).await.unwrap();
+    let second = pods.get("registry").await.unwrap();
+    assert!(told(&second) > told(&first));
+    certificates::round(&context).await.unwrap();
+    let third = pods.get("registry").await.unwrap();
+    assert_eq!(
+        third.metadata.resource_version,
+        second.metadata.resource_version
+    );
+
+    // The Service is made anew with another address.
+    let services: Api<Service> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
+    let name = context.names.registry();
+    let mut service = services.get(&name).await.unwrap();
+    let former = service.spec.clone().unwrap().cluster_ip.unwrap();
+    services
+        .delete(&name, &DeleteParams::default())
+        .await
+        .unwrap();
+    let other = former.rsplit_once('.').map(|(net, host)| {
+        let host: u8 = host.parse().unwrap();
+        format!("{net}.{}", if host == 77 { 78 } else { 77 })
+    });
+    service.metadata = ObjectMeta {
+        name: Some(name),
+        ..ObjectMeta::default()
+    };
+    let spec = service.spec.as_mut().unwrap();
+    (spec.cluster_ip, spec.cluster_ips) = (other.clone(), other.map(|one| vec![one]));
+    services
+        .create(&PostParams::default(), &service)
+        .await
+        .unwrap();
+    let webhook = pods.get("webhook").await.unwrap();
+    certificates::round(&context).await.unwrap();
+    assert!(told(&pods.get("registry").await.unwrap()) > told(&third));
+    assert_eq!(
+        told(&pods.get("webhook").await.unwrap()),
+        told(&webhook),
+        "its Secret did not change"
+    );
+}
+
+#[tokio::test]
+async fn the_node_credential_is_rotated_when_asked() {
+    let bare = Bare::start().await;
+    bare.registry_service().await;
+    let context = bare.context();
+    certificates::round(&context).await.unwrap();
+    state::round(&context).await.unwrap();
+    let secrets: Api<Secret> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
+    let name = context.names.registry_auth();
+    let lines = async |key: &str| -> Vec<String> {
+        let data = secrets.get(&name).await.unwrap().data.unwrap();
+        let text = String::from_utf8(data[key].0.clone()).unwrap();
+        text.lines().map(str::to_owned).collect()
+    };
+    let given = async || -> String {
+        let data = secrets.get("holdfast-node").await.unwrap().data.unwrap();
+        let state: NodeState = serde_json::from_slice(&data[KEY].0).unwrap();
+        state.password.expose().to_owned()
+    };
+    let annotate = async |key: &str, value: &str| {
+        let patch = json!({"metadata": {"annotations": {key: value}}});
+        secrets
+            .patch(&name, &PatchParams::default(), &Patch::Merge(patch))
+            .await
+            .unwrap();
+    };
+    let round = async || {
+        certificates::round(&context).await.unwrap();
+        state::round(&context).await.unwrap();
+    };
+    let old = lines("node-password").await;
+    assert_eq!(old.len(), 1);
+    annotate("holdfast.dev/rotate", "now").await;
+    round().await;
+    let both = lines("node-password").await;
+    assert_eq!((both.len(), &both[0]), (2, &old[0]), "accepted, not used");
+    assert_eq!(lines("upload-secret").await.len(), 2);
+    assert_eq!(given().await, old[0]);
+    let annotations = secrets
+        .get(&name)
+        .await
+        .unwrap()
+        .metadata
+        .annotations
+        .unwrap();
+    assert!(!annotations.contains_key("holdfast.dev/rotate"));
+    assert!(annotations["holdfast.dev/rotation"].starts_with("accepted@"));
+    round().await;
+    assert_eq!(lines("node-password").await, both, "it takes its time");
+
+    annotate("holdfast.dev/rotation", "accepted@1000").await;
+    round().await;
+    assert_eq!(
+        lines("node-password").await,
+        [both[1].clone(), both[0].clone()]
+    );
+    assert_eq!(given().await, both[1], "nodes get the new one");
+    annotate("holdfast.dev/rotation", "used@1000").await;
+    round().await;
+    assert_eq!(lines("node-password").await, [both[1].clone()]);
+    assert_eq!(lines("upload-secret").await.len(), 1);
+    assert_eq!(given().await, both[1]);
+    let annotations = secrets.get(&name).await.unwrap().metadata.annotations;
+    assert!(
+        !annotations
+            .unwrap_or_default()
+            .contains_key("holdfast.dev/rotation")
+    );
 }

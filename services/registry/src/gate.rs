@@ -102,11 +102,21 @@ pub enum LoadError {
     },
 }
 
-/// The node credential, as hashes: they compare in constant time whatever their lengths, and do not print.
+/// The node credential, as hashes: they compare in constant time whatever their lengths, and do not
+/// print. While it is rotated there are two passwords.
 #[derive(Clone)]
 struct NodeCredential {
     username: [u8; 32],
-    password: [u8; 32],
+    passwords: Vec<[u8; 32]>,
+}
+
+impl NodeCredential {
+    fn is(&self, username: &str, password: &str) -> bool {
+        let password = hash(password);
+        let known = self.passwords.iter();
+        let known = known.fold(false, |known, one| known | same(&password, one));
+        same(&hash(username), &self.username) & known
+    }
 }
 
 /// Checks tokens.
@@ -149,7 +159,10 @@ impl Gate {
     pub fn nodes(username: &str, password: &str) -> Self {
         let access = AccessSettings::default();
         let gate = Self::empty(policy(true, &access), None, access);
-        gate.inner.node.store(Some(credential(username, password)));
+        let passwords = [password.to_owned()];
+        gate.inner
+            .node
+            .store(Some(credential(username, &passwords)));
         gate
     }
 
@@ -209,11 +222,12 @@ impl Gate {
         let Inner { auth, access, .. } = &*self.inner;
         match (what, auth, &access.htpasswd, &self.inner.tokens) {
             (NODE, Some(files), ..) => {
-                let username = secret(&files.node_username)?;
-                let password = secret(&files.node_password)?;
+                let usernames = secrets(&files.node_username)?;
+                let passwords = secrets(&files.node_password)?;
+                let username = usernames.first().map(String::as_str).unwrap_or_default();
                 self.inner
                     .node
-                    .store(Some(credential(&username, &password)));
+                    .store(Some(credential(username, &passwords)));
             }
             (USERS, _, Some(path), _) => {
                 let text = String::from_utf8(read(path)?).map_err(|_| LoadError::Content {
@@ -295,7 +309,7 @@ impl Gate {
             return Ok(Principal::Anonymous);
         }
         if let Some(node) = &*self.inner.node.load()
-            && same(&hash(&username), &node.username) & same(&hash(&password), &node.password)
+            && node.is(&username, &password)
         {
             return Ok(Principal::Node);
         }
@@ -370,10 +384,10 @@ fn policy(nodes: bool, access: &AccessSettings) -> Policy {
     )
 }
 
-fn credential(username: &str, password: &str) -> Arc<NodeCredential> {
+fn credential(username: &str, passwords: &[String]) -> Arc<NodeCredential> {
     Arc::new(NodeCredential {
         username: hash(username),
-        password: hash(password),
+        passwords: passwords.iter().map(|password| hash(password)).collect(),
     })
 }
 
@@ -398,17 +412,18 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     })
 }
 
-/// The content of a file that holds one secret, without the line's end.
-fn secret(path: &Path) -> Result<String, LoadError> {
+/// The secrets of a file, one a line, without the lines' ends: at least one.
+fn secrets(path: &Path) -> Result<Vec<String>, LoadError> {
     let text = String::from_utf8(read(path)?).unwrap_or_default();
-    let text = text.trim_end().to_owned();
-    if text.is_empty() {
+    let lines = text.lines().map(|line| line.trim_end().to_owned());
+    let found: Vec<String> = lines.filter(|line| !line.is_empty()).collect();
+    if found.is_empty() {
         return Err(LoadError::Content {
             path: path.to_owned(),
             reason: "it is empty".to_owned(),
         });
     }
-    Ok(text)
+    Ok(found)
 }
 
 /// The client that a login is counted for.

@@ -437,6 +437,15 @@ async fn changed_files_are_read_again_and_bad_ones_change_nothing() {
     assert_eq!(who("node:one").await, Principal::Node);
     assert_eq!(who("ci:x").await, user("ci"));
 
+    // While it is rotated, both are accepted, whichever comes first.
+    for both in ["one\ntwo\n", "two\none"] {
+        write("p", both);
+        gate.reload(NODE).unwrap();
+        assert_eq!(who("node:one").await, Principal::Node);
+        assert_eq!(who("node:two").await, Principal::Node);
+        assert_eq!(who("node:one\ntwo").await, Principal::Stranger);
+        assert_eq!(who("node:").await, Principal::Stranger);
+    }
     write("p", "two");
     gate.reload(NODE).unwrap();
     assert_eq!(who("node:two").await, Principal::Node);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use holdfast_config::{NotificationAction, NotificationSettings};
 use holdfast_core::{digest::Digest, reference::RepositoryName};
-use holdfast_runtime::{CancellationToken, metrics::Group, server::PeerAddr};
+use holdfast_runtime::{CancellationToken, metrics::Group, reload::Reloads, server::PeerAddr};
 use holdfast_store::Store;
 use http::{HeaderMap, Method, StatusCode, header, request::Parts};
 use prometheus_client::{
@@ -127,6 +127,7 @@ impl Notifier {
         instance: &str,
         secure: bool,
         registry: &mut Registry,
+        reloads: &Reloads,
         shutdown: &CancellationToken,
     ) -> Result<Option<Self>, Error> {
         if settings.is_empty() {
@@ -135,7 +136,7 @@ impl Notifier {
         let metrics = Metrics::register(registry);
         let queues = settings
             .iter()
-            .map(|settings| Queue::start(settings, &metrics, shutdown.clone()))
+            .map(|settings| Queue::start(settings, &metrics, reloads, shutdown.clone()))
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Self {
             queues: queues.into(),

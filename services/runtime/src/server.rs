@@ -41,6 +41,11 @@ pub use request_body::{BodyError, RequestBody};
 /// Makes a service of a function, for parts that route by themselves.
 pub use hyper::service::service_fn;
 
+/// How long requests under way may go on on a connection whose client certificate was checked by
+/// files that have changed since. The connection takes no new ones; a stream that is cut is
+/// continued by its reader on another connection.
+const OUTDATED: Duration = Duration::from_secs(600);
+
 /// The client's address, in a request's extensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
@@ -380,19 +385,25 @@ where
             watch: Arc::clone(&watch),
             limits: self.limits,
         };
+        let mut end = End {
+            shutdown: self.shutdown.clone(),
+            checked: None,
+            _watcher: watcher,
+        };
         let Some(tls) = &self.tls else {
             drive(
                 &self.builder,
                 stream,
                 service,
-                watcher,
+                end,
                 &self.limits,
                 &self.counts,
             )
             .await;
             return;
         };
-        let acceptor = tokio_rustls::TlsAcceptor::from(tls.current());
+        let config = tls.current();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&config));
         let handshake = tokio::time::timeout(self.limits.header_timeout, acceptor.accept(stream));
         let stream = tokio::select! {
             () = self.shutdown.cancelled() => return,
@@ -420,12 +431,13 @@ where
             .and_then(|leaf| PeerIdentity::from_der(leaf));
         if service.identity.is_some() {
             watch.authenticated();
+            end.checked = Some((tls.clone(), config));
         }
         drive(
             &self.builder,
             stream,
             service,
-            watcher,
+            end,
             &self.limits,
             &self.counts,
         )
@@ -456,11 +468,27 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// What ends a connection gracefully.
+struct End {
+    shutdown: CancellationToken,
+    /// By what the client's certificate was checked; for clients that showed one.
+    checked: Option<(ServerTls, Arc<rustls::ServerConfig>)>,
+    /// While it lives, the end of the server waits for the connection.
+    _watcher: hyper_util::server::graceful::Watcher,
+}
+
+impl End {
+    fn is_outdated(&self) -> bool {
+        let checked = self.checked.as_ref();
+        checked.is_some_and(|(tls, config)| !tls.is_current(config))
+    }
+}
+
 async fn drive<I, S, B>(
     builder: &auto::Builder<TokioExecutor>,
     stream: I,
     service: Peer<S>,
-    watcher: hyper_util::server::graceful::Watcher,
+    end: End,
     limits: &Limits,
     counts: &Counts,
 ) where
@@ -476,7 +504,9 @@ async fn drive<I, S, B>(
     let connection = builder
         .serve_connection(TokioIo::new(stream), service)
         .into_owned();
-    let mut connection = std::pin::pin!(watcher.watch(connection));
+    let mut connection = std::pin::pin!(connection);
+    let mut outdated: Option<tokio::time::Instant> = None;
+    let mut ending = false;
     let mut evicted = std::pin::pin!(watch.evicted());
     let mut ticks = tokio::time::interval(limits.tick());
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -494,7 +524,23 @@ async fn drive<I, S, B>(
                 tracing::debug!(%peer, "a connection was cut, another client needs its place");
                 return;
             }
+            () = end.shutdown.cancelled(), if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
             _ = ticks.tick() => {
+                if outdated.is_none() && end.is_outdated() {
+                    tracing::debug!(%peer, "the files that a client certificate was checked by have changed, its connection ends");
+                    outdated = Some(tokio::time::Instant::now());
+                    if !ending {
+                        ending = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+                if outdated.is_some_and(|since| since.elapsed() > OUTDATED) {
+                    counts.cut("outdated");
+                    return;
+                }
                 if let Some(reason) = watch.judge(limits) {
                     counts.cut(reason.as_str());
                     tracing::debug!(%peer, reason = reason.as_str(), "a connection was cut");

@@ -298,3 +298,50 @@ async fn the_admin_endpoints_answer_what_the_checks_say() {
         404
     );
 }
+
+#[tokio::test]
+async fn a_connection_does_not_outlive_the_ca_of_its_client_certificate() {
+    let (old, new) = (authority(), authority());
+    let folder = tempfile::tempdir().unwrap();
+    old.write(folder.path(), "server");
+    let files = TlsFiles::in_folder(folder.path(), ClientAuth::Required);
+    let tls = ServerTls::from_files(files).unwrap();
+    let limits = Limits {
+        header_timeout: Duration::from_secs(2),
+        ..Limits::default()
+    };
+    let port = serve(Some(tls.clone()), limits, CancellationToken::new()).await;
+    let (certificate, key) = old.issue("replica");
+    let both = format!("{}{}", old.pem, new.pem);
+    let identity = Some((certificate.as_bytes(), key.as_bytes()));
+    let trust = ClientTls::from_pem(both.as_bytes(), identity).unwrap();
+    // One that keeps its connection, as replicas do.
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .tls_backend_preconfigured(trust.config().unwrap())
+        .build()
+        .unwrap();
+    let url = format!("https://localhost:{port}/");
+    assert_eq!(get(&client, &url).await.as_deref(), Some("replica"));
+
+    let slow = tokio::spawn({
+        let (client, url) = (client.clone(), format!("{url}slow"));
+        async move { get(&client, &url).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    new.write(folder.path(), "server");
+    tls.reload().unwrap();
+    let slow = slow.await.unwrap();
+    assert_eq!(slow.as_deref(), Some("replica"), "what is under way ends");
+
+    let end = std::time::Instant::now() + Duration::from_secs(20);
+    while get(&client, &url).await.is_some() {
+        let now = std::time::Instant::now();
+        assert!(now < end, "the old certificate is still served");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (certificate, key) = new.issue("replica");
+    let identity = Some((certificate.as_bytes(), key.as_bytes()));
+    trust.replace(both.as_bytes(), identity).unwrap();
+    assert_eq!(get(&client, &url).await.as_deref(), Some("replica"));
+}

@@ -4,6 +4,7 @@
 //! and signs nothing for [`SETTLE`] seconds unless it must, so that everybody has heard of it before.
 
 use super::issue::Ca;
+use holdfast_api::labels;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Seconds for which a new CA signs only what cannot wait.
@@ -27,6 +28,15 @@ impl Leaf {
             Self::Registry => "registry",
             Self::Webhook => "webhook",
             Self::Controller => "controller",
+        }
+    }
+
+    /// The part whose pods mount its Secret; the controller takes its own from the API server.
+    pub const fn mounted_by(self) -> Option<&'static str> {
+        match self {
+            Self::Registry => Some(labels::COMPONENT_REGISTRY),
+            Self::Webhook => Some(labels::COMPONENT_WEBHOOK),
+            Self::Controller => None,
         }
     }
 }

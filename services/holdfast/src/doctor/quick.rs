@@ -84,7 +84,9 @@ fn read(folder: &Path, name: &str) -> anyhow::Result<String> {
     let path = folder.join(name);
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read the credential {}", path.display()))?;
-    Ok(text.trim_end().to_owned())
+    // While it is rotated, the first line is the one in use.
+    let line = text.lines().next().unwrap_or_default();
+    Ok(line.trim_end().to_owned())
 }
 
 async fn ask(

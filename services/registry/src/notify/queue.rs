@@ -6,11 +6,11 @@ use std::{
     collections::VecDeque,
     fs,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use holdfast_config::{NotificationAction, NotificationSettings};
-use holdfast_runtime::CancellationToken;
+use holdfast_runtime::{CancellationToken, reload::Reloads};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::{Notify, watch};
@@ -26,6 +26,8 @@ const BATCH: usize = 32;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause that the doubling reaches by itself.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
+/// How often the folder of headers is looked at while there is something to send.
+const HEADERS_EVERY: Duration = holdfast_runtime::files::EVERY;
 /// How long what waits may still be sent after the process was told to end.
 const LAST: Duration = Duration::from_secs(5);
 
@@ -88,9 +90,14 @@ impl Queue {
     pub(super) fn start(
         settings: &NotificationSettings,
         metrics: &Metrics,
+        reloads: &Reloads,
         shutdown: CancellationToken,
     ) -> Result<Arc<Self>, Error> {
-        let headers = headers(settings)?;
+        let headers = Headers {
+            map: headers(settings)?,
+            read_at: Instant::now(),
+            failing: false,
+        };
         let client = client(settings).map_err(|reason| Error::Client {
             endpoint: settings.name.clone(),
             reason,
@@ -106,7 +113,8 @@ impl Queue {
         let sender = Sender {
             queue: Arc::clone(&queue),
             client,
-            headers,
+            headers: Mutex::new(headers),
+            reloads: reloads.clone(),
         };
         tokio::spawn(async move {
             sender.run(shutdown).await;
@@ -172,10 +180,42 @@ fn length(events: &VecDeque<Arc<Event>>) -> i64 {
 struct Sender {
     queue: Arc<Queue>,
     client: reqwest::Client,
-    headers: HeaderMap,
+    headers: Mutex<Headers>,
+    reloads: Reloads,
+}
+
+/// The headers of each request, as they were read last.
+struct Headers {
+    map: HeaderMap,
+    read_at: Instant,
+    failing: bool,
 }
 
 impl Sender {
+    /// The headers of the next request. A Secret that changed is read again; one of no use leaves
+    /// the last good headers.
+    fn headers(&self) -> HeaderMap {
+        let mut held = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        let settings = &self.queue.settings;
+        if settings.headers_folder.is_none() || held.read_at.elapsed() < HEADERS_EVERY {
+            return held.map.clone();
+        }
+        held.read_at = Instant::now();
+        let read = headers(settings);
+        let (changed, failing) = match &read {
+            Ok(map) => (*map != held.map, false),
+            Err(_) => (false, true),
+        };
+        if changed || failing != held.failing {
+            self.reloads.record("notification-headers", &read);
+        }
+        held.failing = failing;
+        if let Ok(map) = read {
+            held.map = map;
+        }
+        held.map.clone()
+    }
+
     async fn run(self, shutdown: CancellationToken) {
         tokio::select! {
             () = self.send_all() => {}
@@ -245,7 +285,7 @@ impl Sender {
         let request = self
             .client
             .post(&queue.settings.url)
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(header::CONTENT_TYPE, MEDIA_TYPE)
             .body(body);
         match request.send().await {

@@ -254,3 +254,49 @@ async fn what_waits_is_told_before_the_process_ends() {
     process.end().await;
     assert_eq!(receiver.told().len(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_secret_of_headers_is_read_again_and_a_bad_one_is_not() {
+    let receiver = Receiver::start(StatusCode::OK).await;
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("Authorization", "Bearer one\n");
+    let endpoint = NotificationSettings {
+        headers_folder: Some(folder.path().to_owned()),
+        ..receiver.endpoint("audit")
+    };
+    let process = Process::with(false, move |settings| settings.notifications.push(endpoint));
+    process.until("/readyz", 200).await;
+    let said = || {
+        let headers = receiver.headers.lock().unwrap();
+        let last = headers
+            .last()
+            .map(|headers| headers["authorization"].clone());
+        last.map(|value| value.to_str().unwrap().to_owned())
+    };
+    push_blob(&process, "team/app", "{}").await;
+    receiver.until(1).await;
+    assert_eq!(said().as_deref(), Some("Bearer one"));
+
+    write("Authorization", "Bearer two");
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while said().as_deref() != Some("Bearer two") {
+        assert!(std::time::Instant::now() < deadline, "{:?}", said());
+        push_blob(&process, "team/app", "{}").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    let gauge = r#"holdfast_file_reload_failing{what="notification-headers"}"#;
+    let failing = async || {
+        let text = process.admin("/metrics").await.1;
+        text.contains(&format!("{gauge} 1"))
+    };
+    assert!(!failing().await);
+    write("not a header", "x");
+    while !failing().await {
+        assert!(std::time::Instant::now() < deadline, "the gauge stays");
+        push_blob(&process, "team/app", "{}").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(said().as_deref(), Some("Bearer two"), "the last good ones");
+    process.end().await;
+}

@@ -101,6 +101,11 @@ impl ServerTls {
         self.current.load_full()
     }
 
+    /// Whether connections of this configuration may go on: no newer one was read since.
+    pub fn is_current(&self, config: &Arc<rustls::ServerConfig>) -> bool {
+        Arc::ptr_eq(&self.current.load(), config)
+    }
+
     /// Reads the files again. On an error the last good configuration stays.
     pub fn reload(&self) -> Result<(), Error> {
         self.current.store(Arc::new(self.files.load()?));
