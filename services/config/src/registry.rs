@@ -187,6 +187,10 @@ pub struct RegistrySettings {
     pub has_controller: bool,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
+    /// `sources` of the values: the upstreams that are copied at all; empty: every one.
+    pub sources: Vec<String>,
+    /// Whether only `upstreams` are copied.
+    pub only_listed_upstreams: bool,
     /// How the outside is reached.
     pub proxy: Proxy,
     /// What one client or one moment may take.
@@ -246,6 +250,8 @@ impl RegistrySettings {
                 .iter()
                 .map(UpstreamSettings::from)
                 .collect(),
+            sources: values.sources.clone(),
+            only_listed_upstreams: values.only_listed_upstreams,
             proxy: values.proxy.clone(),
             limits: values.registry.limits.clone(),
             uplink: values.uplink.clone(),
@@ -460,6 +466,8 @@ impl Standalone {
             mirror_of: None,
             has_controller: false,
             upstreams: self.upstreams.iter().map(UpstreamSettings::from).collect(),
+            sources: Vec::new(),
+            only_listed_upstreams: false,
             proxy: self.proxy.clone(),
             limits: self.limits.clone(),
             uplink: self.uplink.clone(),

@@ -44,6 +44,9 @@ pub struct Values {
         pattern = r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
     )))]
     pub sources: Vec<String>,
+    /// Only the hosts that `upstreams` lists: images of other hosts are neither rewritten nor
+    /// copied, whoever asks for them. Where `sources` is given, too, both must hold.
+    pub only_listed_upstreams: bool,
     /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials. Images of these may be
     /// filled without an Artifact.
     pub upstreams: Vec<Upstream>,
@@ -86,6 +89,7 @@ impl Default for Values {
             fullname_override: String::new(),
             image: Image::default(),
             sources: Vec::new(),
+            only_listed_upstreams: false,
             upstreams: Vec::new(),
             proxy: Proxy::default(),
             uplink: Uplink::default(),

@@ -9,6 +9,8 @@ pub struct Upstreams {
     sources: Option<Vec<Source>>,
     /// Hosts that the values configure one by one.
     configured: Vec<Host>,
+    /// Whether only those are meant.
+    only_configured: bool,
 }
 
 /// One entry of `sources`.
@@ -33,7 +35,20 @@ impl Upstreams {
         Self {
             sources: (!sources.is_empty()).then_some(parsed),
             configured,
+            only_configured: false,
         }
+    }
+
+    /// The same, narrowed to the hosts that are configured one by one where `only` says so.
+    #[must_use]
+    pub fn only_configured(mut self, only: bool) -> Self {
+        self.only_configured = only;
+        self
+    }
+
+    /// Whether there is any rule: without one every upstream is meant.
+    pub fn narrow(&self) -> bool {
+        self.sources.is_some() || self.only_configured
     }
 
     /// Whether images of a host are rewritten.
@@ -41,6 +56,10 @@ impl Upstreams {
     /// A host that means the node itself (`localhost`, a loopback address) is rewritten only where the configuration
     /// names it: the registry would find something else there.
     pub fn include(&self, host: &Host) -> bool {
+        let same = |own: &Host| own.name() == host.name() && web_port(own) == web_port(host);
+        if self.only_configured && !self.configured.iter().any(same) {
+            return false;
+        }
         match &self.sources {
             Some(sources) => sources.iter().any(|source| source.matches(host)),
             None => !is_loopback(host) || self.configured.contains(host),
@@ -123,6 +142,27 @@ mod tests {
     #[test]
     fn an_entry_that_names_no_host_matches_nothing() {
         check(&["registry"], "registry.example", false);
+    }
+
+    #[test]
+    fn only_configured_hosts_narrow_whatever_sources_say() {
+        let configured = ["registry.example", "quay.io"].map(|host| Host::parse(host).unwrap());
+        for (sources, host, expect) in [
+            (&[][..], "registry.example", true),
+            (&[], "registry.example:443", true),
+            (&[], "registry.example:5000", false),
+            (&[], "docker.io", false),
+            (&["*.example", "docker.io"], "registry.example", true),
+            (&["*.example", "docker.io"], "docker.io", false),
+            (&["*.example", "docker.io"], "quay.io", false),
+        ] {
+            let sources: Vec<String> = sources.iter().map(|&host| host.to_owned()).collect();
+            let upstreams = Upstreams::new(&sources, configured.to_vec()).only_configured(true);
+            assert!(upstreams.narrow());
+            let found = upstreams.include(&Host::parse(host).unwrap());
+            assert_eq!(found, expect, "{host} of {sources:?}");
+        }
+        assert!(!Upstreams::new(&[], configured.to_vec()).narrow());
     }
 
     #[test]

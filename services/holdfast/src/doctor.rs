@@ -9,7 +9,11 @@
 mod gather;
 mod judge;
 mod quick;
+mod scaling;
 mod trials;
+mod upstreams;
+mod verifiers;
+mod void;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -22,7 +26,8 @@ use judge::Report;
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Looks at the parts' pods, the volume's claim, the webhook's configuration and its CA, the nodes, and tries in every namespace that \
+    after_help = "Looks at the parts' pods, the volume's claim, the webhook's configuration and its CA, the nodes, the autoscalers' metrics API, the \
+upstreams of wanted images and policies that verify images by name, and tries in every namespace that \
 has Artifacts whether a policy refuses pods with the registry's references: server-side dry runs, which create nothing.\n\
 Exit status: 0 nothing found, 1 something found, 2 it cannot tell (what may not be seen is named)."
 )]

@@ -238,7 +238,7 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
             Code::NameUnknown,
             "the first part of the name is no upstream of this registry: it is not listed under upstreams in its configuration",
         ),
-        SourceError::Unauthorized(_) => {
+        SourceError::Unauthorized(_) | SourceError::Forbidden(_) => {
             Error::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string())
         }
         SourceError::Unavailable(_) | SourceError::Invalid(_) => {
@@ -301,6 +301,7 @@ mod tests {
         check(SourceError::NotAllowed, 503);
         check(SourceError::NotListed, 404);
         check(SourceError::Unauthorized("401".into()), 403);
+        check(SourceError::Forbidden("ruled out".into()), 403);
         check(SourceError::Unavailable("refused".into()), 502);
         check(SourceError::Invalid("digest".into()), 502);
         check(SourceError::Timeout("5 s".into()), 504);

@@ -26,7 +26,7 @@ use std::{
 
 use futures::future::{BoxFuture, Shared};
 use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult};
-use holdfast_core::{Digest, Reference, RepositoryName, rewrite};
+use holdfast_core::{Digest, Host, Reference, RepositoryName, rewrite};
 use holdfast_store::{GrowingBlob, Owner, Store};
 
 use crate::{
@@ -63,6 +63,9 @@ pub enum Error {
     /// The settings do not list its upstream, and nothing else may name it.
     #[error("its upstream is not listed")]
     NotListed,
+    /// The settings rule its upstream out.
+    #[error("{0} is not copied: `sources` or `onlyListedUpstreams` of the values rule it out")]
+    Forbidden(Host),
     /// The request is malformed.
     #[error("{0}")]
     Request(String),
@@ -86,6 +89,7 @@ impl Error {
             Self::Unavailable(_) | Self::TooMany(_) => "unavailable",
             Self::Invalid(_) => "invalid",
             Self::NotAllowed | Self::NotListed => "not_allowed",
+            Self::Forbidden(_) => "forbidden",
             Self::Request(_) => "bad_request",
             Self::NoSpace(_) => "no_space",
             Self::Busy(_) => "busy",
@@ -134,7 +138,9 @@ impl From<Error> for FillError {
             Error::Store(_) => FillErrorCode::StoreFailed,
             Error::Invalid(_) => FillErrorCode::UpstreamInvalid,
             Error::NoSpace(_) => FillErrorCode::NoSpace,
-            Error::Request(_) | Error::NotAllowed | Error::NotListed => FillErrorCode::Invalid,
+            Error::Request(_) | Error::NotAllowed | Error::NotListed | Error::Forbidden(_) => {
+                FillErrorCode::Invalid
+            }
         };
         Self {
             code,
@@ -147,6 +153,7 @@ impl From<Error> for SourceError {
     fn from(error: Error) -> Self {
         match error {
             Error::NotFound => Self::NotFound,
+            Error::Forbidden(_) => Self::Forbidden(error.to_string()),
             Error::Unauthorized => Self::Unauthorized("no credential fits".to_owned()),
             Error::Unavailable(what) => Self::Unavailable(what),
             Error::TooMany(pause) => Self::TooMany(pause),
@@ -175,6 +182,8 @@ pub struct Settings {
     pub tag_fresh: Duration,
     /// Whether fill requests may come: then what nothing names yet may be named a moment later.
     pub has_controller: bool,
+    /// The upstreams that may be copied; `None`: every one.
+    pub permitted: Option<holdfast_core::sources::Upstreams>,
     /// How long what came with a fill request serves pulls of what it named: longer than the controller's rounds.
     pub grant: Duration,
 }
@@ -193,6 +202,7 @@ impl Default for Settings {
             revalidate_pulls: false,
             tag_fresh: Duration::from_secs(300),
             has_controller: true,
+            permitted: None,
             grant: Duration::from_secs(30 * 60),
         }
     }
@@ -271,6 +281,7 @@ impl Fills {
             .map_err(|error| Error::Request(format!("source: {error}")))?;
         let repo = rewrite::local_repository(reference.host(), reference.repository())
             .ok_or_else(|| Error::Request("the source has no local name".to_owned()))?;
+        let permitted = self.permit(reference.host());
         let logins: Vec<Login> = request
             .credentials
             .iter()
@@ -300,7 +311,7 @@ impl Fills {
             .grants
             .add(&repo, &target, &source.logins, Instant::now());
         if let Some(local) = self.local(&repo, &target, &request.platforms).await? {
-            let moved = match (&target, request.revalidate) {
+            let moved = match (&target, request.revalidate && permitted.is_ok()) {
                 (ManifestRef::Tag(tag), true) => {
                     match self.inner.upstreams.revalidate(&source, tag.as_str()).await {
                         Ok(current) => current.as_str() != local.digest,
@@ -315,10 +326,24 @@ impl Fills {
                 return Ok(local);
             }
         }
+        permitted?;
         // Somebody asks on purpose, and with a pause of their own after each refusal.
         self.inner.upstreams.ask_again(&source, &target.to_string());
         self.image(&source, &repo, &target, &request.platforms)
             .await
+    }
+
+    /// Whether the settings let this upstream be copied. What is stored is served in any case.
+    fn permit(&self, host: &Host) -> Result<()> {
+        match &self.inner.settings.permitted {
+            Some(permitted) if !permitted.include(host) => Err(Error::Forbidden(host.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// [`Fills::permit`] for a local repository; one that is no upstream's is not its matter.
+    fn permit_repository(&self, repo: &RepositoryName) -> Result<()> {
+        rewrite::upstream_of(repo).map_or(Ok(()), |(host, _)| self.permit(&host))
     }
 
     /// What a replica may hand to another one, for a repository if one is named. Whoever asks has somebody who waits.

@@ -135,15 +135,16 @@ pub async fn run_on(
     let (told, end) = (CancellationToken::new(), CancellationToken::new());
     let mut registry = metrics::registry("registry");
     let numbers = Metrics::register(&mut registry);
+    let reloads = Reloads::register(&mut registry);
     let notifier = Notifier::start(
         &settings.notifications,
         &settings.listen.to_string(),
         &owner.id,
         settings.tls.is_some(),
         &mut registry,
+        &reloads,
         &told,
     )?;
-    let reloads = Reloads::register(&mut registry);
     let scrubbed = scrub::Metrics::register(&mut registry);
     let upstreams = Upstreams::new(
         &settings.upstreams,
@@ -388,7 +389,12 @@ fn fills(
         }
         _ => Peers::none(),
     };
+    let configured = settings.upstreams.iter();
+    let configured = configured.filter_map(|upstream| Host::parse(&upstream.host).ok());
+    let permitted = holdfast_core::sources::Upstreams::new(&settings.sources, configured.collect())
+        .only_configured(settings.only_listed_upstreams);
     let fills = fill::Settings {
+        permitted: permitted.narrow().then_some(permitted),
         hold: Duration::from_secs(settings.limits.hold_seconds.into()),
         revalidate_pulls: settings.uplink.revalidate_pulls,
         has_controller: settings.has_controller,

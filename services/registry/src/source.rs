@@ -85,6 +85,9 @@ pub enum SourceError {
     /// Neither an Artifact nor the configured upstreams allow to fetch it (yet).
     #[error("nothing allows to fetch it")]
     NotAllowed,
+    /// The settings rule the upstream out.
+    #[error("{0}")]
+    Forbidden(String),
     /// The upstream refused every credential.
     #[error("the upstream refuses access: {0}")]
     Unauthorized(String),

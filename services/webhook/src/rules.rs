@@ -80,6 +80,7 @@ pub fn upstreams(values: &Values) -> Upstreams {
         .iter()
         .filter_map(|upstream| Host::parse(&upstream.host).ok());
     Upstreams::new(&values.sources, configured.collect())
+        .only_configured(values.only_listed_upstreams)
 }
 
 #[cfg(test)]

@@ -119,7 +119,8 @@ impl Scope {
                 })
                 .ok(),
             namespaces,
-            upstreams: Upstreams::new(&values.sources, configured),
+            upstreams: Upstreams::new(&values.sources, configured)
+                .only_configured(values.only_listed_upstreams),
             release_namespace: config.release.namespace.clone(),
             nodes: values.webhook.scope.node_selector.clone(),
         })

@@ -11,7 +11,10 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use serde_json::Value;
 
+use super::scaling::{self, Scaling};
 use super::trials::{self, Trial};
+use super::verifiers::{self, Verifier};
+use super::void;
 use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
 use crate::status::{gather, judge};
 
@@ -59,6 +62,12 @@ pub(super) struct Facts {
     pub(super) trials: Vec<Trial>,
     /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to ask with.
     pub(super) rewrites: Option<Asked<bool>>,
+    /// The release's autoscalers and the API that they ask.
+    pub(super) scaling: Asked<Scaling>,
+    /// Policies that verify images by their names.
+    pub(super) verifiers: Asked<Vec<Verifier>>,
+    /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
+    pub(super) kubelet: Option<Asked<String>>,
     /// What else could not be found out.
     pub(super) unknown: Vec<String>,
 }
@@ -73,10 +82,19 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Err(why) => Err(why.clone()),
     };
     let scope = scope.map_err(|why| unknown.push(why)).ok();
-    let (claim, webhook) = tokio::join!(claim(client, release), webhook(client, names));
+    let (claim, webhook, scaling, verifiers) = tokio::join!(
+        claim(client, release),
+        webhook(client, names),
+        scaling::gather(client, names),
+        verifiers::gather(client)
+    );
     let nodes = match &scope {
         Some(scope) => nodes(client, names, scope).await,
         None => Err("which nodes are in scope is not known".to_owned()),
+    };
+    let kubelet = match nodes.as_ref().map(|nodes| nodes.keys().next()) {
+        Ok(Some(node)) => Some(void::kubelet_policy(client, node).await),
+        _ => None,
     };
     let (mut tried, mut rewrites) = (Vec::new(), None);
     let address = match &status.state {
@@ -103,12 +121,15 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         nodes,
         trials: tried,
         rewrites,
+        scaling,
+        verifiers,
+        kubelet,
         unknown,
     }
 }
 
 /// One object; nothing where there is none.
-async fn object(
+pub(super) async fn object(
     client: &Client,
     resource: Resource,
     namespace: Option<&str>,
@@ -121,7 +142,7 @@ async fn object(
 }
 
 /// All objects of a kind, or why they are not known.
-async fn listed(
+pub(super) async fn listed(
     client: &Client,
     resource: Resource,
     namespace: Option<&str>,

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::gather::Facts;
 use super::trials::Outcome;
+use super::{scaling, upstreams, verifiers, void};
 use crate::answer::Answer;
 use crate::terminal;
 
@@ -28,6 +29,8 @@ pub(super) struct Report {
     pub(super) unknown: Vec<String>,
     /// What was looked at and is as it should be.
     pub(super) well: Vec<String>,
+    /// What is to be known and is nobody's fault.
+    pub(super) notes: Vec<String>,
 }
 
 impl Report {
@@ -42,7 +45,8 @@ impl Report {
         }
     }
 
-    fn find(&mut self, what: impl Into<String>, way_out: impl Into<String>) {
+    /// Adds a finding and its way out.
+    pub(super) fn find(&mut self, what: impl Into<String>, way_out: impl Into<String>) {
         self.findings.push(Finding {
             what: what.into(),
             way_out: way_out.into(),
@@ -60,6 +64,9 @@ impl fmt::Display for Report {
         };
         for well in &self.well {
             writeln!(f, "ok       {}", line(well))?;
+        }
+        for note in &self.notes {
+            writeln!(f, "note     {}", line(note))?;
         }
         for finding in &self.findings {
             writeln!(
@@ -95,7 +102,34 @@ pub(super) fn judge(facts: &Facts) -> Report {
     webhook(facts, &mut report);
     nodes(facts, &mut report);
     policies(facts, &mut report);
+    scaling::judge(&facts.scaling, &mut report);
+    void::judge(&facts.trials, facts.kubelet.as_ref(), &mut report);
+    if let Ok(artifacts) = &facts.status.artifacts {
+        upstreams::judge(artifacts, &mut report);
+        if let Some(address) = address(facts) {
+            let sources = artifacts
+                .iter()
+                .map(|artifact| artifact.spec.source_artifact.as_str());
+            verifiers::judge(&facts.verifiers, sources, address, &mut report);
+        }
+    }
     report
+}
+
+/// The registry's address, once there is one.
+fn address(facts: &Facts) -> Option<&str> {
+    let state = facts.status.state.as_ref().ok()?.as_ref()?;
+    Some(state.registry_address.as_str()).filter(|address| !address.is_empty())
+}
+
+/// What one policy refuses.
+#[derive(Default)]
+struct Refused<'a> {
+    namespaces: BTreeSet<&'a str>,
+    /// Its own words; empty where nobody heard them.
+    message: &'a str,
+    /// Images that it allows under their upstream's name.
+    sources: BTreeSet<&'a str>,
 }
 
 fn rewriting(facts: &Facts, report: &mut Report) {
@@ -235,21 +269,18 @@ fn nodes(facts: &Facts, report: &mut Report) {
 
 fn policies(facts: &Facts, report: &mut Report) {
     let state = facts.status.state.as_ref().ok().and_then(Option::as_ref);
-    let address = state
-        .map(|state| state.registry_address.as_str())
-        .unwrap_or_default();
-    // By who refuses: where, and in its words.
-    let mut refused: BTreeMap<&str, (BTreeSet<&str>, &str)> = BTreeMap::new();
+    let address = address(facts).unwrap_or_default();
+    // By who refuses.
+    let mut refused: BTreeMap<&str, Refused<'_>> = BTreeMap::new();
     let mut passed = 0;
     for trial in &facts.trials {
         match &trial.outcome {
             Outcome::Passes => passed += 1,
             Outcome::Refused { by, message } => {
-                refused
-                    .entry(by)
-                    .or_insert_with(|| (BTreeSet::new(), message))
-                    .0
-                    .insert(&trial.namespace);
+                let refused = refused.entry(by).or_default();
+                refused.message = message;
+                refused.namespaces.insert(&trial.namespace);
+                refused.sources.insert(&trial.source);
             }
             Outcome::Unknown(why) => report.unknown.push(format!(
                 "whether a policy refuses pods of {} in namespace {}: {why}",
@@ -261,12 +292,25 @@ fn policies(facts: &Facts, report: &mut Report) {
         // A dry run that says the same says it with the message.
         if !refused
             .values()
-            .any(|(namespaces, _)| namespaces.contains(namespace))
+            .any(|refused| refused.namespaces.contains(namespace))
         {
-            refused.entry(by).or_default().0.insert(namespace);
+            let refused = refused.entry(by).or_default();
+            refused.namespaces.insert(namespace);
+            let artifacts = facts.status.artifacts.iter().flatten();
+            refused
+                .sources
+                .extend(upstreams::wanted_in(artifacts, namespace));
         }
     }
-    for (by, (namespaces, message)) in refused {
+    for (
+        by,
+        Refused {
+            namespaces,
+            message,
+            sources,
+        },
+    ) in refused
+    {
         let namespaces: Vec<_> = namespaces.into_iter().collect();
         let mut what = format!(
             "{by} refuses pods with the registry's references in {}",
@@ -278,8 +322,9 @@ fn policies(facts: &Facts, report: &mut Report) {
         report.find(
             what,
             format!(
-                "let it allow images that begin with {address}/, or opt out with kubectl label namespace {} {}={}; until then such pods keep \
+                "let it allow images that begin with {}, never {address}/ alone, below which lies every upstream; or opt out with kubectl label namespace {} {}={}; until then such pods keep \
                  their images and need the uplink",
+                upstreams::allowed(sources, address),
                 namespaces.join(" "),
                 labels::REWRITE,
                 labels::REWRITE_DISABLED
@@ -358,6 +403,9 @@ mod tests {
             nodes: Ok([("one".to_owned(), Some(agent(true)))].into()),
             trials: vec![trial("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
+            scaling: Ok(scaling::Scaling::default()),
+            verifiers: Ok(Vec::new()),
+            kubelet: None,
             unknown: Vec::new(),
         }
     }
@@ -367,6 +415,7 @@ mod tests {
             namespace: namespace.to_owned(),
             source: "r.io/a:1".to_owned(),
             outcome,
+            pulls_always: false,
         }
     }
 
@@ -511,7 +560,7 @@ mod tests {
                 "ValidatingAdmissionPolicy ours",
                 "a, b",
                 "only ours",
-                "10.96.0.50/",
+                "that begin with 10.96.0.50/r.io/, never 10.96.0.50/ alone",
                 "label namespace a b",
             ],
         );

@@ -45,6 +45,8 @@ pub(super) struct Trial {
     pub(super) namespace: String,
     pub(super) source: String,
     pub(super) outcome: Outcome,
+    /// Whether the API server made `imagePullPolicy` `Always`, which the pod did not ask for.
+    pub(super) pulls_always: bool,
 }
 
 /// One image of each upstream in each namespace.
@@ -115,13 +117,18 @@ pub(super) async fn run(
 
 async fn attempt(client: &Client, address: &str, namespace: &str, reference: &Reference) -> Trial {
     let source = reference.to_string();
+    let mut pulls_always = false;
     let outcome = match rewrite::rewrite(reference, address) {
         None => Outcome::Unknown("its name is too long for the registry".to_owned()),
         Some(local) => {
             // The webhook is to have no part in it.
             let local = dry_run(client, namespace, &pod(&local, true)).await;
             match local {
-                Ok(_) => Outcome::Passes,
+                Ok(stored) => {
+                    let policy = text(&stored, "/spec/containers/0/imagePullPolicy");
+                    pulls_always = policy == "Always";
+                    Outcome::Passes
+                }
                 Err(refusal) => {
                     let original = dry_run(client, namespace, &pod(&source, true)).await;
                     compare(&refusal, original.err().as_deref())
@@ -133,6 +140,7 @@ async fn attempt(client: &Client, address: &str, namespace: &str, reference: &Re
         namespace: namespace.to_owned(),
         source,
         outcome,
+        pulls_always,
     }
 }
 
@@ -175,6 +183,7 @@ fn pod(image: &str, opts_out: bool) -> Value {
             "containers": [{
                 "name": "doctor",
                 "image": image,
+                "imagePullPolicy": "IfNotPresent",
                 "resources": {"requests": little, "limits": little},
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
             }],

@@ -84,3 +84,30 @@ async fn doctor_names_the_policy_that_refuses_the_registry() {
         .await
         .check(1, &["unknown", "cannot create resource"]);
 }
+
+#[tokio::test]
+async fn doctor_names_autoscalers_without_metrics_and_upstreams_that_are_away() {
+    let site = Site::start().await;
+    let autoscaler = json!({
+        "metadata": {"name": "holdfast-registry", "labels": {"app.kubernetes.io/instance": "holdfast"}},
+        "spec": {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "holdfast-registry"},
+            "minReplicas": 3, "maxReplicas": 5,
+        },
+    });
+    let namespace = "/apis/autoscaling/v2/namespaces/holdfast-system";
+    site.post(
+        &format!("{namespace}/horizontalpodautoscalers"),
+        &autoscaler,
+    )
+    .await;
+    site.stands("shop", "away.example/web:1", "UpstreamUnavailable")
+        .await;
+    site.run(&["doctor"]).await.check(
+        1,
+        &[
+            "PROBLEM  holdfast-registry cannot scale by load: the API server has no v1beta1.metrics.k8s.io; way out: install",
+            "PROBLEM  away.example cannot be reached: 1 wanted image is not local, since",
+        ],
+    );
+}

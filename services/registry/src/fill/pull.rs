@@ -64,7 +64,9 @@ impl Named {
 impl source::Source for Fills {
     fn fetches(&self, repo: &RepositoryName) -> bool {
         rewrite::upstream_of(repo).is_some_and(|(host, _)| {
-            self.inner.upstreams.is_listed(&host) || self.inner.grants.names(repo, Instant::now())
+            self.permit(&host).is_ok()
+                && (self.inner.upstreams.is_listed(&host)
+                    || self.inner.grants.names(repo, Instant::now()))
         })
     }
 
@@ -138,6 +140,7 @@ impl Fills {
         granted: Option<Vec<Login>>,
     ) -> Option<Source> {
         let (host, repository) = rewrite::upstream_of(repo)?;
+        self.permit(&host).ok()?;
         let is_listed = self.inner.upstreams.is_listed(&host);
         let logins = granted.or_else(|| is_listed.then(Vec::new))?;
         Some(Source {
@@ -210,6 +213,7 @@ impl Fills {
                 if let Some(entry) = self.known(repo, reference).await? {
                     return Ok(entry);
                 }
+                self.permit_repository(repo)?;
                 if let Some(source) = self.source_of(repo, reference).await? {
                     asks = true;
                     return self.begin_image(&source, repo, reference).await;
@@ -334,6 +338,10 @@ impl Fills {
     }
 
     async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<SourceBlob> {
+        if let Err(forbidden) = self.permit_repository(repo) {
+            let stored = self.inner.store.open_repo_blob(repo, digest).await?;
+            return stored.map(SourceBlob::Stored).ok_or(forbidden);
+        }
         // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
         let named = match self.named(repo, digest).await? {
             Some(named) => named,

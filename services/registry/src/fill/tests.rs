@@ -20,6 +20,7 @@ use crate::{
 mod access;
 mod claims;
 mod lies;
+mod permitted;
 mod replicas;
 mod slow;
 mod sources;

@@ -1,0 +1,73 @@
+//! Checks of Kubernetes that mean nothing for rewritten images, because nodes pull local images
+//! with a credential of their own: told as notes, for there is nothing to repair.
+
+use kube::Client;
+
+use super::gather::{Asked, object};
+use super::judge::Report;
+use super::trials::Trial;
+use crate::cluster::{Resource, text};
+
+/// The kubelet's policy under which it verifies pull secrets of images that a node has.
+const NEVER: &str = "NeverVerify";
+
+/// The kubelet's policy on a node; empty where it has none.
+pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String> {
+    let proxied = Resource {
+        group: "",
+        version: "v1",
+        plural: "nodes",
+    };
+    let found = object(client, proxied, None, &format!("{node}/proxy/configz")).await?;
+    let found = found.unwrap_or_default();
+    let policy = "/kubeletconfig/imagePullCredentialsVerificationPolicy";
+    Ok(text(&found, policy).to_owned())
+}
+
+/// The notes. A kubelet that may not be asked is no problem of Holdfast's.
+pub(super) fn judge(trials: &[Trial], kubelet: Option<&Asked<String>>, report: &mut Report) {
+    let read_more = "docs/operate/policies.md says what that means";
+    if trials.iter().any(|trial| trial.pulls_always) {
+        report.notes.push(format!(
+            "the admission plug-in AlwaysPullImages checks nothing for rewritten images: every node may pull every \
+             local image, also private ones of other namespaces; {read_more}"
+        ));
+    }
+    match kubelet {
+        Some(Ok(policy)) if !policy.is_empty() && policy != NEVER => report.notes.push(format!(
+            "the kubelets' imagePullCredentialsVerificationPolicy is {policy}: for rewritten images it verifies the \
+             nodes' own credential, not the pods' pull secrets; {read_more}"
+        )),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::trials::Outcome;
+    use super::*;
+
+    #[test]
+    fn void_checks_are_noted_and_are_no_problem() {
+        let trial = |pulls_always| Trial {
+            namespace: "a".to_owned(),
+            source: "r.io/a:1".to_owned(),
+            outcome: Outcome::Passes,
+            pulls_always,
+        };
+        for (always, policy, notes) in [
+            (false, None, 0),
+            (false, Some(Ok(String::new())), 0),
+            (false, Some(Ok("NeverVerify".to_owned())), 0),
+            (false, Some(Err("forbidden".to_owned())), 0),
+            (true, None, 1),
+            (true, Some(Ok("NeverVerifyPreloadedImages".to_owned())), 2),
+        ] {
+            let mut report = Report::default();
+            let trials = [trial(always), trial(always)];
+            judge(&trials, policy.as_ref(), &mut report);
+            assert_eq!(report.notes.len(), notes, "{always} {policy:?}");
+            assert_eq!(report.answer(), crate::answer::Answer::Yes);
+        }
+    }
+}
