@@ -88,6 +88,7 @@ const CONTROLLER: &[Grant] = &[
             ("list,watch", "controller/src/world.rs watch_artifacts"),
             ("create", "controller/src/artifacts.rs create"),
             ("patch", "controller/src/artifacts/preload.rs apply"),
+            ("delete", "controller/src/artifacts/reconcile.rs undemanded"),
         ],
     ),
     (
