@@ -365,14 +365,17 @@ impl Reconciler {
         }
     }
 
-    /// Remembers for healing whether the registry holds the image. Who doubted it is to hear at once.
+    /// Remembers whether the registry holds the image, also for healing. Who doubted it is to hear at once.
     fn said(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
-        let key = (
-            artifact.namespace().unwrap_or_default(),
-            artifact.name_any(),
-        );
-        self.context.healing.said(&key, held, Instant::now());
+        let namespace = artifact.namespace().unwrap_or_default();
+        let key = (namespace, artifact.name_any());
+        let now = Instant::now();
+        self.context.healing.said(&key, held, now);
         if std::mem::take(&mut memory.doubted) {
+            // What it said before holds no longer, so that it is asked again after the pause.
+            if let Some(confirmed) = memory.confirmed.as_mut().filter(|_| !held) {
+                confirmed.until = now;
+            }
             self.context.world.nudge();
         }
     }
