@@ -77,7 +77,7 @@ pub fn limits() -> server::Limits {
     server::Limits {
         connections: CONNECTIONS,
         // The kubelet may share its address with strangers.
-        connections_per_address: CONNECTIONS,
+        connections_per_address: usize::MAX,
         recycles: true,
         header_bytes: 16 << 10,
         header_timeout: PATIENCE,

@@ -93,20 +93,29 @@ fn correct_logins_are_answered_under_a_flood_of_wrong_ones() {
     let access = "access: {htpasswd: FOLDER/users}";
     child::with(name, access, &[("users", &users)], async |child| {
         let url = format!("http://{}/v2/", child.listen);
-        let floods: [(&str, Wrong); 4] = [
-            ("one user of the same address", |_| ("x".to_owned(), 1)),
-            ("a known user of the same address", |_| {
-                ("ci0".to_owned(), 1)
-            }),
-            ("many users of another address", |number| {
-                (format!("x{number}"), 2)
-            }),
-            ("many addresses", |number| {
-                let last = 3 + u8::try_from(number % 200).unwrap();
-                (format!("x{number}"), last)
-            }),
+        // The way, the wrong logins, and the last part of the honest client's address.
+        let floods: [(&str, Wrong, u8); 4] = [
+            ("one user of the same address", |_| ("x".to_owned(), 1), 1),
+            (
+                "a known user of the same address",
+                |_| ("ci0".to_owned(), 2),
+                2,
+            ),
+            (
+                "many users of another address",
+                |number| (format!("x{number}"), 3),
+                4,
+            ),
+            (
+                "many addresses",
+                |number| {
+                    let last = 10 + u8::try_from(number % 200).unwrap();
+                    (format!("x{number}"), last)
+                },
+                5,
+            ),
         ];
-        for ((way, of), user) in floods.into_iter().zip(1..) {
+        for ((way, of, honest), user) in floods.into_iter().zip(1..) {
             let flood = Flood::start(child, of);
             while flood.answered.load(Relaxed) < FLOOD / 4 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -115,7 +124,7 @@ fn correct_logins_are_answered_under_a_flood_of_wrong_ones() {
             let begun = Instant::now();
             for round in 0..3 {
                 let (user, password) = (format!("ci{user}"), format!("right-{user}"));
-                let status = login(&client(1), &url, &user, &password).await;
+                let status = login(&client(honest), &url, &user, &password).await;
                 assert_eq!(status, 200, "round {round}, wrong logins from {way}");
             }
             let took = begun.elapsed();
