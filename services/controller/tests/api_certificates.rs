@@ -60,7 +60,7 @@ async fn certificates_are_made_once_and_stay() {
     }
 
     secrets
-        .delete("holdfast-webhook-tls", &kube::api::DeleteParams::default())
+        .delete("holdfast-webhook-tls", &DeleteParams::default())
         .await
         .unwrap();
     certificates::round(&again).await.unwrap();
@@ -99,7 +99,7 @@ async fn a_reset_ca_bundle_is_patched_again_and_nothing_else() {
         "webhooks": webhooks,
     });
     api.create(
-        &kube::api::PostParams::default(),
+        &PostParams::default(),
         &serde_json::from_value(configuration).unwrap(),
     )
     .await
