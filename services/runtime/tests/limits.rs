@@ -325,10 +325,7 @@ async fn as_many_as_may_wait_do_and_further_ones_are_closed_at_once() {
     }
     assert!(server.number(r#"holdfast_connections_refused_total{reason="full"} 2"#));
     let (_, took) = until_closed(&mut waiting[0]).await;
-    assert!(
-        Duration::from_millis(1500) < took + Duration::from_millis(500),
-        "{took:?}"
-    );
+    assert!(Duration::from_secs(1) < took, "{took:?}");
 }
 
 #[tokio::test]
