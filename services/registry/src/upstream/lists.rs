@@ -1,15 +1,13 @@
 //! What an upstream says of its content, and not the content: what a tag names, which tags a repository has, and who refers to
 //! a manifest. Bounded in pages, entries, bytes and time.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use holdfast_core::{Digest, Tag};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Result, Source, Upstreams, nowhere, worse};
 
-/// Longest time that all pages of a list may take together.
-const DEADLINE: Duration = Duration::from_secs(5);
 /// Most pages of one list.
 pub(super) const MAX_PAGES: usize = 50;
 /// Most bytes of one list.
@@ -102,7 +100,7 @@ impl Upstreams {
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        in_time(ask).await
+        self.in_time(ask).await
     }
 
     /// Who refers to a manifest.
@@ -124,17 +122,18 @@ impl Upstreams {
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        in_time(ask).await
+        self.in_time(ask).await
     }
-}
 
-async fn in_time<T>(ask: impl Future<Output = Result<T>>) -> Result<T> {
-    let late = || {
-        Err(Error::Unavailable(
-            "the upstream did not send its list in time".to_owned(),
-        ))
-    };
-    tokio::time::timeout(DEADLINE, ask)
-        .await
-        .unwrap_or_else(|_| late())
+    /// A list within its deadline.
+    async fn in_time<T>(&self, ask: impl Future<Output = Result<T>>) -> Result<T> {
+        let late = || {
+            Err(Error::Unavailable(
+                "the upstream did not send its list in time".to_owned(),
+            ))
+        };
+        tokio::time::timeout(self.inner.timeouts.list, ask)
+            .await
+            .unwrap_or_else(|_| late())
+    }
 }

@@ -23,6 +23,8 @@ pub struct Timeouts {
     pub crawl: Duration,
     /// For the whole revalidation of a tag that is local.
     pub revalidate: Duration,
+    /// For all pages of a list together.
+    pub list: Duration,
     /// For how long an endpoint that sent wrong bytes is not asked for that digest.
     pub quarantine: Duration,
     /// How long the breaker stays open at first; doubles up to [`Self::breaker_max`].
@@ -39,6 +41,7 @@ impl Default for Timeouts {
             stall: Duration::from_secs(30),
             crawl: Duration::from_secs(60),
             revalidate: Duration::from_millis(500),
+            list: Duration::from_secs(5),
             quarantine: Duration::from_secs(60),
             breaker_min: Duration::from_secs(5),
             breaker_max: Duration::from_secs(300),

@@ -17,6 +17,7 @@ fn quick() -> Timeouts {
         stall: Duration::from_millis(400),
         crawl: Duration::from_millis(600),
         revalidate: Duration::from_millis(200),
+        list: Duration::from_secs(30),
         breaker_min: Duration::from_millis(200),
         ..Timeouts::default()
     }

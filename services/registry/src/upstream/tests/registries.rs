@@ -446,3 +446,41 @@ async fn lists_may_want_another_scope_than_content() {
     }
     assert_eq!(raw.requests().len(), 10, "one challenge and one token each");
 }
+
+#[tokio::test]
+async fn lists_without_end_are_cut_and_say_so() {
+    let page = Arc::new(AtomicUsize::new(0));
+    let raw = Raw::start(move |_| {
+        let at = page.fetch_add(1, Ordering::Relaxed);
+        let link = format!("</v2/team/app/tags/list?last={at}>; rel=\"next\"");
+        let body = format!(r#"{{"tags":["t{at}"]}}"#);
+        Reply::http("200 OK", &[("link", &link)], body.as_bytes())
+    })
+    .await;
+    let (client, source) = at(&raw.url());
+    let found = client.tags(&source).await.unwrap();
+    assert!(!found.complete && found.entries.len() == 50, "{found:?}");
+    assert_eq!(raw.requests().len(), 50, "pages");
+
+    let many: Vec<String> = (0..20_500).map(|tag| format!("\"t{tag}\"")).collect();
+    let body = format!(r#"{{"tags":[{}]}}"#, many.join(","));
+    let raw = Raw::start(move |_| Reply::http("200 OK", &[], body.as_bytes())).await;
+    let (client, source) = at(&raw.url());
+    let found = client.tags(&source).await.unwrap();
+    assert!(!found.complete && found.entries.len() == 20_000, "entries");
+
+    let body = format!(r#"{{"tags":["{}"]}}"#, "x".repeat(5 << 20));
+    let raw = Raw::start(move |_| Reply::http("200 OK", &[], body.as_bytes())).await;
+    let (client, source) = at(&raw.url());
+    let refused = client.tags(&source).await;
+    assert!(matches!(refused, Err(Error::Invalid(_))), "bytes");
+
+    let raw = Raw::start(|_| {
+        let link = [("link", "<?n=1000>; rel=\"next\"")];
+        Reply::http("200 OK", &link, br#"{"tags":["a"]}"#)
+    })
+    .await;
+    let (client, source) = at(&raw.url());
+    let circle = client.tags(&source).await.unwrap();
+    assert!(!circle.complete && raw.requests().len() == 1, "a circle");
+}
