@@ -201,7 +201,9 @@ impl Incoming {
         self.store
             .run(
                 move |inner| match inner.commit_blob(&partial, &digest, Proof::Hashed) {
-                    Err(error) if error.is_absent() && partial.is_gone(inner)? => {
+                    Err(error)
+                        if (error.is_absent() || error.is_stale()) && partial.is_gone(inner)? =>
+                    {
                         Err(Error::LockLost)
                     }
                     committed => committed,

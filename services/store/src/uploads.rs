@@ -265,7 +265,7 @@ impl UploadWriter {
     /// Takes the next bytes; waits only while the volume is behind.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
         let length = bytes.len() as u64;
-        self.sink.append(bytes).await?;
+        taken_over(self.sink.append(bytes).await)?;
         self.accepted += length;
         Ok(())
     }
@@ -277,7 +277,7 @@ impl UploadWriter {
     /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this request stood still for so
     /// long that another one went on, or what the volume says.
     pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
-        let (size, hasher) = self.sink.drain().await?;
+        let (size, hasher) = taken_over(self.sink.drain().await)?;
         if self.when_dropped == WhenDropped::Remove {
             let generation = None;
             return Ok((size, CarriedHash { hasher, generation }));
@@ -319,7 +319,7 @@ impl UploadWriter {
     }
 
     async fn try_commit(&mut self, digest: &Digest) -> Result<u64> {
-        let (size, hasher) = self.sink.drain().await?;
+        let (size, hasher) = taken_over(self.sink.drain().await)?;
         if let Some(lock) = &self.lock {
             lock.check().await?;
         }
@@ -335,6 +335,14 @@ impl UploadWriter {
         self.store
             .run(move |inner| inner.commit_upload(&repo, &id, opened, size, &digest))
             .await
+    }
+}
+
+/// Another machine removed this writer's file, to go on with a copy.
+fn taken_over<T>(result: Result<T>) -> Result<T> {
+    match result {
+        Err(error) if error.is_stale() => Err(Error::LockLost),
+        other => other,
     }
 }
 

@@ -37,7 +37,11 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             if let Some(partial) = Partial::take(self, &data)? {
                 let opened = self.go_on(&session, &partial, offset, carried);
-                if opened.is_err() {
+                if let Err(error) = &opened {
+                    // It stood still, and another request went on with a copy.
+                    if error.is_stale() && partial.is_gone(self)? {
+                        return Err(self.why_gone(&session)?);
+                    }
                     partial.rest_if_free(self);
                 }
                 return opened;
@@ -182,6 +186,9 @@ impl Inner {
     pub(super) fn put_to_rest(&self, session: &Path, opened: &Opened) -> Result<Option<Uuid>> {
         let partial = &opened.partial;
         if let Err(error) = partial.file.sync() {
+            if partial.is_gone(self)? {
+                return Err(self.why_gone(session)?);
+            }
             partial.remove(self);
             return Err(Error::io("sync", &partial.path)(error));
         }
@@ -228,11 +235,13 @@ impl Inner {
         let link = links::draft(&self.files, &path_of_link, digest)?;
         let committed = self.commit_blob_and(&partial, digest, proof, link.as_ref());
         if let Err(error) = committed {
-            return Err(if error.is_absent() && partial.is_gone(self)? {
-                self.why_gone(&session)?
-            } else {
-                error
-            });
+            return Err(
+                if (error.is_absent() || error.is_stale()) && partial.is_gone(self)? {
+                    self.why_gone(&session)?
+                } else {
+                    error
+                },
+            );
         }
         if let Some(link) = link {
             match links::publish(&self.files, &path_of_link, link) {
