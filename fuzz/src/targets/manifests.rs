@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use holdfast_core::oci;
 use holdfast_registry::parsers;
 use serde::de::{Deserializer as _, IgnoredAny, MapAccess, Visitor};
 
@@ -11,7 +12,7 @@ use crate::{Shape, Target, ensure, shape};
 /// Manifests.
 pub(super) const MANIFEST: Target = Target {
     name: "manifest",
-    promise: "what is taken is one of four types and names a key once; a push and a copy read the same references",
+    promise: "a push takes it, a copy takes it and the check reads it, or none of them does; it is one of four types",
     check: manifest,
     dictionary: &[
         "{\"schemaVersion\":2",
@@ -33,6 +34,9 @@ pub(super) const MANIFEST: Target = Target {
         "application/vnd.docker.distribution.manifest.v2+json",
         "application/vnd.docker.distribution.manifest.list.v2+json",
         ".nondistributable.",
+        "application/vnd.docker.container.image.v1+json",
+        ",\"platform\":{\"os\":\"linux\",\"architecture\":\"amd64\"}",
+        "\"layers\":null",
     ],
     max_bytes: 8_000,
 };
@@ -47,18 +51,29 @@ const TYPES: [&str; 4] = [
 fn manifest(input: &[u8]) -> Result<Shape, String> {
     let pushed = parsers::manifest(input, None);
     let copied = parsers::upstream_manifest(input);
+    let checked = oci::Manifest::parse(input);
+    ensure(
+        pushed.is_ok() == copied.is_ok() && copied.is_ok() == checked.is_ok(),
+        || format!("pushed {pushed:?}, copied {copied:?}, checked {checked:?}"),
+    )?;
     for header in TYPES {
         if let (Ok((own, ..)), Ok((with, ..))) = (&pushed, parsers::manifest(input, Some(header))) {
-            // A header may decide between image types where the content says nothing; it never turns an image into an index.
-            let is_index = |kind: &str| kind == TYPES[1] || kind == TYPES[3];
-            ensure(is_index(own) == is_index(&with), || {
+            // A header never turns an image into an index, nor into another type than its own.
+            ensure(*own == with, || {
                 format!("{own} with the header {header} is {with}")
             })?;
         }
     }
+    let served = oci::content_type(input);
+    ensure(oci::is_media_type(&served), || {
+        format!("served as {served:?}")
+    })?;
     if let Ok((media_type, blobs, children, _)) = &pushed {
         ensure(TYPES.contains(&media_type.as_str()), || {
             format!("type {media_type} is taken")
+        })?;
+        ensure(served == *media_type, || {
+            format!("read as {media_type}, served as {served}")
         })?;
         ensure(blobs.is_empty() || children.is_empty(), || {
             "both blobs and manifests".to_owned()
@@ -66,14 +81,13 @@ fn manifest(input: &[u8]) -> Result<Shape, String> {
         ensure(!repeats(input), || {
             "a key is there twice, readers may take either".to_owned()
         })?;
-        if let Ok(copied) = &copied
-            && !String::from_utf8_lossy(input).contains("urls")
-            && !String::from_utf8_lossy(input).contains('\\')
-        {
-            let pushed: BTreeSet<_> = blobs.iter().chain(children).collect();
-            let copied: BTreeSet<_> = copied.iter().collect();
-            ensure(pushed == copied, || {
-                format!("pushed it names {pushed:?}, copied {copied:?}")
+        if let Ok((needed, taken)) = &copied {
+            let of = |digests: &[_]| digests.iter().cloned().collect::<BTreeSet<_>>();
+            ensure(of(blobs) == of(needed), || {
+                format!("a push needs {blobs:?}, a copy {needed:?}")
+            })?;
+            ensure(of(taken).is_subset(&of(children)), || {
+                format!("of {children:?} a copy takes {taken:?}")
             })?;
         }
     }
@@ -91,7 +105,7 @@ fn manifest(input: &[u8]) -> Result<Shape, String> {
             })
             .map_err(words),
         copied
-            .map(|found| found.len().min(3))
+            .map(|(needed, taken)| (needed.len() + taken.len()).min(3))
             .map_err(|error| words(&error)),
     )))
 }

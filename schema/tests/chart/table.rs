@@ -75,6 +75,7 @@ fn good() -> Vec<Vec<(String, Value)>> {
         vec![on(), own("controller.healing.evictionsPerMinute", json!(0))],
         vec![on(), own("registry.limits.manifestBytes", json!(4_194_304))],
         vec![on(), own("registry.limits.manifestBytes", json!("8Mi"))],
+        vec![on(), own("registry.limits.manifestBytes", json!("16Mi"))],
         vec![on(), own("uplink.bandwidthBytesPerSecond", json!("10M"))],
         vec![on(), own("uplink.revalidatePulls", json!(true))],
         vec![on(), own("proxy.https", json!("proxy.example:3128"))],
@@ -277,6 +278,14 @@ fn bad() -> Vec<Bad> {
     schema("registry.accessLog.mode", vec![json!("some"), json!(true)]);
     schema("registry.accessLog.sample", vec![json!(0)]);
     schema("registry.scrub.everyHours", vec![json!(0)]);
+    let sizes = [
+        json!("17Mi"),
+        json!("16385Ki"),
+        json!("1Gi"),
+        json!(16_777_217),
+        json!(0),
+    ];
+    schema("registry.limits.manifestBytes", sizes.to_vec());
     schema(
         "registry.notifications.endpoints",
         vec![

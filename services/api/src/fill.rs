@@ -85,6 +85,11 @@ pub struct FillResult {
     pub blobs: u64,
     /// True when nothing had to be fetched (SPEC 14).
     pub already_local: bool,
+    /// What the registry does not hold of an index, with the cause: platforms that were asked for
+    /// and are not in it, entries that the upstream does not have or that are no manifests. At most
+    /// 16 are named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// Why a fill failed; the body of every other status.

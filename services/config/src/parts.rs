@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_core::oci::MANIFEST_BYTES;
 use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -208,7 +209,8 @@ pub struct StorageValues {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Limits {
-    /// Largest manifest that is taken, from clients and from upstream.
+    /// Largest manifest that is taken, from clients and from upstream; at most `16Mi`.
+    #[schemars(schema_with = "manifest_bytes")]
     pub manifest_bytes: ByteSize,
     /// Memory of all streams of a replica together.
     pub stream_buffer_bytes: ByteSize,
@@ -241,6 +243,27 @@ pub struct Limits {
     /// Hours after which an upload that nobody continues is removed.
     #[schemars(range(min = 1, max = 720))]
     pub upload_hours: u16,
+}
+
+fn manifest_bytes(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    crate::quantity::at_most(MANIFEST_BYTES)
+}
+
+impl Limits {
+    /// Checks what the types do not say. `path` is the key of the limits.
+    pub(crate) fn check(&self, path: &str, refuse: &mut dyn FnMut(&str, String)) {
+        let bytes = self.manifest_bytes.bytes();
+        if bytes == 0 || bytes > MANIFEST_BYTES {
+            refuse(
+                &format!("{path}.manifestBytes"),
+                format!(
+                    "{} is not between 1 and {}: the store reads no larger manifest",
+                    self.manifest_bytes,
+                    ByteSize::from_bytes(MANIFEST_BYTES)
+                ),
+            );
+        }
+    }
 }
 
 impl Default for Limits {

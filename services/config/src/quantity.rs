@@ -89,6 +89,50 @@ impl<'de> Deserialize<'de> for ByteSize {
     }
 }
 
+/// The schema of a size of at least one and at most `most` bytes.
+pub(crate) fn at_most(most: u64) -> Schema {
+    let forms = [
+        ("", 1),
+        ("k", 1000),
+        ("Ki", 1 << 10),
+        ("M", 1_000_000),
+        ("Mi", 1 << 20),
+    ];
+    let forms = forms.into_iter().filter(|(_, unit)| *unit <= most);
+    let forms: Vec<_> = forms
+        .map(|(suffix, unit)| format!("({}){suffix}", numbers_up_to(most / unit)))
+        .collect();
+    let pattern = format!("^({})$", forms.join("|"));
+    json_schema!({
+        "type": ["string", "integer"], "pattern": pattern, "minimum": 1, "maximum": most
+    })
+}
+
+/// A regular expression for the whole numbers from 1 to `most`, without leading zeros.
+fn numbers_up_to(most: u64) -> String {
+    let digits: Vec<u8> = most.to_string().bytes().collect();
+    let rest = |count: usize| match count {
+        0 => String::new(),
+        count => format!("[0-9]{{{count}}}"),
+    };
+    let mut forms = vec![most.to_string()];
+    if digits.len() > 1 {
+        forms.push(format!("[1-9][0-9]{{0,{}}}", digits.len() - 2));
+    }
+    for (at, digit) in digits.iter().enumerate() {
+        let first = if at == 0 { b'1' } else { b'0' };
+        if *digit > first {
+            let before = String::from_utf8_lossy(&digits[..at]);
+            let (first, last) = (char::from(first), char::from(digit - 1));
+            forms.push(format!(
+                "{before}[{first}-{last}]{}",
+                rest(digits.len() - at - 1)
+            ));
+        }
+    }
+    forms.join("|")
+}
+
 impl JsonSchema for ByteSize {
     fn schema_name() -> Cow<'static, str> {
         "ByteSize".into()
@@ -187,6 +231,32 @@ mod tests {
         check("999999999999Ti", None);
         assert_eq!(ByteSize::from_bytes(48 << 20).to_string(), "48Mi");
         assert_eq!(ByteSize::from_bytes(0).to_string(), "0");
+    }
+
+    #[test]
+    fn a_bounded_size_is_bounded_in_every_unit() {
+        let schema = at_most(16 << 20);
+        let validator = jsonschema::validator_for(schema.as_value()).unwrap();
+        let mut texts: Vec<String> = (0..20_000).map(|number| format!("{number}Ki")).collect();
+        for unit in ["", "k", "Ki", "M", "Mi", "Gi", "T"] {
+            for number in [0, 1, 9, 10, 15, 16, 17, 99, 4095, 16_384, 16_777, 16_778] {
+                texts.push(format!("{number}{unit}"));
+            }
+        }
+        texts.extend([16_777_215, 16_777_216, 16_777_217, 20_000_000].map(|n: u64| n.to_string()));
+        for text in texts {
+            let bytes = ByteSize::parse(&text).unwrap().bytes();
+            let expect = (1..=16 << 20).contains(&bytes);
+            assert_eq!(validator.is_valid(&text.as_str().into()), expect, "{text}");
+        }
+        for (number, expect) in [
+            (0, false),
+            (1, true),
+            (16 << 20, true),
+            (1 + (16 << 20), false),
+        ] {
+            assert_eq!(validator.is_valid(&number.into()), expect, "{number}");
+        }
     }
 
     // SPEC 15

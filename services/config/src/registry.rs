@@ -428,6 +428,12 @@ impl Standalone {
                 });
             });
         }
+        standalone.limits.check("limits", &mut |path, message| {
+            problems.push(Problem {
+                path: path.to_owned(),
+                message,
+            });
+        });
         if problems.is_empty() {
             Ok(standalone)
         } else {

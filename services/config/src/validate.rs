@@ -151,6 +151,7 @@ impl Values {
             }
         }
         self.registry.access.check("registry.access", refuse);
+        self.registry.limits.check("registry.limits", refuse);
         if self.system_nodes.required && self.system_nodes.selector.is_empty() {
             refuse(
                 "systemNodes.required",

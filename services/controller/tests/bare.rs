@@ -205,6 +205,7 @@ pub fn copied() -> (u16, String) {
         size_bytes: 1234,
         blobs: 2,
         already_local: false,
+        missing: Vec::new(),
     };
     (200, serde_json::to_string(&result).unwrap())
 }

@@ -1,8 +1,9 @@
 //! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a pod, the
-//! credentials of a pull secret, the templates of workloads, quantities. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
+//! credentials of a pull secret, the templates of workloads, manifests, quantities. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
 
 pub mod credentials;
 pub mod digest;
+pub mod oci;
 pub mod pod;
 pub mod quantity;
 pub mod reference;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use holdfast_core::oci::Platform;
 use holdfast_store::archive::{self, Bundle, Folder, Name, Tar, Target, View};
-use holdfast_store::check::Platform;
 
 use crate::{ls, terminal};
 

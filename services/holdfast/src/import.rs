@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
+use holdfast_core::oci::Platform;
 use holdfast_store::archive::{self, Counts, FolderSource, Plan, Source, TarSource};
-use holdfast_store::check::Platform;
 use holdfast_store::volume::{Disk, Volume as _};
 use holdfast_store::{Options, Owner, Store, WriteGate, WriteLimits};
 use serde::Serialize;

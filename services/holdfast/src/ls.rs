@@ -11,9 +11,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use holdfast_core::digest::Digest;
+use holdfast_core::oci::Platform;
 use holdfast_core::reference::RepositoryName;
 use holdfast_store::archive::{self, Bundle, Name, View};
-use holdfast_store::check::Platform;
 use serde::Serialize;
 
 use crate::terminal;

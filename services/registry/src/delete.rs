@@ -1,12 +1,11 @@
 //! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's business.
 
-use holdfast_core::{digest::Digest, reference::RepositoryName};
+use holdfast_core::{digest::Digest, oci::Manifest, reference::RepositoryName};
 use http::{Response, StatusCode};
 
 use crate::{
     api::Inner,
     body::{self, Body},
-    content,
     error::{Code, Error, Result},
     source::ManifestRef,
 };
@@ -22,9 +21,7 @@ pub(crate) async fn manifest(
         ManifestRef::Digest(digest) => {
             let bytes = api.store.manifest(repo, digest).await.ok().flatten();
             let deleted = api.store.delete_manifest(repo, digest).await?;
-            if let Some(subject) =
-                bytes.and_then(|bytes| content::parse(&bytes, None).ok()?.subject)
-            {
+            if let Some(subject) = bytes.and_then(|bytes| Manifest::parse(&bytes).ok()?.subject) {
                 api.store.remove_referrer(repo, &subject, digest).await?;
             }
             deleted

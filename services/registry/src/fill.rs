@@ -7,7 +7,6 @@
 mod arriving;
 mod blob;
 mod candidates;
-mod document;
 mod entry;
 mod fresh;
 mod grants;
@@ -17,6 +16,7 @@ mod peers;
 mod pull;
 mod relay;
 mod shared;
+mod wanted;
 
 use std::{
     collections::HashMap,
@@ -28,6 +28,7 @@ use futures::future::{BoxFuture, Shared};
 use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult};
 use holdfast_core::{Digest, Host, Reference, RepositoryName, rewrite};
 use holdfast_store::{GrowingBlob, Owner, Store};
+use tokio::sync::Semaphore;
 
 use crate::{
     fill_metrics::FillMetrics,
@@ -57,6 +58,9 @@ pub enum Error {
     /// The upstream's bytes do not match their digest or are no image.
     #[error("{0}")]
     Invalid(String),
+    /// The upstream's bytes have the right digest and are no manifest that is taken.
+    #[error("{0}")]
+    NoManifest(String),
     /// Neither an Artifact nor the settings name it.
     #[error("nothing allows to fetch it")]
     NotAllowed,
@@ -87,7 +91,7 @@ impl Error {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
             Self::Unavailable(_) | Self::TooMany(_) => "unavailable",
-            Self::Invalid(_) => "invalid",
+            Self::Invalid(_) | Self::NoManifest(_) => "invalid",
             Self::NotAllowed | Self::NotListed => "not_allowed",
             Self::Forbidden(_) => "forbidden",
             Self::Request(_) => "bad_request",
@@ -109,6 +113,7 @@ impl From<upstream::Error> for Error {
             upstream::Error::Invalid(what) => Self::Invalid(what),
             upstream::Error::Busy(_) => Self::Busy(error.to_string()),
             upstream::Error::TooMany(pause) => Self::TooMany(pause),
+            upstream::Error::NoManifest(what) => Self::NoManifest(what),
             upstream::Error::Unavailable(what) | upstream::Error::Settings(what) => {
                 Self::Unavailable(what)
             }
@@ -136,7 +141,7 @@ impl From<Error> for FillError {
                 FillErrorCode::UpstreamUnavailable
             }
             Error::Store(_) => FillErrorCode::StoreFailed,
-            Error::Invalid(_) => FillErrorCode::UpstreamInvalid,
+            Error::Invalid(_) | Error::NoManifest(_) => FillErrorCode::UpstreamInvalid,
             Error::NoSpace(_) => FillErrorCode::NoSpace,
             Error::Request(_) | Error::NotAllowed | Error::NotListed | Error::Forbidden(_) => {
                 FillErrorCode::Invalid
@@ -157,7 +162,7 @@ impl From<Error> for SourceError {
             Error::Unauthorized => Self::Unauthorized("no credential fits".to_owned()),
             Error::Unavailable(what) => Self::Unavailable(what),
             Error::TooMany(pause) => Self::TooMany(pause),
-            Error::Invalid(what) => Self::Invalid(what),
+            Error::Invalid(what) | Error::NoManifest(what) => Self::Invalid(what),
             Error::NotAllowed | Error::Request(_) => Self::NotAllowed,
             Error::NoSpace(what) => Self::NoSpace(what),
             Error::Busy(_) => Self::Overloaded,
@@ -240,6 +245,8 @@ struct Inner {
     checks: Mutex<Checks>,
     lists: lists::Lists,
     arriving: Arriving,
+    /// Manifests on the volume that are read at the same time.
+    readers: Semaphore,
     streams: shared::Streams,
 }
 
@@ -266,6 +273,7 @@ impl Fills {
                 checks: Mutex::default(),
                 lists: lists::Lists::default(),
                 arriving: Arriving::default(),
+                readers: Semaphore::new(crate::limits::MANIFESTS_READ),
                 streams: shared::Streams::default(),
             }),
         }
@@ -403,18 +411,21 @@ impl Fills {
     }
 }
 
-/// What an upstream's manifest refers to.
+/// What a copy takes of an upstream's manifest: blobs that it must have, and children.
 ///
 /// # Errors
 /// Why it is no manifest.
-pub(crate) fn references(bytes: &[u8]) -> Result<Vec<Digest>, String> {
-    let parsed = document::parse(bytes, "").map_err(|error| error.to_string())?;
-    Ok(match parsed.document {
-        document::Document::Image(blobs) => blobs.into_iter().map(|blob| blob.digest).collect(),
-        document::Document::Index(children) => children
-            .into_iter()
-            .map(|child| child.descriptor.digest)
-            .collect(),
+pub(crate) fn references(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<Digest>), String> {
+    let manifest = holdfast_core::oci::Manifest::parse(bytes).map_err(|error| error.to_string())?;
+    let parts = wanted::parts(&manifest, &[]).into_iter();
+    let digests = parts
+        .filter(|part| !part.is_foreign)
+        .map(|part| part.digest)
+        .collect();
+    Ok(if manifest.is_index() {
+        (Vec::new(), digests)
+    } else {
+        (digests, Vec::new())
     })
 }
 

@@ -122,7 +122,7 @@ async fn answer(
             .zip(reference)
             .and_then(|(repo, reference)| fills.arriving(&repo, &reference))
         {
-            Some(entry) => reply(StatusCode::OK, &entry.media_type, entry.bytes),
+            Some(entry) => reply(StatusCode::OK, entry.media_type, entry.bytes),
             None => refuse(StatusCode::NOT_FOUND, "no such manifest is on its way here"),
         };
     }

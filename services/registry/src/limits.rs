@@ -6,6 +6,9 @@ pub(crate) mod uploads;
 use std::time::Duration;
 
 use holdfast_config::RegistrySettings;
+pub use holdfast_core::oci::{
+    IMAGE_DEPTH, IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, JSON_DEPTH, MANIFEST_DESCRIPTORS,
+};
 use holdfast_runtime::server;
 
 /// Bytes of a request's headers.
@@ -28,9 +31,6 @@ pub const HTTP2_RESETS: usize = 20;
 
 /// Over this time a client has to be fast enough.
 pub const RATE_WINDOW: Duration = Duration::from_secs(60);
-
-/// Levels of objects and lists in a manifest.
-pub const JSON_DEPTH: usize = 32;
 
 /// After so many bytes of an upload it is asked again whether the volume has room.
 pub const SPACE_EVERY_BYTES: u64 = 32 << 20;
@@ -79,8 +79,20 @@ pub const MOUNT_FOLDERS: usize = 1000;
 /// Repositories that have the blob, after which such a mount stops looking.
 pub const MOUNT_REPOSITORIES: usize = 32;
 
-/// Most descriptors of one manifest.
-pub const MANIFEST_DESCRIPTORS: usize = 10_000;
+/// Requests for manifests and blobs of one image that are under way at the same time.
+pub const IMAGE_AT_ONCE: usize = 8;
+
+/// Bytes of manifests that upstreams and other replicas are sending, all together.
+pub const MANIFEST_MEMORY: u64 = 48 << 20;
+
+/// Of these, bytes from one host.
+pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
+
+/// Manifests on the volume that copies look into at the same time.
+pub const MANIFESTS_READ: usize = 4;
+
+/// Bytes of verified manifests that are kept in memory for pulls while their images are copied.
+pub const ARRIVING_BYTES: usize = 16 << 20;
 
 /// Most tags that one manifest may be given in one request. Each comes back in a header, and some clients take 100 headers at most.
 pub const MANIFEST_TAGS: usize = 50;

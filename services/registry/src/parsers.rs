@@ -2,7 +2,7 @@
 
 use holdfast_core::Digest;
 
-use crate::{access, content, range};
+use crate::{access, put_manifest, range};
 
 /// The answer to a `Range` header, as first and last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -37,20 +37,21 @@ pub type Manifest = (String, Vec<Digest>, Vec<Digest>, Option<Digest>);
 /// # Errors
 /// Why it is not taken.
 pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, String> {
-    let content = content::parse(bytes, content_type).map_err(|error| error.to_string())?;
+    let manifest = put_manifest::read(bytes, content_type)?;
+    let children = manifest.manifests.iter().map(|child| child.digest.clone());
     Ok((
-        content.media_type,
-        content.blobs,
-        content.manifests,
-        content.subject,
+        manifest.media_type.as_str().to_owned(),
+        put_manifest::needed(&manifest),
+        children.collect(),
+        manifest.subject,
     ))
 }
 
-/// A manifest of an upstream: what it refers to.
+/// A manifest of an upstream: the blobs that a copy must bring, and the children.
 ///
 /// # Errors
 /// Why it is not taken.
-pub fn upstream_manifest(bytes: &[u8]) -> Result<Vec<Digest>, String> {
+pub fn upstream_manifest(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<Digest>), String> {
     crate::fill::references(bytes)
 }
 

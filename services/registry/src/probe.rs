@@ -5,13 +5,14 @@
 use bytes::Bytes;
 use holdfast_core::{
     digest::{Algorithm, Digest},
+    oci::ManifestType,
     reference::{RepositoryName, Tag},
 };
 use holdfast_store::{Hasher, Result, Store};
 use serde_json::json;
 
-use crate::content::{OCI_INDEX, OCI_MANIFEST};
-
+const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
+const OCI_MANIFEST: &str = ManifestType::OciManifest.as_str();
 const REPOSITORY: &str = "holdfast/probe";
 const TAG: &str = "1";
 const FILE: &str = "holdfast-probe";

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_core::{digest::Digest, reference::RepositoryName};
+use holdfast_core::{digest::Digest, oci, reference::RepositoryName};
 use holdfast_store::{BlobFile, Hasher};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tokio::time::Instant;
@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{
     api::{Inner, value},
     body::{self, Body},
-    conditional, content,
+    conditional,
     error::{Code, Error, Result, from_source},
     limits,
     range::{self, Answer},
@@ -60,7 +60,7 @@ pub(crate) async fn manifest(
     let mut response = if let Some(response) = conditional {
         response
     } else {
-        let media_type = content::media_type(&bytes);
+        let media_type = oci::content_type(&bytes);
         let mut response = Response::new(manifest_body(api, head, &digest, bytes).await?);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, value(&media_type));

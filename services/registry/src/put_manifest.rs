@@ -2,6 +2,7 @@
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
+    oci::{Manifest, ManifestType},
     reference::{RepositoryName, Tag},
 };
 use holdfast_store::Hasher;
@@ -10,7 +11,6 @@ use http::{Response, StatusCode, header, request::Parts};
 use crate::{
     api::{Inner, value},
     body::{self, Body, Received},
-    content,
     error::{Code, Error, Result},
     source::ManifestRef,
 };
@@ -54,34 +54,60 @@ pub(crate) async fn put(
         .headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    crate::json::check(&bytes).map_err(|reason| {
-        Error::invalid(
-            Code::ManifestInvalid,
-            format!("the manifest does not parse: {reason}"),
-        )
-    })?;
-    let content = content::parse(&bytes, content_type)
-        .map_err(|error| Error::invalid(Code::ManifestInvalid, error.to_string()))?;
-    if let Some(missing) = api
-        .store
-        .first_missing(repo, content.blobs, Vec::new())
-        .await?
-    {
+    let manifest = read(&bytes, content_type)
+        .map_err(|reason| Error::invalid(Code::ManifestInvalid, reason))?;
+    let needed = needed(&manifest);
+    if let Some(missing) = api.store.first_missing(repo, needed, Vec::new()).await? {
         return Err(Error::invalid(
             Code::ManifestBlobUnknown,
             format!("the manifest refers to {missing}, which this repository does not have"),
         ));
     }
     // An index may be sparse: whoever mirrors one platform pushes the index as it is.
-    api.store.touch_present(content.manifests).await?;
+    let listed = manifest.manifests.iter().map(|child| child.digest.clone());
+    api.store.touch_present(listed.collect()).await?;
     api.store.put_manifest(repo, &digest, bytes).await?;
-    if let Some(subject) = &content.subject {
+    if let Some(subject) = &manifest.subject {
         api.store.add_referrer(repo, subject, &digest).await?;
     }
     for tag in own_tag.into_iter().chain(&tags) {
         api.store.set_tag(repo, tag, &digest).await?;
     }
-    Ok(created(repo, &digest, &tags, content.subject.as_ref()))
+    Ok(created(repo, &digest, &tags, manifest.subject.as_ref()))
+}
+
+/// Reads what a client pushes. The parameters of its `Content-Type` do not count, and types that are
+/// none of manifests say nothing.
+///
+/// # Errors
+/// Why it is not taken.
+pub(crate) fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, String> {
+    let manifest = Manifest::parse(bytes).map_err(|error| error.to_string())?;
+    let own = manifest.media_type;
+    match content_type.and_then(ManifestType::of_header) {
+        Some(header) if manifest.is_typed && header != own => Err(format!(
+            "Content-Type is {}, the manifest says {}",
+            header.as_str(),
+            own.as_str()
+        )),
+        Some(header) if header.is_index() != own.is_index() => Err(format!(
+            "the content has not the shape of {}",
+            header.as_str()
+        )),
+        _ => Ok(manifest),
+    }
+}
+
+/// What a repository must have before the manifest.
+pub(crate) fn needed(manifest: &Manifest) -> Vec<Digest> {
+    let mut needed: Vec<_> = manifest
+        .parts()
+        .filter(|part| !part.is_foreign())
+        .map(|part| part.digest.clone())
+        .collect();
+    needed.sort();
+    needed.dedup();
+    needed
 }
 
 fn created(
@@ -105,4 +131,35 @@ fn created(
         headers.append("oci-tag", value(tag.as_str()));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_agrees_with_the_manifest_or_says_nothing() {
+        let [oci, index, docker, list] = ManifestType::ALL.map(ManifestType::as_str);
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let image = |own: &str| {
+            let config = format!(r#"{{"mediaType":"c","digest":"{digest}","size":1}}"#);
+            format!(r#"{{"schemaVersion":2{own},"config":{config}}}"#)
+        };
+        let typed = image(&format!(r#","mediaType":"{docker}""#));
+        for (bytes, header, expect) in [
+            (image(""), None, ""),
+            (image(""), Some(docker), ""),
+            (image(""), Some("application/json"), ""),
+            (image(""), Some(list), "shape"),
+            (typed.clone(), Some(docker), ""),
+            (typed.clone(), Some("application/json"), ""),
+            (typed, Some(oci), "Content-Type is"),
+            (r#"{"manifests":[]}"#.to_owned(), Some(oci), "shape"),
+            (r#"{"manifests":[]}"#.to_owned(), Some(index), ""),
+        ] {
+            let error = read(bytes.as_bytes(), header).err().unwrap_or_default();
+            let is_right = error.is_empty() == expect.is_empty() && error.contains(expect);
+            assert!(is_right, "{header:?} {bytes}: {error}");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use holdfast_core::{
     digest::Digest,
+    oci::{self, Manifest, ManifestType},
     reference::{RepositoryName, Tag},
 };
 use http::{HeaderValue, Response, header};
@@ -13,12 +14,13 @@ use http::{HeaderValue, Response, header};
 use crate::{
     api::{Asked, Inner, json, value, warning},
     body::Body,
-    content::{self, OCI_INDEX},
     error::{Error, Result},
     limits,
     route::Page,
     source::{Listed, Referrer},
 };
+
+const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
 
 /// The kind that lists of some registries give to everything with an empty configuration, whatever it is.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
@@ -148,13 +150,13 @@ async fn describe(
     digest: &Digest,
 ) -> Option<Referrer> {
     let bytes = api.store.manifest(repo, digest).await.ok().flatten()?;
-    let content = content::parse(&bytes, None).ok()?;
-    (content.subject.as_ref() == Some(subject)).then(|| Referrer {
-        media_type: content.media_type,
+    let manifest = Manifest::parse(&bytes).ok()?;
+    (manifest.subject.as_ref() == Some(subject)).then(|| Referrer {
+        media_type: manifest.media_type.as_str().to_owned(),
         digest: digest.clone(),
         size: bytes.len() as u64,
-        artifact_type: content.artifact_type,
-        annotations: content.annotations,
+        artifact_type: manifest.artifact_type,
+        annotations: oci::annotations(&bytes),
     })
 }
 
@@ -166,9 +168,9 @@ async fn fallback(api: &Inner, repo: &RepositoryName, subject: &Digest) -> Resul
     let Ok(Some((_, bytes))) = api.store.tagged_manifest(repo, &tag).await else {
         return Ok(Vec::new());
     };
-    Ok(content::parse(&bytes, None)
-        .map(|content| content.manifests)
-        .unwrap_or_default())
+    let listed = Manifest::parse(&bytes).map(|manifest| manifest.manifests);
+    let listed = listed.unwrap_or_default().into_iter();
+    Ok(listed.map(|child| child.digest).collect())
 }
 
 fn fallback_tag(subject: &Digest) -> Option<Tag> {

@@ -150,7 +150,10 @@ pub async fn run_on(
         &settings.upstreams,
         &settings.proxy,
         &settings.uplink,
-        upstream::Timeouts::default(),
+        upstream::Timeouts {
+            manifest_bytes: settings.limits.manifest_bytes.bytes(),
+            ..upstream::Timeouts::default()
+        },
     )?;
     upstreams.metrics().register(&mut registry);
     if let Some(address) = settings.admin_listen {

@@ -10,6 +10,7 @@ mod client;
 mod endpoint;
 pub(crate) mod flow;
 mod lists;
+mod memory;
 mod negative;
 mod pace;
 mod proxies;
@@ -24,7 +25,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use holdfast_api::fill::Need;
 use holdfast_config::{Credentials, Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{Digest, Host, RepositoryName};
@@ -35,11 +35,13 @@ pub(crate) use endpoint::seconds;
 use endpoint::{Endpoint, Parts};
 pub(crate) use lists::Pages;
 pub use lists::Referrer;
+pub use memory::Manifest;
+pub(crate) use memory::{Memory, Reserved};
 use negative::Negative;
 use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
-pub use settings::{MAX_MANIFEST_BYTES, Timeouts};
+pub use settings::Timeouts;
 pub(crate) use turns::Interest;
 pub use turns::{Priority, Wait};
 use turns::{Turn, Turns};
@@ -64,6 +66,9 @@ pub enum Error {
     /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may be sent.
     #[error("the upstream's answer is not valid: {0}")]
     Invalid(String),
+    /// The bytes have the digest that was asked for and are no manifest that is taken.
+    #[error("the upstream's answer is not valid: {0}")]
+    NoManifest(String),
     /// It was not asked: too many requests wait for it, or nobody waits for this one any more.
     #[error("the upstream was not asked: {0}")]
     Busy(String),
@@ -79,7 +84,7 @@ impl Error {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
             Self::Unavailable(_) | Self::TooMany(_) | Self::Settings(_) => "unavailable",
-            Self::Invalid(_) => "invalid",
+            Self::Invalid(_) | Self::NoManifest(_) => "invalid",
             Self::Busy(_) => "busy",
         }
     }
@@ -99,17 +104,6 @@ pub struct Source {
     pub logins: Vec<Login>,
     /// How urgent it is; shared by all that belongs to one copy.
     pub priority: Priority,
-}
-
-/// A manifest whose bytes were verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Manifest {
-    /// Computed from the bytes, never echoed.
-    pub digest: Digest,
-    /// The answer's `Content-Type` without parameters.
-    pub media_type: String,
-    /// The exact bytes.
-    pub bytes: Bytes,
 }
 
 /// What is wanted of a blob.
@@ -146,6 +140,7 @@ struct Inner {
     turns: Turns,
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
     negative: Negative,
+    memory: Arc<Memory>,
     metrics: FillMetrics,
     #[cfg(test)]
     unlisted: std::sync::atomic::AtomicBool,
@@ -192,6 +187,7 @@ impl Upstreams {
                 ),
                 quarantined: Mutex::default(),
                 negative: Negative::new(Duration::from_secs(uplink.negative_seconds.into())),
+                memory: Arc::default(),
                 metrics: FillMetrics::default(),
                 #[cfg(test)]
                 unlisted: std::sync::atomic::AtomicBool::new(false),
@@ -279,6 +275,7 @@ impl Upstreams {
                 proxies: Arc::clone(&inner.proxies),
                 timeouts: inner.timeouts,
                 pace: self.pace(url),
+                memory: Arc::clone(&inner.memory),
                 metrics: inner.metrics.clone(),
                 label: self.label(&key),
             };
@@ -345,11 +342,22 @@ impl Upstreams {
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
             match endpoint.manifest(source, target).await {
-                Ok(manifest) => return Ok(manifest),
+                Ok(manifest) => {
+                    let turns = &self.inner.turns;
+                    let gives_way =
+                        || source.priority.need() == Need::Ahead && turns.is_anybody_waiting();
+                    self.inner.rate.take(manifest.bytes.len(), gives_way).await;
+                    return Ok(manifest);
+                }
                 Err(error) => failed = Some(worse(failed, error)),
             }
         }
         Err(self.failed(source, &path, failed))
+    }
+
+    /// The memory of all manifests that are being received.
+    pub(crate) fn memory(&self) -> &Memory {
+        &self.inner.memory
     }
 
     /// How long a pull waits for a revalidation.
@@ -508,7 +516,7 @@ fn worse(first: Option<Error>, second: Error) -> Error {
         Error::Settings(_) => 0,
         Error::NotFound => 1,
         Error::Unauthorized => 2,
-        Error::Invalid(_) => 3,
+        Error::Invalid(_) | Error::NoManifest(_) => 3,
         Error::Busy(_) => 4,
         Error::Unavailable(_) => 5,
         Error::TooMany(_) => 6,

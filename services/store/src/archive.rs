@@ -24,9 +24,6 @@ pub use self::{
     view::View,
 };
 
-/// Largest manifest or list of images that is taken from an archive: what the registry takes by its API.
-pub const MAX_DOCUMENT_BYTES: u64 = 4 << 20;
-
 /// Result of an export or import.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 

@@ -6,7 +6,6 @@
 //!
 //! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never acknowledged are removed.
 
-mod document;
 mod inventory;
 mod plan;
 mod repair;
@@ -18,7 +17,6 @@ use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
 pub use self::{
-    document::{Child, Document, Part, Platform},
     inventory::{Content, Inventory, Totals},
     plan::plan,
     repair::{Outcome, repair},

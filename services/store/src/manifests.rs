@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 use bytes::Bytes;
 use holdfast_core::{
     digest::{Algorithm, Digest},
+    oci::MANIFEST_BYTES,
     reference::{RepositoryName, Tag},
 };
 
@@ -12,7 +13,7 @@ use crate::{Error, Hasher, Result, Store, atomic, links, store::Inner};
 
 /// Largest manifest that is stored, and that is read from the volume into memory. What is taken from clients and upstreams is bounded by
 /// the configuration, far below. A larger one that lies on the volume is not served, and it stays: its size says nothing of its bytes.
-pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+pub const MAX_MANIFEST_BYTES: u64 = MANIFEST_BYTES;
 
 fn refuse_oversize(digest: &Digest, size: u64) -> Result<()> {
     if size <= MAX_MANIFEST_BYTES {
@@ -77,6 +78,44 @@ impl Store {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
             inner.put_blob(&digest, &bytes)?;
+            inner.put_revision(&repo, &digest)
+        })
+        .await
+    }
+
+    /// Puts the bytes of a manifest onto the volume without giving them to a repository: nothing
+    /// shows them before [`Store::link_manifest`].
+    ///
+    /// # Errors
+    /// As [`Store::put_manifest`].
+    pub async fn hold_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
+        refuse_oversize(digest, bytes.len() as u64)?;
+        let digest = digest.clone();
+        self.run(move |inner| inner.put_blob(&digest, &bytes)).await
+    }
+
+    /// The bytes of a manifest that [`Store::hold_manifest`] put there, whatever repository has it.
+    /// The caller knows for whom they are.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
+    pub async fn held_manifest(&self, digest: &Digest) -> Result<Option<Bytes>> {
+        let digest = digest.clone();
+        self.run(move |inner| inner.manifest_at(&digest, &digest))
+            .await
+    }
+
+    /// Gives a repository a manifest whose bytes [`Store::hold_manifest`] put there. What it refers
+    /// to is the caller's business and must be there before.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the bytes are gone since.
+    pub async fn link_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
+        let (repo, digest) = (repo.clone(), digest.clone());
+        self.run(move |inner| {
+            if !inner.renew(&digest)? {
+                return Err(Error::Corrupt { digest });
+            }
             inner.put_revision(&repo, &digest)
         })
         .await

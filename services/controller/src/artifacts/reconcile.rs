@@ -15,6 +15,7 @@ use holdfast_api::artifact::{ArtifactStatus, Reason};
 use holdfast_api::fill::{FillRequest, FillResult, Need};
 use holdfast_api::labels;
 use holdfast_core::Reference;
+use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
@@ -205,7 +206,7 @@ fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
 
 /// Whether platforms make a difference to a document of this media type.
 fn is_index(media_type: &str) -> bool {
-    media_type.contains("index") || media_type.contains("manifest.list")
+    ManifestType::parse(media_type).is_some_and(ManifestType::is_index)
 }
 
 fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {

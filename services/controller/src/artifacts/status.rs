@@ -17,6 +17,9 @@ const ATTEMPTS: u32 = 6;
 /// The longest message of a condition.
 const MAX_MESSAGE: usize = 1024;
 
+/// Stands in a message before what the registry does not hold of an index.
+const LACKS: &str = "; not held: ";
+
 /// What is to be told.
 #[derive(Clone, Debug)]
 pub enum News {
@@ -64,8 +67,13 @@ pub fn build(
             status.size_bytes = i64::try_from(result.size_bytes).ok();
             status.attempts = Some(0);
             // How it came to be local stays true whoever needs it later.
-            let message = match status.ready().filter(|_| same) {
-                Some(told) => told.message.clone(),
+            let told = match status.ready().filter(|_| same) {
+                Some(told) => told
+                    .message
+                    .split(LACKS)
+                    .next()
+                    .unwrap_or_default()
+                    .to_owned(),
                 None => format!(
                     "the registry holds {}{}",
                     result.digest,
@@ -73,6 +81,11 @@ pub fn build(
                         .map_or_else(String::new, |owner| format!(", copied ahead for {owner}"))
                 ),
             };
+            let mut message = told;
+            if !result.missing.is_empty() {
+                message = format!("{message}{LACKS}{}", result.missing.join(", "));
+            }
+            let message = message.chars().take(MAX_MESSAGE).collect();
             (true, Reason::Copied, message)
         }
         News::Failed { failure, attempts } => {
@@ -280,6 +293,34 @@ mod tests {
         );
         let moved = build(&artifact(Some(first)), None, &copied("sha256:bb"), at(30));
         assert_eq!(message(&moved), "the registry holds sha256:bb");
+    }
+
+    #[test]
+    fn what_the_registry_does_not_hold_of_an_index_is_told() {
+        let lacking = |missing: &[&str]| {
+            News::Copied(FillResult {
+                digest: "sha256:aa".to_owned(),
+                missing: missing.iter().map(|text| (*text).to_owned()).collect(),
+                ..FillResult::default()
+            })
+        };
+        let mut status = None;
+        for (missing, expect) in [
+            (
+                &["linux/arm64: the index has none"][..],
+                "; not held: linux/arm64: the index has none",
+            ),
+            (&["a: x", "b: y"], "; not held: a: x, b: y"),
+            (&[], ""),
+        ] {
+            let next = build(&artifact(status), None, &lacking(missing), at(1));
+            assert_eq!(
+                next.conditions[0].message,
+                format!("the registry holds sha256:aa{expect}")
+            );
+            assert_eq!(next.conditions[0].status, "True");
+            status = Some(next);
+        }
     }
 
     #[test]

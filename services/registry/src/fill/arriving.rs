@@ -10,29 +10,62 @@ use bytes::Bytes;
 use holdfast_core::{Digest, RepositoryName};
 use tokio::sync::watch;
 
-use super::document::{Document, Parsed};
-use crate::source::ManifestRef;
+use crate::{limits::ARRIVING_BYTES, source::ManifestRef};
 
 /// For how long a manifest is remembered whose fill does not end, and after a fill ended badly.
 const KEPT: Duration = Duration::from_secs(15 * 60);
-/// Bytes of all of them; the oldest go first.
-const MAX_BYTES: usize = 16 << 20;
+/// What a blob's name takes in memory, bytes.
+const NAME_BYTES: usize = 160;
 
 /// A verified manifest.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) digest: Digest,
-    pub(crate) media_type: String,
+    pub(crate) media_type: &'static str,
     pub(crate) bytes: Bytes,
 }
 
 /// A manifest, the blobs that it names, and since when it is here.
 type Manifest = (Entry, Vec<(Digest, u64)>, Instant);
 
+/// What a manifest takes in memory.
+fn cost((entry, blobs, _): &Manifest) -> usize {
+    entry.bytes.len() + (blobs.len() + 1) * NAME_BYTES
+}
+
 #[derive(Default)]
 struct Held {
     manifests: HashMap<(RepositoryName, Digest), Manifest>,
     tags: HashMap<(RepositoryName, String), Digest>,
+}
+
+impl Held {
+    /// Forgets the oldest manifests of the repository that has most, until all of them together take
+    /// at most `most` bytes: an image with large manifests takes no other image's place.
+    fn trim(&mut self, most: usize) {
+        let mut costs: HashMap<RepositoryName, usize> = HashMap::new();
+        for ((repo, _), manifest) in &self.manifests {
+            *costs.entry(repo.clone()).or_default() += cost(manifest);
+        }
+        while costs.values().sum::<usize>() > most {
+            let Some(largest) = costs.iter().max_by_key(|(_, cost)| **cost) else {
+                return;
+            };
+            let largest = largest.0.clone();
+            let of_it = self
+                .manifests
+                .iter()
+                .filter(|((repo, _), _)| *repo == largest);
+            let oldest = of_it.min_by_key(|(_, (_, _, at))| *at);
+            let Some((key, cost)) = oldest.map(|(key, found)| (key.clone(), cost(found))) else {
+                return;
+            };
+            self.manifests.remove(&key);
+            if let Some(left) = costs.get_mut(&largest) {
+                *left = left.saturating_sub(cost);
+            }
+        }
+    }
 }
 
 /// What is on its way.
@@ -55,22 +88,15 @@ impl Arriving {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Remembers a verified manifest, and the tag that led to it.
+    /// Remembers a verified manifest with the blobs that it names, and the tag that led to it.
     pub(super) fn add(
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
         entry: Entry,
-        parsed: &Parsed,
+        blobs: Vec<(Digest, u64)>,
     ) {
         let now = Instant::now();
-        let blobs = match &parsed.document {
-            Document::Image(blobs) => blobs
-                .iter()
-                .map(|blob| (blob.digest.clone(), blob.size))
-                .collect(),
-            Document::Index(_) => Vec::new(),
-        };
         let mut held = self.held();
         if let ManifestRef::Tag(tag) = reference {
             held.tags.insert(
@@ -82,23 +108,7 @@ impl Arriving {
             .insert((repo.clone(), entry.digest.clone()), (entry, blobs, now));
         held.manifests
             .retain(|_, (_, _, at)| now.duration_since(*at) < KEPT);
-        while held
-            .manifests
-            .values()
-            .map(|(entry, _, _)| entry.bytes.len())
-            .sum::<usize>()
-            > MAX_BYTES
-        {
-            let oldest = held
-                .manifests
-                .iter()
-                .min_by_key(|(_, (_, _, at))| *at)
-                .map(|(key, _)| key.clone());
-            match oldest {
-                Some(key) => held.manifests.remove(&key),
-                None => break,
-            };
-        }
+        held.trim(ARRIVING_BYTES);
         let Held { manifests, tags } = &mut *held;
         tags.retain(|(repo, _), digest| manifests.contains_key(&(repo.clone(), digest.clone())));
         drop(held);
@@ -146,5 +156,35 @@ impl Arriving {
     /// Tells of every addition.
     pub(super) fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_manifests_take_no_other_images_place() {
+        let arriving = Arriving::default();
+        let add = |repo: &str, number: usize, bytes: usize| {
+            let repo = RepositoryName::parse(repo).unwrap();
+            let digest = Digest::parse(&format!("sha256:{number:064x}")).unwrap();
+            let reference = ManifestRef::Digest(digest.clone());
+            let entry = Entry {
+                digest,
+                media_type: "m",
+                bytes: vec![0; bytes].into(),
+            };
+            arriving.add(&repo, &reference, entry, Vec::new());
+            (repo, reference)
+        };
+        let small = add("a/small", 0, 1000);
+        let large: Vec<_> = (1..=8)
+            .map(|number| add("b/large", number, 4 << 20))
+            .collect();
+        let is_there = |(repo, reference): &(_, _)| arriving.manifest(repo, reference).is_some();
+        assert!(is_there(&small), "the oldest of all");
+        let left: Vec<_> = large.iter().map(is_there).collect();
+        assert_eq!(left, [false, false, false, false, false, true, true, true]);
     }
 }

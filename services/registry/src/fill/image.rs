@@ -1,33 +1,37 @@
 //! The fill of an image: what is fetched in which order, and in which order it becomes visible.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
-
-use bytes::Bytes;
-use futures::{
-    FutureExt,
-    future::BoxFuture,
-    stream,
-    stream::{StreamExt, TryStreamExt},
+use std::{
+    collections::HashSet,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use futures::{FutureExt, future::BoxFuture, stream, stream::TryStreamExt};
 use holdfast_api::fill::FillResult;
-use holdfast_core::{Digest, RepositoryName};
+use holdfast_core::{
+    Digest, RepositoryName,
+    oci::{IMAGE_DEPTH, IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, Manifest, Platform},
+};
 use holdfast_store::Claim;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::{
     Error, Fills, ImageFill, ImageKey, Result,
     arriving::Entry,
-    document::{self, Descriptor, Document, Parsed},
+    wanted::{self, Part},
 };
 use crate::{
+    limits::IMAGE_AT_ONCE,
     source::ManifestRef,
-    upstream::{Interest, Manifest, Source},
+    upstream::{self, Interest, Source},
 };
 
-/// Indexes inside indexes that are followed.
-const MAX_DEPTH: usize = 3;
-/// Blobs of one image that are asked for at once; how many are copied at once is the upstreams' business.
-const AT_ONCE: usize = 8;
+/// Parts of a manifest that are held in memory while they are copied; the others wait on the volume.
+const PAGE: usize = 64;
+/// Things that an image lacks that are told by name.
+const NAMED: usize = 16;
+/// Why entries of an index are not held.
+const TOO_DEEP: &str = "indexes in it are nested too deeply";
 
 /// What an image amounts to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -37,10 +41,83 @@ struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, other: Self) {
-        self.bytes += other.bytes;
-        self.blobs += other.blobs;
+    fn add(&mut self, parts: &[Part]) {
+        for part in parts.iter().filter(|part| !part.is_foreign) {
+            self.bytes = self.bytes.saturating_add(part.size);
+            self.blobs += 1;
+        }
     }
+}
+
+/// What is known of an image while it is copied.
+#[derive(Debug, Default)]
+struct Tally {
+    seen: HashSet<Digest>,
+    manifest_bytes: u64,
+    sum: Sum,
+    /// Indexes whose children are there, with their depth and their subject.
+    indexes: Vec<(usize, Digest, Option<Digest>)>,
+    missing: Vec<String>,
+}
+
+impl Tally {
+    /// Counts a manifest in.
+    fn add(&mut self, digest: &Digest, bytes: u64) -> Result<()> {
+        self.seen.insert(digest.clone());
+        self.manifest_bytes += bytes;
+        self.sum.bytes = self.sum.bytes.saturating_add(bytes);
+        if self.seen.len() > IMAGE_MANIFESTS || self.manifest_bytes > IMAGE_MANIFEST_BYTES {
+            return Err(Error::Invalid(format!(
+                "the image has more than {IMAGE_MANIFESTS} manifests, or they have more than \
+                 {IMAGE_MANIFEST_BYTES} bytes together"
+            )));
+        }
+        Ok(())
+    }
+
+    /// An entry of an index is not held.
+    fn lacks(&mut self, child: &Part, why: &str) {
+        let of = child.platform.as_ref().filter(|of| !of.is_unknown());
+        let what = of.map_or_else(|| child.digest.to_string(), ToString::to_string);
+        if self.missing.len() < NAMED {
+            self.missing.push(format!("{what}: {why}"));
+        }
+    }
+}
+
+/// A manifest that is on the volume, and the first of its parts.
+struct Node {
+    digest: Digest,
+    subject: Option<Digest>,
+    is_index: bool,
+    page: Page,
+}
+
+/// Some of the parts of a manifest.
+struct Page {
+    parts: Vec<Part>,
+    is_last: bool,
+}
+
+impl Page {
+    fn of(manifest: &Manifest, platforms: &[Platform], from: usize) -> Self {
+        let all = wanted::parts(manifest, platforms);
+        Self {
+            is_last: all.len() <= from + PAGE,
+            parts: all.into_iter().skip(from).take(PAGE).collect(),
+        }
+    }
+}
+
+/// The copy of one image.
+struct ImageCopy<'a> {
+    fills: &'a Fills,
+    source: &'a Source,
+    repo: &'a RepositoryName,
+    platforms: Vec<Platform>,
+    /// Requests that are under way for anything of the image.
+    requests: Semaphore,
+    tally: Mutex<Tally>,
 }
 
 /// The name of the lock that tells other replicas who fills images of a repository.
@@ -99,7 +176,7 @@ impl Fills {
             .inner
             .images
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some((running, priority, interest)) = images.get(&key) {
             let need = source.priority.need();
             self.inner.upstreams.raise(priority, need);
@@ -124,7 +201,7 @@ impl Fills {
                 .inner
                 .images
                 .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .unwrap_or_else(PoisonError::into_inner)
                 .remove(&task);
             let word = result.as_ref().map_or_else(Error::word, |_| "ok");
             fills.inner.upstreams.metrics().ended("image", word);
@@ -164,6 +241,14 @@ impl Fills {
             Claim::Held(lock) => Some(lock),
             Claim::Busy(_) => None,
         };
+        let copy = ImageCopy {
+            fills: self,
+            source,
+            repo,
+            platforms: wanted::platforms(platforms),
+            requests: Semaphore::new(IMAGE_AT_ONCE),
+            tally: Mutex::default(),
+        };
         let top = self
             .inner
             .upstreams
@@ -171,26 +256,34 @@ impl Fills {
             .await?;
         // Its clients have the manifest now; the copy goes on without them.
         source.priority.keep();
-        let (digest, bytes) = (top.digest.clone(), top.bytes.clone());
-        let parsed = self.arrived(repo, target, top)?;
+        let digest = top.digest.clone();
+        let parsed = self.arrived(repo, target, &top)?;
         let grants = &self.inner.grants;
         grants.led_to(repo, target, &source.logins, &digest);
-        let media_type = parsed.media_type.clone();
-        let sum = self
-            .complete_document(source, repo, &digest, bytes, parsed, platforms, 0)
-            .await?;
+        let media_type = parsed.media_type.as_str().to_owned();
+        copy.tally().missing = in_no_index(&parsed, &copy.platforms);
+        let node = copy.hold(parsed, top).await?;
+        copy.below(node, 0).await?;
+        let tally = copy.finish().await?;
         if let ManifestRef::Tag(tag) = target {
             self.inner.store.set_tag(repo, tag, &digest).await?;
             self.is_fresh(repo, tag, &digest);
         }
-        self.inner.arriving.remove(repo, &digest);
-        tracing::info!(image.repository = %repo, image.reference = %target, image.digest = %digest, bytes = sum.bytes, "image is local");
+        tracing::info!(
+            image.repository = %repo,
+            image.reference = %target,
+            image.digest = %digest,
+            bytes = tally.sum.bytes,
+            missing = tally.missing.join(", "),
+            "image is local"
+        );
         Ok(FillResult {
             digest: digest.to_string(),
             media_type,
-            size_bytes: sum.bytes,
-            blobs: sum.blobs,
+            size_bytes: tally.sum.bytes,
+            blobs: tally.sum.blobs,
             already_local: false,
+            missing: tally.missing,
         })
     }
 
@@ -199,136 +292,20 @@ impl Fills {
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
-        manifest: Manifest,
-    ) -> Result<Parsed> {
-        let invalid =
-            |error: document::Error| Error::Invalid(format!("{}: {error}", manifest.digest));
-        let parsed = document::parse(&manifest.bytes, &manifest.media_type).map_err(invalid)?;
+        manifest: &upstream::Manifest,
+    ) -> Result<Manifest> {
+        let parsed = Manifest::parse(&manifest.bytes)
+            .map_err(|error| Error::NoManifest(format!("{}: {error}", manifest.digest)))?;
         let entry = Entry {
-            digest: manifest.digest,
-            media_type: parsed.media_type.clone(),
-            bytes: manifest.bytes,
+            digest: manifest.digest.clone(),
+            media_type: parsed.media_type.as_str(),
+            bytes: manifest.bytes.clone(),
         };
-        self.inner.arriving.add(repo, reference, entry, &parsed);
+        let blobs = wanted::blobs(&parsed).map(|blob| (blob.digest.clone(), blob.size));
+        self.inner
+            .arriving
+            .add(repo, reference, entry, blobs.collect());
         Ok(parsed)
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "one private recursion")]
-    fn complete_document<'a>(
-        &'a self,
-        source: &'a Source,
-        repo: &'a RepositoryName,
-        digest: &'a Digest,
-        bytes: Bytes,
-        parsed: Parsed,
-        platforms: &'a [String],
-        depth: usize,
-    ) -> BoxFuture<'a, Result<Sum>> {
-        Box::pin(async move {
-            let mut sum = Sum {
-                bytes: bytes.len() as u64,
-                blobs: 0,
-            };
-            match parsed.document {
-                Document::Image(blobs) => {
-                    sum.add(measure(&blobs));
-                    stream::iter(blobs.into_iter().map(Ok::<_, Error>))
-                        .try_for_each_concurrent(AT_ONCE, |blob| async move {
-                            let source = Source {
-                                priority: source.priority.part(),
-                                ..source.clone()
-                            };
-                            self.complete(&source, repo, &blob.digest, blob.size).await
-                        })
-                        .await?;
-                }
-                Document::Index(children) => {
-                    let chosen = document::choose(&children, platforms);
-                    if chosen.is_empty() && !children.is_empty() {
-                        return Err(Error::Invalid(format!(
-                            "the index has nothing for {}",
-                            platforms.join(", ")
-                        )));
-                    }
-                    if depth >= MAX_DEPTH {
-                        return Err(Error::Invalid(
-                            "indexes inside indexes inside indexes".to_owned(),
-                        ));
-                    }
-                    let chosen: Vec<Descriptor> = chosen
-                        .into_iter()
-                        .map(|child| child.descriptor.clone())
-                        .collect();
-                    let sums: Vec<Sum> = stream::iter(chosen.into_iter().map(|child| async move {
-                        self.complete_child(source, repo, &child, platforms, depth + 1)
-                            .await
-                    }))
-                    .buffer_unordered(AT_ONCE)
-                    .try_collect()
-                    .await?;
-                    for part in sums {
-                        sum.add(part);
-                    }
-                }
-            }
-            self.inner.store.put_manifest(repo, digest, bytes).await?;
-            if let Some(subject) = parsed.subject {
-                self.inner
-                    .store
-                    .add_referrer(repo, &subject, digest)
-                    .await?;
-            }
-            Ok(sum)
-        })
-    }
-
-    async fn complete_child(
-        &self,
-        source: &Source,
-        repo: &RepositoryName,
-        child: &Descriptor,
-        platforms: &[String],
-        depth: usize,
-    ) -> Result<Sum> {
-        let reference = ManifestRef::Digest(child.digest.clone());
-        let known = match self.inner.arriving.manifest(repo, &reference) {
-            Some(entry) => Some((entry.bytes, entry.media_type)),
-            None => self
-                .inner
-                .store
-                .manifest(repo, &child.digest)
-                .await?
-                .map(|bytes| (bytes, String::new())),
-        };
-        let (bytes, media_type) = if let Some(known) = known {
-            known
-        } else {
-            let manifest = self
-                .inner
-                .upstreams
-                .manifest(source, child.digest.as_str())
-                .await?;
-            (manifest.bytes, manifest.media_type)
-        };
-        if bytes.len() as u64 != child.size {
-            return Err(Error::Invalid(format!(
-                "{} has {} bytes, its index says {}",
-                child.digest,
-                bytes.len(),
-                child.size
-            )));
-        }
-        let manifest = Manifest {
-            digest: child.digest.clone(),
-            media_type,
-            bytes: bytes.clone(),
-        };
-        let parsed = self.arrived(repo, &reference, manifest)?;
-        let sum = self
-            .complete_document(source, repo, &child.digest, bytes, parsed, platforms, depth)
-            .await?;
-        self.inner.arriving.remove(repo, &child.digest);
-        Ok(sum)
     }
 
     /// What is local of an image, when all that is wanted of it is.
@@ -345,75 +322,278 @@ impl Fills {
         let Some(digest) = digest else {
             return Ok(None);
         };
-        let Some((sum, media_type)) = self.local_document(repo, &digest, platforms, 0).await?
-        else {
-            return Ok(None);
-        };
-        Ok(Some(FillResult {
+        let platforms = wanted::platforms(platforms);
+        let (mut tally, mut media_type) = (Tally::default(), None);
+        let mut left = vec![(digest.clone(), 0)];
+        while let Some((next, depth)) = left.pop() {
+            if tally.seen.contains(&next) {
+                continue;
+            }
+            let found = self.stored(repo, &next, |manifest, bytes| {
+                let lacking = in_no_index(manifest, &platforms);
+                let parts = wanted::parts(manifest, &platforms);
+                (manifest.media_type, parts, bytes, lacking)
+            });
+            let Some((kind, parts, bytes, lacking)) = found.await? else {
+                return Ok(None);
+            };
+            if tally.add(&next, bytes).is_err() {
+                return Ok(None);
+            }
+            if depth == 0 {
+                (media_type, tally.missing) = (Some(kind), lacking);
+            }
+            if kind.is_index() {
+                if depth < IMAGE_DEPTH {
+                    left.extend(parts.into_iter().map(|child| (child.digest, depth + 1)));
+                } else {
+                    for child in &parts {
+                        tally.lacks(child, TOO_DEEP);
+                    }
+                }
+                continue;
+            }
+            for part in parts.iter().filter(|part| !part.is_foreign) {
+                let store = &self.inner.store;
+                let is_linked = store.repo_has_blob(repo, &part.digest).await?;
+                if !is_linked || store.stat_blob(&part.digest).await? != Some(part.size) {
+                    return Ok(None);
+                }
+            }
+            tally.sum.add(&parts);
+        }
+        Ok(media_type.map(|media_type| FillResult {
             digest: digest.to_string(),
-            media_type,
-            size_bytes: sum.bytes,
-            blobs: sum.blobs,
+            media_type: media_type.as_str().to_owned(),
+            size_bytes: tally.sum.bytes,
+            blobs: tally.sum.blobs,
             already_local: true,
+            missing: tally.missing,
         }))
     }
 
-    fn local_document<'a>(
-        &'a self,
-        repo: &'a RepositoryName,
-        digest: &'a Digest,
-        platforms: &'a [String],
-        depth: usize,
-    ) -> BoxFuture<'a, Result<Option<(Sum, String)>>> {
-        Box::pin(async move {
-            let bytes = match self.inner.store.manifest(repo, digest).await {
-                Ok(Some(bytes)) => bytes,
-                // Damaged content was moved aside and is fetched again.
-                Ok(None) | Err(holdfast_store::Error::Corrupt { .. }) => return Ok(None),
-                Err(error) => return Err(error.into()),
-            };
-            let Ok(parsed) = document::parse(&bytes, "") else {
-                return Ok(None);
-            };
-            let mut sum = Sum {
-                bytes: bytes.len() as u64,
-                blobs: 0,
-            };
-            match &parsed.document {
-                Document::Image(blobs) => {
-                    for blob in blobs {
-                        let linked = self.inner.store.repo_has_blob(repo, &blob.digest).await?;
-                        if !linked
-                            || self.inner.store.stat_blob(&blob.digest).await? != Some(blob.size)
-                        {
-                            return Ok(None);
-                        }
-                    }
-                    sum.add(measure(blobs));
-                }
-                Document::Index(children) => {
-                    if depth >= MAX_DEPTH {
-                        return Ok(None);
-                    }
-                    for child in document::choose(children, platforms) {
-                        let Some((part, _)) = self
-                            .local_document(repo, &child.descriptor.digest, platforms, depth + 1)
-                            .await?
-                        else {
-                            return Ok(None);
-                        };
-                        sum.add(part);
-                    }
-                }
-            }
-            Ok(Some((sum, parsed.media_type)))
-        })
+    /// Reads a manifest that the repository has, with its bytes; `None` when it is not there. Few
+    /// are in memory at the same time.
+    pub(super) async fn stored<T>(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        read: impl FnOnce(&Manifest, u64) -> T,
+    ) -> Result<Option<T>> {
+        let _reader = self.inner.readers.acquire().await;
+        let bytes = match self.inner.store.manifest(repo, digest).await {
+            Ok(Some(bytes)) => bytes,
+            // Damaged content was moved aside and is fetched again.
+            Ok(None) | Err(holdfast_store::Error::Corrupt { .. }) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let manifest = Manifest::parse(&bytes).ok();
+        Ok(manifest.map(|manifest| read(&manifest, bytes.len() as u64)))
     }
 }
 
-fn measure(blobs: &[Descriptor]) -> Sum {
-    Sum {
-        bytes: blobs.iter().map(|blob| blob.size).sum(),
-        blobs: blobs.len() as u64,
+/// The wanted platforms that an index has nothing for, for people.
+fn in_no_index(manifest: &Manifest, wanted: &[Platform]) -> Vec<String> {
+    let lacking = wanted::lacking(manifest, wanted).into_iter().take(NAMED);
+    lacking
+        .map(|platform| format!("{platform}: the index has none"))
+        .collect()
+}
+
+impl ImageCopy<'_> {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a manifest in and puts its bytes onto the volume, out of memory. Nothing shows them
+    /// before what they name is there.
+    async fn hold(&self, parsed: Manifest, manifest: upstream::Manifest) -> Result<Node> {
+        let upstream::Manifest { digest, bytes, .. } = &manifest;
+        self.tally().add(digest, bytes.len() as u64)?;
+        let node = Node {
+            digest: digest.clone(),
+            is_index: parsed.is_index(),
+            page: Page::of(&parsed, &self.platforms, 0),
+            subject: parsed.subject,
+        };
+        let store = &self.fills.inner.store;
+        store.hold_manifest(digest, bytes.clone()).await?;
+        Ok(node)
+    }
+
+    /// Copies everything below a manifest. An image becomes visible then, an index at the end.
+    fn below(&self, node: Node, depth: usize) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let (mut page, mut from) = (node.page, 0);
+            loop {
+                let is_last = page.is_last;
+                if !node.is_index {
+                    self.tally().sum.add(&page.parts);
+                    stream::iter(page.parts.into_iter().map(Ok))
+                        .try_for_each_concurrent(IMAGE_AT_ONCE, |part| self.blob(part))
+                        .await?;
+                } else if depth < IMAGE_DEPTH {
+                    // Below the top one after the other: their number does not multiply.
+                    let at_once = if depth == 0 { IMAGE_AT_ONCE } else { 1 };
+                    stream::iter(page.parts.into_iter().map(Ok))
+                        .try_for_each_concurrent(at_once, |child| self.child(child, depth + 1))
+                        .await?;
+                } else {
+                    let mut tally = self.tally();
+                    page.parts
+                        .iter()
+                        .for_each(|child| tally.lacks(child, TOO_DEEP));
+                }
+                if is_last {
+                    break;
+                }
+                from += PAGE;
+                page = self.page(&node.digest, from).await?;
+            }
+            if node.is_index {
+                let done = (depth, node.digest, node.subject);
+                self.tally().indexes.push(done);
+                return Ok(());
+            }
+            self.show(&node.digest, node.subject.as_ref()).await
+        })
+    }
+
+    /// Further parts of a manifest, from the volume.
+    async fn page(&self, digest: &Digest, from: usize) -> Result<Page> {
+        let inner = &self.fills.inner;
+        let _reader = inner.readers.acquire().await;
+        let bytes = inner.store.held_manifest(digest).await?;
+        let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes).ok());
+        let manifest = manifest.ok_or(Error::Store("a held manifest is gone"))?;
+        Ok(Page::of(&manifest, &self.platforms, from))
+    }
+
+    async fn blob(&self, part: Part) -> Result<()> {
+        let _request = self.requests.acquire().await;
+        let source = Source {
+            priority: self.source.priority.part(),
+            ..self.source.clone()
+        };
+        let copied = self
+            .fills
+            .complete(&source, self.repo, &part.digest, part.size)
+            .await;
+        match copied {
+            // Nodes know where else it is.
+            Err(error)
+                if part.is_foreign && !matches!(error, Error::NoSpace(_) | Error::Store(_)) =>
+            {
+                tracing::debug!(image.digest = %part.digest, %error, "a foreign layer was not copied");
+                Ok(())
+            }
+            copied => copied,
+        }
+    }
+
+    /// Copies an entry of an index. One that the upstream does not have, or that is no manifest,
+    /// does not keep the index from being stored.
+    async fn child(&self, child: Part, depth: usize) -> Result<()> {
+        if !self.tally().seen.insert(child.digest.clone()) {
+            return Ok(());
+        }
+        let request = self.requests.acquire().await;
+        let node = match self.take_child(&child).await {
+            Ok(node) => node,
+            Err(Error::NotFound) => {
+                self.tally().lacks(&child, "the upstream does not have it");
+                return Ok(());
+            }
+            Err(Error::NoManifest(_)) => {
+                self.tally().lacks(&child, "it is no manifest");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        drop(request);
+        self.below(node, depth).await
+    }
+
+    async fn take_child(&self, child: &Part) -> Result<Node> {
+        let inner = &self.fills.inner;
+        let reference = ManifestRef::Digest(child.digest.clone());
+        let arriving = inner.arriving.manifest(self.repo, &reference);
+        let known = if let Some(entry) = arriving {
+            Some(entry.bytes)
+        } else {
+            let _reader = inner.readers.acquire().await;
+            match inner.store.manifest(self.repo, &child.digest).await {
+                Err(holdfast_store::Error::Corrupt { .. }) => None,
+                found => found?,
+            }
+        };
+        let manifest = if let Some(bytes) = known {
+            upstream::Manifest::known(child.digest.clone(), bytes)
+        } else {
+            let upstreams = &inner.upstreams;
+            upstreams
+                .manifest(self.source, child.digest.as_str())
+                .await?
+        };
+        let length = manifest.bytes.len() as u64;
+        if length != child.size {
+            return Err(Error::Invalid(format!(
+                "{} has {length} bytes, its index says {}",
+                child.digest, child.size
+            )));
+        }
+        let parsed = self.fills.arrived(self.repo, &reference, &manifest)?;
+        self.hold(parsed, manifest).await
+    }
+
+    /// Makes a manifest visible; what it names is there.
+    async fn show(&self, digest: &Digest, subject: Option<&Digest>) -> Result<()> {
+        let inner = &self.fills.inner;
+        inner.store.link_manifest(self.repo, digest).await?;
+        if let Some(subject) = subject {
+            inner.store.add_referrer(self.repo, subject, digest).await?;
+        }
+        inner.arriving.remove(self.repo, digest);
+        Ok(())
+    }
+
+    /// Makes the indexes visible, the innermost first.
+    async fn finish(self) -> Result<Tally> {
+        let mut indexes = std::mem::take(&mut self.tally().indexes);
+        indexes.sort_by_key(|(depth, ..)| std::cmp::Reverse(*depth));
+        for (_, digest, subject) in &indexes {
+            self.show(digest, subject.as_ref()).await?;
+        }
+        Ok(self
+            .tally
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(manifests: usize, bytes: u64, expect: bool) {
+        let mut tally = Tally::default();
+        for number in 1..manifests {
+            let digest = Digest::parse(&format!("sha256:{number:064x}")).unwrap();
+            tally.add(&digest, 0).unwrap();
+        }
+        let last = Digest::parse(&format!("sha256:{}", "f".repeat(64))).unwrap();
+        assert_eq!(
+            tally.add(&last, bytes).is_ok(),
+            expect,
+            "{manifests}, {bytes}"
+        );
+    }
+
+    #[test]
+    fn manifests_of_an_image_are_bounded_in_number_and_in_bytes() {
+        check(IMAGE_MANIFESTS, 0, true);
+        check(IMAGE_MANIFESTS + 1, 0, false);
+        check(1, IMAGE_MANIFEST_BYTES, true);
+        check(1, IMAGE_MANIFEST_BYTES + 1, false);
     }
 }

@@ -9,10 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
-use holdfast_core::{Digest, RepositoryName};
+use holdfast_core::{Digest, RepositoryName, oci::MANIFEST_BYTES};
 use holdfast_runtime::tls::ClientTls;
 
-use crate::{source::ManifestRef, upstream::MAX_MANIFEST_BYTES};
+use crate::{
+    source::ManifestRef,
+    upstream::{Memory, Reserved},
+};
 
 /// Until a replica answers, a whole connection included.
 const ANSWER: Duration = Duration::from_secs(3);
@@ -154,13 +157,15 @@ impl Peers {
         sizes.filter_map(|size| size.parse().ok()).collect()
     }
 
-    /// A manifest that the replica at `address` has verified but not stored yet, its digest unchecked.
+    /// A manifest that the replica at `address` has verified but not stored yet, its digest
+    /// unchecked, with what it takes of the memory of manifests.
     pub(crate) async fn manifest(
         &self,
         address: &str,
         repo: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Option<(String, Bytes)> {
+        memory: &Memory,
+    ) -> Option<(Bytes, Reserved)> {
         let (base, client) = self.client(address)?;
         let request = client.get(format!(
             "{base}/internal/v1/manifests/{reference}?repository={repo}"
@@ -172,23 +177,23 @@ impl Peers {
         if !response.status().is_success() {
             return None;
         }
-        let media_type = response
-            .headers()
-            .get(http::header::CONTENT_TYPE)?
-            .to_str()
-            .ok()?
-            .to_owned();
-        let mut bytes = Vec::new();
-        while let Some(chunk) = tokio::time::timeout(ANSWER, response.chunk())
-            .await
-            .ok()?
-            .ok()?
-        {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > MAX_MANIFEST_BYTES {
-                return None;
-            }
+        let length = response.content_length().unwrap_or(MANIFEST_BYTES);
+        if length > MANIFEST_BYTES {
+            return None;
         }
-        Some((media_type, bytes.into()))
+        let read = async {
+            let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+            loop {
+                let chunk = tokio::time::timeout(ANSWER, response.chunk()).await;
+                match chunk {
+                    Ok(Ok(Some(chunk))) if (bytes.len() + chunk.len()) as u64 <= length => {
+                        bytes.extend_from_slice(&chunk);
+                    }
+                    Ok(Ok(None)) => return Ok(Bytes::from(bytes)),
+                    _ => return Err(()),
+                }
+            }
+        };
+        memory.hold(address, length, read).await.ok()
     }
 }

@@ -6,20 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_api::fill::Need;
-use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
+use holdfast_core::{Digest, RepositoryName, Tag, oci::Manifest, rewrite};
 
 use super::{
-    Error, Fills, Result,
-    arriving::Entry,
-    blob,
-    candidates::Candidate,
-    document::{self, Document},
-    entry::State,
-    image::pointer,
-    relay::Relay,
+    Error, Fills, Result, arriving::Entry, blob, candidates::Candidate, entry::State,
+    image::pointer, relay::Relay, wanted,
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
@@ -170,40 +163,32 @@ impl Fills {
                 if seen.len() >= REACHED_MANIFESTS || !seen.insert(next.clone()) {
                     continue;
                 }
-                let Some(document) = self.document(repo, &next).await else {
-                    continue;
+                let named = |manifest: &Manifest| {
+                    let of_image = manifest.parts().filter(|part| part.digest == *wanted);
+                    let all = of_image.chain(&manifest.manifests);
+                    all.map(|part| part.digest.clone()).collect::<Vec<_>>()
                 };
-                match document {
-                    Document::Image(blobs) => {
-                        left.extend(
-                            blobs
-                                .into_iter()
-                                .map(|blob| blob.digest)
-                                .filter(|digest| digest == wanted),
-                        );
-                    }
-                    Document::Index(children) => {
-                        left.extend(children.into_iter().map(|child| child.descriptor.digest));
-                    }
-                }
+                left.extend(self.look_into(repo, &next, named).await.unwrap_or_default());
             }
         }
         Ok(self.inner.grants.of_roots(repo, &leads, now))
     }
 
-    /// A manifest of the repository that is here, read.
-    async fn document(&self, repo: &RepositoryName, digest: &Digest) -> Option<Document> {
-        let arriving = self
-            .inner
-            .arriving
-            .manifest(repo, &ManifestRef::Digest(digest.clone()));
-        let bytes: Bytes = match arriving {
-            Some(entry) => entry.bytes,
-            None => self.inner.store.manifest(repo, digest).await.ok()??,
-        };
-        document::parse(&bytes, "")
-            .ok()
-            .map(|parsed| parsed.document)
+    /// Reads a manifest of the repository that is here.
+    async fn look_into<T>(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        read: impl FnOnce(&Manifest) -> T,
+    ) -> Option<T> {
+        let reference = ManifestRef::Digest(digest.clone());
+        match self.inner.arriving.manifest(repo, &reference) {
+            Some(entry) => Manifest::parse(&entry.bytes).ok().as_ref().map(read),
+            None => self
+                .stored(repo, digest, |manifest, _| read(manifest))
+                .await
+                .ok()?,
+        }
     }
 
     async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
@@ -255,7 +240,7 @@ impl Fills {
         };
         Ok(stored.map(|(digest, bytes)| Entry {
             digest,
-            media_type: String::new(),
+            media_type: "",
             bytes,
         }))
     }
@@ -309,12 +294,9 @@ impl Fills {
         if owner == self.inner.owner || owner.address.is_empty() {
             return Ok(None);
         }
-        let Some((media_type, bytes)) = self
-            .inner
-            .peers
-            .manifest(&owner.address, repo, reference)
-            .await
-        else {
+        let (peers, memory) = (&self.inner.peers, self.inner.upstreams.memory());
+        let found = peers.manifest(&owner.address, repo, reference, memory);
+        let Some((bytes, reserved)) = found.await else {
             return Ok(None);
         };
         let algorithm = match reference {
@@ -328,10 +310,10 @@ impl Fills {
         self.arrived(
             repo,
             reference,
-            upstream::Manifest {
+            &upstream::Manifest {
                 digest,
-                media_type,
                 bytes,
+                _reserved: reserved,
             },
         )?;
         Ok(self.inner.arriving.manifest(repo, reference))
@@ -536,15 +518,15 @@ impl Fills {
             if !seen.insert(next.clone()) {
                 continue;
             }
-            let Ok(Some(bytes)) = store.manifest(repo, &next).await else {
-                continue;
+            let size = |manifest: &Manifest, _| {
+                let mut blobs = wanted::blobs(manifest);
+                blobs
+                    .find(|blob| blob.digest == *digest)
+                    .map(|blob| blob.size)
             };
-            if let Ok(Document::Image(blobs)) =
-                document::parse(&bytes, "").map(|parsed| parsed.document)
-                && let Some(blob) = blobs.iter().find(|blob| blob.digest == *digest)
-            {
+            if let Ok(Some(Some(size))) = self.stored(repo, &next, size).await {
                 return Ok(Some(Named {
-                    sizes: vec![blob.size],
+                    sizes: vec![size],
                     is_stored: true,
                 }));
             }

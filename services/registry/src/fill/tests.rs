@@ -19,6 +19,7 @@ use crate::{
 
 mod access;
 mod claims;
+mod indexes;
 mod lies;
 mod permitted;
 mod replicas;

@@ -1,6 +1,7 @@
 //! The form of an event, field by field as distribution writes it. Pure.
 
-use serde::{Deserialize, Serialize};
+use holdfast_core::oci::{self, Manifest};
+use serde::Serialize;
 
 /// The media type of an [`Envelope`].
 pub(super) const MEDIA_TYPE: &str = "application/vnd.docker.distribution.events.v2+json";
@@ -48,10 +49,9 @@ pub(super) struct Target {
 }
 
 /// What a pushed manifest refers to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Reference {
-    #[serde(default)]
     media_type: String,
     size: u64,
     digest: String,
@@ -93,23 +93,16 @@ fn is_zero(number: &u64) -> bool {
 impl Target {
     /// Fills in what a manifest's bytes say.
     pub(super) fn describe(&mut self, bytes: &[u8]) {
-        #[derive(Default, Deserialize)]
-        struct Refers {
-            #[serde(default)]
-            config: Option<Reference>,
-            #[serde(default)]
-            layers: Vec<Reference>,
-            #[serde(default)]
-            manifests: Vec<Reference>,
-        }
-        self.media_type = crate::content::media_type(bytes);
+        self.media_type = oci::content_type(bytes);
         self.size = bytes.len() as u64;
-        let refers: Refers = serde_json::from_slice(bytes).unwrap_or_default();
-        self.references = refers
-            .config
-            .into_iter()
-            .chain(refers.layers)
-            .chain(refers.manifests)
+        let manifest = Manifest::parse(bytes).ok();
+        let references = manifest.iter().flat_map(Manifest::references);
+        self.references = references
+            .map(|part| Reference {
+                media_type: part.media_type.clone(),
+                size: part.size,
+                digest: part.digest.to_string(),
+            })
             .collect();
     }
 }

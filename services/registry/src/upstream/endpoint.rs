@@ -18,16 +18,15 @@ use std::{
 
 use bytes::BytesMut;
 use holdfast_config::{Credentials, UpstreamSettings};
-use holdfast_core::{Algorithm, Digest, RepositoryName};
+use holdfast_core::{Algorithm, Digest, RepositoryName, oci};
 use holdfast_store::Hasher;
 use http::{Method, StatusCode, header};
 use reqwest::{Client, Response};
-use serde::Deserialize;
 use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
-    Error, Login, MAX_MANIFEST_BYTES, Manifest, Result, Source, Timeouts,
+    Error, Login, Manifest, Memory, Result, Source, Timeouts,
     auth::{Challenge, Tokens},
     breaker::{Breaker, Closed, Failure},
     client::{Prober, Use, cause, client},
@@ -66,6 +65,8 @@ pub(super) struct Parts<'a> {
     pub(super) timeouts: Timeouts,
     /// The pace of requests to the endpoint's host.
     pub(super) pace: Arc<Pace>,
+    /// The memory of all manifests that are being received.
+    pub(super) memory: Arc<Memory>,
     pub(super) metrics: FillMetrics,
     /// The upstream's name in metrics.
     pub(super) label: String,
@@ -96,6 +97,7 @@ pub(super) struct Endpoint {
     tokens: Tokens,
     known: Mutex<HashMap<String, Known>>,
     pace: Arc<Pace>,
+    memory: Arc<Memory>,
     metrics: FillMetrics,
 }
 
@@ -118,13 +120,6 @@ pub(super) struct BlobAnswer {
     pub(super) etag: Option<String>,
 }
 
-/// What every manifest and index says.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Shape {
-    schema_version: u32,
-}
-
 impl Endpoint {
     pub(super) fn new(parts: Parts<'_>) -> Result<Self> {
         let Parts {
@@ -135,6 +130,7 @@ impl Endpoint {
             proxies,
             timeouts,
             pace,
+            memory,
             metrics,
             label,
         } = parts;
@@ -173,6 +169,7 @@ impl Endpoint {
             tokens: Tokens::default(),
             known: Mutex::default(),
             pace,
+            memory,
             metrics,
         })
     }
@@ -301,7 +298,16 @@ impl Endpoint {
             .unwrap_or_default()
             .trim()
             .to_owned();
-        let bytes = self.read(&call, &mut response, MAX_MANIFEST_BYTES).await?;
+        let limit = self.timeouts.manifest_bytes;
+        let length = response.content_length();
+        if length.is_some_and(|length| length > limit) {
+            return Err(too_large(limit));
+        }
+        let most = length.unwrap_or(limit);
+        let most_bytes = usize::try_from(most).unwrap_or(usize::MAX);
+        let read = self.read(&call, &mut response, most_bytes);
+        let host = source.host.to_string();
+        let (bytes, reserved) = self.memory.hold(&host, most, read).await?;
         let wanted = Digest::parse(target).ok();
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Hasher::digest(algorithm, &bytes);
@@ -311,26 +317,18 @@ impl Endpoint {
             )));
         }
         // A page of a captive portal, for instance: the next mirror may have the real one.
-        match serde_json::from_slice::<Shape>(&bytes) {
-            Ok(Shape { schema_version: 2 }) => {}
-            Ok(Shape { schema_version }) => {
-                return Err(Error::Invalid(format!(
-                    "the manifest has schema version {schema_version}, only 2 is taken"
-                )));
-            }
-            Err(_) => {
-                return Err(Error::Invalid(format!(
-                    "what came as a manifest ({}) is none",
-                    printable(&media_type)
-                )));
-            }
-        }
+        oci::Manifest::parse(&bytes).map_err(|error| {
+            Error::NoManifest(format!(
+                "what came as a manifest ({}) is none: {error}",
+                printable(&media_type)
+            ))
+        })?;
         self.is_registry.store(true, Ordering::Relaxed);
         self.metrics.took(&self.label, "manifest", bytes.len());
         Ok(Manifest {
             digest,
-            media_type,
             bytes,
+            _reserved: reserved,
         })
     }
 
@@ -436,7 +434,9 @@ impl Endpoint {
         response: &mut Response,
         limit: usize,
     ) -> Result<bytes::Bytes> {
-        let mut bytes = BytesMut::new();
+        let length = response.content_length().unwrap_or(0);
+        let capacity = usize::try_from(length).unwrap_or(usize::MAX).min(limit);
+        let mut bytes = BytesMut::with_capacity(capacity);
         let deadline = Instant::now() + self.timeouts.crawl;
         loop {
             let wait = self
@@ -445,9 +445,7 @@ impl Endpoint {
                 .min(deadline.saturating_duration_since(Instant::now()));
             match tokio::time::timeout(wait, response.chunk()).await {
                 Ok(Ok(Some(chunk))) if bytes.len() + chunk.len() > limit => {
-                    return Err(Error::Invalid(format!(
-                        "the answer is larger than {limit} bytes"
-                    )));
+                    return Err(too_large(limit as u64));
                 }
                 Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
                 Ok(Ok(None)) => return Ok(bytes.freeze()),
@@ -459,6 +457,10 @@ impl Endpoint {
             }
         }
     }
+}
+
+fn too_large(limit: u64) -> Error {
+    Error::Invalid(format!("the answer is larger than {limit} bytes"))
 }
 
 /// Where an endpoint's API begins, and what stands before the names of its repositories. An endpoint's path lies before `/v2/`

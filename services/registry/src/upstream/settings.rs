@@ -10,7 +10,7 @@ use holdfast_core::Host;
 
 use super::Login;
 
-/// The time limits of upstream requests.
+/// The limits of upstream requests, of time unless it says otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
     /// Until a connection stands.
@@ -31,6 +31,8 @@ pub struct Timeouts {
     pub breaker_min: Duration,
     /// The longest time that the breaker stays open without a probe.
     pub breaker_max: Duration,
+    /// Largest manifest that is taken, bytes: `registry.limits.manifestBytes`.
+    pub manifest_bytes: u64,
 }
 
 impl Default for Timeouts {
@@ -45,14 +47,13 @@ impl Default for Timeouts {
             quarantine: Duration::from_secs(60),
             breaker_min: Duration::from_secs(5),
             breaker_max: Duration::from_secs(300),
+            manifest_bytes: holdfast_config::Limits::default().manifest_bytes.bytes(),
         }
     }
 }
 
 /// What a body must bring within [`Timeouts::crawl`], bytes: 1 KiB a second, far below any link that copies images.
 pub(super) const MIN_BYTES: u64 = 60 << 10;
-/// Largest manifest that is taken from an upstream, bytes.
-pub const MAX_MANIFEST_BYTES: usize = 4 << 20;
 /// Largest answer of a token server, bytes.
 pub(super) const MAX_TOKEN_BYTES: usize = 64 << 10;
 /// Redirects of a token server that one request follows.

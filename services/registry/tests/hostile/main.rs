@@ -7,8 +7,10 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod bomb;
 mod child;
 mod connections;
+mod copies;
 mod everything;
 mod fills;
 #[allow(
@@ -19,6 +21,7 @@ mod fills;
 mod harness;
 mod logins;
 mod memory;
+mod mirror;
 mod names;
 mod pulls;
 #[allow(

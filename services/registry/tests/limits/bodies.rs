@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::StreamExt as _;
+use holdfast_core::oci::MANIFEST_BYTES;
 use holdfast_registry::{
     gate::Gate,
     limits::{DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS},
@@ -116,6 +117,53 @@ async fn a_manifest_that_could_be_read_in_two_ways_or_costs_too_much_is_refused(
             assert_eq!(answer.status(), expect, "{manifest:.300}");
         }
     }
+}
+
+#[tokio::test]
+async fn the_largest_manifest_that_is_taken_is_served_and_never_moved_aside() {
+    let most = usize::try_from(MANIFEST_BYTES).unwrap();
+    let registry = Setup {
+        limits: Limits {
+            manifest_bytes: MANIFEST_BYTES,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    let config = registry.push_blob("a", "{}").await;
+    let padded = |bytes: usize| {
+        let length = image(&config, 2, &[], r#","x":"""#).len();
+        image(
+            &config,
+            2,
+            &[],
+            &format!(r#","x":"{}""#, "p".repeat(bytes - length)),
+        )
+    };
+    let manifest = padded(most);
+    let digest = sha256(manifest.as_bytes());
+    assert_eq!(
+        registry.put_manifest("a", "1", &manifest).await.status(),
+        201
+    );
+    assert_eq!(
+        registry
+            .put_manifest("a", "2", &padded(most + 1))
+            .await
+            .status(),
+        413
+    );
+    for _ in 0..2 {
+        let answer = registry.get("/v2/a/manifests/1").await;
+        assert_eq!(answer.status(), 200);
+        assert!(answer.bytes().await.unwrap() == manifest);
+    }
+    // Another program's bytes that nothing reads whole: nobody can say that they are damaged.
+    let path = registry.store.layout().blob(&digest);
+    std::fs::write(&path, vec![b'p'; most + 1]).unwrap();
+    assert_eq!(registry.get("/v2/a/manifests/1").await.status(), 500);
+    assert!(path.exists(), "it is left where it is");
 }
 
 #[tokio::test]

@@ -2,16 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use holdfast_core::digest::Digest;
+use holdfast_core::{
+    digest::Digest,
+    oci::{Descriptor, IMAGE_DEPTH, IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, Manifest, Platform},
+};
 
 use super::{Error, Result};
-use crate::check::{Child, Document, Platform};
-
-/// Indexes in indexes, as deep as anybody has a use for.
-const MAX_DEPTH: usize = 4;
-
-/// Most manifests of one image.
-const MAX_MANIFESTS: usize = 4096;
 
 /// Where manifests and contents are: a repository of a volume, or an archive.
 pub trait Fetch {
@@ -33,8 +29,8 @@ pub struct Bundle {
     pub manifests: Vec<(Digest, Vec<u8>)>,
     /// Contents and their sizes.
     pub blobs: BTreeMap<Digest, u64>,
-    /// Images that the index lists and that are not there, or were not asked for.
-    pub left_out: Vec<Child>,
+    /// Entries of indexes that are not there, or were not asked for.
+    pub left_out: Vec<Descriptor>,
     /// Platforms of the images that are there, as the index gives them; empty for a single image.
     pub platforms: Vec<Platform>,
     /// The configuration of a single image.
@@ -64,6 +60,7 @@ impl Bundle {
             fetch,
             platforms,
             seen: BTreeSet::new(),
+            manifest_bytes: 0,
             bundle: Self {
                 digest: digest.clone(),
                 media_type: String::new(),
@@ -75,14 +72,17 @@ impl Bundle {
                 subjects: Vec::new(),
             },
         };
-        let Some(document) = collecting.manifest(digest, 0)? else {
+        let Some(manifest) = collecting.manifest(digest, 0)? else {
             return Err(Error::Incomplete {
                 digest: digest.clone(),
             });
         };
         let mut bundle = collecting.bundle;
-        bundle.media_type = document.media_type;
-        bundle.config = document.config.map(|config| config.digest);
+        manifest
+            .media_type
+            .as_str()
+            .clone_into(&mut bundle.media_type);
+        bundle.config = manifest.config.map(|config| config.digest);
         Ok(bundle)
     }
 }
@@ -91,26 +91,31 @@ struct Collecting<'a> {
     fetch: &'a mut dyn Fetch,
     platforms: &'a [Platform],
     seen: BTreeSet<Digest>,
+    manifest_bytes: u64,
     bundle: Bundle,
 }
 
 impl Collecting<'_> {
     /// Takes a manifest and all below it; `None` if it is not there.
-    fn manifest(&mut self, digest: &Digest, depth: usize) -> Result<Option<Document>> {
+    fn manifest(&mut self, digest: &Digest, depth: usize) -> Result<Option<Manifest>> {
         let Some(bytes) = self.fetch.manifest(digest)? else {
             return Ok(None);
         };
-        let document = Document::parse(&bytes)
-            .ok_or_else(|| Error::refused(format!("{digest} is no image manifest and no index")))?;
+        let manifest = Manifest::parse(&bytes)
+            .map_err(|error| Error::refused(format!("{digest}: {error}")))?;
         if !self.seen.insert(digest.clone()) {
-            return Ok(Some(document));
+            return Ok(Some(manifest));
         }
-        if depth > MAX_DEPTH || self.seen.len() > MAX_MANIFESTS {
+        self.manifest_bytes += bytes.len() as u64;
+        if depth > IMAGE_DEPTH
+            || self.seen.len() > IMAGE_MANIFESTS
+            || self.manifest_bytes > IMAGE_MANIFEST_BYTES
+        {
             return Err(Error::refused(format!(
                 "{digest} holds more indexes or images than anybody needs"
             )));
         }
-        for part in &document.parts {
+        for part in manifest.parts() {
             match self.fetch.size(&part.digest)? {
                 Some(size) if size == part.size => {
                     self.bundle.blobs.insert(part.digest.clone(), size);
@@ -120,7 +125,7 @@ impl Collecting<'_> {
                         digest: part.digest.clone(),
                     });
                 }
-                None if part.foreign => {}
+                None if part.is_foreign() => {}
                 None => {
                     return Err(Error::Incomplete {
                         digest: part.digest.clone(),
@@ -128,21 +133,32 @@ impl Collecting<'_> {
                 }
             }
         }
-        if document.is_index {
-            self.children(&document.children, depth)?;
+        if manifest.is_index() {
+            self.children(&manifest.manifests, depth)?;
         }
-        if let Some(subject) = &document.subject {
+        if let Some(subject) = &manifest.subject {
             self.bundle.subjects.push((digest.clone(), subject.clone()));
         }
         self.bundle.manifests.push((digest.clone(), bytes));
-        Ok(Some(document))
+        Ok(Some(manifest))
     }
 
-    fn children(&mut self, children: &[Child], depth: usize) -> Result<()> {
+    fn children(&mut self, children: &[Descriptor], depth: usize) -> Result<()> {
         let mut taken = 0;
         let mut absent = None;
         for child in children {
-            if !self.is_wanted(child) {
+            if !child.is_manifest() {
+                // A cache of a build tool lists its layers in an index.
+                taken += 1;
+                match self.fetch.size(&child.digest)? {
+                    Some(size) if size == child.size => {
+                        self.bundle.blobs.insert(child.digest.clone(), size);
+                    }
+                    _ => self.bundle.left_out.push(child.clone()),
+                }
+                continue;
+            }
+            if depth >= IMAGE_DEPTH || !self.is_wanted(child) {
                 self.bundle.left_out.push(child.clone());
                 continue;
             }
@@ -155,7 +171,8 @@ impl Collecting<'_> {
             }
         }
         match absent {
-            _ if taken > 0 || children.is_empty() => Ok(()),
+            // An index that was pulled is kept without the images that nobody asked for.
+            _ if taken > 0 || self.platforms.is_empty() || children.is_empty() => Ok(()),
             Some(digest) => Err(Error::Incomplete { digest }),
             None => Err(Error::Platform {
                 wanted: list(self.platforms.iter()),
@@ -165,7 +182,7 @@ impl Collecting<'_> {
     }
 
     /// An index in an index is looked into; a platform is asked of images only.
-    fn is_wanted(&self, child: &Child) -> bool {
+    fn is_wanted(&self, child: &Descriptor) -> bool {
         match &child.platform {
             _ if self.platforms.is_empty() => true,
             Some(platform) => self.platforms.iter().any(|wanted| platform.answers(wanted)),

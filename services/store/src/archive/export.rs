@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use holdfast_core::digest::Digest;
+use holdfast_core::{digest::Digest, oci::ManifestType};
 use serde_json::json;
 
 use super::{Bundle, Error, Name, Result, View, names, path_of, tar};
@@ -107,7 +107,7 @@ fn index(images: &[(Name, Bundle)]) -> String {
         .collect();
     json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "mediaType": ManifestType::OciIndex.as_str(),
         "manifests": manifests,
     })
     .to_string()

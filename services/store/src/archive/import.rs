@@ -4,11 +4,14 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use bytes::Bytes;
-use holdfast_core::digest::Digest;
+use holdfast_core::{
+    digest::Digest,
+    oci::{MANIFEST_BYTES, Platform},
+};
 use serde::Deserialize;
 
-use super::{Bundle, Error, Fetch, MAX_DOCUMENT_BYTES, Name, Result, Source, names, path_of};
-use crate::{Claim, Hasher, Owner, READ_CHUNK_BYTES, Store, check::Platform};
+use super::{Bundle, Error, Fetch, Name, Result, Source, names, path_of};
+use crate::{Claim, Hasher, Owner, READ_CHUNK_BYTES, Store};
 
 /// How long a copy of the same content by somebody else is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -82,7 +85,7 @@ struct LayoutFile {
 pub fn plan(source: &mut dyn Source, rename: Option<&str>, platforms: &[Platform]) -> Result<Plan> {
     refuse_other_formats(source)?;
     let bytes = source
-        .read("index.json", MAX_DOCUMENT_BYTES)?
+        .read("index.json", MANIFEST_BYTES)?
         .ok_or_else(|| Error::refused("it has no index.json, or is truncated"))?;
     let index: Index = serde_json::from_slice(&bytes)
         .map_err(|error| Error::refused(format!("index.json does not parse: {error}")))?;
@@ -166,7 +169,7 @@ struct InArchive<'a> {
 
 impl Fetch for InArchive<'_> {
     fn manifest(&mut self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let Some(bytes) = self.source.read(&path_of(digest), MAX_DOCUMENT_BYTES)? else {
+        let Some(bytes) = self.source.read(&path_of(digest), MANIFEST_BYTES)? else {
             return Ok(None);
         };
         if Hasher::digest(digest.algorithm(), &bytes) == *digest {

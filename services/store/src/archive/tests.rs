@@ -9,13 +9,14 @@ use std::{
 use bytes::Bytes;
 use holdfast_core::{
     digest::{Algorithm, Digest},
+    oci::{MANIFEST_BYTES, Platform},
     reference::{RepositoryName, Tag},
 };
 
 mod hostile;
 
 use super::*;
-use crate::{Hasher, Options, Owner, Store, check::Platform};
+use crate::{Hasher, Options, Owner, Store};
 
 fn sha256(bytes: &[u8]) -> Digest {
     Hasher::digest(Algorithm::Sha256, bytes)

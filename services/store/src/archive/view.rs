@@ -9,6 +9,7 @@ use std::{
 
 use holdfast_core::{
     digest::Digest,
+    oci::MANIFEST_BYTES,
     reference::{RepositoryName, Tag},
 };
 
@@ -22,9 +23,6 @@ use crate::{
 
 /// Longest name of a repository: deeper folders are nobody's.
 const MAX_NAME_BYTES: usize = 255;
-
-/// Largest manifest that is read, as the registry does.
-const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 /// A volume that is only read.
 #[derive(Clone, Debug)]
@@ -204,7 +202,7 @@ impl Fetch for Within<'_> {
         let Some(path) = self.view.revision(self.repo, digest)? else {
             return Ok(None);
         };
-        let Some(bytes) = tree::read(&*self.view.volume, &path, MAX_MANIFEST_BYTES)? else {
+        let Some(bytes) = tree::read(&*self.view.volume, &path, MANIFEST_BYTES)? else {
             return Ok(None);
         };
         if Hasher::digest(digest.algorithm(), &bytes) == *digest {

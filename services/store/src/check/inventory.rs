@@ -8,10 +8,9 @@ use std::{
 
 use holdfast_core::{
     digest::Digest,
+    oci::Manifest,
     reference::{RepositoryName, Tag},
 };
-
-use super::Document;
 
 /// What is known of a blob's bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,7 +147,7 @@ pub struct Inventory {
     pub(crate) blobs: BTreeMap<Digest, Blob>,
     pub(crate) repositories: BTreeMap<RepositoryName, Repository>,
     /// Parsed content of what repositories link as manifests; `None` if it is no manifest.
-    pub(crate) documents: BTreeMap<Digest, Option<Document>>,
+    pub(crate) documents: BTreeMap<Digest, Option<Manifest>>,
     pub(crate) pending: Vec<Pending>,
     pub(crate) removals: Vec<Removal>,
     pub(crate) oddities: Vec<(PathBuf, Oddity)>,

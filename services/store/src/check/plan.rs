@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 
 use holdfast_core::{
     digest::Digest,
+    oci::Manifest,
     reference::{RepositoryName, Tag},
 };
 
 use super::{
-    Document, Finding, Kind, Policy, Repair,
+    Finding, Kind, Policy, Repair,
     inventory::{Content, Inventory, Link, Oddity, Repository, TagFolder},
 };
 use crate::Layout;
@@ -188,7 +189,7 @@ enum Read<'a> {
     /// Something else.
     NoManifest,
     /// A manifest or index.
-    Document(&'a Document),
+    Manifest(&'a Manifest),
 }
 
 /// The findings of one repository.
@@ -275,7 +276,7 @@ impl<'b> Within<'_, 'b> {
 
     /// What a manifest of the repository refers to.
     fn manifest(&mut self, digest: &Digest) {
-        let document = match self.read(digest) {
+        let manifest = match self.read(digest) {
             Read::Nothing => return,
             Read::NoManifest => {
                 let path = self.plan.layout.revision_link(self.name, digest);
@@ -283,18 +284,18 @@ impl<'b> Within<'_, 'b> {
                 self.push(Kind::NotAManifest, path, Some(digest), meaning, None);
                 return;
             }
-            Read::Document(document) => document,
+            Read::Manifest(manifest) => manifest,
         };
-        for part in document.parts.iter().filter(|part| !part.foreign) {
+        for part in manifest.parts().filter(|part| !part.is_foreign()) {
             if !self.repository.layers.contains_key(&part.digest) {
                 self.unlinked(digest, &part.digest);
             }
             self.size(digest, &part.digest, part.size);
         }
-        for child in &document.children {
+        for child in &manifest.manifests {
             self.size(digest, &child.digest, child.size);
         }
-        if let Some(subject) = &document.subject
+        if let Some(subject) = &manifest.subject
             && !self
                 .repository
                 .referrers
@@ -331,7 +332,7 @@ impl<'b> Within<'_, 'b> {
         match inventory.documents.get(target) {
             None => Read::Nothing,
             Some(None) => Read::NoManifest,
-            Some(Some(document)) => Read::Document(document),
+            Some(Some(manifest)) => Read::Manifest(manifest),
         }
     }
 
@@ -396,7 +397,7 @@ impl<'b> Within<'_, 'b> {
             return false;
         };
         match self.read(list) {
-            Read::Document(list) => list.children.iter().any(|child| child.digest == *referrer),
+            Read::Manifest(list) => list.manifests.iter().any(|child| child.digest == *referrer),
             Read::Nothing | Read::NoManifest => false,
         }
     }

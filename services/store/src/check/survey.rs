@@ -10,11 +10,11 @@ use std::{
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
+    oci::{MANIFEST_BYTES, Manifest},
     reference::{RepositoryName, Tag},
 };
 
 use super::{
-    document::{self, Document},
     inventory::{Blob, Content, Inventory, Link, Oddity, Pending, Removal, Repository, TagFolder},
     tree::{self, Entry},
 };
@@ -410,19 +410,21 @@ impl Survey<'_> {
             let Some(blob) = self.found.blobs.get_mut(&digest) else {
                 continue;
             };
-            if blob.size > document::MAX_BYTES {
+            if blob.size > MANIFEST_BYTES {
                 self.found.documents.insert(digest, None);
                 continue;
             }
             let path = self.layout.blob(&digest);
-            match tree::read(self.volume, &path, document::MAX_BYTES) {
+            match tree::read(self.volume, &path, MANIFEST_BYTES) {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
                     self.found.hashed_bytes += bytes.len() as u64;
                     let actual = crate::Hasher::digest(digest.algorithm(), &bytes);
                     if actual == digest {
                         blob.content = Content::Sound;
-                        self.found.documents.insert(digest, Document::parse(&bytes));
+                        self.found
+                            .documents
+                            .insert(digest, Manifest::parse(&bytes).ok());
                     } else {
                         blob.content = Content::Wrong { actual };
                     }
@@ -439,15 +441,8 @@ impl Survey<'_> {
             .documents
             .values()
             .flatten()
-            .flat_map(|document| {
-                let parts = document.parts.iter().map(|part| (&part.digest, part.size));
-                parts.chain(
-                    document
-                        .children
-                        .iter()
-                        .map(|child| (&child.digest, child.size)),
-                )
-            })
+            .flat_map(Manifest::references)
+            .map(|part| (&part.digest, part.size))
             .filter(|(digest, size)| {
                 self.found
                     .blobs

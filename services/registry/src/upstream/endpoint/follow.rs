@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use holdfast_core::oci::ACCEPT;
 use http::{StatusCode, header};
 use reqwest::{Client, Response};
 use url::Url;
@@ -13,9 +14,6 @@ use crate::upstream::{
     reach::{self, Allowed, Reach, Seen},
     settings::MAX_REDIRECTS,
 };
-
-const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
-    application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
 /// Which bytes of something are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

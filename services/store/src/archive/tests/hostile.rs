@@ -81,14 +81,15 @@ async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
     };
     let oversized = {
         let mut files = layout();
+        let most = usize::try_from(MANIFEST_BYTES).unwrap();
         let size = |bytes: usize| format!(r#""size":{bytes}"#);
         for (name, content) in &mut files {
             if *name == manifest {
-                *content = vec![b' '; 5 << 20];
+                *content = vec![b' '; most + 1];
             } else if name == "index.json" {
                 let text = String::from_utf8(content.clone()).unwrap();
                 *content = text
-                    .replace(&size(parts[0].1.len()), &size(5 << 20))
+                    .replace(&size(parts[0].1.len()), &size(most + 1))
                     .into_bytes();
             }
         }

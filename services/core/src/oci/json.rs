@@ -3,20 +3,24 @@
 //! Readers differ in which of two equal keys they take, and some of them do not tell `layers` from `Layers`: such a manifest could say one thing
 //! to the registry and another to the node (CWE-436). Only annotations are the user's own words, whose case counts.
 
-use std::{collections::HashSet, fmt};
+use std::{
+    collections::HashSet,
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+};
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-use crate::limits;
+use super::JSON_DEPTH;
 
 /// Refuses JSON that is too deep or has a key twice; nothing else is looked at but the syntax.
 ///
 /// # Errors
 /// A text that says what is wrong and where.
-pub(crate) fn check(bytes: &[u8]) -> Result<(), String> {
+pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let check = Check {
-        room: limits::JSON_DEPTH,
+        room: JSON_DEPTH,
         exact: false,
     };
     check
@@ -36,8 +40,7 @@ impl Check {
     fn inner<E: serde::de::Error>(self, exact: bool) -> Result<Self, E> {
         let room = self.room.checked_sub(1).ok_or_else(|| {
             E::custom(format_args!(
-                "more than {} levels of objects and lists",
-                limits::JSON_DEPTH
+                "more than {JSON_DEPTH} levels of objects and lists"
             ))
         })?;
         Ok(Self {
@@ -93,7 +96,9 @@ impl<'de> Visitor<'de> for Check {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
-        let mut seen = HashSet::new();
+        // Hashes with a secret key instead of the keys themselves: many short keys would take a
+        // multiple of the manifest's bytes.
+        let (hasher, mut seen) = (RandomState::new(), HashSet::new());
         while let Some(key) = object.next_key::<String>()? {
             let inner = self.inner(key == "annotations")?;
             let name = if self.exact {
@@ -101,7 +106,7 @@ impl<'de> Visitor<'de> for Check {
             } else {
                 key.to_lowercase()
             };
-            if !seen.insert(name) {
+            if !seen.insert(hasher.hash_one(&name)) {
                 let key: String = key.chars().take(100).collect();
                 return Err(A::Error::custom(format_args!(
                     "the key {key:?} is there twice"
@@ -146,10 +151,10 @@ mod tests {
     fn depth_is_bounded() {
         let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
-        check_json(&nested(limits::JSON_DEPTH), "");
-        check_json(&nested(limits::JSON_DEPTH + 1), "levels");
-        check_json(&objects(limits::JSON_DEPTH), "");
-        check_json(&objects(limits::JSON_DEPTH + 1), "levels");
+        check_json(&nested(JSON_DEPTH), "");
+        check_json(&nested(JSON_DEPTH + 1), "levels");
+        check_json(&objects(JSON_DEPTH), "");
+        check_json(&objects(JSON_DEPTH + 1), "levels");
         check_json(&nested(1_000_000), "levels");
     }
 
