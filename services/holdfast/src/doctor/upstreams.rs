@@ -66,11 +66,13 @@ pub(super) fn judge(artifacts: &[Artifact], report: &mut Report) {
             continue;
         };
         let message = artifact.ready().map_or("", |ready| ready.message.as_str());
-        let found = away.entry(reference.host().to_string()).or_insert(Away {
-            images: 0,
-            since: standing.since.clone(),
-            message,
-        });
+        let found = away
+            .entry(reference.host().to_string())
+            .or_insert_with(|| Away {
+                images: 0,
+                since: standing.since.clone(),
+                message,
+            });
         found.images += 1;
         // RFC 3339 in UTC: the order of the texts is that of the times.
         found.since = found.since.clone().min(standing.since);
