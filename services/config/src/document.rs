@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{Problem, Values, schema, validate, yaml};
+use crate::{Problem, Standalone, Values, schema, validate, yaml};
 
 /// Why a configuration cannot be used. Every text names the key.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +84,14 @@ impl Config {
         let config: Self = yaml::from_str(text)?;
         config.values.validate("values.")?;
         Ok(config)
+    }
+}
+
+impl Standalone {
+    /// Whether a document says where the content is.
+    pub fn names_data(text: &str) -> bool {
+        let document: Option<Value> = yaml::from_str(text).ok();
+        document.is_some_and(|document| document.get("data").is_some_and(|data| !data.is_null()))
     }
 }
 

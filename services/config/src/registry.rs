@@ -406,12 +406,6 @@ impl Standalone {
         Self::parse(&document::read(path)?)
     }
 
-    /// Whether a document says where the content is.
-    pub fn names_data(text: &str) -> bool {
-        let document: Option<serde_json::Value> = yaml::from_str(text).ok();
-        document.is_some_and(|document| document.get("data").is_some_and(|data| !data.is_null()))
-    }
-
     /// Reads and checks a document. An empty text means the defaults.
     pub fn parse(text: &str) -> Result<Self> {
         let raw: Option<serde_json::Value> = yaml::from_str(text)?;
