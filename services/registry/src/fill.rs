@@ -216,6 +216,8 @@ impl Default for Settings {
 /// What makes two fills the same one: nobody's credentials open an image for somebody else.
 type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
 type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
+/// A fill of an image that runs, how urgent it is, and who waits for it.
+type RunningImage = (ImageFill, Priority, Arc<Interest>);
 
 /// What this process has of a blob that is on its way.
 pub(crate) enum Growing {
@@ -241,7 +243,7 @@ struct Inner {
     settings: Settings,
     grants: Grants,
     blobs: Mutex<HashMap<Digest, entry::Entry>>,
-    images: Mutex<HashMap<ImageKey, (ImageFill, Priority, Arc<Interest>)>>,
+    images: Mutex<HashMap<ImageKey, RunningImage>>,
     checks: Mutex<Checks>,
     lists: lists::Lists,
     arriving: Arriving,

@@ -167,6 +167,7 @@ impl Memory {
     }
 
     /// What a look begins with. A doubt that comes later is for the next one.
+    #[must_use]
     pub fn begin(&mut self) -> Self {
         let begun = self.clone();
         self.doubted = false;

@@ -56,7 +56,7 @@ mod tests {
         artifact.metadata.labels = Some(managed.into_iter().chain(kept).collect());
         artifact.status = Some(ArtifactStatus {
             digest: digest.then(|| "sha256:aa".to_owned()),
-            last_copy_time: time.then(|| Time(jiff::Timestamp::UNIX_EPOCH)),
+            last_copy_time: time.then_some(Time(jiff::Timestamp::UNIX_EPOCH)),
             ..ArtifactStatus::default()
         });
         artifact

@@ -201,7 +201,7 @@ pub fn decide(
 }
 
 /// The sources that the registry must hold for an act to help: those whose references lead to it afterwards.
-pub fn relies_on<'a>(act: &'a Act, copy: impl Fn(&str) -> Copy) -> Vec<&'a str> {
+pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
     let changes = match act {
         Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),
         _ => &[],

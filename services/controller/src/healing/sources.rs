@@ -53,7 +53,7 @@ fn makes_room(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) ->
         let most = counts.iter().max_by_key(|(_, count)| **count);
         let most = most.filter(|(_, count)| **count > own + 1);
         most.map(|(name, _)| *name)
-            .or((own > 0).then_some(namespace))
+            .or_else(|| (own > 0).then_some(namespace))
     } else {
         return true;
     };

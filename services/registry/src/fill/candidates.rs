@@ -221,20 +221,15 @@ impl Candidates {
                 changed.await;
                 continue;
             }
-            match flow {
-                Some(flow) => {
-                    tokio::time::sleep(LOOK).await;
-                    let rate = rated.look(flow.sample());
-                    if self.is_better_elsewhere(rate, alone) {
-                        return rate.unwrap_or(0);
-                    }
-                }
-                None => {
-                    tokio::time::sleep(BEGIN_WITHIN).await;
-                    if self.is_better_elsewhere(Some(0), alone) {
-                        return 0;
-                    }
-                }
+            let rate = if let Some(flow) = flow {
+                tokio::time::sleep(LOOK).await;
+                rated.look(flow.sample())
+            } else {
+                tokio::time::sleep(BEGIN_WITHIN).await;
+                Some(0)
+            };
+            if self.is_better_elsewhere(rate, alone) {
+                return rate.unwrap_or(0);
             }
         }
     }

@@ -95,7 +95,7 @@ pub(super) enum Offer {
 /// The lines.
 #[derive(Debug)]
 pub(super) struct Lines {
-    lines: HashMap<String, Line>,
+    by_namespace: HashMap<String, Line>,
     /// Namespaces of which something waits, the next one first.
     turns: VecDeque<String>,
     waiting: usize,
@@ -108,7 +108,7 @@ pub(super) struct Lines {
 impl Lines {
     pub(super) fn new(now: Instant) -> Self {
         Self {
-            lines: HashMap::new(),
+            by_namespace: HashMap::new(),
             turns: VecDeque::new(),
             waiting: 0,
             bucket: Bucket::new(OF_ALL, now),
@@ -129,10 +129,13 @@ impl Lines {
             return Offer::Full;
         }
         self.bucket.fill(now);
-        let line = self.lines.entry(key.0.clone()).or_insert_with(|| Line {
-            waiting: VecDeque::new(),
-            bucket: Bucket::new(OF_NAMESPACE, now),
-        });
+        let line = self
+            .by_namespace
+            .entry(key.0.clone())
+            .or_insert_with(|| Line {
+                waiting: VecDeque::new(),
+                bucket: Bucket::new(OF_NAMESPACE, now),
+            });
         line.bucket.fill(now);
         if line.waiting.len() >= WAITING_OF_NAMESPACE {
             return Offer::Full;
@@ -154,7 +157,7 @@ impl Lines {
     /// Takes the next one: each namespace in turn.
     pub(super) fn next(&mut self) -> Option<Announcement> {
         let namespace = self.turns.pop_front()?;
-        let line = self.lines.get_mut(&namespace)?;
+        let line = self.by_namespace.get_mut(&namespace)?;
         let announcement = line.waiting.pop_front()?;
         self.waiting -= 1;
         if !line.waiting.is_empty() {
@@ -171,16 +174,16 @@ impl Lines {
 
     /// Whether a namespace has a line, or there is room for one: those that used nothing lately go first.
     fn has_line(&mut self, namespace: &str, now: Instant) -> bool {
-        if self.lines.len() < NAMESPACES || self.lines.contains_key(namespace) {
+        if self.by_namespace.len() < NAMESPACES || self.by_namespace.contains_key(namespace) {
             return true;
         }
         let is_due = |swept: Instant| now.saturating_duration_since(swept) >= SWEEP;
         if self.swept.is_none_or(is_due) {
             self.swept = Some(now);
-            self.lines
+            self.by_namespace
                 .retain(|_, line| !line.waiting.is_empty() || !line.bucket.is_full(now));
         }
-        self.lines.len() < NAMESPACES
+        self.by_namespace.len() < NAMESPACES
     }
 
     fn forget_old(&mut self, now: Instant) {
@@ -255,7 +258,7 @@ mod tests {
                 ..one.clone()
             };
             taken += u64::from(lines.offer(one, now) == Offer::Taken);
-            assert!(lines.lines.len() <= NAMESPACES);
+            assert!(lines.by_namespace.len() <= NAMESPACES);
             assert!(lines.waiting <= WAITING && lines.recent.len() <= WAITING);
             if number % 4 == 0 {
                 lines.next();

@@ -15,11 +15,11 @@ pub(super) enum Shape {
     /// Text, numbers and booleans. Of a list or an object only that it is one.
     Plain,
     /// An object's members of these names.
-    Members(&'static [(&'static str, Shape)]),
+    Members(&'static [(&'static str, Self)]),
     /// All members of an object.
     Map,
     /// All entries of a list.
-    List(&'static Shape),
+    List(&'static Self),
 }
 
 /// How much may still be kept of one document.

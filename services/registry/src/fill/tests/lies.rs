@@ -117,7 +117,7 @@ async fn run(seed: u64) -> Vec<String> {
             store.link_blob(&team, &name).await.unwrap();
             pushed.push(layer);
         }
-        let chosen: Vec<Published> = (0..1 + rng.below(3))
+        let chosen: Vec<Published> = (0..=rng.below(3))
             .map(|_| published[rng.below(published.len())].clone())
             .collect();
         let fills = chosen.iter().map(|one| {

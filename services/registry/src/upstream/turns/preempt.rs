@@ -48,14 +48,10 @@ impl Shares {
     }
 
     fn remove(&mut self, host: &str, repository: &str) {
-        for held in [
-            self.hosts.get_mut(host),
-            self.repositories
-                .get_mut(&(host.to_owned(), repository.to_owned())),
-        ] {
-            if let Some(held) = held {
-                *held = held.saturating_sub(1);
-            }
+        let key = (host.to_owned(), repository.to_owned());
+        let held = [self.hosts.get_mut(host), self.repositories.get_mut(&key)];
+        for held in held.into_iter().flatten() {
+            *held = held.saturating_sub(1);
         }
     }
 
