@@ -75,10 +75,13 @@ impl Pair {
     fn start(world: &World, client: &str) -> Result<Self> {
         let folder = world.tools.folder.join(client);
         let port = free_ports(2)?;
-        let none = json!({"upstreams": []});
+        // How full the disk of this machine is, is not what is tested.
+        let limits = json!({"reservePercent": 0});
+        let none = json!({"upstreams": [], "limits": limits});
         let first = Server::start(&world.tools, &folder.join("first"), port, &none)?;
         let endpoint = format!("http://{}", first.address);
-        let upstreams = json!({"upstreams": [{"host": FIRST, "endpoint": endpoint}]});
+        let upstream = json!({"host": FIRST, "endpoint": endpoint});
+        let upstreams = json!({"upstreams": [upstream], "limits": limits});
         let second = Server::start(&world.tools, &folder.join("second"), port + 1, &upstreams)?;
         Ok(Self {
             first,
