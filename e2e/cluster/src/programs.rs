@@ -62,6 +62,7 @@ programs! {
     Crane = "crane", "github.com/google/go-containerregistry/cmd/crane", "crane";
     Oras = "oras", "oras.land/oras/cmd/oras", "oras";
     Regctl = "regctl", "github.com/regclient/regclient/cmd/regctl", "regctl";
+    Cosign = "cosign", "github.com/sigstore/cosign/v3/cmd/cosign", "cosign";
     Registry = "distribution", "github.com/distribution/distribution/v3/cmd/registry", "registry";
     Coredns = "coredns", "github.com/coredns/coredns", "coredns";
     LocalPathProvisioner = "local-path-provisioner", "github.com/rancher/local-path-provisioner", "local-path-provisioner";

@@ -39,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(artifacts::oras_attaches_discovers_and_copies_with_referrers),
         ci!(artifacts::regctl_copies_images_with_their_referrers),
         ci!(artifacts::helm_pushes_and_pulls_charts),
+        full!(artifacts::cosign_signs_and_verifies_with_a_local_key),
         // Before Holdfast runs.
         ci!(install::wrong_values_are_refused_by_name),
         ci!(install::switched_off_nothing_exists),

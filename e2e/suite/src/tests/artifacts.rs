@@ -425,3 +425,83 @@ pub(super) fn helm_pushes_and_pulls_charts(world: &mut World) -> Result<()> {
     }
     Ok(())
 }
+
+// SPEC 16
+pub(super) fn cosign_signs_and_verifies_with_a_local_key(world: &mut World) -> Result<()> {
+    let cosign = tools::program(Program::Cosign)?;
+    let crane = tools::program(Program::Crane)?;
+    let pair = Pair::start(world, "cosign")?;
+    let run = |arguments: &[&str]| {
+        let mut command = pair.command(&cosign, arguments);
+        // Whatever would be asked for over a network fails at once.
+        command
+            .env("COSIGN_PASSWORD", "")
+            .env("HTTPS_PROXY", "http://127.0.0.1:1");
+        command::run(command)
+    };
+    let push = |layout: &str, name: &str| {
+        let layout = pair.folder.join(layout);
+        let layout = layout.to_str().context("path")?;
+        pair.run(
+            &crane,
+            &["push", "--insecure", layout, &pair.at_first(name)],
+        )
+    };
+    fs::write(pair.folder.join("predicate.json"), r#"{"tested":true}"#).context("write")?;
+    run(&["generate-key-pair"])?;
+    let digest = pair.layout("image")?;
+    // No service: neither a certificate authority nor a transparency log.
+    let sign = [
+        "--key",
+        "cosign.key",
+        "--yes",
+        "--allow-http-registry",
+        "--use-signing-config=false",
+        "--tlog-upload=false",
+    ];
+    let verify = [
+        "--key",
+        "cosign.pub",
+        "--insecure-ignore-tlog=true",
+        "--allow-http-registry",
+    ];
+    // The present format makes signatures referrers; the one before makes tags of them.
+    for (repository, is_referrer) in [("team/app", true), ("team/old", false)] {
+        push("image", &format!("{repository}:1"))?;
+        let name = pair.at_first(&format!("{repository}@{digest}"));
+        let format = format!("--new-bundle-format={is_referrer}");
+        run(&[&["sign", &format][..], &sign, &[&name]].concat())?;
+        let about = ["--type", "custom", "--predicate", "predicate.json"];
+        run(&[&["attest", &format][..], &sign, &about, &[&name]].concat())?;
+        if is_referrer {
+            pair.same_referrers(repository, &digest, 2)?;
+        }
+        let through = pair.through_second(&format!("{repository}@{digest}"));
+        for name in [&name, &through] {
+            run(&[&["verify", &format][..], &verify, &[name]].concat())?;
+            let attestation = ["verify-attestation", "--type", "custom", &format];
+            run(&[&attestation[..], &verify, &[name]].concat())?;
+            run(&["tree", "--allow-http-registry", name])?;
+        }
+    }
+    // Nobody signed this one.
+    let other = pair.layout("other")?;
+    push("other", "team/app:2")?;
+    let unsigned = pair.at_first(&format!("team/app@{other}"));
+    ensure!(
+        run(&[&["verify"][..], &verify, &[&unsigned]].concat()).is_err(),
+        "an image without a signature was verified"
+    );
+    // `cosign copy` takes signatures along that are tags.
+    let copy = pair.at_first("copies/app:1");
+    let signed = pair.at_first("team/old:1");
+    run(&["copy", "--allow-http-registry", &signed, &copy])?;
+    let copied = pair.at_first(&format!("copies/app@{digest}"));
+    run(&[
+        &["verify", "--new-bundle-format=false"][..],
+        &verify,
+        &[&copied],
+    ]
+    .concat())
+    .map(drop)
+}
