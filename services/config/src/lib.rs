@@ -9,6 +9,7 @@ mod cron;
 mod distribution;
 mod document;
 mod extension;
+mod hidden;
 mod network;
 mod operating;
 mod parts;
@@ -32,6 +33,7 @@ pub use extension::{
     ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
     RegistryService, Scale,
 };
+pub use hidden::Hidden;
 pub use network::{MirrorCredentials, NetworkPolicyValues, Proxy, Uplink, Upstream};
 pub use operating::{
     AccessLog, AccessLogMode, NotificationAction, NotificationEndpoint, NotificationSettings,
@@ -43,7 +45,7 @@ pub use parts::{
 };
 pub use quantity::{ByteSize, StorageSize};
 pub use registry::{
-    AuthFiles, Credentials, Hidden, RegistrySettings, Standalone, StandaloneTls, TlsFiles,
+    AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles,
     UpstreamSettings, Writes,
 };
 pub use replicas::Replicas;

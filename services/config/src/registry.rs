@@ -8,8 +8,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AccessLog, AccessSettings, Config, Error, Limits, Logging, NotificationSettings, Notifications,
-    Problem, Proxy, Replicas, Result, Scrub, StandaloneAccess, Uplink, Upstream, document, yaml,
+    AccessLog, AccessSettings, Config, Error, Hidden, Limits, Logging, NotificationSettings,
+    Notifications, Problem, Proxy, Replicas, Result, Scrub, StandaloneAccess, Uplink, Upstream,
+    document, yaml,
 };
 
 /// The certificate, key and authority of a listener; files are read again when they change.
@@ -43,28 +44,6 @@ pub struct AuthFiles {
     pub node_username: PathBuf,
     /// Password of the nodes.
     pub node_password: PathBuf,
-}
-
-/// A text that does not print.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Hidden(String);
-
-impl Hidden {
-    /// Hides a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Self(text.into())
-    }
-
-    /// The text.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl std::fmt::Debug for Hidden {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Hidden")
-    }
 }
 
 /// What clients may write, whoever they are.

@@ -131,8 +131,9 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if !on.starts_with("holdfast") {
         return None;
     }
-    // The soak is nothing but a test, in a program of its own.
-    if on == "holdfast-testkit" && name != "holdfast-soak" {
+    // Soak and fuzzing are nothing but tests, in programs of their own.
+    let is_test = ["holdfast-soak", "holdfast-fuzz"].contains(&name);
+    if on == "holdfast-testkit" && !is_test {
         return Some("holdfast-testkit is for tests: make it a dev-dependency".to_owned());
     }
     if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {
