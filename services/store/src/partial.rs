@@ -95,11 +95,18 @@ impl Partial {
             let Some(source) = atomic::open_read(inner.volume(), from)? else {
                 return Ok(0);
             };
-            pieces(&*source, from, size, |bytes, offset| {
+            let mut copied = 0;
+            let all = pieces(&*source, from, size, |bytes, offset| {
                 hasher.update(bytes);
+                copied = offset + bytes.len() as u64;
                 let written = partial.file.write_all_at(bytes, offset);
                 written.map_err(Error::io("write", &partial.path))
-            })
+            });
+            match all {
+                // Removed by another machine: what was read so far is all there is.
+                Err(error) if error.is_stale() => Ok(copied),
+                all => all,
+            }
         })();
         match copied {
             Ok(copied) => Ok(Some((partial, hasher, copied))),
@@ -113,10 +120,13 @@ impl Partial {
     /// Gives the file its shared name, so that somebody can go on with it: its writer is done. `false` when its private
     /// name is gone, because somebody ended the session or went on with a copy.
     pub(crate) fn rest(&self, inner: &Inner) -> Result<bool> {
-        let metadata = self
-            .file
-            .metadata()
-            .map_err(Error::io("stat", &self.path))?;
+        let metadata = match self.file.metadata() {
+            // Another machine removed the name.
+            Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {
+                return Ok(false);
+            }
+            other => other.map_err(Error::io("stat", &self.path))?,
+        };
         let renamed = inner.files.rename_open(&metadata, &self.path, &self.shared);
         absent(renamed)
             .map(|renamed| renamed.is_some())
@@ -221,8 +231,6 @@ fn pieces(
         match atomic::read_some(file, &mut buffer, offset) {
             Ok(0) => break,
             Ok(_) => {}
-            // Removed by another machine: what was read is all there is.
-            Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => break,
             Err(error) => return Err(Error::io("read", path)(error)),
         }
         // The spare room may be larger than asked for.
