@@ -233,13 +233,19 @@ impl Store {
     /// [`Error::Corrupt`].
     pub async fn verify_blob(&self, digest: &Digest) -> Result<Option<u64>> {
         let digest = digest.clone();
-        self.run(move |inner| match inner.open_blob(&digest)? {
-            None => Ok(None),
-            Some(blob) if inner.is_sound(&blob)? => Ok(Some(blob.size())),
-            Some(blob) => {
-                inner.set_aside(&digest, &blob.metadata)?;
-                Err(Error::Corrupt { digest })
-            }
+        self.run(move |inner| {
+            // Another machine may replace it meanwhile.
+            atomic::until_fresh(&inner.layout.blob(&digest), || {
+                match inner.open_blob(&digest)? {
+                    None => Ok(None),
+                    Some(blob) if inner.is_sound(&blob)? => Ok(Some(blob.size())),
+                    Some(blob) => {
+                        inner.set_aside(&digest, &blob.metadata)?;
+                        let digest = digest.clone();
+                        Err(Error::Corrupt { digest })
+                    }
+                }
+            })
         })
         .await
     }
@@ -263,10 +269,16 @@ impl Inner {
 
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let path = self.layout.blob(digest);
-        let Some(file) = atomic::open_read(self.volume(), &path)? else {
+        let found = atomic::until_fresh(&path, || {
+            let Some(file) = atomic::open_read(self.volume(), &path)? else {
+                return Ok(None);
+            };
+            let metadata = file.metadata().map_err(Error::io("stat", &path))?;
+            Ok(Some((file, metadata)))
+        })?;
+        let Some((file, metadata)) = found else {
             return Ok(None);
         };
-        let metadata = file.metadata().map_err(Error::io("stat", &path))?;
         if !metadata.is_file() {
             return Ok(None);
         }

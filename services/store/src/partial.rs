@@ -97,10 +97,17 @@ impl Partial {
             };
             let mut copied = 0;
             let all = pieces(&*source, from, size, |bytes, offset| {
+                partial
+                    .file
+                    .write_all_at(bytes, offset)
+                    .map_err(|error| match error.kind() {
+                        // Somebody went on with a copy of this copy.
+                        io::ErrorKind::StaleNetworkFileHandle => Error::LockLost,
+                        _ => Error::io("write", &partial.path)(error),
+                    })?;
                 hasher.update(bytes);
                 copied = offset + bytes.len() as u64;
-                let written = partial.file.write_all_at(bytes, offset);
-                written.map_err(Error::io("write", &partial.path))
+                Ok(())
             });
             match all {
                 // Removed by another machine: what was read so far is all there is.
