@@ -24,7 +24,7 @@ async fn a_sound_manifest_is_not_taken_for_damaged_whatever_its_size() {
     let store = Store::open(folder.path(), options()).await.unwrap();
     let repo = RepositoryName::parse("a/b").unwrap();
     for (size, fits) in [
-        ((16 << 20) + 1, true),
+        (MAX_MANIFEST_BYTES - 1, true),
         (MAX_MANIFEST_BYTES, true),
         (MAX_MANIFEST_BYTES + 1, false),
     ] {

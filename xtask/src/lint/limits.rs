@@ -121,8 +121,9 @@ mod tests {
             ("| a | `a` | 1 | `it_is` |", &["a: there is no test it_is"]),
             (
                 "| a | `a` | 1 |",
-                &["a row without its columns: | a | `a` | 1 |"],
+                &["a: no test; name the one that drives it to its limit"],
             ),
+            ("| a |", &["a row without its columns: | a |"]),
         ] {
             assert_eq!(messages(rows, ""), expect, "{rows}");
         }
