@@ -177,9 +177,9 @@ pub fn run(context: &Context, registry: &Registry) -> Running {
     Running(stop)
 }
 
-/// Waits until `check` holds; fails by name after twenty seconds.
+/// Waits until `check` holds; fails by name after a minute.
 pub async fn eventually(what: &str, check: impl AsyncFn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !check().await {
         assert!(Instant::now() < end, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
