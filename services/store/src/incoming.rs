@@ -87,8 +87,13 @@ impl Inner {
                 let largest = abandoned
                     .first()
                     .map(|(from, size)| (from.as_path(), *size));
-                let opened = self.copy_incoming(&path, hasher, largest)?;
+                let opened = self.copy_incoming(&path, hasher.clone(), largest)?;
                 partial::remove_abandoned(self, &abandoned);
+                // Its writer put it to rest while it was copied: the copy may be short, the file is not.
+                if atomic::metadata(self.volume(), &path)?.is_some() {
+                    opened.0.remove(self);
+                    continue;
+                }
                 return Ok(opened);
             }
         }

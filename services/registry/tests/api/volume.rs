@@ -1,6 +1,6 @@
 //! The volume: distribution's layout in both directions, and what a crash leaves.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use bytes::Bytes;
 use holdfast_core::reference::Tag;
@@ -199,9 +199,9 @@ async fn fill_goes_on_where_a_crash_ended_it() {
     let mut waiting = reader.clone();
     let waits = tokio::spawn(async move { waiting.read_at(500_000, 10).await });
     // The one file of the copy has a name of its writer's own.
-    let folder = registry.store.layout().incoming(&digest);
+    let at_rest = registry.store.layout().incoming(&digest);
     let written = || {
-        let mut entries = fs::read_dir(folder.parent().unwrap()).unwrap();
+        let mut entries = fs::read_dir(at_rest.parent().unwrap()).unwrap();
         entries.next().unwrap().unwrap().metadata().unwrap().len()
     };
     while written() < 400_000 {
@@ -212,6 +212,11 @@ async fn fill_goes_on_where_a_crash_ended_it() {
         waits.await.unwrap().is_err(),
         "a reader of a fill that broke off learns it"
     );
+    // A writer puts its file to rest in the background. Who holds the blob's lock, as every copy of
+    // the registry does, comes after that.
+    while !at_rest.exists() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
     let mut second = registry.store.incoming(&digest).await.unwrap();
     assert_eq!(second.offset(), 400_000);
     second
@@ -292,7 +297,7 @@ async fn probe_of_the_volume_leaves_nothing() {
         .unwrap();
     registry
         .store
-        .probe_read(std::time::Duration::from_secs(5))
+        .probe_read(Duration::from_secs(5))
         .await
         .unwrap();
     assert_eq!(names(), before);
