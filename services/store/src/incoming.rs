@@ -153,9 +153,9 @@ impl Incoming {
     /// Whether what is there is all of the blob, by its digest.
     ///
     /// # Errors
-    /// What the volume said to a write before.
+    /// [`Error::LockLost`] as for [`Incoming::append`], or what the volume said to a write before.
     pub async fn is_whole(&self) -> Result<bool> {
-        let (_, hasher) = self.sink.drain().await?;
+        let (_, hasher) = partial::taken_over(self.sink.drain().await)?;
         Ok(hasher.finish() == self.digest)
     }
 
@@ -174,11 +174,11 @@ impl Incoming {
     /// Takes the next bytes; waits only while the volume is behind.
     ///
     /// # Errors
-    /// What the volume says.
+    /// [`Error::LockLost`] when another writer went on with a copy, or what the volume says.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
         // Before the wait: what the sink took counts, also when the caller does not wait for the end.
         self.accepted += bytes.len() as u64;
-        self.sink.append(bytes).await
+        partial::taken_over(self.sink.append(bytes).await)
     }
 
     /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a mismatch everything received is
@@ -188,7 +188,7 @@ impl Incoming {
     /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that another one went on, or what
     /// the volume says.
     pub async fn commit(mut self) -> Result<u64> {
-        let (size, hasher) = self.sink.drain().await?;
+        let (size, hasher) = partial::taken_over(self.sink.drain().await)?;
         let actual = hasher.finish();
         if actual != self.digest {
             let expected = self.digest.clone();

@@ -170,6 +170,15 @@ impl Partial {
     }
 }
 
+/// What a write to a file under its private name ended with. A stale handle says that another machine
+/// removed the name, to go on with a copy of the file.
+pub(crate) fn taken_over<T>(result: Result<T>) -> Result<T> {
+    match result {
+        Err(error) if error.is_stale() => Err(Error::LockLost),
+        other => other,
+    }
+}
+
 /// Looks for what can be copied after [`Partial::take`] found nothing.
 pub(crate) fn look(inner: &Inner, shared: &Path) -> Result<Found> {
     let folder = atomic::parent(shared)?;

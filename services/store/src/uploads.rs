@@ -17,7 +17,9 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic, blobs::Proof, partial::Partial,
+    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic,
+    blobs::Proof,
+    partial::{Partial, taken_over},
     sink::Sink,
 };
 
@@ -335,14 +337,6 @@ impl UploadWriter {
         self.store
             .run(move |inner| inner.commit_upload(&repo, &id, opened, size, &digest))
             .await
-    }
-}
-
-/// Another machine removed this writer's file, to go on with a copy.
-fn taken_over<T>(result: Result<T>) -> Result<T> {
-    match result {
-        Err(error) if error.is_stale() => Err(Error::LockLost),
-        other => other,
     }
 }
 

@@ -14,6 +14,7 @@ mod model;
 mod program;
 mod replay;
 mod run;
+mod taken;
 mod user;
 mod worn;
 
