@@ -71,11 +71,12 @@ pub(super) fn choose(
     (all, each): (usize, usize),
     now: Instant,
 ) -> Vec<(u64, u64)> {
-    let mut rates: HashMap<u64, Option<u64>> = HashMap::new();
+    // Of copies that have a slot here, where they are known.
+    let mut rates: HashMap<u64, u64> = HashMap::new();
     let mut served = BTreeSet::new();
     for (at, one) in &mut state.under_way {
         if let Some(slot) = &mut one.slot {
-            rates.insert(*at, slot.rated.look(slot.flow.sample()));
+            rates.extend(slot.rated.look(slot.flow.sample()).map(|rate| (*at, rate)));
             served.extend(slot.gives_to);
         }
     }
@@ -99,14 +100,14 @@ pub(super) fn choose(
                     && may_give(
                         state,
                         &shares,
-                        (one, rates[*running]),
+                        (one, rates.get(*running).copied()),
                         waiter,
                         (all, each),
                         now,
                     )
             })
             .max_by_key(|(running, one)| {
-                let slowest = std::cmp::Reverse(rates[*running].unwrap_or(u64::MAX));
+                let slowest = std::cmp::Reverse(rates.get(*running).copied().unwrap_or(u64::MAX));
                 (shares.host(&one.host), slowest, **running)
             });
         if let Some((victim, one)) = victim {

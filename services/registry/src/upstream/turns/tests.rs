@@ -90,6 +90,22 @@ async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
 }
 
 /// Slots for two hosts with trickling copies, all taken.
+#[tokio::test(start_paused = true)]
+async fn what_another_replica_copies_holds_no_slot_that_it_could_give_up() {
+    let turns = Turns::new(1, 1);
+    let wait = Priority::default();
+    let only = turns.take(("a", "r"), &wait, false).await;
+    let elsewhere = turns.wait("b");
+    let next = turns.take(("c", "r"), &wait, false);
+    let release = async {
+        tokio::time::sleep(10 * PREEMPT_EVERY).await;
+        drop(only);
+    };
+    let (turn, ()) = futures::future::join(next, release).await;
+    assert!(turn.is_some());
+    drop(elsewhere);
+}
+
 async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
     let mut taken = Vec::new();
     for host in hosts {
