@@ -196,8 +196,13 @@ impl Reader {
 const GATHERED_BYTES: u64 = 256 << 10;
 const GATHER: Duration = Duration::from_millis(8);
 
-/// The bytes `first..end` of a blob that arrives; without `end`, all that will come.
+/// The bytes `first..end` of a blob that arrives; without `end`, all that will come. The last piece leaves
+/// only when the digest of the whole is right.
 pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
+    let blob = match end {
+        Some(end) => blob.up_to(end),
+        None => blob,
+    };
     stream(stream::unfold(
         Some((blob, first)),
         move |state| async move {
@@ -228,7 +233,8 @@ pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
     ))
 }
 
-/// At most `limit` bytes of a stream.
+/// The first `limit` bytes of a stream. The last of these pieces leaves only when the stream ended well:
+/// until then nobody has compared the digest.
 pub(crate) fn take(
     pieces: impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
     limit: u64,
@@ -239,14 +245,21 @@ pub(crate) fn take(
             if left == 0 {
                 return None;
             }
-            match pieces.next().await? {
-                Ok(mut piece) => {
-                    piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
-                    let left = left - piece.len() as u64;
-                    Some((Ok(piece), (pieces, left)))
-                }
-                Err(error) => Some((Err(error), (pieces, 0))),
+            let mut piece = match pieces.next().await? {
+                Ok(piece) => piece,
+                Err(error) => return Some((Err(error), (pieces, 0))),
+            };
+            if (piece.len() as u64) < left {
+                let left = left - piece.len() as u64;
+                return Some((Ok(piece), (pieces, left)));
             }
+            piece.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            while let Some(rest) = pieces.next().await {
+                if let Err(error) = rest {
+                    return Some((Err(error), (pieces, 0)));
+                }
+            }
+            Some((Ok(piece), (pieces, 0)))
         },
     ))
 }

@@ -36,6 +36,8 @@ pub struct GrowingBlob {
     digest: Digest,
     /// The size that this reader was told; other readers may have been told another one.
     claimed: Option<u64>,
+    /// What lies from here on is not read before the digest is verified.
+    withheld: Option<u64>,
     file: Arc<dyn VolumeFile>,
     progress: watch::Receiver<Progress>,
     pool: Pool,
@@ -164,6 +166,7 @@ impl Incoming {
         GrowingBlob {
             digest: self.digest.clone(),
             claimed: None,
+            withheld: None,
             file: Arc::clone(self.sink.file()),
             progress: self.sink.progress().subscribe(),
             pool: self.store.inner.pool.clone(),
@@ -276,6 +279,14 @@ impl GrowingBlob {
         Self { claimed, ..self }
     }
 
+    /// The same blob for a reader of the bytes before `end`. It holds the last of them back until the
+    /// digest is verified: no part has a digest of its own that would tell the reader.
+    #[must_use]
+    pub fn up_to(self, end: u64) -> Self {
+        let withheld = Some(end.saturating_sub(1));
+        Self { withheld, ..self }
+    }
+
     /// The size that this reader was told, or the blob's once it is verified.
     pub fn size(&self) -> Option<u64> {
         match (self.claimed, *self.progress.borrow()) {
@@ -296,11 +307,13 @@ impl GrowingBlob {
     /// than this reader was told: the reader's stream must end short, never cleanly.
     pub async fn read_at(&mut self, offset: u64, limit: u64) -> Result<Bytes> {
         let claimed = self.claimed;
+        let last = claimed.map(|claimed| claimed.saturating_sub(1));
+        let withheld = last.into_iter().chain(self.withheld).min();
         let readable = move |progress: &Progress| match *progress {
             Progress::Complete(size) => Some(Some(size)),
             Progress::Failed => Some(None),
             Progress::Growing(size) => {
-                let visible = claimed.map_or(size, |claimed| size.min(claimed.saturating_sub(1)));
+                let visible = withheld.map_or(size, |withheld| size.min(withheld));
                 (visible > offset).then_some(Some(visible))
             }
         };

@@ -2,6 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
+use futures::future::join_all;
 use holdfast_testkit::{Fault, ImageBuilder, Upstream, eventually, faults::Kind};
 use reqwest::{Client, StatusCode, header};
 
@@ -126,12 +127,14 @@ async fn a_part_far_ahead_waits_for_its_bytes() {
         .unwrap();
     let url = format!("{}{}", one.url, local(&upstream, &format!("blobs/{layer}")));
     let range = |text: &str| http.get(&url).header(header::RANGE, text).send();
-    let early = range("bytes=100000-199999").await.unwrap();
+    let mut early = range("bytes=100000-199999").await.unwrap();
     assert_eq!(early.status(), StatusCode::PARTIAL_CONTENT);
-    assert_eq!(
-        early.bytes().await.unwrap(),
-        image.blobs[layer][100_000..200_000]
-    );
+    // All but its last byte, which waits until the digest is verified.
+    let mut part = Vec::new();
+    while part.len() < 99_999 {
+        part.extend_from_slice(&early.chunk().await.unwrap().unwrap());
+    }
+    assert!(part == image.blobs[layer][100_000..199_999], "other bytes");
     let ahead = range("bytes=-1000").await.unwrap();
     assert_eq!(ahead.status(), StatusCode::PARTIAL_CONTENT);
     assert_eq!(
@@ -145,7 +148,45 @@ async fn a_part_far_ahead_waits_for_its_bytes() {
         ahead.bytes().await.unwrap(),
         image.blobs[layer][1_999_000..]
     );
+    assert_eq!(
+        early.bytes().await.unwrap(),
+        image.blobs[layer][199_999..200_000]
+    );
     assert_eq!(upstream.gets(layer), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_wrong_bytes_never_ends_well() {
+    let image = ImageBuilder::new(96).layer(2_000_000).build();
+    let layer = &image.layers[0];
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "1", &image);
+    upstream
+        .faults()
+        .set(Fault::new(Kind::WrongBytes).on(&format!("GET /v2/team/app/blobs/{layer}")));
+    let site = Site::new();
+    let replicas = [
+        site.replica(&upstream, "one").await,
+        site.replica(&upstream, "two").await,
+    ];
+    let http = Client::new();
+    for _ in 0..4 {
+        // The replica that copies, and one that relays.
+        let parts = replicas.iter().map(|replica| {
+            let (http, upstream) = (&http, &upstream);
+            async move {
+                let manifest = format!("{}{}", replica.url, local(upstream, "manifests/1"));
+                http.get(manifest).send().await.unwrap();
+                let blob = local(upstream, &format!("blobs/{layer}"));
+                let url = format!("{}{blob}", replica.url);
+                let part = http.get(url).header(header::RANGE, "bytes=0-99999");
+                let part = part.send().await.unwrap();
+                let is_part = part.status() == StatusCode::PARTIAL_CONTENT;
+                assert!(!is_part || part.bytes().await.is_err(), "wrong bytes");
+            }
+        });
+        join_all(parts).await;
+    }
 }
 
 // SPEC 12
