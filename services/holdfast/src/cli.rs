@@ -132,6 +132,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
 }
 
 fn block_on<F: Future<Output = anyhow::Result<ExitCode>>>(work: F) -> anyhow::Result<ExitCode> {
+    holdfast_runtime::descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

@@ -4,6 +4,7 @@
 //! It knows nothing of images, pods or the store; it is the only crate that names rustls.
 
 pub mod admin;
+pub mod descriptors;
 pub mod files;
 pub mod health;
 pub mod lease;

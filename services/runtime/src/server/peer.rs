@@ -6,11 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use http::{Request, Response, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 
 use super::outgoing::{Piece, Stream};
+use super::places::Places;
 use super::request_body::RequestBody;
 use super::watch::{Underway, Watch};
 use super::{Client, Limits, PeerAddr};
@@ -23,6 +24,7 @@ pub(super) struct Peer<S> {
     pub(super) address: SocketAddr,
     pub(super) identity: Option<PeerIdentity>,
     pub(super) watch: Arc<Watch>,
+    pub(super) places: Places,
     pub(super) limits: Limits,
 }
 
@@ -37,6 +39,17 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (underway, stream) = self.watch.request(request.version() == Version::HTTP_2);
+        if self.limits.requests < self.watch.requests().1 {
+            self.places.relieve();
+        }
+        let watched = Some((underway, stream));
+        // Over HTTP/1.1 hyper counts them.
+        if self.limits.headers < request.headers().len() {
+            return Answer {
+                inner: None,
+                watched,
+            };
+        }
         request.extensions_mut().insert(PeerAddr(self.address));
         request
             .extensions_mut()
@@ -46,17 +59,17 @@ where
         }
         let request = request.map(|body| RequestBody::new(body, &self.limits));
         Answer {
-            inner: self.inner.call(request),
-            watched: Some((underway, stream)),
+            inner: Some(self.inner.call(request)),
+            watched,
         }
     }
 }
 
 pin_project_lite::pin_project! {
-    /// An answer that is being made.
+    /// An answer that is being made; without a future it is 431.
     pub(super) struct Answer<F> {
         #[pin]
-        inner: F,
+        inner: Option<F>,
         watched: Option<(Underway, Option<Arc<Stream>>)>,
     }
 }
@@ -69,7 +82,14 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = ready!(this.inner.poll(context))?;
+        let response = match this.inner.as_pin_mut() {
+            Some(inner) => ready!(inner.poll(context))?.map(Some),
+            None => {
+                let mut refused = Response::new(None);
+                *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+                refused
+            }
+        };
         let (underway, stream) = match this.watched.take() {
             Some((underway, stream)) => (Some(underway), stream),
             None => (None, None),
@@ -86,7 +106,7 @@ pin_project_lite::pin_project! {
     /// An answer's body whose pieces are followed; the request is over when it is dropped.
     pub(super) struct Watched<B> {
         #[pin]
-        body: B,
+        body: Option<B>,
         stream: Option<Arc<Stream>>,
         underway: Option<Underway>,
     }
@@ -102,20 +122,24 @@ impl<B: Body> Body for Watched<B> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.project();
         let stream = this.stream;
+        let Some(body) = this.body.as_pin_mut() else {
+            return Poll::Ready(None);
+        };
         if let Some(stream) = stream {
             ready!(stream.poll_room(context));
         }
-        let frame = ready!(this.body.poll_frame(context));
+        let frame = ready!(body.poll_frame(context));
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| frame.map_data(|data| Piece::new(data, stream.clone())))
         }))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let body = self.body.as_ref();
+        body.map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
