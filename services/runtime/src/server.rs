@@ -72,10 +72,6 @@ pub struct Limits {
     /// Whether every connection, also one with a request under way, gives up its place for a further one: the oldest of the address
     /// that has most. For ports whose answers are short.
     pub recycles: bool,
-    /// Requests under way at a time, of which an HTTP/2 connection may have [`Limits::streams`]. Above, the
-    /// connection with most of them ends, of the client with most of them. A connection with one request
-    /// stays, whatever others do.
-    pub requests: usize,
     /// Bytes of a request's headers; 431 above.
     pub header_bytes: usize,
     /// Headers of a request; 431 above.
@@ -124,7 +120,6 @@ impl Default for Limits {
             connections: 4096,
             connections_per_address: 4096,
             recycles: false,
-            requests: REQUESTS,
             header_bytes: 64 * 1024,
             headers: 100,
             header_timeout: Duration::from_secs(10),
@@ -141,10 +136,6 @@ impl Default for Limits {
         }
     }
 }
-
-/// Requests under way on a listener unless its part says otherwise, see [`Limits::requests`]. One that
-/// nobody reads the answer of costs about 10 KiB.
-pub const REQUESTS: usize = 8192;
 
 /// Connections that wait for a place when a listener is full; of one address, a quarter of them.
 pub const WAITING: usize = 64;
@@ -386,16 +377,15 @@ where
             place,
             open,
         } = admitted;
+        let _held = (place, open);
         let stream = Socket::new(stream, Arc::clone(&watch));
         let mut service = Peer {
             inner: self.service,
             address,
             identity: None,
             watch: Arc::clone(&watch),
-            places: place.places(),
             limits: self.limits,
         };
-        let _held = (place, open);
         let mut end = End {
             shutdown: self.shutdown.clone(),
             checked: None,

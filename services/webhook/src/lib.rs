@@ -158,7 +158,6 @@ fn limits() -> server::Limits {
     server::Limits {
         connections: 1024,
         connections_per_address: 512,
-        requests: 2048,
         header_bytes: 16 * 1024,
         streams: 32,
         http2_window: 64 * 1024,

@@ -5,7 +5,7 @@
 //! takes more only while its connection holds less than [`CONNECTION_BYTES`]; while all connections of the listener hold
 //! [`LISTENER_BYTES`], a connection takes one piece at a time; and who then takes nothing of it for [`PRESSED`] is cut.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -22,19 +22,14 @@ pub(super) const LISTENER_BYTES: u64 = 24 << 20;
 /// In this time a connection takes what it holds while the listener holds [`LISTENER_BYTES`]; else it is cut.
 pub(super) const PRESSED: Duration = Duration::from_secs(5);
 
-/// What all connections of a listener hold. Clones share it.
+/// Bytes that all connections of a listener hold. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held {
-    /// Bytes of answers.
-    bytes: Arc<AtomicU64>,
-    /// Requests whose answer is not over.
-    pub(super) requests: Arc<AtomicUsize>,
-}
+pub(super) struct Held(Arc<AtomicU64>);
 
 impl Held {
     /// Whether connections have to make do with one piece each.
     pub(super) fn is_pressed(&self) -> bool {
-        LISTENER_BYTES <= self.bytes.load(Relaxed)
+        LISTENER_BYTES <= self.0.load(Relaxed)
     }
 }
 
@@ -155,7 +150,7 @@ impl Stream {
         self.outstanding.fetch_add(bytes, Relaxed);
         self.held.fetch_add(bytes, SeqCst);
         self.connection.held.fetch_add(bytes, SeqCst);
-        self.connection.listener.bytes.fetch_add(bytes, Relaxed);
+        self.connection.listener.0.fetch_add(bytes, Relaxed);
     }
 
     fn took(&self, bytes: u64) {
@@ -166,7 +161,7 @@ impl Stream {
 
     fn release(&self, bytes: u64) {
         let connection = &self.connection;
-        connection.listener.bytes.fetch_sub(bytes, Relaxed);
+        connection.listener.0.fetch_sub(bytes, Relaxed);
         self.held.fetch_sub(bytes, SeqCst);
         let held = connection.held.fetch_sub(bytes, SeqCst) - bytes;
         if self.waits.load(SeqCst) && self.has_room() {
@@ -264,7 +259,6 @@ mod tests {
         let document = std::fs::read_to_string(path).unwrap();
         for (name, value) in [
             ("WAITING", crate::server::WAITING as u64),
-            ("REQUESTS", crate::server::REQUESTS as u64),
             ("CONNECTION_BYTES", CONNECTION_BYTES),
             ("LISTENER_BYTES", LISTENER_BYTES),
             ("PRESSED", PRESSED.as_secs()),
@@ -289,7 +283,7 @@ mod tests {
         assert_eq!(seen(), (5, 5, 10));
         drop(piece);
         assert_eq!(seen(), (0, 10, 0));
-        assert_eq!(connection.listener.bytes.load(Relaxed), 0);
+        assert_eq!(connection.listener.0.load(Relaxed), 0);
     }
 
     #[test]

@@ -11,7 +11,6 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::Service;
 
 use super::outgoing::{Piece, Stream};
-use super::places::Places;
 use super::request_body::RequestBody;
 use super::watch::{Underway, Watch};
 use super::{Client, Limits, PeerAddr};
@@ -24,7 +23,6 @@ pub(super) struct Peer<S> {
     pub(super) address: SocketAddr,
     pub(super) identity: Option<PeerIdentity>,
     pub(super) watch: Arc<Watch>,
-    pub(super) places: Places,
     pub(super) limits: Limits,
 }
 
@@ -39,9 +37,6 @@ where
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let (underway, stream) = self.watch.request(request.version() == Version::HTTP_2);
-        if self.limits.requests < self.watch.requests().1 {
-            self.places.relieve();
-        }
         let watched = Some((underway, stream));
         // Over HTTP/1.1 hyper counts them.
         if self.limits.headers < request.headers().len() {

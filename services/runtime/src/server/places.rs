@@ -98,26 +98,6 @@ impl Places {
         })
     }
 
-    /// Ends a connection because more requests are under way than [`Limits::requests`]: the one with most
-    /// of them, of the client with most of them. A connection with one request takes no more than its
-    /// place gives it, and stays.
-    pub(super) fn relieve(&self) {
-        let mut table = self.table();
-        let mut of_client: HashMap<IpAddr, usize> = HashMap::new();
-        for (key, watch) in table.taken.values() {
-            *of_client.entry(*key).or_default() += watch.requests().0;
-        }
-        let most = table
-            .taken
-            .iter()
-            .map(|(id, (key, watch))| (of_client.get(key), watch.requests().0, *id))
-            .filter(|(_, requests, _)| 1 < *requests)
-            .max();
-        if let Some(watch) = most.and_then(|(_, _, id)| table.leave(id)) {
-            watch.evict();
-        }
-    }
-
     /// Ends when a place was given back.
     pub(super) async fn freed(&self) {
         self.inner.freed.notified().await;
@@ -128,13 +108,6 @@ impl Places {
             .table
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Place {
-    /// All places of the listener.
-    pub(super) fn places(&self) -> Places {
-        self.places.clone()
     }
 }
 

@@ -45,8 +45,6 @@ pub(super) struct Watch {
     begun: Instant,
     /// Requests whose answer is not over.
     requests: AtomicUsize,
-    /// Those of all connections of the listener.
-    of_listener: Arc<AtomicUsize>,
     http2: AtomicBool,
     /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they did not.
     head_since: AtomicU64,
@@ -92,7 +90,6 @@ impl Watch {
         Arc::new(Self {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
-            of_listener: Arc::clone(&held.requests),
             http2: AtomicBool::new(false),
             // The first request is due at once.
             head_since: AtomicU64::new(1),
@@ -167,7 +164,6 @@ impl Watch {
 
     /// A request's headers are here. The answer's pieces are followed over HTTP/2.
     pub(super) fn request(self: &Arc<Self>, http2: bool) -> (Underway, Option<Arc<Stream>>) {
-        self.of_listener.fetch_add(1, Relaxed);
         if self.requests.fetch_add(1, Relaxed) == 0 {
             self.busy_since.store(self.millis(), Relaxed);
         }
@@ -181,11 +177,6 @@ impl Watch {
             stream
         });
         (Underway(Arc::clone(self)), stream)
-    }
-
-    /// Requests under way on this connection, and on all of the listener.
-    pub(super) fn requests(&self) -> (usize, usize) {
-        (self.requests.load(Relaxed), self.of_listener.load(Relaxed))
     }
 
     /// Whether the connection is to be cut.
@@ -245,7 +236,6 @@ impl Drop for Underway {
     fn drop(&mut self) {
         self.0.idle_since.store(self.0.millis(), Relaxed);
         self.0.requests.fetch_sub(1, Relaxed);
-        self.0.of_listener.fetch_sub(1, Relaxed);
     }
 }
 
