@@ -113,7 +113,11 @@ fn given_peers_are_the_only_ones_and_the_uninstallation_stays_possible() {
     );
     assert_eq!(
         from("registry"),
-        [json!({ "ipBlock": { "cidr": "0.0.0.0/0", "except": ["198.51.100.0/24"] } })]
+        [
+            json!({ "ipBlock": { "cidr": "0.0.0.0/0", "except": ["198.51.100.0/24"] } }),
+            // `helm test` asks the registry.
+            pods_of("doctor"),
+        ]
     );
     let job = find(&render, "Job", "uninstall").unwrap();
     let labels = &job["spec"]["template"]["metadata"]["labels"];
