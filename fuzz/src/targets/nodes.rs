@@ -52,14 +52,14 @@ fn hosts_files(input: &[u8]) -> Result<Shape, String> {
             .map_err(|error| error.to_string())?,
         ..NodeState::default()
     };
-    let files = match hosts::wanted(&state, "certs.d", Path::new("/etc/containerd/certs.d")) {
+    let files = match hosts::wanted(&state, Path::new("/etc/containerd/certs.d")) {
         Ok(files) => files,
         Err(error) => return Ok(shape(std::mem::discriminant(&error))),
     };
     for (path, file) in &files {
         super::routes::stays_below(Path::new("/root"), &Path::new("/root").join(path))?;
-        ensure(path.split('/').count() == 3, || {
-            format!("{path} is not two folders deep")
+        ensure(path.split('/').count() == 2, || {
+            format!("{path} is not one folder deep")
         })?;
         if !path.ends_with("/hosts.toml") {
             continue;
@@ -109,7 +109,7 @@ fn hosts_files(input: &[u8]) -> Result<Shape, String> {
 /// The runtime's configuration.
 pub(super) const RUNTIME: Target = Target {
     name: "containerd",
-    promise: "no configuration panics or loops, and the folder found lies below the runtime's own",
+    promise: "no configuration panics or loops, and the folder found is the one that may be written to",
     check: runtime,
     dictionary: &[
         "version = 2\n",
@@ -163,17 +163,14 @@ fn runtime(input: &[u8]) -> Result<Shape, String> {
     let files = Parts(files.collect());
     let mut shapes = Vec::new();
     for version in [None, Some("1.7.24"), Some("v2.2.0")] {
-        match runtime_config::find(&files, Path::new("/etc/containerd"), version) {
+        let etc = Path::new("/etc/containerd");
+        let hosts = etc.join("certs.d");
+        match runtime_config::find(&files, etc, &hosts, version) {
             Ok(found) => {
-                super::routes::stays_below(Path::new("/etc/containerd"), &found.on_host)?;
-                super::routes::stays_below(
-                    Path::new("/x"),
-                    &Path::new("/x").join(&found.relative),
-                )?;
-                ensure(!found.relative.is_empty(), || {
-                    "the folder itself".to_owned()
+                ensure(found.on_host == hosts, || {
+                    format!("{} may not be written to", found.on_host.display())
                 })?;
-                shapes.push(shape(found.relative.contains('/')));
+                shapes.push(shape(found.note.contains("list of folders")));
             }
             Err(error) => shapes.push(shape(std::mem::discriminant(&error))),
         }

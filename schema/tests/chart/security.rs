@@ -111,7 +111,7 @@ fn every_pod_is_restricted_but_for_the_listed_exceptions() {
 }
 
 #[test]
-fn the_node_agent_sees_two_folders_of_the_host_and_no_more() {
+fn the_node_agent_writes_to_one_folder_of_the_host_and_reads_two() {
     let render = Render::scenario("ha");
     let pod = &render.get("DaemonSet", "node-agent")["spec"]["template"]["spec"];
     let host: Vec<&str> = pod["volumes"]
@@ -120,18 +120,41 @@ fn the_node_agent_sees_two_folders_of_the_host_and_no_more() {
         .iter()
         .filter_map(|volume| volume["hostPath"]["path"].as_str())
         .collect();
-    assert_eq!(host, ["/etc/containerd", "/run/containerd"]);
+    assert_eq!(
+        host,
+        [
+            "/etc/containerd",
+            "/etc/containerd/certs.d",
+            "/run/containerd"
+        ]
+    );
     let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
     let writable: Vec<&str> = mounts
         .iter()
         .filter(|mount| mount.get("readOnly").is_none())
         .filter_map(|mount| mount["mountPath"].as_str())
         .collect();
-    assert_eq!(writable, ["/host/etc/containerd"]);
-    let run = mounts
+    assert_eq!(writable, ["/host/certs.d"]);
+    let folder = |mount: &&Value| mount["mountPath"].as_str().unwrap().starts_with("/host/");
+    for mount in mounts.iter().filter(folder) {
+        let expected = (mount["mountPath"] != "/host/certs.d").then_some("IfPossible");
+        assert_eq!(mount["recursiveReadOnly"].as_str(), expected);
+    }
+    let everything = crate::helm::render(&scenarios()["everything"]).unwrap();
+    let agent = everything
         .iter()
-        .find(|mount| mount["mountPath"] == "/host/run/containerd");
-    assert_eq!(run.unwrap()["recursiveReadOnly"], "IfPossible");
+        .find(|document| document["kind"] == "DaemonSet");
+    let volumes = &agent.unwrap()["spec"]["template"]["spec"]["volumes"];
+    let hosts = volumes
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|volume| volume["name"] == "registry-hosts");
+    assert_eq!(
+        hosts.unwrap()["hostPath"]["path"],
+        "/var/lib/rancher/k3s/agent/etc/containerd/certs.d",
+        "the value names it"
+    );
 }
 
 #[test]

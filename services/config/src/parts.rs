@@ -146,8 +146,10 @@ workload! {
 workload! {
     /// The node agent: prepares the container runtime of each node.
     NodeAgentPart, priority: "system-node-critical", resources: resources(("10m", "32Mi"), ("200m", "128Mi")), {
-        /// The folder where containerd looks for host configuration (its `config_path`), as the node names it. It must
-        /// lie in `hostFolders.config`. Empty: read from containerd's configuration, else `/etc/containerd/certs.d`.
+        /// The folder where containerd looks for host configuration (its `config_path`), as the node
+        /// names it: the only folder of the node that the agent may write to. It must lie in
+        /// `hostFolders.config`. Empty: `certs.d` there; an agent whose containerd looks elsewhere says so
+        /// and is not ready.
         #[schemars(regex(pattern = r"^$|^/"))]
         containerd_config_path: String = String::new(),
         /// The runtime's folders on the node.
@@ -357,11 +359,25 @@ pub enum HealingMode {
     None,
 }
 
+impl NodeAgentPart {
+    /// The folder of registry hosts that the chart mounts into the agent, as the node names it.
+    #[must_use]
+    pub fn hosts_folder(&self) -> String {
+        if self.containerd_config_path.is_empty() {
+            let config = self.host_folders.config.trim_end_matches('/');
+            format!("{config}/certs.d")
+        } else {
+            self.containerd_config_path.clone()
+        }
+    }
+}
+
 /// The runtime's folders on the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct HostFolders {
-    /// The folder with containerd's configuration. K3s: `/var/lib/rancher/k3s/agent/etc/containerd`.
+    /// The folder with containerd's configuration, which the agent reads. K3s:
+    /// `/var/lib/rancher/k3s/agent/etc/containerd`.
     #[schemars(regex(pattern = r"^/[^\s]+$"))]
     pub config: String,
     /// The folder with containerd's socket. K3s: `/run/k3s/containerd`.

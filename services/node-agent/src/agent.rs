@@ -35,14 +35,19 @@ const WORTH_TELLING: u32 = 6;
 #[derive(Debug, Clone)]
 pub struct Folders {
     /// The host's folder of the runtime's configuration, as mounted here: `/host/etc/containerd`.
+    /// The agent may only read it.
     pub etc: PathBuf,
+    /// The host's folder of registry hosts, as mounted here: `/host/certs.d`. The one folder that the
+    /// agent may write to.
+    pub hosts: PathBuf,
     /// The host's folder with the runtime's socket, as mounted here: `/host/run/containerd`.
     pub run: PathBuf,
     /// The first folder as the host names it: `/etc/containerd`.
     pub etc_on_host: PathBuf,
-    /// The folder of registry hosts as the host names it, when the operator said it; else it is read from the runtime's
-    /// configuration.
-    pub hosts_on_host: Option<PathBuf>,
+    /// The folder of registry hosts as the host names it: `/etc/containerd/certs.d`.
+    pub hosts_on_host: PathBuf,
+    /// Whether the operator named that folder; else the runtime's configuration must name it.
+    pub hosts_are_given: bool,
 }
 
 /// Why a round did not come to its end.
@@ -87,7 +92,7 @@ pub struct Agent {
     born: Instant,
     proof: Proof,
     repairs: Repairs,
-    /// The runtime that answered last, and the folder that it reads.
+    /// The runtime that answered last.
     seen: Option<Seen>,
     /// The state that the last pull was made with, and when the next one is due.
     last: Option<NodeState>,
@@ -105,8 +110,6 @@ struct Seen {
     data: Option<String>,
     /// Its process, where it tells.
     process: Option<u64>,
-    /// Where it looks for registry hosts.
-    folder: PathBuf,
 }
 
 /// The host after a look and what followed from it.
@@ -121,6 +124,7 @@ impl Agent {
     /// An agent that has not looked at anything yet.
     pub fn new(
         folders: Folders,
+        disk: Disk,
         orders: Orders,
         status: Status,
         ready: Flag,
@@ -128,7 +132,7 @@ impl Agent {
         notices: Notices,
     ) -> Self {
         Self {
-            disk: Disk::new(folders.etc.clone()),
+            disk,
             runtime: Runtime::new(folders.run.join("containerd.sock")),
             folders,
             orders,
@@ -197,7 +201,6 @@ impl Agent {
             version,
             data: identity.as_ref().map(|(uuid, _)| uuid.clone()),
             process: identity.map(|(_, pid)| pid),
-            folder: folder.on_host.clone(),
         });
         if !plan.actions.is_empty() {
             // What was proven, was proven with other files.
@@ -260,19 +263,13 @@ impl Agent {
         self.pull_at = Instant::now();
         let differs =
             |before: &Option<String>, now: &Option<String>| before.is_some() && before != now;
-        if differs(&before.version, &now.version)
-            || differs(&before.data, &now.data)
-            || before.folder != now.folder
-        {
+        if differs(&before.version, &now.version) || differs(&before.data, &now.data) {
             self.proof.void();
             self.pin_at = Instant::now();
             self.metrics.runtimes.inc();
             let describe = |seen: &Seen| {
-                format!(
-                    "containerd {} that reads {}",
-                    seen.version.as_deref().unwrap_or("of an unknown version"),
-                    seen.folder.display()
-                )
+                let version = seen.version.as_deref();
+                format!("containerd {}", version.unwrap_or("of an unknown version"))
             };
             let note = format!(
                 "the container runtime was replaced: {} answers, {} did before; the node is prepared anew",
@@ -445,7 +442,7 @@ fn look(
     // First of all what the API server said is kept, so that a boot without it knows as much.
     disk.keep("state.json", state)?;
     let folder = find(folders, runtime)?;
-    let wanted = hosts::wanted(state, &folder.relative, &folder.on_host)?;
+    let wanted = hosts::wanted(state, &folder.on_host)?;
     let (journal, damaged) = match disk.journal() {
         // Its own files it knows by their first line.
         Err(host::Error::Damaged { .. }) => {
@@ -475,7 +472,7 @@ fn undo(disk: &Disk, folders: &Folders, state: &NodeState) -> Result<(bool, Plan
         journal => journal?,
     };
     let paths = Disk::paths(&journal, std::iter::empty());
-    let plan = plan(
+    let mut plan = plan(
         &disk.look(paths.iter()),
         &journal,
         &BTreeMap::new(),
@@ -483,18 +480,20 @@ fn undo(disk: &Disk, folders: &Folders, state: &NodeState) -> Result<(bool, Plan
     );
     disk.apply(&plan)?;
     disk.forget()?;
+    plan.left.extend(disk.left_by_former());
     Ok((!journal.is_empty(), plan))
 }
 
 fn find(folders: &Folders, runtime: Option<&str>) -> Result<HostFolder, runtime_config::Error> {
-    match &folders.hosts_on_host {
-        Some(folder) => runtime_config::choose(
-            &folders.etc_on_host,
-            &folder.to_string_lossy(),
-            "the values",
-        ),
-        None => runtime_config::find(&Mounted { folders }, &folders.etc_on_host, runtime),
+    if folders.hosts_are_given {
+        return Ok(HostFolder {
+            on_host: folders.hosts_on_host.clone(),
+            note: "from the values".to_owned(),
+        });
     }
+    let files = Mounted { folders };
+    let (etc, hosts) = (&folders.etc_on_host, &folders.hosts_on_host);
+    runtime_config::find(&files, etc, hosts, runtime)
 }
 
 /// The host's files by their path on the host, read where they are mounted.

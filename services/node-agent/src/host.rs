@@ -8,12 +8,20 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::agent::Folders;
 use crate::hosts::Wanted;
 use crate::journal::{Journal, Original};
 use crate::plan::{Action, Found, Host, Plan, parents};
 
-/// The agent's own folder beside the runtime's configuration; gone when everything is undone.
-pub const OWN: &str = "holdfast";
+/// Where agents keep what they have to remember, a folder for each release: in the one folder that
+/// they may write to. The runtime takes only the name of a registry host for a host's folder, and
+/// none begins with a dot. Gone when everything is undone.
+pub const OWN: &str = ".holdfast";
+
+/// Where former versions kept it, in the folder of the runtime's configuration.
+const FORMER: &str = "holdfast";
+
+const JOURNAL: &str = "journal.json";
 
 /// A file of the host that is larger than this is not the agent's business: it is never read whole.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -52,26 +60,90 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
     }
 }
 
-/// The runtime's configuration folder of the host, as it is mounted into the agent's container.
+/// The folder of registry hosts, as it is mounted into the agent's container.
 #[derive(Debug, Clone)]
 pub struct Disk {
     root: PathBuf,
+    /// The agent's own folder.
+    own: PathBuf,
+    former: Former,
+}
+
+/// The journal of a former version, which the agent may read and not remove.
+#[derive(Debug, Clone)]
+struct Former {
+    /// Its folder as mounted here, and as the host names it.
+    folder: PathBuf,
+    on_host: PathBuf,
+    /// The name of the folder of registry hosts in it: `certs.d`.
+    hosts: PathBuf,
 }
 
 impl Disk {
-    /// `root` is where the host's `/etc/containerd` is mounted.
-    pub fn new(root: PathBuf) -> Self {
-        Self { root }
+    /// The folder that is mounted at `folders.hosts`, for the agent of a release
+    /// (`NAMESPACE.FULLNAME`).
+    pub fn new(folders: &Folders, release: &str) -> Self {
+        let hosts = folders.hosts_on_host.strip_prefix(&folders.etc_on_host);
+        Self {
+            root: folders.hosts.clone(),
+            own: folders.hosts.join(OWN).join(release),
+            former: Former {
+                folder: folders.etc.join(FORMER),
+                on_host: folders.etc_on_host.join(FORMER),
+                hosts: hosts.unwrap_or(Path::new("")).to_owned(),
+            },
+        }
     }
 
-    /// The journal; an empty one when there is none.
+    /// The journal; where there is none that of a former version, and else an empty one.
     pub fn journal(&self) -> Result<Journal, Error> {
-        Ok(self.load("journal.json")?.unwrap_or_default())
+        Ok(self.load(JOURNAL)?.unwrap_or_else(|| self.former_journal()))
+    }
+
+    /// What a former version wrote and is still there as it wrote it. Its journal stays on the host
+    /// for good, so it says nothing about files that somebody changed since.
+    fn former_journal(&self) -> Journal {
+        let bytes = fs::read(self.former.folder.join(JOURNAL)).unwrap_or_default();
+        let Ok(former) = serde_json::from_slice::<Journal>(&bytes) else {
+            return Journal::default();
+        };
+        let relative = |path: &String| {
+            let below = Path::new(path).strip_prefix(&self.former.hosts).ok()?;
+            below
+                .to_str()
+                .filter(|path| !path.is_empty())
+                .map(str::to_owned)
+        };
+        let mut journal = Journal::default();
+        for (path, entry) in former.files {
+            if let Some(path) = relative(&path)
+                && matches!(self.look_at(&path), Found::Known(Original::File { content, .. }) if entry.wrote(&content))
+            {
+                journal.files.insert(path, entry);
+            }
+        }
+        let made = former.directories.iter().filter_map(relative);
+        let needed = |directory: &String| {
+            let below = format!("{directory}/");
+            journal.files.keys().any(|path| path.starts_with(&below))
+        };
+        journal.directories = made.filter(needed).collect();
+        journal
+    }
+
+    /// What a former version left on the host and this one may not remove, in words.
+    pub fn left_by_former(&self) -> Option<String> {
+        self.former.folder.exists().then(|| {
+            format!(
+                "{} is left: a former version kept its journal there, and this one may only read it; remove it by hand",
+                self.former.on_host.display()
+            )
+        })
     }
 
     /// A document that was kept on the host by [`Disk::keep`].
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        let path = self.root.join(OWN).join(name);
+        let path = self.own.join(name);
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes)
                 .map(Some)
@@ -83,7 +155,7 @@ impl Disk {
 
     /// Puts a document that cannot be read out of the way, for people to look at.
     pub fn set_aside(&self, name: &str) -> Result<(), Error> {
-        let path = self.root.join(OWN).join(name);
+        let path = self.own.join(name);
         let aside = path.with_file_name(format!("{name}.damaged"));
         fs::rename(&path, &aside).map_err(io_error("set aside", &path))?;
         sync_folder(&path)
@@ -91,8 +163,7 @@ impl Disk {
 
     /// Keeps a document on the host, readable by root only, unless it is there already.
     pub fn keep<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Error> {
-        let folder = self.root.join(OWN);
-        let path = folder.join(name);
+        let path = self.own.join(name);
         let bytes = serde_json::to_vec_pretty(document).map_err(|source| Error::Damaged {
             path: path.clone(),
             source,
@@ -100,23 +171,27 @@ impl Disk {
         if fs::read(&path).is_ok_and(|old| old == bytes) {
             return Ok(());
         }
-        match fs::create_dir(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(io_error("create", &folder)(e));
+        for folder in [&self.root.join(OWN), &self.own] {
+            match fs::create_dir(folder) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(io_error("create", folder)(e));
+                }
+                _ => fs::set_permissions(folder, fs::Permissions::from_mode(0o700))
+                    .map_err(io_error("protect", folder))?,
             }
-            _ => fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))
-                .map_err(io_error("protect", &folder))?,
         }
         replace(&path, &bytes, 0o600, None)
     }
 
     /// Removes the agent's own folder, once there is nothing left to undo.
     pub fn forget(&self) -> Result<(), Error> {
-        let folder = self.root.join(OWN);
-        match fs::remove_dir_all(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => Err(io_error("remove", &folder)(e)),
-            _ => Ok(()),
+        match fs::remove_dir_all(&self.own) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &self.own)(e));
+            }
+            _ => {}
         }
+        remove_empty(&self.root.join(OWN))
     }
 
     /// Looks at everything that a plan may touch.
@@ -172,7 +247,7 @@ impl Disk {
     /// Carries out a plan: the journal first, so that a crash after any step can be undone.
     pub fn apply(&self, plan: &Plan) -> Result<(), Error> {
         if !plan.journal_first.is_empty() {
-            self.keep("journal.json", &plan.journal_first)?;
+            self.keep(JOURNAL, &plan.journal_first)?;
         }
         for action in &plan.actions {
             self.step(action)?;
@@ -180,7 +255,7 @@ impl Disk {
         if plan.journal_last == plan.journal_first || plan.journal_last.is_empty() {
             return Ok(());
         }
-        self.keep("journal.json", &plan.journal_last)
+        self.keep(JOURNAL, &plan.journal_last)
     }
 
     fn step(&self, action: &Action) -> Result<(), Error> {
@@ -221,21 +296,7 @@ impl Disk {
                 fs::rename(&temporary, &path).map_err(io_error("replace", &path))?;
                 sync_folder(&path)
             }
-            Action::RemoveDirectory(path) => {
-                let path = self.root.join(path);
-                match fs::remove_dir(&path) {
-                    // Somebody else keeps a file there now: the directory is theirs.
-                    Err(e)
-                        if matches!(
-                            e.kind(),
-                            io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
-                        ) =>
-                    {
-                        Ok(())
-                    }
-                    result => result.map_err(io_error("remove", &path)),
-                }
-            }
+            Action::RemoveDirectory(path) => remove_empty(&self.root.join(path)),
         }
     }
 
@@ -245,6 +306,21 @@ impl Disk {
         wanted: impl Iterator<Item = &'a String>,
     ) -> BTreeSet<String> {
         journal.files.keys().chain(wanted).cloned().collect()
+    }
+}
+
+/// Removes a folder. Where somebody else keeps something there now, the folder is theirs.
+fn remove_empty(path: &Path) -> Result<(), Error> {
+    match fs::remove_dir(path) {
+        Err(e)
+            if matches!(
+                e.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty
+            ) =>
+        {
+            Ok(())
+        }
+        result => result.map_err(io_error("remove", path)),
     }
 }
 

@@ -44,13 +44,9 @@ pub enum Error {
     NoHosts,
 }
 
-/// The files below the runtime's folder of host configurations (`certs.d`), by path relative to `root`, where `folder`
-/// is that folder relative to `root` and `folder_on_host` is where the runtime itself finds it.
-pub fn wanted(
-    state: &NodeState,
-    folder: &str,
-    folder_on_host: &Path,
-) -> Result<BTreeMap<String, Wanted>, Error> {
+/// The files below the runtime's folder of host configurations (`certs.d`), by path relative to it;
+/// `folder_on_host` is where the runtime itself finds the folder.
+pub fn wanted(state: &NodeState, folder_on_host: &Path) -> Result<BTreeMap<String, Wanted>, Error> {
     if state.hosts.is_empty() {
         return Err(Error::NoHosts);
     }
@@ -64,7 +60,7 @@ pub fn wanted(
         let ca = folder_on_host.join(name).join("ca.crt");
         let text = hosts_toml(&host.endpoints, &ca.to_string_lossy(), &authorization)?;
         files.insert(
-            format!("{folder}/{name}/hosts.toml"),
+            format!("{name}/hosts.toml"),
             Wanted {
                 bytes: text.into_bytes(),
                 mode: 0o600,
@@ -72,10 +68,7 @@ pub fn wanted(
         );
         // A PEM reader skips what stands before the first BEGIN line.
         let bytes = format!("{MARKER}\n{}", state.ca).into_bytes();
-        files.insert(
-            format!("{folder}/{name}/ca.crt"),
-            Wanted { bytes, mode: 0o644 },
-        );
+        files.insert(format!("{name}/ca.crt"), Wanted { bytes, mode: 0o644 });
     }
     Ok(files)
 }

@@ -10,11 +10,11 @@ use sha2::{Digest as _, Sha256};
 /// Contents of the agent's own that an entry remembers: the one on disk, the one being written, and a margin.
 const REMEMBERED: usize = 4;
 
-/// Everything that the agent changed below the runtime's configuration folder.
+/// Everything that the agent changed below the runtime's folder of registry hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Journal {
-    /// Files by path relative to the configuration folder.
+    /// Files by path relative to that folder.
     #[serde(default)]
     pub files: BTreeMap<String, Entry>,
     /// Directories that did not exist before.

@@ -2,7 +2,8 @@
 //! takes all of it away again when told to.
 //!
 //! It writes host files below the runtime's registry folder (`certs.d`) and labels of the images that Holdfast starts from,
-//! nothing else on the host, and knows nothing of the registry's store nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is gone.
+//! nothing else on the host, and knows nothing of the registry's store nor of Artifacts. What it
+//! wrote stays when the API server, the registry or the agent itself is gone.
 
 pub mod agent;
 pub mod cri;
@@ -53,12 +54,13 @@ pub enum Error {
 /// Runs the node agent until SIGTERM. Nothing on the host is undone then: a restart is no uninstall.
 pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
     let values = &config.values.node_agent;
-    let path = &values.containerd_config_path;
     let folders = Folders {
         etc: PathBuf::from("/host/etc/containerd"),
+        hosts: PathBuf::from("/host/certs.d"),
         run: PathBuf::from("/host/run/containerd"),
         etc_on_host: PathBuf::from(&values.host_folders.config),
-        hosts_on_host: (!path.is_empty()).then(|| PathBuf::from(path)),
+        hosts_on_host: PathBuf::from(values.hosts_folder()),
+        hosts_are_given: !values.containerd_config_path.is_empty(),
     };
     let release = config.release;
     let names = Names {
@@ -119,7 +121,8 @@ pub async fn serve(
     let ready = health.ready_flag("node", "no pull has been tried yet");
     let status = Status::default();
 
-    let kept = Disk::new(folders.etc.clone()).load::<NodeState>("state.json").unwrap_or_else(|error| {
+    let disk = Disk::new(&folders, &orders.own.release);
+    let kept = disk.load::<NodeState>("state.json").unwrap_or_else(|error| {
         tracing::warn!(error = %error, "the state kept on the host cannot be read; waiting for the API server");
         None
     });
@@ -127,6 +130,7 @@ pub async fn serve(
     let (notices, told) = Notices::new();
     let agent = Arc::new(Mutex::new(Agent::new(
         folders,
+        disk,
         orders,
         status.clone(),
         ready,

@@ -1,5 +1,6 @@
-//! Finds the folder in which the container runtime looks for registry hosts: containerd's `config_path`, in its three
-//! configuration versions. Reads; never edits the runtime's configuration, which would need a restart of the runtime.
+//! Whether the container runtime looks for registry hosts in the folder that the agent may write to:
+//! containerd's `config_path`, in its three configuration versions. Reads; never edits the runtime's
+//! configuration, which would need a restart of the runtime.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -10,8 +11,6 @@ const MAX_FILES: usize = 64;
 /// The outcome of a search.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostFolder {
-    /// The folder, relative to the runtime's configuration folder.
-    pub relative: String,
     /// The folder as the runtime sees it.
     pub on_host: PathBuf,
     /// What to know beside: where it was found, or a fault of this runtime.
@@ -37,16 +36,18 @@ pub enum Error {
         /// What else is in the way.
         extra: String,
     },
-    /// A `config_path` outside of the mounted folder.
+    /// A `config_path` that is not the mounted folder.
     #[error(
-        "containerd looks for registry hosts in {value:?} (from {origin}), of which nothing is below {folder}, the only folder that the node agent may write to; set config_path = \"{folder}/certs.d\" and restart containerd"
+        "containerd looks for registry hosts in {value:?} (from {origin}), and the node agent may write to {folder} only; \
+         set the value nodeAgent.containerdConfigPath to containerd's folder if it lies in nodeAgent.hostFolders.config, \
+         else set config_path = \"{folder}\" and restart containerd"
     )]
     Elsewhere {
         /// The setting.
         value: String,
         /// Where it stands.
         origin: String,
-        /// The runtime's configuration folder on the host.
+        /// The folder that the agent may write to.
         folder: String,
     },
     /// A file that is no TOML.
@@ -62,9 +63,15 @@ pub trait Files {
     fn list(&self, folder: &Path) -> Vec<String>;
 }
 
-/// Finds the folder. `folder` is the runtime's configuration folder on the host (`/etc/containerd`), `runtime` the version
-/// that the runtime reports, such as `v2.1.4` or `1.7.24`, when it is known.
-pub fn find(files: &dyn Files, folder: &Path, runtime: Option<&str>) -> Result<HostFolder, Error> {
+/// Finds `hosts`, the folder that the agent may write to, among those that the runtime reads.
+/// `folder` is the runtime's configuration folder on the host (`/etc/containerd`), `runtime` the
+/// version that the runtime reports, such as `v2.1.4` or `1.7.24`, when it is known.
+pub fn find(
+    files: &dyn Files,
+    folder: &Path,
+    hosts: &Path,
+    runtime: Option<&str>,
+) -> Result<HostFolder, Error> {
     let version = runtime.and_then(numbers);
     let mut pending = vec![folder.join("config.toml")];
     let mut read = Vec::new();
@@ -115,55 +122,57 @@ pub fn find(files: &dyn Files, folder: &Path, runtime: Option<&str>) -> Result<H
         _ => (String::new(), String::new()),
     });
     if value.is_empty() {
-        return Err(missing(folder, runtime, version, format, looked, inline));
+        let found = Found {
+            looked,
+            format,
+            inline,
+        };
+        return Err(missing((folder, hosts), runtime, version, found));
     }
-    choose(folder, &value, &source)
+    choose(hosts, &value, &source)
 }
 
-/// No file system of Linux has longer names of files (`NAME_MAX`).
-const NAME_BYTES: usize = 255;
-
-/// The first of a list of folders that lies below `base`.
-pub(crate) fn choose(base: &Path, value: &str, source: &str) -> Result<HostFolder, Error> {
-    let several = value.contains(':');
-    for folder in value.split(':').filter(|folder| !folder.is_empty()) {
-        let Ok(relative) = Path::new(folder).strip_prefix(base) else {
-            continue;
-        };
-        let plain = relative.components().all(
-            |part| matches!(part, std::path::Component::Normal(name) if name.len() <= NAME_BYTES),
-        );
-        let Some(relative) = relative
-            .to_str()
-            .filter(|relative| plain && !relative.is_empty())
-        else {
-            continue;
-        };
-        let mut note = format!("config_path {value:?} from {source}");
-        if several {
-            note.push_str("; some releases of containerd 2.2 read a list of folders as one name: if the pull keeps failing, set config_path to one folder");
-        }
-        return Ok(HostFolder {
-            relative: relative.trim_end_matches('/').to_owned(),
-            on_host: PathBuf::from(folder),
-            note,
+/// `hosts`, if it is one of a list of folders.
+fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostFolder, Error> {
+    // Components, so that a slash at the end is no difference.
+    if !value.split(':').any(|folder| Path::new(folder) == hosts) {
+        return Err(Error::Elsewhere {
+            value: value.to_owned(),
+            origin: source.to_owned(),
+            folder: hosts.display().to_string(),
         });
     }
-    Err(Error::Elsewhere {
-        value: value.to_owned(),
-        origin: source.to_owned(),
-        folder: base.display().to_string(),
+    let mut note = format!("config_path {value:?} from {source}");
+    if value.contains(':') {
+        note.push_str(
+            "; some releases of containerd 2.2 read a list of folders as one name: \
+             if the pull keeps failing, set config_path to one folder",
+        );
+    }
+    Ok(HostFolder {
+        on_host: hosts.to_owned(),
+        note,
     })
 }
 
+/// What a search came by that found no folder.
+struct Found {
+    looked: String,
+    format: Option<i64>,
+    inline: bool,
+}
+
 fn missing(
-    folder: &Path,
+    (folder, hosts): (&Path, &Path),
     runtime: Option<&str>,
     version: Option<(u32, u32)>,
-    format: Option<i64>,
-    looked: String,
-    inline: bool,
+    found: Found,
 ) -> Error {
+    let Found {
+        looked,
+        format,
+        inline,
+    } = found;
     let second = match version {
         Some((major, _)) => major >= 2,
         None => format.is_some_and(|format| format >= 3),
@@ -188,8 +197,8 @@ fn missing(
         looked,
         folder: folder.display().to_string(),
         snippet: format!(
-            "{head}[plugins.\"{plugin}\".registry]\n  config_path = \"{}/certs.d\"",
-            folder.display()
+            "{head}[plugins.\"{plugin}\".registry]\n  config_path = \"{}\"",
+            hosts.display()
         ),
         extra,
     }

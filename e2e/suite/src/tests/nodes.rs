@@ -206,7 +206,9 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
     wait_for_agent(site, node)?;
 
     let former = count(site, node, "JournalDamaged")?;
-    let journal = "/etc/containerd/holdfast/journal.json";
+    let release = format!("{}.{}", site.release.namespace(), site.release.object("x"));
+    let release = release.trim_end_matches("-x");
+    let journal = format!("/etc/containerd/certs.d/.holdfast/{release}/journal.json");
     script(site, node, &format!("echo nonsense > {journal}"))?;
     told(site, node, "JournalDamaged", former)?;
     script(

@@ -26,7 +26,9 @@ impl Node {
 fn node(config: &str) -> Node {
     let folder = tempfile::tempdir().unwrap();
     let (etc, run) = (folder.path().join("etc"), folder.path().join("run"));
-    for path in [&etc, &run] {
+    // The kubelet makes the mounted folder where the host has none.
+    let hosts = etc.join("certs.d");
+    for path in [&etc, &hosts, &run] {
         std::fs::create_dir(path).unwrap();
     }
     std::fs::write(etc.join("config.toml"), config).unwrap();
@@ -35,9 +37,11 @@ fn node(config: &str) -> Node {
     let metrics = Arc::new(Metrics::register(&mut Registry::default()));
     let folders = Folders {
         etc,
+        hosts,
         run,
         etc_on_host: PathBuf::from("/etc/containerd"),
-        hosts_on_host: None,
+        hosts_on_host: PathBuf::from("/etc/containerd/certs.d"),
+        hosts_are_given: false,
     };
     let (notices, told) = Notices::new();
     let orders = Orders {
@@ -48,8 +52,17 @@ fn node(config: &str) -> Node {
             release: "sys.holdfast".to_owned(),
         },
     };
+    let disk = Disk::new(&folders, &orders.own.release);
     Node {
-        agent: Agent::new(folders, orders, status.clone(), ready, metrics, notices),
+        agent: Agent::new(
+            folders,
+            disk,
+            orders,
+            status.clone(),
+            ready,
+            metrics,
+            notices,
+        ),
         status,
         health,
         told,
@@ -75,9 +88,8 @@ fn state(desired: Desired) -> NodeState {
     }
 }
 
-fn files(node: &Node) -> Vec<String> {
-    let etc = node.folder.path().join("etc");
-    let names = std::fs::read_dir(etc)
+fn files(node: &Node, folder: &str) -> Vec<String> {
+    let names = std::fs::read_dir(node.folder.path().join(folder))
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.collect();
@@ -95,7 +107,9 @@ async fn a_node_is_ready_after_a_real_pull_and_bare_after_removal() {
     node.agent.round(&state(Desired::Present)).await;
     assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
     assert!(node.status.json().contains(r#""state":"present""#));
-    assert_eq!(files(&node), ["certs.d", "config.toml", "holdfast"]);
+    assert_eq!(files(&node, "etc"), ["certs.d", "config.toml"]);
+    assert_eq!(files(&node, "etc/certs.d"), [".holdfast", "10.96.0.50"]);
+    assert_eq!(files(&node, "etc/certs.d/.holdfast"), ["sys.holdfast"]);
 
     node.agent.round(&state(Desired::Present)).await;
     let pulls = fake
@@ -108,7 +122,8 @@ async fn a_node_is_ready_after_a_real_pull_and_bare_after_removal() {
     assert_eq!(pulls, 1, "the next pull is due in minutes");
 
     node.agent.round(&state(Desired::Removed)).await;
-    assert_eq!(files(&node), ["config.toml"]);
+    assert_eq!(files(&node, "etc"), ["certs.d", "config.toml"]);
+    assert_eq!(files(&node, "etc/certs.d"), [""; 0]);
     assert!(
         node.status.json().contains(r#""state":"removed""#),
         "{}",
@@ -190,9 +205,7 @@ async fn a_runtime_without_config_path_is_told_in_full_and_tried_again() {
 async fn the_state_is_kept_for_a_boot_without_the_api_server() {
     let mut node = node(CONFIG);
     node.agent.round(&state(Desired::Present)).await;
-    let kept: Option<NodeState> = Disk::new(node.folder.path().join("etc"))
-        .load("state.json")
-        .unwrap();
+    let kept: Option<NodeState> = node.agent.disk.load("state.json").unwrap();
     assert_eq!(kept, Some(state(Desired::Present)));
 }
 
@@ -316,16 +329,24 @@ async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken
     let moved = CONFIG.replace("certs.d", "hosts.d");
     std::fs::write(&config, moved).unwrap();
     node.agent.round(&state(Desired::Present)).await;
-    assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
-    assert_eq!(node.told(), ["RuntimeReplaced"]);
-    assert_eq!(files(&node), ["config.toml", "holdfast", "hosts.d"]);
+    let ready = node.health.readyz();
+    assert!(
+        !ready.ok && ready.text.contains("nodeAgent.containerdConfigPath"),
+        "{}",
+        ready.text
+    );
+    assert_eq!(node.told(), ["HostNotPrepared"]);
+    assert_eq!(files(&node, "etc"), ["certs.d", "config.toml"]);
 }
 
 #[tokio::test]
 async fn a_journal_that_cannot_be_read_is_set_aside_and_the_host_can_still_be_undone() {
     for damage in ["", "{", "[1]"] {
         let (mut node, _fake) = prepared().await;
-        let journal = node.folder.path().join("etc/holdfast/journal.json");
+        let journal = node
+            .folder
+            .path()
+            .join("etc/certs.d/.holdfast/sys.holdfast/journal.json");
         std::fs::write(&journal, damage).unwrap();
         node.agent.round(&state(Desired::Present)).await;
         assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
@@ -385,4 +406,77 @@ async fn a_runtime_that_dies_of_a_pin_is_not_asked_again_soon() {
     assert_eq!(updates, 1, "{asked:?}");
     assert_eq!(node.told(), ["ImagesNotPinned"]);
     assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
+}
+
+/// The journal of a former version, beside the configuration: what it wrote where, over what.
+fn former_journal(node: &Node, written: &[u8], before: &[u8]) -> PathBuf {
+    use base64::Engine as _;
+    use sha2::Digest as _;
+    let folder = node.folder.path().join("etc/holdfast");
+    std::fs::create_dir(&folder).unwrap();
+    let written = hex::encode(sha2::Sha256::digest(written));
+    let before = base64::engine::general_purpose::STANDARD.encode(before);
+    let file = serde_json::json!({
+        "original": {"kind": "file", "content": before, "mode": 0o640, "uid": 0, "gid": 0},
+        "written": [written],
+    });
+    let journal = serde_json::json!({
+        "files": {"certs.d/10.96.0.50/hosts.toml": file, "certs.d/10.96.0.60/hosts.toml": file},
+        "directories": ["certs.d", "certs.d/10.96.0.60"],
+    });
+    std::fs::write(folder.join("journal.json"), journal.to_string()).unwrap();
+    folder
+}
+
+#[tokio::test]
+async fn a_former_versions_journal_is_continued_and_only_read() {
+    let mut node = node(CONFIG);
+    let _fake = serve(&node.folder.path().join("run/containerd.sock"));
+    let hosts = node.folder.path().join("etc/certs.d");
+    let write = |address: &str, content: &str| {
+        std::fs::create_dir(hosts.join(address)).unwrap();
+        std::fs::write(hosts.join(address).join("hosts.toml"), content).unwrap();
+    };
+    write("10.96.0.50", "of the former version");
+    // Since then somebody else has written here: what was before counts no more.
+    write("10.96.0.60", "theirs");
+    let folder = former_journal(&node, b"of the former version", b"before Holdfast");
+    let former = std::fs::read(folder.join("journal.json")).unwrap();
+    node.agent.round(&state(Desired::Present)).await;
+    let told = node.told();
+    assert!(
+        !told.contains(&"HostFilesRepaired"),
+        "its own file: {told:?}"
+    );
+    let read = |address: &str| std::fs::read(hosts.join(address).join("hosts.toml")).unwrap();
+    assert!(read("10.96.0.50").starts_with(hosts::MARKER.as_bytes()));
+    for _ in 0..2 {
+        node.agent.round(&state(Desired::Removed)).await;
+        assert_eq!(read("10.96.0.50"), b"before Holdfast");
+        assert_eq!(read("10.96.0.60"), b"theirs");
+        assert_eq!(files(&node, "etc/certs.d"), ["10.96.0.50", "10.96.0.60"]);
+        let state = node.status.json();
+        assert!(
+            state.contains("/etc/containerd/holdfast is left"),
+            "{state}"
+        );
+    }
+    let now = std::fs::read(folder.join("journal.json")).unwrap();
+    assert_eq!(now, former, "the agent may not write there");
+}
+
+#[tokio::test]
+async fn the_agents_of_two_releases_on_a_node_keep_their_journals_apart() {
+    let mut first = node(CONFIG);
+    let _fake = serve(&first.folder.path().join("run/containerd.sock"));
+    let mut folders = first.agent.folders.clone();
+    folders.hosts = first.folder.path().join("etc/certs.d");
+    let other = Disk::new(&folders, "sys.other");
+    other.keep("state.json", &state(Desired::Present)).unwrap();
+    first.agent.round(&state(Desired::Present)).await;
+    first.agent.round(&state(Desired::Removed)).await;
+    assert_eq!(files(&first, "etc/certs.d"), [".holdfast"]);
+    assert!(other.load::<NodeState>("state.json").unwrap().is_some());
+    other.forget().unwrap();
+    assert_eq!(files(&first, "etc/certs.d"), [""; 0]);
 }

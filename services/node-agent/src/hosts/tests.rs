@@ -22,13 +22,8 @@ fn state(addresses: &[&str]) -> NodeState {
 }
 
 fn text(address: &str, file: &str) -> String {
-    let files = wanted(
-        &state(&[address]),
-        "certs.d",
-        Path::new("/etc/containerd/certs.d"),
-    )
-    .unwrap();
-    String::from_utf8(files[&format!("certs.d/{address}/{file}")].bytes.clone()).unwrap()
+    let files = wanted(&state(&[address]), Path::new("/etc/containerd/certs.d")).unwrap();
+    String::from_utf8(files[&format!("{address}/{file}")].bytes.clone()).unwrap()
 }
 
 #[test]
@@ -62,7 +57,6 @@ fn each_way_to_the_registry_carries_trust_credential_and_a_short_dial_timeout() 
 fn every_address_gets_its_own_folder_and_only_the_credential_is_secret() {
     let files = wanted(
         &state(&["10.96.0.50", "[fd00::50]"]),
-        "certs.d",
         Path::new("/etc/containerd/certs.d"),
     )
     .unwrap();
@@ -73,10 +67,10 @@ fn every_address_gets_its_own_folder_and_only_the_credential_is_secret() {
     assert_eq!(
         modes,
         [
-            ("certs.d/10.96.0.50/ca.crt", 0o644),
-            ("certs.d/10.96.0.50/hosts.toml", 0o600),
-            ("certs.d/[fd00::50]/ca.crt", 0o644),
-            ("certs.d/[fd00::50]/hosts.toml", 0o600),
+            ("10.96.0.50/ca.crt", 0o644),
+            ("10.96.0.50/hosts.toml", 0o600),
+            ("[fd00::50]/ca.crt", 0o644),
+            ("[fd00::50]/hosts.toml", 0o600),
         ]
     );
     assert!(text("[fd00::50]", "hosts.toml").contains("https://[fd00::50]:5000"));
@@ -98,7 +92,7 @@ fn an_address_that_would_leave_the_folder_is_refused() {
         "[fd00::1",
         "-x",
     ] {
-        let result = wanted(&state(&[address]), "certs.d", Path::new("/c"));
+        let result = wanted(&state(&[address]), Path::new("/c"));
         assert_eq!(result, Err(Error::Address(address.to_owned())));
     }
     for address in [
@@ -107,7 +101,7 @@ fn an_address_that_would_leave_the_folder_is_refused() {
         "[fd00::1]:5000",
         "registry.example",
     ] {
-        wanted(&state(&[address]), "certs.d", Path::new("/c")).unwrap();
+        wanted(&state(&[address]), Path::new("/c")).unwrap();
     }
 }
 
@@ -116,22 +110,16 @@ fn an_endpoint_that_is_there_twice_is_written_once() {
     let mut state = state(&["10.96.0.50"]);
     let twice = state.hosts[0].endpoints[0].clone();
     state.hosts[0].endpoints.push(twice);
-    let files = wanted(&state, "c", Path::new("/c")).unwrap();
-    let text = String::from_utf8(files["c/10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
+    let files = wanted(&state, Path::new("/c")).unwrap();
+    let text = String::from_utf8(files["10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
     let long = format!("{}.example", "a".repeat(250));
     state.hosts[0].address.clone_from(&long);
-    assert_eq!(
-        wanted(&state, "c", Path::new("/c")),
-        Err(Error::Address(long))
-    );
+    assert_eq!(wanted(&state, Path::new("/c")), Err(Error::Address(long)));
 }
 
 #[test]
 fn nothing_in_a_credential_can_break_out_of_its_string() {
     assert_eq!(quote("a\"b\\c\nd"), r#""a\"b\\c\u000Ad""#);
-    assert_eq!(
-        wanted(&state(&[]), "c", Path::new("/c")),
-        Err(Error::NoHosts)
-    );
+    assert_eq!(wanted(&state(&[]), Path::new("/c")), Err(Error::NoHosts));
 }

@@ -4,6 +4,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use super::*;
+use crate::agent::Folders;
 use crate::host::Disk;
 
 const HOSTS: &str = "certs.d/10.96.0.50/hosts.toml";
@@ -46,9 +47,22 @@ fn snapshot(folder: &Path) -> BTreeMap<String, (u32, Vec<u8>)> {
     found
 }
 
+/// A folder of the host that holds everything; the agent may write to all of it.
+fn disk(folder: &Path) -> Disk {
+    let folders = Folders {
+        etc: folder.to_owned(),
+        hosts: folder.to_owned(),
+        run: folder.to_owned(),
+        etc_on_host: "/etc/containerd".into(),
+        hosts_on_host: "/etc/containerd/certs.d".into(),
+        hosts_are_given: false,
+    };
+    Disk::new(&folders, "sys.holdfast")
+}
+
 /// One round on a folder: look, plan, apply.
 fn round(folder: &Path, wanted: &BTreeMap<String, Wanted>, yielded: &BTreeSet<String>) -> Plan {
-    let disk = Disk::new(folder.to_owned());
+    let disk = disk(folder);
     let journal = disk.journal().unwrap();
     let paths = Disk::paths(&journal, wanted.keys());
     let plan = plan(&disk.look(paths.iter()), &journal, wanted, yielded);
@@ -147,7 +161,7 @@ fn a_crash_before_any_action_can_be_undone() {
         let host = tempfile::tempdir().unwrap();
         write(host.path(), HOSTS, "before", 0o644);
         let before = snapshot(host.path());
-        let disk = Disk::new(host.path().to_owned());
+        let disk = disk(host.path());
         let wanted = wanted("one");
         let mut plan = plan(
             &disk.look(wanted.keys()),
