@@ -23,6 +23,9 @@
 {{- end -}}
 {{- $_ := set $config "upstreams" $hosts -}}
 {{- end -}}
+{{- if $config.registry -}}
+{{- $_ := set $config "registry" (include "holdfast.registryConfig" $config.registry | fromYaml) -}}
+{{- end -}}
 {{- if eq .component "registry" -}}
 {{- $_ := set $config "registry" (omit $config.registry "service" "storage") -}}
 {{- else if eq .component "node-agent" -}}
@@ -41,6 +44,20 @@ release:
   version: {{ .root.Chart.Version | quote }}
 values:
   {{- $config | toYaml | nindent 2 }}
+{{- end -}}
+
+{{/* The values' section `registry` without what a ConfigMap must not hold: headers of notifications keep their names only. */}}
+{{- define "holdfast.registryConfig" -}}
+{{- $endpoints := list -}}
+{{- range .notifications.endpoints -}}
+{{- $headers := dict -}}
+{{- range $name, $_ := get . "headers" | default dict -}}
+{{- $_ := set $headers $name "" -}}
+{{- end -}}
+{{- $endpoints = append $endpoints (set (omit . "headers") "headers" $headers) -}}
+{{- end -}}
+{{- $notifications := set (omit .notifications "endpoints") "endpoints" $endpoints -}}
+{{- set (omit . "notifications") "notifications" $notifications | toYaml -}}
 {{- end -}}
 
 {{/* Which sections of the values each document holds, beside `logging`. */}}

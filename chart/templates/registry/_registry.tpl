@@ -43,6 +43,19 @@
 {{- $names | uniq | toJson -}}
 {{- end -}}
 
+{{/* The values' headers of notification endpoints, as JSON: a key of the Secret, the file that it becomes, and the value. A
+     header's name is no key of a Secret, for not all of its letters are allowed there. */}}
+{{- define "holdfast.notificationHeaders" -}}
+{{- $headers := list -}}
+{{- range $place, $endpoint := .Values.registry.notifications.endpoints -}}
+{{- range $name, $value := get $endpoint "headers" | default dict -}}
+{{- $key := printf "header-%d" (len $headers) -}}
+{{- $headers = append $headers (dict "key" $key "path" (printf "%d/%s" $place $name) "value" $value) -}}
+{{- end -}}
+{{- end -}}
+{{- $headers | toJson -}}
+{{- end -}}
+
 {{/* Names of the Secrets with headers of notification endpoints, each once, as JSON. */}}
 {{- define "holdfast.notificationSecrets" -}}
 {{- $names := list -}}

@@ -1,8 +1,9 @@
 //! The configuration documents in the ConfigMap: each part gets what it reads and nothing else.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use holdfast_config::{Config, Values, yaml};
+use holdfast_config::{Config, RegistrySettings, Values, yaml};
 use serde_json::{Value, json};
 
 use crate::helm::{self, FULLNAME, NAMESPACE, RELEASE, Render, name, scenarios};
@@ -138,11 +139,94 @@ fn every_document_says_what_the_values_say() {
                     assert_eq!(hosts(&read), hosts(&own), "{scenario}, {key}");
                     continue;
                 }
+                if path == "/registry/notifications/endpoints" {
+                    let names = |values: &Value| -> Vec<Value> {
+                        let all = values.pointer(&path).unwrap().as_array().unwrap().iter();
+                        let name = |endpoint: &Value| {
+                            let headers = endpoint["headers"].as_object().unwrap();
+                            let names: Vec<&String> = headers.keys().collect();
+                            json!([endpoint["name"], endpoint["url"], names])
+                        };
+                        all.map(name).collect()
+                    };
+                    assert_eq!(names(&read), names(&own), "{scenario}, {key}");
+                    continue;
+                }
                 let (read, own) = (read.pointer(&path), own.pointer(&path));
                 assert_eq!(read, own, "{scenario}, {key}: {path}");
             }
         }
     }
+}
+
+#[test]
+fn values_of_notification_headers_are_in_a_secret_and_nowhere_else() {
+    let values = json!({
+        "global": { "networkfunctionextension": { "enableClusterRegistry": true } },
+        "registry": { "notifications": { "endpoints": [
+            { "name": "plain", "url": "https://a.example" },
+            { "name": "audit", "url": "https://b.example", "headersSecret": "audit",
+              "headers": { "Authorization": "Bearer hush", "X!Odd": "hush: {\"2\"} " } },
+        ] } },
+    });
+    let documents = helm::render(&values.to_string()).unwrap();
+    for document in &documents {
+        let tells = document.to_string().contains("hush");
+        assert_eq!(tells, document["kind"] == "Secret", "{}", name(document));
+    }
+    let secret = documents
+        .iter()
+        .find(|document| document["kind"] == "Secret")
+        .unwrap();
+    let registry = documents
+        .iter()
+        .find(|document| name(document) == format!("Deployment/{FULLNAME}-registry"));
+    let pod = &registry.unwrap()["spec"]["template"]["spec"];
+    let volumes = pod["volumes"].as_array().unwrap();
+    let volume = volumes
+        .iter()
+        .find(|volume| volume["name"] == "notification-headers");
+    let volume = &volume.unwrap()["secret"];
+    assert_eq!(volume["secretName"], secret["metadata"]["name"]);
+    let items = volume["items"].as_array().unwrap().iter();
+    let files: Vec<Value> = items
+        .map(|item| {
+            json!([
+                item["path"],
+                secret["stringData"][item["key"].as_str().unwrap()]
+            ])
+        })
+        .collect();
+    let expected = [
+        json!(["1/Authorization", "Bearer hush"]),
+        json!(["1/X!Odd", "hush: {\"2\"} "]),
+    ];
+    assert_eq!(files, expected);
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().unwrap();
+    let mount = mounts
+        .iter()
+        .find(|mount| mount["name"] == "notification-headers");
+
+    // The registry looks for them where they are mounted.
+    let text = map(&documents).unwrap()["data"]["registry.yaml"]
+        .as_str()
+        .unwrap();
+    let settings = RegistrySettings::from_config(&Config::parse(text).unwrap());
+    let folders: Vec<_> = settings
+        .notifications
+        .iter()
+        .map(|of| &of.headers_folders)
+        .collect();
+    let folder = Path::new(mount.unwrap()["mountPath"].as_str().unwrap()).join("1");
+    assert!(folders[0].is_empty());
+    let own = PathBuf::from("/etc/holdfast/notifications/audit");
+    assert_eq!(*folders[1], [folder, own]);
+    assert!(
+        settings
+            .notifications
+            .iter()
+            .all(|of| of.headers.is_empty())
+    );
 }
 
 #[test]

@@ -399,7 +399,7 @@ fn notifications(root: &mut Section, settings: &mut RegistrySettings, found: &mu
                 name: name.unwrap_or_default(),
                 url,
                 headers,
-                headers_folder: None,
+                headers_folders: Vec::new(),
                 ca: None,
                 timeout: timeout
                     .filter(|t| !t.is_zero())

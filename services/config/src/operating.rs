@@ -57,10 +57,12 @@ pub struct NotificationEndpoint {
     /// Name in metrics and logs. Required.
     #[schemars(regex(pattern = r"^[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$"))]
     pub name: String,
-    /// Where events are posted to. Required.
+    /// Where events are posted to. Required. Stands in a ConfigMap and in logs, so it is no place for a
+    /// token.
     #[schemars(regex(pattern = r"^https?://[^/?#@\s]+(/\S*)?$"))]
     pub url: String,
-    /// Headers of each request. Secret ones belong into `headersSecret`.
+    /// Headers of each request. The chart puts their values into a Secret; `headersSecret` takes them
+    /// from one of yours.
     pub headers: BTreeMap<String, String>,
     /// Name of a Secret in the release's namespace; each key is a header's name.
     #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
@@ -146,8 +148,8 @@ pub struct NotificationSettings {
     pub url: String,
     /// Headers of each request.
     pub headers: Vec<(String, String)>,
-    /// A mounted Secret with further headers, one a file.
-    pub headers_folder: Option<PathBuf>,
+    /// Mounted Secrets with further headers, one a file.
+    pub headers_folders: Vec<PathBuf>,
     /// PEM certificates to trust beside the public ones.
     pub ca: Option<String>,
     /// Time until an answer must be there.
@@ -180,7 +182,10 @@ impl From<&NotificationEndpoint> for NotificationSettings {
             name: endpoint.name.clone(),
             url: endpoint.url.clone(),
             headers: endpoint.headers.clone().into_iter().collect(),
-            headers_folder: (!endpoint.headers_secret.is_empty()).then_some(folder),
+            headers_folders: (!endpoint.headers_secret.is_empty())
+                .then_some(folder)
+                .into_iter()
+                .collect(),
             ca: Some(endpoint.ca.clone()).filter(|pem| !pem.trim().is_empty()),
             timeout: Duration::from_secs(endpoint.timeout_seconds.into()),
             threshold: endpoint.threshold.into(),
@@ -189,6 +194,23 @@ impl From<&NotificationEndpoint> for NotificationSettings {
             ignore_media_types: endpoint.ignore_media_types.clone(),
             ignore_actions: endpoint.ignore_actions.clone(),
         }
+    }
+}
+
+/// Where the chart mounts the values of headers, a folder for each endpoint that has some.
+const HEADERS_OF_VALUES: &str = "/etc/holdfast/notification-headers";
+
+impl NotificationSettings {
+    /// Of the endpoint at a place of the list, as the chart renders it: the ConfigMap names the
+    /// headers, their values are mounted.
+    pub(crate) fn rendered(place: usize, endpoint: &NotificationEndpoint) -> Self {
+        let mut settings = Self::from(endpoint);
+        if !settings.headers.is_empty() {
+            settings.headers.clear();
+            let folder = Path::new(HEADERS_OF_VALUES).join(place.to_string());
+            settings.headers_folders.insert(0, folder);
+        }
+        settings
     }
 }
 

@@ -235,18 +235,17 @@ impl RegistrySettings {
             limits: values.registry.limits.clone(),
             uplink: values.uplink.clone(),
             access_log: values.registry.access_log.clone(),
-            notifications: notified(&values.registry.notifications),
+            notifications: rendered(&values.registry.notifications),
             scrub: values.registry.scrub.clone(),
             drain: DRAIN,
         }
     }
 }
 
-fn notified(notifications: &Notifications) -> Vec<NotificationSettings> {
-    notifications
-        .endpoints
-        .iter()
-        .map(NotificationSettings::from)
+fn rendered(notifications: &Notifications) -> Vec<NotificationSettings> {
+    let endpoints = notifications.endpoints.iter().enumerate();
+    endpoints
+        .map(|(place, endpoint)| NotificationSettings::rendered(place, endpoint))
         .collect()
 }
 
@@ -451,7 +450,12 @@ impl Standalone {
             limits: self.limits.clone(),
             uplink: self.uplink.clone(),
             access_log: self.access_log.clone(),
-            notifications: notified(&self.notifications),
+            notifications: self
+                .notifications
+                .endpoints
+                .iter()
+                .map(NotificationSettings::from)
+                .collect(),
             scrub: self.scrub.clone(),
             drain: DRAIN,
         }

@@ -197,7 +197,7 @@ impl Sender {
     fn headers(&self) -> HeaderMap {
         let mut held = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
         let settings = &self.queue.settings;
-        if settings.headers_folder.is_none() || held.read_at.elapsed() < HEADERS_EVERY {
+        if settings.headers_folders.is_empty() || held.read_at.elapsed() < HEADERS_EVERY {
             return held.map.clone();
         }
         held.read_at = Instant::now();
@@ -322,7 +322,7 @@ fn pause(failures: u32, threshold: u32, backoff: Duration) -> Duration {
 fn headers(settings: &NotificationSettings) -> Result<HeaderMap, Error> {
     let mut headers = HeaderMap::new();
     let mut pairs = settings.headers.clone();
-    if let Some(folder) = &settings.headers_folder {
+    for folder in &settings.headers_folders {
         let unreadable = |source| Error::Folder {
             endpoint: settings.name.clone(),
             source,

@@ -261,8 +261,11 @@ async fn a_changed_secret_of_headers_is_read_again_and_a_bad_one_is_not() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     write("Authorization", "Bearer one\n");
+    // What the chart makes of the values' headers is mounted like a Secret of the operator's.
+    let values = tempfile::tempdir().unwrap();
+    std::fs::write(values.path().join("X-Source"), "edge-1").unwrap();
     let endpoint = NotificationSettings {
-        headers_folder: Some(folder.path().to_owned()),
+        headers_folders: vec![values.path().to_owned(), folder.path().to_owned()],
         ..receiver.endpoint("audit")
     };
     let process = Process::with(false, move |settings| settings.notifications.push(endpoint));
@@ -277,6 +280,8 @@ async fn a_changed_secret_of_headers_is_read_again_and_a_bad_one_is_not() {
     push_blob(&process, "team/app", "{}").await;
     receiver.until(1).await;
     assert_eq!(said().as_deref(), Some("Bearer one"));
+    let first = receiver.headers.lock().unwrap()[0].clone();
+    assert_eq!(first["x-source"], "edge-1");
 
     write("Authorization", "Bearer two");
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
