@@ -343,11 +343,15 @@ impl Cluster {
 
     fn create(&self, config: &Path, image: &str) -> Result<()> {
         let merged = self.folder.join("kind.json");
+        let audit = self.folder.join("audit");
+        fs::create_dir_all(&audit)?;
+        fs::write(audit.join("policy.yaml"), kind::AUDIT_POLICY)?;
         let text = fs::read_to_string(config)
             .with_context(|| format!("cannot read {}", config.display()))?;
         let value = kind::merge(
             &text,
             &self.shared_folder(),
+            &audit,
             matches!(self.engine, Engine::Own(_)),
         )?;
         fs::write(&merged, serde_json::to_vec_pretty(&value)?)?;

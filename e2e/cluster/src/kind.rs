@@ -8,6 +8,26 @@ use serde_json::{Value, json};
 
 use crate::cluster::SHARED_FOLDER;
 
+/// Where the API server of a cluster finds its audit policy, in the control plane's machine.
+const AUDIT_FOLDER: &str = "/var/holdfast-audit";
+/// Where it keeps its audit log there.
+pub(crate) const AUDIT_LOG_FOLDER: &str = "/var/log/kubernetes/audit";
+
+/// Who asked the API server for what: service accounts but the cluster's own, without contents.
+pub(crate) const AUDIT_POLICY: &str = r#"apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- level: None
+  userGroups: ["system:serviceaccounts:kube-system", "system:serviceaccounts:local-path-storage"]
+- level: Metadata
+  userGroups: ["system:serviceaccounts"]
+- level: None
+"#;
+
+/// The audit log is at most four files of so many MiB.
+const AUDIT_FILES: (&str, &str) = ("3", "32");
+
 /// kind's published node image, for engines that can pull it.
 pub(crate) const NODE_IMAGE: &str = "kindest/node:v1.37.0@\
     sha256:a1ed56cfb0e7b93589bdf97c8cd566405a265939e3620fc4f5de89adff580ae5";
@@ -20,13 +40,59 @@ pub(crate) const SHARED_CLASS: &str = "{apiVersion: storage.k8s.io/v1, kind: Sto
 const SYS_RESOURCE: u32 = 24;
 
 /// The configuration that a cluster is created with.
-pub(crate) fn merge(config: &str, shared: &Path, own_engine: bool) -> Result<Value> {
+///
+/// `audit` is the folder with the policy.
+pub(crate) fn merge(config: &str, shared: &Path, audit: &Path, own_engine: bool) -> Result<Value> {
     let machine = Machine {
         may_raise_limits: !own_engine || may_raise_limits(),
         has_cgroup_v2: Path::new("/sys/fs/cgroup/cgroup.controllers").exists(),
     };
     let value = serde_yaml::from_str(config).context("the kind configuration is no YAML")?;
-    merge_for(value, shared, machine)
+    let mut merged = merge_for(value, shared, machine)?;
+    add_audit(&mut merged, audit);
+    Ok(merged)
+}
+
+/// Has the API server write an audit log.
+fn add_audit(config: &mut Value, folder: &Path) {
+    for node in config["nodes"].as_array_mut().into_iter().flatten() {
+        if node["role"] == "control-plane" {
+            push(
+                node,
+                "extraMounts",
+                json!({"hostPath": folder.display().to_string(), "containerPath": AUDIT_FOLDER}),
+            );
+        }
+    }
+    let (files, mib) = AUDIT_FILES;
+    let patch = json!({
+        "kind": "ClusterConfiguration",
+        "apiServer": {
+            // kind makes a list of the map where kubeadm wants one.
+            "extraArgs": {
+                "audit-policy-file": format!("{AUDIT_FOLDER}/policy.yaml"),
+                "audit-log-path": format!("{AUDIT_LOG_FOLDER}/audit.log"),
+                "audit-log-maxbackup": files,
+                "audit-log-maxsize": mib,
+            },
+            "extraVolumes": [
+                {
+                    "name": "audit-policy",
+                    "hostPath": AUDIT_FOLDER,
+                    "mountPath": AUDIT_FOLDER,
+                    "readOnly": true,
+                    "pathType": "Directory",
+                },
+                {
+                    "name": "audit-log",
+                    "hostPath": AUDIT_LOG_FOLDER,
+                    "mountPath": AUDIT_LOG_FOLDER,
+                    "pathType": "DirectoryOrCreate",
+                },
+            ],
+        },
+    });
+    push(config, "kubeadmConfigPatches", json!(patch.to_string()));
 }
 
 #[derive(Clone, Copy)]
@@ -93,6 +159,15 @@ mod tests {
         let merged = merge_for(config.clone(), Path::new("/shared"), capable).unwrap();
         assert_eq!(merged.get("containerdConfigPatches"), None);
         assert_eq!(merged["nodes"][0]["extraMounts"][0]["hostPath"], "/shared");
+        let mut audited = json!({"nodes": [{"role": "control-plane"}, {"role": "worker"}]});
+        add_audit(&mut audited, Path::new("/audit"));
+        let mount = &audited["nodes"][0]["extraMounts"][0];
+        assert_eq!(mount["hostPath"], "/audit");
+        assert_eq!(audited["nodes"][1].get("extraMounts"), None);
+        let patches = audited["kubeadmConfigPatches"].as_array().unwrap();
+        let patch: Value = serde_yaml::from_str(patches[0].as_str().unwrap()).unwrap();
+        let volume = &patch["apiServer"]["extraVolumes"][0];
+        assert_eq!(volume["hostPath"], mount["containerPath"]);
         let poor = Machine {
             may_raise_limits: false,
             has_cgroup_v2: false,

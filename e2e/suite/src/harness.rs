@@ -74,6 +74,7 @@ impl std::error::Error for Skipped {}
 pub(crate) fn run(world: &mut World, cases: &[Case], plan: &Plan) -> Result<()> {
     let mut results = Vec::new();
     let (mut failed, mut skipped) = (0_usize, 0_usize);
+    world.complete = plan.suite == Suite::Full && plan.filter.is_none();
     for case in cases.iter().filter(|case| selects(plan, case)) {
         let started = Instant::now();
         let result = (case.run)(world);

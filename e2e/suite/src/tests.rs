@@ -22,6 +22,7 @@ mod policy;
 mod pushes;
 mod registry;
 mod replicas;
+mod rights;
 mod scope;
 mod workloads;
 
@@ -107,5 +108,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),
         full!(pushes::an_upload_goes_on_at_another_replica),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),
+        // What all of them had the parts ask the API server.
+        ci!(rights::every_granted_verb_is_used_and_no_other),
     ]
 }

@@ -11,6 +11,8 @@ pub(crate) struct World {
     /// A context of the user's kubeconfig to use instead of a cluster of our own.
     context: Option<String>,
     keep: bool,
+    /// Whether every test is run.
+    pub(crate) complete: bool,
     site: Option<Site>,
 }
 
@@ -20,6 +22,7 @@ impl World {
             tools,
             context,
             keep,
+            complete: false,
             site: None,
         }
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Cluster, Status};
 use crate::engine::Engine;
+use crate::kind::AUDIT_LOG_FOLDER;
 use crate::progress::Step;
 
 impl Cluster {
@@ -90,6 +91,13 @@ impl Cluster {
     pub fn api_server_answers(&self) -> bool {
         self.kubectl(&["get", "--raw=/readyz", "--request-timeout=3s"])
             .is_ok()
+    }
+
+    /// What the API server's audit log tells of service accounts, one JSON event a line; empty where
+    /// somebody else made the cluster.
+    pub fn audit_log(&self) -> Result<String> {
+        let script = format!("cat {AUDIT_LOG_FOLDER}/audit*.log 2>/dev/null || true");
+        self.node_exec(&self.control_plane()?, &["sh", "-c", &script])
     }
 
     /// Writes what helps to find out why a test failed into a folder; what cannot be had is left
