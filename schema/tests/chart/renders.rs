@@ -6,7 +6,9 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolumeClaim, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{
+    ConfigMap, PersistentVolumeClaim, Secret, Service, ServiceAccount,
+};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -39,6 +41,7 @@ fn through_its_type(document: &Value) -> Option<Value> {
         "PodDisruptionBudget" => typed::<PodDisruptionBudget>(document),
         "Role" => typed::<Role>(document),
         "RoleBinding" => typed::<RoleBinding>(document),
+        "Secret" => typed::<Secret>(document),
         "Service" => typed::<Service>(document),
         "ServiceAccount" => typed::<ServiceAccount>(document),
         "ValidatingAdmissionPolicy" => typed::<ValidatingAdmissionPolicy>(document),
