@@ -90,7 +90,7 @@ impl Disk {
             former: Former {
                 folder: folders.etc.join(FORMER),
                 on_host: folders.etc_on_host.join(FORMER),
-                hosts: hosts.unwrap_or(Path::new("")).to_owned(),
+                hosts: hosts.map_or_else(|_| PathBuf::new(), Path::to_owned),
             },
         }
     }
