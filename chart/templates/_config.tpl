@@ -63,10 +63,10 @@ values:
 {{/* Which sections of the values each document holds, beside `logging`. */}}
 {{- define "holdfast.configSections" -}}
 registry: [sources, onlyListedUpstreams, upstreams, proxy, uplink, registry]
-webhook: [sources, onlyListedUpstreams, upstreams, webhook]
-controller: [sources, onlyListedUpstreams, upstreams, global, webhook, controller, nodeAgent, preload]
+webhook: [sources, onlyListedUpstreams, upstreams, access, webhook]
+controller: [sources, onlyListedUpstreams, upstreams, access, global, webhook, controller, nodeAgent, preload]
 node-agent: [nodeAgent]
-config: [global, networkFunctionExtension, sources, onlyListedUpstreams, upstreams, registry, webhook, controller, nodeAgent, preload, uninstall]
+config: [global, networkFunctionExtension, sources, onlyListedUpstreams, upstreams, access, registry, webhook, controller, nodeAgent, preload, uninstall]
 {{- end -}}
 
 {{/* The key of the ConfigMap that a pod mounts: its part's document; commands read `config`, which every version has. */}}

@@ -54,6 +54,7 @@ fn rules() -> Rules {
         known_addresses: vec![ADDRESS.to_owned()],
         upstreams: Upstreams::default(),
         left_alone: std::sync::Arc::default(),
+        access: holdfast_api::access::ImageAccess::Every,
     }
 }
 

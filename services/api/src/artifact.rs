@@ -9,6 +9,7 @@
     reason = "kube's derives copy each struct into a function, and printer columns repeat their keys"
 )]
 
+use crate::access::Access;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
@@ -55,6 +56,12 @@ pub const READY: &str = "Ready";
         name = "References",
         type_ = "integer",
         json_path = ".status.referenceCount"
+    ),
+    printcolumn(
+        name = "Access",
+        type_ = "string",
+        json_path = ".status.access.answer",
+        priority = 1
     ),
     printcolumn(
         name = "Message",
@@ -136,6 +143,19 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i64>,
+    /// Whether pods of the namespace may have the image from the registry. Only where `access.privateImages` is `namespace`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<ArtifactAccess>,
+}
+
+/// What the upstream answered when the registry asked it who may have the image.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ArtifactAccess {
+    /// `public`: everybody. `configured`: a credential of `upstreams` in the values. `proved`: a credential that this namespace brings. `denied`: none of these; pods of this namespace keep the upstream's reference.
+    pub answer: Access,
+    /// When it was given. It holds until another one is.
+    pub time: Time,
 }
 
 impl Artifact {

@@ -3,6 +3,7 @@
 //!
 //! Types and pure functions only: no I/O, and no opinion on who calls whom (see `docs/ARCHITECTURE.md`).
 
+pub mod access;
 pub mod artifact;
 pub mod fill;
 pub mod history;

@@ -1,5 +1,6 @@
 //! The two documents by which the controller tells the other parts what is true of the cluster.
 
+use crate::access::AccessList;
 use crate::secret::SecretString;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,9 @@ pub struct ClusterState {
     /// [`MAX_POLICIES`] namespaces whose pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_alone: Vec<SourceLeftAlone>,
+    /// Whose pods may have which images, where `access.privateImages` is `namespace`; else absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<AccessList>,
 }
 
 /// As a source: everything that pods of the namespace name. A policy refuses the registry's references there.
@@ -111,7 +115,7 @@ mod tests {
         let least: ClusterState =
             serde_json::from_str(r#"{"registryAddress":"10.96.0.50"}"#).unwrap();
         assert!(!least.rewrite, "unsaid means no");
-        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","leftAlone":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}]}"#;
+        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","leftAlone":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}],"access":{"everybody":["r.io/b"],"namespaces":{"apps":["r.io/c"]}}}"#;
         let state: ClusterState = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }

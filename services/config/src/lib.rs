@@ -52,6 +52,6 @@ pub use replicas::Replicas;
 pub use schema::{standalone_schema, values_schema};
 pub use validate::{Problem, global_key_pattern};
 pub use values::{
-    Crds, FailurePolicy, Image, LogFormat, LogLevel, Logging, Metrics, PodMonitor, Preload,
-    PullPolicy, SystemNodes, Uninstall, Values,
+    Crds, FailurePolicy, Image, ImageAccess, LogFormat, LogLevel, Logging, Metrics, PodMonitor,
+    Preload, PrivateImages, PullPolicy, SystemNodes, Uninstall, Values,
 };

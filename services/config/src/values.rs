@@ -50,6 +50,8 @@ pub struct Values {
     /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials. Images of these may be
     /// filled without an Artifact.
     pub upstreams: Vec<Upstream>,
+    /// Which pods are given which images from the registry.
+    pub access: ImageAccess,
     /// How the outside is reached from a site that only has a proxy.
     pub proxy: Proxy,
     /// How the uplink is spared.
@@ -91,6 +93,7 @@ impl Default for Values {
             sources: Vec::new(),
             only_listed_upstreams: false,
             upstreams: Vec::new(),
+            access: ImageAccess::default(),
             proxy: Proxy::default(),
             uplink: Uplink::default(),
             logging: Logging::default(),
@@ -170,6 +173,34 @@ impl Values {
             .mutation
             .match_condition_expression
     }
+}
+
+/// Which pods are given which images from the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+pub struct ImageAccess {
+    /// Images whose upstream asks for a credential. `node`: every pod is sent to the registry. `namespace`: only pods of
+    /// a namespace that brought a credential which opens the image at its upstream; others keep the upstream's
+    /// reference. Public images, and those that a credential of `upstreams` opens, are everybody's in both cases.
+    pub private_images: PrivateImages,
+}
+
+impl ImageAccess {
+    /// Whether it depends on a pod's namespace which images it is given.
+    pub fn is_by_namespace(self) -> bool {
+        self.private_images == PrivateImages::Namespace
+    }
+}
+
+/// Whose pods may have private images from the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+#[allow(missing_docs, reason = "the field that has this type says it")]
+pub enum PrivateImages {
+    #[default]
+    Node,
+    Namespace,
 }
 
 /// The image of all parts.

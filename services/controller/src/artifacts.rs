@@ -4,6 +4,7 @@
 //! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch → validate → build → apply
 //! → status. An Artifact whose last owner is gone stays; collecting is another's work.
 
+pub mod access;
 pub mod backoff;
 pub mod credentials;
 pub mod demand;
@@ -17,11 +18,12 @@ pub mod status;
 pub mod undemanded;
 
 use crate::events::Publisher;
-use crate::world::{Key, NodeFacts, World};
+use crate::world::{Key, Mirror, NodeFacts, World};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
 use futures::{StreamExt as _, stream};
 use holdfast_api::Artifact;
+use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Need;
 use holdfast_runtime::supervise::Heart;
@@ -255,6 +257,9 @@ impl Work {
                 }
             }
             let exists = |key: &Key| artifacts.get(key).is_some();
+            if context.config.values.access.is_by_namespace() {
+                publish_access(&context, artifacts);
+            }
             self.memory.retain(|key, _| exists(key));
             context.healing.forget(exists);
             plan
@@ -383,6 +388,29 @@ impl Work {
             }
         }
     }
+}
+
+/// Tells whose pods may have which images.
+fn publish_access(context: &Context, artifacts: &Mirror<Arc<Artifact>>) {
+    let mut counts = Access::ALL.map(|access| (access, 0));
+    for (_, artifact) in artifacts.iter() {
+        let answer = access::of(artifact);
+        for (access, count) in &mut counts {
+            *count += usize::from(*access == answer);
+        }
+    }
+    for (access, count) in counts {
+        context.metrics.access(access.as_str(), count);
+    }
+    let (list, refused) = access::list(artifacts.iter());
+    context.metrics.access_refused(refused);
+    context.access.send_if_modified(|known| {
+        let differs = known.as_ref() != Some(&list);
+        if differs {
+            *known = Some(list);
+        }
+        differs
+    });
 }
 
 /// When an Artifact was made, in seconds since 1970, if nothing needs it and it may go.

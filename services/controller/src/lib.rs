@@ -14,6 +14,7 @@ pub mod nodes;
 pub mod state;
 pub mod world;
 
+use holdfast_api::access::AccessList;
 use holdfast_api::names::Names;
 use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
@@ -86,6 +87,8 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
+    /// Whose pods may have which images, as the Artifacts say it; nothing until they are known, or where nobody asks.
+    pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,
     /// Events on nodes and on the shared state.
@@ -133,6 +136,7 @@ impl Context {
             scope: Arc::new(scope),
             settled: Arc::default(),
             healing: Arc::new(healing::Healing::new(policy)),
+            access: tokio::sync::watch::Sender::new(None),
             registry: None,
         })
     }

@@ -23,6 +23,12 @@ pub(crate) struct NeedLabel {
     need: &'static str,
 }
 
+/// What upstreams answered who may have an image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct AccessLabel {
+    access: &'static str,
+}
+
 /// A kind of workload, by its resource's name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct KindLabel {
@@ -58,6 +64,8 @@ pub struct Metrics {
     artifacts: Family<ReasonLabel, Gauge>,
     artifacts_refused: Gauge,
     artifacts_removed: Counter,
+    access: Family<AccessLabel, Gauge>,
+    access_refused: Gauge,
     wanted: Family<NeedLabel, Gauge>,
     local: Family<NeedLabel, Gauge>,
     hidden: Family<KindLabel, Gauge>,
@@ -100,6 +108,16 @@ impl Metrics {
                 "artifacts_removed",
                 "Artifacts removed that were announced, never copied, and that nothing needed",
                 Counter::default(),
+            ),
+            access: group.add(
+                "artifacts_access",
+                "Artifacts by what their upstream answered who may have the image; only with access.privateImages=namespace",
+                Family::default(),
+            ),
+            access_refused: group.add(
+                "access_list_refused",
+                "Repositories that pods keep pulling from their upstream because the list of access is full",
+                Gauge::default(),
             ),
             wanted: group.add(
                 "images_wanted",
@@ -162,6 +180,16 @@ impl Metrics {
         self.artifacts
             .get_or_create(&ReasonLabel { reason })
             .set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn access(&self, access: &'static str, count: usize) {
+        let gauge = self.access.get_or_create(&AccessLabel { access });
+        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    pub(crate) fn access_refused(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.access_refused.set(count);
     }
 
     pub(crate) fn artifacts_refused(&self, count: usize) {

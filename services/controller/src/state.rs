@@ -13,6 +13,7 @@ use crate::world::World;
 use crate::{Context, apply};
 use build::{Inputs, NodeInput};
 pub use former::Former;
+use holdfast_api::access::AccessList;
 use holdfast_api::state::{ClusterState, KEY, NodeState, SourceLeftAlone};
 use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
@@ -46,6 +47,7 @@ pub struct Seen {
     /// The nodes in scope; `None` while they are not known.
     nodes: Option<Vec<NodeInput>>,
     left_alone: Option<Vec<SourceLeftAlone>>,
+    access: Option<AccessList>,
     bundle: String,
     /// Whether this process has written, or agreed with, the nodes' state once.
     settled: bool,
@@ -59,6 +61,7 @@ impl Seen {
             used: pods_synced.then(|| used_addresses(context)),
             nodes: (pods_synced && nodes_synced).then(|| nodes(context)),
             left_alone: context.healing.left_alone.borrow().clone(),
+            access: context.access.borrow().clone(),
             bundle: context.issued.bundle.borrow().clone(),
             settled: context.settled.load(Ordering::Relaxed),
         }
@@ -70,12 +73,14 @@ pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
     let mut left_alone = context.healing.left_alone.subscribe();
+    let mut access = context.access.subscribe();
     let mut agreed: Option<Seen> = None;
     let mut next = Instant::now();
     loop {
         version.borrow_and_update();
         bundle.borrow_and_update();
         left_alone.borrow_and_update();
+        access.borrow_and_update();
         if Instant::now() >= next || agreed.as_ref() != Some(&Seen::of(&context)) {
             agreed = round(&context).await?;
             next = Instant::now() + EVERY;
@@ -85,6 +90,7 @@ pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
             _ = version.changed() => {}
             _ = bundle.changed() => {}
             _ = left_alone.changed() => {}
+            _ = access.changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
         tokio::time::sleep(SETTLE).await;
@@ -144,6 +150,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         used,
         nodes: seen.nodes.clone(),
         left_alone: context.healing.seeded(previous.as_ref()),
+        access: access(context, seen.access.clone(), previous.as_ref()),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: state_map
             .as_ref()
@@ -209,6 +216,18 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     }
     context.healing.written(&state);
     Ok(complete.then_some(seen))
+}
+
+/// Whose pods may have which images: as the Artifacts say it; as it was written last where they are not known yet; nothing
+/// where the configuration does not ask for it.
+fn access(
+    context: &Context,
+    known: Option<AccessList>,
+    previous: Option<&ClusterState>,
+) -> Option<AccessList> {
+    let by_namespace = context.config.values.access.is_by_namespace();
+    let before = || previous.and_then(|state| state.access.clone());
+    by_namespace.then(|| known.or_else(before).unwrap_or_default())
 }
 
 fn used_addresses(context: &Context) -> BTreeSet<String> {

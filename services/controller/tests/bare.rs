@@ -8,6 +8,7 @@
 )]
 
 use holdfast_api::Artifact;
+use holdfast_api::access::{Access, AccessRequest};
 use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_cluster::apiserver::ApiServer;
 use holdfast_config::Config;
@@ -192,7 +193,12 @@ pub struct Registry {
     pub address: SocketAddr,
     pub requests: std::sync::Arc<std::sync::Mutex<Vec<FillRequest>>>,
     pub answer: Answer,
+    pub access: AccessAnswer,
 }
+
+/// The answer to a question who may have an image.
+pub type AccessAnswer =
+    std::sync::Arc<std::sync::Mutex<Box<dyn Fn(&AccessRequest) -> Access + Send>>>;
 
 /// The answer to a request: status and body.
 pub type Answer =
@@ -222,15 +228,27 @@ impl Registry {
         let address = listener.local_addr().unwrap();
         let requests = std::sync::Arc::<std::sync::Mutex<Vec<FillRequest>>>::default();
         let answer: Answer = std::sync::Arc::new(std::sync::Mutex::new(Box::new(|_| copied())));
-        let (seen, answers) = (requests.clone(), answer.clone());
+        let access: AccessAnswer =
+            std::sync::Arc::new(std::sync::Mutex::new(Box::new(|_| Access::Unknown)));
+        let (seen, answers, accesses) = (requests.clone(), answer.clone(), access.clone());
         let service = holdfast_runtime::server::service_fn(move |request: http::Request<_>| {
             let (seen, answers) = (seen.clone(), answers.clone());
+            let accesses = accesses.clone();
             async move {
+                let is_access = request.uri().path() == holdfast_api::access::PATH;
                 let body: holdfast_runtime::server::RequestBody = request.into_body();
                 let body = body.collect().await?.to_bytes();
-                let request: FillRequest = serde_json::from_slice(&body).expect("a fill request");
-                let (status, body) = answers.lock().unwrap()(&request);
-                seen.lock().unwrap().push(request);
+                let (status, body) = if is_access {
+                    let request = serde_json::from_slice(&body).expect("a question of access");
+                    let access = accesses.lock().unwrap()(&request);
+                    (200, json!({"access": access}).to_string())
+                } else {
+                    let request: FillRequest =
+                        serde_json::from_slice(&body).expect("a fill request");
+                    let told = answers.lock().unwrap()(&request);
+                    seen.lock().unwrap().push(request);
+                    told
+                };
                 let response = http::Response::builder()
                     .status(status)
                     .body(http_body_util::Full::new(bytes::Bytes::from(body)));
@@ -250,6 +268,7 @@ impl Registry {
             address,
             requests,
             answer,
+            access,
         }
     }
 

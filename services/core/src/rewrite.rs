@@ -66,6 +66,20 @@ pub fn original(text: &str, addresses: &[String]) -> Option<Reference> {
     ))
 }
 
+/// The upstream reference of the content that the registry serves under `text`. Beside [`original`], it knows the other
+/// ways to write a repository of Docker Hub, which the registry takes for the same one.
+pub fn served(text: &str, addresses: &[String]) -> Option<Reference> {
+    let local = Reference::parse(text).ok()?;
+    if !is_at_any(local.host(), addresses) {
+        return None;
+    }
+    let repository = local.repository();
+    let (host, repository) =
+        upstream_of(&canonical(repository).unwrap_or_else(|| repository.clone()))?;
+    let (tag, digest) = (local.tag().cloned(), local.digest().cloned());
+    Some(Reference::new(host, repository, tag, digest))
+}
+
 /// Whether a host is the registry's own `address`; an address without a port stands for every port of it.
 pub fn is_at(host: &Host, address: &str) -> bool {
     let parsed = Host::parse(address).or_else(|_| Host::parse(&format!("[{address}]")));

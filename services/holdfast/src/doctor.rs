@@ -6,6 +6,7 @@
     reason = "what a command prints is its result"
 )]
 
+mod access;
 mod gather;
 mod judge;
 mod quick;

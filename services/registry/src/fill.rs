@@ -4,6 +4,7 @@
 //! and the order in which an image becomes visible: blobs, then the manifests that name them, then the index byte for byte,
 //! then the tag. Nothing is visible before it is verified. Knows nothing of HTTP routes, clients and Artifacts.
 
+mod access;
 mod arriving;
 mod blob;
 mod candidates;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use futures::future::{BoxFuture, Shared};
-use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult};
+use holdfast_api::fill::{Credential, FillError, FillErrorCode, FillRequest, FillResult, Need};
 use holdfast_core::{Digest, Host, Reference, RepositoryName, rewrite};
 use holdfast_store::{GrowingBlob, Owner, Store};
 use tokio::sync::Semaphore;
@@ -287,36 +288,12 @@ impl Fills {
     /// # Errors
     /// Why the image is not local.
     pub async fn fill(&self, request: &FillRequest) -> Result<FillResult> {
-        let reference = Reference::parse(&request.source)
-            .map_err(|error| Error::Request(format!("source: {error}")))?;
-        let repo = rewrite::local_repository(reference.host(), reference.repository())
-            .ok_or_else(|| Error::Request("the source has no local name".to_owned()))?;
-        let permitted = self.permit(reference.host());
-        let logins: Vec<Login> = request
-            .credentials
-            .iter()
-            .map(|c| {
-                let password = c.password.expose();
-                // An empty user name with a token is how it was said before there was a field for it.
-                if c.identity_token || c.username.is_empty() {
-                    Login::identity(&c.username, password)
-                } else {
-                    Login::new(&c.username, password)
-                }
-            })
-            .collect();
-        let source = Source {
-            host: reference.host().clone(),
-            repository: reference.repository().clone(),
-            // Only what came with this request: another namespace's login must not open this one's images.
-            logins,
-            priority: Priority::new(request.need),
-        };
-        let target = match (reference.digest(), reference.tag()) {
-            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
-            (None, Some(tag)) => ManifestRef::Tag(tag.clone()),
-            (None, None) => return Err(Error::Request("the source names no image".to_owned())),
-        };
+        let Asked {
+            source,
+            repo,
+            target,
+        } = Asked::of(&request.source, &request.credentials, request.need)?;
+        let permitted = self.permit(&source.host);
         self.inner
             .grants
             .add(&repo, &target, &source.logins, Instant::now());
@@ -361,9 +338,7 @@ impl Fills {
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
             return Growing::No;
         };
-        self.inner
-            .upstreams
-            .raise(&entry.priority, holdfast_api::fill::Need::Waiting);
+        self.inner.upstreams.raise(&entry.priority, Need::Waiting);
         match &*entry.state.borrow() {
             entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
                 Growing::OfOthers
@@ -410,6 +385,48 @@ impl Fills {
             let grants = &self.inner.grants;
             grants.led_to(repo, target, &source.logins, &digest);
         }
+    }
+}
+
+/// What a request of the internal API names.
+struct Asked {
+    source: Source,
+    repo: RepositoryName,
+    target: ManifestRef,
+}
+
+impl Asked {
+    /// Only what came with this request: another namespace's login must not open this one's images.
+    fn of(text: &str, credentials: &[Credential], need: Need) -> Result<Self> {
+        let reference =
+            Reference::parse(text).map_err(|error| Error::Request(format!("source: {error}")))?;
+        let repo = rewrite::local_repository(reference.host(), reference.repository())
+            .ok_or_else(|| Error::Request("the source has no local name".to_owned()))?;
+        let target = match (reference.digest(), reference.tag()) {
+            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
+            (None, Some(tag)) => ManifestRef::Tag(tag.clone()),
+            (None, None) => return Err(Error::Request("the source names no image".to_owned())),
+        };
+        let login = |credential: &Credential| {
+            let (username, password) = (&credential.username, credential.password.expose());
+            // An empty user name with a token is how it was said before there was a field for it.
+            if credential.identity_token || username.is_empty() {
+                Login::identity(username, password)
+            } else {
+                Login::new(username, password)
+            }
+        };
+        let source = Source {
+            host: reference.host().clone(),
+            repository: reference.repository().clone(),
+            logins: credentials.iter().map(login).collect(),
+            priority: Priority::new(need),
+        };
+        Ok(Self {
+            source,
+            repo,
+            target,
+        })
     }
 }
 

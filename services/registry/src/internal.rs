@@ -7,6 +7,7 @@ use std::{convert::Infallible, time::Duration};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use holdfast_api::{
+    access::{self, AccessRequest, AccessResult},
     fill::{self, FillError, FillErrorCode, FillRequest},
     space::{self, Level, Space},
 };
@@ -19,7 +20,7 @@ use holdfast_runtime::{
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::Frame;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -74,10 +75,13 @@ async fn answer(
     if request.method() == Method::POST && path == fill::PATH {
         return fill_image(fills, request).await;
     }
+    if request.method() == Method::POST && path == access::PATH {
+        return access_of_image(fills, request).await;
+    }
     if request.method() != Method::GET {
         return refuse(
             StatusCode::METHOD_NOT_ALLOWED,
-            "GET a blob or a manifest, or POST a fill",
+            "GET a blob or a manifest, or POST a fill or a question of access",
         );
     }
     if path == space::PATH {
@@ -152,17 +156,34 @@ fn no_name(error: &str) -> Response<Body> {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
+/// The document in a request's body. Why it cannot be read is not told: the text of a parse error may hold what was
+/// parsed, a password for instance.
+async fn read<T: DeserializeOwned>(request: Request<RequestBody>) -> Option<T> {
+    let body = request.into_body().collect().await.ok()?;
+    serde_json::from_slice(&body.to_bytes()).ok()
+}
+
+fn unreadable(what: &str) -> Response<Body> {
+    failed(&FillError {
+        code: FillErrorCode::Invalid,
+        message: format!("the body is no {what}"),
+    })
+}
+
+/// Who the upstream gives an image to.
+async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
+    let Some(request) = read::<AccessRequest>(request).await else {
+        return unreadable("AccessRequest");
+    };
+    match fills.access(&request).await {
+        Ok(access) => json(StatusCode::OK, &AccessResult { access }),
+        Err(error) => failed(&error.into()),
+    }
+}
+
 async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
-    let body = request.into_body().collect().await;
-    let parsed = body
-        .ok()
-        .and_then(|body| serde_json::from_slice::<FillRequest>(&body.to_bytes()).ok());
-    // The text of a parse error may hold what was parsed, a password for instance.
-    let Some(request) = parsed else {
-        return failed(&FillError {
-            code: FillErrorCode::Invalid,
-            message: "the body is no FillRequest".to_owned(),
-        });
+    let Some(request) = read::<FillRequest>(request).await else {
+        return unreadable("FillRequest");
     };
     match fills.fill(&request).await {
         Ok(result) => json(StatusCode::OK, &result),

@@ -3,6 +3,7 @@
 //! Owns endpoints and their order, credentials and tokens, redirects, limits, the circuit breaker. Everything an
 //! upstream says is hostile until verified. Knows nothing of the store and of who waits.
 
+mod access;
 pub(crate) mod auth;
 mod body;
 mod breaker;

@@ -102,20 +102,20 @@ pub async fn serve(
     let admin = tokio::spawn(admin.serve(admin_listener, stop.clone()));
 
     let asks_for_certificate = !config.values.webhook.client_ca_secret.is_empty();
-    let upstreams = rules::upstreams(&config.values);
+    let configured = rules::Configured::of(&config.values);
     let names = Names {
         release: config.release.name.clone(),
         fullname: config.release.fullname.clone(),
         namespace: config.release.namespace.clone(),
     };
-    let (rules_sender, rules) = watch::channel(rules::Rules::new(upstreams.clone(), None));
+    let (rules_sender, rules) = watch::channel(rules::Rules::new(configured.clone(), None));
     let api = Api::namespaced(client.clone(), &names.namespace);
     supervisor.spawn("state", PATIENCE, move |heart| {
         let (rules, seen) = (rules_sender.clone(), state_seen.clone());
         state::follow(
             api.clone(),
             names.state(),
-            upstreams.clone(),
+            configured.clone(),
             rules,
             seen,
             heart,

@@ -50,6 +50,7 @@ pub struct Metrics {
     reviews: Family<ResultLabel, Counter>,
     rewritten: Counter,
     left_alone: Family<ReasonLabel, Counter>,
+    put_back: Counter,
     set_back: Counter,
     announcements: Family<ResultLabel, Counter>,
 }
@@ -69,6 +70,11 @@ impl Metrics {
             rewritten: group.add(
                 "images_rewritten",
                 "Image references rewritten",
+                Counter::default(),
+            ),
+            put_back: group.add(
+                "references_put_back",
+                "References to the registry that became the upstream's because the namespace may not have the image",
                 Counter::default(),
             ),
             left_alone: group.add(
@@ -102,6 +108,8 @@ impl Metrics {
             .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
         self.set_back
             .inc_by(u64::try_from(mutation.set_back).unwrap_or(u64::MAX));
+        self.put_back
+            .inc_by(u64::try_from(mutation.put_back).unwrap_or(u64::MAX));
         for reason in &mutation.left_alone {
             let reason = reason.as_str();
             self.left_alone.get_or_create(&ReasonLabel { reason }).inc();

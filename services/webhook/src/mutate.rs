@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_api::access::ImageAccess;
 use holdfast_api::history::{ImageHistory, PATIENCE};
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
@@ -67,6 +68,8 @@ pub enum LeftAlone {
     Unfillable,
     /// A policy refuses the registry's references in that namespace.
     Refused,
+    /// It is not known that the namespace may have it (`access.privateImages: namespace`).
+    Private,
     /// Somebody set the pod's images back again and again.
     SetBack,
     /// The pod has more images and annotations than are read.
@@ -88,6 +91,7 @@ impl LeftAlone {
             Self::TooLong => "too_long",
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
+            Self::Private => "private",
             Self::SetBack => "set_back",
             Self::TooLarge => "too_large",
         }
@@ -109,6 +113,8 @@ pub struct Mutation {
     pub left_alone: Vec<LeftAlone>,
     /// How many references an update put back to what was rewritten before.
     pub set_back: usize,
+    /// How many references to the registry became the upstream's, because the namespace may not have the image.
+    pub put_back: usize,
 }
 
 impl Mutation {
@@ -121,18 +127,89 @@ impl Mutation {
             ..Self::default()
         }
     }
+
+    /// Takes in what was decided about an image; its source, where that is the upstream's to know.
+    fn enact(&mut self, image: &PodImage, decision: Decision) -> Option<Reference> {
+        match decision {
+            Decision::Rewrite {
+                local,
+                original,
+                written,
+            } => {
+                if written != image.image {
+                    self.warnings.push(format!(
+                        "holdfast: the image of {} is malformed and read as {:?}",
+                        image.key(),
+                        shown(&written)
+                    ));
+                }
+                self.replace(image, local)?;
+                self.rewritten += 1;
+                Some(original)
+            }
+            Decision::PutBack { original } => {
+                self.replace(image, original.to_string())?;
+                self.put_back += 1;
+                self.left_alone.push(LeftAlone::Private);
+                self.warnings.push(format!(
+                    "holdfast: {} gets {:?} from its upstream: it is not known that this namespace may have it",
+                    image.key(),
+                    shown(&original.to_string())
+                ));
+                Some(original)
+            }
+            Decision::Leave { reason, original } => {
+                self.warnings.extend(warning(image, reason));
+                self.left_alone.push(reason);
+                original
+            }
+            Decision::Stay => None,
+        }
+    }
+
+    /// Gives an image another reference.
+    fn replace(&mut self, image: &PodImage, reference: String) -> Option<()> {
+        let path = PointerBuf::parse(&image.pointer).ok()?;
+        let value = Value::String(reference);
+        self.patch
+            .push(PatchOperation::Replace(ReplaceOperation { path, value }));
+        Some(())
+    }
 }
 
 /// Decides what to do with `pod`, whose state before the change is `old`.
 pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
-    let mut mutation = Mutation::default();
     if let Some(reason) = reason_to_skip(pod, rules) {
-        mutation.left_alone.push(reason);
-        return mutation;
+        return Mutation {
+            left_alone: vec![reason],
+            ..Mutation::default()
+        };
     }
-    let Some(address) = rules.address.as_deref() else {
-        return mutation;
-    };
+    judge_all(pod, old, request, rules, rules.address.as_deref())
+}
+
+/// Puts references to the registry back to the upstream's where the pod's namespace may not have the image, and changes
+/// nothing else. Asked about every pod, also about those that are not rewritten: nobody gets another one's image by a label
+/// of his own.
+pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
+    if rules.access == ImageAccess::Every || pod::is_mirror(pod) {
+        return Mutation::default();
+    }
+    Mutation {
+        images: Vec::new(),
+        ..judge_all(pod, old, request, rules, None)
+    }
+}
+
+/// Judges each image that is new or changed. Without an address nothing is rewritten.
+fn judge_all(
+    pod: &Value,
+    old: Option<&Value>,
+    request: Request,
+    rules: &Rules,
+    address: Option<&str>,
+) -> Mutation {
+    let mut mutation = Mutation::default();
     let old = old.filter(|_| request != Request::Create);
     let before: BTreeMap<String, String> = old
         .map(|old| {
@@ -164,45 +241,13 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
         }
         let verdict = judge(&image, was.map(String::as_str), &standing);
         mutation.set_back += usize::from(verdict.set_back);
-        match verdict.decision {
-            Decision::Rewrite {
-                local,
-                original,
-                written,
-            } => {
-                if written != image.image {
-                    mutation.warnings.push(format!(
-                        "holdfast: the image of {} is malformed and read as {:?}",
-                        image.key(),
-                        shown(&written)
-                    ));
-                }
-                let Ok(path) = PointerBuf::parse(&image.pointer) else {
-                    continue;
-                };
-                mutation
-                    .patch
-                    .push(PatchOperation::Replace(ReplaceOperation {
-                        path,
-                        value: Value::String(local),
-                    }));
-                mutation.rewritten += 1;
-                originals.insert(image.key(), Value::String(written));
-                if announced.insert(original.to_string()) {
-                    mutation.images.push(original);
-                }
-            }
-            Decision::Leave { reason, original } => {
-                if let Some(warning) = warning(&image, reason) {
-                    mutation.warnings.push(warning);
-                }
-                mutation.left_alone.push(reason);
-                if let Some(original) = original
-                    && announced.insert(original.to_string())
-                {
-                    mutation.images.push(original);
-                }
-            }
+        if let Decision::Rewrite { written, .. } = &verdict.decision {
+            originals.insert(image.key(), Value::String(written.clone()));
+        }
+        if let Some(source) = mutation.enact(&image, verdict.decision)
+            && announced.insert(source.to_string())
+        {
+            mutation.images.push(source);
         }
     }
     if request == Request::Ephemeral {
@@ -237,7 +282,8 @@ fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<LeftAlone> {
 /// By what an image is judged, beside its own text.
 struct Standing<'a> {
     rules: &'a Rules,
-    address: &'a str,
+    /// Where rewritten references lead; nothing where the pod's own references stay.
+    address: Option<&'a str>,
     namespace: &'a str,
     history: &'a ImageHistory,
     /// Whether setting an image back once more is once too often.
@@ -259,6 +305,10 @@ enum Decision {
         /// What the annotation keeps: the text as written, or its repaired form.
         written: String,
     },
+    /// Nothing: only references to the registry are judged.
+    Stay,
+    /// The upstream's reference takes the place of one to the registry.
+    PutBack { original: Reference },
     Leave {
         reason: LeftAlone,
         original: Option<Reference>,
@@ -271,6 +321,21 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
     let leave = |reason, original| Verdict {
         set_back: false,
         decision: Decision::Leave { reason, original },
+    };
+    // Before all else: a node that pulled it for others has it under that name, whatever the pull policy is.
+    if let Some(original) = rewrite::served(&image.image, &rules.known_addresses)
+        && !rules.access.permits(standing.namespace, &original)
+    {
+        return Verdict {
+            set_back: false,
+            decision: Decision::PutBack { original },
+        };
+    }
+    let Some(address) = standing.address else {
+        return Verdict {
+            set_back: false,
+            decision: Decision::Stay,
+        };
     };
     if image.pull_policy.as_deref() == Some("Never") {
         return leave(LeftAlone::PullNever, None);
@@ -293,7 +358,7 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
     if !rules.upstreams.include(original.host()) {
         return leave(LeftAlone::OtherSource, None);
     }
-    let Some(local) = rewrite::rewrite(&original, standing.address) else {
+    let Some(local) = rewrite::rewrite(&original, address) else {
         return leave(LeftAlone::TooLong, None);
     };
     if rules.leaves_namespace_alone(standing.namespace) {
@@ -303,6 +368,9 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
         || rules.leaves_alone(standing.namespace, &original)
     {
         return leave(LeftAlone::Unfillable, Some(original));
+    }
+    if !rules.access.permits(standing.namespace, &original) {
+        return leave(LeftAlone::Private, Some(original));
     }
     let set_back = was.is_some_and(|was| {
         rewrite::original(was, &rules.known_addresses).as_ref() == Some(&original)
@@ -401,5 +469,7 @@ fn add(path: &str, value: Value) -> Vec<PatchOperation> {
 mod matrix;
 #[cfg(test)]
 mod odd;
+#[cfg(test)]
+mod private;
 #[cfg(test)]
 mod tests;

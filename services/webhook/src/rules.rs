@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use holdfast_api::access::ImageAccess;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE, SourceLeftAlone};
 use holdfast_config::Values;
 use holdfast_core::sources::Upstreams;
@@ -20,15 +21,51 @@ pub struct Rules {
     pub upstreams: Upstreams,
     /// Sources that the registry cannot get, canonical, by namespace.
     pub left_alone: Arc<BTreeMap<String, BTreeSet<String>>>,
+    /// Which images pods of which namespaces may have from the registry.
+    pub access: ImageAccess,
+}
+
+/// What the configuration says, whatever the shared state is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configured {
+    /// The upstreams that concern Holdfast.
+    pub upstreams: Upstreams,
+    /// Whether private images are given to the namespaces only that may have them.
+    pub by_namespace: bool,
+}
+
+impl Configured {
+    /// Reads the values.
+    pub fn of(values: &Values) -> Self {
+        Self {
+            upstreams: upstreams(values),
+            by_namespace: values.access.is_by_namespace(),
+        }
+    }
+}
+
+impl From<Upstreams> for Configured {
+    fn from(upstreams: Upstreams) -> Self {
+        Self {
+            upstreams,
+            ..Self::default()
+        }
+    }
 }
 
 impl Rules {
-    /// Combines the configuration's upstreams with the shared state. Without a state, with `rewrite: false` or with an
+    /// Combines the configuration with the shared state. Without a state, with `rewrite: false` or with an
     /// address that no reference could carry, nothing is rewritten.
-    pub fn new(upstreams: Upstreams, state: Option<&ClusterState>) -> Self {
+    pub fn new(configured: impl Into<Configured>, state: Option<&ClusterState>) -> Self {
+        let Configured {
+            upstreams,
+            by_namespace,
+        } = configured.into();
+        let access = ImageAccess::new(by_namespace, state);
         let Some(state) = state else {
             return Self {
                 upstreams,
+                access,
                 ..Self::default()
             };
         };
@@ -40,6 +77,7 @@ impl Rules {
             known_addresses,
             upstreams,
             left_alone: Arc::new(left_alone(&state.left_alone)),
+            access,
         }
     }
 
@@ -102,7 +140,7 @@ mod tests {
             (Some(state("10.96.0.50", true)), Some("10.96.0.50")),
             (Some(state("[fd00::1]", true)), Some("[fd00::1]")),
         ] {
-            let rules = Rules::new(Upstreams::default(), state.as_ref());
+            let rules = Rules::new(Configured::default(), state.as_ref());
             assert_eq!(rules.address.as_deref(), expect, "{state:?}");
         }
     }

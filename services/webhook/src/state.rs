@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use futures::{StreamExt, TryStreamExt};
 use holdfast_api::state::{ClusterState, KEY};
-use holdfast_core::sources::Upstreams;
 use holdfast_runtime::health::Flag;
 use holdfast_runtime::supervise::Heart;
 use k8s_openapi::api::core::v1::ConfigMap;
@@ -12,7 +11,7 @@ use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use tokio::sync::watch;
 
-use crate::rules::Rules;
+use crate::rules::{Configured, Rules};
 
 /// How often the loop tells that it lives while nothing happens.
 const IDLE: Duration = Duration::from_secs(10);
@@ -39,7 +38,7 @@ pub fn read(object: Option<&ConfigMap>) -> Option<ClusterState> {
 pub async fn follow(
     api: Api<ConfigMap>,
     name: String,
-    upstreams: Upstreams,
+    configured: Configured,
     rules: watch::Sender<Rules>,
     seen: Flag,
     heart: Heart,
@@ -75,14 +74,14 @@ pub async fn follow(
             }
         };
         heart.success();
-        publish(current.as_ref(), &upstreams, &rules);
+        publish(current.as_ref(), &configured, &rules);
         seen.ok("seen");
     }
 }
 
-fn publish(object: Option<&ConfigMap>, upstreams: &Upstreams, rules: &watch::Sender<Rules>) {
+fn publish(object: Option<&ConfigMap>, configured: &Configured, rules: &watch::Sender<Rules>) {
     let state = read(object);
-    let next = Rules::new(upstreams.clone(), state.as_ref());
+    let next = Rules::new(configured.clone(), state.as_ref());
     rules.send_if_modified(|current| {
         if *current == next {
             return false;
@@ -122,7 +121,7 @@ mod tests {
             (Some(config_map("other", good)), None),
             (Some(ConfigMap::default()), None),
         ] {
-            publish(object.as_ref(), &Upstreams::default(), &sender);
+            publish(object.as_ref(), &Configured::default(), &sender);
             assert_eq!(receiver.borrow().address.as_deref(), expect, "{object:?}");
         }
     }

@@ -1,6 +1,7 @@
 //! Asking the registry for a copy: `POST /internal/v1/fills` with the controller's client certificate.
 
 use crate::Context;
+use holdfast_api::access::{self, Access, AccessRequest, AccessResult};
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::{FillError, FillErrorCode, FillRequest, FillResult, PATH};
 use std::time::Duration;
@@ -9,6 +10,8 @@ use std::time::Duration;
 pub const PORT: u16 = 5001;
 /// How long a fill is waited for. The registry goes on without us; asking again joins it.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long an answer is waited for who may have an image: some requests to one upstream.
+const ACCESS_PATIENCE: Duration = Duration::from_secs(60);
 /// The longest error body that is read.
 const MAX_BODY: usize = 64 * 1024;
 
@@ -42,6 +45,7 @@ pub struct Failure {
 pub struct Client {
     http: reqwest::Client,
     url: String,
+    access_url: String,
 }
 
 impl Client {
@@ -62,9 +66,28 @@ impl Client {
 
     /// Over a client and to an address that the caller chose.
     pub fn new(http: reqwest::Client, base: &str) -> Self {
+        let base = base.trim_end_matches('/');
         Self {
             http,
-            url: format!("{}{PATH}", base.trim_end_matches('/')),
+            url: format!("{base}{PATH}"),
+            access_url: format!("{base}{}", access::PATH),
+        }
+    }
+
+    /// Asks who the upstream gives an image to. No answer, a refusal, and a registry that does not know the question are
+    /// all the same: nothing is known.
+    pub async fn access(&self, request: &AccessRequest) -> Access {
+        let post = self.http.post(&self.access_url).timeout(ACCESS_PATIENCE);
+        let answer = async {
+            let answer = post.json(request).send().await?.error_for_status()?;
+            answer.json::<AccessResult>().await
+        };
+        match answer.await {
+            Ok(result) => result.access,
+            Err(error) => {
+                tracing::debug!(%error, "the registry does not tell who may have an image");
+                Access::Unknown
+            }
         }
     }
 

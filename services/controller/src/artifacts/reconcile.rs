@@ -1,6 +1,7 @@
 //! One look at one Artifact.
 
 use super::Platforms;
+use super::access::Asked;
 use super::backoff;
 use super::credentials::{self, Choice, Found};
 use super::demand::Demand;
@@ -32,8 +33,8 @@ const UNWRITTEN: Duration = Duration::from_secs(5);
 /// Does the looking.
 #[derive(Debug)]
 pub struct Reconciler {
-    context: Context,
-    client: Client,
+    pub(super) context: Context,
+    pub(super) client: Client,
     events: Events,
 }
 
@@ -46,7 +47,7 @@ pub struct Memory {
     confirmed: Option<Confirmed>,
     /// The status that was built last. The object that the watch shows may be older: built upon that, a status would take
     /// back what was written since.
-    status: Option<ArtifactStatus>,
+    pub(super) status: Option<ArtifactStatus>,
     /// Whether that status is known to be written.
     written: bool,
     /// Failures in a row.
@@ -63,6 +64,8 @@ pub struct Memory {
     surplus: bool,
     /// Whether the registry is to say again that it holds the image.
     doubted: bool,
+    /// What was asked about who may have the image.
+    pub(super) access: Asked,
 }
 
 /// The registry's word that it holds an image.
@@ -125,6 +128,7 @@ impl Memory {
                 *self = Self::default();
             } else if further_credentials(before.demand.as_ref(), demand) {
                 self.not_before = None;
+                self.access.again();
             }
         }
         self.noticed = Some(Noticed {
@@ -144,6 +148,7 @@ impl Memory {
             }
             if further_credentials(then.demand.as_ref(), now.demand.as_ref()) {
                 found.not_before = None;
+                found.access.again();
             }
         }
         let noticed = self.noticed.take().or(found.noticed);
@@ -256,6 +261,8 @@ impl Reconciler {
             .filter(|wait| !wait.is_zero());
         if let Some(wait) = wait {
             let written = self.write(artifact, demand, &News::Unchanged, memory).await;
+            self.try_further_credentials(artifact, demand, choice, memory)
+                .await;
             return Outcome {
                 again: Some(if written { wait } else { wait.min(UNWRITTEN) }),
             };
@@ -267,9 +274,12 @@ impl Reconciler {
         let asked_before = memory.confirmed.is_some();
         // By now the watch has shown what was written: a status that somebody else took away is written again.
         memory.written &= seen_status == artifact.status;
-        let outcome = self
-            .copy(artifact, demand, choice, &platforms, memory)
-            .await;
+        let asked = self.request(artifact, demand, choice, &platforms).await;
+        let brought = match (&asked, choice) {
+            (Ok((request, _)), Choice::Pods(_)) => Some(request.credentials.clone()),
+            _ => None,
+        };
+        let outcome = self.copy(artifact, demand, asked, memory).await;
         self.said(artifact, outcome.is_ok(), memory);
         let reason = outcome
             .as_ref()
@@ -345,6 +355,7 @@ impl Reconciler {
             }
         };
         let written = self.write(artifact, demand, &news, memory).await;
+        self.renew_access(artifact, brought, reason, memory).await;
         // A copy that was known before this process is no news. That an upstream wants credentials, where nobody's were
         // offered, is none either: a pod that a quota refused after the webhook saw it leaves such an Artifact.
         let no_news = match reason {
@@ -447,11 +458,10 @@ impl Reconciler {
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
-        choice: Choice<'_>,
-        platforms: &[String],
+        asked: Result<(FillRequest, Vec<String>), Failure>,
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
-        let request = self.request(artifact, demand, choice, platforms).await?;
+        let request = asked?;
         let doubted = memory.doubted && status::was_ready(artifact);
         let fill = self.client.fill(&request.0);
         let mut fill = std::pin::pin!(fill);
@@ -476,7 +486,7 @@ impl Reconciler {
     }
 
     /// What is to be asked, and what is wrong with the pull secrets.
-    async fn request(
+    pub(super) async fn request(
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
@@ -528,6 +538,16 @@ impl Reconciler {
         memory: &mut Memory,
     ) -> bool {
         let status = status::build(artifact, demand, news, jiff::Timestamp::now());
+        self.put(artifact, status, memory).await
+    }
+
+    /// Writes this status, if it is not known to be written.
+    pub(super) async fn put(
+        &self,
+        artifact: &Artifact,
+        status: ArtifactStatus,
+        memory: &mut Memory,
+    ) -> bool {
         let known = memory.status.as_ref().or(artifact.status.as_ref()) == Some(&status);
         if known && (memory.written || memory.status.is_none()) {
             (memory.status, memory.written) = (Some(status), true);

@@ -4,6 +4,7 @@ use super::*;
 use crate::world::Owner;
 use holdfast_api::ArtifactSpec;
 use http::{Method, Request, Response};
+use k8s_openapi::ByteString;
 use kube::client::Body;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -241,10 +242,16 @@ struct Looks {
     calls: Arc<Mutex<Vec<String>>>,
     /// Status and body that the registry answers with, and how often it was asked.
     registry: Arc<Mutex<(u16, Value, usize)>>,
+    /// What it answers who may have the image, and how often it was asked that.
+    access: Arc<Mutex<(&'static str, usize)>>,
 }
 
 impl Looks {
     async fn new() -> Self {
+        Self::with(&json!({})).await
+    }
+
+    async fn with(values: &Value) -> Self {
         holdfast_runtime::tls::install_crypto_provider();
         let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let (statuses, failing) = (
@@ -264,6 +271,10 @@ impl Looks {
                 let bytes = request.into_body().collect_bytes().await.unwrap();
                 let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
                 let mut answer = (200, body.clone());
+                if method == Method::GET && call.ends_with("/secrets/pull") {
+                    let login = r#"{"auths":{"registry.example":{"username":"u","password":"p"}}}"#;
+                    answer.1 = json!({"data": {".dockerconfigjson": ByteString(login.into())}});
+                }
                 asked.lock().unwrap().push(call);
                 if body.get("regarding").is_some() {
                     let reason = body["reason"].as_str().unwrap_or_default();
@@ -294,12 +305,18 @@ impl Looks {
         let registry = Arc::new(Mutex::new((200, held, 0)));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let told = Arc::clone(&registry);
+        let access = Arc::new(Mutex::new(("unknown", 0)));
+        let (told, told_access) = (Arc::clone(&registry), Arc::clone(&access));
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = vec![0; 64 * 1024];
-                let _length = stream.read(&mut request).await.unwrap();
-                let (status, body) = {
+                let length = stream.read(&mut request).await.unwrap();
+                let is_access = request[..length].starts_with(b"POST /internal/v1/access ");
+                let (status, body) = if is_access {
+                    let mut told = told_access.lock().unwrap();
+                    told.1 += 1;
+                    (200, json!({"access": told.0}).to_string())
+                } else {
                     let mut told = told.lock().unwrap();
                     told.2 += 1;
                     (told.0, told.1.to_string())
@@ -313,7 +330,7 @@ impl Looks {
         });
         let document = json!({
             "release": {"name": "holdfast", "namespace": "n", "fullname": "holdfast", "version": "0.1.0"},
-            "values": {},
+            "values": values,
         });
         let config = holdfast_config::Config::parse(&document.to_string()).unwrap();
         let metrics =
@@ -328,6 +345,7 @@ impl Looks {
             events,
             calls,
             registry,
+            access,
         }
     }
 
@@ -514,6 +532,9 @@ async fn a_pull_secret_that_the_api_server_does_not_give_is_no_trouble_of_the_re
     assert_eq!(looks.last().0, "PullSecretUnreadable");
     assert!(outcome.again.unwrap().as_secs() < 15);
 }
+
+#[path = "reconcile_access_tests.rs"]
+mod access;
 
 #[path = "reconcile_undemanded_tests.rs"]
 mod undemanded;

@@ -6,11 +6,13 @@ use crate::Context;
 use crate::artifacts::status;
 use crate::world::health::Patient;
 use crate::world::{Key, World};
+use holdfast_api::access::ImageAccess;
 use holdfast_api::artifact::Reason;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_api::{Artifact, artifact_name};
 use holdfast_config::HealingMode;
+use holdfast_core::Reference;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
@@ -30,6 +32,12 @@ impl Healer {
             now: jiff::Timestamp::now().as_second(),
             recreates: self.context.healing.policy.evictions.0 > 0,
         }
+    }
+
+    /// Which images pods may be sent to the registry for, as the webhook knows it.
+    pub(super) fn access(&self) -> ImageAccess {
+        let by_namespace = self.context.config.values.access.is_by_namespace();
+        ImageAccess::new(by_namespace, self.context.healing.state.borrow().as_ref())
     }
 
     /// Looks at everything that is known; what is to be done, pod by pod.
@@ -176,6 +184,10 @@ impl Healer {
     /// How far the patients' images are, as far as the Artifacts were seen.
     pub(super) fn copies(&self, patients: &[(Key, Arc<Patient>)], now: i64) -> Copies {
         let proof = self.context.healing.policy.proof;
+        let access = self.access();
+        let permits = |namespace: &str, source: &str| {
+            Reference::parse(source).is_ok_and(|source| access.permits(namespace, &source))
+        };
         World::read(&self.context.world.artifacts, |artifacts| {
             let mut copies = Copies::new();
             for (pod, patient) in patients {
@@ -185,6 +197,10 @@ impl Healer {
                         continue;
                     };
                     let copy = if status::was_ready(artifact) {
+                        // Held for others: nobody is sent there.
+                        if !permits(&pod.0, &image.source) {
+                            continue;
+                        }
                         (Copy::Held, String::new())
                     } else if let Some(reason) = self.refusals.proven(&key, artifact, proof, now) {
                         (Copy::Refused, reason)

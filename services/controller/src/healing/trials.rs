@@ -215,10 +215,12 @@ impl Healer {
     fn question(&self, live: &Pod) -> Option<json_patch::Patch> {
         let address = self.site().address?;
         let addresses = self.context.world.addresses.borrow().clone();
+        let (access, namespace) = (self.access(), live.metadata.namespace.as_deref());
         let found = core_pod::original_images(&document(live), &addresses)
             .into_iter()
             .find(|image| {
                 !image.rewritten
+                    && access.permits(namespace.unwrap_or_default(), &image.reference)
                     && matches!(
                         image.image.kind,
                         core_pod::Kind::Container | core_pod::Kind::Init

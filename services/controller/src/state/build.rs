@@ -1,5 +1,6 @@
 //! The shared state as a pure function of what was seen.
 
+use holdfast_api::access::AccessList;
 use holdfast_api::secret::SecretString;
 use holdfast_api::state::{ClusterState, Desired, Host, NodeState, SourceLeftAlone};
 use holdfast_config::WaitForNodes;
@@ -24,6 +25,8 @@ pub struct Inputs {
     pub nodes: Option<Vec<NodeInput>>,
     /// Sources that the registry cannot get.
     pub left_alone: Vec<SourceLeftAlone>,
+    /// Whose pods may have which images, where that depends on their namespace.
+    pub access: Option<AccessList>,
     /// Whether rewriting waits for the nodes.
     pub wait: WaitForNodes,
     /// How long the state has existed.
@@ -74,6 +77,7 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
         rewrite,
         reason,
         left_alone: inputs.left_alone.clone(),
+        access: inputs.access.clone(),
     }
 }
 
@@ -202,6 +206,7 @@ mod tests {
             used: Some(BTreeSet::new()),
             nodes: Some(nodes.to_vec()),
             left_alone: Vec::new(),
+            access: None,
             wait: WaitForNodes::Always(true),
             waited: Duration::ZERO,
         }

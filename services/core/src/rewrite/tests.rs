@@ -178,3 +178,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn another_way_to_write_a_repository_is_read_as_what_the_registry_serves() {
+    let addresses = ["10.96.0.50".to_owned()];
+    for (text, expect) in [
+        ("r.io/team/app:1", Some("r.io/team/app:1")),
+        ("docker.io/nginx:1", Some("docker.io/library/nginx:1")),
+        (
+            "docker.io/library/nginx:1",
+            Some("docker.io/library/nginx:1"),
+        ),
+        ("index.docker.io/team/app:1", Some("docker.io/team/app:1")),
+        ("registry_5000/app:1", Some("registry:5000/app:1")),
+        ("team/pushed:1", None),
+    ] {
+        let found = served(&format!("10.96.0.50/{text}"), &addresses);
+        assert_eq!(found.map(|it| it.to_string()).as_deref(), expect, "{text}");
+        assert_eq!(served(text, &addresses), None, "{text}");
+    }
+}

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use holdfast_api::access::ImageAccess;
 use holdfast_api::{Artifact, labels};
 use holdfast_controller::world::{NamespaceFacts, Scope, pod_facts};
 use holdfast_core::workload::{
@@ -16,6 +17,9 @@ use serde_json::Value;
 use crate::answer::Answer;
 use crate::cluster::text;
 use crate::standing::{Standing, standing};
+
+/// Why pods of a namespace are not sent to the registry for an image.
+const PRIVATE: &str = "it is not known that their namespace may have it (access.privateImages)";
 
 /// What was found in the cluster.
 #[derive(Debug)]
@@ -32,6 +36,8 @@ pub(super) struct Inventory {
     pub(super) not_rewriting: Option<String>,
     /// Namespaces whose pods keep their images, by who refuses the registry's references there.
     pub(super) left_alone: BTreeMap<String, String>,
+    /// Which images pods may have from the registry.
+    pub(super) access: ImageAccess,
     /// What concerns Holdfast, by its configuration.
     pub(super) scope: Scope,
     /// What the caller may not see.
@@ -260,7 +266,9 @@ impl<'a> Judge<'a> {
                                 .get(namespace)
                                 .map(|by| format!("{by} refuses its references"));
                             let off = self.inventory.not_rewriting.as_deref();
-                            self.copied(reference, policy, node, off.or(refused.as_deref()))
+                            let is_private = !self.inventory.access.permits(namespace, reference);
+                            let off = off.or(refused.as_deref()).or(is_private.then_some(PRIVATE));
+                            self.copied(reference, policy, node, off)
                         }
                         Ok(_) => self.left_alone(
                             reference,

@@ -1,6 +1,7 @@
 //! What would not start, as a table of clusters.
 
 use super::*;
+use holdfast_api::access::AccessList;
 use holdfast_config::Config;
 use serde_json::json;
 
@@ -71,6 +72,7 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
         addresses: vec!["10.96.0.50".to_owned()],
         not_rewriting: None,
         left_alone: BTreeMap::new(),
+        access: ImageAccess::Every,
         scope: scope(),
         not_judged: Vec::new(),
     }
@@ -171,6 +173,24 @@ fn what_a_policy_keeps_from_the_registry_is_missing_though_it_is_local() {
     assert_eq!(image.verdict, Verdict::Missing);
     assert!(image.why.contains(&by), "{image:?}");
     assert_eq!(answer.answer(true), Answer::No);
+}
+
+#[test]
+fn what_a_namespace_may_not_have_is_missing_though_it_is_local() {
+    let mut inventory = cluster(vec![deployment("shop", "web", &spec("r.io/local:1", None))]);
+    for (namespace, expect) in [("other", Verdict::Missing), ("shop", Verdict::Local)] {
+        let own = ["r.io/local".to_owned()].into();
+        let list = AccessList {
+            namespaces: [(namespace.to_owned(), own)].into(),
+            ..AccessList::default()
+        };
+        inventory.access = ImageAccess::Listed(std::sync::Arc::new(list));
+        let answer = decide(&inventory);
+        let image = &answer.owners[0].images[0];
+        assert_eq!(image.verdict, expect, "{image:?}");
+        let why = image.why.contains("access.privateImages");
+        assert_eq!(why, expect == Verdict::Missing, "{image:?}");
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use holdfast_api::Artifact;
+use holdfast_api::access::ImageAccess;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_controller::world::{NamespaceFacts, Scope};
 use holdfast_core::workload::KINDS;
@@ -65,7 +66,9 @@ pub(super) async fn fetch(
         .filter(|entry| entry.source == EVERY_SOURCE)
         .map(|entry| (entry.namespace.clone(), entry.reason.clone()))
         .collect();
+    let access = ImageAccess::new(config.values.access.is_by_namespace(), state.as_ref());
     Ok(Inventory {
+        access,
         objects,
         namespaces,
         artifacts: artifacts

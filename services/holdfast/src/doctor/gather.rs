@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_controller::world::{NamespaceFacts, NodeFacts, Scope, node_facts};
+use holdfast_core::Reference;
 use holdfast_core::workload::condition_is_true;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use serde_json::Value;
 
+use super::access::{self, Unproved};
 use super::scaling::{self, Scaling};
 use super::trials::{self, Trial};
 use super::verifiers::{self, Verifier};
@@ -68,6 +71,8 @@ pub(super) struct Facts {
     pub(super) verifiers: Asked<Vec<Verifier>>,
     /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
     pub(super) kubelet: Option<Asked<String>>,
+    /// Pods with images that their namespaces may not have; nothing where every pod may have every image.
+    pub(super) unproved: Option<Asked<Vec<Unproved>>>,
     /// What else could not be found out.
     pub(super) unknown: Vec<String>,
 }
@@ -96,6 +101,11 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Ok(Some(node)) => Some(void::kubelet_policy(client, node).await),
         _ => None,
     };
+    let image_access = access_of(release, &status);
+    let unproved = match &image_access {
+        ImageAccess::Every => None,
+        access => Some(unproved(client, namespace, &status, access).await),
+    };
     let (mut tried, mut rewrites) = (Vec::new(), None);
     let address = match &status.state {
         Ok(Some(state)) if !state.registry_address.is_empty() => Some(&state.registry_address),
@@ -104,7 +114,14 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     if let (Some(scope), Some(address), Ok(artifacts)) = (&scope, address, &status.artifacts) {
         match namespaces(client, namespace).await {
             Ok(known) => {
-                let candidates = trials::candidates(artifacts, |namespace| {
+                // Only pods that are sent to the registry meet a policy under its name.
+                let sent = artifacts.iter().filter(|artifact| {
+                    let namespace = artifact.metadata.namespace.as_deref();
+                    Reference::parse(&artifact.spec.source_artifact).is_ok_and(|source| {
+                        image_access.permits(namespace.unwrap_or_default(), &source)
+                    })
+                });
+                let candidates = trials::candidates(sent, |namespace| {
                     known
                         .get(namespace)
                         .is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
@@ -124,8 +141,29 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         scaling,
         verifiers,
         kubelet,
+        unproved,
         unknown,
     }
+}
+
+/// Which images pods may have from the registry; all of them where the configuration cannot be read.
+fn access_of(release: &Release, status: &judge::Facts) -> ImageAccess {
+    let config = release.config.as_ref();
+    let by_namespace = config.is_ok_and(|config| config.values.access.is_by_namespace());
+    let state = status.state.as_ref().ok().and_then(Option::as_ref);
+    ImageAccess::new(by_namespace, state)
+}
+
+async fn unproved(
+    client: &Client,
+    namespace: Option<&str>,
+    status: &judge::Facts,
+    access: &ImageAccess,
+) -> Asked<Vec<Unproved>> {
+    let state = status.state.as_ref().map_err(Clone::clone)?;
+    let pods = listed(client, PODS, namespace, "").await?;
+    let addresses = cluster::addresses(state.as_ref());
+    Ok(access::unproved(&pods, &addresses, access))
 }
 
 /// One object; nothing where there is none.

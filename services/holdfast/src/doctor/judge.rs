@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::gather::Facts;
 use super::trials::Outcome;
-use super::{scaling, upstreams, verifiers, void};
+use super::{access, scaling, upstreams, verifiers, void};
 use crate::answer::Answer;
 use crate::terminal;
 
@@ -103,8 +103,11 @@ pub(super) fn judge(facts: &Facts) -> Report {
     nodes(facts, &mut report);
     policies(facts, &mut report);
     scaling::judge(&facts.scaling, &mut report);
-    void::judge(&facts.trials, facts.kubelet.as_ref(), &mut report);
+    let by_namespace = facts.unproved.is_some();
+    let kubelet = facts.kubelet.as_ref();
+    void::judge(&facts.trials, kubelet, by_namespace, &mut report);
     if let Ok(artifacts) = &facts.status.artifacts {
+        access::judge(facts.unproved.as_ref(), artifacts, &mut report);
         upstreams::judge(artifacts, &mut report);
         if let Some(address) = address(facts) {
             let sources = artifacts
@@ -406,6 +409,7 @@ mod tests {
             scaling: Ok(scaling::Scaling::default()),
             verifiers: Ok(Vec::new()),
             kubelet: None,
+            unproved: None,
             unknown: Vec::new(),
         }
     }

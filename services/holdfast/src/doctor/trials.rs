@@ -50,8 +50,8 @@ pub(super) struct Trial {
 }
 
 /// One image of each upstream in each namespace.
-pub(super) fn candidates(
-    artifacts: &[Artifact],
+pub(super) fn candidates<'a>(
+    artifacts: impl IntoIterator<Item = &'a Artifact>,
     included: impl Fn(&str) -> bool,
 ) -> Vec<(String, Reference)> {
     let mut found: BTreeMap<String, BTreeMap<String, Reference>> = BTreeMap::new();

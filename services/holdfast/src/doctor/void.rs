@@ -24,9 +24,24 @@ pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String>
     Ok(text(&found, policy).to_owned())
 }
 
-/// The notes. A kubelet that may not be asked is no problem of Holdfast's.
-pub(super) fn judge(trials: &[Trial], kubelet: Option<&Asked<String>>, report: &mut Report) {
+/// The notes. A kubelet that may not be asked is no problem of Holdfast's. `by_namespace`: pods are sent to the registry
+/// only where their namespace may have the image.
+pub(super) fn judge(
+    trials: &[Trial],
+    kubelet: Option<&Asked<String>>,
+    by_namespace: bool,
+    report: &mut Report,
+) {
     let read_more = "docs/operate/policies.md says what that means";
+    if by_namespace {
+        if trials.iter().any(|trial| trial.pulls_always) {
+            report.notes.push(format!(
+                "for rewritten images the credential of the namespace decides (access.privateImages=namespace), not the \
+                 pull secrets of the single pod as with AlwaysPullImages alone; {read_more}"
+            ));
+        }
+        return;
+    }
     if trials.iter().any(|trial| trial.pulls_always) {
         report.notes.push(format!(
             "the admission plug-in AlwaysPullImages checks nothing for rewritten images: every node may pull every \
@@ -65,9 +80,12 @@ mod tests {
         ] {
             let mut report = Report::default();
             let trials = [trial(always), trial(always)];
-            judge(&trials, policy.as_ref(), &mut report);
+            judge(&trials, policy.as_ref(), false, &mut report);
             assert_eq!(report.notes.len(), notes, "{always} {policy:?}");
             assert_eq!(report.answer(), crate::answer::Answer::Yes);
+            let mut report = Report::default();
+            judge(&trials, policy.as_ref(), true, &mut report);
+            assert_eq!(report.notes.len(), usize::from(always), "{policy:?}");
         }
     }
 }

@@ -22,6 +22,7 @@ mod claims;
 mod indexes;
 mod lies;
 mod permitted;
+mod proofs;
 mod replicas;
 mod slow;
 mod sources;

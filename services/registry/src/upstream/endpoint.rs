@@ -1,5 +1,6 @@
 //! One URL of an upstream: its clients, breaker and tokens, and what is asked of it.
 
+mod access;
 mod answer;
 mod ask;
 mod follow;
@@ -290,7 +291,17 @@ impl Endpoint {
     async fn manifest_of(&self, source: &Source, target: &str) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         let call = Call::new(source, Method::GET, &path);
-        let mut response = self.ask(&call).await?;
+        let response = self.ask(&call).await?;
+        self.read_manifest(&call, response, target).await
+    }
+
+    /// Reads an answer to its end and verifies it.
+    async fn read_manifest(
+        &self,
+        call: &Call<'_>,
+        mut response: Response,
+        target: &str,
+    ) -> Result<Manifest> {
         let media_type = text(&response, header::CONTENT_TYPE).unwrap_or_default();
         let media_type = media_type
             .split(';')
@@ -305,8 +316,8 @@ impl Endpoint {
         }
         let most = length.unwrap_or(limit);
         let most_bytes = usize::try_from(most).unwrap_or(usize::MAX);
-        let read = self.read(&call, &mut response, most_bytes);
-        let host = source.host.to_string();
+        let read = self.read(call, &mut response, most_bytes);
+        let host = call.source.host.to_string();
         let (bytes, reserved) = self.memory.hold(&host, most, read).await?;
         let wanted = Digest::parse(target).ok();
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);

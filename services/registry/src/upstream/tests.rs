@@ -6,6 +6,7 @@ use holdfast_testkit::{Auth, Fault, ImageBuilder, Upstream, faults::Kind};
 
 use super::*;
 
+mod access;
 mod failures;
 mod hostile;
 mod logins;

@@ -5,8 +5,8 @@
 //! digest; `-` is nothing, `=` means that the image stays.
 
 use super::*;
+use crate::rules::Configured;
 use holdfast_api::state::ClusterState;
-use holdfast_core::sources::Upstreams;
 
 const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -101,7 +101,7 @@ fn rules() -> Rules {
         }],
     }))
     .unwrap();
-    Rules::new(Upstreams::default(), Some(&state))
+    Rules::new(Configured::default(), Some(&state))
 }
 
 /// A pod with the image in one place and fields that nobody knows; without it where `image` is nothing.

@@ -1,6 +1,7 @@
 //! The rewrite of a pod in single aspects, and its properties; `matrix` holds them against each other.
 
 use super::*;
+use crate::rules::Configured;
 use holdfast_api::state::ClusterState;
 use holdfast_core::sources::Upstreams;
 use proptest::prelude::*;
@@ -8,7 +9,7 @@ use proptest::prelude::*;
 const ADDRESS: &str = "10.96.0.50";
 const HEX: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
-fn rules() -> Rules {
+pub(super) fn rules() -> Rules {
     rules_with_sources(&[])
 }
 
@@ -20,7 +21,11 @@ fn rules_with_sources(sources: &[&str]) -> Rules {
         rewrite: true,
         ..ClusterState::default()
     };
-    Rules::new(Upstreams::new(&sources, Vec::new()), Some(&state))
+    let configured = Configured {
+        upstreams: Upstreams::new(&sources, Vec::new()),
+        ..Configured::default()
+    };
+    Rules::new(configured, Some(&state))
 }
 
 pub(super) fn pod(image: &str) -> Value {
@@ -178,7 +183,7 @@ fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_c
         left_alone: vec![serde_json::from_value(entry).unwrap()],
         ..ClusterState::default()
     };
-    let rules = Rules::new(Upstreams::default(), Some(&state));
+    let rules = Rules::new(Configured::default(), Some(&state));
     let mutation = mutate(
         &pod("registry.example/app:1"),
         None,
@@ -264,7 +269,7 @@ fn nothing_is_rewritten_before_the_state_says_so() {
         ..ClusterState::default()
     };
     for state in [None, Some(&off)] {
-        let rules = Rules::new(Upstreams::default(), state);
+        let rules = Rules::new(Configured::default(), state);
         let mutation = mutate(&pod("nginx"), None, Request::Create, &rules);
         assert!(mutation.patch.is_empty() && mutation.images.is_empty());
         assert_eq!(mutation.left_alone, [LeftAlone::NotRewriting]);

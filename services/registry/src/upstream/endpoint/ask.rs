@@ -91,6 +91,13 @@ impl Endpoint {
         if self.is_own {
             logins.extend(source.logins.iter().cloned().map(Some));
         }
+        logins.extend(self.configured_logins().await.into_iter().map(Some));
+        logins.push(None);
+        logins
+    }
+
+    /// The operator's credentials for this endpoint.
+    pub(super) async fn configured_logins(&self) -> Vec<Login> {
         let host = if let (true, Some(settings)) = (self.is_own, &self.settings) {
             settings.host.clone()
         } else {
@@ -98,22 +105,29 @@ impl Endpoint {
             let host = self.url.host_str().unwrap_or_default();
             format!("{host}{}", port.unwrap_or_default())
         };
-        let own = settings::logins(&self.credentials, &host).await;
-        logins.extend(own.into_iter().map(Some));
-        logins.push(None);
-        logins
+        settings::logins(&self.credentials, &host).await
     }
 
     /// Asks, and counts the outcome.
     pub(super) async fn ask(&self, call: &Call<'_>) -> Result<Response> {
-        let outcome = self.ask_in_turn(call).await;
+        self.counted(self.ask_in_turn(call).await)
+    }
+
+    /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is neither used nor
+    /// replaced, and a token is asked for anew: the answer is what the upstream says now.
+    pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
+        self.counted(self.ask_alone(call, login).await)
+    }
+
+    fn counted(&self, outcome: Result<Response>) -> Result<Response> {
         let outcome = outcome.map_err(|error| self.discreet(error));
         let word = outcome.as_ref().map_or_else(Error::word, |_| "ok");
         self.metrics.asked(&self.label, word);
         outcome
     }
 
-    async fn ask_in_turn(&self, call: &Call<'_>) -> Result<Response> {
+    /// Waits until the call may go out, and says where.
+    async fn admit(&self, call: &Call<'_>) -> Result<Url> {
         self.check_open(call)?;
         self.pace
             .take(call.repository(), &call.source.priority)
@@ -124,6 +138,31 @@ impl Endpoint {
             call.path
         ));
         url.set_query(call.query);
+        Ok(url)
+    }
+
+    async fn ask_alone(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
+        let url = self.admit(call).await?;
+        let found = self.follow(call, &url, None).await?;
+        let challenge = match (found.response.status(), challenge_of(&found)) {
+            (StatusCode::UNAUTHORIZED, Some(asked)) => asked,
+            // Some registries refuse or hide where they should ask.
+            (status, _) if login.is_some() && may_hide(call, status) && !found.elsewhere => {
+                self.challenge_of_root(call).await?
+            }
+            _ => return self.answer(call, found),
+        };
+        if login.is_none() && challenge == Challenge::Basic {
+            return self.answer(call, found);
+        }
+        self.forget_token(call, &self.url, &challenge, login);
+        let header = self.authorisation(call, Some(&challenge), login).await?;
+        let found = self.follow(call, &url, header).await?;
+        self.answer(call, found)
+    }
+
+    async fn ask_in_turn(&self, call: &Call<'_>) -> Result<Response> {
+        let url = self.admit(call).await?;
         let logins = self.logins(call.source).await;
         let has_login = logins.iter().any(Option::is_some);
         let mut challenge = None;

@@ -1,0 +1,25 @@
+//! Who an image's upstream gives it to. Asked of the upstream each time; what is stored is no answer.
+
+use holdfast_api::{
+    access::{Access, AccessRequest},
+    fill::Need,
+};
+
+use super::{Asked, Fills, Result};
+
+impl Fills {
+    /// Asks the upstream. Opens nothing: the credentials serve this question and no pull. An upstream that the settings
+    /// rule out is not asked.
+    ///
+    /// # Errors
+    /// [`super::Error::Request`] when the source is malformed.
+    pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
+        // Whoever waits for an image is asked for first; the answer is for the next pod.
+        let asked = Asked::of(&request.source, &request.credentials, Need::Ahead)?;
+        if self.permit(&asked.source.host).is_err() {
+            return Ok(Access::Unknown);
+        }
+        let target = asked.target.to_string();
+        Ok(self.inner.upstreams.access(&asked.source, &target).await)
+    }
+}

@@ -1,0 +1,24 @@
+//! Who an upstream gives an image to, over all of its endpoints.
+
+use holdfast_api::access::Access;
+
+use super::{Source, Upstreams};
+
+impl Upstreams {
+    /// Asks the endpoints in their order for a manifest: as nobody, with the operator's credentials, and with those of
+    /// the source. A no that was remembered is not used: who asks wants the upstream's answer.
+    pub async fn access(&self, source: &Source, target: &str) -> Access {
+        let Ok(endpoints) = self.endpoints(&source.host) else {
+            return Access::Unknown;
+        };
+        let mut otherwise = Access::Denied;
+        for endpoint in endpoints {
+            match endpoint.access(source, target).await {
+                Access::Denied => {}
+                Access::Unknown => otherwise = Access::Unknown,
+                opened => return opened,
+            }
+        }
+        otherwise
+    }
+}
