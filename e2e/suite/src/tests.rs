@@ -1,5 +1,6 @@
 //! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
 
+mod access;
 mod adoption;
 mod artifacts;
 mod away;
@@ -59,6 +60,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(scope::kube_system_is_left_alone_but_for_three_labels),
         full!(scope::the_match_condition_can_be_changed),
         full!(scope::narrowed_sources_leave_other_registries_alone),
+        full!(access::private_images_are_local_for_namespaces_that_proved_them),
         ci!(copies::each_pull_secret_is_tried),
         full!(copies::concurrent_updates_of_an_artifact_are_kept),
         ci!(copies::clients_cannot_push_under_an_upstreams_name),
