@@ -1,10 +1,13 @@
 //! The bytes of request bodies in memory: one budget for the process.
 //!
-//! A body takes its announced length before it is read. Small bodies go first and have a part of the budget that large
-//! ones cannot take. While somebody waits for room, bodies that arrive slowly are cut, the slowest first: an announced
-//! length is a claim and must not hold back others.
+//! A body takes its announced length before it is read. Small bodies have a part of the budget that large ones cannot
+//! take. Of those that wait, the client goes first that holds least; of its own bodies, the smallest. While somebody
+//! waits for room, bodies that arrive slowly are cut, those of clients that hold more first: an announced length is a
+//! claim and must not hold back others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,7 +27,7 @@ pub const BUDGET_BYTES: usize = 24 * 1024 * 1024;
 pub const LARGE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of a body that counts as small. Nearly every review does.
 pub const SMALL_BODY_BYTES: usize = 128 * 1024;
-/// Time for a body, the wait for room included. Less than the webhook's `timeoutSeconds` (5 by default), so that the
+/// Time for a review, the waits for room and for its turn included. Less than the webhook's `timeoutSeconds` (5 by default), so that the
 /// API server gets an answer that says why.
 pub const BODY_TIME: Duration = Duration::from_secs(4);
 /// Bytes of a body that is too large that are read and dropped, so that its sender sees the answer.
@@ -69,14 +72,45 @@ struct State {
     small: usize,
     large: usize,
     next: u64,
-    /// Lengths of the bodies that wait, each with a number.
-    waiting: BTreeSet<(usize, u64)>,
+    clients: HashMap<IpAddr, Client>,
     /// Bodies that are arriving and may be cut.
     arriving: BTreeMap<u64, Arriving>,
 }
 
+/// What the bodies of one client hold, and which of them wait.
+#[derive(Debug, Default)]
+struct Client {
+    held: usize,
+    /// Lengths, each with a number.
+    small: BTreeSet<(usize, u64)>,
+    large: BTreeSet<(usize, u64)>,
+}
+
+impl Client {
+    fn waiting(&mut self, length: usize) -> &mut BTreeSet<(usize, u64)> {
+        if is_large(length) {
+            &mut self.large
+        } else {
+            &mut self.small
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        self.held == 0 && self.small.is_empty() && self.large.is_empty()
+    }
+}
+
+/// A body among those of all clients.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    client: IpAddr,
+    length: usize,
+    id: u64,
+}
+
 #[derive(Debug)]
 struct Arriving {
+    client: IpAddr,
     length: usize,
     received: usize,
     since: Instant,
@@ -94,29 +128,53 @@ impl State {
         fits && (!is_large(length) || self.large + length <= LARGE_BUDGET_BYTES)
     }
 
-    /// Whether nobody of the same kind goes before this one: the smallest first, then the one that came first.
-    fn is_next(&self, waiting: (usize, u64)) -> bool {
-        let first = if is_large(waiting.0) {
-            self.waiting.range((SMALL_BODY_BYTES + 1, 0)..).next()
-        } else {
-            self.waiting.first()
+    /// Whether no body of the same kind goes before this one.
+    fn is_next(&self, place: Place) -> bool {
+        let first = |client: &Client| {
+            let waiting = if is_large(place.length) {
+                client.large.first()
+            } else {
+                client.small.first()
+            };
+            waiting.map(|first| (client.held, *first))
         };
-        first.is_none_or(|first| waiting <= *first)
+        let first = self.clients.values().filter_map(first).min();
+        first.is_some_and(|(_, first)| first == (place.length, place.id))
     }
 
-    fn take(&mut self, id: u64, length: usize, now: Instant) -> Arc<Notify> {
-        *self.held(length) += length;
+    fn client(&mut self, address: IpAddr, change: impl FnOnce(&mut Client)) {
+        let client = self.clients.entry(address).or_default();
+        change(client);
+        if client.is_gone() {
+            self.clients.remove(&address);
+        }
+    }
+
+    fn holds(&self, client: IpAddr) -> usize {
+        self.clients.get(&client).map_or(0, |client| client.held)
+    }
+
+    fn take(&mut self, place: Place, now: Instant) -> Arc<Notify> {
+        *self.held(place.length) += place.length;
+        self.client(place.client, |client| client.held += place.length);
         let cut = Arc::new(Notify::new());
         self.arriving.insert(
-            id,
+            place.id,
             Arriving {
-                length,
+                client: place.client,
+                length: place.length,
                 received: 0,
                 since: now,
                 cut: Arc::clone(&cut),
             },
         );
         cut
+    }
+
+    fn give_back(&mut self, place: Place) {
+        self.arriving.remove(&place.id);
+        *self.held(place.length) -= place.length;
+        self.client(place.client, |client| client.held -= place.length);
     }
 
     fn held(&mut self, length: usize) -> &mut usize {
@@ -127,22 +185,25 @@ impl State {
         }
     }
 
-    /// Cuts the slowest bodies of the same kind, until this one would have room.
-    fn cut_for(&mut self, length: usize, now: Instant) {
+    /// Cuts slow bodies of the same kind, until this one would have room: those of clients that hold more than this
+    /// one's first, the slowest of them first.
+    fn cut_for(&mut self, place: Place, now: Instant) {
+        let length = place.length;
+        let own = self.holds(place.client);
         let speed = |body: &Arriving| {
             let millis = now.duration_since(body.since).as_millis().max(1);
             body.received as u128 * 1000 / millis
         };
-        let mut slow: Vec<(u128, u64)> = self
+        let mut slow: Vec<_> = self
             .arriving
             .iter()
             .filter(|(_, body)| is_large(body.length) == is_large(length))
             .filter(|(_, body)| now.duration_since(body.since) >= GRACE)
-            .map(|(id, body)| (speed(body), *id))
+            .map(|(id, body)| (Reverse(own < self.holds(body.client)), speed(body), *id))
             .collect();
         slow.sort_unstable();
         let mut freed = 0;
-        for (_, id) in slow {
+        for (_, _, id) in slow {
             if freed >= length {
                 return;
             }
@@ -163,15 +224,21 @@ impl Shared {
 /// A body that waits for room; no longer when it is dropped.
 struct Waiting {
     shared: Arc<Shared>,
-    place: (usize, u64),
+    place: Place,
 }
 
 impl Waiting {
-    fn enter(shared: &Arc<Shared>, length: usize) -> Self {
+    fn enter(shared: &Arc<Shared>, client: IpAddr, length: usize) -> Self {
         let mut state = shared.lock();
         state.next += 1;
-        let place = (length, state.next);
-        state.waiting.insert(place);
+        let place = Place {
+            client,
+            length,
+            id: state.next,
+        };
+        state.client(client, |client| {
+            client.waiting(length).insert((length, place.id));
+        });
         drop(state);
         Self {
             shared: Arc::clone(shared),
@@ -180,22 +247,20 @@ impl Waiting {
     }
 
     fn try_take(&self) -> Option<Room> {
-        let (length, id) = self.place;
         let now = Instant::now();
         let mut state = self.shared.lock();
         if !state.is_next(self.place) {
             return None;
         }
-        if !state.has_room(length) {
-            state.cut_for(length, now);
+        if !state.has_room(self.place.length) {
+            state.cut_for(self.place, now);
             return None;
         }
-        let cut = state.take(id, length, now);
+        let cut = state.take(self.place, now);
         drop(state);
         Some(Room {
             shared: Arc::clone(&self.shared),
-            id,
-            length,
+            place: self.place,
             cut,
         })
     }
@@ -203,7 +268,10 @@ impl Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        self.shared.lock().waiting.remove(&self.place);
+        let Place { client, length, id } = self.place;
+        self.shared.lock().client(client, |client| {
+            client.waiting(length).remove(&(length, id));
+        });
         // Whoever is next may have room at once.
         self.shared.changed.notify_waiters();
     }
@@ -213,30 +281,26 @@ impl Drop for Waiting {
 #[derive(Debug)]
 struct Room {
     shared: Arc<Shared>,
-    id: u64,
-    length: usize,
+    place: Place,
     cut: Arc<Notify>,
 }
 
 impl Room {
     fn received(&self, bytes: usize) {
-        if let Some(body) = self.shared.lock().arriving.get_mut(&self.id) {
+        if let Some(body) = self.shared.lock().arriving.get_mut(&self.place.id) {
             body.received += bytes;
         }
     }
 
     /// The body is complete and cannot be cut any more.
     fn arrived(&self) {
-        self.shared.lock().arriving.remove(&self.id);
+        self.shared.lock().arriving.remove(&self.place.id);
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut state = self.shared.lock();
-        state.arriving.remove(&self.id);
-        *state.held(self.length) -= self.length;
-        drop(state);
+        self.shared.lock().give_back(self.place);
         self.shared.changed.notify_waiters();
     }
 }
@@ -262,8 +326,13 @@ impl AsRef<[u8]> for Body {
 }
 
 impl Bodies {
-    /// Reads a body of this announced length, within [`BODY_TIME`]. Without a length it counts as the largest.
-    pub async fn receive<S, B, E>(&self, length: Option<u64>, body: S) -> Result<Body, Refusal>
+    /// Reads a client's body of this announced length, before `deadline`. Without a length it counts as the largest.
+    pub async fn receive<S, B, E>(
+        &self,
+        client: IpAddr,
+        (length, body): (Option<u64>, S),
+        deadline: Instant,
+    ) -> Result<Body, Refusal>
     where
         S: Stream<Item = Result<B, E>> + Send,
         B: Buf,
@@ -276,8 +345,7 @@ impl Bodies {
                 return Err(Refusal::TooLarge);
             }
         };
-        let deadline = Instant::now() + BODY_TIME;
-        let room = timeout_at(deadline, self.room(length))
+        let room = timeout_at(deadline, self.room(client, length))
             .await
             .map_err(|_| Refusal::Busy)?;
         let cut = Arc::clone(&room.cut);
@@ -287,8 +355,8 @@ impl Bodies {
         }
     }
 
-    async fn room(&self, length: usize) -> Room {
-        let waiting = Waiting::enter(&self.shared, length);
+    async fn room(&self, client: IpAddr, length: usize) -> Room {
+        let waiting = Waiting::enter(&self.shared, client, length);
         loop {
             let mut changed = pin!(self.shared.changed.notified());
             changed.as_mut().enable();
@@ -328,11 +396,11 @@ where
     B: Buf,
 {
     let mut body = pin!(body);
-    let mut bytes = BytesMut::with_capacity(room.length);
+    let mut bytes = BytesMut::with_capacity(room.place.length);
     while let Some(part) = body.next().await {
         let mut part = part.map_err(|_| Refusal::Broken)?;
-        if bytes.len() + part.remaining() > room.length {
-            return Err(if room.length == MAX_BODY_BYTES {
+        if bytes.len() + part.remaining() > room.place.length {
+            return Err(if room.place.length == MAX_BODY_BYTES {
                 Refusal::TooLarge
             } else {
                 Refusal::Broken
@@ -351,163 +419,4 @@ where
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use futures::stream;
-
-    const SLOW: Duration = Duration::from_millis(10);
-
-    type Parts = stream::BoxStream<'static, Result<Bytes, std::io::Error>>;
-
-    /// A body of this many bytes at once.
-    fn whole(bytes: usize) -> Parts {
-        stream::once(async move { Ok(Bytes::from(vec![b' '; bytes])) }).boxed()
-    }
-
-    /// A byte at a time, a pause before each.
-    fn trickling() -> Parts {
-        stream::repeat(())
-            .then(async |()| {
-                tokio::time::sleep(SLOW).await;
-                Ok(Bytes::from_static(b" "))
-            })
-            .boxed()
-    }
-
-    fn held(bodies: &Bodies) -> usize {
-        let state = bodies.shared.lock();
-        state.small + state.large
-    }
-
-    async fn refusal(bodies: &Bodies, length: Option<u64>, body: Parts) -> Option<Refusal> {
-        bodies.receive(length, body).await.err()
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_is_taken_up_to_its_length_and_the_limit() {
-        let bodies = Bodies::default();
-        let most = MAX_BODY_BYTES as u64;
-        for (length, bytes, expect) in [
-            (Some(3), 3, None),
-            (Some(0), 0, None),
-            (None, 3, None),
-            (Some(most), MAX_BODY_BYTES, None),
-            (Some(3), 4, Some(Refusal::Broken)),
-            (Some(most + 1), 0, Some(Refusal::TooLarge)),
-            (Some(u64::MAX), 0, Some(Refusal::TooLarge)),
-            (None, MAX_BODY_BYTES + 1, Some(Refusal::TooLarge)),
-        ] {
-            let found = refusal(&bodies, length, whole(bytes)).await;
-            assert_eq!(found, expect, "{length:?}, {bytes} bytes");
-            assert_eq!(held(&bodies), 0);
-        }
-        let slow = refusal(&bodies, Some(9999), trickling()).await;
-        assert_eq!(slow, Some(Refusal::Slow));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn bodies_in_memory_never_exceed_the_budget() {
-        let bodies = Bodies::default();
-        let mut kept = Vec::new();
-        let large = MAX_BODY_BYTES as u64;
-        while held(&bodies) + MAX_BODY_BYTES <= LARGE_BUDGET_BYTES {
-            kept.push(
-                bodies
-                    .receive(Some(large), whole(MAX_BODY_BYTES))
-                    .await
-                    .unwrap(),
-            );
-        }
-        let busy = refusal(&bodies, Some(large), whole(MAX_BODY_BYTES)).await;
-        assert_eq!(busy, Some(Refusal::Busy), "large ones have a part of it");
-        let small = SMALL_BODY_BYTES as u64;
-        while held(&bodies) + SMALL_BODY_BYTES <= BUDGET_BYTES {
-            kept.push(
-                bodies
-                    .receive(Some(small), whole(SMALL_BODY_BYTES))
-                    .await
-                    .unwrap(),
-            );
-        }
-        assert!(held(&bodies) <= BUDGET_BYTES);
-        let busy = refusal(&bodies, Some(small), whole(SMALL_BODY_BYTES)).await;
-        assert_eq!(busy, Some(Refusal::Busy));
-        assert!(bodies.shared.lock().waiting.is_empty());
-        kept.pop();
-        assert!(bodies.receive(Some(small), whole(1)).await.is_ok());
-        kept.clear();
-        assert_eq!(held(&bodies), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_body_gives_its_room_to_one_that_waits() {
-        let bodies = Bodies::default();
-        for length in [SMALL_BODY_BYTES, MAX_BODY_BYTES] {
-            let slow: Vec<_> = (0..BUDGET_BYTES / length)
-                .map(|_| {
-                    let bodies = bodies.clone();
-                    tokio::spawn(
-                        async move { refusal(&bodies, Some(length as u64), trickling()).await },
-                    )
-                })
-                .collect();
-            tokio::time::sleep(Duration::from_millis(1)).await;
-            let begun = Instant::now();
-            let taken = bodies.receive(Some(length as u64), whole(length)).await;
-            assert!(taken.is_ok());
-            assert!(
-                begun.elapsed() < Duration::from_millis(100),
-                "{:?}",
-                begun.elapsed()
-            );
-            drop(taken);
-            for slow in slow {
-                let outcome = slow.await.unwrap();
-                assert!(
-                    matches!(outcome, Some(Refusal::Slow | Refusal::Busy)),
-                    "{outcome:?}"
-                );
-            }
-            assert_eq!(held(&bodies), 0);
-        }
-    }
-
-    #[test]
-    fn the_document_lists_the_limits() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
-        let text = std::fs::read_to_string(path).unwrap();
-        for (name, value) in [
-            ("MAX_BODY_BYTES", MAX_BODY_BYTES),
-            ("BUDGET_BYTES", BUDGET_BYTES),
-            ("LARGE_BUDGET_BYTES", LARGE_BUDGET_BYTES),
-            ("SMALL_BODY_BYTES", SMALL_BODY_BYTES),
-            ("MAX_KEPT_VALUES", crate::review::MAX_KEPT_VALUES),
-            ("MAX_KEPT_BYTES", crate::review::MAX_KEPT_BYTES),
-        ] {
-            let cells = format!("| `{name}` | {value} |");
-            assert!(text.contains(&cells), "{cells}");
-        }
-        let cells = format!("| `BODY_TIME` | {} |", BODY_TIME.as_secs());
-        assert!(text.contains(&cells), "{cells}");
-    }
-
-    #[test]
-    fn the_slowest_goes_first_and_nobody_within_the_grace() {
-        let begun = Instant::now();
-        let mut state = State::default();
-        let length = LARGE_BUDGET_BYTES / 3;
-        for id in 1..=3 {
-            state.take(id, length, begun);
-        }
-        for (id, received) in [(1, 5000), (2, 10), (3, 4000)] {
-            state.arriving.get_mut(&id).unwrap().received = received;
-        }
-        state.cut_for(length, begun + GRACE / 2);
-        assert_eq!(state.arriving.len(), 3);
-        state.cut_for(SMALL_BODY_BYTES, begun + GRACE * 2);
-        assert_eq!(state.arriving.len(), 3, "small ones cut no large ones");
-        state.cut_for(length, begun + GRACE * 2);
-        assert_eq!(state.arriving.keys().collect::<Vec<_>>(), [&1, &3]);
-    }
-}
+mod tests;

@@ -15,6 +15,9 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 
 /// Values of one review that are kept. A pod with a hundred containers and all its annotations has a few hundred.
 pub const MAX_KEPT_VALUES: usize = 8192;
+/// Images of one review, those of containers of all kinds and of volumes. Each becomes a line of the patch, several
+/// times as long as its shortest form in the review.
+pub const MAX_IMAGES: usize = 256;
 /// Bytes of text of one review that are kept. The API server takes 256 KiB of annotations.
 pub const MAX_KEPT_BYTES: usize = 1024 * 1024;
 
@@ -199,7 +202,9 @@ impl Review {
             }
             (Some(request), Some(pod), old) => Some(Subject { request, pod, old }),
         };
-        let subject = subject.filter(|_| !kept.exceeded());
+        let images = subject.as_ref().map_or(0, |subject| images(&subject.pod));
+        let too_large = kept.exceeded() || MAX_IMAGES < images;
+        let subject = subject.filter(|_| !too_large);
         let namespace = text(&document, "/request/namespace")
             .or_else(|| {
                 subject
@@ -212,9 +217,24 @@ impl Review {
             namespace,
             dry_run: document.pointer("/request/dryRun") == Some(&Value::Bool(true)),
             subject,
-            too_large: kept.exceeded(),
+            too_large,
         })
     }
+}
+
+/// How many images a pod may have at most.
+fn images(pod: &Value) -> usize {
+    let lists = [
+        "containers",
+        "initContainers",
+        "ephemeralContainers",
+        "volumes",
+    ];
+    let lists = lists.iter().filter_map(|list| pod["spec"][list].as_array());
+    lists
+        .flatten()
+        .filter(|one| one.get("image").is_some())
+        .count()
 }
 
 /// The answer: always allowed, with a patch where there is one.

@@ -1,16 +1,18 @@
 //! The HTTP surface: `POST /mutate`. Nothing here waits for the network but the request's own body.
 
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Buf;
 use futures::Stream;
+use holdfast_runtime::server::{PeerAddr, client_address};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
 use warp::http::{Response, StatusCode, header};
 use warp::{Filter, Rejection};
 
 use crate::announce::{Announcement, Announcer};
-use crate::bodies::{Bodies, Body, Refusal};
+use crate::bodies::{BODY_TIME, Bodies, Body, Refusal};
 use crate::metrics::Metrics;
 use crate::mutate::{Mutation, mutate};
 use crate::review::{self, Review};
@@ -41,11 +43,13 @@ pub fn routes(
     let desk = Arc::new(Desk::default());
     warp::path!("mutate")
         .and(warp::post())
+        .and(warp::ext::get::<PeerAddr>())
         .and(warp::header::optional("content-length"))
         .and(warp::body::stream())
-        .then(move |length, body| {
+        .then(move |PeerAddr(peer), length, body| {
             let (context, desk) = (context.clone(), Arc::clone(&desk));
-            async move { handle(&context, &desk, length, body).await }
+            let client = client_address(peer.ip());
+            async move { handle(&context, &desk, client, (length, body)).await }
         })
 }
 
@@ -85,10 +89,16 @@ fn judge(body: Body, rules: &watch::Receiver<Rules>) -> Judged {
     Ok((review, mutation))
 }
 
-/// Judges in turn; nothing when the process ends.
-async fn judged(desk: &Desk, body: Body, rules: &watch::Receiver<Rules>) -> Option<Judged> {
+/// Judges in turn; nothing when its turn did not come before the deadline, or the process ends.
+async fn judged(
+    desk: &Desk,
+    body: Body,
+    rules: &watch::Receiver<Rules>,
+    deadline: Instant,
+) -> Option<Judged> {
     if body.is_large() {
-        let turn = Arc::clone(&desk.large).acquire_owned().await.ok()?;
+        let turn = Arc::clone(&desk.large).acquire_owned();
+        let turn = timeout_at(deadline, turn).await.ok()?.ok()?;
         let rules = rules.clone();
         // The turn ends with the work, also when the client leaves before.
         let work = tokio::task::spawn_blocking(move || {
@@ -98,7 +108,10 @@ async fn judged(desk: &Desk, body: Body, rules: &watch::Receiver<Rules>) -> Opti
         });
         work.await.ok()
     } else {
-        let _turn = desk.small.acquire().await.ok()?;
+        let _turn = timeout_at(deadline, desk.small.acquire())
+            .await
+            .ok()?
+            .ok()?;
         Some(judge(body, rules))
     }
 }
@@ -106,14 +119,15 @@ async fn judged(desk: &Desk, body: Body, rules: &watch::Receiver<Rules>) -> Opti
 async fn handle<S, B>(
     context: &Context,
     desk: &Desk,
-    length: Option<u64>,
-    body: S,
+    client: IpAddr,
+    body: (Option<u64>, S),
 ) -> Response<String>
 where
     S: Stream<Item = Result<B, warp::Error>> + Send,
     B: Buf,
 {
-    let body = match desk.bodies.receive(length, body).await {
+    let deadline = Instant::now() + BODY_TIME;
+    let body = match desk.bodies.receive(client, body, deadline).await {
         Ok(body) => body,
         Err(refusal) => {
             let (status, result) = match refusal {
@@ -128,14 +142,17 @@ where
         }
     };
     let started = Instant::now();
-    let (review, mutation) = match judged(desk, body, &context.rules).await {
+    let (review, mutation) = match judged(desk, body, &context.rules, deadline).await {
         Some(Ok(judged)) => judged,
         Some(Err(error)) => {
             context.metrics.refused("malformed");
             tracing::warn!(%error, "a request is no review");
             return plain(StatusCode::BAD_REQUEST, &error.to_string());
         }
-        None => return plain(StatusCode::SERVICE_UNAVAILABLE, "the webhook ends"),
+        None => {
+            context.metrics.refused("busy");
+            return plain(StatusCode::SERVICE_UNAVAILABLE, &Refusal::Busy.to_string());
+        }
     };
     let answer = match review::answer(&review.uid, &mutation) {
         Ok(answer) => answer,

@@ -161,10 +161,10 @@ fn a_pod_with_more_images_than_are_read_is_left_alone_and_answered() {
             .collect();
         json!({ "metadata": {}, "spec": { "containers": all } })
     };
-    large["object"] = pod(MAX_KEPT_VALUES / 4);
+    large["object"] = pod(MAX_IMAGES);
     let read = Review::parse(&review(large.clone())).unwrap();
     assert!(read.subject.is_some() && !read.too_large);
-    large["object"] = pod(MAX_KEPT_VALUES);
+    large["object"] = pod(MAX_IMAGES + 1);
     let read = Review::parse(&review(large.clone())).unwrap();
     assert_eq!(
         (read.subject, read.too_large, read.uid.as_str()),

@@ -1,0 +1,226 @@
+//! What bounds the bodies of reviews.
+
+use super::*;
+use bytes::Bytes;
+use futures::stream;
+
+const SLOW: Duration = Duration::from_millis(10);
+
+type Parts = stream::BoxStream<'static, Result<Bytes, std::io::Error>>;
+
+/// A body of this many bytes at once.
+fn whole(bytes: usize) -> Parts {
+    stream::once(async move { Ok(Bytes::from(vec![b' '; bytes])) }).boxed()
+}
+
+/// A byte at a time, a pause before each.
+fn trickling() -> Parts {
+    stream::repeat(())
+        .then(async |()| {
+            tokio::time::sleep(SLOW).await;
+            Ok(Bytes::from_static(b" "))
+        })
+        .boxed()
+}
+
+fn held(bodies: &Bodies) -> usize {
+    let state = bodies.shared.lock();
+    state.small + state.large
+}
+
+const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
+const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
+
+async fn receive(
+    bodies: &Bodies,
+    client: IpAddr,
+    length: Option<u64>,
+    body: Parts,
+) -> Result<Body, Refusal> {
+    let deadline = Instant::now() + BODY_TIME;
+    bodies.receive(client, (length, body), deadline).await
+}
+
+async fn refusal(bodies: &Bodies, length: Option<u64>, body: Parts) -> Option<Refusal> {
+    receive(bodies, CLIENT, length, body).await.err()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_is_taken_up_to_its_length_and_the_limit() {
+    let bodies = Bodies::default();
+    let most = MAX_BODY_BYTES as u64;
+    for (length, bytes, expect) in [
+        (Some(3), 3, None),
+        (Some(0), 0, None),
+        (None, 3, None),
+        (Some(most), MAX_BODY_BYTES, None),
+        (Some(3), 4, Some(Refusal::Broken)),
+        (Some(most + 1), 0, Some(Refusal::TooLarge)),
+        (Some(u64::MAX), 0, Some(Refusal::TooLarge)),
+        (None, MAX_BODY_BYTES + 1, Some(Refusal::TooLarge)),
+    ] {
+        let found = refusal(&bodies, length, whole(bytes)).await;
+        assert_eq!(found, expect, "{length:?}, {bytes} bytes");
+        assert_eq!(held(&bodies), 0);
+    }
+    let slow = refusal(&bodies, Some(9999), trickling()).await;
+    assert_eq!(slow, Some(Refusal::Slow));
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_in_memory_never_exceed_the_budget() {
+    let bodies = Bodies::default();
+    let mut kept = Vec::new();
+    let large = MAX_BODY_BYTES as u64;
+    while held(&bodies) + MAX_BODY_BYTES <= LARGE_BUDGET_BYTES {
+        kept.push(
+            receive(&bodies, CLIENT, Some(large), whole(MAX_BODY_BYTES))
+                .await
+                .unwrap(),
+        );
+    }
+    let busy = refusal(&bodies, Some(large), whole(MAX_BODY_BYTES)).await;
+    assert_eq!(busy, Some(Refusal::Busy), "large ones have a part of it");
+    let small = SMALL_BODY_BYTES as u64;
+    while held(&bodies) + SMALL_BODY_BYTES <= BUDGET_BYTES {
+        kept.push(
+            receive(&bodies, CLIENT, Some(small), whole(SMALL_BODY_BYTES))
+                .await
+                .unwrap(),
+        );
+    }
+    assert!(held(&bodies) <= BUDGET_BYTES);
+    let busy = refusal(&bodies, Some(small), whole(SMALL_BODY_BYTES)).await;
+    assert_eq!(busy, Some(Refusal::Busy));
+    let waits = |client: &Client| !client.small.is_empty() || !client.large.is_empty();
+    assert!(!bodies.shared.lock().clients.values().any(waits));
+    kept.pop();
+    assert!(
+        receive(&bodies, CLIENT, Some(small), whole(1))
+            .await
+            .is_ok()
+    );
+    kept.clear();
+    assert_eq!(held(&bodies), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_body_gives_its_room_to_one_that_waits() {
+    let bodies = Bodies::default();
+    for length in [SMALL_BODY_BYTES, MAX_BODY_BYTES] {
+        let slow: Vec<_> = (0..BUDGET_BYTES / length)
+            .map(|_| {
+                let bodies = bodies.clone();
+                tokio::spawn(
+                    async move { refusal(&bodies, Some(length as u64), trickling()).await },
+                )
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let begun = Instant::now();
+        let taken = receive(&bodies, CLIENT, Some(length as u64), whole(length)).await;
+        assert!(taken.is_ok());
+        assert!(
+            begun.elapsed() < Duration::from_millis(100),
+            "{:?}",
+            begun.elapsed()
+        );
+        drop(taken);
+        for slow in slow {
+            let outcome = slow.await.unwrap();
+            assert!(
+                matches!(outcome, Some(Refusal::Slow | Refusal::Busy)),
+                "{outcome:?}"
+            );
+        }
+        assert_eq!(held(&bodies), 0);
+    }
+}
+
+#[test]
+fn the_document_lists_the_limits() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for (name, value) in [
+        ("MAX_BODY_BYTES", MAX_BODY_BYTES),
+        ("BUDGET_BYTES", BUDGET_BYTES),
+        ("LARGE_BUDGET_BYTES", LARGE_BUDGET_BYTES),
+        ("SMALL_BODY_BYTES", SMALL_BODY_BYTES),
+        ("MAX_KEPT_VALUES", crate::review::MAX_KEPT_VALUES),
+        ("MAX_IMAGES", crate::review::MAX_IMAGES),
+        ("MAX_KEPT_BYTES", crate::review::MAX_KEPT_BYTES),
+    ] {
+        let cells = format!("| `{name}` | {value} |");
+        assert!(text.contains(&cells), "{cells}");
+    }
+    let cells = format!("| `BODY_TIME` | {} |", BODY_TIME.as_secs());
+    assert!(text.contains(&cells), "{cells}");
+}
+
+#[test]
+fn the_slowest_goes_first_and_nobody_within_the_grace() {
+    let begun = Instant::now();
+    let mut state = State::default();
+    let length = LARGE_BUDGET_BYTES / 3;
+    let place = |client, length, id| Place { client, length, id };
+    for id in 1..=3 {
+        state.take(place(CLIENT, length, id), begun);
+    }
+    for (id, received) in [(1, 5000), (2, 10), (3, 4000)] {
+        state.arriving.get_mut(&id).unwrap().received = received;
+    }
+    state.cut_for(place(CLIENT, length, 9), begun + GRACE / 2);
+    assert_eq!(state.arriving.len(), 3);
+    state.cut_for(place(CLIENT, SMALL_BODY_BYTES, 9), begun + GRACE * 2);
+    assert_eq!(state.arriving.len(), 3, "small ones cut no large ones");
+    state.cut_for(place(CLIENT, length, 9), begun + GRACE * 2);
+    assert_eq!(state.arriving.keys().collect::<Vec<_>>(), [&1, &3]);
+}
+
+#[test]
+fn clients_that_hold_more_are_cut_first() {
+    let begun = Instant::now();
+    let mut state = State::default();
+    let length = LARGE_BUDGET_BYTES / 4;
+    for (client, id) in [(OTHER, 1), (CLIENT, 2), (CLIENT, 3)] {
+        state.take(Place { client, length, id }, begun);
+    }
+    // The other client's is the slowest, and all that it has.
+    state.arriving.get_mut(&2).unwrap().received = 10;
+    state.arriving.get_mut(&3).unwrap().received = 20;
+    let client = OTHER;
+    state.cut_for(
+        Place {
+            client,
+            length,
+            id: 9,
+        },
+        begun + GRACE * 2,
+    );
+    assert_eq!(state.arriving.keys().collect::<Vec<_>>(), [&1, &3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_client_with_any_number_of_bodies_keeps_no_other_one_out() {
+    let bodies = Bodies::default();
+    // Smaller than the honest one, and more than ever get room.
+    let hostile = 1 << 20;
+    let hoard: Vec<_> = (0..3 * LARGE_BUDGET_BYTES / hostile)
+        .map(|_| {
+            let bodies = bodies.clone();
+            tokio::spawn(async move { refusal(&bodies, Some(hostile as u64), trickling()).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    let taken = receive(&bodies, OTHER, Some(2 << 20), whole(2 << 20)).await;
+    assert!(taken.is_ok(), "{taken:?}");
+    assert!(
+        begun.elapsed() < Duration::from_millis(100),
+        "{:?}",
+        begun.elapsed()
+    );
+    for one in hoard {
+        one.abort();
+    }
+}
