@@ -77,13 +77,12 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let response = match this.inner.as_pin_mut() {
-            Some(inner) => ready!(inner.poll(context))?.map(Some),
-            None => {
-                let mut refused = Response::new(None);
-                *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
-                refused
-            }
+        let response = if let Some(inner) = this.inner.as_pin_mut() {
+            ready!(inner.poll(context))?.map(Some)
+        } else {
+            let mut refused = Response::new(None);
+            *refused.status_mut() = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+            refused
         };
         let (underway, stream) = match this.watched.take() {
             Some((underway, stream)) => (Some(underway), stream),
