@@ -264,16 +264,16 @@ async fn uploads_that_nobody_continues_are_removed_and_live_ones_stay() {
     assert_eq!(
         registry
             .store
-            .purge_idle(std::time::Duration::from_secs(60))
+            .purge_idle(Duration::from_secs(60))
             .await
             .unwrap(),
         0
     );
-    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
     assert_eq!(
         registry
             .store
-            .purge_idle(std::time::Duration::from_millis(10))
+            .purge_idle(Duration::from_millis(10))
             .await
             .unwrap(),
         1
@@ -290,11 +290,7 @@ async fn probe_of_the_volume_leaves_nothing() {
     let own = registry.root().join("docker/registry/v2/_holdfast");
     let names = || fs::read_dir(&own).unwrap().count();
     let before = names();
-    registry
-        .store
-        .probe(std::time::Duration::from_secs(5))
-        .await
-        .unwrap();
+    registry.store.probe(Duration::from_secs(5)).await.unwrap();
     registry
         .store
         .probe_read(Duration::from_secs(5))
