@@ -267,7 +267,9 @@ impl<'a> Judge<'a> {
                                 .map(|by| format!("{by} refuses its references"));
                             let off = self.inventory.not_rewriting.as_deref();
                             let is_private = !self.inventory.access.permits(namespace, reference);
-                            let off = off.or(refused.as_deref()).or(is_private.then_some(PRIVATE));
+                            let off = off
+                                .or(refused.as_deref())
+                                .or_else(|| is_private.then_some(PRIVATE));
                             self.copied(reference, policy, node, off)
                         }
                         Ok(_) => self.left_alone(

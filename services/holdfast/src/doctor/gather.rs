@@ -104,7 +104,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     let image_access = access_of(release, &status);
     let unproved = match &image_access {
         ImageAccess::Every => None,
-        access => Some(unproved(client, namespace, &status, access).await),
+        access @ ImageAccess::Listed(_) => Some(unproved(client, namespace, &status, access).await),
     };
     let (mut tried, mut rewrites) = (Vec::new(), None);
     let address = match &status.state {
