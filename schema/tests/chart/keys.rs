@@ -35,10 +35,6 @@ pub(crate) const READ_BY_SERVICES: &[(&str, &str)] = &[
         "onlyListedUpstreams",
         "the webhook's rules, the controller's scope, the registry's fills",
     ),
-    (
-        "access.privateImages",
-        "the webhook's rules, the controller's list of access",
-    ),
     ("proxy.http", "the registry's fills"),
     ("proxy.https", "the registry's fills"),
     ("proxy.noProxy", "the registry's fills"),

@@ -282,6 +282,41 @@ fn the_webhook_is_registered_as_the_contract_says_and_without_a_certificate() {
 
 // SPEC 10
 #[test]
+fn names_at_the_registry_are_judged_first_and_in_every_pod() {
+    let of = |scenario: &str| {
+        let render = Render::scenario(scenario);
+        let configuration = render.get("MutatingWebhookConfiguration", "webhook");
+        configuration["webhooks"].as_array().unwrap().clone()
+    };
+    let names = |webhooks: &[Value]| -> Vec<Value> {
+        let all = webhooks.iter();
+        all.map(|webhook| webhook["name"].clone()).collect()
+    };
+    assert_eq!(names(&of("ha")), ["pods.holdfast.dev"]);
+    let webhooks = of("private-images");
+    assert_eq!(
+        names(&webhooks),
+        ["names.holdfast.dev", "pods.holdfast.dev"]
+    );
+    let guard = &webhooks[0];
+    assert_eq!(guard["clientConfig"]["service"]["path"], "/put-back");
+    assert_eq!(guard["reinvocationPolicy"], "Never");
+    for narrows in ["objectSelector", "matchConditions"] {
+        assert!(guard.get(narrows).is_none(), "{narrows}");
+    }
+    let spared = json!([{
+        "key": "kubernetes.io/metadata.name",
+        "operator": "NotIn",
+        "values": [NAMESPACE, "kube-system"],
+    }]);
+    assert_eq!(guard["namespaceSelector"]["matchExpressions"], spared);
+    for same in ["rules", "failurePolicy", "timeoutSeconds", "matchPolicy"] {
+        assert_eq!(guard[same], webhooks[1][same], "{same}");
+    }
+}
+
+// SPEC 10
+#[test]
 fn the_match_condition_and_the_scope_are_the_users() {
     let documents = render(&scenarios()["everything"]).unwrap();
     let webhook = documents

@@ -1,4 +1,4 @@
-//! The HTTP surface: `POST /mutate`. Nothing here waits for the network but the request's own body.
+//! The HTTP surface: `POST /mutate` and `POST /put-back`. Nothing here waits for the network but the request's own body.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures::Stream;
 use holdfast_runtime::server::{PeerAddr, client_address};
+use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use warp::http::{Response, StatusCode, header};
@@ -14,7 +15,7 @@ use warp::{Filter, Rejection};
 use crate::announce::{Announcement, Announcer};
 use crate::bodies::{BODY_TIME, Bodies, Body, Refusal};
 use crate::metrics::Metrics;
-use crate::mutate::{Mutation, mutate};
+use crate::mutate::{Mutation, Request, mutate, put_back};
 use crate::review::{self, Review};
 use crate::rules::Rules;
 
@@ -41,17 +42,24 @@ pub fn routes(
     context: Context,
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone {
     let desk = Arc::new(Desk::default());
-    warp::path!("mutate")
+    let rewrites = warp::path!("mutate").map(|| mutate as Judge);
+    let puts_back = warp::path!("put-back").map(|| put_back as Judge);
+    rewrites
+        .or(puts_back)
+        .unify()
         .and(warp::post())
         .and(warp::ext::get::<PeerAddr>())
         .and(warp::header::optional("content-length"))
         .and(warp::body::stream())
-        .then(move |PeerAddr(peer), length, body| {
+        .then(move |judge, PeerAddr(peer), length, body| {
             let (context, desk) = (context.clone(), Arc::clone(&desk));
             let client = client_address(peer.ip());
-            async move { handle(&context, &desk, client, (length, body)).await }
+            async move { handle(&context, &desk, (judge, client), (length, body)).await }
         })
 }
+
+/// What is asked about a pod.
+type Judge = fn(&Value, Option<&Value>, Request, &Rules) -> Mutation;
 
 /// What bounds the memory of all reviews together.
 #[derive(Debug)]
@@ -74,14 +82,14 @@ impl Default for Desk {
 /// A review that was read, and what is to be done.
 type Judged = Result<(Review, Mutation), review::Error>;
 
-fn judge(body: Body, rules: &watch::Receiver<Rules>) -> Judged {
+fn judge(body: Body, judge: Judge, rules: &watch::Receiver<Rules>) -> Judged {
     let review = Review::parse(body.as_ref());
     drop(body);
     let review = review?;
     let mutation = match &review.subject {
         Some(subject) => {
             let rules = rules.borrow().clone();
-            mutate(&subject.pod, subject.old.as_ref(), subject.request, &rules)
+            judge(&subject.pod, subject.old.as_ref(), subject.request, &rules)
         }
         None if review.too_large => Mutation::too_large(),
         None => Mutation::default(),
@@ -92,7 +100,7 @@ fn judge(body: Body, rules: &watch::Receiver<Rules>) -> Judged {
 /// Judges in turn; nothing when its turn did not come before the deadline, or the process ends.
 async fn judged(
     desk: &Desk,
-    body: Body,
+    (body, by): (Body, Judge),
     rules: &watch::Receiver<Rules>,
     deadline: Instant,
 ) -> Option<Judged> {
@@ -102,7 +110,7 @@ async fn judged(
         let rules = rules.clone();
         // The turn ends with the work, also when the client leaves before.
         let work = tokio::task::spawn_blocking(move || {
-            let judged = judge(body, &rules);
+            let judged = judge(body, by, &rules);
             drop(turn);
             judged
         });
@@ -112,14 +120,14 @@ async fn judged(
             .await
             .ok()?
             .ok()?;
-        Some(judge(body, rules))
+        Some(judge(body, by, rules))
     }
 }
 
 async fn handle<S, B>(
     context: &Context,
     desk: &Desk,
-    client: IpAddr,
+    (judge, client): (Judge, IpAddr),
     body: (Option<u64>, S),
 ) -> Response<String>
 where
@@ -142,7 +150,7 @@ where
         }
     };
     let started = Instant::now();
-    let (review, mutation) = match judged(desk, body, &context.rules, deadline).await {
+    let (review, mutation) = match judged(desk, (body, judge), &context.rules, deadline).await {
         Some(Ok(judged)) => judged,
         Some(Err(error)) => {
             context.metrics.refused("malformed");
