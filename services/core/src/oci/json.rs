@@ -102,11 +102,11 @@ impl<'de> Visitor<'de> for Check {
         while let Some(key) = object.next_key::<String>()? {
             let inner = self.inner(key == "annotations")?;
             let name = if self.exact {
-                key.clone()
+                hasher.hash_one(&key)
             } else {
-                key.to_lowercase()
+                hasher.hash_one(folded(&key))
             };
-            if !seen.insert(hasher.hash_one(&name)) {
+            if !seen.insert(name) {
                 let key: String = key.chars().take(100).collect();
                 return Err(A::Error::custom(format_args!(
                     "the key {key:?} is there twice"
@@ -116,6 +116,14 @@ impl<'de> Visitor<'de> for Check {
         }
         Ok(())
     }
+}
+
+/// A key without its case. Letters whose upper or lower case is the same are one letter, as in Go's
+/// `encoding/json` (`foldName`): it reads `layer\u{17f}` as `layers`, and U+212A as `k`.
+fn folded(key: &str) -> String {
+    let key = key.chars().flat_map(char::to_lowercase);
+    let key = key.flat_map(char::to_uppercase);
+    key.flat_map(char::to_lowercase).collect()
 }
 
 #[cfg(test)]
@@ -140,6 +148,22 @@ mod tests {
         check_json(r#"{"a":1,"a":1}"#, r#""a" is there twice"#);
         check_json(r#"{"a":1,"\u0061":2}"#, "twice");
         check_json(r#"{"layers":[],"Layers":[]}"#, "twice");
+        // What Go takes for one key: 's', 'k', Greek letters, the sharp s.
+        for (one, other) in [
+            ("layers", "layer\u{17f}"),
+            ("Layers", "LAYER\u{17f}"),
+            ("kind", "\u{212a}ind"),
+            ("\u{3c3}", "\u{3c2}"),
+            ("\u{3b8}", "\u{3f4}"),
+            ("\u{3b8}", "\u{3d1}"),
+            ("\u{df}", "\u{1e9e}"),
+            ("\u{b5}", "\u{39c}"),
+        ] {
+            check_json(&format!(r#"{{"{one}":1,"{other}":2}}"#), "twice");
+            let own = format!(r#"{{"annotations":{{"{one}":"1","{other}":"2"}}}}"#);
+            check_json(&own, "");
+        }
+        check_json(r#"{"s":1,"\u017f":2}"#, "twice");
         check_json(r#"[{"x":{"y":1,"y":2}}]"#, "twice");
         check_json(r#"{"annotations":{"a":"1","A":"2"}}"#, "");
         check_json(r#"{"annotations":{"a":"1","a":"2"}}"#, "twice");

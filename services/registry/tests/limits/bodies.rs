@@ -102,6 +102,7 @@ async fn a_manifest_that_could_be_read_in_two_ways_or_costs_too_much_is_refused(
         (with(r#","x":1,"x":1"#), 400),
         (with(r#","layers":[]"#), 400),
         (with(r#","Layers":[]"#), 400),
+        (with(",\"layer\u{17f}\":[]"), 400),
         (with(r#","annotations":{"a":"1","A":"2"}"#), 201),
         (with(r#","annotations":{"a":"1","a":"2"}"#), 400),
         (with(&nested(JSON_DEPTH - 1)), 201),
