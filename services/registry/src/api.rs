@@ -51,6 +51,7 @@ pub(crate) struct Inner {
     access_log: Option<AccessLog>,
     observers: Observers,
     pub(crate) uploads: Uploads,
+    pub(crate) content_types: pull::ContentTypes,
 }
 
 /// What the deployment adds: who looks on while requests are answered, and what all of them may. By default nothing is added.
@@ -121,6 +122,7 @@ impl Api {
                 draining,
                 access_log: observers.access_log.as_ref().and_then(AccessLog::new),
                 observers,
+                content_types: pull::ContentTypes::default(),
                 uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
             }),
         }

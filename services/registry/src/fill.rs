@@ -9,14 +9,17 @@ mod arriving;
 mod blob;
 mod candidates;
 mod entry;
+mod failures;
 mod fresh;
 mod grants;
 mod image;
 mod lists;
+mod names;
 mod peers;
 mod pull;
 mod relay;
 mod shared;
+mod tally;
 mod wanted;
 
 use std::{
@@ -250,6 +253,7 @@ struct Inner {
     arriving: Arriving,
     /// Manifests on the volume that are read at the same time.
     readers: Semaphore,
+    names: names::Names,
     streams: shared::Streams,
 }
 
@@ -277,6 +281,7 @@ impl Fills {
                 lists: lists::Lists::default(),
                 arriving: Arriving::default(),
                 readers: Semaphore::new(crate::limits::MANIFESTS_READ),
+                names: names::Names::default(),
                 streams: shared::Streams::default(),
             }),
         }

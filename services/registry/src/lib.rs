@@ -30,7 +30,9 @@ pub mod route;
 mod run;
 pub mod scrub;
 pub mod session;
+mod shares;
 pub mod source;
+mod throttle;
 pub mod upstream;
 pub mod volume;
 

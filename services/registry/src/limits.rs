@@ -47,6 +47,35 @@ pub const SHARED_STREAMS: usize = 4;
 /// Bytes of each of these that are kept for clients that come a little later.
 pub const SHARED_STREAM_BYTES: usize = 6 << 20;
 
+/// Bytes of what is remembered of the content types of large manifests.
+pub const CONTENT_TYPES_BYTES: usize = 1 << 20;
+
+/// Bytes of manifests that are read for one page of referrers, whatever its filter leaves of them; each
+/// counts 8 KiB at least.
+pub const REFERRERS_PAGE_READ_BYTES: u64 = 16 << 20;
+
+/// Bytes that one list of an upstream (tags, referrers) takes in memory.
+pub const UPSTREAM_LIST_BYTES: usize = 2 << 20;
+
+/// Bytes of annotations of one entry of a list of referrers of an upstream.
+pub const REFERRER_ANNOTATION_BYTES: usize = 64 << 10;
+
+/// Bytes of all lists of tags of upstreams that are remembered, and as many of referrers.
+pub const UPSTREAM_LISTS_BYTES: usize = 8 << 20;
+
+/// Messages of the log that anybody can cause, a minute; further ones are at level debug.
+pub const MESSAGES_A_MINUTE: usize = 60;
+
+/// Longest token that is taken from a token server.
+pub const UPSTREAM_TOKEN_BYTES: usize = 16 << 10;
+
+/// Bytes of the realm and the service that a registry asks for a token of, together.
+pub const UPSTREAM_CHALLENGE_BYTES: usize = 2 << 10;
+
+/// Bytes of all tokens of upstreams that are remembered, and as many of what requests were
+/// authorised with.
+pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
+
 /// Requests that wait for the pace of one upstream host; a request of the repository with most of them
 /// makes room for one of another repository.
 pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
@@ -90,6 +119,12 @@ pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
 
 /// Manifests on the volume that copies look into at the same time.
 pub const MANIFESTS_READ: usize = 4;
+
+/// Bytes of manifests that one pull of a blob makes copies read; the next one goes on from there.
+pub const SEARCHED_BYTES: u64 = 256 << 20;
+
+/// Bytes of what is remembered of the names in manifests, so that they are read once.
+pub const NAMES_BYTES: usize = 16 << 20;
 
 /// Bytes of verified manifests that are kept in memory for pulls while their images are copied.
 pub const ARRIVING_BYTES: usize = 16 << 20;

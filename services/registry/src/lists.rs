@@ -45,7 +45,7 @@ pub(crate) async fn tags(
     let why = listed.as_ref().and_then(|listed| listed.warning.clone());
     let known = listed.as_ref().is_none_or(|listed| listed.known);
     let theirs = listed.map(|listed| listed.entries).unwrap_or_default();
-    let (tags, more) = merge(local, more, theirs, page.last.as_deref(), limit);
+    let (tags, more) = merge(local, more, &theirs, page.last.as_deref(), limit);
     if tags.is_empty() && limit > 0 && !known && page.last.is_none() {
         // The repository is here, and none of its tags yet.
         return Err(Error::later(why.unwrap_or_default()));
@@ -74,7 +74,7 @@ pub(crate) async fn tags(
 fn merge(
     local: Vec<Tag>,
     more: bool,
-    theirs: Vec<Tag>,
+    theirs: &[Tag],
     last: Option<&str>,
     limit: usize,
 ) -> (Vec<Tag>, bool) {
@@ -82,14 +82,14 @@ fn merge(
     // Behind the last local tag of a page that is not the end there may be further ones of ours.
     let end = more.then(|| local.last().cloned()).flatten();
     let fits = |tag: &Tag| end.as_ref().is_none_or(|end| tag.as_str() <= end.as_str());
-    let theirs: Vec<Tag> = theirs.into_iter().filter(is_behind).collect();
-    let beyond = theirs.iter().any(|tag| !fits(tag));
-    let mut all: Vec<Tag> = theirs.into_iter().filter(fits).chain(local).collect();
+    let theirs = theirs.iter().filter(|tag| is_behind(tag));
+    let (theirs, beyond): (Vec<&Tag>, Vec<&Tag>) = theirs.partition(|tag| fits(tag));
+    let mut all: Vec<&Tag> = theirs.into_iter().chain(&local).collect();
     all.sort_by(|one, other| one.as_str().cmp(other.as_str()));
     all.dedup();
-    let more = more || beyond || all.len() > limit;
+    let more = more || !beyond.is_empty() || all.len() > limit;
     all.truncate(limit);
-    (all, more)
+    (all.into_iter().cloned().collect(), more)
 }
 
 /// `/v2/_catalog`. In a mirror of one upstream a name means that upstream's repository, and names are listed so.
@@ -203,7 +203,7 @@ mod tests {
                     let ours: Vec<&str> = local.iter().copied().filter(behind).collect();
                     let page = tags(&ours[..ours.len().min(limit)]);
                     let more = ours.len() > limit;
-                    let (page, more) = merge(page, more, tags(theirs), last.as_deref(), limit);
+                    let (page, more) = merge(page, more, &tags(theirs), last.as_deref(), limit);
                     assert!(page.len() <= limit && (!page.is_empty() || !more));
                     found.extend(page.iter().map(ToString::to_string));
                     last = found.last().cloned();

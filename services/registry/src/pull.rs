@@ -1,6 +1,9 @@
 //! Pulls: what is local at once; what is not, from the upstream while it arrives.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use holdfast_core::{digest::Digest, oci, reference::RepositoryName};
@@ -15,11 +18,14 @@ use crate::{
     error::{Code, Error, Result, from_source},
     limits,
     range::{self, Answer},
+    shares::Shares,
     source::{Freshness, Manifest, ManifestRef, SourceBlob, SourceError},
 };
 
 /// Bytes of a manifest above which an answer is read from the volume while the client takes it, instead of being held in memory.
 const HELD_MANIFEST_BYTES: usize = 64 << 10;
+/// What a content type that is remembered takes in memory beside its text, bytes.
+const CONTENT_TYPE_COST: usize = 1024;
 
 /// end-3
 pub(crate) async fn manifest(
@@ -60,7 +66,7 @@ pub(crate) async fn manifest(
     let mut response = if let Some(response) = conditional {
         response
     } else {
-        let media_type = oci::content_type(&bytes);
+        let media_type = api.content_types.of(repo, &digest, &bytes);
         let mut response = Response::new(manifest_body(api, head, &digest, bytes).await?);
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, value(&media_type));
@@ -74,6 +80,38 @@ pub(crate) async fn manifest(
         response.headers_mut().append(header::WARNING, warning);
     }
     Ok(response)
+}
+
+/// The content types of large manifests that were asked for, which are parsed once. Each repository has
+/// a share of the memory.
+pub(crate) struct ContentTypes {
+    held: Mutex<Shares<RepositoryName, Digest, String>>,
+}
+
+impl Default for ContentTypes {
+    fn default() -> Self {
+        Self {
+            held: Mutex::new(Shares::new(limits::CONTENT_TYPES_BYTES, usize::MAX)),
+        }
+    }
+}
+
+impl ContentTypes {
+    /// The content type of these bytes, which are what the digest says.
+    fn of(&self, repo: &RepositoryName, digest: &Digest, bytes: &[u8]) -> String {
+        if bytes.len() <= HELD_MANIFEST_BYTES {
+            return oci::content_type(bytes);
+        }
+        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = held().get(digest) {
+            return known.clone();
+        }
+        let found = oci::content_type(bytes);
+        let entry = (found.clone(), CONTENT_TYPE_COST + found.len());
+        let now = std::time::Instant::now();
+        held().insert(repo, digest.clone(), entry, now);
+        found
+    }
 }
 
 /// A manifest on its way out. Clients may leave many answers unread, so a large one is not held for them.
@@ -329,4 +367,39 @@ fn range_header<'a>(head: &'a Parts, digest: &Digest) -> Option<&'a str> {
     head.headers
         .get(header::RANGE)
         .and_then(|value| value.to_str().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_type_of_a_large_manifest_is_found_once() {
+        let types = ContentTypes::default();
+        let repo = RepositoryName::parse("a/app").unwrap();
+        let digest = |number: usize| Digest::parse(&format!("sha256:{number:064x}")).unwrap();
+        let typed = |kind: &str, length: usize| {
+            let pad = " ".repeat(length);
+            format!(r#"{{"mediaType":"application/{kind}"{pad}}}"#).into_bytes()
+        };
+        let large = HELD_MANIFEST_BYTES;
+        assert_eq!(
+            types.of(&repo, &digest(0), &typed("a", large)),
+            "application/a"
+        );
+        // Other bytes cannot have this digest: whoever sees them was not asked.
+        assert_eq!(
+            types.of(&repo, &digest(0), &typed("b", large)),
+            "application/a"
+        );
+        assert_eq!(types.of(&repo, &digest(1), &typed("a", 1)), "application/a");
+        assert_eq!(types.of(&repo, &digest(1), &typed("b", 1)), "application/b");
+        let bytes = typed("c", large);
+        for number in 2..3000 {
+            types.of(&repo, &digest(number), &bytes);
+        }
+        let held = types.held.lock().unwrap();
+        assert!(held.bytes() <= limits::CONTENT_TYPES_BYTES);
+        assert!(held.get(&digest(2)).is_none() && held.get(&digest(2999)).is_some());
+    }
 }

@@ -2,7 +2,7 @@
 //! upstream lists of a manifest that comes from there. A list that could not be learned is never told as an empty one: to whoever
 //! verifies signatures it would read "unsigned".
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use holdfast_core::{
     digest::Digest,
@@ -25,12 +25,15 @@ const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
 /// The kind that lists of some registries give to everything with an empty configuration, whatever it is.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
+/// What a manifest counts at least of the bytes that are read for a page.
+const LEAST_READ: u64 = 8 << 10;
+
 /// Where an entry comes from.
-enum Found {
+enum Found<'a> {
     /// The manifest is here.
     Here(Digest),
     /// The upstream says so.
-    Told(Referrer),
+    Told(&'a Referrer),
 }
 
 /// end-12a, end-12b: never "not found", whatever the repository.
@@ -46,7 +49,7 @@ pub(crate) async fn list(
         None => Listed::default(),
     };
     let mut found = BTreeMap::new();
-    for told in listed.entries {
+    for told in &*listed.entries {
         found.insert(told.digest.to_string(), Found::Told(told));
     }
     let mut here = api.store.referrers(repo, subject).await?;
@@ -63,15 +66,26 @@ pub(crate) async fn list(
     let mut bytes = 0;
     let mut last = None;
     let mut more = None;
+    // What was read for this page: a filter may fit none of many.
+    let (mut read, mut looked_at) = (0, None);
     let mut filtered = kind.is_some();
     for (name, entry) in found {
         if page.last.as_ref().is_some_and(|last| name <= *last) {
             continue;
         }
         let is_told = matches!(entry, Found::Told(_));
+        if read >= limits::REFERRERS_PAGE_READ_BYTES {
+            more = looked_at;
+            break;
+        }
+        looked_at = Some(name.clone());
         let referrer = match entry {
-            Found::Told(told) => Some(told),
-            Found::Here(digest) => describe(api, repo, subject, &digest).await,
+            Found::Told(told) => Some(Cow::Borrowed(told)),
+            Found::Here(digest) => {
+                let (bytes, found) = describe(api, repo, subject, &digest).await;
+                read += bytes.max(LEAST_READ);
+                found.map(Cow::Owned)
+            }
         };
         let Some(referrer) = referrer else {
             continue;
@@ -97,7 +111,7 @@ pub(crate) async fn list(
         manifests.push(entry);
         last = Some(name);
     }
-    if manifests.is_empty() && !listed.known {
+    if manifests.is_empty() && more.is_none() && !listed.known {
         let why = listed.warning.unwrap_or_default();
         return Err(Error::later(format!(
             "who refers to it is not known: {why}"
@@ -142,22 +156,28 @@ pub(crate) async fn list(
     Ok(response)
 }
 
-/// The entry of one referrer, from the manifest itself; the index may be out of date.
+/// The entry of one referrer, from the manifest itself, and the bytes that were read for it; the index
+/// may be out of date.
 async fn describe(
     api: &Inner,
     repo: &RepositoryName,
     subject: &Digest,
     digest: &Digest,
-) -> Option<Referrer> {
-    let bytes = api.store.manifest(repo, digest).await.ok().flatten()?;
-    let manifest = Manifest::parse(&bytes).ok()?;
-    (manifest.subject.as_ref() == Some(subject)).then(|| Referrer {
+) -> (u64, Option<Referrer>) {
+    let Some(bytes) = api.store.manifest(repo, digest).await.ok().flatten() else {
+        return (0, None);
+    };
+    let size = bytes.len() as u64;
+    let manifest = Manifest::parse(&bytes).ok();
+    let manifest = manifest.filter(|manifest| manifest.subject.as_ref() == Some(subject));
+    let referrer = manifest.map(|manifest| Referrer {
         media_type: manifest.media_type.as_str().to_owned(),
         digest: digest.clone(),
-        size: bytes.len() as u64,
+        size,
         artifact_type: manifest.artifact_type,
         annotations: oci::annotations(&bytes),
-    })
+    });
+    (size, referrer)
 }
 
 /// The manifests listed under `<algorithm>-<hex>`, as clients keep them where there is no referrers API.

@@ -3,6 +3,8 @@
 //! Implemented by [`crate::fill`]; a registry without upstreams has none. Everything found is either in the store already or on its way into
 //! it; the API never writes an upstream's content itself.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use futures::{future::BoxFuture, stream::BoxStream};
 use holdfast_core::{
@@ -120,8 +122,8 @@ pub enum SourceError {
 /// What is known of an upstream's list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed<T> {
-    /// Its entries, or those that were told before.
-    pub entries: Vec<T>,
+    /// Its entries, or those that were told before; shared with the memory of lists.
+    pub entries: Arc<[T]>,
     /// Why there may be others by now; for a `Warning` header.
     pub warning: Option<String>,
     /// Whether the upstream ever told: otherwise nothing follows from what is not among the entries.
@@ -131,7 +133,7 @@ pub struct Listed<T> {
 impl<T> Default for Listed<T> {
     fn default() -> Self {
         Self {
-            entries: Vec::new(),
+            entries: Arc::default(),
             warning: None,
             known: true,
         }
@@ -142,7 +144,7 @@ impl<T> Listed<T> {
     /// A list that could not be learned.
     pub fn unknown(why: &str) -> Self {
         Self {
-            entries: Vec::new(),
+            entries: Arc::default(),
             warning: Some(format!("only what is here is listed: {why}")),
             known: false,
         }

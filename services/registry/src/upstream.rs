@@ -9,6 +9,7 @@ mod body;
 mod breaker;
 mod client;
 mod endpoint;
+mod entries;
 pub(crate) mod flow;
 mod lists;
 mod memory;
@@ -18,6 +19,7 @@ mod proxies;
 mod rate;
 mod reach;
 mod settings;
+mod tokens;
 mod turns;
 
 use std::{
@@ -43,11 +45,15 @@ use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
 pub use settings::Timeouts;
+use tokens::{Authorisations, Tokens};
 pub(crate) use turns::Interest;
 pub use turns::{Priority, Wait};
 use turns::{Turn, Turns};
 
-use crate::fill_metrics::{FillMetrics, UpstreamLabel};
+use crate::{
+    fill_metrics::{FillMetrics, UpstreamLabel},
+    throttle::Throttle,
+};
 
 /// Why an upstream did not give what was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +148,9 @@ struct Inner {
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
     negative: Negative,
     memory: Arc<Memory>,
+    tokens: Arc<Tokens>,
+    known: Arc<Authorisations>,
+    throttle: Arc<Throttle>,
     metrics: FillMetrics,
     #[cfg(test)]
     unlisted: std::sync::atomic::AtomicBool,
@@ -189,6 +198,9 @@ impl Upstreams {
                 quarantined: Mutex::default(),
                 negative: Negative::new(Duration::from_secs(uplink.negative_seconds.into())),
                 memory: Arc::default(),
+                tokens: Arc::default(),
+                known: Arc::default(),
+                throttle: Arc::default(),
                 metrics: FillMetrics::default(),
                 #[cfg(test)]
                 unlisted: std::sync::atomic::AtomicBool::new(false),
@@ -277,6 +289,9 @@ impl Upstreams {
                 timeouts: inner.timeouts,
                 pace: self.pace(url),
                 memory: Arc::clone(&inner.memory),
+                tokens: Arc::clone(&inner.tokens),
+                known: Arc::clone(&inner.known),
+                throttle: Arc::clone(&inner.throttle),
                 metrics: inner.metrics.clone(),
                 label: self.label(&key),
             };
@@ -359,6 +374,11 @@ impl Upstreams {
     /// The memory of all manifests that are being received.
     pub(crate) fn memory(&self) -> &Memory {
         &self.inner.memory
+    }
+
+    /// What bounds the messages of failures in the log.
+    pub(crate) fn throttle(&self) -> &Throttle {
+        &self.inner.throttle
     }
 
     /// How long a pull waits for a revalidation.

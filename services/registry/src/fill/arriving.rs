@@ -10,7 +10,7 @@ use bytes::Bytes;
 use holdfast_core::{Digest, RepositoryName};
 use tokio::sync::watch;
 
-use crate::{limits::ARRIVING_BYTES, source::ManifestRef};
+use crate::{limits::ARRIVING_BYTES, shares::Shares, source::ManifestRef};
 
 /// For how long a manifest is remembered whose fill does not end, and after a fill ended badly.
 const KEPT: Duration = Duration::from_secs(15 * 60);
@@ -25,44 +25,40 @@ pub(crate) struct Entry {
     pub(crate) bytes: Bytes,
 }
 
-/// A manifest, the blobs that it names, and since when it is here.
-type Manifest = (Entry, Vec<(Digest, u64)>, Instant);
-
-/// What a manifest takes in memory.
-fn cost((entry, blobs, _): &Manifest) -> usize {
-    entry.bytes.len() + (blobs.len() + 1) * NAME_BYTES
+/// A manifest, the blobs that it names, and the tags that led to it.
+#[derive(Debug)]
+struct Manifest {
+    repo: RepositoryName,
+    entry: Entry,
+    blobs: Vec<(Digest, u64)>,
+    tags: Vec<String>,
 }
 
-#[derive(Default)]
+impl Manifest {
+    /// What it takes in memory.
+    fn cost(&self) -> usize {
+        self.entry.bytes.len() + (self.blobs.len() + self.tags.len() + 1) * NAME_BYTES
+    }
+}
+
+/// Each repository has a share: an image with large manifests takes no other image's place.
 struct Held {
-    manifests: HashMap<(RepositoryName, Digest), Manifest>,
+    manifests: Shares<RepositoryName, (RepositoryName, Digest), Manifest>,
     tags: HashMap<(RepositoryName, String), Digest>,
 }
 
 impl Held {
-    /// Forgets the oldest manifests of the repository that has most, until all of them together take
-    /// at most `most` bytes: an image with large manifests takes no other image's place.
-    fn trim(&mut self, most: usize) {
-        let mut costs: HashMap<RepositoryName, usize> = HashMap::new();
-        for ((repo, _), manifest) in &self.manifests {
-            *costs.entry(repo.clone()).or_default() += cost(manifest);
-        }
-        while costs.values().sum::<usize>() > most {
-            let Some(largest) = costs.iter().max_by_key(|(_, cost)| **cost) else {
-                return;
-            };
-            let largest = largest.0.clone();
-            let of_it = self
-                .manifests
-                .iter()
-                .filter(|((repo, _), _)| *repo == largest);
-            let oldest = of_it.min_by_key(|(_, (_, _, at))| *at);
-            let Some((key, cost)) = oldest.map(|(key, found)| (key.clone(), cost(found))) else {
-                return;
-            };
-            self.manifests.remove(&key);
-            if let Some(left) = costs.get_mut(&largest) {
-                *left = left.saturating_sub(cost);
+    /// Forgets the tags of manifests that are forgotten.
+    fn forget(&mut self, manifests: impl IntoIterator<Item = Manifest>) {
+        for Manifest {
+            repo, entry, tags, ..
+        } in manifests
+        {
+            for tag in tags {
+                let key = (repo.clone(), tag);
+                if self.tags.get(&key) == Some(&entry.digest) {
+                    self.tags.remove(&key);
+                }
             }
         }
     }
@@ -76,8 +72,12 @@ pub(super) struct Arriving {
 
 impl Default for Arriving {
     fn default() -> Self {
+        let held = Held {
+            manifests: Shares::new(ARRIVING_BYTES, usize::MAX),
+            tags: HashMap::new(),
+        };
         Self {
-            held: Mutex::default(),
+            held: Mutex::new(held),
             changed: watch::Sender::new(0),
         }
     }
@@ -98,19 +98,28 @@ impl Arriving {
     ) {
         let now = Instant::now();
         let mut held = self.held();
+        let key = (repo.clone(), entry.digest.clone());
+        let known = held.manifests.remove(&key);
+        let mut tags = known.map(|known| known.tags).unwrap_or_default();
         if let ManifestRef::Tag(tag) = reference {
-            held.tags.insert(
-                (repo.clone(), tag.as_str().to_owned()),
-                entry.digest.clone(),
-            );
+            let name = tag.as_str().to_owned();
+            if !tags.contains(&name) {
+                tags.push(name.clone());
+            }
+            held.tags.insert((repo.clone(), name), entry.digest.clone());
         }
-        held.manifests
-            .insert((repo.clone(), entry.digest.clone()), (entry, blobs, now));
-        held.manifests
-            .retain(|_, (_, _, at)| now.duration_since(*at) < KEPT);
-        held.trim(ARRIVING_BYTES);
-        let Held { manifests, tags } = &mut *held;
-        tags.retain(|(repo, _), digest| manifests.contains_key(&(repo.clone(), digest.clone())));
+        let manifest = Manifest {
+            repo: repo.clone(),
+            entry,
+            blobs,
+            tags,
+        };
+        let cost = manifest.cost();
+        let mut ended = held.manifests.insert(repo, key, (manifest, cost), now);
+        if let Some(limit) = now.checked_sub(KEPT) {
+            ended.extend(held.manifests.expire(limit));
+        }
+        held.forget(ended);
         drop(held);
         self.changed.send_modify(|count| *count += 1);
     }
@@ -118,9 +127,8 @@ impl Arriving {
     /// Forgets a manifest: it is in the store now.
     pub(super) fn remove(&self, repo: &RepositoryName, digest: &Digest) {
         let mut held = self.held();
-        held.manifests.remove(&(repo.clone(), digest.clone()));
-        held.tags
-            .retain(|(of, _), named| of != repo || named != digest);
+        let ended = held.manifests.remove(&(repo.clone(), digest.clone()));
+        held.forget(ended);
     }
 
     /// A manifest on its way.
@@ -132,18 +140,14 @@ impl Arriving {
         };
         held.manifests
             .get(&(repo.clone(), digest.clone()))
-            .map(|(entry, _, _)| entry.clone())
+            .map(|manifest| manifest.entry.clone())
     }
 
     /// The sizes that manifests on their way claim for a blob: one when they agree, none when no manifest
     /// names it.
     pub(super) fn blob(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
         let held = self.held();
-        let named = held
-            .manifests
-            .iter()
-            .filter(|((of, _), _)| of == repo)
-            .flat_map(|(_, (_, blobs, _))| blobs);
+        let named = held.manifests.of(repo).flat_map(|manifest| &manifest.blobs);
         let mut sizes: Vec<u64> = named
             .filter(|(named, _)| named == digest)
             .map(|(_, size)| *size)
@@ -186,5 +190,36 @@ mod tests {
         assert!(is_there(&small), "the oldest of all");
         let left: Vec<_> = large.iter().map(is_there).collect();
         assert_eq!(left, [false, false, false, false, false, true, true, true]);
+    }
+    #[test]
+    fn a_tag_leads_to_the_manifest_that_it_named_last() {
+        let arriving = Arriving::default();
+        let repo = RepositoryName::parse("a/app").unwrap();
+        let tag = |name: &str| ManifestRef::Tag(holdfast_core::Tag::parse(name).unwrap());
+        let digest = |number: usize| Digest::parse(&format!("sha256:{number:064x}")).unwrap();
+        let add = |name: &str, number: usize| {
+            let entry = Entry {
+                digest: digest(number),
+                media_type: "m",
+                bytes: Bytes::new(),
+            };
+            arriving.add(&repo, &tag(name), entry, Vec::new());
+        };
+        let led = |name: &str| {
+            let found = arriving.manifest(&repo, &tag(name));
+            found.map(|entry| entry.digest)
+        };
+        add("1", 1);
+        add("latest", 1);
+        add("latest", 2);
+        assert_eq!(
+            (led("1"), led("latest")),
+            (Some(digest(1)), Some(digest(2)))
+        );
+        arriving.remove(&repo, &digest(1));
+        assert_eq!((led("1"), led("latest")), (None, Some(digest(2))));
+        arriving.remove(&repo, &digest(2));
+        assert_eq!(led("latest"), None);
+        assert!(arriving.held().tags.is_empty());
     }
 }

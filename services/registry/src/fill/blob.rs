@@ -99,7 +99,7 @@ impl Fills {
             match result {
                 Ok(()) => announce.send_replace(State::Done),
                 Err(error) => {
-                    tracing::warn!(image.digest = %digest, %error, "blob was not copied");
+                    fills.log_blob(&digest, &error);
                     announce.send_replace(State::Failed(error))
                 }
             };

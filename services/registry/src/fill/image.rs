@@ -1,7 +1,6 @@
 //! The fill of an image: what is fetched in which order, and in which order it becomes visible.
 
 use std::{
-    collections::HashSet,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +9,7 @@ use futures::{FutureExt, future::BoxFuture, stream, stream::TryStreamExt};
 use holdfast_api::fill::FillResult;
 use holdfast_core::{
     Digest, RepositoryName,
-    oci::{IMAGE_DEPTH, IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, Manifest, Platform},
+    oci::{IMAGE_DEPTH, Manifest, Platform},
 };
 use holdfast_store::Claim;
 use tokio::sync::{Semaphore, oneshot};
@@ -18,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot};
 use super::{
     Error, Fills, ImageFill, ImageKey, Result,
     arriving::Entry,
+    tally::{NAMED, Tally},
     wanted::{self, Part},
 };
 use crate::{
@@ -28,62 +28,8 @@ use crate::{
 
 /// Parts of a manifest that are held in memory while they are copied; the others wait on the volume.
 const PAGE: usize = 64;
-/// Things that an image lacks that are told by name.
-const NAMED: usize = 16;
 /// Why entries of an index are not held.
 const TOO_DEEP: &str = "indexes in it are nested too deeply";
-
-/// What an image amounts to.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    bytes: u64,
-    blobs: u64,
-}
-
-impl Sum {
-    fn add(&mut self, parts: &[Part]) {
-        for part in parts.iter().filter(|part| !part.is_foreign) {
-            self.bytes = self.bytes.saturating_add(part.size);
-            self.blobs += 1;
-        }
-    }
-}
-
-/// What is known of an image while it is copied.
-#[derive(Debug, Default)]
-struct Tally {
-    seen: HashSet<Digest>,
-    manifest_bytes: u64,
-    sum: Sum,
-    /// Indexes whose children are there, with their depth and their subject.
-    indexes: Vec<(usize, Digest, Option<Digest>)>,
-    missing: Vec<String>,
-}
-
-impl Tally {
-    /// Counts a manifest in.
-    fn add(&mut self, digest: &Digest, bytes: u64) -> Result<()> {
-        self.seen.insert(digest.clone());
-        self.manifest_bytes += bytes;
-        self.sum.bytes = self.sum.bytes.saturating_add(bytes);
-        if self.seen.len() > IMAGE_MANIFESTS || self.manifest_bytes > IMAGE_MANIFEST_BYTES {
-            return Err(Error::Invalid(format!(
-                "the image has more than {IMAGE_MANIFESTS} manifests, or they have more than \
-                 {IMAGE_MANIFEST_BYTES} bytes together"
-            )));
-        }
-        Ok(())
-    }
-
-    /// An entry of an index is not held.
-    fn lacks(&mut self, child: &Part, why: &str) {
-        let of = child.platform.as_ref().filter(|of| !of.is_unknown());
-        let what = of.map_or_else(|| child.digest.to_string(), ToString::to_string);
-        if self.missing.len() < NAMED {
-            self.missing.push(format!("{what}: {why}"));
-        }
-    }
-}
 
 /// A manifest that is on the volume, and the first of its parts.
 struct Node {
@@ -208,7 +154,7 @@ impl Fills {
             match &result {
                 Err(Error::Busy(_)) | Ok(_) => {}
                 Err(error) => {
-                    tracing::warn!(image.repository = %task.0, image.reference = %target, %error, "image was not copied");
+                    fills.log_image(&task.0, &target, error);
                 }
             }
             // Nobody waits any more when this fails.
@@ -494,7 +440,7 @@ impl ImageCopy<'_> {
     /// Copies an entry of an index. One that the upstream does not have, or that is no manifest,
     /// does not keep the index from being stored.
     async fn child(&self, child: Part, depth: usize) -> Result<()> {
-        if !self.tally().seen.insert(child.digest.clone()) {
+        if !self.tally().see(&child.digest)? {
             return Ok(());
         }
         let request = self.requests.acquire().await;
@@ -568,32 +514,5 @@ impl ImageCopy<'_> {
             .tally
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(manifests: usize, bytes: u64, expect: bool) {
-        let mut tally = Tally::default();
-        for number in 1..manifests {
-            let digest = Digest::parse(&format!("sha256:{number:064x}")).unwrap();
-            tally.add(&digest, 0).unwrap();
-        }
-        let last = Digest::parse(&format!("sha256:{}", "f".repeat(64))).unwrap();
-        assert_eq!(
-            tally.add(&last, bytes).is_ok(),
-            expect,
-            "{manifests}, {bytes}"
-        );
-    }
-
-    #[test]
-    fn manifests_of_an_image_are_bounded_in_number_and_in_bytes() {
-        check(IMAGE_MANIFESTS, 0, true);
-        check(IMAGE_MANIFESTS + 1, 0, false);
-        check(1, IMAGE_MANIFEST_BYTES, true);
-        check(1, IMAGE_MANIFEST_BYTES + 1, false);
     }
 }

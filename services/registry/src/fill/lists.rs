@@ -2,8 +2,8 @@
 //! upstream is away. What could not be learned is never told as "there is nothing".
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,8 @@ use holdfast_core::{Digest, RepositoryName, Tag};
 
 use super::Fills;
 use crate::{
+    limits::UPSTREAM_LISTS_BYTES,
+    shares::Shares,
     source::Listed,
     upstream::{Error, Pages, Referrer, Result, Source},
 };
@@ -19,15 +21,17 @@ use crate::{
 const FRESH: Duration = Duration::from_secs(30);
 /// For how long an upstream that did not tell is not asked for this list again.
 const UNTOLD: Duration = Duration::from_secs(5);
-/// Most entries of all lists that are kept; above, the memory starts over.
-const MAX_ENTRIES: usize = 100_000;
-/// Most lists that are kept; above, the memory starts over.
+/// Most lists of a kind that are kept.
 const MAX_LISTS: usize = 2000;
+/// What a list takes in memory beside its entries.
+const LIST_COST: usize = 1 << 10;
 
 /// A list as it was told last.
 #[derive(Debug)]
 struct Told<T> {
-    pages: Option<(Arc<Pages<T>>, Instant)>,
+    pages: Option<(Arc<[T]>, Instant)>,
+    complete: bool,
+    bytes: usize,
     failed: Option<(String, Instant)>,
 }
 
@@ -35,25 +39,27 @@ impl<T> Default for Told<T> {
     fn default() -> Self {
         Self {
             pages: None,
+            complete: true,
+            bytes: 0,
             failed: None,
         }
     }
 }
 
-impl<T: Clone> Told<T> {
+impl<T> Told<T> {
     /// What may be answered at `now` without asking.
     fn answer(&self, now: Instant) -> Option<Listed<T>> {
         let is_within = |at: Instant, limit| now.saturating_duration_since(at) < limit;
         match (&self.pages, &self.failed) {
-            (Some((pages, at)), _) if is_within(*at, FRESH) => Some(Listed {
-                entries: pages.entries.clone(),
-                warning: (!pages.complete)
+            (Some((entries, at)), _) if is_within(*at, FRESH) => Some(Listed {
+                entries: Arc::clone(entries),
+                warning: (!self.complete)
                     .then(|| "the upstream has more than is listed".to_owned()),
                 known: true,
             }),
             (pages, Some((why, at))) if is_within(*at, UNTOLD) => Some(match pages {
-                Some((pages, told)) => Listed {
-                    entries: pages.entries.clone(),
+                Some((entries, told)) => Listed {
+                    entries: Arc::clone(entries),
                     warning: Some(format!(
                         "the upstream's list is {} s old: {why}",
                         now.saturating_duration_since(*told).as_secs()
@@ -70,55 +76,73 @@ impl<T: Clone> Told<T> {
         match outcome {
             Ok(pages) => {
                 *self = Self {
-                    pages: Some((Arc::new(pages), now)),
+                    pages: Some((pages.entries.into(), now)),
+                    complete: pages.complete,
+                    bytes: pages.bytes,
                     failed: None,
                 }
             }
             Err(error) => self.failed = Some((error.to_string(), now)),
         }
     }
-
-    fn entries(&self) -> usize {
-        self.pages
-            .as_ref()
-            .map_or(0, |(pages, _)| pages.entries.len())
-    }
 }
 
-/// The lists of one kind. Who asks for one that is being asked for waits for it.
+/// A list that is kept, or asked for.
+type List<T> = Arc<tokio::sync::Mutex<Told<T>>>;
+
+/// The lists of one kind, each a share of its upstream's. Who asks for one that is being asked for
+/// waits for it.
 #[derive(Debug)]
 struct Kept<K, T> {
-    held: Mutex<HashMap<K, Arc<tokio::sync::Mutex<Told<T>>>>>,
+    lists: Mutex<Shares<String, K, List<T>>>,
 }
 
-impl<K, T> Default for Kept<K, T> {
+impl<K: Clone + Eq + Hash, T> Default for Kept<K, T> {
     fn default() -> Self {
         Self {
-            held: Mutex::default(),
+            lists: Mutex::new(Shares::new(UPSTREAM_LISTS_BYTES, MAX_LISTS)),
         }
     }
 }
 
-impl<K: Clone + Eq + std::hash::Hash, T: Clone> Kept<K, T> {
-    async fn get(&self, key: &K, ask: impl Future<Output = Result<Pages<T>>>) -> Listed<T> {
-        let told = {
-            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-            if !held.contains_key(key) {
-                let kept = held.values().filter_map(|told| told.try_lock().ok());
-                let entries: usize = kept.map(|told| told.entries()).sum();
-                if held.len() >= MAX_LISTS || entries >= MAX_ENTRIES {
-                    held.clear();
-                }
-            }
-            Arc::clone(held.entry(key.clone()).or_default())
-        };
-        let mut told = told.lock().await;
+impl<K: Clone + Eq + Hash, T> Kept<K, T> {
+    fn lists(&self) -> MutexGuard<'_, Shares<String, K, List<T>>> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn get(
+        &self,
+        key: &K,
+        host: &str,
+        ask: impl Future<Output = Result<Pages<T>>>,
+    ) -> Listed<T> {
+        let list = self.list(key, host);
+        let mut told = list.lock().await;
         if let Some(answer) = told.answer(Instant::now()) {
             return answer;
         }
-        told.record(ask.await, Instant::now());
-        let answer = told.answer(Instant::now());
+        let outcome = ask.await;
+        let now = Instant::now();
+        told.record(outcome, now);
+        let mut lists = self.lists();
+        // Another one may be kept in its place by now, or none.
+        if lists.get(key).is_some_and(|kept| Arc::ptr_eq(kept, &list)) {
+            lists.resize(key, LIST_COST + told.bytes, now);
+        }
+        drop(lists);
+        let answer = told.answer(now);
         answer.unwrap_or_else(|| Listed::unknown("the upstream did not tell"))
+    }
+
+    fn list(&self, key: &K, host: &str) -> List<T> {
+        let mut lists = self.lists();
+        if let Some(list) = lists.get(key) {
+            return Arc::clone(list);
+        }
+        let list = List::default();
+        let entry = (Arc::clone(&list), LIST_COST);
+        lists.insert(&host.to_owned(), key.clone(), entry, Instant::now());
+        list
     }
 }
 
@@ -143,7 +167,8 @@ impl Fills {
                 found => found,
             }
         };
-        Box::pin(self.inner.lists.tags.get(repo, ask)).await
+        let host = source.host.to_string();
+        Box::pin(self.inner.lists.tags.get(repo, &host, ask)).await
     }
 
     /// Who refers to a manifest at the upstream of a repository.
@@ -157,7 +182,8 @@ impl Fills {
         };
         let key = (repo.clone(), subject.clone());
         let ask = self.inner.upstreams.referrers(&source, subject);
-        Box::pin(self.inner.lists.referrers.get(&key, ask)).await
+        let host = source.host.to_string();
+        Box::pin(self.inner.lists.referrers.get(&key, &host, ask)).await
     }
 
     /// Whom a list is asked of, and with what: the credentials of the settings. Those of a fill request serve what that request
@@ -182,12 +208,13 @@ impl Fills {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::UPSTREAM_LIST_BYTES;
 
     #[test]
     fn a_list_is_fresh_then_stale_and_never_empty_for_want_of_an_answer() {
         let start = Instant::now();
         let mut told = Told::default();
-        assert_eq!(told.answer(start), None, "nobody was asked");
+        assert!(told.answer(start).is_none(), "nobody was asked");
         let away = || Err(Error::Unavailable("connection refused".to_owned()));
         told.record(away(), start);
         let unknown = told.answer(start).unwrap();
@@ -196,15 +223,16 @@ mod tests {
         let pages = Pages {
             entries: vec![1, 2],
             complete: true,
+            bytes: 2,
         };
         told.record(Ok(pages), start);
         let fresh = told.answer(start + FRESH / 2).unwrap();
-        assert_eq!((fresh.entries, fresh.warning), (vec![1, 2], None));
+        assert_eq!((&*fresh.entries, fresh.warning), (&[1, 2][..], None));
         let later = start + FRESH * 4;
         assert_eq!(told.answer(later), None, "asked again");
         told.record(away(), later);
         let stale = told.answer(later).unwrap();
-        assert!(stale.known && stale.entries == [1, 2]);
+        assert!(stale.known && *stale.entries == [1, 2]);
         let warning = stale.warning.unwrap();
         assert!(
             warning.contains("120 s old") && warning.contains("connection refused"),
@@ -214,6 +242,7 @@ mod tests {
             Ok(Pages {
                 entries: vec![3],
                 complete: false,
+                bytes: 1,
             }),
             later,
         );
@@ -221,25 +250,57 @@ mod tests {
         assert!(cut.known && cut.warning.unwrap().contains("more than is listed"));
     }
 
+    fn pages(bytes: usize) -> Pages<u8> {
+        Pages {
+            entries: vec![7],
+            complete: true,
+            bytes,
+        }
+    }
+
     #[tokio::test]
-    async fn a_list_is_asked_for_once_and_the_memory_is_bounded() {
+    async fn a_list_is_asked_for_once() {
         let kept: Kept<usize, u8> = Kept::default();
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let ask = || async {
             asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             tokio::task::yield_now().await;
-            Ok(Pages {
-                entries: vec![7; MAX_ENTRIES / 10],
-                complete: true,
-            })
+            Ok(pages(1))
         };
-        let many = (0..50).map(|_| kept.get(&0, ask()));
+        let many = (0..50).map(|_| kept.get(&0, "a", ask()));
         futures::future::join_all(many).await;
         assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
-        for key in 1..100 {
-            kept.get(&key, ask()).await;
-            let held = kept.held.lock().unwrap();
-            assert!(held.len() <= 11, "{}", held.len());
+    }
+
+    #[tokio::test]
+    async fn lists_are_kept_up_to_so_many_bytes_and_large_ones_make_room() {
+        let kept: Kept<usize, u8> = Kept::default();
+        let small = 1000;
+        for key in 0..small {
+            kept.get(&key, "honest", async { Ok(pages(1000)) }).await;
         }
+        for key in small..small + 60 {
+            let large = UPSTREAM_LIST_BYTES;
+            kept.get(&key, "hostile", async { Ok(pages(large)) }).await;
+            let bytes = kept.lists().bytes();
+            assert!(bytes <= UPSTREAM_LISTS_BYTES, "{bytes}");
+        }
+        let lists = kept.lists();
+        let honest = lists.of("honest").count();
+        assert_eq!(honest, small, "of another upstream");
+        assert!(lists.get(&(small + 59)).is_some(), "the newest");
+        assert!(lists.get(&small).is_none());
+    }
+
+    #[tokio::test]
+    async fn so_many_lists_are_kept_however_small() {
+        let kept: Kept<usize, u8> = Kept::default();
+        for key in 0..MAX_LISTS + 10 {
+            kept.get(&key, "a", async { Err(Error::Unauthorized) })
+                .await;
+        }
+        let lists = kept.lists();
+        assert_eq!(lists.of("a").count(), MAX_LISTS);
+        assert!(lists.get(&9).is_none() && lists.get(&10).is_some());
     }
 }

@@ -1,18 +1,18 @@
 //! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first bytes are there.
 
 use std::{
-    collections::BTreeSet,
+    collections::HashSet,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::{FutureExt, future::BoxFuture};
 use holdfast_api::fill::Need;
-use holdfast_core::{Digest, RepositoryName, Tag, oci::Manifest, rewrite};
+use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
 
 use super::{
     Error, Fills, Result, arriving::Entry, blob, candidates::Candidate, entry::State,
-    image::pointer, relay::Relay, wanted,
+    image::pointer, relay::Relay,
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
@@ -23,8 +23,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(200);
 /// Manifests of a repository that are searched for a blob.
 const SEARCHED_MANIFESTS: usize = 5000;
-/// Manifests below one that a request led to.
-const REACHED_MANIFESTS: usize = 512;
 
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone)]
@@ -151,44 +149,9 @@ impl Fills {
         wanted: &Digest,
     ) -> Result<Option<Vec<Login>>> {
         let now = Instant::now();
-        let mut leads = Vec::new();
-        for root in self.inner.grants.roots(repo, now) {
-            let mut left = vec![root.clone()];
-            let mut seen = BTreeSet::new();
-            while let Some(next) = left.pop() {
-                if next == *wanted {
-                    leads.push(root);
-                    break;
-                }
-                if seen.len() >= REACHED_MANIFESTS || !seen.insert(next.clone()) {
-                    continue;
-                }
-                let named = |manifest: &Manifest| {
-                    let of_image = manifest.parts().filter(|part| part.digest == *wanted);
-                    let all = of_image.chain(&manifest.manifests);
-                    all.map(|part| part.digest.clone()).collect::<Vec<_>>()
-                };
-                left.extend(self.look_into(repo, &next, named).await.unwrap_or_default());
-            }
-        }
+        let roots = self.inner.grants.roots(repo, now);
+        let leads = self.leading_to(repo, roots, wanted).await;
         Ok(self.inner.grants.of_roots(repo, &leads, now))
-    }
-
-    /// Reads a manifest of the repository that is here.
-    async fn look_into<T>(
-        &self,
-        repo: &RepositoryName,
-        digest: &Digest,
-        read: impl FnOnce(&Manifest) -> T,
-    ) -> Option<T> {
-        let reference = ManifestRef::Digest(digest.clone());
-        match self.inner.arriving.manifest(repo, &reference) {
-            Some(entry) => Manifest::parse(&entry.bytes).ok().as_ref().map(read),
-            None => self
-                .stored(repo, digest, |manifest, _| read(manifest))
-                .await
-                .ok()?,
-        }
     }
 
     async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
@@ -325,9 +288,10 @@ impl Fills {
             return stored.map(SourceBlob::Stored).ok_or(forbidden);
         }
         // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
-        let named = match self.named(repo, digest).await? {
+        let mut seen = HashSet::new();
+        let named = match self.named(repo, digest, &mut seen).await? {
             Some(named) => named,
-            None => match self.named_elsewhere(repo, digest).await? {
+            None => match self.named_elsewhere(repo, digest, &mut seen).await? {
                 Some(named) => named,
                 None => self.named_upstream(repo, digest).await?,
             },
@@ -453,6 +417,7 @@ impl Fills {
         &self,
         repo: &RepositoryName,
         digest: &Digest,
+        seen: &mut HashSet<Digest>,
     ) -> Result<Option<Named>> {
         let deadline = Instant::now() + self.inner.settings.hold;
         let locks = [pointer(repo), blob::lock_name(digest)];
@@ -466,7 +431,7 @@ impl Fills {
             }
             if others.is_empty() {
                 // It may have been stored while we asked who does it.
-                return self.named(repo, digest).await;
+                return self.named(repo, digest, seen).await;
             }
             for owner in others {
                 let peers = &self.inner.peers;
@@ -478,7 +443,7 @@ impl Fills {
                     }));
                 }
             }
-            if let Some(named) = self.named(repo, digest).await? {
+            if let Some(named) = self.named(repo, digest, seen).await? {
                 return Ok(Some(named));
             }
             if Instant::now() >= deadline {
@@ -499,10 +464,14 @@ impl Fills {
         })
     }
 
-    /// What the repository's manifests say of a blob: those on their way, then all that there are.
-    async fn named(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Named>> {
-        let store = &self.inner.store;
-        let mut seen = BTreeSet::new();
+    /// What the repository's manifests say of a blob: those on their way, then all that there are and
+    /// were not `seen` before.
+    async fn named(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Option<Named>> {
         let sizes = self.inner.arriving.blob(repo, digest);
         if !sizes.is_empty() {
             return Ok(Some(Named {
@@ -510,28 +479,13 @@ impl Fills {
                 is_stored: false,
             }));
         }
-        let mut left = store
-            .revisions(repo, SEARCHED_MANIFESTS)
-            .await?
-            .unwrap_or_default();
-        while let Some(next) = left.pop() {
-            if !seen.insert(next.clone()) {
-                continue;
-            }
-            let size = |manifest: &Manifest, _| {
-                let mut blobs = wanted::blobs(manifest);
-                blobs
-                    .find(|blob| blob.digest == *digest)
-                    .map(|blob| blob.size)
-            };
-            if let Ok(Some(Some(size))) = self.stored(repo, &next, size).await {
-                return Ok(Some(Named {
-                    sizes: vec![size],
-                    is_stored: true,
-                }));
-            }
-        }
-        Ok(None)
+        let store = &self.inner.store;
+        let revisions = store.revisions(repo, SEARCHED_MANIFESTS).await?;
+        let claimed = self.claimed(repo, digest, revisions.unwrap_or_default(), seen);
+        Ok(claimed.await.map(|size| Named {
+            sizes: vec![size],
+            is_stored: true,
+        }))
     }
 }
 

@@ -21,6 +21,7 @@ mod access;
 mod claims;
 mod indexes;
 mod lies;
+mod names;
 mod permitted;
 mod proofs;
 mod replicas;

@@ -1,16 +1,13 @@
-//! Challenges of an upstream and the answers to them: which realm may see a credential, and the tokens that were given.
+//! Challenges of an upstream and the answers to them: which realm may see a credential.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{fmt, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
+
+use crate::limits::{UPSTREAM_CHALLENGE_BYTES, UPSTREAM_TOKEN_BYTES};
 
 /// A user name and password, or an identity token, for one upstream; prints without its password (SPEC 82).
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -41,6 +38,11 @@ impl Login {
     /// The refresh token, if this login is one.
     pub(super) fn refresh_token(&self) -> Option<&str> {
         self.is_identity.then_some(self.password.as_str())
+    }
+
+    /// Bytes of its texts.
+    pub(super) fn bytes(&self) -> usize {
+        self.username.len() + self.password.len()
     }
 
     /// The value of an `Authorization: Basic` header.
@@ -109,8 +111,10 @@ impl Challenge {
                 _ => {}
             }
         }
-        Some(Self::Bearer {
-            realm: realm?,
+        let realm = realm?;
+        let bytes = realm.as_str().len() + service.as_ref().map_or(0, String::len);
+        (bytes <= UPSTREAM_CHALLENGE_BYTES).then_some(Self::Bearer {
+            realm,
             service,
             scope,
         })
@@ -282,58 +286,8 @@ impl TokenAnswer {
 
 /// Whether a text can stand behind `Bearer` in a header.
 fn is_bearer(token: &str) -> bool {
-    !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// What a token is for. It goes back only to the origin that asked for it, and only for who asked.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct TokenKey {
-    /// The origin that challenged.
-    pub(super) origin: String,
-    /// The token server.
-    pub(super) realm: Url,
-    /// The registry's name there.
-    pub(super) service: Option<String>,
-    /// What it opens.
-    pub(super) scope: String,
-    /// Who asks; nobody for an anonymous token.
-    pub(super) login: Option<Login>,
-}
-
-/// Tokens by what they are for.
-#[derive(Default)]
-pub(super) struct Tokens {
-    held: Mutex<HashMap<TokenKey, (String, Instant)>>,
-}
-
-/// Most tokens that are remembered; above, the memory starts over.
-const MAX_TOKENS: usize = 4096;
-
-impl Tokens {
-    /// A token that still counts at `now`.
-    pub(super) fn get(&self, key: &TokenKey, now: Instant) -> Option<String> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.get(key)
-            .filter(|(_, until)| *until > now)
-            .map(|(token, _)| token.clone())
-    }
-
-    /// Remembers a token.
-    pub(super) fn put(&self, key: TokenKey, token: String, until: Instant) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.len() >= MAX_TOKENS {
-            held.clear();
-        }
-        held.insert(key, (token, until));
-    }
-
-    /// Forgets a token that was refused.
-    pub(super) fn forget(&self, key: &TokenKey) {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(key);
-    }
+    let length = 1..=UPSTREAM_TOKEN_BYTES;
+    length.contains(&token.len()) && token.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]
@@ -384,6 +338,19 @@ mod tests {
             r#"bearer service=reg, realm="https://a/t?x=1""#,
             bearer("https://a/t?x=1", Some("reg")),
         );
+        let long = |bytes: usize| "s".repeat(bytes - "https://a/t".len());
+        let most = long(UPSTREAM_CHALLENGE_BYTES);
+        check_challenge(
+            &format!("Bearer realm=\"https://a/t\",service=\"{most}\""),
+            bearer("https://a/t", Some(&most)),
+        );
+        let more = long(UPSTREAM_CHALLENGE_BYTES + 1);
+        for parameters in [
+            format!("realm=\"https://a/t\",service=\"{more}\""),
+            format!("realm=\"https://a/t/{more}\""),
+        ] {
+            check_challenge(&format!("Bearer {parameters}"), None);
+        }
         check_challenge("Bearer service=reg", None);
         check_challenge("Bearer realm=\"file:///etc/passwd\"", None);
         check_challenge("Negotiate", None);
@@ -491,23 +458,14 @@ mod tests {
     }
 
     #[test]
-    fn tokens_end() {
-        let now = Instant::now();
-        let tokens = Tokens::default();
-        let key = TokenKey {
-            origin: "https://registry.example".to_owned(),
-            realm: "https://auth.example/token".parse().unwrap(),
-            service: None,
-            scope: "s".to_owned(),
-            login: None,
-        };
-        tokens.put(key.clone(), "t".to_owned(), now + Duration::from_secs(1));
-        assert_eq!(tokens.get(&key, now), Some("t".to_owned()));
-        assert_eq!(tokens.get(&key, now + Duration::from_secs(1)), None);
-        let elsewhere = TokenKey {
-            origin: "https://other.example".to_owned(),
-            ..key
-        };
-        assert_eq!(tokens.get(&elsewhere, now), None);
+    fn a_token_has_so_many_bytes_and_no_more() {
+        for (bytes, expect) in [
+            (UPSTREAM_TOKEN_BYTES, true),
+            (UPSTREAM_TOKEN_BYTES + 1, false),
+        ] {
+            let answer = format!(r#"{{"token":"{}"}}"#, "t".repeat(bytes));
+            let read: TokenAnswer = serde_json::from_str(&answer).unwrap();
+            assert_eq!(read.token().is_some(), expect, "{bytes}");
+        }
     }
 }

@@ -8,7 +8,6 @@ mod list;
 mod token;
 
 use std::{
-    collections::HashMap,
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -27,15 +26,18 @@ use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
-    Error, Login, Manifest, Memory, Result, Source, Timeouts,
-    auth::{Challenge, Tokens},
+    Error, Manifest, Memory, Result, Source, Timeouts,
     breaker::{Breaker, Closed, Failure},
     client::{Prober, Use, cause, client},
     pace::Pace,
     proxies::Proxies,
     reach::{self, Allowed, Seen},
+    tokens::{Authorisations, Known, Tokens},
 };
-use crate::fill_metrics::{FillMetrics, UpstreamLabel};
+use crate::{
+    fill_metrics::{FillMetrics, UpstreamLabel},
+    throttle::Throttle,
+};
 pub(crate) use answer::seconds;
 use answer::{content_range, printable, text, told_size};
 use ask::Call;
@@ -47,13 +49,6 @@ const NO_REGISTRY: &str =
 
 /// The repository to which failures count that no request of one repository is to blame for: of bodies that break off.
 const BODIES: &str = "";
-
-/// How requests to a repository are authorised, once that is known.
-#[derive(Debug, Clone)]
-struct Known {
-    login: Option<Login>,
-    challenge: Option<Challenge>,
-}
 
 /// What an endpoint is made of.
 pub(super) struct Parts<'a> {
@@ -68,6 +63,11 @@ pub(super) struct Parts<'a> {
     pub(super) pace: Arc<Pace>,
     /// The memory of all manifests that are being received.
     pub(super) memory: Arc<Memory>,
+    /// What opens upstreams.
+    pub(super) tokens: Arc<Tokens>,
+    pub(super) known: Arc<Authorisations>,
+    /// What bounds the messages of failures in the log.
+    pub(super) throttle: Arc<Throttle>,
     pub(super) metrics: FillMetrics,
     /// The upstream's name in metrics.
     pub(super) label: String,
@@ -95,8 +95,9 @@ pub(super) struct Endpoint {
     is_registry: AtomicBool,
     guarded: OnceCell<(Allowed, Client)>,
     breaker: Arc<Mutex<Breaker>>,
-    tokens: Tokens,
-    known: Mutex<HashMap<String, Known>>,
+    tokens: Arc<Tokens>,
+    known: Arc<Authorisations>,
+    throttle: Arc<Throttle>,
     pace: Arc<Pace>,
     memory: Arc<Memory>,
     metrics: FillMetrics,
@@ -132,6 +133,9 @@ impl Endpoint {
             timeouts,
             pace,
             memory,
+            tokens,
+            known,
+            throttle,
             metrics,
             label,
         } = parts;
@@ -167,8 +171,9 @@ impl Endpoint {
                 timeouts.breaker_min,
                 timeouts.breaker_max,
             ))),
-            tokens: Tokens::default(),
-            known: Mutex::default(),
+            tokens,
+            known,
+            throttle,
             pace,
             memory,
             metrics,
@@ -247,8 +252,16 @@ impl Endpoint {
         if !self.is_confidential() {
             return what.to_owned();
         }
-        tracing::info!(upstream.url = %self.url, cause = what, "a host inside this network that is not listed in upstreams does not answer as a registry");
+        if self.may_log("inside", what) {
+            tracing::info!(upstream.url = %self.url, cause = what, "a host inside this network that is not listed in upstreams does not answer as a registry");
+        }
         NO_REGISTRY.to_owned()
+    }
+
+    /// Whether a message that a request can cause is logged.
+    fn may_log(&self, kind: &str, about: &str) -> bool {
+        let about = format!("{} {about}", self.url);
+        self.throttle.passes(kind, &about, Instant::now())
     }
 
     /// The same for whatever came of a request.

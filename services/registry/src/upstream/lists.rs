@@ -24,6 +24,8 @@ pub(crate) struct Pages<T> {
     pub(crate) entries: Vec<T>,
     /// Whether it is all that there is, or the bounds were reached before.
     pub(crate) complete: bool,
+    /// About the bytes that the entries take in memory.
+    pub(crate) bytes: usize,
 }
 
 impl<T> Default for Pages<T> {
@@ -31,6 +33,7 @@ impl<T> Default for Pages<T> {
         Self {
             entries: Vec::new(),
             complete: true,
+            bytes: 0,
         }
     }
 }

@@ -113,6 +113,19 @@ async fn a_page_of_referrers_is_no_larger_than_a_manifest_may_be() {
     assert_eq!(pages.concat(), all(&shape));
 }
 
+#[tokio::test]
+async fn a_filter_that_fits_none_reads_so_many_bytes_a_page() {
+    let registry = Registry::start().await;
+    let (shape, subject) = attached(10, &"A".repeat(1_900_000));
+    push(&registry, &shape).await;
+    let target = format!("/v2/a/referrers/{subject}");
+    // Nine of them have 16 MiB; the tenth is looked at for the next page.
+    let pages = follow(&registry, &format!("{target}?artifactType=a/none"), true).await;
+    assert_eq!(sizes(&pages), [0, 0]);
+    let pages = follow(&registry, &format!("{target}?artifactType=a/odd"), true).await;
+    assert_eq!(pages.concat().len(), 5);
+}
+
 async fn check_fallback(algorithm: Algorithm) {
     let registry = Registry::start().await;
     let mut shape = Shape::new(algorithm);

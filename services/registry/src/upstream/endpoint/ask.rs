@@ -1,7 +1,5 @@
 //! One request with the authorisation that worked before, else with each credential in turn, at last with none (SPEC 35).
 
-use std::sync::PoisonError;
-
 use http::{Method, StatusCode};
 use reqwest::Response;
 use url::Url;
@@ -12,9 +10,6 @@ use super::{
     follow::{Bytes, Followed},
 };
 use crate::upstream::{Error, Login, Result, Source, auth::Challenge, settings};
-
-/// Most repositories whose authorisation is remembered; above, the memory starts over.
-const MAX_KNOWN: usize = 4096;
 
 /// What is asked of a repository.
 pub(super) struct Call<'a> {
@@ -63,8 +58,7 @@ impl<'a> Call<'a> {
 impl Endpoint {
     /// What worked for this repository before, if it is one of the `logins` that this request may use.
     pub(super) fn remembered(&self, call: &Call<'_>, logins: &[Option<Login>]) -> Option<Known> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&call.topic())?.clone();
+        let known = self.known.get(self.url.as_str(), call.topic())?;
         logins.contains(&known.login).then_some(known)
     }
 
@@ -72,17 +66,12 @@ impl Endpoint {
         if let Some(known) = known {
             self.keep(call.topic(), known);
         } else {
-            let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            all.remove(&call.topic());
+            self.known.forget(self.url.as_str(), call.topic());
         }
     }
 
     pub(super) fn keep(&self, topic: String, known: Known) {
-        let mut all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if all.len() >= MAX_KNOWN && !all.contains_key(&topic) {
-            all.clear();
-        }
-        all.insert(topic, known);
+        self.known.put(self.url.as_str(), topic, known);
     }
 
     /// What a request for this source may be made with, in order: its own credentials, the endpoint's, none.

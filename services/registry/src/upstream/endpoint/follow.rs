@@ -1,7 +1,5 @@
 //! Requests with their redirects by hand: who sees which authorisation, and where an answer may send us.
 
-use std::sync::PoisonError;
-
 use holdfast_core::oci::ACCEPT;
 use http::{StatusCode, header};
 use reqwest::{Client, Response};
@@ -136,11 +134,8 @@ impl Endpoint {
 
     /// What another origin was told before for this repository: its challenge is known then.
     async fn known_elsewhere(&self, call: &Call<'_>, url: &Url) -> Option<String> {
-        let known = {
-            let all = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-            all.get(&elsewhere_topic(call, url)).cloned()
-        };
-        let challenge = known?.challenge?;
+        let topic = elsewhere_topic(call, url);
+        let challenge = self.known.get(self.url.as_str(), topic)?.challenge?;
         let token = self.authorisation_elsewhere(call, url, &challenge).await;
         token.ok().flatten()
     }

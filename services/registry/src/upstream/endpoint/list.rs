@@ -1,45 +1,28 @@
 //! Lists, page by page: what is read of them, and where the next page is.
 
+use bytes::Bytes;
 use holdfast_core::{Digest, Tag};
 use http::{Method, header};
 use reqwest::Response;
-use serde::{Deserialize, de::IgnoredAny};
 use url::Url;
 
 use super::{Endpoint, ask::Call};
-use crate::upstream::{
-    Error, Result, Source,
-    lists::{MAX_BYTES, MAX_PAGES, MAX_REFERRERS, MAX_TAGS, Pages, Referrer},
+use crate::{
+    limits::UPSTREAM_LIST_BYTES,
+    upstream::{
+        Error, Result, Source,
+        entries::{Entry, Taken},
+        lists::{MAX_BYTES, MAX_PAGES, Pages, Referrer},
+    },
 };
 
 /// Tags that a page is asked for: what every registry gives.
 const PAGE: &str = "n=1000";
 
-#[derive(Deserialize)]
-struct TagPage {
-    /// `null` where there are none.
-    tags: Option<Vec<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Index {
-    #[serde(rename = "schemaVersion")]
-    _schema_version: IgnoredAny,
-    manifests: Option<Vec<serde_json::Value>>,
-}
-
 impl Endpoint {
     /// All tags of a repository. Names that no tag can have are left out.
     pub(in crate::upstream) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
-        let take = |bytes: &[u8], found: &mut Vec<Tag>| {
-            let page: TagPage = serde_json::from_slice(bytes).map_err(|_| no_list())?;
-            let tags = page.tags.unwrap_or_default();
-            found.extend(tags.iter().filter_map(|tag| Tag::parse(tag).ok()));
-            Ok(())
-        };
-        self.pages(source, "tags/list", Some(PAGE), MAX_TAGS, take)
-            .await
+        self.pages(source, "tags/list", Some(PAGE)).await
     }
 
     /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has none (the referrers tag
@@ -49,63 +32,82 @@ impl Endpoint {
         source: &Source,
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
-        let take = |bytes: &[u8], found: &mut Vec<Referrer>| {
-            let index: Index = serde_json::from_slice(bytes).map_err(|_| no_list())?;
-            let entries = index.manifests.ok_or_else(no_list)?.into_iter();
-            found.extend(entries.filter_map(|entry| serde_json::from_value(entry).ok()));
-            Ok(())
-        };
         let path = format!("referrers/{subject}");
-        let found = self.pages(source, &path, None, MAX_REFERRERS, take).await;
+        let found = self.pages(source, &path, None).await;
         // Registries without this API say so in many ways.
         if !matches!(found, Err(Error::NotFound | Error::Invalid(_))) {
             return found;
         }
         let hex: String = subject.hex().chars().take(64).collect();
         let path = format!("manifests/{}-{hex}", subject.algorithm());
-        match self.pages(source, &path, None, MAX_REFERRERS, take).await {
+        match self.pages(source, &path, None).await {
             Err(Error::NotFound) => Ok(Pages::default()),
             found => found,
         }
     }
 
-    /// Reads the pages of a list until there is no next one, or a bound is reached.
-    async fn pages<T>(
+    /// Reads a list within the memory of manifests: one page at a time, and what is kept of all.
+    async fn pages<T: Entry>(
         &self,
         source: &Source,
         path: &str,
         query: Option<&str>,
-        most: usize,
-        take: impl Fn(&[u8], &mut Vec<T>) -> Result<()>,
     ) -> Result<Pages<T>> {
-        let (mut entries, mut bytes) = (Vec::new(), 0);
-        let mut query = query.map(str::to_owned);
-        for _ in 0..MAX_PAGES {
+        let call = Call {
+            query,
+            ..Call::new(source, Method::GET, path)
+        };
+        let response = self.ask(&call).await?;
+        let is_last = next_query(&response).is_none();
+        let length = response.content_length().filter(|_| is_last);
+        let page = length.map_or(MAX_BYTES as u64, |length| length.min(MAX_BYTES as u64));
+        let most = page + UPSTREAM_LIST_BYTES as u64;
+        let mut taken = Taken::default();
+        let read = async {
+            self.read_pages(&call, response, &mut taken).await?;
+            Ok::<_, Error>(Bytes::new())
+        };
+        let host = source.host.to_string();
+        self.memory.hold(&host, most, read).await?;
+        Ok(taken.into())
+    }
+
+    /// Reads the pages of a list until there is no next one, or a bound is reached.
+    async fn read_pages<T: Entry>(
+        &self,
+        first: &Call<'_>,
+        mut response: Response,
+        taken: &mut Taken<T>,
+    ) -> Result<()> {
+        let mut query = first.query.map(str::to_owned);
+        let mut bytes = 0;
+        for number in 1..=MAX_PAGES {
+            let next = next_query(&response);
             let call = Call {
                 query: query.as_deref(),
-                ..Call::new(source, Method::GET, path)
+                ..Call::new(first.source, Method::GET, first.path)
             };
-            let mut response = self.ask(&call).await?;
-            let next = next_query(&response);
-            let page = self
-                .read(&call, &mut response, MAX_BYTES.saturating_sub(bytes))
-                .await?;
+            let left = MAX_BYTES.saturating_sub(bytes);
+            let page = self.read(&call, &mut response, left).await?;
             bytes += page.len();
-            take(&page, &mut entries)?;
-            let complete = next.is_none() && entries.len() <= most;
-            if complete || entries.len() >= most || next == query {
-                entries.truncate(most);
-                return Ok(Pages { entries, complete });
+            taken.read(&page)?;
+            drop(page);
+            if next.is_none() {
+                break;
+            }
+            if number == MAX_PAGES || taken.is_full() || next == query {
+                taken.cut();
+                break;
             }
             query = next;
+            let call = Call {
+                query: query.as_deref(),
+                ..Call::new(first.source, Method::GET, first.path)
+            };
+            response = self.ask(&call).await?;
         }
-        let complete = false;
-        Ok(Pages { entries, complete })
+        Ok(())
     }
-}
-
-fn no_list() -> Error {
-    Error::Invalid("what came as a list is none".to_owned())
 }
 
 /// The query of the page that the answer's `Link` calls the next one. Only the query: a page of the same list is at the same

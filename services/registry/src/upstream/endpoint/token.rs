@@ -12,8 +12,9 @@ use url::Url;
 use super::{Endpoint, answer::text, ask::Call};
 use crate::upstream::{
     Error, Login, Result,
-    auth::{Challenge, TokenAnswer, TokenKey, realm_is_bound},
+    auth::{Challenge, TokenAnswer, realm_is_bound},
     settings::{MAX_TOKEN_BYTES, MAX_TOKEN_REDIRECTS},
+    tokens::TokenKey,
 };
 
 impl Endpoint {
@@ -43,11 +44,13 @@ impl Endpoint {
         let bound = realm_is_bound(&self.url, realm, allowed);
         // A foreign realm never sees a credential; without one it may be asked over TLS.
         if !bound && (login.is_some() || realm.scheme() != "https") {
-            tracing::warn!(
-                upstream.url = %self.url,
-                realm.host = realm.host_str(),
-                "the token server is not the upstream's, no credential sent; upstreams[].realms allows it"
-            );
+            if self.may_log("realm", realm.host_str().unwrap_or_default()) {
+                tracing::warn!(
+                    upstream.url = %self.url,
+                    realm.host = realm.host_str(),
+                    "the token server is not the upstream's, no credential sent; upstreams[].realms allows it"
+                );
+            }
             return Err(Error::Unauthorized);
         }
         let client = if realm.origin() == self.url.origin() {
@@ -80,12 +83,14 @@ impl Endpoint {
             return Ok(Some(format!("Bearer {token}")));
         }
         if !realm_is_bound(origin, realm, &[]) {
-            tracing::warn!(
-                upstream.url = %self.url,
-                redirect.host = origin.host_str(),
-                realm.host = realm.host_str(),
-                "the token server does not belong to the registry that the upstream redirects to"
-            );
+            if self.may_log("realm", realm.host_str().unwrap_or_default()) {
+                tracing::warn!(
+                    upstream.url = %self.url,
+                    redirect.host = origin.host_str(),
+                    realm.host = realm.host_str(),
+                    "the token server does not belong to the registry that the upstream redirects to"
+                );
+            }
             return Ok(None);
         }
         let client = self.guarded_for(realm).await?;
@@ -150,7 +155,9 @@ impl Endpoint {
         let answer: TokenAnswer = serde_json::from_slice(&bytes)
             .map_err(|_| Error::Invalid("the token server's answer".to_owned()))?;
         let (token, lasts) = answer.token().ok_or(Error::Unauthorized)?;
-        self.tokens.put(key, token.clone(), Instant::now() + lasts);
+        let until = Instant::now() + lasts;
+        self.tokens
+            .put(self.url.as_str(), key, token.clone(), until);
         Ok(token)
     }
 
@@ -181,7 +188,7 @@ impl Endpoint {
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
-            url = next_on_server(&url, &response)?;
+            url = self.next_on_server(&url, &response)?;
         }
         Err(Error::Unauthorized)
     }
@@ -204,7 +211,29 @@ impl Endpoint {
             if !matches!(response.status().as_u16(), 307 | 308) {
                 return Ok(response);
             }
-            url = next_on_server(&url, &response)?;
+            url = self.next_on_server(&url, &response)?;
+        }
+        Err(Error::Unauthorized)
+    }
+
+    /// Where a token server sends on: to itself only, because the request may carry a credential.
+    fn next_on_server(&self, url: &Url, response: &Response) -> Result<Url> {
+        let next = text(response, header::LOCATION)
+            .and_then(|location| url.join(&location).ok())
+            .ok_or(Error::Unauthorized)?;
+        let upgrades = url.scheme() == "http"
+            && next.scheme() == "https"
+            && url.host_str() == next.host_str()
+            && (url.port_or_known_default(), next.port_or_known_default()) == (Some(80), Some(443));
+        if next.origin() == url.origin() || upgrades {
+            return Ok(next);
+        }
+        if self.may_log("redirect", url.host_str().unwrap_or_default()) {
+            tracing::warn!(
+                realm.host = url.host_str(),
+                redirect.host = next.host_str(),
+                "a token server redirects to another host, which is not followed"
+            );
         }
         Err(Error::Unauthorized)
     }
@@ -220,27 +249,6 @@ impl Endpoint {
         if let Some(key) = self.key(call, origin, challenge, login) {
             self.tokens.forget(&key);
         }
-    }
-}
-
-/// Where a token server sends on: to itself only, because the request may carry a credential.
-fn next_on_server(url: &Url, response: &Response) -> Result<Url> {
-    let next = text(response, header::LOCATION)
-        .and_then(|location| url.join(&location).ok())
-        .ok_or(Error::Unauthorized)?;
-    let upgrades = url.scheme() == "http"
-        && next.scheme() == "https"
-        && url.host_str() == next.host_str()
-        && (url.port_or_known_default(), next.port_or_known_default()) == (Some(80), Some(443));
-    if next.origin() == url.origin() || upgrades {
-        Ok(next)
-    } else {
-        tracing::warn!(
-            realm.host = url.host_str(),
-            redirect.host = next.host_str(),
-            "a token server redirects to another host, which is not followed"
-        );
-        Err(Error::Unauthorized)
     }
 }
 

@@ -375,3 +375,21 @@ async fn bodies_that_trickle_are_given_up() {
         "whoever stores it counts"
     );
 }
+
+#[tokio::test]
+async fn a_list_is_read_within_the_memory_of_manifests() {
+    let raw = Raw::start(|_| Reply::http("200 OK", &[], br#"{"tags":["1"]}"#)).await;
+    let client = upstreams(&raw.host(), &[raw.url()]);
+    let source = source(&raw.host(), &[]);
+    let host = source.host.to_string();
+    let share = crate::limits::MANIFEST_MEMORY_PER_HOST;
+    let bytes = vec![0; usize::try_from(share).unwrap()];
+    let read = async { Ok::<_, ()>(bytes.into()) };
+    let held = client.memory().hold(&host, share, read).await.unwrap();
+    let mut list = Box::pin(client.tags(&source));
+    let waits = tokio::time::timeout(Duration::from_secs(1), &mut list).await;
+    assert!(waits.is_err(), "{waits:?}");
+    assert_eq!(raw.requests().len(), 1, "it was answered");
+    drop(held);
+    assert_eq!(list.await.unwrap().entries.len(), 1);
+}

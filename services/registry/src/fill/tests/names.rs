@@ -1,0 +1,52 @@
+//! What nothing names: whoever asks for it makes nobody read all manifests of the repository again.
+
+use super::*;
+use crate::{fill::names::Budget, limits::MANIFESTS_READ, source::SourceError};
+
+async fn ask(registry: &Fills, upstream: &Upstream, digest: &Digest) -> Result<(), SourceError> {
+    let repo = repo(upstream);
+    let asked = registry.blob(&repo, digest);
+    let asked = tokio::time::timeout(LIMIT, asked).await;
+    asked.expect("no manifest is read").map(drop)
+}
+
+#[tokio::test]
+async fn manifests_are_read_once_for_all_blobs_that_they_do_not_name() {
+    let image = ImageBuilder::new(90).layer(10).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let registry = fills(folder.path(), &upstream).await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    let unnamed = |number: usize| digest(&format!("sha256:{number:064x}"));
+    for number in 0..3 {
+        // From the second one on nobody may read a manifest.
+        let readers = u32::try_from(MANIFESTS_READ).unwrap();
+        let held = registry.inner.readers.acquire_many(readers);
+        let held = if number > 0 { held.await.ok() } else { None };
+        let found = ask(&registry, &upstream, &unnamed(number)).await;
+        assert!(matches!(found, Err(SourceError::NotFound)), "{found:?}");
+        drop(held);
+    }
+    let layer = digest(&image.layers[0]);
+    ask(&registry, &upstream, &layer).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_reads_so_many_bytes_of_manifests() {
+    let image = ImageBuilder::new(91).layer(10).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let registry = fills(folder.path(), &upstream).await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    let (repo, manifest) = (repo(&upstream), digest(&image.digest));
+    let mut budget = Budget(0);
+    let found = registry.summary(&repo, &manifest, &mut budget).await;
+    assert!(found.is_none(), "nothing is left");
+    budget.0 = 1;
+    let found = registry.summary(&repo, &manifest, &mut budget).await;
+    let hash = registry.inner.names.hash(&digest(&image.layers[0]));
+    assert!(found.unwrap().names(hash));
+    assert_eq!(budget.0, 0);
+    let again = registry.summary(&repo, &manifest, &mut budget).await;
+    assert!(again.is_some(), "it is remembered");
+}
