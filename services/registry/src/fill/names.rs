@@ -123,15 +123,13 @@ impl Fills {
             return None;
         }
         let reference = ManifestRef::Digest(digest.clone());
-        let (summary, bytes) = match self.inner.arriving.manifest(repo, &reference) {
-            Some(entry) => {
-                let manifest = Manifest::parse(&entry.bytes).ok()?;
-                (names.summary(&manifest), 0)
-            }
-            None => {
-                let read = |manifest: &Manifest, bytes| (names.summary(manifest), bytes);
-                self.stored(repo, digest, read).await.ok()??
-            }
+        let arriving = self.inner.arriving.manifest(repo, &reference);
+        let (summary, bytes) = if let Some(entry) = arriving {
+            let manifest = Manifest::parse(&entry.bytes).ok()?;
+            (names.summary(&manifest), 0)
+        } else {
+            let read = |manifest: &Manifest, bytes| (names.summary(manifest), bytes);
+            self.stored(repo, digest, read).await.ok()??
         };
         budget.0 = budget.0.saturating_sub(bytes);
         let summary = Arc::new(summary);

@@ -22,7 +22,7 @@ const PAGE: &str = "n=1000";
 impl Endpoint {
     /// All tags of a repository. Names that no tag can have are left out.
     pub(in crate::upstream) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
-        self.pages(source, "tags/list", Some(PAGE)).await
+        Box::pin(self.pages(source, "tags/list", Some(PAGE))).await
     }
 
     /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has none (the referrers tag
@@ -33,14 +33,14 @@ impl Endpoint {
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
         let path = format!("referrers/{subject}");
-        let found = self.pages(source, &path, None).await;
+        let found = Box::pin(self.pages(source, &path, None)).await;
         // Registries without this API say so in many ways.
         if !matches!(found, Err(Error::NotFound | Error::Invalid(_))) {
             return found;
         }
         let hex: String = subject.hex().chars().take(64).collect();
         let path = format!("manifests/{}-{hex}", subject.algorithm());
-        match self.pages(source, &path, None).await {
+        match Box::pin(self.pages(source, &path, None)).await {
             Err(Error::NotFound) => Ok(Pages::default()),
             found => found,
         }
