@@ -30,6 +30,7 @@ use crate::{
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     source::Source,
+    upstream::Requester,
     volume::Pulse,
 };
 
@@ -303,9 +304,8 @@ impl Inner {
             let asked = endpoint.pulled_repository().cloned();
             let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
             let draft = notifier.and_then(|notifier| notifier.draft(&head, &endpoint, actor));
-            let mut response = self
-                .dispatch(&head, &caller, (endpoint, asked), body)
-                .await?;
+            let dispatched = self.dispatch(&head, &caller, (endpoint, asked), body);
+            let mut response = Requester::scope(gate::address(&head), dispatched).await?;
             if let (Some(notifier), Some(draft)) = (notifier, draft) {
                 notifier
                     .tell(draft, response.status(), response.headers(), &self.store)

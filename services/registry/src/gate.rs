@@ -426,8 +426,8 @@ fn secrets(path: &Path) -> Result<Vec<String>, LoadError> {
     Ok(found)
 }
 
-/// The client that a login is counted for.
-fn address(head: &request::Parts) -> IpAddr {
+/// The client that a login, and what is asked of upstreams, is counted for.
+pub(crate) fn address(head: &request::Parts) -> IpAddr {
     let peer = head.extensions.get::<PeerAddr>();
     peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| {
         server::client_address(peer.0.ip())

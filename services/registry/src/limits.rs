@@ -76,8 +76,8 @@ pub const UPSTREAM_CHALLENGE_BYTES: usize = 2 << 10;
 /// authorised with.
 pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
 
-/// Requests that wait for the pace of one upstream host; a request of the repository with most of them
-/// makes room for one of another repository.
+/// Requests that wait for the pace of one upstream host; whoever has most makes room for another client,
+/// and its repository with most for another one of the same client.
 pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
 
 /// Sources of the copy of one blob that are remembered while it runs.
@@ -116,6 +116,9 @@ pub const MANIFEST_MEMORY: u64 = 48 << 20;
 
 /// Of these, bytes from one host.
 pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
+
+/// How long a manifest may arrive while one of another host, which holds less memory, waits.
+pub const MANIFEST_CUT_AFTER: Duration = Duration::from_secs(2);
 
 /// Manifests on the volume that copies look into at the same time.
 pub const MANIFESTS_READ: usize = 4;

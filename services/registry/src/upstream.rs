@@ -18,6 +18,7 @@ mod pace;
 mod proxies;
 mod rate;
 mod reach;
+mod requester;
 mod settings;
 mod tokens;
 mod turns;
@@ -44,6 +45,7 @@ use negative::Negative;
 use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
+pub(crate) use requester::Requester;
 pub use settings::Timeouts;
 use tokens::{Authorisations, Tokens};
 pub(crate) use turns::Interest;
@@ -126,8 +128,8 @@ pub struct Wanted<'a> {
     pub whole: bool,
     /// Endpoints that broke off before: asked after the others.
     pub avoid: &'a [String],
-    /// Whether this copy had a slot before and was preempted.
-    pub yielded: bool,
+    /// How often this copy had a slot before and was preempted.
+    pub yielded: u32,
 }
 
 /// All upstreams. Clones share everything.
@@ -424,7 +426,7 @@ impl Upstreams {
             tokio::select! {
                 biased;
                 outcome = self.open(source, wanted, turn) => break outcome,
-                () = preempted.cancelled() => yielded = true,
+                () = preempted.cancelled() => yielded += 1,
             }
         };
         outcome.map_err(|failed| self.failed(source, &path, failed))
@@ -475,6 +477,12 @@ impl Upstreams {
             }
         }
         Err(failed)
+    }
+
+    /// Somebody else waits for a copy: it becomes as urgent as that, and is made for them as well.
+    pub(crate) fn join(&self, running: &Priority, newcomer: &Priority) {
+        running.join(newcomer);
+        self.inner.turns.raise(running, newcomer.need());
     }
 
     /// Makes a copy more urgent, wherever it stands.

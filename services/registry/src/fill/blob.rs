@@ -71,8 +71,8 @@ impl Fills {
         if let Some(running) = blobs.get(digest).cloned() {
             drop(blobs);
             if let Some(source) = source {
-                let need = source.priority.need();
-                self.inner.upstreams.raise(&running.priority, need);
+                let upstreams = &self.inner.upstreams;
+                upstreams.join(&running.priority, &source.priority);
             }
             let candidate = join(&running);
             return (running, candidate);
@@ -300,7 +300,7 @@ impl Fills {
         (round, avoid): (&mut Round, &mut Vec<String>),
     ) -> Received {
         let Copy { digest, entry, .. } = *copy;
-        let (mut attempts, mut whole, mut yielded) = (0, false, false);
+        let (mut attempts, mut whole, mut yielded) = (0, false, 0);
         let mut identity: Option<(String, String)> = None;
         loop {
             let before = incoming.offset();
@@ -332,7 +332,7 @@ impl Fills {
                     match taken.await {
                         Taken::Received(received) => return received,
                         Taken::Preempted => {
-                            yielded = true;
+                            yielded += 1;
                             continue;
                         }
                         Taken::Broke(failure) => {

@@ -124,8 +124,7 @@ impl Fills {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         if let Some((running, priority, interest)) = images.get(&key) {
-            let need = source.priority.need();
-            self.inner.upstreams.raise(priority, need);
+            self.inner.upstreams.join(priority, &source.priority);
             return (running.clone(), Arc::clone(interest));
         }
         let (tell, told) = oneshot::channel();

@@ -194,6 +194,6 @@ impl Peers {
                 }
             }
         };
-        memory.hold(address, length, read).await.ok()
+        memory.hold(address, length, || (), read).await.ok()
     }
 }

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
-    upstream::{self, Login, Priority, Source},
+    upstream::{self, Login, Priority, Requester, Source},
 };
 
 /// Between two looks at what others do on the volume.
@@ -138,7 +138,7 @@ impl Fills {
             host,
             repository,
             logins,
-            priority: Priority::default(),
+            priority: Priority::default().on_behalf_of(Requester::current()),
         })
     }
 
@@ -218,7 +218,7 @@ impl Fills {
         let mut changed = self.inner.arriving.changed();
         // Which of its blobs somebody waits for the pulls of the blobs will tell.
         let source = &Source {
-            priority: Priority::new(Need::Running),
+            priority: Priority::new(Need::Running).on_behalf_of(Requester::current()),
             ..source.clone()
         };
         let platforms = &self.inner.settings.platforms;

@@ -38,6 +38,7 @@ fn code() -> BTreeMap<&'static str, String> {
             "MANIFEST_MEMORY_PER_HOST",
             MANIFEST_MEMORY_PER_HOST.to_string(),
         ),
+        ("MANIFEST_CUT_AFTER", seconds(MANIFEST_CUT_AFTER)),
         ("MANIFESTS_READ", MANIFESTS_READ.to_string()),
         ("SEARCHED_BYTES", SEARCHED_BYTES.to_string()),
         ("NAMES_BYTES", NAMES_BYTES.to_string()),

@@ -331,7 +331,7 @@ impl Endpoint {
         let most_bytes = usize::try_from(most).unwrap_or(usize::MAX);
         let read = self.read(call, &mut response, most_bytes);
         let host = call.source.host.to_string();
-        let (bytes, reserved) = self.memory.hold(&host, most, read).await?;
+        let (bytes, reserved) = self.memory.hold(&host, most, too_slow, read).await?;
         let wanted = Digest::parse(target).ok();
         let algorithm = wanted.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
         let digest = Hasher::digest(algorithm, &bytes);
@@ -481,6 +481,11 @@ impl Endpoint {
             }
         }
     }
+}
+
+/// Memory that it took was wanted for what another host sends.
+fn too_slow() -> Error {
+    Error::Busy("the answer arrived slowly while others waited".to_owned())
 }
 
 fn too_large(limit: u64) -> Error {

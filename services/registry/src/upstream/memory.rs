@@ -1,32 +1,87 @@
-//! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it for each
-//! host, so that one that sends slowly holds back nobody else.
+//! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it for
+//! each host, so that one that sends slowly holds back nobody else.
+//!
+//! Those that wait get bytes in order: whose host holds the fewest, then by arrival. While the first of
+//! them waits, a manifest of a host that holds more than its own host is cut when it has been arriving
+//! for longer than [`MANIFEST_CUT_AFTER`]: the host with most first, and its oldest.
 
 use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    cmp::Reverse,
+    collections::{BTreeMap, HashMap},
+    pin::pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use holdfast_core::Digest;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use holdfast_runtime::CancellationToken;
+use tokio::{sync::oneshot, time::Instant};
 
-use crate::limits::{MANIFEST_MEMORY, MANIFEST_MEMORY_PER_HOST};
+use crate::limits::{MANIFEST_CUT_AFTER, MANIFEST_MEMORY, MANIFEST_MEMORY_PER_HOST};
 
 /// The unit of the budget, bytes.
 const UNIT: u64 = 1 << 10;
+/// How often who waits looks for a manifest to cut.
+const CUT_EVERY: Duration = Duration::from_millis(100);
 
-/// The budget. Who waits is served in order.
-#[derive(Debug)]
+/// The budget. Clones share it.
+#[derive(Clone, Debug)]
 pub(crate) struct Memory {
-    all: Arc<Semaphore>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    all: u64,
     per_host: u64,
-    hosts: Mutex<HashMap<String, Weak<Semaphore>>>,
+    state: Mutex<State>,
+}
+
+/// In units.
+#[derive(Debug, Default)]
+struct State {
+    used: u64,
+    hosts: HashMap<String, u64>,
+    arrivals: u64,
+    /// By arrival.
+    waiting: BTreeMap<u64, Waiting>,
+    arriving: BTreeMap<u64, Arriving>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    host: String,
+    units: u64,
+    give: oneshot::Sender<CancellationToken>,
+}
+
+#[derive(Debug)]
+struct Arriving {
+    host: String,
+    units: u64,
+    since: Instant,
+    cut: CancellationToken,
+}
+
+/// Units that are in use until this is dropped.
+#[derive(Debug)]
+struct Held {
+    shared: Arc<Shared>,
+    host: String,
+    units: u64,
+}
+
+/// A place among those that wait, or whose manifest arrives, until this is dropped.
+struct Place {
+    shared: Arc<Shared>,
+    at: u64,
 }
 
 /// Bytes of the budget that are in use until the last clone of this is dropped.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reserved {
-    _permits: Option<Arc<[OwnedSemaphorePermit; 2]>>,
+    _held: Option<Arc<Held>>,
 }
 
 /// A manifest whose bytes were verified.
@@ -65,56 +120,201 @@ impl Default for Memory {
     }
 }
 
+impl State {
+    fn held(&self, host: &str) -> u64 {
+        self.hosts.get(host).copied().unwrap_or(0)
+    }
+
+    fn take(&mut self, host: &str, units: u64) {
+        self.used += units;
+        *self.hosts.entry(host.to_owned()).or_default() += units;
+    }
+
+    fn give_back(&mut self, host: &str, units: u64) {
+        self.used = self.used.saturating_sub(units);
+        if let Some(held) = self.hosts.get_mut(host) {
+            *held = held.saturating_sub(units);
+            if *held == 0 {
+                self.hosts.remove(host);
+            }
+        }
+    }
+
+    /// Who gets bytes next: one whose host has its share already does not.
+    fn next(&self, per_host: u64) -> Option<u64> {
+        let waiting = self.waiting.iter().filter(|(_, waiting)| {
+            let held = self.held(&waiting.host);
+            held + waiting.units <= per_host
+        });
+        waiting
+            .min_by_key(|(at, waiting)| (self.held(&waiting.host), **at))
+            .map(|(at, _)| *at)
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives those that wait what there is, in order.
+    fn grant(&self, state: &mut State) {
+        while let Some(at) = state.next(self.per_host) {
+            let fits = |waiting: &Waiting| state.used + waiting.units <= self.all;
+            if !state.waiting.get(&at).is_some_and(fits) {
+                return;
+            }
+            let Some(Waiting { host, units, give }) = state.waiting.remove(&at) else {
+                return;
+            };
+            let cut = CancellationToken::new();
+            if give.send(cut.clone()).is_err() {
+                continue;
+            }
+            state.take(&host, units);
+            let since = Instant::now();
+            let arriving = Arriving {
+                host,
+                units,
+                since,
+                cut,
+            };
+            state.arriving.insert(at, arriving);
+        }
+    }
+
+    /// Cuts what takes too long, as far as the one that waits needs it and is the next.
+    fn cut_for(&self, at: u64, now: Instant) {
+        let state = self.lock();
+        let Some(waiting) = state.waiting.get(&at) else {
+            return;
+        };
+        if state.next(self.per_host) != Some(at) {
+            return;
+        }
+        let (mut held, mut free) = (state.hosts.clone(), self.all.saturating_sub(state.used));
+        for cut in state.arriving.values().filter(|one| one.cut.is_cancelled()) {
+            free += cut.units;
+            let of_host = held.entry(cut.host.clone()).or_default();
+            *of_host = of_host.saturating_sub(cut.units);
+        }
+        let wants = state.held(&waiting.host);
+        while free < waiting.units {
+            let of_host = |host: &str| held.get(host).copied().unwrap_or(0);
+            let late = state.arriving.iter().filter(|(_, one)| {
+                !one.cut.is_cancelled()
+                    && of_host(&one.host) > wants
+                    && now.duration_since(one.since) >= MANIFEST_CUT_AFTER
+            });
+            let of_whom = late.max_by_key(|(at, one)| (of_host(&one.host), Reverse(**at)));
+            let Some((_, victim)) = of_whom else {
+                return;
+            };
+            tracing::debug!(upstream.host = %victim.host, "a manifest that arrives slowly is cut");
+            victim.cut.cancel();
+            free += victim.units;
+            let of_host = held.entry(victim.host.clone()).or_default();
+            *of_host = of_host.saturating_sub(victim.units);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.give_back(&self.host, self.units);
+        self.shared.grant(&mut state);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.waiting.remove(&self.at);
+        if let Some(left) = state.arriving.remove(&self.at) {
+            state.give_back(&left.host, left.units);
+        }
+        self.shared.grant(&mut state);
+    }
+}
+
+impl Place {
+    /// All has arrived: of what was taken, so many units stay in use.
+    fn keep(self, units: u64) -> Reserved {
+        let mut state = self.shared.lock();
+        let held = state.arriving.remove(&self.at).map(|arrived| {
+            let units = units.min(arrived.units);
+            state.give_back(&arrived.host, arrived.units - units);
+            Arc::new(Held {
+                shared: Arc::clone(&self.shared),
+                host: arrived.host,
+                units,
+            })
+        });
+        drop(state);
+        Reserved { _held: held }
+    }
+}
+
 impl Memory {
     /// A budget of `all` bytes, `per_host` of them for one host.
     pub(crate) fn new(all: u64, per_host: u64) -> Self {
         Self {
-            all: Arc::new(Semaphore::new(units(all) as usize)),
-            per_host,
-            hosts: Mutex::default(),
+            shared: Arc::new(Shared {
+                all: all.div_ceil(UNIT),
+                per_host: per_host.min(all).div_ceil(UNIT),
+                state: Mutex::default(),
+            }),
         }
-    }
-
-    fn share(&self, host: &str) -> Arc<Semaphore> {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = hosts.get(host).and_then(Weak::upgrade) {
-            return share;
-        }
-        hosts.retain(|_, share| share.strong_count() > 0);
-        let share = Arc::new(Semaphore::new(units(self.per_host) as usize));
-        hosts.insert(host.to_owned(), Arc::downgrade(&share));
-        share
     }
 
     /// Waits for `most` bytes of the budget and of the host's share of it, reads, and gives back
     /// what the outcome's length leaves over.
     ///
     /// # Errors
-    /// What `read` says.
+    /// What `read` says; what `cut` says when it took too long while another host's manifest waited.
     pub(crate) async fn hold<E>(
         &self,
         host: &str,
         most: u64,
+        cut: impl FnOnce() -> E,
         read: impl Future<Output = Result<Bytes, E>>,
     ) -> Result<(Bytes, Reserved), E> {
-        let wanted = units(most.min(self.per_host));
-        // The share first: who waits for it holds nothing that others wait for.
-        let of_host = self.share(host).acquire_many_owned(wanted).await;
-        let of_all = Arc::clone(&self.all).acquire_many_owned(wanted).await;
-        let bytes = read.await?;
-        let spare = wanted.saturating_sub(units(bytes.len() as u64)) as usize;
-        // Neither semaphore is ever closed.
-        let permits = of_host.ok().zip(of_all.ok());
-        let reserved = permits.map(|(mut of_host, mut of_all)| {
-            drop((of_host.split(spare), of_all.split(spare)));
-            Arc::new([of_host, of_all])
-        });
-        Ok((bytes, Reserved { _permits: reserved }))
+        let units = most.div_ceil(UNIT).min(self.shared.per_host);
+        let (place, mut told) = self.enter(host, units);
+        let is_cut = loop {
+            tokio::select! {
+                biased;
+                told = &mut told => break told.unwrap_or_default(),
+                () = tokio::time::sleep(CUT_EVERY) => {
+                    self.shared.cut_for(place.at, Instant::now());
+                }
+            }
+        };
+        let bytes = {
+            // Its bytes are dropped before what they took is given back.
+            let read = pin!(read);
+            tokio::select! {
+                biased;
+                read = read => read?,
+                () = is_cut.cancelled() => return Err(cut()),
+            }
+        };
+        let units = (bytes.len() as u64).div_ceil(UNIT);
+        Ok((bytes, place.keep(units)))
     }
-}
 
-fn units(bytes: u64) -> u32 {
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX)
+    fn enter(&self, host: &str, units: u64) -> (Place, oneshot::Receiver<CancellationToken>) {
+        let (give, told) = oneshot::channel();
+        let mut state = self.shared.lock();
+        state.arrivals += 1;
+        let at = state.arrivals;
+        let host = host.to_owned();
+        state.waiting.insert(at, Waiting { host, units, give });
+        self.shared.grant(&mut state);
+        let shared = Arc::clone(&self.shared);
+        (Place { shared, at }, told)
+    }
 }
 
 #[cfg(test)]
@@ -124,7 +324,7 @@ mod tests {
 
     async fn hold(memory: &Memory, host: &str, most: u64, bytes: usize) -> Reserved {
         let read = async { Ok::<_, ()>(Bytes::from(vec![0; bytes])) };
-        memory.hold(host, most, read).await.unwrap().1
+        memory.hold(host, most, || (), read).await.unwrap().1
     }
 
     #[tokio::test]
@@ -162,5 +362,54 @@ mod tests {
         assert!(hold(&memory, "one", 100 * UNIT, 1).now_or_never().is_none());
         drop(small);
         hold(&memory, "one", 100 * UNIT, 1).await;
+    }
+
+    /// A manifest of which nothing arrives; `true`: it was cut.
+    async fn stall(memory: &Memory, host: &str, most: u64) -> bool {
+        let read = std::future::pending();
+        memory.hold(host, most, || (), read).await.is_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slow_manifests_are_cut_while_another_host_waits() {
+        let memory = Memory::new(8 * UNIT, 4 * UNIT);
+        let stalled = ["one", "two"].map(|host| {
+            let memory = memory.clone();
+            tokio::spawn(async move { stall(&memory, host, 4 * UNIT).await })
+        });
+        tokio::task::yield_now().await;
+        // Its own host has its share: nobody gives way to it.
+        let mut same = std::pin::pin!(hold(&memory, "one", 1, 1));
+        let soon = tokio::time::timeout(MANIFEST_CUT_AFTER * 10, same.as_mut()).await;
+        assert!(soon.is_err());
+        assert!(stalled.iter().all(|one| !one.is_finished()));
+        let begun = Instant::now();
+        let three = hold(&memory, "three", 2 * UNIT, 2 * 1024);
+        let three = tokio::time::timeout(Duration::from_secs(60), three)
+            .await
+            .expect("served");
+        assert!(begun.elapsed() <= 2 * CUT_EVERY, "they are late already");
+        tokio::task::yield_now().await;
+        let [one, two] = stalled;
+        assert!(one.await.unwrap(), "the oldest");
+        assert!(!two.is_finished(), "no more than is needed");
+        same.await;
+        drop(three);
+        two.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_manifest_has_its_time_before_it_is_cut() {
+        let memory = Memory::new(4 * UNIT, 4 * UNIT);
+        let mut slow = std::pin::pin!(stall(&memory, "one", 4 * UNIT));
+        assert!(slow.as_mut().now_or_never().is_none());
+        let begun = Instant::now();
+        let other = async { drop(hold(&memory, "two", 1, 1).await) };
+        let both = async { tokio::join!(slow, other) };
+        let both = tokio::time::timeout(Duration::from_secs(60), both).await;
+        let (is_cut, ()) = both.expect("one is cut, the other one served");
+        let took = begun.elapsed();
+        assert!(is_cut && took >= MANIFEST_CUT_AFTER);
+        assert!(took <= MANIFEST_CUT_AFTER + 3 * CUT_EVERY);
     }
 }

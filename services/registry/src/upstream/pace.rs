@@ -1,26 +1,69 @@
-//! Requests to one host, so many a second. Who must wait has a place in a queue of limited length, in
-//! fair order by repository; a place is free again as soon as nobody waits for its answer.
+//! Requests to one host, so many a second. Who must wait has a place in a queue of limited length; a
+//! place is free again as soon as nobody waits for its answer.
+//!
+//! What pods wait for goes first. Then those for whom requests are made (a client by its address, the
+//! controller) take turns, and the repositories of each of them do. A request that several clients wait
+//! for goes when the first of them would have its turn. The same order, backwards, says who loses a place
+//! when the queue is full: the newest of whoever has most, if that is more than the newcomer would have,
+//! else the newest of the newcomer's own repository that has most.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
+    hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use holdfast_api::fill::Need;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Error, Priority, Result};
+use super::{Error, Priority, Requester, Result};
 use crate::limits::UPSTREAM_REQUESTS_WAITING as PLACES;
 
-/// A place in the queue. The order is that of fair queueing: each repository's places get rounds one
-/// after the other, beginning with the round that is served now.
+/// A place in the queue.
 #[derive(Debug)]
 struct Place {
     repository: String,
     priority: Priority,
-    round: u64,
     /// Told when it is the first, and when it has lost its place.
     wake: Arc<Notify>,
+}
+
+/// Turns by key: each gets one a round. A key that had none lately joins the round after the one that is
+/// served, so newcomers keep nobody waiting for ever.
+#[derive(Debug)]
+struct Rounds<K> {
+    served: u64,
+    next: HashMap<K, u64>,
+}
+
+impl<K> Default for Rounds<K> {
+    fn default() -> Self {
+        Self {
+            served: 0,
+            next: HashMap::new(),
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> Rounds<K> {
+    /// The round of a key's next turn.
+    fn round(&mut self, key: &K) -> u64 {
+        if let Some(round) = self.next.get(key) {
+            return *round;
+        }
+        self.next.insert(key.clone(), self.served + 1);
+        self.served + 1
+    }
+
+    /// A key has its turn. Of those that want no further one nothing is kept for long.
+    fn serve(&mut self, key: &K, wants: impl Fn(&K) -> bool) {
+        let round = self.round(key);
+        self.served = self.served.max(round);
+        self.next.insert(key.clone(), round + 1);
+        self.next
+            .retain(|key, next| *next > self.served || wants(key));
+    }
 }
 
 #[derive(Debug, Default)]
@@ -29,7 +72,15 @@ struct Queue {
     free_at: Option<Instant>,
     places: BTreeMap<u64, Place>,
     arrivals: u64,
-    round: u64,
+    /// What pods wait for costs nobody a turn of what they do not wait for.
+    orders: HashMap<Need, Order>,
+}
+
+/// The turns of places of one need.
+#[derive(Debug, Default)]
+struct Order {
+    requesters: Rounds<Requester>,
+    repositories: HashMap<Requester, Rounds<String>>,
 }
 
 /// The pace of requests to one host; 0 a second is no cap.
@@ -40,65 +91,132 @@ pub(super) struct Pace {
 }
 
 impl Queue {
-    /// Who goes next.
-    fn first(&self) -> Option<u64> {
-        self.places
-            .iter()
-            .min_by_key(|(at, place)| (place.priority.need(), place.round, **at))
-            .map(|(at, _)| *at)
+    /// Whose turn a place takes, with the rounds of that requester and of its repository.
+    fn turn(&mut self, at: u64) -> Option<((u64, u64), Requester)> {
+        let place = self.places.get(&at)?;
+        let Order {
+            requesters,
+            repositories,
+        } = self.orders.entry(place.priority.need()).or_default();
+        let each = place.priority.requesters().into_iter().map(|requester| {
+            let own = repositories.entry(requester).or_default();
+            let rounds = (requesters.round(&requester), own.round(&place.repository));
+            (rounds, requester)
+        });
+        each.min()
     }
 
-    fn wake_first(&self) {
+    /// Who goes next.
+    fn first(&mut self) -> Option<u64> {
+        let all: Vec<u64> = self.places.keys().copied().collect();
+        let turns = all.into_iter().filter_map(|at| {
+            let (rounds, _) = self.turn(at)?;
+            let need = self.places.get(&at)?.priority.need();
+            Some((need, rounds, at))
+        });
+        turns.min().map(|(.., at)| at)
+    }
+
+    fn wake_first(&mut self) {
         if let Some(place) = self.first().and_then(|at| self.places.get(&at)) {
             place.wake.notify_one();
         }
     }
 
-    /// Makes room for one more of `repository`; false when it has to go instead.
-    fn make_room(&mut self, repository: &str) -> bool {
+    /// A place has its turn.
+    fn serve(&mut self, at: u64) {
+        let turn = self.turn(at);
+        let Some((place, (_, requester))) = self.places.remove(&at).zip(turn) else {
+            return;
+        };
+        let need = place.priority.need();
+        let mut wanted: HashMap<Requester, HashSet<&String>> = HashMap::new();
+        let same = self.places.values();
+        for other in same.filter(|other| other.priority.need() == need) {
+            for requester in other.priority.requesters() {
+                let of_requester = wanted.entry(requester).or_default();
+                of_requester.insert(&other.repository);
+            }
+        }
+        let order = self.orders.entry(need).or_default();
+        let own = wanted.get(&requester);
+        let wants = |repository: &String| own.is_some_and(|own| own.contains(repository));
+        if let Some(rounds) = order.repositories.get_mut(&requester) {
+            rounds.serve(&place.repository, wants);
+        }
+        order
+            .requesters
+            .serve(&requester, |other| wanted.contains_key(other));
+        let known = &order.requesters.next;
+        order
+            .repositories
+            .retain(|other, _| known.contains_key(other));
+    }
+
+    /// Which place is given to a newcomer when all are taken; `None`: none is.
+    fn greediest(&self, repository: &str, newcomer: &Priority) -> Option<u64> {
+        let mut held: HashMap<Requester, HashMap<&str, usize>> = HashMap::new();
+        for place in self.places.values() {
+            for requester in place.priority.requesters() {
+                let own = held.entry(requester).or_default();
+                *own.entry(&place.repository).or_default() += 1;
+            }
+        }
+        let of_requester = |requester: &Requester| -> usize {
+            held.get(requester).map_or(0, |own| own.values().sum())
+        };
+        let of_repository = |requester: &Requester, repository: &str| {
+            let own = held.get(requester).and_then(|own| own.get(repository));
+            own.copied().unwrap_or(0)
+        };
+        // A place that several wait for counts as that of the one of them who has least.
+        let least = |priority: &Priority, repository: &str| {
+            let each = priority.requesters().into_iter().map(|requester| {
+                let of_repository = of_repository(&requester, repository);
+                ((of_requester(&requester), of_repository), requester)
+            });
+            each.min()
+        };
+        let ((own, own_of_repository), who) = least(newcomer, repository)?;
+        let places = self.places.iter().filter_map(|(at, place)| {
+            let (has, requester) = least(&place.priority, &place.repository)?;
+            Some((has, *at, requester))
+        });
+        let may_lose = places.filter(|((has, has_of_repository), _, requester)| {
+            *has > own + 1 || (*requester == who && *has_of_repository > own_of_repository + 1)
+        });
+        may_lose
+            .max_by_key(|(has, at, _)| (*has, *at))
+            .map(|(_, at, _)| at)
+    }
+
+    /// Makes room for one more; false when it has to go instead.
+    fn make_room(&mut self, repository: &str, priority: &Priority) -> bool {
         if self.places.len() < PLACES {
             return true;
         }
-        let mut held: HashMap<&str, usize> = HashMap::new();
-        for place in self.places.values() {
-            *held.entry(&place.repository).or_default() += 1;
-        }
-        let own = held.get(repository).copied().unwrap_or(0);
-        let most = held.into_iter().max_by_key(|(_, places)| *places);
-        let Some((greedy, _)) = most.filter(|(_, places)| *places > own + 1) else {
+        let greediest = self.greediest(repository, priority);
+        let Some(place) = greediest.and_then(|at| self.places.remove(&at)) else {
             return false;
         };
-        let last = self
-            .places
-            .iter()
-            .rev()
-            .find(|(_, place)| place.repository == greedy)
-            .map(|(at, _)| *at);
-        if let Some(place) = last.and_then(|at| self.places.remove(&at)) {
-            place.wake.notify_one();
-        }
+        place.wake.notify_one();
         true
     }
 
     fn enter(&mut self, repository: &str, priority: &Priority) -> Option<(u64, Arc<Notify>)> {
-        if !self.make_room(repository) {
+        if !self.make_room(repository, priority) {
             return None;
         }
-        let same = self.places.values();
-        let last = same
-            .filter(|place| place.repository == repository)
-            .map(|place| place.round)
-            .max();
-        let round = last.map_or(self.round, |last| last + 1);
         self.arrivals += 1;
         let wake = Arc::new(Notify::new());
         let place = Place {
             repository: repository.to_owned(),
             priority: priority.clone(),
-            round,
             wake: Arc::clone(&wake),
         };
         self.places.insert(self.arrivals, place);
+        // Its turn is counted from now on.
+        self.turn(self.arrivals);
         Some((self.arrivals, wake))
     }
 }
@@ -161,9 +279,7 @@ impl Pace {
             return Step::Sleep(next);
         }
         queue.free_at = Some(next);
-        if let Some(place) = queue.places.remove(&at) {
-            queue.round = queue.round.max(place.round);
-        }
+        queue.serve(at);
         queue.wake_first();
         Step::Go
     }
@@ -214,7 +330,6 @@ impl Pace {
 mod tests {
     use super::*;
     use futures::{FutureExt, poll};
-    use holdfast_api::fill::Need;
 
     #[tokio::test(start_paused = true)]
     async fn one_seconds_worth_leaves_at_once_and_the_rest_in_step() {
@@ -299,5 +414,65 @@ mod tests {
         assert_eq!(pace.waiting(), PLACES, "the last of the greedy one went");
         let last = all.pop().map(FutureExt::now_or_never);
         assert!(matches!(last, Some(Some(Err(Error::Busy(_))))));
+    }
+
+    /// For a client.
+    fn client(number: u8, need: Need) -> Priority {
+        let address = std::net::Ipv4Addr::new(192, 0, 2, number);
+        Priority::new(need).on_behalf_of(Requester::Client(address.into()))
+    }
+
+    /// A request in a task of its own, once it has its place or was refused.
+    async fn ask(
+        pace: &Arc<Pace>,
+        repository: String,
+        priority: &Priority,
+    ) -> tokio::task::JoinHandle<Result<()>> {
+        let (pace, priority) = (Arc::clone(pace), priority.clone());
+        let asked = tokio::spawn(async move { pace.take(&repository, &priority).await });
+        tokio::task::yield_now().await;
+        asked
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_with_every_place_keeps_no_other_client_out() {
+        let pace = Arc::new(Pace::new(1));
+        let greedy = client(1, Need::Waiting);
+        pace.take("first", &greedy).await.unwrap();
+        let (mut names, mut all) = ((0..).map(|number| format!("r{number}")), Vec::new());
+        let begun = Instant::now();
+        for _ in 0..3 {
+            while pace.waiting() < PLACES {
+                all.push(ask(&pace, names.next().unwrap(), &greedy).await);
+            }
+            let refused = ask(&pace, names.next().unwrap(), &greedy).await;
+            assert!(matches!(refused.await.unwrap(), Err(Error::Busy(_))));
+            let honest = ask(&pace, "app".to_owned(), &client(2, Need::Waiting)).await;
+            assert_eq!(pace.waiting(), PLACES);
+            let last = all.pop().unwrap().await.unwrap();
+            assert!(
+                matches!(last, Err(Error::Busy(_))),
+                "the newest of the greedy one"
+            );
+            honest.await.unwrap().unwrap();
+        }
+        // One of the others is served for each of these.
+        assert!(begun.elapsed() <= Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_a_second_client_joins_goes_in_its_turn_too() {
+        let pace = Arc::new(Pace::new(1));
+        pace.take("first", &client(1, Need::Waiting)).await.unwrap();
+        let mut all = Vec::new();
+        for _ in 0..10 {
+            all.push(ask(&pace, "other".to_owned(), &client(1, Need::Waiting)).await);
+        }
+        let shared = client(1, Need::Waiting);
+        let joined = ask(&pace, "other".to_owned(), &shared).await;
+        shared.join(&client(2, Need::Waiting));
+        joined.await.unwrap().unwrap();
+        let served = all.iter().filter(|one| one.is_finished());
+        assert!(served.count() <= 2);
     }
 }

@@ -57,7 +57,7 @@ fn whole(digest: &Digest) -> Wanted<'_> {
         offset: 0,
         whole: false,
         avoid: &[],
-        yielded: false,
+        yielded: 0,
     }
 }
 

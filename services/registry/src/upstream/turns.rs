@@ -1,9 +1,15 @@
 //! Whose turn it is to copy: slots over all and for each host, the most urgent first, then in equal
-//! shares by host and by repository.
+//! shares by host and by repository, then by arrival.
 //!
-//! A copy that brings next to nothing while another one has no slot is preempted: it keeps its bytes,
-//! gives its slot up and queues again. So is a copy of a host that has more than its share. Each copy
-//! that never ran preempts one at most, so slots do not go round and round.
+//! A copy may be preempted: it keeps its bytes, gives its slot up and queues again. A copy that waits
+//! preempts one at most, and gets that slot. `preempt` has the rules:
+//!
+//! - A slow copy gives its slot to a copy that never ran, of a host or repository that has fewer.
+//! - A host or repository with more than its share gives slots to those with less, after a quantum.
+//! - One that has no slot gets one from the one with most, after a quantum: when more claim than there
+//!   are slots, they take turns. A copy that runs again runs for twice as long before it gives its slot
+//!   to another one that ran before, so turns become rare, and a copy that cannot go on where it stopped
+//!   ends as well.
 //!
 //! What is copied ahead never takes more than half of the slots, and what pods run already no more than three quarters, so
 //! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it. While somebody waits for
@@ -11,13 +17,11 @@
 
 mod interest;
 mod preempt;
+mod priority;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -27,6 +31,8 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::flow::{Flow, Rated};
 pub(crate) use interest::Interest;
+pub use priority::Priority;
+use priority::rank;
 
 /// Between two looks whether somebody still waits.
 const LOOK: Duration = Duration::from_millis(50);
@@ -34,91 +40,6 @@ const LOOK: Duration = Duration::from_millis(50);
 const STANDS_STILL: Duration = Duration::from_secs(1);
 /// How often copies without a slot look for one that should give its slot up.
 const PREEMPT_EVERY: Duration = Duration::from_millis(250);
-
-/// How urgent a copy is; clones share it, and it only ever becomes more urgent.
-#[derive(Debug, Clone)]
-pub struct Priority {
-    own: Arc<AtomicU8>,
-    /// That of the image, which all its parts have, too.
-    whole: Option<Arc<AtomicU8>>,
-    /// Who waits for the answer, when it is of no use without anybody.
-    interest: Option<Arc<Interest>>,
-}
-
-impl Priority {
-    /// A copy's priority.
-    pub fn new(need: Need) -> Self {
-        Self {
-            own: Arc::new(AtomicU8::new(rank(need))),
-            whole: None,
-            interest: None,
-        }
-    }
-
-    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this part.
-    #[must_use]
-    pub fn part(&self) -> Self {
-        Self {
-            whole: Some(Arc::clone(&self.own)),
-            ..Self::new(Need::Ahead)
-        }
-    }
-
-    /// The same priority for a request that leaves its queue when nobody holds the interest any more.
-    #[must_use]
-    pub(crate) fn watched(self) -> (Arc<Interest>, Self) {
-        let interest = Arc::<Interest>::default();
-        let watched = Self {
-            interest: Some(Arc::clone(&interest)),
-            ..self
-        };
-        (interest, watched)
-    }
-
-    /// What follows is done whether anybody waits or not.
-    pub(crate) fn keep(&self) {
-        if let Some(interest) = &self.interest {
-            interest.keep();
-        }
-    }
-
-    /// Resolves when nobody waits for the answer any more.
-    pub(super) async fn abandoned(&self) {
-        match &self.interest {
-            Some(interest) => interest.gone().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// The most urgent need that anybody had so far.
-    pub fn need(&self) -> Need {
-        let whole = self.whole.iter().map(|rank| rank.load(Ordering::Relaxed));
-        match whole.fold(self.own.load(Ordering::Relaxed), u8::min) {
-            0 => Need::Waiting,
-            1 => Need::Running,
-            _ => Need::Ahead,
-        }
-    }
-
-    /// Makes it as urgent as `need`; true when it was less.
-    fn raise(&self, need: Need) -> bool {
-        self.own.fetch_min(rank(need), Ordering::Relaxed) > rank(need)
-    }
-}
-
-impl Default for Priority {
-    fn default() -> Self {
-        Self::new(Need::Waiting)
-    }
-}
-
-const fn rank(need: Need) -> u8 {
-    match need {
-        Need::Waiting => 0,
-        Need::Running => 1,
-        Need::Ahead => 2,
-    }
-}
 
 /// Slots in use, by the need they were given for.
 #[derive(Debug, Default, Clone, Copy)]
@@ -142,8 +63,8 @@ struct Waiter {
     host: String,
     repository: String,
     priority: Priority,
-    /// Whether it had a slot before and was preempted: it preempts nobody.
-    yielded: bool,
+    /// How often it had a slot before and was preempted.
+    yielded: u32,
     give: oneshot::Sender<Turn>,
 }
 
@@ -160,6 +81,8 @@ struct Slot {
     flow: Arc<Flow>,
     rated: Rated,
     since: Instant,
+    /// How often the copy was preempted before.
+    yielded: u32,
     preempted: CancellationToken,
     /// For which of those that wait it was preempted.
     gives_to: Option<u64>,
@@ -184,12 +107,11 @@ impl State {
         self.arrivals
     }
 
-    /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then who
-    /// never had one, then whose repository has the fewest.
-    fn place(&self, at: u64, waiter: &Waiter) -> (Need, usize, bool, usize, u64) {
+    /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then
+    /// whose repository has the fewest, then by arrival, so that newcomers keep nobody waiting for ever.
+    fn place(&self, at: u64, waiter: &Waiter) -> (Need, usize, usize, u64) {
         let (host, repository) = self.used(&waiter.host, &waiter.repository);
-        let need = waiter.priority.need();
-        (need, host, waiter.yielded, repository, at)
+        (waiter.priority.need(), host, repository, at)
     }
 
     /// Slots of a host, and of one of its repositories.
@@ -266,13 +188,13 @@ impl Turns {
         }
     }
 
-    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place. `yielded`: it
-    /// had one and was preempted.
+    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place. `yielded`: how
+    /// often it had one and was preempted.
     pub(super) fn take(
         &self,
         (host, repository): (&str, &str),
         priority: &Priority,
-        yielded: bool,
+        yielded: u32,
     ) -> impl Future<Output = Option<Turn>> + Send + use<> {
         let mut told = {
             let mut state = self.shared.lock();
@@ -288,7 +210,7 @@ impl Turns {
             state.queue.insert(at, waiter);
             told
         };
-        self.shared.dispatch();
+        self.shared.dispatch(None);
         let shared = Arc::clone(&self.shared);
         async move {
             loop {
@@ -304,7 +226,7 @@ impl Turns {
     /// Makes a copy more urgent, wherever it stands.
     pub(super) fn raise(&self, priority: &Priority, need: Need) {
         if priority.raise(need) {
-            self.shared.dispatch();
+            self.shared.dispatch(None);
         }
     }
 
@@ -380,8 +302,9 @@ impl Shared {
         }
     }
 
-    /// Gives every slot that is free to the most urgent that may have it, in equal shares.
-    fn dispatch(self: &Arc<Self>) {
+    /// Gives every slot that is free to the most urgent that may have it, in equal shares. `first`: for
+    /// which of those that wait a slot was given up.
+    fn dispatch(self: &Arc<Self>, mut first: Option<u64>) {
         loop {
             let (give, turn) = {
                 let mut state = self.lock();
@@ -394,8 +317,9 @@ impl Shared {
                         let host = state.hosts.get(&waiter.host).copied().unwrap_or_default();
                         state.used.takes(need, self.all) && host.takes(need, self.each)
                     })
-                    .min_by_key(|(at, waiter)| state.place(**at, waiter))
+                    .min_by_key(|(at, waiter)| (first != Some(**at), state.place(**at, waiter)))
                     .map(|(at, _)| *at);
+                first = None;
                 let Some((at, waiter)) = next.and_then(|at| state.queue.remove_entry(&at)) else {
                     return;
                 };
@@ -408,6 +332,7 @@ impl Shared {
                         flow: Arc::clone(&flow),
                         rated: Rated::default(),
                         since: Instant::now(),
+                        yielded: waiter.yielded,
                         preempted: preempted.clone(),
                         gives_to: None,
                     }),
@@ -458,9 +383,9 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        {
+        let gives_to = {
             let mut state = self.shared.lock();
-            state.under_way.remove(&self.at);
+            let ended = state.under_way.remove(&self.at);
             let slot = usize::from(rank(self.need));
             state.used.0[slot] = state.used.0[slot].saturating_sub(1);
             let is_idle = state.hosts.get_mut(&self.host).is_some_and(|used| {
@@ -470,8 +395,9 @@ impl Drop for Turn {
             if is_idle {
                 state.hosts.remove(&self.host);
             }
-        }
-        self.shared.dispatch();
+            ended.and_then(|ended| ended.slot?.gives_to)
+        };
+        self.shared.dispatch(gives_to);
     }
 }
 

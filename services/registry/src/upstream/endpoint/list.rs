@@ -6,7 +6,7 @@ use http::{Method, header};
 use reqwest::Response;
 use url::Url;
 
-use super::{Endpoint, ask::Call};
+use super::{Endpoint, ask::Call, too_slow};
 use crate::{
     limits::UPSTREAM_LIST_BYTES,
     upstream::{
@@ -68,7 +68,7 @@ impl Endpoint {
             Ok::<_, Error>(Bytes::new())
         };
         let host = source.host.to_string();
-        self.memory.hold(&host, most, read).await?;
+        self.memory.hold(&host, most, too_slow, read).await?;
         Ok(taken.into())
     }
 

@@ -238,7 +238,7 @@ async fn check_blob(
         offset,
         whole,
         avoid: &[],
-        yielded: false,
+        yielded: 0,
     };
     let begun = Instant::now();
     let got = match client.blob(&source(&raw.host(), &[]), wanted).await {
@@ -385,7 +385,8 @@ async fn a_list_is_read_within_the_memory_of_manifests() {
     let share = crate::limits::MANIFEST_MEMORY_PER_HOST;
     let bytes = vec![0; usize::try_from(share).unwrap()];
     let read = async { Ok::<_, ()>(bytes.into()) };
-    let held = client.memory().hold(&host, share, read).await.unwrap();
+    let held = client.memory().hold(&host, share, || (), read);
+    let held = held.await.unwrap();
     let mut list = Box::pin(client.tags(&source));
     let waits = tokio::time::timeout(Duration::from_secs(1), &mut list).await;
     assert!(waits.is_err(), "{waits:?}");

@@ -1,68 +1,119 @@
 //! Which copy gives its slot up, and for whom: a pure choice, time passed in.
+//!
+//! Slots are shared by host first, then by repository of a host. A copy that waits takes a slot from
+//! those who have more of them than its own host has (of the same host: than its repository has):
+//!
+//! 1. At once from a slow copy, if the copy that waits never ran.
+//! 2. From a copy that ran for a quantum, if the copy that waits never ran, and the other one has more
+//!    than its share: the slots, divided by those who claim any.
+//! 3. From a copy that ran for a quantum, if who waits has no slot at all. When the copy that waits ran
+//!    before, the quantum doubles with each time that both of them were preempted.
+//!
+//! Of several, the host with most slots gives, the slowest copy of it if one is slow, else one of the
+//! repository with most, else the one that runs longest.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    cmp::Reverse,
+    collections::{BTreeSet, HashMap, HashSet},
     time::Duration,
 };
 
 use holdfast_api::fill::Need;
 use tokio::time::Instant;
 
-use super::{Running, State, Waiter, rank};
+use super::{Running, Slot, State, Waiter, rank};
 use crate::upstream::flow::SLOW;
 
-/// How long a copy that is not slow keeps its slot though its host has more than its share.
+/// How long a copy that is not slow keeps its slot when another host should have it.
 const HOST_QUANTUM: Duration = Duration::from_secs(5);
 /// The same for repositories of one host, which usually send equally fast: a copy that goes on later
 /// costs another request.
 const REPOSITORY_QUANTUM: Duration = Duration::from_secs(30);
+/// A quantum doubles so often at most.
+const DOUBLED: u32 = 10;
 
-/// What the copies under way have, as if those that give their slots up were gone already, and those that
-/// get them had them.
-struct Shares {
-    hosts: HashMap<String, usize>,
-    repositories: HashMap<(String, String), usize>,
+/// What a host has, and its repositories that copy or want to, each with its slots.
+#[derive(Default)]
+struct Share<'a> {
+    slots: usize,
+    repositories: HashMap<&'a str, usize>,
 }
 
-impl Shares {
-    fn of(state: &State) -> Self {
-        let mut shares = Self {
-            hosts: HashMap::new(),
-            repositories: HashMap::new(),
-        };
+/// What the copies under way have, as if those that give their slots up were gone already, and those that
+/// get them had them. Every host and repository that copies or wants to is there.
+#[derive(Default)]
+struct Shares<'a> {
+    hosts: HashMap<&'a str, Share<'a>>,
+}
+
+impl<'a> Shares<'a> {
+    fn of(state: &'a State) -> Self {
+        let mut shares = Self::default();
+        for waiter in state.queue.values() {
+            shares.add(&waiter.host, &waiter.repository, 0);
+        }
         for one in state.under_way.values() {
             let Some(slot) = &one.slot else { continue };
             match slot.gives_to.map(|waiter| state.queue.get(&waiter)) {
-                None => shares.add(&one.host, &one.repository),
-                Some(Some(waiter)) => shares.add(&waiter.host, &waiter.repository),
+                None => shares.add(&one.host, &one.repository, 1),
+                Some(Some(waiter)) => shares.add(&waiter.host, &waiter.repository, 1),
                 Some(None) => {}
             }
         }
         shares
     }
 
-    fn add(&mut self, host: &str, repository: &str) {
-        *self.hosts.entry(host.to_owned()).or_default() += 1;
-        let key = (host.to_owned(), repository.to_owned());
-        *self.repositories.entry(key).or_default() += 1;
+    fn add(&mut self, host: &'a str, repository: &'a str, slots: usize) {
+        let share = self.hosts.entry(host).or_default();
+        share.slots += slots;
+        *share.repositories.entry(repository).or_default() += slots;
     }
 
     fn remove(&mut self, host: &str, repository: &str) {
-        let key = (host.to_owned(), repository.to_owned());
-        let held = [self.hosts.get_mut(host), self.repositories.get_mut(&key)];
-        for held in held.into_iter().flatten() {
-            *held = held.saturating_sub(1);
+        if let Some(share) = self.hosts.get_mut(host) {
+            share.slots = share.slots.saturating_sub(1);
+            if let Some(held) = share.repositories.get_mut(repository) {
+                *held = held.saturating_sub(1);
+            }
         }
     }
 
     fn host(&self, host: &str) -> usize {
-        self.hosts.get(host).copied().unwrap_or(0)
+        self.hosts.get(host).map_or(0, |share| share.slots)
     }
 
     fn repository(&self, host: &str, repository: &str) -> usize {
-        let key = (host.to_owned(), repository.to_owned());
-        self.repositories.get(&key).copied().unwrap_or(0)
+        let share = self.hosts.get(host);
+        let held = share.and_then(|share| share.repositories.get(repository));
+        held.copied().unwrap_or(0)
     }
+
+    /// Repositories of a host that copy or want to.
+    fn repositories(&self, host: &str) -> usize {
+        self.hosts
+            .get(host)
+            .map_or(0, |share| share.repositories.len())
+    }
+}
+
+/// Those that wait and may preempt, in order: the first of each repository, and of each host no more
+/// than it may have slots.
+fn preempting<'a>(state: &'a State, served: &BTreeSet<u64>, each: usize) -> Vec<(u64, &'a Waiter)> {
+    let mut waiting: Vec<(u64, &Waiter)> = state
+        .queue
+        .iter()
+        .filter(|(at, waiter)| waiter.priority.need() == Need::Waiting && !served.contains(at))
+        .map(|(at, waiter)| (*at, waiter))
+        .collect();
+    waiting.sort_by_cached_key(|(at, waiter)| state.place(*at, waiter));
+    let mut seen: HashMap<&str, HashSet<(&str, bool)>> = HashMap::new();
+    waiting.retain(|(_, waiter)| {
+        let of_host = seen.entry(&waiter.host).or_default();
+        // One that never ran may take what one that ran before may not.
+        let kind = (waiter.repository.as_str(), waiter.yielded == 0);
+        of_host.len() < 2 * each && of_host.insert(kind)
+    });
+    waiting
 }
 
 /// Pairs of a copy that gives its slot up and of one that waits. `slots`: over all and for each host.
@@ -71,7 +122,7 @@ pub(super) fn choose(
     (all, each): (usize, usize),
     now: Instant,
 ) -> Vec<(u64, u64)> {
-    // Of copies that have a slot here, where they are known.
+    // A copy that another replica makes for somebody here has no slot to give.
     let mut rates: HashMap<u64, u64> = HashMap::new();
     let mut served = BTreeSet::new();
     for (at, one) in &mut state.under_way {
@@ -80,40 +131,36 @@ pub(super) fn choose(
             served.extend(slot.gives_to);
         }
     }
-    let mut shares = Shares::of(state);
-    let mut waiting: Vec<(u64, &Waiter)> = state
-        .queue
+    let state = &*state;
+    let mut running: Vec<(u64, &Running, &Slot)> = state
+        .under_way
         .iter()
-        .filter(|(at, waiter)| {
-            waiter.priority.need() == Need::Waiting && !waiter.yielded && !served.contains(at)
-        })
-        .map(|(at, waiter)| (*at, waiter))
+        .filter_map(|(at, one)| Some((*at, one, one.slot.as_ref()?)))
+        .filter(|(_, _, slot)| slot.gives_to.is_none())
         .collect();
-    waiting.sort_by_key(|(at, waiter)| state.place(*at, waiter));
+    let mut shares = Shares::of(state);
     let mut chosen: Vec<(u64, u64)> = Vec::new();
-    for (at, waiter) in waiting.into_iter().take(all) {
-        let victim = state
-            .under_way
+    for (at, waiter) in preempting(state, &served, each) {
+        let rate = |running: u64| rates.get(&running).copied();
+        let victim = running
             .iter()
-            .filter(|(running, one)| {
-                !chosen.iter().any(|(victim, _)| victim == *running)
-                    && may_give(
-                        state,
-                        &shares,
-                        (one, rates.get(*running).copied()),
-                        waiter,
-                        (all, each),
-                        now,
-                    )
+            .enumerate()
+            .filter(|(_, (running, one, slot))| {
+                let victim = (*one, *slot, rate(*running));
+                may_give(&shares, victim, waiter, (all, each), now)
             })
-            .max_by_key(|(running, one)| {
-                let slowest = std::cmp::Reverse(rates.get(*running).copied().unwrap_or(u64::MAX));
-                (shares.host(&one.host), slowest, **running)
-            });
-        if let Some((victim, one)) = victim {
-            chosen.push((*victim, at));
+            .max_by_key(|(_, (running, one, slot))| {
+                let slowness = Reverse(rate(*running).unwrap_or(SLOW).min(SLOW));
+                let of_repository = shares.repository(&one.host, &one.repository);
+                let longest = Reverse((slot.since, *running));
+                (shares.host(&one.host), slowness, of_repository, longest)
+            })
+            .map(|(index, _)| index);
+        if let Some(index) = victim {
+            let (victim, one, _) = running.swap_remove(index);
+            chosen.push((victim, at));
             shares.remove(&one.host, &one.repository);
-            shares.add(&waiter.host, &waiter.repository);
+            shares.add(&waiter.host, &waiter.repository, 1);
         }
     }
     chosen
@@ -121,16 +168,12 @@ pub(super) fn choose(
 
 /// Whether a copy under way, with its rate, should give its slot up to one that waits.
 fn may_give(
-    state: &State,
-    shares: &Shares,
-    (one, rate): (&Running, Option<u64>),
+    shares: &Shares<'_>,
+    (one, slot, rate): (&Running, &Slot, Option<u64>),
     waiter: &Waiter,
     (all, each): (usize, usize),
     now: Instant,
 ) -> bool {
-    let Some(slot) = one.slot.as_ref().filter(|slot| slot.gives_to.is_none()) else {
-        return false;
-    };
     if rank(one.priority.need()) < rank(waiter.priority.need()) {
         return false;
     }
@@ -151,35 +194,18 @@ fn may_give(
     if has <= wants {
         return false;
     }
-    if rate.is_some_and(|rate| rate < SLOW) {
+    let never_ran = waiter.yielded == 0;
+    if never_ran && rate.is_some_and(|rate| rate < SLOW) {
         return true;
     }
     let (slots, claimants, quantum) = if same_host {
-        let of_host = repositories(state, &waiter.host);
+        let of_host = shares.repositories(&waiter.host);
         (each.min(all), of_host, REPOSITORY_QUANTUM)
     } else {
-        (all, hosts(state), HOST_QUANTUM)
+        (all, shares.hosts.len(), HOST_QUANTUM)
     };
     let share = slots.div_ceil(claimants.max(1)).max(wants + 1);
-    has > share && now.duration_since(slot.since) >= quantum
-}
-
-/// Hosts that copy or want to.
-fn hosts(state: &State) -> usize {
-    let running = state.under_way.values().filter(|one| one.slot.is_some());
-    let waiting = state.queue.values().map(|waiter| &waiter.host);
-    let all: BTreeSet<_> = running.map(|one| &one.host).chain(waiting).collect();
-    all.len()
-}
-
-/// Repositories of a host that are copied or want to be.
-fn repositories(state: &State, host: &str) -> usize {
-    let running = state.under_way.values();
-    let running = running.filter(|one| one.slot.is_some() && one.host == host);
-    let waiting = state.queue.values().filter(|waiter| waiter.host == host);
-    let all: BTreeSet<_> = running
-        .map(|one| &one.repository)
-        .chain(waiting.map(|waiter| &waiter.repository))
-        .collect();
-    all.len()
+    let doubled = waiter.yielded.min(slot.yielded).min(DOUBLED);
+    (wants == 0 || (never_ran && has > share))
+        && now.duration_since(slot.since) >= quantum * (1 << doubled)
 }

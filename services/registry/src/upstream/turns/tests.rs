@@ -23,14 +23,14 @@ fn shares_leave_room_for_what_pods_wait_for() {
 async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
     let turns = Turns::new(1, 1);
     let first = turns
-        .take(("a", "r"), &Priority::default(), false)
+        .take(("a", "r"), &Priority::default(), 0)
         .await
         .unwrap();
     let [slow, raised] = [Need::Ahead, Need::Ahead].map(Priority::new);
-    let mut slow = Box::pin(turns.take(("a", "r"), &slow, false));
-    let mut joined = Box::pin(turns.take(("a", "r"), &raised, false));
+    let mut slow = Box::pin(turns.take(("a", "r"), &slow, 0));
+    let mut joined = Box::pin(turns.take(("a", "r"), &raised, 0));
     let running = Priority::new(Need::Running);
-    let mut running = Box::pin(turns.take(("b", "r"), &running, false));
+    let mut running = Box::pin(turns.take(("b", "r"), &running, 0));
     assert!(poll!(&mut slow).is_pending());
     assert!(poll!(&mut joined).is_pending());
     assert!(poll!(&mut running).is_pending());
@@ -49,14 +49,11 @@ async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
 async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
     let turns = Turns::new(3, 2);
     let wait = Priority::default();
-    let a1 = turns.take(("a", "r"), &wait, false).await;
-    let a2 = turns.take(("a", "r"), &wait, false).await;
-    let mut a3 = Box::pin(turns.take(("a", "r"), &wait, false));
+    let a1 = turns.take(("a", "r"), &wait, 0).await;
+    let a2 = turns.take(("a", "r"), &wait, 0).await;
+    let mut a3 = Box::pin(turns.take(("a", "r"), &wait, 0));
     assert!(poll!(&mut a3).is_pending());
-    let b = turns
-        .take(("b", "r"), &wait, false)
-        .now_or_never()
-        .flatten();
+    let b = turns.take(("b", "r"), &wait, 0).now_or_never().flatten();
     assert!(b.is_some(), "another host's slot is free");
     drop(a3);
     drop((a1, a2));
@@ -69,8 +66,8 @@ async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
     let turns = Turns::new(8, 8);
     let image = Priority::new(Need::Running);
     let [first, second] = [image.part(), image.part()];
-    let _first = turns.take(("a", "r"), &first, false).await.unwrap();
-    let turn = turns.take(("a", "r"), &second, false).await.unwrap();
+    let _first = turns.take(("a", "r"), &first, 0).await.unwrap();
+    let turn = turns.take(("a", "r"), &second, 0).await.unwrap();
     let stood = async |priority: &Priority| {
         let begun = Instant::now();
         turn.give_way(priority).await;
@@ -94,9 +91,9 @@ async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
 async fn what_another_replica_copies_holds_no_slot_that_it_could_give_up() {
     let turns = Turns::new(1, 1);
     let wait = Priority::default();
-    let only = turns.take(("a", "r"), &wait, false).await;
+    let only = turns.take(("a", "r"), &wait, 0).await;
     let elsewhere = turns.wait("b");
-    let next = turns.take(("c", "r"), &wait, false);
+    let next = turns.take(("c", "r"), &wait, 0);
     let release = async {
         tokio::time::sleep(10 * PREEMPT_EVERY).await;
         drop(only);
@@ -110,7 +107,7 @@ async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
     let mut taken = Vec::new();
     for host in hosts {
         for _ in 0..each {
-            let turn = turns.take((host, "r"), &Priority::default(), false);
+            let turn = turns.take((host, "r"), &Priority::default(), 0);
             taken.push(turn.await.unwrap());
         }
     }
@@ -130,7 +127,7 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
         }
     });
     let waits = Priority::default();
-    let mut honest = Box::pin(turns.take(("c", "r"), &waits, false));
+    let mut honest = Box::pin(turns.take(("c", "r"), &waits, 0));
     let begun = Instant::now();
     let preempted = async {
         loop {
@@ -159,20 +156,107 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody() {
+async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody_at_once() {
     let turns = Turns::new(2, 2);
     let taken = all_taken(&turns, &["a"], 2).await;
     let waits = Priority::default();
-    let mut same = Box::pin(turns.take(("a", "r"), &waits, false));
-    let mut yielded = Box::pin(turns.take(("b", "r"), &waits, true));
-    tokio::select! {
-        _ = &mut same => panic!("no slot is free"),
-        _ = &mut yielded => panic!("no slot is free"),
-        () = tokio::time::sleep(Duration::from_secs(60)) => {}
+    let gone = || {
+        let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
+        gone.count()
+    };
+    let mut same = Box::pin(turns.take(("a", "r"), &waits, 0));
+    let mut yielded = Box::pin(turns.take(("b", "r"), &waits, 1));
+    for (seconds, expect) in [(4, 0), (60, 1)] {
+        tokio::select! {
+            _ = &mut same => panic!("no slot is free"),
+            _ = &mut yielded => panic!("no slot is free"),
+            () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+        }
+        assert_eq!(gone(), expect, "for the host that has none, {seconds} s");
     }
-    assert!(taken.iter().all(|turn| !turn.preempted().is_cancelled()));
     drop(taken);
     assert!(yielded.await.is_some() && same.await.is_some());
+}
+
+/// Has copies bring so much that they are not slow.
+fn send_fast(turns: &[&Turn]) -> tokio::task::JoinHandle<()> {
+    let flows: Vec<_> = turns.iter().map(|turn| Arc::clone(turn.flow())).collect();
+    tokio::spawn(async move {
+        loop {
+            for flow in &flows {
+                flow.came(10_000);
+                flow.waits();
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    })
+}
+
+/// Which copy gives its slot up next, and after how many seconds.
+async fn next_victim(taken: &[(&str, Turn)]) -> (usize, u64) {
+    let begun = Instant::now();
+    loop {
+        let mut turns = taken.iter();
+        if let Some(victim) = turns.position(|(_, turn)| turn.preempted().is_cancelled()) {
+            return (victim, begun.elapsed().as_secs());
+        }
+        assert!(begun.elapsed() < Duration::from_secs(600), "nobody does");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Three of a kind share two slots: every time the longest running one gives its slot to the one that
+/// waits. `seconds`: after which time each of them does.
+async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) {
+    let turns = Turns::new(2, 2);
+    let waits = Priority::default();
+    let (mut taken, mut senders) = (Vec::new(), Vec::new());
+    let mut yielded = HashMap::<_, u32>::new();
+    let name = |(host, repository): (&'static str, &'static str)| match repository {
+        "r" => host,
+        repository => repository,
+    };
+    for place in &places[..2] {
+        let turn = turns.take(*place, &waits, 0).await.unwrap();
+        senders.push(send_fast(&[&turn]));
+        taken.push((name(*place), turn));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut waiter = places[2];
+    for expect in seconds {
+        let before = *yielded.entry(name(waiter)).or_default();
+        let mut waiting = Box::pin(turns.take(waiter, &waits, before));
+        let (victim, after) = tokio::select! {
+            _ = &mut waiting => panic!("no slot is free"),
+            victim = next_victim(&taken) => victim,
+        };
+        assert_eq!(victim, 0, "{}: the longest running", name(waiter));
+        assert!(
+            (*expect..=expect + 1).contains(&after),
+            "{after} s, not {expect}"
+        );
+        let (gone, turn) = taken.remove(0);
+        drop(turn);
+        let turn = waiting.await.unwrap();
+        senders.push(send_fast(&[&turn]));
+        taken.push((name(waiter), turn));
+        *yielded.entry(gone).or_default() += 1;
+        let mut all = places.iter();
+        waiter = *all.find(|place| name(**place) == gone).unwrap();
+    }
+    senders.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_hosts_than_slots_take_turns() {
+    // From the fourth turn on who gives and who gets ran before.
+    let hosts = [("a", "r"), ("b", "r"), ("c", "r")];
+    take_turns(hosts, &[4, 0, 4, 4, 4, 4, 14]).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_repositories_than_slots_of_their_host_take_turns() {
+    take_turns([("a", "x"), ("a", "y"), ("a", "z")], &[29, 0, 29]).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -191,7 +275,7 @@ async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
     });
     let waits = Priority::default();
     let mut others: Vec<_> = (0..4)
-        .map(|_| Box::pin(turns.take(("b", "r"), &waits, false)))
+        .map(|_| Box::pin(turns.take(("b", "r"), &waits, 0)))
         .collect();
     let all = futures::future::select_all(others.iter_mut());
     tokio::select! {
@@ -208,9 +292,9 @@ async fn hosts_and_then_repositories_take_turns() {
     let turns = Turns::new(3, 3);
     let wait = Priority::default();
     let mut held = all_taken(&turns, &["a"], 3).await;
-    let mut same = Box::pin(turns.take(("a", "r"), &wait, false));
-    let mut other = Box::pin(turns.take(("a", "s"), &wait, false));
-    let mut host = Box::pin(turns.take(("b", "r"), &wait, false));
+    let mut same = Box::pin(turns.take(("a", "r"), &wait, 0));
+    let mut other = Box::pin(turns.take(("a", "s"), &wait, 0));
+    let mut host = Box::pin(turns.take(("b", "r"), &wait, 0));
     for one in [&mut same, &mut other] {
         assert!(poll!(one).is_pending());
     }

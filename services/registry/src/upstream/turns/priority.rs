@@ -1,0 +1,141 @@
+//! How urgent a copy is, and for whom it is made.
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU8, Ordering},
+};
+
+use holdfast_api::fill::Need;
+
+use super::Interest;
+use crate::upstream::Requester;
+
+/// Requesters of one copy that are remembered; for further ones it goes with these.
+const REQUESTERS: usize = 16;
+
+/// How urgent a copy is, and for whom it is made. Clones share it; it only ever becomes more urgent, and
+/// further requesters join.
+#[derive(Debug, Clone)]
+pub struct Priority {
+    own: Arc<AtomicU8>,
+    /// That of the image, which all its parts have, too.
+    whole: Option<Arc<AtomicU8>>,
+    /// Who waits for the answer, when it is of no use without anybody.
+    interest: Option<Arc<Interest>>,
+    /// For whom it is made; nobody: for the registry itself.
+    requesters: Arc<Mutex<Vec<Requester>>>,
+}
+
+impl Priority {
+    /// A copy's priority.
+    pub fn new(need: Need) -> Self {
+        Self {
+            own: Arc::new(AtomicU8::new(rank(need))),
+            whole: None,
+            interest: None,
+            requesters: Arc::default(),
+        }
+    }
+
+    /// The same for a copy that is made for a requester.
+    #[must_use]
+    pub(crate) fn on_behalf_of(self, requester: Requester) -> Self {
+        Self {
+            requesters: Arc::new(Mutex::new(vec![requester])),
+            ..self
+        }
+    }
+
+    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this part.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self {
+            whole: Some(Arc::clone(&self.own)),
+            requesters: Arc::clone(&self.requesters),
+            ..Self::new(Need::Ahead)
+        }
+    }
+
+    /// The same priority for a request that leaves its queue when nobody holds the interest any more.
+    #[must_use]
+    pub(crate) fn watched(self) -> (Arc<Interest>, Self) {
+        let interest = Arc::<Interest>::default();
+        let watched = Self {
+            interest: Some(Arc::clone(&interest)),
+            ..self
+        };
+        (interest, watched)
+    }
+
+    /// What follows is done whether anybody waits or not.
+    pub(crate) fn keep(&self) {
+        if let Some(interest) = &self.interest {
+            interest.keep();
+        }
+    }
+
+    /// Resolves when nobody waits for the answer any more.
+    pub(in crate::upstream) async fn abandoned(&self) {
+        match &self.interest {
+            Some(interest) => interest.gone().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The most urgent need that anybody had so far.
+    pub fn need(&self) -> Need {
+        let whole = self.whole.iter().map(|rank| rank.load(Ordering::Relaxed));
+        match whole.fold(self.own.load(Ordering::Relaxed), u8::min) {
+            0 => Need::Waiting,
+            1 => Need::Running,
+            _ => Need::Ahead,
+        }
+    }
+
+    /// Makes it as urgent as `need`; true when it was less.
+    pub(super) fn raise(&self, need: Need) -> bool {
+        self.own.fetch_min(rank(need), Ordering::Relaxed) > rank(need)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Requester>> {
+        let locked = self.requesters.lock();
+        locked.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is made for those who wait for the other one as well.
+    pub(in crate::upstream) fn join(&self, other: &Self) {
+        if Arc::ptr_eq(&self.requesters, &other.requesters) {
+            return;
+        }
+        let (mut all, others) = (self.requesters(), other.requesters());
+        for requester in others {
+            if all.len() < REQUESTERS && !all.contains(&requester) {
+                all.push(requester);
+            }
+        }
+        *self.lock() = all;
+    }
+
+    /// For whom it is made, at least one.
+    pub(in crate::upstream) fn requesters(&self) -> Vec<Requester> {
+        let known = self.lock();
+        if known.is_empty() {
+            return vec![Requester::Internal];
+        }
+        known.clone()
+    }
+}
+
+impl Default for Priority {
+    fn default() -> Self {
+        Self::new(Need::Waiting)
+    }
+}
+
+pub(super) const fn rank(need: Need) -> u8 {
+    match need {
+        Need::Waiting => 0,
+        Need::Running => 1,
+        Need::Ahead => 2,
+    }
+}
