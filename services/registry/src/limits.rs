@@ -80,6 +80,9 @@ pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
 /// and its repository with most for another one of the same client.
 pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
 
+/// Copies of blobs that wait for a slot; whoever has most makes room for others.
+pub const COPIES_WAITING: usize = 4096;
+
 /// Sources of the copy of one blob that are remembered while it runs.
 pub const COPY_SOURCES: usize = 32;
 

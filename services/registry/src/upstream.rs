@@ -420,7 +420,7 @@ impl Upstreams {
             self.tell_queue();
             let turn = turn
                 .await
-                .ok_or_else(|| Error::Unavailable("shutting down".to_owned()))?;
+                .ok_or_else(|| Error::Busy("too many copies wait for a slot".to_owned()))?;
             self.tell_queue();
             let preempted = turn.preempted().clone();
             tokio::select! {

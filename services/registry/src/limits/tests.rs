@@ -66,6 +66,7 @@ fn code() -> BTreeMap<&'static str, String> {
             "UPSTREAM_REQUESTS_WAITING",
             UPSTREAM_REQUESTS_WAITING.to_string(),
         ),
+        ("COPIES_WAITING", COPIES_WAITING.to_string()),
         ("COPY_SOURCES", COPY_SOURCES.to_string()),
         ("DISCARD_BYTES", DISCARD_BYTES.to_string()),
         ("DISCARD_FOR", seconds(DISCARD_FOR)),

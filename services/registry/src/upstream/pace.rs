@@ -3,9 +3,8 @@
 //!
 //! What pods wait for goes first. Then those for whom requests are made (a client by its address, the
 //! controller) take turns, and the repositories of each of them do. A request that several clients wait
-//! for goes when the first of them would have its turn. The same order, backwards, says who loses a place
-//! when the queue is full: the newest of whoever has most, if that is more than the newcomer would have,
-//! else the newest of the newcomer's own repository that has most.
+//! for goes when the first of them would have its turn. When the queue is full, `requester` says whose
+//! place goes to a newcomer.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -17,7 +16,7 @@ use std::{
 use holdfast_api::fill::Need;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Error, Priority, Requester, Result};
+use super::{Error, Priority, Requester, Result, requester};
 use crate::limits::UPSTREAM_REQUESTS_WAITING as PLACES;
 
 /// A place in the queue.
@@ -153,49 +152,14 @@ impl Queue {
             .retain(|other, _| known.contains_key(other));
     }
 
-    /// Which place is given to a newcomer when all are taken; `None`: none is.
-    fn greediest(&self, repository: &str, newcomer: &Priority) -> Option<u64> {
-        let mut held: HashMap<Requester, HashMap<&str, usize>> = HashMap::new();
-        for place in self.places.values() {
-            for requester in place.priority.requesters() {
-                let own = held.entry(requester).or_default();
-                *own.entry(&place.repository).or_default() += 1;
-            }
-        }
-        let of_requester = |requester: &Requester| -> usize {
-            held.get(requester).map_or(0, |own| own.values().sum())
-        };
-        let of_repository = |requester: &Requester, repository: &str| {
-            let own = held.get(requester).and_then(|own| own.get(repository));
-            own.copied().unwrap_or(0)
-        };
-        // A place that several wait for counts as that of the one of them who has least.
-        let least = |priority: &Priority, repository: &str| {
-            let each = priority.requesters().into_iter().map(|requester| {
-                let of_repository = of_repository(&requester, repository);
-                ((of_requester(&requester), of_repository), requester)
-            });
-            each.min()
-        };
-        let ((own, own_of_repository), who) = least(newcomer, repository)?;
-        let places = self.places.iter().filter_map(|(at, place)| {
-            let (has, requester) = least(&place.priority, &place.repository)?;
-            Some((has, *at, requester))
-        });
-        let may_lose = places.filter(|((has, has_of_repository), _, requester)| {
-            *has > own + 1 || (*requester == who && *has_of_repository > own_of_repository + 1)
-        });
-        may_lose
-            .max_by_key(|(has, at, _)| (*has, *at))
-            .map(|(_, at, _)| at)
-    }
-
     /// Makes room for one more; false when it has to go instead.
     fn make_room(&mut self, repository: &str, priority: &Priority) -> bool {
         if self.places.len() < PLACES {
             return true;
         }
-        let greediest = self.greediest(repository, priority);
+        let held = self.places.iter();
+        let held = held.map(|(at, place)| (*at, place.repository.as_str(), &place.priority));
+        let greediest = requester::greediest(held, (repository, priority));
         let Some(place) = greediest.and_then(|at| self.places.remove(&at)) else {
             return false;
         };

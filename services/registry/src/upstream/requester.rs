@@ -1,7 +1,9 @@
-//! For whom an upstream is asked. Requests of one client share what there is of an upstream's pace, so
-//! that the number of them, or of repositories that they name, takes nothing from other clients.
+//! For whom an upstream is asked, and who makes room for others: the number of requests of one client,
+//! or of repositories that they name, takes nothing from other clients.
 
-use std::net::IpAddr;
+use std::{collections::HashMap, net::IpAddr};
+
+use super::Priority;
 
 tokio::task_local! {
     static CURRENT: Requester;
@@ -28,4 +30,38 @@ impl Requester {
     pub(crate) fn current() -> Self {
         CURRENT.try_with(|current| *current).unwrap_or_default()
     }
+}
+
+/// Who gives a place up to a newcomer when all places are taken: the newest of the requester that holds
+/// most, if that is more than the newcomer's would hold then. Else, of the newcomer's own requester, the
+/// newest of the repository that holds most, under the same condition. `None`: nobody does. A place that
+/// several requesters share counts as that of the one who holds least. Both are told by repository and
+/// priority.
+pub(crate) fn greediest<'a>(
+    held: impl Iterator<Item = (u64, &'a str, &'a Priority)> + Clone,
+    (repository, newcomer): (&str, &Priority),
+) -> Option<u64> {
+    let mut all: HashMap<Requester, usize> = HashMap::new();
+    let mut by_repository: HashMap<(Requester, &str), usize> = HashMap::new();
+    for (_, repository, priority) in held.clone() {
+        for requester in priority.requesters() {
+            *all.entry(requester).or_default() += 1;
+            *by_repository.entry((requester, repository)).or_default() += 1;
+        }
+    }
+    let least = |repository: &str, priority: &Priority| {
+        let each = priority.requesters().into_iter().map(|requester| {
+            let own = all.get(&requester).copied().unwrap_or(0);
+            let of_repository = by_repository.get(&(requester, repository)).copied();
+            ((own, of_repository.unwrap_or(0)), requester)
+        });
+        each.min()
+    };
+    let ((own, own_of_repository), requester) = least(repository, newcomer)?;
+    let may_lose = held.filter_map(|(at, repository, priority)| {
+        let ((has, has_of_repository), of) = least(repository, priority)?;
+        let is_repositories_turn = of == requester && has_of_repository > own_of_repository + 1;
+        (has > own + 1 || is_repositories_turn).then_some(((has, has_of_repository), at))
+    });
+    may_lose.max().map(|(_, at)| at)
 }

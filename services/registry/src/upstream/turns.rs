@@ -11,6 +11,8 @@
 //!   to another one that ran before, so turns become rare, and a copy that cannot go on where it stopped
 //!   ends as well.
 //!
+//! So many copies may wait; whose place goes to a newcomer then, `requester` says.
+//!
 //! What is copied ahead never takes more than half of the slots, and what pods run already no more than three quarters, so
 //! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it. While somebody waits for
 //! something of a host, what nobody waits for leaves it the host's bandwidth.
@@ -29,7 +31,11 @@ use holdfast_api::fill::Need;
 use holdfast_runtime::CancellationToken;
 use tokio::{sync::oneshot, time::Instant};
 
-use super::flow::{Flow, Rated};
+use super::{
+    flow::{Flow, Rated},
+    requester,
+};
+use crate::limits::COPIES_WAITING;
 pub(crate) use interest::Interest;
 pub use priority::Priority;
 use priority::rank;
@@ -88,10 +94,17 @@ struct Slot {
     gives_to: Option<u64>,
 }
 
+/// Slots of one host, in all and by repository.
+#[derive(Default)]
+struct OfHost {
+    used: Used,
+    repositories: HashMap<String, usize>,
+}
+
 #[derive(Default)]
 struct State {
     used: Used,
-    hosts: HashMap<String, Used>,
+    hosts: HashMap<String, OfHost>,
     /// By arrival.
     queue: BTreeMap<u64, Waiter>,
     /// Copies under way, here or at another replica for somebody here, with their hosts.
@@ -116,12 +129,49 @@ impl State {
 
     /// Slots of a host, and of one of its repositories.
     fn used(&self, host: &str, repository: &str) -> (usize, usize) {
-        let of_host = self.hosts.get(host).map_or(0, |used| used.0.iter().sum());
-        let running = self.under_way.values();
-        let of_repository = running
-            .filter(|one| one.slot.is_some() && one.host == host && one.repository == repository)
-            .count();
-        (of_host, of_repository)
+        self.hosts.get(host).map_or((0, 0), |host| {
+            let of_repository = host.repositories.get(repository).copied();
+            (host.used.0.iter().sum(), of_repository.unwrap_or(0))
+        })
+    }
+
+    /// Makes room for one more that waits; false when it has to go instead.
+    fn make_room(&mut self, repository: &str, priority: &Priority) -> bool {
+        if self.queue.len() < COPIES_WAITING {
+            return true;
+        }
+        let held = self.queue.iter();
+        let held = held.map(|(at, waiter)| (*at, waiter.repository.as_str(), &waiter.priority));
+        let greediest = requester::greediest(held, (repository, priority));
+        // Its future ends without a slot.
+        greediest.and_then(|at| self.queue.remove(&at)).is_some()
+    }
+
+    fn give(&mut self, host: &str, repository: &str, need: Need) {
+        let slot = usize::from(rank(need));
+        self.used.0[slot] += 1;
+        let host = self.hosts.entry(host.to_owned()).or_default();
+        host.used.0[slot] += 1;
+        let of_repository = host.repositories.entry(repository.to_owned());
+        *of_repository.or_default() += 1;
+    }
+
+    fn take_back(&mut self, host: &str, repository: &str, need: Need) {
+        let slot = usize::from(rank(need));
+        self.used.0[slot] = self.used.0[slot].saturating_sub(1);
+        let Some(of_host) = self.hosts.get_mut(host) else {
+            return;
+        };
+        of_host.used.0[slot] = of_host.used.0[slot].saturating_sub(1);
+        if let Some(held) = of_host.repositories.get_mut(repository) {
+            *held = held.saturating_sub(1);
+            if *held == 0 {
+                of_host.repositories.remove(repository);
+            }
+        }
+        if of_host.used.0 == [0; 3] {
+            self.hosts.remove(host);
+        }
     }
 }
 
@@ -145,6 +195,18 @@ pub(super) struct Turn {
     at: u64,
     flow: Arc<Flow>,
     preempted: CancellationToken,
+}
+
+/// A place in the queue; given up when this is dropped.
+struct Queued {
+    shared: Arc<Shared>,
+    at: u64,
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.shared.lock().queue.remove(&self.at);
+    }
 }
 
 /// Somebody here waits for what another replica copies, until this is dropped.
@@ -189,30 +251,36 @@ impl Turns {
     }
 
     /// Queues for a slot; the future waits for it. A caller that leaves gives up its place. `yielded`: how
-    /// often it had one and was preempted.
+    /// often it had one and was preempted. `None`: too many wait, and the place goes to others.
     pub(super) fn take(
         &self,
         (host, repository): (&str, &str),
         priority: &Priority,
         yielded: u32,
     ) -> impl Future<Output = Option<Turn>> + Send + use<> {
-        let mut told = {
+        let (give, mut told) = oneshot::channel();
+        let queued = {
             let mut state = self.shared.lock();
-            let (give, told) = oneshot::channel();
             let at = state.arrival();
-            let waiter = Waiter {
-                host: host.to_owned(),
-                repository: repository.to_owned(),
-                priority: priority.clone(),
-                yielded,
-                give,
-            };
-            state.queue.insert(at, waiter);
-            told
+            if state.make_room(repository, priority) {
+                let waiter = Waiter {
+                    host: host.to_owned(),
+                    repository: repository.to_owned(),
+                    priority: priority.clone(),
+                    yielded,
+                    give,
+                };
+                state.queue.insert(at, waiter);
+            }
+            Queued {
+                shared: Arc::clone(&self.shared),
+                at,
+            }
         };
         self.shared.dispatch(None);
         let shared = Arc::clone(&self.shared);
         async move {
+            let _queued = queued;
             loop {
                 tokio::select! {
                     biased;
@@ -308,14 +376,17 @@ impl Shared {
         loop {
             let (give, turn) = {
                 let mut state = self.lock();
-                state.queue.retain(|_, waiter| !waiter.give.is_closed());
+                if state.used.0.iter().sum::<usize>() >= self.all {
+                    return;
+                }
                 let next = state
                     .queue
                     .iter()
                     .filter(|(_, waiter)| {
                         let need = waiter.priority.need();
-                        let host = state.hosts.get(&waiter.host).copied().unwrap_or_default();
-                        state.used.takes(need, self.all) && host.takes(need, self.each)
+                        let host = state.hosts.get(&waiter.host).map(|host| host.used);
+                        state.used.takes(need, self.all)
+                            && host.unwrap_or_default().takes(need, self.each)
                     })
                     .min_by_key(|(at, waiter)| (first != Some(**at), state.place(**at, waiter)))
                     .map(|(at, _)| *at);
@@ -323,6 +394,8 @@ impl Shared {
                 let Some((at, waiter)) = next.and_then(|at| state.queue.remove_entry(&at)) else {
                     return;
                 };
+                let need = waiter.priority.need();
+                state.give(&waiter.host, &waiter.repository, need);
                 let (flow, preempted) = (Arc::new(Flow::new()), CancellationToken::new());
                 let running = Running {
                     host: waiter.host.clone(),
@@ -338,10 +411,6 @@ impl Shared {
                     }),
                 };
                 state.under_way.insert(at, running);
-                let need = waiter.priority.need();
-                let slot = usize::from(rank(need));
-                state.used.0[slot] += 1;
-                state.hosts.entry(waiter.host.clone()).or_default().0[slot] += 1;
                 let turn = Turn {
                     shared: Arc::clone(self),
                     host: waiter.host,
@@ -386,16 +455,10 @@ impl Drop for Turn {
         let gives_to = {
             let mut state = self.shared.lock();
             let ended = state.under_way.remove(&self.at);
-            let slot = usize::from(rank(self.need));
-            state.used.0[slot] = state.used.0[slot].saturating_sub(1);
-            let is_idle = state.hosts.get_mut(&self.host).is_some_and(|used| {
-                used.0[slot] = used.0[slot].saturating_sub(1);
-                used.0 == [0; 3]
-            });
-            if is_idle {
-                state.hosts.remove(&self.host);
-            }
-            ended.and_then(|ended| ended.slot?.gives_to)
+            ended.and_then(|ended| {
+                state.take_back(&ended.host, &ended.repository, self.need);
+                ended.slot?.gives_to
+            })
         };
         self.shared.dispatch(gives_to);
     }

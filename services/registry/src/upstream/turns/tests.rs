@@ -307,3 +307,34 @@ async fn hosts_and_then_repositories_take_turns() {
     drop(host);
     assert!(same.now_or_never().flatten().is_some());
 }
+
+#[tokio::test]
+async fn a_full_queue_of_copies_makes_room_for_another_client() {
+    let turns = Turns::new(1, 1);
+    let client = |number: u8| {
+        let address = std::net::Ipv4Addr::new(192, 0, 2, number);
+        Priority::default().on_behalf_of(crate::upstream::Requester::Client(address.into()))
+    };
+    let _runs = turns.take(("a", "r"), &client(1), 0).await.unwrap();
+    let greedy = client(1);
+    let queue = |number: usize| turns.take(("a", &format!("r{number}")), &greedy, 0);
+    let mut all: Vec<_> = (0..COPIES_WAITING)
+        .map(|number| Box::pin(queue(number)))
+        .collect();
+    let further = queue(COPIES_WAITING).now_or_never();
+    assert!(matches!(further, Some(None)), "it is told so at once");
+    let mut other = Box::pin(turns.take(("a", "app"), &client(2), 0));
+    assert!(poll!(&mut other).is_pending());
+    assert_eq!(turns.count(Need::Waiting), (COPIES_WAITING, 1));
+    let last = all.pop().map(FutureExt::now_or_never);
+    assert!(
+        matches!(last, Some(Some(None))),
+        "the newest of the greedy one"
+    );
+    drop(all);
+    assert_eq!(
+        turns.count(Need::Waiting),
+        (1, 1),
+        "who leaves is forgotten"
+    );
+}
