@@ -26,10 +26,9 @@ pub(crate) async fn start(
     algorithm: Algorithm,
 ) -> Result<Response<Body>> {
     api.check_write(announced(head).unwrap_or(0)).await?;
-    let place = api.uploads.enter(&api.store, repo).await?;
     let started_at = now();
-    let id = api.store.create_upload(repo, &started_at).await?;
-    place.keep(id.clone());
+    let begun = api.uploads.begin(&api.store, repo, &started_at).await?;
+    let id = begun.keep();
     let carried = CarriedHash::none(algorithm);
     let state = State::new(repo, &id, 0, &started_at, Some(&carried)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
@@ -44,19 +43,20 @@ pub(crate) async fn single(
     body: Received,
 ) -> Result<Response<Body>> {
     api.check_write(announced(head).unwrap_or(0)).await?;
-    let _place = api.uploads.enter(&api.store, repo).await?;
-    let id = api.store.create_upload(repo, &now()).await?;
+    let begun = api.uploads.begin(&api.store, repo, &now()).await?;
     let result = async {
         let algorithm = digest.algorithm();
-        let writer = api.store.whole_upload_writer(repo, &id, algorithm).await?;
-        let writer = receive(api, writer, body, announced(head)).await?;
+        let writer = api.store.whole_upload_writer(repo, begun.id(), algorithm);
+        let writer = receive(api, writer.await?, body, announced(head)).await?;
         writer.commit(digest).await?;
         Ok(created(repo, digest))
     }
     .await;
-    if result.is_err() {
+    if result.is_ok() {
+        begun.end();
+    } else {
         // Nobody knows this session's name: what came of it is of no use to anybody.
-        api.store.cancel_upload(repo, &id).await.ok();
+        begun.cancel().await;
     }
     result
 }
@@ -126,6 +126,7 @@ pub(crate) async fn patch(
             .map_err(Error::from)
     };
     let (size, carried) = free_if_full(api, repo, id, written.await).await?;
+    api.uploads.remember(id, size, &carried);
     let state =
         State::new(repo, id, size, state.started_at(), Some(&carried)).of(&caller.subject());
     Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
@@ -284,6 +285,11 @@ async fn open(
                 "chunks come in order",
             ));
         }
+    }
+    if carried.generation.is_none()
+        && let Some(known) = api.uploads.carried(id, offset)
+    {
+        carried = known;
     }
     Ok(api
         .store

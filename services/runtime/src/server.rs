@@ -10,6 +10,7 @@ mod places;
 mod request_body;
 mod socket;
 mod watch;
+mod windows;
 
 use self::{
     count::Open,
@@ -18,6 +19,7 @@ use self::{
     places::{NoPlace, Place, Places},
     socket::Socket,
     watch::{Reason, Watch},
+    windows::Windows,
 };
 use crate::tls::{PeerIdentity, ServerTls};
 use http::Request;
@@ -37,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 pub use count::Counts;
 pub use places::client_address;
 pub use request_body::{BodyError, RequestBody};
+pub use windows::{LARGE_WINDOW, LARGE_WINDOWS, LARGE_WINDOWS_OF_ADDRESS};
 
 /// Makes a service of a function, for parts that route by themselves.
 pub use hyper::service::service_fn;
@@ -101,6 +104,9 @@ pub struct Limits {
     /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on one stream of it; at least 65535.
     /// What waits there is outside of the part's own budgets.
     pub http2_window: u32,
+    /// Connections at a time that have [`LARGE_WINDOW`] instead, because a small window makes uploads
+    /// over long ways slow; of one address [`LARGE_WINDOWS_OF_ADDRESS`].
+    pub http2_large_windows: usize,
     /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more the connection ends.
     pub resets: usize,
 }
@@ -131,7 +137,8 @@ impl Default for Limits {
             body_bytes: u64::MAX,
             drain: Duration::from_secs(25),
             streams: 256,
-            http2_window: 1024 * 1024,
+            http2_window: 64 * 1024,
+            http2_large_windows: LARGE_WINDOWS,
             resets: 20,
         }
     }
@@ -208,7 +215,9 @@ pub async fn serve_counted<S, B>(
         service,
         limits,
         counts,
-        builder: Arc::new(builder(&limits)),
+        builder: Arc::new(builder(&limits, limits.http2_window)),
+        large: Arc::new(builder(&limits, limits.http2_window.max(LARGE_WINDOW))),
+        windows: Windows::new(limits.http2_large_windows),
         shutdown: shutdown.clone(),
     };
     let mut lobby = Lobby::new(limits);
@@ -356,6 +365,9 @@ struct Connections<S> {
     limits: Limits,
     counts: Counts,
     builder: Arc<auto::Builder<TokioExecutor>>,
+    /// For connections that have one of `windows`.
+    large: Arc<auto::Builder<TokioExecutor>>,
+    windows: Windows,
     shutdown: CancellationToken,
 }
 
@@ -392,8 +404,10 @@ where
             _watcher: watcher,
         };
         let Some(tls) = &self.tls else {
+            // Which protocol the client speaks is not known yet.
+            let window = self.windows.take(address.ip());
             drive(
-                &self.builder,
+                window.as_ref().map_or(&self.builder, |_| &self.large),
                 stream,
                 service,
                 end,
@@ -434,8 +448,10 @@ where
             watch.authenticated();
             end.checked = Some((tls.clone(), config));
         }
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let window = is_http2.then(|| self.windows.take(address.ip())).flatten();
         drive(
-            &self.builder,
+            window.as_ref().map_or(&self.builder, |_| &self.large),
             stream,
             service,
             end,
@@ -446,7 +462,7 @@ where
     }
 }
 
-fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+fn builder(limits: &Limits, window: u32) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
@@ -460,8 +476,8 @@ fn builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .max_concurrent_streams(limits.streams)
-        .initial_connection_window_size(limits.http2_window)
-        .initial_stream_window_size(limits.http2_window)
+        .initial_connection_window_size(window)
+        .initial_stream_window_size(window)
         .max_pending_accept_reset_streams(limits.resets)
         .max_local_error_reset_streams(limits.resets.saturating_mul(10))
         .keep_alive_interval(Duration::from_secs(30))

@@ -455,7 +455,10 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 impl Http2 {
     async fn connect(server: &Server) -> Self {
-        let mut stream = server.connect().await;
+        Self::over(server.connect().await).await
+    }
+
+    async fn over(mut stream: TcpStream) -> Self {
         stream
             .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             .await
@@ -508,6 +511,51 @@ impl Http2 {
             .await
             .expect("a frame or the end")
     }
+}
+
+/// A connection from an address, and the window of its streams that the server announces.
+async fn window_from(server: &Server, last: u8) -> (Http2, u32) {
+    let mut client = Http2::over(server.connect_from(last).await).await;
+    let (_, settings) = client.next(SETTINGS).await.unwrap();
+    let window = settings
+        .chunks(6)
+        .find(|setting| setting[..2] == [0, 4])
+        .map_or(65_535, |setting| code(setting, 2));
+    (client, window)
+}
+
+#[tokio::test]
+async fn so_many_connections_have_a_large_window_and_no_more() {
+    let windows = server::LARGE_WINDOWS_OF_ADDRESS + 4;
+    let server = Server::start(Limits {
+        http2_large_windows: windows,
+        ..Limits::default()
+    })
+    .await;
+    let mut clients = Vec::new();
+    let mut large = [0; 2];
+    for (address, large) in large.iter_mut().enumerate() {
+        for _ in 0..windows {
+            let last = u8::try_from(address).unwrap() + 1;
+            let (client, window) = window_from(&server, last).await;
+            if window == server::LARGE_WINDOW {
+                *large += 1;
+            } else {
+                assert_eq!(window, Limits::default().http2_window);
+            }
+            clients.push(client);
+        }
+    }
+    assert_eq!(large, [server::LARGE_WINDOWS_OF_ADDRESS, 4]);
+    // A connection that ends gives its window to a later one.
+    drop(clients);
+    for _ in 0..500 {
+        if window_from(&server, 3).await.1 == server::LARGE_WINDOW {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no window was given back");
 }
 
 fn code(payload: &[u8], at: usize) -> u32 {

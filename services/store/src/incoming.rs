@@ -53,19 +53,23 @@ impl Store {
     /// or a header compares it with what arrives, and readers give theirs to
     /// [`GrowingBlob::claiming`].
     pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
-        let wanted = digest.clone();
-        let (partial, hasher, offset) = self.run(move |inner| inner.open_incoming(&wanted)).await?;
-        let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
-        let sink = Sink::new(self.inner.pool.clone(), file, path, offset, hasher);
-        Ok(Incoming {
-            store: self.clone(),
-            digest: digest.clone(),
-            sink,
-            accepted: offset,
-            lock: None,
-            partial,
-            keeps: true,
+        let (store, digest) = (self.clone(), digest.clone());
+        // The writer is made where the file is taken: a caller that is gone by then cannot leave it behind.
+        self.run(move |inner| {
+            let (partial, hasher, offset) = inner.open_incoming(&digest)?;
+            let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
+            let sink = Sink::new(inner.pool.clone(), file, path, offset, hasher);
+            Ok(Incoming {
+                store,
+                digest,
+                sink,
+                accepted: offset,
+                lock: None,
+                partial,
+                keeps: true,
+            })
         })
+        .await
     }
 }
 
@@ -118,13 +122,9 @@ impl Inner {
         from: Option<(&Path, u64)>,
     ) -> Result<(Partial, Hasher, u64)> {
         let gone = || Error::io("create", path)(io::ErrorKind::NotFound.into());
-        let has_room = |size: u64| {
-            let space = self.volume().space(&self.root);
-            space.is_ok_and(|space| self.gate.allows(space, size).is_ok())
-        };
         if let Some((from, size)) = from
             && 0 < size
-            && has_room(size)
+            && self.check_room(size).is_ok()
         {
             match Partial::copy(self, path, from, size, hasher.clone()) {
                 Err(Error::NoSpace { .. }) => {}

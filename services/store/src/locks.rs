@@ -89,6 +89,12 @@ impl Lock {
         );
     }
 
+    /// [`Lock::release`] for callers that are on the pool already.
+    pub(crate) fn release_here(mut self) {
+        let release = self.disarm();
+        release();
+    }
+
     /// Looks whether the lock is still ours: a process that stood still for too long has lost it and does not know yet.
     ///
     /// # Errors
@@ -99,12 +105,15 @@ impl Lock {
             self.path.clone(),
             self.token.clone(),
         );
-        let ours = self
-            .inner
+        self.inner
             .pool
-            .run(move || Ok(read(inner.volume(), &path)?.is_some_and(|found| found.token == token)))
-            .await?;
-        if ours { Ok(()) } else { Err(Error::LockLost) }
+            .run(move || check(inner.volume(), &path, &token))
+            .await
+    }
+
+    /// [`Lock::check`] for callers that are on the pool already.
+    pub(crate) fn check_here(&self) -> Result<()> {
+        check(self.inner.volume(), &self.path, &self.token)
     }
 
     fn disarm(&mut self) -> impl FnOnce() + Send + 'static {
@@ -153,24 +162,24 @@ impl Store {
             owner: owner.clone(),
             token: Uuid::new_v4().to_string(),
         };
-        let token = document.token.clone();
-        let claimed = path.clone();
-        let busy = self
-            .run(move |inner| acquire(inner.volume(), &claimed, &document, stale))
-            .await?;
-        if let Some(owner) = busy {
-            return Ok(Claim::Busy(owner));
-        }
-        let (announce, lost) = watch::channel(false);
-        let heartbeat =
-            tokio::spawn(beat(self.clone(), path.clone(), token.clone(), announce)).abort_handle();
-        Ok(Claim::Held(Lock {
-            inner: Arc::clone(&self.inner),
-            path,
-            token,
-            lost,
-            heartbeat,
-        }))
+        let store = self.clone();
+        // The guard is made where the lock is taken: a caller that is gone by then cannot leave it behind.
+        self.run(move |inner| {
+            if let Some(owner) = acquire(inner.volume(), &path, &document, stale)? {
+                return Ok(Claim::Busy(owner));
+            }
+            let token = document.token;
+            let (announce, lost) = watch::channel(false);
+            let beats = beat(store.clone(), path.clone(), token.clone(), announce);
+            Ok(Claim::Held(Lock {
+                inner: store.inner,
+                path,
+                token,
+                lost,
+                heartbeat: tokio::spawn(beats).abort_handle(),
+            }))
+        })
+        .await
     }
 
     /// Who holds a lock at the moment, alive or not.
@@ -178,6 +187,13 @@ impl Store {
         let path = self.inner.layout.lock(name);
         self.run(move |inner| Ok(read(inner.volume(), &path)?.map(|document| document.owner)))
             .await
+    }
+}
+
+fn check(volume: &dyn Volume, path: &Path, token: &str) -> Result<()> {
+    match read(volume, path)? {
+        Some(found) if found.token == token => Ok(()),
+        _ => Err(Error::LockLost),
     }
 }
 

@@ -15,6 +15,7 @@ use crate::{
     atomic::{self, Files},
     buffers::Buffers,
     removals::Untying,
+    uploads::Readings,
     volume::{Disk, Volume},
 };
 
@@ -61,6 +62,7 @@ pub(crate) struct Inner {
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
     pub(crate) verified_for: Duration,
     pub(crate) untying: Arc<Untying>,
+    pub(crate) readings: Arc<Readings>,
 }
 
 impl Store {
@@ -119,6 +121,7 @@ impl Store {
             verified: Arc::default(),
             verified_for: options.verified_for,
             untying: Arc::default(),
+            readings: Arc::default(),
         };
         Ok(Self {
             cached: view.map(|volume| {
@@ -250,5 +253,15 @@ impl Store {
 impl Inner {
     pub(crate) fn volume(&self) -> &dyn Volume {
         self.files.volume()
+    }
+
+    /// Whether the volume has room for `bytes` more, asked now.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], or what the volume says.
+    pub(crate) fn check_room(&self, bytes: u64) -> Result<()> {
+        let space = self.volume().space(&self.root);
+        let space = space.map_err(Error::io("stat", &self.root))?;
+        self.gate.allows(space, bytes)
     }
 }

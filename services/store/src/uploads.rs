@@ -24,9 +24,13 @@ use crate::{
 };
 
 mod file;
+mod held;
 mod purge;
+mod readings;
 
 use file::ATTEMPTS;
+use held::{Held, WhenDropped};
+pub(crate) use readings::Readings;
 
 /// Name of an upload session: a UUID of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -83,13 +87,16 @@ pub struct UploadWriter {
     id: UploadId,
     sink: Sink,
     accepted: u64,
-    lock: Option<Lock>,
-    opened: Opened,
-    when_dropped: WhenDropped,
+    proof: Proof,
+    generation: Option<Uuid>,
+    /// Whether the request brings all bytes of the session.
+    is_whole: bool,
+    /// `None` once it went with the work that ends the request.
+    held: Option<Held>,
 }
 
 /// A file that is written, and what is known of the bytes in it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Opened {
     partial: Partial,
     hasher: Hasher,
@@ -97,17 +104,6 @@ struct Opened {
     proof: Proof,
     /// The generation that the file is of, if it is known.
     generation: Option<Uuid>,
-}
-
-/// What becomes of the file of a request that breaks off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum WhenDropped {
-    /// The session can go on with it.
-    Rest,
-    /// It is of no use.
-    Remove,
-    /// It went to its place, or is not fit to be used: at most somebody copies it.
-    Leave,
 }
 
 impl Store {
@@ -175,46 +171,69 @@ impl Store {
         carried: CarriedHash,
         owner: &Owner,
     ) -> Result<UploadWriter> {
-        let lock = self.lock_upload(id, owner).await?;
-        let (name, session) = (repo.clone(), id.clone());
-        let opened = self
-            .run(move |inner| inner.open_upload(&name, &session, offset, carried))
-            .await;
-        match opened {
-            Ok(opened) => {
-                let mut writer = self.writing(repo, id, opened, offset);
-                writer.lock = Some(lock);
-                writer.when_dropped = WhenDropped::Rest;
-                Ok(writer)
+        let mut lock = self.lock_upload(id, owner).await?;
+        let mut reading = None;
+        loop {
+            let (store, name, session) = (self.clone(), repo.clone(), id.clone());
+            let (place, carried) = (reading.take(), carried.clone());
+            // The writer is made, and the lock kept, where the file is taken: a caller that is gone by then leaves nothing
+            // behind, and nobody else begins with the file before.
+            let opened = self.run(move |inner| {
+                match inner.open_upload(&name, &session, offset, carried, place) {
+                    Ok(Some(opened)) => {
+                        let writer = store.writing(name, session, opened, offset, Some(lock));
+                        Ok(Ok(writer))
+                    }
+                    Ok(None) => Ok(Err(lock)),
+                    Err(error) => {
+                        lock.release_here();
+                        Err(error)
+                    }
+                }
+            });
+            match opened.await? {
+                Ok(writer) => return Ok(writer),
+                Err(kept) => lock = kept,
             }
-            Err(error) => {
-                lock.release(&self.inner.pool).await;
-                Err(error)
-            }
+            reading = Some(self.inner.readings.begin(repo).await?);
         }
     }
 
     fn writing(
-        &self,
-        repo: &RepositoryName,
-        id: &UploadId,
+        self,
+        repo: RepositoryName,
+        id: UploadId,
         opened: Opened,
         offset: u64,
+        lock: Option<Lock>,
     ) -> UploadWriter {
-        let (file, path) = (
-            Arc::clone(&opened.partial.file),
-            opened.partial.path.clone(),
-        );
-        let hasher = opened.hasher.clone();
+        let Opened {
+            partial,
+            hasher,
+            proof,
+            generation,
+        } = opened;
+        let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
+        let is_whole = lock.is_none();
         UploadWriter {
-            store: self.clone(),
-            repo: repo.clone(),
-            id: id.clone(),
             sink: Sink::new(self.inner.pool.clone(), file, path, offset, hasher),
+            held: Some(Held {
+                inner: Arc::clone(&self.inner),
+                partial,
+                lock,
+                when_dropped: if is_whole {
+                    WhenDropped::Remove
+                } else {
+                    WhenDropped::Rest
+                },
+            }),
+            store: self,
+            repo,
+            id,
             accepted: offset,
-            lock: None,
-            opened,
-            when_dropped: WhenDropped::Remove,
+            proof,
+            generation,
+            is_whole,
         }
     }
 
@@ -229,20 +248,19 @@ impl Store {
         id: &UploadId,
         algorithm: Algorithm,
     ) -> Result<UploadWriter> {
-        let (name, session) = (repo.clone(), id.clone());
-        let opened = self
-            .run(move |inner| {
-                let session = inner.layout.upload(&name, session.as_str());
-                let partial = Partial::create(inner, &session.join("whole"))?;
-                Ok(Opened {
-                    partial: partial.ok_or(Error::UploadUnknown)?,
-                    hasher: Hasher::new(algorithm),
-                    proof: Proof::Hashed,
-                    generation: None,
-                })
-            })
-            .await?;
-        Ok(self.writing(repo, id, opened, 0))
+        let (store, repo, id) = (self.clone(), repo.clone(), id.clone());
+        self.run(move |inner| {
+            let session = inner.layout.upload(&repo, id.as_str());
+            let partial = Partial::create(inner, &session.join("whole"))?;
+            let opened = Opened {
+                partial: partial.ok_or(Error::UploadUnknown)?,
+                hasher: Hasher::new(algorithm),
+                proof: Proof::Hashed,
+                generation: None,
+            };
+            Ok(store.writing(repo, id, opened, 0, None))
+        })
+        .await
     }
 
     /// The session's lock. A request that just ended, or whose client just broke off, may still hold it for a moment.
@@ -280,22 +298,21 @@ impl UploadWriter {
     /// long that another one went on, or what the volume says.
     pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
         let (size, hasher) = taken_over(self.sink.drain().await)?;
-        if self.when_dropped == WhenDropped::Remove {
+        if self.is_whole {
             let generation = None;
             return Ok((size, CarriedHash { hasher, generation }));
         }
-        if let Some(lock) = &self.lock {
-            lock.check().await?;
-        }
-        self.when_dropped = WhenDropped::Leave;
-        let opened = self.opened.clone();
+        let mut held = self.held.take().ok_or(Error::Busy)?;
         let session = self.store.inner.layout.upload(&self.repo, self.id.as_str());
-        let generation = self
-            .store
-            .run(move |inner| inner.put_to_rest(&session, &opened))
-            .await;
-        self.release().await;
-        let generation = generation?;
+        let generation = self.generation;
+        let generation = self.store.run(move |inner| {
+            held.check()?;
+            held.when_dropped = WhenDropped::Leave;
+            let generation = inner.put_to_rest(&session, &held.partial, generation);
+            held.let_go();
+            generation
+        });
+        let generation = generation.await?;
         Ok((size, CarriedHash { hasher, generation }))
     }
 
@@ -306,58 +323,33 @@ impl UploadWriter {
     /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this
     /// request stood still for so long that another one went on, or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
-        let committed = self.try_commit(digest).await;
-        if committed.is_ok() {
-            self.when_dropped = WhenDropped::Leave;
-        }
-        self.release().await;
-        committed
-    }
-
-    async fn release(&mut self) {
-        if let Some(lock) = self.lock.take() {
-            lock.release(&self.store.inner.pool).await;
-        }
-    }
-
-    async fn try_commit(&mut self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = taken_over(self.sink.drain().await)?;
-        if let Some(lock) = &self.lock {
-            lock.check().await?;
-        }
-        if self.when_dropped == WhenDropped::Rest {
-            // If the commit fails, the session goes on with a copy.
-            self.when_dropped = WhenDropped::Leave;
-        }
-        let opened = Opened {
-            hasher,
-            ..self.opened.clone()
-        };
+        let mut held = self.held.take().ok_or(Error::Busy)?;
         let (repo, id, digest) = (self.repo.clone(), self.id.clone(), digest.clone());
-        self.store
-            .run(move |inner| inner.commit_upload(&repo, &id, opened, size, &digest))
-            .await
+        let (proof, is_whole) = (self.proof, self.is_whole);
+        let committed = self.store.run(move |inner| {
+            held.check()?;
+            if !is_whole {
+                // If the commit fails, the session goes on with a copy.
+                held.when_dropped = WhenDropped::Leave;
+            }
+            let received = (&held.partial, hasher, proof);
+            let committed = inner.commit_upload(&repo, &id, received, size, &digest);
+            if committed.is_ok() {
+                held.when_dropped = WhenDropped::Leave;
+            }
+            held.let_go();
+            committed
+        });
+        committed.await
     }
 }
 
 impl Drop for UploadWriter {
     fn drop(&mut self) {
-        let (lock, when) = (self.lock.take(), self.when_dropped);
-        if lock.is_none() && when == WhenDropped::Leave {
-            return;
+        if let Some(held) = self.held.take() {
+            self.sink.when_idle(move || drop(held));
         }
-        let (inner, partial) = (Arc::clone(&self.store.inner), self.opened.partial.clone());
-        self.sink.when_idle(move || {
-            let pool = inner.pool.clone();
-            pool.detach(move || {
-                match when {
-                    WhenDropped::Rest => partial.rest_if_free(&inner),
-                    WhenDropped::Remove => partial.remove(&inner),
-                    WhenDropped::Leave => {}
-                }
-                drop(lock);
-            });
-        });
     }
 }
 

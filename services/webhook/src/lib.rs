@@ -161,6 +161,7 @@ fn limits() -> server::Limits {
         header_bytes: 16 * 1024,
         streams: 32,
         http2_window: 64 * 1024,
+        http2_large_windows: 0,
         ..server::Limits::default()
     }
 }

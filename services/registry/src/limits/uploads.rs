@@ -5,12 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use holdfast_core::reference::RepositoryName;
-use holdfast_store::{Store, UploadId};
+use holdfast_store::{CarriedHash, Store, UploadId};
+use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
 
@@ -20,17 +21,26 @@ const ASKED: usize = 64;
 /// Pause between two such rounds.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The count.
-#[derive(Debug)]
+/// The count. Clones share it.
+#[derive(Clone, Debug)]
 pub(crate) struct Uploads {
     most: usize,
     most_of_repository: usize,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
+}
+
+/// An upload that goes on with further requests.
+#[derive(Debug)]
+struct Open {
+    repo: RepositoryName,
+    begun: Instant,
+    /// Where its last request ended, and the hash up to there.
+    latest: Option<(u64, CarriedHash)>,
 }
 
 #[derive(Debug, Default)]
 struct Table {
-    open: HashMap<UploadId, (RepositoryName, Instant)>,
+    open: HashMap<UploadId, Open>,
     /// Those of `open`, and those that are being begun.
     of_repository: HashMap<RepositoryName, usize>,
     count: usize,
@@ -39,25 +49,86 @@ struct Table {
 
 /// The place of an upload that is being begun; free again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
-    uploads: &'a Uploads,
+pub(crate) struct Place {
+    uploads: Uploads,
     repo: RepositoryName,
     kept: bool,
 }
 
-impl Place<'_> {
+impl Place {
     /// The upload is under way, under this name.
     pub(crate) fn keep(mut self, id: UploadId) {
         self.kept = true;
-        let entry = (self.repo.clone(), Instant::now());
-        self.uploads.lock().open.insert(id, entry);
+        let open = Open {
+            repo: self.repo.clone(),
+            begun: Instant::now(),
+            latest: None,
+        };
+        self.uploads.lock().open.insert(id, open);
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
         if !self.kept {
             self.uploads.lock().leave(&self.repo);
+        }
+    }
+}
+
+/// An upload that was begun and whose name no client knows yet. Dropped, as with a request whose client vanishes, it is
+/// cancelled; its place is free once its session is gone.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    store: Store,
+    repo: RepositoryName,
+    id: UploadId,
+    /// `None` once somebody decided what becomes of the upload.
+    place: Option<Place>,
+}
+
+impl Begun {
+    /// The session's name.
+    pub(crate) fn id(&self) -> &UploadId {
+        &self.id
+    }
+
+    /// The client is told the name: the upload goes on with its next request.
+    pub(crate) fn keep(mut self) -> UploadId {
+        if let Some(place) = self.place.take() {
+            place.keep(self.id.clone());
+        }
+        self.id.clone()
+    }
+
+    /// The session has ended.
+    pub(crate) fn end(mut self) {
+        self.place = None;
+    }
+
+    /// Ends the session. Goes on when the caller is gone.
+    pub(crate) async fn cancel(mut self) {
+        if let Some(place) = self.place.take() {
+            tokio::spawn(self.cancelled(place)).await.ok();
+        }
+    }
+
+    fn cancelled(&self, place: Place) -> impl Future<Output = ()> + Send + use<> {
+        let (store, repo, id) = (self.store.clone(), self.repo.clone(), self.id.clone());
+        async move {
+            // What is left where the volume fails is removed when nobody goes on with it.
+            store.cancel_upload(&repo, &id).await.ok();
+            drop(place);
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(self.cancelled(place));
         }
     }
 }
@@ -74,8 +145,8 @@ impl Table {
     }
 
     fn end(&mut self, id: &UploadId) {
-        if let Some((repo, _)) = self.open.remove(id) {
-            self.leave(&repo);
+        if let Some(open) = self.open.remove(id) {
+            self.leave(&open.repo);
         }
     }
 }
@@ -86,7 +157,7 @@ impl Uploads {
         Self {
             most,
             most_of_repository,
-            table: Mutex::default(),
+            table: Arc::default(),
         }
     }
 
@@ -98,7 +169,7 @@ impl Uploads {
     ///
     /// # Errors
     /// 429 when there is none.
-    pub(crate) async fn enter(&self, store: &Store, repo: &RepositoryName) -> Result<Place<'_>> {
+    pub(crate) async fn enter(&self, store: &Store, repo: &RepositoryName) -> Result<Place> {
         if let Some(place) = self.try_enter(repo) {
             return Ok(place);
         }
@@ -108,7 +179,49 @@ impl Uploads {
         })
     }
 
-    fn try_enter(&self, repo: &RepositoryName) -> Option<Place<'_>> {
+    /// Begins an upload, with a place for it.
+    ///
+    /// # Errors
+    /// 429 when there is no place, or what the store says.
+    pub(crate) async fn begin(
+        &self,
+        store: &Store,
+        repo: &RepositoryName,
+        started_at: &str,
+    ) -> Result<Begun> {
+        let place = self.enter(store, repo).await?;
+        let (store, repo, started_at) = (store.clone(), repo.clone(), started_at.to_owned());
+        // Beside the request: a client that vanishes meanwhile leaves no session that nobody counts.
+        let begun = tokio::spawn(async move {
+            let id = store.create_upload(&repo, &started_at).await?;
+            Ok(Begun {
+                store,
+                repo,
+                id,
+                place: Some(place),
+            })
+        });
+        let ended = |_| Err(Error::later("the upload was not begun"));
+        begun.await.unwrap_or_else(ended)
+    }
+
+    /// Keeps the hash of an upload's bytes for requests that bring none: the registry's own state travels through the
+    /// client, and some clients send an older one, or none.
+    pub(crate) fn remember(&self, id: &UploadId, size: u64, carried: &CarriedHash) {
+        if let Some(open) = self.lock().open.get_mut(id) {
+            open.latest = Some((size, carried.clone()));
+        }
+    }
+
+    /// The hash of an upload's first `size` bytes, if its last request here ended there. The store looks whether the file
+    /// is still the one that it was taken over.
+    pub(crate) fn carried(&self, id: &UploadId, size: u64) -> Option<CarriedHash> {
+        let table = self.lock();
+        let (at, carried) = table.open.get(id)?.latest.as_ref()?;
+        (*at == size).then(|| carried.clone())
+    }
+
+    fn try_enter(&self, repo: &RepositoryName) -> Option<Place> {
         let mut table = self.lock();
         let of_repository = table.of_repository.get(repo).copied().unwrap_or(0);
         if self.most <= table.count || self.most_of_repository <= of_repository {
@@ -117,7 +230,7 @@ impl Uploads {
         table.count += 1;
         *table.of_repository.entry(repo.clone()).or_insert(0) += 1;
         Some(Place {
-            uploads: self,
+            uploads: self.clone(),
             repo: repo.clone(),
             kept: false,
         })
@@ -140,7 +253,7 @@ impl Uploads {
             let mut oldest: Vec<_> = table
                 .open
                 .iter()
-                .map(|(id, (repo, begun))| (*begun, id.clone(), repo.clone()))
+                .map(|(id, open)| (open.begun, id.clone(), open.repo.clone()))
                 .collect();
             oldest.sort_by_key(|(begun, ..)| *begun);
             oldest.truncate(ASKED);

@@ -6,7 +6,7 @@ use holdfast_registry::{gate::Gate, limits, limits::Limits};
 
 use tokio::io::AsyncWriteExt as _;
 
-use crate::harness::{Registry, Setup, code, header, sha256};
+use crate::harness::{Registry, Setup, code, header, repo, sha256};
 
 async fn begin(registry: &Registry, repo: &str) -> reqwest::Response {
     registry
@@ -58,6 +58,92 @@ async fn too_many_uploads_are_told_to_come_later() {
         let answer = registry.send("POST", &target, &[], "x").await;
         assert_eq!(answer.status(), 201, "and given back at once");
     }
+}
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let head = [length[1], length[2], length[3], kind, flags];
+    [&head[..], &stream.to_be_bytes(), payload].concat()
+}
+
+/// A header that is not indexed (RFC 7541, 6.2.2); name and value are shorter than 127 bytes.
+fn literal(name: &str, value: &str) -> Vec<u8> {
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    [vec![0], text(name), text(value)].concat()
+}
+
+/// Pushes a blob over HTTP/2 and resets the stream after its first byte.
+async fn push_and_vanish(registry: &Registry, after: std::time::Duration) {
+    let address = registry.url.trim_start_matches("http://");
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    let path = format!("/v2/a/blobs/uploads/?digest={}", sha256(b"never"));
+    let headers = [
+        literal(":method", "POST"),
+        literal(":scheme", "http"),
+        literal(":authority", "x"),
+        literal(":path", &path),
+        literal("content-length", "1000"),
+    ];
+    let request = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, b""),
+        frame(1, 4, 1, &headers.concat()),
+        frame(0, 0, 1, b"a"),
+    ];
+    stream.write_all(&request.concat()).await.unwrap();
+    tokio::time::sleep(after).await;
+    let reset = frame(3, 0, 1, &8_u32.to_be_bytes());
+    stream.write_all(&reset).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whole_uploads_whose_clients_vanish_leave_no_session() {
+    let registry = Setup {
+        limits: Limits {
+            uploads: 8,
+            uploads_per_repository: 4,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    }
+    .start()
+    .await;
+    for millis in 0..40 {
+        push_and_vanish(&registry, std::time::Duration::from_millis(millis % 10)).await;
+    }
+    let any = registry.store.layout().upload(&repo("a"), "any");
+    let sessions = any.parent().unwrap();
+    let left = || std::fs::read_dir(sessions).map_or(0, Iterator::count);
+    for _ in 0..3_000 {
+        if left() == 0 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(left(), 0);
+    for _ in 0..4 {
+        assert_eq!(begin(&registry, "a").await.status(), 202, "places are free");
+    }
+    assert_eq!(begin(&registry, "a").await.status(), 429);
+}
+
+#[tokio::test]
+async fn a_chunk_at_the_end_is_not_hashed_again_for_an_older_state() {
+    let registry = Registry::start().await;
+    let begun = begin(&registry, "a").await;
+    let oldest = header(begun.headers(), "location").to_owned();
+    let sent = registry.send("PATCH", &oldest, &[], "half ").await;
+    assert_eq!(sent.status(), 202);
+    let target = format!("{oldest}&digest={}", sha256(b"half and half"));
+    let range = [("content-range", "5-12")];
+    let ended = registry.send("PUT", &target, &range, "and half").await;
+    assert_eq!(ended.status(), 201);
+    let digest = sha256(b"half and half");
+    let blob = registry.store.open_blob(&digest).await.unwrap().unwrap();
+    assert!(
+        !blob.is_verified(),
+        "the hash was remembered, nothing was read"
+    );
 }
 
 #[tokio::test]

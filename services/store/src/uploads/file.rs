@@ -8,7 +8,7 @@ use holdfast_core::{
 };
 use uuid::Uuid;
 
-use super::{CarriedHash, Opened, UploadId};
+use super::{CarriedHash, Opened, UploadId, readings::Reading};
 use crate::{
     Error, Hasher, Result, atomic,
     blobs::Proof,
@@ -25,23 +25,29 @@ pub(super) const ATTEMPTS: usize = 8;
 const HASHES: &str = "hashstates";
 
 impl Inner {
+    /// Takes a session's file at `offset`. `None` when its bytes must be read and there is no `place` for that, neither
+    /// given nor free: the file is where it was.
     pub(super) fn open_upload(
         &self,
         repo: &RepositoryName,
         id: &UploadId,
         offset: u64,
         carried: CarriedHash,
-    ) -> Result<Opened> {
+        place: Option<Reading>,
+    ) -> Result<Option<Opened>> {
+        let place = || place.or_else(|| self.readings.try_begin(repo));
         let session = self.layout.upload(repo, id.as_str());
         let data = session.join("data");
         for _ in 0..ATTEMPTS {
             if let Some(partial) = Partial::take(self, &data)? {
-                let opened = self.go_on(&session, &partial, offset, carried);
+                let opened = self.go_on(&session, &partial, offset, carried, place);
                 if let Err(error) = &opened {
                     // It stood still, and another request went on with a copy.
                     if error.is_stale() && partial.is_gone(self)? {
                         return Err(self.why_gone(&session)?);
                     }
+                }
+                if !matches!(opened, Ok(Some(_))) {
                     partial.rest_if_free(self);
                 }
                 return opened;
@@ -51,7 +57,7 @@ impl Inner {
                 Found::AtRest => {}
                 Found::Abandoned(abandoned) => {
                     let algorithm = carried.hasher.algorithm();
-                    return self.begin_anew(&session, &abandoned, offset, algorithm);
+                    return self.begin_anew(&session, &abandoned, offset, algorithm, place);
                 }
             }
         }
@@ -65,7 +71,8 @@ impl Inner {
         partial: &Partial,
         offset: u64,
         carried: CarriedHash,
-    ) -> Result<Opened> {
+        place: impl FnOnce() -> Option<Reading>,
+    ) -> Result<Option<Opened>> {
         let metadata = partial
             .file
             .metadata()
@@ -84,6 +91,9 @@ impl Inner {
         } else if generation.is_some() {
             (hasher, Proof::Carried)
         } else {
+            let Some(_place) = place() else {
+                return Ok(None);
+            };
             let hasher = Hasher::new(hasher.algorithm());
             let hasher = hash_prefix(&*partial.file, &partial.path, hasher, offset)?;
             (hasher, Proof::Hashed)
@@ -102,7 +112,7 @@ impl Inner {
                 .set_len(offset)
                 .map_err(Error::io("truncate", &partial.path))?;
         }
-        Ok(opened)
+        Ok(Some(opened))
     }
 
     /// Begins with a file of its own: with nothing, or with a copy of what a writer has that stopped, or may still be at work.
@@ -112,12 +122,20 @@ impl Inner {
         abandoned: &[(PathBuf, u64)],
         offset: u64,
         algorithm: Algorithm,
-    ) -> Result<Opened> {
+        place: impl FnOnce() -> Option<Reading>,
+    ) -> Result<Option<Opened>> {
         let data = session.join("data");
         let hasher = Hasher::new(algorithm);
         let size = abandoned.first().map_or(0, |(_, size)| *size);
         if size < offset {
             return Err(Error::OffsetMismatch { size, offset });
+        }
+        let reading = if offset == 0 { None } else { place() };
+        if 0 < offset {
+            if reading.is_none() {
+                return Ok(None);
+            }
+            self.check_room(offset)?;
         }
         if !abandoned.is_empty() {
             // Those of distribution are not bound to a file.
@@ -127,18 +145,19 @@ impl Inner {
             Some((from, _)) if 0 < offset => Partial::copy(self, &data, from, offset, hasher)?,
             _ => Partial::create(self, &data)?.map(|partial| (partial, hasher, 0)),
         };
+        drop(reading);
         let (partial, hasher, size) = begun.ok_or(Error::UploadUnknown)?;
         if size < offset {
             partial.remove(self);
             return Err(Error::OffsetMismatch { size, offset });
         }
         partial::remove_abandoned(self, abandoned);
-        Ok(Opened {
+        Ok(Some(Opened {
             partial,
             hasher,
             proof: Proof::Hashed,
             generation: None,
-        })
+        }))
     }
 
     /// Whether a generation's name is that of this very file, now and not as remembered.
@@ -183,8 +202,12 @@ impl Inner {
     }
 
     /// Syncs a session's file and gives it its name; returns the generation that vouches for the hash of its bytes.
-    pub(super) fn put_to_rest(&self, session: &Path, opened: &Opened) -> Result<Option<Uuid>> {
-        let partial = &opened.partial;
+    pub(super) fn put_to_rest(
+        &self,
+        session: &Path,
+        partial: &Partial,
+        generation: Option<Uuid>,
+    ) -> Result<Option<Uuid>> {
         if let Err(error) = partial.file.sync() {
             if partial.is_gone(self)? {
                 return Err(self.why_gone(session)?);
@@ -192,9 +215,7 @@ impl Inner {
             partial.remove(self);
             return Err(Error::io("sync", &partial.path)(error));
         }
-        let generation = opened
-            .generation
-            .or_else(|| self.begin_generation(session, partial));
+        let generation = generation.or_else(|| self.begin_generation(session, partial));
         if partial.rest(self)? {
             return Ok(generation);
         }
@@ -205,16 +226,10 @@ impl Inner {
         &self,
         repo: &RepositoryName,
         id: &UploadId,
-        opened: Opened,
+        (partial, hasher, mut proof): (&Partial, Hasher, Proof),
         size: u64,
         digest: &Digest,
     ) -> Result<u64> {
-        let Opened {
-            partial,
-            hasher,
-            mut proof,
-            ..
-        } = opened;
         let hasher = if hasher.algorithm() == digest.algorithm() {
             hasher
         } else {
@@ -233,7 +248,7 @@ impl Inner {
         }
         let path_of_link = self.layout.layer_link(repo, digest);
         let link = links::draft(&self.files, &path_of_link, digest)?;
-        let committed = self.commit_blob_and(&partial, digest, proof, link.as_ref());
+        let committed = self.commit_blob_and(partial, digest, proof, link.as_ref());
         if let Err(error) = committed {
             return Err(
                 if (error.is_absent() || error.is_stale()) && partial.is_gone(self)? {
