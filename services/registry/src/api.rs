@@ -26,7 +26,9 @@ use crate::{
     lists,
     metrics::{self, Metrics},
     notify::Notifier,
-    pull, push, put_manifest, referrers,
+    pull, push,
+    put_manifest::{self, PushMemory},
+    referrers,
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     source::Source,
@@ -53,6 +55,7 @@ pub(crate) struct Inner {
     observers: Observers,
     pub(crate) uploads: Uploads,
     pub(crate) content_types: pull::ContentTypes,
+    pub(crate) manifests: PushMemory,
 }
 
 /// What the deployment adds: who looks on while requests are answered, and what all of them may. By default nothing is added.
@@ -125,6 +128,7 @@ impl Api {
                 observers,
                 content_types: pull::ContentTypes::default(),
                 uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
+                manifests: PushMemory::default(),
             }),
         }
     }

@@ -123,6 +123,25 @@ pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
 /// How long a manifest may arrive while one of another host, which holds less memory, waits.
 pub const MANIFEST_CUT_AFTER: Duration = Duration::from_secs(2);
 
+/// Bytes of manifests that clients push, all together; of those that announce more than
+/// [`SMALL_MANIFEST_BYTES`], or nothing.
+pub const PUSH_MEMORY: u64 = 48 << 20;
+
+/// Of these, bytes from one address (IPv6: one /64).
+pub const PUSH_MEMORY_PER_ADDRESS: u64 = 16 << 20;
+
+/// Bytes of a manifest that counts as small. Nearly every one does.
+pub const SMALL_MANIFEST_BYTES: u64 = 128 << 10;
+
+/// Bytes of small manifests that clients push, all together.
+pub const SMALL_PUSH_MEMORY: u64 = 16 << 20;
+
+/// Of these, bytes from one address (IPv6: one /64).
+pub const SMALL_PUSH_MEMORY_PER_ADDRESS: u64 = 4 << 20;
+
+/// For how long a push of a manifest waits for memory.
+pub const PUSH_MEMORY_WAIT: Duration = Duration::from_secs(10);
+
 /// Manifests on the volume that copies look into at the same time.
 pub const MANIFESTS_READ: usize = 4;
 

@@ -1,19 +1,84 @@
 //! Pushes of manifests: the exact bytes, and nothing that refers to what is not there.
 
+use bytes::Bytes;
 use holdfast_core::{
     digest::{Algorithm, Digest},
     oci::{Manifest, ManifestType},
     reference::{RepositoryName, Tag},
 };
+use holdfast_runtime::server;
 use holdfast_store::Hasher;
 use http::{Response, StatusCode, header, request::Parts};
+use std::net::{IpAddr, Ipv6Addr};
+use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
+    limits,
     source::ManifestRef,
+    upstream::{Memory, Reserved},
 };
+
+/// The memory of manifests that clients push: a budget, and a share of it for each address. Small ones have
+/// a budget of their own, so that large ones hold none of them back.
+#[derive(Debug)]
+pub(crate) struct PushMemory {
+    small: Memory,
+    large: Memory,
+}
+
+impl Default for PushMemory {
+    fn default() -> Self {
+        Self {
+            small: Memory::new(
+                limits::SMALL_PUSH_MEMORY,
+                limits::SMALL_PUSH_MEMORY_PER_ADDRESS,
+            ),
+            large: Memory::new(limits::PUSH_MEMORY, limits::PUSH_MEMORY_PER_ADDRESS),
+        }
+    }
+}
+
+impl PushMemory {
+    /// Reads a body of at most `limit` bytes, once there is room for what it announces.
+    ///
+    /// # Errors
+    /// 503 with `Retry-After` when there is none in time, or what the body ends with.
+    async fn receive(
+        &self,
+        head: &Parts,
+        announced: Option<u64>,
+        limit: u64,
+        body: Received,
+    ) -> Result<(Bytes, Reserved)> {
+        let most = announced.unwrap_or(limit);
+        let budget = if most <= limits::SMALL_MANIFEST_BYTES {
+            &self.small
+        } else {
+            &self.large
+        };
+        let peer = head.extensions.get::<server::PeerAddr>();
+        let unknown = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+        let client = peer.map_or(unknown, |peer| server::client_address(peer.0.ip()));
+        let client = client.to_string();
+        let (begin, begun) = oneshot::channel();
+        let read = async {
+            begin.send(()).ok();
+            body.collect(most).await
+        };
+        let mut held = Box::pin(budget.hold(&client, most, read));
+        tokio::select! {
+            biased;
+            received = &mut held => return received,
+            begun = timeout(limits::PUSH_MEMORY_WAIT, begun) => if begun.is_err() {
+                return Err(Error::later("too many manifests are being pushed"));
+            },
+        }
+        held.await
+    }
+}
 
 /// end-7a, end-7b
 pub(crate) async fn put(
@@ -33,7 +98,8 @@ pub(crate) async fn put(
         return Err(body::too_large(limit));
     }
     api.store.check_write(announced.unwrap_or(0)).await?;
-    let bytes = body.collect(limit).await?;
+    // Held to the end: what is read of the manifest takes memory, too.
+    let (bytes, _reserved) = api.manifests.receive(head, announced, limit, body).await?;
     api.metrics.received.inc_by(bytes.len() as u64);
     let algorithm = match reference {
         ManifestRef::Digest(digest) => digest.algorithm(),

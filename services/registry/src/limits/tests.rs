@@ -39,6 +39,18 @@ fn code() -> BTreeMap<&'static str, String> {
             MANIFEST_MEMORY_PER_HOST.to_string(),
         ),
         ("MANIFEST_CUT_AFTER", seconds(MANIFEST_CUT_AFTER)),
+        ("PUSH_MEMORY", PUSH_MEMORY.to_string()),
+        (
+            "PUSH_MEMORY_PER_ADDRESS",
+            PUSH_MEMORY_PER_ADDRESS.to_string(),
+        ),
+        ("SMALL_MANIFEST_BYTES", SMALL_MANIFEST_BYTES.to_string()),
+        ("SMALL_PUSH_MEMORY", SMALL_PUSH_MEMORY.to_string()),
+        (
+            "SMALL_PUSH_MEMORY_PER_ADDRESS",
+            SMALL_PUSH_MEMORY_PER_ADDRESS.to_string(),
+        ),
+        ("PUSH_MEMORY_WAIT", seconds(PUSH_MEMORY_WAIT)),
         ("MANIFESTS_READ", MANIFESTS_READ.to_string()),
         ("SEARCHED_BYTES", SEARCHED_BYTES.to_string()),
         ("NAMES_BYTES", NAMES_BYTES.to_string()),

@@ -194,7 +194,7 @@ impl Uploads {
         // Beside the request: a client that vanishes meanwhile leaves no session that nobody counts.
         let begun = tokio::spawn(async move {
             let id = store.create_upload(&repo, &started_at).await?;
-            Ok(Begun {
+            Ok::<_, Error>(Begun {
                 store,
                 repo,
                 id,

@@ -12,9 +12,16 @@ use futures::StreamExt as _;
 use holdfast_core::oci::MANIFEST_BYTES;
 use holdfast_registry::{
     gate::Gate,
-    limits::{DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS},
+    limits::{
+        DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS,
+        PUSH_MEMORY_PER_ADDRESS, SMALL_MANIFEST_BYTES, SMALL_PUSH_MEMORY_PER_ADDRESS,
+    },
 };
 use holdfast_runtime::server;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, TcpStream},
+};
 
 use crate::harness::{Registry, Setup, code, header, image, sha256};
 
@@ -278,4 +285,51 @@ async fn a_refused_body_is_waited_for_so_long_and_no_longer() {
     let first = futures::stream::once(async { vec![0_u8; 1024] });
     let (_, took) = refused(first.chain(futures::stream::pending())).await;
     assert!(DISCARD_FOR < took + Duration::from_secs(1), "{took:?}");
+}
+
+/// Begins to push a manifest of so many bytes from an address of the loopback network; returns what the
+/// registry says first. `100 Continue` comes once it reads.
+async fn begin_push(registry: &Registry, last: u8, bytes: u64) -> (TcpStream, String) {
+    let port = registry.url.rsplit(':').next().unwrap().parse().unwrap();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], port));
+    let mut stream = socket.connect(address).await.unwrap();
+    let head = format!(
+        "PUT /v2/a/manifests/1 HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n\
+         content-length: {bytes}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 2048];
+    let read = tokio::time::timeout(Duration::from_secs(60), stream.read(&mut answer));
+    let count = read.await.unwrap().unwrap();
+    answer.truncate(count);
+    (stream, String::from_utf8(answer).unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_of_manifests_share_a_budget_by_address() {
+    let registry = Registry::start().await;
+    for (bytes, share) in [
+        (4 << 20, PUSH_MEMORY_PER_ADDRESS),
+        (SMALL_MANIFEST_BYTES, SMALL_PUSH_MEMORY_PER_ADDRESS),
+    ] {
+        let mut silent = Vec::new();
+        for _ in 0..share / bytes {
+            let (stream, answer) = begin_push(&registry, 1, bytes).await;
+            assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+            silent.push(stream);
+        }
+        let (_, answer) = begin_push(&registry, 1, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        let lower = answer.to_lowercase();
+        assert!(lower.contains("retry-after: 5"), "{answer}");
+        assert!(answer.contains("TOOMANYREQUESTS"), "{answer}");
+        // Others are not held back, and its own place is free when a client breaks off.
+        let (_, answer) = begin_push(&registry, 2, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+        silent.pop();
+        let (_, answer) = begin_push(&registry, 1, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+    }
 }

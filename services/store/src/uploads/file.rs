@@ -41,11 +41,12 @@ impl Inner {
         for _ in 0..ATTEMPTS {
             if let Some(partial) = Partial::take(self, &data)? {
                 let opened = self.go_on(&session, &partial, offset, carried, place);
-                if let Err(error) = &opened {
+                if let Err(error) = &opened
+                    && error.is_stale()
+                    && partial.is_gone(self)?
+                {
                     // It stood still, and another request went on with a copy.
-                    if error.is_stale() && partial.is_gone(self)? {
-                        return Err(self.why_gone(&session)?);
-                    }
+                    return Err(self.why_gone(&session)?);
                 }
                 if !matches!(opened, Ok(Some(_))) {
                     partial.rest_if_free(self);
