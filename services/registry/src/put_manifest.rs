@@ -45,7 +45,8 @@ impl PushMemory {
     /// Reads a body of at most `limit` bytes, once there is room for what it announces.
     ///
     /// # Errors
-    /// 503 with `Retry-After` when there is none in time, or what the body ends with.
+    /// 503 with `Retry-After` when there is none in time, or when the body comes slowly while others wait; or
+    /// what the body ends with.
     async fn receive(
         &self,
         head: &Parts,
@@ -68,7 +69,8 @@ impl PushMemory {
             begin.send(()).ok();
             body.collect(most).await
         };
-        let mut held = Box::pin(budget.hold(&client, most, read));
+        let cut = || Error::later("the manifest came too slowly while others waited");
+        let mut held = Box::pin(budget.hold(&client, most, cut, read));
         tokio::select! {
             biased;
             received = &mut held => return received,
