@@ -209,7 +209,7 @@ fn pull_secret(input: &[u8]) -> Result<Shape, String> {
             "[::1]:5000/a",
         ] {
             let image = Reference::parse(name).map_err(|error| error.to_string())?;
-            let found = candidates(std::slice::from_ref(&secret), &image);
+            let found = candidates([secret.clone()], &image);
             ensure(found.is_empty() || !secret.is_empty(), || {
                 "a credential out of nothing".to_owned()
             })?;

@@ -1,14 +1,23 @@
 //! Credentials out of pull secrets (`.dockerconfigjson`, `.dockercfg`), and which of them to try for an image, in
 //! which order (SPEC 35). Passwords never print.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 use crate::reference::{Host, Reference};
+
+/// Entries of one pull secret. A Secret of the largest size has room for 90,000 of them.
+pub const MAX_ENTRIES: usize = 1024;
+/// Bytes of user name, password and token of one credential; longer ones are not used.
+pub const MAX_CREDENTIAL_BYTES: usize = 16 * 1024;
+/// Credentials that are tried for one image.
+pub const MAX_CANDIDATES: usize = 64;
 
 /// Why a Secret's payload holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -21,6 +30,9 @@ pub enum Error {
         /// Column of that line.
         column: usize,
     },
+    /// The payload has more than [`MAX_ENTRIES`] entries.
+    #[error("the pull secret has more than {MAX_ENTRIES} entries")]
+    TooMany,
 }
 
 /// One way to log in at a registry.
@@ -59,7 +71,44 @@ struct Scope {
 #[derive(Deserialize)]
 struct DockerConfig {
     #[serde(default)]
-    auths: BTreeMap<String, Option<Entry>>,
+    auths: Entries,
+}
+
+/// Entries by their keys, up to [`MAX_ENTRIES`]; the rest is read and dropped.
+#[derive(Default)]
+struct Entries {
+    by_key: BTreeMap<String, Option<Entry>>,
+    too_many: bool,
+}
+
+impl<'de> Deserialize<'de> for Entries {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EntriesVisitor)
+    }
+}
+
+struct EntriesVisitor;
+
+impl<'de> Visitor<'de> for EntriesVisitor {
+    type Value = Entries;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of credentials by registry")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Entries, A::Error> {
+        let mut entries = Entries::default();
+        while entries.by_key.len() < MAX_ENTRIES {
+            let Some((key, entry)) = map.next_entry()? else {
+                return Ok(entries);
+            };
+            entries.by_key.insert(key, entry);
+        }
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {
+            entries.too_many = true;
+        }
+        Ok(entries)
+    }
 }
 
 #[derive(Deserialize)]
@@ -82,21 +131,26 @@ impl PullSecret {
     pub fn from_dockerconfigjson(payload: &[u8]) -> Result<Self, Error> {
         let config: DockerConfig =
             serde_json::from_slice(payload).map_err(|error| shape(&error))?;
-        Ok(Self::from_entries(config.auths))
+        Self::from_entries(config.auths)
     }
 
     /// Reads the payload of a Secret of the older type `kubernetes.io/dockercfg`.
     pub fn from_dockercfg(payload: &[u8]) -> Result<Self, Error> {
         let auths = serde_json::from_slice(payload).map_err(|error| shape(&error))?;
-        Ok(Self::from_entries(auths))
+        Self::from_entries(auths)
     }
 
-    fn from_entries(auths: BTreeMap<String, Option<Entry>>) -> Self {
+    fn from_entries(auths: Entries) -> Result<Self, Error> {
+        if auths.too_many {
+            return Err(Error::TooMany);
+        }
         let entries = auths
+            .by_key
             .into_iter()
             .filter_map(|(key, entry)| Some((Scope::parse(&key)?, entry?.credential()?)))
+            .filter(|(_, credential)| credential.bytes() <= MAX_CREDENTIAL_BYTES)
             .collect();
-        Self { entries }
+        Ok(Self { entries })
     }
 
     /// Whether no usable credential was found.
@@ -112,23 +166,69 @@ fn shape(error: &serde_json::Error) -> Error {
     }
 }
 
-/// The credentials to try for an image, in order: the most specific scope first, then in the order of the secrets;
-/// none twice (SPEC 35).
-pub fn candidates(secrets: &[PullSecret], reference: &Reference) -> Vec<Credential> {
-    let mut matching: Vec<(&Scope, &Credential)> = secrets
-        .iter()
-        .flat_map(|secret| &secret.entries)
-        .filter(|(scope, _)| scope.matches(reference))
-        .map(|(scope, credential)| (scope, credential))
-        .collect();
-    matching.sort_by_key(|(scope, _)| std::cmp::Reverse(scope.specificity()));
-    let mut found: Vec<Credential> = Vec::new();
-    for (_, credential) in matching {
-        if !found.contains(credential) {
-            found.push(credential.clone());
+/// The credentials to try for one image, gathered secret by secret: the most specific scope first, then in the order of
+/// the secrets; none twice, and [`MAX_CANDIDATES`] at most (SPEC 35).
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    reference: &'a Reference,
+    found: Vec<((usize, bool), Credential)>,
+}
+
+impl<'a> Candidates<'a> {
+    /// None yet, for this image.
+    pub const fn new(reference: &'a Reference) -> Self {
+        Self {
+            reference,
+            found: Vec::new(),
         }
     }
-    found
+
+    /// Takes those of a secret that are for the image. The secret's other credentials are dropped.
+    pub fn add(&mut self, secret: PullSecret) {
+        let matching = secret
+            .entries
+            .into_iter()
+            .filter(|(scope, _)| scope.matches(self.reference))
+            .map(|(scope, credential)| (scope.specificity(), credential));
+        self.found.extend(matching);
+        self.found
+            .sort_by_key(|(specificity, _)| Reverse(*specificity));
+        let mut seen = HashSet::new();
+        let kept: Vec<bool> = self
+            .found
+            .iter()
+            .map(|(_, credential)| seen.len() < MAX_CANDIDATES && seen.insert(credential))
+            .collect();
+        let mut kept = kept.into_iter();
+        self.found.retain(|_| kept.next() == Some(true));
+    }
+
+    /// The credentials, in the order in which they are to be tried.
+    pub fn into_credentials(self) -> Vec<Credential> {
+        self.found
+            .into_iter()
+            .map(|(_, credential)| credential)
+            .collect()
+    }
+}
+
+/// The credentials to try for an image out of several secrets, in order.
+pub fn candidates(
+    secrets: impl IntoIterator<Item = PullSecret>,
+    reference: &Reference,
+) -> Vec<Credential> {
+    let mut candidates = Candidates::new(reference);
+    for secret in secrets {
+        candidates.add(secret);
+    }
+    candidates.into_credentials()
+}
+
+impl Credential {
+    fn bytes(&self) -> usize {
+        let token = self.identity_token.as_ref().map_or(0, String::len);
+        self.username.len() + self.password.len() + token
+    }
 }
 
 impl Entry {
@@ -233,24 +333,25 @@ impl Scope {
     }
 }
 
-/// Matches one label of a host against a pattern where `*` stands for any run of characters.
+/// Matches one label of a host against a pattern where `*` stands for any run of characters. The first place where a piece
+/// between two stars fits is always a right one, so that the time is linear in the length of the pattern.
 fn matches_glob(pattern: &str, label: &str) -> bool {
-    let Some((head, tail)) = pattern.split_once('*') else {
+    let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == label;
     };
-    let Some(rest) = label.strip_prefix(head) else {
+    let (pieces, tail) = rest.rsplit_once('*').unwrap_or(("", rest));
+    let between = label
+        .strip_prefix(head)
+        .and_then(|rest| rest.strip_suffix(tail));
+    let Some(mut between) = between else {
         return false;
     };
-    if tail.is_empty() {
-        return true;
-    }
-    rest.char_indices()
-        .map(|(index, _)| index)
-        .chain([rest.len()])
-        .any(|index| {
-            rest.get(index..)
-                .is_some_and(|rest| matches_glob(tail, rest))
+    pieces.split('*').all(|piece| {
+        between.split_once(piece).is_some_and(|(_, rest)| {
+            between = rest;
+            true
         })
+    })
 }
 
 #[cfg(test)]

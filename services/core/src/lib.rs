@@ -3,6 +3,7 @@
 
 pub mod credentials;
 pub mod digest;
+pub mod dns;
 pub mod oci;
 pub mod pod;
 pub mod quantity;

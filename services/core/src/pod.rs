@@ -1,6 +1,8 @@
 //! The images of a pod, read from its raw JSON: what is declared where, and which upstream references it means.
 //! Raw, because a typed pod would lose fields that a newer API server knows.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use crate::reference::Reference;
@@ -178,16 +180,14 @@ pub fn pull_secret_names(pod: &Value) -> Vec<String> {
     let secrets = pod
         .pointer("/spec/imagePullSecrets")
         .and_then(Value::as_array);
-    let mut names: Vec<String> = Vec::new();
-    for secret in secrets.into_iter().flatten() {
-        if let Some(name) = secret.get("name").and_then(Value::as_str)
-            && !name.is_empty()
-            && !names.iter().any(|known| known == name)
-        {
-            names.push(name.to_owned());
-        }
-    }
-    names
+    let mut seen = BTreeSet::new();
+    secrets
+        .into_iter()
+        .flatten()
+        .filter_map(|secret| secret.get("name").and_then(Value::as_str))
+        .filter(|name| !name.is_empty() && seen.insert(*name))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The name of the service account that a pod runs as; `default` where none is written.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::{Artifact, labels};
-use holdfast_core::{Reference, pod};
+use holdfast_core::{Reference, dns, pod};
 use kube::api::{Api, PostParams};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -32,32 +32,51 @@ const MAX_PULL_SECRETS: usize = 64;
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Announcement {
     /// The pod's namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// The upstream's reference, canonical.
     pub source: String,
     /// Names of the pod's pull secrets, as many as an Artifact may name.
     pub pull_secrets: Arc<[String]>,
     /// Name of the pod's service account.
-    pub service_account_name: String,
+    pub service_account_name: Arc<str>,
 }
 
 impl Announcement {
-    /// One announcement an image of the pod; none where no namespace is known or the reference is too long for an Artifact.
-    pub fn of_pod(namespace: &str, pod: &Value, images: &[Reference]) -> Vec<Self> {
+    /// One announcement an image of the pod, made when it is taken; none where no namespace is known or the reference is too
+    /// long for an Artifact. Names that no object can have are left out.
+    pub fn of_pod<'a>(
+        namespace: &str,
+        pod: &Value,
+        images: &'a [Reference],
+    ) -> impl Iterator<Item = Self> + use<'a> {
         let mut pull_secrets = pod::pull_secret_names(pod);
+        pull_secrets.retain(|name| dns::is_subdomain(name));
         pull_secrets.truncate(MAX_PULL_SECRETS);
         let pull_secrets: Arc<[String]> = pull_secrets.into();
+        let account = pod::service_account_name(pod);
+        let account = if dns::is_subdomain(account) {
+            account
+        } else {
+            "default"
+        };
+        let (namespace, account): (Arc<str>, Arc<str>) = (namespace.into(), account.into());
+        let images: &[Reference] = if namespace.is_empty() { &[] } else { images };
         images
             .iter()
             .map(ToString::to_string)
-            .filter(|source| !namespace.is_empty() && source.len() <= MAX_SOURCE_BYTES)
-            .map(|source| Self {
-                namespace: namespace.to_owned(),
+            .filter(|source| source.len() <= MAX_SOURCE_BYTES)
+            .map(move |source| Self {
+                namespace: Arc::clone(&namespace),
                 source,
                 pull_secrets: Arc::clone(&pull_secrets),
-                service_account_name: pod::service_account_name(pod).to_owned(),
+                service_account_name: Arc::clone(&account),
             })
-            .collect()
+    }
+
+    /// Bytes of its texts, also of those that it shares with others.
+    fn bytes(&self) -> usize {
+        let secrets: usize = self.pull_secrets.iter().map(String::len).sum();
+        self.namespace.len() + self.source.len() + secrets + self.service_account_name.len()
     }
 
     /// The object to create.
@@ -65,8 +84,8 @@ impl Announcement {
         let mut artifact = Artifact::of_source(&self.source);
         artifact.spec.pull_secrets =
             (!self.pull_secrets.is_empty()).then(|| self.pull_secrets.to_vec());
-        artifact.spec.service_account_name = Some(self.service_account_name.clone());
-        artifact.metadata.namespace = Some(self.namespace.clone());
+        artifact.spec.service_account_name = Some(self.service_account_name.to_string());
+        artifact.metadata.namespace = Some(self.namespace.to_string());
         artifact.metadata.labels = Some(
             [(
                 labels::MANAGED_BY.to_owned(),
@@ -117,15 +136,23 @@ fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
 }
 
 impl Announcer {
-    /// Puts an announcement into its namespace's line without waiting; what exceeds the limits is dropped and counted.
-    pub fn announce(&self, announcement: Announcement) {
-        let offer = lock(&self.lines).offer(announcement, Instant::now());
-        match offer {
-            // A wake that is pending is enough.
-            Offer::Taken => drop(self.wake.try_send(())),
-            Offer::Known => {}
-            Offer::Full => self.metrics.announced(Announced::Dropped),
-            Offer::Limited => self.metrics.announced(Announced::Limited),
+    /// Puts the announcements of one review into their namespace's line without waiting. From the first one on that exceeds
+    /// the limits they are dropped and counted.
+    pub fn announce(&self, mut announcements: impl Iterator<Item = Announcement>) {
+        while let Some(announcement) = announcements.next() {
+            let offer = lock(&self.lines).offer(announcement, Instant::now());
+            let announced = match offer {
+                // A wake that is pending is enough.
+                Offer::Taken => {
+                    drop(self.wake.try_send(()));
+                    continue;
+                }
+                Offer::Known => continue,
+                Offer::Full => Announced::Dropped,
+                Offer::Limited => Announced::Limited,
+            };
+            self.metrics.announced(announced, 1 + announcements.count());
+            return;
         }
     }
 }
@@ -140,10 +167,8 @@ impl Announcements {
             let next = lock(&self.lines).next();
             if let Some(announcement) = next {
                 let announced = create(&client, &announcement).await;
-                if announced == Announced::Failed {
-                    lock(&self.lines).failed(&announcement);
-                }
-                self.metrics.announced(announced);
+                lock(&self.lines).ended(&announcement, announced);
+                self.metrics.announced(announced, 1);
             } else if over {
                 return;
             } else {
@@ -167,7 +192,7 @@ async fn create(client: &kube::Client, announcement: &Announcement) -> Announced
         };
         if lasting || attempt == ATTEMPTS {
             tracing::warn!(
-                artifact.namespace = announcement.namespace,
+                artifact.namespace = %announcement.namespace,
                 artifact.source = announcement.source,
                 error,
                 "an image could not be announced, the controller will find it"
@@ -199,14 +224,14 @@ mod tests {
             .collect();
         let pod = serde_json::json!({ "spec": { "imagePullSecrets": secrets } });
         let image = Reference::parse(source).unwrap();
-        Announcement::of_pod("team", &pod, &[image]).remove(0)
+        Announcement::of_pod("team", &pod, &[image]).next().unwrap()
     }
 
     /// Announces one image to an API server that answers with these statuses, and says what was counted.
     async fn check(statuses: &[u16], expect: &str) {
         let mut registry = Registry::default();
         let (announcer, announcements) = queue(Metrics::register(&mut registry));
-        announcer.announce(announcement("r.io/a:1"));
+        announcer.announce(std::iter::once(announcement("r.io/a:1")));
         drop(announcer);
         let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let worker = announcements.work(kube::Client::new(service, "default"), || ());
@@ -251,15 +276,60 @@ mod tests {
         check(&[404], "failed").await;
     }
 
+    #[test]
+    fn announcements_of_a_pod_share_its_names_and_carry_no_others() {
+        let long = "a".repeat(254);
+        let pod = |account: &str| {
+            serde_json::json!({ "spec": {
+                "serviceAccountName": account,
+                "imagePullSecrets": [{ "name": "own" }, { "name": long }, { "name": "a/../b" }],
+            } })
+        };
+        let images = ["r.io/a:1", "r.io/b:1"].map(|image| Reference::parse(image).unwrap());
+        for (account, expect) in [("robot", "robot"), (&long, "default"), ("a/b", "default")] {
+            let all: Vec<_> = Announcement::of_pod("team", &pod(account), &images).collect();
+            let [one, other] = all.as_slice() else {
+                panic!("{all:?}");
+            };
+            assert_eq!(&*one.service_account_name, expect);
+            assert_eq!(&*one.pull_secrets, ["own"]);
+            assert!(Arc::ptr_eq(&one.namespace, &other.namespace));
+            assert!(Arc::ptr_eq(
+                &one.service_account_name,
+                &other.service_account_name
+            ));
+            assert!(Arc::ptr_eq(&one.pull_secrets, &other.pull_secrets));
+        }
+        assert_eq!(Announcement::of_pod("", &pod("robot"), &images).count(), 0);
+    }
+
+    #[test]
+    fn from_the_first_refused_image_on_a_review_announces_nothing() {
+        let mut registry = Registry::default();
+        let (announcer, announcements) = queue(Metrics::register(&mut registry));
+        let images: Vec<_> = (0..2000)
+            .map(|number| Reference::parse(&format!("r.io/a:{number}")).unwrap())
+            .collect();
+        announcer.announce(Announcement::of_pod("team", &Value::Null, &images));
+        let waiting = std::iter::from_fn(|| lock(&announcements.lines).next()).count();
+        let text = encode(&registry);
+        let limited = format!(
+            "announcements_total{{result=\"limited\"}} {}",
+            2000 - waiting
+        );
+        assert!((200..250).contains(&waiting), "{waiting}");
+        assert!(text.contains(&limited), "{waiting}: {text}");
+    }
+
     #[tokio::test]
     async fn what_exceeds_the_limits_is_dropped_and_counted() {
         let mut registry = Registry::default();
         let (announcer, announcements) = queue(Metrics::register(&mut registry));
         let announce = |namespace: usize, number: usize| {
-            announcer.announce(Announcement {
-                namespace: format!("n{namespace}"),
+            announcer.announce(std::iter::once(Announcement {
+                namespace: format!("n{namespace}").into(),
                 ..announcement(&format!("r.io/a:{number}"))
-            });
+            }));
         };
         for number in 0..250 {
             announce(0, number);
@@ -272,7 +342,9 @@ mod tests {
         };
         assert!((45..=50).contains(&count(&text, limited)), "{text}");
         announce(1, 1);
-        assert_eq!(lock(&announcements.lines).next().unwrap().namespace, "n0");
-        assert_eq!(lock(&announcements.lines).next().unwrap().namespace, "n1");
+        for expect in ["n0", "n1"] {
+            let next = lock(&announcements.lines).next().unwrap();
+            assert_eq!(&*next.namespace, expect);
+        }
     }
 }

@@ -121,8 +121,8 @@ impl Metrics {
         self.reviews.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// An announcement came to its end.
-    pub fn announced(&self, announced: Announced) {
+    /// So many announcements came to their end.
+    pub fn announced(&self, announced: Announced, count: usize) {
         let result = match announced {
             Announced::Created => "created",
             Announced::Present => "present",
@@ -132,6 +132,6 @@ impl Metrics {
         };
         self.announcements
             .get_or_create(&ResultLabel { result })
-            .inc();
+            .inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 }

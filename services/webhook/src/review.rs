@@ -5,6 +5,7 @@ mod prune;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use holdfast_api::labels;
+use holdfast_core::dns;
 use serde_json::{Value, json};
 
 use self::prune::{Kept, Shape};
@@ -135,7 +136,7 @@ pub enum Error {
 pub struct Review {
     /// Identifies the question; the answer repeats it.
     pub uid: String,
-    /// The pod's namespace.
+    /// The pod's namespace; empty where none is named, or what is named is no DNS label.
     pub namespace: String,
     /// Whether nothing may be kept: no announcement follows.
     pub dry_run: bool,
@@ -211,6 +212,7 @@ impl Review {
                     .as_ref()
                     .and_then(|subject| text(&subject.pod, "/metadata/namespace"))
             })
+            .filter(|namespace| dns::is_label(namespace))
             .unwrap_or_default();
         Ok(Self {
             uid,

@@ -154,7 +154,8 @@ where
         Some(Ok(judged)) => judged,
         Some(Err(error)) => {
             context.metrics.refused("malformed");
-            tracing::warn!(%error, "a request is no review");
+            // Whoever reaches the port can send such requests: the metric counts them.
+            tracing::debug!(%error, "a request is no review");
             return plain(StatusCode::BAD_REQUEST, &error.to_string());
         }
         None => {
@@ -174,10 +175,9 @@ where
     };
     context.metrics.answered(&mutation, started.elapsed());
     if let Some(subject) = review.subject.as_ref().filter(|_| !review.dry_run) {
-        for announcement in Announcement::of_pod(&review.namespace, &subject.pod, &mutation.images)
-        {
-            context.announcer.announce(announcement);
-        }
+        let images = &mutation.images;
+        let announcements = Announcement::of_pod(&review.namespace, &subject.pod, images);
+        context.announcer.announce(announcements);
     }
     reply(StatusCode::OK, "application/json", answer.to_string())
 }

@@ -9,14 +9,19 @@ use super::demand::Demand;
 use holdfast_api::ArtifactSpec;
 use holdfast_api::fill::Credential;
 use holdfast_core::Reference;
-use holdfast_core::credentials::{PullSecret, candidates};
+use holdfast_core::credentials::{Candidates, MAX_CANDIDATES, PullSecret};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
 use kube::api::Api;
 use std::collections::BTreeSet;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
-/// The most pull secrets that are looked at for one image.
+/// Pull secrets that are read for one image.
 const MAX_SECRETS: usize = 64;
+/// Service accounts that are read for one image.
+const MAX_SERVICE_ACCOUNTS: usize = 64;
+/// Secrets and service accounts that are in memory at a time, for all images together: each may have 1.5 MiB.
+pub const READ_AT_ONCE: usize = 2;
 
 /// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a second.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -68,45 +73,27 @@ pub struct Found {
     pub problems: Vec<String>,
 }
 
-/// Reads every pull secret that `demand` names, directly or by service accounts, and picks what is for `reference`.
+/// Reads the pull secrets that `demand` names, directly or by service accounts, and picks what is for `reference`. Each object
+/// is read in its turn of `turns`, and of each only what is for `reference` is kept.
 pub async fn find(
     client: &kube::Client,
+    turns: &Semaphore,
     namespace: &str,
     demand: &Demand,
     reference: &Reference,
 ) -> Result<Found, kube::Error> {
     let mut found = Found::default();
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
-    let mut names: Vec<String> = demand.pull_secrets.iter().cloned().collect();
-    let mut seen: BTreeSet<String> = demand.pull_secrets.clone();
-    for account in &demand.service_accounts {
-        let found_account = match accounts.get_opt(account).await {
-            Err(kube::Error::Api(status)) if status.code == 403 => {
-                found
-                    .problems
-                    .push(format!("service account {account} may not be read"));
-                None
-            }
-            other => other?,
-        };
-        for secret in found_account
-            .and_then(|account| account.image_pull_secrets)
-            .unwrap_or_default()
-        {
-            if !secret.name.is_empty() && seen.insert(secret.name.clone()) {
-                names.push(secret.name);
-            }
-        }
-    }
+    let names = secret_names(client, turns, namespace, demand, &mut found.problems).await?;
     let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-    let mut parsed = Vec::new();
-    for name in names.iter().take(MAX_SECRETS) {
+    let mut candidates = Candidates::new(reference);
+    for name in &names {
+        let _turn = turns.acquire().await.ok();
         match secrets.get_opt(name).await {
             Ok(None) => found
                 .problems
                 .push(format!("pull secret {name} does not exist")),
             Ok(Some(secret)) => match parse(&secret) {
-                Ok(secret) => parsed.push(secret),
+                Ok(secret) => candidates.add(secret),
                 Err(problem) => found.problems.push(format!("pull secret {name} {problem}")),
             },
             Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -117,7 +104,8 @@ pub async fn find(
             Err(error) => return Err(error),
         }
     }
-    found.credentials = candidates(&parsed, reference)
+    found.credentials = candidates
+        .into_credentials()
         .into_iter()
         .map(|credential| {
             // Like docker: where there is a token, it is what logs in.
@@ -129,7 +117,60 @@ pub async fn find(
             }
         })
         .collect();
+    if found.credentials.len() == MAX_CANDIDATES {
+        found.problems.push(format!(
+            "no more than {MAX_CANDIDATES} credentials are tried"
+        ));
+    }
     Ok(found)
+}
+
+/// The names of the pull secrets, those that `demand` names directly first, [`MAX_SECRETS`] at most.
+async fn secret_names(
+    client: &kube::Client,
+    turns: &Semaphore,
+    namespace: &str,
+    demand: &Demand,
+    problems: &mut Vec<String>,
+) -> Result<Vec<String>, kube::Error> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), namespace);
+    let mut names: Vec<String> = Vec::new();
+    let mut more = demand.pull_secrets.len() > MAX_SECRETS;
+    names.extend(demand.pull_secrets.iter().take(MAX_SECRETS).cloned());
+    let mut seen: BTreeSet<String> = names.iter().cloned().collect();
+    for account in demand.service_accounts.iter().take(MAX_SERVICE_ACCOUNTS) {
+        let _turn = turns.acquire().await.ok();
+        let found = match accounts.get_opt(account).await {
+            Err(kube::Error::Api(status)) if status.code == 403 => {
+                problems.push(format!("service account {account} may not be read"));
+                None
+            }
+            other => other?,
+        };
+        let listed = found.and_then(|account| account.image_pull_secrets);
+        for secret in listed.unwrap_or_default() {
+            if secret.name.is_empty() || seen.contains(&secret.name) {
+                continue;
+            }
+            if names.len() == MAX_SECRETS {
+                more = true;
+                break;
+            }
+            seen.insert(secret.name.clone());
+            names.push(secret.name);
+        }
+    }
+    if more {
+        problems.push(format!(
+            "no more than {MAX_SECRETS} pull secrets are read for one image"
+        ));
+    }
+    if demand.service_accounts.len() > MAX_SERVICE_ACCOUNTS {
+        problems.push(format!(
+            "no more than {MAX_SERVICE_ACCOUNTS} service accounts are read for one image"
+        ));
+    }
+    Ok(names)
 }
 
 fn parse(secret: &Secret) -> Result<PullSecret, String> {
@@ -149,6 +190,10 @@ fn parse(secret: &Secret) -> Result<PullSecret, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::{Request, Response};
+    use k8s_openapi::ByteString;
+    use kube::client::Body;
+    use serde_json::json;
 
     const IMAGE: &str = "registry.example/team/app:1";
 
@@ -173,6 +218,104 @@ mod tests {
     fn check(spec: &ArtifactSpec, demand: Option<&Demand>, seconds: u64, expect: Choice<'_>) {
         let choice = choose(spec, demand, Duration::from_secs(seconds));
         assert_eq!(choice, expect, "{spec:?}, {demand:?}, {seconds} s");
+    }
+
+    /// Answers every request for a service account or a secret; what was asked for, and what `find` found.
+    async fn found(demand: &Demand) -> (Vec<String>, Found) {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let client = kube::Client::new(service, "apps");
+        let answer = async {
+            let mut asked = Vec::new();
+            while let Some((request, reply)) = server.next_request().await {
+                let (_, name) = request.uri().path().rsplit_once('/').unwrap();
+                let number: usize = name.rsplit_once('-').unwrap().1.parse().unwrap();
+                let object = if request.uri().path().contains("serviceaccounts") {
+                    let names =
+                        (0..40).map(|index| json!({"name": format!("a-{}", number * 40 + index)}));
+                    json!({"metadata": {"name": name}, "imagePullSecrets": names.collect::<Vec<_>>()})
+                } else {
+                    let auth = json!({"auths": {
+                        "registry.example": {"username": format!("{name}-1"), "password": "p"},
+                        "*.example": {"username": format!("{name}-2"), "password": "p"},
+                    }});
+                    let payload = ByteString(auth.to_string().into_bytes());
+                    json!({"metadata": {"name": name}, "data": {".dockerconfigjson": payload}})
+                };
+                asked.push(name.to_owned());
+                reply.send_response(Response::new(Body::from(object.to_string().into_bytes())));
+            }
+            asked
+        };
+        let turns = Semaphore::new(READ_AT_ONCE);
+        let reference = Reference::parse(IMAGE).unwrap();
+        let ask = async move { find(&client, &turns, "apps", demand, &reference).await };
+        let (asked, found) = tokio::join!(answer, ask);
+        (asked, found.unwrap())
+    }
+
+    #[tokio::test]
+    async fn so_many_pull_secrets_and_accounts_are_read_for_an_image() {
+        let names = |prefix: &str, count: usize| -> BTreeSet<String> {
+            (0..count)
+                .map(|index| format!("{prefix}-{index}"))
+                .collect()
+        };
+        for (secrets, accounts, asked, problems) in [
+            (3, 1, 44, 1),
+            (64, 0, 64, 1),
+            (65, 0, 64, 2),
+            (0, 2, 66, 2),
+            (64, 64, 128, 2),
+            (64, 65, 128, 3),
+        ] {
+            let mut demand = demand(IMAGE, Some("pod"));
+            (demand.pull_secrets, demand.service_accounts) =
+                (names("s", secrets), names("robot", accounts));
+            let (all, found) = found(&demand).await;
+            assert_eq!(all.len(), asked, "{secrets}, {accounts}: {all:?}");
+            assert_eq!(found.problems.len(), problems, "{:?}", found.problems);
+            assert_eq!(found.credentials.len(), MAX_CANDIDATES);
+            let first = &found.credentials.first().unwrap().username;
+            assert!(first.ends_with("-1"), "{first}");
+        }
+    }
+
+    #[tokio::test]
+    async fn secrets_are_read_so_many_at_a_time() {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let client = kube::Client::new(service, "apps");
+        let turns = Semaphore::new(READ_AT_ONCE);
+        let (reference, demand) = (Reference::parse(IMAGE).unwrap(), demand(IMAGE, Some("pod")));
+        let ask = || find(&client, &turns, "apps", &demand, &reference);
+        let all = futures::future::join_all((0..READ_AT_ONCE + 2).map(|_| ask()));
+        let answer = async {
+            let mut replies = Vec::new();
+            for _ in 0..READ_AT_ONCE {
+                replies.push(server.next_request().await.unwrap().1);
+            }
+            let further = server.next_request();
+            let early = tokio::time::timeout(Duration::from_millis(200), further).await;
+            assert!(early.is_err(), "one more is read at a time");
+            let not_found = json!({"kind": "Status", "status": "Failure", "code": 404, "message": "", "reason": "NotFound"});
+            let not_found = || {
+                let answer = Response::builder().status(404);
+                answer
+                    .body(Body::from(not_found.to_string().into_bytes()))
+                    .unwrap()
+            };
+            for reply in replies {
+                reply.send_response(not_found());
+            }
+            for _ in 0..2 {
+                let (_, reply) = server.next_request().await.unwrap();
+                reply.send_response(not_found());
+            }
+        };
+        let (all, ()) = tokio::join!(all, answer);
+        assert!(
+            all.iter()
+                .all(|found| found.as_ref().unwrap().problems.len() == 1)
+        );
     }
 
     #[test]

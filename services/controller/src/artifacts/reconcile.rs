@@ -20,6 +20,7 @@ use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
@@ -36,6 +37,8 @@ pub struct Reconciler {
     pub(super) context: Context,
     pub(super) client: Client,
     events: Events,
+    /// Turns for reading pull secrets.
+    turns: Semaphore,
 }
 
 /// What this process knows of an Artifact beside its object.
@@ -227,6 +230,7 @@ impl Reconciler {
             context,
             client,
             events,
+            turns: Semaphore::new(credentials::READ_AT_ONCE),
         }
     }
 
@@ -502,7 +506,8 @@ impl Reconciler {
         let namespace = artifact.namespace().unwrap_or_default();
         let found = match choice {
             Choice::Pods(demand) => {
-                credentials::find(&self.context.client, &namespace, demand, &reference)
+                let client = &self.context.client;
+                credentials::find(client, &self.turns, &namespace, demand, &reference)
                     .await
                     .map_err(|error| Failure {
                         reason: Reason::PullSecretUnreadable,

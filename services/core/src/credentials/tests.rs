@@ -8,10 +8,13 @@ fn secret(auths: serde_json::Value) -> PullSecret {
 }
 
 fn users(secrets: &[PullSecret], reference: &str) -> Vec<String> {
-    candidates(secrets, &Reference::parse(reference).unwrap())
-        .into_iter()
-        .map(|credential| credential.username)
-        .collect()
+    candidates(
+        secrets.iter().cloned(),
+        &Reference::parse(reference).unwrap(),
+    )
+    .into_iter()
+    .map(|credential| credential.username)
+    .collect()
 }
 
 fn check(key: &str, reference: &str, expect: bool) {
@@ -65,6 +68,115 @@ fn wildcards_stand_for_one_label() {
     check("pre*post.example", "pre-x-post.example/app", true);
     check("pre*post.example", "prepos.example/app", false);
     check("*", "localhost/app", true);
+}
+
+#[test]
+fn wildcards_match_as_everywhere() {
+    for (pattern, label, expect) in [
+        ("*", "", true),
+        ("*", "a", true),
+        ("**", "a", true),
+        ("a*", "a", true),
+        ("a*a", "a", false),
+        ("a*a", "aa", true),
+        ("*a*", "bab", true),
+        ("*a*", "bb", false),
+        ("a*b*c", "abc", true),
+        ("a*b*c", "axbxbxc", true),
+        ("a*b*c", "acb", false),
+        ("*ab*ab", "ab", false),
+        ("*ab*ab", "abab", true),
+        ("*aab", "aaab", true),
+        ("a", "ab", false),
+        ("", "", true),
+    ] {
+        assert_eq!(matches_glob(pattern, label), expect, "{pattern} {label}");
+    }
+}
+
+#[test]
+fn a_key_of_many_wildcards_is_matched_at_once() {
+    let (done, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let label = "a".repeat(60);
+        check(
+            &format!("{}b.io", "*a".repeat(13)),
+            &format!("{label}.io/x:1"),
+            false,
+        );
+        check(
+            &format!("{}.io", "*a".repeat(60)),
+            &format!("{label}.io/x:1"),
+            true,
+        );
+        check(
+            &format!("{}.io", "*".repeat(1_000_000)),
+            &format!("{label}.io/x:1"),
+            true,
+        );
+        done.send(()).unwrap();
+    });
+    let wait = std::time::Duration::from_secs(60);
+    end.recv_timeout(wait).expect("the match ends");
+}
+
+#[test]
+fn a_pull_secret_has_so_many_entries_and_no_more() {
+    let payload = |entries: usize| {
+        let auths: serde_json::Map<_, _> = (0..entries)
+            .map(|index| {
+                let entry = json!({ "username": "u", "password": index.to_string() });
+                (format!("r.io/{index}"), entry)
+            })
+            .collect();
+        json!(auths).to_string().into_bytes()
+    };
+    let most = PullSecret::from_dockercfg(&payload(MAX_ENTRIES)).unwrap();
+    assert_eq!(most.entries.len(), MAX_ENTRIES);
+    let more = payload(MAX_ENTRIES + 1);
+    assert_eq!(PullSecret::from_dockercfg(&more), Err(Error::TooMany));
+    let auths = [b"{\"auths\":".as_slice(), &more, b"}"].concat();
+    assert_eq!(
+        PullSecret::from_dockerconfigjson(&auths),
+        Err(Error::TooMany)
+    );
+    let broken = more.get(..more.len() - 1).unwrap();
+    assert!(matches!(
+        PullSecret::from_dockercfg(broken),
+        Err(Error::Shape { .. })
+    ));
+}
+
+#[test]
+fn an_image_has_so_many_candidates_the_most_specific_first() {
+    let of_secret = |number: usize| {
+        let auths: serde_json::Map<_, _> = (0..100)
+            .map(|depth| {
+                let user = json!({ "username": format!("{number}-{depth}"), "password": "p" });
+                (format!("r.io/{}", "a/".repeat(depth)), user)
+            })
+            .collect();
+        secret(json!(auths))
+    };
+    let secrets: Vec<PullSecret> = (0..8).map(of_secret).collect();
+    let repository = vec!["a"; 101].join("/");
+    let found = users(&secrets, &format!("r.io/{repository}"));
+    assert_eq!(found.len(), MAX_CANDIDATES);
+    // The longest path is in every secret.
+    for (number, user) in (0..8).zip(&found) {
+        assert!(user.starts_with(&format!("{number}-")), "{found:?}");
+    }
+}
+
+#[test]
+fn a_credential_has_so_many_bytes_and_no_more() {
+    for (bytes, expect) in [(MAX_CREDENTIAL_BYTES, 1), (MAX_CREDENTIAL_BYTES + 1, 0)] {
+        let user = json!({ "username": "u", "password": "p".repeat(bytes - 1) });
+        assert_eq!(
+            users(&[secret(json!({ "r.io": user }))], "r.io/a").len(),
+            expect
+        );
+    }
 }
 
 #[test]
@@ -145,7 +257,7 @@ fn every_form_of_a_credential_is_read() {
         (json!({"auth": ""}), None),
     ] {
         let found = candidates(
-            &[secret(json!({"r.io": entry}))],
+            [secret(json!({"r.io": entry}))],
             &Reference::parse("r.io/a").unwrap(),
         );
         let expected = expect.map(|(username, password, token)| Credential {

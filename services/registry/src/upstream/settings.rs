@@ -107,7 +107,7 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
             let reference = holdfast_core::Reference::parse(&format!("{host}/any/repository"));
             match (secret, reference) {
                 (Ok(secret), Ok(reference)) => {
-                    holdfast_core::credentials::candidates(&[secret], &reference)
+                    holdfast_core::credentials::candidates([secret], &reference)
                         .iter()
                         .map(|c| match &c.identity_token {
                             Some(token) => Login::identity(&c.username, token),

@@ -57,6 +57,30 @@ fn the_operation_and_the_subresource_decide_what_may_change() {
 }
 
 #[test]
+fn a_namespace_is_a_dns_label_or_none() {
+    for (namespace, expect) in [
+        ("team".to_owned(), "team"),
+        ("a".repeat(63), "a".repeat(63).as_str()),
+        ("a".repeat(64), ""),
+        ("x".repeat(900_000), ""),
+        ("team/artifacts?dryRun=All&x=".to_owned(), ""),
+        ("../team".to_owned(), ""),
+        ("Team".to_owned(), ""),
+        (String::new(), ""),
+    ] {
+        let mut by_request = request("CREATE", "", false);
+        by_request["namespace"] = json!(namespace);
+        let mut by_pod = request("CREATE", "", false);
+        by_pod["namespace"] = Value::Null;
+        by_pod["object"]["metadata"]["namespace"] = json!(namespace);
+        for request in [by_request, by_pod] {
+            let parsed = Review::parse(&review(request)).unwrap();
+            assert_eq!(parsed.namespace, expect);
+        }
+    }
+}
+
+#[test]
 fn dry_run_is_read() {
     let mut dry = request("CREATE", "", false);
     assert!(!Review::parse(&review(dry.clone())).unwrap().dry_run);

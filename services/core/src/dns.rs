@@ -1,0 +1,55 @@
+//! Names of Kubernetes objects, as RFC 1123 has them: what is no such name never gets into a path or an object.
+
+/// Longest label, in bytes.
+const MAX_LABEL: usize = 63;
+/// Longest subdomain, in bytes.
+const MAX_SUBDOMAIN: usize = 253;
+
+/// Whether a text is a DNS label, as names of namespaces are: lower-case letters, digits and `-`, at most 63, the first and
+/// the last one no `-`.
+pub fn is_label(text: &str) -> bool {
+    text.len() <= MAX_LABEL && is_part(text)
+}
+
+/// Whether a text is a DNS subdomain, as names of most objects are: parts like labels between dots, at most 253 characters
+/// in all.
+pub fn is_subdomain(text: &str) -> bool {
+    text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_part)
+}
+
+fn is_part(text: &str) -> bool {
+    let is_inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    !text.is_empty() && text.bytes().all(is_inner) && !text.starts_with('-') && !text.ends_with('-')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_objects_are_told_from_other_texts() {
+        let long = |length: usize| "a".repeat(length);
+        for (text, label, subdomain) in [
+            ("a", true, true),
+            ("0-b", true, true),
+            ("a.b", false, true),
+            ("", false, false),
+            ("-a", false, false),
+            ("a-", false, false),
+            ("a..b", false, false),
+            (".a", false, false),
+            ("A", false, false),
+            ("a_b", false, false),
+            ("a/b", false, false),
+            ("a?dryRun=All", false, false),
+            ("ä", false, false),
+            (long(63).as_str(), true, true),
+            (long(64).as_str(), false, true),
+            (long(253).as_str(), false, true),
+            (long(254).as_str(), false, false),
+        ] {
+            assert_eq!(is_label(text), label, "{text}");
+            assert_eq!(is_subdomain(text), subdomain, "{text}");
+        }
+    }
+}
