@@ -38,10 +38,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Reconciles at a time; the registry bounds fills by itself.
-const CONCURRENCY: usize = 16;
-/// Of those, places that only what a pod waits for takes.
-const URGENT: usize = 8;
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
 const CREATING: usize = 8;
 /// Changes within this time are one; longer, up to the second figure, where a look itself takes long.
@@ -116,11 +112,7 @@ pub async fn run(
             work.look(&heart).await;
             next_look = Instant::now() + EVERY;
         }
-        // Whether what is due has to wait for a place.
-        let mut crowded = false;
-        while running.len() < CONCURRENCY {
-            // What no pod waits for takes its time; it never takes every place.
-            let only_waiting = running.len() >= CONCURRENCY - URGENT;
+        loop {
             let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
             let now = jiff::Timestamp::now();
             let need = |key: &Key| {
@@ -130,14 +122,15 @@ pub async fn run(
                     })
                 })
             };
-            let Some(key) = work.queue.take(Instant::now(), need, only_waiting) else {
-                crowded = only_waiting;
+            let Some(key) = work.queue.take(Instant::now(), need) else {
                 break;
             };
             work.start(&key, &reconciler, &mut running);
         }
-        let full = running.len() >= CONCURRENCY;
-        let due = work.queue.next_due().filter(|_| !full);
+        let due = work.queue.next_due();
+        // Whether what is due has to wait for a place.
+        let crowded = due.is_some_and(|due| due <= Instant::now());
+        reconciler.others_wait(crowded);
         let soonest = if crowded { CROWDED } else { AT_SOONEST };
         let pause = due
             .map_or(next_look, |due| due.min(next_look))

@@ -20,6 +20,7 @@ pub mod refusals;
 mod shared;
 pub mod sources;
 mod trials;
+pub mod turns;
 pub mod wake;
 
 pub use shared::Healing;
@@ -39,6 +40,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use turns::Turns;
 use wake::Wakes;
 
 /// How often everything is looked at without a change.
@@ -148,8 +150,17 @@ struct Healer {
     recreated: HashMap<String, Vec<i64>>,
     patches: Bucket,
     evictions: Bucket,
+    turns: AllTurns,
     /// When the registry was asked whether it holds an image still.
     doubts: HashMap<Key, Instant>,
+}
+
+/// Turns of namespaces, for each thing that may be done only so often.
+#[derive(Debug, Default)]
+struct AllTurns {
+    patches: Turns,
+    evictions: Turns,
+    doubts: Turns,
 }
 
 /// How far the copies of some sources are, by namespace and source.
@@ -173,6 +184,7 @@ impl Healer {
             recreated: HashMap::new(),
             patches: Bucket::new(patches.0, patches.1),
             evictions: Bucket::new(evictions.0, evictions.1),
+            turns: AllTurns::default(),
             doubts: HashMap::new(),
         }
     }

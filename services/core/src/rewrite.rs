@@ -137,5 +137,13 @@ fn split_port(first: &str) -> Option<(&str, Option<u16>)> {
     port.parse().ok().map(|port| (name, Some(port)))
 }
 
+/// The prefix that references of an image's upstream have in this cluster: `ADDRESS/HOST/`. Nothing shorter is safe for a
+/// policy to allow: below the address alone lies every upstream.
+pub fn upstream_prefix(source: &Reference, address: &str) -> Option<String> {
+    let local = local_repository(source.host(), source.repository())?;
+    let host = local.components().next()?;
+    Some(format!("{address}/{host}/"))
+}
+
 #[cfg(test)]
 mod tests;

@@ -1,72 +1,135 @@
-//! When each Artifact is looked at: each at most once at a time, woken again while it runs, soonest first.
+//! When each Artifact is looked at: each at most once at a time, woken again while it runs, the most urgent first, and
+//! namespaces in turn.
+//!
+//! A copy may hold its place for long. So a namespace takes a place only while fewer than the free ones are its own: however
+//! much it asks for, others find places free.
 
 use crate::world::Key;
 use holdfast_api::fill::Need;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-/// Keys that are due and looked through for the most urgent one.
+/// Reconciles at a time; the registry bounds fills by itself.
+pub const PLACES: usize = 32;
+/// Of those, places that what no pod waits for takes at most.
+pub const PLACES_AHEAD: usize = 16;
+/// Keys that are due and looked through for the most urgent one, shared by the namespaces in which any are due.
 const LOOKED_AT: usize = 2000;
+/// Of one namespace, however many there are.
+const LOOKED_AT_OF_NAMESPACE: usize = 8;
 
 /// Keys and when they are due.
 #[derive(Debug, Default)]
 pub struct Queue {
-    due: BTreeSet<(Instant, Key)>,
+    /// By namespace; no entry is empty.
+    due: BTreeMap<String, BTreeSet<(Instant, String)>>,
     when: HashMap<Key, Instant>,
-    running: HashMap<Key, Option<Instant>>,
+    running: HashMap<Key, Run>,
+}
+
+/// A key that is being looked at.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    need: Need,
+    /// When it was woken meanwhile.
+    again: Option<Instant>,
+}
+
+/// Places that are taken.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    all: usize,
+    /// Of these, by what no pod waits for.
+    ahead: usize,
+}
+
+impl Taken {
+    fn count(&mut self, need: Need) {
+        self.all += 1;
+        self.ahead += usize::from(need != Need::Waiting);
+    }
+
+    /// Whether a namespace with these places gets one more, when so many are taken `in_all`.
+    const fn may_have_more(self, need: Need, in_all: Self) -> bool {
+        let is_ahead = !matches!(need, Need::Waiting);
+        self.all < PLACES.saturating_sub(in_all.all)
+            && !(is_ahead && self.ahead >= PLACES_AHEAD.saturating_sub(in_all.ahead))
+    }
 }
 
 impl Queue {
     /// Wants `key` looked at by `at`; an earlier wish holds. While it runs, it is looked at again afterwards.
     pub fn wake(&mut self, key: &Key, at: Instant) {
-        if let Some(again) = self.running.get_mut(key) {
-            *again = Some(again.map_or(at, |earlier| earlier.min(at)));
+        if let Some(run) = self.running.get_mut(key) {
+            run.again = Some(run.again.map_or(at, |earlier| earlier.min(at)));
             return;
         }
         if let Some(before) = self.when.get(key).copied() {
             if before <= at {
                 return;
             }
-            self.due.remove(&(before, key.clone()));
+            self.remove(key, before);
         }
         self.when.insert(key.clone(), at);
-        self.due.insert((at, key.clone()));
+        let of_namespace = self.due.entry(key.0.clone()).or_default();
+        of_namespace.insert((at, key.1.clone()));
     }
 
-    /// Takes the most urgent one, of those the one that is due longest; nothing when `only_waiting` and no pod waits. It
-    /// counts as running until [`Queue::done`].
-    pub fn take(
-        &mut self,
-        now: Instant,
-        need: impl Fn(&Key) -> Need,
-        only_waiting: bool,
-    ) -> Option<Key> {
-        let mut best: Option<(Need, &(Instant, Key))> = None;
-        let due = self.due.iter().take_while(|(at, _)| *at <= now);
-        for entry in due.take(LOOKED_AT) {
-            let need = need(&entry.1);
-            if best.is_none_or(|(so_far, _)| need < so_far) {
-                best = Some((need, entry));
-            }
-            if need == Need::Waiting {
-                break;
+    fn remove(&mut self, key: &Key, at: Instant) {
+        if let Some(of_namespace) = self.due.get_mut(&key.0) {
+            of_namespace.remove(&(at, key.1.clone()));
+            if of_namespace.is_empty() {
+                self.due.remove(&key.0);
             }
         }
-        let (need, chosen) = best?;
-        if only_waiting && need != Need::Waiting {
-            return None;
+        self.when.remove(key);
+    }
+
+    /// Takes the most urgent one for which there is a place; of those, one of the namespace that has the fewest places, and
+    /// of those the one that is due longest. It counts as running until [`Queue::done`].
+    pub fn take(&mut self, now: Instant, need: impl Fn(&Key) -> Need) -> Option<Key> {
+        let mut in_all = Taken::default();
+        let mut by_namespace: HashMap<&str, Taken> = HashMap::new();
+        for (key, run) in &self.running {
+            in_all.count(run.need);
+            by_namespace.entry(&key.0).or_default().count(run.need);
         }
-        let chosen = chosen.clone();
-        self.due.remove(&chosen);
-        let (_, key) = chosen;
-        self.when.remove(&key);
-        self.running.insert(key.clone(), None);
+        let is_due = |of_namespace: &BTreeSet<(Instant, String)>| {
+            of_namespace.first().is_some_and(|(at, _)| *at <= now)
+        };
+        let namespaces = self.due.values().filter(|all| is_due(all)).count();
+        let looked_at = (LOOKED_AT / namespaces.max(1)).max(LOOKED_AT_OF_NAMESPACE);
+        let mut best: Option<((Need, usize, Instant), Key)> = None;
+        for (namespace, all) in &self.due {
+            let taken = by_namespace.get(namespace.as_str());
+            let taken = taken.copied().unwrap_or_default();
+            if !taken.may_have_more(Need::Waiting, in_all) {
+                continue;
+            }
+            let due = all.iter().take_while(|(at, _)| *at <= now).take(looked_at);
+            for (at, name) in due {
+                let key = (namespace.clone(), name.clone());
+                let need = need(&key);
+                let rank = (need, taken.all, *at);
+                if taken.may_have_more(need, in_all)
+                    && best.as_ref().is_none_or(|(so_far, _)| rank < *so_far)
+                {
+                    best = Some((rank, key));
+                }
+                if need == Need::Waiting {
+                    break;
+                }
+            }
+        }
+        let ((need, _, at), key) = best?;
+        self.remove(&key, at);
+        self.running.insert(key.clone(), Run { need, again: None });
         Some(key)
     }
 
     /// Ends a run; `again` is when it wants to be looked at next.
     pub fn done(&mut self, key: &Key, again: Option<Instant>) {
-        let woken = self.running.remove(key).flatten();
+        let woken = self.running.remove(key).and_then(|run| run.again);
         for at in [woken, again].into_iter().flatten() {
             self.wake(key, at);
         }
@@ -82,7 +145,8 @@ impl Queue {
 
     /// When the next one is due.
     pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+        let firsts = self.due.values().filter_map(BTreeSet::first);
+        firsts.map(|(at, _)| *at).min()
     }
 }
 
@@ -92,7 +156,7 @@ mod tests {
     use std::time::Duration;
 
     fn take(queue: &mut Queue, now: Instant) -> Option<Key> {
-        queue.take(now, |_| Need::Ahead, false)
+        queue.take(now, |_| Need::Ahead)
     }
 
     fn key(name: &str) -> Key {
@@ -142,12 +206,88 @@ mod tests {
             "runs" => Need::Running,
             _ => Need::Ahead,
         };
-        assert_eq!(queue.take(now, need, true), Some(key("waited for")));
-        assert_eq!(queue.take(now, need, true), None);
-        for expect in ["runs", "ahead", "ahead later"] {
-            assert_eq!(queue.take(now, need, false), Some(key(expect)));
+        for expect in ["waited for", "runs", "ahead", "ahead later"] {
+            assert_eq!(queue.take(now, need), Some(key(expect)));
         }
-        assert_eq!(queue.take(now, need, false), None);
+        assert_eq!(queue.take(now, need), None);
+    }
+
+    fn of(namespace: &str, count: usize) -> Vec<Key> {
+        let name = |index| (namespace.to_owned(), format!("{index:04}"));
+        (0..count).map(name).collect()
+    }
+
+    fn fill(queue: &mut Queue, now: Instant, need: Need) -> Vec<Key> {
+        std::iter::from_fn(|| queue.take(now, |_| need)).collect()
+    }
+
+    fn count(taken: &[Key], namespace: &str) -> usize {
+        taken.iter().filter(|key| key.0 == namespace).count()
+    }
+
+    #[test]
+    fn a_namespace_takes_half_of_the_free_places_and_no_more() {
+        for (need, half) in [
+            (Need::Waiting, PLACES / 2),
+            (Need::Running, PLACES_AHEAD / 2),
+            (Need::Ahead, PLACES_AHEAD / 2),
+        ] {
+            let (mut queue, now) = (Queue::default(), Instant::now());
+            // More than are looked through.
+            for key in of("a-loud", 3 * LOOKED_AT) {
+                queue.wake(&key, now);
+            }
+            let loud = fill(&mut queue, now, need);
+            assert_eq!(loud.len(), half, "{need:?}");
+            let later = now + Duration::from_secs(1);
+            for key in of("other", 3) {
+                queue.wake(&key, later);
+            }
+            let others = fill(&mut queue, later, need);
+            assert_eq!((others.len(), count(&others, "other")), (3, 3), "{need:?}");
+            // A place that becomes free: the namespace with fewer places is first.
+            queue.done(&loud[0], Some(now));
+            queue.wake(&("other".to_owned(), "late".to_owned()), later);
+            assert_eq!(queue.take(later, |_| need).unwrap().1, "late", "{need:?}");
+        }
+    }
+
+    #[test]
+    fn many_loud_namespaces_leave_a_place_for_another_one() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for namespace in 0..4 {
+            for key in of(&format!("loud-{namespace}"), 100) {
+                queue.wake(&key, now);
+            }
+        }
+        let loud = fill(&mut queue, now, Need::Waiting);
+        assert!(loud.len() < PLACES, "{}", loud.len());
+        for namespace in 0..4 {
+            let share = count(&loud, &format!("loud-{namespace}"));
+            assert!((6..=7).contains(&share), "{share}");
+        }
+        queue.wake(&key("other"), now);
+        assert_eq!(queue.take(now, |_| Need::Waiting), Some(key("other")));
+    }
+
+    #[test]
+    fn what_no_pod_waits_for_keeps_its_places_beside_what_pods_wait_for() {
+        let (mut queue, now) = (Queue::default(), Instant::now());
+        for namespace in ["waits", "ahead"] {
+            for key in of(namespace, 100) {
+                queue.wake(&key, now);
+            }
+        }
+        let need = |key: &Key| {
+            if key.0 == "waits" {
+                Need::Waiting
+            } else {
+                Need::Ahead
+            }
+        };
+        let taken: Vec<_> = std::iter::from_fn(|| queue.take(now, need)).collect();
+        assert_eq!(count(&taken, "waits"), PLACES / 2);
+        assert_eq!(count(&taken, "ahead"), PLACES_AHEAD / 2);
     }
 
     #[test]

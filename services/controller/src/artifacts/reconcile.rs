@@ -20,12 +20,15 @@ use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
 /// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
 const LOST: Duration = Duration::from_secs(5);
+/// How long a fill that does not end holds its place while others wait for one. The registry goes on copying; the next look
+/// joins it.
+const HURRIED: Duration = Duration::from_secs(10);
 /// How long after its creation an Artifact without a pod counts as waited for.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 /// Until a status that could not be written is tried again.
@@ -39,6 +42,8 @@ pub struct Reconciler {
     events: Events,
     /// Turns for reading pull secrets.
     turns: Semaphore,
+    /// Whether others wait for a place.
+    others_wait: watch::Sender<bool>,
 }
 
 /// What this process knows of an Artifact beside its object.
@@ -231,6 +236,22 @@ impl Reconciler {
             client,
             events,
             turns: Semaphore::new(credentials::READ_AT_ONCE),
+            others_wait: watch::Sender::new(false),
+        }
+    }
+
+    /// Says whether others wait for a place.
+    pub fn others_wait(&self, wait: bool) {
+        self.others_wait
+            .send_if_modified(|before| std::mem::replace(before, wait) != wait);
+    }
+
+    /// Ends when a look that began now is to give its place up.
+    async fn place_is_wanted(&self) {
+        let mut others_wait = self.others_wait.subscribe();
+        tokio::time::sleep(HURRIED).await;
+        if others_wait.wait_for(|wait| *wait).await.is_err() {
+            std::future::pending().await
         }
     }
 
@@ -467,15 +488,23 @@ impl Reconciler {
     ) -> Result<FillResult, Failure> {
         let request = asked?;
         let doubted = memory.doubted && status::was_ready(artifact);
-        let fill = self.client.fill(&request.0);
+        let copying = || Failure {
+            reason: Reason::Copying,
+            message: "the registry is copying".to_owned(),
+            retry_after: None,
+        };
+        let fill = async {
+            tokio::select! {
+                outcome = self.client.fill(&request.0) => outcome,
+                () = self.place_is_wanted() => Err(copying()),
+            }
+        };
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
             outcome = &mut fill => outcome,
             () = tokio::time::sleep(if doubted { LOST } else { SLOW }) => {
                 if doubted || !status::was_ready(artifact) {
-                    let failure =
-                        Failure { reason: Reason::Copying, message: "the registry is copying".to_owned(), retry_after: None };
-                    let news = News::Failed { failure, attempts: memory.failures };
+                    let news = News::Failed { failure: copying(), attempts: memory.failures };
                     self.write(artifact, demand, &news, memory).await;
                 }
                 fill.await

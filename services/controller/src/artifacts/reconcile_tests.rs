@@ -246,6 +246,9 @@ struct Looks {
     access: Arc<Mutex<(&'static str, usize)>>,
 }
 
+/// A registry with this status never answers.
+const HANGS: u16 = 0;
+
 impl Looks {
     async fn new() -> Self {
         Self::with(&json!({})).await
@@ -321,6 +324,10 @@ impl Looks {
                     told.2 += 1;
                     (told.0, told.1.to_string())
                 };
+                if status == HANGS {
+                    tokio::spawn(async move { stream.read(&mut request).await });
+                    continue;
+                }
                 let answer = format!(
                     "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
                     body.len()
@@ -394,6 +401,24 @@ impl Looks {
 
     fn time_passes(&mut self) {
         self.memory.confirmed.as_mut().unwrap().until = Instant::now();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_does_not_end_gives_its_place_up_to_others() {
+    let wanted = Demand {
+        pull_secrets: std::collections::BTreeSet::new(),
+        ..demand("none")
+    };
+    for (others_wait, seconds) in [(true, 10), (false, 120)] {
+        let mut looks = Looks::new().await;
+        looks.registry.lock().unwrap().0 = HANGS;
+        looks.reconciler.others_wait(others_wait);
+        let begun = tokio::time::Instant::now();
+        let outcome = looks.look(&artifact("u", 1), Some(&wanted)).await;
+        assert_eq!(begun.elapsed().as_secs(), seconds);
+        assert_eq!(looks.last().0, "Copying");
+        assert!(outcome.again.unwrap() < Duration::from_secs(3));
     }
 }
 

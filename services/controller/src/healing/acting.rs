@@ -23,13 +23,16 @@ impl Healer {
             }
             return;
         }
-        let enough = match act {
-            Act::Recreate(_) => self.evictions.take(now),
-            _ => act.only_tells() || self.patches.take(now),
-        };
-        if !enough {
-            self.context.metrics.healed(act.word(), "deferred");
-            return;
+        if !act.only_tells() {
+            let (bucket, turns) = match act {
+                Act::Recreate(_) => (&mut self.evictions, &mut self.turns.evictions),
+                _ => (&mut self.patches, &mut self.turns.patches),
+            };
+            if !bucket.take(now) {
+                self.context.metrics.healed(act.word(), "deferred");
+                return;
+            }
+            turns.had(&pod.0);
         }
         let word = act.word();
         let outcome = self.act(&pod, &patient, act).await;

@@ -6,6 +6,10 @@ use crate::events::Publisher;
 use crate::world::{Denial, Key};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
+use std::collections::BTreeSet;
+
+/// Prefixes that one event names.
+const NAMED: usize = 2;
 
 /// Publishes events on pods.
 #[derive(Clone, Debug)]
@@ -41,6 +45,7 @@ impl Events {
         namespace: &str,
         denial: &Denial,
         step: Step,
+        prefixes: &BTreeSet<String>,
         address: &str,
     ) {
         let by = &denial.by;
@@ -51,7 +56,9 @@ impl Events {
                 "NamespaceLeftAlone",
                 format!(
                     "{by} refuses its pods; pods of this namespace keep their upstreams' images from now on and need the uplink. Let it \
-                     allow images that begin with {address}/, or set the label holdfast.dev/rewrite=disabled on the namespace"
+                     allow images that begin with {}, never {address}/ alone, below which lies every upstream; or set the label \
+                     holdfast.dev/rewrite=disabled on the namespace",
+                    allowed(prefixes, address)
                 ),
             ),
             Step::InVain => (
@@ -97,6 +104,15 @@ impl Events {
             .publish(object, type_, reason, "Heal", &note)
             .await;
     }
+}
+
+/// The prefixes that a policy is to allow; those of all upstreams where none, or more than fit into an event, are known.
+fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
+    if prefixes.is_empty() || prefixes.len() > NAMED {
+        return format!("{address}/HOST/ for each upstream HOST that it allows");
+    }
+    let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
+    prefixes.join(" or ")
 }
 
 /// Kind, reason and text of the event of an act.
@@ -160,4 +176,72 @@ fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
             ),
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Owner;
+    use holdfast_api::artifact::Reference;
+    use http::{Request, Response};
+    use kube::client::Body;
+
+    /// The note of the event that an owner is told when a policy refuses its pods.
+    async fn note(prefixes: &[&str]) -> String {
+        let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let events = Events::new(kube::Client::new(service, "default"));
+        let denial = Denial {
+            owner: Owner {
+                reference: Reference {
+                    kind: "ReplicaSet".to_owned(),
+                    name: "web".to_owned(),
+                },
+                uid: "u".to_owned(),
+            },
+            api_version: "apps/v1".to_owned(),
+            by: "ValidatingAdmissionPolicy ours".to_owned(),
+            at: 0,
+        };
+        let prefixes = prefixes.iter().map(|&prefix| prefix.to_owned()).collect();
+        let tell = async move {
+            events
+                .tell_owner("apps", &denial, Step::LeaveAlone, &prefixes, "10.96.0.50")
+                .await;
+        };
+        let heard = async {
+            let (request, reply) = server.next_request().await.unwrap();
+            let body = request.into_body().collect_bytes().await.unwrap();
+            reply.send_response(Response::new(Body::from(body.to_vec())));
+            let event: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            event["note"].as_str().unwrap().to_owned()
+        };
+        tokio::join!(tell, heard).1
+    }
+
+    #[tokio::test]
+    async fn an_owner_is_told_to_allow_upstreams_and_never_the_registry_alone() {
+        let many = ["10.96.0.50/a.io/", "10.96.0.50/b.io/", "10.96.0.50/c.io/"];
+        for (prefixes, expect) in [
+            (
+                &many[..1],
+                "begin with 10.96.0.50/a.io/, never 10.96.0.50/ alone,",
+            ),
+            (
+                &many[..2],
+                "begin with 10.96.0.50/a.io/ or 10.96.0.50/b.io/, never",
+            ),
+            (
+                &many,
+                "begin with 10.96.0.50/HOST/ for each upstream HOST that it allows, never",
+            ),
+            (
+                &[],
+                "begin with 10.96.0.50/HOST/ for each upstream HOST that it allows, never",
+            ),
+        ] {
+            let note = note(prefixes).await;
+            assert!(note.contains(expect), "{note}");
+            assert!(note.ends_with("=disabled on the namespace"), "{note}");
+        }
+    }
 }

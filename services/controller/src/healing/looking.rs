@@ -82,6 +82,16 @@ impl Healer {
         self.notes
             .retain(|_, note| now.duration_since(note.needed_help) < REMEMBERED);
         self.doubt(doubtful, now);
+        self.in_turns(tasks)
+    }
+
+    /// Namespaces take turns. Patches and evictions have a limit each, so each has turns of its own.
+    fn in_turns(&self, tasks: Vec<Task>) -> Vec<Task> {
+        let (evictions, patches): (Vec<_>, Vec<_>) = tasks
+            .into_iter()
+            .partition(|task| matches!(task.act, Act::Recreate(_)));
+        let mut tasks = self.turns.patches.order(patches, |task| &task.pod.0);
+        tasks.extend(self.turns.evictions.order(evictions, |task| &task.pod.0));
         tasks
     }
 
@@ -106,11 +116,14 @@ impl Healer {
     fn doubt(&mut self, doubtful: BTreeSet<Key>, now: Instant) {
         let (asked, spacing) = (&mut self.doubts, self.context.healing.policy.fresh);
         asked.retain(|_, at| now.duration_since(*at) < spacing);
-        let due: BTreeSet<Key> = doubtful
-            .into_iter()
-            .filter(|key| !asked.contains_key(key))
-            .take(DOUBTS)
-            .collect();
+        let doubtful = doubtful.into_iter().filter(|key| !asked.contains_key(key));
+        let turns = &mut self.turns.doubts;
+        let mut due = turns.order(doubtful.collect(), |key: &Key| &key.0);
+        due.truncate(DOUBTS);
+        for (namespace, _) in &due {
+            turns.had(namespace);
+        }
+        let due: BTreeSet<Key> = due.into_iter().collect();
         if due.is_empty() {
             return;
         }

@@ -6,7 +6,7 @@ use super::{Healer, sources};
 use crate::world::{Denial, Key, World, denied_by, document, find_owner};
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_config::HealingMode;
-use holdfast_core::{pod as core_pod, rewrite};
+use holdfast_core::{Reference, pod as core_pod, rewrite};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
@@ -69,7 +69,13 @@ impl Healer {
             );
             self.context.metrics.healed(WORD, outcome);
             self.events
-                .tell_owner(&namespace, &denial, step, &self.address())
+                .tell_owner(
+                    &namespace,
+                    &denial,
+                    step,
+                    &self.prefixes(&namespace, &denial),
+                    &self.address(),
+                )
                 .await;
         }
         for namespace in self
@@ -152,6 +158,19 @@ impl Healer {
                 find_owner(view, namespace, &denial.owner)
                     .is_some_and(|facts| !facts.sources.is_empty())
             })
+    }
+
+    /// The prefixes of the registry's references in pods of this owner, as far as it is known.
+    fn prefixes(&self, namespace: &str, denial: &Denial) -> BTreeSet<String> {
+        let address = self.address();
+        self.context.world.owners.read(|view| {
+            let facts = find_owner(view, namespace, &denial.owner);
+            let sources = facts.into_iter().flat_map(|facts| &facts.sources);
+            sources
+                .filter_map(|source| Reference::parse(source).ok())
+                .filter_map(|source| rewrite::upstream_prefix(&source, &address))
+                .collect()
+        })
     }
 
     fn leave_alone(&self, namespace: &str, by: &str) {

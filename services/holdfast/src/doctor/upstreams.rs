@@ -5,19 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
-use holdfast_core::{Reference, rewrite};
+use holdfast_core::Reference;
 
 use super::judge::Report;
 use crate::standing::standing;
 use crate::terminal;
 
-/// The prefix that references of an image's upstream have in this cluster: `ADDRESS/HOST/`. Nothing
-/// shorter is safe to allow: below the address alone lies every upstream.
-pub(super) fn prefix(source: &Reference, address: &str) -> Option<String> {
-    let local = rewrite::local_repository(source.host(), source.repository())?;
-    let host = local.components().next()?;
-    Some(format!("{address}/{host}/"))
-}
+pub(super) use holdfast_core::rewrite::upstream_prefix as prefix;
 
 /// The prefixes of these sources, each once.
 fn prefixes<'a>(sources: impl IntoIterator<Item = &'a str>, address: &str) -> BTreeSet<String> {
