@@ -7,6 +7,7 @@
 pub mod access;
 pub mod backoff;
 pub mod credentials;
+pub mod crowd;
 pub mod demand;
 pub mod events;
 pub mod fill;
@@ -130,7 +131,7 @@ pub async fn run(
         let due = work.queue.next_due();
         // Whether what is due has to wait for a place.
         let crowded = due.is_some_and(|due| due <= Instant::now());
-        reconciler.others_wait(crowded);
+        reconciler.crowd.others_wait(crowded);
         let soonest = if crowded { CROWDED } else { AT_SOONEST };
         let pause = due
             .map_or(next_look, |due| due.min(next_look))

@@ -4,6 +4,7 @@ use super::Platforms;
 use super::access::Asked;
 use super::backoff;
 use super::credentials::{self, Choice, Found};
+use super::crowd::Crowd;
 use super::demand::Demand;
 use super::events::Events;
 use super::fill::{Client, Failure};
@@ -20,15 +21,12 @@ use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 
 /// A fill that takes longer shows as `Copying`.
 const SLOW: Duration = Duration::from_secs(1);
 /// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
 const LOST: Duration = Duration::from_secs(5);
-/// How long a fill that does not end holds its place while others wait for one. The registry goes on copying; the next look
-/// joins it.
-const HURRIED: Duration = Duration::from_secs(10);
 /// How long after its creation an Artifact without a pod counts as waited for.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 /// Until a status that could not be written is tried again.
@@ -43,7 +41,7 @@ pub struct Reconciler {
     /// Turns for reading pull secrets.
     turns: Semaphore,
     /// Whether others wait for a place.
-    others_wait: watch::Sender<bool>,
+    pub crowd: Crowd,
 }
 
 /// What this process knows of an Artifact beside its object.
@@ -236,22 +234,7 @@ impl Reconciler {
             client,
             events,
             turns: Semaphore::new(credentials::READ_AT_ONCE),
-            others_wait: watch::Sender::new(false),
-        }
-    }
-
-    /// Says whether others wait for a place.
-    pub fn others_wait(&self, wait: bool) {
-        self.others_wait
-            .send_if_modified(|before| std::mem::replace(before, wait) != wait);
-    }
-
-    /// Ends when a look that began now is to give its place up.
-    async fn place_is_wanted(&self) {
-        let mut others_wait = self.others_wait.subscribe();
-        tokio::time::sleep(HURRIED).await;
-        if others_wait.wait_for(|wait| *wait).await.is_err() {
-            std::future::pending().await
+            crowd: Crowd::default(),
         }
     }
 
@@ -496,7 +479,7 @@ impl Reconciler {
         let fill = async {
             tokio::select! {
                 outcome = self.client.fill(&request.0) => outcome,
-                () = self.place_is_wanted() => Err(copying()),
+                () = self.crowd.place_is_wanted() => Err(copying()),
             }
         };
         let mut fill = std::pin::pin!(fill);

@@ -413,7 +413,7 @@ async fn a_fill_that_does_not_end_gives_its_place_up_to_others() {
     for (others_wait, seconds) in [(true, 10), (false, 120)] {
         let mut looks = Looks::new().await;
         looks.registry.lock().unwrap().0 = HANGS;
-        looks.reconciler.others_wait(others_wait);
+        looks.reconciler.crowd.others_wait(others_wait);
         let begun = tokio::time::Instant::now();
         let outcome = looks.look(&artifact("u", 1), Some(&wanted)).await;
         assert_eq!(begun.elapsed().as_secs(), seconds);
