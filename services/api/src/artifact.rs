@@ -222,11 +222,13 @@ pub enum Reason {
     RegistryUnavailable,
     /// It was announced, and no living pod or template of the namespace names the source: it is not copied, and goes.
     NoDemand,
+    /// There are too many Artifacts, in the namespace or in all: this one is not copied.
+    TooManyArtifacts,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Copied,
         Self::Copying,
         Self::Unauthorized,
@@ -239,6 +241,7 @@ impl Reason {
         Self::PullSecretUnreadable,
         Self::RegistryUnavailable,
         Self::NoDemand,
+        Self::TooManyArtifacts,
     ];
 
     /// The word as it stands in the condition.
@@ -256,6 +259,7 @@ impl Reason {
             Self::PullSecretUnreadable => "PullSecretUnreadable",
             Self::RegistryUnavailable => "RegistryUnavailable",
             Self::NoDemand => "NoDemand",
+            Self::TooManyArtifacts => "TooManyArtifacts",
         }
     }
 }

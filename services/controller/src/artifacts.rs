@@ -17,6 +17,7 @@ pub mod queue;
 pub mod reconcile;
 pub mod status;
 pub mod undemanded;
+pub mod urgency;
 
 use crate::events::Publisher;
 use crate::world::{Key, Mirror, NodeFacts, World};
@@ -119,7 +120,7 @@ pub async fn run(
             let need = |key: &Key| {
                 World::read(&context.world.artifacts, |artifacts| {
                     artifacts.get(key).map_or(Need::Ahead, |artifact| {
-                        reconcile::need(artifact, demand.get(key), now)
+                        urgency::need(artifact, demand.get(key), now)
                     })
                 })
             };
@@ -220,9 +221,9 @@ impl Work {
                 }
             }
             let memory = &self.memory;
-            let existing = artifacts.iter().map(|(key, artifact)| limits::Existing {
-                key,
-                may_go: may_go(artifact, demand.get(key), memory.get(key)),
+            let existing = artifacts.iter().map(|(key, artifact)| {
+                let confirmed = memory.get(key).is_some_and(Memory::was_confirmed);
+                existing(key, artifact, demand.get(key), confirmed)
             });
             let plan = limits::plan(missing, existing, limits);
             for (key, artifact) in artifacts.iter() {
@@ -232,7 +233,8 @@ impl Work {
                 }
                 let memory = self.memory.entry(key.clone()).or_default();
                 let demanded = demand.get(key);
-                let changed = memory.is_surplus(plan.surplus.contains(key));
+                let changed = memory.is_surplus(plan.surplus.contains(key))
+                    | memory.is_beyond(plan.beyond.contains(key));
                 if changed || memory.needs_look(artifact, demanded, &self.platforms) {
                     memory.noticed(artifact, demanded, &self.platforms);
                     self.queue.wake(key, now);
@@ -407,13 +409,21 @@ fn publish_access(context: &Context, artifacts: &Mirror<Arc<Artifact>>) {
     });
 }
 
-/// When an Artifact was made, in seconds since 1970, if nothing needs it and it may go.
-fn may_go(artifact: &Artifact, demand: Option<&Demand>, memory: Option<&Memory>) -> Option<i64> {
-    let idle = undemanded::is_only_announced(artifact)
-        && !demand.is_some_and(Demand::asks_for_copy)
-        && !memory.is_some_and(Memory::was_confirmed);
+/// What the limits go by.
+fn existing<'a>(
+    key: &'a Key,
+    artifact: &Artifact,
+    demand: Option<&Demand>,
+    confirmed: bool,
+) -> limits::Existing<'a> {
     let created = artifact.metadata.creation_timestamp.as_ref();
-    idle.then(|| created.map_or(0, |created| created.0.as_second()))
+    limits::Existing {
+        key,
+        created: created.map_or(0, |created| created.0.as_second()),
+        copied: confirmed || undemanded::was_copied(artifact),
+        need: demand.and_then(Demand::need),
+        automatic: undemanded::is_automatic(artifact),
+    }
 }
 
 /// How many images are wanted, and how many of them are local, by need.

@@ -14,7 +14,9 @@ pub fn pause(
     dice: f64,
 ) -> Option<Duration> {
     let limit = match reason {
-        Reason::Copied | Reason::Invalid | Reason::NoDemand => return None,
+        Reason::Copied | Reason::Invalid | Reason::NoDemand | Reason::TooManyArtifacts => {
+            return None;
+        }
         Reason::Copying => 1,
         Reason::RegistryUnavailable | Reason::PullSecretUnreadable => 15,
         Reason::UpstreamUnavailable | Reason::NoSpace | Reason::StoreFailed => 60,

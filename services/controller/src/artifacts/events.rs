@@ -101,6 +101,7 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
         Reason::RegistryUnavailable => "it is tried again; check the registry's pods",
         Reason::Copying => "it is being copied",
         Reason::NoDemand => "it is copied when a pod or a workload names it",
+        Reason::TooManyArtifacts => "remove Artifacts that nothing needs, or raise the limit",
     };
     format!("{source}: {message} ({advice})")
 }

@@ -8,14 +8,13 @@ use super::crowd::Crowd;
 use super::demand::Demand;
 use super::events::Events;
 use super::fill::{Client, Failure};
-use super::preload;
 use super::status::{self, News};
 use super::undemanded;
+use super::urgency::need;
 use crate::Context;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
-use holdfast_api::fill::{FillRequest, FillResult, Need};
-use holdfast_api::labels;
+use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_core::Reference;
 use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
@@ -27,8 +26,6 @@ use tokio::sync::Semaphore;
 const SLOW: Duration = Duration::from_secs(1);
 /// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
 const LOST: Duration = Duration::from_secs(5);
-/// How long after its creation an Artifact without a pod counts as waited for.
-const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 /// Until a status that could not be written is tried again.
 const UNWRITTEN: Duration = Duration::from_secs(5);
 
@@ -68,6 +65,8 @@ pub struct Memory {
     undemanded: Option<Instant>,
     /// Whether it is to make room for others.
     surplus: bool,
+    /// Whether it is beyond the limits: what was not copied yet is not.
+    beyond: bool,
     /// Whether the registry is to say again that it holds the image.
     doubted: bool,
     /// What was asked about who may have the image.
@@ -158,10 +157,11 @@ impl Memory {
             }
         }
         let noticed = self.noticed.take().or(found.noticed);
-        let (surplus, doubted) = (self.surplus, self.doubted);
+        let (surplus, beyond, doubted) = (self.surplus, self.beyond, self.doubted);
         *self = Self {
             noticed,
             surplus,
+            beyond,
             doubted: doubted || found.doubted,
             ..found
         };
@@ -188,6 +188,11 @@ impl Memory {
     /// Says whether the Artifact is to make room for others; whether that is news.
     pub fn is_surplus(&mut self, surplus: bool) -> bool {
         std::mem::replace(&mut self.surplus, surplus) != surplus
+    }
+
+    /// Says whether the Artifact is beyond the limits; whether that is news.
+    pub fn is_beyond(&mut self, beyond: bool) -> bool {
+        std::mem::replace(&mut self.beyond, beyond) != beyond
     }
 
     /// Whether the registry told this process that it holds the image.
@@ -261,6 +266,13 @@ impl Reconciler {
             return self.undemanded(artifact, demand, memory, now).await;
         }
         memory.undemanded = None;
+        let nobody_needs_it = matches!(choice, Choice::Nobody { .. });
+        if memory.surplus && nobody_needs_it && undemanded::is_automatic(artifact) {
+            return self.remove(artifact).await;
+        }
+        if memory.beyond && memory.confirmed.is_none() && !undemanded::was_copied(artifact) {
+            return self.leave_out(artifact, demand, memory).await;
+        }
         let platforms = wanted_platforms(artifact, platforms);
         // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too recently.
         let wait = memory
@@ -435,6 +447,28 @@ impl Reconciler {
                 again: Some(if written { rest } else { rest.min(UNWRITTEN) }),
             };
         }
+        self.remove(artifact).await
+    }
+
+    /// Of an Artifact beyond the limits: says so, and copies nothing. The next plan wakes it.
+    async fn leave_out(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        memory: &mut Memory,
+    ) -> Outcome {
+        let news = News::Failed {
+            failure: undemanded::too_many(self.context.config.values.controller.artifacts),
+            attempts: 0,
+        };
+        let written = self.write(artifact, demand, &news, memory).await;
+        Outcome {
+            again: (!written).then_some(UNWRITTEN),
+        }
+    }
+
+    /// Removes an Artifact that nothing needs.
+    async fn remove(&self, artifact: &Artifact) -> Outcome {
         let namespace = artifact.namespace().unwrap_or_default();
         let api: Api<Artifact> = Api::namespaced(self.context.client.clone(), &namespace);
         // One that was made anew, or that somebody wants to keep by now, is another one.
@@ -447,7 +481,7 @@ impl Reconciler {
                 tracing::info!(
                     artifact.namespace = namespace,
                     image = artifact.spec.source_artifact,
-                    "an Artifact that was announced and that nothing needed is removed"
+                    "an Artifact that nothing needs is removed"
                 );
                 self.context.metrics.artifact_removed();
                 Outcome::default()
@@ -577,33 +611,6 @@ impl Reconciler {
         }
         memory.written
     }
-}
-
-/// How urgent a copy is. An Artifact that somebody made a moment ago is; one that the webhook announced only when the controller
-/// sees what it is for. One that this process made for a template was announced by nobody, nor was one that somebody listed
-/// to be copied ahead.
-pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
-    let announced = artifact
-        .metadata
-        .creation_timestamp
-        .as_ref()
-        .is_some_and(|created| now.duration_since(created.0) < ANNOUNCED);
-    match demand.and_then(Demand::need) {
-        None if announced && !preload::is_listed(artifact) && !is_webhooks(artifact) => {
-            Need::Waiting
-        }
-        Some(Need::Ahead) if announced && artifact.spec.service_account_name.is_some() => {
-            Need::Waiting
-        }
-        need => need.unwrap_or(Need::Ahead),
-    }
-}
-
-fn is_webhooks(artifact: &Artifact) -> bool {
-    let labels = artifact.metadata.labels.as_ref();
-    labels
-        .and_then(|labels| labels.get(labels::MANAGED_BY))
-        .is_some_and(|manager| manager == labels::MANAGED_BY_WEBHOOK)
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::world::Owner;
-use holdfast_api::ArtifactSpec;
+use holdfast_api::fill::Need;
+use holdfast_api::{ArtifactSpec, labels};
 use http::{Method, Request, Response};
 use k8s_openapi::ByteString;
 use kube::client::Body;

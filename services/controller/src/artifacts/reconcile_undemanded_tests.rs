@@ -60,15 +60,25 @@ async fn what_the_webhook_announced_is_not_copied_without_demand_and_goes() {
 }
 
 #[tokio::test]
-async fn one_that_is_surplus_goes_at_once_and_one_that_was_copied_stays() {
+async fn one_that_is_surplus_goes_at_once_unless_it_is_needed_or_kept() {
     let mut looks = Looks::new().await;
     looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!(looks.last().0, "Copied");
     looks.memory.is_surplus(true);
     looks.patience_ends();
-    looks.look(&webhooks(), None).await;
     let methods = |looks: &Looks| looks.calls.lock().unwrap().join(" ");
-    assert!(!methods(&looks).contains("DELETE"), "what is stored stays");
+    looks.look(&webhooks(), Some(&of_a_pod())).await;
+    let mut kept = webhooks();
+    let label = (labels::KEEP.to_owned(), labels::KEEP_ASKED.to_owned());
+    kept.metadata.labels.as_mut().unwrap().extend([label]);
+    looks.look(&kept, None).await;
+    looks.look(&announced(), None).await;
+    assert!(
+        !methods(&looks).contains("DELETE"),
+        "what is needed, kept or made by hand stays"
+    );
+    looks.look(&webhooks(), None).await;
+    assert!(methods(&looks).contains("DELETE"), "whether copied or not");
     let mut looks = Looks::new().await;
     looks.memory.is_surplus(true);
     looks.look(&webhooks(), None).await;
@@ -77,6 +87,27 @@ async fn one_that_is_surplus_goes_at_once_and_one_that_was_copied_stays() {
     looks.look(&webhooks(), None).await;
     assert!(methods(&looks).contains("DELETE"));
     assert_eq!(looks.asked(), 0);
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_limits_is_not_copied_until_there_is_room() {
+    let mut looks = Looks::new().await;
+    assert!(looks.memory.is_beyond(true));
+    for object in [webhooks(), announced(), artifact("u", 1)] {
+        looks.look(&object, Some(&of_a_pod())).await;
+        assert_eq!(
+            (looks.asked(), looks.last().0.as_str()),
+            (0, "TooManyArtifacts")
+        );
+    }
+    assert!(looks.memory.is_beyond(false));
+    looks.look(&webhooks(), Some(&of_a_pod())).await;
+    assert_eq!((looks.asked(), looks.last().0.as_str()), (1, "Copied"));
+    // What is held stays what it is.
+    looks.memory.is_beyond(true);
+    looks.time_passes();
+    looks.look(&webhooks(), Some(&of_a_pod())).await;
+    assert_eq!((looks.asked(), looks.last().0.as_str()), (2, "Copied"));
 }
 
 #[test]

@@ -8,6 +8,9 @@ use holdfast_api::{Artifact, labels};
 use std::time::{Duration, Instant};
 
 use super::credentials::Choice;
+use super::fill::Failure;
+use holdfast_api::artifact::Reason;
+use holdfast_config::ArtifactLimits;
 
 /// Whether an Artifact that nobody's credentials are used for is there by an announcement only, and was never copied.
 pub fn is_undemanded(artifact: &Artifact, choice: &Choice<'_>) -> bool {
@@ -22,12 +25,43 @@ pub fn is_only_announced(artifact: &Artifact) -> bool {
             .and_then(|labels| labels.get(key))
             .map(String::as_str)
     };
-    let status = artifact.status.as_ref();
-    let was_copied =
-        status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some());
     label(labels::MANAGED_BY) == Some(labels::MANAGED_BY_WEBHOOK)
         && label(labels::KEEP).is_none()
-        && !was_copied
+        && !was_copied(artifact)
+}
+
+/// Whether the image was copied at some time.
+pub fn was_copied(artifact: &Artifact) -> bool {
+    let status = artifact.status.as_ref();
+    status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
+}
+
+/// Whether an Artifact is there because pods or workloads needed it: nobody made it by hand, and nobody keeps it.
+pub fn is_automatic(artifact: &Artifact) -> bool {
+    let labels = artifact.metadata.labels.as_ref();
+    let label = |key: &str| {
+        labels
+            .and_then(|labels| labels.get(key))
+            .map(String::as_str)
+    };
+    let made_by = label(labels::MANAGED_BY);
+    [labels::MANAGED_BY_WEBHOOK, labels::MANAGED_BY_CONTROLLER]
+        .into_iter()
+        .any(|manager| made_by == Some(manager))
+        && label(labels::KEEP).is_none()
+}
+
+/// Why an Artifact beyond the limits has no copy.
+pub fn too_many(limits: ArtifactLimits) -> Failure {
+    Failure {
+        reason: Reason::TooManyArtifacts,
+        message: format!(
+            "there are too many Artifacts in this namespace (controller.artifacts.perNamespace: {}) or in all \
+             (controller.artifacts.total: {}): its image is not copied",
+            limits.per_namespace, limits.total
+        ),
+        retry_after: None,
+    }
 }
 
 /// How long an Artifact stays that nothing needed for `since`; nothing where it is to go now. One beyond the limits goes at

@@ -327,6 +327,7 @@ fn has_failed(artifact: &Artifact) -> bool {
             Reason::Copying,
             Reason::Invalid,
             Reason::NoDemand,
+            Reason::TooManyArtifacts,
         ]
         .iter()
         .any(|other| other.as_str() == reason)

@@ -1,0 +1,39 @@
+//! Whether others wait for a place: a fill that does not end then gives its place up.
+
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long a fill that does not end holds its place while others wait for one. The registry goes on copying; the next look
+/// joins it.
+const HURRIED: Duration = Duration::from_secs(10);
+
+/// Tells running looks whether others wait for a place.
+#[derive(Debug)]
+pub struct Crowd {
+    others_wait: watch::Sender<bool>,
+}
+
+impl Default for Crowd {
+    fn default() -> Self {
+        Self {
+            others_wait: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Crowd {
+    /// Says whether others wait.
+    pub fn others_wait(&self, wait: bool) {
+        self.others_wait
+            .send_if_modified(|before| std::mem::replace(before, wait) != wait);
+    }
+
+    /// Ends when a fill that began now is to give its place up.
+    pub async fn place_is_wanted(&self) {
+        let mut others_wait = self.others_wait.subscribe();
+        tokio::time::sleep(HURRIED).await;
+        if others_wait.wait_for(|wait| *wait).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
