@@ -15,6 +15,7 @@ pub mod limits;
 pub mod preload;
 pub mod queue;
 pub mod reconcile;
+mod removal;
 pub mod status;
 pub mod undemanded;
 pub mod urgency;

@@ -18,7 +18,6 @@ use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_core::Reference;
 use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
-use kube::api::{Api, DeleteParams, Preconditions};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -27,7 +26,7 @@ const SLOW: Duration = Duration::from_secs(1);
 /// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
 const LOST: Duration = Duration::from_secs(5);
 /// Until a status that could not be written is tried again.
-const UNWRITTEN: Duration = Duration::from_secs(5);
+pub(super) const UNWRITTEN: Duration = Duration::from_secs(5);
 
 /// Does the looking.
 #[derive(Debug)]
@@ -450,52 +449,6 @@ impl Reconciler {
         self.remove(artifact).await
     }
 
-    /// Of an Artifact beyond the limits: says so, and copies nothing. The next plan wakes it.
-    async fn leave_out(
-        &self,
-        artifact: &Artifact,
-        demand: Option<&Demand>,
-        memory: &mut Memory,
-    ) -> Outcome {
-        let news = News::Failed {
-            failure: undemanded::too_many(self.context.config.values.controller.artifacts),
-            attempts: 0,
-        };
-        let written = self.write(artifact, demand, &news, memory).await;
-        Outcome {
-            again: (!written).then_some(UNWRITTEN),
-        }
-    }
-
-    /// Removes an Artifact that nothing needs.
-    async fn remove(&self, artifact: &Artifact) -> Outcome {
-        let namespace = artifact.namespace().unwrap_or_default();
-        let api: Api<Artifact> = Api::namespaced(self.context.client.clone(), &namespace);
-        // One that was made anew, or that somebody wants to keep by now, is another one.
-        let params = DeleteParams::default().preconditions(Preconditions {
-            uid: artifact.metadata.uid.clone(),
-            resource_version: artifact.metadata.resource_version.clone(),
-        });
-        match api.delete(&artifact.name_any(), &params).await {
-            Ok(_) => {
-                tracing::info!(
-                    artifact.namespace = namespace,
-                    image = artifact.spec.source_artifact,
-                    "an Artifact that nothing needs is removed"
-                );
-                self.context.metrics.artifact_removed();
-                Outcome::default()
-            }
-            Err(kube::Error::Api(status)) if status.code == 404 => Outcome::default(),
-            Err(error) => {
-                tracing::debug!(artifact.name = artifact.name_any(), %error, "an Artifact cannot be removed yet");
-                Outcome {
-                    again: Some(UNWRITTEN),
-                }
-            }
-        }
-    }
-
     async fn copy(
         &self,
         artifact: &Artifact,
@@ -581,7 +534,7 @@ impl Reconciler {
     }
 
     /// Writes the status; false when that failed: then it is kept and written with the next look.
-    async fn write(
+    pub(super) async fn write(
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
