@@ -176,7 +176,7 @@ mod tests {
             let now = jiff::Timestamp::now();
             young.metadata.creation_timestamp =
                 Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
-            let need = super::super::reconcile::need(&young, None, now);
+            let need = super::super::urgency::need(&young, None, now);
             assert_eq!(need == holdfast_api::fill::Need::Ahead, expect);
         }
     }
