@@ -144,7 +144,7 @@ impl Announcer {
             let announced = match offer {
                 // A wake that is pending is enough.
                 Offer::Taken => {
-                    drop(self.wake.try_send(()));
+                    let _pending = self.wake.try_send(());
                     continue;
                 }
                 Offer::Known => continue,

@@ -33,7 +33,7 @@ impl Crowd {
         let mut others_wait = self.others_wait.subscribe();
         tokio::time::sleep(HURRIED).await;
         if others_wait.wait_for(|wait| *wait).await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

@@ -168,8 +168,9 @@ fn what_is_dropped_while_reading_makes_no_difference_to_the_answer() {
         let expect = judge(&request["object"], &request["oldObject"]);
         assert!(!expect.patch.is_empty());
         assert_eq!(judge(&read.pod, read.old.as_ref().unwrap()), expect);
-        let announced =
-            |pod: &Value| crate::announce::Announcement::of_pod("team", pod, &expect.images);
+        let announced = |pod: &Value| -> Vec<_> {
+            crate::announce::Announcement::of_pod("team", pod, &expect.images).collect()
+        };
         assert_eq!(announced(&read.pod), announced(&request["object"]));
         let kept = read.pod.to_string().len() + read.old.unwrap().to_string().len();
         assert!(kept < 1500, "{kept} bytes are kept");
