@@ -15,6 +15,9 @@ pub(crate) enum Subject {
     /// The controller when it comes to thousands of pods, and while pods come and go: time, memory, requests to the API server. A run of
     /// at least the default size writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
     Controller(ControllerArgs),
+    /// The registry and the webhook under attack: memory, and what honest clients notice. A whole run writes its section of
+    /// docs/BENCHMARKS.md. A bar that is missed is an error
+    Hostile(HostileArgs),
 }
 
 /// Arguments of `bench registry`.
@@ -49,6 +52,25 @@ pub(crate) struct ControllerArgs {
     files: Files,
 }
 
+/// Arguments of `bench hostile`.
+#[derive(clap::Args)]
+pub(crate) struct HostileArgs {
+    /// Only this case: registry or webhook
+    #[arg(long, value_name = "CASE")]
+    only: Option<String>,
+    /// Rounds of each case, each with a new process
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rounds: usize,
+    /// Seconds of all attacks together, in each round
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    seconds: u64,
+    /// A smoke run: short, its figures mean nothing
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    files: Files,
+}
+
 /// Where a run writes.
 #[derive(clap::Args)]
 struct Files {
@@ -64,7 +86,7 @@ struct Files {
 ///
 /// # Errors
 /// When a program cannot be built, or a server fails or answers with something else than it should. A bar of the registry that is missed is
-/// no error, for it depends on the machine; one of the controller is.
+/// no error, for it depends on the machine; one of the controller is, and so is one of the hostile cases.
 pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
     // One by one: built together their dependencies would get other features, and be built once more.
     for package in ["holdfast", "holdfast-bench"] {
@@ -95,6 +117,19 @@ pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
                 .args(["--pods", &args.pods.to_string()])
                 .args(["--images", &args.images.to_string()])
                 .args(["--minutes", &args.minutes.to_string()]);
+            &args.files
+        }
+        Subject::Hostile(args) => {
+            command
+                .arg("hostile")
+                .args(["--rounds", &args.rounds.to_string()])
+                .args(["--seconds", &args.seconds.to_string()]);
+            if args.quick {
+                command.arg("--quick");
+            }
+            if let Some(only) = &args.only {
+                command.arg("--only").arg(only);
+            }
             &args.files
         }
     };

@@ -3,10 +3,10 @@
 //! A real API server without nodes, the real chart, and the real controller and registry as processes of their own; what kubelets and
 //! Kubernetes' own controllers would say is said by this program. The controller is measured from outside.
 
-mod api;
+pub(crate) mod api;
 mod audit;
 mod measure;
-mod release;
+pub(crate) mod release;
 mod report;
 mod site;
 

@@ -11,18 +11,21 @@ pub(crate) enum Section {
     Registry,
     /// `cargo xtask bench controller`.
     Controller,
+    /// `cargo xtask bench hostile`.
+    Hostile,
 }
 
 const HEAD: &str = "# Benchmarks\n\nEach section is written by its command, which leaves the other sections as they are.\n";
 
 impl Section {
     /// In the order of the document.
-    const ALL: [Self; 2] = [Self::Registry, Self::Controller];
+    const ALL: [Self; 3] = [Self::Registry, Self::Controller, Self::Hostile];
 
     const fn marks(self) -> (&'static str, &'static str) {
         match self {
             Self::Registry => ("<!-- registry -->\n", "<!-- end of registry -->\n"),
             Self::Controller => ("<!-- controller -->\n", "<!-- end of controller -->\n"),
+            Self::Hostile => ("<!-- hostile -->\n", "<!-- end of hostile -->\n"),
         }
     }
 

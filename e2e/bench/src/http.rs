@@ -25,7 +25,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection's bytes, whatever carries them.
+pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 /// Where requests go, and how.

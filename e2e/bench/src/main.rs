@@ -1,5 +1,5 @@
-//! `holdfast-bench`: the registry's figures beside its peers', and the controller's at the size of a large site; each in one run on one
-//! machine. Started by `cargo xtask bench`.
+//! `holdfast-bench`: the registry's figures beside its peers', the controller's at the size of a large site, and those of registry and
+//! webhook under attack; each in one run on one machine. Started by `cargo xtask bench`.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -11,6 +11,7 @@ mod certificates;
 mod content;
 mod controller;
 mod document;
+mod hostile;
 mod http;
 mod load;
 mod process;
@@ -35,6 +36,8 @@ enum Subject {
     Registry(registry::Arguments),
     /// The controller, when it comes to a large site and while pods come and go there
     Controller(controller::Arguments),
+    /// The registry and the webhook under attack: memory, and what honest clients notice
+    Hostile(hostile::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -62,6 +65,7 @@ async fn run(subject: &Subject) -> Result<()> {
         match subject {
             Subject::Registry(arguments) => registry::run(arguments).await,
             Subject::Controller(arguments) => controller::run(arguments).await,
+            Subject::Hostile(arguments) => hostile::run(arguments).await,
         }
     };
     tokio::select! {

@@ -45,7 +45,7 @@ impl Process {
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut sum = Usage::default();
         for id in self.family() {
-            let Some((cpu, (peak, now))) = stat(id).zip(memory(id)) else {
+            let Some((cpu, (peak, now))) = cpu_seconds(&id.to_string()).zip(memory(id)) else {
                 continue;
             };
             sum.cpu_seconds += cpu;
@@ -102,8 +102,9 @@ impl Drop for Process {
     }
 }
 
-fn stat(id: u32) -> Option<f64> {
-    let text = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+/// CPU seconds, user and system, of a process or thread by its folder below `/proc`.
+pub(crate) fn cpu_seconds(task: &str) -> Option<f64> {
+    let text = fs::read_to_string(format!("/proc/{task}/stat")).ok()?;
     // The name in parentheses may hold anything, so count from its end.
     let (_, rest) = text.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();

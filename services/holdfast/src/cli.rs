@@ -33,7 +33,7 @@ enum Command {
     /// The registry; with --data it runs alone, without Kubernetes
     Registry(serve::RegistryArgs),
     /// The webhook that rewrites the images of pods
-    Webhook(ConfigArgs),
+    Webhook(serve::WebhookArgs),
     /// The controller of Artifacts, certificates and the shared state
     Controller(serve::ControllerArgs),
     /// The agent that prepares a node's container runtime

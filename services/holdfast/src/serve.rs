@@ -238,10 +238,31 @@ pub(crate) async fn registry(args: RegistryArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Arguments of `webhook`.
+#[derive(clap::Args)]
+pub(crate) struct WebhookArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Listener of reviews, for a webhook outside of its cluster [default: port 8443 of all addresses]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Listener of probes and metrics [default: port 9090 of all addresses]
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<SocketAddr>,
+    /// Folder of tls.crt and tls.key [default: /etc/holdfast/tls]
+    #[arg(long, value_name = "DIR")]
+    tls_folder: Option<PathBuf>,
+}
+
 /// Runs the webhook until SIGTERM.
-pub(crate) async fn webhook(args: ConfigArgs) -> anyhow::Result<ExitCode> {
-    let (config, level) = start(&args)?;
-    holdfast_webhook::run(config, Some(level)).await?;
+pub(crate) async fn webhook(args: WebhookArgs) -> anyhow::Result<ExitCode> {
+    let (config, level) = start(&args.config)?;
+    let outside = holdfast_webhook::Outside {
+        listen: args.listen,
+        admin: args.admin_listen,
+        tls_folder: args.tls_folder,
+    };
+    holdfast_webhook::run(config, Some(level), outside).await?;
     Ok(ExitCode::SUCCESS)
 }
 

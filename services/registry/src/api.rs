@@ -5,10 +5,11 @@
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
+use bytes::Bytes;
 use holdfast_config::Writes;
 use holdfast_core::{
     Host,
-    reference::RepositoryName,
+    reference::{MAX_NAME_LENGTH, MAX_TAG_LENGTH, RepositoryName},
     rewrite::{canonical, is_upstream_namespace, local_repository},
 };
 use holdfast_runtime::{CancellationToken, server};
@@ -22,7 +23,10 @@ use crate::{
     delete,
     error::{Code, Error, Result},
     gate::{self, Gate, Principal},
-    limits::{Limits, uploads::Uploads},
+    limits::{
+        LIST_MEMORY, LIST_MEMORY_PER_ADDRESS, LIST_WAIT, Limits, REFERRERS_PAGE_BYTES,
+        uploads::Uploads,
+    },
     lists,
     metrics::{self, Metrics},
     notify::Notifier,
@@ -32,6 +36,7 @@ use crate::{
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     source::Source,
+    upstream::Memory,
     upstream::Requester,
     volume::Pulse,
 };
@@ -56,6 +61,7 @@ pub(crate) struct Inner {
     pub(crate) uploads: Uploads,
     pub(crate) content_types: pull::ContentTypes,
     pub(crate) manifests: PushMemory,
+    lists: Memory,
 }
 
 /// What the deployment adds: who looks on while requests are answered, and what all of them may. By default nothing is added.
@@ -129,6 +135,7 @@ impl Api {
                 content_types: pull::ContentTypes::default(),
                 uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
                 manifests: PushMemory::default(),
+                lists: Memory::new(LIST_MEMORY, LIST_MEMORY_PER_ADDRESS),
             }),
         }
     }
@@ -378,18 +385,23 @@ impl Inner {
         body: Received,
     ) -> Result<Response<Body>> {
         match endpoint {
-            Endpoint::Base => Ok(json("{}".into(), "application/json")),
+            Endpoint::Base => Ok(json("{}".into(), "application/json").map(body::full)),
             Endpoint::Catalog(page) => {
                 let mirror_of = self.observers.mirror_of.as_ref().map(|(_, host)| host);
-                lists::catalog(self, mirror_of, page).await
+                let most = lists::most(lists::catalog_limit(&page)?, MAX_NAME_LENGTH);
+                let made = lists::catalog(self, mirror_of, page);
+                self.list(head, most, made).await
             }
             Endpoint::Tags(repo, page) => {
                 let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
-                lists::tags(self, &repo, &asked, page).await
+                let most = lists::most(lists::tags_limit(&page), MAX_TAG_LENGTH);
+                let made = lists::tags(self, &repo, &asked, page);
+                self.list(head, most, made).await
             }
             Endpoint::Referrers(repo, subject, kind, page) => {
                 let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
-                referrers::list(self, (&repo, &subject), &asked, kind.as_deref(), page).await
+                let made = referrers::list(self, (&repo, &subject), &asked, kind.as_deref(), page);
+                self.list(head, REFERRERS_PAGE_BYTES as u64, made).await
             }
             Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
             Endpoint::GetManifest(repo, reference) => {
@@ -426,6 +438,32 @@ impl Inner {
         }
     }
 
+    /// Makes a list when there is room for it: its client may leave it unread for long.
+    async fn list(
+        &self,
+        head: &http::request::Parts,
+        most: u64,
+        made: impl Future<Output = Result<Response<Bytes>>>,
+    ) -> Result<Response<Body>> {
+        let peer = head.extensions.get::<server::PeerAddr>();
+        let client = peer.map(|peer| server::client_address(peer.0.ip()).to_string());
+        let client = client.as_deref().unwrap_or_default();
+        let mut parts = None;
+        let read = async {
+            let (made, bytes) = made.await?.into_parts();
+            parts = Some(made);
+            Ok(bytes)
+        };
+        let late = || Error::too_many("too many lists were asked for that nobody has read yet");
+        let held = self
+            .lists
+            .hold_within(LIST_WAIT, (client, most), late, read);
+        let (bytes, reserved) = held.await?;
+        let parts = parts.unwrap_or_else(|| Response::new(()).into_parts().0);
+        let response = Response::from_parts(parts, bytes);
+        Ok(response.map(|bytes| body::counted(bytes, reserved)))
+    }
+
     /// What fetches the repository's content on a miss.
     pub(crate) fn source_of(&self, repo: &RepositoryName) -> Option<&Arc<dyn Source>> {
         self.source.as_ref().filter(|_| is_upstream_namespace(repo))
@@ -441,8 +479,8 @@ impl Inner {
 }
 
 /// A JSON answer.
-pub(crate) fn json(text: String, media_type: &'static str) -> Response<Body> {
-    let mut response = Response::new(body::full(text));
+pub(crate) fn json(text: String, media_type: &'static str) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(text));
     response
         .headers_mut()
         .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));

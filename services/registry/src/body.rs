@@ -17,7 +17,10 @@ use holdfast_store::{BlobFile, GrowingBlob, Hasher, Progress, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, SizeHint};
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    error::{Code, Error, Result},
+    upstream::Reserved,
+};
 
 /// Body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -32,6 +35,25 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into())
         .map_err(|never| match never {})
         .boxed_unsync()
+}
+
+/// Bytes from memory that count in a budget until the client took them.
+pub(crate) fn counted(bytes: Bytes, reserved: Reserved) -> Body {
+    full(Bytes::from_owner(Counted {
+        bytes,
+        _reserved: reserved,
+    }))
+}
+
+struct Counted {
+    bytes: Bytes,
+    _reserved: Reserved,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// A stream of pieces. An error ends the connection before the announced length: never a clean end.

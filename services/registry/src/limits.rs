@@ -101,6 +101,15 @@ pub const REFERRERS_PAGE: usize = 100;
 /// Bytes of the descriptors of one page of referrers; clients bound what they read of an index.
 pub const REFERRERS_PAGE_BYTES: usize = 4 << 20;
 
+/// Bytes of lists that are made or were not taken by their clients yet, all together.
+pub const LIST_MEMORY: u64 = 32 << 20;
+
+/// Of these, bytes of lists for one address (IPv6: one /64).
+pub const LIST_MEMORY_PER_ADDRESS: u64 = 4 << 20;
+
+/// How long a list waits for its share of them.
+pub const LIST_WAIT: Duration = Duration::from_secs(5);
+
 /// A request that ends a session and brings all of its bytes is written apart from the session up to this length: it needs no lock then, and
 /// when it breaks off nobody can go on with it.
 pub const WHOLE_UPLOAD_BYTES: u64 = 16 << 20;

@@ -1,5 +1,6 @@
 //! Lists of tags and repositories, page by page. The store cuts the pages; nothing is allocated by what the client asks for.
 
+use bytes::Bytes;
 use holdfast_core::{
     Host, Tag,
     reference::RepositoryName,
@@ -9,11 +10,37 @@ use http::{Response, header};
 
 use crate::{
     api::{Asked, Inner, json, value, warning},
-    body::Body,
     error::{Code, Error, Result},
     limits,
     route::Page,
 };
+
+/// Tags of a page at most.
+pub(crate) fn tags_limit(page: &Page) -> usize {
+    page.limit
+        .unwrap_or(limits::TAGS_PAGE)
+        .min(limits::TAGS_PAGE)
+}
+
+/// Repositories of a page at most.
+///
+/// # Errors
+/// When the client asks for more than a page may have.
+pub(crate) fn catalog_limit(page: &Page) -> Result<usize> {
+    if page.limit.is_some_and(|limit| limit > limits::CATALOG_PAGE) {
+        return Err(Error::invalid(
+            Code::PaginationNumberInvalid,
+            format!("a page has at most {} repositories", limits::CATALOG_PAGE),
+        ));
+    }
+    Ok(page.limit.unwrap_or(limits::CATALOG_PAGE))
+}
+
+/// Bytes that a list of so many names of so many bytes takes at most while it is made: the names, and the text.
+pub(crate) fn most(names: usize, bytes: usize) -> u64 {
+    const MARKS: usize = 3;
+    2 * names as u64 * (bytes + MARKS) as u64
+}
 
 /// end-8a, end-8b. Of a repository that is copied from an upstream, the upstream's tags are among them.
 pub(crate) async fn tags(
@@ -21,11 +48,8 @@ pub(crate) async fn tags(
     repo: &RepositoryName,
     asked: &Asked<'_>,
     page: Page,
-) -> Result<Response<Body>> {
-    let limit = page
-        .limit
-        .unwrap_or(limits::TAGS_PAGE)
-        .min(limits::TAGS_PAGE);
+) -> Result<Response<Bytes>> {
+    let limit = tags_limit(&page);
     let listed = match api.source_of(repo) {
         Some(source) => Some(source.tags(repo).await),
         None => None,
@@ -97,14 +121,8 @@ pub(crate) async fn catalog(
     api: &Inner,
     mirror_of: Option<&Host>,
     page: Page,
-) -> Result<Response<Body>> {
-    if page.limit.is_some_and(|limit| limit > limits::CATALOG_PAGE) {
-        return Err(Error::invalid(
-            Code::PaginationNumberInvalid,
-            format!("a page has at most {} repositories", limits::CATALOG_PAGE),
-        ));
-    }
-    let limit = page.limit.unwrap_or(limits::CATALOG_PAGE);
+) -> Result<Response<Bytes>> {
+    let limit = catalog_limit(&page)?;
     let (names, more) = match mirror_of {
         None => {
             let (names, more) = api.store.repositories_page(page.last, limit).await?;
@@ -155,7 +173,7 @@ async fn mirrored(
 }
 
 fn link(
-    response: &mut Response<Body>,
+    response: &mut Response<Bytes>,
     path: &str,
     namespace: Option<&str>,
     limit: usize,

@@ -10,7 +10,6 @@ use holdfast_runtime::server;
 use holdfast_store::Hasher;
 use http::{Response, StatusCode, header, request::Parts};
 use std::net::{IpAddr, Ipv6Addr};
-use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     api::{Inner, value},
@@ -64,21 +63,13 @@ impl PushMemory {
         let unknown = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
         let client = peer.map_or(unknown, |peer| server::client_address(peer.0.ip()));
         let client = client.to_string();
-        let (begin, begun) = oneshot::channel();
-        let read = async {
-            begin.send(()).ok();
-            body.collect(most).await
-        };
-        let cut = || Error::later("the manifest came too slowly while others waited");
-        let mut held = Box::pin(budget.hold(&client, most, cut, read));
-        tokio::select! {
-            biased;
-            received = &mut held => return received,
-            begun = timeout(limits::PUSH_MEMORY_WAIT, begun) => if begun.is_err() {
-                return Err(Error::later("too many manifests are being pushed"));
-            },
-        }
-        held.await
+        let refuse =
+            || Error::later("too many manifests are being pushed, or this one came too slowly");
+        let wait = limits::PUSH_MEMORY_WAIT;
+        let read = body.collect(most);
+        budget
+            .hold_within(wait, (&client, most), refuse, read)
+            .await
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap};
 
+use bytes::Bytes;
 use holdfast_core::{
     digest::Digest,
     oci::{self, Manifest, ManifestType},
@@ -13,7 +14,6 @@ use http::{HeaderValue, Response, header};
 
 use crate::{
     api::{Asked, Inner, json, value, warning},
-    body::Body,
     error::{Error, Result},
     limits,
     route::Page,
@@ -43,7 +43,7 @@ pub(crate) async fn list(
     asked: &Asked<'_>,
     kind: Option<&str>,
     page: Page,
-) -> Result<Response<Body>> {
+) -> Result<Response<Bytes>> {
     let listed = match api.source_of(repo) {
         Some(source) => source.referrers(repo, subject).await,
         None => Listed::default(),

@@ -8,6 +8,7 @@ mod outgoing;
 mod peer;
 mod places;
 mod request_body;
+mod requests;
 mod socket;
 mod watch;
 mod windows;
@@ -17,6 +18,7 @@ use self::{
     outgoing::Held,
     peer::Peer,
     places::{NoPlace, Place, Places},
+    requests::Requests,
     socket::Socket,
     watch::{Reason, Watch},
     windows::Windows,
@@ -251,6 +253,7 @@ struct Admitted {
 struct Lobby {
     places: Places,
     held: Held,
+    requests: Requests,
     patience: Duration,
     waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
 }
@@ -263,6 +266,7 @@ impl Lobby {
         Self {
             places: Places::new(&limits),
             held: Held::default(),
+            requests: Requests::default(),
             patience: limits.header_timeout,
             waiting: VecDeque::new(),
         }
@@ -343,7 +347,7 @@ impl Lobby {
         address: SocketAddr,
         counts: &Counts,
     ) -> Result<Admitted, (TcpStream, NoPlace)> {
-        let watch = Watch::of_listener(self.held.clone());
+        let watch = Watch::of_listener(self.held.clone(), self.requests.clone());
         match self.places.enter(address.ip(), &watch) {
             Ok(place) => Ok(Admitted {
                 stream,

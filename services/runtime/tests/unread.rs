@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::server::{self, Limits};
+use holdfast_testkit::hostile::http2;
 
 const PIECE: usize = 128 << 10;
 const PIECES: usize = 64;
@@ -85,29 +86,13 @@ async fn start(limits: Limits) -> (u16, Arc<Alive>, tokio_util::sync::DropGuard)
     (port, alive, stop.drop_guard())
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
 /// A client that opens every stream and every window, and reads nothing.
 async fn hoard(port: u16, window: u32) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let address = ([127, 0, 0, 1], port).into();
     let mut client = socket.connect(address).await.unwrap();
-    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut settings = vec![0, 4];
-    settings.extend_from_slice(&window.to_be_bytes());
-    sent.extend(frame(4, 0, 0, &settings));
-    sent.extend(frame(8, 0, 0, &(i32::MAX as u32 - 65_535).to_be_bytes()));
-    for stream in 0..STREAMS {
-        let block = [0x82, 0x86, 0x04, 1, b'/', 0x01, 1, b'a'];
-        sent.extend(frame(1, 5, 2 * stream + 1, &block));
-    }
+    let sent = http2::requests("/", STREAMS, window, &[]);
     client.write_all(&sent).await.unwrap();
     client
 }
@@ -124,7 +109,7 @@ async fn get(port: u16) -> usize {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_that_nobody_reads_hold_a_bounded_number_of_bytes() {
     const CONNECTIONS: usize = 16;
-    for window in [i32::MAX as u32, 0] {
+    for window in [http2::WINDOW, 0] {
         let (port, alive, _stop) = start(Limits {
             streams: STREAMS,
             ..Limits::default()
@@ -164,7 +149,7 @@ async fn a_client_that_reads_nothing_is_cut_early_while_memory_is_short() {
     .await;
     let mut clients = Vec::new();
     for _ in 0..4 {
-        clients.push(hoard(port, i32::MAX as u32).await);
+        clients.push(hoard(port, http2::WINDOW).await);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!((24 << 20) <= alive.now.load(SeqCst), "memory is short");

@@ -58,13 +58,30 @@ pub enum Error {
     Client(#[from] kube::Error),
 }
 
+/// Where a webhook outside of its cluster listens and finds its certificate; by default as in its pod.
+#[derive(Clone, Debug, Default)]
+pub struct Outside {
+    /// Listener of reviews, instead of [`PORT`] of all addresses.
+    pub listen: Option<SocketAddr>,
+    /// Listener of probes and metrics, instead of [`admin::PORT`] of all addresses.
+    pub admin: Option<SocketAddr>,
+    /// Folder of `tls.crt` and `tls.key`, instead of [`TLS_FOLDER`].
+    pub tls_folder: Option<PathBuf>,
+}
+
 /// Runs the webhook until SIGTERM. `level` lets the admin port change the log level.
-pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
+pub async fn run(
+    config: Config,
+    level: Option<logs::Level>,
+    outside: Outside,
+) -> Result<(), Error> {
     let client = kube::Client::try_default().await?;
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
-    let listener = bind(PORT).await?;
-    let admin_listener = bind(admin::PORT).await?;
-    let tls_folder = PathBuf::from(TLS_FOLDER);
+    let listener = bind(outside.listen, PORT).await?;
+    let admin_listener = bind(outside.admin, admin::PORT).await?;
+    let tls_folder = outside
+        .tls_folder
+        .unwrap_or_else(|| PathBuf::from(TLS_FOLDER));
     serve(
         config,
         level,
@@ -153,11 +170,16 @@ pub async fn serve(
     }
 }
 
+/// Connections at a time.
+const MAX_CONNECTIONS: usize = 1024;
+/// Of these, connections of one address.
+const MAX_CONNECTIONS_PER_ADDRESS: usize = 512;
+
 /// What connections may cost. API servers open one for each review under way, and keep some of them.
 fn limits() -> server::Limits {
     server::Limits {
-        connections: 1024,
-        connections_per_address: 512,
+        connections: MAX_CONNECTIONS,
+        connections_per_address: MAX_CONNECTIONS_PER_ADDRESS,
         header_bytes: 16 * 1024,
         streams: 32,
         http2_window: 64 * 1024,
@@ -186,8 +208,10 @@ async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> 
     }
 }
 
-async fn bind(port: u16) -> Result<TcpListener, Error> {
-    server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)))
-        .await
-        .map_err(|source| Error::Bind { port, source })
+async fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Error> {
+    let address = address.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
+    server::bind(address).await.map_err(|source| Error::Bind {
+        port: address.port(),
+        source,
+    })
 }

@@ -407,3 +407,46 @@ async fn with_a_client_ca_only_its_certificates_may_ask() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn one_address_has_so_many_connections_to_the_webhook() {
+    const MOST: usize = 512;
+    let webhook = start(Some(rewriting()), true).await;
+    eventually("ready", || webhook.ready()).await;
+    let mut held = Vec::new();
+    for _ in 0..MOST + 8 {
+        held.push(
+            tokio::net::TcpStream::connect(webhook.address)
+                .await
+                .unwrap(),
+        );
+    }
+    let is_closed = |stream: &tokio::net::TcpStream| {
+        matches!(stream.try_read(&mut [0; 1]), Ok(0))
+            || matches!(stream.try_read(&mut [0; 1]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
+    };
+    eventually("those beyond the limit are closed", || {
+        let closed = held.iter().filter(|stream| is_closed(stream)).count();
+        async move { closed == 8 }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_review_has_so_many_levels_and_no_more() {
+    let webhook = start(Some(rewriting()), true).await;
+    eventually("ready", || webhook.ready()).await;
+    // The review, its request and the object are the first three.
+    for (levels, expect) in [(127, 200), (128, 400)] {
+        let mut request = create(true).to_string();
+        let inner = levels - 3;
+        let (open, close) = ("[".repeat(inner), "]".repeat(inner));
+        let deep = format!(r#""object":{{"unknown":{open}{close},"#);
+        request = request.replacen(r#""object":{"#, &deep, 1);
+        let review = format!(
+            r#"{{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{request}}}"#
+        );
+        let (status, answer) = webhook.post(review).await;
+        assert_eq!(status, expect, "{levels} levels: {answer}");
+    }
+}

@@ -51,7 +51,7 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-testkit",
         ],
     ),
-    ("holdfast-bench", &["holdfast-cluster"]),
+    ("holdfast-bench", &["holdfast-cluster", "holdfast-testkit"]),
     ("xtask", &["holdfast-cluster"]),
 ];
 

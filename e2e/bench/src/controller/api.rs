@@ -32,7 +32,7 @@ const MERGE: &str = "application/merge-patch+json";
 const OPERATIONS: &str = "application/json-patch+json";
 
 /// The way to the API server of a user who may do everything.
-pub(super) struct Api {
+pub(crate) struct Api {
     address: SocketAddr,
     tls: TlsConnector,
     token: &'static str,
@@ -41,7 +41,7 @@ pub(super) struct Api {
 
 impl Api {
     /// The way to this one.
-    pub(super) fn new(server: &ApiServer) -> Result<Self> {
+    pub(crate) fn new(server: &ApiServer) -> Result<Self> {
         let mut roots = RootCertStore::empty();
         let authority = server.certificate_authority()?;
         for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
@@ -61,7 +61,7 @@ impl Api {
     }
 
     /// An object or a list; `None` where there is none.
-    pub(super) async fn get(&self, path: &str) -> Result<Option<Value>> {
+    pub(crate) async fn get(&self, path: &str) -> Result<Option<Value>> {
         let (status, value) = self.send(Method::GET, path, "", None).await?;
         if status == StatusCode::NOT_FOUND {
             return Ok(None);
@@ -71,24 +71,24 @@ impl Api {
     }
 
     /// Creates an object.
-    pub(super) async fn post(&self, path: &str, object: &Value) -> Result<Value> {
+    pub(crate) async fn post(&self, path: &str, object: &Value) -> Result<Value> {
         self.change(Method::POST, path, "application/json", object)
             .await
     }
 
     /// Merges into an object.
-    pub(super) async fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
+    pub(crate) async fn merge(&self, path: &str, patch: &Value) -> Result<Value> {
         self.change(Method::PATCH, path, MERGE, patch).await
     }
 
     /// Changes an object by a list of operations.
-    pub(super) async fn operate(&self, path: &str, operations: &Value) -> Result<Value> {
+    pub(crate) async fn operate(&self, path: &str, operations: &Value) -> Result<Value> {
         self.change(Method::PATCH, path, OPERATIONS, operations)
             .await
     }
 
     /// Deletes an object; a pod at once.
-    pub(super) async fn delete(&self, path: &str) -> Result<Value> {
+    pub(crate) async fn delete(&self, path: &str) -> Result<Value> {
         let options = serde_json::json!({"gracePeriodSeconds": 0});
         self.change(Method::DELETE, path, "application/json", &options)
             .await

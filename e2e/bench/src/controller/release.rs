@@ -18,18 +18,19 @@ use super::{api::Api, site};
 use crate::{process::Process, servers::free_port};
 
 /// The release's namespace.
-pub(super) const NAMESPACE: &str = "holdfast-system";
+pub(crate) const NAMESPACE: &str = "holdfast-system";
 /// Who the controller is to the API server.
 pub(super) const CONTROLLER: &str = "system:serviceaccount:holdfast-system:holdfast-controller";
 /// How long a part may take to do what it does at its start.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn namespaced(rest: &str) -> String {
+/// The path of an object of the release's namespace.
+pub(crate) fn namespaced(rest: &str) -> String {
     format!("/api/v1/namespaces/{NAMESPACE}/{rest}")
 }
 
 /// Installs the chart. Its values are the defaults, with the registry switched on.
-pub(super) fn install(server: &ApiServer, scratch: &Path) -> Result<()> {
+pub(crate) fn install(server: &ApiServer, scratch: &Path) -> Result<()> {
     let programs = programs::ensure(&[Program::Helm])?;
     let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../chart");
     let mut helm = Command::new(programs.path(Program::Helm)?);
@@ -55,7 +56,7 @@ pub(super) fn install(server: &ApiServer, scratch: &Path) -> Result<()> {
 }
 
 /// Has the webhook's configuration match nothing: nobody serves behind its Service here, and the API server would wait for it.
-pub(super) async fn silence_webhook(api: &Api) -> Result<()> {
+pub(crate) async fn silence_webhook(api: &Api) -> Result<()> {
     let path =
         "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-webhook";
     let configuration = api.get(path).await?.context("no webhook configuration")?;

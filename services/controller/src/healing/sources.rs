@@ -111,6 +111,26 @@ mod tests {
     }
 
     #[test]
+    fn the_document_lists_the_limits() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        let artifacts = holdfast_config::ArtifactLimits::default();
+        for (name, value) in [
+            (
+                "controller.artifacts.perNamespace",
+                artifacts.per_namespace as usize,
+            ),
+            ("controller.artifacts.total", artifacts.total as usize),
+            ("MAX_LEFT_ALONE_OF_NAMESPACE", MAX_LEFT_ALONE_OF_NAMESPACE),
+            ("MAX_LEFT_ALONE", MAX_LEFT_ALONE),
+            ("MAX_POLICIES", MAX_POLICIES),
+        ] {
+            let cells = format!("| `{name}` | {value} |");
+            assert!(text.contains(&cells), "{cells}");
+        }
+    }
+
+    #[test]
     fn a_namespaces_newest_are_kept_and_each_stands_there_once() {
         let mut list = Vec::new();
         for number in 0..=MAX_LEFT_ALONE_OF_NAMESPACE {

@@ -97,6 +97,12 @@ fn code() -> BTreeMap<&'static str, String> {
             "REFERRERS_PAGE_READ_BYTES",
             REFERRERS_PAGE_READ_BYTES.to_string(),
         ),
+        ("LIST_MEMORY", LIST_MEMORY.to_string()),
+        (
+            "LIST_MEMORY_PER_ADDRESS",
+            LIST_MEMORY_PER_ADDRESS.to_string(),
+        ),
+        ("LIST_WAIT", seconds(LIST_WAIT)),
         ("WHOLE_UPLOAD_BYTES", WHOLE_UPLOAD_BYTES.to_string()),
         ("MOUNT_FOLDERS", MOUNT_FOLDERS.to_string()),
         ("MOUNT_REPOSITORIES", MOUNT_REPOSITORIES.to_string()),

@@ -304,6 +304,31 @@ impl Memory {
         Ok((bytes, place.keep(units)))
     }
 
+    /// As [`Memory::hold`], for one that waits for its bytes no longer than `wait`. `refuse` is also what
+    /// one that is cut ends with.
+    pub(crate) async fn hold_within<E>(
+        &self,
+        wait: Duration,
+        (host, most): (&str, u64),
+        refuse: impl Fn() -> E,
+        read: impl Future<Output = Result<Bytes, E>>,
+    ) -> Result<(Bytes, Reserved), E> {
+        let (begin, begun) = oneshot::channel();
+        let read = async {
+            begin.send(()).ok();
+            read.await
+        };
+        let mut held = Box::pin(self.hold(host, most, &refuse, read));
+        tokio::select! {
+            biased;
+            outcome = &mut held => return outcome,
+            begun = tokio::time::timeout(wait, begun) => if begun.is_err() {
+                return Err(refuse());
+            },
+        }
+        held.await
+    }
+
     fn enter(&self, host: &str, units: u64) -> (Place, oneshot::Receiver<CancellationToken>) {
         let (give, told) = oneshot::channel();
         let mut state = self.shared.lock();

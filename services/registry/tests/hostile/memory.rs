@@ -8,7 +8,9 @@ use tokio::{
 };
 
 use holdfast_core::digest::{Algorithm, Digest};
+use holdfast_registry::limits::LIST_MEMORY;
 use holdfast_store::Hasher;
+use holdfast_testkit::hostile::http2;
 
 use crate::child::{self, Child};
 
@@ -31,32 +33,13 @@ pub(crate) async fn push(child: &Child, bytes: Vec<u8>) -> String {
     format!("/v2/a/blobs/{digest}")
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
 /// Opens every stream for `path` with the largest windows, and reads nothing.
 pub(crate) async fn hoard(child: &Child, path: &str) -> TcpStream {
-    const WINDOW: u32 = i32::MAX as u32;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
     let mut client = socket.connect(child.listen).await.unwrap();
-    let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    let mut settings = vec![0, 4];
-    settings.extend_from_slice(&WINDOW.to_be_bytes());
-    sent.extend(frame(4, 0, 0, &settings));
-    sent.extend(frame(8, 0, 0, &(WINDOW - 65_535).to_be_bytes()));
-    let mut block = vec![0x82, 0x86, 0x04, u8::try_from(path.len()).unwrap()];
-    block.extend_from_slice(path.as_bytes());
-    block.extend_from_slice(&[0x01, 1, b'a']);
-    for stream in 0..STREAMS {
-        sent.extend(frame(1, 5, 2 * stream + 1, &block));
-    }
-    client.write_all(&sent).await.unwrap();
+    let requests = http2::requests(path, STREAMS, http2::WINDOW, &[]);
+    client.write_all(&requests).await.unwrap();
     client
 }
 
@@ -132,5 +115,58 @@ fn connections_that_nobody_reads_take_little_memory() {
             after >> 20,
             bound >> 20
         );
+    });
+}
+
+/// Pushes a manifest under so many tags of the greatest length; the path of their list.
+async fn push_tags(child: &Child, count: usize) -> String {
+    const AT_ONCE: usize = 50;
+    let config = push(child, b"{}".to_vec()).await;
+    let digest = config.rsplit('/').next().unwrap();
+    let media_type = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": media_type,
+        "config": { "mediaType": "application/x", "digest": digest, "size": 2 },
+        "layers": [],
+    })
+    .to_string();
+    let of_manifest = Hasher::digest(Algorithm::Sha256, manifest.as_bytes());
+    let client = reqwest::Client::new();
+    for first in (0..count).step_by(AT_ONCE) {
+        let tags = (first..first + AT_ONCE).map(|number| format!("tag={number:0128}"));
+        let tags = tags.collect::<Vec<_>>().join("&");
+        let url = format!(
+            "http://{}/v2/a/manifests/{of_manifest}?{tags}",
+            child.listen
+        );
+        let put = client.put(url).header("content-type", media_type);
+        let answer = put.body(manifest.clone()).send().await.unwrap();
+        assert_eq!(answer.status(), 201, "{:?}", answer.text().await);
+    }
+    "/v2/a/tags/list".to_owned()
+}
+
+#[test]
+fn lists_that_nobody_reads_take_little_memory() {
+    let name = "memory::lists_that_nobody_reads_take_little_memory";
+    child::with(name, "", &[], async |child| {
+        const TAGS: usize = 3000;
+        let path = push_tags(child, TAGS).await;
+        let before = child.memory();
+        let mut clients = Vec::new();
+        for _ in 0..8 {
+            clients.push(hoard(child, &path).await);
+        }
+        let after = most(child, 5).await;
+        let bound = before + LIST_MEMORY + REST;
+        assert!(
+            after <= bound,
+            "{} MiB, {} MiB at most",
+            after >> 20,
+            bound >> 20
+        );
+        let found = pulls(child, 9, &path).await;
+        assert!(TAGS * 128 < found, "other addresses get their lists");
     });
 }

@@ -262,6 +262,14 @@ mod tests {
             ("CONNECTION_BYTES", CONNECTION_BYTES),
             ("LISTENER_BYTES", LISTENER_BYTES),
             ("PRESSED", PRESSED.as_secs()),
+            (
+                "LISTENER_REQUEST_BYTES",
+                crate::server::requests::LISTENER_REQUEST_BYTES,
+            ),
+            (
+                "CONNECTION_REQUEST_BYTES",
+                crate::server::requests::CONNECTION_REQUEST_BYTES,
+            ),
             ("CONNECTIONS", crate::admin::CONNECTIONS as u64),
             ("LEVEL_BYTES", crate::admin::LEVEL_BYTES),
         ] {

@@ -13,7 +13,7 @@ use hyper::service::Service;
 use super::outgoing::{Piece, Stream};
 use super::request_body::RequestBody;
 use super::watch::{Underway, Watch};
-use super::{Client, Limits, PeerAddr};
+use super::{Client, Limits, PeerAddr, requests};
 use crate::tls::PeerIdentity;
 
 /// Puts who the client is into every request, and follows every answer.
@@ -36,7 +36,9 @@ where
     type Future = Answer<S::Future>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        let (underway, stream) = self.watch.request(request.version() == Version::HTTP_2);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let taken = is_http2.then(|| requests::bytes(&request));
+        let (underway, stream) = self.watch.request(taken);
         let watched = Some((underway, stream));
         // Over HTTP/1.1 hyper counts them.
         if self.limits.headers < request.headers().len() {

@@ -223,12 +223,12 @@ mod tests {
         let address = "10.0.0.1".parse().unwrap();
         let idle = Watch::new();
         let busy = Watch::new();
-        let _request = busy.request(false);
+        let _request = busy.request(None);
         let _first = places.enter(address, &idle).unwrap();
         let _second = places.enter(address, &busy).unwrap();
         let other = "10.0.0.2".parse().unwrap();
         let newcomer = Watch::new();
-        let _request = newcomer.request(false);
+        let _request = newcomer.request(None);
         let third = places.enter(other, &newcomer).unwrap();
         assert!(idle.is_evicted() && !busy.is_evicted());
         assert_eq!(

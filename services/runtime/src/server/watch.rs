@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use super::Limits;
 use super::outgoing::{Held, Outgoing, PRESSED, Stream};
+use super::requests::{Charge, Connection, Requests};
 
 /// Why a connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,7 @@ pub(super) struct Watch {
     written: AtomicU64,
     blocked: AtomicBool,
     outgoing: Arc<Outgoing>,
+    charged: Arc<Connection>,
     judged: Mutex<Judged>,
 }
 
@@ -83,10 +85,10 @@ struct Judged {
 impl Watch {
     #[cfg(test)]
     pub(super) fn new() -> Arc<Self> {
-        Self::of_listener(Held::default())
+        Self::of_listener(Held::default(), Requests::default())
     }
 
-    pub(super) fn of_listener(held: Held) -> Arc<Self> {
+    pub(super) fn of_listener(held: Held, requests: Requests) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
@@ -99,6 +101,7 @@ impl Watch {
             is_evicted: AtomicBool::new(false),
             evicted: Notify::new(),
             outgoing: Arc::new(Outgoing::new(held)),
+            charged: Connection::new(requests),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
             judged: Mutex::default(),
@@ -162,8 +165,13 @@ impl Watch {
         }
     }
 
-    /// A request's headers are here. The answer's pieces are followed over HTTP/2.
-    pub(super) fn request(self: &Arc<Self>, http2: bool) -> (Underway, Option<Arc<Stream>>) {
+    /// A request's headers are here. Over HTTP/2 what it takes counts, and the answer's pieces are followed. A connection that takes
+    /// too much is told to end.
+    pub(super) fn request(
+        self: &Arc<Self>,
+        bytes_over_http2: Option<u64>,
+    ) -> (Underway, Option<Arc<Stream>>) {
+        let http2 = bytes_over_http2.is_some();
         if self.requests.fetch_add(1, Relaxed) == 0 {
             self.busy_since.store(self.millis(), Relaxed);
         }
@@ -176,7 +184,18 @@ impl Watch {
             judged.streams.push(entry);
             stream
         });
-        (Underway(Arc::clone(self)), stream)
+        let charge = bytes_over_http2.map(|bytes| {
+            let (charge, is_too_much) = self.charged.begin(bytes);
+            if is_too_much {
+                self.evict();
+            }
+            charge
+        });
+        let underway = Underway {
+            watch: Arc::clone(self),
+            _charge: charge,
+        };
+        (underway, stream)
     }
 
     /// Whether the connection is to be cut.
@@ -230,12 +249,16 @@ impl Watch {
 
 /// A request whose answer is not over.
 #[derive(Debug)]
-pub(super) struct Underway(Arc<Watch>);
+pub(super) struct Underway {
+    watch: Arc<Watch>,
+    _charge: Option<Charge>,
+}
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.idle_since.store(self.0.millis(), Relaxed);
-        self.0.requests.fetch_sub(1, Relaxed);
+        let watch = &self.watch;
+        watch.idle_since.store(watch.millis(), Relaxed);
+        watch.requests.fetch_sub(1, Relaxed);
     }
 }
 

@@ -10,7 +10,6 @@
     reason = "a test ends by them, and prints its figures"
 )]
 
-mod bodies;
 mod process;
 
 use std::sync::Arc;
@@ -19,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use futures::future::join_all;
+use holdfast_testkit::hostile::reviews;
+use holdfast_webhook::routes::MAX_BODY_BYTES as LARGEST;
 use process::Webhook;
 use serde_json::Value;
 
@@ -40,7 +41,7 @@ async fn honest(webhook: &Webhook) -> reqwest::Result<Vec<Duration>> {
     let mut took = Vec::new();
     for number in 0..HONEST {
         let begun = Instant::now();
-        let (status, answer) = webhook.post(&client, bodies::honest(number)).await?;
+        let (status, answer) = webhook.post(&client, reviews::honest(number)).await?;
         took.push(begun.elapsed());
         assert_eq!(status, 200, "{answer}");
         let answer: Value = serde_json::from_str(&answer).unwrap();
@@ -57,7 +58,7 @@ async fn hostile_reviews_of_the_largest_size_cost_a_bounded_memory() {
     let webhook = Arc::new(Webhook::start().await);
     honest(&webhook).await.unwrap();
     let idle = webhook.resident();
-    let kinds = bodies::worst();
+    let kinds = reviews::worst(LARGEST);
     let (first, body) = kinds[0].clone();
     let http2 = std::iter::once((format!("{first}, by HTTP/2"), body, true));
     let http1 = kinds
@@ -116,11 +117,7 @@ async fn bodies_that_trickle_hold_back_no_honest_review() {
     let over = Arc::new(AtomicBool::new(false));
     let senders = (0..4 * HOSTILE).map(|number| {
         let (webhook, over) = (Arc::clone(&webhook), Arc::clone(&over));
-        let claimed = if number % 2 == 0 {
-            100 * 1024
-        } else {
-            bodies::LARGEST
-        };
+        let claimed = if number % 2 == 0 { 100 * 1024 } else { LARGEST };
         tokio::spawn(async move {
             let client = webhook.client();
             let mut cut = 0_usize;

@@ -1,14 +1,11 @@
-//! Reviews, honest and hostile. A hostile one is as large as the webhook takes, and each kind is the worst for one way of
-//! reading it.
+//! Reviews of pods, honest and hostile. A hostile one is as large as the webhook takes, and each kind is the worst for
+//! one way of reading it.
 
 use bytes::Bytes;
 use serde_json::json;
 
-/// Bytes of the largest body that the webhook takes.
-pub(crate) const LARGEST: usize = holdfast_webhook::routes::MAX_BODY_BYTES;
-
 /// An ordinary review of a new pod; each of another image.
-pub(crate) fn honest(number: usize) -> Bytes {
+pub fn honest(number: usize) -> Bytes {
     let review = json!({
         "apiVersion": "admission.k8s.io/v1",
         "kind": "AdmissionReview",
@@ -36,12 +33,12 @@ pub(crate) fn honest(number: usize) -> Bytes {
 const HEAD: &str = r#"{"apiVersion":"admission.k8s.io/v1","kind":"AdmissionReview","request":{"uid":"u","kind":{"group":"","version":"v1","kind":"Pod"},"namespace":"hostile","operation":"UPDATE","oldObject":{"metadata":{}},"object":"#;
 
 /// Fills a review with `piece` as often as it fits between `before` and `after`.
-fn filled(before: &str, piece: impl Fn(usize) -> String, after: &str) -> Bytes {
+fn filled(largest: usize, before: &str, piece: impl Fn(usize) -> String, after: &str) -> Bytes {
     let mut text = format!("{HEAD}{before}");
     let end = format!("{after}}}}}");
     for number in 0.. {
         let piece = piece(number);
-        if text.len() + piece.len() + end.len() > LARGEST {
+        if text.len() + piece.len() + end.len() > largest {
             break;
         }
         text.push_str(&piece);
@@ -50,12 +47,13 @@ fn filled(before: &str, piece: impl Fn(usize) -> String, after: &str) -> Bytes {
     Bytes::from(text)
 }
 
-/// The hostile ones, each with what it is made of.
-pub(crate) fn worst() -> Vec<(&'static str, Bytes)> {
+/// The hostile ones of at most `largest` bytes, each with what it is made of.
+pub fn worst(largest: usize) -> Vec<(&'static str, Bytes)> {
     vec![
         (
             "empty lists in an unknown field",
             filled(
+                largest,
                 r#"{"metadata":{"managedFields":["#,
                 |_| "[],".to_owned(),
                 "0]}}",
@@ -64,6 +62,7 @@ pub(crate) fn worst() -> Vec<(&'static str, Bytes)> {
         (
             "empty containers",
             filled(
+                largest,
                 r#"{"metadata":{},"spec":{"containers":["#,
                 |_| "{},".to_owned(),
                 "{}]}}",
@@ -72,6 +71,7 @@ pub(crate) fn worst() -> Vec<(&'static str, Bytes)> {
         (
             "containers with an image each",
             filled(
+                largest,
                 r#"{"metadata":{},"spec":{"containers":["#,
                 |number| format!(r#"{{"name":"{number}","image":"a:{number}"}},"#),
                 "{}]}}",
@@ -80,6 +80,7 @@ pub(crate) fn worst() -> Vec<(&'static str, Bytes)> {
         (
             "tiny annotations",
             filled(
+                largest,
                 r#"{"spec":{"containers":[{"name":"a","image":"a"}]},"metadata":{"annotations":{"#,
                 |number| format!(r#""{number:x}":"","#),
                 r#""z":""}}}"#,
@@ -88,6 +89,7 @@ pub(crate) fn worst() -> Vec<(&'static str, Bytes)> {
         (
             "one long image",
             filled(
+                largest,
                 r#"{"metadata":{},"spec":{"containers":[{"name":"a","image":""#,
                 |_| "a/".to_owned(),
                 r#""}]}}"#,

@@ -1,0 +1,106 @@
+//! What requests under way over HTTP/2 take of memory, and which connection has to give it back.
+//!
+//! Over HTTP/1.1 a connection has one request. Over HTTP/2 each of its streams has one, with its headers, its task and what the part
+//! makes of it, and a client may leave all of them waiting. Their bytes count in a budget of the listener. While it is used up, a
+//! connection may still have [`CONNECTION_REQUEST_BYTES`]; who takes more is cut.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use http::Request;
+
+/// What a request takes beside its headers: its task, and the state of its stream.
+const OVERHEAD_BYTES: u64 = 8 << 10;
+/// What a header takes beside its name and value (RFC 9113, section 6.5.2).
+const HEADER_BYTES: usize = 32;
+
+/// Bytes of requests under way over HTTP/2, of all connections of a listener, above which a connection is cut that takes more than
+/// [`CONNECTION_REQUEST_BYTES`].
+pub(super) const LISTENER_REQUEST_BYTES: u64 = 32 << 20;
+
+/// Bytes of requests that one connection may always have under way.
+pub(super) const CONNECTION_REQUEST_BYTES: u64 = 64 << 10;
+
+/// Bytes of requests under way on all connections of a listener. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Requests(Arc<AtomicU64>);
+
+/// Bytes of requests under way on one connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    listener: Requests,
+    held: AtomicU64,
+}
+
+impl Connection {
+    pub(super) fn new(listener: Requests) -> Arc<Self> {
+        Arc::new(Self {
+            listener,
+            held: AtomicU64::new(0),
+        })
+    }
+
+    /// Counts a request; and whether the connection takes more than it may at the moment.
+    pub(super) fn begin(self: &Arc<Self>, bytes: u64) -> (Charge, bool) {
+        let of_all = self.listener.0.fetch_add(bytes, Relaxed) + bytes;
+        let own = self.held.fetch_add(bytes, Relaxed) + bytes;
+        let charge = Charge {
+            connection: Arc::clone(self),
+            bytes,
+        };
+        let is_too_much = LISTENER_REQUEST_BYTES < of_all && CONNECTION_REQUEST_BYTES < own;
+        (charge, is_too_much)
+    }
+}
+
+/// What one request takes, until its answer is over.
+#[derive(Debug)]
+pub(super) struct Charge {
+    connection: Arc<Connection>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.connection.held.fetch_sub(self.bytes, Relaxed);
+        self.connection.listener.0.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// What a request takes.
+pub(super) fn bytes<B>(request: &Request<B>) -> u64 {
+    let headers = request.headers().iter();
+    let headers = headers.map(|(name, value)| HEADER_BYTES + name.as_str().len() + value.len());
+    let uri = request.uri();
+    let target = uri.path().len() + uri.query().map_or(0, str::len);
+    OVERHEAD_BYTES + (headers.sum::<usize>() + target) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_keeps_its_own_part_of_a_budget_that_is_used_up() {
+        let listener = Requests::default();
+        let connection = || Connection::new(listener.clone());
+        let (hoarder, honest) = (connection(), connection());
+        let (all, is_too_much) = hoarder.begin(LISTENER_REQUEST_BYTES);
+        assert!(!is_too_much, "the budget is there to be used");
+        let (first, is_too_much) = honest.begin(CONNECTION_REQUEST_BYTES);
+        assert!(!is_too_much, "its own part");
+        let (second, is_too_much) = honest.begin(1);
+        assert!(is_too_much);
+        drop((all, second));
+        let (second, is_too_much) = honest.begin(CONNECTION_REQUEST_BYTES);
+        assert!(!is_too_much, "the budget has room again");
+        drop((first, second));
+        assert_eq!(listener.0.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn a_request_counts_with_its_headers() {
+        let request = Request::get("/abc?d").header("name", "value").body(());
+        assert_eq!(bytes(&request.unwrap()), OVERHEAD_BYTES + 5 + 32 + 9);
+    }
+}
