@@ -86,6 +86,8 @@ impl Clients<'_> {
 
     /// Pulls manifest and blobs of an image on a connection of its own, and checks the bytes.
     async fn image(&self, path: &str, tag: &str, image: &Image) -> Result<()> {
+        // What is waited for, to say it of a pull that fails.
+        let step = std::cell::RefCell::new("a connection".to_owned());
         let pull = async {
             let mut connection = Connection::open(self.target).await?;
             let manifest = (format!("{path}/manifests/{tag}"), image.bytes());
@@ -94,6 +96,7 @@ impl Clients<'_> {
                 (blob, bytes.clone())
             });
             for (path, bytes) in std::iter::once(manifest).chain(blobs) {
+                step.replace(path.clone());
                 if !connection.is_reusable() {
                     connection = Connection::open(self.target).await?;
                 }
@@ -103,16 +106,18 @@ impl Clients<'_> {
                     self.login
                 );
                 let sink = Sink::Keep(&mut got);
-                let answer = connection.request(head.as_bytes(), &[], sink, |_| {}).await;
-                let answer = answer.with_context(|| path.clone())?;
+                let answer = connection
+                    .request(head.as_bytes(), &[], sink, |_| {})
+                    .await?;
                 let said = String::from_utf8_lossy(got.get(..200).unwrap_or(&got));
                 ensure!(answer.status == 200, "status {}: {said}", answer.status);
-                ensure!(got == bytes, "{path}: other bytes");
+                ensure!(got == bytes, "other bytes");
             }
             Ok(())
         };
         let pulled = tokio::time::timeout(TIMEOUT, pull).await;
-        pulled.context("not within half a minute")?
+        let pulled = pulled.context("not within half a minute").flatten();
+        pulled.with_context(|| step.take())
     }
 }
 

@@ -22,7 +22,7 @@ pub(crate) struct Child {
     process: std::process::Child,
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Drop for Child {
@@ -86,7 +86,7 @@ impl Child {
             process,
             listen,
             admin,
-            _folder: folder,
+            folder,
         }
     }
 
@@ -98,6 +98,11 @@ impl Child {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         panic!("the registry does not start");
+    }
+
+    /// Where its content lies.
+    pub(crate) fn data(&self) -> std::path::PathBuf {
+        self.folder.path().join("data")
     }
 
     /// Resident memory, bytes.
