@@ -96,6 +96,9 @@ pub(super) const NAMES: [(&str, &str); 8] = [
     ),
 ];
 
+/// What is made of each in twenty seconds at least. With less the machine is too busy for the figures to mean anything.
+pub(super) const FEWEST: [u64; 8] = [5, 8, 100, 4096, 256, 1000, 500, 48];
+
 impl Counts {
     fn add(&self, attack: usize) {
         self.0[attack].fetch_add(1, Ordering::Relaxed);

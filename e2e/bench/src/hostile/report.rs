@@ -4,11 +4,18 @@ use std::fmt::Write as _;
 
 use serde::Serialize;
 
-use super::{attacks::NAMES, registry::Round, webhook::Kind};
+use super::{
+    attacks::{FEWEST, NAMES},
+    registry::Round,
+    webhook::Kind,
+};
 use crate::{
     report::{Machine, number},
     stats::Series,
 };
+
+/// Hostile reviews of each kind and round at least.
+const REVIEWS: u64 = 64;
 
 /// A whole run.
 #[derive(Serialize)]
@@ -127,10 +134,23 @@ impl Figures {
         let missed = self.bars().into_iter().filter(|bar| !bar.met);
         let missed =
             missed.map(|bar| format!("{}: {}, asked {}", bar.text, number(bar.worst), bar.asked));
+        let of_attacks = self.registry.iter().flat_map(|round| {
+            let made = round.attacks.iter().zip(FEWEST).zip(NAMES);
+            made.filter(|((made, fewest), _)| *made < fewest).map(|((made, fewest), (name, _))| {
+                format!("the machine is too busy: {name} was made {made} times, at least {fewest} were to be")
+            })
+        });
+        let of_reviews = self.kinds().filter(|kind| kind.sent < REVIEWS).map(|kind| {
+            format!(
+                "the machine is too busy: {}: {} reviews, at least {REVIEWS} were to be",
+                kind.name, kind.sent
+            )
+        });
+        let busy: Vec<String> = of_attacks.chain(of_reviews).collect();
         let of_registry = self.registry.iter().flat_map(|round| &round.beside.failed);
         let of_webhook = self.kinds().flat_map(|kind| &kind.failed);
         let reasons = of_registry.take(5).chain(of_webhook.take(5)).cloned();
-        missed.chain(reasons).collect()
+        missed.chain(busy).chain(reasons).collect()
     }
 
     /// The table of bars, as text for a terminal and for the document.
@@ -247,8 +267,8 @@ impl Figures {
     fn webhook_figures(&self, text: &mut String) {
         *text += "\n### The webhook under attack\n\n\
             Worst of the rounds; a share is of one processor.\n\n\
-            | reviews of the largest size | peak RSS above idle, MB | honest reviews: median, longest, ms | webhook, senders, % |\n\
-            |---|---|---|---|\n";
+            | reviews of the largest size | peak RSS above idle, MB | honest reviews: median, longest, ms | webhook, senders, % | sent |\n\
+            |---|---|---|---|---|\n";
         let Some(first) = self.webhook.first() else {
             return;
         };
@@ -261,13 +281,14 @@ impl Figures {
             let seconds = |kind: &Kind| kind.seconds * 1e-2;
             writeln!(
                 text,
-                "| {} | {} | {}, {} | {}, {} |",
+                "| {} | {} | {}, {} | {}, {} | {} |",
                 kind.name,
                 worst(&above),
                 worst(&|kind| kind.honest.median()),
                 worst(&|kind| kind.honest.spread().1),
                 worst(&|kind| kind.cpu_seconds / seconds(kind)),
                 worst(&|kind| kind.senders_cpu_seconds / seconds(kind)),
+                rounds.iter().map(|kind| kind.sent).min().unwrap_or(0),
             )
             .ok();
         }
@@ -305,8 +326,9 @@ pub(super) fn line(round: &Round) -> String {
 /// A kind of hostile reviews in one line.
 pub(super) fn kind_line(kind: &Kind) -> String {
     format!(
-        "{}: {:.1} MB above {:.1} idle; honest reviews {:.1} ms, longest {:.1}; {} failed",
+        "{}, {} times: {:.1} MB above {:.1} idle; honest reviews {:.1} ms, longest {:.1}; {} failed",
         kind.name,
+        kind.sent,
         above(kind),
         megabytes(kind.idle_bytes),
         kind.honest.median(),

@@ -4,6 +4,10 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,7 +52,9 @@ pub(super) struct Kind {
     pub(super) name: &'static str,
     /// How long they came.
     pub(super) seconds: f64,
-    /// Resident memory before, and its peak; bytes.
+    /// Hostile reviews that were sent to their end, or refused or cut before.
+    pub(super) sent: u64,
+    /// Resident memory of the new process, and its peak meanwhile; bytes.
     pub(super) idle_bytes: u64,
     pub(super) peak_bytes: u64,
     /// Milliseconds of honest reviews.
@@ -102,17 +108,22 @@ impl Site {
     /// All kinds of hostile reviews against one new process, each for so long.
     pub(super) async fn round(&self, length: Duration) -> Result<Vec<Kind>> {
         let (process, target) = self.start().await?;
+        // Of the new process: what reviews leave behind counts, too.
+        let idle_bytes = process.usage()?.rss_bytes;
         let mut kinds = Vec::new();
         for (name, body) in reviews::worst(LARGEST) {
             process.reset_peak()?;
-            let idle = process.usage()?;
+            let before = process.usage()?;
+            let sent = Arc::new(AtomicU64::new(0));
+            let counted = Arc::clone(&sent);
             let mut senders = Attackers::prepare({
                 let target = target.clone();
                 move |tell, begin: oneshot::Receiver<()>| async move {
                     tell.send(()).ok();
                     begin.await.ok();
                     for _ in 0..HOSTILE {
-                        tokio::spawn(send(target.clone(), body.clone()));
+                        let counted = Arc::clone(&counted);
+                        tokio::spawn(send(target.clone(), body.clone(), counted));
                     }
                     std::future::pending().await
                 }
@@ -126,12 +137,13 @@ impl Site {
             kinds.push(Kind {
                 name,
                 seconds: begun.elapsed().as_secs_f64(),
-                idle_bytes: idle.rss_bytes,
+                idle_bytes,
+                sent: sent.load(Ordering::Relaxed),
                 peak_bytes: after.peak_rss_bytes,
                 honest,
                 failed,
                 senders_cpu_seconds,
-                cpu_seconds: after.cpu_seconds - idle.cpu_seconds,
+                cpu_seconds: after.cpu_seconds - before.cpu_seconds,
             });
         }
         Ok(kinds)
@@ -172,15 +184,16 @@ impl Site {
 }
 
 /// Sends a hostile review again and again.
-async fn send(target: Target, body: Bytes) {
+async fn send(target: Target, body: Bytes, sent: Arc<AtomicU64>) {
     loop {
         // To be refused or cut is the outcome that it usually has.
-        let sent = async {
+        let one = async {
             let mut connection = Connection::open(&target).await?;
             let head = http::head("POST", "/mutate", Some(body.len()));
             connection.request(&head, &body, Sink::Count, |_| {}).await
         };
-        sent.await.ok();
+        one.await.ok();
+        sent.fetch_add(1, Ordering::Relaxed);
         tokio::time::sleep(PAUSE).await;
     }
 }
