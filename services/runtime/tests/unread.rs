@@ -172,12 +172,8 @@ async fn an_http2_request_with_too_many_headers_reaches_nobody() {
     .await;
     for (count, is_served) in [(LIMIT, true), (LIMIT + 1, false)] {
         let mut client = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
-        let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-        sent.extend(frame(4, 0, 0, &[]));
-        let mut block = vec![0x82, 0x86, 0x04, 1, b'/', 0x01, 1, b'a'];
-        // `accept-encoding` of the static table, again and again.
-        block.extend(vec![0x90; count]);
-        sent.extend(frame(1, 5, 1, &block));
+        let headers = vec![("accept", "*"); count];
+        let sent = http2::requests("/", 1, http2::WINDOW, &headers);
         client.write_all(&sent).await.unwrap();
         // A refusal's headers end the stream; an answer's do not.
         let mut head = [0; 9];
