@@ -131,8 +131,8 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if !on.starts_with("holdfast") {
         return None;
     }
-    // Soak and fuzzing are nothing but tests, in programs of their own.
-    let is_test = ["holdfast-soak", "holdfast-fuzz"].contains(&name);
+    // Programs that are never shipped: they test or measure, and attack as the tests do.
+    let is_test = ["holdfast-soak", "holdfast-fuzz", "holdfast-bench"].contains(&name);
     if on == "holdfast-testkit" && !is_test {
         return Some("holdfast-testkit is for tests: make it a dev-dependency".to_owned());
     }

@@ -343,7 +343,8 @@ impl Attack {
                     async move {
                         let manifest = format!("{repository}/manifests/{number}");
                         let mut stream = attack.ask(number, &manifest).await?;
-                        stream.read(&mut [0; 4096]).await?;
+                        // An answer has begun; how much of it came makes no difference.
+                        stream.read_u8().await?;
                         let blob = format!("{repository}/blobs/{layer}");
                         let mut stream = attack.ask(number, &blob).await?;
                         attack.counts.add(7);
@@ -356,8 +357,7 @@ impl Attack {
         self.again(64, Duration::from_secs(1), async |attack, number| {
             let mut stream = attack.connect(number, false).await?;
             let head = format!(
-                "POST /v2/x/blobs/uploads/?digest=sha256:{:064x} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n",
-                number
+                "POST /v2/x/blobs/uploads/?digest=sha256:{number:064x} HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
             );
             stream.write_all(head.as_bytes()).await?;
             attack.counts.add(7);
