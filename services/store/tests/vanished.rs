@@ -322,7 +322,8 @@ async fn a_session_stays_locked_while_the_volume_works_for_a_client_that_vanishe
         s.until(1).await;
         client.abort();
         assert!(client.await.is_err());
-        let refused = session.open_unhashed().await.map(drop).unwrap_err();
+        let next = tokio::time::timeout(Duration::from_secs(60), session.open_unhashed()).await;
+        let refused = next.unwrap().map(drop).unwrap_err();
         assert!(matches!(refused, Error::UploadInUse), "{what}: {refused}");
         s.gate.shut(None);
         // The next request waits for the end of that work, and goes on with the same file.
@@ -361,6 +362,9 @@ async fn a_lock_that_was_taken_for_a_client_that_vanished_is_free_again() {
     client.abort();
     assert!(client.await.is_err());
     s.gate.shut(None);
+    s.until(0).await;
+    // Time for the lock to be taken.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     // A lock without a heartbeat would be held for 15 seconds.
     let begun = Instant::now();
     let mut is_free = false;
