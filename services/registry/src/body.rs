@@ -207,7 +207,7 @@ impl Reader {
     /// Moves the damaged blob aside and ends the stream short.
     async fn set_aside(self) -> (Self, io::Result<Bytes>) {
         tracing::error!(image.digest = %self.blob.digest(), "a stored blob is damaged; it is moved aside and fetched again at the next pull");
-        if let Err(error) = self.store.quarantine(self.blob.digest()).await {
+        if let Err(error) = self.store.set_aside(&self.blob).await {
             tracing::error!(%error, "a damaged blob cannot be moved aside");
         }
         (self, Err(io::ErrorKind::InvalidData.into()))

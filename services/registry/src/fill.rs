@@ -15,6 +15,7 @@ mod grants;
 mod image;
 mod lists;
 mod names;
+mod offers;
 mod peers;
 mod pull;
 mod relay;
@@ -229,6 +230,8 @@ pub(crate) enum Growing {
     Here(GrowingBlob),
     /// Something, and not for the repository that was named.
     OfOthers,
+    /// No bytes so far.
+    NotYet,
     /// Nothing.
     No,
 }
@@ -349,6 +352,7 @@ impl Fills {
                 Growing::OfOthers
             }
             entry::State::Growing(growing) => Growing::Here(growing.clone()),
+            entry::State::Starting => Growing::NotYet,
             _ => Growing::No,
         }
     }

@@ -78,16 +78,25 @@ async fn answer(
     if request.method() == Method::POST && path == access::PATH {
         return access_of_image(fills, request).await;
     }
+    let of_blob = path.strip_prefix("/internal/v1/blobs/");
+    if let Some(digest) = of_blob.and_then(|rest| rest.strip_suffix("/sources"))
+        && request.method() == Method::POST
+    {
+        return match Digest::parse(digest) {
+            Ok(digest) => take_offer(fills, &digest, request).await,
+            Err(error) => refuse(StatusCode::BAD_REQUEST, &error.to_string()),
+        };
+    }
     if request.method() != Method::GET {
         return refuse(
             StatusCode::METHOD_NOT_ALLOWED,
-            "GET a blob or a manifest, or POST a fill or a question of access",
+            "GET a blob or a manifest, or POST a fill, a source or a question of access",
         );
     }
     if path == space::PATH {
         return space_left(fills).await;
     }
-    if let Some(digest) = path.strip_prefix("/internal/v1/blobs/") {
+    if let Some(digest) = of_blob {
         return match Digest::parse(digest) {
             Ok(digest) => {
                 let repo = match repository(&request) {
@@ -181,6 +190,23 @@ async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Respon
     }
 }
 
+/// Takes a source that another replica offers for a copy that runs here.
+async fn take_offer(
+    fills: &Fills,
+    digest: &Digest,
+    request: Request<RequestBody>,
+) -> Response<Body> {
+    let claim = claimed_size(&request);
+    let Some(request) = read::<FillRequest>(request).await else {
+        return unreadable("FillRequest");
+    };
+    match fills.take_offer(digest, claim, &request) {
+        Ok(true) => reply(StatusCode::OK, "text/plain", Bytes::new()),
+        Ok(false) => refuse(StatusCode::NOT_FOUND, "no copy here takes it"),
+        Err(error) => failed(&error.into()),
+    }
+}
+
 async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
     let Some(request) = read::<FillRequest>(request).await else {
         return unreadable("FillRequest");
@@ -260,6 +286,7 @@ async fn blob(
             "the blob is here, and not known to be of this repository",
         )
     };
+    let mut is_wanted = false;
     match fills.growing(digest, repo) {
         Growing::Here(growing) => {
             let growing = growing.claiming(size);
@@ -275,6 +302,7 @@ async fn blob(
             return streamed(offset, chunks);
         }
         Growing::OfOthers => return not_its(),
+        Growing::NotYet => is_wanted = true,
         Growing::No => {}
     }
     let found = match repo {
@@ -293,6 +321,7 @@ async fn blob(
             });
             streamed(offset, chunks)
         }
+        Ok(None) if is_wanted => refuse(StatusCode::ACCEPTED, "nothing of it came so far"),
         Ok(None) => refuse(StatusCode::NOT_FOUND, "no such blob is here or on its way"),
         Err(error) => {
             tracing::error!(%error, "a blob for another replica cannot be read");

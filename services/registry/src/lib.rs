@@ -33,6 +33,7 @@ pub mod session;
 mod shares;
 pub mod source;
 mod throttle;
+mod time_limit;
 pub mod upstream;
 pub mod volume;
 

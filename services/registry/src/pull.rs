@@ -200,7 +200,7 @@ async fn on_volume(
         && file.size() == 0
         && Hasher::new(file.digest().algorithm()).finish() != *file.digest()
     {
-        api.store.quarantine(file.digest()).await?;
+        api.store.set_aside(file).await?;
         return Ok(None);
     }
     Ok(found)

@@ -216,10 +216,12 @@ impl Store {
         self.run(move |inner| inner.renew(&digest).map(drop)).await
     }
 
-    /// Moves damaged content aside, so that the next request fills it again. `false` if there is none.
-    pub async fn quarantine(&self, digest: &Digest) -> Result<bool> {
-        let digest = digest.clone();
-        self.run(move |inner| inner.quarantine(&digest)).await
+    /// Moves content aside that was found damaged, so that the next request fills it again. `false` if it
+    /// is not there any more; what has taken its place stays.
+    pub async fn set_aside(&self, blob: &BlobFile) -> Result<bool> {
+        let (digest, found) = (blob.digest.clone(), blob.metadata);
+        self.run(move |inner| inner.set_aside(&digest, &found))
+            .await
     }
 
     /// Remembers that this very file was hashed and found sound.

@@ -14,6 +14,7 @@ use super::{
     Error, Fills, Result,
     candidates::Candidate,
     entry::{Entry, State},
+    offers::Offers,
 };
 use crate::{
     limits::SPACE_EVERY_BYTES,
@@ -176,6 +177,7 @@ impl Fills {
         announce: &watch::Sender<State>,
     ) -> Result<()> {
         let (name, store) = (lock_name(digest), &self.inner.store);
+        let mut offers: Option<Offers> = None;
         loop {
             if store.stat_blob(digest).await?.is_some() {
                 return Ok(());
@@ -189,7 +191,12 @@ impl Fills {
                         }
                         changed
                     });
-                    tokio::time::sleep(LOOK).await;
+                    let offers = match &mut offers {
+                        Some(offers) if offers.are_for(&owner) => offers,
+                        others => others.insert(Offers::new(owner)),
+                    };
+                    let made = offers.make(self, digest, entry);
+                    tokio::join!(tokio::time::sleep(LOOK), made);
                 }
                 Claim::Held(lock) => {
                     // The one before us may have finished between the look and the lock.
@@ -204,14 +211,18 @@ impl Fills {
                         announce,
                         lock: &lock,
                     };
-                    return self.download(&copy).await;
+                    if self.download(&copy).await? == End::Stored {
+                        return Ok(());
+                    }
+                    tracing::info!(image.digest = %digest, "another replica took the copy over");
+                    announce.send_replace(State::Starting);
                 }
             }
         }
     }
 
     /// Copies from one source after the other, until the bytes are right or no source is left.
-    async fn download(&self, copy: &Copy<'_>) -> Result<()> {
+    async fn download(&self, copy: &Copy<'_>) -> Result<End> {
         let Copy { digest, entry, .. } = *copy;
         self.inner.store.check_write(0).await?;
         let (mut round, mut avoid) = (Round::default(), Vec::new());
@@ -223,7 +234,8 @@ impl Fills {
                 .await;
             let error = match received {
                 Received::Whole => match incoming.commit().await {
-                    Ok(_) => return Ok(()),
+                    Ok(_) => return Ok(End::Stored),
+                    Err(holdfast_store::Error::LockLost) => return Ok(End::TakenOver),
                     Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
                     Err(error) => return Err(error.into()),
                 },
@@ -251,6 +263,7 @@ impl Fills {
                     return Err(error);
                 }
                 Received::Ended(error) => return Err(error),
+                Received::TakenOver => return Ok(End::TakenOver),
             };
             let senders = std::mem::take(&mut round.senders);
             tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
@@ -426,8 +439,7 @@ impl Fills {
         let mut unchecked = 0;
         loop {
             if copy.lock.is_lost() {
-                let what = "another replica took the copy over".to_owned();
-                return Taken::Received(Received::Ended(Error::Unavailable(what)));
+                return Taken::Received(Received::TakenOver);
             }
             let next = tokio::select! {
                 biased;
@@ -512,6 +524,16 @@ enum Received {
     NoSpace(Error),
     /// No more can be done for any source.
     Ended(Error),
+    /// The lock is another replica's now: this process stood still for longer than it lives.
+    TakenOver,
+}
+
+/// How a copy ended that did not fail.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Stored,
+    /// Another replica goes on with it.
+    TakenOver,
 }
 
 /// How a body ended.

@@ -13,7 +13,7 @@ use std::{
 };
 
 use holdfast_core::RepositoryName;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use super::{Error, Result};
 use crate::{
@@ -31,7 +31,10 @@ const FASTER: u64 = 4;
 /// How often the running source is looked at while there are others.
 const LOOK: Duration = Duration::from_millis(250);
 /// How long a source may need until it sends, while there are others.
-const BEGIN_WITHIN: Duration = Duration::from_secs(1);
+pub(super) const BEGIN_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long an offer to another replica counts. It is made again then, for the copy may be another one.
+const OFFER_AGAIN: Duration = Duration::from_secs(10);
 
 /// One who wants the blob, from its own source.
 #[derive(Debug)]
@@ -40,6 +43,10 @@ pub(super) struct Candidate {
     pub(super) repo: RepositoryName,
     /// The size that this source's manifest claims.
     pub(super) claim: Option<u64>,
+    /// Whether another replica brought it, for its own clients.
+    is_foreign: bool,
+    /// The replica that it was brought to, because that one copies, and when.
+    offered: Mutex<Option<(String, Instant)>>,
     /// Times that all of what it sent was wrong.
     wrong: AtomicU32,
     failed: OnceLock<Error>,
@@ -50,6 +57,19 @@ impl Candidate {
     /// All that it sent was wrong once more; how often it was by now.
     pub(super) fn was_wrong(&self) -> u32 {
         self.wrong.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The replica with this id took it.
+    pub(super) fn offered(&self, id: &str) {
+        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        *offered = Some((id.to_owned(), Instant::now()));
+    }
+
+    /// Whether that is so, and not so long ago that the replica may have begun another copy.
+    fn is_offered(&self, id: &str) -> bool {
+        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offered = offered.iter();
+        offered.any(|(to, at)| to == id && at.elapsed() < OFFER_AGAIN)
     }
 
     /// Resolves when the copy gave this source up.
@@ -107,6 +127,34 @@ impl Candidates {
         repo: &RepositoryName,
         claim: Option<u64>,
     ) -> Option<Arc<Candidate>> {
+        self.add(source, repo, claim, false)
+    }
+
+    /// The same with a source that another replica brings.
+    pub(super) fn take(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        claim: Option<u64>,
+    ) -> Option<Arc<Candidate>> {
+        self.add(source, repo, claim, true)
+    }
+
+    /// A source of this replica's own that the one with this id, which copies, was not brought.
+    pub(super) fn to_offer(&self, id: &str) -> Option<Arc<Candidate>> {
+        let list = self.list();
+        let mut own = list.all.iter().filter(|(known, _)| !known.is_foreign);
+        own.find(|(known, _)| !known.is_offered(id))
+            .map(|(known, _)| Arc::clone(known))
+    }
+
+    fn add(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        claim: Option<u64>,
+        is_foreign: bool,
+    ) -> Option<Arc<Candidate>> {
         let mut list = self.list();
         if list.is_closed {
             return None;
@@ -116,12 +164,22 @@ impl Candidates {
             return Some(Arc::clone(known));
         }
         if list.all.len() >= COPY_SOURCES {
-            return None;
+            // Whoever brought the slowest one waits for the others.
+            let left = list.all.iter().enumerate();
+            let slowest = left
+                .filter_map(|(at, (_, standing))| match standing {
+                    Standing::Left(rate) => Some((*rate, at)),
+                    _ => None,
+                })
+                .min()?;
+            list.all.remove(slowest.1);
         }
         let candidate = Arc::new(Candidate {
             source: source.clone(),
             repo: repo.clone(),
             claim,
+            is_foreign,
+            offered: Mutex::default(),
             wrong: AtomicU32::new(0),
             failed: OnceLock::new(),
             told: Notify::new(),
@@ -319,6 +377,25 @@ mod tests {
     }
 
     #[test]
+    fn an_offer_of_another_replica_interrupts_no_copy_that_is_fast_enough() {
+        let all = Candidates::default();
+        let a = join(&all, "a.example", "x").unwrap();
+        all.next().unwrap();
+        let (source, local) = source("b.example", "x");
+        let b = all.take(&source, &local, Some(1)).unwrap();
+        assert!(!all.is_better_elsewhere(Some(MODEST), false));
+        assert!(all.is_better_elsewhere(Some(MODEST - 1), false));
+        // What came from elsewhere is not passed on; the own one is offered once to each replica.
+        for replica in ["two", "three"] {
+            assert!(Arc::ptr_eq(&all.to_offer(replica).unwrap(), &a));
+            a.offered(replica);
+            assert!(all.to_offer(replica).is_none());
+        }
+        all.leave(&a, 10);
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &b));
+    }
+
+    #[test]
     fn no_more_sources_are_remembered_than_the_limit_says() {
         let all = Candidates::default();
         for n in 0..COPY_SOURCES {
@@ -328,5 +405,24 @@ mod tests {
         let first = all.next().unwrap();
         all.fail(&first, Error::NotFound);
         assert!(join(&all, "b.example", "x").is_some());
+        assert!(join(&all, "b.example", "y").is_none());
+        for rate in [10, 5, 20] {
+            all.leave(&all.next().unwrap(), rate);
+        }
+        // The slowest that was left makes room, and none that may still be good.
+        let rates = || {
+            let list = all.list();
+            let left = list.all.iter().filter_map(|(_, standing)| match standing {
+                Standing::Left(rate) => Some(*rate),
+                _ => None,
+            });
+            left.collect::<Vec<_>>()
+        };
+        for (name, left) in [("y", vec![10, 20]), ("z", vec![20]), ("w", vec![])] {
+            assert!(join(&all, "b.example", name).is_some());
+            assert_eq!(rates(), left);
+        }
+        assert!(join(&all, "b.example", "v").is_none());
+        assert_eq!(all.list().all.len(), COPY_SOURCES);
     }
 }

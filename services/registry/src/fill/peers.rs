@@ -9,11 +9,13 @@ use std::{
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
+use holdfast_api::fill::FillRequest;
 use holdfast_core::{Digest, RepositoryName, oci::MANIFEST_BYTES};
 use holdfast_runtime::tls::ClientTls;
 
 use crate::{
     source::ManifestRef,
+    time_limit::within,
     upstream::{Memory, Reserved},
 };
 
@@ -24,6 +26,8 @@ const ANSWER: Duration = Duration::from_secs(3);
 pub(crate) enum Answer {
     /// Its bytes, as they reach it.
     Stream(BoxStream<'static, Result<Bytes, reqwest::Error>>),
+    /// It copies it, and has no bytes of it so far.
+    NotYet,
     /// It has it, and not for this repository.
     NotThisRepository,
     /// It has nothing of it, or does not answer.
@@ -89,7 +93,6 @@ impl Peers {
             .tcp_nodelay(true)
             // A connection a stream: over one connection of HTTP/2 a client that stands still would stop all the others.
             .http1_only()
-            .connect_timeout(ANSWER)
             .resolve(&how.name, address);
         builder = match &how.tls {
             Some(tls) => builder.tls_backend_preconfigured(tls.config().ok()?),
@@ -124,15 +127,34 @@ impl Peers {
         let request = client
             .get(format!("{base}/internal/v1/blobs/{digest}?{query}"))
             .header(http::header::RANGE, format!("bytes={offset}-"));
-        let Ok(Ok(response)) = tokio::time::timeout(ANSWER, request.send()).await else {
+        let Some(Ok(response)) = within(ANSWER, request.send()).await else {
             return Answer::Nothing;
         };
         match response.status().as_u16() {
             206 => Answer::Stream(response.bytes_stream().boxed()),
             200 if offset == 0 => Answer::Stream(response.bytes_stream().boxed()),
+            202 => Answer::NotYet,
             409 => Answer::NotThisRepository,
             _ => Answer::Nothing,
         }
+    }
+
+    /// Offers a source for the copy that the replica at `address` makes. Whether it was taken.
+    pub(crate) async fn offer(
+        &self,
+        address: &str,
+        digest: &Digest,
+        claim: Option<u64>,
+        request: &FillRequest,
+    ) -> bool {
+        let Some((base, client)) = self.client(address) else {
+            return false;
+        };
+        let size = claim.map_or_else(String::new, |size| format!("?size={size}"));
+        let url = format!("{base}/internal/v1/blobs/{digest}/sources{size}");
+        let asked = client.post(url).json(request).send();
+        let answer = within(ANSWER, asked).await;
+        answer.is_some_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
     }
 
     /// The sizes that manifests on their way at the replica at `address` claim for a blob; none when no
@@ -152,7 +174,7 @@ impl Peers {
             let response = response.error_for_status().ok()?;
             response.text().await.ok()
         };
-        let text = tokio::time::timeout(ANSWER, asked).await.ok().flatten();
+        let text = within(ANSWER, asked).await.flatten();
         let sizes = text.iter().flat_map(|text| text.split_whitespace());
         sizes.filter_map(|size| size.parse().ok()).collect()
     }
@@ -170,10 +192,7 @@ impl Peers {
         let request = client.get(format!(
             "{base}/internal/v1/manifests/{reference}?repository={repo}"
         ));
-        let mut response = tokio::time::timeout(ANSWER, request.send())
-            .await
-            .ok()?
-            .ok()?;
+        let mut response = within(ANSWER, request.send()).await?.ok()?;
         if !response.status().is_success() {
             return None;
         }
@@ -184,12 +203,11 @@ impl Peers {
         let read = async {
             let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
             loop {
-                let chunk = tokio::time::timeout(ANSWER, response.chunk()).await;
-                match chunk {
-                    Ok(Ok(Some(chunk))) if (bytes.len() + chunk.len()) as u64 <= length => {
+                match within(ANSWER, response.chunk()).await {
+                    Some(Ok(Some(chunk))) if (bytes.len() + chunk.len()) as u64 <= length => {
                         bytes.extend_from_slice(&chunk);
                     }
-                    Ok(Ok(None)) => return Ok(Bytes::from(bytes)),
+                    Some(Ok(None)) => return Ok(Bytes::from(bytes)),
                     _ => return Err(()),
                 }
             }

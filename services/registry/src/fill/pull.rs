@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
+    time_limit::within,
     upstream::{self, Login, Priority, Requester, Source},
 };
 
@@ -176,14 +177,13 @@ impl Fills {
                 tokio::time::sleep(LOOK).await;
             }
         };
-        let outcome = tokio::time::timeout(self.inner.settings.hold, waits).await;
-        match outcome {
-            Ok(outcome) => outcome,
+        match within(self.inner.settings.hold, waits).await {
+            Some(outcome) => outcome,
             // It goes on; whoever asks again joins it.
-            Err(_) if asks => Err(Error::Unavailable(
+            None if asks => Err(Error::Unavailable(
                 "the upstream did not send the manifest in time".to_owned(),
             )),
-            Err(_) => Err(Error::NotAllowed),
+            None => Err(Error::NotAllowed),
         }
     }
 

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::{StreamExt, future::BoxFuture, stream::BoxStream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use holdfast_core::{Digest, RepositoryName};
 use holdfast_store::{GrowingBlob, Hasher};
-use tokio::time::Instant;
 
 use super::{Error, Fills, Result, entry::State, peers::Answer};
 use crate::{
     source::{RemoteBlob, SourceError},
+    time_limit::{TimeLimit, within},
     upstream::Source,
 };
 
@@ -20,8 +20,12 @@ const READ_BYTES: u64 = 256 << 10;
 const LOOK: Duration = Duration::from_millis(200);
 /// How long an answer waits for its first bytes.
 const SOON: Duration = Duration::from_secs(2);
-/// How long a stream from another replica may stand still: longer than a dead replica's lock lives.
+/// How long another replica may give no answer at all: longer than a dead replica's lock lives.
 const PATIENCE: Duration = Duration::from_secs(45);
+/// How long a stream from another replica may stand still until that replica is asked again.
+const STILL: Duration = Duration::from_secs(15);
+/// Copies that fail for others before that counts for a client whose source was no part of them.
+const COPIES_OF_OTHERS: u32 = 3;
 
 /// A blob that another replica fills.
 #[derive(Clone)]
@@ -52,7 +56,8 @@ impl RemoteBlob for Relay {
             from: From::Nowhere,
             handed: Hasher::new(self.digest.algorithm()),
             again: None,
-            moved: Instant::now(),
+            unanswered: TimeLimit::new(PATIENCE),
+            failed: 0,
         };
         Box::pin(async move {
             // A refusal that comes soon is told before the answer begins; bytes far ahead come when they come.
@@ -92,7 +97,10 @@ struct Cursor {
     /// Behind a break in a part that has no digest of its own: what was handed on is read again from the new source, up to
     /// here, and compared before anything more is handed on.
     again: Option<Again>,
-    moved: Instant,
+    /// For how long the replica that copies may go on giving no answer. The client's own pauses do not count.
+    unanswered: TimeLimit,
+    /// Copies that failed for others.
+    failed: u32,
 }
 
 struct Again {
@@ -120,13 +128,12 @@ impl Cursor {
                 From::Nowhere => None,
                 From::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
                 From::Here(growing) => growing.read_at(at, READ_BYTES).await.ok(),
-                From::Peer(stream) => match tokio::time::timeout(PATIENCE / 3, stream.next()).await
-                {
+                From::Peer(stream) => match within(STILL, stream.next()).await {
                     // An empty piece is no end.
-                    Ok(Some(Ok(bytes))) if bytes.is_empty() => continue,
-                    Ok(Some(Ok(bytes))) => Some(bytes),
+                    Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                    Some(Some(Ok(bytes))) => Some(bytes),
                     // The replica ends its answer cleanly only behind the verified end.
-                    Ok(None) if size.is_none_or(|size| size == at) => Some(Bytes::new()),
+                    Some(None) if size.is_none_or(|size| size == at) => Some(Bytes::new()),
                     _ => None,
                 },
             };
@@ -149,7 +156,6 @@ impl Cursor {
         let Some(again) = &mut self.again else {
             return Ok(bytes);
         };
-        self.moved = Instant::now();
         let left = usize::try_from(self.offset - again.at).unwrap_or(usize::MAX);
         let known = bytes.split_to(left.min(bytes.len()));
         again.hasher.update(&known);
@@ -178,7 +184,6 @@ impl Cursor {
             return Err(self.other_size(size));
         }
         self.offset = offset;
-        self.moved = Instant::now();
         self.handed.update(&bytes);
         // Before the last byte is handed on: a wrong body never ends cleanly.
         let is_end = bytes.is_empty() || self.relay.size == Some(self.offset);
@@ -200,11 +205,6 @@ impl Cursor {
 
     /// Finds out who has the bytes now.
     async fn seek(&mut self) -> Result<()> {
-        if self.moved.elapsed() > PATIENCE {
-            return Err(Error::Unavailable(
-                "the replica that copies it does not answer".to_owned(),
-            ));
-        }
         // The whole has its digest; what was handed on of a part has nothing but another source's word.
         if self.start > 0 && self.offset > self.start {
             self.again = Some(Again {
@@ -250,15 +250,39 @@ impl Cursor {
                     relay.prove().await?;
                 }
             }
-            State::Failed(error) => return Err(error),
+            State::Failed(error) => {
+                if let Some(own) = ours
+                    .as_ref()
+                    .and_then(|ours| ours.given_up().now_or_never())
+                {
+                    return Err(own);
+                }
+                self.failed += 1;
+                if self.failed >= COPIES_OF_OTHERS {
+                    return Err(error);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
             State::Elsewhere(owner) => {
                 let repo = (!relay.proven).then_some(&relay.repo);
                 let peers = &relay.fills.inner.peers;
                 let (digest, size) = (&relay.digest, relay.size);
-                match peers.blob(&owner.address, digest, at, size, repo).await {
-                    Answer::Stream(stream) => self.from = From::Peer(stream),
-                    Answer::NotThisRepository => relay.prove().await?,
-                    Answer::Nothing => tokio::time::sleep(LOOK).await,
+                let asked = peers.blob(&owner.address, digest, at, size, repo);
+                let answer = self.unanswered.run(asked).await;
+                if !matches!(answer, None | Some(Answer::Nothing)) {
+                    self.unanswered = TimeLimit::new(PATIENCE);
+                }
+                match answer {
+                    Some(Answer::Stream(stream)) => self.from = From::Peer(stream),
+                    Some(Answer::NotThisRepository) => relay.prove().await?,
+                    Some(Answer::NotYet) => tokio::time::sleep(LOOK).await,
+                    Some(Answer::Nothing) | None => {
+                        let pause = self.unanswered.run(tokio::time::sleep(LOOK)).await;
+                        pause.ok_or_else(|| {
+                            let what = "the replica that copies it does not answer";
+                            Error::Unavailable(what.to_owned())
+                        })?;
+                    }
                 }
             }
             // In the store, and not of this repository so far: whoever copied it may be about to say so.

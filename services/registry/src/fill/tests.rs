@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod access;
+mod busy;
 mod claims;
 mod indexes;
 mod lies;

@@ -3,6 +3,7 @@
 use std::{fmt, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use holdfast_api::fill::Credential;
 use serde::Deserialize;
 use serde_json::Value;
 use url::Url;
@@ -32,6 +33,15 @@ impl Login {
         Self {
             is_identity: true,
             ..Self::new(username, token)
+        }
+    }
+
+    /// The login as a request of the internal API carries it.
+    pub(crate) fn to_credential(&self) -> Credential {
+        Credential {
+            username: self.username.clone(),
+            password: self.password.as_str().into(),
+            identity_token: self.is_identity,
         }
     }
 

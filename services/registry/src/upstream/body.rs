@@ -1,9 +1,6 @@
 //! The body of a blob as it arrives: its limits, its pace, and how fast the upstream sends.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use holdfast_api::fill::Need;
@@ -12,6 +9,7 @@ use super::{
     Inner, Priority, Result, client, endpoint::Endpoint, flow::Flow, settings::MIN_BYTES,
     turns::Turn,
 };
+use crate::time_limit::TimeLimit;
 
 /// The body of a blob as it arrives.
 #[derive(Debug)]
@@ -36,28 +34,27 @@ impl Body {
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
             self.turn.give_way(&self.priority).await;
-            let begun = Instant::now();
+            let mut limit = TimeLimit::new(self.endpoint.timeouts.stall);
             self.turn.flow().waits();
-            let next =
-                tokio::time::timeout(self.endpoint.timeouts.stall, self.response.chunk()).await;
-            let came = next.as_ref().map_or(0, |next| {
-                next.as_ref()
-                    .map_or(0, |bytes| bytes.as_ref().map_or(0, Bytes::len))
-            });
+            let next = limit.run(self.response.chunk()).await;
+            let came = match &next {
+                Some(Ok(Some(bytes))) => bytes.len(),
+                _ => 0,
+            };
             self.turn.flow().came(came);
             let mut bytes = match next {
-                Ok(Ok(Some(bytes))) => bytes,
-                Ok(Ok(None)) => return Ok(None),
-                Ok(Err(error)) => {
+                Some(Ok(Some(bytes))) => bytes,
+                Some(Ok(None)) => return Ok(None),
+                Some(Err(error)) => {
                     return Err(self
                         .endpoint
                         .broke(&format!("the body broke off: {}", client::cause(&error))));
                 }
-                Err(_) => return Err(self.endpoint.broke("the body stalled")),
+                None => return Err(self.endpoint.broke("the body stalled")),
             };
             // Only time spent on waiting for the upstream counts, not our own caps or the volume.
             self.paced.0 += bytes.len() as u64;
-            self.paced.1 += begun.elapsed();
+            self.paced.1 += limit.used();
             if self.paced.1 > self.endpoint.timeouts.crawl {
                 if self.paced.0 < MIN_BYTES {
                     return Err(self.endpoint.broke("the body only trickles"));

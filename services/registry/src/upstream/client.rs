@@ -18,6 +18,7 @@ use super::{
     proxies::Proxies,
     reach::{self, Allowed, Reach, Seen},
 };
+use crate::time_limit::within;
 
 /// Why a request failed, in a few words and without its URL: a URL may carry a signature.
 pub(super) fn cause(error: &reqwest::Error) -> String {
@@ -89,13 +90,13 @@ impl Prober {
                 break;
             }
             let asked = self.client.get(self.url.clone()).send();
-            let failure = match tokio::time::timeout(self.timeout, asked).await {
-                Ok(Ok(answer)) if answer.status().is_server_error() => {
+            let failure = match within(self.timeout, asked).await {
+                Some(Ok(answer)) if answer.status().is_server_error() => {
                     Some(format!("it answers {}", answer.status()))
                 }
-                Ok(Ok(_)) => None,
-                Ok(Err(error)) => Some(cause(&error)),
-                Err(_) => Some("no answer in time".to_owned()),
+                Some(Ok(_)) => None,
+                Some(Err(error)) => Some(cause(&error)),
+                None => Some("no answer in time".to_owned()),
             };
             let Some(breaker) = self.breaker.upgrade() else {
                 break;

@@ -37,6 +37,7 @@ use super::{
 use crate::{
     fill_metrics::{FillMetrics, UpstreamLabel},
     throttle::Throttle,
+    time_limit::{TimeLimit, within},
 };
 pub(crate) use answer::seconds;
 use answer::{content_range, printable, text, told_size};
@@ -461,23 +462,20 @@ impl Endpoint {
         let length = response.content_length().unwrap_or(0);
         let capacity = usize::try_from(length).unwrap_or(usize::MAX).min(limit);
         let mut bytes = BytesMut::with_capacity(capacity);
-        let deadline = Instant::now() + self.timeouts.crawl;
+        let mut whole = TimeLimit::new(self.timeouts.crawl);
         loop {
-            let wait = self
-                .timeouts
-                .stall
-                .min(deadline.saturating_duration_since(Instant::now()));
-            match tokio::time::timeout(wait, response.chunk()).await {
-                Ok(Ok(Some(chunk))) if bytes.len() + chunk.len() > limit => {
+            let next = within(self.timeouts.stall, response.chunk());
+            match whole.run(next).await.flatten() {
+                Some(Ok(Some(chunk))) if bytes.len() + chunk.len() > limit => {
                     return Err(too_large(limit as u64));
                 }
-                Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
-                Ok(Ok(None)) => return Ok(bytes.freeze()),
-                Ok(Err(error)) => {
+                Some(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
+                Some(Ok(None)) => return Ok(bytes.freeze()),
+                Some(Err(error)) => {
                     let text = format!("the answer broke off: {}", cause(&error));
                     return Err(self.failed(call, &text));
                 }
-                Err(_) => return Err(self.failed(call, "the answer stalled")),
+                None => return Err(self.failed(call, "the answer stalled")),
             }
         }
     }

@@ -8,3 +8,4 @@
 mod herd;
 mod pulls;
 mod replica;
+mod slow;

@@ -65,6 +65,37 @@ async fn a_damaged_blob_is_cut_short_once_and_then_fetched_again() {
 }
 
 #[tokio::test]
+async fn a_blob_that_replaced_a_damaged_one_while_it_was_read_stays() {
+    let image = ImageBuilder::new(98).layer(24_000_000).build();
+    let layer = &image.layers[0];
+    let upstream = Upstream::start().await;
+    upstream.push("team/app", "1", &image);
+    let site = Site::new();
+    let one = site.replica(&upstream, "one").await;
+    let http = Client::new();
+    let base = &one.url;
+    let manifest = format!("{base}{}", local(&upstream, "manifests/1"));
+    http.get(manifest).send().await.unwrap();
+    let file = blob_file(&site.data(), layer);
+    let tag = tag_file(&site.data(), &upstream);
+    eventually("the image is stored", LIMIT, || tag.exists()).await;
+    let mut bytes = image.blobs[layer].to_vec();
+    bytes[350_000] ^= 1;
+    std::fs::write(&file, &bytes).unwrap();
+    let url = format!("{base}{}", local(&upstream, &format!("blobs/{layer}")));
+    // More than connections buffer: the end is read after the first piece is taken.
+    let mut damaged = http.get(&url).send().await.unwrap();
+    damaged.chunk().await.unwrap().unwrap();
+    let sound = file.with_extension("sound");
+    std::fs::write(&sound, &image.blobs[layer]).unwrap();
+    std::fs::rename(&sound, &file).unwrap();
+    assert!(damaged.bytes().await.is_err(), "never a clean end");
+    let answer = http.get(&url).send().await.unwrap();
+    assert_eq!(answer.bytes().await.unwrap(), image.blobs[layer]);
+    assert_eq!(upstream.gets(layer), 1, "the sound one was not set aside");
+}
+
+#[tokio::test]
 async fn wrong_bytes_end_short_of_their_length() {
     let image = ImageBuilder::new(93).layer(700_000).build();
     let layer = &image.layers[0];

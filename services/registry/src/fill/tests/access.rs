@@ -191,7 +191,8 @@ async fn a_blob_that_was_lost_is_found_by_any_manifest_of_its_repository() {
         store.set_tag(&repo, &name, &one).await.unwrap();
     }
     let layer = digest(&image.layers[0]);
-    assert!(store.quarantine(&layer).await.unwrap());
+    let blob = store.open_blob(&layer).await.unwrap().unwrap();
+    assert!(store.set_aside(&blob).await.unwrap());
     // Another process: nothing is remembered.
     let restarted = fills(folder.path(), &upstream).await;
     let blob = restarted.blob(&repo, &layer).await.unwrap();

@@ -6,11 +6,14 @@ use reqwest::{Client, Response};
 use url::Url;
 
 use super::{Endpoint, Known, answer, answer::text, ask::Call};
-use crate::upstream::{
-    Error, Result,
-    client::{Use, cause, client},
-    reach::{self, Allowed, Reach, Seen},
-    settings::MAX_REDIRECTS,
+use crate::{
+    time_limit::TimeLimit,
+    upstream::{
+        Error, Result,
+        client::{Use, cause, client},
+        reach::{self, Allowed, Reach, Seen},
+        settings::MAX_REDIRECTS,
+    },
 };
 
 /// Which bytes of something are asked for.
@@ -124,12 +127,28 @@ impl Endpoint {
         request: reqwest::RequestBuilder,
         own: bool,
     ) -> Result<Response> {
-        match tokio::time::timeout(self.timeouts.headers, request.send()).await {
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) if own && error.is_connect() => Err(self.unreachable(&cause(&error))),
-            Ok(Err(error)) => Err(self.failed(call, &cause(&error))),
-            Err(_) => Err(self.failed(call, "no answer in time")),
+        let mut limit = TimeLimit::new(self.timeouts.headers);
+        let mut request = Some(request);
+        while let Some(sent) = request.take() {
+            let (again, late) = (sent.try_clone(), limit.late());
+            match limit.run(sent.send()).await {
+                Some(Ok(response)) => return Ok(response),
+                // The client's own timer knows nothing of a busy machine.
+                Some(Err(error))
+                    if error.is_connect()
+                        && error.is_timeout()
+                        && limit.late() - late >= self.timeouts.connect / 4 =>
+                {
+                    request = again;
+                }
+                Some(Err(error)) if own && error.is_connect() => {
+                    return Err(self.unreachable(&cause(&error)));
+                }
+                Some(Err(error)) => return Err(self.failed(call, &cause(&error))),
+                None => break,
+            }
         }
+        Err(self.failed(call, "no answer in time"))
     }
 
     /// What another origin was told before for this repository: its challenge is known then.
