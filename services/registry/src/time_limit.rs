@@ -1,9 +1,10 @@
 //! Limits of time for what others do: an upstream, another replica.
 //!
 //! A timer that has run out proves nothing on a busy machine, or after the process stood still: the
-//! answer may have been there for long, and nobody had the time to read it. So a limit is counted in
-//! steps, and a step that ends late counts as one that ended in time. On a machine with time to spare
-//! the steps add up to the limit; on a busy one the limit grows with the delay of the scheduler.
+//! answer may have been there for long, and nobody had the time to read it. So a limit is counted
+//! in steps, and a step that ends late counts as one that ended in time. On a machine with time to
+//! spare the steps add up to the limit; on a busy one the limit grows with the delay of the
+//! scheduler.
 
 use std::{pin::pin, time::Duration};
 

@@ -1,9 +1,11 @@
-//! Sources for a copy that another replica makes. A replica whose clients wait for that copy names its own
-//! sources to the one that copies, which judges them as those of its own clients: it goes on from another
-//! source when the running one fails or is slow, and not otherwise. So one host that is slow holds back
-//! nobody, through whichever replica they pull, and the copy keeps its one writer.
+//! Sources for a copy that another replica makes. A replica whose clients wait for that copy names
+//! its own sources to the one that copies, which judges them as those of its own clients: it goes
+//! on from another source when the running one fails or is slow, and not otherwise. So one host
+//! that is slow holds back nobody, through whichever replica they pull, and the copy keeps its one
+//! writer.
 //!
-//! Credentials go along, over mutual TLS as in the controller's requests, and are kept until the copy ends.
+//! Credentials go along, over mutual TLS as in the controller's requests, and are kept until the
+//! copy ends.
 
 use holdfast_api::fill::FillRequest;
 use holdfast_core::Digest;
@@ -42,8 +44,8 @@ impl Offers {
         self.to == *owner
     }
 
-    /// Makes the next offer, if one is due. What is not taken is offered again later: the other replica
-    /// may be about to begin.
+    /// Makes the next offer, if one is due. What is not taken is offered again later: the other
+    /// replica may be about to begin.
     pub(super) async fn make(&mut self, fills: &Fills, digest: &Digest, entry: &Entry) {
         if Instant::now() < self.due || self.to.address.is_empty() {
             return;
@@ -73,8 +75,8 @@ fn request(candidate: &Candidate, digest: &Digest) -> FillRequest {
 }
 
 impl Fills {
-    /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or it
-    /// takes no further sources.
+    /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or
+    /// it takes no further sources.
     ///
     /// # Errors
     /// Why the source is none.

@@ -1,4 +1,5 @@
-//! A machine that is busy, and a process that stood still: no healthy upstream is to blame for that.
+//! A machine that is busy, and a process that stood still: no healthy upstream is to blame for
+//! that.
 
 use super::*;
 
