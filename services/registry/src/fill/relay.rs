@@ -24,8 +24,8 @@ const SOON: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(45);
 /// How long a stream from another replica may stand still until that replica is asked again.
 const STILL: Duration = Duration::from_secs(15);
-/// Copies that fail for others before that counts for a client whose source was no part of them.
-const COPIES_OF_OTHERS: u32 = 3;
+/// Copies of this replica that fail one after the other, with no byte between, until a client is told.
+const COPIES: u32 = 3;
 
 /// A blob that another replica fills.
 #[derive(Clone)]
@@ -57,6 +57,7 @@ impl RemoteBlob for Relay {
             handed: Hasher::new(self.digest.algorithm()),
             again: None,
             unanswered: TimeLimit::new(PATIENCE),
+            broke: false,
             failed: 0,
         };
         Box::pin(async move {
@@ -97,9 +98,12 @@ struct Cursor {
     /// Behind a break in a part that has no digest of its own: what was handed on is read again from the new source, up to
     /// here, and compared before anything more is handed on.
     again: Option<Again>,
-    /// For how long the replica that copies may go on giving no answer. The client's own pauses do not count.
+    /// For how long the replica that copies may go on giving no bytes and no sign of its copy. The
+    /// client's own pauses do not count.
     unanswered: TimeLimit,
-    /// Copies that failed for others.
+    /// Whether the last stream broke off.
+    broke: bool,
+    /// Copies of this replica that failed since the last byte.
     failed: u32,
 }
 
@@ -127,14 +131,24 @@ impl Cursor {
             let bytes = match &mut self.from {
                 From::Nowhere => None,
                 From::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
-                From::Here(growing) => growing.read_at(at, READ_BYTES).await.ok(),
+                From::Here(growing) => match growing.read_at(at, READ_BYTES).await {
+                    Ok(bytes) => Some(bytes),
+                    Err(error) => {
+                        self.broke = true;
+                        self.copy_failed(|| Error::Unavailable(error.to_string()))?;
+                        None
+                    }
+                },
                 From::Peer(stream) => match within(STILL, stream.next()).await {
                     // An empty piece is no end.
                     Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
                     Some(Some(Ok(bytes))) => Some(bytes),
                     // The replica ends its answer cleanly only behind the verified end.
                     Some(None) if size.is_none_or(|size| size == at) => Some(Bytes::new()),
-                    _ => None,
+                    broken => {
+                        self.broke = broken.is_some();
+                        None
+                    }
                 },
             };
             match bytes {
@@ -184,6 +198,8 @@ impl Cursor {
             return Err(self.other_size(size));
         }
         self.offset = offset;
+        self.unanswered = TimeLimit::new(PATIENCE);
+        (self.broke, self.failed) = (false, 0);
         self.handed.update(&bytes);
         // Before the last byte is handed on: a wrong body never ends cleanly.
         let is_end = bytes.is_empty() || self.relay.size == Some(self.offset);
@@ -203,6 +219,34 @@ impl Cursor {
         ))
     }
 
+    /// A copy of this replica failed. It is begun again, and not for ever.
+    fn copy_failed(&mut self, why: impl FnOnce() -> Error) -> Result<()> {
+        self.failed += 1;
+        if self.failed < COPIES {
+            Ok(())
+        } else {
+            Err(why())
+        }
+    }
+
+    /// Waits for the next look at who has the bytes.
+    async fn pause(&mut self) -> Result<()> {
+        let pause = self.unanswered.run(tokio::time::sleep(LOOK)).await;
+        pause.ok_or_else(|| {
+            Error::Unavailable("the replica that copies it does not answer".to_owned())
+        })
+    }
+
+    /// Has the upstream say that this repository may have the blob; who cannot ask waits.
+    async fn prove(&mut self) -> Result<()> {
+        self.relay.prove().await?;
+        if self.relay.proven {
+            Ok(())
+        } else {
+            self.pause().await
+        }
+    }
+
     /// Finds out who has the bytes now.
     async fn seek(&mut self) -> Result<()> {
         // The whole has its digest; what was handed on of a part has nothing but another source's word.
@@ -213,7 +257,10 @@ impl Cursor {
             });
         }
         self.from = From::Nowhere;
-        let (at, relay) = (self.at(), &mut self.relay);
+        if self.broke {
+            self.pause().await?;
+        }
+        let (at, relay) = (self.at(), &self.relay);
         let store = &relay.fills.inner.store;
         let stored = if relay.proven {
             store.open_blob(&relay.digest).await?
@@ -247,7 +294,7 @@ impl Cursor {
                 if relay.proven || entry.is_proven(&relay.repo) {
                     self.from = From::Here(growing.claiming(relay.size));
                 } else {
-                    relay.prove().await?;
+                    self.prove().await?;
                 }
             }
             State::Failed(error) => {
@@ -257,11 +304,9 @@ impl Cursor {
                 {
                     return Err(own);
                 }
-                self.failed += 1;
-                if self.failed >= COPIES_OF_OTHERS {
-                    return Err(error);
-                }
-                tokio::time::sleep(LOOK).await;
+                // Of a copy that this source was no part of.
+                self.copy_failed(|| error)?;
+                self.pause().await?;
             }
             State::Elsewhere(owner) => {
                 let repo = (!relay.proven).then_some(&relay.repo);
@@ -269,25 +314,25 @@ impl Cursor {
                 let (digest, size) = (&relay.digest, relay.size);
                 let asked = peers.blob(&owner.address, digest, at, size, repo);
                 let answer = self.unanswered.run(asked).await;
-                if !matches!(answer, None | Some(Answer::Nothing)) {
-                    self.unanswered = TimeLimit::new(PATIENCE);
-                }
                 match answer {
-                    Some(Answer::Stream(stream)) => self.from = From::Peer(stream),
-                    Some(Answer::NotThisRepository) => relay.prove().await?,
-                    Some(Answer::NotYet) => tokio::time::sleep(LOOK).await,
-                    Some(Answer::Nothing) | None => {
-                        let pause = self.unanswered.run(tokio::time::sleep(LOOK)).await;
-                        pause.ok_or_else(|| {
-                            let what = "the replica that copies it does not answer";
-                            Error::Unavailable(what.to_owned())
-                        })?;
+                    Some(Answer::Stream(stream)) => {
+                        if !self.broke {
+                            self.unanswered = TimeLimit::new(PATIENCE);
+                        }
+                        self.from = From::Peer(stream);
                     }
+                    Some(Answer::NotYet) => {
+                        self.unanswered = TimeLimit::new(PATIENCE);
+                        self.pause().await?;
+                    }
+                    Some(Answer::NotThisRepository) => self.prove().await?,
+                    Some(Answer::Nothing) | None => self.pause().await?,
                 }
             }
             // In the store, and not of this repository so far: whoever copied it may be about to say so.
             State::Done => {
-                tokio::time::sleep(LOOK).await;
+                self.pause().await?;
+                let relay = &mut self.relay;
                 let store = &relay.fills.inner.store;
                 let linked = store.repo_has_blob(&relay.repo, &relay.digest).await?;
                 if !relay.proven && !linked && relay.source.is_some() {
@@ -303,11 +348,10 @@ impl Cursor {
 impl Relay {
     /// Has the upstream say that these credentials may read the blob in this repository.
     async fn prove(&mut self) -> Result<()> {
-        match &self.source {
-            Some(source) => self.fills.prove(source, &self.digest).await?,
-            None => tokio::time::sleep(LOOK).await,
+        if let Some(source) = &self.source {
+            self.fills.prove(source, &self.digest).await?;
+            self.proven = true;
         }
-        self.proven = self.source.is_some();
         Ok(())
     }
 }
