@@ -321,7 +321,7 @@ impl Fills {
                 match incoming.is_whole().await {
                     Ok(true) => return self.all_there(copy, candidate).await,
                     Ok(false) => {}
-                    Err(error) => return Received::Ended(error.into()),
+                    Err(error) => return Received::ended(error),
                 }
             }
             let wanted = Wanted {
@@ -477,7 +477,7 @@ impl Fills {
                 Err(error @ holdfast_store::Error::NoSpace { .. }) => {
                     return Taken::Received(Received::NoSpace(error.into()));
                 }
-                Err(error) => return Taken::Received(Received::Ended(error.into())),
+                Err(error) => return Taken::Received(Received::ended(error)),
             }
         }
     }
@@ -526,6 +526,17 @@ enum Received {
     Ended(Error),
     /// The lock is another replica's now: this process stood still for longer than it lives.
     TakenOver,
+}
+
+impl Received {
+    /// What the volume said to a write.
+    fn ended(error: holdfast_store::Error) -> Self {
+        match error {
+            // Another replica went on with the file.
+            holdfast_store::Error::LockLost => Self::TakenOver,
+            error => Self::Ended(error.into()),
+        }
+    }
 }
 
 /// How a copy ended that did not fail.
