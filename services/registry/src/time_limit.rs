@@ -45,7 +45,7 @@ impl TimeLimit {
             let took = begun.elapsed();
             let counted = took.min(step);
             self.used += counted;
-            self.late += took - counted;
+            self.late += took.saturating_sub(counted);
             self.left = self.left.saturating_sub(counted);
             if let Ok(outcome) = outcome {
                 return Some(outcome);

@@ -137,7 +137,7 @@ impl Endpoint {
                 Some(Err(error))
                     if error.is_connect()
                         && error.is_timeout()
-                        && limit.late() - late >= self.timeouts.connect / 4 =>
+                        && limit.late().saturating_sub(late) >= self.timeouts.connect / 4 =>
                 {
                     request = again;
                 }

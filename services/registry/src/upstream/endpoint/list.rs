@@ -68,7 +68,7 @@ impl Endpoint {
             Ok::<_, Error>(Bytes::new())
         };
         let host = source.host.to_string();
-        self.memory.hold(&host, most, too_slow, read).await?;
+        Box::pin(self.memory.hold(&host, most, too_slow, read)).await?;
         Ok(taken.into())
     }
 
