@@ -15,8 +15,8 @@ pub(crate) enum Subject {
     /// The controller when it comes to thousands of pods, and while pods come and go: time, memory, requests to the API server. A run of
     /// at least the default size writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
     Controller(ControllerArgs),
-    /// The registry and the webhook under attack: memory, and what honest clients notice. A whole run writes its section of
-    /// docs/BENCHMARKS.md. A bar that is missed is an error
+    /// The registry and the webhook under attack: memory, and what honest clients notice. A whole
+    /// run writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
     Hostile(HostileArgs),
 }
 
@@ -85,8 +85,9 @@ struct Files {
 /// Runs the measurements.
 ///
 /// # Errors
-/// When a program cannot be built, or a server fails or answers with something else than it should. A bar of the registry that is missed is
-/// no error, for it depends on the machine; one of the controller is, and so is one of the hostile cases.
+/// When a program cannot be built, or a server fails or answers with something else than it should.
+/// A bar of the registry that is missed is no error, for it depends on the machine; one of the
+/// controller is, and so is one of the hostile cases.
 pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
     // One by one: built together their dependencies would get other features, and be built once more.
     for package in ["holdfast", "holdfast-bench"] {

@@ -1,4 +1,5 @@
-//! The registry and the webhook under attack: what they take of memory, and what honest clients notice.
+//! The registry and the webhook under attack: what they take of memory, and what honest clients
+//! notice.
 
 mod attackers;
 mod attacks;

@@ -1,5 +1,6 @@
-//! `holdfast-bench`: the registry's figures beside its peers', the controller's at the size of a large site, and those of registry and
-//! webhook under attack; each in one run on one machine. Started by `cargo xtask bench`.
+//! `holdfast-bench`: the registry's figures beside its peers', the controller's at the size of a
+//! large site, and those of registry and webhook under attack; each in one run on one machine.
+//! Started by `cargo xtask bench`.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

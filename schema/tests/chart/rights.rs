@@ -50,8 +50,8 @@ fn rights(render: &Render, part: &str) -> BTreeSet<String> {
     found
 }
 
-/// A row of `schema/rights.json`: the chart renders exactly these grants, and a full run on a cluster
-/// uses each of them (`e2e/suite/src/tests/rights.rs`).
+/// A row of `schema/rights.json`: the chart renders exactly these grants, and a full run on a
+/// cluster uses each of them (`e2e/suite/src/tests/rights.rs`).
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
@@ -61,8 +61,8 @@ struct Row {
     /// (`uninstall.restore`); empty: every release has it.
     #[serde(default)]
     with: String,
-    /// The role, the resource, and the names that it is held to, without the release's prefix. Roles:
-    /// `cluster`; `own`, in the release's namespace; `default`, in that namespace.
+    /// The role, the resource, and the names that it is held to, without the release's prefix.
+    /// Roles: `cluster`; `own`, in the release's namespace; `default`, in that namespace.
     on: String,
     /// Joined by commas.
     verbs: String,

@@ -1,8 +1,9 @@
 //! Who an upstream gives an image to: `POST /internal/v1/access` on the registry's internal port.
 //!
-//! The question is one of its own, beside the fill: an image that is local is answered without any upstream, a copy that
-//! fails has no answer to carry, and an older registry refuses a [`FillRequest`](crate::fill::FillRequest) with fields
-//! that it does not know, while it answers 404 to a path that it does not know.
+//! The question is one of its own, beside the fill: an image that is local is answered without any
+//! upstream, a copy that fails has no answer to carry, and an older registry refuses a
+//! [`FillRequest`](crate::fill::FillRequest) with fields that it does not know, while it answers
+//! 404 to a path that it does not know.
 
 use crate::fill::Credential;
 use crate::state::ClusterState;
@@ -35,8 +36,8 @@ pub struct AccessResult {
     pub access: Access,
 }
 
-/// Who an upstream gives a repository to. Each is an answer of the upstream, given when it was asked; what the registry
-/// has stored is none.
+/// Who an upstream gives a repository to. Each is an answer of the upstream, given when it was
+/// asked; what the registry has stored is none.
 #[derive(
     Clone,
     Copy,
@@ -55,7 +56,8 @@ pub struct AccessResult {
 pub enum Access {
     /// Everybody, without a credential.
     Public,
-    /// Whoever asks with a credential of `upstreams` in the values, or at a mirror that is listed there.
+    /// Whoever asks with a credential of `upstreams` in the values, or at a mirror that is listed
+    /// there.
     Configured,
     /// A credential that came with the request.
     Proved,
@@ -94,14 +96,15 @@ impl Access {
     }
 }
 
-/// Bytes of all names on an [`AccessList`] as they are written: what an object of the API may hold, with room for the
-/// rest of the state.
+/// Bytes of all names on an [`AccessList`] as they are written: what an object of the API may hold,
+/// with room for the rest of the state.
 pub const MAX_LIST_BYTES: usize = 256 * 1024;
 /// Bytes of the names that one namespace's Artifacts bring onto the list.
 pub const MAX_LIST_BYTES_OF_NAMESPACE: usize = 32 * 1024;
 
-/// The repositories (`host/repository`, canonical) whose images pods may be given: what is not listed is not known to
-/// be theirs. Bounded by [`MAX_LIST_BYTES`] and [`MAX_LIST_BYTES_OF_NAMESPACE`].
+/// The repositories (`host/repository`, canonical) whose images pods may be given: what is not
+/// listed is not known to be theirs. Bounded by [`MAX_LIST_BYTES`] and
+/// [`MAX_LIST_BYTES_OF_NAMESPACE`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct AccessList {
@@ -127,7 +130,8 @@ pub enum ImageAccess {
 }
 
 impl ImageAccess {
-    /// What the value asks for, by the shared state. Without a list nothing is known to be anybody's.
+    /// What the value asks for, by the shared state. Without a list nothing is known to be
+    /// anybody's.
     pub fn new(by_namespace: bool, state: Option<&ClusterState>) -> Self {
         if !by_namespace {
             return Self::Every;

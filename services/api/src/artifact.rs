@@ -143,7 +143,8 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i64>,
-    /// Whether pods of the namespace may have the image from the registry. Only where `access.privateImages` is `namespace`.
+    /// Whether pods of the namespace may have the image from the registry. Only where
+    /// `access.privateImages` is `namespace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<ArtifactAccess>,
 }
@@ -152,7 +153,9 @@ pub struct ArtifactStatus {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactAccess {
-    /// `public`: everybody. `configured`: a credential of `upstreams` in the values. `proved`: a credential that this namespace brings. `denied`: none of these; pods of this namespace keep the upstream's reference.
+    /// `public`: everybody. `configured`: a credential of `upstreams` in the values. `proved`: a
+    /// credential that this namespace brings. `denied`: none of these; pods of this namespace keep
+    /// the upstream's reference.
     pub answer: Access,
     /// When it was given. It holds until another one is.
     pub time: Time,

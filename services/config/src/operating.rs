@@ -57,12 +57,12 @@ pub struct NotificationEndpoint {
     /// Name in metrics and logs. Required.
     #[schemars(regex(pattern = r"^[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$"))]
     pub name: String,
-    /// Where events are posted to. Required. Stands in a ConfigMap and in logs, so it is no place for a
-    /// token.
+    /// Where events are posted to. Required. Stands in a ConfigMap and in logs, so it is no place
+    /// for a token.
     #[schemars(regex(pattern = r"^https?://[^/?#@\s]+(/\S*)?$"))]
     pub url: String,
-    /// Headers of each request. The chart puts their values into a Secret; `headersSecret` takes them
-    /// from one of yours.
+    /// Headers of each request. The chart puts their values into a Secret; `headersSecret` takes
+    /// them from one of yours.
     pub headers: BTreeMap<String, String>,
     /// Name of a Secret in the release's namespace; each key is a header's name.
     #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]

@@ -146,10 +146,10 @@ workload! {
 workload! {
     /// The node agent: prepares the container runtime of each node.
     NodeAgentPart, priority: "system-node-critical", resources: resources(("10m", "32Mi"), ("200m", "128Mi")), {
-        /// The folder where containerd looks for host configuration (its `config_path`), as the node
-        /// names it: the only folder of the node that the agent may write to. It must lie in
-        /// `hostFolders.config`. Empty: `certs.d` there; an agent whose containerd looks elsewhere says so
-        /// and is not ready.
+        /// The folder where containerd looks for host configuration (its `config_path`), as the
+        /// node names it: the only folder of the node that the agent may write to. It must lie in
+        /// `hostFolders.config`. Empty: `certs.d` there; an agent whose containerd looks elsewhere
+        /// says so and is not ready.
         #[schemars(regex(pattern = r"^$|^/"))]
         containerd_config_path: String = String::new(),
         /// The runtime's folders on the node.

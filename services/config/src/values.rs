@@ -179,9 +179,10 @@ impl Values {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageAccess {
-    /// Images whose upstream asks for a credential. `node`: every pod is sent to the registry. `namespace`: only pods of
-    /// a namespace that brought a credential which opens the image at its upstream; others keep the upstream's
-    /// reference. Public images, and those that a credential of `upstreams` opens, are everybody's in both cases.
+    /// Images whose upstream asks for a credential. `node`: every pod is sent to the registry.
+    /// `namespace`: only pods of a namespace that brought a credential which opens the image at its
+    /// upstream; others keep the upstream's reference. Public images, and those that a credential
+    /// of `upstreams` opens, are everybody's in both cases.
     pub private_images: PrivateImages,
 }
 

@@ -87,7 +87,8 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
-    /// Whose pods may have which images, as the Artifacts say it; nothing until they are known, or where nobody asks.
+    /// Whose pods may have which images, as the Artifacts say it; nothing until they are known, or
+    /// where nobody asks.
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,

@@ -218,8 +218,8 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     Ok(complete.then_some(seen))
 }
 
-/// Whose pods may have which images: as the Artifacts say it; as it was written last where they are not known yet; nothing
-/// where the configuration does not ask for it.
+/// Whose pods may have which images: as the Artifacts say it; as it was written last where they are
+/// not known yet; nothing where the configuration does not ask for it.
 fn access(
     context: &Context,
     known: Option<AccessList>,

@@ -1,5 +1,5 @@
-//! Whose pods may have which images, against a real API server: from an upstream's answer to the list that the webhook goes
-//! by, and to healing.
+//! Whose pods may have which images, against a real API server: from an upstream's answer to the
+//! list that the webhook goes by, and to healing.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -30,8 +30,8 @@ struct Site {
 }
 
 impl Site {
-    /// A cluster with a namespace `team`, which has a pull secret, and one `other`. The upstream takes any credential, and
-    /// nobody without.
+    /// A cluster with a namespace `team`, which has a pull secret, and one `other`. The upstream
+    /// takes any credential, and nobody without.
     async fn start() -> Self {
         let (bare, registry) = (Bare::start().await, Registry::start().await);
         bare.namespace("team").await;

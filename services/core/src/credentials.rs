@@ -166,8 +166,8 @@ fn shape(error: &serde_json::Error) -> Error {
     }
 }
 
-/// The credentials to try for one image, gathered secret by secret: the most specific scope first, then in the order of
-/// the secrets; none twice, and [`MAX_CANDIDATES`] at most (SPEC 35).
+/// The credentials to try for one image, gathered secret by secret: the most specific scope first,
+/// then in the order of the secrets; none twice, and [`MAX_CANDIDATES`] at most (SPEC 35).
 #[derive(Debug)]
 pub struct Candidates<'a> {
     reference: &'a Reference,
@@ -333,8 +333,9 @@ impl Scope {
     }
 }
 
-/// Matches one label of a host against a pattern where `*` stands for any run of characters. The first place where a piece
-/// between two stars fits is always a right one, so that the time is linear in the length of the pattern.
+/// Matches one label of a host against a pattern where `*` stands for any run of characters. The
+/// first place where a piece between two stars fits is always a right one, so that the time is
+/// linear in the length of the pattern.
 fn matches_glob(pattern: &str, label: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == label;

@@ -1,18 +1,19 @@
-//! Names of Kubernetes objects, as RFC 1123 has them: what is no such name never gets into a path or an object.
+//! Names of Kubernetes objects, as RFC 1123 has them: what is no such name never gets into a path
+//! or an object.
 
 /// Longest label, in bytes.
 const MAX_LABEL: usize = 63;
 /// Longest subdomain, in bytes.
 const MAX_SUBDOMAIN: usize = 253;
 
-/// Whether a text is a DNS label, as names of namespaces are: lower-case letters, digits and `-`, at most 63, the first and
-/// the last one no `-`.
+/// Whether a text is a DNS label, as names of namespaces are: lower-case letters, digits and `-`,
+/// at most 63, the first and the last one no `-`.
 pub fn is_label(text: &str) -> bool {
     text.len() <= MAX_LABEL && is_part(text)
 }
 
-/// Whether a text is a DNS subdomain, as names of most objects are: parts like labels between dots, at most 253 characters
-/// in all.
+/// Whether a text is a DNS subdomain, as names of most objects are: parts like labels between dots,
+/// at most 253 characters in all.
 pub fn is_subdomain(text: &str) -> bool {
     text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_part)
 }

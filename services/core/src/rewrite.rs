@@ -66,8 +66,9 @@ pub fn original(text: &str, addresses: &[String]) -> Option<Reference> {
     ))
 }
 
-/// The upstream reference of the content that the registry serves under `text`. Beside [`original`], it knows the other
-/// ways to write a repository of Docker Hub, which the registry takes for the same one.
+/// The upstream reference of the content that the registry serves under `text`. Beside
+/// [`original`], it knows the other ways to write a repository of Docker Hub, which the registry
+/// takes for the same one.
 pub fn served(text: &str, addresses: &[String]) -> Option<Reference> {
     let local = Reference::parse(text).ok()?;
     if !is_at_any(local.host(), addresses) {
@@ -137,8 +138,8 @@ fn split_port(first: &str) -> Option<(&str, Option<u16>)> {
     port.parse().ok().map(|port| (name, Some(port)))
 }
 
-/// The prefix that references of an image's upstream have in this cluster: `ADDRESS/HOST/`. Nothing shorter is safe for a
-/// policy to allow: below the address alone lies every upstream.
+/// The prefix that references of an image's upstream have in this cluster: `ADDRESS/HOST/`. Nothing
+/// shorter is safe for a policy to allow: below the address alone lies every upstream.
 pub fn upstream_prefix(source: &Reference, address: &str) -> Option<String> {
     let local = local_repository(source.host(), source.repository())?;
     let host = local.components().next()?;

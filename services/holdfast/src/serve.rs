@@ -243,7 +243,8 @@ pub(crate) async fn registry(args: RegistryArgs) -> anyhow::Result<ExitCode> {
 pub(crate) struct WebhookArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Listener of reviews, for a webhook outside of its cluster [default: port 8443 of all addresses]
+    /// Listener of reviews, for a webhook outside of its cluster [default: port 8443 of all
+    /// addresses]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
     /// Listener of probes and metrics [default: port 9090 of all addresses]

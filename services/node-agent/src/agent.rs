@@ -37,8 +37,8 @@ pub struct Folders {
     /// The host's folder of the runtime's configuration, as mounted here: `/host/etc/containerd`.
     /// The agent may only read it.
     pub etc: PathBuf,
-    /// The host's folder of registry hosts, as mounted here: `/host/certs.d`. The one folder that the
-    /// agent may write to.
+    /// The host's folder of registry hosts, as mounted here: `/host/certs.d`. The one folder that
+    /// the agent may write to.
     pub hosts: PathBuf,
     /// The host's folder with the runtime's socket, as mounted here: `/host/run/containerd`.
     pub run: PathBuf,

@@ -1,6 +1,6 @@
-//! Whether the container runtime looks for registry hosts in the folder that the agent may write to:
-//! containerd's `config_path`, in its three configuration versions. Reads; never edits the runtime's
-//! configuration, which would need a restart of the runtime.
+//! Whether the container runtime looks for registry hosts in the folder that the agent may write
+//! to: containerd's `config_path`, in its three configuration versions. Reads; never edits the
+//! runtime's configuration, which would need a restart of the runtime.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -218,8 +218,8 @@ impl Reader {
 const GATHERED_BYTES: u64 = 256 << 10;
 const GATHER: Duration = Duration::from_millis(8);
 
-/// The bytes `first..end` of a blob that arrives; without `end`, all that will come. The last piece leaves
-/// only when the digest of the whole is right.
+/// The bytes `first..end` of a blob that arrives; without `end`, all that will come. The last piece
+/// leaves only when the digest of the whole is right.
 pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
     let blob = match end {
         Some(end) => blob.up_to(end),
@@ -255,8 +255,8 @@ pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
     ))
 }
 
-/// The first `limit` bytes of a stream. The last of these pieces leaves only when the stream ended well:
-/// until then nobody has compared the digest.
+/// The first `limit` bytes of a stream. The last of these pieces leaves only when the stream ended
+/// well: until then nobody has compared the digest.
 pub(crate) fn take(
     pieces: impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
     limit: u64,

@@ -204,7 +204,8 @@ impl From<holdfast_store::Error> for Error {
                 Code::BlobUploadInvalid,
                 format!("the upload holds {size} bytes, the chunk begins at {offset}"),
             ),
-            // A push that large is refused before it reaches the store: this is what another program wrote.
+            // A push that large is refused before it reaches the store: this is what another
+            // program wrote.
             error @ Store::ManifestTooLarge { .. } => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 Code::Unknown,

@@ -165,8 +165,8 @@ fn no_name(error: &str) -> Response<Body> {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
-/// The document in a request's body. Why it cannot be read is not told: the text of a parse error may hold what was
-/// parsed, a password for instance.
+/// The document in a request's body. Why it cannot be read is not told: the text of a parse error
+/// may hold what was parsed, a password for instance.
 async fn read<T: DeserializeOwned>(request: Request<RequestBody>) -> Option<T> {
     let body = request.into_body().collect().await.ok()?;
     serde_json::from_slice(&body.to_bytes()).ok()

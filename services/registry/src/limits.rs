@@ -50,8 +50,8 @@ pub const SHARED_STREAM_BYTES: usize = 6 << 20;
 /// Bytes of what is remembered of the content types of large manifests.
 pub const CONTENT_TYPES_BYTES: usize = 1 << 20;
 
-/// Bytes of manifests that are read for one page of referrers, whatever its filter leaves of them; each
-/// counts 8 KiB at least.
+/// Bytes of manifests that are read for one page of referrers, whatever its filter leaves of them;
+/// each counts 8 KiB at least.
 pub const REFERRERS_PAGE_READ_BYTES: u64 = 16 << 20;
 
 /// Bytes that one list of an upstream (tags, referrers) takes in memory.
@@ -76,8 +76,8 @@ pub const UPSTREAM_CHALLENGE_BYTES: usize = 2 << 10;
 /// authorised with.
 pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
 
-/// Requests that wait for the pace of one upstream host; whoever has most makes room for another client,
-/// and its repository with most for another one of the same client.
+/// Requests that wait for the pace of one upstream host; whoever has most makes room for another
+/// client, and its repository with most for another one of the same client.
 pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
 
 /// Copies of blobs that wait for a slot; whoever has most makes room for others.

@@ -82,8 +82,8 @@ pub(crate) async fn manifest(
     Ok(response)
 }
 
-/// The content types of large manifests that were asked for, which are parsed once. Each repository has
-/// a share of the memory.
+/// The content types of large manifests that were asked for, which are parsed once. Each repository
+/// has a share of the memory.
 pub(crate) struct ContentTypes {
     held: Mutex<Shares<RepositoryName, Digest, String>>,
 }

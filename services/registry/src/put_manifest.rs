@@ -20,8 +20,8 @@ use crate::{
     upstream::{Memory, Reserved},
 };
 
-/// The memory of manifests that clients push: a budget, and a share of it for each address. Small ones have
-/// a budget of their own, so that large ones hold none of them back.
+/// The memory of manifests that clients push: a budget, and a share of it for each address. Small
+/// ones have a budget of their own, so that large ones hold none of them back.
 #[derive(Debug)]
 pub(crate) struct PushMemory {
     small: Memory,
@@ -44,8 +44,8 @@ impl PushMemory {
     /// Reads a body of at most `limit` bytes, once there is room for what it announces.
     ///
     /// # Errors
-    /// 503 with `Retry-After` when there is none in time, or when the body comes slowly while others wait; or
-    /// what the body ends with.
+    /// 503 with `Retry-After` when there is none in time, or when the body comes slowly while
+    /// others wait; or what the body ends with.
     async fn receive(
         &self,
         head: &Parts,

@@ -156,8 +156,8 @@ pub(crate) async fn list(
     Ok(response)
 }
 
-/// The entry of one referrer, from the manifest itself, and the bytes that were read for it; the index
-/// may be out of date.
+/// The entry of one referrer, from the manifest itself, and the bytes that were read for it; the
+/// index may be out of date.
 async fn describe(
     api: &Inner,
     repo: &RepositoryName,

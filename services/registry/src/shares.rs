@@ -1,5 +1,5 @@
-//! A memory with a bound that several parties share: when it is full, the party that has most loses its
-//! oldest entry, so what one party sends takes no other one's place. Pure.
+//! A memory with a bound that several parties share: when it is full, the party that has most loses
+//! its oldest entry, so what one party sends takes no other one's place. Pure.
 
 use std::{
     borrow::Borrow,

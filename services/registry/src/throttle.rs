@@ -24,8 +24,8 @@ struct Running {
 }
 
 impl Throttle {
-    /// Whether a message of this kind about this thing is logged at `now`; else it was a moment ago, or too
-    /// many others were.
+    /// Whether a message of this kind about this thing is logged at `now`; else it was a moment
+    /// ago, or too many others were.
     pub(crate) fn passes(&self, kind: &str, about: &str, now: Instant) -> bool {
         let mut held = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let ends = |running: &Running| now.saturating_duration_since(running.since) >= MINUTE;

@@ -1,12 +1,12 @@
 //! How many files and sockets the process may have open.
 //!
-//! Container runtimes start programs with a soft limit of 1024, for programs that use `select`. A registry
-//! that may serve 4096 connections would fail at its volume long before that.
+//! Container runtimes start programs with a soft limit of 1024, for programs that use `select`. A
+//! registry that may serve 4096 connections would fail at its volume long before that.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the process's soft limit of open files to its hard one. A failure is logged: the listeners then
-/// take fewer connections.
+/// Raises the process's soft limit of open files to its hard one. A failure is logged: the
+/// listeners then take fewer connections.
 pub fn raise() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -18,8 +18,8 @@ pub fn raise() {
     }
 }
 
-/// How many of the connections that a listener may have the process can hold open. The rest of its files
-/// is for the volume, upstreams and the other listeners.
+/// How many of the connections that a listener may have the process can hold open. The rest of its
+/// files is for the volume, upstreams and the other listeners.
 pub(crate) fn connections(wanted: usize) -> usize {
     let most = share(getrlimit(Resource::Nofile).current);
     if most < wanted {

@@ -106,8 +106,8 @@ pub struct Limits {
     /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on one stream of it; at least 65535.
     /// What waits there is outside of the part's own budgets.
     pub http2_window: u32,
-    /// Connections at a time that have [`LARGE_WINDOW`] instead, because a small window makes uploads
-    /// over long ways slow; of one address [`LARGE_WINDOWS_OF_ADDRESS`].
+    /// Connections at a time that have [`LARGE_WINDOW`] instead, because a small window makes
+    /// uploads over long ways slow; of one address [`LARGE_WINDOWS_OF_ADDRESS`].
     pub http2_large_windows: usize,
     /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more the connection ends.
     pub resets: usize,

@@ -93,7 +93,8 @@ async fn requests_that_wait_hold_a_bounded_number_of_bytes() {
         clients.push(send(port, &hostile).await);
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
-    // The budget of the listener, what each connection may always have, and one request of each thread that looked before.
+    // The budget of the listener, what each connection may always have, and one request of each
+    // thread that looked before.
     let most = (32 << 20) + CONNECTIONS * (64 << 10) + 4 * HEADER;
     let found = alive.load(SeqCst) * HEADER;
     assert!(found <= most, "{found} bytes, {most} at most");

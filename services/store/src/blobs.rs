@@ -216,8 +216,8 @@ impl Store {
         self.run(move |inner| inner.renew(&digest).map(drop)).await
     }
 
-    /// Moves content aside that was found damaged, so that the next request fills it again. `false` if it
-    /// is not there any more; what has taken its place stays.
+    /// Moves content aside that was found damaged, so that the next request fills it again. `false`
+    /// if it is not there any more; what has taken its place stays.
     pub async fn set_aside(&self, blob: &BlobFile) -> Result<bool> {
         let (digest, found) = (blob.digest.clone(), blob.metadata);
         self.run(move |inner| inner.set_aside(&digest, &found))

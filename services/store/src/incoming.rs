@@ -54,7 +54,8 @@ impl Store {
     /// [`GrowingBlob::claiming`].
     pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
         let (store, digest) = (self.clone(), digest.clone());
-        // The writer is made where the file is taken: a caller that is gone by then cannot leave it behind.
+        // The writer is made where the file is taken: a caller that is gone by then cannot leave it
+        // behind.
         self.run(move |inner| {
             let (partial, hasher, offset) = inner.open_incoming(&digest)?;
             let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
@@ -95,7 +96,8 @@ impl Inner {
                     .map(|(from, size)| (from.as_path(), *size));
                 let opened = self.copy_incoming(&path, hasher.clone(), largest)?;
                 partial::remove_abandoned(self, &abandoned);
-                // Its writer put it to rest while it was copied: the copy may be short, the file is not.
+                // Its writer put it to rest while it was copied: the copy may be short, the file is
+                // not.
                 if atomic::metadata(self.volume(), &path)?.is_some() {
                     opened.0.remove(self);
                     continue;
@@ -279,8 +281,8 @@ impl GrowingBlob {
         Self { claimed, ..self }
     }
 
-    /// The same blob for a reader of the bytes before `end`. It holds the last of them back until the
-    /// digest is verified: no part has a digest of its own that would tell the reader.
+    /// The same blob for a reader of the bytes before `end`. It holds the last of them back until
+    /// the digest is verified: no part has a digest of its own that would tell the reader.
     #[must_use]
     pub fn up_to(self, end: u64) -> Self {
         let withheld = Some(end.saturating_sub(1));

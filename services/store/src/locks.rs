@@ -163,7 +163,8 @@ impl Store {
             token: Uuid::new_v4().to_string(),
         };
         let store = self.clone();
-        // The guard is made where the lock is taken: a caller that is gone by then cannot leave it behind.
+        // The guard is made where the lock is taken: a caller that is gone by then cannot leave it
+        // behind.
         self.run(move |inner| {
             if let Some(owner) = acquire(inner.volume(), &path, &document, stale)? {
                 return Ok(Claim::Busy(owner));

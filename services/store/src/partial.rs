@@ -170,8 +170,8 @@ impl Partial {
     }
 }
 
-/// What a write to a file under its private name ended with. A stale handle says that another machine
-/// removed the name, to go on with a copy of the file.
+/// What a write to a file under its private name ended with. A stale handle says that another
+/// machine removed the name, to go on with a copy of the file.
 pub(crate) fn taken_over<T>(result: Result<T>) -> Result<T> {
     match result {
         Err(error) if error.is_stale() => Err(Error::LockLost),

@@ -176,8 +176,8 @@ impl Store {
         loop {
             let (store, name, session) = (self.clone(), repo.clone(), id.clone());
             let (place, carried) = (reading.take(), carried.clone());
-            // The writer is made, and the lock kept, where the file is taken: a caller that is gone by then leaves nothing
-            // behind, and nobody else begins with the file before.
+            // The writer is made, and the lock kept, where the file is taken: a caller that is gone
+            // by then leaves nothing behind, and nobody else begins with the file before.
             let opened = self.run(move |inner| {
                 match inner.open_upload(&name, &session, offset, carried, place) {
                     Ok(Some(opened)) => {

@@ -1,4 +1,5 @@
-//! Clients that vanish while the volume works for them, and clients that make it read whole sessions for a few bytes.
+//! Clients that vanish while the volume works for them, and clients that make it read whole
+//! sessions for a few bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test, helpers included")]
 

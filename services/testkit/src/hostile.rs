@@ -1,4 +1,5 @@
-//! What hostile clients and upstreams send. The hostile tests and `cargo xtask bench hostile` share it.
+//! What hostile clients and upstreams send. The hostile tests and `cargo xtask bench hostile` share
+//! it.
 
 pub mod bomb;
 pub mod http2;

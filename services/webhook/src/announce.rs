@@ -42,8 +42,9 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// One announcement an image of the pod, made when it is taken; none where no namespace is known or the reference is too
-    /// long for an Artifact. Names that no object can have are left out.
+    /// One announcement an image of the pod, made when it is taken; none where no namespace is
+    /// known or the reference is too long for an Artifact. Names that no object can have are left
+    /// out.
     pub fn of_pod<'a>(
         namespace: &str,
         pod: &Value,
@@ -136,8 +137,8 @@ fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
 }
 
 impl Announcer {
-    /// Puts the announcements of one review into their namespace's line without waiting. From the first one on that exceeds
-    /// the limits they are dropped and counted.
+    /// Puts the announcements of one review into their namespace's line without waiting. From the
+    /// first one on that exceeds the limits they are dropped and counted.
     pub fn announce(&self, mut announcements: impl Iterator<Item = Announcement>) {
         while let Some(announcement) = announcements.next() {
             let offer = lock(&self.lines).offer(announcement, Instant::now());

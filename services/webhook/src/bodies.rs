@@ -1,9 +1,9 @@
 //! The bytes of request bodies in memory: one budget for the process.
 //!
-//! A body takes its announced length before it is read. Small bodies have a part of the budget that large ones cannot
-//! take. Of those that wait, the client goes first that holds least; of its own bodies, the smallest. While somebody
-//! waits for room, bodies that arrive slowly are cut, those of clients that hold more first: an announced length is a
-//! claim and must not hold back others.
+//! A body takes its announced length before it is read. Small bodies have a part of the budget that
+//! large ones cannot take. Of those that wait, the client goes first that holds least; of its own
+//! bodies, the smallest. While somebody waits for room, bodies that arrive slowly are cut, those of
+//! clients that hold more first: an announced length is a claim and must not hold back others.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -27,8 +27,8 @@ pub const BUDGET_BYTES: usize = 24 * 1024 * 1024;
 pub const LARGE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
 /// Bytes of a body that counts as small. Nearly every review does.
 pub const SMALL_BODY_BYTES: usize = 128 * 1024;
-/// Time for a review, the waits for room and for its turn included. Less than the webhook's `timeoutSeconds` (5 by default), so that the
-/// API server gets an answer that says why.
+/// Time for a review, the waits for room and for its turn included. Less than the webhook's
+/// `timeoutSeconds` (5 by default), so that the API server gets an answer that says why.
 pub const BODY_TIME: Duration = Duration::from_secs(4);
 /// Bytes of a body that is too large that are read and dropped, so that its sender sees the answer.
 const DISCARD_BYTES: usize = 8 * 1024 * 1024;
@@ -185,8 +185,8 @@ impl State {
         }
     }
 
-    /// Cuts slow bodies of the same kind, until this one would have room: those of clients that hold more than this
-    /// one's first, the slowest of them first.
+    /// Cuts slow bodies of the same kind, until this one would have room: those of clients that
+    /// hold more than this one's first, the slowest of them first.
     fn cut_for(&mut self, place: Place, now: Instant) {
         let length = place.length;
         let own = self.holds(place.client);
@@ -326,7 +326,8 @@ impl AsRef<[u8]> for Body {
 }
 
 impl Bodies {
-    /// Reads a client's body of this announced length, before `deadline`. Without a length it counts as the largest.
+    /// Reads a client's body of this announced length, before `deadline`. Without a length it
+    /// counts as the largest.
     pub async fn receive<S, B, E>(
         &self,
         client: IpAddr,

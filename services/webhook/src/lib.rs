@@ -58,7 +58,8 @@ pub enum Error {
     Client(#[from] kube::Error),
 }
 
-/// Where a webhook outside of its cluster listens and finds its certificate; by default as in its pod.
+/// Where a webhook outside of its cluster listens and finds its certificate; by default as in its
+/// pod.
 #[derive(Clone, Debug, Default)]
 pub struct Outside {
     /// Listener of reviews, instead of [`PORT`] of all addresses.

@@ -113,7 +113,8 @@ pub struct Mutation {
     pub left_alone: Vec<LeftAlone>,
     /// How many references an update put back to what was rewritten before.
     pub set_back: usize,
-    /// How many references to the registry became the upstream's, because the namespace may not have the image.
+    /// How many references to the registry became the upstream's, because the namespace may not
+    /// have the image.
     pub put_back: usize,
 }
 
@@ -188,9 +189,9 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
     judge_all(pod, old, request, rules, rules.address.as_deref())
 }
 
-/// Puts references to the registry back to the upstream's where the pod's namespace may not have the image, and changes
-/// nothing else. Asked about every pod, also about those that are not rewritten: nobody gets another one's image by a label
-/// of his own.
+/// Puts references to the registry back to the upstream's where the pod's namespace may not have
+/// the image, and changes nothing else. Asked about every pod, also about those that are not
+/// rewritten: nobody gets another one's image by a label of his own.
 pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
     if rules.access == ImageAccess::Every || pod::is_mirror(pod) {
         return Mutation::default();
@@ -322,7 +323,8 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
         set_back: false,
         decision: Decision::Leave { reason, original },
     };
-    // Before all else: a node that pulled it for others has it under that name, whatever the pull policy is.
+    // Before all else: a node that pulled it for others has it under that name, whatever the pull
+    // policy is.
     if let Some(original) = rewrite::served(&image.image, &rules.known_addresses)
         && !rules.access.permits(standing.namespace, &original)
     {

@@ -16,8 +16,8 @@ const API_VERSION: &str = "admission.k8s.io/v1";
 
 /// Values of one review that are kept. A pod with a hundred containers and all its annotations has a few hundred.
 pub const MAX_KEPT_VALUES: usize = 8192;
-/// Images of one review, those of containers of all kinds and of volumes. Each becomes a line of the patch, several
-/// times as long as its shortest form in the review.
+/// Images of one review, those of containers of all kinds and of volumes. Each becomes a line of
+/// the patch, several times as long as its shortest form in the review.
 pub const MAX_IMAGES: usize = 256;
 /// Bytes of text of one review that are kept. The API server takes 256 KiB of annotations.
 pub const MAX_KEPT_BYTES: usize = 1024 * 1024;

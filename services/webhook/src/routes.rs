@@ -1,4 +1,5 @@
-//! The HTTP surface: `POST /mutate` and `POST /put-back`. Nothing here waits for the network but the request's own body.
+//! The HTTP surface: `POST /mutate` and `POST /put-back`. Nothing here waits for the network but
+//! the request's own body.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -54,8 +54,8 @@ impl From<Upstreams> for Configured {
 }
 
 impl Rules {
-    /// Combines the configuration with the shared state. Without a state, with `rewrite: false` or with an
-    /// address that no reference could carry, nothing is rewritten.
+    /// Combines the configuration with the shared state. Without a state, with `rewrite: false` or
+    /// with an address that no reference could carry, nothing is rewritten.
     pub fn new(configured: impl Into<Configured>, state: Option<&ClusterState>) -> Self {
         let Configured {
             upstreams,

@@ -1,4 +1,5 @@
-//! The thread of the attackers. It has the lowest priority: attackers on other machines take no processor time of this one.
+//! The thread of the attackers. It has the lowest priority: attackers on other machines take no
+//! processor time of this one.
 
 use std::{
     fs,
@@ -26,7 +27,8 @@ pub(super) struct Attackers<Ready, Order> {
 }
 
 impl<Ready: Send + 'static, Order: Send + 'static> Attackers<Ready, Order> {
-    /// Starts the thread. `work` prepares itself, sends what it has to say, waits for the order, and attacks until it is dropped.
+    /// Starts the thread. `work` prepares itself, sends what it has to say, waits for the order,
+    /// and attacks until it is dropped.
     pub(super) fn prepare<Work>(
         work: impl FnOnce(mpsc::Sender<Ready>, oneshot::Receiver<Order>) -> Work + Send + 'static,
     ) -> Result<Self>

@@ -1,5 +1,5 @@
-//! Eight attacks on a registry at the same time. Each is cheap for those who make it: slow bytes, idle connections, and requests
-//! that are given up.
+//! Eight attacks on a registry at the same time. Each is cheap for those who make it: slow bytes,
+//! idle connections, and requests that are given up.
 
 use std::{
     net::SocketAddr,
@@ -96,7 +96,8 @@ pub(super) const NAMES: [(&str, &str); 8] = [
     ),
 ];
 
-/// What is made of each in twenty seconds at least. With less the machine is too busy for the figures to mean anything.
+/// What is made of each in twenty seconds at least. With less the machine is too busy for the
+/// figures to mean anything.
 pub(super) const FEWEST: [u64; 8] = [5, 8, 100, 4096, 256, 1000, 500, 48];
 
 impl Counts {
@@ -113,8 +114,8 @@ impl Counts {
 /// Hosts of the hostile upstreams: the bomb's, then two slow ones.
 pub(super) type Hosts = [String; 3];
 
-/// Serves the hostile upstreams, and attacks when the victim is known. `images` are images of the healthy upstream whose
-/// layers the first slow one has, too.
+/// Serves the hostile upstreams, and attacks when the victim is known. `images` are images of the
+/// healthy upstream whose layers the first slow one has, too.
 pub(super) async fn run(
     images: Vec<Image>,
     counts: Counts,

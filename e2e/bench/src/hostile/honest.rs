@@ -1,4 +1,5 @@
-//! Honest clients of a registry: pulls of what is local, pulls of what the healthy upstream has, and probes.
+//! Honest clients of a registry: pulls of what is local, pulls of what the healthy upstream has,
+//! and probes.
 
 use std::{
     net::SocketAddr,
@@ -121,8 +122,8 @@ impl Clients<'_> {
     }
 }
 
-/// Does it at this pace until `end`: how long each took, and what failed. One that is late does not make others be left out, but
-/// they are not made up for.
+/// Does it at this pace until `end`: how long each took, and what failed. One that is late does not
+/// make others be left out, but they are not made up for.
 async fn repeat(
     end: Instant,
     every: Duration,

@@ -57,7 +57,8 @@ impl Bar {
     }
 }
 
-/// How much longer the longest one took than the one in the middle of those that were measured alone, milliseconds.
+/// How much longer the longest one took than the one in the middle of those that were measured
+/// alone, milliseconds.
 fn delay(beside: &Series, alone: &Series) -> f64 {
     beside.spread().1 - alone.median()
 }

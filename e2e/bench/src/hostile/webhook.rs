@@ -216,7 +216,8 @@ async fn honest(target: &Target, end: Instant, most: usize) -> (Series, Vec<Stri
     (times, failed)
 }
 
-/// One honest review on a connection that is kept, as API servers do; its answer has to hold a patch.
+/// One honest review on a connection that is kept, as API servers do; its answer has to hold a
+/// patch.
 async fn review(target: &Target, kept: &mut Option<Connection>, number: usize) -> Result<()> {
     let asked = async {
         let mut connection = match kept.take().filter(Connection::is_reusable) {

@@ -93,8 +93,8 @@ impl Cluster {
             .is_ok()
     }
 
-    /// What the API server's audit log tells of service accounts, one JSON event a line; empty where
-    /// somebody else made the cluster.
+    /// What the API server's audit log tells of service accounts, one JSON event a line; empty
+    /// where somebody else made the cluster.
     pub fn audit_log(&self) -> Result<String> {
         let script = format!("cat {AUDIT_LOG_FOLDER}/audit*.log 2>/dev/null || true");
         self.node_exec(&self.control_plane()?, &["sh", "-c", &script])

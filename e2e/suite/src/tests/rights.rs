@@ -1,4 +1,5 @@
-//! What the parts asked the API server in all tests before, by its audit log, beside what they may ask.
+//! What the parts asked the API server in all tests before, by its audit log, beside what they may
+//! ask.
 
 use std::collections::BTreeSet;
 

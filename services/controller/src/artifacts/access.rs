@@ -1,7 +1,8 @@
-//! Who may have an image: what the upstream answered for each Artifact, and the list that follows for all pods.
+//! Who may have an image: what the upstream answered for each Artifact, and the list that follows
+//! for all pods.
 //!
-//! Only where `access.privateImages` is `namespace`. An answer stays in the Artifact's status until another one is
-//! given; that the upstream does not answer changes nothing.
+//! Only where `access.privateImages` is `namespace`. An answer stays in the Artifact's status until
+//! another one is given; that the upstream does not answer changes nothing.
 
 use super::credentials::Choice;
 use super::demand::Demand;
@@ -24,8 +25,8 @@ use std::time::{Duration, Instant};
 
 /// An image that the namespace may have is asked for again after this time.
 const RENEWED: SignedDuration = SignedDuration::from_hours(24);
-/// One that nothing of the namespace names at the moment, and that a credential opened: there is nobody's credential to
-/// ask with, and a job that runs once a week has its image all the same.
+/// One that nothing of the namespace names at the moment, and that a credential opened: there is
+/// nobody's credential to ask with, and a job that runs once a week has its image all the same.
 const UNUSED: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// One that it may not have: whoever gives its credential more rights tells nobody here.
 const ASKED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
@@ -55,14 +56,16 @@ impl Asked {
         self.at = None;
     }
 
-    /// Whether further credentials are to be tried before the registry is asked for the image again.
+    /// Whether further credentials are to be tried before the registry is asked for the image
+    /// again.
     pub fn is_to_be_asked(&self) -> bool {
         self.further
     }
 }
 
-/// Whether the upstream is to be asked who may have the image: pure. `credentials`: of those that pods or templates bring,
-/// where there are any. `refused`: the registry was just refused the image.
+/// Whether the upstream is to be asked who may have the image: pure. `credentials`: of those that
+/// pods or templates bring, where there are any. `refused`: the registry was just refused the
+/// image.
 fn is_due(
     last: Option<&ArtifactAccess>,
     asked: &Asked,
@@ -102,7 +105,8 @@ fn hash(credentials: &[Credential]) -> u64 {
     SALT.hash_one(credentials)
 }
 
-/// The status with an answer; the same where the upstream gave none. Whole seconds, as they are written.
+/// The status with an answer; the same where the upstream gave none. Whole seconds, as they are
+/// written.
 fn answered(mut status: ArtifactStatus, answer: Access, now: Timestamp) -> ArtifactStatus {
     if answer != Access::Unknown {
         let now = Timestamp::from_second(now.as_second()).unwrap_or(now);
@@ -115,7 +119,8 @@ fn answered(mut status: ArtifactStatus, answer: Access, now: Timestamp) -> Artif
 }
 
 impl Reconciler {
-    /// Asks who may have the image with what pods or templates bring, if that is due, and writes the answer.
+    /// Asks who may have the image with what pods or templates bring, if that is due, and writes
+    /// the answer.
     pub(super) async fn renew_access(
         &self,
         artifact: &Artifact,
@@ -162,7 +167,8 @@ impl Reconciler {
             .await;
     }
 
-    /// The same for an image that the registry need not be asked for, when further credentials came.
+    /// The same for an image that the registry need not be asked for, when further credentials
+    /// came.
     pub(super) async fn try_further_credentials(
         &self,
         artifact: &Artifact,
@@ -191,8 +197,9 @@ pub fn of(artifact: &Artifact) -> Access {
 
 /// The list that follows from the Artifacts, and how many names found no room on it: pure.
 ///
-/// Names are taken in rounds, one of each namespace that has some left, so that nobody takes another one's room. A
-/// repository that is everybody's counts for the first namespace whose Artifact says so.
+/// Names are taken in rounds, one of each namespace that has some left, so that nobody takes
+/// another one's room. A repository that is everybody's counts for the first namespace whose
+/// Artifact says so.
 pub fn list<'a>(
     artifacts: impl Iterator<Item = (&'a Key, &'a Arc<Artifact>)>,
 ) -> (AccessList, usize) {

@@ -1,4 +1,5 @@
-//! When an upstream is asked who may have an image, what its answer changes, and the list that follows.
+//! When an upstream is asked who may have an image, what its answer changes, and the list that
+//! follows.
 
 use super::*;
 use holdfast_api::secret::SecretString;

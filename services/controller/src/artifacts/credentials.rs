@@ -20,7 +20,8 @@ use tokio::sync::Semaphore;
 const MAX_SECRETS: usize = 64;
 /// Service accounts that are read for one image.
 const MAX_SERVICE_ACCOUNTS: usize = 64;
-/// Secrets and service accounts that are in memory at a time, for all images together: each may have 1.5 MiB.
+/// Secrets and service accounts that are in memory at a time, for all images together: each may
+/// have 1.5 MiB.
 pub const READ_AT_ONCE: usize = 2;
 
 /// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a second.
@@ -73,8 +74,9 @@ pub struct Found {
     pub problems: Vec<String>,
 }
 
-/// Reads the pull secrets that `demand` names, directly or by service accounts, and picks what is for `reference`. Each object
-/// is read in its turn of `turns`, and of each only what is for `reference` is kept.
+/// Reads the pull secrets that `demand` names, directly or by service accounts, and picks what is
+/// for `reference`. Each object is read in its turn of `turns`, and of each only what is for
+/// `reference` is kept.
 pub async fn find(
     client: &kube::Client,
     turns: &Semaphore,
@@ -125,7 +127,8 @@ pub async fn find(
     Ok(found)
 }
 
-/// The names of the pull secrets, those that `demand` names directly first, [`MAX_SECRETS`] at most.
+/// The names of the pull secrets, those that `demand` names directly first, [`MAX_SECRETS`] at
+/// most.
 async fn secret_names(
     client: &kube::Client,
     turns: &Semaphore,
@@ -220,7 +223,8 @@ mod tests {
         assert_eq!(choice, expect, "{spec:?}, {demand:?}, {seconds} s");
     }
 
-    /// Answers every request for a service account or a secret; what was asked for, and what `find` found.
+    /// Answers every request for a service account or a secret; what was asked for, and what `find`
+    /// found.
     async fn found(demand: &Demand) -> (Vec<String>, Found) {
         let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let client = kube::Client::new(service, "apps");

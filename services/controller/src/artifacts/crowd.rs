@@ -3,8 +3,8 @@
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long a fill that does not end holds its place while others wait for one. The registry goes on copying; the next look
-/// joins it.
+/// How long a fill that does not end holds its place while others wait for one. The registry goes
+/// on copying; the next look joins it.
 const HURRIED: Duration = Duration::from_secs(10);
 
 /// Tells running looks whether others wait for a place.

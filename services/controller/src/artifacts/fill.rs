@@ -74,8 +74,8 @@ impl Client {
         }
     }
 
-    /// Asks who the upstream gives an image to. No answer, a refusal, and a registry that does not know the question are
-    /// all the same: nothing is known.
+    /// Asks who the upstream gives an image to. No answer, a refusal, and a registry that does not
+    /// know the question are all the same: nothing is known.
     pub async fn access(&self, request: &AccessRequest) -> Access {
         let post = self.http.post(&self.access_url).timeout(ACCESS_PATIENCE);
         let answer = async {

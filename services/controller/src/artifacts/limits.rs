@@ -1,8 +1,9 @@
 //! How many Artifacts there may be, in a namespace and in all: pure.
 //!
-//! What living pods wait for comes first, then what runs, then what workloads would need. Artifacts that nothing needs make
-//! room: those that were never copied, the newest first, then those that were, the oldest first. What people made or keep
-//! never goes. Whoever made them, images beyond the limits are not copied.
+//! What living pods wait for comes first, then what runs, then what workloads would need. Artifacts
+//! that nothing needs make room: those that were never copied, the newest first, then those that
+//! were, the oldest first. What people made or keep never goes. Whoever made them, images beyond
+//! the limits are not copied.
 
 use super::demand::Demand;
 use crate::world::Key;
@@ -48,8 +49,9 @@ pub struct Plan {
 /// How many Artifacts each namespace has.
 type Counts<'a> = BTreeMap<&'a str, usize>;
 
-/// How many Artifacts each namespace may have so that all together keep to the total: those with few keep them all, the
-/// others are cut to the same number, which is one at least and the limit of a namespace at most.
+/// How many Artifacts each namespace may have so that all together keep to the total: those with
+/// few keep them all, the others are cut to the same number, which is one at least and the limit of
+/// a namespace at most.
 fn share(counts: &Counts<'_>, limits: ArtifactLimits) -> usize {
     let of_namespace = limits.per_namespace as usize;
     let mut sizes: Vec<usize> = counts
@@ -69,14 +71,15 @@ fn share(counts: &Counts<'_>, limits: ArtifactLimits) -> usize {
     of_namespace
 }
 
-/// How many count in all: of each namespace its limit at most, since it gets no copies for the rest.
+/// How many count in all: of each namespace its limit at most, since it gets no copies for the
+/// rest.
 fn total(counts: &Counts<'_>, of_namespace: usize) -> usize {
     let counts = counts.values();
     counts.map(|count| (*count).min(of_namespace)).sum()
 }
 
-/// Those that are to make room for what is `wanted`, which are all that exist and all that are missing. `wanted` is what is
-/// left then.
+/// Those that are to make room for what is `wanted`, which are all that exist and all that are
+/// missing. `wanted` is what is left then.
 fn surplus(
     existing: &[Existing<'_>],
     wanted: &mut Counts<'_>,
@@ -100,7 +103,8 @@ fn surplus(
             let Some(count) = wanted.get_mut(one.key.0.as_str()) else {
                 continue;
             };
-            // What was copied makes room for other namespaces only where its own has more than its share.
+            // What was copied makes room for other namespaces only where its own has more than its
+            // share.
             let goes = if in_all {
                 too_many > 0 && (!one.copied || *count > share)
             } else {
@@ -115,8 +119,8 @@ fn surplus(
     surplus
 }
 
-/// Those beyond the share of their namespaces. What was copied counts first, then what is needed most, then what was there
-/// before.
+/// Those beyond the share of their namespaces. What was copied counts first, then what is needed
+/// most, then what was there before.
 fn beyond(existing: &[Existing<'_>], surplus: &BTreeSet<Key>, share: usize) -> BTreeSet<Key> {
     let mut by_namespace: BTreeMap<&str, Vec<&Existing<'_>>> = BTreeMap::new();
     for one in existing.iter().filter(|one| !surplus.contains(one.key)) {
@@ -138,7 +142,8 @@ fn beyond(existing: &[Existing<'_>], surplus: &BTreeSet<Key>, share: usize) -> B
     beyond
 }
 
-/// Decides which of the `missing` Artifacts are made, which of the existing ones make room, and which are not copied.
+/// Decides which of the `missing` Artifacts are made, which of the existing ones make room, and
+/// which are not copied.
 pub fn plan<'a>(
     mut missing: Vec<(Key, Demand)>,
     existing: impl Iterator<Item = Existing<'a>>,
@@ -305,8 +310,8 @@ mod tests {
         check(&["a/1", "a/2", "a/3", "a/4"], &[], &[], &[], &[], &[]);
     }
 
-    /// Names of what makes room, and of what is beyond the limits. A `c` behind the name means copied, an `n` needed, a `w`
-    /// waited for, an `h` made by hand; the oldest first.
+    /// Names of what makes room, and of what is beyond the limits. A `c` behind the name means
+    /// copied, an `n` needed, a `w` waited for, an `h` made by hand; the oldest first.
     fn cut(existing: &[&str], wanted: &[&str]) -> (Vec<String>, Vec<String>) {
         let parts = |text: &&str| {
             let (name, marks) = text.split_once(' ').unwrap_or((text, ""));

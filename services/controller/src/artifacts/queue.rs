@@ -1,8 +1,8 @@
-//! When each Artifact is looked at: each at most once at a time, woken again while it runs, the most urgent first, and
-//! namespaces in turn.
+//! When each Artifact is looked at: each at most once at a time, woken again while it runs, the
+//! most urgent first, and namespaces in turn.
 //!
-//! A copy may hold its place for long. So a namespace takes a place only while fewer than the free ones are its own: however
-//! much it asks for, others find places free.
+//! A copy may hold its place for long. So a namespace takes a place only while fewer than the free
+//! ones are its own: however much it asks for, others find places free.
 
 use crate::world::Key;
 use holdfast_api::fill::Need;
@@ -13,7 +13,8 @@ use std::time::Instant;
 pub const PLACES: usize = 32;
 /// Of those, places that what no pod waits for takes at most.
 pub const PLACES_AHEAD: usize = 16;
-/// Keys that are due and looked through for the most urgent one, shared by the namespaces in which any are due.
+/// Keys that are due and looked through for the most urgent one, shared by the namespaces in which
+/// any are due.
 const LOOKED_AT: usize = 2000;
 /// Of one namespace, however many there are.
 const LOOKED_AT_OF_NAMESPACE: usize = 8;
@@ -85,8 +86,9 @@ impl Queue {
         self.when.remove(key);
     }
 
-    /// Takes the most urgent one for which there is a place; of those, one of the namespace that has the fewest places, and
-    /// of those the one that is due longest. It counts as running until [`Queue::done`].
+    /// Takes the most urgent one for which there is a place; of those, one of the namespace that
+    /// has the fewest places, and of those the one that is due longest. It counts as running until
+    /// [`Queue::done`].
     pub fn take(&mut self, now: Instant, need: impl Fn(&Key) -> Need) -> Option<Key> {
         let mut in_all = Taken::default();
         let mut by_namespace: HashMap<&str, Taken> = HashMap::new();

@@ -36,7 +36,8 @@ pub fn was_copied(artifact: &Artifact) -> bool {
     status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
 }
 
-/// Whether an Artifact is there because pods or workloads needed it: nobody made it by hand, and nobody keeps it.
+/// Whether an Artifact is there because pods or workloads needed it: nobody made it by hand, and
+/// nobody keeps it.
 pub fn is_automatic(artifact: &Artifact) -> bool {
     let labels = artifact.metadata.labels.as_ref();
     let label = |key: &str| {

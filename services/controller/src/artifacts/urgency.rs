@@ -8,9 +8,9 @@ use holdfast_api::{Artifact, labels};
 /// How long after its creation an Artifact without a pod counts as waited for.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 
-/// How urgent a copy is. An Artifact that somebody made a moment ago is; one that the webhook announced only when the controller
-/// sees what it is for. One that this process made for a template was announced by nobody, nor was one that somebody listed
-/// to be copied ahead.
+/// How urgent a copy is. An Artifact that somebody made a moment ago is; one that the webhook
+/// announced only when the controller sees what it is for. One that this process made for a
+/// template was announced by nobody, nor was one that somebody listed to be copied ahead.
 pub fn need(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Need {
     let announced = artifact
         .metadata

@@ -106,7 +106,8 @@ impl Events {
     }
 }
 
-/// The prefixes that a policy is to allow; those of all upstreams where none, or more than fit into an event, are known.
+/// The prefixes that a policy is to allow; those of all upstreams where none, or more than fit into
+/// an event, are known.
 fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
     if prefixes.is_empty() || prefixes.len() > NAMED {
         return format!("{address}/HOST/ for each upstream HOST that it allows");

@@ -85,7 +85,8 @@ impl Healer {
         self.in_turns(tasks)
     }
 
-    /// Namespaces take turns. Patches and evictions have a limit each, so each has turns of its own.
+    /// Namespaces take turns. Patches and evictions have a limit each, so each has turns of its
+    /// own.
     fn in_turns(&self, tasks: Vec<Task>) -> Vec<Task> {
         let (evictions, patches): (Vec<_>, Vec<_>) = tasks
             .into_iter()

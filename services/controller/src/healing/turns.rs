@@ -13,8 +13,9 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Brings `items` into the order of turns: one of each namespace, then a second one of each; the namespace that waits
-    /// longest for a turn is first. Items of one namespace keep their order.
+    /// Brings `items` into the order of turns: one of each namespace, then a second one of each;
+    /// the namespace that waits longest for a turn is first. Items of one namespace keep their
+    /// order.
     pub fn order<T>(&self, items: Vec<T>, namespace: impl Fn(&T) -> &str) -> Vec<T> {
         let mut before: HashMap<String, usize> = HashMap::new();
         let mut ranked: Vec<((usize, u64), T)> = Vec::with_capacity(items.len());

@@ -1,5 +1,6 @@
-//! Which namespaces may have which private images, where `access.privateImages` is `namespace`: pods that have one without
-//! having proved it, and images that pods keep pulling from their upstream.
+//! Which namespaces may have which private images, where `access.privateImages` is `namespace`:
+//! pods that have one without having proved it, and images that pods keep pulling from their
+//! upstream.
 
 use std::collections::{BTreeMap, BTreeSet};
 

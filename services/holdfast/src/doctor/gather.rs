@@ -71,7 +71,8 @@ pub(super) struct Facts {
     pub(super) verifiers: Asked<Vec<Verifier>>,
     /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
     pub(super) kubelet: Option<Asked<String>>,
-    /// Pods with images that their namespaces may not have; nothing where every pod may have every image.
+    /// Pods with images that their namespaces may not have; nothing where every pod may have every
+    /// image.
     pub(super) unproved: Option<Asked<Vec<Unproved>>>,
     /// What else could not be found out.
     pub(super) unknown: Vec<String>,
@@ -146,7 +147,8 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     }
 }
 
-/// Which images pods may have from the registry; all of them where the configuration cannot be read.
+/// Which images pods may have from the registry; all of them where the configuration cannot be
+/// read.
 fn access_of(release: &Release, status: &judge::Facts) -> ImageAccess {
     let config = release.config.as_ref();
     let by_namespace = config.is_ok_and(|config| config.values.access.is_by_namespace());

@@ -24,8 +24,8 @@ pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String>
     Ok(text(&found, policy).to_owned())
 }
 
-/// The notes. A kubelet that may not be asked is no problem of Holdfast's. `by_namespace`: pods are sent to the registry
-/// only where their namespace may have the image.
+/// The notes. A kubelet that may not be asked is no problem of Holdfast's. `by_namespace`: pods are
+/// sent to the registry only where their namespace may have the image.
 pub(super) fn judge(
     trials: &[Trial],
     kubelet: Option<&Asked<String>>,

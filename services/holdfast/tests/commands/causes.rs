@@ -2,7 +2,8 @@
 
 use crate::{Site, workload};
 
-/// What the registry says of an upstream that it does not ask, and the controller of an image there.
+/// What the registry says of an upstream that it does not ask, and the controller of an image
+/// there.
 const NOT_ASKED: &str = "the upstream is unavailable: connection refused, failing since \
                          2026-01-01T00:00:00Z, next probe in 50 s";
 

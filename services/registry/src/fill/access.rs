@@ -1,4 +1,5 @@
-//! Who an image's upstream gives it to. Asked of the upstream each time; what is stored is no answer.
+//! Who an image's upstream gives it to. Asked of the upstream each time; what is stored is no
+//! answer.
 
 use holdfast_api::{
     access::{Access, AccessRequest},
@@ -8,8 +9,8 @@ use holdfast_api::{
 use super::{Asked, Fills, Result};
 
 impl Fills {
-    /// Asks the upstream. Opens nothing: the credentials serve this question and no pull. An upstream that the settings
-    /// rule out is not asked.
+    /// Asks the upstream. Opens nothing: the credentials serve this question and no pull. An
+    /// upstream that the settings rule out is not asked.
     ///
     /// # Errors
     /// [`super::Error::Request`] when the source is malformed.

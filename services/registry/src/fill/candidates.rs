@@ -33,7 +33,8 @@ const LOOK: Duration = Duration::from_millis(250);
 /// How long a source may need until it sends, while there are others.
 pub(super) const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long an offer to another replica counts. It is made again then, for the copy may be another one.
+/// How long an offer to another replica counts. It is made again then, for the copy may be another
+/// one.
 const OFFER_AGAIN: Duration = Duration::from_secs(10);
 
 /// One who wants the blob, from its own source.

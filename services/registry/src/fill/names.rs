@@ -82,7 +82,8 @@ impl Names {
         }
     }
 
-    /// The lock of searches through a repository: one at a time, so that the others find what it read.
+    /// The lock of searches through a repository: one at a time, so that the others find what it
+    /// read.
     pub(super) fn search(&self, repo: &RepositoryName) -> Arc<tokio::sync::Mutex<()>> {
         let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = searches.get(repo).and_then(Weak::upgrade) {
@@ -106,8 +107,8 @@ impl Default for Budget {
 }
 
 impl Fills {
-    /// What a manifest of the repository names; `None` when it is not here, or nothing is left of the
-    /// budget to read it with.
+    /// What a manifest of the repository names; `None` when it is not here, or nothing is left of
+    /// the budget to read it with.
     pub(super) async fn summary(
         &self,
         repo: &RepositoryName,

@@ -464,8 +464,8 @@ impl Fills {
         })
     }
 
-    /// What the repository's manifests say of a blob: those on their way, then all that there are and
-    /// were not `seen` before.
+    /// What the repository's manifests say of a blob: those on their way, then all that there are
+    /// and were not `seen` before.
     async fn named(
         &self,
         repo: &RepositoryName,

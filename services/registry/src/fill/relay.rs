@@ -24,7 +24,8 @@ const SOON: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(45);
 /// How long a stream from another replica may stand still until that replica is asked again.
 const STILL: Duration = Duration::from_secs(15);
-/// Copies of this replica that fail one after the other, with no byte between, until a client is told.
+/// Copies of this replica that fail one after the other, with no byte between, until a client is
+/// told.
 const COPIES: u32 = 3;
 
 /// A blob that another replica fills.

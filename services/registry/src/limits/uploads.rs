@@ -76,8 +76,8 @@ impl Drop for Place {
     }
 }
 
-/// An upload that was begun and whose name no client knows yet. Dropped, as with a request whose client vanishes, it is
-/// cancelled; its place is free once its session is gone.
+/// An upload that was begun and whose name no client knows yet. Dropped, as with a request whose
+/// client vanishes, it is cancelled; its place is free once its session is gone.
 #[derive(Debug)]
 pub(crate) struct Begun {
     store: Store,
@@ -191,7 +191,8 @@ impl Uploads {
     ) -> Result<Begun> {
         let place = self.enter(store, repo).await?;
         let (store, repo, started_at) = (store.clone(), repo.clone(), started_at.to_owned());
-        // Beside the request: a client that vanishes meanwhile leaves no session that nobody counts.
+        // Beside the request: a client that vanishes meanwhile leaves no session that nobody
+        // counts.
         let begun = tokio::spawn(async move {
             let id = store.create_upload(&repo, &started_at).await?;
             Ok::<_, Error>(Begun {
@@ -205,16 +206,16 @@ impl Uploads {
         begun.await.unwrap_or_else(ended)
     }
 
-    /// Keeps the hash of an upload's bytes for requests that bring none: the registry's own state travels through the
-    /// client, and some clients send an older one, or none.
+    /// Keeps the hash of an upload's bytes for requests that bring none: the registry's own state
+    /// travels through the client, and some clients send an older one, or none.
     pub(crate) fn remember(&self, id: &UploadId, size: u64, carried: &CarriedHash) {
         if let Some(open) = self.lock().open.get_mut(id) {
             open.latest = Some((size, carried.clone()));
         }
     }
 
-    /// The hash of an upload's first `size` bytes, if its last request here ended there. The store looks whether the file
-    /// is still the one that it was taken over.
+    /// The hash of an upload's first `size` bytes, if its last request here ended there. The store
+    /// looks whether the file is still the one that it was taken over.
     pub(crate) fn carried(&self, id: &UploadId, size: u64) -> Option<CarriedHash> {
         let table = self.lock();
         let (at, carried) = table.open.get(id)?.latest.as_ref()?;

@@ -14,7 +14,8 @@ use super::{
 };
 use crate::limits::{REFERRER_ANNOTATION_BYTES, UPSTREAM_LIST_BYTES};
 
-/// Most bytes of a text of an entry. Longer ones say nothing: no media type and no digest is so long.
+/// Most bytes of a text of an entry. Longer ones say nothing: no media type and no digest is so
+/// long.
 const TEXT_BYTES: usize = 1024;
 /// What an annotation takes in memory beside its bytes.
 const ANNOTATION_COST: usize = 128;
@@ -261,7 +262,8 @@ enum Field {
     Other,
 }
 
-/// Reads a value of any kind; the objects of a mode that names none are dropped while they are read.
+/// Reads a value of any kind; the objects of a mode that names none are dropped while they are
+/// read.
 #[derive(Clone, Copy)]
 enum Read {
     /// Text of at most so many bytes, a number or nothing.

@@ -1,9 +1,9 @@
-//! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it for
-//! each host, so that one that sends slowly holds back nobody else.
+//! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it
+//! for each host, so that one that sends slowly holds back nobody else.
 //!
-//! Those that wait get bytes in order: whose host holds the fewest, then by arrival. While the first of
-//! them waits, a manifest of a host that holds more than its own host is cut when it has been arriving
-//! for longer than [`MANIFEST_CUT_AFTER`]: the host with most first, and its oldest.
+//! Those that wait get bytes in order: whose host holds the fewest, then by arrival. While the
+//! first of them waits, a manifest of a host that holds more than its own host is cut when it has
+//! been arriving for longer than [`MANIFEST_CUT_AFTER`]: the host with most first, and its oldest.
 
 use std::{
     cmp::Reverse,
@@ -272,7 +272,8 @@ impl Memory {
     /// what the outcome's length leaves over.
     ///
     /// # Errors
-    /// What `read` says; what `cut` says when it took too long while another host's manifest waited.
+    /// What `read` says; what `cut` says when it took too long while another host's manifest
+    /// waited.
     pub(crate) async fn hold<E>(
         &self,
         host: &str,
@@ -304,8 +305,8 @@ impl Memory {
         Ok((bytes, place.keep(units)))
     }
 
-    /// As [`Memory::hold`], for one that waits for its bytes no longer than `wait`. `refuse` is also what
-    /// one that is cut ends with.
+    /// As [`Memory::hold`], for one that waits for its bytes no longer than `wait`. `refuse` is
+    /// also what one that is cut ends with.
     pub(crate) async fn hold_within<E>(
         &self,
         wait: Duration,

@@ -1,10 +1,10 @@
-//! Requests to one host, so many a second. Who must wait has a place in a queue of limited length; a
-//! place is free again as soon as nobody waits for its answer.
+//! Requests to one host, so many a second. Who must wait has a place in a queue of limited length;
+//! a place is free again as soon as nobody waits for its answer.
 //!
-//! What pods wait for goes first. Then those for whom requests are made (a client by its address, the
-//! controller) take turns, and the repositories of each of them do. A request that several clients wait
-//! for goes when the first of them would have its turn. When the queue is full, `requester` says whose
-//! place goes to a newcomer.
+//! What pods wait for goes first. Then those for whom requests are made (a client by its address,
+//! the controller) take turns, and the repositories of each of them do. A request that several
+//! clients wait for goes when the first of them would have its turn. When the queue is full,
+//! `requester` says whose place goes to a newcomer.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -28,8 +28,8 @@ struct Place {
     wake: Arc<Notify>,
 }
 
-/// Turns by key: each gets one a round. A key that had none lately joins the round after the one that is
-/// served, so newcomers keep nobody waiting for ever.
+/// Turns by key: each gets one a round. A key that had none lately joins the round after the one
+/// that is served, so newcomers keep nobody waiting for ever.
 #[derive(Debug)]
 struct Rounds<K> {
     served: u64,

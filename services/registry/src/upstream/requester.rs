@@ -1,5 +1,5 @@
-//! For whom an upstream is asked, and who makes room for others: the number of requests of one client,
-//! or of repositories that they name, takes nothing from other clients.
+//! For whom an upstream is asked, and who makes room for others: the number of requests of one
+//! client, or of repositories that they name, takes nothing from other clients.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -25,18 +25,18 @@ impl Requester {
         CURRENT.scope(Self::Client(client), request).await
     }
 
-    /// For whom the current task works. A task that is spawned works for nobody in particular: what it
-    /// does for a client has to be told before.
+    /// For whom the current task works. A task that is spawned works for nobody in particular: what
+    /// it does for a client has to be told before.
     pub(crate) fn current() -> Self {
         CURRENT.try_with(|current| *current).unwrap_or_default()
     }
 }
 
-/// Who gives a place up to a newcomer when all places are taken: the newest of the requester that holds
-/// most, if that is more than the newcomer's would hold then. Else, of the newcomer's own requester, the
-/// newest of the repository that holds most, under the same condition. `None`: nobody does. A place that
-/// several requesters share counts as that of the one who holds least. Both are told by repository and
-/// priority.
+/// Who gives a place up to a newcomer when all places are taken: the newest of the requester that
+/// holds most, if that is more than the newcomer's would hold then. Else, of the newcomer's own
+/// requester, the newest of the repository that holds most, under the same condition. `None`:
+/// nobody does. A place that several requesters share counts as that of the one who holds least.
+/// Both are told by repository and priority.
 pub(crate) fn greediest<'a>(
     held: impl Iterator<Item = (u64, &'a str, &'a Priority)> + Clone,
     (repository, newcomer): (&str, &Priority),

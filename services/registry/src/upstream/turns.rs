@@ -1,15 +1,15 @@
 //! Whose turn it is to copy: slots over all and for each host, the most urgent first, then in equal
 //! shares by host and by repository, then by arrival.
 //!
-//! A copy may be preempted: it keeps its bytes, gives its slot up and queues again. A copy that waits
-//! preempts one at most, and gets that slot. `preempt` has the rules:
+//! A copy may be preempted: it keeps its bytes, gives its slot up and queues again. A copy that
+//! waits preempts one at most, and gets that slot. `preempt` has the rules:
 //!
 //! - A slow copy gives its slot to a copy that never ran, of a host or repository that has fewer.
 //! - A host or repository with more than its share gives slots to those with less, after a quantum.
-//! - One that has no slot gets one from the one with most, after a quantum: when more claim than there
-//!   are slots, they take turns. A copy that runs again runs for twice as long before it gives its slot
-//!   to another one that ran before, so turns become rare, and a copy that cannot go on where it stopped
-//!   ends as well.
+//! - One that has no slot gets one from the one with most, after a quantum: when more claim than
+//!   there are slots, they take turns. A copy that runs again runs for twice as long before it
+//!   gives its slot to another one that ran before, so turns become rare, and a copy that cannot go
+//!   on where it stopped ends as well.
 //!
 //! So many copies may wait; whose place goes to a newcomer then, `requester` says.
 //!
@@ -121,7 +121,8 @@ impl State {
     }
 
     /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then
-    /// whose repository has the fewest, then by arrival, so that newcomers keep nobody waiting for ever.
+    /// whose repository has the fewest, then by arrival, so that newcomers keep nobody waiting for
+    /// ever.
     fn place(&self, at: u64, waiter: &Waiter) -> (Need, usize, usize, u64) {
         let (host, repository) = self.used(&waiter.host, &waiter.repository);
         (waiter.priority.need(), host, repository, at)
@@ -250,8 +251,9 @@ impl Turns {
         }
     }
 
-    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place. `yielded`: how
-    /// often it had one and was preempted. `None`: too many wait, and the place goes to others.
+    /// Queues for a slot; the future waits for it. A caller that leaves gives up its place.
+    /// `yielded`: how often it had one and was preempted. `None`: too many wait, and the place goes
+    /// to others.
     pub(super) fn take(
         &self,
         (host, repository): (&str, &str),
@@ -370,8 +372,8 @@ impl Shared {
         }
     }
 
-    /// Gives every slot that is free to the most urgent that may have it, in equal shares. `first`: for
-    /// which of those that wait a slot was given up.
+    /// Gives every slot that is free to the most urgent that may have it, in equal shares. `first`:
+    /// for which of those that wait a slot was given up.
     fn dispatch(self: &Arc<Self>, mut first: Option<u64>) {
         loop {
             let (give, turn) = {

@@ -214,7 +214,8 @@ async fn blob_is_streamed_and_ranged_while_it_arrives() {
         .send("GET", &path, &[("range", "bytes=600000-699999")], "")
         .await;
     assert_eq!(early.status(), 206);
-    // A part that is there does not wait, but for its last byte: that one tells that the whole is right.
+    // A part that is there does not wait, but for its last byte: that one tells that the whole is
+    // right.
     let mut part = Vec::new();
     while part.len() < 99_999 {
         part.extend_from_slice(&early.chunk().await.unwrap().unwrap());

@@ -118,7 +118,8 @@ fn connections_that_nobody_reads_take_little_memory() {
     });
 }
 
-/// Puts so many tags of the greatest length on the volume; the path of their list. To push each would take its syncs.
+/// Puts so many tags of the greatest length on the volume; the path of their list. To push each
+/// would take its syncs.
 fn lay_out_tags(child: &Child, count: usize) -> String {
     let digest: Digest = Hasher::digest(Algorithm::Sha256, b"{}");
     let tags = child

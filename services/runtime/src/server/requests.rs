@@ -1,8 +1,9 @@
 //! What requests under way over HTTP/2 take of memory, and which connection has to give it back.
 //!
-//! Over HTTP/1.1 a connection has one request. Over HTTP/2 each of its streams has one, with its headers, its task and what the part
-//! makes of it, and a client may leave all of them waiting. Their bytes count in a budget of the listener. While it is used up, a
-//! connection may still have [`CONNECTION_REQUEST_BYTES`]; who takes more is cut.
+//! Over HTTP/1.1 a connection has one request. Over HTTP/2 each of its streams has one, with its
+//! headers, its task and what the part makes of it, and a client may leave all of them waiting.
+//! Their bytes count in a budget of the listener. While it is used up, a connection may still have
+//! [`CONNECTION_REQUEST_BYTES`]; who takes more is cut.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -14,8 +15,8 @@ const OVERHEAD_BYTES: u64 = 8 << 10;
 /// What a header takes beside its name and value (RFC 9113, section 6.5.2).
 const HEADER_BYTES: usize = 32;
 
-/// Bytes of requests under way over HTTP/2, of all connections of a listener, above which a connection is cut that takes more than
-/// [`CONNECTION_REQUEST_BYTES`].
+/// Bytes of requests under way over HTTP/2, of all connections of a listener, above which a
+/// connection is cut that takes more than [`CONNECTION_REQUEST_BYTES`].
 pub(super) const LISTENER_REQUEST_BYTES: u64 = 32 << 20;
 
 /// Bytes of requests that one connection may always have under way.

@@ -165,8 +165,8 @@ impl Watch {
         }
     }
 
-    /// A request's headers are here. Over HTTP/2 what it takes counts, and the answer's pieces are followed. A connection that takes
-    /// too much is told to end.
+    /// A request's headers are here. Over HTTP/2 what it takes counts, and the answer's pieces are
+    /// followed. A connection that takes too much is told to end.
     pub(super) fn request(
         self: &Arc<Self>,
         bytes_over_http2: Option<u64>,

@@ -1,7 +1,9 @@
-//! Which connections may send much before the part reads it: a bounded number of them, in all and of each address.
+//! Which connections may send much before the part reads it: a bounded number of them, in all and
+//! of each address.
 //!
-//! HTTP/2 fixes a connection's window when the connection begins, before anything is known of its client. A small window
-//! bounds the bytes of a connection, and its speed to one window a round trip, so some connections get a large one.
+//! HTTP/2 fixes a connection's window when the connection begins, before anything is known of its
+//! client. A small window bounds the bytes of a connection, and its speed to one window a round
+//! trip, so some connections get a large one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -136,7 +136,8 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
         }
         stream += 2;
     }
-    // The server may close before everything that it said is read: a reset of TCP then drops the rest.
+    // The server may close before everything that it said is read: a reset of TCP then drops the
+    // rest.
     if let Some((_, payload)) = client.next(GOAWAY).await {
         assert_eq!(code(&payload, 4), ENHANCE_YOUR_CALM);
     }

@@ -25,8 +25,8 @@ pub(super) const ATTEMPTS: usize = 8;
 const HASHES: &str = "hashstates";
 
 impl Inner {
-    /// Takes a session's file at `offset`. `None` when its bytes must be read and there is no `place` for that, neither
-    /// given nor free: the file is where it was.
+    /// Takes a session's file at `offset`. `None` when its bytes must be read and there is no
+    /// `place` for that, neither given nor free: the file is where it was.
     pub(super) fn open_upload(
         &self,
         repo: &RepositoryName,

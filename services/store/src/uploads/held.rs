@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use crate::{Lock, Result, partial::Partial, store::Inner};
 
-/// The file, and the lock that keeps other requests from it. Both go with the work on the pool: work goes on when its
-/// caller is gone, and until it ends nobody else may begin with the file. Dropped, it lets go of both.
+/// The file, and the lock that keeps other requests from it. Both go with the work on the pool:
+/// work goes on when its caller is gone, and until it ends nobody else may begin with the file.
+/// Dropped, it lets go of both.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) inner: Arc<Inner>,

@@ -1,7 +1,7 @@
 //! How many sessions' files are read at a time, to be hashed again or copied.
 //!
-//! A client makes that necessary with a request of a few bytes, and each one costs the time of all bytes that its session
-//! holds.
+//! A client makes that necessary with a request of a few bytes, and each one costs the time of all
+//! bytes that its session holds.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,5 @@
-//! A writer whose file another replica removed, as a network file system tells it: by a stale handle.
+//! A writer whose file another replica removed, as a network file system tells it: by a stale
+//! handle.
 
 use std::sync::Arc;
 

@@ -54,8 +54,8 @@ impl Document {
     }
 }
 
-/// An upstream that makes its manifests while it sends them, so that it takes no memory itself. The tags `bomb0`,
-/// `bomb1` and so on are the images, in any repository.
+/// An upstream that makes its manifests while it sends them, so that it takes no memory itself. The
+/// tags `bomb0`, `bomb1` and so on are the images, in any repository.
 #[derive(Default)]
 pub struct Bomb {
     documents: HashMap<String, Document>,

@@ -1,5 +1,5 @@
-//! Reviews of pods, honest and hostile. A hostile one is as large as the webhook takes, and each kind is the worst for
-//! one way of reading it.
+//! Reviews of pods, honest and hostile. A hostile one is as large as the webhook takes, and each
+//! kind is the worst for one way of reading it.
 
 use bytes::Bytes;
 use serde_json::json;

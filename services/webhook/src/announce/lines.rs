@@ -1,8 +1,9 @@
 //! What waits to be announced: a line for each namespace, taken from in turn, with limits for each and for all. Pure.
 //!
-//! Whoever reaches the webhook can have images announced, so no namespace may take the others' turns, and what waits is
-//! bounded. What is dropped is found by the controller, by the pods themselves. Namespaces of which it is not known that they
-//! exist have a limit of their own, so that invented ones use up nothing that others need.
+//! Whoever reaches the webhook can have images announced, so no namespace may take the others'
+//! turns, and what waits is bounded. What is dropped is found by the controller, by the pods
+//! themselves. Namespaces of which it is not known that they exist have a limit of their own, so
+//! that invented ones use up nothing that others need.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -229,7 +230,8 @@ impl Lines {
         Some(announcement)
     }
 
-    /// Takes in how an announcement ended. What failed may be announced again; what did not shows that its namespace exists.
+    /// Takes in how an announcement ended. What failed may be announced again; what did not shows
+    /// that its namespace exists.
     pub(super) fn ended(&mut self, announcement: &Announcement, announced: Announced) {
         if announced == Announced::Failed {
             let key = (
@@ -242,7 +244,8 @@ impl Lines {
         }
     }
 
-    /// Whether there is room for a line: those that used nothing lately go, first those of namespaces that may not exist.
+    /// Whether there is room for a line: those that used nothing lately go, first those of
+    /// namespaces that may not exist.
     fn has_room(&mut self, now: Instant) -> bool {
         let is_due = |swept: Instant| now.saturating_duration_since(swept) >= SWEEP;
         if self.by_namespace.len() >= NAMESPACES && self.swept.is_none_or(is_due) {

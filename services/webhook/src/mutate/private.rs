@@ -7,7 +7,8 @@ use holdfast_api::state::ClusterState;
 
 const ADDRESS: &str = "10.96.0.50";
 
-/// Rules under which namespace `team` may have `registry.example/private`, and everybody `docker.io/library/nginx`.
+/// Rules under which namespace `team` may have `registry.example/private`, and everybody
+/// `docker.io/library/nginx`.
 fn rules_by_namespace(rewrite: bool) -> Rules {
     let access = json!({
         "everybody": ["docker.io/library/nginx"],
@@ -27,7 +28,8 @@ fn rules_by_namespace(rewrite: bool) -> Rules {
     Rules::new(configured, Some(&state))
 }
 
-/// The image of a pod of `namespace` after its creation, and what the two questions about it changed.
+/// The image of a pod of `namespace` after its creation, and what the two questions about it
+/// changed.
 fn created(namespace: &str, image: &str, change: &Value, rules: &Rules) -> (String, [Mutation; 2]) {
     let mut pod = pod(image);
     pod["metadata"]["namespace"] = json!(namespace);
@@ -92,7 +94,8 @@ fn a_private_image_is_rewritten_where_its_namespace_proved_it() {
         assert_eq!(mutation.left_alone, reasons, "{namespace} {image}");
         assert_eq!(mutation.images.len(), 1, "it is announced in any case");
     }
-    // The configuration alone decides that it depends on namespaces: without a list nothing is known.
+    // The configuration alone decides that it depends on namespaces: without a list nothing is
+    // known.
     let older = ClusterState {
         access: None,
         ..state_of(&rules)

@@ -1,5 +1,5 @@
-//! Who this endpoint gives an image to: each who might have it asks alone, and what another one's request taught is not
-//! used.
+//! Who this endpoint gives an image to: each who might have it asks alone, and what another one's
+//! request taught is not used.
 
 use holdfast_api::access::Access;
 use holdfast_core::oci::ManifestType;
@@ -10,10 +10,11 @@ use super::{Endpoint, answer::text, ask::Call};
 use crate::upstream::{Error, Login, Result, Source};
 
 impl Endpoint {
-    /// The first of nobody, the operator's credentials and the source's own that is given the manifest.
+    /// The first of nobody, the operator's credentials and the source's own that is given the
+    /// manifest.
     ///
-    /// A mirror is the operator's choice as a whole: whatever opens it counts as configured, and it never sees the
-    /// source's credentials.
+    /// A mirror is the operator's choice as a whole: whatever opens it counts as configured, and it
+    /// never sees the source's credentials.
     pub(in crate::upstream) async fn access(&self, source: &Source, target: &str) -> Access {
         let nobody = if self.is_own {
             Access::Public

@@ -44,7 +44,7 @@ impl Endpoint {
         if status == StatusCode::TOO_MANY_REQUESTS {
             return Err(self.pause(&response));
         }
-        // One that is not implemented is no failure.
+        // 501 tells that the upstream does not know the request, not that it fails.
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
             return Err(self.failed(call, &format!("it answers {status}")));
         }

@@ -102,8 +102,9 @@ impl Endpoint {
         self.counted(self.ask_in_turn(call).await)
     }
 
-    /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is neither used nor
-    /// replaced, and a token is asked for anew: the answer is what the upstream says now.
+    /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is
+    /// neither used nor replaced, and a token is asked for anew: the answer is what the upstream
+    /// says now.
     pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
         self.counted(self.ask_alone(call, login).await)
     }

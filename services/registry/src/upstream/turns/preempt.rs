@@ -1,16 +1,17 @@
 //! Which copy gives its slot up, and for whom: a pure choice, time passed in.
 //!
-//! Slots are shared by host first, then by repository of a host. A copy that waits takes a slot from
-//! those who have more of them than its own host has (of the same host: than its repository has):
+//! Slots are shared by host first, then by repository of a host. A copy that waits takes a slot
+//! from those who have more of them than its own host has (of the same host: than its repository
+//! has):
 //!
 //! 1. At once from a slow copy, if the copy that waits never ran.
-//! 2. From a copy that ran for a quantum, if the copy that waits never ran, and the other one has more
-//!    than its share: the slots, divided by those who claim any.
-//! 3. From a copy that ran for a quantum, if who waits has no slot at all. When the copy that waits ran
-//!    before, the quantum doubles with each time that both of them were preempted.
+//! 2. From a copy that ran for a quantum, if the copy that waits never ran, and the other one has
+//!    more than its share: the slots, divided by those who claim any.
+//! 3. From a copy that ran for a quantum, if who waits has no slot at all. When the copy that waits
+//!    ran before, the quantum doubles with each time that both of them were preempted.
 //!
-//! Of several, the host with most slots gives, the slowest copy of it if one is slow, else one of the
-//! repository with most, else the one that runs longest.
+//! Of several, the host with most slots gives, the slowest copy of it if one is slow, else one of
+//! the repository with most, else the one that runs longest.
 
 use std::{
     cmp::Reverse,
@@ -96,8 +97,8 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// Those that wait and may preempt, in order: the first of each repository, and of each host no more
-/// than it may have slots.
+/// Those that wait and may preempt, in order: the first of each repository, and of each host no
+/// more than it may have slots.
 fn preempting<'a>(state: &'a State, served: &BTreeSet<u64>, each: usize) -> Vec<(u64, &'a Waiter)> {
     let mut waiting: Vec<(u64, &Waiter)> = state
         .queue

@@ -13,8 +13,8 @@ use crate::upstream::Requester;
 /// Requesters of one copy that are remembered; for further ones it goes with these.
 const REQUESTERS: usize = 16;
 
-/// How urgent a copy is, and for whom it is made. Clones share it; it only ever becomes more urgent, and
-/// further requesters join.
+/// How urgent a copy is, and for whom it is made. Clones share it; it only ever becomes more
+/// urgent, and further requesters join.
 #[derive(Debug, Clone)]
 pub struct Priority {
     own: Arc<AtomicU8>,
@@ -46,7 +46,8 @@ impl Priority {
         }
     }
 
-    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this part.
+    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this
+    /// part.
     #[must_use]
     pub fn part(&self) -> Self {
         Self {
@@ -56,7 +57,8 @@ impl Priority {
         }
     }
 
-    /// The same priority for a request that leaves its queue when nobody holds the interest any more.
+    /// The same priority for a request that leaves its queue when nobody holds the interest any
+    /// more.
     #[must_use]
     pub(crate) fn watched(self) -> (Arc<Interest>, Self) {
         let interest = Arc::<Interest>::default();

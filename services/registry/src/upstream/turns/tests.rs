@@ -205,8 +205,8 @@ async fn next_victim(taken: &[(&str, Turn)]) -> (usize, u64) {
     }
 }
 
-/// Three of a kind share two slots: every time the longest running one gives its slot to the one that
-/// waits. `seconds`: after which time each of them does.
+/// Three of a kind share two slots: every time the longest running one gives its slot to the one
+/// that waits. `seconds`: after which time each of them does.
 async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) {
     let turns = Turns::new(2, 2);
     let waits = Priority::default();
