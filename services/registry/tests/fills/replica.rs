@@ -18,13 +18,24 @@ use holdfast_runtime::{
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
 use holdfast_store::{Options, Owner, Store};
-use holdfast_testkit::{Upstream, tls::Authority};
+use holdfast_testkit::{Fault, Image, Upstream, faults::Kind, tls::Authority};
 
 /// A running replica; it ends with [`Replica::stop`] or with its runtime.
 pub(crate) struct Replica {
     pub(crate) url: String,
     pub(crate) fills: Fills,
     stop: CancellationToken,
+}
+
+/// An upstream with an image whose blobs come at 2,000 bytes a second.
+pub(crate) async fn trickling(name: &str, image: &Image) -> Upstream {
+    let upstream = Upstream::start().await;
+    upstream.push(name, "1", image);
+    let kind = Kind::Slow {
+        bytes_per_second: 2000,
+    };
+    upstream.faults().set(Fault::new(kind).on("/blobs/"));
+    upstream
 }
 
 /// What replicas share.

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use holdfast_api::fill::{Credential, FillRequest};
-use holdfast_testkit::{Auth, Fault, Image, ImageBuilder, Upstream, eventually, faults::Kind};
+use holdfast_testkit::{Auth, Image, ImageBuilder, Upstream, eventually};
 use reqwest::{Client, StatusCode};
 
-use crate::replica::{Replica, Site};
+use crate::replica::{Replica, Site, trickling};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The slow upstream would need ten times as long, and more. A quiet machine needs three seconds.
@@ -16,16 +16,6 @@ const SOON: Duration = Duration::from_secs(50);
 fn url(replica: &Replica, upstream: &Upstream, name: &str, rest: &str) -> String {
     let host = upstream.host().replace(':', "_");
     format!("{}/v2/{host}/{name}/{rest}", replica.url)
-}
-
-async fn slow(name: &str, image: &Image) -> Upstream {
-    let upstream = Upstream::start().await;
-    upstream.push(name, "1", image);
-    let kind = Kind::Slow {
-        bytes_per_second: 2000,
-    };
-    upstream.faults().set(Fault::new(kind).on("/blobs/"));
-    upstream
 }
 
 /// Begins to pull a layer, and returns while its copy runs.
@@ -55,7 +45,7 @@ async fn pull(http: &Client, replica: &Replica, upstream: &Upstream, name: &str,
 async fn who_trickles_through_one_replica_holds_back_nobody_at_the_others() {
     let image = ImageBuilder::new(95).layer(4_000_000).build();
     let layer = &image.layers[0];
-    let evil = slow("x/shared", &image).await;
+    let evil = trickling("x/shared", &image).await;
     let good = Upstream::start().await;
     good.push("good/app", "1", &image);
     let site = Site::new();
@@ -78,7 +68,7 @@ async fn who_trickles_through_one_replica_holds_back_nobody_at_the_others() {
 async fn a_source_of_another_replica_is_asked_with_its_own_login() {
     let image = ImageBuilder::new(96).layer(1_000_000).build();
     let layer = &image.layers[0];
-    let evil = slow("x/shared", &image).await;
+    let evil = trickling("x/shared", &image).await;
     let users = vec![("user".to_owned(), "password".to_owned())];
     let good = Upstream::start_with(Auth::Basic(users)).await;
     good.push("good/app", "1", &image);

@@ -4,13 +4,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use holdfast_testkit::{
-    Fault, Image, ImageBuilder, Upstream, eventually,
-    faults::Kind,
+    Image, ImageBuilder, Upstream, eventually,
     image::{OCI_MANIFEST, digest_of},
 };
 use reqwest::{Client, StatusCode};
 
-use crate::replica::{Replica, Site};
+use crate::replica::{Replica, Site, trickling};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -69,16 +68,6 @@ async fn a_strange_manifest_with_a_wrong_size_leaves_a_pushed_image_whole() {
         assert_eq!(answer.status(), StatusCode::OK, "{size}");
         assert_eq!(answer.bytes().await.unwrap(), image.blobs[layer]);
     }
-}
-
-async fn trickling(name: &str, image: &Image) -> Upstream {
-    let upstream = Upstream::start().await;
-    upstream.push(name, "1", image);
-    let kind = Kind::Slow {
-        bytes_per_second: 2000,
-    };
-    upstream.faults().set(Fault::new(kind).on("/blobs/"));
-    upstream
 }
 
 async fn pull(http: &Client, replica: &Replica, upstream: &Upstream, name: &str, image: &Image) {
