@@ -6,7 +6,7 @@
 mod http;
 mod section;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use crate::{
     AccessAction, AccessLog, AccessLogMode, AccessRule, AccessSettings, Credentials, Error, Hidden,
     LogFormat, LogLevel, Logging, NotificationAction, NotificationSettings, RegistrySettings,
-    Result, RsaAlgorithm, Standalone, TokenSettings, UpstreamSettings, Writes, document, yaml,
+    Result, RsaAlgorithm, Standalone, TokenSettings, UpstreamSettings, Writes, yaml,
 };
 use section::{Findings, Section, overlay};
 
@@ -64,11 +64,11 @@ impl Distribution {
         })
     }
 
-    /// Reads the file at `path`, with the process's environment on top.
-    pub fn from_file(path: &Path) -> Result<Self> {
+    /// Reads a document, with the process's environment on top.
+    pub fn of_process(text: &str) -> Result<Self> {
         let environment = std::env::vars_os()
             .filter_map(|(n, v)| Some((n.into_string().ok()?, v.into_string().ok()?)));
-        Self::parse(&document::read(path)?, environment)
+        Self::parse(text, environment)
     }
 
     /// Reads a document, with `environment` on top.

@@ -2,7 +2,7 @@
 #![allow(clippy::print_stdout, reason = "what a check prints is its result")]
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -40,6 +40,7 @@ struct Told {
 
 impl RegistryArgs {
     fn told(&self) -> anyhow::Result<Told> {
+        // Read once: a pipe has nothing left for a second look, and nothing means all defaults.
         let text = match &self.config {
             Some(path) => Some(
                 std::fs::read_to_string(path)
@@ -47,14 +48,12 @@ impl RegistryArgs {
             ),
             None => None,
         };
-        if let Some(path) = &self.config
-            && text.as_deref().is_some_and(Distribution::is_one)
-        {
+        if let Some(text) = text.as_deref().filter(|text| Distribution::is_one(text)) {
             let Distribution {
                 mut settings,
                 logging,
                 notes,
-            } = Distribution::from_file(path)?;
+            } = Distribution::of_process(text)?;
             settings.data = self.data.clone().unwrap_or(settings.data);
             settings.listen = self.listen.unwrap_or(settings.listen);
             return Ok(Told {
@@ -66,16 +65,16 @@ impl RegistryArgs {
         }
         let is_release = self.data.is_none() && text.as_deref().is_none_or(Config::is_one);
         if is_release {
-            return self.of_release();
+            return self.of_release(text.as_deref());
         }
-        let mut alone = match &self.config {
-            Some(path) => Standalone::from_file(path).with_context(|| {
+        let mut alone = match (&self.config, &text) {
+            (Some(path), Some(text)) => Standalone::parse(text).with_context(|| {
                 format!(
                     "{} is read as the configuration of a registry that runs alone, because it has no key release",
                     path.display()
                 )
             })?,
-            None => Standalone::default(),
+            _ => Standalone::default(),
         };
         match &self.data {
             Some(data) => alone.data.clone_from(data),
@@ -99,22 +98,16 @@ impl RegistryArgs {
     }
 
     /// The configuration that the chart makes.
-    fn of_release(&self) -> anyhow::Result<Told> {
+    fn of_release(&self, text: Option<&str>) -> anyhow::Result<Told> {
         anyhow::ensure!(
             self.listen.is_none(),
             "--listen is for a registry that runs alone, which --data DIR or the key data of --config FILE makes"
         );
-        let path = self
-            .config
-            .clone()
-            .unwrap_or_else(|| PathBuf::from("/etc/holdfast/config.yaml"));
-        let config = Config::from_file(&path);
-        let config = if self.config.is_none() {
-            config.context(
+        let config = match text {
+            Some(text) => Config::parse(text)?,
+            None => Config::from_file(Path::new("/etc/holdfast/config.yaml")).context(
                 "without --config and --data the registry is part of a release; to run alone it needs --data DIR",
-            )?
-        } else {
-            config?
+            )?,
         };
         Ok(Told {
             kind: "the configuration of a release",

@@ -171,6 +171,30 @@ fn check(text: &str, environment: &[(&str, &str)]) -> Output {
 }
 
 #[test]
+fn a_configuration_that_can_be_read_only_once_is_understood_whole() {
+    for text in [
+        "data: /srv\naccess: {htpasswd: /auth/users}\n",
+        "version: 0.1\nstorage: {filesystem: {rootdirectory: /srv}}\nauth: {htpasswd: {realm: a, path: /auth/users}}\n",
+    ] {
+        let mut child = holdfast()
+            .args(["registry", "--check", "--config", "/dev/stdin"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(said.contains("access: users of /auth/users"), "{said}");
+    }
+}
+
+#[test]
 fn check_says_what_a_file_of_distribution_means() {
     let text = "version: 0.1\nlog: {fields: {service: registry}}\nstorage: {filesystem: {rootdirectory: /srv}}\nhttp: {addr: ':5000', secret: hush}\nauth: {htpasswd: {realm: a, path: /auth/htpasswd}}\n";
     let output = check(text, &[("REGISTRY_STORAGE_DELETE_ENABLED", "true")]);
