@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::dns;
 use crate::reference::Reference;
 use crate::rewrite;
 
@@ -12,7 +13,7 @@ use crate::rewrite;
 pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
 
 /// The annotation by which the kubelet marks the API's copy of a static pod.
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Where in a pod an image is declared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -185,7 +186,8 @@ pub fn pull_secret_names(pod: &Value) -> Vec<String> {
         .into_iter()
         .flatten()
         .filter_map(|secret| secret.get("name").and_then(Value::as_str))
-        .filter(|name| !name.is_empty() && seen.insert(*name))
+        // The API server does not check these names, and they become parts of paths.
+        .filter(|name| dns::is_subdomain(name) && seen.insert(*name))
         .map(str::to_owned)
         .collect()
 }
@@ -330,7 +332,7 @@ mod tests {
     fn pull_secrets_keep_their_order() {
         let pod = json!({ "spec": {
             "serviceAccountName": "builder",
-            "imagePullSecrets": [{"name": "b"}, {"name": "a"}, {"name": "b"}, {"name": ""}, {}],
+            "imagePullSecrets": [{"name": "b"}, {"name": "a"}, {"name": "b"}, {"name": ""}, {}, {"name": "x y"}, {"name": "../b"}],
         }});
         assert_eq!(pull_secret_names(&pod), ["b", "a"]);
         assert_eq!(service_account_name(&pod), "builder");

@@ -116,12 +116,14 @@ pub struct Mutation {
     /// How many references to the registry became the upstream's, because the namespace may not
     /// have the image.
     pub put_back: usize,
+    /// Why the pod is not admitted at all.
+    pub refused: Option<&'static str>,
 }
 
 impl Mutation {
     /// Nothing is done to a pod that is too large to be read.
     pub fn too_large() -> Self {
-        let warning = "holdfast: the pod has too many images and annotations; it is left as it is";
+        let warning = "holdfast: the pod has too many images (more than 256) or annotations; it is left as it is";
         Self {
             warnings: vec![warning.to_owned()],
             left_alone: vec![LeftAlone::TooLarge],
@@ -199,6 +201,17 @@ pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rule
     Mutation {
         images: Vec::new(),
         ..judge_all(pod, old, request, rules, None)
+    }
+}
+
+/// What becomes of a pod that is too large for [`put_back`]. It may hide a name at the registry, so it is not
+/// admitted where that matters.
+pub fn put_back_unread(rules: &Rules) -> Mutation {
+    let refused =
+        "holdfast: access.privateImages=namespace admits no pod with more than 256 images";
+    Mutation {
+        refused: (rules.access != ImageAccess::Every).then_some(refused),
+        ..Mutation::default()
     }
 }
 

@@ -5,7 +5,7 @@ mod prune;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use holdfast_api::labels;
-use holdfast_core::dns;
+use holdfast_core::{dns, pod};
 use serde_json::{Value, json};
 
 use self::prune::{Kept, Shape};
@@ -73,6 +73,33 @@ const POD: Shape = Shape::Members(&[
     ),
 ]);
 
+/// The pod as far as its references are put back. No other annotations: nobody makes a pod too large to be
+/// read by adding some.
+const NAMES: Shape = Shape::Members(&[
+    (
+        "metadata",
+        Shape::Members(&[
+            ("namespace", Shape::Plain),
+            (
+                "annotations",
+                Shape::Members(&[
+                    (pod::MIRROR_ANNOTATION, Shape::Plain),
+                    (labels::IMAGE_HISTORY, Shape::Plain),
+                ]),
+            ),
+        ]),
+    ),
+    (
+        "spec",
+        Shape::Members(&[
+            ("containers", CONTAINERS),
+            ("initContainers", CONTAINERS),
+            ("ephemeralContainers", CONTAINERS),
+            ("volumes", VOLUMES),
+        ]),
+    ),
+]);
+
 /// The pod as it is stored: its images and their history.
 const OLD_POD: Shape = Shape::Members(&[
     (
@@ -96,26 +123,34 @@ const OLD_POD: Shape = Shape::Members(&[
     ),
 ]);
 
-static REVIEW: Shape = Shape::Members(&[
-    ("apiVersion", Shape::Plain),
-    ("kind", Shape::Plain),
-    (
-        "request",
+/// A review with this much of its pod.
+macro_rules! review {
+    ($pod:expr) => {
         Shape::Members(&[
-            ("uid", Shape::Plain),
+            ("apiVersion", Shape::Plain),
+            ("kind", Shape::Plain),
             (
-                "kind",
-                Shape::Members(&[("kind", Shape::Plain), ("group", Shape::Plain)]),
+                "request",
+                Shape::Members(&[
+                    ("uid", Shape::Plain),
+                    (
+                        "kind",
+                        Shape::Members(&[("kind", Shape::Plain), ("group", Shape::Plain)]),
+                    ),
+                    ("subResource", Shape::Plain),
+                    ("namespace", Shape::Plain),
+                    ("operation", Shape::Plain),
+                    ("object", $pod),
+                    ("oldObject", OLD_POD),
+                    ("dryRun", Shape::Plain),
+                ]),
             ),
-            ("subResource", Shape::Plain),
-            ("namespace", Shape::Plain),
-            ("operation", Shape::Plain),
-            ("object", POD),
-            ("oldObject", OLD_POD),
-            ("dryRun", Shape::Plain),
-        ]),
-    ),
-]);
+        ])
+    };
+}
+
+static REVIEW: Shape = review!(POD);
+static NAMES_REVIEW: Shape = review!(NAMES);
 
 /// Why a body cannot be answered with a review at all.
 #[derive(Debug, thiserror::Error)]
@@ -160,8 +195,17 @@ pub struct Subject {
 impl Review {
     /// Reads the body of a request.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
+        Self::read(body, &REVIEW)
+    }
+
+    /// The same without what only a rewrite depends on.
+    pub fn parse_names(body: &[u8]) -> Result<Self, Error> {
+        Self::read(body, &NAMES_REVIEW)
+    }
+
+    fn read(body: &[u8], shape: &'static Shape) -> Result<Self, Error> {
         let mut kept = Kept::at_most(MAX_KEPT_VALUES, MAX_KEPT_BYTES);
-        let mut document = prune::parse(body, &REVIEW, &mut kept)?;
+        let mut document = prune::parse(body, shape, &mut kept)?;
         let text = |value: &Value, pointer: &str| {
             value
                 .pointer(pointer)
@@ -239,9 +283,12 @@ fn images(pod: &Value) -> usize {
         .count()
 }
 
-/// The answer: always allowed, with a patch where there is one.
+/// The answer: allowed unless the mutation says otherwise, with a patch where there is one.
 pub fn answer(uid: &str, mutation: &Mutation) -> Result<Value, serde_json::Error> {
-    let mut response = json!({ "uid": uid, "allowed": true });
+    let mut response = json!({ "uid": uid, "allowed": mutation.refused.is_none() });
+    if let Some(message) = mutation.refused {
+        response["status"] = json!({ "code": 403, "reason": "Forbidden", "message": message });
+    }
     if !mutation.patch.is_empty() {
         response["patchType"] = json!("JSONPatch");
         response["patch"] = json!(STANDARD.encode(serde_json::to_vec(&mutation.patch)?));

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Buf;
 use futures::Stream;
 use holdfast_runtime::server::{PeerAddr, client_address};
-use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use warp::http::{Response, StatusCode, header};
@@ -16,7 +15,7 @@ use warp::{Filter, Rejection};
 use crate::announce::{Announcement, Announcer};
 use crate::bodies::{BODY_TIME, Bodies, Body, Refusal};
 use crate::metrics::Metrics;
-use crate::mutate::{Mutation, Request, mutate, put_back};
+use crate::mutate::{Mutation, mutate, put_back, put_back_unread};
 use crate::review::{self, Review};
 use crate::rules::Rules;
 
@@ -43,8 +42,8 @@ pub fn routes(
     context: Context,
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone {
     let desk = Arc::new(Desk::default());
-    let rewrites = warp::path!("mutate").map(|| mutate as Judge);
-    let puts_back = warp::path!("put-back").map(|| put_back as Judge);
+    let rewrites = warp::path!("mutate").map(|| Question::Rewrite);
+    let puts_back = warp::path!("put-back").map(|| Question::PutBack);
     rewrites
         .or(puts_back)
         .unify()
@@ -52,15 +51,21 @@ pub fn routes(
         .and(warp::ext::get::<PeerAddr>())
         .and(warp::header::optional("content-length"))
         .and(warp::body::stream())
-        .then(move |judge, PeerAddr(peer), length, body| {
+        .then(move |question, PeerAddr(peer), length, body| {
             let (context, desk) = (context.clone(), Arc::clone(&desk));
             let client = client_address(peer.ip());
-            async move { handle(&context, &desk, (judge, client), (length, body)).await }
+            async move { handle(&context, &desk, (question, client), (length, body)).await }
         })
 }
 
 /// What is asked about a pod.
-type Judge = fn(&Value, Option<&Value>, Request, &Rules) -> Mutation;
+#[derive(Clone, Copy, Debug)]
+enum Question {
+    /// Which of its images come from the registry.
+    Rewrite,
+    /// Which names at the registry its namespace may not have.
+    PutBack,
+}
 
 /// What bounds the memory of all reviews together.
 #[derive(Debug)]
@@ -83,17 +88,25 @@ impl Default for Desk {
 /// A review that was read, and what is to be done.
 type Judged = Result<(Review, Mutation), review::Error>;
 
-fn judge(body: Body, judge: Judge, rules: &watch::Receiver<Rules>) -> Judged {
-    let review = Review::parse(body.as_ref());
+fn judge(body: Body, question: Question, rules: &watch::Receiver<Rules>) -> Judged {
+    let review = match question {
+        Question::Rewrite => Review::parse(body.as_ref()),
+        Question::PutBack => Review::parse_names(body.as_ref()),
+    };
     drop(body);
     let review = review?;
-    let mutation = match &review.subject {
-        Some(subject) => {
-            let rules = rules.borrow().clone();
+    let rules = rules.borrow().clone();
+    let mutation = match (&review.subject, question) {
+        (Some(subject), question) => {
+            let judge = match question {
+                Question::Rewrite => mutate,
+                Question::PutBack => put_back,
+            };
             judge(&subject.pod, subject.old.as_ref(), subject.request, &rules)
         }
-        None if review.too_large => Mutation::too_large(),
-        None => Mutation::default(),
+        (None, Question::Rewrite) if review.too_large => Mutation::too_large(),
+        (None, Question::PutBack) if review.too_large => put_back_unread(&rules),
+        (None, _) => Mutation::default(),
     };
     Ok((review, mutation))
 }
@@ -101,7 +114,7 @@ fn judge(body: Body, judge: Judge, rules: &watch::Receiver<Rules>) -> Judged {
 /// Judges in turn; nothing when its turn did not come before the deadline, or the process ends.
 async fn judged(
     desk: &Desk,
-    (body, by): (Body, Judge),
+    (body, by): (Body, Question),
     rules: &watch::Receiver<Rules>,
     deadline: Instant,
 ) -> Option<Judged> {
@@ -128,7 +141,7 @@ async fn judged(
 async fn handle<S, B>(
     context: &Context,
     desk: &Desk,
-    (judge, client): (Judge, IpAddr),
+    (question, client): (Question, IpAddr),
     body: (Option<u64>, S),
 ) -> Response<String>
 where
@@ -151,7 +164,7 @@ where
         }
     };
     let started = Instant::now();
-    let (review, mutation) = match judged(desk, (body, judge), &context.rules, deadline).await {
+    let (review, mutation) = match judged(desk, (body, question), &context.rules, deadline).await {
         Some(Ok(judged)) => judged,
         Some(Err(error)) => {
             context.metrics.refused("malformed");

@@ -1,5 +1,7 @@
 //! Configurations of distribution as they are found: what is taken, what is noted, what is refused.
 
+use std::path::Path;
+
 use super::*;
 
 fn parse(text: &str) -> Result<Distribution> {

@@ -207,3 +207,39 @@ fn a_pod_with_more_images_than_are_read_is_left_alone_and_answered() {
             .contains("too many images")
     );
 }
+
+#[test]
+fn no_pod_is_too_large_for_its_names_to_be_put_back_but_by_its_images() {
+    use crate::mutate::put_back_unread;
+    use crate::rules::Rules;
+    use holdfast_api::access::ImageAccess;
+    let mut asked = request("CREATE", "", false);
+    let annotations: serde_json::Map<String, Value> = (0..=MAX_KEPT_VALUES)
+        .map(|number| (number.to_string(), json!("")))
+        .collect();
+    let containers = |count: usize| -> Vec<Value> {
+        let image = "10.96.0.50/r.example/private:1";
+        let all = 0..count;
+        all.map(|number| json!({ "name": number.to_string(), "image": image }))
+            .collect()
+    };
+    asked["object"] = json!({ "metadata": { "annotations": annotations }, "spec": { "containers": containers(1) } });
+    assert!(Review::parse(&review(asked.clone())).unwrap().too_large);
+    let names = Review::parse_names(&review(asked.clone())).unwrap();
+    assert!(names.subject.is_some() && !names.too_large);
+    asked["object"] =
+        json!({ "metadata": {}, "spec": { "containers": containers(MAX_IMAGES + 1) } });
+    assert!(Review::parse_names(&review(asked)).unwrap().too_large);
+    for (access, allowed) in [
+        (ImageAccess::Every, true),
+        (ImageAccess::Listed(std::sync::Arc::default()), false),
+    ] {
+        let rules = Rules {
+            access,
+            ..Rules::default()
+        };
+        let answer = answer("u", &put_back_unread(&rules)).unwrap();
+        assert_eq!(answer["response"]["allowed"], allowed);
+        assert_eq!(answer["response"]["status"].is_object(), !allowed);
+    }
+}
