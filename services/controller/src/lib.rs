@@ -220,9 +220,7 @@ pub async fn run(
     let address = outside
         .admin
         .unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)));
-    let admin_listener = server::bind(address)
-        .await
-        .map_err(|source| Error::Bind { address, source })?;
+    let admin_listener = server::bind(address).map_err(|source| Error::Bind { address, source })?;
     let identity =
         std::env::var("POD_NAME").unwrap_or_else(|_| format!("process-{}", std::process::id()));
     let mut registry = holdfast_runtime::metrics::registry("controller");

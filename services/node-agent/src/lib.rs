@@ -79,7 +79,6 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
     };
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
     let listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
-        .await
         .map_err(|e| Error::Listen(admin::PORT, e))?;
     let place = Place {
         folders,

@@ -162,7 +162,7 @@ pub async fn run_on(
             registry: Arc::new(registry),
             level,
         };
-        tokio::spawn(admin.serve(bind(address).await?, end.clone()));
+        tokio::spawn(admin.serve(bind(address)?, end.clone()));
     }
     // Everything that can be wrong with files and addresses is told before the volume is waited for.
     let tls = settings
@@ -224,12 +224,12 @@ pub async fn run_on(
             numbers.clone(),
         )
     });
-    let listener = bind(settings.listen).await?;
+    let listener = bind(settings.listen)?;
     let mut tasks = tokio::task::JoinSet::new();
     if let Some((address, tls)) = internal {
         tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
         tasks.spawn(internal::serve(
-            bind(address).await?,
+            bind(address)?,
             Some(tls),
             fills,
             shutdown.clone(),
@@ -413,10 +413,8 @@ fn fills(
     ))
 }
 
-async fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
-    server::bind(address)
-        .await
-        .map_err(|source| Error::Listen { address, source })
+fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
+    server::bind(address).map_err(|source| Error::Listen { address, source })
 }
 
 /// Unties the tags of deleted manifests where nobody came to it.

@@ -4,6 +4,9 @@
 //! extensions carry [`PeerAddr`] and, with a client certificate, [`PeerIdentity`].
 
 mod count;
+mod eviction;
+mod handshakes;
+mod listen;
 mod outgoing;
 mod peer;
 mod places;
@@ -15,6 +18,7 @@ mod windows;
 
 use self::{
     count::Open,
+    handshakes::Handshakes,
     outgoing::Held,
     peer::Peer,
     places::{NoPlace, Place, Places},
@@ -31,7 +35,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -39,6 +43,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 pub use count::Counts;
+pub use listen::{BACKLOG, bind};
 pub use places::client_address;
 pub use request_body::{BodyError, RequestBody};
 pub use windows::{LARGE_WINDOW, LARGE_WINDOWS, LARGE_WINDOWS_OF_ADDRESS};
@@ -149,23 +154,6 @@ impl Default for Limits {
 /// Connections that wait for a place when a listener is full; of one address, a quarter of them.
 pub const WAITING: usize = 64;
 
-/// Listens on `address`; where that is every IPv6 address and the kernel has no IPv6, on every IPv4 address.
-pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    match TcpListener::bind(address).await {
-        Err(error) if no_such_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
-        }
-        outcome => outcome,
-    }
-}
-
-/// `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (switched off by sysctl). A port that is taken is another matter.
-fn no_such_family(error: &std::io::Error) -> bool {
-    const EAFNOSUPPORT: i32 = 97;
-    error.kind() == std::io::ErrorKind::AddrNotAvailable
-        || error.raw_os_error() == Some(EAFNOSUPPORT)
-}
-
 /// Makes a hyper service of a tower service, such as `warp::service(routes)`.
 pub fn tower<S>(service: S) -> hyper_util::service::TowerToHyperService<S> {
     hyper_util::service::TowerToHyperService::new(service)
@@ -220,6 +208,7 @@ pub async fn serve_counted<S, B>(
         builder: Arc::new(builder(&limits, limits.http2_window)),
         large: Arc::new(builder(&limits, limits.http2_window.max(LARGE_WINDOW))),
         windows: Windows::new(limits.http2_large_windows),
+        handshakes: Handshakes::new(),
         shutdown: shutdown.clone(),
     };
     let mut lobby = Lobby::new(limits);
@@ -372,6 +361,7 @@ struct Connections<S> {
     /// For connections that have one of `windows`.
     large: Arc<auto::Builder<TokioExecutor>>,
     windows: Windows,
+    handshakes: Handshakes,
     shutdown: CancellationToken,
 }
 
@@ -422,8 +412,8 @@ where
             return;
         };
         let config = tls.current();
-        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(&config));
-        let handshake = tokio::time::timeout(self.limits.header_timeout, acceptor.accept(stream));
+        let handshake = self.handshakes.run(stream, address.ip(), &config);
+        let handshake = tokio::time::timeout(self.limits.header_timeout, handshake);
         let stream = tokio::select! {
             () = self.shutdown.cancelled() => return,
             () = watch.evicted() => {

@@ -78,8 +78,8 @@ pub async fn run(
 ) -> Result<(), Error> {
     let client = kube::Client::try_default().await?;
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
-    let listener = bind(outside.listen, PORT).await?;
-    let admin_listener = bind(outside.admin, admin::PORT).await?;
+    let listener = bind(outside.listen, PORT)?;
+    let admin_listener = bind(outside.admin, admin::PORT)?;
     let tls_folder = outside
         .tls_folder
         .unwrap_or_else(|| PathBuf::from(TLS_FOLDER));
@@ -209,9 +209,9 @@ async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> 
     }
 }
 
-async fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Error> {
+fn bind(address: Option<SocketAddr>, port: u16) -> Result<TcpListener, Error> {
     let address = address.unwrap_or_else(|| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-    server::bind(address).await.map_err(|source| Error::Bind {
+    server::bind(address).map_err(|source| Error::Bind {
         port: address.port(),
         source,
     })

@@ -151,7 +151,7 @@ async fn start(
         ..Uplink::default()
     };
     let upstreams = Upstreams::new(upstreams, &Proxy::default(), &uplink, timeouts).unwrap();
-    let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let owner = Owner {
         address: listener.local_addr().unwrap().to_string(),
         id: id.to_owned(),
@@ -181,7 +181,7 @@ async fn start(
         },
         &mut metrics::registry("registry"),
     );
-    let listener = server::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     tokio::spawn(api.serve(listener, None, server::Limits::default(), stop.clone()));
     Replica { url, fills, stop }

@@ -4,15 +4,22 @@
 //! first, those that proved no identity before those that did, and a connection with a request under way goes only for an address
 //! that has fewer. So no set of addresses keeps another one out.
 
-use std::cmp::Reverse;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::Limits;
-use super::watch::{Activity, Watch};
+use super::eviction::{Candidate, order};
+use super::watch::Watch;
+
+/// A listener with more connections looks at all of them only so often: it works off an order that is
+/// so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands.
+const FEW: usize = 256;
+const ORDERED_FOR: Duration = Duration::from_millis(100);
+const ORDERED: usize = 64;
 
 /// The places of a listener. Clones share them.
 #[derive(Clone, Debug)]
@@ -34,6 +41,9 @@ struct Table {
     taken: HashMap<u64, (IpAddr, Arc<Watch>)>,
     of_address: HashMap<IpAddr, usize>,
     next: u64,
+    /// Which connections end next for a newcomer, as it was at this time.
+    order: VecDeque<Candidate>,
+    ordered: Option<Instant>,
 }
 
 /// The place of one connection; free again when it is dropped.
@@ -73,16 +83,8 @@ impl Places {
             return Err(NoPlace::Address);
         }
         if self.inner.most <= table.taken.len() {
-            let candidates: Vec<_> = table
-                .taken
-                .iter()
-                .map(|(id, (key, watch))| Candidate {
-                    id: *id,
-                    key: *key,
-                    activity: watch.activity(),
-                })
-                .collect();
-            let id = evicted(&candidates, key, self.inner.recycles).ok_or(NoPlace::Full)?;
+            let recycles = self.inner.recycles;
+            let id = table.evicted(key, recycles).ok_or(NoPlace::Full)?;
             if let Some(watch) = table.leave(id) {
                 watch.evict();
             }
@@ -116,6 +118,38 @@ impl Table {
         self.of_address.get(&key).copied().unwrap_or(0)
     }
 
+    /// Which connection ends for one more of `newcomer`; `None` when none has less claim to a place.
+    fn evicted(&mut self, newcomer: IpAddr, recycles: bool) -> Option<u64> {
+        let is_old = |at: Instant| ORDERED_FOR <= at.elapsed();
+        if self.taken.len() <= FEW || self.ordered.is_none_or(is_old) {
+            self.put_in_order(recycles);
+        } else {
+            let taken = &self.taken;
+            self.order.retain(|candidate| {
+                let watch = taken.get(&candidate.id).map(|(_, watch)| watch);
+                watch.is_some_and(|watch| candidate.is_as_it_was(watch.activity()))
+            });
+            if self.order.is_empty() {
+                self.put_in_order(recycles);
+            }
+        }
+        let has = self.count(newcomer);
+        let mut order = self.order.iter();
+        let next = order
+            .position(|candidate| candidate.may_end_for(has, self.count(candidate.key), recycles));
+        self.order.remove(next?).map(|candidate| candidate.id)
+    }
+
+    fn put_in_order(&mut self, recycles: bool) {
+        let candidates = self.taken.iter().map(|(id, (key, watch))| Candidate {
+            id: *id,
+            key: *key,
+            activity: watch.activity(),
+        });
+        self.order = order(candidates.collect(), recycles, ORDERED).into();
+        self.ordered = Some(Instant::now());
+    }
+
     fn leave(&mut self, id: u64) -> Option<Arc<Watch>> {
         let (key, watch) = self.taken.remove(&id)?;
         if let Some(count) = self.of_address.get_mut(&key) {
@@ -135,42 +169,6 @@ impl Drop for Place {
     }
 }
 
-/// A connection as the choice sees it.
-#[derive(Clone, Copy, Debug)]
-struct Candidate {
-    id: u64,
-    key: IpAddr,
-    activity: Activity,
-}
-
-/// Which connection ends for one more of `newcomer`; `None` when none has less claim to a place than the newcomer. Pure.
-fn evicted(candidates: &[Candidate], newcomer: IpAddr, recycles: bool) -> Option<u64> {
-    let mut counts: HashMap<IpAddr, usize> = HashMap::new();
-    for candidate in candidates {
-        *counts.entry(candidate.key).or_insert(0) += 1;
-    }
-    let count = |key: IpAddr| counts.get(&key).copied().unwrap_or(0);
-    let has = count(newcomer);
-    candidates
-        .iter()
-        .filter(|candidate| {
-            // Taking a place from an address that has only one more would just swap the two.
-            recycles || !candidate.activity.busy || has + 2 <= count(candidate.key)
-        })
-        .min_by_key(|candidate| {
-            let activity = candidate.activity;
-            let (busy, authenticated) = (activity.busy, activity.authenticated);
-            (
-                !recycles && busy,
-                !recycles && authenticated,
-                Reverse(count(candidate.key)),
-                Reverse(activity.lasts),
-                candidate.id,
-            )
-        })
-        .map(|candidate| candidate.id)
-}
-
 /// One client: an IPv4 address, however it is written, or the /64 that an IPv6 client chooses its addresses from.
 pub fn client_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -184,8 +182,6 @@ pub fn client_address(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn places(most: usize, most_of_address: usize) -> Places {
@@ -240,74 +236,32 @@ mod tests {
         assert!(places.enter(other, &Watch::new()).is_ok());
     }
 
-    /// Connections in the form `ADDRESS STATE SECONDS`; the state is `idle` or `busy`, with `+` where it proved its identity.
-    fn choose(connections: &[&str], newcomer: u8, recycles: bool) -> Option<usize> {
+    #[test]
+    fn a_burst_at_a_full_listener_takes_places_from_who_has_most() {
+        const ALL: usize = 4096;
+        let places = places(ALL, ALL);
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
-        let candidates: Vec<_> = connections
-            .iter()
-            .zip(0..)
-            .map(|(text, id)| {
-                let mut parts = text.split(' ');
-                let mut part = || parts.next().unwrap();
-                let key = address(part().parse().unwrap());
-                let state = part();
-                let activity = Activity {
-                    busy: state.starts_with("busy"),
-                    authenticated: state.ends_with('+'),
-                    lasts: Duration::from_secs(part().parse().unwrap()),
-                };
-                Candidate { id, key, activity }
-            })
-            .collect();
-        evicted(&candidates, address(newcomer), recycles).map(|id| usize::try_from(id).unwrap())
-    }
-
-    #[test]
-    fn who_has_the_least_claim_to_a_place_ends_first() {
-        for (connections, newcomer, expect, why) in [
-            (
-                &["1 idle 5", "1 idle 9"][..],
-                2,
-                Some(1),
-                "the longest idle",
-            ),
-            (&["1 idle 5", "1 busy 9"], 2, Some(0), "idle before busy"),
-            (&["1 busy 9", "1 idle+ 1"], 2, Some(1), "even a known one"),
-            (&["1 idle+ 9", "1 idle 5"], 2, Some(1), "the unknown first"),
-            (
-                &["1 idle 9", "3 idle 1", "3 idle 2"],
-                2,
-                Some(2),
-                "of the address that has most",
-            ),
-            (&["1 busy 9", "1 busy 5"], 2, Some(0), "two against none"),
-            (&["1 busy+ 9", "1 busy 5"], 2, Some(1), "unknown first"),
-            (&["1 busy 9", "3 busy 5"], 2, None, "one each"),
-            (
-                &["1 busy 9", "1 busy 5", "2 busy 1"],
-                2,
-                None,
-                "two and one",
-            ),
-            (&["1 busy 9", "1 busy 5"], 1, None, "its own"),
-            (&["1 busy 9", "1 idle 5"], 1, Some(1), "its own idle one"),
-        ] {
-            assert_eq!(choose(connections, newcomer, false), expect, "{why}");
+        let enter = |last: u8, requests: usize| {
+            let watch = Watch::new();
+            let requests: Vec<_> = (0..requests).map(|_| watch.request(None)).collect();
+            let place = places.enter(address(last), &watch).unwrap();
+            (place, watch, requests)
+        };
+        let known: Vec<_> = (0..8).map(|_| enter(1, 0)).collect();
+        for (_, watch, _) in &known {
+            watch.authenticated();
         }
-    }
-
-    #[test]
-    fn where_answers_are_short_the_oldest_connection_ends_whatever_it_does() {
-        for (connections, expect) in [
-            (&["1 busy 1", "1 busy 5"][..], 1),
-            (&["1 busy 5", "1 idle 1"], 0),
-            (&["2 busy+ 9", "1 busy 5", "1 idle 1"], 1),
-        ] {
-            assert_eq!(
-                choose(connections, 1, true),
-                Some(expect),
-                "{connections:?}"
-            );
+        let busy: Vec<_> = (0..8).map(|_| enter(2, 1)).collect();
+        let mut idle: Vec<_> = (0..2800).map(|_| enter(3, 0)).collect();
+        idle.extend((0..ALL - 2816).map(|_| enter(4, 0)));
+        idle.extend((0..3000).map(|_| enter(5, 0)));
+        for (_, watch, _) in known.iter().chain(&busy) {
+            assert!(!watch.is_evicted());
         }
+        let counts = [3, 4, 5].map(|last| places.table().count(address(last)));
+        let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+        // An order is followed to its end while the newcomers' address grows.
+        assert!(most - least <= 3 * ORDERED, "places: {counts:?}");
+        assert_eq!(places.table().taken.len(), ALL);
     }
 }

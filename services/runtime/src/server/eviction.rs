@@ -1,0 +1,147 @@
+//! Which connection of a full listener ends when a newcomer needs its place. Pure.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::watch::Activity;
+
+/// A connection as the choice sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Candidate {
+    pub(super) id: u64,
+    pub(super) key: IpAddr,
+    pub(super) activity: Activity,
+}
+
+impl Candidate {
+    /// Whether it still has the claim to its place that it had.
+    pub(super) fn is_as_it_was(&self, now: Activity) -> bool {
+        self.claim() == (now.busy, now.authenticated)
+    }
+
+    /// Whether it may end for a client that has so many connections, while its own has so many.
+    pub(super) fn may_end_for(&self, newcomer: usize, own: usize, recycles: bool) -> bool {
+        // Taking a place from an address that has only one more would just swap the two.
+        recycles || !self.activity.busy || newcomer + 2 <= own
+    }
+
+    fn claim(&self) -> (bool, bool) {
+        (self.activity.busy, self.activity.authenticated)
+    }
+}
+
+/// The first `most` connections in the order in which they end, if all of them may: those without a
+/// request first, then those that proved no identity, then each of the address that has most by then,
+/// then what lasts longest. Where the listener `recycles`, what they do makes no difference.
+pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool, most: usize) -> Vec<Candidate> {
+    let claim = |candidate: &Candidate| (!recycles).then(|| candidate.claim());
+    let longest = |candidate: &Candidate| (Reverse(candidate.activity.lasts), candidate.id);
+    candidates.sort_unstable_by_key(|candidate| (claim(candidate), longest(candidate)));
+    let mut counts = counts(&candidates);
+    let ranked = candidates.into_iter().map(|candidate| {
+        // What its address has left when its turn comes.
+        let left = counts.entry(candidate.key).or_default();
+        let rank = (claim(&candidate), Reverse(*left), longest(&candidate));
+        *left = left.saturating_sub(1);
+        (rank, candidate)
+    });
+    let mut ranked: Vec<_> = ranked.collect();
+    ranked.sort_unstable_by_key(|(rank, _)| *rank);
+    ranked.truncate(most);
+    ranked.into_iter().map(|(_, candidate)| candidate).collect()
+}
+
+fn counts(candidates: &[Candidate]) -> HashMap<IpAddr, usize> {
+    let mut counts = HashMap::new();
+    for candidate in candidates {
+        *counts.entry(candidate.key).or_insert(0) += 1;
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Connections in the form `ADDRESS STATE SECONDS`; the state is `idle` or `busy`, with `+` where
+    /// it proved its identity.
+    fn choose(connections: &[&str], newcomer: u8, recycles: bool) -> Option<usize> {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let candidates: Vec<_> = connections
+            .iter()
+            .zip(0..)
+            .map(|(text, id)| {
+                let mut parts = text.split(' ');
+                let mut part = || parts.next().unwrap();
+                let key = address(part().parse().unwrap());
+                let state = part();
+                let activity = Activity {
+                    busy: state.starts_with("busy"),
+                    authenticated: state.ends_with('+'),
+                    lasts: Duration::from_secs(part().parse().unwrap()),
+                };
+                Candidate { id, key, activity }
+            })
+            .collect();
+        let counts = counts(&candidates);
+        let count = |key: &IpAddr| counts.get(key).copied().unwrap_or(0);
+        let has = count(&address(newcomer));
+        let order = order(candidates.clone(), recycles, candidates.len());
+        let next = order
+            .iter()
+            .find(|candidate| candidate.may_end_for(has, count(&candidate.key), recycles));
+        next.map(|candidate| usize::try_from(candidate.id).unwrap())
+    }
+
+    #[test]
+    fn who_has_the_least_claim_to_a_place_ends_first() {
+        for (connections, newcomer, expect, why) in [
+            (
+                &["1 idle 5", "1 idle 9"][..],
+                2,
+                Some(1),
+                "the longest idle",
+            ),
+            (&["1 idle 5", "1 busy 9"], 2, Some(0), "idle before busy"),
+            (&["1 busy 9", "1 idle+ 1"], 2, Some(1), "even a known one"),
+            (&["1 idle+ 9", "1 idle 5"], 2, Some(1), "the unknown first"),
+            (
+                &["1 idle 9", "3 idle 1", "3 idle 2"],
+                2,
+                Some(2),
+                "of the address that has most",
+            ),
+            (&["1 busy 9", "1 busy 5"], 2, Some(0), "two against none"),
+            (&["1 busy+ 9", "1 busy 5"], 2, Some(1), "unknown first"),
+            (&["1 busy 9", "3 busy 5"], 2, None, "one each"),
+            (
+                &["1 busy 9", "1 busy 5", "2 busy 1"],
+                2,
+                None,
+                "two and one",
+            ),
+            (&["1 busy 9", "1 busy 5"], 1, None, "its own"),
+            (&["1 busy 9", "1 idle 5"], 1, Some(1), "its own idle one"),
+        ] {
+            assert_eq!(choose(connections, newcomer, false), expect, "{why}");
+        }
+    }
+
+    #[test]
+    fn where_answers_are_short_the_oldest_connection_ends_whatever_it_does() {
+        for (connections, expect) in [
+            (&["1 busy 1", "1 busy 5"][..], 1),
+            (&["1 busy 5", "1 idle 1"], 0),
+            (&["2 busy+ 9", "1 busy 5", "1 idle 1"], 1),
+        ] {
+            assert_eq!(
+                choose(connections, 1, true),
+                Some(expect),
+                "{connections:?}"
+            );
+        }
+    }
+}
