@@ -42,23 +42,22 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     used: u64,
-    hosts: HashMap<String, u64>,
+    hosts: HashMap<Arc<str>, u64>,
     arrivals: u64,
-    /// By arrival.
-    waiting: BTreeMap<u64, Waiting>,
+    /// By host, then by arrival.
+    waiting: BTreeMap<(Arc<str>, u64), Waiting>,
     arriving: BTreeMap<u64, Arriving>,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    host: String,
     units: u64,
     give: oneshot::Sender<CancellationToken>,
 }
 
 #[derive(Debug)]
 struct Arriving {
-    host: String,
+    host: Arc<str>,
     units: u64,
     since: Instant,
     cut: CancellationToken,
@@ -68,13 +67,14 @@ struct Arriving {
 #[derive(Debug)]
 struct Held {
     shared: Arc<Shared>,
-    host: String,
+    host: Arc<str>,
     units: u64,
 }
 
 /// A place among those that wait, or whose manifest arrives, until this is dropped.
 struct Place {
     shared: Arc<Shared>,
+    host: Arc<str>,
     at: u64,
 }
 
@@ -125,9 +125,9 @@ impl State {
         self.hosts.get(host).copied().unwrap_or(0)
     }
 
-    fn take(&mut self, host: &str, units: u64) {
+    fn take(&mut self, host: &Arc<str>, units: u64) {
         self.used += units;
-        *self.hosts.entry(host.to_owned()).or_default() += units;
+        *self.hosts.entry(Arc::clone(host)).or_default() += units;
     }
 
     fn give_back(&mut self, host: &str, units: u64) {
@@ -141,14 +141,18 @@ impl State {
     }
 
     /// Who gets bytes next: one whose host has its share already does not.
-    fn next(&self, per_host: u64) -> Option<u64> {
-        let waiting = self.waiting.iter().filter(|(_, waiting)| {
-            let held = self.held(&waiting.host);
-            held + waiting.units <= per_host
+    fn next(&self, per_host: u64) -> Option<(Arc<str>, u64)> {
+        let mut of_host: Option<(&str, u64)> = None;
+        let waiting = self.waiting.iter().filter_map(|((host, at), waiting)| {
+            let held = match of_host {
+                Some((known, held)) if known == &**host => held,
+                _ => self.held(host),
+            };
+            of_host = Some((host, held));
+            (held + waiting.units <= per_host).then_some((held, *at, host))
         });
-        waiting
-            .min_by_key(|(at, waiting)| (self.held(&waiting.host), **at))
-            .map(|(at, _)| *at)
+        let (_, at, host) = waiting.min_by_key(|(held, at, _)| (*held, *at))?;
+        Some((Arc::clone(host), at))
     }
 }
 
@@ -159,14 +163,15 @@ impl Shared {
 
     /// Gives those that wait what there is, in order.
     fn grant(&self, state: &mut State) {
-        while let Some(at) = state.next(self.per_host) {
+        while let Some(next) = state.next(self.per_host) {
             let fits = |waiting: &Waiting| state.used + waiting.units <= self.all;
-            if !state.waiting.get(&at).is_some_and(fits) {
+            if !state.waiting.get(&next).is_some_and(fits) {
                 return;
             }
-            let Some(Waiting { host, units, give }) = state.waiting.remove(&at) else {
+            let Some(Waiting { units, give }) = state.waiting.remove(&next) else {
                 return;
             };
+            let (host, at) = next;
             let cut = CancellationToken::new();
             if give.send(cut.clone()).is_err() {
                 continue;
@@ -184,21 +189,24 @@ impl Shared {
     }
 
     /// Cuts what takes too long, as far as the one that waits needs it and is the next.
-    fn cut_for(&self, at: u64, now: Instant) {
+    fn cut_for(&self, place: &(Arc<str>, u64), now: Instant) {
         let state = self.lock();
-        let Some(waiting) = state.waiting.get(&at) else {
+        let Some(waiting) = state.waiting.get(place) else {
             return;
         };
-        if state.next(self.per_host) != Some(at) {
+        let wants = state.held(&place.0);
+        // Many of a host that has its share may wait; they need not look at each other.
+        if self.per_host < wants + waiting.units
+            || state.next(self.per_host).as_ref() != Some(place)
+        {
             return;
         }
         let (mut held, mut free) = (state.hosts.clone(), self.all.saturating_sub(state.used));
         for cut in state.arriving.values().filter(|one| one.cut.is_cancelled()) {
             free += cut.units;
-            let of_host = held.entry(cut.host.clone()).or_default();
+            let of_host = held.entry(Arc::clone(&cut.host)).or_default();
             *of_host = of_host.saturating_sub(cut.units);
         }
-        let wants = state.held(&waiting.host);
         while free < waiting.units {
             let of_host = |host: &str| held.get(host).copied().unwrap_or(0);
             let late = state.arriving.iter().filter(|(_, one)| {
@@ -213,7 +221,7 @@ impl Shared {
             tracing::debug!(upstream.host = %victim.host, "a manifest that arrives slowly is cut");
             victim.cut.cancel();
             free += victim.units;
-            let of_host = held.entry(victim.host.clone()).or_default();
+            let of_host = held.entry(Arc::clone(&victim.host)).or_default();
             *of_host = of_host.saturating_sub(victim.units);
         }
     }
@@ -230,7 +238,7 @@ impl Drop for Held {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.waiting.remove(&self.at);
+        state.waiting.remove(&self.key());
         if let Some(left) = state.arriving.remove(&self.at) {
             state.give_back(&left.host, left.units);
         }
@@ -239,6 +247,10 @@ impl Drop for Place {
 }
 
 impl Place {
+    fn key(&self) -> (Arc<str>, u64) {
+        (Arc::clone(&self.host), self.at)
+    }
+
     /// All has arrived: of what was taken, so many units stay in use.
     fn keep(self, units: u64) -> Reserved {
         let mut state = self.shared.lock();
@@ -288,7 +300,7 @@ impl Memory {
                 biased;
                 told = &mut told => break told.unwrap_or_default(),
                 () = tokio::time::sleep(CUT_EVERY) => {
-                    self.shared.cut_for(place.at, Instant::now());
+                    self.shared.cut_for(&place.key(), Instant::now());
                 }
             }
         };
@@ -335,11 +347,12 @@ impl Memory {
         let mut state = self.shared.lock();
         state.arrivals += 1;
         let at = state.arrivals;
-        let host = host.to_owned();
-        state.waiting.insert(at, Waiting { host, units, give });
+        let host: Arc<str> = host.into();
+        let waiting = Waiting { units, give };
+        state.waiting.insert((Arc::clone(&host), at), waiting);
         self.shared.grant(&mut state);
         let shared = Arc::clone(&self.shared);
-        (Place { shared, at }, told)
+        (Place { shared, host, at }, told)
     }
 }
 
