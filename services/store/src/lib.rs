@@ -40,7 +40,7 @@ pub use incoming::{GrowingBlob, Incoming};
 pub use layout::Layout;
 pub use locks::{Claim, Lock, Owner};
 pub use manifests::MAX_MANIFEST_BYTES;
-pub use pool::Pool;
+pub use pool::{Pool, spawn_low_priority};
 pub use sink::Progress;
 pub use space::{Space, WriteGate, WriteLimits};
 pub use store::{Options, Store};

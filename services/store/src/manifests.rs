@@ -225,7 +225,7 @@ impl Store {
     /// All tags of a repository in ASCII order; `None` if the repository does not exist.
     pub async fn tags(&self, repo: &RepositoryName) -> Result<Option<Vec<Tag>>> {
         let repo = repo.clone();
-        self.run(move |inner| {
+        self.list(move |inner| {
             if inner.repository_exists(&repo)? {
                 inner.tags(&repo).map(Some)
             } else {
@@ -244,7 +244,7 @@ impl Store {
         limit: usize,
     ) -> Result<Option<(Vec<Tag>, bool)>> {
         let repo = repo.clone();
-        self.run(move |inner| {
+        self.list(move |inner| {
             if !inner.repository_exists(&repo)? {
                 return Ok(None);
             }
@@ -294,8 +294,10 @@ impl Store {
     /// Who names `subject`, in order; some of them may be gone.
     pub async fn referrers(&self, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
         let (repo, subject) = (repo.clone(), subject.clone());
-        self.run(move |inner| links::list(inner.volume(), &inner.layout.referrers(&repo, &subject)))
-            .await
+        self.list(move |inner| {
+            links::list(inner.volume(), &inner.layout.referrers(&repo, &subject))
+        })
+        .await
     }
 }
 

@@ -3,16 +3,49 @@
 //! A call to a hung network volume cannot be cancelled: it holds its thread. The bound keeps such calls from eating every thread
 //! of the process; who finds no slot within [`Pool::PATIENCE`] gets [`Error::Busy`].
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinHandle,
+};
 
 use crate::{Error, Result};
+
+/// What a thread adds to its nice value for work that strangers can ask for and that takes long: it
+/// gets a tenth of the processor time of others that want it.
+const NICE: i32 = 10;
+
+/// Runs work that takes much processor time on a thread of low priority, so that it does not slow
+/// down pulls. How much of it there is at a time is for the caller to bound.
+pub fn spawn_low_priority<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    // Its threads keep their priority, so they are no others' threads.
+    static THREADS: OnceLock<Option<Runtime>> = OnceLock::new();
+    let threads = THREADS.get_or_init(|| {
+        let mut builder = Builder::new_current_thread();
+        // At worst they have the usual priority.
+        builder.on_thread_start(|| {
+            rustix::process::nice(NICE).ok();
+        });
+        builder.thread_name("low-priority").build().ok()
+    });
+    match threads {
+        Some(threads) => threads.spawn_blocking(work),
+        None => tokio::task::spawn_blocking(work),
+    }
+}
 
 /// Runs blocking work on at most so many threads at once.
 #[derive(Clone, Debug)]
 pub struct Pool {
     slots: Arc<Semaphore>,
+    lists: Arc<Semaphore>,
     queue: Arc<Semaphore>,
     patience: Duration,
     in_place: bool,
@@ -25,10 +58,16 @@ impl Pool {
     /// Bytes that wait for the volume in all files together.
     pub const QUEUE_BYTES: usize = 32 << 20;
 
+    /// Lists that are read at a time, at least; as many as there are processors, where these are more.
+    pub const LISTS: usize = 2;
+
     /// A pool of `threads` threads.
     pub fn new(threads: usize) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let lists = processors.max(Self::LISTS);
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
+            lists: Arc::new(Semaphore::new(lists)),
             queue: Arc::new(Semaphore::new(Self::QUEUE_BYTES)),
             patience: Self::PATIENCE,
             in_place: false,
@@ -73,13 +112,7 @@ impl Pool {
         if self.in_place {
             return work();
         }
-        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            Err(_) => tokio::time::timeout(self.patience, Arc::clone(&self.slots).acquire_owned())
-                .await
-                .map_err(|_| Error::Busy)?
-                .map_err(|_| Error::Busy)?,
-        };
+        let slot = self.slot(&self.slots).await?;
         let task = tokio::task::spawn_blocking(move || {
             let result = work();
             drop(slot);
@@ -87,11 +120,65 @@ impl Pool {
         });
         task.await.unwrap_or(Err(Error::Busy))
     }
+
+    /// Reads a list, which may be long: few at a time, on threads of low priority.
+    pub(crate) async fn list<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> Result<T> + Send + 'static,
+    {
+        if self.in_place {
+            return work();
+        }
+        let slot = self.slot(&self.lists).await?;
+        let task = spawn_low_priority(move || {
+            let result = work();
+            drop(slot);
+            result
+        });
+        task.await.unwrap_or(Err(Error::Busy))
+    }
+
+    async fn slot(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(of).try_acquire_owned() {
+            return Ok(slot);
+        }
+        let slot = Arc::clone(of).acquire_owned();
+        let slot = tokio::time::timeout(self.patience, slot).await;
+        slot.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn lists_give_way_and_are_few_at_a_time() {
+        let nice = || {
+            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+            let fields = stat.rsplit_once(')').unwrap().1;
+            let nice = fields.split_whitespace().nth(16).unwrap().to_owned();
+            Ok(nice.parse::<i32>().unwrap())
+        };
+        let pool = Pool::new(1);
+        let before = pool.run(nice).await.unwrap();
+        let during = pool.list(nice).await.unwrap();
+        assert_eq!(during, (before + NICE).min(19));
+        assert_eq!(pool.run(nice).await.unwrap(), before);
+        // All of them hang: only lists wait.
+        let most = pool.lists.available_permits();
+        let all = Arc::clone(&pool.lists).acquire_many_owned(u32::try_from(most).unwrap());
+        let all = all.await.unwrap();
+        let next = Pool {
+            patience: Duration::from_millis(20),
+            ..pool.clone()
+        };
+        assert!(matches!(next.list(|| Ok(())).await, Err(Error::Busy)));
+        next.run(|| Ok(())).await.unwrap();
+        drop(all);
+        next.list(|| Ok(())).await.unwrap();
+    }
 
     #[tokio::test]
     async fn hung_volume_refuses_instead_of_piling_up() {

@@ -36,7 +36,7 @@ impl Store {
         after: Option<String>,
         limit: usize,
     ) -> Result<(Vec<RepositoryName>, bool)> {
-        self.run(move |inner| {
+        self.list(move |inner| {
             let mut page = Vec::new();
             let mut more = false;
             if limit == 0 {

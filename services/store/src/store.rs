@@ -240,6 +240,16 @@ impl Store {
         }
     }
 
+    /// [`Store::run`] for lists, which may be long.
+    pub(crate) async fn list<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inner) -> Result<T> + Send + 'static,
+    {
+        let inner = Arc::clone(&self.inner);
+        self.inner.pool.list(move || work(&inner)).await
+    }
+
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,

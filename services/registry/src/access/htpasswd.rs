@@ -15,9 +15,6 @@ use sha2::{Digest as _, Sha256};
 use super::logins::{Attempt, Logins, Overloaded};
 use crate::limits;
 
-/// The priority of a check.
-const NICE: i32 = 10;
-
 /// Why a file of users is refused. The line is counted from one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
@@ -167,21 +164,15 @@ impl Htpasswd {
             return Ok(false);
         };
         let (users, password) = (Arc::clone(self), password.to_owned());
-        let (tell, told) = tokio::sync::oneshot::channel();
         // A client that leaves does not stop the check, so the turn ends with the check.
-        let check = move || {
-            be_nice();
+        let check = holdfast_store::spawn_low_priority(move || {
             let fits = bcrypt::verify(password, &hash).unwrap_or(false);
             let right = known && fits;
             users.remember(key, right);
             turn.end(right);
-            tell.send(right).ok();
-        };
-        let thread = std::thread::Builder::new().name("password".to_owned());
-        if let Err(error) = thread.spawn(check) {
-            tracing::warn!(%error, "a password cannot be checked");
-        }
-        Ok(told.await.unwrap_or(false))
+            right
+        });
+        Ok(check.await.unwrap_or(false))
     }
 
     fn remember(&self, key: [u8; 32], right: bool) {
@@ -204,13 +195,6 @@ impl Htpasswd {
             None
         }
     }
-}
-
-/// Gives this thread, which Linux has priorities of, a tenth of the processor time of others that
-/// want it: what strangers have checked must not slow down pulls.
-fn be_nice() {
-    // At worst it has the usual priority.
-    rustix::process::nice(NICE).ok();
 }
 
 fn lock(table: &Mutex<Recent>) -> std::sync::MutexGuard<'_, Recent> {
@@ -309,19 +293,6 @@ impl Recent {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_check_gives_way_to_pulls() {
-        let nice = std::thread::spawn(|| {
-            be_nice();
-            let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-            let fields = stat.rsplit_once(')').unwrap().1;
-            let nice = fields.split_whitespace().nth(16).unwrap().to_owned();
-            nice.parse::<i32>().unwrap()
-        });
-        let before = rustix::process::getpriority_process(None).unwrap();
-        assert_eq!(nice.join().unwrap(), (before + NICE).min(19));
-    }
 
     /// Salt and hash in the form of bcrypt.
     const REST: &str = "abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
