@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 
 use futures::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::oneshot;
+use tokio::{net::TcpStream, sync::oneshot};
 use tokio_rustls::{LazyConfigAcceptor, rustls, server::TlsStream};
 
-use super::places::client_address;
+use super::{places::client_address, socket::Socket};
 
 /// The handshakes of a listener. Clones share them.
 #[derive(Clone, Debug)]
@@ -63,24 +62,33 @@ impl Handshakes {
     ///
     /// # Errors
     /// The connection broke, or the client does not speak TLS.
-    pub(super) async fn run<S>(
+    pub(super) async fn run(
         &self,
-        stream: S,
+        stream: Socket<TcpStream>,
         address: IpAddr,
         config: &Arc<rustls::ServerConfig>,
-    ) -> std::io::Result<TlsStream<S>>
-    where
-        S: AsyncRead + AsyncWrite + Unpin,
-    {
+    ) -> std::io::Result<TlsStream<Socket<TcpStream>>> {
+        // Until the client has sent something, its connection costs nearly nothing.
+        stream.readable().await?;
+        let mut turn = Some(self.turn(address).await);
+        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
+        let hello = match first(&mut hello).await {
+            Poll::Ready(hello) => hello?,
+            Poll::Pending => {
+                drop(turn.take());
+                hello.await?
+            }
+        };
         // What takes time is the answer to the client's first message. It is computed by the first
         // poll; whatever the client does then takes nobody's turn.
-        let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream).await?;
-        let turn = self.turn(address).await;
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.turn(address).await,
+        };
         let mut handshake = hello.into_stream(Arc::clone(config));
-        let first = std::future::poll_fn(|context| Poll::Ready(handshake.poll_unpin(context)));
-        let first = first.await;
+        let answered = first(&mut handshake).await;
         drop(turn);
-        match first {
+        match answered {
             Poll::Ready(outcome) => outcome,
             Poll::Pending => handshake.await,
         }
@@ -111,6 +119,11 @@ impl Handshakes {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Polls once.
+async fn first<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
+    std::future::poll_fn(|context| Poll::Ready(future.poll_unpin(context))).await
 }
 
 impl State {

@@ -5,7 +5,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 
 use super::watch::Watch;
 
@@ -28,6 +31,13 @@ impl<S> Socket<S> {
             Poll::Ready(Err(_)) => {}
         }
         outcome
+    }
+}
+
+impl Socket<TcpStream> {
+    /// Ends when the client has sent something, or the connection broke.
+    pub(super) async fn readable(&self) -> std::io::Result<()> {
+        self.inner.readable().await
     }
 }
 
