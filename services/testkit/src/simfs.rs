@@ -39,6 +39,8 @@ pub struct Faults {
     pub worn_out: bool,
     /// No block is left: new folders, new files and bytes fail (ENOSPC), names find a place.
     pub full: bool,
+    /// A file that grows beyond so many bytes finds no block (ENOSPC).
+    pub longest_file: Option<u64>,
     /// A read or a write handles fewer bytes than it could.
     pub short: u32,
     /// A change is made, and its reply is lost: the repeated request finds it done and reports "exists" or "not found", or the

@@ -258,9 +258,13 @@ impl Fills {
                     last = error;
                     continue;
                 }
+                // The room that its bytes took is for the next source.
                 Received::NoSpace(error) => {
                     incoming.discard().await?;
-                    return Err(error);
+                    incoming = self.open(copy, &mut round).await?;
+                    entry.candidates.fail(&candidate, error.clone());
+                    last = error;
+                    continue;
                 }
                 Received::Ended(error) => return Err(error),
                 Received::TakenOver => return Ok(End::TakenOver),

@@ -24,7 +24,7 @@ pub(super) const EIO: i32 = 5;
 const EEXIST: i32 = 17;
 const ENOTDIR: i32 = 20;
 pub(super) const EISDIR: i32 = 21;
-const ENOSPC: i32 = 28;
+pub(super) const ENOSPC: i32 = 28;
 const ENOTEMPTY: i32 = 39;
 pub(super) const ESTALE: i32 = 116;
 

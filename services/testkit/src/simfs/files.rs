@@ -6,7 +6,7 @@ use holdfast_store::volume::{Metadata, VolumeFile};
 
 use super::{
     State,
-    calls::{EIO, EISDIR, ESTALE, Room, SimVolume, error},
+    calls::{EIO, EISDIR, ENOSPC, ESTALE, Room, SimVolume, error},
     tree::Ino,
 };
 
@@ -77,6 +77,10 @@ impl VolumeFile for SimFile {
                 let mut bytes = bytes;
                 if state.rng.chance(state.faults.short) && bytes.len() > 1 {
                     bytes = &bytes[..bytes.len().div_ceil(2)];
+                }
+                let end = offset + bytes.len() as u64;
+                if state.faults.longest_file.is_some_and(|most| most < end) {
+                    return error(ENOSPC);
                 }
                 let now = state.now_ms;
                 state.tree.write(self.ino, position(offset), bytes, now);

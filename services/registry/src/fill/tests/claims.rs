@@ -1,5 +1,7 @@
 //! A size in a manifest is its author's claim: a wrong one spoils that image and nothing else.
 
+use holdfast_testkit::simfs::{Faults, SimFs};
+
 use super::*;
 use crate::fill_metrics::UpstreamLabel;
 
@@ -205,4 +207,59 @@ async fn a_huge_claim_is_no_full_volume_and_the_error_says_what_was_claimed() {
         text.contains("1000000000000000") && text.contains("5000"),
         "{text}"
     );
+}
+
+/// A stranger's upstream sends bytes until the volume is full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_fills_the_volume_fails_alone() {
+    holdfast_testkit::tls::install_crypto_provider();
+    let image = ImageBuilder::new(104).layer(400_000).build();
+    let layer = &image.layers[0];
+    let mut strange = claims(&image, 24 << 20);
+    strange
+        .blobs
+        .insert(layer.clone(), vec![7; 24 << 20].into());
+    let (stranger, upstream) = (Upstream::start().await, upstream_with(&image).await);
+    stranger.push("stranger/x", "1", &strange);
+    // Faster than what a copy leaves for another source.
+    let rate = Kind::Slow {
+        bytes_per_second: 4 << 20,
+    };
+    stranger
+        .faults()
+        .set(Fault::new(rate).on(&format!("blobs/{layer}")));
+    let faults = Faults {
+        longest_file: Some(6 << 20),
+        ..Faults::default()
+    };
+    let volume = Arc::new(SimFs::new(1, 1, faults).client(0));
+    let store = Store::open_on(volume, "/data", Options::default());
+    let listed =
+        [&stranger, &upstream].map(|one| UpstreamSettings::anonymous(&one.host(), &[one.url()]));
+    let upstreams = Upstreams::new(&listed, &Proxy::default(), &uplink(), timeouts()).unwrap();
+    let owner = Owner {
+        address: String::new(),
+        id: "one".to_owned(),
+    };
+    let registry = Fills::new(
+        store.await.unwrap(),
+        upstreams,
+        owner,
+        Peers::none(),
+        quick(),
+    );
+
+    let wanted = of(&stranger, "stranger/x");
+    let fills = registry.clone();
+    let strange = tokio::spawn(async move { fills.fill(&wanted).await });
+    eventually("the stranger's layer is asked for", LIMIT, || {
+        stranger.gets(layer) > 0
+    })
+    .await;
+    tokio::time::timeout(LIMIT, registry.fill(&of(&upstream, REPO)))
+        .await
+        .expect("the honest copy ends")
+        .unwrap();
+    let error = strange.await.unwrap().unwrap_err();
+    assert!(matches!(error, Error::NoSpace(_)), "{error}");
 }
