@@ -116,6 +116,45 @@ struct List {
     is_closed: bool,
 }
 
+impl List {
+    /// Of those that were left, the slowest.
+    fn slowest(&self) -> Option<usize> {
+        let left = self.all.iter().enumerate();
+        let left = left.filter_map(|(at, (_, standing))| match standing {
+            Standing::Left(rate) => Some((*rate, at)),
+            _ => None,
+        });
+        left.min().map(|(_, at)| at)
+    }
+
+    /// One that was not tried yet and whose place goes to `newcomer`: of a host that has at least two
+    /// more, else of a repository of the same host that has. So no repository's claims, and no host's
+    /// repositories, keep out others.
+    fn surplus(&self, newcomer: &Source) -> Option<usize> {
+        let count = |is_alike: &dyn Fn(&Source) -> bool| {
+            let all = self.all.iter();
+            all.filter(|(known, _)| is_alike(&known.source)).count()
+        };
+        let of_host = |of: &Source| count(&|other| other.host == of.host);
+        let of_repository = |of: &Source| {
+            count(&|other| other.host == of.host && other.repository == of.repository)
+        };
+        let own = (of_host(newcomer), of_repository(newcomer));
+        let untried = self.all.iter().enumerate();
+        let untried = untried.filter(|(_, (_, standing))| *standing == Standing::Untried);
+        let surplus = untried.filter_map(|(at, (known, _))| {
+            let other = (of_host(&known.source), of_repository(&known.source));
+            let has_more = if known.source.host == newcomer.host {
+                own.1 + 2 <= other.1
+            } else {
+                own.0 + 2 <= other.0
+            };
+            has_more.then_some((other, at))
+        });
+        surplus.max().map(|(_, at)| at)
+    }
+}
+
 impl Candidates {
     fn list(&self) -> MutexGuard<'_, List> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
@@ -165,15 +204,9 @@ impl Candidates {
             return Some(Arc::clone(known));
         }
         if list.all.len() >= COPY_SOURCES {
-            // Whoever brought the slowest one waits for the others.
-            let left = list.all.iter().enumerate();
-            let slowest = left
-                .filter_map(|(at, (_, standing))| match standing {
-                    Standing::Left(rate) => Some((*rate, at)),
-                    _ => None,
-                })
-                .min()?;
-            list.all.remove(slowest.1);
+            // Whoever brought it waits for the others.
+            let at = list.slowest().or_else(|| list.surplus(source))?;
+            list.all.remove(at);
         }
         let candidate = Arc::new(Candidate {
             source: source.clone(),
@@ -397,10 +430,38 @@ mod tests {
     }
 
     #[test]
+    fn neither_claims_of_a_repository_nor_repositories_of_a_host_keep_others_out() {
+        let all = Candidates::default();
+        let claim = |host: &str, repository: &str, claim: u64| {
+            let (source, local) = source(host, repository);
+            all.join(&source, &local, Some(claim)).is_some()
+        };
+        for n in 0..COPY_SOURCES as u64 {
+            assert!(claim("a.example", "x", n));
+        }
+        let running = all.next().unwrap();
+        // Another repository of the same host, until each has a half.
+        let most = COPY_SOURCES as u64 / 2;
+        for n in 0..most {
+            assert!(claim("a.example", "y", n), "{n}");
+        }
+        assert!(!claim("a.example", "y", most));
+        // Another host takes from the one that has more.
+        for n in 0..most {
+            assert!(claim("b.example", "x", n), "{n}");
+        }
+        assert!(!claim("b.example", "x", most));
+        let list = all.list();
+        assert_eq!(list.all.len(), COPY_SOURCES);
+        let mut kept = list.all.iter();
+        assert!(kept.any(|(known, _)| Arc::ptr_eq(known, &running)));
+    }
+
+    #[test]
     fn no_more_sources_are_remembered_than_the_limit_says() {
         let all = Candidates::default();
         for n in 0..COPY_SOURCES {
-            assert!(join(&all, "a.example", &format!("r{n}")).is_some());
+            assert!(join(&all, &format!("{n}.example"), "r").is_some());
         }
         assert!(join(&all, "b.example", "x").is_none());
         let first = all.next().unwrap();
