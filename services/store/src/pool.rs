@@ -58,7 +58,8 @@ impl Pool {
     /// Bytes that wait for the volume in all files together.
     pub const QUEUE_BYTES: usize = 32 << 20;
 
-    /// Lists that are read at a time, at least; as many as there are processors, where these are more.
+    /// Lists that are read at a time, at least; as many as there are processors, where these are
+    /// more.
     pub const LISTS: usize = 2;
 
     /// A pool of `threads` threads.

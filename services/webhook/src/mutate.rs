@@ -204,8 +204,8 @@ pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rule
     }
 }
 
-/// What becomes of a pod that is too large for [`put_back`]. It may hide a name at the registry, so it is not
-/// admitted where that matters.
+/// What becomes of a pod that is too large for [`put_back`]. It may hide a name at the registry, so
+/// it is not admitted where that matters.
 pub fn put_back_unread(rules: &Rules) -> Mutation {
     let refused =
         "holdfast: access.privateImages=namespace admits no pod with more than 256 images";

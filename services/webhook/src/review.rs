@@ -73,8 +73,16 @@ const POD: Shape = Shape::Members(&[
     ),
 ]);
 
-/// The pod as far as its references are put back. No other annotations: nobody makes a pod too large to be
-/// read by adding some.
+/// Where a pod's specification names images.
+const IMAGES: Shape = Shape::Members(&[
+    ("containers", CONTAINERS),
+    ("initContainers", CONTAINERS),
+    ("ephemeralContainers", CONTAINERS),
+    ("volumes", VOLUMES),
+]);
+
+/// The pod as far as its references are put back. No other annotations: nobody makes a pod too
+/// large to be read by adding some.
 const NAMES: Shape = Shape::Members(&[
     (
         "metadata",
@@ -89,15 +97,7 @@ const NAMES: Shape = Shape::Members(&[
             ),
         ]),
     ),
-    (
-        "spec",
-        Shape::Members(&[
-            ("containers", CONTAINERS),
-            ("initContainers", CONTAINERS),
-            ("ephemeralContainers", CONTAINERS),
-            ("volumes", VOLUMES),
-        ]),
-    ),
+    ("spec", IMAGES),
 ]);
 
 /// The pod as it is stored: its images and their history.
@@ -112,15 +112,7 @@ const OLD_POD: Shape = Shape::Members(&[
             ),
         ]),
     ),
-    (
-        "spec",
-        Shape::Members(&[
-            ("containers", CONTAINERS),
-            ("initContainers", CONTAINERS),
-            ("ephemeralContainers", CONTAINERS),
-            ("volumes", VOLUMES),
-        ]),
-    ),
+    ("spec", IMAGES),
 ]);
 
 /// A review with this much of its pod.

@@ -181,15 +181,16 @@ impl Figures {
         let mut text = format!(
             "## Under attack\n\n\
              Written by `cargo xtask bench hostile`.\n\n\
-             A registry replica gets eight attacks at the same time, {seconds:.0} s long, while honest clients \
-             pull a local image ten\ntimes a second, pull an image that is not local yet each second, and probe \
-             it twice a second. A webhook replica gets 64\nhostile reviews of the largest size at a time, while \
-             honest reviews come every 20 ms.\n\n\
-             Machine: {}. Attackers, honest clients and servers share it. Each\nround has a new process; a bar \
-             counts the worst of {} rounds.\n\n\
-             Again: `cargo xtask bench hostile` (some minutes), `--only registry` or `webhook`, `--rounds N`, \
-             `--seconds N`,\n`--json FILE`, `--quick` (a smoke run whose figures mean nothing). A missed bar ends \
-             it with an error.\n\n\
+             A registry replica gets eight attacks at the same time, {seconds:.0} s long, while honest clients\n\
+             pull a local image ten times a second, pull an image that is not local yet each second, and\n\
+             probe it twice a second. A webhook replica gets 64 hostile reviews of the largest size at a\n\
+             time, while honest reviews come every 20 ms.\n\n\
+             Machine: {}.\n\
+             Attackers, honest clients and servers share it. Each round has a new process; a bar counts the\n\
+             worst of {} rounds.\n\n\
+             Again: `cargo xtask bench hostile` (some minutes), `--only registry` or `webhook`,\n\
+             `--rounds N`, `--seconds N`, `--json FILE`, `--quick` (a smoke run whose figures mean nothing).\n\
+             A missed bar ends it with an error.\n\n\
              ### Bars under attack\n\n{}\n",
             self.machine,
             self.registry.len(),
@@ -296,12 +297,23 @@ impl Figures {
     }
 }
 
-const HOW: &str = "\n### How the attacks run\n\n\
-    - Registry: `holdfast registry --config FILE --data DIR --listen 127.0.0.1:PORT`, release build, TLS, users with bcrypt of\n  cost 10, anonymous pulls, an admin port, all limits as by default. Its upstreams are the healthy one and three hostile ones.\n\
-    - Honest clients log in, and each pull is a connection of its own: handshake, manifest, configuration, a layer of 64 KiB.\n  Layers of eight of the cold images are offered by a hostile upstream, too, which sends them slowly and is asked first.\n\
-    - Webhook: `holdfast webhook --config FILE --tls-folder DIR --listen ADDRESS --admin-listen ADDRESS`, release build, with the\n  chart's configuration and a real kube-apiserver, which takes the Artifacts.\n\
-    - Attackers run on one thread with the lowest priority, for on a machine of their own they would take no processor time of\n  the server's. They come from four addresses of the loopback network, honest clients from another one.\n\
-    - RSS is `VmHWM` and `VmRSS` by `/proc`, and MB are 10^6 bytes.\n";
+const HOW: &str = "
+### How the attacks run
+
+- Registry: `holdfast registry --config FILE --data DIR --listen 127.0.0.1:PORT`, release build,
+  TLS, users with bcrypt of cost 10, anonymous pulls, an admin port, all limits as by default. Its
+  upstreams are the healthy one and three hostile ones.
+- Honest clients log in, and each pull is a connection of its own: handshake, manifest,
+  configuration, a layer of 64 KiB. A hostile upstream offers layers of eight of the cold images,
+  too. It sends them slowly and is asked first.
+- Webhook: release build, with the chart's configuration and a real kube-apiserver, which takes the
+  Artifacts: `holdfast webhook --config FILE --tls-folder DIR --listen ADDRESS --admin-listen
+  ADDRESS`.
+- Attackers run on one thread with the lowest priority, because on a machine of their own they
+  would take no processor time of the server's. They come from four addresses of the loopback
+  network, honest clients from another one.
+- RSS is `VmHWM` and `VmRSS` by `/proc`, and MB are 10^6 bytes.
+";
 
 /// A round of the registry in one line.
 pub(super) fn line(round: &Round) -> String {

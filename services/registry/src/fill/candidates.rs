@@ -127,9 +127,9 @@ impl List {
         left.min().map(|(_, at)| at)
     }
 
-    /// One that was not tried yet and whose place goes to `newcomer`: of a host that has at least two
-    /// more, else of a repository of the same host that has. So no repository's claims, and no host's
-    /// repositories, keep out others.
+    /// One that was not tried yet and whose place goes to `newcomer`: of a host that has at least
+    /// two more, else of a repository of the same host that has. So no repository's claims, and no
+    /// host's repositories, keep out others.
     fn surplus(&self, newcomer: &Source) -> Option<usize> {
         let count = |is_alike: &dyn Fn(&Source) -> bool| {
             let all = self.all.iter();

@@ -32,8 +32,8 @@ impl Candidate {
 }
 
 /// The first `most` connections in the order in which they end, if all of them may: those without a
-/// request first, then those that proved no identity, then each of the address that has most by then,
-/// then what lasts longest. Where the listener `recycles`, what they do makes no difference.
+/// request first, then those that proved no identity, then each of the address that has most by
+/// then, then what lasts longest. Where the listener `recycles`, what they do makes no difference.
 pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool, most: usize) -> Vec<Candidate> {
     let claim = |candidate: &Candidate| (!recycles).then(|| candidate.claim());
     let longest = |candidate: &Candidate| (Reverse(candidate.activity.lasts), candidate.id);
@@ -66,8 +66,8 @@ mod tests {
 
     use super::*;
 
-    /// Connections in the form `ADDRESS STATE SECONDS`; the state is `idle` or `busy`, with `+` where
-    /// it proved its identity.
+    /// Connections in the form `ADDRESS STATE SECONDS`; the state is `idle` or `busy`, with `+`
+    /// where it proved its identity.
     fn choose(connections: &[&str], newcomer: u8, recycles: bool) -> Option<usize> {
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
         let candidates: Vec<_> = connections

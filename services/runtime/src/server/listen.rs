@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::net::{TcpListener, TcpSocket};
 
 /// Connections that the kernel holds until they are accepted; it has a bound of its own
-/// (`net.core.somaxconn`). When there are more, clients wait for seconds before they try again, so a
-/// burst of one client must find room beside others.
+/// (`net.core.somaxconn`). When there are more, clients wait for seconds before they try again, so
+/// a burst of one client must find room beside others.
 pub const BACKLOG: u32 = 4096;
 
 /// Listens on `address`; where that is every IPv6 address and the kernel has no IPv6, on every IPv4
@@ -33,8 +33,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (switched off by sysctl). A port that is
-/// taken is another matter.
+/// `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (switched off by sysctl). A port that
+/// is taken is another matter.
 fn no_such_family(error: &std::io::Error) -> bool {
     const EAFNOSUPPORT: i32 = 97;
     error.kind() == std::io::ErrorKind::AddrNotAvailable

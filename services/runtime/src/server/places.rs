@@ -15,8 +15,8 @@ use super::Limits;
 use super::eviction::{Candidate, order};
 use super::watch::Watch;
 
-/// A listener with more connections looks at all of them only so often: it works off an order that is
-/// so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands.
+/// A listener with more connections looks at all of them only so often: it works off an order that
+/// is so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands.
 const FEW: usize = 256;
 const ORDERED_FOR: Duration = Duration::from_millis(100);
 const ORDERED: usize = 64;
@@ -118,7 +118,8 @@ impl Table {
         self.of_address.get(&key).copied().unwrap_or(0)
     }
 
-    /// Which connection ends for one more of `newcomer`; `None` when none has less claim to a place.
+    /// Which connection ends for one more of `newcomer`; `None` when none has less claim to a
+    /// place.
     fn evicted(&mut self, newcomer: IpAddr, recycles: bool) -> Option<u64> {
         let is_old = |at: Instant| ORDERED_FOR <= at.elapsed();
         if self.taken.len() <= FEW || self.ordered.is_none_or(is_old) {
