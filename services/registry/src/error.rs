@@ -182,7 +182,9 @@ impl From<holdfast_store::Error> for Error {
                     "the volume is full ({available_bytes} bytes left): nothing is taken until there is room, pulls go on"
                 ),
             ),
-            Store::Busy => Self::later("the volume does not answer"),
+            Store::Busy => {
+                Self::later("too much waits for the volume, or the volume does not answer")
+            }
             Store::DigestMismatch { expected, actual } => Self::invalid(
                 Code::DigestInvalid,
                 format!("the content's digest is {actual}, not {expected}"),

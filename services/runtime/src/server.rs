@@ -427,6 +427,7 @@ where
                     return;
                 }
                 Err(_) => {
+                    self.counts.cut(Reason::Handshake.as_str());
                     tracing::debug!(peer = %address, "TLS handshake took too long");
                     return;
                 }

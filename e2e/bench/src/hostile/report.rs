@@ -91,13 +91,13 @@ impl Figures {
                     registry(&|round| megabytes(round.peak_bytes)),
                 ),
                 Bar::below(
-                    "registry: longest pull of a local image, ms more than alone",
+                    "registry: longest pull of a local image, ms more than the median alone",
                     "< 100",
                     100.0,
                     registry(&|round| delay(&round.beside.local, &round.alone.local)),
                 ),
                 Bar::below(
-                    "registry: longest cold pull from a healthy upstream, ms more than alone",
+                    "registry: longest cold pull from a healthy upstream, ms more than the median alone",
                     "< 2000",
                     2000.0,
                     registry(&|round| delay(&round.beside.cold, &round.alone.cold)),

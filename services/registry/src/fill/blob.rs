@@ -260,6 +260,7 @@ impl Fills {
                 }
                 // The room that its bytes took is for the next source.
                 Received::NoSpace(error) => {
+                    tracing::warn!(image.digest = %digest, upstream.host = %candidate.source.host, "the volume became full: what came was thrown away, the copy goes on from another source if there is one");
                     incoming.discard().await?;
                     incoming = self.open(copy, &mut round).await?;
                     entry.candidates.fail(&candidate, error.clone());

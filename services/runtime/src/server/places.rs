@@ -135,20 +135,30 @@ impl Table {
             }
         }
         let has = self.count(newcomer);
-        let mut order = self.order.iter();
-        let next = order
-            .position(|candidate| candidate.may_end_for(has, self.count(candidate.key), recycles));
-        self.order.remove(next?).map(|candidate| candidate.id)
+        let may_end =
+            |candidate: &Candidate| candidate.may_end_for(has, self.count(candidate.key), recycles);
+        if let Some(next) = self.order.iter().position(may_end) {
+            return self.order.remove(next).map(|candidate| candidate.id);
+        }
+        // One further back may end for this newcomer all the same.
+        let all = order(self.candidates(), recycles, usize::MAX);
+        let next = all.iter().find(|candidate| may_end(candidate));
+        next.map(|candidate| candidate.id)
     }
 
     fn put_in_order(&mut self, recycles: bool) {
-        let candidates = self.taken.iter().map(|(id, (key, watch))| Candidate {
+        self.order = order(self.candidates(), recycles, ORDERED).into();
+        self.ordered = Some(Instant::now());
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let taken = self.taken.iter();
+        let candidates = taken.map(|(id, (key, watch))| Candidate {
             id: *id,
             key: *key,
             activity: watch.activity(),
         });
-        self.order = order(candidates.collect(), recycles, ORDERED).into();
-        self.ordered = Some(Instant::now());
+        candidates.collect()
     }
 
     fn leave(&mut self, id: u64) -> Option<Arc<Watch>> {
@@ -235,6 +245,32 @@ mod tests {
         );
         drop(third);
         assert!(places.enter(other, &Watch::new()).is_ok());
+    }
+
+    #[test]
+    fn a_crowd_of_strangers_hides_nobody_who_has_more() {
+        const ALL: usize = 300;
+        let places = places(ALL, ALL);
+        let enter = |address: [u8; 4]| {
+            let watch = Watch::new();
+            let request = watch.request(None);
+            let place = places.enter(IpAddr::from(address), &watch);
+            place.map(|place| (place, watch, request))
+        };
+        let two = [0, 0].map(|_| enter([10, 0, 0, 1]).unwrap());
+        for (_, watch, _) in &two {
+            watch.authenticated();
+        }
+        let strangers: Vec<_> = (2..ALL)
+            .map(|number| {
+                let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
+                enter([10, 1, high, low]).unwrap()
+            })
+            .collect();
+        let newcomer = enter([10, 2, 0, 1]);
+        assert!(newcomer.is_ok());
+        assert!(two.iter().any(|(_, watch, _)| watch.is_evicted()));
+        assert!(strangers.iter().all(|(_, watch, _)| !watch.is_evicted()));
     }
 
     #[test]

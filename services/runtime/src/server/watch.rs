@@ -26,6 +26,8 @@ pub(super) enum Reason {
     Slow,
     /// Another client needed its place.
     Evicted,
+    /// The TLS handshake, the wait for its turn included, took too long.
+    Handshake,
 }
 
 impl Reason {
@@ -36,6 +38,7 @@ impl Reason {
             Self::Stalled => "stalled",
             Self::Slow => "slow",
             Self::Evicted => "evicted",
+            Self::Handshake => "handshake",
         }
     }
 }
