@@ -193,7 +193,14 @@ impl Incoming {
     /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that another one went on, or what
     /// the volume says.
     pub async fn commit(mut self) -> Result<u64> {
-        let (size, hasher) = partial::taken_over(self.sink.drain().await)?;
+        let (size, hasher) = match partial::taken_over(self.sink.drain().await) {
+            // The last bytes found no room; those before are of no use to whom they leave none.
+            Err(full @ Error::NoSpace { .. }) => {
+                self.discard().await?;
+                return Err(full);
+            }
+            drained => drained?,
+        };
         let actual = hasher.finish();
         if actual != self.digest {
             let expected = self.digest.clone();
@@ -230,7 +237,9 @@ impl Incoming {
         let partial = self.partial.clone();
         self.store
             .run(move |inner| {
-                absent(inner.volume().remove_file(&partial.path))
+                let removed = absent(inner.volume().remove_file(&partial.path));
+                inner.gate.forget();
+                removed
                     .map(drop)
                     .map_err(Error::io("remove", &partial.path))
             })

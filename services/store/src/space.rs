@@ -102,6 +102,14 @@ impl WriteGate {
             .filter(|used| *used >= self.limits.warn_used_percent)
     }
 
+    /// Room was given back: it is measured anew before the next write.
+    pub(crate) fn forget(&self) {
+        *self
+            .last
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+    }
+
     pub(crate) fn remember(&self, space: Space) {
         *self
             .last
@@ -137,6 +145,29 @@ mod tests {
             expect,
             "{used_percent} % used, {available_bytes} left, {bytes} wanted"
         );
+    }
+
+    #[tokio::test]
+    async fn room_that_is_given_back_is_seen_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = crate::Options {
+            write_limits: WriteLimits {
+                max_used_percent: 100,
+                reserve_bytes: 0,
+                ..WriteLimits::default()
+            },
+            ..crate::Options::default()
+        };
+        let store = crate::Store::open(folder.path(), options).await.unwrap();
+        let digest = holdfast_core::Digest::from_sha256([7; 32]);
+        let incoming = store.incoming(&digest).await.unwrap();
+        store.inner.gate.remember(Space {
+            total_bytes: 1 << 40,
+            available_bytes: 0,
+        });
+        assert!(store.check_write(1).await.is_err());
+        incoming.discard().await.unwrap();
+        store.check_write(1).await.unwrap();
     }
 
     #[test]

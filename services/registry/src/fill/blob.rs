@@ -237,6 +237,13 @@ impl Fills {
                     Ok(_) => return Ok(End::Stored),
                     Err(holdfast_store::Error::LockLost) => return Ok(End::TakenOver),
                     Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
+                    // Its bytes were thrown away.
+                    Err(error @ holdfast_store::Error::NoSpace { .. }) => {
+                        incoming = self.open(copy, &mut round).await?;
+                        last = error.into();
+                        entry.candidates.fail(&candidate, last.clone());
+                        continue;
+                    }
                     Err(error) => return Err(error.into()),
                 },
                 Received::Wrong(what) => {
@@ -479,9 +486,6 @@ impl Fills {
             }
             match kept {
                 Ok(()) => {}
-                Err(error @ holdfast_store::Error::NoSpace { .. }) => {
-                    return Taken::Received(Received::NoSpace(error.into()));
-                }
                 Err(error) => return Taken::Received(Received::ended(error)),
             }
         }
@@ -539,6 +543,7 @@ impl Received {
         match error {
             // Another replica went on with the file.
             holdfast_store::Error::LockLost => Self::TakenOver,
+            error @ holdfast_store::Error::NoSpace { .. } => Self::NoSpace(error.into()),
             error => Self::Ended(error.into()),
         }
     }

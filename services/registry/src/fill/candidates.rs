@@ -5,6 +5,7 @@
 //! What a source is refused, or claims wrongly, is told to those who brought it, and to nobody else.
 
 use std::{
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -12,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::RepositoryName;
+use holdfast_core::{Host, RepositoryName};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Error, Result};
@@ -112,46 +113,51 @@ pub(super) struct Candidates {
 #[derive(Debug, Default)]
 struct List {
     all: Vec<(Arc<Candidate>, Standing)>,
+    /// Sources that failed, of hosts that have others.
+    failed: HashMap<Host, usize>,
     /// The copy ends: whoever comes now begins another one.
     is_closed: bool,
 }
 
 impl List {
-    /// Of those that were left, the slowest.
-    fn slowest(&self) -> Option<usize> {
-        let left = self.all.iter().enumerate();
-        let left = left.filter_map(|(at, (_, standing))| match standing {
-            Standing::Left(rate) => Some((*rate, at)),
-            _ => None,
-        });
-        left.min().map(|(_, at)| at)
+    /// Sources of this one's host, and of its repository there.
+    fn shares(&self, of: &Source) -> (usize, usize) {
+        let of_host = self
+            .all
+            .iter()
+            .filter(|(other, _)| other.source.host == of.host);
+        let of_repository = of_host
+            .clone()
+            .filter(|(other, _)| other.source.repository == of.repository);
+        (of_host.count(), of_repository.count())
     }
 
-    /// One that was not tried yet and whose place goes to `newcomer`: of a host that has at least
-    /// two more, else of a repository of the same host that has. So no repository's claims, and no
-    /// host's repositories, keep out others.
-    fn surplus(&self, newcomer: &Source) -> Option<usize> {
-        let count = |is_alike: &dyn Fn(&Source) -> bool| {
-            let all = self.all.iter();
-            all.filter(|(known, _)| is_alike(&known.source)).count()
-        };
-        let of_host = |of: &Source| count(&|other| other.host == of.host);
-        let of_repository = |of: &Source| {
-            count(&|other| other.host == of.host && other.repository == of.repository)
-        };
-        let own = (of_host(newcomer), of_repository(newcomer));
-        let untried = self.all.iter().enumerate();
-        let untried = untried.filter(|(_, (_, standing))| *standing == Standing::Untried);
-        let surplus = untried.filter_map(|(at, (known, _))| {
-            let other = (of_host(&known.source), of_repository(&known.source));
-            let has_more = if known.source.host == newcomer.host {
-                own.1 + 2 <= other.1
+    /// Which source gives its place to a newcomer, so that no repository's claims, and no host's
+    /// repositories, keep out or throw out others: the slowest that was left, of a host, or of a
+    /// repository of the same host, that has no fewer; else one that does not run, where that has
+    /// at least two more.
+    fn gives_way(&self, newcomer: &Source) -> Option<usize> {
+        let own = self.shares(newcomer);
+        let has_more = |known: &Source, more: usize| {
+            let other = self.shares(known);
+            if known.host == newcomer.host {
+                own.1 + more <= other.1
             } else {
-                own.0 + 2 <= other.0
-            };
-            has_more.then_some((other, at))
+                own.0 + more <= other.0
+            }
+        };
+        let all = || self.all.iter().enumerate();
+        let left = all().filter_map(|(at, (known, standing))| match standing {
+            Standing::Left(rate) => has_more(&known.source, 0).then_some((*rate, at)),
+            _ => None,
         });
-        surplus.max().map(|(_, at)| at)
+        if let Some((_, at)) = left.min() {
+            return Some(at);
+        }
+        let idle = all().filter(|(_, (_, standing))| *standing != Standing::Running);
+        let surplus = idle.filter(|(_, (known, _))| has_more(&known.source, 2));
+        let most = surplus.max_by_key(|(at, (known, _))| (self.shares(&known.source), *at));
+        most.map(|(at, _)| at)
     }
 }
 
@@ -205,7 +211,7 @@ impl Candidates {
         }
         if list.all.len() >= COPY_SOURCES {
             // Whoever brought it waits for the others.
-            let at = list.slowest().or_else(|| list.surplus(source))?;
+            let at = list.gives_way(source)?;
             list.all.remove(at);
         }
         let candidate = Arc::new(Candidate {
@@ -233,7 +239,7 @@ impl Candidates {
             let tried = all.iter().filter(|(other, standing)| {
                 *standing != Standing::Untried && other.source.host == of.source.host
             });
-            tried.count()
+            tried.count() + list.failed.get(&of.source.host).copied().unwrap_or(0)
         };
         let numbered = || all.iter().enumerate();
         let untried = numbered()
@@ -264,9 +270,15 @@ impl Candidates {
 
     /// The source is of no use, and those who brought it learn why. Whoever brings it again is tried again.
     pub(super) fn fail(&self, candidate: &Arc<Candidate>, error: Error) {
-        self.list()
-            .all
-            .retain(|(known, _)| !Arc::ptr_eq(known, candidate));
+        let mut list = self.list();
+        list.all.retain(|(known, _)| !Arc::ptr_eq(known, candidate));
+        let host = &candidate.source.host;
+        if list.all.iter().any(|(known, _)| known.source.host == *host) {
+            *list.failed.entry(host.clone()).or_default() += 1;
+        } else {
+            list.failed.remove(host);
+        }
+        drop(list);
         drop(candidate.failed.set(error));
         candidate.told.notify_waiters();
     }
@@ -346,7 +358,6 @@ impl Candidates {
 mod tests {
     use super::*;
     use crate::upstream::Priority;
-    use holdfast_core::Host;
 
     fn source(host: &str, repository: &str) -> (Source, RepositoryName) {
         let source = Source {
@@ -458,6 +469,37 @@ mod tests {
     }
 
     #[test]
+    fn claims_of_a_repository_do_not_throw_out_a_source_that_was_left() {
+        let all = Candidates::default();
+        let honest = join(&all, "honest.example", "r").unwrap();
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &honest));
+        let (strange, local) = source("strange.example", "x");
+        all.join(&strange, &local, Some(0)).unwrap();
+        all.leave(&honest, 900_000);
+        all.next().unwrap();
+        for claim in 1..COPY_SOURCES as u64 - 1 {
+            assert!(all.join(&strange, &local, Some(claim)).is_some());
+        }
+        assert!(all.join(&strange, &local, Some(99)).is_none());
+        let list = all.list();
+        let mut all = list.all.iter();
+        assert!(all.any(|(known, _)| Arc::ptr_eq(known, &honest)));
+    }
+
+    #[test]
+    fn a_host_whose_sources_fail_comes_after_others() {
+        let all = Candidates::default();
+        let (strange, local) = source("strange.example", "x");
+        for claim in 0..COPY_SOURCES as u64 - 1 {
+            all.join(&strange, &local, Some(claim)).unwrap();
+        }
+        let honest = join(&all, "honest.example", "r").unwrap();
+        let first = all.next().unwrap();
+        all.fail(&first, Error::NotAllowed);
+        assert!(Arc::ptr_eq(&all.next().unwrap(), &honest));
+    }
+
+    #[test]
     fn no_more_sources_are_remembered_than_the_limit_says() {
         let all = Candidates::default();
         for n in 0..COPY_SOURCES {
@@ -480,8 +522,12 @@ mod tests {
             });
             left.collect::<Vec<_>>()
         };
-        for (name, left) in [("y", vec![10, 20]), ("z", vec![20]), ("w", vec![])] {
-            assert!(join(&all, "b.example", name).is_some());
+        for (host, left) in [
+            ("y.example", vec![10, 20]),
+            ("z.example", vec![20]),
+            ("w.example", vec![]),
+        ] {
+            assert!(join(&all, host, "x").is_some());
             assert_eq!(rates(), left);
         }
         assert!(join(&all, "b.example", "v").is_none());

@@ -79,8 +79,9 @@ impl Handshakes {
                 hello.await?
             }
         };
-        // What takes time is the answer to the client's first message. It is computed by the first
-        // poll; whatever the client does then takes nobody's turn.
+        // What takes time is the answer to the client's first message, which the first poll
+        // computes. Clients of TLS 1.2, and those that are asked for another key share, have theirs
+        // computed later, and without a turn.
         let turn = match turn {
             Some(turn) => turn,
             None => self.turn(address).await,
