@@ -67,7 +67,8 @@ impl Registry {
         let (api, admin) = (free(), free());
         let config = dir.path().join("config.yml");
         let text = format!(
-            "version: 0.1\nstorage: {{filesystem: {{rootdirectory: {}}}}}\nhttp: {{addr: '{api}', draintimeout: 20s, debug: {{addr: '{admin}'}}}}\n",
+            "listen: '{api}'\nadminListen: '{admin}'\ndata: {}\nupstreams: []\n\
+             limits: {{reservePercent: 0}}\n",
             dir.path().join("data").display()
         );
         std::fs::write(&config, text).unwrap();

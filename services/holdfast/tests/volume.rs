@@ -58,7 +58,9 @@ struct Volume {
 impl Volume {
     async fn new() -> Self {
         let root = tempfile::tempdir().unwrap();
-        let store = Store::open(root.path(), Options::default()).await.unwrap();
+        let store = Store::open(root.path(), Options::unlimited())
+            .await
+            .unwrap();
         Self { root, store }
     }
 

@@ -140,7 +140,7 @@ mod tests {
     #[tokio::test]
     async fn missing_parts_of_the_probe_come_back() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
         let digest = ensure(&store).await.unwrap();
         assert_eq!(ensure(&store).await.unwrap(), digest);
         let layer = build().blobs[0].0.clone();

@@ -303,7 +303,7 @@ fn options(settings: &RegistrySettings) -> Options {
             warn_used_percent: limits::warn_used_percent(settings.limits.warn_used_percent),
             ..WriteLimits::default()
         },
-        ..Options::default()
+        ..Options::unlimited()
     }
 }
 
@@ -482,7 +482,7 @@ mod tests {
     #[tokio::test]
     async fn the_probe_comes_back_when_it_is_lost() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), Options::default())
+        let store = Store::open(folder.path(), Options::unlimited())
             .await
             .unwrap();
         let stop = CancellationToken::new();

@@ -140,11 +140,11 @@ mod tests {
     #[tokio::test]
     async fn a_volume_keeps_its_name_and_another_one_has_another() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
         let first = store.beat().unwrap();
         assert!(first.writable);
         assert_eq!(first.volume, store.beat().unwrap().volume);
-        let second = Store::open(dir.path(), Options::default()).await.unwrap();
+        let second = Store::open(dir.path(), Options::unlimited()).await.unwrap();
         assert_eq!(first.volume, second.beat().unwrap().volume);
         fs::remove_dir_all(dir.path().join("docker")).unwrap();
         let other = store.beat().unwrap();

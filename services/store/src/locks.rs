@@ -353,7 +353,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
         (dir, store)
     }
 
@@ -408,7 +408,7 @@ mod tests {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let mut takers = Vec::new();
         for n in 0..8 {
-            let store = Store::open(dir.path(), Options::default()).await.unwrap();
+            let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
             takers.push(tokio::spawn(async move {
                 store
                     .try_lock_with("x", &owner(&n.to_string()), Duration::from_millis(20))

@@ -208,7 +208,7 @@ mod tests {
 
     async fn store() -> (tempfile::TempDir, Store) {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Options::default()).await.unwrap();
+        let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
         for name in NAMES {
             let repo = RepositoryName::parse(name).unwrap();
             fs::create_dir_all(store.layout().manifests(&repo)).unwrap();

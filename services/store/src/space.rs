@@ -150,14 +150,7 @@ mod tests {
     #[tokio::test]
     async fn room_that_is_given_back_is_seen_at_once() {
         let folder = tempfile::tempdir().unwrap();
-        let options = crate::Options {
-            write_limits: WriteLimits {
-                max_used_percent: 100,
-                reserve_bytes: 0,
-                ..WriteLimits::default()
-            },
-            ..crate::Options::default()
-        };
+        let options = crate::Options::unlimited();
         let store = crate::Store::open(folder.path(), options).await.unwrap();
         let digest = holdfast_core::Digest::from_sha256([7; 32]);
         let incoming = store.incoming(&digest).await.unwrap();

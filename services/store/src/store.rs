@@ -32,6 +32,21 @@ pub struct Options {
     pub verified_for: Duration,
 }
 
+impl Options {
+    /// The defaults without any limit or warning for room: for tests and tools that write where
+    /// other users of the disk must not matter.
+    pub fn unlimited() -> Self {
+        Self {
+            write_limits: WriteLimits {
+                max_used_percent: 100,
+                reserve_bytes: 0,
+                warn_used_percent: 101,
+            },
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Options {
     fn default() -> Self {
         Self {

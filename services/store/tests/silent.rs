@@ -44,9 +44,7 @@ fn owner(name: &str) -> Owner {
 
 async fn scene() -> Scene {
     let folder = tempfile::tempdir().unwrap();
-    let mut options = Options::default();
-    options.write_limits.max_used_percent = 100;
-    options.write_limits.reserve_bytes = 0;
+    let options = Options::unlimited();
     let one = Store::open(folder.path(), options).await.unwrap();
     let other = Store::open(folder.path(), options).await.unwrap();
     let repo = RepositoryName::parse("team/app").unwrap();

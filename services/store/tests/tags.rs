@@ -6,9 +6,7 @@ use holdfast_store::{Hasher, Options, Store};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_tag_that_moves_while_its_old_manifest_is_deleted_names_the_new_one() {
     let folder = tempfile::tempdir().unwrap();
-    let mut options = Options::default();
-    options.write_limits.max_used_percent = 100;
-    options.write_limits.reserve_bytes = 0;
+    let options = Options::unlimited();
     let [one, other] = [
         Store::open(folder.path(), options).await.unwrap(),
         Store::open(folder.path(), options).await.unwrap(),

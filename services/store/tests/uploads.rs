@@ -23,7 +23,7 @@ const CONTENT: Bytes = Bytes::from_static(b"all of it");
 
 async fn scene() -> Scene {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), Options::default())
+    let store = Store::open(folder.path(), Options::unlimited())
         .await
         .unwrap();
     let repo = RepositoryName::parse("team/app").unwrap();

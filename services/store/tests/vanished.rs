@@ -223,9 +223,7 @@ async fn scene() -> Scene {
         disk: Disk::at(folder.path()),
         gate: Arc::clone(&gate),
     };
-    let mut options = Options::default();
-    options.write_limits.max_used_percent = 100;
-    options.write_limits.reserve_bytes = 0;
+    let options = Options::unlimited();
     let store = Store::open_on(Arc::new(volume), folder.path(), options)
         .await
         .unwrap();

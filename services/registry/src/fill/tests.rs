@@ -97,7 +97,7 @@ async fn made(
 ) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
     let of = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
-    let store = Store::open(folder, Options::default()).await.unwrap();
+    let store = Store::open(folder, Options::unlimited()).await.unwrap();
     let mut upstreams = Upstreams::new(&[of], &Proxy::default(), &uplink, timeouts()).unwrap();
     if !listed {
         upstreams.unlist();
@@ -117,7 +117,7 @@ async fn fills_within(
         .iter()
         .map(|upstream| UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]))
         .collect();
-    let store = Store::open(folder, Options::default()).await.unwrap();
+    let store = Store::open(folder, Options::unlimited()).await.unwrap();
     let upstreams = Upstreams::new(&listed, &Proxy::default(), &uplink, timeouts).unwrap();
     let owner = Owner {
         address: String::new(),

@@ -279,7 +279,7 @@ mod tests {
     #[tokio::test]
     async fn uploads_are_counted_in_all_and_by_repository_until_they_end() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path(), Options::default())
+        let store = Store::open(folder.path(), Options::unlimited())
             .await
             .unwrap();
         let repo = |name: &str| RepositoryName::parse(name).unwrap();

@@ -31,11 +31,7 @@ impl Drop for Ours {
 /// Serves the volume, with sessions signed by `secret`.
 pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
     holdfast_runtime::tls::install_crypto_provider();
-    let mut options = Options::default();
-    // The test machine's own disk is not what is tested.
-    options.write_limits.max_used_percent = 100;
-    options.write_limits.reserve_bytes = 0;
-    options.write_limits.warn_used_percent = 101;
+    let options = Options::unlimited();
     let stop = CancellationToken::new();
     let store = Store::open(root, options).await.unwrap();
     let parts = Parts {

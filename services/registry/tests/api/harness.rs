@@ -32,11 +32,7 @@ pub(crate) struct Setup {
 
 impl Default for Setup {
     fn default() -> Self {
-        let mut options = Options::default();
-        // The test machine's own disk is not what is tested.
-        options.write_limits.max_used_percent = 100;
-        options.write_limits.reserve_bytes = 0;
-        options.write_limits.warn_used_percent = 101;
+        let options = Options::unlimited();
         Self {
             source: None,
             gate: Gate::open(),

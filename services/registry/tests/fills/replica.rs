@@ -134,11 +134,7 @@ async fn start(
     upstreams: &[UpstreamSettings],
     id: &str,
 ) -> Replica {
-    let mut options = Options::default();
-    // The test machine's own disk is not what is tested.
-    options.write_limits.max_used_percent = 100;
-    options.write_limits.reserve_bytes = 0;
-    options.write_limits.warn_used_percent = 101;
+    let options = Options::unlimited();
     let store = Store::open(data, options).await.unwrap();
     let timeouts = Timeouts {
         headers: Duration::from_secs(2),

@@ -32,11 +32,12 @@ impl Drop for Child {
     }
 }
 
-/// Runs `test` against a child whose configuration has these further lines; `files` are written into its folder before. `name` is the
-/// path of the test that calls this: the child runs the same one and comes here, too.
+/// Runs `test` against a child with these further entries of `limits` and these further lines of
+/// its configuration; `files` are written into its folder before. `name` is the path of the test
+/// that calls this: the child runs the same one and comes here, too.
 pub(crate) fn with(
     name: &str,
-    lines: &str,
+    (limits, lines): (&str, &str),
     files: &[(&str, &str)],
     test: impl AsyncFnOnce(&Child),
 ) {
@@ -54,7 +55,7 @@ pub(crate) fn with(
             .unwrap();
         return;
     }
-    let child = Child::start(name, lines, files);
+    let child = Child::start(name, (limits, lines), files);
     runtime.block_on(async {
         child.ready().await;
         test(&child).await;
@@ -62,7 +63,7 @@ pub(crate) fn with(
 }
 
 impl Child {
-    fn start(name: &str, lines: &str, files: &[(&str, &str)]) -> Self {
+    fn start(name: &str, (limits, lines): (&str, &str), files: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for (file, text) in files {
             std::fs::write(folder.path().join(file), text).unwrap();
@@ -70,8 +71,10 @@ impl Child {
         let [listen, admin] = free_ports();
         let root = folder.path().display().to_string();
         let lines = lines.replace("FOLDER", &root);
+        // The test machine's own disk is not what is tested.
         let text = format!(
-            "listen: {listen}\nadminListen: {admin}\ndata: {root}/data\nupstreams: []\naccessLog: {{mode: none}}\n{lines}\n"
+            "listen: {listen}\nadminListen: {admin}\ndata: {root}/data\nupstreams: []\n\
+             accessLog: {{mode: none}}\nlimits: {{reservePercent: 0{limits}}}\n{lines}\n"
         );
         std::fs::create_dir(folder.path().join("data")).unwrap();
         let configuration = folder.path().join("registry.yaml");

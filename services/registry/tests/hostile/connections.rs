@@ -8,9 +8,9 @@ use crate::child::{self, status};
 
 #[test]
 fn four_addresses_that_take_all_connections_keep_nobody_out() {
-    let limits = "limits: {connections: 64, connectionsPerAddress: 16}";
+    let limits = ", connections: 64, connectionsPerAddress: 16";
     let name = "connections::four_addresses_that_take_all_connections_keep_nobody_out";
-    child::with(name, limits, &[], async |child| {
+    child::with(name, (limits, ""), &[], async |child| {
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         for (way, sent) in [
             ("is idle", "GET /v2/ HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()),
@@ -45,7 +45,7 @@ fn four_addresses_that_take_all_connections_keep_nobody_out() {
 #[test]
 fn connections_to_the_admin_port_do_not_stop_probes() {
     let name = "connections::connections_to_the_admin_port_do_not_stop_probes";
-    child::with(name, "", &[], async |child| {
+    child::with(name, ("", ""), &[], async |child| {
         let mut held = Vec::new();
         for _ in 0..256 {
             let mut stream = tokio::net::TcpStream::connect(child.admin).await.unwrap();

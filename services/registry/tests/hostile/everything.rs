@@ -57,43 +57,48 @@ async fn hoard(child: &Child, path: &str, clients: &mut Vec<tokio::net::TcpStrea
 fn an_honest_pull_goes_on_while_everything_is_tried_at_once() {
     const SIZE: usize = 1 << 20;
     const PULLS: usize = 40;
-    let lines = "limits: {connections: 256, connectionsPerAddress: 64}\n\
-        access: {htpasswd: FOLDER/users, anonymousPull: true, rules: [{users: ['*'], actions: [pull, push]}]}";
+    let limits = ", connections: 256, connectionsPerAddress: 64";
+    let lines = "access: {htpasswd: FOLDER/users, anonymousPull: true, rules: [{users: ['*'], actions: [pull, push]}]}";
     let name = "everything::an_honest_pull_goes_on_while_everything_is_tried_at_once";
-    child::with(name, lines, &[("users", &logins::users())], async |child| {
-        let path = memory::push(child, vec![7; SIZE]).await;
-        let stop = Arc::new(AtomicBool::new(false));
-        for last in 20..24 {
-            hold(child.listen, last, 64, &stop);
-            hold(child.admin, last, 64, &stop);
-        }
-        let flood = Flood::start(child, |number| {
-            (format!("x{number}"), 30 + u8::try_from(number % 4).unwrap())
-        });
-        let mut clients = Vec::new();
-        let (mut most, mut times) = (0, Vec::new());
-        for number in 0..PULLS {
-            if number % 20 == 0 {
-                hoard(child, &path, &mut clients).await;
+    child::with(
+        name,
+        (limits, lines),
+        &[("users", &logins::users())],
+        async |child| {
+            let path = memory::push(child, vec![7; SIZE]).await;
+            let stop = Arc::new(AtomicBool::new(false));
+            for last in 20..24 {
+                hold(child.listen, last, 64, &stop);
+                hold(child.admin, last, 64, &stop);
             }
-            let begun = Instant::now();
-            let pulled = memory::pulls(child, 9, &path);
-            let pulled = tokio::time::timeout(Duration::from_secs(20), pulled).await;
-            assert!(pulled.is_ok_and(|bytes| SIZE < bytes), "pull {number}");
-            times.push(begun.elapsed());
-            if number % 10 == 0 {
-                let probe = status(child.admin, 1, "/livez").await;
-                assert_eq!(probe, Some(200), "the probe at pull {number}");
+            let flood = Flood::start(child, |number| {
+                (format!("x{number}"), 30 + u8::try_from(number % 4).unwrap())
+            });
+            let mut clients = Vec::new();
+            let (mut most, mut times) = (0, Vec::new());
+            for number in 0..PULLS {
+                if number % 20 == 0 {
+                    hoard(child, &path, &mut clients).await;
+                }
+                let begun = Instant::now();
+                let pulled = memory::pulls(child, 9, &path);
+                let pulled = tokio::time::timeout(Duration::from_secs(20), pulled).await;
+                assert!(pulled.is_ok_and(|bytes| SIZE < bytes), "pull {number}");
+                times.push(begun.elapsed());
+                if number % 10 == 0 {
+                    let probe = status(child.admin, 1, "/livez").await;
+                    assert_eq!(probe, Some(200), "the probe at pull {number}");
+                }
+                most = most.max(child.memory());
+                tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            most = most.max(child.memory());
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        assert!(most < MEMORY, "{} MiB", most >> 20);
-        times.sort();
-        // The machine is shared with the clients; the strict figures are the benchmark's.
-        let median = times[PULLS / 2];
-        assert!(median < Duration::from_secs(3), "{median:?} at the median");
-        drop(flood);
-        stop.store(true, Relaxed);
-    });
+            assert!(most < MEMORY, "{} MiB", most >> 20);
+            times.sort();
+            // The machine is shared with the clients; the strict figures are the benchmark's.
+            let median = times[PULLS / 2];
+            assert!(median < Duration::from_secs(3), "{median:?} at the median");
+            drop(flood);
+            stop.store(true, Relaxed);
+        },
+    );
 }

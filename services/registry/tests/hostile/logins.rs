@@ -91,7 +91,7 @@ fn correct_logins_are_answered_under_a_flood_of_wrong_ones() {
     let users = users();
     let name = "logins::correct_logins_are_answered_under_a_flood_of_wrong_ones";
     let access = "access: {htpasswd: FOLDER/users}";
-    child::with(name, access, &[("users", &users)], async |child| {
+    child::with(name, ("", access), &[("users", &users)], async |child| {
         let url = format!("http://{}/v2/", child.listen);
         // The way, the wrong logins, and the last part of the honest client's address.
         let floods: [(&str, Wrong, u8); 4] = [

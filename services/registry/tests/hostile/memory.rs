@@ -65,7 +65,7 @@ pub(crate) async fn pulls(child: &Child, last: u8, path: &str) -> usize {
 #[test]
 fn streams_that_nobody_reads_take_little_memory() {
     let name = "memory::streams_that_nobody_reads_take_little_memory";
-    child::with(name, "", &[], async |child| {
+    child::with(name, ("", ""), &[], async |child| {
         const SIZE: usize = 4 << 20;
         let path = push(child, vec![7; SIZE]).await;
         let before = child.memory();
@@ -92,7 +92,7 @@ fn streams_that_nobody_reads_take_little_memory() {
 #[test]
 fn connections_that_nobody_reads_take_little_memory() {
     let name = "memory::connections_that_nobody_reads_take_little_memory";
-    child::with(name, "", &[], async |child| {
+    child::with(name, ("", ""), &[], async |child| {
         const CONNECTIONS: usize = 800;
         const SIZE: usize = 4 << 20;
         let path = push(child, vec![7; SIZE]).await;
@@ -136,7 +136,7 @@ fn lay_out_tags(child: &Child, count: usize) -> String {
 #[test]
 fn lists_that_nobody_reads_take_little_memory() {
     let name = "memory::lists_that_nobody_reads_take_little_memory";
-    child::with(name, "", &[], async |child| {
+    child::with(name, ("", ""), &[], async |child| {
         const TAGS: usize = 8000;
         let path = lay_out_tags(child, TAGS);
         let before = child.memory();

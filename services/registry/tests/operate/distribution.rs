@@ -15,6 +15,8 @@ fn started(text: &str) -> Process {
             settings.data.clone(),
         );
         *settings = told.settings;
+        // The test machine's own disk is not what is tested.
+        settings.limits.reserve_percent = 0;
         (settings.listen, settings.admin_listen, settings.data) = (listen, admin, data);
     })
 }

@@ -32,7 +32,7 @@ fn image(config: &Digest, layer: &Digest, size: usize, extra: &str) -> String {
 
 async fn volume() -> Volume {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), Options::default())
+    let store = Store::open(folder.path(), Options::unlimited())
         .await
         .unwrap();
     let repo: RepositoryName = "team/app".parse().unwrap();
@@ -473,7 +473,7 @@ fn removal(v: &Volume) -> PathBuf {
 #[tokio::test]
 async fn names_that_end_like_temporary_files_are_no_findings() {
     let v = volume().await;
-    let store = Store::open(v.root(), Options::default()).await.unwrap();
+    let store = Store::open(v.root(), Options::unlimited()).await.unwrap();
     let repo: RepositoryName = "team/app.tmp".parse().unwrap();
     let tag = Tag::parse("v1.tmp").unwrap();
     store.set_tag(&v.repo, &tag, &v.manifest).await.unwrap();

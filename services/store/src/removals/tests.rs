@@ -22,7 +22,7 @@ fn tag(name: &str) -> Tag {
 /// `team/app` with one manifest under the tags `1` and `2`, and another one under `other`.
 async fn scene() -> Scene {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), Options::default())
+    let store = Store::open(folder.path(), Options::unlimited())
         .await
         .unwrap();
     let repo = RepositoryName::parse("team/app").unwrap();

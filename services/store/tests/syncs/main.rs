@@ -329,7 +329,7 @@ fn must_sync(what: &str, calls: &[Call], at: usize, path: &Path) -> usize {
 async fn everything_is_synced_in_order_before_it_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::new(dir.path());
-    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::default())
+    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::unlimited())
         .await
         .unwrap();
     let base = dir.path().join("docker/registry/v2");
@@ -372,7 +372,7 @@ const PIECE_BYTES: usize = 100_000;
 async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::new(dir.path());
-    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::default())
+    let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::unlimited())
         .await
         .unwrap();
     let owner = Owner {

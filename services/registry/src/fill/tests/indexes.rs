@@ -263,7 +263,7 @@ async fn a_manifest_is_bounded_alike_for_clients_and_upstreams() {
             ..timeouts()
         };
         let upstreams = Upstreams::new(&[of], &Proxy::default(), &uplink(), limits).unwrap();
-        let store = Store::open(folder.path(), Options::default())
+        let store = Store::open(folder.path(), Options::unlimited())
             .await
             .unwrap();
         let owner = Owner {

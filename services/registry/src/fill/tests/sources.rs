@@ -11,7 +11,7 @@ async fn mirrored(folder: &Path, mirror: &str, upstream: &Upstream) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
     let settings =
         UpstreamSettings::anonymous(&upstream.host(), &[mirror.to_owned(), upstream.url()]);
-    let store = Store::open(folder, Options::default()).await.unwrap();
+    let store = Store::open(folder, Options::unlimited()).await.unwrap();
     let upstreams = Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
     let owner = Owner {
         address: String::new(),
@@ -122,7 +122,7 @@ async fn strange(
     holdfast_testkit::tls::install_crypto_provider();
     let folder = tempfile::tempdir().unwrap();
     let settings = UpstreamSettings::anonymous(&raw.host(), &[raw.url()]);
-    let store = Store::open(folder.path(), Options::default())
+    let store = Store::open(folder.path(), Options::unlimited())
         .await
         .unwrap();
     let upstreams = Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();

@@ -182,7 +182,7 @@ async fn a_tag_whose_head_has_no_digest_is_compared_by_its_content() {
     holdfast_testkit::tls::install_crypto_provider();
     let folder = tempfile::tempdir().unwrap();
     let of = UpstreamSettings::anonymous(&raw.host(), &[raw.url()]);
-    let store = Store::open(folder.path(), Options::default())
+    let store = Store::open(folder.path(), Options::unlimited())
         .await
         .unwrap();
     // What is asked twice takes its time on a machine that is busy.
