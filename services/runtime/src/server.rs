@@ -7,6 +7,7 @@ mod count;
 mod eviction;
 mod handshakes;
 mod listen;
+mod lobby;
 mod outgoing;
 mod peer;
 mod places;
@@ -17,12 +18,9 @@ mod watch;
 mod windows;
 
 use self::{
-    count::Open,
     handshakes::Handshakes,
-    outgoing::Held,
+    lobby::{Admitted, Lobby},
     peer::Peer,
-    places::{NoPlace, Place, Places},
-    requests::Requests,
     socket::Socket,
     watch::{Reason, Watch},
     windows::Windows,
@@ -34,16 +32,16 @@ use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use count::Counts;
 pub use listen::{BACKLOG, bind};
+pub use lobby::WAITING;
 pub use places::client_address;
 pub use request_body::{BodyError, RequestBody};
 pub use windows::{LARGE_WINDOW, LARGE_WINDOWS, LARGE_WINDOWS_OF_ADDRESS};
@@ -151,9 +149,6 @@ impl Default for Limits {
     }
 }
 
-/// Connections that wait for a place when a listener is full; of one address, a quarter of them.
-pub const WAITING: usize = 64;
-
 /// Makes a hyper service of a tower service, such as `warp::service(routes)`.
 pub fn tower<S>(service: S) -> hyper_util::service::TowerToHyperService<S> {
     hyper_util::service::TowerToHyperService::new(service)
@@ -211,7 +206,7 @@ pub async fn serve_counted<S, B>(
         handshakes: Handshakes::new(),
         shutdown: shutdown.clone(),
     };
-    let mut lobby = Lobby::new(limits);
+    let mut lobby = Lobby::new(&limits);
     loop {
         let admitted = tokio::select! {
             biased;
@@ -226,127 +221,6 @@ pub async fn serve_counted<S, B>(
         .is_err()
     {
         tracing::info!("requests under way did not end in time, their connections are cut");
-    }
-}
-
-/// A connection that has a place.
-struct Admitted {
-    stream: TcpStream,
-    address: SocketAddr,
-    watch: Arc<Watch>,
-    place: Place,
-    open: Open,
-}
-
-/// What comes before a connection is served: a place for it, or a wait for one.
-struct Lobby {
-    places: Places,
-    held: Held,
-    requests: Requests,
-    patience: Duration,
-    waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
-}
-
-/// How often those who wait look for a connection that has become idle.
-const LOBBY_INTERVAL: Duration = Duration::from_millis(100);
-
-impl Lobby {
-    fn new(limits: Limits) -> Self {
-        Self {
-            places: Places::new(&limits),
-            held: Held::default(),
-            requests: Requests::default(),
-            patience: limits.header_timeout,
-            waiting: VecDeque::new(),
-        }
-    }
-
-    /// The next connection that has a place.
-    async fn next(&mut self, listener: &TcpListener, counts: &Counts) -> Admitted {
-        loop {
-            let (stream, address) = tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        // Out of descriptors or the like: looping at full speed would not help.
-                        tracing::warn!(%error, "cannot accept a connection");
-                        tokio::time::sleep(LOBBY_INTERVAL).await;
-                        continue;
-                    }
-                },
-                () = self.may_be_room(), if !self.waiting.is_empty() => {
-                    if let Some(admitted) = self.admit_waiting(counts) {
-                        return admitted;
-                    }
-                    continue;
-                }
-            };
-            // Without it small answers wait for the delayed acknowledgement of the one before.
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(peer = %address, %error, "a connection broke at once");
-                continue;
-            }
-            match self.admit(stream, address, counts) {
-                Ok(admitted) => return admitted,
-                Err((_, NoPlace::Address)) => {
-                    counts.refused("address");
-                    tracing::debug!(peer = %address, "a connection was refused, its address has too many");
-                }
-                Err((stream, NoPlace::Full)) => {
-                    let client = client_address(address.ip());
-                    let of_address =
-                        |(_, other, _): &&(_, SocketAddr, _)| client_address(other.ip()) == client;
-                    let waiting = self.waiting.iter().filter(of_address).count();
-                    if self.waiting.len() < WAITING && waiting < WAITING / 4 {
-                        self.waiting.push_back((stream, address, Instant::now()));
-                    } else {
-                        counts.refused("full");
-                        tracing::debug!(peer = %address, "a connection was refused, there is no place");
-                    }
-                }
-            }
-        }
-    }
-
-    async fn may_be_room(&self) {
-        tokio::select! {
-            () = self.places.freed() => {}
-            () = tokio::time::sleep(LOBBY_INTERVAL) => {}
-        }
-    }
-
-    fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
-        for _ in 0..self.waiting.len() {
-            let (stream, address, since) = self.waiting.pop_front()?;
-            if self.patience <= since.elapsed() {
-                counts.refused("full");
-                continue;
-            }
-            match self.admit(stream, address, counts) {
-                Ok(admitted) => return Some(admitted),
-                Err((stream, _)) => self.waiting.push_back((stream, address, since)),
-            }
-        }
-        None
-    }
-
-    fn admit(
-        &self,
-        stream: TcpStream,
-        address: SocketAddr,
-        counts: &Counts,
-    ) -> Result<Admitted, (TcpStream, NoPlace)> {
-        let watch = Watch::of_listener(self.held.clone(), self.requests.clone());
-        match self.places.enter(address.ip(), &watch) {
-            Ok(place) => Ok(Admitted {
-                stream,
-                address,
-                watch,
-                place,
-                open: counts.open(),
-            }),
-            Err(reason) => Err((stream, reason)),
-        }
     }
 }
 

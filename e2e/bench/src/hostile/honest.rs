@@ -46,6 +46,8 @@ pub(super) struct Noticed {
     pub(super) cold: Series,
     /// Probes.
     pub(super) probes: Series,
+    /// The steps of the slowest local pull and of the slowest cold one.
+    pub(super) slowest: [String; 2],
     /// What failed, and why.
     pub(super) failed: Vec<String>,
 }
@@ -74,21 +76,31 @@ impl Clients<'_> {
             let asked = tokio::time::timeout(PROBE_TIMEOUT, http::get(&target, path));
             let (head, _) = asked.await.context("no answer within a second")??;
             ensure!(head.status == 200, "{path}: status {}", head.status);
-            Ok(())
+            Ok(String::new())
         });
         let (local, cold, probes) = tokio::join!(local, cold, probes);
         Noticed {
             local: local.0,
             cold: cold.0,
             probes: probes.0,
-            failed: [local.1, cold.1, probes.1].concat(),
+            slowest: [local.1, cold.1],
+            failed: [local.2, cold.2, probes.2].concat(),
         }
     }
 
-    /// Pulls manifest and blobs of an image on a connection of its own, and checks the bytes.
-    async fn image(&self, path: &str, tag: &str, image: &Image) -> Result<()> {
-        // What is waited for, to say it of a pull that fails.
-        let step = std::cell::RefCell::new("a connection".to_owned());
+    /// Pulls manifest and blobs of an image on a connection of its own, and checks the bytes. Tells
+    /// how long each step took.
+    async fn image(&self, path: &str, tag: &str, image: &Image) -> Result<String> {
+        // What is waited for, to say it of a pull that fails, and when that began.
+        let step = std::cell::RefCell::new(("a connection".to_owned(), Instant::now()));
+        let mut steps = Vec::new();
+        let mut next = |name: String| {
+            let (name, begun) = step.replace((name, Instant::now()));
+            steps.push(format!(
+                "{name} {:.1} ms",
+                begun.elapsed().as_secs_f64() * 1e3
+            ));
+        };
         let pull = async {
             let mut connection = Connection::open(self.target).await?;
             let manifest = (format!("{path}/manifests/{tag}"), image.bytes());
@@ -97,7 +109,7 @@ impl Clients<'_> {
                 (blob, bytes.clone())
             });
             for (path, bytes) in std::iter::once(manifest).chain(blobs) {
-                step.replace(path.clone());
+                next(path.clone());
                 if !connection.is_reusable() {
                     connection = Connection::open(self.target).await?;
                 }
@@ -114,23 +126,26 @@ impl Clients<'_> {
                 ensure!(answer.status == 200, "status {}: {said}", answer.status);
                 ensure!(got == bytes, "other bytes");
             }
+            next(String::new());
             Ok(())
         };
         let pulled = tokio::time::timeout(TIMEOUT, pull).await;
         let pulled = pulled.context("not within half a minute").flatten();
-        pulled.with_context(|| step.take())
+        pulled.with_context(|| step.borrow().0.clone())?;
+        Ok(steps.join(", "))
     }
 }
 
-/// Does it at this pace until `end`: how long each took, and what failed. One that is late does not
-/// make others be left out, but they are not made up for.
+/// Does it at this pace until `end`: how long each took, what the slowest one told, and what
+/// failed. One that is late does not make others be left out, but they are not made up for.
 async fn repeat(
     end: Instant,
     every: Duration,
     name: &str,
-    work: impl AsyncFn(usize) -> Result<()>,
-) -> (Series, Vec<String>) {
+    work: impl AsyncFn(usize) -> Result<String>,
+) -> (Series, String, Vec<String>) {
     let (mut times, mut failed) = (Series::default(), Vec::new());
+    let (mut longest, mut slowest) = (0.0, String::new());
     let mut tick = tokio::time::interval(every);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for number in 0.. {
@@ -140,9 +155,15 @@ async fn repeat(
         }
         let begun = Instant::now();
         match work(number).await {
-            Ok(()) => times.0.push(begun.elapsed().as_secs_f64() * 1e3),
+            Ok(told) => {
+                let took = begun.elapsed().as_secs_f64() * 1e3;
+                times.0.push(took);
+                if longest < took {
+                    (longest, slowest) = (took, format!("{name} {number}: {told}"));
+                }
+            }
             Err(error) => failed.push(format!("{name} {number}: {error:#}")),
         }
     }
-    (times, failed)
+    (times, slowest, failed)
 }

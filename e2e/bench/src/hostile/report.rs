@@ -315,11 +315,11 @@ const HOW: &str = "
 - RSS is `VmHWM` and `VmRSS` by `/proc`, and MB are 10^6 bytes.
 ";
 
-/// A round of the registry in one line.
+/// A round of the registry in one line, and the steps of its slowest pulls.
 pub(super) fn line(round: &Round) -> String {
     let (alone, beside) = (&round.alone, &round.beside);
     format!(
-        "{:.0} MB at most ({:.0} before); local pulls {:.1} ms alone, {:.1} under attack, longest {:.1}; cold pulls {:.1} ms alone, {:.1}, longest {:.1}; longest probe {:.1} ms; {} failed; CPU {:.0} %, attackers {:.0} %; attacks {:?}",
+        "{:.0} MB at most ({:.0} before); local pulls {:.1} ms alone, {:.1} under attack, longest {:.1}; cold pulls {:.1} ms alone, {:.1}, longest {:.1}; longest probe {:.1} ms; {} failed; CPU {:.0} %, attackers {:.0} %; attacks {:?}\nslowest: {}",
         megabytes(round.peak_bytes),
         megabytes(round.idle_bytes),
         alone.local.median(),
@@ -333,6 +333,7 @@ pub(super) fn line(round: &Round) -> String {
         round.cpu_seconds / round.seconds * 100.0,
         round.attackers_cpu_seconds / round.seconds * 100.0,
         round.attacks,
+        beside.slowest.join("\nslowest: "),
     )
 }
 

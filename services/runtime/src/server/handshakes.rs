@@ -4,14 +4,16 @@
 //! few are computed at a time, and the clients that wait take turns: one that opens a thousand
 //! connections at once delays itself, and requests on other connections find a free processor.
 
-use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll, Wake, Waker};
 
-use futures::FutureExt as _;
-use tokio::{net::TcpStream, sync::oneshot};
-use tokio_rustls::{LazyConfigAcceptor, rustls, server::TlsStream};
+use holdfast_core::Turns;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, oneshot},
+};
+use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 use super::{places::client_address, socket::Socket};
 
@@ -25,11 +27,7 @@ pub(super) struct Handshakes {
 #[derive(Debug, Default)]
 struct State {
     running: usize,
-    arrivals: u64,
-    /// By client, then by arrival.
-    waiting: BTreeMap<IpAddr, VecDeque<(u64, oneshot::Sender<()>)>>,
-    /// Clients with a connection that waits, in the order of their turns.
-    turns: VecDeque<IpAddr>,
+    waiting: Turns<IpAddr, oneshot::Sender<()>>,
 }
 
 /// Leave to compute one handshake, until this is dropped.
@@ -70,28 +68,24 @@ impl Handshakes {
     ) -> std::io::Result<TlsStream<Socket<TcpStream>>> {
         // Until the client has sent something, its connection costs nearly nothing.
         stream.readable().await?;
-        let mut turn = Some(self.turn(address).await);
-        let mut hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), stream);
-        let hello = match first(&mut hello).await {
-            Poll::Ready(hello) => hello?,
-            Poll::Pending => {
-                drop(turn.take());
-                hello.await?
+        let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
+        self.in_turns(address, handshake).await
+    }
+
+    /// Computes `handshake` by turns: it takes one for each message of the client, because a client
+    /// chooses which of its messages costs the most (another key share, TLS 1.2).
+    async fn in_turns<F: Future>(&self, address: IpAddr, handshake: F) -> F::Output {
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut handshake = std::pin::pin!(handshake);
+        loop {
+            let turn = self.turn(address).await;
+            let polled = handshake.as_mut().poll(&mut Context::from_waker(&waker));
+            drop(turn);
+            match polled {
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => woken.0.notified().await,
             }
-        };
-        // What takes time is the answer to the client's first message, which the first poll
-        // computes. Clients of TLS 1.2, and those that are asked for another key share, have theirs
-        // computed later, and without a turn.
-        let turn = match turn {
-            Some(turn) => turn,
-            None => self.turn(address).await,
-        };
-        let mut handshake = hello.into_stream(Arc::clone(config));
-        let answered = first(&mut handshake).await;
-        drop(turn);
-        match answered {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending => handshake.await,
         }
     }
 
@@ -99,7 +93,7 @@ impl Handshakes {
     pub(super) async fn turn(&self, address: IpAddr) -> Turn {
         let client = client_address(address);
         let (give, turn) = oneshot::channel();
-        let arrival = self.state().enter(client, give);
+        let arrival = self.state().waiting.push(client, give);
         let mut queued = Queued {
             handshakes: self.clone(),
             client,
@@ -122,57 +116,33 @@ impl Handshakes {
     }
 }
 
-/// Polls once.
-async fn first<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
-    std::future::poll_fn(|context| Poll::Ready(future.poll_unpin(context))).await
+/// Remembers that a handshake can go on.
+#[derive(Debug, Default)]
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
+    }
 }
 
 impl State {
-    fn enter(&mut self, client: IpAddr, give: oneshot::Sender<()>) -> u64 {
-        self.arrivals += 1;
-        let queue = self.waiting.entry(client).or_default();
-        if queue.is_empty() {
-            self.turns.push_back(client);
-        }
-        queue.push_back((self.arrivals, give));
-        self.arrivals
-    }
-
-    fn leave(&mut self, client: IpAddr, arrival: u64) {
-        let Some(queue) = self.waiting.get_mut(&client) else {
-            return;
-        };
-        queue.retain(|(other, _)| *other != arrival);
-        if queue.is_empty() {
-            self.waiting.remove(&client);
-            self.turns.retain(|other| *other != client);
-        }
-    }
-
     /// Gives turns while there is room.
     fn serve(&mut self, at_once: usize) {
         while self.running < at_once {
-            let Some(client) = self.turns.pop_front() else {
+            let Some(give) = self.waiting.pop() else {
                 return;
             };
-            let Some(queue) = self.waiting.get_mut(&client) else {
-                continue;
-            };
-            let next = queue.pop_front();
-            if queue.is_empty() {
-                self.waiting.remove(&client);
-            } else {
-                self.turns.push_back(client);
-            }
-            let given = next.is_some_and(|(_, give)| give.send(()).is_ok());
-            self.running += usize::from(given);
+            self.running += usize::from(give.send(()).is_ok());
         }
     }
 }
 
 impl Drop for Queued {
     fn drop(&mut self) {
-        self.handshakes.state().leave(self.client, self.arrival);
+        let mut state = self.handshakes.state();
+        state.waiting.remove(self.client, self.arrival);
+        drop(state);
         // A turn that came too late goes to the next one.
         if self.turn.try_recv().is_ok() {
             drop(Turn(self.handshakes.clone()));
@@ -190,6 +160,8 @@ impl Drop for Turn {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
+
     use super::*;
 
     fn address(last: u8) -> IpAddr {
@@ -221,7 +193,7 @@ mod tests {
         }
         drop(running);
         let state = handshakes.state();
-        assert!(state.running == 0 && state.waiting.is_empty() && state.turns.is_empty());
+        assert!(state.running == 0 && state.waiting.is_empty());
         order
     }
 
@@ -249,5 +221,37 @@ mod tests {
         drop(turn);
         assert_eq!(handshakes.state().running, 0);
         assert!(handshakes.state().waiting.is_empty());
+    }
+
+    #[test]
+    fn each_message_of_a_handshake_waits_for_a_turn() {
+        let handshakes = Handshakes::at_once(1);
+        let mut messages = 0;
+        let message = std::future::poll_fn(|context| {
+            assert_eq!(handshakes.state().running, 1, "computed without a turn");
+            messages += 1;
+            if messages == 3 {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        });
+        let mut handshake = Box::pin(handshakes.in_turns(address(1), message));
+        let mut polls = 0;
+        loop {
+            let other = handshakes.turn(address(2)).now_or_never();
+            let waits = other.is_some();
+            let done = handshake.as_mut().now_or_never().is_some();
+            assert!(!(waits && done), "two at once");
+            drop(other);
+            polls += 1;
+            if done {
+                break;
+            }
+        }
+        drop(handshake);
+        assert_eq!(messages, 3);
+        assert!(polls > 1, "{polls}");
+        assert_eq!(handshakes.state().running, 0);
     }
 }

@@ -75,6 +75,11 @@ impl Places {
         }
     }
 
+    /// How many there are.
+    pub(super) fn most(&self) -> usize {
+        self.inner.most
+    }
+
     /// A place for a connection of `address`. When all are taken, the connection that has the least claim to its own is told to end.
     pub(super) fn enter(&self, address: IpAddr, watch: &Arc<Watch>) -> Result<Place, NoPlace> {
         let key = client_address(address);

@@ -1,0 +1,234 @@
+//! The way of a connection from the kernel to its place.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::FutureExt as _;
+use holdfast_core::Turns;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    BACKLOG, Limits,
+    count::{Counts, Open},
+    outgoing::Held,
+    places::{NoPlace, Place, Places, client_address},
+    requests::Requests,
+    watch::Watch,
+};
+
+/// Connections that wait for a place when a listener is full; of one address, a quarter of them.
+pub const WAITING: usize = 64;
+
+/// A connection that has a place.
+pub(super) struct Admitted {
+    pub(super) stream: TcpStream,
+    pub(super) address: SocketAddr,
+    pub(super) watch: Arc<Watch>,
+    pub(super) place: Place,
+    pub(super) open: Open,
+}
+
+/// What comes before a connection is served: its turn, and a place for it or a wait for one.
+pub(super) struct Lobby {
+    places: Places,
+    held: Held,
+    requests: Requests,
+    patience: Duration,
+    /// Accepted and not looked at yet, by client.
+    arrivals: Turns<IpAddr, (TcpStream, SocketAddr)>,
+    most_arrivals: usize,
+    waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
+    /// When places were last looked for, for those who wait; `None`: one was given back since.
+    looked: Option<Instant>,
+}
+
+/// How often those who wait look for a connection that has become idle.
+const LOBBY_INTERVAL: Duration = Duration::from_millis(100);
+
+impl Lobby {
+    pub(super) fn new(limits: &Limits) -> Self {
+        let places = Places::new(limits);
+        Self {
+            arrivals: Turns::default(),
+            // Each has a file open.
+            most_arrivals: places.most().min(BACKLOG as usize),
+            places,
+            held: Held::default(),
+            requests: Requests::default(),
+            patience: limits.header_timeout,
+            waiting: VecDeque::new(),
+            looked: None,
+        }
+    }
+
+    /// The next connection that has a place.
+    pub(super) async fn next(&mut self, listener: &TcpListener, counts: &Counts) -> Admitted {
+        loop {
+            // A flood of connections that are refused lets others run, too.
+            tokio::task::coop::consume_budget().await;
+            if let Some(admitted) = self.admit_waiting(counts) {
+                return admitted;
+            }
+            self.take_arrivals(listener);
+            let Some((stream, address)) = self.arrivals.pop() else {
+                self.wait(listener).await;
+                continue;
+            };
+            // Without it small answers wait for the delayed acknowledgement of the one before.
+            if let Err(error) = stream.set_nodelay(true) {
+                tracing::debug!(peer = %address, %error, "a connection broke at once");
+                continue;
+            }
+            match self.admit(stream, address, counts) {
+                Ok(admitted) => return admitted,
+                Err((_, NoPlace::Address)) => {
+                    counts.refused("address");
+                    tracing::debug!(peer = %address, "a connection was refused, its address has too many");
+                }
+                Err((stream, NoPlace::Full)) => {
+                    let client = client_address(address.ip());
+                    let of_address =
+                        |(_, other, _): &&(_, SocketAddr, _)| client_address(other.ip()) == client;
+                    let waiting = self.waiting.iter().filter(of_address).count();
+                    if self.waiting.len() < WAITING && waiting < WAITING / 4 {
+                        self.waiting.push_back((stream, address, Instant::now()));
+                    } else {
+                        counts.refused("full");
+                        tracing::debug!(peer = %address, "a connection was refused, there is no place");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Accepts what has come. The kernel hands connections out in the order of their arrival; to
+    /// accept one costs far less than to serve it, so a burst of one client is passed quickly, and
+    /// then clients take turns.
+    fn take_arrivals(&mut self, listener: &TcpListener) {
+        while self.arrivals.len() < self.most_arrivals {
+            // The budget that tokio gives a task is for waits.
+            let accept = tokio::task::coop::unconstrained(listener.accept());
+            let Some(Ok((stream, address))) = accept.now_or_never() else {
+                return;
+            };
+            let client = client_address(address.ip());
+            self.arrivals.push(client, (stream, address));
+        }
+    }
+
+    /// Ends when there is an arrival, or may be a place for one of those who wait for it.
+    async fn wait(&mut self, listener: &TcpListener) {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, address)) => {
+                    let client = client_address(address.ip());
+                    self.arrivals.push(client, (stream, address));
+                }
+                Err(error) => {
+                    // Out of descriptors or the like: looping at full speed would not help.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(LOBBY_INTERVAL).await;
+                }
+            },
+            () = self.places.freed(), if !self.waiting.is_empty() => self.looked = None,
+            () = tokio::time::sleep(LOBBY_INTERVAL), if !self.waiting.is_empty() => {}
+        }
+    }
+
+    /// One of those who wait, if there is a place for it now; it looks every [`LOBBY_INTERVAL`].
+    fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
+        let looked = self.looked.is_some_and(|at| at.elapsed() < LOBBY_INTERVAL);
+        if self.waiting.is_empty() || looked {
+            return None;
+        }
+        self.looked = Some(Instant::now());
+        for _ in 0..self.waiting.len() {
+            let (stream, address, since) = self.waiting.pop_front()?;
+            if self.patience <= since.elapsed() {
+                counts.refused("full");
+                continue;
+            }
+            match self.admit(stream, address, counts) {
+                Ok(admitted) => {
+                    self.looked = None;
+                    return Some(admitted);
+                }
+                Err((stream, _)) => self.waiting.push_back((stream, address, since)),
+            }
+        }
+        None
+    }
+
+    fn admit(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        counts: &Counts,
+    ) -> Result<Admitted, (TcpStream, NoPlace)> {
+        let watch = Watch::of_listener(self.held.clone(), self.requests.clone());
+        match self.places.enter(address.ip(), &watch) {
+            Ok(place) => Ok(Admitted {
+                stream,
+                address,
+                watch,
+                place,
+                open: counts.open(),
+            }),
+            Err(reason) => Err((stream, reason)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpSocket;
+
+    use super::*;
+
+    /// A listener, and connections to it from `127.0.0.LAST`.
+    async fn burst(clients: impl Iterator<Item = u8>) -> (TcpListener, Vec<TcpStream>) {
+        let listener = super::super::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = listener.local_addr().unwrap();
+        let mut open = Vec::new();
+        for last in clients {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+            open.push(socket.connect(to).await.unwrap());
+        }
+        (listener, open)
+    }
+
+    #[tokio::test]
+    async fn a_burst_of_one_client_delays_nobody_who_comes_after_it() {
+        let (listener, open) = burst(std::iter::repeat_n(2, 300).chain([3])).await;
+        let (mut lobby, counts) = (Lobby::new(&Limits::default()), Counts::default());
+        let mut admitted = Vec::new();
+        for _ in &open {
+            admitted.push(lobby.next(&listener, &counts).await.address.ip());
+        }
+        let last = IpAddr::from([127, 0, 0, 3]);
+        assert_eq!(
+            admitted.iter().position(|address| *address == last),
+            Some(1)
+        );
+        assert!(lobby.arrivals.is_empty());
+    }
+
+    #[tokio::test]
+    async fn further_arrivals_wait_in_the_kernel() {
+        const PLACES: usize = 8;
+        let (listener, open) = burst(std::iter::repeat_n(2, 3 * PLACES)).await;
+        let limits = Limits {
+            connections: PLACES,
+            ..Limits::default()
+        };
+        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
+        let mut admitted = Vec::new();
+        for _ in &open {
+            admitted.push(lobby.next(&listener, &counts).await);
+            assert!(lobby.arrivals.len() < PLACES, "{}", lobby.arrivals.len());
+        }
+    }
+}
