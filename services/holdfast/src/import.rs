@@ -22,6 +22,9 @@ use crate::{export::platform, terminal};
 /// So much of standard input is taken between two looks at the volume's room.
 const SPOOL_BYTES: u64 = 16 << 20;
 
+/// As in the registry's values.
+const RESERVE_PERCENT: u8 = 5;
+
 /// Arguments of `import`.
 #[derive(clap::Args)]
 #[command(
@@ -41,12 +44,43 @@ pub(crate) struct Args {
     /// Of an index only this platform, os/architecture[/variant]; may be given several times
     #[arg(long, value_name = "PLATFORM", value_parser = platform)]
     platform: Vec<Platform>,
+    /// Stops before less than this percentage of the volume is free, as the registry does by its limits.reservePercent
+    #[arg(long, value_name = "0-50", default_value_t = RESERVE_PERCENT, value_parser = clap::value_parser!(u8).range(0..=50))]
+    reserve_percent: u8,
     /// Verifies the archives and says what they hold; changes nothing
     #[arg(long)]
     dry_run: bool,
     /// Writes what was imported as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+impl Args {
+    fn limits(&self) -> WriteLimits {
+        WriteLimits {
+            max_used_percent: 100 - self.reserve_percent,
+            ..WriteLimits::default()
+        }
+    }
+
+    /// Adds what keeps room free to an error for want of it.
+    fn explained(&self, error: anyhow::Error) -> anyhow::Error {
+        use holdfast_store::Error::NoSpace;
+        let is_no_space = error.chain().any(|cause| {
+            matches!(cause.downcast_ref(), Some(NoSpace { .. }))
+                || matches!(
+                    cause.downcast_ref(),
+                    Some(archive::Error::Store(NoSpace { .. }))
+                )
+        });
+        if is_no_space {
+            let reserve = self.reserve_percent;
+            return error.context(format!(
+                "the volume keeps {reserve} % free (--reserve-percent)"
+            ));
+        }
+        error
+    }
 }
 
 #[derive(Serialize)]
@@ -74,7 +108,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut planned = Vec::new();
     for path in &args.archives {
         let mut source = if path == Path::new("-") {
-            spooled(&args.data)?
+            spooled(&args.data, args.limits()).map_err(|error| args.explained(error))?
         } else {
             open(path)?
         };
@@ -85,12 +119,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let store = if args.dry_run {
         None
     } else {
-        Some(store(&args.data).await?)
+        Some(store(&args.data, args.limits()).await?)
     };
     let mut done = Vec::new();
     for (path, mut source, plan) in planned {
         let counts = take(&mut *source, &plan, store.as_ref())
             .await
+            .map_err(|error| args.explained(error.into()))
             .with_context(|| path.display().to_string())?;
         print(&plan, counts);
         done.push(imported(path, &plan, counts));
@@ -118,7 +153,7 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
 }
 
 /// Standard input in a file without a name on the volume, the one place that is writable in a pod: it is gone with the process, however that ends.
-fn spooled(data: &Path) -> anyhow::Result<Box<dyn Source>> {
+fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn Source>> {
     let path = data.join(format!(".import-{}", std::process::id()));
     let cannot = || format!("cannot keep standard input in {}", data.display());
     let mut file = File::options()
@@ -128,10 +163,7 @@ fn spooled(data: &Path) -> anyhow::Result<Box<dyn Source>> {
         .open(&path)
         .with_context(cannot)?;
     std::fs::remove_file(&path).with_context(cannot)?;
-    let (disk, gate) = (
-        Disk::at(data),
-        WriteGate::new(data.to_owned(), WriteLimits::default()),
-    );
+    let (disk, gate) = (Disk::at(data), WriteGate::new(data.to_owned(), limits));
     let bar = terminal::spinner();
     let mut input = std::io::stdin().lock();
     let mut kept = 0;
@@ -153,14 +185,18 @@ fn spooled(data: &Path) -> anyhow::Result<Box<dyn Source>> {
     Ok(Box::new(source))
 }
 
-async fn store(data: &Path) -> anyhow::Result<Store> {
+async fn store(data: &Path, write_limits: WriteLimits) -> anyhow::Result<Store> {
     if !data.is_dir() {
         bail!(
             "{} is no folder: make it, or mount the volume, first",
             data.display()
         );
     }
-    Store::open(data, Options::default())
+    let options = Options {
+        write_limits,
+        ..Options::default()
+    };
+    Store::open(data, options)
         .await
         .with_context(|| format!("cannot open {}", data.display()))
 }

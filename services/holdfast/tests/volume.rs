@@ -26,6 +26,9 @@ use serde_json::{Value, json};
 const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
+/// The test machine's own disk is not what is tested.
+const RESERVE: &str = "--reserve-percent=0";
+
 fn holdfast(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_holdfast"))
         .args(arguments)
@@ -268,9 +271,11 @@ async fn images_go_out_and_in_again() {
         "{text}"
     );
     assert!(!ends(0, &["ls", "--data", other.path()]).contains("nginx"));
-    let text = ends(0, &["import", "--data", other.path(), tar]);
+    let text = ends(2, &["import", "--reserve-percent=51", "--data", "/", tar]);
+    assert!(text.contains("51 is not in 0..=50"), "{text}");
+    let text = ends(0, &["import", RESERVE, "--data", other.path(), tar]);
     assert!(text.contains("6 blobs of"), "{text}");
-    let text = ends(0, &["import", "--data", other.path(), tar]);
+    let text = ends(0, &["import", RESERVE, "--data", other.path(), tar]);
     assert!(text.contains("0 blobs of 0 B went in, 6 blobs"), "{text}");
     let listed = |volume: &Volume| ends(0, &["ls", "--data", volume.path(), "--tags"]);
     assert_eq!(listed(&other), listed(&volume));
@@ -284,7 +289,7 @@ async fn images_go_out_and_in_again() {
         .spawn()
         .unwrap();
     let import = Command::new(env!("CARGO_BIN_EXE_holdfast"))
-        .args(["import", "--data", piped.path(), "-"])
+        .args(["import", RESERVE, "--data", piped.path(), "-"])
         .stdin(export.stdout.take().unwrap())
         .output()
         .unwrap();
@@ -319,6 +324,7 @@ async fn images_go_out_and_in_again() {
         0,
         &[
             "import",
+            RESERVE,
             "--data",
             other.path(),
             layout,
@@ -429,6 +435,7 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
         0,
         &[
             "import",
+            RESERVE,
             "--data",
             other.path(),
             at("copy.tar").to_str().unwrap(),
@@ -445,6 +452,7 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
         1,
         &[
             "import",
+            RESERVE,
             "--data",
             other.path(),
             at("old.tar").to_str().unwrap(),
