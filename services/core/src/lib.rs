@@ -1,6 +1,6 @@
 //! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a pod, the
-//! credentials of a pull secret, the templates of workloads, manifests, quantities, and a queue in
-//! which parties take turns. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
+//! credentials of a pull secret, the templates of workloads, manifests, quantities, and a queue
+//! and a gate at which parties take turns. Knows nothing of tokio, kube, HTTP or YAML; time never enters here.
 
 pub mod credentials;
 pub mod digest;
@@ -16,4 +16,4 @@ pub mod workload;
 
 pub use digest::{Algorithm, Digest};
 pub use reference::{Host, Reference, RepositoryName, Tag};
-pub use turns::Turns;
+pub use turns::{Gate, Turns};

@@ -208,12 +208,18 @@ pub(crate) struct Asked<'a> {
     pub(crate) name: &'a RepositoryName,
     /// The `ns` of the query, for links to the next page.
     pub(crate) namespace: Option<String>,
+    /// Reads lists in turn with other clients.
+    pub(crate) store: Store,
 }
 
 impl<'a> Asked<'a> {
-    fn new(head: &http::request::Parts, name: &'a RepositoryName) -> Self {
+    fn new(head: &http::request::Parts, name: &'a RepositoryName, store: &Store) -> Self {
         let namespace = namespace(head.uri.query()).map(|(text, _)| text);
-        Self { name, namespace }
+        Self {
+            name,
+            namespace,
+            store: store.for_client(gate::address(head)),
+        }
     }
 }
 
@@ -389,17 +395,18 @@ impl Inner {
             Endpoint::Catalog(page) => {
                 let mirror_of = self.observers.mirror_of.as_ref().map(|(_, host)| host);
                 let most = lists::most(lists::catalog_limit(&page)?, MAX_NAME_LENGTH);
-                let made = lists::catalog(self, mirror_of, page);
+                let store = self.store.for_client(gate::address(head));
+                let made = lists::catalog(&store, mirror_of, page);
                 self.list(head, most, made).await
             }
             Endpoint::Tags(repo, page) => {
-                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
+                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo), &self.store);
                 let most = lists::most(lists::tags_limit(&page), MAX_TAG_LENGTH);
                 let made = lists::tags(self, &repo, &asked, page);
                 self.list(head, most, made).await
             }
             Endpoint::Referrers(repo, subject, kind, page) => {
-                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo));
+                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo), &self.store);
                 let made = referrers::list(self, (&repo, &subject), &asked, kind.as_deref(), page);
                 self.list(head, REFERRERS_PAGE_BYTES as u64, made).await
             }
@@ -445,9 +452,7 @@ impl Inner {
         most: u64,
         made: impl Future<Output = Result<Response<Bytes>>>,
     ) -> Result<Response<Body>> {
-        let peer = head.extensions.get::<server::PeerAddr>();
-        let client = peer.map(|peer| server::client_address(peer.0.ip()).to_string());
-        let client = client.as_deref().unwrap_or_default();
+        let client = gate::address(head).to_string();
         let mut parts = None;
         let read = async {
             let (made, bytes) = made.await?.into_parts();
@@ -457,7 +462,7 @@ impl Inner {
         let late = || Error::too_many("too many lists were asked for that nobody has read yet");
         let held = self
             .lists
-            .hold_within(LIST_WAIT, (client, most), late, read);
+            .hold_within(LIST_WAIT, (&client, most), late, read);
         let (bytes, reserved) = held.await?;
         let parts = parts.unwrap_or_else(|| Response::new(()).into_parts().0);
         let response = Response::from_parts(parts, bytes);

@@ -6,6 +6,7 @@ use holdfast_core::{
     reference::RepositoryName,
     rewrite::{local_repository, upstream_of},
 };
+use holdfast_store::Store;
 use http::{Response, header};
 
 use crate::{
@@ -55,7 +56,10 @@ pub(crate) async fn tags(
         Some(source) => Some(source.tags(repo).await),
         None => None,
     };
-    let found = api.store.tags_page(repo, page.last.clone(), limit).await?;
+    let found = asked
+        .store
+        .tags_page(repo, page.last.clone(), limit)
+        .await?;
     let (local, more) = match (found, &listed) {
         (Some(found), _) => found,
         // What is not here may be there.
@@ -119,17 +123,17 @@ fn merge(
 
 /// `/v2/_catalog`. In a mirror of one upstream a name means that upstream's repository, and names are listed so.
 pub(crate) async fn catalog(
-    api: &Inner,
+    store: &Store,
     mirror_of: Option<&Host>,
     page: Page,
 ) -> Result<Response<Bytes>> {
     let limit = catalog_limit(&page)?;
     let (names, more) = match mirror_of {
         None => {
-            let (names, more) = api.store.repositories_page(page.last, limit).await?;
+            let (names, more) = store.repositories_page(page.last, limit).await?;
             (names.iter().map(ToString::to_string).collect(), more)
         }
-        Some(host) => mirrored(api, host, page.last, limit).await?,
+        Some(host) => mirrored(store, host, page.last, limit).await?,
     };
     let mut response = json(
         serde_json::json!({ "repositories": names }).to_string(),
@@ -148,7 +152,7 @@ pub(crate) async fn catalog(
 
 /// The repositories of one upstream, by their names there.
 async fn mirrored(
-    api: &Inner,
+    store: &Store,
     host: &Host,
     last: Option<String>,
     limit: usize,
@@ -162,7 +166,7 @@ async fn mirrored(
     };
     let prefix = some.as_str().trim_end_matches('a').to_owned();
     let from = format!("{prefix}{}", last.unwrap_or_default());
-    let (names, more) = api.store.repositories_page(Some(from), limit).await?;
+    let (names, more) = store.repositories_page(Some(from), limit).await?;
     let of_host = |name: &&RepositoryName| name.as_str().starts_with(&prefix);
     let found: Vec<String> = names
         .iter()

@@ -6,16 +6,14 @@ use holdfast_core::{
     oci::{Manifest, ManifestType},
     reference::{RepositoryName, Tag},
 };
-use holdfast_runtime::server;
 use holdfast_store::Hasher;
 use http::{Response, StatusCode, header, request::Parts};
-use std::net::{IpAddr, Ipv6Addr};
 
 use crate::{
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
-    limits,
+    gate, limits,
     source::ManifestRef,
     upstream::{Memory, Reserved},
 };
@@ -59,10 +57,7 @@ impl PushMemory {
         } else {
             &self.large
         };
-        let peer = head.extensions.get::<server::PeerAddr>();
-        let unknown = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-        let client = peer.map_or(unknown, |peer| server::client_address(peer.0.ip()));
-        let client = client.to_string();
+        let client = gate::address(head).to_string();
         let refuse =
             || Error::later("too many manifests are being pushed, or this one came too slowly");
         let wait = limits::PUSH_MEMORY_WAIT;

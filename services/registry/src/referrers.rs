@@ -52,7 +52,7 @@ pub(crate) async fn list(
     for told in &*listed.entries {
         found.insert(told.digest.to_string(), Found::Told(told));
     }
-    let mut here = api.store.referrers(repo, subject).await?;
+    let mut here = asked.store.referrers(repo, subject).await?;
     here.extend(fallback(api, repo, subject).await?);
     for digest in here {
         found.insert(digest.to_string(), Found::Here(digest));

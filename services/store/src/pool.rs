@@ -4,10 +4,12 @@
 //! of the process; who finds no slot within [`Pool::PATIENCE`] gets [`Error::Busy`].
 
 use std::{
+    net::IpAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
+use holdfast_core::Gate;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -45,7 +47,8 @@ pub fn spawn_low_priority<T: Send + 'static>(
 #[derive(Clone, Debug)]
 pub struct Pool {
     slots: Arc<Semaphore>,
-    lists: Arc<Semaphore>,
+    /// By client.
+    lists: Gate<Option<IpAddr>>,
     queue: Arc<Semaphore>,
     patience: Duration,
     in_place: bool,
@@ -68,7 +71,7 @@ impl Pool {
         let lists = processors.max(Self::LISTS);
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
-            lists: Arc::new(Semaphore::new(lists)),
+            lists: Gate::new(lists),
             queue: Arc::new(Semaphore::new(Self::QUEUE_BYTES)),
             patience: Self::PATIENCE,
             in_place: false,
@@ -113,7 +116,7 @@ impl Pool {
         if self.in_place {
             return work();
         }
-        let slot = self.slot(&self.slots).await?;
+        let slot = self.slot().await?;
         let task = tokio::task::spawn_blocking(move || {
             let result = work();
             drop(slot);
@@ -122,8 +125,9 @@ impl Pool {
         task.await.unwrap_or(Err(Error::Busy))
     }
 
-    /// Reads a list, which may be long: few at a time, on threads of low priority.
-    pub(crate) async fn list<T, F>(&self, work: F) -> Result<T>
+    /// Reads a list, which may be long: few at a time, on threads of low priority. Clients take
+    /// turns; what no client asked for is one of them.
+    pub(crate) async fn list<T, F>(&self, client: Option<IpAddr>, work: F) -> Result<T>
     where
         T: Send + 'static,
         F: FnOnce() -> Result<T> + Send + 'static,
@@ -131,20 +135,21 @@ impl Pool {
         if self.in_place {
             return work();
         }
-        let slot = self.slot(&self.lists).await?;
+        let turn = tokio::time::timeout(self.patience, self.lists.turn(client));
+        let turn = turn.await.map_err(|_| Error::Busy)?;
         let task = spawn_low_priority(move || {
             let result = work();
-            drop(slot);
+            drop(turn);
             result
         });
         task.await.unwrap_or(Err(Error::Busy))
     }
 
-    async fn slot(&self, of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit> {
-        if let Ok(slot) = Arc::clone(of).try_acquire_owned() {
+    async fn slot(&self) -> Result<OwnedSemaphorePermit> {
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             return Ok(slot);
         }
-        let slot = Arc::clone(of).acquire_owned();
+        let slot = Arc::clone(&self.slots).acquire_owned();
         let slot = tokio::time::timeout(self.patience, slot).await;
         slot.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)
     }
@@ -164,21 +169,53 @@ mod tests {
         };
         let pool = Pool::new(1);
         let before = pool.run(nice).await.unwrap();
-        let during = pool.list(nice).await.unwrap();
+        let during = pool.list(None, nice).await.unwrap();
         assert_eq!(during, (before + NICE).min(19));
         assert_eq!(pool.run(nice).await.unwrap(), before);
         // All of them hang: only lists wait.
-        let most = pool.lists.available_permits();
-        let all = Arc::clone(&pool.lists).acquire_many_owned(u32::try_from(most).unwrap());
-        let all = all.await.unwrap();
+        let mut all = Vec::new();
+        for _ in 0..pool.lists.at_once() {
+            all.push(pool.lists.turn(None).await);
+        }
         let next = Pool {
             patience: Duration::from_millis(20),
             ..pool.clone()
         };
-        assert!(matches!(next.list(|| Ok(())).await, Err(Error::Busy)));
+        assert!(matches!(next.list(None, || Ok(())).await, Err(Error::Busy)));
         next.run(|| Ok(())).await.unwrap();
         drop(all);
-        next.list(|| Ok(())).await.unwrap();
+        next.list(None, || Ok(())).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_for_many_lists_delays_no_other_one() {
+        let pool = Pool::new(1);
+        let mut all = Vec::new();
+        for _ in 0..pool.lists.at_once() {
+            all.push(pool.lists.turn(None).await);
+        }
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut lists = tokio::task::JoinSet::new();
+        for last in std::iter::repeat_n(1, 100).chain([2]) {
+            let (pool, order) = (pool.clone(), Arc::clone(&order));
+            lists.spawn(async move {
+                let work = move || {
+                    order.lock().unwrap().push(last);
+                    Ok(())
+                };
+                pool.list(Some([10, 0, 0, last].into()), work).await
+            });
+        }
+        for _ in 0..lists.len() {
+            tokio::task::yield_now().await;
+        }
+        drop(all);
+        for outcome in lists.join_all().await {
+            outcome.unwrap();
+        }
+        let order = order.lock().unwrap();
+        let at = order.iter().position(|last| *last == 2).unwrap();
+        assert!(at <= 2 * pool.lists.at_once(), "{at} lists came before");
     }
 
     #[tokio::test]

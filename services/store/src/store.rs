@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -64,6 +65,8 @@ pub struct Store {
     pub(crate) inner: Arc<Inner>,
     /// The same store over what needs no waiting.
     cached: Option<Arc<Inner>>,
+    /// Who asks for its lists.
+    client: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug)]
@@ -146,6 +149,7 @@ impl Store {
                 })
             }),
             inner: Arc::new(inner),
+            client: None,
         })
     }
 
@@ -255,6 +259,16 @@ impl Store {
         }
     }
 
+    /// The same store for a client, given as an IPv4 address or the first 64 bits of an IPv6
+    /// address: clients take turns in reading lists.
+    #[must_use]
+    pub fn for_client(&self, client: IpAddr) -> Self {
+        Self {
+            client: Some(client),
+            ..self.clone()
+        }
+    }
+
     /// [`Store::run`] for lists, which may be long.
     pub(crate) async fn list<T, F>(&self, work: F) -> Result<T>
     where
@@ -262,7 +276,8 @@ impl Store {
         F: FnOnce(&Inner) -> Result<T> + Send + 'static,
     {
         let inner = Arc::clone(&self.inner);
-        self.inner.pool.list(move || work(&inner)).await
+        let lists = self.inner.pool.list(self.client, move || work(&inner));
+        lists.await
     }
 
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
