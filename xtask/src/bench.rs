@@ -62,7 +62,7 @@ pub(crate) struct HostileArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
     /// Seconds of all attacks together, in each round
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     seconds: u64,
     /// A smoke run: short, its figures mean nothing
     #[arg(long)]

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// The least seconds and rounds of a run that is written down.
-const SECONDS: u64 = 20;
+const SECONDS: u64 = 30;
 const ROUNDS: usize = 3;
 
 /// Arguments of `hostile`.

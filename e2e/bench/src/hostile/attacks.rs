@@ -96,7 +96,7 @@ pub(super) const NAMES: [(&str, &str); 8] = [
     ),
 ];
 
-/// What is made of each in twenty seconds at least. With less the machine is too busy for the
+/// What is made of each in a round at least. With less the machine is too busy for the
 /// figures to mean anything.
 pub(super) const FEWEST: [u64; 8] = [5, 8, 100, 4096, 256, 1000, 500, 48];
 
