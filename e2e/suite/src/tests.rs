@@ -104,6 +104,7 @@ pub(crate) fn all() -> Vec<Case> {
         full!(nodes::changed_files_and_a_replaced_runtime_are_repaired_or_reported),
         full!(nodes::a_node_joins_without_uplink_and_takes_no_pod_before_its_agent_pulled),
         full!(nodes::a_former_address_works_while_a_pod_names_it),
+        full!(nodes::pulls_work_soon_after_the_registrys_address_changed),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
         full!(leaving::uninstalling_past_a_dead_node_gives_pods_their_originals),

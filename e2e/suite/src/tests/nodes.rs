@@ -414,3 +414,55 @@ fn move_address(
     );
     Ok(())
 }
+
+/// How soon a pod starts by the registry's new address: a kubelet renews mounts by itself only
+/// after one to two minutes.
+const MOVED: Duration = Duration::from_secs(60);
+
+pub(super) fn pulls_work_soon_after_the_registrys_address_changed(world: &mut World) -> Result<()> {
+    let site = world.site()?;
+    site.needs_own_cluster()?;
+    site.install(&values())?;
+    let image = site.push(&site.private, "team/moved", 1, 1 << 16)?;
+    let workers = site.workers()?;
+    let node = workers.first().context("no worker")?;
+    let former = site.address()?;
+    let system = site.release.namespace();
+    let name = site.release.object("registry");
+    // Only the address changes: an upgrade would start the registry's pods anew, with new mounts.
+    let mut service = site.kube.get(&["service", "-n", system, &name])?;
+    for (part, fields) in [
+        (
+            "metadata",
+            &["uid", "resourceVersion", "creationTimestamp"][..],
+        ),
+        ("spec", &["clusterIP", "clusterIPs"]),
+    ] {
+        let part = service[part].as_object_mut().context("a Service")?;
+        part.retain(|field, _| !fields.contains(&field.as_str()));
+    }
+    site.kube.run(&["delete", "service", "-n", system, &name])?;
+    site.kube.apply(&[service])?;
+    eventually(START, || {
+        let address = site.address()?;
+        ensure!(
+            address != former,
+            "the registry's address is still {former}"
+        );
+        Ok(())
+    })?;
+    let test = site.namespace()?;
+    let pod = Pod::new("moved", &image.reference)
+        .pull_secrets(&[SECRET])
+        .on(node);
+    site.kube.apply(&[pod.build(&test.name)])?;
+    let pod = site.kube.running(&test.name, "moved", MOVED);
+    let pod = pod.context("a pod starts soon after the change")?;
+    let address = site.address()?;
+    let images = kube::images(&pod, "containers");
+    ensure!(
+        images.iter().all(|image| image.starts_with(&address)),
+        "the pod names another address than {address}: {images:?}"
+    );
+    Ok(())
+}
