@@ -192,17 +192,26 @@ impl Endpoint {
 
     /// Lets a request pass, or says why it does not go out.
     fn check_open(&self, call: &Call<'_>) -> Result<()> {
-        let closed = self.breaker().closed(call.repository(), Instant::now());
-        Err(match closed {
+        let now = Instant::now();
+        let closed = self.breaker().closed(call.repository(), now);
+        let (what, asked) = match closed {
             None => return Ok(()),
-            Some(Closed::Pause(left)) => Error::TooMany(left),
-            Some(Closed::Endpoint(cause, left)) => {
-                Error::Unavailable(format!("{cause}, next probe in {} s", left.as_secs() + 1))
-            }
-            Some(Closed::Repository(cause, left)) => Error::Unavailable(format!(
-                "{cause} for this repository, asked again in {} s",
-                left.as_secs() + 1
-            )),
+            Some(Closed::Pause(left)) => return Err(Error::TooMany(left)),
+            Some(Closed::Endpoint(cause, left)) => (
+                format!("{cause}, next probe in {} s", left.as_secs() + 1),
+                cause.asked(now),
+            ),
+            Some(Closed::Repository(cause, left)) => (
+                format!(
+                    "{cause} for this repository, asked again in {} s",
+                    left.as_secs() + 1
+                ),
+                cause.asked(now),
+            ),
+        };
+        Err(match asked {
+            Some(pause) => Error::Later(what, pause),
+            None => Error::Unavailable(what),
         })
     }
 
