@@ -384,13 +384,15 @@ impl Endpoint {
         }
     }
 
-    /// Whether a blob may be read, and its size if the server says it. What HEAD does not decide, its first byte does.
+    /// Whether a blob may be read, and its size if the server says it. What HEAD does not grant,
+    /// its first byte decides, also where HEAD says that there is none: servers without a HEAD of
+    /// blobs say that as well. No more of the body is read.
     pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         let length = |answer: &Response| told_size(text(answer, header::CONTENT_LENGTH).as_deref());
         match self.ask(&Call::new(source, Method::HEAD, &path)).await {
             Ok(answer) => return Ok(length(&answer)),
-            Err(Error::Invalid(_)) => {}
+            Err(Error::Invalid(_) | Error::NotFound) => {}
             Err(error) => return Err(error),
         }
         let first = Call::new(source, Method::GET, &path).part(Bytes::First);
@@ -420,7 +422,7 @@ impl Endpoint {
             // Learns how to authorise without a refused GET: one GET a blob.
             match self.ask(&head).await {
                 // A server whose HEAD says nothing of its GET.
-                Ok(_) | Err(Error::Invalid(_)) => {}
+                Ok(_) | Err(Error::Invalid(_) | Error::NotFound) => {}
                 Err(error) => return Err(error),
             }
         }
