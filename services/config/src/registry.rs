@@ -508,6 +508,9 @@ mod tests {
             ("listens: 1", "listens"),
             ("upstreams: [{endpoint: 'https://a'}]", "host"),
             ("limits: {holdSeconds: 9999}", "limits.holdSeconds"),
+            ("limits: {manifestBytes: 17Mi}", "limits.manifestBytes"),
+            ("limits: {manifestBytes: 16777217}", "limits.manifestBytes"),
+            ("limits: {manifestBytes: 0}", "limits.manifestBytes"),
             ("listen: nowhere", "listen"),
         ] {
             let message = Standalone::parse(text).unwrap_err().to_string();

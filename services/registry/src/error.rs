@@ -251,6 +251,12 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
                 HeaderValue::from(limits::RETRY_AFTER_SECONDS),
             )
         }
+        SourceError::Later(_, pause) => {
+            Error::new(StatusCode::BAD_GATEWAY, Code::Unknown, error.to_string()).with(
+                header::RETRY_AFTER,
+                HeaderValue::from(upstream::seconds(pause)),
+            )
+        }
         SourceError::TooMany(pause) => Error::new(
             StatusCode::TOO_MANY_REQUESTS,
             Code::TooManyRequests,
@@ -295,8 +301,13 @@ mod tests {
     #[test]
     fn a_pause_is_told_as_the_upstream_asked_for_it() {
         let pause = std::time::Duration::from_millis(6100);
-        let answer = from_source(SourceError::TooMany(pause), Code::BlobUnknown).into_response();
-        assert_eq!(answer.headers()[header::RETRY_AFTER], "7");
+        for error in [
+            SourceError::TooMany(pause),
+            SourceError::Later("it answers 503".into(), pause),
+        ] {
+            let answer = from_source(error, Code::BlobUnknown).into_response();
+            assert_eq!(answer.headers()[header::RETRY_AFTER], "7");
+        }
     }
 
     #[test]
@@ -307,6 +318,10 @@ mod tests {
         check(SourceError::Unauthorized("401".into()), 403);
         check(SourceError::Forbidden("ruled out".into()), 403);
         check(SourceError::Unavailable("refused".into()), 502);
+        check(
+            SourceError::Later("503".into(), std::time::Duration::ZERO),
+            502,
+        );
         check(SourceError::Invalid("digest".into()), 502);
         check(SourceError::Timeout("5 s".into()), 504);
         check(

@@ -57,6 +57,9 @@ pub enum Error {
     /// The upstream, or the replica that copies, cannot be reached or fails.
     #[error("{0}")]
     Unavailable(String),
+    /// The same, and the upstream says when it may be asked again.
+    #[error("{0}")]
+    Later(String, Duration),
     /// The upstream asks to be left alone for so long.
     #[error("too many requests, the upstream asks for a pause of {} s", .0.as_secs_f64().ceil())]
     TooMany(Duration),
@@ -95,7 +98,7 @@ impl Error {
         match self {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
-            Self::Unavailable(_) | Self::TooMany(_) => "unavailable",
+            Self::Unavailable(_) | Self::Later(..) | Self::TooMany(_) => "unavailable",
             Self::Invalid(_) | Self::NoManifest(_) => "invalid",
             Self::NotAllowed | Self::NotListed => "not_allowed",
             Self::Forbidden(_) => "forbidden",
@@ -118,6 +121,7 @@ impl From<upstream::Error> for Error {
             upstream::Error::Invalid(what) => Self::Invalid(what),
             upstream::Error::Busy(_) => Self::Busy(error.to_string()),
             upstream::Error::TooMany(pause) => Self::TooMany(pause),
+            upstream::Error::Later(what, pause) => Self::Later(what, pause),
             upstream::Error::NoManifest(what) => Self::NoManifest(what),
             upstream::Error::Unavailable(what) | upstream::Error::Settings(what) => {
                 Self::Unavailable(what)
@@ -142,7 +146,7 @@ impl From<Error> for FillError {
         let code = match &error {
             Error::NotFound => FillErrorCode::NotFound,
             Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) | Error::TooMany(_) | Error::Busy(_) => {
+            Error::Unavailable(_) | Error::Later(..) | Error::TooMany(_) | Error::Busy(_) => {
                 FillErrorCode::UpstreamUnavailable
             }
             Error::Store(_) => FillErrorCode::StoreFailed,
@@ -166,6 +170,7 @@ impl From<Error> for SourceError {
             Error::Forbidden(_) => Self::Forbidden(error.to_string()),
             Error::Unauthorized => Self::Unauthorized("no credential fits".to_owned()),
             Error::Unavailable(what) => Self::Unavailable(what),
+            Error::Later(what, pause) => Self::Later(what, pause),
             Error::TooMany(pause) => Self::TooMany(pause),
             Error::Invalid(what) | Error::NoManifest(what) => Self::Invalid(what),
             Error::NotAllowed | Error::Request(_) => Self::NotAllowed,

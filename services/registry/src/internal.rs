@@ -215,7 +215,9 @@ async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Bo
         Ok(result) => json(StatusCode::OK, &result),
         Err(error) => {
             let pause = match &error {
-                crate::fill::Error::TooMany(pause) => Some(crate::upstream::seconds(*pause)),
+                crate::fill::Error::TooMany(pause) | crate::fill::Error::Later(_, pause) => {
+                    Some(crate::upstream::seconds(*pause))
+                }
                 _ => None,
             };
             let mut response = failed(&error.into());

@@ -96,6 +96,9 @@ pub enum SourceError {
     /// The upstream cannot be reached or fails.
     #[error("the upstream is unavailable: {0}")]
     Unavailable(String),
+    /// The same, and it says when it may be asked again.
+    #[error("the upstream is unavailable: {0}")]
+    Later(String, std::time::Duration),
     /// The upstream asks to be left alone for so long.
     #[error("the upstream is unavailable: it asks for a pause of {} s", .0.as_secs_f64().ceil())]
     TooMany(std::time::Duration),

@@ -69,6 +69,9 @@ pub enum Error {
     /// The upstream cannot be reached, is too slow, or fails.
     #[error("the upstream is unavailable: {0}")]
     Unavailable(String),
+    /// The same, and it says when it may be asked again.
+    #[error("the upstream is unavailable: {0}")]
+    Later(String, Duration),
     /// The upstream asks to be left alone for so long.
     #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", endpoint::seconds(*.0))]
     TooMany(Duration),
@@ -92,7 +95,9 @@ impl Error {
         match self {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
-            Self::Unavailable(_) | Self::TooMany(_) | Self::Settings(_) => "unavailable",
+            Self::Unavailable(_) | Self::Later(..) | Self::TooMany(_) | Self::Settings(_) => {
+                "unavailable"
+            }
             Self::Invalid(_) | Self::NoManifest(_) => "invalid",
             Self::Busy(_) => "busy",
         }
@@ -548,7 +553,8 @@ fn worse(first: Option<Error>, second: Error) -> Error {
         Error::Invalid(_) | Error::NoManifest(_) => 3,
         Error::Busy(_) => 4,
         Error::Unavailable(_) => 5,
-        Error::TooMany(_) => 6,
+        Error::Later(..) => 6,
+        Error::TooMany(_) => 7,
     };
     match first {
         Some(first) if rank(&first) > rank(&second) => first,

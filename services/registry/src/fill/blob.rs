@@ -373,9 +373,11 @@ impl Fills {
                     whole = true;
                     upstream::Error::Unavailable(what)
                 }
-                Err(error @ (upstream::Error::Unavailable(_) | upstream::Error::TooMany(_))) => {
-                    error
-                }
+                Err(
+                    error @ (upstream::Error::Unavailable(_)
+                    | upstream::Error::Later(..)
+                    | upstream::Error::TooMany(_)),
+                ) => error,
                 Err(error) => return Received::Failed(error.into()),
             };
             attempts = if incoming.offset() >= before + STEP_BYTES {

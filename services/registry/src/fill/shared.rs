@@ -35,16 +35,19 @@ const PATIENCE: Duration = Duration::from_secs(4);
 
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 type Slot = Arc<tokio::sync::Mutex<Weak<Channel>>>;
+/// What is read in the same way: a stream ends short where the size that its readers were told is
+/// wrong, and those who were told another one must not.
+type Key = (RepositoryName, Digest, Option<u64>);
 
 /// The streams that are shared at the moment.
 #[derive(Default)]
 pub(super) struct Streams {
-    slots: Mutex<HashMap<(RepositoryName, Digest), Slot>>,
+    slots: Mutex<HashMap<Key, Slot>>,
 }
 
 impl Streams {
     /// The stream of this blob in this repository; `None` when too many are shared already.
-    fn slot(&self, repo: &RepositoryName, digest: &Digest) -> Option<Slot> {
+    fn slot(&self, key: Key) -> Option<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever is about to open one holds the slot, too.
         slots.retain(|_, slot| {
@@ -53,7 +56,6 @@ impl Streams {
                     .try_lock()
                     .map_or(true, |channel| channel.strong_count() > 0)
         });
-        let key = (repo.clone(), digest.clone());
         if slots.len() >= SHARED_STREAMS && !slots.contains_key(&key) {
             return None;
         }
@@ -67,8 +69,9 @@ impl Streams {
         digest: &Digest,
         remote: Arc<dyn RemoteBlob>,
     ) -> Shared {
+        let key = (repo.clone(), digest.clone(), remote.size());
         Shared {
-            slot: self.slot(repo, digest),
+            slot: self.slot(key),
             remote,
         }
     }
@@ -463,6 +466,21 @@ mod tests {
         let (last, shared) = opened.split_last().unwrap();
         assert!(shared.iter().all(|opened| *opened == 1), "{opened:?}");
         assert_eq!(*last, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_for_those_who_were_told_the_same_size() {
+        let streams = Streams::default();
+        let (repo, digest) = named();
+        // Told as much as it sends, and more, where it breaks.
+        let (right, wrong) = (blob(4, None), blob(5, Some(4)));
+        let [wrong, right] = [wrong, right].map(|(remote, _)| {
+            let shared = streams.share(&repo, &digest, remote);
+            async move { read(shared.open(0).await.unwrap(), Duration::ZERO).await }
+        });
+        let (wrong, right) = tokio::join!(wrong, right);
+        assert!(wrong.is_err());
+        assert_eq!(right.unwrap(), 4 << 20);
     }
 
     #[tokio::test(start_paused = true)]

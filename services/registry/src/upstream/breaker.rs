@@ -34,6 +34,16 @@ pub(super) enum Failure<'a> {
 pub(super) struct Cause {
     text: String,
     since: SystemTime,
+    /// When it may be asked again, as its answers say (5xx with `Retry-After`).
+    asked: Option<Instant>,
+}
+
+impl Cause {
+    /// How much is left of the time that the answers asked for.
+    pub(super) fn asked(&self, now: Instant) -> Option<Duration> {
+        let left = self.asked?.saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
 }
 
 impl fmt::Display for Cause {
@@ -120,6 +130,7 @@ impl Breaker {
             let unknown = || Cause {
                 text: "it fails".to_owned(),
                 since: SystemTime::UNIX_EPOCH,
+                asked: None,
             };
             let cause = self.cause.clone().unwrap_or_else(unknown);
             return Some(Closed::Endpoint(cause, left(probe_at)));
@@ -208,6 +219,7 @@ impl Breaker {
                 cause: Cause {
                     text: String::new(),
                     since: clock,
+                    asked: None,
                 },
             });
         known.failures += 1;
@@ -222,9 +234,22 @@ impl Breaker {
     }
 
     fn blame(&mut self, text: &str, clock: SystemTime) {
-        let since = self.cause.as_ref().map_or(clock, |cause| cause.since);
-        let text = text.to_owned();
-        self.cause = Some(Cause { text, since });
+        let before = self.cause.as_ref();
+        self.cause = Some(Cause {
+            text: text.to_owned(),
+            since: before.map_or(clock, |cause| cause.since),
+            asked: before.and_then(|cause| cause.asked),
+        });
+    }
+
+    /// Records when the answer that just failed says that it may be asked again. Clients are told.
+    /// The breaker does not wait for it: one server of many may say so, and the next one answers.
+    pub(super) fn asks_for(&mut self, repository: &str, until: Instant) {
+        let of_repository = self.repositories.get_mut(repository);
+        let causes = of_repository.map(|known| &mut known.cause).into_iter();
+        for cause in causes.chain(self.cause.as_mut()) {
+            cause.asked = Some(until);
+        }
     }
 
     fn begin_probing(&mut self, wait: Duration) -> Option<Duration> {
@@ -322,6 +347,7 @@ mod tests {
         let cause = Cause {
             text: "connection refused".to_owned(),
             since: clock,
+            asked: None,
         };
         assert_eq!(
             breaker.closed("a", start + 4 * SECOND),
@@ -443,6 +469,37 @@ mod tests {
         }
         assert_eq!(breaker.repositories.len(), MAX_REPOSITORIES);
         assert!(breaker.streak.0.len() <= FAILURES as usize);
+    }
+
+    #[test]
+    fn what_answers_ask_for_is_told_until_it_is_over_and_changes_no_pause() {
+        let (mut breaker, start, clock) = new();
+        let asked = |breaker: &Breaker, name: &str, at: Instant| match breaker.closed(name, at)? {
+            Closed::Endpoint(cause, left) | Closed::Repository(cause, left) => {
+                Some((cause.asked(at), left))
+            }
+            Closed::Pause(_) => None,
+        };
+        for _ in 0..3 {
+            breaker.failed(Failure::Repository("a"), "it answers 503", start, clock);
+            breaker.asks_for("a", start + 120 * SECOND);
+        }
+        let expect = Some((Some(118 * SECOND), 3 * SECOND));
+        assert_eq!(asked(&breaker, "a", start + 2 * SECOND), expect);
+        assert_eq!(breaker.closed("a", start + 5 * SECOND), None, "asked again");
+        // It fails for others, too: whoever asks for whatever is told what it said last.
+        for name in ["b", "c"] {
+            breaker.failed(Failure::Repository(name), "it answers 503", start, clock);
+        }
+        breaker.probe_failed("no answer in time", start, clock);
+        let expect = Some((Some(120 * SECOND), 10 * SECOND));
+        assert_eq!(asked(&breaker, "d", start), expect);
+        let over = start + 120 * SECOND;
+        assert_eq!(asked(&breaker, "d", over), Some((None, Duration::ZERO)));
+        breaker.probe_answered();
+        breaker.failed(Failure::Repository("a"), "it answers 500", start, clock);
+        breaker.probe_failed("it answers 500", start, clock);
+        assert_eq!(asked(&breaker, "a", start), Some((None, 5 * SECOND)));
     }
 
     #[test]

@@ -192,17 +192,26 @@ impl Endpoint {
 
     /// Lets a request pass, or says why it does not go out.
     fn check_open(&self, call: &Call<'_>) -> Result<()> {
-        let closed = self.breaker().closed(call.repository(), Instant::now());
-        Err(match closed {
+        let now = Instant::now();
+        let closed = self.breaker().closed(call.repository(), now);
+        let (what, asked) = match closed {
             None => return Ok(()),
-            Some(Closed::Pause(left)) => Error::TooMany(left),
-            Some(Closed::Endpoint(cause, left)) => {
-                Error::Unavailable(format!("{cause}, next probe in {} s", left.as_secs() + 1))
-            }
-            Some(Closed::Repository(cause, left)) => Error::Unavailable(format!(
-                "{cause} for this repository, asked again in {} s",
-                left.as_secs() + 1
-            )),
+            Some(Closed::Pause(left)) => return Err(Error::TooMany(left)),
+            Some(Closed::Endpoint(cause, left)) => (
+                format!("{cause}, next probe in {} s", left.as_secs() + 1),
+                cause.asked(now),
+            ),
+            Some(Closed::Repository(cause, left)) => (
+                format!(
+                    "{cause} for this repository, asked again in {} s",
+                    left.as_secs() + 1
+                ),
+                cause.asked(now),
+            ),
+        };
+        Err(match asked {
+            Some(pause) => Error::Later(what, pause),
+            None => Error::Unavailable(what),
         })
     }
 
@@ -375,13 +384,15 @@ impl Endpoint {
         }
     }
 
-    /// Whether a blob may be read, and its size if the server says it. What HEAD does not decide, its first byte does.
+    /// Whether a blob may be read, and its size if the server says it. What HEAD does not grant,
+    /// its first byte decides, also where HEAD says that there is none: servers without a HEAD of
+    /// blobs say that as well. No more of the body is read.
     pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         let length = |answer: &Response| told_size(text(answer, header::CONTENT_LENGTH).as_deref());
         match self.ask(&Call::new(source, Method::HEAD, &path)).await {
             Ok(answer) => return Ok(length(&answer)),
-            Err(Error::Invalid(_)) => {}
+            Err(Error::Invalid(_) | Error::NotFound) => {}
             Err(error) => return Err(error),
         }
         let first = Call::new(source, Method::GET, &path).part(Bytes::First);
@@ -411,7 +422,7 @@ impl Endpoint {
             // Learns how to authorise without a refused GET: one GET a blob.
             match self.ask(&head).await {
                 // A server whose HEAD says nothing of its GET.
-                Ok(_) | Err(Error::Invalid(_)) => {}
+                Ok(_) | Err(Error::Invalid(_) | Error::NotFound) => {}
                 Err(error) => return Err(error),
             }
         }

@@ -121,23 +121,23 @@ pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> 
     }
 }
 
+/// The pause where `Retry-After` tells none that can be read, and the least that a date tells.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+
 /// Reads `Retry-After`, seconds or a date, capped; a second where it is absent or neither.
 pub(super) fn retry_after(value: Option<&str>, now: SystemTime) -> Duration {
-    const UNKNOWN: Duration = Duration::from_secs(1);
-    let Some(value) = value.map(str::trim) else {
-        return UNKNOWN;
-    };
+    told_pause(value, now).unwrap_or(LEAST_PAUSE)
+}
+
+/// The same; `None` where it is absent or neither.
+pub(super) fn told_pause(value: Option<&str>, now: SystemTime) -> Option<Duration> {
+    let value = value?.trim();
     if let Ok(seconds) = value.parse() {
-        return Duration::from_secs(seconds).min(MAX_RETRY_AFTER);
+        return Some(Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
     }
-    let date = jiff::fmt::rfc2822::parse(value)
-        .ok()
-        .map(|date| SystemTime::from(date.timestamp()));
-    date.map_or(UNKNOWN, |date| {
-        date.duration_since(now)
-            .unwrap_or_default()
-            .clamp(UNKNOWN, MAX_RETRY_AFTER)
-    })
+    let date = jiff::fmt::rfc2822::parse(value).ok()?;
+    let left = SystemTime::from(date.timestamp()).duration_since(now);
+    Some(left.unwrap_or_default().clamp(LEAST_PAUSE, MAX_RETRY_AFTER))
 }
 
 #[cfg(test)]
@@ -163,6 +163,9 @@ mod tests {
         ] {
             let expect = Duration::from_secs(expect);
             assert_eq!(retry_after(value, now), expect, "{value:?}");
+        }
+        for value in [None, Some("soon"), Some(""), Some("-1")] {
+            assert_eq!(told_pause(value, now), None, "{value:?}");
         }
     }
 }

@@ -275,3 +275,32 @@ async fn referrers_are_listed_filtered_and_forgotten() {
         .await;
     assert_eq!(referrers(&registry, &path).await.0.len(), 2);
 }
+
+// What another program stored: nothing here takes such a manifest.
+#[tokio::test]
+async fn a_stored_manifest_is_never_served_as_a_page() {
+    let registry = Registry::start().await;
+    for own in ["text/html", "text/html; charset=utf-8", "image/svg+xml"] {
+        // Also one that is not held in memory, whose type is remembered.
+        for padding in [0, 100_000] {
+            let padding = format!(r#","annotations":{{"a":"{}"}}"#, "p".repeat(padding));
+            let manifest = image(&sha256(b"{}"), 2, &[], &padding).replace(OCI_MANIFEST, own);
+            let digest = sha256(manifest.as_bytes());
+            let (store, bytes) = (&registry.store, manifest.clone().into());
+            store
+                .put_manifest(&repo("a"), &digest, bytes)
+                .await
+                .unwrap();
+            for method in ["GET", "HEAD", "GET"] {
+                let path = format!("/v2/a/manifests/{digest}");
+                let answer = registry.send(method, &path, &[], "").await;
+                assert_eq!(answer.status(), 200, "{own}");
+                let kind = header(answer.headers(), "content-type");
+                assert_eq!(kind, OCI_MANIFEST, "{own}");
+            }
+            let type_of_push = [("content-type", own)];
+            let push = registry.send("PUT", "/v2/a/manifests/t", &type_of_push, manifest);
+            assert_eq!(code(push.await).await.0, 400, "{own}");
+        }
+    }
+}

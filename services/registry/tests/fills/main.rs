@@ -6,6 +6,7 @@
     reason = "helpers of tests stand outside of test functions"
 )]
 
+mod claims;
 mod herd;
 mod pulls;
 mod replica;

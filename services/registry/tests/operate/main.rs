@@ -10,5 +10,6 @@ mod distribution;
 mod harness;
 mod metrics;
 mod notifications;
+mod pulled;
 mod upstreams;
 mod volume;

@@ -310,3 +310,30 @@ async fn a_client_is_told_the_pause_that_the_upstream_asks_for() {
     assert_eq!(raw.requests().len(), 1);
     process.end().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_told_when_an_upstream_that_fails_may_be_asked_again() {
+    for (status, told, expect) in [
+        ("503 Away", "77", 60..=77),
+        ("500 No", "77", 60..=77),
+        ("503 Away", "100000", 280..=300),
+        ("503 Away", "soon", 5..=5),
+    ] {
+        let raw = Raw::start(move |_| Reply::http(status, &[("retry-after", told)], b"")).await;
+        let process = start("up.example", &raw).await;
+        // The first are the upstream's own answers, the last come while it is left alone.
+        for number in 0..6 {
+            for what in ["manifests/1".to_owned(), format!("blobs/{SUBJECT}")] {
+                let path = format!("/v2/up.example/team/app/{what}");
+                let answer = get(&process, &path).await;
+                assert_eq!(answer.status, 502, "{status}: {}", answer.body);
+                let pause: u64 = answer.retry_after.parse().unwrap();
+                assert!(
+                    expect.contains(&pause),
+                    "{status} {told}, {number}: {pause}"
+                );
+            }
+        }
+        process.end().await;
+    }
+}

@@ -275,3 +275,65 @@ async fn a_manifest_is_bounded_alike_for_clients_and_upstreams() {
         assert_eq!(outcome.is_ok(), expect, "{outcome:?}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_limit_counts_what_is_under_way_on_all_levels_of_an_image() {
+    const AT_ONCE: usize = crate::limits::IMAGE_AT_ONCE;
+    // Each entry of the outermost index is an index of an index of an image of many layers.
+    let (mut entries, mut chains, mut hanging) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..AT_ONCE as u64 {
+        let layers = 0..AT_ONCE + 4;
+        let image = layers.fold(ImageBuilder::new(400 + number), |all, _| all.layer(100));
+        let image = image.build();
+        let inner = index(&[entry(&image, None)], &[&image]);
+        let outer = index(&[entry(&inner, None)], &[&inner]);
+        // Some of them get no further than one of the inner manifests.
+        match number {
+            0 => hanging.push(inner.digest.clone()),
+            1 => hanging.push(image.digest.clone()),
+            _ => {}
+        }
+        entries.push(entry(&outer, None));
+        chains.push(outer);
+    }
+    let top = index(&entries, &chains.iter().collect::<Vec<_>>());
+    let upstream = upstream_with(&top).await;
+    let hang = || Fault::new(Kind::Hang { after: None });
+    for digest in &hanging {
+        upstream.faults().set(hang().on(digest));
+    }
+    let blobs = format!("/v2/{REPO}/blobs/");
+    upstream.faults().set(hang().on(&blobs));
+    let folder = tempfile::tempdir().unwrap();
+    // Nothing else bounds them.
+    let uplink = Uplink {
+        concurrent_fills: 200,
+        concurrent_fills_per_host: 200,
+        ..uplink()
+    };
+    let limits = Timeouts {
+        headers: LIMIT,
+        ..timeouts()
+    };
+    let registry = fills_within(folder.path(), &[&upstream], uplink, limits).await;
+    let wanted = request(&upstream, ":1", &[]);
+    let fills = registry.clone();
+    let fill = tokio::spawn(async move { fills.fill(&wanted).await });
+    let under_way = || {
+        let all = upstream.requests().all();
+        let waits = |path: &str| {
+            path.starts_with(&blobs) || hanging.iter().any(|digest| path.ends_with(digest))
+        };
+        all.iter().filter(|request| waits(&request.path)).count()
+    };
+    eventually("as many as may are under way", LIMIT, || {
+        under_way() >= AT_ONCE
+    })
+    .await;
+    // Whatever else may go out does so within this time.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(under_way(), AT_ONCE);
+    upstream.faults().clear();
+    fill.await.unwrap().unwrap();
+    assert_local(&registry, &upstream, &top, "1").await;
+}

@@ -11,7 +11,11 @@ use reqwest::Response;
 use super::{Endpoint, ask::Call, follow::Followed};
 use crate::{
     fill_metrics::UpstreamLabel,
-    upstream::{Error, Result, auth::Challenge, settings::retry_after},
+    upstream::{
+        Error, Result,
+        auth::Challenge,
+        settings::{retry_after, told_pause},
+    },
 };
 
 impl Endpoint {
@@ -25,6 +29,21 @@ impl Endpoint {
         };
         self.metrics.pauses.get_or_create(&label).inc();
         Error::TooMany(pause)
+    }
+
+    /// Records an answer of 5xx, and when it says that it may be asked again.
+    pub(super) fn fails(&self, call: &Call<'_>, response: &Response, what: &str) -> Error {
+        let error = self.failed(call, what);
+        let told = text(response, header::RETRY_AFTER);
+        let pause = told_pause(told.as_deref(), std::time::SystemTime::now());
+        match (error, pause) {
+            (Error::Unavailable(what), Some(pause)) => {
+                let until = Instant::now() + pause;
+                self.breaker().asks_for(call.repository(), until);
+                Error::Later(what, pause)
+            }
+            (error, _) => error,
+        }
     }
 
     /// The answer, or the error that its status stands for.
@@ -46,7 +65,7 @@ impl Endpoint {
         }
         // 501 tells that the upstream does not know the request, not that it fails.
         if status.is_server_error() && status != StatusCode::NOT_IMPLEMENTED {
-            return Err(self.failed(call, &format!("it answers {status}")));
+            return Err(self.fails(call, &response, &format!("it answers {status}")));
         }
         self.succeeded(call);
         match status {

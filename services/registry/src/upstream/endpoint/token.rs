@@ -146,7 +146,8 @@ impl Endpoint {
         match response.status() {
             status if status.is_success() => {}
             status if status.is_server_error() => {
-                return Err(self.failed(call, &format!("the token server answers {status}")));
+                let what = format!("the token server answers {status}");
+                return Err(self.fails(call, &response, &what));
             }
             StatusCode::TOO_MANY_REQUESTS => return Err(self.pause(&response)),
             _ => return Err(Error::Unauthorized),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use holdfast_testkit::raw::{Raw, Reply};
 
 use super::{
-    registries::{at, good, target},
+    registries::{asks, at, good, header, target},
     *,
 };
 
@@ -105,6 +105,7 @@ async fn a_host_of_this_network_that_nobody_listed_is_told_nothing_of() {
     for reply in [
         Reply::http("502 Bad Gateway", &[], b"connection refused"),
         Reply::http("503 Away", &[], b""),
+        Reply::http("503 Away", &[("retry-after", "60")], b""),
         Reply::http("200 OK", &[], b""),
         Reply::Silence,
     ] {
@@ -112,7 +113,9 @@ async fn a_host_of_this_network_that_nobody_listed_is_told_nothing_of() {
         let client = through(&proxy);
         for _ in 0..4 {
             let inside = client.manifest(&source("10.0.0.5", &[]), "1").await;
-            told.push(inside.unwrap_err().to_string());
+            let inside = inside.unwrap_err();
+            assert!(matches!(inside, Error::Unavailable(_)), "{inside:?}");
+            told.push(inside.to_string());
         }
         assert!(!proxy.requests().is_empty());
     }
@@ -147,9 +150,7 @@ async fn a_proxy_is_no_way_to_this_machine_and_its_metadata() {
 
 #[tokio::test]
 async fn a_pause_may_be_told_as_a_date() {
-    let until = std::time::SystemTime::now() + Duration::from_secs(120);
-    let date = jiff::Timestamp::try_from(until).unwrap();
-    let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let date = date_in(120);
     let raw = Raw::start(move |_| Reply::http("429 Slow", &[("retry-after", &date)], b"")).await;
     let (client, source) = at(&raw.url());
     for _ in 0..2 {
@@ -160,4 +161,100 @@ async fn a_pause_may_be_told_as_a_date() {
         );
     }
     assert_eq!(raw.requests().len(), 1);
+}
+
+/// A time from now as `Retry-After` has it.
+fn date_in(seconds: u64) -> String {
+    let until = std::time::SystemTime::now() + Duration::from_secs(seconds);
+    let date = jiff::Timestamp::try_from(until).unwrap();
+    date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()
+}
+
+#[tokio::test]
+async fn a_failure_may_tell_when_to_ask_again() {
+    holdfast_testkit::tls::install_crypto_provider();
+    let date = date_in(120);
+    for (status, told, expect) in [
+        ("500", "120", 100..=120),
+        ("502", "120", 100..=120),
+        ("503", "120", 100..=120),
+        ("504", "120", 100..=120),
+        ("503", date.as_str(), 100..=120),
+        ("503", "100000", 280..=300),
+        ("503", date_in(100_000).as_str(), 280..=300),
+    ] {
+        let pause = told.to_owned();
+        let raw = Raw::start(move |request| {
+            if target(request) == "/v2/" {
+                return Reply::http("200 OK", &[], b"");
+            }
+            let answer = format!("{status} No");
+            Reply::http(&answer, &[("retry-after", &pause)], b"")
+        })
+        .await;
+        let settings = UpstreamSettings::anonymous("up.example", &[raw.url()]);
+        let (proxy, uplink) = (Proxy::default(), Uplink::default());
+        let limits = Timeouts {
+            breaker_min: Duration::from_secs(60),
+            ..quick()
+        };
+        let client = Upstreams::new(&[settings], &proxy, &uplink, limits).unwrap();
+        let source = source("up.example", &[]);
+        // The breaker does as ever, and what was told counts while nobody is asked.
+        for _ in 0..5 {
+            let failed = client.manifest(&source, "1").await;
+            let Err(Error::Later(what, left)) = &failed else {
+                panic!("{status} {told}: {failed:?}");
+            };
+            assert!(what.contains(&format!("it answers {status}")), "{what}");
+            assert!(
+                expect.contains(&left.as_secs()),
+                "{status} {told}: {left:?}"
+            );
+        }
+        let asked = raw.requests();
+        let asked = asked.iter().filter(|request| target(request) != "/v2/");
+        assert_eq!(asked.count(), 3, "{status} {told}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_that_tells_no_time_is_told_without_one() {
+    for value in ["", "soon", "-1"] {
+        let raw = Raw::start(move |_| Reply::http("503 No", &[("retry-after", value)], b"")).await;
+        let (client, source) = at(&raw.url());
+        let failed = client.manifest(&source, "1").await;
+        assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_token_server_asks_for_is_told() {
+    let raw = Raw::start(|request| {
+        let host = header(request, "host").to_owned();
+        if target(request).starts_with("/token") {
+            return Reply::http("503 Away", &[("retry-after", "77")], b"");
+        }
+        asks(&format!("Bearer realm=\"http://{host}/token\""))
+    })
+    .await;
+    let (client, source) = at(&raw.url());
+    let failed = client.manifest(&source, "1").await;
+    assert!(
+        matches!(&failed, Err(Error::Later(_, left)) if *left == Duration::from_secs(77)),
+        "{failed:?}"
+    );
+}
+
+#[tokio::test]
+async fn of_two_failures_the_one_that_tells_a_time_is_told() {
+    let away = |headers: &'static [(&'static str, &'static str)]| {
+        Raw::start(move |_| Reply::http("503 Away", headers, b""))
+    };
+    let (tells, other) = (away(&[("retry-after", "77")]).await, away(&[]).await);
+    for endpoints in [[tells.url(), other.url()], [other.url(), tells.url()]] {
+        let client = upstreams("up.example", &endpoints);
+        let failed = client.manifest(&source("up.example", &[]), "1").await;
+        assert!(matches!(failed, Err(Error::Later(..))), "{failed:?}");
+    }
 }

@@ -275,7 +275,7 @@ async fn a_registry_behind_a_redirect_is_not_let_in_by_others_tokens() {
 // artifact-keeper#3209, minio#6146: a signed URL is for one method, and some servers have no HEAD.
 #[tokio::test]
 async fn a_head_that_says_nothing_of_a_blob_leaves_it_to_its_first_byte() {
-    for status in ["400 No", "403 No", "405 No", "500 No", "501 No"] {
+    for status in ["400 No", "403 No", "404 No", "405 No", "500 No", "501 No"] {
         for ranges in [true, false] {
             let raw = Raw::start(move |request| {
                 if is_head(request) {
@@ -306,7 +306,8 @@ async fn a_first_byte_that_is_refused_is_no_proof() {
     for (head, get, expect) in [
         ("403 No", "403 No", Error::Unauthorized),
         ("405 No", "404 No", Error::NotFound),
-        ("404 No", "200 OK", Error::NotFound),
+        ("404 No", "404 No", Error::NotFound),
+        ("404 No", "403 No", Error::Unauthorized),
     ] {
         let raw = Raw::start(move |request| {
             let status = if is_head(request) { head } else { get };
@@ -330,6 +331,109 @@ async fn a_first_byte_that_is_refused_is_no_proof() {
     let (client, source) = at(&empty.url());
     let found = client.has_blob(&source, &DIGEST.parse().unwrap()).await;
     assert_eq!(found, Ok(None), "a blob of no bytes has no first one");
+}
+
+#[tokio::test]
+async fn a_question_for_a_blob_costs_no_body() {
+    // It knows no ranges, and never ends.
+    let raw = Raw::start(|request| {
+        if is_head(request) {
+            return Reply::http("404 No", &[], b"");
+        }
+        let length = [("content-length", "1000000000")];
+        let mut head = holdfast_testkit::raw::head("200 OK", &length);
+        head.extend(b"\r\n");
+        Reply::Endless {
+            head,
+            piece: vec![7; 1000],
+        }
+    })
+    .await;
+    let (client, source) = at(&raw.url());
+    let digest = Digest::parse(DIGEST).unwrap();
+    let found = client.has_blob(&source, &digest);
+    let found = tokio::time::timeout(Duration::from_secs(20), found).await;
+    assert_eq!(found, Ok(Ok(Some(1_000_000_000))));
+    assert_eq!(raw.requests().len(), 2, "{:?}", raw.requests());
+}
+
+/// The second registry of a site whose first one redirects everything to it. `head` is what its
+/// HEAD of a blob answers.
+async fn behind(head: &'static str) -> Raw {
+    Raw::start(move |request| {
+        let host = header(request, "host").to_owned();
+        if target(request).starts_with("/token") {
+            let right = target(request).ends_with("scope=repository%3Aother%2Fname%3Apull");
+            return if right {
+                token("behind")
+            } else {
+                asks("Basic")
+            };
+        }
+        if header(request, "authorization") != "Bearer behind" {
+            let scope = "repository:other/name:pull";
+            return asks(&format!(
+                "Bearer realm=\"http://{host}/token\",scope=\"{scope}\""
+            ));
+        }
+        let all = [7; 1000];
+        match header(request, "range") {
+            _ if target(request).contains("/tags/list") => {
+                Reply::http("200 OK", &[], br#"{"name":"other/name","tags":["1"]}"#)
+            }
+            _ if is_head(request) => {
+                let mut answer = holdfast_testkit::raw::head(head, &[("content-length", "1000")]);
+                answer.extend(b"\r\n");
+                Reply::Bytes(answer)
+            }
+            "bytes=0-0" => {
+                let range = [("content-range", "bytes 0-0/1000")];
+                Reply::http("206 Partial Content", &range, &all[..1])
+            }
+            _ => Reply::http("200 OK", &[], &all),
+        }
+    })
+    .await
+}
+
+// docker-registry-proxy#158, containerd#5503: blobs and lists as well as manifests.
+#[tokio::test]
+async fn blobs_and_lists_behind_a_redirect_are_read_with_a_token_of_the_registry_there() {
+    for head in ["200 OK", "403 No", "404 No"] {
+        let behind = behind(head).await;
+        let to = behind.url();
+        let front = Raw::start(move |request| {
+            let host = header(request, "host").to_owned();
+            if target(request).starts_with("/token") {
+                return token("front");
+            }
+            if header(request, "authorization") != "Bearer front" {
+                return asks(&format!("Bearer realm=\"http://{host}/token\""));
+            }
+            let to = format!("{to}{}", target(request));
+            Reply::http("307 Elsewhere", &[("location", &to)], b"")
+        })
+        .await;
+        let client = upstreams("up.example", &[front.url()]);
+        let login = source("up.example", &[("u", "p")]);
+        let digest = Digest::parse(DIGEST).unwrap();
+        for _ in 0..2 {
+            let size = client.has_blob(&login, &digest).await;
+            assert_eq!(size, Ok(Some(1000)), "HEAD {head}");
+            let body = client.blob(&login, whole(&digest)).await.unwrap();
+            assert_eq!(collect(body).await.unwrap().len(), 1000, "HEAD {head}");
+            assert_eq!(client.tags(&login).await.unwrap().entries.len(), 1);
+        }
+        let sent = |raw: &Raw, token: &str| {
+            let all = raw.requests();
+            let mut all = all.iter().map(|request| header(request, "authorization"));
+            all.any(|sent| sent == token)
+        };
+        assert!(!sent(&front, "Bearer behind"), "HEAD {head}");
+        for foreign in ["Bearer front", basic("u", "p").as_str()] {
+            assert!(!sent(&behind, foreign), "HEAD {head}: {foreign}");
+        }
+    }
 }
 
 #[tokio::test]
