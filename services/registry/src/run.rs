@@ -507,15 +507,15 @@ mod tests {
 
     #[tokio::test]
     async fn an_upload_is_removed_after_its_hours_and_not_before() {
-        const MINUTE: Duration = Duration::from_secs(60);
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         for upload_hours in [1, holdfast_config::Limits::default().upload_hours, 720] {
             let root = tempfile::tempdir().unwrap();
             let store = Store::open(root.path(), Options::unlimited())
                 .await
                 .unwrap();
-            let hours = Duration::from_secs(3600) * u32::from(upload_hours);
-            let young = session(&store, hours - MINUTE).await;
-            let old = session(&store, hours + MINUTE).await;
+            let most = 60 * u64::from(upload_hours);
+            let young = session(&store, minutes(most - 1)).await;
+            let old = session(&store, minutes(most + 1)).await;
             let limits = Limits::from(&holdfast_config::Limits {
                 upload_hours,
                 ..holdfast_config::Limits::default()
