@@ -356,6 +356,61 @@ async fn images_go_out_and_in_again() {
 }
 
 #[tokio::test]
+async fn names_that_end_like_temporary_files_are_listed_and_go_out_and_in() {
+    let volume = Volume::new().await;
+    let names = [
+        ("team/app", "1.tmp"),
+        ("team/app.tmp", "1"),
+        ("team.tmp/app", "link.tmp"),
+        ("docker.io/library/nginx.tmp", "1.27.tmp"),
+    ];
+    for ((repo, tag), layer) in names.iter().zip(1..) {
+        let (digest, _) = volume.image(repo, "amd64", &[layer; 3000]).await;
+        volume.tag(repo, tag, &digest).await;
+    }
+    let lines = |text: &str| -> Vec<String> {
+        let first = |line: &str| line.split_whitespace().next().map(str::to_owned);
+        text.lines().filter_map(first).collect()
+    };
+    let listed = |volume: &Volume| ends(0, &["ls", "--data", volume.path(), "--tags"]);
+    let repositories = ends(0, &["ls", "--data", volume.path()]);
+    for (repo, tag) in names {
+        let found = lines(&repositories);
+        assert!(found.contains(&repo.to_owned()), "{repo}: {repositories}");
+        let text = listed(&volume);
+        let name = format!("{repo}:{tag}");
+        assert!(lines(&text).contains(&name), "{name}: {text}");
+        let text = ends(0, &["ls", "--data", volume.path(), repo]);
+        assert!(lines(&text).contains(&name), "{name}: {text}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let tar = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let export = |what: &[&str], tar: &str| {
+        let to = ["export", "--data", volume.path(), "-o", tar];
+        ends(0, &[&to, what].concat())
+    };
+    let import = |volume: &Volume, tar: &str| {
+        ends(0, &["import", RESERVE, "--data", volume.path(), tar]);
+        ends(0, &["fsck", "--data", volume.path(), "--deep"]);
+    };
+    // Each by its name, then everything.
+    for (number, (repo, tag)) in names.iter().enumerate() {
+        let (name, tar) = (format!("{repo}:{tag}"), tar(&format!("{number}.tar")));
+        assert!(export(&[&name], &tar).contains("1 image"), "{name}");
+        let other = Volume::new().await;
+        import(&other, &tar);
+        let text = listed(&other);
+        assert!(lines(&text).contains(&name), "{name}: {text}");
+    }
+    let all = tar("all.tar");
+    let text = export(&["--all"], &all);
+    assert!(text.contains("4 images"), "{text}");
+    let other = Volume::new().await;
+    import(&other, &all);
+    assert_eq!(listed(&other), listed(&volume));
+}
+
+#[tokio::test]
 async fn a_damaged_image_leaves_no_archive() {
     let volume = Volume::filled().await;
     let layer = Hasher::digest(Algorithm::Sha256, &[1; 3000]);

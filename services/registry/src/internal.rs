@@ -2,7 +2,7 @@
 //!
 //! Served with mutual TLS on a listener of its own; every caller is the controller or a replica. Knows nothing of clients.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -25,13 +25,10 @@ use tokio::net::TcpListener;
 
 use crate::{
     fill::{Fills, Growing},
+    limits::{INTERNAL_REQUEST_BYTES, INTERNAL_REQUEST_TIME},
     source::ManifestRef,
 };
 
-/// Largest fill request, bytes: a source, some platforms, some credentials.
-const MAX_REQUEST_BYTES: u64 = 256 << 10;
-/// Time for the body of a fill request.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;
 /// Who may call: the names in the internal CA's client certificates.
@@ -52,8 +49,8 @@ pub async fn serve(
         async move { Ok::<_, Infallible>(answer(&fills, needs_identity, request).await) }
     });
     let limits = Limits {
-        body_bytes: MAX_REQUEST_BYTES,
-        body_timeout: Some(REQUEST_TIMEOUT),
+        body_bytes: INTERNAL_REQUEST_BYTES,
+        body_timeout: Some(INTERNAL_REQUEST_TIME),
         ..Limits::default()
     };
     server::serve(listener, tls, service, limits, shutdown).await;
@@ -165,11 +162,17 @@ fn no_name(error: &str) -> Response<Body> {
     refuse(StatusCode::BAD_REQUEST, error)
 }
 
-/// The document in a request's body. Why it cannot be read is not told: the text of a parse error
-/// may hold what was parsed, a password for instance.
-async fn read<T: DeserializeOwned>(request: Request<RequestBody>) -> Option<T> {
-    let body = request.into_body().collect().await.ok()?;
-    serde_json::from_slice(&body.to_bytes()).ok()
+/// The document in a request's body, or the answer to one that is none. Why it does not parse is
+/// not told: the text of a parse error may hold what was parsed, a password for instance.
+async fn read<T: DeserializeOwned>(
+    request: Request<RequestBody>,
+    what: &str,
+) -> Result<T, Box<Response<Body>>> {
+    let body = match request.into_body().collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return Err(Box::new(refuse(error.status(), &error.to_string()))),
+    };
+    serde_json::from_slice(&body).map_err(|_| Box::new(unreadable(what)))
 }
 
 fn unreadable(what: &str) -> Response<Body> {
@@ -181,8 +184,9 @@ fn unreadable(what: &str) -> Response<Body> {
 
 /// Who the upstream gives an image to.
 async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
-    let Some(request) = read::<AccessRequest>(request).await else {
-        return unreadable("AccessRequest");
+    let request = match read::<AccessRequest>(request, "AccessRequest").await {
+        Ok(request) => request,
+        Err(answer) => return *answer,
     };
     match fills.access(&request).await {
         Ok(access) => json(StatusCode::OK, &AccessResult { access }),
@@ -197,8 +201,9 @@ async fn take_offer(
     request: Request<RequestBody>,
 ) -> Response<Body> {
     let claim = claimed_size(&request);
-    let Some(request) = read::<FillRequest>(request).await else {
-        return unreadable("FillRequest");
+    let request = match read::<FillRequest>(request, "FillRequest").await {
+        Ok(request) => request,
+        Err(answer) => return *answer,
     };
     match fills.take_offer(digest, claim, &request) {
         Ok(true) => reply(StatusCode::OK, "text/plain", Bytes::new()),
@@ -208,8 +213,9 @@ async fn take_offer(
 }
 
 async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
-    let Some(request) = read::<FillRequest>(request).await else {
-        return unreadable("FillRequest");
+    let request = match read::<FillRequest>(request, "FillRequest").await {
+        Ok(request) => request,
+        Err(answer) => return *answer,
     };
     match fills.fill(&request).await {
         Ok(result) => json(StatusCode::OK, &result),

@@ -157,6 +157,9 @@ pub const MANIFESTS_READ: usize = 4;
 /// Bytes of manifests that one pull of a blob makes copies read; the next one goes on from there.
 pub const SEARCHED_BYTES: u64 = 256 << 20;
 
+/// Manifests of a repository that one pull of a blob looks into.
+pub const SEARCHED_MANIFESTS: usize = 5000;
+
 /// Bytes of what is remembered of the names in manifests, so that they are read once.
 pub const NAMES_BYTES: usize = 16 << 20;
 
@@ -210,6 +213,12 @@ pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);
 
 /// After so long without an answer of the volume, requests are refused at once.
 pub const VOLUME_HANG: Duration = Duration::from_secs(15);
+
+/// Largest request of the internal API, bytes: a source, some platforms, some credentials.
+pub const INTERNAL_REQUEST_BYTES: u64 = 256 << 10;
+
+/// Time for the body of such a request.
+pub const INTERNAL_REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How often the volume is asked for readiness, and its free bytes are measured.
 pub const VOLUME_EVERY: Duration = Duration::from_secs(10);

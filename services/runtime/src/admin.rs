@@ -223,6 +223,8 @@ fn reply(status: StatusCode, content_type: &'static str, body: String) -> http::
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use super::*;
 
     #[test]
@@ -238,5 +240,34 @@ mod tests {
             assert_eq!(is_from_here(Some(address)), expect, "{peer}");
         }
         assert!(!is_from_here(None));
+    }
+
+    /// Asks for another log level with a body that never comes; the status, if there is an answer.
+    async fn level_from(peer: &str) -> Option<StatusCode> {
+        let admin = Admin {
+            health: Health::default(),
+            registry: Arc::new(Registry::default()),
+            level: None,
+        };
+        let never =
+            futures::stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, Infallible>>();
+        let request = http::Request::put("/log-level")
+            .header(http::header::CONTENT_LENGTH, "100")
+            .extension(server::PeerAddr(peer.parse().unwrap()))
+            .body(http_body_util::StreamBody::new(never))
+            .unwrap();
+        let service = server::tower(warp::service(routes(admin)));
+        let answer = hyper::service::Service::call(&service, request);
+        let answer = tokio::time::timeout(Duration::from_millis(200), answer).await;
+        answer.ok().map(|answer| answer.unwrap().status())
+    }
+
+    #[tokio::test]
+    async fn a_stranger_is_judged_before_a_body_comes() {
+        let refused = Some(StatusCode::FORBIDDEN);
+        assert_eq!(level_from("10.244.1.7:4000").await, refused);
+        assert_eq!(level_from("[fd00::7]:4000").await, refused);
+        // Whoever may set it is waited for.
+        assert_eq!(level_from("127.0.0.1:4000").await, None);
     }
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -94,8 +94,10 @@ async fn a_stranger_is_refused_before_the_body_of_a_log_level() {
         socket.connect("192.0.2.1:9")?;
         socket.local_addr()
     });
-    // Only an address that is not the loopback one shows it; a machine without any has no strangers.
+    // Only an address that is not the loopback one shows it over a socket; without any,
+    // `a_stranger_is_judged_before_a_body_comes` beside the code is what shows it.
     let Ok(other) = other.map(|address| address.ip()).map(|ip| (ip, port)) else {
+        println!("not run: this machine has no address but loopback");
         return;
     };
     let listener = TcpListener::bind((other.0, 0)).await.unwrap();
@@ -131,5 +133,80 @@ async fn a_log_level_has_so_many_bytes_and_no_more() {
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer[9..], expect.as_bytes(), "{bytes}");
+    }
+}
+
+/// How a client of the admin port is slow, and what it sends.
+const SLOW: [(&str, &str); 5] = [
+    ("says nothing", ""),
+    ("sends half a header", "GET /livez HTTP/1.1\r\nx:"),
+    (
+        "sends no body",
+        "PUT /log-level HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
+    ),
+    (
+        "sends a byte of a body now and then",
+        "PUT /log-level HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\na",
+    ),
+    (
+        "takes nothing of an answer",
+        "GET /large HTTP/1.1\r\nhost: x\r\n\r\n",
+    ),
+];
+
+/// Sends `sent`, and the last byte again every half a second if it is of a body; how long it takes
+/// until the connection is closed.
+async fn closed_after(port: u16, sent: &str) -> Duration {
+    let begun = Instant::now();
+    let (mut reader, mut writer) = connect(port, 1).await.into_split();
+    writer.write_all(sent.as_bytes()).await.unwrap();
+    let trickle = async {
+        while sent.ends_with('a') && writer.write_all(b"a").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    let end = async {
+        if sent.contains("/large") {
+            // Until the server has given it up nothing is read.
+            tokio::time::sleep(admin::limits().idle + Duration::from_secs(3)).await;
+        }
+        let mut rest = Vec::new();
+        reader.read_to_end(&mut rest).await.ok();
+        rest.len()
+    };
+    let end = tokio::time::timeout(Duration::from_secs(20), end);
+    let taken = tokio::select! {
+        () = trickle => 0,
+        taken = end => taken.expect("the connection is closed"),
+    };
+    assert!(taken < LARGE, "never a whole answer");
+    begun.elapsed()
+}
+
+/// More than the buffers of two sockets hold.
+const LARGE: usize = 32 << 20;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_connection_ends_in_time_though_there_is_room_for_others() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let admin = Admin {
+        health: Health::default(),
+        registry: Arc::new(Registry::default()),
+        level: None,
+    };
+    let stop = CancellationToken::new();
+    let large: admin::Document = ("large", Arc::new(|| "x".repeat(LARGE)));
+    tokio::spawn(admin.serve_with(vec![large], listener, stop.clone()));
+    let _stop = stop.drop_guard();
+    let patience = Duration::from_secs(5);
+    let all = SLOW.map(|(way, sent)| async move { (way, closed_after(port, sent).await) });
+    for (way, took) in futures::future::join_all(all).await {
+        assert!(
+            patience <= took + Duration::from_millis(100),
+            "{way}: {took:?}"
+        );
+        assert!(took < 2 * patience, "{way}: {took:?}");
     }
 }

@@ -370,15 +370,48 @@ impl Files {
         }
     }
 
-    /// Renames within the volume and syncs both directories.
-    pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<()> {
-        let dir = parent(to)?;
-        self.create_dir(dir)?;
-        self.volume
-            .rename(from, to)
-            .map_err(Error::io("rename", from))?;
-        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
-        self.sync_removal(from)
+    /// Moves a known file out of the way and syncs both directories. `false` when its name is gone,
+    /// or is that of another file by now, which keeps it.
+    pub(crate) fn move_known(&self, file: &Metadata, from: &Path, to: &Path) -> Result<bool> {
+        self.create_dir(parent(to)?)?;
+        // As it is: a network file system may remember the file that had the name before.
+        self.volume.refresh(from).map_err(Error::io("stat", from))?;
+        let there = metadata(self.volume(), from)?;
+        if there.is_none_or(|there| there.inode != file.inode) {
+            return Ok(false);
+        }
+        let renamed = absent(self.volume.rename(from, to));
+        if renamed.map_err(Error::io("rename", from))?.is_none() {
+            return Ok(false);
+        }
+        // Another file may have taken the name between the look and the rename.
+        let moved = metadata(self.volume(), to)?;
+        let is_other = moved.is_some_and(|moved| moved.inode != file.inode);
+        if is_other {
+            self.give_back(to, from)?;
+        } else {
+            let dir = parent(to)?;
+            self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        }
+        self.sync_removal(from)?;
+        Ok(!is_other)
+    }
+
+    /// Gives a file the name back that it lost, unless yet another one has it.
+    fn give_back(&self, path: &Path, name: &Path) -> Result<()> {
+        match self.volume.link(path, name) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // There are volumes without hard links.
+            Err(_) => {
+                return self
+                    .volume
+                    .rename(path, name)
+                    .map_err(Error::io("rename", path));
+            }
+        }
+        drop(self.volume.remove_file(path));
+        Ok(())
     }
 
     /// Removes a file and syncs its directory; `false` if it was absent.
@@ -466,5 +499,50 @@ impl Files {
 
     fn durable(&self) -> MutexGuard<'_, HashMap<PathBuf, Identity>> {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, time::Duration};
+
+    use super::*;
+    use crate::volume::Disk;
+
+    /// What is durable of a name is known of the very file, as it was.
+    #[test]
+    fn a_file_that_is_touched_stays_known_and_no_other_becomes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(Arc::new(Disk::at(folder.path())), folder.path().to_owned());
+        let at = |name: &str| folder.path().join(name);
+        let look = |path: &Path| metadata(files.volume(), path).unwrap().unwrap();
+        let renew = |path: &Path| {
+            let later = look(path).modified.unwrap() + Duration::from_secs(1);
+            fs::File::open(path).unwrap().set_modified(later).unwrap();
+        };
+        let is_known = |path: &Path| files.durable().get(path) == Some(&Identity::of(&look(path)));
+        let path = at("a");
+        files.write_file(&path, b"a").unwrap();
+        let before = look(&path);
+        renew(&path);
+        assert!(!is_known(&path), "its time is another one");
+        files.touched(&path, &before, &look(&path));
+        assert!(is_known(&path));
+        // Another file takes its name between the touch and the look.
+        let before = look(&path);
+        fs::write(at("b"), b"a").unwrap();
+        fs::rename(at("b"), &path).unwrap();
+        files.touched(&path, &before, &look(&path));
+        assert!(!is_known(&path));
+        // What was touched is not what was known: it took the name before.
+        let before = look(&path);
+        renew(&path);
+        files.touched(&path, &before, &look(&path));
+        assert!(!is_known(&path));
+        // Nobody made that one durable.
+        let other = at("c");
+        fs::write(&other, b"c").unwrap();
+        files.touched(&other, &look(&other), &look(&other));
+        assert!(!is_known(&other));
     }
 }

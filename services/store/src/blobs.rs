@@ -452,26 +452,14 @@ impl Inner {
 
     /// Moves aside the content that was found damaged, not what has taken its place since.
     pub(crate) fn set_aside(&self, digest: &Digest, found: &Metadata) -> Result<bool> {
-        let there = atomic::metadata(self.volume(), &self.layout.blob(digest))?;
-        if there.is_some_and(|there| there.inode == found.inode) {
-            self.quarantine(digest)
-        } else {
-            Ok(false)
-        }
-    }
-
-    pub(crate) fn quarantine(&self, digest: &Digest) -> Result<bool> {
-        self.verified().remove(digest);
         let path = self.layout.blob(digest);
         let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
-        match self.files.rename(&path, &aside) {
-            Ok(()) => {
-                tracing::warn!(image.digest = %digest, "damaged content was moved aside");
-                Ok(true)
-            }
-            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
+        let is_moved = self.files.move_known(found, &path, &aside)?;
+        if is_moved {
+            self.verified().remove(digest);
+            tracing::warn!(image.digest = %digest, "damaged content was moved aside");
         }
+        Ok(is_moved)
     }
 
     fn is_verified(&self, digest: &Digest, metadata: &Metadata) -> bool {

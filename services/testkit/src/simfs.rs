@@ -17,6 +17,7 @@ use std::{
 mod caches;
 mod calls;
 mod files;
+mod interruption;
 mod rng;
 mod tree;
 mod turns;
@@ -25,6 +26,7 @@ pub use calls::SimVolume;
 pub use rng::Rng;
 
 use caches::Caches;
+use interruption::Interruption;
 use tree::Tree;
 use turns::Turns;
 
@@ -81,6 +83,7 @@ struct State {
     calls: u64,
     power_cut_at: Option<u64>,
     kill_at: Option<(u64, usize)>,
+    interruption: Option<Interruption>,
     down: bool,
     trace: Option<Vec<String>>,
 }
@@ -107,6 +110,7 @@ impl SimFs {
                     calls: 0,
                     power_cut_at: None,
                     kill_at: None,
+                    interruption: None,
                     down: false,
                     trace: None,
                 }),
@@ -140,6 +144,21 @@ impl SimFs {
     pub fn kill_in(&self, calls: u64, client: usize) {
         let mut state = self.state();
         state.kill_at = Some((state.calls + calls, client));
+    }
+
+    /// `work` is done before the call with this number from now on, whoever makes it. It may make
+    /// calls itself.
+    pub fn before_call(&self, calls: u64, work: impl FnOnce() + Send + 'static) {
+        let mut state = self.state();
+        state.interruption = Some(Interruption {
+            at: state.calls + calls,
+            work: Box::new(work),
+        });
+    }
+
+    /// Takes back the work of [`SimFs::before_call`]; `false` when it is done.
+    pub fn call_off(&self) -> bool {
+        self.state().interruption.take().is_some()
     }
 
     /// Whether power failed.
@@ -250,6 +269,14 @@ impl Shared {
 
     /// Perhaps lets other threads go on first.
     fn step(&self) {
+        let interruption = {
+            let mut state = self.state();
+            let next = state.calls + 1;
+            state.interruption.take_if(|other| other.at <= next)
+        };
+        if let Some(interruption) = interruption {
+            (interruption.work)();
+        }
         let stalls = {
             let mut state = self.state();
             let rate = state.faults.stall;

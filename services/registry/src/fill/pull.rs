@@ -15,6 +15,7 @@ use super::{
     image::pointer, relay::Relay,
 };
 use crate::{
+    limits::SEARCHED_MANIFESTS,
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
     time_limit::within,
     upstream::{self, Login, Priority, Requester, Source},
@@ -22,8 +23,6 @@ use crate::{
 
 /// Between two looks at what others do on the volume.
 const LOOK: Duration = Duration::from_millis(200);
-/// Manifests of a repository that are searched for a blob.
-const SEARCHED_MANIFESTS: usize = 5000;
 
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone)]

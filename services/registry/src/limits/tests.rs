@@ -53,6 +53,7 @@ fn code() -> BTreeMap<&'static str, String> {
         ("PUSH_MEMORY_WAIT", seconds(PUSH_MEMORY_WAIT)),
         ("MANIFESTS_READ", MANIFESTS_READ.to_string()),
         ("SEARCHED_BYTES", SEARCHED_BYTES.to_string()),
+        ("SEARCHED_MANIFESTS", SEARCHED_MANIFESTS.to_string()),
         ("NAMES_BYTES", NAMES_BYTES.to_string()),
         ("ARRIVING_BYTES", ARRIVING_BYTES.to_string()),
         ("MANIFEST_TAGS", MANIFEST_TAGS.to_string()),
@@ -122,6 +123,8 @@ fn code() -> BTreeMap<&'static str, String> {
         ("TOKEN_BYTES", TOKEN_BYTES.to_string()),
         ("TOKEN_LEEWAY", seconds(TOKEN_LEEWAY)),
         ("TOKEN_KEYS", TOKEN_KEYS.to_string()),
+        ("INTERNAL_REQUEST_BYTES", INTERNAL_REQUEST_BYTES.to_string()),
+        ("INTERNAL_REQUEST_TIME", seconds(INTERNAL_REQUEST_TIME)),
         ("VOLUME_DEADLINE", seconds(VOLUME_DEADLINE)),
         ("VOLUME_HANG", seconds(VOLUME_HANG)),
         ("RETRY_AFTER_SECONDS", RETRY_AFTER_SECONDS.to_string()),
@@ -167,6 +170,7 @@ fn what_operators_set_reaches_the_listener() {
         connections: 100,
         connections_per_address: 10,
         idle_seconds: 7,
+        min_bytes_per_second: holdfast_config::ByteSize::from_bytes(5000),
         ..holdfast_config::Limits::default()
     };
     let limits = connection(&values);
@@ -175,5 +179,22 @@ fn what_operators_set_reaches_the_listener() {
         (100, 10)
     );
     assert_eq!(limits.idle, Duration::from_secs(7));
+    assert_eq!(limits.min_bytes_per_second, 5000);
     assert_eq!((warn_used_percent(85), warn_used_percent(100)), (85, 101));
+}
+
+#[test]
+fn what_the_document_says_of_a_connection_reaches_the_listener() {
+    let limits = connection(&holdfast_config::Limits::default());
+    assert_eq!(
+        (limits.headers, limits.header_bytes),
+        (HEADERS, HEADER_BYTES)
+    );
+    assert_eq!(limits.header_timeout, HEADER_TIMEOUT);
+    assert_eq!(limits.keep_alive, KEEP_ALIVE);
+    assert_eq!(limits.window, RATE_WINDOW);
+    assert_eq!(
+        (limits.streams, limits.resets),
+        (HTTP2_STREAMS, HTTP2_RESETS)
+    );
 }

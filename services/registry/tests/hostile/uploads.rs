@@ -227,6 +227,19 @@ async fn after_an_attack_the_digest_is_anybodys_to_push() {
     assert!(upload.stored("honest/app").await.unwrap() == upload.good);
 }
 
+/// Pushes a blob in two requests; its hash travels between them.
+async fn push_in_chunks(registry: &Registry, repo: &str, bytes: &[u8]) -> Digest {
+    let digest = Hasher::digest(Algorithm::Sha256, bytes);
+    let target = format!("/v2/{repo}/blobs/uploads/");
+    let begun = registry.send("POST", &target, &[], "").await;
+    let at = header(begun.headers(), "location").to_owned();
+    let sent = registry.send("PATCH", &at, &[], bytes.to_vec()).await;
+    let at = format!("{}&digest={digest}", header(sent.headers(), "location"));
+    let ended = registry.send("PUT", &at, &[], "").await;
+    assert_eq!(ended.status(), StatusCode::CREATED);
+    digest
+}
+
 #[tokio::test]
 async fn content_that_was_never_hashed_wins_over_no_push() {
     for size in [5_000, 4_000] {
@@ -243,13 +256,7 @@ async fn content_that_was_never_hashed_wins_over_no_push() {
         // In one request, and in two whose hash travels between them.
         for (repo, chunks) in [("honest", false), ("chunked", true)] {
             if chunks {
-                let target = format!("/v2/{repo}/blobs/uploads/");
-                let begun = registry.send("POST", &target, &[], "").await;
-                let at = header(begun.headers(), "location").to_owned();
-                let sent = registry.send("PATCH", &at, &[], good.clone()).await;
-                let at = format!("{}&digest={digest}", header(sent.headers(), "location"));
-                let ended = registry.send("PUT", &at, &[], "").await;
-                assert_eq!(ended.status(), StatusCode::CREATED);
+                push_in_chunks(&registry, repo, &good).await;
             } else {
                 registry.push_blob(repo, good.clone()).await;
             }
@@ -257,6 +264,30 @@ async fn content_that_was_never_hashed_wins_over_no_push() {
             assert!(blob.bytes().await.unwrap() == good, "{size}: {repo}");
             damage().await;
         }
+    }
+}
+
+/// Neither its size nor its time tells that it is damaged, and nobody has hashed it: the hash that
+/// it was stored by came back from a client.
+#[tokio::test]
+async fn content_that_a_client_vouched_for_wins_over_no_push_whatever_its_time_says() {
+    for chunks in [false, true] {
+        let registry = Registry::start().await;
+        let good = noise(5_000);
+        let digest = push_in_chunks(&registry, "first", &good).await;
+        let path = registry.store.layout().blob(&digest);
+        let before = fs::metadata(&path).unwrap().modified().unwrap();
+        fs::write(&path, vec![b'x'; good.len()]).unwrap();
+        let file = fs::File::options().append(true).open(&path).unwrap();
+        file.set_modified(before).unwrap();
+        if chunks {
+            push_in_chunks(&registry, "honest", &good).await;
+        } else {
+            registry.push_blob("honest", good.clone()).await;
+        }
+        let blob = registry.get(&format!("/v2/honest/blobs/{digest}")).await;
+        assert!(blob.bytes().await.unwrap() == good, "in chunks: {chunks}");
+        assert!(fs::read(&path).unwrap() == good, "in chunks: {chunks}");
     }
 }
 

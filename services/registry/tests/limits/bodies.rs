@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::StreamExt as _;
@@ -13,8 +13,9 @@ use holdfast_core::oci::MANIFEST_BYTES;
 use holdfast_registry::{
     gate::Gate,
     limits::{
-        DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS,
-        PUSH_MEMORY_PER_ADDRESS, SMALL_MANIFEST_BYTES, SMALL_PUSH_MEMORY_PER_ADDRESS,
+        DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS, PUSH_MEMORY,
+        PUSH_MEMORY_PER_ADDRESS, PUSH_MEMORY_WAIT, SMALL_MANIFEST_BYTES, SMALL_PUSH_MEMORY,
+        SMALL_PUSH_MEMORY_PER_ADDRESS,
     },
 };
 use holdfast_runtime::server;
@@ -263,7 +264,7 @@ async fn refused(
         sha256(b"x")
     );
     let body = reqwest::Body::wrap_stream(pieces);
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     let answer = client.post(url).body(body).send().await.unwrap();
     assert_eq!(answer.status(), 401);
     let end = tokio::time::timeout(4 * DISCARD_FOR, &mut dropped).await;
@@ -320,8 +321,12 @@ async fn pushes_of_manifests_share_a_budget_by_address() {
             assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
             silent.push(stream);
         }
+        let begun = Instant::now();
         let (_, answer) = begin_push(&registry, 1, bytes).await;
         assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        let waited = begun.elapsed();
+        let longest = PUSH_MEMORY_WAIT + Duration::from_secs(5);
+        assert!(PUSH_MEMORY_WAIT <= waited && waited < longest, "{waited:?}");
         let lower = answer.to_lowercase();
         assert!(lower.contains("retry-after: 5"), "{answer}");
         assert!(answer.contains("TOOMANYREQUESTS"), "{answer}");
@@ -331,5 +336,48 @@ async fn pushes_of_manifests_share_a_budget_by_address() {
         silent.pop();
         let (_, answer) = begin_push(&registry, 1, bytes).await;
         assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+    }
+}
+
+/// Whether a push that waits for its body was refused meanwhile.
+async fn is_refused(mut stream: TcpStream) -> bool {
+    let mut answer = [0; 12];
+    let read = tokio::time::timeout(Duration::from_secs(1), stream.read_exact(&mut answer));
+    match read.await {
+        Ok(read) => {
+            read.unwrap();
+            assert_eq!(&answer, b"HTTP/1.1 503");
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pushes_of_manifests_of_all_addresses_share_a_budget() {
+    let registry = Registry::start().await;
+    for (bytes, all, share) in [
+        (4 << 20, PUSH_MEMORY, PUSH_MEMORY_PER_ADDRESS),
+        (
+            SMALL_MANIFEST_BYTES,
+            SMALL_PUSH_MEMORY,
+            SMALL_PUSH_MEMORY_PER_ADDRESS,
+        ),
+    ] {
+        let addresses = u8::try_from(all / share).unwrap();
+        let mut silent = Vec::new();
+        for last in 1..=addresses {
+            for _ in 0..share / bytes {
+                let (stream, answer) = begin_push(&registry, last, bytes).await;
+                assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+                silent.push(stream);
+            }
+        }
+        // One of another address finds no room, until one that came slowly makes some.
+        let (_, answer) = begin_push(&registry, addresses + 1, bytes).await;
+        assert!(answer.starts_with("HTTP/1.1 100"), "{answer}");
+        let refused = futures::future::join_all(silent.into_iter().map(is_refused)).await;
+        let refused = refused.into_iter().filter(|refused| *refused).count();
+        assert_eq!(refused, 1, "{bytes} bytes each");
     }
 }

@@ -13,6 +13,8 @@ mod bodies;
 )]
 #[path = "../api/harness.rs"]
 mod harness;
+mod internal;
+mod lists;
 mod names;
 mod pages;
 mod room;

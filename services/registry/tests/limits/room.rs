@@ -74,7 +74,8 @@ async fn an_upload_under_which_the_volume_becomes_full_gives_its_room_back() {
     assert_eq!(status, 404, "the upload is gone, and with it what it took");
 }
 
-async fn internal_url(store: Store) -> String {
+/// Where the internal API of a registry on this store is served.
+pub(crate) async fn internal_url(store: Store) -> String {
     let upstreams = Upstreams::new(
         &[],
         &holdfast_config::Proxy::default(),

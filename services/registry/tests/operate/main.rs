@@ -8,6 +8,7 @@
 
 mod distribution;
 mod harness;
+mod listeners;
 mod metrics;
 mod notifications;
 mod pulled;

@@ -12,6 +12,24 @@ const GOAWAY: u8 = 7;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+    let mut frame = vec![length[1], length[2], length[3], kind, flags];
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The headers of a GET: indexed `:method GET` and `:scheme http`, then literals for `:path` and
+/// `:authority`.
+fn get_of(path: &str) -> Vec<u8> {
+    let length = u8::try_from(path.len()).unwrap();
+    let mut block = vec![0x82, 0x86, 0x04, length];
+    block.extend_from_slice(path.as_bytes());
+    block.extend_from_slice(&[0x01, 1, b'a']);
+    block
+}
+
 impl Http2 {
     async fn connect(server: &Server) -> Self {
         Self::over(server.connect().await).await
@@ -34,21 +52,12 @@ impl Http2 {
         stream: u32,
         payload: &[u8],
     ) -> std::io::Result<()> {
-        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
-        let mut frame = vec![length[1], length[2], length[3], kind, flags];
-        frame.extend_from_slice(&stream.to_be_bytes());
-        frame.extend_from_slice(payload);
-        self.0.write_all(&frame).await
+        self.0.write_all(&frame(kind, flags, stream, payload)).await
     }
 
     /// GET of a path on a stream.
     async fn get(&mut self, stream: u32, path: &str) -> std::io::Result<()> {
-        // Indexed `:method GET` and `:scheme http`, then literals for `:path` and `:authority`.
-        let length = u8::try_from(path.len()).unwrap();
-        let mut block = vec![0x82, 0x86, 0x04, length];
-        block.extend_from_slice(path.as_bytes());
-        block.extend_from_slice(&[0x01, 1, b'a']);
-        self.send(HEADERS, 0x5, stream, &block).await
+        self.send(HEADERS, 0x5, stream, &get_of(path)).await
     }
 
     /// The next frame of one kind: stream and payload; `None` when the server closes first.
@@ -150,6 +159,43 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     panic!("the connection is still open");
+}
+
+/// So many streams that are reset at once, in one write: they come before the server looks at any.
+async fn reset_at_once(client: &mut Http2, count: usize) {
+    let mut frames = Vec::new();
+    for number in 0..u32::try_from(count).unwrap() {
+        let stream = 2 * number + 1;
+        frames.extend(frame(HEADERS, 0x5, stream, &get_of("/slow")));
+        frames.extend(frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+    }
+    client.0.write_all(&frames).await.unwrap();
+}
+
+#[tokio::test]
+async fn so_many_streams_may_be_reset_at_once_and_no_more() {
+    for resets in [5, Limits::default().resets] {
+        let server = Server::start(Limits {
+            resets,
+            ..Limits::default()
+        })
+        .await;
+        for (count, is_taken) in [(resets, true), (resets + 1, false)] {
+            let mut client = Http2::connect(&server).await;
+            // The server reads from here on.
+            client.next(SETTINGS).await.unwrap();
+            reset_at_once(&mut client, count).await;
+            let next = u32::try_from(2 * count + 1).unwrap();
+            if is_taken {
+                client.get(next, "/").await.unwrap();
+                let (stream, _) = client.next(HEADERS).await.unwrap();
+                assert_eq!(stream, next, "{count} of {resets}");
+            } else {
+                let (_, payload) = client.next(GOAWAY).await.expect("told why");
+                assert_eq!(code(&payload, 4), ENHANCE_YOUR_CALM, "{count} of {resets}");
+            }
+        }
+    }
 }
 
 #[tokio::test]

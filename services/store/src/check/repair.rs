@@ -49,11 +49,12 @@ pub fn repair(
         }
         Repair::Quarantine { digest } => {
             let path = layout.blob(digest);
-            match tree::hash(volume, &path, digest.algorithm(), |_| ())? {
-                Some((_, actual)) if actual != *digest => {
+            let found = atomic::metadata(volume, &path)?;
+            let hashed = tree::hash(volume, &path, digest.algorithm(), |_| ())?;
+            match found.zip(hashed) {
+                Some((found, (_, actual))) if actual != *digest => {
                     let aside = layout.quarantine(digest, &Uuid::new_v4().to_string());
-                    files.rename(&path, &aside)?;
-                    true
+                    files.move_known(&found, &path, &aside)?
                 }
                 _ => false,
             }

@@ -12,6 +12,7 @@
 mod full;
 mod model;
 mod program;
+mod replaced;
 mod replay;
 mod run;
 mod taken;

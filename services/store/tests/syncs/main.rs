@@ -8,6 +8,8 @@
 )]
 
 mod recorder;
+mod remembered;
+mod sessions;
 
 use std::{
     path::{Path, PathBuf},

@@ -25,6 +25,8 @@ pub(crate) enum Call {
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     RemoveDir(PathBuf),
+    /// A directory with all below it.
+    RemoveTree(PathBuf),
 }
 
 #[derive(Clone, Debug)]
@@ -120,7 +122,8 @@ impl Volume for Recorder {
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove_dir_all(path)
+        let removed = self.disk.remove_dir_all(path);
+        self.done(removed, Call::RemoveTree(path.to_owned()))
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

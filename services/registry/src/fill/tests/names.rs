@@ -1,7 +1,11 @@
 //! What nothing names: whoever asks for it makes nobody read all manifests of the repository again.
 
 use super::*;
-use crate::{fill::names::Budget, limits::MANIFESTS_READ, source::SourceError};
+use crate::{
+    fill::names::Budget,
+    limits::{MANIFESTS_READ, SEARCHED_MANIFESTS},
+    source::SourceError,
+};
 
 async fn ask(registry: &Fills, upstream: &Upstream, digest: &Digest) -> Result<(), SourceError> {
     let repo = repo(upstream);
@@ -49,4 +53,29 @@ async fn a_request_reads_so_many_bytes_of_manifests() {
     assert_eq!(budget.0, 0);
     let again = registry.summary(&repo, &manifest, &mut budget).await;
     assert!(again.is_some(), "it is remembered");
+}
+
+#[tokio::test]
+async fn a_pull_looks_into_so_many_manifests_and_then_the_upstream_is_asked() {
+    for (before, expect) in [(SEARCHED_MANIFESTS - 1, 0), (SEARCHED_MANIFESTS, 1)] {
+        let image = ImageBuilder::new(92).layer(10).build();
+        let folder = tempfile::tempdir().unwrap();
+        let upstream = upstream_with(&image).await;
+        let registry = fills(folder.path(), &upstream).await;
+        registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+        let layout = registry.store().layout();
+        for number in 0..before {
+            let other = digest(&format!("sha256:{number:064x}"));
+            let link = layout.revision_link(&repo(&upstream), &other);
+            std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+        }
+        let layer = digest(&image.layers[0]);
+        ask(&registry, &upstream, &layer).await.unwrap();
+        let asked = upstream.requests();
+        let asked = asked.count(&http::Method::HEAD, layer.as_str());
+        assert_eq!(
+            asked, expect,
+            "{before} manifests before the one that names it"
+        );
+    }
 }
