@@ -10,5 +10,6 @@ mod distribution;
 mod harness;
 mod metrics;
 mod notifications;
+mod permitted;
 mod upstreams;
 mod volume;
