@@ -336,6 +336,41 @@ async fn what_was_only_announced_is_not_copied_and_makes_room_for_pods() {
     .await;
 }
 
+#[tokio::test]
+async fn namespaces_share_the_total_and_those_with_few_keep_theirs() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    for (namespace, pods) in [("apps", 20), ("shop", 3)] {
+        bare.namespace(namespace).await;
+        for number in 0..pods {
+            let pod = json!({
+                "metadata": {"name": format!("pod-{number}")},
+                "spec": {"containers": [{"name": "c", "image": format!("{namespace}.example/app:{number}")}]},
+            });
+            bare.create::<Pod>(namespace, pod).await;
+        }
+    }
+    let limits = json!({"controller": {"artifacts": {"perNamespace": 15, "total": 10}}});
+    let _running = run(&bare.context_with(&limits), &registry);
+    let copied = || {
+        let sources = registry.sources();
+        let shops = sources.iter().filter(|source| source.starts_with("shop"));
+        (sources.len(), shops.count())
+    };
+    eventually("what both may have is copied", async || copied() == (10, 3)).await;
+    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
+    eventually("the namespace with most is told", async || {
+        let events = events.list(&ListParams::default()).await.unwrap().items;
+        let mut reasons = events.iter().map(|event| event.reason.as_deref());
+        reasons.any(|reason| reason == Some("TooManyArtifacts"))
+    })
+    .await;
+    // The controller looks again and again.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let all: Api<Artifact> = Api::all(bare.client.clone());
+    let all = all.list(&ListParams::default()).await.unwrap().items;
+    assert_eq!((all.len(), copied()), (10, (10, 3)));
+}
+
 // SPEC 36
 #[tokio::test]
 async fn a_status_survives_concurrent_writers_and_a_deleted_artifact_comes_back() {

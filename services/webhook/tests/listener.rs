@@ -296,6 +296,35 @@ async fn a_dry_run_is_patched_and_announces_nothing() {
     .await;
 }
 
+// SPEC 11
+#[tokio::test]
+async fn the_values_tell_whose_images_are_rewritten() {
+    let (one, listed) = ("registry.example/team/app:1", "quay.io/team/app:1");
+    for (values, rewritten) in [
+        (json!({}), &[one, listed][..]),
+        (json!({ "sources": ["registry.example"] }), &[one]),
+        (json!({ "onlyListedUpstreams": true }), &[listed]),
+        (
+            json!({ "sources": ["registry.example"], "onlyListedUpstreams": true }),
+            &[],
+        ),
+    ] {
+        let mut values = values;
+        values["upstreams"] = json!([{ "host": "quay.io" }]);
+        let told: Values = serde_json::from_value(values.clone()).unwrap();
+        let webhook = start_with(Some(rewriting()), true, told).await;
+        eventually("ready", || webhook.ready()).await;
+        for image in [one, listed] {
+            let mut request = create(true);
+            request["object"]["spec"]["containers"][0]["image"] = json!(image);
+            let answer = webhook.review(request).await;
+            let is_rewritten = !answer["response"]["patch"].is_null();
+            let expect = rewritten.contains(&image);
+            assert_eq!(is_rewritten, expect, "{image} by {values}");
+        }
+    }
+}
+
 // SPEC 1
 #[tokio::test]
 async fn without_a_state_pods_are_allowed_unchanged() {
@@ -421,15 +450,51 @@ async fn one_address_has_so_many_connections_to_the_webhook() {
                 .unwrap(),
         );
     }
-    let is_closed = |stream: &tokio::net::TcpStream| {
-        matches!(stream.try_read(&mut [0; 1]), Ok(0))
-            || matches!(stream.try_read(&mut [0; 1]), Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset)
-    };
     eventually("those beyond the limit are closed", || {
         let closed = held.iter().filter(|stream| is_closed(stream)).count();
         async move { closed == 8 }
     })
     .await;
+}
+
+/// Whether the other side has ended a connection.
+fn is_closed(stream: &tokio::net::TcpStream) -> bool {
+    match stream.try_read(&mut [0; 1]) {
+        Ok(read) => read == 0,
+        Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+    }
+}
+
+#[tokio::test]
+async fn all_addresses_have_so_many_connections_to_the_webhook() {
+    const MOST: usize = 1024;
+    const BEYOND: usize = 8;
+    let webhook = start(Some(rewriting()), true).await;
+    eventually("ready", || webhook.ready()).await;
+    let mut held = Vec::new();
+    // No address has more than its share.
+    for number in 0..MOST + BEYOND {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        let last = u8::try_from(2 + number % 3).unwrap();
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, last], 0)))
+            .unwrap();
+        held.push(socket.connect(webhook.address).await.unwrap());
+    }
+    let closed = || held.iter().filter(|stream| is_closed(stream)).count();
+    eventually("idle ones make room for further ones", || {
+        let closed = closed();
+        async move { closed == BEYOND }
+    })
+    .await;
+    // An honest client makes one more of them end.
+    let answer = webhook.review(create(true)).await;
+    assert_eq!(answer["response"]["allowed"], true);
+    assert!(
+        (BEYOND + 1..=BEYOND + 2).contains(&closed()),
+        "{}",
+        closed()
+    );
 }
 
 #[tokio::test]

@@ -66,6 +66,9 @@ fn a_pod_needs_its_upstream_images_unless_it_is_left_alone() {
     check(json!({}), image("10.96.0.50/own/thing:1"), &[]);
     check(json!({"sources": ["other.example"]}), json!({}), &[]);
     check(json!({"sources": ["registry.example"]}), json!({}), &[app]);
+    let listed = |host: &str| json!({"onlyListedUpstreams": true, "upstreams": [{"host": host}]});
+    check(listed("other.example"), json!({}), &[]);
+    check(listed("registry.example"), json!({}), &[app]);
     check(
         json!({}),
         json!({"metadata": {"labels": {"holdfast.dev/rewrite": "disabled"}}}),

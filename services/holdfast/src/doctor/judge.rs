@@ -110,9 +110,10 @@ pub(super) fn judge(facts: &Facts) -> Report {
         access::judge(facts.unproved.as_ref(), artifacts, &mut report);
         upstreams::judge(artifacts, &mut report);
         if let Some(address) = address(facts) {
-            let sources = artifacts
-                .iter()
-                .map(|artifact| artifact.spec.source_artifact.as_str());
+            let sources = artifacts.iter().map(|artifact| {
+                let namespace = artifact.metadata.namespace.as_deref().unwrap_or_default();
+                (namespace, artifact.spec.source_artifact.as_str())
+            });
             verifiers::judge(&facts.verifiers, sources, address, &mut report);
         }
     }

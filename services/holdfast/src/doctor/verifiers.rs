@@ -1,8 +1,9 @@
 //! Policies that verify signatures by the name of an image, and whether they still mean the names
 //! that pods have after rewriting. One that does not is silent: it verifies nothing.
 //!
-//! Known are Kyverno (`ClusterPolicy`, `Policy`, `ImageValidatingPolicy`) and the policy controller
-//! of sigstore (`ClusterImagePolicy`). Others keep their patterns where nobody can list them.
+//! Known are Kyverno (`ClusterPolicy`, `Policy`, `ImageValidatingPolicy` and its namespaced twin)
+//! and the policy controller of sigstore (`ClusterImagePolicy`). Others keep their patterns where
+//! nobody can list them. A pattern of another form than globs is told, and not judged.
 
 use std::collections::BTreeMap;
 
@@ -15,110 +16,251 @@ use super::judge::Report;
 use super::upstreams::prefix;
 use crate::cluster::{self, Listed, Resource, text};
 
-const fn kind(group: &'static str, version: &'static str, plural: &'static str) -> Resource {
-    Resource {
-        group,
-        version,
-        plural,
-    }
+/// A kind of policy that verifies images.
+#[derive(Debug)]
+struct Kind {
+    group: &'static str,
+    /// The versions in which it was ever served, the newest first.
+    versions: &'static [&'static str],
+    plural: &'static str,
+    /// What people call it.
+    called: &'static str,
+    form: Form,
 }
 
-/// The kinds that verify images, and what people call them.
-const KINDS: &[(Resource, &str)] = &[
-    (
-        kind("kyverno.io", "v1", "clusterpolicies"),
-        "Kyverno ClusterPolicy",
-    ),
-    (kind("kyverno.io", "v1", "policies"), "Kyverno Policy"),
-    (
-        kind("policies.kyverno.io", "v1alpha1", "imagevalidatingpolicies"),
-        "Kyverno ImageValidatingPolicy",
-    ),
-    (
-        kind("policy.sigstore.dev", "v1beta1", "clusterimagepolicies"),
-        "sigstore ClusterImagePolicy",
-    ),
+/// Where a policy has its patterns, and what is special in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// `verifyImages` of rules.
+    Rules,
+    /// `matchImageReferences`: globs, and expressions of CEL.
+    References,
+    /// `images` of sigstore. A `*` stops at a slash.
+    Images,
+}
+
+const KINDS: &[Kind] = &[
+    Kind {
+        group: "kyverno.io",
+        versions: &["v1", "v2beta1"],
+        plural: "clusterpolicies",
+        called: "Kyverno ClusterPolicy",
+        form: Form::Rules,
+    },
+    Kind {
+        group: "kyverno.io",
+        versions: &["v1", "v2beta1"],
+        plural: "policies",
+        called: "Kyverno Policy",
+        form: Form::Rules,
+    },
+    Kind {
+        group: "policies.kyverno.io",
+        versions: &["v1", "v1beta1", "v1alpha1"],
+        plural: "imagevalidatingpolicies",
+        called: "Kyverno ImageValidatingPolicy",
+        form: Form::References,
+    },
+    Kind {
+        group: "policies.kyverno.io",
+        versions: &["v1", "v1beta1"],
+        plural: "namespacedimagevalidatingpolicies",
+        called: "Kyverno NamespacedImageValidatingPolicy",
+        form: Form::References,
+    },
+    Kind {
+        group: "policy.sigstore.dev",
+        versions: &["v1beta1", "v1alpha1"],
+        plural: "clusterimagepolicies",
+        called: "sigstore ClusterImagePolicy",
+        form: Form::Images,
+    },
 ];
 
-/// Images shown of one policy.
+/// Images, and patterns that are not understood, shown of one policy.
 const SHOWN: usize = 3;
+/// Characters shown of a pattern that is not understood.
+const PATTERN_SHOWN: usize = 80;
 
-/// A policy and the patterns of images that it verifies.
+/// What one part of a policy verifies.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Scope {
+    /// Globs of the images.
+    patterns: Vec<String>,
+    /// Globs of those that are left out again.
+    skips: Vec<String>,
+}
+
+/// A policy and the images that it verifies.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Verifier {
     /// Its kind and name.
-    pub(super) name: String,
-    /// Its patterns, as it writes them.
-    pub(super) patterns: Vec<String>,
-    /// Whether `*` stops at a slash, as sigstore's does.
-    pub(super) by_path: bool,
+    name: String,
+    /// The namespace whose pods it is for; empty: all.
+    namespace: String,
+    scopes: Vec<Scope>,
+    /// Patterns that are not understood here, as the policy writes them.
+    unread: Vec<String>,
+    /// Whether `*` stops at a slash.
+    by_path: bool,
 }
 
 /// Every policy that verifies images. A kind that the cluster does not have is no policy.
 pub(super) async fn gather(client: &Client) -> Asked<Vec<Verifier>> {
     let mut found = Vec::new();
-    for (resource, called) in KINDS {
-        match cluster::list(client, *resource, None).await {
+    for kind in KINDS {
+        match list(client, kind).await {
             Ok(Listed::Items(items)) => {
-                found.extend(items.iter().filter_map(|item| verifier(item, called)));
+                found.extend(items.iter().filter_map(|item| verifier(item, kind)));
             }
             Ok(Listed::Unknown) => {}
-            Ok(Listed::Forbidden) => return Err(format!("{} may not be listed", resource.plural)),
+            Ok(Listed::Forbidden) => return Err(format!("{} may not be listed", kind.plural)),
             Err(error) => return Err(format!("{error:#}")),
         }
     }
     Ok(found)
 }
 
-fn verifier(policy: &Value, called: &str) -> Option<Verifier> {
-    let mut patterns = Vec::new();
-    let array = |value: &Value, pointer: &str| -> Vec<Value> {
-        let found = value.pointer(pointer).and_then(Value::as_array);
-        found.cloned().unwrap_or_default()
+/// All policies of a kind, in the newest version that the cluster serves.
+async fn list(client: &Client, kind: &Kind) -> anyhow::Result<Listed> {
+    for version in kind.versions {
+        let resource = Resource {
+            group: kind.group,
+            version,
+            plural: kind.plural,
+        };
+        match cluster::list(client, resource, None).await? {
+            Listed::Unknown => {}
+            known => return Ok(known),
+        }
+    }
+    Ok(Listed::Unknown)
+}
+
+fn verifier(policy: &Value, kind: &Kind) -> Option<Verifier> {
+    let mut verifier = Verifier {
+        namespace: text(policy, "/metadata/namespace").to_owned(),
+        by_path: kind.form == Form::Images,
+        ..Verifier::default()
     };
-    for rule in array(policy, "/spec/rules") {
-        for verify in array(&rule, "/verifyImages") {
-            let listed = array(&verify, "/imageReferences");
-            patterns.extend(listed.iter().filter_map(Value::as_str).map(str::to_owned));
-            patterns.extend(
-                verify
-                    .get("image")
-                    .and_then(Value::as_str)
-                    .map(str::to_owned),
-            );
+    match kind.form {
+        Form::Rules => {
+            for rule in list_at(policy, "/spec/rules") {
+                for verify in list_at(rule, "/verifyImages") {
+                    verifier.read_rule(verify);
+                }
+            }
         }
+        Form::References => verifier.read(list_at(policy, "/spec/matchImageReferences"), kind.form),
+        Form::Images => verifier.read(list_at(policy, "/spec/images"), kind.form),
     }
-    for key in ["/spec/images", "/spec/matchImageReferences"] {
-        for image in array(policy, key) {
-            patterns.push(text(&image, "/glob").to_owned());
-        }
-    }
-    patterns.retain(|pattern| !pattern.is_empty());
-    if patterns.is_empty() {
+    if verifier.scopes.is_empty() && verifier.unread.is_empty() {
         return None;
     }
-    let namespace = text(policy, "/metadata/namespace");
-    let name = text(policy, "/metadata/name");
-    Some(Verifier {
-        name: if namespace.is_empty() {
-            format!("{called} {name}")
-        } else {
-            format!("{called} {namespace}/{name}")
-        },
-        patterns,
-        by_path: called.starts_with("sigstore"),
-    })
+    let (called, name) = (kind.called, text(policy, "/metadata/name"));
+    verifier.name = if verifier.namespace.is_empty() {
+        format!("{called} {name}")
+    } else {
+        format!("{called} {}/{name}", verifier.namespace)
+    };
+    Some(verifier)
+}
+
+fn list_at<'a>(value: &'a Value, pointer: &str) -> &'a [Value] {
+    let found = value.pointer(pointer).and_then(Value::as_array);
+    found.map_or(&[], Vec::as_slice)
+}
+
+/// Whether a pattern is a glob of the kind that is known here.
+fn is_glob(pattern: &str, form: Form) -> bool {
+    match form {
+        // Variables are filled in at each admission.
+        Form::Rules => !pattern.contains("{{"),
+        // Sets of characters and alternatives.
+        Form::References => !pattern.contains(['[', '{', '\\']),
+        Form::Images => pattern
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_:/*.".contains(c)),
+    }
+}
+
+/// A glob as sigstore reads it: these two are short for images of Docker Hub.
+fn glob_of_images(glob: &str) -> String {
+    match glob {
+        "*" => "index.docker.io/library/*".to_owned(),
+        "*/*" => "index.docker.io/*/*".to_owned(),
+        other => other.to_owned(),
+    }
 }
 
 impl Verifier {
+    /// Reads an entry of `verifyImages`.
+    fn read_rule(&mut self, verify: &Value) {
+        let mut scope = Scope::default();
+        for (key, into) in [
+            ("/imageReferences", &mut scope.patterns),
+            ("/skipImageReferences", &mut scope.skips),
+        ] {
+            for pattern in list_at(verify, key) {
+                match pattern.as_str() {
+                    Some(glob) if is_glob(glob, Form::Rules) => into.push(glob.to_owned()),
+                    _ => self.unread.push(pattern.to_string()),
+                }
+            }
+        }
+        // The older spelling, for one image.
+        let image = text(verify, "/image");
+        if !image.is_empty() {
+            scope.patterns.push(image.to_owned());
+        }
+        if !scope.patterns.is_empty() {
+            self.scopes.push(scope);
+        }
+    }
+
+    /// Reads a list of patterns that each say of what form they are.
+    fn read(&mut self, images: &[Value], form: Form) {
+        let mut scope = Scope::default();
+        for image in images {
+            match text(image, "/glob") {
+                "" => self.unread.push(image.to_string()),
+                glob if !is_glob(glob, form) => self.unread.push(glob.to_owned()),
+                glob if form == Form::Images => scope.patterns.push(glob_of_images(glob)),
+                glob => scope.patterns.push(glob.to_owned()),
+            }
+        }
+        if !scope.patterns.is_empty() {
+            self.scopes.push(scope);
+        }
+    }
+
+    /// Whether it verifies an image that is written in any of these ways, by the patterns that are
+    /// understood.
     fn verifies(&self, spellings: &[String]) -> bool {
-        self.patterns.iter().any(|pattern| {
-            let pattern: Vec<char> = pattern.chars().collect();
-            spellings.iter().any(|spelling| {
-                let spelling: Vec<char> = spelling.chars().collect();
-                matches(&pattern, &spelling, self.by_path)
-            })
+        let fit = |patterns: &[String]| {
+            let mut patterns = patterns.iter();
+            patterns.any(|pattern| self.fits(pattern, spellings))
+        };
+        let mut scopes = self.scopes.iter();
+        scopes.any(|scope| fit(&scope.patterns) && !fit(&scope.skips))
+    }
+
+    fn fits(&self, pattern: &str, spellings: &[String]) -> bool {
+        let pattern: Vec<char> = pattern.chars().collect();
+        spellings.iter().any(|spelling| {
+            let spelling: Vec<char> = spelling.chars().collect();
+            matches(&pattern, &spelling, self.by_path)
         })
+    }
+
+    /// Its patterns, for people.
+    fn patterns(&self) -> String {
+        let scopes = self.scopes.iter();
+        let all: Vec<&str> = scopes
+            .flat_map(|scope| &scope.patterns)
+            .map(String::as_str)
+            .collect();
+        all.join(", ")
     }
 }
 
@@ -173,10 +315,10 @@ fn without_suffix(found: &mut Vec<String>, suffix: &str) {
 }
 
 /// One finding for each policy that verified images of wanted upstreams and does not mean their
-/// rewritten names.
+/// rewritten names. `sources` are images with the namespaces that want them.
 pub(super) fn judge<'a>(
     verifiers: &Asked<Vec<Verifier>>,
-    sources: impl Iterator<Item = &'a str> + Clone,
+    sources: impl Iterator<Item = (&'a str, &'a str)> + Clone,
     address: &str,
     report: &mut Report,
 ) {
@@ -188,9 +330,12 @@ pub(super) fn judge<'a>(
         }
     };
     for verifier in verifiers {
+        let is_meant =
+            |namespace: &str| verifier.namespace.is_empty() || verifier.namespace == namespace;
         // By prefix: the images that slipped out.
         let mut missed: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for source in sources.clone() {
+        let mut undecided = Vec::new();
+        for (namespace, source) in sources.clone() {
             let Ok(source) = Reference::parse(source) else {
                 continue;
             };
@@ -199,137 +344,65 @@ pub(super) fn judge<'a>(
             };
             let mut local = vec![rewritten];
             without_suffix(&mut local, &source.suffix());
-            if verifier.verifies(&spellings(&source))
-                && !verifier.verifies(&local)
+            if !is_meant(namespace) || verifier.verifies(&local) {
+                continue;
+            }
+            if !verifier.unread.is_empty() {
+                undecided.push(source.to_string());
+            } else if verifier.verifies(&spellings(&source))
                 && let Some(prefix) = prefix(&source, address)
             {
                 missed.entry(prefix).or_default().push(source.to_string());
             }
         }
-        if missed.is_empty() {
-            continue;
+        if !undecided.is_empty() {
+            report.unknown.push(tell_unread(verifier, &undecided));
         }
-        let images: Vec<&str> = missed.values().flatten().map(String::as_str).collect();
-        let shown = images.get(..SHOWN.min(images.len())).unwrap_or_default();
-        let more = if images.len() > SHOWN { ", …" } else { "" };
-        let prefixes: Vec<String> = missed.keys().map(|prefix| format!("{prefix}**")).collect();
-        report.find(
-            format!(
-                "{} verifies {} and does not mean the names that pods have after rewriting ({}{more}): \
-                 they may run unverified",
-                verifier.name,
-                verifier.patterns.join(", "),
-                shown.join(", ")
-            ),
-            format!(
-                "add {} to its patterns, with credentials and the CA of the registry where the verifier asks it for \
-                 signatures, or leave such namespaces alone; docs/operate/policies.md says more",
-                prefixes.join(", ")
-            ),
-        );
+        if !missed.is_empty() {
+            tell_missed(verifier, &missed, report);
+        }
     }
+}
+
+/// The first of them.
+fn first(images: &[String]) -> String {
+    let shown = images.get(..SHOWN).unwrap_or(images).join(", ");
+    let more = if images.len() > SHOWN { ", …" } else { "" };
+    format!("{shown}{more}")
+}
+
+fn tell_unread(verifier: &Verifier, images: &[String]) -> String {
+    let short = |pattern: &String| -> String { pattern.chars().take(PATTERN_SHOWN).collect() };
+    let unread: Vec<String> = verifier.unread.iter().map(short).collect();
+    format!(
+        "whether {} means the names that pods have after rewriting ({}): it has patterns that are \
+         not understood here, {}",
+        verifier.name,
+        first(images),
+        first(&unread)
+    )
+}
+
+fn tell_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, report: &mut Report) {
+    let images: Vec<String> = missed.values().flatten().cloned().collect();
+    let prefixes: Vec<String> = missed.keys().map(|prefix| format!("{prefix}**")).collect();
+    report.find(
+        format!(
+            "{} verifies {} and does not mean the names that pods have after rewriting ({}): \
+             they may run unverified",
+            verifier.name,
+            verifier.patterns(),
+            first(&images)
+        ),
+        format!(
+            "add {} to its patterns, with credentials and the CA of the registry where the verifier \
+             asks it for signatures, or leave such namespaces alone; docs/operate/policies.md says \
+             more",
+            prefixes.join(", ")
+        ),
+    );
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    const ADDRESS: &str = "10.96.0.50";
-
-    fn glob(pattern: &str, text: &str, by_path: bool) -> bool {
-        let letters = |text: &str| text.chars().collect::<Vec<_>>();
-        matches(&letters(pattern), &letters(text), by_path)
-    }
-
-    #[test]
-    fn globs_match_as_their_makers_say() {
-        for (pattern, text, anywhere, by_path) in [
-            ("ghcr.io/team/*", "ghcr.io/team/app:1", true, true),
-            ("ghcr.io/*", "ghcr.io/team/app:1", true, false),
-            ("ghcr.io/**", "ghcr.io/team/app:1", true, true),
-            ("*", "a/b", true, false),
-            ("**", "a/b", true, true),
-            ("*/app:?", "x/app:1", true, true),
-            ("", "", true, true),
-            ("", "a", false, false),
-            ("a*", "", false, false),
-            ("a*c", "abd", false, false),
-        ] {
-            assert_eq!(glob(pattern, text, false), anywhere, "{pattern} {text}");
-            assert_eq!(glob(pattern, text, true), by_path, "{pattern} {text}");
-        }
-    }
-
-    fn kyverno(patterns: &[&str]) -> Value {
-        json!({
-            "metadata": {"name": "signed"},
-            "spec": {"rules": [{"verifyImages": [{"imageReferences": patterns}]}, {"validate": {}}]},
-        })
-    }
-
-    fn sigstore(glob: &str) -> Value {
-        json!({"metadata": {"name": "signed"}, "spec": {"images": [{"glob": glob}]}})
-    }
-
-    fn found(verifier: Verifier, sources: &[&str]) -> Vec<(String, String)> {
-        let mut report = Report::default();
-        let sources = sources.iter().copied();
-        judge(&Ok(vec![verifier]), sources, ADDRESS, &mut report);
-        let findings = report.findings.into_iter();
-        findings
-            .map(|finding| (finding.what, finding.way_out))
-            .collect()
-    }
-
-    #[test]
-    fn a_policy_that_means_the_upstreams_name_only_is_named() {
-        let policy = verifier(&kyverno(&["ghcr.io/team/*"]), "Kyverno ClusterPolicy").unwrap();
-        let images = ["ghcr.io/team/app:1", "ghcr.io/other/app:1", "quay.io/a:1"];
-        let findings = found(policy.clone(), &images);
-        assert_eq!(findings.len(), 1);
-        let (what, way_out) = &findings[0];
-        for part in ["Kyverno ClusterPolicy signed", "ghcr.io/team/*", "app:1"] {
-            assert!(what.contains(part), "{what}");
-        }
-        assert!(!what.contains("other") && !what.contains("quay.io"));
-        assert!(way_out.contains("10.96.0.50/ghcr.io/**"), "{way_out}");
-        assert!(found(policy, &["quay.io/a:1"]).is_empty());
-    }
-
-    #[test]
-    fn a_policy_that_means_both_names_is_well() {
-        for patterns in [
-            &["ghcr.io/team/*", "10.96.0.50/ghcr.io/team/*"][..],
-            &["*"],
-            &["*/team/*"],
-        ] {
-            let policy = verifier(&kyverno(patterns), "Kyverno ClusterPolicy").unwrap();
-            assert!(
-                found(policy, &["ghcr.io/team/app:1"]).is_empty(),
-                "{patterns:?}"
-            );
-        }
-        let all = verifier(&sigstore("**"), "sigstore ClusterImagePolicy").unwrap();
-        assert!(found(all, &["ghcr.io/team/app:1"]).is_empty());
-    }
-
-    #[test]
-    fn short_names_of_docker_hub_are_known() {
-        for pattern in [
-            "nginx*",
-            "docker.io/nginx*",
-            "docker.io/library/*",
-            "index.docker.io/library/*",
-        ] {
-            let policy = verifier(&sigstore(pattern), "sigstore ClusterImagePolicy").unwrap();
-            assert_eq!(found(policy, &["nginx:1"]).len(), 1, "{pattern}");
-        }
-    }
-
-    #[test]
-    fn what_verifies_nothing_is_no_verifier() {
-        let validates = json!({"metadata": {"name": "a"}, "spec": {"rules": [{"validate": {}}]}});
-        assert_eq!(verifier(&validates, "Kyverno ClusterPolicy"), None);
-    }
-}
+#[path = "verifiers_tests.rs"]
+mod tests;

@@ -111,3 +111,72 @@ async fn doctor_names_autoscalers_without_metrics_and_upstreams_that_are_away() 
         ],
     );
 }
+
+/// A kind of policies that the cluster serves in this version alone, with a policy of that kind.
+async fn verifies(
+    site: &Site,
+    version: &str,
+    kind: &str,
+    (plural, scope): (&str, &str),
+    spec: Value,
+) {
+    let (group, version) = version.split_once('/').unwrap();
+    let schema = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let definition = json!({
+        "metadata": {"name": format!("{plural}.{group}")},
+        "spec": {
+            "group": group, "scope": scope, "names": {"kind": kind, "plural": plural},
+            "versions": [{
+                "name": version, "served": true, "storage": true,
+                "schema": {"openAPIV3Schema": schema},
+            }],
+        },
+    });
+    site.post(
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+        &definition,
+    )
+    .await;
+    let path = match scope {
+        "Cluster" => format!("/apis/{group}/{version}/{plural}"),
+        _ => format!("/apis/{group}/{version}/namespaces/shop/{plural}"),
+    };
+    let end = Instant::now() + Duration::from_secs(20);
+    while site.get(&path).await.is_none() {
+        assert!(Instant::now() < end, "{kind} is not served");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let policy = json!({
+        "apiVersion": format!("{group}/{version}"), "kind": kind,
+        "metadata": {"name": "signed"}, "spec": spec,
+    });
+    site.post(&path, &policy).await;
+}
+
+#[tokio::test]
+async fn doctor_finds_policies_that_verify_in_the_version_that_is_served() {
+    let site = Site::start().await;
+    let references = json!({"matchImageReferences": [{"glob": "registry.example/*"}]});
+    let cluster = ("imagevalidatingpolicies", "Cluster");
+    let version = "policies.kyverno.io/v1beta1";
+    verifies(&site, version, "ImageValidatingPolicy", cluster, references).await;
+    let rules = json!({"rules": [{"verifyImages": [{"imageReferences": ["registry.example/*"]}]}]});
+    let namespaced = ("policies", "Namespaced");
+    verifies(&site, "kyverno.io/v1", "Policy", namespaced, rules).await;
+    let images = json!({"images": [{"regex": "registry\\.example/.*"}]});
+    let cluster = ("clusterimagepolicies", "Cluster");
+    let version = "policy.sigstore.dev/v1alpha1";
+    verifies(&site, version, "ClusterImagePolicy", cluster, images).await;
+    site.stands("shop", "registry.example/web:1", "Copied")
+        .await;
+    let missed = "verifies registry.example/* and does not mean the names";
+    site.run(&["doctor"]).await.check(
+        1,
+        &[
+            &format!("PROBLEM  Kyverno ImageValidatingPolicy signed {missed}"),
+            &format!("PROBLEM  Kyverno Policy shop/signed {missed}"),
+            "unknown  whether sigstore ClusterImagePolicy signed means the names",
+            "regex",
+        ],
+    );
+}

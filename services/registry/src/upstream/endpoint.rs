@@ -258,7 +258,7 @@ impl Endpoint {
 
     /// What who names an image may be told of its host. Of one that nobody configured, at an address of this network, no
     /// more than that there is no registry: causes would tell which ports are open. They are in the log.
-    fn tellable(&self, what: &str) -> String {
+    pub(super) fn tellable(&self, what: &str) -> String {
         if !self.is_confidential() {
             return what.to_owned();
         }
@@ -276,10 +276,12 @@ impl Endpoint {
 
     /// The same for whatever came of a request.
     fn discreet(&self, error: Error) -> Error {
-        if self.is_confidential() {
-            Error::Unavailable(self.tellable(&error.to_string()))
-        } else {
-            error
+        match error {
+            Error::Unavailable(what) if what == NO_REGISTRY => Error::Unavailable(what),
+            error if self.is_confidential() => {
+                Error::Unavailable(self.tellable(&error.to_string()))
+            }
+            error => error,
         }
     }
 
@@ -410,6 +412,17 @@ impl Endpoint {
 
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
     pub(super) async fn blob(
+        &self,
+        source: &Source,
+        digest: &Digest,
+        range: (u64, bool),
+        size: Option<u64>,
+    ) -> Result<BlobAnswer> {
+        let found = self.blob_of(source, digest, range, size).await;
+        found.map_err(|error| self.discreet(error))
+    }
+
+    async fn blob_of(
         &self,
         source: &Source,
         digest: &Digest,

@@ -62,15 +62,10 @@ impl Upstreams {
     /// # Errors
     /// [`Error::Unavailable`] after the deadline.
     pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Digest> {
-        let late = || {
-            Err(Error::Unavailable(
-                "no answer within the deadline of a revalidation".to_owned(),
-            ))
-        };
         let ask = self.resolve(source, target);
-        tokio::time::timeout(self.inner.timeouts.revalidate, ask)
-            .await
-            .unwrap_or_else(|_| late())
+        let found = tokio::time::timeout(self.inner.timeouts.revalidate, ask).await;
+        let late = "no answer within the deadline of a revalidation";
+        found.unwrap_or_else(|_| Err(self.late(source, late)))
     }
 
     /// The digest that a tag names upstream.
@@ -103,7 +98,7 @@ impl Upstreams {
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        self.in_time(ask).await
+        self.in_time(source, ask).await
     }
 
     /// Who refers to a manifest.
@@ -125,18 +120,21 @@ impl Upstreams {
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        self.in_time(ask).await
+        self.in_time(source, ask).await
     }
 
     /// A list within its deadline.
-    async fn in_time<T>(&self, ask: impl Future<Output = Result<T>>) -> Result<T> {
-        let late = || {
-            Err(Error::Unavailable(
-                "the upstream did not send its list in time".to_owned(),
-            ))
-        };
-        tokio::time::timeout(self.inner.timeouts.list, ask)
-            .await
-            .unwrap_or_else(|_| late())
+    async fn in_time<T>(&self, source: &Source, ask: impl Future<Output = Result<T>>) -> Result<T> {
+        let found = tokio::time::timeout(self.inner.timeouts.list, ask).await;
+        let late = "the upstream did not send its list in time";
+        found.unwrap_or_else(|_| Err(self.late(source, late)))
+    }
+
+    /// What is told where an answer comes too late: of a host inside this network no more than of
+    /// its other failures.
+    fn late(&self, source: &Source, what: &str) -> Error {
+        let endpoints = self.endpoints(&source.host).unwrap_or_default();
+        let last = endpoints.last();
+        Error::Unavailable(last.map_or_else(|| what.to_owned(), |last| last.tellable(what)))
     }
 }

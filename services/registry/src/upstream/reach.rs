@@ -249,10 +249,8 @@ impl Resolve for Guard {
             .iter()
             .any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
-            let found: Vec<SocketAddr> = tokio::net::lookup_host((name.as_str(), 0))
-                .await?
-                .filter(|address| is_proxy || reach.allows(address.ip()))
-                .collect();
+            let mut found = lookup(name.as_str()).await?;
+            found.retain(|address| is_proxy || reach.allows(address.ip()));
             if found.is_empty() {
                 return Err("no address of the redirect's target may be reached".into());
             }
@@ -261,9 +259,22 @@ impl Resolve for Guard {
                     seen.add(address.ip());
                 }
             }
+            #[cfg(test)]
+            for address in &mut found {
+                *address = super::tests::names::route(name.as_str(), *address);
+            }
             Ok(Box::new(found.into_iter()) as Addrs)
         })
     }
+}
+
+/// The addresses of a name.
+async fn lookup(name: &str) -> std::io::Result<Vec<SocketAddr>> {
+    #[cfg(test)]
+    if let Some(found) = super::tests::names::addresses(name) {
+        return Ok(found);
+    }
+    Ok(tokio::net::lookup_host((name, 0)).await?.collect())
 }
 
 /// The address that a URL's host is, where it is one.
@@ -280,10 +291,10 @@ pub(super) async fn addresses(url: &Url) -> Vec<IpAddr> {
     match url.host() {
         Some(url::Host::Ipv4(address)) => vec![IpAddr::V4(address)],
         Some(url::Host::Ipv6(address)) => vec![IpAddr::V6(address)],
-        Some(url::Host::Domain(name)) => match tokio::net::lookup_host((name, 0)).await {
-            Ok(found) => found.map(|address| address.ip()).collect(),
-            Err(_) => Vec::new(),
-        },
+        Some(url::Host::Domain(name)) => {
+            let found = lookup(name).await.unwrap_or_default();
+            found.iter().map(SocketAddr::ip).collect()
+        }
         None => Vec::new(),
     }
 }

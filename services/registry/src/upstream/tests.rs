@@ -9,7 +9,9 @@ use super::*;
 mod access;
 mod failures;
 mod hostile;
+mod inside;
 mod logins;
+pub(super) mod names;
 mod registries;
 
 fn quick() -> Timeouts {

@@ -11,6 +11,7 @@ mod harness;
 mod listeners;
 mod metrics;
 mod notifications;
+mod permitted;
 mod pulled;
 mod upstreams;
 mod volume;

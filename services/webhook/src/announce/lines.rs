@@ -324,6 +324,59 @@ mod tests {
         assert_eq!(offer(&mut lines, "loud", burst + 1, later), Offer::Limited);
     }
 
+    /// Offers as fast as the limits allow, `waiting` times; each must be taken.
+    fn fill(lines: &mut Lines, now: &mut Instant, namespaces: usize, waiting: usize) {
+        for number in lines.waiting..waiting {
+            *now += OF_NAMESPACE.every / u32::try_from(namespaces).unwrap();
+            let namespace = format!("n{}", number % namespaces);
+            let offer = offer(lines, &namespace, number, *now);
+            assert_eq!(offer, Offer::Taken, "{number}");
+        }
+    }
+
+    #[test]
+    fn so_many_announcements_of_a_namespace_wait_and_no_more() {
+        let mut now = Instant::now();
+        let mut lines = Lines::new(now);
+        fill(&mut lines, &mut now, 1, WAITING_OF_NAMESPACE);
+        // It could announce: all of its limit is there again.
+        now += OF_NAMESPACE.every * OF_NAMESPACE.burst;
+        for number in 0..3 {
+            let further = WAITING_OF_NAMESPACE + number;
+            assert_eq!(offer(&mut lines, "n0", further, now), Offer::Full);
+        }
+        assert_eq!(lines.waiting, WAITING_OF_NAMESPACE);
+        assert_eq!(offer(&mut lines, "a", 1, now), Offer::Taken);
+        assert_eq!(&*lines.next().unwrap().namespace, "n0");
+        let further = WAITING_OF_NAMESPACE;
+        assert_eq!(offer(&mut lines, "n0", further, now), Offer::Taken);
+        assert_eq!(offer(&mut lines, "n0", further + 1, now), Offer::Full);
+    }
+
+    #[test]
+    fn so_many_announcements_wait_in_all_and_no_more() {
+        let mut now = Instant::now();
+        let mut lines = Lines::new(now);
+        let namespaces = WAITING / WAITING_OF_NAMESPACE + 1;
+        fill(&mut lines, &mut now, namespaces, WAITING);
+        // No other limit is reached: none of a namespace, and what was announced is forgotten.
+        now += REMEMBERED + OF_NAMESPACE.every * OF_NAMESPACE.burst;
+        for namespace in ["n0", "n8", "new"] {
+            assert_eq!(offer(&mut lines, namespace, WAITING, now), Offer::Full);
+        }
+        assert!(lines.recent.len() < WAITING && lines.bytes < WAITING_BYTES);
+        let lines_of = lines.by_namespace.values();
+        assert!(
+            lines_of
+                .clone()
+                .all(|line| line.waiting.len() < WAITING_OF_NAMESPACE)
+        );
+        assert_eq!(lines.waiting, WAITING);
+        lines.next().unwrap();
+        assert_eq!(offer(&mut lines, "new", WAITING, now), Offer::Taken);
+        assert_eq!(offer(&mut lines, "new", WAITING + 1, now), Offer::Full);
+    }
+
     #[test]
     fn invented_namespaces_are_limited_together_and_bounded() {
         let mut now = Instant::now();

@@ -22,7 +22,8 @@ const PAGE: &str = "n=1000";
 impl Endpoint {
     /// All tags of a repository. Names that no tag can have are left out.
     pub(in crate::upstream) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
-        Box::pin(self.pages(source, "tags/list", Some(PAGE))).await
+        let found = Box::pin(self.pages(source, "tags/list", Some(PAGE))).await;
+        found.map_err(|error| self.discreet(error))
     }
 
     /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has none (the referrers tag
@@ -32,6 +33,11 @@ impl Endpoint {
         source: &Source,
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
+        let found = self.referrers_of(source, subject).await;
+        found.map_err(|error| self.discreet(error))
+    }
+
+    async fn referrers_of(&self, source: &Source, subject: &Digest) -> Result<Pages<Referrer>> {
         let path = format!("referrers/{subject}");
         let found = Box::pin(self.pages(source, &path, None)).await;
         // Registries without this API say so in many ways.

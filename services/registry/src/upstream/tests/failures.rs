@@ -85,7 +85,7 @@ async fn a_certificate_that_is_not_trusted_is_named_as_the_cause() {
 }
 
 /// Hosts that nobody listed, asked for through a proxy that answers `reply`.
-fn through(proxy: &Raw) -> Upstreams {
+pub(super) fn through(proxy: &Raw) -> Upstreams {
     holdfast_testkit::tls::install_crypto_provider();
     let proxy = Proxy {
         http: proxy.host(),
