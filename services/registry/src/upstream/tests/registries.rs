@@ -288,13 +288,18 @@ async fn a_head_that_says_nothing_of_a_blob_leaves_it_to_its_first_byte() {
                 Reply::http("200 OK", &[], &[7; 1000])
             })
             .await;
-            let (client, source) = at(&raw.url());
             let digest = Digest::parse(DIGEST).unwrap();
+            // Also where nothing is known of the repository.
+            let (client, source) = at(&raw.url());
+            let body = client.blob(&source, whole(&digest)).await.unwrap();
+            assert_eq!(collect(body).await.unwrap().len(), 1000, "{status}");
+            let before = raw.requests().len();
+            let (client, source) = at(&raw.url());
             for _ in 0..4 {
                 let size = client.has_blob(&source, &digest).await;
                 assert_eq!(size, Ok(Some(1000)), "{status} ranges: {ranges}");
             }
-            assert_eq!(header(&raw.requests()[1], "range"), "bytes=0-0");
+            assert_eq!(header(&raw.requests()[before + 1], "range"), "bytes=0-0");
             let body = client.blob(&source, whole(&digest)).await.unwrap();
             assert_eq!(collect(body).await.unwrap().len(), 1000, "{status}");
         }
