@@ -21,7 +21,7 @@ pub fn raise() {
 /// How many of the connections that a listener may have the process can hold open. The rest of its
 /// files is for the volume, upstreams and the other listeners.
 pub(crate) fn connections(wanted: usize) -> usize {
-    let most = share(getrlimit(Resource::Nofile).current);
+    let most = share(getrlimit(Resource::Nofile).current, 3);
     if most < wanted {
         tracing::warn!(
             connections = most,
@@ -32,9 +32,14 @@ pub(crate) fn connections(wanted: usize) -> usize {
     wanted.min(most)
 }
 
-/// A third of a limit. `None`: no limit.
-fn share(limit: Option<u64>) -> usize {
-    let most = limit.map_or(u64::MAX, |limit| limit / 3);
+/// How many connections a listener may hold that have no place yet: of the files a small part.
+pub(crate) fn arrivals(wanted: usize) -> usize {
+    wanted.min(share(getrlimit(Resource::Nofile).current, 16))
+}
+
+/// One of so many parts of a limit. `None`: no limit.
+fn share(limit: Option<u64>, parts: u64) -> usize {
+    let most = limit.map_or(u64::MAX, |limit| limit / parts);
     usize::try_from(most).unwrap_or(usize::MAX)
 }
 
@@ -44,12 +49,13 @@ mod tests {
 
     #[test]
     fn a_listener_gets_no_more_connections_than_files_allow() {
-        for (limit, expect) in [
-            (Some(1024), 341),
-            (Some(524_288), 174_762),
-            (None, usize::MAX),
+        for (limit, parts, expect) in [
+            (Some(1024), 3, 341),
+            (Some(1024), 16, 64),
+            (Some(524_288), 3, 174_762),
+            (None, 3, usize::MAX),
         ] {
-            assert_eq!(share(limit), expect, "{limit:?}");
+            assert_eq!(share(limit, parts), expect, "{limit:?}");
         }
     }
 

@@ -215,7 +215,8 @@ pub async fn serve_counted<S, B>(
         };
         tokio::spawn(connections.clone().run(admitted, graceful.watcher()));
     }
-    drop(listener);
+    // What was accepted and is not served goes elsewhere, too.
+    drop((listener, lobby));
     if tokio::time::timeout(limits.drain, graceful.shutdown())
         .await
         .is_err()

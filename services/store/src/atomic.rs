@@ -380,12 +380,32 @@ impl Files {
         if there.is_none_or(|there| there.inode != file.inode) {
             return Ok(false);
         }
-        let renamed = absent(self.volume.rename(from, to));
-        if renamed.map_err(Error::io("rename", from))?.is_none() {
-            return Ok(false);
+        if let Err(error) = self.volume.rename(from, to) {
+            // A repeated request reports the name as gone, after the first one had its effect; the
+            // other name is known here only.
+            drop(self.volume.refresh(to));
+            if error.kind() != io::ErrorKind::NotFound {
+                return Err(Error::io("rename", from)(error));
+            }
+            if metadata(self.volume(), to)?.is_none() {
+                return Ok(false);
+            }
         }
-        // Another file may have taken the name between the look and the rename.
-        let moved = metadata(self.volume(), to)?;
+        // Another file may have taken the name between the look and the rename. It is opened,
+        // because what a network file system remembers of a name may be of the file before.
+        let moved = open_read(self.volume(), to).and_then(|moved| {
+            moved
+                .map(|moved| moved.metadata())
+                .transpose()
+                .map_err(Error::io("stat", to))
+        });
+        let moved = match moved {
+            Ok(moved) => moved,
+            Err(error) => {
+                drop(self.give_back(to, from));
+                return Err(error);
+            }
+        };
         let is_other = moved.is_some_and(|moved| moved.inode != file.inode);
         if is_other {
             self.give_back(to, from)?;

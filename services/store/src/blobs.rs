@@ -454,9 +454,10 @@ impl Inner {
     pub(crate) fn set_aside(&self, digest: &Digest, found: &Metadata) -> Result<bool> {
         let path = self.layout.blob(digest);
         let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
+        // Also where it cannot be moved: it is not what it was taken for.
+        self.verified().remove(digest);
         let is_moved = self.files.move_known(found, &path, &aside)?;
         if is_moved {
-            self.verified().remove(digest);
             tracing::warn!(image.digest = %digest, "damaged content was moved aside");
         }
         Ok(is_moved)

@@ -49,3 +49,28 @@ async fn a_sound_manifest_is_not_taken_for_damaged_whatever_its_size() {
     }
     assert!(!store.layout().own().join("quarantine").exists());
 }
+
+#[tokio::test]
+async fn content_that_was_found_damaged_and_cannot_be_moved_wins_over_no_push() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Options::unlimited())
+        .await
+        .unwrap();
+    let (digest, sound) = bytes(5000);
+    // The second one hashes what the first one left, so it is believed from now on.
+    for _ in 0..2 {
+        store.put_blob(&digest, sound.clone()).await.unwrap();
+    }
+    let path = store.layout().blob(&digest);
+    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
+    std::fs::write(&path, vec![b'!'; sound.len()]).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.set_modified(before).unwrap();
+    let quarantine = store.layout().own().join("quarantine");
+    std::fs::write(&quarantine, "no folder").unwrap();
+    store.verify_blob(&digest).await.unwrap_err();
+    store.put_blob(&digest, sound.clone()).await.unwrap_err();
+    std::fs::remove_file(&quarantine).unwrap();
+    store.put_blob(&digest, sound.clone()).await.unwrap();
+    assert!(std::fs::read(&path).unwrap() == sound);
+}

@@ -101,6 +101,8 @@ pub(super) struct Verifier {
     scopes: Vec<Scope>,
     /// Patterns that are not understood here, as the policy writes them.
     unread: Vec<String>,
+    /// Whether some of these tell what it does not verify.
+    unread_skips: bool,
     /// Whether `*` stops at a slash.
     by_path: bool,
 }
@@ -204,7 +206,10 @@ impl Verifier {
             for pattern in list_at(verify, key) {
                 match pattern.as_str() {
                     Some(glob) if is_glob(glob, Form::Rules) => into.push(glob.to_owned()),
-                    _ => self.unread.push(pattern.to_string()),
+                    _ => {
+                        self.unread.push(pattern.to_string());
+                        self.unread_skips |= key == "/skipImageReferences";
+                    }
                 }
             }
         }
@@ -344,7 +349,10 @@ pub(super) fn judge<'a>(
             };
             let mut local = vec![rewritten];
             without_suffix(&mut local, &source.suffix());
-            if !is_meant(namespace) || verifier.verifies(&local) {
+            if !is_meant(namespace) {
+                continue;
+            }
+            if verifier.verifies(&local) && !verifier.unread_skips {
                 continue;
             }
             if !verifier.unread.is_empty() {

@@ -188,6 +188,18 @@ fn what_a_rule_skips_it_does_not_verify() {
 }
 
 #[test]
+fn what_a_rule_skips_by_an_unknown_pattern_may_be_anything() {
+    let verify = json!({"imageReferences": ["*"], "skipImageReferences": ["{{ local }}"]});
+    let spec = json!({"rules": [{"verifyImages": [verify]}]});
+    let policy = read("Kyverno ClusterPolicy", spec).unwrap();
+    let mut report = Report::default();
+    let sources = [("shop", "ghcr.io/team/app:1")].into_iter();
+    judge(&Ok(vec![policy]), sources, ADDRESS, &mut report);
+    assert!(report.findings.is_empty());
+    assert_eq!(report.unknown.len(), 1);
+}
+
+#[test]
 fn a_policy_of_a_namespace_is_for_its_own_pods() {
     let spec = json!({"rules": [{"verifyImages": [{"imageReferences": ["ghcr.io/*"]}]}]});
     for (namespace, expect) in [("shop", 1), ("other", 0)] {

@@ -52,8 +52,7 @@ impl Lobby {
         let places = Places::new(limits);
         Self {
             arrivals: Turns::default(),
-            // Each has a file open.
-            most_arrivals: places.most().min(BACKLOG as usize),
+            most_arrivals: crate::descriptors::arrivals(BACKLOG as usize).min(places.most()),
             places,
             held: Held::default(),
             requests: Requests::default(),
@@ -137,8 +136,12 @@ impl Lobby {
         }
     }
 
-    /// One of those who wait, if there is a place for it now; it looks every [`LOBBY_INTERVAL`].
+    /// One of those who wait, if there is a place for it now; it looks when one was given back, and
+    /// every [`LOBBY_INTERVAL`].
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
+        if self.places.freed().now_or_never().is_some() {
+            self.looked = None;
+        }
         let looked = self.looked.is_some_and(|at| at.elapsed() < LOBBY_INTERVAL);
         if self.waiting.is_empty() || looked {
             return None;
@@ -229,6 +232,38 @@ mod tests {
         for _ in &open {
             admitted.push(lobby.next(&listener, &counts).await);
             assert!(lobby.arrivals.len() < PLACES, "{}", lobby.arrivals.len());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_given_back_goes_to_one_who_waits_and_not_to_a_flood() {
+        let (listener, _open) = burst([2, 3, 4, 4, 4, 4].into_iter()).await;
+        let limits = Limits {
+            connections: 2,
+            ..Limits::default()
+        };
+        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
+        let busy = [
+            lobby.next(&listener, &counts).await,
+            lobby.next(&listener, &counts).await,
+        ];
+        let requests = busy.each_ref().map(|held| held.watch.request(None));
+        // Nobody gives a place up, so the first ones wait.
+        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
+        let waiting = lobby.waiting.len();
+        assert_eq!(waiting, 4);
+        let to = listener.local_addr().unwrap();
+        let mut flood = Vec::new();
+        for _ in 0..4 {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(([127, 0, 0, 5], 0).into()).unwrap();
+            flood.push(socket.connect(to).await.unwrap());
+        }
+        drop((busy, requests));
+        for _ in 0..2 {
+            let next = lobby.next(&listener, &counts).await;
+            assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
+            std::mem::forget(next);
         }
     }
 }
