@@ -64,6 +64,7 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(copies::each_pull_secret_is_tried),
         full!(copies::concurrent_updates_of_an_artifact_are_kept),
         ci!(copies::clients_cannot_push_under_an_upstreams_name),
+        full!(copies::the_image_of_a_refused_pod_is_not_copied_and_is_forgotten),
         full!(platforms::a_node_of_another_platform_makes_its_platform_wanted),
         ci!(hooks::hooks_get_their_images),
         ci!(replicas::a_cold_herd_costs_one_request_a_blob),

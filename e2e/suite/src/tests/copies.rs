@@ -1,5 +1,7 @@
 //! Copies: credentials, concurrent writers, and who may write under an upstream's name.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
@@ -147,5 +149,45 @@ pub(super) fn clients_cannot_push_under_an_upstreams_name(world: &mut World) -> 
             "{method} {path}: the answer is not an error of the distribution API: {body}"
         );
     }
+    Ok(())
+}
+
+/// Where the quota of a namespace refuses a pod, the webhook has announced its image already.
+pub(super) fn the_image_of_a_refused_pod_is_not_copied_and_is_forgotten(
+    world: &mut World,
+) -> Result<()> {
+    let site = world.site()?;
+    site.install(&json!({"controller": {"artifacts": {"undemandedMinutes": 1}}}))?;
+    let image = site.push(&site.private, "team/refused", 1, 1000)?;
+    let test = site.namespace()?;
+    site.kube.apply(&[json!({
+        "apiVersion": "v1", "kind": "ResourceQuota",
+        "metadata": {"name": "none", "namespace": test.name},
+        "spec": {"hard": {"pods": "0"}},
+    })])?;
+    let pod = Pod::new("refused", &image.reference).pull_secrets(&[SECRET]);
+    eventually(START, || {
+        let refused = site.kube.apply(&[pod.build(&test.name)]);
+        let why = refused.err().context("the pod was taken")?;
+        ensure!(format!("{why:#}").contains("exceeded quota"), "{why:#}");
+        Ok(())
+    })?;
+    eventually(START, || {
+        let announced = site.kube.artifacts(&test.name, false)?;
+        ensure!(announced == [image.reference.as_str()], "{announced:?}");
+        Ok(())
+    })?;
+    eventually(Duration::from_secs(180), || {
+        let left = site.kube.artifacts(&test.name, false)?;
+        ensure!(left.is_empty(), "Artifacts are left: {left:?}");
+        Ok(())
+    })?;
+    let asked: Vec<_> = site
+        .private
+        .requests()?
+        .into_keys()
+        .filter(|request| request.starts_with("GET ") && request.contains("team/refused"))
+        .collect();
+    ensure!(asked.is_empty(), "the upstream was asked to {asked:?}");
     Ok(())
 }
