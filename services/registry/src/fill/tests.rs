@@ -324,6 +324,9 @@ async fn other_platforms_come_when_they_are_asked_for_and_the_index_is_whole_fro
 
 #[tokio::test]
 async fn sixty_four_cold_clients_cost_one_upstream_request() {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const CLIENTS: usize = 64;
     let image = ImageBuilder::new(6).layer(2_000_000).build();
     let folder = tempfile::tempdir().unwrap();
     let upstream = upstream_with(&image).await;
@@ -336,19 +339,22 @@ async fn sixty_four_cold_clients_cost_one_upstream_request() {
         })
         .on(&layer),
     );
-    let clients: Vec<_> = (0..64)
+    let served = Arc::new(AtomicUsize::new(0));
+    let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             let (registry, repo, layer) = (registry.clone(), repo(&upstream), digest(&layer));
+            let served = Arc::clone(&served);
             tokio::spawn(async move {
                 registry.manifest(&repo, &tag("1")).await.unwrap();
                 let blob = registry.blob(&repo, &layer).await.unwrap();
                 assert!(matches!(blob, SourceBlob::Growing(_)));
+                served.fetch_add(1, Ordering::Relaxed);
                 read(blob).await.unwrap()
             })
         })
         .collect();
-    eventually("the layer is asked for", LIMIT, || {
-        upstream.gets(&layer) > 0
+    eventually("all clients are served", LIMIT, || {
+        served.load(Ordering::Relaxed) == CLIENTS
     })
     .await;
     upstream.faults().clear();

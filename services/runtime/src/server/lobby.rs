@@ -40,7 +40,7 @@ pub(super) struct Lobby {
     arrivals: Turns<IpAddr, (TcpStream, SocketAddr)>,
     most_arrivals: usize,
     waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
-    /// When places were last looked for, for those who wait; `None`: one was given back since.
+    /// When it was last asked whether another connection may end for those who wait.
     looked: Option<Instant>,
 }
 
@@ -131,22 +131,23 @@ impl Lobby {
                     tokio::time::sleep(LOBBY_INTERVAL).await;
                 }
             },
-            () = self.places.freed(), if !self.waiting.is_empty() => self.looked = None,
+            () = self.places.freed(), if !self.waiting.is_empty() => {}
             () = tokio::time::sleep(LOBBY_INTERVAL), if !self.waiting.is_empty() => {}
         }
     }
 
-    /// One of those who wait, if there is a place for it now; it looks when one was given back, and
-    /// every [`LOBBY_INTERVAL`].
+    /// One of those who wait, if there is a place for it now. Whether another connection may end for
+    /// it costs a look at all of them, so that is asked every [`LOBBY_INTERVAL`] only.
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
-        if self.places.freed().now_or_never().is_some() {
-            self.looked = None;
-        }
-        let looked = self.looked.is_some_and(|at| at.elapsed() < LOBBY_INTERVAL);
-        if self.waiting.is_empty() || looked {
+        if self.waiting.is_empty() {
             return None;
         }
-        self.looked = Some(Instant::now());
+        if !self.places.has_room() {
+            if self.looked.is_some_and(|at| at.elapsed() < LOBBY_INTERVAL) {
+                return None;
+            }
+            self.looked = Some(Instant::now());
+        }
         for _ in 0..self.waiting.len() {
             let (stream, address, since) = self.waiting.pop_front()?;
             if self.patience <= since.elapsed() {
@@ -154,10 +155,7 @@ impl Lobby {
                 continue;
             }
             match self.admit(stream, address, counts) {
-                Ok(admitted) => {
-                    self.looked = None;
-                    return Some(admitted);
-                }
+                Ok(admitted) => return Some(admitted),
                 Err((stream, _)) => self.waiting.push_back((stream, address, since)),
             }
         }

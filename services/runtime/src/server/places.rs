@@ -80,6 +80,11 @@ impl Places {
         self.inner.most
     }
 
+    /// Whether a place is free.
+    pub(super) fn has_room(&self) -> bool {
+        self.table().taken.len() < self.inner.most
+    }
+
     /// A place for a connection of `address`. When all are taken, the connection that has the least claim to its own is told to end.
     pub(super) fn enter(&self, address: IpAddr, watch: &Arc<Watch>) -> Result<Place, NoPlace> {
         let key = client_address(address);
