@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Of an index only this platform, os/architecture[/variant]; may be given several times
     #[arg(long, value_name = "PLATFORM", value_parser = platform)]
     platform: Vec<Platform>,
-    /// Stops before less than this percentage of the volume is free, as the registry does by its limits.reservePercent
+    /// Percentage of the volume that stays free, as the registry's limits.reservePercent
     #[arg(long, value_name = "0-50", default_value_t = RESERVE_PERCENT, value_parser = clap::value_parser!(u8).range(0..=50))]
     reserve_percent: u8,
     /// Verifies the archives and says what they hold; changes nothing

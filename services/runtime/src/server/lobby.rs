@@ -136,8 +136,8 @@ impl Lobby {
         }
     }
 
-    /// One of those who wait, if there is a place for it now. Whether another connection may end for
-    /// it costs a look at all of them, so that is asked every [`LOBBY_INTERVAL`] only.
+    /// One of those who wait, if there is a place for it now. Whether another connection may end
+    /// for it costs a look at all of them, so that is asked every [`LOBBY_INTERVAL`] only.
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
         if self.waiting.is_empty() {
             return None;
