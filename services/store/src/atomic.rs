@@ -417,17 +417,28 @@ impl Files {
         Ok(!is_other)
     }
 
+    /// Gives a file its name back for good, unless another one has it.
+    pub(crate) fn restore(&self, path: &Path, name: &Path) -> Result<()> {
+        let dir = parent(name)?;
+        self.create_dir(dir)?;
+        self.give_back(path, name)?;
+        self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
+        self.sync_removal(path)
+    }
+
     /// Gives a file the name back that it lost, unless yet another one has it.
     fn give_back(&self, path: &Path, name: &Path) -> Result<()> {
         match self.volume.link(path, name) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            // There are volumes without hard links.
+            // There are volumes without hard links. A rename would replace what has the name.
             Err(_) => {
-                return self
-                    .volume
-                    .rename(path, name)
-                    .map_err(Error::io("rename", path));
+                self.volume.refresh(name).map_err(Error::io("stat", name))?;
+                if metadata(self.volume(), name)?.is_none() {
+                    let renamed = self.volume.rename(path, name);
+                    renamed.map_err(Error::io("rename", path))?;
+                }
+                return Ok(());
             }
         }
         drop(self.volume.remove_file(path));

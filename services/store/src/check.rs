@@ -48,6 +48,8 @@ pub enum Kind {
     WrongContent,
     /// Something names content whose bytes are not there.
     MissingContent,
+    /// Sound bytes in the quarantine that are missing in their place.
+    SoundInQuarantine,
     /// The volume answers with an error.
     Unreadable,
     /// A tag whose link is empty or garbage.
@@ -88,9 +90,10 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds, in the order in which they are reported.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::WrongContent,
         Self::MissingContent,
+        Self::SoundInQuarantine,
         Self::Unreadable,
         Self::DamagedTag,
         Self::DanglingTag,
@@ -116,6 +119,7 @@ impl Kind {
         match self {
             Self::WrongContent => "wrong-content",
             Self::MissingContent => "missing-content",
+            Self::SoundInQuarantine => "sound-in-quarantine",
             Self::Unreadable => "unreadable",
             Self::DamagedTag => "damaged-tag",
             Self::DanglingTag => "dangling-tag",
@@ -178,6 +182,13 @@ pub enum Repair {
         /// The content.
         digest: Digest,
     },
+    /// Moves sound content from the quarantine to its place.
+    GiveBack {
+        /// The content.
+        digest: Digest,
+        /// The file in the quarantine.
+        path: PathBuf,
+    },
     /// Removes a file that nothing reads.
     RemoveFile {
         /// The file.
@@ -207,6 +218,7 @@ impl fmt::Display for Repair {
             Self::Quarantine { .. } => f.write_str(
                 "moves the bytes to the quarantine, so that they are copied or pushed again",
             ),
+            Self::GiveBack { .. } => f.write_str("moves the sound bytes back to their place"),
             Self::RemoveFile { .. } => f.write_str("removes the file"),
             Self::RemoveTag { .. } => f.write_str("removes the tag's folder"),
             Self::RemoveUpload { .. } => f.write_str("removes the upload"),

@@ -1,6 +1,11 @@
-//! Manifests of unusual sizes: what is sound is served or refused, and never taken for damaged.
+//! What is sound is served or refused, and never taken for damaged; what is damaged is not believed for long.
 
 #![allow(clippy::unwrap_used, reason = "a test, helpers included")]
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use holdfast_core::{Algorithm, Digest, RepositoryName};
@@ -62,10 +67,7 @@ async fn content_that_was_found_damaged_and_cannot_be_moved_wins_over_no_push() 
         store.put_blob(&digest, sound.clone()).await.unwrap();
     }
     let path = store.layout().blob(&digest);
-    let before = std::fs::metadata(&path).unwrap().modified().unwrap();
-    std::fs::write(&path, vec![b'!'; sound.len()]).unwrap();
-    let file = std::fs::File::options().write(true).open(&path).unwrap();
-    file.set_modified(before).unwrap();
+    damage(&path);
     let quarantine = store.layout().own().join("quarantine");
     std::fs::write(&quarantine, "no folder").unwrap();
     store.verify_blob(&digest).await.unwrap_err();
@@ -73,4 +75,55 @@ async fn content_that_was_found_damaged_and_cannot_be_moved_wins_over_no_push() 
     std::fs::remove_file(&quarantine).unwrap();
     store.put_blob(&digest, sound.clone()).await.unwrap();
     assert!(std::fs::read(&path).unwrap() == sound);
+}
+
+#[tokio::test]
+async fn a_link_that_names_other_content_harms_no_content() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(folder.path(), Options::unlimited())
+        .await
+        .unwrap();
+    let repo = RepositoryName::parse("a/b").unwrap();
+    let (sound, content) = bytes(10);
+    store.put_manifest(&repo, &sound, content).await.unwrap();
+    let (other, _) = bytes(11);
+    let link = store.layout().revision_link(&repo, &other);
+    std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+    std::fs::write(link, sound.as_str()).unwrap();
+    let read = store.manifest(&repo, &other).await;
+    assert!(matches!(read, Err(Error::Corrupt { .. })), "{read:?}");
+    assert!(store.manifest(&repo, &sound).await.unwrap().is_some());
+}
+
+// What is pushed every day is hashed again as often as what is pushed once.
+#[tokio::test]
+async fn pushes_do_not_prolong_the_time_for_which_content_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options {
+        verified_for: Duration::from_secs(1),
+        ..Options::unlimited()
+    };
+    let store = Store::open(folder.path(), options).await.unwrap();
+    let (digest, sound) = bytes(5000);
+    // The second one hashes what the first one left, so it is believed from now on.
+    for _ in 0..2 {
+        store.put_blob(&digest, sound.clone()).await.unwrap();
+    }
+    let path = store.layout().blob(&digest);
+    damage(&path);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1500) {
+        store.put_blob(&digest, sound.clone()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(std::fs::read(&path).unwrap() == sound);
+}
+
+/// Overwrites a file and leaves no trace of it in its size and time.
+fn damage(path: &Path) {
+    let before = std::fs::metadata(path).unwrap();
+    let size = usize::try_from(before.len()).unwrap();
+    std::fs::write(path, vec![b'!'; size]).unwrap();
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(before.modified().unwrap()).unwrap();
 }

@@ -152,6 +152,9 @@ pub struct Inventory {
     pub(crate) removals: Vec<Removal>,
     pub(crate) oddities: Vec<(PathBuf, Oddity)>,
     pub(crate) quarantined: (u64, u64),
+    /// Files of the quarantine, below the root, that hash to what they were, where that content is
+    /// missing.
+    pub(crate) sound_aside: Vec<(Digest, PathBuf)>,
     pub(crate) hashed_bytes: u64,
 }
 

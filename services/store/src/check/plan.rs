@@ -34,6 +34,7 @@ pub fn plan(inventory: &Inventory, policy: &Policy) -> Vec<Finding> {
         }
         .all();
     }
+    plan.quarantined();
     plan.pending();
     plan.removals();
     plan.oddities();
@@ -90,6 +91,25 @@ impl Plan<'_> {
                     repair,
                 );
             }
+        }
+    }
+
+    fn quarantined(&mut self) {
+        for (digest, path) in &self.inventory.sound_aside {
+            let repair = Repair::GiveBack {
+                digest: digest.clone(),
+                path: path.clone(),
+            };
+            let meaning =
+                "the content is missing, and these bytes of it were moved aside and are sound";
+            self.push(
+                Kind::SoundInQuarantine,
+                path.clone(),
+                None,
+                Some(digest),
+                meaning,
+                Some(repair),
+            );
         }
     }
 

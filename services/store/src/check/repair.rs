@@ -59,6 +59,16 @@ pub fn repair(
                 _ => false,
             }
         }
+        Repair::GiveBack { digest, path } => {
+            let (path, place) = (root.join(path), layout.blob(digest));
+            let hashed = tree::hash(volume, &path, digest.algorithm(), |_| ())?;
+            let is_sound = hashed.is_some_and(|(_, actual)| actual == *digest);
+            let is_wanted = is_sound && atomic::metadata(volume, &place)?.is_none();
+            if is_wanted {
+                files.restore(&path, &place)?;
+            }
+            is_wanted
+        }
         Repair::RemoveFile { path } => files.remove_file(&root.join(path))?,
         Repair::RemoveTag { path } => {
             let path = root.join(path);

@@ -1,6 +1,8 @@
 //! Reads a volume into an [`Inventory`]. Changes nothing, follows no symbolic link, and takes an error of the volume at one place for a finding, not
 //! for the end. Links are read before the contents they name, so that what is being written meanwhile never looks broken.
 
+mod own;
+
 use std::{
     collections::BTreeSet,
     ffi::OsStr,
@@ -91,6 +93,7 @@ pub fn survey(
     survey.blobs();
     survey.documents();
     survey.contents(depth, progress);
+    survey.quarantined(progress);
     Ok(survey.found)
 }
 
@@ -316,33 +319,6 @@ impl Survey<'_> {
                 path: self.relative(&path),
                 digest,
             });
-        }
-    }
-
-    /// Our own folder: partial copies and the quarantine.
-    fn own(&mut self) {
-        for (folder, quarantine) in [("incoming", false), ("quarantine", true)] {
-            let folder = self.layout.own().join(folder);
-            for algorithm in self.entries(&folder) {
-                let folder = folder.join(&algorithm.name);
-                // Copies under way have temporary names, too.
-                for entry in self.entries_but(&folder, |name| name.starts_with(".nfs")) {
-                    let path = folder.join(&entry.name);
-                    let size = self.size(&path);
-                    if quarantine {
-                        self.found.quarantined.0 += 1;
-                        self.found.quarantined.1 += size;
-                    } else {
-                        self.found.pending.push(Pending {
-                            repository: None,
-                            age: self.age(std::slice::from_ref(&path)),
-                            size,
-                            has_start: true,
-                            path: self.relative(&path),
-                        });
-                    }
-                }
-            }
         }
     }
 

@@ -112,6 +112,13 @@ fn write(path: &Path, bytes: &str) {
     fs::write(path, bytes).unwrap();
 }
 
+/// Moves content to the quarantine, as a registry does that is killed before it moves it back.
+fn move_aside(v: &Volume, digest: &Digest) {
+    let aside = v.layout.quarantine(digest, "unique");
+    fs::create_dir_all(aside.parent().unwrap()).unwrap();
+    fs::rename(v.layout.blob(digest), aside).unwrap();
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a damage is called, whether it needs `--deep`, and whether one answer is certain.
@@ -155,6 +162,33 @@ const CASES: &[Case] = &[
         "bytes of a layer gone",
         |v| fs::remove_file(v.layout.blob(&v.layer)).unwrap(),
         &[(Kind::MissingContent, false)],
+        false,
+    ),
+    (
+        "sound bytes of a layer in the quarantine",
+        |v| move_aside(v, &v.layer),
+        &[
+            (Kind::MissingContent, false),
+            (Kind::SoundInQuarantine, true),
+        ],
+        false,
+    ),
+    (
+        "damaged bytes of a layer in the quarantine",
+        |v| {
+            write(&v.layout.blob(&v.layer), "LAYER");
+            move_aside(v, &v.layer);
+        },
+        &[(Kind::MissingContent, false)],
+        false,
+    ),
+    (
+        "sound bytes in the quarantine and in their place",
+        |v| {
+            move_aside(v, &v.layer);
+            write(&v.layout.blob(&v.layer), "layer");
+        },
+        &[],
         false,
     ),
     (
@@ -418,6 +452,21 @@ async fn every_damage_is_found_and_mended_where_one_answer_is_certain() {
             "{name}: a second run has nothing to mend: {left:#?}"
         );
     }
+}
+
+#[tokio::test]
+async fn sound_content_is_given_back_from_the_quarantine() {
+    let volume = volume().await;
+    for digest in [&volume.layer, &volume.manifest] {
+        move_aside(&volume, digest);
+    }
+    let findings = volume.look(DAY, &Depth::Quick);
+    let disk = Disk::at(volume.root());
+    for mend in findings.iter().filter_map(|it| it.repair.as_ref()) {
+        repair(&disk, volume.root(), mend).unwrap();
+    }
+    assert_eq!(volume.look(DAY, &Depth::Deep), []);
+    assert!(!volume.layout.quarantine(&volume.layer, "unique").exists());
 }
 
 // Between the look and the repair somebody deletes the manifest, or the tag. The folder of the delete is there a moment before the link is in it.
