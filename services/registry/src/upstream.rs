@@ -372,7 +372,7 @@ impl Upstreams {
                     self.inner.rate.take(manifest.bytes.len(), gives_way).await;
                     return Ok(manifest);
                 }
-                Err(error) => failed = Some(worse(failed, error)),
+                Err(error) => failed = Some(worse(failed, &endpoint, error)),
             }
         }
         Err(self.failed(source, &path, failed))
@@ -404,7 +404,7 @@ impl Upstreams {
         for endpoint in self.endpoints(&source.host)? {
             match endpoint.has_blob(source, digest).await {
                 Ok(size) => return Ok(size),
-                Err(error) => failed = Some(worse(failed, error)),
+                Err(error) => failed = Some(worse(failed, &endpoint, error)),
             }
         }
         Err(self.failed(source, &path, failed))
@@ -455,6 +455,7 @@ impl Upstreams {
             if self.is_quarantined(endpoint.url.as_str(), digest) {
                 failed = Some(worse(
                     failed,
+                    &endpoint,
                     Error::Invalid(format!(
                         "{} sent all of {digest} a moment ago, and the bytes were wrong",
                         endpoint.url
@@ -478,7 +479,7 @@ impl Upstreams {
                 }
                 // An answer that breaks a rule is this source's: it says nothing of what the endpoint
                 // has for others.
-                Err(error) => failed = Some(worse(failed, error)),
+                Err(error) => failed = Some(worse(failed, &endpoint, error)),
             }
         }
         Err(failed)
@@ -544,8 +545,11 @@ fn nowhere() -> Error {
     Error::Unavailable("no endpoint".to_owned())
 }
 
-/// Of two errors the one that says more: an unavailable endpoint may hide what the other does not have.
-fn worse(first: Option<Error>, second: Error) -> Error {
+/// Of two errors the one that says more: an unavailable endpoint may hide what the other does not
+/// have. The second one is what came of all requests to `endpoint`, and is told as far as its host
+/// may be spoken of.
+fn worse(first: Option<Error>, endpoint: &Endpoint, second: Error) -> Error {
+    let second = endpoint.discreet(second);
     let rank = |error: &Error| match error {
         Error::Settings(_) => 0,
         Error::NotFound => 1,

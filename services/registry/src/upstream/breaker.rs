@@ -1,9 +1,10 @@
 //! The circuit breaker of one endpoint: a pure state machine, time passed in.
 //!
-//! What cannot be connected to, or fails for one repository after the other, is not asked any more: the breaker opens, and stays
-//! open until a probe from the background succeeds; no request ever finds out. What fails for one repository only is not
-//! asked for that repository for a while, and a probe of the API decides whether more is wrong. A pause that the endpoint
-//! asked for (429) ends by itself.
+//! What cannot be connected to, or fails for one repository after the other, is not asked any more:
+//! the breaker opens. It stays open until a probe from the background succeeds, or a request is
+//! answered that was under way; no new request ever finds out. What fails for one repository only is
+//! not asked for that repository for a while, and a probe of the API decides whether more is wrong.
+//! A pause that the endpoint asked for (429) ends by itself.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -139,7 +140,7 @@ impl Breaker {
         pause.filter(|pause| !pause.is_zero()).map(Closed::Pause)
     }
 
-    /// Whether it is open: only a probe closes it.
+    /// Whether it is open: nothing new is asked, and a probe or an answer to an earlier request closes it.
     pub(super) fn is_open(&self) -> bool {
         self.probe_at.is_some()
     }
@@ -373,6 +374,18 @@ mod tests {
         assert_eq!(breaker.closed("a", start), None);
         assert_eq!(fail(&mut breaker, 5), None, "counts from zero again");
         assert!(!breaker.probe_answered());
+    }
+
+    #[test]
+    fn an_answer_to_a_request_under_way_closes_it() {
+        let (mut breaker, start, clock) = new();
+        for _ in 0..FAILURES {
+            breaker.failed(Failure::Connection, "no connection", start, clock);
+        }
+        assert!(breaker.is_open());
+        breaker.succeeded("a");
+        assert!(!breaker.is_open());
+        assert_eq!(breaker.closed("b", start), None);
     }
 
     #[test]

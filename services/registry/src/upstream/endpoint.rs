@@ -274,8 +274,8 @@ impl Endpoint {
         self.throttle.passes(kind, &about, Instant::now())
     }
 
-    /// The same for whatever came of a request.
-    fn discreet(&self, error: Error) -> Error {
+    /// The same for whatever came of all requests. Nothing is decided by what this returns.
+    pub(super) fn discreet(&self, error: Error) -> Error {
         match error {
             Error::Unavailable(what) if what == NO_REGISTRY => Error::Unavailable(what),
             error if self.is_confidential() => {
@@ -309,11 +309,6 @@ impl Endpoint {
     }
 
     pub(super) async fn manifest(&self, source: &Source, target: &str) -> Result<Manifest> {
-        let found = self.manifest_of(source, target).await;
-        found.map_err(|error| self.discreet(error))
-    }
-
-    async fn manifest_of(&self, source: &Source, target: &str) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         let call = Call::new(source, Method::GET, &path);
         let response = self.ask(&call).await?;
@@ -412,17 +407,6 @@ impl Endpoint {
 
     /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
     pub(super) async fn blob(
-        &self,
-        source: &Source,
-        digest: &Digest,
-        range: (u64, bool),
-        size: Option<u64>,
-    ) -> Result<BlobAnswer> {
-        let found = self.blob_of(source, digest, range, size).await;
-        found.map_err(|error| self.discreet(error))
-    }
-
-    async fn blob_of(
         &self,
         source: &Source,
         digest: &Digest,

@@ -1,12 +1,12 @@
 //! What an upstream says of its content, and not the content: what a tag names, which tags a repository has, and who refers to
 //! a manifest. Bounded in pages, entries, bytes and time.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use holdfast_core::{Digest, Tag};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Result, Source, Upstreams, nowhere, worse};
+use super::{Error, Result, Source, Upstreams, endpoint::Endpoint, nowhere, worse};
 
 /// Most pages of one list.
 pub(super) const MAX_PAGES: usize = 50;
@@ -62,10 +62,10 @@ impl Upstreams {
     /// # Errors
     /// [`Error::Unavailable`] after the deadline.
     pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Digest> {
-        let ask = self.resolve(source, target);
-        let found = tokio::time::timeout(self.inner.timeouts.revalidate, ask).await;
+        let endpoints = self.endpoints(&source.host)?;
+        let limit = self.inner.timeouts.revalidate;
         let late = "no answer within the deadline of a revalidation";
-        found.unwrap_or_else(|_| Err(self.late(source, late)))
+        in_time(limit, late, &endpoints, resolve(&endpoints, source, target)).await
     }
 
     /// The digest that a tag names upstream.
@@ -73,14 +73,7 @@ impl Upstreams {
     /// # Errors
     /// The most telling error of all endpoints.
     pub async fn resolve(&self, source: &Source, target: &str) -> Result<Digest> {
-        let mut failed = None;
-        for endpoint in self.endpoints(&source.host)? {
-            match endpoint.resolve(source, target).await {
-                Ok(digest) => return Ok(digest),
-                Err(error) => failed = Some(worse(failed, error)),
-            }
-        }
-        Err(failed.unwrap_or_else(nowhere))
+        resolve(&self.endpoints(&source.host)?, source, target).await
     }
 
     /// All tags of a repository.
@@ -88,17 +81,18 @@ impl Upstreams {
     /// # Errors
     /// The most telling error of all endpoints; [`Error::Unavailable`] after the deadline.
     pub(crate) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
+        let endpoints = self.endpoints(&source.host)?;
         let ask = async {
             let mut failed = None;
-            for endpoint in self.endpoints(&source.host)? {
+            for endpoint in &endpoints {
                 match endpoint.tags(source).await {
                     Ok(found) => return Ok(found),
-                    Err(error) => failed = Some(worse(failed, error)),
+                    Err(error) => failed = Some(worse(failed, endpoint, error)),
                 }
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        self.in_time(source, ask).await
+        in_time(self.inner.timeouts.list, LATE_LIST, &endpoints, ask).await
     }
 
     /// Who refers to a manifest.
@@ -110,31 +104,47 @@ impl Upstreams {
         source: &Source,
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
+        let endpoints = self.endpoints(&source.host)?;
         let ask = async {
             let mut failed = None;
-            for endpoint in self.endpoints(&source.host)? {
+            for endpoint in &endpoints {
                 match endpoint.referrers(source, subject).await {
                     Ok(found) => return Ok(found),
-                    Err(error) => failed = Some(worse(failed, error)),
+                    Err(error) => failed = Some(worse(failed, endpoint, error)),
                 }
             }
             Err(failed.unwrap_or_else(nowhere))
         };
-        self.in_time(source, ask).await
+        in_time(self.inner.timeouts.list, LATE_LIST, &endpoints, ask).await
     }
+}
 
-    /// A list within its deadline.
-    async fn in_time<T>(&self, source: &Source, ask: impl Future<Output = Result<T>>) -> Result<T> {
-        let found = tokio::time::timeout(self.inner.timeouts.list, ask).await;
-        let late = "the upstream did not send its list in time";
-        found.unwrap_or_else(|_| Err(self.late(source, late)))
+/// What is said of a list after its deadline.
+const LATE_LIST: &str = "the upstream did not send its list in time";
+
+async fn resolve(endpoints: &[Arc<Endpoint>], source: &Source, target: &str) -> Result<Digest> {
+    let mut failed = None;
+    for endpoint in endpoints {
+        match endpoint.resolve(source, target).await {
+            Ok(digest) => return Ok(digest),
+            Err(error) => failed = Some(worse(failed, endpoint, error)),
+        }
     }
+    Err(failed.unwrap_or_else(nowhere))
+}
 
-    /// What is told where an answer comes too late: of a host inside this network no more than of
-    /// its other failures.
-    fn late(&self, source: &Source, what: &str) -> Error {
-        let endpoints = self.endpoints(&source.host).unwrap_or_default();
+/// The answer of these `endpoints` within its deadline. What is told after it says of a host inside
+/// this network no more than its other failures do.
+async fn in_time<T>(
+    limit: Duration,
+    late: &str,
+    endpoints: &[Arc<Endpoint>],
+    ask: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let found = tokio::time::timeout(limit, ask).await;
+    found.unwrap_or_else(|_| {
         let last = endpoints.last();
-        Error::Unavailable(last.map_or_else(|| what.to_owned(), |last| last.tellable(what)))
-    }
+        let told = last.map_or_else(|| late.to_owned(), |last| last.tellable(late));
+        Err(Error::Unavailable(told))
+    })
 }

@@ -192,7 +192,11 @@ async fn referrers_of_the_upstream_are_listed_and_unknown_ones_never_read_as_non
         check_referrers("nobody, by the tag", without(), absent(), (200, 0)).await;
     }
     let html = Reply::http("200 OK", &[("content-type", "text/html")], b"<html>");
-    check_referrers("a page in its place", html.clone(), html, (503, 0)).await;
+    check_referrers("a page in its place", html.clone(), html.clone(), (503, 0)).await;
+    check_referrers("a page, and no tag", html, absent(), (503, 0)).await;
+    let long = " ".repeat(5 << 20);
+    let long = Reply::http("200 OK", &[("content-type", INDEX)], long.as_bytes());
+    check_referrers("too large, and no tag", long, absent(), (503, 0)).await;
     for status in ["500 No", "503 No", "401 No", "403 No", "429 No"] {
         let away = || Reply::http(status, &[], b"");
         check_referrers(status, away(), away(), (503, 0)).await;

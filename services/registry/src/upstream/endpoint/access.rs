@@ -38,6 +38,10 @@ impl Endpoint {
                 Err(_) => return Access::Unknown,
             }
         }
+        // A refusal would tell which ports of this network are open.
+        if self.is_confidential() {
+            return Access::Unknown;
+        }
         otherwise
     }
 

@@ -110,7 +110,6 @@ impl Endpoint {
     }
 
     fn counted(&self, outcome: Result<Response>) -> Result<Response> {
-        let outcome = outcome.map_err(|error| self.discreet(error));
         let word = outcome.as_ref().map_or_else(Error::word, |_| "ok");
         self.metrics.asked(&self.label, word);
         outcome

@@ -22,8 +22,12 @@ const PAGE: &str = "n=1000";
 impl Endpoint {
     /// All tags of a repository. Names that no tag can have are left out.
     pub(in crate::upstream) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
-        let found = Box::pin(self.pages(source, "tags/list", Some(PAGE))).await;
-        found.map_err(|error| self.discreet(error))
+        let call = Call {
+            query: Some(PAGE),
+            ..Call::new(source, Method::GET, "tags/list")
+        };
+        let first = self.ask(&call).await?;
+        Box::pin(self.pages(&call, first)).await
     }
 
     /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has none (the referrers tag
@@ -33,47 +37,39 @@ impl Endpoint {
         source: &Source,
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
-        let found = self.referrers_of(source, subject).await;
-        found.map_err(|error| self.discreet(error))
-    }
-
-    async fn referrers_of(&self, source: &Source, subject: &Digest) -> Result<Pages<Referrer>> {
         let path = format!("referrers/{subject}");
-        let found = Box::pin(self.pages(source, &path, None)).await;
-        // Registries without this API say so in many ways.
-        if !matches!(found, Err(Error::NotFound | Error::Invalid(_))) {
-            return found;
+        let call = Call::new(source, Method::GET, &path);
+        match self.ask(&call).await {
+            // A list that cannot be read is not one of nobody.
+            Ok(first) => return Box::pin(self.pages(&call, first)).await,
+            // Registries without this API say so by many statuses.
+            Err(Error::NotFound | Error::Invalid(_)) => {}
+            Err(error) => return Err(error),
         }
         let hex: String = subject.hex().chars().take(64).collect();
         let path = format!("manifests/{}-{hex}", subject.algorithm());
-        match Box::pin(self.pages(source, &path, None)).await {
-            Err(Error::NotFound) => Ok(Pages::default()),
-            found => found,
+        let call = Call::new(source, Method::GET, &path);
+        match self.ask(&call).await {
+            Ok(first) => Box::pin(self.pages(&call, first)).await,
+            // Any web server says so, and nobody is to learn that there is one.
+            Err(Error::NotFound) if !self.is_confidential() => Ok(Pages::default()),
+            Err(error) => Err(error),
         }
     }
 
-    /// Reads a list within the memory of manifests: one page at a time, and what is kept of all.
-    async fn pages<T: Entry>(
-        &self,
-        source: &Source,
-        path: &str,
-        query: Option<&str>,
-    ) -> Result<Pages<T>> {
-        let call = Call {
-            query,
-            ..Call::new(source, Method::GET, path)
-        };
-        let response = self.ask(&call).await?;
+    /// Reads a list that begins with the answer to `call` within the memory of manifests: one page
+    /// at a time, and what is kept of all.
+    async fn pages<T: Entry>(&self, call: &Call<'_>, response: Response) -> Result<Pages<T>> {
         let is_last = next_query(&response).is_none();
         let length = response.content_length().filter(|_| is_last);
         let page = length.map_or(MAX_BYTES as u64, |length| length.min(MAX_BYTES as u64));
         let most = page + UPSTREAM_LIST_BYTES as u64;
         let mut taken = Taken::default();
         let read = async {
-            self.read_pages(&call, response, &mut taken).await?;
+            self.read_pages(call, response, &mut taken).await?;
             Ok::<_, Error>(Bytes::new())
         };
-        let host = source.host.to_string();
+        let host = call.source.host.to_string();
         Box::pin(self.memory.hold(&host, most, too_slow, read)).await?;
         Ok(taken.into())
     }
@@ -94,7 +90,14 @@ impl Endpoint {
                 ..Call::new(first.source, Method::GET, first.path)
             };
             let left = MAX_BYTES.saturating_sub(bytes);
-            let page = self.read(&call, &mut response, left).await?;
+            let page = match self.read(&call, &mut response, left).await {
+                // More than all pages together may have.
+                Err(Error::Invalid(_)) if number > 1 => {
+                    taken.cut();
+                    break;
+                }
+                page => page?,
+            };
             bytes += page.len();
             taken.read(&page)?;
             drop(page);

@@ -5,7 +5,10 @@ use holdfast_testkit::{
     raw::{Raw, Reply, head},
 };
 
-use super::*;
+use super::{
+    registries::{at, target},
+    *,
+};
 
 const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
@@ -393,4 +396,20 @@ async fn a_list_is_read_within_the_memory_of_manifests() {
     assert_eq!(raw.requests().len(), 1, "it was answered");
     drop(held);
     assert_eq!(list.await.unwrap().entries.len(), 1);
+}
+
+#[tokio::test]
+async fn pages_before_one_that_is_too_large_are_kept_and_the_list_is_incomplete() {
+    let raw = Raw::start(|request| {
+        if target(request).contains("last=") {
+            let page = " ".repeat(5 << 20);
+            return Reply::http("200 OK", &[], page.as_bytes());
+        }
+        let link = [("link", "</v2/team/app/tags/list?last=b>; rel=\"next\"")];
+        Reply::http("200 OK", &link, br#"{"name":"team/app","tags":["a","b"]}"#)
+    })
+    .await;
+    let (client, source) = at(&raw.url());
+    let list = client.tags(&source).await.unwrap();
+    assert_eq!((list.entries.len(), list.complete), (2, false));
 }

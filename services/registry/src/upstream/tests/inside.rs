@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use holdfast_testkit::raw::{Raw, Reply};
+use holdfast_testkit::{
+    image::{OCI_MANIFEST, digest_of},
+    raw::{Raw, Reply},
+};
 use tokio::{io::AsyncWriteExt as _, net::TcpListener};
 
 use super::{
     failures::through,
-    registries::{at, good, header, is_head, target},
+    registries::{MANIFEST, at, good, header, is_head, target},
     *,
 };
 
@@ -291,4 +294,55 @@ async fn answers_of_a_host_inside_that_is_no_registry_are_not_told() {
     let (listed, source) = at(&raw.url());
     let odd = listed.blob(&source, whole(&digest)).await.unwrap_err();
     assert!(odd.to_string().contains("asked for bytes"), "{odd}");
+}
+
+// What a registry's answers mean is decided before anything of its host is kept from who names it.
+#[tokio::test]
+async fn a_registry_inside_that_nobody_listed_is_understood_as_any_other() {
+    let digest = Digest::parse(DIGEST).unwrap();
+    let fallback = format!("/manifests/sha256-{}", digest.hex());
+    let list = format!(
+        r#"{{"schemaVersion":2,"manifests":[{{"mediaType":"{OCI_MANIFEST}","digest":"{DIGEST}","size":2}}]}}"#
+    );
+    let raw = Raw::start(move |request| match target(request) {
+        path if path.ends_with(&fallback) => Reply::http("200 OK", &[], list.as_bytes()),
+        path if path.contains("/blobs/") && !is_head(request) => {
+            let range = [("content-range", "bytes 0-0/10")];
+            Reply::http("206 Part", &range, b"b")
+        }
+        path if path.ends_with("/manifests/1") && !is_head(request) => good(),
+        path if path.ends_with("/manifests/1") => Reply::http("405 No", &[], b""),
+        _ => Reply::http("404 No", &[], b""),
+    })
+    .await;
+    let host = raw.host().replace("127.0.0.1", "10-0-0-5.test");
+    let source = source(&host, &[]);
+    let size = unlisted_without_tls(&host).has_blob(&source, &digest).await;
+    assert_eq!(size.unwrap(), Some(10));
+    let client = unlisted_without_tls(&host);
+    let body = client.blob(&source, whole(&digest)).await;
+    assert_eq!(body.unwrap().identity().0, Some(10));
+    let client = unlisted_without_tls(&host);
+    let referrers = client.referrers(&source, &digest).await;
+    assert_eq!(referrers.unwrap().entries.len(), 1);
+    let client = unlisted_without_tls(&host);
+    let named = client.resolve(&source, "1").await;
+    assert_eq!(named.unwrap().to_string(), digest_of(MANIFEST.as_bytes()));
+}
+
+// The answer comes too late when so many others were named that the host's endpoint is forgotten.
+#[tokio::test]
+async fn a_late_list_of_a_forgotten_host_is_told_nothing_of() {
+    let raw = Raw::start(|_| Reply::Silence).await;
+    let host = raw.host().replace("127.0.0.1", "10-0-0-5.test");
+    let client = unlisted_without_tls(&host);
+    let source = source(&host, &[]);
+    let forget = async {
+        while raw.requests().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        lock(&client.inner.endpoints).clear();
+    };
+    let (late, ()) = tokio::join!(client.tags(&source), forget);
+    check_nothing_is_told(&BTreeSet::from([late.unwrap_err().to_string()]));
 }

@@ -10,7 +10,7 @@ use holdfast_testkit::{
 
 use super::*;
 
-const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
+pub(super) const MANIFEST: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 const DIGEST: &str = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a";
 
 pub(super) fn good() -> Reply {
