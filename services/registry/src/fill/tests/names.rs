@@ -36,6 +36,25 @@ async fn manifests_are_read_once_for_all_blobs_that_they_do_not_name() {
 }
 
 #[tokio::test]
+async fn so_many_manifests_are_read_at_once_and_further_ones_wait() {
+    let image = ImageBuilder::new(92).layer(10).build();
+    let folder = tempfile::tempdir().unwrap();
+    let upstream = upstream_with(&image).await;
+    let registry = fills(folder.path(), &upstream).await;
+    registry.fill(&request(&upstream, ":1", &[])).await.unwrap();
+    let readers = u32::try_from(MANIFESTS_READ).unwrap();
+    let held = registry.inner.readers.acquire_many(readers).await.unwrap();
+    assert_eq!(registry.inner.readers.available_permits(), 0);
+    let unnamed = digest(&format!("sha256:{:064x}", 1));
+    let mut asked = std::pin::pin!(ask(&registry, &upstream, &unnamed));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut asked).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(held);
+    let found = asked.await;
+    assert!(matches!(found, Err(SourceError::NotFound)), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_request_reads_so_many_bytes_of_manifests() {
     let image = ImageBuilder::new(91).layer(10).build();
     let folder = tempfile::tempdir().unwrap();
