@@ -73,7 +73,7 @@ struct State {
     large: usize,
     next: u64,
     clients: HashMap<IpAddr, Client>,
-    /// Bodies that are arriving and may be cut.
+    /// Bodies that are arriving and may be cut, or were.
     arriving: BTreeMap<u64, Arriving>,
 }
 
@@ -115,6 +115,8 @@ struct Arriving {
     received: usize,
     since: Instant,
     cut: Arc<Notify>,
+    /// It was told to end; its room comes back when its task has done so.
+    is_cut: bool,
 }
 
 fn is_large(length: usize) -> bool {
@@ -122,10 +124,20 @@ fn is_large(length: usize) -> bool {
 }
 
 impl State {
+    /// Bytes that a body of this length lacks, where those that are held come to this.
+    fn lacks(length: usize, small: usize, large: usize) -> usize {
+        let of_all = (small + large + length).saturating_sub(BUDGET_BYTES);
+        let of_large = (large + length).saturating_sub(LARGE_BUDGET_BYTES);
+        if is_large(length) {
+            of_all.max(of_large)
+        } else {
+            of_all
+        }
+    }
+
     /// Whether a body of this length has room.
     fn has_room(&self, length: usize) -> bool {
-        let fits = self.small + self.large + length <= BUDGET_BYTES;
-        fits && (!is_large(length) || self.large + length <= LARGE_BUDGET_BYTES)
+        Self::lacks(length, self.small, self.large) == 0
     }
 
     /// Whether no body of the same kind goes before this one.
@@ -166,6 +178,7 @@ impl State {
                 received: 0,
                 since: now,
                 cut: Arc::clone(&cut),
+                is_cut: false,
             },
         );
         cut
@@ -185,10 +198,23 @@ impl State {
         }
     }
 
-    /// Cuts slow bodies of the same kind, until this one would have room: those of clients that
-    /// hold more than this one's first, the slowest of them first.
+    /// Cuts slow bodies of the same kind for this one: those of clients that hold more first, the
+    /// slowest of them first. No more than it needs beside what others that were cut give back; and
+    /// none where all of them would not make room for it, for they would be lost for nothing.
     fn cut_for(&mut self, place: Place, now: Instant) {
         let length = place.length;
+        let cut = |large: bool| -> usize {
+            let bodies = self.arriving.values();
+            bodies
+                .filter(|body| body.is_cut && is_large(body.length) == large)
+                .map(|body| body.length)
+                .sum()
+        };
+        let (small, large) = (self.small - cut(false), self.large - cut(true));
+        let lacks = Self::lacks(length, small, large);
+        if lacks == 0 {
+            return;
+        }
         let own = self.holds(place.client);
         let speed = |body: &Arriving| {
             let millis = now.duration_since(body.since).as_millis().max(1);
@@ -197,18 +223,25 @@ impl State {
         let mut slow: Vec<_> = self
             .arriving
             .iter()
-            .filter(|(_, body)| is_large(body.length) == is_large(length))
+            .filter(|(_, body)| !body.is_cut && is_large(body.length) == is_large(length))
             .filter(|(_, body)| now.duration_since(body.since) >= GRACE)
-            .map(|(id, body)| (Reverse(own < self.holds(body.client)), speed(body), *id))
+            .map(|(id, body)| {
+                let has_more = own < self.holds(body.client);
+                (Reverse(has_more), speed(body), *id, body.length)
+            })
             .collect();
         slow.sort_unstable();
         let mut freed = 0;
-        for (_, _, id) in slow {
-            if freed >= length {
-                return;
-            }
-            if let Some(body) = self.arriving.remove(&id) {
-                freed += body.length;
+        let enough = slow.iter().position(|(_, _, _, length)| {
+            freed += length;
+            lacks <= freed
+        });
+        for (_, _, id, _) in enough
+            .and_then(|last| slow.get(..=last))
+            .unwrap_or_default()
+        {
+            if let Some(body) = self.arriving.get_mut(id) {
+                body.is_cut = true;
                 body.cut.notify_one();
             }
         }
@@ -292,9 +325,16 @@ impl Room {
         }
     }
 
-    /// The body is complete and cannot be cut any more.
-    fn arrived(&self) {
-        self.shared.lock().arriving.remove(&self.place.id);
+    /// The body is complete and cannot be cut any more; `false`: it was cut, and its room is
+    /// promised to another one.
+    fn arrived(&self) -> bool {
+        let mut state = self.shared.lock();
+        let id = self.place.id;
+        let is_cut = state.arriving.get(&id).is_some_and(|body| body.is_cut);
+        if !is_cut {
+            state.arriving.remove(&id);
+        }
+        !is_cut
     }
 }
 
@@ -415,7 +455,9 @@ where
             part.advance(length);
         }
     }
-    room.arrived();
+    if !room.arrived() {
+        return Err(Refusal::Slow);
+    }
     Ok(Body { bytes, _room: room })
 }
 

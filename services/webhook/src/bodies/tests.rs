@@ -157,47 +157,115 @@ fn the_document_lists_the_limits() {
     assert!(text.contains(&cells), "{cells}");
 }
 
+fn place(client: IpAddr, length: usize, id: u64) -> Place {
+    Place { client, length, id }
+}
+
+/// Bodies of these clients and lengths that are arriving; their numbers begin at 0.
+fn arriving(begun: Instant, bodies: &[(IpAddr, usize)]) -> State {
+    let mut state = State::default();
+    for ((client, length), id) in bodies.iter().zip(0..) {
+        state.take(place(*client, *length, id), begun);
+    }
+    state
+}
+
+fn cut(state: &State) -> Vec<u64> {
+    let cut = state.arriving.iter().filter(|(_, body)| body.is_cut);
+    cut.map(|(id, _)| *id).collect()
+}
+
 #[test]
 fn the_slowest_goes_first_and_nobody_within_the_grace() {
     let begun = Instant::now();
-    let mut state = State::default();
     let length = LARGE_BUDGET_BYTES / 3;
-    let place = |client, length, id| Place { client, length, id };
-    for id in 1..=3 {
-        state.take(place(CLIENT, length, id), begun);
-    }
-    for (id, received) in [(1, 5000), (2, 10), (3, 4000)] {
+    let mut state = arriving(begun, &[(CLIENT, length); 3]);
+    for (id, received) in [(0, 5000), (1, 10), (2, 4000)] {
         state.arriving.get_mut(&id).unwrap().received = received;
     }
     state.cut_for(place(CLIENT, length, 9), begun + GRACE / 2);
-    assert_eq!(state.arriving.len(), 3);
-    state.cut_for(place(CLIENT, SMALL_BODY_BYTES, 9), begun + GRACE * 2);
-    assert_eq!(state.arriving.len(), 3, "small ones cut no large ones");
+    assert!(cut(&state).is_empty());
     state.cut_for(place(CLIENT, length, 9), begun + GRACE * 2);
-    assert_eq!(state.arriving.keys().collect::<Vec<_>>(), [&1, &3]);
+    assert_eq!(cut(&state), [1]);
 }
 
 #[test]
 fn clients_that_hold_more_are_cut_first() {
     let begun = Instant::now();
-    let mut state = State::default();
-    let length = LARGE_BUDGET_BYTES / 4;
-    for (client, id) in [(OTHER, 1), (CLIENT, 2), (CLIENT, 3)] {
-        state.take(Place { client, length, id }, begun);
-    }
-    // The other client's is the slowest, and all that it has.
-    state.arriving.get_mut(&2).unwrap().received = 10;
-    state.arriving.get_mut(&3).unwrap().received = 20;
-    let client = OTHER;
-    state.cut_for(
-        Place {
-            client,
-            length,
-            id: 9,
-        },
-        begun + GRACE * 2,
+    let length = LARGE_BUDGET_BYTES / 3;
+    let mut state = arriving(
+        begun,
+        &[(OTHER, length), (CLIENT, length), (CLIENT, length)],
     );
-    assert_eq!(state.arriving.keys().collect::<Vec<_>>(), [&1, &3]);
+    // The other client's is the slowest, and all that it has.
+    state.arriving.get_mut(&1).unwrap().received = 10;
+    state.arriving.get_mut(&2).unwrap().received = 20;
+    state.cut_for(place(OTHER, length, 9), begun + GRACE * 2);
+    assert_eq!(cut(&state), [1]);
+}
+
+#[test]
+fn no_more_bodies_are_cut_than_the_one_that_waits_needs() {
+    const MIB: usize = 1 << 20;
+    let begun = Instant::now();
+    let late = begun + GRACE * 2;
+    let mut state = arriving(begun, &[(CLIENT, 3 * MIB); 5]);
+    state.cut_for(place(OTHER, MIB, 9), late);
+    assert!(cut(&state).is_empty(), "it has room");
+    // A MiB is free already.
+    let waits = place(OTHER, 5 * MIB, 9);
+    state.cut_for(waits, late);
+    assert_eq!(cut(&state), [0, 1]);
+    state.cut_for(waits, late);
+    assert_eq!(cut(&state), [0, 1], "it looks again before they are gone");
+    state.give_back(place(CLIENT, 3 * MIB, 0));
+    assert!(!state.has_room(5 * MIB));
+    state.cut_for(waits, late);
+    assert_eq!(cut(&state), [1], "one of them is gone");
+    state.give_back(place(CLIENT, 3 * MIB, 1));
+    assert!(state.has_room(5 * MIB));
+}
+
+#[test]
+fn no_body_is_cut_where_that_makes_no_room() {
+    let begun = Instant::now();
+    let late = begun + GRACE * 2;
+    let (small, large) = (SMALL_BODY_BYTES, 2 * SMALL_BODY_BYTES);
+    // Small ones leave room for one large one, which is arriving.
+    let mut bodies = vec![(CLIENT, small); (BUDGET_BYTES - large) / small];
+    bodies.push((CLIENT, large));
+    let mut state = arriving(begun, &bodies);
+    state.cut_for(place(OTHER, 2 * large, 999), late);
+    assert!(cut(&state).is_empty(), "the large one is not enough");
+    state.cut_for(place(OTHER, large, 999), late);
+    assert_eq!(cut(&state), [bodies.len() as u64 - 1], "it is enough");
+    // Large ones are never cut for a small one.
+    let mut state = arriving(begun, &[(CLIENT, LARGE_BUDGET_BYTES), (CLIENT, small)]);
+    state.small = BUDGET_BYTES - LARGE_BUDGET_BYTES;
+    state.cut_for(place(OTHER, small, 9), late);
+    assert_eq!(cut(&state), [1]);
+}
+
+#[test]
+fn a_body_that_was_cut_is_not_taken_when_it_is_complete_at_last() {
+    let bodies = Bodies::default();
+    let begun = Instant::now();
+    let rooms = [0, 1].map(|id| {
+        let place = place(CLIENT, LARGE_BUDGET_BYTES / 2, id);
+        let cut = bodies.shared.lock().take(place, begun);
+        Room {
+            shared: Arc::clone(&bodies.shared),
+            place,
+            cut,
+        }
+    });
+    let waits = place(OTHER, MAX_BODY_BYTES, 9);
+    bodies.shared.lock().cut_for(waits, begun + GRACE);
+    let arrived = rooms.each_ref().map(Room::arrived);
+    assert_eq!(arrived, [false, true]);
+    drop(rooms);
+    assert_eq!(held(&bodies), 0);
+    assert!(bodies.shared.lock().arriving.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
