@@ -298,7 +298,8 @@ where
             outcome = handshake => match outcome {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(error)) => {
-                    tracing::debug!(peer = %address, %error, "TLS handshake failed");
+                    self.counts.cut(Reason::HandshakeFailed.as_str());
+                    self.handshakes.failed(address, &error, tls.required_ca());
                     return;
                 }
                 Err(_) => {

@@ -2,15 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use holdfast_runtime::health::Health;
-use holdfast_runtime::server::{self, Limits};
+use holdfast_runtime::server::{self, Counts, Limits};
 use holdfast_runtime::tls::{
     ClientAuth, ClientTls, PeerIdentity, ServerTls, TlsFiles, install_crypto_provider,
 };
 use holdfast_runtime::{CancellationToken, admin, metrics};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
 struct Authority {
@@ -62,6 +63,15 @@ impl Authority {
 
 /// Answers with the client's common name.
 async fn serve(tls: Option<ServerTls>, limits: Limits, stop: CancellationToken) -> u16 {
+    serve_counted(tls, limits, Counts::default(), stop).await
+}
+
+async fn serve_counted(
+    tls: Option<ServerTls>,
+    limits: Limits,
+    counts: Counts,
+    stop: CancellationToken,
+) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let service = server::service_fn(|request: http::Request<server::RequestBody>| async move {
@@ -75,7 +85,8 @@ async fn serve(tls: Option<ServerTls>, limits: Limits, stop: CancellationToken) 
             .to_owned();
         Ok::<_, std::convert::Infallible>(http::Response::new(name))
     });
-    tokio::spawn(server::serve(listener, tls, service, limits, stop));
+    let serve = server::serve_counted(listener, tls, service, limits, counts, stop);
+    tokio::spawn(serve);
     port
 }
 
@@ -297,6 +308,75 @@ async fn the_admin_endpoints_answer_what_the_checks_say() {
             .status(),
         404
     );
+}
+
+/// What is logged while a test runs.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn failed_handshakes_are_counted_and_told_where_a_certificate_is_needed() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(move || writer.clone())
+        .finish();
+    let _logs = tracing::subscriber::set_default(subscriber);
+    let (ca, stranger) = (authority(), authority());
+    let folder = tempfile::tempdir().unwrap();
+    ca.write(folder.path(), "server");
+    let nobody = ClientTls::from_pem(ca.pem.as_bytes(), None).unwrap();
+    let (certificate, key) = stranger.issue("controller");
+    let identity = Some((certificate.as_bytes(), key.as_bytes()));
+    let unknown = ClientTls::from_pem(ca.pem.as_bytes(), identity).unwrap();
+    for (auth, clients, warnings) in [
+        (ClientAuth::Optional, vec![&unknown], 0),
+        (ClientAuth::Required, vec![&nobody, &unknown], 1),
+    ] {
+        let mut numbers = prometheus_client::registry::Registry::default();
+        let counts = Counts::register(&mut numbers);
+        let files = TlsFiles::in_folder(folder.path(), auth);
+        let tls = ServerTls::from_files(files).unwrap();
+        let stop = CancellationToken::new();
+        let port = serve_counted(Some(tls), Limits::default(), counts, stop).await;
+        for client in &clients {
+            let answer = get(&http(client), &format!("https://localhost:{port}/")).await;
+            assert_eq!(answer, None);
+        }
+        // One that speaks no TLS.
+        let mut plain = tokio::net::TcpStream::connect(("127.0.0.1", port))
+            .await
+            .unwrap();
+        plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        plain.read_to_end(&mut Vec::new()).await.ok();
+        let failed = clients.len() + 1;
+        let line =
+            format!(r#"holdfast_connections_cut_total{{reason="handshake_failed"}} {failed}"#);
+        // The clients may hear of it before it is counted.
+        let is_counted = async {
+            while !metrics::encode(&numbers).lines().any(|found| found == line) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let is_counted = tokio::time::timeout(Duration::from_secs(10), is_counted).await;
+        assert!(is_counted.is_ok(), "{}", metrics::encode(&numbers));
+        let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(text.matches("WARN").count(), warnings, "{text}");
+        let names_the_ca = text.contains(&folder.path().join("ca.crt").display().to_string());
+        assert_eq!(names_the_ca, warnings == 1, "{text}");
+    }
 }
 
 #[tokio::test]

@@ -109,6 +109,7 @@ pub async fn serve(
     let health = Health::default();
     let mut registry = holdfast_runtime::metrics::registry("webhook");
     let metrics = metrics::Metrics::register(&mut registry);
+    let connections = server::Counts::register(&mut registry);
     let supervisor = Supervisor::new(health.clone(), &mut registry, stop.clone());
     let tls_loaded = health.ready_flag("tls", "no serving certificate yet");
     let state_seen = health.ready_flag("state", "the shared state was not looked up yet");
@@ -157,13 +158,17 @@ pub async fn serve(
     };
     let mut files = TlsFiles::in_folder(tls_folder, ClientAuth::None);
     if asks_for_certificate {
+        tracing::info!(
+            "webhook.clientCaSecret is set: clients without a certificate of its CA are refused"
+        );
         files.client_auth = ClientAuth::Required;
         files.client_ca = tls_folder.with_file_name(CLIENT_CA_FOLDER).join("ca.crt");
     }
     if let Some(tls) = load_tls(&files, &tls_loaded, &stop).await {
         tokio::spawn(tls.clone().follow(files::EVERY, stop.clone()));
         let service = server::tower(warp::service(routes::routes(context)));
-        server::serve(listener, Some(tls), service, limits(), stop.clone()).await;
+        let (tls, stop) = (Some(tls), stop.clone());
+        server::serve_counted(listener, tls, service, limits(), connections, stop).await;
     }
     stop.cancel();
     if let Err(error) = admin.await {

@@ -177,6 +177,11 @@ impl Webhook {
             .is_ok_and(|answer| answer.status() == 200)
     }
 
+    async fn metrics(&self) -> String {
+        let url = format!("http://{}/metrics", self.admin);
+        reqwest::get(url).await.unwrap().text().await.unwrap()
+    }
+
     async fn post(&self, body: impl Into<reqwest::Body>) -> (u16, String) {
         let url = format!("https://localhost:{}/mutate", self.address.port());
         let answer = self.client.post(url).body(body).send().await.unwrap();
@@ -261,12 +266,7 @@ async fn a_pod_is_patched_over_tls_and_its_image_is_announced() {
     );
     assert_eq!(artifact["spec"]["pullSecrets"], json!(["pull"]));
     assert_eq!(artifact["spec"]["serviceAccountName"], "builder");
-    let metrics = reqwest::get(format!("http://{}/metrics", webhook.admin))
-        .await
-        .unwrap()
-        .text()
-        .await
-        .unwrap();
+    let metrics = webhook.metrics().await;
     for line in [
         "holdfast_webhook_images_rewritten_total 1",
         "holdfast_webhook_reviews_total{result=\"patched\"} 1",
@@ -431,6 +431,11 @@ async fn with_a_client_ca_only_its_certificates_may_ask() {
     assert!(ask(None).await.is_err());
     assert!(ask(Some(&stranger)).await.is_err());
     assert_eq!(ask(Some(&identity)).await.unwrap(), 200);
+    eventually("both are counted", || async {
+        let line = r#"holdfast_connections_cut_total{reason="handshake_failed"} 2"#;
+        webhook.metrics().await.contains(line)
+    })
+    .await;
     eventually("the Artifact", || async {
         webhook.api.sources().len() == 1
     })

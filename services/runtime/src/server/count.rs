@@ -38,7 +38,7 @@ impl Counts {
             ),
             cut: group.add(
                 "cut",
-                "Connections that were closed because of their client: idle, slow headers, an answer stalled or taken too slowly, evicted for another client",
+                "Connections that were closed because of their client: idle, slow headers, a TLS handshake that failed or took too long, an answer stalled or taken too slowly, evicted for another client",
                 Family::default(),
             ),
         }

@@ -4,9 +4,11 @@
 //! few are computed at a time, and the clients that wait take turns: one that opens a thousand
 //! connections at once delays itself, and requests on other connections find a free processor.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use holdfast_core::Gate;
 use tokio::{net::TcpStream, sync::Notify};
@@ -14,15 +16,28 @@ use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 use super::{places::client_address, socket::Socket};
 
+/// Between two warnings about clients without a certificate: anybody can cause them.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// The handshakes of a listener. Clones share them.
 #[derive(Clone, Debug)]
-pub(super) struct Handshakes(Gate<IpAddr>);
+pub(super) struct Handshakes {
+    gate: Gate<IpAddr>,
+    warned: Arc<Mutex<Option<Instant>>>,
+}
 
 impl Handshakes {
     /// Half of the processors compute handshakes at most.
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self(Gate::new((processors / 2).max(1)))
+        Self::through(Gate::new((processors / 2).max(1)))
+    }
+
+    fn through(gate: Gate<IpAddr>) -> Self {
+        Self {
+            gate,
+            warned: Arc::default(),
+        }
     }
 
     /// Shakes hands with a client of `address`.
@@ -41,6 +56,36 @@ impl Handshakes {
         self.in_turns(address, handshake).await
     }
 
+    /// Logs that a handshake failed. That a client has no certificate of the CA where it must have
+    /// one is an error of whoever configured one of the two.
+    pub(super) fn failed(
+        &self,
+        peer: SocketAddr,
+        error: &std::io::Error,
+        required_ca: Option<&Path>,
+    ) {
+        let ca = required_ca.filter(|_| is_about_the_client_certificate(error));
+        if let Some(ca) = ca.filter(|_| self.may_warn(Instant::now())) {
+            tracing::warn!(
+                %peer,
+                %error,
+                ca = %ca.display(),
+                "a client was refused, it showed no certificate of the CA; further ones within a minute are logged at level debug"
+            );
+        } else {
+            tracing::debug!(%peer, %error, "TLS handshake failed");
+        }
+    }
+
+    fn may_warn(&self, now: Instant) -> bool {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = warned.is_none_or(|at| WARN_EVERY <= now.saturating_duration_since(at));
+        if may {
+            *warned = Some(now);
+        }
+        may
+    }
+
     /// Computes `handshake` by turns: it takes one for each message of the client, because a client
     /// chooses which of its messages costs the most (another key share, TLS 1.2).
     async fn in_turns<F: Future>(&self, address: IpAddr, handshake: F) -> F::Output {
@@ -48,7 +93,7 @@ impl Handshakes {
         let waker = Waker::from(Arc::clone(&woken));
         let mut handshake = std::pin::pin!(handshake);
         loop {
-            let turn = self.0.turn(client_address(address)).await;
+            let turn = self.gate.turn(client_address(address)).await;
             let polled = handshake.as_mut().poll(&mut Context::from_waker(&waker));
             drop(turn);
             match polled {
@@ -57,6 +102,15 @@ impl Handshakes {
             }
         }
     }
+}
+
+fn is_about_the_client_certificate(error: &std::io::Error) -> bool {
+    let error = error.get_ref();
+    let error = error.and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(
+        error,
+        Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_))
+    )
 }
 
 /// Remembers that a handshake can go on.
@@ -78,7 +132,7 @@ mod tests {
     #[test]
     fn each_message_of_a_handshake_waits_for_a_turn() {
         let gate = Gate::new(1);
-        let handshakes = Handshakes(gate.clone());
+        let handshakes = Handshakes::through(gate.clone());
         let [client, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
         let turn = || gate.turn(other).now_or_never();
         let mut messages = 0;
@@ -101,5 +155,14 @@ mod tests {
         drop(handshake);
         assert_eq!(messages, 3);
         assert!(turn().is_some(), "a turn was kept");
+    }
+
+    #[test]
+    fn a_warning_is_written_once_in_its_time() {
+        let (handshakes, start) = (Handshakes::new(), Instant::now());
+        for (second, expect) in [(0, true), (59, false), (60, true), (61, false)] {
+            let now = start + Duration::from_secs(second);
+            assert_eq!(handshakes.clone().may_warn(now), expect, "{second}");
+        }
     }
 }

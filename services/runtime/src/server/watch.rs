@@ -28,6 +28,9 @@ pub(super) enum Reason {
     Evicted,
     /// The TLS handshake, the wait for its turn included, took too long.
     Handshake,
+    /// The TLS handshake failed: the client speaks another protocol, trusts another CA, or showed
+    /// no certificate that is needed.
+    HandshakeFailed,
 }
 
 impl Reason {
@@ -39,6 +42,7 @@ impl Reason {
             Self::Slow => "slow",
             Self::Evicted => "evicted",
             Self::Handshake => "handshake",
+            Self::HandshakeFailed => "handshake_failed",
         }
     }
 }

@@ -101,6 +101,12 @@ impl ServerTls {
         self.current.load_full()
     }
 
+    /// The CA that every client must show a certificate of.
+    pub(crate) fn required_ca(&self) -> Option<&Path> {
+        let is_required = self.files.client_auth == ClientAuth::Required;
+        is_required.then_some(&self.files.client_ca)
+    }
+
     /// Whether connections of this configuration may go on: no newer one was read since.
     pub fn is_current(&self, config: &Arc<rustls::ServerConfig>) -> bool {
         Arc::ptr_eq(&self.current.load(), config)
