@@ -31,10 +31,10 @@ impl Candidate {
     }
 }
 
-/// The first `most` connections in the order in which they end, if all of them may: those without a
-/// request first, then those that proved no identity, then each of the address that has most by
-/// then, then what lasts longest. Where the listener `recycles`, what they do makes no difference.
-pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool, most: usize) -> Vec<Candidate> {
+/// The connections in the order in which they end, if all of them may: those without a request
+/// first, then those that proved no identity, then each of the address that has most by then, then
+/// what lasts longest. Where the listener `recycles`, what they do makes no difference.
+pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool) -> Vec<Candidate> {
     let claim = |candidate: &Candidate| (!recycles).then(|| candidate.claim());
     let longest = |candidate: &Candidate| (Reverse(candidate.activity.lasts), candidate.id);
     candidates.sort_unstable_by_key(|candidate| (claim(candidate), longest(candidate)));
@@ -48,7 +48,6 @@ pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool, most: usize)
     });
     let mut ranked: Vec<_> = ranked.collect();
     ranked.sort_unstable_by_key(|(rank, _)| *rank);
-    ranked.truncate(most);
     ranked.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
@@ -89,7 +88,7 @@ mod tests {
         let counts = counts(&candidates);
         let count = |key: &IpAddr| counts.get(key).copied().unwrap_or(0);
         let has = count(&address(newcomer));
-        let order = order(candidates.clone(), recycles, candidates.len());
+        let order = order(candidates.clone(), recycles);
         let next = order
             .iter()
             .find(|candidate| candidate.may_end_for(has, count(&candidate.key), recycles));

@@ -4,7 +4,7 @@
 //! first, those that proved no identity before those that did, and a connection with a request under way goes only for an address
 //! that has fewer. So no set of addresses keeps another one out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,9 @@ use super::eviction::{Candidate, order};
 use super::watch::Watch;
 
 /// A listener with more connections looks at all of them only so often: it works off an order that
-/// is so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands.
+/// is so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands,
+/// also where none of them may end for it. So one that has become idle may be overlooked for so
+/// long.
 const FEW: usize = 256;
 const ORDERED_FOR: Duration = Duration::from_millis(100);
 const ORDERED: usize = 64;
@@ -42,8 +44,13 @@ struct Table {
     of_address: HashMap<IpAddr, usize>,
     next: u64,
     /// Which connections end next for a newcomer, as it was at this time.
-    order: VecDeque<Candidate>,
+    order: Vec<Candidate>,
+    /// Those of known clients that come next after all strangers. Among strangers the first one is
+    /// of the address that has most; where it has too few to end, only one of these may.
+    known: Vec<Candidate>,
     ordered: Option<Instant>,
+    #[cfg(test)]
+    looks: usize,
 }
 
 /// The place of one connection; free again when it is dropped.
@@ -133,31 +140,35 @@ impl Table {
     fn evicted(&mut self, newcomer: IpAddr, recycles: bool) -> Option<u64> {
         let is_old = |at: Instant| ORDERED_FOR <= at.elapsed();
         if self.taken.len() <= FEW || self.ordered.is_none_or(is_old) {
+            self.order.clear();
+        }
+        let taken = &self.taken;
+        let is_as_it_was = |candidate: &Candidate| {
+            let watch = taken.get(&candidate.id).map(|(_, watch)| watch);
+            watch.is_some_and(|watch| candidate.is_as_it_was(watch.activity()))
+        };
+        self.order.retain(is_as_it_was);
+        self.known.retain(is_as_it_was);
+        if self.order.is_empty() {
             self.put_in_order(recycles);
-        } else {
-            let taken = &self.taken;
-            self.order.retain(|candidate| {
-                let watch = taken.get(&candidate.id).map(|(_, watch)| watch);
-                watch.is_some_and(|watch| candidate.is_as_it_was(watch.activity()))
-            });
-            if self.order.is_empty() {
-                self.put_in_order(recycles);
-            }
         }
         let has = self.count(newcomer);
-        let may_end =
-            |candidate: &Candidate| candidate.may_end_for(has, self.count(candidate.key), recycles);
-        if let Some(next) = self.order.iter().position(may_end) {
-            return self.order.remove(next).map(|candidate| candidate.id);
-        }
-        // One further back may end for this newcomer all the same.
-        let all = order(self.candidates(), recycles, usize::MAX);
-        let next = all.iter().find(|candidate| may_end(candidate));
+        let may_end = |candidate: &&Candidate| {
+            candidate.may_end_for(has, self.count(candidate.key), recycles)
+        };
+        let next = self.order.iter().chain(&self.known).find(may_end);
         next.map(|candidate| candidate.id)
     }
 
     fn put_in_order(&mut self, recycles: bool) {
-        self.order = order(self.candidates(), recycles, ORDERED).into();
+        #[cfg(test)]
+        {
+            self.looks += 1;
+        }
+        self.order = order(self.candidates(), recycles);
+        let further = self.order.split_off(ORDERED.min(self.order.len()));
+        let known = further.into_iter().filter(|one| one.activity.authenticated);
+        self.known = known.take(ORDERED).collect();
         self.ordered = Some(Instant::now());
     }
 
@@ -281,6 +292,38 @@ mod tests {
         assert!(newcomer.is_ok());
         assert!(two.iter().any(|(_, watch, _)| watch.is_evicted()));
         assert!(strangers.iter().all(|(_, watch, _)| !watch.is_evicted()));
+    }
+
+    #[test]
+    fn a_burst_that_is_refused_looks_at_all_connections_only_so_often() {
+        const ALL: usize = 4096;
+        let places = places(ALL, ALL);
+        let address = |number: usize| {
+            let [_, _, high, low] = u32::try_from(number).unwrap().to_be_bytes();
+            IpAddr::from([10, 0, high, low])
+        };
+        let busy: Vec<_> = (0..ALL)
+            .map(|number| {
+                let watch = Watch::new();
+                let request = watch.request(None);
+                let place = places.enter(address(number), &watch).unwrap();
+                (place, watch, request)
+            })
+            .collect();
+        let begun = Instant::now();
+        for number in 0..500 {
+            // Of strangers, and of clients that have a connection.
+            let newcomer = places.enter(address(ALL - 250 + number), &Watch::new());
+            assert_eq!(
+                newcomer.err(),
+                Some(NoPlace::Full),
+                "one busy connection each"
+            );
+        }
+        let most = 1 + begun.elapsed().as_millis() / ORDERED_FOR.as_millis();
+        let looks = places.table().looks;
+        assert!(looks as u128 <= most, "{looks} looks, not {most}");
+        drop(busy);
     }
 
     #[test]
