@@ -31,6 +31,11 @@ use crate::{
 
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;
+/// Connections at a time. The controller has some tens of questions under way. A replica opens a
+/// connection for each stream that it reads here: while a thousand nodes pull three layers each
+/// from five replicas that copy all of it, each of them is read by the others 480 times. A reader
+/// that finds no place asks again.
+const CONNECTIONS: usize = 512;
 /// Who may call: the names in the internal CA's client certificates.
 const CALLERS: [&str; 2] = ["holdfast-controller", "holdfast-registry"];
 
@@ -48,12 +53,17 @@ pub async fn serve(
         let fills = fills.clone();
         async move { Ok::<_, Infallible>(answer(&fills, needs_identity, request).await) }
     });
-    let limits = Limits {
+    server::serve(listener, tls, service, limits(), shutdown).await;
+}
+
+fn limits() -> Limits {
+    Limits {
+        connections: CONNECTIONS,
+        part_of_files: 6,
         body_bytes: INTERNAL_REQUEST_BYTES,
         body_timeout: Some(INTERNAL_REQUEST_TIME),
         ..Limits::default()
-    };
-    server::serve(listener, tls, service, limits, shutdown).await;
+    }
 }
 
 async fn answer(
@@ -383,4 +393,37 @@ fn refuse(status: StatusCode, message: &str) -> Response<Body> {
         status,
         &serde_json::json!({"code": "INVALID", "message": message}),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use holdfast_runtime::{admin, descriptors::Share};
+
+    #[test]
+    fn all_listeners_of_a_replica_leave_a_third_of_the_files_to_the_volume_and_upstreams() {
+        let config = |connections| holdfast_config::Limits {
+            connections,
+            ..holdfast_config::Limits::default()
+        };
+        for files in [64, 256, 1024, 4096, 65_536, 524_288, 1 << 30] {
+            for connections in [16, 4096, 65_535] {
+                let public = crate::limits::connection(&config(connections));
+                let listeners = [public, limits(), admin::limits()];
+                let shares = listeners.map(|limits| Share::of(&limits, Some(files)));
+                let taken: usize = shares.iter().map(Share::files).sum();
+                assert!(3 * taken as u64 <= 2 * files, "{files}: {shares:?}");
+                let is_served = shares.iter().all(|share| 8 <= share.connections);
+                assert!(is_served, "{files}: {shares:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_document_lists_the_connections() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
+        let document = std::fs::read_to_string(path).unwrap();
+        let cells = format!("| `internal::CONNECTIONS` | {CONNECTIONS} |");
+        assert!(document.contains(&cells), "docs/LIMITS.md lacks {cells}");
+    }
 }

@@ -78,6 +78,7 @@ pub fn limits() -> server::Limits {
         connections: CONNECTIONS,
         // The kubelet may share its address with strangers.
         connections_per_address: usize::MAX,
+        part_of_files: 6,
         recycles: true,
         header_bytes: 16 << 10,
         header_timeout: PATIENCE,

@@ -1,9 +1,12 @@
 //! How many files and sockets the process may have open.
 //!
 //! Container runtimes start programs with a soft limit of 1024, for programs that use `select`. A
-//! registry that may serve 4096 connections would fail at its volume long before that.
+//! registry that may serve 4096 connections would fail at its volume long before that. So each
+//! listener takes a part of them, and the rest is for the volume and upstreams.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::server::{BACKLOG, Limits, WAITING};
 
 /// Raises the process's soft limit of open files to its hard one. A failure is logged: the
 /// listeners then take fewer connections.
@@ -18,29 +21,50 @@ pub fn raise() {
     }
 }
 
-/// How many of the connections that a listener may have the process can hold open. The rest of its
-/// files is for the volume, upstreams and the other listeners.
-pub(crate) fn connections(wanted: usize) -> usize {
-    let most = share(getrlimit(Resource::Nofile).current, 3);
-    if most < wanted {
-        tracing::warn!(
-            connections = most,
-            wanted,
-            "the limit of open files allows fewer connections"
-        );
+/// What a listener holds open at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Connections that have a place.
+    pub connections: usize,
+    /// Connections that wait for one.
+    pub waiting: usize,
+    /// Connections that were not looked at yet.
+    pub arrivals: usize,
+}
+
+impl Share {
+    /// Of a listener with these limits, in a process that may have so many files open (`None`: any
+    /// number).
+    pub fn of(limits: &Limits, files: Option<u64>) -> Self {
+        let files = files.map_or(u64::MAX, |files| files / limits.part_of_files.max(1));
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        let waiting = WAITING.min(files / 8);
+        let arrivals = (BACKLOG as usize).min(files / 8);
+        let connections = limits.connections.min(files - waiting - arrivals);
+        Self {
+            connections,
+            waiting,
+            arrivals: arrivals.min(connections),
+        }
     }
-    wanted.min(most)
-}
 
-/// How many connections a listener may hold that have no place yet: of the files a small part.
-pub(crate) fn arrivals(wanted: usize) -> usize {
-    wanted.min(share(getrlimit(Resource::Nofile).current, 16))
-}
+    /// Of a listener of this process.
+    pub(crate) fn of_this_process(limits: &Limits) -> Self {
+        let share = Self::of(limits, getrlimit(Resource::Nofile).current);
+        if share.connections < limits.connections {
+            tracing::warn!(
+                connections = share.connections,
+                wanted = limits.connections,
+                "the limit of open files allows fewer connections"
+            );
+        }
+        share
+    }
 
-/// One of so many parts of a limit. `None`: no limit.
-fn share(limit: Option<u64>, parts: u64) -> usize {
-    let most = limit.map_or(u64::MAX, |limit| limit / parts);
-    usize::try_from(most).unwrap_or(usize::MAX)
+    /// All files of it.
+    pub fn files(&self) -> usize {
+        self.connections + self.waiting + self.arrivals
+    }
 }
 
 #[cfg(test)]
@@ -48,14 +72,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_listener_gets_no_more_connections_than_files_allow() {
-        for (limit, parts, expect) in [
-            (Some(1024), 3, 341),
-            (Some(1024), 16, 64),
-            (Some(524_288), 3, 174_762),
-            (None, 3, usize::MAX),
+    fn a_listener_takes_no_more_than_its_part_of_the_files() {
+        let all = (4096, WAITING, 4096);
+        for (files, part_of_files, connections, expect) in [
+            (Some(1024), 3, 4096, (257, 42, 42)),
+            (Some(1024), 6, 128, (128, 21, 21)),
+            (Some(1024), 6, 20, (20, 21, 20)),
+            (Some(524_288), 3, 4096, all),
+            (None, 3, 4096, all),
+            (Some(2), 3, 4096, (0, 0, 0)),
         ] {
-            assert_eq!(share(limit, parts), expect, "{limit:?}");
+            let limits = Limits {
+                connections,
+                part_of_files,
+                ..Limits::default()
+            };
+            let share = Share::of(&limits, files);
+            let found = (share.connections, share.waiting, share.arrivals);
+            assert_eq!(found, expect, "{files:?}");
+            assert!(files.is_none_or(|files| share.files() as u64 <= files / part_of_files));
         }
     }
 

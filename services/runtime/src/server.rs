@@ -77,6 +77,10 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of one address (IPv6: of one /64) at a time; further ones are closed at once.
     pub connections_per_address: usize,
+    /// The listener takes one of so many parts of the files that the process may have open, with
+    /// its connections, those that wait and those that were not looked at yet. 3 for the port that
+    /// a process is there for, 6 for each other one; they leave a third of all.
+    pub part_of_files: u64,
     /// Whether every connection, also one with a request under way, gives up its place for a further one: the oldest of the address
     /// that has most. For ports whose answers are short.
     pub recycles: bool,
@@ -130,6 +134,7 @@ impl Default for Limits {
         Self {
             connections: 4096,
             connections_per_address: 4096,
+            part_of_files: 3,
             recycles: false,
             header_bytes: 64 * 1024,
             headers: 100,

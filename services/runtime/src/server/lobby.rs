@@ -10,16 +10,21 @@ use holdfast_core::Turns;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{
-    BACKLOG, Limits,
+    Limits,
     count::{Counts, Open},
     outgoing::Held,
     places::{NoPlace, Place, Places, client_address},
     requests::Requests,
     watch::Watch,
 };
+use crate::descriptors::Share;
 
-/// Connections that wait for a place when a listener is full; of one address, a quarter of them.
+/// Connections that wait for a place when a listener is full, where the process may have enough
+/// files open ([`Share`]); of one address, a quarter of them.
 pub const WAITING: usize = 64;
+
+/// A connection that waits for a place since then.
+type Waiting = (TcpStream, SocketAddr, Instant);
 
 /// A connection that has a place.
 pub(super) struct Admitted {
@@ -38,8 +43,8 @@ pub(super) struct Lobby {
     patience: Duration,
     /// Accepted and not looked at yet, by client.
     arrivals: Turns<IpAddr, (TcpStream, SocketAddr)>,
-    most_arrivals: usize,
-    waiting: VecDeque<(TcpStream, SocketAddr, Instant)>,
+    share: Share,
+    waiting: VecDeque<Waiting>,
     /// When it was last asked whether another connection may end for those who wait.
     looked: Option<Instant>,
 }
@@ -49,11 +54,11 @@ const LOBBY_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Lobby {
     pub(super) fn new(limits: &Limits) -> Self {
-        let places = Places::new(limits);
+        let share = Share::of_this_process(limits);
         Self {
             arrivals: Turns::default(),
-            most_arrivals: crate::descriptors::arrivals(BACKLOG as usize).min(places.most()),
-            places,
+            places: Places::new(share.connections, limits),
+            share,
             held: Held::default(),
             requests: Requests::default(),
             patience: limits.header_timeout,
@@ -106,7 +111,7 @@ impl Lobby {
     /// accept one costs far less than to serve it, so a burst of one client is passed quickly, and
     /// then clients take turns.
     fn take_arrivals(&mut self, listener: &TcpListener) {
-        while self.arrivals.len() < self.most_arrivals {
+        while self.arrivals.len() < self.share.arrivals {
             // The budget that tokio gives a task is for waits.
             let accept = tokio::task::coop::unconstrained(listener.accept());
             let Some(Ok((stream, address))) = accept.now_or_never() else {

@@ -70,21 +70,17 @@ pub(super) enum NoPlace {
 }
 
 impl Places {
-    pub(super) fn new(limits: &Limits) -> Self {
+    /// So many places; whose they may be is in `limits`.
+    pub(super) fn new(most: usize, limits: &Limits) -> Self {
         Self {
             inner: Arc::new(Inner {
-                most: crate::descriptors::connections(limits.connections),
+                most,
                 most_of_address: limits.connections_per_address,
                 recycles: limits.recycles,
                 table: Mutex::default(),
                 freed: Notify::new(),
             }),
         }
-    }
-
-    /// How many there are.
-    pub(super) fn most(&self) -> usize {
-        self.inner.most
     }
 
     /// Whether a place is free.
@@ -217,11 +213,11 @@ mod tests {
     use super::*;
 
     fn places(most: usize, most_of_address: usize) -> Places {
-        Places::new(&Limits {
-            connections: most,
+        let limits = Limits {
             connections_per_address: most_of_address,
             ..Limits::default()
-        })
+        };
+        Places::new(most, &limits)
     }
 
     #[test]
