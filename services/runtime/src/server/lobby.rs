@@ -85,6 +85,21 @@ impl Lobby {
                 tracing::debug!(peer = %address, %error, "a connection broke at once");
                 continue;
             }
+            // Where nobody gives a place up for one who waits, nobody does so for an arrival whose
+            // client has as many connections.
+            let waiting = self.waiting.iter().map(|(_, other, _)| other.ip());
+            if let Some(at) = self.places.goes_before(address.ip(), waiting)
+                && let Some((waited, from, since)) = self.waiting.remove(at)
+            {
+                let admitted = self.admit(waited, from, counts).map_err(|(waited, _)| {
+                    self.waiting.insert(at, (waited, from, since));
+                });
+                self.join((stream, address, Instant::now()), counts);
+                if let Ok(admitted) = admitted {
+                    return admitted;
+                }
+                continue;
+            }
             match self.admit(stream, address, counts) {
                 Ok(admitted) => return admitted,
                 Err((_, NoPlace::Address)) => {
@@ -92,18 +107,24 @@ impl Lobby {
                     tracing::debug!(peer = %address, "a connection was refused, its address has too many");
                 }
                 Err((stream, NoPlace::Full)) => {
-                    let client = client_address(address.ip());
-                    let of_address =
-                        |(_, other, _): &&(_, SocketAddr, _)| client_address(other.ip()) == client;
-                    let waiting = self.waiting.iter().filter(of_address).count();
-                    if self.waiting.len() < WAITING && waiting < WAITING / 4 {
-                        self.waiting.push_back((stream, address, Instant::now()));
-                    } else {
-                        counts.refused("full");
-                        tracing::debug!(peer = %address, "a connection was refused, there is no place");
-                    }
+                    self.join((stream, address, Instant::now()), counts);
                 }
             }
+        }
+    }
+
+    /// Waits for a place, where not too many do.
+    fn join(&mut self, connection: Waiting, counts: &Counts) {
+        let (_, address, _) = connection;
+        let client = client_address(address.ip());
+        let of_client = |(_, other, _): &&Waiting| client_address(other.ip()) == client;
+        let waiting = self.waiting.iter().filter(of_client).count();
+        let most = self.share.waiting;
+        if self.waiting.len() < most && waiting < most.div_ceil(4) {
+            self.waiting.push_back(connection);
+        } else {
+            counts.refused("full");
+            tracing::debug!(peer = %address, "a connection was refused, there is no place");
         }
     }
 
@@ -142,7 +163,7 @@ impl Lobby {
     }
 
     /// One of those who wait, if there is a place for it now. Whether another connection may end
-    /// for it costs a look at all of them, so that is asked every [`LOBBY_INTERVAL`] only.
+    /// for each of them is asked every [`LOBBY_INTERVAL`] only, and before one ends for an arrival.
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
         if self.waiting.is_empty() {
             return None;
@@ -194,16 +215,24 @@ mod tests {
     use super::*;
 
     /// A listener, and connections to it from `127.0.0.LAST`.
-    async fn burst(clients: impl Iterator<Item = u8>) -> (TcpListener, Vec<TcpStream>) {
+    async fn burst(clients: impl IntoIterator<Item = u8>) -> (TcpListener, Vec<TcpStream>) {
         let listener = super::super::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let to = listener.local_addr().unwrap();
+        let open = join_from(&listener, clients).await;
+        (listener, open)
+    }
+
+    async fn join_from(
+        listener: &TcpListener,
+        clients: impl IntoIterator<Item = u8>,
+    ) -> Vec<TcpStream> {
         let mut open = Vec::new();
         for last in clients {
             let socket = TcpSocket::new_v4().unwrap();
             socket.bind(([127, 0, 0, last], 0).into()).unwrap();
+            let to = listener.local_addr().unwrap();
             open.push(socket.connect(to).await.unwrap());
         }
-        (listener, open)
+        open
     }
 
     #[tokio::test]
@@ -240,7 +269,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_place_that_is_given_back_goes_to_one_who_waits_and_not_to_a_flood() {
-        let (listener, _open) = burst([2, 3, 4, 4, 4, 4].into_iter()).await;
+        let (listener, _open) = burst([2, 3, 4, 4, 4, 4]).await;
         let limits = Limits {
             connections: 2,
             ..Limits::default()
@@ -255,18 +284,62 @@ mod tests {
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         let waiting = lobby.waiting.len();
         assert_eq!(waiting, 4);
-        let to = listener.local_addr().unwrap();
-        let mut flood = Vec::new();
-        for _ in 0..4 {
-            let socket = TcpSocket::new_v4().unwrap();
-            socket.bind(([127, 0, 0, 5], 0).into()).unwrap();
-            flood.push(socket.connect(to).await.unwrap());
-        }
+        let _flood = join_from(&listener, [5; 4]).await;
         drop((busy, requests));
         for _ in 0..2 {
             let next = lobby.next(&listener, &counts).await;
             assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
             std::mem::forget(next);
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_becomes_idle_ends_for_one_who_waits_and_not_for_a_flood() {
+        let (listener, _open) = burst([2, 3, 4]).await;
+        let limits = Limits {
+            connections: 2,
+            ..Limits::default()
+        };
+        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
+        let first = lobby.next(&listener, &counts).await;
+        let second = lobby.next(&listener, &counts).await;
+        let [becomes_idle, _busy] = [&first, &second].map(|held| held.watch.request(None));
+        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
+        assert_eq!(lobby.waiting.len(), 1);
+        // They were looked at a moment ago.
+        lobby.looked = Some(Instant::now() + LOBBY_INTERVAL * 100);
+        drop(becomes_idle);
+        let _flood = join_from(&listener, [5; WAITING / 4 + 4]).await;
+        let next = lobby.next(&listener, &counts).await;
+        assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
+        assert!(first.watch.is_evicted());
+        let _request = next.watch.request(None);
+        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
+        assert_eq!(
+            lobby.waiting.len(),
+            WAITING / 4,
+            "a quarter for one address"
+        );
+    }
+
+    #[tokio::test]
+    async fn who_has_fewer_connections_does_not_wait_behind_those_that_nobody_ends_for() {
+        let (listener, _open) = burst([2, 2, 2, 2]).await;
+        let limits = Limits {
+            connections: 2,
+            ..Limits::default()
+        };
+        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
+        let busy = [
+            lobby.next(&listener, &counts).await,
+            lobby.next(&listener, &counts).await,
+        ];
+        let _requests = busy.each_ref().map(|held| held.watch.request(None));
+        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
+        assert_eq!(lobby.waiting.len(), 2);
+        let _other = join_from(&listener, [3]).await;
+        let next = lobby.next(&listener, &counts).await;
+        assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 3]));
+        assert_eq!(lobby.waiting.len(), 2);
     }
 }

@@ -113,6 +113,21 @@ impl Places {
         })
     }
 
+    /// Which of the addresses that wait goes before an arrival: the first that has no more
+    /// connections. None where the arrival's has as many as it may have.
+    pub(super) fn goes_before(
+        &self,
+        arrival: IpAddr,
+        mut waiting: impl Iterator<Item = IpAddr>,
+    ) -> Option<usize> {
+        let table = self.table();
+        let has = table.count(client_address(arrival));
+        if self.inner.most_of_address <= has {
+            return None;
+        }
+        waiting.position(|other| table.count(client_address(other)) <= has)
+    }
+
     /// Ends when a place was given back.
     pub(super) async fn freed(&self) {
         self.inner.freed.notified().await;
