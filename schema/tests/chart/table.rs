@@ -372,14 +372,19 @@ fn bad() -> Vec<Bad> {
         json!([{ "host": "a.example" }, { "host": "A.example" }]),
         vec![on.clone()],
     );
-    rule(
-        "upstreams",
+    for refused in [
         json!([{ "host": "a.example", "credentialsSecret": "a", "username": "b" }]),
-        vec![on.clone()],
-    );
+        json!([{ "host": "a.example", "username": "b" }]),
+        json!([{ "host": "a.example", "username": "b", "passwordFile": "/p" }]),
+        json!([{ "host": "a.example", "passwordFile": "/p" }]),
+    ] {
+        rule("upstreams", refused, vec![on.clone()]);
+    }
+    rule("onlyListedUpstreams", json!(true), vec![on.clone()]);
     for of in [
         json!({ "mirror": "https://other", "credentialsSecret": "a" }),
         json!({ "mirror": "https://m", "credentialsSecret": "a", "username": "b" }),
+        json!({ "mirror": "https://m", "username": "b", "passwordFile": "/p" }),
         json!({ "mirror": "https://m" }),
     ] {
         rule(

@@ -56,9 +56,10 @@ pub struct Upstream {
     /// Name of a Secret in the release's namespace with credentials: `username` and `password`, or `.dockerconfigjson`.
     #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub credentials_secret: String,
-    /// User name, where the password comes from `passwordFile`.
+    /// User name, for a registry that runs outside Kubernetes; its password comes from
+    /// `passwordFile`. A release takes `credentialsSecret` only.
     pub username: String,
-    /// File with the password, for a registry that runs outside Kubernetes.
+    /// File with the password, beside `username`.
     pub password_file: String,
     /// Do not verify the certificate of this host. For tests.
     pub insecure_skip_verify: bool,
@@ -86,9 +87,10 @@ pub struct MirrorCredentials {
     /// Name of a Secret in the release's namespace: `username` and `password`, or `.dockerconfigjson`.
     #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub credentials_secret: String,
-    /// User name, where the password comes from `passwordFile`.
+    /// User name, for a registry that runs outside Kubernetes; its password comes from
+    /// `passwordFile`. A release takes `credentialsSecret` only.
     pub username: String,
-    /// File with the password, for a registry that runs outside Kubernetes.
+    /// File with the password, beside `username`.
     pub password_file: String,
 }
 
@@ -148,5 +150,165 @@ impl Default for Uplink {
             tag_fresh_seconds: 300,
             negative_seconds: 10,
         }
+    }
+}
+
+/// Where a registry runs: it decides where the credentials for its upstreams come from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Home {
+    /// In a release, which mounts Secrets and no other file.
+    Release,
+    /// Alone, with files and without Secrets.
+    Alone,
+}
+
+impl Home {
+    /// Refuses upstreams that contradict each other, and credentials that cannot be there.
+    pub(crate) fn check(self, upstreams: &[Upstream], refuse: &mut dyn FnMut(&str, String)) {
+        for (index, upstream) in upstreams.iter().enumerate() {
+            let key = format!("upstreams[{index}]");
+            let same = |other: &Upstream| other.host.eq_ignore_ascii_case(&upstream.host);
+            if upstreams.iter().take(index).any(same) {
+                refuse(
+                    &format!("{key}.host"),
+                    format!("{} is listed twice", upstream.host),
+                );
+            }
+            let Upstream {
+                credentials_secret,
+                username,
+                password_file,
+                ..
+            } = upstream;
+            self.check_login(&key, [credentials_secret, username, password_file], refuse);
+            for (at, of) in upstream.mirror_credentials.iter().enumerate() {
+                let of_mirror = format!("{key}.mirrorCredentials[{at}]");
+                let is_it = |mirror: &String| {
+                    mirror.trim_end_matches('/') == of.mirror.trim_end_matches('/')
+                };
+                if !upstream.mirrors.iter().any(is_it) {
+                    refuse(
+                        &format!("{of_mirror}.mirror"),
+                        format!("{} is none of {key}.mirrors", of.mirror),
+                    );
+                }
+                let login = [&of.credentials_secret, &of.username, &of.password_file];
+                self.check_login(&of_mirror, login, refuse);
+                if login.into_iter().all(String::is_empty) {
+                    let field = match self {
+                        Self::Release => "credentialsSecret",
+                        Self::Alone => "username",
+                    };
+                    refuse(&format!("{of_mirror}.{field}"), "is missing".to_owned());
+                }
+            }
+        }
+    }
+
+    fn check_login(
+        self,
+        key: &str,
+        [secret, username, password_file]: [&String; 3],
+        refuse: &mut dyn FnMut(&str, String),
+    ) {
+        match self {
+            Self::Release => {
+                for (field, value) in [("username", username), ("passwordFile", password_file)] {
+                    if !value.is_empty() {
+                        refuse(
+                            &format!("{key}.{field}"),
+                            "a release mounts no file with a password; give credentialsSecret"
+                                .to_owned(),
+                        );
+                    }
+                }
+            }
+            Self::Alone => {
+                if !secret.is_empty() {
+                    refuse(
+                        &format!("{key}.credentialsSecret"),
+                        "a registry that runs alone has no Secrets; give username and passwordFile"
+                            .to_owned(),
+                    );
+                }
+                let half = match (username.is_empty(), password_file.is_empty()) {
+                    (false, true) => Some(("username", "passwordFile")),
+                    (true, false) => Some(("passwordFile", "username")),
+                    _ => None,
+                };
+                if let Some((given, other)) = half {
+                    refuse(&format!("{key}.{given}"), format!("needs {other}"));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Error, Standalone, Values};
+
+    /// What is said of these upstreams: in a release, and alone; nothing where they are accepted.
+    fn check(upstreams: &str, release: &str, alone: &str) {
+        let text = format!("upstreams: [{upstreams}]");
+        let said = |error: Option<Error>| error.map_or(String::new(), |error| error.to_string());
+        let in_release = said(Values::parse(&text).err());
+        assert_eq!(in_release, release, "{upstreams} in a release");
+        let by_itself = said(Standalone::parse(&text).err());
+        assert_eq!(by_itself, alone, "{upstreams} alone");
+    }
+
+    #[test]
+    fn upstreams_that_cannot_work_are_refused_by_key() {
+        let no_file = "a release mounts no file with a password; give credentialsSecret";
+        let no_secret = "a registry that runs alone has no Secrets; give username and passwordFile";
+        let name = format!("upstreams[0].username: {no_file}");
+        let file = format!("upstreams[0].passwordFile: {no_file}");
+        let secret = format!("upstreams[0].credentialsSecret: {no_secret}");
+        let twice = "upstreams[1].host: A is listed twice";
+        check("{host: a}, {host: A}", twice, twice);
+        check("{host: a, credentialsSecret: s}", "", &secret);
+        let half = "upstreams[0].username: needs passwordFile";
+        check("{host: a, username: u}", &name, half);
+        let half = "upstreams[0].passwordFile: needs username";
+        check("{host: a, passwordFile: /p}", &file, half);
+        let both = format!("{name}\n{file}");
+        check("{host: a, username: u, passwordFile: /p}", &both, "");
+        let both = "{host: a, credentialsSecret: s, username: u, passwordFile: /p}";
+        check(both, &format!("{name}\n{file}"), &secret);
+
+        let of_mirror = "upstreams[0].mirrorCredentials[0]";
+        let mirror = |mirror: &str, login: &str| {
+            let credentials = format!("{{mirror: '{mirror}'{login}}}");
+            format!("{{host: a, mirrors: ['https://m/'], mirrorCredentials: [{credentials}]}}")
+        };
+        let other = format!("{of_mirror}.mirror: https://n is none of upstreams[0].mirrors");
+        let alone = format!("{of_mirror}.credentialsSecret: {no_secret}");
+        check(&mirror("https://m", ", credentialsSecret: s"), "", &alone);
+        check(
+            &mirror("https://n", ", credentialsSecret: s"),
+            &other,
+            &format!("{other}\n{alone}"),
+        );
+        check(
+            &mirror("https://m", ""),
+            &format!("{of_mirror}.credentialsSecret: is missing"),
+            &format!("{of_mirror}.username: is missing"),
+        );
+        check(
+            &mirror("https://m", ", username: u"),
+            &format!("{of_mirror}.username: {no_file}"),
+            &format!("{of_mirror}.username: needs passwordFile"),
+        );
+    }
+
+    #[test]
+    fn a_list_that_narrows_everything_to_nothing_is_refused() {
+        let told = Values::parse("onlyListedUpstreams: true").unwrap_err();
+        assert_eq!(
+            told.to_string(),
+            "onlyListedUpstreams: needs upstreams; list the hosts that may be copied"
+        );
+        Values::parse("{onlyListedUpstreams: true, upstreams: [{host: a}]}").unwrap();
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::network::Home;
 use crate::{
     AccessLog, AccessSettings, Config, Error, Hidden, Limits, Logging, NotificationSettings,
     Notifications, Problem, Proxy, Replicas, Result, Scrub, StandaloneAccess, Uplink, Upstream,
@@ -392,20 +393,15 @@ impl Standalone {
         let standalone: Option<Self> = yaml::from_str(text)?;
         let standalone = standalone.unwrap_or_default();
         let mut problems = Vec::new();
+        let mut refuse = |path: &str, message| {
+            let path = path.to_owned();
+            problems.push(Problem { path, message });
+        };
         if let Some(access) = &standalone.access {
-            access.check("access", standalone.tls.is_some(), &mut |path, message| {
-                problems.push(Problem {
-                    path: path.to_owned(),
-                    message,
-                });
-            });
+            access.check("access", standalone.tls.is_some(), &mut refuse);
         }
-        standalone.limits.check("limits", &mut |path, message| {
-            problems.push(Problem {
-                path: path.to_owned(),
-                message,
-            });
-        });
+        Home::Alone.check(&standalone.upstreams, &mut refuse);
+        standalone.limits.check("limits", &mut refuse);
         if problems.is_empty() {
             Ok(standalone)
         } else {
@@ -468,8 +464,7 @@ mod tests {
     use crate::{Release, Values};
 
     fn upstream(yaml: &str) -> UpstreamSettings {
-        let standalone = Standalone::parse(&format!("upstreams: [{yaml}]")).unwrap();
-        standalone.settings().upstreams.remove(0)
+        UpstreamSettings::from(&yaml::from_str::<Upstream>(yaml).unwrap())
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::network::Home;
 use crate::{Error, Result, Values};
 
 const EXTENSION: &str = "networkfunctionextension";
@@ -117,39 +118,13 @@ impl Values {
                 "one without high availability".to_owned(),
             );
         }
-        for (index, upstream) in self.upstreams.iter().enumerate() {
-            let same = |other: &crate::Upstream| other.host.eq_ignore_ascii_case(&upstream.host);
-            if self.upstreams.iter().take(index).any(same) {
-                refuse(
-                    &format!("upstreams[{index}].host"),
-                    format!("{} is listed twice", upstream.host),
-                );
-            }
-            if !upstream.credentials_secret.is_empty() && !upstream.username.is_empty() {
-                refuse(
-                    &format!("upstreams[{index}].credentialsSecret"),
-                    "contradicts username; give one".to_owned(),
-                );
-            }
-            for (at, of) in upstream.mirror_credentials.iter().enumerate() {
-                let key = format!("upstreams[{index}].mirrorCredentials[{at}]");
-                let is_it = |mirror: &String| {
-                    mirror.trim_end_matches('/') == of.mirror.trim_end_matches('/')
-                };
-                if !upstream.mirrors.iter().any(is_it) {
-                    refuse(
-                        &format!("{key}.mirror"),
-                        format!("{} is none of upstreams[{index}].mirrors", of.mirror),
-                    );
-                }
-                if of.credentials_secret.is_empty() == of.username.is_empty() {
-                    refuse(
-                        &format!("{key}.credentialsSecret"),
-                        "give this or username, not both".to_owned(),
-                    );
-                }
-            }
+        if self.only_listed_upstreams && self.upstreams.is_empty() {
+            refuse(
+                "onlyListedUpstreams",
+                "needs upstreams; list the hosts that may be copied".to_owned(),
+            );
         }
+        Home::Release.check(&self.upstreams, refuse);
         self.registry.access.check("registry.access", refuse);
         self.registry.limits.check("registry.limits", refuse);
         if self.system_nodes.required && self.system_nodes.selector.is_empty() {

@@ -38,8 +38,8 @@ pub struct Values {
     pub fullname_override: String,
     /// The image of all parts.
     pub image: Image,
-    /// Upstream hosts whose images are rewritten: `registry.example`, `registry.example:5000` or `*.example`.
-    /// Empty: every upstream.
+    /// Upstream hosts whose images are rewritten and copied: `registry.example`,
+    /// `registry.example:5000` or `*.example`. Empty: every upstream.
     #[schemars(inner(regex(
         pattern = r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
     )))]
