@@ -101,7 +101,7 @@ impl Metrics {
             ),
             artifacts_refused: group.add(
                 "artifacts_refused",
-                "Images that pods or workloads need and that have no Artifact because there are too many",
+                "Images that pods or workloads need and that are not copied because there are too many Artifacts",
                 Gauge::default(),
             ),
             artifacts_removed: group.add(

@@ -324,16 +324,45 @@ async fn what_was_only_announced_is_not_copied_and_makes_room_for_pods() {
             .all(|source| source.contains("wanted"))
     );
     assert_eq!(count().await, 10);
-    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
     eventually("the namespace is told, once", async || {
-        let events = events.list(&ListParams::default()).await.unwrap().items;
-        let told = events.iter().filter(|event| {
-            let regarding = event.regarding.as_ref().and_then(|it| it.kind.as_deref());
-            event.reason.as_deref() == Some("TooManyArtifacts") && regarding == Some("Namespace")
-        });
-        told.count() == 1
+        told_of_too_many(&bare).await.len() == 1
     })
     .await;
+}
+
+/// What the namespace was told of images that are not copied because of the limits.
+async fn told_of_too_many(bare: &Bare) -> Vec<String> {
+    let events: Api<Event> = Api::namespaced(bare.client.clone(), "apps");
+    let events = events.list(&ListParams::default()).await.unwrap().items;
+    let told = events.into_iter().filter(|event| {
+        let regarding = event.regarding.as_ref().and_then(|it| it.kind.as_deref());
+        event.reason.as_deref() == Some("TooManyArtifacts") && regarding == Some("Namespace")
+    });
+    told.filter_map(|event| event.note).collect()
+}
+
+#[tokio::test]
+async fn a_namespace_is_told_of_announced_images_beyond_the_limits() {
+    let (bare, registry) = (Bare::start().await, Registry::start().await);
+    bare.namespace("apps").await;
+    // The webhook makes the Artifact before the controller sees the pod.
+    for number in 0..12 {
+        let image = format!("registry.example/wanted:{number}");
+        announced(&bare, &image).await;
+        let pod = json!({
+            "metadata": {"name": format!("pod-{number}")},
+            "spec": {"containers": [{"name": "c", "image": image}]},
+        });
+        bare.create::<Pod>("apps", pod).await;
+    }
+    let limits = json!({"controller": {"artifacts": {"perNamespace": 10}}});
+    let _running = run(&bare.context_with(&limits), &registry);
+    eventually("the namespace is told how many", async || {
+        let told = told_of_too_many(&bare).await;
+        told.len() == 1 && told[0].starts_with("2 images are not copied")
+    })
+    .await;
+    assert!(registry.sources().len() <= 10);
 }
 
 #[tokio::test]

@@ -76,12 +76,14 @@ fn needing(demand: &Demand) -> Option<ObjectReference> {
     })
 }
 
-/// What happened and what to do about it.
-fn note(source: &str, reason: Reason, message: &str) -> String {
-    let advice = match reason {
-        Reason::Copied => {
-            return format!("{source} is copied, the cluster no longer needs its upstream for it");
-        }
+/// The way out of a volume that fills or is full.
+pub const ENLARGE: &str = "enlarge the registry's volume (clusterRegistry.storageSize); deleting \
+                           Artifacts or images frees no space in this version";
+
+/// What to do about an image that is not local for this reason.
+pub fn advice(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Copied => "the cluster no longer needs its upstream for it",
         Reason::Unauthorized => {
             "check imagePullSecrets of the pod, or of the workload's template, and of its service account"
         }
@@ -90,10 +92,12 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
             "it is tried again; check the uplink, the proxy and the upstream"
         }
         Reason::UpstreamInvalid => {
-            "the upstream's bytes do not match their digest, or are no image"
+            "the upstream's bytes do not match their digest, or are no image; push it there again"
         }
-        Reason::NoSpace => "the registry's volume is full; enlarge it or remove unused images",
-        Reason::Invalid => "the reference cannot be fetched",
+        Reason::NoSpace => ENLARGE,
+        Reason::Invalid => {
+            "the reference cannot be fetched; correct it, or the values that rule its host out"
+        }
         Reason::StoreFailed => "it is tried again; check the registry's volume and its storage",
         Reason::PullSecretUnreadable => {
             "it is tried again; check the API server and what the controller may read"
@@ -102,7 +106,15 @@ fn note(source: &str, reason: Reason, message: &str) -> String {
         Reason::Copying => "it is being copied",
         Reason::NoDemand => "it is copied when a pod or a workload names it",
         Reason::TooManyArtifacts => "remove Artifacts that nothing needs, or raise the limit",
-    };
+    }
+}
+
+/// What happened and what to do about it.
+fn note(source: &str, reason: Reason, message: &str) -> String {
+    let advice = advice(reason);
+    if reason == Reason::Copied {
+        return format!("{source} is copied, {advice}");
+    }
     format!("{source}: {message} ({advice})")
 }
 
@@ -158,6 +170,7 @@ mod tests {
             (Reason::UpstreamUnavailable, "uplink"),
             (Reason::RegistryUnavailable, "registry's pods"),
             (Reason::StoreFailed, "registry's volume"),
+            (Reason::NoSpace, "registry's volume"),
             (Reason::PullSecretUnreadable, "API server"),
         ] {
             let note = note("registry.example/app:1", reason, "m");
@@ -172,6 +185,14 @@ mod tests {
                 .filter(|other| note.contains(other))
                 .collect();
             assert_eq!(named, [place], "{note}");
+        }
+    }
+
+    #[test]
+    fn a_full_volume_is_made_larger_and_nothing_is_deleted_in_vain() {
+        let note = note("registry.example/app:1", Reason::NoSpace, "m");
+        for part in ["clusterRegistry.storageSize", "frees no space"] {
+            assert!(note.contains(part), "{note}");
         }
     }
 }

@@ -38,7 +38,9 @@ impl Existing<'_> {
 pub struct Plan {
     /// Artifacts to make, the most urgent first.
     pub create: Vec<(Key, Demand)>,
-    /// How many images have none, by namespace, because there are too many; without those for which room is being made.
+    /// How many images that are needed are not copied, by namespace, because there are too many
+    /// Artifacts: those that have none, without those for which room is being made, and those
+    /// beyond the limits.
     pub refused: BTreeMap<String, usize>,
     /// Artifacts that are to make room.
     pub surplus: BTreeSet<Key>,
@@ -170,6 +172,12 @@ pub fn plan<'a>(
     let mut all = total(&counts, of_namespace);
     let mut all_later = total(&later, of_namespace);
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    for one in &existing {
+        // Of most images the webhook has made the Artifact before anybody looks at the limits.
+        if one.need.is_some() && !one.copied && beyond.contains(one.key) {
+            *refused.entry(one.key.0.clone()).or_default() += 1;
+        }
+    }
     let mut create = Vec::new();
     for (key, demand) in &missing {
         let (now, then) = (
@@ -307,7 +315,32 @@ mod tests {
             &[],
             &["c/1"],
         );
-        check(&["a/1", "a/2", "a/3", "a/4"], &[], &[], &[], &[], &[]);
+        check(
+            &["a/1", "a/2", "a/3", "a/4"],
+            &[],
+            &[],
+            &[],
+            &[("a", 1)],
+            &[],
+        );
+    }
+
+    #[test]
+    fn what_is_needed_and_beyond_the_limits_counts_as_refused_unless_it_is_copied() {
+        let keys: Vec<Key> = (0..6).map(|number| key(&format!("a/{number}"))).collect();
+        let all = |need: Option<Need>, copied: bool| {
+            let all = keys.iter().map(|key| Existing {
+                copied,
+                automatic: false,
+                ..one(key, 0, need)
+            });
+            let plan = plan(missing(&["a/6!"]), all, LIMITS);
+            assert_eq!(plan.beyond.len(), 3);
+            plan.refused.get("a").copied()
+        };
+        assert_eq!(all(Some(Need::Waiting), false), Some(4));
+        assert_eq!(all(Some(Need::Waiting), true), Some(1));
+        assert_eq!(all(None, false), Some(1));
     }
 
     /// Names of what makes room, and of what is beyond the limits. A `c` behind the name means
@@ -400,7 +433,7 @@ mod tests {
             &[],
             &["b/1!"],
             &["b/1"],
-            &[],
+            &[("a", 2)],
             &[],
         );
     }

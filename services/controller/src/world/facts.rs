@@ -133,6 +133,11 @@ impl Scope {
             && self.namespaces.matches(&facts.labels)
     }
 
+    /// Whether images of this host are rewritten and copied, by `sources` and `onlyListedUpstreams`.
+    pub fn includes_source(&self, host: &Host) -> bool {
+        self.upstreams.include(host)
+    }
+
     /// Whether a node is in scope. One of another system has no agent, and would be waited for in vain.
     pub fn includes_node(&self, facts: &NodeFacts) -> bool {
         let linux = facts
@@ -237,7 +242,7 @@ pub(super) fn sources(
             image.rewritten
                 || (wanted
                     && image.image.pull_policy.as_deref() != Some("Never")
-                    && scope.upstreams.include(image.reference.host()))
+                    && scope.includes_source(image.reference.host()))
         })
         .map(|image| image.reference.to_string())
         .filter(|source| source.len() <= MAX_SOURCE_BYTES)
