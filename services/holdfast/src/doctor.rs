@@ -15,6 +15,8 @@ mod trials;
 mod upstreams;
 mod verifiers;
 mod void;
+mod volume;
+mod webhook;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,8 +29,8 @@ use judge::Report;
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Looks at the parts' pods, the volume's claim, the webhook's configuration and its CA, the nodes, the autoscalers' metrics API, the \
-upstreams of wanted images and policies that verify images by name, and tries in every namespace that \
+    after_help = "Looks at the parts' pods, the volume and its claim, the webhook's configuration and its CA, the nodes, the autoscalers' metrics API, \
+wanted images that are not local and policies that verify images by name, and tries in every namespace that \
 has Artifacts whether a policy refuses pods with the registry's references: server-side dry runs, which create nothing.\n\
 Exit status: 0 nothing found, 1 something found, 2 it cannot tell (what may not be seen is named)."
 )]

@@ -164,6 +164,9 @@ fn render(status: &Status) -> String {
     for problem in &status.problems {
         writeln!(out, "problem     {problem}").ok();
     }
+    for warning in &status.warnings {
+        writeln!(out, "warning     {warning}").ok();
+    }
     for unknown in &status.unknown {
         writeln!(out, "unknown     {unknown}").ok();
     }

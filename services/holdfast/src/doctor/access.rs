@@ -96,7 +96,8 @@ pub(super) fn judge(
     }
 }
 
-fn shown(names: Vec<String>) -> String {
+/// The first names, and how many more there are.
+pub(super) fn shown(names: Vec<String>) -> String {
     let more = names.len().saturating_sub(SHOWN);
     let first: Vec<String> = names.into_iter().take(SHOWN).collect();
     match more {

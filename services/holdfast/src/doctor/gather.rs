@@ -6,7 +6,6 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_controller::world::{NamespaceFacts, NodeFacts, Scope, node_facts};
-use holdfast_core::Reference;
 use holdfast_core::workload::condition_is_true;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Node;
@@ -65,6 +64,8 @@ pub(super) struct Facts {
     pub(super) trials: Vec<Trial>,
     /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to ask with.
     pub(super) rewrites: Option<Asked<bool>>,
+    /// Whether API servers must show the webhook a certificate (`webhook.clientCaSecret`).
+    pub(super) client_ca: bool,
     /// The release's autoscalers and the API that they ask.
     pub(super) scaling: Asked<Scaling>,
     /// Policies that verify images by their names.
@@ -115,18 +116,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     if let (Some(scope), Some(address), Ok(artifacts)) = (&scope, address, &status.artifacts) {
         match namespaces(client, namespace).await {
             Ok(known) => {
-                // Only pods that are sent to the registry meet a policy under its name.
-                let sent = artifacts.iter().filter(|artifact| {
-                    let namespace = artifact.metadata.namespace.as_deref();
-                    Reference::parse(&artifact.spec.source_artifact).is_ok_and(|source| {
-                        image_access.permits(namespace.unwrap_or_default(), &source)
-                    })
-                });
-                let candidates = trials::candidates(sent, |namespace| {
-                    known
-                        .get(namespace)
-                        .is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
-                });
+                let candidates = trials::candidates(artifacts, scope, &image_access, &known);
                 (tried, rewrites) = trials::run(client, address, &status, candidates).await;
             }
             Err(why) => unknown.push(format!("whether policies refuse pods: {why}")),
@@ -139,6 +129,10 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         nodes,
         trials: tried,
         rewrites,
+        client_ca: release
+            .config
+            .as_ref()
+            .is_ok_and(|config| !config.values.webhook.client_ca_secret.is_empty()),
         scaling,
         verifiers,
         kubelet,

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::gather::Facts;
 use super::trials::Outcome;
-use super::{access, scaling, upstreams, verifiers, void};
+use super::{access, scaling, upstreams, verifiers, void, volume, webhook};
 use crate::answer::Answer;
 use crate::terminal;
 
@@ -98,8 +98,9 @@ pub(super) fn judge(facts: &Facts) -> Report {
     };
     rewriting(facts, &mut report);
     parts(facts, &mut report);
+    volume::judge(&facts.status.volume, &mut report);
     claim(facts, &mut report);
-    webhook(facts, &mut report);
+    webhook::judge(facts, &mut report);
     nodes(facts, &mut report);
     policies(facts, &mut report);
     scaling::judge(&facts.scaling, &mut report);
@@ -180,17 +181,6 @@ fn parts(facts: &Facts, report: &mut Report) {
             )),
         }
     }
-    match &facts.status.volume {
-        Ok(volume) if volume.level == "full" => report.find(
-            "the registry's volume is full: nothing is copied any more",
-            "make it larger (clusterRegistry.storageSize) or delete Artifacts that nobody needs",
-        ),
-        Ok(volume) => report.well.push(format!(
-            "volume: {} free",
-            terminal::size(volume.available_bytes)
-        )),
-        Err(why) => report.unknown.push(format!("the volume: {why}")),
-    }
 }
 
 fn claim(facts: &Facts, report: &mut Report) {
@@ -203,46 +193,6 @@ fn claim(facts: &Facts, report: &mut Report) {
         Ok(None) => report.find("the volume's claim does not exist", "helm upgrade makes it again"),
         Err(why) => report.unknown.push(format!("the volume's claim: {why}")),
     }
-}
-
-fn webhook(facts: &Facts, report: &mut Report) {
-    let restart = "restart the controller, which writes it, and look at its log";
-    match &facts.webhook {
-        Ok(None) => report.find("the webhook's configuration does not exist: no pod is rewritten", "helm upgrade makes it again"),
-        Ok(Some(webhook)) if webhook.bundles.is_empty() || webhook.bundles.iter().any(String::is_empty) => {
-            report.find("the webhook's configuration has no caBundle: the API server cannot call it", restart);
-        }
-        Ok(Some(webhook)) => match &webhook.authority {
-            Some(Ok(authority)) if !webhook.bundles.iter().all(|bundle| share(bundle, authority)) => report.find(
-                "the webhook's configuration has another CA than the webhook's certificate: the API server does not trust it",
-                restart,
-            ),
-            Some(Ok(_)) => report.well.push("the webhook's configuration is there and its CA is right".to_owned()),
-            Some(Err(why)) => report.unknown.push(format!("the webhook's CA: {why}")),
-            None => report.find("the webhook has no certificate yet", restart),
-        },
-        Err(why) => report.unknown.push(format!("the webhook's configuration: {why}")),
-    }
-    match &facts.rewrites {
-        Some(Ok(true)) => report.well.push("the webhook rewrites a pod (dry run)".to_owned()),
-        Some(Ok(false)) => report.find(
-            "the API server stores a pod without rewriting it, though nothing says that it should be left alone",
-            "the webhook does not answer in time, or another match condition holds: see the API server's log and the webhook's metrics",
-        ),
-        Some(Err(why)) => report.unknown.push(format!("whether the webhook rewrites: {why}")),
-        None => {}
-    }
-}
-
-/// Whether two bundles have a certificate in common; while a CA is replaced both hold the old and the new one.
-fn share(one: &str, other: &str) -> bool {
-    let certificates = |bundle: &str| -> BTreeSet<String> {
-        let parts = bundle.split("-----BEGIN CERTIFICATE-----").skip(1);
-        parts
-            .map(|part| part.chars().filter(|c| !c.is_whitespace()).collect())
-            .collect()
-    };
-    !certificates(one).is_disjoint(&certificates(other))
 }
 
 fn nodes(facts: &Facts, report: &mut Report) {
@@ -407,6 +357,7 @@ mod tests {
             nodes: Ok([("one".to_owned(), Some(agent(true)))].into()),
             trials: vec![trial("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
+            client_ca: false,
             scaling: Ok(scaling::Scaling::default()),
             verifiers: Ok(Vec::new()),
             kubelet: None,
@@ -527,6 +478,18 @@ mod tests {
             &["without rewriting it"],
         );
         check(
+            "no answer to API servers without a certificate",
+            |facts| {
+                facts.rewrites = Some(Ok(false));
+                facts.client_ca = true;
+            },
+            Answer::No,
+            &[
+                "without rewriting it",
+                "webhook.clientCaSecret is set: every API server must show a certificate of that CA",
+            ],
+        );
+        check(
             "a node",
             |facts| facts.nodes = Ok([("two".to_owned(), Some(agent(false)))].into()),
             Answer::No,
@@ -551,7 +514,21 @@ mod tests {
             "full",
             |facts| facts.status.volume.as_mut().unwrap().level = "full",
             Answer::No,
-            &["volume is full"],
+            &[
+                "volume is full",
+                "clusterRegistry.storageSize",
+                "frees no space",
+            ],
+        );
+        check(
+            "filling",
+            |facts| facts.status.volume.as_mut().unwrap().level = "filling",
+            Answer::No,
+            &[
+                "volume is filling",
+                "clusterRegistry.storageSize",
+                "frees no space",
+            ],
         );
     }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
 use holdfast_api::Artifact;
+use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
-use holdfast_controller::world::denied_by;
+use holdfast_controller::world::{NamespaceFacts, Scope, denied_by};
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::{Value, json};
@@ -49,18 +50,27 @@ pub(super) struct Trial {
     pub(super) pulls_always: bool,
 }
 
-/// One image of each upstream in each namespace.
-pub(super) fn candidates<'a>(
-    artifacts: impl IntoIterator<Item = &'a Artifact>,
-    included: impl Fn(&str) -> bool,
+/// One image of each upstream in each namespace, of those that pods are sent to the registry for:
+/// only they meet a policy under the registry's name.
+pub(super) fn candidates(
+    artifacts: &[Artifact],
+    scope: &Scope,
+    access: &ImageAccess,
+    namespaces: &BTreeMap<String, NamespaceFacts>,
 ) -> Vec<(String, Reference)> {
     let mut found: BTreeMap<String, BTreeMap<String, Reference>> = BTreeMap::new();
     for artifact in artifacts {
         let namespace = artifact.metadata.namespace.clone().unwrap_or_default();
-        if !included(&namespace) {
+        let is_in_scope = namespaces
+            .get(&namespace)
+            .is_some_and(|facts| !facts.terminating && scope.includes(&namespace, facts));
+        let Ok(reference) = Reference::parse(&artifact.spec.source_artifact) else {
             continue;
-        }
-        if let Ok(reference) = Reference::parse(&artifact.spec.source_artifact) {
+        };
+        if is_in_scope
+            && scope.includes_source(reference.host())
+            && access.permits(&namespace, &reference)
+        {
             let hosts = found.entry(namespace).or_default();
             hosts
                 .entry(reference.host().to_string())
@@ -207,6 +217,7 @@ async fn dry_run(client: &Client, namespace: &str, pod: &Value) -> Result<Value,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use holdfast_config::Config;
 
     fn artifact(namespace: &str, source: &str) -> Artifact {
         serde_json::from_value(json!({
@@ -216,19 +227,52 @@ mod tests {
         .unwrap()
     }
 
-    #[test]
-    fn one_image_of_each_upstream_is_tried_where_pods_are_rewritten() {
+    /// With these values, what is tried of these images in these namespaces.
+    fn check(values: &Value, expect: &[&str]) {
         let artifacts = [
             artifact("apps", "r.io/a:1"),
             artifact("apps", "r.io/b:1"),
             artifact("apps", "other.io/a:1"),
             artifact("out", "r.io/a:1"),
+            artifact("gone", "r.io/a:1"),
+            artifact("ending", "r.io/a:1"),
         ];
-        let found: Vec<_> = candidates(&artifacts, |namespace| namespace != "out")
+        let out = (
+            labels::REWRITE.to_owned(),
+            labels::REWRITE_DISABLED.to_owned(),
+        );
+        let facts = |labels: Option<(String, String)>, terminating| NamespaceFacts {
+            labels: labels.into_iter().collect(),
+            terminating,
+        };
+        let namespaces = BTreeMap::from([
+            ("apps".to_owned(), facts(None, false)),
+            ("out".to_owned(), facts(Some(out), false)),
+            ("ending".to_owned(), facts(None, true)),
+        ]);
+        let document = json!({
+            "release": {"name": "h", "namespace": "sys", "fullname": "h", "version": "1"},
+            "values": values,
+        });
+        let config = Config::parse(&document.to_string()).unwrap();
+        let scope = Scope::new(&config).unwrap();
+        let found: Vec<_> = candidates(&artifacts, &scope, &ImageAccess::Every, &namespaces)
             .into_iter()
             .map(|(namespace, reference)| format!("{namespace} {reference}"))
             .collect();
-        assert_eq!(found, ["apps other.io/a:1", "apps r.io/a:1"]);
+        assert_eq!(found, expect, "{values}");
+    }
+
+    #[test]
+    fn one_image_of_each_upstream_is_tried_where_pods_are_rewritten() {
+        check(&json!({}), &["apps other.io/a:1", "apps r.io/a:1"]);
+    }
+
+    #[test]
+    fn images_that_the_values_leave_alone_are_not_tried() {
+        check(&json!({"sources": ["other.io"]}), &["apps other.io/a:1"]);
+        let listed = json!({"onlyListedUpstreams": true, "upstreams": [{"host": "r.io"}]});
+        check(&listed, &["apps r.io/a:1"]);
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! Whether the upstreams of wanted images can be reached, by what the Artifacts say, and under
-//! which names policies may allow them.
+//! Why wanted images are not local, by what the Artifacts say, and under which names policies may
+//! allow them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_controller::artifacts::events::advice;
 use holdfast_core::Reference;
 
+use super::access::shown;
 use super::judge::Report;
-use crate::standing::standing;
+use crate::standing::{is_on_its_way, standing};
 use crate::terminal;
 
 pub(super) use holdfast_core::rewrite::upstream_prefix as prefix;
@@ -41,52 +43,64 @@ pub(super) fn allowed(sources: BTreeSet<&str>, address: &str) -> String {
     }
 }
 
-/// What is known of an upstream that does not answer.
-struct Away<'a> {
+/// Images of one host that are not local for one reason.
+#[derive(Default)]
+struct Absent {
     images: u64,
+    sources: BTreeSet<String>,
     since: String,
-    message: &'a str,
+    message: String,
 }
 
-/// One finding for each upstream that images wait for.
+/// One finding for each upstream and each reason for which its images are not local.
 pub(super) fn judge(artifacts: &[Artifact], report: &mut Report) {
-    let mut away: BTreeMap<String, Away<'_>> = BTreeMap::new();
+    let mut all: BTreeMap<(String, String), Absent> = BTreeMap::new();
     for artifact in artifacts {
         let standing = standing(artifact);
-        if standing.reason != Reason::UpstreamUnavailable.as_str() {
+        if standing.local || is_on_its_way(&standing.reason) {
             continue;
         }
-        let Ok(reference) = Reference::parse(&artifact.spec.source_artifact) else {
-            continue;
-        };
-        let message = artifact.ready().map_or("", |ready| ready.message.as_str());
-        let found = away
-            .entry(reference.host().to_string())
-            .or_insert_with(|| Away {
-                images: 0,
+        let source = &artifact.spec.source_artifact;
+        // What is no reference has no host and stands for itself.
+        let host = Reference::parse(source)
+            .map_or_else(|_| source.clone(), |reference| reference.host().to_string());
+        let absent = all
+            .entry((host, standing.reason))
+            .or_insert_with(|| Absent {
                 since: standing.since.clone(),
-                message,
+                message: standing.message,
+                ..Absent::default()
             });
-        found.images += 1;
+        absent.images += 1;
+        absent.sources.insert(source.clone());
         // RFC 3339 in UTC: the order of the texts is that of the times.
-        found.since = found.since.clone().min(standing.since);
+        if standing.since < absent.since {
+            absent.since = standing.since;
+        }
     }
-    for (host, away) in away {
+    for ((host, reason), absent) in all {
+        let Absent { since, message, .. } = absent;
+        let images = terminal::count(absent.images, "wanted image is", "wanted images are");
+        if reason == Reason::UpstreamUnavailable.as_str() {
+            report.find(
+                format!("{host} cannot be reached: {images} not local, since {since}: {message}"),
+                "check the uplink and proxy.*, and for this host upstreams[].endpoint, mirrors \
+                 and ca; copies go on by themselves once it answers",
+            );
+            continue;
+        }
+        let sources = shown(absent.sources.into_iter().collect());
+        let known = Reason::ALL.into_iter().find(|it| it.as_str() == reason);
         report.find(
-            format!(
-                "{host} cannot be reached: {} not local, since {}: {}",
-                terminal::count(away.images, "wanted image is", "wanted images are"),
-                away.since,
-                away.message
-            ),
-            "check the uplink and proxy.*, and for this host upstreams[].endpoint, mirrors and ca; \
-             copies go on by themselves once it answers",
+            format!("{host}: {images} not local ({reason}: {sources}), since {since}: {message}"),
+            known.map_or("kubectl describe artifacts shows what is known", advice),
         );
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::judge::Finding;
     use super::*;
     use serde_json::json;
 
@@ -103,6 +117,12 @@ mod tests {
             }]},
         }))
         .unwrap()
+    }
+
+    fn found(artifacts: &[Artifact]) -> Vec<Finding> {
+        let mut report = Report::default();
+        judge(artifacts, &mut report);
+        report.findings
     }
 
     #[test]
@@ -123,16 +143,10 @@ mod tests {
                 "UpstreamUnavailable",
                 "2026-01-01T00:00:00Z",
             ),
-            artifact("c.example/x:1", "NotFound", "2026-01-01T00:00:00Z"),
             artifact("d.example/x:1", "Copied", "2026-01-01T00:00:00Z"),
         ];
-        let mut report = Report::default();
-        judge(&artifacts, &mut report);
-        let lines: Vec<&str> = report
-            .findings
-            .iter()
-            .map(|finding| finding.what.as_str())
-            .collect();
+        let findings = found(&artifacts);
+        let lines: Vec<&str> = findings.iter().map(|it| it.what.as_str()).collect();
         assert_eq!(lines.len(), 2, "{lines:?}");
         for part in [
             "a.example cannot be reached",
@@ -143,9 +157,47 @@ mod tests {
             assert!(lines[0].contains(part), "{part}: {lines:?}");
         }
         assert!(lines[1].contains("b.example:5000 cannot be reached: 1 wanted image is"));
-        let mut well = Report::default();
-        judge(&artifacts[3..], &mut well);
-        assert!(well.findings.is_empty());
+        assert!(found(&artifacts[3..]).is_empty());
+    }
+
+    #[test]
+    fn every_reason_for_which_images_are_not_local_is_named_with_its_way_out() {
+        let at = "2026-01-01T00:00:00Z";
+        let artifacts = [
+            artifact("a.example/x:1", "NotFound", "2026-01-02T00:00:00Z"),
+            artifact("a.example/y:1", "NotFound", at),
+            artifact("a.example/z:1", "Unauthorized", at),
+            artifact("b.example/x:1", "NoSpace", at),
+            artifact("b.example/y:1", "TooManyArtifacts", at),
+            artifact("no reference", "Invalid", at),
+            artifact("z.example/x:1", "FromLater", at),
+            // On their way.
+            artifact("c.example/x:1", "Copying", at),
+            artifact("c.example/y:1", "NoDemand", at),
+            artifact("c.example/z:1", "Copied", at),
+        ];
+        let lines: Vec<String> = found(&artifacts)
+            .into_iter()
+            .map(|finding| format!("{}; {}", finding.what, finding.way_out))
+            .collect();
+        let expect = [
+            "a.example: 2 wanted images are not local (NotFound: a.example/x:1, a.example/y:1), \
+             since 2026-01-01T00:00:00Z: connection refused; check the reference",
+            "a.example: 1 wanted image is not local (Unauthorized: a.example/z:1), since \
+             2026-01-01T00:00:00Z: connection refused; check imagePullSecrets",
+            "b.example: 1 wanted image is not local (NoSpace: b.example/x:1), since \
+             2026-01-01T00:00:00Z: connection refused; enlarge",
+            "b.example: 1 wanted image is not local (TooManyArtifacts: b.example/y:1), since \
+             2026-01-01T00:00:00Z: connection refused; remove Artifacts",
+            "no reference: 1 wanted image is not local (Invalid: no reference), since \
+             2026-01-01T00:00:00Z: connection refused; the reference",
+            "z.example: 1 wanted image is not local (FromLater: z.example/x:1), since \
+             2026-01-01T00:00:00Z: connection refused; kubectl describe",
+        ];
+        assert_eq!(lines.len(), expect.len(), "{lines:#?}");
+        for (line, expect) in lines.iter().zip(expect) {
+            assert!(line.starts_with(expect), "{expect}: {lines:#?}");
+        }
     }
 
     #[test]

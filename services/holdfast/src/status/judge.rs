@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
+use holdfast_controller::artifacts::events::ENLARGE;
 use serde::Serialize;
 
 use crate::standing::{is_on_its_way, standing};
@@ -97,6 +98,8 @@ pub(super) struct Status {
     pub(super) absent: Vec<Absent>,
     /// What is missing beside images.
     pub(super) problems: Vec<String>,
+    /// What will be missing if nobody does anything; it does not change the answer.
+    pub(super) warnings: Vec<String>,
     /// What could not be found out.
     pub(super) unknown: Vec<String>,
 }
@@ -128,7 +131,7 @@ pub(super) struct Absent {
 
 /// What the facts mean.
 pub(super) fn judge(facts: &Facts) -> Status {
-    let (mut problems, mut unknown) = (Vec::new(), Vec::new());
+    let (mut problems, mut warnings, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
     let state = match &facts.state {
         Ok(state) => state.clone(),
         Err(why) => {
@@ -168,10 +171,12 @@ pub(super) fn judge(facts: &Facts) -> Status {
             )),
         }
     }
-    if let Ok(volume) = &facts.volume
-        && volume.level == "full"
-    {
-        problems.push("the registry's volume is full: nothing is copied any more".to_owned());
+    match facts.volume.as_ref().map(|volume| volume.level) {
+        Ok("full") => problems.push(format!(
+            "the registry's volume is full: nothing is copied any more; {ENLARGE}"
+        )),
+        Ok("filling") => warnings.push(format!("the registry's volume is filling; {ENLARGE}")),
+        _ => {}
     }
     let (mut images, mut absent) = (Images::default(), Vec::new());
     match &facts.artifacts {
@@ -201,6 +206,7 @@ pub(super) fn judge(facts: &Facts) -> Status {
         images,
         absent,
         problems,
+        warnings,
         unknown,
     }
 }
@@ -337,13 +343,13 @@ pub(crate) mod tests {
             "the volume is full",
             |facts| facts.volume.as_mut().unwrap().level = "full",
             Verdict::Missing,
-            "volume is full",
+            "nothing is copied any more; enlarge",
         );
         check(
             "the volume is filling",
             |facts| facts.volume.as_mut().unwrap().level = "filling",
             Verdict::Well,
-            "filling",
+            "volume is filling; enlarge",
         );
         check(
             "the volume is not known",

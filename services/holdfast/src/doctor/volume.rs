@@ -1,0 +1,33 @@
+//! Whether the registry's volume has room: pure.
+
+use holdfast_controller::artifacts::events::ENLARGE;
+
+use super::gather::Asked;
+use super::judge::Report;
+use crate::status::judge::Volume;
+use crate::terminal;
+
+/// Judges the volume as a replica of the registry measured it.
+pub(super) fn judge(volume: &Asked<Volume>, report: &mut Report) {
+    let volume = match volume {
+        Ok(volume) => volume,
+        Err(why) => return report.unknown.push(format!("the volume: {why}")),
+    };
+    let free = terminal::size(volume.available_bytes);
+    match volume.level {
+        "full" => report.find(
+            "the registry's volume is full: nothing is copied any more",
+            ENLARGE,
+        ),
+        // Above registry.limits.warnUsedPercent, while there still is time.
+        "filling" => report.find(
+            format!(
+                "the registry's volume is filling: {free} of {} free; nothing is copied once it \
+                 is full",
+                terminal::size(volume.total_bytes)
+            ),
+            ENLARGE,
+        ),
+        _ => report.well.push(format!("volume: {free} free")),
+    }
+}
