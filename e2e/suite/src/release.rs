@@ -55,7 +55,7 @@ impl Release {
             "upstreams": upstreams,
             "logging": {"level": "debug"},
             // The volume is a folder of a developer's disk, which may be nearly full.
-            "registry": {"limits": {"reservePercent": 0}},
+            "registry": {"limits": {"reservePercent": 0, "warnUsedPercent": 100}},
             "global": {"networkfunctionextension": {
                 "enableClusterRegistry": true,
                 "clusterRegistry": {

@@ -108,7 +108,6 @@ fn check(args: &Args) -> anyhow::Result<bool> {
 fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
     let line = terminal::spinner();
     let mut bar = None;
-    let mut shown = 0;
     let found = check::survey(
         &Disk::at(root),
         root,
@@ -124,9 +123,9 @@ fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
                 line.tick();
             }
             Progress::Hashing { done, total } => {
-                bar.get_or_insert_with(|| terminal::bytes(total))
-                    .inc(done - shown);
-                shown = done;
+                let bar = bar.get_or_insert_with(|| terminal::bytes(total));
+                bar.set_length(total);
+                bar.set_position(done);
             }
         },
     );

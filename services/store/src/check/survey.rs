@@ -49,7 +49,7 @@ pub enum Progress<'a> {
     Repository(&'a str),
     /// Looks at the names of the contents.
     Contents,
-    /// Hashes contents.
+    /// Hashes contents; begins anew for those of the quarantine.
     Hashing {
         /// Bytes so far.
         done: u64,
