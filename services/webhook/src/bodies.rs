@@ -25,6 +25,8 @@ pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 pub const BUDGET_BYTES: usize = 24 * 1024 * 1024;
 /// Bytes of all bodies together that are larger than [`SMALL_BODY_BYTES`].
 pub const LARGE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of all bodies together that are no larger: one of the largest has room beside them.
+pub const SMALL_BUDGET_BYTES: usize = BUDGET_BYTES - MAX_BODY_BYTES;
 /// Bytes of a body that counts as small. Nearly every review does.
 pub const SMALL_BODY_BYTES: usize = 128 * 1024;
 /// Time for a review, the waits for room and for its turn included. Less than the webhook's
@@ -127,12 +129,12 @@ impl State {
     /// Bytes that a body of this length lacks, where those that are held come to this.
     fn lacks(length: usize, small: usize, large: usize) -> usize {
         let of_all = (small + large + length).saturating_sub(BUDGET_BYTES);
-        let of_large = (large + length).saturating_sub(LARGE_BUDGET_BYTES);
-        if is_large(length) {
-            of_all.max(of_large)
+        let of_kind = if is_large(length) {
+            (large + length).saturating_sub(LARGE_BUDGET_BYTES)
         } else {
-            of_all
-        }
+            (small + length).saturating_sub(SMALL_BUDGET_BYTES)
+        };
+        of_all.max(of_kind)
     }
 
     /// Whether a body of this length has room.

@@ -286,8 +286,8 @@ impl Endpoint {
     }
 
     fn is_confidential(&self) -> bool {
-        // A name that was outside as well may be inside for the next request only.
-        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_mixed();
+        // A name can lead to a registry first, and to any other host of this network then.
+        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_several();
         self.settings.is_none()
             && ((self.seen.is_inside() && !shown) || self.seen_elsewhere.is_inside())
     }

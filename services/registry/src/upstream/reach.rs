@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
 };
@@ -108,11 +108,15 @@ pub(super) struct Reach {
     link_local: bool,
 }
 
-/// The kinds of address that a name was resolved to, ever. Clones share it.
+/// The kinds of address that a name was resolved to, ever, and whether it was more than one
+/// address. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen(Arc<AtomicU8>);
+pub(super) struct Seen(Arc<(AtomicU8, OnceLock<IpAddr>)>);
 
 impl Seen {
+    /// Beside the bits of the kinds: there were several addresses.
+    const SEVERAL: u8 = 1 << 7;
+
     fn bit(kind: Kind) -> u8 {
         match kind {
             Kind::Public => 1,
@@ -125,23 +129,30 @@ impl Seen {
 
     /// Adds an address that is connected to.
     pub(super) fn add(&self, address: IpAddr) {
-        self.0.fetch_or(Self::bit(kind(address)), Ordering::Relaxed);
+        let (bits, first) = &*self.0;
+        let is_first = *first.get_or_init(|| address) == address;
+        let several = if is_first { 0 } else { Self::SEVERAL };
+        bits.fetch_or(Self::bit(kind(address)) | several, Ordering::Relaxed);
+    }
+
+    fn bits(&self) -> u8 {
+        self.0.0.load(Ordering::Relaxed)
     }
 
     /// Whether any of them is not public: what is told of it would tell of this network.
     pub(super) fn is_inside(&self) -> bool {
-        self.0.load(Ordering::Relaxed) & !Self::bit(Kind::Public) != 0
+        self.bits() & !Self::SEVERAL & !Self::bit(Kind::Public) != 0
     }
 
-    /// Whether they are of several kinds.
-    pub(super) fn is_mixed(&self) -> bool {
-        self.0.load(Ordering::Relaxed).count_ones() > 1
+    /// Whether there were several: what one of them answered says nothing of the others.
+    pub(super) fn is_several(&self) -> bool {
+        self.bits() & Self::SEVERAL != 0
     }
 
     /// What who lives there may send us to: addresses of the one kind that all of its own are of. A name with a public and a
     /// private address could be anybody's.
     fn reach(&self) -> Reach {
-        let all = self.0.load(Ordering::Relaxed);
+        let all = self.bits() & !Self::SEVERAL;
         Reach {
             private: all == Self::bit(Kind::Private),
             loopback: all == Self::bit(Kind::Loopback),

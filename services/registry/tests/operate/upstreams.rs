@@ -193,6 +193,7 @@ async fn referrers_of_the_upstream_are_listed_and_unknown_ones_never_read_as_non
     }
     let html = Reply::http("200 OK", &[("content-type", "text/html")], b"<html>");
     check_referrers("a page in its place", html.clone(), html.clone(), (503, 0)).await;
+    check_referrers("a page, and a tag", html.clone(), signed(), (200, 1)).await;
     check_referrers("a page, and no tag", html, absent(), (503, 0)).await;
     let long = " ".repeat(5 << 20);
     let long = Reply::http("200 OK", &[("content-type", INDEX)], long.as_bytes());

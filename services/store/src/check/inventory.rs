@@ -170,7 +170,6 @@ impl Inventory {
             hashed_bytes: self.hashed_bytes,
             ..Totals::default()
         };
-        let mut linked = BTreeSet::new();
         for repository in self.repositories.values() {
             totals.repositories += u64::from(!repository.revisions.is_empty());
             totals.tags += repository
@@ -179,17 +178,12 @@ impl Inventory {
                 .filter(|tag| tag.current.is_some())
                 .count() as u64;
             totals.manifests += repository.revisions.len() as u64;
-            for (digest, link) in repository.layers.iter().chain(&repository.revisions) {
-                linked.insert(match link {
-                    Link::Names(target) => target,
-                    Link::Empty | Link::Garbage => digest,
-                });
-            }
         }
+        let linked = self.linked();
         totals.unlinked_bytes = self
             .blobs
             .iter()
-            .filter(|(digest, _)| !linked.contains(digest))
+            .filter(|(digest, _)| !linked.contains(*digest))
             .map(|(_, blob)| blob.size)
             .sum();
         totals
@@ -202,6 +196,30 @@ impl Inventory {
             .filter(|(_, blob)| matches!(blob.content, Content::Wrong { .. }))
             .map(|(digest, _)| digest.clone())
             .collect()
+    }
+
+    /// The contents that repositories link.
+    pub(crate) fn linked(&self) -> BTreeSet<&Digest> {
+        fn target<'a>((digest, link): (&'a Digest, &'a Link)) -> &'a Digest {
+            match link {
+                Link::Names(target) => target,
+                Link::Empty | Link::Garbage => digest,
+            }
+        }
+        let all = self.repositories.values();
+        all.flat_map(|repository| repository.layers.iter().chain(&repository.revisions))
+            .map(target)
+            .collect()
+    }
+
+    /// Whether sound bytes are there under that name, or can be given back from the quarantine.
+    pub(crate) fn holds_or_has_aside(&self, digest: &Digest) -> bool {
+        self.holds(digest) || self.is_aside(digest)
+    }
+
+    /// Whether sound bytes can be given back from the quarantine.
+    pub(crate) fn is_aside(&self, digest: &Digest) -> bool {
+        self.sound_aside.iter().any(|(aside, _)| aside == digest)
     }
 
     /// Whether sound bytes, as far as known, are there under that name.

@@ -284,7 +284,9 @@ impl<'b> Within<'_, 'b> {
                 self.push(Kind::LinkElsewhere, path, Some(digest), meaning, repair);
             }
             Link::Names(target) => {
-                if !self.plan.inventory.blobs.contains_key(target) {
+                if !self.plan.inventory.blobs.contains_key(target)
+                    && !self.plan.inventory.is_aside(target)
+                {
                     let meaning = format!(
                         "the bytes of the {what} {target} are not there: copy or push the image again"
                     );
@@ -358,6 +360,9 @@ impl<'b> Within<'_, 'b> {
 
     fn unlinked(&mut self, manifest: &Digest, part: &Digest) {
         let path = self.plan.layout.layer_link(self.name, part);
+        if self.plan.inventory.is_aside(part) {
+            return;
+        }
         if !self.plan.inventory.holds(part) {
             let meaning = format!(
                 "the manifest {manifest} needs {part}, whose bytes are not there: copy or push the image again"
@@ -558,13 +563,13 @@ impl<'b> Within<'_, 'b> {
             })
     }
 
-    /// Whether the repository has the manifest, bytes and all, once its links are mended.
+    /// Whether the repository has the manifest, bytes and all, once everything is mended.
     fn has_manifest(&self, digest: &Digest) -> bool {
         match self.repository.revisions.get(digest) {
             Some(Link::Names(target)) if target.algorithm() != digest.algorithm() => {
-                self.plan.inventory.holds(target)
+                self.plan.inventory.holds_or_has_aside(target)
             }
-            Some(_) => self.plan.inventory.holds(digest),
+            Some(_) => self.plan.inventory.holds_or_has_aside(digest),
             None => false,
         }
     }

@@ -119,6 +119,21 @@ fn move_aside(v: &Volume, digest: &Digest) {
     fs::rename(v.layout.blob(digest), aside).unwrap();
 }
 
+/// Empties a tag whose history holds two manifests.
+fn tag_with_two(v: &Volume) {
+    write(&v.layout.tag_link(&v.repo, &Volume::one()), " ");
+    let other = v.layout.tags(&v.repo).join("2/index");
+    let index = v.layout.tag_index(&v.repo, &Volume::one());
+    for entry in fs::read_dir(other.join("sha256")).unwrap() {
+        let hex = entry.unwrap().file_name();
+        let link = Path::new("sha256").join(hex).join("link");
+        write(
+            &index.join(&link),
+            &fs::read_to_string(other.join(&link)).unwrap(),
+        );
+    }
+}
+
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a damage is called, whether it needs `--deep`, and whether one answer is certain.
@@ -167,10 +182,16 @@ const CASES: &[Case] = &[
     (
         "sound bytes of a layer in the quarantine",
         |v| move_aside(v, &v.layer),
-        &[
-            (Kind::MissingContent, false),
-            (Kind::SoundInQuarantine, true),
-        ],
+        &[(Kind::SoundInQuarantine, true)],
+        false,
+    ),
+    (
+        "sound bytes in the quarantine that nothing links",
+        |v| {
+            let digest = sha256(b"other");
+            write(&v.layout.quarantine(&digest, "unique"), "other");
+        },
+        &[],
         false,
     ),
     (
@@ -228,20 +249,17 @@ const CASES: &[Case] = &[
         false,
     ),
     (
-        "empty tag with two manifests in its history",
+        "empty tag with two manifests in its history, one of them in the quarantine",
         |v| {
-            write(&v.layout.tag_link(&v.repo, &Volume::one()), " ");
-            let other = v.layout.tags(&v.repo).join("2/index");
-            let index = v.layout.tag_index(&v.repo, &Volume::one());
-            for entry in fs::read_dir(other.join("sha256")).unwrap() {
-                let hex = entry.unwrap().file_name();
-                let link = Path::new("sha256").join(hex).join("link");
-                write(
-                    &index.join(&link),
-                    &fs::read_to_string(other.join(&link)).unwrap(),
-                );
-            }
+            tag_with_two(v);
+            move_aside(v, &v.manifest);
         },
+        &[(Kind::SoundInQuarantine, true), (Kind::DamagedTag, false)],
+        false,
+    ),
+    (
+        "empty tag with two manifests in its history",
+        tag_with_two,
         &[(Kind::DamagedTag, false)],
         false,
     ),

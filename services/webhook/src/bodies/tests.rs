@@ -105,10 +105,31 @@ async fn bodies_in_memory_never_exceed_the_budget() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn small_bodies_leave_room_for_a_large_one() {
+    let bodies = Bodies::default();
+    let small = SMALL_BODY_BYTES as u64;
+    let silent: Vec<_> = (0..2 * BUDGET_BYTES / SMALL_BODY_BYTES)
+        .map(|_| {
+            let bodies = bodies.clone();
+            let body = stream::pending().boxed();
+            tokio::spawn(async move { refusal(&bodies, Some(small), body).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let large = Some(MAX_BODY_BYTES as u64);
+    let taken = receive(&bodies, OTHER, large, whole(MAX_BODY_BYTES)).await;
+    assert!(taken.is_ok(), "{:?}", taken.err());
+    silent.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_slow_body_gives_its_room_to_one_that_waits() {
     let bodies = Bodies::default();
-    for length in [SMALL_BODY_BYTES, MAX_BODY_BYTES] {
-        let slow: Vec<_> = (0..BUDGET_BYTES / length)
+    for (length, all) in [
+        (SMALL_BODY_BYTES, SMALL_BUDGET_BYTES),
+        (MAX_BODY_BYTES, BUDGET_BYTES),
+    ] {
+        let slow: Vec<_> = (0..all / length)
             .map(|_| {
                 let bodies = bodies.clone();
                 tokio::spawn(
@@ -145,6 +166,7 @@ fn the_document_lists_the_limits() {
         ("MAX_BODY_BYTES", MAX_BODY_BYTES),
         ("BUDGET_BYTES", BUDGET_BYTES),
         ("LARGE_BUDGET_BYTES", LARGE_BUDGET_BYTES),
+        ("SMALL_BUDGET_BYTES", SMALL_BUDGET_BYTES),
         ("SMALL_BODY_BYTES", SMALL_BODY_BYTES),
         ("MAX_KEPT_VALUES", crate::review::MAX_KEPT_VALUES),
         ("MAX_IMAGES", crate::review::MAX_IMAGES),

@@ -110,7 +110,12 @@ impl Endpoint {
     }
 
     fn counted(&self, outcome: Result<Response>) -> Result<Response> {
-        let word = outcome.as_ref().map_or_else(Error::word, |_| "ok");
+        // Whoever reads metrics may be who named the host.
+        let word = match &outcome {
+            Ok(_) => "ok",
+            Err(_) if self.is_confidential() => "unavailable",
+            Err(error) => error.word(),
+        };
         self.metrics.asked(&self.label, word);
         outcome
     }

@@ -1,12 +1,12 @@
 //! Lists, page by page: what is read of them, and where the next page is.
 
 use bytes::Bytes;
-use holdfast_core::{Digest, Tag};
+use holdfast_core::{Digest, Tag, oci::ManifestType};
 use http::{Method, header};
 use reqwest::Response;
 use url::Url;
 
-use super::{Endpoint, ask::Call, too_slow};
+use super::{Endpoint, answer::text, ask::Call, too_slow};
 use crate::{
     limits::UPSTREAM_LIST_BYTES,
     upstream::{
@@ -39,9 +39,17 @@ impl Endpoint {
     ) -> Result<Pages<Referrer>> {
         let path = format!("referrers/{subject}");
         let call = Call::new(source, Method::GET, &path);
+        let mut unread = None;
         match self.ask(&call).await {
-            // A list that cannot be read is not one of nobody.
-            Ok(first) => return Box::pin(self.pages(&call, first)).await,
+            Ok(first) => {
+                let is_index = text(&first, header::CONTENT_TYPE)
+                    .is_some_and(|text| text.starts_with(ManifestType::OciIndex.as_str()));
+                match Box::pin(self.pages(&call, first)).await {
+                    // A page of something else, from a registry without this API.
+                    Err(Error::Invalid(what)) if !is_index => unread = Some(Error::Invalid(what)),
+                    found => return found,
+                }
+            }
             // Registries without this API say so by many statuses.
             Err(Error::NotFound | Error::Invalid(_)) => {}
             Err(error) => return Err(error),
@@ -49,11 +57,13 @@ impl Endpoint {
         let hex: String = subject.hex().chars().take(64).collect();
         let path = format!("manifests/{}-{hex}", subject.algorithm());
         let call = Call::new(source, Method::GET, &path);
-        match self.ask(&call).await {
-            Ok(first) => Box::pin(self.pages(&call, first)).await,
+        match (self.ask(&call).await, unread) {
+            (Ok(first), _) => Box::pin(self.pages(&call, first)).await,
+            // A list that cannot be read is not one of nobody.
+            (Err(Error::NotFound), Some(unread)) => Err(unread),
             // Any web server says so, and nobody is to learn that there is one.
-            Err(Error::NotFound) if !self.is_confidential() => Ok(Pages::default()),
-            Err(error) => Err(error),
+            (Err(Error::NotFound), None) if !self.is_confidential() => Ok(Pages::default()),
+            (Err(error), _) => Err(error),
         }
     }
 
