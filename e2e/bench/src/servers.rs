@@ -3,15 +3,16 @@
 use std::fmt::Write as _;
 use std::{
     fmt, fs,
-    net::{Ipv4Addr, SocketAddr, TcpListener},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use holdfast_cluster::{Program, programs};
+use holdfast_testkit::server::free_address;
 use serde::Serialize;
 use tokio_rustls::rustls::ClientConfig;
 
@@ -101,7 +102,7 @@ impl Stand {
 
     /// Starts one of them over a folder in distribution's layout and waits until it answers.
     pub(crate) async fn start(&self, kind: Kind, data: &Path, tls: bool) -> Result<Server> {
-        let address = free_port()?;
+        let address = free_address()?;
         let command = match kind {
             Kind::Holdfast => self.holdfast(data, address, tls, None)?,
             Kind::Distribution => self.distribution(data, address, tls)?,
@@ -112,7 +113,7 @@ impl Stand {
 
     /// Starts a Holdfast that copies from an upstream.
     pub(crate) async fn start_pulling(&self, data: &Path, pull: &Pull) -> Result<Server> {
-        let address = free_port()?;
+        let address = free_address()?;
         let command = self.holdfast(data, address, false, Some(pull))?;
         self.run(Kind::Holdfast, command, address, false).await
     }
@@ -189,7 +190,7 @@ impl Stand {
             writeln!(
                 text,
                 "replicas: {{listen: '{}', name: {REPLICA}, tlsFolder: {folder}, uploadSecretFile: {}}}",
-                free_port()?,
+                free_address()?,
                 self.scratch.join("secret").display()
             )?;
         }
@@ -284,12 +285,6 @@ http {{
             said(Command::new(&self.nginx).arg("-v")),
         ]
     }
-}
-
-/// A port of 127.0.0.1 that nobody has at the moment.
-pub(crate) fn free_port() -> Result<SocketAddr> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("find a free port")?;
-    Ok(listener.local_addr()?)
 }
 
 /// The program of Debian's nginx; installed when it is missing, without a service that runs.

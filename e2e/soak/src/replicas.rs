@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use holdfast_testkit::tls::Authority;
+use holdfast_testkit::{server::free_address, tls::Authority};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tokio::process::{Child, Command};
@@ -68,7 +68,7 @@ pub(crate) fn prepare(site: &Site<'_>, count: usize) -> anyhow::Result<Vec<Repli
         .map(|number| {
             let tls = site.folder.join(format!("tls-{number}"));
             authority.write(&tls, "holdfast-registry", &[NAME])?;
-            let [listen, internal, admin] = [free_port()?, free_port()?, free_port()?];
+            let [listen, internal, admin] = [free_address()?, free_address()?, free_address()?];
             let config = site.folder.join(format!("replica-{number}.yaml"));
             let upstream = site.upstream;
             fs::write(
@@ -96,11 +96,6 @@ pub(crate) fn prepare(site: &Site<'_>, count: usize) -> anyhow::Result<Vec<Repli
             })
         })
         .collect()
-}
-
-fn free_port() -> anyhow::Result<SocketAddr> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    Ok(listener.local_addr()?)
 }
 
 impl Replica {

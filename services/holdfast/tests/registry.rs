@@ -8,18 +8,13 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
 
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-}
+use holdfast_testkit::server::free_address;
 
 fn holdfast() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
@@ -64,7 +59,7 @@ struct Registry {
 impl Registry {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (api, admin) = (free(), free());
+        let (api, admin) = (free_address().unwrap(), free_address().unwrap());
         let config = dir.path().join("config.yml");
         let text = format!(
             "listen: '{api}'\nadminListen: '{admin}'\ndata: {}\nupstreams: []\n\

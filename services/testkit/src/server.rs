@@ -1,6 +1,16 @@
 //! The accept loop that upstream, proxy and control share: plain or TLS, cut while the upstream is "down".
 
-use std::{convert::Infallible, future::Future, io, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::Future,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
+};
 
 use http::{Request, Response};
 use hyper::{body::Incoming, service::service_fn};
@@ -28,6 +38,28 @@ impl std::fmt::Display for Cut {
 }
 
 impl std::error::Error for Cut {}
+
+/// An address of this machine for a program that binds it later. It is given to nobody else of this
+/// process, and the port is none that the kernel gives to whoever binds 0 or connects.
+///
+/// # Errors
+/// When no port is free.
+pub fn free_address() -> io::Result<SocketAddr> {
+    const PORTS: Range<u16> = 10_000..30_000;
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Processes that run side by side begin at different ports.
+    let first = std::process::id().wrapping_mul(97);
+    let count = PORTS.end - PORTS.start;
+    for _ in PORTS {
+        let next = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed).into());
+        let offset = u16::try_from(next % u32::from(count)).unwrap_or_default();
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + offset));
+        if std::net::TcpListener::bind(address).is_ok() {
+            return Ok(address);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
+}
 
 /// Serves until the future is dropped, with every connection: dropping it is like killing the process.
 ///

@@ -4,6 +4,7 @@
 use std::{fs, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use holdfast_testkit::server::free_address;
 
 use super::{Bench, say};
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     http,
     load::Item,
     results::TIME,
-    servers::{Kind, Pull, free_port},
+    servers::{Kind, Pull},
 };
 
 const CASE: &str = "start with 100,000 blobs";
@@ -35,7 +36,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
     tree.tag(REPOSITORY, "1", &manifest)?;
     fill(&tree, bench.scale(100_000, 1000))?;
     // Nobody listens there.
-    let upstream = free_port()?;
+    let upstream = free_address()?;
     for round in 0..bench.rounds {
         let mut line = Vec::new();
         for kind in [Kind::Holdfast, Kind::Distribution] {

@@ -12,10 +12,11 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_cluster::{ApiServer, Program, programs};
+use holdfast_testkit::server::free_address;
 use serde_json::{Value, json};
 
 use super::{api::Api, site};
-use crate::{process::Process, servers::free_port};
+use crate::process::Process;
 
 /// The release's namespace.
 pub(crate) const NAMESPACE: &str = "holdfast-system";
@@ -122,8 +123,8 @@ impl Release {
         Ok(Self {
             program: crate::holdfast()?,
             folder: folder.to_path_buf(),
-            internal: free_port()?,
-            admin: free_port()?,
+            internal: free_address()?,
+            admin: free_address()?,
         })
     }
 
@@ -182,7 +183,7 @@ impl Release {
             .arg(config)
             .arg("--data")
             .arg(self.folder.join("data"))
-            .args(["--listen", &free_port()?.to_string()]);
+            .args(["--listen", &free_address()?.to_string()]);
         let log = self.folder.join("registry.log");
         let mut process = Process::start(&mut command, &log)?;
         let begun = Instant::now();

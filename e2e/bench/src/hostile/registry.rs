@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use holdfast_testkit::{Image, ImageBuilder, Upstream};
+use holdfast_testkit::{Image, ImageBuilder, Upstream, server::free_address};
 use serde::Serialize;
 
 use super::{
@@ -23,7 +23,6 @@ use crate::{
     content::{self, Tree},
     http::{self, Target},
     process::Process,
-    servers::free_port,
 };
 
 /// The login of the honest clients, and its line of the file of users: bcrypt of cost 10.
@@ -163,7 +162,7 @@ async fn start(folder: &Path, hosts: &[String]) -> Result<(Process, Target, Sock
     let authority = Authority::new()?;
     authority.write(&folder.join("tls"))?;
     fs::write(folder.join("users"), USERS)?;
-    let (listen, admin) = (free_port()?, free_port()?);
+    let (listen, admin) = (free_address()?, free_address()?);
     let upstreams: Vec<String> = hosts
         .iter()
         .map(|host| format!("{{host: '{host}', plainHttp: true}}"))

@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use holdfast_cluster::ApiServer;
-use holdfast_testkit::hostile::reviews;
+use holdfast_testkit::{hostile::reviews, server::free_address};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -28,7 +28,6 @@ use crate::{
     },
     http::{self, Connection, Sink, Target},
     process::Process,
-    servers::free_port,
     stats::Series,
 };
 
@@ -151,7 +150,7 @@ impl Site {
 
     /// Starts the webhook, and warms it up by honest reviews.
     async fn start(&self) -> Result<(Process, Target)> {
-        let (listen, admin) = (free_port()?, free_port()?);
+        let (listen, admin) = (free_address()?, free_address()?);
         let mut command = Command::new(crate::holdfast()?);
         command
             .arg("webhook")

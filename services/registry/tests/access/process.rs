@@ -1,12 +1,13 @@
 //! The whole process from its file of configuration: TLS, client certificates, and every file of access changed under way.
 
-use std::{net::TcpListener, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use holdfast_config::Standalone;
 use holdfast_runtime::{
     CancellationToken,
     tls::{ClientTls, install_crypto_provider},
 };
+use holdfast_testkit::server::free_address;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use crate::{
@@ -63,14 +64,6 @@ fn client(trusted: &str, identity: Option<(String, String)>) -> reqwest::Client 
         .unwrap()
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
-}
-
 struct Process {
     url: String,
     metrics: String,
@@ -87,7 +80,10 @@ impl Drop for Stop {
 
 /// Runs the registry with everything configured, files in `folder`.
 async fn start(folder: &Path) -> Process {
-    let (port, admin) = (free_port(), free_port());
+    let (port, admin) = (
+        free_address().unwrap().port(),
+        free_address().unwrap().port(),
+    );
     let text = format!(
         r#"
 listen: 127.0.0.1:{port}

@@ -2,13 +2,14 @@
 
 use std::{
     io::{BufRead as _, BufReader},
-    net::{Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     process::{Command, Stdio},
     time::Duration,
 };
 
 use holdfast_config::Standalone;
 use holdfast_runtime::CancellationToken;
+use holdfast_testkit::server::free_address;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
@@ -68,7 +69,7 @@ impl Child {
         for (file, text) in files {
             std::fs::write(folder.path().join(file), text).unwrap();
         }
-        let [listen, admin] = free_ports();
+        let [listen, admin] = [free_address().unwrap(), free_address().unwrap()];
         let root = folder.path().display().to_string();
         let lines = lines.replace("FOLDER", &root);
         // The test machine's own disk is not what is tested.
@@ -151,9 +152,4 @@ pub(crate) async fn status(address: SocketAddr, last: u8, path: &str) -> Option<
     let answer = tokio::time::timeout(Duration::from_secs(5), ask).await;
     let answer = answer.ok()?.ok()?;
     std::str::from_utf8(&answer[9..]).ok()?.parse().ok()
-}
-
-fn free_ports() -> [SocketAddr; 2] {
-    let listeners = [0, 1].map(|_| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap())
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
     time::Duration,
@@ -15,6 +14,7 @@ use holdfast_store::{
     Space,
     volume::{Disk, Entry, Metadata, Volume, VolumeFile},
 };
+use holdfast_testkit::server::free_address;
 
 /// A disk whose calls wait while it is told to hang, as a network volume's do.
 #[derive(Debug)]
@@ -99,11 +99,6 @@ pub(crate) struct Process {
     _dir: tempfile::TempDir,
 }
 
-fn free() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap()
-}
-
 impl Process {
     /// Starts on a volume that hangs from the beginning, or not.
     pub(crate) fn start(hangs: bool) -> Self {
@@ -114,7 +109,7 @@ impl Process {
         holdfast_runtime::tls::install_crypto_provider();
         let dir = tempfile::tempdir().unwrap();
         let volume = Hanging::new(dir.path(), hangs);
-        let (api, admin) = (free(), free());
+        let (api, admin) = (free_address().unwrap(), free_address().unwrap());
         let mut settings = Standalone {
             listen: api,
             admin_listen: Some(admin),
