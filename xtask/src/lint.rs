@@ -9,11 +9,12 @@ pub(crate) use files::rust_files;
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use crate::{report, run};
+use crate::{programs, report, run};
 
 /// One thing that breaks a rule, and where.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -69,25 +70,13 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     dependencies
 }
 
-/// Licences, bans, duplicates and sources by deny.toml, where cargo-deny is installed.
+/// Licences, bans, duplicates and sources by deny.toml. Advisories need a database that not every
+/// machine reaches.
 fn dependency_policy() -> anyhow::Result<()> {
-    let installed = run::output("cargo deny", run::cargo(&["deny", "--version"])).is_ok();
-    if !installed {
-        println!(
-            "lint: deny.toml not checked, cargo-deny is not installed (`cargo install --locked cargo-deny`, some minutes)"
-        );
-        return Ok(());
-    }
-    run::status(
-        "cargo deny",
-        run::cargo(&[
-            "deny",
-            "--log-level",
-            "error",
-            "check",
-            "bans",
-            "licenses",
-            "sources",
-        ]),
-    )
+    let mut check = Command::new(programs::cargo_deny()?);
+    check
+        .args(["--log-level", "error", "check"])
+        .args(["bans", "licenses", "sources"])
+        .current_dir(run::root());
+    run::status("cargo deny", check)
 }

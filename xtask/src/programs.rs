@@ -4,7 +4,35 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use holdfast_cluster::{Program, packages, programs};
+use anyhow::Context;
+use holdfast_cluster::{Program, cache, packages, programs};
+
+use crate::run;
+
+/// Version of cargo-deny that checks `deny.toml`.
+const CARGO_DENY: &str = "0.20.2";
+
+/// cargo-deny, which lies in the cache folder once it was built. That takes some minutes.
+///
+/// # Errors
+/// When it cannot be built: its crates cannot be had, for instance.
+pub(crate) fn cargo_deny() -> anyhow::Result<PathBuf> {
+    let folder = cache::directory()?.join(format!("cargo-deny-{CARGO_DENY}"));
+    let program = folder.join("bin/cargo-deny");
+    if program.exists() {
+        return Ok(program);
+    }
+    let building = folder.join("target");
+    let mut install = run::cargo(&["install", "--locked", "--quiet", "--version", CARGO_DENY]);
+    install
+        .arg("--root")
+        .arg(&folder)
+        .arg("cargo-deny")
+        .env("CARGO_TARGET_DIR", &building);
+    run::quiet("building cargo-deny", install)?;
+    std::fs::remove_dir_all(&building).context("remove what cargo-deny was built from")?;
+    Ok(program)
+}
 
 /// Other registries, and a client that reads image archives: a variable for each, set by hand or found here.
 pub(crate) fn others() -> anyhow::Result<Vec<(&'static str, PathBuf)>> {

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that needs no cluster, in one profile, with one closing line.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -16,6 +17,9 @@ pub(crate) struct Args {
     /// Runs only this step
     #[arg(long, value_enum)]
     only: Option<Step>,
+    /// Runs every test so many times, to find flaky ones
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    again: u32,
     /// Writes steps, seconds and counts as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -51,12 +55,13 @@ struct Outcome {
     error: Option<String>,
 }
 
-/// Sums of cargo's `test result:` lines.
+/// Sums of cargo's `test result:` lines, and how often each test failed.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 struct Counts {
     passed: u64,
     failed: u64,
     ignored: u64,
+    failures: BTreeMap<String, u32>,
 }
 
 #[derive(Serialize)]
@@ -77,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|step| args.only.is_none_or(|only| only == *step))
     {
         let started = Instant::now();
-        let result = perform(step, &mut counts);
+        let result = perform(step, args.again, &mut counts);
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(()) => println!("step {} ... ok ({seconds:.1}s)", name(step)),
@@ -107,6 +112,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !broken.is_empty() {
         println!("steps that failed: {}", broken.join(", "));
     }
+    for (test, failed) in &counts.failures {
+        println!("{test} failed {failed} of {} times", args.again);
+    }
     println!("{} passed, {} failed", counts.passed, counts.failed);
     if !broken.is_empty() || counts.failed > 0 {
         bail!("not green");
@@ -124,7 +132,7 @@ fn name(step: Step) -> &'static str {
     }
 }
 
-fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
+fn perform(step: Step, again: u32, counts: &mut Counts) -> anyhow::Result<()> {
     match step {
         Step::Format => run::status(
             "cargo fmt (repair with `cargo fmt --all`)",
@@ -147,7 +155,7 @@ fn perform(step: Step, counts: &mut Counts) -> anyhow::Result<()> {
         // The schema's and the chart's files are compared by a test of theirs; running their generator would build it a second time.
         Step::Generate => contract::generate(&run::root(), true),
         Step::Lint => lint::run(None),
-        Step::Tests => tests(counts),
+        Step::Tests => tests(again, counts),
     }
 }
 
@@ -157,18 +165,24 @@ const API_SERVER: &str =
 
 /// Runs every test of the workspace. The chart's tests render with the real helms of both generations, and those of the registry trade volumes with
 /// other registries; like etcd and the API server these programs are built or fetched when they are not there yet.
-fn tests(counts: &mut Counts) -> anyhow::Result<()> {
+fn tests(again: u32, counts: &mut Counts) -> anyhow::Result<()> {
     let helms = std::env::join_paths(crate::cluster::helms()?).context("a path of helm")?;
     let others = programs::others()?;
-    let mut command = run::cargo(&[
-        "test",
-        "--workspace",
-        "--no-fail-fast",
-        "--features",
-        API_SERVER,
-    ]);
-    command.env("HOLDFAST_HELM", helms).envs(others);
-    count(command, counts)
+    let mut outcome = Ok(());
+    for _ in 0..again {
+        let mut command = run::cargo(&[
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--features",
+            API_SERVER,
+        ]);
+        command
+            .env("HOLDFAST_HELM", &helms)
+            .envs(others.iter().cloned());
+        outcome = outcome.and(count(command, counts));
+    }
+    outcome
 }
 
 /// Runs `command`, shows its output as it comes, and adds up its `test result:` lines.
@@ -192,6 +206,10 @@ fn count(mut command: Command, counts: &mut Counts) -> anyhow::Result<()> {
 
 /// Adds one line of output to the sums; other lines change nothing.
 fn add(counts: &mut Counts, line: &str) {
+    let test = line.strip_prefix("test ");
+    if let Some(test) = test.and_then(|rest| rest.strip_suffix(" ... FAILED")) {
+        *counts.failures.entry(test.to_owned()).or_default() += 1;
+    }
     let Some(rest) = line.strip_prefix("test result: ") else {
         return;
     };
@@ -224,6 +242,9 @@ mod tests {
             "test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.03s",
             "test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.10s",
             "9 passed; 9 failed",
+            "test a::b ... ok",
+            "test a::c ... FAILED",
+            "test a::c ... FAILED",
         ] {
             add(&mut counts, line);
         }
@@ -232,7 +253,8 @@ mod tests {
             Counts {
                 passed: 14,
                 failed: 3,
-                ignored: 1
+                ignored: 1,
+                failures: BTreeMap::from([("a::c".to_owned(), 2)]),
             }
         );
     }
