@@ -8,7 +8,7 @@ use holdfast_core::{
 };
 use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret, source::Source};
 use holdfast_runtime::{CancellationToken, metrics, server};
-use holdfast_store::{Hasher, Options, Owner, Store};
+use holdfast_store::{Hasher, Options, Owner, Store, volume::Volume};
 use reqwest::{Method, Response, header::HeaderMap};
 
 /// A running registry; it ends with the test.
@@ -28,6 +28,8 @@ pub(crate) struct Setup {
     pub(crate) connections: server::Limits,
     pub(crate) options: Options,
     pub(crate) dir: Arc<tempfile::TempDir>,
+    /// What the store lies on; else the disk.
+    pub(crate) volume: Option<Arc<dyn Volume>>,
 }
 
 impl Default for Setup {
@@ -43,6 +45,7 @@ impl Default for Setup {
             connections: server::Limits::default(),
             options,
             dir: Arc::new(tempfile::tempdir().unwrap()),
+            volume: None,
         }
     }
 }
@@ -57,8 +60,13 @@ impl Setup {
             connections,
             options,
             dir,
+            volume,
         } = self;
-        let store = Store::open(dir.path(), options).await.unwrap();
+        let store = match volume {
+            Some(volume) => Store::open_on(volume, dir.path(), options).await,
+            None => Store::open(dir.path(), options).await,
+        };
+        let store = store.unwrap();
         let stop = CancellationToken::new();
         let parts = Parts {
             store: store.clone(),

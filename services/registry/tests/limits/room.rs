@@ -1,15 +1,23 @@
 //! The room on the volume: what is refused before its first byte, what is warned of, and what those hear who may make room.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use holdfast_api::space::{Level, Space};
+use holdfast_api::space::{self, Level};
 use holdfast_registry::{
     fill::{Fills, Peers, Settings},
     internal,
     upstream::{Timeouts, Upstreams},
 };
 use holdfast_runtime::CancellationToken;
-use holdfast_store::{Owner, Store};
+use holdfast_store::{
+    Owner, Space, Store,
+    volume::{Disk, Entry, Metadata, Volume, VolumeFile},
+};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Registry, Setup, code, header, noise, sha256};
@@ -52,13 +60,18 @@ async fn an_upload_under_which_the_volume_becomes_full_gives_its_room_back() {
     let open = setup.start().await;
     let begun = open.send("POST", "/v2/a/blobs/uploads/", &[], "").await;
     let location = header(begun.headers(), "location").to_owned();
+    // Room for the first look, not for the second.
+    let volume = Small {
+        disk: Disk::at(dir.path()),
+        root: dir.path().to_owned(),
+        bytes: 80 << 20,
+    };
     let mut setup = Setup {
         dir,
+        volume: Some(Arc::new(volume)),
         ..Setup::default()
     };
-    // Room for the first look, not for the second: what is free now, less than the body.
-    let free = open.store.free_space().await.unwrap().available_bytes;
-    setup.options.write_limits.reserve_bytes = free - (40 << 20);
+    setup.options.write_limits.reserve_bytes = 40 << 20;
     let nearly_full = setup.start().await;
     let pieces = (0..16).map(|_| Ok::<_, std::io::Error>(noise(8 << 20)));
     let pieces = futures::StreamExt::then(futures::stream::iter(pieces), |piece| async {
@@ -72,6 +85,69 @@ async fn an_upload_under_which_the_volume_becomes_full_gives_its_room_back() {
     assert_eq!(code(answer).await, (507, "DENIED".into()));
     let status = nearly_full.get(&location).await.status();
     assert_eq!(status, 404, "the upload is gone, and with it what it took");
+}
+
+/// A volume of so many bytes, whatever else fills the disk that it lies on.
+#[derive(Debug)]
+struct Small {
+    disk: Disk,
+    root: PathBuf,
+    bytes: u64,
+}
+
+/// Bytes of all files below a folder; what vanishes meanwhile has none.
+fn size(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => size(&entry.path()),
+        found => found.map_or(0, |found| found.len()),
+    });
+    sizes.sum()
+}
+
+impl Volume for Small {
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        self.disk.open_read(path)
+    }
+    fn open_write(&self, path: &Path, create: bool) -> io::Result<Arc<dyn VolumeFile>> {
+        self.disk.open_write(path, create)
+    }
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
+        self.disk.create_new(path)
+    }
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        self.disk.metadata(path)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<Entry>> {
+        self.disk.list(folder)
+    }
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.create_dir(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.rename(from, to)
+    }
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.disk.link(from, to)
+    }
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_file(path)
+    }
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.remove_dir(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.disk.sync_dir(path)
+    }
+    fn touch(&self, path: &Path) -> io::Result<()> {
+        self.disk.touch(path)
+    }
+    fn space(&self, _: &Path) -> io::Result<Space> {
+        Ok(Space {
+            total_bytes: self.bytes,
+            available_bytes: self.bytes.saturating_sub(size(&self.root)),
+        })
+    }
 }
 
 /// Where the internal API of a registry on this store is served.
@@ -120,7 +196,7 @@ async fn the_watermarks_are_told_to_writers_and_to_those_who_may_make_room() {
             "reads never stop"
         );
         let url = internal_url(registry.store.clone()).await;
-        let space: Space = reqwest::get(format!("{url}{}", holdfast_api::space::PATH))
+        let space: space::Space = reqwest::get(format!("{url}{}", holdfast_api::space::PATH))
             .await
             .unwrap()
             .json()
