@@ -73,7 +73,7 @@ async fn an_upload_under_which_the_volume_becomes_full_gives_its_room_back() {
     };
     setup.options.write_limits.reserve_bytes = 40 << 20;
     let nearly_full = setup.start().await;
-    let pieces = (0..16).map(|_| Ok::<_, std::io::Error>(noise(8 << 20)));
+    let pieces = (0..16).map(|_| Ok::<_, io::Error>(noise(8 << 20)));
     let pieces = futures::StreamExt::then(futures::stream::iter(pieces), |piece| async {
         // The volume is looked at once a second at most.
         tokio::time::sleep(Duration::from_millis(250)).await;
@@ -196,7 +196,7 @@ async fn the_watermarks_are_told_to_writers_and_to_those_who_may_make_room() {
             "reads never stop"
         );
         let url = internal_url(registry.store.clone()).await;
-        let space: space::Space = reqwest::get(format!("{url}{}", holdfast_api::space::PATH))
+        let space: space::Space = reqwest::get(format!("{url}{}", space::PATH))
             .await
             .unwrap()
             .json()
