@@ -18,8 +18,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum)]
     only: Option<Step>,
     /// Runs every test so many times, to find flaky ones
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    again: u32,
+    #[arg(long, value_name = "N", default_value = "1")]
+    again: std::num::NonZeroU32,
     /// Writes steps, seconds and counts as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         .filter(|step| args.only.is_none_or(|only| only == *step))
     {
         let started = Instant::now();
-        let result = perform(step, args.again, &mut counts);
+        let result = perform(step, args.again.get(), &mut counts);
         let seconds = started.elapsed().as_secs_f64();
         match &result {
             Ok(()) => println!("step {} ... ok ({seconds:.1}s)", name(step)),

@@ -273,8 +273,8 @@ impl Work {
         self.create(plan.create, heart).await;
     }
 
-    /// Tells, by a metric and once an hour on each namespace, how many images are not copied because
-    /// there are too many Artifacts.
+    /// Tells, by a metric and once an hour on each namespace, how many images are not copied
+    /// because there are too many Artifacts.
     async fn tell_refused(&mut self, refused: &BTreeMap<String, usize>, now: Instant) {
         let metrics = &self.context.metrics;
         metrics.artifacts_refused(refused.values().sum());

@@ -346,7 +346,7 @@ impl Inner {
             return Ok(None);
         };
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
-            // A link that names other content, which is what its own name says, damages only itself.
+            // A link that names other, sound content is itself what is wrong.
             if target == digest || Hasher::digest(target.algorithm(), &bytes) != *target {
                 self.set_aside(target, &metadata)?;
             }

@@ -1,4 +1,4 @@
-//! What is sound is served or refused, and never taken for damaged; what is damaged is not believed for long.
+//! Sound content is never taken for damaged, and damaged content is not believed for long.
 
 #![allow(clippy::unwrap_used, reason = "a test, helpers included")]
 

@@ -133,7 +133,7 @@ impl Scope {
             && self.namespaces.matches(&facts.labels)
     }
 
-    /// Whether images of this host are rewritten and copied, by `sources` and `onlyListedUpstreams`.
+    /// Whether `sources` and `onlyListedUpstreams` include images of this host.
     pub fn includes_source(&self, host: &Host) -> bool {
         self.upstreams.include(host)
     }

@@ -49,7 +49,8 @@ pub(super) fn judge(facts: &Facts, report: &mut Report) {
     }
 }
 
-/// Whether two bundles have a certificate in common; while a CA is replaced both hold the old and the new one.
+/// Whether two bundles have a certificate in common. While a CA is replaced, both hold the old and
+/// the new one.
 fn share(one: &str, other: &str) -> bool {
     let certificates = |bundle: &str| -> BTreeSet<String> {
         let parts = bundle.split("-----BEGIN CERTIFICATE-----").skip(1);

@@ -1,10 +1,10 @@
 //! The circuit breaker of one endpoint: a pure state machine, time passed in.
 //!
-//! What cannot be connected to, or fails for one repository after the other, is not asked any more:
-//! the breaker opens. It stays open until a probe from the background succeeds, or a request is
-//! answered that was under way; no new request ever finds out. What fails for one repository only is
-//! not asked for that repository for a while, and a probe of the API decides whether more is wrong.
-//! A pause that the endpoint asked for (429) ends by itself.
+//! The breaker opens when the endpoint cannot be connected to, or fails for one repository after the
+//! other. It stays open until a probe from the background succeeds, or an earlier request is
+//! answered; no new request is sent meanwhile. When only one repository fails, requests for that
+//! repository stop for a while, and a probe of the API decides whether more is wrong. A pause that
+//! the endpoint asked for (429) ends by itself.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -140,7 +140,8 @@ impl Breaker {
         pause.filter(|pause| !pause.is_zero()).map(Closed::Pause)
     }
 
-    /// Whether it is open: nothing new is asked, and a probe or an answer to an earlier request closes it.
+    /// Whether it is open: no new request is sent. A probe or the answer to an earlier request
+    /// closes it.
     pub(super) fn is_open(&self) -> bool {
         self.probe_at.is_some()
     }
