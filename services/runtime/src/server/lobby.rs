@@ -267,18 +267,22 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_place_that_is_given_back_goes_to_one_who_waits_and_not_to_a_flood() {
-        let (listener, _open) = burst([2, 3, 4, 4, 4, 4]).await;
+    /// A listener of two places, and the first connections, which have them.
+    async fn full(listener: &TcpListener) -> (Lobby, Counts, [Admitted; 2]) {
         let limits = Limits {
             connections: 2,
             ..Limits::default()
         };
         let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
-        let busy = [
-            lobby.next(&listener, &counts).await,
-            lobby.next(&listener, &counts).await,
-        ];
+        let first = lobby.next(listener, &counts).await;
+        let second = lobby.next(listener, &counts).await;
+        (lobby, counts, [first, second])
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_given_back_goes_to_one_who_waits_and_not_to_a_flood() {
+        let (listener, _open) = burst([2, 3, 4, 4, 4, 4]).await;
+        let (mut lobby, counts, busy) = full(&listener).await;
         let requests = busy.each_ref().map(|held| held.watch.request(None));
         // Nobody gives a place up, so the first ones wait.
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
@@ -296,14 +300,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_becomes_idle_ends_for_one_who_waits_and_not_for_a_flood() {
         let (listener, _open) = burst([2, 3, 4]).await;
-        let limits = Limits {
-            connections: 2,
-            ..Limits::default()
-        };
-        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
-        let first = lobby.next(&listener, &counts).await;
-        let second = lobby.next(&listener, &counts).await;
-        let [becomes_idle, _busy] = [&first, &second].map(|held| held.watch.request(None));
+        let (mut lobby, counts, held) = full(&listener).await;
+        let [becomes_idle, _busy] = held.each_ref().map(|held| held.watch.request(None));
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(lobby.waiting.len(), 1);
         // They were looked at a moment ago.
@@ -312,7 +310,7 @@ mod tests {
         let _flood = join_from(&listener, [5; WAITING / 4 + 4]).await;
         let next = lobby.next(&listener, &counts).await;
         assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
-        assert!(first.watch.is_evicted());
+        assert!(held[0].watch.is_evicted());
         let _request = next.watch.request(None);
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(
@@ -325,15 +323,7 @@ mod tests {
     #[tokio::test]
     async fn who_has_fewer_connections_does_not_wait_behind_those_that_nobody_ends_for() {
         let (listener, _open) = burst([2, 2, 2, 2]).await;
-        let limits = Limits {
-            connections: 2,
-            ..Limits::default()
-        };
-        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
-        let busy = [
-            lobby.next(&listener, &counts).await,
-            lobby.next(&listener, &counts).await,
-        ];
+        let (mut lobby, counts, busy) = full(&listener).await;
         let _requests = busy.each_ref().map(|held| held.watch.request(None));
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(lobby.waiting.len(), 2);
