@@ -68,6 +68,10 @@ impl Entry {
     fn is_over(&self) -> bool {
         matches!(self.outcome.as_deref(), Some("mended" | "healed"))
     }
+
+    fn is_given_back(&self) -> bool {
+        self.kind == Kind::SoundInQuarantine.as_str() && self.is_over()
+    }
 }
 
 /// Checks the volume and says what is wrong with it.
@@ -77,20 +81,12 @@ pub(crate) fn run(args: &Args) -> ExitCode {
 
 /// Whether nothing is left that is wrong.
 fn check(args: &Args) -> anyhow::Result<bool> {
-    let depth = if args.deep { Depth::Deep } else { Depth::Quick };
-    let inventory = look(&args.data, &depth)?;
-    let mut findings = check::plan(&inventory, &Policy::default());
-    if !findings.is_empty() {
-        // What changes between two looks is somebody's work and no damage.
-        std::thread::sleep(PAUSE);
-        let again = look(&args.data, &Depth::Only(inventory.wrong()))?;
-        findings = check::confirm(findings, &check::plan(&again, &Policy::default()));
+    let (totals, mut entries) = round(args)?;
+    // What lies behind content that was missing could not be judged before it was given back.
+    if entries.iter().any(Entry::is_given_back) {
+        entries.retain(Entry::is_over);
+        entries.extend(round(args)?.1);
     }
-    let entries: Vec<Entry> = findings
-        .iter()
-        .map(|finding| entry(finding, args.repair.then_some(args.data.as_path())))
-        .collect();
-    let totals = inventory.totals();
     print(&args.data, &totals, &entries, args.repair);
     let clean = entries.iter().all(Entry::is_over);
     if let Some(path) = &args.json {
@@ -103,6 +99,24 @@ fn check(args: &Args) -> anyhow::Result<bool> {
         terminal::write_json(path, &report)?;
     }
     Ok(clean)
+}
+
+/// Looks at the volume, and mends what was found if that is wanted.
+fn round(args: &Args) -> anyhow::Result<(Totals, Vec<Entry>)> {
+    let depth = if args.deep { Depth::Deep } else { Depth::Quick };
+    let inventory = look(&args.data, &depth)?;
+    let mut findings = check::plan(&inventory, &Policy::default());
+    if !findings.is_empty() {
+        // What changes between two looks is somebody's work and no damage.
+        std::thread::sleep(PAUSE);
+        let again = look(&args.data, &Depth::Only(inventory.wrong()))?;
+        findings = check::confirm(findings, &check::plan(&again, &Policy::default()));
+    }
+    let entries = findings
+        .iter()
+        .map(|finding| entry(finding, args.repair.then_some(args.data.as_path())))
+        .collect();
+    Ok((inventory.totals(), entries))
 }
 
 fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {

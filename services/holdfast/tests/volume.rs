@@ -193,6 +193,28 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
     );
 }
 
+#[tokio::test]
+async fn fsck_judges_what_lies_behind_content_that_it_gave_back() {
+    let volume = Volume::filled().await;
+    let layout = volume.store.layout();
+    let repo: RepositoryName = "team/app".parse().unwrap();
+    let layer = Hasher::digest(Algorithm::Sha256, &[2; 4000]);
+    fs::remove_file(layout.layer_link(&repo, &layer)).unwrap();
+    // All manifests, so also the one that names the layer.
+    let link = layout.revision_link(&repo, &layer);
+    for entry in fs::read_dir(link.ancestors().nth(2).unwrap()).unwrap() {
+        let hex = entry.unwrap().file_name().into_string().unwrap();
+        let manifest = Digest::parse(&format!("sha256:{hex}")).unwrap();
+        let aside = layout.quarantine(&manifest, "unique");
+        fs::create_dir_all(aside.parent().unwrap()).unwrap();
+        fs::rename(layout.blob(&manifest), aside).unwrap();
+    }
+    let text = ends(1, &["fsck", "--data", volume.path(), "--repair"]);
+    for part in ["sound-in-quarantine", "unlinked"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
 #[test]
 fn fsck_of_what_is_no_volume_cannot_run() {
     let empty = tempfile::tempdir().unwrap();

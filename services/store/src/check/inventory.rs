@@ -212,6 +212,17 @@ impl Inventory {
             .collect()
     }
 
+    /// The contents that anything names: a folder, a link, or a manifest.
+    pub(crate) fn wanted(&self) -> BTreeSet<&Digest> {
+        let all = self.repositories.values();
+        let folders = all.flat_map(|it| it.layers.keys().chain(it.revisions.keys()));
+        let manifests = self.documents.values().flatten();
+        let parts = manifests.flat_map(Manifest::references);
+        let mut wanted = self.linked();
+        wanted.extend(folders.chain(parts.map(|part| &part.digest)));
+        wanted
+    }
+
     /// Whether sound bytes are there under that name, or can be given back from the quarantine.
     pub(crate) fn holds_or_has_aside(&self, digest: &Digest) -> bool {
         self.holds(digest) || self.is_aside(digest)

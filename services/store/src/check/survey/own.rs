@@ -36,12 +36,12 @@ impl Survey<'_> {
         }
     }
 
-    /// Keeps of the quarantine what is sound, linked and missing in its place: a registry that is
+    /// Keeps of the quarantine what is sound, wanted and missing in its place: a registry that is
     /// killed between two steps can leave it there. Nothing else in the quarantine is read.
     pub(super) fn quarantined(&mut self, progress: &mut dyn FnMut(Progress<'_>)) {
         let mut missing = std::mem::take(&mut self.found.sound_aside);
-        let linked = self.found.linked();
-        missing.retain(|(digest, _)| linked.contains(digest) && !self.found.holds(digest));
+        let wanted = self.found.wanted();
+        missing.retain(|(digest, _)| wanted.contains(digest) && !self.found.holds(digest));
         let sizes = missing
             .iter()
             .map(|(_, path)| self.size(&self.root.join(path)));
