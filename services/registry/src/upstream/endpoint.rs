@@ -259,7 +259,7 @@ impl Endpoint {
     /// What who names an image may be told of its host. Of one that nobody configured, at an address of this network, no
     /// more than that there is no registry: causes would tell which ports are open. They are in the log.
     pub(super) fn tellable(&self, what: &str) -> String {
-        if !self.is_confidential() {
+        if !self.hides_causes() {
             return what.to_owned();
         }
         if self.may_log("inside", what) {
@@ -274,10 +274,14 @@ impl Endpoint {
         self.throttle.passes(kind, &about, Instant::now())
     }
 
-    /// The same for whatever came of all requests. Nothing is decided by what this returns.
+    /// The same for whatever came of all requests. An endpoint decides nothing by what this returns.
     pub(super) fn discreet(&self, error: Error) -> Error {
         match error {
             Error::Unavailable(what) if what == NO_REGISTRY => Error::Unavailable(what),
+            Error::Unavailable(what) => Error::Unavailable(self.tellable(&what)),
+            Error::Later(what, pause) if !self.is_confidential() => {
+                Error::Later(self.tellable(&what), pause)
+            }
             error if self.is_confidential() => {
                 Error::Unavailable(self.tellable(&error.to_string()))
             }
@@ -285,9 +289,19 @@ impl Endpoint {
         }
     }
 
+    /// Whether why there is no answer is kept from who names the host. A name can lead to a
+    /// registry first, and to any other host of this network then. Answers come from whoever has
+    /// the name's certificate, a lost connection from anybody.
+    fn hides_causes(&self) -> bool {
+        let is_several = self.settings.is_none() && self.seen.is_inside() && self.seen.is_several();
+        is_several || self.is_confidential()
+    }
+
+    /// Whether nothing is told of the host: it is inside this network and has not shown itself as a
+    /// registry.
     fn is_confidential(&self) -> bool {
-        // A name can lead to a registry first, and to any other host of this network then.
-        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_several();
+        // A name that was outside as well may be inside for the next request only.
+        let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_mixed();
         self.settings.is_none()
             && ((self.seen.is_inside() && !shown) || self.seen_elsewhere.is_inside())
     }

@@ -144,6 +144,11 @@ impl Seen {
         self.bits() & !Self::SEVERAL & !Self::bit(Kind::Public) != 0
     }
 
+    /// Whether they are of several kinds.
+    pub(super) fn is_mixed(&self) -> bool {
+        (self.bits() & !Self::SEVERAL).count_ones() > 1
+    }
+
     /// Whether there were several: what one of them answered says nothing of the others.
     pub(super) fn is_several(&self) -> bool {
         self.bits() & Self::SEVERAL != 0

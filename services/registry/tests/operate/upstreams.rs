@@ -196,8 +196,11 @@ async fn referrers_of_the_upstream_are_listed_and_unknown_ones_never_read_as_non
     check_referrers("a page, and a tag", html.clone(), signed(), (200, 1)).await;
     check_referrers("a page, and no tag", html, absent(), (503, 0)).await;
     let long = " ".repeat(5 << 20);
-    let long = Reply::http("200 OK", &[("content-type", INDEX)], long.as_bytes());
-    check_referrers("too large, and no tag", long, absent(), (503, 0)).await;
+    for media_type in [INDEX, "Application/JSON"] {
+        let long = || Reply::http("200 OK", &[("content-type", media_type)], long.as_bytes());
+        check_referrers("too large, and no tag", long(), absent(), (503, 0)).await;
+        check_referrers("too large, and a tag", long(), none(), (503, 0)).await;
+    }
     for status in ["500 No", "503 No", "401 No", "403 No", "429 No"] {
         let away = || Reply::http(status, &[], b"");
         check_referrers(status, away(), away(), (503, 0)).await;

@@ -1,7 +1,7 @@
 //! Lists, page by page: what is read of them, and where the next page is.
 
 use bytes::Bytes;
-use holdfast_core::{Digest, Tag, oci::ManifestType};
+use holdfast_core::{Digest, Tag};
 use http::{Method, header};
 use reqwest::Response;
 use url::Url;
@@ -42,11 +42,11 @@ impl Endpoint {
         let mut unread = None;
         match self.ask(&call).await {
             Ok(first) => {
-                let is_index = text(&first, header::CONTENT_TYPE)
-                    .is_some_and(|text| text.starts_with(ManifestType::OciIndex.as_str()));
+                let is_json = text(&first, header::CONTENT_TYPE)
+                    .is_some_and(|text| text.to_ascii_lowercase().contains("json"));
                 match Box::pin(self.pages(&call, first)).await {
                     // A page of something else, from a registry without this API.
-                    Err(Error::Invalid(what)) if !is_index => unread = Some(Error::Invalid(what)),
+                    Err(Error::Invalid(what)) if !is_json => unread = Some(Error::Invalid(what)),
                     found => return found,
                 }
             }
