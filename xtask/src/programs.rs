@@ -19,6 +19,7 @@ const CARGO_DENY: &str = "0.20.2";
 pub(crate) fn cargo_deny() -> anyhow::Result<PathBuf> {
     let folder = cache::directory()?.join(format!("cargo-deny-{CARGO_DENY}"));
     let program = folder.join("bin/cargo-deny");
+    let _lock = cache::Lock::take("cargo-deny")?;
     if program.exists() {
         return Ok(program);
     }
