@@ -8,7 +8,7 @@ use crate::walk::{description, is_section, properties, resolve};
 
 const HEAD: &str =
     "# Values of the Holdfast chart. Made from the types in services/config; do not edit.\n";
-const WIDTH: usize = 110;
+const WIDTH: usize = 100;
 
 /// The whole file.
 pub(crate) fn text(schema: &Value) -> Result<String> {
@@ -32,7 +32,7 @@ fn section(
         if depth == 0 {
             text.push('\n');
         }
-        for line in wrap(&description(&child), WIDTH - indent.len()) {
+        for line in wrap(&description(&child), WIDTH - indent.len() - "# ".len()) {
             let line = format!("{indent}# {line}\n");
             text.push_str(&line);
         }

@@ -378,7 +378,7 @@ impl Default for SystemNodes {
 pub struct Crds {
     /// Install them with the release.
     pub install: bool,
-    /// Leave them, and with them all Artifacts, when the release is uninstalled.
+    /// Leave them when the release is uninstalled. Their Artifacts are deleted in every case.
     pub keep: bool,
 }
 
