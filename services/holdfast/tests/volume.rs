@@ -198,7 +198,7 @@ async fn fsck_judges_what_lies_behind_content_that_it_gave_back() {
     let volume = Volume::filled().await;
     let layout = volume.store.layout();
     let repo: RepositoryName = "team/app".parse().unwrap();
-    let layer = Hasher::digest(Algorithm::Sha256, &[2; 4000]);
+    let layer = Hasher::digest(Algorithm::Sha256, &[1; 3000]);
     fs::remove_file(layout.layer_link(&repo, &layer)).unwrap();
     // All manifests, so also the one that names the layer.
     let link = layout.revision_link(&repo, &layer);
