@@ -1,4 +1,5 @@
-//! Runs a target for a time: inputs out of the corpus, outcomes of a new kind kept, failures caught, shrunk and told.
+//! Runs a target for a time: inputs out of the corpus, outcomes of a new kind kept, failures
+//! caught, shrunk and told.
 
 use std::{
     any::Any,

@@ -1,4 +1,5 @@
-//! Inputs in files: one a line, escaped as in Rust's byte strings, so that they read, compare and merge as text.
+//! Inputs in files: one a line, escaped as in Rust's byte strings, so that they read, compare and
+//! merge as text.
 
 use std::path::{Path, PathBuf};
 
@@ -44,7 +45,8 @@ pub fn unescape(line: &str) -> anyhow::Result<Vec<u8>> {
     Ok(input)
 }
 
-/// The inputs of `NAME.txt` in a folder; none when there is no such file. Lines that begin with `# ` are remarks.
+/// The inputs of `NAME.txt` in a folder; none when there is no such file. Lines that begin with `#
+/// ` are remarks.
 ///
 /// # Errors
 /// When the file cannot be read or a line not be understood.

@@ -1,8 +1,10 @@
-//! Fuzz targets of everything that parses what others wrote, and the small engine that runs them on the stable toolchain.
+//! Fuzz targets of everything that parses what others wrote, and the small engine that runs them on
+//! the stable toolchain.
 //!
-//! A target is a function from bytes to a verdict: it calls the real parser and checks a promise that holds for every input. The
-//! engine makes inputs out of a checked-in corpus and a dictionary, keeps those that led to an outcome never seen before and builds on
-//! them, shrinks what breaks a promise, and writes it down. A target knows nothing of the engine.
+//! A target is a function from bytes to a verdict: it calls the real parser and checks a promise
+//! that holds for every input. The engine makes inputs out of a checked-in corpus and a dictionary,
+//! keeps those that led to an outcome never seen before and builds on them, shrinks what breaks a
+//! promise, and writes it down. A target knows nothing of the engine.
 
 pub mod engine;
 pub mod inputs;
@@ -12,7 +14,8 @@ pub mod targets;
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-/// What came of an input that keeps all promises: a number that is the same for outcomes of the same kind.
+/// What came of an input that keeps all promises: a number that is the same for outcomes of the
+/// same kind.
 pub type Shape = u64;
 
 /// One thing to fuzz.

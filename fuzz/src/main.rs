@@ -96,7 +96,8 @@ fn chosen(names: &[String]) -> anyhow::Result<Vec<Target>> {
         .collect()
 }
 
-/// Runs a target in a process of its own: one that dies, or hangs, leaves the input that it died of.
+/// Runs a target in a process of its own: one that dies, or hangs, leaves the input that it died
+/// of.
 fn guarded(target: &Target, folder: &Path, time: Duration, seed: u64) -> anyhow::Result<usize> {
     let mut child = Command::new(std::env::current_exe()?)
         .args([

@@ -1,4 +1,5 @@
-//! All targets. Each is a few lines around a real parser; the promise it checks is told in one sentence.
+//! All targets. Each is a few lines around a real parser; the promise it checks is told in one
+//! sentence.
 
 mod admission;
 mod configuration;
@@ -43,7 +44,8 @@ pub fn named(name: &str) -> Option<Target> {
     ALL.into_iter().find(|target| target.name == name)
 }
 
-/// Input as text; what is no UTF-8 becomes a replacement character, as it does nowhere in the product.
+/// Input as text; what is no UTF-8 becomes a replacement character, as it does nowhere in the
+/// product.
 fn text(input: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(input)
 }

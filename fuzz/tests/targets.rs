@@ -1,4 +1,5 @@
-//! Every target for a short time, everything that was ever found, and proof that the engine finds what is broken.
+//! Every target for a short time, everything that was ever found, and proof that the engine finds
+//! what is broken.
 
 use std::time::Duration;
 

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-/// Makes the JSON schema, the chart's defaults, the custom resource definitions and the references from the types.
+/// Makes the JSON schema, the chart's defaults, the custom resource definitions and the references
+/// from the types.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]

@@ -30,7 +30,8 @@ pub(crate) fn description(schema: &Map<String, Value>) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A key of the values that a user sets: an object that lists its keys is none, what lies in a type of Kubernetes is none.
+/// A key of the values that a user sets: an object that lists its keys is none, what lies in a type
+/// of Kubernetes is none.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Leaf {
     /// Path in dots.

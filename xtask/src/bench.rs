@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: builds what is measured and what measures, and hands over to the bench's own program.
+//! `cargo xtask bench`: builds what is measured and what measures, and hands over to the bench's
+//! own program.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -10,10 +11,12 @@ use crate::run;
 /// What to measure.
 #[derive(clap::Subcommand)]
 pub(crate) enum Subject {
-    /// The registry beside CNCF distribution and nginx; a whole run writes its section of docs/BENCHMARKS.md
+    /// The registry beside CNCF distribution and nginx; a whole run writes its section of
+    /// docs/BENCHMARKS.md
     Registry(RegistryArgs),
-    /// The controller when it comes to thousands of pods, and while pods come and go: time, memory, requests to the API server. A run of
-    /// at least the default size writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
+    /// The controller when it comes to thousands of pods, and while pods come and go: time, memory,
+    /// requests to the API server. A run of at least the default size writes its section of
+    /// docs/BENCHMARKS.md. A bar that is missed is an error
     Controller(ControllerArgs),
     /// The registry and the webhook under attack: memory, and what honest clients notice. A whole
     /// run writes its section of docs/BENCHMARKS.md. A bar that is missed is an error
@@ -77,7 +80,8 @@ struct Files {
     /// Writes everything measured as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where content lies while it runs, on the disk that is to be measured; the system's folder for temporary files by default
+    /// Where content lies while it runs, on the disk that is to be measured; the system's folder
+    /// for temporary files by default
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
 }
@@ -89,7 +93,8 @@ struct Files {
 /// A bar of the registry that is missed is no error, for it depends on the machine; one of the
 /// controller is, and so is one of the hostile cases.
 pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
-    // One by one: built together their dependencies would get other features, and be built once more.
+    // One by one: built together their dependencies would get other features, and be built once
+    // more.
     for package in ["holdfast", "holdfast-bench"] {
         let build = ["build", "--quiet", "--release", "--package", package];
         run::quiet(&format!("cargo build {package}"), run::cargo(&build))?;

@@ -1,6 +1,8 @@
-//! docs/CONTRACT.md: each MUST line in our own words (`contract/lines.txt`), with the tests that show it.
+//! docs/CONTRACT.md: each MUST line in our own words (`contract/lines.txt`), with the tests that
+//! show it.
 //!
-//! A test names its lines in a comment directly above its attributes, `// SPEC 5, SPEC 45`; the path of its file decides the level.
+//! A test names its lines in a comment directly above its attributes, `// SPEC 5, SPEC 45`; the
+//! path of its file decides the level.
 
 mod scan;
 

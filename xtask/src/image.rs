@@ -1,5 +1,6 @@
-//! `cargo xtask image`: the one container image of all parts, made without a container engine: the binary, the loader and
-//! libraries that it needs, and the handful of files that programs expect of a system. The same binary gives the same bytes.
+//! `cargo xtask image`: the one container image of all parts, made without a container engine: the
+//! binary, the loader and libraries that it needs, and the handful of files that programs expect of
+//! a system. The same binary gives the same bytes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,8 @@ const CERTIFICATES: [&str; 2] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
 ];
-/// Loaded by name at run time where the C library does not have them built in, so `ldd` does not list them.
+/// Loaded by name at run time where the C library does not have them built in, so `ldd` does not
+/// list them.
 const NAME_SERVICES: [&str; 2] = ["libnss_dns.so.2", "libnss_files.so.2"];
 
 /// Arguments of `image`.
@@ -166,7 +168,8 @@ fn system_files(binary: &Path) -> anyhow::Result<BTreeMap<String, Vec<u8>>> {
     Ok(files)
 }
 
-/// The files that `ldd` names. The kernel's own `linux-vdso` has none; a library that is not found is an error.
+/// The files that `ldd` names. The kernel's own `linux-vdso` has none; a library that is not found
+/// is an error.
 fn libraries(listed: &str) -> anyhow::Result<Vec<String>> {
     if listed.contains("statically linked") || listed.contains("not a dynamic executable") {
         return Ok(Vec::new());

@@ -1,5 +1,6 @@
-//! `cargo xtask lint`: what the compiler and clippy do not say. Each rule is a pure function over `cargo metadata` or over a
-//! file's text; this module gathers the input and prints what they found.
+//! `cargo xtask lint`: what the compiler and clippy do not say. Each rule is a pure function over
+//! `cargo metadata` or over a file's text; this module gathers the input and prints what they
+//! found.
 
 mod directions;
 mod files;

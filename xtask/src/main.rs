@@ -1,5 +1,5 @@
-//! `cargo xtask`: every chore of the repository as one command each. Light on purpose: it compiles in seconds and only starts
-//! other programs.
+//! `cargo xtask`: every chore of the repository as one command each. Light on purpose: it compiles
+//! in seconds and only starts other programs.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -34,7 +34,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Writes the generated files: schema, custom resources, chart values, references, docs/CONTRACT.md
+    /// Writes the generated files: schema, custom resources, chart values, references,
+    /// docs/CONTRACT.md
     Generate(GenerateArgs),
     /// Checks crate directions, file sizes, module heads and names, and the dependency policy
     Lint(LintArgs),

@@ -1,5 +1,6 @@
-//! The programs of others that tests run against, by the variables that name them. Those that are not to be had here are left out with a word: the tests
-//! that need them fail and say how to name one.
+//! The programs of others that tests run against, by the variables that name them. Those that are
+//! not to be had here are left out with a word: the tests that need them fail and say how to name
+//! one.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,7 +36,8 @@ pub(crate) fn cargo_deny() -> anyhow::Result<PathBuf> {
     Ok(program)
 }
 
-/// Other registries, and a client that reads image archives: a variable for each, set by hand or found here.
+/// Other registries, and a client that reads image archives: a variable for each, set by hand or
+/// found here.
 pub(crate) fn others() -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
     let mut found = Vec::new();
     if unset("HOLDFAST_DISTRIBUTION") {

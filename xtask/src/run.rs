@@ -60,8 +60,9 @@ pub(crate) fn output(step: &str, mut command: Command) -> anyhow::Result<String>
     String::from_utf8(output.stdout).with_context(|| format!("{step}: output is not UTF-8"))
 }
 
-/// Builds programs of the repository, and returns the folder that they are in. The whole workspace is selected, so that no dependency is built
-/// a second time with other features than the tests use.
+/// Builds programs of the repository, and returns the folder that they are in. The whole workspace
+/// is selected, so that no dependency is built a second time with other features than the tests
+/// use.
 ///
 /// # Errors
 /// When they do not compile.

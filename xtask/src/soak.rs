@@ -7,8 +7,8 @@ use crate::run;
 /// What is kept under load.
 #[derive(clap::Subcommand)]
 pub(crate) enum Command {
-    /// Several registry processes on one small volume: kills, stops, a full volume, and an account of every acknowledged write.
-    /// Linux as root; loopback only; ends and cleans up by itself
+    /// Several registry processes on one small volume: kills, stops, a full volume, and an account
+    /// of every acknowledged write. Linux as root; loopback only; ends and cleans up by itself
     Replicas(Args),
 }
 
@@ -21,7 +21,8 @@ pub(crate) struct Args {
     /// Chooses what the clients and faults do; printed, random when absent
     #[arg(long)]
     seed: Option<u64>,
-    /// Cargo's profile of the product; dev builds faster, runs slower and checks its own arithmetic
+    /// Cargo's profile of the product; dev builds faster, runs slower and checks its own
+    /// arithmetic
     #[arg(long, value_name = "PROFILE", default_value = "release")]
     profile: String,
     /// Writes answers, violations and figures as JSON
@@ -56,7 +57,8 @@ pub(crate) fn run(command: &Command) -> anyhow::Result<()> {
     })
 }
 
-/// The registry to be run: as tests build it, or as images and benchmarks do, so that its dependencies are built once.
+/// The registry to be run: as tests build it, or as images and benchmarks do, so that its
+/// dependencies are built once.
 fn product(profile: &str) -> anyhow::Result<PathBuf> {
     let step = "building the registry";
     if profile == "dev" {

@@ -1,4 +1,5 @@
-//! `cargo xtask e2e` and `cargo xtask demo`: builds what they need and hands over to the suite's own program.
+//! `cargo xtask e2e` and `cargo xtask demo`: builds what they need and hands over to the suite's
+//! own program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -90,7 +91,8 @@ fn finish(mut command: Command, step: &str, keep: bool, json: Option<&Path>) -> 
     run::status(step, command)
 }
 
-/// Builds the image, the suite and the fault proxy; returns the call of the suite's program with what it needs in the environment.
+/// Builds the image, the suite and the fault proxy; returns the call of the suite's program with
+/// what it needs in the environment.
 fn prepare() -> anyhow::Result<Command> {
     let image = image::build()?;
     let programs = ["holdfast-e2e", "holdfast-upstream"];

@@ -152,7 +152,8 @@ fn perform(step: Step, again: u32, counts: &mut Counts) -> anyhow::Result<()> {
                 "warnings",
             ]),
         ),
-        // The schema's and the chart's files are compared by a test of theirs; running their generator would build it a second time.
+        // The schema's and the chart's files are compared by a test of theirs; running their
+        // generator would build it a second time.
         Step::Generate => contract::generate(&run::root(), true),
         Step::Lint => lint::run(None),
         Step::Tests => tests(again, counts),
@@ -163,8 +164,9 @@ fn perform(step: Step, again: u32, counts: &mut Counts) -> anyhow::Result<()> {
 const API_SERVER: &str =
     "holdfast-controller/apiserver,holdfast/apiserver,holdfast-node-agent/containerd";
 
-/// Runs every test of the workspace. The chart's tests render with the real helms of both generations, and those of the registry trade volumes with
-/// other registries; like etcd and the API server these programs are built or fetched when they are not there yet.
+/// Runs every test of the workspace. The chart's tests render with the real helms of both
+/// generations, and those of the registry trade volumes with other registries; like etcd and the
+/// API server these programs are built or fetched when they are not there yet.
 fn tests(again: u32, counts: &mut Counts) -> anyhow::Result<()> {
     let helms = std::env::join_paths(crate::cluster::helms()?).context("a path of helm")?;
     let others = programs::others()?;

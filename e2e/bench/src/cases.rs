@@ -1,4 +1,5 @@
-//! The cases, and what they share: the servers' programs, how long to measure, which were asked for.
+//! The cases, and what they share: the servers' programs, how long to measure, which were asked
+//! for.
 
 mod herd;
 mod lists;
@@ -40,8 +41,8 @@ impl Bench {
         if self.quick { quick } else { full }
     }
 
-    /// All cases. One that fails (a server does, or answers with something else than it should) does not keep the others from being
-    /// measured; what failed comes back.
+    /// All cases. One that fails (a server does, or answers with something else than it should)
+    /// does not keep the others from being measured; what failed comes back.
     pub(crate) async fn run(&mut self) -> Vec<String> {
         let mut failed = Vec::new();
         failed.extend(told("pulls", read::run(self).await));

@@ -1,4 +1,5 @@
-//! An authority for the length of a run: certificates for the listeners and for the replicas' calls to each other, and a client that trusts them.
+//! An authority for the length of a run: certificates for the listeners and for the replicas' calls
+//! to each other, and a client that trusts them.
 
 use std::{path::Path, sync::Arc};
 
@@ -37,7 +38,8 @@ impl Authority {
         })
     }
 
-    /// Writes `ca.crt`, `tls.crt` and `tls.key` into a folder. The certificate serves on 127.0.0.1 and as a replica, and calls as one.
+    /// Writes `ca.crt`, `tls.crt` and `tls.key` into a folder. The certificate serves on 127.0.0.1
+    /// and as a replica, and calls as one.
     pub(crate) fn write(&self, folder: &Path) -> Result<()> {
         let mut leaf = CertificateParams::new(vec!["127.0.0.1".to_owned(), REPLICA.to_owned()])?;
         leaf.distinguished_name

@@ -1,4 +1,5 @@
-//! What is served: blobs and manifests, pushed over the API where that is the point, laid out on disk where only their number counts.
+//! What is served: blobs and manifests, pushed over the API where that is the point, laid out on
+//! disk where only their number counts.
 
 use std::{
     fs,
@@ -55,8 +56,8 @@ pub(crate) fn manifest(blobs: &[Item]) -> Vec<u8> {
 /// Bytes with their SHA-256 in hexadecimal before them.
 pub(crate) type Named = (String, Vec<u8>);
 
-/// An image with blobs of these sizes, the first its configuration: its manifest, and its blobs. The same for the same seed, others for
-/// seeds that differ by more than the number of sizes.
+/// An image with blobs of these sizes, the first its configuration: its manifest, and its blobs.
+/// The same for the same seed, others for seeds that differ by more than the number of sizes.
 pub(crate) fn image(seed: u64, sizes: &[usize]) -> (Named, Vec<Named>) {
     let named = |bytes: Vec<u8>| (hex_digest(&bytes), bytes);
     let blobs: Vec<Named> = sizes
@@ -89,8 +90,8 @@ pub(crate) async fn push_blob(
     Ok(())
 }
 
-/// Pushes a blob the way Docker does: a session, everything in one PATCH without an announced length, then a PUT
-/// without a body. `body` is in chunks already ([`http::chunked`]).
+/// Pushes a blob the way Docker does: a session, everything in one PATCH without an announced
+/// length, then a PUT without a body. `body` is in chunks already ([`http::chunked`]).
 pub(crate) async fn push_stream(
     connection: &mut Connection,
     repository: &str,

@@ -1,7 +1,9 @@
-//! The controller at the size of a large site: it comes to workloads that are there already, then rests, then pods come and go.
+//! The controller at the size of a large site: it comes to workloads that are there already, then
+//! rests, then pods come and go.
 //!
-//! A real API server without nodes, the real chart, and the real controller and registry as processes of their own; what kubelets and
-//! Kubernetes' own controllers would say is said by this program. The controller is measured from outside.
+//! A real API server without nodes, the real chart, and the real controller and registry as
+//! processes of their own; what kubelets and Kubernetes' own controllers would say is said by this
+//! program. The controller is measured from outside.
 
 pub(crate) mod api;
 mod audit;
@@ -52,7 +54,8 @@ const FEWEST: usize = 100;
 const STARTS: Duration = Duration::from_millis(1200);
 /// How long the controller is left to itself after the last copy, before what it did is counted.
 const SETTLED: Duration = Duration::from_secs(5);
-/// How long it is watched while nothing happens: it looks after its certificates every half a minute.
+/// How long it is watched while nothing happens: it looks after its certificates every half a
+/// minute.
 const REST: Duration = Duration::from_secs(30);
 /// How long all copies may take.
 const PATIENCE: Duration = Duration::from_secs(900);

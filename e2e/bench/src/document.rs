@@ -1,4 +1,5 @@
-//! `docs/BENCHMARKS.md` as sections: a run replaces its own, whole, and leaves the others as they are.
+//! `docs/BENCHMARKS.md` as sections: a run replaces its own, whole, and leaves the others as they
+//! are.
 
 use std::{fs, path::Path};
 

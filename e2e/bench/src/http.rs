@@ -1,6 +1,8 @@
-//! The load client: HTTP/1.1 over plain TCP or TLS, as cheap as it can be, for it shares the machine with what it measures.
+//! The load client: HTTP/1.1 over plain TCP or TLS, as cheap as it can be, for it shares the
+//! machine with what it measures.
 //!
-//! All connections of a thread read into one buffer, which stays in the processor's cache; bodies are counted, and hashed or kept on demand.
+//! All connections of a thread read into one buffer, which stays in the processor's cache; bodies
+//! are counted, and hashed or kept on demand.
 
 use std::{
     cell::RefCell,
@@ -136,7 +138,8 @@ impl Connection {
         self.reusable
     }
 
-    /// Sends a request with its body and reads the answer; `arrived` hears of the bytes of the body as they come.
+    /// Sends a request with its body and reads the answer; `arrived` hears of the bytes of the body
+    /// as they come.
     pub(crate) async fn request(
         &mut self,
         head: &[u8],
@@ -152,7 +155,8 @@ impl Connection {
         let (answer, mut got) = self.head(&mut sink).await?;
         arrived(got);
         let bodiless = head.starts_with(b"HEAD") || matches!(answer.status, 204 | 304);
-        // Without a length, as the lists of some servers come to HTTP/1.0, the end of the connection is the end of the body.
+        // Without a length, as the lists of some servers come to HTTP/1.0, the end of the
+        // connection is the end of the body.
         let to_the_end = !bodiless && answer.length.is_none();
         if to_the_end && !head.ends_with(CLOSE) {
             bail!("an answer without Content-Length");

@@ -1,5 +1,5 @@
-//! Closed-loop load: so many connections, each with one request at a time, for so long. Sizes of all answers are checked; of a sample the
-//! bytes are hashed.
+//! Closed-loop load: so many connections, each with one request at a time, for so long. Sizes of
+//! all answers are checked; of a sample the bytes are hashed.
 
 use std::{
     sync::{

@@ -1,4 +1,5 @@
-//! Processes that are measured: started, asked for CPU time and memory by `/proc`, and ended by their number.
+//! Processes that are measured: started, asked for CPU time and memory by `/proc`, and ended by
+//! their number.
 
 use std::{
     fs,

@@ -32,7 +32,8 @@ pub(crate) struct Arguments {
     /// Seconds of each window of load
     #[arg(long, value_name = "SECONDS", default_value_t = 1.5)]
     window: f64,
-    /// Where the content lies while it runs; on the disk that is to be measured. Up to 3 GB, removed at the end
+    /// Where the content lies while it runs; on the disk that is to be measured. Up to 3 GB,
+    /// removed at the end
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// Writes the document here, after a whole run

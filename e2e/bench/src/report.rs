@@ -1,5 +1,5 @@
-//! The registry's section of `docs/BENCHMARKS.md`: the bars with what was measured, every case, the machine and the commands. No host names,
-//! no paths.
+//! The registry's section of `docs/BENCHMARKS.md`: the bars with what was measured, every case, the
+//! machine and the commands. No host names, no paths.
 
 use std::{fmt::Write as _, fs};
 

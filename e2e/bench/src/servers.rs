@@ -1,4 +1,5 @@
-//! The three that are compared, started on loopback with what an operator would give them: Holdfast, CNCF distribution, nginx.
+//! The three that are compared, started on loopback with what an operator would give them:
+//! Holdfast, CNCF distribution, nginx.
 
 use std::fmt::Write as _;
 use std::{
@@ -216,7 +217,8 @@ impl Stand {
         } else {
             String::new()
         };
-        // As its example configuration has it; no access log and no traces, which none of the others writes.
+        // As its example configuration has it; no access log and no traces, which none of the
+        // others writes.
         let text = format!(
             "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage:\n  cache: {{blobdescriptor: inmemory}}\n  filesystem: {{rootdirectory: {}}}\n  delete: {{enabled: true}}\n  maintenance: {{uploadpurging: {{enabled: false}}}}\ncatalog: {{maxentries: 1000}}\nhttp:\n  addr: {address}\n  secret: a-secret-of-this-run\n{tls}",
             data.display()
@@ -299,7 +301,8 @@ fn nginx() -> Result<PathBuf> {
         return Ok(path);
     }
     eprintln!("installing nginx-light, without starting its service");
-    // invoke-rc.d starts nothing while its policy says 101; a policy that is there already is left alone.
+    // invoke-rc.d starts nothing while its policy says 101; a policy that is there already is left
+    // alone.
     let policy = Path::new("/usr/sbin/policy-rc.d");
     let own_policy = !policy.exists();
     if own_policy {

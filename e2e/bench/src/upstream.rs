@@ -1,5 +1,6 @@
-//! An upstream that sends no more than so many bytes a second to all its clients together, and counts what it sends. It runs on a thread of
-//! its own, so that the load of a run does not slow it.
+//! An upstream that sends no more than so many bytes a second to all its clients together, and
+//! counts what it sends. It runs on a thread of its own, so that the load of a run does not slow
+//! it.
 
 use std::{
     collections::HashMap,
@@ -219,7 +220,8 @@ impl Shared {
         *asked.entry(path.to_owned()).or_default() += 1;
     }
 
-    /// Waits until so many bytes may leave. What was not used is not saved up beyond some milliseconds.
+    /// Waits until so many bytes may leave. What was not used is not saved up beyond some
+    /// milliseconds.
     async fn wait(&self, bytes: usize) {
         let share = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
         let turn = {

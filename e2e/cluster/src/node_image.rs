@@ -27,10 +27,12 @@ const PACKAGES: &str = "systemd,systemd-sysv,dbus,libpam-systemd,conntrack,iptab
 /// Raise it when the way a node image is made changes.
 const RECIPE: &str = "3";
 
-/// Forwarding is on before the runtime makes a pod. The network plug-ins switch it on too, several at once when a node boots,
-/// and Linux can lose such a race: `ip_forward` then reads 1 while every interface still says 0, and all packets of the node's
-/// pods vanish. (A write that finds the network lock taken puts the old value back and tries again; one that comes in
-/// between sees nothing to change.) Nodes inherit the machine's setting, so only a machine without forwarding meets this.
+/// Forwarding is on before the runtime makes a pod. The network plug-ins switch it on too, several
+/// at once when a node boots, and Linux can lose such a race: `ip_forward` then reads 1 while every
+/// interface still says 0, and all packets of the node's pods vanish. (A write that finds the
+/// network lock taken puts the old value back and tries again; one that comes in between sees
+/// nothing to change.) Nodes inherit the machine's setting, so only a machine without forwarding
+/// meets this.
 const FORWARDING: &str = "net.ipv4.ip_forward=1\n";
 
 /// Programs and where they lie in a node.

@@ -145,7 +145,8 @@ impl Blob {
 }
 
 impl Image {
-    /// One image of several, each for linux on the architecture it goes with. The index is the last blob.
+    /// One image of several, each for linux on the architecture it goes with. The index is the last
+    /// blob.
     ///
     /// # Errors
     /// When an image has no manifest.

@@ -1,4 +1,5 @@
-//! Debian packages: those that the cluster needs where no container engine runs, and programs that tests compare with.
+//! Debian packages: those that the cluster needs where no container engine runs, and programs that
+//! tests compare with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,8 +76,9 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Unpacks packages into one folder of the cache, without installing them, and returns that folder: programs of another
-/// distribution are run from there, no service of theirs is started, and the machine stays as it was.
+/// Unpacks packages into one folder of the cache, without installing them, and returns that folder:
+/// programs of another distribution are run from there, no service of theirs is started, and the
+/// machine stays as it was.
 pub fn unpack(packages: &[&str]) -> Result<PathBuf> {
     let name = packages.join("+");
     let folder = cache::directory()?.join("packages").join(&name);

@@ -1,7 +1,8 @@
 //! The programs of a cluster, built from the pinned Go modules under `e2e/programs`.
 //!
 //! Each upstream is a module of its own. A program is built the first time something asks for it
-//! and lies in the cache folder from then on, keyed by the module's `go.mod`, `go.sum` and own code.
+//! and lies in the cache folder from then on, keyed by the module's `go.mod`, `go.sum` and own
+//! code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -183,7 +184,8 @@ impl Programs {
     }
 }
 
-/// Builds those of the programs that are not in the cache yet; those of one module together, so that one links while another compiles.
+/// Builds those of the programs that are not in the cache yet; those of one module together, so
+/// that one links while another compiles.
 pub fn ensure(programs: &[Program]) -> Result<Programs> {
     for recipes in by_module(programs).values() {
         ensure_module(recipes)?;

@@ -1,8 +1,10 @@
-//! The account of every write: what was acknowledged, what may have happened, what a reader may see. Pure.
+//! The account of every write: what was acknowledged, what may have happened, what a reader may
+//! see. Pure.
 //!
-//! A key is a blob, a manifest or a tag of one repository. A write that was acknowledged leaves one possible value; a write whose
-//! answer was lost leaves two, until a reader saw one of them. A request that a stopped replica took may still come to pass when
-//! the replica goes on, so such a key stays open until the end.
+//! A key is a blob, a manifest or a tag of one repository. A write that was acknowledged leaves one
+//! possible value; a write whose answer was lost leaves two, until a reader saw one of them. A
+//! request that a stopped replica took may still come to pass when the replica goes on, so such a
+//! key stays open until the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -55,7 +57,8 @@ pub(crate) enum Outcome {
     Done,
     /// Refused before anything was written.
     Refused,
-    /// The answer says that it failed on the way: any part of it may have happened, nothing of it will happen any more.
+    /// The answer says that it failed on the way: any part of it may have happened, nothing of it
+    /// will happen any more.
     Halfway,
     /// No answer: it may have happened, or may still happen.
     Unknown,
@@ -142,7 +145,8 @@ impl Account {
         Ticket(changes.collect())
     }
 
-    /// A write ended, at this time. Of writes that were under way together any may have been the last one.
+    /// A write ended, at this time. Of writes that were under way together any may have been the
+    /// last one.
     pub(crate) fn settle(&mut self, ticket: Ticket, outcome: Outcome, at: u64) {
         match outcome {
             Outcome::Done => self.acknowledged += ticket.0.len() as u64,
@@ -180,7 +184,8 @@ impl Account {
         (entry.open == 0).then_some(Sight(entry.version))
     }
 
-    /// Judges what a reader saw. Of several possible values the one that was seen remains, unless a lost request may still change it.
+    /// Judges what a reader saw. Of several possible values the one that was seen remains, unless a
+    /// lost request may still change it.
     pub(crate) fn judge(&mut self, key: &Key, sight: Sight, seen: &Value) -> Verdict {
         let Some(entry) = self.entries.get_mut(key) else {
             return Verdict::Moved;
@@ -198,7 +203,8 @@ impl Account {
         Verdict::Fine
     }
 
-    /// Nothing that was given up before this time can happen any more: whoever took it has ended, or was given time.
+    /// Nothing that was given up before this time can happen any more: whoever took it has ended,
+    /// or was given time.
     pub(crate) fn close_late(&mut self, before: u64) {
         for entry in self.entries.values_mut() {
             entry.late.retain(|(_, at)| *at >= before);
@@ -216,7 +222,8 @@ impl Account {
         entry.possible.first().cloned()
     }
 
-    /// A key that holds a certain value of this kind, found from a random number; nothing when luck is out.
+    /// A key that holds a certain value of this kind, found from a random number; nothing when luck
+    /// is out.
     pub(crate) fn present(&self, kind: Kind, random: u64) -> Option<(Key, String)> {
         let count = self.keys.len() as u64;
         (0..24).find_map(|step: u64| {

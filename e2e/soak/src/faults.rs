@@ -1,4 +1,5 @@
-//! What is done to the replicas and to the volume, and a record of when, so that an answer can be held against it.
+//! What is done to the replicas and to the volume, and a record of when, so that an answer can be
+//! held against it.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},

@@ -35,7 +35,8 @@ impl Shelf {
         }
     }
 
-    /// Holds a list against what may be there. `only` says which tags nobody else writes at the moment.
+    /// Holds a list against what may be there. `only` says which tags nobody else writes at the
+    /// moment.
     pub(crate) async fn check_list(&self, replica: usize, repo: &str, only: impl Fn(&str) -> bool) {
         let before = self.account().tags(repo);
         let Some(found) = self.tags(replica, repo).await else {

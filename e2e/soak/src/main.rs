@@ -1,5 +1,5 @@
-//! Replicas of the registry on one small volume under load and faults, with an account of every write. Started by
-//! `cargo xtask soak replicas`.
+//! Replicas of the registry on one small volume under load and faults, with an account of every
+//! write. Started by `cargo xtask soak replicas`.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -1,4 +1,5 @@
-//! Readers: what is there must be there through every replica, whole and right; what was deleted must not come back.
+//! Readers: what is there must be there through every replica, whole and right; what was deleted
+//! must not come back.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},

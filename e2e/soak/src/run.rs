@@ -1,4 +1,5 @@
-//! One run: volume, replicas, clients and faults up; time; then everything is looked at and taken down.
+//! One run: volume, replicas, clients and faults up; time; then everything is looked at and taken
+//! down.
 
 use std::{
     path::Path,
@@ -228,7 +229,8 @@ impl Run<'_> {
     }
 }
 
-/// Measures, tells the progress, and lets lost requests rest when nobody can carry them out any more.
+/// Measures, tells the progress, and lets lost requests rest when nobody can carry them out any
+/// more.
 async fn observe(
     shelf: Shelf,
     replicas: Arc<Vec<Replica>>,

@@ -1,4 +1,5 @@
-//! Pulls of what only the upstream has: several clients at a time, in ranges, through random replicas, and what the upstream counted.
+//! Pulls of what only the upstream has: several clients at a time, in ranges, through random
+//! replicas, and what the upstream counted.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,8 @@ pub(crate) struct Through {
 }
 
 impl Through {
-    /// Works until `end`; the images that were pulled whole while there was no fault, by their tag's path.
+    /// Works until `end`; the images that were pulled whole while there was no fault, by their
+    /// tag's path.
     pub(crate) async fn work(&self, mut random: Random, end: Instant) -> Vec<(String, Image)> {
         let mut pulled = Vec::new();
         let (mut asked, mut blobs, mut clean, mut number) = (0, 0, 0, 0_u64);
@@ -48,7 +50,8 @@ impl Through {
                 self.pull(&local, &tag, &image, random)
             });
             let whole = join_all(pulls).await.into_iter().all(|whole| whole);
-            // Between clients that came and replicas that died the upstream may have been asked again.
+            // Between clients that came and replicas that died the upstream may have been asked
+            // again.
             let untouched = !self.net.windows().touched(&ALL, from);
             for digest in image.blobs.keys() {
                 let gets = self.upstream.gets(digest);
@@ -62,7 +65,8 @@ impl Through {
                     );
                 }
             }
-            // A fault may end a copy before its tag is written; whoever pulls it next begins it again.
+            // A fault may end a copy before its tag is written; whoever pulls it next begins it
+            // again.
             if whole && untouched {
                 pulled.push((format!("/v2/{local}/manifests/{tag}"), image));
             }
@@ -123,8 +127,9 @@ impl Through {
                         }
                         have.extend_from_slice(&reply.body);
                         if have[..] != bytes[..have.len().min(bytes.len())] {
-                            // What an upstream sends is streamed before all of it is verified. It must never end like something
-                            // whole; who reads parts learns it from the digest, and begins again.
+                            // What an upstream sends is streamed before all of it is verified. It
+                            // must never end like something whole; who
+                            // reads parts learns it from the digest, and begins again.
                             let spoilt = self.net.windows().touched(&[Kind::Upstream], began);
                             if !spoilt || (whole && !reply.short) {
                                 self.wrong(&path, &reply, "has other bytes");

@@ -1,4 +1,5 @@
-//! After the load: every key through every replica, every file on the volume, and what the processes cost.
+//! After the load: every key through every replica, every file on the volume, and what the
+//! processes cost.
 
 use std::{
     fs,

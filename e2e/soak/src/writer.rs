@@ -1,4 +1,5 @@
-//! Writers: each owns its tags and images, pushes, moves, mounts and deletes them through random replicas, and keeps the account.
+//! Writers: each owns its tags and images, pushes, moves, mounts and deletes them through random
+//! replicas, and keeps the account.
 
 use std::{
     sync::{
@@ -239,7 +240,8 @@ impl Writer {
         let (certain, ticket, perhaps) = {
             let mut account = self.shelf.account();
             let certain = matches!(account.certain(&named), Some(Some(_)));
-            // A tag that may name the manifest may go with it, or stay as it is because it names another one.
+            // A tag that may name the manifest may go with it, or stay as it is because it names
+            // another one.
             let (sure, perhaps): (Vec<Key>, Vec<Key>) = keys
                 .iter()
                 .cloned()
@@ -296,7 +298,8 @@ impl Writer {
         }
     }
 
-    /// Moves a tag from one image to another while the first image is deleted: in either order the tag names the second one.
+    /// Moves a tag from one image to another while the first image is deleted: in either order the
+    /// tag names the second one.
     async fn race(&mut self) {
         let Some((repo, first)) = self.own() else {
             return;

@@ -13,7 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// Runs `command` and returns its standard output.
 ///
 /// # Errors
-/// When it cannot be started, does not end with 0 or hangs; the message holds the command and what it printed on standard error.
+/// When it cannot be started, does not end with 0 or hangs; the message holds the command and what
+/// it printed on standard error.
 pub(crate) fn run(command: Command) -> Result<String> {
     run_with(command, "", PATIENCE)
 }

@@ -1,4 +1,5 @@
-//! The demo: from nothing to a pod that survives the loss of its upstream and of its node, with numbers.
+//! The demo: from nothing to a pod that survives the loss of its upstream and of its node, with
+//! numbers.
 
 mod show;
 mod steps;

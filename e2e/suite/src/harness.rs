@@ -1,4 +1,5 @@
-//! The test runner: a table of cases, run one after another against one [`World`], with one line each and a closing line.
+//! The test runner: a table of cases, run one after another against one [`World`], with one line
+//! each and a closing line.
 
 use std::path::PathBuf;
 use std::thread;

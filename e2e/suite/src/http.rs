@@ -1,5 +1,5 @@
-//! A tiny HTTP client for control APIs and probes. It runs in a process of its own (`holdfast-e2e http …`), so that it can be started
-//! inside the cluster's network.
+//! A tiny HTTP client for control APIs and probes. It runs in a process of its own (`holdfast-e2e
+//! http …`), so that it can be started inside the cluster's network.
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};

@@ -1,4 +1,5 @@
-//! Images of a test: the workload program and layers that no other image has, as OCI layout folders.
+//! Images of a test: the workload program and layers that no other image has, as OCI layout
+//! folders.
 
 use std::fs;
 use std::io::Read;
@@ -48,7 +49,8 @@ pub(crate) fn workload(program: &Path, layers: usize, layer_bytes: usize) -> Res
         .build()
 }
 
-/// Images that run the workload program out of one shared layer and have one of `bytes` of their own.
+/// Images that run the workload program out of one shared layer and have one of `bytes` of their
+/// own.
 pub(crate) fn siblings(program: &Path, count: usize, bytes: usize) -> Result<Vec<Image>> {
     let program = fs::read(program).with_context(|| format!("read {}", program.display()))?;
     let salt = random(16)?;
@@ -80,7 +82,8 @@ pub(crate) fn files(text: &str) -> Result<Image> {
         .build()
 }
 
-/// One image of several platforms, `layer_bytes` each: the workload program for amd64, and what no node of the tests can run for the others.
+/// One image of several platforms, `layer_bytes` each: the workload program for amd64, and what no
+/// node of the tests can run for the others.
 pub(crate) fn platforms(
     program: &Path,
     others: &[&'static str],

@@ -34,7 +34,8 @@ pub(crate) const START: Duration = Duration::from_secs(90);
 pub(crate) struct Site {
     pub(crate) kube: Kube,
     pub(crate) cluster: Cluster,
-    /// Whether the cluster was made for these tests, with volumes that all nodes share and addresses that stay.
+    /// Whether the cluster was made for these tests, with volumes that all nodes share and
+    /// addresses that stay.
     pub(crate) own: bool,
     /// Whether nodes can be looked into: they are containers of an engine that answers.
     nodes: bool,
@@ -79,7 +80,8 @@ impl Site {
         Self::prepare(tools, cluster, true, keep, Some(slot))
     }
 
-    /// A cluster that somebody else made. Its nodes are never killed, and looked into only where they are kind's.
+    /// A cluster that somebody else made. Its nodes are never killed, and looked into only where
+    /// they are kind's.
     pub(crate) fn attach(tools: &Tools, context: &str) -> Result<Self> {
         Self::prepare(tools, Cluster::attach(context)?, false, false, None)
     }
@@ -304,7 +306,8 @@ impl Site {
             .map(drop)
     }
 
-    /// Kills the process of a pod's container at once; nothing on the node or in the API server knows of it before.
+    /// Kills the process of a pod's container at once; nothing on the node or in the API server
+    /// knows of it before.
     pub(crate) fn kill_process(&self, node: &str, pod: &str) -> Result<()> {
         let script = format!(
             "id=$(crictl ps --quiet --label io.kubernetes.pod.name={pod}) && kill -KILL $(crictl inspect --output go-template --template '{{{{.info.pid}}}}' $id)"

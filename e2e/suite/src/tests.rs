@@ -1,4 +1,5 @@
-//! The table of all tests, in the order in which they run: first what needs no cluster, last what takes Holdfast away.
+//! The table of all tests, in the order in which they run: first what needs no cluster, last what
+//! takes Holdfast away.
 
 mod access;
 mod adoption;

@@ -1,4 +1,5 @@
-//! Programs and files that `cargo xtask` hands over, and programs that are built when a test asks for them.
+//! Programs and files that `cargo xtask` hands over, and programs that are built when a test asks
+//! for them.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
-//! Upstream registries of a test: the CNCF distribution registry with our fault proxy in front, inside the cluster's network.
+//! Upstream registries of a test: the CNCF distribution registry with our fault proxy in front,
+//! inside the cluster's network.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

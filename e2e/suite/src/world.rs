@@ -1,4 +1,5 @@
-//! What tests run against: tools, and a site (a cluster with upstreams and Holdfast) that is made when the first test asks for it.
+//! What tests run against: tools, and a site (a cluster with upstreams and Holdfast) that is made
+//! when the first test asks for it.
 
 use anyhow::{Context, Result};
 

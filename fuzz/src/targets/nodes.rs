@@ -1,4 +1,5 @@
-//! What the node agent writes for the container runtime, and what it reads of the runtime's configuration.
+//! What the node agent writes for the container runtime, and what it reads of the runtime's
+//! configuration.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -49,8 +49,8 @@ fn range_of(input: &[u8], parse: impl Fn(&str, u64) -> Range) -> Result<Shape, S
     )))
 }
 
-/// RFC 9110, section 14, for one range of bytes; several ranges and what does not parse are ignored; an end before its start is
-/// refused.
+/// RFC 9110, section 14, for one range of bytes; several ranges and what does not parse are
+/// ignored; an end before its start is refused.
 fn model(header: &str, size: u64) -> Range {
     let header = header.trim();
     if header.len() < 6 || header.get(..6) != Some("bytes=") {

@@ -1,4 +1,5 @@
-//! The state of an upload that travels through clients: forged ones, damaged hash states, and states that are sent again in any order.
+//! The state of an upload that travels through clients: forged ones, damaged hash states, and
+//! states that are sent again in any order.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use holdfast_core::{Algorithm, RepositoryName};
@@ -117,7 +118,8 @@ fn hash(input: &[u8]) -> Result<Shape, String> {
             restored.finish() == Hasher::digest(algorithm, input),
             || format!("another digest when cut at {cut}"),
         )?;
-        // The input as a state: as it is, filled up to the right length, and a genuine one with the input written over it.
+        // The input as a state: as it is, filled up to the right length, and a genuine one with the
+        // input written over it.
         let genuine = hasher.save();
         let mut filled = input.to_vec();
         filled.resize(genuine.len(), 0);
@@ -151,8 +153,9 @@ pub(super) const SEQUENCE: Target = Target {
     max_bytes: 200,
 };
 
-/// An upload's client, in the words of an input: `C0g4` sends a chunk of good bytes up to the fourth quarter with the first state, `e` evil
-/// ones, `B` breaks off; `E1` ends it with the second state, `E1g` with the rest of the bytes, `W` likewise in a file of its own; `S` asks for the
+/// An upload's client, in the words of an input: `C0g4` sends a chunk of good bytes up to the
+/// fourth quarter with the first state, `e` evil ones, `B` breaks off; `E1` ends it with the second
+/// state, `E1g` with the rest of the bytes, `W` likewise in a file of its own; `S` asks for the
 /// state where the file ends; `X` cancels, and a new upload begins.
 struct Client {
     store: Store,
@@ -301,7 +304,8 @@ mod tests {
 
     #[test]
     fn the_inputs_reach_into_a_genuine_state() {
-        // Nothing put in: the genuine state passes, and its kind differs from that of a damaged one.
+        // Nothing put in: the genuine state passes, and its kind differs from that of a damaged
+        // one.
         let genuine = state(b"~5 ").unwrap();
         assert_ne!(genuine, state(b"~5 xyz").unwrap());
         assert_ne!(genuine, state(b"AAAA").unwrap());

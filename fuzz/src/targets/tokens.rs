@@ -38,7 +38,8 @@ pub(super) const TOKEN: Target = Target {
     max_bytes: 3_000,
 };
 
-/// An input `~N text` puts the text into a genuine token at byte N; anything else is a whole token, and a file of keys.
+/// An input `~N text` puts the text into a genuine token at byte N; anything else is a whole token,
+/// and a file of keys.
 fn token(input: &[u8]) -> Result<Shape, String> {
     let text = text(input);
     let pair = Ed25519KeyPair::from_seed_unchecked(&[7; 32]).map_err(|error| error.to_string())?;

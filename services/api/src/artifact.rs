@@ -1,7 +1,7 @@
 //! The custom resource `Artifact`: one per namespace and source image (SPEC 6).
 //!
-//! Owns the schema, the deterministic object name and the words of the `Ready` condition. Who writes it (the webhook
-//! announces, the controller reports) is not decided here.
+//! Owns the schema, the deterministic object name and the words of the `Ready` condition. Who
+//! writes it (the webhook announces, the controller reports) is not decided here.
 
 #![allow(
     unreachable_pub,
@@ -77,22 +77,26 @@ pub const READY: &str = "Ready";
 )]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactSpec {
-    /// The full original reference of the image, `host/repository:tag`, `host/repository@digest` or both. It cannot be changed: another image is another Artifact.
+    /// The full original reference of the image, `host/repository:tag`, `host/repository@digest`
+    /// or both. It cannot be changed: another image is another Artifact.
     #[schemars(length(min = 1, max = 512), regex(pattern = r"^\S+$"))]
     #[x_kube(validation = ("self == oldSelf", "sourceArtifact cannot be changed; create another Artifact"))]
     pub source_artifact: String,
 
-    /// Names of the pull secrets of the pod that was announced first. Informative: the controller takes pull secrets from the live pods.
+    /// Names of the pull secrets of the pod that was announced first. Informative: the controller
+    /// takes pull secrets from the live pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), inner(length(min = 1, max = 253)))]
     pub pull_secrets: Option<Vec<String>>,
 
-    /// Name of the service account of the pod that was announced first. Informative, as `pullSecrets`.
+    /// Name of the service account of the pod that was announced first. Informative, as
+    /// `pullSecrets`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub service_account_name: Option<String>,
 
-    /// The platforms to copy, `os/architecture[/variant]`. When absent, the platforms of the cluster's nodes.
+    /// The platforms to copy, `os/architecture[/variant]`. When absent, the platforms of the
+    /// cluster's nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(max = 16),
@@ -104,7 +108,8 @@ pub struct ArtifactSpec {
     pub platforms: Option<Vec<String>>,
 }
 
-/// What the controller knows of an Artifact. Informs people; what is copied or kept is not decided by it.
+/// What the controller knows of an Artifact. Informs people; what is copied or kept is not decided
+/// by it.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactStatus {
@@ -124,11 +129,13 @@ pub struct ArtifactStatus {
     /// The media type of the manifest or index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// The bytes of everything that was copied for it; layers shared with other images are counted here too.
+    /// The bytes of everything that was copied for it; layers shared with other images are counted
+    /// here too.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_bytes: Option<i64>,
-    /// How many uppermost owners need the image at the moment: Deployments, CronJobs and so on, whether pods of them run or not; a bare pod is its own owner.
+    /// How many uppermost owners need the image at the moment: Deployments, CronJobs and so on,
+    /// whether pods of them run or not; a bare pod is its own owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub reference_count: Option<i64>,
@@ -162,7 +169,8 @@ pub struct ArtifactAccess {
 }
 
 impl Artifact {
-    /// The Artifact of a source as every writer makes it: under the name of [`artifact_name`], asking for nothing but the source.
+    /// The Artifact of a source as every writer makes it: under the name of [`artifact_name`],
+    /// asking for nothing but the source.
     pub fn of_source(source: &str) -> Self {
         let spec = ArtifactSpec {
             source_artifact: source.to_owned(),
@@ -198,7 +206,8 @@ pub struct Reference {
     pub name: String,
 }
 
-/// Why an Artifact is Ready or is not: the reason of the `Ready` condition. Bounded, so it may label metrics.
+/// Why an Artifact is Ready or is not: the reason of the `Ready` condition. Bounded, so it may
+/// label metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
     /// The registry holds the image.
@@ -217,13 +226,15 @@ pub enum Reason {
     NoSpace,
     /// The reference is not one that can be fetched.
     Invalid,
-    /// The registry's volume failed while it copied; neither the upstream nor the image is to blame.
+    /// The registry's volume failed while it copied; neither the upstream nor the image is to
+    /// blame.
     StoreFailed,
     /// The API server did not give the pull secrets of the pods, so the registry was not asked.
     PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
     RegistryUnavailable,
-    /// It was announced, and no living pod or template of the namespace names the source: it is not copied, and goes.
+    /// It was announced, and no living pod or template of the namespace names the source: it is not
+    /// copied, and goes.
     NoDemand,
     /// There are too many Artifacts, in the namespace or in all: this one is not copied.
     TooManyArtifacts,
@@ -273,9 +284,10 @@ impl std::fmt::Display for Reason {
     }
 }
 
-/// The name of the Artifact of a source reference, the same for every writer (SPEC 6): a DNS-1123 label of at most 63
-/// characters, made of the repository's last element and its tag, so that people recognise it, and 16 hexadecimal
-/// characters of the SHA-256 of the whole reference, so that two references never meet.
+/// The name of the Artifact of a source reference, the same for every writer (SPEC 6): a DNS-1123
+/// label of at most 63 characters, made of the repository's last element and its tag, so that
+/// people recognise it, and 16 hexadecimal characters of the SHA-256 of the whole reference, so
+/// that two references never meet.
 ///
 /// ```
 /// let name = holdfast_api::artifact_name("registry.example/team/App:1.2");

@@ -1,4 +1,5 @@
-//! The fill API between controller and registry: `POST /internal/v1/fills` on port 5001 with mutual TLS.
+//! The fill API between controller and registry: `POST /internal/v1/fills` on port 5001 with mutual
+//! TLS.
 //!
 //! Types of the wire only; the caller is the controller, the server is the registry.
 
@@ -14,10 +15,12 @@ pub const PATH: &str = "/internal/v1/fills";
 pub struct FillRequest {
     /// The full upstream reference, `registry.example/team/app:1`.
     pub source: String,
-    /// Platforms to copy at once, `os/architecture[/variant]`; empty means every platform of the index.
+    /// Platforms to copy at once, `os/architecture[/variant]`; empty means every platform of the
+    /// index.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
-    /// Credentials to try in turn (SPEC 35); empty means anonymous or what the registry is configured with.
+    /// Credentials to try in turn (SPEC 35); empty means anonymous or what the registry is
+    /// configured with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<Credential>,
     /// Ask the upstream whether a tag moved even when the image is local.
@@ -28,7 +31,8 @@ pub struct FillRequest {
     pub need: Need,
 }
 
-/// Why an image is to be local, the most urgent first. A fill becomes more urgent when somebody who waits joins it.
+/// Why an image is to be local, the most urgent first. A fill becomes more urgent when somebody who
+/// waits joins it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -65,8 +69,8 @@ pub struct Credential {
     pub username: String,
     /// The password or token.
     pub password: SecretString,
-    /// Whether `password` is an OAuth 2 refresh token (`identitytoken` of a docker configuration): it is exchanged at the
-    /// upstream's token server and never sent as a password there.
+    /// Whether `password` is an OAuth 2 refresh token (`identitytoken` of a docker configuration):
+    /// it is exchanged at the upstream's token server and never sent as a password there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub identity_token: bool,
 }
@@ -86,8 +90,8 @@ pub struct FillResult {
     /// True when nothing had to be fetched (SPEC 14).
     pub already_local: bool,
     /// What the registry does not hold of an index, with the cause: platforms that were asked for
-    /// and are not in it, entries that the upstream does not have or that are no manifests. At most
-    /// 16 are named.
+    /// and are not in it, entries that the upstream does not have or that are no manifests. At
+    /// most 16 are named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
 }

@@ -1,5 +1,5 @@
-//! What happened to the images of one pod: an annotation on the pod itself, written by the webhook and the controller, so that
-//! every replica and every leader knows the same.
+//! What happened to the images of one pod: an annotation on the pod itself, written by the webhook
+//! and the controller, so that every replica and every leader knows the same.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -38,7 +38,8 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl ImageHistory {
-    /// The history that a pod (raw JSON) carries; empty where it has none, where it cannot be read, or where it is another pod's.
+    /// The history that a pod (raw JSON) carries; empty where it has none, where it cannot be read,
+    /// or where it is another pod's.
     pub fn of(pod: &Value) -> Self {
         let uid = pod
             .pointer("/metadata/uid")
@@ -67,7 +68,8 @@ impl ImageHistory {
         self
     }
 
-    /// Whether somebody insists on the upstream's reference, so that the pod is left alone from now on.
+    /// Whether somebody insists on the upstream's reference, so that the pod is left alone from now
+    /// on.
     pub fn is_left_alone(&self) -> bool {
         self.set_back >= PATIENCE
     }

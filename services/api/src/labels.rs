@@ -1,10 +1,13 @@
-//! Keys of labels and annotations, the values that Holdfast gives them, and what they say of a raw object.
+//! Keys of labels and annotations, the values that Holdfast gives them, and what they say of a raw
+//! object.
 
 use serde_json::Value;
 
-/// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or `volumes/NAME` to the original reference.
+/// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or
+/// `volumes/NAME` to the original reference.
 pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION;
-/// Annotation on pods whose images were set back, healed or restored: [`crate::history::ImageHistory`] as JSON.
+/// Annotation on pods whose images were set back, healed or restored:
+/// [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
 /// Annotation on the registry's and the webhook's pods: when a Secret that they mount changed last.
 pub const SECRETS_CHANGED: &str = "holdfast.dev/secrets-changed";
@@ -22,7 +25,8 @@ pub const REWRITE_DISABLED: &str = "disabled";
 /// Key of the taint that holds pods off a node until its agent has made a real pull.
 pub const NOT_READY_TAINT: &str = "holdfast.dev/not-ready";
 
-/// Label on Artifacts whose images are wanted though nothing that lives names them; its value says who wants them.
+/// Label on Artifacts whose images are wanted though nothing that lives names them; its value says
+/// who wants them.
 pub const KEEP: &str = "holdfast.dev/keep";
 /// The value of [`KEEP`] where somebody asked for the image (`holdfast preload`).
 pub const KEEP_ASKED: &str = "asked";

@@ -1,7 +1,8 @@
 //! Names of the objects that the parts share, from the chart's fullname.
 
-/// The fullname of a release: the release's name when it contains `holdfast`, else `RELEASE-holdfast`; at most 40
-/// characters, so that every suffix below fits into 63 (the chart cuts the same way).
+/// The fullname of a release: the release's name when it contains `holdfast`, else
+/// `RELEASE-holdfast`; at most 40 characters, so that every suffix below fits into 63 (the chart
+/// cuts the same way).
 pub fn fullname(release: &str) -> String {
     let name = if release.contains("holdfast") {
         release.to_owned()

@@ -8,11 +8,13 @@ use serde::{Deserialize, Serialize};
 /// The key of both documents in their ConfigMap and Secret.
 pub const KEY: &str = "state.json";
 
-/// What the webhook needs: ConfigMap `F-state`. Without it, or with `rewrite: false`, the webhook changes nothing.
+/// What the webhook needs: ConfigMap `F-state`. Without it, or with `rewrite: false`, the webhook
+/// changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ClusterState {
-    /// The registry's address as it stands in a reference: the ClusterIP without a port, IPv6 in brackets.
+    /// The registry's address as it stands in a reference: the ClusterIP without a port, IPv6 in
+    /// brackets.
     pub registry_address: String,
     /// Addresses that the registry had before and that pods still name.
     #[serde(default)]
@@ -23,9 +25,10 @@ pub struct ClusterState {
     /// Why, for people.
     #[serde(default)]
     pub reason: String,
-    /// Sources that the registry cannot get though their upstream answers; pods that name them keep them. The oldest first,
-    /// at most [`MAX_LEFT_ALONE_OF_NAMESPACE`] of a namespace and [`MAX_LEFT_ALONE`] in all; and, beside these, at most
-    /// [`MAX_POLICIES`] namespaces whose pods keep [`EVERY_SOURCE`].
+    /// Sources that the registry cannot get though their upstream answers; pods that name them
+    /// keep them. The oldest first, at most [`MAX_LEFT_ALONE_OF_NAMESPACE`] of a namespace and
+    /// [`MAX_LEFT_ALONE`] in all; and, beside these, at most [`MAX_POLICIES`] namespaces whose
+    /// pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_alone: Vec<SourceLeftAlone>,
     /// Whose pods may have which images, where `access.privateImages` is `namespace`; else absent.
@@ -33,17 +36,21 @@ pub struct ClusterState {
     pub access: Option<AccessList>,
 }
 
-/// As a source: everything that pods of the namespace name. A policy refuses the registry's references there.
+/// As a source: everything that pods of the namespace name. A policy refuses the registry's
+/// references there.
 pub const EVERY_SOURCE: &str = "*";
 
-/// Sources that are left alone in all namespaces together: what an object of the API may hold, with room to spare.
+/// Sources that are left alone in all namespaces together: what an object of the API may hold, with
+/// room to spare.
 pub const MAX_LEFT_ALONE: usize = 500;
-/// Sources of one namespace that are left alone; a further one takes the place of that namespace's oldest.
+/// Sources of one namespace that are left alone; a further one takes the place of that namespace's
+/// oldest.
 pub const MAX_LEFT_ALONE_OF_NAMESPACE: usize = 20;
 /// Namespaces whose pods keep every source, because a policy refuses the registry's references.
 pub const MAX_POLICIES: usize = 500;
 
-/// A source that pods of a namespace get from its upstream themselves, until the registry can get it.
+/// A source that pods of a namespace get from its upstream themselves, until the registry can get
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceLeftAlone {

@@ -1,4 +1,5 @@
-//! What can be said of an expression without a pod: its variables, and whether it can be a condition at all.
+//! What can be said of an expression without a pod: its variables, and whether it can be a
+//! condition at all.
 
 use kube_cel::cel::common::ast::{EntryExpr, Expr};
 use kube_cel::cel::parser::Expression;

@@ -1,8 +1,9 @@
-//! Match conditions in CEL, outside the API server: is an expression valid, and does it match a pod?
+//! Match conditions in CEL, outside the API server: is an expression valid, and does it match a
+//! pod?
 //!
-//! The API server evaluates `matchConditions` itself for every admission. This crate serves what happens elsewhere: values
-//! are checked before they are applied (SPEC 10), and pods that existed before are judged by the same expression (SPEC 9).
-//! Knows nothing of images and does no I/O.
+//! The API server evaluates `matchConditions` itself for every admission. This crate serves what
+//! happens elsewhere: values are checked before they are applied (SPEC 10), and pods that existed
+//! before are judged by the same expression (SPEC 9). Knows nothing of images and does no I/O.
 
 mod check;
 mod optional;
@@ -19,7 +20,8 @@ use serde_json::json;
 /// Longest expression that is looked at, in bytes; the API server has a cost limit in its stead.
 pub const MAX_EXPRESSION_BYTES: usize = 16 * 1024;
 
-/// Deepest nesting of brackets and of choices (`? :`). The parser's own bound is 96, and it miscounts once that is passed.
+/// Deepest nesting of brackets and of choices (`? :`). The parser's own bound is 96, and it
+/// miscounts once that is passed.
 pub const MAX_NESTING: usize = 64;
 
 /// Why an expression is of no use, or gives no answer for a pod.
@@ -111,8 +113,8 @@ impl Facts {
 }
 
 impl Condition {
-    /// Parses an expression and refuses what the API server would certainly refuse. Functions are not checked: the
-    /// API server may know more of them.
+    /// Parses an expression and refuses what the API server would certainly refuse. Functions are
+    /// not checked: the API server may know more of them.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.trim().is_empty() {
             return Err(Error::Empty);
@@ -132,8 +134,8 @@ impl Condition {
         Ok(Self { expression })
     }
 
-    /// Whether the condition holds for `pod`, as if it were created now. An error means that the API server would act
-    /// by its failure policy.
+    /// Whether the condition holds for `pod`, as if it were created now. An error means that the
+    /// API server would act by its failure policy.
     pub fn matches(&self, pod: &serde_json::Value, facts: &Facts) -> Result<bool, Error> {
         if check::asks_authorizer(&self.expression) {
             return Err(Error::Authorizer);

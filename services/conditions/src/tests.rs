@@ -1,4 +1,5 @@
-//! The default expression and others over tables of pods (SPEC 9, 10), and what is refused, with its place.
+//! The default expression and others over tables of pods (SPEC 9, 10), and what is refused, with
+//! its place.
 
 use super::*;
 use holdfast_config::DEFAULT_MATCH_CONDITION;

@@ -1,4 +1,5 @@
-//! Who may pull and push beside the nodes: as values of the chart, in the file of a registry that runs alone, and as the registry reads it.
+//! Who may pull and push beside the nodes: as values of the chart, in the file of a registry that
+//! runs alone, and as the registry reads it.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +9,18 @@ use serde::{Deserialize, Serialize};
 /// Folder of the mounted Secrets of [`AccessValues`], one folder a method.
 const FOLDER: &str = "/etc/holdfast/access";
 
-/// Who may pull and push, beside the nodes of the cluster, which pull in any case. By default nobody.
+/// Who may pull and push, beside the nodes of the cluster, which pull in any case. By default
+/// nobody.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessValues {
     /// Whoever reaches the registry may pull everything, without credentials.
     pub anonymous_pull: bool,
-    /// Secret of the release's namespace whose key `htpasswd` holds users with bcrypt hashes (`htpasswd -B`). Empty: no users.
+    /// Secret of the release's namespace whose key `htpasswd` holds users with bcrypt hashes
+    /// (`htpasswd -B`). Empty: no users.
     pub htpasswd_secret: String,
-    /// Secret of the release's namespace whose key `ca.crt` holds the CA of client certificates. Empty: none are asked for.
+    /// Secret of the release's namespace whose key `ca.crt` holds the CA of client certificates.
+    /// Empty: none are asked for.
     pub client_ca_secret: String,
     /// Tokens of an authorization service, as the distribution registry has them.
     pub token: TokenValues,
@@ -28,8 +32,8 @@ pub struct AccessValues {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct TokenValues {
-    /// Secret of the release's namespace whose key `keys` holds the service's public keys: a JWKS document, or PEM certificates or public
-    /// keys. Empty: no tokens are taken.
+    /// Secret of the release's namespace whose key `keys` holds the service's public keys: a JWKS
+    /// document, or PEM certificates or public keys. Empty: no tokens are taken.
     pub secret_name: String,
     /// URL where clients get tokens.
     #[schemars(regex(pattern = r#"^$|^https?://[^\s"\\]+$"#))]
@@ -61,12 +65,13 @@ pub enum RsaAlgorithm {
 pub struct AccessRule {
     /// Users of the htpasswd file; `*` means every one of them.
     pub users: Vec<String>,
-    /// Client certificates by their subject's common name or a subject alternative name: `CN=ci`, `DNS=ci.example`,
-    /// `URI=spiffe://example/ci`; `*` means every one of the CA.
+    /// Client certificates by their subject's common name or a subject alternative name: `CN=ci`,
+    /// `DNS=ci.example`, `URI=spiffe://example/ci`; `*` means every one of the CA.
     #[schemars(inner(regex(pattern = r"^(\*|(CN|DNS|URI)=.+)$")))]
     pub certificates: Vec<String>,
-    /// Repositories by the first parts of their names: `team` means `team` and all below `team/`. Empty: all. What is copied from an
-    /// upstream lies below the upstream's host and cannot be pushed to by anybody.
+    /// Repositories by the first parts of their names: `team` means `team` and all below `team/`.
+    /// Empty: all. What is copied from an upstream lies below the upstream's host and cannot
+    /// be pushed to by anybody.
     #[schemars(inner(regex(pattern = r"^[a-z0-9][a-z0-9._/-]*$")))]
     pub repositories: Vec<String>,
     /// What is allowed.

@@ -1,7 +1,9 @@
-//! The configuration file of distribution (the CNCF registry), taken as it is: mapped to our settings where it says something
-//! that exists here, refused by key and with the reason where it would have to do more, and noted where it changes nothing.
+//! The configuration file of distribution (the CNCF registry), taken as it is: mapped to our
+//! settings where it says something that exists here, refused by key and with the reason where it
+//! would have to do more, and noted where it changes nothing.
 //!
-//! Rules are those of distribution's reference of version 0.1, with overrides by `REGISTRY_…` in the environment.
+//! Rules are those of distribution's reference of version 0.1, with overrides by `REGISTRY_…` in
+//! the environment.
 
 mod http;
 mod section;
@@ -444,7 +446,8 @@ fn headers(endpoint: &mut Section, found: &mut Findings) -> Vec<(String, String)
     headers
 }
 
-/// A mirror of one upstream: pulls without an upstream's name mean that upstream, and nobody pushes.
+/// A mirror of one upstream: pulls without an upstream's name mean that upstream, and nobody
+/// pushes.
 fn proxy(root: &mut Section, settings: &mut RegistrySettings, found: &mut Findings) {
     let mut proxy = root.section("proxy", found);
     let url = proxy.text("remoteurl", found);

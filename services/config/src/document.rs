@@ -101,8 +101,8 @@ impl Values {
         Self::parse(&read(path)?)
     }
 
-    /// Reads and checks values: by the schema, by the types, and by the rules that concern several keys. An empty text
-    /// means the defaults.
+    /// Reads and checks values: by the schema, by the types, and by the rules that concern several
+    /// keys. An empty text means the defaults.
     pub fn parse(text: &str) -> Result<Self> {
         let document: Option<Value> = yaml::from_str(text)?;
         validate::document(

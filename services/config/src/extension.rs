@@ -1,4 +1,5 @@
-//! The keys of the Network Function Operator's cluster registry, word for word (SPEC 1.2), and their older spellings.
+//! The keys of the Network Function Operator's cluster registry, word for word (SPEC 1.2), and
+//! their older spellings.
 
 use std::collections::BTreeMap;
 
@@ -7,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Cron, StorageSize};
 
-/// The match condition of the webhook when none is given (SPEC 1.4): everything but kube-system, and there only what
-/// carries one of three labels.
+/// The match condition of the webhook when none is given (SPEC 1.4): everything but kube-system,
+/// and there only what carries one of three labels.
 pub const DEFAULT_MATCH_CONDITION: &str = r#"((object.metadata.namespace != "kube-system") || (object.metadata.namespace == "kube-system" && has(object.metadata.labels) && (has(object.metadata.labels.app) && (object.metadata.labels.app == "commissioning") || (has(object.metadata.labels.name) && object.metadata.labels.name == "cert-exporter") || (has(object.metadata.labels.app) && object.metadata.labels.app == "descheduler"))))"#;
 
 /// Values that Helm shares with every chart of a release; all but one key belong to others.
@@ -26,10 +27,11 @@ pub struct Global {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Extension {
-    /// Put a registry into the cluster and let pods use it. While this is off, nothing but the custom resource
-    /// definitions is installed.
+    /// Put a registry into the cluster and let pods use it. While this is off, nothing but the
+    /// custom resource definitions is installed.
     pub enable_cluster_registry: bool,
-    /// Load images into the cluster registry before a component is installed or upgraded. Needs `enableClusterRegistry`.
+    /// Load images into the cluster registry before a component is installed or upgraded. Needs
+    /// `enableClusterRegistry`.
     pub enable_early_loading: bool,
     /// Side loading: images reach the site on a drive. Independent of `enableClusterRegistry`.
     pub enable_local_registry: bool,
@@ -49,9 +51,11 @@ pub struct ClusterRegistry {
     pub auto_scaling: AutoScaling,
     /// Storage class of the registry's volume; it must exist. Fixed once installed.
     pub storage_class_name: String,
-    /// Size of the registry's volume in `Gi` or `Ti`. It may grow on upgrade where the class allows it, never shrink.
+    /// Size of the registry's volume in `Gi` or `Ti`. It may grow on upgrade where the class
+    /// allows it, never shrink.
     pub storage_size: StorageSize,
-    /// When to collect images that nothing uses: a crontab line of five fields, in UTC. Empty: never.
+    /// When to collect images that nothing uses: a crontab line of five fields, in UTC. Empty:
+    /// never.
     #[serde(rename = "clusterRegistryGCCadence")]
     pub gc_cadence: Cron,
     /// Collect only when more than this percentage of the volume is used.
@@ -94,7 +98,8 @@ impl Default for HighAvailability {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AutoScaling {
-    /// Scale between three and five replicas at 80 % of the requested CPU or memory. Off: always three.
+    /// Scale between three and five replicas at 80 % of the requested CPU or memory. Off: always
+    /// three.
     pub enabled: bool,
 }
 
@@ -108,8 +113,8 @@ impl Default for AutoScaling {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistryService {
-    /// CPU and memory of a registry replica: `small` 100m/250Mi up to 100m/2Gi, `medium` 250m/500Mi up to 500m/2Gi,
-    /// `large` 500m/1Gi up to 1/4Gi.
+    /// CPU and memory of a registry replica: `small` 100m/250Mi up to 100m/2Gi, `medium`
+    /// 250m/500Mi up to 500m/2Gi, `large` 500m/1Gi up to 1/4Gi.
     pub scale: Scale,
 }
 
@@ -171,7 +176,8 @@ pub struct LegacyExtension {
     /// Older spelling of `global.networkfunctionextension.enableClusterRegistry`.
     #[serde(rename = "EnableManagedInClusterEdgeRegistry")]
     pub enable: Option<bool>,
-    /// Older spelling of `global.networkfunctionextension.clusterRegistry.storageSize`, as a number of Gi.
+    /// Older spelling of `global.networkfunctionextension.clusterRegistry.storageSize`, as a
+    /// number of Gi.
     #[serde(rename = "EdgeRegistrySizeInGB")]
     #[schemars(range(min = 1, max = 999_999))]
     pub size_gibibytes: Option<u32>,
@@ -190,7 +196,8 @@ pub struct Microsoft {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CustomLocation {
-    /// Service account of the custom location; accepted so that the documented installation command works, not used.
+    /// Service account of the custom location; accepted so that the documented installation
+    /// command works, not used.
     #[serde(rename = "ServiceAccount")]
     pub service_account: String,
 }

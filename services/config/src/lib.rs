@@ -1,8 +1,9 @@
 //! Values: Helm values, JSON schema, documentation and service configuration in one type.
 //!
-//! [`Values`] is what a user writes and what the chart hands to every service, inside [`Config`], as `config.yaml`.
-//! Defaults exist once, in the `Default` of each type; rules exist once, in the type or in [`Values::validate`].
-//! This crate does no I/O but reading the one file it is asked for, and knows nothing of what the services do.
+//! [`Values`] is what a user writes and what the chart hands to every service, inside [`Config`],
+//! as `config.yaml`. Defaults exist once, in the `Default` of each type; rules exist once, in the
+//! type or in [`Values::validate`]. This crate does no I/O but reading the one file it is asked
+//! for, and knows nothing of what the services do.
 
 mod access;
 mod cron;

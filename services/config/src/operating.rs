@@ -1,4 +1,5 @@
-//! What whoever operates a registry chooses: what it tells of itself, and to whom, and how it looks after its volume.
+//! What whoever operates a registry chooses: what it tells of itself, and to whom, and how it looks
+//! after its volume.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ByteSize;
 
-/// The registry's access log: one line a request, under the log target `access`, without queries and credentials.
+/// The registry's access log: one line a request, under the log target `access`, without queries
+/// and credentials.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessLog {
@@ -41,7 +43,8 @@ pub enum AccessLogMode {
     All,
 }
 
-/// Who is told of pushes, pulls, mounts and deletes, in the format of distribution (the CNCF registry).
+/// Who is told of pushes, pulls, mounts and deletes, in the format of distribution (the CNCF
+/// registry).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Notifications {
@@ -214,7 +217,8 @@ impl NotificationSettings {
     }
 }
 
-/// How stored content is hashed again in the background, so that damage is found before a pull finds it.
+/// How stored content is hashed again in the background, so that damage is found before a pull
+/// finds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Scrub {

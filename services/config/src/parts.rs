@@ -1,4 +1,5 @@
-//! What each part of the deployment can be told; the keys that place and size a workload are the same for all.
+//! What each part of the deployment can be told; the keys that place and size a workload are the
+//! same for all.
 
 use std::collections::BTreeMap;
 
@@ -82,9 +83,11 @@ macro_rules! workload {
 }
 
 workload! {
-    /// The registry: stores and serves images. Empty `resources` mean what `registryService.scale` says.
+    /// The registry: stores and serves images. Empty `resources` mean what `registryService.scale`
+    /// says.
     RegistryPart, priority: "system-cluster-critical", resources: ResourceRequirements::default(), {
-        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
+        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is
+        /// on.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
         /// The Service that nodes pull from.
@@ -107,19 +110,23 @@ workload! {
 workload! {
     /// The webhook: sends the images of new pods to the registry.
     WebhookPart, priority: "system-cluster-critical", resources: resources(("50m", "64Mi"), ("500m", "256Mi")), {
-        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is on.
+        /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is
+        /// on.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
-        /// What the API server does with a pod when the webhook cannot be reached. `Fail` stops every pod then.
+        /// What the API server does with a pod when the webhook cannot be reached. `Fail` stops
+        /// every pod then.
         failure_policy: crate::FailurePolicy = crate::FailurePolicy::Ignore,
         /// Seconds the API server waits for the webhook.
         #[schemars(range(min = 1, max = 30))]
         timeout_seconds: u8 = 5,
-        /// Secret of the release's namespace whose key `ca.crt` holds the CA of the API servers' client certificates; the webhook then
-        /// answers nobody else. The API servers must be told to show one (`--admission-control-config-file`). Empty: anybody may ask.
+        /// Secret of the release's namespace whose key `ca.crt` holds the CA of the API servers'
+        /// client certificates; the webhook then answers nobody else. The API servers must be told
+        /// to show one (`--admission-control-config-file`). Empty: anybody may ask.
         #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
         client_ca_secret: String = String::new(),
-        /// Begin to rewrite when every node is prepared: `true`; at once: `false`; at the latest after so many seconds: a number.
+        /// Begin to rewrite when every node is prepared: `true`; at once: `false`; at the latest
+        /// after so many seconds: a number.
         wait_for_nodes: WaitForNodes = WaitForNodes::Always(true),
         /// Which pods and nodes are concerned.
         scope: Scope = Scope::default(),
@@ -154,21 +161,23 @@ workload! {
         containerd_config_path: String = String::new(),
         /// The runtime's folders on the node.
         host_folders: HostFolders = HostFolders::default(),
-        /// Pin the images that Holdfast starts from, its own and the pods' sandbox's, in each node's containerd, so that the
-        /// kubelet does not collect them when the disk fills. Undone on uninstall.
+        /// Pin the images that Holdfast starts from, its own and the pods' sandbox's, in each
+        /// node's containerd, so that the kubelet does not collect them when the disk fills. Undone
+        /// on uninstall.
         pin_images: bool = true,
         /// Holds pods off nodes that join until their agent has made a real pull.
         startup_taint: StartupTaint = StartupTaint::default(),
     }
 }
 
-/// Holds pods off a node that joins, by the taint `holdfast.dev/not-ready:NoSchedule`, until it can pull from the registry.
-/// Kubelets may register with it (`--register-with-taints`); the controller takes it away in both cases.
+/// Holds pods off a node that joins, by the taint `holdfast.dev/not-ready:NoSchedule`, until it can
+/// pull from the registry. Kubelets may register with it (`--register-with-taints`); the controller
+/// takes it away in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StartupTaint {
-    /// Put the taint on nodes that join while pods are rewritten, and take it off when they are prepared. Lets the controller
-    /// patch nodes.
+    /// Put the taint on nodes that join while pods are rewritten, and take it off when they are
+    /// prepared. Lets the controller patch nodes.
     pub enabled: bool,
     /// Seconds after which a node is let go in any case. 0: never.
     #[schemars(range(min = 0, max = 86_400))]
@@ -188,8 +197,8 @@ impl Default for StartupTaint {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ServiceValues {
-    /// Fixed address of the registry inside the cluster's service network. Empty: the cluster chooses one, and it
-    /// stays as long as the Service exists.
+    /// Fixed address of the registry inside the cluster's service network. Empty: the cluster
+    /// chooses one, and it stays as long as the Service exists.
     #[serde(rename = "clusterIP")]
     #[schemars(regex(pattern = r"^$|^[0-9A-Fa-f.:]+$"))]
     pub cluster_ip: String,
@@ -222,7 +231,8 @@ pub struct Limits {
     /// Of these, connections of one address (IPv6: of one /64); further ones are closed at once.
     #[schemars(range(min = 1, max = 65_535))]
     pub connections_per_address: u32,
-    /// Uploads that clients have under way at the same time on a replica; further ones are told to come later.
+    /// Uploads that clients have under way at the same time on a replica; further ones are told to
+    /// come later.
     #[schemars(range(min = 1, max = 65_535))]
     pub uploads: u32,
     /// Of these, uploads to one repository.
@@ -231,7 +241,8 @@ pub struct Limits {
     /// Seconds that a client may send nothing of a body, or take nothing of an answer.
     #[schemars(range(min = 5, max = 3600))]
     pub idle_seconds: u16,
-    /// Least bytes a second, over a minute, of a client that sends a body or takes an answer. 0: any.
+    /// Least bytes a second, over a minute, of a client that sends a body or takes an answer. 0:
+    /// any.
     pub min_bytes_per_second: ByteSize,
     /// Clients that write are warned from this used percentage of the volume on; 100: never.
     #[schemars(range(min = 1, max = 100))]
@@ -297,17 +308,19 @@ pub struct Scope {
     pub node_selector: BTreeMap<String, String>,
 }
 
-/// What is done for pods that cannot pull: their references are patched where the image is local, and given back where the
-/// registry cannot get it.
+/// What is done for pods that cannot pull: their references are patched where the image is local,
+/// and given back where the registry cannot get it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct HealingValues {
     /// `heal`; `dryRun`: log what would be done, once a pod; `none`.
     pub mode: HealingMode,
-    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew, so many a minute at most. 0: none; an event on the pod says so.
+    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew,
+    /// so many a minute at most. 0: none; an event on the pod says so.
     #[schemars(range(min = 0, max = 600))]
     pub evictions_per_minute: u16,
-    /// Seconds that an upstream must have refused an image before pods get their own reference back.
+    /// Seconds that an upstream must have refused an image before pods get their own reference
+    /// back.
     #[schemars(range(min = 30, max = 86_400))]
     pub refused_seconds: u32,
 }
@@ -326,14 +339,15 @@ impl Default for HealingValues {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ArtifactLimits {
-    /// Artifacts of one namespace. Images beyond are not copied; an event on the namespace says so.
+    /// Artifacts of one namespace. Images beyond are not copied; an event on the namespace says
+    /// so.
     #[schemars(range(min = 10, max = 100_000))]
     pub per_namespace: u32,
     /// Artifacts of all namespaces.
     #[schemars(range(min = 10, max = 1_000_000))]
     pub total: u32,
-    /// Minutes after which an Artifact goes that the webhook announced, that no living pod and no template needs, and that was
-    /// never copied.
+    /// Minutes after which an Artifact goes that the webhook announced, that no living pod and no
+    /// template needs, and that was never copied.
     #[schemars(range(min = 1, max = 1440))]
     pub undemanded_minutes: u16,
 }

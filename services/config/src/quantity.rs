@@ -13,7 +13,8 @@ const UNITS: [(&str, u64); 4] = [
     ("Ki", 1 << 10),
 ];
 
-/// A number of bytes, written as a whole number with an optional Kubernetes unit: `4Mi`, `10M`, `4096`.
+/// A number of bytes, written as a whole number with an optional Kubernetes unit: `4Mi`, `10M`,
+/// `4096`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct ByteSize(u64);
 

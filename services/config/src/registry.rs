@@ -155,7 +155,8 @@ pub struct RegistrySettings {
     pub auth: Option<AuthFiles>,
     /// Who may pull and push beside the nodes; `None`: everybody may do both.
     pub access: Option<AccessSettings>,
-    /// Without `auth`: what signs upload sessions, the first line signs and every line is taken; `None`: a secret of this process alone.
+    /// Without `auth`: what signs upload sessions, the first line signs and every line is taken;
+    /// `None`: a secret of this process alone.
     pub upload_secret: Option<PathBuf>,
     /// Without `auth` and `upload_secret`: what signs upload sessions.
     pub upload_secret_text: Option<Hidden>,
@@ -163,7 +164,8 @@ pub struct RegistrySettings {
     pub writes: Writes,
     /// The upstream that pulls mean which name none: the registry is a mirror of it.
     pub mirror_of: Option<String>,
-    /// Whether a controller asks for images: then an upstream that nobody listed may be named a moment after the pull.
+    /// Whether a controller asks for images: then an upstream that nobody listed may be named a
+    /// moment after the pull.
     pub has_controller: bool,
     /// Upstreams that need more than their name; all of them may be filled on a pull.
     pub upstreams: Vec<UpstreamSettings>,
@@ -199,7 +201,8 @@ fn here(port: u16) -> SocketAddr {
 }
 
 impl RegistrySettings {
-    /// The settings of a replica in a release: ports, folders and names are those of `docs/ARCHITECTURE.md`.
+    /// The settings of a replica in a release: ports, folders and names are those of
+    /// `docs/ARCHITECTURE.md`.
     pub fn from_config(config: &Config) -> Self {
         let Config { release, values } = config;
         let auth = Path::new("/etc/holdfast/auth");

@@ -9,13 +9,16 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Replicas {
-    /// Listener of the internal API, at an address that the other processes reach: they stream from here what this one copies.
+    /// Listener of the internal API, at an address that the other processes reach: they stream
+    /// from here what this one copies.
     #[schemars(with = "String")]
     pub listen: SocketAddr,
-    /// Name in the certificates of the internal API, the same for all processes; it need not resolve.
+    /// Name in the certificates of the internal API, the same for all processes; it need not
+    /// resolve.
     #[schemars(regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
-    /// Folder with `tls.crt`, `tls.key` and `ca.crt` of the internal API; the certificate serves and calls.
+    /// Folder with `tls.crt`, `tls.key` and `ca.crt` of the internal API; the certificate serves
+    /// and calls.
     pub tls_folder: PathBuf,
     /// File with the secret that signs upload sessions, the same for all processes.
     pub upload_secret_file: PathBuf,

@@ -1,7 +1,9 @@
-//! The JSON schema of the values: what Helm checks a user's values with, and what every service checks its document with.
+//! The JSON schema of the values: what Helm checks a user's values with, and what every service
+//! checks its document with.
 //!
-//! Draft 7, because Helm up to 3.17 knows no later one. Every object refuses unknown keys, but `global`, which belongs
-//! to all charts of a release, and but those that Kubernetes' own types leave open.
+//! Draft 7, because Helm up to 3.17 knows no later one. Every object refuses unknown keys, but
+//! `global`, which belongs to all charts of a release, and but those that Kubernetes' own types
+//! leave open.
 
 use std::sync::OnceLock;
 
@@ -63,7 +65,8 @@ fn undescribe(schema: &mut Value) {
     }
 }
 
-/// Closes objects that list their properties, drops what only Rust knows and the defaults of whole sections.
+/// Closes objects that list their properties, drops what only Rust knows and the defaults of whole
+/// sections.
 fn tidy(schema: &mut Value) {
     match schema {
         Value::Object(object) => {

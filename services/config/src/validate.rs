@@ -22,7 +22,8 @@ impl std::fmt::Display for Problem {
     }
 }
 
-/// Checks a raw document with a schema before it is read into types. Paths in errors open with `prefix`.
+/// Checks a raw document with a schema before it is read into types. Paths in errors open with
+/// `prefix`.
 pub(crate) fn document(
     validator: &jsonschema::Validator,
     document: &Value,
@@ -147,7 +148,8 @@ impl Values {
     }
 }
 
-/// Whether a key under the open `global` is `networkfunctionextension` but for case, separators and one slip.
+/// Whether a key under the open `global` is `networkfunctionextension` but for case, separators and
+/// one slip.
 fn is_near_miss(key: &str) -> bool {
     let plain: String = key
         .chars()
@@ -156,8 +158,8 @@ fn is_near_miss(key: &str) -> bool {
     key != EXTENSION && distance(&plain.to_ascii_lowercase(), EXTENSION) <= 1
 }
 
-/// The regular expression of keys that are refused, the right key included: what [`is_near_miss`] says, for the schema
-/// and the chart.
+/// The regular expression of keys that are refused, the right key included: what [`is_near_miss`]
+/// says, for the schema and the chart.
 pub fn global_key_pattern() -> String {
     let letters: Vec<String> = EXTENSION
         .chars()

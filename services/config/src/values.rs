@@ -47,8 +47,8 @@ pub struct Values {
     /// Only the hosts that `upstreams` lists: images of other hosts are neither rewritten nor
     /// copied, whoever asks for them. Where `sources` is given, too, both must hold.
     pub only_listed_upstreams: bool,
-    /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials. Images of these may be
-    /// filled without an Artifact.
+    /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials.
+    /// Images of these may be filled without an Artifact.
     pub upstreams: Vec<Upstream>,
     /// Which pods are given which images from the registry.
     pub access: ImageAccess,
@@ -112,7 +112,8 @@ impl Default for Values {
 }
 
 impl Values {
-    /// Whether the registry, the webhook and all the rest are wanted; the older spelling counts (SPEC 1).
+    /// Whether the registry, the webhook and all the rest are wanted; the older spelling counts
+    /// (SPEC 1).
     pub fn cluster_registry_enabled(&self) -> bool {
         let extension = &self.global.networkfunctionextension;
         extension.enable_cluster_registry || self.network_function_extension.enable.unwrap_or(false)
@@ -148,7 +149,8 @@ impl Values {
         )
     }
 
-    /// Requests and limits of the registry: its own `resources` where given, else the scale's (SPEC 30).
+    /// Requests and limits of the registry: its own `resources` where given, else the scale's (SPEC
+    /// 30).
     pub fn registry_resources(&self) -> ResourceRequirements {
         let own = &self.registry.resources;
         if *own == ResourceRequirements::default() {
@@ -180,9 +182,9 @@ impl Values {
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageAccess {
     /// Images whose upstream asks for a credential. `node`: every pod is sent to the registry.
-    /// `namespace`: only pods of a namespace that brought a credential which opens the image at its
-    /// upstream; others keep the upstream's reference. Public images, and those that a credential
-    /// of `upstreams` opens, are everybody's in both cases.
+    /// `namespace`: only pods of a namespace that brought a credential which opens the image at
+    /// its upstream; others keep the upstream's reference. Public images, and those that a
+    /// credential of `upstreams` opens, are everybody's in both cases.
     pub private_images: PrivateImages,
 }
 
@@ -395,8 +397,9 @@ impl Default for Crds {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Preload {
-    /// References as a pod would name them. Each gets an Artifact in the release's namespace. Private ones need credentials in
-    /// `upstreams`: pull secrets are only taken from pods and owners that use the image.
+    /// References as a pod would name them. Each gets an Artifact in the release's namespace.
+    /// Private ones need credentials in `upstreams`: pull secrets are only taken from pods and
+    /// owners that use the image.
     #[schemars(inner(
         length(max = 512),
         regex(
@@ -413,10 +416,12 @@ pub struct Uninstall {
     /// Seconds to wait for nodes to be put back; nodes that are not ready are not waited for.
     #[schemars(range(min = 10, max = 1800))]
     pub timeout_seconds: u32,
-    /// Give running pods their original images back before the registry goes: owners' pods are evicted one at a time and made
-    /// anew, pods without an owner are patched. Needs the uplink; without it pods keep what they have.
+    /// Give running pods their original images back before the registry goes: owners' pods are
+    /// evicted one at a time and made anew, pods without an owner are patched. Needs the
+    /// uplink; without it pods keep what they have.
     pub restore: bool,
-    /// Seconds that `restore` may take; what is not restored by then is reported. Give Helm more (`--timeout`).
+    /// Seconds that `restore` may take; what is not restored by then is reported. Give Helm more
+    /// (`--timeout`).
     #[schemars(range(min = 30, max = 7200))]
     pub restore_timeout_seconds: u32,
 }

@@ -1,4 +1,5 @@
-//! Writing the objects that the controller owns: only when they differ, and never over somebody's newer write.
+//! Writing the objects that the controller owns: only when they differ, and never over somebody's
+//! newer write.
 
 use holdfast_api::labels;
 use holdfast_api::names::Names;
@@ -27,8 +28,9 @@ fn metadata(names: &Names, name: &str) -> ObjectMeta {
     }
 }
 
-/// Makes the Secret hold exactly `data`; true when something was written. `existing` is what was read before: a write by
-/// somebody else in between is a conflict, an error, and the caller looks again.
+/// Makes the Secret hold exactly `data`; true when something was written. `existing` is what was
+/// read before: a write by somebody else in between is a conflict, an error, and the caller looks
+/// again.
 pub async fn secret(
     client: &kube::Client,
     names: &Names,

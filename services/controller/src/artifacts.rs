@@ -1,8 +1,9 @@
-//! Artifacts: every source image of every pod in scope, and of every template that pods are made of, has one (SPEC 6,
-//! SPEC 41), and every Artifact has its copy.
+//! Artifacts: every source image of every pod in scope, and of every template that pods are made
+//! of, has one (SPEC 6, SPEC 41), and every Artifact has its copy.
 //!
-//! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch → validate → build → apply
-//! → status. An Artifact whose last owner is gone stays; collecting is another's work.
+//! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch →
+//! validate → build → apply → status. An Artifact whose last owner is gone stays; collecting is
+//! another's work.
 
 pub mod access;
 pub mod backoff;
@@ -41,11 +42,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Artifacts that are created at a time: a cluster that had workloads before has thousands of images.
+/// Artifacts that are created at a time: a cluster that had workloads before has thousands of
+/// images.
 const CREATING: usize = 8;
-/// Changes within this time are one; longer, up to the second figure, where a look itself takes long.
+/// Changes within this time are one; longer, up to the second figure, where a look itself takes
+/// long.
 const SETTLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// As many times as long as a look takes, there is none: looking costs a twentieth of a processor at most.
+/// As many times as long as a look takes, there is none: looking costs a twentieth of a processor
+/// at most.
 const PAUSES: u32 = 19;
 /// The shortest pause between two rounds.
 const AT_SOONEST: Duration = Duration::from_millis(5);
@@ -53,7 +57,8 @@ const AT_SOONEST: Duration = Duration::from_millis(5);
 const CROWDED: Duration = Duration::from_millis(250);
 /// How often the demand is computed without a reason.
 const EVERY: Duration = Duration::from_secs(60);
-/// How long the first lists of owners are waited for: what pods wait for must not wait for a list that does not come.
+/// How long the first lists of owners are waited for: what pods wait for must not wait for a list
+/// that does not come.
 const OWNERS: Duration = Duration::from_secs(30);
 /// How often a namespace is told that it has too many Artifacts.
 const TOLD_EVERY: Duration = Duration::from_secs(3600);
@@ -68,7 +73,8 @@ pub enum Error {
     Fill(#[from] fill::Error),
 }
 
-/// Keeps Artifacts and copies right, for ever. Asks the release's registry, or the one that `client` leads to.
+/// Keeps Artifacts and copies right, for ever. Asks the release's registry, or the one that
+/// `client` leads to.
 pub async fn run(
     context: Context,
     client: Option<fill::Client>,

@@ -1,8 +1,8 @@
-//! The internal CA and every certificate and secret of the release (SPEC 32), without cert-manager and without touching
-//! any object of it (SPEC 33).
+//! The internal CA and every certificate and secret of the release (SPEC 32), without cert-manager
+//! and without touching any object of it (SPEC 33).
 //!
-//! `plan` decides, `issue` makes keys and certificates, this file reads and writes. What is valid is left alone, so
-//! restarts and upgrades change nothing.
+//! `plan` decides, `issue` makes keys and certificates, this file reads and writes. What is valid
+//! is left alone, so restarts and upgrades change nothing.
 
 pub mod auth;
 pub mod inspect;
@@ -74,7 +74,8 @@ impl Default for Issued {
 }
 
 impl Issued {
-    /// The controller's client certificate and trust, once they exist; exchanged in place afterwards.
+    /// The controller's client certificate and trust, once they exist; exchanged in place
+    /// afterwards.
     pub fn client(&self) -> Option<ClientTls> {
         self.client.lock().ok().and_then(|client| client.clone())
     }
@@ -121,7 +122,8 @@ fn pause(context: &Context) -> Duration {
     }
 }
 
-/// Wakes the loop whenever the webhook's configuration is written, so that a reset `caBundle` is patched at once.
+/// Wakes the loop whenever the webhook's configuration is written, so that a reset `caBundle` is
+/// patched at once.
 pub async fn watch_webhook(context: Context, heart: Heart) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let config =
@@ -378,7 +380,8 @@ async fn publish(context: &Context, secrets: &Api<Secret>, bundle: &str) -> Resu
     Ok(())
 }
 
-/// Puts the bundle into every webhook of the configuration. Before, the API server trusts nobody and the webhook fails open.
+/// Puts the bundle into every webhook of the configuration. Before, the API server trusts nobody
+/// and the webhook fails open.
 async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let name = context.names.webhook();

@@ -1,5 +1,5 @@
-//! How the controller writes an event: with a text that the API server takes, and failing to tell fails nothing. What is told, and of what, is
-//! each loop's own.
+//! How the controller writes an event: with a text that the API server takes, and failing to tell
+//! fails nothing. What is told, and of what, is each loop's own.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};

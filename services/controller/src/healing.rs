@@ -1,11 +1,13 @@
-//! Healing: pods that cannot pull get references that can be pulled, in both directions, and who insists is left alone.
+//! Healing: pods that cannot pull get references that can be pulled, in both directions, and who
+//! insists is left alone.
 //!
-//! A pod that was admitted unrewritten and waits for an image that is local gets the registry's reference; a rewritten pod
-//! whose source proves unfillable gets its upstream's reference back, and the webhook leaves that source alone until it can be
-//! filled. Where a policy refuses the registry's references, a namespace's pods keep theirs. What is done is decided by pure
-//! functions (`decide`, `refusals`, `sources`, `policies`, `wake`) from the watches: `looking` asks them, `acting` does it to
-//! the live pod, `trials` tries out who refuses what. Pods only are changed, never what makes them, and none is deleted that
-//! has no owner.
+//! A pod that was admitted unrewritten and waits for an image that is local gets the registry's
+//! reference; a rewritten pod whose source proves unfillable gets its upstream's reference back,
+//! and the webhook leaves that source alone until it can be filled. Where a policy refuses the
+//! registry's references, a namespace's pods keep theirs. What is done is decided by pure functions
+//! (`decide`, `refusals`, `sources`, `policies`, `wake`) from the watches: `looking` asks them,
+//! `acting` does it to the live pod, `trials` tries out who refuses what. Pods only are changed,
+//! never what makes them, and none is deleted that has no owner.
 
 mod acting;
 pub mod bucket;
@@ -53,7 +55,8 @@ const REST: Duration = Duration::from_secs(5);
 const LONG_REST: Duration = Duration::from_secs(300);
 /// Images of which the registry is asked at one look whether it holds them still.
 const DOUBTS: usize = 64;
-/// What was done to a pod is remembered so long after it last needed help; the pod's annotation knows longer.
+/// What was done to a pod is remembered so long after it last needed help; the pod's annotation
+/// knows longer.
 const REMEMBERED: Duration = Duration::from_secs(3600);
 
 /// How much is done, and when.
@@ -69,9 +72,11 @@ pub struct Policy {
     pub patches: (u32, Duration),
     /// Pods that are evicted at once at most, and how soon one more.
     pub evictions: (u32, Duration),
-    /// How old the registry's word may be that it holds an image, when a pod is sent to it; as often it is asked for at most.
+    /// How old the registry's word may be that it holds an image, when a pod is sent to it; as
+    /// often it is asked for at most.
     pub fresh: Duration,
-    /// Seconds until a policy that refuses the registry's references is asked about for the first time, and at most.
+    /// Seconds until a policy that refuses the registry's references is asked about for the first
+    /// time, and at most.
     pub asks: (i64, i64),
 }
 

@@ -1,8 +1,9 @@
 //! The controller: certificates, the shared state, and Artifacts from announcement to copy.
 //!
-//! One leader at a time does all of it, by the Lease `F-controller`; the others wait. It knows nothing of blobs: copying
-//! is asked of the registry. Whatever it decides is computed by pure functions (`certificates::plan`, `state::build`,
-//! `artifacts::demand`, `artifacts::status`, `healing::decide`) from what the edges fetched.
+//! One leader at a time does all of it, by the Lease `F-controller`; the others wait. It knows
+//! nothing of blobs: copying is asked of the registry. Whatever it decides is computed by pure
+//! functions (`certificates::plan`, `state::build`, `artifacts::demand`, `artifacts::status`,
+//! `healing::decide`) from what the edges fetched.
 
 pub mod apply;
 pub mod artifacts;
@@ -98,10 +99,12 @@ pub struct Context {
     pub former: Arc<state::Former>,
 }
 
-/// What a controller is told that runs outside of its cluster, where the names of Services do not resolve.
+/// What a controller is told that runs outside of its cluster, where the names of Services do not
+/// resolve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outside {
-    /// Where the registry's internal API is reached; its certificate is checked for the Service's name all the same.
+    /// Where the registry's internal API is reached; its certificate is checked for the Service's
+    /// name all the same.
     pub registry: Option<SocketAddr>,
     /// Listener of the admin endpoints; port 9090 of all addresses by default.
     pub admin: Option<SocketAddr>,
@@ -150,7 +153,8 @@ impl Context {
         }
     }
 
-    /// Starts every loop of the leader. Copies are asked of the release's registry, or of the one that `fills` leads to.
+    /// Starts every loop of the leader. Copies are asked of the release's registry, or of the one
+    /// that `fills` leads to.
     pub fn start(&self, supervisor: &Supervisor, fills: Option<artifacts::fill::Client>) {
         let context = self.clone();
         supervisor.spawn("certificates", PATIENCE, move |heart| {
@@ -209,7 +213,8 @@ impl Context {
     }
 }
 
-/// Runs the controller until SIGTERM or until leadership is lost. `level` lets the admin port change the log level.
+/// Runs the controller until SIGTERM or until leadership is lost. `level` lets the admin port
+/// change the log level.
 pub async fn run(
     config: Config,
     level: Option<logs::Level>,

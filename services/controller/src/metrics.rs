@@ -1,4 +1,5 @@
-//! The controller's metrics. Labels are words of our own; names of images and namespaces never become labels.
+//! The controller's metrics. Labels are words of our own; names of images and namespaces never
+//! become labels.
 
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Need;

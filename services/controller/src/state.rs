@@ -1,7 +1,8 @@
 //! The shared state: what the webhook (`F-state`) and the node agents (`F-node`) go by.
 //!
-//! `build` decides; this file fetches, compares and writes, and only when something differs. Pods come and go all the time
-//! without a difference to the state, so nothing is fetched for them alone.
+//! `build` decides; this file fetches, compares and writes, and only when something differs. Pods
+//! come and go all the time without a difference to the state, so nothing is fetched for them
+//! alone.
 
 pub mod build;
 mod former;
@@ -39,7 +40,8 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
-/// What the state follows in this process. While it is the same, only what others wrote could make a difference.
+/// What the state follows in this process. While it is the same, only what others wrote could make
+/// a difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Addresses that images of living pods name; `None` while the pods are not known.
@@ -97,8 +99,8 @@ pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
     }
 }
 
-/// One look at everything, and what is to be written about it. Returns what it went by; nothing where something that is
-/// needed was missing.
+/// One look at everything, and what is to be written about it. Returns what it went by; nothing
+/// where something that is needed was missing.
 pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let seen = Seen::of(context);
     let names = &context.names;
@@ -255,7 +257,8 @@ fn nodes(context: &Context) -> Vec<NodeInput> {
     nodes
 }
 
-/// Tells on the ConfigMap when rewriting begins, ends, or waits for other nodes than before, and when the address changes.
+/// Tells on the ConfigMap when rewriting begins, ends, or waits for other nodes than before, and
+/// when the address changes.
 async fn tell(context: &Context, previous: Option<&ClusterState>, state: &ClusterState) {
     let before = previous.cloned().unwrap_or_default();
     let names = &context.names;

@@ -1,8 +1,9 @@
-//! What is known of the cluster: small facts about pods, their owners, namespaces, nodes and Artifacts, kept by
-//! watches.
+//! What is known of the cluster: small facts about pods, their owners, namespaces, nodes and
+//! Artifacts, kept by watches.
 //!
-//! Of a pod or an owner only what decides is kept (a few hundred bytes), so that memory does not follow the size of the cluster's
-//! pods. Facts are complete only when `synced`; nobody decides anything before.
+//! Of a pod or an owner only what decides is kept (a few hundred bytes), so that memory does not
+//! follow the size of the cluster's pods. Facts are complete only when `synced`; nobody decides
+//! anything before.
 
 mod denials;
 mod facts;
@@ -44,8 +45,8 @@ pub struct World {
     pub nodes: RwLock<Mirror<NodeFacts>>,
     /// Artifacts.
     pub artifacts: RwLock<Mirror<Arc<Artifact>>>,
-    /// Pods that policies refused to their owners, by the event that tells it; nothing for events of another meaning. `synced`
-    /// does not wait for it.
+    /// Pods that policies refused to their owners, by the event that tells it; nothing for events
+    /// of another meaning. `synced` does not wait for it.
     pub denials: RwLock<Mirror<Option<Denial>>>,
     /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
     pub owners: Owners,
@@ -71,7 +72,8 @@ impl Default for World {
 }
 
 impl World {
-    /// Reads one of the mirrors. A poisoned lock is read all the same: its content is replaced by the next event.
+    /// Reads one of the mirrors. A poisoned lock is read all the same: its content is replaced by
+    /// the next event.
     pub fn read<V, R>(mirror: &RwLock<Mirror<V>>, read: impl FnOnce(&Mirror<V>) -> R) -> R {
         read(
             &mirror
@@ -80,7 +82,8 @@ impl World {
         )
     }
 
-    /// Whether the watches of pods, namespaces, nodes and Artifacts have delivered their first lists.
+    /// Whether the watches of pods, namespaces, nodes and Artifacts have delivered their first
+    /// lists.
     pub fn synced(&self) -> bool {
         Self::read(&self.pods, Mirror::synced)
             && Self::read(&self.namespaces, Mirror::synced)
@@ -99,8 +102,8 @@ impl World {
     }
 }
 
-/// Follows the pods of all namespaces. Ends, to be started again, when the registry's addresses change, because facts
-/// depend on them.
+/// Follows the pods of all namespaces. Ends, to be started again, when the registry's addresses
+/// change, because facts depend on them.
 pub async fn watch_pods(context: Context, heart: Heart) -> Result<(), watcher::Error> {
     let api: Api<Pod> = Api::all(context.client.clone());
     let mut addresses = context.world.addresses.subscribe();

@@ -1,4 +1,5 @@
-//! Healing against a real API server without nodes: what a kubelet would say is written into the pods' status by hand.
+//! Healing against a real API server without nodes: what a kubelet would say is written into the
+//! pods' status by hand.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

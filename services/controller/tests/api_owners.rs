@@ -1,4 +1,5 @@
-//! What pods are made of, against a real API server: templates copied ahead, kinds that may not be listed, platforms.
+//! What pods are made of, against a real API server: templates copied ahead, kinds that may not be
+//! listed, platforms.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bare;

@@ -1,5 +1,5 @@
-//! Policies that refuse the registry's references, against a real API server without nodes: what an owner's controller would
-//! tell by an event is written by hand.
+//! Policies that refuse the registry's references, against a real API server without nodes: what an
+//! owner's controller would tell by an event is written by hand.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod bare;

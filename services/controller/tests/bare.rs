@@ -1,4 +1,5 @@
-//! What the tests against a bare API server share: the server, the CRD, a release, and a registry that answers fills.
+//! What the tests against a bare API server share: the server, the CRD, a release, and a registry
+//! that answers fills.
 #![allow(
     clippy::unwrap_used,
     dead_code,

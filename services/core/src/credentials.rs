@@ -1,5 +1,5 @@
-//! Credentials out of pull secrets (`.dockerconfigjson`, `.dockercfg`), and which of them to try for an image, in
-//! which order (SPEC 35). Passwords never print.
+//! Credentials out of pull secrets (`.dockerconfigjson`, `.dockercfg`), and which of them to try
+//! for an image, in which order (SPEC 35). Passwords never print.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -22,7 +22,8 @@ pub const MAX_CANDIDATES: usize = 64;
 /// Why a Secret's payload holds no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The payload is not JSON of the expected shape. What it says is not repeated: it may hold a password.
+    /// The payload is not JSON of the expected shape. What it says is not repeated: it may hold a
+    /// password.
     #[error("the pull secret is not a valid docker configuration (line {line}, column {column})")]
     Shape {
         /// Line of the payload where reading stopped, from 1.
@@ -60,7 +61,8 @@ pub struct PullSecret {
     entries: Vec<(Scope, Credential)>,
 }
 
-/// What a credential is for: a host (each label may hold `*`), perhaps a port, perhaps a prefix of the repository.
+/// What a credential is for: a host (each label may hold `*`), perhaps a port, perhaps a prefix of
+/// the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Scope {
     host: String,
@@ -127,7 +129,8 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 );
 
 impl PullSecret {
-    /// Reads the payload of a Secret of type `kubernetes.io/dockerconfigjson`, already base64-decoded by the API.
+    /// Reads the payload of a Secret of type `kubernetes.io/dockerconfigjson`, already
+    /// base64-decoded by the API.
     pub fn from_dockerconfigjson(payload: &[u8]) -> Result<Self, Error> {
         let config: DockerConfig =
             serde_json::from_slice(payload).map_err(|error| shape(&error))?;

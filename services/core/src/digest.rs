@@ -1,4 +1,5 @@
-//! Content digests: `algorithm:hex`, parsed strictly so that a digest is always safe as a file name and as a URL part.
+//! Content digests: `algorithm:hex`, parsed strictly so that a digest is always safe as a file name
+//! and as a URL part.
 
 use std::fmt;
 use std::str::FromStr;

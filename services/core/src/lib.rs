@@ -1,7 +1,7 @@
-//! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a pod, the
-//! credentials of a pull secret, the templates of workloads, manifests, quantities, and a queue
-//! and a gate at which parties take turns. Knows nothing of tokio, kube, HTTP or YAML; time never
-//! enters here.
+//! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a
+//! pod, the credentials of a pull secret, the templates of workloads, manifests, quantities, and a
+//! queue and a gate at which parties take turns. Knows nothing of tokio, kube, HTTP or YAML; time
+//! never enters here.
 
 pub mod credentials;
 pub mod digest;

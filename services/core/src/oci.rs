@@ -1,4 +1,5 @@
-//! Manifests and indexes of the OCI image specification and of Docker: the one reader for all parts.
+//! Manifests and indexes of the OCI image specification and of Docker: the one reader for all
+//! parts.
 //!
 //! A push, a copy from an upstream, an import, an export, the check of a volume and the list of
 //! referrers read a manifest with [`Manifest::parse`], so what one of them takes all of them take.

@@ -1,5 +1,5 @@
-//! The images of a pod, read from its raw JSON: what is declared where, and which upstream references it means.
-//! Raw, because a typed pod would lose fields that a newer API server knows.
+//! The images of a pod, read from its raw JSON: what is declared where, and which upstream
+//! references it means. Raw, because a typed pod would lose fields that a newer API server knows.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,8 @@ use crate::dns;
 use crate::reference::Reference;
 use crate::rewrite;
 
-/// Annotation on rewritten pods: a JSON object of [`PodImage::key`] to the reference as it was written.
+/// Annotation on rewritten pods: a JSON object of [`PodImage::key`] to the reference as it was
+/// written.
 pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
 
 /// The annotation by which the kubelet marks the API's copy of a static pod.
@@ -65,7 +66,8 @@ impl PodImage {
     }
 }
 
-/// All images that a pod (or anything with a pod's `spec`) declares. Entries of an unexpected shape are passed over.
+/// All images that a pod (or anything with a pod's `spec`) declares. Entries of an unexpected shape
+/// are passed over.
 pub fn images(pod: &Value) -> Vec<PodImage> {
     Kind::ALL
         .into_iter()
@@ -117,9 +119,10 @@ pub struct OriginalImage {
     pub rewritten: bool,
 }
 
-/// The upstream references of a pod's images: read back from rewritten paths at one of `addresses`, from the
-/// originals annotation where the address is no longer known, else as written. Images of the registry that have no
-/// upstream (pushed by clients) and references that cannot be parsed are left out.
+/// The upstream references of a pod's images: read back from rewritten paths at one of `addresses`,
+/// from the originals annotation where the address is no longer known, else as written. Images of
+/// the registry that have no upstream (pushed by clients) and references that cannot be parsed are
+/// left out.
 ///
 /// The annotation is believed only where the image's path is the rewritten form of what it claims.
 pub fn original_images(pod: &Value, addresses: &[String]) -> Vec<OriginalImage> {
@@ -170,7 +173,8 @@ pub fn annotated_originals(pod: &Value) -> Option<Value> {
     serde_json::from_str(text).ok().filter(Value::is_object)
 }
 
-/// Whether a pod is the API's copy of a static pod, which its kubelet starts by itself from a file of the node.
+/// Whether a pod is the API's copy of a static pod, which its kubelet starts by itself from a file
+/// of the node.
 pub fn is_mirror(pod: &Value) -> bool {
     pod.pointer("/metadata/annotations")
         .is_some_and(|annotations| annotations.get(MIRROR_ANNOTATION).is_some())

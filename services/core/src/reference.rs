@@ -1,5 +1,5 @@
-//! Image references by the distribution grammar, strict and limited in length, normalised the way container
-//! runtimes do it: `nginx` is `docker.io/library/nginx:latest`.
+//! Image references by the distribution grammar, strict and limited in length, normalised the way
+//! container runtimes do it: `nginx` is `docker.io/library/nginx:latest`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -56,8 +56,8 @@ pub enum Error {
     Digest(#[from] digest::Error),
 }
 
-/// A repository's name: lower-case parts separated by slashes, at most 255 characters. Safe as a relative path:
-/// no part is empty, `.` or `..`.
+/// A repository's name: lower-case parts separated by slashes, at most 255 characters. Safe as a
+/// relative path: no part is empty, `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepositoryName(String);
@@ -159,8 +159,9 @@ impl Reference {
         }
     }
 
-    /// Parses what stands in a pod's `image`, and normalises it: no host means `docker.io`, one part there means
-    /// `library/…`, neither tag nor digest means `latest`. The host becomes lower case.
+    /// Parses what stands in a pod's `image`, and normalises it: no host means `docker.io`, one
+    /// part there means `library/…`, neither tag nor digest means `latest`. The host becomes
+    /// lower case.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::Empty);
@@ -226,7 +227,8 @@ impl Reference {
         self
     }
 
-    /// The short form that people write: without `docker.io/` and `library/`, and without `:latest`, as far as that still means the same.
+    /// The short form that people write: without `docker.io/` and `library/`, and without
+    /// `:latest`, as far as that still means the same.
     pub fn familiar(&self) -> String {
         let full = format!("{}/{}", self.host, self.repository.as_str());
         let path = self.repository.as_str();

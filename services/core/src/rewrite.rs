@@ -1,16 +1,17 @@
-//! The mapping between an upstream's name and its name in the cluster's registry: `registry.example:5000/team/app:1`
-//! is `<address>/registry.example_5000/team/app:1` (SPEC 5). Invertible, and never applied twice.
+//! The mapping between an upstream's name and its name in the cluster's registry:
+//! `registry.example:5000/team/app:1` is `<address>/registry.example_5000/team/app:1` (SPEC 5).
+//! Invertible, and never applied twice.
 
 use std::net::Ipv6Addr;
 
 use crate::reference::{Host, Reference, RepositoryName};
 
-/// Ends the first part of a local name whose upstream is an IPv6 address: brackets and colons are not legal there.
-/// The notation is the one that UNC paths use, with all eight groups written.
+/// Ends the first part of a local name whose upstream is an IPv6 address: brackets and colons are
+/// not legal there. The notation is the one that UNC paths use, with all eight groups written.
 const IPV6_SUFFIX: &str = ".ipv6-literal.net";
 
-/// The repository under which the cluster's registry keeps an upstream's repository; nothing where that name would
-/// be longer than 255 characters or could not be read back.
+/// The repository under which the cluster's registry keeps an upstream's repository; nothing where
+/// that name would be longer than 255 characters or could not be read back.
 pub fn local_repository(host: &Host, repository: &RepositoryName) -> Option<RepositoryName> {
     let local = RepositoryName::parse(&format!("{}/{repository}", local_host(host)?)).ok()?;
     Some(local)
@@ -27,8 +28,8 @@ pub fn upstream_of(local: &RepositoryName) -> Option<(Host, RepositoryName)> {
     Some((host, RepositoryName::parse(rest).ok()?))
 }
 
-/// The one name of a repository of Docker Hub, where `local` is another way to write it: `docker.io/nginx` means
-/// `docker.io/library/nginx`, and `index.docker.io` is `docker.io`.
+/// The one name of a repository of Docker Hub, where `local` is another way to write it:
+/// `docker.io/nginx` means `docker.io/library/nginx`, and `index.docker.io` is `docker.io`.
 pub fn canonical(local: &RepositoryName) -> Option<RepositoryName> {
     let (first, rest) = local.as_str().split_once('/')?;
     let host = Host::parse(first).ok().filter(Host::is_docker_hub)?;
@@ -37,21 +38,22 @@ pub fn canonical(local: &RepositoryName) -> Option<RepositoryName> {
     (name != *local).then_some(name)
 }
 
-/// Whether a repository lies where only fills may write: its first part is a host (`.`, `_<port>` or `localhost`).
+/// Whether a repository lies where only fills may write: its first part is a host (`.`, `_<port>`
+/// or `localhost`).
 pub fn is_upstream_namespace(repository: &RepositoryName) -> bool {
     let first = repository.components().next().unwrap_or_default();
     first.contains('.') || first == "localhost" || split_port(first).is_some()
 }
 
-/// The reference by which pods pull an image from the cluster's registry at `address` (an IP address, IPv6 in
-/// brackets, or `host[:port]`); nothing where the name would be too long.
+/// The reference by which pods pull an image from the cluster's registry at `address` (an IP
+/// address, IPv6 in brackets, or `host[:port]`); nothing where the name would be too long.
 pub fn rewrite(reference: &Reference, address: &str) -> Option<String> {
     let local = local_repository(reference.host(), reference.repository())?;
     Some(format!("{address}/{local}{}", reference.suffix()))
 }
 
-/// The upstream reference behind a rewritten one; nothing unless `text` names one of `addresses` and an upstream.
-/// An address without a port stands for every port of it.
+/// The upstream reference behind a rewritten one; nothing unless `text` names one of `addresses`
+/// and an upstream. An address without a port stands for every port of it.
 pub fn original(text: &str, addresses: &[String]) -> Option<Reference> {
     let local = Reference::parse(text).ok()?;
     if !is_at_any(local.host(), addresses) {
@@ -81,7 +83,8 @@ pub fn served(text: &str, addresses: &[String]) -> Option<Reference> {
     Some(Reference::new(host, repository, tag, digest))
 }
 
-/// Whether a host is the registry's own `address`; an address without a port stands for every port of it.
+/// Whether a host is the registry's own `address`; an address without a port stands for every port
+/// of it.
 pub fn is_at(host: &Host, address: &str) -> bool {
     let parsed = Host::parse(address).or_else(|_| Host::parse(&format!("[{address}]")));
     match parsed {

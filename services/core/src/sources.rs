@@ -1,4 +1,5 @@
-//! Which upstreams Holdfast concerns itself with: the `sources` of the values. Pure matching of hosts.
+//! Which upstreams Holdfast concerns itself with: the `sources` of the values. Pure matching of
+//! hosts.
 
 use crate::Host;
 
@@ -25,8 +26,8 @@ enum Source {
 }
 
 impl Upstreams {
-    /// Upstreams of a list of sources (empty: every upstream) and of hosts configured one by one. An entry that names
-    /// no host matches nothing; it never widens.
+    /// Upstreams of a list of sources (empty: every upstream) and of hosts configured one by one.
+    /// An entry that names no host matches nothing; it never widens.
     pub fn new(sources: &[String], configured: Vec<Host>) -> Self {
         let parsed = sources
             .iter()
@@ -53,8 +54,8 @@ impl Upstreams {
 
     /// Whether images of a host are rewritten.
     ///
-    /// A host that means the node itself (`localhost`, a loopback address) is rewritten only where the configuration
-    /// names it: the registry would find something else there.
+    /// A host that means the node itself (`localhost`, a loopback address) is rewritten only where
+    /// the configuration names it: the registry would find something else there.
     pub fn include(&self, host: &Host) -> bool {
         let same = |own: &Host| own.name() == host.name() && web_port(own) == web_port(host);
         if self.only_configured && !self.configured.iter().any(same) {

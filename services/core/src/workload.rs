@@ -1,5 +1,6 @@
-//! The workloads of a cluster, read from their raw JSON: where each kind keeps the template that its pods are made of,
-//! what controls an object, and whether pods may still be made of it. Knows no API client and no Artifact.
+//! The workloads of a cluster, read from their raw JSON: where each kind keeps the template that
+//! its pods are made of, what controls an object, and whether pods may still be made of it. Knows
+//! no API client and no Artifact.
 
 use serde_json::Value;
 
@@ -59,9 +60,10 @@ pub fn by_name(kind: &str) -> Option<&'static WorkloadKind> {
     KINDS.iter().find(|known| known.kind == kind)
 }
 
-/// What the pods of an object are made of: an object with a pod's `metadata` and `spec`, for [`crate::pod`] to read. A pod
-/// is its own; a `ControllerRevision` holds the template that its StatefulSet or DaemonSet had (`data.spec.template`).
-/// `None` for other kinds, and where there is none.
+/// What the pods of an object are made of: an object with a pod's `metadata` and `spec`, for
+/// [`crate::pod`] to read. A pod is its own; a `ControllerRevision` holds the template that its
+/// StatefulSet or DaemonSet had (`data.spec.template`). `None` for other kinds, and where there is
+/// none.
 pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     let template = match kind {
         "Pod" => Some(object),
@@ -78,8 +80,8 @@ pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     template.filter(|template| template.get("spec").is_some_and(Value::is_object))
 }
 
-/// Kind, name and UID of what controls an object: its one owner reference with `controller: true`. It lies in the object's
-/// own namespace, or is a Node.
+/// Kind, name and UID of what controls an object: its one owner reference with `controller: true`.
+/// It lies in the object's own namespace, or is a Node.
 pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
     let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
     let owner = owners
@@ -93,10 +95,11 @@ pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
     ))
 }
 
-/// Whether pods may still be made of an object, or containers of it be started, so that its images have to be local: not
-/// of what is being deleted, nor of a Job or a pod that has finished. Zero replicas and `suspend: true` change nothing:
-/// both end without anybody asking an upstream. Revisions that still exist are what a rollback would use: their owners
-/// delete those beyond `revisionHistoryLimit` themselves.
+/// Whether pods may still be made of an object, or containers of it be started, so that its images
+/// have to be local: not of what is being deleted, nor of a Job or a pod that has finished. Zero
+/// replicas and `suspend: true` change nothing: both end without anybody asking an upstream.
+/// Revisions that still exist are what a rollback would use: their owners delete those beyond
+/// `revisionHistoryLimit` themselves.
 pub fn may_start(kind: &str, object: &Value) -> bool {
     if object
         .pointer("/metadata/deletionTimestamp")
@@ -127,8 +130,8 @@ pub fn condition_is_true(object: &Value, types: &[&str]) -> bool {
         })
 }
 
-/// The pod that a template becomes in `namespace`, as far as an admission review would show it: the namespace and the
-/// service account that the API server puts in are there, name and UID are not.
+/// The pod that a template becomes in `namespace`, as far as an admission review would show it: the
+/// namespace and the service account that the API server puts in are there, name and UID are not.
 pub fn pod_of(template: &Value, namespace: &str) -> Value {
     let object = |value: Option<&Value>| {
         value

@@ -1,4 +1,5 @@
-//! Tables of workloads: where their templates are, who controls them, whether pods may still be made of them.
+//! Tables of workloads: where their templates are, who controls them, whether pods may still be
+//! made of them.
 
 use super::*;
 use crate::pod;

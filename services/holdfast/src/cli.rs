@@ -1,5 +1,6 @@
-//! The command line: which subcommand does what, and how it ends. Exit status 0: done; 1: failed; 64: the configuration
-//! or the command line is wrong. Commands that answer a question say no by 1 and cannot tell by 2.
+//! The command line: which subcommand does what, and how it ends. Exit status 0: done; 1: failed;
+//! 64: the configuration or the command line is wrong. Commands that answer a question say no by 1
+//! and cannot tell by 2.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -38,22 +39,26 @@ enum Command {
     Controller(serve::ControllerArgs),
     /// The agent that prepares a node's container runtime
     NodeAgent(ConfigArgs),
-    /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what the controller made
+    /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what
+    /// the controller made
     Uninstall(uninstall::Args),
     /// What keeps Holdfast from working: parts, claim, CA, nodes, policies; each with the way out
     Doctor(doctor::Args),
     /// Whether Holdfast works in the cluster, and how far the copies are
     Status(status::Args),
-    /// Copies images before anybody needs them: from a list, from manifests, or everything of a namespace
+    /// Copies images before anybody needs them: from a list, from manifests, or everything of a
+    /// namespace
     Preload(preload::Args),
     /// What would be different
     #[command(subcommand)]
     Diff(DiffCommand),
     /// Gives pods that hold rewritten references their original images back, owners untouched
     Restore(restore::Args),
-    /// Checks a volume: what is damaged, what it means, and with --repair mends what has one certain answer
+    /// Checks a volume: what is damaged, what it means, and with --repair mends what has one
+    /// certain answer
     Fsck(fsck::Args),
-    /// Lists a volume's repositories, and with a name or --tags its images with digest, size and platforms
+    /// Lists a volume's repositories, and with a name or --tags its images with digest, size and
+    /// platforms
     Ls(ls::Args),
     /// Writes images of a volume as an OCI image layout, a tar file or a folder
     Export(export::Args),

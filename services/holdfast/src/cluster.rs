@@ -1,6 +1,6 @@
-//! The cluster as the operator's commands see it: the way to the API server by the caller's kubeconfig, the release in it,
-//! what the controller says of it, and lists of raw objects. Decides nothing; what the caller may not see is named, never
-//! taken for absent.
+//! The cluster as the operator's commands see it: the way to the API server by the caller's
+//! kubeconfig, the release in it, what the controller says of it, and lists of raw objects. Decides
+//! nothing; what the caller may not see is named, never taken for absent.
 
 use std::time::Duration;
 
@@ -157,7 +157,8 @@ impl ClusterArgs {
         config.read_timeout = Some(SILENCE);
         // A connection that was idle between two looks must not count as silent.
         config.reset_reader_on_write = true;
-        // A disruption budget answers an eviction with 429: that is an answer, not a trouble that passes.
+        // A disruption budget answers an eviction with 429: that is an answer, not a trouble that
+        // passes.
         config.default_retry = false;
         Ok(Client::try_from(config)?)
     }
@@ -308,7 +309,8 @@ pub(crate) async fn list_some(
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Listed::Forbidden),
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Listed::Unknown),
-            // The list took longer than the API server keeps its beginning: once more, in one piece.
+            // The list took longer than the API server keeps its beginning: once more, in one
+            // piece.
             Err(kube::Error::Api(status)) if status.code == 410 && !next.is_empty() => {
                 (items, next, limit) = (Vec::new(), String::new(), "limit=0".to_owned());
                 continue;

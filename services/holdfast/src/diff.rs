@@ -1,4 +1,5 @@
-//! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide, print.
+//! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide,
+//! print.
 #![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 mod decide;

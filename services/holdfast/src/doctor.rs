@@ -1,5 +1,5 @@
-//! `holdfast doctor`: what keeps Holdfast from working in a cluster, one line a finding with the way out; with `--quick` only
-//! whether the registry answers, which the chart's test asks.
+//! `holdfast doctor`: what keeps Holdfast from working in a cluster, one line a finding with the
+//! way out; with `--quick` only whether the registry answers, which the chart's test asks.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

@@ -81,7 +81,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Every tag but the registry's own. One that is not whole ends the export: an archive of "all" must not lack something silently.
+/// Every tag but the registry's own. One that is not whole ends the export: an archive of "all"
+/// must not lack something silently.
 fn everything(view: &View, platforms: &[Platform]) -> anyhow::Result<Vec<(Name, Bundle)>> {
     let mut images = Vec::new();
     let repositories = view.repositories()?;

@@ -1,4 +1,5 @@
-//! `holdfast fsck`: what of a volume is damaged, what that means, and the repairs of which only one is possible.
+//! `holdfast fsck`: what of a volume is damaged, what that means, and the repairs of which only one
+//! is possible.
 #![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 use std::collections::BTreeMap;
@@ -16,7 +17,8 @@ use serde::Serialize;
 use crate::answer::{self, Answer};
 use crate::terminal;
 
-/// Between the two looks that must agree: longer than any write takes from its first file to its last.
+/// Between the two looks that must agree: longer than any write takes from its first file to its
+/// last.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Arguments of `fsck`.
@@ -29,7 +31,8 @@ pub(crate) struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Mends what has one certain answer and moves damaged content to the quarantine; without it nothing is changed
+    /// Mends what has one certain answer and moves damaged content to the quarantine; without it
+    /// nothing is changed
     #[arg(long)]
     repair: bool,
     /// Hashes every blob, not only manifests and what has a wrong size

@@ -1,4 +1,5 @@
-//! `holdfast import`: images from OCI image layouts into a volume, verified, beside a running registry or before its first start.
+//! `holdfast import`: images from OCI image layouts into a volume, verified, beside a running
+//! registry or before its first start.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -35,7 +36,8 @@ pub(crate) struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// OCI image layouts: uncompressed tar files or folders; - reads a tar file from standard input, which needs room for it on the volume twice
+    /// OCI image layouts: uncompressed tar files or folders; - reads a tar file from standard
+    /// input, which needs room for it on the volume twice
     #[arg(value_name = "FILE.tar|DIR|-", required = true)]
     archives: Vec<PathBuf>,
     /// The name of the image, where an archive holds one image
@@ -152,7 +154,8 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
     Ok(Box::new(source))
 }
 
-/// Standard input in a file without a name on the volume, the one place that is writable in a pod: it is gone with the process, however that ends.
+/// Standard input in a file without a name on the volume, the one place that is writable in a pod:
+/// it is gone with the process, however that ends.
 fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn Source>> {
     let path = data.join(format!(".import-{}", std::process::id()));
     let cannot = || format!("cannot keep standard input in {}", data.display());

@@ -160,7 +160,8 @@ fn repository(view: &View, name: &RepositoryName) -> anyhow::Result<Repository> 
     })
 }
 
-/// The platforms of the images that are there: from the index, of a single image from its configuration.
+/// The platforms of the images that are there: from the index, of a single image from its
+/// configuration.
 fn platforms(view: &View, bundle: &Bundle) -> Vec<String> {
     let listed: Vec<String> = bundle
         .platforms

@@ -1,5 +1,6 @@
-//! `holdfast preload`: copies images before anybody needs them. Reads what is meant, makes an Artifact for each image, and
-//! with `--wait` follows them until they are local. Copying is the controller's and the registry's work.
+//! `holdfast preload`: copies images before anybody needs them. Reads what is meant, makes an
+//! Artifact for each image, and with `--wait` follows them until they are local. Copying is the
+//! controller's and the registry's work.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -46,14 +47,16 @@ pub(crate) struct Args {
     /// A list, one image a line, # opens a remark; - reads standard input
     #[arg(short, long, value_name = "LIST")]
     file: Vec<PathBuf>,
-    /// Manifests: a folder with all below it, a file, or - for standard input (helm template … | holdfast preload …)
+    /// Manifests: a folder with all below it, a file, or - for standard input (helm template … |
+    /// holdfast preload …)
     #[arg(long, value_name = "DIR")]
     from_manifests: Vec<PathBuf>,
-    /// The images of everything in this namespace: owners, also those scaled to zero or suspended, and pods
+    /// The images of everything in this namespace: owners, also those scaled to zero or suspended,
+    /// and pods
     #[arg(long, value_name = "NAMESPACE")]
     namespace: Vec<String>,
-    /// Where the Artifacts are made [default: the namespace that a manifest or --namespace names where it exists, else the
-    /// release's]
+    /// Where the Artifacts are made [default: the namespace that a manifest or --namespace names
+    /// where it exists, else the release's]
     #[arg(short = 'n', long = "into", value_name = "TARGET")]
     target: Option<String>,
     /// Waits until every image is local
@@ -170,7 +173,8 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The file itself, or every YAML and JSON file below a folder, sorted; hidden folders are passed over.
+/// The file itself, or every YAML and JSON file below a folder, sorted; hidden folders are passed
+/// over.
 fn manifests(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);

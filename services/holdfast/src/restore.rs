@@ -1,6 +1,6 @@
-//! `holdfast restore`: gives pods that hold rewritten references their originals back. Owners are left as they are: their pods
-//! are evicted at a bounded rate and made anew; pods without an owner are patched. The uninstaller does the same when a value
-//! asks for it.
+//! `holdfast restore`: gives pods that hold rewritten references their originals back. Owners are
+//! left as they are: their pods are evicted at a bounded rate and made anew; pods without an owner
+//! are patched. The uninstaller does the same when a value asks for it.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -54,7 +54,8 @@ pub(crate) struct Args {
     /// Only says what would be done
     #[arg(long)]
     dry_run: bool,
-    /// Labels the namespaces holdfast.dev/rewrite=disabled first; remove the label to have new pods rewritten again
+    /// Labels the namespaces holdfast.dev/rewrite=disabled first; remove the label to have new
+    /// pods rewritten again
     #[arg(long)]
     opt_out: bool,
     /// Pods a minute
@@ -200,7 +201,8 @@ fn names(namespaces: &BTreeSet<String>) -> String {
         .join(", ")
 }
 
-/// Pods that hold rewritten references after the work and of which nothing was said: made meanwhile.
+/// Pods that hold rewritten references after the work and of which nothing was said: made
+/// meanwhile.
 fn unexpected<'a>(outcome: &Outcome, again: &'a [Found]) -> Vec<&'a Found> {
     let known: BTreeSet<&str> = outcome
         .left

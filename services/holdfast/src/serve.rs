@@ -14,12 +14,13 @@ use crate::cli::ConfigArgs;
 /// Arguments of `registry`.
 #[derive(clap::Args)]
 pub(crate) struct RegistryArgs {
-    /// The release's configuration, told by its key release; or the configuration of a registry that runs alone; or one of
-    /// distribution (the CNCF registry), told by its keys version and storage
+    /// The release's configuration, told by its key release; or the configuration of a registry
+    /// that runs alone; or one of distribution (the CNCF registry), told by its keys version
+    /// and storage
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Runs alone, as a pull-through registry on one machine, with its content in DIR; the key data of a configuration file
-    /// says the same
+    /// Runs alone, as a pull-through registry on one machine, with its content in DIR; the key
+    /// data of a configuration file says the same
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
     /// Listener of a registry that runs alone, for instance 0.0.0.0:5000
@@ -265,8 +266,9 @@ pub(crate) async fn webhook(args: WebhookArgs) -> anyhow::Result<ExitCode> {
 pub(crate) struct ControllerArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The registry's internal API, for a controller outside of its cluster, where the Service's name does not resolve: the
-    /// near end of `kubectl port-forward`, 127.0.0.1:5001 for instance. The certificate is checked for that name all the same
+    /// The registry's internal API, for a controller outside of its cluster, where the Service's
+    /// name does not resolve: the near end of `kubectl port-forward`, 127.0.0.1:5001 for
+    /// instance. The certificate is checked for that name all the same
     #[arg(long, value_name = "ADDRESS")]
     registry: Option<SocketAddr>,
     /// Listener of probes and metrics [default: port 9090 of all addresses]

@@ -1,4 +1,5 @@
-//! How an Artifact stands, as its status tells people. No decision that changes anything is taken from it.
+//! How an Artifact stands, as its status tells people. No decision that changes anything is taken
+//! from it.
 
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;

@@ -1,4 +1,5 @@
-//! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say what it means, prints.
+//! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say
+//! what it means, prints.
 #![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 pub(crate) mod gather;

@@ -1,4 +1,5 @@
-//! What a terminal is shown while a command works: sizes in units, tables, and progress. Where standard error is no terminal nothing is drawn.
+//! What a terminal is shown while a command works: sizes in units, tables, and progress. Where
+//! standard error is no terminal nothing is drawn.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -48,8 +49,8 @@ pub(crate) fn things(total: u64) -> ProgressBar {
     styled(ProgressBar::new(total), style)
 }
 
-/// Columns under a head, each as wide as its widest text; the last one is not padded. Control characters of others' texts are
-/// shown as blanks.
+/// Columns under a head, each as wide as its widest text; the last one is not padded. Control
+/// characters of others' texts are shown as blanks.
 pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
     head: [&str; COLUMNS],
     rows: &[[Text; COLUMNS]],

@@ -1,8 +1,10 @@
-//! `holdfast uninstall`, the chart's pre-delete hook: takes Holdfast out of the cluster in the order in which nothing
-//! breaks. Webhook first, so that new pods keep their images; then the controller, which would put things back; then, if a value
-//! asks for it, the pods that still hold rewritten references; then the nodes; then what the controller made.
+//! `holdfast uninstall`, the chart's pre-delete hook: takes Holdfast out of the cluster in the
+//! order in which nothing breaks. Webhook first, so that new pods keep their images; then the
+//! controller, which would put things back; then, if a value asks for it, the pods that still hold
+//! rewritten references; then the nodes; then what the controller made.
 //!
-//! It never hangs and, unless told `--strict`, never fails a deletion: what could not be done is in the report.
+//! It never hangs and, unless told `--strict`, never fails a deletion: what could not be done is in
+//! the report.
 #![allow(clippy::print_stdout, reason = "the report is the result")]
 
 mod cluster;
@@ -22,8 +24,8 @@ use report::Report;
 
 /// How long the controller's pods may take to go.
 const CONTROLLER: Duration = Duration::from_secs(30);
-/// What all steps together may take beside the wait for nodes. The hook's deadline comes later, so that a slow API server
-/// ends in a report and not in a deletion that fails.
+/// What all steps together may take beside the wait for nodes. The hook's deadline comes later, so
+/// that a slow API server ends in a report and not in a deletion that fails.
 const STEPS: Duration = Duration::from_secs(60);
 /// How many pods a minute get their original images back.
 const RESTORED_PER_MINUTE: u32 = 60;
@@ -80,7 +82,8 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     };
     let client = kube::Client::try_default().await?;
     let mut evicting = kube::Config::infer().await?;
-    // A disruption budget answers an eviction with 429: that is an answer, not a trouble that passes.
+    // A disruption budget answers an eviction with 429: that is an answer, not a trouble that
+    // passes.
     evicting.default_retry = false;
     let evicting = kube::Client::try_from(evicting)?;
     let http = reqwest::Client::builder()
@@ -205,8 +208,9 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
     }
 }
 
-/// A claim stays as long as a pod uses it, and a pod on a dead node stays until somebody gives it up: nobody else would, and
-/// whoever waits for the claim's deletion would wait until the node is back.
+/// A claim stays as long as a pod uses it, and a pod on a dead node stays until somebody gives it
+/// up: nobody else would, and whoever waits for the claim's deletion would wait until the node is
+/// back.
 async fn stop_registry(cluster: &Cluster) -> anyhow::Result<usize> {
     cluster.scale_registry_to_zero().await?;
     cluster.give_up_lost_registry_pods().await

@@ -1,5 +1,5 @@
-//! The operator's commands, run as an operator runs them, against a real API server without nodes and controllers: what a
-//! controller or a kubelet would say is written by the tests.
+//! The operator's commands, run as an operator runs them, against a real API server without nodes
+//! and controllers: what a controller or a kubelet would say is written by the tests.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 #[path = "commands/causes.rs"]
@@ -195,7 +195,8 @@ impl Site {
         serde_json::from_slice(&std::fs::read(self.folder.path().join(name)).unwrap()).unwrap()
     }
 
-    /// A kubeconfig of a user who may read Artifacts, namespaces and some of what is in namespace shop.
+    /// A kubeconfig of a user who may read Artifacts, namespaces and some of what is in namespace
+    /// shop.
     async fn limited_user(&self) -> PathBuf {
         let rbac = "/apis/rbac.authorization.k8s.io/v1";
         let rules = json!([

@@ -1,7 +1,7 @@
 //! The operator's commands on a volume, as an operator runs them: `fsck`, `ls`, `export`, `import`.
 //!
-//! `HOLDFAST_SKOPEO` names a skopeo that reads the archives (and `HOLDFAST_SKOPEO_LIBRARIES` where its libraries lie, if it is not installed); `cargo
-//! xtask test` sets both.
+//! `HOLDFAST_SKOPEO` names a skopeo that reads the archives (and `HOLDFAST_SKOPEO_LIBRARIES` where
+//! its libraries lie, if it is not installed); `cargo xtask test` sets both.
 
 #![allow(
     clippy::unwrap_used,
@@ -501,7 +501,8 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
         json_digest(&volume),
         "the index byte for byte"
     );
-    // A whole copy through skopeo checks every digest; what it writes is an archive of another tool.
+    // A whole copy through skopeo checks every digest; what it writes is an archive of another
+    // tool.
     let copy = format!(
         "oci-archive:{}:docker.io/library/nginx:1.27",
         at("copy.tar").display()

@@ -1,5 +1,6 @@
-//! One round of the agent: look at the host, bring it to the wanted state or undo it, prove it by a pull when that is
-//! due, and say how it stands. No round fails the process: what cannot be done now is said and tried again.
+//! One round of the agent: look at the host, bring it to the wanted state or undo it, prove it by a
+//! pull when that is due, and say how it stands. No round fails the process: what cannot be done
+//! now is said and tried again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -247,7 +248,8 @@ impl Agent {
         }
     }
 
-    /// Another runtime has proven nothing; one that was started again has read its configuration anew.
+    /// Another runtime has proven nothing; one that was started again has read its configuration
+    /// anew.
     fn compare(&mut self, mut now: Seen) {
         let Some(before) = self.seen.replace(now.clone()) else {
             return;

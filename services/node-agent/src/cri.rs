@@ -1,4 +1,5 @@
-//! The container runtime, by its interface (CRI v1): is it there, which version is it, and can it pull from the registry?
+//! The container runtime, by its interface (CRI v1): is it there, which version is it, and can it
+//! pull from the registry?
 
 pub mod containerd;
 pub mod grpc;
@@ -28,7 +29,8 @@ pub struct Runtime {
 /// What a failed pull says of this node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The node does not trust, is not trusted, or does not use the host configuration: pods would not start here.
+    /// The node does not trust, is not trusted, or does not use the host configuration: pods would
+    /// not start here.
     Node,
     /// The registry did not answer or not well: says nothing about the node's configuration.
     Registry,
@@ -62,7 +64,8 @@ impl Runtime {
         Ok((answer.runtime_name, answer.runtime_version))
     }
 
-    /// Whether the kubelet's collection of images has to leave an image; `None` where the runtime does not hold it.
+    /// Whether the kubelet's collection of images has to leave an image; `None` where the runtime
+    /// does not hold it.
     pub async fn is_pinned(&self, reference: &str) -> Result<Option<bool>, Error> {
         let request = ImageStatusRequest {
             image: Some(ImageSpec {
@@ -75,7 +78,8 @@ impl Runtime {
         Ok(status.image.map(|image| image.pinned))
     }
 
-    /// Pulls `reference` for real: what the runtime holds of it is removed before, and the image must be there after.
+    /// Pulls `reference` for real: what the runtime holds of it is removed before, and the image
+    /// must be there after.
     pub async fn prove_pull(&self, reference: &str) -> Result<(), Error> {
         let image = Some(ImageSpec {
             image: reference.to_owned(),
@@ -123,7 +127,8 @@ impl Runtime {
     }
 }
 
-/// Reads the runtime's words: which side is at fault. Unknown words count against the node, since a pod would meet the same.
+/// Reads the runtime's words: which side is at fault. Unknown words count against the node, since a
+/// pod would meet the same.
 pub fn fault(error: &Error) -> Fault {
     const REGISTRY: [&str; 12] = [
         "connection refused",

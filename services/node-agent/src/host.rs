@@ -1,4 +1,5 @@
-//! Hands on the host's files: looks, applies actions, keeps the journal and the last state. Decides nothing.
+//! Hands on the host's files: looks, applies actions, keeps the journal and the last state. Decides
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,5 @@
-//! What the container runtime's host configuration is to hold: pure text from a [`NodeState`], nothing about disks.
+//! What the container runtime's host configuration is to hold: pure text from a [`NodeState`],
+//! nothing about disks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -7,13 +8,13 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use holdfast_api::state::NodeState;
 
-/// The first line of every file that the agent writes: an operator reads whose it is, and an agent that lost its journal
-/// recognises its own work.
+/// The first line of every file that the agent writes: an operator reads whose it is, and an agent
+/// that lost its journal recognises its own work.
 pub const MARKER: &str =
     "# Written by the node agent of Holdfast, which repairs it and takes it away again.";
 
-/// How long the runtime may wait for a connection before it tries the next way to the registry. Known to containerd
-/// from 2.1 on; an older one reads the file and ignores the key.
+/// How long the runtime may wait for a connection before it tries the next way to the registry.
+/// Known to containerd from 2.1 on; an older one reads the file and ignores the key.
 const DIAL_TIMEOUT: &str = "1s";
 
 /// Longest name of a host; longer ones are no folder's name either.
@@ -73,8 +74,9 @@ pub fn wanted(state: &NodeState, folder_on_host: &Path) -> Result<BTreeMap<Strin
     Ok(files)
 }
 
-/// The directory in which containerd looks for an address: the host as it stands in the reference, IPv6 in its brackets.
-/// (It looks for `host_port_` first when the text has a colon, then for this.)
+/// The directory in which containerd looks for an address: the host as it stands in the reference,
+/// IPv6 in its brackets. (It looks for `host_port_` first when the text has a colon, then for
+/// this.)
 fn directory(address: &str) -> Result<&str, Error> {
     let host = match address.strip_prefix('[') {
         Some(rest) => rest
@@ -110,8 +112,8 @@ fn hosts_toml(endpoints: &[String], ca: &str, authorization: &str) -> Result<Str
             "capabilities = [\"pull\", \"resolve\"]\nca = {ca}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n\n{header}\nAuthorization = {authorization}\n"
         )
     };
-    // The runtime tries the hosts in order and `server` last: the same registry, with the same trust, so that no try
-    // goes out without them.
+    // The runtime tries the hosts in order and `server` last: the same registry, with the same
+    // trust, so that no try goes out without them.
     let mut parts = vec![format!(
         "{MARKER}\nserver = {}\n{}",
         quote(first),

@@ -1,5 +1,6 @@
-//! The agent's memory on the host: what stood at a path before it wrote there, and which contents are its own. It is
-//! written before the first change, so a crash at any instruction leaves enough to undo.
+//! The agent's memory on the host: what stood at a path before it wrote there, and which contents
+//! are its own. It is written before the first change, so a crash at any instruction leaves enough
+//! to undo.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Contents of the agent's own that an entry remembers: the one on disk, the one being written, and a margin.
+/// Contents of the agent's own that an entry remembers: the one on disk, the one being written, and
+/// a margin.
 const REMEMBERED: usize = 4;
 
 /// Everything that the agent changed below the runtime's folder of registry hosts.

@@ -1,9 +1,10 @@
-//! The node agent: makes the container runtime of its node trust and reach the registry, proves it by a real pull, and
-//! takes all of it away again when told to.
+//! The node agent: makes the container runtime of its node trust and reach the registry, proves it
+//! by a real pull, and takes all of it away again when told to.
 //!
-//! It writes host files below the runtime's registry folder (`certs.d`) and labels of the images that Holdfast starts from,
-//! nothing else on the host, and knows nothing of the registry's store nor of Artifacts. What it
-//! wrote stays when the API server, the registry or the agent itself is gone.
+//! It writes host files below the runtime's registry folder (`certs.d`) and labels of the images
+//! that Holdfast starts from, nothing else on the host, and knows nothing of the registry's store
+//! nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is
+//! gone.
 
 pub mod agent;
 pub mod cri;
@@ -51,7 +52,8 @@ pub enum Error {
     Signals(#[source] std::io::Error),
 }
 
-/// Runs the node agent until SIGTERM. Nothing on the host is undone then: a restart is no uninstall.
+/// Runs the node agent until SIGTERM. Nothing on the host is undone then: a restart is no
+/// uninstall.
 pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
     let values = &config.values.node_agent;
     let folders = Folders {

@@ -1,5 +1,6 @@
-//! What an operator is to hear of this node, as events on its Node object. A thing is told once, until it is over; while
-//! the API server is away the latest things wait in a short queue, and nobody on the host waits for them.
+//! What an operator is to hear of this node, as events on its Node object. A thing is told once,
+//! until it is over; while the API server is away the latest things wait in a short queue, and
+//! nobody on the host waits for them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -44,7 +45,8 @@ impl Notices {
         (Self { sender, told }, receiver)
     }
 
-    /// Tells of something that should be looked at, once for a `subject` until it is over. Answers whether it was news.
+    /// Tells of something that should be looked at, once for a `subject` until it is over. Answers
+    /// whether it was news.
     pub fn warn(&mut self, reason: &'static str, subject: &str, note: &str) -> bool {
         self.tell(reason, subject, note, true)
     }
@@ -54,7 +56,8 @@ impl Notices {
         let _: bool = self.tell(reason, subject, note, false);
     }
 
-    /// What was told under this reason is over: the next time it is news. Answers whether anything had been told.
+    /// What was told under this reason is over: the next time it is news. Answers whether anything
+    /// had been told.
     pub fn over(&mut self, reason: &'static str) -> bool {
         let before = self.told.len();
         self.told.retain(|(told, _)| *told != reason);

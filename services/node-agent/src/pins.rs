@@ -1,8 +1,10 @@
-//! Keeps the images that Holdfast itself starts from on the node: its own and the sandbox's ("pause"). The kubelet
-//! collects images when a disk fills, and a node that lost these could not boot without its uplink.
+//! Keeps the images that Holdfast itself starts from on the node: its own and the sandbox's
+//! ("pause"). The kubelet collects images when a disk fills, and a node that lost these could not
+//! boot without its uplink.
 //!
-//! A pin is a label on containerd's record of the image. A second label says whose pin it is, so nothing has to be
-//! remembered elsewhere, and pins of others are neither taken over nor taken away.
+//! A pin is a label on containerd's record of the image. A second label says whose pin it is, so
+//! nothing has to be remembered elsewhere, and pins of others are neither taken over nor taken
+//! away.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -50,7 +52,8 @@ fn words(error: &grpc::Error) -> String {
 }
 
 impl Error {
-    /// Whether the runtime broke off: it may have died of what it was asked, so it is not asked again soon.
+    /// Whether the runtime broke off: it may have died of what it was asked, so it is not asked
+    /// again soon.
     pub fn broke_off(&self) -> bool {
         matches!(
             self,
@@ -79,7 +82,8 @@ pub enum Step {
     Unpin(Image),
 }
 
-/// From the images that are to be pinned, and the records of these and of what is pinned as ours, to what is to be done.
+/// From the images that are to be pinned, and the records of these and of what is pinned as ours,
+/// to what is to be done.
 pub fn plan(wanted: &BTreeSet<String>, records: &[Image], release: &str) -> Vec<Step> {
     let mut steps = Vec::new();
     let mut seen = BTreeSet::new();
@@ -97,8 +101,8 @@ pub fn plan(wanted: &BTreeSet<String>, records: &[Image], release: &str) -> Vec<
     steps
 }
 
-/// Pins the images of the agent's own pod, which are those of all of Holdfast's pods and the sandbox's, and takes away
-/// the pins of a former version. Answers with the names.
+/// Pins the images of the agent's own pod, which are those of all of Holdfast's pods and the
+/// sandbox's, and takes away the pins of a former version. Answers with the names.
 pub async fn keep(runtime: &Runtime, own: &Own) -> Result<BTreeSet<String>, Error> {
     let wanted = runtime.images_of_pod(&own.namespace, &own.pod).await?;
     if wanted.is_empty() {

@@ -1,5 +1,5 @@
-//! From what is on the host and what is wanted to the actions between: a pure function. Undoing is the same function
-//! with nothing wanted.
+//! From what is on the host and what is wanted to the actions between: a pure function. Undoing is
+//! the same function with nothing wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,7 +56,8 @@ pub struct Plan {
     pub left: Vec<String>,
 }
 
-/// Plans. `yielded` are files that somebody else changed so often that the agent no longer fights for them.
+/// Plans. `yielded` are files that somebody else changed so often that the agent no longer fights
+/// for them.
 pub fn plan(
     host: &Host,
     journal: &Journal,
@@ -151,7 +152,8 @@ impl Plan {
             .push(Action::Write(path.to_owned(), file.clone()));
     }
 
-    /// Takes a file of an agent whose journal is gone as its own, and with it the directory that bears an address.
+    /// Takes a file of an agent whose journal is gone as its own, and with it the directory that
+    /// bears an address.
     fn adopt(&mut self, path: &str, file: &Wanted) {
         if let Some(directory) = parents(path).next() {
             for journal in [&mut self.journal_first, &mut self.journal_last] {

@@ -1,5 +1,5 @@
-//! Whether this node is prepared, from the outcomes of real pulls: when to pull again and what an outcome means. Pure;
-//! time is passed in.
+//! Whether this node is prepared, from the outcomes of real pulls: when to pull again and what an
+//! outcome means. Pure; time is passed in.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -40,8 +40,8 @@ impl Proof {
 
     /// Takes in an outcome; the pause until the next pull comes with the verdict.
     ///
-    /// A registry that is down says nothing about the node, so what was proven stays proven: otherwise an outage of the
-    /// registry would read as nodes that lost their trust.
+    /// A registry that is down says nothing about the node, so what was proven stays proven:
+    /// otherwise an outage of the registry would read as nodes that lost their trust.
     pub fn learn(
         &mut self,
         probe: &str,
@@ -79,7 +79,8 @@ impl Proof {
     }
 }
 
-/// How often the agent writes a file again that somebody else changes: then it yields for the rest of the hour.
+/// How often the agent writes a file again that somebody else changes: then it yields for the rest
+/// of the hour.
 const REPAIRS_AN_HOUR: usize = 5;
 const HOUR: Duration = Duration::from_secs(3600);
 

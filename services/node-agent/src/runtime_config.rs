@@ -17,7 +17,8 @@ pub struct HostFolder {
     pub note: String,
 }
 
-/// Why the runtime has no folder that the agent could write to. The text is for the operator: what was found, what to add.
+/// Why the runtime has no folder that the agent could write to. The text is for the operator: what
+/// was found, what to add.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// No `config_path` and no default of this version.
@@ -216,7 +217,8 @@ fn registries(table: &toml::Table, format: i64) -> Vec<&toml::Table> {
     names.iter().filter_map(registry).collect()
 }
 
-/// The files that a configuration imports, relative names and patterns such as `conf.d/*.toml` resolved.
+/// The files that a configuration imports, relative names and patterns such as `conf.d/*.toml`
+/// resolved.
 fn imports(files: &dyn Files, importer: &Path, table: &toml::Table) -> Vec<PathBuf> {
     let base = importer.parent().unwrap_or(importer);
     let mut found = Vec::new();

@@ -1,4 +1,5 @@
-//! Where the wanted state comes from: the one Secret `F-node`, by watch, and what was last kept on the host.
+//! Where the wanted state comes from: the one Secret `F-node`, by watch, and what was last kept on
+//! the host.
 
 use futures::StreamExt as _;
 use holdfast_api::state::{KEY, NodeState};
@@ -22,8 +23,8 @@ pub enum Error {
     Malformed(#[from] serde_json::Error),
 }
 
-/// Follows the Secret and hands on each state that it holds. A Secret that is gone, empty or damaged changes nothing: the
-/// host keeps what it has until it is told otherwise in so many words.
+/// Follows the Secret and hands on each state that it holds. A Secret that is gone, empty or
+/// damaged changes nothing: the host keeps what it has until it is told otherwise in so many words.
 pub async fn follow(
     namespace: String,
     name: String,

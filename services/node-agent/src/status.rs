@@ -1,5 +1,5 @@
-//! What `GET /state` on the admin port says: `{"state": "present" | "removed" | "failed", "detail": …, "pins": …}`. The
-//! uninstaller asks it until the host is as it was.
+//! What `GET /state` on the admin port says: `{"state": "present" | "removed" | "failed", "detail":
+//! …, "pins": …}`. The uninstaller asks it until the host is as it was.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,4 +1,5 @@
-//! Pins on a real containerd, started for the test in a folder of its own. It needs root, as containerd does.
+//! Pins on a real containerd, started for the test in a folder of its own. It needs root, as
+//! containerd does.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 use holdfast_cluster::oci::ImageBuilder;

@@ -1,6 +1,6 @@
-//! How callers prove who they are, and what rules give them: users with bcrypt hashes, tokens of an authorization service, rules by
-//! repository. Pure but for the one check that costs time, which runs on a thread of low
-//! priority. The decision itself is the gate's.
+//! How callers prove who they are, and what rules give them: users with bcrypt hashes, tokens of an
+//! authorization service, rules by repository. Pure but for the one check that costs time, which
+//! runs on a thread of low priority. The decision itself is the gate's.
 
 pub(crate) mod htpasswd;
 pub(crate) mod keys;

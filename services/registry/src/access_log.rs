@@ -1,6 +1,7 @@
 //! The access log: one line a request, under the log target `access`, when its answer has ended.
 //!
-//! A line never holds a query (upload sessions are signed there) nor any header that may carry a credential.
+//! A line never holds a query (upload sessions are signed there) nor any header that may carry a
+//! credential.
 
 use std::{
     pin::Pin,
@@ -65,8 +66,8 @@ impl AccessLog {
         }
     }
 
-    /// Whether a request that was answered so is logged. A client that asks whether something is there, or comes without
-    /// credentials to learn which are needed, has not failed.
+    /// Whether a request that was answered so is logged. A client that asks whether something is
+    /// there, or comes without credentials to learn which are needed, has not failed.
     fn wants(&self, line: &Line, status: StatusCode) -> bool {
         let reads = line.method == Method::GET || line.method == Method::HEAD;
         let asks = (status == StatusCode::NOT_FOUND && line.method == Method::HEAD)
@@ -87,7 +88,8 @@ impl AccessLog {
         }
     }
 
-    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is who the gate says that asked.
+    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is who the gate
+    /// says that asked.
     pub(crate) fn follow(
         &self,
         line: Line,

@@ -1,7 +1,8 @@
 //! The distribution API as a hyper service: route, gate, handler, one answer.
 //!
-//! It is a hyper service and no warp filter, because repository names hold slashes (a path is read from its end), bodies are streams both ways, and
-//! the data path must not pay for layers that do not help it.
+//! It is a hyper service and no warp filter, because repository names hold slashes (a path is read
+//! from its end), bodies are streams both ways, and the data path must not pay for layers that do
+//! not help it.
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
@@ -64,7 +65,8 @@ pub(crate) struct Inner {
     lists: Memory,
 }
 
-/// What the deployment adds: who looks on while requests are answered, and what all of them may. By default nothing is added.
+/// What the deployment adds: who looks on while requests are answered, and what all of them may. By
+/// default nothing is added.
 #[derive(Debug, Default)]
 pub struct Observers {
     /// Which requests are logged.
@@ -203,7 +205,8 @@ impl Api {
     }
 }
 
-/// A repository as a client names it in lists: by its own name there, and with the upstream that it named.
+/// A repository as a client names it in lists: by its own name there, and with the upstream that it
+/// named.
 pub(crate) struct Asked<'a> {
     pub(crate) name: &'a RepositoryName,
     /// The `ns` of the query, for links to the next page.
@@ -233,8 +236,9 @@ fn allowed(writes: Writes, action: gate::Action) -> bool {
     }
 }
 
-/// Whether a request says once and well-formed which host it is for (RFC 9112, 3.2). What stands behind a proxy and reads another one
-/// of two headers would be told another host's content. HTTP/1.0 need not say it, HTTP/2 says it in `:authority`.
+/// Whether a request says once and well-formed which host it is for (RFC 9112, 3.2). What stands
+/// behind a proxy and reads another one of two headers would be told another host's content.
+/// HTTP/1.0 need not say it, HTTP/2 says it in `:authority`.
 fn names_one_host(head: &http::request::Parts) -> bool {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let is_host = |host: &HeaderValue| {
@@ -344,8 +348,9 @@ impl Inner {
         (handler, result.await)
     }
 
-    /// Turns a pull with `ns`, as a client sends it to a mirror, into a pull of that upstream's repository here. Only what is here or may be
-    /// fetched anyway is served so: this opens no way to upstreams that nobody configured. Returns the namespace that was used.
+    /// Turns a pull with `ns`, as a client sends it to a mirror, into a pull of that upstream's
+    /// repository here. Only what is here or may be fetched anyway is served so: this opens no
+    /// way to upstreams that nobody configured. Returns the namespace that was used.
     async fn mirror(
         &self,
         head: &http::request::Parts,

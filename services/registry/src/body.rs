@@ -1,7 +1,8 @@
 //! Bodies both ways: always streams, with bounded memory.
 //!
-//! Out: 128 KiB reads inside the store's budget of buffers, made when the client takes them. A blob that was not hashed for a while is hashed on
-//! its way out; its last piece leaves only when the digest is right (SPEC 37). In: frames as they come, with a limit on silence.
+//! Out: 128 KiB reads inside the store's budget of buffers, made when the client takes them. A blob
+//! that was not hashed for a while is hashed on its way out; its last piece leaves only when the
+//! digest is right (SPEC 37). In: frames as they come, with a limit on silence.
 
 use std::{
     io,
@@ -78,8 +79,9 @@ pub(crate) fn blob(store: Store, blob: BlobFile, first: u64, end: u64) -> Body {
     .boxed_unsync()
 }
 
-/// A blob on its way out. What the kernel has in memory is read at the moment when the connection takes it, and so goes from the
-/// processor's cache to the socket; for the rest the volume is waited for on the store's pool.
+/// A blob on its way out. What the kernel has in memory is read at the moment when the connection
+/// takes it, and so goes from the processor's cache to the socket; for the rest the volume is
+/// waited for on the store's pool.
 struct Stored {
     state: State,
     left: u64,
@@ -185,7 +187,8 @@ impl Reader {
         }
     }
 
-    /// Hashes the piece where that is wanted; `false` when it is the last one and the digest is wrong: then it must not leave.
+    /// Hashes the piece where that is wanted; `false` when it is the last one and the digest is
+    /// wrong: then it must not leave.
     fn is_sound_so_far(&mut self, piece: &Bytes) -> bool {
         let Some(hasher) = &mut self.hasher else {
             return true;
@@ -214,7 +217,8 @@ impl Reader {
     }
 }
 
-/// How much of a blob that arrives is waited for, and how long, before the next piece of it is sent.
+/// How much of a blob that arrives is waited for, and how long, before the next piece of it is
+/// sent.
 const GATHERED_BYTES: u64 = 256 << 10;
 const GATHER: Duration = Duration::from_millis(8);
 
@@ -341,9 +345,10 @@ impl Received {
 
 /// A body, and what becomes of it when a request is refused before it was read.
 ///
-/// Over HTTP/2 the answer ends a stream that the client still sends on: some clients (curl among them) take the reset that follows for
-/// the failure and never show the answer. So a little of what they send is read and thrown away. Over HTTP/1.1 nothing is read: a client
-/// that waits for `100 Continue` would begin to send.
+/// Over HTTP/2 the answer ends a stream that the client still sends on: some clients (curl among
+/// them) take the reset that follows for the failure and never show the answer. So a little of what
+/// they send is read and thrown away. Over HTTP/1.1 nothing is read: a client that waits for `100
+/// Continue` would begin to send.
 #[derive(Debug)]
 struct Arriving {
     rest: Option<RequestBody>,

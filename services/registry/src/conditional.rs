@@ -1,4 +1,5 @@
-//! `If-Match` and `If-None-Match` of a read (RFC 9110, 13). Pure. The entity tag of content is its digest.
+//! `If-Match` and `If-None-Match` of a read (RFC 9110, 13). Pure. The entity tag of content is its
+//! digest.
 
 use holdfast_core::digest::Digest;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
@@ -55,8 +56,8 @@ fn evaluate(headers: &HeaderMap, digest: &str) -> Outcome {
     }
 }
 
-/// Whether a header lists the digest; `None` without the header. A digest without quotes counts, too: some clients send it so, and
-/// distribution takes it.
+/// Whether a header lists the digest; `None` without the header. A digest without quotes counts,
+/// too: some clients send it so, and distribution takes it.
 fn lists(headers: &HeaderMap, name: &HeaderName, digest: &str, weak: bool) -> Option<bool> {
     let values = headers.get_all(name);
     values.iter().next()?;

@@ -1,4 +1,5 @@
-//! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's business.
+//! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's
+//! business.
 
 use holdfast_core::{digest::Digest, oci::Manifest, reference::RepositoryName};
 use http::{Response, StatusCode};

@@ -1,8 +1,9 @@
 //! Fills: images on their way from an upstream into the store.
 //!
-//! Owns what may be fetched and with which credentials, the single flight of a digest in the process and on the volume,
-//! and the order in which an image becomes visible: blobs, then the manifests that name them, then the index byte for byte,
-//! then the tag. Nothing is visible before it is verified. Knows nothing of HTTP routes, clients and Artifacts.
+//! Owns what may be fetched and with which credentials, the single flight of a digest in the
+//! process and on the volume, and the order in which an image becomes visible: blobs, then the
+//! manifests that name them, then the index byte for byte, then the tag. Nothing is visible before
+//! it is verified. Knows nothing of HTTP routes, clients and Artifacts.
 
 mod access;
 mod arriving;
@@ -185,7 +186,8 @@ impl From<Error> for SourceError {
 /// How fills behave.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Platforms that a pull alone copies of an index (`os/architecture`); others come when they are asked for.
+    /// Platforms that a pull alone copies of an index (`os/architecture`); others come when they
+    /// are asked for.
     pub platforms: Vec<String>,
     /// How long a pull of something that nothing names yet waits for the controller.
     pub hold: Duration,
@@ -199,7 +201,8 @@ pub struct Settings {
     pub has_controller: bool,
     /// The upstreams that may be copied; `None`: every one.
     pub permitted: Option<holdfast_core::sources::Upstreams>,
-    /// How long what came with a fill request serves pulls of what it named: longer than the controller's rounds.
+    /// How long what came with a fill request serves pulls of what it named: longer than the
+    /// controller's rounds.
     pub grant: Duration,
 }
 
@@ -266,8 +269,9 @@ struct Inner {
 }
 
 impl Fills {
-    /// Fills into `store`. `owner` is what other replicas read in the locks: the address of this replica's internal API
-    /// (`ip:port`, empty without one) and a name that no other process has.
+    /// Fills into `store`. `owner` is what other replicas read in the locks: the address of this
+    /// replica's internal API (`ip:port`, empty without one) and a name that no other process
+    /// has.
     pub fn new(
         store: Store,
         upstreams: Upstreams,
@@ -295,8 +299,8 @@ impl Fills {
         }
     }
 
-    /// Makes an image local and says what it is. Local already and not to be revalidated: no upstream is asked (SPEC 14).
-    /// The fill goes on when the caller leaves.
+    /// Makes an image local and says what it is. Local already and not to be revalidated: no
+    /// upstream is asked (SPEC 14). The fill goes on when the caller leaves.
     ///
     /// # Errors
     /// Why the image is not local.
@@ -346,7 +350,8 @@ impl Fills {
         rewrite::upstream_of(repo).map_or(Ok(()), |(host, _)| self.permit(&host))
     }
 
-    /// What a replica may hand to another one, for a repository if one is named. Whoever asks has somebody who waits.
+    /// What a replica may hand to another one, for a repository if one is named. Whoever asks has
+    /// somebody who waits.
     pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
             return Growing::No;

@@ -1,6 +1,7 @@
 //! Numbers of fills and of the upstreams they come from.
 //!
-//! Labels are bounded: the configured upstreams' hosts and `other`, never a repository, an image or a credential.
+//! Labels are bounded: the configured upstreams' hosts and `other`, never a repository, an image or
+//! a credential.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
@@ -139,7 +140,8 @@ pub struct FillMetrics {
 }
 
 impl FillMetrics {
-    /// Registers them as `holdfast_registry_…`, and what distribution counts, too, as `registry_proxy_…`.
+    /// Registers them as `holdfast_registry_…`, and what distribution counts, too, as
+    /// `registry_proxy_…`.
     pub fn register(&self, registry: &mut Registry) {
         self.proxy.register(registry);
         let mut group = Group::own(registry, "registry");

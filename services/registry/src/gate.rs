@@ -1,5 +1,5 @@
-//! Who may do what: the one gate in front of every handler. The decision is pure and deny-by-default; credentials come from files that are
-//! read again when they change.
+//! Who may do what: the one gate in front of every handler. The decision is pure and
+//! deny-by-default; credentials come from files that are read again when they change.
 
 mod decide;
 
@@ -62,7 +62,8 @@ impl Principal {
             Self::Node => "node".to_owned(),
             Self::User(name) => format!("user:{name}"),
             Self::Certificate(peer) => {
-                // Each kind of name is a space of its own, as in the rules: who may choose one must not become another.
+                // Each kind of name is a space of its own, as in the rules: who may choose one must
+                // not become another.
                 let names = [
                     ("CN", Some(&peer.common_name)),
                     ("URI", peer.uris.first()),
@@ -150,7 +151,8 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// A gate that knows nobody and lets everybody pull and push: the registry that runs alone, with no access configured.
+    /// A gate that knows nobody and lets everybody pull and push: the registry that runs alone,
+    /// with no access configured.
     pub fn open() -> Self {
         Self::empty(Policy::open(), None, AccessSettings::default())
     }
@@ -166,7 +168,8 @@ impl Gate {
         gate
     }
 
-    /// The gate that the settings ask for: the nodes' by `auth`, the others' by `access`; with neither, everybody may do everything.
+    /// The gate that the settings ask for: the nodes' by `auth`, the others' by `access`; with
+    /// neither, everybody may do everything.
     ///
     /// # Errors
     /// When a file is of no use: there is no last good one yet.
@@ -359,7 +362,8 @@ impl Gate {
         self.inner.policy.check_unknown(principal)
     }
 
-    /// Whether an upload may go on by its name alone, as clients do that drop the query of `Location`: only where there is nobody to tell apart.
+    /// Whether an upload may go on by its name alone, as clients do that drop the query of
+    /// `Location`: only where there is nobody to tell apart.
     pub fn sessions_by_name(&self) -> bool {
         self.inner.policy.is_open()
     }

@@ -1,6 +1,8 @@
-//! The internal API: the controller asks for images, replicas read from each other what is on its way.
+//! The internal API: the controller asks for images, replicas read from each other what is on its
+//! way.
 //!
-//! Served with mutual TLS on a listener of its own; every caller is the controller or a replica. Knows nothing of clients.
+//! Served with mutual TLS on a listener of its own; every caller is the controller or a replica.
+//! Knows nothing of clients.
 
 use std::convert::Infallible;
 
@@ -41,7 +43,8 @@ const CALLERS: [&str; 2] = ["holdfast-controller", "holdfast-registry"];
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// Serves the internal API until `shutdown`. Without `tls` everybody who reaches the listener may call: for tests only.
+/// Serves the internal API until `shutdown`. Without `tls` everybody who reaches the listener may
+/// call: for tests only.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerTls>,

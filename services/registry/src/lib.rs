@@ -1,7 +1,7 @@
 //! The registry: distribution API, access gate, and fills from upstream.
 //!
-//! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts; bytes on the volume are
-//! the store's.
+//! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts;
+//! bytes on the volume are the store's.
 
 mod access;
 mod access_log;

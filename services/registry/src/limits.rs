@@ -1,5 +1,6 @@
-//! Every bound of the distribution API in one place; what operators may change comes from [`holdfast_config::Limits`]. `docs/LIMITS.md` lists
-//! them with what a client sees, and a test holds the two together.
+//! Every bound of the distribution API in one place; what operators may change comes from
+//! [`holdfast_config::Limits`]. `docs/LIMITS.md` lists them with what a client sees, and a test
+//! holds the two together.
 
 pub(crate) mod uploads;
 
@@ -17,7 +18,8 @@ pub const HEADER_BYTES: usize = 32 << 10;
 /// Headers of a request.
 pub const HEADERS: usize = 100;
 
-/// Time for a TLS handshake and the headers of a connection's first request, and for the headers of each later one.
+/// Time for a TLS handshake and the headers of a connection's first request, and for the headers of
+/// each later one.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// After so long without a request a connection is closed.
@@ -35,7 +37,8 @@ pub const RATE_WINDOW: Duration = Duration::from_secs(60);
 /// After so many bytes of an upload it is asked again whether the volume has room.
 pub const SPACE_EVERY_BYTES: u64 = 32 << 20;
 
-/// Bytes of a refused request's body that are read over HTTP/2 and thrown away, so that the client reads the answer.
+/// Bytes of a refused request's body that are read over HTTP/2 and thrown away, so that the client
+/// reads the answer.
 pub const DISCARD_BYTES: usize = 8 << 20;
 
 /// For how long at most.
@@ -110,8 +113,8 @@ pub const LIST_MEMORY_PER_ADDRESS: u64 = 4 << 20;
 /// How long a list waits for its share of them.
 pub const LIST_WAIT: Duration = Duration::from_secs(5);
 
-/// A request that ends a session and brings all of its bytes is written apart from the session up to this length: it needs no lock then, and
-/// when it breaks off nobody can go on with it.
+/// A request that ends a session and brings all of its bytes is written apart from the session up
+/// to this length: it needs no lock then, and when it breaks off nobody can go on with it.
 pub const WHOLE_UPLOAD_BYTES: u64 = 16 << 20;
 
 /// Folders that a mount without `from` looks into for a repository that has the blob.
@@ -166,7 +169,8 @@ pub const NAMES_BYTES: usize = 16 << 20;
 /// Bytes of verified manifests that are kept in memory for pulls while their images are copied.
 pub const ARRIVING_BYTES: usize = 16 << 20;
 
-/// Most tags that one manifest may be given in one request. Each comes back in a header, and some clients take 100 headers at most.
+/// Most tags that one manifest may be given in one request. Each comes back in a header, and some
+/// clients take 100 headers at most.
 pub const MANIFEST_TAGS: usize = 50;
 
 /// Highest cost of a bcrypt hash: a login takes about a second of a core there.
@@ -184,7 +188,8 @@ pub const PASSWORDS_REMEMBERED: usize = 1024;
 /// How long the check of a password is remembered.
 pub const PASSWORD_REMEMBERED: Duration = Duration::from_secs(60);
 
-/// How long it is remembered, beyond that, that a password was right: its checks go before all others.
+/// How long it is remembered, beyond that, that a password was right: its checks go before all
+/// others.
 pub const PASSWORD_PROVEN: Duration = Duration::from_secs(24 * 3600);
 
 /// Failed logins of one user from one address in [`LOGIN_WINDOW`], those under way included.
@@ -229,7 +234,8 @@ pub const HOLD_EVERY: Duration = Duration::from_millis(250);
 /// `Retry-After` of answers that say "not now".
 pub const RETRY_AFTER_SECONDS: u64 = 5;
 
-/// The used percentage from which on writers are warned, as the store wants it: 100 means never, which is 101 there.
+/// The used percentage from which on writers are warned, as the store wants it: 100 means never,
+/// which is 101 there.
 pub(crate) fn warn_used_percent(setting: u8) -> u8 {
     if setting < 100 { setting } else { 101 }
 }

@@ -1,4 +1,5 @@
-//! Lists of tags and repositories, page by page. The store cuts the pages; nothing is allocated by what the client asks for.
+//! Lists of tags and repositories, page by page. The store cuts the pages; nothing is allocated by
+//! what the client asks for.
 
 use bytes::Bytes;
 use holdfast_core::{
@@ -44,7 +45,8 @@ pub(crate) fn most(names: usize, bytes: usize) -> u64 {
     2 * names as u64 * (bytes + MARKS) as u64
 }
 
-/// end-8a, end-8b. Of a repository that is copied from an upstream, the upstream's tags are among them.
+/// end-8a, end-8b. Of a repository that is copied from an upstream, the upstream's tags are among
+/// them.
 pub(crate) async fn tags(
     api: &Inner,
     repo: &RepositoryName,
@@ -121,7 +123,8 @@ fn merge(
     (all.into_iter().cloned().collect(), more)
 }
 
-/// `/v2/_catalog`. In a mirror of one upstream a name means that upstream's repository, and names are listed so.
+/// `/v2/_catalog`. In a mirror of one upstream a name means that upstream's repository, and names
+/// are listed so.
 pub(crate) async fn catalog(
     store: &Store,
     mirror_of: Option<&Host>,

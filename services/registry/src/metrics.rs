@@ -1,7 +1,8 @@
 //! Numbers of the registry. Labels are bounded: never a repository or an image.
 //!
-//! What distribution (the CNCF registry) counts has distribution's names and labels, so that its dashboards and alerts go
-//! on working; what only we know is `holdfast_registry_…`. Label sets are built once: a request costs a few atomic additions.
+//! What distribution (the CNCF registry) counts has distribution's names and labels, so that its
+//! dashboards and alerts go on working; what only we know is `holdfast_registry_…`. Label sets are
+//! built once: a request costs a few atomic additions.
 
 use std::sync::{
     Arc, OnceLock,
@@ -302,8 +303,8 @@ impl Metrics {
         }
     }
 
-    /// The times of one kind of work on the volume, by distribution's names: `Stat`, `GetContent`, `PutContent`, `Reader`,
-    /// `Writer`, `List`, `Move`, `Delete`.
+    /// The times of one kind of work on the volume, by distribution's names: `Stat`, `GetContent`,
+    /// `PutContent`, `Reader`, `Writer`, `List`, `Move`, `Delete`.
     pub fn action(&self, action: &'static str) -> Histogram {
         self.actions.get_or_create_owned(&Acted {
             action,

@@ -1,7 +1,8 @@
-//! Notifications of pushes, pulls, mounts and deletes in distribution's format, posted to the endpoints of the settings.
+//! Notifications of pushes, pulls, mounts and deletes in distribution's format, posted to the
+//! endpoints of the settings.
 //!
-//! Every endpoint has a bounded queue and one sender, so its events keep their order; what finds the queue full is
-//! dropped and counted. A request never waits for an endpoint.
+//! Every endpoint has a bounded queue and one sender, so its events keep their order; what finds
+//! the queue full is dropped and counted. A request never waits for an endpoint.
 
 mod event;
 mod queue;
@@ -70,8 +71,8 @@ struct StatusLabel {
     endpoint: String,
 }
 
-/// Distribution's numbers of notifications. `type` is `Events` (taken), `Successes`, `Failures` (answers that refuse),
-/// `Errors` (no answer), and, beyond distribution's, `Dropped`.
+/// Distribution's numbers of notifications. `type` is `Events` (taken), `Successes`, `Failures`
+/// (answers that refuse), `Errors` (no answer), and, beyond distribution's, `Dropped`.
 #[derive(Clone, Debug)]
 struct Metrics {
     events: Family<EventLabel, Counter>,
@@ -116,8 +117,9 @@ pub(crate) struct Draft {
 }
 
 impl Notifier {
-    /// Starts a sender for each endpoint; they end with `shutdown`, after a last attempt to send what waits. `None`
-    /// without endpoints. `address` and `instance` say which process tells; `secure`: its URLs begin with `https`.
+    /// Starts a sender for each endpoint; they end with `shutdown`, after a last attempt to send
+    /// what waits. `None` without endpoints. `address` and `instance` say which process tells;
+    /// `secure`: its URLs begin with `https`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -282,8 +284,8 @@ impl Notifier {
     }
 }
 
-/// Whether the answer is that of the drafted action: a mount may have become a session; of the parts of a blob that a client
-/// reads at once, only the first counts.
+/// Whether the answer is that of the drafted action: a mount may have become a session; of the
+/// parts of a blob that a client reads at once, only the first counts.
 fn happened(draft: &Draft, status: StatusCode, headers: &HeaderMap) -> bool {
     match draft.action {
         NotificationAction::Pull => {

@@ -1,4 +1,5 @@
-//! Doorways to the parsers of hostile text, for the fuzz targets alone. Each calls the parser and nothing else.
+//! Doorways to the parsers of hostile text, for the fuzz targets alone. Each calls the parser and
+//! nothing else.
 
 use holdfast_core::Digest;
 

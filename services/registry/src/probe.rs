@@ -1,4 +1,5 @@
-//! `holdfast/probe:1`: a tiny image that node agents pull through the container runtime to see that a node is prepared.
+//! `holdfast/probe:1`: a tiny image that node agents pull through the container runtime to see that
+//! a node is prepared.
 //!
 //! Deterministic, and an index, so that it fits a node of any platform.
 

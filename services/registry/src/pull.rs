@@ -22,7 +22,8 @@ use crate::{
     source::{Freshness, Manifest, ManifestRef, SourceBlob, SourceError},
 };
 
-/// Bytes of a manifest above which an answer is read from the volume while the client takes it, instead of being held in memory.
+/// Bytes of a manifest above which an answer is read from the volume while the client takes it,
+/// instead of being held in memory.
 const HELD_MANIFEST_BYTES: usize = 64 << 10;
 /// What a content type that is remembered takes in memory beside its text, bytes.
 const CONTENT_TYPE_COST: usize = 1024;
@@ -114,7 +115,8 @@ impl ContentTypes {
     }
 }
 
-/// A manifest on its way out. Clients may leave many answers unread, so a large one is not held for them.
+/// A manifest on its way out. Clients may leave many answers unread, so a large one is not held for
+/// them.
 async fn manifest_body(api: &Inner, head: &Parts, digest: &Digest, bytes: Bytes) -> Result<Body> {
     if head.method == http::Method::HEAD {
         return Ok(body::empty());
@@ -188,8 +190,8 @@ async fn hold(deadline: Instant) -> bool {
     true
 }
 
-/// The repository's blob. One of no bytes under the name of some, as a crash of a registry that does not sync leaves it, is a miss: no
-/// stream could tell it, because it ends before it begins.
+/// The repository's blob. One of no bytes under the name of some, as a crash of a registry that
+/// does not sync leaves it, is a miss: no stream could tell it, because it ends before it begins.
 async fn on_volume(
     api: &Inner,
     repo: &RepositoryName,
@@ -303,7 +305,8 @@ async fn relay(
     }))
 }
 
-/// The answer with the asked range; `make` gets the first byte and the end. Without a known size there are no ranges.
+/// The answer with the asked range; `make` gets the first byte and the end. Without a known size
+/// there are no ranges.
 fn reply(
     head: &Parts,
     digest: &Digest,

@@ -1,4 +1,5 @@
-//! Pushes of blobs: sessions whose state travels in the signed `_state`, so that any replica goes on; whole blobs; mounts.
+//! Pushes of blobs: sessions whose state travels in the signed `_state`, so that any replica goes
+//! on; whole blobs; mounts.
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
@@ -79,8 +80,9 @@ pub(crate) async fn mount(
     Ok(created(repo, digest))
 }
 
-/// Whether the blob lies in a repository that the caller may pull from: in `from`, or in any that a bounded search finds. The volume alone
-/// proves nothing, or a mount would read what belongs to others or was deleted.
+/// Whether the blob lies in a repository that the caller may pull from: in `from`, or in any that a
+/// bounded search finds. The volume alone proves nothing, or a mount would read what belongs to
+/// others or was deleted.
 async fn may_mount(
     api: &Inner,
     caller: &Principal,
@@ -163,7 +165,8 @@ pub(crate) async fn finish(
     Ok(created(repo, digest))
 }
 
-/// Whether the request that ends a session brings its bytes from the first to the last, and so few that nobody would go on where it broke off.
+/// Whether the request that ends a session brings its bytes from the first to the last, and so few
+/// that nobody would go on where it broke off.
 fn brings_all(head: &Parts, state: &State) -> bool {
     let is_whole = state.offset() == 0 && !head.headers.contains_key(header::CONTENT_RANGE);
     is_whole && announced(head).is_some_and(|length| length <= limits::WHOLE_UPLOAD_BYTES)
@@ -221,7 +224,8 @@ async fn verify(
         .await?
         .ok_or(holdfast_store::Error::UploadUnknown)?;
     if state.is_empty() && api.gate.sessions_by_name() {
-        // Some clients drop the query of Location. The session's name is secret enough to go on where its file ends.
+        // Some clients drop the query of Location. The session's name is secret enough to go on
+        // where its file ends.
         return Ok(State::new(repo, id, status.size, &now(), None));
     }
     let state = State::verify(state, &api.secret, repo, id).ok_or_else(|| {
@@ -240,7 +244,8 @@ async fn verify(
     Ok(state)
 }
 
-/// Opens the session where the client goes on: at the state's offset, or where its chunk begins if that is the file's end.
+/// Opens the session where the client goes on: at the state's offset, or where its chunk begins if
+/// that is the file's end.
 async fn open(
     api: &Inner,
     head: &Parts,
@@ -320,7 +325,8 @@ fn out_of_order(
     .with(header::RANGE, received(size))
 }
 
-/// A volume that became full under an upload gets its room back at once: the client has failed, and begins anew when there is room.
+/// A volume that became full under an upload gets its room back at once: the client has failed, and
+/// begins anew when there is room.
 async fn free_if_full<T>(
     api: &Inner,
     repo: &RepositoryName,
@@ -370,7 +376,8 @@ fn wrong_length() -> Error {
     )
 }
 
-/// The length of a chunk by `Content-Length`, or by `Content-Range` where the body is chunked. [`open`] has seen that they agree.
+/// The length of a chunk by `Content-Length`, or by `Content-Range` where the body is chunked.
+/// [`open`] has seen that they agree.
 fn expected(head: &Parts) -> Option<u64> {
     announced(head).or_else(|| {
         let range = head.headers.get(header::CONTENT_RANGE)?.to_str().ok()?;

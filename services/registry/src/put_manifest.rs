@@ -130,8 +130,8 @@ pub(crate) async fn put(
     Ok(created(repo, &digest, &tags, manifest.subject.as_ref()))
 }
 
-/// Reads what a client pushes. The parameters of its `Content-Type` do not count, and types that are
-/// none of manifests say nothing.
+/// Reads what a client pushes. The parameters of its `Content-Type` do not count, and types that
+/// are none of manifests say nothing.
 ///
 /// # Errors
 /// Why it is not taken.

@@ -16,8 +16,9 @@ pub(crate) enum Answer {
     Unsatisfiable,
 }
 
-/// Reads a `Range` header for content of `size` bytes. One range is answered; several, and other units, are ignored as RFC 9110
-/// allows. A range whose end lies before its start is refused, because clients that send it have a bug that silence would hide.
+/// Reads a `Range` header for content of `size` bytes. One range is answered; several, and other
+/// units, are ignored as RFC 9110 allows. A range whose end lies before its start is refused,
+/// because clients that send it have a bug that silence would hide.
 pub(crate) fn parse(header: Option<&str>, size: u64) -> Answer {
     let Some(spec) = header.and_then(|header| header.trim().strip_prefix("bytes=")) else {
         return Answer::Whole;
@@ -57,7 +58,8 @@ fn number(text: &str) -> Option<u64> {
         .flatten()
 }
 
-/// `Content-Range` of a chunk that is pushed: `first-last`, with or without a unit as some clients send it.
+/// `Content-Range` of a chunk that is pushed: `first-last`, with or without a unit as some clients
+/// send it.
 pub(crate) fn parse_chunk(header: &str) -> Option<(u64, u64)> {
     let text = header.trim();
     let text = text

@@ -1,6 +1,7 @@
-//! Who refers to a manifest: our index, what clients of registries without this API kept under a fallback tag, and what the
-//! upstream lists of a manifest that comes from there. A list that could not be learned is never told as an empty one: to whoever
-//! verifies signatures it would read "unsigned".
+//! Who refers to a manifest: our index, what clients of registries without this API kept under a
+//! fallback tag, and what the upstream lists of a manifest that comes from there. A list that could
+//! not be learned is never told as an empty one: to whoever verifies signatures it would read
+//! "unsigned".
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -22,7 +23,8 @@ use crate::{
 
 const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
 
-/// The kind that lists of some registries give to everything with an empty configuration, whatever it is.
+/// The kind that lists of some registries give to everything with an empty configuration, whatever
+/// it is.
 const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 
 /// What a manifest counts at least of the bytes that are read for a page.
@@ -180,7 +182,8 @@ async fn describe(
     (size, referrer)
 }
 
-/// The manifests listed under `<algorithm>-<hex>`, as clients keep them where there is no referrers API.
+/// The manifests listed under `<algorithm>-<hex>`, as clients keep them where there is no referrers
+/// API.
 async fn fallback(api: &Inner, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
     let Some(tag) = fallback_tag(subject) else {
         return Ok(Vec::new());

@@ -1,5 +1,6 @@
-//! From method, raw path and query to what is wanted. Pure: every name, tag, digest and session is parsed strictly here, before anything is
-//! looked up. Repository names hold slashes, so a path is read from its end.
+//! From method, raw path and query to what is wanted. Pure: every name, tag, digest and session is
+//! parsed strictly here, before anything is looked up. Repository names hold slashes, so a path is
+//! read from its end.
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
@@ -23,7 +24,8 @@ pub struct Page {
     pub last: Option<String>,
 }
 
-/// What is wanted. The identifiers are those of the distribution specification's table of endpoints.
+/// What is wanted. The identifiers are those of the distribution specification's table of
+/// endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
     /// end-1
@@ -90,7 +92,8 @@ impl Endpoint {
     }
 }
 
-/// The `ns` of a query, as it stands there and parsed: the upstream whose content a client wants from this registry as a mirror.
+/// The `ns` of a query, as it stands there and parsed: the upstream whose content a client wants
+/// from this registry as a mirror.
 pub fn namespace(query: Option<&str>) -> Option<(String, Host)> {
     let query = Query::parse(query).ok()?;
     let text = query.get("ns")?;
@@ -276,7 +279,8 @@ fn start_upload(
     }
     if let Some(mount) = query.get("mount") {
         let digest = Digest::parse(mount).map_err(|_| RouteError::Digest)?;
-        // A wrong `from` cannot be mounted from; the specification then asks for a session, not for an error.
+        // A wrong `from` cannot be mounted from; the specification then asks for a session, not for
+        // an error.
         return match query.get("from").map(RepositoryName::parse) {
             None => Ok(Endpoint::MountBlob(repo, digest, None)),
             Some(Ok(from)) => Ok(Endpoint::MountBlob(repo, digest, Some(from))),

@@ -1,6 +1,8 @@
-//! The process of the registry: opens the store, puts the parts together, serves until told to stop.
+//! The process of the registry: opens the store, puts the parts together, serves until told to
+//! stop.
 //!
-//! The volume may hang at any time: accepting and liveness do not depend on it, readiness asks it with a deadline.
+//! The volume may hang at any time: accepting and liveness do not depend on it, readiness asks it
+//! with a deadline.
 
 use std::{future::Future, sync::Arc, time::Duration};
 
@@ -105,8 +107,8 @@ pub async fn run_until(
     run_on(disk, Times::default(), settings, level, shutdown).await
 }
 
-/// [`run_until`] on a volume that may take however long to answer: probes and metrics are answered meanwhile, and the
-/// distribution API is served once the store is open.
+/// [`run_until`] on a volume that may take however long to answer: probes and metrics are answered
+/// meanwhile, and the distribution API is served once the store is open.
 ///
 /// # Errors
 /// What keeps it from starting.
@@ -164,7 +166,8 @@ pub async fn run_on(
         };
         tokio::spawn(admin.serve(bind(address)?, end.clone()));
     }
-    // Everything that can be wrong with files and addresses is told before the volume is waited for.
+    // Everything that can be wrong with files and addresses is told before the volume is waited
+    // for.
     let tls = settings
         .tls
         .as_ref()
@@ -276,7 +279,8 @@ pub async fn run_on(
     // A task that waits for a volume which hangs would wait for ever.
     let rest = async {
         while tasks.join_next().await.is_some() {}
-        // Another registry that takes the volume over knows nothing of tags that are still to be untied.
+        // Another registry that takes the volume over knows nothing of tags that are still to be
+        // untied.
         finish_deletes(&store).await;
     };
     if tokio::time::timeout(LAST, rest).await.is_err() {
@@ -297,7 +301,8 @@ fn mirror_of(settings: &RegistrySettings) -> Option<(String, Host)> {
 /// How often the scrubber looks whether it is its turn. Not at once: a start has other work.
 const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
-/// How long background work may take to end once the listeners are closed and all requests have ended.
+/// How long background work may take to end once the listeners are closed and all requests have
+/// ended.
 const LAST: Duration = Duration::from_secs(10);
 
 fn options(settings: &RegistrySettings) -> Options {
@@ -342,7 +347,8 @@ fn server_tls(
     Ok(ServerTls::from_files(files)?)
 }
 
-/// TLS towards clients; certificates are asked for where a CA for them is configured, and nobody needs one.
+/// TLS towards clients; certificates are asked for where a CA for them is configured, and nobody
+/// needs one.
 fn client_tls(
     files: &holdfast_config::TlsFiles,
     access: Option<&AccessSettings>,
@@ -456,8 +462,8 @@ async fn clean(store: Store, idle: Duration, every: Duration, shutdown: Cancella
     }
 }
 
-/// How often the probe image is looked at: nodes whose probe fails count as not prepared, so a volume that was lost under
-/// a running registry must not take it away for good.
+/// How often the probe image is looked at: nodes whose probe fails count as not prepared, so a
+/// volume that was lost under a running registry must not take it away for good.
 const PROBE_EVERY: Duration = Duration::from_secs(60);
 
 /// Keeps the probe image in place.

@@ -1,7 +1,9 @@
-//! The scrubber: hashes everything that is stored again, slowly, so that damage is found before a pull finds it.
+//! The scrubber: hashes everything that is stored again, slowly, so that damage is found before a
+//! pull finds it.
 //!
-//! One replica scrubs at a time, by a lock on the volume; where it was is kept there, too, so that the next one goes on. What
-//! is damaged is moved aside, and fetched anew at once if an upstream has it (SPEC 37); else the next push heals it.
+//! One replica scrubs at a time, by a lock on the volume; where it was is kept there, too, so that
+//! the next one goes on. What is damaged is moved aside, and fetched anew at once if an upstream
+//! has it (SPEC 37); else the next push heals it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -121,7 +123,8 @@ impl std::fmt::Debug for Scrubber {
 }
 
 impl Scrubber {
-    /// A scrubber of `store` that fetches what is damaged from `source` and gives way to what `requests` count.
+    /// A scrubber of `store` that fetches what is damaged from `source` and gives way to what
+    /// `requests` count.
     pub fn new(
         store: Store,
         source: Option<Arc<dyn Source>>,
@@ -265,7 +268,8 @@ impl Scrubber {
             self.store.remember_verified(&blob);
             return Ok(true);
         }
-        // A push or a fill may have put sound content there meanwhile: it is hashed once more before it is moved.
+        // A push or a fill may have put sound content there meanwhile: it is hashed once more
+        // before it is moved.
         match self.store.verify_blob(digest).await {
             Ok(_) => Ok(true),
             Err(holdfast_store::Error::Corrupt { .. }) => {
@@ -285,7 +289,8 @@ impl Scrubber {
         }
     }
 
-    /// Asks the upstreams of the repositories that refer to it. Where none has it, the next push heals it.
+    /// Asks the upstreams of the repositories that refer to it. Where none has it, the next push
+    /// heals it.
     async fn heal(&self, digest: &Digest) {
         let Some(source) = &self.source else {
             return;

@@ -1,11 +1,13 @@
 //! The `_state` of an upload: what any replica needs to go on, signed. Pure.
 //!
-//! Same form as distribution's (`base64url(HMAC-SHA256(secret, json) || json)`, with `Name`, `UUID`, `Offset`, `StartedAt`), so that sessions survive
-//! a change between the two under the same secret. Ours also carries the hash state at `Offset` with the generation of the file that it was
+//! Same form as distribution's (`base64url(HMAC-SHA256(secret, json) || json)`, with `Name`,
+//! `UUID`, `Offset`, `StartedAt`), so that sessions survive a change between the two under the same
+//! secret. Ours also carries the hash state at `Offset` with the generation of the file that it was
 //! taken over, without which the file is hashed again, and whom the session belongs to.
 //!
-//! A state proves who made it, not that it is the newest: a client may send any state of its session again. What a state says about the
-//! file's bytes is believed by the store only while its generation lasts.
+//! A state proves who made it, not that it is the newest: a client may send any state of its
+//! session again. What a state says about the file's bytes is believed by the store only while its
+//! generation lasts.
 
 use std::{
     path::{Path, PathBuf},
@@ -23,8 +25,8 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use uuid::Uuid;
 
-/// What signs sessions: the first of these secrets; each of them verifies, so that a secret can be changed while uploads run. Every replica has
-/// the same. Does not print; clones share it.
+/// What signs sessions: the first of these secrets; each of them verifies, so that a secret can be
+/// changed while uploads run. Every replica has the same. Does not print; clones share it.
 #[derive(Clone)]
 pub struct Secret(Arc<ArcSwap<Vec<Vec<u8>>>>);
 
@@ -121,7 +123,8 @@ pub struct State {
     /// The generation of the file that the hash was taken over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     generation: String,
-    /// Whose the session is; empty: whoever may push to the repository, as with distribution's own.
+    /// Whose the session is; empty: whoever may push to the repository, as with distribution's
+    /// own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     subject: String,
 }
@@ -165,7 +168,8 @@ impl State {
         &self.subject
     }
 
-    /// Whether the session is this caller's. One that names nobody was opened by an anonymous client or by distribution.
+    /// Whether the session is this caller's. One that names nobody was opened by an anonymous
+    /// client or by distribution.
     pub fn is_of(&self, subject: &str) -> bool {
         self.subject.is_empty() || self.subject == subject
     }

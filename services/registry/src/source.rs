@@ -1,7 +1,9 @@
-//! The contract between the distribution API and what fetches from upstreams: what a miss asks for, and what may come back.
+//! The contract between the distribution API and what fetches from upstreams: what a miss asks for,
+//! and what may come back.
 //!
-//! Implemented by [`crate::fill`]; a registry without upstreams has none. Everything found is either in the store already or on its way into
-//! it; the API never writes an upstream's content itself.
+//! Implemented by [`crate::fill`]; a registry without upstreams has none. Everything found is
+//! either in the store already or on its way into it; the API never writes an upstream's content
+//! itself.
 
 use std::sync::Arc;
 
@@ -57,7 +59,8 @@ pub trait RemoteBlob: Send + Sync {
     /// Size in bytes, if it is known.
     fn size(&self) -> Option<u64>;
 
-    /// The bytes from `offset` to the end. Ends with an error, never cleanly, when the blob does not get complete.
+    /// The bytes from `offset` to the end. Ends with an error, never cleanly, when the blob does
+    /// not get complete.
     fn open(
         &self,
         offset: u64,
@@ -111,7 +114,8 @@ pub enum SourceError {
     /// The volume has no room for it.
     #[error("{0}")]
     NoSpace(String),
-    /// The registry runs alone, and its settings do not list the upstream: nothing will ever allow it.
+    /// The registry runs alone, and its settings do not list the upstream: nothing will ever allow
+    /// it.
     #[error("no upstream of this registry has that name")]
     NotListed,
     /// Too many fills at once; try again.
@@ -129,7 +133,8 @@ pub struct Listed<T> {
     pub entries: Arc<[T]>,
     /// Why there may be others by now; for a `Warning` header.
     pub warning: Option<String>,
-    /// Whether the upstream ever told: otherwise nothing follows from what is not among the entries.
+    /// Whether the upstream ever told: otherwise nothing follows from what is not among the
+    /// entries.
     pub known: bool,
 }
 
@@ -161,15 +166,16 @@ pub trait Source: Send + Sync + 'static {
         false
     }
 
-    /// Fetches a manifest into the store (single flight by repository and reference). It may return before the blobs are there.
+    /// Fetches a manifest into the store (single flight by repository and reference). It may return
+    /// before the blobs are there.
     fn manifest<'a>(
         &'a self,
         repo: &'a RepositoryName,
         reference: &'a ManifestRef,
     ) -> BoxFuture<'a, Result<Manifest, SourceError>>;
 
-    /// Fetches a blob, returning as soon as its first bytes can be read (single flight by digest on the volume). A client that leaves does
-    /// not stop it.
+    /// Fetches a blob, returning as soon as its first bytes can be read (single flight by digest on
+    /// the volume). A client that leaves does not stop it.
     fn blob<'a>(
         &'a self,
         repo: &'a RepositoryName,
@@ -190,8 +196,8 @@ pub trait Source: Send + Sync + 'static {
         Box::pin(async { Listed::default() })
     }
 
-    /// A pull of upstream content was answered with `bytes`, from the volume if `is_hit`; `kind` is `manifest` or `blob`. For the
-    /// numbers only.
+    /// A pull of upstream content was answered with `bytes`, from the volume if `is_hit`; `kind` is
+    /// `manifest` or `blob`. For the numbers only.
     fn served(&self, _kind: &'static str, _is_hit: bool, _bytes: u64) {}
 
     /// Whether a tag that is local should be served as it is; at most 500 ms.

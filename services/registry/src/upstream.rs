@@ -1,7 +1,8 @@
 //! The client side: registries that images are copied from.
 //!
-//! Owns endpoints and their order, credentials and tokens, redirects, limits, the circuit breaker. Everything an
-//! upstream says is hostile until verified. Knows nothing of the store and of who waits.
+//! Owns endpoints and their order, credentials and tokens, redirects, limits, the circuit breaker.
+//! Everything an upstream says is hostile until verified. Knows nothing of the store and of who
+//! waits.
 
 mod access;
 pub(crate) mod auth;
@@ -75,7 +76,8 @@ pub enum Error {
     /// The upstream asks to be left alone for so long.
     #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", endpoint::seconds(*.0))]
     TooMany(Duration),
-    /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may be sent.
+    /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may
+    /// be sent.
     #[error("the upstream's answer is not valid: {0}")]
     Invalid(String),
     /// The bytes have the digest that was asked for and are no manifest that is taken.
@@ -107,14 +109,16 @@ impl Error {
 /// Result of an upstream request.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A repository of an upstream, with the credentials that were given for it, tried in turn (SPEC 35).
+/// A repository of an upstream, with the credentials that were given for it, tried in turn (SPEC
+/// 35).
 #[derive(Debug, Clone)]
 pub struct Source {
     /// The upstream's host.
     pub host: Host,
     /// The repository there.
     pub repository: RepositoryName,
-    /// Credentials of pull secrets; those of the settings and anonymous access are tried after them.
+    /// Credentials of pull secrets; those of the settings and anonymous access are tried after
+    /// them.
     pub logins: Vec<Login>,
     /// How urgent it is; shared by all that belongs to one copy.
     pub priority: Priority,
@@ -129,7 +133,8 @@ pub struct Wanted<'a> {
     pub size: Option<u64>,
     /// The first byte that is wanted.
     pub offset: u64,
-    /// Ask for everything and pass over what lies before `offset`: for servers that cannot do ranges.
+    /// Ask for everything and pass over what lies before `offset`: for servers that cannot do
+    /// ranges.
     pub whole: bool,
     /// Endpoints that broke off before: asked after the others.
     pub avoid: &'a [String],
@@ -173,7 +178,8 @@ impl std::fmt::Debug for Inner {
 const MAX_HOSTS: usize = 256;
 
 impl Upstreams {
-    /// The upstreams of the settings; others are reached at `https://<host>` when something names them.
+    /// The upstreams of the settings; others are reached at `https://<host>` when something names
+    /// them.
     ///
     /// # Errors
     /// [`Error::Settings`] when an endpoint, a certificate or a proxy does not parse.
@@ -234,7 +240,8 @@ impl Upstreams {
         self.inner.listed.contains_key(&host.to_string())
     }
 
-    /// Keeps the endpoints and forgets that the settings name them: nothing may be fetched on a pull alone.
+    /// Keeps the endpoints and forgets that the settings name them: nothing may be fetched on a
+    /// pull alone.
     #[cfg(test)]
     pub(crate) fn unlist(&mut self) {
         self.inner
@@ -410,8 +417,8 @@ impl Upstreams {
         Err(self.failed(source, &path, failed))
     }
 
-    /// Starts to fetch a blob. Waits for its turn among all copies, again when it has to give its slot up
-    /// before the upstream answers.
+    /// Starts to fetch a blob. Waits for its turn among all copies, again when it has to give its
+    /// slot up before the upstream answers.
     ///
     /// # Errors
     /// The most telling error of all endpoints.
@@ -477,8 +484,8 @@ impl Upstreams {
                         turn,
                     });
                 }
-                // An answer that breaks a rule is this source's: it says nothing of what the endpoint
-                // has for others.
+                // An answer that breaks a rule is this source's: it says nothing of what the
+                // endpoint has for others.
                 Err(error) => failed = Some(worse(failed, &endpoint, error)),
             }
         }
@@ -508,8 +515,9 @@ impl Upstreams {
         }
     }
 
-    /// Does not ask an endpoint for a blob for a while, because it alone sent all of it, and the bytes
-    /// hash to something else. Nothing less proves that an endpoint is wrong for everybody.
+    /// Does not ask an endpoint for a blob for a while, because it alone sent all of it, and the
+    /// bytes hash to something else. Nothing less proves that an endpoint is wrong for
+    /// everybody.
     pub fn quarantine(&self, endpoint: &str, digest: &Digest) {
         let of = |endpoints: &Vec<Arc<Endpoint>>| {
             let mut all = endpoints.iter();

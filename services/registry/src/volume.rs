@@ -1,7 +1,8 @@
-//! The watch over the volume: readiness, numbers, whether it hangs and whether it is still the same one.
+//! The watch over the volume: readiness, numbers, whether it hangs and whether it is still the same
+//! one.
 //!
-//! It looks from a thread of its own, so that requests which hang on the volume cannot keep it from seeing that. Liveness
-//! never depends on it: a new process would hang as well.
+//! It looks from a thread of its own, so that requests which hang on the volume cannot keep it from
+//! seeing that. Liveness never depends on it: a new process would hang as well.
 
 mod measured;
 
@@ -60,7 +61,8 @@ impl Default for Times {
     }
 }
 
-/// Waits for the store to be opened and says meanwhile why the registry is not ready. `None` when the process is to end first.
+/// Waits for the store to be opened and says meanwhile why the registry is not ready. `None` when
+/// the process is to end first.
 pub(crate) async fn opened<E>(
     opening: impl Future<Output = Result<Store, E>>,
     times: Times,

@@ -1,4 +1,5 @@
-//! The scrubber on a real volume with a real upstream: what is damaged is found, moved aside and fetched again.
+//! The scrubber on a real volume with a real upstream: what is damaged is found, moved aside and
+//! fetched again.
 
 #![allow(
     clippy::unwrap_used,

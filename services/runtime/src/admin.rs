@@ -1,15 +1,20 @@
-//! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and operators:
+//! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and
+//! operators:
 //!
 //! - `GET /livez`, `GET /readyz`: 200 or 503, one line a check
-//! - `GET /debug/health`: the checks of readiness that fail as a JSON object, `{}` when all is well: what distribution answers
+//! - `GET /debug/health`: the checks of readiness that fail as a JSON object, `{}` when all is
+//!   well: what distribution answers
 //! - `GET /metrics`: metrics as text
-//! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the reason
+//! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the
+//!   reason
 //!
-//! They carry no secret and change nothing but the log level, and that only for the pod itself (`kubectl port-forward`):
-//! libraries at `trace` write more than a neighbour in the cluster should be able to ask for.
+//! They carry no secret and change nothing but the log level, and that only for the pod itself
+//! (`kubectl port-forward`): libraries at `trace` write more than a neighbour in the cluster should
+//! be able to ask for.
 //!
-//! Everybody in the cluster reaches the port, and the kubelet is a stranger like any other. So every connection is a short one, each
-//! may be ended for a further one, the oldest first, and a request is refused before its body is read.
+//! Everybody in the cluster reaches the port, and the kubelet is a stranger like any other. So
+//! every connection is a short one, each may be ended for a further one, the oldest first, and a
+//! request is refused before its body is read.
 
 use crate::health::{Health, Report};
 use crate::{logs, metrics, server};
@@ -71,7 +76,8 @@ impl Admin {
     }
 }
 
-/// What one connection may cost. An answer takes milliseconds, so the oldest connection is one whose client is slow.
+/// What one connection may cost. An answer takes milliseconds, so the oldest connection is one
+/// whose client is slow.
 pub fn limits() -> server::Limits {
     const PATIENCE: Duration = Duration::from_secs(5);
     server::Limits {
@@ -160,7 +166,8 @@ fn is_from_here(peer: Option<server::PeerAddr>) -> bool {
     peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback())
 }
 
-/// The body as text. `content_length_limit` stands before it, so the disallowed unbounded read is bounded here.
+/// The body as text. `content_length_limit` stands before it, so the disallowed unbounded read is
+/// bounded here.
 #[allow(
     clippy::disallowed_methods,
     reason = "bounded by content_length_limit in front of it"

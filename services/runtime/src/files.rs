@@ -1,4 +1,5 @@
-//! Files that change while the process runs: certificates and configuration on volumes of the API server.
+//! Files that change while the process runs: certificates and configuration on volumes of the API
+//! server.
 //!
 //! Contents are compared, not times: such volumes swap a symbolic link, and their files are small.
 
@@ -24,7 +25,8 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     std::fs::read(path).ok()
 }
 
-/// Calls `changed` whenever the contents of one of `paths` are others than before, until `shutdown`.
+/// Calls `changed` whenever the contents of one of `paths` are others than before, until
+/// `shutdown`.
 ///
 /// `changed` is called once per difference seen; several changes within `every` are one.
 pub async fn watch(

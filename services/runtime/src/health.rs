@@ -1,4 +1,5 @@
-//! Named checks behind `/livez` and `/readyz`. A check answers from memory, at once: it does no I/O.
+//! Named checks behind `/livez` and `/readyz`. A check answers from memory, at once: it does no
+//! I/O.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, RwLock};
@@ -41,7 +42,8 @@ impl Health {
         add(&self.ready, name, Arc::new(check));
     }
 
-    /// Adds a check of readiness that is a value set elsewhere; it begins as not ready with `reason`.
+    /// Adds a check of readiness that is a value set elsewhere; it begins as not ready with
+    /// `reason`.
     pub fn ready_flag(&self, name: &str, reason: &str) -> Flag {
         let flag = Flag {
             verdict: Arc::new(RwLock::new(Err(reason.to_owned()))),

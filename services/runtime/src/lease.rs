@@ -1,7 +1,8 @@
 //! Leader election by a Lease of the API server.
 //!
-//! The lease lasts 15 s and is renewed every 5 s. A leader that could not renew for 10 s stops leading before anybody
-//! else may begin. Others measure by their own clock how long the lease was not renewed, so clocks need not agree.
+//! The lease lasts 15 s and is renewed every 5 s. A leader that could not renew for 10 s stops
+//! leading before anybody else may begin. Others measure by their own clock how long the lease was
+//! not renewed, so clocks need not agree.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -102,7 +103,8 @@ impl Candidate {
         }
     }
 
-    /// Waits until it leads; `None` when `shutdown` came first. Errors of the API are logged and tried again.
+    /// Waits until it leads; `None` when `shutdown` came first. Errors of the API are logged and
+    /// tried again.
     pub async fn lead(&self, shutdown: &CancellationToken) -> Option<Leadership> {
         let mut sight = Sight {
             spec: None,
@@ -240,7 +242,8 @@ fn won(outcome: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
 }
 
 impl Leadership {
-    /// Completes when leadership is lost. The process is to end then: what it began as a leader must not go on.
+    /// Completes when leadership is lost. The process is to end then: what it began as a leader
+    /// must not go on.
     pub async fn lost(&self) {
         self.lost.cancelled().await;
     }

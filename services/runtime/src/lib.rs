@@ -1,5 +1,5 @@
-//! The process shell of every part: logs, metrics, admin endpoints, TLS listener, leader election, supervised loops
-//! and shutdown.
+//! The process shell of every part: logs, metrics, admin endpoints, TLS listener, leader election,
+//! supervised loops and shutdown.
 //!
 //! It knows nothing of images, pods or the store; it is the only crate that names rustls.
 

@@ -1,4 +1,5 @@
-//! Logs: one JSON object a line in the cluster, text for people elsewhere; the level can change while the process runs.
+//! Logs: one JSON object a line in the cluster, text for people elsewhere; the level can change
+//! while the process runs.
 
 use holdfast_config::{LogFormat, Logging};
 use std::io::IsTerminal as _;
@@ -41,7 +42,8 @@ impl Level {
     }
 }
 
-/// A bare level speaks for Holdfast; libraries stay at warnings then, for they say too much at `info`.
+/// A bare level speaks for Holdfast; libraries stay at warnings then, for they say too much at
+/// `info`.
 fn parse(filter: &str) -> Result<EnvFilter, Error> {
     let filter = filter.trim();
     let invalid = || Error::Filter(filter.to_owned());

@@ -1,5 +1,6 @@
-//! The process's metrics: one registry, in the text format of Prometheus. Our own names open with `holdfast_`; a part that
-//! stands in for another program also exposes that program's names, so that its dashboards go on working.
+//! The process's metrics: one registry, in the text format of Prometheus. Our own names open with
+//! `holdfast_`; a part that stands in for another program also exposes that program's names, so
+//! that its dashboards go on working.
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::gauge::Gauge;
@@ -12,7 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// The media type of [`encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// A registry with what every part exposes: `holdfast_build_info{part, version}` and the start time.
+/// A registry with what every part exposes: `holdfast_build_info{part, version}` and the start
+/// time.
 pub fn registry(part: &'static str) -> Registry {
     let mut registry = Registry::default();
     let mut group = Group::own(&mut registry, "");
@@ -30,8 +32,8 @@ pub fn registry(part: &'static str) -> Registry {
     registry
 }
 
-/// Metrics whose names begin with the same words. Each method registers a metric and gives it back, so that a metric is
-/// named in one place only.
+/// Metrics whose names begin with the same words. Each method registers a metric and gives it back,
+/// so that a metric is named in one place only.
 #[derive(Debug)]
 pub struct Group<'a>(&'a mut Registry);
 
@@ -70,7 +72,8 @@ impl<'a> Group<'a> {
     }
 }
 
-/// A histogram without a lock, for paths where many threads observe at the same moment. Clones share it.
+/// A histogram without a lock, for paths where many threads observe at the same moment. Clones
+/// share it.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     inner: Arc<Inner>,

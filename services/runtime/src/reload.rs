@@ -1,5 +1,6 @@
-//! Numbers of files that are read again while the process runs. A new file that is of no use leaves the last good one in place; that is a
-//! warning in the log and a gauge that stays up until a good file comes.
+//! Numbers of files that are read again while the process runs. A new file that is of no use leaves
+//! the last good one in place; that is a warning in the log and a gauge that stays up until a good
+//! file comes.
 
 use crate::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;

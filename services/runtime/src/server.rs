@@ -1,7 +1,8 @@
 //! The HTTP server of every part: one accept loop for plain HTTP and TLS, HTTP/1.1 and HTTP/2.
 //!
-//! Owns `TCP_NODELAY`, the bounds on connections, headers, bodies, handshakes, streams and slow clients, and the graceful end. Request
-//! extensions carry [`PeerAddr`] and, with a client certificate, [`PeerIdentity`].
+//! Owns `TCP_NODELAY`, the bounds on connections, headers, bodies, handshakes, streams and slow
+//! clients, and the graceful end. Request extensions carry [`PeerAddr`] and, with a client
+//! certificate, [`PeerIdentity`].
 
 mod count;
 mod eviction;
@@ -63,7 +64,8 @@ pub struct PeerAddr(pub SocketAddr);
 pub struct Client(Arc<Watch>);
 
 impl Client {
-    /// The client has proved who it is: while places are short, its connection ends after those of strangers.
+    /// The client has proved who it is: while places are short, its connection ends after those of
+    /// strangers.
     pub fn set_authenticated(&self) {
         self.0.authenticated();
     }
@@ -72,8 +74,9 @@ impl Client {
 /// What one connection may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. A further one takes the place of an idle one, or of one of an address that has more; where there is none
-    /// of these, [`WAITING`] wait for `header_timeout`, and further ones are closed at once.
+    /// Connections at a time. A further one takes the place of an idle one, or of one of an
+    /// address that has more; where there is none of these, [`WAITING`] wait for
+    /// `header_timeout`, and further ones are closed at once.
     pub connections: usize,
     /// Connections of one address (IPv6: of one /64) at a time; further ones are closed at once.
     pub connections_per_address: usize,
@@ -81,8 +84,9 @@ pub struct Limits {
     /// its connections, those that wait and those that were not looked at yet. 3 for the port that
     /// a process is there for, 6 for each other one; they leave a third of all.
     pub part_of_files: u64,
-    /// Whether every connection, also one with a request under way, gives up its place for a further one: the oldest of the address
-    /// that has most. For ports whose answers are short.
+    /// Whether every connection, also one with a request under way, gives up its place for a
+    /// further one: the oldest of the address that has most. For ports whose answers are
+    /// short.
     pub recycles: bool,
     /// Bytes of a request's headers; 431 above.
     pub header_bytes: usize,
@@ -92,31 +96,34 @@ pub struct Limits {
     pub header_timeout: Duration,
     /// Time without a request, after which a connection is closed.
     pub keep_alive: Duration,
-    /// Time in which a client takes nothing of an answer, after which its connection is cut; or sends nothing of a request's body,
-    /// which then ends with [`BodyError::Silent`].
+    /// Time in which a client takes nothing of an answer, after which its connection is cut; or
+    /// sends nothing of a request's body, which then ends with [`BodyError::Silent`].
     pub idle: Duration,
-    /// Least bytes a second, over `window`, that a client takes of an answer, else its connection is cut; or sends of a request's
-    /// body, which then ends with [`BodyError::Slow`]. 0: any.
+    /// Least bytes a second, over `window`, that a client takes of an answer, else its connection
+    /// is cut; or sends of a request's body, which then ends with [`BodyError::Slow`]. 0: any.
     pub min_bytes_per_second: u64,
     /// Over this time a client has to be fast enough.
     pub window: Duration,
-    /// Time that a client may take to send a request's body in all, which then ends with [`BodyError::Late`]. Set it where bodies are
-    /// small by nature; `None` where `min_bytes_per_second` is the bound.
+    /// Time that a client may take to send a request's body in all, which then ends with
+    /// [`BodyError::Late`]. Set it where bodies are small by nature; `None` where
+    /// `min_bytes_per_second` is the bound.
     pub body_timeout: Option<Duration>,
-    /// Bytes of a request's body, which then ends with [`BodyError::TooLarge`], by the announced length before its first byte.
-    /// `u64::MAX` where the part bounds its bodies itself.
+    /// Bytes of a request's body, which then ends with [`BodyError::TooLarge`], by the announced
+    /// length before its first byte. `u64::MAX` where the part bounds its bodies itself.
     pub body_bytes: u64,
     /// Time that requests under way get at shutdown.
     pub drain: Duration,
     /// Concurrent streams of an HTTP/2 connection; further ones are refused.
     pub streams: u32,
-    /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on one stream of it; at least 65535.
-    /// What waits there is outside of the part's own budgets.
+    /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on
+    /// one stream of it; at least 65535. What waits there is outside of the part's own
+    /// budgets.
     pub http2_window: u32,
     /// Connections at a time that have [`LARGE_WINDOW`] instead, because a small window makes
     /// uploads over long ways slow; of one address [`LARGE_WINDOWS_OF_ADDRESS`].
     pub http2_large_windows: usize,
-    /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more the connection ends.
+    /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more
+    /// the connection ends.
     pub resets: usize,
 }
 
@@ -161,11 +168,14 @@ pub fn tower<S>(service: S) -> hyper_util::service::TowerToHyperService<S> {
 
 /// Serves `service` until `shutdown`, then lets requests under way finish within `limits.drain`.
 ///
-/// Bodies of requests come as [`RequestBody`], which ends with a [`BodyError`] where a client is silent, slow or sends too much. A part
-/// whose bodies are small sets [`Limits::body_bytes`] and [`Limits::body_timeout`]; how many bytes all bodies of a process hold at a
-/// time is for the part to bound: it takes a share of its budget before it reads on, and gives it back with the last reader.
+/// Bodies of requests come as [`RequestBody`], which ends with a [`BodyError`] where a client is
+/// silent, slow or sends too much. A part whose bodies are small sets [`Limits::body_bytes`] and
+/// [`Limits::body_timeout`]; how many bytes all bodies of a process hold at a time is for the part
+/// to bound: it takes a share of its budget before it reads on, and gives it back with the last
+/// reader.
 ///
-/// A connection that fails or panics ends alone. The listener is closed first at shutdown, so that new clients go elsewhere.
+/// A connection that fails or panics ends alone. The listener is closed first at shutdown, so that
+/// new clients go elsewhere.
 pub async fn serve<S, B>(
     listener: TcpListener,
     tls: Option<ServerTls>,

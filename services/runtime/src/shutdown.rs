@@ -6,7 +6,8 @@ use tokio_util::sync::CancellationToken;
 /// The exit status of a process that was told twice.
 pub const ABORTED: i32 = 130;
 
-/// A token that is cancelled at the first SIGTERM or SIGINT. At the second the process exits with status 130 at once.
+/// A token that is cancelled at the first SIGTERM or SIGINT. At the second the process exits with
+/// status 130 at once.
 ///
 /// Must be called within a tokio runtime; fails when the signal handlers cannot be installed.
 pub fn on_signals() -> std::io::Result<CancellationToken> {

@@ -1,5 +1,6 @@
-//! Background loops: each is restarted when it ends or fails, tells when it last succeeded, and fails liveness when it
-//! is stuck. Failing is not being stuck: a loop whose every attempt fails, because the API server is down, stays alive.
+//! Background loops: each is restarted when it ends or fails, tells when it last succeeded, and
+//! fails liveness when it is stuck. Failing is not being stuck: a loop whose every attempt fails,
+//! because the API server is down, stays alive.
 
 use crate::health::Health;
 use crate::metrics::{Group, unix_seconds};
@@ -80,8 +81,8 @@ impl Supervisor {
         }
     }
 
-    /// Runs `start` again and again until shutdown, with growing pauses (1 s to 30 s) when it fails. `/livez` fails
-    /// when its [`Heart`] is silent for longer than `patience`.
+    /// Runs `start` again and again until shutdown, with growing pauses (1 s to 30 s) when it
+    /// fails. `/livez` fails when its [`Heart`] is silent for longer than `patience`.
     pub fn spawn<F, E>(
         &self,
         name: &'static str,
@@ -146,7 +147,8 @@ impl Supervisor {
     }
 }
 
-/// Pauses between restarts: doubling from one second to thirty, from the beginning after a minute's run.
+/// Pauses between restarts: doubling from one second to thirty, from the beginning after a minute's
+/// run.
 #[derive(Debug, Default)]
 struct Pause {
     failures: u32,

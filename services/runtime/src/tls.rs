@@ -1,7 +1,8 @@
-//! TLS from files that change: serving and client configurations that follow their files without a restart and keep the
-//! last good one when a file is bad.
+//! TLS from files that change: serving and client configurations that follow their files without a
+//! restart and keep the last good one when a file is bad.
 //!
-//! One crypto provider for the whole process, aws-lc-rs; protocols are TLS 1.2 and 1.3 with ALPN `h2` and `http/1.1`.
+//! One crypto provider for the whole process, aws-lc-rs; protocols are TLS 1.2 and 1.3 with ALPN
+//! `h2` and `http/1.1`.
 
 mod client;
 mod identity;
@@ -42,7 +43,8 @@ pub enum Error {
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// Makes aws-lc-rs the process's crypto provider. To be called once, first thing in `main` and in tests; calling it again does nothing.
+/// Makes aws-lc-rs the process's crypto provider. To be called once, first thing in `main` and in
+/// tests; calling it again does nothing.
 pub fn install_crypto_provider() {
     // An error means that one is installed already, which is what is wanted.
     let _installed_before = rustls::crypto::aws_lc_rs::default_provider()

@@ -120,7 +120,8 @@ async fn streams_that_nobody_reads_hold_a_bounded_number_of_bytes() {
             clients.push(hoard(port, window).await);
         }
         tokio::time::sleep(Duration::from_secs(2)).await;
-        // What all connections may hold before they take one piece each, one piece each, and one of each thread that looked before.
+        // What all connections may hold before they take one piece each, one piece each, and one of
+        // each thread that looked before.
         let most = (24 << 20) + (CONNECTIONS + 4) * PIECE;
         let found = alive.most.load(SeqCst);
         assert!(

@@ -1,7 +1,8 @@
 //! Images out of a volume and into one, as OCI image layouts: a folder, or a tar file of it.
 //!
-//! Reading a volume for this changes nothing on it, so it works beside running registries ([`View`]). What a [`Source`] holds is hostile until its
-//! digest was checked; into the store it goes by the same way as a copy from an upstream: contents first, verified, the tag last.
+//! Reading a volume for this changes nothing on it, so it works beside running registries
+//! ([`View`]). What a [`Source`] holds is hostile until its digest was checked; into the store it
+//! goes by the same way as a copy from an upstream: contents first, verified, the tag last.
 
 mod bundle;
 mod export;

@@ -1,8 +1,10 @@
-//! Writes that survive a loss of power, and look-ups that a network file system's memory does not deceive.
+//! Writes that survive a loss of power, and look-ups that a network file system's memory does not
+//! deceive.
 //!
-//! The order, always: a file's bytes, then its name, then the names of the folders above it that are not known to be durable; only then
-//! success is reported. A name that somebody else made is made durable too before anything relies on it. What this process
-//! has synced itself is remembered, so that each folder is synced once and not once a push.
+//! The order, always: a file's bytes, then its name, then the names of the folders above it that
+//! are not known to be durable; only then success is reported. A name that somebody else made is
+//! made durable too before anything relies on it. What this process has synced itself is
+//! remembered, so that each folder is synced once and not once a push.
 
 use std::{
     collections::HashMap,
@@ -97,7 +99,8 @@ pub(crate) fn reading<T>(
     })
 }
 
-/// Opens and reads, again if need be: on a network file system a file can be replaced between the two.
+/// Opens and reads, again if need be: on a network file system a file can be replaced between the
+/// two.
 pub(crate) fn until_fresh<T>(path: &Path, work: impl Fn() -> Result<T>) -> Result<T> {
     for _ in 0..ATTEMPTS {
         match work() {
@@ -119,7 +122,8 @@ pub(crate) fn open_write(
     found(volume, path, || absent(volume.open_write(path, create))).map_err(Error::io("open", path))
 }
 
-/// What is known of a name; `None` if absent. On a network file system it may be some seconds old: what must be exact is opened.
+/// What is known of a name; `None` if absent. On a network file system it may be some seconds old:
+/// what must be exact is opened.
 pub(crate) fn metadata(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
     found(volume, path, || absent(volume.metadata(path))).map_err(Error::io("stat", path))
 }
@@ -254,7 +258,8 @@ impl Files {
             return Ok(());
         }
         if path == self.root || !path.starts_with(&self.root) {
-            // The root is the operator's, made if it is missing. The folder above it may be one that cannot be synced.
+            // The root is the operator's, made if it is missing. The folder above it may be one
+            // that cannot be synced.
             create_dir_plain(self.volume(), path)?;
             for folder in path.ancestors().skip(1) {
                 drop(self.volume.sync_dir(folder));
@@ -345,8 +350,8 @@ impl Files {
         Ok(())
     }
 
-    /// Moves a synced file to its place and makes the name durable. That the old name is gone is not: it is looked for, or it
-    /// does no harm.
+    /// Moves a synced file to its place and makes the name durable. That the old name is gone is
+    /// not: it is looked for, or it does no harm.
     pub(crate) fn place(&self, file: &Metadata, from: &Path, to: &Path) -> Result<()> {
         let dir = parent(to)?;
         self.create_dir(dir)?;
@@ -357,8 +362,8 @@ impl Files {
         Ok(())
     }
 
-    /// Renames a known file. A failure that the repetition of a request made up, after the first had its effect, shows as the file
-    /// being where it should be.
+    /// Renames a known file. A failure that the repetition of a request made up, after the first
+    /// had its effect, shows as the file being where it should be.
     pub(crate) fn rename_open(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
         let Err(error) = self.volume.rename(from, to) else {
             return Ok(());

@@ -1,7 +1,8 @@
-//! One look at the whole volume: does it answer, does it take writes, how full is it, and is it still the same one.
+//! One look at the whole volume: does it answer, does it take writes, how full is it, and is it
+//! still the same one.
 //!
-//! Blocking, and outside of the store's own threads: whoever watches the volume brings a thread, so that calls which hang
-//! cannot keep the watch from seeing that they hang.
+//! Blocking, and outside of the store's own threads: whoever watches the volume brings a thread, so
+//! that calls which hang cannot keep the watch from seeing that they hang.
 
 use std::{io, path::Path};
 
@@ -29,7 +30,8 @@ pub struct Beat {
     pub room: Room,
     /// Whether a file could be made; a volume that is full or read-only still answers.
     pub writable: bool,
-    /// The volume's own name, given to it when it was first seen; `None` when it takes no writes and has none.
+    /// The volume's own name, given to it when it was first seen; `None` when it takes no writes
+    /// and has none.
     pub volume: Option<String>,
 }
 

@@ -53,8 +53,8 @@ impl Verified {
 pub(crate) enum Proof {
     /// This process hashed all of them.
     Hashed,
-    /// It went on from a hash that came back from a client. That is enough to store them, not to serve them unread: the
-    /// first reader of each replica hashes them.
+    /// It went on from a hash that came back from a client. That is enough to store them, not to
+    /// serve them unread: the first reader of each replica hashes them.
     Carried,
 }
 
@@ -88,7 +88,8 @@ impl BlobFile {
         self.verified
     }
 
-    /// [`BlobFile::read_at`], but only what the kernel has in memory; `None` when the volume has to be waited for.
+    /// [`BlobFile::read_at`], but only what the kernel has in memory; `None` when the volume has to
+    /// be waited for.
     pub fn read_now(&self, offset: u64, limit: u64) -> Option<Result<Bytes>> {
         if limit == 0 {
             return Some(Ok(Bytes::new()));
@@ -102,7 +103,8 @@ impl BlobFile {
     }
 }
 
-/// Reads up to `limit` bytes of a file at `offset`, here and now where the kernel has them in memory, else on the pool.
+/// Reads up to `limit` bytes of a file at `offset`, here and now where the kernel has them in
+/// memory, else on the pool.
 pub(crate) async fn read_at(
     pool: &Pool,
     buffers: &Buffers,
@@ -163,7 +165,8 @@ impl Store {
         self.run(move |inner| inner.open_blob(&digest)).await
     }
 
-    /// Opens a blob if the repository links it; follows a link that names another digest (an alias).
+    /// Opens a blob if the repository links it; follows a link that names another digest (an
+    /// alias).
     pub async fn open_repo_blob(
         &self,
         repo: &RepositoryName,
@@ -210,7 +213,8 @@ impl Store {
         self.run(move |inner| inner.put_blob(&digest, &bytes)).await
     }
 
-    /// Renews a blob's modification time, so that no collection takes it for old (REGISTRY notes, section 3, step 5).
+    /// Renews a blob's modification time, so that no collection takes it for old (REGISTRY notes,
+    /// section 3, step 5).
     pub async fn touch_blob(&self, digest: &Digest) -> Result<()> {
         let digest = digest.clone();
         self.run(move |inner| inner.renew(&digest).map(drop)).await
@@ -325,8 +329,9 @@ impl Inner {
         self.files.write_file(&self.layout.blob(digest), bytes)
     }
 
-    /// Makes the bytes of `partial` the blob, for good; `size` and the digest were checked by the caller. Sound content that
-    /// is there already wins: renaming over it would break its readers on other machines.
+    /// Makes the bytes of `partial` the blob, for good; `size` and the digest were checked by the
+    /// caller. Sound content that is there already wins: renaming over it would break its
+    /// readers on other machines.
     pub(crate) fn commit_blob(
         &self,
         partial: &Partial,
@@ -336,8 +341,8 @@ impl Inner {
         self.commit_blob_and(partial, digest, proof, None)
     }
 
-    /// [`Inner::commit_blob`]; the bytes of a link that is to be named afterwards go to the disk together with those of the blob: a journal
-    /// takes one commit for both.
+    /// [`Inner::commit_blob`]; the bytes of a link that is to be named afterwards go to the disk
+    /// together with those of the blob: a journal takes one commit for both.
     pub(crate) fn commit_blob_and(
         &self,
         partial: &Partial,
@@ -351,14 +356,16 @@ impl Inner {
             return link.map_or(Ok(()), Draft::sync);
         }
         let path = self.layout.blob(digest);
-        // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to do.
+        // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to
+        // do.
         atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
         let (bytes, link) = match link {
             Some(link) => self.together(|| partial.file.sync(), || link.sync()),
             None => (partial.file.sync(), Ok(Ok(()))),
         };
         if let Err(error) = bytes {
-            // What that did not write counts as written afterwards, so nobody may go on with this file.
+            // What that did not write counts as written afterwards, so nobody may go on with this
+            // file.
             partial.remove(self);
             return Err(Error::io("sync", source)(error));
         }
@@ -387,8 +394,9 @@ impl Inner {
         })
     }
 
-    /// Whether sound content is there; it is touched, and stays. Other content is moved aside: a push heals. What was never
-    /// hashed as a whole is hashed now, so that nothing wrong is preferred to what is right, whatever its size.
+    /// Whether sound content is there; it is touched, and stays. Other content is moved aside: a
+    /// push heals. What was never hashed as a whole is hashed now, so that nothing wrong is
+    /// preferred to what is right, whatever its size.
     fn keep_existing(&self, digest: &Digest) -> Result<bool> {
         atomic::until_fresh(&self.layout.blob(digest), || {
             let Some(blob) = self.open_blob(digest)? else {

@@ -1,12 +1,13 @@
-//! Buffers of streams: one budget for the process, and buffers that are used again instead of being made and cleared for every read.
+//! Buffers of streams: one budget for the process, and buffers that are used again instead of being
+//! made and cleared for every read.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes of one read on a machine with room: it stays in the processor's cache between the file and the socket, and 128 slow clients hold
-/// 16 MiB.
+/// Bytes of one read on a machine with room: it stays in the processor's cache between the file and
+/// the socket, and 128 slow clients hold 16 MiB.
 pub const READ_CHUNK_BYTES: usize = 128 << 10;
 
 /// Unit in which the budget is counted.

@@ -1,10 +1,13 @@
-//! The check of a whole volume: what is damaged, what it means, and what can be mended because only one answer is possible.
+//! The check of a whole volume: what is damaged, what it means, and what can be mended because only
+//! one answer is possible.
 //!
-//! Three steps that do not know of each other: [`survey`] reads the tree into an [`Inventory`] and changes nothing, [`plan`] is a pure function from
-//! that to findings, [`repair`] carries one of them out and looks again before it touches anything. Works beside running registries: what is young
-//! may be under way and is no finding, and [`confirm`] keeps only what two looks agree on.
+//! Three steps that do not know of each other: [`survey`] reads the tree into an [`Inventory`] and
+//! changes nothing, [`plan`] is a pure function from that to findings, [`repair`] carries one of
+//! them out and looks again before it touches anything. Works beside running registries: what is
+//! young may be under way and is no finding, and [`confirm`] keeps only what two looks agree on.
 //!
-//! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never acknowledged are removed.
+//! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never
+//! acknowledged are removed.
 
 mod inventory;
 mod plan;
@@ -229,7 +232,8 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Those of `first` that `second`, planned from a later look, has too: what changed in between was somebody's work.
+/// Those of `first` that `second`, planned from a later look, has too: what changed in between was
+/// somebody's work.
 pub fn confirm(first: Vec<Finding>, second: &[Finding]) -> Vec<Finding> {
     let again: BTreeSet<_> = second
         .iter()

@@ -66,7 +66,8 @@ pub enum Error {
         /// The content's name.
         digest: Digest,
     },
-    /// A manifest is larger than what is read into memory ([`MAX_MANIFEST_BYTES`](crate::MAX_MANIFEST_BYTES)); it is not damaged.
+    /// A manifest is larger than what is read into memory
+    /// ([`MAX_MANIFEST_BYTES`](crate::MAX_MANIFEST_BYTES)); it is not damaged.
     #[error(
         "manifest {digest} has {size} bytes, more than the {} that are read",
         crate::MAX_MANIFEST_BYTES

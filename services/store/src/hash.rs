@@ -62,10 +62,11 @@ impl Hasher {
         }
     }
 
-    /// Continues from a saved state. The bytes must come from a trusted place (a signed token): a wrong state gives wrong digests.
+    /// Continues from a saved state. The bytes must come from a trusted place (a signed token): a
+    /// wrong state gives wrong digests.
     pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Result<Self> {
-        // Behind the words of the state stands, in little-endian order, how many blocks went in. No content has so many
-        // that its length in bits does not fit.
+        // Behind the words of the state stands, in little-endian order, how many blocks went in. No
+        // content has so many that its length in bits does not fit.
         let words = algorithm.hex_length() / 2;
         let count = saved
             .get(words..words + 8)

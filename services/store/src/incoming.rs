@@ -1,4 +1,5 @@
-//! Blobs that arrive from an upstream: they grow, are read while they grow, survive a crash, and become visible only when verified.
+//! Blobs that arrive from an upstream: they grow, are read while they grow, survive a crash, and
+//! become visible only when verified.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -17,7 +18,8 @@ use crate::{
     volume::VolumeFile,
 };
 
-/// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers and keeps what it has.
+/// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers
+/// and keeps what it has.
 #[derive(Debug)]
 pub struct Incoming {
     store: Store,
@@ -30,7 +32,8 @@ pub struct Incoming {
     keeps: bool,
 }
 
-/// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers nor knows of them.
+/// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers
+/// nor knows of them.
 #[derive(Clone, Debug)]
 pub struct GrowingBlob {
     digest: Digest,
@@ -45,12 +48,12 @@ pub struct GrowingBlob {
 }
 
 impl Store {
-    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left. The file is this writer's
-    /// own: what a writer left that did not end properly is copied. So a lock keeps two from doing the same work, and the
-    /// right bytes do not depend on it.
+    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left.
+    /// The file is this writer's own: what a writer left that did not end properly is copied.
+    /// So a lock keeps two from doing the same work, and the right bytes do not depend on it.
     ///
-    /// No size is given here, because only the digest proves one: whoever knows a size from a manifest
-    /// or a header compares it with what arrives, and readers give theirs to
+    /// No size is given here, because only the digest proves one: whoever knows a size from a
+    /// manifest or a header compares it with what arrives, and readers give theirs to
     /// [`GrowingBlob::claiming`].
     pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
         let (store, digest) = (self.clone(), digest.clone());
@@ -115,8 +118,8 @@ impl Inner {
         Ok((hash_prefix(file, path, hasher, size)?, size))
     }
 
-    /// Goes on with a copy of a file whose writer did not end, or begins with nothing: where there is no such file, and where
-    /// there is no room for the copy.
+    /// Goes on with a copy of a file whose writer did not end, or begins with nothing: where there
+    /// is no such file, and where there is no room for the copy.
     fn copy_incoming(
         &self,
         path: &Path,
@@ -144,7 +147,8 @@ impl Incoming {
         self.lock = Some(lock);
     }
 
-    /// Bytes taken so far, those of earlier attempts included: where the upstream's range must begin.
+    /// Bytes taken so far, those of earlier attempts included: where the upstream's range must
+    /// begin.
     pub fn offset(&self) -> u64 {
         self.accepted
     }
@@ -181,17 +185,18 @@ impl Incoming {
     /// # Errors
     /// [`Error::LockLost`] when another writer went on with a copy, or what the volume says.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
-        // Before the wait: what the sink took counts, also when the caller does not wait for the end.
+        // Before the wait: what the sink took counts, also when the caller does not wait for the
+        // end.
         self.accepted += bytes.len() as u64;
         partial::taken_over(self.sink.append(bytes).await)
     }
 
-    /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a mismatch everything received is
-    /// thrown away, because no part of it can be trusted.
+    /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a
+    /// mismatch everything received is thrown away, because no part of it can be trusted.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that another one went on, or what
-    /// the volume says.
+    /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that
+    /// another one went on, or what the volume says.
     pub async fn commit(mut self) -> Result<u64> {
         let (size, hasher) = match partial::taken_over(self.sink.drain().await) {
             // The last bytes found no room; those before are of no use to whom they leave none.
@@ -279,8 +284,8 @@ impl GrowingBlob {
     }
 
     /// The same blob for a reader that was told this size, by a manifest for instance. It holds the
-    /// last byte back until the digest is verified, so that a wrong body never ends cleanly, and fails
-    /// when the blob turns out to have another size. Other readers notice nothing.
+    /// last byte back until the digest is verified, so that a wrong body never ends cleanly, and
+    /// fails when the blob turns out to have another size. Other readers notice nothing.
     #[must_use]
     pub fn claiming(self, size: Option<u64>) -> Self {
         let claimed = match *self.progress.borrow() {
@@ -311,11 +316,13 @@ impl GrowingBlob {
         *self.progress.borrow()
     }
 
-    /// Reads up to `limit` bytes at `offset`, waiting until there are some; empty only at the verified end.
+    /// Reads up to `limit` bytes at `offset`, waiting until there are some; empty only at the
+    /// verified end.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the writer gave up, [`Error::SizeMismatch`] when the blob has another size
-    /// than this reader was told: the reader's stream must end short, never cleanly.
+    /// [`Error::Corrupt`] when the writer gave up, [`Error::SizeMismatch`] when the blob has
+    /// another size than this reader was told: the reader's stream must end short, never
+    /// cleanly.
     pub async fn read_at(&mut self, offset: u64, limit: u64) -> Result<Bytes> {
         let claimed = self.claimed;
         let last = claimed.map(|claimed| claimed.saturating_sub(1));

@@ -1,4 +1,5 @@
-//! Where things are: the exact layout of distribution's file system driver, and our own folders beside it. Pure.
+//! Where things are: the exact layout of distribution's file system driver, and our own folders
+//! beside it. Pure.
 //!
 //! Names, tags and digests arrive as parsed types, so no path can leave the root.
 
@@ -158,8 +159,8 @@ fn link(folder: PathBuf, digest: &Digest) -> PathBuf {
         .join("link")
 }
 
-/// The name of a temporary file beside `name`. It begins with a dot, as no tag, no part of a repository's name, no
-/// algorithm and no digest does.
+/// The name of a temporary file beside `name`. It begins with a dot, as no tag, no part of a
+/// repository's name, no algorithm and no digest does.
 pub(crate) fn temporary(name: &str, unique: &str) -> String {
     format!(".{name}.{unique}.tmp")
 }
@@ -175,15 +176,15 @@ pub(crate) fn is_temporary_of(entry: &OsStr, name: &OsStr) -> bool {
     rest.is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
-/// Whether a directory entry is no name that anybody gave: a temporary file of ours, or what NFS keeps for a reader. To be
-/// ignored everywhere; nothing legal is hidden by that.
+/// Whether a directory entry is no name that anybody gave: a temporary file of ours, or what NFS
+/// keeps for a reader. To be ignored everywhere; nothing legal is hidden by that.
 pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.')
 }
 
-/// Whether an entry of a folder that holds a link or a blob is left over from a write. There, other than in folders of
-/// tags and repositories, no legal name ends in `.tmp`: it is a temporary file of distribution (`link.UUID.tmp`) or of
-/// a Holdfast before temporary files began with a dot.
+/// Whether an entry of a folder that holds a link or a blob is left over from a write. There, other
+/// than in folders of tags and repositories, no legal name ends in `.tmp`: it is a temporary file
+/// of distribution (`link.UUID.tmp`) or of a Holdfast before temporary files began with a dot.
 pub(crate) fn is_leftover(name: &str) -> bool {
     is_hidden(name)
         || Path::new(name)

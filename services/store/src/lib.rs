@@ -1,11 +1,12 @@
-//! Content store on the layout of the CNCF distribution registry (REGISTRY notes, section 2), so that a volume can be taken over
-//! in both directions.
+//! Content store on the layout of the CNCF distribution registry (REGISTRY notes, section 2), so
+//! that a volume can be taken over in both directions.
 //!
-//! Owns: paths, durability (fsync of data, then of every directory that changed), upload sessions, growing files of fills, locks on
-//! the volume, the gate that refuses writes on a full volume, and the check of content. Knows nothing of HTTP and Kubernetes.
+//! Owns: paths, durability (fsync of data, then of every directory that changed), upload sessions,
+//! growing files of fills, locks on the volume, the gate that refuses writes on a full volume, and
+//! the check of content. Knows nothing of HTTP and Kubernetes.
 //!
-//! Every call that may block runs on a bounded share of the blocking pool ([`pool::Pool`]), so a hung volume costs no
-//! more than that share.
+//! Every call that may block runs on a bounded share of the blocking pool ([`pool::Pool`]), so a
+//! hung volume costs no more than that share.
 
 pub mod archive;
 mod atomic;

@@ -1,4 +1,5 @@
-//! Link files: a digest in ASCII. Older registries wrote them in place, so an empty or unparsable one counts as absent.
+//! Link files: a digest in ASCII. Older registries wrote them in place, so an empty or unparsable
+//! one counts as absent.
 
 use std::{io, path::Path};
 
@@ -31,7 +32,8 @@ pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
     Ok(atomic::reading(volume, path, |file| content(file, path))? == Some(None))
 }
 
-/// The digest, made sure to stay: for what relies on a link that others may have written a moment ago.
+/// The digest, made sure to stay: for what relies on a link that others may have written a moment
+/// ago.
 pub(crate) fn read_settled(files: &Files, path: &Path) -> Result<Option<Digest>> {
     loop {
         let Some((digest, metadata)) = read_known(files.volume(), path)? else {
@@ -111,8 +113,8 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
     Ok(digests)
 }
 
-/// Names in a folder without temporary files and symbolic links, sorted; none if it is absent. A name that ends in `.tmp` is
-/// a tag or a part of a repository's name like any other.
+/// Names in a folder without temporary files and symbolic links, sorted; none if it is absent. A
+/// name that ends in `.tmp` is a tag or a part of a repository's name like any other.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
     Ok(atomic::list(volume, folder)?.map_or_else(Vec::new, plain))
 }

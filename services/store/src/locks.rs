@@ -1,7 +1,9 @@
-//! Locks on the volume between replicas: `link(2)` of an owner document, the file's modification time is the heartbeat.
+//! Locks on the volume between replicas: `link(2)` of an owner document, the file's modification
+//! time is the heartbeat.
 //!
-//! `link(2)` is the one create-if-absent that every network file system keeps. Ages are measured on the volume's own clock (the
-//! modification time of a file touched now), never against the local one. A lock whose heartbeat stopped is taken over.
+//! `link(2)` is the one create-if-absent that every network file system keeps. Ages are measured on
+//! the volume's own clock (the modification time of a file touched now), never against the local
+//! one. A lock whose heartbeat stopped is taken over.
 
 use std::{
     io,
@@ -95,7 +97,8 @@ impl Lock {
         release();
     }
 
-    /// Looks whether the lock is still ours: a process that stood still for too long has lost it and does not know yet.
+    /// Looks whether the lock is still ours: a process that stood still for too long has lost it
+    /// and does not know yet.
     ///
     /// # Errors
     /// [`Error::LockLost`], or what the volume says.
@@ -255,7 +258,8 @@ fn acquire(
     result
 }
 
-/// Replaces a dead owner's lock. Of several takers the one that links the marker first goes on; it looks again before it destroys.
+/// Replaces a dead owner's lock. Of several takers the one that links the marker first goes on; it
+/// looks again before it destroys.
 fn take_over(
     volume: &dyn Volume,
     candidate: &Path,
@@ -324,16 +328,16 @@ fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
     Ok(present(volume, path)?.and_then(|metadata| metadata.modified))
 }
 
-/// What is known of a file now: opened, because a network file system answers a mere look from what it knew a minute ago, and a living
-/// owner would seem dead.
+/// What is known of a file now: opened, because a network file system answers a mere look from what
+/// it knew a minute ago, and a living owner would seem dead.
 fn present(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
     atomic::reading(volume, path, |file| {
         file.metadata().map_err(Error::io("stat", path))
     })
 }
 
-/// How far two times of the volume are apart. One that lies ahead was written before a clock was set back: whoever lives
-/// writes a new one soon.
+/// How far two times of the volume are apart. One that lies ahead was written before a clock was
+/// set back: whoever lives writes a new one soon.
 fn apart(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then)
         .unwrap_or_else(|ahead| ahead.duration())

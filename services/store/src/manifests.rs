@@ -11,8 +11,9 @@ use holdfast_core::{
 
 use crate::{Error, Hasher, Result, Store, atomic, links, store::Inner};
 
-/// Largest manifest that is stored, and that is read from the volume into memory. What is taken from clients and upstreams is bounded by
-/// the configuration, far below. A larger one that lies on the volume is not served, and it stays: its size says nothing of its bytes.
+/// Largest manifest that is stored, and that is read from the volume into memory. What is taken
+/// from clients and upstreams is bounded by the configuration, far below. A larger one that lies on
+/// the volume is not served, and it stays: its size says nothing of its bytes.
 pub const MAX_MANIFEST_BYTES: u64 = MANIFEST_BYTES;
 
 fn refuse_oversize(digest: &Digest, size: u64) -> Result<()> {
@@ -29,7 +30,8 @@ impl Store {
     /// The exact bytes of a repository's manifest, checked against its digest.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside. [`Error::ManifestTooLarge`].
+    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
+    /// [`Error::ManifestTooLarge`].
     pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
         if let Some(found) = self.now(|inner| inner.manifest(repo, digest)) {
             return found;
@@ -64,7 +66,8 @@ impl Store {
         .await
     }
 
-    /// Stores a manifest byte for byte. What it refers to is the caller's business and must be there before.
+    /// Stores a manifest byte for byte. What it refers to is the caller's business and must be
+    /// there before.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`] when the bytes have another digest, [`Error::ManifestTooLarge`].
@@ -121,8 +124,9 @@ impl Store {
         .await
     }
 
-    /// The first blob that the repository does not link, or manifest that it does not have; what is there is touched, so that no collection
-    /// takes it before the manifest that refers to it is written.
+    /// The first blob that the repository does not link, or manifest that it does not have; what is
+    /// there is touched, so that no collection takes it before the manifest that refers to it
+    /// is written.
     pub async fn first_missing(
         &self,
         repo: &RepositoryName,
@@ -149,7 +153,8 @@ impl Store {
         .await
     }
 
-    /// Renews the modification times of those of the contents that are there, in whatever role; says nothing of the others.
+    /// Renews the modification times of those of the contents that are there, in whatever role;
+    /// says nothing of the others.
     pub async fn touch_present(&self, digests: Vec<Digest>) -> Result<()> {
         self.run(move |inner| {
             for digest in digests {
@@ -166,8 +171,8 @@ impl Store {
         self.run(move |inner| inner.tag(&repo, &tag)).await
     }
 
-    /// At most `limit` digests that the repository's revisions are named by, in no order, whether or not their content is there;
-    /// `None` if the repository does not exist.
+    /// At most `limit` digests that the repository's revisions are named by, in no order, whether
+    /// or not their content is there; `None` if the repository does not exist.
     pub async fn revisions(
         &self,
         repo: &RepositoryName,
@@ -207,7 +212,8 @@ impl Store {
                     inner.files.sync_removal(&current)?;
                     continue;
                 }
-                // Somebody who deleted the tag at the same moment may have taken the history between the two.
+                // Somebody who deleted the tag at the same moment may have taken the history
+                // between the two.
                 if links::read(inner.volume(), &history)?.is_some() {
                     return Ok(());
                 }
@@ -235,8 +241,9 @@ impl Store {
         .await
     }
 
-    /// At most `limit` tags in ASCII order behind `after`, and whether there are more; `None` if the repository does not exist. Only the
-    /// tags of the page are looked at, beyond their names.
+    /// At most `limit` tags in ASCII order behind `after`, and whether there are more; `None` if
+    /// the repository does not exist. Only the tags of the page are looked at, beyond their
+    /// names.
     pub async fn tags_page(
         &self,
         repo: &RepositoryName,
@@ -256,7 +263,8 @@ impl Store {
         .await
     }
 
-    /// Records that `referrer` names `subject`. The index is derivable and re-checked by its readers.
+    /// Records that `referrer` names `subject`. The index is derivable and re-checked by its
+    /// readers.
     pub async fn add_referrer(
         &self,
         repo: &RepositoryName,
@@ -310,8 +318,8 @@ impl Inner {
                 return Ok(None);
             };
             let found = self.manifest_at(&digest, &target)?;
-            // Who pushes writes the manifest, then the tag. In the other order it may be one that was deleted and came back without the tag,
-            // between the two looks.
+            // Who pushes writes the manifest, then the tag. In the other order it may be one that
+            // was deleted and came back without the tag, between the two looks.
             if put.modified <= tagged.modified
                 || links::read(self.volume(), &path)?.as_ref() == Some(&digest)
             {
@@ -362,7 +370,8 @@ impl Inner {
         if let Some(digest) = links::read(self.volume(), &path)? {
             return Ok(Some(digest));
         }
-        // A link that is there but empty is a crash of an older registry: the tag's history may settle it.
+        // A link that is there but empty is a crash of an older registry: the tag's history may
+        // settle it.
         if !links::is_damaged(self.volume(), &path)? {
             // Absent, or set a moment ago.
             return links::read(self.volume(), &path);
@@ -389,7 +398,8 @@ impl Inner {
         let link = self.layout.tag_link(repo, tag);
         let is_hidden = self.names_one_of(repo, tag, &self.removed(repo)?)?;
         let removed = self.files.remove_file(&link)?;
-        // The history before the folder of the link: who sets the tag again at this moment keeps both or loses both.
+        // The history before the folder of the link: who sets the tag again at this moment keeps
+        // both or loses both.
         atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
         atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
@@ -438,7 +448,8 @@ impl Inner {
             let Some(metadata) = atomic::metadata(self.volume(), &link)? else {
                 continue;
             };
-            // One look at the size tells a link from what a crash of an older registry left: then the tag's history may settle it.
+            // One look at the size tells a link from what a crash of an older registry left: then
+            // the tag's history may settle it.
             let is_link = [Algorithm::Sha256, Algorithm::Sha512]
                 .iter()
                 .any(|algorithm| {

@@ -1,15 +1,17 @@
-//! A file that grows over several requests: the `data` of an upload session, a blob that arrives from an upstream.
+//! A file that grows over several requests: the `data` of an upload session, a blob that arrives
+//! from an upstream.
 //!
 //! What is committed was written by one writer. Names ensure that, not locks:
 //!
-//! - While a file is written it has a private name, which its writer alone knows. Nobody else opens it for
-//!   writing.
-//! - A writer that is done puts the file to rest under the shared name. The next writer takes it from there by a
-//!   rename, which one of several wins.
-//! - A file whose writer stopped without a word (it was killed, or stands still for longer than its lock lives)
-//!   keeps its private name. The next writer copies it and hashes the copy, so a writer that wakes up changes a
-//!   file that nobody uses any more. The same holds after a failed sync: Linux drops the pages that it could not
-//!   write, so such a file is copied from, and never used again itself.
+//! - While a file is written it has a private name, which its writer alone knows. Nobody else opens
+//!   it for writing.
+//! - A writer that is done puts the file to rest under the shared name. The next writer takes it
+//!   from there by a rename, which one of several wins.
+//! - A file whose writer stopped without a word (it was killed, or stands still for longer than its
+//!   lock lives) keeps its private name. The next writer copies it and hashes the copy, so a writer
+//!   that wakes up changes a file that nobody uses any more. The same holds after a failed sync:
+//!   Linux drops the pages that it could not write, so such a file is copied from, and never used
+//!   again itself.
 
 use std::{
     io,
@@ -38,7 +40,8 @@ pub(crate) enum Found {
     NoFolder,
     /// It was put to rest a moment ago.
     AtRest,
-    /// The files that writers left, or are still writing, with their sizes; the largest first. May be empty.
+    /// The files that writers left, or are still writing, with their sizes; the largest first. May
+    /// be empty.
     Abandoned(Vec<(PathBuf, u64)>),
 }
 
@@ -79,8 +82,8 @@ impl Partial {
         }))
     }
 
-    /// Makes a copy of the first `size` bytes of another writer's file, or of what there is of them; returns the hash and
-    /// the size of what was copied. `None` when the folder is gone.
+    /// Makes a copy of the first `size` bytes of another writer's file, or of what there is of
+    /// them; returns the hash and the size of what was copied. `None` when the folder is gone.
     pub(crate) fn copy(
         inner: &Inner,
         shared: &Path,
@@ -124,8 +127,9 @@ impl Partial {
         }
     }
 
-    /// Gives the file its shared name, so that somebody can go on with it: its writer is done. `false` when its private
-    /// name is gone, because somebody ended the session or went on with a copy.
+    /// Gives the file its shared name, so that somebody can go on with it: its writer is done.
+    /// `false` when its private name is gone, because somebody ended the session or went on
+    /// with a copy.
     pub(crate) fn rest(&self, inner: &Inner) -> Result<bool> {
         let metadata = match self.file.metadata() {
             // Another machine removed the name.
@@ -140,10 +144,11 @@ impl Partial {
             .map_err(Error::io("rename", &self.path))
     }
 
-    /// As [`Partial::rest`], for a writer that broke off: it may have been silent for long, so a file that somebody else
-    /// put to rest meanwhile stays.
+    /// As [`Partial::rest`], for a writer that broke off: it may have been silent for long, so a
+    /// file that somebody else put to rest meanwhile stays.
     pub(crate) fn rest_if_free(&self, inner: &Inner) {
-        // What a network file system has not sent yet would reach the file after somebody else went on with it.
+        // What a network file system has not sent yet would reach the file after somebody else went
+        // on with it.
         let is_sent = match inner.volume().refresh(&self.path) {
             Ok(true) => self.file.sync().is_ok(),
             Ok(false) => true,
@@ -159,7 +164,8 @@ impl Partial {
         }
     }
 
-    /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a copy.
+    /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a
+    /// copy.
     pub(crate) fn is_gone(&self, inner: &Inner) -> Result<bool> {
         Ok(atomic::metadata(inner.volume(), &self.path)?.is_none())
     }
@@ -195,7 +201,8 @@ pub(crate) fn look(inner: &Inner, shared: &Path) -> Result<Found> {
             continue;
         }
         let path = folder.join(&entry.name);
-        // Opened, not only looked up: an open asks the server of a network file system for the present size.
+        // Opened, not only looked up: an open asks the server of a network file system for the
+        // present size.
         let size = atomic::reading(inner.volume(), &path, |file| {
             file.metadata().map_err(Error::io("stat", &path))
         })?;
@@ -229,7 +236,8 @@ pub(crate) fn hash_prefix(
     Ok(hasher)
 }
 
-/// Hands on the first `size` bytes of a file piece by piece, each with its offset; returns how many there were.
+/// Hands on the first `size` bytes of a file piece by piece, each with its offset; returns how many
+/// there were.
 fn pieces(
     file: &dyn VolumeFile,
     path: &Path,

@@ -1,7 +1,8 @@
 //! The bounded share of the blocking pool that touches the volume.
 //!
-//! A call to a hung network volume cannot be cancelled: it holds its thread. The bound keeps such calls from eating every thread
-//! of the process; who finds no slot within [`Pool::PATIENCE`] gets [`Error::Busy`].
+//! A call to a hung network volume cannot be cancelled: it holds its thread. The bound keeps such
+//! calls from eating every thread of the process; who finds no slot within [`Pool::PATIENCE`] gets
+//! [`Error::Busy`].
 
 use std::{
     net::IpAddr,
@@ -94,13 +95,14 @@ impl Pool {
         }
     }
 
-    /// Whether work can go on beside its caller. Where it cannot, what may be done later is left until somebody asks for it.
+    /// Whether work can go on beside its caller. Where it cannot, what may be done later is left
+    /// until somebody asks for it.
     pub(crate) fn has_threads(&self) -> bool {
         !self.in_place
     }
 
-    /// A share of [`Pool::QUEUE_BYTES`] for bytes that are to be written; it is given back when it is dropped. Waits while the volume
-    /// is behind with what others brought.
+    /// A share of [`Pool::QUEUE_BYTES`] for bytes that are to be written; it is given back when it
+    /// is dropped. Waits while the volume is behind with what others brought.
     pub(crate) async fn queue(&self, bytes: usize) -> Result<OwnedSemaphorePermit> {
         let bytes = u32::try_from(bytes.min(Self::QUEUE_BYTES)).map_err(|_| Error::Busy)?;
         let share = Arc::clone(&self.queue).acquire_many_owned(bytes).await;

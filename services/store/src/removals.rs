@@ -1,18 +1,26 @@
-//! Deletes of manifests whose tags are not untied yet: the answer to a delete waits for two names on the volume, not for a look at every tag.
+//! Deletes of manifests whose tags are not untied yet: the answer to a delete waits for two names
+//! on the volume, not for a look at every tag.
 //!
-//! Owns the folder `_holdfast/removals`. Knows nothing of how tags and revisions are read. Nothing here holds a lock, because its owner may stand
-//! still for longer than a lock lives; what somebody may do is a folder that somebody else can remove.
+//! Owns the folder `_holdfast/removals`. Knows nothing of how tags and revisions are read. Nothing
+//! here holds a lock, because its owner may stand still for longer than a lock lives; what somebody
+//! may do is a folder that somebody else can remove.
 //!
-//! - A **removal** is a folder of one delete, named by repository, digest and chance. The delete moves the revision's link into it: in one step the
-//!   manifest is gone, its tags with it (a tag without a revision answers "unknown"), and the volume says that tags are still to be untied. Empty,
-//!   the folder says nothing: whoever meets it removes it, and a delete that is under way begins again.
-//! - **Whoever writes a revision** puts its temporary file in place, then looks for removals of that digest and finishes them, then renames. A delete
-//!   removes such files after it made its folder. So a revision that is visible has no removal, and no tag comes back with it.
-//! - **Whoever unties a tag** moves its link into a folder made for that (a *hold*), and only if the tag was read, and the removal seen, after the hold
-//!   was made. Whoever sets a tag removes the holds of its repository afterwards, and looks whether its tag is still there. So a tag that
-//!   was set is never taken by somebody who looked before.
-//! - On a **full** volume a delete must not fail for want of a folder, because it is what makes room: some folders are made ahead ([`spare`]).
-//! - A removal beside a visible revision is one whose end was lost with the power, or another registry pushed the manifest again: it is dropped.
+//! - A **removal** is a folder of one delete, named by repository, digest and chance. The delete
+//!   moves the revision's link into it: in one step the manifest is gone, its tags with it (a tag
+//!   without a revision answers "unknown"), and the volume says that tags are still to be untied.
+//!   Empty, the folder says nothing: whoever meets it removes it, and a delete that is under way
+//!   begins again.
+//! - **Whoever writes a revision** puts its temporary file in place, then looks for removals of
+//!   that digest and finishes them, then renames. A delete removes such files after it made its
+//!   folder. So a revision that is visible has no removal, and no tag comes back with it.
+//! - **Whoever unties a tag** moves its link into a folder made for that (a *hold*), and only if
+//!   the tag was read, and the removal seen, after the hold was made. Whoever sets a tag removes
+//!   the holds of its repository afterwards, and looks whether its tag is still there. So a tag
+//!   that was set is never taken by somebody who looked before.
+//! - On a **full** volume a delete must not fail for want of a folder, because it is what makes
+//!   room: some folders are made ahead ([`spare`]).
+//! - A removal beside a visible revision is one whose end was lost with the power, or another
+//!   registry pushed the manifest again: it is dropped.
 
 use std::{
     collections::BTreeSet,
@@ -60,11 +68,12 @@ struct Pending {
 }
 
 impl Store {
-    /// Removes a manifest; the tags that name it are unknown from then on, and untied after the answer. The bytes stay for the sweep.
-    /// `false` if it was not there.
+    /// Removes a manifest; the tags that name it are unknown from then on, and untied after the
+    /// answer. The bytes stay for the sweep. `false` if it was not there.
     ///
     /// # Errors
-    /// [`Error::NoSpace`]: nothing happened. All else that the volume says: the manifest may be gone or not.
+    /// [`Error::NoSpace`]: nothing happened. All else that the volume says: the manifest may be
+    /// gone or not.
     pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let inner = Arc::clone(&self.inner);
         let (repo, digest) = (repo.clone(), digest.clone());
@@ -80,8 +89,9 @@ impl Store {
             .await
     }
 
-    /// Unties the tags of deleted manifests that nobody untied yet, because a registry ended in between; how many repositories had some.
-    /// When it returns, no thread of this process is at it either: another registry may take over the volume.
+    /// Unties the tags of deleted manifests that nobody untied yet, because a registry ended in
+    /// between; how many repositories had some. When it returns, no thread of this process is
+    /// at it either: another registry may take over the volume.
     ///
     /// # Errors
     /// What the volume says; what is left is found again the next time.
@@ -147,7 +157,8 @@ impl Inner {
         }
     }
 
-    /// Makes a folder, and those above it if somebody removed them. On a full volume it is a spare one.
+    /// Makes a folder, and those above it if somebody removed them. On a full volume it is a spare
+    /// one.
     fn make(&self, path: &Path) -> Result<()> {
         let made = match self.volume().create_dir(path) {
             Err(error) if is_gone(&error) => {
@@ -166,12 +177,14 @@ impl Inner {
         }
     }
 
-    /// Takes away what others are about to make the link: they began before the removal was there to be seen.
+    /// Takes away what others are about to make the link: they began before the removal was there
+    /// to be seen.
     fn end_writes_beside(&self, link: &Path) -> Result<()> {
         let folder = atomic::parent(link)?;
         for entry in atomic::list(self.volume(), folder)?.into_iter().flatten() {
             let is_write = layout::is_temporary_of(&entry.name, OsStr::new("link"));
-            // As a Holdfast named them before temporary files began with a dot; one may still run beside this one.
+            // As a Holdfast named them before temporary files began with a dot; one may still run
+            // beside this one.
             let is_old_write = entry
                 .name
                 .to_str()
@@ -200,7 +213,8 @@ impl Inner {
         }
     }
 
-    /// Puts an empty file in a file's place. A network file system finds a file by a name that it no longer has, as long as the file is there.
+    /// Puts an empty file in a file's place. A network file system finds a file by a name that it
+    /// no longer has, as long as the file is there.
     fn replace(&self, note: &Path, path: &Path) -> Result<()> {
         for _ in 0..ATTEMPTS {
             match self.volume().rename(note, path) {
@@ -222,7 +236,8 @@ impl Inner {
         let link = self.layout.revision_link(repo, digest);
         for _ in 0..ATTEMPTS {
             if links::read_settled(&self.files, &link)?.as_ref() == Some(digest) {
-                // While a delete takes it away, a network file system shows it to those who know it.
+                // While a delete takes it away, a network file system shows it to those who know
+                // it.
                 let pending = self.pending(repo)?;
                 if !pending.removals.iter().any(|found| found.digest == *digest) {
                     return Ok(());
@@ -263,7 +278,8 @@ impl Inner {
         Err(Error::Busy)
     }
 
-    /// To be called by whoever set a tag: from here on nobody takes it who looked before. `true` if it may have been taken.
+    /// To be called by whoever set a tag: from here on nobody takes it who looked before. `true` if
+    /// it may have been taken.
     pub(crate) fn end_untying(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let pending = self.pending(repo)?;
         for hold in &pending.holds {
@@ -277,7 +293,8 @@ impl Inner {
                 self.finish(repo)?;
                 return Ok(true);
             }
-            // Emptied a moment ago: it must not come back after a loss of power, and take the tag then.
+            // Emptied a moment ago: it must not come back after a loss of power, and take the tag
+            // then.
             self.sync(&removal.path)?;
         }
         Ok(!pending.holds.is_empty())
@@ -354,7 +371,8 @@ impl Inner {
             }
         }
         self.keep_spares()?;
-        // It may have taken a link that was not seen here any more, and be about to remove what is left of the tag.
+        // It may have taken a link that was not seen here any more, and be about to remove what is
+        // left of the tag.
         self.untying.wait();
         Ok(repositories.len())
     }
@@ -393,8 +411,9 @@ impl Inner {
         pending.holds.iter().try_for_each(|hold| self.clear(hold))
     }
 
-    /// Removes a removal without a link: of a delete that is finished, that ended before it began, or that is under way, notices and begins again. That
-    /// it is empty is made durable first, because whoever sets a tag of the digest looks for names only.
+    /// Removes a removal without a link: of a delete that is finished, that ended before it began,
+    /// or that is under way, notices and begins again. That it is empty is made durable first,
+    /// because whoever sets a tag of the digest looks for names only.
     fn drop_empty(&self, removal: &Path) -> Result<()> {
         for entry in atomic::list(self.volume(), removal)?.into_iter().flatten() {
             // What NFS keeps for a reader goes with the reader.

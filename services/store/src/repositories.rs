@@ -1,7 +1,8 @@
 //! Which repositories there are.
 //!
-//! The tree is walked in the order of full names, and only as far as a page needs: a folder is opened when its name is the smallest one left. The
-//! order of folders alone is not that order, because `-` and `.` sort before `/`.
+//! The tree is walked in the order of full names, and only as far as a page needs: a folder is
+//! opened when its name is the smallest one left. The order of folders alone is not that order,
+//! because `-` and `.` sort before `/`.
 
 use std::{
     cmp::Reverse,
@@ -14,7 +15,8 @@ use holdfast_core::{digest::Digest, reference::RepositoryName};
 
 use crate::{Result, Store, atomic, links, store::Inner, volume::Volume};
 
-/// A name has at most so many characters, so the depth is bounded by the grammar, not by the volume's content.
+/// A name has at most so many characters, so the depth is bounded by the grammar, not by the
+/// volume's content.
 const MAX_NAME_BYTES: usize = 255;
 
 impl Store {
@@ -29,8 +31,9 @@ impl Store {
         Ok(self.repositories_page(None, usize::MAX).await?.0)
     }
 
-    /// At most `limit` repositories in ASCII order behind `after`, which need not exist, and whether there are more. Folders whose names all
-    /// lie before `after`, or behind the page, are not opened.
+    /// At most `limit` repositories in ASCII order behind `after`, which need not exist, and
+    /// whether there are more. Folders whose names all lie before `after`, or behind the page,
+    /// are not opened.
     pub async fn repositories_page(
         &self,
         after: Option<String>,
@@ -58,8 +61,8 @@ impl Store {
         .await
     }
 
-    /// Some repositories that link the blob, whether or not they hold manifests: what is found within `folders` folders, at most
-    /// `limit`.
+    /// Some repositories that link the blob, whether or not they hold manifests: what is found
+    /// within `folders` folders, at most `limit`.
     pub async fn repositories_with_blob(
         &self,
         digest: &Digest,
@@ -95,7 +98,8 @@ impl Inner {
         Ok(atomic::metadata(self.volume(), &path)?.is_some_and(|metadata| metadata.is_dir()))
     }
 
-    /// Visits folders that can be repositories in ASCII order of their names, those behind `after` only, with the names in each.
+    /// Visits folders that can be repositories in ASCII order of their names, those behind `after`
+    /// only, with the names in each.
     fn walk(
         &self,
         after: Option<&str>,
@@ -108,7 +112,8 @@ impl Inner {
             next: BinaryHeap::new(),
         };
         walk.descend("", &links::names(self.volume(), &walk.root)?);
-        // Whatever is opened later sorts behind its own folder, so the smallest name left is the next one of all.
+        // Whatever is opened later sorts behind its own folder, so the smallest name left is the
+        // next one of all.
         while let Some(Reverse((name, level))) = walk.next.pop() {
             let Some(level) = walk.levels.get_mut(level) else {
                 continue;
@@ -161,7 +166,8 @@ impl Walk<'_> {
     }
 }
 
-/// The folders in one folder. They are opened in their order, some ahead: together they cost less, and mostly all of them are wanted.
+/// The folders in one folder. They are opened in their order, some ahead: together they cost less,
+/// and mostly all of them are wanted.
 struct Level {
     folder: PathBuf,
     names: VecDeque<String>,

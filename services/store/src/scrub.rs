@@ -1,4 +1,5 @@
-//! What a scrubber needs of the store: everything that is stored, piece by piece, who refers to it, and a place for a note.
+//! What a scrubber needs of the store: everything that is stored, piece by piece, who refers to it,
+//! and a place for a note.
 
 use holdfast_core::{
     digest::{Algorithm, Digest},
@@ -8,8 +9,8 @@ use holdfast_core::{
 use crate::{Error, Result, Store, atomic, links};
 
 impl Store {
-    /// The blobs, manifests included, of one 256th of the names of an algorithm, in order. `part` is the first byte of the
-    /// digest.
+    /// The blobs, manifests included, of one 256th of the names of an algorithm, in order. `part`
+    /// is the first byte of the digest.
     pub async fn blobs_of(&self, algorithm: Algorithm, part: u8) -> Result<Vec<Digest>> {
         self.run(move |inner| {
             let folder = inner

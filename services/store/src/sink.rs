@@ -1,7 +1,9 @@
-//! Bytes that arrive are written at explicit offsets, hashed, and announced; receiving and writing overlap.
+//! Bytes that arrive are written at explicit offsets, hashed, and announced; receiving and writing
+//! overlap.
 //!
-//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`] of a file and [`Pool::QUEUE_BYTES`] of all
-//! files; a slow volume slows its senders, and nothing waits for a batch to fill up. Readers of a growing file follow [`Progress`].
+//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`] of a
+//! file and [`Pool::QUEUE_BYTES`] of all files; a slow volume slows its senders, and nothing waits
+//! for a batch to fill up. Readers of a growing file follow [`Progress`].
 
 use std::{
     collections::VecDeque,
@@ -133,7 +135,8 @@ impl Sink {
         Ok((state.written, hasher))
     }
 
-    /// Does what must wait until no write is under way any more: letting go of the lock that keeps others from writing, say.
+    /// Does what must wait until no write is under way any more: letting go of the lock that keeps
+    /// others from writing, say.
     pub(crate) fn when_idle(&self, work: impl FnOnce() + Send + 'static) {
         let sink = self.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -211,8 +214,8 @@ impl Shared {
 }
 
 impl State {
-    /// Offset and length of what is written and whose write-back is due. It ends at a whole page: one
-    /// that is written to while it is on its way to the disk would go twice.
+    /// Offset and length of what is written and whose write-back is due. It ends at a whole page:
+    /// one that is written to while it is on its way to the disk would go twice.
     fn take_write_back(&mut self) -> Option<(u64, u64)> {
         let from = self.written_back;
         let end = self.written - self.written % WRITE_BACK_BYTES;

@@ -33,7 +33,8 @@ pub struct WriteLimits {
     pub max_used_percent: u8,
     /// Bytes that stay free for metadata and deletes.
     pub reserve_bytes: u64,
-    /// From this used share on, in percent, clients that write are warned; 101 switches the warning off.
+    /// From this used share on, in percent, clients that write are warned; 101 switches the
+    /// warning off.
     pub warn_used_percent: u8,
 }
 

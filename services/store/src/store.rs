@@ -84,7 +84,8 @@ pub(crate) struct Inner {
 }
 
 impl Store {
-    /// Opens the store below `dir` (distribution's `rootdirectory`), making its folders if they are missing.
+    /// Opens the store below `dir` (distribution's `rootdirectory`), making its folders if they are
+    /// missing.
     ///
     /// # Errors
     /// [`Error::Io`] when the folders cannot be made.
@@ -179,7 +180,8 @@ impl Store {
         .await
     }
 
-    /// Refuses a write of `bytes` (0 = unknown) while the volume is too full; asked of the volume at most once a second.
+    /// Refuses a write of `bytes` (0 = unknown) while the volume is too full; asked of the volume
+    /// at most once a second.
     ///
     /// # Errors
     /// [`Error::NoSpace`].
@@ -194,12 +196,14 @@ impl Store {
         self.inner.gate.allows(space, bytes)
     }
 
-    /// The used share of the volume in percent, once it is high enough to warn clients that write. As the last write found it: asks nothing.
+    /// The used share of the volume in percent, once it is high enough to warn clients that write.
+    /// As the last write found it: asks nothing.
     pub fn filling(&self) -> Option<u8> {
         self.inner.gate.filling()
     }
 
-    /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For readiness.
+    /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For
+    /// readiness.
     ///
     /// # Errors
     /// [`Error::Busy`] after the deadline, or what the volume says.
@@ -230,7 +234,8 @@ impl Store {
             .unwrap_or(Err(Error::Busy))
     }
 
-    /// Reads one byte range of metadata to see whether the volume answers; works on a full volume too.
+    /// Reads one byte range of metadata to see whether the volume answers; works on a full volume
+    /// too.
     ///
     /// # Errors
     /// [`Error::Busy`] after the deadline, or what the volume says.
@@ -248,8 +253,9 @@ impl Store {
             .unwrap_or(Err(Error::Busy))
     }
 
-    /// Runs work that only reads here and now, if all that it needs is in the kernel's memory: that spares two changes of thread. `None`
-    /// when it is not; the same work then belongs on the pool.
+    /// Runs work that only reads here and now, if all that it needs is in the kernel's memory: that
+    /// spares two changes of thread. `None` when it is not; the same work then belongs on the
+    /// pool.
     pub(crate) fn now<T>(&self, work: impl FnOnce(&Inner) -> Result<T>) -> Option<Result<T>> {
         match work(self.cached.as_ref()?) {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {

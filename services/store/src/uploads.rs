@@ -1,11 +1,14 @@
-//! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever continues it says at which offset.
+//! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever
+//! continues it says at which offset.
 //!
-//! A hash of a session's first bytes travels through the client ([`CarriedHash`]), so that no chunk is read again. It is the
-//! truth about the bytes that it was taken over, and says nothing of those that are in the file now: a client may send an
-//! older state again, with other bytes. So it names a **generation**: a second name, below `hashstates`, of the very file.
-//! The name is removed, for good, before bytes that somebody acknowledged are cut off. A hash whose generation is gone, or
-//! names another file, is not believed, and the file is hashed from its start. Distribution never looks at that name, and
-//! removes it with the session; a Holdfast that knows no generations removes all of `hashstates` before it cuts.
+//! A hash of a session's first bytes travels through the client ([`CarriedHash`]), so that no chunk
+//! is read again. It is the truth about the bytes that it was taken over, and says nothing of those
+//! that are in the file now: a client may send an older state again, with other bytes. So it names
+//! a **generation**: a second name, below `hashstates`, of the very file. The name is removed, for
+//! good, before bytes that somebody acknowledged are cut off. A hash whose generation is gone, or
+//! names another file, is not believed, and the file is hashed from its start. Distribution never
+//! looks at that name, and removes it with the session; a Holdfast that knows no generations
+//! removes all of `hashstates` before it cuts.
 
 use std::{sync::Arc, time::Duration};
 
@@ -158,11 +161,13 @@ impl Store {
         .await
     }
 
-    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt whose reply was lost. The file is
-    /// hashed again unless `carried` is the hash of the bytes before the offset, of the file's own generation.
+    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt
+    /// whose reply was lost. The file is hashed again unless `carried` is the hash of the bytes
+    /// before the offset, of the file's own generation.
     ///
     /// # Errors
-    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is behind the end.
+    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is
+    /// behind the end.
     pub async fn upload_writer(
         &self,
         repo: &RepositoryName,
@@ -237,8 +242,9 @@ impl Store {
         }
     }
 
-    /// A writer for a request that brings all bytes of a session, to be committed at the end. It needs no lock, because what
-    /// the session held is of no use any more, and what came is thrown away with the writer unless it is committed.
+    /// A writer for a request that brings all bytes of a session, to be committed at the end. It
+    /// needs no lock, because what the session held is of no use any more, and what came is
+    /// thrown away with the writer unless it is committed.
     ///
     /// # Errors
     /// [`Error::UploadUnknown`], or what the volume says.
@@ -263,7 +269,8 @@ impl Store {
         .await
     }
 
-    /// The session's lock. A request that just ended, or whose client just broke off, may still hold it for a moment.
+    /// The session's lock. A request that just ended, or whose client just broke off, may still
+    /// hold it for a moment.
     async fn lock_upload(&self, id: &UploadId, owner: &Owner) -> Result<Lock> {
         let name = format!("upload-{}", id.as_str());
         for _ in 0..LOCK_ATTEMPTS {
@@ -290,12 +297,13 @@ impl UploadWriter {
         Ok(())
     }
 
-    /// Waits until everything is on the volume and synced; returns the size, and the hash with which the session goes on
-    /// there. For a session that goes on; of [`Store::whole_upload_writer`] nothing stays.
+    /// Waits until everything is on the volume and synced; returns the size, and the hash with
+    /// which the session goes on there. For a session that goes on; of
+    /// [`Store::whole_upload_writer`] nothing stays.
     ///
     /// # Errors
-    /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this request stood still for so
-    /// long that another one went on, or what the volume says.
+    /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when
+    /// this request stood still for so long that another one went on, or what the volume says.
     pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
         let (size, hasher) = taken_over(self.sink.drain().await)?;
         if self.is_whole {
@@ -316,12 +324,13 @@ impl UploadWriter {
         Ok((size, CarriedHash { hasher, generation }))
     }
 
-    /// Makes the session's bytes the blob `digest` of its repository and ends the session. A wrong digest ends it too: nothing can
-    /// make those bytes right, so their room is freed at once.
+    /// Makes the session's bytes the blob `digest` of its repository and ends the session. A wrong
+    /// digest ends it too: nothing can make those bytes right, so their room is freed at once.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when this
-    /// request stood still for so long that another one went on, or what the volume says.
+    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session
+    /// meanwhile, [`Error::LockLost`] when this request stood still for so long that another
+    /// one went on, or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = taken_over(self.sink.drain().await)?;
         let mut held = self.held.take().ok_or(Error::Busy)?;

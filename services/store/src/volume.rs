@@ -1,7 +1,9 @@
-//! The trait behind which all of the store's I/O goes: the few calls of a file system that the store is made of.
+//! The trait behind which all of the store's I/O goes: the few calls of a file system that the
+//! store is made of.
 //!
-//! Knows nothing of blobs and links. [`Disk`] is the real one; tests put a simulated or a recording one in its place
-//! ([`Store::open_on`](crate::Store::open_on)). Calls block, and are made from the store's [`Pool`](crate::Pool) only.
+//! Knows nothing of blobs and links. [`Disk`] is the real one; tests put a simulated or a recording
+//! one in its place ([`Store::open_on`](crate::Store::open_on)). Calls block, and are made from the
+//! store's [`Pool`](crate::Pool) only.
 
 use std::{
     ffi::OsString,
@@ -63,14 +65,16 @@ pub struct Entry {
     pub kind: Kind,
 }
 
-/// An open file. Reads and writes name their offset, so clones of the handle never disturb each other.
+/// An open file. Reads and writes name their offset, so clones of the handle never disturb each
+/// other.
 pub trait VolumeFile: fmt::Debug + Send + Sync {
-    /// Appends to `buffer` what is at `offset`, as much as fits into its spare capacity; 0 at the end of the file. May give
-    /// less than there is.
+    /// Appends to `buffer` what is at `offset`, as much as fits into its spare capacity; 0 at the
+    /// end of the file. May give less than there is.
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize>;
 
-    /// [`VolumeFile::read_at`] into a buffer that is used again and again. Without `wait` it reads only what needs no waiting for the
-    /// volume, and fails with [`io::ErrorKind::WouldBlock`] where there is nothing of that.
+    /// [`VolumeFile::read_at`] into a buffer that is used again and again. Without `wait` it reads
+    /// only what needs no waiting for the volume, and fails with [`io::ErrorKind::WouldBlock`]
+    /// where there is nothing of that.
     fn read_into(&self, buffer: &mut [u8], offset: u64, _wait: bool) -> io::Result<usize> {
         let mut bytes = Vec::with_capacity(buffer.len());
         let read = self.read_at(&mut bytes, offset)?;
@@ -88,7 +92,8 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
     /// Writes at `offset`; may take fewer bytes than were given.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
-    /// [`VolumeFile::write_at`] of several pieces that follow each other: one call costs less than one a piece.
+    /// [`VolumeFile::write_at`] of several pieces that follow each other: one call costs less than
+    /// one a piece.
     fn write_vectored_at(&self, pieces: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let first = pieces.iter().find(|piece| !piece.is_empty());
         first.map_or(Ok(0), |piece| self.write_at(piece, offset))
@@ -100,12 +105,13 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
     /// Cuts the file, or extends it with zeros.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Returns when the file's bytes and its size survive a loss of power. Says nothing of its name.
+    /// Returns when the file's bytes and its size survive a loss of power. Says nothing of its
+    /// name.
     fn sync(&self) -> io::Result<()>;
 
     /// Asks the volume to start writing these bytes to the disk, so that a later
-    /// [`VolumeFile::sync`] has less to wait for. A hint: it promises nothing, and a failure shows at
-    /// that sync.
+    /// [`VolumeFile::sync`] has less to wait for. A hint: it promises nothing, and a failure shows
+    /// at that sync.
     fn start_write_back(&self, offset: u64, length: u64);
 
     /// Writes all bytes at `offset`.
@@ -153,7 +159,8 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// The names in a directory, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<Entry>>;
 
-    /// The names in several directories of a folder, each in no order, in the order they are asked for; `None` for what is no directory.
+    /// The names in several directories of a folder, each in no order, in the order they are asked
+    /// for; `None` for what is no directory.
     fn list_below(&self, folder: &Path, names: &[String]) -> io::Result<Vec<Option<Vec<Entry>>>> {
         names
             .iter()
@@ -198,21 +205,23 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// Size of the volume that holds `path`, and what is free on it.
     fn space(&self, path: &Path) -> io::Result<Space>;
 
-    /// Makes the next look-up of `path` see what other machines have done, and says whether a second look is worthwhile after
-    /// the first one found nothing. Network file systems remember for up to a minute that a name was absent; what is opened is
-    /// always asked for anew, so opening the directories on the way is enough. `false` where there is one machine.
+    /// Makes the next look-up of `path` see what other machines have done, and says whether a
+    /// second look is worthwhile after the first one found nothing. Network file systems
+    /// remember for up to a minute that a name was absent; what is opened is always asked for
+    /// anew, so opening the directories on the way is enough. `false` where there is one machine.
     fn refresh(&self, _path: &Path) -> io::Result<bool> {
         Ok(false)
     }
 
-    /// The same volume, reading only what needs no waiting: what does fails with [`io::ErrorKind::WouldBlock`], and so does whatever
-    /// changes something. Such calls may be made in place. `None` where that cannot be told, on network file systems for instance.
+    /// The same volume, reading only what needs no waiting: what does fails with
+    /// [`io::ErrorKind::WouldBlock`], and so does whatever changes something. Such calls may be
+    /// made in place. `None` where that cannot be told, on network file systems for instance.
     fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
         None
     }
 
-    /// Whether calls take time, so that they need threads of their own. A simulated volume in memory says no and is called
-    /// in place, which makes a run repeatable.
+    /// Whether calls take time, so that they need threads of their own. A simulated volume in
+    /// memory says no and is called in place, which makes a run repeatable.
     fn blocks(&self) -> bool {
         true
     }

@@ -1,5 +1,5 @@
-//! Writers that stand still for longer than their lock lives, and go on when somebody else took their place: nothing of theirs gets into what the other
-//! one commits.
+//! Writers that stand still for longer than their lock lives, and go on when somebody else took
+//! their place: nothing of theirs gets into what the other one commits.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! Uploads that come in one request: several at once, broken off, and for sessions that are not there.
+//! Uploads that come in one request: several at once, broken off, and for sessions that are not
+//! there.
 
 #![allow(clippy::unwrap_used, reason = "a test, helpers included")]
 

@@ -1,4 +1,5 @@
-//! All I/O of the store goes through its trait: what goes past it would be invisible to the simulator and to the recorder.
+//! All I/O of the store goes through its trait: what goes past it would be invisible to the
+//! simulator and to the recorder.
 
 use std::{fs, path::Path};
 

@@ -1,6 +1,6 @@
 //! The control API of a fault upstream, JSON on a port of its own:
-//! `GET /requests` → `{"GET /v2/…": n}`, `DELETE /requests`, `GET /fault`, `POST /fault {"kind": …}`, `DELETE /fault`.
-//! The same paths work below `/_control`.
+//! `GET /requests` → `{"GET /v2/…": n}`, `DELETE /requests`, `GET /fault`, `POST /fault {"kind":
+//! …}`, `DELETE /fault`. The same paths work below `/_control`.
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};

@@ -1,4 +1,5 @@
-//! Faults: what goes wrong, for which requests, how often. Applied to a finished response, or instead of asking for one.
+//! Faults: what goes wrong, for which requests, how often. Applied to a finished response, or
+//! instead of asking for one.
 
 use std::{
     convert::Infallible,
@@ -31,7 +32,8 @@ pub fn full(bytes: impl Into<Bytes>) -> Body {
 pub enum Kind {
     /// Every connection is cut, new ones before a byte is read.
     Down,
-    /// No answer until the fault is cleared; with `after`, the body stops after that many bytes until then.
+    /// No answer until the fault is cleared; with `after`, the body stops after that many bytes
+    /// until then.
     Hang {
         /// Bytes of the body that still pass.
         #[serde(default)]
@@ -82,7 +84,8 @@ pub struct Fault {
     /// What goes wrong.
     #[serde(flatten)]
     pub kind: Kind,
-    /// Only requests whose `METHOD path` contains this text, a digest for instance; all when absent.
+    /// Only requests whose `METHOD path` contains this text, a digest for instance; all when
+    /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Only so many requests; until cleared when absent.
@@ -257,7 +260,8 @@ impl Faults {
             Kind::Slow { bytes_per_second } => stream_body(slow(chunks, bytes_per_second)),
             Kind::Truncate { after } => {
                 let cut = stream::once(async {
-                    // The server drops what it has not flushed when a body fails; the bytes before the cut are to arrive.
+                    // The server drops what it has not flushed when a body fails; the bytes before
+                    // the cut are to arrive.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     Err(io::Error::other("truncated by a fault"))
                 });

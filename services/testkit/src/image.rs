@@ -1,4 +1,5 @@
-//! Images for tests: manifests, indexes and their blobs as exact bytes, random but the same for the same seed.
+//! Images for tests: manifests, indexes and their blobs as exact bytes, random but the same for the
+//! same seed.
 
 use std::collections::BTreeMap;
 
@@ -156,8 +157,8 @@ impl ImageBuilder {
         }
     }
 
-    /// An index over one image for each of `platforms` (`os/architecture[/variant]`), each with the builder's layers
-    /// but other bytes; with Docker types it is a manifest list.
+    /// An index over one image for each of `platforms` (`os/architecture[/variant]`), each with the
+    /// builder's layers but other bytes; with Docker types it is a manifest list.
     pub fn index(self, platforms: &[&str]) -> Image {
         let media_type = if self.docker { DOCKER_LIST } else { OCI_INDEX };
         let mut index = Image {

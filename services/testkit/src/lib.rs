@@ -1,8 +1,8 @@
 //! An upstream registry with faults, and builders of images, for tests only.
 //!
-//! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real registry, as the
-//! binary `holdfast-upstream`. Both are steered by [`Faults`]: by method calls, or over HTTP through [`control`].
-//! [`hostile`] is what hostile clients and upstreams send.
+//! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real
+//! registry, as the binary `holdfast-upstream`. Both are steered by [`Faults`]: by method calls, or
+//! over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send.
 //! [`simfs`] is a file system for the store that loses power, repeatable by a seed.
 //! Nothing else here knows the services under test.
 
@@ -25,7 +25,8 @@ pub use image::{Image, ImageBuilder};
 pub use requests::{Request, Requests};
 pub use upstream::{Auth, Upstream};
 
-/// Waits until `condition` holds, looking every 5 ms of the runtime's clock; panics with `what` after `limit`.
+/// Waits until `condition` holds, looking every 5 ms of the runtime's clock; panics with `what`
+/// after `limit`.
 ///
 /// # Panics
 /// When `limit` has passed and the condition still does not hold.

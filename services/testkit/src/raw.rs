@@ -1,4 +1,5 @@
-//! A server that says byte for byte what a test tells it: for answers that no HTTP library would send.
+//! A server that says byte for byte what a test tells it: for answers that no HTTP library would
+//! send.
 
 use std::{
     net::SocketAddr,
@@ -74,7 +75,8 @@ impl Drop for Raw {
 }
 
 impl Raw {
-    /// Starts a server that answers each request by what `answer` makes of its head: request line and headers.
+    /// Starts a server that answers each request by what `answer` makes of its head: request line
+    /// and headers.
     ///
     /// # Panics
     /// When no port can be bound.

@@ -1,4 +1,5 @@
-//! The accept loop that upstream, proxy and control share: plain or TLS, cut while the upstream is "down".
+//! The accept loop that upstream, proxy and control share: plain or TLS, cut while the upstream is
+//! "down".
 
 use std::{
     convert::Infallible,
@@ -61,7 +62,8 @@ pub fn free_address() -> io::Result<SocketAddr> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// Serves until the future is dropped, with every connection: dropping it is like killing the process.
+/// Serves until the future is dropped, with every connection: dropping it is like killing the
+/// process.
 ///
 /// # Errors
 /// Never returns one; accept errors are passed over.

@@ -1,12 +1,15 @@
-//! A simulated file system for the store, in memory: repeatable by its seed, hostile within what real ones may do.
+//! A simulated file system for the store, in memory: repeatable by its seed, hostile within what
+//! real ones may do.
 //!
-//! - A loss of power keeps what was synced. Of the rest chance decides: each write whole, torn or not at all, each change of a
-//!   directory or none, in any combination.
-//! - With [`Faults::stale_ms`] every client has caches of its own, as of a network mount: names, also absent ones, and attributes
-//!   are remembered for that long; what is opened is asked for anew (close-to-open). A file that another client removed is stale
-//!   (ESTALE), one that the same client has open becomes `.nfsXXXX`.
-//! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a sync that failed the pages count as
-//!   clean, as on Linux: a second sync succeeds and writes nothing.
+//! - A loss of power keeps what was synced. Of the rest chance decides: each write whole, torn or
+//!   not at all, each change of a directory or none, in any combination.
+//! - With [`Faults::stale_ms`] every client has caches of its own, as of a network mount: names,
+//!   also absent ones, and attributes are remembered for that long; what is opened is asked for
+//!   anew (close-to-open). A file that another client removed is stale (ESTALE), one that the same
+//!   client has open becomes `.nfsXXXX`.
+//! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a
+//!   sync that failed the pages count as clean, as on Linux: a second sync succeeds and writes
+//!   nothing.
 //! - Threads take turns ([`SimFs::seats`]); who goes on is decided at every call.
 
 use std::{
@@ -45,10 +48,11 @@ pub struct Faults {
     pub longest_file: Option<u64>,
     /// A read or a write handles fewer bytes than it could.
     pub short: u32,
-    /// A change is made, and its reply is lost: the repeated request finds it done and reports "exists" or "not found", or the
-    /// caller gets EIO.
+    /// A change is made, and its reply is lost: the repeated request finds it done and reports
+    /// "exists" or "not found", or the caller gets EIO.
     pub lost_reply: u32,
-    /// A caller stands still before its call, for longer than a lock lives, while the others go on.
+    /// A caller stands still before its call, for longer than a lock lives, while the others go
+    /// on.
     pub stall: u32,
     /// For how long a client may believe what it knows; 0 = one machine, no caches.
     pub stale_ms: u64,
@@ -58,7 +62,8 @@ pub struct Faults {
     pub skip_file_syncs: bool,
 }
 
-/// How long a caller stands still on the volume's clock: a lock of the store lives for 15 s without its owner.
+/// How long a caller stands still on the volume's clock: a lock of the store lives for 15 s without
+/// its owner.
 const STALL_MS: u64 = 20_000;
 
 /// The server, and the clients that mount it.
@@ -177,7 +182,8 @@ impl SimFs {
         self.state().cut_power();
     }
 
-    /// Power is back, and the clients that ended start again with empty caches. Handles from before are dead.
+    /// Power is back, and the clients that ended start again with empty caches. Handles from before
+    /// are dead.
     pub fn restart(&self) {
         let mut state = self.state();
         let down = std::mem::take(&mut state.down);
@@ -225,14 +231,16 @@ impl SimFs {
         self.state().trace.clone().unwrap_or_default()
     }
 
-    /// From now on so many threads take turns, and change at a call so many times in ten thousand. Each calls [`SimFs::sit`] first.
+    /// From now on so many threads take turns, and change at a call so many times in ten thousand.
+    /// Each calls [`SimFs::sit`] first.
     pub fn seats(&self, seats: usize, switch_of_10_000: u32) {
         let rng = Rng::new(self.state().rng.bits());
         let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));
         *self.shared.table() = Arc::new(turns);
     }
 
-    /// Waits for this thread's first turn; when what it returns is dropped, the others go on without it.
+    /// Waits for this thread's first turn; when what it returns is dropped, the others go on
+    /// without it.
     pub fn sit(&self, seat: usize) -> Seat {
         let turns = Arc::clone(&*self.shared.table());
         if let Some(turns) = turns.get() {

@@ -19,7 +19,8 @@ pub fn install_crypto_provider() {
     drop(aws_lc_rs::default_provider().install_default());
 }
 
-/// A certificate authority and a leaf for `names` (host names or addresses): the acceptor, and the CA as PEM.
+/// A certificate authority and a leaf for `names` (host names or addresses): the acceptor, and the
+/// CA as PEM.
 ///
 /// # Errors
 /// When a name is neither a host name nor an address.

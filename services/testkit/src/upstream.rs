@@ -1,4 +1,5 @@
-//! An upstream registry in the test's process: pulls only, with authentication, faults and a record of all requests.
+//! An upstream registry in the test's process: pulls only, with authentication, faults and a record
+//! of all requests.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

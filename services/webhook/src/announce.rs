@@ -1,5 +1,5 @@
-//! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6). Create only; what is
-//! dropped or fails here is found by the controller's own watch of pods.
+//! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6).
+//! Create only; what is dropped or fails here is found by the controller's own watch of pods.
 
 mod lines;
 
@@ -159,7 +159,8 @@ impl Announcer {
 }
 
 impl Announcements {
-    /// Creates Artifacts until every [`Announcer`] is gone; `beat` is called after each and while idle.
+    /// Creates Artifacts until every [`Announcer`] is gone; `beat` is called after each and while
+    /// idle.
     pub async fn work(&self, client: kube::Client, beat: impl Fn()) {
         let mut woken = self.woken.lock().await;
         let mut over = false;
@@ -228,7 +229,8 @@ mod tests {
         Announcement::of_pod("team", &pod, &[image]).next().unwrap()
     }
 
-    /// Announces one image to an API server that answers with these statuses, and says what was counted.
+    /// Announces one image to an API server that answers with these statuses, and says what was
+    /// counted.
     async fn check(statuses: &[u16], expect: &str) {
         let mut registry = Registry::default();
         let (announcer, announcements) = queue(Metrics::register(&mut registry));

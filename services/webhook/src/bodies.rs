@@ -17,9 +17,9 @@ use futures::{Stream, StreamExt as _};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Bytes of a body at most. The API server takes requests of up to 3 MiB (`MaxRequestBodyBytes`), etcd stores up to
-/// 1.5 MiB (`--max-request-bytes`), and a review of an update has the new object and the stored one, each with its
-/// managed fields. Half a MiB is for the rest of the review.
+/// Bytes of a body at most. The API server takes requests of up to 3 MiB (`MaxRequestBodyBytes`),
+/// etcd stores up to 1.5 MiB (`--max-request-bytes`), and a review of an update has the new object
+/// and the stored one, each with its managed fields. Half a MiB is for the rest of the review.
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 /// Bytes of all bodies together.
 pub const BUDGET_BYTES: usize = 24 * 1024 * 1024;

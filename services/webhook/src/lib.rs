@@ -1,7 +1,8 @@
 //! Pod mutating webhook: sends the images of new pods to the cluster's registry and announces them.
 //!
-//! `mutate` is the pure middle; `routes`, `state` and `announce` are the edges. Nothing waits for the network between
-//! a review and its answer. Knows nothing of upstreams' content or of the store.
+//! `mutate` is the pure middle; `routes`, `state` and `announce` are the edges. Nothing waits for
+//! the network between a review and its answer. Knows nothing of upstreams' content or of the
+//! store.
 
 pub mod announce;
 pub mod bodies;
@@ -181,7 +182,8 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Of these, connections of one address.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 512;
 
-/// What connections may cost. API servers open one for each review under way, and keep some of them.
+/// What connections may cost. API servers open one for each review under way, and keep some of
+/// them.
 fn limits() -> server::Limits {
     server::Limits {
         connections: MAX_CONNECTIONS,
@@ -194,7 +196,8 @@ fn limits() -> server::Limits {
     }
 }
 
-/// Waits for a usable serving certificate, which the controller makes; nothing when told to stop before.
+/// Waits for a usable serving certificate, which the controller makes; nothing when told to stop
+/// before.
 async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> Option<ServerTls> {
     loop {
         match ServerTls::from_files(files.clone()) {

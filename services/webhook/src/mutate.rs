@@ -1,7 +1,8 @@
 //! The rewrite of a pod: a pure function from raw JSON to patch operations (SPEC 5, SPEC 8).
 //!
-//! Raw, so that fields which this version does not know stay untouched. Never denies, never writes twice, and
-//! touches nothing but image references and two annotations: the originals, and how often somebody set them back.
+//! Raw, so that fields which this version does not know stay untouched. Never denies, never writes
+//! twice, and touches nothing but image references and two annotations: the originals, and how
+//! often somebody set them back.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -33,7 +34,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The kinds of images that such a request can still change. An image volume cannot change after creation.
+    /// The kinds of images that such a request can still change. An image volume cannot change
+    /// after creation.
     fn kinds(self) -> &'static [Kind] {
         match self {
             Self::Create => &[Kind::Container, Kind::Init, Kind::Volume],
@@ -358,7 +360,8 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
     let (original, written) = match Reference::parse(&image.image) {
         Ok(reference) => (reference, image.image.clone()),
         Err(_) => match reference::repair(&image.image) {
-            // An address of ours in a malformed reference is left to its author: nothing there is upstream's.
+            // An address of ours in a malformed reference is left to its author: nothing there is
+            // upstream's.
             Some(reference) if !rules.is_own(reference.host()) => {
                 let written = reference.to_string();
                 (reference, written)
@@ -436,8 +439,8 @@ fn merged_originals(pod: &Value, originals: Map<String, Value>) -> String {
     Value::Object(merged).to_string()
 }
 
-/// The operations that put these annotations onto the pod. None where the annotations would become too large for the API
-/// server: the originals are derivable without it.
+/// The operations that put these annotations onto the pod. None where the annotations would become
+/// too large for the API server: the originals are derivable without it.
 fn annotate(pod: &Value, ours: Vec<(&str, String)>) -> Vec<PatchOperation> {
     let annotations = pod
         .pointer("/metadata/annotations")

@@ -14,7 +14,8 @@ use crate::mutate::{Mutation, Request};
 /// The version that is spoken.
 const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// Values of one review that are kept. A pod with a hundred containers and all its annotations has a few hundred.
+/// Values of one review that are kept. A pod with a hundred containers and all its annotations has
+/// a few hundred.
 pub const MAX_KEPT_VALUES: usize = 8192;
 /// Images of one review, those of containers of all kinds and of volumes. Each becomes a line of
 /// the patch, several times as long as its shortest form in the review.
@@ -167,7 +168,8 @@ pub struct Review {
     pub namespace: String,
     /// Whether nothing may be kept: no announcement follows.
     pub dry_run: bool,
-    /// What is to be judged; nothing where the review is about something that is never changed, or `too_large`.
+    /// What is to be judged; nothing where the review is about something that is never changed, or
+    /// `too_large`.
     pub subject: Option<Subject>,
     /// Whether the pod has more images and annotations than are read.
     pub too_large: bool,

@@ -21,9 +21,11 @@ use crate::rules::Rules;
 
 pub use crate::bodies::MAX_BODY_BYTES;
 
-/// Small reviews that are judged at a time, which bounds the memory for what is read of them. Judging waits for nothing.
+/// Small reviews that are judged at a time, which bounds the memory for what is read of them.
+/// Judging waits for nothing.
 const SMALL_AT_ONCE: usize = 2;
-/// Large reviews that are judged at a time, on a thread of their own, so that small ones go on meanwhile.
+/// Large reviews that are judged at a time, on a thread of their own, so that small ones go on
+/// meanwhile.
 const LARGE_AT_ONCE: usize = 1;
 
 /// What the handler of a review works with.

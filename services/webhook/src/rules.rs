@@ -1,5 +1,6 @@
-//! What the webhook goes by: the registry's addresses, whether to rewrite at all, and which upstreams. Made from the
-//! configuration and the shared state; swapped as a whole when one of them changes.
+//! What the webhook goes by: the registry's addresses, whether to rewrite at all, and which
+//! upstreams. Made from the configuration and the shared state; swapped as a whole when one of them
+//! changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use holdfast_core::{Host, Reference, rewrite};
 /// Everything by which a pod is judged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// The registry's address as it stands in front of a rewritten path; nothing while pods are left alone.
+    /// The registry's address as it stands in front of a rewritten path; nothing while pods are
+    /// left alone.
     pub address: Option<String>,
     /// All addresses that mean this registry, the current one included.
     pub known_addresses: Vec<String>,
@@ -88,7 +90,8 @@ impl Rules {
             .is_some_and(|sources| sources.contains(&source.to_string()))
     }
 
-    /// Whether pods of a namespace keep all their sources, because a policy refuses the registry's references.
+    /// Whether pods of a namespace keep all their sources, because a policy refuses the registry's
+    /// references.
     pub fn leaves_namespace_alone(&self, namespace: &str) -> bool {
         self.left_alone
             .get(namespace)

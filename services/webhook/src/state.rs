@@ -1,4 +1,5 @@
-//! The shared state: ConfigMap `F-state`, watched; each version becomes the rules of the next review.
+//! The shared state: ConfigMap `F-state`, watched; each version becomes the rules of the next
+//! review.
 
 use std::time::Duration;
 
@@ -21,7 +22,8 @@ const IDLE: Duration = Duration::from_secs(10);
 #[error("the watch of the shared state ended")]
 pub struct Ended;
 
-/// The state that a ConfigMap holds; nothing where it holds none that can be read, which means no rewriting.
+/// The state that a ConfigMap holds; nothing where it holds none that can be read, which means no
+/// rewriting.
 pub fn read(object: Option<&ConfigMap>) -> Option<ClusterState> {
     let text = object?.data.as_ref()?.get(KEY)?;
     match serde_json::from_str(text) {
@@ -33,8 +35,9 @@ pub fn read(object: Option<&ConfigMap>) -> Option<ClusterState> {
     }
 }
 
-/// Follows the ConfigMap `name` and publishes the rules. While the API server does not answer, the last ones stay.
-/// `seen` turns ready with the first answer; that the object is absent is an answer.
+/// Follows the ConfigMap `name` and publishes the rules. While the API server does not answer, the
+/// last ones stay. `seen` turns ready with the first answer; that the object is absent is an
+/// answer.
 pub async fn follow(
     api: Api<ConfigMap>,
     name: String,

@@ -1,5 +1,5 @@
-//! The webhook in process: a real TLS listener, real reviews, and an API server of which only the two calls exist
-//! that the webhook makes.
+//! The webhook in process: a real TLS listener, real reviews, and an API server of which only the
+//! two calls exist that the webhook makes.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends by them")]
 

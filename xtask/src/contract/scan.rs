@@ -22,7 +22,8 @@ pub(super) struct Shown {
 /// The tests of one file that name lines.
 ///
 /// # Errors
-/// When a comment that starts with `SPEC` holds something else than `SPEC NUMBER` parts, or has no function below it.
+/// When a comment that starts with `SPEC` holds something else than `SPEC NUMBER` parts, or has no
+/// function below it.
 pub(super) fn file(path: &str, text: &str) -> anyhow::Result<Vec<Shown>> {
     let mut shown = Vec::new();
     let mut pending: Vec<u32> = Vec::new();

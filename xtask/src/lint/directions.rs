@@ -1,10 +1,12 @@
-//! Who may depend on whom: `core ← {config, api} ← {runtime, store} ← parts ← holdfast`, and which crate may name which library.
+//! Who may depend on whom: `core ← {config, api} ← {runtime, store} ← parts ← holdfast`, and which
+//! crate may name which library.
 
 use serde_json::Value;
 
 use super::Finding;
 
-/// Crates of the product from the ground up. A crate may use lower layers only, so crates of one layer never see each other.
+/// Crates of the product from the ground up. A crate may use lower layers only, so crates of one
+/// layer never see each other.
 const LAYERS: [&[&str]; 5] = [
     &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],

@@ -8,6 +8,8 @@ use super::Finding;
 
 /// Lines a file may have; past that it is two files.
 const MAX_LINES: usize = 600;
+/// Columns a comment may have, as code has by rustfmt.
+const MAX_COMMENT_COLUMNS: usize = 100;
 /// Names that say nothing of what a module owns.
 const EMPTY_NAMES: [&str; 4] = ["utils", "util", "common", "helpers"];
 /// Folders with Rust sources of ours.
@@ -78,6 +80,12 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
         if code.starts_with(concat!("todo", "!(")) || code.contains(concat!(" todo", "!(")) {
             found(format!("line {}: stray todo", number + 1));
         }
+        if code.starts_with("//") && line.chars().count() > MAX_COMMENT_COLUMNS {
+            found(format!(
+                "line {}: a comment of more than {MAX_COMMENT_COLUMNS} columns",
+                number + 1
+            ));
+        }
         if code.contains(concat!("TODO", ":")) && !code.contains('#') {
             found(format!("line {}: a TODO names its issue", number + 1));
         }
@@ -114,5 +122,8 @@ mod tests {
         count("a/mod.rs", "//! Things.\n", 1);
         count("a/b.rs", "//! B.\npub(crate) mod helpers;\n", 1);
         count("a/b.rs", &format!("//! B.\n{}", "\n".repeat(600)), 1);
+        let at_limit = format!("    // {}", "…".repeat(93));
+        count("a/b.rs", &format!("//! B.\n{at_limit}\n"), 0);
+        count("a/b.rs", &format!("//! B.\n{at_limit}…\n"), 1);
     }
 }

@@ -1,4 +1,5 @@
-//! docs/LIMITS.md: each bound names the tests that drive it to its limit, and each constant of the registry's bounds has a row.
+//! docs/LIMITS.md: each bound names the tests that drive it to its limit, and each constant of the
+//! registry's bounds has a row.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,8 @@ pub(super) const DOCUMENT: &str = "docs/LIMITS.md";
 pub(super) const CONSTANTS: &str = "services/registry/src/limits.rs";
 /// Constants of that file that bound nothing: how often something is looked at.
 const INTERVALS: [&str; 2] = ["VOLUME_EVERY", "HOLD_EVERY"];
-/// Checks every row of every table of the document that has a column `test`, and that each constant has a row.
+/// Checks every row of every table of the document that has a column `test`, and that each constant
+/// has a row.
 pub(super) fn check(document: &str, constants: &str, tests: &BTreeSet<String>) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |message: String| findings.push(Finding::new(DOCUMENT, message));

@@ -1,5 +1,5 @@
-//! A cold herd: 64 clients pull the same image, which is nowhere yet, through three Holdfast replicas on one folder, while the upstream sends
-//! 50 MB/s in all.
+//! A cold herd: 64 clients pull the same image, which is nowhere yet, through three Holdfast
+//! replicas on one folder, while the upstream sends 50 MB/s in all.
 
 use std::{
     sync::Arc,
@@ -115,8 +115,8 @@ impl Image {
     }
 }
 
-/// Pulls the whole image: manifest by tag, then every blob from its first byte to its last. One client in eight hashes what it gets; all
-/// check the sizes.
+/// Pulls the whole image: manifest by tag, then every blob from its first byte to its last. One
+/// client in eight hashes what it gets; all check the sizes.
 async fn pull(target: &Target, repository: &str, image: &Image, number: usize) -> Result<()> {
     let mut connection = Connection::open(target).await?;
     let mut got = Vec::new();

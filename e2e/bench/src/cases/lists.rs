@@ -1,4 +1,5 @@
-//! Many names: a repository of 20,000 tags that is listed and that a manifest is deleted from, and a catalog of 10,000 repositories.
+//! Many names: a repository of 20,000 tags that is listed and that a manifest is deleted from, and
+//! a catalog of 10,000 repositories.
 
 use std::{
     fs,
@@ -88,7 +89,8 @@ async fn tags(bench: &mut Bench) -> Result<()> {
     fs::remove_dir_all(&data).context("remove the tags")
 }
 
-/// A repository with `count` tags, and manifests in it that a few of the tags name: their digests, and one of the tags of each.
+/// A repository with `count` tags, and manifests in it that a few of the tags name: their digests,
+/// and one of the tags of each.
 fn tagged(data: &Path, count: usize, doomed: usize) -> Result<Vec<(String, String)>> {
     let tree = Tree::new(data);
     let config = tree.blob(b"{}")?;
@@ -128,7 +130,8 @@ fn tagged(data: &Path, count: usize, doomed: usize) -> Result<Vec<(String, Strin
         .collect())
 }
 
-/// Waits until only so many tags are on the volume, for the other program reads it next; milliseconds. A registry may answer a delete before.
+/// Waits until only so many tags are on the volume, for the other program reads it next;
+/// milliseconds. A registry may answer a delete before.
 async fn untied(data: &Path, left: usize) -> Result<f64> {
     let folder = data.join(format!(
         "docker/registry/v2/repositories/{REPOSITORY}/_manifests/tags"

@@ -1,4 +1,5 @@
-//! Memory: the highest resident memory of a fresh process while 128 clients read 100 MiB each, as fast as they can and slowly.
+//! Memory: the highest resident memory of a fresh process while 128 clients read 100 MiB each, as
+//! fast as they can and slowly.
 
 use std::time::Duration;
 

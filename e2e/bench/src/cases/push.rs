@@ -1,9 +1,11 @@
-//! Pushes, every one acknowledged only when it is on the disk: 1 MiB by 8 clients, 100 MiB by 4. Each server begins each
-//! round on an empty folder. Large blobs are pushed in both ways that clients use: whole in one PUT, as containerd does,
-//! and as one PATCH of chunks without an announced length, as Docker does. Eight at once show what memory that takes.
+//! Pushes, every one acknowledged only when it is on the disk: 1 MiB by 8 clients, 100 MiB by 4.
+//! Each server begins each round on an empty folder. Large blobs are pushed in both ways that
+//! clients use: whole in one PUT, as containerd does, and as one PATCH of chunks without an
+//! announced length, as Docker does. Eight at once show what memory that takes.
 //!
-//! Nothing is removed before the last round is over: ext4 without a journal hands out no inode for minutes after it was freed, and whoever makes
-//! files meanwhile steps over all of those, which took half of a server's time.
+//! Nothing is removed before the last round is over: ext4 without a journal hands out no inode for
+//! minutes after it was freed, and whoever makes files meanwhile steps over all of those, which
+//! took half of a server's time.
 
 use std::{
     sync::{
@@ -97,7 +99,8 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
         if !bench.wants(case.name) {
             continue;
         }
-        // Making, hashing and framing the bytes is the client's work, and done before the clock runs.
+        // Making, hashing and framing the bytes is the client's work, and done before the clock
+        // runs.
         let blobs = Arc::new(blobs(case));
         let all = bench.stand.scratch.join("push");
         for round in 0..case.rounds {

@@ -1,4 +1,5 @@
-//! Pulls: manifests and blobs of three sizes, at 1, 16 and 128 connections, plain and over TLS. All servers read the same files.
+//! Pulls: manifests and blobs of three sizes, at 1, 16 and 128 connections, plain and over TLS. All
+//! servers read the same files.
 
 use std::{path::Path, time::Duration};
 

@@ -1,5 +1,5 @@
-//! Starting over 100,000 blobs: the time from the process's start until a manifest and a blob have come. Holdfast has an upstream configured
-//! that does not answer.
+//! Starting over 100,000 blobs: the time from the process's start until a manifest and a blob have
+//! come. Holdfast has an upstream configured that does not answer.
 
 use std::{fs, time::Instant};
 
@@ -68,7 +68,8 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
     fs::remove_dir_all(&data).context("remove the blobs")
 }
 
-/// Blobs that nobody asks for: their folders are what a start could stumble over, so their files are hard links of a few.
+/// Blobs that nobody asks for: their folders are what a start could stumble over, so their files
+/// are hard links of a few.
 fn fill(tree: &Tree, count: usize) -> Result<()> {
     let mut first = None;
     for number in 0..count {

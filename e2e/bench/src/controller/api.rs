@@ -1,5 +1,5 @@
-//! The bench's own client of the API server: JSON over HTTP/1.1 and TLS on connections that are kept. Its requests are not the
-//! controller's: it calls as another user.
+//! The bench's own client of the API server: JSON over HTTP/1.1 and TLS on connections that are
+//! kept. Its requests are not the controller's: it calls as another user.
 
 use std::{
     net::SocketAddr,

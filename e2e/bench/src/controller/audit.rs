@@ -1,4 +1,5 @@
-//! What the controller asked of the API server, by the API server's own audit log, in which nobody else is written down.
+//! What the controller asked of the API server, by the API server's own audit log, in which nobody
+//! else is written down.
 
 use std::{
     collections::BTreeMap,

@@ -1,5 +1,5 @@
-//! Holdfast in that cluster: the chart installed by helm, and two of its programs as processes of this machine, told and permitted what
-//! they are in a cluster.
+//! Holdfast in that cluster: the chart installed by helm, and two of its programs as processes of
+//! this machine, told and permitted what they are in a cluster.
 
 use std::{
     fs,
@@ -56,7 +56,8 @@ pub(crate) fn install(server: &ApiServer, scratch: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Has the webhook's configuration match nothing: nobody serves behind its Service here, and the API server would wait for it.
+/// Has the webhook's configuration match nothing: nobody serves behind its Service here, and the
+/// API server would wait for it.
 pub(crate) async fn silence_webhook(api: &Api) -> Result<()> {
     let path =
         "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-webhook";
@@ -99,7 +100,8 @@ pub(super) struct Release {
 }
 
 impl Release {
-    /// Writes what a pod of the controller would have mounted: the configuration, and a token of its service account.
+    /// Writes what a pod of the controller would have mounted: the configuration, and a token of
+    /// its service account.
     pub(super) async fn prepare(api: &Api, server: &ApiServer, folder: &Path) -> Result<Self> {
         let config = api
             .get(&namespaced("configmaps/holdfast-config"))
@@ -149,7 +151,8 @@ impl Release {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// Starts the registry with the certificate that the controller has made for it, as soon as it has.
+    /// Starts the registry with the certificate that the controller has made for it, as soon as it
+    /// has.
     pub(super) async fn registry(&self, api: &Api, upstream: SocketAddr) -> Result<Process> {
         let tls = self.folder.join("registry-tls");
         fs::create_dir_all(&tls)?;

@@ -1,4 +1,5 @@
-//! A large site, as objects: what stands in the cluster before Holdfast comes, and what a kubelet would say of it. Pure.
+//! A large site, as objects: what stands in the cluster before Holdfast comes, and what a kubelet
+//! would say of it. Pure.
 
 use serde_json::{Value, json};
 
@@ -104,7 +105,8 @@ impl Site {
         format!("app-{}-{}-{age}", self.image(place), number / self.images)
     }
 
-    /// A pod below its ReplicaSet. With the registry's `address`, as the webhook would have made it.
+    /// A pod below its ReplicaSet. With the registry's `address`, as the webhook would have made
+    /// it.
     pub(super) fn pod(self, place: Place, replica_set: &str, address: Option<&str>) -> Value {
         let image = self.image(place);
         let mut spec = spec(image);

@@ -11,7 +11,8 @@ const CONTAINERD: &str = "/etc/containerd/config.toml";
 const KUBEADM: &str = "/kind/kubeadm.conf";
 
 impl Cluster {
-    /// Starts a machine like the workers that is no node yet, and waits until its container runtime answers.
+    /// Starts a machine like the workers that is no node yet, and waits until its container runtime
+    /// answers.
     pub fn start_machine(&mut self, name: &str) -> Result<()> {
         let model = self.model(name)?;
         let image = self
@@ -95,7 +96,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a node out of the cluster, and its machine away with its disk. What is not there is fine.
+    /// Takes a node out of the cluster, and its machine away with its disk. What is not there is
+    /// fine.
     pub fn remove_node(&mut self, name: &str) -> Result<()> {
         self.kubectl(&["delete", "node", name, "--ignore-not-found"])?;
         if self.nodes()?.iter().any(|node| node == name) {
@@ -132,7 +134,8 @@ impl Cluster {
     }
 }
 
-/// The configuration of one node's `kubeadm join` for another one: name and address. kind writes it with or without quotes.
+/// The configuration of one node's `kubeadm join` for another one: name and address. kind writes it
+/// with or without quotes.
 fn for_machine(text: &str, from: (&str, &str), to: (&str, &str), token: &str) -> String {
     let line = |line: &str| {
         let (key, value) = line.split_once(':').unwrap_or((line, ""));

@@ -14,7 +14,8 @@ use crate::tools::Tools;
 
 const NAMESPACE: &str = "demo";
 const SELECTOR: &str = "app=shop";
-/// A dead node is noticed within 50 s, its pods leave 5 s later and are deleted by force or not at all; then a pod starts.
+/// A dead node is noticed within 50 s, its pods leave 5 s later and are deleted by force or not at
+/// all; then a pod starts.
 const REPLACED: Duration = Duration::from_secs(180);
 /// Nodes, control plane, Holdfast and the workload together.
 const BOOTED: Duration = Duration::from_secs(300);
@@ -57,7 +58,8 @@ impl Demo {
     }
 
     pub(super) fn install(&mut self, show: &mut Show) -> Result<()> {
-        // Holdfast tolerates the control plane's taint; cordoned, it leaves the three workers to play with.
+        // Holdfast tolerates the control plane's taint; cordoned, it leaves the three workers to
+        // play with.
         for node in self
             .site
             .cluster
@@ -193,7 +195,8 @@ impl Demo {
             json!(false),
         );
         let holds = self.held_by_victim()?;
-        // The leader may have moved since the workload was placed: then it dies separately, and the demo says so.
+        // The leader may have moved since the workload was placed: then it dies separately, and the
+        // demo says so.
         let leader = self.site.leader()?;
         let elsewhere = kube::node(&leader) != self.victim;
         ensure!(

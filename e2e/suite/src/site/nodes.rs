@@ -54,7 +54,8 @@ impl Site {
         Ok(())
     }
 
-    /// Tells every node where the private upstream is, so that kubelets can pull from it with a pull secret and without Holdfast.
+    /// Tells every node where the private upstream is, so that kubelets can pull from it with a
+    /// pull secret and without Holdfast.
     pub(crate) fn let_nodes_pull_private_images(&self) -> Result<()> {
         let endpoint = &self.private.endpoint;
         let hosts = format!(
@@ -101,7 +102,8 @@ impl Site {
         ))
     }
 
-    /// Runs curl on a node against the registry's API with these arguments; returns status and body.
+    /// Runs curl on a node against the registry's API with these arguments; returns status and
+    /// body.
     pub(crate) fn curl(&self, node: &str, arguments: &[&str]) -> Result<(u16, String)> {
         let mut command = vec![
             "curl",

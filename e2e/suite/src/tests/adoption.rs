@@ -1,4 +1,5 @@
-//! Adoption: workloads that were there before Holdfast, whatever makes their pods, start without the uplink.
+//! Adoption: workloads that were there before Holdfast, whatever makes their pods, start without
+//! the uplink.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::world::World;
 /// Until a CronJob that runs every minute has run.
 const NEXT_MINUTE: Duration = Duration::from_secs(150);
 
-/// An image of its own for everything that makes pods, in the upstream that nodes know without Holdfast.
+/// An image of its own for everything that makes pods, in the upstream that nodes know without
+/// Holdfast.
 struct Images {
     web: Pushed,
     web_before: Pushed,

@@ -1,5 +1,6 @@
-//! Clients of OCI artifacts against two registries that run alone. What a client pushes to the first, it gets again through
-//! the second, which copies from the first: manifests, blobs, tags and referrers.
+//! Clients of OCI artifacts against two registries that run alone. What a client pushes to the
+//! first, it gets again through the second, which copies from the first: manifests, blobs, tags and
+//! referrers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -100,7 +101,8 @@ impl Pair {
         format!("{}/{FIRST}/{name}", self.second.address)
     }
 
-    /// Runs a client in the pair's folder, with a home of its own: no credentials, no configuration, no cache of the user.
+    /// Runs a client in the pair's folder, with a home of its own: no credentials, no
+    /// configuration, no cache of the user.
     fn run(&self, client: &Path, arguments: &[&str]) -> Result<String> {
         command::run(self.command(client, arguments))
     }

@@ -1,4 +1,5 @@
-//! The webhook away for ten minutes while pods come and go and no upstream answers: in the end every pod runs.
+//! The webhook away for ten minutes while pods come and go and no upstream answers: in the end
+//! every pod runs.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -39,7 +39,8 @@ impl Drop for Alone {
 }
 
 impl Alone {
-    /// Starts both where `inside` starts programs; the registry listens on `listen`, clients use `address`.
+    /// Starts both where `inside` starts programs; the registry listens on `listen`, clients use
+    /// `address`.
     fn start(
         tools: &Tools,
         inside: &Inside,

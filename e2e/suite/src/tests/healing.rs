@@ -1,4 +1,5 @@
-//! Healing: pods that slipped past the webhook, images that only nodes could fetch, controllers that insist.
+//! Healing: pods that slipped past the webhook, images that only nodes could fetch, controllers
+//! that insist.
 
 use std::time::Duration;
 

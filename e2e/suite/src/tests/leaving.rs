@@ -1,4 +1,5 @@
-//! Uninstalling while a node is dead and pods still hold rewritten references, with the values that ask for their originals.
+//! Uninstalling while a node is dead and pods still hold rewritten references, with the values that
+//! ask for their originals.
 
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use crate::world::World;
 /// Until a node that is dead is called so.
 const NOTICED: Duration = Duration::from_secs(120);
 
-/// Pods of a Deployment, and one that nobody owns, kept off the node that will die; another one on it.
+/// Pods of a Deployment, and one that nobody owns, kept off the node that will die; another one on
+/// it.
 fn pods(site: &Site, namespace: &str, image: &Pushed, dead: &str, alive: &str) -> Result<()> {
     let pod = |name: &str| Pod::new(name, &image.reference);
     let elsewhere = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [

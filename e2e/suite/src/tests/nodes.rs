@@ -21,7 +21,8 @@ fn values() -> Value {
     json!({"nodeAgent": {"startupTaint": {"enabled": true}}})
 }
 
-/// The images that a node's runtime holds, whose names contain `part`: names and whether the kubelet may collect them.
+/// The images that a node's runtime holds, whose names contain `part`: names and whether the
+/// kubelet may collect them.
 fn pinned(site: &Site, node: &str, part: &str) -> Result<Vec<(String, bool)>> {
     let images = site.runtime_images(node)?;
     Ok(images

@@ -1,4 +1,5 @@
-//! Offline, in detail: every shape of a pod starts on a node that never had its images, while no upstream answers.
+//! Offline, in detail: every shape of a pod starts on a node that never had its images, while no
+//! upstream answers.
 
 use std::time::Duration;
 

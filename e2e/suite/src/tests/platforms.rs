@@ -1,4 +1,5 @@
-//! Images for several platforms: what is copied ahead, what a new node makes wanted, what waits for somebody who asks.
+//! Images for several platforms: what is copied ahead, what a new node makes wanted, what waits for
+//! somebody who asks.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

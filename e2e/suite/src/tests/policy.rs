@@ -1,4 +1,5 @@
-//! A validating policy that allows only the original registries: pods come to be all the same, and the doctor names it.
+//! A validating policy that allows only the original registries: pods come to be all the same, and
+//! the doctor names it.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,8 @@ const RETRIED: Duration = Duration::from_secs(120);
 /// A policy that is gone is noticed after pauses of one, two, four minutes.
 const ASKED: Duration = Duration::from_secs(300);
 
-/// A policy over the namespaces with this label that allows the upstreams' references only, and its binding.
+/// A policy over the namespaces with this label that allows the upstreams' references only, and its
+/// binding.
 fn policy(site: &Site, name: &str) -> [Value; 2] {
     let allowed = format!(
         "object.spec.containers.all(c, c.image.startsWith('{}/') || c.image.startsWith('{PRIVATE}/'))",
@@ -163,7 +165,8 @@ pub(super) fn a_policy_that_allows_only_original_registries_breaks_no_pod(
     test.create(&pod("late", &late))
         .context("a pod that nobody owns")?;
     site.kube.running(&test.name, "late", START)?;
-    // They are copied, for the day on which the policy lets them pass; until then it is said that they need the uplink.
+    // They are copied, for the day on which the policy lets them pass; until then it is said that
+    // they need the uplink.
     site.kube.copied(&test.name, &late.reference, START)?;
     let diff = holdfast(site, &program, &["diff", "offline", "-n", &test.name])?.expect(1)?;
     ensure!(

@@ -1,4 +1,5 @@
-//! The registry's volume and its upstream when they are not as they should be: damaged, full, without tags, read-only.
+//! The registry's volume and its upstream when they are not as they should be: damaged, full,
+//! without tags, read-only.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};

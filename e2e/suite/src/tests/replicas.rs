@@ -1,4 +1,5 @@
-//! Several registry replicas on one volume: pods that pull while replicas and nodes end, in order and not; one copy for many nodes.
+//! Several registry replicas on one volume: pods that pull while replicas and nodes end, in order
+//! and not; one copy for many nodes.
 //!
 //! The upstream is away while pods pull: what they get comes from the replicas.
 
@@ -13,7 +14,8 @@ use crate::objects::Pod;
 use crate::site::{Namespace, Pushed, SECRET, START, Site};
 use crate::world::World;
 
-/// What a pull may take when a replica or a node was lost: the kubelet waits 10, 20 and 40 s between its own attempts.
+/// What a pull may take when a replica or a node was lost: the kubelet waits 10, 20 and 40 s
+/// between its own attempts.
 const RETRIES: Duration = Duration::from_secs(180);
 
 /// Pods that each pull an image that their node does not have, made one after another.

@@ -1,4 +1,5 @@
-//! A whole site: more than thirty workloads of every kind from before the installation, then no uplink and no power.
+//! A whole site: more than thirty workloads of every kind from before the installation, then no
+//! uplink and no power.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -256,7 +257,8 @@ fn owners(answer: &Ended, verdicts: &[&str]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Waits until everything is said to be local but `nowhere`, then takes that away: nothing would be missing.
+/// Waits until everything is said to be local but `nowhere`, then takes that away: nothing would be
+/// missing.
 fn adopted(site: &Site, program: &PathBuf, namespace: &str) -> Result<()> {
     let diff = ["diff", "offline", "-n", namespace];
     let nowhere: BTreeSet<_> = ["nowhere".to_owned()].into();

@@ -1,4 +1,5 @@
-//! Reading a foreign configuration key by key: what is asked for becomes known, what is left over was meant and not understood.
+//! Reading a foreign configuration key by key: what is asked for becomes known, what is left over
+//! was meant and not understood.
 
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -223,7 +224,8 @@ fn texts(value: Option<Value>) -> Option<Vec<String>> {
     }
 }
 
-/// Reads a time as Go writes it: `1h30m`, `1.5s`, `100ms`. `None` for what is none, and for negative ones.
+/// Reads a time as Go writes it: `1h30m`, `1.5s`, `100ms`. `None` for what is none, and for
+/// negative ones.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     if text == "0" {
         return Some(Duration::ZERO);
@@ -253,8 +255,9 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     (!text.is_empty()).then_some(total)
 }
 
-/// Puts what the environment says into the document: `REGISTRY_HTTP_ADDR` is `http.addr`, and the value is YAML. What begins
-/// with none of `sections` is left alone: in Kubernetes a Service called `registry` makes such variables.
+/// Puts what the environment says into the document: `REGISTRY_HTTP_ADDR` is `http.addr`, and the
+/// value is YAML. What begins with none of `sections` is left alone: in Kubernetes a Service called
+/// `registry` makes such variables.
 pub(super) fn overlay(
     document: &mut Value,
     sections: &[&str],

@@ -3,8 +3,9 @@
 use holdfast_api::artifact::Reason;
 use std::time::Duration;
 
-/// The pause after the `failures`th failure in a row (from 1), doubling from two seconds up to a limit that depends on
-/// what went wrong, plus or minus a fifth by `dice` (0 to 1), and never less than the other side asked for.
+/// The pause after the `failures`th failure in a row (from 1), doubling from two seconds up to a
+/// limit that depends on what went wrong, plus or minus a fifth by `dice` (0 to 1), and never less
+/// than the other side asked for.
 ///
 /// What a person must mend is asked for rarely; what may come back by itself, an uplink say, soon.
 pub fn pause(
@@ -35,9 +36,9 @@ pub fn pause(
     )
 }
 
-/// For how long the registry's word that it holds an image is believed: ten to fifteen minutes, by `dice` (0 to 1), so that
-/// a thousand images are not asked for at once. Asking costs no upstream request while the image is local (SPEC 14), and
-/// is how a volume that was lost fills again.
+/// For how long the registry's word that it holds an image is believed: ten to fifteen minutes, by
+/// `dice` (0 to 1), so that a thousand images are not asked for at once. Asking costs no upstream
+/// request while the image is local (SPEC 14), and is how a volume that was lost fills again.
 pub fn confirm_again(dice: f64) -> Duration {
     Duration::from_secs(600) + Duration::from_secs(300).mul_f64(dice.clamp(0.0, 1.0))
 }

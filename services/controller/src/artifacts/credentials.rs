@@ -1,9 +1,10 @@
-//! The credentials that the pods of an image bring: their pull secrets and those of their service accounts (SPEC 35); where
-//! no pod lives, those of the templates that pods would be made of.
+//! The credentials that the pods of an image bring: their pull secrets and those of their service
+//! accounts (SPEC 35); where no pod lives, those of the templates that pods would be made of.
 //!
-//! Read by name when they are needed, never listed, never kept. Only the word of a living pod or of a workload counts:
-//! whoever reaches the webhook can have an Artifact made that names any pull secret of any namespace, but a pod in a
-//! namespace may use its pull secrets anyway, and who may make a workload may make pods.
+//! Read by name when they are needed, never listed, never kept. Only the word of a living pod or of
+//! a workload counts: whoever reaches the webhook can have an Artifact made that names any pull
+//! secret of any namespace, but a pod in a namespace may use its pull secrets anyway, and who may
+//! make a workload may make pods.
 
 use super::demand::Demand;
 use holdfast_api::ArtifactSpec;
@@ -24,7 +25,8 @@ const MAX_SERVICE_ACCOUNTS: usize = 64;
 /// have 1.5 MiB.
 pub const READ_AT_ONCE: usize = 2;
 
-/// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a second.
+/// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a
+/// second.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Whose credentials are used.
@@ -41,14 +43,15 @@ pub enum Choice<'a> {
     },
 }
 
-/// Whose credentials are used for an Artifact that is known since `known`. What it names itself is a hint that a pod comes,
-/// never a permission.
+/// Whose credentials are used for an Artifact that is known since `known`. What it names itself is
+/// a hint that a pod comes, never a permission.
 pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Duration) -> Choice<'a> {
     let same_image = |demand: &Demand| {
         Reference::parse(&spec.source_artifact)
             .is_ok_and(|reference| reference.to_string() == demand.source)
     };
-    // The demand was found by the Artifact's name, and anybody may give an Artifact a name that is another image's.
+    // The demand was found by the Artifact's name, and anybody may give an Artifact a name that is
+    // another image's.
     if let Some(demand) = demand.filter(|demand| demand.asks_for_copy() && same_image(demand)) {
         return Choice::Pods(demand);
     }

@@ -13,13 +13,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub struct Demand {
     /// The upstream's reference.
     pub source: String,
-    /// Distinct uppermost owners, also of finished pods and Jobs, of what is scaled to zero and of revisions.
+    /// Distinct uppermost owners, also of finished pods and Jobs, of what is scaled to zero and of
+    /// revisions.
     pub owners: BTreeSet<Reference>,
     /// Whether a living pod has not started yet.
     pub waiting: bool,
     /// One of the living pods, name and UID, for events.
     pub pod: Option<(String, String)>,
-    /// Where no living pod needs it: the first owner whose template does, so that it is copied ahead of need.
+    /// Where no living pod needs it: the first owner whose template does, so that it is copied
+    /// ahead of need.
     pub ahead: Option<Owner>,
     /// Pull secrets of the living pods; where there are none, of the templates.
     pub pull_secrets: BTreeSet<String>,
@@ -28,8 +30,9 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Whether somebody who may use the namespace's pull secrets asks for a copy: a living pod, or a workload that may make
-    /// one. Only then an Artifact is made when there is none, and only their credentials are used.
+    /// Whether somebody who may use the namespace's pull secrets asks for a copy: a living pod, or
+    /// a workload that may make one. Only then an Artifact is made when there is none, and only
+    /// their credentials are used.
     pub fn asks_for_copy(&self) -> bool {
         self.pod.is_some() || self.ahead.is_some()
     }
@@ -56,8 +59,8 @@ impl Demand {
     }
 }
 
-/// The demand by namespace and Artifact name, of pods and owners in scope. Finished pods, and owners that start nothing
-/// any more, count as references.
+/// The demand by namespace and Artifact name, of pods and owners in scope. Finished pods, and
+/// owners that start nothing any more, count as references.
 pub fn demand(
     pods: &Mirror<PodFacts>,
     owners: &View<'_>,
@@ -127,8 +130,9 @@ pub fn demand(
     all.demand
 }
 
-/// Whether pods may still be made of an owner: nothing above it is being deleted, and a revision, which makes no pods
-/// itself, belongs to a workload that is there. (Whoever may write revisions only could else use pull secrets.)
+/// Whether pods may still be made of an owner: nothing above it is being deleted, and a revision,
+/// which makes no pods itself, belongs to a workload that is there. (Whoever may write revisions
+/// only could else use pull secrets.)
 fn starts_pods(owners: &View<'_>, namespace: &str, kind: &str, facts: &OwnerFacts) -> bool {
     let above = facts
         .controller

@@ -23,7 +23,8 @@ impl Events {
         }
     }
 
-    /// Tells of `reason`, regarding the Artifact and one pod that needs it, or the owner that will. Failing to tell fails nothing.
+    /// Tells of `reason`, regarding the Artifact and one pod that needs it, or the owner that will.
+    /// Failing to tell fails nothing.
     pub async fn tell(
         &self,
         artifact: &Artifact,

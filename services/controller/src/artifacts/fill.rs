@@ -1,4 +1,5 @@
-//! Asking the registry for a copy: `POST /internal/v1/fills` with the controller's client certificate.
+//! Asking the registry for a copy: `POST /internal/v1/fills` with the controller's client
+//! certificate.
 
 use crate::Context;
 use holdfast_api::access::{self, Access, AccessRequest, AccessResult};
@@ -49,8 +50,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// The registry of this release, by its headless Service or at the address that the context names; follows the
-    /// certificates.
+    /// The registry of this release, by its headless Service or at the address that the context
+    /// names; follows the certificates.
     pub fn for_release(context: &Context) -> Result<Self, Error> {
         let tls = context.issued.client().ok_or(Error::NoCertificate)?;
         let host = context.names.dns(&context.names.registry_internal());

@@ -1,5 +1,6 @@
-//! Images that the values want local whatever lives (`preload.images`): each has an Artifact in the release's namespace, with
-//! a label by which it is kept. One that left the list loses the label and nothing else.
+//! Images that the values want local whatever lives (`preload.images`): each has an Artifact in the
+//! release's namespace, with a label by which it is kept. One that left the list loses the label
+//! and nothing else.
 
 use crate::world::World;
 use crate::{Context, FIELD_MANAGER};
@@ -60,7 +61,8 @@ pub fn plan<'a>(
             .and_then(|labels| labels.get(labels::KEEP))
             .map(String::as_str);
         match (missing.remove(name), kept) {
-            // An Artifact of that name and of another image was made by hand; it is not ours to mark.
+            // An Artifact of that name and of another image was made by hand; it is not ours to
+            // mark.
             (Some(source), None) if artifact.spec.source_artifact == source => {
                 actions.push(Action::Keep(name.to_owned()));
             }
@@ -76,7 +78,8 @@ pub fn plan<'a>(
     actions
 }
 
-/// Whether an Artifact is there because somebody listed its image, and not because a pod was announced.
+/// Whether an Artifact is there because somebody listed its image, and not because a pod was
+/// announced.
 pub fn is_listed(artifact: &Artifact) -> bool {
     let labels = artifact.metadata.labels.as_ref();
     artifact.spec.service_account_name.is_none()

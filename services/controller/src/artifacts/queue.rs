@@ -59,7 +59,8 @@ impl Taken {
 }
 
 impl Queue {
-    /// Wants `key` looked at by `at`; an earlier wish holds. While it runs, it is looked at again afterwards.
+    /// Wants `key` looked at by `at`; an earlier wish holds. While it runs, it is looked at again
+    /// afterwards.
     pub fn wake(&mut self, key: &Key, at: Instant) {
         if let Some(run) = self.running.get_mut(key) {
             run.again = Some(run.again.map_or(at, |earlier| earlier.min(at)));

@@ -47,8 +47,8 @@ pub struct Memory {
     known: Option<Instant>,
     /// What the registry said last, to this process, that it holds.
     confirmed: Option<Confirmed>,
-    /// The status that was built last. The object that the watch shows may be older: built upon that, a status would take
-    /// back what was written since.
+    /// The status that was built last. The object that the watch shows may be older: built upon
+    /// that, a status would take back what was written since.
     pub(super) status: Option<ArtifactStatus>,
     /// Whether that status is known to be written.
     written: bool,
@@ -110,7 +110,8 @@ pub struct Outcome {
 }
 
 impl Memory {
-    /// Whether the object, its demand or the cluster's platforms differ from what was looked at last.
+    /// Whether the object, its demand or the cluster's platforms differ from what was looked at
+    /// last.
     pub fn needs_look(
         &self,
         artifact: &Artifact,
@@ -125,7 +126,8 @@ impl Memory {
         })
     }
 
-    /// Remembers what is about to be looked at. Further credentials, and an object made anew, end a pause.
+    /// Remembers what is about to be looked at. Further credentials, and an object made anew, end a
+    /// pause.
     pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>, platforms: &Platforms) {
         if let Some(before) = &self.noticed {
             if before.uid != artifact.metadata.uid {
@@ -143,8 +145,9 @@ impl Memory {
         });
     }
 
-    /// Takes over what a look found out; what was noticed in the meantime stays. What was found out about an object that
-    /// is gone says nothing about the one of the same name, and further credentials end the pause that the old ones earned.
+    /// Takes over what a look found out; what was noticed in the meantime stays. What was found out
+    /// about an object that is gone says nothing about the one of the same name, and further
+    /// credentials end the pause that the old ones earned.
     pub fn learn(&mut self, mut found: Self) {
         if let (Some(now), Some(then)) = (&self.noticed, &found.noticed) {
             if now.uid != then.uid {
@@ -199,7 +202,8 @@ impl Memory {
         self.confirmed.is_some()
     }
 
-    /// Until when the registry's word on this generation and these platforms holds; `None` when it is to be asked.
+    /// Until when the registry's word on this generation and these platforms holds; `None` when it
+    /// is to be asked.
     fn confirmed_for(
         &self,
         artifact: &Artifact,
@@ -273,7 +277,8 @@ impl Reconciler {
             return self.leave_out(artifact, demand, memory).await;
         }
         let platforms = wanted_platforms(artifact, platforms);
-        // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too recently.
+        // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too
+        // recently.
         let wait = memory
             .confirmed_for(artifact, &platforms, now)
             .or_else(|| memory.not_before?.checked_duration_since(now))
@@ -291,7 +296,8 @@ impl Reconciler {
             return Outcome { again: Some(rest) };
         }
         let asked_before = memory.confirmed.is_some();
-        // By now the watch has shown what was written: a status that somebody else took away is written again.
+        // By now the watch has shown what was written: a status that somebody else took away is
+        // written again.
         memory.written &= seen_status == artifact.status;
         let asked = self.request(artifact, demand, choice, &platforms).await;
         let brought = match (&asked, choice) {
@@ -354,8 +360,8 @@ impl Reconciler {
                     error = failure.message,
                     "the image is not copied yet"
                 );
-                // A registry or an API server that restarts says nothing about an image that is held: people are told when the
-                // registry says no.
+                // A registry or an API server that restarts says nothing about an image that is
+                // held: people are told when the registry says no.
                 if asked_before
                     && matches!(
                         failure.reason,
@@ -375,8 +381,9 @@ impl Reconciler {
         };
         let written = self.write(artifact, demand, &news, memory).await;
         self.renew_access(artifact, brought, reason, memory).await;
-        // A copy that was known before this process is no news. That an upstream wants credentials, where nobody's were
-        // offered, is none either: a pod that a quota refused after the webhook saw it leaves such an Artifact.
+        // A copy that was known before this process is no news. That an upstream wants credentials,
+        // where nobody's were offered, is none either: a pod that a quota refused after the
+        // webhook saw it leaves such an Artifact.
         let no_news = match reason {
             Reason::Copying => true,
             Reason::Copied => status::was_ready(artifact),
@@ -397,7 +404,8 @@ impl Reconciler {
         }
     }
 
-    /// Remembers whether the registry holds the image, also for healing. Who doubted it is to hear at once.
+    /// Remembers whether the registry holds the image, also for healing. Who doubted it is to hear
+    /// at once.
     fn said(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
         let namespace = artifact.namespace().unwrap_or_default();
         let key = (namespace, artifact.name_any());
@@ -412,7 +420,8 @@ impl Reconciler {
         }
     }
 
-    /// Of an Artifact that was announced and that nothing needs: says so, and removes it in the end.
+    /// Of an Artifact that was announced and that nothing needs: says so, and removes it in the
+    /// end.
     async fn undemanded(
         &self,
         artifact: &Artifact,

@@ -1,4 +1,5 @@
-//! The status of an Artifact: built by a pure function, written by server-side apply and tried again on conflicts.
+//! The status of an Artifact: built by a pure function, written by server-side apply and tried
+//! again on conflicts.
 
 use super::demand::Demand;
 use super::fill::Failure;
@@ -89,7 +90,8 @@ pub fn build(
             (true, Reason::Copied, message)
         }
         News::Failed { failure, attempts } => {
-            // Digest and size stay: what was copied once is still served, whatever a later question brought.
+            // Digest and size stay: what was copied once is still served, whatever a later question
+            // brought.
             status.attempts = Some(i64::from(*attempts));
             let ahead = ahead_of(demand).map_or_else(String::new, |owner| {
                 format!("; no pod needs it yet, it is to be copied ahead for {owner}")
@@ -147,8 +149,8 @@ pub fn reason(artifact: &Artifact) -> Option<String> {
     artifact.ready().map(|condition| condition.reason.clone())
 }
 
-/// Writes the status. Conflicts and passing troubles of the API server are tried again (SPEC 36). An Artifact that is gone
-/// needs none.
+/// Writes the status. Conflicts and passing troubles of the API server are tried again (SPEC 36).
+/// An Artifact that is gone needs none.
 pub async fn write(
     client: &kube::Client,
     artifact: &Artifact,

@@ -1,8 +1,9 @@
 //! Artifacts that were announced and that nothing needs: pure.
 //!
-//! Everybody who reaches the webhook can have an image announced in any namespace. Such an Artifact is copied only when
-//! the controller itself sees a living pod or a template of the namespace that names the source; without one it goes
-//! after a while. What was copied once stays listed, and so does what somebody asked to keep.
+//! Everybody who reaches the webhook can have an image announced in any namespace. Such an Artifact
+//! is copied only when the controller itself sees a living pod or a template of the namespace that
+//! names the source; without one it goes after a while. What was copied once stays listed, and so
+//! does what somebody asked to keep.
 
 use holdfast_api::{Artifact, labels};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use super::fill::Failure;
 use holdfast_api::artifact::Reason;
 use holdfast_config::ArtifactLimits;
 
-/// Whether an Artifact that nobody's credentials are used for is there by an announcement only, and was never copied.
+/// Whether an Artifact that nobody's credentials are used for is there by an announcement only, and
+/// was never copied.
 pub fn is_undemanded(artifact: &Artifact, choice: &Choice<'_>) -> bool {
     matches!(choice, Choice::Nobody { .. }) && is_only_announced(artifact)
 }
@@ -65,8 +67,8 @@ pub fn too_many(limits: ArtifactLimits) -> Failure {
     }
 }
 
-/// How long an Artifact stays that nothing needed for `since`; nothing where it is to go now. One beyond the limits goes at
-/// once.
+/// How long an Artifact stays that nothing needed for `since`; nothing where it is to go now. One
+/// beyond the limits goes at once.
 pub fn stays(since: Duration, patience: Duration, is_surplus: bool) -> Option<Duration> {
     let rest = patience.saturating_sub(since);
     (!is_surplus && !rest.is_zero()).then_some(rest)

@@ -11,7 +11,8 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::X509Certificate;
 
-/// The CA in its Secret; `None` when something is missing, broken, or the key is not the certificate's.
+/// The CA in its Secret; `None` when something is missing, broken, or the key is not the
+/// certificate's.
 pub fn ca(secret: Option<&Secret>) -> Option<CaFacts> {
     let material = Ca {
         certificate: text(secret, "ca.crt")?,

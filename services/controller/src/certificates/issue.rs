@@ -1,4 +1,5 @@
-//! Making keys, certificates and secrets. ECDSA P-256; validity begins an hour early, for clocks that are behind.
+//! Making keys, certificates and secrets. ECDSA P-256; validity begins an hour early, for clocks
+//! that are behind.
 
 use super::plan::{Leaf, Wanted};
 use rcgen::{

@@ -1,4 +1,5 @@
-//! Acting: the live pod is looked at once more, then patched or evicted; what was done is told and counted.
+//! Acting: the live pod is looked at once more, then patched or evicted; what was done is told and
+//! counted.
 
 use super::decide::{self, Act, Copy};
 use super::{Copies, Healer, LONG_REST, REST, Task, patch, sources};
@@ -82,7 +83,8 @@ impl Healer {
         self.context.metrics.healed(word, result);
     }
 
-    /// Does it to the live pod, if that still needs it; what was done, and what the pod's history is then.
+    /// Does it to the live pod, if that still needs it; what was done, and what the pod's history
+    /// is then.
     async fn act(
         &mut self,
         pod: &Key,
@@ -142,7 +144,8 @@ impl Healer {
         Ok(Some((again, Some(next))))
     }
 
-    /// Puts the sources that proved unfillable onto the list; whether the webhook can know all of them by now.
+    /// Puts the sources that proved unfillable onto the list; whether the webhook can know all of
+    /// them by now.
     fn leave_sources_alone(
         &self,
         namespace: &str,

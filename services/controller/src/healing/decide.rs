@@ -1,4 +1,5 @@
-//! What is to be done for one pod: a pure function of the pod, of what the registry holds, and of what was done before.
+//! What is to be done for one pod: a pure function of the pod, of what the registry holds, and of
+//! what was done before.
 
 use crate::world::health::{Image, Patient, Progress};
 use holdfast_api::history::{ImageHistory, PATIENCE};
@@ -107,8 +108,8 @@ impl Act {
     }
 }
 
-/// Decides. `history` is all that is known of the pod's; `recreated` says how often pods of its owner were made anew within
-/// the last hour.
+/// Decides. `history` is all that is known of the pod's; `recreated` says how often pods of its
+/// owner were made anew within the last hour.
 pub fn decide(
     patient: &Patient,
     history: &ImageHistory,
@@ -200,7 +201,8 @@ pub fn decide(
     Act::Hopeless { keys, why }
 }
 
-/// The sources that the registry must hold for an act to help: those whose references lead to it afterwards.
+/// The sources that the registry must hold for an act to help: those whose references lead to it
+/// afterwards.
 pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
     let changes = match act {
         Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),

@@ -1,4 +1,5 @@
-//! Looking: who needs help, how far the images are, and what follows; nothing is changed in the cluster here.
+//! Looking: who needs help, how far the images are, and what follows; nothing is changed in the
+//! cluster here.
 
 use super::decide::{Act, Copy, Site, decide, relies_on};
 use super::{Copies, DOUBTS, Healer, Note, REMEMBERED, Task, sources};
@@ -17,7 +18,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The Artifacts that failed, by namespace and source: their names, and the pods that need them (UID, and whether it runs).
+/// The Artifacts that failed, by namespace and source: their names, and the pods that need them
+/// (UID, and whether it runs).
 type Failed = HashMap<String, HashMap<String, (String, BTreeSet<(String, bool)>)>>;
 
 impl Healer {
@@ -96,8 +98,8 @@ impl Healer {
         tasks
     }
 
-    /// The Artifacts that an act relies on, and of which the registry did not say lately that it holds the image: a status may be
-    /// a quarter of an hour old.
+    /// The Artifacts that an act relies on, and of which the registry did not say lately that it
+    /// holds the image: a status may be a quarter of an hour old.
     pub(super) fn unconfirmed(
         &self,
         namespace: &str,
@@ -228,7 +230,8 @@ impl Healer {
         })
     }
 
-    /// Asks again for what failed, where pods show that it may be had by now, or that it is wanted now.
+    /// Asks again for what failed, where pods show that it may be had by now, or that it is wanted
+    /// now.
     fn wake(&mut self, mut failed: Failed, now: Instant) {
         if !failed.is_empty() {
             World::read(&self.context.world.pods, |known| {
@@ -259,7 +262,8 @@ impl Healer {
         }
     }
 
-    /// Takes sources off the list that the registry holds by now, and forgets what was done to owners long ago.
+    /// Takes sources off the list that the registry holds by now, and forgets what was done to
+    /// owners long ago.
     fn settle(&mut self, now: i64) {
         let world = &self.context.world;
         let mut settled = Vec::new();

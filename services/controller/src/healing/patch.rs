@@ -1,5 +1,5 @@
-//! The patch of a pod: each reference only while the same container still has the old one; the originals and the pod's
-//! history beside what is written there: pure.
+//! The patch of a pod: each reference only while the same container still has the old one; the
+//! originals and the pod's history beside what is written there: pure.
 
 use super::decide::Change;
 use crate::world::health::Patient;
@@ -38,7 +38,8 @@ pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHis
     next
 }
 
-/// The JSON patch of a live pod. It fails as a whole when the pod is another one, or when a reference changed meanwhile.
+/// The JSON patch of a live pod. It fails as a whole when the pod is another one, or when a
+/// reference changed meanwhile.
 pub fn operations(
     document: &Value,
     patient: &Patient,

@@ -1,13 +1,15 @@
 //! Which namespaces keep their images because a policy refuses the registry's references: pure.
 //!
-//! Nobody can tell from a refusal alone whether the rewrite is at fault, so it is tried: the namespace is left alone, and if
-//! the same owner is refused all the same, it was not. From then on a dry run asks now and then whether the policy is gone.
+//! Nobody can tell from a refusal alone whether the rewrite is at fault, so it is tried: the
+//! namespace is left alone, and if the same owner is refused all the same, it was not. From then on
+//! a dry run asks now and then whether the policy is gone.
 
 use std::collections::HashMap;
 
 /// A refusal counts for so long.
 const FRESH: i64 = 180;
-/// The webhooks know of a namespace within this time; a refusal after it shows that the rewrite was not at fault.
+/// The webhooks know of a namespace within this time; a refusal after it shows that the rewrite was
+/// not at fault.
 const LEARNT: i64 = 20;
 /// So long an owner that is refused anyway proves nothing.
 const ACQUITTED: i64 = 900;
@@ -132,7 +134,8 @@ impl Policies {
             .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
     }
 
-    /// The policy lets the registry's references pass now; should it be wrong, the next pause is longer.
+    /// The policy lets the registry's references pass now; should it be wrong, the next pause is
+    /// longer.
     pub fn passes(&mut self, namespace: &str, now: i64) {
         let pause = self.longer(namespace);
         self.pauses.insert(namespace.to_owned(), (now, pause));
@@ -177,7 +180,8 @@ mod tests {
         }
     }
 
-    /// Each refusal: owner, when it happened, whether the namespace is left alone then; and what follows.
+    /// Each refusal: owner, when it happened, whether the namespace is left alone then; and what
+    /// follows.
     fn check(looks: &[(&str, i64, bool, Step)]) {
         let mut policies = Policies::new(ASKS);
         for (owner, at, left_alone, expect) in looks {

@@ -118,7 +118,8 @@ mod tests {
         tries: 3,
     };
 
-    /// Looks at a source at each second with this reason and number of attempts; whether it is proven unfillable in the end.
+    /// Looks at a source at each second with this reason and number of attempts; whether it is
+    /// proven unfillable in the end.
     fn check(looks: &[(i64, &str, i64)], expect: bool) {
         let key: Key = ("apps".to_owned(), "a".to_owned());
         let mut refusals = Refusals::default();

@@ -1,4 +1,5 @@
-//! What healing shares with the other loops: the sources left alone, the state as it was written, and wishes to ask again.
+//! What healing shares with the other loops: the sources left alone, the state as it was written,
+//! and wishes to ask again.
 
 use super::Policy;
 use crate::world::Key;
@@ -41,7 +42,8 @@ impl Healing {
         }
     }
 
-    /// The list as it is to be written; what stands in the ConfigMap where this process knows nothing yet.
+    /// The list as it is to be written; what stands in the ConfigMap where this process knows
+    /// nothing yet.
     pub fn seeded(&self, previous: Option<&ClusterState>) -> Vec<SourceLeftAlone> {
         self.left_alone.send_if_modified(|list| {
             let unknown = list.is_none();

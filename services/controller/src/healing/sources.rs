@@ -11,11 +11,12 @@ use std::collections::BTreeMap;
 /// Characters of a reason: a policy's text is its author's.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Adds a source that proved unfillable, or a namespace with a policy; one that is there keeps its place.
+/// Adds a source that proved unfillable, or a namespace with a policy; one that is there keeps its
+/// place.
 ///
-/// No namespace takes the place of another one's sources while it has its share: its own oldest goes. Where the whole
-/// list is full, the namespace with the most sources gives one. Namespaces with a policy are counted by themselves and
-/// never make room.
+/// No namespace takes the place of another one's sources while it has its share: its own oldest
+/// goes. Where the whole list is full, the namespace with the most sources gives one. Namespaces
+/// with a policy are counted by themselves and never make room.
 pub fn add(
     list: &mut Vec<SourceLeftAlone>,
     namespace: &str,
@@ -82,8 +83,8 @@ pub fn is_there(list: &[SourceLeftAlone], namespace: &str, source: &str) -> bool
         .any(|entry| entry.namespace == namespace && entry.source == source)
 }
 
-/// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped. Whole namespaces are left
-/// alone for another reason.
+/// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped.
+/// Whole namespaces are left alone for another reason.
 pub fn drop_settled<'a>(
     list: &mut Vec<SourceLeftAlone>,
     artifact: impl Fn(&str, &str) -> Option<&'a Artifact>,

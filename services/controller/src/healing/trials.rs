@@ -1,5 +1,5 @@
-//! Trying out who refuses what: a namespace in which a policy refuses pods is left alone, and taken back when that was not
-//! the reason or when a dry run passes.
+//! Trying out who refuses what: a namespace in which a policy refuses pods is left alone, and taken
+//! back when that was not the reason or when a dry run passes.
 
 use super::policies::{Refusal, Step};
 use super::{Healer, sources};
@@ -142,7 +142,8 @@ impl Healer {
             .collect()
     }
 
-    /// Whether the webhook rewrites pods of this owner. Of an owner that nobody knows it is taken for true: it is only tried.
+    /// Whether the webhook rewrites pods of this owner. Of an owner that nobody knows it is taken
+    /// for true: it is only tried.
     fn would_be_rewritten(&self, namespace: &str, denial: &Denial) -> bool {
         let (world, scope) = (&self.context.world, &self.context.scope);
         let included = World::read(&world.namespaces, |namespaces| {
@@ -191,8 +192,8 @@ impl Healer {
         });
     }
 
-    /// Whether the API server would let a pod of the namespace have the registry's reference; nothing where no pod can be
-    /// asked about. It is a dry run: nothing changes.
+    /// Whether the API server would let a pod of the namespace have the registry's reference;
+    /// nothing where no pod can be asked about. It is a dry run: nothing changes.
     async fn passes(&self, namespace: &str) -> Option<bool> {
         let mut names: Vec<String> = World::read(&self.context.world.pods, |pods| {
             let of = pods

@@ -1,12 +1,14 @@
 //! Which Artifacts are worth asking for again before their pause ends: pure.
 //!
-//! A pause grows to minutes. But a pod that runs shows that its image could be pulled, and a pod that just came wants it now.
+//! A pause grows to minutes. But a pod that runs shows that its image could be pulled, and a pod
+//! that just came wants it now.
 
 use crate::world::Key;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// The least time between two wakes of one Artifact: a namespace that makes a pod a second asks its upstream no oftener.
+/// The least time between two wakes of one Artifact: a namespace that makes a pod a second asks its
+/// upstream no oftener.
 const SPACING: Duration = Duration::from_secs(15);
 /// Pods that are remembered for one Artifact.
 const REMEMBERED: usize = 1000;
@@ -26,8 +28,9 @@ struct Known {
 }
 
 impl Wakes {
-    /// Takes in every Artifact that failed, each with the pods that need it (UID, and whether it runs), and says which of them
-    /// to ask for now. With an Artifact that just failed its pods are no news.
+    /// Takes in every Artifact that failed, each with the pods that need it (UID, and whether it
+    /// runs), and says which of them to ask for now. With an Artifact that just failed its pods
+    /// are no news.
     pub fn see(
         &mut self,
         failed: HashMap<Key, BTreeSet<(String, bool)>>,
@@ -68,7 +71,8 @@ impl Wakes {
 mod tests {
     use super::*;
 
-    /// The second, the pods that are seen then and whether each runs, and whether the Artifact is woken.
+    /// The second, the pods that are seen then and whether each runs, and whether the Artifact is
+    /// woken.
     type Look<'a> = (u64, &'a [(&'a str, bool)], bool);
 
     fn check(looks: &[Look<'_>]) {

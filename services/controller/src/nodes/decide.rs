@@ -1,10 +1,12 @@
-//! Who is held back and who is let go, and what is worth telling: pure but for its memory; time is passed in.
+//! Who is held back and who is let go, and what is worth telling: pure but for its memory; time is
+//! passed in.
 
 use holdfast_config::StartupTaint;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// How long a Ready node may be unprepared before somebody hears of it: images are pulled and the registry starts first.
+/// How long a Ready node may be unprepared before somebody hears of it: images are pulled and the
+/// registry starts first.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// A node that is older joined before anybody could hold it back: pods run on it.
 const JOINING: Duration = Duration::from_secs(600);
@@ -81,8 +83,8 @@ pub enum Told {
     Prepared,
 }
 
-/// What this process has seen of the nodes, by UID. A new leader starts without: then a node is held, or told of, a little
-/// longer.
+/// What this process has seen of the nodes, by UID. A new leader starts without: then a node is
+/// held, or told of, a little longer.
 #[derive(Debug, Default)]
 pub struct Memory {
     held_since: HashMap<String, Duration>,
@@ -123,7 +125,8 @@ impl Memory {
                 acts.push((node, Act::LetGo(why)));
                 continue;
             }
-            // Who was let go once is not held again: an agent that restarts says nothing against its node.
+            // Who was let go once is not held again: an agent that restarts says nothing against
+            // its node.
             let was =
                 self.was_prepared.contains(&node.uid) || self.held_since.contains_key(&node.uid);
             let joins = node.age < policy.timeout.unwrap_or(JOINING).min(JOINING);

@@ -53,9 +53,10 @@ pub fn as_host(address: &str) -> String {
 }
 
 impl Inputs {
-    /// Goes on after an uninstallation that did not come to its end, when the release was installed again: a controller that
-    /// starts and finds `removed`, for the uninstaller stops the controller before it writes that. The nodes are no longer
-    /// prepared then, so rewriting begins anew.
+    /// Goes on after an uninstallation that did not come to its end, when the release was installed
+    /// again: a controller that starts and finds `removed`, for the uninstaller stops the
+    /// controller before it writes that. The nodes are no longer prepared then, so rewriting
+    /// begins anew.
     #[must_use]
     pub fn resumed(mut self, just_started: bool) -> Self {
         if just_started && self.desired == Desired::Removed {
@@ -101,8 +102,9 @@ fn aliases(inputs: &Inputs) -> Vec<String> {
     aliases
 }
 
-/// Whether pods are rewritten. Once on, it stays on: a node that loses its agent for a moment keeps its host
-/// configuration, and switching off would let pods start from upstream just when that is gone.
+/// Whether pods are rewritten. Once on, it stays on: a node that loses its agent for a moment keeps
+/// its host configuration, and switching off would let pods start from upstream just when that is
+/// gone.
 fn rewrite(inputs: &Inputs) -> (bool, String) {
     if inputs.desired == Desired::Removed {
         return (false, "Holdfast is being uninstalled".to_owned());

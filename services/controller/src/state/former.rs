@@ -5,10 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Webhook replicas hear of a new address, and the watch shows their last pods with the former one, within this time.
+/// Webhook replicas hear of a new address, and the watch shows their last pods with the former one,
+/// within this time.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// When each address was last seen in use, by this process. A new leader knows none, so it keeps them all for that time.
+/// When each address was last seen in use, by this process. A new leader knows none, so it keeps
+/// them all for that time.
 #[derive(Debug)]
 pub struct Former {
     grace: Duration,
@@ -32,8 +34,8 @@ impl Former {
         }
     }
 
-    /// Whether and which addresses count as used at `now`: those that pods name, and those that they named a moment ago.
-    /// `None` while this process is too young to tell.
+    /// Whether and which addresses count as used at `now`: those that pods name, and those that
+    /// they named a moment ago. `None` while this process is too young to tell.
     pub fn in_use(
         &self,
         named: BTreeSet<String>,

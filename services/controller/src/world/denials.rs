@@ -1,5 +1,5 @@
-//! Pods that the API server refused to their owners because of what a policy says: read from the events that owners'
-//! controllers leave (`FailedCreate`).
+//! Pods that the API server refused to their owners because of what a policy says: read from the
+//! events that owners' controllers leave (`FailedCreate`).
 
 use super::{Owner, follow};
 use crate::Context;
@@ -25,8 +25,8 @@ pub struct Denial {
     pub at: i64,
 }
 
-/// Who refused a request because of its content, read from the API server's message; nothing where it was refused for
-/// another reason (a quota, Pod Security, a right that is missing).
+/// Who refused a request because of its content, read from the API server's message; nothing where
+/// it was refused for another reason (a quota, Pod Security, a right that is missing).
 pub fn denied_by(message: &str) -> Option<String> {
     let quoted = |before: &str, quote: char, after: &str| {
         let (_, rest) = message.split_once(before)?;

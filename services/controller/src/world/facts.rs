@@ -16,7 +16,8 @@ use kube::core::{Selector, SelectorExt as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API server.
+/// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API
+/// server.
 #[derive(Debug)]
 pub struct Scope {
     /// `None`: the API server understands the expression, this process does not.
@@ -35,7 +36,8 @@ pub struct PodFacts {
     pub uid: String,
     /// Its upstream images, canonical references; empty when the pod is left alone.
     pub sources: BTreeSet<String>,
-    /// Whether it may still start containers; a finished pod needs no copy but is still a reference.
+    /// Whether it may still start containers; a finished pod needs no copy but is still a
+    /// reference.
     pub alive: bool,
     /// Whether it is alive and has not started yet: the kubelet may wait for its images.
     pub waiting: bool,
@@ -126,7 +128,8 @@ impl Scope {
         })
     }
 
-    /// Whether pods of a namespace concern Holdfast (the match condition has its own say on each pod).
+    /// Whether pods of a namespace concern Holdfast (the match condition has its own say on each
+    /// pod).
     pub fn includes(&self, namespace: &str, facts: &NamespaceFacts) -> bool {
         namespace != self.release_namespace
             && !opted_out(Some(&facts.labels))
@@ -138,7 +141,8 @@ impl Scope {
         self.upstreams.include(host)
     }
 
-    /// Whether a node is in scope. One of another system has no agent, and would be waited for in vain.
+    /// Whether a node is in scope. One of another system has no agent, and would be waited for in
+    /// vain.
     pub fn includes_node(&self, facts: &NodeFacts) -> bool {
         let linux = facts
             .platform
@@ -169,7 +173,8 @@ pub(super) fn is_agent(
             .and_then(|labels| labels.get(key))
             .is_some_and(|found| found == value)
     };
-    // The namespace decides too: anybody who may create pods can label his own as agents of nodes that are not prepared.
+    // The namespace decides too: anybody who may create pods can label his own as agents of nodes
+    // that are not prepared.
     namespace == Some(names.namespace.as_str())
         && has(labels::COMPONENT, labels::COMPONENT_NODE_AGENT)
         && has(labels::INSTANCE, &names.release)
@@ -222,7 +227,8 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
     facts
 }
 
-/// The upstream images that a pod, or the pod that a template becomes, needs: canonical references. A mirror pod brings none.
+/// The upstream images that a pod, or the pod that a template becomes, needs: canonical references.
+/// A mirror pod brings none.
 pub(super) fn sources(
     document: &serde_json::Value,
     addresses: &[String],
@@ -273,7 +279,8 @@ pub(crate) fn document(pod: &Pod) -> serde_json::Value {
     document
 }
 
-/// The host of a reference when it is an IP address without a port: such may be an address of the registry.
+/// The host of a reference when it is an IP address without a port: such may be an address of the
+/// registry.
 pub(super) fn address_of(image: &str) -> Option<String> {
     let (first, _) = image.split_once('/')?;
     let bare = first.trim_start_matches('[').trim_end_matches(']');

@@ -1,4 +1,5 @@
-//! What healing needs of a pod: which images its containers wait for, which of them are rewritten, who owns it: pure.
+//! What healing needs of a pod: which images its containers wait for, which of them are rewritten,
+//! who owns it: pure.
 
 use super::owners::Owner;
 use holdfast_api::history::ImageHistory;
@@ -77,8 +78,9 @@ impl Image {
     }
 }
 
-/// Reads a pod, given the registry's addresses, the sources that concern Holdfast, and whether the match condition holds;
-/// `None` where nothing is to be done for it, so that a healthy pod costs no memory.
+/// Reads a pod, given the registry's addresses, the sources that concern Holdfast, and whether the
+/// match condition holds; `None` where nothing is to be done for it, so that a healthy pod costs no
+/// memory.
 pub fn patient(
     document: &Value,
     addresses: &[String],
@@ -136,7 +138,8 @@ pub fn patient(
     })
 }
 
-/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, those that opt out, Holdfast's own.
+/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, those
+/// that opt out, Holdfast's own.
 fn untouchable(document: &Value) -> bool {
     let by_a_node = document
         .pointer("/metadata/ownerReferences")
@@ -202,7 +205,8 @@ impl<'a> Waiting<'a> {
         (progress, waiting("message").unwrap_or_default())
     }
 
-    /// The kubelet tells of a volume's image at the containers that mount it; its message names the image at fault.
+    /// The kubelet tells of a volume's image at the containers that mount it; its message names the
+    /// image at fault.
     fn volume(&self, volume: &str, spellings: [&str; 2]) -> Progress {
         let mut progress = Progress::Settled;
         for (list, statuses) in [

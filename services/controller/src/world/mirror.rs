@@ -1,4 +1,5 @@
-//! A map that follows a watch: complete only after its first list, replaced as a whole by every later list.
+//! A map that follows a watch: complete only after its first list, replaced as a whole by every
+//! later list.
 
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
@@ -31,7 +32,8 @@ impl<V> Default for Mirror<V> {
 }
 
 impl<V> Mirror<V> {
-    /// Whether a list was complete once. It stays true: while a watch is interrupted, the last sight holds.
+    /// Whether a list was complete once. It stays true: while a watch is interrupted, the last
+    /// sight holds.
     pub fn synced(&self) -> bool {
         self.synced
     }

@@ -1,8 +1,9 @@
-//! What pods are made of: the templates of Deployments, their ReplicaSets, StatefulSets, DaemonSets, revisions, Jobs and
-//! CronJobs, as facts; and what controls what. Reads, never changes, an owner.
+//! What pods are made of: the templates of Deployments, their ReplicaSets, StatefulSets,
+//! DaemonSets, revisions, Jobs and CronJobs, as facts; and what controls what. Reads, never
+//! changes, an owner.
 //!
-//! A kind that this process may not list (403), or that the API server does not have, is reported once and left out: its
-//! images are then needed as long as pods need them.
+//! A kind that this process may not list (403), or that the API server does not have, is reported
+//! once and left out: its images are then needed as long as pods need them.
 
 use super::Scope;
 use super::facts::{address_of, sources};
@@ -30,8 +31,8 @@ use tokio::sync::watch;
 const PAGE: u32 = 100;
 /// How often a quiet watch shows that it lives.
 const BEAT: Duration = Duration::from_secs(20);
-/// The pauses before a kind that may not be listed is asked for again. An API server that boots refuses everything for
-/// some seconds.
+/// The pauses before a kind that may not be listed is asked for again. An API server that boots
+/// refuses everything for some seconds.
 const HIDDEN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// The longest chain of controllers that is followed.
 const MAX_CHAIN: usize = 8;
@@ -66,7 +67,8 @@ pub struct OwnerFacts {
     pub uid: String,
     /// What controls it.
     pub controller: Option<Owner>,
-    /// The upstream images that a pod of its template needs, canonical references; empty when such a pod is left alone.
+    /// The upstream images that a pod of its template needs, canonical references; empty when such
+    /// a pod is left alone.
     pub sources: BTreeSet<String>,
     /// Whether pods may still be made of it.
     pub may_start: bool,
@@ -160,8 +162,9 @@ pub fn find<'a>(view: &View<'a>, namespace: &str, owner: &Owner) -> Option<&'a O
         .filter(|facts| facts.uid == owner.uid)
 }
 
-/// The uppermost controller that is known of, from `owner` up: the Deployment of a ReplicaSet, the CronJob of a Job, the
-/// operator's resource where one controls a workload. What is not known is its own top.
+/// The uppermost controller that is known of, from `owner` up: the Deployment of a ReplicaSet, the
+/// CronJob of a Job, the operator's resource where one controls a workload. What is not known is
+/// its own top.
 pub fn top(view: &View<'_>, namespace: &str, owner: &Owner) -> Owner {
     let mut owner = owner;
     for _ in 0..MAX_CHAIN {
@@ -201,8 +204,9 @@ pub fn owner_facts(
     }
 }
 
-/// An owner as it comes from the API: raw, because the templates' images are read from raw JSON, and without what nobody
-/// asks for (managed fields, annotations), because a page of these is held at once.
+/// An owner as it comes from the API: raw, because the templates' images are read from raw JSON,
+/// and without what nobody asks for (managed fields, annotations), because a page of these is held
+/// at once.
 #[derive(Clone, Debug)]
 struct Raw {
     metadata: ObjectMeta,
@@ -309,7 +313,8 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heart) -> Ended {
     let config = watcher::Config::default().page_size(PAGE);
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
     let mut tick = tokio::time::interval(BEAT);
-    // Whether a template names what may be an address of the registry. Only then facts depend on the addresses, and that is rare.
+    // Whether a template names what may be an address of the registry. Only then facts depend on
+    // the addresses, and that is rare.
     let at_address = AtomicBool::new(false);
     let mut facts = |raw: Raw| {
         let named = workload::pod_template(of.kind.kind, &raw.object)

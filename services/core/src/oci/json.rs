@@ -1,7 +1,8 @@
 //! JSON that every reader reads alike: bounded in depth, and no key twice in an object. Pure.
 //!
-//! Readers differ in which of two equal keys they take, and some of them do not tell `layers` from `Layers`: such a manifest could say one thing
-//! to the registry and another to the node (CWE-436). Only annotations are the user's own words, whose case counts.
+//! Readers differ in which of two equal keys they take, and some of them do not tell `layers` from
+//! `Layers`: such a manifest could say one thing to the registry and another to the node (CWE-436).
+//! Only annotations are the user's own words, whose case counts.
 
 use std::{
     collections::HashSet,

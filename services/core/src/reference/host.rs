@@ -1,4 +1,5 @@
-//! The host of a registry: a name, an IPv4 address or an IPv6 address in brackets, with an optional port.
+//! The host of a registry: a name, an IPv4 address or an IPv6 address in brackets, with an optional
+//! port.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -10,7 +11,8 @@ use super::{DEFAULT_HOST, Error};
 /// Longest host name, in characters (DNS).
 const MAX_HOST_LENGTH: usize = 253;
 
-/// A registry's host and port, canonical: lower case, no leading zeros in the port, `index.docker.io` as `docker.io`.
+/// A registry's host and port, canonical: lower case, no leading zeros in the port,
+/// `index.docker.io` as `docker.io`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Host {
@@ -25,8 +27,8 @@ enum Name {
 }
 
 impl Host {
-    /// Parses `name[:port]` or `[IPv6][:port]`. A single label without a port is a host only if it is `localhost`,
-    /// because `team/app` is a repository of Docker Hub.
+    /// Parses `name[:port]` or `[IPv6][:port]`. A single label without a port is a host only if it
+    /// is `localhost`, because `team/app` is a repository of Docker Hub.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (name, port) = split_port(text)?;
         let port = port.map(parse_port).transpose()?;
@@ -121,7 +123,8 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whether the first part of a reference is a host and not the first part of a repository: the runtimes' rule.
+/// Whether the first part of a reference is a host and not the first part of a repository: the
+/// runtimes' rule.
 pub(super) fn looks_like_host(first: &str) -> bool {
     first.contains(['.', ':'])
         || first == "localhost"

@@ -8,9 +8,10 @@ const TOOL_SCHEMES: [&str; 2] = ["docker://", "oci://"];
 
 /// What a malformed reference certainly means; nothing where two answers are thinkable (SPEC 45).
 ///
-/// Repaired are: blanks and quotes around it, a scheme, doubled slashes, a slash at the end or in front of the tag,
-/// an empty port, upper case in repository or digest (no registry can hold such a name). A scheme or a leading slash
-/// needs a host behind it; an empty tag, an empty digest and blanks inside are left alone.
+/// Repaired are: blanks and quotes around it, a scheme, doubled slashes, a slash at the end or in
+/// front of the tag, an empty port, upper case in repository or digest (no registry can hold such a
+/// name). A scheme or a leading slash needs a host behind it; an empty tag, an empty digest and
+/// blanks inside are left alone.
 pub fn repair(text: &str) -> Option<Reference> {
     if let Ok(reference) = Reference::parse(text) {
         return Some(reference);

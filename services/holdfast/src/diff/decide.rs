@@ -1,5 +1,6 @@
-//! What would not start without the uplink: pure. An image is there when the registry holds it and its pods are sent to the
-//! registry, or when the nodes hold it already and are not told to ask again.
+//! What would not start without the uplink: pure. An image is there when the registry holds it and
+//! its pods are sent to the registry, or when the nodes hold it already and are not told to ask
+//! again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -92,7 +93,8 @@ pub(super) struct Judgement {
 }
 
 impl Judgement {
-    /// Whether nothing would be missing; images that Holdfast does not care for count unless told otherwise.
+    /// Whether nothing would be missing; images that Holdfast does not care for count unless told
+    /// otherwise.
     pub(super) fn answer(&self, ignore_uncovered: bool) -> Answer {
         let missing = self
             .owners
@@ -139,7 +141,8 @@ pub(super) fn decide(inventory: &Inventory) -> Judgement {
 
 type Key = (String, String, String);
 
-/// Every pod that may start, living or made of a template, with its highest known owner; the node of what is bound to it.
+/// Every pod that may start, living or made of a template, with its highest known owner; the node
+/// of what is bound to it.
 fn pods(inventory: &Inventory) -> Vec<(Key, Value, Option<String>)> {
     let mut by_uid: BTreeMap<&str, (&str, &Value)> = BTreeMap::new();
     for (&kind, objects) in &inventory.objects {
@@ -354,7 +357,8 @@ impl<'a> Judge<'a> {
         (Verdict::Missing, why, false)
     }
 
-    /// Whether every node that the pod may come to holds the image, as far as nodes tell (the kubelet names 50 images).
+    /// Whether every node that the pod may come to holds the image, as far as nodes tell (the
+    /// kubelet names 50 images).
     fn on_nodes(&self, reference: &Reference, policy: &str, node: Option<&str>) -> bool {
         if policy == "Always" || self.nodes.is_empty() {
             return false;

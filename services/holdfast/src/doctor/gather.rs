@@ -62,7 +62,8 @@ pub(super) struct Facts {
     /// Ready nodes in scope, each with its agent.
     pub(super) nodes: Asked<BTreeMap<String, Option<Agent>>>,
     pub(super) trials: Vec<Trial>,
-    /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to ask with.
+    /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to
+    /// ask with.
     pub(super) rewrites: Option<Asked<bool>>,
     /// Whether API servers must show the webhook a certificate (`webhook.clientCaSecret`).
     pub(super) client_ca: bool,

@@ -1,5 +1,5 @@
-//! `holdfast doctor --quick`: does the registry serve under the name by which pods of the cluster reach it, with the CA
-//! and the credential that nodes use? The chart's test runs it.
+//! `holdfast doctor --quick`: does the registry serve under the name by which pods of the cluster
+//! reach it, with the CA and the credential that nodes use? The chart's test runs it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -1,5 +1,6 @@
-//! Whether policies refuse pods with the registry's references: asked of the API server itself, by dry runs of one pod with
-//! the upstream's image and of the same pod with the registry's. Nothing is created.
+//! Whether policies refuse pods with the registry's references: asked of the API server itself, by
+//! dry runs of one pod with the upstream's image and of the same pod with the registry's. Nothing
+//! is created.
 
 use std::collections::BTreeMap;
 

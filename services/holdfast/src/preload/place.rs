@@ -86,7 +86,8 @@ pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str)
         .await;
 }
 
-/// Makes one Artifact, or marks the one that is there as one to keep; false when its name is taken by another image.
+/// Makes one Artifact, or marks the one that is there as one to keep; false when its name is taken
+/// by another image.
 async fn ensure(client: &Client, namespace: &str, source: &str) -> kube::Result<bool> {
     let api: Api<Artifact> = Api::namespaced(client.clone(), namespace);
     let name = artifact_name(source);
@@ -171,8 +172,8 @@ pub(super) async fn look(client: &Client, images: &mut [Image]) -> anyhow::Resul
     Ok(())
 }
 
-/// Waits until every image is local, until what is missing is missing for good, or until `deadline`. `told` gets each image
-/// that became local, with how many are.
+/// Waits until every image is local, until what is missing is missing for good, or until
+/// `deadline`. `told` gets each image that became local, with how many are.
 pub(super) async fn follow(
     client: &Client,
     images: &mut [Image],

@@ -1,5 +1,5 @@
-//! Which images are meant: read from lists, manifests and the objects of a namespace. Pure; what cannot be read is refused by
-//! its place and never guessed.
+//! Which images are meant: read from lists, manifests and the objects of a namespace. Pure; what
+//! cannot be read is refused by its place and never guessed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,8 +97,8 @@ impl Wishes {
         }
     }
 
-    /// Manifests: YAML or JSON, any number of documents, lists, and objects of unknown kinds that hold a pod's template
-    /// somewhere.
+    /// Manifests: YAML or JSON, any number of documents, lists, and objects of unknown kinds that
+    /// hold a pod's template somewhere.
     pub(super) fn manifests(&mut self, text: &str, name: &str) {
         match yaml::documents(text) {
             Ok(documents) => {

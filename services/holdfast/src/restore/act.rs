@@ -1,5 +1,5 @@
-//! The doing: finds pods, looks at their owners, evicts and patches. Evictions respect disruption budgets, because the API server
-//! decides on them.
+//! The doing: finds pods, looks at their owners, evicts and patches. Evictions respect disruption
+//! budgets, because the API server decides on them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -35,8 +35,8 @@ pub(crate) struct Orders {
 pub(crate) struct Outcome {
     /// Pods that got their originals back, or whose owners make them anew.
     pub(crate) restored: Vec<Found>,
-    /// Pods, or references of them, that stay as they are, and why; where new pods are waited for, also those whose successor does not get
-    /// ready.
+    /// Pods, or references of them, that stay as they are, and why; where new pods are waited for,
+    /// also those whose successor does not get ready.
     pub(crate) left: Vec<(Found, String)>,
 }
 
@@ -185,7 +185,8 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// The ready pods of each owner that has any pods, by its UID, in these namespaces. What cannot be listed counts as none, which waits.
+/// The ready pods of each owner that has any pods, by its UID, in these namespaces. What cannot be
+/// listed counts as none, which waits.
 async fn ready(client: &Client, namespaces: &BTreeSet<String>) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for namespace in namespaces {
@@ -280,8 +281,8 @@ async fn tell(events: &Recorder, pod: &Found, what: &str) {
     }
 }
 
-/// Namespaces of pods that are about to be restored and would be rewritten again: those that do not opt out while a webhook
-/// of Holdfast is there.
+/// Namespaces of pods that are about to be restored and would be rewritten again: those that do not
+/// opt out while a webhook of Holdfast is there.
 pub(super) async fn rewriting_namespaces(
     client: &Client,
     pods: &[Found],

@@ -11,8 +11,8 @@ use kube::client::Body;
 
 use super::*;
 
-/// An API server with these lists of pods, one after the other, the last one for ever; where one is null it fails. Everything else it takes as it
-/// comes.
+/// An API server with these lists of pods, one after the other, the last one for ever; where one is
+/// null it fails. Everything else it takes as it comes.
 fn server(lists: Vec<Value>) -> (Client, Arc<Mutex<VecDeque<Value>>>) {
     holdfast_runtime::tls::install_crypto_provider();
     let rest = Arc::new(Mutex::new(VecDeque::from(lists)));
@@ -54,7 +54,8 @@ fn list(pods: &[Value]) -> Value {
     json!({"metadata": {}, "items": pods})
 }
 
-// Between the end of a pod and the beginning of its successor an owner has no pod at all, and a list that fails says nothing.
+// Between the end of a pod and the beginning of its successor an owner has no pod at all, and a
+// list that fails says nothing.
 #[tokio::test(start_paused = true)]
 async fn the_successor_is_waited_for_while_nothing_is_to_be_seen_of_it() {
     let before = pod("old", "10.96.0.50/r.io/a:1", true);

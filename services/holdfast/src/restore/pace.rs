@@ -1,5 +1,5 @@
-//! In which order and how fast: one pod of an owner at a time, the next one when as many are ready as before, and so many a
-//! minute altogether. Pure: time and readiness are arguments.
+//! In which order and how fast: one pod of an owner at a time, the next one when as many are ready
+//! as before, and so many a minute altogether. Pure: time and readiness are arguments.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -45,7 +45,8 @@ pub(super) enum Step {
 }
 
 impl Pace {
-    /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each owner.
+    /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each
+    /// owner.
     pub(super) fn new(pods: Vec<Found>, per_minute: u32, ready: &BTreeMap<String, usize>) -> Self {
         let mut pace = Self {
             lines: BTreeMap::new(),
@@ -73,7 +74,8 @@ impl Pace {
         pace
     }
 
-    /// The owners, by UID, whose pods are waited for: `next` needs to know how many of them are ready.
+    /// The owners, by UID, whose pods are waited for: `next` needs to know how many of them are
+    /// ready.
     pub(super) fn settling(&self) -> impl Iterator<Item = &str> {
         self.lines
             .iter()
@@ -86,8 +88,9 @@ impl Pace {
         self.lines.values().map(|line| line.waiting.len()).sum()
     }
 
-    /// What to do at `now`; an owner that `ready` does not name has no ready pod. With `to_the_end` it is done only when the successors of the last
-    /// pods are ready, too, or their time is over.
+    /// What to do at `now`; an owner that `ready` does not name has no ready pod. With `to_the_end`
+    /// it is done only when the successors of the last pods are ready, too, or their time is
+    /// over.
     pub(super) fn next(
         &mut self,
         ready: &BTreeMap<String, usize>,
@@ -173,7 +176,8 @@ impl Pace {
         self.left.push((pod, why));
     }
 
-    /// Ends the work; everything that was left, and why. With `to_the_end` also pods whose successors were still waited for.
+    /// Ends the work; everything that was left, and why. With `to_the_end` also pods whose
+    /// successors were still waited for.
     pub(super) fn end(mut self, to_the_end: bool) -> Vec<(Found, String)> {
         for line in self.lines.into_values() {
             if let Some((_, pod)) = line.taken.filter(|_| to_the_end) {

@@ -1,5 +1,5 @@
-//! Which pods hold rewritten references and what is to be done with each: pure. Owners are never edited; what has no owner is
-//! never deleted.
+//! Which pods hold rewritten references and what is to be done with each: pure. Owners are never
+//! edited; what has no owner is never deleted.
 
 use holdfast_api::labels;
 use holdfast_core::workload::{self, condition_is_true, controller_of, may_start, pod_template};
@@ -132,7 +132,8 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
     })
 }
 
-/// The operations on a pod that nothing would make anew. Each first makes sure that what it changes is still there.
+/// The operations on a pod that nothing would make anew. Each first makes sure that what it changes
+/// is still there.
 fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Way {
     let mutable =
         |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);
@@ -290,7 +291,8 @@ mod tests {
             patched["metadata"]["annotations"][labels::ORIGINAL_IMAGES],
             r#"{"volumes/v":"data:1"}"#
         );
-        // Of another pod of that name, or of images that somebody changed meanwhile, nothing is touched.
+        // Of another pod of that name, or of images that somebody changed meanwhile, nothing is
+        // touched.
         let mut other = pod(None, &spec, annotation);
         other["metadata"]["uid"] = json!("uid-of-another");
         assert!(json_patch::patch(&mut other, &patch).is_err());

@@ -21,7 +21,8 @@ pub(crate) struct Facts {
     pub(crate) artifacts: Result<Vec<Artifact>, String>,
 }
 
-/// One part's pods; `nodes` are those of the node agent, which are ready after a real pull on their node.
+/// One part's pods; `nodes` are those of the node agent, which are ready after a real pull on their
+/// node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Part {
     pub(crate) name: &'static str,
@@ -110,7 +111,8 @@ pub(super) struct Status {
 pub(super) struct Images {
     pub(super) wanted: u64,
     pub(super) local: u64,
-    /// Each image once, though several namespaces want it; layers that images share count for each of them.
+    /// Each image once, though several namespaces want it; layers that images share count for each
+    /// of them.
     pub(super) local_bytes: u64,
     /// Why the others are not local: how many by reason.
     pub(super) by_reason: BTreeMap<String, u64>,

@@ -1,4 +1,5 @@
-//! What the uninstaller does to the cluster, one method a step. An object that is not there is as good as deleted.
+//! What the uninstaller does to the cluster, one method a step. An object that is not there is as
+//! good as deleted.
 #![allow(clippy::print_stdout, reason = "progress of what takes minutes")]
 
 use anyhow::Context as _;
@@ -106,7 +107,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Deletes the registry's pods on nodes that are not Ready without waiting for their kubelets. Returns how many.
+    /// Deletes the registry's pods on nodes that are not Ready without waiting for their kubelets.
+    /// Returns how many.
     pub(crate) async fn give_up_lost_registry_pods(&self) -> anyhow::Result<usize> {
         let api = self.own::<Pod>();
         let pods = api
@@ -184,8 +186,8 @@ impl Cluster {
             .collect())
     }
 
-    /// Writes `desired: removed` into the nodes' Secret. False when there is no such Secret: then no node was ever told
-    /// anything.
+    /// Writes `desired: removed` into the nodes' Secret. False when there is no such Secret: then
+    /// no node was ever told anything.
     pub(crate) async fn tell_nodes(&self) -> anyhow::Result<bool> {
         let api = self.own::<Secret>();
         let Some(secret) = api.get_opt(&self.names.node()).await? else {
@@ -210,7 +212,8 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Gives pods of all namespaces their original images back. Holdfast's own have none to get back.
+    /// Gives pods of all namespaces their original images back. Holdfast's own have none to get
+    /// back.
     pub(crate) async fn restore_pods(
         &self,
         orders: restore::Orders,
@@ -265,7 +268,8 @@ impl Cluster {
         }
     }
 
-    /// `Secret`s and `ConfigMap`s that carry the controller's labels, in the release's namespace only.
+    /// `Secret`s and `ConfigMap`s that carry the controller's labels, in the release's namespace
+    /// only.
     pub(crate) async fn delete_made_objects(&self) -> anyhow::Result<usize> {
         let selector = format!(
             "{}={},{}={}",

@@ -1,4 +1,5 @@
-//! Which nodes are waited for, and what their agents said: pure, but for the one question to an agent.
+//! Which nodes are waited for, and what their agents said: pure, but for the one question to an
+//! agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,7 +42,8 @@ pub(crate) fn is_ready(node: &Node) -> bool {
         .any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// A node's taints without the one that holds pods off until its agent is Ready; `None` where it has no such taint.
+/// A node's taints without the one that holds pods off until its agent is Ready; `None` where it
+/// has no such taint.
 pub(crate) fn without_startup_taint(taints: Option<&Vec<Taint>>) -> Option<Vec<Taint>> {
     let taints = taints?;
     let mut kept = taints.clone();

@@ -41,7 +41,8 @@ impl Report {
         }
     }
 
-    /// Pods that keep their rewritten references although they were to be restored: harmless while they run.
+    /// Pods that keep their rewritten references although they were to be restored: harmless while
+    /// they run.
     pub(crate) fn not_restored(&mut self, pods: Vec<String>) {
         let more = pods.len().saturating_sub(NAMED_PODS);
         for pod in pods.into_iter().take(NAMED_PODS) {

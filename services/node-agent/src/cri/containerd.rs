@@ -1,6 +1,6 @@
-//! What the CRI cannot say and containerd's own services can, on the same socket: which images a pod was made of, the
-//! labels of images, and which containerd it is that answers. Messages by the field numbers of its protocol definition;
-//! fields that the agent does not use are not listed.
+//! What the CRI cannot say and containerd's own services can, on the same socket: which images a
+//! pod was made of, the labels of images, and which containerd it is that answers. Messages by the
+//! field numbers of its protocol definition; fields that the agent does not use are not listed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,8 +16,8 @@ pub struct Image {
     /// Its labels.
     #[prost(btree_map = "string, string", tag = "2")]
     pub labels: BTreeMap<String, String>,
-    /// What it names. Sent back with every change: containerd (seen with 2.4.2) dies of an image without it, whatever the
-    /// mask says.
+    /// What it names. Sent back with every change: containerd (seen with 2.4.2) dies of an image
+    /// without it, whatever the mask says.
     #[prost(message, optional, tag = "3")]
     pub target: Option<Descriptor>,
 }
@@ -188,8 +188,8 @@ impl Runtime {
         Ok(answer.images)
     }
 
-    /// Sets labels of an image's record and leaves its others; an empty value takes a label away. `record` is as containerd
-    /// gave it.
+    /// Sets labels of an image's record and leaves its others; an empty value takes a label away.
+    /// `record` is as containerd gave it.
     pub async fn label_image(&self, record: &Image, labels: &[(&str, &str)]) -> Result<(), Error> {
         if record.target.is_none() {
             let what = format!("the image {} without a target", record.name);

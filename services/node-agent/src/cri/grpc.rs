@@ -1,5 +1,5 @@
-//! Unary gRPC calls over a unix socket: one HTTP/2 connection a call, one length-prefixed message each way, the status
-//! in the trailers. A pull every few minutes needs no more.
+//! Unary gRPC calls over a unix socket: one HTTP/2 connection a call, one length-prefixed message
+//! each way, the status in the trailers. A pull every few minutes needs no more.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,10 +11,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// An answer of the runtime is at most this long; the ones that the agent asks for are some hundred bytes.
+/// An answer of the runtime is at most this long; the ones that the agent asks for are some hundred
+/// bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// containerd's own services want to know whose objects are meant; the CRI's are these, whatever a client says.
+/// containerd's own services want to know whose objects are meant; the CRI's are these, whatever a
+/// client says.
 const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");
 
 /// The codes of gRPC that mean something to the agent.
@@ -44,7 +46,8 @@ pub enum Error {
     Timeout(Duration),
 }
 
-/// Calls `path` (`/runtime.v1.ImageService/PullImage`) with one message and waits at most `limit` for the answer.
+/// Calls `path` (`/runtime.v1.ImageService/PullImage`) with one message and waits at most `limit`
+/// for the answer.
 pub async fn call<Q: Message, A: Message + Default>(
     socket: &Path,
     path: &'static str,

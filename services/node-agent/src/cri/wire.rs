@@ -1,5 +1,6 @@
-//! The messages of the container runtime interface (`runtime.v1`) that a pull needs, by the field numbers of its
-//! protocol definition. Fields that the agent does not use are not listed; protobuf skips them.
+//! The messages of the container runtime interface (`runtime.v1`) that a pull needs, by the field
+//! numbers of its protocol definition. Fields that the agent does not use are not listed; protobuf
+//! skips them.
 
 /// Names an image.
 #[derive(Clone, PartialEq, Eq, prost::Message)]

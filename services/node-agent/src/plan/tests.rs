@@ -73,7 +73,8 @@ fn round(folder: &Path, wanted: &BTreeMap<String, Wanted>, yielded: &BTreeSet<St
     plan
 }
 
-/// Prepares a host, lets the agent write twice (a credential rotates), undoes, and compares with the beginning.
+/// Prepares a host, lets the agent write twice (a credential rotates), undoes, and compares with
+/// the beginning.
 fn check(prepare: impl Fn(&Path)) {
     let host = tempfile::tempdir().unwrap();
     prepare(host.path());

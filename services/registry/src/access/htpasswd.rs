@@ -57,7 +57,8 @@ pub(crate) enum Error {
 /// The users of one version of the file. What is remembered of checks goes with it.
 pub(crate) struct Htpasswd {
     users: HashMap<String, String>,
-    /// The hash that costs most: what an unknown user's password is compared with, so that time tells nothing.
+    /// The hash that costs most: what an unknown user's password is compared with, so that time
+    /// tells nothing.
     decoy: Option<String>,
     known: Mutex<Recent>,
     wrong: Mutex<Recent>,
@@ -74,7 +75,8 @@ impl std::fmt::Debug for Htpasswd {
 }
 
 impl Htpasswd {
-    /// Reads a file of users: `user:hash` a line; empty lines and lines that open with `#` do not count.
+    /// Reads a file of users: `user:hash` a line; empty lines and lines that open with `#` do not
+    /// count.
     ///
     /// # Errors
     /// [`Error`] for the first line that is not taken.
@@ -138,7 +140,8 @@ impl Htpasswd {
     /// Whether the user has this password, asked by a client of that address.
     ///
     /// # Errors
-    /// [`Overloaded`] when too many passwords wait for their check, or too many of this client were wrong.
+    /// [`Overloaded`] when too many passwords wait for their check, or too many of this client were
+    /// wrong.
     pub(crate) async fn check(
         self: &Arc<Self>,
         logins: &Arc<Logins>,

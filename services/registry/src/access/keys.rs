@@ -1,6 +1,8 @@
-//! Public keys that tokens are checked with: from a file of ours, each with the one algorithm that it may be used for. Pure.
+//! Public keys that tokens are checked with: from a file of ours, each with the one algorithm that
+//! it may be used for. Pure.
 //!
-//! The file is a JWKS document (RFC 7517) or PEM certificates and public keys; a token never brings a key (CVE-2025-24976).
+//! The file is a JWKS document (RFC 7517) or PEM certificates and public keys; a token never brings
+//! a key (CVE-2025-24976).
 
 use aws_lc_rs::{
     rsa::PublicKeyComponents,
@@ -13,7 +15,8 @@ use x509_parser::{pem::Pem, prelude::FromDer as _, x509::SubjectPublicKeyInfo};
 
 use crate::limits;
 
-/// A signature's algorithm, by its name in RFC 7518 and RFC 8037. There is no `none` and nothing symmetric.
+/// A signature's algorithm, by its name in RFC 7518 and RFC 8037. There is no `none` and nothing
+/// symmetric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     /// RSA PKCS #1 v1.5 with SHA-256.

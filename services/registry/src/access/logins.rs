@@ -1,8 +1,9 @@
 //! Who gets a password checked, and in which order.
 //!
-//! A check takes a core for up to a second, so checks are what a stranger can spend. Failures are counted by address, and by user from
-//! one address, and beyond a number further attempts are refused before their check. Those that wait are served by what is known of
-//! them: first passwords that were right before, then addresses with the fewest failures, one of each address in turn.
+//! A check takes a core for up to a second, so checks are what a stranger can spend. Failures are
+//! counted by address, and by user from one address, and beyond a number further attempts are
+//! refused before their check. Those that wait are served by what is known of them: first passwords
+//! that were right before, then addresses with the fewest failures, one of each address in turn.
 
 use std::{
     collections::HashMap,
@@ -56,7 +57,8 @@ struct Waiting {
     turn: oneshot::Sender<Turn>,
 }
 
-/// Leave to check one password. Dropped without [`Turn::end`] it counts neither as right nor as wrong.
+/// Leave to check one password. Dropped without [`Turn::end`] it counts neither as right nor as
+/// wrong.
 #[derive(Debug)]
 pub(crate) struct Turn {
     logins: Arc<Logins>,

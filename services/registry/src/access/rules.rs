@@ -13,7 +13,8 @@ pub(crate) enum Who<'a> {
     Certificate(&'a PeerIdentity),
 }
 
-/// Whether the rules allow it; `repo` is `None` for what concerns all repositories. Without any rule everybody who is known may pull.
+/// Whether the rules allow it; `repo` is `None` for what concerns all repositories. Without any
+/// rule everybody who is known may pull.
 pub(crate) fn allow(
     rules: &[AccessRule],
     who: Who<'_>,

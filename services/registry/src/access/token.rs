@@ -1,5 +1,5 @@
-//! Tokens of an authorization service as the distribution registry has them: a signed JWT whose `access` lists what its bearer may do.
-//! Pure; time is an argument.
+//! Tokens of an authorization service as the distribution registry has them: a signed JWT whose
+//! `access` lists what its bearer may do. Pure; time is an argument.
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -123,7 +123,8 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// Checks a token; `now` is seconds since 1970. Keys in the token (`jwk`, `jku`, `x5c`) are not looked at.
+/// Checks a token; `now` is seconds since 1970. Keys in the token (`jwk`, `jku`, `x5c`) are not
+/// looked at.
 ///
 /// # Errors
 /// [`Error`]

@@ -1,4 +1,5 @@
-//! Manifests that were verified and are not stored yet, because what they name is still on its way: pulls are answered from here.
+//! Manifests that were verified and are not stored yet, because what they name is still on its way:
+//! pulls are answered from here.
 
 use std::{
     collections::HashMap,
@@ -143,8 +144,8 @@ impl Arriving {
             .map(|manifest| manifest.entry.clone())
     }
 
-    /// The sizes that manifests on their way claim for a blob: one when they agree, none when no manifest
-    /// names it.
+    /// The sizes that manifests on their way claim for a blob: one when they agree, none when no
+    /// manifest names it.
     pub(super) fn blob(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
         let held = self.held();
         let named = held.manifests.of(repo).flat_map(|manifest| &manifest.blobs);

@@ -1,7 +1,9 @@
-//! The fill of one blob: one writer in the process and on the volume, resumed until verified, or given up with a reason.
+//! The fill of one blob: one writer in the process and on the volume, resumed until verified, or
+//! given up with a reason.
 //!
-//! A blob belongs to a repository once the repository's own credentials read it, or were told by the upstream that they may:
-//! that its bytes are on the volume, or on their way for somebody else, is no leave to read them.
+//! A blob belongs to a repository once the repository's own credentials read it, or were told by
+//! the upstream that they may: that its bytes are on the volume, or on their way for somebody else,
+//! is no leave to read them.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -53,7 +55,8 @@ struct Round {
 
 impl Fills {
     /// Joins the fill of a blob in this process, or begins it, with a source and the size that its
-    /// manifest claims. A source that cannot join, because there are too many, waits for the others.
+    /// manifest claims. A source that cannot join, because there are too many, waits for the
+    /// others.
     pub(super) fn begin(
         &self,
         source: Option<&Source>,
@@ -117,8 +120,8 @@ impl Fills {
         }
     }
 
-    /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else began with other credentials is
-    /// tried again with ours.
+    /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else
+    /// began with other credentials is tried again with ours.
     pub(super) async fn complete(
         &self,
         source: &Source,
@@ -280,7 +283,8 @@ impl Fills {
             let senders = std::mem::take(&mut round.senders);
             tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
             last = Error::Invalid(error);
-            // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets its chance to send it whole.
+            // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets
+            // its chance to send it whole.
             let rate = if let ([sender], false) = (senders.as_slice(), round.kept) {
                 self.inner.upstreams.quarantine(sender, digest);
                 0
@@ -316,7 +320,8 @@ impl Fills {
         Ok(incoming)
     }
 
-    /// Copies from one source until everything is there, the source fails, or another one should go on.
+    /// Copies from one source until everything is there, the source fails, or another one should go
+    /// on.
     async fn receive(
         &self,
         copy: &Copy<'_>,
@@ -429,7 +434,8 @@ impl Fills {
             round.kept = true;
             return Taken::Received(Received::Wrong(what));
         }
-        // By what the upstream announces: what a manifest claims would be believed here at nobody's cost.
+        // By what the upstream announces: what a manifest claims would be believed here at nobody's
+        // cost.
         let needed = total.unwrap_or(before) - before;
         if let Err(error) = self.inner.store.check_write(needed).await {
             let error = no_room(digest, needed, error);

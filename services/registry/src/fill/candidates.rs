@@ -1,8 +1,9 @@
-//! The sources of one copy. Whoever wants a digest joins its copy with the source of its own image: the
-//! copy goes on from another one when the running one fails or is slow, so nobody's upstream holds back
-//! what somebody else's would send.
+//! The sources of one copy. Whoever wants a digest joins its copy with the source of its own image:
+//! the copy goes on from another one when the running one fails or is slow, so nobody's upstream
+//! holds back what somebody else's would send.
 //!
-//! What a source is refused, or claims wrongly, is told to those who brought it, and to nobody else.
+//! What a source is refused, or claims wrongly, is told to those who brought it, and to nobody
+//! else.
 
 use std::{
     collections::HashMap,
@@ -230,8 +231,8 @@ impl Candidates {
         Some(candidate)
     }
 
-    /// Which source goes on: one that was never tried, the host with the fewest tries first, else the
-    /// fastest. `None`: there is none, and nobody joins any more.
+    /// Which source goes on: one that was never tried, the host with the fewest tries first, else
+    /// the fastest. `None`: there is none, and nobody joins any more.
     pub(super) fn next(&self) -> Option<Arc<Candidate>> {
         let mut list = self.list();
         let all = &list.all;
@@ -268,7 +269,8 @@ impl Candidates {
         }
     }
 
-    /// The source is of no use, and those who brought it learn why. Whoever brings it again is tried again.
+    /// The source is of no use, and those who brought it learn why. Whoever brings it again is
+    /// tried again.
     pub(super) fn fail(&self, candidate: &Arc<Candidate>, error: Error) {
         let mut list = self.list();
         list.all.retain(|(known, _)| !Arc::ptr_eq(known, candidate));
@@ -314,8 +316,8 @@ impl Candidates {
         all.any(|(_, standing)| *standing != Standing::Running)
     }
 
-    /// Resolves when another source should go on, with the rate of the running one. Without a flow it
-    /// has not begun to send.
+    /// Resolves when another source should go on, with the rate of the running one. Without a flow
+    /// it has not begun to send.
     pub(super) async fn elsewhere(&self, flow: Option<&Flow>, alone: bool) -> u64 {
         let mut rated = Rated::default();
         loop {

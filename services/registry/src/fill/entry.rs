@@ -1,5 +1,5 @@
-//! The fill of one blob as everybody in the process sees it: how far it is, who joined it, and who may
-//! read it. Nothing here is kept for a pull that left.
+//! The fill of one blob as everybody in the process sees it: how far it is, who joined it, and who
+//! may read it. Nothing here is kept for a pull that left.
 
 use std::{
     collections::BTreeSet,
@@ -67,8 +67,8 @@ impl Entry {
         self.access().proven.contains(repo)
     }
 
-    /// The upstream let this repository's credentials read it: the blob is linked into it at the end of
-    /// the copy. True when that is over, and the caller has to link it.
+    /// The upstream let this repository's credentials read it: the blob is linked into it at the
+    /// end of the copy. True when that is over, and the caller has to link it.
     pub(super) fn prove(&self, repo: &RepositoryName) -> bool {
         let mut access = self.access();
         access.proven.insert(repo.clone());

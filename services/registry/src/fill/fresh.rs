@@ -1,4 +1,5 @@
-//! Whether a tag that is local is still what the upstream means by it: asked by policy, never waited for, never asked twice.
+//! Whether a tag that is local is still what the upstream means by it: asked by policy, never
+//! waited for, never asked twice.
 
 use std::{collections::HashMap, sync::PoisonError, time::Duration};
 
@@ -40,7 +41,8 @@ impl Check {
 pub(super) type Checks = HashMap<(RepositoryName, Tag, Digest), Check>;
 
 impl Fills {
-    /// Compares a tag with its upstream. Answers within the deadline of a revalidation; the question goes on behind it.
+    /// Compares a tag with its upstream. Answers within the deadline of a revalidation; the
+    /// question goes on behind it.
     pub(super) async fn fresh(
         &self,
         repo: &RepositoryName,

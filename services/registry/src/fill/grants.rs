@@ -1,8 +1,9 @@
 //! What pulls may fetch because a fill request named it, and with which credentials.
 //!
-//! A pull comes from a node, and no pull says for which namespace. So what came with a request serves exactly what that
-//! request named: its tag, or its digest, and what is reachable from the manifest that these very credentials led to; and
-//! only while the request is fresh. The controller asks again for as long as a living pod needs the image.
+//! A pull comes from a node, and no pull says for which namespace. So what came with a request
+//! serves exactly what that request named: its tag, or its digest, and what is reachable from the
+//! manifest that these very credentials led to; and only while the request is fresh. The controller
+//! asks again for as long as a living pod needs the image.
 
 use std::{
     collections::HashMap,
@@ -14,11 +15,13 @@ use holdfast_core::{Digest, RepositoryName};
 
 use crate::{source::ManifestRef, upstream::Login};
 
-/// Repositories whose requests are remembered; above, new ones are refused no fill but forgotten after it.
+/// Repositories whose requests are remembered; above, new ones are refused no fill but forgotten
+/// after it.
 const MAX_REPOSITORIES: usize = 20_000;
 /// Requests that are remembered for one repository; the oldest go first.
 const MAX_REQUESTS: usize = 256;
-/// Manifests that one tag led to, the newest first: a tag may have moved while its image is still pulled.
+/// Manifests that one tag led to, the newest first: a tag may have moved while its image is still
+/// pulled.
 const MAX_ROOTS: usize = 4;
 /// Credentials that one pull is made with.
 const MAX_LOGINS: usize = 8;

@@ -26,7 +26,8 @@ use crate::{
     upstream::{self, Interest, Source},
 };
 
-/// Parts of a manifest that are held in memory while they are copied; the others wait on the volume.
+/// Parts of a manifest that are held in memory while they are copied; the others wait on the
+/// volume.
 const PAGE: usize = 64;
 /// Why entries of an index are not held.
 const TOO_DEEP: &str = "indexes in it are nested too deeply";
@@ -89,8 +90,8 @@ impl Fills {
         running.await
     }
 
-    /// The same for a pull: while its first request waits for its turn at the upstream, the fill ends
-    /// when nobody waits for it any more.
+    /// The same for a pull: while its first request waits for its turn at the upstream, the fill
+    /// ends when nobody waits for it any more.
     pub(super) async fn image_for_pull(
         &self,
         source: &Source,
@@ -176,7 +177,8 @@ impl Fills {
         target: &ManifestRef,
         platforms: &[String],
     ) -> Result<FillResult> {
-        // Tells other replicas where to ask; when another one has it, the locks of the blobs settle who copies what.
+        // Tells other replicas where to ask; when another one has it, the locks of the blobs settle
+        // who copies what.
         let _pointer = match self
             .inner
             .store

@@ -1,5 +1,6 @@
-//! What upstreams list of the repositories that are copied from them: asked for by pulls, kept for a while, stale when the
-//! upstream is away. What could not be learned is never told as "there is nothing".
+//! What upstreams list of the repositories that are copied from them: asked for by pulls, kept for
+//! a while, stale when the upstream is away. What could not be learned is never told as "there is
+//! nothing".
 
 use std::{
     hash::Hash,
@@ -186,14 +187,15 @@ impl Fills {
         Box::pin(self.inner.lists.referrers.get(&key, &host, ask)).await
     }
 
-    /// Whom a list is asked of, and with what: the credentials of the settings. Those of a fill request serve what that request
-    /// named, and no list.
+    /// Whom a list is asked of, and with what: the credentials of the settings. Those of a fill
+    /// request serve what that request named, and no list.
     fn list_source(&self, repo: &RepositoryName) -> Option<Source> {
         let is_named = self.inner.grants.names(repo, Instant::now());
         self.source(repo, is_named.then(Vec::new))
     }
 
-    /// What is known of a list that nobody may be asked for. Where no controller can name the upstream, what is here is all.
+    /// What is known of a list that nobody may be asked for. Where no controller can name the
+    /// upstream, what is here is all.
     fn not_asked<T>(&self) -> Listed<T> {
         if self.inner.settings.has_controller {
             Listed::unknown(

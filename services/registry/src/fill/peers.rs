@@ -91,7 +91,8 @@ impl Peers {
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
             .tcp_nodelay(true)
-            // A connection a stream: over one connection of HTTP/2 a client that stands still would stop all the others.
+            // A connection a stream: over one connection of HTTP/2 a client that stands still would
+            // stop all the others.
             .http1_only()
             .resolve(&how.name, address);
         builder = match &how.tls {
@@ -107,8 +108,9 @@ impl Peers {
         Some((base, client))
     }
 
-    /// The bytes of a blob from `offset` on, as they reach the replica at `address`; with `repo`, only if they are its.
-    /// With `size`, which a manifest claims, the last byte comes only when that is right.
+    /// The bytes of a blob from `offset` on, as they reach the replica at `address`; with `repo`,
+    /// only if they are its. With `size`, which a manifest claims, the last byte comes only
+    /// when that is right.
     pub(crate) async fn blob(
         &self,
         address: &str,
@@ -157,8 +159,8 @@ impl Peers {
         answer.is_some_and(|answer| answer.is_ok_and(|answer| answer.status().is_success()))
     }
 
-    /// The sizes that manifests on their way at the replica at `address` claim for a blob; none when no
-    /// manifest there names it.
+    /// The sizes that manifests on their way at the replica at `address` claim for a blob; none
+    /// when no manifest there names it.
     pub(crate) async fn named(
         &self,
         address: &str,

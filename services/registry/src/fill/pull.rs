@@ -1,4 +1,5 @@
-//! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first bytes are there.
+//! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first
+//! bytes are there.
 
 use std::{
     collections::HashSet,
@@ -27,10 +28,11 @@ const LOOK: Duration = Duration::from_millis(200);
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone)]
 struct Named {
-    /// The sizes that they claim: several when they do not agree. None: no manifest is here, and the
-    /// upstream, which has the blob, does not say its size.
+    /// The sizes that they claim: several when they do not agree. None: no manifest is here, and
+    /// the upstream, which has the blob, does not say its size.
     sizes: Vec<u64>,
-    /// Whether that manifest is in the store: then everything that it names was this repository's once.
+    /// Whether that manifest is in the store: then everything that it names was this repository's
+    /// once.
     is_stored: bool,
 }
 
@@ -110,7 +112,8 @@ impl source::Source for Fills {
 }
 
 impl Fills {
-    /// Where a pull may fetch a manifest from, and with what: `None` when neither a fill request nor the settings name it.
+    /// Where a pull may fetch a manifest from, and with what: `None` when neither a fill request
+    /// nor the settings name it.
     pub(super) async fn source_of(
         &self,
         repo: &RepositoryName,
@@ -142,7 +145,8 @@ impl Fills {
         })
     }
 
-    /// The credentials of the requests that led to something from which `wanted`, a manifest or a blob, is reachable.
+    /// The credentials of the requests that led to something from which `wanted`, a manifest or a
+    /// blob, is reachable.
     async fn reachable(
         &self,
         repo: &RepositoryName,
@@ -228,7 +232,8 @@ impl Fills {
                 biased;
                 result = &mut fill => {
                     let filled = result;
-                    // The manifest may have been good and a blob not: the client learns that from the blob.
+                    // The manifest may have been good and a blob not: the client learns that from
+                    // the blob.
                     return match (self.known(repo, reference).await?, filled) {
                         (Some(entry), _) => Ok(entry),
                         (None, Err(error)) => Err(error),
@@ -286,7 +291,8 @@ impl Fills {
             let stored = self.inner.store.open_repo_blob(repo, digest).await?;
             return stored.map(SourceBlob::Stored).ok_or(forbidden);
         }
-        // Only what a manifest of this repository names: nobody reads another repository's blobs through here.
+        // Only what a manifest of this repository names: nobody reads another repository's blobs
+        // through here.
         let mut seen = HashSet::new();
         let named = match self.named(repo, digest, &mut seen).await? {
             Some(named) => named,
@@ -383,7 +389,8 @@ impl Fills {
         (entry, ours)
     }
 
-    /// The upstream let this repository's credentials read what is copied: it is linked once it is there.
+    /// The upstream let this repository's credentials read what is copied: it is linked once it is
+    /// there.
     async fn prove_to(
         &self,
         entry: &super::entry::Entry,
@@ -396,7 +403,8 @@ impl Fills {
         Ok(())
     }
 
-    /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`: nobody here can ask.
+    /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`:
+    /// nobody here can ask.
     async fn may_read(
         &self,
         source: Option<&Source>,
@@ -410,8 +418,8 @@ impl Fills {
         }
     }
 
-    /// What a manifest says that another replica has and has not stored yet: a client may get the manifest there and ask here for
-    /// the blob.
+    /// What a manifest says that another replica has and has not stored yet: a client may get the
+    /// manifest there and ask here for the blob.
     async fn named_elsewhere(
         &self,
         repo: &RepositoryName,
@@ -452,8 +460,9 @@ impl Fills {
         }
     }
 
-    /// A blob that no manifest here names: a copy may have broken off, or the replica that had the manifest is gone, after a client got
-    /// the manifest. Whether the repository has the blob, the upstream says, to the repository's own credentials.
+    /// A blob that no manifest here names: a copy may have broken off, or the replica that had the
+    /// manifest is gone, after a client got the manifest. Whether the repository has the blob,
+    /// the upstream says, to the repository's own credentials.
     async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
         let source = self.source(repo, None).ok_or(Error::NotFound)?;
         let size = self.inner.upstreams.has_blob(&source, digest).await?;

@@ -1,4 +1,5 @@
-//! A blob that another replica fills, or filled a moment ago: streamed from it, and from whoever has it when it dies.
+//! A blob that another replica fills, or filled a moment ago: streamed from it, and from whoever
+//! has it when it dies.
 
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ pub(super) struct Relay {
     pub(super) digest: Digest,
     /// The size that the repository's manifest claims.
     pub(super) size: Option<u64>,
-    /// Whether this repository is known to hold the blob; else the replica that fills it says for which it does.
+    /// Whether this repository is known to hold the blob; else the replica that fills it says for
+    /// which it does.
     pub(super) proven: bool,
 }
 
@@ -62,7 +64,8 @@ impl RemoteBlob for Relay {
             failed: 0,
         };
         Box::pin(async move {
-            // A refusal that comes soon is told before the answer begins; bytes far ahead come when they come.
+            // A refusal that comes soon is told before the answer begins; bytes far ahead come when
+            // they come.
             let soon = tokio::time::timeout(SOON, cursor.next()).await;
             let first = soon.ok().transpose()?;
             let rest = futures::stream::unfold(Some(cursor), |cursor| async {
@@ -96,8 +99,8 @@ struct Cursor {
     from: From,
     /// Over what was handed on: pieces of several sources must fit together.
     handed: Hasher,
-    /// Behind a break in a part that has no digest of its own: what was handed on is read again from the new source, up to
-    /// here, and compared before anything more is handed on.
+    /// Behind a break in a part that has no digest of its own: what was handed on is read again
+    /// from the new source, up to here, and compared before anything more is handed on.
     again: Option<Again>,
     /// For how long the replica that copies may go on giving no bytes and no sign of its copy. The
     /// client's own pauses do not count.
@@ -250,7 +253,8 @@ impl Cursor {
 
     /// Finds out who has the bytes now.
     async fn seek(&mut self) -> Result<()> {
-        // The whole has its digest; what was handed on of a part has nothing but another source's word.
+        // The whole has its digest; what was handed on of a part has nothing but another source's
+        // word.
         if self.start > 0 && self.offset > self.start {
             self.again = Some(Again {
                 at: self.start,
@@ -330,7 +334,8 @@ impl Cursor {
                     Some(Answer::Nothing) | None => self.pause().await?,
                 }
             }
-            // In the store, and not of this repository so far: whoever copied it may be about to say so.
+            // In the store, and not of this repository so far: whoever copied it may be about to
+            // say so.
             State::Done => {
                 self.pause().await?;
                 let relay = &mut self.relay;

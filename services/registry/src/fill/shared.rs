@@ -1,8 +1,10 @@
-//! One stream between two replicas for all clients that pull the same blob from this one: what arrives is kept for a moment and handed to
-//! everybody who keeps up. Without it every client of a cold herd would cost the replica that copies a stream of its own.
+//! One stream between two replicas for all clients that pull the same blob from this one: what
+//! arrives is kept for a moment and handed to everybody who keeps up. Without it every client of a
+//! cold herd would cost the replica that copies a stream of its own.
 //!
-//! Knows only [`RemoteBlob`]; who is allowed to read was settled before. The stream waits a moment for the last of its clients; one that falls
-//! behind all the same, or begins in the middle, gets a stream of its own.
+//! Knows only [`RemoteBlob`]; who is allowed to read was settled before. The stream waits a moment
+//! for the last of its clients; one that falls behind all the same, or begins in the middle, gets a
+//! stream of its own.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -365,7 +367,8 @@ mod tests {
 
     use super::*;
 
-    /// A blob of so many pieces of 1 MiB; counts how often it is opened, and fails behind `fails_at` pieces.
+    /// A blob of so many pieces of 1 MiB; counts how often it is opened, and fails behind
+    /// `fails_at` pieces.
     struct Counted {
         pieces: u64,
         fails_at: Option<u64>,

@@ -1,4 +1,5 @@
-//! Fills against an upstream with faults: one process, two replicas on one volume, and what happens when things break.
+//! Fills against an upstream with faults: one process, two replicas on one volume, and what happens
+//! when things break.
 
 use std::{path::Path, sync::Arc};
 

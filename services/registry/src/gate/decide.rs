@@ -1,4 +1,5 @@
-//! The decision: principal and endpoint in, pass or refusal out. Pure, and deny by default: what no line below allows is refused.
+//! The decision: principal and endpoint in, pass or refusal out. Pure, and deny by default: what no
+//! line below allows is refused.
 
 use holdfast_config::{AccessAction, AccessRule};
 use holdfast_core::{reference::RepositoryName, rewrite::is_upstream_namespace};
@@ -38,7 +39,8 @@ enum Resource<'a> {
     Repository(&'a RepositoryName),
 }
 
-/// What a caller needs; a mount also needs to pull from where it mounts, which its handler asks for by itself.
+/// What a caller needs; a mount also needs to pull from where it mounts, which its handler asks for
+/// by itself.
 fn need(endpoint: &Endpoint) -> (Action, Resource<'_>) {
     match endpoint {
         Endpoint::Base => (Action::Pull, Resource::Base),
@@ -118,7 +120,8 @@ impl Policy {
         self.open
     }
 
-    /// Decides. Nobody pushes under an upstream's name: those repositories hold what the upstream holds, and nothing else.
+    /// Decides. Nobody pushes under an upstream's name: those repositories hold what the upstream
+    /// holds, and nothing else.
     pub(super) fn check(&self, principal: &Principal, endpoint: &Endpoint) -> Result<(), Error> {
         let (action, resource) = need(endpoint);
         match self.judge(principal, action, resource) {

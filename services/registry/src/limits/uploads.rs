@@ -1,7 +1,7 @@
 //! How many uploads clients have under way on this replica, in all and by repository.
 //!
-//! What is counted was begun here. An upload may end on another replica, or be removed when nobody continues it: that is found out by asking
-//! the store, and only when there seems to be no room.
+//! What is counted was begun here. An upload may end on another replica, or be removed when nobody
+//! continues it: that is found out by asking the store, and only when there seems to be no room.
 
 use std::{
     collections::HashMap,

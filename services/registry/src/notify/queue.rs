@@ -1,6 +1,7 @@
 //! One endpoint: its bounded queue and the one task that empties it.
 //!
-//! Events leave the queue when the endpoint took them, never before: order is kept, and what waits is what is counted.
+//! Events leave the queue when the endpoint took them, never before: order is kept, and what waits
+//! is what is counted.
 
 use std::{
     collections::VecDeque,
@@ -310,7 +311,8 @@ impl Sender {
     }
 }
 
-/// The pause after so many failures in a row: short ones below `threshold`, from there on `backoff`, doubling.
+/// The pause after so many failures in a row: short ones below `threshold`, from there on
+/// `backoff`, doubling.
 fn pause(failures: u32, threshold: u32, backoff: Duration) -> Duration {
     if failures < threshold {
         return (PAUSE * 2_u32.saturating_pow(failures.saturating_sub(1).min(10))).min(backoff);

@@ -10,7 +10,8 @@ use url::Url;
 
 use crate::limits::{UPSTREAM_CHALLENGE_BYTES, UPSTREAM_TOKEN_BYTES};
 
-/// A user name and password, or an identity token, for one upstream; prints without its password (SPEC 82).
+/// A user name and password, or an identity token, for one upstream; prints without its password
+/// (SPEC 82).
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Login {
     username: String,
@@ -28,7 +29,8 @@ impl Login {
         }
     }
 
-    /// A login by an OAuth 2 refresh token; registries that ask for a password get it under `username`, where there is one.
+    /// A login by an OAuth 2 refresh token; registries that ask for a password get it under
+    /// `username`, where there is one.
     pub fn identity(username: &str, token: &str) -> Self {
         Self {
             is_identity: true,
@@ -88,7 +90,8 @@ pub(super) enum Challenge {
         realm: Url,
         /// Its name for the registry.
         service: Option<String>,
-        /// What the registry wants the token to be for, as it says it; absent where it does not say.
+        /// What the registry wants the token to be for, as it says it; absent where it does not
+        /// say.
         scope: Option<String>,
     },
 }
@@ -146,7 +149,8 @@ impl Challenge {
 /// Longest scope that is taken from a challenge, bytes.
 const MAX_SCOPE_BYTES: usize = 1024;
 
-/// The scope of a challenge as it may be asked for: scope tokens of RFC 6749, section 3.3, one space between two of them.
+/// The scope of a challenge as it may be asked for: scope tokens of RFC 6749, section 3.3, one
+/// space between two of them.
 fn sane_scope(text: &str) -> Option<String> {
     let is_token = |c: char| c.is_ascii_graphic() && c != '"' && c != '\\';
     let parts: Vec<&str> = text.split(' ').filter(|part| !part.is_empty()).collect();
@@ -210,9 +214,9 @@ const SECOND_LEVEL: [&str; 10] = [
     "ac", "co", "com", "edu", "go", "gov", "ne", "net", "or", "org",
 ];
 
-/// Whether a realm may see credentials for an upstream: the same host, or a host under the upstream's parent
-/// (`auth.docker.io` for `registry-1.docker.io`), or one that the settings allow (`host` or `host:port`); and TLS where the
-/// upstream has it.
+/// Whether a realm may see credentials for an upstream: the same host, or a host under the
+/// upstream's parent (`auth.docker.io` for `registry-1.docker.io`), or one that the settings allow
+/// (`host` or `host:port`); and TLS where the upstream has it.
 pub(super) fn realm_is_bound(upstream: &Url, realm: &Url, allowed: &[String]) -> bool {
     if upstream.scheme() == "https" && realm.scheme() != "https" {
         return false;
@@ -259,7 +263,8 @@ fn parent(host: &str) -> Option<&str> {
     (!is_suffix && !rented).then_some(parent)
 }
 
-/// A token server's answer. Each field is read by itself: one that is odd does not spoil the others.
+/// A token server's answer. Each field is read by itself: one that is odd does not spoil the
+/// others.
 #[derive(Deserialize)]
 pub(super) struct TokenAnswer {
     #[serde(default)]
@@ -270,13 +275,15 @@ pub(super) struct TokenAnswer {
     expires_in: Value,
 }
 
-/// How long a token lasts whose server does not say it, and the least that is believed, seconds: the token specification.
+/// How long a token lasts whose server does not say it, and the least that is believed, seconds:
+/// the token specification.
 const LEAST_SECONDS: u64 = 60;
 /// The longest that a token is used, seconds.
 const MOST_SECONDS: u64 = 24 * 3600;
 
 impl TokenAnswer {
-    /// The token and for how long it counts, with a margin off its end. An empty `token` beside an `access_token` is none.
+    /// The token and for how long it counts, with a margin off its end. An empty `token` beside an
+    /// `access_token` is none.
     pub(super) fn token(self) -> Option<(String, Duration)> {
         let token = [self.token, self.access_token]
             .into_iter()

@@ -1,7 +1,7 @@
 //! The circuit breaker of one endpoint: a pure state machine, time passed in.
 //!
-//! The breaker opens when the endpoint cannot be connected to, or fails for one repository after the
-//! other. It stays open until a probe from the background succeeds, or an earlier request is
+//! The breaker opens when the endpoint cannot be connected to, or fails for one repository after
+//! the other. It stays open until a probe from the background succeeds, or an earlier request is
 //! answered; no new request is sent meanwhile. When only one repository fails, requests for that
 //! repository stop for a while, and a probe of the API decides whether more is wrong. A pause that
 //! the endpoint asked for (429) ends by itself.

@@ -1,4 +1,5 @@
-//! HTTP clients as upstreams need them: no redirects, proxies and certificates from the settings; and the breaker's probe.
+//! HTTP clients as upstreams need them: no redirects, proxies and certificates from the settings;
+//! and the breaker's probe.
 
 use std::{
     error::Error as _,
@@ -79,7 +80,8 @@ pub(super) struct Prober {
 }
 
 impl Prober {
-    /// Probes after `wait` and until there is an answer; `counted`: the endpoint is closed to requests already.
+    /// Probes after `wait` and until there is an answer; `counted`: the endpoint is closed to
+    /// requests already.
     pub(super) async fn run(self, mut wait: Duration, mut counted: bool) {
         if counted {
             self.open.inc();

@@ -48,7 +48,8 @@ use follow::Bytes;
 const NO_REGISTRY: &str =
     "no registry answers there; hosts of this network tell more when they are listed in upstreams";
 
-/// The repository to which failures count that no request of one repository is to blame for: of bodies that break off.
+/// The repository to which failures count that no request of one repository is to blame for: of
+/// bodies that break off.
 const BODIES: &str = "";
 
 /// What an endpoint is made of.
@@ -230,7 +231,8 @@ impl Endpoint {
         self.record(Failure::Repository(BODIES), what)
     }
 
-    /// Records a failure and says so; where it may be more than one request's, the API is probed from the background.
+    /// Records a failure and says so; where it may be more than one request's, the API is probed
+    /// from the background.
     fn record(&self, failure: Failure<'_>, what: &str) -> Error {
         let (wait, is_open) = {
             let mut breaker = self.breaker();
@@ -256,8 +258,9 @@ impl Endpoint {
         Error::Unavailable(self.tellable(what))
     }
 
-    /// What who names an image may be told of its host. Of one that nobody configured, at an address of this network, no
-    /// more than that there is no registry: causes would tell which ports are open. They are in the log.
+    /// What who names an image may be told of its host. Of one that nobody configured, at an
+    /// address of this network, no more than that there is no registry: causes would tell which
+    /// ports are open. They are in the log.
     pub(super) fn tellable(&self, what: &str) -> String {
         if !self.hides_causes() {
             return what.to_owned();
@@ -274,7 +277,8 @@ impl Endpoint {
         self.throttle.passes(kind, &about, Instant::now())
     }
 
-    /// The same for whatever came of all requests. An endpoint decides nothing by what this returns.
+    /// The same for whatever came of all requests. An endpoint decides nothing by what this
+    /// returns.
     pub(super) fn discreet(&self, error: Error) -> Error {
         match error {
             Error::Unavailable(what) if what == NO_REGISTRY => Error::Unavailable(what),
@@ -389,7 +393,8 @@ impl Endpoint {
             Err(error) => return Err(error),
         };
         match told {
-            // Copies are known by this algorithm; another one's digest could not be compared with theirs.
+            // Copies are known by this algorithm; another one's digest could not be compared with
+            // theirs.
             Some(digest) if digest.algorithm() == Algorithm::Sha256 => Ok(digest),
             _ => Ok(self.manifest(source, target).await?.digest),
         }
@@ -419,7 +424,8 @@ impl Endpoint {
         Ok(length(&answer))
     }
 
-    /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the blob's descriptor says.
+    /// A blob's body from `offset` on, asked for as a range or as a whole. `size` is what the
+    /// blob's descriptor says.
     pub(super) async fn blob(
         &self,
         source: &Source,
@@ -512,8 +518,9 @@ fn too_large(limit: u64) -> Error {
     Error::Invalid(format!("the answer is larger than {limit} bytes"))
 }
 
-/// Where an endpoint's API begins, and what stands before the names of its repositories. An endpoint's path lies before `/v2/`
-/// (Artifactory), unless it holds that part itself (`https://harbor.example/v2/hub-cache`, a proxy project of Harbor).
+/// Where an endpoint's API begins, and what stands before the names of its repositories. An
+/// endpoint's path lies before `/v2/` (Artifactory), unless it holds that part itself
+/// (`https://harbor.example/v2/hub-cache`, a proxy project of Harbor).
 fn api_root(endpoint: &Url) -> (Url, String) {
     let path = endpoint.path().trim_end_matches('/');
     let parts: Vec<&str> = path.split('/').collect();

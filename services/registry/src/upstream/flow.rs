@@ -1,5 +1,5 @@
-//! How fast an upstream sends, measured over the time in which it was waited for: our own caps, and a
-//! volume that is behind, make no upstream slow.
+//! How fast an upstream sends, measured over the time in which it was waited for: our own caps, and
+//! a volume that is behind, make no upstream slow.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -20,7 +20,8 @@ pub(crate) struct Flow {
     bytes: AtomicU64,
     /// Microseconds spent on waiting for the upstream, but for the wait that is under way.
     waited: AtomicU64,
-    /// Since when the upstream is waited for now, in microseconds after `begun`, plus one; 0: it is not.
+    /// Since when the upstream is waited for now, in microseconds after `begun`, plus one; 0: it
+    /// is not.
     since: AtomicU64,
 }
 

@@ -1,4 +1,5 @@
-//! What upstreams said no to, for a short while, and by credential: a hundred pods that want what is not there ask once.
+//! What upstreams said no to, for a short while, and by credential: a hundred pods that want what
+//! is not there ask once.
 
 use std::{
     collections::HashMap,

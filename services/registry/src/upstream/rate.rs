@@ -1,4 +1,5 @@
-//! Caps over all copies of a process, bytes and requests alike: a token bucket whose arithmetic is pure.
+//! Caps over all copies of a process, bytes and requests alike: a token bucket whose arithmetic is
+//! pure.
 
 use std::{
     sync::{Mutex, PoisonError},

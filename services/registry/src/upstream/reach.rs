@@ -1,4 +1,5 @@
-//! Which addresses an answer of an upstream may send us to: never to this machine or its link, unless the upstream lives there.
+//! Which addresses an answer of an upstream may send us to: never to this machine or its link,
+//! unless the upstream lives there.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -18,12 +19,13 @@ enum Kind {
     Private,
     Loopback,
     LinkLocal,
-    /// Unspecified, multicast, broadcast: nothing to connect to. And metadata services of clouds, wherever they are: they hand
-    /// out credentials to whoever asks from this machine.
+    /// Unspecified, multicast, broadcast: nothing to connect to. And metadata services of clouds,
+    /// wherever they are: they hand out credentials to whoever asks from this machine.
     Never,
 }
 
-/// Metadata services by address: of most clouds, of containers and pods on AWS, of Alibaba, Azure and Oracle.
+/// Metadata services by address: of most clouds, of containers and pods on AWS, of Alibaba, Azure
+/// and Oracle.
 const METADATA_V4: [Ipv4Addr; 5] = [
     Ipv4Addr::new(169, 254, 169, 254),
     Ipv4Addr::new(169, 254, 170, 2),
@@ -53,7 +55,8 @@ fn kind(address: IpAddr) -> Kind {
 fn kind_v4(v4: Ipv4Addr) -> Kind {
     match v4.octets() {
         _ if METADATA_V4.contains(&v4) => Kind::Never,
-        // This network, special registrations of the IETF (a metadata service of Oracle is there), multicast and reserved.
+        // This network, special registrations of the IETF (a metadata service of Oracle is there),
+        // multicast and reserved.
         [0 | 224..=255, ..] | [192, 0, 0, _] => Kind::Never,
         [127, ..] => Kind::Loopback,
         [169, 254, ..] => Kind::LinkLocal,
@@ -79,8 +82,8 @@ fn kind_v6(v6: Ipv6Addr) -> Kind {
     }
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped and compatible ones, NAT64 (RFC 6052), 6to4 (RFC 3056), Teredo
-/// (RFC 4380) and ISATAP (RFC 5214).
+/// The IPv4 address that an IPv6 address leads to: mapped and compatible ones, NAT64 (RFC 6052),
+/// 6to4 (RFC 3056), Teredo (RFC 4380) and ISATAP (RFC 5214).
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let of = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
@@ -154,8 +157,8 @@ impl Seen {
         self.bits() & Self::SEVERAL != 0
     }
 
-    /// What who lives there may send us to: addresses of the one kind that all of its own are of. A name with a public and a
-    /// private address could be anybody's.
+    /// What who lives there may send us to: addresses of the one kind that all of its own are of. A
+    /// name with a public and a private address could be anybody's.
     fn reach(&self) -> Reach {
         let all = self.bits() & !Self::SEVERAL;
         Reach {
@@ -167,7 +170,8 @@ impl Seen {
 }
 
 impl Reach {
-    /// What an upstream at these addresses may send us to; `configured` upstreams may use private addresses.
+    /// What an upstream at these addresses may send us to; `configured` upstreams may use private
+    /// addresses.
     pub(super) fn of(upstream: impl IntoIterator<Item = IpAddr>, configured: bool) -> Self {
         let seen = Seen::default();
         for address in upstream {
@@ -185,7 +189,8 @@ impl Reach {
         }
     }
 
-    /// What a host may be that nobody configured, only an image's name: a registry beside us, but not this machine.
+    /// What a host may be that nobody configured, only an image's name: a registry beside us, but
+    /// not this machine.
     pub(super) fn of_anybody() -> Self {
         Self {
             private: true,
@@ -213,7 +218,8 @@ impl Reach {
         }
     }
 
-    /// Whether a URL may be asked, as far as its text says; names are judged when they are resolved ([`Guard`]).
+    /// Whether a URL may be asked, as far as its text says; names are judged when they are resolved
+    /// ([`Guard`]).
     pub(super) fn allows_url(self, url: &Url) -> bool {
         let literal = match url.host() {
             None => return false,
@@ -228,8 +234,9 @@ impl Reach {
     }
 }
 
-/// Resolves names and drops the addresses that may not be reached, so that no name leads around the rule: the connection
-/// goes to an address that was judged here. The proxies' own names are the operator's.
+/// Resolves names and drops the addresses that may not be reached, so that no name leads around the
+/// rule: the connection goes to an address that was judged here. The proxies' own names are the
+/// operator's.
 pub(super) struct Guard {
     allowed: Allowed,
     proxies: Vec<String>,
@@ -242,8 +249,8 @@ pub(super) struct Guard {
 pub(super) enum Allowed {
     /// These kinds.
     Kinds(Reach),
-    /// What who lives at the addresses that were seen by now may send us to: a name that is resolved to something else each
-    /// time gets no further than the least of it.
+    /// What who lives at the addresses that were seen by now may send us to: a name that is
+    /// resolved to something else each time gets no further than the least of it.
     Of(Seen),
 }
 

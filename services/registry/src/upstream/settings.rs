@@ -52,7 +52,8 @@ impl Default for Timeouts {
     }
 }
 
-/// What a body must bring within [`Timeouts::crawl`], bytes: 1 KiB a second, far below any link that copies images.
+/// What a body must bring within [`Timeouts::crawl`], bytes: 1 KiB a second, far below any link
+/// that copies images.
 pub(super) const MIN_BYTES: u64 = 60 << 10;
 /// Largest answer of a token server, bytes.
 pub(super) const MAX_TOKEN_BYTES: usize = 64 << 10;
@@ -72,7 +73,8 @@ pub(super) fn default_endpoint(host: &Host) -> String {
     }
 }
 
-/// The credentials that the settings name for a host, read now so that a rotated Secret counts at once.
+/// The credentials that the settings name for a host, read now so that a rotated Secret counts at
+/// once.
 pub(super) async fn logins(credentials: &Credentials, host: &str) -> Vec<Login> {
     let read = async |path: &Path| {
         tokio::fs::read_to_string(path)

@@ -13,9 +13,10 @@
 //!
 //! So many copies may wait; whose place goes to a newcomer then, `requester` says.
 //!
-//! What is copied ahead never takes more than half of the slots, and what pods run already no more than three quarters, so
-//! that a pull finds one free. A copy that waits here becomes more urgent when somebody who waits joins it. While somebody waits for
-//! something of a host, what nobody waits for leaves it the host's bandwidth.
+//! What is copied ahead never takes more than half of the slots, and what pods run already no more
+//! than three quarters, so that a pull finds one free. A copy that waits here becomes more urgent
+//! when somebody who waits joins it. While somebody waits for something of a host, what nobody
+//! waits for leaves it the host's bandwidth.
 
 mod interest;
 mod preempt;
@@ -42,7 +43,8 @@ use priority::rank;
 
 /// Between two looks whether somebody still waits.
 const LOOK: Duration = Duration::from_millis(50);
-/// How long a copy stands still at most to leave the way to others: an upstream that can send nothing for long hangs up.
+/// How long a copy stands still at most to leave the way to others: an upstream that can send
+/// nothing for long hangs up.
 const STANDS_STILL: Duration = Duration::from_secs(1);
 /// How often copies without a slot look for one that should give its slot up.
 const PREEMPT_EVERY: Duration = Duration::from_millis(250);
@@ -423,7 +425,8 @@ impl Shared {
                 };
                 (waiter.give, turn)
             };
-            // One that left in between gives the slot back by being dropped; the lock is not held here.
+            // One that left in between gives the slot back by being dropped; the lock is not held
+            // here.
             drop(give.send(turn));
         }
     }

@@ -1,5 +1,5 @@
-//! Who may do what, over real listeners: users, client certificates and tokens as clients bring them, and files that change while the
-//! registry runs.
+//! Who may do what, over real listeners: users, client certificates and tokens as clients bring
+//! them, and files that change while the registry runs.
 
 #![allow(
     clippy::unwrap_used,

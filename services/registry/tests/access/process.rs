@@ -1,4 +1,5 @@
-//! The whole process from its file of configuration: TLS, client certificates, and every file of access changed under way.
+//! The whole process from its file of configuration: TLS, client certificates, and every file of
+//! access changed under way.
 
 use std::{path::Path, time::Duration};
 

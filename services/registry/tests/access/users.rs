@@ -31,7 +31,8 @@ pub(crate) fn rule(user: &str, repositories: &[&str], actions: &[AccessAction]) 
     }
 }
 
-/// A registry with three users: `reader` pulls everything, `ci` pulls and pushes `team`, `admin` does everything.
+/// A registry with three users: `reader` pulls everything, `ci` pulls and pushes `team`, `admin`
+/// does everything.
 pub(crate) async fn start() -> Registry {
     use AccessAction::{Delete, Pull, Push};
     let folder = tempfile::tempdir().unwrap();

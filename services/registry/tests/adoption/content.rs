@@ -1,4 +1,5 @@
-//! A client that pushes as docker does, the content of a volume, and what a registry answers about it.
+//! A client that pushes as docker does, the content of a volume, and what a registry answers about
+//! it.
 
 use std::collections::BTreeMap;
 
@@ -302,7 +303,8 @@ pub(crate) fn image_of(seed: u64) -> Image {
     ImageBuilder::new(seed).layer(3000).layer(70_000).build()
 }
 
-/// A manifest attached to `subject`, of kind `kind`, with the subject's own configuration and layers.
+/// A manifest attached to `subject`, of kind `kind`, with the subject's own configuration and
+/// layers.
 pub(crate) fn attached(image: &Image, kind: &str) -> (String, Vec<u8>) {
     let mut manifest: serde_json::Value = serde_json::from_slice(&image.bytes()).unwrap();
     manifest["artifactType"] = kind.into();

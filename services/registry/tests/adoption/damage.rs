@@ -1,4 +1,5 @@
-//! Damaged trees are served as far as they are whole, and distribution's collector runs again over what `fsck --repair` mended.
+//! Damaged trees are served as far as they are whole, and distribution's collector runs again over
+//! what `fsck --repair` mended.
 
 use std::{
     collections::BTreeMap,
@@ -302,7 +303,8 @@ async fn a_push_brings_back_what_no_repair_can() {
         damage(&scene);
         let ours = ours::serve(scene.root.path()).await;
         let client = Client::new(&ours.url);
-        // Where a symbolic link sits in the place of a blob, nothing can be written until it is taken away by hand.
+        // Where a symbolic link sits in the place of a blob, nothing can be written until it is
+        // taken away by hand.
         if name.starts_with("symbolic links") {
             fs::remove_file(scene.layout.blob(&scene.layer())).unwrap();
         }

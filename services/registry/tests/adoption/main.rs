@@ -1,7 +1,9 @@
-//! Adoption both ways: a volume goes from CNCF distribution to Holdfast and back, and nothing is lost.
+//! Adoption both ways: a volume goes from CNCF distribution to Holdfast and back, and nothing is
+//! lost.
 //!
-//! Against the real programs: `HOLDFAST_DISTRIBUTION` names distribution 3's `registry`, `HOLDFAST_DOCKER_REGISTRY` the `docker-registry` 2.8 of
-//! Debian. `cargo xtask test` fetches both and sets the variables.
+//! Against the real programs: `HOLDFAST_DISTRIBUTION` names distribution 3's `registry`,
+//! `HOLDFAST_DOCKER_REGISTRY` the `docker-registry` 2.8 of Debian. `cargo xtask test` fetches both
+//! and sets the variables.
 
 #![allow(
     clippy::unwrap_used,

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-/// Every file below `docker/registry/v2` with its content, without our own folder: distribution has none.
+/// Every file below `docker/registry/v2` with its content, without our own folder: distribution has
+/// none.
 pub(crate) fn files(root: &Path) -> BTreeMap<String, Vec<u8>> {
     let base = root.join("docker/registry/v2");
     let mut found = all(&base);

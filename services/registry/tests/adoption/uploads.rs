@@ -89,8 +89,8 @@ async fn a_session_that_another_secret_signed_is_refused() {
     assert_eq!(answer.status(), StatusCode::BAD_REQUEST);
 }
 
-/// Distribution trusts a hash state that it finds for the size of the file. One that it wrote for bytes that are gone would let
-/// it store other bytes under their digest.
+/// Distribution trusts a hash state that it finds for the size of the file. One that it wrote for
+/// bytes that are gone would let it store other bytes under their digest.
 #[tokio::test(flavor = "multi_thread")]
 async fn hash_states_of_distribution_do_not_outlive_their_bytes() {
     let (honest, other) = (random_bytes(1, 10_000), random_bytes(2, 10_000));

@@ -1,4 +1,5 @@
-//! The distribution API over a real listener and a real store: what clients see, and what is on the volume.
+//! The distribution API over a real listener and a real store: what clients see, and what is on the
+//! volume.
 
 #![allow(
     clippy::unwrap_used,

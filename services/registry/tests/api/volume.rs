@@ -83,7 +83,8 @@ async fn tree_of_distribution_is_served() {
         registry.get("/v2/_catalog").await.text().await.unwrap(),
         r#"{"repositories":["team/app"]}"#
     );
-    // An empty link is repaired where the tag's history settles it, and is absent where it does not.
+    // An empty link is repaired where the tag's history settles it, and is absent where it does
+    // not.
     assert_eq!(
         registry
             .get("/v2/team/app/manifests/broken")

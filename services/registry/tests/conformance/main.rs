@@ -1,5 +1,6 @@
-//! What the conformance suite of the OCI distribution specification asks of a registry, "dev" additions included, in our own words: every shape of
-//! content goes round through push, pull, lists and deletes, in every way that the specification has for it.
+//! What the conformance suite of the OCI distribution specification asks of a registry, "dev"
+//! additions included, in our own words: every shape of content goes round through push, pull,
+//! lists and deletes, in every way that the specification has for it.
 
 #![allow(
     clippy::unwrap_used,

@@ -73,7 +73,8 @@ impl Shape {
         self.blob(media_type, noise(500 + self.made))
     }
 
-    /// A manifest of these fields, `schemaVersion` and `mediaType` set unless given; returns its descriptor.
+    /// A manifest of these fields, `schemaVersion` and `mediaType` set unless given; returns its
+    /// descriptor.
     pub(crate) fn manifest(&mut self, media_type: &str, fields: Value) -> Value {
         self.made += 1;
         let mut manifest = json!({ "schemaVersion": 2, "mediaType": media_type });

@@ -1,4 +1,5 @@
-//! Many clients at once, all of them cold, through replicas that share a volume: the upstream sends each byte once.
+//! Many clients at once, all of them cold, through replicas that share a volume: the upstream sends
+//! each byte once.
 
 use std::{
     sync::{
@@ -112,7 +113,8 @@ async fn read(http: &Client, url: &str, size: u64, way: Way) -> Option<Vec<u8>> 
     }
 }
 
-/// Pulls the image, as `way` says, each request through the next replica: there is no affinity. Every byte is compared.
+/// Pulls the image, as `way` says, each request through the next replica: there is no affinity.
+/// Every byte is compared.
 async fn pull(
     bases: Vec<String>,
     manifest: String,

@@ -1,4 +1,5 @@
-//! Pulls through replicas whose misses come from an upstream: real listeners, one volume, an upstream with faults.
+//! Pulls through replicas whose misses come from an upstream: real listeners, one volume, an
+//! upstream with faults.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,5 @@
-//! Registry replicas in this process: each with its API, its fills and its internal listener with mutual TLS.
+//! Registry replicas in this process: each with its API, its fills and its internal listener with
+//! mutual TLS.
 
 use std::{path::Path, sync::Arc, time::Duration};
 

@@ -1,4 +1,5 @@
-//! A registry in a process of its own: this test binary, started once more. What it costs is then its own.
+//! A registry in a process of its own: this test binary, started once more. What it costs is then
+//! its own.
 
 use std::{
     io::{BufRead as _, BufReader},

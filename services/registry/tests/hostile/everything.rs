@@ -1,4 +1,5 @@
-//! All of it at once: clients that hold connections, read nothing and guess passwords, while an honest one pulls what is local.
+//! All of it at once: clients that hold connections, read nothing and guess passwords, while an
+//! honest one pulls what is local.
 
 use std::{
     sync::{

@@ -1,5 +1,5 @@
-//! Clients and contents that lie or are merely odd, against a real registry over a real listener: whatever they send, nothing wrong is stored,
-//! and nobody else notices.
+//! Clients and contents that lie or are merely odd, against a real registry over a real listener:
+//! whatever they send, nothing wrong is stored, and nobody else notices.
 
 #![allow(
     clippy::unwrap_used,

@@ -16,7 +16,8 @@ use crate::child::{self, Child};
 
 const STREAMS: u32 = 128;
 
-/// Memory that a process may take beside what its bounds say: code, stacks, what the allocator keeps.
+/// Memory that a process may take beside what its bounds say: code, stacks, what the allocator
+/// keeps.
 const REST: u64 = 40 << 20;
 
 pub(crate) async fn push(child: &Child, bytes: Vec<u8>) -> String {

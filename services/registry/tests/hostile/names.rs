@@ -57,7 +57,8 @@ async fn names_that_end_like_temporary_files_are_names_like_any_other() {
             let tagged = format!("/v2/{name}/manifests/{tag}");
             assert_eq!(status(&registry, "GET", &tagged).await, 404, "{name}:{tag}");
         }
-        // Pushed again, it brings none of the deleted tags back, neither at once nor when they are untied.
+        // Pushed again, it brings none of the deleted tags back, neither at once nor when they are
+        // untied.
         assert_eq!(push(&registry, name, &["v2"]).await, *digest);
         registry.store.finish_removals().await.unwrap();
         let tags = json(&registry, &format!("/v2/{name}/tags/list")).await;

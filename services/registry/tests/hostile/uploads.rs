@@ -19,7 +19,8 @@ struct Upload<'a> {
     digest: Digest,
 }
 
-/// One request of an upload. The number is that of the state it is sent with, in the order in which they were given.
+/// One request of an upload. The number is that of the state it is sent with, in the order in which
+/// they were given.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     /// A chunk of the right bytes, from the state's offset to this one.
@@ -209,7 +210,8 @@ async fn what_is_committed_by_any_sequence_of_states_has_its_digest() {
     }
 }
 
-/// A wrong blob would be mounted elsewhere, and honest pushes of the right bytes would be acknowledged and dropped.
+/// A wrong blob would be mounted elsewhere, and honest pushes of the right bytes would be
+/// acknowledged and dropped.
 #[tokio::test]
 async fn after_an_attack_the_digest_is_anybodys_to_push() {
     let registry = Registry::start().await;

@@ -235,7 +235,8 @@ async fn a_manifest_has_so_many_bytes_and_no_more() {
     }
 }
 
-/// A refused push over HTTP/2 whose body consists of `pieces`: how many of them were taken until the stream was reset, and when.
+/// A refused push over HTTP/2 whose body consists of `pieces`: how many of them were taken until
+/// the stream was reset, and when.
 async fn refused(
     pieces: impl futures::Stream<Item = Vec<u8>> + Send + 'static,
 ) -> (usize, Duration) {

@@ -1,5 +1,5 @@
-//! Every limit of the distribution API as a client sees it, over a real listener. What one connection may cost is tested with the listener itself
-//! (`services/runtime/tests/limits.rs`).
+//! Every limit of the distribution API as a client sees it, over a real listener. What one
+//! connection may cost is tested with the listener itself (`services/runtime/tests/limits.rs`).
 
 #![allow(
     clippy::unwrap_used,

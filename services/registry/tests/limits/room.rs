@@ -1,4 +1,5 @@
-//! The room on the volume: what is refused before its first byte, what is warned of, and what those hear who may make room.
+//! The room on the volume: what is refused before its first byte, what is warned of, and what those
+//! hear who may make room.
 
 use std::{
     io,

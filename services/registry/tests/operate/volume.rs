@@ -42,7 +42,8 @@ async fn a_volume_that_hangs_later_fails_readiness_only_and_requests_are_refused
     let process = Process::start(false);
     process.until("/readyz", 200).await;
     process.volume.set(true);
-    // Requests that hang on the volume, more than it has threads: the watch must see it all the same.
+    // Requests that hang on the volume, more than it has threads: the watch must see it all the
+    // same.
     for _ in 0..40 {
         let (client, url) = (
             process.client.clone(),

@@ -1,9 +1,12 @@
-//! What answers over HTTP/2 hold for clients that have not taken it yet, and when an answer may hold more.
+//! What answers over HTTP/2 hold for clients that have not taken it yet, and when an answer may
+//! hold more.
 //!
-//! Over HTTP/1.1 a connection holds one answer, and the socket stops it. Over HTTP/2 each stream holds what its window allows, so a
-//! client that opens many streams and reads none could have all of them filled. Three bounds end that: a stream that holds something
-//! takes more only while its connection holds less than [`CONNECTION_BYTES`]; while all connections of the listener hold
-//! [`LISTENER_BYTES`], a connection takes one piece at a time; and who then takes nothing of it for [`PRESSED`] is cut.
+//! Over HTTP/1.1 a connection holds one answer, and the socket stops it. Over HTTP/2 each stream
+//! holds what its window allows, so a client that opens many streams and reads none could have all
+//! of them filled. Three bounds end that: a stream that holds something takes more only while its
+//! connection holds less than [`CONNECTION_BYTES`]; while all connections of the listener hold
+//! [`LISTENER_BYTES`], a connection takes one piece at a time; and who then takes nothing of it for
+//! [`PRESSED`] is cut.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,13 +16,15 @@ use std::time::Duration;
 use bytes::Buf;
 use futures::task::AtomicWaker;
 
-/// Bytes that the answers of one connection hold before its streams wait for each other. Each stream may always hold one piece.
+/// Bytes that the answers of one connection hold before its streams wait for each other. Each
+/// stream may always hold one piece.
 pub(super) const CONNECTION_BYTES: u64 = 512 << 10;
 
 /// Bytes that all connections of a listener hold before each of them takes one piece at a time.
 pub(super) const LISTENER_BYTES: u64 = 24 << 20;
 
-/// In this time a connection takes what it holds while the listener holds [`LISTENER_BYTES`]; else it is cut.
+/// In this time a connection takes what it holds while the listener holds [`LISTENER_BYTES`]; else
+/// it is cut.
 pub(super) const PRESSED: Duration = Duration::from_secs(5);
 
 /// Bytes that all connections of a listener hold. Clones share them.
@@ -94,7 +99,8 @@ pub(super) struct Stream {
     connection: Arc<Outgoing>,
     /// Bytes that the client has not taken yet.
     outstanding: AtomicU64,
-    /// Bytes of the pieces that are alive: one that is taken in part still takes its memory as a whole.
+    /// Bytes of the pieces that are alive: one that is taken in part still takes its memory as a
+    /// whole.
     held: AtomicU64,
     moved: AtomicU64,
     waits: AtomicBool,

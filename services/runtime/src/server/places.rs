@@ -1,8 +1,10 @@
-//! The connections of a listener: how many there are in all and of each address, and which one ends when a newcomer needs its place.
+//! The connections of a listener: how many there are in all and of each address, and which one ends
+//! when a newcomer needs its place.
 //!
-//! A full listener shares its places as evenly among addresses as their clients' behaviour allows. Connections without a request go
-//! first, those that proved no identity before those that did, and a connection with a request under way goes only for an address
-//! that has fewer. So no set of addresses keeps another one out.
+//! A full listener shares its places as evenly among addresses as their clients' behaviour allows.
+//! Connections without a request go first, those that proved no identity before those that did, and
+//! a connection with a request under way goes only for an address that has fewer. So no set of
+//! addresses keeps another one out.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -88,7 +90,8 @@ impl Places {
         self.table().taken.len() < self.inner.most
     }
 
-    /// A place for a connection of `address`. When all are taken, the connection that has the least claim to its own is told to end.
+    /// A place for a connection of `address`. When all are taken, the connection that has the least
+    /// claim to its own is told to end.
     pub(super) fn enter(&self, address: IpAddr, watch: &Arc<Watch>) -> Result<Place, NoPlace> {
         let key = client_address(address);
         let mut table = self.table();
@@ -212,7 +215,8 @@ impl Drop for Place {
     }
 }
 
-/// One client: an IPv4 address, however it is written, or the /64 that an IPv6 client chooses its addresses from.
+/// One client: an IPv4 address, however it is written, or the /64 that an IPv6 client chooses its
+/// addresses from.
 pub fn client_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {

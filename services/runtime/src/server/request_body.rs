@@ -1,6 +1,7 @@
 //! A request's body with its bounds: silence, a minimum rate, a total time and a size.
 //!
-//! Only the time for which the body was waited for counts, so a part that is slow itself never blames its client.
+//! Only the time for which the body was waited for counts, so a part that is slow itself never
+//! blames its client.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -43,15 +44,17 @@ impl BodyError {
         }
     }
 
-    /// The first such error among an error and its sources; frameworks such as warp wrap the errors of bodies.
+    /// The first such error among an error and its sources; frameworks such as warp wrap the errors
+    /// of bodies.
     pub fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |error| error.source())
             .find_map(|error| error.downcast_ref())
     }
 }
 
-/// A request's body. It yields the client's frames until a bound of [`Limits`] is met, and then one [`BodyError`]; the part answers
-/// with [`BodyError::status`], and over HTTP/1.1 the connection ends after that answer.
+/// A request's body. It yields the client's frames until a bound of [`Limits`] is met, and then one
+/// [`BodyError`]; the part answers with [`BodyError::status`], and over HTTP/1.1 the connection
+/// ends after that answer.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
@@ -168,7 +171,8 @@ impl Body for RequestBody {
     }
 }
 
-/// Whether a client that sends a body is fast enough. Pure: only the time that was spent on waiting for it counts.
+/// Whether a client that sends a body is fast enough. Pure: only the time that was spent on waiting
+/// for it counts.
 #[derive(Clone, Copy, Debug)]
 struct Rate {
     least: u64,

@@ -1,7 +1,9 @@
-//! The watch over one connection: it is cut when its client sends no request, sends one too slowly, or does not take what it asked for.
+//! The watch over one connection: it is cut when its client sends no request, sends one too slowly,
+//! or does not take what it asked for.
 //!
-//! Buffers of an answer are held until the client took them, so a client that stops reading must not stay for ever. Over HTTP/1.1 that
-//! shows at the socket; over HTTP/2 a client can also leave one stream's window shut, so the pieces of each answer are followed.
+//! Buffers of an answer are held until the client took them, so a client that stops reading must
+//! not stay for ever. Over HTTP/1.1 that shows at the socket; over HTTP/2 a client can also leave
+//! one stream's window shut, so the pieces of each answer are followed.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -47,14 +49,16 @@ impl Reason {
     }
 }
 
-/// What is known of one connection; its parts are written from the socket, the requests and the answers.
+/// What is known of one connection; its parts are written from the socket, the requests and the
+/// answers.
 #[derive(Debug)]
 pub(super) struct Watch {
     begun: Instant,
     /// Requests whose answer is not over.
     requests: AtomicUsize,
     http2: AtomicBool,
-    /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they did not.
+    /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they
+    /// did not.
     head_since: AtomicU64,
     idle_since: AtomicU64,
     /// Milliseconds at which the first of the requests under way came.
@@ -85,7 +89,8 @@ pub(super) struct Activity {
 struct Judged {
     socket: Progress,
     streams: Vec<(Weak<Stream>, Progress)>,
-    /// Since when the connection holds something while the listener holds too much, and what it had taken then.
+    /// Since when the connection holds something while the listener holds too much, and what it
+    /// had taken then.
     pressed: Option<(u64, u64)>,
 }
 
@@ -238,7 +243,8 @@ impl Watch {
         reason.or_else(|| self.judge_pressed(&mut judged.pressed, now))
     }
 
-    /// While the listener holds too much, a connection that takes less in [`PRESSED`] than it holds is cut.
+    /// While the listener holds too much, a connection that takes less in [`PRESSED`] than it holds
+    /// is cut.
     fn judge_pressed(&self, pressed: &mut Option<(u64, u64)>, now: u64) -> Option<Reason> {
         let (held, moved) = (self.outgoing.held(), self.outgoing.moved());
         if held == 0 || !self.outgoing.is_pressed() {

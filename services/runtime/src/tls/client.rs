@@ -1,4 +1,5 @@
-//! The client side: which servers to trust and which certificate to show, both exchangeable while connections live.
+//! The client side: which servers to trust and which certificate to show, both exchangeable while
+//! connections live.
 
 use super::{Error, certificates, private_key, provider, read, roots};
 use crate::files;
@@ -14,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A client configuration whose trust and certificate can be exchanged. Clones share them.
 ///
-/// [`ClientTls::config`] is made once, for instance for a `reqwest` client, and obeys later exchanges for new connections.
+/// [`ClientTls::config`] is made once, for instance for a `reqwest` client, and obeys later
+/// exchanges for new connections.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     verifier: Arc<Verifier>,
@@ -32,7 +34,8 @@ struct Identity {
 }
 
 impl ClientTls {
-    /// Trusts the certificates in `ca` (PEM) only, and shows `identity` (certificate chain and key, PEM) when asked.
+    /// Trusts the certificates in `ca` (PEM) only, and shows `identity` (certificate chain and key,
+    /// PEM) when asked.
     pub fn from_pem(ca: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<Self, Error> {
         let tls = Self {
             verifier: Arc::new(Verifier {
@@ -58,7 +61,8 @@ impl ClientTls {
         Self::from_pem(&ca, Some((&certificate, &key)))
     }
 
-    /// Follows the files of [`ClientTls::from_folder`] until `shutdown`; a bad file leaves the last good state.
+    /// Follows the files of [`ClientTls::from_folder`] until `shutdown`; a bad file leaves the last
+    /// good state.
     pub async fn follow(self, folder: &Path, every: Duration, shutdown: CancellationToken) {
         let folder = folder.to_owned();
         let paths = ["ca.crt", "tls.crt", "tls.key"]

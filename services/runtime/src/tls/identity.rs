@@ -1,8 +1,10 @@
-//! Who the peer of a connection is, by its client certificate, verified before anything here looks at it.
+//! Who the peer of a connection is, by its client certificate, verified before anything here looks
+//! at it.
 
 use x509_parser::extensions::GeneralName;
 
-/// The peer's verified client certificate, in a request's extensions; absent when the peer showed none.
+/// The peer's verified client certificate, in a request's extensions; absent when the peer showed
+/// none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerIdentity {
     /// The subject's common name, such as `holdfast-controller`; empty when it has none.

@@ -28,7 +28,8 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The private key, PEM.
     pub key: PathBuf,
-    /// The CA bundle that client certificates must come from, PEM; needed unless `client_auth` is `None`.
+    /// The CA bundle that client certificates must come from, PEM; needed unless `client_auth` is
+    /// `None`.
     pub client_ca: PathBuf,
     /// Whether clients show a certificate.
     pub client_auth: ClientAuth,
@@ -87,7 +88,8 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Reads the files; fails when they cannot be used, for there is no last good configuration yet.
+    /// Reads the files; fails when they cannot be used, for there is no last good configuration
+    /// yet.
     pub fn from_files(files: TlsFiles) -> Result<Self, Error> {
         let current = Arc::new(ArcSwap::from_pointee(files.load()?));
         Ok(Self {
@@ -118,7 +120,8 @@ impl ServerTls {
         Ok(())
     }
 
-    /// Follows the files until `shutdown`, looking every `every` ([`files::EVERY`] is a good choice).
+    /// Follows the files until `shutdown`, looking every `every` ([`files::EVERY`] is a good
+    /// choice).
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         self.follow_counted(every, Reloads::default(), shutdown)
             .await;

@@ -1,4 +1,5 @@
-//! What one connection may cost, over real sockets: what a client sees that sends too much, too slowly, or takes nothing.
+//! What one connection may cost, over real sockets: what a client sees that sends too much, too
+//! slowly, or takes nothing.
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod http2;
@@ -78,7 +79,8 @@ impl Server {
     }
 }
 
-/// Everything until the server closes the connection, and how long that took; a reset counts as a close.
+/// Everything until the server closes the connection, and how long that took; a reset counts as a
+/// close.
 async fn until_closed(stream: &mut TcpStream) -> (Vec<u8>, Duration) {
     let begun = Instant::now();
     let mut bytes = Vec::new();

@@ -1,4 +1,5 @@
-//! Everything that belongs to one image: the manifests from the top down and the contents they need. Pure over what fetches them.
+//! Everything that belongs to one image: the manifests from the top down and the contents they
+//! need. Pure over what fetches them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -50,11 +51,13 @@ impl Bundle {
         manifests + self.blobs.values().sum::<u64>()
     }
 
-    /// Collects the image `digest`; of an index only the images for `platforms`, all of them if that is empty. An index stays byte for byte as it is,
-    /// whatever of it is there: a copy for the platforms of one cluster is whole for that cluster.
+    /// Collects the image `digest`; of an index only the images for `platforms`, all of them if
+    /// that is empty. An index stays byte for byte as it is, whatever of it is there: a copy
+    /// for the platforms of one cluster is whole for that cluster.
     ///
     /// # Errors
-    /// [`Error::Incomplete`] when an image lacks something, [`Error::Platform`] when none is for a platform that was asked for.
+    /// [`Error::Incomplete`] when an image lacks something, [`Error::Platform`] when none is for a
+    /// platform that was asked for.
     pub fn collect(fetch: &mut dyn Fetch, digest: &Digest, platforms: &[Platform]) -> Result<Self> {
         let mut collecting = Collecting {
             fetch,

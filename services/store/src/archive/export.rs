@@ -1,4 +1,5 @@
-//! Images out of a volume. Every content is hashed on its way; what turns out damaged ends the export.
+//! Images out of a volume. Every content is hashed on its way; what turns out damaged ends the
+//! export.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,10 +38,12 @@ pub trait Target {
     fn finish(&mut self) -> Result<()>;
 }
 
-/// Writes images into a layout, telling how many bytes have gone. Contents that several images share go once. Returns the bytes in it.
+/// Writes images into a layout, telling how many bytes have gone. Contents that several images
+/// share go once. Returns the bytes in it.
 ///
 /// # Errors
-/// Whatever is missing or damaged: the layout is then of no use, and a tar file must be thrown away.
+/// Whatever is missing or damaged: the layout is then of no use, and a tar file must be thrown
+/// away.
 pub fn export(
     view: &View,
     images: &[(Name, Bundle)],
@@ -87,7 +90,8 @@ fn file(target: &mut dyn Target, name: &str, bytes: &[u8]) -> Result<()> {
     target.end()
 }
 
-/// `index.json`: the images by their names outside, as containerd and as the tools of podman read them.
+/// `index.json`: the images by their names outside, as containerd and as the tools of podman read
+/// them.
 fn index(images: &[(Name, Bundle)]) -> String {
     let manifests: Vec<_> = images
         .iter()

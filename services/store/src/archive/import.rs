@@ -1,5 +1,7 @@
-//! Images into a store. First the whole archive is read as far as it says what it holds, and refused if that does not fit together; then contents go
-//! in, each visible only when its digest was checked; then manifests, children first; the tag last. What is there already is not sent again.
+//! Images into a store. First the whole archive is read as far as it says what it holds, and
+//! refused if that does not fit together; then contents go in, each visible only when its digest
+//! was checked; then manifests, children first; the tag last. What is there already is not sent
+//! again.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -78,10 +80,12 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
-/// Reads what an archive holds. `rename` gives the one image of an archive another name; `platforms` leaves out the rest of an index.
+/// Reads what an archive holds. `rename` gives the one image of an archive another name;
+/// `platforms` leaves out the rest of an index.
 ///
 /// # Errors
-/// [`Error::Refused`] and what [`Bundle::collect`] says: manifests that do not hash to their names, sizes that are not the contents', something missing.
+/// [`Error::Refused`] and what [`Bundle::collect`] says: manifests that do not hash to their names,
+/// sizes that are not the contents', something missing.
 pub fn plan(source: &mut dyn Source, rename: Option<&str>, platforms: &[Platform]) -> Result<Plan> {
     refuse_other_formats(source)?;
     let bytes = source
@@ -215,8 +219,9 @@ pub fn verify(source: &mut dyn Source, plan: &Plan, progress: &mut dyn FnMut(u64
 /// Puts what was planned into the store, telling how many bytes are done.
 ///
 /// # Errors
-/// What the archive, the store or the volume says; contents that went in before stay, and a second run goes on from there. No manifest and no tag of
-/// an image is written before all of its contents are there.
+/// What the archive, the store or the volume says; contents that went in before stay, and a second
+/// run goes on from there. No manifest and no tag of an image is written before all of its contents
+/// are there.
 pub async fn import(
     source: &mut dyn Source,
     plan: &Plan,
@@ -256,7 +261,8 @@ pub async fn import(
     Ok(counts)
 }
 
-/// Puts one content in; `false` if it was there, sound. Damaged content on the volume is moved aside and replaced.
+/// Puts one content in; `false` if it was there, sound. Damaged content on the volume is moved
+/// aside and replaced.
 async fn blob(
     source: &mut dyn Source,
     store: &Store,
@@ -285,7 +291,8 @@ async fn blob(
         }
         match incoming.commit().await {
             Ok(_) => return Ok(true),
-            // What an earlier attempt left may be anybody's bytes: the archive's own are tried alone.
+            // What an earlier attempt left may be anybody's bytes: the archive's own are tried
+            // alone.
             Err(crate::Error::DigestMismatch { .. }) if kept > 0 => {}
             Err(crate::Error::DigestMismatch { expected, .. }) => {
                 return Err(Error::Damaged { digest: expected });

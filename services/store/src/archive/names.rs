@@ -1,7 +1,8 @@
 //! Names of images outside and inside of a volume. Pure.
 //!
-//! An image that came from an upstream leaves under that upstream's name, so that every tool and every other cluster knows it, and comes in under the
-//! local name that pods are rewritten to. An image that clients pushed has no other name than its own.
+//! An image that came from an upstream leaves under that upstream's name, so that every tool and
+//! every other cluster knows it, and comes in under the local name that pods are rewritten to. An
+//! image that clients pushed has no other name than its own.
 
 use holdfast_core::{
     digest::Digest,
@@ -33,8 +34,9 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// What a text can mean on a volume, most literal first: `team/app:1` is that repository, else the Docker Hub's; `registry.example:5000/app` is the
-/// repository of that upstream. Without a tag and a digest it is `latest`. Empty if it is no name of an image.
+/// What a text can mean on a volume, most literal first: `team/app:1` is that repository, else the
+/// Docker Hub's; `registry.example:5000/app` is the repository of that upstream. Without a tag and
+/// a digest it is `latest`. Empty if it is no name of an image.
 pub fn local(text: &str) -> Vec<Name> {
     let mut found = Vec::new();
     found.extend(literal(text));
@@ -93,7 +95,8 @@ pub fn original(name: &Name) -> String {
     }
 }
 
-/// The local name of an image that comes in under `text`. A text without a host is a local name already.
+/// The local name of an image that comes in under `text`. A text without a host is a local name
+/// already.
 pub(crate) fn incoming(text: &str) -> Option<Name> {
     let (first, rest) = text.split_once('/').unwrap_or(("", text));
     let has_host = !first.is_empty() && (first.contains(['.', ':']) || first == "localhost");

@@ -1,4 +1,5 @@
-//! An image layout to read from: a tar file or a folder. Nothing is unpacked; names are checked when the layout is opened, content when it is used.
+//! An image layout to read from: a tar file or a folder. Nothing is unpacked; names are checked
+//! when the layout is opened, content when it is used.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +22,8 @@ pub trait Source {
     /// The size of a file; `None` if there is none.
     fn size(&mut self, name: &str) -> Result<Option<u64>>;
 
-    /// At most `limit` bytes of a file at `offset`; empty at its end, and for a file that is not there.
+    /// At most `limit` bytes of a file at `offset`; empty at its end, and for a file that is not
+    /// there.
     fn read_at(&mut self, name: &str, offset: u64, limit: usize) -> Result<Vec<u8>>;
 
     /// A whole small file; `None` if there is none.
@@ -60,7 +62,8 @@ impl<R: Read + Seek> TarSource<R> {
     /// Looks through the headers of a tar file.
     ///
     /// # Errors
-    /// [`Error::Refused`] when it is no tar file, is truncated or compressed, or holds links, names that lead out of it, or one name twice.
+    /// [`Error::Refused`] when it is no tar file, is truncated or compressed, or holds links, names
+    /// that lead out of it, or one name twice.
     pub fn open(mut file: R) -> Result<Self> {
         let length = file.seek(SeekFrom::End(0)).map_err(Error::Read)?;
         let mut entries = BTreeMap::new();

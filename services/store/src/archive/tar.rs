@@ -1,7 +1,8 @@
-//! The tar format, as far as image layouts use it. Pure: blocks in, facts out. Only regular files and folders exist; a link or a device in an archive
-//! is an attack or a mistake and refuses it.
+//! The tar format, as far as image layouts use it. Pure: blocks in, facts out. Only regular files
+//! and folders exist; a link or a device in an archive is an attack or a mistake and refuses it.
 //!
-//! Layout of a header: POSIX.1-1988 `ustar`; long names and sizes as pax records (POSIX.1-2001) or GNU's `L` entries, and base-256 numbers.
+//! Layout of a header: POSIX.1-1988 `ustar`; long names and sizes as pax records (POSIX.1-2001) or
+//! GNU's `L` entries, and base-256 numbers.
 
 use super::{Error, Result};
 

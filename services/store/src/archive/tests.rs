@@ -93,7 +93,8 @@ async fn put(store: &Store, repo: &str, tag: Option<&str>, image: &[(Digest, Vec
     }
 }
 
-/// A volume with `team/app:1` and, from an upstream, `docker.io/library/multi:1`: an index of three platforms, two of which were copied.
+/// A volume with `team/app:1` and, from an upstream, `docker.io/library/multi:1`: an index of three
+/// platforms, two of which were copied.
 async fn volume() -> (tempfile::TempDir, Store, Digest) {
     let (dir, store) = store().await;
     put(&store, "team/app", Some("1"), &image(&[7; 5000], "amd64")).await;
@@ -349,7 +350,8 @@ fn headers_carry_long_names_and_large_sizes() {
 
 #[test]
 fn archives_of_other_tools_are_read() {
-    // GNU tar with names that are long and sizes in base 256, as its man page says; folders before files, names from `./`.
+    // GNU tar with names that are long and sizes in base 256, as its man page says; folders before
+    // files, names from `./`.
     let dir = tempfile::tempdir().unwrap();
     let deep = format!("{}/{}", "d".repeat(120), "e".repeat(120));
     std::fs::create_dir_all(dir.path().join(&deep)).unwrap();

@@ -1,4 +1,5 @@
-//! A volume to read from, for tools beside a running registry: nothing is repaired, moved aside, locked or made.
+//! A volume to read from, for tools beside a running registry: nothing is repaired, moved aside,
+//! locked or made.
 
 use std::{
     collections::BTreeMap,
@@ -69,8 +70,9 @@ impl View {
         Ok(found)
     }
 
-    /// The tags of a repository by name, each with the digest it names; without one it names nothing that can be read. Those of manifests that were
-    /// deleted are left out, though nobody may have untied them yet.
+    /// The tags of a repository by name, each with the digest it names; without one it names
+    /// nothing that can be read. Those of manifests that were deleted are left out, though
+    /// nobody may have untied them yet.
     pub fn tags(&self, repo: &RepositoryName) -> Result<BTreeMap<Tag, Option<Digest>>> {
         // Before the names: who unties tags removes this note last.
         let removed = removals::removed(&*self.volume, &self.layout, repo)?;
@@ -145,7 +147,8 @@ impl View {
     /// Gives the bytes of a content piece by piece, and checks them.
     ///
     /// # Errors
-    /// [`Error::Damaged`] at the end, when the bytes had another digest; [`Error::Incomplete`] when they are not there.
+    /// [`Error::Damaged`] at the end, when the bytes had another digest; [`Error::Incomplete`] when
+    /// they are not there.
     pub(crate) fn stream(
         &self,
         digest: &Digest,

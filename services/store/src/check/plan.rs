@@ -1,7 +1,8 @@
 //! From what a look found to what is wrong and what mends it. Pure.
 //!
-//! A repair is planned only where one answer is possible: a link in a folder named by a digest can only name that digest; a tag without content whose
-//! history holds one manifest that is there can only have named that one. Everything else is said and left alone.
+//! A repair is planned only where one answer is possible: a link in a folder named by a digest can
+//! only name that digest; a tag without content whose history holds one manifest that is there can
+//! only have named that one. Everything else is said and left alone.
 
 use std::path::{Path, PathBuf};
 
@@ -407,7 +408,8 @@ impl<'b> Within<'_, 'b> {
         }
     }
 
-    /// Whether clients of registries without a list of referrers keep it under the tag made for that.
+    /// Whether clients of registries without a list of referrers keep it under the tag made for
+    /// that.
     fn under_fallback_tag(&self, subject: &Digest, referrer: &Digest) -> bool {
         let hex: String = subject.hex().chars().take(64).collect();
         let Ok(tag) = Tag::parse(&format!("{}-{hex}", subject.algorithm())) else {

@@ -1,4 +1,5 @@
-//! Carries out one repair. Each looks again first: beside a running registry the damage may have healed since it was found.
+//! Carries out one repair. Each looks again first: beside a running registry the damage may have
+//! healed since it was found.
 
 use std::{
     path::{Path, PathBuf},
@@ -109,7 +110,8 @@ pub fn repair(
     })
 }
 
-/// Writes a link unless what it belongs to is deleted at this moment; as whoever pushes does it ([`removals`]).
+/// Writes a link unless what it belongs to is deleted at this moment; as whoever pushes does it
+/// ([`removals`]).
 fn write_link(
     files: &Files,
     layout: &Layout,

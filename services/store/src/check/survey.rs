@@ -1,5 +1,6 @@
-//! Reads a volume into an [`Inventory`]. Changes nothing, follows no symbolic link, and takes an error of the volume at one place for a finding, not
-//! for the end. Links are read before the contents they name, so that what is being written meanwhile never looks broken.
+//! Reads a volume into an [`Inventory`]. Changes nothing, follows no symbolic link, and takes an
+//! error of the volume at one place for a finding, not for the end. Links are read before the
+//! contents they name, so that what is being written meanwhile never looks broken.
 
 mod own;
 
@@ -191,7 +192,8 @@ impl Survey<'_> {
     }
 
     fn tag(&mut self, folder: &Path) -> TagFolder {
-        // The tag is written after its history: read before it, it never names what the history lacks.
+        // The tag is written after its history: read before it, it never names what the history
+        // lacks.
         let current = self.link(&folder.join("current"));
         let mut index = Vec::new();
         for entry in self.entries(folder) {
@@ -479,7 +481,8 @@ impl Survey<'_> {
         self.entries_but(folder, layout::is_leftover)
     }
 
-    /// [`Survey::entries`] of a folder of tags or of repositories, where a legal name may end in `.tmp`.
+    /// [`Survey::entries`] of a folder of tags or of repositories, where a legal name may end in
+    /// `.tmp`.
     fn named(&mut self, folder: &Path) -> Vec<Entry> {
         self.entries_but(folder, layout::is_hidden)
     }

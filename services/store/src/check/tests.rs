@@ -487,7 +487,8 @@ async fn sound_content_is_given_back_from_the_quarantine() {
     assert!(!volume.layout.quarantine(&volume.layer, "unique").exists());
 }
 
-// Between the look and the repair somebody deletes the manifest, or the tag. The folder of the delete is there a moment before the link is in it.
+// Between the look and the repair somebody deletes the manifest, or the tag. The folder of the
+// delete is there a moment before the link is in it.
 #[tokio::test]
 async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
     type Path = fn(&Volume) -> PathBuf;

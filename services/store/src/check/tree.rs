@@ -1,4 +1,5 @@
-//! Looking at the volume without changing anything. Never follows a symbolic link; what vanishes meanwhile is absent.
+//! Looking at the volume without changing anything. Never follows a symbolic link; what vanishes
+//! meanwhile is absent.
 
 use std::{io, path::Path};
 
@@ -52,7 +53,8 @@ pub(crate) fn read(volume: &dyn Volume, path: &Path, limit: u64) -> Result<Optio
         .map_err(Error::io("read", path))
 }
 
-/// Reads a file from its begin to its end, piece by piece; the size that was read, `None` if it is absent.
+/// Reads a file from its begin to its end, piece by piece; the size that was read, `None` if it is
+/// absent.
 pub(crate) fn stream(
     volume: &dyn Volume,
     path: &Path,

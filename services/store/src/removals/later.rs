@@ -1,4 +1,5 @@
-//! Untying after the answer: one thread of the process at a time, and whoever wants to know that it is through.
+//! Untying after the answer: one thread of the process at a time, and whoever wants to know that it
+//! is through.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +23,8 @@ struct Queue {
     running: bool,
 }
 
-/// The one thread's right to work. Given back also when it panics, or when it never began because the process ends.
+/// The one thread's right to work. Given back also when it panics, or when it never began because
+/// the process ends.
 struct Turn {
     inner: Arc<Inner>,
     is_over: bool,

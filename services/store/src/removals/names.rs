@@ -7,7 +7,8 @@ use holdfast_core::{
 
 use crate::{Hasher, layout};
 
-/// Digits of a repository's name in the names of its folders: enough that no two repositories share them.
+/// Digits of a repository's name in the names of its folders: enough that no two repositories share
+/// them.
 const KEY_DIGITS: usize = 32;
 
 /// What stands for the digest in the name of a hold.
@@ -26,11 +27,12 @@ pub(super) fn key(repo: &RepositoryName) -> String {
     digest.hex().chars().take(KEY_DIGITS).collect()
 }
 
-/// An empty file that takes the place of the link in a removal. There before the link is, so that a full volume is noticed before
-/// anything happened.
+/// An empty file that takes the place of the link in a removal. There before the link is, so that a
+/// full volume is noticed before anything happened.
 pub(super) const NOTE: &str = "note.tmp";
 
-/// A repository's name as the name of a file. It is never that of a note: `note.tmp` is a legal name of a repository.
+/// A repository's name as the name of a file. It is never that of a note: `note.tmp` is a legal
+/// name of a repository.
 pub(super) fn encoded(repo: &RepositoryName) -> String {
     if repo.as_str() == NOTE {
         return format!("{NOTE}+");
@@ -47,7 +49,8 @@ pub(crate) fn decoded(name: &str) -> Option<RepositoryName> {
     parsed?.ok()
 }
 
-/// Whether a file of a removal is the deleted link, or what stands in its place: no note and no temporary file.
+/// Whether a file of a removal is the deleted link, or what stands in its place: no note and no
+/// temporary file.
 pub(super) fn is_held(name: &str) -> bool {
     name != NOTE && !layout::is_hidden(name)
 }

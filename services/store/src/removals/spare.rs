@@ -1,7 +1,7 @@
 //! Folders that are made while there is room, for deletes while there is none.
 //!
-//! A spare folder holds the note of a delete already, and is moved to where one is needed: on a full volume that takes no block. Whoever comes
-//! second to one finds it gone and takes the next.
+//! A spare folder holds the note of a delete already, and is moved to where one is needed: on a
+//! full volume that takes no block. Whoever comes second to one finds it gone and takes the next.
 
 use uuid::Uuid;
 

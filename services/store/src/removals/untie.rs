@@ -1,4 +1,5 @@
-//! Takes tags away from deleted manifests, one by one. Owns the holds; what may be untied is decided above.
+//! Takes tags away from deleted manifests, one by one. Owns the holds; what may be untied is
+//! decided above.
 
 use std::{
     collections::BTreeSet,
@@ -18,12 +19,13 @@ use super::{
 };
 use crate::{Error, Result, atomic, error::absent, links, store::Inner};
 
-/// How often a folder is emptied before it is given up: a reader of this process may keep a file of it on NFS, for a moment.
+/// How often a folder is emptied before it is given up: a reader of this process may keep a file of
+/// it on NFS, for a moment.
 const PATIENCE: usize = 10_000;
 
 impl Inner {
-    /// Unties all tags that name one of the digests, for good. Each tag's link is read: other registries move tags without a note that could be
-    /// trusted.
+    /// Unties all tags that name one of the digests, for good. Each tag's link is read: other
+    /// registries move tags without a note that could be trusted.
     pub(super) fn untie_all(&self, repo: &RepositoryName, gone: &BTreeSet<Digest>) -> Result<()> {
         let folder = self.layout.tags(repo);
         let mut hold = None;
@@ -46,7 +48,8 @@ impl Inner {
         }
     }
 
-    /// Takes a tag away from a deleted manifest. One that somebody sets at the same moment stays where it was set.
+    /// Takes a tag away from a deleted manifest. One that somebody sets at the same moment stays
+    /// where it was set.
     pub(super) fn untie(
         &self,
         repo: &RepositoryName,
@@ -106,7 +109,8 @@ impl Inner {
         let is_other = links::read(self.volume(), aside)?.is_some_and(|taken| taken != *digest);
         if is_other {
             match self.volume().link(aside, &link) {
-                // Set once more: that one counts. Or whoever set it knows by now, and sets it again.
+                // Set once more: that one counts. Or whoever set it knows by now, and sets it
+                // again.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_gone(&error) => {}
                 other => other.map_err(Error::io("link", &link))?,
             }
@@ -116,7 +120,8 @@ impl Inner {
         if is_other {
             return Ok(());
         }
-        // From here on only what is empty goes, but for the history, which whoever sets the tag now writes again.
+        // From here on only what is empty goes, but for the history, which whoever sets the tag now
+        // writes again.
         atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         if let Some(current) = links::read(self.volume(), &link)? {
             let history = self.layout.tag_index_link(repo, tag, &current);
@@ -132,7 +137,8 @@ impl Inner {
         }
     }
 
-    /// Removes a folder and the files in it. When this returns nothing can be moved into it any more.
+    /// Removes a folder and the files in it. When this returns nothing can be moved into it any
+    /// more.
     pub(super) fn clear(&self, path: &Path) -> Result<()> {
         for _ in 0..PATIENCE {
             let Some(entries) = atomic::list(self.volume(), path)? else {

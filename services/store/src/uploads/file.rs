@@ -116,7 +116,8 @@ impl Inner {
         Ok(Some(opened))
     }
 
-    /// Begins with a file of its own: with nothing, or with a copy of what a writer has that stopped, or may still be at work.
+    /// Begins with a file of its own: with nothing, or with a copy of what a writer has that
+    /// stopped, or may still be at work.
     fn begin_anew(
         &self,
         session: &Path,
@@ -171,7 +172,8 @@ impl Inner {
         Ok(named.is_some_and(|named| named.inode == file.inode))
     }
 
-    /// Gives the file a generation; `None` where that cannot be, and then the next request hashes it.
+    /// Gives the file a generation; `None` where that cannot be, and then the next request hashes
+    /// it.
     fn begin_generation(&self, session: &Path, partial: &Partial) -> Option<Uuid> {
         let generation = Uuid::new_v4();
         let folder = session.join(HASHES);
@@ -186,8 +188,8 @@ impl Inner {
         Some(generation)
     }
 
-    /// Takes back what was said about the bytes of a session, for good: ours, and distribution's, which trusts its own by the
-    /// file's size alone.
+    /// Takes back what was said about the bytes of a session, for good: ours, and distribution's,
+    /// which trusts its own by the file's size alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
         let folder = session.join(HASHES);
         atomic::remove_tree(self.volume(), &folder)?;
@@ -202,7 +204,8 @@ impl Inner {
         self.files.sync_removal(&folder.join("any"))
     }
 
-    /// Syncs a session's file and gives it its name; returns the generation that vouches for the hash of its bytes.
+    /// Syncs a session's file and gives it its name; returns the generation that vouches for the
+    /// hash of its bytes.
     pub(super) fn put_to_rest(
         &self,
         session: &Path,
@@ -273,7 +276,8 @@ impl Inner {
 
     /// Why a writer's file is gone.
     fn why_gone(&self, session: &Path) -> Result<Error> {
-        // Cancelled, or ended by the same request that was sent twice; or another request went on with a copy.
+        // Cancelled, or ended by the same request that was sent twice; or another request went on
+        // with a copy.
         Ok(match atomic::metadata(self.volume(), session)? {
             None => Error::UploadUnknown,
             Some(_) => Error::LockLost,
@@ -283,7 +287,8 @@ impl Inner {
     pub(super) fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
         let path = self.layout.upload(repo, id.as_str()).join("data");
         for _ in 0..ATTEMPTS {
-            // Opened, not only looked up: an open asks the server of a network file system for the present size.
+            // Opened, not only looked up: an open asks the server of a network file system for the
+            // present size.
             let size = atomic::reading(self.volume(), &path, |file| {
                 file.metadata().map_err(Error::io("stat", &path))
             })?;

@@ -10,7 +10,8 @@ use holdfast_core::{digest::Algorithm, reference::RepositoryName};
 use crate::{Error, Result, Store, atomic, error::absent, links, store::Inner, volume::Volume};
 
 impl Store {
-    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come from the volume's clock.
+    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come
+    /// from the volume's clock.
     pub async fn purge_idle(&self, idle: Duration) -> Result<usize> {
         let repositories = self.repositories_with_uploads().await?;
         self.run(move |inner| {

@@ -35,7 +35,8 @@ pub struct Disk {
     shared: bool,
 }
 
-/// File systems of one machine, by the magic number of `statfs(2)`. Every other may have several clients.
+/// File systems of one machine, by the magic number of `statfs(2)`. Every other may have several
+/// clients.
 const LOCAL: [u64; 8] = [
     0xEF53,      // ext2, ext3, ext4
     0x5846_5342, // XFS
@@ -181,9 +182,10 @@ impl VolumeFile for DiskFile {
     }
 
     fn start_write_back(&self, offset: u64, length: u64) {
-        // For dirty pages Linux takes this advice as "start to write them", and keeps them in memory.
-        // It drops clean ones, so the range must not be so long that its first pages are clean
-        // before its last ones are queued: of 8 MiB none is dropped, of 32 MiB some are.
+        // For dirty pages Linux takes this advice as "start to write them", and keeps them in
+        // memory. It drops clean ones, so the range must not be so long that its first
+        // pages are clean before its last ones are queued: of 8 MiB none is dropped, of 32
+        // MiB some are.
         if let Some(length) = NonZeroU64::new(length) {
             rustix::fs::fadvise(&self.0, offset, Some(length), Advice::DontNeed).ok();
         }
@@ -271,7 +273,8 @@ impl Volume for Disk {
             tv_sec: 0,
             tv_nsec: rustix::fs::UTIME_NOW,
         };
-        // Both times, because then the permission to write is enough; one alone takes the file's owner.
+        // Both times, because then the permission to write is enough; one alone takes the file's
+        // owner.
         let times = Timestamps {
             last_access: now,
             last_modification: now,

@@ -1,7 +1,9 @@
-//! Random programs on a simulated volume that loses power, fails and forgets, checked against a model of what was acknowledged.
+//! Random programs on a simulated volume that loses power, fails and forgets, checked against a
+//! model of what was acknowledged.
 //!
 //! Every seed is one run and can be repeated alone, with a line for each call on the volume:
-//! `HOLDFAST_SEED=N cargo test --workspace --test simulator one_seed -- --nocapture`. `HOLDFAST_SEEDS=N` runs more seeds than the default.
+//! `HOLDFAST_SEED=N cargo test --workspace --test simulator one_seed -- --nocapture`.
+//! `HOLDFAST_SEEDS=N` runs more seeds than the default.
 
 #![allow(
     clippy::unwrap_used,

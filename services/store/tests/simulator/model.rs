@@ -1,7 +1,9 @@
-//! What the store may answer, as a pure function of what was asked of it and acknowledged. Knows nothing of files.
+//! What the store may answer, as a pure function of what was asked of it and acknowledged. Knows
+//! nothing of files.
 //!
-//! Every value is a register with the writes that were begun on it. A write that was acknowledged replaces all that ended before it
-//! began; one that failed, or was cut off, may have happened or not.
+//! Every value is a register with the writes that were begun on it. A write that was acknowledged
+//! replaces all that ended before it began; one that failed, or was cut off, may have happened or
+//! not.
 
 use std::collections::BTreeMap;
 

@@ -122,7 +122,8 @@ pub(crate) enum Op {
     Finish,
 }
 
-/// One request of an upload. States are numbered as they were given; a number above the last begins again at the first.
+/// One request of an upload. States are numbered as they were given; a number above the last begins
+/// again at the first.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Step {
     /// A chunk up to this offset.

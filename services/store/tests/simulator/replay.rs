@@ -1,5 +1,6 @@
-//! Clients that go on with uploads by states of their own choice, older ones too, with right bytes and wrong ones, several at once. What the
-//! registry signs is a state that was given out, so that is all a client can send.
+//! Clients that go on with uploads by states of their own choice, older ones too, with right bytes
+//! and wrong ones, several at once. What the registry signs is a state that was given out, so that
+//! is all a client can send.
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;

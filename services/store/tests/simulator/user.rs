@@ -1,4 +1,5 @@
-//! A client's requests, carried out as the registry carries them out, with what they may find checked against the model.
+//! A client's requests, carried out as the registry carries them out, with what they may find
+//! checked against the model.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},

@@ -1,4 +1,5 @@
-//! A disk that loses what it should write: a sync that failed is not made good by one that succeeds.
+//! A disk that loses what it should write: a sync that failed is not made good by one that
+//! succeeds.
 
 use std::sync::Arc;
 

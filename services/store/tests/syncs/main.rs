@@ -1,5 +1,6 @@
-//! The order of writes and syncs on the real file system, for each operation that is acknowledged: bytes before their name, every
-//! new folder's name, blob before link, history before tag, and all of it before success is returned.
+//! The order of writes and syncs on the real file system, for each operation that is acknowledged:
+//! bytes before their name, every new folder's name, blob before link, history before tag, and all
+//! of it before success is returned.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +30,8 @@ struct Row {
     what: &'static str,
     op: Op,
     names: &'static [&'static str],
-    /// Most syncs of files and of directories that it may cost: each one is time that a client waits.
+    /// Most syncs of files and of directories that it may cost: each one is time that a client
+    /// waits.
     most_syncs: (usize, usize),
 }
 
@@ -247,7 +249,8 @@ fn is_final(path: &Path) -> bool {
     !own.iter().any(|part| text.contains(part)) && path.extension().is_none_or(|end| end != "tmp")
 }
 
-/// Checks the order of the calls of one operation; returns the names that were given or taken for good.
+/// Checks the order of the calls of one operation; returns the names that were given or taken for
+/// good.
 fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
     let mut names = Vec::new();
     for (at, call) in calls.iter().enumerate() {
@@ -287,7 +290,8 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
         } else {
             must_sync(what, calls, at, path)
         };
-        // The next name waits until this one is durable: a link never outlives its blob, nor a tag its history.
+        // The next name waits until this one is durable: a link never outlives its blob, nor a tag
+        // its history.
         let next = calls[at + 1..end]
             .iter()
             .find(|call| matches!(call, Call::Rename(_, to) if is_final(to)));
@@ -302,7 +306,8 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
     names
 }
 
-/// Where, after a call that took `path` away, that is made durable: by a sync of its directory, or of the one that this was removed from.
+/// Where, after a call that took `path` away, that is made durable: by a sync of its directory, or
+/// of the one that this was removed from.
 fn must_stay_away(what: &str, calls: &[Call], at: usize, path: &Path) -> usize {
     let folder = path.parent().unwrap();
     let removed = Call::RemoveDir(folder.to_owned());
@@ -382,7 +387,8 @@ async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
         id: "test".to_owned(),
     };
     let name = repo("large");
-    // Size, and whether the session's own file is written or, by one request with everything, a file beside it.
+    // Size, and whether the session's own file is written or, by one request with everything, a
+    // file beside it.
     for (size, is_whole) in [
         (1_000_000_usize, true),
         (18_500_000, true),

@@ -138,7 +138,8 @@ impl Volume for Recorder {
         self.disk.space(path)
     }
 
-    /// Everything where it is asked for: what is recorded belongs to one operation, and nothing goes on beside it.
+    /// Everything where it is asked for: what is recorded belongs to one operation, and nothing
+    /// goes on beside it.
     fn blocks(&self) -> bool {
         false
     }

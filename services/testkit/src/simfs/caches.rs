@@ -1,5 +1,6 @@
-//! What one client of a network mount believes: names, absent ones too, until its knowledge of their directory is too old or its own
-//! look shows a newer one; attributes until they are too old or the file is opened.
+//! What one client of a network mount believes: names, absent ones too, until its knowledge of
+//! their directory is too old or its own look shows a newer one; attributes until they are too old
+//! or the file is opened.
 
 use std::collections::HashMap;
 

@@ -118,7 +118,8 @@ impl State {
         Ok(())
     }
 
-    /// Runs `work` with what the client knows, and again with the present state if that was stale, as Linux does.
+    /// Runs `work` with what the client knows, and again with the present state if that was stale,
+    /// as Linux does.
     fn retry<T>(&mut self, work: impl Fn(&mut Self, bool) -> io::Result<T>) -> io::Result<T> {
         match work(self, false) {
             Err(error) if error.raw_os_error() == Some(ESTALE) => work(self, true),
@@ -210,7 +211,8 @@ impl State {
         }
     }
 
-    /// The other name of a file that the client has open and that loses its name: the last part of the change, or nothing.
+    /// The other name of a file that the client has open and that loses its name: the last part of
+    /// the change, or nothing.
     fn silly(&mut self, client: usize, dir: Ino, ino: Ino) -> Option<(Ino, String, Option<Ino>)> {
         if !self.is_network() {
             return None;

@@ -8,8 +8,9 @@ pub(super) type Ino = usize;
 
 pub(super) const ROOT: Ino = 0;
 
-/// Names of directories that change together: they survive as a whole or not at all. As on every file system with a journal, a rename is
-/// one change, across two directories too, and the sync of either keeps it.
+/// Names of directories that change together: they survive as a whole or not at all. As on every
+/// file system with a journal, a rename is one change, across two directories too, and the sync of
+/// either keeps it.
 pub(super) type Change = Vec<(Ino, String, Option<Ino>)>;
 
 #[derive(Debug)]
@@ -206,7 +207,8 @@ impl Tree {
             }
             return;
         }
-        // Backwards: with a change of two directories go the earlier ones of both, so that the order of a name's values holds.
+        // Backwards: with a change of two directories go the earlier ones of both, so that the
+        // order of a name's values holds.
         let mut dirs = BTreeSet::from([ino]);
         let mut kept = Vec::new();
         let mut left = Vec::new();
@@ -225,7 +227,8 @@ impl Tree {
         }
     }
 
-    /// A sync of a file that failed: the pages count as clean from now on, and no later sync writes them.
+    /// A sync of a file that failed: the pages count as clean from now on, and no later sync writes
+    /// them.
     pub(super) fn fail_sync(&mut self, ino: Ino) {
         if let Body::File(data) = &mut self.nodes[ino].body {
             data.pending.clear();

@@ -1,4 +1,5 @@
-//! One thread runs at a time, and chance decides at every call who goes on: threads interleave, yet a run can be repeated.
+//! One thread runs at a time, and chance decides at every call who goes on: threads interleave, yet
+//! a run can be repeated.
 
 use std::{
     cell::Cell,

@@ -1,4 +1,5 @@
-//! What waits to be announced: a line for each namespace, taken from in turn, with limits for each and for all. Pure.
+//! What waits to be announced: a line for each namespace, taken from in turn, with limits for each
+//! and for all. Pure.
 //!
 //! Whoever reaches the webhook can have images announced, so no namespace may take the others'
 //! turns, and what waits is bounded. What is dropped is found by the controller, by the pods
@@ -24,7 +25,8 @@ const WAITING_BYTES_OF_NAMESPACE: usize = 1024 * 1024;
 const NAMESPACES: usize = 4096;
 /// How often lines of idle namespaces make room.
 const SWEEP: Duration = Duration::from_secs(1);
-/// How long an image is not announced again: a rollout announces the same image for each of its pods.
+/// How long an image is not announced again: a rollout announces the same image for each of its
+/// pods.
 const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// How many announcements are taken at once, and how soon one more.

@@ -1,8 +1,8 @@
-//! The rewrite matrix, one row a case: kind of container, request, pull policy, kind of pod, what stood there before, what
-//! stands there now, what becomes of it and why it is left alone.
+//! The rewrite matrix, one row a case: kind of container, request, pull policy, kind of pod, what
+//! stood there before, what stands there now, what becomes of it and why it is left alone.
 //!
-//! What holds for several kinds stands there once. `L` stands for the registry's address, `A` for one that it had before, `D` for a
-//! digest; `-` is nothing, `=` means that the image stays.
+//! What holds for several kinds stands there once. `L` stands for the registry's address, `A` for
+//! one that it had before, `D` for a digest; `-` is nothing, `=` means that the image stays.
 
 use super::*;
 use crate::rules::Configured;
@@ -104,7 +104,8 @@ fn rules() -> Rules {
     Rules::new(Configured::default(), Some(&state))
 }
 
-/// A pod with the image in one place and fields that nobody knows; without it where `image` is nothing.
+/// A pod with the image in one place and fields that nobody knows; without it where `image` is
+/// nothing.
 fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
     let mut metadata = json!({"name": "p", "namespace": "team", "uid": "u", "future": {"x": null}});
     let history = |uid: &str, rest: &str| {
@@ -239,7 +240,8 @@ fn every_row_of_the_matrix_holds() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A client that sets the image back with every update, with or without the annotations that it read.
+/// A client that sets the image back with every update, with or without the annotations that it
+/// read.
 fn insist(keeps_annotations: bool) -> Vec<String> {
     let original = pod("container", "-", "plain", "r.io/a:1");
     let created = mutate(&original, None, Request::Create, &rules());

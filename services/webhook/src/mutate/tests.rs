@@ -1,4 +1,5 @@
-//! The rewrite of a pod in single aspects, and its properties; `matrix` holds them against each other.
+//! The rewrite of a pod in single aspects, and its properties; `matrix` holds them against each
+//! other.
 
 use super::*;
 use crate::rules::Configured;

@@ -1,8 +1,8 @@
 //! Reads a JSON document and keeps only what is needed of it.
 //!
-//! A review carries a pod twice, and most of it is of no interest: what is not named by a [`Shape`] is checked and
-//! dropped while it is read, so that a body costs its own bytes and little more. The parser bounds the nesting (128
-//! levels), [`Kept`] bounds what is kept.
+//! A review carries a pod twice, and most of it is of no interest: what is not named by a [`Shape`]
+//! is checked and dropped while it is read, so that a body costs its own bytes and little more. The
+//! parser bounds the nesting (128 levels), [`Kept`] bounds what is kept.
 
 use std::fmt;
 
@@ -230,7 +230,8 @@ impl Visitor<'_> for Name<'_> {
     }
 }
 
-/// Reads a value and drops it. Unlike `IgnoredAny` it is bound to the parser's limit of nesting and checks all text.
+/// Reads a value and drops it. Unlike `IgnoredAny` it is bound to the parser's limit of nesting and
+/// checks all text.
 struct Skip;
 
 impl<'de> DeserializeSeed<'de> for Skip {

@@ -1,5 +1,5 @@
-//! What hostile reviews cost the webhook: its process runs apart, so that its memory can be read, and is sent the worst
-//! bodies that its limits let through while honest reviews are answered.
+//! What hostile reviews cost the webhook: its process runs apart, so that its memory can be read,
+//! and is sent the worst bodies that its limits let through while honest reviews are answered.
 //!
 //! Figures are printed (`--nocapture`); run with `--release` for those of the product.
 
@@ -30,13 +30,14 @@ const HOSTILE: usize = 64;
 const MEMORY: u64 = 64 * 1024 * 1024;
 /// Honest reviews that are sent while the hostile ones run.
 const HONEST: usize = 40;
-/// The longest time for one of them. The product's figure is 100 ms on a machine of its own; a busy one gets more.
+/// The longest time for one of them. The product's figure is 100 ms on a machine of its own; a busy
+/// one gets more.
 const DEADLINE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 10 } else { 2 });
 /// Between two hostile reviews of one sender.
 const PAUSE: Duration = Duration::from_secs(if cfg!(debug_assertions) { 2 } else { 0 });
 
-/// Sends honest reviews one after the other and checks every answer; how long each took, the shortest first. Fails with the
-/// first one that is not answered.
+/// Sends honest reviews one after the other and checks every answer; how long each took, the
+/// shortest first. Fails with the first one that is not answered.
 async fn honest(webhook: &Webhook) -> reqwest::Result<Vec<Duration>> {
     let client = webhook.client();
     let mut took = Vec::new();
@@ -78,7 +79,8 @@ async fn hostile_reviews_of_the_largest_size_cost_a_bounded_memory() {
                 };
                 let mut answered = 0_usize;
                 while !over.load(Ordering::Relaxed) {
-                    // Refused, cut or answered: each is right, as long as it costs no more than it may.
+                    // Refused, cut or answered: each is right, as long as it costs no more than it
+                    // may.
                     let outcome = webhook.post(&client, body.clone()).await;
                     answered += usize::from(outcome.is_ok_and(|(status, _)| status == 200));
                     tokio::time::sleep(PAUSE).await;

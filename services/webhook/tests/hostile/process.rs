@@ -165,7 +165,8 @@ fn resident(pid: u32) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Serves until it is killed, where the environment asks for it; an ordinary run of the tests has nothing to do here.
+/// Serves until it is killed, where the environment asks for it; an ordinary run of the tests has
+/// nothing to do here.
 #[test]
 fn serves_where_the_environment_asks() {
     if std::env::var_os(ROLE).is_none() {

@@ -1,4 +1,5 @@
-//! Indexes as they are: without the platform of the nodes, with entries that are no manifests or are not there.
+//! Indexes as they are: without the platform of the nodes, with entries that are no manifests or
+//! are not there.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Random images of random upstreams that lie about sizes, lack blobs or send wrong bytes, and a model of
-//! what must hold all the same. Every seed is one run: `HOLDFAST_SEED=N` runs one alone.
+//! Random images of random upstreams that lie about sizes, lack blobs or send wrong bytes, and a
+//! model of what must hold all the same. Every seed is one run: `HOLDFAST_SEED=N` runs one alone.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ const ROUNDS: usize = 5;
 struct Published {
     upstream: usize,
     name: String,
-    /// Whether a fill of it must succeed; `None`: it serves wrong bytes, and succeeds where others sent
-    /// the right ones.
+    /// Whether a fill of it must succeed; `None`: it serves wrong bytes, and succeeds where others
+    /// sent the right ones.
     is_right: Option<bool>,
 }
 

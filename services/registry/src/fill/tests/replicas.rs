@@ -96,7 +96,8 @@ async fn two_replicas_asked_to_fill_at_once_copy_each_blob_once() {
     }
 }
 
-/// Runs `work` in a runtime of its own and ends it like a kill: no task goes on, no lock is released.
+/// Runs `work` in a runtime of its own and ends it like a kill: no task goes on, no lock is
+/// released.
 fn killed<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -110,7 +111,8 @@ fn killed<F: Future<Output = ()>>(work: impl FnOnce() -> F + Send + 'static) {
     thread.join().unwrap();
 }
 
-/// Makes every lock on the volume look as old as after a kill some time ago; puts back what an orderly end released.
+/// Makes every lock on the volume look as old as after a kill some time ago; puts back what an
+/// orderly end released.
 fn age_locks(store: &Store, digest: &Digest) {
     let path = store
         .layout()
@@ -239,7 +241,8 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
     wait_for_tag(&two.fills, &upstream, &image).await;
 }
 
-/// A client of the internal API that trusts the authority in a folder and shows the folder's certificate.
+/// A client of the internal API that trusts the authority in a folder and shows the folder's
+/// certificate.
 fn caller(folder: &Path) -> reqwest::Client {
     let tls = holdfast_runtime::tls::ClientTls::from_folder(folder).unwrap();
     reqwest::Client::builder()

@@ -88,8 +88,8 @@ async fn a_portal_in_the_place_of_a_mirror_costs_nothing_but_a_try() {
     assert_local(&registry, &upstream, &image, "1").await;
 }
 
-/// A registry alone with an upstream that has one image, whose layer it sends as `layer` says; the first argument is whether a
-/// range was asked for.
+/// A registry alone with an upstream that has one image, whose layer it sends as `layer` says; the
+/// first argument is whether a range was asked for.
 async fn strange(
     image: &Image,
     layer: impl Fn(Option<u64>) -> Reply + Send + Sync + 'static,

@@ -1,4 +1,5 @@
-//! Tags by policy: fresh for a while, compared behind the pull, stale at once when the upstream does not tell.
+//! Tags by policy: fresh for a while, compared behind the pull, stale at once when the upstream
+//! does not tell.
 
 use super::*;
 use crate::source::Freshness;

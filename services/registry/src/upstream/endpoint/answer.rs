@@ -97,7 +97,8 @@ fn decides_nothing(status: StatusCode) -> bool {
     )
 }
 
-/// What the endpoint itself asks for. The challenge of another origin is answered where the redirect is followed.
+/// What the endpoint itself asks for. The challenge of another origin is answered where the
+/// redirect is followed.
 pub(super) fn challenge_of(found: &Followed) -> Option<Challenge> {
     if found.elsewhere {
         return None;
@@ -135,7 +136,8 @@ pub(super) fn printable(text: &str) -> String {
         .collect()
 }
 
-/// The size of a blob as a `Content-Length` tells it. Some servers answer HEAD with 0 whatever the size.
+/// The size of a blob as a `Content-Length` tells it. Some servers answer HEAD with 0 whatever the
+/// size.
 pub(super) fn told_size(length: Option<&str>) -> Option<u64> {
     length?.parse().ok().filter(|size| *size > 0)
 }

@@ -1,4 +1,5 @@
-//! One request with the authorisation that worked before, else with each credential in turn, at last with none (SPEC 35).
+//! One request with the authorisation that worked before, else with each credential in turn, at
+//! last with none (SPEC 35).
 
 use http::{Method, StatusCode};
 use reqwest::Response;
@@ -44,7 +45,8 @@ impl<'a> Call<'a> {
         self.source.repository.as_str()
     }
 
-    /// What an authorisation is remembered for: some registries want another scope for lists than for content.
+    /// What an authorisation is remembered for: some registries want another scope for lists than
+    /// for content.
     fn topic(&self) -> String {
         let kind = match self.path.split('/').next() {
             Some("tags") => " tags",
@@ -56,7 +58,8 @@ impl<'a> Call<'a> {
 }
 
 impl Endpoint {
-    /// What worked for this repository before, if it is one of the `logins` that this request may use.
+    /// What worked for this repository before, if it is one of the `logins` that this request may
+    /// use.
     pub(super) fn remembered(&self, call: &Call<'_>, logins: &[Option<Login>]) -> Option<Known> {
         let known = self.known.get(self.url.as_str(), call.topic())?;
         logins.contains(&known.login).then_some(known)
@@ -74,7 +77,8 @@ impl Endpoint {
         self.known.put(self.url.as_str(), topic, known);
     }
 
-    /// What a request for this source may be made with, in order: its own credentials, the endpoint's, none.
+    /// What a request for this source may be made with, in order: its own credentials, the
+    /// endpoint's, none.
     pub(super) async fn logins(&self, source: &Source) -> Vec<Option<Login>> {
         let mut logins = Vec::new();
         if self.is_own {
@@ -190,7 +194,8 @@ impl Endpoint {
             let found = self.follow(call, &url, None).await?;
             match (found.response.status(), challenge_of(&found)) {
                 (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
-                // Some registries refuse or hide where they should ask: each credential gets its try.
+                // Some registries refuse or hide where they should ask: each credential gets its
+                // try.
                 (status, _) if has_login && may_hide(call, status) && !found.elsewhere => {
                     if let Err(error) = self.answer(call, found) {
                         failed = error;
@@ -247,7 +252,8 @@ impl Endpoint {
         Err(failed)
     }
 
-    /// How the API as a whole wants to be asked. A scope there is an example, or that of another path.
+    /// How the API as a whole wants to be asked. A scope there is an example, or that of another
+    /// path.
     async fn challenge_of_root(&self, call: &Call<'_>) -> Result<Challenge> {
         let root = Call::new(call.source, Method::GET, "");
         let found: Followed = self.follow(&root, &self.root, None).await?;

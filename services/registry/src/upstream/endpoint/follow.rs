@@ -1,4 +1,5 @@
-//! Requests with their redirects by hand: who sees which authorisation, and where an answer may send us.
+//! Requests with their redirects by hand: who sees which authorisation, and where an answer may
+//! send us.
 
 use holdfast_core::oci::ACCEPT;
 use http::{StatusCode, header};
@@ -35,8 +36,8 @@ pub(super) struct Followed {
 }
 
 impl Endpoint {
-    /// Sends a request and follows its redirects. The authorisation is for this endpoint's own origin; another origin that
-    /// challenges gets a token of its own, asked for by nobody.
+    /// Sends a request and follows its redirects. The authorisation is for this endpoint's own
+    /// origin; another origin that challenges gets a token of its own, asked for by nobody.
     pub(super) async fn follow(
         &self,
         call: &Call<'_>,
@@ -119,8 +120,8 @@ impl Endpoint {
         self.send_to(call, request, false).await
     }
 
-    /// Sends a request; no connection to the endpoint itself (`own`) is a failure of all of it, everything else one of what
-    /// was asked for.
+    /// Sends a request; no connection to the endpoint itself (`own`) is a failure of all of it,
+    /// everything else one of what was asked for.
     async fn send_to(
         &self,
         call: &Call<'_>,
@@ -161,7 +162,8 @@ impl Endpoint {
 
     /// The client for this endpoint's own origin, where it may be reached at all.
     pub(super) async fn own_client(&self, url: &Url) -> Result<&Client> {
-        // What the settings name may be anywhere. A name is judged when it is resolved, an address here.
+        // What the settings name may be anywhere. A name is judged when it is resolved, an address
+        // here.
         if self.settings.is_none() && !self.may_reach(url, Reach::of_anybody(), &self.seen).await {
             return Err(Error::Invalid(
                 "an image's host may not be this machine or its link".to_owned(),
@@ -202,8 +204,8 @@ impl Endpoint {
         }
     }
 
-    /// Whether a URL may be asked. Behind a proxy the proxy resolves the name: what can be resolved here is judged
-    /// beforehand, what cannot is the proxy's to refuse.
+    /// Whether a URL may be asked. Behind a proxy the proxy resolves the name: what can be resolved
+    /// here is judged beforehand, what cannot is the proxy's to refuse.
     async fn may_reach(&self, url: &Url, reach: Reach, seen: &Seen) -> bool {
         if !reach.allows_url(url) {
             return false;

@@ -30,8 +30,8 @@ impl Endpoint {
         Box::pin(self.pages(&call, first)).await
     }
 
-    /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has none (the referrers tag
-    /// schema of the OCI specification).
+    /// Who refers to a manifest, by the API, or by the tag that clients keep where a registry has
+    /// none (the referrers tag schema of the OCI specification).
     pub(in crate::upstream) async fn referrers(
         &self,
         source: &Source,
@@ -129,8 +129,8 @@ impl Endpoint {
     }
 }
 
-/// The query of the page that the answer's `Link` calls the next one. Only the query: a page of the same list is at the same
-/// place, whatever else the link says.
+/// The query of the page that the answer's `Link` calls the next one. Only the query: a page of the
+/// same list is at the same place, whatever else the link says.
 fn next_query(response: &Response) -> Option<String> {
     let links = response.headers().get_all(header::LINK);
     links

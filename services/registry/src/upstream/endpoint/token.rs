@@ -1,7 +1,8 @@
-//! The answers to an upstream's challenge: Basic, a token for user and password, a token for an identity token.
+//! The answers to an upstream's challenge: Basic, a token for user and password, a token for an
+//! identity token.
 //!
-//! A token belongs to the origin that challenged: it is asked for what that origin wants, and goes back there and
-//! nowhere else.
+//! A token belongs to the origin that challenged: it is asked for what that origin wants, and goes
+//! back there and nowhere else.
 
 use std::time::Instant;
 
@@ -65,8 +66,9 @@ impl Endpoint {
         Ok(Some(format!("Bearer {token}")))
     }
 
-    /// The `Authorization` value for another origin that a redirect led to and that challenges: nobody's token, from a
-    /// token server under that origin's own domain. `None` where that is not to be had.
+    /// The `Authorization` value for another origin that a redirect led to and that challenges:
+    /// nobody's token, from a token server under that origin's own domain. `None` where that is
+    /// not to be had.
     pub(super) async fn authorisation_elsewhere(
         &self,
         call: &Call<'_>,

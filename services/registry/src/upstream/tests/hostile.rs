@@ -1,4 +1,5 @@
-//! Answers that no honest upstream gives: each ends soon, with the right word, and nothing of it is taken.
+//! Answers that no honest upstream gives: each ends soon, with the right word, and nothing of it is
+//! taken.
 
 use holdfast_testkit::{
     image::{OCI_MANIFEST, digest_of},

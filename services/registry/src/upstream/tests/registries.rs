@@ -1,4 +1,5 @@
-//! What registries do differently from each other, one test a difference: the table of `docs/reference/upstreams.md`.
+//! What registries do differently from each other, one test a difference: the table of
+//! `docs/reference/upstreams.md`.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -194,7 +195,8 @@ async fn the_scope_of_the_root_is_not_that_of_a_repository() {
     assert!(client.manifest(&login, "1").await.is_ok());
 }
 
-// docker-registry-proxy#158, containerd#5503: lscr.io sends to ghcr.io, cr.fluentbit.io to Docker Hub.
+// docker-registry-proxy#158, containerd#5503: lscr.io sends to ghcr.io, cr.fluentbit.io to Docker
+// Hub.
 #[tokio::test]
 async fn a_registry_behind_a_redirect_gets_its_own_token() {
     let behind = Raw::start(|request| {

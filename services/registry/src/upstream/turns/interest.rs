@@ -7,7 +7,8 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// Those who wait for one answer. It is of interest while anybody holds it, and for good once it is kept.
+/// Those who wait for one answer. It is of interest while anybody holds it, and for good once it is
+/// kept.
 #[derive(Debug, Default)]
 pub(crate) struct Interest {
     held: AtomicUsize,

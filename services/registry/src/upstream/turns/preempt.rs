@@ -27,8 +27,8 @@ use crate::upstream::flow::SLOW;
 
 /// How long a copy that is not slow keeps its slot when another host should have it.
 const HOST_QUANTUM: Duration = Duration::from_secs(5);
-/// The same for repositories of one host, which usually send equally fast: a copy that goes on later
-/// costs another request.
+/// The same for repositories of one host, which usually send equally fast: a copy that goes on
+/// later costs another request.
 const REPOSITORY_QUANTUM: Duration = Duration::from_secs(30);
 /// A quantum doubles so often at most.
 const DOUBLED: u32 = 10;
@@ -40,8 +40,8 @@ struct Share<'a> {
     repositories: HashMap<&'a str, usize>,
 }
 
-/// What the copies under way have, as if those that give their slots up were gone already, and those that
-/// get them had them. Every host and repository that copies or wants to is there.
+/// What the copies under way have, as if those that give their slots up were gone already, and
+/// those that get them had them. Every host and repository that copies or wants to is there.
 #[derive(Default)]
 struct Shares<'a> {
     hosts: HashMap<&'a str, Share<'a>>,
@@ -117,7 +117,8 @@ fn preempting<'a>(state: &'a State, served: &BTreeSet<u64>, each: usize) -> Vec<
     waiting
 }
 
-/// Pairs of a copy that gives its slot up and of one that waits. `slots`: over all and for each host.
+/// Pairs of a copy that gives its slot up and of one that waits. `slots`: over all and for each
+/// host.
 pub(super) fn choose(
     state: &mut State,
     (all, each): (usize, usize),
@@ -183,7 +184,8 @@ fn may_give(
     if is_capped && !same_host {
         return false;
     }
-    // In relation to what waits: a host gives to one that has fewer slots, and so does a repository.
+    // In relation to what waits: a host gives to one that has fewer slots, and so does a
+    // repository.
     let (has, wants) = if same_host {
         (
             shares.repository(&one.host, &one.repository),

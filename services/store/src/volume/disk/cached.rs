@@ -1,7 +1,9 @@
-//! What the kernel has in memory: a view of the same file system in which no call waits for the disk.
+//! What the kernel has in memory: a view of the same file system in which no call waits for the
+//! disk.
 //!
-//! `openat2(2)` with `RESOLVE_CACHED` (Linux 5.12) resolves names and `preadv2(2)` with `RWF_NOWAIT` reads bytes only where both need
-//! no I/O. Everything else fails with [`io::ErrorKind::WouldBlock`], an absent name included: the patient call then tells the truth.
+//! `openat2(2)` with `RESOLVE_CACHED` (Linux 5.12) resolves names and `preadv2(2)` with
+//! `RWF_NOWAIT` reads bytes only where both need no I/O. Everything else fails with
+//! [`io::ErrorKind::WouldBlock`], an absent name included: the patient call then tells the truth.
 
 use std::{
     fs::File,
