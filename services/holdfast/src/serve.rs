@@ -6,10 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use holdfast_cli::ConfigArgs;
 use holdfast_config::{Config, Distribution, Problem, RegistrySettings, Standalone, Writes};
 use holdfast_runtime::logs;
-
-use crate::cli::ConfigArgs;
 
 /// Arguments of `registry`.
 #[derive(clap::Args)]

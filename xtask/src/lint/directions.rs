@@ -1,5 +1,5 @@
-//! Who may depend on whom: `core ← {config, api} ← {runtime, store} ← parts ← holdfast`, and which
-//! crate may name which library.
+//! Who may depend on whom, and which crate may name which library:
+//! `core ← {config, api} ← {runtime, store} ← services ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::Finding;
 
 /// Crates of the product from the ground up. A crate may use lower layers only, so crates of one
 /// layer never see each other.
-const LAYERS: [&[&str]; 5] = [
+const LAYERS: [&[&str]; 6] = [
     &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],
     &["holdfast-runtime", "holdfast-store"],
@@ -17,6 +17,7 @@ const LAYERS: [&[&str]; 5] = [
         "holdfast-controller",
         "holdfast-node-agent",
     ],
+    &["holdfast-cli"],
     &["holdfast"],
 ];
 
@@ -101,6 +102,14 @@ const NOT_IN_CORE: [&str; 8] = [
     "rustls",
 ];
 
+/// Services that the operator's commands must not know. They read what the API server and a volume
+/// say. The controller is not among them yet: its facts about a cluster are read by commands, too.
+const NOT_IN_CLI: [&str; 3] = [
+    "holdfast-registry",
+    "holdfast-webhook",
+    "holdfast-node-agent",
+];
+
 /// Checks the output of `cargo metadata --no-deps`.
 pub(super) fn check(metadata: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -141,6 +150,11 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {
         return (!allowed.contains(&on)).then(|| format!("may not depend on {on}"));
     }
+    if name == "holdfast-cli" && NOT_IN_CLI.contains(&on) {
+        return Some(format!(
+            "the operator's commands start no service, {on} does"
+        ));
+    }
     match (layer(name), layer(on)) {
         (Some(own), Some(other)) if other < own => None,
         (Some(_), Some(_)) => Some(format!(
@@ -173,6 +187,10 @@ mod tests {
     fn directions_point_downwards_only() {
         check("holdfast-registry", "holdfast-store", false, true);
         check("holdfast", "holdfast-registry", false, true);
+        check("holdfast", "holdfast-cli", false, true);
+        check("holdfast-cli", "holdfast-store", false, true);
+        check("holdfast-cli", "holdfast-registry", false, false);
+        check("holdfast-registry", "holdfast-cli", false, false);
         check("holdfast-core", "holdfast-config", false, false);
         check("holdfast-store", "holdfast-runtime", false, false);
         check("holdfast-webhook", "holdfast-controller", false, false);

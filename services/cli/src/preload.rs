@@ -38,7 +38,7 @@ Private images: the controller uses the pull secrets of pods and owners that liv
 an Artifact alone must not open one.\n\
 Exit status: 0 every Artifact is made (with --wait: every image is local), 1 some is not or a reference is bad, 2 it could not run."
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Images as a pod would name them

@@ -23,7 +23,7 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Arguments of `ls`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use holdfast_api::names::Names;
 
-use crate::cli::ConfigArgs;
+use crate::command::ConfigArgs;
 
 /// Arguments of `doctor --quick`.
 #[derive(clap::Args)]

@@ -42,7 +42,7 @@ While the webhook is there, pods made anew would be rewritten again, so restorin
 Holdfast to be uninstalled. Originals are pulled from their upstreams: the uplink has to be up.\n\
 Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are, 2 it could not run."
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// The pods of this namespace

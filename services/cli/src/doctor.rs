@@ -34,7 +34,7 @@ wanted images that are not local and policies that verify images by name, and tr
 has Artifacts whether a policy refuses pods with the registry's references: server-side dry runs, which create nothing.\n\
 Exit status: 0 nothing found, 1 something found, 2 it cannot tell (what may not be seen is named)."
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
     /// Policies in this namespace only

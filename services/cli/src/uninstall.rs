@@ -17,7 +17,7 @@ use std::time::Duration;
 use holdfast_api::names::Names;
 use tokio::time::Instant;
 
-use crate::cli::ConfigArgs;
+use crate::command::ConfigArgs;
 use crate::{restore, terminal};
 use cluster::Cluster;
 use report::Report;
@@ -34,7 +34,7 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Arguments of `uninstall`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
     /// Seconds to wait for nodes [default: uninstall.timeoutSeconds of the values]

@@ -26,7 +26,7 @@ const PROBE: &str = "holdfast/probe";
 Images of upstreams keep their upstream's name in the archive. An index stays byte for byte, with the platforms that are there.\n\
 Read back with `holdfast import`, `skopeo copy oci-archive:FILE.tar:NAME …`, `ctr images import` or `podman load`."
 )]
-pub(crate) struct Args {
+pub struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,

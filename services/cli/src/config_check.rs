@@ -11,14 +11,14 @@ use std::process::ExitCode;
 use holdfast_conditions::Condition;
 use holdfast_config::Values;
 
-use crate::cli::WRONG_CONFIGURATION;
+use crate::answer::WRONG_USAGE;
 
 const EXPRESSION: &str =
     "global.networkfunctionextension.webhook.pod.mutation.matchConditionExpression";
 
 /// Arguments of `config check`.
 #[derive(clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// Helm values (YAML)
     #[arg(short = 'f', long = "file", value_name = "FILE")]
     file: PathBuf,
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &Args) -> ExitCode {
         println!("{}: the values are valid", args.file.display());
         return ExitCode::SUCCESS;
     }
-    ExitCode::from(WRONG_CONFIGURATION)
+    ExitCode::from(WRONG_USAGE)
 }
 
 /// The problems, one a line, each with its key.

@@ -23,7 +23,7 @@ zero or suspended; a pod without an owner by itself. An image is there when the 
 registry, or when every node that takes pods holds it already and its pull policy is not Always. Static pods are left to the kubelet.\n\
 Exit status: 0 nothing would be missing, 1 something would, 2 it cannot tell (what may not be listed is named)."
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]

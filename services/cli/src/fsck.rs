@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_secs(2);
     after_help = "Exit status: 0 nothing is wrong (or everything was mended), 1 there are findings, 2 the check could not run.\n\
 Works beside running registries: what is younger than an hour may be under way and is no finding."
 )]
-pub(crate) struct Args {
+pub struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,

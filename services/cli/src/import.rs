@@ -32,7 +32,7 @@ const RESERVE_PERCENT: u8 = 5;
     after_help = "An image docker.io/library/nginx:1.27 in an archive becomes the local docker.io/library/nginx:1.27 that pods are rewritten to.\n\
 Nothing of an image is visible before all of it was verified. A second run takes only what is missing."
 )]
-pub(crate) struct Args {
+pub struct Args {
     /// The registry's data folder (distribution's rootdirectory)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,

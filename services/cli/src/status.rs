@@ -28,7 +28,7 @@ const NAMED: usize = 40;
 the volume is full), 2 it cannot tell.\n\
 Needs a kubeconfig that may read Artifacts, and the release's namespace; the volume is read through the API server (pods/proxy)."
 )]
-pub(crate) struct Args {
+pub struct Args {
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 /// The exit status of a command that cannot tell.
 const CANNOT_TELL: u8 = 2;
+/// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
+pub const WRONG_USAGE: u8 = 64;
 
 /// What a command found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,5 +32,19 @@ pub(crate) fn end(answer: anyhow::Result<Answer>) -> ExitCode {
             eprintln!("error: {error:#}");
             ExitCode::from(CANNOT_TELL)
         }
+    }
+}
+
+/// Prints the error of a command that failed, and returns its exit status: 64 if the
+/// configuration is wrong, else 1.
+pub fn failed(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    let configuration = error
+        .chain()
+        .any(<dyn std::error::Error>::is::<holdfast_config::Error>);
+    if configuration {
+        ExitCode::from(WRONG_USAGE)
+    } else {
+        ExitCode::FAILURE
     }
 }
