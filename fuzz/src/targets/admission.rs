@@ -1,7 +1,7 @@
 //! Reviews of pods and the patches that answer them; match conditions.
 
 use holdfast_conditions::{Condition, Facts};
-use holdfast_core::{pod, sources::Upstreams};
+use holdfast_core::{UpstreamFilter, pod};
 use holdfast_webhook::{
     mutate::{Request, mutate},
     review::{self, Review},
@@ -52,7 +52,7 @@ fn rules() -> Rules {
     Rules {
         address: Some(ADDRESS.to_owned()),
         known_addresses: vec![ADDRESS.to_owned()],
-        upstreams: Upstreams::default(),
+        upstreams: UpstreamFilter::default(),
         left_alone: std::sync::Arc::default(),
         access: holdfast_api::access::ImageAccess::Every,
     }

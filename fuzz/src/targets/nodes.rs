@@ -8,7 +8,7 @@ use std::{
 
 use holdfast_api::state::{Host, NodeState};
 use holdfast_node_agent::{
-    hosts,
+    certs_d,
     runtime_config::{self, Files},
 };
 
@@ -53,7 +53,7 @@ fn hosts_files(input: &[u8]) -> Result<Shape, String> {
             .map_err(|error| error.to_string())?,
         ..NodeState::default()
     };
-    let files = match hosts::wanted(&state, Path::new("/etc/containerd/certs.d")) {
+    let files = match certs_d::wanted(&state, Path::new("/etc/containerd/certs.d")) {
         Ok(files) => files,
         Err(error) => return Ok(shape(std::mem::discriminant(&error))),
     };

@@ -30,7 +30,7 @@ use holdfast_api::Artifact;
 use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Need;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
 use kube::runtime::events::EventType;
@@ -78,7 +78,7 @@ pub enum Error {
 pub async fn run(
     context: Context,
     client: Option<fill::Client>,
-    heart: Heart,
+    heart: Heartbeat,
 ) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut owners = context.world.owners.version.subscribe();
@@ -191,7 +191,7 @@ struct Work {
 
 impl Work {
     /// Computes the demand, creates what is missing, wakes what changed.
-    async fn look(&mut self, heart: &Heart) {
+    async fn look(&mut self, heart: &Heartbeat) {
         let context = self.context.clone();
         let world = &context.world;
         let begun = Instant::now();
@@ -318,7 +318,7 @@ impl Work {
     }
 
     /// Makes Artifacts.
-    async fn create(&mut self, missing: Vec<(Key, Demand)>, heart: &Heart) {
+    async fn create(&mut self, missing: Vec<(Key, Demand)>, heart: &Heartbeat) {
         let context = self.context.clone();
         let mut creating = stream::iter(missing)
             .map(async |(key, demand)| {

@@ -15,7 +15,7 @@ mod tests;
 use crate::{Context, apply};
 use futures::{StreamExt as _, TryStreamExt as _};
 use holdfast_api::labels;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use holdfast_runtime::tls::ClientTls;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Secret, Service};
@@ -102,7 +102,7 @@ impl Issued {
 }
 
 /// Keeps certificates and secrets right, for ever.
-pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
+pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     loop {
         round(&context).await?;
         heart.success();
@@ -124,7 +124,7 @@ fn pause(context: &Context) -> Duration {
 
 /// Wakes the loop whenever the webhook's configuration is written, so that a reset `caBundle` is
 /// patched at once.
-pub async fn watch_webhook(context: Context, heart: Heart) -> Result<(), Error> {
+pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let config =
         watcher::Config::default().fields(&format!("metadata.name={}", context.names.webhook()));

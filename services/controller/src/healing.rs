@@ -35,7 +35,7 @@ use decide::{Act, Copy};
 use events::Events;
 use holdfast_api::history::ImageHistory;
 use holdfast_config::{HealingMode, HealingValues};
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use policies::Policies;
 use refusals::{Proof, Refusals};
 use std::collections::{BTreeSet, HashMap};
@@ -100,7 +100,7 @@ impl Policy {
 }
 
 /// Heals, for ever.
-pub async fn run(context: Context, heart: Heart) -> Result<(), Infallible> {
+pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.world.version.subscribe();
     let mut state = context.healing.state.subscribe();
     context.known(&heart).await;

@@ -21,7 +21,7 @@ use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
-use holdfast_runtime::supervise::{Heart, Supervisor};
+use holdfast_runtime::supervise::{Heartbeat, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use prometheus_client::registry::Registry;
 use std::net::{Ipv6Addr, SocketAddr};
@@ -146,7 +146,7 @@ impl Context {
     }
 
     /// Returns when everything was seen once, and what the webhooks were told is known.
-    pub(crate) async fn known(&self, heart: &Heart) {
+    pub(crate) async fn known(&self, heart: &Heartbeat) {
         while !self.world.synced() || self.healing.state.borrow().is_none() {
             heart.beat();
             tokio::time::sleep(UNTIL_KNOWN).await;

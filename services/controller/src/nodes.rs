@@ -14,7 +14,7 @@ use crate::Context;
 use crate::world::World;
 use decide::{Act, Memory, Node, Policy, Told, Why};
 use holdfast_api::labels;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Taint};
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
@@ -67,7 +67,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
 }
 
 /// Holds nodes back and lets them go, for ever.
-pub async fn run(context: Context, heart: Heart) -> Result<(), Infallible> {
+pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.world.version.subscribe();
     let mut state = context.healing.state.subscribe();
     context.known(&heart).await;

@@ -16,7 +16,7 @@ use build::{Inputs, NodeInput};
 pub use former::Former;
 use holdfast_api::access::AccessList;
 use holdfast_api::state::{ClusterState, KEY, NodeState, SourceLeftAlone};
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::Api;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,7 +71,7 @@ impl Seen {
 }
 
 /// Keeps the shared state right, for ever.
-pub async fn run(context: Context, heart: Heart) -> Result<(), Error> {
+pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
     let mut left_alone = context.healing.left_alone.subscribe();

@@ -23,7 +23,7 @@ pub use owners::{
 use crate::Context;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use holdfast_api::Artifact;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -104,7 +104,7 @@ impl World {
 
 /// Follows the pods of all namespaces. Ends, to be started again, when the registry's addresses
 /// change, because facts depend on them.
-pub async fn watch_pods(context: Context, heart: Heart) -> Result<(), watcher::Error> {
+pub async fn watch_pods(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
     let api: Api<Pod> = Api::all(context.client.clone());
     let mut addresses = context.world.addresses.subscribe();
     let known = addresses.borrow_and_update().clone();
@@ -129,7 +129,7 @@ pub async fn watch_pods(context: Context, heart: Heart) -> Result<(), watcher::E
 }
 
 /// Follows the namespaces.
-pub async fn watch_namespaces(context: Context, heart: Heart) -> Result<(), watcher::Error> {
+pub async fn watch_namespaces(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
     let api: Api<Namespace> = Api::all(context.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
@@ -146,7 +146,7 @@ pub async fn watch_namespaces(context: Context, heart: Heart) -> Result<(), watc
 }
 
 /// Follows the nodes.
-pub async fn watch_nodes(context: Context, heart: Heart) -> Result<(), watcher::Error> {
+pub async fn watch_nodes(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
     let api: Api<Node> = Api::all(context.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
@@ -160,7 +160,7 @@ pub async fn watch_nodes(context: Context, heart: Heart) -> Result<(), watcher::
 }
 
 /// Follows the Artifacts.
-pub async fn watch_artifacts(context: Context, heart: Heart) -> Result<(), watcher::Error> {
+pub async fn watch_artifacts(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
     let api: Api<Artifact> = Api::all(context.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
@@ -180,7 +180,7 @@ async fn follow<K, V: PartialEq>(
     stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
     world: &World,
     mirror: &RwLock<Mirror<V>>,
-    heart: Heart,
+    heart: Heartbeat,
     mut facts: impl FnMut(K) -> V,
 ) -> Result<(), watcher::Error>
 where

@@ -11,10 +11,11 @@ pub mod pod;
 pub mod quantity;
 pub mod reference;
 pub mod rewrite;
-pub mod sources;
 pub mod turns;
+mod upstream_filter;
 pub mod workload;
 
 pub use digest::{Algorithm, Digest};
 pub use reference::{Host, Reference, RepositoryName, Tag};
 pub use turns::{Gate, Turns};
+pub use upstream_filter::UpstreamFilter;

@@ -14,23 +14,23 @@ use crate::cri::{Runtime, grpc};
 use crate::host::Disk;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
-use crate::notices::Notices;
+use crate::node_events::NodeEvents;
 use crate::pins::{self, Own};
 use crate::plan::{Plan, plan};
-use crate::proof::{Proof, Repairs, Verdict};
+use crate::readiness::{Readiness, Repairs, Verdict};
 use crate::runtime_config::{self, Files, HostFolder};
 use crate::status::Status;
-use crate::{host, hosts};
+use crate::{certs_d, host};
 
 /// How often the host's files are looked at, when nothing else happens.
-pub const LOOK: Duration = Duration::from_secs(30);
+pub const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 
 /// How often the pins of images are looked at.
-const PIN: Duration = Duration::from_secs(60);
-/// As [`PIN`], after the runtime broke off in the middle of it.
-const PIN_LATER: Duration = Duration::from_secs(3600);
+const PIN_INTERVAL: Duration = Duration::from_secs(60);
+/// As [`PIN_INTERVAL`], after the runtime broke off in the middle of it.
+const PIN_RETRY_AFTER_CRASH: Duration = Duration::from_secs(3600);
 /// Pulls that fail in a row before an event says so: half a minute.
-const WORTH_TELLING: u32 = 6;
+const FAILURES_BEFORE_EVENT: u32 = 6;
 
 /// Where things are.
 #[derive(Debug, Clone)]
@@ -56,7 +56,7 @@ pub struct Folders {
 pub enum Error {
     /// The state cannot be written to a host.
     #[error(transparent)]
-    State(#[from] hosts::Error),
+    State(#[from] certs_d::Error),
     /// The host could not be read or changed.
     #[error(transparent)]
     Host(#[from] host::Error),
@@ -73,7 +73,7 @@ pub enum Error {
 
 /// What the agent is told beside the state.
 #[derive(Debug, Clone, Default)]
-pub struct Orders {
+pub struct AgentConfig {
     /// Whose pod this is.
     pub own: Own,
     /// Whether the images that Holdfast starts from are pinned.
@@ -83,18 +83,18 @@ pub struct Orders {
 /// The agent of one node.
 pub struct Agent {
     folders: Folders,
-    orders: Orders,
+    config: AgentConfig,
     disk: Disk,
     runtime: Runtime,
     status: Status,
     ready: Flag,
     metrics: Arc<Metrics>,
-    notices: Notices,
+    events: NodeEvents,
     born: Instant,
-    proof: Proof,
+    readiness: Readiness,
     repairs: Repairs,
     /// The runtime that answered last.
-    seen: Option<Seen>,
+    seen: Option<RuntimeIdentity>,
     /// The state that the last pull was made with, and when the next one is due.
     last: Option<NodeState>,
     pull_at: Instant,
@@ -104,7 +104,7 @@ pub struct Agent {
 
 /// What makes a runtime another one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Seen {
+struct RuntimeIdentity {
     /// Its version; `None` while it does not answer.
     version: Option<String>,
     /// The identity of its data, where it has one.
@@ -114,7 +114,7 @@ struct Seen {
 }
 
 /// The host after a look and what followed from it.
-struct Looked {
+struct Observation {
     plan: Plan,
     folder: HostFolder,
     /// Whether the journal could not be read.
@@ -126,23 +126,23 @@ impl Agent {
     pub fn new(
         folders: Folders,
         disk: Disk,
-        orders: Orders,
+        config: AgentConfig,
         status: Status,
         ready: Flag,
         metrics: Arc<Metrics>,
-        notices: Notices,
+        events: NodeEvents,
     ) -> Self {
         Self {
             disk,
             runtime: Runtime::new(folders.run.join("containerd.sock")),
             folders,
-            orders,
+            config,
             status,
             ready,
             metrics,
-            notices,
+            events,
             born: Instant::now(),
-            proof: Proof::default(),
+            readiness: Readiness::default(),
             repairs: Repairs::default(),
             seen: None,
             last: None,
@@ -165,13 +165,14 @@ impl Agent {
             self.ready.failed(&text);
             // Whatever was proven before: the next round that comes through pulls.
             self.pull_at = Instant::now();
-            self.notices.warn("HostNotPrepared", &text, &text);
+            self.events.warn("HostNotPrepared", &text, &text);
             self.say(text, true);
             // A wrong runtime configuration is mended by people: look again soon, for they wait.
             return Duration::from_secs(10);
         }
-        self.notices.over("HostNotPrepared");
-        LOOK.min(self.pull_at.saturating_duration_since(Instant::now()))
+        self.events.over("HostNotPrepared");
+        RESYNC_INTERVAL
+            .min(self.pull_at.saturating_duration_since(Instant::now()))
             .max(Duration::from_millis(200))
     }
 
@@ -182,23 +183,23 @@ impl Agent {
         let (disk, folders, wanted) = (self.disk.clone(), self.folders.clone(), state.clone());
         let known = version.clone();
         let work = move || look(&disk, &folders, &wanted, known.as_deref(), &yielded);
-        let looked = tokio::task::spawn_blocking(work)
+        let observed = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Interrupted)??;
-        let Looked { plan, folder, .. } = &looked;
+        let Observation { plan, folder, .. } = &observed;
         self.repairs.note(&plan.repaired, self.born.elapsed());
         let mut detail = format!("{} ({})", folder.on_host.display(), folder.note);
         for left in &plan.left {
             detail.push_str("; ");
             detail.push_str(left);
         }
-        self.report(&looked);
+        self.report(&observed);
         self.status.present(&detail);
         self.say(
             format!("host configuration is in place: {detail}"),
             !plan.left.is_empty(),
         );
-        self.compare(Seen {
+        self.compare(RuntimeIdentity {
             version,
             data: identity.as_ref().map(|(uuid, _)| uuid.clone()),
             process: identity.map(|(_, pid)| pid),
@@ -213,14 +214,14 @@ impl Agent {
     }
 
     /// Tells of files that somebody else changed.
-    fn report(&mut self, looked: &Looked) {
-        let Looked { plan, damaged, .. } = looked;
+    fn report(&mut self, observed: &Observation) {
+        let Observation { plan, damaged, .. } = observed;
         if *damaged {
             let note = "the node agent's journal could not be read and was set aside as journal.json.damaged; its own files are \
                         known by their first line, but what stood there before Holdfast will not be put back";
             tracing::warn!("{note}");
-            self.notices.over("JournalDamaged");
-            self.notices.warn("JournalDamaged", "", note);
+            self.events.over("JournalDamaged");
+            self.events.warn("JournalDamaged", "", note);
         }
         self.metrics.repairs.inc_by(plan.repaired.len() as u64);
         if !plan.repaired.is_empty() {
@@ -229,28 +230,28 @@ impl Agent {
                 files,
                 "somebody else changed files of the node agent; written again"
             );
-            self.notices.over("HostFilesRepaired");
+            self.events.over("HostFilesRepaired");
             let note = format!(
                 "somebody else changed or removed what the node agent wrote, and it was written again: {files}; after five times \
                  within an hour the agent leaves a file as it is"
             );
-            self.notices.warn("HostFilesRepaired", "", &note);
+            self.events.warn("HostFilesRepaired", "", &note);
         }
         self.metrics
             .left
             .set(i64::try_from(plan.left.len()).unwrap_or(i64::MAX));
         if plan.left.is_empty() {
-            self.notices.over("HostFilesLeft");
+            self.events.over("HostFilesLeft");
         } else {
             let left = plan.left.join("; ");
             let note = format!("{left}. Pods with rewritten images may not start on this node");
-            self.notices.warn("HostFilesLeft", &left, &note);
+            self.events.warn("HostFilesLeft", &left, &note);
         }
     }
 
     /// Another runtime has proven nothing; one that was started again has read its configuration
     /// anew.
-    fn compare(&mut self, mut now: Seen) {
+    fn compare(&mut self, mut now: RuntimeIdentity) {
         let Some(before) = self.seen.replace(now.clone()) else {
             return;
         };
@@ -266,10 +267,10 @@ impl Agent {
         let differs =
             |before: &Option<String>, now: &Option<String>| before.is_some() && before != now;
         if differs(&before.version, &now.version) || differs(&before.data, &now.data) {
-            self.proof.void();
+            self.readiness.void();
             self.pin_at = Instant::now();
             self.metrics.runtimes.inc();
-            let describe = |seen: &Seen| {
+            let describe = |seen: &RuntimeIdentity| {
                 let version = seen.version.as_deref();
                 format!("containerd {}", version.unwrap_or("of an unknown version"))
             };
@@ -279,8 +280,8 @@ impl Agent {
                 describe(&before)
             );
             tracing::warn!("{note}");
-            self.notices.over("RuntimeReplaced");
-            self.notices.inform("RuntimeReplaced", "", &note);
+            self.events.over("RuntimeReplaced");
+            self.events.inform("RuntimeReplaced", "", &note);
         }
     }
 
@@ -288,11 +289,11 @@ impl Agent {
         if Instant::now() < self.pin_at {
             return;
         }
-        self.pin_at = Instant::now() + PIN;
-        let outcome = if self.orders.pin {
-            pins::keep(&self.runtime, &self.orders.own).await
+        self.pin_at = Instant::now() + PIN_INTERVAL;
+        let outcome = if self.config.pin {
+            pins::keep(&self.runtime, &self.config.own).await
         } else {
-            let released = pins::release(&self.runtime, &self.orders.own).await;
+            let released = pins::release(&self.runtime, &self.config.own).await;
             released.map(|_| BTreeSet::new()).map_err(pins::Error::from)
         };
         self.metrics.pins_failing.set(i64::from(outcome.is_err()));
@@ -303,12 +304,12 @@ impl Agent {
                     .set(i64::try_from(names.len()).unwrap_or(i64::MAX));
                 let names: Vec<_> = names.into_iter().collect();
                 self.status.pins(&names.join(", "));
-                self.notices.over("ImagesNotPinned");
+                self.events.over("ImagesNotPinned");
             }
             Err(error) => {
                 self.metrics.pinned.set(0);
                 if error.broke_off() {
-                    self.pin_at = Instant::now() + PIN_LATER;
+                    self.pin_at = Instant::now() + PIN_RETRY_AFTER_CRASH;
                 }
                 let text = error.to_string();
                 self.status.pins(&format!("not pinned: {text}"));
@@ -316,7 +317,7 @@ impl Agent {
                     "the images that Holdfast starts from are not pinned: {text}. When the disk fills, the kubelet may remove them, \
                      and this node could not boot without its uplink"
                 );
-                if self.notices.warn("ImagesNotPinned", &text, &note) {
+                if self.events.warn("ImagesNotPinned", &text, &note) {
                     tracing::warn!("{note}");
                 }
             }
@@ -328,7 +329,7 @@ impl Agent {
         // An earlier address that went changes nothing of what was proven.
         let former = self.last.as_ref().map(|last| last.probe.clone());
         if former.as_ref().is_some_and(|probe| *probe != state.probe) {
-            self.proof.void();
+            self.readiness.void();
         }
         if !changed && Instant::now() < self.pull_at {
             return;
@@ -343,7 +344,7 @@ impl Agent {
         let outcome = self.runtime.prove_pull(&state.probe).await;
         self.metrics.pulled(outcome.as_ref().err());
         let (verdict, pause) = self
-            .proof
+            .readiness
             .learn(&state.probe, outcome.as_ref().map(|()| began.elapsed()));
         self.pull_at = Instant::now() + pause;
         let was = self.ready.get();
@@ -352,8 +353,8 @@ impl Agent {
                 if was.is_err() {
                     tracing::info!(node.verdict = %text, "this node is prepared");
                 }
-                if self.notices.over("PullFailed") {
-                    self.notices.inform("NodePrepared", &text, &text);
+                if self.events.over("PullFailed") {
+                    self.events.inform("NodePrepared", &text, &text);
                 }
                 self.ready.ok(&text);
             }
@@ -366,10 +367,10 @@ impl Agent {
                     tracing::warn!(node.verdict = %text, "this node is not prepared");
                 }
                 // The first pulls of a node come before the registry has started.
-                if self.proof.failures() >= WORTH_TELLING {
-                    self.notices.warn("PullFailed", "", &text);
+                if self.readiness.failures() >= FAILURES_BEFORE_EVENT {
+                    self.events.warn("PullFailed", "", &text);
                 }
-                self.notices.over("NodePrepared");
+                self.events.over("NodePrepared");
                 self.ready.failed(&text);
             }
         }
@@ -381,7 +382,7 @@ impl Agent {
         let (any, plan) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Interrupted)??;
-        let unpinned = match pins::release(&self.runtime, &self.orders.own).await {
+        let unpinned = match pins::release(&self.runtime, &self.config.own).await {
             Ok(unpinned) => unpinned,
             // It answered, so asking again changes nothing.
             Err(error @ grpc::Error::Status { .. }) => {
@@ -411,10 +412,10 @@ impl Agent {
         {
             tracing::info!(error = %error, "the probe's image stays on the node");
         }
-        self.proof.void();
+        self.readiness.void();
         self.last = None;
         self.say(detail, !plan.left.is_empty());
-        self.pull_at = Instant::now() + LOOK;
+        self.pull_at = Instant::now() + RESYNC_INTERVAL;
         self.pin_at = Instant::now();
         Ok(())
     }
@@ -440,11 +441,11 @@ fn look(
     state: &NodeState,
     runtime: Option<&str>,
     yielded: &BTreeSet<String>,
-) -> Result<Looked, Error> {
+) -> Result<Observation, Error> {
     // First of all what the API server said is kept, so that a boot without it knows as much.
     disk.keep("state.json", state)?;
     let folder = find(folders, runtime)?;
-    let wanted = hosts::wanted(state, &folder.on_host)?;
+    let wanted = certs_d::wanted(state, &folder.on_host)?;
     let (journal, damaged) = match disk.journal() {
         // Its own files it knows by their first line.
         Err(host::Error::Damaged { .. }) => {
@@ -456,7 +457,7 @@ fn look(
     let paths = Disk::paths(&journal, wanted.keys());
     let plan = plan(&disk.look(paths.iter()), &journal, &wanted, yielded);
     disk.apply(&plan)?;
-    Ok(Looked {
+    Ok(Observation {
         plan,
         folder,
         damaged,

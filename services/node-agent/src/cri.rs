@@ -16,9 +16,9 @@ use wire::{
 };
 
 /// Short questions.
-const ASK: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// One pull of one small image, the runtime's own retries included.
-const PULL: Duration = Duration::from_secs(120);
+const PULL_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The runtime behind a unix socket.
 #[derive(Debug, Clone)]
@@ -50,7 +50,7 @@ impl Runtime {
         path: &'static str,
         question: &Q,
     ) -> Result<A, Error> {
-        grpc::call(&self.socket, path, question, ASK).await
+        grpc::call(&self.socket, path, question, CALL_TIMEOUT).await
     }
 
     /// Name and version, for instance `("containerd", "v2.1.4")`.
@@ -92,7 +92,7 @@ impl Runtime {
             &self.socket,
             "/runtime.v1.ImageService/PullImage",
             &request,
-            PULL,
+            PULL_TIMEOUT,
         )
         .await?;
         let request = ImageStatusRequest { image };

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::agent::Folders;
-use crate::hosts::Wanted;
+use crate::certs_d::Wanted;
 use crate::journal::{Journal, Original};
 use crate::plan::{Action, Found, Host, Plan, parents};
 

@@ -7,17 +7,17 @@
 //! gone.
 
 pub mod agent;
+pub mod certs_d;
 pub mod cri;
 pub mod host;
-pub mod hosts;
 pub mod journal;
 pub mod metrics;
-pub mod notices;
+pub mod node_events;
 pub mod pins;
 pub mod plan;
-pub mod proof;
+pub mod readiness;
 pub mod runtime_config;
-pub mod source;
+pub mod state_watch;
 pub mod status;
 
 use std::net::{Ipv6Addr, SocketAddr};
@@ -30,14 +30,14 @@ use holdfast_api::state::NodeState;
 use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
-use holdfast_runtime::supervise::{Heart, Supervisor};
+use holdfast_runtime::supervise::{Heartbeat, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
-use agent::{Agent, Folders, Orders};
+use agent::{Agent, AgentConfig, Folders};
 use host::Disk;
-use notices::Notices;
+use node_events::NodeEvents;
 use pins::Own;
 use status::Status;
 
@@ -71,7 +71,7 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         namespace: release.namespace,
     };
     let variable = |name| std::env::var(name).unwrap_or_default();
-    let orders = Orders {
+    let config = AgentConfig {
         pin: values.pin_images,
         own: Own {
             namespace: variable("POD_NAMESPACE"),
@@ -82,18 +82,18 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
     let stop = shutdown::on_signals().map_err(Error::Signals)?;
     let listener = server::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, admin::PORT)))
         .map_err(|e| Error::Listen(admin::PORT, e))?;
-    let place = Place {
+    let env = Env {
         folders,
         names,
         node: variable("NODE_NAME"),
     };
-    serve(place, orders, level, listener, stop).await;
+    serve(env, config, level, listener, stop).await;
     Ok(())
 }
 
 /// Where the agent is.
 #[derive(Debug)]
-pub struct Place {
+pub struct Env {
     /// The host's folders.
     pub folders: Folders,
     /// Names of the release's objects.
@@ -102,19 +102,19 @@ pub struct Place {
     pub node: String,
 }
 
-/// The agent in a given place and on a given listener.
+/// The agent in a given env and on a given listener.
 pub async fn serve(
-    place: Place,
-    orders: Orders,
+    env: Env,
+    config: AgentConfig,
     level: Option<logs::Level>,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) {
-    let Place {
+    let Env {
         folders,
         names,
         node,
-    } = place;
+    } = env;
     let health = Health::default();
     let mut registry = holdfast_runtime::metrics::registry("node_agent");
     let metrics = Arc::new(metrics::Metrics::register(&mut registry));
@@ -122,34 +122,39 @@ pub async fn serve(
     let ready = health.ready_flag("node", "no pull has been tried yet");
     let status = Status::default();
 
-    let disk = Disk::new(&folders, &orders.own.release);
+    let disk = Disk::new(&folders, &config.own.release);
     let kept = disk.load::<NodeState>("state.json").unwrap_or_else(|error| {
         tracing::warn!(error = %error, "the state kept on the host cannot be read; waiting for the API server");
         None
     });
     let (sender, states) = watch::channel(kept);
-    let (notices, told) = Notices::new();
+    let (events, told) = NodeEvents::new();
     let agent = Arc::new(Mutex::new(Agent::new(
         folders,
         disk,
-        orders,
+        config,
         status.clone(),
         ready,
         metrics,
-        notices,
+        events,
     )));
     if !node.is_empty() {
         let told = Arc::new(Mutex::new(told));
-        supervisor.spawn("events", Duration::from_secs(300), move |heart| {
-            notices::publish(node.clone(), Arc::clone(&told), heart)
+        supervisor.spawn("events", Duration::from_secs(300), move |heartbeat| {
+            node_events::publish(node.clone(), Arc::clone(&told), heartbeat)
         });
     }
-    supervisor.spawn("host", Duration::from_secs(600), move |heart| {
-        work(Arc::clone(&agent), states.clone(), heart)
+    supervisor.spawn("host", Duration::from_secs(600), move |heartbeat| {
+        work(Arc::clone(&agent), states.clone(), heartbeat)
     });
     let name = names.node();
-    supervisor.spawn("state", Duration::from_secs(300), move |heart| {
-        source::follow(names.namespace.clone(), name.clone(), sender.clone(), heart)
+    supervisor.spawn("state", Duration::from_secs(300), move |heartbeat| {
+        state_watch::follow(
+            names.namespace.clone(),
+            name.clone(),
+            sender.clone(),
+            heartbeat,
+        )
     });
 
     let document: Arc<dyn Fn() -> String + Send + Sync> = Arc::new(move || status.json());
@@ -167,17 +172,17 @@ pub async fn serve(
 async fn work(
     agent: Arc<Mutex<Agent>>,
     mut states: watch::Receiver<Option<NodeState>>,
-    heart: Heart,
+    heartbeat: Heartbeat,
 ) -> Result<(), watch::error::RecvError> {
     let mut agent = agent.lock().await;
     loop {
-        heart.beat();
+        heartbeat.beat();
         let state = states.borrow_and_update().clone();
         let pause = match state {
             Some(state) => agent.round(&state).await,
-            None => agent::LOOK,
+            None => agent::RESYNC_INTERVAL,
         };
-        heart.success();
+        heartbeat.success();
         tokio::select! {
             changed = states.changed() => changed?,
             () = tokio::time::sleep(pause) => {}

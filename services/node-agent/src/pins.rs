@@ -18,7 +18,7 @@ const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
 /// The label that says which release pinned it.
 const OWNER: &str = "holdfast.dev/pinned-by";
 /// containerd takes over a changed label by an event of its own, a moment later.
-const TAKEN_OVER: Duration = Duration::from_secs(3);
+const LABEL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why the images are not pinned.
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +169,7 @@ async fn heeded(runtime: &Runtime, name: &str) -> Result<(), Error> {
         if runtime.is_pinned(name).await? == Some(true) {
             return Ok(());
         }
-        if waited >= TAKEN_OVER {
+        if waited >= LABEL_TIMEOUT {
             return Err(Error::NotHeeded(name.to_owned()));
         }
         tokio::time::sleep(step).await;

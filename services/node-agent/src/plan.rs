@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::hosts::{MARKER, Wanted};
+use crate::certs_d::{MARKER, Wanted};
 use crate::journal::{Entry, Journal, Original};
 
 /// What is at a path of the host now.

@@ -200,7 +200,7 @@ pub struct Settings {
     /// Whether fill requests may come: then what nothing names yet may be named a moment later.
     pub has_controller: bool,
     /// The upstreams that may be copied; `None`: every one.
-    pub permitted: Option<holdfast_core::sources::Upstreams>,
+    pub permitted: Option<holdfast_core::UpstreamFilter>,
     /// How long what came with a fill request serves pulls of what it named: longer than the
     /// controller's rounds.
     pub grant: Duration,

@@ -230,7 +230,7 @@ pub async fn run_on(
     let listener = bind(settings.listen)?;
     let mut tasks = tokio::task::JoinSet::new();
     if let Some((address, tls)) = internal {
-        tasks.spawn(tls.clone().follow(files::EVERY, shutdown.clone()));
+        tasks.spawn(tls.clone().follow(files::POLL_INTERVAL, shutdown.clone()));
         tasks.spawn(internal::serve(
             bind(address)?,
             Some(tls),
@@ -240,12 +240,17 @@ pub async fn run_on(
     }
     if let Some(tls) = &tls {
         let tls = tls.clone();
-        tasks.spawn(tls.follow_counted(files::EVERY, reloads.clone(), shutdown.clone()));
+        tasks.spawn(tls.follow_counted(files::POLL_INTERVAL, reloads.clone(), shutdown.clone()));
     }
     if let Some(path) = secret_file {
-        tasks.spawn(secret.follow(path, files::EVERY, reloads.clone(), shutdown.clone()));
+        tasks.spawn(secret.follow(
+            path,
+            files::POLL_INTERVAL,
+            reloads.clone(),
+            shutdown.clone(),
+        ));
     }
-    tasks.spawn(gate.follow(files::EVERY, reloads, shutdown.clone()));
+    tasks.spawn(gate.follow(files::POLL_INTERVAL, reloads, shutdown.clone()));
     let watch = Watch {
         store: store.clone(),
         ready,
@@ -399,14 +404,18 @@ fn fills(
             let client = ClientTls::from_folder(folder)?;
             let (follower, folder, shutdown) =
                 (client.clone(), folder.to_owned(), shutdown.clone());
-            tokio::spawn(async move { follower.follow(&folder, files::EVERY, shutdown).await });
+            tokio::spawn(async move {
+                follower
+                    .follow(&folder, files::POLL_INTERVAL, shutdown)
+                    .await;
+            });
             Peers::mutual(name, client)
         }
         _ => Peers::none(),
     };
     let configured = settings.upstreams.iter();
     let configured = configured.filter_map(|upstream| Host::parse(&upstream.host).ok());
-    let permitted = holdfast_core::sources::Upstreams::new(&settings.sources, configured.collect())
+    let permitted = holdfast_core::UpstreamFilter::new(&settings.sources, configured.collect())
         .only_configured(settings.only_listed_upstreams);
     let fills = fill::Settings {
         permitted: permitted.narrow().then_some(permitted),

@@ -79,7 +79,7 @@ impl Admin {
 /// What one connection may cost. An answer takes milliseconds, so the oldest connection is one
 /// whose client is slow.
 pub fn limits() -> server::Limits {
-    const PATIENCE: Duration = Duration::from_secs(5);
+    const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
     server::Limits {
         connections: CONNECTIONS,
         // The kubelet may share its address with strangers.
@@ -87,11 +87,11 @@ pub fn limits() -> server::Limits {
         part_of_files: 6,
         recycles: true,
         header_bytes: 16 << 10,
-        header_timeout: PATIENCE,
+        header_timeout: ADMIN_TIMEOUT,
         keep_alive: Duration::from_secs(10),
-        idle: PATIENCE,
-        window: PATIENCE,
-        body_timeout: Some(PATIENCE),
+        idle: ADMIN_TIMEOUT,
+        window: ADMIN_TIMEOUT,
+        body_timeout: Some(ADMIN_TIMEOUT),
         body_bytes: LEVEL_BYTES,
         streams: 8,
         drain: Duration::from_secs(1),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// How often [`watch`] looks, unless told otherwise.
-pub const EVERY: Duration = Duration::from_secs(5);
+pub const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A fingerprint of the contents of `paths`; a file that cannot be read counts as absent.
 pub fn fingerprint(paths: &[PathBuf]) -> u64 {

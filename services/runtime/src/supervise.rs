@@ -34,13 +34,13 @@ pub struct Supervisor {
 
 /// By this a loop says that it lives and that it succeeds.
 #[derive(Clone, Debug)]
-pub struct Heart {
+pub struct Heartbeat {
     born: Instant,
     last_beat_millis: Arc<AtomicU64>,
     last_success: Gauge<f64, AtomicU64>,
 }
 
-impl Heart {
+impl Heartbeat {
     /// One round was tried; its outcome does not matter.
     pub fn beat(&self) {
         let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -82,27 +82,27 @@ impl Supervisor {
     }
 
     /// Runs `start` again and again until shutdown, with growing pauses (1 s to 30 s) when it
-    /// fails. `/livez` fails when its [`Heart`] is silent for longer than `patience`.
+    /// fails. `/livez` fails when its [`Heartbeat`] is silent for longer than `stuck_after`.
     pub fn spawn<F, E>(
         &self,
         name: &'static str,
-        patience: Duration,
-        mut start: impl FnMut(Heart) -> F + Send + 'static,
+        stuck_after: Duration,
+        mut start: impl FnMut(Heartbeat) -> F + Send + 'static,
     ) -> JoinHandle<()>
     where
         F: Future<Output = Result<(), E>> + Send + 'static,
         E: std::fmt::Display + Send,
     {
         let label = LoopLabel { name };
-        let heart = Heart {
+        let heartbeat = Heartbeat {
             born: Instant::now(),
             last_beat_millis: Arc::default(),
             last_success: self.last_success.get_or_create(&label).clone(),
         };
-        let pulse = heart.clone();
+        let pulse = heartbeat.clone();
         self.health.live(name, move || {
             let silence = pulse.silence();
-            if silence > patience {
+            if silence > stuck_after {
                 Err(format!("no sign of life for {} s", silence.as_secs()))
             } else {
                 Ok(format!("alive {} s ago", silence.as_secs()))
@@ -113,10 +113,10 @@ impl Supervisor {
         tokio::spawn(async move {
             let mut pause = Pause::default();
             loop {
-                heart.beat();
+                heartbeat.beat();
                 let began = Instant::now();
                 // A panic ends this loop's round, never the streams that the process serves.
-                let run = std::panic::AssertUnwindSafe(start(heart.clone())).catch_unwind();
+                let run = std::panic::AssertUnwindSafe(start(heartbeat.clone())).catch_unwind();
                 let outcome = tokio::select! {
                     () = shutdown.cancelled() => return,
                     outcome = run => outcome,
@@ -137,7 +137,7 @@ impl Supervisor {
                     }
                 }
                 restarts.inc();
-                heart.beat();
+                heartbeat.beat();
                 tokio::select! {
                     () = shutdown.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
@@ -176,10 +176,10 @@ mod tests {
         let shutdown = CancellationToken::new();
         let supervisor = Supervisor::new(health.clone(), &mut registry, shutdown.clone());
         let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
-        let task = supervisor.spawn("state", Duration::from_secs(60), move |heart| {
+        let task = supervisor.spawn("state", Duration::from_secs(60), move |heartbeat| {
             let sender = sender.clone();
             async move {
-                heart.beat();
+                heartbeat.beat();
                 sender.send(()).unwrap();
                 Err::<(), _>("no API server")
             }
@@ -215,16 +215,16 @@ mod tests {
 
     #[test]
     fn a_silent_loop_is_stuck() {
-        let heart = Heart {
+        let heartbeat = Heartbeat {
             born: Instant::now()
                 .checked_sub(Duration::from_secs(100))
                 .unwrap(),
             last_beat_millis: Arc::new(AtomicU64::new(10_000)),
             last_success: Gauge::default(),
         };
-        assert!(heart.silence() >= Duration::from_secs(90));
-        heart.success();
-        assert!(heart.silence() < Duration::from_secs(1));
+        assert!(heartbeat.silence() >= Duration::from_secs(90));
+        heartbeat.success();
+        assert!(heartbeat.silence() < Duration::from_secs(1));
     }
 
     #[test]

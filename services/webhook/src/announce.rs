@@ -1,7 +1,7 @@
 //! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6).
 //! Create only; what is dropped or fails here is found by the controller's own watch of pods.
 
-mod lines;
+mod fair_queue;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,17 +14,17 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use self::lines::{Lines, Offer};
+use self::fair_queue::{FairQueue, Offer};
 use crate::metrics::{Announced, Metrics};
 
 /// Attempts for one announcement.
-const ATTEMPTS: u32 = 4;
+const MAX_ATTEMPTS: u32 = 4;
 /// Pause after the first failed attempt; it doubles.
-const PAUSE: Duration = Duration::from_millis(500);
+const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// How often the worker tells that it lives while nothing comes.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE_BEAT_INTERVAL: Duration = Duration::from_secs(10);
 /// Time for one attempt, so that an API server that hangs is not taken for a worker that does.
-const ATTEMPT: Duration = Duration::from_secs(10);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pull secrets that an Artifact names at most (its schema's bound).
 const MAX_PULL_SECRETS: usize = 64;
 
@@ -101,7 +101,7 @@ impl Announcement {
 /// The end into which answered reviews put their announcements.
 #[derive(Debug, Clone)]
 pub struct Announcer {
-    lines: Arc<Mutex<Lines>>,
+    queue: Arc<Mutex<FairQueue>>,
     /// Wakes the worker; it ends when every announcer is gone.
     wake: mpsc::Sender<()>,
     metrics: Metrics,
@@ -110,30 +110,30 @@ pub struct Announcer {
 /// The end from which the worker takes them.
 #[derive(Debug)]
 pub struct Announcements {
-    lines: Arc<Mutex<Lines>>,
+    queue: Arc<Mutex<FairQueue>>,
     woken: tokio::sync::Mutex<mpsc::Receiver<()>>,
     metrics: Metrics,
 }
 
 /// Makes both ends of the bounded queue.
 pub fn queue(metrics: Metrics) -> (Announcer, Announcements) {
-    let lines = Arc::new(Mutex::new(Lines::new(Instant::now())));
+    let queue = Arc::new(Mutex::new(FairQueue::new(Instant::now())));
     let (wake, woken) = mpsc::channel(1);
     let announcer = Announcer {
-        lines: Arc::clone(&lines),
+        queue: Arc::clone(&queue),
         wake,
         metrics: metrics.clone(),
     };
     let announcements = Announcements {
-        lines,
+        queue,
         woken: tokio::sync::Mutex::new(woken),
         metrics,
     };
     (announcer, announcements)
 }
 
-fn lock(lines: &Mutex<Lines>) -> MutexGuard<'_, Lines> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(queue: &Mutex<FairQueue>) -> MutexGuard<'_, FairQueue> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Announcer {
@@ -141,16 +141,16 @@ impl Announcer {
     /// first one on that exceeds the limits they are dropped and counted.
     pub fn announce(&self, mut announcements: impl Iterator<Item = Announcement>) {
         while let Some(announcement) = announcements.next() {
-            let offer = lock(&self.lines).offer(announcement, Instant::now());
+            let offer = lock(&self.queue).offer(announcement, Instant::now());
             let announced = match offer {
                 // A wake that is pending is enough.
-                Offer::Taken => {
+                Offer::Queued => {
                     let _pending = self.wake.try_send(());
                     continue;
                 }
-                Offer::Known => continue,
+                Offer::Duplicate => continue,
                 Offer::Full => Announced::Dropped,
-                Offer::Limited => Announced::Limited,
+                Offer::RateLimited => Announced::Limited,
             };
             self.metrics.announced(announced, 1 + announcements.count());
             return;
@@ -166,15 +166,15 @@ impl Announcements {
         let mut over = false;
         loop {
             beat();
-            let next = lock(&self.lines).next();
+            let next = lock(&self.queue).next();
             if let Some(announcement) = next {
                 let announced = create(&client, &announcement).await;
-                lock(&self.lines).ended(&announcement, announced);
+                lock(&self.queue).ended(&announcement, announced);
                 self.metrics.announced(announced, 1);
             } else if over {
                 return;
             } else {
-                over = matches!(timeout(IDLE, woken.recv()).await, Ok(None));
+                over = matches!(timeout(IDLE_BEAT_INTERVAL, woken.recv()).await, Ok(None));
             }
         }
     }
@@ -183,16 +183,18 @@ impl Announcements {
 async fn create(client: &kube::Client, announcement: &Announcement) -> Announced {
     let api: Api<Artifact> = Api::namespaced(client.clone(), &announcement.namespace);
     let artifact = announcement.artifact();
-    let mut pause = PAUSE;
-    for attempt in 1..=ATTEMPTS {
+    let mut pause = FIRST_RETRY_PAUSE;
+    for attempt in 1..=MAX_ATTEMPTS {
         let parameters = PostParams::default();
-        let (error, lasting) = match timeout(ATTEMPT, api.create(&parameters, &artifact)).await {
+        let (error, lasting) = match timeout(ATTEMPT_TIMEOUT, api.create(&parameters, &artifact))
+            .await
+        {
             Ok(Ok(_)) => return Announced::Created,
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => return Announced::Present,
             Ok(Err(error)) => (error.to_string(), is_lasting(&error)),
             Err(elapsed) => (elapsed.to_string(), false),
         };
-        if lasting || attempt == ATTEMPTS {
+        if lasting || attempt == MAX_ATTEMPTS {
             tracing::warn!(
                 artifact.namespace = %announcement.namespace,
                 artifact.source = announcement.source,
@@ -314,7 +316,7 @@ mod tests {
             .map(|number| Reference::parse(&format!("r.io/a:{number}")).unwrap())
             .collect();
         announcer.announce(Announcement::of_pod("team", &Value::Null, &images));
-        let waiting = std::iter::from_fn(|| lock(&announcements.lines).next()).count();
+        let waiting = std::iter::from_fn(|| lock(&announcements.queue).next()).count();
         let text = encode(&registry);
         let limited = format!(
             "announcements_total{{result=\"limited\"}} {}",
@@ -346,7 +348,7 @@ mod tests {
         assert!((45..=50).contains(&count(&text, limited)), "{text}");
         announce(1, 1);
         for expect in ["n0", "n1"] {
-            let next = lock(&announcements.lines).next().unwrap();
+            let next = lock(&announcements.queue).next().unwrap();
             assert_eq!(&*next.namespace, expect);
         }
     }

@@ -37,7 +37,7 @@ const DISCARD_BYTES: usize = 8 * 1024 * 1024;
 /// Time that a body has for arriving, before it may be cut for one that waits.
 const GRACE: Duration = Duration::from_millis(50);
 /// How often one that waits looks for a slow body.
-const LOOK: Duration = Duration::from_millis(25);
+const CUT_CHECK_INTERVAL: Duration = Duration::from_millis(25);
 
 /// Why a body was not taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -408,7 +408,7 @@ impl Bodies {
             }
             tokio::select! {
                 () = changed => {}
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(CUT_CHECK_INTERVAL) => {}
             }
         }
     }

@@ -36,7 +36,7 @@ pub const TLS_FOLDER: &str = "/etc/holdfast/tls";
 /// The folder beside [`TLS_FOLDER`] where the Secret `webhook.clientCaSecret` is mounted.
 const CLIENT_CA_FOLDER: &str = "client-ca";
 /// Silence after which a background loop counts as stuck.
-const PATIENCE: Duration = Duration::from_secs(120);
+const STUCK_AFTER: Duration = Duration::from_secs(120);
 /// Pause between looks for a serving certificate that is not there yet.
 const TLS_RETRY: Duration = Duration::from_secs(1);
 
@@ -130,7 +130,7 @@ pub async fn serve(
     };
     let (rules_sender, rules) = watch::channel(rules::Rules::new(configured.clone(), None));
     let api = Api::namespaced(client.clone(), &names.namespace);
-    supervisor.spawn("state", PATIENCE, move |heart| {
+    supervisor.spawn("state", STUCK_AFTER, move |heart| {
         let (rules, seen) = (rules_sender.clone(), state_seen.clone());
         state::follow(
             api.clone(),
@@ -144,7 +144,7 @@ pub async fn serve(
 
     let (announcer, announcements) = announce::queue(metrics.clone());
     let announcements = Arc::new(announcements);
-    supervisor.spawn("announcements", PATIENCE, move |heart| {
+    supervisor.spawn("announcements", STUCK_AFTER, move |heart| {
         let (announcements, client) = (Arc::clone(&announcements), client.clone());
         async move {
             announcements.work(client, move || heart.success()).await;
@@ -166,7 +166,7 @@ pub async fn serve(
         files.client_ca = tls_folder.with_file_name(CLIENT_CA_FOLDER).join("ca.crt");
     }
     if let Some(tls) = load_tls(&files, &tls_loaded, &stop).await {
-        tokio::spawn(tls.clone().follow(files::EVERY, stop.clone()));
+        tokio::spawn(tls.clone().follow(files::POLL_INTERVAL, stop.clone()));
         let service = server::tower(warp::service(routes::routes(context)));
         let (tls, stop) = (Some(tls), stop.clone());
         server::serve_counted(listener, tls, service, limits(), connections, stop).await;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE, SourceLeftAlone};
 use holdfast_config::Values;
-use holdfast_core::sources::Upstreams;
+use holdfast_core::UpstreamFilter;
 use holdfast_core::{Host, Reference, rewrite};
 
 /// Everything by which a pod is judged.
@@ -20,7 +20,7 @@ pub struct Rules {
     /// All addresses that mean this registry, the current one included.
     pub known_addresses: Vec<String>,
     /// The upstreams of the configuration.
-    pub upstreams: Upstreams,
+    pub upstreams: UpstreamFilter,
     /// Sources that the registry cannot get, canonical, by namespace.
     pub left_alone: Arc<BTreeMap<String, BTreeSet<String>>>,
     /// Which images pods of which namespaces may have from the registry.
@@ -31,7 +31,7 @@ pub struct Rules {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Configured {
     /// The upstreams that concern Holdfast.
-    pub upstreams: Upstreams,
+    pub upstreams: UpstreamFilter,
     /// Whether private images are given to the namespaces only that may have them.
     pub by_namespace: bool,
 }
@@ -46,8 +46,8 @@ impl Configured {
     }
 }
 
-impl From<Upstreams> for Configured {
-    fn from(upstreams: Upstreams) -> Self {
+impl From<UpstreamFilter> for Configured {
+    fn from(upstreams: UpstreamFilter) -> Self {
         Self {
             upstreams,
             ..Self::default()
@@ -115,12 +115,12 @@ fn left_alone(list: &[SourceLeftAlone]) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// Reads `sources` and `upstreams` of the values (SPEC 11).
-pub fn upstreams(values: &Values) -> Upstreams {
+pub fn upstreams(values: &Values) -> UpstreamFilter {
     let configured = values
         .upstreams
         .iter()
         .filter_map(|upstream| Host::parse(&upstream.host).ok());
-    Upstreams::new(&values.sources, configured.collect())
+    UpstreamFilter::new(&values.sources, configured.collect())
         .only_configured(values.only_listed_upstreams)
 }
 

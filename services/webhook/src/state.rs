@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::{StreamExt, TryStreamExt};
 use holdfast_api::state::{ClusterState, KEY};
 use holdfast_runtime::health::Flag;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::rules::{Configured, Rules};
 
 /// How often the loop tells that it lives while nothing happens.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE_BEAT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The stream of the watch ended, which it never should.
 #[derive(Debug, thiserror::Error)]
@@ -44,7 +44,7 @@ pub async fn follow(
     configured: Configured,
     rules: watch::Sender<Rules>,
     seen: Flag,
-    heart: Heart,
+    heart: Heartbeat,
 ) -> Result<(), Ended> {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let events = watcher(api, config).default_backoff();
@@ -53,7 +53,7 @@ pub async fn follow(
     loop {
         let event = tokio::select! {
             event = events.next() => event.ok_or(Ended)?,
-            () = tokio::time::sleep(IDLE) => {
+            () = tokio::time::sleep(IDLE_BEAT_INTERVAL) => {
                 heart.beat();
                 continue;
             }

@@ -6,7 +6,7 @@ use crate::world::World;
 use crate::{Context, FIELD_MANAGER};
 use holdfast_api::{Artifact, artifact_name, labels};
 use holdfast_core::Reference;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -87,7 +87,7 @@ pub fn is_listed(artifact: &Artifact) -> bool {
 }
 
 /// Keeps the Artifacts of the list, for ever.
-pub async fn run(context: Context, heart: Heart) -> Result<(), kube::Error> {
+pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> {
     let wanted = wanted(&context.config.values.preload.images);
     loop {
         let known = World::read(&context.world.artifacts, |artifacts| {

@@ -4,7 +4,7 @@
 use super::{Owner, follow};
 use crate::Context;
 use holdfast_api::artifact::Reference;
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::Event;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -46,7 +46,7 @@ pub fn denied_by(message: &str) -> Option<String> {
 }
 
 /// Follows the events of pods that could not be made, in all namespaces.
-pub async fn watch_denials(context: Context, heart: Heart) -> Result<(), watcher::Error> {
+pub async fn watch_denials(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
     let api: Api<Event> = Api::all(context.client.clone());
     let config = watcher::Config::default().fields(&format!("reason={FAILED_CREATE}"));
     let stream = watcher(api, config.page_size(100)).default_backoff();

@@ -8,7 +8,7 @@ use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_conditions::{Condition, Facts};
 use holdfast_config::Config;
-use holdfast_core::sources::Upstreams;
+use holdfast_core::UpstreamFilter;
 use holdfast_core::{Host, pod as core_pod, rewrite, workload};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -23,7 +23,7 @@ pub struct Scope {
     /// `None`: the API server understands the expression, this process does not.
     condition: Option<Condition>,
     namespaces: Selector,
-    upstreams: Upstreams,
+    upstreams: UpstreamFilter,
     release_namespace: String,
     /// Labels of the nodes in scope; empty means all.
     pub nodes: BTreeMap<String, String>,
@@ -121,7 +121,7 @@ impl Scope {
                 })
                 .ok(),
             namespaces,
-            upstreams: Upstreams::new(&values.sources, configured)
+            upstreams: UpstreamFilter::new(&values.sources, configured)
                 .only_configured(values.only_listed_upstreams),
             release_namespace: config.release.namespace.clone(),
             nodes: values.webhook.scope.node_selector.clone(),

@@ -13,7 +13,7 @@ use futures::StreamExt as _;
 use holdfast_api::artifact::Reference;
 use holdfast_core::pod;
 use holdfast_core::workload::{self, KINDS, WorkloadKind};
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -271,7 +271,7 @@ enum Ended {
 pub async fn watch_owners(
     context: Context,
     kind: &'static WorkloadKind,
-    heart: Heart,
+    heart: Heartbeat,
 ) -> Result<(), Infallible> {
     let Some(of) = context.world.owners.of(kind) else {
         return Ok(());
@@ -306,7 +306,7 @@ pub async fn watch_owners(
     }
 }
 
-async fn follow(context: &Context, of: &OfKind, heart: &Heart) -> Ended {
+async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
     let world = &context.world;
     let mut addresses = world.addresses.subscribe();
     let api: Api<Raw> = Api::all_with(context.client.clone(), of.kind);

@@ -11,14 +11,14 @@ struct Node {
     agent: Agent,
     status: Status,
     health: Health,
-    told: tokio::sync::mpsc::Receiver<crate::notices::Notice>,
+    told: tokio::sync::mpsc::Receiver<crate::node_events::NodeEvent>,
     folder: tempfile::TempDir,
 }
 
 impl Node {
     fn told(&mut self) -> Vec<&'static str> {
         std::iter::from_fn(|| self.told.try_recv().ok())
-            .map(|notice| notice.reason)
+            .map(|event| event.reason)
             .collect()
     }
 }
@@ -43,8 +43,8 @@ fn node(config: &str) -> Node {
         hosts_on_host: PathBuf::from("/etc/containerd/certs.d"),
         hosts_are_given: false,
     };
-    let (notices, told) = Notices::new();
-    let orders = Orders {
+    let (events, told) = NodeEvents::new();
+    let config = AgentConfig {
         pin: true,
         own: Own {
             namespace: "sys".to_owned(),
@@ -52,16 +52,16 @@ fn node(config: &str) -> Node {
             release: "sys.holdfast".to_owned(),
         },
     };
-    let disk = Disk::new(&folders, &orders.own.release);
+    let disk = Disk::new(&folders, &config.own.release);
     Node {
         agent: Agent::new(
             folders,
             disk,
-            orders,
+            config,
             status.clone(),
             ready,
             metrics,
-            notices,
+            events,
         ),
         status,
         health,
@@ -449,7 +449,7 @@ async fn a_former_versions_journal_is_continued_and_only_read() {
         "its own file: {told:?}"
     );
     let read = |address: &str| std::fs::read(hosts.join(address).join("hosts.toml")).unwrap();
-    assert!(read("10.96.0.50").starts_with(hosts::MARKER.as_bytes()));
+    assert!(read("10.96.0.50").starts_with(certs_d::MARKER.as_bytes()));
     for _ in 0..2 {
         node.agent.round(&state(Desired::Removed)).await;
         assert_eq!(read("10.96.0.50"), b"before Holdfast");

@@ -28,7 +28,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause that the doubling reaches by itself.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// How often the folder of headers is looked at while there is something to send.
-const HEADERS_EVERY: Duration = holdfast_runtime::files::EVERY;
+const HEADERS_EVERY: Duration = holdfast_runtime::files::POLL_INTERVAL;
 /// How long what waits may still be sent after the process was told to end.
 const LAST: Duration = Duration::from_secs(5);
 

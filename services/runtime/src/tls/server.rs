@@ -120,7 +120,7 @@ impl ServerTls {
         Ok(())
     }
 
-    /// Follows the files until `shutdown`, looking every `every` ([`files::EVERY`] is a good
+    /// Follows the files until `shutdown`, looking every `every` ([`files::POLL_INTERVAL`] is a good
     /// choice).
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         self.follow_counted(every, Reloads::default(), shutdown)

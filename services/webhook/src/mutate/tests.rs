@@ -4,7 +4,7 @@
 use super::*;
 use crate::rules::Configured;
 use holdfast_api::state::ClusterState;
-use holdfast_core::sources::Upstreams;
+use holdfast_core::UpstreamFilter;
 use proptest::prelude::*;
 
 const ADDRESS: &str = "10.96.0.50";
@@ -23,7 +23,7 @@ fn rules_with_sources(sources: &[&str]) -> Rules {
         ..ClusterState::default()
     };
     let configured = Configured {
-        upstreams: Upstreams::new(&sources, Vec::new()),
+        upstreams: UpstreamFilter::new(&sources, Vec::new()),
         ..Configured::default()
     };
     Rules::new(configured, Some(&state))

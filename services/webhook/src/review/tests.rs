@@ -155,7 +155,7 @@ fn what_is_dropped_while_reading_makes_no_difference_to_the_answer() {
         rewrite: true,
         ..Default::default()
     };
-    let rules = Rules::new(holdfast_core::sources::Upstreams::default(), Some(&state));
+    let rules = Rules::new(holdfast_core::UpstreamFilter::default(), Some(&state));
     let whole = full_review();
     let mut new = whole.clone();
     new["operation"] = json!("CREATE");

@@ -1,6 +1,6 @@
 //! Upstreams that the settings rule out: nothing is copied from them, and what is stored is served.
 
-use holdfast_core::sources::Upstreams as Permitted;
+use holdfast_core::UpstreamFilter as Permitted;
 
 use super::*;
 

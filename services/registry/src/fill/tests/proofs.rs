@@ -1,7 +1,7 @@
 //! Who may have an image is asked of its upstream, over the internal API, and opens nothing.
 
 use holdfast_api::access::{Access, AccessRequest, AccessResult, PATH};
-use holdfast_core::sources::Upstreams as Permitted;
+use holdfast_core::UpstreamFilter as Permitted;
 use holdfast_testkit::server;
 
 use super::*;

@@ -5,7 +5,7 @@ use crate::Host;
 
 /// Which upstreams are rewritten (SPEC 11).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Upstreams {
+pub struct UpstreamFilter {
     /// `sources` of the values; nothing means every upstream.
     sources: Option<Vec<Source>>,
     /// Hosts that the values configure one by one.
@@ -25,8 +25,8 @@ enum Source {
     },
 }
 
-impl Upstreams {
-    /// Upstreams of a list of sources (empty: every upstream) and of hosts configured one by one.
+impl UpstreamFilter {
+    /// A filter from a list of sources (empty: every upstream) and of hosts configured one by one.
     /// An entry that names no host matches nothing; it never widens.
     pub fn new(sources: &[String], configured: Vec<Host>) -> Self {
         let parsed = sources
@@ -114,7 +114,7 @@ mod tests {
 
     fn check(sources: &[&str], host: &str, expect: bool) {
         let sources: Vec<String> = sources.iter().map(|source| (*source).to_owned()).collect();
-        let upstreams = Upstreams::new(&sources, vec![Host::parse("localhost:5001").unwrap()]);
+        let upstreams = UpstreamFilter::new(&sources, vec![Host::parse("localhost:5001").unwrap()]);
         let host = Host::parse(host).unwrap();
         assert_eq!(upstreams.include(&host), expect, "{host} of {sources:?}");
     }
@@ -158,12 +158,13 @@ mod tests {
             (&["*.example", "docker.io"], "quay.io", false),
         ] {
             let sources: Vec<String> = sources.iter().map(|&host| host.to_owned()).collect();
-            let upstreams = Upstreams::new(&sources, configured.to_vec()).only_configured(true);
+            let upstreams =
+                UpstreamFilter::new(&sources, configured.to_vec()).only_configured(true);
             assert!(upstreams.narrow());
             let found = upstreams.include(&Host::parse(host).unwrap());
             assert_eq!(found, expect, "{host} of {sources:?}");
         }
-        assert!(!Upstreams::new(&[], configured.to_vec()).narrow());
+        assert!(!UpstreamFilter::new(&[], configured.to_vec()).narrow());
     }
 
     #[test]

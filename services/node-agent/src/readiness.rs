@@ -7,13 +7,13 @@ use std::time::Duration;
 use crate::cri::{self, Fault};
 
 /// Between two pulls that succeed.
-const STEADY: Duration = Duration::from_secs(300);
+const PULL_INTERVAL: Duration = Duration::from_secs(300);
 /// The longest pause between pulls that fail; the shortest is a second.
-const IMPATIENT: Duration = Duration::from_secs(60);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
 
 /// The record of this process's pulls.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Proof {
+pub struct Readiness {
     proven: bool,
     failures: u32,
 }
@@ -27,7 +27,7 @@ pub enum Verdict {
     NotReady(String),
 }
 
-impl Proof {
+impl Readiness {
     /// The host configuration names other addresses now: what was proven is void.
     pub fn void(&mut self) {
         *self = Self::default();
@@ -55,13 +55,13 @@ impl Proof {
                 };
                 return (
                     Verdict::Ready(format!("pulled {probe} in {} ms", took.as_millis())),
-                    STEADY,
+                    PULL_INTERVAL,
                 );
             }
             Err(error) => error,
         };
         self.failures = (self.failures + 1).min(7);
-        let pause = Duration::from_secs(1 << (self.failures - 1)).min(IMPATIENT);
+        let pause = Duration::from_secs(1 << (self.failures - 1)).min(MAX_RETRY_PAUSE);
         let side = match cri::fault(error) {
             Fault::Node => {
                 self.proven = false;
@@ -81,7 +81,7 @@ impl Proof {
 
 /// How often the agent writes a file again that somebody else changes: then it yields for the rest
 /// of the hour.
-const REPAIRS_AN_HOUR: usize = 5;
+const MAX_REPAIRS_PER_HOUR: usize = 5;
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// The repairs of the last hour, by file; times since the start of the process.
@@ -106,7 +106,7 @@ impl Repairs {
         self.times.retain(|_, times| !times.is_empty());
         self.times
             .iter()
-            .filter(|(_, times)| times.len() >= REPAIRS_AN_HOUR)
+            .filter(|(_, times)| times.len() >= MAX_REPAIRS_PER_HOUR)
             .map(|(path, _)| path.clone())
             .collect()
     }
@@ -126,13 +126,13 @@ mod tests {
 
     #[test]
     fn a_registry_that_is_down_does_not_unprove_a_node() {
-        let mut proof = Proof::default();
+        let mut readiness = Readiness::default();
         let down =
             status("failed to do request: dial tcp 10.96.0.50:443: connect: connection refused");
         let distrust = status(
             "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         );
-        let mut ready = |outcome| matches!(proof.learn("p", outcome).0, Verdict::Ready(_));
+        let mut ready = |outcome| matches!(readiness.learn("p", outcome).0, Verdict::Ready(_));
         assert!(!ready(Err(&down)), "nothing is proven yet");
         assert!(ready(Ok(Duration::from_millis(3))));
         assert!(ready(Err(&down)), "proven before");
@@ -142,9 +142,9 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_minute_and_end_with_success() {
-        let mut proof = Proof::default();
+        let mut readiness = Readiness::default();
         let error = status("not found");
-        let mut pause = |outcome| proof.learn("p", outcome).1.as_secs();
+        let mut pause = |outcome| readiness.learn("p", outcome).1.as_secs();
         let pauses: Vec<u64> = (0..8).map(|_| pause(Err(&error))).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(pause(Ok(Duration::ZERO)), 300);

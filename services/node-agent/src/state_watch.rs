@@ -3,7 +3,7 @@
 
 use futures::StreamExt as _;
 use holdfast_api::state::{KEY, NodeState};
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::Secret;
 use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
@@ -29,7 +29,7 @@ pub async fn follow(
     namespace: String,
     name: String,
     states: watch::Sender<Option<NodeState>>,
-    heart: Heart,
+    heartbeat: Heartbeat,
 ) -> Result<(), Error> {
     let client = kube::Client::try_default().await?;
     let api: Api<Secret> = Api::namespaced(client, &namespace);
@@ -39,16 +39,16 @@ pub async fn follow(
     )
     .default_backoff();
     let mut objects = std::pin::pin!(events.applied_objects());
-    // A quiet watch is a healthy one: the heart beats by the clock while the stream is polled.
+    // A quiet watch is a healthy one: the heartbeat beats by the clock while the stream is polled.
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(20));
     loop {
         tokio::select! {
-            _ = tick.tick() => heart.beat(),
+            _ = tick.tick() => heartbeat.beat(),
             object = objects.next() => match object {
                 None => return Ok(()),
                 Some(Ok(secret)) => match parse(&secret) {
                     Ok(state) => {
-                        heart.success();
+                        heartbeat.success();
                         states.send_if_modified(|known| {
                             let changed = known.as_ref() != Some(&state);
                             if changed {

@@ -6,22 +6,22 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use holdfast_runtime::supervise::Heart;
+use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{Mutex, mpsc};
 
 /// Things that wait for the API server at most; further ones are only in the log.
-const WAITING: usize = 32;
+const MAX_QUEUED_EVENTS: usize = 32;
 /// Tries to write one event, with pauses in between.
-const TRIES: u32 = 20;
-const PAUSE: Duration = Duration::from_secs(15);
+const MAX_ATTEMPTS: u32 = 20;
+const RETRY_PAUSE: Duration = Duration::from_secs(15);
 /// Longest text of an event that the API server takes.
 const MAX_NOTE_CHARS: usize = 1000;
 
 /// One thing to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Notice {
+pub struct NodeEvent {
     /// The event's reason.
     pub reason: &'static str,
     /// Whether somebody should look.
@@ -32,15 +32,15 @@ pub struct Notice {
 
 /// What is told, and what was.
 #[derive(Debug)]
-pub struct Notices {
-    sender: mpsc::Sender<Notice>,
+pub struct NodeEvents {
+    sender: mpsc::Sender<NodeEvent>,
     told: BTreeSet<(&'static str, String)>,
 }
 
-impl Notices {
+impl NodeEvents {
     /// The teller, and what it told.
-    pub fn new() -> (Self, mpsc::Receiver<Notice>) {
-        let (sender, receiver) = mpsc::channel(WAITING);
+    pub fn new() -> (Self, mpsc::Receiver<NodeEvent>) {
+        let (sender, receiver) = mpsc::channel(MAX_QUEUED_EVENTS);
         let told = BTreeSet::new();
         (Self { sender, told }, receiver)
     }
@@ -68,12 +68,12 @@ impl Notices {
         if !self.told.insert((reason, subject.to_owned())) {
             return false;
         }
-        let notice = Notice {
+        let event = NodeEvent {
             reason,
             warning,
             note: note.chars().take(MAX_NOTE_CHARS).collect(),
         };
-        if self.sender.try_send(notice).is_err() {
+        if self.sender.try_send(event).is_err() {
             tracing::debug!(event.reason = reason, "too many events wait already");
         }
         true
@@ -83,10 +83,10 @@ impl Notices {
 /// Writes events on the Node `node` for ever.
 pub async fn publish(
     node: String,
-    notices: Arc<Mutex<mpsc::Receiver<Notice>>>,
-    heart: Heart,
+    events: Arc<Mutex<mpsc::Receiver<NodeEvent>>>,
+    heartbeat: Heartbeat,
 ) -> Result<(), kube::Error> {
-    let mut notices = notices.lock().await;
+    let mut events = events.lock().await;
     let reporter = Reporter {
         controller: "holdfast-node-agent".to_owned(),
         instance: std::env::var("POD_NAME").ok(),
@@ -103,32 +103,37 @@ pub async fn publish(
     let mut tick = tokio::time::interval(Duration::from_secs(20));
     loop {
         tokio::select! {
-            _ = tick.tick() => heart.beat(),
-            notice = notices.recv() => match notice {
+            _ = tick.tick() => heartbeat.beat(),
+            event = events.recv() => match event {
                 None => return Ok(()),
-                Some(notice) => {
-                    write(&recorder, &object, notice, &heart).await;
-                    heart.success();
+                Some(event) => {
+                    write(&recorder, &object, event, &heartbeat).await;
+                    heartbeat.success();
                 }
             },
         }
     }
 }
 
-async fn write(recorder: &Recorder, object: &ObjectReference, notice: Notice, heart: &Heart) {
+async fn write(
+    recorder: &Recorder,
+    object: &ObjectReference,
+    event: NodeEvent,
+    heartbeat: &Heartbeat,
+) {
     let event = Event {
-        type_: if notice.warning {
+        type_: if event.warning {
             EventType::Warning
         } else {
             EventType::Normal
         },
-        reason: notice.reason.to_owned(),
-        note: Some(notice.note),
+        reason: event.reason.to_owned(),
+        note: Some(event.note),
         action: "PrepareNode".to_owned(),
         secondary: None,
     };
-    for _ in 0..TRIES {
-        heart.beat();
+    for _ in 0..MAX_ATTEMPTS {
+        heartbeat.beat();
         match recorder.publish(&event, object).await {
             Ok(()) => return,
             // What is refused today is refused in a minute.
@@ -138,7 +143,7 @@ async fn write(recorder: &Recorder, object: &ObjectReference, notice: Notice, he
             }
             Err(error) => {
                 tracing::debug!(%error, "an event waits for the API server");
-                tokio::time::sleep(PAUSE).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
     }
@@ -150,28 +155,28 @@ mod tests {
 
     #[test]
     fn a_thing_is_told_once_until_it_is_over() {
-        let (mut notices, mut told) = Notices::new();
+        let (mut events, mut told) = NodeEvents::new();
         for _ in 0..3 {
-            notices.warn("PullFailed", "", "no route");
+            events.warn("PullFailed", "", "no route");
         }
         assert_eq!(told.try_recv().unwrap().note, "no route");
         assert!(told.try_recv().is_err());
-        assert!(notices.over("PullFailed"));
-        assert!(!notices.over("PullFailed"), "nothing told since");
-        notices.warn("PullFailed", "", "again");
+        assert!(events.over("PullFailed"));
+        assert!(!events.over("PullFailed"), "nothing told since");
+        events.warn("PullFailed", "", "again");
         assert_eq!(told.try_recv().unwrap().note, "again");
     }
 
     #[test]
     fn a_queue_that_nobody_reads_stays_short() {
-        let (mut notices, mut told) = Notices::new();
+        let (mut events, mut told) = NodeEvents::new();
         for number in 0..100 {
-            notices.warn("HostFilesRepaired", &number.to_string(), "a file");
+            events.warn("HostFilesRepaired", &number.to_string(), "a file");
         }
         let mut count = 0;
         while told.try_recv().is_ok() {
             count += 1;
         }
-        assert_eq!(count, WAITING);
+        assert_eq!(count, MAX_QUEUED_EVENTS);
     }
 }
