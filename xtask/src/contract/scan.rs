@@ -10,6 +10,16 @@ pub(super) enum Level {
     Cluster,
 }
 
+impl Level {
+    pub(super) fn label(self) -> &'static str {
+        match self {
+            Self::Unit => "unit",
+            Self::InProcess => "in process",
+            Self::Cluster => "cluster",
+        }
+    }
+}
+
 /// One test that shows one line.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Shown {
