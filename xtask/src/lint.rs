@@ -8,7 +8,7 @@ mod limits;
 
 pub(crate) use files::rust_files;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
@@ -50,16 +50,17 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
         std::fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"))
     };
     let mut tests = BTreeSet::new();
+    let mut constants = BTreeMap::new();
     for path in rust_files(&root)? {
         let text = read(&path)?;
         findings.extend(files::check(&path, &text));
         tests.extend(limits::tests(&text));
+        if limits::holds_constants(&path) {
+            constants.insert(path, text);
+        }
     }
-    findings.extend(limits::check(
-        &read(limits::DOCUMENT)?,
-        &read(limits::CONSTANTS)?,
-        &tests,
-    ));
+    let limits = read(limits::DOCUMENT)?;
+    findings.extend(limits::check(&limits, &constants, &tests));
     report::write(json, &findings)?;
     for finding in &findings {
         println!("lint: {}: {}", finding.place, finding.message);

@@ -125,13 +125,12 @@ fn names(shown: &[Shown], line: u32, level: Level) -> Vec<&str> {
 
 /// Appends text in lines of at most [`COLUMNS`]; lines after the first begin with `indent`.
 fn paragraph(page: &mut String, indent: &str, text: &str) {
-    let kept = text.len() - text.trim_start().len();
-    let mut line = text[..kept].to_owned();
+    let mut line = " ".repeat(text.len() - text.trim_start().len());
     let mut is_empty = true;
     for word in text.split_whitespace() {
         if !is_empty && line.chars().count() + 1 + word.chars().count() > COLUMNS {
             write(page, &format!("{line}\n"));
-            line = indent.to_owned();
+            indent.clone_into(&mut line);
             is_empty = true;
         }
         if !is_empty {
