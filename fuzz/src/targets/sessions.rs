@@ -4,7 +4,7 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use holdfast_core::{Algorithm, RepositoryName};
 use holdfast_registry::session::{Secret, State};
-use holdfast_store::{CarriedHash, Hasher, Options, Owner, Store, UploadId};
+use holdfast_store::{CarriedHash, Hasher, LockHolder, Options, Store, UploadId};
 use holdfast_testkit::simfs::{Faults, SimFs};
 
 use super::text;
@@ -165,7 +165,7 @@ struct Client {
     states: Vec<String>,
     good: Vec<u8>,
     evil: Vec<u8>,
-    owner: Owner,
+    owner: LockHolder,
 }
 
 /// Quarters of the content.
@@ -272,7 +272,7 @@ fn sequence(input: &[u8]) -> Result<Shape, String> {
             states: Vec::new(),
             evil: good.iter().map(|byte| !byte).collect(),
             good,
-            owner: Owner {
+            owner: LockHolder {
                 address: String::new(),
                 id: "one".to_owned(),
             },

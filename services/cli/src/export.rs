@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use holdfast_core::oci::Platform;
-use holdfast_store::archive::{self, Bundle, Folder, Name, Tar, Target, View};
+use holdfast_store::archive::{self, ArchiveWriter, Bundle, FolderWriter, Name, TarWriter, View};
 
 use crate::{ls, terminal};
 
@@ -134,7 +134,7 @@ fn write(view: &View, images: &[(Name, Bundle)], output: &Path, total: u64) -> a
         return transfer(
             view,
             images,
-            &mut Tar::new(BufWriter::new(std::io::stdout().lock())),
+            &mut TarWriter::new(BufWriter::new(std::io::stdout().lock())),
             total,
         );
     }
@@ -142,8 +142,8 @@ fn write(view: &View, images: &[(Name, Bundle)], output: &Path, total: u64) -> a
         .extension()
         .is_none_or(|extension| extension != "tar")
     {
-        let mut folder =
-            Folder::new(output).with_context(|| format!("cannot make {}", output.display()))?;
+        let mut folder = FolderWriter::new(output)
+            .with_context(|| format!("cannot make {}", output.display()))?;
         return transfer(view, images, &mut folder, total);
     }
     // Whole under its own name, or not there.
@@ -168,7 +168,7 @@ fn write_tar(
     total: u64,
 ) -> anyhow::Result<u64> {
     let file = File::create(draft).with_context(|| format!("cannot write {}", draft.display()))?;
-    let mut tar = Tar::new(BufWriter::with_capacity(1 << 20, file));
+    let mut tar = TarWriter::new(BufWriter::with_capacity(1 << 20, file));
     let written = transfer(view, images, &mut tar, total)?;
     let mut file = tar.into_inner();
     file.flush()?;
@@ -179,7 +179,7 @@ fn write_tar(
 fn transfer(
     view: &View,
     images: &[(Name, Bundle)],
-    target: &mut dyn Target,
+    target: &mut dyn ArchiveWriter,
     total: u64,
 ) -> anyhow::Result<u64> {
     let bar = terminal::bytes(total);

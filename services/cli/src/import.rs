@@ -13,9 +13,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use holdfast_core::oci::Platform;
-use holdfast_store::archive::{self, Counts, FolderSource, Plan, Source, TarSource};
+use holdfast_store::archive::{self, ArchiveReader, Counts, FolderReader, Plan, TarReader};
 use holdfast_store::volume::{Disk, Volume as _};
-use holdfast_store::{Options, Owner, Store, WriteGate, WriteLimits};
+use holdfast_store::{LockHolder, Options, Store, WriteGate, WriteLimits};
 use serde::Serialize;
 
 use crate::{export::platform, terminal};
@@ -138,9 +138,9 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
+fn open(path: &Path) -> anyhow::Result<Box<dyn ArchiveReader>> {
     if path.is_dir() {
-        return Ok(Box::new(FolderSource::open(path)));
+        return Ok(Box::new(FolderReader::open(path)));
     }
     let file = File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     if !file.metadata()?.is_file() {
@@ -149,14 +149,14 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn Source>> {
             path.display()
         );
     }
-    let source = TarSource::open(BufReader::with_capacity(64 << 10, file))
+    let source = TarReader::open(BufReader::with_capacity(64 << 10, file))
         .with_context(|| path.display().to_string())?;
     Ok(Box::new(source))
 }
 
 /// Standard input in a file without a name on the volume, the one place that is writable in a pod:
 /// it is gone with the process, however that ends.
-fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn Source>> {
+fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn ArchiveReader>> {
     let path = data.join(format!(".import-{}", std::process::id()));
     let cannot = || format!("cannot keep standard input in {}", data.display());
     let mut file = File::options()
@@ -184,7 +184,7 @@ fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn Source>> 
     }
     bar.finish_and_clear();
     let source =
-        TarSource::open(BufReader::with_capacity(64 << 10, file)).context("standard input")?;
+        TarReader::open(BufReader::with_capacity(64 << 10, file)).context("standard input")?;
     Ok(Box::new(source))
 }
 
@@ -206,7 +206,7 @@ async fn store(data: &Path, write_limits: WriteLimits) -> anyhow::Result<Store> 
 
 /// Imports, or without a store only verifies.
 async fn take(
-    source: &mut dyn Source,
+    source: &mut dyn ArchiveReader,
     plan: &Plan,
     store: Option<&Store>,
 ) -> archive::Result<Option<Counts>> {
@@ -215,7 +215,7 @@ async fn take(
     let result = match store {
         None => archive::verify(source, plan, &mut |bytes| bar.inc(bytes)).map(|()| None),
         Some(store) => {
-            let owner = Owner {
+            let owner = LockHolder {
                 address: String::new(),
                 id: format!("import-{}", std::process::id()),
             };

@@ -14,7 +14,7 @@ use holdfast_core::{
     rewrite::{canonical, is_upstream_namespace, local_repository},
 };
 use holdfast_runtime::{CancellationToken, server};
-use holdfast_store::{Owner, Store};
+use holdfast_store::{LockHolder, Store};
 use http::{HeaderValue, Method, Request, Response, header};
 use prometheus_client::registry::Registry;
 
@@ -54,7 +54,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Gate,
     pub(crate) secret: Secret,
     pub(crate) limits: Limits,
-    pub(crate) owner: Owner,
+    pub(crate) owner: LockHolder,
     pub(crate) metrics: Metrics,
     pub(crate) draining: CancellationToken,
     access_log: Option<AccessLog>,
@@ -100,7 +100,7 @@ pub struct Parts {
     /// The bounds.
     pub limits: Limits,
     /// This replica, in locks on the volume.
-    pub owner: Owner,
+    pub owner: LockHolder,
     /// Cancelled when no new upload session may begin.
     pub draining: CancellationToken,
 }

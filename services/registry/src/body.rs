@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, future::BoxFuture, stream};
 use holdfast_runtime::server::RequestBody;
-use holdfast_store::{BlobFile, GrowingBlob, Hasher, Progress, Store};
+use holdfast_store::{BlobFile, Hasher, PartialBlob, Progress, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, SizeHint};
 
@@ -159,7 +159,9 @@ struct Reader {
 impl Reader {
     /// The next piece, if the volume need not be waited for.
     fn read_now(&mut self) -> Option<io::Result<Bytes>> {
-        let read = self.blob.read_now(self.offset, self.end - self.offset)?;
+        let read = self
+            .blob
+            .read_nonblocking(self.offset, self.end - self.offset)?;
         Some(self.taken(read))
     }
 
@@ -210,7 +212,7 @@ impl Reader {
     /// Moves the damaged blob aside and ends the stream short.
     async fn set_aside(self) -> (Self, io::Result<Bytes>) {
         tracing::error!(image.digest = %self.blob.digest(), "a stored blob is damaged; it is moved aside and fetched again at the next pull");
-        if let Err(error) = self.store.set_aside(&self.blob).await {
+        if let Err(error) = self.store.quarantine_blob(&self.blob).await {
             tracing::error!(%error, "a damaged blob cannot be moved aside");
         }
         (self, Err(io::ErrorKind::InvalidData.into()))
@@ -224,7 +226,7 @@ const GATHER: Duration = Duration::from_millis(8);
 
 /// The bytes `first..end` of a blob that arrives; without `end`, all that will come. The last piece
 /// leaves only when the digest of the whole is right.
-pub(crate) fn growing(blob: GrowingBlob, first: u64, end: Option<u64>) -> Body {
+pub(crate) fn growing(blob: PartialBlob, first: u64, end: Option<u64>) -> Body {
     let blob = match end {
         Some(end) => blob.up_to(end),
         None => blob,

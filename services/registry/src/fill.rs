@@ -33,7 +33,7 @@ use std::{
 use futures::future::{BoxFuture, Shared};
 use holdfast_api::fill::{Credential, FillError, FillErrorCode, FillRequest, FillResult, Need};
 use holdfast_core::{Digest, Host, Reference, RepositoryName, rewrite};
-use holdfast_store::{GrowingBlob, Owner, Store};
+use holdfast_store::{LockHolder, PartialBlob, Store};
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -235,7 +235,7 @@ type RunningImage = (ImageFill, Priority, Arc<Interest>);
 /// What this process has of a blob that is on its way.
 pub(crate) enum Growing {
     /// Its growing file.
-    Here(GrowingBlob),
+    Here(PartialBlob),
     /// Something, and not for the repository that was named.
     OfOthers,
     /// No bytes so far.
@@ -253,7 +253,7 @@ pub struct Fills {
 struct Inner {
     store: Store,
     upstreams: Upstreams,
-    owner: Owner,
+    owner: LockHolder,
     peers: Peers,
     settings: Settings,
     grants: Grants,
@@ -275,7 +275,7 @@ impl Fills {
     pub fn new(
         store: Store,
         upstreams: Upstreams,
-        owner: Owner,
+        owner: LockHolder,
         peers: Peers,
         settings: Settings,
     ) -> Self {

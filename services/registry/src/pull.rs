@@ -202,7 +202,7 @@ async fn on_volume(
         && file.size() == 0
         && Hasher::new(file.digest().algorithm()).finish() != *file.digest()
     {
-        api.store.set_aside(file).await?;
+        api.store.quarantine_blob(file).await?;
         return Ok(None);
     }
     Ok(found)

@@ -19,7 +19,7 @@ use holdfast_runtime::{
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
 use holdfast_store::{
-    Options, Owner, Store, WriteLimits,
+    LockHolder, Options, Store, WriteLimits,
     volume::{Disk, Volume},
 };
 use tokio::net::TcpListener;
@@ -129,7 +129,7 @@ pub async fn run_on(
             Ok("not asked to end".to_owned())
         }
     });
-    let owner = Owner {
+    let owner = LockHolder {
         address: internal_address(&settings),
         id: uuid::Uuid::new_v4().to_string(),
     };
@@ -392,7 +392,7 @@ fn fills(
     settings: &RegistrySettings,
     store: &Store,
     upstreams: Upstreams,
-    owner: &Owner,
+    owner: &LockHolder,
     shutdown: &CancellationToken,
 ) -> Result<Fills, Error> {
     let peers = match (&settings.internal_service, &settings.internal_tls) {

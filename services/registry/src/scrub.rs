@@ -15,7 +15,7 @@ use holdfast_runtime::{
     CancellationToken,
     metrics::{Group, unix_seconds},
 };
-use holdfast_store::{Claim, Hasher, Lock, Owner, Store};
+use holdfast_store::{Hasher, Lock, LockAttempt, LockHolder, Store};
 use prometheus_client::{
     metrics::{counter::Counter, gauge::Gauge},
     registry::Registry,
@@ -108,7 +108,7 @@ struct Position {
 pub struct Scrubber {
     store: Store,
     source: Option<Arc<dyn Source>>,
-    owner: Owner,
+    owner: LockHolder,
     settings: Settings,
     metrics: Metrics,
     requests: Requests,
@@ -128,7 +128,7 @@ impl Scrubber {
     pub fn new(
         store: Store,
         source: Option<Arc<dyn Source>>,
-        owner: Owner,
+        owner: LockHolder,
         settings: Settings,
         metrics: Metrics,
         requests: Requests,
@@ -169,7 +169,7 @@ impl Scrubber {
         if position.after.is_empty() && !due {
             return Ok(());
         }
-        let Claim::Held(lock) = self.store.try_lock(NAME, &self.owner).await? else {
+        let LockAttempt::Acquired(lock) = self.store.try_lock(NAME, &self.owner).await? else {
             return Ok(());
         };
         self.metrics.running.set(1);

@@ -13,7 +13,7 @@ use holdfast_core::{
     digest::Digest,
     reference::{RepositoryName, Tag},
 };
-use holdfast_store::{BlobFile, GrowingBlob};
+use holdfast_store::{BlobFile, PartialBlob};
 
 pub use crate::upstream::Referrer;
 
@@ -49,7 +49,7 @@ pub enum SourceBlob {
     /// It is in the store.
     Stored(BlobFile),
     /// This replica fills it; readers follow the growing file.
-    Growing(GrowingBlob),
+    Growing(PartialBlob),
     /// Another replica fills it; its bytes come over the internal API.
     Remote(Box<dyn RemoteBlob>),
 }

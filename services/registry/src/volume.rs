@@ -16,7 +16,7 @@ use std::{
 };
 
 use holdfast_runtime::{CancellationToken, health::Flag};
-use holdfast_store::{Beat, Pool, Room, Store};
+use holdfast_store::{Pool, SpaceLevel, Store, VolumeHealth};
 use tokio::time::Instant;
 
 pub use measured::Measured;
@@ -115,7 +115,7 @@ impl Watch {
         let mut state = State::default();
         loop {
             let (store, pool) = (self.store.clone(), own.clone());
-            let look = tokio::spawn(async move { pool.run(move || store.beat()).await });
+            let look = tokio::spawn(async move { pool.run(move || store.check_health()).await });
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.judge(look, &mut state) => {}
@@ -130,7 +130,7 @@ impl Watch {
     /// Waits for one look, however long that takes, and draws the conclusions on the way.
     async fn judge(
         &self,
-        mut look: tokio::task::JoinHandle<holdfast_store::Result<Beat>>,
+        mut look: tokio::task::JoinHandle<holdfast_store::Result<VolumeHealth>>,
         state: &mut State,
     ) {
         let begun = Instant::now();
@@ -160,7 +160,7 @@ impl Watch {
             );
         }
         match outcome {
-            Ok(Ok(beat)) => self.take(&beat, state),
+            Ok(Ok(health)) => self.take(&health, state),
             Ok(Err(error)) => {
                 if !std::mem::replace(&mut state.failing, true) {
                     let cause = std::error::Error::source(&error).map(ToString::to_string);
@@ -173,46 +173,46 @@ impl Watch {
         }
     }
 
-    fn take(&self, beat: &Beat, state: &mut State) {
+    fn take(&self, health: &VolumeHealth, state: &mut State) {
         state.failing = false;
         self.metrics.up.set(1);
-        self.metrics.available.set(beat.space.available_bytes);
-        self.metrics.size.set(beat.space.total_bytes);
-        self.metrics.level.set(match beat.room {
-            Room::Enough => 0,
-            Room::Filling => 1,
-            Room::Full => 2,
+        self.metrics.available.set(health.space.available_bytes);
+        self.metrics.size.set(health.space.total_bytes);
+        self.metrics.level.set(match health.level {
+            SpaceLevel::Enough => 0,
+            SpaceLevel::Filling => 1,
+            SpaceLevel::Full => 2,
         });
-        if let Some(name) = &beat.volume {
-            let before = state.volume.replace(name.clone());
-            if before.is_some_and(|before| before != *name) {
+        if let Some(id) = &health.volume_id {
+            let before = state.volume.replace(id.clone());
+            if before.is_some_and(|before| before != *id) {
                 self.metrics.swaps.inc();
                 tracing::error!(
                     "another volume lies under the registry's folder than before: what it holds is served, what it lacks is copied anew"
                 );
             }
         }
-        if state.room != Some(beat.room) {
+        if state.room != Some(health.level) {
             let (available_bytes, used_percent) =
-                (beat.space.available_bytes, beat.space.used_percent());
-            match beat.room {
-                Room::Enough if state.room.is_none() => {}
-                Room::Enough => tracing::info!(available_bytes, "the volume has room again"),
-                Room::Filling => {
+                (health.space.available_bytes, health.space.used_percent());
+            match health.level {
+                SpaceLevel::Enough if state.room.is_none() => {}
+                SpaceLevel::Enough => tracing::info!(available_bytes, "the volume has room again"),
+                SpaceLevel::Filling => {
                     tracing::warn!(available_bytes, used_percent, "the volume is filling");
                 }
-                Room::Full => tracing::error!(
+                SpaceLevel::Full => tracing::error!(
                     available_bytes,
                     used_percent,
                     "the volume is full, writes are refused; pulls go on"
                 ),
             }
-            state.room = Some(beat.room);
+            state.room = Some(health.level);
         }
         // A full volume is ready: pulls go on.
-        self.ready.ok(match (beat.writable, beat.room) {
+        self.ready.ok(match (health.writable, health.level) {
             (false, _) => "answers, but takes no writes",
-            (true, Room::Full) => "answers, and is full",
+            (true, SpaceLevel::Full) => "answers, and is full",
             (true, _) => "answers",
         });
     }
@@ -223,6 +223,6 @@ impl Watch {
 struct State {
     silent: bool,
     failing: bool,
-    room: Option<Room>,
+    room: Option<SpaceLevel>,
     volume: Option<String>,
 }

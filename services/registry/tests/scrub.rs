@@ -23,7 +23,7 @@ use holdfast_registry::{
     upstream::{Timeouts, Upstreams},
 };
 use holdfast_runtime::{CancellationToken, metrics::encode};
-use holdfast_store::{Hasher, Options, Owner, Store};
+use holdfast_store::{Hasher, LockHolder, Options, Store};
 use holdfast_testkit::{ImageBuilder, Upstream};
 use prometheus_client::registry::Registry;
 
@@ -35,8 +35,8 @@ struct Volume {
     _dir: tempfile::TempDir,
 }
 
-fn owner(name: &str) -> Owner {
-    Owner {
+fn owner(name: &str) -> LockHolder {
+    LockHolder {
         address: String::new(),
         id: name.to_owned(),
     }

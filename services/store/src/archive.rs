@@ -1,14 +1,15 @@
 //! Images out of a volume and into one, as OCI image layouts: a folder, or a tar file of it.
 //!
 //! Reading a volume for this changes nothing on it, so it works beside running registries
-//! ([`View`]). What a [`Source`] holds is hostile until its digest was checked; into the store it
-//! goes by the same way as a copy from an upstream: contents first, verified, the tag last.
+//! ([`View`]). The content of an [`ArchiveReader`] is hostile until its digest was
+//! checked. It enters the store in the order of a copy from an upstream: verified contents first,
+//! the tag last.
 
 mod bundle;
 mod export;
 mod import;
 mod names;
-mod source;
+mod reader;
 mod tar;
 mod view;
 
@@ -18,10 +19,10 @@ use holdfast_core::digest::Digest;
 
 pub use self::{
     bundle::{Bundle, Fetch},
-    export::{Folder, Tar, Target, export},
-    import::{Counts, Incoming, Plan, import, plan, verify},
+    export::{ArchiveWriter, FolderWriter, TarWriter, export},
+    import::{Counts, Plan, PlannedImage, import, plan, verify},
     names::{Name, local, original},
-    source::{FolderSource, Source, TarSource},
+    reader::{ArchiveReader, FolderReader, TarReader},
     view::View,
 };
 

@@ -13,11 +13,11 @@ use uuid::Uuid;
 
 use crate::{
     Error, Hasher, Pool, READ_CHUNK_BYTES, Result, Store,
-    atomic::{self, Draft},
     buffers::{Buffer, Buffers},
+    durable::{self, PendingFile},
     error::absent,
     links,
-    partial::Partial,
+    partial::PartialFile,
     store::Inner,
     volume::{Metadata, VolumeFile},
 };
@@ -59,7 +59,7 @@ pub(crate) enum Proof {
 }
 
 /// Most blobs that are remembered as verified; above, the memory starts over.
-const VERIFIED_ENTRIES: usize = 50_000;
+const MAX_VERIFIED_BLOBS: usize = 50_000;
 
 /// An open blob. Stays readable while it is moved or removed.
 #[derive(Clone, Debug)]
@@ -90,11 +90,11 @@ impl BlobFile {
 
     /// [`BlobFile::read_at`], but only what the kernel has in memory; `None` when the volume has to
     /// be waited for.
-    pub fn read_now(&self, offset: u64, limit: u64) -> Option<Result<Bytes>> {
+    pub fn read_nonblocking(&self, offset: u64, limit: u64) -> Option<Result<Bytes>> {
         if limit == 0 {
             return Some(Ok(Bytes::new()));
         }
-        read_now(&self.buffers, &*self.file, offset, limit).ok()
+        read_nonblocking(&self.buffers, &*self.file, offset, limit).ok()
     }
 
     /// Reads up to `limit` bytes at `offset`; fewer when buffers are short; empty only at the end.
@@ -115,7 +115,7 @@ pub(crate) async fn read_at(
     if limit == 0 {
         return Ok(Bytes::new());
     }
-    let mut buffer = match read_now(buffers, &**file, offset, limit) {
+    let mut buffer = match read_nonblocking(buffers, &**file, offset, limit) {
         Ok(read) => return read,
         Err(buffer) => buffer,
     };
@@ -129,7 +129,7 @@ pub(crate) async fn read_at(
 }
 
 /// Reads without waiting for the volume; gives the buffer back when that cannot be.
-fn read_now(
+fn read_nonblocking(
     buffers: &Buffers,
     file: &dyn VolumeFile,
     offset: u64,
@@ -172,7 +172,7 @@ impl Store {
         repo: &RepositoryName,
         digest: &Digest,
     ) -> Result<Option<BlobFile>> {
-        if let Some(found) = self.now(|inner| inner.open_repo_blob(repo, digest)) {
+        if let Some(found) = self.try_nonblocking(|inner| inner.open_repo_blob(repo, digest)) {
             return found;
         }
         let (repo, digest) = (repo.clone(), digest.clone());
@@ -217,14 +217,15 @@ impl Store {
     /// section 3, step 5).
     pub async fn touch_blob(&self, digest: &Digest) -> Result<()> {
         let digest = digest.clone();
-        self.run(move |inner| inner.renew(&digest).map(drop)).await
+        self.run(move |inner| inner.touch_if_present(&digest).map(drop))
+            .await
     }
 
     /// Moves content aside that was found damaged, so that the next request fills it again. `false`
     /// if it is not there any more; what has taken its place stays.
-    pub async fn set_aside(&self, blob: &BlobFile) -> Result<bool> {
+    pub async fn quarantine_blob(&self, blob: &BlobFile) -> Result<bool> {
         let (digest, found) = (blob.digest.clone(), blob.metadata);
-        self.run(move |inner| inner.set_aside(&digest, &found))
+        self.run(move |inner| inner.quarantine_blob(&digest, &found))
             .await
     }
 
@@ -241,12 +242,12 @@ impl Store {
         let digest = digest.clone();
         self.run(move |inner| {
             // Another machine may replace it meanwhile.
-            atomic::until_fresh(&inner.layout.blob(&digest), || {
+            durable::retry_stale(&inner.layout.blob(&digest), || {
                 match inner.open_blob(&digest)? {
                     None => Ok(None),
-                    Some(blob) if inner.is_sound(&blob)? => Ok(Some(blob.size())),
+                    Some(blob) if inner.is_intact(&blob)? => Ok(Some(blob.size())),
                     Some(blob) => {
-                        inner.set_aside(&digest, &blob.metadata)?;
+                        inner.quarantine_blob(&digest, &blob.metadata)?;
                         let digest = digest.clone();
                         Err(Error::Corrupt { digest })
                     }
@@ -260,7 +261,7 @@ impl Store {
 impl Inner {
     pub(crate) fn stat_blob(&self, digest: &Digest) -> Result<Option<u64>> {
         let path = self.layout.blob(digest);
-        let metadata = atomic::metadata(self.volume(), &path)?;
+        let metadata = durable::metadata(self.volume(), &path)?;
         Ok(metadata
             .filter(Metadata::is_file)
             .map(|metadata| metadata.len))
@@ -275,8 +276,8 @@ impl Inner {
 
     pub(crate) fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let path = self.layout.blob(digest);
-        let found = atomic::until_fresh(&path, || {
-            let Some(file) = atomic::open_read(self.volume(), &path)? else {
+        let found = durable::retry_stale(&path, || {
+            let Some(file) = durable::open_read(self.volume(), &path)? else {
                 return Ok(None);
             };
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
@@ -292,7 +293,7 @@ impl Inner {
         Ok(Some(BlobFile {
             digest: digest.clone(),
             // It is read later, by whomever.
-            file: file.patient().unwrap_or(file),
+            file: file.blocking_handle().unwrap_or(file),
             metadata,
             pool: self.pool.clone(),
             buffers: self.buffers.clone(),
@@ -309,7 +310,7 @@ impl Inner {
 
     pub(crate) fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let path = self.layout.layer_link(repo, digest);
-        match links::read_settled(&self.files, &path)? {
+        match links::read_durable(&self.files, &path)? {
             Some(_) => Ok(()),
             None => links::write(&self.files, &path, digest),
         }
@@ -323,7 +324,7 @@ impl Inner {
                 actual,
             });
         }
-        if self.keep_existing(digest)? {
+        if self.reuse_if_intact(digest)? {
             return Ok(());
         }
         self.files.write_file(&self.layout.blob(digest), bytes)
@@ -334,7 +335,7 @@ impl Inner {
     /// readers on other machines.
     pub(crate) fn commit_blob(
         &self,
-        partial: &Partial,
+        partial: &PartialFile,
         digest: &Digest,
         proof: Proof,
     ) -> Result<()> {
@@ -345,22 +346,22 @@ impl Inner {
     /// together with those of the blob: a journal takes one commit for both.
     pub(crate) fn commit_blob_and(
         &self,
-        partial: &Partial,
+        partial: &PartialFile,
         digest: &Digest,
         proof: Proof,
-        link: Option<&Draft>,
+        link: Option<&PendingFile>,
     ) -> Result<()> {
         let source = &partial.path;
-        if self.keep_existing(digest)? {
+        if self.reuse_if_intact(digest)? {
             absent(self.volume().remove_file(source)).map_err(Error::io("remove", source))?;
-            return link.map_or(Ok(()), Draft::sync);
+            return link.map_or(Ok(()), PendingFile::sync);
         }
         let path = self.layout.blob(digest);
         // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to
         // do.
-        atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
+        durable::create_dir_unsynced(self.volume(), durable::parent(&path)?)?;
         let (bytes, link) = match link {
-            Some(link) => self.together(|| partial.file.sync(), || link.sync()),
+            Some(link) => self.join_blocking(|| partial.file.sync(), || link.sync()),
             None => (partial.file.sync(), Ok(Ok(()))),
         };
         if let Err(error) = bytes {
@@ -371,7 +372,7 @@ impl Inner {
         }
         link??;
         let metadata = partial.file.metadata().map_err(Error::io("stat", source))?;
-        self.files.place(&metadata, source, &path)?;
+        self.files.install(&metadata, source, &path)?;
         if proof == Proof::Hashed {
             self.remember_verified(digest, &metadata);
         }
@@ -379,12 +380,12 @@ impl Inner {
     }
 
     /// Both at once, where the volume takes its time.
-    fn together<A, B: Send>(
+    fn join_blocking<A, B: Send>(
         &self,
         one: impl FnOnce() -> A,
         other: impl FnOnce() -> B + Send,
     ) -> (A, Result<B>) {
-        if !self.volume().blocks() {
+        if !self.volume().is_blocking() {
             return (one(), Ok(other()));
         }
         std::thread::scope(|scope| {
@@ -397,26 +398,26 @@ impl Inner {
     /// Whether sound content is there; it is touched, and stays. Other content is moved aside: a
     /// push heals. What was never hashed as a whole is hashed now, so that nothing wrong is
     /// preferred to what is right, whatever its size.
-    fn keep_existing(&self, digest: &Digest) -> Result<bool> {
-        atomic::until_fresh(&self.layout.blob(digest), || {
+    fn reuse_if_intact(&self, digest: &Digest) -> Result<bool> {
+        durable::retry_stale(&self.layout.blob(digest), || {
             let Some(blob) = self.open_blob(digest)? else {
                 return Ok(false);
             };
-            if blob.verified || self.is_sound(&blob)? {
-                return self.renew(digest);
+            if blob.verified || self.is_intact(&blob)? {
+                return self.touch_if_present(digest);
             }
-            self.set_aside(digest, &blob.metadata)?;
+            self.quarantine_blob(digest, &blob.metadata)?;
             Ok(false)
         })
     }
 
-    pub(crate) fn is_sound(&self, blob: &BlobFile) -> Result<bool> {
+    pub(crate) fn is_intact(&self, blob: &BlobFile) -> Result<bool> {
         let mut hasher = Hasher::new(blob.digest.algorithm());
         let mut buffer = Vec::with_capacity(READ_CHUNK_BYTES);
         let mut offset = 0;
         loop {
             buffer.clear();
-            let read = atomic::read_some(&*blob.file, &mut buffer, offset)
+            let read = durable::read_some(&*blob.file, &mut buffer, offset)
                 .map_err(|error| Error::io("read", self.layout.blob(&blob.digest))(error))?;
             if read == 0 {
                 break;
@@ -432,22 +433,22 @@ impl Inner {
     }
 
     /// Renews the modification time of content and makes sure that it stays; `false` if it is gone.
-    pub(crate) fn renew(&self, digest: &Digest) -> Result<bool> {
+    pub(crate) fn touch_if_present(&self, digest: &Digest) -> Result<bool> {
         let path = self.layout.blob(digest);
-        let Some(before) = atomic::metadata(self.volume(), &path)? else {
+        let Some(before) = durable::metadata(self.volume(), &path)? else {
             return Ok(false);
         };
-        self.files.settle(&path, &before)?;
+        self.files.ensure_durable(&path, &before)?;
         if absent(self.volume().touch(&path))
             .map_err(Error::io("touch", &path))?
             .is_none()
         {
             return Ok(false);
         }
-        let Some(after) = atomic::metadata(self.volume(), &path)? else {
+        let Some(after) = durable::metadata(self.volume(), &path)? else {
             return Ok(false);
         };
-        self.files.touched(&path, &before, &after);
+        self.files.update_identity(&path, &before, &after);
         // Another file may have taken the place of the one that was verified.
         if after.inode == before.inode
             && after.len == before.len
@@ -461,7 +462,7 @@ impl Inner {
     }
 
     /// Moves aside the content that was found damaged, not what has taken its place since.
-    pub(crate) fn set_aside(&self, digest: &Digest, found: &Metadata) -> Result<bool> {
+    pub(crate) fn quarantine_blob(&self, digest: &Digest, found: &Metadata) -> Result<bool> {
         let path = self.layout.blob(digest);
         let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
         // Also where it cannot be moved: it is not what it was taken for.
@@ -481,7 +482,7 @@ impl Inner {
 
     fn remember_verified(&self, digest: &Digest, metadata: &Metadata) {
         let mut verified = self.verified();
-        if verified.len() >= VERIFIED_ENTRIES {
+        if verified.len() >= MAX_VERIFIED_BLOBS {
             verified.clear();
         }
         verified.insert(digest.clone(), Verified::of(metadata));

@@ -17,7 +17,7 @@ const UNIT_BYTES: usize = 64 << 10;
 const SMALL_BYTES: usize = 16 << 10;
 
 /// Whole buffers that are kept when nobody uses them.
-const KEPT: usize = 16;
+const MAX_FREE_BUFFERS: usize = 16;
 
 /// The budget. Clones share it.
 #[derive(Clone, Debug)]
@@ -97,7 +97,7 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes.len() == READ_CHUNK_BYTES {
             let mut free = lock(&self.home);
-            if free.len() < KEPT {
+            if free.len() < MAX_FREE_BUFFERS {
                 free.push(std::mem::take(&mut self.bytes));
             }
         }

@@ -9,14 +9,15 @@
 //! hung volume costs no more than that share.
 
 pub mod archive;
-mod atomic;
-mod beat;
 mod blobs;
 mod buffers;
 pub mod check;
+mod durable;
 mod error;
 mod hash;
-mod incoming;
+mod hashing_writer;
+mod health;
+mod ingest;
 mod layout;
 mod links;
 mod locks;
@@ -26,23 +27,22 @@ mod pool;
 mod removals;
 mod repositories;
 mod scrub;
-mod sink;
 mod space;
 mod store;
 mod uploads;
 pub mod volume;
 
-pub use beat::{Beat, Room};
 pub use blobs::BlobFile;
 pub use buffers::READ_CHUNK_BYTES;
 pub use error::{Error, Result};
 pub use hash::Hasher;
-pub use incoming::{GrowingBlob, Incoming};
+pub use hashing_writer::Progress;
+pub use health::{SpaceLevel, VolumeHealth};
+pub use ingest::{BlobIngest, PartialBlob};
 pub use layout::Layout;
-pub use locks::{Claim, Lock, Owner};
+pub use locks::{Lock, LockAttempt, LockHolder};
 pub use manifests::MAX_MANIFEST_BYTES;
 pub use pool::{Pool, spawn_low_priority};
-pub use sink::Progress;
 pub use space::{Space, WriteGate, WriteLimits};
 pub use store::{Options, Store};
 pub use uploads::{CarriedHash, UploadId, UploadStatus, UploadWriter};

@@ -7,7 +7,7 @@ use holdfast_core::digest::Digest;
 
 use crate::{
     Error, Result,
-    atomic::{self, Draft, Files},
+    durable::{self, DurableFs, PendingFile},
     volume::{Entry, Kind, Metadata, Volume, VolumeFile},
 };
 
@@ -15,12 +15,12 @@ use crate::{
 const MAX_BYTES: usize = 256;
 
 pub(crate) fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Digest>> {
-    Ok(atomic::reading(volume, path, |file| content(file, path))?.flatten())
+    Ok(durable::with_file(volume, path, |file| content(file, path))?.flatten())
 }
 
 /// The digest, and what is known of the file that it was read from.
 pub(crate) fn read_known(volume: &dyn Volume, path: &Path) -> Result<Option<(Digest, Metadata)>> {
-    let found = atomic::reading(volume, path, |file| {
+    let found = durable::with_file(volume, path, |file| {
         let metadata = file.metadata().map_err(Error::io("stat", path))?;
         Ok(content(file, path)?.map(|digest| (digest, metadata)))
     })?;
@@ -29,17 +29,17 @@ pub(crate) fn read_known(volume: &dyn Volume, path: &Path) -> Result<Option<(Dig
 
 /// Whether there is a link that says nothing.
 pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
-    Ok(atomic::reading(volume, path, |file| content(file, path))? == Some(None))
+    Ok(durable::with_file(volume, path, |file| content(file, path))? == Some(None))
 }
 
 /// The digest, made sure to stay: for what relies on a link that others may have written a moment
 /// ago.
-pub(crate) fn read_settled(files: &Files, path: &Path) -> Result<Option<Digest>> {
+pub(crate) fn read_durable(files: &DurableFs, path: &Path) -> Result<Option<Digest>> {
     loop {
         let Some((digest, metadata)) = read_known(files.volume(), path)? else {
             return Ok(None);
         };
-        match files.settle(path, &metadata) {
+        match files.ensure_durable(path, &metadata) {
             // It went, with its folder, after it was read.
             Err(error) if error.is_absent() => {}
             settled => return settled.map(|()| Some(digest)),
@@ -51,7 +51,7 @@ fn content(file: &dyn VolumeFile, path: &Path) -> Result<Option<Digest>> {
     let mut bytes = Vec::with_capacity(MAX_BYTES);
     while bytes.len() < MAX_BYTES {
         let offset = bytes.len() as u64;
-        match atomic::read_some(file, &mut bytes, offset) {
+        match durable::read_some(file, &mut bytes, offset) {
             Ok(0) => break,
             // A whole digest parses, a part of one does not: mostly one read is enough.
             Ok(_) => {
@@ -71,28 +71,34 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Digest> {
     std::str::from_utf8(bytes).ok()?.trim().parse().ok()
 }
 
-pub(crate) fn write(files: &Files, path: &Path, digest: &Digest) -> Result<()> {
+pub(crate) fn write(files: &DurableFs, path: &Path, digest: &Digest) -> Result<()> {
     files.write_file(path, digest.to_string().as_bytes())
 }
 
 /// A link that is yet to be synced and named; `None` when one is there and stays, whatever it says.
-pub(crate) fn draft(files: &Files, path: &Path, digest: &Digest) -> Result<Option<Draft>> {
-    if read_settled(files, path)?.is_some() {
+pub(crate) fn create_pending(
+    files: &DurableFs,
+    path: &Path,
+    digest: &Digest,
+) -> Result<Option<PendingFile>> {
+    if read_durable(files, path)?.is_some() {
         return Ok(None);
     }
-    atomic::create_dir_plain(files.volume(), atomic::parent(path)?)?;
-    files.draft(path, digest.to_string().as_bytes()).map(Some)
+    durable::create_dir_unsynced(files.volume(), durable::parent(path)?)?;
+    files
+        .create_pending(path, digest.to_string().as_bytes())
+        .map(Some)
 }
 
 /// Gives a link its name, for good.
-pub(crate) fn publish(files: &Files, path: &Path, link: Draft) -> Result<()> {
-    files.create_dir(atomic::parent(path)?)?;
+pub(crate) fn publish(files: &DurableFs, path: &Path, link: PendingFile) -> Result<()> {
+    files.create_dir(durable::parent(path)?)?;
     files.publish(link)
 }
 
 /// Makes sure that the link says `digest`, and stays.
-pub(crate) fn ensure(files: &Files, path: &Path, digest: &Digest) -> Result<()> {
-    if read_settled(files, path)?.as_ref() == Some(digest) {
+pub(crate) fn ensure(files: &DurableFs, path: &Path, digest: &Digest) -> Result<()> {
+    if read_durable(files, path)?.as_ref() == Some(digest) {
         Ok(())
     } else {
         write(files, path, digest)
@@ -116,7 +122,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
 /// Names in a folder without temporary files and symbolic links, sorted; none if it is absent. A
 /// name that ends in `.tmp` is a tag or a part of a repository's name like any other.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
-    Ok(atomic::list(volume, folder)?.map_or_else(Vec::new, plain))
+    Ok(durable::list(volume, folder)?.map_or_else(Vec::new, plain))
 }
 
 /// [`names`] of several folders of one, in their order.

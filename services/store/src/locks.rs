@@ -17,15 +17,15 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
-    Error, Pool, Result, Store, atomic,
+    Error, Pool, Result, Store, durable,
     error::absent,
     store::Inner,
     volume::{Metadata, Volume},
 };
 
-/// Who holds a lock, and where it answers.
+/// The process that holds a lock, and the address of its internal API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
+pub struct LockHolder {
     /// Address of the owner's internal API (`host:port`), empty when it has none.
     pub address: String,
     /// A name that is unique for the owner's process.
@@ -33,20 +33,20 @@ pub struct Owner {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Document {
+struct LockDocument {
     #[serde(flatten)]
-    owner: Owner,
+    owner: LockHolder,
     /// Unique for each acquisition.
     token: String,
 }
 
-/// The answer to an attempt to take a lock.
+/// The result of an attempt to take a lock.
 #[derive(Debug)]
-pub enum Claim {
-    /// The lock is ours until the guard is dropped or lost.
-    Held(Lock),
-    /// Another owner is alive and holds it.
-    Busy(Owner),
+pub enum LockAttempt {
+    /// The caller holds the lock until the guard is dropped or the lock is lost.
+    Acquired(Lock),
+    /// Another live process holds it.
+    Contended(LockHolder),
 }
 
 /// A held lock. Its heartbeat runs until it is dropped, which also releases it.
@@ -59,9 +59,10 @@ pub struct Lock {
     heartbeat: tokio::task::AbortHandle,
 }
 
-/// A lock without a heartbeat for so long has a dead owner.
-const STALE: Duration = Duration::from_secs(15);
-const HEARTBEAT: Duration = Duration::from_secs(4);
+/// A lock without a heartbeat for this long has a dead holder and may be taken over.
+const LOCK_TTL: Duration = Duration::from_secs(15);
+/// How often a holder renews its lock; several heartbeats fit into [`LOCK_TTL`].
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(4);
 
 /// An owner document is far smaller: a token, an address and an id.
 const MAX_DOCUMENT_BYTES: usize = 4 << 10;
@@ -149,19 +150,19 @@ impl Drop for Lock {
 
 impl Store {
     /// Tries to take the lock `name` (a plain file name) for `owner`.
-    pub async fn try_lock(&self, name: &str, owner: &Owner) -> Result<Claim> {
-        self.try_lock_with(name, owner, STALE).await
+    pub async fn try_lock(&self, name: &str, owner: &LockHolder) -> Result<LockAttempt> {
+        self.try_lock_with(name, owner, LOCK_TTL).await
     }
 
     pub(crate) async fn try_lock_with(
         &self,
         name: &str,
-        owner: &Owner,
+        owner: &LockHolder,
         stale: Duration,
-    ) -> Result<Claim> {
+    ) -> Result<LockAttempt> {
         debug_assert!(!name.contains('/'), "a lock's name is a file name");
         let path = self.inner.layout.lock(name);
-        let document = Document {
+        let document = LockDocument {
             owner: owner.clone(),
             token: Uuid::new_v4().to_string(),
         };
@@ -170,12 +171,12 @@ impl Store {
         // behind.
         self.run(move |inner| {
             if let Some(owner) = acquire(inner.volume(), &path, &document, stale)? {
-                return Ok(Claim::Busy(owner));
+                return Ok(LockAttempt::Contended(owner));
             }
             let token = document.token;
             let (announce, lost) = watch::channel(false);
-            let beats = beat(store.clone(), path.clone(), token.clone(), announce);
-            Ok(Claim::Held(Lock {
+            let beats = run_heartbeat(store.clone(), path.clone(), token.clone(), announce);
+            Ok(LockAttempt::Acquired(Lock {
                 inner: store.inner,
                 path,
                 token,
@@ -187,7 +188,7 @@ impl Store {
     }
 
     /// Who holds a lock at the moment, alive or not.
-    pub async fn lock_owner(&self, name: &str) -> Result<Option<Owner>> {
+    pub async fn lock_holder(&self, name: &str) -> Result<Option<LockHolder>> {
         let path = self.inner.layout.lock(name);
         self.run(move |inner| Ok(read(inner.volume(), &path)?.map(|document| document.owner)))
             .await
@@ -201,8 +202,11 @@ fn check(volume: &dyn Volume, path: &Path, token: &str) -> Result<()> {
     }
 }
 
-async fn beat(store: Store, path: PathBuf, token: String, lost: watch::Sender<bool>) {
-    let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + HEARTBEAT, HEARTBEAT);
+async fn run_heartbeat(store: Store, path: PathBuf, token: String, lost: watch::Sender<bool>) {
+    let mut ticks = tokio::time::interval_at(
+        tokio::time::Instant::now() + HEARTBEAT_INTERVAL,
+        HEARTBEAT_INTERVAL,
+    );
     loop {
         ticks.tick().await;
         let (path, token) = (path.clone(), token.clone());
@@ -227,15 +231,15 @@ async fn beat(store: Store, path: PathBuf, token: String, lost: watch::Sender<bo
 fn acquire(
     volume: &dyn Volume,
     path: &Path,
-    document: &Document,
+    document: &LockDocument,
     stale: Duration,
-) -> Result<Option<Owner>> {
-    let folder = atomic::parent(path)?;
-    atomic::create_dir_plain(volume, folder)?;
-    let candidate = atomic::temporary(path);
+) -> Result<Option<LockHolder>> {
+    let folder = durable::parent(path)?;
+    durable::create_dir_unsynced(volume, folder)?;
+    let candidate = durable::temporary(path);
     let json =
         serde_json::to_vec(document).map_err(|error| Error::io("encode", path)(error.into()))?;
-    atomic::write_plain(volume, &candidate, &json)?;
+    durable::write_unsynced(volume, &candidate, &json)?;
     let result = (|| {
         if create(volume, &candidate, path)? {
             return Ok(None);
@@ -249,7 +253,7 @@ fn acquire(
                 Ok(Some(holder(volume, path)?))
             };
         };
-        if apart(now, beat) < stale {
+        if time_between(now, beat) < stale {
             return Ok(Some(holder(volume, path)?));
         }
         take_over(volume, &candidate, path, now, stale)
@@ -266,16 +270,16 @@ fn take_over(
     path: &Path,
     now: SystemTime,
     stale: Duration,
-) -> Result<Option<Owner>> {
+) -> Result<Option<LockHolder>> {
     let marker = path.with_extension("takeover");
     if !create(volume, candidate, &marker)? {
-        if modified(volume, &marker)?.is_some_and(|at| apart(now, at) > stale) {
+        if modified(volume, &marker)?.is_some_and(|at| time_between(now, at) > stale) {
             drop(volume.remove_file(&marker));
         }
         return Ok(Some(holder(volume, path)?));
     }
     let result = (|| {
-        if modified(volume, path)?.is_some_and(|beat| apart(now, beat) < stale) {
+        if modified(volume, path)?.is_some_and(|beat| time_between(now, beat) < stale) {
             return Ok(Some(holder(volume, path)?));
         }
         absent(volume.remove_file(path)).map_err(Error::io("remove", path))?;
@@ -307,9 +311,9 @@ fn create(volume: &dyn Volume, candidate: &Path, path: &Path) -> Result<bool> {
     }
 }
 
-fn holder(volume: &dyn Volume, path: &Path) -> Result<Owner> {
+fn holder(volume: &dyn Volume, path: &Path) -> Result<LockHolder> {
     Ok(read(volume, path)?.map_or_else(
-        || Owner {
+        || LockHolder {
             address: String::new(),
             id: String::new(),
         },
@@ -317,9 +321,9 @@ fn holder(volume: &dyn Volume, path: &Path) -> Result<Owner> {
     ))
 }
 
-fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Document>> {
-    let bytes = atomic::reading(volume, path, |file| {
-        atomic::read_up_to(file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))
+fn read(volume: &dyn Volume, path: &Path) -> Result<Option<LockDocument>> {
+    let bytes = durable::with_file(volume, path, |file| {
+        durable::read_up_to(file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))
     })?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
@@ -331,14 +335,14 @@ fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
 /// What is known of a file now: opened, because a network file system answers a mere look from what
 /// it knew a minute ago, and a living owner would seem dead.
 fn present(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
-    atomic::reading(volume, path, |file| {
+    durable::with_file(volume, path, |file| {
         file.metadata().map_err(Error::io("stat", path))
     })
 }
 
 /// How far two times of the volume are apart. One that lies ahead was written before a clock was
 /// set back: whoever lives writes a new one soon.
-fn apart(now: SystemTime, then: SystemTime) -> Duration {
+fn time_between(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then)
         .unwrap_or_else(|ahead| ahead.duration())
 }
@@ -348,8 +352,8 @@ mod tests {
     use super::*;
     use crate::Options;
 
-    fn owner(id: &str) -> Owner {
-        Owner {
+    fn owner(id: &str) -> LockHolder {
+        LockHolder {
             address: format!("{id}.internal:5001"),
             id: id.to_owned(),
         }
@@ -364,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn a_lock_from_a_clock_that_was_ahead_does_not_hold_for_years() {
         let (_dir, store) = store().await;
-        let Claim::Held(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
+        let LockAttempt::Acquired(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
             panic!("free")
         };
         // As after a crash: nobody beats, nobody releases.
@@ -376,23 +380,23 @@ mod tests {
             .unwrap();
         assert!(matches!(
             store.try_lock("x", &owner("b")).await.unwrap(),
-            Claim::Held(_)
+            LockAttempt::Acquired(_)
         ));
     }
 
     #[tokio::test]
     async fn second_claim_learns_who_holds_the_lock() {
         let (_dir, store) = store().await;
-        let Claim::Held(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
+        let LockAttempt::Acquired(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
             panic!("free")
         };
-        let Claim::Busy(holder) = store.try_lock("x", &owner("b")).await.unwrap() else {
+        let LockAttempt::Contended(holder) = store.try_lock("x", &owner("b")).await.unwrap() else {
             panic!("held")
         };
         assert_eq!(holder, owner("a"));
         drop(lock);
         for _ in 0..100 {
-            if let Claim::Held(lock) = store.try_lock("x", &owner("b")).await.unwrap() {
+            if let LockAttempt::Acquired(lock) = store.try_lock("x", &owner("b")).await.unwrap() {
                 assert!(!lock.is_lost());
                 return;
             }
@@ -404,7 +408,7 @@ mod tests {
     #[tokio::test]
     async fn lock_of_a_dead_owner_is_taken_over_by_one() {
         let (dir, store) = store().await;
-        let Claim::Held(lock) = store.try_lock("x", &owner("dead")).await.unwrap() else {
+        let LockAttempt::Acquired(lock) = store.try_lock("x", &owner("dead")).await.unwrap() else {
             panic!("free")
         };
         lock.heartbeat.abort();
@@ -422,7 +426,7 @@ mod tests {
         }
         let mut held = Vec::new();
         for taker in takers {
-            if let Claim::Held(lock) = taker.await.unwrap() {
+            if let LockAttempt::Acquired(lock) = taker.await.unwrap() {
                 held.push(lock);
             }
         }

@@ -9,7 +9,7 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use crate::{Error, Hasher, Result, Store, atomic, links, store::Inner};
+use crate::{Error, Hasher, Result, Store, durable, links, store::Inner};
 
 /// Largest manifest that is stored, and that is read from the volume into memory. What is taken
 /// from clients and upstreams is bounded by the configuration, far below. A larger one that lies on
@@ -33,7 +33,7 @@ impl Store {
     /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
     /// [`Error::ManifestTooLarge`].
     pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
-        if let Some(found) = self.now(|inner| inner.manifest(repo, digest)) {
+        if let Some(found) = self.try_nonblocking(|inner| inner.manifest(repo, digest)) {
             return found;
         }
         let (repo, digest) = (repo.clone(), digest.clone());
@@ -46,7 +46,7 @@ impl Store {
         repo: &RepositoryName,
         tag: &Tag,
     ) -> Result<Option<(Digest, Bytes)>> {
-        if let Some(found) = self.now(|inner| inner.tagged_manifest(repo, tag)) {
+        if let Some(found) = self.try_nonblocking(|inner| inner.tagged_manifest(repo, tag)) {
             return found;
         }
         let (repo, tag) = (repo.clone(), tag.clone());
@@ -66,8 +66,7 @@ impl Store {
         .await
     }
 
-    /// Stores a manifest byte for byte. What it refers to is the caller's business and must be
-    /// there before.
+    /// Stores a manifest byte for byte. The caller must have stored what it refers to before.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`] when the bytes have another digest, [`Error::ManifestTooLarge`].
@@ -86,37 +85,37 @@ impl Store {
         .await
     }
 
-    /// Puts the bytes of a manifest onto the volume without giving them to a repository: nothing
-    /// shows them before [`Store::link_manifest`].
+    /// Stores the bytes of a manifest without a link to a repository: no reader sees them before
+    /// [`Store::link_manifest`].
     ///
     /// # Errors
     /// As [`Store::put_manifest`].
-    pub async fn hold_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
+    pub async fn stage_manifest(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
         refuse_oversize(digest, bytes.len() as u64)?;
         let digest = digest.clone();
         self.run(move |inner| inner.put_blob(&digest, &bytes)).await
     }
 
-    /// The bytes of a manifest that [`Store::hold_manifest`] put there, whatever repository has it.
-    /// The caller knows for whom they are.
+    /// The bytes of a manifest that [`Store::stage_manifest`] stored, of any repository. The caller
+    /// decides who may read them.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
-    pub async fn held_manifest(&self, digest: &Digest) -> Result<Option<Bytes>> {
+    pub async fn staged_manifest(&self, digest: &Digest) -> Result<Option<Bytes>> {
         let digest = digest.clone();
         self.run(move |inner| inner.manifest_at(&digest, &digest))
             .await
     }
 
-    /// Gives a repository a manifest whose bytes [`Store::hold_manifest`] put there. What it refers
-    /// to is the caller's business and must be there before.
+    /// Links a manifest that [`Store::stage_manifest`] stored to a repository. The caller must have
+    /// stored what it refers to before.
     ///
     /// # Errors
     /// [`Error::Corrupt`] when the bytes are gone since.
     pub async fn link_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |inner| {
-            if !inner.renew(&digest)? {
+            if !inner.touch_if_present(&digest)? {
                 return Err(Error::Corrupt { digest });
             }
             inner.put_revision(&repo, &digest)
@@ -135,16 +134,16 @@ impl Store {
     ) -> Result<Option<Digest>> {
         let repo = repo.clone();
         self.run(move |inner| {
-            let link = |path: PathBuf| links::read_settled(&inner.files, &path);
+            let link = |path: PathBuf| links::read_durable(&inner.files, &path);
             for digest in blobs {
                 match link(inner.layout.layer_link(&repo, &digest))? {
-                    Some(target) if inner.renew(&target)? => {}
+                    Some(target) if inner.touch_if_present(&target)? => {}
                     _ => return Ok(Some(digest)),
                 }
             }
             for digest in manifests {
                 match link(inner.layout.revision_link(&repo, &digest))? {
-                    Some(target) if inner.renew(&target)? => {}
+                    Some(target) if inner.touch_if_present(&target)? => {}
                     _ => return Ok(Some(digest)),
                 }
             }
@@ -158,7 +157,7 @@ impl Store {
     pub async fn touch_present(&self, digests: Vec<Digest>) -> Result<()> {
         self.run(move |inner| {
             for digest in digests {
-                inner.renew(&digest)?;
+                inner.touch_if_present(&digest)?;
             }
             Ok(())
         })
@@ -343,11 +342,11 @@ impl Inner {
     /// The bytes that a revision's link names, if they are `digest`'s.
     fn manifest_at(&self, digest: &Digest, target: &Digest) -> Result<Option<Bytes>> {
         let path = self.layout.blob(target);
-        let Some((bytes, metadata)) = atomic::reading(self.volume(), &path, |file| {
+        let Some((bytes, metadata)) = durable::with_file(self.volume(), &path, |file| {
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
             refuse_oversize(digest, metadata.len)?;
             let length = usize::try_from(metadata.len).unwrap_or(usize::MAX);
-            let bytes = atomic::read_up_to(file, length).map_err(Error::io("read", &path))?;
+            let bytes = durable::read_up_to(file, length).map_err(Error::io("read", &path))?;
             Ok((bytes, metadata))
         })?
         else {
@@ -356,7 +355,7 @@ impl Inner {
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
             // A link that names other, sound content is itself what is wrong.
             if target == digest || Hasher::digest(target.algorithm(), &bytes) != *target {
-                self.set_aside(target, &metadata)?;
+                self.quarantine_blob(target, &metadata)?;
             }
             return Err(Error::Corrupt {
                 digest: digest.clone(),
@@ -400,9 +399,9 @@ impl Inner {
         let removed = self.files.remove_file(&link)?;
         // The history before the folder of the link: who sets the tag again at this moment keeps
         // both or loses both.
-        atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
-        atomic::remove_tree(self.volume(), atomic::parent(&link)?)?;
-        atomic::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
+        durable::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
+        durable::remove_tree(self.volume(), durable::parent(&link)?)?;
+        durable::remove_tree(self.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed && !is_hidden)
     }
 
@@ -445,7 +444,7 @@ impl Inner {
                 continue;
             }
             let link = folder.join(&name).join("current/link");
-            let Some(metadata) = atomic::metadata(self.volume(), &link)? else {
+            let Some(metadata) = durable::metadata(self.volume(), &link)? else {
                 continue;
             };
             // One look at the size tells a link from what a crash of an older registry left: then

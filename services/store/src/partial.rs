@@ -1,17 +1,15 @@
-//! A file that grows over several requests: the `data` of an upload session, a blob that arrives
-//! from an upstream.
+//! A file that grows over several requests: the `data` of an upload session, or an incoming blob.
 //!
-//! What is committed was written by one writer. Names ensure that, not locks:
+//! Committed content was written by exactly one writer. Names ensure that, not locks:
 //!
-//! - While a file is written it has a private name, which its writer alone knows. Nobody else opens
-//!   it for writing.
-//! - A writer that is done puts the file to rest under the shared name. The next writer takes it
-//!   from there by a rename, which one of several wins.
-//! - A file whose writer stopped without a word (it was killed, or stands still for longer than its
-//!   lock lives) keeps its private name. The next writer copies it and hashes the copy, so a writer
-//!   that wakes up changes a file that nobody uses any more. The same holds after a failed sync:
-//!   Linux drops the pages that it could not write, so such a file is copied from, and never used
-//!   again itself.
+//! - While a file is written it has a private name that only its writer knows. No other process
+//!   opens it for writing.
+//! - A writer that is done *releases* the file: it renames it to the shared name. The next writer
+//!   *takes* it by another rename. Of several writers one wins.
+//! - A file whose writer was killed, or stalls for longer than its lock lives, keeps its private
+//!   name: it is *abandoned*. The next writer copies it and hashes the copy, so a stalled writer
+//!   that continues changes a file that is no longer used. The same holds after a failed sync: Linux
+//!   drops the pages that it could not write, so such a file is only copied, never used again.
 
 use std::{
     io,
@@ -20,43 +18,43 @@ use std::{
 };
 
 use crate::{
-    Error, Hasher, READ_CHUNK_BYTES, Result, atomic, error::absent, layout, store::Inner,
+    Error, Hasher, READ_CHUNK_BYTES, Result, durable, error::absent, layout, store::Inner,
     volume::VolumeFile,
 };
 
 /// A file under its private name.
 #[derive(Clone, Debug)]
-pub(crate) struct Partial {
+pub(crate) struct PartialFile {
     pub(crate) file: Arc<dyn VolumeFile>,
     /// The private name.
     pub(crate) path: PathBuf,
     shared: PathBuf,
 }
 
-/// What there is of a file that cannot be taken.
+/// Why a file cannot be taken.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// Not even its folder.
+    /// Its folder does not exist.
     NoFolder,
-    /// It was put to rest a moment ago.
-    AtRest,
-    /// The files that writers left, or are still writing, with their sizes; the largest first. May
-    /// be empty.
+    /// Another writer released it a moment ago.
+    Released,
+    /// The files of other writers, stalled or not, with their sizes; the largest first. May be
+    /// empty.
     Abandoned(Vec<(PathBuf, u64)>),
 }
 
-impl Partial {
-    /// Takes the file at rest under `shared`; `None` when there is none.
+impl PartialFile {
+    /// Takes the released file `shared`; `None` when there is none.
     pub(crate) fn take(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
-        let path = atomic::temporary(shared);
-        let renamed = atomic::found(inner.volume(), shared, || {
+        let path = durable::temporary(shared);
+        let renamed = durable::retry_after_refresh(inner.volume(), shared, || {
             absent(inner.volume().rename(shared, &path))
         });
         // A reply that was lost shows as the file being where it should be.
-        if !matches!(renamed, Ok(Some(()))) && atomic::metadata(inner.volume(), &path)?.is_none() {
+        if !matches!(renamed, Ok(Some(()))) && durable::metadata(inner.volume(), &path)?.is_none() {
             return renamed.map(|_| None).map_err(Error::io("rename", shared));
         }
-        match atomic::open_write(inner.volume(), &path, false) {
+        match durable::open_write(inner.volume(), &path, false) {
             Ok(Some(file)) => Ok(Some(Self {
                 file,
                 path,
@@ -73,7 +71,7 @@ impl Partial {
 
     /// Makes an empty file; `None` when its folder is gone.
     pub(crate) fn create(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
-        let path = atomic::temporary(shared);
+        let path = durable::temporary(shared);
         let file = absent(inner.volume().create_new(&path)).map_err(Error::io("create", &path))?;
         Ok(file.map(|file| Self {
             file,
@@ -95,7 +93,7 @@ impl Partial {
             return Ok(None);
         };
         let copied = (|| {
-            let Some(source) = atomic::open_read(inner.volume(), from)? else {
+            let Some(source) = durable::open_read(inner.volume(), from)? else {
                 return Ok(0);
             };
             let mut copied = 0;
@@ -127,10 +125,9 @@ impl Partial {
         }
     }
 
-    /// Gives the file its shared name, so that somebody can go on with it: its writer is done.
-    /// `false` when its private name is gone, because somebody ended the session or went on
-    /// with a copy.
-    pub(crate) fn rest(&self, inner: &Inner) -> Result<bool> {
+    /// Gives the file its shared name, so that another writer can continue it. `false` when its
+    /// private name is gone, because the session ended or another writer continued a copy.
+    pub(crate) fn release(&self, inner: &Inner) -> Result<bool> {
         let metadata = match self.file.metadata() {
             // Another machine removed the name.
             Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {
@@ -138,15 +135,17 @@ impl Partial {
             }
             other => other.map_err(Error::io("stat", &self.path))?,
         };
-        let renamed = inner.files.rename_open(&metadata, &self.path, &self.shared);
+        let renamed = inner
+            .files
+            .rename_known(&metadata, &self.path, &self.shared);
         absent(renamed)
             .map(|renamed| renamed.is_some())
             .map_err(Error::io("rename", &self.path))
     }
 
-    /// As [`Partial::rest`], for a writer that broke off: it may have been silent for long, so a
-    /// file that somebody else put to rest meanwhile stays.
-    pub(crate) fn rest_if_free(&self, inner: &Inner) {
+    /// [`PartialFile::release`] for a writer that broke off. It may have been silent for long, so a
+    /// file that another writer released meanwhile stays.
+    pub(crate) fn release_if_free(&self, inner: &Inner) {
         // What a network file system has not sent yet would reach the file after somebody else went
         // on with it.
         let is_sent = match inner.volume().refresh(&self.path) {
@@ -157,8 +156,8 @@ impl Partial {
         if !is_sent {
             return;
         }
-        match atomic::metadata(inner.volume(), &self.shared) {
-            Ok(None) => drop(self.rest(inner)),
+        match durable::metadata(inner.volume(), &self.shared) {
+            Ok(None) => drop(self.release(inner)),
             Ok(Some(_)) => self.remove(inner),
             Err(_) => {}
         }
@@ -167,7 +166,7 @@ impl Partial {
     /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a
     /// copy.
     pub(crate) fn is_gone(&self, inner: &Inner) -> Result<bool> {
-        Ok(atomic::metadata(inner.volume(), &self.path)?.is_none())
+        Ok(durable::metadata(inner.volume(), &self.path)?.is_none())
     }
 
     /// Removes the file.
@@ -178,24 +177,24 @@ impl Partial {
 
 /// What a write to a file under its private name ended with. A stale handle says that another
 /// machine removed the name, to go on with a copy of the file.
-pub(crate) fn taken_over<T>(result: Result<T>) -> Result<T> {
+pub(crate) fn or_lock_lost<T>(result: Result<T>) -> Result<T> {
     match result {
         Err(error) if error.is_stale() => Err(Error::LockLost),
         other => other,
     }
 }
 
-/// Looks for what can be copied after [`Partial::take`] found nothing.
-pub(crate) fn look(inner: &Inner, shared: &Path) -> Result<Found> {
-    let folder = atomic::parent(shared)?;
+/// Looks for what can be copied after [`PartialFile::take`] found nothing.
+pub(crate) fn find_abandoned(inner: &Inner, shared: &Path) -> Result<Found> {
+    let folder = durable::parent(shared)?;
     let name = shared.file_name().unwrap_or_default();
-    let Some(entries) = atomic::list(inner.volume(), folder)? else {
+    let Some(entries) = durable::list(inner.volume(), folder)? else {
         return Ok(Found::NoFolder);
     };
     let mut found = Vec::new();
     for entry in entries {
         if entry.name == name {
-            return Ok(Found::AtRest);
+            return Ok(Found::Released);
         }
         if !layout::is_temporary_of(&entry.name, name) {
             continue;
@@ -203,7 +202,7 @@ pub(crate) fn look(inner: &Inner, shared: &Path) -> Result<Found> {
         let path = folder.join(&entry.name);
         // Opened, not only looked up: an open asks the server of a network file system for the
         // present size.
-        let size = atomic::reading(inner.volume(), &path, |file| {
+        let size = durable::with_file(inner.volume(), &path, |file| {
             file.metadata().map_err(Error::io("stat", &path))
         })?;
         found.extend(size.map(|metadata| (path, metadata.len)));
@@ -252,7 +251,7 @@ fn pieces(
             .min(READ_CHUNK_BYTES);
         buffer.clear();
         buffer.reserve_exact(want);
-        match atomic::read_some(file, &mut buffer, offset) {
+        match durable::read_some(file, &mut buffer, offset) {
             Ok(0) => break,
             Ok(_) => {}
             Err(error) => return Err(Error::io("read", path)(error)),

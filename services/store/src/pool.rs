@@ -1,8 +1,8 @@
 //! The bounded share of the blocking pool that touches the volume.
 //!
 //! A call to a hung network volume cannot be cancelled: it holds its thread. The bound keeps such
-//! calls from eating every thread of the process; who finds no slot within [`Pool::PATIENCE`] gets
-//! [`Error::Busy`].
+//! calls from using up all threads of the process. A caller that gets no slot within
+//! [`Pool::SLOT_TIMEOUT`] gets [`Error::Busy`].
 
 use std::{
     net::IpAddr,
@@ -44,20 +44,20 @@ pub fn spawn_low_priority<T: Send + 'static>(
     }
 }
 
-/// Runs blocking work on at most so many threads at once.
+/// Runs blocking work on a bounded number of threads.
 #[derive(Clone, Debug)]
 pub struct Pool {
     slots: Arc<Semaphore>,
     /// By client.
     lists: Gate<Option<IpAddr>>,
     queue: Arc<Semaphore>,
-    patience: Duration,
+    timeout: Duration,
     in_place: bool,
 }
 
 impl Pool {
     /// How long a call waits for a free thread before it is refused.
-    pub const PATIENCE: Duration = Duration::from_secs(20);
+    pub const SLOT_TIMEOUT: Duration = Duration::from_secs(20);
 
     /// Bytes that wait for the volume in all files together.
     pub const QUEUE_BYTES: usize = 32 << 20;
@@ -74,7 +74,7 @@ impl Pool {
             slots: Arc::new(Semaphore::new(threads.max(1))),
             lists: Gate::new(lists),
             queue: Arc::new(Semaphore::new(Self::QUEUE_BYTES)),
-            patience: Self::PATIENCE,
+            timeout: Self::SLOT_TIMEOUT,
             in_place: false,
         }
     }
@@ -137,7 +137,7 @@ impl Pool {
         if self.in_place {
             return work();
         }
-        let turn = tokio::time::timeout(self.patience, self.lists.turn(client));
+        let turn = tokio::time::timeout(self.timeout, self.lists.turn(client));
         let turn = turn.await.map_err(|_| Error::Busy)?;
         let task = spawn_low_priority(move || {
             let result = work();
@@ -152,7 +152,7 @@ impl Pool {
             return Ok(slot);
         }
         let slot = Arc::clone(&self.slots).acquire_owned();
-        let slot = tokio::time::timeout(self.patience, slot).await;
+        let slot = tokio::time::timeout(self.timeout, slot).await;
         slot.map_err(|_| Error::Busy)?.map_err(|_| Error::Busy)
     }
 }
@@ -180,7 +180,7 @@ mod tests {
             all.push(pool.lists.turn(None).await);
         }
         let next = Pool {
-            patience: Duration::from_millis(20),
+            timeout: Duration::from_millis(20),
             ..pool.clone()
         };
         assert!(matches!(next.list(None, || Ok(())).await, Err(Error::Busy)));
@@ -223,7 +223,7 @@ mod tests {
     #[tokio::test]
     async fn hung_volume_refuses_instead_of_piling_up() {
         let pool = Pool {
-            patience: Duration::from_millis(20),
+            timeout: Duration::from_millis(20),
             ..Pool::new(1)
         };
         let (release, hung) = std::sync::mpsc::channel::<()>();

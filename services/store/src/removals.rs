@@ -34,7 +34,7 @@ use holdfast_core::{digest::Digest, reference::RepositoryName};
 use uuid::Uuid;
 
 use crate::{
-    Error, Layout, Result, Store, atomic,
+    Error, Layout, Result, Store, durable,
     error::absent,
     layout, links,
     store::Inner,
@@ -51,7 +51,7 @@ use names::{NOTE, Name, encoded, is_held, key, parse};
 pub(crate) use names::{decoded, digest_of};
 
 /// How often something begins again that others got in the way of.
-const ATTEMPTS: usize = 64;
+const MAX_ATTEMPTS: usize = 64;
 
 /// The delete of a manifest that may not be finished.
 #[derive(Debug)]
@@ -104,8 +104,8 @@ impl Inner {
     /// Takes the link of a revision to a folder of its own, for good. `false` if there is none.
     fn remove_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let link = self.layout.revision_link(repo, digest);
-        for _ in 0..ATTEMPTS {
-            if atomic::metadata(self.volume(), &link)?.is_none() {
+        for _ in 0..MAX_ATTEMPTS {
+            if durable::metadata(self.volume(), &link)?.is_none() {
                 return Ok(false);
             }
             let name = format!(
@@ -150,7 +150,7 @@ impl Inner {
     fn note(&self, path: &Path) -> Result<()> {
         match self.volume().create_new(path) {
             // Gone with its folder: whoever moves the link there finds out.
-            Err(error) if !is_gone(&error) && atomic::metadata(self.volume(), path)?.is_none() => {
+            Err(error) if !is_gone(&error) && durable::metadata(self.volume(), path)?.is_none() => {
                 Err(Error::io("create", path)(error))
             }
             _ => Ok(()),
@@ -162,10 +162,10 @@ impl Inner {
     fn make(&self, path: &Path) -> Result<()> {
         let made = match self.volume().create_dir(path) {
             Err(error) if is_gone(&error) => {
-                let folder = atomic::parent(path)?;
+                let folder = durable::parent(path)?;
                 self.files.forget(folder);
                 self.files.create_dir(folder)?;
-                atomic::create_dir_plain(self.volume(), path)
+                durable::create_dir_unsynced(self.volume(), path)
             }
             // The name is chance's: it is the reply that was lost.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -180,8 +180,8 @@ impl Inner {
     /// Takes away what others are about to make the link: they began before the removal was there
     /// to be seen.
     fn end_writes_beside(&self, link: &Path) -> Result<()> {
-        let folder = atomic::parent(link)?;
-        for entry in atomic::list(self.volume(), folder)?.into_iter().flatten() {
+        let folder = durable::parent(link)?;
+        for entry in durable::list(self.volume(), folder)?.into_iter().flatten() {
             let is_write = layout::is_temporary_of(&entry.name, OsStr::new("link"));
             // As a Holdfast named them before temporary files began with a dot; one may still run
             // beside this one.
@@ -202,7 +202,7 @@ impl Inner {
         let Err(error) = self.volume().rename(from, to) else {
             return Ok(true);
         };
-        if atomic::metadata(self.volume(), to)?.is_some() {
+        if durable::metadata(self.volume(), to)?.is_some() {
             // It is the reply that was lost.
             return Ok(true);
         }
@@ -216,11 +216,11 @@ impl Inner {
     /// Puts an empty file in a file's place. A network file system finds a file by a name that it
     /// no longer has, as long as the file is there.
     fn replace(&self, note: &Path, path: &Path) -> Result<()> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             match self.volume().rename(note, path) {
                 // A reply that was lost, or somebody tidied up: perhaps the note only.
                 Err(error) if is_gone(&error) => {
-                    if atomic::metadata(self.volume(), path)?.is_none_or(|found| found.len == 0) {
+                    if durable::metadata(self.volume(), path)?.is_none_or(|found| found.len == 0) {
                         return Ok(());
                     }
                     self.note(note)?;
@@ -234,8 +234,8 @@ impl Inner {
     /// Gives a repository a revision, and takes no tag of a deleted one back with it.
     pub(crate) fn put_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let link = self.layout.revision_link(repo, digest);
-        for _ in 0..ATTEMPTS {
-            if links::read_settled(&self.files, &link)?.as_ref() == Some(digest) {
+        for _ in 0..MAX_ATTEMPTS {
+            if links::read_durable(&self.files, &link)?.as_ref() == Some(digest) {
                 // While a delete takes it away, a network file system shows it to those who know
                 // it.
                 let pending = self.pending(repo)?;
@@ -259,16 +259,18 @@ impl Inner {
     }
 
     fn write_revision(&self, repo: &RepositoryName, link: &Path, digest: &Digest) -> Result<()> {
-        self.files.create_dir(atomic::parent(link)?)?;
-        let draft = self.files.draft(link, digest.to_string().as_bytes())?;
-        draft.sync()?;
+        self.files.create_dir(durable::parent(link)?)?;
+        let pending = self
+            .files
+            .create_pending(link, digest.to_string().as_bytes())?;
+        pending.sync()?;
         self.without_removal(repo, digest)?;
-        self.files.publish(draft)
+        self.files.publish(pending)
     }
 
     /// Returns when no removal of the digest is left.
     fn without_removal(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let pending = self.pending(repo)?;
             if !pending.removals.iter().any(|found| found.digest == *digest) {
                 return Ok(());
@@ -328,7 +330,7 @@ impl Inner {
     /// All removals and holds of the volume with their repositories' keys.
     fn names(&self) -> Result<Vec<(String, Name, PathBuf)>> {
         let folder = self.layout.removals();
-        let entries = atomic::list(self.volume(), &folder)?.unwrap_or_default();
+        let entries = durable::list(self.volume(), &folder)?.unwrap_or_default();
         Ok(entries
             .into_iter()
             .filter(|entry| entry.kind == Kind::Dir)
@@ -415,7 +417,7 @@ impl Inner {
     /// or that is under way, notices and begins again. That it is empty is made durable first,
     /// because whoever sets a tag of the digest looks for names only.
     fn drop_empty(&self, removal: &Path) -> Result<()> {
-        for entry in atomic::list(self.volume(), removal)?.into_iter().flatten() {
+        for entry in durable::list(self.volume(), removal)?.into_iter().flatten() {
             // What NFS keeps for a reader goes with the reader.
             if entry.name == NOTE {
                 let path = removal.join(&entry.name);

@@ -13,7 +13,7 @@ use std::{
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{Result, Store, atomic, links, store::Inner, volume::Volume};
+use crate::{Result, Store, durable, links, store::Inner, volume::Volume};
 
 /// A name has at most so many characters, so the depth is bounded by the grammar, not by the
 /// volume's content.
@@ -95,7 +95,7 @@ impl Store {
 impl Inner {
     pub(crate) fn repository_exists(&self, repo: &RepositoryName) -> Result<bool> {
         let path = self.layout.manifests(repo);
-        Ok(atomic::metadata(self.volume(), &path)?.is_some_and(|metadata| metadata.is_dir()))
+        Ok(durable::metadata(self.volume(), &path)?.is_some_and(|metadata| metadata.is_dir()))
     }
 
     /// Visits folders that can be repositories in ASCII order of their names, those behind `after`

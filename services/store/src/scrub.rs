@@ -6,7 +6,7 @@ use holdfast_core::{
     reference::RepositoryName,
 };
 
-use crate::{Error, Result, Store, atomic, links};
+use crate::{Error, Result, Store, durable, links};
 
 impl Store {
     /// The blobs, manifests included, of one 256th of the names of an algorithm, in order. `part`
@@ -39,7 +39,7 @@ impl Store {
                     (inner.layout.layer_link(&repo, &digest), false),
                 ];
                 for (link, manifest) in links {
-                    if atomic::metadata(inner.volume(), &link)?.is_some() {
+                    if durable::metadata(inner.volume(), &link)?.is_some() {
                         found.push((repo, manifest));
                         break;
                     }
@@ -54,8 +54,8 @@ impl Store {
     pub async fn note(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
         self.run(move |inner| {
             let path = inner.layout.own().join(name);
-            match atomic::open_read(inner.volume(), &path)? {
-                Some(file) => atomic::read_up_to(&*file, 64 << 10)
+            match durable::open_read(inner.volume(), &path)? {
+                Some(file) => durable::read_up_to(&*file, 64 << 10)
                     .map(Some)
                     .map_err(Error::io("read", path)),
                 None => Ok(None),

@@ -57,7 +57,7 @@ pub struct WriteGate {
 }
 
 impl WriteGate {
-    const FRESH: Duration = Duration::from_secs(1);
+    const MEASUREMENT_TTL: Duration = Duration::from_secs(1);
 
     /// A gate for the volume that holds `root`.
     pub fn new(root: PathBuf, limits: WriteLimits) -> Self {
@@ -89,7 +89,7 @@ impl WriteGate {
             .last
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        last.filter(|(at, _)| at.elapsed() < Self::FRESH)
+        last.filter(|(at, _)| at.elapsed() < Self::MEASUREMENT_TTL)
             .map(|(_, space)| space)
     }
 
@@ -154,7 +154,7 @@ mod tests {
         let options = crate::Options::unlimited();
         let store = crate::Store::open(folder.path(), options).await.unwrap();
         let digest = holdfast_core::Digest::from_sha256([7; 32]);
-        let incoming = store.incoming(&digest).await.unwrap();
+        let incoming = store.ingest_blob(&digest).await.unwrap();
         store.inner.gate.remember(Space {
             total_bytes: 1 << 40,
             available_bytes: 0,

@@ -13,10 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
-    atomic::{self, Files},
     buffers::Buffers,
+    durable::{self, DurableFs},
     removals::Untying,
-    uploads::Readings,
+    uploads::RehashSlots,
     volume::{Disk, Volume},
 };
 
@@ -64,14 +64,14 @@ impl Default for Options {
 pub struct Store {
     pub(crate) inner: Arc<Inner>,
     /// The same store over what needs no waiting.
-    cached: Option<Arc<Inner>>,
+    nonblocking: Option<Arc<Inner>>,
     /// Who asks for its lists.
     client: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug)]
 pub(crate) struct Inner {
-    pub(crate) files: Files,
+    pub(crate) files: DurableFs,
     pub(crate) root: PathBuf,
     pub(crate) layout: Layout,
     pub(crate) pool: Pool,
@@ -80,7 +80,7 @@ pub(crate) struct Inner {
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
     pub(crate) verified_for: Duration,
     pub(crate) untying: Arc<Untying>,
-    pub(crate) readings: Arc<Readings>,
+    pub(crate) rehash_slots: Arc<RehashSlots>,
 }
 
 impl Store {
@@ -109,7 +109,7 @@ impl Store {
     ) -> Result<Self> {
         let root = dir.into();
         let layout = Layout::new(&root);
-        let pool = if volume.blocks() {
+        let pool = if volume.is_blocking() {
             Pool::new(options.threads)
         } else {
             Pool::in_place()
@@ -120,8 +120,8 @@ impl Store {
             layout.own(),
             layout.removals(),
         ];
-        let view = volume.without_waiting();
-        let files = Files::new(volume, root.clone());
+        let view = volume.nonblocking_view();
+        let files = DurableFs::new(volume, root.clone());
         let files = pool
             .run(move || {
                 folders
@@ -140,12 +140,12 @@ impl Store {
             verified: Arc::default(),
             verified_for: options.verified_for,
             untying: Arc::default(),
-            readings: Arc::default(),
+            rehash_slots: Arc::default(),
         };
         Ok(Self {
-            cached: view.map(|volume| {
+            nonblocking: view.map(|volume| {
                 Arc::new(Inner {
-                    files: inner.files.on(volume),
+                    files: inner.files.with_volume(volume),
                     ..inner.clone()
                 })
             }),
@@ -218,7 +218,7 @@ impl Store {
             let read = inner
                 .volume()
                 .open_read(&path)
-                .and_then(|file| atomic::read_up_to(&*file, 16))
+                .and_then(|file| durable::read_up_to(&*file, 16))
                 .map_err(Error::io("read", &path))?;
             inner.files.remove_file(&path)?;
             if read == b"probe" {
@@ -256,8 +256,11 @@ impl Store {
     /// Runs work that only reads here and now, if all that it needs is in the kernel's memory: that
     /// spares two changes of thread. `None` when it is not; the same work then belongs on the
     /// pool.
-    pub(crate) fn now<T>(&self, work: impl FnOnce(&Inner) -> Result<T>) -> Option<Result<T>> {
-        match work(self.cached.as_ref()?) {
+    pub(crate) fn try_nonblocking<T>(
+        &self,
+        work: impl FnOnce(&Inner) -> Result<T>,
+    ) -> Option<Result<T>> {
+        match work(self.nonblocking.as_ref()?) {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
                 None
             }

@@ -20,20 +20,21 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Claim, Error, Hasher, Lock, Owner, Result, Store, atomic,
+    Error, Hasher, Lock, LockAttempt, LockHolder, Result, Store,
     blobs::Proof,
-    partial::{Partial, taken_over},
-    sink::Sink,
+    durable,
+    hashing_writer::HashingWriter,
+    partial::{PartialFile, or_lock_lost},
 };
 
 mod file;
-mod held;
+mod guard;
 mod purge;
-mod readings;
+mod rehash_slots;
 
-use file::ATTEMPTS;
-use held::{Held, WhenDropped};
-pub(crate) use readings::Readings;
+use file::MAX_ATTEMPTS;
+use guard::{WhenDropped, WriterGuard};
+pub(crate) use rehash_slots::RehashSlots;
 
 /// Name of an upload session: a UUID of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -53,8 +54,8 @@ impl UploadId {
 }
 
 /// How often, and after which pause, a session's lock is asked for.
-const LOCK_ATTEMPTS: usize = 60;
-const LOCK_PAUSE: Duration = Duration::from_millis(25);
+const MAX_LOCK_ATTEMPTS: usize = 60;
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What a session holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,20 +89,20 @@ pub struct UploadWriter {
     store: Store,
     repo: RepositoryName,
     id: UploadId,
-    sink: Sink,
+    writer: HashingWriter,
     accepted: u64,
     proof: Proof,
     generation: Option<Uuid>,
     /// Whether the request brings all bytes of the session.
     is_whole: bool,
     /// `None` once it went with the work that ends the request.
-    held: Option<Held>,
+    held: Option<WriterGuard>,
 }
 
 /// A file that is written, and what is known of the bytes in it.
 #[derive(Debug)]
 struct Opened {
-    partial: Partial,
+    partial: PartialFile,
     hasher: Hasher,
     /// What shows that the hash is that of the file's bytes.
     proof: Proof,
@@ -117,8 +118,8 @@ impl Store {
             let id = UploadId(Uuid::new_v4().to_string());
             // A session need not survive; what is made of it makes its own folders durable.
             let folder = inner.layout.upload(&repo, id.as_str());
-            atomic::create_dir_plain(inner.volume(), &folder)?;
-            atomic::write_plain(
+            durable::create_dir_unsynced(inner.volume(), &folder)?;
+            durable::write_unsynced(
                 inner.volume(),
                 &folder.join("startedat"),
                 started_at.as_bytes(),
@@ -149,10 +150,10 @@ impl Store {
         self.run(move |inner| {
             let known = inner.upload_size(&repo, &id)?.is_some();
             let session = inner.layout.upload(&repo, id.as_str());
-            for _ in 0..ATTEMPTS {
-                atomic::remove_tree(inner.volume(), &session)?;
+            for _ in 0..MAX_ATTEMPTS {
+                durable::remove_tree(inner.volume(), &session)?;
                 // A request that breaks off at this moment may have put its file to rest.
-                if atomic::metadata(inner.volume(), &session)?.is_none() {
+                if durable::metadata(inner.volume(), &session)?.is_none() {
                     break;
                 }
             }
@@ -174,7 +175,7 @@ impl Store {
         id: &UploadId,
         offset: u64,
         carried: CarriedHash,
-        owner: &Owner,
+        owner: &LockHolder,
     ) -> Result<UploadWriter> {
         let mut lock = self.lock_upload(id, owner).await?;
         let mut reading = None;
@@ -200,7 +201,7 @@ impl Store {
                 Ok(writer) => return Ok(writer),
                 Err(kept) => lock = kept,
             }
-            reading = Some(self.inner.readings.begin(repo).await?);
+            reading = Some(self.inner.rehash_slots.begin(repo).await?);
         }
     }
 
@@ -221,15 +222,15 @@ impl Store {
         let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
         let is_whole = lock.is_none();
         UploadWriter {
-            sink: Sink::new(self.inner.pool.clone(), file, path, offset, hasher),
-            held: Some(Held {
+            writer: HashingWriter::new(self.inner.pool.clone(), file, path, offset, hasher),
+            held: Some(WriterGuard {
                 inner: Arc::clone(&self.inner),
                 partial,
                 lock,
                 when_dropped: if is_whole {
                     WhenDropped::Remove
                 } else {
-                    WhenDropped::Rest
+                    WhenDropped::Release
                 },
             }),
             store: self,
@@ -257,7 +258,7 @@ impl Store {
         let (store, repo, id) = (self.clone(), repo.clone(), id.clone());
         self.run(move |inner| {
             let session = inner.layout.upload(&repo, id.as_str());
-            let partial = Partial::create(inner, &session.join("whole"))?;
+            let partial = PartialFile::create(inner, &session.join("whole"))?;
             let opened = Opened {
                 partial: partial.ok_or(Error::UploadUnknown)?,
                 hasher: Hasher::new(algorithm),
@@ -271,13 +272,13 @@ impl Store {
 
     /// The session's lock. A request that just ended, or whose client just broke off, may still
     /// hold it for a moment.
-    async fn lock_upload(&self, id: &UploadId, owner: &Owner) -> Result<Lock> {
+    async fn lock_upload(&self, id: &UploadId, owner: &LockHolder) -> Result<Lock> {
         let name = format!("upload-{}", id.as_str());
-        for _ in 0..LOCK_ATTEMPTS {
-            if let Claim::Held(lock) = self.try_lock(&name, owner).await? {
+        for _ in 0..MAX_LOCK_ATTEMPTS {
+            if let LockAttempt::Acquired(lock) = self.try_lock(&name, owner).await? {
                 return Ok(lock);
             }
-            tokio::time::sleep(LOCK_PAUSE).await;
+            tokio::time::sleep(LOCK_POLL_INTERVAL).await;
         }
         Err(Error::UploadInUse)
     }
@@ -292,7 +293,7 @@ impl UploadWriter {
     /// Takes the next bytes; waits only while the volume is behind.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
         let length = bytes.len() as u64;
-        taken_over(self.sink.append(bytes).await)?;
+        or_lock_lost(self.writer.append(bytes).await)?;
         self.accepted += length;
         Ok(())
     }
@@ -305,7 +306,7 @@ impl UploadWriter {
     /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when
     /// this request stood still for so long that another one went on, or what the volume says.
     pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
-        let (size, hasher) = taken_over(self.sink.drain().await)?;
+        let (size, hasher) = or_lock_lost(self.writer.drain().await)?;
         if self.is_whole {
             let generation = None;
             return Ok((size, CarriedHash { hasher, generation }));
@@ -316,8 +317,8 @@ impl UploadWriter {
         let generation = self.store.run(move |inner| {
             held.check()?;
             held.when_dropped = WhenDropped::Leave;
-            let generation = inner.put_to_rest(&session, &held.partial, generation);
-            held.let_go();
+            let generation = inner.release_file(&session, &held.partial, generation);
+            held.release();
             generation
         });
         let generation = generation.await?;
@@ -332,7 +333,7 @@ impl UploadWriter {
     /// meanwhile, [`Error::LockLost`] when this request stood still for so long that another
     /// one went on, or what the volume says.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
-        let (size, hasher) = taken_over(self.sink.drain().await)?;
+        let (size, hasher) = or_lock_lost(self.writer.drain().await)?;
         let mut held = self.held.take().ok_or(Error::Busy)?;
         let (repo, id, digest) = (self.repo.clone(), self.id.clone(), digest.clone());
         let (proof, is_whole) = (self.proof, self.is_whole);
@@ -347,7 +348,7 @@ impl UploadWriter {
             if committed.is_ok() {
                 held.when_dropped = WhenDropped::Leave;
             }
-            held.let_go();
+            held.release();
             committed
         });
         committed.await
@@ -357,7 +358,7 @@ impl UploadWriter {
 impl Drop for UploadWriter {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            self.sink.when_idle(move || drop(held));
+            self.writer.when_idle(move || drop(held));
         }
     }
 }

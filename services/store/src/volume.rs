@@ -84,8 +84,8 @@ pub trait VolumeFile: fmt::Debug + Send + Sync {
         Ok(read)
     }
 
-    /// The same file for calls that may take their time; `None` when this is it.
-    fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
+    /// The same file for calls that may block; `None` when this handle is it.
+    fn blocking_handle(&self) -> Option<Arc<dyn VolumeFile>> {
         None
     }
 
@@ -213,16 +213,16 @@ pub trait Volume: fmt::Debug + Send + Sync {
         Ok(false)
     }
 
-    /// The same volume, reading only what needs no waiting: what does fails with
-    /// [`io::ErrorKind::WouldBlock`], and so does whatever changes something. Such calls may be
-    /// made in place. `None` where that cannot be told, on network file systems for instance.
-    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+    /// A view of the same volume that never blocks: a read that would have to wait, and every
+    /// change, fails with [`io::ErrorKind::WouldBlock`]. Its calls need no thread of their own.
+    /// `None` where the volume cannot tell, for example on network file systems.
+    fn nonblocking_view(&self) -> Option<Arc<dyn Volume>> {
         None
     }
 
-    /// Whether calls take time, so that they need threads of their own. A simulated volume in
-    /// memory says no and is called in place, which makes a run repeatable.
-    fn blocks(&self) -> bool {
+    /// Whether calls block, so that they need threads of the pool. A simulated volume in memory
+    /// does not block and is called in place, which makes a run repeatable.
+    fn is_blocking(&self) -> bool {
         true
     }
 }

@@ -5,14 +5,14 @@
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
-use holdfast_store::{Error, GrowingBlob, Hasher, Options, Store};
+use holdfast_store::{Error, Hasher, Options, PartialBlob, Store};
 
 const BYTES: &[u8] = b"the bytes of a blob that arrives";
 const CONTENT: Bytes = Bytes::from_static(BYTES);
 const SIZE: u64 = BYTES.len() as u64;
 
 /// What a reader gets, and how it ends.
-async fn read(mut blob: GrowingBlob) -> (Vec<u8>, Result<(), Error>) {
+async fn read(mut blob: PartialBlob) -> (Vec<u8>, Result<(), Error>) {
     let mut bytes = Vec::new();
     loop {
         match blob.read_at(bytes.len() as u64, 7).await {
@@ -31,7 +31,7 @@ async fn a_reader_who_was_told_another_size_fails_alone() {
         let store = Store::open(folder.path(), Options::unlimited()).await;
         let store = store.unwrap();
         let digest = Hasher::digest(Algorithm::Sha256, &CONTENT);
-        let mut incoming = store.incoming(&digest).await.unwrap();
+        let mut incoming = store.ingest_blob(&digest).await.unwrap();
         let reader = incoming.reader();
         let claims = [
             None,

@@ -19,7 +19,8 @@ use holdfast_core::{
     reference::RepositoryName,
 };
 use holdfast_store::{
-    CarriedHash, Claim, Error, Hasher, Lock, Options, Owner, Store, UploadId, UploadWriter,
+    CarriedHash, Error, Hasher, Lock, LockAttempt, LockHolder, Options, Store, UploadId,
+    UploadWriter,
 };
 
 /// Two replicas on one volume.
@@ -35,8 +36,8 @@ struct Scene {
 const CONTENT: Bytes = Bytes::from_static(b"the right bytes");
 const OTHER: Bytes = Bytes::from_static(b"and wrong ones!");
 
-fn owner(name: &str) -> Owner {
-    Owner {
+fn owner(name: &str) -> LockHolder {
+    LockHolder {
         address: String::new(),
         id: name.to_owned(),
     }
@@ -199,20 +200,20 @@ async fn bytes_of_a_crashed_writer_are_not_lost_to_its_client() {
 
 async fn fill_lock(store: &Store, name: &str) -> Lock {
     match store.try_lock(name, &owner("any")).await.unwrap() {
-        Claim::Held(lock) => lock,
-        Claim::Busy(owner) => panic!("{owner:?} holds it"),
+        LockAttempt::Acquired(lock) => lock,
+        LockAttempt::Contended(owner) => panic!("{owner:?} holds it"),
     }
 }
 
 #[tokio::test]
 async fn a_silent_copy_writes_into_no_others_copy() {
     let s = scene().await;
-    let mut silent = s.one.incoming(&s.digest).await.unwrap();
-    silent.hold(fill_lock(&s.one, "fill").await);
+    let mut silent = s.one.ingest_blob(&s.digest).await.unwrap();
+    silent.attach_lock(fill_lock(&s.one, "fill").await);
     silent.append(OTHER.slice(..4)).await.unwrap();
     silence(&s.one.layout().lock("fill"));
-    let mut next = s.other.incoming(&s.digest).await.unwrap();
-    next.hold(fill_lock(&s.other, "fill").await);
+    let mut next = s.other.ingest_blob(&s.digest).await.unwrap();
+    next.attach_lock(fill_lock(&s.other, "fill").await);
     // Part of what the silent one had, perhaps; then it goes on.
     let wrong = next.offset();
     silent.append(OTHER.slice(4..)).await.unwrap();
@@ -231,7 +232,7 @@ async fn a_silent_copy_writes_into_no_others_copy() {
 async fn a_copy_goes_on_where_another_one_ended_or_crashed() {
     for crashes in [false, true] {
         let s = scene().await;
-        let mut first = s.one.incoming(&s.digest).await.unwrap();
+        let mut first = s.one.ingest_blob(&s.digest).await.unwrap();
         let mut reader = first.reader();
         first.append(CONTENT.slice(..9)).await.unwrap();
         reader.read_at(8, 1).await.unwrap();
@@ -240,7 +241,7 @@ async fn a_copy_goes_on_where_another_one_ended_or_crashed() {
         } else {
             drop(first);
         }
-        let mut next = s.other.incoming(&s.digest).await.unwrap();
+        let mut next = s.other.ingest_blob(&s.digest).await.unwrap();
         assert_eq!(next.offset(), 9);
         next.append(CONTENT.slice(9..)).await.unwrap();
         next.commit().await.unwrap();
@@ -251,11 +252,11 @@ async fn a_copy_goes_on_where_another_one_ended_or_crashed() {
 #[tokio::test]
 async fn a_commit_that_has_no_file_any_more_says_who_has_it() {
     let s = scene().await;
-    let mut silent = s.one.incoming(&s.digest).await.unwrap();
+    let mut silent = s.one.ingest_blob(&s.digest).await.unwrap();
     let mut reader = silent.reader();
     silent.append(CONTENT).await.unwrap();
     reader.read_at(14, 1).await.unwrap();
-    let next = s.other.incoming(&s.digest).await.unwrap();
+    let next = s.other.ingest_blob(&s.digest).await.unwrap();
     assert_eq!(next.offset(), CONTENT.len() as u64);
     let refused = silent.commit().await.unwrap_err();
     assert!(matches!(refused, Error::LockLost), "{refused}");

@@ -10,7 +10,9 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_store::{CarriedHash, Error, Hasher, Options, Owner, Store, UploadId, UploadWriter};
+use holdfast_store::{
+    CarriedHash, Error, Hasher, LockHolder, Options, Store, UploadId, UploadWriter,
+};
 
 struct Scene {
     _folder: tempfile::TempDir,
@@ -100,7 +102,7 @@ async fn one_that_is_sent_again_does_not_wait_for_the_first() {
 #[tokio::test]
 async fn one_beside_a_piece_of_the_same_session_takes_nothing_of_it() {
     let s = scene().await;
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

@@ -16,7 +16,8 @@ use holdfast_core::{
     reference::RepositoryName,
 };
 use holdfast_store::{
-    CarriedHash, Claim, Error, Hasher, Options, Owner, Space, Store, UploadId, UploadWriter,
+    CarriedHash, Error, Hasher, LockAttempt, LockHolder, Options, Space, Store, UploadId,
+    UploadWriter,
     volume::{Disk, Entry, Metadata, Volume, VolumeFile},
 };
 
@@ -205,8 +206,8 @@ struct Session {
 const CONTENT: Bytes = Bytes::from_static(b"all of it.");
 const HALF: u64 = 5;
 
-fn owner(name: &str) -> Owner {
-    Owner {
+fn owner(name: &str) -> LockHolder {
+    LockHolder {
         address: String::new(),
         id: name.to_owned(),
     }
@@ -369,7 +370,7 @@ async fn a_lock_that_was_taken_for_a_client_that_vanished_is_free_again() {
     let mut is_free = false;
     while !is_free && begun.elapsed() < Duration::from_secs(12) {
         let claim = s.store.try_lock("x", &owner("next")).await.unwrap();
-        is_free = matches!(claim, Claim::Held(_));
+        is_free = matches!(claim, LockAttempt::Acquired(_));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(is_free);

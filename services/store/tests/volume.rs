@@ -19,7 +19,7 @@ fn only_the_real_volume_names_the_file_system() {
                 continue;
             }
             if path.ends_with("volume/disk.rs")
-                || path.ends_with("volume/disk/cached.rs")
+                || path.ends_with("volume/disk/nonblocking.rs")
                 || path.ends_with("tests.rs")
             {
                 continue;

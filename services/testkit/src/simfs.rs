@@ -10,7 +10,7 @@
 //! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a
 //!   sync that failed the pages count as clean, as on Linux: a second sync succeeds and writes
 //!   nothing.
-//! - Threads take turns ([`SimFs::seats`]); who goes on is decided at every call.
+//! - Threads take turns ([`SimFs::schedule_threads`]); who goes on is decided at every call.
 
 use std::{
     path::Path,
@@ -232,8 +232,8 @@ impl SimFs {
     }
 
     /// From now on so many threads take turns, and change at a call so many times in ten thousand.
-    /// Each calls [`SimFs::sit`] first.
-    pub fn seats(&self, seats: usize, switch_of_10_000: u32) {
+    /// Each calls [`SimFs::enter`] first.
+    pub fn schedule_threads(&self, seats: usize, switch_of_10_000: u32) {
         let rng = Rng::new(self.state().rng.bits());
         let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));
         *self.shared.table() = Arc::new(turns);
@@ -241,10 +241,10 @@ impl SimFs {
 
     /// Waits for this thread's first turn; when what it returns is dropped, the others go on
     /// without it.
-    pub fn sit(&self, seat: usize) -> Seat {
+    pub fn enter(&self, seat: usize) -> Seat {
         let turns = Arc::clone(&*self.shared.table());
         if let Some(turns) = turns.get() {
-            turns.sit(seat);
+            turns.enter(seat);
         }
         Seat(turns)
     }

@@ -12,7 +12,7 @@ use holdfast_registry::upstream::{Timeouts, Upstreams};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::Supervisor;
 use holdfast_runtime::{CancellationToken, metrics, server};
-use holdfast_store::{Options, Owner, Store};
+use holdfast_store::{LockHolder, Options, Store};
 use holdfast_testkit::{Auth, ImageBuilder, Upstream};
 use serde_json::{Value, json};
 
@@ -78,7 +78,7 @@ async fn registry(site: &Site, upstream: &Upstream, stop: &CancellationToken) ->
     )];
     let (proxy, uplink) = (Proxy::default(), Uplink::default());
     let upstreams = Upstreams::new(&listed, &proxy, &uplink, Timeouts::default()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "alone".to_owned(),
     };

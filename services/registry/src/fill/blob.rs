@@ -9,7 +9,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt;
 use holdfast_core::{Digest, RepositoryName};
-use holdfast_store::{Claim, Incoming, Lock};
+use holdfast_store::{BlobIngest, Lock, LockAttempt};
 use tokio::sync::watch;
 
 use super::{
@@ -186,7 +186,7 @@ impl Fills {
                 return Ok(());
             }
             match store.try_lock(&name, &self.inner.owner).await? {
-                Claim::Busy(owner) => {
+                LockAttempt::Contended(owner) => {
                     announce.send_if_modified(|state| {
                         let changed = !matches!(state, State::Elsewhere(known) if *known == owner);
                         if changed {
@@ -201,7 +201,7 @@ impl Fills {
                     let made = offers.make(self, digest, entry);
                     tokio::join!(tokio::time::sleep(LOOK), made);
                 }
-                Claim::Held(lock) => {
+                LockAttempt::Acquired(lock) => {
                     // The one before us may have finished between the look and the lock.
                     if store.stat_blob(digest).await?.is_some() {
                         return Ok(());
@@ -303,7 +303,7 @@ impl Fills {
     }
 
     /// Opens the growing file with what is kept there.
-    async fn open(&self, copy: &Copy<'_>, round: &mut Round) -> Result<Incoming> {
+    async fn open(&self, copy: &Copy<'_>, round: &mut Round) -> Result<BlobIngest> {
         copy.announce.send_if_modified(|state| {
             let was_growing = matches!(state, State::Growing(_));
             if was_growing {
@@ -311,7 +311,7 @@ impl Fills {
             }
             was_growing
         });
-        let incoming = self.inner.store.incoming(copy.digest).await?;
+        let incoming = self.inner.store.ingest_blob(copy.digest).await?;
         round.senders.clear();
         round.kept = incoming.offset() > 0;
         if round.kept {
@@ -326,7 +326,7 @@ impl Fills {
         &self,
         copy: &Copy<'_>,
         candidate: &Candidate,
-        incoming: &mut Incoming,
+        incoming: &mut BlobIngest,
         (round, avoid): (&mut Round, &mut Vec<String>),
     ) -> Received {
         let Copy { digest, entry, .. } = *copy;
@@ -414,7 +414,7 @@ impl Fills {
         &self,
         copy: &Copy<'_>,
         candidate: &Candidate,
-        incoming: &mut Incoming,
+        incoming: &mut BlobIngest,
         (round, identity): (&mut Round, &mut Option<(String, String)>),
         mut body: Body,
     ) -> Taken {

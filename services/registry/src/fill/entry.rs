@@ -7,7 +7,7 @@ use std::{
 };
 
 use holdfast_core::RepositoryName;
-use holdfast_store::{GrowingBlob, Owner};
+use holdfast_store::{LockHolder, PartialBlob};
 use tokio::sync::watch;
 
 use super::{Error, Result, candidates::Candidates};
@@ -19,9 +19,9 @@ pub(super) enum State {
     /// Nothing to read yet.
     Starting,
     /// This process writes it.
-    Growing(GrowingBlob),
+    Growing(PartialBlob),
     /// Another replica writes it.
-    Elsewhere(Owner),
+    Elsewhere(LockHolder),
     /// It is in the store.
     Done,
     /// Given up.

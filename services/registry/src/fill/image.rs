@@ -11,7 +11,7 @@ use holdfast_core::{
     Digest, RepositoryName,
     oci::{IMAGE_DEPTH, Manifest, Platform},
 };
-use holdfast_store::Claim;
+use holdfast_store::LockAttempt;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
@@ -185,8 +185,8 @@ impl Fills {
             .try_lock(&pointer(repo), &self.inner.owner)
             .await?
         {
-            Claim::Held(lock) => Some(lock),
-            Claim::Busy(_) => None,
+            LockAttempt::Acquired(lock) => Some(lock),
+            LockAttempt::Contended(_) => None,
         };
         let copy = ImageCopy {
             fills: self,
@@ -364,7 +364,7 @@ impl ImageCopy<'_> {
             subject: parsed.subject,
         };
         let store = &self.fills.inner.store;
-        store.hold_manifest(digest, bytes.clone()).await?;
+        store.stage_manifest(digest, bytes.clone()).await?;
         Ok(node)
     }
 
@@ -410,7 +410,7 @@ impl ImageCopy<'_> {
     async fn page(&self, digest: &Digest, from: usize) -> Result<Page> {
         let inner = &self.fills.inner;
         let _reader = inner.readers.acquire().await;
-        let bytes = inner.store.held_manifest(digest).await?;
+        let bytes = inner.store.staged_manifest(digest).await?;
         let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes).ok());
         let manifest = manifest.ok_or(Error::Store("a held manifest is gone"))?;
         Ok(Page::of(&manifest, &self.platforms, from))

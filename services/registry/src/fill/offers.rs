@@ -9,7 +9,7 @@
 
 use holdfast_api::fill::FillRequest;
 use holdfast_core::Digest;
-use holdfast_store::Owner;
+use holdfast_store::LockHolder;
 use tokio::time::Instant;
 
 use super::{
@@ -25,14 +25,14 @@ use crate::{
 /// The offers to one replica, in the process that waits for it.
 #[derive(Debug)]
 pub(super) struct Offers {
-    to: Owner,
+    to: LockHolder,
     /// When the next one is due. A copy that ends soon needs none.
     due: Instant,
 }
 
 impl Offers {
     /// Offers to `to`, beginning soon.
-    pub(super) fn new(to: Owner) -> Self {
+    pub(super) fn new(to: LockHolder) -> Self {
         Self {
             to,
             due: Instant::now() + BEGIN_WITHIN,
@@ -40,7 +40,7 @@ impl Offers {
     }
 
     /// Whether they are for this replica.
-    pub(super) fn are_for(&self, owner: &Owner) -> bool {
+    pub(super) fn are_for(&self, owner: &LockHolder) -> bool {
         self.to == *owner
     }
 

@@ -255,7 +255,7 @@ impl Fills {
         repo: &RepositoryName,
         reference: &ManifestRef,
     ) -> Result<Option<Entry>> {
-        let Some(owner) = self.inner.store.lock_owner(&pointer(repo)).await? else {
+        let Some(owner) = self.inner.store.lock_holder(&pointer(repo)).await? else {
             return Ok(None);
         };
         if owner == self.inner.owner || owner.address.is_empty() {
@@ -431,7 +431,7 @@ impl Fills {
         loop {
             let mut others = Vec::new();
             for lock in &locks {
-                let owner = self.inner.store.lock_owner(lock).await?;
+                let owner = self.inner.store.lock_holder(lock).await?;
                 others.extend(
                     owner.filter(|owner| *owner != self.inner.owner && !owner.address.is_empty()),
                 );

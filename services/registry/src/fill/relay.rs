@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
 use holdfast_core::{Digest, RepositoryName};
-use holdfast_store::{GrowingBlob, Hasher};
+use holdfast_store::{Hasher, PartialBlob};
 
 use super::{Error, Fills, Result, entry::State, peers::Answer};
 use crate::{
@@ -119,7 +119,7 @@ struct Again {
 enum From {
     Nowhere,
     Stored(holdfast_store::BlobFile),
-    Here(GrowingBlob),
+    Here(PartialBlob),
     Peer(BoxStream<'static, Result<Bytes, reqwest::Error>>),
 }
 

@@ -67,7 +67,7 @@ async fn fills_at(
     folder: &Path,
     upstream: &Upstream,
     listed: bool,
-    owner: Owner,
+    owner: LockHolder,
     peers: Peers,
 ) -> Fills {
     made(folder, upstream, listed, uplink(), quick(), (owner, peers)).await
@@ -80,7 +80,7 @@ async fn fills_with(
     uplink: Uplink,
     settings: Settings,
 ) -> Fills {
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };
@@ -94,7 +94,7 @@ async fn made(
     listed: bool,
     uplink: Uplink,
     settings: Settings,
-    (owner, peers): (Owner, Peers),
+    (owner, peers): (LockHolder, Peers),
 ) -> Fills {
     holdfast_testkit::tls::install_crypto_provider();
     let of = UpstreamSettings::anonymous(&upstream.host(), &[upstream.url()]);
@@ -120,7 +120,7 @@ async fn fills_within(
         .collect();
     let store = Store::open(folder, Options::unlimited()).await.unwrap();
     let upstreams = Upstreams::new(&listed, &Proxy::default(), &uplink, timeouts).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };
@@ -128,7 +128,7 @@ async fn fills_within(
 }
 
 async fn fills(folder: &Path, upstream: &Upstream) -> Fills {
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

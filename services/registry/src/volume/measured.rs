@@ -141,13 +141,13 @@ impl Volume for Measured {
         self.inner.refresh(path)
     }
 
-    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+    fn nonblocking_view(&self) -> Option<Arc<dyn Volume>> {
         // What never waits for the volume says nothing of the volume.
-        self.inner.without_waiting()
+        self.inner.nonblocking_view()
     }
 
-    fn blocks(&self) -> bool {
-        self.inner.blocks()
+    fn is_blocking(&self) -> bool {
+        self.inner.is_blocking()
     }
 }
 
@@ -160,8 +160,8 @@ impl VolumeFile for Written {
         self.inner.read_into(buffer, offset, wait)
     }
 
-    fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
-        self.inner.patient()
+    fn blocking_handle(&self) -> Option<Arc<dyn VolumeFile>> {
+        self.inner.blocking_handle()
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {

@@ -4,7 +4,7 @@ use std::{path::Path, time::Duration};
 
 use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
 use holdfast_runtime::{CancellationToken, metrics, server};
-use holdfast_store::{Options, Owner, Store};
+use holdfast_store::{LockHolder, Options, Store};
 
 use crate::theirs::SECRET;
 
@@ -43,7 +43,7 @@ pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
             hold: Duration::from_millis(100),
             ..Limits::default()
         },
-        owner: Owner {
+        owner: LockHolder {
             address: String::new(),
             id: "adoption".to_owned(),
         },

@@ -8,7 +8,7 @@ use holdfast_core::{
 };
 use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret, source::Source};
 use holdfast_runtime::{CancellationToken, metrics, server};
-use holdfast_store::{Hasher, Options, Owner, Store, volume::Volume};
+use holdfast_store::{Hasher, LockHolder, Options, Store, volume::Volume};
 use reqwest::{Method, Response, header::HeaderMap};
 
 /// A running registry; it ends with the test.
@@ -74,7 +74,7 @@ impl Setup {
             gate,
             secret: Secret::new("upload-secret"),
             limits,
-            owner: Owner {
+            owner: LockHolder {
                 address: String::new(),
                 id: uuid::Uuid::new_v4().to_string(),
             },

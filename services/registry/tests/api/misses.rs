@@ -14,7 +14,7 @@ use holdfast_core::{
 use holdfast_registry::source::{
     Freshness, Manifest, ManifestRef, Source, SourceBlob, SourceError,
 };
-use holdfast_store::GrowingBlob;
+use holdfast_store::PartialBlob;
 
 use crate::harness::{Registry, Setup, code, header, noise, repo, sha256};
 
@@ -23,7 +23,7 @@ const REPO: &str = "registry.example/team/app";
 /// A source that answers what a test tells it.
 #[derive(Default)]
 struct Told {
-    growing: Mutex<Option<GrowingBlob>>,
+    growing: Mutex<Option<PartialBlob>>,
     stale: Option<&'static str>,
     refusal: Option<fn() -> SourceError>,
 }
@@ -203,7 +203,7 @@ async fn blob_is_streamed_and_ranged_while_it_arrives() {
     let (registry, told) = start(Told::default()).await;
     let bytes = noise(1_500_000);
     let digest = sha256(&bytes);
-    let mut incoming = registry.store.incoming(&digest).await.unwrap();
+    let mut incoming = registry.store.ingest_blob(&digest).await.unwrap();
     *told.growing.lock().unwrap() = Some(incoming.reader().claiming(Some(1_500_000)));
     let path = format!("/v2/{REPO}/blobs/{digest}");
     incoming
@@ -252,7 +252,7 @@ async fn blob_is_streamed_and_ranged_while_it_arrives() {
 async fn wrong_bytes_of_an_upstream_never_end_cleanly() {
     let (registry, told) = start(Told::default()).await;
     let digest = sha256(&noise(300_000));
-    let mut incoming = registry.store.incoming(&digest).await.unwrap();
+    let mut incoming = registry.store.ingest_blob(&digest).await.unwrap();
     *told.growing.lock().unwrap() = Some(incoming.reader().claiming(Some(300_000)));
     let answer = registry.get(&format!("/v2/{REPO}/blobs/{digest}")).await;
     incoming

@@ -190,7 +190,7 @@ async fn fill_goes_on_where_a_crash_ended_it() {
     let registry = Registry::start().await;
     let bytes = noise(600_000);
     let digest = sha256(&bytes);
-    let mut first = registry.store.incoming(&digest).await.unwrap();
+    let mut first = registry.store.ingest_blob(&digest).await.unwrap();
     let mut reader = first.reader();
     first
         .append(Bytes::copy_from_slice(&bytes[..400_000]))
@@ -218,7 +218,7 @@ async fn fill_goes_on_where_a_crash_ended_it() {
     while !at_rest.exists() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    let mut second = registry.store.incoming(&digest).await.unwrap();
+    let mut second = registry.store.ingest_blob(&digest).await.unwrap();
     assert_eq!(second.offset(), 400_000);
     second
         .append(Bytes::copy_from_slice(&bytes[400_000..]))
@@ -244,14 +244,17 @@ async fn damaged_leftover_of_a_fill_is_thrown_away() {
     let bytes = noise(1000);
     let digest = sha256(&bytes);
     write(&registry.store.layout().incoming(&digest), vec![0; 500]);
-    let mut incoming = registry.store.incoming(&digest).await.unwrap();
+    let mut incoming = registry.store.ingest_blob(&digest).await.unwrap();
     incoming
         .append(Bytes::copy_from_slice(&bytes[500..]))
         .await
         .unwrap();
     assert!(incoming.commit().await.is_err());
     assert_eq!(registry.store.stat_blob(&digest).await.unwrap(), None);
-    assert_eq!(registry.store.incoming(&digest).await.unwrap().offset(), 0);
+    assert_eq!(
+        registry.store.ingest_blob(&digest).await.unwrap().offset(),
+        0
+    );
 }
 
 #[tokio::test]

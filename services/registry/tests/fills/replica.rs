@@ -18,7 +18,7 @@ use holdfast_runtime::{
     CancellationToken, metrics, server,
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
-use holdfast_store::{Options, Owner, Store};
+use holdfast_store::{LockHolder, Options, Store};
 use holdfast_testkit::{Fault, Image, Upstream, faults::Kind, tls::Authority};
 
 /// A running replica; it ends with [`Replica::stop`] or with its runtime.
@@ -149,7 +149,7 @@ async fn start(
     };
     let upstreams = Upstreams::new(upstreams, &Proxy::default(), &uplink, timeouts).unwrap();
     let listener = server::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: listener.local_addr().unwrap().to_string(),
         id: id.to_owned(),
     };

@@ -10,8 +10,8 @@ use holdfast_core::{
 };
 use holdfast_registry::limits::JSON_DEPTH;
 use holdfast_store::{
-    Hasher, Owner, Store,
-    archive::{self, Bundle, Tar, TarSource, View},
+    Hasher, LockHolder, Store,
+    archive::{self, Bundle, TarReader, TarWriter, View},
     check,
     volume::Disk,
 };
@@ -292,11 +292,11 @@ async fn import(from: &Store, repo: &str, names: &[(String, Digest)]) -> Registr
         (found, bundle(from, repo, digest))
     });
     let images: Vec<_> = images.collect();
-    let mut tar = Tar::new(Vec::new());
+    let mut tar = TarWriter::new(Vec::new());
     archive::export(&view, &images, &mut tar, &mut |_| ()).unwrap();
-    let mut source = TarSource::open(Cursor::new(tar.into_inner())).unwrap();
+    let mut source = TarReader::open(Cursor::new(tar.into_inner())).unwrap();
     let plan = archive::plan(&mut source, None, &[]).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "import".to_owned(),
     };

@@ -7,7 +7,7 @@ use holdfast_registry::{
     fill::{Fills, Peers, Settings},
     upstream::{Timeouts, Upstreams},
 };
-use holdfast_store::{Owner, Store};
+use holdfast_store::{LockHolder, Store};
 
 use crate::harness::{Registry, Setup};
 
@@ -25,7 +25,7 @@ pub(crate) async fn mirror(host: &str, url: &str, uplink: &Uplink) -> Mirror {
     let settings = UpstreamSettings::anonymous(host, &[url.to_owned()]);
     let upstreams =
         Upstreams::new(&[settings], &Proxy::default(), uplink, Timeouts::default()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "mirror".to_owned(),
     };

@@ -16,7 +16,7 @@ use holdfast_registry::{
 };
 use holdfast_runtime::CancellationToken;
 use holdfast_store::{
-    Owner, Space, Store,
+    LockHolder, Space, Store,
     volume::{Disk, Entry, Metadata, Volume, VolumeFile},
 };
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -160,7 +160,7 @@ pub(crate) async fn internal_url(store: Store) -> String {
         Timeouts::default(),
     )
     .unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "test".to_owned(),
     };

@@ -13,15 +13,15 @@ use serde_json::json;
 
 use super::{Bundle, Error, Name, Result, View, names, path_of, tar};
 use crate::{
-    atomic,
     check::tree,
+    durable,
     volume::{Disk, Volume, VolumeFile},
 };
 
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// Where an image layout goes. Files come one after the other, each with its size first.
-pub trait Target {
+pub trait ArchiveWriter {
     /// Whether a content is there already, whole.
     fn has(&mut self, digest: &Digest, size: u64) -> Result<bool>;
 
@@ -47,7 +47,7 @@ pub trait Target {
 pub fn export(
     view: &View,
     images: &[(Name, Bundle)],
-    target: &mut dyn Target,
+    target: &mut dyn ArchiveWriter,
     progress: &mut dyn FnMut(u64),
 ) -> Result<u64> {
     let mut total = 0;
@@ -84,7 +84,7 @@ pub fn export(
     Ok(total)
 }
 
-fn file(target: &mut dyn Target, name: &str, bytes: &[u8]) -> Result<()> {
+fn file(target: &mut dyn ArchiveWriter, name: &str, bytes: &[u8]) -> Result<()> {
     target.begin(name, bytes.len() as u64)?;
     target.write(bytes).map_err(Error::Write)?;
     target.end()
@@ -119,13 +119,13 @@ fn index(images: &[(Name, Bundle)]) -> String {
 
 /// A layout as a tar file. The same images give the same bytes.
 #[derive(Debug)]
-pub struct Tar<W> {
+pub struct TarWriter<W> {
     file: W,
     left: u64,
     size: u64,
 }
 
-impl<W: Write> Tar<W> {
+impl<W: Write> TarWriter<W> {
     /// Writes to `file`.
     pub fn new(file: W) -> Self {
         Self {
@@ -141,7 +141,7 @@ impl<W: Write> Tar<W> {
     }
 }
 
-impl<W: Write> Target for Tar<W> {
+impl<W: Write> ArchiveWriter for TarWriter<W> {
     fn has(&mut self, _digest: &Digest, _size: u64) -> Result<bool> {
         Ok(false)
     }
@@ -179,7 +179,7 @@ impl<W: Write> Target for Tar<W> {
 
 /// A layout as a folder. What an earlier run left there is kept if it is whole.
 #[derive(Debug)]
-pub struct Folder {
+pub struct FolderWriter {
     volume: Disk,
     root: PathBuf,
     open: Option<Open>,
@@ -188,16 +188,16 @@ pub struct Folder {
 #[derive(Debug)]
 struct Open {
     file: Arc<dyn VolumeFile>,
-    draft: PathBuf,
+    temporary: PathBuf,
     path: PathBuf,
     offset: u64,
 }
 
-impl Folder {
+impl FolderWriter {
     /// Writes below `root`, which is made if it is missing.
     pub fn new(root: &Path) -> Result<Self> {
         let volume = Disk::at(root);
-        atomic::create_dir_plain(&volume, root)?;
+        durable::create_dir_unsynced(&volume, root)?;
         Ok(Self {
             volume,
             root: root.to_owned(),
@@ -206,10 +206,10 @@ impl Folder {
     }
 }
 
-impl Target for Folder {
+impl ArchiveWriter for FolderWriter {
     fn has(&mut self, digest: &Digest, size: u64) -> Result<bool> {
         let path = self.root.join(path_of(digest));
-        let found = atomic::metadata(&self.volume, &path)?;
+        let found = durable::metadata(&self.volume, &path)?;
         if found.is_none_or(|found| found.len != size) {
             return Ok(false);
         }
@@ -219,12 +219,12 @@ impl Target for Folder {
 
     fn begin(&mut self, name: &str, _size: u64) -> Result<()> {
         let path = self.root.join(name);
-        atomic::create_dir_plain(&self.volume, atomic::parent(&path)?)?;
-        let draft = atomic::temporary(&path);
-        let file = self.volume.create_new(&draft).map_err(Error::Write)?;
+        durable::create_dir_unsynced(&self.volume, durable::parent(&path)?)?;
+        let temporary = durable::temporary(&path);
+        let file = self.volume.create_new(&temporary).map_err(Error::Write)?;
         self.open = Some(Open {
             file,
-            draft,
+            temporary,
             path,
             offset: 0,
         });
@@ -243,7 +243,7 @@ impl Target for Folder {
         if let Some(open) = self.open.take() {
             open.file.sync().map_err(Error::Write)?;
             self.volume
-                .rename(&open.draft, &open.path)
+                .rename(&open.temporary, &open.path)
                 .map_err(Error::Write)?;
         }
         Ok(())
@@ -254,10 +254,10 @@ impl Target for Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for FolderWriter {
     fn drop(&mut self) {
         if let Some(open) = self.open.take() {
-            drop(self.volume.remove_file(&open.draft));
+            drop(self.volume.remove_file(&open.temporary));
         }
     }
 }

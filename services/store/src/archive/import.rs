@@ -12,16 +12,16 @@ use holdfast_core::{
 };
 use serde::Deserialize;
 
-use super::{Bundle, Error, Fetch, Name, Result, Source, names, path_of};
-use crate::{Claim, Hasher, Owner, READ_CHUNK_BYTES, Store};
+use super::{ArchiveReader, Bundle, Error, Fetch, Name, Result, names, path_of};
+use crate::{Hasher, LockAttempt, LockHolder, READ_CHUNK_BYTES, Store};
 
 /// How long a copy of the same content by somebody else is waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
-const PAUSE: Duration = Duration::from_millis(250);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 /// An image that an archive brings.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incoming {
+pub struct PlannedImage {
     /// The name it gets.
     pub name: Name,
     /// What belongs to it.
@@ -32,7 +32,7 @@ pub struct Incoming {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Its images, in its order.
-    pub images: Vec<Incoming>,
+    pub images: Vec<PlannedImage>,
 }
 
 impl Plan {
@@ -86,7 +86,11 @@ struct LayoutFile {
 /// # Errors
 /// [`Error::Refused`] and what [`Bundle::collect`] says: manifests that do not hash to their names,
 /// sizes that are not the contents', something missing.
-pub fn plan(source: &mut dyn Source, rename: Option<&str>, platforms: &[Platform]) -> Result<Plan> {
+pub fn plan(
+    source: &mut dyn ArchiveReader,
+    rename: Option<&str>,
+    platforms: &[Platform],
+) -> Result<Plan> {
     refuse_other_formats(source)?;
     let bytes = source
         .read("index.json", MANIFEST_BYTES)?
@@ -114,12 +118,12 @@ pub fn plan(source: &mut dyn Source, rename: Option<&str>, platforms: &[Platform
             )));
         }
         let bundle = Bundle::collect(&mut fetch, &entry.digest, platforms)?;
-        images.push(Incoming { name, bundle });
+        images.push(PlannedImage { name, bundle });
     }
     Ok(Plan { images })
 }
 
-fn refuse_other_formats(source: &mut dyn Source) -> Result<()> {
+fn refuse_other_formats(source: &mut dyn ArchiveReader) -> Result<()> {
     let Some(bytes) = source.read("oci-layout", 4096)? else {
         let docker =
             source.size("manifest.json")?.is_some() || source.size("repositories")?.is_some();
@@ -168,7 +172,7 @@ fn name_of(entry: &Entry, rename: Option<&str>) -> Result<Name> {
 }
 
 struct InArchive<'a> {
-    source: &'a mut dyn Source,
+    source: &'a mut dyn ArchiveReader,
 }
 
 impl Fetch for InArchive<'_> {
@@ -194,7 +198,11 @@ impl Fetch for InArchive<'_> {
 ///
 /// # Errors
 /// [`Error::Damaged`].
-pub fn verify(source: &mut dyn Source, plan: &Plan, progress: &mut dyn FnMut(u64)) -> Result<()> {
+pub fn verify(
+    source: &mut dyn ArchiveReader,
+    plan: &Plan,
+    progress: &mut dyn FnMut(u64),
+) -> Result<()> {
     for digest in plan.blobs().keys() {
         let mut hasher = Hasher::new(digest.algorithm());
         let mut offset = 0;
@@ -223,10 +231,10 @@ pub fn verify(source: &mut dyn Source, plan: &Plan, progress: &mut dyn FnMut(u64
 /// run goes on from there. No manifest and no tag of an image is written before all of its contents
 /// are there.
 pub async fn import(
-    source: &mut dyn Source,
+    source: &mut dyn ArchiveReader,
     plan: &Plan,
     store: &Store,
-    owner: &Owner,
+    owner: &LockHolder,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Counts> {
     let mut counts = Counts::default();
@@ -264,9 +272,9 @@ pub async fn import(
 /// Puts one content in; `false` if it was there, sound. Damaged content on the volume is moved
 /// aside and replaced.
 async fn blob(
-    source: &mut dyn Source,
+    source: &mut dyn ArchiveReader,
     store: &Store,
-    owner: &Owner,
+    owner: &LockHolder,
     digest: &Digest,
     size: u64,
     progress: &mut dyn FnMut(u64),
@@ -277,8 +285,8 @@ async fn blob(
             return Ok(false);
         };
         store.check_write(size).await?;
-        let mut incoming = store.incoming(digest).await?;
-        incoming.hold(lock);
+        let mut incoming = store.ingest_blob(digest).await?;
+        incoming.attach_lock(lock);
         let kept = incoming.offset();
         progress(kept.min(size));
         while incoming.offset() < size {
@@ -305,7 +313,7 @@ async fn blob(
 /// Takes the lock of a content's one writer, as fills do; `None` if the content is there, sound.
 async fn claim(
     store: &Store,
-    owner: &Owner,
+    owner: &LockHolder,
     digest: &Digest,
     size: u64,
 ) -> Result<Option<crate::Lock>> {
@@ -327,12 +335,12 @@ async fn claim(
             Err(error) => return Err(error.into()),
         }
         match store.try_lock(&lock, owner).await? {
-            Claim::Held(lock) => return Ok(Some(lock)),
-            Claim::Busy(_) if waited < PATIENCE => {
-                tokio::time::sleep(PAUSE).await;
-                waited += PAUSE;
+            LockAttempt::Acquired(lock) => return Ok(Some(lock)),
+            LockAttempt::Contended(_) if waited < LOCK_TIMEOUT => {
+                tokio::time::sleep(LOCK_POLL_INTERVAL).await;
+                waited += LOCK_POLL_INTERVAL;
             }
-            Claim::Busy(_) => return Err(crate::Error::Busy.into()),
+            LockAttempt::Contended(_) => return Err(crate::Error::Busy.into()),
         }
     }
 }

@@ -16,7 +16,7 @@ use holdfast_core::{
 mod hostile;
 
 use super::*;
-use crate::{Hasher, Options, Owner, Store};
+use crate::{Hasher, LockHolder, Options, Store};
 
 fn sha256(bytes: &[u8]) -> Digest {
     Hasher::digest(Algorithm::Sha256, bytes)
@@ -29,8 +29,8 @@ async fn store() -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn owner() -> Owner {
-    Owner {
+fn owner() -> LockHolder {
+    LockHolder {
         address: String::new(),
         id: "test".to_owned(),
     }
@@ -137,18 +137,18 @@ fn bundles(root: &Path, names: &[&str], platforms: &[&str]) -> Result<Vec<(Name,
 
 fn export_tar(root: &Path, names: &[&str], platforms: &[&str]) -> Result<Vec<u8>> {
     let images = bundles(root, names, platforms)?;
-    let mut tar = Tar::new(Vec::new());
+    let mut tar = TarWriter::new(Vec::new());
     export(&View::open(root)?, &images, &mut tar, &mut |_| ())?;
     Ok(tar.into_inner())
 }
 
-async fn import_into(store: &Store, source: &mut dyn Source) -> Result<Counts> {
+async fn import_into(store: &Store, source: &mut dyn ArchiveReader) -> Result<Counts> {
     let plan = plan(source, None, &[])?;
     import(source, &plan, store, &owner(), &mut |_| ()).await
 }
 
 async fn import_tar(store: &Store, tar: &[u8]) -> Result<Counts> {
-    let mut source = TarSource::open(Cursor::new(tar.to_vec()))?;
+    let mut source = TarReader::open(Cursor::new(tar.to_vec()))?;
     import_into(store, &mut source).await
 }
 
@@ -174,7 +174,7 @@ async fn images_come_back_byte_for_byte_through_a_tar_file_and_through_a_folder(
     let folder = tempfile::tempdir().unwrap();
     for run in ["first", "again"] {
         let images = bundles(from.path(), &NAMES, &[]).unwrap();
-        let mut target = Folder::new(&folder.path().join("new")).unwrap();
+        let mut target = FolderWriter::new(&folder.path().join("new")).unwrap();
         export(
             &View::open(from.path()).unwrap(),
             &images,
@@ -191,7 +191,7 @@ async fn images_come_back_byte_for_byte_through_a_tar_file_and_through_a_folder(
             let counts = if way == "tar" {
                 import_tar(&store, &tar).await.unwrap()
             } else {
-                let mut source = FolderSource::open(&folder.path().join("new"));
+                let mut source = FolderReader::open(&folder.path().join("new"));
                 import_into(&store, &mut source).await.unwrap()
             };
             // The layer of 5000 bytes is in two images, and goes once.
@@ -281,7 +281,7 @@ async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
     let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
     // A run that ended within the layer.
     let (layer, bytes) = &parts[2];
-    let mut half = store.incoming(layer).await.unwrap();
+    let mut half = store.ingest_blob(layer).await.unwrap();
     half.append(Bytes::copy_from_slice(&bytes[..300_000]))
         .await
         .unwrap();
@@ -309,7 +309,7 @@ async fn an_import_needs_nothing_of_what_others_left() {
     // Wrong bytes of somebody else's attempt, fewer and more than the content has.
     for left in [300_000, 900_000] {
         let (_dir, store) = store().await;
-        let mut wrong = store.incoming(&parts[2].0).await.unwrap();
+        let mut wrong = store.ingest_blob(&parts[2].0).await.unwrap();
         wrong.append(vec![1; left].into()).await.unwrap();
         drop(wrong);
         assert_eq!(import_tar(&store, &tar).await.unwrap().blobs, 2, "{left}");
@@ -370,7 +370,7 @@ fn archives_of_other_tools_are_read() {
             .output()
             .unwrap();
         assert!(output.status.success());
-        let mut source = TarSource::open(Cursor::new(output.stdout)).unwrap();
+        let mut source = TarReader::open(Cursor::new(output.stdout)).unwrap();
         assert_eq!(
             source.read(&name, 100).unwrap().unwrap(),
             b"content",

@@ -16,9 +16,9 @@ use holdfast_core::{
 
 use super::{Error, Fetch, Name, Result, names};
 use crate::{
-    Hasher, Layout, atomic,
+    Hasher, Layout,
     check::tree,
-    links, removals,
+    durable, links, removals,
     volume::{Disk, Kind, Volume},
 };
 
@@ -41,7 +41,7 @@ impl View {
         let volume: Arc<dyn Volume> = Arc::new(Disk::at(root));
         let layout = Layout::new(root);
         let folder = layout.repositories();
-        match atomic::metadata(&*volume, &folder)? {
+        match durable::metadata(&*volume, &folder)? {
             Some(found) if found.is_dir() => Ok(Self { volume, layout }),
             _ => Err(crate::Error::io("find", folder)(io::ErrorKind::NotFound.into()).into()),
         }
@@ -79,7 +79,7 @@ impl View {
         let mut found = BTreeMap::new();
         for name in links::names(&*self.volume, &self.layout.tags(repo))? {
             let Ok(tag) = Tag::parse(&name) else { continue };
-            if atomic::metadata(&*self.volume, &self.layout.tag_link(repo, &tag))?.is_some() {
+            if durable::metadata(&*self.volume, &self.layout.tag_link(repo, &tag))?.is_some() {
                 let digest = self.tag(repo, &tag)?;
                 if digest
                     .as_ref()
@@ -98,7 +98,7 @@ impl View {
         if let Some(digest) = links::read(&*self.volume, &path)? {
             return Ok(Some(digest));
         }
-        if atomic::metadata(&*self.volume, &path)?.is_none() {
+        if durable::metadata(&*self.volume, &path)?.is_none() {
             return Ok(None);
         }
         let mut known = Vec::new();
@@ -182,7 +182,7 @@ impl View {
     }
 
     fn bytes_of(&self, digest: &Digest) -> Result<Option<u64>> {
-        let found = atomic::metadata(&*self.volume, &self.layout.blob(digest))?;
+        let found = durable::metadata(&*self.volume, &self.layout.blob(digest))?;
         Ok(found
             .filter(|found| found.kind == Kind::File)
             .map(|found| found.len))

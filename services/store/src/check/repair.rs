@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Repair, tree};
 use crate::{
     Layout, Result,
-    atomic::{self, Files},
+    durable::{self, DurableFs},
     links, removals,
     volume::Volume,
 };
@@ -36,7 +36,7 @@ pub fn repair(
     root: &Path,
     repair: &Repair,
 ) -> Result<Outcome> {
-    let files = Files::new(Arc::new(volume.clone()), root.to_owned());
+    let files = DurableFs::new(Arc::new(volume.clone()), root.to_owned());
     let volume = files.volume();
     let layout = Layout::new(root);
     let done = match repair {
@@ -50,7 +50,7 @@ pub fn repair(
         }
         Repair::Quarantine { digest } => {
             let path = layout.blob(digest);
-            let found = atomic::metadata(volume, &path)?;
+            let found = durable::metadata(volume, &path)?;
             let hashed = tree::hash(volume, &path, digest.algorithm(), |_| ())?;
             match found.zip(hashed) {
                 Some((found, (_, actual))) if actual != *digest => {
@@ -64,7 +64,7 @@ pub fn repair(
             let (path, place) = (root.join(path), layout.blob(digest));
             let hashed = tree::hash(volume, &path, digest.algorithm(), |_| ())?;
             let is_sound = hashed.is_some_and(|(_, actual)| actual == *digest);
-            let is_wanted = is_sound && atomic::metadata(volume, &place)?.is_none();
+            let is_wanted = is_sound && durable::metadata(volume, &place)?.is_none();
             if is_wanted {
                 files.restore(&path, &place)?;
             }
@@ -73,28 +73,28 @@ pub fn repair(
         Repair::RemoveFile { path } => files.remove_file(&root.join(path))?,
         Repair::RemoveTag { path } => {
             let path = root.join(path);
-            let gone = atomic::metadata(volume, &path)?.is_some()
-                && atomic::metadata(volume, &path.join("current/link"))?.is_none();
+            let gone = durable::metadata(volume, &path)?.is_some()
+                && durable::metadata(volume, &path.join("current/link"))?.is_none();
             if gone {
-                atomic::remove_tree(volume, &path)?;
+                durable::remove_tree(volume, &path)?;
             }
             gone
         }
         Repair::RemoveUpload { path } => {
             let path = root.join(path);
-            let there = atomic::metadata(volume, &path)?.is_some();
-            atomic::remove_tree(volume, &path)?;
+            let there = durable::metadata(volume, &path)?.is_some();
+            durable::remove_tree(volume, &path)?;
             there
         }
         Repair::WriteStart { path } => {
             let path = root.join(path);
             let (folder, data) = (
-                atomic::parent(&path)?.to_owned(),
+                durable::parent(&path)?.to_owned(),
                 path.with_file_name("data"),
             );
-            let newest = atomic::metadata(volume, &data)?.or(atomic::metadata(volume, &folder)?);
+            let newest = durable::metadata(volume, &data)?.or(durable::metadata(volume, &folder)?);
             let at = newest.and_then(|newest| newest.modified);
-            match (atomic::metadata(volume, &path)?, at) {
+            match (durable::metadata(volume, &path)?, at) {
                 (None, Some(at)) => {
                     files.write_file(&path, rfc3339(at).as_bytes())?;
                     true
@@ -113,7 +113,7 @@ pub fn repair(
 /// Writes a link unless what it belongs to is deleted at this moment; as whoever pushes does it
 /// ([`removals`]).
 fn write_link(
-    files: &Files,
+    files: &DurableFs,
     layout: &Layout,
     path: &Path,
     digest: &Digest,
@@ -122,7 +122,7 @@ fn write_link(
     let volume = files.volume();
     let is_wanted = || -> Result<bool> {
         for path in only_with {
-            if atomic::metadata(volume, path)?.is_none() {
+            if durable::metadata(volume, path)?.is_none() {
                 return Ok(false);
             }
         }
@@ -131,14 +131,14 @@ fn write_link(
     if links::read(volume, path)?.as_ref() == Some(digest) || !is_wanted()? {
         return Ok(false);
     }
-    // A delete that begins now takes the draft away; one that began before is to be seen.
-    files.create_dir(atomic::parent(path)?)?;
-    let draft = files.draft(path, digest.to_string().as_bytes())?;
-    draft.sync()?;
+    // A delete that begins now removes the pending file; one that began before is to be seen.
+    files.create_dir(durable::parent(path)?)?;
+    let pending = files.create_pending(path, digest.to_string().as_bytes())?;
+    pending.sync()?;
     if !is_wanted()? {
         return Ok(false);
     }
-    match links::publish(files, path, draft) {
+    match links::publish(files, path, pending) {
         Err(error) if error.is_absent() => return Ok(false),
         published => published?,
     }

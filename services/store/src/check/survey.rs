@@ -22,7 +22,7 @@ use super::{
     tree::{self, Entry},
 };
 use crate::{
-    Error, Layout, Result, UploadId, atomic, layout, removals,
+    Error, Layout, Result, UploadId, durable, layout, removals,
     volume::{Kind, Volume},
 };
 
@@ -358,7 +358,7 @@ impl Survey<'_> {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
-            match atomic::metadata(self.volume, &path) {
+            match durable::metadata(self.volume, &path) {
                 Ok(Some(metadata)) => {
                     let blob = Blob {
                         size: metadata.len,

@@ -6,7 +6,7 @@ use std::{io, path::Path};
 use holdfast_core::digest::{Algorithm, Digest};
 
 use crate::{
-    Error, Hasher, READ_CHUNK_BYTES, Result, atomic,
+    Error, Hasher, READ_CHUNK_BYTES, Result, durable,
     error::absent,
     volume::{Kind, Volume},
 };
@@ -40,7 +40,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Entry>> {
 
 /// The bytes of a small file, cut at `limit`; `None` if there is no such file.
 pub(crate) fn read(volume: &dyn Volume, path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let Some(file) = atomic::open_read(volume, path)? else {
+    let Some(file) = durable::open_read(volume, path)? else {
         return Ok(None);
     };
     let size = file.metadata().map_err(Error::io("stat", path))?;
@@ -48,7 +48,7 @@ pub(crate) fn read(volume: &dyn Volume, path: &Path, limit: u64) -> Result<Optio
         return Ok(None);
     }
     let limit = usize::try_from(size.len.min(limit)).unwrap_or(usize::MAX);
-    atomic::read_up_to(&*file, limit)
+    durable::read_up_to(&*file, limit)
         .map(Some)
         .map_err(Error::io("read", path))
 }
@@ -60,7 +60,7 @@ pub(crate) fn stream(
     path: &Path,
     mut piece: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<Option<u64>> {
-    let Some(file) = atomic::open_read(volume, path)? else {
+    let Some(file) = durable::open_read(volume, path)? else {
         return Ok(None);
     };
     let mut buffer = Vec::with_capacity(READ_CHUNK_BYTES);
@@ -68,7 +68,7 @@ pub(crate) fn stream(
     loop {
         buffer.clear();
         let read =
-            atomic::read_some(&*file, &mut buffer, offset).map_err(Error::io("read", path))?;
+            durable::read_some(&*file, &mut buffer, offset).map_err(Error::io("read", path))?;
         if read == 0 {
             return Ok(Some(offset));
         }

@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::{Inner, NOTE, Path, atomic, links};
+use super::{Inner, NOTE, Path, durable, links};
 use crate::{Error, Result};
 
 /// Enough for deletes that meet; when one is finished its folders are room for the next.
@@ -29,7 +29,7 @@ impl Inner {
         let there = links::names(self.volume(), &folder)?.len();
         for _ in there..SPARES {
             let spare = folder.join(Uuid::new_v4().to_string());
-            let made = atomic::create_dir_plain(self.volume(), &spare)
+            let made = durable::create_dir_unsynced(self.volume(), &spare)
                 .and_then(|()| self.note(&spare.join(NOTE)));
             match made {
                 Err(Error::NoSpace { .. }) => break,

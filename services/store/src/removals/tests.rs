@@ -213,10 +213,12 @@ async fn a_push_that_began_before_a_delete_looks_again() {
     let s = scene().await;
     let link = s.store.layout().revision_link(&s.repo, &s.digest);
     let files = &s.inner().files;
-    let draft = files.draft(&link, s.digest.to_string().as_bytes()).unwrap();
+    let pending = files
+        .create_pending(&link, s.digest.to_string().as_bytes())
+        .unwrap();
     s.inner().without_removal(&s.repo, &s.digest).unwrap();
     s.delete();
-    let placed = files.publish(draft);
+    let placed = files.publish(pending);
     assert!(placed.unwrap_err().is_absent());
     assert!(!link.exists());
 }

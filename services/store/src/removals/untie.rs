@@ -14,14 +14,14 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use super::{
-    ATTEMPTS, is_gone,
+    MAX_ATTEMPTS, is_gone,
     names::{HOLD, key},
 };
-use crate::{Error, Result, atomic, error::absent, links, store::Inner};
+use crate::{Error, Result, durable, error::absent, links, store::Inner};
 
 /// How often a folder is emptied before it is given up: a reader of this process may keep a file of
 /// it on NFS, for a moment.
-const PATIENCE: usize = 10_000;
+const MAX_CLEAR_ATTEMPTS: usize = 10_000;
 
 impl Inner {
     /// Unties all tags that name one of the digests, for good. Each tag's link is read: other
@@ -58,7 +58,7 @@ impl Inner {
         hold: &mut Option<PathBuf>,
     ) -> Result<()> {
         let link = self.layout.tag_link(repo, tag);
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             let place = if let Some(place) = hold {
                 place.clone()
             } else {
@@ -79,7 +79,7 @@ impl Inner {
             if self.take(&link, &aside)? {
                 return self.taken(repo, tag, digest, &aside);
             }
-            if atomic::metadata(self.volume(), &place)?.is_none() {
+            if durable::metadata(self.volume(), &place)?.is_none() {
                 // Somebody set a tag.
                 *hold = None;
             }
@@ -122,13 +122,13 @@ impl Inner {
         }
         // From here on only what is empty goes, but for the history, which whoever sets the tag now
         // writes again.
-        atomic::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
+        durable::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         if let Some(current) = links::read(self.volume(), &link)? {
             let history = self.layout.tag_index_link(repo, tag, &current);
             return links::ensure(&self.files, &history, &current);
         }
         let folder = self.layout.tag(repo, tag);
-        drop(self.volume().remove_dir(atomic::parent(&link)?));
+        drop(self.volume().remove_dir(durable::parent(&link)?));
         match self.volume().remove_dir(&folder) {
             // The name's end is made durable with those of the other tags.
             Ok(()) => Ok(()),
@@ -140,8 +140,8 @@ impl Inner {
     /// Removes a folder and the files in it. When this returns nothing can be moved into it any
     /// more.
     pub(super) fn clear(&self, path: &Path) -> Result<()> {
-        for _ in 0..PATIENCE {
-            let Some(entries) = atomic::list(self.volume(), path)? else {
+        for _ in 0..MAX_CLEAR_ATTEMPTS {
+            let Some(entries) = durable::list(self.volume(), path)? else {
                 return Ok(());
             };
             for entry in entries {

@@ -8,18 +8,18 @@ use holdfast_core::{
 };
 use uuid::Uuid;
 
-use super::{CarriedHash, Opened, UploadId, readings::Reading};
+use super::{CarriedHash, Opened, UploadId, rehash_slots::RehashSlot};
 use crate::{
-    Error, Hasher, Result, atomic,
+    Error, Hasher, Result,
     blobs::Proof,
-    links,
-    partial::{self, Found, Partial, hash_prefix},
+    durable, links,
+    partial::{self, Found, PartialFile, hash_prefix},
     store::Inner,
     volume::Metadata,
 };
 
 /// How often a session's file is looked for that others take and put to rest at the same moment.
-pub(super) const ATTEMPTS: usize = 8;
+pub(super) const MAX_ATTEMPTS: usize = 8;
 
 /// Folder of a session in which distribution keeps hashes, and we the names of generations.
 const HASHES: &str = "hashstates";
@@ -33,14 +33,14 @@ impl Inner {
         id: &UploadId,
         offset: u64,
         carried: CarriedHash,
-        place: Option<Reading>,
+        place: Option<RehashSlot>,
     ) -> Result<Option<Opened>> {
-        let place = || place.or_else(|| self.readings.try_begin(repo));
+        let place = || place.or_else(|| self.rehash_slots.try_begin(repo));
         let session = self.layout.upload(repo, id.as_str());
         let data = session.join("data");
-        for _ in 0..ATTEMPTS {
-            if let Some(partial) = Partial::take(self, &data)? {
-                let opened = self.go_on(&session, &partial, offset, carried, place);
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(partial) = PartialFile::take(self, &data)? {
+                let opened = self.resume(&session, &partial, offset, carried, place);
                 if let Err(error) = &opened
                     && error.is_stale()
                     && partial.is_gone(self)?
@@ -49,16 +49,16 @@ impl Inner {
                     return Err(self.why_gone(&session)?);
                 }
                 if !matches!(opened, Ok(Some(_))) {
-                    partial.rest_if_free(self);
+                    partial.release_if_free(self);
                 }
                 return opened;
             }
-            match partial::look(self, &data)? {
+            match partial::find_abandoned(self, &data)? {
                 Found::NoFolder => return Err(Error::UploadUnknown),
-                Found::AtRest => {}
+                Found::Released => {}
                 Found::Abandoned(abandoned) => {
                     let algorithm = carried.hasher.algorithm();
-                    return self.begin_anew(&session, &abandoned, offset, algorithm, place);
+                    return self.start_over(&session, &abandoned, offset, algorithm, place);
                 }
             }
         }
@@ -66,13 +66,13 @@ impl Inner {
     }
 
     /// Goes on with the file that was at rest.
-    fn go_on(
+    fn resume(
         &self,
         session: &Path,
-        partial: &Partial,
+        partial: &PartialFile,
         offset: u64,
         carried: CarriedHash,
-        place: impl FnOnce() -> Option<Reading>,
+        place: impl FnOnce() -> Option<RehashSlot>,
     ) -> Result<Option<Opened>> {
         let metadata = partial
             .file
@@ -118,13 +118,13 @@ impl Inner {
 
     /// Begins with a file of its own: with nothing, or with a copy of what a writer has that
     /// stopped, or may still be at work.
-    fn begin_anew(
+    fn start_over(
         &self,
         session: &Path,
         abandoned: &[(PathBuf, u64)],
         offset: u64,
         algorithm: Algorithm,
-        place: impl FnOnce() -> Option<Reading>,
+        place: impl FnOnce() -> Option<RehashSlot>,
     ) -> Result<Option<Opened>> {
         let data = session.join("data");
         let hasher = Hasher::new(algorithm);
@@ -144,8 +144,8 @@ impl Inner {
             self.forget_hashes(session)?;
         }
         let begun = match abandoned.first() {
-            Some((from, _)) if 0 < offset => Partial::copy(self, &data, from, offset, hasher)?,
-            _ => Partial::create(self, &data)?.map(|partial| (partial, hasher, 0)),
+            Some((from, _)) if 0 < offset => PartialFile::copy(self, &data, from, offset, hasher)?,
+            _ => PartialFile::create(self, &data)?.map(|partial| (partial, hasher, 0)),
         };
         drop(reading);
         let (partial, hasher, size) = begun.ok_or(Error::UploadUnknown)?;
@@ -168,13 +168,13 @@ impl Inner {
         self.volume()
             .refresh(&path)
             .map_err(Error::io("stat", &path))?;
-        let named = atomic::metadata(self.volume(), &path)?;
+        let named = durable::metadata(self.volume(), &path)?;
         Ok(named.is_some_and(|named| named.inode == file.inode))
     }
 
     /// Gives the file a generation; `None` where that cannot be, and then the next request hashes
     /// it.
-    fn begin_generation(&self, session: &Path, partial: &Partial) -> Option<Uuid> {
+    fn begin_generation(&self, session: &Path, partial: &PartialFile) -> Option<Uuid> {
         let generation = Uuid::new_v4();
         let folder = session.join(HASHES);
         let path = folder.join(generation.to_string());
@@ -182,7 +182,7 @@ impl Inner {
         if self.volume().link(&partial.path, &path).is_err() {
             // Made, perhaps, and the reply was lost.
             let file = partial.file.metadata().ok()?;
-            let named = atomic::metadata(self.volume(), &path).ok()??;
+            let named = durable::metadata(self.volume(), &path).ok()??;
             return (named.inode == file.inode).then_some(generation);
         }
         Some(generation)
@@ -192,8 +192,8 @@ impl Inner {
     /// which trusts its own by the file's size alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
         let folder = session.join(HASHES);
-        atomic::remove_tree(self.volume(), &folder)?;
-        let left = atomic::list(self.volume(), &folder)?.unwrap_or_default();
+        durable::remove_tree(self.volume(), &folder)?;
+        let left = durable::list(self.volume(), &folder)?.unwrap_or_default();
         // What NFS keeps for a reader is nobody's any more.
         if left
             .iter()
@@ -206,10 +206,10 @@ impl Inner {
 
     /// Syncs a session's file and gives it its name; returns the generation that vouches for the
     /// hash of its bytes.
-    pub(super) fn put_to_rest(
+    pub(super) fn release_file(
         &self,
         session: &Path,
-        partial: &Partial,
+        partial: &PartialFile,
         generation: Option<Uuid>,
     ) -> Result<Option<Uuid>> {
         if let Err(error) = partial.file.sync() {
@@ -220,7 +220,7 @@ impl Inner {
             return Err(Error::io("sync", &partial.path)(error));
         }
         let generation = generation.or_else(|| self.begin_generation(session, partial));
-        if partial.rest(self)? {
+        if partial.release(self)? {
             return Ok(generation);
         }
         Err(self.why_gone(session)?)
@@ -230,7 +230,7 @@ impl Inner {
         &self,
         repo: &RepositoryName,
         id: &UploadId,
-        (partial, hasher, mut proof): (&Partial, Hasher, Proof),
+        (partial, hasher, mut proof): (&PartialFile, Hasher, Proof),
         size: u64,
         digest: &Digest,
     ) -> Result<u64> {
@@ -244,14 +244,14 @@ impl Inner {
         let actual = hasher.finish();
         let session = self.layout.upload(repo, id.as_str());
         if actual != *digest {
-            atomic::remove_tree(self.volume(), &session)?;
+            durable::remove_tree(self.volume(), &session)?;
             return Err(Error::DigestMismatch {
                 expected: digest.clone(),
                 actual,
             });
         }
         let path_of_link = self.layout.layer_link(repo, digest);
-        let link = links::draft(&self.files, &path_of_link, digest)?;
+        let link = links::create_pending(&self.files, &path_of_link, digest)?;
         let committed = self.commit_blob_and(partial, digest, proof, link.as_ref());
         if let Err(error) = committed {
             return Err(
@@ -270,7 +270,7 @@ impl Inner {
             }
         }
         // What is left of the session harms nobody, and the push is done.
-        drop(atomic::remove_tree(self.volume(), &session));
+        drop(durable::remove_tree(self.volume(), &session));
         Ok(size)
     }
 
@@ -278,7 +278,7 @@ impl Inner {
     fn why_gone(&self, session: &Path) -> Result<Error> {
         // Cancelled, or ended by the same request that was sent twice; or another request went on
         // with a copy.
-        Ok(match atomic::metadata(self.volume(), session)? {
+        Ok(match durable::metadata(self.volume(), session)? {
             None => Error::UploadUnknown,
             Some(_) => Error::LockLost,
         })
@@ -286,18 +286,18 @@ impl Inner {
 
     pub(super) fn upload_size(&self, repo: &RepositoryName, id: &UploadId) -> Result<Option<u64>> {
         let path = self.layout.upload(repo, id.as_str()).join("data");
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             // Opened, not only looked up: an open asks the server of a network file system for the
             // present size.
-            let size = atomic::reading(self.volume(), &path, |file| {
+            let size = durable::with_file(self.volume(), &path, |file| {
                 file.metadata().map_err(Error::io("stat", &path))
             })?;
             if let Some(metadata) = size {
                 return Ok(Some(metadata.len));
             }
-            match partial::look(self, &path)? {
+            match partial::find_abandoned(self, &path)? {
                 Found::NoFolder => return Ok(None),
-                Found::AtRest => {}
+                Found::Released => {}
                 Found::Abandoned(files) => {
                     return Ok(Some(files.first().map_or(0, |(_, size)| *size)));
                 }

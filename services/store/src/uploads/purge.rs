@@ -7,7 +7,7 @@ use std::{
 
 use holdfast_core::{digest::Algorithm, reference::RepositoryName};
 
-use crate::{Error, Result, Store, atomic, error::absent, links, store::Inner, volume::Volume};
+use crate::{Error, Result, Store, durable, error::absent, links, store::Inner, volume::Volume};
 
 impl Store {
     /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come
@@ -23,14 +23,14 @@ impl Store {
                     let session = folder.join(&id);
                     let mut paths = vec![session.clone()];
                     // The bytes may be with a writer, under a temporary name.
-                    for entry in atomic::list(inner.volume(), &session)?
+                    for entry in durable::list(inner.volume(), &session)?
                         .into_iter()
                         .flatten()
                     {
                         paths.push(session.join(&entry.name));
                     }
                     if is_idle(inner.volume(), &paths, now, idle) {
-                        atomic::remove_tree(inner.volume(), &session)?;
+                        durable::remove_tree(inner.volume(), &session)?;
                         purged += 1;
                     }
                 }
@@ -38,7 +38,10 @@ impl Store {
             for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
                 let folder = inner.layout.own().join("incoming").join(algorithm.as_str());
                 // Copies under way have temporary names.
-                for entry in atomic::list(inner.volume(), &folder)?.into_iter().flatten() {
+                for entry in durable::list(inner.volume(), &folder)?
+                    .into_iter()
+                    .flatten()
+                {
                     let path = folder.join(&entry.name);
                     if is_idle(inner.volume(), std::slice::from_ref(&path), now, idle) {
                         absent(inner.volume().remove_file(&path))
@@ -82,8 +85,8 @@ impl Store {
 /// The volume's own clock.
 fn volume_now(inner: &Inner) -> Result<SystemTime> {
     let path = inner.layout.own().join("clock");
-    atomic::write_plain(inner.volume(), &path, b"")?;
-    atomic::metadata(inner.volume(), &path)?
+    durable::write_unsynced(inner.volume(), &path, b"")?;
+    durable::metadata(inner.volume(), &path)?
         .and_then(|metadata| metadata.modified)
         .ok_or_else(|| Error::io("stat", &path)(std::io::ErrorKind::Unsupported.into()))
 }

@@ -25,7 +25,7 @@ use rustix::{
 use super::{Entry, Kind, Metadata, Volume, VolumeFile};
 use crate::Space;
 
-mod cached;
+mod nonblocking;
 
 /// The file system of this machine, network mounts included.
 #[derive(Clone, Debug)]
@@ -157,7 +157,7 @@ impl VolumeFile for DiskFile {
         if wait {
             FileExt::read_at(&self.0, buffer, offset)
         } else {
-            cached::read(&self.0, buffer, offset)
+            nonblocking::read(&self.0, buffer, offset)
         }
     }
 
@@ -304,12 +304,12 @@ impl Volume for Disk {
         Ok(true)
     }
 
-    fn without_waiting(&self) -> Option<Arc<dyn Volume>> {
+    fn nonblocking_view(&self) -> Option<Arc<dyn Volume>> {
         // With other machines even what is in memory may have to be asked for anew.
         if self.shared {
             return None;
         }
-        cached::Cached::of(&self.root).map(|view| Arc::new(view) as Arc<dyn Volume>)
+        nonblocking::NonBlockingView::of(&self.root).map(|view| Arc::new(view) as Arc<dyn Volume>)
     }
 
     fn space(&self, path: &Path) -> io::Result<Space> {

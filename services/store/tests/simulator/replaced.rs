@@ -120,7 +120,7 @@ impl Scene {
             }
             Request::PutManifest => store.put_manifest(repo, digest, bytes.clone()).await,
             Request::Copy => {
-                let mut incoming = store.incoming(digest).await?;
+                let mut incoming = store.ingest_blob(digest).await?;
                 incoming.append(bytes.clone()).await?;
                 incoming.commit().await.map(drop)
             }

@@ -193,11 +193,11 @@ fn work(run: &Run<'_>, plan: &Plan, rng: &mut Rng) {
         programs.into_iter().for_each(user);
         return;
     }
-    run.fs.seats(plan.users, plan.switch_of_10_000);
+    run.fs.schedule_threads(plan.users, plan.switch_of_10_000);
     std::thread::scope(|scope| {
         for (seat, program) in programs.into_iter().enumerate() {
             scope.spawn(move || {
-                let _seat = run.fs.sit(seat);
+                let _seat = run.fs.enter(seat);
                 user(program);
             });
         }

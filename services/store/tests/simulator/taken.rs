@@ -19,11 +19,11 @@ async fn a_copy_that_somebody_went_on_with_says_so_at_its_next_write() {
     let (one, other) = (open(0).await.unwrap(), open(1).await.unwrap());
     let world = World::new();
     let (digest, bytes) = &world.blobs[4];
-    let mut silent = one.incoming(digest).await.unwrap();
+    let mut silent = one.ingest_blob(digest).await.unwrap();
     let mut reader = silent.reader();
     silent.append(bytes.slice(..1)).await.unwrap();
     reader.read_at(0, 1).await.unwrap();
-    let mut next = other.incoming(digest).await.unwrap();
+    let mut next = other.ingest_blob(digest).await.unwrap();
     let offset = usize::try_from(next.offset()).unwrap();
     next.append(bytes.slice(offset..)).await.unwrap();
     next.commit().await.unwrap();

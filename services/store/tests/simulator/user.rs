@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
-use holdfast_store::{CarriedHash, Claim, Error, Owner, Result, Store};
+use holdfast_store::{CarriedHash, Error, LockAttempt, LockHolder, Result, Store};
 use holdfast_testkit::simfs::{Rng, SimFs};
 
 use crate::{
@@ -239,11 +239,11 @@ impl Run<'_> {
         let (digest, bytes) = &self.world.blobs[blob];
         let result = async {
             let name = format!("fill-{}", digest.hex());
-            let Claim::Held(lock) = store.try_lock(&name, &owner(replica)).await? else {
+            let LockAttempt::Acquired(lock) = store.try_lock(&name, &owner(replica)).await? else {
                 return Ok(false);
             };
-            let mut incoming = store.incoming(digest).await?;
-            incoming.hold(lock);
+            let mut incoming = store.ingest_blob(digest).await?;
+            incoming.attach_lock(lock);
             let offset = bytes.len().min(usize::try_from(incoming.offset()).unwrap());
             let rest: Bytes = if wrong {
                 vec![0xEE; bytes.len() - offset].into()
@@ -551,8 +551,8 @@ impl Run<'_> {
     }
 }
 
-pub(crate) fn owner(replica: usize) -> Owner {
-    Owner {
+pub(crate) fn owner(replica: usize) -> LockHolder {
+    LockHolder {
         address: format!("replica-{replica}:5001"),
         id: format!("replica-{replica}"),
     }

@@ -12,7 +12,7 @@ use crate::program::World;
 
 /// A copy from an upstream, or the rest of one.
 async fn fill(store: &Store, digest: &Digest, bytes: &Bytes) -> Result<u64> {
-    let mut incoming = store.incoming(digest).await?;
+    let mut incoming = store.ingest_blob(digest).await?;
     let offset = usize::try_from(incoming.offset()).unwrap();
     incoming.append(bytes.slice(offset..)).await?;
     incoming.commit().await

@@ -22,7 +22,7 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::{RepositoryName, Tag},
 };
-use holdfast_store::{CarriedHash, Hasher, Options, Owner, Store};
+use holdfast_store::{CarriedHash, Hasher, LockHolder, Options, Store};
 use recorder::{Call, Recorder};
 
 /// An operation, and the names that it gives (`+`) or takes (`-`) for good, in order.
@@ -165,7 +165,7 @@ fn repo(name: &str) -> RepositoryName {
 }
 
 async fn push(store: &Store, name: &str, bytes: &'static [u8]) {
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "test".to_owned(),
     };
@@ -187,7 +187,7 @@ impl Op {
         match self {
             Self::Push(name, bytes) => push(store, name, bytes).await,
             Self::Fill(bytes) => {
-                let mut incoming = store.incoming(&digest(bytes)).await.unwrap();
+                let mut incoming = store.ingest_blob(&digest(bytes)).await.unwrap();
                 incoming.append(Bytes::from_static(bytes)).await.unwrap();
                 incoming.commit().await.unwrap();
             }
@@ -382,7 +382,7 @@ async fn a_large_push_is_written_back_while_it_arrives_and_synced_once() {
     let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::unlimited())
         .await
         .unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "test".to_owned(),
     };

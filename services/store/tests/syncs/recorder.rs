@@ -140,7 +140,7 @@ impl Volume for Recorder {
 
     /// Everything where it is asked for: what is recorded belongs to one operation, and nothing
     /// goes on beside it.
-    fn blocks(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         false
     }
 }

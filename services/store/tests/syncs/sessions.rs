@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
-use holdfast_store::{CarriedHash, Options, Owner, Store};
+use holdfast_store::{CarriedHash, LockHolder, Options, Store};
 
 use crate::{
     digest, positions,
@@ -48,7 +48,7 @@ async fn a_generation_is_gone_for_good_before_bytes_are_cut_off() {
     let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::unlimited())
         .await
         .unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "test".to_owned(),
     };

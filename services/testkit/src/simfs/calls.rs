@@ -539,7 +539,7 @@ impl Volume for SimVolume {
         )
     }
 
-    fn blocks(&self) -> bool {
+    fn is_blocking(&self) -> bool {
         false
     }
 }

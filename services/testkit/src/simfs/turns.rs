@@ -13,7 +13,7 @@ thread_local! {
 }
 
 /// Most calls that the others make while one stands still.
-const MOST_STILL: usize = 200;
+const MAX_STALL_CALLS: usize = 200;
 
 #[derive(Debug)]
 pub(super) struct Turns {
@@ -46,7 +46,7 @@ impl Turns {
     }
 
     /// Waits for the seat's first turn.
-    pub(super) fn sit(&self, seat: usize) {
+    pub(super) fn enter(&self, seat: usize) {
         SEAT.set(Some(seat));
         drop(self.wait(self.table(), seat));
     }
@@ -67,7 +67,7 @@ impl Turns {
             *still = still.saturating_sub(1);
         }
         if stalls {
-            table.still[seat] = table.rng.below(MOST_STILL);
+            table.still[seat] = table.rng.below(MAX_STALL_CALLS);
         }
         let rate = table.switch_of_10_000;
         if stalls || table.rng.chance(rate) {

@@ -19,7 +19,7 @@ async fn private(names: &[&str], folder: &Path) -> (Upstream, Fills) {
         .iter()
         .map(|name| ((*name).to_owned(), "pw".to_owned()));
     let upstream = Upstream::start_with(Auth::Basic(users.collect())).await;
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };
@@ -203,7 +203,7 @@ async fn a_blob_that_was_lost_is_found_by_any_manifest_of_its_repository() {
     }
     let layer = digest(&image.layers[0]);
     let blob = store.open_blob(&layer).await.unwrap().unwrap();
-    assert!(store.set_aside(&blob).await.unwrap());
+    assert!(store.quarantine_blob(&blob).await.unwrap());
     // Another process: nothing is remembered.
     let restarted = fills(folder.path(), &upstream).await;
     let blob = restarted.blob(&repo, &layer).await.unwrap();
@@ -215,7 +215,7 @@ async fn nothing_is_fetched_that_nothing_names() {
     let image = ImageBuilder::new(11).layer(100).build();
     let folder = tempfile::tempdir().unwrap();
     let upstream = upstream_with(&image).await;
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

@@ -237,7 +237,7 @@ async fn a_source_that_fills_the_volume_fails_alone() {
     let listed =
         [&stranger, &upstream].map(|one| UpstreamSettings::anonymous(&one.host(), &[one.url()]));
     let upstreams = Upstreams::new(&listed, &Proxy::default(), &uplink(), timeouts()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

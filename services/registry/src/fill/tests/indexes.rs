@@ -267,7 +267,7 @@ async fn a_manifest_is_bounded_alike_for_clients_and_upstreams() {
         let store = Store::open(folder.path(), Options::unlimited())
             .await
             .unwrap();
-        let owner = Owner {
+        let owner = LockHolder {
             address: String::new(),
             id: "one".to_owned(),
         };

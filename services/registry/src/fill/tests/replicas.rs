@@ -12,7 +12,7 @@ struct Replica {
 /// A replica with its internal API on a port of its own.
 async fn replica(folder: &Path, upstream: &Upstream, listed: bool, id: &str) -> Replica {
     let (listener, address) = server::bind("127.0.0.1:0").await.unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: address.to_string(),
         id: id.to_owned(),
     };
@@ -202,10 +202,10 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
         )
         .await
         .unwrap();
-    let holdfast_store::Claim::Held(lock) = lock else {
+    let holdfast_store::LockAttempt::Acquired(lock) = lock else {
         panic!("nobody else holds it")
     };
-    let mut incoming = one.fills.store().incoming(&layer).await.unwrap();
+    let mut incoming = one.fills.store().ingest_blob(&layer).await.unwrap();
     incoming
         .append(image.blobs[layer.as_str()].slice(..800_000))
         .await

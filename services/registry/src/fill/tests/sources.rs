@@ -13,7 +13,7 @@ async fn mirrored(folder: &Path, mirror: &str, upstream: &Upstream) -> Fills {
         UpstreamSettings::anonymous(&upstream.host(), &[mirror.to_owned(), upstream.url()]);
     let store = Store::open(folder, Options::unlimited()).await.unwrap();
     let upstreams = Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };
@@ -126,7 +126,7 @@ async fn strange(
         .await
         .unwrap();
     let upstreams = Upstreams::new(&[settings], &Proxy::default(), &uplink(), timeouts()).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

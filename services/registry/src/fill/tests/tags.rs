@@ -192,7 +192,7 @@ async fn a_tag_whose_head_has_no_digest_is_compared_by_its_content() {
         ..Timeouts::default()
     };
     let upstreams = Upstreams::new(&[of], &Proxy::default(), &uplink(), patient).unwrap();
-    let owner = Owner {
+    let owner = LockHolder {
         address: String::new(),
         id: "one".to_owned(),
     };

@@ -12,13 +12,13 @@ use super::{
     Error, Result,
     tar::{self, Header},
 };
-use crate::{atomic, check::tree, volume::Disk};
+use crate::{check::tree, durable, volume::Disk};
 
 /// Most entries of an archive.
 const MAX_ENTRIES: usize = 200_000;
 
 /// Files of an image layout by their names.
-pub trait Source {
+pub trait ArchiveReader {
     /// The size of a file; `None` if there is none.
     fn size(&mut self, name: &str) -> Result<Option<u64>>;
 
@@ -53,12 +53,12 @@ pub trait Source {
 
 /// A layout in a tar file.
 #[derive(Debug)]
-pub struct TarSource<R> {
+pub struct TarReader<R> {
     file: R,
     entries: BTreeMap<String, (u64, u64)>,
 }
 
-impl<R: Read + Seek> TarSource<R> {
+impl<R: Read + Seek> TarReader<R> {
     /// Looks through the headers of a tar file.
     ///
     /// # Errors
@@ -177,7 +177,7 @@ fn read_exactly<R: Read + Seek>(file: &mut R, at: u64, size: usize) -> Result<Ve
     }
 }
 
-impl<R: Read + Seek> Source for TarSource<R> {
+impl<R: Read + Seek> ArchiveReader for TarReader<R> {
     fn size(&mut self, name: &str) -> Result<Option<u64>> {
         Ok(self.entries.get(name).map(|(_, size)| *size))
     }
@@ -193,13 +193,13 @@ impl<R: Read + Seek> Source for TarSource<R> {
 
 /// A layout in a folder. Symbolic links in it are not followed.
 #[derive(Debug)]
-pub struct FolderSource {
+pub struct FolderReader {
     volume: Disk,
     root: PathBuf,
     open: Option<(String, Arc<dyn crate::volume::VolumeFile>)>,
 }
 
-impl FolderSource {
+impl FolderReader {
     /// The layout in `root`.
     pub fn open(root: &Path) -> Self {
         Self {
@@ -210,9 +210,9 @@ impl FolderSource {
     }
 }
 
-impl Source for FolderSource {
+impl ArchiveReader for FolderReader {
     fn size(&mut self, name: &str) -> Result<Option<u64>> {
-        let found = atomic::metadata(&self.volume, &self.root.join(name))?;
+        let found = durable::metadata(&self.volume, &self.root.join(name))?;
         Ok(found
             .filter(crate::volume::Metadata::is_file)
             .map(|found| found.len))
@@ -220,14 +220,14 @@ impl Source for FolderSource {
 
     fn read_at(&mut self, name: &str, offset: u64, limit: usize) -> Result<Vec<u8>> {
         if self.open.as_ref().is_none_or(|(open, _)| open != name) {
-            let file = atomic::open_read(&self.volume, &self.root.join(name))?;
+            let file = durable::open_read(&self.volume, &self.root.join(name))?;
             self.open = file.map(|file| (name.to_owned(), file));
         }
         let Some((_, file)) = &self.open else {
             return Ok(Vec::new());
         };
         let mut bytes = Vec::with_capacity(limit);
-        atomic::read_some(&**file, &mut bytes, offset).map_err(Error::Read)?;
+        durable::read_some(&**file, &mut bytes, offset).map_err(Error::Read)?;
         Ok(bytes)
     }
 

@@ -1,9 +1,9 @@
-//! What the kernel has in memory: a view of the same file system in which no call waits for the
-//! disk.
+//! A view of the same file system that reads only what the kernel has in memory, so that no call
+//! waits for the disk.
 //!
 //! `openat2(2)` with `RESOLVE_CACHED` (Linux 5.12) resolves names and `preadv2(2)` with
 //! `RWF_NOWAIT` reads bytes only where both need no I/O. Everything else fails with
-//! [`io::ErrorKind::WouldBlock`], an absent name included: the patient call then tells the truth.
+//! [`io::ErrorKind::WouldBlock`], an absent name included: the blocking call then decides.
 
 use std::{
     fs::File,
@@ -24,14 +24,14 @@ use crate::{
     volume::{Entry, Metadata, Volume, VolumeFile},
 };
 
-/// The view.
+/// The non-blocking view.
 #[derive(Debug)]
-pub(super) struct Cached;
+pub(super) struct NonBlockingView;
 
 /// Largest read from an open file, as it is done where no stream is: links and manifests.
 const MAX_READ_BYTES: usize = 64 << 10;
 
-impl Cached {
+impl NonBlockingView {
     /// The view, if the kernel and its filters let it be.
     pub(super) fn of(root: &Path) -> Option<Self> {
         let existing = root.ancestors().find(|path| path.exists())?;
@@ -59,7 +59,7 @@ fn cannot<T>() -> io::Result<T> {
     Err(io::ErrorKind::WouldBlock.into())
 }
 
-/// An absent name counts as unknown: the patient call tells.
+/// An absent name counts as unknown: the blocking call decides.
 fn unless_absent<T>(found: io::Result<T>) -> io::Result<T> {
     match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => cannot(),
@@ -78,9 +78,9 @@ pub(super) fn read(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<us
 }
 
 #[derive(Debug)]
-struct CachedFile(Arc<DiskFile>);
+struct NonBlockingFile(Arc<DiskFile>);
 
-impl VolumeFile for CachedFile {
+impl VolumeFile for NonBlockingFile {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         let (held, room) = (buffer.len(), buffer.capacity() - buffer.len());
         if room > MAX_READ_BYTES {
@@ -116,15 +116,15 @@ impl VolumeFile for CachedFile {
     /// Nothing was written here.
     fn start_write_back(&self, _offset: u64, _length: u64) {}
 
-    fn patient(&self) -> Option<Arc<dyn VolumeFile>> {
+    fn blocking_handle(&self) -> Option<Arc<dyn VolumeFile>> {
         Some(Arc::clone(&self.0) as Arc<dyn VolumeFile>)
     }
 }
 
-impl Volume for Cached {
+impl Volume for NonBlockingView {
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
         let file = unless_absent(open(path, OFlags::RDONLY | OFlags::NONBLOCK))?;
-        Ok(Arc::new(CachedFile(Arc::new(DiskFile(file.into())))))
+        Ok(Arc::new(NonBlockingFile(Arc::new(DiskFile(file.into())))))
     }
 
     fn open_write(&self, _path: &Path, _create: bool) -> io::Result<Arc<dyn VolumeFile>> {
@@ -190,7 +190,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         std::fs::write(&path, b"0123456789").unwrap();
-        let Some(view) = Cached::of(dir.path()) else {
+        let Some(view) = NonBlockingView::of(dir.path()) else {
             return; // an old kernel
         };
         let file = view.open_read(&path).unwrap();
@@ -200,9 +200,9 @@ mod tests {
             // A file system without RWF_NOWAIT.
             Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock),
         }
-        let patient = file.patient().unwrap();
+        let blocking = file.blocking_handle().unwrap();
         let mut bytes = Vec::with_capacity(64);
-        assert_eq!(patient.read_at(&mut bytes, 0).unwrap(), 10);
+        assert_eq!(blocking.read_at(&mut bytes, 0).unwrap(), 10);
         assert_eq!(view.metadata(&path).unwrap().len, 10);
         for path in ["absent", "absent/below"] {
             let error = view.open_read(&dir.path().join(path)).unwrap_err();

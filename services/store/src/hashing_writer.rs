@@ -1,9 +1,8 @@
-//! Bytes that arrive are written at explicit offsets, hashed, and announced; receiving and writing
-//! overlap.
+//! Writes incoming bytes at explicit offsets, hashes them, and reports the progress to readers.
 //!
-//! While one batch is on its way to the volume the next one gathers, up to [`QUEUE_BYTES`] of a
-//! file and [`Pool::QUEUE_BYTES`] of all files; a slow volume slows its senders, and nothing waits
-//! for a batch to fill up. Readers of a growing file follow [`Progress`].
+//! Receiving and writing overlap: while one batch is written, the next one queues, up to
+//! [`QUEUE_BYTES`] for each file and [`Pool::QUEUE_BYTES`] for all files. A slow volume slows its
+//! senders. A batch never waits until it is full. Readers of a growing file follow [`Progress`].
 
 use std::{
     collections::VecDeque,
@@ -20,24 +19,24 @@ use crate::{Error, Hasher, Pool, Result, volume::VolumeFile};
 /// Bytes that may wait for the volume, for each file.
 pub(crate) const QUEUE_BYTES: usize = 512 << 10;
 
-/// At every multiple of this offset the write-back of what lies before it starts. Without it the
-/// disk idles while bytes arrive, and the one sync at the end waits for all of them. Small files
-/// never get here: their sync is the first and only write.
+/// At every multiple of this offset, write-back of the bytes before it starts. Without it the disk
+/// idles while bytes arrive, and the sync at the end waits for all of them. Small files never reach
+/// it: their sync is their only write.
 pub(crate) const WRITE_BACK_BYTES: u64 = 8 << 20;
 
 /// How far a growing file is, and whether it still grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// So many bytes can be read; more will come.
+    /// This number of bytes can be read; more will come.
     Growing(u64),
-    /// All bytes are there and were verified.
+    /// All bytes, this number, are written and verified.
     Complete(u64),
     /// The writer gave up; no more will come.
     Failed,
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Sink {
+pub(crate) struct HashingWriter {
     shared: Arc<Shared>,
 }
 
@@ -71,7 +70,7 @@ enum Failure {
     Io(io::ErrorKind),
 }
 
-impl Sink {
+impl HashingWriter {
     pub(crate) fn new(
         pool: Pool,
         file: Arc<dyn VolumeFile>,
@@ -135,13 +134,12 @@ impl Sink {
         Ok((state.written, hasher))
     }
 
-    /// Does what must wait until no write is under way any more: letting go of the lock that keeps
-    /// others from writing, say.
+    /// Runs `work` once no write is in flight, for example to release the lock of the file.
     pub(crate) fn when_idle(&self, work: impl FnOnce() + Send + 'static) {
-        let sink = self.clone();
+        let writer = self.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {
-                drop(sink.drain().await);
+                drop(writer.drain().await);
                 work();
             });
         }
@@ -330,13 +328,13 @@ mod tests {
                 tokio::spawn(async move {
                     let hasher = Hasher::new(Algorithm::Sha256);
                     let path = PathBuf::from(format!("{number}"));
-                    let sink = Sink::new(pool, file, path, 0, hasher);
+                    let writer = HashingWriter::new(pool, file, path, 0, hasher);
                     for _ in 0..2 * QUEUE_BYTES / PIECE {
                         let piece = Bytes::from(vec![0; PIECE]);
                         taken.fetch_add(PIECE, Ordering::SeqCst);
-                        sink.append(piece).await.unwrap();
+                        writer.append(piece).await.unwrap();
                     }
-                    sink.drain().await.unwrap().0
+                    writer.drain().await.unwrap().0
                 })
             })
             .collect();

@@ -1,5 +1,5 @@
-//! Blobs that arrive from an upstream: they grow, are read while they grow, survive a crash, and
-//! become visible only when verified.
+//! Ingest of blobs from an upstream: a blob is readable while it grows, its partial file survives a
+//! crash, and it becomes visible in the store only after its digest is verified.
 
 use std::{io, path::Path, sync::Arc};
 
@@ -8,34 +8,34 @@ use holdfast_core::digest::Digest;
 use tokio::sync::watch;
 
 use crate::{
-    Error, Hasher, Lock, Pool, Progress, Result, Store, atomic,
+    Error, Hasher, Lock, Pool, Progress, Result, Store,
     blobs::{self, Proof},
     buffers::Buffers,
+    durable,
     error::absent,
-    partial::{self, Found, Partial, hash_prefix},
-    sink::Sink,
+    hashing_writer::HashingWriter,
+    partial::{self, Found, PartialFile, hash_prefix},
     store::Inner,
     volume::VolumeFile,
 };
 
-/// The one writer of a blob that arrives. Dropped without [`Incoming::commit`] it fails its readers
-/// and keeps what it has.
+/// The only writer of an incoming blob. Dropping it without [`BlobIngest::commit`] fails its
+/// readers and keeps the partial file.
 #[derive(Debug)]
-pub struct Incoming {
+pub struct BlobIngest {
     store: Store,
     digest: Digest,
-    sink: Sink,
+    writer: HashingWriter,
     accepted: u64,
     lock: Option<Lock>,
-    partial: Partial,
+    partial: PartialFile,
     /// Whether others may go on with the file once this writer is gone.
     keeps: bool,
 }
 
-/// A reader's view of a blob that arrives. Clones are cheap; the writer neither waits for readers
-/// nor knows of them.
+/// A reader of an incoming blob. Clones are cheap. The writer never waits for its readers.
 #[derive(Clone, Debug)]
-pub struct GrowingBlob {
+pub struct PartialBlob {
     digest: Digest,
     /// The size that this reader was told; other readers may have been told another one.
     claimed: Option<u64>,
@@ -54,19 +54,19 @@ impl Store {
     ///
     /// No size is given here, because only the digest proves one: whoever knows a size from a
     /// manifest or a header compares it with what arrives, and readers give theirs to
-    /// [`GrowingBlob::claiming`].
-    pub async fn incoming(&self, digest: &Digest) -> Result<Incoming> {
+    /// [`PartialBlob::claiming`].
+    pub async fn ingest_blob(&self, digest: &Digest) -> Result<BlobIngest> {
         let (store, digest) = (self.clone(), digest.clone());
         // The writer is made where the file is taken: a caller that is gone by then cannot leave it
         // behind.
         self.run(move |inner| {
             let (partial, hasher, offset) = inner.open_incoming(&digest)?;
             let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
-            let sink = Sink::new(inner.pool.clone(), file, path, offset, hasher);
-            Ok(Incoming {
+            let writer = HashingWriter::new(inner.pool.clone(), file, path, offset, hasher);
+            Ok(BlobIngest {
                 store,
                 digest,
-                sink,
+                writer,
                 accepted: offset,
                 lock: None,
                 partial,
@@ -78,22 +78,22 @@ impl Store {
 }
 
 /// How often a file is looked for that others take and put to rest at the same moment.
-const ATTEMPTS: usize = 8;
+const MAX_ATTEMPTS: usize = 8;
 
 impl Inner {
-    fn open_incoming(&self, digest: &Digest) -> Result<(Partial, Hasher, u64)> {
+    fn open_incoming(&self, digest: &Digest) -> Result<(PartialFile, Hasher, u64)> {
         let path = self.layout.incoming(digest);
         let hasher = Hasher::new(digest.algorithm());
-        atomic::create_dir_plain(self.volume(), atomic::parent(&path)?)?;
-        for _ in 0..ATTEMPTS {
-            if let Some(partial) = Partial::take(self, &path)? {
+        durable::create_dir_unsynced(self.volume(), durable::parent(&path)?)?;
+        for _ in 0..MAX_ATTEMPTS {
+            if let Some(partial) = PartialFile::take(self, &path)? {
                 let kept = Self::keep(&partial, hasher);
                 if kept.is_err() {
-                    partial.rest_if_free(self);
+                    partial.release_if_free(self);
                 }
                 return kept.map(|(hasher, offset)| (partial, hasher, offset));
             }
-            if let Found::Abandoned(abandoned) = partial::look(self, &path)? {
+            if let Found::Abandoned(abandoned) = partial::find_abandoned(self, &path)? {
                 let largest = abandoned
                     .first()
                     .map(|(from, size)| (from.as_path(), *size));
@@ -101,7 +101,7 @@ impl Inner {
                 partial::remove_abandoned(self, &abandoned);
                 // Its writer put it to rest while it was copied: the copy may be short, the file is
                 // not.
-                if atomic::metadata(self.volume(), &path)?.is_some() {
+                if durable::metadata(self.volume(), &path)?.is_some() {
                     opened.0.remove(self);
                     continue;
                 }
@@ -112,7 +112,7 @@ impl Inner {
     }
 
     /// Goes on with a file that an earlier attempt put to rest.
-    fn keep(partial: &Partial, hasher: Hasher) -> Result<(Hasher, u64)> {
+    fn keep(partial: &PartialFile, hasher: Hasher) -> Result<(Hasher, u64)> {
         let (file, path) = (&*partial.file, &partial.path);
         let size = file.metadata().map_err(Error::io("stat", path))?.len;
         Ok((hash_prefix(file, path, hasher, size)?, size))
@@ -125,25 +125,25 @@ impl Inner {
         path: &Path,
         hasher: Hasher,
         from: Option<(&Path, u64)>,
-    ) -> Result<(Partial, Hasher, u64)> {
+    ) -> Result<(PartialFile, Hasher, u64)> {
         let gone = || Error::io("create", path)(io::ErrorKind::NotFound.into());
         if let Some((from, size)) = from
             && 0 < size
             && self.check_room(size).is_ok()
         {
-            match Partial::copy(self, path, from, size, hasher.clone()) {
+            match PartialFile::copy(self, path, from, size, hasher.clone()) {
                 Err(Error::NoSpace { .. }) => {}
                 copied => return copied?.ok_or_else(gone),
             }
         }
-        let partial = Partial::create(self, path)?.ok_or_else(gone)?;
+        let partial = PartialFile::create(self, path)?.ok_or_else(gone)?;
         Ok((partial, hasher, 0))
     }
 }
 
-impl Incoming {
+impl BlobIngest {
     /// Keeps the blob's lock until this writer is gone and its last write has ended.
-    pub fn hold(&mut self, lock: Lock) {
+    pub fn attach_lock(&mut self, lock: Lock) {
         self.lock = Some(lock);
     }
 
@@ -161,20 +161,20 @@ impl Incoming {
     /// Whether what is there is all of the blob, by its digest.
     ///
     /// # Errors
-    /// [`Error::LockLost`] as for [`Incoming::append`], or what the volume said to a write before.
+    /// [`Error::LockLost`] as for [`BlobIngest::append`], or the error of an earlier write.
     pub async fn is_whole(&self) -> Result<bool> {
-        let (_, hasher) = partial::taken_over(self.sink.drain().await)?;
+        let (_, hasher) = partial::or_lock_lost(self.writer.drain().await)?;
         Ok(hasher.finish() == self.digest)
     }
 
     /// A reader of what is there and what will come.
-    pub fn reader(&self) -> GrowingBlob {
-        GrowingBlob {
+    pub fn reader(&self) -> PartialBlob {
+        PartialBlob {
             digest: self.digest.clone(),
             claimed: None,
             withheld: None,
-            file: Arc::clone(self.sink.file()),
-            progress: self.sink.progress().subscribe(),
+            file: Arc::clone(self.writer.file()),
+            progress: self.writer.progress().subscribe(),
             pool: self.store.inner.pool.clone(),
             buffers: self.store.inner.buffers.clone(),
         }
@@ -185,10 +185,10 @@ impl Incoming {
     /// # Errors
     /// [`Error::LockLost`] when another writer went on with a copy, or what the volume says.
     pub async fn append(&mut self, bytes: Bytes) -> Result<()> {
-        // Before the wait: what the sink took counts, also when the caller does not wait for the
+        // Before the wait: what the writer took counts, also when the caller does not wait for the
         // end.
         self.accepted += bytes.len() as u64;
-        partial::taken_over(self.sink.append(bytes).await)
+        partial::or_lock_lost(self.writer.append(bytes).await)
     }
 
     /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a
@@ -198,7 +198,7 @@ impl Incoming {
     /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that
     /// another one went on, or what the volume says.
     pub async fn commit(mut self) -> Result<u64> {
-        let (size, hasher) = match partial::taken_over(self.sink.drain().await) {
+        let (size, hasher) = match partial::or_lock_lost(self.writer.drain().await) {
             // The last bytes found no room; those before are of no use to whom they leave none.
             Err(full @ Error::NoSpace { .. }) => {
                 self.discard().await?;
@@ -216,7 +216,9 @@ impl Incoming {
             lock.check().await?;
         }
         // Who reads along has verified bytes; that they will survive is for those who come later.
-        self.sink.progress().send_replace(Progress::Complete(size));
+        self.writer
+            .progress()
+            .send_replace(Progress::Complete(size));
         // If this fails, the next attempt goes on with a copy.
         self.keeps = false;
         let (partial, digest) = (self.partial.clone(), self.digest.clone());
@@ -238,7 +240,7 @@ impl Incoming {
     /// Throws away what was received, and fails the readers.
     pub async fn discard(mut self) -> Result<()> {
         self.keeps = false;
-        drop(self.sink.drain().await);
+        drop(self.writer.drain().await);
         let partial = self.partial.clone();
         self.store
             .run(move |inner| {
@@ -252,22 +254,22 @@ impl Incoming {
     }
 }
 
-impl Drop for Incoming {
+impl Drop for BlobIngest {
     fn drop(&mut self) {
         let lock = self.lock.take();
         if self.keeps {
             let (inner, partial) = (Arc::clone(&self.store.inner), self.partial.clone());
-            self.sink.when_idle(move || {
+            self.writer.when_idle(move || {
                 let pool = inner.pool.clone();
                 pool.detach(move || {
-                    partial.rest_if_free(&inner);
+                    partial.release_if_free(&inner);
                     drop(lock);
                 });
             });
         } else if let Some(lock) = lock {
-            self.sink.when_idle(move || drop(lock));
+            self.writer.when_idle(move || drop(lock));
         }
-        self.sink.progress().send_if_modified(|progress| {
+        self.writer.progress().send_if_modified(|progress| {
             let open = matches!(progress, Progress::Growing(_));
             if open {
                 *progress = Progress::Failed;
@@ -277,7 +279,7 @@ impl Drop for Incoming {
     }
 }
 
-impl GrowingBlob {
+impl PartialBlob {
     /// The blob's name.
     pub fn digest(&self) -> &Digest {
         &self.digest

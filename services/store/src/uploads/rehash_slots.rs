@@ -18,18 +18,18 @@ pub(crate) const SESSIONS_READ: usize = 2;
 
 /// The places. A repository that waits for its own place holds none that others wait for.
 #[derive(Debug)]
-pub(crate) struct Readings {
+pub(crate) struct RehashSlots {
     all: Arc<Semaphore>,
     repositories: Mutex<HashMap<RepositoryName, Weak<Semaphore>>>,
 }
 
 /// A place; free again when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Reading {
+pub(crate) struct RehashSlot {
     _permits: [OwnedSemaphorePermit; 2],
 }
 
-impl Default for Readings {
+impl Default for RehashSlots {
     fn default() -> Self {
         Self {
             all: Arc::new(Semaphore::new(SESSIONS_READ)),
@@ -38,12 +38,12 @@ impl Default for Readings {
     }
 }
 
-impl Readings {
+impl RehashSlots {
     /// A place, if one is free and nobody waits for it.
-    pub(super) fn try_begin(&self, repo: &RepositoryName) -> Option<Reading> {
+    pub(super) fn try_begin(&self, repo: &RepositoryName) -> Option<RehashSlot> {
         let of_repository = self.of_repository(repo).try_acquire_owned().ok()?;
         let of_all = Arc::clone(&self.all).try_acquire_owned().ok()?;
-        Some(Reading {
+        Some(RehashSlot {
             _permits: [of_repository, of_all],
         })
     }
@@ -51,16 +51,16 @@ impl Readings {
     /// Waits for a place.
     ///
     /// # Errors
-    /// [`Error::Busy`] after [`Pool::PATIENCE`].
-    pub(super) async fn begin(&self, repo: &RepositoryName) -> Result<Reading> {
+    /// [`Error::Busy`] after [`Pool::SLOT_TIMEOUT`].
+    pub(super) async fn begin(&self, repo: &RepositoryName) -> Result<RehashSlot> {
         let places = async {
             let of_repository = self.of_repository(repo).acquire_owned().await;
             let of_all = Arc::clone(&self.all).acquire_owned().await;
             of_repository.ok().zip(of_all.ok())
         };
-        let places = tokio::time::timeout(Pool::PATIENCE, places).await;
+        let places = tokio::time::timeout(Pool::SLOT_TIMEOUT, places).await;
         let (of_repository, of_all) = places.ok().flatten().ok_or(Error::Busy)?;
-        Ok(Reading {
+        Ok(RehashSlot {
             _permits: [of_repository, of_all],
         })
     }

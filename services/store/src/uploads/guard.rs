@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::{Lock, Result, partial::Partial, store::Inner};
+use crate::{Lock, Result, partial::PartialFile, store::Inner};
 
 /// The file, and the lock that keeps other requests from it. Both go with the work on the pool:
 /// work goes on when its caller is gone, and until it ends nobody else may begin with the file.
 /// Dropped, it lets go of both.
 #[derive(Debug)]
-pub(super) struct Held {
+pub(super) struct WriterGuard {
     pub(super) inner: Arc<Inner>,
-    pub(super) partial: Partial,
+    pub(super) partial: PartialFile,
     /// `None` where the file is of one request only.
     pub(super) lock: Option<Lock>,
     pub(super) when_dropped: WhenDropped,
@@ -20,14 +20,14 @@ pub(super) struct Held {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WhenDropped {
     /// The session can go on with it.
-    Rest,
+    Release,
     /// It is of no use.
     Remove,
     /// It went to its place, or is not fit to be used: at most somebody copies it.
     Leave,
 }
 
-impl Held {
+impl WriterGuard {
     /// Whether the lock is still ours. Blocks; for the pool.
     ///
     /// # Errors
@@ -37,13 +37,13 @@ impl Held {
     }
 
     /// What a drop does, done when this returns. Blocks; for the pool.
-    pub(super) fn let_go(mut self) {
+    pub(super) fn release(mut self) {
         let when = std::mem::replace(&mut self.when_dropped, WhenDropped::Leave);
-        let_go(&self.inner, &self.partial, self.lock.take(), when);
+        release(&self.inner, &self.partial, self.lock.take(), when);
     }
 }
 
-impl Drop for Held {
+impl Drop for WriterGuard {
     fn drop(&mut self) {
         let (lock, when) = (self.lock.take(), self.when_dropped);
         if lock.is_none() && when == WhenDropped::Leave {
@@ -51,13 +51,13 @@ impl Drop for Held {
         }
         let (inner, partial) = (Arc::clone(&self.inner), self.partial.clone());
         let pool = inner.pool.clone();
-        pool.detach(move || let_go(&inner, &partial, lock, when));
+        pool.detach(move || release(&inner, &partial, lock, when));
     }
 }
 
-fn let_go(inner: &Inner, partial: &Partial, lock: Option<Lock>, when: WhenDropped) {
+fn release(inner: &Inner, partial: &PartialFile, lock: Option<Lock>, when: WhenDropped) {
     match when {
-        WhenDropped::Rest => partial.rest_if_free(inner),
+        WhenDropped::Release => partial.release_if_free(inner),
         WhenDropped::Remove => partial.remove(inner),
         WhenDropped::Leave => {}
     }

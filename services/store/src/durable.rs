@@ -1,10 +1,10 @@
-//! Writes that survive a loss of power, and look-ups that a network file system's memory does not
-//! deceive.
+//! Writes that survive a loss of power, and look-ups that stale caches of a network file system
+//! cannot falsify. `docs/design/durability.md` describes the protocol.
 //!
-//! The order, always: a file's bytes, then its name, then the names of the folders above it that
-//! are not known to be durable; only then success is reported. A name that somebody else made is
-//! made durable too before anything relies on it. What this process has synced itself is
-//! remembered, so that each folder is synced once and not once a push.
+//! The order is always the same: the bytes of a file, its name, then the names of all folders above
+//! it that are not known to be durable. Only then the store reports success. A name that another
+//! process made is synced as well before anything relies on it. [`DurableFs`] remembers what this
+//! process has synced, so that it syncs a folder once instead of once for each push.
 
 use std::{
     collections::HashMap,
@@ -23,15 +23,15 @@ use crate::{
     volume::{Entry, Metadata, Volume, VolumeFile},
 };
 
-/// Names that are remembered as durable; above, the memory starts over.
-const REMEMBERED: usize = 100_000;
+/// Most names that are remembered as durable. When it is reached, all are forgotten.
+const MAX_DURABLE_NAMES: usize = 100_000;
 
-/// How often a write begins again whose folder somebody removes at the same moment.
-const ATTEMPTS: usize = 8;
+/// How often a write is repeated whose folder another process removes at the same time.
+const MAX_ATTEMPTS: usize = 8;
 
-/// The volume, and what this process knows to be durable on it. Clones know the same.
+/// The volume, and the names on it that this process knows to be durable. Clones share both.
 #[derive(Clone, Debug)]
-pub(crate) struct Files {
+pub(crate) struct DurableFs {
     volume: Arc<dyn Volume>,
     root: PathBuf,
     durable: Arc<Mutex<HashMap<PathBuf, Identity>>>,
@@ -53,23 +53,23 @@ impl Identity {
     }
 }
 
-/// A small file without its name; it goes with the value unless it is published.
+/// A small file under a temporary name. Dropping it removes the file unless it was published.
 #[derive(Debug)]
-pub(crate) struct Draft {
+pub(crate) struct PendingFile {
     volume: Arc<dyn Volume>,
     file: Arc<dyn VolumeFile>,
     temporary: Option<PathBuf>,
     path: PathBuf,
 }
 
-impl Draft {
+impl PendingFile {
     /// Makes the bytes durable.
     pub(crate) fn sync(&self) -> Result<()> {
         self.file.sync().map_err(Error::io("sync", &self.path))
     }
 }
 
-impl Drop for Draft {
+impl Drop for PendingFile {
     fn drop(&mut self) {
         if let Some(temporary) = &self.temporary {
             drop(self.volume.remove_file(temporary));
@@ -79,7 +79,7 @@ impl Drop for Draft {
 
 /// Opens a regular file for reading, never through a symbolic link; `None` if absent.
 pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<dyn VolumeFile>>> {
-    match found(volume, path, || absent(volume.open_read(path))) {
+    match retry_after_refresh(volume, path, || absent(volume.open_read(path))) {
         Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
             Ok(None)
         }
@@ -88,21 +88,21 @@ pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<d
 }
 
 /// Opens a file and reads; `None` if absent.
-pub(crate) fn reading<T>(
+pub(crate) fn with_file<T>(
     volume: &dyn Volume,
     path: &Path,
     work: impl Fn(&dyn VolumeFile) -> Result<T>,
 ) -> Result<Option<T>> {
-    until_fresh(path, || match open_read(volume, path)? {
+    retry_stale(path, || match open_read(volume, path)? {
         Some(file) => work(&*file).map(Some),
         None => Ok(None),
     })
 }
 
-/// Opens and reads, again if need be: on a network file system a file can be replaced between the
-/// two.
-pub(crate) fn until_fresh<T>(path: &Path, work: impl Fn() -> Result<T>) -> Result<T> {
-    for _ in 0..ATTEMPTS {
+/// Opens and reads, and repeats both when the handle is stale: on a network file system a file can
+/// be replaced between the two calls.
+pub(crate) fn retry_stale<T>(path: &Path, work: impl Fn() -> Result<T>) -> Result<T> {
+    for _ in 0..MAX_ATTEMPTS {
         match work() {
             Err(error) if error.is_stale() => {}
             other => return other,
@@ -119,22 +119,25 @@ pub(crate) fn open_write(
     path: &Path,
     create: bool,
 ) -> Result<Option<Arc<dyn VolumeFile>>> {
-    found(volume, path, || absent(volume.open_write(path, create))).map_err(Error::io("open", path))
+    retry_after_refresh(volume, path, || absent(volume.open_write(path, create)))
+        .map_err(Error::io("open", path))
 }
 
 /// What is known of a name; `None` if absent. On a network file system it may be some seconds old:
 /// what must be exact is opened.
 pub(crate) fn metadata(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
-    found(volume, path, || absent(volume.metadata(path))).map_err(Error::io("stat", path))
+    retry_after_refresh(volume, path, || absent(volume.metadata(path)))
+        .map_err(Error::io("stat", path))
 }
 
 /// The names in a directory; `None` if absent.
 pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Option<Vec<Entry>>> {
-    found(volume, folder, || absent(volume.list(folder))).map_err(Error::io("list", folder))
+    retry_after_refresh(volume, folder, || absent(volume.list(folder)))
+        .map_err(Error::io("list", folder))
 }
 
-/// Looks again before it believes that something is absent.
-pub(crate) fn found<T>(
+/// Looks a second time, with fresh caches, before it reports that something is absent.
+pub(crate) fn retry_after_refresh<T>(
     volume: &dyn Volume,
     path: &Path,
     look: impl Fn() -> io::Result<Option<T>>,
@@ -172,12 +175,12 @@ pub(crate) fn read_up_to(file: &dyn VolumeFile, limit: usize) -> io::Result<Vec<
 }
 
 /// Creates a directory and its ancestors without a sync: for what need not survive.
-pub(crate) fn create_dir_plain(volume: &dyn Volume, path: &Path) -> Result<()> {
-    for _ in 0..ATTEMPTS {
+pub(crate) fn create_dir_unsynced(volume: &dyn Volume, path: &Path) -> Result<()> {
+    for _ in 0..MAX_ATTEMPTS {
         match volume.create_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create_dir_plain(volume, parent(path)?)?;
+                create_dir_unsynced(volume, parent(path)?)?;
             }
             other => return other.map_err(Error::io("create", path)),
         }
@@ -186,7 +189,7 @@ pub(crate) fn create_dir_plain(volume: &dyn Volume, path: &Path) -> Result<()> {
 }
 
 /// Writes a small file in place, unsynced: for what need not survive.
-pub(crate) fn write_plain(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_unsynced(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Result<()> {
     let written = (|| {
         let file = volume.open_write(path, true)?;
         file.set_len(0)?;
@@ -223,7 +226,7 @@ pub(crate) fn parent(path: &Path) -> Result<&Path> {
         .ok_or_else(|| Error::io("resolve", path)(io::ErrorKind::InvalidInput.into()))
 }
 
-/// Folders of tags come and go, so one that is known has to be looked at; all others stay.
+/// Folders of tags are removed and made again, so a known one must be checked. All others stay.
 fn is_volatile(path: &Path) -> bool {
     path.parent()
         .into_iter()
@@ -231,7 +234,7 @@ fn is_volatile(path: &Path) -> bool {
         .any(|folder| folder.ends_with("_manifests/tags"))
 }
 
-impl Files {
+impl DurableFs {
     pub(crate) fn new(volume: Arc<dyn Volume>, root: PathBuf) -> Self {
         Self {
             volume,
@@ -240,8 +243,8 @@ impl Files {
         }
     }
 
-    /// The same knowledge over another view of the volume.
-    pub(crate) fn on(&self, volume: Arc<dyn Volume>) -> Self {
+    /// The same durable names over another view of the volume.
+    pub(crate) fn with_volume(&self, volume: Arc<dyn Volume>) -> Self {
         Self {
             volume,
             ..self.clone()
@@ -252,7 +255,7 @@ impl Files {
         &*self.volume
     }
 
-    /// Makes sure that a directory is there and stays there.
+    /// Makes a directory and its ancestors durable, and creates those that are missing.
     pub(crate) fn create_dir(&self, path: &Path) -> Result<()> {
         if self.is_durable_dir(path) {
             return Ok(());
@@ -260,7 +263,7 @@ impl Files {
         if path == self.root || !path.starts_with(&self.root) {
             // The root is the operator's, made if it is missing. The folder above it may be one
             // that cannot be synced.
-            create_dir_plain(self.volume(), path)?;
+            create_dir_unsynced(self.volume(), path)?;
             for folder in path.ancestors().skip(1) {
                 drop(self.volume.sync_dir(folder));
             }
@@ -275,11 +278,11 @@ impl Files {
             }
             _ => {}
         }
-        // Also when it was there: whoever made it may not have come so far.
+        // Also when it existed: the process that made it may not have synced it yet.
         self.volume
             .sync_dir(above)
             .map_err(Error::io("sync", above))?;
-        self.changed(above);
+        self.refresh_identity(above);
         if let Ok(metadata) = self.volume.metadata(path) {
             self.remember(path, Identity::of(&metadata));
         }
@@ -289,7 +292,7 @@ impl Files {
     /// Writes a small file: temporary file beside it, sync, rename, sync of the directory.
     pub(crate) fn write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let mut result = Ok(());
-        for _ in 0..ATTEMPTS {
+        for _ in 0..MAX_ATTEMPTS {
             result = self.try_write_file(path, bytes);
             match &result {
                 // The folder was removed in between, or the memory of it was wrong.
@@ -306,56 +309,56 @@ impl Files {
 
     fn try_write_file(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         self.create_dir(parent(path)?)?;
-        let draft = self.draft(path, bytes)?;
-        draft.sync()?;
-        self.publish(draft)
+        let pending = self.create_pending(path, bytes)?;
+        pending.sync()?;
+        self.publish(pending)
     }
 
-    /// Writes a small file beside its place, where nobody sees it. The folder must be there.
-    pub(crate) fn draft(&self, path: &Path, bytes: &[u8]) -> Result<Draft> {
+    /// Writes a small file under a temporary name beside `path`. The folder must exist.
+    pub(crate) fn create_pending(&self, path: &Path, bytes: &[u8]) -> Result<PendingFile> {
         let temporary = temporary(path);
         let file = self
             .volume
             .create_new(&temporary)
             .map_err(Error::io("write", path))?;
-        let draft = Draft {
+        let pending = PendingFile {
             volume: Arc::clone(&self.volume),
             file,
             temporary: Some(temporary),
             path: path.to_owned(),
         };
-        draft
+        pending
             .file
             .write_all_at(bytes, 0)
             .map_err(Error::io("write", path))?;
-        Ok(draft)
+        Ok(pending)
     }
 
-    /// Gives a synced draft its name, for good, in a folder that is durable.
-    pub(crate) fn publish(&self, mut draft: Draft) -> Result<()> {
-        let path = draft.path.clone();
+    /// Renames a synced file to its final name and syncs its folder, which must be durable.
+    pub(crate) fn publish(&self, mut pending: PendingFile) -> Result<()> {
+        let path = pending.path.clone();
         let dir = parent(&path)?;
         let named = (|| {
-            let metadata = draft.file.metadata()?;
-            if let Some(temporary) = &draft.temporary {
-                self.rename_open(&metadata, temporary, &path)?;
+            let metadata = pending.file.metadata()?;
+            if let Some(temporary) = &pending.temporary {
+                self.rename_known(&metadata, temporary, &path)?;
             }
             Ok(metadata)
         })();
         let metadata = named.map_err(Error::io("write", &path))?;
-        draft.temporary = None;
+        pending.temporary = None;
         self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
-        self.changed(dir);
+        self.refresh_identity(dir);
         self.remember(&path, Identity::of(&metadata));
         Ok(())
     }
 
-    /// Moves a synced file to its place and makes the name durable. That the old name is gone is
-    /// not: it is looked for, or it does no harm.
-    pub(crate) fn place(&self, file: &Metadata, from: &Path, to: &Path) -> Result<()> {
+    /// Moves a synced file to `to` and makes that name durable. The removal of the old name is not
+    /// durable: readers either look for it or ignore it.
+    pub(crate) fn install(&self, file: &Metadata, from: &Path, to: &Path) -> Result<()> {
         let dir = parent(to)?;
         self.create_dir(dir)?;
-        self.rename_open(file, from, to)
+        self.rename_known(file, from, to)
             .map_err(Error::io("rename", from))?;
         self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
         self.remember(to, Identity::of(file));
@@ -364,7 +367,7 @@ impl Files {
 
     /// Renames a known file. A failure that the repetition of a request made up, after the first
     /// had its effect, shows as the file being where it should be.
-    pub(crate) fn rename_open(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename_known(&self, file: &Metadata, from: &Path, to: &Path) -> io::Result<()> {
         let Err(error) = self.volume.rename(from, to) else {
             return Ok(());
         };
@@ -453,7 +456,7 @@ impl Files {
     /// Removes a file and syncs its directory; `false` if it was absent.
     pub(crate) fn remove_file(&self, path: &Path) -> Result<bool> {
         self.forget(path);
-        let removed = found(self.volume(), path, || {
+        let removed = retry_after_refresh(self.volume(), path, || {
             absent(self.volume.remove_file(path))
         })
         .map_err(Error::io("remove", path))?;
@@ -474,8 +477,8 @@ impl Files {
         Ok(())
     }
 
-    /// Makes a file's name durable that is there, whoever made it.
-    pub(crate) fn settle(&self, path: &Path, metadata: &Metadata) -> Result<()> {
+    /// Makes the name of an existing file durable, whichever process made it.
+    pub(crate) fn ensure_durable(&self, path: &Path, metadata: &Metadata) -> Result<()> {
         let identity = Identity::of(metadata);
         if self.durable().get(path) == Some(&identity) {
             return Ok(());
@@ -487,8 +490,8 @@ impl Files {
         Ok(())
     }
 
-    /// A file that is known to be durable has another modification time now.
-    pub(crate) fn touched(&self, path: &Path, before: &Metadata, after: &Metadata) {
+    /// Records the new modification time of a file that is known to be durable.
+    pub(crate) fn update_identity(&self, path: &Path, before: &Metadata, after: &Metadata) {
         let mut durable = self.durable();
         if let Some(known) = durable.get_mut(path)
             && *known == Identity::of(before)
@@ -498,8 +501,8 @@ impl Files {
         }
     }
 
-    /// This process changed a directory that it knows to be durable, and so its modification time.
-    fn changed(&self, path: &Path) {
+    /// Records the new modification time of a durable directory that this process has changed.
+    fn refresh_identity(&self, path: &Path) {
         if is_volatile(path)
             && let Ok(metadata) = self.volume.metadata(path)
             && let Some(known) = self.durable().get_mut(path)
@@ -509,7 +512,7 @@ impl Files {
         }
     }
 
-    /// Whether this directory, not one that took its place, was made durable by this process.
+    /// Whether this process made this very directory durable, and not one that it replaced.
     fn is_durable_dir(&self, path: &Path) -> bool {
         let Some(known) = self.durable().get(path).copied() else {
             return false;
@@ -523,7 +526,7 @@ impl Files {
 
     fn remember(&self, path: &Path, identity: Identity) {
         let mut durable = self.durable();
-        if durable.len() >= REMEMBERED {
+        if durable.len() >= MAX_DURABLE_NAMES {
             durable.clear();
         }
         durable.insert(path.to_owned(), identity);
@@ -549,7 +552,7 @@ mod tests {
     #[test]
     fn a_file_that_is_touched_stays_known_and_no_other_becomes_it() {
         let folder = tempfile::tempdir().unwrap();
-        let files = Files::new(Arc::new(Disk::at(folder.path())), folder.path().to_owned());
+        let files = DurableFs::new(Arc::new(Disk::at(folder.path())), folder.path().to_owned());
         let at = |name: &str| folder.path().join(name);
         let look = |path: &Path| metadata(files.volume(), path).unwrap().unwrap();
         let renew = |path: &Path| {
@@ -562,23 +565,23 @@ mod tests {
         let before = look(&path);
         renew(&path);
         assert!(!is_known(&path), "its time is another one");
-        files.touched(&path, &before, &look(&path));
+        files.update_identity(&path, &before, &look(&path));
         assert!(is_known(&path));
         // Another file takes its name between the touch and the look.
         let before = look(&path);
         fs::write(at("b"), b"a").unwrap();
         fs::rename(at("b"), &path).unwrap();
-        files.touched(&path, &before, &look(&path));
+        files.update_identity(&path, &before, &look(&path));
         assert!(!is_known(&path));
         // What was touched is not what was known: it took the name before.
         let before = look(&path);
         renew(&path);
-        files.touched(&path, &before, &look(&path));
+        files.update_identity(&path, &before, &look(&path));
         assert!(!is_known(&path));
         // Nobody made that one durable.
         let other = at("c");
         fs::write(&other, b"c").unwrap();
-        files.touched(&other, &look(&other), &look(&other));
+        files.update_identity(&other, &look(&other), &look(&other));
         assert!(!is_known(&other));
     }
 }
