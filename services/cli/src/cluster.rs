@@ -15,13 +15,13 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 /// Objects a page.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 /// Where a release is looked for when the caller may not look everywhere.
 const USUAL_NAMESPACE: &str = "holdfast-system";
 /// How long the connection to the API server may take.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an answer may keep silent.
-const SILENCE: Duration = Duration::from_secs(60);
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Which cluster, and which release in it.
 #[derive(Debug, Clone, clap::Args)]
@@ -153,8 +153,8 @@ impl ClusterArgs {
                 .await
                 .context("no way to a cluster is known; KUBECONFIG names the file that does")?,
         };
-        config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(SILENCE);
+        config.connect_timeout = Some(CONNECT_TIMEOUT);
+        config.read_timeout = Some(READ_TIMEOUT);
         // A connection that was idle between two looks must not count as silent.
         config.reset_reader_on_write = true;
         // A disruption budget answers an eviction with 429: that is an answer, not a trouble that
@@ -163,7 +163,7 @@ impl ClusterArgs {
         Ok(Client::try_from(config)?)
     }
 
-    /// The one release in the cluster; none or several are an error that names the way out.
+    /// The one release in the cluster; none or several are an error that names the fix.
     pub(crate) async fn release(&self, client: &Client) -> anyhow::Result<Release> {
         let mut found = self.releases(client).await?;
         match (found.pop(), found.is_empty()) {
@@ -295,7 +295,7 @@ pub(crate) async fn list_some(
     let path = resource.path(namespace);
     let mut items = Vec::new();
     let mut next = String::new();
-    let mut limit = format!("limit={PAGE}");
+    let mut limit = format!("limit={PAGE_SIZE}");
     loop {
         let mut query = limit.clone();
         if !selector.is_empty() {
@@ -338,7 +338,7 @@ pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
 }
 
 /// An API server's refusal in its own words, any other error in ours.
-pub(crate) fn words(error: &kube::Error) -> String {
+pub(crate) fn error_message(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Api(status) => format!("the API server answered {}", status.code),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use crate::{
-    answer, config_check, diff, doctor, export, fsck, import, ls, preload, restore, status,
+    config_check, diff, doctor, exit_status, export, fsck, import, ls, preload, restore, status,
     uninstall,
 };
 
@@ -17,7 +17,7 @@ pub enum Command {
     /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what
     /// the controller made
     Uninstall(uninstall::Args),
-    /// What keeps Holdfast from working: parts, claim, CA, nodes, policies; each with the way out
+    /// What keeps Holdfast from working: parts, claim, CA, nodes, policies; each with the fix
     Doctor(doctor::Args),
     /// Whether Holdfast works in the cluster, and how far the copies are
     Status(status::Args),
@@ -90,7 +90,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Import(args) => block_on(import::run(args)),
         Command::Config(ConfigCommand::Check(args)) => Ok(config_check::run(&args)),
     };
-    result.unwrap_or_else(|error| answer::failed(&error))
+    result.unwrap_or_else(|error| exit_status::failed(&error))
 }
 
 /// Runs asynchronous work to its end on a runtime of its own.

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use holdfast_conditions::Condition;
 use holdfast_config::Values;
 
-use crate::answer::WRONG_USAGE;
+use crate::exit_status::WRONG_USAGE;
 
 const EXPRESSION: &str =
     "global.networkfunctionextension.webhook.pod.mutation.matchConditionExpression";

@@ -9,8 +9,8 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::answer::{self, Answer};
 use crate::cluster::{ClusterArgs, NamespaceArgs};
+use crate::exit_status::{self, Answer};
 use crate::terminal;
 use decide::{Judgement, Owner, Verdict};
 pub(crate) use fetch::facts as namespace_facts;
@@ -41,7 +41,7 @@ pub struct Args {
 
 /// Says what would be missing.
 pub(crate) async fn offline(args: Args) -> ExitCode {
-    answer::end(look(&args).await)
+    exit_status::end(look(&args).await)
 }
 
 async fn look(args: &Args) -> anyhow::Result<Answer> {
@@ -57,7 +57,7 @@ async fn look(args: &Args) -> anyhow::Result<Answer> {
     Ok(judgement.answer(args.ignore_uncovered))
 }
 
-fn word(verdict: Verdict) -> &'static str {
+fn label(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Missing => "MISSING",
         Verdict::OnNodes => "on nodes",
@@ -78,7 +78,7 @@ fn render(judgement: &Judgement, all: bool) -> String {
                     owner.namespace.clone(),
                     image.image.clone(),
                     image.pull_policy.clone(),
-                    word(image.verdict).to_owned(),
+                    label(image.verdict).to_owned(),
                     image.why.clone(),
                 ]
             })

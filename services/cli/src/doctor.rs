@@ -1,5 +1,5 @@
 //! `holdfast doctor`: what keeps Holdfast from working in a cluster, one line a finding with the
-//! way out; with `--quick` only whether the registry answers, which the chart's test asks.
+//! fix; with `--quick` only whether the registry answers, which the chart's test asks.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -7,11 +7,11 @@
 )]
 
 mod access;
-mod gather;
-mod judge;
-mod quick;
+mod diagnose;
+mod fetch;
+mod policy_dry_run;
 mod scaling;
-mod trials;
+mod self_test;
 mod upstreams;
 mod verifiers;
 mod void;
@@ -21,10 +21,10 @@ mod webhook;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::answer;
 use crate::cluster::ClusterArgs;
+use crate::exit_status;
 use crate::terminal;
-use judge::Report;
+use diagnose::Report;
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
@@ -44,23 +44,23 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     #[command(flatten)]
-    quick: quick::Quick,
+    quick: self_test::SelfTest,
 }
 
 /// Looks, and prints what it found.
 pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.quick.asked {
-        return quick::run(args.quick).await;
+        return self_test::run(args.quick).await;
     }
     let report = look(&args).await.inspect(|report| print!("{report}"));
-    Ok(answer::end(report.map(|report| report.answer())))
+    Ok(exit_status::end(report.map(|report| report.answer())))
 }
 
 async fn look(args: &Args) -> anyhow::Result<Report> {
     let client = args.cluster.client().await?;
     let release = args.cluster.release(&client).await?;
-    let facts = gather::facts(&client, &release, args.namespace.as_deref()).await;
-    let report = judge::judge(&facts);
+    let facts = fetch::facts(&client, &release, args.namespace.as_deref()).await;
+    let report = diagnose::diagnose(&facts);
     if let Some(path) = &args.json {
         terminal::write_json(path, &report)?;
     }

@@ -14,7 +14,7 @@ use holdfast_store::check::{
 use holdfast_store::volume::Disk;
 use serde::Serialize;
 
-use crate::answer::{self, Answer};
+use crate::exit_status::{self, Answer};
 use crate::terminal;
 
 /// Between the two looks that must agree: longer than any write takes from its first file to its
@@ -79,7 +79,7 @@ impl Entry {
 
 /// Checks the volume and says what is wrong with it.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    answer::end(check(args).map(Answer::from))
+    exit_status::end(check(args).map(Answer::from))
 }
 
 /// Whether nothing is left that is wrong.

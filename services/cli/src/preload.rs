@@ -7,8 +7,8 @@
     reason = "what a command prints is its result"
 )]
 
-mod place;
-mod read;
+mod artifacts;
+mod image_sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal as _, Read as _};
@@ -22,11 +22,11 @@ use kube::Client;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::answer::{self, Answer};
 use crate::cluster::{self, ClusterArgs, Listed};
+use crate::exit_status::{self, Answer};
 use crate::terminal;
-use place::Image;
-use read::{Refused, Wishes};
+use artifacts::Image;
+use image_sources::{Refused, WantedImages};
 
 /// Arguments of `preload`.
 #[derive(Debug, clap::Args)]
@@ -88,40 +88,40 @@ struct Report<'a> {
 
 /// Preloads.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    answer::end(preload(&args).await.map(Answer::from))
+    exit_status::end(preload(&args).await.map(Answer::from))
 }
 
 async fn preload(args: &Args) -> anyhow::Result<bool> {
     let client = args.cluster.client().await?;
     let release = args.cluster.release(&client).await?;
     let state = release.state(&client).await?;
-    let mut wishes = Wishes::new(cluster::addresses(state.as_ref()));
-    read_files(args, &mut wishes)?;
+    let mut wanted = WantedImages::new(cluster::addresses(state.as_ref()));
+    read_files(args, &mut wanted)?;
     for namespace in &args.namespace {
-        read_namespace(&client, namespace, &mut wishes).await?;
+        read_namespace(&client, namespace, &mut wanted).await?;
     }
     let fallback = args.target.as_ref().unwrap_or(&release.names.namespace);
-    let mut images = placed(&wishes, args.target.as_deref(), fallback);
+    let mut images = assign_namespaces(&wanted, args.target.as_deref(), fallback);
     if args.dry_run {
-        place::look(&client, &mut images).await?;
+        artifacts::refresh(&client, &mut images).await?;
         print_plan(&images);
     } else {
-        place::place(&client, &mut images, fallback).await;
+        artifacts::create(&client, &mut images, fallback).await;
         if args.wait {
             let deadline = Instant::now() + Duration::from_secs(args.timeout);
             follow(&client, &mut images, deadline).await?;
         } else {
-            place::look(&client, &mut images).await?;
+            artifacts::refresh(&client, &mut images).await?;
         }
         print_summary(&images);
     }
-    for refused in &wishes.refused {
+    for refused in &wanted.refused {
         println!(
             "refused  {}: {:?} {}",
             refused.from, refused.text, refused.why
         );
     }
-    for skipped in &wishes.skipped {
+    for skipped in &wanted.skipped {
         println!(
             "left out {}: {} ({})",
             skipped.from, skipped.text, skipped.why
@@ -130,25 +130,25 @@ async fn preload(args: &Args) -> anyhow::Result<bool> {
     if let Some(path) = &args.json {
         let report = Report {
             images: &images,
-            refused: &wishes.refused,
-            skipped: &wishes.skipped,
+            refused: &wanted.refused,
+            skipped: &wanted.skipped,
         };
         terminal::write_json(path, &report)?;
     }
     let done = |image: &Image| !image.is_refused() && (image.local || !args.wait);
-    Ok(wishes.refused.is_empty() && images.iter().all(done))
+    Ok(wanted.refused.is_empty() && images.iter().all(done))
 }
 
-fn read_files(args: &Args, wishes: &mut Wishes) -> anyhow::Result<()> {
+fn read_files(args: &Args, wanted: &mut WantedImages) -> anyhow::Result<()> {
     for image in &args.images {
-        wishes.image(image, None, "command line");
+        wanted.image(image, None, "command line");
     }
     for path in &args.file {
-        wishes.list(&read(path)?, &shown(path));
+        wanted.list(&read(path)?, &shown(path));
     }
     for path in &args.from_manifests {
         for file in manifests(path)? {
-            wishes.manifests(&read(&file)?, &shown(&file));
+            wanted.manifests(&read(&file)?, &shown(&file));
         }
     }
     Ok(())
@@ -214,7 +214,7 @@ fn manifests(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
 async fn read_namespace(
     client: &Client,
     namespace: &str,
-    wishes: &mut Wishes,
+    wanted: &mut WantedImages,
 ) -> anyhow::Result<()> {
     for kind in KINDS {
         match cluster::list(client, kind.into(), Some(namespace)).await? {
@@ -223,7 +223,7 @@ async fn read_namespace(
                     .iter()
                     .filter(|object| workload::may_start(kind.kind, object));
                 for object in living {
-                    wishes.object(kind.kind, object, Some(namespace), "");
+                    wanted.object(kind.kind, object, Some(namespace), "");
                 }
             }
             Listed::Forbidden => anyhow::bail!(
@@ -237,9 +237,9 @@ async fn read_namespace(
 }
 
 /// Each image in the namespace where its Artifact is to be.
-fn placed(wishes: &Wishes, target: Option<&str>, fallback: &str) -> Vec<Image> {
+fn assign_namespaces(wanted: &WantedImages, target: Option<&str>, fallback: &str) -> Vec<Image> {
     let mut images: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
-    for ((namespace, source), from) in &wishes.wanted {
+    for ((namespace, source), from) in &wanted.wanted {
         let namespace = target.or(namespace.as_deref()).unwrap_or(fallback);
         images
             .entry((namespace.to_owned(), source.clone()))
@@ -256,7 +256,7 @@ async fn follow(client: &Client, images: &mut [Image], deadline: Instant) -> any
     let total = images.len();
     let bar = terminal::things(total as u64);
     let terminal = std::io::stderr().is_terminal();
-    let outcome = place::follow(client, images, deadline, |image, count| {
+    let outcome = artifacts::follow(client, images, deadline, |image, count| {
         bar.set_message(image.source.clone());
         bar.set_position(count as u64);
         if !terminal {
@@ -324,9 +324,9 @@ mod tests {
 
     #[test]
     fn a_target_takes_everything_and_without_one_a_manifests_namespace_counts() {
-        let mut wishes = Wishes::new(Vec::new());
-        wishes.image("a:1", Some("shop"), "one");
-        wishes.image("a:1", None, "two");
+        let mut wanted = WantedImages::new(Vec::new());
+        wanted.image("a:1", Some("shop"), "one");
+        wanted.image("a:1", None, "two");
         let of = |images: Vec<Image>| {
             images
                 .into_iter()
@@ -335,10 +335,13 @@ mod tests {
         };
         let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
         assert_eq!(
-            of(placed(&wishes, None, "sys")),
+            of(assign_namespaces(&wanted, None, "sys")),
             [pair("shop", "one"), pair("sys", "two")]
         );
-        assert_eq!(of(placed(&wishes, Some("t"), "t")), [pair("t", "one,two")]);
+        assert_eq!(
+            of(assign_namespaces(&wanted, Some("t"), "t")),
+            [pair("t", "one,two")]
+        );
     }
 
     #[test]

@@ -7,8 +7,8 @@
     reason = "what a command prints is its result"
 )]
 
-mod act;
-mod pace;
+mod apply;
+mod eviction_queue;
 mod plan;
 
 use std::collections::BTreeSet;
@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use kube::Client;
 use serde::Serialize;
 
-use crate::answer::{self, Answer};
 use crate::cluster::{self, ClusterArgs, Release};
+use crate::exit_status::{self, Answer};
 use crate::terminal;
-pub(crate) use act::{Orders, Outcome, ask_owners, execute, find, now};
+pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
 pub(crate) use plan::Found;
-use plan::{Rewritten, Way};
+use plan::{Remedy, Rewritten};
 
 /// How long API servers may take to learn of a namespace's label.
 const LEARNT: Duration = Duration::from_secs(3);
@@ -103,7 +103,7 @@ impl Entry {
 
 /// Restores.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    answer::end(restore(&args).await.map(Answer::from))
+    exit_status::end(restore(&args).await.map(Answer::from))
 }
 
 async fn restore(args: &Args) -> anyhow::Result<bool> {
@@ -122,7 +122,7 @@ async fn restore(args: &Args) -> anyhow::Result<bool> {
         write(args, &Outcome::default())?;
         return Ok(true);
     }
-    let rewriting = act::rewriting_namespaces(&client, &pods, &own).await?;
+    let rewriting = apply::rewriting_namespaces(&client, &pods, &own).await?;
     if args.dry_run {
         print_plan(&pods);
         if !rewriting.is_empty() && !args.opt_out {
@@ -142,7 +142,7 @@ async fn restore(args: &Args) -> anyhow::Result<bool> {
             holdfast_api::labels::REWRITE_DISABLED
         );
         for namespace in &rewriting {
-            act::opt_out(&client, namespace).await?;
+            apply::opt_out(&client, namespace).await?;
             println!("namespace {namespace} opts out of rewriting now");
         }
         tokio::time::sleep(LEARNT).await;
@@ -172,16 +172,16 @@ async fn with_progress(
 ) -> Outcome {
     let total = pods
         .iter()
-        .filter(|pod| !matches!(pod.way, Way::Leave(_)))
+        .filter(|pod| !matches!(pod.remedy, Remedy::Leave(_)))
         .count();
     let bar = terminal::things(total as u64);
     let terminal = std::io::stderr().is_terminal();
-    let orders = Orders {
+    let pacing = Pacing {
         per_minute: args.rate,
         wait: args.wait,
         deadline,
     };
-    let outcome = execute(client, pods, orders, |line, waiting| {
+    let outcome = execute(client, pods, pacing, |line, waiting| {
         bar.set_message(line.to_owned());
         bar.set_position(total.saturating_sub(waiting) as u64);
         if !terminal {
@@ -239,15 +239,15 @@ fn print_plan(pods: &[Found]) {
     let rows: Vec<_> = pods
         .iter()
         .map(|pod| {
-            let what = match &pod.way {
-                Way::Recreate => "evicted and made anew".to_owned(),
-                Way::Patch(_, left) if left.is_empty() => {
+            let what = match &pod.remedy {
+                Remedy::Recreate => "evicted and made anew".to_owned(),
+                Remedy::Patch(_, left) if left.is_empty() => {
                     "patched, its containers restart".to_owned()
                 }
-                Way::Patch(_, left) => {
+                Remedy::Patch(_, left) => {
                     format!("patched, its containers restart; {}", left.join(", "))
                 }
-                Way::Leave(why) => format!("LEFT: {why}"),
+                Remedy::Leave(why) => format!("LEFT: {why}"),
             };
             let images: Vec<_> = pod
                 .images

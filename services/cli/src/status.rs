@@ -1,9 +1,9 @@
-//! `holdfast status`: whether Holdfast works and how far the copies are. Fetches, has `judge` say
-//! what it means, prints.
+//! `holdfast status`: whether Holdfast works and how many images are local. Fetch, diagnose,
+//! print.
 #![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
-pub(crate) mod gather;
-pub(crate) mod judge;
+pub(crate) mod diagnose;
+pub(crate) mod fetch;
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -11,15 +11,15 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::answer::{self, Answer};
 use crate::cluster::{ClusterArgs, NamespaceArgs};
+use crate::exit_status::{self, Answer};
 use crate::terminal;
-use judge::{Status, Verdict};
+use diagnose::{Status, Verdict};
 
 /// Between two looks with `--watch`.
-const EVERY: Duration = Duration::from_secs(2);
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// At most so many images that are not local are named; `--json` names all.
-const NAMED: usize = 40;
+const MAX_NAMED_IMAGES: usize = 40;
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
@@ -43,13 +43,13 @@ pub struct Args {
 
 /// Prints the status, once or until interrupted.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    answer::end(look(&args).await.map(Answer::from))
+    exit_status::end(look(&args).await.map(Answer::from))
 }
 
 impl From<Verdict> for Answer {
     fn from(verdict: Verdict) -> Self {
         match verdict {
-            Verdict::Well => Self::Yes,
+            Verdict::Ok => Self::Yes,
             Verdict::Missing => Self::No,
             Verdict::Unknown => Self::Unknown,
         }
@@ -63,8 +63,8 @@ async fn look(args: &Args) -> anyhow::Result<Verdict> {
     loop {
         let release = args.cluster.release(&client).await?;
         let namespace = args.images_of.namespace.as_deref();
-        let facts = gather::facts(&client, &release, namespace).await;
-        let status = judge::judge(&facts);
+        let facts = fetch::facts(&client, &release, namespace).await;
+        let status = diagnose::diagnose(&facts);
         if let Some(path) = &args.json {
             terminal::write_json(path, &status)?;
         }
@@ -82,7 +82,7 @@ async fn look(args: &Args) -> anyhow::Result<Verdict> {
         before = text;
         tokio::select! {
             _ = &mut interrupted => return Ok(status.verdict),
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
         }
     }
 }
@@ -143,7 +143,7 @@ fn render(status: &Status) -> String {
     }
     line("images", text);
     if !status.absent.is_empty() {
-        let named = status.absent.iter().take(NAMED);
+        let named = status.absent.iter().take(MAX_NAMED_IMAGES);
         let rows: Vec<_> = named
             .map(|image| {
                 [
@@ -157,7 +157,7 @@ fn render(status: &Status) -> String {
         let head = ["NAMESPACE", "IMAGE", "REASON", "MESSAGE"];
         out.push('\n');
         out.push_str(&terminal::table(head, &rows));
-        let more = status.absent.len().saturating_sub(NAMED);
+        let more = status.absent.len().saturating_sub(MAX_NAMED_IMAGES);
         if more > 0 {
             writeln!(out, "and {more} more; --json names all").ok();
         }

@@ -166,12 +166,12 @@ async fn undo_steps(
 
 /// Gives pods their original images back, as far as that is done in time.
 async fn restore_pods(cluster: &Cluster, limit: Duration, report: &mut Report) {
-    let orders = restore::Orders {
+    let pacing = restore::Pacing {
         per_minute: RESTORED_PER_MINUTE,
         wait: true,
         deadline: restore::now() + limit,
     };
-    match cluster.restore_pods(orders).await {
+    match cluster.restore_pods(pacing).await {
         Ok(outcome) => {
             report.done(format!(
                 "{} restored to their original images",

@@ -30,8 +30,8 @@ pub(crate) struct RegistryArgs {
     check: bool,
 }
 
-/// What the registry was told, from whatever kind of file.
-struct Told {
+/// The configuration of the registry, and what kind of file it was read from.
+struct ResolvedConfig {
     kind: &'static str,
     settings: RegistrySettings,
     logging: holdfast_config::Logging,
@@ -39,7 +39,7 @@ struct Told {
 }
 
 impl RegistryArgs {
-    fn told(&self) -> anyhow::Result<Told> {
+    fn resolve(&self) -> anyhow::Result<ResolvedConfig> {
         // Read once: a pipe has nothing left for a second look, and nothing means all defaults.
         let text = match &self.config {
             Some(path) => Some(
@@ -56,7 +56,7 @@ impl RegistryArgs {
             } = Distribution::of_process(text)?;
             settings.data = self.data.clone().unwrap_or(settings.data);
             settings.listen = self.listen.unwrap_or(settings.listen);
-            return Ok(Told {
+            return Ok(ResolvedConfig {
                 kind: "the configuration of distribution, version 0.1",
                 settings,
                 logging,
@@ -89,7 +89,7 @@ impl RegistryArgs {
             }
         }
         alone.listen = self.listen.unwrap_or(alone.listen);
-        Ok(Told {
+        Ok(ResolvedConfig {
             kind: "the configuration of a registry that runs alone",
             settings: alone.settings(),
             logging: alone.logging,
@@ -98,7 +98,7 @@ impl RegistryArgs {
     }
 
     /// The configuration that the chart makes.
-    fn of_release(&self, text: Option<&str>) -> anyhow::Result<Told> {
+    fn of_release(&self, text: Option<&str>) -> anyhow::Result<ResolvedConfig> {
         anyhow::ensure!(
             self.listen.is_none(),
             "--listen is for a registry that runs alone, which --data DIR or the key data of --config FILE makes"
@@ -109,7 +109,7 @@ impl RegistryArgs {
                 "without --config and --data the registry is part of a release; to run alone it needs --data DIR",
             )?,
         };
-        Ok(Told {
+        Ok(ResolvedConfig {
             kind: "the configuration of a release",
             settings: RegistrySettings::from_config(&config),
             logging: config.values.logging,
@@ -118,7 +118,7 @@ impl RegistryArgs {
     }
 }
 
-impl Told {
+impl ResolvedConfig {
     /// What was understood, one fact a line; secrets are named and not shown.
     fn lines(&self) -> Vec<String> {
         let RegistrySettings {
@@ -216,18 +216,18 @@ impl Told {
 
 /// Runs the registry until SIGTERM.
 pub(crate) async fn registry(args: RegistryArgs) -> anyhow::Result<ExitCode> {
-    let told = args.told()?;
+    let resolved = args.resolve()?;
     if args.check {
-        for line in told.lines() {
+        for line in resolved.lines() {
             println!("{line}");
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let level = logs::init(&told.logging)?;
-    for note in &told.notes {
+    let level = logs::init(&resolved.logging)?;
+    for note in &resolved.notes {
         tracing::info!("configuration: {note}");
     }
-    holdfast_registry::run(told.settings, Some(level)).await?;
+    holdfast_registry::run(resolved.settings, Some(level)).await?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -522,7 +522,7 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
     let text = ends(0, &["ls", "--data", other.path(), "--tags"]);
     assert!(text.contains("docker.io/library/nginx:1.27"), "{text}");
     ends(0, &["fsck", "--data", other.path(), "--deep"]);
-    // The old format is refused with the way out.
+    // The old format is refused with the fix.
     let single = format!("oci-archive:{}:team/app:1", tar.display());
     let old = format!("docker-archive:{}:team/app:1", at("old.tar").display());
     skopeo(&["copy", &single, &old]);

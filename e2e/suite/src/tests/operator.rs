@@ -194,7 +194,7 @@ pub(super) fn restore_gives_pods_their_originals_and_leaves_owners_as_they_are(
     let refused = holdfast(site, &program, &restore)?.expect(2)?;
     ensure!(
         refused.text.contains("--opt-out"),
-        "no way out: {}",
+        "no fix: {}",
         refused.text
     );
     let rest = ["--opt-out", "--wait", "--timeout", "180"];

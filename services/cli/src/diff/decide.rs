@@ -15,9 +15,9 @@ use k8s_openapi::api::core::v1::Pod;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::answer::Answer;
+use crate::artifact_status::{CopyStatus, copy_status};
 use crate::cluster::text;
-use crate::standing::{Standing, standing};
+use crate::exit_status::Answer;
 
 /// Why pods of a namespace are not sent to the registry for an image.
 const PRIVATE: &str = "it is not known that their namespace may have it (access.privateImages)";
@@ -213,21 +213,21 @@ fn top(
 struct Judge<'a> {
     inventory: &'a Inventory,
     /// By canonical reference; what is local in one namespace is local for every node (SPEC 12).
-    copies: BTreeMap<String, Standing>,
+    copies: BTreeMap<String, CopyStatus>,
     /// Images by node, of nodes that take pods.
     nodes: BTreeMap<&'a str, BTreeSet<String>>,
 }
 
 impl<'a> Judge<'a> {
     fn new(inventory: &'a Inventory) -> Self {
-        let mut copies: BTreeMap<String, Standing> = BTreeMap::new();
+        let mut copies: BTreeMap<String, CopyStatus> = BTreeMap::new();
         for artifact in &inventory.artifacts {
             let source = &artifact.spec.source_artifact;
             let source =
                 Reference::parse(source).map_or_else(|_| source.clone(), |r| r.to_string());
-            let standing = standing(artifact);
+            let status = copy_status(artifact);
             if copies.get(&source).is_none_or(|known| !known.local) {
-                copies.insert(source, standing);
+                copies.insert(source, status);
             }
         }
         let nodes = inventory
@@ -411,5 +411,4 @@ fn images_of(node: &Value) -> BTreeSet<String> {
 }
 
 #[cfg(test)]
-#[path = "decide_tests.rs"]
 mod tests;

@@ -10,8 +10,8 @@ use holdfast_core::workload::may_start;
 use holdfast_core::{Reference, pod, rewrite};
 use serde_json::Value;
 
-use super::gather::Asked;
-use super::judge::Report;
+use super::diagnose::Report;
+use super::fetch::Asked;
 use crate::cluster::text;
 
 /// Names of one line.
@@ -49,7 +49,7 @@ pub(super) fn unproved(
 }
 
 /// What that means. `pods` is nothing where every pod may have every image.
-pub(super) fn judge(
+pub(super) fn diagnose(
     pods: Option<&Asked<Vec<Unproved>>>,
     artifacts: &[Artifact],
     report: &mut Report,
@@ -60,7 +60,7 @@ pub(super) fn judge(
             "whether pods have images that their namespaces may not have: {why}"
         )),
         Some(Ok(pods)) if pods.is_empty() => report
-            .well
+            .ok
             .push("no pod has a private image that its namespace may not have".to_owned()),
         Some(Ok(pods)) => {
             let names = pods.iter().map(|it| format!("{} ({})", it.pod, it.source));
@@ -109,7 +109,7 @@ pub(super) fn shown(names: Vec<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::answer::Answer;
+    use crate::exit_status::Answer;
     use holdfast_api::access::AccessList;
     use holdfast_api::artifact::{ArtifactAccess, ArtifactStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -178,7 +178,7 @@ mod tests {
             (
                 pods(1),
                 Answer::No,
-                "other/p0 (r.io/team/app:1); way out: they were",
+                "other/p0 (r.io/team/app:1); fix: they were",
             ),
             (pods(7), Answer::No, "and 2 more"),
             (
@@ -188,12 +188,12 @@ mod tests {
             ),
         ] {
             let mut report = Report::default();
-            judge(pods.as_ref(), &artifacts, &mut report);
+            diagnose(pods.as_ref(), &artifacts, &mut report);
             assert_eq!((report.answer(), report.notes.len()), (answer, 1));
             assert!(report.to_string().contains(part), "{report}");
         }
         let mut report = Report::default();
-        judge(None, &artifacts, &mut report);
+        diagnose(None, &artifacts, &mut report);
         assert_eq!(report, Report::default());
     }
 }

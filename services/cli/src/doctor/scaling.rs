@@ -6,8 +6,8 @@ use holdfast_core::workload::condition_is_true;
 use kube::Client;
 use serde_json::Value;
 
-use super::gather::{Asked, listed, object};
-use super::judge::Report;
+use super::diagnose::Report;
+use super::fetch::{Asked, listed, object};
 use crate::cluster::{Resource, text};
 
 const AUTOSCALERS: Resource = Resource {
@@ -29,7 +29,7 @@ pub(super) struct Scaling {
 }
 
 /// Asks for the release's autoscalers, and where there are any, for the API.
-pub(super) async fn gather(client: &Client, names: &Names) -> Asked<Scaling> {
+pub(super) async fn fetch(client: &Client, names: &Names) -> Asked<Scaling> {
     let selector = format!("{}={}", labels::INSTANCE, names.release);
     let namespace = Some(names.namespace.as_str());
     let found = listed(client, AUTOSCALERS, namespace, &selector).await?;
@@ -65,7 +65,7 @@ fn no_metrics(service: Option<&Value>) -> Option<String> {
 }
 
 /// One finding, or one line that all is well.
-pub(super) fn judge(scaling: &Asked<Scaling>, report: &mut Report) {
+pub(super) fn diagnose(scaling: &Asked<Scaling>, report: &mut Report) {
     match scaling {
         Ok(scaling) if scaling.autoscalers.is_empty() => {}
         Ok(scaling) => match &scaling.no_metrics {
@@ -78,7 +78,7 @@ pub(super) fn judge(scaling: &Asked<Scaling>, report: &mut Report) {
                  global.networkfunctionextension.clusterRegistry and .webhook",
             ),
             None => report
-                .well
+                .ok
                 .push("the autoscalers have a metrics API".to_owned()),
         },
         Err(why) => report.unknown.push(format!("the autoscalers: {why}")),
@@ -109,7 +109,7 @@ mod tests {
     fn only_autoscalers_without_metrics_are_a_problem() {
         let check = |scaling: Asked<Scaling>, findings: usize, unknown: usize| {
             let mut report = Report::default();
-            judge(&scaling, &mut report);
+            diagnose(&scaling, &mut report);
             let found = (report.findings.len(), report.unknown.len());
             assert_eq!(found, (findings, unknown), "{scaling:?}");
         };

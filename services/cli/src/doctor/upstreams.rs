@@ -9,8 +9,8 @@ use holdfast_controller::artifacts::events::advice;
 use holdfast_core::Reference;
 
 use super::access::shown;
-use super::judge::Report;
-use crate::standing::{is_on_its_way, standing};
+use super::diagnose::Report;
+use crate::artifact_status::{copy_status, is_on_its_way};
 use crate::terminal;
 
 pub(super) use holdfast_core::rewrite::upstream_prefix as prefix;
@@ -53,29 +53,27 @@ struct Absent {
 }
 
 /// One finding for each upstream and each reason for which its images are not local.
-pub(super) fn judge(artifacts: &[Artifact], report: &mut Report) {
+pub(super) fn diagnose(artifacts: &[Artifact], report: &mut Report) {
     let mut all: BTreeMap<(String, String), Absent> = BTreeMap::new();
     for artifact in artifacts {
-        let standing = standing(artifact);
-        if standing.local || is_on_its_way(&standing.reason) {
+        let status = copy_status(artifact);
+        if status.local || is_on_its_way(&status.reason) {
             continue;
         }
         let source = &artifact.spec.source_artifact;
         // What is no reference has no host and stands for itself.
         let host = Reference::parse(source)
             .map_or_else(|_| source.clone(), |reference| reference.host().to_string());
-        let absent = all
-            .entry((host, standing.reason))
-            .or_insert_with(|| Absent {
-                since: standing.since.clone(),
-                message: standing.message,
-                ..Absent::default()
-            });
+        let absent = all.entry((host, status.reason)).or_insert_with(|| Absent {
+            since: status.since.clone(),
+            message: status.message,
+            ..Absent::default()
+        });
         absent.images += 1;
         absent.sources.insert(source.clone());
         // RFC 3339 in UTC: the order of the texts is that of the times.
-        if standing.since < absent.since {
-            absent.since = standing.since;
+        if status.since < absent.since {
+            absent.since = status.since;
         }
     }
     for ((host, reason), absent) in all {
@@ -100,7 +98,7 @@ pub(super) fn judge(artifacts: &[Artifact], report: &mut Report) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::judge::Finding;
+    use super::super::diagnose::Finding;
     use super::*;
     use serde_json::json;
 
@@ -121,7 +119,7 @@ mod tests {
 
     fn found(artifacts: &[Artifact]) -> Vec<Finding> {
         let mut report = Report::default();
-        judge(artifacts, &mut report);
+        diagnose(artifacts, &mut report);
         report.findings
     }
 
@@ -178,7 +176,7 @@ mod tests {
         ];
         let lines: Vec<String> = found(&artifacts)
             .into_iter()
-            .map(|finding| format!("{}; {}", finding.what, finding.way_out))
+            .map(|finding| format!("{}; {}", finding.what, finding.fix))
             .collect();
         let expect = [
             "a.example: 2 wanted images are not local (NotFound: a.example/x:1, a.example/y:1), \

@@ -11,8 +11,8 @@ use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::Value;
 
-use super::gather::Asked;
-use super::judge::Report;
+use super::diagnose::Report;
+use super::fetch::Asked;
 use super::upstreams::prefix;
 use crate::cluster::{self, Listed, Resource, text};
 
@@ -108,7 +108,7 @@ pub(super) struct Verifier {
 }
 
 /// Every policy that verifies images. A kind that the cluster does not have is no policy.
-pub(super) async fn gather(client: &Client) -> Asked<Vec<Verifier>> {
+pub(super) async fn fetch(client: &Client) -> Asked<Vec<Verifier>> {
     let mut found = Vec::new();
     for kind in KINDS {
         match list(client, kind).await {
@@ -321,7 +321,7 @@ fn without_suffix(found: &mut Vec<String>, suffix: &str) {
 
 /// One finding for each policy that verified images of wanted upstreams and does not mean their
 /// rewritten names. `sources` are images with the namespaces that want them.
-pub(super) fn judge<'a>(
+pub(super) fn diagnose<'a>(
     verifiers: &Asked<Vec<Verifier>>,
     sources: impl Iterator<Item = (&'a str, &'a str)> + Clone,
     address: &str,
@@ -412,5 +412,4 @@ fn tell_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, repo
 }
 
 #[cfg(test)]
-#[path = "verifiers_tests.rs"]
 mod tests;

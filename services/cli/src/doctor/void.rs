@@ -3,9 +3,9 @@
 
 use kube::Client;
 
-use super::gather::{Asked, object};
-use super::judge::Report;
-use super::trials::Trial;
+use super::diagnose::Report;
+use super::fetch::{Asked, object};
+use super::policy_dry_run::DryRun;
 use crate::cluster::{Resource, text};
 
 /// The kubelet's policy under which it verifies pull secrets of images that a node has.
@@ -26,15 +26,15 @@ pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String>
 
 /// The notes. A kubelet that may not be asked is no problem of Holdfast's. `by_namespace`: pods are
 /// sent to the registry only where their namespace may have the image.
-pub(super) fn judge(
-    trials: &[Trial],
+pub(super) fn diagnose(
+    dry_runs: &[DryRun],
     kubelet: Option<&Asked<String>>,
     by_namespace: bool,
     report: &mut Report,
 ) {
     let read_more = "docs/operate/policies.md says what that means";
     if by_namespace {
-        if trials.iter().any(|trial| trial.pulls_always) {
+        if dry_runs.iter().any(|dry_run| dry_run.pulls_always) {
             report.notes.push(format!(
                 "for rewritten images the credential of the namespace decides (access.privateImages=namespace), not the \
                  pull secrets of the single pod as with AlwaysPullImages alone; {read_more}"
@@ -42,7 +42,7 @@ pub(super) fn judge(
         }
         return;
     }
-    if trials.iter().any(|trial| trial.pulls_always) {
+    if dry_runs.iter().any(|dry_run| dry_run.pulls_always) {
         report.notes.push(format!(
             "the admission plug-in AlwaysPullImages checks nothing for rewritten images: every node may pull every \
              local image, also private ones of other namespaces; {read_more}"
@@ -59,12 +59,12 @@ pub(super) fn judge(
 
 #[cfg(test)]
 mod tests {
-    use super::super::trials::Outcome;
+    use super::super::policy_dry_run::Outcome;
     use super::*;
 
     #[test]
     fn void_checks_are_noted_and_are_no_problem() {
-        let trial = |pulls_always| Trial {
+        let dry_run = |pulls_always| DryRun {
             namespace: "a".to_owned(),
             source: "r.io/a:1".to_owned(),
             outcome: Outcome::Passes,
@@ -79,12 +79,12 @@ mod tests {
             (true, Some(Ok("NeverVerifyPreloadedImages".to_owned())), 2),
         ] {
             let mut report = Report::default();
-            let trials = [trial(always), trial(always)];
-            judge(&trials, policy.as_ref(), false, &mut report);
+            let dry_runs = [dry_run(always), dry_run(always)];
+            diagnose(&dry_runs, policy.as_ref(), false, &mut report);
             assert_eq!(report.notes.len(), notes, "{always} {policy:?}");
-            assert_eq!(report.answer(), crate::answer::Answer::Yes);
+            assert_eq!(report.answer(), crate::exit_status::Answer::Yes);
             let mut report = Report::default();
-            judge(&trials, policy.as_ref(), true, &mut report);
+            diagnose(&dry_runs, policy.as_ref(), true, &mut report);
             assert_eq!(report.notes.len(), usize::from(always), "{policy:?}");
         }
     }

@@ -2,13 +2,13 @@
 
 use holdfast_controller::artifacts::events::ENLARGE;
 
-use super::gather::Asked;
-use super::judge::Report;
-use crate::status::judge::Volume;
+use super::diagnose::Report;
+use super::fetch::Asked;
+use crate::status::diagnose::Volume;
 use crate::terminal;
 
 /// Judges the volume as a replica of the registry measured it.
-pub(super) fn judge(volume: &Asked<Volume>, report: &mut Report) {
+pub(super) fn diagnose(volume: &Asked<Volume>, report: &mut Report) {
     let volume = match volume {
         Ok(volume) => volume,
         Err(why) => return report.unknown.push(format!("the volume: {why}")),
@@ -28,6 +28,6 @@ pub(super) fn judge(volume: &Asked<Volume>, report: &mut Report) {
             ),
             ENLARGE,
         ),
-        _ => report.well.push(format!("volume: {free} free")),
+        _ => report.ok.push(format!("volume: {free} free")),
     }
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::gather::Facts;
-use super::judge::Report;
+use super::diagnose::Report;
+use super::fetch::Facts;
 
 /// Judges the webhook's configuration, its certificate, and what it did to a pod.
-pub(super) fn judge(facts: &Facts, report: &mut Report) {
+pub(super) fn diagnose(facts: &Facts, report: &mut Report) {
     let restart = "restart the controller, which writes it, and look at its log";
     match &facts.webhook {
         Ok(None) => report.find("the webhook's configuration does not exist: no pod is rewritten", "helm upgrade makes it again"),
@@ -18,7 +18,7 @@ pub(super) fn judge(facts: &Facts, report: &mut Report) {
                 "the webhook's configuration has another CA than the webhook's certificate: the API server does not trust it",
                 restart,
             ),
-            Some(Ok(_)) => report.well.push("the webhook's configuration is there and its CA is right".to_owned()),
+            Some(Ok(_)) => report.ok.push("the webhook's configuration is there and its CA is right".to_owned()),
             Some(Err(why)) => report.unknown.push(format!("the webhook's CA: {why}")),
             None => report.find("the webhook has no certificate yet", restart),
         },
@@ -26,7 +26,7 @@ pub(super) fn judge(facts: &Facts, report: &mut Report) {
     }
     match &facts.rewrites {
         Some(Ok(true)) => report
-            .well
+            .ok
             .push("the webhook rewrites a pod (dry run)".to_owned()),
         Some(Ok(false)) => {
             let certificate = if facts.client_ca {

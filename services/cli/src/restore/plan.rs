@@ -25,7 +25,7 @@ pub(crate) struct Found {
     pub(crate) uid: String,
     pub(crate) owner: Option<Owner>,
     pub(crate) images: Vec<Rewritten>,
-    pub(crate) way: Way,
+    pub(crate) remedy: Remedy,
 }
 
 /// What controls a pod.
@@ -47,7 +47,7 @@ pub(crate) struct Rewritten {
 
 /// What gives a pod its originals back.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Way {
+pub(crate) enum Remedy {
     /// Its owner makes it anew.
     Recreate,
     /// These operations; the texts are what they cannot reach.
@@ -104,13 +104,13 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
         name: name.to_owned(),
         uid: uid.to_owned(),
     });
-    let way = match &owner {
+    let remedy = match &owner {
         None => patch(pod, &images, annotated.as_ref()),
-        Some(owner) if RENEWING.contains(&owner.kind.as_str()) => Way::Recreate,
-        Some(owner) if owner.kind == "Job" => {
-            Way::Leave("its Job runs to its end; the next one starts with the originals".to_owned())
-        }
-        Some(owner) => Way::Leave(format!(
+        Some(owner) if RENEWING.contains(&owner.kind.as_str()) => Remedy::Recreate,
+        Some(owner) if owner.kind == "Job" => Remedy::Leave(
+            "its Job runs to its end; the next one starts with the originals".to_owned(),
+        ),
+        Some(owner) => Remedy::Leave(format!(
             "it belongs to {}/{}, which may not make it anew; restart it by that one's own means",
             owner.kind, owner.name
         )),
@@ -128,13 +128,13 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
                 original,
             })
             .collect(),
-        way,
+        remedy,
     })
 }
 
 /// The operations on a pod that nothing would make anew. Each first makes sure that what it changes
 /// is still there.
-fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Way {
+fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Remedy {
     let mutable =
         |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);
     let fixed: Vec<String> = images
@@ -143,7 +143,7 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
         .map(|(image, _)| format!("{} cannot be changed in a living pod", image.key()))
         .collect();
     if fixed.len() == images.len() {
-        return Way::Leave(format!(
+        return Remedy::Leave(format!(
             "{}; delete the pod and create it anew",
             fixed.join(", ")
         ));
@@ -170,7 +170,7 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
             json!({"op": "replace", "path": path, "value": Value::Object(left).to_string()})
         });
     }
-    Way::Patch(operations, fixed)
+    Remedy::Patch(operations, fixed)
 }
 
 /// Why an owner, as it is now, would not give its pods their originals; nothing where it would.
@@ -230,8 +230,10 @@ mod tests {
         json!({"containers": [{"name": "c", "image": "10.96.0.50/docker.io/library/nginx:1"}]})
     }
 
-    fn way(owner: Option<&str>) -> Way {
-        find(&pod(owner, &local(), ""), &addresses()).unwrap().way
+    fn remedy(owner: Option<&str>) -> Remedy {
+        find(&pod(owner, &local(), ""), &addresses())
+            .unwrap()
+            .remedy
     }
 
     #[test]
@@ -242,15 +244,15 @@ mod tests {
             "DaemonSet",
             "ReplicationController",
         ] {
-            assert_eq!(way(Some(kind)), Way::Recreate, "{kind}");
+            assert_eq!(remedy(Some(kind)), Remedy::Recreate, "{kind}");
         }
         for (kind, why) in [("Job", "to its end"), ("PodSet", "PodSet/o")] {
             assert!(
-                matches!(way(Some(kind)), Way::Leave(text) if text.contains(why)),
+                matches!(remedy(Some(kind)), Remedy::Leave(text) if text.contains(why)),
                 "{kind}"
             );
         }
-        assert!(matches!(way(None), Way::Patch(_, left) if left.is_empty()));
+        assert!(matches!(remedy(None), Remedy::Patch(_, left) if left.is_empty()));
     }
 
     #[test]
@@ -276,7 +278,7 @@ mod tests {
             "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/docker.io/library/data:1"}}],
         });
         let found = find(&pod(None, &spec, annotation), &addresses()).unwrap();
-        let Way::Patch(operations, left) = &found.way else {
+        let Remedy::Patch(operations, left) = &found.remedy else {
             panic!("{found:?}");
         };
         assert_eq!(left, &["volumes/v cannot be changed in a living pod"]);
@@ -310,7 +312,7 @@ mod tests {
         let spec = json!({"containers": [], "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/r.io/data:1"}}]});
         let found = find(&pod(None, &spec, ""), &addresses()).unwrap();
         assert!(
-            matches!(&found.way, Way::Leave(why) if why.contains("volumes/v") && why.contains("create it anew")),
+            matches!(&found.remedy, Remedy::Leave(why) if why.contains("volumes/v") && why.contains("create it anew")),
             "{found:?}"
         );
     }

@@ -21,7 +21,7 @@ use super::nodes::{self, Survey};
 use crate::restore;
 
 /// Objects a page.
-const PAGE: u32 = 500;
+const PAGE_SIZE: u32 = 500;
 /// Deletions at a time.
 const PARALLEL: usize = 8;
 
@@ -216,7 +216,7 @@ impl Cluster {
     /// back.
     pub(crate) async fn restore_pods(
         &self,
-        orders: restore::Orders,
+        pacing: restore::Pacing,
     ) -> anyhow::Result<restore::Outcome> {
         let state = self
             .own::<ConfigMap>()
@@ -228,7 +228,7 @@ impl Cluster {
         let mut pods = restore::find(&self.client, None, &addresses).await?;
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
         Ok(
-            restore::execute(&self.evicting, pods, orders, |line, waiting| {
+            restore::execute(&self.evicting, pods, pacing, |line, waiting| {
                 println!("      {line} ({waiting} wait)");
             })
             .await,
@@ -249,7 +249,7 @@ impl Cluster {
     pub(crate) async fn rewritten_pods(&self) -> anyhow::Result<Vec<String>> {
         let api: Api<Pod> = Api::all(self.client.clone());
         let mut found = Vec::new();
-        let mut page = ListParams::default().limit(PAGE);
+        let mut page = ListParams::default().limit(PAGE_SIZE);
         loop {
             let pods = api.list_metadata(&page).await?;
             for pod in &pods.items {
@@ -320,7 +320,7 @@ impl Cluster {
     pub(crate) async fn delete_artifacts(&self) -> anyhow::Result<usize> {
         let all: Api<Artifact> = Api::all(self.client.clone());
         let mut count = 0;
-        let mut page = ListParams::default().limit(PAGE);
+        let mut page = ListParams::default().limit(PAGE_SIZE);
         loop {
             // Without the CRD there are no Artifacts.
             let Some(artifacts) = absent_is_well(all.list_metadata(&page).await)? else {

@@ -54,7 +54,7 @@ async fn doctor_names_the_policy_that_refuses_the_registry() {
     site.run(&doctor).await.check(
         1,
         &[
-            "PROBLEM  the volume's claim does not exist; way out: helm upgrade",
+            "PROBLEM  the volume's claim does not exist; fix: helm upgrade",
             "the webhook's configuration does not exist",
         ],
     );
@@ -106,7 +106,7 @@ async fn doctor_names_autoscalers_without_metrics_and_upstreams_that_are_away() 
     site.run(&["doctor"]).await.check(
         1,
         &[
-            "PROBLEM  holdfast-registry cannot scale by load: the API server has no v1beta1.metrics.k8s.io; way out: install",
+            "PROBLEM  holdfast-registry cannot scale by load: the API server has no v1beta1.metrics.k8s.io; fix: install",
             "PROBLEM  away.example cannot be reached: 1 wanted image is not local, since",
         ],
     );

@@ -11,15 +11,15 @@ use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
 
+use crate::artifact_status::{self, copy_status};
 use crate::cluster::{self, ARTIFACTS, Listed};
-use crate::standing::{self, standing};
 
 /// Artifacts that are made at a time.
 const PARALLEL: usize = 8;
 /// Between two looks.
 const POLL: Duration = Duration::from_secs(2);
 /// How long an upstream's no is waited for to become a yes, once nothing else is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Who writes.
 const FIELD_MANAGER: &str = "holdfast-preload";
 
@@ -46,7 +46,7 @@ impl Image {
             source: source.to_owned(),
             from: from.iter().cloned().collect(),
             local: false,
-            reason: standing::WAITING.to_owned(),
+            reason: artifact_status::WAITING.to_owned(),
             message: "no Artifact yet".to_owned(),
             digest: None,
             size_bytes: 0,
@@ -65,7 +65,7 @@ impl Image {
 }
 
 /// Makes the Artifacts that are missing. One whose namespace does not exist is made in `fallback`.
-pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str) {
+pub(super) async fn create(client: &Client, images: &mut [Image], fallback: &str) {
     stream::iter(images.iter_mut())
         .for_each_concurrent(PARALLEL, |image| async move {
             let mut outcome = ensure(client, &image.namespace, &image.source).await;
@@ -80,7 +80,7 @@ pub(super) async fn place(client: &Client, images: &mut [Image], fallback: &str)
                 Ok(false) => {
                     image.refuse("an Artifact of that name belongs to another image".to_owned());
                 }
-                Err(error) => image.refuse(cluster::words(&error)),
+                Err(error) => image.refuse(cluster::error_message(&error)),
             }
         })
         .await;
@@ -131,7 +131,7 @@ async fn ensure(client: &Client, namespace: &str, source: &str) -> kube::Result<
 }
 
 /// Looks how the images stand now.
-pub(super) async fn look(client: &Client, images: &mut [Image]) -> anyhow::Result<()> {
+pub(super) async fn refresh(client: &Client, images: &mut [Image]) -> anyhow::Result<()> {
     let namespaces: BTreeSet<String> = images
         .iter()
         .filter(|image| !image.is_refused())
@@ -162,11 +162,11 @@ pub(super) async fn look(client: &Client, images: &mut [Image]) -> anyhow::Resul
             .get(&key)
             .filter(|artifact| artifact.spec.source_artifact == image.source)
         {
-            let standing = standing(artifact);
+            let status = copy_status(artifact);
             image.digest = artifact.status.as_ref().and_then(|it| it.digest.clone());
-            image.size_bytes = standing.size_bytes;
+            image.size_bytes = status.size_bytes;
             (image.local, image.reason, image.message) =
-                (standing.local, standing.reason, standing.message);
+                (status.local, status.reason, status.message);
         }
     }
     Ok(())
@@ -184,7 +184,7 @@ pub(super) async fn follow(
     let mut hopeless_since: Option<Instant> = None;
     let mut failures = 0;
     loop {
-        match look(client, images).await {
+        match refresh(client, images).await {
             Ok(()) => failures = 0,
             // An API server that restarts is waited for.
             Err(error) if failures >= 5 => return Err(error),
@@ -200,7 +200,7 @@ pub(super) async fn follow(
             Outlook::Done => return Ok(()),
             Outlook::Hopeless => {
                 let since = *hopeless_since.get_or_insert(now);
-                if now.duration_since(since) >= PATIENCE {
+                if now.duration_since(since) >= REFUSAL_TIMEOUT {
                     return Ok(());
                 }
             }
@@ -231,7 +231,7 @@ fn outlook(images: &[Image]) -> Outlook {
         .peekable();
     if absent.peek().is_none() {
         Outlook::Done
-    } else if absent.all(|image| standing::is_lasting(&image.reason)) {
+    } else if absent.all(|image| artifact_status::is_lasting(&image.reason)) {
         Outlook::Hopeless
     } else {
         Outlook::Coming

@@ -13,7 +13,7 @@ use crate::command::ConfigArgs;
 /// Arguments of `doctor --quick`.
 #[derive(clap::Args)]
 #[command(next_help_heading = "With --quick")]
-pub(super) struct Quick {
+pub(super) struct SelfTest {
     #[command(flatten)]
     config: ConfigArgs,
     /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
@@ -34,7 +34,7 @@ pub(super) struct Quick {
 }
 
 /// Asks until the registry answers well or time is over.
-pub(super) async fn run(args: Quick) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(args: SelfTest) -> anyhow::Result<ExitCode> {
     let url = if let Some(url) = &args.url {
         url.trim_end_matches('/').to_owned()
     } else {

@@ -4,7 +4,7 @@ use holdfast_api::names::Names;
 use holdfast_api::{Artifact, labels};
 use kube::Client;
 
-use super::judge::{Facts, Part, Volume};
+use super::diagnose::{Facts, Part, Volume};
 use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource, text};
 
 const DEPLOYMENTS: Resource = cluster::of("apps", "deployments");
@@ -110,7 +110,7 @@ async fn counted(
             name,
             wanted: None,
             ready: None,
-            problem: Some(cluster::words(&error)),
+            problem: Some(cluster::error_message(&error)),
         },
     }
 }
@@ -150,7 +150,9 @@ async fn volume(client: &Client, names: &Names) -> Result<Volume, String> {
                 Some(volume) => return Ok(volume),
                 None => "the registry's metrics say nothing of its volume".clone_into(&mut why),
             },
-            Err(error) => why = format!("metrics cannot be read: {}", cluster::words(&error)),
+            Err(error) => {
+                why = format!("metrics cannot be read: {}", cluster::error_message(&error));
+            }
         }
     }
     Err(why)

@@ -1,15 +1,16 @@
-//! In which order and how fast: one pod of an owner at a time, the next one when as many are ready
-//! as before, and so many a minute altogether. Pure: time and readiness are arguments.
+//! The order and rate of evictions: one pod of an owner at a time, the next one when as many pods
+//! are ready as before, and a limit of pods a minute over all owners. Pure: time and readiness are
+//! arguments.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::plan::{Found, Way};
+use super::plan::{Found, Remedy};
 
 /// How long an owner may take to make a pod anew; then its other pods are left alone.
-const PATIENCE: Duration = Duration::from_secs(180);
+const READY_TIMEOUT: Duration = Duration::from_secs(180);
 /// Until a pod that its disruption budget holds is tried again.
-const HELD: Duration = Duration::from_secs(10);
+const RETRY_HELD: Duration = Duration::from_secs(10);
 
 /// The work of one owner; a pod without one is its own.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ struct Line {
 
 /// All work.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct EvictionQueue {
     lines: BTreeMap<String, Line>,
     interval: Duration,
     last: Option<Instant>,
@@ -44,25 +45,25 @@ pub(super) enum Step {
     Done,
 }
 
-impl Pace {
+impl EvictionQueue {
     /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each
     /// owner.
     pub(super) fn new(pods: Vec<Found>, per_minute: u32, ready: &BTreeMap<String, usize>) -> Self {
-        let mut pace = Self {
+        let mut queue = Self {
             lines: BTreeMap::new(),
             interval: Duration::from_secs(60) / per_minute.max(1),
             last: None,
             left: Vec::new(),
         };
         for pod in pods {
-            if let Way::Leave(why) = &pod.way {
+            if let Remedy::Leave(why) = &pod.remedy {
                 let why = why.clone();
-                pace.left.push((pod, why));
+                queue.left.push((pod, why));
                 continue;
             }
             let key = key(&pod);
             let before = ready.get(&key).copied().unwrap_or(0);
-            let line = pace.lines.entry(key).or_insert_with(|| Line {
+            let line = queue.lines.entry(key).or_insert_with(|| Line {
                 waiting: VecDeque::new(),
                 before,
                 taken: None,
@@ -71,7 +72,7 @@ impl Pace {
             });
             line.waiting.push_back(pod);
         }
-        pace
+        queue
     }
 
     /// The owners, by UID, whose pods are waited for: `next` needs to know how many of them are
@@ -104,19 +105,19 @@ impl Pace {
             if ready.get(key).copied().unwrap_or(0) >= line.before {
                 continue;
             }
-            if now.duration_since(taken) < PATIENCE {
+            if now.duration_since(taken) < READY_TIMEOUT {
                 line.taken = Some((taken, pod));
             } else {
                 if to_the_end {
                     let why = format!(
                         "evicted; the pod made anew is not ready after {} s",
-                        PATIENCE.as_secs()
+                        READY_TIMEOUT.as_secs()
                     );
                     self.left.push((pod, why));
                 }
                 let why = format!(
                     "the pod made anew before it is not ready after {} s, so it was not touched",
-                    PATIENCE.as_secs()
+                    READY_TIMEOUT.as_secs()
                 );
                 self.left
                     .extend(line.waiting.drain(..).map(|pod| (pod, why.clone())));
@@ -125,7 +126,7 @@ impl Pace {
         let settling = self.lines.values().any(|line| line.taken.is_some());
         if self.waiting() == 0 {
             return if settling && to_the_end {
-                Step::Wait(PATIENCE)
+                Step::Wait(READY_TIMEOUT)
             } else {
                 Step::Done
             };
@@ -145,14 +146,14 @@ impl Pace {
             .iter_mut()
             .find(|(_, line)| !line.waiting.is_empty() && may(line));
         let Some((_, line)) = next else {
-            return Step::Wait(HELD);
+            return Step::Wait(RETRY_HELD);
         };
         match line.waiting.pop_front() {
             Some(pod) => {
                 self.last = Some(now);
                 Step::Take(Box::new(pod))
             }
-            None => Step::Wait(HELD),
+            None => Step::Wait(RETRY_HELD),
         }
     }
 
@@ -166,7 +167,7 @@ impl Pace {
     /// Its disruption budget holds the pod: later.
     pub(super) fn held(&mut self, pod: Found, why: String, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(&pod)) {
-            (line.not_before, line.held) = (Some(now + HELD), Some(why));
+            (line.not_before, line.held) = (Some(now + RETRY_HELD), Some(why));
             line.waiting.push_front(pod);
         }
     }
@@ -215,7 +216,7 @@ mod tests {
                 uid: owner.to_owned(),
             }),
             images: Vec::new(),
-            way: Way::Recreate,
+            remedy: Remedy::Recreate,
         }
     }
 
@@ -227,11 +228,16 @@ mod tests {
     }
 
     /// Takes the next pod at so many seconds; its name, or the wait in seconds.
-    fn next(pace: &mut Pace, start: Instant, second: u64, counts: &[(&str, usize)]) -> String {
+    fn next(
+        queue: &mut EvictionQueue,
+        start: Instant,
+        second: u64,
+        counts: &[(&str, usize)],
+    ) -> String {
         let now = start + Duration::from_secs(second);
-        match pace.next(&ready(counts), now, false) {
+        match queue.next(&ready(counts), now, false) {
             Step::Take(pod) => {
-                pace.evicted(&pod, now);
+                queue.evicted(&pod, now);
                 pod.name
             }
             Step::Wait(time) => format!("wait {}", time.as_secs()),
@@ -242,47 +248,47 @@ mod tests {
     #[test]
     fn one_pod_of_an_owner_at_a_time_and_so_many_a_minute() {
         let pods = vec![pod("a1", "a"), pod("a2", "a"), pod("b1", "b")];
-        let mut pace = Pace::new(pods, 30, &ready(&[("a", 2), ("b", 1)]));
+        let mut queue = EvictionQueue::new(pods, 30, &ready(&[("a", 2), ("b", 1)]));
         let start = Instant::now();
-        assert_eq!(next(&mut pace, start, 0, &[("a", 2), ("b", 1)]), "a1");
+        assert_eq!(next(&mut queue, start, 0, &[("a", 2), ("b", 1)]), "a1");
         assert_eq!(
-            next(&mut pace, start, 0, &[("a", 1), ("b", 1)]),
+            next(&mut queue, start, 0, &[("a", 1), ("b", 1)]),
             "wait 2",
             "the rate"
         );
         assert_eq!(
-            next(&mut pace, start, 2, &[("a", 1), ("b", 1)]),
+            next(&mut queue, start, 2, &[("a", 1), ("b", 1)]),
             "b1",
             "a waits for its successor"
         );
-        assert_eq!(next(&mut pace, start, 4, &[("a", 1), ("b", 0)]), "wait 10");
-        assert_eq!(pace.settling().collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(next(&mut pace, start, 9, &[("a", 2), ("b", 0)]), "a2");
-        assert_eq!(next(&mut pace, start, 12, &[("a", 1), ("b", 0)]), "done");
+        assert_eq!(next(&mut queue, start, 4, &[("a", 1), ("b", 0)]), "wait 10");
+        assert_eq!(queue.settling().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(next(&mut queue, start, 9, &[("a", 2), ("b", 0)]), "a2");
+        assert_eq!(next(&mut queue, start, 12, &[("a", 1), ("b", 0)]), "done");
         let now = start + Duration::from_secs(12);
         assert!(
-            matches!(pace.next(&ready(&[("a", 1)]), now, true), Step::Wait(_)),
+            matches!(queue.next(&ready(&[("a", 1)]), now, true), Step::Wait(_)),
             "to the end"
         );
         assert_eq!(
-            pace.next(&ready(&[("a", 2), ("b", 1)]), now, true),
+            queue.next(&ready(&[("a", 2), ("b", 1)]), now, true),
             Step::Done
         );
-        assert!(pace.end(false).is_empty());
+        assert!(queue.end(false).is_empty());
     }
 
     #[test]
     fn an_owner_whose_new_pod_does_not_come_up_loses_no_other() {
-        let mut pace = Pace::new(
+        let mut queue = EvictionQueue::new(
             vec![pod("a1", "a"), pod("a2", "a")],
             60,
             &ready(&[("a", 2)]),
         );
         let start = Instant::now();
-        assert_eq!(next(&mut pace, start, 0, &[("a", 2)]), "a1");
-        assert_eq!(next(&mut pace, start, 179, &[("a", 1)]), "wait 10");
-        assert_eq!(next(&mut pace, start, 180, &[("a", 1)]), "done");
-        let left = pace.end(false);
+        assert_eq!(next(&mut queue, start, 0, &[("a", 2)]), "a1");
+        assert_eq!(next(&mut queue, start, 179, &[("a", 1)]), "wait 10");
+        assert_eq!(next(&mut queue, start, 180, &[("a", 1)]), "done");
+        let left = queue.end(false);
         assert_eq!(left[0].0.name, "a2");
         assert!(left[0].1.contains("not ready after 180 s"));
     }
@@ -290,13 +296,13 @@ mod tests {
     #[test]
     fn who_waits_to_the_end_is_told_of_new_pods_that_do_not_come_up() {
         for (second, why) in [(180, "after 180 s"), (100, "time was over")] {
-            let mut pace = Pace::new(vec![pod("a1", "a")], 60, &ready(&[("a", 1)]));
+            let mut queue = EvictionQueue::new(vec![pod("a1", "a")], 60, &ready(&[("a", 1)]));
             let start = Instant::now();
-            assert_eq!(next(&mut pace, start, 0, &[("a", 1)]), "a1");
+            assert_eq!(next(&mut queue, start, 0, &[("a", 1)]), "a1");
             let now = start + Duration::from_secs(second);
-            let step = pace.next(&ready(&[]), now, true);
+            let step = queue.next(&ready(&[]), now, true);
             assert_eq!(step == Step::Done, second == 180);
-            let left = pace.end(true);
+            let left = queue.end(true);
             assert_eq!((left.len(), left[0].0.name.as_str()), (1, "a1"));
             assert!(left[0].1.contains(why), "{}", left[0].1);
         }
@@ -304,20 +310,20 @@ mod tests {
 
     #[test]
     fn a_pod_that_a_budget_holds_is_tried_again_and_named_in_the_end() {
-        let mut pace = Pace::new(vec![pod("a1", "a"), pod("b1", "b")], 60, &ready(&[]));
+        let mut queue = EvictionQueue::new(vec![pod("a1", "a"), pod("b1", "b")], 60, &ready(&[]));
         let start = Instant::now();
-        let Step::Take(held) = pace.next(&ready(&[]), start, false) else {
+        let Step::Take(held) = queue.next(&ready(&[]), start, false) else {
             panic!("a pod's turn");
         };
-        pace.held(*held, "the budget says no".to_owned(), start);
-        assert_eq!(next(&mut pace, start, 1, &[]), "b1", "others go on");
-        assert_eq!(next(&mut pace, start, 5, &[]), "wait 10");
-        let Step::Take(again) = pace.next(&ready(&[]), start + Duration::from_secs(11), false)
+        queue.held(*held, "the budget says no".to_owned(), start);
+        assert_eq!(next(&mut queue, start, 1, &[]), "b1", "others go on");
+        assert_eq!(next(&mut queue, start, 5, &[]), "wait 10");
+        let Step::Take(again) = queue.next(&ready(&[]), start + Duration::from_secs(11), false)
         else {
             panic!("it is tried again");
         };
-        pace.held(*again, "the budget says no".to_owned(), start);
-        let left = pace.end(false);
+        queue.held(*again, "the budget says no".to_owned(), start);
+        let left = queue.end(false);
         assert_eq!(
             (left[0].0.name.as_str(), left[0].1.as_str()),
             ("a1", "the budget says no")
@@ -327,9 +333,9 @@ mod tests {
     #[test]
     fn what_is_to_be_left_has_no_turn() {
         let mut left = pod("a1", "a");
-        left.way = Way::Leave("so it is".to_owned());
-        let mut pace = Pace::new(vec![left], 60, &ready(&[]));
-        assert_eq!(pace.next(&ready(&[]), Instant::now(), true), Step::Done);
-        assert_eq!(pace.end(false)[0].1, "so it is");
+        left.remedy = Remedy::Leave("so it is".to_owned());
+        let mut queue = EvictionQueue::new(vec![left], 60, &ready(&[]));
+        assert_eq!(queue.next(&ready(&[]), Instant::now(), true), Step::Done);
+        assert_eq!(queue.end(false)[0].1, "so it is");
     }
 }

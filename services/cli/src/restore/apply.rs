@@ -1,4 +1,4 @@
-//! The doing: finds pods, looks at their owners, evicts and patches. Evictions respect disruption
+//! Finds pods, reads their owners, evicts and patches. Evictions respect disruption
 //! budgets, because the API server decides on them.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +12,8 @@ use kube::Client;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::{Value, json};
 
-use super::pace::{Pace, Step};
-use super::plan::{self, Found, Owner, Way};
+use super::eviction_queue::{EvictionQueue, Step};
+use super::plan::{self, Found, Owner, Remedy};
 use crate::cluster::{self, Listed, PODS};
 
 /// Between two looks at pods that are made anew.
@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// How the work is to be done.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Orders {
+pub(crate) struct Pacing {
     /// Pods a minute.
     pub(crate) per_minute: u32,
     /// Whether the successors of the last pods are waited for.
@@ -69,7 +69,7 @@ pub(crate) async fn ask_owners(
     addresses: &[String],
 ) -> anyhow::Result<()> {
     let mut known: BTreeMap<(String, Owner), Option<String>> = BTreeMap::new();
-    for pod in pods.iter_mut().filter(|pod| pod.way == Way::Recreate) {
+    for pod in pods.iter_mut().filter(|pod| pod.remedy == Remedy::Recreate) {
         let Some(owner) = pod.owner.clone() else {
             continue;
         };
@@ -91,7 +91,7 @@ pub(crate) async fn ask_owners(
             objection
         };
         if let Some(why) = objection {
-            pod.way = Way::Leave(why);
+            pod.remedy = Remedy::Leave(why);
         }
     }
     Ok(())
@@ -101,7 +101,7 @@ pub(crate) async fn ask_owners(
 pub(crate) async fn execute(
     client: &Client,
     pods: Vec<Found>,
-    orders: Orders,
+    pacing: Pacing,
     mut told: impl FnMut(&str, usize),
 ) -> Outcome {
     let events = Recorder::new(
@@ -116,20 +116,20 @@ pub(crate) async fn execute(
         .filter_map(|pod| Some((pod.owner.as_ref()?.uid.clone(), pod.namespace.clone())))
         .collect();
     let mut ready = ready(client, &namespaces.values().cloned().collect()).await;
-    let mut pace = Pace::new(pods, orders.per_minute, &ready);
+    let mut queue = EvictionQueue::new(pods, pacing.per_minute, &ready);
     let mut outcome = Outcome::default();
-    while now() < orders.deadline {
-        match pace.next(&ready, now(), orders.wait) {
+    while now() < pacing.deadline {
+        match queue.next(&ready, now(), pacing.wait) {
             Step::Done => break,
             Step::Wait(time) => {
-                let rest = orders.deadline.saturating_duration_since(now());
+                let rest = pacing.deadline.saturating_duration_since(now());
                 tokio::time::sleep(time.min(POLL).min(rest)).await;
             }
             Step::Take(pod) => {
-                let act = act(client, &pod).await;
+                let applied = apply_remedy(client, &pod).await;
                 let now = now();
-                match act {
-                    Act::Evicted => {
+                match applied {
+                    Applied::Evicted => {
                         told(
                             &format!(
                                 "{}/{}: evicted, {} makes it anew",
@@ -137,38 +137,38 @@ pub(crate) async fn execute(
                                 pod.name,
                                 pod.owned_by()
                             ),
-                            pace.waiting(),
+                            queue.waiting(),
                         );
-                        tell(
+                        record_event(
                             &events,
                             &pod,
                             "evicted, so that its owner makes it anew with its original images",
                         )
                         .await;
-                        pace.evicted(&pod, now);
+                        queue.evicted(&pod, now);
                         outcome.restored.push(*pod);
                     }
-                    Act::Patched(left) => {
+                    Applied::Patched(left) => {
                         told(
                             &format!(
                                 "{}/{}: has its original images again",
                                 pod.namespace, pod.name
                             ),
-                            pace.waiting(),
+                            queue.waiting(),
                         );
-                        tell(&events, &pod, "its original images were put back").await;
+                        record_event(&events, &pod, "its original images were put back").await;
                         if !left.is_empty() {
-                            pace.leave((*pod).clone(), left.join(", "));
+                            queue.leave((*pod).clone(), left.join(", "));
                         }
                         outcome.restored.push(*pod);
                     }
-                    Act::Gone => {}
-                    Act::Held(why) => pace.held(*pod, why, now),
-                    Act::Failed(why) => pace.leave(*pod, why),
+                    Applied::Gone => {}
+                    Applied::Held(why) => queue.held(*pod, why, now),
+                    Applied::Failed(why) => queue.leave(*pod, why),
                 }
             }
         }
-        let settling: BTreeSet<String> = pace
+        let settling: BTreeSet<String> = queue
             .settling()
             .filter_map(|owner| namespaces.get(owner).cloned())
             .collect();
@@ -176,7 +176,7 @@ pub(crate) async fn execute(
             ready = self::ready(client, &settling).await;
         }
     }
-    outcome.left = pace.end(orders.wait);
+    outcome.left = queue.end(pacing.wait);
     outcome
 }
 
@@ -204,7 +204,7 @@ async fn ready(client: &Client, namespaces: &BTreeSet<String>) -> BTreeMap<Strin
     counts
 }
 
-enum Act {
+enum Applied {
     Evicted,
     /// With what could not be put back.
     Patched(Vec<String>),
@@ -214,10 +214,10 @@ enum Act {
     Failed(String),
 }
 
-async fn act(client: &Client, pod: &Found) -> Act {
+async fn apply_remedy(client: &Client, pod: &Found) -> Applied {
     let path = format!("{}/{}", PODS.path(Some(&pod.namespace)), pod.name);
-    let (request, left) = match &pod.way {
-        Way::Recreate => {
+    let (request, left) = match &pod.remedy {
+        Remedy::Recreate => {
             let eviction = json!({
                 "apiVersion": "policy/v1",
                 "kind": "Eviction",
@@ -229,29 +229,31 @@ async fn act(client: &Client, pod: &Found) -> Act {
                 .body(eviction.to_string().into_bytes());
             (request, None)
         }
-        Way::Patch(operations, left) => {
+        Remedy::Patch(operations, left) => {
             let request = http::Request::patch(format!("{path}?fieldManager=holdfast-restore"))
                 .header(http::header::CONTENT_TYPE, "application/json-patch+json")
                 .body(Value::Array(operations.clone()).to_string().into_bytes());
             (request, Some(left.clone()))
         }
-        Way::Leave(why) => return Act::Failed(why.clone()),
+        Remedy::Leave(why) => return Applied::Failed(why.clone()),
     };
     let request = match request {
         Ok(request) => request,
-        Err(error) => return Act::Failed(error.to_string()),
+        Err(error) => return Applied::Failed(error.to_string()),
     };
     match client.request::<Value>(request).await {
-        Ok(_) => left.map_or(Act::Evicted, Act::Patched),
-        Err(kube::Error::Api(status)) if status.code == 404 => Act::Gone,
+        Ok(_) => left.map_or(Applied::Evicted, Applied::Patched),
+        Err(kube::Error::Api(status)) if status.code == 404 => Applied::Gone,
         // The pod of that name is another one by now.
-        Err(kube::Error::Api(status)) if status.code == 409 && left.is_none() => Act::Gone,
-        Err(kube::Error::Api(status)) if status.code == 429 => Act::Held(status.message.clone()),
-        Err(error) => Act::Failed(cluster::words(&error)),
+        Err(kube::Error::Api(status)) if status.code == 409 && left.is_none() => Applied::Gone,
+        Err(kube::Error::Api(status)) if status.code == 429 => {
+            Applied::Held(status.message.clone())
+        }
+        Err(error) => Applied::Failed(cluster::error_message(&error)),
     }
 }
 
-async fn tell(events: &Recorder, pod: &Found, what: &str) {
+async fn record_event(events: &Recorder, pod: &Found, what: &str) {
     let images: Vec<_> = pod
         .images
         .iter()
@@ -305,7 +307,7 @@ pub(super) async fn rewriting_namespaces(
     let mut rewriting = BTreeSet::new();
     let namespaces: BTreeSet<&String> = pods
         .iter()
-        .filter(|pod| !matches!(pod.way, Way::Leave(_)))
+        .filter(|pod| !matches!(pod.remedy, Remedy::Leave(_)))
         .map(|pod| &pod.namespace)
         .collect();
     for namespace in namespaces {
@@ -339,11 +341,10 @@ pub(super) async fn opt_out(client: &Client, namespace: &str) -> anyhow::Result<
         Ok(_) => Ok(()),
         Err(error) => bail!(
             "namespace {namespace} cannot be labelled: {}",
-            cluster::words(&error)
+            cluster::error_message(&error)
         ),
     }
 }
 
 #[cfg(test)]
-#[path = "act_tests.rs"]
 mod tests;

@@ -13,12 +13,12 @@ use kube::Client;
 use serde_json::Value;
 
 use super::access::{self, Unproved};
+use super::policy_dry_run::{self, DryRun};
 use super::scaling::{self, Scaling};
-use super::trials::{self, Trial};
 use super::verifiers::{self, Verifier};
 use super::void;
 use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
-use crate::status::{gather, judge};
+use crate::status::{diagnose, fetch};
 
 const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
 const SECRETS: Resource = cluster::core("secrets");
@@ -56,12 +56,12 @@ pub(super) struct Agent {
 /// Everything that was found out.
 #[derive(Debug)]
 pub(super) struct Facts {
-    pub(super) status: judge::Facts,
+    pub(super) status: diagnose::Facts,
     pub(super) claim: Asked<Option<Claim>>,
     pub(super) webhook: Asked<Option<Webhook>>,
     /// Ready nodes in scope, each with its agent.
     pub(super) nodes: Asked<BTreeMap<String, Option<Agent>>>,
-    pub(super) trials: Vec<Trial>,
+    pub(super) dry_runs: Vec<DryRun>,
     /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to
     /// ask with.
     pub(super) rewrites: Option<Asked<bool>>,
@@ -83,7 +83,7 @@ pub(super) struct Facts {
 /// Asks everything.
 pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
     let names = &release.names;
-    let status = gather::facts(client, release, namespace).await;
+    let status = fetch::facts(client, release, namespace).await;
     let mut unknown = Vec::new();
     let scope = match &release.config {
         Ok(config) => Scope::new(config).map_err(|error| error.to_string()),
@@ -93,8 +93,8 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     let (claim, webhook, scaling, verifiers) = tokio::join!(
         claim(client, release),
         webhook(client, names),
-        scaling::gather(client, names),
-        verifiers::gather(client)
+        scaling::fetch(client, names),
+        verifiers::fetch(client)
     );
     let nodes = match &scope {
         Some(scope) => nodes(client, names, scope).await,
@@ -117,8 +117,9 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     if let (Some(scope), Some(address), Ok(artifacts)) = (&scope, address, &status.artifacts) {
         match namespaces(client, namespace).await {
             Ok(known) => {
-                let candidates = trials::candidates(artifacts, scope, &image_access, &known);
-                (tried, rewrites) = trials::run(client, address, &status, candidates).await;
+                let candidates =
+                    policy_dry_run::candidates(artifacts, scope, &image_access, &known);
+                (tried, rewrites) = policy_dry_run::run(client, address, &status, candidates).await;
             }
             Err(why) => unknown.push(format!("whether policies refuse pods: {why}")),
         }
@@ -128,7 +129,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         claim,
         webhook,
         nodes,
-        trials: tried,
+        dry_runs: tried,
         rewrites,
         client_ca: release
             .config
@@ -144,7 +145,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
 
 /// Which images pods may have from the registry; all of them where the configuration cannot be
 /// read.
-fn access_of(release: &Release, status: &judge::Facts) -> ImageAccess {
+fn access_of(release: &Release, status: &diagnose::Facts) -> ImageAccess {
     let config = release.config.as_ref();
     let by_namespace = config.is_ok_and(|config| config.values.access.is_by_namespace());
     let state = status.state.as_ref().ok().and_then(Option::as_ref);
@@ -154,7 +155,7 @@ fn access_of(release: &Release, status: &judge::Facts) -> ImageAccess {
 async fn unproved(
     client: &Client,
     namespace: Option<&str>,
-    status: &judge::Facts,
+    status: &diagnose::Facts,
     access: &ImageAccess,
 ) -> Asked<Vec<Unproved>> {
     let state = status.state.as_ref().map_err(Clone::clone)?;
@@ -173,7 +174,7 @@ pub(super) async fn object(
     let path = format!("{}/{name}", resource.path(namespace));
     cluster::get(client, &path)
         .await
-        .map_err(|error| cluster::words(&error))
+        .map_err(|error| cluster::error_message(&error))
 }
 
 /// All objects of a kind, or why they are not known.

@@ -9,7 +9,7 @@ pub(crate) const WAITING: &str = "Waiting";
 
 /// How one Artifact stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Standing {
+pub(crate) struct CopyStatus {
     /// Whether the registry holds the image.
     pub(crate) local: bool,
     /// The condition's reason, or `Waiting`.
@@ -22,7 +22,7 @@ pub(crate) struct Standing {
 }
 
 /// Reads the `Ready` condition. One that speaks of an earlier specification says nothing.
-pub(crate) fn standing(artifact: &Artifact) -> Standing {
+pub(crate) fn copy_status(artifact: &Artifact) -> CopyStatus {
     let condition = artifact.ready().filter(|condition| {
         condition.observed_generation.is_none()
             || condition.observed_generation == artifact.metadata.generation
@@ -35,14 +35,14 @@ pub(crate) fn standing(artifact: &Artifact) -> Standing {
         .and_then(|bytes| u64::try_from(bytes).ok())
         .unwrap_or(0);
     condition.map_or_else(
-        || Standing {
+        || CopyStatus {
             local: false,
             reason: WAITING.to_owned(),
             message: "the controller has not looked at it yet".to_owned(),
             since: String::new(),
             size_bytes,
         },
-        |condition| Standing {
+        |condition| CopyStatus {
             local: condition.status == "True",
             reason: condition.reason.clone(),
             message: condition.message.clone(),
@@ -82,11 +82,11 @@ mod tests {
             }]},
         }))
         .unwrap();
-        assert!(standing(&artifact).local);
+        assert!(copy_status(&artifact).local);
         artifact.metadata.generation = Some(2);
-        assert_eq!(standing(&artifact).reason, WAITING);
+        assert_eq!(copy_status(&artifact).reason, WAITING);
         artifact.status = None;
-        assert!(!standing(&artifact).local);
+        assert!(!copy_status(&artifact).local);
     }
 
     #[test]

@@ -68,12 +68,12 @@ async fn the_successor_is_waited_for_while_nothing_is_to_be_seen_of_it() {
         list(&[pod("new", "r.io/a:1", true)]),
         json!("not asked for again"),
     ]);
-    let orders = Orders {
+    let pacing = Pacing {
         per_minute: 600,
         wait: true,
         deadline: now() + Duration::from_secs(60),
     };
-    let outcome = execute(&client, vec![found], orders, |_, _| {}).await;
+    let outcome = execute(&client, vec![found], pacing, |_, _| {}).await;
     assert_eq!((outcome.restored.len(), outcome.left.len()), (1, 0));
     assert_eq!(
         rest.lock().unwrap().len(),

@@ -58,7 +58,7 @@ fn sigstore(glob: &str) -> Verifier {
 fn report(verifier: Verifier, sources: &[&str]) -> Report {
     let mut report = Report::default();
     let sources = sources.iter().map(|source| ("shop", *source));
-    judge(&Ok(vec![verifier]), sources, ADDRESS, &mut report);
+    diagnose(&Ok(vec![verifier]), sources, ADDRESS, &mut report);
     report
 }
 
@@ -67,7 +67,7 @@ fn found(verifier: Verifier, sources: &[&str]) -> Vec<(String, String)> {
     assert_eq!(report.unknown, [""; 0]);
     let findings = report.findings.into_iter();
     findings
-        .map(|finding| (finding.what, finding.way_out))
+        .map(|finding| (finding.what, finding.fix))
         .collect()
 }
 
@@ -77,12 +77,12 @@ fn a_policy_that_means_the_upstreams_name_only_is_named() {
     let images = ["ghcr.io/team/app:1", "ghcr.io/other/app:1", "quay.io/a:1"];
     let findings = found(policy.clone(), &images);
     assert_eq!(findings.len(), 1);
-    let (what, way_out) = &findings[0];
+    let (what, fix) = &findings[0];
     for part in ["Kyverno ClusterPolicy signed", "ghcr.io/team/*", "app:1"] {
         assert!(what.contains(part), "{what}");
     }
     assert!(!what.contains("other") && !what.contains("quay.io"));
-    assert!(way_out.contains("10.96.0.50/ghcr.io/**"), "{way_out}");
+    assert!(fix.contains("10.96.0.50/ghcr.io/**"), "{fix}");
     assert!(found(policy, &["quay.io/a:1"]).is_empty());
 }
 
@@ -194,7 +194,7 @@ fn what_a_rule_skips_by_an_unknown_pattern_may_be_anything() {
     let policy = read("Kyverno ClusterPolicy", spec).unwrap();
     let mut report = Report::default();
     let sources = [("shop", "ghcr.io/team/app:1")].into_iter();
-    judge(&Ok(vec![policy]), sources, ADDRESS, &mut report);
+    diagnose(&Ok(vec![policy]), sources, ADDRESS, &mut report);
     assert!(report.findings.is_empty());
     assert_eq!(report.unknown.len(), 1);
 }
@@ -206,7 +206,7 @@ fn a_policy_of_a_namespace_is_for_its_own_pods() {
         let policy = read("Kyverno Policy", spec.clone()).unwrap();
         let mut report = Report::default();
         let sources = [(namespace, "ghcr.io/team/app:1")].into_iter();
-        judge(&Ok(vec![policy]), sources, ADDRESS, &mut report);
+        diagnose(&Ok(vec![policy]), sources, ADDRESS, &mut report);
         assert_eq!(report.findings.len(), expect, "{namespace}");
         let all = format!("{:?}", report.findings);
         assert_eq!(all.contains("Kyverno Policy shop/signed"), expect > 0);

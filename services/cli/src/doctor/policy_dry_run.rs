@@ -14,9 +14,9 @@ use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::{Value, json};
 
-use super::gather::Asked;
+use super::fetch::Asked;
 use crate::cluster::{self, PODS, text};
-use crate::status::judge;
+use crate::status::diagnose;
 
 /// Upstreams of one namespace that are tried: policies speak of hosts.
 const HOSTS: usize = 3;
@@ -43,7 +43,7 @@ pub(super) enum Outcome {
 
 /// One namespace and one image, tried.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trial {
+pub(super) struct DryRun {
     pub(super) namespace: String,
     pub(super) source: String,
     pub(super) outcome: Outcome,
@@ -91,10 +91,10 @@ pub(super) fn candidates(
 pub(super) async fn run(
     client: &Client,
     address: &str,
-    status: &judge::Facts,
+    status: &diagnose::Facts,
     candidates: Vec<(String, Reference)>,
-) -> (Vec<Trial>, Option<Asked<bool>>) {
-    let tried: Vec<Trial> = futures::stream::iter(&candidates)
+) -> (Vec<DryRun>, Option<Asked<bool>>) {
+    let tried: Vec<DryRun> = futures::stream::iter(&candidates)
         .map(|(namespace, reference)| attempt(client, address, namespace, reference))
         .buffered(PARALLEL)
         .collect()
@@ -112,8 +112,8 @@ pub(super) async fn run(
     let chosen = candidates
         .iter()
         .zip(&tried)
-        .find(|((namespace, reference), trial)| {
-            trial.outcome == Outcome::Passes
+        .find(|((namespace, reference), dry_run)| {
+            dry_run.outcome == Outcome::Passes
                 && namespace != SYSTEM
                 && !left_alone(namespace, &reference.to_string())
         });
@@ -126,7 +126,7 @@ pub(super) async fn run(
     (tried, rewrites)
 }
 
-async fn attempt(client: &Client, address: &str, namespace: &str, reference: &Reference) -> Trial {
+async fn attempt(client: &Client, address: &str, namespace: &str, reference: &Reference) -> DryRun {
     let source = reference.to_string();
     let mut pulls_always = false;
     let outcome = match rewrite::rewrite(reference, address) {
@@ -147,7 +147,7 @@ async fn attempt(client: &Client, address: &str, namespace: &str, reference: &Re
             }
         }
     };
-    Trial {
+    DryRun {
         namespace: namespace.to_owned(),
         source,
         outcome,
@@ -212,7 +212,7 @@ async fn dry_run(client: &Client, namespace: &str, pod: &Value) -> Result<Value,
     client
         .request(request)
         .await
-        .map_err(|error| cluster::words(&error))
+        .map_err(|error| cluster::error_message(&error))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What the facts mean, and the way out: pure.
+//! Findings of the facts, each with its fix. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,10 +7,10 @@ use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 use serde::Serialize;
 
-use super::gather::Facts;
-use super::trials::Outcome;
+use super::fetch::Facts;
+use super::policy_dry_run::Outcome;
 use super::{access, scaling, upstreams, verifiers, void, volume, webhook};
-use crate::answer::Answer;
+use crate::exit_status::Answer;
 use crate::terminal;
 
 /// One thing that is wrong.
@@ -18,7 +18,7 @@ use crate::terminal;
 #[serde(rename_all = "camelCase")]
 pub(super) struct Finding {
     pub(super) what: String,
-    pub(super) way_out: String,
+    pub(super) fix: String,
 }
 
 /// Everything that is wrong, and what could not be seen.
@@ -27,9 +27,9 @@ pub(super) struct Finding {
 pub(super) struct Report {
     pub(super) findings: Vec<Finding>,
     pub(super) unknown: Vec<String>,
-    /// What was looked at and is as it should be.
-    pub(super) well: Vec<String>,
-    /// What is to be known and is nobody's fault.
+    /// Checks that passed.
+    pub(super) ok: Vec<String>,
+    /// Facts that need no action.
     pub(super) notes: Vec<String>,
 }
 
@@ -45,11 +45,11 @@ impl Report {
         }
     }
 
-    /// Adds a finding and its way out.
-    pub(super) fn find(&mut self, what: impl Into<String>, way_out: impl Into<String>) {
+    /// Adds a finding and its fix.
+    pub(super) fn find(&mut self, what: impl Into<String>, fix: impl Into<String>) {
         self.findings.push(Finding {
             what: what.into(),
-            way_out: way_out.into(),
+            fix: fix.into(),
         });
     }
 }
@@ -62,8 +62,8 @@ impl fmt::Display for Report {
                 .map(|c| if c.is_control() { ' ' } else { c })
                 .collect::<String>()
         };
-        for well in &self.well {
-            writeln!(f, "ok       {}", line(well))?;
+        for ok in &self.ok {
+            writeln!(f, "ok       {}", line(ok))?;
         }
         for note in &self.notes {
             writeln!(f, "note     {}", line(note))?;
@@ -71,9 +71,9 @@ impl fmt::Display for Report {
         for finding in &self.findings {
             writeln!(
                 f,
-                "PROBLEM  {}; way out: {}",
+                "PROBLEM  {}; fix: {}",
                 line(&finding.what),
-                line(&finding.way_out)
+                line(&finding.fix)
             )?;
         }
         for unknown in &self.unknown {
@@ -91,31 +91,31 @@ impl fmt::Display for Report {
 }
 
 /// Judges everything.
-pub(super) fn judge(facts: &Facts) -> Report {
+pub(super) fn diagnose(facts: &Facts) -> Report {
     let mut report = Report {
         unknown: facts.unknown.clone(),
         ..Report::default()
     };
     rewriting(facts, &mut report);
     parts(facts, &mut report);
-    volume::judge(&facts.status.volume, &mut report);
+    volume::diagnose(&facts.status.volume, &mut report);
     claim(facts, &mut report);
-    webhook::judge(facts, &mut report);
+    webhook::diagnose(facts, &mut report);
     nodes(facts, &mut report);
     policies(facts, &mut report);
-    scaling::judge(&facts.scaling, &mut report);
+    scaling::diagnose(&facts.scaling, &mut report);
     let by_namespace = facts.unproved.is_some();
     let kubelet = facts.kubelet.as_ref();
-    void::judge(&facts.trials, kubelet, by_namespace, &mut report);
+    void::diagnose(&facts.dry_runs, kubelet, by_namespace, &mut report);
     if let Ok(artifacts) = &facts.status.artifacts {
-        access::judge(facts.unproved.as_ref(), artifacts, &mut report);
-        upstreams::judge(artifacts, &mut report);
+        access::diagnose(facts.unproved.as_ref(), artifacts, &mut report);
+        upstreams::diagnose(artifacts, &mut report);
         if let Some(address) = address(facts) {
             let sources = artifacts.iter().map(|artifact| {
                 let namespace = artifact.metadata.namespace.as_deref().unwrap_or_default();
                 (namespace, artifact.spec.source_artifact.as_str())
             });
-            verifiers::judge(&facts.verifiers, sources, address, &mut report);
+            verifiers::diagnose(&facts.verifiers, sources, address, &mut report);
         }
     }
     report
@@ -140,7 +140,7 @@ struct Refused<'a> {
 fn rewriting(facts: &Facts, report: &mut Report) {
     match &facts.status.state {
         Ok(Some(state)) if state.rewrite => report
-            .well
+            .ok
             .push(format!("pods are rewritten: {}", state.reason)),
         Ok(state) => {
             let reason = state
@@ -173,7 +173,7 @@ fn parts(facts: &Facts, report: &mut Report) {
                     part.name
                 ),
             ),
-            (Some(_), Some(ready)) => report.well.push(format!("{}: {ready} ready", part.name)),
+            (Some(_), Some(ready)) => report.ok.push(format!("{}: {ready} ready", part.name)),
             _ => report.unknown.push(format!(
                 "{}: {}",
                 part.name,
@@ -185,7 +185,7 @@ fn parts(facts: &Facts, report: &mut Report) {
 
 fn claim(facts: &Facts, report: &mut Report) {
     match &facts.claim {
-        Ok(Some(claim)) if claim.phase == "Bound" => report.well.push("the volume's claim is bound".to_owned()),
+        Ok(Some(claim)) if claim.phase == "Bound" => report.ok.push("the volume's claim is bound".to_owned()),
         Ok(Some(claim)) => report.find(
             format!("the volume's claim is {}: {}", claim.phase, claim.event),
             "name a storage class that gives such volumes (clusterRegistry.storageClassName); with highAvailability it has to be ReadWriteMany",
@@ -215,7 +215,7 @@ fn nodes(facts: &Facts, report: &mut Report) {
             ),
         }
     }
-    report.well.push(format!(
+    report.ok.push(format!(
         "{prepared} of {} are prepared",
         terminal::count(nodes.len() as u64, "node", "nodes")
     ));
@@ -227,18 +227,18 @@ fn policies(facts: &Facts, report: &mut Report) {
     // By who refuses.
     let mut refused: BTreeMap<&str, Refused<'_>> = BTreeMap::new();
     let mut passed = 0;
-    for trial in &facts.trials {
-        match &trial.outcome {
+    for dry_run in &facts.dry_runs {
+        match &dry_run.outcome {
             Outcome::Passes => passed += 1,
             Outcome::Refused { by, message } => {
                 let refused = refused.entry(by).or_default();
                 refused.message = message;
-                refused.namespaces.insert(&trial.namespace);
-                refused.sources.insert(&trial.source);
+                refused.namespaces.insert(&dry_run.namespace);
+                refused.sources.insert(&dry_run.source);
             }
             Outcome::Unknown(why) => report.unknown.push(format!(
                 "whether a policy refuses pods of {} in namespace {}: {why}",
-                trial.source, trial.namespace
+                dry_run.source, dry_run.namespace
             )),
         }
     }
@@ -286,7 +286,7 @@ fn policies(facts: &Facts, report: &mut Report) {
         );
     }
     if passed > 0 {
-        report.well.push(format!(
+        report.ok.push(format!(
             "policies let the registry's references pass ({passed} dry runs)"
         ));
     }
@@ -312,11 +312,11 @@ fn namespaces_left_alone(state: Option<&ClusterState>) -> impl Iterator<Item = (
 
 #[cfg(test)]
 mod tests {
-    use super::super::gather::{Agent, Claim, Webhook};
-    use super::super::trials::Trial;
+    use super::super::fetch::{Agent, Claim, Webhook};
+    use super::super::policy_dry_run::DryRun;
     use super::*;
-    use crate::status::judge::tests::part;
-    use crate::status::judge::{Facts as StatusFacts, Part, Volume};
+    use crate::status::diagnose::tests::part;
+    use crate::status::diagnose::{Facts as StatusFacts, Part, Volume};
     use serde_json::json;
 
     const CA: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----";
@@ -330,7 +330,7 @@ mod tests {
         }
     }
 
-    fn well() -> Facts {
+    fn healthy() -> Facts {
         let state = json!({"registryAddress": "10.96.0.50", "rewrite": true, "reason": "every node is prepared"});
         Facts {
             status: StatusFacts {
@@ -355,7 +355,7 @@ mod tests {
                 authority: Some(Ok(format!("{OLD}\n{CA}\n"))),
             })),
             nodes: Ok([("one".to_owned(), Some(agent(true)))].into()),
-            trials: vec![trial("apps", Outcome::Passes)],
+            dry_runs: vec![dry_run("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
             client_ca: false,
             scaling: Ok(scaling::Scaling::default()),
@@ -366,8 +366,8 @@ mod tests {
         }
     }
 
-    fn trial(namespace: &str, outcome: Outcome) -> Trial {
-        Trial {
+    fn dry_run(namespace: &str, outcome: Outcome) -> DryRun {
+        DryRun {
             namespace: namespace.to_owned(),
             source: "r.io/a:1".to_owned(),
             outcome,
@@ -375,9 +375,9 @@ mod tests {
         }
     }
 
-    fn refused(namespace: &str) -> Trial {
+    fn refused(namespace: &str) -> DryRun {
         let by = "ValidatingAdmissionPolicy ours".to_owned();
-        trial(
+        dry_run(
             namespace,
             Outcome::Refused {
                 by,
@@ -388,9 +388,9 @@ mod tests {
 
     /// A cluster with this change has one line that contains all these parts, and this exit status.
     fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Answer, parts: &[&str]) {
-        let mut facts = well();
+        let mut facts = healthy();
         change(&mut facts);
-        let report = judge(&facts);
+        let report = diagnose(&facts);
         assert_eq!(report.answer(), expect, "{what}: {report}");
         let text = report.to_string();
         let found = text
@@ -401,13 +401,13 @@ mod tests {
             report
                 .findings
                 .iter()
-                .all(|finding| !finding.way_out.is_empty())
+                .all(|finding| !finding.fix.is_empty())
         );
     }
 
     #[test]
     fn every_trouble_has_a_line_with_its_way_out() {
-        check("well", |_| {}, Answer::Yes, &["nothing is wrong"]);
+        check("ok", |_| {}, Answer::Yes, &["nothing is wrong"]);
         check(
             "not rewriting",
             |facts| facts.status.state = Ok(None),
@@ -536,7 +536,9 @@ mod tests {
     fn a_policy_is_named_once_with_all_its_namespaces() {
         check(
             "refused",
-            |facts| facts.trials = vec![refused("a"), refused("b"), trial("c", Outcome::Passes)],
+            |facts| {
+                facts.dry_runs = vec![refused("a"), refused("b"), dry_run("c", Outcome::Passes)];
+            },
             Answer::No,
             &[
                 "ValidatingAdmissionPolicy ours",
@@ -548,7 +550,9 @@ mod tests {
         );
         check(
             "nobody could say",
-            |facts| facts.trials = vec![trial("a", Outcome::Unknown("exceeded quota".to_owned()))],
+            |facts| {
+                facts.dry_runs = vec![dry_run("a", Outcome::Unknown("exceeded quota".to_owned()))];
+            },
             Answer::Unknown,
             &["namespace a", "exceeded quota"],
         );

@@ -7,7 +7,7 @@ use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 use holdfast_controller::artifacts::events::ENLARGE;
 use serde::Serialize;
 
-use crate::standing::{is_on_its_way, standing};
+use crate::artifact_status::{copy_status, is_on_its_way};
 
 /// What was found out. What could not be found out carries the reason.
 #[derive(Debug, Clone)]
@@ -74,7 +74,7 @@ impl Volume {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Verdict {
-    Well,
+    Ok,
     Missing,
     Unknown,
 }
@@ -132,7 +132,7 @@ pub(super) struct Absent {
 }
 
 /// What the facts mean.
-pub(super) fn judge(facts: &Facts) -> Status {
+pub(super) fn diagnose(facts: &Facts) -> Status {
     let (mut problems, mut warnings, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
     let state = match &facts.state {
         Ok(state) => state.clone(),
@@ -155,7 +155,7 @@ pub(super) fn judge(facts: &Facts) -> Status {
     for entry in state.iter().flat_map(|state| &state.left_alone) {
         if entry.source == EVERY_SOURCE {
             problems.push(format!(
-                "pods of namespace {} keep their images: {} refuses the registry's references; holdfast doctor names the way out",
+                "pods of namespace {} keep their images: {} refuses the registry's references; holdfast doctor names the fix",
                 entry.namespace, entry.reason
             ));
         }
@@ -190,7 +190,7 @@ pub(super) fn judge(facts: &Facts) -> Status {
     } else if !unknown.is_empty() {
         Verdict::Unknown
     } else {
-        Verdict::Well
+        Verdict::Ok
     };
     Status {
         verdict,
@@ -218,22 +218,22 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
     for artifact in artifacts {
         images.wanted += 1;
         let source = &artifact.spec.source_artifact;
-        let standing = standing(artifact);
-        if standing.local {
+        let status = copy_status(artifact);
+        if status.local {
             images.local += 1;
             if counted.insert(source) {
-                images.local_bytes += standing.size_bytes;
+                images.local_bytes += status.size_bytes;
             }
             continue;
         }
         let attempts = artifact.status.as_ref().and_then(|it| it.attempts);
-        *images.by_reason.entry(standing.reason.clone()).or_default() += 1;
+        *images.by_reason.entry(status.reason.clone()).or_default() += 1;
         absent.push(Absent {
             namespace: artifact.metadata.namespace.clone().unwrap_or_default(),
             source: source.clone(),
-            reason: standing.reason,
-            message: standing.message,
-            since: standing.since,
+            reason: status.reason,
+            message: status.message,
+            since: status.since,
             attempts: attempts.unwrap_or(0),
         });
     }
@@ -282,7 +282,7 @@ pub(crate) mod tests {
         }
     }
 
-    fn well() -> Facts {
+    fn healthy() -> Facts {
         Facts {
             release: "holdfast".to_owned(),
             namespace: "sys".to_owned(),
@@ -307,9 +307,9 @@ pub(crate) mod tests {
     }
 
     fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Verdict, part: &str) {
-        let mut facts = well();
+        let mut facts = healthy();
         change(&mut facts);
-        let status = judge(&facts);
+        let status = diagnose(&facts);
         assert_eq!(status.verdict, expect, "{what}: {status:?}");
         let text = serde_json::to_string(&status).unwrap();
         assert!(text.contains(part), "{what}: {part} is not in {text}");
@@ -317,7 +317,7 @@ pub(crate) mod tests {
 
     #[test]
     fn one_thing_that_is_missing_is_enough() {
-        check("well", |_| {}, Verdict::Well, "every node is prepared");
+        check("ok", |_| {}, Verdict::Ok, "every node is prepared");
         check(
             "no state",
             |facts| facts.state = Ok(None),
@@ -350,13 +350,13 @@ pub(crate) mod tests {
         check(
             "the volume is filling",
             |facts| facts.volume.as_mut().unwrap().level = "filling",
-            Verdict::Well,
+            Verdict::Ok,
             "volume is filling; enlarge",
         );
         check(
             "the volume is not known",
             |facts| facts.volume = Err("no way".to_owned()),
-            Verdict::Well,
+            Verdict::Ok,
             "no way",
         );
         check(
@@ -396,20 +396,20 @@ pub(crate) mod tests {
 
     #[test]
     fn an_image_of_two_namespaces_fills_the_volume_once() {
-        let status = judge(&well());
+        let status = diagnose(&healthy());
         assert_eq!((status.images.wanted, status.images.local), (2, 2));
         assert_eq!(status.images.local_bytes, 1000);
     }
 
     #[test]
     fn what_fails_comes_before_what_is_on_its_way() {
-        let mut facts = well();
+        let mut facts = healthy();
         facts.artifacts = Ok(vec![
             artifact("a", "r.io/a:1", Some("Copying")),
             artifact("b", "r.io/b:1", Some("Unauthorized")),
             artifact("a", "r.io/c:1", None),
         ]);
-        let status = judge(&facts);
+        let status = diagnose(&facts);
         let order: Vec<_> = status
             .absent
             .iter()

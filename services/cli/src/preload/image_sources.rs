@@ -18,7 +18,7 @@ const NAMED_PLACES: usize = 5;
 
 /// Everything that was read.
 #[derive(Debug, Default)]
-pub(super) struct Wishes {
+pub(super) struct WantedImages {
     /// By namespace, where one is said, and canonical reference: where it is named.
     pub(super) wanted: BTreeMap<(Option<String>, String), BTreeSet<String>>,
     pub(super) refused: Vec<Refused>,
@@ -37,7 +37,7 @@ pub(super) struct Refused {
     pub(super) why: String,
 }
 
-impl Wishes {
+impl WantedImages {
     pub(super) fn new(addresses: Vec<String>) -> Self {
         Self {
             addresses,
@@ -222,12 +222,12 @@ fn is_pod_spec(value: &Value) -> bool {
 mod tests {
     use super::*;
 
-    fn wishes() -> Wishes {
-        Wishes::new(vec!["10.96.0.50".to_owned()])
+    fn no_images() -> WantedImages {
+        WantedImages::new(vec!["10.96.0.50".to_owned()])
     }
 
-    fn wanted(wishes: &Wishes) -> Vec<String> {
-        wishes
+    fn listed(wanted: &WantedImages) -> Vec<String> {
+        wanted
             .wanted
             .iter()
             .map(|((namespace, source), from)| {
@@ -240,18 +240,18 @@ mod tests {
 
     #[test]
     fn a_list_names_each_image_once_and_bad_lines_by_their_number() {
-        let mut wishes = wishes();
+        let mut wanted = no_images();
         let list = "# for the night shift\n nginx:1.27 # web\n\ndocker.io/library/nginx:1.27\n10.96.0.50/r.io/app:1\n10.96.0.50/holdfast/probe:1\nsome thing\nhttps://r.io/app:2\n";
-        wishes.list(list, "images.txt");
+        wanted.list(list, "images.txt");
         assert_eq!(
-            wanted(&wishes),
+            listed(&wanted),
             [
                 "- docker.io/library/nginx:1.27 <images.txt:2, images.txt:4>",
                 "- r.io/app:1 <images.txt:5>",
                 "- r.io/app:2 <images.txt:8>",
             ]
         );
-        let refused: Vec<_> = wishes
+        let refused: Vec<_> = wanted
             .refused
             .iter()
             .map(|refused| (refused.from.as_str(), refused.text.as_str()))
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn manifests_of_every_shape_are_read() {
-        let mut wishes = wishes();
+        let mut wanted = no_images();
         let manifests = r"
 apiVersion: apps/v1
 kind: Deployment
@@ -302,9 +302,9 @@ kind: ConfigMap
 metadata: {name: text}
 data: {image: not-an-image:1}
 ";
-        wishes.manifests(manifests, "app.yaml");
+        wanted.manifests(manifests, "app.yaml");
         assert_eq!(
-            wanted(&wishes),
+            listed(&wanted),
             [
                 "- docker.io/library/canary:1 <Rollout/canary in app.yaml>",
                 "- docker.io/library/data:1 <Pod/bare in app.yaml>",
@@ -314,33 +314,33 @@ data: {image: not-an-image:1}
                 "shop docker.io/library/web:1 <Deployment/web in app.yaml>",
             ]
         );
-        assert_eq!(wishes.refused.len(), 1, "{:?}", wishes.refused);
-        assert_eq!(wishes.refused[0].text, "bad image");
+        assert_eq!(wanted.refused.len(), 1, "{:?}", wanted.refused);
+        assert_eq!(wanted.refused[0].text, "bad image");
     }
 
     #[test]
     fn json_is_read_as_well() {
-        let mut wishes = wishes();
-        wishes.manifests(
+        let mut wanted = no_images();
+        wanted.manifests(
             r#"{"kind": "PodList", "items": [{"kind": "Pod", "metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}}]}"#,
             "pods.json",
         );
         assert_eq!(
-            wanted(&wishes),
+            listed(&wanted),
             ["- docker.io/library/a:1 <Pod/p in pods.json>"]
         );
     }
 
     #[test]
     fn what_never_pulls_or_opts_out_is_left_out_and_said() {
-        let mut wishes = wishes();
-        wishes.manifests(
+        let mut wanted = no_images();
+        wanted.manifests(
             "kind: Pod\nmetadata: {name: p}\nspec: {containers: [{name: c, image: a:1, imagePullPolicy: Never}]}\n---\n\
              kind: Pod\nmetadata: {name: q, labels: {holdfast.dev/rewrite: disabled}}\nspec: {containers: [{name: c, image: b:1}]}\n",
             "f",
         );
-        assert!(wishes.wanted.is_empty());
-        let why: Vec<_> = wishes
+        assert!(wanted.wanted.is_empty());
+        let why: Vec<_> = wanted
             .skipped
             .iter()
             .map(|skipped| skipped.why.as_str())
@@ -356,15 +356,15 @@ data: {image: not-an-image:1}
 
     #[test]
     fn a_template_that_was_not_rendered_says_what_to_do() {
-        let mut wishes = wishes();
-        wishes.manifests(
+        let mut wanted = no_images();
+        wanted.manifests(
             "kind: Pod\nspec: {{ toYaml .Values.spec }}\n  x: [",
             "templates/pod.yaml",
         );
         assert!(
-            wishes.refused[0].why.contains("helm template"),
+            wanted.refused[0].why.contains("helm template"),
             "{:?}",
-            wishes.refused
+            wanted.refused
         );
     }
 }
