@@ -31,7 +31,7 @@ pub(super) const REVIEW: Target = Target {
         "\"labels\":{",
         "\"holdfast.dev/rewrite\":\"disabled\"",
         "\"holdfast.dev/original-images\":\"",
-        "\"holdfast.dev/image-history\":\"{\\\"uid\\\":\\\"u\\\",\\\"setBack\\\":2}\"",
+        "\"holdfast.dev/image-history\":\"{\\\"uid\\\":\\\"u\\\",\\\"reverts\\\":2}\"",
         "\"uid\":\"u\"",
         "\"operation\":\"UPDATE\"",
         "\"oldObject\":",
@@ -53,7 +53,7 @@ fn rules() -> Rules {
         address: Some(ADDRESS.to_owned()),
         known_addresses: vec![ADDRESS.to_owned()],
         upstreams: UpstreamFilter::default(),
-        left_alone: std::sync::Arc::default(),
+        excluded: std::sync::Arc::default(),
         access: holdfast_api::access::ImageAccess::Every,
     }
 }
@@ -111,7 +111,7 @@ fn review(input: &[u8]) -> Result<Shape, String> {
         std::mem::discriminant(&subject.request),
         mutation.patch.len().min(5),
         mutation.rewritten.min(3),
-        mutation.left_alone,
+        mutation.skipped,
         mutation.warnings.len().min(2),
         kinds,
     )))

@@ -22,7 +22,8 @@ pub const PATH: &str = "/internal/v1/access";
 pub struct AccessRequest {
     /// The full upstream reference, `registry.example/team/app:1`.
     pub source: String,
-    /// The credentials of one namespace, tried in turn after nobody's and the operator's own.
+    /// The credentials of one namespace, tried in turn after anonymous access and the operator's
+    /// own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<Credential>,
 }
@@ -54,9 +55,9 @@ pub struct AccessResult {
 )]
 #[serde(rename_all = "camelCase")]
 pub enum Access {
-    /// Everybody, without a credential.
+    /// Everyone, without a credential.
     Public,
-    /// Whoever asks with a credential of `upstreams` in the values, or at a mirror that is listed
+    /// Access with a credential of `upstreams` in the values, or from a mirror that is listed
     /// there.
     Configured,
     /// A credential that came with the request.
@@ -108,9 +109,9 @@ pub const MAX_LIST_BYTES_OF_NAMESPACE: usize = 32 * 1024;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct AccessList {
-    /// Those of every namespace.
+    /// Repositories for every namespace.
     pub everybody: BTreeSet<String>,
-    /// Those of one namespace, beside the others.
+    /// Additional repositories by namespace.
     pub namespaces: BTreeMap<String, BTreeSet<String>>,
 }
 
@@ -119,7 +120,7 @@ pub fn repository_of(source: &Reference) -> String {
     format!("{}/{}", source.host(), source.repository())
 }
 
-/// Which images pods are sent to the registry for. Whatever rewrites a reference asks this.
+/// Which images pods may pull from the registry. Everything that rewrites a reference checks this.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ImageAccess {
     /// Every image in every namespace (`access.privateImages: node`).
@@ -130,8 +131,8 @@ pub enum ImageAccess {
 }
 
 impl ImageAccess {
-    /// What the value asks for, by the shared state. Without a list nothing is known to be
-    /// anybody's.
+    /// The setting in effect, from the value and the shared state. Without a list nothing is
+    /// permitted.
     pub fn new(by_namespace: bool, state: Option<&ClusterState>) -> Self {
         if !by_namespace {
             return Self::Every;

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The path of the fill endpoint.
 pub const PATH: &str = "/internal/v1/fills";
 
-/// "Hold this image": what the controller sends.
+/// Asks the registry to hold an image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct FillRequest {
@@ -26,37 +26,37 @@ pub struct FillRequest {
     /// Ask the upstream whether a tag moved even when the image is local.
     #[serde(default)]
     pub revalidate: bool,
-    /// Who needs it: what pods wait for is copied before everything else.
+    /// How urgent it is.
     #[serde(default)]
-    pub need: Need,
+    pub priority: Priority,
 }
 
-/// Why an image is to be local, the most urgent first. A fill becomes more urgent when somebody who
-/// waits joins it.
+/// How urgent a fill is, the most urgent first. A fill takes the priority of its most urgent
+/// requester.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
 #[serde(rename_all = "camelCase")]
-pub enum Need {
+pub enum Priority {
     /// A pod, or a pull, waits for it.
     #[default]
-    Waiting,
-    /// Pods that need it run already; it is copied for their next start.
+    Blocking,
+    /// Pods that use it are running; it is copied for their next start.
     Running,
-    /// Nothing needs it yet.
-    Ahead,
+    /// No pod uses it yet.
+    Prefetch,
 }
 
-impl Need {
-    /// Every need, the most urgent first.
-    pub const ALL: [Self; 3] = [Self::Waiting, Self::Running, Self::Ahead];
+impl Priority {
+    /// Every priority, the most urgent first.
+    pub const ALL: [Self; 3] = [Self::Blocking, Self::Running, Self::Prefetch];
 
     /// The word on the wire and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Waiting => "waiting",
+            Self::Blocking => "blocking",
             Self::Running => "running",
-            Self::Ahead => "ahead",
+            Self::Prefetch => "prefetch",
         }
     }
 }
@@ -191,10 +191,10 @@ mod tests {
         assert!(!format!("{request:?}").contains("\"p\""));
         let least: FillRequest = serde_json::from_str(r#"{"source":"a/b:1"}"#).unwrap();
         assert!(least.platforms.is_empty() && !least.revalidate);
-        assert_eq!(least.need, Need::Waiting);
-        for need in Need::ALL {
-            assert_eq!(serde_json::to_value(need).unwrap(), need.as_str());
+        assert_eq!(least.priority, Priority::Blocking);
+        for priority in Priority::ALL {
+            assert_eq!(serde_json::to_value(priority).unwrap(), priority.as_str());
         }
-        assert!(Need::Waiting < Need::Running && Need::Running < Need::Ahead);
+        assert!(Priority::Blocking < Priority::Running && Priority::Running < Priority::Prefetch);
     }
 }

@@ -7,24 +7,25 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::labels;
 
-/// So often the same pod is rewritten or healed against somebody's will; then it is left alone.
-pub const PATIENCE: u32 = 3;
+/// Reverts of one pod's images after which Holdfast stops changing that pod.
+pub const MAX_REVERTS: u32 = 3;
 
 /// The annotation [`labels::IMAGE_HISTORY`].
 ///
-/// It speaks of the pod with its `uid` only: pods are made from copies of others.
+/// It applies only to the pod with this `uid`, because pods are often created from copies of
+/// others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ImageHistory {
-    /// The pod that this speaks of.
+    /// The UID of the pod that it describes.
     pub uid: String,
-    /// How often an update put an upstream's reference back where the registry's stood.
+    /// How many updates reverted a reference of the registry to the upstream's.
     #[serde(skip_serializing_if = "is_zero")]
-    pub set_back: u32,
-    /// How often the controller gave an image the registry's reference, by `containers/NAME`.
+    pub reverts: u32,
+    /// How often the controller set the registry's reference for an image, by `containers/NAME`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub healed: BTreeMap<String, u32>,
-    /// Upstream references that the controller gave back because the registry cannot get them.
+    /// Upstream references that the controller restored because the registry cannot copy them.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub restored: BTreeSet<String>,
 }
@@ -56,10 +57,10 @@ impl ImageHistory {
             .unwrap_or_else(empty)
     }
 
-    /// Both histories of one pod together: whoever replaces a pod's annotations takes nothing back.
+    /// Merges two histories of one pod, so that replacing a pod's annotations resets no count.
     #[must_use]
     pub fn with(mut self, other: Self) -> Self {
-        self.set_back = self.set_back.max(other.set_back);
+        self.reverts = self.reverts.max(other.reverts);
         for (key, count) in other.healed {
             let known = self.healed.entry(key).or_default();
             *known = (*known).max(count);
@@ -68,10 +69,9 @@ impl ImageHistory {
         self
     }
 
-    /// Whether somebody insists on the upstream's reference, so that the pod is left alone from now
-    /// on.
-    pub fn is_left_alone(&self) -> bool {
-        self.set_back >= PATIENCE
+    /// Whether the pod reached [`MAX_REVERTS`], so that Holdfast no longer changes it.
+    pub fn is_excluded(&self) -> bool {
+        self.reverts >= MAX_REVERTS
     }
 
     /// The annotation's text.
@@ -93,17 +93,17 @@ mod tests {
     fn only_the_pods_own_history_counts() {
         let history = ImageHistory {
             uid: "u".to_owned(),
-            set_back: 3,
+            reverts: 3,
             healed: [("containers/a".to_owned(), 2)].into(),
             restored: ["r.io/a:1".to_owned()].into(),
         };
         assert_eq!(ImageHistory::of(&pod("u", &history.text())), history);
-        assert!(history.is_left_alone());
+        assert!(history.is_excluded());
         for (uid, text) in [
             ("other", history.text()),
             ("u", "not json".to_owned()),
             ("u", "[]".to_owned()),
-            ("u", r#"{"uid":"u","setBack":-1}"#.to_owned()),
+            ("u", r#"{"uid":"u","reverts":-1}"#.to_owned()),
         ] {
             let found = ImageHistory::of(&pod(uid, &text));
             assert_eq!(
@@ -122,17 +122,17 @@ mod tests {
     fn what_is_unsaid_is_not_written() {
         let least = ImageHistory {
             uid: "u".to_owned(),
-            set_back: 1,
+            reverts: 1,
             ..ImageHistory::default()
         };
-        assert_eq!(least.text(), r#"{"uid":"u","setBack":1}"#);
+        assert_eq!(least.text(), r#"{"uid":"u","reverts":1}"#);
     }
 
     #[test]
     fn two_histories_of_a_pod_add_up_to_the_greater() {
-        let history = |set_back, healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
+        let history = |reverts, healed: &[(&str, u32)], restored: &[&str]| ImageHistory {
             uid: "u".to_owned(),
-            set_back,
+            reverts,
             healed: healed
                 .iter()
                 .map(|(key, count)| ((*key).to_owned(), *count))

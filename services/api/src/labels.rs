@@ -6,7 +6,7 @@ use serde_json::Value;
 /// Annotation on pods: a JSON object from `containers/NAME`, `initContainers/NAME` or
 /// `volumes/NAME` to the original reference.
 pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION;
-/// Annotation on pods whose images were set back, healed or restored:
+/// Annotation on pods whose images were reverted, healed or restored:
 /// [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
 /// Annotation on the registry's and the webhook's pods: when a Secret that they mount changed last.
@@ -33,7 +33,7 @@ pub const KEEP_ASKED: &str = "asked";
 /// The value of [`KEEP`] where the values list the image (`preload.images`).
 pub const KEEP_VALUES: &str = "values";
 
-/// Who keeps an object up to date.
+/// What manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 /// The release an object belongs to.
 pub const INSTANCE: &str = "app.kubernetes.io/instance";

@@ -1,4 +1,5 @@
-//! The two documents by which the controller tells the other parts what is true of the cluster.
+//! The two documents by which the controller shares the state of the cluster with webhook and node
+//! agents.
 
 use crate::access::AccessList;
 use crate::secret::SecretString;
@@ -25,46 +26,42 @@ pub struct ClusterState {
     /// Why, for people.
     #[serde(default)]
     pub reason: String,
-    /// Sources that the registry cannot get though their upstream answers; pods that name them
-    /// keep them. The oldest first, at most [`MAX_LEFT_ALONE_OF_NAMESPACE`] of a namespace and
-    /// [`MAX_LEFT_ALONE`] in all; and, beside these, at most [`MAX_POLICIES`] namespaces whose
-    /// pods keep [`EVERY_SOURCE`].
+    /// Sources that the registry cannot copy although their upstream answers; pods keep these
+    /// references. The oldest first, at most [`MAX_EXCLUSIONS_OF_NAMESPACE`] of a namespace and
+    /// [`MAX_EXCLUSIONS`] in all; and, beside these, at most [`MAX_EXCLUDED_NAMESPACES`] namespaces
+    /// whose pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_alone: Vec<SourceLeftAlone>,
+    pub excluded: Vec<Exclusion>,
     /// Whose pods may have which images, where `access.privateImages` is `namespace`; else absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessList>,
 }
 
-/// As a source: everything that pods of the namespace name. A policy refuses the registry's
-/// references there.
+/// Stands for every source of a namespace: a policy denies the registry's references there.
 pub const EVERY_SOURCE: &str = "*";
 
-/// Sources that are left alone in all namespaces together: what an object of the API may hold, with
-/// room to spare.
-pub const MAX_LEFT_ALONE: usize = 500;
-/// Sources of one namespace that are left alone; a further one takes the place of that namespace's
-/// oldest.
-pub const MAX_LEFT_ALONE_OF_NAMESPACE: usize = 20;
-/// Namespaces whose pods keep every source, because a policy refuses the registry's references.
-pub const MAX_POLICIES: usize = 500;
+/// Excluded sources in all namespaces together. They fit into one API object with a margin.
+pub const MAX_EXCLUSIONS: usize = 500;
+/// Excluded sources of one namespace; a further one replaces that namespace's oldest.
+pub const MAX_EXCLUSIONS_OF_NAMESPACE: usize = 20;
+/// Namespaces that are excluded as a whole because a policy denies the registry's references.
+pub const MAX_EXCLUDED_NAMESPACES: usize = 500;
 
-/// A source that pods of a namespace get from its upstream themselves, until the registry can get
-/// it.
+/// A source that pods of a namespace pull from its upstream, until the registry can copy it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct SourceLeftAlone {
-    /// The namespace; others may bring credentials that open it.
+pub struct Exclusion {
+    /// The namespace; credentials of other namespaces may open the source.
     pub namespace: String,
     /// The upstream's reference, canonical, or [`EVERY_SOURCE`].
     pub source: String,
-    /// The reason of the Artifact's Ready condition, or who refuses the registry's references.
+    /// The reason of the Artifact's Ready condition, or what denies the registry's references.
     pub reason: String,
     /// Since when.
     pub since: Time,
 }
 
-/// What the node agent is to write on its host: Secret `F-node`.
+/// What the node agent writes on its host: Secret `F-node`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeState {
@@ -76,13 +73,13 @@ pub struct NodeState {
     /// The CA bundle, PEM.
     #[serde(default)]
     pub ca: String,
-    /// The user name by which nodes pull.
+    /// The user name for pulls of nodes.
     #[serde(default)]
     pub username: String,
-    /// The password by which nodes pull.
+    /// The password for pulls of nodes.
     #[serde(default)]
     pub password: SecretString,
-    /// The image by which an agent proves that its node can pull.
+    /// The image of the test pull that shows that a node can pull.
     #[serde(default)]
     pub probe: String,
 }
@@ -122,7 +119,7 @@ mod tests {
         let least: ClusterState =
             serde_json::from_str(r#"{"registryAddress":"10.96.0.50"}"#).unwrap();
         assert!(!least.rewrite, "unsaid means no");
-        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","leftAlone":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}],"access":{"everybody":["r.io/b"],"namespaces":{"apps":["r.io/c"]}}}"#;
+        let text = r#"{"registryAddress":"a","aliases":[],"rewrite":true,"reason":"","excluded":[{"namespace":"apps","source":"r.io/a:1","reason":"Unauthorized","since":"2026-01-02T03:04:05Z"}],"access":{"everybody":["r.io/b"],"namespaces":{"apps":["r.io/c"]}}}"#;
         let state: ClusterState = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&state).unwrap(), text);
     }

@@ -14,34 +14,34 @@ const FOLDER: &str = "/etc/holdfast/access";
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessValues {
-    /// Whoever reaches the registry may pull everything, without credentials.
+    /// Allow all pulls without credentials.
     pub anonymous_pull: bool,
     /// Secret of the release's namespace whose key `htpasswd` holds users with bcrypt hashes
     /// (`htpasswd -B`). Empty: no users.
     pub htpasswd_secret: String,
     /// Secret of the release's namespace whose key `ca.crt` holds the CA of client certificates.
-    /// Empty: none are asked for.
+    /// Empty: no client certificates are requested.
     pub client_ca_secret: String,
-    /// Tokens of an authorization service, as the distribution registry has them.
+    /// Tokens of an authorization service, as in the distribution registry.
     pub token: TokenValues,
     /// What users and client certificates may do. Empty: pull everything, push nothing.
     pub rules: Vec<AccessRule>,
 }
 
-/// Tokens of an authorization service, as the distribution registry has them.
+/// Tokens of an authorization service, as in the distribution registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct TokenValues {
     /// Secret of the release's namespace whose key `keys` holds the service's public keys: a JWKS
-    /// document, or PEM certificates or public keys. Empty: no tokens are taken.
+    /// document, or PEM certificates or public keys. Empty: no tokens are accepted.
     pub secret_name: String,
     /// URL where clients get tokens.
     #[schemars(regex(pattern = r#"^$|^https?://[^\s"\\]+$"#))]
     pub realm: String,
-    /// What the registry is called in tokens (`aud`).
+    /// The registry's name in tokens (`aud`).
     #[schemars(regex(pattern = r#"^[^"\\\x00-\x1f]*$"#))]
     pub service: String,
-    /// Who issues tokens (`iss`).
+    /// Issuer of tokens (`iss`).
     pub issuer: String,
     /// Signatures by RSA keys that do not name their algorithm themselves.
     pub rsa_algorithm: RsaAlgorithm,
@@ -93,20 +93,20 @@ pub enum AccessAction {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StandaloneAccess {
-    /// Whoever reaches the registry may pull everything, without credentials.
+    /// Allow all pulls without credentials.
     pub anonymous_pull: bool,
     /// File with users and bcrypt hashes (`htpasswd -B`).
     pub htpasswd: Option<PathBuf>,
     /// File with the CA of client certificates, PEM; needs `tls`.
     pub client_ca: Option<PathBuf>,
-    /// Tokens of an authorization service, as the distribution registry has them.
+    /// Tokens of an authorization service, as in the distribution registry.
     #[schemars(with = "StandaloneToken")]
     pub token: Option<StandaloneToken>,
     /// What users and client certificates may do. Empty: pull everything, push nothing.
     pub rules: Vec<AccessRule>,
 }
 
-/// Tokens of an authorization service, as the distribution registry has them.
+/// Tokens of an authorization service, as in the distribution registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct StandaloneToken {
@@ -115,10 +115,10 @@ pub struct StandaloneToken {
     /// URL where clients get tokens.
     #[schemars(regex(pattern = r#"^https?://[^\s"\\]+$"#))]
     pub realm: String,
-    /// What the registry is called in tokens (`aud`).
+    /// The registry's name in tokens (`aud`).
     #[schemars(length(min = 1), regex(pattern = r#"^[^"\\\x00-\x1f]*$"#))]
     pub service: String,
-    /// Who issues tokens (`iss`).
+    /// Issuer of tokens (`iss`).
     #[schemars(length(min = 1))]
     pub issuer: String,
     /// Signatures by RSA keys that do not name their algorithm themselves.

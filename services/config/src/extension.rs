@@ -1,4 +1,4 @@
-//! The keys of the Network Function Operator's cluster registry, word for word (SPEC 1.2), and
+//! The keys of the Network Function Operator's cluster registry, word for word, and
 //! their older spellings.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Cron, StorageSize};
 
-/// The match condition of the webhook when none is given (SPEC 1.4): everything but kube-system,
+/// The match condition of the webhook when none is given: everything but kube-system,
 /// and there only what carries one of three labels.
 pub const DEFAULT_MATCH_CONDITION: &str = r#"((object.metadata.namespace != "kube-system") || (object.metadata.namespace == "kube-system" && has(object.metadata.labels) && (has(object.metadata.labels.app) && (object.metadata.labels.app == "commissioning") || (has(object.metadata.labels.name) && object.metadata.labels.name == "cert-exporter") || (has(object.metadata.labels.app) && object.metadata.labels.app == "descheduler"))))"#;
 
@@ -27,8 +27,8 @@ pub struct Global {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Extension {
-    /// Put a registry into the cluster and let pods use it. While this is off, nothing but the
-    /// custom resource definitions is installed.
+    /// Install the registry and let pods use it. While this is off, only the custom resource
+    /// definitions are installed.
     pub enable_cluster_registry: bool,
     /// Load images into the cluster registry before a component is installed or upgraded. Needs
     /// `enableClusterRegistry`.
@@ -49,10 +49,11 @@ pub struct ClusterRegistry {
     pub high_availability: HighAvailability,
     /// A `HorizontalPodAutoscaler` for the registry, while high availability is on.
     pub auto_scaling: AutoScaling,
-    /// Storage class of the registry's volume; it must exist. Fixed once installed.
+    /// Storage class of the registry's volume. The class must exist. It cannot change after
+    /// installation.
     pub storage_class_name: String,
-    /// Size of the registry's volume in `Gi` or `Ti`. It may grow on upgrade where the class
-    /// allows it, never shrink.
+    /// Size of the registry's volume in `Gi` or `Ti`. It can grow on upgrade where the class allows
+    /// expansion, and cannot shrink.
     pub storage_size: StorageSize,
     /// When to collect images that nothing uses: a crontab line of five fields, in UTC. Empty:
     /// never.
@@ -118,7 +119,7 @@ pub struct RegistryService {
     pub scale: Scale,
 }
 
-/// A preset of CPU and memory (SPEC 1.3).
+/// A preset of CPU and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[schemars(inline)]
@@ -140,11 +141,11 @@ pub struct ExtensionWebhook {
     pub high_availability: HighAvailability,
     /// A `HorizontalPodAutoscaler` for the webhook, while high availability is on.
     pub auto_scaling: AutoScaling,
-    /// What is done to pods.
+    /// Changes to pods.
     pub pod: MutationPod,
 }
 
-/// What is done to pods.
+/// Changes to pods.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MutationPod {

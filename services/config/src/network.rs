@@ -11,19 +11,19 @@ use crate::ByteSize;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct NetworkPolicyValues {
-    /// Make them. They close every port but those below, and the registry's internal port to all
-    /// but its replicas and the controller. What pods of Holdfast connect to is not limited.
+    /// Create NetworkPolicies. They close every port except those below, and restrict the
+    /// registry's internal port to its replicas and the controller. Egress is not limited.
     pub enabled: bool,
-    /// Who reaches the webhook. Empty: any address, because API servers are often outside of the
-    /// pod network. Give the addresses of the API servers as `ipBlock`, where they are known,
-    /// to keep pods away from it.
+    /// Peers of the webhook. Empty: any address, because API servers are often outside of the pod
+    /// network. Give the addresses of the API servers as `ipBlock`, where they are known, to keep
+    /// pods away from it.
     pub api_servers: Vec<NetworkPolicyPeer>,
-    /// Who reaches the registry. Empty: any address, because nodes come from addresses that differ
-    /// by network plug-in.
+    /// Peers of the registry. Empty: any address, because nodes come from addresses that differ by
+    /// network plug-in.
     pub registry_clients: Vec<NetworkPolicyPeer>,
-    /// Who reaches the admin ports (9090: metrics, probes) beside the kubelet and the
-    /// uninstallation: Prometheus, say. Empty: any address. `holdfast status` reads the volume
-    /// by the API server's proxy, so list the API servers as well.
+    /// Peers of the admin ports (9090: metrics, probes) beside the kubelet and the uninstall hook,
+    /// for example Prometheus. Empty: any address. `holdfast status` reads the volume by the API
+    /// server's proxy, so list the API servers as well.
     pub metrics: Vec<NetworkPolicyPeer>,
 }
 
@@ -105,7 +105,7 @@ pub struct MirrorCredentials {
     pub password_file: String,
 }
 
-/// How the outside is reached from a site that only has a proxy.
+/// Proxy for sites without a direct uplink.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Proxy {
@@ -125,12 +125,12 @@ pub struct Proxy {
     pub no_proxy: Vec<String>,
 }
 
-/// How the uplink is spared.
+/// Limits on the use of the uplink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Uplink {
-    /// Cap of all copies from upstream together, per registry replica, in bytes a second: `10M`.
-    /// 0: no cap.
+    /// Bytes per second of all copies from upstream together, per registry replica, such as `10M`.
+    /// 0: no limit.
     pub bandwidth_bytes_per_second: ByteSize,
     /// Blobs that a registry replica copies at the same time.
     #[schemars(range(min = 1, max = 256))]
@@ -138,19 +138,19 @@ pub struct Uplink {
     /// Blobs that a registry replica copies at the same time from one host.
     #[schemars(range(min = 1, max = 256))]
     pub concurrent_fills_per_host: u16,
-    /// Requests a second that a registry replica sends to one host; up to one second's worth may
-    /// come at once. 0: no cap.
+    /// Requests per second that a registry replica sends to one host; bursts of up to one second's
+    /// worth are allowed. 0: no limit.
     #[schemars(range(max = 10000))]
     pub requests_per_second_per_host: u16,
-    /// Whether the pull of a tag that is local asks the upstream if the tag moved: within 500 ms,
-    /// and no more often than `tagFreshSeconds` says. The pull gets what is local at once in
-    /// every case; what moved is copied behind it.
+    /// Whether the pull of a local tag asks the upstream if the tag moved, for at most 500 ms and
+    /// at most once per `tagFreshSeconds`. The pull always gets the local image at once; a moved
+    /// tag is copied in the background.
     pub revalidate_pulls: bool,
-    /// How long a tag counts as fresh after it was copied or compared with the upstream, seconds.
+    /// Seconds for which a tag counts as fresh after it was copied or compared with the upstream.
     #[schemars(range(max = 2_592_000))]
     pub tag_fresh_seconds: u32,
-    /// How long it is believed that an upstream does not have an image, or refuses these
-    /// credentials, seconds.
+    /// Seconds for which an upstream's answer that it has no such image, or refuses these
+    /// credentials, is cached.
     #[schemars(range(max = 3600))]
     pub negative_seconds: u16,
 }

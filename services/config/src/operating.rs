@@ -17,7 +17,7 @@ use crate::ByteSize;
 pub struct AccessLog {
     /// Which requests: `none`; `failures`; `writes`: pushes and deletes, and failures; `all`.
     pub mode: AccessLogMode,
-    /// With `all`: of pulls that succeed, one in so many.
+    /// With `all`: log one in this many successful pulls.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub sample: u32,
 }
@@ -48,7 +48,7 @@ pub enum AccessLogMode {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Notifications {
-    /// Where events are posted to; each has a queue of its own.
+    /// Endpoints that receive events; each has its own queue.
     pub endpoints: Vec<NotificationEndpoint>,
 }
 
@@ -76,7 +76,7 @@ pub struct NotificationEndpoint {
     /// Seconds until an answer must be there.
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u16,
-    /// Failures in a row after which the endpoint is left alone for `backoffSeconds`.
+    /// Consecutive failures after which the endpoint is skipped for `backoffSeconds`.
     #[schemars(range(min = 1, max = 1000))]
     pub threshold: u16,
     /// Seconds between attempts once `threshold` is reached; doubles up to a minute.
@@ -157,7 +157,7 @@ pub struct NotificationSettings {
     pub ca: Option<String>,
     /// Time until an answer must be there.
     pub timeout: Duration,
-    /// Failures in a row after which the endpoint is left alone for a while.
+    /// Consecutive failures after which the endpoint is skipped for a while.
     pub threshold: u32,
     /// Time between attempts then.
     pub backoff: Duration,
@@ -222,9 +222,9 @@ impl NotificationSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Scrub {
-    /// Bytes a second that are read for it, by all replicas together. 0: never.
+    /// Bytes per second that all replicas together read for it. 0: off.
     pub bytes_per_second: ByteSize,
-    /// Hours between the beginnings of two passes over everything.
+    /// Hours between the starts of two full passes.
     #[schemars(range(min = 1, max = 8760))]
     pub every_hours: u16,
 }

@@ -1,5 +1,4 @@
-//! What each part of the deployment can be told; the keys that place and size a workload are the
-//! same for all.
+//! Configuration of each workload. The keys that place and size a workload are the same for all.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +27,7 @@ fn resources(requests: (&str, &str), limits: (&str, &str)) -> ResourceRequiremen
 }
 
 impl Scale {
-    /// Requests and limits of a registry replica, exactly as SPEC 1.3 has them.
+    /// Requests and limits of a registry replica at this scale.
     pub fn resources(self) -> ResourceRequirements {
         match self {
             Self::Small => resources(("100m", "250Mi"), ("100m", "2Gi")),
@@ -50,17 +49,17 @@ macro_rules! workload {
             pub resources: ResourceRequirements,
             /// Only nodes with all of these labels.
             pub node_selector: BTreeMap<String, String>,
-            /// Tolerations beside those that Holdfast's pods always have.
+            /// Tolerations in addition to those that Holdfast's pods always have.
             pub tolerations: Vec<Toleration>,
-            /// Replaces the affinity that Holdfast gives to its pods; empty: keep it.
+            /// Replaces the default affinity of Holdfast's pods. Empty: keep the default.
             pub affinity: Affinity,
             /// Annotations of the pods.
             pub pod_annotations: BTreeMap<String, String>,
-            /// Labels of the pods, beside Holdfast's own.
+            /// Labels of the pods, in addition to Holdfast's own.
             pub pod_labels: BTreeMap<String, String>,
-            /// Priority class of the pods; empty: none.
+            /// Priority class of the pods. Empty: none.
             pub priority_class_name: String,
-            /// Environment variables of the container; Holdfast itself needs none.
+            /// Additional environment variables of the container.
             pub extra_env: Vec<EnvVar>,
         }
 
@@ -94,21 +93,21 @@ workload! {
         service: ServiceValues = ServiceValues::default(),
         /// The volume.
         storage: StorageValues = StorageValues::default(),
-        /// What one client or one moment may take.
+        /// Limits on what clients may use.
         limits: Limits = Limits::default(),
-        /// Who may pull and push beside the nodes.
+        /// Who may pull and push, besides the nodes.
         access: AccessValues = AccessValues::default(),
-        /// One line in the log for a request.
+        /// The access log: one line per request.
         access_log: AccessLog = AccessLog::default(),
-        /// Who is told of pushes, pulls, mounts and deletes.
+        /// Notifications of pushes, pulls, mounts and deletes.
         notifications: Notifications = Notifications::default(),
-        /// Looking for damage on the volume.
+        /// The background check of the volume for damage.
         scrub: Scrub = Scrub::default(),
     }
 }
 
 workload! {
-    /// The webhook: sends the images of new pods to the registry.
+    /// The webhook: rewrites the images of new pods to the registry.
     WebhookPart, priority: "system-cluster-critical", resources: resources(("50m", "64Mi"), ("500m", "256Mi")), {
         /// Replicas; empty: three with high availability, one without. Ignored while autoscaling is
         /// on.
@@ -121,14 +120,15 @@ workload! {
         #[schemars(range(min = 1, max = 30))]
         timeout_seconds: u8 = 5,
         /// Secret of the release's namespace whose key `ca.crt` holds the CA of the API servers'
-        /// client certificates; the webhook then answers nobody else. The API servers must be told
-        /// to show one (`--admission-control-config-file`). Empty: anybody may ask.
+        /// client certificates; the webhook then accepts no other clients. Configure the API
+        /// servers to present one (`--admission-control-config-file`). Empty: no client certificate
+        /// is required.
         #[schemars(regex(pattern = r"^$|^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
         client_ca_secret: String = String::new(),
-        /// Begin to rewrite when every node is prepared: `true`; at once: `false`; at the latest
-        /// after so many seconds: a number.
+        /// When to begin rewriting. `true`: when every node is prepared; `false`: at once; a
+        /// number: when every node is prepared, but at the latest after this many seconds.
         wait_for_nodes: WaitForNodes = WaitForNodes::Always(true),
-        /// Which pods and nodes are concerned.
+        /// Which pods and nodes are in scope.
         scope: Scope = Scope::default(),
     }
 }
@@ -139,13 +139,13 @@ workload! {
         /// Replicas, of which one is active; empty: two with high availability, one without.
         #[schemars(range(min = 1, max = 5))]
         replicas: Option<u32> = None,
-        /// What is done for pods that cannot pull.
+        /// Healing of pods that cannot pull their images.
         healing: HealingValues = HealingValues::default(),
-        /// How many Artifacts there may be, and for how long those that nothing needs.
+        /// Limits on the number of Artifacts and on the lifetime of unused ones.
         artifacts: ArtifactLimits = ArtifactLimits::default(),
-        /// Render a `ValidatingAdmissionPolicy` that holds the controller to images and Holdfast's
-        /// own annotations of pods and to its own taint of nodes. Helm then needs the right to
-        /// make such policies.
+        /// Render a `ValidatingAdmissionPolicy` that restricts the controller's patches to images
+        /// and Holdfast's annotations of pods, and to its own taint of nodes. Helm then needs
+        /// permission to create such policies.
         restrict_patches: bool = false,
     }
 }
@@ -156,7 +156,7 @@ workload! {
         /// The folder where containerd looks for host configuration (its `config_path`), as the
         /// node names it: the only folder of the node that the agent may write to. It must lie in
         /// `hostFolders.config`. Empty: `certs.d` there; an agent whose containerd looks elsewhere
-        /// says so and is not ready.
+        /// reports it and is not ready.
         #[schemars(regex(pattern = r"^$|^/"))]
         containerd_config_path: String = String::new(),
         /// The runtime's folders on the node.
@@ -165,7 +165,7 @@ workload! {
         /// node's containerd, so that the kubelet does not collect them when the disk fills. Undone
         /// on uninstall.
         pin_images: bool = true,
-        /// Holds pods off nodes that join until their agent has made a real pull.
+        /// Keeps pods off joining nodes until their agent has completed a test pull.
         startup_taint: StartupTaint = StartupTaint::default(),
     }
 }
@@ -176,10 +176,10 @@ workload! {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StartupTaint {
-    /// Put the taint on nodes that join while pods are rewritten, and take it off when they are
-    /// prepared. Lets the controller patch nodes.
+    /// Add the taint to joining nodes while pods are rewritten, and remove it when they are
+    /// prepared. Gives the controller permission to patch nodes.
     pub enabled: bool,
-    /// Seconds after which a node is let go in any case. 0: never.
+    /// Seconds after which the taint is removed in any case. 0: never.
     #[schemars(range(min = 0, max = 86_400))]
     pub timeout_seconds: u32,
 }
@@ -216,35 +216,35 @@ pub struct StorageValues {
     pub keep: bool,
 }
 
-/// What one client or one moment may take from the registry.
+/// Limits on what clients may use of the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Limits {
-    /// Largest manifest that is taken, from clients and from upstream; at most `16Mi`.
+    /// Largest manifest that is accepted, from clients and from upstream; at most `16Mi`.
     #[schemars(schema_with = "manifest_bytes")]
     pub manifest_bytes: ByteSize,
     /// Memory of all streams of a replica together.
     pub stream_buffer_bytes: ByteSize,
-    /// Connections that a replica holds open at the same time.
+    /// Concurrent connections of a replica.
     #[schemars(range(min = 16, max = 65_535))]
     pub connections: u32,
     /// Of these, connections of one address (IPv6: of one /64); further ones are closed at once.
     #[schemars(range(min = 1, max = 65_535))]
     pub connections_per_address: u32,
-    /// Uploads that clients have under way at the same time on a replica; further ones are told to
-    /// come later.
+    /// Concurrent uploads of clients on a replica; further ones are refused and told to retry.
     #[schemars(range(min = 1, max = 65_535))]
     pub uploads: u32,
     /// Of these, uploads to one repository.
     #[schemars(range(min = 1, max = 65_535))]
     pub uploads_per_repository: u32,
-    /// Seconds that a client may send nothing of a body, or take nothing of an answer.
+    /// Seconds for which a client may send nothing of a request body or read nothing of a response
+    /// body.
     #[schemars(range(min = 5, max = 3600))]
     pub idle_seconds: u16,
-    /// Least bytes a second, over a minute, of a client that sends a body or takes an answer. 0:
-    /// any.
+    /// Minimum rate, in bytes per second over a minute, of a client that sends or reads a body. 0:
+    /// no minimum.
     pub min_bytes_per_second: ByteSize,
-    /// Clients that write are warned from this used percentage of the volume on; 100: never.
+    /// Used percentage of the volume from which clients that write get a warning; 100: never.
     #[schemars(range(min = 1, max = 100))]
     pub warn_used_percent: u8,
     /// Writes are refused when less than this percentage of the volume is free; reads go on.
@@ -253,7 +253,7 @@ pub struct Limits {
     /// Seconds that a pull of an image which is not local may wait for its copy to begin.
     #[schemars(range(min = 0, max = 300))]
     pub hold_seconds: u16,
-    /// Hours after which an upload that nobody continues is removed.
+    /// Hours after which an idle upload is removed.
     #[schemars(range(min = 1, max = 720))]
     pub upload_hours: u16,
 }
@@ -298,11 +298,11 @@ impl Default for Limits {
     }
 }
 
-/// Which pods and nodes are concerned.
+/// Which pods and nodes are in scope.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Scope {
-    /// Only pods of namespaces that this selects, beside the rules that always hold. Empty: all.
+    /// Only pods in namespaces that this selects, in addition to the fixed rules. Empty: all.
     pub namespace_selector: LabelSelector,
     /// Only nodes with these labels are waited for. Empty: all.
     pub node_selector: BTreeMap<String, String>,
@@ -313,14 +313,14 @@ pub struct Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct HealingValues {
-    /// `heal`; `dryRun`: log what would be done, once a pod; `none`.
+    /// `heal`; `dryRun`: only log what would be done, once per pod; `none`: off.
     pub mode: HealingMode,
-    /// Pods whose image volume cannot be changed are evicted, for their owner to make them anew,
-    /// so many a minute at most. 0: none; an event on the pod says so.
+    /// Evictions per minute of pods whose image volume must change; their owner recreates them. 0:
+    /// none; an event on the pod then says so.
     #[schemars(range(min = 0, max = 600))]
     pub evictions_per_minute: u16,
-    /// Seconds that an upstream must have refused an image before pods get their own reference
-    /// back.
+    /// Seconds for which an upstream must have refused an image before its pods get their original
+    /// reference back.
     #[schemars(range(min = 30, max = 86_400))]
     pub refused_seconds: u32,
 }
@@ -339,15 +339,15 @@ impl Default for HealingValues {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ArtifactLimits {
-    /// Artifacts of one namespace. Images beyond are not copied; an event on the namespace says
-    /// so.
+    /// Artifacts per namespace. Images beyond the limit are not copied; an event on the namespace
+    /// says so.
     #[schemars(range(min = 10, max = 100_000))]
     pub per_namespace: u32,
-    /// Artifacts of all namespaces.
+    /// Artifacts in all namespaces together.
     #[schemars(range(min = 10, max = 1_000_000))]
     pub total: u32,
-    /// Minutes after which an Artifact goes that the webhook announced, that no living pod and no
-    /// template needs, and that was never copied.
+    /// Minutes after which an Artifact is removed that the webhook announced, that no pod and no
+    /// template uses, and that was never copied.
     #[schemars(range(min = 1, max = 1440))]
     pub undemanded_minutes: u16,
 }

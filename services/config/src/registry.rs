@@ -175,13 +175,13 @@ pub struct RegistrySettings {
     pub only_listed_upstreams: bool,
     /// How the outside is reached.
     pub proxy: Proxy,
-    /// What one client or one moment may take.
+    /// Limits on what clients may use.
     pub limits: Limits,
-    /// How the uplink is spared.
+    /// Limits on the use of the uplink.
     pub uplink: Uplink,
     /// Which requests are logged.
     pub access_log: AccessLog,
-    /// Who is told of pushes, pulls, mounts and deletes.
+    /// Notifications of pushes, pulls, mounts and deletes.
     pub notifications: Vec<NotificationSettings>,
     /// How stored content is hashed again.
     pub scrub: Scrub,
@@ -319,15 +319,15 @@ pub struct Standalone {
     pub upstreams: Vec<Upstream>,
     /// How the outside is reached.
     pub proxy: Proxy,
-    /// What one client or one moment may take.
+    /// Limits on what clients may use.
     pub limits: Limits,
-    /// How the uplink is spared.
+    /// Limits on the use of the uplink.
     pub uplink: Uplink,
-    /// One line in the log for a request.
+    /// The access log: one line per request.
     pub access_log: AccessLog,
-    /// Who is told of pushes, pulls, mounts and deletes.
+    /// Notifications of pushes, pulls, mounts and deletes.
     pub notifications: Notifications,
-    /// Looking for damage on the volume.
+    /// The background check of the volume for damage.
     pub scrub: Scrub,
     /// Logs.
     pub logging: Logging,

@@ -44,35 +44,36 @@ pub struct Values {
         pattern = r"^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]{1,5})?$"
     )))]
     pub sources: Vec<String>,
-    /// Only the hosts that `upstreams` lists: images of other hosts are neither rewritten nor
-    /// copied, whoever asks for them. Where `sources` is given, too, both must hold.
+    /// Use only the hosts that `upstreams` lists: images of other hosts are neither rewritten nor
+    /// copied. If `sources` is set as well, a host must be in both.
     pub only_listed_upstreams: bool,
     /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials.
     /// Images of these may be filled without an Artifact.
     pub upstreams: Vec<Upstream>,
     /// Which pods are given which images from the registry.
     pub access: ImageAccess,
-    /// How the outside is reached from a site that only has a proxy.
+    /// Proxy for sites without a direct uplink.
     pub proxy: Proxy,
-    /// How the uplink is spared.
+    /// Limits on the use of the uplink.
     pub uplink: Uplink,
     /// Logs of all parts.
     pub logging: Logging,
     /// Metrics of all parts, on port 9090 under `/metrics`.
     pub metrics: Metrics,
-    /// Who reaches Holdfast's own pods, where the network plug-in enforces NetworkPolicies.
+    /// Which peers may connect to Holdfast's pods, where the network plug-in enforces
+    /// NetworkPolicies.
     pub network_policy: NetworkPolicyValues,
     /// Nodes for Holdfast's own pods.
     pub system_nodes: SystemNodes,
     /// The registry: stores and serves images.
     pub registry: RegistryPart,
-    /// The webhook: sends the images of new pods to the registry.
+    /// The webhook: rewrites the images of new pods to the registry.
     pub webhook: WebhookPart,
     /// The controller: copies images, keeps certificates and the shared state.
     pub controller: ControllerPart,
     /// The node agent: prepares the container runtime of each node.
     pub node_agent: NodeAgentPart,
-    /// Images that are always to be local, whether anything uses them or not.
+    /// Images that the registry always holds, whether anything uses them or not.
     pub preload: Preload,
     /// The custom resource definitions.
     pub crds: Crds,
@@ -181,10 +182,10 @@ impl Values {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageAccess {
-    /// Images whose upstream asks for a credential. `node`: every pod is sent to the registry.
-    /// `namespace`: only pods of a namespace that brought a credential which opens the image at
-    /// its upstream; others keep the upstream's reference. Public images, and those that a
-    /// credential of `upstreams` opens, are everybody's in both cases.
+    /// Images whose upstream requires a credential. `node`: every pod pulls them from the registry.
+    /// `namespace`: only pods of a namespace with a credential that the upstream accepts for the
+    /// image; other pods keep the upstream's reference. Public images, and images that a credential
+    /// of `upstreams` opens, are available to all pods in both cases.
     pub private_images: PrivateImages,
 }
 
@@ -216,7 +217,7 @@ pub struct Image {
     /// Tag; empty: the version of the chart.
     #[schemars(regex(pattern = r"^$|^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"))]
     pub tag: String,
-    /// Digest; where given, it is what runs.
+    /// Digest; if set, it takes precedence over the tag.
     #[schemars(regex(pattern = r"^$|^sha256:[0-9a-f]{64}$"))]
     pub digest: String,
     /// When nodes pull the image.
@@ -334,7 +335,7 @@ impl Default for Metrics {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct PodMonitor {
-    /// Make one; its custom resource definition must exist.
+    /// Create it; its custom resource definition must exist.
     pub enabled: bool,
     /// Labels by which the operator finds it.
     pub labels: BTreeMap<String, String>,
@@ -380,7 +381,7 @@ impl Default for SystemNodes {
 pub struct Crds {
     /// Install them with the release.
     pub install: bool,
-    /// Leave them when the release is uninstalled. Their Artifacts are deleted in every case.
+    /// Keep them when the release is uninstalled. Their Artifacts are deleted in any case.
     pub keep: bool,
 }
 
@@ -393,7 +394,7 @@ impl Default for Crds {
     }
 }
 
-/// Images that are always to be local.
+/// Images that the registry always holds.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Preload {
@@ -413,15 +414,16 @@ pub struct Preload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Uninstall {
-    /// Seconds to wait for nodes to be put back; nodes that are not ready are not waited for.
+    /// Seconds to wait until nodes are restored to their original configuration. Nodes that are not
+    /// ready are skipped.
     #[schemars(range(min = 10, max = 1800))]
     pub timeout_seconds: u32,
-    /// Give running pods their original images back before the registry goes: owners' pods are
-    /// evicted one at a time and made anew, pods without an owner are patched. Needs the
-    /// uplink; without it pods keep what they have.
+    /// Restore the original images of running pods before the registry is removed: pods with an
+    /// owner are evicted one at a time and recreated, pods without an owner are patched. Needs the
+    /// uplink; without it pods keep their current references.
     pub restore: bool,
-    /// Seconds that `restore` may take; what is not restored by then is reported. Give Helm more
-    /// (`--timeout`).
+    /// Seconds that `restore` may take; pods that are not restored by then are reported. Helm needs
+    /// a longer `--timeout`.
     #[schemars(range(min = 30, max = 7200))]
     pub restore_timeout_seconds: u32,
 }

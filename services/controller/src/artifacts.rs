@@ -29,7 +29,7 @@ use futures::{StreamExt as _, stream};
 use holdfast_api::Artifact;
 use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
@@ -94,7 +94,7 @@ pub async fn run(
     }
     if !context.world.owners.settled() {
         tracing::warn!(
-            "not every kind of owner could be listed yet; copies for pods begin, references in statuses are incomplete until then"
+            "some workload kinds are not listed yet: copies for pods begin, references in statuses stay incomplete until they are"
         );
     }
     let client = match client {
@@ -124,14 +124,14 @@ pub async fn run(
         loop {
             let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
             let now = jiff::Timestamp::now();
-            let need = |key: &Key| {
+            let priority = |key: &Key| {
                 World::read(&context.world.artifacts, |artifacts| {
-                    artifacts.get(key).map_or(Need::Ahead, |artifact| {
-                        urgency::need(artifact, demand.get(key), now)
+                    artifacts.get(key).map_or(Priority::Prefetch, |artifact| {
+                        urgency::priority(artifact, demand.get(key), now)
                     })
                 })
             };
-            let Some(key) = work.queue.take(Instant::now(), need) else {
+            let Some(key) = work.queue.take(Instant::now(), priority) else {
                 break;
             };
             work.start(&key, &reconciler, &mut running);
@@ -218,11 +218,11 @@ impl Work {
         let limits = context.config.values.controller.artifacts;
         let plan = World::read(&world.artifacts, |artifacts| {
             for (key, demand) in &demand {
-                let Some(need) = demand.need() else {
+                let Some(priority) = demand.priority() else {
                     continue;
                 };
                 let artifact = artifacts.get(key);
-                progress.count(need, artifact.is_some_and(|it| status::was_ready(it)));
+                progress.count(priority, artifact.is_some_and(|it| status::was_ready(it)));
                 if artifact.is_none() && !self.created.contains_key(key) {
                     missing.push((key.clone(), demand.clone()));
                 }
@@ -270,8 +270,10 @@ impl Work {
         for (reason, count) in counts {
             context.metrics.artifacts(reason, count);
         }
-        for (need, images) in progress.0 {
-            context.metrics.wanted(need, images.wanted, images.local);
+        for (priority, images) in progress.0 {
+            context
+                .metrics
+                .wanted(priority, images.wanted, images.local);
         }
         self.demand = Arc::new(demand);
         self.took = begun.elapsed();
@@ -335,8 +337,8 @@ impl Work {
                         tracing::info!(
                             artifact.namespace = key.0,
                             image = demand.source,
-                            need = demand.need().map(Need::as_str),
-                            "a pod or a workload needs an image that nobody announced"
+                            priority = demand.priority().map(Priority::as_str),
+                            "created an Artifact for an image that the webhook did not announce"
                         );
                     }
                     self.created.insert(key, Instant::now());
@@ -429,14 +431,14 @@ fn existing<'a>(
         key,
         created: created.map_or(0, |created| created.0.as_second()),
         copied: confirmed || undemanded::was_copied(artifact),
-        need: demand.and_then(Demand::need),
+        priority: demand.and_then(Demand::priority),
         automatic: undemanded::is_automatic(artifact),
     }
 }
 
 /// How many images are wanted, and how many of them are local, by need.
 #[derive(Debug)]
-struct Progress(BTreeMap<Need, Images>);
+struct Progress(BTreeMap<Priority, Images>);
 
 #[derive(Debug, Default)]
 struct Images {
@@ -446,13 +448,17 @@ struct Images {
 
 impl Default for Progress {
     fn default() -> Self {
-        Self(Need::ALL.map(|need| (need, Images::default())).into())
+        Self(
+            Priority::ALL
+                .map(|priority| (priority, Images::default()))
+                .into(),
+        )
     }
 }
 
 impl Progress {
-    fn count(&mut self, need: Need, local: bool) {
-        let images = self.0.entry(need).or_default();
+    fn count(&mut self, priority: Priority, local: bool) {
+        let images = self.0.entry(priority).or_default();
         images.wanted += 1;
         images.local += usize::from(local);
     }

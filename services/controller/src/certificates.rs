@@ -141,7 +141,7 @@ pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Err
                     context.issued.wake.notify_one();
                 }
                 Ok(None) => return Ok(()),
-                Err(error) => tracing::debug!(%error, "the watch of the webhook's configuration is tried again"),
+                Err(error) => tracing::debug!(%error, "the watch of the webhook configuration failed; retrying"),
             },
             _ = tick.tick() => heart.beat(),
         }
@@ -182,7 +182,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     for action in &actions {
         match action {
             Action::MakeCa { keep, reason } => {
-                tracing::info!(reason, "a new certificate authority is made");
+                tracing::info!(reason, "issued a new certificate authority");
                 let made = issue::ca(now, &names.release, keep)?;
                 write_ca(context, ca_secret.clone(), &made).await?;
                 ca = Some(made);
@@ -208,7 +208,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                 tracing::info!(
                     certificate = want.leaf.as_str(),
                     reason,
-                    "a certificate is issued"
+                    "issued a certificate"
                 );
                 let (certificate, key) = issue::leaf(now, ca, want)?;
                 let existing = leaf_secrets.get(&want.leaf).cloned().flatten();
@@ -252,7 +252,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     }
     // The Secrets are right: without this the pods only hear of it later.
     if let Err(error) = mounts::tell(context).await {
-        tracing::warn!(%error, "pods cannot be told of changed Secrets, it is tried again");
+        tracing::warn!(%error, "cannot annotate pods after a change of their Secrets; retrying");
     }
     for (leaf, facts) in &existing.leaves {
         context.metrics.expires(leaf.as_str(), facts.not_after);
@@ -393,7 +393,10 @@ async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
     };
     api.patch(&name, &PatchParams::default(), &Patch::Strategic(patch))
         .await?;
-    tracing::info!(webhook = name, "caBundle patched");
+    tracing::info!(
+        webhook = name,
+        "updated caBundle of the webhook configuration"
+    );
     Ok(())
 }
 

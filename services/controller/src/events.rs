@@ -48,7 +48,7 @@ impl Publisher {
             secondary: None,
         };
         if let Err(error) = self.recorder.publish(&event, object).await {
-            tracing::debug!(%error, event.reason = reason, "an event cannot be written");
+            tracing::debug!(%error, event.reason = reason, "cannot write an event");
         }
     }
 }

@@ -57,13 +57,13 @@ pub enum Error {
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
     /// The environment describes no API server.
-    #[error("no way to the API server is configured")]
+    #[error("no connection to the API server is configured")]
     Client(#[from] kube::Error),
     /// The namespace selector of the scope is malformed.
-    #[error("webhook.scope.namespaceSelector cannot be used: {0}")]
+    #[error("webhook.scope.namespaceSelector is invalid: {0}")]
     Selector(String),
     /// Leadership was lost; the process is to be started again.
-    #[error("leadership lost")]
+    #[error("lost leadership")]
     Lost,
 }
 
@@ -278,7 +278,7 @@ async fn serve(
     }
     stop.cancel();
     if let Err(error) = admin.await {
-        tracing::debug!(%error, "the admin endpoints did not end by themselves");
+        tracing::debug!(%error, "the admin endpoints did not stop in time");
     }
     outcome
 }

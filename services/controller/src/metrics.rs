@@ -2,7 +2,7 @@
 //! become labels.
 
 use holdfast_api::artifact::Reason;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_runtime::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -20,8 +20,8 @@ pub(crate) struct ReasonLabel {
 
 /// How urgently images are needed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct NeedLabel {
-    need: &'static str,
+pub(crate) struct PriorityLabel {
+    priority: &'static str,
 }
 
 /// What upstreams answered who may have an image.
@@ -50,15 +50,15 @@ pub(crate) struct StateLabel {
 
 /// What healing did or tried, and how that ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub(crate) struct ActLabel {
-    act: &'static str,
+pub(crate) struct ActionLabel {
+    action: &'static str,
     outcome: &'static str,
 }
 
 /// Counters and gauges. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// 1 while this process leads.
+    /// 1 while this process is the leader.
     pub leading: Gauge,
     fills: Family<ReasonLabel, Counter>,
     fill_seconds: Histogram,
@@ -67,15 +67,15 @@ pub struct Metrics {
     artifacts_removed: Counter,
     access: Family<AccessLabel, Gauge>,
     access_refused: Gauge,
-    wanted: Family<NeedLabel, Gauge>,
-    local: Family<NeedLabel, Gauge>,
+    wanted: Family<PriorityLabel, Gauge>,
+    local: Family<PriorityLabel, Gauge>,
     hidden: Family<KindLabel, Gauge>,
     expiry: Family<CertificateLabel, Gauge<f64, AtomicU64>>,
-    healing: Family<ActLabel, Counter>,
+    healing: Family<ActionLabel, Counter>,
     pods_stuck: Gauge,
-    sources_left_alone: Gauge,
+    excluded_sources: Gauge,
     nodes: Family<StateLabel, Gauge>,
-    namespaces_left_alone: Gauge,
+    excluded_namespaces: Gauge,
 }
 
 impl Metrics {
@@ -83,15 +83,15 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "controller");
         Self {
-            leading: group.add("leading", "1 while this process leads", Gauge::default()),
+            leading: group.add("leading", "1 while this process is the leader", Gauge::default()),
             fills: group.add(
                 "fills",
-                "Copies asked of the registry, by outcome",
+                "Fills requested from the registry, by outcome",
                 Family::default(),
             ),
             fill_seconds: group.measure(
                 "fill_duration",
-                "How long the registry took to answer",
+                "Time until the registry answered a fill request",
                 Unit::Seconds,
                 Histogram::new(exponential_buckets(0.01, 4.0, 9)),
             ),
@@ -102,67 +102,67 @@ impl Metrics {
             ),
             artifacts_refused: group.add(
                 "artifacts_refused",
-                "Images that pods or workloads need and that are not copied because there are too many Artifacts",
+                "Images that are not copied because a limit on Artifacts is reached",
                 Gauge::default(),
             ),
             artifacts_removed: group.add(
                 "artifacts_removed",
-                "Artifacts removed that were announced, never copied, and that nothing needed",
+                "Announced Artifacts that were removed because nothing used them before they were copied",
                 Counter::default(),
             ),
             access: group.add(
                 "artifacts_access",
-                "Artifacts by what their upstream answered who may have the image; only with access.privateImages=namespace",
+                "Artifacts by the result of their upstream's access check; only with access.privateImages=namespace",
                 Family::default(),
             ),
             access_refused: group.add(
                 "access_list_refused",
-                "Repositories that pods keep pulling from their upstream because the list of access is full",
+                "Repositories that stay off the access list because it is full; their pods pull from the upstream",
                 Gauge::default(),
             ),
             wanted: group.add(
                 "images_wanted",
-                "Images that pods wait for, that run, or that workloads would need, by need and counted once in each namespace",
+                "Images that the cluster needs, by priority; each counts once per namespace",
                 Family::default(),
             ),
             local: group.add(
                 "images_local",
-                "Images of these that the registry holds",
+                "Needed images that the registry holds, by priority",
                 Family::default(),
             ),
             hidden: group.add(
-                "hidden_kinds",
-                "1 for a kind of workload that the API server does not show: its images are local only while pods need them",
+                "unreadable_kinds",
+                "1 for a workload kind that the controller may not read; its images are copied only for existing pods",
                 Family::default(),
             ),
             expiry: group.add(
                 "certificate_expiry_timestamp_seconds",
-                "When a certificate runs out, in seconds since 1970",
+                "Expiry of a certificate, in seconds since 1970",
                 Family::default(),
             ),
             healing: group.add(
-                "healing_acts",
-                "What was done, or tried, for pods that cannot pull, by outcome",
+                "healing_actions",
+                "Actions of healing, by action and outcome",
                 Family::default(),
             ),
             pods_stuck: group.add(
                 "pods_stuck",
-                "Pods with a container whose image cannot be pulled",
+                "Pods with a container whose image pull fails",
                 Gauge::default(),
             ),
-            sources_left_alone: group.add(
-                "sources_left_alone",
-                "Sources that pods keep because the registry cannot get them",
+            excluded_sources: group.add(
+                "excluded_sources",
+                "Sources that are not rewritten because the registry cannot copy them",
                 Gauge::default(),
             ),
             nodes: group.add(
                 "nodes",
-                "Nodes that rewriting concerns: Ready and prepared, Ready and unprepared, not Ready; and nodes held back by the startup taint",
+                "Nodes in scope by state: prepared, unprepared, not Ready, or held back by the startup taint",
                 Family::default(),
             ),
-            namespaces_left_alone: group.add(
-                "namespaces_left_alone",
-                "Namespaces whose pods keep their images because a policy refuses the registry's references",
+            excluded_namespaces: group.add(
+                "excluded_namespaces",
+                "Namespaces that are not rewritten because a policy denies the registry's references",
                 Gauge::default(),
             ),
         }
@@ -202,9 +202,9 @@ impl Metrics {
         self.artifacts_removed.inc();
     }
 
-    pub(crate) fn wanted(&self, need: Need, wanted: usize, local: usize) {
-        let label = NeedLabel {
-            need: need.as_str(),
+    pub(crate) fn wanted(&self, priority: Priority, wanted: usize, local: usize) {
+        let label = PriorityLabel {
+            priority: priority.as_str(),
         };
         for (family, count) in [(&self.wanted, wanted), (&self.local, local)] {
             family
@@ -219,8 +219,10 @@ impl Metrics {
             .set(i64::from(hidden));
     }
 
-    pub(crate) fn healed(&self, act: &'static str, outcome: &'static str) {
-        self.healing.get_or_create(&ActLabel { act, outcome }).inc();
+    pub(crate) fn healed(&self, action: &'static str, outcome: &'static str) {
+        self.healing
+            .get_or_create(&ActionLabel { action, outcome })
+            .inc();
     }
 
     pub(crate) fn pods_stuck(&self, count: usize) {
@@ -228,8 +230,8 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn sources_left_alone(&self, count: usize) {
-        self.sources_left_alone
+    pub(crate) fn excluded_sources(&self, count: usize) {
+        self.excluded_sources
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
@@ -239,8 +241,8 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
-    pub(crate) fn namespaces_left_alone(&self, count: usize) {
-        self.namespaces_left_alone
+    pub(crate) fn excluded_namespaces(&self, count: usize) {
+        self.excluded_namespaces
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 

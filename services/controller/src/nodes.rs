@@ -126,7 +126,7 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
         Err(kube::Error::Api(status)) if status.code == 409 => Duration::from_millis(200),
         Err(kube::Error::Api(status)) if status.code == 403 => {
             let note = format!(
-                "the taint {} may not be changed by the controller, so it stays as it is; by hand: kubectl taint nodes {} {}-",
+                "the controller may not change the taint {}, so it stays; to remove it: kubectl taint nodes {} {}-",
                 labels::NOT_READY_TAINT,
                 node.name,
                 labels::NOT_READY_TAINT
@@ -139,7 +139,7 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
             LONG_REST
         }
         Err(error) => {
-            tracing::warn!(node.name = node.name, %error, "a node's taints cannot be changed, it is tried again");
+            tracing::warn!(node.name = node.name, %error, "cannot change the taints of a node; retrying");
             REST
         }
     }
@@ -194,29 +194,29 @@ fn words(act: Act, policy: Policy) -> (&'static str, bool, String) {
         Act::Hold => (
             "StartupTaintSet",
             false,
-            "no pod is scheduled here until the node's agent has made a real pull".to_owned(),
+            "no pod is scheduled here until the node agent has completed a test pull".to_owned(),
         ),
         Act::LetGo(Why::Prepared) => (
             "StartupTaintRemoved",
             false,
-            "the node's agent has made a real pull: pods may be scheduled here".to_owned(),
+            "the node agent has completed a test pull; pods may be scheduled here".to_owned(),
         ),
         Act::LetGo(Why::SwitchedOff) => (
             "StartupTaintRemoved",
             false,
-            "nodeAgent.startupTaint is off: pods may be scheduled here".to_owned(),
+            "nodeAgent.startupTaint is disabled; pods may be scheduled here".to_owned(),
         ),
         Act::LetGo(Why::OutOfScope) => (
             "StartupTaintRemoved",
             false,
-            "the node is not in webhook.scope: pods may be scheduled here".to_owned(),
+            "the node is outside webhook.scope; pods may be scheduled here".to_owned(),
         ),
         Act::LetGo(Why::TimedOut) => (
             "StartupTaintTimedOut",
             true,
             format!(
-                "the node's agent was not Ready within {} s (nodeAgent.startupTaint.timeoutSeconds): pods may be scheduled here, but \
-                 those with rewritten images may not start",
+                "the node agent was not Ready within {} s (nodeAgent.startupTaint.timeoutSeconds); pods may be scheduled here, but \
+                 those with rewritten images may fail to start",
                 policy.timeout.unwrap_or_default().as_secs()
             ),
         ),
@@ -230,20 +230,20 @@ async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
             true,
             "NodeNotPrepared",
             format!(
-                "no node agent of Holdfast has been Ready here for {} s, so pods with rewritten images may not start; {}. The events of \
-                 this node and the agent's pod say why",
+                "no Holdfast node agent has been Ready here for {} s, so pods with rewritten images may fail to start; {}. See the \
+                 events of this node and the agent's pod",
                 decide::PATIENCE.as_secs(),
                 if rewriting {
-                    "pods are rewritten all the same, since that had begun"
+                    "pods are still rewritten, because rewriting has begun"
                 } else {
-                    "no pod is rewritten before every Ready node is prepared or webhook.waitForNodes is over"
+                    "no pod is rewritten until every Ready node is prepared or webhook.waitForNodes has passed"
                 }
             ),
         ),
         Told::Prepared => (
             false,
             "NodePrepared",
-            "the node's agent has made a real pull".to_owned(),
+            "the node agent has completed a test pull".to_owned(),
         ),
     };
     tracing::info!(node.name = node.name, event.reason = reason, "{note}");

@@ -15,7 +15,7 @@ use crate::{Context, apply};
 use build::{Inputs, NodeInput};
 pub use former::Former;
 use holdfast_api::access::AccessList;
-use holdfast_api::state::{ClusterState, KEY, NodeState, SourceLeftAlone};
+use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState};
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::Api;
@@ -48,7 +48,7 @@ pub struct Seen {
     used: Option<BTreeSet<String>>,
     /// The nodes in scope; `None` while they are not known.
     nodes: Option<Vec<NodeInput>>,
-    left_alone: Option<Vec<SourceLeftAlone>>,
+    excluded: Option<Vec<Exclusion>>,
     access: Option<AccessList>,
     bundle: String,
     /// Whether this process has written, or agreed with, the nodes' state once.
@@ -62,7 +62,7 @@ impl Seen {
         Self {
             used: pods_synced.then(|| used_addresses(context)),
             nodes: (pods_synced && nodes_synced).then(|| nodes(context)),
-            left_alone: context.healing.left_alone.borrow().clone(),
+            excluded: context.healing.excluded.borrow().clone(),
             access: context.access.borrow().clone(),
             bundle: context.issued.bundle.borrow().clone(),
             settled: context.settled.load(Ordering::Relaxed),
@@ -74,14 +74,14 @@ impl Seen {
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.world.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
-    let mut left_alone = context.healing.left_alone.subscribe();
+    let mut excluded = context.healing.excluded.subscribe();
     let mut access = context.access.subscribe();
     let mut agreed: Option<Seen> = None;
     let mut next = Instant::now();
     loop {
         version.borrow_and_update();
         bundle.borrow_and_update();
-        left_alone.borrow_and_update();
+        excluded.borrow_and_update();
         access.borrow_and_update();
         if Instant::now() >= next || agreed.as_ref() != Some(&Seen::of(&context)) {
             agreed = round(&context).await?;
@@ -91,7 +91,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
         tokio::select! {
             _ = version.changed() => {}
             _ = bundle.changed() => {}
-            _ = left_alone.changed() => {}
+            _ = excluded.changed() => {}
             _ = access.changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
@@ -122,7 +122,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         apply::text(node_secret.as_ref(), KEY).and_then(|text| serde_json::from_str(&text).ok());
 
     let Some(address) = addresses.first().map(|address| build::as_host(address)) else {
-        tracing::debug!("the registry's Service has no address yet");
+        tracing::debug!("the registry's Service has no ClusterIP yet");
         return Ok(None);
     };
     // The nodes' Secret knows former addresses, too, should the ConfigMap have been deleted.
@@ -134,7 +134,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         .as_ref()
         .is_some_and(|previous| previous.registry_address != address)
     {
-        tracing::info!(address, "the registry has another address");
+        tracing::info!(address, "the address of the registry changed");
         context.issued.wake.notify_one();
     }
     let used = seen
@@ -151,7 +151,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
             .unwrap_or_default(),
         used,
         nodes: seen.nodes.clone(),
-        left_alone: context.healing.seeded(previous.as_ref()),
+        excluded: context.healing.seeded(previous.as_ref()),
         access: access(context, seen.access.clone(), previous.as_ref()),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: state_map
@@ -196,10 +196,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
             )
             .await?
             {
-                tracing::info!(
-                    address = state.registry_address,
-                    "the nodes' state is written"
-                );
+                tracing::info!(address = state.registry_address, "wrote the node state");
             }
         }
         context.settled.store(true, Ordering::Relaxed);
@@ -211,7 +208,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
             tracing::info!(
                 rewrite = state.rewrite,
                 reason = state.reason,
-                "the cluster's state is written"
+                "wrote the cluster state"
             );
             tell(context, previous.as_ref(), &state).await;
         }
@@ -264,7 +261,7 @@ async fn tell(context: &Context, previous: Option<&ClusterState>, state: &Cluste
     let names = &context.names;
     if !before.registry_address.is_empty() && before.registry_address != state.registry_address {
         let note = format!(
-            "{} is the registry's address now; {} stays known to the nodes while pods name it",
+            "the registry's address is now {}; nodes keep {} configured while pods use it",
             state.registry_address, before.registry_address
         );
         context

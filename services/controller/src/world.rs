@@ -205,7 +205,7 @@ where
                 // The stream goes on by itself, with growing pauses.
                 Err(error) => {
                     heart.beat();
-                    tracing::warn!(%error, "a watch failed and is tried again");
+                    tracing::warn!(%error, "a watch failed; retrying");
                 }
             },
             _ = tick.tick() => heart.beat(),

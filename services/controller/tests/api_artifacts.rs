@@ -253,7 +253,10 @@ async fn only_a_living_pod_opens_its_namespaces_pull_secrets() {
         let forged = artifacts(&bare).get(&artifact_name(FORGED)).await.unwrap();
         forged.status.is_some_and(|status| {
             let condition = status.conditions.first();
-            condition.is_some_and(|it| it.message.contains("no live pod needs it"))
+            condition.is_some_and(|it| {
+                it.message
+                    .contains("no running pod and no workload uses it")
+            })
         })
     })
     .await;

@@ -5,7 +5,7 @@ mod bare;
 
 use bare::{Bare, Registry};
 use holdfast_api::artifact::Reason;
-use holdfast_api::fill::{FillRequest, Need};
+use holdfast_api::fill::{FillRequest, Priority};
 use holdfast_api::state::{ClusterState, KEY, NodeState};
 use holdfast_controller::artifacts::fill::Client;
 use holdfast_controller::{certificates, state};
@@ -201,7 +201,7 @@ async fn a_controller_outside_of_its_cluster_finds_the_registry_by_address_and_k
             platforms: Vec::new(),
             credentials: Vec::new(),
             revalidate: false,
-            need: Need::default(),
+            priority: Priority::default(),
         };
         let answer = Client::for_release(&context).unwrap().fill(&request).await;
         let outcome = answer.map(|_| ()).map_err(|failure| failure.reason);

@@ -135,13 +135,13 @@ impl Site {
         .await;
     }
 
-    async fn left_alone(&self) -> Vec<String> {
+    async fn excluded(&self) -> Vec<String> {
         let maps: Api<ConfigMap> = Api::namespaced(self.bare.client.clone(), bare::NAMESPACE);
         let Some(map) = maps.get_opt("holdfast-state").await.unwrap() else {
             return Vec::new();
         };
         let state: ClusterState = serde_json::from_str(&map.data.unwrap()[KEY]).unwrap();
-        let sources = state.left_alone.into_iter();
+        let sources = state.excluded.into_iter();
         sources.map(|entry| entry.source).collect()
     }
 }
@@ -195,14 +195,14 @@ async fn an_unfillable_image_is_given_back_and_rewritten_again_when_it_can_be_fi
     assert_eq!(site.annotation("app", labels::ORIGINAL_IMAGES).await, None);
     site.told("app", "ImageRestored").await;
     eventually("the webhook hears of it", async || {
-        site.left_alone().await == [IMAGE]
+        site.excluded().await == [IMAGE]
     })
     .await;
     // The kubelet cannot pull it either; then a credential turns up.
     site.stuck("app", "").await;
     *site.registry.answer.lock().unwrap() = Box::new(|_| bare::copied());
     eventually("it is rewritten again", async || {
-        site.left_alone().await.is_empty()
+        site.excluded().await.is_empty()
     })
     .await;
     site.becomes("app", &site.local).await;
@@ -221,14 +221,14 @@ async fn who_sets_the_image_back_again_and_again_is_left_alone() {
             .await
             .unwrap();
     }
-    site.told("app", "LeftAlone").await;
+    site.told("app", "PodExcluded").await;
     tokio::time::sleep(Duration::from_secs(7)).await;
     assert_eq!(site.images("app").await[1], IMAGE);
     let pod = site.pods().get("app").await.unwrap();
     let history = ImageHistory::of(&serde_json::to_value(&pod).unwrap());
-    assert!(history.is_left_alone(), "{history:?}");
+    assert!(history.is_excluded(), "{history:?}");
     let events = site.events("app").await;
-    let told = events.iter().filter(|it| *it == "LeftAlone").count();
+    let told = events.iter().filter(|it| *it == "PodExcluded").count();
     assert_eq!(told, 1, "{events:?}");
 }
 

@@ -5,7 +5,7 @@
 mod bare;
 
 use bare::{Bare, Registry, copied, eventually, run};
-use holdfast_api::fill::{FillResult, Need};
+use holdfast_api::fill::{FillResult, Priority};
 use holdfast_api::{Artifact, artifact_name};
 use holdfast_core::workload;
 use k8s_openapi::api::core::v1::{Node, Pod, Secret};
@@ -215,7 +215,7 @@ async fn what_pods_are_made_of_is_copied_ahead_with_the_templates_credentials() 
     assert_eq!(asked, expected);
     assert_eq!(requests.len(), expected.len(), "each was asked for once");
     for request in &requests {
-        assert_eq!(request.need, Need::Ahead, "{}", request.source);
+        assert_eq!(request.priority, Priority::Prefetch, "{}", request.source);
         assert_eq!(request.credentials.len(), 1, "{}", request.source);
     }
     assert_eq!(references(&bare, "web").await, ["Deployment/web"]);
@@ -230,7 +230,7 @@ async fn what_pods_are_made_of_is_copied_ahead_with_the_templates_credentials() 
         .message
         .clone();
     assert!(
-        message.ends_with("copied ahead for CronJob cronjob"),
+        message.ends_with("prefetched for CronJob cronjob"),
         "{message}"
     );
 
@@ -277,7 +277,7 @@ async fn an_image_that_cannot_be_copied_ahead_is_told_to_its_owner() {
     let status = artifact(&bare, "nightly").await.unwrap().status.unwrap();
     let message = &status.conditions[0].message;
     assert!(
-        message.contains("copied ahead for CronJob nightly"),
+        message.contains("prefetched for CronJob nightly"),
         "{message}"
     );
 }

@@ -86,20 +86,20 @@ impl Site {
     }
 
     /// What is left alone, as `namespace source`.
-    async fn left_alone(&self) -> Vec<String> {
+    async fn excluded(&self) -> Vec<String> {
         let maps: Api<ConfigMap> = Api::namespaced(self.bare.client.clone(), NAMESPACE);
         let Some(map) = maps.get_opt("holdfast-state").await.unwrap() else {
             return Vec::new();
         };
         let state: ClusterState = serde_json::from_str(&map.data.unwrap()[KEY]).unwrap();
-        let entries = state.left_alone.into_iter();
+        let entries = state.excluded.into_iter();
         entries
             .map(|entry| format!("{} {} {}", entry.namespace, entry.source, entry.reason))
             .collect()
     }
 
     async fn becomes(&self, what: &str, expect: &[&str]) {
-        eventually(what, async || self.left_alone().await == expect).await;
+        eventually(what, async || self.excluded().await == expect).await;
     }
 
     async fn told(&self, reason: &str) {
@@ -164,18 +164,18 @@ async fn a_namespace_whose_policy_refuses_the_registry_is_left_alone_until_the_p
     )
     .await;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    assert!(site.left_alone().await.is_empty());
+    assert!(site.excluded().await.is_empty());
 
     site.refused("web", &uid, DENIED, 0).await;
     let expect = ["apps * ValidatingAdmissionPolicy ours"];
     site.becomes("the namespace is left alone", &expect).await;
-    site.told("NamespaceLeftAlone").await;
+    site.told("NamespaceExcluded").await;
     pods.create(&PostParams::default(), &pod(IMAGE))
         .await
         .unwrap();
     // Asked about again and again, the policy says the same.
     tokio::time::sleep(Duration::from_secs(8)).await;
-    assert_eq!(site.left_alone().await, expect);
+    assert_eq!(site.excluded().await, expect);
     bindings
         .delete("b", &DeleteParams::default())
         .await
@@ -197,7 +197,7 @@ async fn an_owner_that_is_refused_anyway_brings_the_namespace_back() {
     site.refused("gone", "no-such-uid", DENIED, 41).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(
-        site.left_alone().await.is_empty(),
+        site.excluded().await.is_empty(),
         "once tried, and for nobody that is not known"
     );
 }

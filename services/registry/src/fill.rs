@@ -31,7 +31,7 @@ use std::{
 };
 
 use futures::future::{BoxFuture, Shared};
-use holdfast_api::fill::{Credential, FillError, FillErrorCode, FillRequest, FillResult, Need};
+use holdfast_api::fill::{Credential, FillError, FillErrorCode, FillRequest, FillResult, Priority};
 use holdfast_core::{Digest, Host, Reference, RepositoryName, rewrite};
 use holdfast_store::{LockHolder, PartialBlob, Store};
 use tokio::sync::Semaphore;
@@ -39,7 +39,7 @@ use tokio::sync::Semaphore;
 use crate::{
     fill_metrics::FillMetrics,
     source::{ManifestRef, SourceError},
-    upstream::{self, Interest, Login, Priority, Source, Upstreams},
+    upstream::{self, Interest, Login, SharedPriority, Source, Upstreams},
 };
 use arriving::Arriving;
 use fresh::Checks;
@@ -230,7 +230,7 @@ impl Default for Settings {
 type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
 type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
 /// A fill of an image that runs, how urgent it is, and who waits for it.
-type RunningImage = (ImageFill, Priority, Arc<Interest>);
+type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
 
 /// What this process has of a blob that is on its way.
 pub(crate) enum Growing {
@@ -309,7 +309,7 @@ impl Fills {
             source,
             repo,
             target,
-        } = Asked::of(&request.source, &request.credentials, request.need)?;
+        } = Asked::of(&request.source, &request.credentials, request.priority)?;
         let permitted = self.permit(&source.host);
         self.inner
             .grants
@@ -356,7 +356,9 @@ impl Fills {
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
             return Growing::No;
         };
-        self.inner.upstreams.raise(&entry.priority, Need::Waiting);
+        self.inner
+            .upstreams
+            .raise(&entry.priority, Priority::Blocking);
         match &*entry.state.borrow() {
             entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
                 Growing::OfOthers
@@ -416,7 +418,7 @@ struct Asked {
 
 impl Asked {
     /// Only what came with this request: another namespace's login must not open this one's images.
-    fn of(text: &str, credentials: &[Credential], need: Need) -> Result<Self> {
+    fn of(text: &str, credentials: &[Credential], level: Priority) -> Result<Self> {
         let reference =
             Reference::parse(text).map_err(|error| Error::Request(format!("source: {error}")))?;
         let repo = rewrite::local_repository(reference.host(), reference.repository())
@@ -439,7 +441,7 @@ impl Asked {
             host: reference.host().clone(),
             repository: reference.repository().clone(),
             logins: credentials.iter().map(login).collect(),
-            priority: Priority::new(need),
+            priority: SharedPriority::new(level),
         };
         Ok(Self {
             source,

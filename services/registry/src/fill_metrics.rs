@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_runtime::metrics::Group;
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -40,9 +40,9 @@ pub struct FillLabel {
 
 /// The label of how urgent a copy is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct NeedLabel {
-    /// `waiting`, `running` or `ahead`.
-    pub need: &'static str,
+pub struct PriorityLabel {
+    /// `blocking`, `running` or `prefetch`.
+    pub priority: &'static str,
 }
 
 /// The label of an answer.
@@ -130,7 +130,7 @@ pub struct FillMetrics {
     /// Fills that ended.
     pub(crate) fills: Family<FillLabel, Counter>,
     /// Copies that wait for a slot.
-    pub(crate) queued: Family<NeedLabel, Gauge<i64, AtomicI64>>,
+    pub(crate) queued: Family<PriorityLabel, Gauge<i64, AtomicI64>>,
     /// Comparisons of tags with upstreams.
     pub(crate) checks: Family<OutcomeLabel, Counter>,
     /// Fills that went on where another attempt had stopped.
@@ -224,9 +224,9 @@ impl FillMetrics {
     }
 
     /// How many copies wait for a slot.
-    pub(crate) fn waits(&self, need: Need, count: usize) {
-        let label = NeedLabel {
-            need: need.as_str(),
+    pub(crate) fn waits(&self, level: Priority, count: usize) {
+        let label = PriorityLabel {
+            priority: level.as_str(),
         };
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         self.queued.get_or_create(&label).set(count);
@@ -243,7 +243,7 @@ mod tests {
         metrics.proxy.served("blob", false, 7);
         metrics.took("other", "blob", 7);
         metrics.asked("docker.io", "ok");
-        metrics.waits(Need::Ahead, 3);
+        metrics.waits(Priority::Prefetch, 3);
         let mut registry = Registry::default();
         metrics.register(&mut registry);
         let text = holdfast_runtime::metrics::encode(&registry);
@@ -254,7 +254,7 @@ mod tests {
             r#"registry_proxy_pushed_bytes_total{type="blob"} 7"#,
             r#"registry_upstream_received_bytes_total{upstream="other"} 7"#,
             r#"registry_upstream_requests_total{upstream="docker.io",outcome="ok"} 1"#,
-            r#"registry_fill_queue{need="ahead"} 3"#,
+            r#"registry_fill_queue{priority="prefetch"} 3"#,
         ] {
             assert!(text.contains(line), "{line}\n{text}");
         }

@@ -30,7 +30,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_config::{Credentials, Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{Digest, Host, RepositoryName};
 
@@ -50,7 +50,7 @@ pub(crate) use requester::Requester;
 pub use settings::Timeouts;
 use tokens::{Authorisations, Tokens};
 pub(crate) use turns::Interest;
-pub use turns::{Priority, Wait};
+pub use turns::{SharedPriority, Wait};
 use turns::{Turn, Turns};
 
 use crate::{
@@ -121,7 +121,7 @@ pub struct Source {
     /// them.
     pub logins: Vec<Login>,
     /// How urgent it is; shared by all that belongs to one copy.
-    pub priority: Priority,
+    pub priority: SharedPriority,
 }
 
 /// What is wanted of a blob.
@@ -374,8 +374,9 @@ impl Upstreams {
             match endpoint.manifest(source, target).await {
                 Ok(manifest) => {
                     let turns = &self.inner.turns;
-                    let gives_way =
-                        || source.priority.need() == Need::Ahead && turns.is_anybody_waiting();
+                    let gives_way = || {
+                        source.priority.level() == Priority::Prefetch && turns.is_anybody_waiting()
+                    };
                     self.inner.rate.take(manifest.bytes.len(), gives_way).await;
                     return Ok(manifest);
                 }
@@ -493,14 +494,14 @@ impl Upstreams {
     }
 
     /// Somebody else waits for a copy: it becomes as urgent as that, and is made for them as well.
-    pub(crate) fn join(&self, running: &Priority, newcomer: &Priority) {
+    pub(crate) fn join(&self, running: &SharedPriority, newcomer: &SharedPriority) {
         running.join(newcomer);
-        self.inner.turns.raise(running, newcomer.need());
+        self.inner.turns.raise(running, newcomer.level());
     }
 
     /// Makes a copy more urgent, wherever it stands.
-    pub fn raise(&self, priority: &Priority, need: Need) {
-        self.inner.turns.raise(priority, need);
+    pub fn raise(&self, priority: &SharedPriority, level: Priority) {
+        self.inner.turns.raise(priority, level);
     }
 
     /// Says that somebody waits for something of `host` that another replica copies.
@@ -509,9 +510,9 @@ impl Upstreams {
     }
 
     fn tell_queue(&self) {
-        for need in Need::ALL {
-            let (queued, _) = self.inner.turns.count(need);
-            self.inner.metrics.waits(need, queued);
+        for level in Priority::ALL {
+            let (queued, _) = self.inner.turns.count(level);
+            self.inner.metrics.waits(level, queued);
         }
     }
 

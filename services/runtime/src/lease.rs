@@ -114,7 +114,9 @@ impl Candidate {
             match self.round(&mut sight).await {
                 Ok(true) => break,
                 Ok(false) => {}
-                Err(error) => tracing::warn!(lease = self.name, %error, "cannot see to the lease"),
+                Err(error) => {
+                    tracing::warn!(lease = self.name, %error, "cannot read or renew the lease");
+                }
             }
             tokio::select! {
                 () = shutdown.cancelled() => return None,
@@ -194,7 +196,7 @@ impl Candidate {
             if renewed.elapsed() >= GIVE_UP {
                 tracing::error!(
                     lease = self.name,
-                    "could not renew the lease in time, leading no more"
+                    "could not renew the lease in time, lost leadership"
                 );
                 lost.cancel();
                 return;

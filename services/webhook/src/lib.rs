@@ -55,7 +55,7 @@ pub enum Error {
     #[error("cannot handle signals")]
     Signals(#[source] std::io::Error),
     /// The environment describes no API server.
-    #[error("no way to the API server is configured")]
+    #[error("no connection to the API server is configured")]
     Client(#[from] kube::Error),
 }
 
@@ -173,7 +173,7 @@ pub async fn serve(
     }
     stop.cancel();
     if let Err(error) = admin.await {
-        tracing::debug!(%error, "the admin endpoints did not end by themselves");
+        tracing::debug!(%error, "the admin endpoints did not stop in time");
     }
 }
 

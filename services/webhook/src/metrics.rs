@@ -16,7 +16,7 @@ const BUCKETS: [f64; 10] = [
     0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0, 5.0,
 ];
 
-/// Why an image was left alone.
+/// Why an image was not rewritten.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ReasonLabel {
     reason: &'static str,
@@ -49,7 +49,7 @@ pub struct Metrics {
     duration: Histogram,
     reviews: Family<ResultLabel, Counter>,
     rewritten: Counter,
-    left_alone: Family<ReasonLabel, Counter>,
+    skipped: Family<ReasonLabel, Counter>,
     put_back: Counter,
     set_back: Counter,
     announcements: Family<ResultLabel, Counter>,
@@ -62,34 +62,34 @@ impl Metrics {
         Self {
             duration: group.measure(
                 "admission_duration",
-                "Time from a review's last byte to its answer",
+                "Time from the last byte of a review to its answer",
                 Unit::Seconds,
                 Histogram::new(BUCKETS),
             ),
-            reviews: group.add("reviews", "Reviews by what was answered", Family::default()),
+            reviews: group.add("reviews", "Admission reviews, by result", Family::default()),
             rewritten: group.add(
                 "images_rewritten",
                 "Image references rewritten",
                 Counter::default(),
             ),
             put_back: group.add(
-                "references_put_back",
-                "References to the registry that became the upstream's because the namespace may not have the image",
+                "references_restored",
+                "References restored to the upstream's because the namespace has no access to the image",
                 Counter::default(),
             ),
-            left_alone: group.add(
-                "images_left_alone",
-                "Image references, or whole pods, left as they were, by reason",
+            skipped: group.add(
+                "images_skipped",
+                "Image references or whole pods that were not rewritten, by reason",
                 Family::default(),
             ),
             set_back: group.add(
-                "images_set_back",
-                "Rewritten references that an update put back to their upstream's",
+                "images_reverted",
+                "Rewritten references that an update reverted to the upstream's",
                 Counter::default(),
             ),
             announcements: group.add(
                 "announcements",
-                "Artifacts announced, by what became of it",
+                "Announcements of Artifacts, by outcome",
                 Family::default(),
             ),
         }
@@ -110,9 +110,9 @@ impl Metrics {
             .inc_by(u64::try_from(mutation.set_back).unwrap_or(u64::MAX));
         self.put_back
             .inc_by(u64::try_from(mutation.put_back).unwrap_or(u64::MAX));
-        for reason in &mutation.left_alone {
+        for reason in &mutation.skipped {
             let reason = reason.as_str();
-            self.left_alone.get_or_create(&ReasonLabel { reason }).inc();
+            self.skipped.get_or_create(&ReasonLabel { reason }).inc();
         }
     }
 

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::access::ImageAccess;
-use holdfast_api::history::{ImageHistory, PATIENCE};
+use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
 use holdfast_core::{Reference, reference, rewrite};
@@ -47,7 +47,7 @@ impl Request {
 
 /// Why a whole pod or one of its images keeps its reference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum LeftAlone {
+pub enum SkipReason {
     /// The nodes are not prepared, or the shared state is unknown.
     NotRewriting,
     /// The pod's label opts out.
@@ -73,12 +73,12 @@ pub enum LeftAlone {
     /// It is not known that the namespace may have it (`access.privateImages: namespace`).
     Private,
     /// Somebody set the pod's images back again and again.
-    SetBack,
+    Reverted,
     /// The pod has more images and annotations than are read.
     TooLarge,
 }
 
-impl LeftAlone {
+impl SkipReason {
     /// One word for metrics.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -94,7 +94,7 @@ impl LeftAlone {
             Self::Unfillable => "unfillable",
             Self::Refused => "refused",
             Self::Private => "private",
-            Self::SetBack => "set_back",
+            Self::Reverted => "reverted",
             Self::TooLarge => "too_large",
         }
     }
@@ -112,7 +112,7 @@ pub struct Mutation {
     /// How many references were rewritten.
     pub rewritten: usize,
     /// Why the others were not, one entry an image, or one for a whole pod.
-    pub left_alone: Vec<LeftAlone>,
+    pub skipped: Vec<SkipReason>,
     /// How many references an update put back to what was rewritten before.
     pub set_back: usize,
     /// How many references to the registry became the upstream's, because the namespace may not
@@ -128,7 +128,7 @@ impl Mutation {
         let warning = "holdfast: the pod has too many images (more than 256) or annotations; it is left as it is";
         Self {
             warnings: vec![warning.to_owned()],
-            left_alone: vec![LeftAlone::TooLarge],
+            skipped: vec![SkipReason::TooLarge],
             ..Self::default()
         }
     }
@@ -155,7 +155,7 @@ impl Mutation {
             Decision::PutBack { original } => {
                 self.replace(image, original.to_string())?;
                 self.put_back += 1;
-                self.left_alone.push(LeftAlone::Private);
+                self.skipped.push(SkipReason::Private);
                 self.warnings.push(format!(
                     "holdfast: {} gets {:?} from its upstream: it is not known that this namespace may have it",
                     image.key(),
@@ -165,7 +165,7 @@ impl Mutation {
             }
             Decision::Leave { reason, original } => {
                 self.warnings.extend(warning(image, reason));
-                self.left_alone.push(reason);
+                self.skipped.push(reason);
                 original
             }
             Decision::Stay => None,
@@ -186,7 +186,7 @@ impl Mutation {
 pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
     if let Some(reason) = reason_to_skip(pod, rules) {
         return Mutation {
-            left_alone: vec![reason],
+            skipped: vec![reason],
             ..Mutation::default()
         };
     }
@@ -244,8 +244,8 @@ fn judge_all(
         rules,
         address,
         namespace: namespace.unwrap_or_default(),
-        insists: request == Request::Update && history.set_back.saturating_add(1) >= PATIENCE,
-        left_alone: request == Request::Update && history.is_left_alone(),
+        insists: request == Request::Update && history.reverts.saturating_add(1) >= MAX_REVERTS,
+        excluded: request == Request::Update && history.is_excluded(),
         history: &history,
     };
     let mut originals = Map::new();
@@ -273,23 +273,23 @@ fn judge_all(
     if !originals.is_empty() {
         annotations.push((labels::ORIGINAL_IMAGES, merged_originals(pod, originals)));
     }
-    if mutation.set_back > 0 && !history.is_left_alone() {
-        history.set_back += 1;
+    if mutation.set_back > 0 && !history.is_excluded() {
+        history.reverts += 1;
         annotations.push((labels::IMAGE_HISTORY, history.text()));
     }
     mutation.patch.extend(annotate(pod, annotations));
     mutation
 }
 
-fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<LeftAlone> {
+fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<SkipReason> {
     if rules.address.is_none() {
-        Some(LeftAlone::NotRewriting)
+        Some(SkipReason::NotRewriting)
     } else if labels::opts_out(pod) {
-        Some(LeftAlone::OptedOut)
+        Some(SkipReason::OptedOut)
     } else if pod::is_mirror(pod) {
-        Some(LeftAlone::Mirror)
+        Some(SkipReason::Mirror)
     } else if labels::is_holdfasts(pod) {
-        Some(LeftAlone::OwnPlatform)
+        Some(SkipReason::OwnPlatform)
     } else {
         None
     }
@@ -305,7 +305,7 @@ struct Standing<'a> {
     /// Whether setting an image back once more is once too often.
     insists: bool,
     /// Whether that was so before.
-    left_alone: bool,
+    excluded: bool,
 }
 
 struct Verdict {
@@ -326,7 +326,7 @@ enum Decision {
     /// The upstream's reference takes the place of one to the registry.
     PutBack { original: Reference },
     Leave {
-        reason: LeftAlone,
+        reason: SkipReason,
         original: Option<Reference>,
     },
 }
@@ -355,7 +355,7 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
         };
     };
     if image.pull_policy.as_deref() == Some("Never") {
-        return leave(LeftAlone::PullNever, None);
+        return leave(SkipReason::PullNever, None);
     }
     let (original, written) = match Reference::parse(&image.image) {
         Ok(reference) => (reference, image.image.clone()),
@@ -366,36 +366,36 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
                 let written = reference.to_string();
                 (reference, written)
             }
-            _ => return leave(LeftAlone::Malformed, None),
+            _ => return leave(SkipReason::Malformed, None),
         },
     };
     if rules.is_own(original.host()) {
         let source = rewrite::original(&image.image, &rules.known_addresses);
-        return leave(LeftAlone::AlreadyLocal, source);
+        return leave(SkipReason::AlreadyLocal, source);
     }
     if !rules.upstreams.include(original.host()) {
-        return leave(LeftAlone::OtherSource, None);
+        return leave(SkipReason::OtherSource, None);
     }
     let Some(local) = rewrite::rewrite(&original, address) else {
-        return leave(LeftAlone::TooLong, None);
+        return leave(SkipReason::TooLong, None);
     };
     if rules.leaves_namespace_alone(standing.namespace) {
-        return leave(LeftAlone::Refused, Some(original));
+        return leave(SkipReason::Refused, Some(original));
     }
     if standing.history.restored.contains(&original.to_string())
         || rules.leaves_alone(standing.namespace, &original)
     {
-        return leave(LeftAlone::Unfillable, Some(original));
+        return leave(SkipReason::Unfillable, Some(original));
     }
     if !rules.access.permits(standing.namespace, &original) {
-        return leave(LeftAlone::Private, Some(original));
+        return leave(SkipReason::Private, Some(original));
     }
     let set_back = was.is_some_and(|was| {
         rewrite::original(was, &rules.known_addresses).as_ref() == Some(&original)
     });
-    let decision = if standing.left_alone || (set_back && standing.insists) {
+    let decision = if standing.excluded || (set_back && standing.insists) {
         Decision::Leave {
-            reason: LeftAlone::SetBack,
+            reason: SkipReason::Reverted,
             original: Some(original),
         }
     } else {
@@ -408,10 +408,10 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
     Verdict { set_back, decision }
 }
 
-fn warning(image: &PodImage, reason: LeftAlone) -> Option<String> {
+fn warning(image: &PodImage, reason: SkipReason) -> Option<String> {
     let why = match reason {
-        LeftAlone::Malformed => "is not a valid reference",
-        LeftAlone::TooLong => "has a name too long for the cluster's registry",
+        SkipReason::Malformed => "is not a valid reference",
+        SkipReason::TooLong => "has a name too long for the cluster's registry",
         _ => return None,
     };
     Some(format!(

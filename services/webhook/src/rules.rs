@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use holdfast_api::access::ImageAccess;
-use holdfast_api::state::{ClusterState, EVERY_SOURCE, SourceLeftAlone};
+use holdfast_api::state::{ClusterState, EVERY_SOURCE, Exclusion};
 use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
 use holdfast_core::{Host, Reference, rewrite};
@@ -22,7 +22,7 @@ pub struct Rules {
     /// The upstreams of the configuration.
     pub upstreams: UpstreamFilter,
     /// Sources that the registry cannot get, canonical, by namespace.
-    pub left_alone: Arc<BTreeMap<String, BTreeSet<String>>>,
+    pub excluded: Arc<BTreeMap<String, BTreeSet<String>>>,
     /// Which images pods of which namespaces may have from the registry.
     pub access: ImageAccess,
 }
@@ -78,14 +78,14 @@ impl Rules {
             address: (state.rewrite && usable).then(|| state.registry_address.clone()),
             known_addresses,
             upstreams,
-            left_alone: Arc::new(left_alone(&state.left_alone)),
+            excluded: Arc::new(excluded(&state.excluded)),
             access,
         }
     }
 
     /// Whether pods of a namespace keep this source until the registry can get it.
     pub fn leaves_alone(&self, namespace: &str, source: &Reference) -> bool {
-        self.left_alone
+        self.excluded
             .get(namespace)
             .is_some_and(|sources| sources.contains(&source.to_string()))
     }
@@ -93,7 +93,7 @@ impl Rules {
     /// Whether pods of a namespace keep all their sources, because a policy refuses the registry's
     /// references.
     pub fn leaves_namespace_alone(&self, namespace: &str) -> bool {
-        self.left_alone
+        self.excluded
             .get(namespace)
             .is_some_and(|sources| sources.contains(EVERY_SOURCE))
     }
@@ -104,7 +104,7 @@ impl Rules {
     }
 }
 
-fn left_alone(list: &[SourceLeftAlone]) -> BTreeMap<String, BTreeSet<String>> {
+fn excluded(list: &[Exclusion]) -> BTreeMap<String, BTreeSet<String>> {
     let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for entry in list {
         all.entry(entry.namespace.clone())

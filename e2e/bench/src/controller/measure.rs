@@ -30,7 +30,7 @@ pub(super) struct Stretch {
     /// What it asked of the registry and did not get.
     pub(super) not_copied: u64,
     /// What it did for pods, or tried.
-    pub(super) healing_acts: u64,
+    pub(super) healing_actions: u64,
     /// Requests to the upstream.
     pub(super) upstream_requests: u64,
 }
@@ -124,7 +124,7 @@ impl Meter<'_> {
             calls,
             copied: told.copied - mark.told.copied,
             not_copied: told.not_copied - mark.told.not_copied,
-            healing_acts: told.healing_acts - mark.told.healing_acts,
+            healing_actions: told.healing_actions - mark.told.healing_actions,
             upstream_requests: self.upstream_requests() - mark.upstream_requests,
         })
     }
@@ -153,7 +153,7 @@ impl Meter<'_> {
 struct Told {
     copied: u64,
     not_copied: u64,
-    healing_acts: u64,
+    healing_actions: u64,
 }
 
 impl Told {
@@ -170,8 +170,8 @@ impl Told {
                 } else {
                     told.not_copied += value;
                 }
-            } else if name.starts_with("holdfast_controller_healing_acts_total{") {
-                told.healing_acts += value;
+            } else if name.starts_with("holdfast_controller_healing_actions_total{") {
+                told.healing_actions += value;
             }
         }
         told
@@ -188,13 +188,13 @@ mod tests {
             holdfast_controller_fills_total{reason=\"Copied\"} 500\n\
             holdfast_controller_fills_total{reason=\"RegistryUnavailable\"} 3\n\
             holdfast_controller_fills_total{reason=\"NotFound\"} 4\n\
-            holdfast_controller_healing_acts_total{act=\"heal\",outcome=\"done\"} 5\n\
-            holdfast_controller_healing_acts_total{act=\"evict\",outcome=\"failed\"} 6\n\
+            holdfast_controller_healing_actions_total{action=\"heal\",outcome=\"done\"} 5\n\
+            holdfast_controller_healing_actions_total{action=\"evict\",outcome=\"failed\"} 6\n\
             # EOF\n";
         let expect = Told {
             copied: 500,
             not_copied: 7,
-            healing_acts: 11,
+            healing_actions: 11,
         };
         assert_eq!(Told::read(metrics), expect);
     }

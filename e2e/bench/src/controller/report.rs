@@ -101,7 +101,7 @@ impl Figures {
             ),
             exactly(
                 "pods that healing changed, though none was ill",
-                stretches.iter().map(|it| it.healing_acts).sum(),
+                stretches.iter().map(|it| it.healing_actions).sum(),
                 0,
             ),
             exactly(
@@ -291,7 +291,7 @@ mod tests {
             },
             copied: 0,
             not_copied: 0,
-            healing_acts: 0,
+            healing_actions: 0,
             upstream_requests: 0,
         }
     }
@@ -335,7 +335,7 @@ mod tests {
                 |it| it.churn.upstream_requests = 1,
                 "requests to the upstream while",
             ),
-            (|it| it.rest.healing_acts = 1, "healing"),
+            (|it| it.rest.healing_actions = 1, "healing"),
             (
                 |it| {
                     it.churn.calls.forbidden.insert("list pods".to_owned(), 1);

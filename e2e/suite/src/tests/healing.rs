@@ -200,7 +200,7 @@ pub(super) fn a_controller_that_insists_is_left_alone(world: &mut World) -> Resu
             .run(&["patch", "pod", "-n", &test.name, "app", "-p", &patch])?;
         has_image(site, &test, "app", expect)?;
     }
-    told(site, &test, "app", "LeftAlone")?;
+    told(site, &test, "app", "PodExcluded")?;
     throughout(Duration::from_secs(10), || {
         has_image(site, &test, "app", &app.reference)
     })?;

@@ -36,7 +36,7 @@ pub(super) struct Inventory {
     /// Why pods are not rewritten at the moment; nothing while they are.
     pub(super) not_rewriting: Option<String>,
     /// Namespaces whose pods keep their images, by who refuses the registry's references there.
-    pub(super) left_alone: BTreeMap<String, String>,
+    pub(super) excluded: BTreeMap<String, String>,
     /// Which images pods may have from the registry.
     pub(super) access: ImageAccess,
     /// What concerns Holdfast, by its configuration.
@@ -265,7 +265,7 @@ impl<'a> Judge<'a> {
                         Ok(sources) if sources.contains(&reference.to_string()) => {
                             let refused = self
                                 .inventory
-                                .left_alone
+                                .excluded
                                 .get(namespace)
                                 .map(|by| format!("{by} refuses its references"));
                             let off = self.inventory.not_rewriting.as_deref();
@@ -275,13 +275,13 @@ impl<'a> Judge<'a> {
                                 .or_else(|| is_private.then_some(PRIVATE));
                             self.copied(reference, policy, node, off)
                         }
-                        Ok(_) => self.left_alone(
+                        Ok(_) => self.excluded(
                             reference,
                             policy,
                             node,
                             "the configuration leaves it out",
                         ),
-                        Err(why) => self.left_alone(reference, policy, node, why),
+                        Err(why) => self.excluded(reference, policy, node, why),
                     },
                     None if is_at(&image.image, addresses) => (Verdict::Local, String::new(), true),
                     None => (
@@ -343,7 +343,7 @@ impl<'a> Judge<'a> {
         (Verdict::Missing, why, true)
     }
 
-    fn left_alone(
+    fn excluded(
         &self,
         reference: &Reference,
         policy: &str,

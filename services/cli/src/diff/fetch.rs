@@ -61,8 +61,8 @@ pub(super) async fn fetch(
         Some(state) => Some(state.reason.clone()),
         None => Some("the controller has not said anything yet".to_owned()),
     };
-    let left_alone = state.iter().flat_map(|state| &state.left_alone);
-    let left_alone = left_alone
+    let excluded = state.iter().flat_map(|state| &state.excluded);
+    let excluded = excluded
         .filter(|entry| entry.source == EVERY_SOURCE)
         .map(|entry| (entry.namespace.clone(), entry.reason.clone()))
         .collect();
@@ -78,7 +78,7 @@ pub(super) async fn fetch(
         nodes: optional(client, NODES).await?,
         addresses: cluster::addresses(state.as_ref()),
         not_rewriting,
-        left_alone,
+        excluded,
         scope,
         not_judged,
     })

@@ -242,7 +242,7 @@ fn policies(facts: &Facts, report: &mut Report) {
             )),
         }
     }
-    for (namespace, by) in namespaces_left_alone(state) {
+    for (namespace, by) in excluded_namespaces(state) {
         // A dry run that says the same says it with the message.
         if !refused
             .values()
@@ -292,7 +292,7 @@ fn policies(facts: &Facts, report: &mut Report) {
     }
     for entry in state
         .iter()
-        .flat_map(|state| &state.left_alone)
+        .flat_map(|state| &state.excluded)
         .filter(|entry| entry.source != EVERY_SOURCE)
     {
         report.find(
@@ -302,10 +302,10 @@ fn policies(facts: &Facts, report: &mut Report) {
     }
 }
 
-fn namespaces_left_alone(state: Option<&ClusterState>) -> impl Iterator<Item = (&str, &str)> {
+fn excluded_namespaces(state: Option<&ClusterState>) -> impl Iterator<Item = (&str, &str)> {
     state
         .into_iter()
-        .flat_map(|state| &state.left_alone)
+        .flat_map(|state| &state.excluded)
         .filter(|entry| entry.source == EVERY_SOURCE)
         .map(|entry| (entry.namespace.as_str(), entry.reason.as_str()))
 }
@@ -556,7 +556,7 @@ mod tests {
             Answer::Unknown,
             &["namespace a", "exceeded quota"],
         );
-        let left_alone = |source: &str| json!([{"namespace": "a", "source": source, "reason": "admission webhook w", "since": "2026-01-01T00:00:00Z"}]);
+        let excluded = |source: &str| json!([{"namespace": "a", "source": source, "reason": "admission webhook w", "since": "2026-01-01T00:00:00Z"}]);
         for (source, part) in [
             ("*", "admission webhook w refuses"),
             ("r.io/x:1", "get r.io/x:1 from its upstream"),
@@ -565,7 +565,7 @@ mod tests {
                 "the controller knows",
                 |facts| {
                     if let Ok(Some(state)) = &mut facts.status.state {
-                        state.left_alone = serde_json::from_value(left_alone(source)).unwrap();
+                        state.excluded = serde_json::from_value(excluded(source)).unwrap();
                     }
                 },
                 Answer::No,

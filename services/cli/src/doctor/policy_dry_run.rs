@@ -100,10 +100,10 @@ pub(super) async fn run(
         .collect()
         .await;
     let state = status.state.as_ref().ok().and_then(Option::as_ref);
-    let left_alone = |namespace: &str, source: &str| {
+    let excluded = |namespace: &str, source: &str| {
         state.is_none_or(|state| {
             !state.rewrite
-                || state.left_alone.iter().any(|entry| {
+                || state.excluded.iter().any(|entry| {
                     entry.namespace == namespace
                         && [EVERY_SOURCE, source].contains(&entry.source.as_str())
                 })
@@ -115,7 +115,7 @@ pub(super) async fn run(
         .find(|((namespace, reference), dry_run)| {
             dry_run.outcome == Outcome::Passes
                 && namespace != SYSTEM
-                && !left_alone(namespace, &reference.to_string())
+                && !excluded(namespace, &reference.to_string())
         });
     let rewrites = match chosen {
         Some(((namespace, reference), _)) => {

@@ -279,7 +279,7 @@ async fn record_event(events: &Recorder, pod: &Found, what: &str) {
         ..ObjectReference::default()
     };
     if let Err(error) = events.publish(&event, &regarding).await {
-        tracing::debug!(%error, "an event cannot be written");
+        tracing::debug!(%error, "cannot write an event");
     }
 }
 

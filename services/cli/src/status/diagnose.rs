@@ -152,7 +152,7 @@ pub(super) fn diagnose(facts: &Facts) -> Status {
             "new pods are not rewritten, they pull from their upstreams: {rewriting_reason}"
         ));
     }
-    for entry in state.iter().flat_map(|state| &state.left_alone) {
+    for entry in state.iter().flat_map(|state| &state.excluded) {
         if entry.source == EVERY_SOURCE {
             problems.push(format!(
                 "pods of namespace {} keep their images: {} refuses the registry's references; holdfast doctor names the fix",
@@ -329,7 +329,7 @@ pub(crate) mod tests {
             |facts| {
                 let entry = json!({"namespace": "a", "source": "*", "reason": "admission webhook w", "since": "2026-01-01T00:00:00Z"});
                 if let Ok(Some(state)) = &mut facts.state {
-                    state.left_alone = vec![serde_json::from_value(entry).unwrap()];
+                    state.excluded = vec![serde_json::from_value(entry).unwrap()];
                 }
             },
             Verdict::Missing,

@@ -160,7 +160,7 @@ impl Reconciler {
                 artifact.namespace = artifact.namespace(),
                 image = artifact.spec.source_artifact,
                 access = answer.as_str(),
-                "the upstream answered who may have the image"
+                "upstream access check finished"
             );
         }
         self.put(artifact, answered(status, answer, now.0), memory)

@@ -104,7 +104,7 @@ pub async fn find(
             Err(kube::Error::Api(status)) if status.code == 403 => {
                 found
                     .problems
-                    .push(format!("pull secret {name} may not be read"));
+                    .push(format!("reading pull secret {name} is forbidden"));
             }
             Err(error) => return Err(error),
         }
@@ -123,9 +123,9 @@ pub async fn find(
         })
         .collect();
     if found.credentials.len() == MAX_CANDIDATES {
-        found.problems.push(format!(
-            "no more than {MAX_CANDIDATES} credentials are tried"
-        ));
+        found
+            .problems
+            .push(format!("at most {MAX_CANDIDATES} credentials are tried"));
     }
     Ok(found)
 }
@@ -148,7 +148,7 @@ async fn secret_names(
         let _turn = turns.acquire().await.ok();
         let found = match accounts.get_opt(account).await {
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                problems.push(format!("service account {account} may not be read"));
+                problems.push(format!("reading service account {account} is forbidden"));
                 None
             }
             other => other?,
@@ -168,12 +168,12 @@ async fn secret_names(
     }
     if more {
         problems.push(format!(
-            "no more than {MAX_SECRETS} pull secrets are read for one image"
+            "at most {MAX_SECRETS} pull secrets are read for one image"
         ));
     }
     if demand.service_accounts.len() > MAX_SERVICE_ACCOUNTS {
         problems.push(format!(
-            "no more than {MAX_SERVICE_ACCOUNTS} service accounts are read for one image"
+            "at most {MAX_SERVICE_ACCOUNTS} service accounts are read for one image"
         ));
     }
     Ok(names)
@@ -188,7 +188,7 @@ fn parse(secret: &Secret) -> Result<PullSecret, String> {
     let parsed = match (payload(".dockerconfigjson"), payload(".dockercfg")) {
         (Some(bytes), _) => PullSecret::from_dockerconfigjson(bytes),
         (None, Some(bytes)) => PullSecret::from_dockercfg(bytes),
-        (None, None) => return Err("holds no .dockerconfigjson".to_owned()),
+        (None, None) => return Err("has no key .dockerconfigjson".to_owned()),
     };
     parsed.map_err(|error| format!("cannot be read: {error}"))
 }

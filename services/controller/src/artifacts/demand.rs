@@ -5,7 +5,7 @@ use crate::world::{
 };
 use holdfast_api::artifact::Reference;
 use holdfast_api::artifact_name;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who needs one image in one namespace.
@@ -38,11 +38,11 @@ impl Demand {
     }
 
     /// How urgent a copy is; `None` when nobody asks for one.
-    pub fn need(&self) -> Option<Need> {
+    pub fn priority(&self) -> Option<Priority> {
         match (self.waiting, &self.pod, &self.ahead) {
-            (true, _, _) => Some(Need::Waiting),
-            (_, Some(_), _) => Some(Need::Running),
-            (_, _, Some(_)) => Some(Need::Ahead),
+            (true, _, _) => Some(Priority::Blocking),
+            (_, Some(_), _) => Some(Priority::Running),
+            (_, _, Some(_)) => Some(Priority::Prefetch),
             _ => None,
         }
     }

@@ -95,7 +95,7 @@ fn one_image_in_one_namespace_is_one_demand_with_everybodys_secrets() {
     );
     assert_eq!(apps.pod.as_ref().unwrap().0, "a");
     assert!(apps.asks_for_copy());
-    assert_eq!(apps.need(), Some(Need::Running));
+    assert_eq!(apps.priority(), Some(Priority::Running));
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn demanded(pods: &Mirror<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
     found.values().find(|found| found.source == IMAGE).cloned()
 }
 
-fn check(list: &[(&str, Value)], owners: &[&str], need: Option<Need>) {
+fn check(list: &[(&str, Value)], owners: &[&str], priority: Option<Priority>) {
     let found = demanded(&Mirror::default(), list).unwrap_or_default();
     let named: Vec<_> = found
         .owners
@@ -196,8 +196,8 @@ fn check(list: &[(&str, Value)], owners: &[&str], need: Option<Need>) {
         .map(|owner| format!("{}/{}", owner.kind, owner.name))
         .collect();
     assert_eq!(
-        (named, found.need()),
-        (owners.iter().map(|&o| o.to_owned()).collect(), need),
+        (named, found.priority()),
+        (owners.iter().map(|&o| o.to_owned()).collect(), priority),
         "{list:?}"
     );
 }
@@ -205,7 +205,7 @@ fn check(list: &[(&str, Value)], owners: &[&str], need: Option<Need>) {
 // SPEC 6, SPEC 41
 #[test]
 fn every_owner_that_may_make_pods_has_its_images_copied_ahead() {
-    let ahead = Some(Need::Ahead);
+    let ahead = Some(Priority::Prefetch);
     for kind in [
         "Deployment",
         "StatefulSet",
@@ -231,7 +231,7 @@ fn every_owner_that_may_make_pods_has_its_images_copied_ahead() {
 // SPEC 6
 #[test]
 fn what_a_rollback_would_use_counts_for_the_uppermost_owner() {
-    let ahead = Some(Need::Ahead);
+    let ahead = Some(Priority::Prefetch);
     let other = "registry.example/app:2";
     let web = object("Deployment", "web", None, other);
     let old = object("ReplicaSet", "web-1", Some("Deployment/web"), IMAGE);
@@ -292,13 +292,16 @@ fn templates_bring_credentials_only_where_no_pod_lives() {
     assert_eq!(found.pull_secrets, ["of-web".to_owned()].into());
     assert_eq!(found.service_accounts, ["robot".to_owned()].into());
     assert_eq!(found.ahead.as_ref().unwrap().uid, "web");
-    for (alive, secrets, need) in [(true, "s", Need::Running), (false, "of-web", Need::Ahead)] {
+    for (alive, secrets, priority) in [
+        (true, "s", Priority::Running),
+        (false, "of-web", Priority::Prefetch),
+    ] {
         let mut facts = pod("web-1", alive, "s");
         facts.owner.uid = "web-1".to_owned();
         let set = object("ReplicaSet", "web-1", Some("Deployment/web"), IMAGE);
         let pods = pods(vec![("apps", "p", facts)]);
         let found = demanded(&pods, &[web.clone(), set]).unwrap();
-        assert_eq!(found.need(), Some(need), "{alive}");
+        assert_eq!(found.priority(), Some(priority), "{alive}");
         assert!(found.pull_secrets.contains(secrets), "{found:?}");
         assert_eq!(found.pull_secrets.contains("s"), alive);
         assert_eq!(
@@ -319,7 +322,7 @@ fn a_pod_that_waits_goes_before_one_that_runs_and_that_before_templates() {
     ]);
     let web = object("Deployment", "web", None, IMAGE);
     let found = demanded(&pods, &[web]).unwrap();
-    assert_eq!(found.need(), Some(Need::Waiting));
+    assert_eq!(found.priority(), Some(Priority::Blocking));
     assert_eq!(found.owners.len(), 2);
     assert_eq!(found.ahead, None, "pods need it now");
 }

@@ -88,22 +88,20 @@ pub fn advice(reason: Reason) -> &'static str {
         Reason::Unauthorized => {
             "check imagePullSecrets of the pod, or of the workload's template, and of its service account"
         }
-        Reason::NotFound => "check the reference; the upstream says there is no such image",
+        Reason::NotFound => "check the reference; the upstream has no such image",
         Reason::UpstreamUnavailable => {
-            "it is tried again; check the uplink, the proxy and the upstream"
+            "Holdfast retries; check the uplink, the proxy and the upstream"
         }
         Reason::UpstreamInvalid => {
-            "the upstream's bytes do not match their digest, or are no image; push it there again"
+            "the upstream's content does not match its digest or is not an image; push it there again"
         }
         Reason::NoSpace => ENLARGE,
-        Reason::Invalid => {
-            "the reference cannot be fetched; correct it, or the values that rule its host out"
-        }
-        Reason::StoreFailed => "it is tried again; check the registry's volume and its storage",
+        Reason::Invalid => "correct the reference, or the values that exclude its host",
+        Reason::StoreFailed => "Holdfast retries; check the registry's volume and its storage",
         Reason::PullSecretUnreadable => {
-            "it is tried again; check the API server and what the controller may read"
+            "Holdfast retries; check the API server and the controller's permissions"
         }
-        Reason::RegistryUnavailable => "it is tried again; check the registry's pods",
+        Reason::RegistryUnavailable => "Holdfast retries; check the registry's pods",
         Reason::Copying => "it is being copied",
         Reason::NoDemand => "it is copied when a pod or a workload names it",
         Reason::TooManyArtifacts => "remove Artifacts that nothing needs, or raise the limit",

@@ -86,7 +86,7 @@ impl Client {
         match answer.await {
             Ok(result) => result.access,
             Err(error) => {
-                tracing::debug!(%error, "the registry does not tell who may have an image");
+                tracing::debug!(%error, "the registry cannot check access to an image");
                 Access::Unknown
             }
         }

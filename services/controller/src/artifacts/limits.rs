@@ -7,7 +7,7 @@
 
 use super::demand::Demand;
 use crate::world::Key;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_config::ArtifactLimits;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,14 +22,14 @@ pub struct Existing<'a> {
     /// Whether its image was copied.
     pub copied: bool,
     /// How urgently pods or templates need it.
-    pub need: Option<Need>,
+    pub priority: Option<Priority>,
     /// Whether it may go if nothing needs it: nobody made it by hand, and nobody keeps it.
     pub automatic: bool,
 }
 
 impl Existing<'_> {
     fn may_go(&self) -> bool {
-        self.automatic && self.need.is_none()
+        self.automatic && self.priority.is_none()
     }
 }
 
@@ -133,8 +133,8 @@ fn beyond(existing: &[Existing<'_>], surplus: &BTreeSet<Key>, share: usize) -> B
         all.sort_by_key(|one| {
             (
                 !one.copied,
-                one.need.is_none(),
-                one.need,
+                one.priority.is_none(),
+                one.priority,
                 one.created,
                 one.key,
             )
@@ -152,7 +152,7 @@ pub fn plan<'a>(
     limits: ArtifactLimits,
 ) -> Plan {
     let (of_namespace, of_all) = (limits.per_namespace as usize, limits.total as usize);
-    missing.sort_by_key(|(_, demand)| demand.need());
+    missing.sort_by_key(|(_, demand)| demand.priority());
     let existing: Vec<Existing<'a>> = existing.collect();
     let mut counts = Counts::new();
     for one in &existing {
@@ -174,7 +174,7 @@ pub fn plan<'a>(
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for one in &existing {
         // Of most images the webhook has made the Artifact before anybody looks at the limits.
-        if one.need.is_some() && !one.copied && beyond.contains(one.key) {
+        if one.priority.is_some() && !one.copied && beyond.contains(one.key) {
             *refused.entry(one.key.0.clone()).or_default() += 1;
         }
     }
@@ -229,12 +229,12 @@ mod tests {
     }
 
     /// One that was not copied, and that nobody made by hand.
-    fn one(key: &Key, created: i64, need: Option<Need>) -> Existing<'_> {
+    fn one(key: &Key, created: i64, priority: Option<Priority>) -> Existing<'_> {
         Existing {
             key,
             created,
             copied: false,
-            need,
+            priority,
             automatic: true,
         }
     }
@@ -255,7 +255,9 @@ mod tests {
     ) {
         let needed: Vec<Key> = existing.iter().map(|name| key(name)).collect();
         let idle: Vec<Key> = idle.iter().map(|name| key(name)).collect();
-        let needed = needed.iter().map(|key| one(key, 0, Some(Need::Running)));
+        let needed = needed
+            .iter()
+            .map(|key| one(key, 0, Some(Priority::Running)));
         let may_go = idle.iter().zip(1..);
         let may_go = may_go.map(|(key, created)| one(key, created, None));
         let plan = plan(missing(wanted), needed.chain(may_go), LIMITS);
@@ -328,18 +330,18 @@ mod tests {
     #[test]
     fn what_is_needed_and_beyond_the_limits_counts_as_refused_unless_it_is_copied() {
         let keys: Vec<Key> = (0..6).map(|number| key(&format!("a/{number}"))).collect();
-        let all = |need: Option<Need>, copied: bool| {
+        let all = |priority: Option<Priority>, copied: bool| {
             let all = keys.iter().map(|key| Existing {
                 copied,
                 automatic: false,
-                ..one(key, 0, need)
+                ..one(key, 0, priority)
             });
             let plan = plan(missing(&["a/6!"]), all, LIMITS);
             assert_eq!(plan.beyond.len(), 3);
             plan.refused.get("a").copied()
         };
-        assert_eq!(all(Some(Need::Waiting), false), Some(4));
-        assert_eq!(all(Some(Need::Waiting), true), Some(1));
+        assert_eq!(all(Some(Priority::Blocking), false), Some(4));
+        assert_eq!(all(Some(Priority::Blocking), true), Some(1));
         assert_eq!(all(None, false), Some(1));
     }
 
@@ -352,15 +354,15 @@ mod tests {
         };
         let all: Vec<(Key, String)> = existing.iter().map(parts).collect();
         let existing = all.iter().zip(1..).map(|((key, marks), created)| {
-            let need = match marks {
-                marks if marks.contains('w') => Some(Need::Waiting),
-                marks if marks.contains('n') => Some(Need::Running),
+            let priority = match marks {
+                marks if marks.contains('w') => Some(Priority::Blocking),
+                marks if marks.contains('n') => Some(Priority::Running),
                 _ => None,
             };
             Existing {
                 copied: marks.contains('c'),
                 automatic: !marks.contains('h'),
-                ..one(key, created, need)
+                ..one(key, created, priority)
             }
         });
         let plan = plan(missing(wanted), existing, LIMITS);

@@ -39,7 +39,7 @@ pub fn wanted(images: &[String]) -> BTreeMap<String, String> {
                 wanted.insert(artifact_name(&source), source);
             }
             Err(error) => {
-                tracing::error!(image, %error, "preload.images has an entry that is no reference");
+                tracing::error!(image, %error, "preload.images contains an invalid reference");
             }
         }
     }
@@ -112,7 +112,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> 
             heart.beat();
             // The next look tries again.
             if let Err(error) = apply(&context, &action).await {
-                tracing::warn!(?action, %error, "an Artifact of preload.images cannot be written");
+                tracing::warn!(?action, %error, "cannot write an Artifact for preload.images");
             }
         }
         heart.success();
@@ -128,7 +128,7 @@ async fn apply(context: &Context, action: &Action) -> Result<(), kube::Error> {
             let keep = (labels::KEEP.to_owned(), labels::KEEP_VALUES.to_owned());
             artifact.metadata.labels = Some([keep].into());
             if super::create(context, namespace, artifact).await? {
-                tracing::info!(image = source, "preload.images wants an image");
+                tracing::info!(image = source, "created an Artifact for preload.images");
             }
             return Ok(());
         }
@@ -179,8 +179,8 @@ mod tests {
             let now = jiff::Timestamp::now();
             young.metadata.creation_timestamp =
                 Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
-            let need = super::super::urgency::need(&young, None, now);
-            assert_eq!(need == holdfast_api::fill::Need::Ahead, expect);
+            let priority = super::super::urgency::priority(&young, None, now);
+            assert_eq!(priority == holdfast_api::fill::Priority::Prefetch, expect);
         }
     }
 

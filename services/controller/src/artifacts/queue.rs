@@ -5,7 +5,7 @@
 //! ones are its own: however much it asks for, others find places free.
 
 use crate::world::Key;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
@@ -31,7 +31,7 @@ pub struct Queue {
 /// A key that is being looked at.
 #[derive(Clone, Copy, Debug)]
 struct Run {
-    need: Need,
+    priority: Priority,
     /// When it was woken meanwhile.
     again: Option<Instant>,
 }
@@ -45,14 +45,14 @@ struct Taken {
 }
 
 impl Taken {
-    fn count(&mut self, need: Need) {
+    fn count(&mut self, priority: Priority) {
         self.all += 1;
-        self.ahead += usize::from(need != Need::Waiting);
+        self.ahead += usize::from(priority != Priority::Blocking);
     }
 
     /// Whether a namespace with these places gets one more, when so many are taken `in_all`.
-    const fn may_have_more(self, need: Need, in_all: Self) -> bool {
-        let is_ahead = !matches!(need, Need::Waiting);
+    const fn may_have_more(self, priority: Priority, in_all: Self) -> bool {
+        let is_ahead = !matches!(priority, Priority::Blocking);
         self.all < PLACES.saturating_sub(in_all.all)
             && !(is_ahead && self.ahead >= PLACES_AHEAD.saturating_sub(in_all.ahead))
     }
@@ -90,43 +90,49 @@ impl Queue {
     /// Takes the most urgent one for which there is a place; of those, one of the namespace that
     /// has the fewest places, and of those the one that is due longest. It counts as running until
     /// [`Queue::done`].
-    pub fn take(&mut self, now: Instant, need: impl Fn(&Key) -> Need) -> Option<Key> {
+    pub fn take(&mut self, now: Instant, priority: impl Fn(&Key) -> Priority) -> Option<Key> {
         let mut in_all = Taken::default();
         let mut by_namespace: HashMap<&str, Taken> = HashMap::new();
         for (key, run) in &self.running {
-            in_all.count(run.need);
-            by_namespace.entry(&key.0).or_default().count(run.need);
+            in_all.count(run.priority);
+            by_namespace.entry(&key.0).or_default().count(run.priority);
         }
         let is_due = |of_namespace: &BTreeSet<(Instant, String)>| {
             of_namespace.first().is_some_and(|(at, _)| *at <= now)
         };
         let namespaces = self.due.values().filter(|all| is_due(all)).count();
         let looked_at = (LOOKED_AT / namespaces.max(1)).max(LOOKED_AT_OF_NAMESPACE);
-        let mut best: Option<((Need, usize, Instant), Key)> = None;
+        let mut best: Option<((Priority, usize, Instant), Key)> = None;
         for (namespace, all) in &self.due {
             let taken = by_namespace.get(namespace.as_str());
             let taken = taken.copied().unwrap_or_default();
-            if !taken.may_have_more(Need::Waiting, in_all) {
+            if !taken.may_have_more(Priority::Blocking, in_all) {
                 continue;
             }
             let due = all.iter().take_while(|(at, _)| *at <= now).take(looked_at);
             for (at, name) in due {
                 let key = (namespace.clone(), name.clone());
-                let need = need(&key);
-                let rank = (need, taken.all, *at);
-                if taken.may_have_more(need, in_all)
+                let priority = priority(&key);
+                let rank = (priority, taken.all, *at);
+                if taken.may_have_more(priority, in_all)
                     && best.as_ref().is_none_or(|(so_far, _)| rank < *so_far)
                 {
                     best = Some((rank, key));
                 }
-                if need == Need::Waiting {
+                if priority == Priority::Blocking {
                     break;
                 }
             }
         }
-        let ((need, _, at), key) = best?;
+        let ((priority, _, at), key) = best?;
         self.remove(&key, at);
-        self.running.insert(key.clone(), Run { need, again: None });
+        self.running.insert(
+            key.clone(),
+            Run {
+                priority,
+                again: None,
+            },
+        );
         Some(key)
     }
 
@@ -159,7 +165,7 @@ mod tests {
     use std::time::Duration;
 
     fn take(queue: &mut Queue, now: Instant) -> Option<Key> {
-        queue.take(now, |_| Need::Ahead)
+        queue.take(now, |_| Priority::Prefetch)
     }
 
     fn key(name: &str) -> Key {
@@ -204,15 +210,15 @@ mod tests {
         queue.wake(&key("runs"), now);
         queue.wake(&key("waited for"), now);
         queue.wake(&key("not due"), now + Duration::from_secs(9));
-        let need = |key: &Key| match key.1.as_str() {
-            "waited for" | "not due" => Need::Waiting,
-            "runs" => Need::Running,
-            _ => Need::Ahead,
+        let priority = |key: &Key| match key.1.as_str() {
+            "waited for" | "not due" => Priority::Blocking,
+            "runs" => Priority::Running,
+            _ => Priority::Prefetch,
         };
         for expect in ["waited for", "runs", "ahead", "ahead later"] {
-            assert_eq!(queue.take(now, need), Some(key(expect)));
+            assert_eq!(queue.take(now, priority), Some(key(expect)));
         }
-        assert_eq!(queue.take(now, need), None);
+        assert_eq!(queue.take(now, priority), None);
     }
 
     fn of(namespace: &str, count: usize) -> Vec<Key> {
@@ -220,8 +226,8 @@ mod tests {
         (0..count).map(name).collect()
     }
 
-    fn fill(queue: &mut Queue, now: Instant, need: Need) -> Vec<Key> {
-        std::iter::from_fn(|| queue.take(now, |_| need)).collect()
+    fn fill(queue: &mut Queue, now: Instant, priority: Priority) -> Vec<Key> {
+        std::iter::from_fn(|| queue.take(now, |_| priority)).collect()
     }
 
     fn count(taken: &[Key], namespace: &str) -> usize {
@@ -230,28 +236,36 @@ mod tests {
 
     #[test]
     fn a_namespace_takes_half_of_the_free_places_and_no_more() {
-        for (need, half) in [
-            (Need::Waiting, PLACES / 2),
-            (Need::Running, PLACES_AHEAD / 2),
-            (Need::Ahead, PLACES_AHEAD / 2),
+        for (priority, half) in [
+            (Priority::Blocking, PLACES / 2),
+            (Priority::Running, PLACES_AHEAD / 2),
+            (Priority::Prefetch, PLACES_AHEAD / 2),
         ] {
             let (mut queue, now) = (Queue::default(), Instant::now());
             // More than are looked through.
             for key in of("a-loud", 3 * LOOKED_AT) {
                 queue.wake(&key, now);
             }
-            let loud = fill(&mut queue, now, need);
-            assert_eq!(loud.len(), half, "{need:?}");
+            let loud = fill(&mut queue, now, priority);
+            assert_eq!(loud.len(), half, "{priority:?}");
             let later = now + Duration::from_secs(1);
             for key in of("other", 3) {
                 queue.wake(&key, later);
             }
-            let others = fill(&mut queue, later, need);
-            assert_eq!((others.len(), count(&others, "other")), (3, 3), "{need:?}");
+            let others = fill(&mut queue, later, priority);
+            assert_eq!(
+                (others.len(), count(&others, "other")),
+                (3, 3),
+                "{priority:?}"
+            );
             // A place that becomes free: the namespace with fewer places is first.
             queue.done(&loud[0], Some(now));
             queue.wake(&("other".to_owned(), "late".to_owned()), later);
-            assert_eq!(queue.take(later, |_| need).unwrap().1, "late", "{need:?}");
+            assert_eq!(
+                queue.take(later, |_| priority).unwrap().1,
+                "late",
+                "{priority:?}"
+            );
         }
     }
 
@@ -263,14 +277,14 @@ mod tests {
                 queue.wake(&key, now);
             }
         }
-        let loud = fill(&mut queue, now, Need::Waiting);
+        let loud = fill(&mut queue, now, Priority::Blocking);
         assert!(loud.len() < PLACES, "{}", loud.len());
         for namespace in 0..4 {
             let share = count(&loud, &format!("loud-{namespace}"));
             assert!((6..=7).contains(&share), "{share}");
         }
         queue.wake(&key("other"), now);
-        assert_eq!(queue.take(now, |_| Need::Waiting), Some(key("other")));
+        assert_eq!(queue.take(now, |_| Priority::Blocking), Some(key("other")));
     }
 
     #[test]
@@ -281,14 +295,14 @@ mod tests {
                 queue.wake(&key, now);
             }
         }
-        let need = |key: &Key| {
+        let priority = |key: &Key| {
             if key.0 == "waits" {
-                Need::Waiting
+                Priority::Blocking
             } else {
-                Need::Ahead
+                Priority::Prefetch
             }
         };
-        let taken: Vec<_> = std::iter::from_fn(|| queue.take(now, need)).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| queue.take(now, priority)).collect();
         assert_eq!(count(&taken, "waits"), PLACES / 2);
         assert_eq!(count(&taken, "ahead"), PLACES_AHEAD / 2);
     }

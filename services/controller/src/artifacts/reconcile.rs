@@ -10,7 +10,7 @@ use super::events::Events;
 use super::fill::{Client, Failure};
 use super::status::{self, News};
 use super::undemanded;
-use super::urgency::need;
+use super::urgency::priority;
 use crate::Context;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
@@ -358,7 +358,7 @@ impl Reconciler {
                     reason = failure.reason.as_str(),
                     failures = memory.failures,
                     error = failure.message,
-                    "the image is not copied yet"
+                    "cannot copy the image"
                 );
                 // A registry or an API server that restarts says nothing about an image that is
                 // held: people are told when the registry says no.
@@ -442,7 +442,7 @@ impl Reconciler {
             let failure = Failure {
                 reason: Reason::NoDemand,
                 message: format!(
-                    "no living pod and no template of this namespace names it; it goes after {minutes} minutes"
+                    "no running pod and no workload template in this namespace uses it; it is removed after {minutes} minutes"
                 ),
                 retry_after: None,
             };
@@ -525,7 +525,7 @@ impl Reconciler {
             }
             Choice::Nobody { unproven: true } => Found {
                 problems: vec![
-                    "no live pod needs it and no workload names it, so no pull secret was used"
+                    "no running pod and no workload uses it, so no pull secret was tried"
                         .to_owned(),
                 ],
                 ..Found::default()
@@ -537,7 +537,7 @@ impl Reconciler {
             platforms: platforms.to_vec(),
             credentials: found.credentials,
             revalidate: false,
-            need: need(artifact, demand, jiff::Timestamp::now()),
+            priority: priority(artifact, demand, jiff::Timestamp::now()),
         };
         Ok((request, found.problems))
     }
@@ -569,7 +569,7 @@ impl Reconciler {
         let outcome = status::write(&self.context.client, artifact, &status).await;
         (memory.status, memory.written) = (Some(status), outcome.is_ok());
         if let Err(error) = outcome {
-            tracing::warn!(artifact.name = artifact.name_any(), %error, "a status cannot be written");
+            tracing::warn!(artifact.name = artifact.name_any(), %error, "cannot write the status of an Artifact");
         }
         memory.written
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::world::Owner;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_api::{ArtifactSpec, labels};
 use http::{Method, Request, Response};
 use k8s_openapi::ByteString;
@@ -78,16 +78,16 @@ fn what_a_pod_waits_for_is_urgent_and_so_is_what_was_announced_just_now() {
         ..demand("s")
     };
     for (age, demand, expect) in [
-        (1, Some(&ahead), Need::Ahead),
-        (9999, Some(&ahead), Need::Ahead),
-        (9999, Some(&waits), Need::Waiting),
-        (1, Some(&demand("s")), Need::Running),
-        (1, None, Need::Waiting),
-        (9999, None, Need::Ahead),
-        (9999, Some(&owned_by(&["done"])), Need::Ahead),
+        (1, Some(&ahead), Priority::Prefetch),
+        (9999, Some(&ahead), Priority::Prefetch),
+        (9999, Some(&waits), Priority::Blocking),
+        (1, Some(&demand("s")), Priority::Running),
+        (1, None, Priority::Blocking),
+        (9999, None, Priority::Prefetch),
+        (9999, Some(&owned_by(&["done"])), Priority::Prefetch),
     ] {
         assert_eq!(
-            need(&created(age), demand, now),
+            priority(&created(age), demand, now),
             expect,
             "{age} s, {demand:?}"
         );
@@ -103,11 +103,11 @@ fn what_the_webhook_announced_just_now_waits_though_only_its_template_is_seen() 
         ..demand("s")
     };
     let mut object = announced();
-    for (age, expect) in [(1, Need::Waiting), (9999, Need::Ahead)] {
+    for (age, expect) in [(1, Priority::Blocking), (9999, Priority::Prefetch)] {
         let at = now - jiff::SignedDuration::from_secs(age);
         object.metadata.creation_timestamp =
             Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(at));
-        assert_eq!(need(&object, Some(&ahead), now), expect, "{age} s");
+        assert_eq!(priority(&object, Some(&ahead), now), expect, "{age} s");
     }
 }
 
@@ -521,7 +521,10 @@ async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
     assert_eq!(looks.last().0, "Unauthorized");
     let statuses = looks.statuses.lock().unwrap().clone();
     let message = statuses[0]["conditions"][0]["message"].as_str().unwrap();
-    assert!(message.contains("no live pod needs it"), "{message}");
+    assert!(
+        message.contains("no running pod and no workload uses it"),
+        "{message}"
+    );
     assert!(
         looks.events.lock().unwrap().is_empty(),
         "nobody's credentials were refused"

@@ -116,8 +116,8 @@ fn what_was_announced_only_has_no_urgency() {
     let mut object = webhooks();
     object.metadata.creation_timestamp =
         Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
-    assert_eq!(need(&object, None, now), Need::Ahead);
-    assert_eq!(need(&object, Some(&of_a_pod()), now), Need::Running);
+    assert_eq!(priority(&object, None, now), Priority::Prefetch);
+    assert_eq!(priority(&object, Some(&of_a_pod()), now), Priority::Running);
 }
 
 #[tokio::test]

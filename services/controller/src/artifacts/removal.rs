@@ -40,14 +40,14 @@ impl Reconciler {
                 tracing::info!(
                     artifact.namespace = namespace,
                     image = artifact.spec.source_artifact,
-                    "an Artifact that nothing needs is removed"
+                    "removed an Artifact that nothing uses"
                 );
                 self.context.metrics.artifact_removed();
                 Outcome::default()
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Outcome::default(),
             Err(error) => {
-                tracing::debug!(artifact.name = artifact.name_any(), %error, "an Artifact cannot be removed yet");
+                tracing::debug!(artifact.name = artifact.name_any(), %error, "cannot remove an Artifact");
                 Outcome {
                     again: Some(UNWRITTEN),
                 }

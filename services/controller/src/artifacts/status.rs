@@ -79,7 +79,7 @@ pub fn build(
                     "the registry holds {}{}",
                     result.digest,
                     ahead_of(demand)
-                        .map_or_else(String::new, |owner| format!(", copied ahead for {owner}"))
+                        .map_or_else(String::new, |owner| format!(", prefetched for {owner}"))
                 ),
             };
             let mut message = told;
@@ -94,7 +94,7 @@ pub fn build(
             // brought.
             status.attempts = Some(i64::from(*attempts));
             let ahead = ahead_of(demand).map_or_else(String::new, |owner| {
-                format!("; no pod needs it yet, it is to be copied ahead for {owner}")
+                format!("; no pod uses it yet, it is prefetched for {owner}")
             });
             let message = format!("{}{ahead}", failure.message);
             (
@@ -180,7 +180,7 @@ pub async fn write(
             }
             Err(error) if attempt >= ATTEMPTS || !passing(&error) => return Err(error),
             Err(error) => {
-                tracing::debug!(artifact.name = name, %error, attempt, "a status is written again");
+                tracing::debug!(artifact.name = name, %error, attempt, "retrying a status update after a conflict");
                 tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
                 attempt += 1;
             }
@@ -270,7 +270,7 @@ mod tests {
         );
         assert_eq!(
             message(&failing),
-            "m; no pod needs it yet, it is to be copied ahead for CronJob nightly"
+            "m; no pod uses it yet, it is prefetched for CronJob nightly"
         );
         let first = build(
             &artifact(Some(failing)),
@@ -280,7 +280,7 @@ mod tests {
         );
         assert_eq!(
             message(&first),
-            "the registry holds sha256:aa, copied ahead for CronJob nightly"
+            "the registry holds sha256:aa, prefetched for CronJob nightly"
         );
         let with_a_pod = build(
             &artifact(Some(first.clone())),

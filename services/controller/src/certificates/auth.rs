@@ -98,7 +98,7 @@ impl Held {
                     _ => make()?,
                 };
                 next.data.insert(key.to_owned(), value.into_bytes());
-                reason = "something was missing";
+                reason = "a key was missing";
             }
         }
         match self.phase {
@@ -109,7 +109,7 @@ impl Held {
                 }
                 next.asked = false;
                 next.phase = Some(Phase::Accepted(now));
-                reason = "a rotation begins: a new one is accepted";
+                reason = "rotation started: the new credential is accepted";
             }
             Some(Phase::Accepted(since)) if is_over(since, ACCEPT_FIRST, now) => {
                 for key in ROTATED {
@@ -118,7 +118,7 @@ impl Held {
                     next.set(key, &lines);
                 }
                 next.phase = Some(Phase::Used(now));
-                reason = "the new one is used, the old one still accepted";
+                reason = "rotation: the new credential is in use, the old one is still accepted";
             }
             Some(Phase::Used(since)) if is_over(since, ACCEPT_OLD, now) => {
                 for key in ROTATED {
@@ -126,7 +126,7 @@ impl Held {
                     next.set(key, lines.get(..1).unwrap_or_default());
                 }
                 next.phase = None;
-                reason = "the rotation is done: the old one is void";
+                reason = "rotation finished: the old credential is no longer accepted";
             }
             _ => {}
         }
@@ -166,7 +166,7 @@ pub(super) async fn ensure(context: &Context, now: i64) -> Result<bool, Error> {
     if next == held {
         return Ok(false);
     }
-    tracing::info!(reason, "the node credential and the upload secret change");
+    tracing::info!(reason, "rotating the node credential and the upload secret");
     let Some(mut secret) = existing else {
         return Ok(apply::secret(&context.client, names, &name, None, next.data).await?);
     };

@@ -23,7 +23,7 @@ pub enum Error {
     #[error("cannot make a certificate")]
     Certificate(#[from] rcgen::Error),
     /// Random bytes.
-    #[error("the system has no random bytes")]
+    #[error("cannot read random bytes from the system")]
     Random,
 }
 

@@ -78,7 +78,7 @@ async fn annotate(context: &Context, component: &str) -> Result<(), kube::Error>
         {
             Ok(_) => tracing::debug!(
                 pod.name = name,
-                "its kubelet is to renew the mounted Secrets"
+                "asked the kubelet to refresh the pod's mounted Secrets"
             ),
             Err(kube::Error::Api(status)) if status.code == 404 => {}
             Err(error) => return Err(error),

@@ -164,7 +164,9 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
         // Made by a clock that was ahead: nobody accepts it, and nothing that it signs, until that
         // time comes.
         Some(ca) if now < ca.not_before => Some("it is not valid yet"),
-        Some(ca) if past_half(ca.not_before, ca.not_after, now) => Some("half of its life is over"),
+        Some(ca) if past_half(ca.not_before, ca.not_after, now) => {
+            Some("half of its lifetime has passed")
+        }
         Some(_) => None,
     };
     let trusted = existing.trusted(now);
@@ -212,7 +214,7 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
         let must = if now >= facts.not_after || now < facts.not_before {
             Some("it is not valid now")
         } else if !signer_trusted {
-            Some("its signer is not trusted any more")
+            Some("its issuer is no longer trusted")
         } else if facts.names != want.names || facts.common_name != want.common_name {
             Some("its names changed")
         } else {
@@ -221,7 +223,7 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
         // The first CA has nobody who trusts an older one, but a certificate due for renewal can
         // wait for an hour anyway.
         let due = (settled && past_half(facts.not_before, facts.not_after, now))
-            .then_some("half of its life is over");
+            .then_some("half of its lifetime has passed");
         if let Some(reason) = must.or(due) {
             actions.push(Action::Issue {
                 want: want.clone(),

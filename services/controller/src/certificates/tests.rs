@@ -83,7 +83,7 @@ fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
         (
             NOW + half_leaf,
             &names[..],
-            vec!["issue: half of its life is over"],
+            vec!["issue: half of its lifetime has passed"],
         ),
         (
             NOW + LEAF_LIFE,
@@ -103,7 +103,7 @@ fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
             NOW + half_ca,
             &names[..],
             vec![
-                "ca keeping 1: half of its life is over",
+                "ca keeping 1: half of its lifetime has passed",
                 "issue: it is not valid now",
             ],
         ),
@@ -199,7 +199,7 @@ fn a_new_ca_is_trusted_beside_the_old_and_signs_late() {
     existing.leaves = [(Leaf::Registry, leaf(&new.bundle).unwrap())].into();
     assert!(plan(&existing, later + SETTLE - 1, &[want(&["a"])]).is_empty());
     let settled = plan(&existing, later + SETTLE, &[want(&["a"])]);
-    assert_eq!(words(&settled), ["issue: half of its life is over"]);
+    assert_eq!(words(&settled), ["issue: half of its lifetime has passed"]);
     let over = plan(&existing, NOW + CA_LIFE, &[want(&["a"])]);
     assert_eq!(
         words(&over),

@@ -19,7 +19,7 @@ impl Healer {
         let now = Instant::now();
         if self.context.healing.policy.mode == HealingMode::DryRun {
             if self.note(&patient.uid, now).told.insert(act.word()) {
-                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.word(), detail = ?act, "healing would do this");
+                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.word(), detail = ?act, "dry run: healing would change a pod");
                 self.context.metrics.healed(act.word(), "planned");
             }
             return;
@@ -63,11 +63,11 @@ impl Healer {
             // It needs nothing any more, or something else.
             Ok(None) => "outdated",
             Err(error) if is_conflict(&error) => {
-                tracing::debug!(pod.namespace = pod.0, pod.name = pod.1, %error, "a pod changed meanwhile");
+                tracing::debug!(pod.namespace = pod.0, pod.name = pod.1, %error, "the pod changed during healing");
                 "outdated"
             }
             Err(error) => {
-                tracing::warn!(pod.namespace = pod.0, pod.name = pod.1, act = word, %error, "healing failed and is tried again");
+                tracing::warn!(pod.namespace = pod.0, pod.name = pod.1, act = word, %error, "healing a pod failed; retrying");
                 // A policy, say: whoever looks at the pod is to know, once.
                 if let kube::Error::Api(status) = &error
                     && (400..429).contains(&status.code)
@@ -119,7 +119,7 @@ impl Healer {
                 self.leave_sources_alone(&pod.0, changes, &copies);
                 (patch::Kind::Restore, changes.as_slice())
             }
-            Act::LeaveAlone { .. } => (patch::Kind::LeaveAlone, [].as_slice()),
+            Act::Exclude { .. } => (patch::Kind::Exclude, [].as_slice()),
             Act::Recreate(changes) => {
                 let written = self.leave_sources_alone(&pod.0, changes, &copies);
                 if !written {
@@ -128,7 +128,7 @@ impl Healer {
                 self.evict(&api, &pod.1, &current, site.now).await?;
                 return Ok(Some((again, None)));
             }
-            Act::Nothing | Act::Hopeless { .. } => return Ok(None),
+            Act::Nothing | Act::Unfixable { .. } => return Ok(None),
         };
         let next = patch::history(&self.history(&current), kind, changes);
         let operations = patch::operations(&document(&live), &current, kind, changes, &next);
@@ -160,7 +160,7 @@ impl Healer {
                 (found.0 == Copy::Refused).then_some((change.source.as_str(), found.1.as_str()))
             })
             .collect();
-        self.context.healing.left_alone.send_if_modified(|list| {
+        self.context.healing.excluded.send_if_modified(|list| {
             let Some(list) = list else {
                 return false;
             };
@@ -171,7 +171,7 @@ impl Healer {
             *list != before
         });
         let state = self.context.healing.state.borrow();
-        let written = state.as_ref().map(|state| state.left_alone.as_slice());
+        let written = state.as_ref().map(|state| state.excluded.as_slice());
         refused.iter().all(|(source, _)| {
             written.is_some_and(|list| sources::is_there(list, namespace, source))
         })

@@ -2,7 +2,7 @@
 //! what was done before.
 
 use crate::world::health::{Image, Patient, Progress};
-use holdfast_api::history::{ImageHistory, PATIENCE};
+use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_core::pod::Kind;
 use holdfast_core::{Reference, rewrite};
 
@@ -73,12 +73,12 @@ pub enum Act {
     /// Have the owner make the pod anew: these images are fixed for this one's life.
     Recreate(Vec<Change>),
     /// Nothing any more: somebody insists on the upstream's references.
-    LeaveAlone {
+    Exclude {
         /// Whether the pod does not say so yet.
         record: bool,
     },
     /// Nothing can be done for these images; a person has to.
-    Hopeless {
+    Unfixable {
         /// `volumes/NAME`.
         keys: Vec<String>,
         /// What stands in the way.
@@ -94,8 +94,8 @@ impl Act {
             Self::Heal(_) => "heal",
             Self::Restore(_) => "restore",
             Self::Recreate(_) => "recreate",
-            Self::LeaveAlone { .. } => "leave_alone",
-            Self::Hopeless { .. } => "hopeless",
+            Self::Exclude { .. } => "exclude",
+            Self::Unfixable { .. } => "unfixable",
         }
     }
 
@@ -103,7 +103,7 @@ impl Act {
     pub const fn only_tells(&self) -> bool {
         matches!(
             self,
-            Self::LeaveAlone { record: false } | Self::Hopeless { .. }
+            Self::Exclude { record: false } | Self::Unfixable { .. }
         )
     }
 }
@@ -117,9 +117,9 @@ pub fn decide(
     recreated: usize,
     site: &Site,
 ) -> Act {
-    if history.is_left_alone() {
-        return Act::LeaveAlone {
-            record: !patient.history.is_left_alone(),
+    if history.is_excluded() {
+        return Act::Exclude {
+            record: !patient.history.is_excluded(),
         };
     }
     let refused = |image: &&Image| {
@@ -163,10 +163,10 @@ pub fn decide(
         history
             .healed
             .get(&change.key)
-            .is_some_and(|count| *count >= PATIENCE)
+            .is_some_and(|count| *count >= MAX_REVERTS)
     };
     if heal.iter().any(insisted) {
-        return Act::LeaveAlone { record: true };
+        return Act::Exclude { record: true };
     }
     if !heal.is_empty() {
         return Act::Heal(heal);
@@ -198,7 +198,7 @@ pub fn decide(
         return Act::Recreate(fixed);
     };
     let keys = fixed.into_iter().map(|change| change.key).collect();
-    Act::Hopeless { keys, why }
+    Act::Unfixable { keys, why }
 }
 
 /// The sources that the registry must hold for an act to help: those whose references lead to it

@@ -134,15 +134,15 @@ fn what_the_webhook_would_leave_alone_is_not_healed() {
 fn nothing_without_an_owner_is_ever_made_anew() {
     let mut bare = patient(image(Kind::Volume, false, Progress::Stuck));
     bare.owner = None;
-    check("bare", &bare, Copy::Held, ("hopeless", ""));
+    check("bare", &bare, Copy::Held, ("unfixable", ""));
     bare.images[0].rewritten = true;
-    check("bare and refused", &bare, Copy::Refused, ("hopeless", ""));
+    check("bare and refused", &bare, Copy::Refused, ("unfixable", ""));
 }
 
 #[test]
 fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
     let owned = patient(image(Kind::Volume, false, Progress::Stuck));
-    for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "hopeless")] {
+    for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "unfixable")] {
         assert_eq!(act(&owned, Copy::Held, recreated, &site()).word(), expect);
     }
 }
@@ -166,7 +166,7 @@ fn why_a_pod_is_not_made_anew_is_known() {
         let keys = vec!["volumes/x".to_owned()];
         assert_eq!(
             act(patient, Copy::Held, recreated, &site),
-            Act::Hopeless { keys, why: expect }
+            Act::Unfixable { keys, why: expect }
         );
     }
 }
@@ -175,21 +175,21 @@ fn why_a_pod_is_not_made_anew_is_known() {
 fn who_insists_is_left_alone() {
     let mut healed = patient(image(Kind::Container, false, Progress::Stuck));
     let key = "containers/x".to_owned();
-    for (count, expect) in [(2, "heal"), (3, "leave_alone")] {
+    for (count, expect) in [(2, "heal"), (3, "exclude")] {
         healed.history.healed = [(key.clone(), count)].into();
         assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), expect);
     }
     healed.history.healed = [("containers/other".to_owned(), 9)].into();
     assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), "heal");
-    healed.history.set_back = PATIENCE;
+    healed.history.reverts = MAX_REVERTS;
     assert_eq!(
         act(&healed, Copy::Held, 0, &site()),
-        Act::LeaveAlone { record: false }
+        Act::Exclude { record: false }
     );
     let remembered = std::mem::take(&mut healed.history);
     assert_eq!(
         decide(&healed, &remembered, |_| Copy::Held, 0, &site()),
-        Act::LeaveAlone { record: true },
+        Act::Exclude { record: true },
         "somebody took the annotation away"
     );
 }
@@ -253,5 +253,5 @@ fn only_an_act_that_leads_to_the_registry_relies_on_it() {
         let act = act(&patient, copy, 0, &site());
         assert_eq!(relies_on(&act, |_| copy), expect, "{kind:?} {copy:?}");
     }
-    assert!(relies_on(&Act::LeaveAlone { record: true }, |_| Copy::Held).is_empty());
+    assert!(relies_on(&Act::Exclude { record: true }, |_| Copy::Held).is_empty());
 }

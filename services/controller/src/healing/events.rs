@@ -34,7 +34,9 @@ impl Events {
 
     /// Tells that the API server refused an act.
     pub(super) async fn refused(&self, pod: &Key, uid: &str, word: &str, message: &str) {
-        let note = format!("the API server refuses to {word} this pod, a policy may: {message}");
+        let note = format!(
+            "the API server denied the change ({word}), possibly because of a policy: {message}"
+        );
         self.publish(pod, uid, EventType::Warning, "CannotHeal", note)
             .await;
     }
@@ -51,12 +53,12 @@ impl Events {
         let by = &denial.by;
         let (type_, reason, note) = match step {
             Step::Nothing => return,
-            Step::LeaveAlone => (
+            Step::Exclude => (
                 EventType::Warning,
-                "NamespaceLeftAlone",
+                "NamespaceExcluded",
                 format!(
-                    "{by} refuses its pods; pods of this namespace keep their upstreams' images from now on and need the uplink. Let it \
-                     allow images that begin with {}, never {address}/ alone, below which lies every upstream; or set the label \
+                    "{by} denies its pods; Holdfast no longer rewrites pods of this namespace, so they need the uplink. Allow images \
+                     that begin with {}, never {address}/ alone, because it covers every upstream; or set the label \
                      holdfast.dev/rewrite=disabled on the namespace",
                     allowed(prefixes, address)
                 ),
@@ -65,7 +67,7 @@ impl Events {
                 EventType::Normal,
                 "NamespaceRewritten",
                 format!(
-                    "{by} refuses its pods whatever registry their images are from; pods are rewritten again"
+                    "{by} denies its pods whichever registry their images come from; pods are rewritten again"
                 ),
             ),
         };
@@ -139,8 +141,8 @@ fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "ImageRestored",
             format!(
-                "{} (the registry cannot get it from its upstream; the kubelet's own credentials may. New pods of this namespace keep \
-                 this image until the registry can: see its Artifact)",
+                "{} (the registry cannot copy it from its upstream; the kubelet's own credentials may work. New pods of this namespace \
+                 keep this image until the registry has it: see its Artifact)",
                 list(changes)
             ),
         ),
@@ -148,31 +150,31 @@ fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Normal,
             "PodRecreated",
             format!(
-                "{} (an image volume cannot change in a pod that exists)",
+                "{} (the image volume of an existing pod cannot change)",
                 list(changes)
             ),
         ),
-        Act::LeaveAlone { .. } => (
+        Act::Exclude { .. } => (
             EventType::Warning,
-            "LeftAlone",
-            "somebody put the upstream's image back again and again; Holdfast leaves this pod alone from now on. Set the label \
-             holdfast.dev/rewrite=disabled where it is made, or stop what sets it back"
+            "PodExcluded",
+            "another controller repeatedly reverted the image to the upstream's; Holdfast no longer changes this pod. Set the label \
+             holdfast.dev/rewrite=disabled in the pod's template, or stop the controller that reverts it"
                 .to_owned(),
         ),
-        Act::Hopeless { keys, why } => (
+        Act::Unfixable { keys, why } => (
             EventType::Warning,
             "CannotHeal",
             format!(
-                "{} cannot be changed in a pod that exists, and {}",
+                "{} cannot change in an existing pod, and {}",
                 keys.join(", "),
                 match why {
                     Why::NoOwner =>
-                        "Holdfast deletes no pod that nobody makes anew: delete it and create it again",
+                        "Holdfast does not delete a pod without an owner: delete it and create it again",
                     Why::TooOften =>
-                        "its owner made pods anew three times within the hour, to no avail: look at the owner's template and the Artifact, \
+                        "its owner recreated pods three times within the hour without success: check the owner's template and the Artifact, \
                          then delete the pod",
                     Why::NotAllowed =>
-                        "controller.healing.evictionsPerMinute is 0: delete the pod, for its owner to make it anew, or set a number there",
+                        "controller.healing.evictionsPerMinute is 0: delete the pod so that its owner recreates it, or set a number there",
                 }
             ),
         ),
@@ -206,7 +208,7 @@ mod tests {
         let prefixes = prefixes.iter().map(|&prefix| prefix.to_owned()).collect();
         let tell = async move {
             events
-                .tell_owner("apps", &denial, Step::LeaveAlone, &prefixes, "10.96.0.50")
+                .tell_owner("apps", &denial, Step::Exclude, &prefixes, "10.96.0.50")
                 .await;
         };
         let heard = async {

@@ -256,7 +256,10 @@ impl Healer {
         });
         let woken = self.wakes.see(failed.collect(), now);
         if !woken.is_empty() {
-            tracing::debug!(count = woken.len(), "asking again before the pause ends");
+            tracing::debug!(
+                count = woken.len(),
+                "retrying an Artifact before its back-off ends"
+            );
             self.context.healing.ask(woken);
             self.context.world.nudge();
         }
@@ -267,7 +270,7 @@ impl Healer {
     fn settle(&mut self, now: i64) {
         let world = &self.context.world;
         let mut settled = Vec::new();
-        self.context.healing.left_alone.send_if_modified(|list| {
+        self.context.healing.excluded.send_if_modified(|list| {
             let Some(list) = list else {
                 return false;
             };
@@ -279,14 +282,14 @@ impl Healer {
                 settled = sources::drop_settled(list, artifact);
             });
             let sources = list.iter().filter(|entry| entry.source != EVERY_SOURCE);
-            self.context.metrics.sources_left_alone(sources.count());
+            self.context.metrics.excluded_sources(sources.count());
             !settled.is_empty()
         });
         for entry in settled {
             tracing::info!(
                 image = entry.source,
                 artifact.namespace = entry.namespace,
-                "the source is rewritten again"
+                "the source is no longer excluded"
             );
         }
         self.recreated

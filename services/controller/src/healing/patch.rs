@@ -3,7 +3,7 @@
 
 use super::decide::Change;
 use crate::world::health::Patient;
-use holdfast_api::history::{ImageHistory, PATIENCE};
+use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_api::labels;
 use holdfast_core::pod;
 use serde_json::{Map, Value, json};
@@ -16,7 +16,7 @@ pub enum Kind {
     /// Containers get their upstream's references back.
     Restore,
     /// The pod is left alone from now on.
-    LeaveAlone,
+    Exclude,
 }
 
 /// The history after the act.
@@ -33,7 +33,7 @@ pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHis
             next.restored
                 .extend(changes.iter().map(|change| change.source.clone()));
         }
-        Kind::LeaveAlone => next.set_back = next.set_back.max(PATIENCE),
+        Kind::Exclude => next.reverts = next.reverts.max(MAX_REVERTS),
     }
     next
 }
@@ -69,7 +69,7 @@ pub fn operations(
             Kind::Restore => {
                 originals.remove(&change.key);
             }
-            Kind::LeaveAlone => {}
+            Kind::Exclude => {}
         }
     }
     let mut annotations = vec![(labels::IMAGE_HISTORY, Some(history.text()))];
@@ -230,6 +230,6 @@ mod tests {
         let next = history(&known, Kind::Heal, &changes("r.io/app:1", LOCAL));
         assert_eq!(next.healed["containers/app"], 2);
         assert_eq!(next.restored.iter().collect::<Vec<_>>(), ["r.io/other:1"]);
-        assert!(history(&known, Kind::LeaveAlone, &[]).is_left_alone());
+        assert!(history(&known, Kind::Exclude, &[]).is_excluded());
     }
 }

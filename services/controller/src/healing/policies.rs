@@ -32,7 +32,7 @@ pub enum Step {
     /// Nothing.
     Nothing,
     /// The namespace's pods keep their images from now on.
-    LeaveAlone,
+    Exclude,
     /// The namespace is rewritten again: this was not the reason.
     InVain,
 }
@@ -62,7 +62,7 @@ impl Policies {
     }
 
     /// Takes in a refusal in a namespace that is left alone, or is not.
-    pub fn refused(&mut self, refusal: &Refusal<'_>, is_left_alone: bool, now: i64) -> Step {
+    pub fn refused(&mut self, refusal: &Refusal<'_>, is_excluded: bool, now: i64) -> Step {
         let Refusal {
             namespace,
             owner,
@@ -72,7 +72,7 @@ impl Policies {
         if now.saturating_sub(at) > FRESH {
             return Step::Nothing;
         }
-        if is_left_alone {
+        if is_excluded {
             let in_vain = self
                 .causes
                 .get(namespace)
@@ -102,7 +102,7 @@ impl Policies {
             .map_or(self.asks.0, |(_, pause)| *pause);
         self.pauses
             .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
-        Step::LeaveAlone
+        Step::Exclude
     }
 
     /// The webhooks were not told of a namespace yet: what is refused until then says nothing.
@@ -113,8 +113,8 @@ impl Policies {
     }
 
     /// The namespaces, of those that are left alone, whose policy is to be asked about now.
-    pub fn due<'a>(&mut self, left_alone: impl Iterator<Item = &'a str>, now: i64) -> Vec<String> {
-        left_alone
+    pub fn due<'a>(&mut self, excluded: impl Iterator<Item = &'a str>, now: i64) -> Vec<String> {
+        excluded
             .filter(|namespace| {
                 let first = (now.saturating_add(self.asks.0), self.asks.0);
                 self.pauses
@@ -184,8 +184,8 @@ mod tests {
     /// follows.
     fn check(looks: &[(&str, i64, bool, Step)]) {
         let mut policies = Policies::new(ASKS);
-        for (owner, at, left_alone, expect) in looks {
-            let step = policies.refused(&refusal(owner, *at), *left_alone, at + 1);
+        for (owner, at, excluded, expect) in looks {
+            let step = policies.refused(&refusal(owner, *at), *excluded, at + 1);
             assert_eq!(step, *expect, "{owner} at {at} of {looks:?}");
         }
     }
@@ -193,21 +193,21 @@ mod tests {
     #[test]
     fn a_namespace_is_left_alone_until_its_owner_is_refused_all_the_same() {
         check(&[
-            ("rs", 0, false, Step::LeaveAlone),
+            ("rs", 0, false, Step::Exclude),
             ("rs", 5, true, Step::Nothing),
             ("rs", 20, true, Step::Nothing),
             ("rs", 40, true, Step::InVain),
             ("rs", 41, false, Step::Nothing),
-            ("rs", 1_000, false, Step::LeaveAlone),
+            ("rs", 1_000, false, Step::Exclude),
         ]);
     }
 
     #[test]
     fn who_is_refused_anyway_does_not_speak_for_others() {
         check(&[
-            ("evil", 0, false, Step::LeaveAlone),
+            ("evil", 0, false, Step::Exclude),
             ("evil", 30, true, Step::InVain),
-            ("rs", 31, false, Step::LeaveAlone),
+            ("rs", 31, false, Step::Exclude),
             ("evil", 60, true, Step::Nothing),
             ("evil", 61, true, Step::Nothing),
         ]);
@@ -246,7 +246,7 @@ mod tests {
         // It only seemed so.
         assert_eq!(
             policies.refused(&refusal("rs", 190), false, 191),
-            Step::LeaveAlone
+            Step::Exclude
         );
         assert!(!due(&mut policies, 191 + 239) && due(&mut policies, 191 + 240));
         for _ in 0..20 {

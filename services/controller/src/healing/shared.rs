@@ -3,7 +3,7 @@
 
 use super::Policy;
 use crate::world::Key;
-use holdfast_api::state::{ClusterState, SourceLeftAlone};
+use holdfast_api::state::{ClusterState, Exclusion};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -15,7 +15,7 @@ pub struct Healing {
     /// How much is done, and when.
     pub policy: Policy,
     /// Sources that are left alone; nothing until the state of an earlier leader was read.
-    pub left_alone: watch::Sender<Option<Vec<SourceLeftAlone>>>,
+    pub excluded: watch::Sender<Option<Vec<Exclusion>>>,
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
     asked: Mutex<BTreeSet<Key>>,
@@ -34,7 +34,7 @@ impl Healing {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
-            left_alone: watch::Sender::new(None),
+            excluded: watch::Sender::new(None),
             state: watch::Sender::new(None),
             asked: Mutex::default(),
             doubted: Mutex::default(),
@@ -44,15 +44,15 @@ impl Healing {
 
     /// The list as it is to be written; what stands in the ConfigMap where this process knows
     /// nothing yet.
-    pub fn seeded(&self, previous: Option<&ClusterState>) -> Vec<SourceLeftAlone> {
-        self.left_alone.send_if_modified(|list| {
+    pub fn seeded(&self, previous: Option<&ClusterState>) -> Vec<Exclusion> {
+        self.excluded.send_if_modified(|list| {
             let unknown = list.is_none();
             if unknown {
-                *list = Some(previous.map_or_else(Vec::new, |state| state.left_alone.clone()));
+                *list = Some(previous.map_or_else(Vec::new, |state| state.excluded.clone()));
             }
             unknown
         });
-        self.left_alone.borrow().clone().unwrap_or_default()
+        self.excluded.borrow().clone().unwrap_or_default()
     }
 
     /// Tells what stands in the ConfigMap.

@@ -2,7 +2,7 @@
 
 use crate::artifacts::status;
 use holdfast_api::state::{
-    EVERY_SOURCE, MAX_LEFT_ALONE, MAX_LEFT_ALONE_OF_NAMESPACE, MAX_POLICIES, SourceLeftAlone,
+    EVERY_SOURCE, Exclusion, MAX_EXCLUDED_NAMESPACES, MAX_EXCLUSIONS, MAX_EXCLUSIONS_OF_NAMESPACE,
 };
 use holdfast_api::{Artifact, artifact_name};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,7 +18,7 @@ const MAX_REASON_CHARS: usize = 200;
 /// goes. Where the whole list is full, the namespace with the most sources gives one. Namespaces
 /// with a policy are counted by themselves and never make room.
 pub fn add(
-    list: &mut Vec<SourceLeftAlone>,
+    list: &mut Vec<Exclusion>,
     namespace: &str,
     source: &str,
     reason: &str,
@@ -27,7 +27,7 @@ pub fn add(
     if is_there(list, namespace, source) || !makes_room(list, namespace, source) {
         return;
     }
-    list.push(SourceLeftAlone {
+    list.push(Exclusion {
         namespace: namespace.to_owned(),
         source: source.to_owned(),
         reason: reason.chars().take(MAX_REASON_CHARS).collect(),
@@ -37,18 +37,18 @@ pub fn add(
 }
 
 /// Makes room for one more entry; false where there is none.
-fn makes_room(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) -> bool {
-    let is_policy = |entry: &SourceLeftAlone| entry.source == EVERY_SOURCE;
+fn makes_room(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool {
+    let is_policy = |entry: &Exclusion| entry.source == EVERY_SOURCE;
     if source == EVERY_SOURCE {
-        return list.iter().filter(|entry| is_policy(entry)).count() < MAX_POLICIES;
+        return list.iter().filter(|entry| is_policy(entry)).count() < MAX_EXCLUDED_NAMESPACES;
     }
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for entry in list.iter().filter(|entry| !is_policy(entry)) {
         *counts.entry(&entry.namespace).or_default() += 1;
     }
     let own = counts.get(namespace).copied().unwrap_or(0);
-    let is_full = counts.values().sum::<usize>() >= MAX_LEFT_ALONE;
-    let giver = if own >= MAX_LEFT_ALONE_OF_NAMESPACE {
+    let is_full = counts.values().sum::<usize>() >= MAX_EXCLUSIONS;
+    let giver = if own >= MAX_EXCLUSIONS_OF_NAMESPACE {
         Some(namespace)
     } else if is_full {
         let most = counts.iter().max_by_key(|(_, count)| **count);
@@ -71,14 +71,14 @@ fn makes_room(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) ->
 }
 
 /// Takes a source off the list; whether it was there.
-pub fn remove(list: &mut Vec<SourceLeftAlone>, namespace: &str, source: &str) -> bool {
+pub fn remove(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool {
     let before = list.len();
     list.retain(|entry| entry.namespace != namespace || entry.source != source);
     list.len() != before
 }
 
 /// Whether a source is left alone in a namespace.
-pub fn is_there(list: &[SourceLeftAlone], namespace: &str, source: &str) -> bool {
+pub fn is_there(list: &[Exclusion], namespace: &str, source: &str) -> bool {
     list.iter()
         .any(|entry| entry.namespace == namespace && entry.source == source)
 }
@@ -86,10 +86,10 @@ pub fn is_there(list: &[SourceLeftAlone], namespace: &str, source: &str) -> bool
 /// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped.
 /// Whole namespaces are left alone for another reason.
 pub fn drop_settled<'a>(
-    list: &mut Vec<SourceLeftAlone>,
+    list: &mut Vec<Exclusion>,
     artifact: impl Fn(&str, &str) -> Option<&'a Artifact>,
-) -> Vec<SourceLeftAlone> {
-    let settled = |entry: &mut SourceLeftAlone| {
+) -> Vec<Exclusion> {
+    let settled = |entry: &mut Exclusion| {
         entry.source != EVERY_SOURCE
             && artifact(&entry.namespace, &artifact_name(&entry.source))
                 .is_none_or(status::was_ready)
@@ -106,7 +106,7 @@ mod tests {
         jiff::Timestamp::from_second(second).unwrap()
     }
 
-    fn count(list: &[SourceLeftAlone], namespace: &str) -> usize {
+    fn count(list: &[Exclusion], namespace: &str) -> usize {
         let own = list.iter().filter(|entry| entry.namespace == namespace);
         own.count()
     }
@@ -122,9 +122,9 @@ mod tests {
                 artifacts.per_namespace as usize,
             ),
             ("controller.artifacts.total", artifacts.total as usize),
-            ("MAX_LEFT_ALONE_OF_NAMESPACE", MAX_LEFT_ALONE_OF_NAMESPACE),
-            ("MAX_LEFT_ALONE", MAX_LEFT_ALONE),
-            ("MAX_POLICIES", MAX_POLICIES),
+            ("MAX_EXCLUSIONS_OF_NAMESPACE", MAX_EXCLUSIONS_OF_NAMESPACE),
+            ("MAX_EXCLUSIONS", MAX_EXCLUSIONS),
+            ("MAX_EXCLUDED_NAMESPACES", MAX_EXCLUDED_NAMESPACES),
         ] {
             let cells = format!("| `{name}` | {value} |");
             assert!(text.contains(&cells), "{cells}");
@@ -134,12 +134,12 @@ mod tests {
     #[test]
     fn a_namespaces_newest_are_kept_and_each_stands_there_once() {
         let mut list = Vec::new();
-        for number in 0..=MAX_LEFT_ALONE_OF_NAMESPACE {
+        for number in 0..=MAX_EXCLUSIONS_OF_NAMESPACE {
             let source = format!("r.io/a:{number}");
             add(&mut list, "apps", &source, "NotFound", at(1));
             add(&mut list, "apps", &source, "Unauthorized", at(2));
         }
-        assert_eq!(list.len(), MAX_LEFT_ALONE_OF_NAMESPACE);
+        assert_eq!(list.len(), MAX_EXCLUSIONS_OF_NAMESPACE);
         assert!(!is_there(&list, "apps", "r.io/a:0"), "the oldest went");
         assert!(is_there(&list, "apps", "r.io/a:1"));
         assert!(!is_there(&list, "other", "r.io/a:1"));
@@ -152,7 +152,7 @@ mod tests {
         add(&mut list, "loud", EVERY_SOURCE, "a policy", at(1));
         add(&mut list, "quiet", EVERY_SOURCE, "a policy", at(1));
         add(&mut list, "quiet", "r.io/a:1", "NotFound", at(1));
-        for number in 0..10 * MAX_LEFT_ALONE {
+        for number in 0..10 * MAX_EXCLUSIONS {
             add(
                 &mut list,
                 "loud",
@@ -164,15 +164,15 @@ mod tests {
         assert!(is_there(&list, "quiet", "r.io/a:1"));
         assert!(is_there(&list, "quiet", EVERY_SOURCE));
         assert!(is_there(&list, "loud", EVERY_SOURCE));
-        assert_eq!(count(&list, "loud"), MAX_LEFT_ALONE_OF_NAMESPACE + 1);
+        assert_eq!(count(&list, "loud"), MAX_EXCLUSIONS_OF_NAMESPACE + 1);
     }
 
     #[test]
     fn a_full_list_is_shared_between_its_namespaces() {
         let mut list = Vec::new();
-        let full = MAX_LEFT_ALONE / MAX_LEFT_ALONE_OF_NAMESPACE;
+        let full = MAX_EXCLUSIONS / MAX_EXCLUSIONS_OF_NAMESPACE;
         for namespace in 0..full {
-            for number in 0..MAX_LEFT_ALONE_OF_NAMESPACE {
+            for number in 0..MAX_EXCLUSIONS_OF_NAMESPACE {
                 let namespace = format!("n{namespace}");
                 add(
                     &mut list,
@@ -183,16 +183,16 @@ mod tests {
                 );
             }
         }
-        assert_eq!(list.len(), MAX_LEFT_ALONE);
+        assert_eq!(list.len(), MAX_EXCLUSIONS);
         add(&mut list, "new", EVERY_SOURCE, "a policy", at(2));
         add(&mut list, "new", "r.io/a:1", "NotFound", at(2));
-        assert_eq!((list.len(), count(&list, "new")), (MAX_LEFT_ALONE + 1, 2));
+        assert_eq!((list.len(), count(&list, "new")), (MAX_EXCLUSIONS + 1, 2));
         assert!(
-            (0..full).all(|it| count(&list, &format!("n{it}")) >= MAX_LEFT_ALONE_OF_NAMESPACE - 1)
+            (0..full).all(|it| count(&list, &format!("n{it}")) >= MAX_EXCLUSIONS_OF_NAMESPACE - 1)
         );
         // Everybody has one: nobody takes another one's only entry.
         let mut list = Vec::new();
-        for namespace in 0..=MAX_LEFT_ALONE {
+        for namespace in 0..=MAX_EXCLUSIONS {
             add(
                 &mut list,
                 &format!("n{namespace}"),
@@ -201,12 +201,12 @@ mod tests {
                 at(1),
             );
         }
-        assert_eq!(list.len(), MAX_LEFT_ALONE);
+        assert_eq!(list.len(), MAX_EXCLUSIONS);
         assert!(is_there(&list, "n0", "r.io/a:1"));
         add(&mut list, "n0", "r.io/a:2", "NotFound", at(2));
         assert!(is_there(&list, "n0", "r.io/a:2"));
-        assert_eq!((list.len(), count(&list, "n0")), (MAX_LEFT_ALONE, 1));
-        for namespace in 0..=MAX_POLICIES {
+        assert_eq!((list.len(), count(&list, "n0")), (MAX_EXCLUSIONS, 1));
+        for namespace in 0..=MAX_EXCLUDED_NAMESPACES {
             add(
                 &mut list,
                 &format!("p{namespace}"),
@@ -215,7 +215,7 @@ mod tests {
                 at(3),
             );
         }
-        assert_eq!(list.len(), MAX_LEFT_ALONE + MAX_POLICIES);
+        assert_eq!(list.len(), MAX_EXCLUSIONS + MAX_EXCLUDED_NAMESPACES);
     }
 
     #[test]
@@ -240,7 +240,7 @@ mod tests {
             found.copied()
         };
         let dropped = drop_settled(&mut list, find);
-        let sources = |list: &[SourceLeftAlone]| {
+        let sources = |list: &[Exclusion]| {
             let all = list.iter().map(|entry| entry.source.clone());
             all.collect::<Vec<_>>()
         };

@@ -24,17 +24,17 @@ impl Healer {
             return;
         }
         let now = self.site().now;
-        let mut left_alone = self.namespaces_left_alone();
+        let mut excluded = self.excluded_namespaces();
         let gone: Vec<String> = World::read(&self.context.world.namespaces, |namespaces| {
             let is_gone =
                 |name: &&String| namespaces.get(&(String::new(), (*name).clone())).is_none();
-            left_alone.iter().filter(is_gone).cloned().collect()
+            excluded.iter().filter(is_gone).cloned().collect()
         });
         for namespace in gone {
             self.take_back(&namespace);
-            left_alone.remove(&namespace);
+            excluded.remove(&namespace);
         }
-        for namespace in self.not_written(&left_alone) {
+        for namespace in self.not_written(&excluded) {
             self.policies.not_told(&namespace, now);
         }
         for (namespace, denial) in self.denials() {
@@ -46,17 +46,17 @@ impl Healer {
             };
             let step = self
                 .policies
-                .refused(&refusal, left_alone.contains(&namespace), now);
+                .refused(&refusal, excluded.contains(&namespace), now);
             let outcome = match step {
                 Step::Nothing => continue,
-                Step::LeaveAlone => {
-                    self.leave_alone(&namespace, &denial.by);
-                    left_alone.insert(namespace.clone());
+                Step::Exclude => {
+                    self.exclude(&namespace, &denial.by);
+                    excluded.insert(namespace.clone());
                     "done"
                 }
                 Step::InVain => {
                     self.take_back(&namespace);
-                    left_alone.remove(&namespace);
+                    excluded.remove(&namespace);
                     "in_vain"
                 }
             };
@@ -65,7 +65,7 @@ impl Healer {
                 policy = denial.by,
                 owner = denial.owner.reference.name,
                 outcome,
-                "a policy refuses pods of a namespace; it is tried whether it lets the upstreams' references pass"
+                "a policy denies pods of a namespace; testing whether it admits upstream references"
             );
             self.context.metrics.healed(WORD, outcome);
             self.events
@@ -78,18 +78,15 @@ impl Healer {
                 )
                 .await;
         }
-        for namespace in self
-            .policies
-            .due(left_alone.iter().map(String::as_str), now)
-        {
+        for namespace in self.policies.due(excluded.iter().map(String::as_str), now) {
             if self.passes(&namespace).await == Some(true) {
                 self.policies.passes(&namespace, now);
                 self.take_back(&namespace);
-                left_alone.remove(&namespace);
+                excluded.remove(&namespace);
                 self.context.metrics.healed(WORD, "taken_back");
                 tracing::info!(
                     pod.namespace = namespace,
-                    "policies let the registry's references pass, the namespace is rewritten again"
+                    "policies admit the registry's references; the namespace is no longer excluded"
                 );
             } else {
                 self.policies.refuses_still(&namespace, now);
@@ -99,15 +96,15 @@ impl Healer {
             let exists = |name: &str| namespaces.get(&(String::new(), name.to_owned())).is_some();
             self.policies.forget(exists, now);
         });
-        self.context.metrics.namespaces_left_alone(left_alone.len());
+        self.context.metrics.excluded_namespaces(excluded.len());
     }
 
     fn address(&self) -> String {
         self.site().address.unwrap_or_default()
     }
 
-    fn namespaces_left_alone(&self) -> BTreeSet<String> {
-        let list = self.context.healing.left_alone.borrow();
+    fn excluded_namespaces(&self) -> BTreeSet<String> {
+        let list = self.context.healing.excluded.borrow();
         let entries = list
             .iter()
             .flatten()
@@ -116,14 +113,14 @@ impl Healer {
     }
 
     /// Namespaces of these that the webhooks cannot know of yet.
-    fn not_written(&self, left_alone: &BTreeSet<String>) -> Vec<String> {
+    fn not_written(&self, excluded: &BTreeSet<String>) -> Vec<String> {
         let state = self.context.healing.state.borrow();
         let written = |namespace: &&String| {
             state
                 .as_ref()
-                .is_some_and(|state| sources::is_there(&state.left_alone, namespace, EVERY_SOURCE))
+                .is_some_and(|state| sources::is_there(&state.excluded, namespace, EVERY_SOURCE))
         };
-        let missing = left_alone.iter().filter(|namespace| !written(namespace));
+        let missing = excluded.iter().filter(|namespace| !written(namespace));
         missing.cloned().collect()
     }
 
@@ -174,9 +171,9 @@ impl Healer {
         })
     }
 
-    fn leave_alone(&self, namespace: &str, by: &str) {
+    fn exclude(&self, namespace: &str, by: &str) {
         let now = jiff::Timestamp::now();
-        self.context.healing.left_alone.send_if_modified(|list| {
+        self.context.healing.excluded.send_if_modified(|list| {
             let Some(list) = list else {
                 return false;
             };
@@ -186,7 +183,7 @@ impl Healer {
     }
 
     fn take_back(&self, namespace: &str) {
-        self.context.healing.left_alone.send_if_modified(|list| {
+        self.context.healing.excluded.send_if_modified(|list| {
             list.as_mut()
                 .is_some_and(|list| sources::remove(list, namespace, EVERY_SOURCE))
         });
@@ -224,7 +221,7 @@ impl Healer {
                     return Some(false);
                 }
                 Err(error) => {
-                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "a policy cannot be asked about");
+                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "cannot test an admission policy");
                 }
             }
         }

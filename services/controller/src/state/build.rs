@@ -2,7 +2,7 @@
 
 use holdfast_api::access::AccessList;
 use holdfast_api::secret::SecretString;
-use holdfast_api::state::{ClusterState, Desired, Host, NodeState, SourceLeftAlone};
+use holdfast_api::state::{ClusterState, Desired, Exclusion, Host, NodeState};
 use holdfast_config::WaitForNodes;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,7 +24,7 @@ pub struct Inputs {
     /// The nodes in scope; `None` while they are not known.
     pub nodes: Option<Vec<NodeInput>>,
     /// Sources that the registry cannot get.
-    pub left_alone: Vec<SourceLeftAlone>,
+    pub excluded: Vec<Exclusion>,
     /// Whose pods may have which images, where that depends on their namespace.
     pub access: Option<AccessList>,
     /// Whether rewriting waits for the nodes.
@@ -77,7 +77,7 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
         aliases: aliases(inputs),
         rewrite,
         reason,
-        left_alone: inputs.left_alone.clone(),
+        excluded: inputs.excluded.clone(),
         access: inputs.access.clone(),
     }
 }
@@ -110,7 +110,7 @@ fn rewrite(inputs: &Inputs) -> (bool, String) {
         return (false, "Holdfast is being uninstalled".to_owned());
     }
     if inputs.wait == WaitForNodes::Always(false) {
-        return (true, "not waiting for nodes, as configured".to_owned());
+        return (true, "webhook.waitForNodes is false".to_owned());
     }
     if let Some(previous) = inputs.previous.as_ref().filter(|previous| previous.rewrite) {
         // A changed reason would be a write without a cause.
@@ -207,7 +207,7 @@ mod tests {
             desired: Desired::Present,
             used: Some(BTreeSet::new()),
             nodes: Some(nodes.to_vec()),
-            left_alone: Vec::new(),
+            excluded: Vec::new(),
             access: None,
             wait: WaitForNodes::Always(true),
             waited: Duration::ZERO,

@@ -171,14 +171,14 @@ async fn what_makes_a_difference_is_looked_at_at_once() {
             state.context.issued.bundle.send_replace(bundle);
         }),
         ("a source left alone", &|| {
-            let entry = SourceLeftAlone {
+            let entry = Exclusion {
                 namespace: "apps".to_owned(),
                 source: "registry.example/app:1".to_owned(),
                 reason: "Unauthorized".to_owned(),
                 since: Time(jiff::Timestamp::UNIX_EPOCH),
             };
             let list = Some(vec![entry]);
-            state.context.healing.left_alone.send_replace(list);
+            state.context.healing.excluded.send_replace(list);
         }),
     ];
     for (what, change) in changes {

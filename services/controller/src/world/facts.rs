@@ -115,8 +115,8 @@ impl Scope {
                 .inspect_err(|error| {
                     tracing::error!(
                         %error,
-                        "webhook.pod.mutation.matchConditionExpression is not understood here: images are copied for pods that the \
-                         webhook rewrites, not for pods that it missed"
+                        "cannot evaluate webhook.pod.mutation.matchConditionExpression: images of pods that the webhook missed are not \
+                         copied"
                     );
                 })
                 .ok(),
@@ -261,7 +261,7 @@ fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
         condition
             .matches(document, &Facts::of_pod(document))
             .unwrap_or_else(|error| {
-                tracing::debug!(%error, "the match condition gives no answer for a pod, it is left alone");
+                tracing::debug!(%error, "the match condition fails for a pod; the pod is not rewritten");
                 false
             })
     })

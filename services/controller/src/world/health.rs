@@ -122,7 +122,7 @@ pub fn patient(
         Progress::NotStarted => !image.rewritten,
         Progress::Settled => false,
     });
-    if !needs_help && !history.is_left_alone() {
+    if !needs_help && !history.is_excluded() {
         return None;
     }
     let wanted = wanted();

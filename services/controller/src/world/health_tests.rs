@@ -224,7 +224,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
     ]);
     pod["metadata"]["annotations"] = json!({
         labels::ORIGINAL_IMAGES: r#"{"containers/side":"r.io/side:1"}"#,
-        labels::IMAGE_HISTORY: r#"{"uid":"u","setBack":3}"#,
+        labels::IMAGE_HISTORY: r#"{"uid":"u","reverts":3}"#,
     });
     pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let patient = read(&pod).unwrap();
@@ -235,7 +235,7 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
             .map(|owner| owner.reference.name.as_str()),
         Some("rs")
     );
-    assert!(patient.history.is_left_alone());
+    assert!(patient.history.is_excluded());
     assert_eq!(patient.created, 1_767_225_600);
     let found: Vec<_> = patient
         .images

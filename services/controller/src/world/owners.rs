@@ -291,8 +291,8 @@ pub async fn watch_owners(
                     tracing::warn!(
                         kind = kind.kind,
                         error = said,
-                        "the API server does not show {} to the controller: their images are local only while pods need them; \
-                         let the release's ClusterRole get, list and watch them",
+                        "the controller may not read {}: their images are copied only for existing pods; allow get, list and watch in the \
+                         release's ClusterRole",
                         kind.plural
                     );
                 }
@@ -338,7 +338,7 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
                         .apply(event, &mut facts);
                     if listed && of.hidden.swap(false, Ordering::Relaxed) {
                         context.metrics.hidden(of.kind.plural, false);
-                        tracing::info!(kind = of.kind.kind, "the API server shows {} now", of.kind.plural);
+                        tracing::info!(kind = of.kind.kind, "the controller can read {} again", of.kind.plural);
                     }
                     if changed {
                         world.owners.changed();
@@ -350,7 +350,7 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
                     }
                     // The stream goes on by itself, with growing pauses.
                     heart.beat();
-                    tracing::warn!(kind = of.kind.kind, %error, "a watch failed and is tried again");
+                    tracing::warn!(kind = of.kind.kind, %error, "a watch failed; retrying");
                 }
                 None => return Ended::Stream,
             },

@@ -3,7 +3,7 @@
 
 use holdfast_api::{
     access::{Access, AccessRequest},
-    fill::Need,
+    fill::Priority,
 };
 
 use super::{Asked, Fills, Result};
@@ -16,7 +16,7 @@ impl Fills {
     /// [`super::Error::Request`] when the source is malformed.
     pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
         // Whoever waits for an image is asked for first; the answer is for the next pod.
-        let asked = Asked::of(&request.source, &request.credentials, Need::Ahead)?;
+        let asked = Asked::of(&request.source, &request.credentials, Priority::Prefetch)?;
         if self.permit(&asked.source.host).is_err() {
             return Ok(Access::Unknown);
         }

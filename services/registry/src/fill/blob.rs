@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     limits::SPACE_EVERY_BYTES,
-    upstream::{self, Body, Priority, Source, Wanted},
+    upstream::{self, Body, SharedPriority, Source, Wanted},
 };
 
 /// Attempts that bring next to nothing before a source is given up.
@@ -82,7 +82,8 @@ impl Fills {
             return (running, candidate);
         }
         let (announce, state) = watch::channel(State::Starting);
-        let priority = source.map_or_else(Priority::default, |source| source.priority.clone());
+        let priority =
+            source.map_or_else(SharedPriority::default, |source| source.priority.clone());
         let entry = Entry::new(state, priority);
         let candidate = join(&entry);
         blobs.insert(digest.clone(), entry.clone());

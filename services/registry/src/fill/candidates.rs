@@ -359,14 +359,14 @@ impl Candidates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::upstream::Priority;
+    use crate::upstream::SharedPriority;
 
     fn source(host: &str, repository: &str) -> (Source, RepositoryName) {
         let source = Source {
             host: Host::parse(host).unwrap(),
             repository: RepositoryName::parse(repository).unwrap(),
             logins: Vec::new(),
-            priority: Priority::default(),
+            priority: SharedPriority::default(),
         };
         let local = RepositoryName::parse(&format!("{host}/{repository}")).unwrap();
         (source, local)

@@ -11,7 +11,7 @@ use holdfast_store::{LockHolder, PartialBlob};
 use tokio::sync::watch;
 
 use super::{Error, Result, candidates::Candidates};
-use crate::upstream::{Priority, Wait};
+use crate::upstream::{SharedPriority, Wait};
 
 /// How far the fill of a blob is.
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ pub(super) enum State {
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) state: watch::Receiver<State>,
-    pub(super) priority: Priority,
+    pub(super) priority: SharedPriority,
     pub(super) candidates: Arc<Candidates>,
     access: Arc<Mutex<Access>>,
 }
@@ -49,7 +49,7 @@ struct Access {
 }
 
 impl Entry {
-    pub(super) fn new(state: watch::Receiver<State>, priority: Priority) -> Self {
+    pub(super) fn new(state: watch::Receiver<State>, priority: SharedPriority) -> Self {
         Self {
             state,
             priority,

@@ -69,7 +69,7 @@ fn request(candidate: &Candidate, digest: &Digest) -> FillRequest {
     FillRequest {
         source: format!("{}/{}@{digest}", source.host, source.repository),
         credentials: source.logins.iter().map(Login::to_credential).collect(),
-        need: source.priority.need(),
+        priority: source.priority.level(),
         ..FillRequest::default()
     }
 }
@@ -90,7 +90,7 @@ impl Fills {
             source,
             repo,
             target,
-        } = Asked::of(&request.source, &request.credentials, request.need)?;
+        } = Asked::of(&request.source, &request.credentials, request.priority)?;
         if target != ManifestRef::Digest(digest.clone()) {
             return Err(Error::Request("source: it names other content".to_owned()));
         }
@@ -101,8 +101,8 @@ impl Fills {
         if matches!(*entry.state.borrow(), State::Elsewhere(_)) {
             return Ok(false);
         }
-        let need = source.priority.need();
-        self.inner.upstreams.raise(&entry.priority, need);
+        let level = source.priority.level();
+        self.inner.upstreams.raise(&entry.priority, level);
         let source = Source {
             priority: entry.priority.clone(),
             ..source

@@ -8,7 +8,7 @@ use std::{
 };
 
 use futures::{FutureExt, future::BoxFuture};
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_core::{Digest, RepositoryName, Tag, rewrite};
 
 use super::{
@@ -19,7 +19,7 @@ use crate::{
     limits::SEARCHED_MANIFESTS,
     source::{self, Freshness, ManifestRef, SourceBlob, SourceError},
     time_limit::within,
-    upstream::{self, Login, Priority, Requester, Source},
+    upstream::{self, Login, Requester, SharedPriority, Source},
 };
 
 /// Between two looks at what others do on the volume.
@@ -141,7 +141,7 @@ impl Fills {
             host,
             repository,
             logins,
-            priority: Priority::default().on_behalf_of(Requester::current()),
+            priority: SharedPriority::default().on_behalf_of(Requester::current()),
         })
     }
 
@@ -221,7 +221,7 @@ impl Fills {
         let mut changed = self.inner.arriving.changed();
         // Which of its blobs somebody waits for the pulls of the blobs will tell.
         let source = &Source {
-            priority: Priority::new(Need::Running).on_behalf_of(Requester::current()),
+            priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),
             ..source.clone()
         };
         let platforms = &self.inner.settings.platforms;

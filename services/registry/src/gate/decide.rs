@@ -25,7 +25,7 @@ pub enum Action {
 
 /// What the endpoint does.
 pub fn action(endpoint: &Endpoint) -> Action {
-    need(endpoint).0
+    level(endpoint).0
 }
 
 /// What an endpoint is about.
@@ -41,7 +41,7 @@ enum Resource<'a> {
 
 /// What a caller needs; a mount also needs to pull from where it mounts, which its handler asks for
 /// by itself.
-fn need(endpoint: &Endpoint) -> (Action, Resource<'_>) {
+fn level(endpoint: &Endpoint) -> (Action, Resource<'_>) {
     match endpoint {
         Endpoint::Base => (Action::Pull, Resource::Base),
         Endpoint::Catalog(_) => (Action::Pull, Resource::Catalog),
@@ -123,7 +123,7 @@ impl Policy {
     /// Decides. Nobody pushes under an upstream's name: those repositories hold what the upstream
     /// holds, and nothing else.
     pub(super) fn check(&self, principal: &Principal, endpoint: &Endpoint) -> Result<(), Error> {
-        let (action, resource) = need(endpoint);
+        let (action, resource) = level(endpoint);
         match self.judge(principal, action, resource) {
             Verdict::Pass => {}
             Verdict::Challenge(error) => return Err(self.challenge(error, endpoint)),
@@ -251,7 +251,7 @@ fn verb(action: Action) -> &'static str {
 
 /// The scope to ask the authorization service for.
 fn scope(endpoint: &Endpoint) -> String {
-    let (action, resource) = need(endpoint);
+    let (action, resource) = level(endpoint);
     let mut scope = match resource {
         Resource::Base => String::new(),
         Resource::Catalog => "registry:catalog:*".to_owned(),

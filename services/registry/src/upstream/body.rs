@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 
 use super::{
-    Inner, Priority, Result, client, endpoint::Endpoint, flow::Flow, settings::MIN_BYTES,
+    Inner, Result, SharedPriority, client, endpoint::Endpoint, flow::Flow, settings::MIN_BYTES,
     turns::Turn,
 };
 use crate::time_limit::TimeLimit;
@@ -17,7 +17,7 @@ pub struct Body {
     pub(super) response: reqwest::Response,
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) shared: Arc<Inner>,
-    pub(super) priority: Priority,
+    pub(super) priority: SharedPriority,
     pub(super) skip: u64,
     pub(super) total: Option<u64>,
     pub(super) etag: Option<String>,
@@ -64,8 +64,10 @@ impl Body {
             self.shared
                 .metrics
                 .took(&self.endpoint.label, "blob", bytes.len());
-            let gives_way =
-                || self.priority.need() == Need::Ahead && self.shared.turns.is_anybody_waiting();
+            let gives_way = || {
+                self.priority.level() == Priority::Prefetch
+                    && self.shared.turns.is_anybody_waiting()
+            };
             self.shared.rate.take(bytes.len(), gives_way).await;
             if self.skip > 0 {
                 let skipped = usize::try_from(self.skip)

@@ -82,7 +82,7 @@ mod tests {
             host: Host::parse("registry.example").unwrap(),
             repository: RepositoryName::parse("team/app").unwrap(),
             logins: logins.iter().map(|user| Login::new(user, "p")).collect(),
-            priority: super::super::Priority::default(),
+            priority: super::super::SharedPriority::default(),
         };
         let (now, lasts) = (Instant::now(), Duration::from_secs(10));
         let memory = Negative::new(lasts);

@@ -13,17 +13,17 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use tokio::{sync::Notify, time::Instant};
 
-use super::{Error, Priority, Requester, Result, requester};
+use super::{Error, Requester, Result, SharedPriority, requester};
 use crate::limits::UPSTREAM_REQUESTS_WAITING as PLACES;
 
 /// A place in the queue.
 #[derive(Debug)]
 struct Place {
     repository: String,
-    priority: Priority,
+    priority: SharedPriority,
     /// Told when it is the first, and when it has lost its place.
     wake: Arc<Notify>,
 }
@@ -72,7 +72,7 @@ struct Queue {
     places: BTreeMap<u64, Place>,
     arrivals: u64,
     /// What pods wait for costs nobody a turn of what they do not wait for.
-    orders: HashMap<Need, Order>,
+    orders: HashMap<Priority, Order>,
 }
 
 /// The turns of places of one need.
@@ -96,7 +96,7 @@ impl Queue {
         let Order {
             requesters,
             repositories,
-        } = self.orders.entry(place.priority.need()).or_default();
+        } = self.orders.entry(place.priority.level()).or_default();
         let each = place.priority.requesters().into_iter().map(|requester| {
             let own = repositories.entry(requester).or_default();
             let rounds = (requesters.round(&requester), own.round(&place.repository));
@@ -110,8 +110,8 @@ impl Queue {
         let all: Vec<u64> = self.places.keys().copied().collect();
         let turns = all.into_iter().filter_map(|at| {
             let (rounds, _) = self.turn(at)?;
-            let need = self.places.get(&at)?.priority.need();
-            Some((need, rounds, at))
+            let level = self.places.get(&at)?.priority.level();
+            Some((level, rounds, at))
         });
         turns.min().map(|(.., at)| at)
     }
@@ -128,16 +128,16 @@ impl Queue {
         let Some((place, (_, requester))) = self.places.remove(&at).zip(turn) else {
             return;
         };
-        let need = place.priority.need();
+        let level = place.priority.level();
         let mut wanted: HashMap<Requester, HashSet<&String>> = HashMap::new();
         let same = self.places.values();
-        for other in same.filter(|other| other.priority.need() == need) {
+        for other in same.filter(|other| other.priority.level() == level) {
             for requester in other.priority.requesters() {
                 let of_requester = wanted.entry(requester).or_default();
                 of_requester.insert(&other.repository);
             }
         }
-        let order = self.orders.entry(need).or_default();
+        let order = self.orders.entry(level).or_default();
         let own = wanted.get(&requester);
         let wants = |repository: &String| own.is_some_and(|own| own.contains(repository));
         if let Some(rounds) = order.repositories.get_mut(&requester) {
@@ -153,7 +153,7 @@ impl Queue {
     }
 
     /// Makes room for one more; false when it has to go instead.
-    fn make_room(&mut self, repository: &str, priority: &Priority) -> bool {
+    fn make_room(&mut self, repository: &str, priority: &SharedPriority) -> bool {
         if self.places.len() < PLACES {
             return true;
         }
@@ -167,7 +167,7 @@ impl Queue {
         true
     }
 
-    fn enter(&mut self, repository: &str, priority: &Priority) -> Option<(u64, Arc<Notify>)> {
+    fn enter(&mut self, repository: &str, priority: &SharedPriority) -> Option<(u64, Arc<Notify>)> {
         if !self.make_room(repository, priority) {
             return None;
         }
@@ -252,7 +252,7 @@ impl Pace {
     ///
     /// # Errors
     /// [`Error::Busy`] when too many wait already, or nobody waits for this one any more.
-    pub(super) async fn take(&self, repository: &str, priority: &Priority) -> Result<()> {
+    pub(super) async fn take(&self, repository: &str, priority: &SharedPriority) -> Result<()> {
         if self.per_second == 0 {
             return Ok(());
         }
@@ -297,7 +297,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_seconds_worth_leaves_at_once_and_the_rest_in_step() {
-        let (pace, priority) = (Pace::new(10), Priority::default());
+        let (pace, priority) = (Pace::new(10), SharedPriority::default());
         let begun = Instant::now();
         for _ in 0..10 {
             pace.take("a", &priority).await.unwrap();
@@ -313,7 +313,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_leaves_frees_the_place() {
-        let (pace, priority) = (Pace::new(1), Priority::default());
+        let (pace, priority) = (Pace::new(1), SharedPriority::default());
         pace.take("a", &priority).await.unwrap();
         let mut left: Vec<_> = (0..100)
             .map(|_| Box::pin(pace.take("a", &priority)))
@@ -331,8 +331,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_nobody_waits_for_leaves_by_itself() {
         let pace = Pace::new(1);
-        pace.take("a", &Priority::default()).await.unwrap();
-        let (pull, watched) = Priority::default().watched();
+        pace.take("a", &SharedPriority::default()).await.unwrap();
+        let (pull, watched) = SharedPriority::default().watched();
         let mut waits = Box::pin(pace.take("a", &watched));
         let held = pull.hold();
         assert!(poll!(&mut waits).is_pending());
@@ -343,9 +343,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn repositories_take_turns_and_what_pods_wait_for_goes_first() {
-        let (pace, ahead) = (Pace::new(1), Priority::new(Need::Ahead));
+        let (pace, ahead) = (Pace::new(1), SharedPriority::new(Priority::Prefetch));
         pace.take("a", &ahead).await.unwrap();
-        let waiting = Priority::default();
+        let waiting = SharedPriority::default();
         let mut a: Vec<_> = (0..3).map(|_| Box::pin(pace.take("a", &ahead))).collect();
         for one in &mut a {
             assert!(poll!(one).is_pending());
@@ -362,7 +362,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_refuses_and_makes_room_for_another_repository() {
-        let (pace, priority) = (Pace::new(1), Priority::default());
+        let (pace, priority) = (Pace::new(1), SharedPriority::default());
         pace.take("a", &priority).await.unwrap();
         let mut all: Vec<_> = (0..PLACES)
             .map(|_| Box::pin(pace.take("a", &priority)))
@@ -381,16 +381,16 @@ mod tests {
     }
 
     /// For a client.
-    fn client(number: u8, need: Need) -> Priority {
+    fn client(number: u8, level: Priority) -> SharedPriority {
         let address = std::net::Ipv4Addr::new(192, 0, 2, number);
-        Priority::new(need).on_behalf_of(Requester::Client(address.into()))
+        SharedPriority::new(level).on_behalf_of(Requester::Client(address.into()))
     }
 
     /// A request in a task of its own, once it has its place or was refused.
     async fn ask(
         pace: &Arc<Pace>,
         repository: String,
-        priority: &Priority,
+        priority: &SharedPriority,
     ) -> tokio::task::JoinHandle<Result<()>> {
         let (pace, priority) = (Arc::clone(pace), priority.clone());
         let asked = tokio::spawn(async move { pace.take(&repository, &priority).await });
@@ -401,7 +401,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_client_with_every_place_keeps_no_other_client_out() {
         let pace = Arc::new(Pace::new(1));
-        let greedy = client(1, Need::Waiting);
+        let greedy = client(1, Priority::Blocking);
         pace.take("first", &greedy).await.unwrap();
         let (mut names, mut all) = ((0..).map(|number| format!("r{number}")), Vec::new());
         let begun = Instant::now();
@@ -411,7 +411,7 @@ mod tests {
             }
             let refused = ask(&pace, names.next().unwrap(), &greedy).await;
             assert!(matches!(refused.await.unwrap(), Err(Error::Busy(_))));
-            let honest = ask(&pace, "app".to_owned(), &client(2, Need::Waiting)).await;
+            let honest = ask(&pace, "app".to_owned(), &client(2, Priority::Blocking)).await;
             assert_eq!(pace.waiting(), PLACES);
             let last = all.pop().unwrap().await.unwrap();
             assert!(
@@ -427,14 +427,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_a_second_client_joins_goes_in_its_turn_too() {
         let pace = Arc::new(Pace::new(1));
-        pace.take("first", &client(1, Need::Waiting)).await.unwrap();
+        pace.take("first", &client(1, Priority::Blocking))
+            .await
+            .unwrap();
         let mut all = Vec::new();
         for _ in 0..10 {
-            all.push(ask(&pace, "other".to_owned(), &client(1, Need::Waiting)).await);
+            all.push(ask(&pace, "other".to_owned(), &client(1, Priority::Blocking)).await);
         }
-        let shared = client(1, Need::Waiting);
+        let shared = client(1, Priority::Blocking);
         let joined = ask(&pace, "other".to_owned(), &shared).await;
-        shared.join(&client(2, Need::Waiting));
+        shared.join(&client(2, Priority::Blocking));
         joined.await.unwrap().unwrap();
         let served = all.iter().filter(|one| one.is_finished());
         assert!(served.count() <= 2);

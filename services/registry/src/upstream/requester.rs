@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, net::IpAddr};
 
-use super::Priority;
+use super::SharedPriority;
 
 tokio::task_local! {
     static CURRENT: Requester;
@@ -38,8 +38,8 @@ impl Requester {
 /// nobody does. A place that several requesters share counts as that of the one who holds least.
 /// Both are told by repository and priority.
 pub(crate) fn greediest<'a>(
-    held: impl Iterator<Item = (u64, &'a str, &'a Priority)> + Clone,
-    (repository, newcomer): (&str, &Priority),
+    held: impl Iterator<Item = (u64, &'a str, &'a SharedPriority)> + Clone,
+    (repository, newcomer): (&str, &SharedPriority),
 ) -> Option<u64> {
     let mut all: HashMap<Requester, usize> = HashMap::new();
     let mut by_repository: HashMap<(Requester, &str), usize> = HashMap::new();
@@ -49,7 +49,7 @@ pub(crate) fn greediest<'a>(
             *by_repository.entry((requester, repository)).or_default() += 1;
         }
     }
-    let least = |repository: &str, priority: &Priority| {
+    let least = |repository: &str, priority: &SharedPriority| {
         let each = priority.requesters().into_iter().map(|requester| {
             let own = all.get(&requester).copied().unwrap_or(0);
             let of_repository = by_repository.get(&(requester, repository)).copied();

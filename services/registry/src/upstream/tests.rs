@@ -48,7 +48,7 @@ fn source(host: &str, logins: &[(&str, &str)]) -> Source {
             .iter()
             .map(|(user, password)| Login::new(user, password))
             .collect(),
-        priority: Priority::default(),
+        priority: SharedPriority::default(),
     }
 }
 

@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_runtime::CancellationToken;
 use tokio::{sync::oneshot, time::Instant};
 
@@ -38,7 +38,7 @@ use super::{
 };
 use crate::limits::COPIES_WAITING;
 pub(crate) use interest::Interest;
-pub use priority::Priority;
+pub use priority::SharedPriority;
 use priority::rank;
 
 /// Between two looks whether somebody still waits.
@@ -55,14 +55,16 @@ struct Used([usize; 3]);
 
 impl Used {
     /// Whether one more fits into `slots`.
-    fn takes(self, need: Need, slots: usize) -> bool {
+    fn takes(self, level: Priority, slots: usize) -> bool {
         let [waiting, running, ahead] = self.0;
         let fits = |used: usize, share: usize| used < share.max(1);
         waiting + running + ahead < slots
-            && match need {
-                Need::Waiting => true,
-                Need::Running => fits(running + ahead, slots * 3 / 4),
-                Need::Ahead => fits(ahead, slots / 2) && fits(running + ahead, slots * 3 / 4),
+            && match level {
+                Priority::Blocking => true,
+                Priority::Running => fits(running + ahead, slots * 3 / 4),
+                Priority::Prefetch => {
+                    fits(ahead, slots / 2) && fits(running + ahead, slots * 3 / 4)
+                }
             }
     }
 }
@@ -70,7 +72,7 @@ impl Used {
 struct Waiter {
     host: String,
     repository: String,
-    priority: Priority,
+    priority: SharedPriority,
     /// How often it had a slot before and was preempted.
     yielded: u32,
     give: oneshot::Sender<Turn>,
@@ -80,7 +82,7 @@ struct Waiter {
 struct Running {
     host: String,
     repository: String,
-    priority: Priority,
+    priority: SharedPriority,
     /// `None`: another replica copies, and no slot is taken here.
     slot: Option<Slot>,
 }
@@ -125,9 +127,9 @@ impl State {
     /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then
     /// whose repository has the fewest, then by arrival, so that newcomers keep nobody waiting for
     /// ever.
-    fn place(&self, at: u64, waiter: &Waiter) -> (Need, usize, usize, u64) {
+    fn place(&self, at: u64, waiter: &Waiter) -> (Priority, usize, usize, u64) {
         let (host, repository) = self.used(&waiter.host, &waiter.repository);
-        (waiter.priority.need(), host, repository, at)
+        (waiter.priority.level(), host, repository, at)
     }
 
     /// Slots of a host, and of one of its repositories.
@@ -139,7 +141,7 @@ impl State {
     }
 
     /// Makes room for one more that waits; false when it has to go instead.
-    fn make_room(&mut self, repository: &str, priority: &Priority) -> bool {
+    fn make_room(&mut self, repository: &str, priority: &SharedPriority) -> bool {
         if self.queue.len() < COPIES_WAITING {
             return true;
         }
@@ -150,8 +152,8 @@ impl State {
         greediest.and_then(|at| self.queue.remove(&at)).is_some()
     }
 
-    fn give(&mut self, host: &str, repository: &str, need: Need) {
-        let slot = usize::from(rank(need));
+    fn give(&mut self, host: &str, repository: &str, level: Priority) {
+        let slot = usize::from(rank(level));
         self.used.0[slot] += 1;
         let host = self.hosts.entry(host.to_owned()).or_default();
         host.used.0[slot] += 1;
@@ -159,8 +161,8 @@ impl State {
         *of_repository.or_default() += 1;
     }
 
-    fn take_back(&mut self, host: &str, repository: &str, need: Need) {
-        let slot = usize::from(rank(need));
+    fn take_back(&mut self, host: &str, repository: &str, level: Priority) {
+        let slot = usize::from(rank(level));
         self.used.0[slot] = self.used.0[slot].saturating_sub(1);
         let Some(of_host) = self.hosts.get_mut(host) else {
             return;
@@ -194,7 +196,7 @@ struct Shared {
 pub(super) struct Turn {
     shared: Arc<Shared>,
     host: String,
-    need: Need,
+    level: Priority,
     at: u64,
     flow: Arc<Flow>,
     preempted: CancellationToken,
@@ -236,7 +238,7 @@ impl std::fmt::Debug for Turn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Turn")
             .field("host", &self.host)
-            .field("need", &self.need)
+            .field("level", &self.level)
             .finish_non_exhaustive()
     }
 }
@@ -259,7 +261,7 @@ impl Turns {
     pub(super) fn take(
         &self,
         (host, repository): (&str, &str),
-        priority: &Priority,
+        priority: &SharedPriority,
         yielded: u32,
     ) -> impl Future<Output = Option<Turn>> + Send + use<> {
         let (give, mut told) = oneshot::channel();
@@ -296,8 +298,8 @@ impl Turns {
     }
 
     /// Makes a copy more urgent, wherever it stands.
-    pub(super) fn raise(&self, priority: &Priority, need: Need) {
-        if priority.raise(need) {
+    pub(super) fn raise(&self, priority: &SharedPriority, level: Priority) {
+        if priority.raise(level) {
             self.shared.dispatch(None);
         }
     }
@@ -309,7 +311,7 @@ impl Turns {
         let waits = Running {
             host: host.to_owned(),
             repository: String::new(),
-            priority: Priority::default(),
+            priority: SharedPriority::default(),
             slot: None,
         };
         state.under_way.insert(at, waits);
@@ -326,18 +328,18 @@ impl Turns {
         let under_way = state.under_way.values().map(|running| &running.priority);
         queued
             .chain(under_way)
-            .any(|priority| priority.need() == Need::Waiting)
+            .any(|priority| priority.level() == Priority::Blocking)
     }
 
     /// Copies that wait for a slot, and those that have one, by need.
-    pub(super) fn count(&self, need: Need) -> (usize, usize) {
+    pub(super) fn count(&self, level: Priority) -> (usize, usize) {
         let state = self.shared.lock();
         let waiting = state.queue.values();
         (
             waiting
-                .filter(|waiter| waiter.priority.need() == need)
+                .filter(|waiter| waiter.priority.level() == level)
                 .count(),
-            state.used.0[usize::from(rank(need))],
+            state.used.0[usize::from(rank(level))],
         )
     }
 }
@@ -350,7 +352,7 @@ impl Shared {
     fn is_waited_for(&self, host: &str) -> bool {
         let state = self.lock();
         let mut under_way = state.under_way.values();
-        under_way.any(|one| one.host == host && one.priority.need() == Need::Waiting)
+        under_way.any(|one| one.host == host && one.priority.level() == Priority::Blocking)
     }
 
     /// Has copies give their slots up to others that should have them.
@@ -387,10 +389,10 @@ impl Shared {
                     .queue
                     .iter()
                     .filter(|(_, waiter)| {
-                        let need = waiter.priority.need();
+                        let level = waiter.priority.level();
                         let host = state.hosts.get(&waiter.host).map(|host| host.used);
-                        state.used.takes(need, self.all)
-                            && host.unwrap_or_default().takes(need, self.each)
+                        state.used.takes(level, self.all)
+                            && host.unwrap_or_default().takes(level, self.each)
                     })
                     .min_by_key(|(at, waiter)| (first != Some(**at), state.place(**at, waiter)))
                     .map(|(at, _)| *at);
@@ -398,8 +400,8 @@ impl Shared {
                 let Some((at, waiter)) = next.and_then(|at| state.queue.remove_entry(&at)) else {
                     return;
                 };
-                let need = waiter.priority.need();
-                state.give(&waiter.host, &waiter.repository, need);
+                let level = waiter.priority.level();
+                state.give(&waiter.host, &waiter.repository, level);
                 let (flow, preempted) = (Arc::new(Flow::new()), CancellationToken::new());
                 let running = Running {
                     host: waiter.host.clone(),
@@ -418,7 +420,7 @@ impl Shared {
                 let turn = Turn {
                     shared: Arc::clone(self),
                     host: waiter.host,
-                    need,
+                    level,
                     at,
                     flow,
                     preempted,
@@ -444,9 +446,9 @@ impl Turn {
     }
 
     /// Stands still, though not for long, while somebody waits for something else of the host.
-    pub(super) async fn give_way(&self, priority: &Priority) {
+    pub(super) async fn give_way(&self, priority: &SharedPriority) {
         let until = Instant::now() + STANDS_STILL;
-        while priority.need() != Need::Waiting
+        while priority.level() != Priority::Blocking
             && self.shared.is_waited_for(&self.host)
             && Instant::now() < until
         {
@@ -461,7 +463,7 @@ impl Drop for Turn {
             let mut state = self.shared.lock();
             let ended = state.under_way.remove(&self.at);
             ended.and_then(|ended| {
-                state.take_back(&ended.host, &ended.repository, self.need);
+                state.take_back(&ended.host, &ended.repository, self.level);
                 ended.slot?.gives_to
             })
         };

@@ -60,10 +60,10 @@ container              update     -             restored r.io/a:1               
 container,init         update     -             plain    L/r.io/a:1               r.io/a:1              r.io/a:1                        back
 container              update     -             plain    A/r.io/a:1               r.io/a:1              r.io/a:1                        back
 container              update     -             plain    L/docker.io/library/n:1  n:1                   docker.io/library/n:1           back
-container,init         update     -             setback2 L/r.io/a:1               r.io/a:1              =                               back,set_back
+container,init         update     -             setback2 L/r.io/a:1               r.io/a:1              =                               back,reverted
 container              update     -             setback2 L/r.io/a:1               r.io/a:2              r.io/a:2                        -
-container              update     -             setback3 L/r.io/a:1               r.io/a:1              =                               back,set_back
-container              update     -             setback3 r.io/a:1                 r.io/a:2              =                               set_back
+container              update     -             setback3 L/r.io/a:1               r.io/a:1              =                               back,reverted
+container              update     -             setback3 r.io/a:1                 r.io/a:2              =                               reverted
 container              update     -             setback3 r.io/a:1                 r.io/a:1              =                               -
 container              update     -             another3 L/r.io/a:1               r.io/a:1              r.io/a:1                        back
 container              update     Always        plain    r.io/a:1                 r.io/a:2              r.io/a:2                        -
@@ -96,7 +96,7 @@ fn rules() -> Rules {
         "registryAddress": "10.96.0.50",
         "aliases": ["10.96.0.9"],
         "rewrite": true,
-        "leftAlone": [{
+        "excluded": [{
             "namespace": "team", "source": "refused.io/a:1", "reason": "Unauthorized", "since": "2026-01-01T00:00:00Z",
         }],
     }))
@@ -118,9 +118,9 @@ fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
         "optout" => metadata["labels"] = json!({ labels::REWRITE: "disabled" }),
         "mirror" => metadata["annotations"] = json!({ "kubernetes.io/config.mirror": "x" }),
         "own" => metadata["labels"] = json!({ labels::NAME: "holdfast" }),
-        "setback2" => metadata["annotations"] = history("u", r#""setBack":2"#),
-        "setback3" => metadata["annotations"] = history("u", r#""setBack":3"#),
-        "another3" => metadata["annotations"] = history("v", r#""setBack":3"#),
+        "setback2" => metadata["annotations"] = history("u", r#""reverts":2"#),
+        "setback3" => metadata["annotations"] = history("u", r#""reverts":3"#),
+        "another3" => metadata["annotations"] = history("v", r#""reverts":3"#),
         "restored" => metadata["annotations"] = history("u", r#""restored":["r.io/a:1"]"#),
         other => panic!("no such pod: {other}"),
     }
@@ -180,7 +180,7 @@ fn run(row: &str) -> (String, String) {
         .and_then(Value::as_str)
         .unwrap();
     let back = std::iter::repeat_n("back", mutation.set_back);
-    let reasons = mutation.left_alone.iter().map(|reason| reason.as_str());
+    let reasons = mutation.skipped.iter().map(|reason| reason.as_str());
     let reasons: Vec<_> = back.chain(reasons).collect();
     let reasons = if reasons.is_empty() {
         "-".to_owned()

@@ -87,11 +87,11 @@ fn a_private_image_is_rewritten_where_its_namespace_proved_it() {
         assert_eq!(guard, Mutation::default(), "{namespace} {image}");
         let kept = found == image;
         let reasons = if kept {
-            vec![LeftAlone::Private]
+            vec![SkipReason::Private]
         } else {
             Vec::new()
         };
-        assert_eq!(mutation.left_alone, reasons, "{namespace} {image}");
+        assert_eq!(mutation.skipped, reasons, "{namespace} {image}");
         assert_eq!(mutation.images.len(), 1, "it is announced in any case");
     }
     // The configuration alone decides that it depends on namespaces: without a list nothing is
@@ -150,7 +150,7 @@ fn a_name_at_the_registry_is_put_back_where_nothing_is_proved() {
                 let (found, [guard, _]) = created("other", image, change, &rules);
                 assert_eq!(found, expect, "{image} {change}");
                 assert_eq!((guard.put_back, guard.warnings.len()), (1, 1));
-                assert_eq!(guard.left_alone, [LeftAlone::Private]);
+                assert_eq!(guard.skipped, [SkipReason::Private]);
                 assert_eq!(guard.images.len(), 0);
                 // Where it is proved it stays as it is written.
                 assert_eq!(created("team", image, change, &rules).0, image);

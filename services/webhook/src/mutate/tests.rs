@@ -132,14 +132,14 @@ fn what_cannot_be_understood_is_left_alone_with_a_warning() {
     ] {
         check(image, None);
         let mutation = create(&pod(image));
-        assert_eq!(mutation.left_alone, [LeftAlone::Malformed], "{image}");
+        assert_eq!(mutation.skipped, [SkipReason::Malformed], "{image}");
         assert_eq!(mutation.warnings.len(), 1, "{image}");
         assert!(mutation.warnings[0].len() < 256, "{}", mutation.warnings[0]);
         assert!(mutation.images.is_empty());
     }
     let too_long = format!("registry.example/{}", "a".repeat(250));
     let mutation = create(&pod(&too_long));
-    assert_eq!(mutation.left_alone, [LeftAlone::TooLong]);
+    assert_eq!(mutation.skipped, [SkipReason::TooLong]);
     assert_eq!(mutation.warnings.len(), 1);
     let repaired = create(&pod("https://registry.example/app:1"));
     assert!(
@@ -162,7 +162,7 @@ fn a_prefix_is_never_doubled() {
         let image = format!("{address}/docker.io/library/nginx:1");
         check(&image, None);
         let mutation = create(&pod(&image));
-        assert_eq!(mutation.left_alone, [LeftAlone::AlreadyLocal]);
+        assert_eq!(mutation.skipped, [SkipReason::AlreadyLocal]);
         let images: Vec<String> = mutation.images.iter().map(ToString::to_string).collect();
         assert_eq!(
             images,
@@ -181,7 +181,7 @@ fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_c
     let state = ClusterState {
         registry_address: ADDRESS.to_owned(),
         rewrite: true,
-        left_alone: vec![serde_json::from_value(entry).unwrap()],
+        excluded: vec![serde_json::from_value(entry).unwrap()],
         ..ClusterState::default()
     };
     let rules = Rules::new(Configured::default(), Some(&state));
@@ -191,7 +191,7 @@ fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_c
         Request::Create,
         &rules,
     );
-    assert_eq!(mutation.left_alone, [LeftAlone::Refused]);
+    assert_eq!(mutation.skipped, [SkipReason::Refused]);
     assert!(mutation.patch.is_empty());
     assert_eq!(mutation.images.len(), 1, "it is announced all the same");
     let mut elsewhere = pod("registry.example/app:1");
@@ -208,7 +208,7 @@ fn images_that_only_the_node_has_are_left_alone() {
     never["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
     let mutation = create(&never);
     assert!(mutation.patch.is_empty() && mutation.images.is_empty());
-    assert_eq!(mutation.left_alone, [LeftAlone::PullNever]);
+    assert_eq!(mutation.skipped, [SkipReason::PullNever]);
 }
 
 // SPEC 11
@@ -238,25 +238,25 @@ fn whole_pods_that_are_left_alone() {
     for (pod, reason) in [
         (
             with("labels", "holdfast.dev/rewrite", "disabled"),
-            Some(LeftAlone::OptedOut),
+            Some(SkipReason::OptedOut),
         ),
         (with("labels", "holdfast.dev/rewrite", "enabled"), None),
         (
             with("annotations", "kubernetes.io/config.mirror", "x"),
-            Some(LeftAlone::Mirror),
+            Some(SkipReason::Mirror),
         ),
         (
             with("labels", "app.kubernetes.io/part-of", "holdfast"),
-            Some(LeftAlone::OwnPlatform),
+            Some(SkipReason::OwnPlatform),
         ),
         (
             with("labels", "app.kubernetes.io/name", "holdfast"),
-            Some(LeftAlone::OwnPlatform),
+            Some(SkipReason::OwnPlatform),
         ),
         (with("labels", "app.kubernetes.io/part-of", "shop"), None),
     ] {
         let mutation = create(&pod);
-        assert_eq!(mutation.left_alone.first().copied(), reason, "{pod}");
+        assert_eq!(mutation.skipped.first().copied(), reason, "{pod}");
         assert_eq!(mutation.patch.is_empty(), reason.is_some(), "{pod}");
         assert_eq!(mutation.images.is_empty(), reason.is_some(), "{pod}");
     }
@@ -273,7 +273,7 @@ fn nothing_is_rewritten_before_the_state_says_so() {
         let rules = Rules::new(Configured::default(), state);
         let mutation = mutate(&pod("nginx"), None, Request::Create, &rules);
         assert!(mutation.patch.is_empty() && mutation.images.is_empty());
-        assert_eq!(mutation.left_alone, [LeftAlone::NotRewriting]);
+        assert_eq!(mutation.skipped, [SkipReason::NotRewriting]);
     }
 }
 

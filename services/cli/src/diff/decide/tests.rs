@@ -71,7 +71,7 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
         ],
         addresses: vec!["10.96.0.50".to_owned()],
         not_rewriting: None,
-        left_alone: BTreeMap::new(),
+        excluded: BTreeMap::new(),
         access: ImageAccess::Every,
         scope: scope(),
         not_judged: Vec::new(),
@@ -167,7 +167,7 @@ fn what_holdfast_leaves_alone_is_said_and_may_be_ignored() {
 fn what_a_policy_keeps_from_the_registry_is_missing_though_it_is_local() {
     let mut inventory = cluster(vec![deployment("shop", "web", &spec("r.io/local:1", None))]);
     let by = "ValidatingAdmissionPolicy ours".to_owned();
-    inventory.left_alone = [("shop".to_owned(), by.clone())].into();
+    inventory.excluded = [("shop".to_owned(), by.clone())].into();
     let answer = decide(&inventory);
     let image = &answer.owners[0].images[0];
     assert_eq!(image.verdict, Verdict::Missing);

@@ -211,7 +211,7 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
         .await
         .unwrap();
     let (announce, state) = tokio::sync::watch::channel(entry::State::Growing(incoming.reader()));
-    let entry = entry::Entry::new(state, Priority::default());
+    let entry = entry::Entry::new(state, SharedPriority::default());
     entry.prove(&repo);
     one.fills.lock_blobs().insert(layer.clone(), entry);
 

@@ -1,6 +1,6 @@
 //! Mirrors that fail in the middle, lie, or change; and what waits for what.
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use holdfast_testkit::raw::{Raw, Reply};
 
 use super::*;
@@ -274,7 +274,7 @@ async fn what_is_copied_ahead_does_not_stand_in_the_way_of_a_pull() {
                 registry.clone(),
                 request(&upstream, &format!(":ahead-{n}"), &[]),
             );
-            wanted.need = Need::Ahead;
+            wanted.priority = Priority::Prefetch;
             tokio::spawn(async move { registry.fill(&wanted).await })
         })
         .collect();

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 use tokio::time::Instant;
 
 use super::{Running, Slot, State, Waiter, rank};
@@ -103,7 +103,9 @@ fn preempting<'a>(state: &'a State, served: &BTreeSet<u64>, each: usize) -> Vec<
     let mut waiting: Vec<(u64, &Waiter)> = state
         .queue
         .iter()
-        .filter(|(at, waiter)| waiter.priority.need() == Need::Waiting && !served.contains(at))
+        .filter(|(at, waiter)| {
+            waiter.priority.level() == Priority::Blocking && !served.contains(at)
+        })
         .map(|(at, waiter)| (*at, waiter))
         .collect();
     waiting.sort_by_cached_key(|(at, waiter)| state.place(*at, waiter));
@@ -176,7 +178,7 @@ fn may_give(
     (all, each): (usize, usize),
     now: Instant,
 ) -> bool {
-    if rank(one.priority.need()) < rank(waiter.priority.need()) {
+    if rank(one.priority.level()) < rank(waiter.priority.level()) {
         return false;
     }
     let same_host = one.host == waiter.host;

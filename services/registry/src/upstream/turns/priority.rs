@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicU8, Ordering},
 };
 
-use holdfast_api::fill::Need;
+use holdfast_api::fill::Priority;
 
 use super::Interest;
 use crate::upstream::Requester;
@@ -16,7 +16,7 @@ const REQUESTERS: usize = 16;
 /// How urgent a copy is, and for whom it is made. Clones share it; it only ever becomes more
 /// urgent, and further requesters join.
 #[derive(Debug, Clone)]
-pub struct Priority {
+pub struct SharedPriority {
     own: Arc<AtomicU8>,
     /// That of the image, which all its parts have, too.
     whole: Option<Arc<AtomicU8>>,
@@ -26,11 +26,11 @@ pub struct Priority {
     requesters: Arc<Mutex<Vec<Requester>>>,
 }
 
-impl Priority {
+impl SharedPriority {
     /// A copy's priority.
-    pub fn new(need: Need) -> Self {
+    pub fn new(level: Priority) -> Self {
         Self {
-            own: Arc::new(AtomicU8::new(rank(need))),
+            own: Arc::new(AtomicU8::new(rank(level))),
             whole: None,
             interest: None,
             requesters: Arc::default(),
@@ -53,7 +53,7 @@ impl Priority {
         Self {
             whole: Some(Arc::clone(&self.own)),
             requesters: Arc::clone(&self.requesters),
-            ..Self::new(Need::Ahead)
+            ..Self::new(Priority::Prefetch)
         }
     }
 
@@ -85,18 +85,18 @@ impl Priority {
     }
 
     /// The most urgent need that anybody had so far.
-    pub fn need(&self) -> Need {
+    pub fn level(&self) -> Priority {
         let whole = self.whole.iter().map(|rank| rank.load(Ordering::Relaxed));
         match whole.fold(self.own.load(Ordering::Relaxed), u8::min) {
-            0 => Need::Waiting,
-            1 => Need::Running,
-            _ => Need::Ahead,
+            0 => Priority::Blocking,
+            1 => Priority::Running,
+            _ => Priority::Prefetch,
         }
     }
 
-    /// Makes it as urgent as `need`; true when it was less.
-    pub(super) fn raise(&self, need: Need) -> bool {
-        self.own.fetch_min(rank(need), Ordering::Relaxed) > rank(need)
+    /// Makes it as urgent as `level`; true when it was less.
+    pub(super) fn raise(&self, level: Priority) -> bool {
+        self.own.fetch_min(rank(level), Ordering::Relaxed) > rank(level)
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Requester>> {
@@ -128,16 +128,16 @@ impl Priority {
     }
 }
 
-impl Default for Priority {
+impl Default for SharedPriority {
     fn default() -> Self {
-        Self::new(Need::Waiting)
+        Self::new(Priority::Blocking)
     }
 }
 
-pub(super) const fn rank(need: Need) -> u8 {
-    match need {
-        Need::Waiting => 0,
-        Need::Running => 1,
-        Need::Ahead => 2,
+pub(super) const fn rank(level: Priority) -> u8 {
+    match level {
+        Priority::Blocking => 0,
+        Priority::Running => 1,
+        Priority::Prefetch => 2,
     }
 }

@@ -6,7 +6,7 @@ use futures::{FutureExt, poll};
 #[test]
 fn shares_leave_room_for_what_pods_wait_for() {
     let check = |used: [usize; 3], slots: usize, expect: [bool; 3]| {
-        let found = Need::ALL.map(|need| Used(used).takes(need, slots));
+        let found = Priority::ALL.map(|level| Used(used).takes(level, slots));
         assert_eq!(found, expect, "{used:?} of {slots}");
     };
     check([0, 0, 0], 16, [true, true, true]);
@@ -23,19 +23,19 @@ fn shares_leave_room_for_what_pods_wait_for() {
 async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
     let turns = Turns::new(1, 1);
     let first = turns
-        .take(("a", "r"), &Priority::default(), 0)
+        .take(("a", "r"), &SharedPriority::default(), 0)
         .await
         .unwrap();
-    let [slow, raised] = [Need::Ahead, Need::Ahead].map(Priority::new);
+    let [slow, raised] = [Priority::Prefetch, Priority::Prefetch].map(SharedPriority::new);
     let mut slow = Box::pin(turns.take(("a", "r"), &slow, 0));
     let mut joined = Box::pin(turns.take(("a", "r"), &raised, 0));
-    let running = Priority::new(Need::Running);
+    let running = SharedPriority::new(Priority::Running);
     let mut running = Box::pin(turns.take(("b", "r"), &running, 0));
     assert!(poll!(&mut slow).is_pending());
     assert!(poll!(&mut joined).is_pending());
     assert!(poll!(&mut running).is_pending());
-    turns.raise(&raised, Need::Waiting);
-    assert_eq!(turns.count(Need::Waiting), (1, 1));
+    turns.raise(&raised, Priority::Blocking);
+    assert_eq!(turns.count(Priority::Blocking), (1, 1));
     drop(first);
     let turn = joined.now_or_never().flatten();
     assert!(turn.is_some(), "a pull joined it");
@@ -48,7 +48,7 @@ async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
 #[tokio::test]
 async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
     let turns = Turns::new(3, 2);
-    let wait = Priority::default();
+    let wait = SharedPriority::default();
     let a1 = turns.take(("a", "r"), &wait, 0).await;
     let a2 = turns.take(("a", "r"), &wait, 0).await;
     let mut a3 = Box::pin(turns.take(("a", "r"), &wait, 0));
@@ -57,18 +57,18 @@ async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
     assert!(b.is_some(), "another host's slot is free");
     drop(a3);
     drop((a1, a2));
-    assert_eq!(turns.count(Need::Waiting), (0, 1));
+    assert_eq!(turns.count(Priority::Blocking), (0, 1));
     assert!(turns.is_anybody_waiting());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
     let turns = Turns::new(8, 8);
-    let image = Priority::new(Need::Running);
+    let image = SharedPriority::new(Priority::Running);
     let [first, second] = [image.part(), image.part()];
     let _first = turns.take(("a", "r"), &first, 0).await.unwrap();
     let turn = turns.take(("a", "r"), &second, 0).await.unwrap();
-    let stood = async |priority: &Priority| {
+    let stood = async |priority: &SharedPriority| {
         let begun = Instant::now();
         turn.give_way(priority).await;
         begun.elapsed()
@@ -80,9 +80,9 @@ async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
     let elsewhere = turns.wait("a");
     assert_eq!(stood(&second).await, STANDS_STILL, "not for ever");
     drop(elsewhere);
-    turns.raise(&first, Need::Waiting);
+    turns.raise(&first, Priority::Blocking);
     assert_eq!(stood(&second).await, STANDS_STILL, "the other part");
-    turns.raise(&image, Need::Waiting);
+    turns.raise(&image, Priority::Blocking);
     assert_eq!(stood(&second).await, Duration::ZERO, "all of the image");
 }
 
@@ -90,7 +90,7 @@ async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
 #[tokio::test(start_paused = true)]
 async fn what_another_replica_copies_holds_no_slot_that_it_could_give_up() {
     let turns = Turns::new(1, 1);
-    let wait = Priority::default();
+    let wait = SharedPriority::default();
     let only = turns.take(("a", "r"), &wait, 0).await;
     let elsewhere = turns.wait("b");
     let next = turns.take(("c", "r"), &wait, 0);
@@ -107,7 +107,7 @@ async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
     let mut taken = Vec::new();
     for host in hosts {
         for _ in 0..each {
-            let turn = turns.take((host, "r"), &Priority::default(), 0);
+            let turn = turns.take((host, "r"), &SharedPriority::default(), 0);
             taken.push(turn.await.unwrap());
         }
     }
@@ -126,7 +126,7 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
-    let waits = Priority::default();
+    let waits = SharedPriority::default();
     let mut honest = Box::pin(turns.take(("c", "r"), &waits, 0));
     let begun = Instant::now();
     let preempted = async {
@@ -159,7 +159,7 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
 async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody_at_once() {
     let turns = Turns::new(2, 2);
     let taken = all_taken(&turns, &["a"], 2).await;
-    let waits = Priority::default();
+    let waits = SharedPriority::default();
     let gone = || {
         let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
         gone.count()
@@ -209,7 +209,7 @@ async fn next_victim(taken: &[(&str, Turn)]) -> (usize, u64) {
 /// that waits. `seconds`: after which time each of them does.
 async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) {
     let turns = Turns::new(2, 2);
-    let waits = Priority::default();
+    let waits = SharedPriority::default();
     let (mut taken, mut senders) = (Vec::new(), Vec::new());
     let mut yielded = HashMap::<_, u32>::new();
     let name = |(host, repository): (&'static str, &'static str)| match repository {
@@ -273,7 +273,7 @@ async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
-    let waits = Priority::default();
+    let waits = SharedPriority::default();
     let mut others: Vec<_> = (0..4)
         .map(|_| Box::pin(turns.take(("b", "r"), &waits, 0)))
         .collect();
@@ -290,7 +290,7 @@ async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
 #[tokio::test]
 async fn hosts_and_then_repositories_take_turns() {
     let turns = Turns::new(3, 3);
-    let wait = Priority::default();
+    let wait = SharedPriority::default();
     let mut held = all_taken(&turns, &["a"], 3).await;
     let mut same = Box::pin(turns.take(("a", "r"), &wait, 0));
     let mut other = Box::pin(turns.take(("a", "s"), &wait, 0));
@@ -313,7 +313,7 @@ async fn a_full_queue_of_copies_makes_room_for_another_client() {
     let turns = Turns::new(1, 1);
     let client = |number: u8| {
         let address = std::net::Ipv4Addr::new(192, 0, 2, number);
-        Priority::default().on_behalf_of(crate::upstream::Requester::Client(address.into()))
+        SharedPriority::default().on_behalf_of(crate::upstream::Requester::Client(address.into()))
     };
     let _runs = turns.take(("a", "r"), &client(1), 0).await.unwrap();
     let greedy = client(1);
@@ -325,7 +325,7 @@ async fn a_full_queue_of_copies_makes_room_for_another_client() {
     assert!(matches!(further, Some(None)), "it is told so at once");
     let mut other = Box::pin(turns.take(("a", "app"), &client(2), 0));
     assert!(poll!(&mut other).is_pending());
-    assert_eq!(turns.count(Need::Waiting), (COPIES_WAITING, 1));
+    assert_eq!(turns.count(Priority::Blocking), (COPIES_WAITING, 1));
     let last = all.pop().map(FutureExt::now_or_never);
     assert!(
         matches!(last, Some(Some(None))),
@@ -333,7 +333,7 @@ async fn a_full_queue_of_copies_makes_room_for_another_client() {
     );
     drop(all);
     assert_eq!(
-        turns.count(Need::Waiting),
+        turns.count(Priority::Blocking),
         (1, 1),
         "who leaves is forgotten"
     );
