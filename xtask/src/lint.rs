@@ -3,6 +3,7 @@
 //! found.
 
 mod directions;
+mod documents;
 mod files;
 mod limits;
 
@@ -58,6 +59,9 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
         if limits::holds_constants(&path) {
             constants.insert(path, text);
         }
+    }
+    for path in documents::markdown_files(&root)? {
+        findings.extend(documents::check(&path, &read(&path)?));
     }
     let limits = read(limits::DOCUMENT)?;
     findings.extend(limits::check(&limits, &constants, &tests));
