@@ -2,10 +2,8 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use holdfast_registry::{
-    route::{Endpoint, RouteError, route},
-    source::ManifestRef,
-};
+use holdfast_core::ManifestRef;
+use holdfast_registry::route::{Endpoint, RouteError, route};
 use holdfast_store::Layout;
 use http::Method;
 

@@ -6,16 +6,19 @@
 pub mod credentials;
 pub mod digest;
 pub mod dns;
+pub mod hash;
 pub mod oci;
 pub mod pod;
 pub mod quantity;
 pub mod reference;
 pub mod rewrite;
+pub mod shares;
 pub mod turns;
 mod upstream_filter;
 pub mod workload;
 
 pub use digest::{Algorithm, Digest};
-pub use reference::{Host, Reference, RepositoryName, Tag};
+pub use hash::Hasher;
+pub use reference::{Host, ManifestRef, Reference, RepositoryName, Tag};
 pub use turns::{Gate, Turns};
 pub use upstream_filter::UpstreamFilter;

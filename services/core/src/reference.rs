@@ -327,5 +327,23 @@ impl AsRef<str> for Tag {
     }
 }
 
+/// How a manifest is named in a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ManifestRef {
+    /// By tag, which may move.
+    Tag(Tag),
+    /// By digest.
+    Digest(Digest),
+}
+
+impl fmt::Display for ManifestRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tag(tag) => tag.fmt(f),
+            Self::Digest(digest) => digest.fmt(f),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;

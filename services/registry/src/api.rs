@@ -36,11 +36,11 @@ use crate::{
     referrers,
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
-    source::Source,
-    upstream::Memory,
-    upstream::Requester,
     volume::Pulse,
 };
+use holdfast_fill::source::Source;
+use holdfast_upstream::Memory;
+use holdfast_upstream::Requester;
 
 /// The API over one store. Clones share everything.
 #[derive(Clone)]

@@ -18,10 +18,8 @@ use holdfast_store::{BlobFile, Hasher, PartialBlob, Progress, Store};
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, SizeHint};
 
-use crate::{
-    error::{Code, Error, Result},
-    upstream::Reserved,
-};
+use crate::error::{Code, Error, Result};
+use holdfast_upstream::Reserved;
 
 /// Body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;

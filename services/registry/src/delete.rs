@@ -1,14 +1,13 @@
 //! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's
 //! business.
 
-use holdfast_core::{digest::Digest, oci::Manifest, reference::RepositoryName};
+use holdfast_core::{ManifestRef, digest::Digest, oci::Manifest, reference::RepositoryName};
 use http::{Response, StatusCode};
 
 use crate::{
     api::Inner,
     body::{self, Body},
     error::{Code, Error, Result},
-    source::ManifestRef,
 };
 
 /// end-9. A damaged manifest can be deleted, too (SPEC 37).

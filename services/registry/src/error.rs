@@ -10,9 +10,9 @@ use http::{HeaderValue, Response, StatusCode, header};
 use crate::{
     body::{self, Body},
     limits,
-    source::SourceError,
-    upstream,
 };
+use holdfast_fill::source::SourceError;
+use holdfast_upstream as upstream;
 
 /// Result of a handler.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,7 +1,7 @@
-//! The registry: distribution API, access gate, and fills from upstream.
+//! The registry: distribution API, access control, and the process that serves both.
 //!
 //! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts;
-//! bytes on the volume are the store's.
+//! bytes on the volume are the store's, copies from upstream the fill crate's.
 
 mod access;
 mod access_log;
@@ -10,10 +10,7 @@ mod body;
 mod conditional;
 mod delete;
 mod error;
-pub mod fill;
-pub mod fill_metrics;
 pub mod gate;
-pub mod internal;
 pub mod limits;
 mod lists;
 mod metrics;
@@ -30,11 +27,6 @@ pub mod route;
 mod run;
 pub mod scrub;
 pub mod session;
-mod shares;
-pub mod source;
-mod throttle;
-mod time_limit;
-pub mod upstream;
 pub mod volume;
 
 pub use api::{Api, Observers, Parts};

@@ -10,6 +10,7 @@ use holdfast_config::RegistrySettings;
 pub use holdfast_core::oci::{
     IMAGE_DEPTH, IMAGE_MANIFEST_BYTES, IMAGE_MANIFESTS, JSON_DEPTH, MANIFEST_DESCRIPTORS,
 };
+pub use holdfast_fill::limits::SPACE_EVERY_BYTES;
 use holdfast_runtime::server;
 
 /// Bytes of a request's headers.
@@ -34,9 +35,6 @@ pub const HTTP2_RESETS: usize = 20;
 /// Over this time a client has to be fast enough.
 pub const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// After so many bytes of an upload it is asked again whether the volume has room.
-pub const SPACE_EVERY_BYTES: u64 = 32 << 20;
-
 /// Bytes of a refused request's body that are read over HTTP/2 and thrown away, so that the client
 /// reads the answer.
 pub const DISCARD_BYTES: usize = 8 << 20;
@@ -44,50 +42,12 @@ pub const DISCARD_BYTES: usize = 8 << 20;
 /// For how long at most.
 pub const DISCARD_FOR: Duration = Duration::from_secs(5);
 
-/// Blobs that another replica copies and that are read from there once for all clients.
-pub const SHARED_STREAMS: usize = 4;
-
-/// Bytes of each of these that are kept for clients that come a little later.
-pub const SHARED_STREAM_BYTES: usize = 6 << 20;
-
 /// Bytes of what is remembered of the content types of large manifests.
 pub const CONTENT_TYPES_BYTES: usize = 1 << 20;
 
 /// Bytes of manifests that are read for one page of referrers, whatever its filter leaves of them;
 /// each counts 8 KiB at least.
 pub const REFERRERS_PAGE_READ_BYTES: u64 = 16 << 20;
-
-/// Bytes that one list of an upstream (tags, referrers) takes in memory.
-pub const UPSTREAM_LIST_BYTES: usize = 2 << 20;
-
-/// Bytes of annotations of one entry of a list of referrers of an upstream.
-pub const REFERRER_ANNOTATION_BYTES: usize = 64 << 10;
-
-/// Bytes of all lists of tags of upstreams that are remembered, and as many of referrers.
-pub const UPSTREAM_LISTS_BYTES: usize = 8 << 20;
-
-/// Messages of the log that anybody can cause, a minute; further ones are at level debug.
-pub const MESSAGES_A_MINUTE: usize = 60;
-
-/// Longest token that is taken from a token server.
-pub const UPSTREAM_TOKEN_BYTES: usize = 16 << 10;
-
-/// Bytes of the realm and the service that a registry asks for a token of, together.
-pub const UPSTREAM_CHALLENGE_BYTES: usize = 2 << 10;
-
-/// Bytes of all tokens of upstreams that are remembered, and as many of what requests were
-/// authorised with.
-pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
-
-/// Requests that wait for the pace of one upstream host; whoever has most makes room for another
-/// client, and its repository with most for another one of the same client.
-pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
-
-/// Copies of blobs that wait for a slot; whoever has most makes room for others.
-pub const COPIES_WAITING: usize = 4096;
-
-/// Sources of the copy of one blob that are remembered while it runs.
-pub const COPY_SOURCES: usize = 32;
 
 /// Longest query string.
 pub const QUERY_BYTES: usize = 16 << 10;
@@ -123,18 +83,6 @@ pub const MOUNT_FOLDERS: usize = 1000;
 /// Repositories that have the blob, after which such a mount stops looking.
 pub const MOUNT_REPOSITORIES: usize = 32;
 
-/// Requests for manifests and blobs of one image that are under way at the same time.
-pub const IMAGE_AT_ONCE: usize = 8;
-
-/// Bytes of manifests that upstreams and other replicas are sending, all together.
-pub const MANIFEST_MEMORY: u64 = 48 << 20;
-
-/// Of these, bytes from one host.
-pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
-
-/// How long a manifest may arrive while one of another host, which holds less memory, waits.
-pub const MANIFEST_CUT_AFTER: Duration = Duration::from_secs(2);
-
 /// Bytes of manifests that clients push, all together; of those that announce more than
 /// [`SMALL_MANIFEST_BYTES`], or nothing.
 pub const PUSH_MEMORY: u64 = 48 << 20;
@@ -153,21 +101,6 @@ pub const SMALL_PUSH_MEMORY_PER_ADDRESS: u64 = 4 << 20;
 
 /// For how long a push of a manifest waits for memory.
 pub const PUSH_MEMORY_WAIT: Duration = Duration::from_secs(10);
-
-/// Manifests on the volume that copies look into at the same time.
-pub const MANIFESTS_READ: usize = 4;
-
-/// Bytes of manifests that one pull of a blob makes copies read; the next one goes on from there.
-pub const SEARCHED_BYTES: u64 = 256 << 20;
-
-/// Manifests of a repository that one pull of a blob looks into.
-pub const SEARCHED_MANIFESTS: usize = 5000;
-
-/// Bytes of what is remembered of the names in manifests, so that they are read once.
-pub const NAMES_BYTES: usize = 16 << 20;
-
-/// Bytes of verified manifests that are kept in memory for pulls while their images are copied.
-pub const ARRIVING_BYTES: usize = 16 << 20;
 
 /// Most tags that one manifest may be given in one request. Each comes back in a header, and some
 /// clients take 100 headers at most.
@@ -218,12 +151,6 @@ pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);
 
 /// After so long without an answer of the volume, requests are refused at once.
 pub const VOLUME_HANG: Duration = Duration::from_secs(15);
-
-/// Largest request of the internal API, bytes: a source, some platforms, some credentials.
-pub const INTERNAL_REQUEST_BYTES: u64 = 256 << 10;
-
-/// Time for the body of such a request.
-pub const INTERNAL_REQUEST_TIME: Duration = Duration::from_secs(30);
 
 /// How often the volume is asked for readiness, and its free bytes are measured.
 pub const VOLUME_EVERY: Duration = Duration::from_secs(10);

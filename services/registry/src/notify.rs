@@ -10,7 +10,7 @@ mod queue;
 use std::sync::Arc;
 
 use holdfast_config::{NotificationAction, NotificationSettings};
-use holdfast_core::{digest::Digest, reference::RepositoryName};
+use holdfast_core::{ManifestRef, digest::Digest, reference::RepositoryName};
 use holdfast_runtime::{CancellationToken, metrics::Group, reload::Reloads, server::PeerAddr};
 use holdfast_store::Store;
 use http::{HeaderMap, Method, StatusCode, header, request::Parts};
@@ -20,7 +20,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{route::Endpoint, source::ManifestRef};
+use crate::route::Endpoint;
 use event::{Actor, Event, Origin, Source, Target};
 use queue::Queue;
 

@@ -53,12 +53,12 @@ pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, St
 /// # Errors
 /// Why it is not taken.
 pub fn upstream_manifest(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<Digest>), String> {
-    crate::fill::references(bytes)
+    holdfast_fill::references(bytes)
 }
 
 /// The realm of an upstream's challenge, when it asks for a token.
 pub fn realm(value: &str) -> Option<url::Url> {
-    crate::upstream::auth::realm(value)
+    holdfast_upstream::realm(value)
 }
 
 /// The keys of a file, and whom a bearer token checked with them was issued to.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use holdfast_core::{digest::Digest, oci, reference::RepositoryName};
+use holdfast_core::{ManifestRef, digest::Digest, oci, reference::RepositoryName};
 use holdfast_store::{BlobFile, Hasher};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tokio::time::Instant;
@@ -18,9 +18,9 @@ use crate::{
     error::{Code, Error, Result, from_source},
     limits,
     range::{self, Answer},
-    shares::Shares,
-    source::{Freshness, Manifest, ManifestRef, SourceBlob, SourceError},
 };
+use holdfast_core::shares::Shares;
+use holdfast_fill::source::{Freshness, Manifest, SourceBlob, SourceError};
 
 /// Bytes of a manifest above which an answer is read from the volume while the client takes it,
 /// instead of being held in memory.
@@ -278,7 +278,7 @@ fn stored(api: &Inner, head: &Parts, digest: &Digest, file: BlobFile) -> Respons
 async fn relay(
     head: &Parts,
     digest: &Digest,
-    remote: &dyn crate::source::RemoteBlob,
+    remote: &dyn holdfast_fill::source::RemoteBlob,
 ) -> Result<Response<Body>> {
     if let Some(response) = conditional::answer(&head.headers, digest) {
         return Ok(response);

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use holdfast_core::{
+    ManifestRef,
     digest::{Algorithm, Digest},
     oci::{Manifest, ManifestType},
     reference::{RepositoryName, Tag},
@@ -14,9 +15,8 @@ use crate::{
     body::{self, Body, Received},
     error::{Code, Error, Result},
     gate, limits,
-    source::ManifestRef,
-    upstream::{Memory, Reserved},
 };
+use holdfast_upstream::{Memory, Reserved};
 
 /// The memory of manifests that clients push: a budget, and a share of it for each address. Small
 /// ones have a budget of their own, so that large ones hold none of them back.

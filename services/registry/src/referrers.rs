@@ -18,8 +18,8 @@ use crate::{
     error::{Error, Result},
     limits,
     route::Page,
-    source::{Listed, Referrer},
 };
+use holdfast_fill::source::{Listed, Referrer};
 
 const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
 

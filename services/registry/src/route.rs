@@ -3,6 +3,7 @@
 //! read from its end.
 
 use holdfast_core::{
+    ManifestRef,
     digest::{Algorithm, Digest},
     reference::{Host, RepositoryName, Tag},
 };
@@ -12,7 +13,6 @@ use http::Method;
 use crate::{
     error::{Code, Error},
     limits,
-    source::ManifestRef,
 };
 
 /// A position in a list.

@@ -26,19 +26,19 @@ use tokio::net::TcpListener;
 
 use crate::{
     api::{Api, Observers, Parts},
-    fill::{self, Fills, Peers},
     gate::{self, Gate},
-    internal,
     limits::{self, Limits},
     metrics::Metrics,
     notify::{self, Notifier},
     probe,
     scrub::{self, Scrubber},
     session::Secret,
-    source::Source,
-    upstream::{self, Upstreams},
     volume::{self, Measured, Pulse, Times, Watch},
 };
+use holdfast_fill::internal;
+use holdfast_fill::source::Source;
+use holdfast_fill::{self as fill, Fills, Peers};
+use holdfast_upstream::{self as upstream, Upstreams};
 
 /// Why the registry cannot start, or ended.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@
 use std::{sync::Arc, time::Duration};
 
 use holdfast_core::{
+    ManifestRef,
     digest::{Algorithm, Digest},
     rewrite::is_upstream_namespace,
 };
@@ -24,10 +25,8 @@ use serde::{Deserialize, Serialize};
 use std::sync::atomic::AtomicU64;
 use tokio::time::Instant;
 
-use crate::{
-    Metrics as Requests,
-    source::{ManifestRef, Source},
-};
+use crate::Metrics as Requests;
+use holdfast_fill::source::Source;
 
 /// The scrubber's numbers. Clones share them.
 #[derive(Clone, Debug)]

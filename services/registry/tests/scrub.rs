@@ -12,19 +12,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bytes::Bytes;
 use holdfast_config::{Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{
+    ManifestRef,
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
+use holdfast_fill::source::Source;
+use holdfast_fill::{self as fill, Fills, Peers};
 use holdfast_registry::{
     Metrics,
-    fill::{self, Fills, Peers},
     scrub::{self, Scrubber},
-    source::{ManifestRef, Source},
-    upstream::{Timeouts, Upstreams},
 };
 use holdfast_runtime::{CancellationToken, metrics::encode};
 use holdfast_store::{Hasher, LockHolder, Options, Store};
 use holdfast_testkit::{ImageBuilder, Upstream};
+use holdfast_upstream::{Timeouts, Upstreams};
 use prometheus_client::registry::Registry;
 
 struct Volume {

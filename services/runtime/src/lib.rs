@@ -14,6 +14,7 @@ pub mod reload;
 pub mod server;
 pub mod shutdown;
 pub mod supervise;
+pub mod time_limit;
 pub mod tls;
 
 pub use tokio_util::sync::CancellationToken;

@@ -1,5 +1,5 @@
 //! Who may depend on whom, and which crate may name which library:
-//! `core ← {config, api} ← {runtime, store} ← services ← cli ← holdfast`.
+//! `core ← {config, api} ← {runtime, store} ← upstream ← fill ← services ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -7,10 +7,12 @@ use super::Finding;
 
 /// Crates of the product from the ground up. A crate may use lower layers only, so crates of one
 /// layer never see each other.
-const LAYERS: [&[&str]; 6] = [
+const LAYERS: [&[&str]; 8] = [
     &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],
     &["holdfast-runtime", "holdfast-store"],
+    &["holdfast-upstream"],
+    &["holdfast-fill"],
     &[
         "holdfast-registry",
         "holdfast-webhook",
@@ -20,6 +22,30 @@ const LAYERS: [&[&str]; 6] = [
     &["holdfast-cli"],
     &["holdfast"],
 ];
+
+/// Crates of lower layers that a crate must not use all the same.
+const REFUSED: [(&str, &[&str]); 6] = [
+    ("holdfast-upstream", &["holdfast-store"]),
+    ("holdfast-webhook", &SERVING),
+    ("holdfast-controller", &SERVING),
+    ("holdfast-node-agent", &SERVING),
+    ("holdfast-store", &["holdfast-api", "holdfast-config"]),
+    // The operator's commands read what the API server and a volume say, and start no service.
+    // The controller is not among them yet: commands read its facts about a cluster.
+    (
+        "holdfast-cli",
+        &[
+            "holdfast-upstream",
+            "holdfast-fill",
+            "holdfast-registry",
+            "holdfast-webhook",
+            "holdfast-node-agent",
+        ],
+    ),
+];
+
+/// What serves and copies images.
+const SERVING: [&str; 3] = ["holdfast-store", "holdfast-upstream", "holdfast-fill"];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
 const BESIDE: [(&str, &[&str]); 8] = [
@@ -48,6 +74,8 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-config",
             "holdfast-api",
             "holdfast-store",
+            "holdfast-upstream",
+            "holdfast-fill",
             "holdfast-registry",
             "holdfast-webhook",
             "holdfast-node-agent",
@@ -102,14 +130,6 @@ const NOT_IN_CORE: [&str; 8] = [
     "rustls",
 ];
 
-/// Services that the operator's commands must not know. They read what the API server and a volume
-/// say. The controller is not among them yet: its facts about a cluster are read by commands, too.
-const NOT_IN_CLI: [&str; 3] = [
-    "holdfast-registry",
-    "holdfast-webhook",
-    "holdfast-node-agent",
-];
-
 /// Checks the output of `cargo metadata --no-deps`.
 pub(super) fn check(metadata: &Value) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -150,10 +170,10 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {
         return (!allowed.contains(&on)).then(|| format!("may not depend on {on}"));
     }
-    if name == "holdfast-cli" && NOT_IN_CLI.contains(&on) {
-        return Some(format!(
-            "the operator's commands start no service, {on} does"
-        ));
+    if let Some((_, refused)) = REFUSED.iter().find(|(package, _)| *package == name)
+        && refused.contains(&on)
+    {
+        return Some(format!("must know nothing of {on}"));
     }
     match (layer(name), layer(on)) {
         (Some(own), Some(other)) if other < own => None,
@@ -194,6 +214,11 @@ mod tests {
         check("holdfast-core", "holdfast-config", false, false);
         check("holdfast-store", "holdfast-runtime", false, false);
         check("holdfast-webhook", "holdfast-controller", false, false);
+        check("holdfast-fill", "holdfast-upstream", false, true);
+        check("holdfast-fill", "holdfast-registry", false, false);
+        check("holdfast-upstream", "holdfast-fill", false, false);
+        check("holdfast-upstream", "holdfast-store", false, false);
+        check("holdfast-webhook", "holdfast-fill", false, false);
         check("holdfast-e2e", "holdfast-core", false, false);
     }
 

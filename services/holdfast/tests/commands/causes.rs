@@ -6,14 +6,14 @@ use holdfast_api::artifact_name;
 use holdfast_config::{Config, Proxy, Uplink, UpstreamSettings};
 use holdfast_controller::artifacts::fill::Client as FillClient;
 use holdfast_controller::{Context, Metrics};
-use holdfast_registry::fill::{self, Fills, Peers, Settings};
-use holdfast_registry::internal;
-use holdfast_registry::upstream::{Timeouts, Upstreams};
+use holdfast_fill::internal;
+use holdfast_fill::{Fills, Peers, Settings};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::Supervisor;
 use holdfast_runtime::{CancellationToken, metrics, server};
 use holdfast_store::{LockHolder, Options, Store};
 use holdfast_testkit::{Auth, ImageBuilder, Upstream};
+use holdfast_upstream::{Timeouts, Upstreams};
 use serde_json::{Value, json};
 
 use crate::{ARTIFACTS, Site, workload};
@@ -147,7 +147,7 @@ async fn a_refused_login_is_told_in_the_registrys_words() {
     let url = registry(&site, &upstream, &stop).await;
     controller(&site, &url, &stop);
     let told = message(&site, source, "Unauthorized").await;
-    let words = fill::Error::Unauthorized.to_string();
+    let words = holdfast_fill::Error::Unauthorized.to_string();
     assert!(words.contains("refused every credential"), "{words}");
     assert!(told.contains(&words), "{told}");
     let logins = upstream.requests().all().into_iter();

@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_fill::{internal, limits::*};
+use holdfast_runtime::{admin, descriptors::Share};
+use holdfast_upstream::limits::*;
+
 use super::*;
 
 /// The limits by their names in the table.
@@ -197,4 +201,23 @@ fn what_the_document_says_of_a_connection_reaches_the_listener() {
         (limits.streams, limits.resets),
         (HTTP2_STREAMS, HTTP2_RESETS)
     );
+}
+
+#[test]
+fn all_listeners_of_a_replica_leave_a_third_of_the_files_to_the_volume_and_upstreams() {
+    let config = |connections| holdfast_config::Limits {
+        connections,
+        ..holdfast_config::Limits::default()
+    };
+    for files in [64, 256, 1024, 4096, 65_536, 524_288, 1 << 30] {
+        for connections in [16, 4096, 65_535] {
+            let public = connection(&config(connections));
+            let listeners = [public, internal::limits(), admin::limits()];
+            let shares = listeners.map(|limits| Share::of(&limits, Some(files)));
+            let taken: usize = shares.iter().map(Share::files).sum();
+            assert!(3 * taken as u64 <= 2 * files, "{files}: {shares:?}");
+            let is_served = shares.iter().all(|share| 8 <= share.connections);
+            assert!(is_served, "{files}: {shares:?}");
+        }
+    }
 }

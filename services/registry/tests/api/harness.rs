@@ -6,7 +6,8 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret, source::Source};
+use holdfast_fill::source::Source;
+use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
 use holdfast_runtime::{CancellationToken, metrics, server};
 use holdfast_store::{Hasher, LockHolder, Options, Store, volume::Volume};
 use reqwest::{Method, Response, header::HeaderMap};

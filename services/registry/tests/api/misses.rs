@@ -8,12 +8,11 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use holdfast_core::{
+    ManifestRef,
     digest::Digest,
     reference::{RepositoryName, Tag},
 };
-use holdfast_registry::source::{
-    Freshness, Manifest, ManifestRef, Source, SourceBlob, SourceError,
-};
+use holdfast_fill::source::{Freshness, Manifest, Source, SourceBlob, SourceError};
 use holdfast_store::PartialBlob;
 
 use crate::harness::{Registry, Setup, code, header, noise, repo, sha256};

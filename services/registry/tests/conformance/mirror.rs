@@ -6,13 +6,12 @@ use crate::harness::{Registry, Setup, code, header, image, repo, sha256};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use holdfast_core::{
+    ManifestRef,
     digest::Digest,
     reference::{RepositoryName, Tag},
 };
-use holdfast_registry::{
-    gate::Gate,
-    source::{Freshness, Manifest, ManifestRef, Source, SourceBlob, SourceError},
-};
+use holdfast_fill::source::{Freshness, Manifest, Source, SourceBlob, SourceError};
+use holdfast_registry::gate::Gate;
 
 /// An upstream that is configured, and has one manifest whatever it is asked for.
 struct Upstream;

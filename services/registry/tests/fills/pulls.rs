@@ -258,7 +258,7 @@ async fn a_stale_tag_comes_with_a_warning_and_without_delay() {
             .metrics()
             .proxy
             .requests
-            .get_or_create(&holdfast_registry::fill_metrics::TypeLabel { r#type: "manifest" })
+            .get_or_create(&holdfast_upstream::metrics::TypeLabel { r#type: "manifest" })
             .get()
             >= 6
     );

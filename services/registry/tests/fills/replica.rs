@@ -4,22 +4,17 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use holdfast_config::{Proxy, Uplink, UpstreamSettings};
-use holdfast_registry::{
-    Api, Parts,
-    fill::{Fills, Peers, Settings},
-    gate::Gate,
-    internal,
-    limits::Limits,
-    session::Secret,
-    source::Source,
-    upstream::{Timeouts, Upstreams},
-};
+use holdfast_fill::internal;
+use holdfast_fill::source::Source;
+use holdfast_fill::{Fills, Peers, Settings};
+use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
 use holdfast_runtime::{
     CancellationToken, metrics, server,
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
 };
 use holdfast_store::{LockHolder, Options, Store};
 use holdfast_testkit::{Fault, Image, Upstream, faults::Kind, tls::Authority};
+use holdfast_upstream::{Timeouts, Upstreams};
 
 /// A running replica; it ends with [`Replica::stop`] or with its runtime.
 pub(crate) struct Replica {

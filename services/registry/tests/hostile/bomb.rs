@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use holdfast_api::fill::FillRequest;
-use holdfast_registry::limits::MANIFEST_MEMORY;
 use holdfast_testkit::hostile::bomb::Bomb;
+use holdfast_upstream::limits::MANIFEST_MEMORY;
 
 use crate::mirror::{mirror, uplink};
 

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 
 use holdfast_config::{Proxy, Uplink, UpstreamSettings};
-use holdfast_registry::{
-    fill::{Fills, Peers, Settings},
-    upstream::{Timeouts, Upstreams},
-};
+use holdfast_fill::{Fills, Peers, Settings};
 use holdfast_store::{LockHolder, Store};
+use holdfast_upstream::{Timeouts, Upstreams};
 
 use crate::harness::{Registry, Setup};
 

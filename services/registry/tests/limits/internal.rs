@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use holdfast_api::{access, fill};
-use holdfast_registry::limits::{INTERNAL_REQUEST_BYTES, INTERNAL_REQUEST_TIME};
+use holdfast_fill::limits::{INTERNAL_REQUEST_BYTES, INTERNAL_REQUEST_TIME};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,

@@ -9,16 +9,14 @@ use std::{
 };
 
 use holdfast_api::space::{self, Level};
-use holdfast_registry::{
-    fill::{Fills, Peers, Settings},
-    internal,
-    upstream::{Timeouts, Upstreams},
-};
+use holdfast_fill::internal;
+use holdfast_fill::{Fills, Peers, Settings};
 use holdfast_runtime::CancellationToken;
 use holdfast_store::{
     LockHolder, Space, Store,
     volume::{Disk, Entry, Metadata, Volume, VolumeFile},
 };
+use holdfast_upstream::{Timeouts, Upstreams};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::harness::{Registry, Setup, code, header, noise, sha256};

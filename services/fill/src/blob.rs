@@ -1,0 +1,574 @@
+//! The fill of one blob: one writer in the process and on the volume, resumed until verified, or
+//! given up with a reason.
+//!
+//! A blob belongs to a repository once the repository's own credentials read it, or were told by
+//! the upstream that they may: that its bytes are on the volume, or on their way for somebody else,
+//! is no leave to read them.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use futures::FutureExt;
+use holdfast_core::{Digest, RepositoryName};
+use holdfast_store::{BlobIngest, Lock, LockAttempt};
+use tokio::sync::watch;
+
+use super::{
+    Error, Fills, Result,
+    candidates::Candidate,
+    entry::{Entry, State},
+    offers::Offers,
+};
+use crate::limits::SPACE_EVERY_BYTES;
+use holdfast_upstream::{self as upstream, Body, SharedPriority, Source, Wanted};
+
+/// Attempts that bring next to nothing before a source is given up.
+const ATTEMPTS: u32 = 3;
+/// What an attempt must bring to count as a step forward, bytes.
+const STEP_BYTES: u64 = 64 << 10;
+/// Times that all of what a source sent may be wrong before it is given up.
+const ROUNDS: u32 = 3;
+/// Between two looks at a lock that another replica holds.
+const LOOK: Duration = Duration::from_millis(200);
+/// Looks for the link that another replica makes right after it copied a blob.
+const LINK_LOOKS: u32 = 5;
+
+/// What a copy works on.
+struct Copy<'a> {
+    digest: &'a Digest,
+    entry: &'a Entry,
+    announce: &'a watch::Sender<State>,
+    lock: &'a Lock,
+}
+
+/// What the growing file holds, since it was empty.
+#[derive(Debug, Default)]
+struct Round {
+    /// The endpoints that sent it.
+    senders: Vec<String>,
+    /// Whether it began with what an earlier attempt left, whose sender is not known.
+    kept: bool,
+    /// Sources do not go on where others stopped: bytes of several did not fit together.
+    alone: bool,
+}
+
+impl Fills {
+    /// Joins the fill of a blob in this process, or begins it, with a source and the size that its
+    /// manifest claims. A source that cannot join, because there are too many, waits for the
+    /// others.
+    pub(super) fn begin(
+        &self,
+        source: Option<&Source>,
+        repo: &RepositoryName,
+        digest: &Digest,
+        claim: Option<u64>,
+    ) -> (Entry, Option<Arc<Candidate>>) {
+        let mut blobs = self.lock_blobs();
+        let join = |entry: &Entry| {
+            let source = Source {
+                priority: entry.priority.clone(),
+                ..source?.clone()
+            };
+            entry.candidates.join(&source, repo, claim)
+        };
+        if let Some(running) = blobs.get(digest).cloned() {
+            drop(blobs);
+            if let Some(source) = source {
+                let upstreams = &self.inner.upstreams;
+                upstreams.join(&running.priority, &source.priority);
+            }
+            let candidate = join(&running);
+            return (running, candidate);
+        }
+        let (announce, state) = watch::channel(State::Starting);
+        let priority =
+            source.map_or_else(SharedPriority::default, |source| source.priority.clone());
+        let entry = Entry::new(state, priority);
+        let candidate = join(&entry);
+        blobs.insert(digest.clone(), entry.clone());
+        let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
+        // Its own task: whoever asked may leave.
+        tokio::spawn(async move {
+            // A panic must not leave the entry behind: everybody would join it for ever.
+            let copy = fills.run(&digest, &ours, &announce);
+            let result = AssertUnwindSafe(copy)
+                .catch_unwind()
+                .await
+                .unwrap_or(Err(Error::Store("panic")));
+            ours.candidates.end(&result);
+            fills.link(&digest, &ours, result.is_ok()).await;
+            fills.lock_blobs().remove(&digest);
+            let word = result.as_ref().map_or_else(Error::word, |()| "ok");
+            fills.inner.metrics.ended("blob", word);
+            match result {
+                Ok(()) => announce.send_replace(State::Done),
+                Err(error) => {
+                    fills.log_blob(&digest, &error);
+                    announce.send_replace(State::Failed(error))
+                }
+            };
+        });
+        (entry, candidate)
+    }
+
+    /// Links what was copied into every repository that may read it.
+    async fn link(&self, digest: &Digest, entry: &Entry, is_stored: bool) {
+        for repo in entry.close().iter().filter(|_| is_stored) {
+            if let Err(error) = self.inner.store.link_blob(repo, digest).await {
+                tracing::warn!(image.digest = %digest, %error, "a copied blob was not linked");
+            }
+        }
+    }
+
+    /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else
+    /// began with other credentials is tried again with ours.
+    pub(super) async fn complete(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<()> {
+        let store = &self.inner.store;
+        loop {
+            if let Some(found) = store.stat_blob(digest).await? {
+                has_size(digest, size, found)?;
+                if !store.repo_has_blob(repo, digest).await? {
+                    self.prove(source, digest).await?;
+                    store.link_blob(repo, digest).await?;
+                }
+                return Ok(());
+            }
+            let (entry, candidate) = self.begin(Some(source), repo, digest, Some(size));
+            let ended = match &candidate {
+                Some(candidate) => tokio::select! {
+                    biased;
+                    error = candidate.given_up() => return Err(error),
+                    ended = entry.ended() => ended,
+                },
+                None => entry.ended().await,
+            };
+            match ended {
+                // Whether it has this manifest's size is looked at above.
+                Some(Ok(())) if entry.is_proven(repo) => store.link_blob(repo, digest).await?,
+                // Another replica's work, perhaps for this very repository: then it links it.
+                Some(Ok(())) => {
+                    for _ in 0..LINK_LOOKS {
+                        if store.repo_has_blob(repo, digest).await? {
+                            break;
+                        }
+                        tokio::time::sleep(LOOK).await;
+                    }
+                }
+                // Of a copy that this source was no part of.
+                Some(Err(_)) => {}
+                None => return Err(Error::Unavailable("shutting down".to_owned())),
+            }
+        }
+    }
+
+    /// Has the upstream say that the source's credentials may read a blob.
+    pub(super) async fn prove(&self, source: &Source, digest: &Digest) -> Result<()> {
+        self.inner.upstreams.has_blob(source, digest).await?;
+        Ok(())
+    }
+
+    async fn run(
+        &self,
+        digest: &Digest,
+        entry: &Entry,
+        announce: &watch::Sender<State>,
+    ) -> Result<()> {
+        let (name, store) = (lock_name(digest), &self.inner.store);
+        let mut offers: Option<Offers> = None;
+        loop {
+            if store.stat_blob(digest).await?.is_some() {
+                return Ok(());
+            }
+            match store.try_lock(&name, &self.inner.owner).await? {
+                LockAttempt::Contended(owner) => {
+                    announce.send_if_modified(|state| {
+                        let changed = !matches!(state, State::Elsewhere(known) if *known == owner);
+                        if changed {
+                            *state = State::Elsewhere(owner.clone());
+                        }
+                        changed
+                    });
+                    let offers = match &mut offers {
+                        Some(offers) if offers.are_for(&owner) => offers,
+                        others => others.insert(Offers::new(owner)),
+                    };
+                    let made = offers.make(self, digest, entry);
+                    tokio::join!(tokio::time::sleep(LOOK), made);
+                }
+                LockAttempt::Acquired(lock) => {
+                    // The one before us may have finished between the look and the lock.
+                    if store.stat_blob(digest).await?.is_some() {
+                        return Ok(());
+                    }
+                    // Who streamed from the one before us waits for ours now.
+                    announce.send_replace(State::Starting);
+                    let copy = Copy {
+                        digest,
+                        entry,
+                        announce,
+                        lock: &lock,
+                    };
+                    if self.download(&copy).await? == End::Stored {
+                        return Ok(());
+                    }
+                    tracing::info!(image.digest = %digest, "another replica took the copy over");
+                    announce.send_replace(State::Starting);
+                }
+            }
+        }
+    }
+
+    /// Copies from one source after the other, until the bytes are right or no source is left.
+    async fn download(&self, copy: &Copy<'_>) -> Result<End> {
+        let Copy { digest, entry, .. } = *copy;
+        self.inner.store.check_write(0).await?;
+        let (mut round, mut avoid) = (Round::default(), Vec::new());
+        let mut incoming = self.open(copy, &mut round).await?;
+        let mut last = Error::NotAllowed;
+        while let Some(candidate) = entry.candidates.next() {
+            let received = self
+                .receive(copy, &candidate, &mut incoming, (&mut round, &mut avoid))
+                .await;
+            let error = match received {
+                Received::Whole => match incoming.commit().await {
+                    Ok(_) => return Ok(End::Stored),
+                    Err(holdfast_store::Error::LockLost) => return Ok(End::TakenOver),
+                    Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
+                    // Its bytes were thrown away.
+                    Err(error @ holdfast_store::Error::NoSpace { .. }) => {
+                        incoming = self.open(copy, &mut round).await?;
+                        last = error.into();
+                        entry.candidates.fail(&candidate, last.clone());
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                },
+                Received::Wrong(what) => {
+                    incoming.discard().await?;
+                    what
+                }
+                Received::Slow(rate) => {
+                    tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "copy goes on from another source");
+                    entry.candidates.leave(&candidate, rate);
+                    if round.alone {
+                        incoming.discard().await?;
+                        incoming = self.open(copy, &mut round).await?;
+                    }
+                    continue;
+                }
+                // What is there stays for the next source, or the next attempt by whomever.
+                Received::Failed(error) => {
+                    entry.candidates.fail(&candidate, error.clone());
+                    last = error;
+                    continue;
+                }
+                // The room that its bytes took is for the next source.
+                Received::NoSpace(error) => {
+                    tracing::warn!(image.digest = %digest, upstream.host = %candidate.source.host, "the volume became full: what came was thrown away, the copy goes on from another source if there is one");
+                    incoming.discard().await?;
+                    incoming = self.open(copy, &mut round).await?;
+                    entry.candidates.fail(&candidate, error.clone());
+                    last = error;
+                    continue;
+                }
+                Received::Ended(error) => return Err(error),
+                Received::TakenOver => return Ok(End::TakenOver),
+            };
+            let senders = std::mem::take(&mut round.senders);
+            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
+            last = Error::Invalid(error);
+            // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets
+            // its chance to send it whole.
+            let rate = if let ([sender], false) = (senders.as_slice(), round.kept) {
+                self.inner.upstreams.quarantine(sender, digest);
+                0
+            } else {
+                upstream::flow::SLOW
+            };
+            if candidate.was_wrong() < ROUNDS {
+                entry.candidates.leave(&candidate, rate);
+            } else {
+                entry.candidates.fail(&candidate, last.clone());
+            }
+            round.alone = true;
+            incoming = self.open(copy, &mut round).await?;
+        }
+        Err(last)
+    }
+
+    /// Opens the growing file with what is kept there.
+    async fn open(&self, copy: &Copy<'_>, round: &mut Round) -> Result<BlobIngest> {
+        copy.announce.send_if_modified(|state| {
+            let was_growing = matches!(state, State::Growing(_));
+            if was_growing {
+                *state = State::Starting;
+            }
+            was_growing
+        });
+        let incoming = self.inner.store.ingest_blob(copy.digest).await?;
+        round.senders.clear();
+        round.kept = incoming.offset() > 0;
+        if round.kept {
+            self.inner.metrics.resumed.inc();
+        }
+        Ok(incoming)
+    }
+
+    /// Copies from one source until everything is there, the source fails, or another one should go
+    /// on.
+    async fn receive(
+        &self,
+        copy: &Copy<'_>,
+        candidate: &Candidate,
+        incoming: &mut BlobIngest,
+        (round, avoid): (&mut Round, &mut Vec<String>),
+    ) -> Received {
+        let Copy { digest, entry, .. } = *copy;
+        let (mut attempts, mut whole, mut yielded) = (0, false, 0);
+        let mut identity: Option<(String, String)> = None;
+        loop {
+            let before = incoming.offset();
+            if before > 0 {
+                match incoming.is_whole().await {
+                    Ok(true) => return self.all_there(copy, candidate).await,
+                    Ok(false) => {}
+                    Err(error) => return Received::ended(error),
+                }
+            }
+            let wanted = Wanted {
+                digest,
+                size: candidate.claim,
+                offset: before,
+                whole,
+                avoid,
+                yielded,
+            };
+            let opened = tokio::select! {
+                biased;
+                opened = self.inner.upstreams.blob(&candidate.source, wanted) => opened,
+                rate = entry.candidates.elsewhere(None, round.alone) => return Received::Slow(rate),
+            };
+            let failure = match opened {
+                Ok(body) => {
+                    let sender = body.endpoint();
+                    let taken =
+                        self.take_in(copy, candidate, incoming, (round, &mut identity), body);
+                    match taken.await {
+                        Taken::Received(received) => return received,
+                        Taken::Preempted => {
+                            yielded += 1;
+                            continue;
+                        }
+                        Taken::Broke(failure) => {
+                            // The next mirror goes on, if there is one.
+                            avoid.retain(|url| *url != sender);
+                            avoid.push(sender);
+                            failure
+                        }
+                    }
+                }
+                // A server that cannot do this range may still send everything.
+                Err(upstream::Error::Invalid(what)) if before > 0 && !whole => {
+                    whole = true;
+                    upstream::Error::Unavailable(what)
+                }
+                Err(
+                    error @ (upstream::Error::Unavailable(_)
+                    | upstream::Error::Later(..)
+                    | upstream::Error::TooMany(_)),
+                ) => error,
+                Err(error) => return Received::Failed(error.into()),
+            };
+            attempts = if incoming.offset() >= before + STEP_BYTES {
+                0
+            } else {
+                attempts + 1
+            };
+            if attempts >= ATTEMPTS {
+                return Received::Failed(failure.into());
+            }
+            tracing::info!(image.digest = %digest, offset = incoming.offset(), error = %failure, "copy broke off, goes on");
+            tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
+        }
+    }
+
+    /// All of it was there already, fetched with whatever credentials.
+    async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> Received {
+        if !copy.entry.is_proven(&candidate.repo) {
+            if let Err(error) = self.prove(&candidate.source, copy.digest).await {
+                return Received::Failed(error);
+            }
+            copy.entry.prove(&candidate.repo);
+        }
+        Received::Whole
+    }
+
+    /// Takes one body in.
+    async fn take_in(
+        &self,
+        copy: &Copy<'_>,
+        candidate: &Candidate,
+        incoming: &mut BlobIngest,
+        (round, identity): (&mut Round, &mut Option<(String, String)>),
+        mut body: Body,
+    ) -> Taken {
+        let (digest, before) = (copy.digest, incoming.offset());
+        let (sender, total) = (body.endpoint(), body.identity().0);
+        if let (_, Some(etag)) = body.identity() {
+            let same = |(of, known): &(String, String)| *of != sender || known == etag;
+            if before > 0 && !identity.as_ref().is_none_or(same) {
+                let what = "the content changed at the upstream".to_owned();
+                round.kept = true;
+                return Taken::Received(Received::Wrong(what));
+            }
+            *identity = Some((sender.clone(), etag.to_owned()));
+        }
+        if let Some(total) = total.filter(|total| *total < before) {
+            let what = format!("{before} bytes are there, and {sender} has {total}");
+            round.kept = true;
+            return Taken::Received(Received::Wrong(what));
+        }
+        // By what the upstream announces: what a manifest claims would be believed here at nobody's
+        // cost.
+        let needed = total.unwrap_or(before) - before;
+        if let Err(error) = self.inner.store.check_write(needed).await {
+            let error = no_room(digest, needed, error);
+            return Taken::Received(Received::Failed(error));
+        }
+        copy.entry.prove(&candidate.repo);
+        copy.announce.send_if_modified(|state| {
+            let is_news = !matches!(state, State::Growing(_));
+            if is_news {
+                *state = State::Growing(incoming.reader());
+            }
+            is_news
+        });
+        if !round.senders.contains(&sender) {
+            round.senders.push(sender);
+        }
+        let flow = body.flow();
+        let mut preempted = std::pin::pin!(body.preempted());
+        let candidates = &copy.entry.candidates;
+        let mut elsewhere = std::pin::pin!(candidates.elsewhere(Some(&flow), round.alone));
+        let mut unchecked = 0;
+        loop {
+            if copy.lock.is_lost() {
+                return Taken::Received(Received::TakenOver);
+            }
+            let next = tokio::select! {
+                biased;
+                () = &mut preempted => return Taken::Preempted,
+                next = body.chunk() => next,
+                rate = &mut elsewhere => return Taken::Received(Received::Slow(rate)),
+            };
+            let bytes = match next {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => {
+                    let end = total.or(candidate.claim);
+                    if end.is_some_and(|end| incoming.offset() < end) {
+                        let what = "the body ended early".to_owned();
+                        return Taken::Broke(upstream::Error::Unavailable(what));
+                    }
+                    return Taken::Received(Received::Whole);
+                }
+                Err(error) => return Taken::Broke(error),
+            };
+            let there = incoming.offset() + bytes.len() as u64;
+            if let Some(claim) = candidate.claim.filter(|claim| there > *claim) {
+                let what = format!(
+                    "the upstream sends more of {digest} than the {claim} bytes that its manifest says"
+                );
+                return Taken::Received(Received::Failed(Error::Invalid(what)));
+            }
+            unchecked += bytes.len() as u64;
+            let mut kept = incoming.append(bytes).await;
+            if kept.is_ok() && unchecked >= SPACE_EVERY_BYTES {
+                unchecked = 0;
+                kept = self.inner.store.check_write(0).await;
+            }
+            match kept {
+                Ok(()) => {}
+                Err(error) => return Taken::Received(Received::ended(error)),
+            }
+        }
+    }
+}
+
+/// Compares the size of a stored blob, which its digest proves, with what a manifest claims.
+///
+/// # Errors
+/// [`Error::Invalid`] when the claim is wrong.
+fn has_size(digest: &Digest, claim: u64, found: u64) -> Result<()> {
+    if claim == found {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{digest} has {found} bytes, its manifest says {claim}"
+    )))
+}
+
+fn no_room(digest: &Digest, needed: u64, error: holdfast_store::Error) -> Error {
+    match error {
+        holdfast_store::Error::NoSpace { available_bytes } => Error::NoSpace(format!(
+            "{digest} needs {needed} bytes by its upstream, the volume has {available_bytes} left"
+        )),
+        error => error.into(),
+    }
+}
+
+/// The name of the lock of a blob's one filler.
+pub(super) fn lock_name(digest: &Digest) -> String {
+    format!("blob-{}-{}", digest.algorithm(), digest.hex())
+}
+
+/// How a source ended.
+enum Received {
+    /// Everything; not verified yet.
+    Whole,
+    /// Bytes that cannot be right.
+    Wrong(String),
+    /// Another source should go on; this one sent so many bytes a second.
+    Slow(u64),
+    /// No more is to be had from this source.
+    Failed(Error),
+    /// The volume became full: what the copy took is freed.
+    NoSpace(Error),
+    /// No more can be done for any source.
+    Ended(Error),
+    /// The lock is another replica's now: this process stood still for longer than it lives.
+    TakenOver,
+}
+
+impl Received {
+    /// What the volume said to a write.
+    fn ended(error: holdfast_store::Error) -> Self {
+        match error {
+            // Another replica went on with the file.
+            holdfast_store::Error::LockLost => Self::TakenOver,
+            error @ holdfast_store::Error::NoSpace { .. } => Self::NoSpace(error.into()),
+            error => Self::Ended(error.into()),
+        }
+    }
+}
+
+/// How a copy ended that did not fail.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Stored,
+    /// Another replica goes on with it.
+    TakenOver,
+}
+
+/// How a body ended.
+enum Taken {
+    Received(Received),
+    /// Its slot is for another copy; it goes on later.
+    Preempted,
+    /// It can go on with a range.
+    Broke(upstream::Error),
+}

@@ -1,0 +1,35 @@
+//! What is logged of copies that fail. Anybody may ask for what an upstream lacks, as often as they
+//! like; the metrics count all of them.
+
+use std::time::Instant;
+
+use holdfast_core::{Digest, ManifestRef, RepositoryName};
+
+use super::{Error, Fills};
+
+impl Fills {
+    /// A blob was not copied.
+    pub(super) fn log_blob(&self, digest: &Digest, error: &Error) {
+        let kind = format!("blob {}", error.word());
+        let throttle = self.inner.upstreams.throttle();
+        if throttle.passes(&kind, digest.as_str(), Instant::now()) {
+            tracing::warn!(image.digest = %digest, %error, "blob was not copied");
+        } else {
+            tracing::debug!(image.digest = %digest, %error, "blob was not copied");
+        }
+    }
+
+    /// An image was not copied.
+    pub(super) fn log_image(&self, repo: &RepositoryName, target: &ManifestRef, error: &Error) {
+        let (kind, about) = (
+            format!("image {}", error.word()),
+            format!("{repo} {target}"),
+        );
+        let throttle = self.inner.upstreams.throttle();
+        if throttle.passes(&kind, &about, Instant::now()) {
+            tracing::warn!(image.repository = %repo, image.reference = %target, %error, "image was not copied");
+        } else {
+            tracing::debug!(image.repository = %repo, image.reference = %target, %error, "image was not copied");
+        }
+    }
+}

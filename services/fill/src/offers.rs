@@ -1,0 +1,109 @@
+//! Sources for a copy that another replica makes. A replica whose clients wait for that copy names
+//! its own sources to the one that copies, which judges them as those of its own clients: it goes
+//! on from another source when the running one fails or is slow, and not otherwise. So one host
+//! that is slow holds back nobody, through whichever replica they pull, and the copy keeps its one
+//! writer.
+//!
+//! Credentials go along, over mutual TLS as in the controller's requests, and are kept until the
+//! copy ends.
+
+use holdfast_api::fill::FillRequest;
+use holdfast_core::{Digest, ManifestRef};
+use holdfast_store::LockHolder;
+use tokio::time::Instant;
+
+use super::{
+    Asked, Error, Fills, Result,
+    candidates::{BEGIN_WITHIN, Candidate},
+    entry::{Entry, State},
+};
+use holdfast_upstream::{Login, Source};
+
+/// The offers to one replica, in the process that waits for it.
+#[derive(Debug)]
+pub(super) struct Offers {
+    to: LockHolder,
+    /// When the next one is due. A copy that ends soon needs none.
+    due: Instant,
+}
+
+impl Offers {
+    /// Offers to `to`, beginning soon.
+    pub(super) fn new(to: LockHolder) -> Self {
+        Self {
+            to,
+            due: Instant::now() + BEGIN_WITHIN,
+        }
+    }
+
+    /// Whether they are for this replica.
+    pub(super) fn are_for(&self, owner: &LockHolder) -> bool {
+        self.to == *owner
+    }
+
+    /// Makes the next offer, if one is due. What is not taken is offered again later: the other
+    /// replica may be about to begin.
+    pub(super) async fn make(&mut self, fills: &Fills, digest: &Digest, entry: &Entry) {
+        if Instant::now() < self.due || self.to.address.is_empty() {
+            return;
+        }
+        let Some(candidate) = entry.candidates.to_offer(&self.to.id) else {
+            return;
+        };
+        let (peers, claim) = (&fills.inner.peers, candidate.claim);
+        let request = request(&candidate, digest);
+        if peers.offer(&self.to.address, digest, claim, &request).await {
+            candidate.offered(&self.to.id);
+        } else {
+            self.due = Instant::now() + BEGIN_WITHIN;
+        }
+    }
+}
+
+/// What a candidate is as a request of the internal API.
+fn request(candidate: &Candidate, digest: &Digest) -> FillRequest {
+    let source = &candidate.source;
+    FillRequest {
+        source: format!("{}/{}@{digest}", source.host, source.repository),
+        credentials: source.logins.iter().map(Login::to_credential).collect(),
+        priority: source.priority.level(),
+        ..FillRequest::default()
+    }
+}
+
+impl Fills {
+    /// Takes a source that another replica offers for a copy that runs here. `false`: none runs, or
+    /// it takes no further sources.
+    ///
+    /// # Errors
+    /// Why the source is none.
+    pub(crate) fn take_offer(
+        &self,
+        digest: &Digest,
+        claim: Option<u64>,
+        request: &FillRequest,
+    ) -> Result<bool> {
+        let Asked {
+            source,
+            repo,
+            target,
+        } = Asked::of(&request.source, &request.credentials, request.priority)?;
+        if target != ManifestRef::Digest(digest.clone()) {
+            return Err(Error::Request("source: it names other content".to_owned()));
+        }
+        self.permit(&source.host)?;
+        let Some(entry) = self.lock_blobs().get(digest).cloned() else {
+            return Ok(false);
+        };
+        if matches!(*entry.state.borrow(), State::Elsewhere(_)) {
+            return Ok(false);
+        }
+        let level = source.priority.level();
+        self.inner.upstreams.raise(&entry.priority, level);
+        let source = Source {
+            priority: entry.priority.clone(),
+            ..source
+        };
+        Ok(entry.candidates.take(&source, &repo, claim).is_some())
+    }
+}

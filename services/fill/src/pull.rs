@@ -1,0 +1,502 @@
+//! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first
+//! bytes are there.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use holdfast_api::fill::Priority;
+use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag, rewrite};
+
+use super::{
+    Error, Fills, Result, arriving::Entry, blob, candidates::Candidate, entry::State,
+    image::pointer, relay::Relay,
+};
+use crate::{
+    limits::SEARCHED_MANIFESTS,
+    source::{self, Freshness, SourceBlob, SourceError},
+};
+use holdfast_runtime::time_limit::within;
+use holdfast_upstream::{self as upstream, Login, Requester, SharedPriority, Source};
+
+/// Between two looks at what others do on the volume.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// What a repository's manifests say of a blob.
+#[derive(Debug, Clone)]
+struct Named {
+    /// The sizes that they claim: several when they do not agree. None: no manifest is here, and
+    /// the upstream, which has the blob, does not say its size.
+    sizes: Vec<u64>,
+    /// Whether that manifest is in the store: then everything that it names was this repository's
+    /// once.
+    is_stored: bool,
+}
+
+impl Named {
+    /// The size that clients are told before it is proven; `None` when manifests do not agree.
+    fn size(&self) -> Option<u64> {
+        match self.sizes[..] {
+            [size] => Some(size),
+            _ => None,
+        }
+    }
+
+    /// The claims that a copy is joined with: each is its manifest's own.
+    fn claims(&self) -> Vec<Option<u64>> {
+        if self.sizes.is_empty() {
+            return vec![None];
+        }
+        self.sizes.iter().copied().map(Some).collect()
+    }
+}
+
+impl source::Source for Fills {
+    fn fetches(&self, repo: &RepositoryName) -> bool {
+        rewrite::upstream_of(repo).is_some_and(|(host, _)| {
+            self.permit(&host).is_ok()
+                && (self.pulls_through(&host) || self.inner.grants.names(repo, Instant::now()))
+        })
+    }
+
+    fn manifest<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        reference: &'a ManifestRef,
+    ) -> BoxFuture<'a, Result<source::Manifest, SourceError>> {
+        Box::pin(async move {
+            let entry = self.pull_manifest(repo, reference).await?;
+            Ok(source::Manifest {
+                digest: entry.digest,
+                bytes: entry.bytes,
+            })
+        })
+    }
+
+    fn blob<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        digest: &'a Digest,
+    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>> {
+        Box::pin(async move { Ok(self.pull_blob(repo, digest).await?) })
+    }
+
+    fn served(&self, kind: &'static str, is_hit: bool, bytes: u64) {
+        self.metrics().proxy.served(kind, is_hit, bytes);
+    }
+
+    fn tags<'a>(&'a self, repo: &'a RepositoryName) -> BoxFuture<'a, source::Listed<Tag>> {
+        Box::pin(self.list_tags(repo))
+    }
+
+    fn referrers<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        subject: &'a Digest,
+    ) -> BoxFuture<'a, source::Listed<source::Referrer>> {
+        Box::pin(self.list_referrers(repo, subject))
+    }
+
+    fn revalidate<'a>(
+        &'a self,
+        repo: &'a RepositoryName,
+        tag: &'a Tag,
+        local: &'a Digest,
+    ) -> BoxFuture<'a, Freshness> {
+        Box::pin(self.fresh(repo, tag, local))
+    }
+}
+
+impl Fills {
+    /// Where a pull may fetch a manifest from, and with what: `None` when neither a fill request
+    /// nor the settings name it.
+    pub(super) async fn source_of(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<Source>> {
+        let exactly = self.inner.grants.exactly(repo, reference, Instant::now());
+        let granted = match (exactly, reference) {
+            (Some(logins), _) => Some(logins),
+            (None, ManifestRef::Digest(digest)) => self.reachable(repo, digest).await?,
+            (None, ManifestRef::Tag(_)) => None,
+        };
+        Ok(self.source(repo, granted))
+    }
+
+    pub(super) fn source(
+        &self,
+        repo: &RepositoryName,
+        granted: Option<Vec<Login>>,
+    ) -> Option<Source> {
+        let (host, repository) = rewrite::upstream_of(repo)?;
+        self.permit(&host).ok()?;
+        let is_listed = self.pulls_through(&host);
+        let logins = granted.or_else(|| is_listed.then(Vec::new))?;
+        Some(Source {
+            host,
+            repository,
+            logins,
+            priority: SharedPriority::default().on_behalf_of(Requester::current()),
+        })
+    }
+
+    /// The credentials of the requests that led to something from which `wanted`, a manifest or a
+    /// blob, is reachable.
+    async fn reachable(
+        &self,
+        repo: &RepositoryName,
+        wanted: &Digest,
+    ) -> Result<Option<Vec<Login>>> {
+        let now = Instant::now();
+        let roots = self.inner.grants.roots(repo, now);
+        let leads = self.leading_to(repo, roots, wanted).await;
+        Ok(self.inner.grants.of_roots(repo, &leads, now))
+    }
+
+    async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
+        let mut asks = false;
+        let waits = async {
+            loop {
+                if let Some(entry) = self.known(repo, reference).await? {
+                    return Ok(entry);
+                }
+                self.permit_repository(repo)?;
+                if let Some(source) = self.source_of(repo, reference).await? {
+                    asks = true;
+                    return self.begin_image(&source, repo, reference).await;
+                }
+                if let Some(entry) = self.ask_owner(repo, reference).await? {
+                    return Ok(entry);
+                }
+                if !self.inner.settings.has_controller {
+                    return Err(Error::NotListed);
+                }
+                // The controller may be about to name it, or another replica to finish it.
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        match within(self.inner.settings.hold, waits).await {
+            Some(outcome) => outcome,
+            // It goes on; whoever asks again joins it.
+            None if asks => Err(Error::Unavailable(
+                "the upstream did not send the manifest in time".to_owned(),
+            )),
+            None => Err(Error::NotAllowed),
+        }
+    }
+
+    /// What is verified in memory or stored already.
+    async fn known(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Option<Entry>> {
+        if let Some(entry) = self.inner.arriving.manifest(repo, reference) {
+            return Ok(Some(entry));
+        }
+        let stored = match reference {
+            ManifestRef::Tag(tag) => self.inner.store.tagged_manifest(repo, tag).await?,
+            ManifestRef::Digest(digest) => self
+                .inner
+                .store
+                .manifest(repo, digest)
+                .await?
+                .map(|bytes| (digest.clone(), bytes)),
+        };
+        Ok(stored.map(|(digest, bytes)| Entry {
+            digest,
+            media_type: "",
+            bytes,
+        }))
+    }
+
+    /// Begins to fill an image and returns when its manifest is verified; the rest goes on alone.
+    async fn begin_image(
+        &self,
+        source: &Source,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Entry> {
+        let mut changed = self.inner.arriving.changed();
+        // Which of its blobs somebody waits for the pulls of the blobs will tell.
+        let source = &Source {
+            priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),
+            ..source.clone()
+        };
+        let platforms = &self.inner.settings.platforms;
+        let fill = self.image_for_pull(source, repo, reference, platforms);
+        let mut fill = std::pin::pin!(fill);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut fill => {
+                    let filled = result;
+                    // The manifest may have been good and a blob not: the client learns that from
+                    // the blob.
+                    return match (self.known(repo, reference).await?, filled) {
+                        (Some(entry), _) => Ok(entry),
+                        (None, Err(error)) => Err(error),
+                        (None, Ok(_)) => Err(Error::NotFound),
+                    };
+                }
+                _ = changed.changed() => {
+                    if let Some(entry) = self.inner.arriving.manifest(repo, reference) {
+                        return Ok(entry);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks the replica that fills images of this repository, if there is one.
+    async fn ask_owner(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<Entry>> {
+        let Some(owner) = self.inner.store.lock_holder(&pointer(repo)).await? else {
+            return Ok(None);
+        };
+        if owner == self.inner.owner || owner.address.is_empty() {
+            return Ok(None);
+        }
+        let (peers, memory) = (&self.inner.peers, self.inner.upstreams.memory());
+        let found = peers.manifest(&owner.address, repo, reference, memory);
+        let Some((bytes, reserved)) = found.await else {
+            return Ok(None);
+        };
+        let algorithm = match reference {
+            ManifestRef::Digest(digest) => digest.algorithm(),
+            ManifestRef::Tag(_) => holdfast_core::Algorithm::Sha256,
+        };
+        let digest = holdfast_store::Hasher::digest(algorithm, &bytes);
+        if matches!(reference, ManifestRef::Digest(wanted) if *wanted != digest) {
+            return Ok(None);
+        }
+        self.arrived(
+            repo,
+            reference,
+            &upstream::Manifest::new(digest, bytes, reserved),
+        )?;
+        Ok(self.inner.arriving.manifest(repo, reference))
+    }
+
+    async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<SourceBlob> {
+        if let Err(forbidden) = self.permit_repository(repo) {
+            let stored = self.inner.store.open_repo_blob(repo, digest).await?;
+            return stored.map(SourceBlob::Stored).ok_or(forbidden);
+        }
+        // Only what a manifest of this repository names: nobody reads another repository's blobs
+        // through here.
+        let mut seen = HashSet::new();
+        let named = match self.named(repo, digest, &mut seen).await? {
+            Some(named) => named,
+            None => match self.named_elsewhere(repo, digest, &mut seen).await? {
+                Some(named) => named,
+                None => self.named_upstream(repo, digest).await?,
+            },
+        };
+        let size = named.size();
+        let granted = self.reachable(repo, digest).await?;
+        let source = self.source(repo, granted);
+        let deadline = Instant::now() + self.inner.settings.hold;
+        let mut begun_by_others = 0;
+        loop {
+            let store = &self.inner.store;
+            if let Some(file) = store.open_repo_blob(repo, digest).await? {
+                return Ok(SourceBlob::Stored(file));
+            }
+            // Whatever its manifest claims, the blob is what its digest says.
+            if store.stat_blob(digest).await?.is_some() {
+                if self.may_read(source.as_ref(), &named, digest).await? {
+                    store.link_blob(repo, digest).await?;
+                } else if Instant::now() >= deadline {
+                    return Err(Error::NotAllowed);
+                } else {
+                    // Whoever copies it links it.
+                    tokio::time::sleep(LOOK).await;
+                }
+                continue;
+            }
+            let (entry, ours) = self.join(source.as_ref(), repo, digest, &named);
+            let state = tokio::select! {
+                biased;
+                state = entry.readable() => state,
+                error = given_up(&ours), if !ours.is_empty() => return Err(error),
+            };
+            match state {
+                State::Growing(growing) => {
+                    if !entry.is_proven(repo) {
+                        if !self.may_read(source.as_ref(), &named, digest).await? {
+                            return Err(Error::NotAllowed);
+                        }
+                        self.prove_to(&entry, repo, digest).await?;
+                    }
+                    return Ok(SourceBlob::Growing(growing.claiming(size)));
+                }
+                State::Elsewhere(_) => {
+                    if named.is_stored {
+                        self.prove_to(&entry, repo, digest).await?;
+                    }
+                    if let Some((host, _)) = rewrite::upstream_of(repo) {
+                        entry.waits(|| self.inner.upstreams.wait(&host));
+                    }
+                    let relay = Relay {
+                        fills: self.clone(),
+                        source,
+                        repo: repo.clone(),
+                        digest: digest.clone(),
+                        size,
+                        proven: named.is_stored,
+                    };
+                    let shared = self.inner.streams.share(repo, digest, Arc::new(relay));
+                    return Ok(SourceBlob::Remote(Box::new(shared)));
+                }
+                State::Failed(error) if begun_by_others > 2 => return Err(error),
+                State::Failed(_) => {
+                    if let Some(error) = ours.iter().find_map(|one| one.given_up().now_or_never()) {
+                        return Err(error);
+                    }
+                    begun_by_others += 1;
+                }
+                State::Starting | State::Done => {}
+            }
+        }
+    }
+
+    /// Joins the copy of a blob with each size that the repository's manifests claim.
+    fn join(
+        &self,
+        source: Option<&Source>,
+        repo: &RepositoryName,
+        digest: &Digest,
+        named: &Named,
+    ) -> (super::entry::Entry, Vec<Arc<Candidate>>) {
+        let mut ours = Vec::new();
+        let claims = named.claims();
+        let (mut entry, first) = self.begin(source, repo, digest, claims[0]);
+        ours.extend(first);
+        for claim in claims.into_iter().skip(1) {
+            let (joined, candidate) = self.begin(source, repo, digest, claim);
+            entry = joined;
+            ours.extend(candidate);
+        }
+        (entry, ours)
+    }
+
+    /// The upstream let this repository's credentials read what is copied: it is linked once it is
+    /// there.
+    async fn prove_to(
+        &self,
+        entry: &super::entry::Entry,
+        repo: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<()> {
+        if entry.prove(repo) && self.inner.store.stat_blob(digest).await?.is_some() {
+            self.inner.store.link_blob(repo, digest).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`:
+    /// nobody here can ask.
+    async fn may_read(
+        &self,
+        source: Option<&Source>,
+        named: &Named,
+        digest: &Digest,
+    ) -> Result<bool> {
+        match source {
+            _ if named.is_stored => Ok(true),
+            Some(source) => self.prove(source, digest).await.map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// What a manifest says that another replica has and has not stored yet: a client may get the
+    /// manifest there and ask here for the blob.
+    async fn named_elsewhere(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Option<Named>> {
+        let deadline = Instant::now() + self.inner.settings.hold;
+        let locks = [pointer(repo), blob::lock_name(digest)];
+        loop {
+            let mut others = Vec::new();
+            for lock in &locks {
+                let owner = self.inner.store.lock_holder(lock).await?;
+                others.extend(
+                    owner.filter(|owner| *owner != self.inner.owner && !owner.address.is_empty()),
+                );
+            }
+            if others.is_empty() {
+                // It may have been stored while we asked who does it.
+                return self.named(repo, digest, seen).await;
+            }
+            for owner in others {
+                let peers = &self.inner.peers;
+                let sizes = peers.named(&owner.address, repo, digest).await;
+                if !sizes.is_empty() {
+                    return Ok(Some(Named {
+                        sizes,
+                        is_stored: false,
+                    }));
+                }
+            }
+            if let Some(named) = self.named(repo, digest, seen).await? {
+                return Ok(Some(named));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// A blob that no manifest here names: a copy may have broken off, or the replica that had the
+    /// manifest is gone, after a client got the manifest. Whether the repository has the blob,
+    /// the upstream says, to the repository's own credentials.
+    async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
+        let source = self.source(repo, None).ok_or(Error::NotFound)?;
+        let size = self.inner.upstreams.has_blob(&source, digest).await?;
+        Ok(Named {
+            sizes: size.into_iter().collect(),
+            is_stored: false,
+        })
+    }
+
+    /// What the repository's manifests say of a blob: those on their way, then all that there are
+    /// and were not `seen` before.
+    async fn named(
+        &self,
+        repo: &RepositoryName,
+        digest: &Digest,
+        seen: &mut HashSet<Digest>,
+    ) -> Result<Option<Named>> {
+        let sizes = self.inner.arriving.blob(repo, digest);
+        if !sizes.is_empty() {
+            return Ok(Some(Named {
+                sizes,
+                is_stored: false,
+            }));
+        }
+        let store = &self.inner.store;
+        let revisions = store.revisions(repo, SEARCHED_MANIFESTS).await?;
+        let claimed = self.claimed(repo, digest, revisions.unwrap_or_default(), seen);
+        Ok(claimed.await.map(|size| Named {
+            sizes: vec![size],
+            is_stored: true,
+        }))
+    }
+}
+
+/// Resolves when the copy gave all of these sources up, with the reason of the last.
+async fn given_up(all: &[Arc<Candidate>]) -> Error {
+    let mut last = Error::NotAllowed;
+    for one in all {
+        last = one.given_up().await;
+    }
+    last
+}

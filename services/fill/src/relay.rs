@@ -1,0 +1,361 @@
+//! A blob that another replica fills, or filled a moment ago: streamed from it, and from whoever
+//! has it when it dies.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::BoxStream};
+use holdfast_core::{Digest, RepositoryName};
+use holdfast_store::{Hasher, PartialBlob};
+
+use super::{Error, Fills, Result, entry::State, peers::Answer};
+use crate::source::{RemoteBlob, SourceError};
+use holdfast_runtime::time_limit::{TimeLimit, within};
+use holdfast_upstream::Source;
+
+/// Bytes of one read for a stream.
+const READ_BYTES: u64 = 256 << 10;
+/// Between two looks at who has the blob.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long an answer waits for its first bytes.
+const SOON: Duration = Duration::from_secs(2);
+/// How long another replica may give no answer at all: longer than a dead replica's lock lives.
+const PATIENCE: Duration = Duration::from_secs(45);
+/// How long a stream from another replica may stand still until that replica is asked again.
+const STILL: Duration = Duration::from_secs(15);
+/// Copies of this replica that fail one after the other, with no byte between, until a client is
+/// told.
+const COPIES: u32 = 3;
+
+/// A blob that another replica fills.
+#[derive(Clone)]
+pub(super) struct Relay {
+    pub(super) fills: Fills,
+    pub(super) source: Option<Source>,
+    pub(super) repo: RepositoryName,
+    pub(super) digest: Digest,
+    /// The size that the repository's manifest claims.
+    pub(super) size: Option<u64>,
+    /// Whether this repository is known to hold the blob; else the replica that fills it says for
+    /// which it does.
+    pub(super) proven: bool,
+}
+
+impl RemoteBlob for Relay {
+    fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    fn open(
+        &self,
+        offset: u64,
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>> {
+        let mut cursor = Cursor {
+            relay: self.clone(),
+            start: offset,
+            offset,
+            from: From::Nowhere,
+            handed: Hasher::new(self.digest.algorithm()),
+            again: None,
+            unanswered: TimeLimit::new(PATIENCE),
+            broke: false,
+            failed: 0,
+        };
+        Box::pin(async move {
+            // A refusal that comes soon is told before the answer begins; bytes far ahead come when
+            // they come.
+            let soon = tokio::time::timeout(SOON, cursor.next()).await;
+            let first = soon.ok().transpose()?;
+            let rest = futures::stream::unfold(Some(cursor), |cursor| async {
+                let mut cursor = cursor?;
+                match cursor.next().await {
+                    Ok(Some(bytes)) => Some((Ok(bytes), Some(cursor))),
+                    Ok(None) => None,
+                    Err(error) => {
+                        tracing::warn!(image.digest = %cursor.relay.digest, offset = cursor.offset, %error, "a stream from another replica broke off");
+                        Some((Err(std::io::Error::other(error)), None))
+                    }
+                }
+            });
+            Ok(match first {
+                Some(Some(bytes)) => futures::stream::once(async { Ok(bytes) })
+                    .chain(rest)
+                    .boxed(),
+                Some(None) => futures::stream::empty().boxed(),
+                None => rest.boxed(),
+            })
+        })
+    }
+}
+
+struct Cursor {
+    relay: Relay,
+    /// Where the client's part begins.
+    start: u64,
+    /// The next byte that the client gets.
+    offset: u64,
+    from: From,
+    /// Over what was handed on: pieces of several sources must fit together.
+    handed: Hasher,
+    /// Behind a break in a part that has no digest of its own: what was handed on is read again
+    /// from the new source, up to here, and compared before anything more is handed on.
+    again: Option<Again>,
+    /// For how long the replica that copies may go on giving no bytes and no sign of its copy. The
+    /// client's own pauses do not count.
+    unanswered: TimeLimit,
+    /// Whether the last stream broke off.
+    broke: bool,
+    /// Copies of this replica that failed since the last byte.
+    failed: u32,
+}
+
+struct Again {
+    at: u64,
+    hasher: Hasher,
+}
+
+enum From {
+    Nowhere,
+    Stored(holdfast_store::BlobFile),
+    Here(PartialBlob),
+    Peer(BoxStream<'static, Result<Bytes, reqwest::Error>>),
+}
+
+impl Cursor {
+    /// Where the source is to be read.
+    fn at(&self) -> u64 {
+        self.again.as_ref().map_or(self.offset, |again| again.at)
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            let (at, size) = (self.at(), self.relay.size);
+            let bytes = match &mut self.from {
+                From::Nowhere => None,
+                From::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
+                From::Here(growing) => match growing.read_at(at, READ_BYTES).await {
+                    Ok(bytes) => Some(bytes),
+                    Err(error) => {
+                        self.broke = true;
+                        self.copy_failed(|| Error::Unavailable(error.to_string()))?;
+                        None
+                    }
+                },
+                From::Peer(stream) => match within(STILL, stream.next()).await {
+                    // An empty piece is no end.
+                    Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
+                    Some(Some(Ok(bytes))) => Some(bytes),
+                    // The replica ends its answer cleanly only behind the verified end.
+                    Some(None) if size.is_none_or(|size| size == at) => Some(Bytes::new()),
+                    broken => {
+                        self.broke = broken.is_some();
+                        None
+                    }
+                },
+            };
+            match bytes {
+                Some(bytes) => {
+                    let ended = bytes.is_empty();
+                    let bytes = self.repeat(bytes)?;
+                    if bytes.is_empty() && !ended {
+                        continue;
+                    }
+                    return self.advance(bytes);
+                }
+                None => self.seek().await?,
+            }
+        }
+    }
+
+    /// Passes over what was handed on before a break, and compares it.
+    fn repeat(&mut self, mut bytes: Bytes) -> Result<Bytes> {
+        let Some(again) = &mut self.again else {
+            return Ok(bytes);
+        };
+        let left = usize::try_from(self.offset - again.at).unwrap_or(usize::MAX);
+        let known = bytes.split_to(left.min(bytes.len()));
+        again.hasher.update(&known);
+        again.at += known.len() as u64;
+        if again.at == self.offset {
+            if again.hasher.clone().finish() != self.handed.clone().finish() {
+                return Err(Error::Invalid(format!(
+                    "another source of {} has other bytes",
+                    self.relay.digest
+                )));
+            }
+            self.again = None;
+        } else if known.is_empty() {
+            return Err(Error::Unavailable(
+                "another source has less of it".to_owned(),
+            ));
+        }
+        Ok(bytes)
+    }
+
+    fn advance(&mut self, bytes: Bytes) -> Result<Option<Bytes>> {
+        let offset = self.offset + bytes.len() as u64;
+        if let Some(size) = self.relay.size
+            && (offset > size || (bytes.is_empty() && offset < size))
+        {
+            return Err(self.other_size(size));
+        }
+        self.offset = offset;
+        self.unanswered = TimeLimit::new(PATIENCE);
+        (self.broke, self.failed) = (false, 0);
+        self.handed.update(&bytes);
+        // Before the last byte is handed on: a wrong body never ends cleanly.
+        let is_end = bytes.is_empty() || self.relay.size == Some(self.offset);
+        if self.start == 0 && is_end && self.handed.clone().finish() != self.relay.digest {
+            return Err(Error::Invalid(format!(
+                "what arrived is not {}",
+                self.relay.digest
+            )));
+        }
+        Ok((!bytes.is_empty()).then_some(bytes))
+    }
+
+    fn other_size(&self, claim: u64) -> Error {
+        let digest = &self.relay.digest;
+        Error::Invalid(format!(
+            "{digest} has not the {claim} bytes that its manifest says"
+        ))
+    }
+
+    /// A copy of this replica failed. It is begun again, and not for ever.
+    fn copy_failed(&mut self, why: impl FnOnce() -> Error) -> Result<()> {
+        self.failed += 1;
+        if self.failed < COPIES {
+            Ok(())
+        } else {
+            Err(why())
+        }
+    }
+
+    /// Waits for the next look at who has the bytes.
+    async fn pause(&mut self) -> Result<()> {
+        let pause = self.unanswered.run(tokio::time::sleep(LOOK)).await;
+        pause.ok_or_else(|| {
+            Error::Unavailable("the replica that copies it does not answer".to_owned())
+        })
+    }
+
+    /// Has the upstream say that this repository may have the blob; who cannot ask waits.
+    async fn prove(&mut self) -> Result<()> {
+        self.relay.prove().await?;
+        if self.relay.proven {
+            Ok(())
+        } else {
+            self.pause().await
+        }
+    }
+
+    /// Finds out who has the bytes now.
+    async fn seek(&mut self) -> Result<()> {
+        // The whole has its digest; what was handed on of a part has nothing but another source's
+        // word.
+        if self.start > 0 && self.offset > self.start {
+            self.again = Some(Again {
+                at: self.start,
+                hasher: Hasher::new(self.relay.digest.algorithm()),
+            });
+        }
+        self.from = From::Nowhere;
+        if self.broke {
+            self.pause().await?;
+        }
+        let (at, relay) = (self.at(), &self.relay);
+        let store = &relay.fills.inner.store;
+        let stored = if relay.proven {
+            store.open_blob(&relay.digest).await?
+        } else {
+            store.open_repo_blob(&relay.repo, &relay.digest).await?
+        };
+        if let Some(file) = stored {
+            // A part has no digest of its own that would tell.
+            if let Some(claim) = relay.size.filter(|claim| *claim != file.size()) {
+                return Err(self.other_size(claim));
+            }
+            self.from = From::Stored(file);
+            return Ok(());
+        }
+        let (entry, ours) = relay.fills.begin(
+            relay.source.as_ref(),
+            &relay.repo,
+            &relay.digest,
+            relay.size,
+        );
+        let state = match &ours {
+            Some(ours) => tokio::select! {
+                biased;
+                state = entry.readable() => state,
+                error = ours.given_up() => return Err(error),
+            },
+            None => entry.readable().await,
+        };
+        match state {
+            State::Growing(growing) => {
+                if relay.proven || entry.is_proven(&relay.repo) {
+                    self.from = From::Here(growing.claiming(relay.size));
+                } else {
+                    self.prove().await?;
+                }
+            }
+            State::Failed(error) => {
+                if let Some(own) = ours
+                    .as_ref()
+                    .and_then(|ours| ours.given_up().now_or_never())
+                {
+                    return Err(own);
+                }
+                // Of a copy that this source was no part of.
+                self.copy_failed(|| error)?;
+                self.pause().await?;
+            }
+            State::Elsewhere(owner) => {
+                let repo = (!relay.proven).then_some(&relay.repo);
+                let peers = &relay.fills.inner.peers;
+                let (digest, size) = (&relay.digest, relay.size);
+                let asked = peers.blob(&owner.address, digest, at, size, repo);
+                let answer = self.unanswered.run(asked).await;
+                match answer {
+                    Some(Answer::Stream(stream)) => {
+                        if !self.broke {
+                            self.unanswered = TimeLimit::new(PATIENCE);
+                        }
+                        self.from = From::Peer(stream);
+                    }
+                    Some(Answer::NotYet) => {
+                        self.unanswered = TimeLimit::new(PATIENCE);
+                        self.pause().await?;
+                    }
+                    Some(Answer::NotThisRepository) => self.prove().await?,
+                    Some(Answer::Nothing) | None => self.pause().await?,
+                }
+            }
+            // In the store, and not of this repository so far: whoever copied it may be about to
+            // say so.
+            State::Done => {
+                self.pause().await?;
+                let relay = &mut self.relay;
+                let store = &relay.fills.inner.store;
+                let linked = store.repo_has_blob(&relay.repo, &relay.digest).await?;
+                if !relay.proven && !linked && relay.source.is_some() {
+                    relay.prove().await?;
+                }
+            }
+            State::Starting => {}
+        }
+        Ok(())
+    }
+}
+
+impl Relay {
+    /// Has the upstream say that these credentials may read the blob in this repository.
+    async fn prove(&mut self) -> Result<()> {
+        if let Some(source) = &self.source {
+            self.fills.prove(source, &self.digest).await?;
+            self.proven = true;
+        }
+        Ok(())
+    }
+}

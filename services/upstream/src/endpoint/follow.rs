@@ -1,0 +1,240 @@
+//! Requests with their redirects by hand: who sees which authorisation, and where an answer may
+//! send us.
+
+use holdfast_core::oci::ACCEPT;
+use http::{StatusCode, header};
+use reqwest::{Client, Response};
+use url::Url;
+
+use super::{Endpoint, Known, answer, answer::text, ask::Call};
+use crate::{
+    Error, Result,
+    client::{Use, cause, client},
+    reach::{self, Allowed, Reach, Seen},
+    settings::MAX_REDIRECTS,
+};
+use holdfast_runtime::time_limit::TimeLimit;
+
+/// Which bytes of something are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bytes {
+    /// Everything.
+    All,
+    /// From this one to the end.
+    From(u64),
+    /// The first one alone: whether it may be read at all.
+    First,
+}
+
+/// The answer at the end of all redirects.
+pub(super) struct Followed {
+    pub(super) response: Response,
+    /// Whether it comes from another origin than the endpoint's.
+    pub(super) elsewhere: bool,
+}
+
+impl Endpoint {
+    /// Sends a request and follows its redirects. The authorisation is for this endpoint's own
+    /// origin; another origin that challenges gets a token of its own, asked for by nobody.
+    pub(super) async fn follow(
+        &self,
+        call: &Call<'_>,
+        url: &Url,
+        authorisation: Option<String>,
+    ) -> Result<Followed> {
+        let mut url = url.clone();
+        let mut left = MAX_REDIRECTS;
+        // The origin that was given a token on this way; each gets one try.
+        let mut given: Option<url::Origin> = None;
+        let mut given_token = None;
+        loop {
+            let elsewhere = url.origin() != self.url.origin();
+            let client = if elsewhere {
+                self.guarded_for(&url).await?
+            } else {
+                self.own_client(&url).await?
+            };
+            let mut request = client
+                .request(call.method.clone(), url.clone())
+                .header(header::ACCEPT, ACCEPT)
+                .header(header::ACCEPT_ENCODING, "identity");
+            let authorisation = if !elsewhere {
+                authorisation.clone()
+            } else if given.as_ref() == Some(&url.origin()) {
+                given_token.clone()
+            } else {
+                self.known_elsewhere(call, &url).await
+            };
+            let is_authorised = authorisation.is_some();
+            if let Some(value) = authorisation {
+                request = request.header(header::AUTHORIZATION, value);
+            }
+            request = match call.bytes {
+                Bytes::All => request,
+                Bytes::From(offset) => request.header(header::RANGE, format!("bytes={offset}-")),
+                Bytes::First => request.header(header::RANGE, "bytes=0-0"),
+            };
+            let response = self.send_to(call, request, !elsewhere).await?;
+            if elsewhere
+                && response.status() == StatusCode::UNAUTHORIZED
+                && given.as_ref() != Some(&url.origin())
+                && let Some(challenge) = answer::challenge(&response)
+            {
+                if is_authorised {
+                    // What it took before it takes no longer.
+                    self.forget_token(call, &url, &challenge, None);
+                }
+                given_token = self.authorisation_elsewhere(call, &url, &challenge).await?;
+                if given_token.is_some() {
+                    given = Some(url.origin());
+                    let known = Known {
+                        login: None,
+                        challenge: Some(challenge),
+                    };
+                    self.keep(elsewhere_topic(call, &url), known);
+                    continue;
+                }
+            }
+            if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+                return Ok(Followed {
+                    response,
+                    elsewhere,
+                });
+            }
+            if left == 0 {
+                return Err(Error::Invalid("too many redirects".to_owned()));
+            }
+            left -= 1;
+            url = next(&url, &response)?;
+        }
+    }
+
+    /// Sends a request to whatever belongs to the endpoint: its token server, say.
+    pub(super) async fn send(
+        &self,
+        call: &Call<'_>,
+        request: reqwest::RequestBuilder,
+    ) -> Result<Response> {
+        self.send_to(call, request, false).await
+    }
+
+    /// Sends a request; no connection to the endpoint itself (`own`) is a failure of all of it,
+    /// everything else one of what was asked for.
+    async fn send_to(
+        &self,
+        call: &Call<'_>,
+        request: reqwest::RequestBuilder,
+        own: bool,
+    ) -> Result<Response> {
+        let mut limit = TimeLimit::new(self.timeouts.headers);
+        let mut request = Some(request);
+        while let Some(sent) = request.take() {
+            let (again, late) = (sent.try_clone(), limit.late());
+            match limit.run(sent.send()).await {
+                Some(Ok(response)) => return Ok(response),
+                // The client's own timer knows nothing of a busy machine.
+                Some(Err(error))
+                    if error.is_connect()
+                        && error.is_timeout()
+                        && limit.late().saturating_sub(late) >= self.timeouts.connect / 4 =>
+                {
+                    request = again;
+                }
+                Some(Err(error)) if own && error.is_connect() => {
+                    return Err(self.unreachable(&cause(&error)));
+                }
+                Some(Err(error)) => return Err(self.failed(call, &cause(&error))),
+                None => break,
+            }
+        }
+        Err(self.failed(call, "no answer in time"))
+    }
+
+    /// What another origin was told before for this repository: its challenge is known then.
+    async fn known_elsewhere(&self, call: &Call<'_>, url: &Url) -> Option<String> {
+        let topic = elsewhere_topic(call, url);
+        let challenge = self.known.get(self.url.as_str(), topic)?.challenge?;
+        let token = self.authorisation_elsewhere(call, url, &challenge).await;
+        token.ok().flatten()
+    }
+
+    /// The client for this endpoint's own origin, where it may be reached at all.
+    pub(super) async fn own_client(&self, url: &Url) -> Result<&Client> {
+        // What the settings name may be anywhere. A name is judged when it is resolved, an address
+        // here.
+        if self.settings.is_none() && !self.may_reach(url, Reach::of_anybody(), &self.seen).await {
+            return Err(Error::Invalid(
+                "an image's host may not be this machine or its link".to_owned(),
+            ));
+        }
+        Ok(&self.client)
+    }
+
+    /// The client for other origins, when `url` may be reached at all.
+    pub(super) async fn guarded_for(&self, url: &Url) -> Result<&Client> {
+        let guarded = self
+            .guarded
+            .get_or_try_init(|| async {
+                let allowed = match &self.settings {
+                    Some(settings) => Allowed::Kinds(Reach::of(
+                        reach::addresses(&self.url).await,
+                        settings.allow_private_redirects,
+                    )),
+                    None => Allowed::Of(self.seen.clone()),
+                };
+                let client = client(
+                    &self.url,
+                    self.settings.as_ref(),
+                    &self.proxies,
+                    self.timeouts,
+                    &Use::Elsewhere(allowed.clone(), self.seen_elsewhere.clone()),
+                );
+                Ok::<_, Error>((allowed, client.map_err(Error::Settings)?))
+            })
+            .await?;
+        let seen = &self.seen_elsewhere;
+        if self.may_reach(url, guarded.0.reach(), seen).await {
+            Ok(&guarded.1)
+        } else {
+            Err(Error::Invalid(
+                "a redirect to an address that may not be reached".to_owned(),
+            ))
+        }
+    }
+
+    /// Whether a URL may be asked. Behind a proxy the proxy resolves the name: what can be resolved
+    /// here is judged beforehand, what cannot is the proxy's to refuse.
+    async fn may_reach(&self, url: &Url, reach: Reach, seen: &Seen) -> bool {
+        if !reach.allows_url(url) {
+            return false;
+        }
+        // A name that is connected to from here is judged, and seen, when it is resolved for that.
+        if self.proxies.of(url).is_none() && reach::literal(url).is_none() {
+            return true;
+        }
+        let found = reach::addresses(url).await;
+        for address in &found {
+            seen.add(*address);
+        }
+        found.iter().all(|address| reach.allows(*address))
+    }
+}
+
+/// Where a redirect leads.
+fn next(url: &Url, response: &Response) -> Result<Url> {
+    let location = text(response, header::LOCATION)
+        .ok_or_else(|| Error::Invalid("a redirect without a location".to_owned()))?;
+    let next = url
+        .join(&location)
+        .map_err(|_| Error::Invalid("a redirect to no URL".to_owned()))?;
+    if url.scheme() == "https" && next.scheme() != "https" {
+        return Err(Error::Invalid("a redirect away from TLS".to_owned()));
+    }
+    Ok(next)
+}
+
+/// What an authorisation at another origin is remembered for.
+fn elsewhere_topic(call: &Call<'_>, url: &Url) -> String {
+    let origin = url.origin().ascii_serialization();
+    format!("{origin} {}", call.source.repository)
+}

@@ -1,0 +1,146 @@
+//! What an upstream says of its content, and not the content: what a tag names, which tags a
+//! repository has, and who refers to a manifest. Bounded in pages, entries, bytes and time.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use holdfast_core::{Digest, Tag};
+use serde::{Deserialize, Serialize};
+
+use super::{Error, Result, Source, Upstreams, endpoint::Endpoint, nowhere, worse};
+
+/// Most pages of one list.
+pub(super) const MAX_PAGES: usize = 50;
+/// Most bytes of one list.
+pub(super) const MAX_BYTES: usize = 4 << 20;
+/// Most tags of one list.
+pub(super) const MAX_TAGS: usize = 20_000;
+/// Most referrers of one list.
+pub(super) const MAX_REFERRERS: usize = 2000;
+
+/// A list as an upstream gives it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pages<T> {
+    /// What was read.
+    pub entries: Vec<T>,
+    /// Whether it is all that there is, or the bounds were reached before.
+    pub complete: bool,
+    /// About the bytes that the entries take in memory.
+    pub bytes: usize,
+}
+
+impl<T> Default for Pages<T> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            complete: true,
+            bytes: 0,
+        }
+    }
+}
+
+/// An entry of a list of referrers: what an upstream says of a manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Referrer {
+    /// Media type of the manifest.
+    pub media_type: String,
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// What kind of artifact it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_type: Option<String>,
+    /// Free text of its maker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
+}
+
+impl Upstreams {
+    /// The digest that a tag names upstream, within the deadline of a revalidation.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] after the deadline.
+    pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Digest> {
+        let endpoints = self.endpoints(&source.host)?;
+        let limit = self.inner.timeouts.revalidate;
+        let late = "no answer within the deadline of a revalidation";
+        in_time(limit, late, &endpoints, resolve(&endpoints, source, target)).await
+    }
+
+    /// The digest that a tag names upstream.
+    ///
+    /// # Errors
+    /// The most telling error of all endpoints.
+    pub async fn resolve(&self, source: &Source, target: &str) -> Result<Digest> {
+        resolve(&self.endpoints(&source.host)?, source, target).await
+    }
+
+    /// All tags of a repository.
+    ///
+    /// # Errors
+    /// The most telling error of all endpoints; [`Error::Unavailable`] after the deadline.
+    pub async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
+        let endpoints = self.endpoints(&source.host)?;
+        let ask = async {
+            let mut failed = None;
+            for endpoint in &endpoints {
+                match endpoint.tags(source).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = Some(worse(failed, endpoint, error)),
+                }
+            }
+            Err(failed.unwrap_or_else(nowhere))
+        };
+        in_time(self.inner.timeouts.list, LATE_LIST, &endpoints, ask).await
+    }
+
+    /// Who refers to a manifest.
+    ///
+    /// # Errors
+    /// See [`Upstreams::tags`]. That there is nobody is an empty list.
+    pub async fn referrers(&self, source: &Source, subject: &Digest) -> Result<Pages<Referrer>> {
+        let endpoints = self.endpoints(&source.host)?;
+        let ask = async {
+            let mut failed = None;
+            for endpoint in &endpoints {
+                match endpoint.referrers(source, subject).await {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = Some(worse(failed, endpoint, error)),
+                }
+            }
+            Err(failed.unwrap_or_else(nowhere))
+        };
+        in_time(self.inner.timeouts.list, LATE_LIST, &endpoints, ask).await
+    }
+}
+
+/// What is said of a list after its deadline.
+const LATE_LIST: &str = "the upstream did not send its list in time";
+
+async fn resolve(endpoints: &[Arc<Endpoint>], source: &Source, target: &str) -> Result<Digest> {
+    let mut failed = None;
+    for endpoint in endpoints {
+        match endpoint.resolve(source, target).await {
+            Ok(digest) => return Ok(digest),
+            Err(error) => failed = Some(worse(failed, endpoint, error)),
+        }
+    }
+    Err(failed.unwrap_or_else(nowhere))
+}
+
+/// The answer of these `endpoints` within its deadline. What is told after it says of a host inside
+/// this network no more than its other failures do.
+async fn in_time<T>(
+    limit: Duration,
+    late: &str,
+    endpoints: &[Arc<Endpoint>],
+    ask: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let found = tokio::time::timeout(limit, ask).await;
+    found.unwrap_or_else(|_| {
+        let last = endpoints.last();
+        let told = last.map_or_else(|| late.to_owned(), |last| last.tellable(late));
+        Err(Error::Unavailable(told))
+    })
+}
