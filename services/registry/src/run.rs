@@ -285,7 +285,7 @@ pub async fn run_on(
     let rest = async {
         while tasks.join_next().await.is_some() {}
         // Another registry that takes the volume over knows nothing of tags that are still to be
-        // untied.
+        // removed.
         finish_deletes(&store).await;
     };
     if tokio::time::timeout(LAST, rest).await.is_err() {
@@ -438,9 +438,9 @@ fn bind(address: std::net::SocketAddr) -> Result<TcpListener, Error> {
     server::bind(address).map_err(|source| Error::Listen { address, source })
 }
 
-/// Unties the tags of deleted manifests where nobody came to it.
+/// Removes the tags of deleted manifests that an earlier process left.
 async fn finish_deletes(store: &Store) {
-    match store.finish_removals().await {
+    match store.finish_deletes().await {
         Ok(0) => {}
         Ok(count) => tracing::info!(
             count,

@@ -1,4 +1,4 @@
-//! Blobs: looking up, reading, linking into repositories, committing, moving damaged ones aside.
+//! Blobs: lookup, reads, links of repositories, commits, and quarantine of damaged ones.
 
 use std::{
     collections::HashMap,
@@ -213,8 +213,7 @@ impl Store {
         self.run(move |inner| inner.put_blob(&digest, &bytes)).await
     }
 
-    /// Renews a blob's modification time, so that no collection takes it for old (REGISTRY notes,
-    /// section 3, step 5).
+    /// Renews the modification time of a blob, so that garbage collection does not take it for old.
     pub async fn touch_blob(&self, digest: &Digest) -> Result<()> {
         let digest = digest.clone();
         self.run(move |inner| inner.touch_if_present(&digest).map(drop))

@@ -81,7 +81,7 @@ pub enum Kind {
     Foreign,
     /// A tag's folder without the tag: a write or a delete that did not end.
     UnfinishedTag,
-    /// A deleted manifest whose tags nobody has untied.
+    /// A deleted manifest whose tags are not removed yet.
     UnfinishedDelete,
     /// An upload without the file that says when it began.
     UploadWithoutStart,

@@ -1,7 +1,38 @@
-//! Where things are: the exact layout of distribution's file system driver, and our own folders
-//! beside it. Pure.
+//! The layout of the volume: that of distribution's file system driver, plus Holdfast's own
+//! folders. Pure.
 //!
-//! Names, tags and digests arrive as parsed types, so no path can leave the root.
+//! ```text
+//! <root>/docker/registry/v2/
+//! ├── blobs/<algorithm>/<first 2 hex digits>/<hex>/
+//! │   └── data                               bytes of a blob or manifest
+//! ├── repositories/<name>/                   <name> may hold slashes: team/app
+//! │   ├── _layers/<algorithm>/<hex>/link     the repository may read the blob
+//! │   ├── _manifests/                        exists: the repository exists
+//! │   │   ├── revisions/<algorithm>/<hex>/link   the repository has the manifest
+//! │   │   └── tags/<tag>/
+//! │   │       ├── current/link               the digest that the tag names
+//! │   │       └── index/<algorithm>/<hex>/link   every digest that the tag ever named
+//! │   ├── _uploads/<uuid>/                   an upload session
+//! │   │   ├── data                           its bytes, while no request writes
+//! │   │   ├── .data.<uuid>.tmp               its bytes, while one request writes
+//! │   │   ├── startedat                      when it began
+//! │   │   └── hashstates/<uuid>              generation: a hard link to the bytes
+//! │   └── _referrers/<algorithm>/<subject>/<algorithm>/<hex>/link   (Holdfast only)
+//! └── _holdfast/                             (Holdfast only)
+//!     ├── incoming/<algorithm>/<hex>         a blob that arrives from an upstream
+//!     ├── locks/<name>                       a lock between replicas
+//!     ├── deletes/<repository key>.<algorithm>-<hex>.<uuid>/   tombstone of a manifest
+//!     ├── deletes/<repository key>.untag.<uuid>/               untag intent
+//!     ├── reserve/<uuid>/                    folders for deletes on a full volume
+//!     ├── quarantine/<algorithm>/<hex>.<uuid>   damaged content
+//!     ├── volume-id                          identity of the volume
+//!     ├── scrub                              progress of the scrubber, JSON
+//!     └── clock                              touched to read the clock of the volume
+//! ```
+//!
+//! A link is a file with a digest in ASCII. Distribution ignores folders that begin with `_` in
+//! places where it does not know them. Names, tags and digests arrive as parsed types, so no path
+//! can leave the root.
 
 use std::{
     ffi::OsStr,
@@ -128,14 +159,14 @@ impl Layout {
             .join(digest.hex())
     }
 
-    /// Folder of the deletes whose tags are not untied yet.
-    pub(crate) fn removals(&self) -> PathBuf {
-        self.own().join("removals")
+    /// Folder of the deletes whose tags are not removed yet.
+    pub(crate) fn deletes(&self) -> PathBuf {
+        self.own().join("deletes")
     }
 
-    /// Folders made ahead, for deletes on a full volume.
-    pub(crate) fn spares(&self) -> PathBuf {
-        self.own().join("spares")
+    /// Folders made in advance, for deletes on a full volume.
+    pub(crate) fn reserve(&self) -> PathBuf {
+        self.own().join("reserve")
     }
 
     /// The lock of a name on the volume.

@@ -1,17 +1,18 @@
-//! Content store on the layout of the CNCF distribution registry (REGISTRY notes, section 2), so
-//! that a volume can be taken over in both directions.
+//! Content store on the layout of the CNCF distribution registry, so that either program can take
+//! over a volume of the other.
 //!
-//! Owns: paths, durability (fsync of data, then of every directory that changed), upload sessions,
-//! growing files of fills, locks on the volume, the gate that refuses writes on a full volume, and
-//! the check of content. Knows nothing of HTTP and Kubernetes.
+//! Owns the paths, the durability of writes, upload sessions, incoming blobs, locks on the volume,
+//! the limits that refuse writes on a full volume, and the check of content. Knows nothing of HTTP
+//! and Kubernetes. `docs/design/durability.md` and `docs/design/deletes.md` describe its protocols.
 //!
-//! Every call that may block runs on a bounded share of the blocking pool ([`pool::Pool`]), so a
-//! hung volume costs no more than that share.
+//! Every call that may block runs on a bounded share of the blocking pool ([`Pool`]), so a hung
+//! volume costs no more than that share.
 
 pub mod archive;
 mod blobs;
 mod buffers;
 pub mod check;
+mod deletes;
 mod durable;
 mod error;
 mod hashing_writer;
@@ -23,7 +24,6 @@ mod locks;
 mod manifests;
 mod partial;
 mod pool;
-mod removals;
 mod repositories;
 mod scrub;
 mod space;

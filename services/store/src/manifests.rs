@@ -206,7 +206,7 @@ impl Store {
             loop {
                 links::ensure(&inner.files, &history, &digest)?;
                 links::ensure(&inner.files, &current, &digest)?;
-                if inner.end_untying(&repo, &digest)? {
+                if inner.abort_untags(&repo, &digest)? {
                     // Whatever became of the link must be so for good before it is looked at.
                     inner.files.sync_removal(&current)?;
                     continue;
@@ -395,7 +395,7 @@ impl Inner {
 
     fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
         let link = self.layout.tag_link(repo, tag);
-        let is_hidden = self.names_one_of(repo, tag, &self.removed(repo)?)?;
+        let is_hidden = self.names_one_of(repo, tag, &self.deleted_manifests(repo)?)?;
         let removed = self.files.remove_file(&link)?;
         // The history before the folder of the link: who sets the tag again at this moment keeps
         // both or loses both.
@@ -428,8 +428,8 @@ impl Inner {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Tag>> {
-        // Before the names: who unties tags removes this note last.
-        let hidden = self.removed(repo)?;
+        // Before the names: a tombstone is removed only after the tags of its manifest.
+        let hidden = self.deleted_manifests(repo)?;
         let folder = self.layout.tags(repo);
         let mut tags = Vec::new();
         for name in links::names(self.volume(), &folder)? {

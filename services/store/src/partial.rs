@@ -8,8 +8,9 @@
 //!   *takes* it by another rename. Of several writers one wins.
 //! - A file whose writer was killed, or stalls for longer than its lock lives, keeps its private
 //!   name: it is *abandoned*. The next writer copies it and hashes the copy, so a stalled writer
-//!   that continues changes a file that is no longer used. The same holds after a failed sync: Linux
-//!   drops the pages that it could not write, so such a file is only copied, never used again.
+//!   that continues changes a file that is no longer used. The same holds after a failed sync:
+//!   Linux drops the pages that it could not write, so such a file is only copied, never used
+//!   again.
 
 use std::{
     io,

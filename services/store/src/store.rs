@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::{
     Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
     buffers::Buffers,
+    deletes::UntagQueue,
     durable::{self, DurableFs},
-    removals::Untying,
     uploads::RehashSlots,
     volume::{Disk, Volume},
 };
@@ -79,7 +79,7 @@ pub(crate) struct Inner {
     pub(crate) gate: Arc<WriteGate>,
     pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
     pub(crate) verified_for: Duration,
-    pub(crate) untying: Arc<Untying>,
+    pub(crate) untag_queue: Arc<UntagQueue>,
     pub(crate) rehash_slots: Arc<RehashSlots>,
 }
 
@@ -118,7 +118,7 @@ impl Store {
             layout.blobs(),
             layout.repositories(),
             layout.own(),
-            layout.removals(),
+            layout.deletes(),
         ];
         let view = volume.nonblocking_view();
         let files = DurableFs::new(volume, root.clone());
@@ -139,7 +139,7 @@ impl Store {
             buffers: Buffers::new(options.buffer_bytes),
             verified: Arc::default(),
             verified_for: options.verified_for,
-            untying: Arc::default(),
+            untag_queue: Arc::default(),
             rehash_slots: Arc::default(),
         };
         Ok(Self {

@@ -18,7 +18,7 @@ pub(crate) struct Ours {
 impl Ours {
     /// Does what the registry does when it ends: what deletes left is finished.
     pub(crate) async fn finish(&self) {
-        self.store.finish_removals().await.unwrap();
+        self.store.finish_deletes().await.unwrap();
     }
 }
 

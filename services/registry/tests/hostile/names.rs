@@ -58,9 +58,9 @@ async fn names_that_end_like_temporary_files_are_names_like_any_other() {
             assert_eq!(status(&registry, "GET", &tagged).await, 404, "{name}:{tag}");
         }
         // Pushed again, it brings none of the deleted tags back, neither at once nor when they are
-        // untied.
+        // removed.
         assert_eq!(push(&registry, name, &["v2"]).await, *digest);
-        registry.store.finish_removals().await.unwrap();
+        registry.store.finish_deletes().await.unwrap();
         let tags = json(&registry, &format!("/v2/{name}/tags/list")).await;
         assert_eq!(tags["tags"], serde_json::json!(["v2"]), "{name}");
         for tag in TAGS {
@@ -68,7 +68,7 @@ async fn names_that_end_like_temporary_files_are_names_like_any_other() {
             assert_eq!(status(&registry, "GET", &tagged).await, 404, "{name}:{tag}");
         }
     }
-    let left: Vec<_> = std::fs::read_dir(registry.store.layout().own().join("removals"))
+    let left: Vec<_> = std::fs::read_dir(registry.store.layout().own().join("deletes"))
         .unwrap()
         .collect();
     assert!(left.is_empty(), "every delete is finished: {left:?}");

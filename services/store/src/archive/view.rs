@@ -18,7 +18,7 @@ use super::{Error, Fetch, Name, Result, names};
 use crate::{
     Hasher, Layout,
     check::tree,
-    durable, links, removals,
+    deletes, durable, links,
     volume::{Disk, Kind, Volume},
 };
 
@@ -70,12 +70,11 @@ impl View {
         Ok(found)
     }
 
-    /// The tags of a repository by name, each with the digest it names; without one it names
-    /// nothing that can be read. Those of manifests that were deleted are left out, though
-    /// nobody may have untied them yet.
+    /// The tags of a repository by name, each with the digest that it names, or `None` when its
+    /// link is damaged. Tags of deleted manifests are left out, also those still on the volume.
     pub fn tags(&self, repo: &RepositoryName) -> Result<BTreeMap<Tag, Option<Digest>>> {
-        // Before the names: who unties tags removes this note last.
-        let removed = removals::removed(&*self.volume, &self.layout, repo)?;
+        // Before the names: a tombstone is removed only after the tags of its manifest.
+        let removed = deletes::deleted_manifests(&*self.volume, &self.layout, repo)?;
         let mut found = BTreeMap::new();
         for name in links::names(&*self.volume, &self.layout.tags(repo))? {
             let Ok(tag) = Tag::parse(&name) else { continue };

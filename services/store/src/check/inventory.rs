@@ -102,9 +102,9 @@ pub(crate) struct Pending {
     pub(crate) has_start: bool,
 }
 
-/// A manifest that was deleted, and whose tags may not be untied yet.
+/// A deleted manifest whose tags may not be removed yet.
 #[derive(Clone, Debug)]
-pub(crate) struct Removal {
+pub(crate) struct Tombstone {
     /// Its folder, below the root.
     pub(crate) path: PathBuf,
     /// Whose it was; `None` if the delete did not come to pass.
@@ -149,7 +149,7 @@ pub struct Inventory {
     /// Parsed content of what repositories link as manifests; `None` if it is no manifest.
     pub(crate) documents: BTreeMap<Digest, Option<Manifest>>,
     pub(crate) pending: Vec<Pending>,
-    pub(crate) removals: Vec<Removal>,
+    pub(crate) tombstones: Vec<Tombstone>,
     pub(crate) oddities: Vec<(PathBuf, Oddity)>,
     pub(crate) quarantined: (u64, u64),
     /// Files of the quarantine, below the root, that hash to what they were, where that content is

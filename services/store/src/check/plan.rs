@@ -37,7 +37,7 @@ pub fn plan(inventory: &Inventory, policy: &Policy) -> Vec<Finding> {
     }
     plan.quarantined();
     plan.pending();
-    plan.removals();
+    plan.tombstones();
     plan.oddities();
     let mut findings = plan.findings;
     findings.sort_by(|a, b| (a.kind, &a.path).cmp(&(b.kind, &b.path)));
@@ -153,14 +153,14 @@ impl Plan<'_> {
         }
     }
 
-    fn removals(&mut self) {
-        for removal in &self.inventory.removals {
-            if removal.age >= self.policy.in_flight {
+    fn tombstones(&mut self) {
+        for tombstone in &self.inventory.tombstones {
+            if tombstone.age >= self.policy.in_flight {
                 self.push(
                     Kind::UnfinishedDelete,
-                    removal.path.clone(),
-                    removal.repository.as_ref(),
-                    Some(&removal.digest),
+                    tombstone.path.clone(),
+                    tombstone.repository.as_ref(),
+                    Some(&tombstone.digest),
                     "the manifest was deleted and tags may still name it, unseen: a registry removes them when it starts, and every hour",
                     None,
                 );
@@ -464,7 +464,7 @@ impl<'b> Within<'_, 'b> {
             }
             Some(Link::Empty | Link::Garbage) => self.damaged_tag(tag, folder, link),
             Some(Link::Names(digest)) => {
-                if self.is_removed(digest) {
+                if self.is_deleted(digest) {
                     // Its delete is under way, or reported as one that did not end.
                 } else if !self.has_manifest(digest) {
                     let meaning = format!(
@@ -557,11 +557,11 @@ impl<'b> Within<'_, 'b> {
         }
     }
 
-    /// Whether the manifest was deleted a moment ago, and its tags may not be untied yet.
-    fn is_removed(&self, digest: &Digest) -> bool {
+    /// Whether the manifest was deleted a moment ago, and its tags may not be removed yet.
+    fn is_deleted(&self, digest: &Digest) -> bool {
         !self.repository.revisions.contains_key(digest)
-            && self.plan.inventory.removals.iter().any(|removal| {
-                removal.repository.as_ref() == Some(self.name) && removal.digest == *digest
+            && self.plan.inventory.tombstones.iter().any(|tombstone| {
+                tombstone.repository.as_ref() == Some(self.name) && tombstone.digest == *digest
             })
     }
 

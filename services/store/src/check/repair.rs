@@ -12,9 +12,9 @@ use uuid::Uuid;
 
 use super::{Repair, tree};
 use crate::{
-    Layout, Result,
+    Layout, Result, deletes,
     durable::{self, DurableFs},
-    links, removals,
+    links,
     volume::Volume,
 };
 
@@ -110,8 +110,7 @@ pub fn repair(
     })
 }
 
-/// Writes a link unless what it belongs to is deleted at this moment; as whoever pushes does it
-/// ([`removals`]).
+/// Writes a link unless what it belongs to is being deleted, in the order of a push ([`deletes`]).
 fn write_link(
     files: &DurableFs,
     layout: &Layout,
@@ -126,7 +125,7 @@ fn write_link(
                 return Ok(false);
             }
         }
-        Ok(!removals::is_deleted_now(volume, layout, digest)?)
+        Ok(!deletes::is_being_deleted(volume, layout, digest)?)
     };
     if links::read(volume, path)?.as_ref() == Some(digest) || !is_wanted()? {
         return Ok(false);

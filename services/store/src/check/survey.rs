@@ -18,11 +18,13 @@ use holdfast_core::{
 };
 
 use super::{
-    inventory::{Blob, Content, Inventory, Link, Oddity, Pending, Removal, Repository, TagFolder},
+    inventory::{
+        Blob, Content, Inventory, Link, Oddity, Pending, Repository, TagFolder, Tombstone,
+    },
     tree::{self, Entry},
 };
 use crate::{
-    Error, Layout, Result, UploadId, durable, layout, removals,
+    Error, Layout, Result, UploadId, deletes, durable, layout,
     volume::{Kind, Volume},
 };
 
@@ -86,8 +88,8 @@ pub fn survey(
         now,
         found: Inventory::default(),
     };
-    // Before the tags: whoever unties them removes this note last.
-    survey.removals();
+    // Before the tags: a tombstone is removed only after the tags of its manifest.
+    survey.tombstones();
     survey.repositories(progress);
     progress(Progress::Contents);
     survey.own();
@@ -306,17 +308,19 @@ impl Survey<'_> {
         }
     }
 
-    /// Deletes whose tags may not be untied yet.
-    fn removals(&mut self) {
-        let folder = self.layout.removals();
+    /// Deletes whose tags may not be removed yet.
+    fn tombstones(&mut self) {
+        let folder = self.layout.deletes();
         for entry in self.entries(&folder) {
             let path = folder.join(&entry.name);
-            let Some(digest) = removals::digest_of(&entry.name) else {
+            let Some(digest) = deletes::tombstone_digest(&entry.name) else {
                 continue;
             };
-            let held = self.named(&path);
-            self.found.removals.push(Removal {
-                repository: held.iter().find_map(|held| removals::decoded(&held.name)),
+            let entries = self.named(&path);
+            self.found.tombstones.push(Tombstone {
+                repository: entries
+                    .iter()
+                    .find_map(|entry| deletes::decode_repository(&entry.name)),
                 age: self.age(std::slice::from_ref(&path)),
                 path: self.relative(&path),
                 digest,

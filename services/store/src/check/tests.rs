@@ -279,7 +279,7 @@ const CASES: &[Case] = &[
         "manifest that was deleted, with a tag that nobody came to",
         |v| {
             let link = v.layout.revision_link(&v.repo, &v.manifest);
-            fs::rename(link, removal(v).join("team+app")).unwrap();
+            fs::rename(link, tombstone(v).join("team+app")).unwrap();
         },
         &[(Kind::UnfinishedDelete, false)],
         false,
@@ -499,10 +499,10 @@ async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
             .tag_index_link(&v.repo, &Volume::one(), &v.manifest)
     };
     let delete_manifest = |v: &Volume| {
-        let folder = removal(v);
+        let folder = tombstone(v);
         fs::rename(revision(v), folder.join("team+app")).unwrap();
     };
-    let begin = |v: &Volume| drop(removal(v));
+    let begin = |v: &Volume| drop(tombstone(v));
     let delete_tag =
         |v: &Volume| fs::remove_dir_all(v.layout.tag(&v.repo, &Volume::one())).unwrap();
     let delete_manifest: &dyn Fn(&Volume) = &delete_manifest;
@@ -531,9 +531,9 @@ async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
 }
 
 /// The folder of a delete of the manifest.
-fn removal(v: &Volume) -> PathBuf {
+fn tombstone(v: &Volume) -> PathBuf {
     let name = format!("key.sha256-{}.chance", v.manifest.hex());
-    let folder = v.layout.removals().join(name);
+    let folder = v.layout.deletes().join(name);
     fs::create_dir_all(&folder).unwrap();
     folder
 }

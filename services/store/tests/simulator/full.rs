@@ -33,7 +33,7 @@ async fn scene(is_prepared: bool) -> Scene {
             .unwrap();
     }
     if is_prepared {
-        assert_eq!(store.finish_removals().await.unwrap(), 0);
+        assert_eq!(store.finish_deletes().await.unwrap(), 0);
     }
     fs.set_faults(Faults {
         full: true,
@@ -63,7 +63,7 @@ async fn a_manifest_can_be_deleted_from_a_full_volume_again_and_again() {
     for (manifest, left) in [(0, &s.world.tags[1..2]), (1, &[][..])] {
         assert!(s.delete(manifest).await.unwrap());
         assert_eq!(s.tags().await, left);
-        assert_eq!(s.store.finish_removals().await.unwrap(), 1);
+        assert_eq!(s.store.finish_deletes().await.unwrap(), 1);
         assert_eq!(s.tags().await, left);
     }
     let Manifest { digest, bytes, .. } = &s.world.manifests[2];

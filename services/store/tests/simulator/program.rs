@@ -118,7 +118,7 @@ pub(crate) enum Op {
         blob: usize,
     },
     Purge,
-    /// Unties the tags of deleted manifests.
+    /// Removes the tags of deleted manifests.
     Finish,
 }
 

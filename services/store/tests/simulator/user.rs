@@ -148,7 +148,7 @@ impl Run<'_> {
             }
             Op::Finish => {
                 let (replica, store) = self.store(rng);
-                let result = store.finish_removals().await;
+                let result = store.finish_deletes().await;
                 self.succeeded(replica, op, &result);
             }
             Op::Purge => {
@@ -415,7 +415,7 @@ impl Run<'_> {
         }
         // As a thread of the replica does after the answer; sometimes nobody comes to it.
         if done && rng.chance(5_000) {
-            let result = store.finish_removals().await;
+            let result = store.finish_deletes().await;
             self.succeeded(replica, &Op::Finish, &result);
         }
     }

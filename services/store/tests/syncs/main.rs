@@ -44,7 +44,7 @@ enum Op {
     DeleteTag(&'static str, &'static str),
     DeleteManifest(&'static str, &'static [u8]),
     /// What follows the answer to that.
-    Untie(&'static str, &'static [u8]),
+    Untag(&'static str, &'static [u8]),
     Unlink(&'static str, &'static [u8]),
 }
 
@@ -128,14 +128,14 @@ const ROWS: [Row; 16] = [
         most_syncs: (2, 7),
     },
     Row {
-        what: "a manifest goes, and a note of it is kept",
+        what: "a manifest goes, and its tombstone is kept",
         op: Op::DeleteManifest("a/b", b"[]"),
         names: &["-repositories/R/_manifests/revisions/sha256/H/link"],
         most_syncs: (0, 3),
     },
     Row {
         what: "its tags go after the answer",
-        op: Op::Untie("a/b", b"[]"),
+        op: Op::Untag("a/b", b"[]"),
         names: &[
             "-repositories/R/_manifests/tags/T/current/link",
             "-repositories/R/_manifests/tags/U/current/link",
@@ -210,7 +210,7 @@ impl Op {
                 let (name, digest) = (repo(name), digest(bytes));
                 assert!(store.delete_manifest(&name, &digest).await.unwrap());
             }
-            Self::Untie(..) => assert_eq!(store.finish_removals().await.unwrap(), 1),
+            Self::Untag(..) => assert_eq!(store.finish_deletes().await.unwrap(), 1),
             Self::Unlink(name, bytes) => {
                 let (name, digest) = (repo(name), digest(bytes));
                 assert!(store.unlink_blob(&name, &digest).await.unwrap());
@@ -225,7 +225,7 @@ impl Op {
             | Self::Mount(name, bytes)
             | Self::PutManifest(name, bytes)
             | Self::DeleteManifest(name, bytes)
-            | Self::Untie(name, bytes)
+            | Self::Untag(name, bytes)
             | Self::Unlink(name, bytes) => (*name, "t", *bytes),
             Self::Fill(bytes) => ("", "", *bytes),
             Self::SetTag(name, tag, bytes) => (*name, *tag, *bytes),
@@ -273,7 +273,7 @@ fn check(what: &str, base: &Path, calls: &[Call]) -> Vec<String> {
             // Taken aside, then removed.
             Call::Rename(from, to) if is_final(from) && !is_final(to) => {
                 if from.to_str().unwrap().contains("/revisions/") {
-                    // What says that tags are still to be untied, and the name of its folder.
+                    // The entry of the tombstone, and the name of the tombstone.
                     must_sync(what, calls, at, to);
                     must_sync(what, calls, at, to.parent().unwrap());
                 }
@@ -466,14 +466,14 @@ fn a_sync_that_is_missing_is_found() {
             "got its name before its bytes were synced",
         ),
         (
-            "a note of a delete",
+            "the tombstone of a delete",
             vec![
                 Call::Rename(
                     path("/v/_manifests/revisions/h/link"),
-                    path("/v/_holdfast/removals/r/x"),
+                    path("/v/_holdfast/deletes/r/x"),
                 ),
                 Call::SyncDir("/v/_manifests/revisions/h".into()),
-                Call::SyncDir("/v/_holdfast/removals/r".into()),
+                Call::SyncDir("/v/_holdfast/deletes/r".into()),
             ],
             "never followed",
         ),

@@ -1,5 +1,5 @@
-//! Takes tags away from deleted manifests, one by one. Owns the holds; what may be untied is
-//! decided above.
+//! Removes the tags of deleted manifests, one by one, by means of untag intents. The parent module
+//! decides which manifests are deleted.
 
 use std::{
     collections::BTreeSet,
@@ -15,59 +15,58 @@ use uuid::Uuid;
 
 use super::{
     MAX_ATTEMPTS, is_gone,
-    names::{HOLD, key},
+    names::{UNTAG, repository_key},
 };
 use crate::{Error, Result, durable, error::absent, links, store::Inner};
 
-/// How often a folder is emptied before it is given up: a reader of this process may keep a file of
-/// it on NFS, for a moment.
+/// How often a folder is emptied before the operation fails: on NFS a reader of this process may
+/// keep a file in it for a moment.
 const MAX_CLEAR_ATTEMPTS: usize = 10_000;
 
 impl Inner {
-    /// Unties all tags that name one of the digests, for good. Each tag's link is read: other
-    /// registries move tags without a note that could be trusted.
-    pub(super) fn untie_all(&self, repo: &RepositoryName, gone: &BTreeSet<Digest>) -> Result<()> {
+    /// Removes all tags that name one of the digests, durably. It reads the link of every tag:
+    /// other registries move tags and leave no index that could be trusted.
+    pub(super) fn untag_all(&self, repo: &RepositoryName, gone: &BTreeSet<Digest>) -> Result<()> {
         let folder = self.layout.tags(repo);
-        let mut hold = None;
+        let mut intent = None;
         for name in links::names(self.volume(), &folder)? {
             let Ok(tag) = Tag::parse(&name) else { continue };
             let link = self.layout.tag_link(repo, &tag);
             match links::read(self.volume(), &link)? {
                 Some(digest) if gone.contains(&digest) => {
-                    self.untie(repo, &tag, &digest, &mut hold)?;
+                    self.untag(repo, &tag, &digest, &mut intent)?;
                 }
                 Some(_) => {}
-                // Perhaps taken by somebody who ended before that was durable.
+                // Another process may have removed it and crashed before that was durable.
                 None => self.files.sync_removal(&link)?,
             }
         }
         self.files.sync_removal(&folder.join("any"))?;
-        match hold {
-            Some(hold) => self.clear(&hold),
+        match intent {
+            Some(intent) => self.clear_dir(&intent),
             None => Ok(()),
         }
     }
 
-    /// Takes a tag away from a deleted manifest. One that somebody sets at the same moment stays
-    /// where it was set.
-    pub(super) fn untie(
+    /// Removes a tag of a deleted manifest. A tag that is set at the same time stays.
+    pub(super) fn untag(
         &self,
         repo: &RepositoryName,
         tag: &Tag,
         digest: &Digest,
-        hold: &mut Option<PathBuf>,
+        intent: &mut Option<PathBuf>,
     ) -> Result<()> {
         let link = self.layout.tag_link(repo, tag);
         for _ in 0..MAX_ATTEMPTS {
-            let place = if let Some(place) = hold {
+            let place = if let Some(place) = intent {
                 place.clone()
             } else {
-                let name = format!("{}.{HOLD}.{}", key(repo), Uuid::new_v4());
-                let place = self.layout.removals().join(name);
-                self.make(&place)?;
-                hold.insert(place).clone()
+                let name = format!("{}.{UNTAG}.{}", repository_key(repo), Uuid::new_v4());
+                let place = self.layout.deletes().join(name);
+                self.create_dir_or_reserve(&place)?;
+                intent.insert(place).clone()
             };
-            if !self.is_removed(repo, digest)? {
+            if !self.is_deleted(repo, digest)? {
                 return Ok(());
             }
             match links::read(self.volume(), &link)? {
@@ -76,29 +75,30 @@ impl Inner {
                 None => return self.files.sync_removal(&link),
             }
             let aside = place.join(tag.as_str());
-            if self.take(&link, &aside)? {
-                return self.taken(repo, tag, digest, &aside);
+            if self.try_rename(&link, &aside)? {
+                return self.finish_untag(repo, tag, digest, &aside);
             }
             if durable::metadata(self.volume(), &place)?.is_none() {
-                // Somebody set a tag.
-                *hold = None;
+                // A writer of a tag removed the intent.
+                *intent = None;
             }
         }
         Err(Error::Busy)
     }
 
-    /// Whether the manifest was deleted, and not pushed again since.
-    pub(super) fn is_removed(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        for removal in self.pending(repo)?.removals {
-            if removal.digest == *digest && self.has_happened(&removal)? {
+    /// Whether the manifest was deleted and not pushed again since.
+    pub(super) fn is_deleted(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        for tombstone in self.deletes_of(repo)?.tombstones {
+            if tombstone.digest == *digest && self.is_committed(&tombstone)? {
                 return Ok(!self.has_revision(repo, digest)?);
             }
         }
         Ok(false)
     }
 
-    /// A tag's link was taken: the rest of the tag follows, unless the link was another one.
-    pub(super) fn taken(
+    /// Removes the rest of a tag after its link was moved. A link that names another manifest is
+    /// put back.
+    pub(super) fn finish_untag(
         &self,
         repo: &RepositoryName,
         tag: &Tag,
@@ -109,8 +109,8 @@ impl Inner {
         let is_other = links::read(self.volume(), aside)?.is_some_and(|taken| taken != *digest);
         if is_other {
             match self.volume().link(aside, &link) {
-                // Set once more: that one counts. Or whoever set it knows by now, and sets it
-                // again.
+                // The tag was set again, and that link wins. Or its writer noticed the move and
+                // sets it again.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_gone(&error) => {}
                 other => other.map_err(Error::io("link", &link))?,
             }
@@ -120,8 +120,8 @@ impl Inner {
         if is_other {
             return Ok(());
         }
-        // From here on only what is empty goes, but for the history, which whoever sets the tag now
-        // writes again.
+        // From here on only empty folders are removed, and the history. A writer that sets the
+        // tag now writes its history again.
         durable::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
         if let Some(current) = links::read(self.volume(), &link)? {
             let history = self.layout.tag_index_link(repo, tag, &current);
@@ -130,22 +130,21 @@ impl Inner {
         let folder = self.layout.tag(repo, tag);
         drop(self.volume().remove_dir(durable::parent(&link)?));
         match self.volume().remove_dir(&folder) {
-            // The name's end is made durable with those of the other tags.
+            // The caller makes this durable for all tags at once.
             Ok(()) => Ok(()),
-            // Somebody sets it, or a leftover keeps the folder.
+            // The tag is set at this moment, or a leftover keeps the folder.
             Err(_) => self.files.sync_removal(&link),
         }
     }
 
-    /// Removes a folder and the files in it. When this returns nothing can be moved into it any
-    /// more.
-    pub(super) fn clear(&self, path: &Path) -> Result<()> {
+    /// Removes a folder and its files. When it returns, nothing can be moved into the folder.
+    pub(super) fn clear_dir(&self, path: &Path) -> Result<()> {
         for _ in 0..MAX_CLEAR_ATTEMPTS {
             let Some(entries) = durable::list(self.volume(), path)? else {
                 return Ok(());
             };
             for entry in entries {
-                // What NFS keeps for a reader goes with the reader.
+                // NFS removes its own leftovers when their reader ends.
                 if !entry.name.to_string_lossy().starts_with(".nfs") {
                     let path = path.join(&entry.name);
                     absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;

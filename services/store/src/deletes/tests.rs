@@ -1,10 +1,10 @@
-//! Deletes that stand still half-way, for good or for a moment, on the real file system.
+//! Deletes that stop half-way, for ever or for a moment, on the real file system.
 
 use std::{fs, time::Duration};
 
 use holdfast_core::{digest::Algorithm, reference::Tag};
 
-use super::names::HOLD;
+use super::names::UNTAG;
 use super::*;
 use crate::{Hasher, Options};
 
@@ -53,18 +53,18 @@ impl Scene {
         &self.store.inner
     }
 
-    /// A hold of somebody who is about to take a tag.
-    fn hold(&self) -> PathBuf {
-        let name = format!("{}.{HOLD}.x", key(&self.repo));
-        let hold = self.store.layout().removals().join(name);
-        self.inner().make(&hold).unwrap();
-        hold
+    /// The untag intent of a process that is about to remove a tag.
+    fn intent(&self) -> PathBuf {
+        let name = format!("{}.{UNTAG}.x", repository_key(&self.repo));
+        let intent = self.store.layout().deletes().join(name);
+        self.inner().create_dir_or_reserve(&intent).unwrap();
+        intent
     }
 
     /// A delete whose process ended with the answer.
     fn delete(&self) {
         let inner = self.inner();
-        assert!(inner.remove_revision(&self.repo, &self.digest).unwrap());
+        assert!(inner.delete_revision(&self.repo, &self.digest).unwrap());
     }
 
     async fn put(&self) {
@@ -84,10 +84,8 @@ impl Scene {
         found.unwrap().is_some()
     }
 
-    fn notes(&self) -> usize {
-        fs::read_dir(self.store.layout().removals())
-            .unwrap()
-            .count()
+    fn tombstones(&self) -> usize {
+        fs::read_dir(self.store.layout().deletes()).unwrap().count()
     }
 
     fn folders_of_tags(&self) -> usize {
@@ -98,10 +96,10 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn tags_of_a_deleted_manifest_are_unknown_before_anybody_came_to_them() {
+async fn tags_of_a_deleted_manifest_are_unknown_before_they_are_removed() {
     let s = scene().await;
     s.delete();
-    assert_eq!(s.folders_of_tags(), 3, "nobody came to them");
+    assert_eq!(s.folders_of_tags(), 3, "they are still on the volume");
     assert_eq!(s.tags().await, ["other"]);
     let page = s.store.tags_page(&s.repo, None, 10).await.unwrap().unwrap();
     assert_eq!(page, (vec![tag("other")], false));
@@ -109,10 +107,10 @@ async fn tags_of_a_deleted_manifest_are_unknown_before_anybody_came_to_them() {
     assert!(s.names("other").await);
     assert!(!s.store.delete_tag(&s.repo, &tag("1")).await.unwrap());
     assert!(s.store.delete_tag(&s.repo, &tag("other")).await.unwrap());
-    assert!(!s.inner().remove_revision(&s.repo, &s.digest).unwrap());
-    assert_eq!(s.store.finish_removals().await.unwrap(), 1);
-    assert_eq!((s.folders_of_tags(), s.notes()), (0, 0));
-    assert_eq!(s.store.finish_removals().await.unwrap(), 0);
+    assert!(!s.inner().delete_revision(&s.repo, &s.digest).unwrap());
+    assert_eq!(s.store.finish_deletes().await.unwrap(), 1);
+    assert_eq!((s.folders_of_tags(), s.tombstones()), (0, 0));
+    assert_eq!(s.store.finish_deletes().await.unwrap(), 0);
 }
 
 #[tokio::test]
@@ -140,9 +138,9 @@ async fn the_longest_name_of_a_repository_can_be_deleted_from() {
         .unwrap();
     s.store.set_tag(&repo, &one, &digest).await.unwrap();
     assert!(s.store.delete_manifest(&repo, &digest).await.unwrap());
-    s.store.finish_removals().await.unwrap();
+    s.store.finish_deletes().await.unwrap();
     assert_eq!(s.store.tag(&repo, &one).await.unwrap(), None);
-    assert_eq!(s.notes(), 0);
+    assert_eq!(s.tombstones(), 0);
 }
 
 #[tokio::test]
@@ -150,7 +148,7 @@ async fn a_manifest_that_comes_back_brings_no_tag_back() {
     let s = scene().await;
     s.delete();
     s.put().await;
-    assert_eq!((s.folders_of_tags(), s.notes()), (1, 0));
+    assert_eq!((s.folders_of_tags(), s.tombstones()), (1, 0));
     assert_eq!(s.tags().await, ["other"]);
     assert!(!s.names("2").await);
 }
@@ -162,7 +160,7 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
     s.delete();
     s.store.set_tag(&s.repo, &tag("1"), &other).await.unwrap();
     assert_eq!(s.tags().await, ["1", "other"]);
-    s.store.finish_removals().await.unwrap();
+    s.store.finish_deletes().await.unwrap();
     assert_eq!(s.tags().await, ["1", "other"]);
     // And of a manifest that is pushed anew.
     s.put().await;
@@ -170,7 +168,7 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
         .set_tag(&s.repo, &tag("2"), &s.digest)
         .await
         .unwrap();
-    s.store.finish_removals().await.unwrap();
+    s.store.finish_deletes().await.unwrap();
     assert!(s.names("2").await);
 }
 
@@ -178,16 +176,16 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
 async fn a_tag_is_not_taken_by_somebody_who_looked_before_it_was_set() {
     let s = scene().await;
     s.delete();
-    let hold = s.hold();
+    let intent = s.intent();
     // They stand still here; somebody else finishes, and the manifest and its tag come back.
     s.put().await;
     let one = tag("1");
     s.store.set_tag(&s.repo, &one, &s.digest).await.unwrap();
     let link = s.store.layout().tag_link(&s.repo, &one);
-    assert!(!s.inner().take(&link, &hold.join("1")).unwrap());
-    let mut late = Some(hold);
+    assert!(!s.inner().try_rename(&link, &intent.join("1")).unwrap());
+    let mut late = Some(intent);
     s.inner()
-        .untie(&s.repo, &one, &s.digest, &mut late)
+        .untag(&s.repo, &one, &s.digest, &mut late)
         .unwrap();
     assert!(s.names("1").await);
 }
@@ -199,11 +197,13 @@ async fn a_link_that_another_registry_set_meanwhile_is_put_back() {
     let other = Hasher::digest(Algorithm::Sha256, b"other");
     let one = tag("1");
     let link = s.store.layout().tag_link(&s.repo, &one);
-    let hold = s.hold();
+    let intent = s.intent();
     fs::write(&link, other.to_string()).unwrap();
-    let aside = hold.join("1");
-    assert!(s.inner().take(&link, &aside).unwrap());
-    s.inner().taken(&s.repo, &one, &s.digest, &aside).unwrap();
+    let aside = intent.join("1");
+    assert!(s.inner().try_rename(&link, &aside).unwrap());
+    s.inner()
+        .finish_untag(&s.repo, &one, &s.digest, &aside)
+        .unwrap();
     assert!(s.names("1").await);
     assert!(!aside.exists());
 }
@@ -216,7 +216,7 @@ async fn a_push_that_began_before_a_delete_looks_again() {
     let pending = files
         .create_pending(&link, s.digest.to_string().as_bytes())
         .unwrap();
-    s.inner().without_removal(&s.repo, &s.digest).unwrap();
+    s.inner().finish_deletes_of(&s.repo, &s.digest).unwrap();
     s.delete();
     let placed = files.publish(pending);
     assert!(placed.unwrap_err().is_absent());
@@ -224,10 +224,10 @@ async fn a_push_that_began_before_a_delete_looks_again() {
 }
 
 #[tokio::test]
-async fn a_delete_that_did_not_come_to_pass_takes_nothing() {
+async fn a_pending_tombstone_has_no_effect() {
     let s = scene().await;
-    let name = format!("{}.sha256-{}.x", key(&s.repo), s.digest.hex());
-    let folder = s.store.layout().removals().join(name);
+    let name = format!("{}.sha256-{}.x", repository_key(&s.repo), s.digest.hex());
+    let folder = s.store.layout().deletes().join(name);
     for push in [false, true] {
         fs::create_dir(&folder).unwrap();
         assert_eq!(s.tags().await, ["1", "2", "other"]);
@@ -237,9 +237,9 @@ async fn a_delete_that_did_not_come_to_pass_takes_nothing() {
             fs::write(link, "").unwrap();
             s.put().await;
         } else {
-            assert_eq!(s.store.finish_removals().await.unwrap(), 0);
+            assert_eq!(s.store.finish_deletes().await.unwrap(), 0);
         }
-        assert_eq!(s.notes(), 0);
+        assert_eq!(s.tombstones(), 0);
         assert_eq!(s.tags().await, ["1", "2", "other"]);
         assert!(s.names("1").await);
     }
@@ -252,36 +252,36 @@ async fn what_another_registry_pushed_again_keeps_its_tags() {
     let link = s.store.layout().revision_link(&s.repo, &s.digest);
     fs::write(link, s.digest.to_string()).unwrap();
     assert_eq!(s.tags().await, ["1", "2", "other"]);
-    s.store.finish_removals().await.unwrap();
-    assert_eq!(s.notes(), 0);
+    s.store.finish_deletes().await.unwrap();
+    assert_eq!(s.tombstones(), 0);
     assert!(s.names("1").await);
 }
 
 #[tokio::test]
-async fn tags_are_untied_after_the_answer_by_themselves() {
+async fn tags_are_removed_after_the_answer_in_the_background() {
     let s = scene().await;
     assert!(s.store.delete_manifest(&s.repo, &s.digest).await.unwrap());
     assert_eq!(s.tags().await, ["other"]);
     for _ in 0..1_000 {
-        if (s.folders_of_tags(), s.notes()) == (1, 0) {
+        if (s.folders_of_tags(), s.tombstones()) == (1, 0) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!(
-        "{} folders of tags, {} notes",
+        "{} folders of tags, {} tombstones",
         s.folders_of_tags(),
-        s.notes()
+        s.tombstones()
     );
 }
 
 #[tokio::test]
-async fn when_removals_are_finished_nobody_of_this_process_is_at_them_any_more() {
+async fn finish_deletes_waits_for_the_background_thread() {
     let s = scene().await;
     for _ in 0..100 {
         assert!(s.store.delete_manifest(&s.repo, &s.digest).await.unwrap());
-        s.store.finish_removals().await.unwrap();
-        assert_eq!((s.folders_of_tags(), s.notes()), (1, 0));
+        s.store.finish_deletes().await.unwrap();
+        assert_eq!((s.folders_of_tags(), s.tombstones()), (1, 0));
         s.put().await;
         for name in [tag("1"), tag("2")] {
             s.store.set_tag(&s.repo, &name, &s.digest).await.unwrap();
@@ -290,17 +290,17 @@ async fn when_removals_are_finished_nobody_of_this_process_is_at_them_any_more()
 }
 
 #[tokio::test]
-async fn a_hold_that_a_crash_left_is_removed() {
+async fn an_untag_intent_that_a_crash_left_is_removed() {
     let s = scene().await;
-    let hold = s
+    let intent = s
         .store
         .layout()
-        .removals()
-        .join(format!("{}.{HOLD}.x", key(&s.repo)));
-    fs::create_dir(&hold).unwrap();
-    fs::write(hold.join("1"), s.digest.to_string()).unwrap();
-    s.store.finish_removals().await.unwrap();
-    assert_eq!(s.notes(), 0);
+        .deletes()
+        .join(format!("{}.{UNTAG}.x", repository_key(&s.repo)));
+    fs::create_dir(&intent).unwrap();
+    fs::write(intent.join("1"), s.digest.to_string()).unwrap();
+    s.store.finish_deletes().await.unwrap();
+    assert_eq!(s.tombstones(), 0);
     assert_eq!(s.tags().await, ["1", "2", "other"]);
 }
 
@@ -311,9 +311,9 @@ fn names_of_folders_say_what_they_are() {
     for (name, expect) in [
         (
             format!("k.sha512-{hex}.u"),
-            Some(("k", Name::Removal(digest.clone()))),
+            Some(("k", Name::Tombstone(digest.clone()))),
         ),
-        ("k.hold.u".to_owned(), Some(("k", Name::Hold))),
+        ("k.untag.u".to_owned(), Some(("k", Name::UntagIntent))),
         (format!("k.sha256-{hex}.u"), None),
         (format!("k.sha512-{hex}"), None),
         (".nfs0001".to_owned(), None),
@@ -324,10 +324,10 @@ fn names_of_folders_say_what_they_are() {
     // The longest name that a folder gets, in a file system's 255.
     let longest = format!(
         "{}.sha512-{hex}.{}",
-        key(&RepositoryName::parse("a/b").unwrap()),
+        repository_key(&RepositoryName::parse("a/b").unwrap()),
         Uuid::new_v4()
     );
     assert!(longest.len() <= 255, "{}", longest.len());
     let repo = RepositoryName::parse("a-b/c.d/e_f").unwrap();
-    assert_eq!(decoded(&encoded(&repo)), Some(repo));
+    assert_eq!(decode_repository(&encode_repository(&repo)), Some(repo));
 }
