@@ -2,6 +2,7 @@
 //! `cargo metadata` or over a file's text; this module gathers the input and prints what they
 //! found.
 
+mod dependencies;
 mod directions;
 mod documents;
 mod files;
@@ -52,17 +53,28 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     };
     let mut tests = BTreeSet::new();
     let mut constants = BTreeMap::new();
+    let mut sources = BTreeMap::new();
     for path in rust_files(&root)? {
         let text = read(&path)?;
         findings.extend(files::check(&path, &text));
         tests.extend(limits::tests(&text));
         if limits::holds_constants(&path) {
-            constants.insert(path, text);
+            constants.insert(path.clone(), text.clone());
         }
+        sources.insert(root.join(path), text);
     }
     for path in documents::markdown_files(&root)? {
         findings.extend(documents::check(&path, &read(&path)?));
     }
+    findings.extend(dependencies::check(
+        &metadata,
+        &read("Cargo.toml")?,
+        |manifest| {
+            let folder = Path::new(manifest).with_file_name("");
+            let below = sources.iter().filter(|(path, _)| path.starts_with(&folder));
+            below.map(|(_, text)| text.as_str()).collect()
+        },
+    ));
     let limits = read(limits::DOCUMENT)?;
     findings.extend(limits::check(&limits, &constants, &tests));
     report::write(json, &findings)?;

@@ -17,6 +17,7 @@ mod harness;
 mod lists;
 mod manifests;
 mod mirror;
+mod oci_client;
 mod pushes;
 mod referrers;
 mod round;
