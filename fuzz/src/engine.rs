@@ -13,7 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{Target, mutation, random::Random};
+use fastrand::Rng;
+
+use crate::{Target, mutation};
 
 /// An input that takes longer is a finding: whoever sends it stops a server.
 const SLOW: Duration = Duration::from_secs(3);
@@ -109,7 +111,7 @@ fn kind(broken: &str) -> String {
 /// Runs a target over the corpus, then over inputs made from it.
 pub fn run(target: &Target, corpus: &[Vec<u8>], plan: &Plan) -> Outcome {
     let mut outcome = Outcome::default();
-    let mut random = Random::new(plan.seed);
+    let mut random = Rng::with_seed(plan.seed);
     let mut shapes = HashSet::new();
     let mut kinds = HashSet::new();
     let mut pool: Vec<Vec<u8>> = vec![Vec::new()];
@@ -125,14 +127,14 @@ pub fn run(target: &Target, corpus: &[Vec<u8>], plan: &Plan) -> Outcome {
             (input, false)
         } else {
             // New discoveries are where the next ones are near.
-            let from = if random.below(3) == 0 {
-                pool.len().saturating_sub(1 + random.below(32))
+            let from = if random.usize(..3) == 0 {
+                pool.len().saturating_sub(1 + random.usize(..32))
             } else {
-                random.below(pool.len())
+                random.usize(..pool.len())
             };
             let mut input = pool.get(from).cloned().unwrap_or_default();
             let other = pool
-                .get(random.below(pool.len()))
+                .get(random.usize(..pool.len()))
                 .cloned()
                 .unwrap_or_default();
             mutation::mutate(

@@ -9,7 +9,6 @@
 pub mod engine;
 pub mod inputs;
 pub mod mutation;
-pub mod random;
 pub mod targets;
 
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -1,6 +1,6 @@
 //! New inputs out of old ones: bytes, numbers and words changed, pieces moved, two inputs spliced.
 
-use crate::random::Random;
+use fastrand::Rng;
 
 /// Text that parsers trip over, whatever their language.
 const TROUBLE: [&str; 40] = [
@@ -75,42 +75,42 @@ const NUMBERS: [&str; 22] = [
 /// Changes `input` a few times.
 pub fn mutate(
     input: &mut Vec<u8>,
-    random: &mut Random,
+    random: &mut Rng,
     dictionary: &[&str],
     other: &[u8],
     max_bytes: usize,
 ) {
     // Mostly little changes; at times many.
-    let most = if random.below(8) == 0 { 16 } else { 4 };
-    let rounds = 1 + random.below(most);
+    let most = if random.usize(..8) == 0 { 16 } else { 4 };
+    let rounds = 1 + random.usize(..most);
     for _ in 0..rounds {
         once(input, random, dictionary, other);
     }
     input.truncate(max_bytes);
 }
 
-fn once(input: &mut Vec<u8>, random: &mut Random, dictionary: &[&str], other: &[u8]) {
-    let at = random.below(input.len() + 1);
-    match random.below(14) {
+fn once(input: &mut Vec<u8>, random: &mut Rng, dictionary: &[&str], other: &[u8]) {
+    let at = random.usize(..=input.len());
+    match random.usize(..14) {
         0 => {
             if let Some(byte) = input.get_mut(at) {
-                *byte ^= 1 << random.below(8);
+                *byte ^= 1 << random.usize(..8);
             }
         }
         1 => {
             if let Some(byte) = input.get_mut(at) {
-                *byte = random.byte();
+                *byte = random.u8(..);
             }
         }
-        2 => input.insert(at, random.byte()),
+        2 => input.insert(at, random.u8(..)),
         3 => {
-            let end = (at + 1 + random.below(8)).min(input.len());
+            let end = (at + 1 + random.usize(..8)).min(input.len());
             input.drain(at.min(end)..end);
         }
         4 => {
-            let end = (at + 1 + random.below(32)).min(input.len());
+            let end = (at + 1 + random.usize(..32)).min(input.len());
             let piece = input[at.min(end)..end].to_vec();
-            let to = random.below(input.len() + 1);
+            let to = random.usize(..=input.len());
             insert(input, to, &piece);
         }
         5 => insert_one(input, at, random, &TROUBLE),
@@ -125,19 +125,19 @@ fn once(input: &mut Vec<u8>, random: &mut Random, dictionary: &[&str], other: &[
         11 => {
             // The head of this input and the tail of another one.
             input.truncate(at);
-            let from = random.below(other.len() + 1);
+            let from = random.usize(..=other.len());
             input.extend_from_slice(&other[from..]);
         }
         12 => {
             // Depth and length: one piece many times.
-            let end = (at + 1 + random.below(6)).min(input.len());
+            let end = (at + 1 + random.usize(..6)).min(input.len());
             let piece = input[at.min(end)..end].to_vec();
-            let times = 1 << random.below(9);
+            let times = 1 << random.usize(..9);
             insert(input, at, &piece.repeat(times));
         }
         _ => {
-            let from = random.below(other.len() + 1);
-            let end = (from + 1 + random.below(40)).min(other.len());
+            let from = random.usize(..=other.len());
+            let end = (from + 1 + random.usize(..40)).min(other.len());
             insert(input, at, &other[from.min(end)..end]);
         }
     }
@@ -148,8 +148,8 @@ fn insert(input: &mut Vec<u8>, at: usize, piece: &[u8]) {
     input.splice(at..at, piece.iter().copied());
 }
 
-fn insert_one(input: &mut Vec<u8>, at: usize, random: &mut Random, of: &[&str]) {
-    if let Some(text) = random.one(of) {
+fn insert_one(input: &mut Vec<u8>, at: usize, random: &mut Rng, of: &[&str]) {
+    if let Some(text) = random.choice(of) {
         insert(input, at, text.as_bytes());
     }
 }
@@ -161,7 +161,7 @@ fn word_end(input: &[u8], at: usize) -> usize {
 }
 
 /// Puts a boundary in place of the number at or behind `at`.
-fn replace_number(input: &mut Vec<u8>, at: usize, random: &mut Random) {
+fn replace_number(input: &mut Vec<u8>, at: usize, random: &mut Rng) {
     let rest = input.get(at..).unwrap_or_default();
     let Some(skip) = rest.iter().position(u8::is_ascii_digit) else {
         return insert_one(input, at, random, &NUMBERS);
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn inputs_stay_within_their_bound_and_differ() {
-        let mut random = Random::new(1);
+        let mut random = Rng::with_seed(1);
         let mut seen = std::collections::BTreeSet::new();
         for _ in 0..200 {
             let mut input = b"abc 123".to_vec();

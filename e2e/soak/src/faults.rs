@@ -6,10 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fastrand::Rng;
 use rustix::process::Signal;
 use serde::Serialize;
 
-use crate::{random::Random, replicas::Replica, report::Report, volume::Volume};
+use crate::{replicas::Replica, report::Report, volume::Volume};
 
 /// A kind of fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -114,7 +115,7 @@ impl Scene {
     pub(crate) async fn run(self: Arc<Self>, kinds: Vec<Kind>, seed: u64) {
         let mut tasks = tokio::task::JoinSet::new();
         for kind in kinds {
-            let (scene, random) = (self.clone(), Random::new(seed ^ kind as u64));
+            let (scene, random) = (self.clone(), Rng::with_seed(seed ^ kind as u64));
             tasks.spawn(async move { scene.repeat(kind, random).await });
         }
         while let Some(ended) = tasks.join_next().await {
@@ -125,7 +126,7 @@ impl Scene {
         }
     }
 
-    async fn repeat(&self, kind: Kind, mut random: Random) {
+    async fn repeat(&self, kind: Kind, mut random: Rng) {
         let pause = match kind {
             Kind::Kill => (3_000, 9_000),
             Kind::Stop => (8_000, 25_000),
@@ -134,7 +135,7 @@ impl Scene {
             Kind::Upstream => (6_000, 14_000),
         };
         loop {
-            let wait = Duration::from_millis(random.between(pause.0, pause.1));
+            let wait = Duration::from_millis(random.u64(pause.0..pause.1));
             if Instant::now() + wait + Duration::from_secs(3) >= self.end {
                 return;
             }
@@ -150,7 +151,7 @@ impl Scene {
     }
 
     /// Takes a replica out of service, if two others stay.
-    async fn take(&self, random: &mut Random, spare: Option<usize>) -> Option<usize> {
+    async fn take(&self, random: &mut Rng, spare: Option<usize>) -> Option<usize> {
         let mut busy = self.busy.lock().await;
         let free: Vec<usize> = (0..self.replicas.len())
             .filter(|at| !busy.contains(at) && Some(*at) != spare)
@@ -158,7 +159,7 @@ impl Scene {
         if free.is_empty() || busy.len() + 1 >= self.replicas.len() {
             return None;
         }
-        let at = free[random.index(free.len())];
+        let at = free[random.usize(..free.len())];
         busy.push(at);
         Some(at)
     }
@@ -167,7 +168,7 @@ impl Scene {
         self.busy.lock().await.retain(|other| *other != at);
     }
 
-    async fn restart(&self, kind: Kind, random: &mut Random) {
+    async fn restart(&self, kind: Kind, random: &mut Rng) {
         let Some(at) = self.take(random, Some(self.elder)).await else {
             return;
         };
@@ -186,7 +187,7 @@ impl Scene {
             Ok(_) => {}
             Err(error) => self.report.violation("process", error.to_string()),
         }
-        tokio::time::sleep(Duration::from_millis(random.below(1_500))).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(..1_500))).await;
         let started = async {
             replica.start()?;
             replica.ready().await
@@ -198,13 +199,13 @@ impl Scene {
         self.give_back(at).await;
     }
 
-    async fn stop(&self, random: &mut Random) {
+    async fn stop(&self, random: &mut Rng) {
         let Some(at) = self.take(random, None).await else {
             return;
         };
         let window = self.windows.open(Kind::Stop);
         self.replicas[at].signal(Signal::STOP);
-        let pause = Duration::from_millis(random.between(STOPPED.0, STOPPED.1));
+        let pause = Duration::from_millis(random.u64(STOPPED.0..STOPPED.1));
         tokio::time::sleep(pause).await;
         self.replicas[at].signal(Signal::CONT);
         // What it had taken before comes to pass now.
@@ -213,10 +214,10 @@ impl Scene {
         self.give_back(at).await;
     }
 
-    async fn fill(&self, random: &mut Random) {
+    async fn fill(&self, random: &mut Rng) {
         let window = self.windows.open(Kind::Full);
-        let (volume, leave) = (self.volume.clone(), random.below(4) * (128 << 10));
-        let end = Instant::now() + Duration::from_millis(random.between(3_000, 7_000));
+        let (volume, leave) = (self.volume.clone(), random.u64(..4) * (128 << 10));
+        let end = Instant::now() + Duration::from_millis(random.u64(3_000..7_000));
         while Instant::now() < end {
             let volume = volume.clone();
             match tokio::task::spawn_blocking(move || volume.fill(leave)).await {
@@ -232,12 +233,12 @@ impl Scene {
         self.windows.close(window);
     }
 
-    async fn spoil(&self, random: &mut Random) {
+    async fn spoil(&self, random: &mut Rng) {
         use holdfast_testkit::{Fault, faults::Kind as Spoilt};
         let window = self.windows.open(Kind::Upstream);
-        let fault = match random.below(4) {
+        let fault = match random.u64(..4) {
             0 => Fault::new(Spoilt::Truncate {
-                after: random.below(200_000),
+                after: random.u64(..200_000),
             })
             .on("/blobs/")
             .times(3),
@@ -249,7 +250,7 @@ impl Scene {
             .on("/blobs/"),
         };
         self.upstream.set(fault);
-        let pause = Duration::from_millis(random.between(1_500, 4_000));
+        let pause = Duration::from_millis(random.u64(1_500..4_000));
         tokio::time::sleep(pause).await;
         self.upstream.clear();
         self.windows.close(window);

@@ -11,7 +11,6 @@ mod content;
 mod faults;
 mod lists;
 mod net;
-mod random;
 mod reader;
 mod replicas;
 mod report;

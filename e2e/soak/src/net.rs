@@ -6,12 +6,12 @@ use std::{
 };
 
 use bytes::Bytes;
+use fastrand::Rng;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 
 use crate::{
     account::Outcome,
     faults::{ALL, Kind, Windows},
-    random::Random,
     report::Report,
 };
 
@@ -117,8 +117,8 @@ impl Net {
     }
 
     /// A random replica.
-    pub(crate) fn pick(&self, random: &mut Random) -> usize {
-        random.index(self.urls.len())
+    pub(crate) fn pick(&self, random: &mut Rng) -> usize {
+        random.usize(..self.urls.len())
     }
 
     /// A request to a replica; `target` is a path, or what `Location` said.

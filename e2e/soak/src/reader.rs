@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fastrand::Rng;
 use futures::StreamExt as _;
 use holdfast_testkit::image::digest_of;
 use reqwest::Method;
@@ -14,7 +15,6 @@ use crate::{
     account::{Account, Key, Kind, Outcome, Sight, Ticket, Value, Verdict},
     content::{Blob, Library},
     net::{Net, Reply},
-    random::Random,
 };
 
 /// What readers share with writers.
@@ -127,25 +127,25 @@ impl Shelf {
     }
 
     /// Reads at random until `end`.
-    pub(crate) async fn read_on(self, mut random: Random, end: Instant) {
+    pub(crate) async fn read_on(self, mut random: Rng, end: Instant) {
         while Instant::now() < end {
             let replica = self.net.pick(&mut random);
-            if random.percent(60) {
-                let any = self.account().any(random.next());
+            if random.u8(..100) < 60 {
+                let any = self.account().any(random.u64(..));
                 if let Some((key, sight)) = any {
                     self.check("read", replica, &key, sight).await;
                 }
             } else {
                 self.pull(&mut random).await;
             }
-            let pause = random.between(5, 40);
+            let pause = random.u64(5..40);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     }
 
     /// Pulls an image: its manifest, then its blobs in ranges, each part through another replica.
-    async fn pull(&self, random: &mut Random) {
-        let found = self.account().present(Kind::Manifest, random.next());
+    async fn pull(&self, random: &mut Rng) {
+        let found = self.account().present(Kind::Manifest, random.u64(..));
         let Some((key, digest)) = found else { return };
         let Some(manifest) = self.library.get(&digest) else {
             return;
@@ -164,10 +164,10 @@ impl Shelf {
         }
     }
 
-    async fn part(&self, random: &mut Random, key: &Key, blob: &Blob, sight: Sight) {
+    async fn part(&self, random: &mut Rng, key: &Key, blob: &Blob, sight: Sight) {
         let size = blob.size as u64;
-        let first = random.below(size);
-        let last = random.between(first, size);
+        let first = random.u64(..size);
+        let last = random.u64(first..size);
         let replica = self.net.pick(random);
         let from = Instant::now();
         let path = format!("/v2/{}/blobs/{}", key.repo, key.name);

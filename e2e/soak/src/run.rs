@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use fastrand::Rng;
 use holdfast_testkit::Upstream;
 use tokio::task::JoinSet;
 
@@ -20,7 +21,6 @@ use crate::{
     content::Blob,
     faults::{self, Scene, Windows},
     net::Net,
-    random::Random,
     reader::Shelf,
     replicas::{self, Replica, Site},
     report::Report,
@@ -144,8 +144,8 @@ impl Run<'_> {
             account: Arc::new(Mutex::new(Account::default())),
             library: Arc::default(),
         };
-        let mut random = Random::new(self.seed);
-        let elder = random.index(replicas.len());
+        let mut random = Rng::with_seed(self.seed);
+        let elder = random.usize(..replicas.len());
         let began = Instant::now();
         let end = began + Duration::from_secs_f64(self.cli.minutes * 60.0);
         let scene = Arc::new(Scene {
@@ -172,7 +172,7 @@ impl Run<'_> {
 
         let mut tasks = JoinSet::new();
         self.clients(&mut tasks, &shelf, &mut random, &budget, end);
-        tasks.spawn(scene.run(kinds, random.next()));
+        tasks.spawn(scene.run(kinds, random.u64(..)));
         let observer = observe(
             shelf.clone(),
             replicas.clone(),
@@ -182,7 +182,7 @@ impl Run<'_> {
             end,
         );
         tasks.spawn(observer);
-        let pulled = through.work(Random::new(random.next()), end).await;
+        let pulled = through.work(Rng::with_seed(random.u64(..)), end).await;
         while let Some(ended) = tasks.join_next().await {
             ended.context("a task of the soak failed")?;
         }
@@ -200,7 +200,7 @@ impl Run<'_> {
         &self,
         tasks: &mut JoinSet<()>,
         shelf: &Shelf,
-        random: &mut Random,
+        random: &mut Rng,
         budget: &Arc<AtomicU64>,
         end: Instant,
     ) {
@@ -212,7 +212,7 @@ impl Run<'_> {
         for number in 0..self.cli.writers {
             let writer = Writer {
                 shelf: shelf.clone(),
-                random: Random::new(random.next()),
+                random: Rng::with_seed(random.u64(..)),
                 number,
                 repos: vec![format!("soak/writer{number}"), "soak/shared".to_owned()],
                 bases: bases.clone(),
@@ -223,7 +223,7 @@ impl Run<'_> {
             tasks.spawn(writer.work(end));
         }
         for _ in 0..self.cli.readers {
-            let random = Random::new(random.next());
+            let random = Rng::with_seed(random.u64(..));
             tasks.spawn(shelf.clone().read_on(random, end));
         }
     }

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use fastrand::Rng;
 use futures::future::join_all;
 use holdfast_testkit::{Image, ImageBuilder, Upstream, image::digest_of};
 use reqwest::Method;
@@ -10,7 +11,6 @@ use reqwest::Method;
 use crate::{
     faults::{ALL, Kind},
     net::{Net, Reply},
-    random::Random,
 };
 
 /// How long a client goes on: longer than the lock of a dead filler holds.
@@ -29,13 +29,13 @@ pub(crate) struct Through {
 impl Through {
     /// Works until `end`; the images that were pulled whole while there was no fault, by their
     /// tag's path.
-    pub(crate) async fn work(&self, mut random: Random, end: Instant) -> Vec<(String, Image)> {
+    pub(crate) async fn work(&self, mut random: Rng, end: Instant) -> Vec<(String, Image)> {
         let mut pulled = Vec::new();
         let (mut asked, mut blobs, mut clean, mut number) = (0, 0, 0, 0_u64);
         while Instant::now() < end {
             let mut image = ImageBuilder::new(self.seed.wrapping_mul(31).wrapping_add(number));
-            for _ in 0..random.between(1, 4) {
-                let size = random.between(50_000, 500_000);
+            for _ in 0..random.u64(1..4) {
+                let size = random.u64(50_000..500_000);
                 image = image.layer(usize::try_from(size).unwrap_or(50_000));
             }
             let image = image.build();
@@ -44,9 +44,9 @@ impl Through {
             self.upstream.push(&repo, &tag, &image);
             let local = format!("{}/{repo}", self.upstream.host().replace(':', "_"));
             let from = Instant::now();
-            let clients = random.between(2, 6);
+            let clients = random.u64(2..6);
             let pulls = (0..clients).map(|_| {
-                let random = Random::new(random.next());
+                let random = Rng::with_seed(random.u64(..));
                 self.pull(&local, &tag, &image, random)
             });
             let whole = join_all(pulls).await.into_iter().all(|whole| whole);
@@ -71,7 +71,7 @@ impl Through {
                 pulled.push((format!("/v2/{local}/manifests/{tag}"), image));
             }
             number += 1;
-            let pause = random.between(200, 2_500);
+            let pause = random.u64(200..2_500);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         let report = self.net.report();
@@ -82,7 +82,7 @@ impl Through {
     }
 
     /// One client: the manifest, then each blob, with patience; true when it got all of it.
-    async fn pull(&self, local: &str, tag: &str, image: &Image, mut random: Random) -> bool {
+    async fn pull(&self, local: &str, tag: &str, image: &Image, mut random: Rng) -> bool {
         let path = format!("/v2/{local}/manifests/{tag}");
         let began = Instant::now();
         loop {
@@ -103,7 +103,7 @@ impl Through {
                 self.gave_up(&path, began);
                 return false;
             }
-            let pause = random.between(100, 900);
+            let pause = random.u64(100..900);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
         for (digest, bytes) in &image.blobs {
@@ -111,9 +111,9 @@ impl Through {
             let began = Instant::now();
             let mut have: Vec<u8> = Vec::new();
             while have.len() < bytes.len() {
-                let whole = have.is_empty() && random.percent(50);
-                let last = if random.percent(40) {
-                    random.between(have.len() as u64, bytes.len() as u64)
+                let whole = have.is_empty() && random.u8(..100) < 50;
+                let last = if random.u8(..100) < 40 {
+                    random.u64(have.len() as u64..bytes.len() as u64)
                 } else {
                     bytes.len() as u64 - 1
                 };
@@ -146,7 +146,7 @@ impl Through {
                         return false;
                     }
                     _ => {
-                        let pause = random.between(100, 900);
+                        let pause = random.u64(100..900);
                         tokio::time::sleep(Duration::from_millis(pause)).await;
                     }
                 }
@@ -159,7 +159,7 @@ impl Through {
         true
     }
 
-    async fn get(&self, path: &str, range: Option<&str>, random: &mut Random) -> Option<Reply> {
+    async fn get(&self, path: &str, range: Option<&str>, random: &mut Rng) -> Option<Reply> {
         let replica = self.net.pick(random);
         let mut request = self.net.request(replica, Method::GET, path);
         if let Some(range) = range {

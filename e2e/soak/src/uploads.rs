@@ -31,16 +31,16 @@ impl Writer {
             .shelf
             .account()
             .begin(vec![(key.clone(), Some(blob.digest.clone()))]);
-        let done = match self.random.below(10) {
+        let done = match self.random.u64(..10) {
             0..4 => self.whole(repo, blob).await,
             4..6 => self.chunked(repo, blob, 1).await,
             _ => {
-                let chunks = self.random.between(2, 6);
+                let chunks = self.random.u64(2..6);
                 self.chunked(repo, blob, chunks).await
             }
         };
         self.shelf.settle(ticket, done);
-        if done == Outcome::Done && self.random.percent(50) {
+        if done == Outcome::Done && self.random.u8(..100) < 50 {
             self.read_back(&key).await;
         }
         done == Outcome::Done
@@ -48,11 +48,11 @@ impl Writer {
 
     /// A body at once, or in pieces with pauses.
     fn body(&mut self, bytes: Bytes) -> Body {
-        if self.random.percent(70) || bytes.len() < 1_000 {
+        if self.random.u8(..100) < 70 || bytes.len() < 1_000 {
             return bytes.into();
         }
         let piece = bytes.len() / 4 + 1;
-        let pause = Duration::from_millis(self.random.below(250));
+        let pause = Duration::from_millis(self.random.u64(..250));
         let pieces: Vec<Bytes> = (0..bytes.len())
             .step_by(piece)
             .map(|at| bytes.slice(at..(at + piece).min(bytes.len())))
@@ -92,7 +92,7 @@ impl Writer {
             return Outcome::Refused;
         };
         let began = Instant::now();
-        let limit = if self.random.percent(30) {
+        let limit = if self.random.u8(..100) < 30 {
             PATIENT
         } else {
             HASTY
@@ -101,7 +101,7 @@ impl Writer {
         let step = blob.size / usize::try_from(chunks).unwrap_or(1) + 1;
         let (mut offset, mut lost_end) = (0, false);
         // The last chunk sometimes comes with the PUT.
-        let with_end = self.random.percent(50);
+        let with_end = self.random.u8(..100) < 50;
         while began.elapsed() < limit {
             let end = (offset + step).min(blob.size);
             let last = end == blob.size && with_end;
@@ -109,7 +109,7 @@ impl Writer {
             if offset < blob.size && !last {
                 let body = self.body(bytes.slice(offset..end));
                 let mut request = self.shelf.net.request(replica, Method::PATCH, &location);
-                if self.random.percent(60) {
+                if self.random.u8(..100) < 60 {
                     request = request.header("content-range", format!("{offset}-{}", end - 1));
                 }
                 let reply = self
@@ -151,7 +151,7 @@ impl Writer {
                 }
             }
             // Something went wrong: where are we?
-            tokio::time::sleep(Duration::from_millis(self.random.between(50, 400))).await;
+            tokio::time::sleep(Duration::from_millis(self.random.u64(50..400))).await;
             match self.whereabouts(repo, &location, began).await {
                 Whereabouts::At(at, target) => {
                     location = target;
@@ -213,7 +213,7 @@ impl Writer {
         let found = {
             let account = self.shelf.account();
             account
-                .present(Kind::Blob, self.random.next())
+                .present(Kind::Blob, self.random.u64(..))
                 .and_then(|(key, digest)| Some((account.sight(&key)?, key, digest)))
         };
         let Some((sight, from, digest)) = found else {
@@ -264,7 +264,7 @@ impl Writer {
             return;
         };
         let replica = self.shelf.net.pick(&mut self.random);
-        if self.random.percent(60) {
+        if self.random.u8(..100) < 60 {
             let pieces = vec![
                 Ok(Bytes::from(vec![1; 20_000])),
                 Err(std::io::Error::other("the client leaves")),

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use fastrand::Rng;
 use holdfast_testkit::image::OCI_MANIFEST;
 use reqwest::Method;
 
@@ -16,7 +17,6 @@ use crate::{
     account::{Key, Kind, Outcome, Value},
     content::{Blob, Manifest},
     net::outcome,
-    random::Random,
     reader::Shelf,
 };
 
@@ -25,7 +25,7 @@ pub(crate) struct Writer {
     /// What it reads and writes.
     pub(crate) shelf: Shelf,
     /// Its luck.
-    pub(crate) random: Random,
+    pub(crate) random: Rng,
     /// Tells its tags from others'.
     pub(crate) number: u64,
     /// Its own repository and the one that all share.
@@ -44,7 +44,7 @@ impl Writer {
     /// Works until `end`.
     pub(crate) async fn work(mut self, end: Instant) {
         while Instant::now() < end {
-            match self.random.below(100) {
+            match self.random.u64(..100) {
                 0..45 => self.push().await,
                 45..60 => self.delete().await,
                 60..70 => self.retag().await,
@@ -53,42 +53,42 @@ impl Writer {
                 86..94 => self.list().await,
                 _ => self.abandon().await,
             }
-            let pause = self.random.between(5, 60);
+            let pause = self.random.u64(5..60);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
     }
 
     pub(crate) fn repo(&mut self) -> String {
-        self.repos[self.random.index(self.repos.len())].clone()
+        self.repos[self.random.usize(..self.repos.len())].clone()
     }
 
     fn tag(&mut self) -> String {
-        format!("w{}-{}", self.number, self.random.below(40))
+        format!("w{}-{}", self.number, self.random.u64(..40))
     }
 
     /// A new blob, or one that exists when there is no more room for new ones.
     fn blob(&mut self) -> Blob {
-        let size = match self.random.below(100) {
-            0..70 => self.random.between(200, 40_000),
-            70..95 => self.random.between(40_000, 400_000),
-            _ => self.random.between(1_000_000, 3_000_000),
+        let size = match self.random.u64(..100) {
+            0..70 => self.random.u64(200..40_000),
+            70..95 => self.random.u64(40_000..400_000),
+            _ => self.random.u64(1_000_000..3_000_000),
         };
         let spent = self
             .budget
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
                 left.checked_sub(size)
             });
-        if spent.is_err() || self.random.percent(15) {
-            return self.bases[self.random.index(self.bases.len())].clone();
+        if spent.is_err() || self.random.u8(..100) < 15 {
+            return self.bases[self.random.usize(..self.bases.len())].clone();
         }
-        Blob::new(self.random.next(), usize::try_from(size).unwrap_or(200))
+        Blob::new(self.random.u64(..), usize::try_from(size).unwrap_or(200))
     }
 
     /// Pushes an image under a tag, reads it back through another replica.
     async fn push(&mut self) {
         let repo = self.repo();
         let mut blobs = Vec::new();
-        for _ in 0..=self.random.between(1, 4) {
+        for _ in 0..=self.random.u64(1..4) {
             let blob = self.blob();
             if !blobs.contains(&blob) {
                 blobs.push(blob);
@@ -173,7 +173,7 @@ impl Writer {
 
     /// An image of its own that is certainly there; forgets those that are not.
     fn own(&mut self) -> Option<(String, Manifest)> {
-        let at = self.random.index(self.images.len());
+        let at = self.random.usize(..self.images.len().max(1));
         let (repo, manifest) = self.images.get(at)?.clone();
         let key = Key::new(Kind::Manifest, &repo, &manifest.digest);
         if matches!(self.shelf.account().certain(&key), Some(Some(_))) {
@@ -188,7 +188,7 @@ impl Writer {
         let Some((repo, manifest)) = self.own() else {
             return;
         };
-        if self.random.percent(40) {
+        if self.random.u8(..100) < 40 {
             let tag = {
                 let account = self.shelf.account();
                 account.tags_of(&repo, &manifest.digest).pop()
@@ -210,7 +210,7 @@ impl Writer {
         let gone = self
             .remove(&repo, "manifests", &manifest.digest, keys)
             .await;
-        if gone && self.random.percent(50) {
+        if gone && self.random.u8(..100) < 50 {
             let used = |blob: &&Blob| {
                 self.bases.contains(blob)
                     || self.images.iter().any(|(other, image)| {
@@ -310,7 +310,7 @@ impl Writer {
         if repo != other || first.digest == second.digest {
             return;
         }
-        let tag = format!("w{}-race-{}", self.number, self.random.below(8));
+        let tag = format!("w{}-race-{}", self.number, self.random.u64(..8));
         if !self.put_manifest(&repo, &tag, &first).await {
             return;
         }
@@ -356,7 +356,7 @@ impl Writer {
             Method::DELETE,
             &format!("/v2/{repo}/manifests/{}", first.digest),
         );
-        let pause = Duration::from_micros(self.random.below(3_000));
+        let pause = Duration::from_micros(self.random.u64(..3_000));
         let (put, delete) =
             tokio::join!(self.shelf.net.send("race: put", replicas[0], put), async {
                 tokio::time::sleep(pause).await;

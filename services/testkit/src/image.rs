@@ -23,16 +23,9 @@ pub fn digest_of(bytes: &[u8]) -> String {
 
 /// Bytes that look random and are the same for the same seed.
 pub fn random_bytes(seed: u64, size: usize) -> Bytes {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut out = Vec::with_capacity(size + 8);
-    while out.len() < size {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        out.extend_from_slice(&state.to_le_bytes());
-    }
-    out.truncate(size);
-    Bytes::from(out)
+    let mut bytes = vec![0; size];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    Bytes::from(bytes)
 }
 
 /// An image or an index with all that it refers to.
