@@ -1,14 +1,18 @@
-//! The test runner: a table of cases, run one after another against one [`World`], with one line
-//! each and a closing line.
+//! The table of cases, and their run by `libtest-mimic`: one after another, in the table's order,
+//! against one [`World`].
 
+use std::io::Write as _;
 use std::path::PathBuf;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::diagnostics;
+use crate::wait::Skipped;
 use crate::world::World;
 
 /// Which run a case belongs to; the full one holds both.
@@ -21,6 +25,7 @@ pub(crate) enum Suite {
 }
 
 /// One test.
+#[derive(Clone, Copy)]
 pub(crate) struct Case {
     /// A sentence with underscores.
     pub(crate) name: &'static str,
@@ -56,49 +61,44 @@ pub(crate) struct Plan {
     pub(crate) json: Option<PathBuf>,
 }
 
-/// Why a case cannot be run against this cluster. It is neither passed nor failed.
-#[derive(Debug)]
-pub(crate) struct Skipped(pub(crate) &'static str);
-
-impl std::fmt::Display for Skipped {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.0)
-    }
+/// What the cases share: the world, and the records of those that ran.
+struct Run {
+    world: World,
+    records: Vec<Value>,
 }
 
-impl std::error::Error for Skipped {}
-
-/// Runs the cases that `plan` selects and prints `N passed, N failed` last.
+/// Runs the cases that `plan` selects, takes the world down and prints `N passed, N failed` last.
 ///
 /// # Errors
-/// When a case failed, or the report cannot be written.
-pub(crate) fn run(world: &mut World, cases: &[Case], plan: &Plan) -> Result<()> {
-    let mut results = Vec::new();
-    let (mut failed, mut skipped) = (0_usize, 0_usize);
+/// When a case failed or none ran, the report cannot be written, or the world cannot be taken down.
+pub(crate) fn run(mut world: World, cases: &[Case], plan: &Plan) -> Result<()> {
     world.complete = plan.suite == Suite::Full && plan.filter.is_none();
-    for case in cases.iter().filter(|case| selects(plan, case)) {
-        let started = Instant::now();
-        let result = (case.run)(world);
-        let seconds = started.elapsed().as_secs_f64();
-        match &result {
-            Ok(()) => println!("test {} ... ok ({seconds:.1}s)", case.name),
-            Err(error) if error.is::<Skipped>() => {
-                skipped += 1;
-                println!("test {} ... skipped: {error}", case.name);
-            }
-            Err(error) => {
-                failed += 1;
-                println!("test {} ... FAILED ({seconds:.1}s)\n  {error:#}", case.name);
-                diagnostics::dump(world, case.name);
-                world.recover();
-            }
-        }
-        results.push(json!({"name": case.name, "seconds": seconds, "error": result.err().map(|error| format!("{error:#}"))}));
-    }
-    let passed = results.len() - failed - skipped;
+    let run = Arc::new(Mutex::new(Run {
+        world,
+        records: Vec::new(),
+    }));
+    let trials = cases
+        .iter()
+        .filter(|case| selects(plan, case))
+        .map(|&case| {
+            let run = run.clone();
+            Trial::ignorable_test(case.name, move || run.lock().case(case))
+        })
+        .collect();
+    // In this thread: the programs that a case starts die with the thread that started them.
+    let arguments = Arguments {
+        test_threads: Some(1),
+        ..Arguments::default()
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    let run = Arc::into_inner(run).ok_or_else(|| anyhow!("a case still runs"))?;
+    let Run { world, records } = run.into_inner();
+    let ended = world.end();
+    let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);
+    let (skipped, total) = (conclusion.num_ignored, records.len());
     if let Some(file) = &plan.json {
-        let report: Value =
-            json!({"tests": results, "passed": passed, "failed": failed, "skipped": skipped});
+        let report =
+            json!({"tests": records, "passed": passed, "failed": failed, "skipped": skipped});
         std::fs::write(file, format!("{report:#}\n"))
             .with_context(|| format!("write {}", file.display()))?;
     }
@@ -108,12 +108,37 @@ pub(crate) fn run(world: &mut World, cases: &[Case], plan: &Plan) -> Result<()> 
         println!("{passed} passed, {failed} failed, {skipped} skipped");
     }
     if failed > 0 {
-        bail!("{failed} of {} tests failed", results.len());
+        bail!("{failed} of {total} tests failed");
     }
     if passed == 0 {
         bail!("no test was run");
     }
-    Ok(())
+    ended
+}
+
+impl Run {
+    /// Runs one case and records it. What failed is told at once and again at the end; its
+    /// diagnostics are kept, and the world is put back in order.
+    fn case(&mut self, case: Case) -> Result<Completion, Failed> {
+        let started = Instant::now();
+        let result = (case.run)(&mut self.world);
+        let seconds = started.elapsed().as_secs_f64();
+        let error = result.as_ref().err().map(|error| format!("{error:#}"));
+        self.records
+            .push(json!({"name": case.name, "seconds": seconds, "error": error}));
+        print!("({seconds:.1}s) ");
+        drop(std::io::stdout().flush());
+        match result {
+            Ok(()) => Ok(Completion::Completed),
+            Err(error) if error.is::<Skipped>() => Ok(Completion::ignored_with(error)),
+            Err(error) => {
+                println!("\n  {error:#}");
+                diagnostics::dump(&self.world, case.name);
+                self.world.recover();
+                Err(format!("{error:#}").into())
+            }
+        }
+    }
 }
 
 /// Whether the plan runs the case. A filter by name overrides the suite.
@@ -122,36 +147,6 @@ pub(crate) fn selects(plan: &Plan, case: &Case) -> bool {
         Some(filter) => filter.split(',').any(|part| case.name.contains(part)),
         None => case.suite <= plan.suite,
     }
-}
-
-/// Tries `attempt` until it succeeds.
-///
-/// # Errors
-/// The last error, when `limit` has passed.
-pub(crate) fn eventually<T>(limit: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + limit;
-    loop {
-        match attempt() {
-            Ok(value) => return Ok(value),
-            Err(error) if Instant::now() > deadline => {
-                return Err(error.context(format!("still not so after {} s", limit.as_secs())));
-            }
-            Err(_) => thread::sleep(Duration::from_millis(300)),
-        }
-    }
-}
-
-/// Checks over `time` that `check` holds at each look.
-///
-/// # Errors
-/// The first error.
-pub(crate) fn throughout(time: Duration, mut check: impl FnMut() -> Result<()>) -> Result<()> {
-    let deadline = Instant::now() + time;
-    while Instant::now() < deadline {
-        check()?;
-        thread::sleep(Duration::from_millis(500));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -174,23 +169,5 @@ mod tests {
         assert!(!selects(&plan(Suite::Ci, None), &case(Suite::Full)));
         assert!(selects(&plan(Suite::Ci, Some("start")), &case(Suite::Full)));
         assert!(!selects(&plan(Suite::Full, Some("stop")), &case(Suite::Ci)));
-    }
-
-    #[test]
-    fn eventually_returns_the_last_error() {
-        let mut tries = 0;
-        assert_eq!(
-            eventually(Duration::from_secs(5), || {
-                tries += 1;
-                if tries == 3 {
-                    Ok(tries)
-                } else {
-                    bail!("not yet")
-                }
-            })
-            .expect("third"),
-            3
-        );
-        assert!(eventually(Duration::ZERO, || -> Result<()> { bail!("never") }).is_err());
     }
 }

@@ -7,15 +7,15 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::eventually;
+use crate::wait::eventually;
 
 /// A way to call kubectl against one cluster.
 pub(crate) struct Kube {
-    kubectl: Box<dyn Fn() -> Command>,
+    kubectl: Box<dyn Fn() -> Command + Send>,
 }
 
 impl Kube {
-    pub(crate) fn new(kubectl: impl Fn() -> Command + 'static) -> Self {
+    pub(crate) fn new(kubectl: impl Fn() -> Command + Send + 'static) -> Self {
         Self {
             kubectl: Box::new(kubectl),
         }

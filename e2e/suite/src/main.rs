@@ -18,6 +18,7 @@ mod site;
 mod tests;
 mod tools;
 mod upstream;
+mod wait;
 mod world;
 
 use std::path::PathBuf;
@@ -99,18 +100,13 @@ fn run(command: Command) -> anyhow::Result<()> {
             keep,
             json,
         } => {
-            let mut world = World::new(Tools::from_environment()?, context, keep);
-            let result = harness::run(
-                &mut world,
-                &tests::all(),
-                &Plan {
-                    suite,
-                    filter,
-                    json,
-                },
-            );
-            let ended = world.end();
-            result.and(ended)
+            let world = World::new(Tools::from_environment()?, context, keep);
+            let plan = Plan {
+                suite,
+                filter,
+                json,
+            };
+            harness::run(world, &tests::all(), &plan)
         }
         Command::List => {
             for case in tests::all() {

@@ -9,11 +9,11 @@ use holdfast_cluster::{Cluster, Program, SHARED_FOLDER};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube::Kube;
 use crate::tools::{self, Tools};
 use crate::upstream::Upstream;
+use crate::wait::eventually;
 
 /// A release, installed or not.
 pub(crate) struct Release {

@@ -13,11 +13,11 @@ use holdfast_cluster::{Cluster, Program};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::{Skipped, eventually};
 use crate::kube::Kube;
 use crate::release::Release;
 use crate::tools::{self, Slot, Tools};
 use crate::upstream::{Plan, Upstream};
+use crate::wait::{Skipped, eventually};
 use crate::{images, kube};
 
 pub(crate) use namespace::{Namespace, SECRET};

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::rc::Rc;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use holdfast_cluster::{Cluster, Options, Program, cache, programs};
@@ -75,14 +75,14 @@ pub(crate) fn program(program: Program) -> Result<PathBuf> {
 
 /// Starts programs on this machine itself.
 pub(crate) fn on_this_machine() -> Inside {
-    Rc::new(|program: &Path| mortal(Command::new("setpriv"), program))
+    Arc::new(|program: &Path| mortal(Command::new("setpriv"), program))
 }
 
 /// Starts programs in the network of a cluster. A killed run must not leave servers behind: they
 /// die with the thread that started them, unless the cluster is kept to look around.
 pub(crate) fn inside(cluster: &Cluster, keep: bool) -> Inside {
     let cluster = cluster.clone();
-    Rc::new(move |program: &Path| {
+    Arc::new(move |program: &Path| {
         if keep {
             return cluster.command(program);
         }

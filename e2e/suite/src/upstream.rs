@@ -4,17 +4,17 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::eventually;
+use crate::wait::eventually;
 
 /// Starts programs inside the cluster's network.
-pub(crate) type Inside = Rc<dyn Fn(&Path) -> Command>;
+pub(crate) type Inside = Arc<dyn Fn(&Path) -> Command + Send + Sync>;
 
 /// What an upstream is made of.
 pub(crate) struct Plan<'a> {

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::show::Show;
-use crate::harness::eventually;
 use crate::kube::{self, images};
 use crate::objects::{self, Pod};
 use crate::site::{LOGIN, PRIVATE, Pushed, SECRET, START, Site};
 use crate::tools::Tools;
+use crate::wait::eventually;
 
 const NAMESPACE: &str = "demo";
 const SELECTOR: &str = "app=shop";

@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::kube::{explain, images};
 use crate::objects::Pod;
 use crate::site::{Pushed, SECRET, START, Site};
 use crate::tests::operator::holdfast;
+use crate::wait::eventually;
 use crate::world::World;
 
 /// Until an upstream's answer has come to the webhooks: status, list, watch.

@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::kube::{self, images};
 use crate::objects::{self, Pod};
 use crate::site::{Pushed, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// Until a CronJob that runs every minute has run.

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 
 use super::clients::free_ports;
 use crate::command;
-use crate::harness::eventually;
 use crate::http;
 use crate::images;
 use crate::tools::{self, Tools};
 use crate::upstream::spawn;
+use crate::wait::eventually;
 use crate::world::World;
 
 /// The name of the first registry in the second one.

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::harness::eventually;
 use crate::images;
 use crate::kube;
 use crate::objects::Pod;
 use crate::site::{Namespace, Pushed, SECRET, START, Site};
 use crate::tests::healing::without_webhook;
+use crate::wait::eventually;
 use crate::world::World;
 
 /// How long pods come and go without the webhook.

@@ -10,11 +10,11 @@ use holdfast_cluster::Program;
 use serde_json::json;
 
 use crate::command;
-use crate::harness::eventually;
 use crate::images;
 use crate::site::PRIVATE;
 use crate::tools::{self, Tools};
 use crate::upstream::{Inside, Plan, Upstream, spawn};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// The registry alone, an upstream behind it, and an image that only the upstream has.

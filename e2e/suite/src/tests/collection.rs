@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::kube;
 use crate::objects::Pod;
 use crate::site::{SECRET, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 const CONFIG: &str = "/var/lib/kubelet/config.yaml";

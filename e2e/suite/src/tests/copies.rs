@@ -5,9 +5,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::harness::eventually;
 use crate::objects::{self, Pod};
 use crate::site::{PRIVATE, SECRET, START};
+use crate::wait::eventually;
 use crate::world::World;
 
 // SPEC 35

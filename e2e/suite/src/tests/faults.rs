@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::harness::{eventually, throughout};
 use crate::kube::{self, images};
 use crate::objects::Pod;
 use crate::site::{Namespace, Pushed, SECRET, START, Site};
+use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// A cached image may start this much later when the upstream hangs.

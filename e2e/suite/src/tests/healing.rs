@@ -6,10 +6,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use crate::harness::{eventually, throughout};
 use crate::kube::images;
 use crate::objects::Pod;
 use crate::site::{Namespace, SECRET, START, Site};
+use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// A source counts as unfillable after two minutes; then the pod is patched within seconds.

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::command;
-use crate::harness::eventually;
 use crate::kube::{self, images};
 use crate::objects::Pod;
 use crate::site::{START, Site};
 use crate::tests::pushes;
+use crate::wait::eventually;
 use crate::world::World;
 
 fn extension(values: Value) -> Value {

@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube::{self, images};
 use crate::objects::{self, Pod};
 use crate::site::{Pushed, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// Until a node that is dead is called so.

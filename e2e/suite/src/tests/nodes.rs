@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::{eventually, throughout};
 use crate::kube;
 use crate::objects::Pod;
 use crate::site::{SECRET, START, Site};
+use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// The taint of nodes that wait for their agent.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::harness::eventually;
 use crate::kube;
 use crate::objects::{self, Pod};
 use crate::site::{Namespace, Pushed, SECRET, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// A service account that alone brings the private upstream's credential.

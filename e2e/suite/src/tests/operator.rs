@@ -6,10 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::harness::eventually;
 use crate::kube::{self, images};
 use crate::objects::Pod;
 use crate::site::{SECRET, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// How a command ended, and what it wrote with `--json`.

@@ -8,10 +8,10 @@ use anyhow::{Context, Result, ensure};
 use holdfast_cluster::oci::{Blob, Image};
 use serde_json::{Value, json};
 
-use crate::harness::{eventually, throughout};
 use crate::images;
 use crate::objects::Pod;
 use crate::site::{PRIVATE, Pushed, SECRET, START, Site};
+use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// A manifest of an index, and the digests of what it names.

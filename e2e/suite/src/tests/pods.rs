@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::kube::images;
 use crate::objects::Pod;
 use crate::site::{PRIVATE, SECRET, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// The documented command, as it is printed in the documentation.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube::{self, images};
 use crate::objects::Pod;
 use crate::site::{Namespace, PRIVATE, Pushed, START, Site};
 use crate::tests::operator::{Ended, holdfast};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// Until owners' controllers have tried again often enough: their pauses grow.

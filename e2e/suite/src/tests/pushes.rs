@@ -3,11 +3,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube;
 use crate::objects;
 use crate::site::{START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// Name of the Secret with the users.

@@ -4,11 +4,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::{eventually, throughout};
 use crate::kube;
 use crate::objects::Pod;
 use crate::site::{SECRET, START, Site};
 use crate::tests::pushes;
+use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// Where a blob lies below the root of the volume.

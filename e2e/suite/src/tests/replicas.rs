@@ -8,10 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use crate::harness::eventually;
 use crate::kube::{self, node};
 use crate::objects::Pod;
 use crate::site::{Namespace, Pushed, SECRET, START, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// What a pull may take when a replica or a node was lost: the kubelet waits 10, 20 and 40 s

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::harness::Skipped;
+use crate::wait::Skipped;
 use crate::world::World;
 
 /// The table that the chart's tests hold against the rendered roles.

@@ -5,11 +5,11 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::images::unique;
 use crate::kube::images;
 use crate::objects::Pod;
 use crate::site::{PRIVATE, Site};
+use crate::wait::eventually;
 use crate::world::World;
 
 /// What the API server would store for a pod, without creating it.

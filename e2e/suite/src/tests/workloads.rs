@@ -10,13 +10,13 @@ use anyhow::{Context, Result, ensure};
 use holdfast_cluster::oci::Image;
 use serde_json::{Value, json};
 
-use crate::harness::eventually;
 use crate::images::{self, random, unique};
 use crate::kube;
 use crate::objects::{self, Pod};
 use crate::site::{LOGIN, PRIVATE, Pushed, SECRET, START, Site};
 use crate::tests::operator::{Ended, holdfast};
 use crate::upstream::Upstream;
+use crate::wait::eventually;
 use crate::world::World;
 
 /// A service account that alone brings the private upstream's credential.
