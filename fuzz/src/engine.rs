@@ -17,7 +17,7 @@ use fastrand::Rng;
 
 use crate::{Target, mutation};
 
-/// An input that takes longer is a finding: whoever sends it stops a server.
+/// An input that takes longer is a finding: its sender could stop a server.
 const SLOW: Duration = Duration::from_secs(3);
 /// Inputs that are kept.
 const KEPT: usize = 4_000;
@@ -31,7 +31,7 @@ pub struct Plan {
     pub time: Duration,
     /// Chooses the inputs.
     pub seed: u64,
-    /// At most so many findings; one of each kind.
+    /// The most findings, one of each kind.
     pub findings: usize,
     /// Where the input under test is written, so that it is known when the process dies of it.
     pub current: Option<PathBuf>,
@@ -99,7 +99,7 @@ fn message(cause: &(dyn Any + Send)) -> String {
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| cause.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "without words".to_owned())
+        .unwrap_or_else(|| "without a message".to_owned())
 }
 
 /// What two findings of one kind have in common: the words without the input's own.

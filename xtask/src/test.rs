@@ -17,7 +17,7 @@ pub(crate) struct Args {
     /// Runs only this step
     #[arg(long, value_enum)]
     only: Option<Step>,
-    /// Runs every test so many times, to find flaky ones
+    /// Runs every test N times, to find flaky ones
     #[arg(long, value_name = "N", default_value = "1")]
     again: std::num::NonZeroU32,
     /// Writes steps, seconds and counts as JSON

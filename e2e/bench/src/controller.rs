@@ -39,6 +39,7 @@ use crate::{
         site::{Place, Site},
     },
     document::{self, Section},
+    process::Process,
     report::Machine,
     scratch::Scratch,
     upstream::{Served, Upstream},
@@ -56,9 +57,9 @@ const STARTS: Duration = Duration::from_millis(1200);
 const SETTLED: Duration = Duration::from_secs(5);
 /// How long it is watched while nothing happens: it looks after its certificates every half a
 /// minute.
-const REST: Duration = Duration::from_secs(30);
+const IDLE_TIME: Duration = Duration::from_secs(30);
 /// How long all copies may take.
-const PATIENCE: Duration = Duration::from_secs(900);
+const COPY_TIMEOUT: Duration = Duration::from_secs(900);
 /// Bytes of an image's layer.
 const LAYER: usize = 4096;
 /// What is asked for when nobody says anything: only such runs are written down.
@@ -89,22 +90,7 @@ pub(crate) struct Arguments {
 
 /// Measures the controller; a bar that is missed is an error, after everything was written.
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
-    let site = Site {
-        pods: arguments.pods,
-        images: arguments.images,
-    };
-    ensure!(
-        site.images > 0 && site.pods >= site.images,
-        "--images: at least one, and at most as many as --pods"
-    );
-    ensure!(
-        site.pods >= FEWEST,
-        "--pods: at least {FEWEST}, or a pod would be replaced before it runs"
-    );
-    ensure!(
-        arguments.minutes.is_finite() && arguments.minutes > 0.0,
-        "--minutes: more than none"
-    );
+    let site = asked_for(arguments)?;
     let scratch = Scratch::make(arguments.scratch.as_deref())?;
     let mut audit = Audit::of(release::CONTROLLER, &scratch.0)?;
     say("starting etcd and kube-apiserver");
@@ -125,34 +111,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     say(&format!(
         "the controller runs; after {registry_seconds:.1} s it had made the registry's certificate, and the registry runs"
     ));
-    let mut last = Instant::now();
-    loop {
-        let copied = copied(&api).await?;
-        if copied >= site.images {
-            break;
-        }
-        ensure!(
-            !controller.has_ended(),
-            "the controller has ended:\n{}",
-            release.said()
-        );
-        ensure!(
-            begun.seconds() < PATIENCE.as_secs_f64(),
-            "only {copied} of {} images were copied in {} s:\n{}",
-            site.images,
-            PATIENCE.as_secs(),
-            release.said()
-        );
-        if last.elapsed() > Duration::from_secs(2) {
-            say(&format!(
-                "{copied} of {} images copied after {:.0} s",
-                site.images,
-                begun.seconds()
-            ));
-            last = Instant::now();
-        }
-        tokio::time::sleep(Duration::from_millis(250)).await;
-    }
+    wait_for_copies(&api, site, &begun, &mut controller, &release).await?;
     let adopted_seconds = begun.seconds();
     tokio::time::sleep(SETTLED).await;
     let mut meter = Meter {
@@ -173,7 +132,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
 
     let address = release.address(&api).await?;
     let mark = meter.mark().await?;
-    tokio::time::sleep(REST).await;
+    tokio::time::sleep(IDLE_TIME).await;
     let rest = meter.since(&mark).await?;
     say(&format!(
         "at rest: {:.2} requests/s, {:.2} % of a processor, {:.1} MB",
@@ -206,12 +165,76 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         rest,
         churn,
     };
+    conclude(&figures, arguments)
+}
+
+/// The site that the arguments ask for.
+fn asked_for(arguments: &Arguments) -> Result<Site> {
+    let site = Site {
+        pods: arguments.pods,
+        images: arguments.images,
+    };
+    ensure!(
+        site.images > 0 && site.pods >= site.images,
+        "--images: at least one, and at most as many as --pods"
+    );
+    ensure!(
+        site.pods >= FEWEST,
+        "--pods: at least {FEWEST}, or a pod would be replaced before it runs"
+    );
+    ensure!(
+        arguments.minutes.is_finite() && arguments.minutes > 0.0,
+        "--minutes: more than none"
+    );
+    Ok(site)
+}
+
+/// Waits until every image is copied.
+async fn wait_for_copies(
+    api: &Api,
+    site: Site,
+    begun: &Mark,
+    controller: &mut Process,
+    release: &Release,
+) -> Result<()> {
+    let mut last = Instant::now();
+    loop {
+        let copied = copied(api).await?;
+        if copied >= site.images {
+            return Ok(());
+        }
+        ensure!(
+            !controller.has_ended(),
+            "the controller has ended:\n{}",
+            release.said()
+        );
+        ensure!(
+            begun.seconds() < COPY_TIMEOUT.as_secs_f64(),
+            "only {copied} of {} images were copied in {} s:\n{}",
+            site.images,
+            COPY_TIMEOUT.as_secs(),
+            release.said()
+        );
+        if last.elapsed() > Duration::from_secs(2) {
+            say(&format!(
+                "{copied} of {} images copied after {:.0} s",
+                site.images,
+                begun.seconds()
+            ));
+            last = Instant::now();
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+}
+
+/// Prints the bars, writes what the arguments ask for, and fails when a bar is missed.
+fn conclude(figures: &Figures, arguments: &Arguments) -> Result<()> {
     println!("{}", figures.bars_table());
     if let Some(path) = &arguments.json {
         let text = serde_json::to_string_pretty(&figures.with_bars())? + "\n";
         fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
     }
-    let whole = (site.pods, site.images) == DEFAULTS && arguments.minutes >= 1.0;
+    let whole = (figures.pods, figures.images) == DEFAULTS && arguments.minutes >= 1.0;
     if let Some(path) = arguments.document.as_deref().filter(|_| whole) {
         document::rewrite(path, Section::Controller, |_| figures.section())?;
     }

@@ -1,4 +1,4 @@
-//! Closed-loop load: so many connections, each with one request at a time, for so long. Sizes of
+//! Closed-loop load: a number of connections, each with one request at a time, for a time. Sizes of
 //! all answers are checked; of a sample the bytes are hashed.
 
 use std::{
@@ -29,7 +29,7 @@ pub(crate) struct Item {
     pub(crate) size: u64,
 }
 
-/// Of so many answers one is hashed, where answers are small enough.
+/// One of this number of answers is hashed, where answers are small enough.
 const SAMPLE: u64 = 256;
 const SAMPLE_BYTES: u64 = 1 << 20;
 

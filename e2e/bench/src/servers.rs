@@ -170,7 +170,7 @@ impl Stand {
     ) -> Result<Command> {
         let folder = self.scratch.join("tls");
         let folder = folder.display();
-        // Whether the disk of the machine that measures is nearly full is nobody's figure.
+        // Whether the disk of the machine that measures is nearly full is no figure of a server.
         let mut text =
             "logging: {format: text, level: warn}\nlimits: {reservePercent: 0}\n".to_owned();
         if tls {

@@ -1,12 +1,11 @@
-//! An upstream that sends no more than so many bytes a second to all its clients together, and
-//! counts what it sends. It runs on a thread of its own, so that the load of a run does not slow
-//! it.
+//! An upstream with a limit of bytes a second for all its clients together. It counts what it
+//! sends, and runs on a thread of its own, so that the load of a run does not slow it.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -14,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -123,7 +123,7 @@ impl Upstream {
     /// How often each path was asked for.
     pub(crate) fn asked(&self) -> HashMap<String, u64> {
         let asked = &self.shared.asked;
-        asked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        asked.lock().clone()
     }
 }
 
@@ -216,16 +216,16 @@ fn range(request: &str) -> Option<usize> {
 
 impl Shared {
     fn count(&self, path: &str) {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut asked = self.asked.lock();
         *asked.entry(path.to_owned()).or_default() += 1;
     }
 
-    /// Waits until so many bytes may leave. What was not used is not saved up beyond some
+    /// Waits until `bytes` may leave. What was not used is not saved up beyond some
     /// milliseconds.
     async fn wait(&self, bytes: usize) {
         let share = Duration::from_secs_f64(bytes as f64 / self.bytes_per_second);
         let turn = {
-            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut next = self.next.lock();
             let earliest = Instant::now()
                 .checked_sub(Duration::from_millis(5))
                 .unwrap_or(*next);

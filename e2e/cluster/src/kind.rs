@@ -25,7 +25,7 @@ rules:
 - level: None
 "#;
 
-/// The audit log is at most four files of so many MiB.
+/// The audit log has at most four files (three rotated ones) of 32 MiB.
 const AUDIT_FILES: (&str, &str) = ("3", "32");
 
 /// kind's published node image, for engines that can pull it.

@@ -40,7 +40,7 @@ impl Process {
             .spawn()
             .with_context(|| format!("cannot start {}", command.get_program().display()))?;
         let process = Self::of(i32::try_from(child.id())?).context("ended at once")?;
-        // Whoever waits reaps it; without this a process that ended would seem alive.
+        // Waiting reaps the process; without this a process that ended would seem alive.
         std::thread::spawn(move || child.wait());
         Ok(process)
     }

@@ -1,12 +1,10 @@
 //! What is pushed: bytes that follow from a seed, and the manifests over them.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use holdfast_testkit::image::{OCI_MANIFEST, digest_of, random_bytes};
+use parking_lot::Mutex;
 use serde_json::json;
 
 /// A blob, by which its bytes can be made again.
@@ -79,16 +77,11 @@ impl Library {
     pub(crate) fn add(&self, manifest: &Manifest) {
         self.manifests
             .lock()
-            .unwrap_or_else(PoisonError::into_inner)
             .insert(manifest.digest.clone(), manifest.clone());
     }
 
     /// The manifest of a digest.
     pub(crate) fn get(&self, digest: &str) -> Option<Manifest> {
-        self.manifests
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(digest)
-            .cloned()
+        self.manifests.lock().get(digest).cloned()
     }
 }

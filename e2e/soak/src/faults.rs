@@ -2,11 +2,12 @@
 //! held against it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde::Serialize;
 
@@ -55,7 +56,7 @@ pub(crate) struct Windows(Mutex<Vec<Window>>);
 
 impl Windows {
     fn open(&self, kind: Kind) -> usize {
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.0.lock();
         windows.push(Window {
             kind,
             from: Instant::now(),
@@ -65,7 +66,7 @@ impl Windows {
     }
 
     fn close(&self, at: usize) {
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.0.lock();
         if let Some(window) = windows.get_mut(at) {
             window.to = Some(Instant::now());
         }
@@ -73,7 +74,7 @@ impl Windows {
 
     /// Since when a replica stands still, if one does.
     pub(crate) fn stopped_since(&self) -> Option<Instant> {
-        let windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let windows = self.0.lock();
         windows
             .iter()
             .filter(|window| window.kind == Kind::Stop && window.to.is_none())
@@ -83,7 +84,7 @@ impl Windows {
 
     /// Whether one of these faults touched the time from `from` until now.
     pub(crate) fn touched(&self, kinds: &[Kind], from: Instant) -> bool {
-        let windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let windows = self.0.lock();
         windows.iter().any(|window| {
             kinds.contains(&window.kind) && window.to.is_none_or(|to| to + AFTER >= from)
         })

@@ -1,11 +1,11 @@
-//! Lists: every page of a repository's tags, held against the account.
+//! Lists: every page of a repository's tags, held against the ledger.
 
 use std::collections::BTreeSet;
 
 use reqwest::Method;
 use serde_json::Value as Json;
 
-use crate::{account::Value, reader::Shelf};
+use crate::{ledger::Value, reader::Shelf};
 
 impl Shelf {
     /// All tags of a repository through a replica, page by page; `None` when a page did not come.
@@ -13,8 +13,8 @@ impl Shelf {
         let mut found = BTreeSet::new();
         let mut next = format!("/v2/{repo}/tags/list?n=7");
         loop {
-            let request = self.net.request(replica, Method::GET, &next);
-            let reply = self.net.send("list", replica, request).await.ok()?;
+            let request = self.client.request(replica, Method::GET, &next);
+            let reply = self.client.send("list", replica, request).await.ok()?;
             match reply.status {
                 200 if !reply.short => {}
                 404 => return Some(found),
@@ -38,11 +38,11 @@ impl Shelf {
     /// Holds a list against what may be there. `only` says which tags nobody else writes at the
     /// moment.
     pub(crate) async fn check_list(&self, replica: usize, repo: &str, only: impl Fn(&str) -> bool) {
-        let before = self.account().tags(repo);
+        let before = self.ledger().tags(repo);
         let Some(found) = self.tags(replica, repo).await else {
             return;
         };
-        let after = self.account().tags(repo);
+        let after = self.ledger().tags(repo);
         for (tag, possible) in before {
             // What changed in the meantime, by a reader's finding for instance, says nothing.
             if !only(&tag) || after.get(&tag) != Some(&possible) {
@@ -51,7 +51,7 @@ impl Shelf {
             let listed = found.contains(&tag);
             let fits = |value: &Value| value.is_some() == listed;
             if !possible.iter().any(fits) {
-                self.net.report().violation(
+                self.client.report().violation(
                     "lists are right",
                     format!("{repo}:{tag} through replica {replica}: listed {listed}, must be of {possible:?}"),
                 );

@@ -1,4 +1,4 @@
-//! Replicas of the registry on one small volume under load and faults, with an account of every
+//! Replicas of the registry on one small volume under load and faults, with an ledger of every
 //! write. Started by `cargo xtask soak replicas`.
 #![allow(
     clippy::print_stdout,
@@ -6,16 +6,16 @@
     reason = "a program for a terminal"
 )]
 
-mod account;
+mod client;
 mod content;
 mod faults;
+mod ledger;
 mod lists;
-mod net;
+mod pull_through;
 mod reader;
 mod replicas;
 mod report;
 mod run;
-mod through;
 mod uploads;
 mod verdict;
 mod volume;

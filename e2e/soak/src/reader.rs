@@ -2,47 +2,48 @@
 //! must not come back.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
 use futures::StreamExt as _;
 use holdfast_testkit::image::digest_of;
+use parking_lot::{Mutex, MutexGuard};
 use reqwest::Method;
 
 use crate::{
-    account::{Account, Key, Kind, Outcome, Sight, Ticket, Value, Verdict},
+    client::{Client, Reply},
     content::{Blob, Library},
-    net::{Net, Reply},
+    ledger::{Key, Kind, Ledger, Outcome, Sight, Ticket, Value, Verdict},
 };
 
 /// What readers share with writers.
 #[derive(Clone)]
 pub(crate) struct Shelf {
     /// The replicas.
-    pub(crate) net: Net,
-    /// The account.
-    pub(crate) account: Arc<Mutex<Account>>,
+    pub(crate) client: Client,
+    /// The ledger.
+    pub(crate) ledger: Arc<Mutex<Ledger>>,
     /// The contents.
     pub(crate) library: Arc<Library>,
 }
 
 impl Shelf {
-    /// The account, for a moment.
-    pub(crate) fn account(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The ledger, for a moment.
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock()
     }
 
     /// A write ended.
     pub(crate) fn settle(&self, ticket: Ticket, outcome: Outcome) {
         let at = self.now();
-        self.account().settle(ticket, outcome, at);
+        self.ledger().settle(ticket, outcome, at);
     }
 
     /// Milliseconds since the run began.
     pub(crate) fn now(&self) -> u64 {
-        let passed = self.net.report().began().elapsed().as_millis();
+        let passed = self.client.report().began().elapsed().as_millis();
         u64::try_from(passed).unwrap_or(u64::MAX)
     }
 
@@ -51,13 +52,13 @@ impl Shelf {
         let Some(seen) = self.read(operation, replica, key).await else {
             return;
         };
-        let verdict = self.account().judge(key, sight, &seen);
+        let verdict = self.ledger().judge(key, sight, &seen);
         if let Verdict::Wrong(possible) = verdict {
             let rule = match (&seen, possible.as_slice()) {
                 (_, [None]) => "what was deleted stays deleted",
                 _ => "what was acknowledged is there",
             };
-            self.net.report().violation(
+            self.client.report().violation(
                 rule,
                 format!("{key} through replica {replica} is {seen:?}, must be of {possible:?}"),
             );
@@ -72,10 +73,10 @@ impl Shelf {
         };
         let path = format!("/v2/{}/{kind}/{}", key.repo, key.name);
         let from = Instant::now();
-        let request = self.net.request(replica, Method::GET, &path);
+        let request = self.client.request(replica, Method::GET, &path);
         let patience = Duration::from_secs(15);
         let reply = self
-            .net
+            .client
             .send_within(operation, replica, request, patience)
             .await
             .ok()?;
@@ -89,7 +90,7 @@ impl Shelf {
                     Kind::Blob | Kind::Manifest => digest == key.name,
                 };
                 if !right {
-                    self.net.report().violation(
+                    self.client.report().violation(
                         "nothing half-written is visible",
                         format!(
                             "{key} through replica {replica} hashes to {digest}, {} bytes",
@@ -113,13 +114,13 @@ impl Shelf {
         use crate::faults::Kind as Fault;
         let excused = status == 503
             && self
-                .net
+                .client
                 .windows()
                 .touched(&[Fault::Kill, Fault::Term, Fault::Stop], from);
         if !excused {
             let end = reply.body.len().min(200);
             let text = String::from_utf8_lossy(&reply.body[..end]).into_owned();
-            self.net.report().violation(
+            self.client.report().violation(
                 "reads never stop",
                 format!("{key} through replica {}: {status} {text}", reply.replica),
             );
@@ -129,9 +130,9 @@ impl Shelf {
     /// Reads at random until `end`.
     pub(crate) async fn read_on(self, mut random: Rng, end: Instant) {
         while Instant::now() < end {
-            let replica = self.net.pick(&mut random);
+            let replica = self.client.pick(&mut random);
             if random.u8(..100) < 60 {
-                let any = self.account().any(random.u64(..));
+                let any = self.ledger().any(random.u64(..));
                 if let Some((key, sight)) = any {
                     self.check("read", replica, &key, sight).await;
                 }
@@ -145,7 +146,7 @@ impl Shelf {
 
     /// Pulls an image: its manifest, then its blobs in ranges, each part through another replica.
     async fn pull(&self, random: &mut Rng) {
-        let found = self.account().present(Kind::Manifest, random.u64(..));
+        let found = self.ledger().present(Kind::Manifest, random.u64(..));
         let Some((key, digest)) = found else { return };
         let Some(manifest) = self.library.get(&digest) else {
             return;
@@ -153,11 +154,11 @@ impl Shelf {
         for blob in &manifest.blobs {
             let blob_key = Key::new(Kind::Blob, &key.repo, &blob.digest);
             let before = {
-                let account = self.account();
-                account
+                let ledger = self.ledger();
+                ledger
                     .certain(&blob_key)
                     .flatten()
-                    .and_then(|_| account.sight(&blob_key))
+                    .and_then(|_| ledger.sight(&blob_key))
             };
             let Some(sight) = before else { continue };
             self.part(random, &blob_key, blob, sight).await;
@@ -168,14 +169,14 @@ impl Shelf {
         let size = blob.size as u64;
         let first = random.u64(..size);
         let last = random.u64(first..size);
-        let replica = self.net.pick(random);
+        let replica = self.client.pick(random);
         let from = Instant::now();
         let path = format!("/v2/{}/blobs/{}", key.repo, key.name);
         let request = self
-            .net
+            .client
             .request(replica, Method::GET, &path)
             .header("range", format!("bytes={first}-{last}"));
-        let Ok(reply) = self.net.send("range", replica, request).await else {
+        let Ok(reply) = self.client.send("range", replica, request).await else {
             return;
         };
         match reply.status {
@@ -183,16 +184,16 @@ impl Shelf {
             206 => {
                 let (first, last) = (index(first), index(last.min(size - 1)));
                 if reply.body != blob.bytes().slice(first..=last) {
-                    self.net.report().violation(
+                    self.client.report().violation(
                         "ranges are exact",
                         format!("{key} bytes {first}-{last} through replica {replica}"),
                     );
                 }
             }
             404 => {
-                let verdict = self.account().judge(key, sight, &None);
+                let verdict = self.ledger().judge(key, sight, &None);
                 if let Verdict::Wrong(_) = verdict {
-                    self.net.report().violation(
+                    self.client.report().violation(
                         "what was acknowledged is there",
                         format!("{key} by range through replica {replica} is unknown"),
                     );
@@ -204,14 +205,14 @@ impl Shelf {
 
     /// Reads every key through every replica, a few at a time.
     pub(crate) async fn check_all(&self) -> usize {
-        let keys = self.account().keys();
+        let keys = self.ledger().keys();
         let reads = keys
             .iter()
-            .flat_map(|key| (0..self.net.count()).map(move |replica| (key, replica)));
-        let count = keys.len() * self.net.count();
+            .flat_map(|key| (0..self.client.count()).map(move |replica| (key, replica)));
+        let count = keys.len() * self.client.count();
         futures::stream::iter(reads)
             .for_each_concurrent(6, async |(key, replica)| {
-                let sight = self.account().sight(key);
+                let sight = self.ledger().sight(key);
                 if let Some(sight) = sight {
                     self.check("final read", replica, key, sight).await;
                 }

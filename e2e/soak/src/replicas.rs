@@ -5,12 +5,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use holdfast_testkit::{server::free_address, tls::Authority};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
 use tokio::process::{Child, Command};
@@ -123,7 +123,7 @@ impl Replica {
             .spawn()
             .with_context(|| format!("start {}", self.binary.display()))?;
         *self.child() = Some(child);
-        *self.starts.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        *self.starts.lock() += 1;
         Ok(())
     }
 
@@ -210,7 +210,7 @@ impl Replica {
         Pid::from_raw(i32::try_from(self.child().as_ref()?.id()?).ok()?)
     }
 
-    fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    fn child(&self) -> parking_lot::MutexGuard<'_, Option<Child>> {
+        self.child.lock()
     }
 }

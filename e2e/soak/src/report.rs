@@ -1,11 +1,8 @@
 //! What was seen: answers by kind and status, broken promises, costs; as text and as JSON.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::BTreeMap, time::Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
 use crate::{faults::Kind, replicas::Cost};
@@ -117,14 +114,12 @@ impl Report {
 
     /// The document.
     pub(crate) fn finish(self) -> Document {
-        self.document
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.document.into_inner()
     }
 
     /// The document so far.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Document> {
-        self.document.lock().unwrap_or_else(PoisonError::into_inner)
+        self.document.lock()
     }
 }
 

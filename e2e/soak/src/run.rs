@@ -4,7 +4,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,14 +17,13 @@ use tokio::task::JoinSet;
 
 use crate::{
     Cli,
-    account::Account,
+    client::Client,
     content::Blob,
     faults::{self, Scene, Windows},
-    net::Net,
+    pull_through::PullThrough,
     reader::Shelf,
     replicas::{self, Replica, Site},
     report::Report,
-    through::Through,
     verdict,
     volume::Volume,
     writer::Writer,
@@ -140,8 +139,8 @@ impl Run<'_> {
         let windows = Arc::new(Windows::default());
         let urls = replicas.iter().map(|replica| replica.url.clone()).collect();
         let shelf = Shelf {
-            net: Net::new(urls, self.report.clone(), windows.clone())?,
-            account: Arc::new(Mutex::new(Account::default())),
+            client: Client::new(urls, self.report.clone(), windows.clone())?,
+            ledger: Arc::default(),
             library: Arc::default(),
         };
         let mut random = Rng::with_seed(self.seed);
@@ -163,8 +162,8 @@ impl Run<'_> {
             .faults
             .clone()
             .unwrap_or_else(|| faults::ALL.to_vec());
-        let through = Through {
-            net: shelf.net.clone(),
+        let pull_through = PullThrough {
+            client: shelf.client.clone(),
             upstream,
             seed: self.seed,
         };
@@ -182,7 +181,7 @@ impl Run<'_> {
             end,
         );
         tasks.spawn(observer);
-        let pulled = through.work(Rng::with_seed(random.u64(..)), end).await;
+        let pulled = pull_through.work(Rng::with_seed(random.u64(..)), end).await;
         while let Some(ended) = tasks.join_next().await {
             ended.context("a task of the soak failed")?;
         }
@@ -193,7 +192,15 @@ impl Run<'_> {
             ((self.cli.volume_mib << 20) * 45 / 100 - budget.load(Ordering::Relaxed)) >> 20,
         );
         println!("load has ended after {load:.0} s, everything is read again");
-        verdict::of(&shelf, &through, &pulled, &replicas, &self.volume, elder).await
+        verdict::of(
+            &shelf,
+            &pull_through,
+            &pulled,
+            &replicas,
+            &self.volume,
+            elder,
+        )
+        .await
     }
 
     fn clients(
@@ -247,15 +254,15 @@ async fn observe(
                 report.cost(number, cost);
             }
         }
-        let stopped = shelf.net.windows().stopped_since();
+        let stopped = shelf.client.windows().stopped_since();
         let settled = report.began().elapsed().saturating_sub(SETTLED);
         let stopped = stopped.map(|since| since.saturating_duration_since(report.began()));
         let rested = settled.min(stopped.unwrap_or(settled)).as_millis();
         let rested = u64::try_from(rested).unwrap_or(0);
-        shelf.account().close_late(rested);
+        shelf.ledger().close_late(rested);
         if told.elapsed() >= Duration::from_secs(20) {
             told = Instant::now();
-            let (there, gone, open) = shelf.account().counts();
+            let (there, gone, open) = shelf.ledger().counts();
             println!(
                 "{:5.0} s: {there} keys present, {gone} absent, {open} open; {} MiB free; {} violations",
                 began.elapsed().as_secs_f64(),

@@ -7,10 +7,10 @@ use futures::{StreamExt as _, stream};
 use reqwest::{Body, Method};
 
 use crate::{
-    account::{Key, Kind, Outcome},
+    client::{Lost, Reply, outcome},
     content::Blob,
     faults::Kind as Fault,
-    net::{Lost, Reply, outcome},
+    ledger::{Key, Kind, Outcome},
     writer::Writer,
 };
 
@@ -23,13 +23,13 @@ impl Writer {
     /// Makes sure that a repository has a blob; true when that is certain.
     pub(crate) async fn ensure_blob(&mut self, repo: &str, blob: &Blob) -> bool {
         let key = Key::new(Kind::Blob, repo, &blob.digest);
-        let known = self.shelf.account().certain(&key);
+        let known = self.shelf.ledger().certain(&key);
         if matches!(known, Some(Some(_))) {
             return true;
         }
         let ticket = self
             .shelf
-            .account()
+            .ledger()
             .begin(vec![(key.clone(), Some(blob.digest.clone()))]);
         let done = match self.random.u64(..10) {
             0..4 => self.whole(repo, blob).await,
@@ -64,25 +64,29 @@ impl Writer {
     }
 
     async fn whole(&mut self, repo: &str, blob: &Blob) -> Outcome {
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/blobs/uploads/?digest={}", blob.digest);
         let body = self.body(blob.bytes());
         let request = self
             .shelf
-            .net
+            .client
             .request(replica, Method::POST, &path)
             .body(body);
-        let reply = self.shelf.net.send("push whole", replica, request).await;
+        let reply = self.shelf.client.send("push whole", replica, request).await;
         self.digest_must_fit(&reply, repo, blob);
         outcome(&reply, &[201])
     }
 
     /// The location of a new session.
     async fn begin(&mut self, repo: &str) -> Option<String> {
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/blobs/uploads/");
-        let request = self.shelf.net.request(replica, Method::POST, &path);
-        let reply = self.shelf.net.send("begin upload", replica, request).await;
+        let request = self.shelf.client.request(replica, Method::POST, &path);
+        let reply = self
+            .shelf
+            .client
+            .send("begin upload", replica, request)
+            .await;
         let reply = reply.ok().filter(|reply| reply.status == 202)?;
         Some(reply.header("location").to_owned())
     }
@@ -105,22 +109,22 @@ impl Writer {
         while began.elapsed() < limit {
             let end = (offset + step).min(blob.size);
             let last = end == blob.size && with_end;
-            let replica = self.shelf.net.pick(&mut self.random);
+            let replica = self.shelf.client.pick(&mut self.random);
             if offset < blob.size && !last {
                 let body = self.body(bytes.slice(offset..end));
-                let mut request = self.shelf.net.request(replica, Method::PATCH, &location);
+                let mut request = self.shelf.client.request(replica, Method::PATCH, &location);
                 if self.random.u8(..100) < 60 {
                     request = request.header("content-range", format!("{offset}-{}", end - 1));
                 }
                 let reply = self
                     .shelf
-                    .net
+                    .client
                     .send("chunk", replica, request.body(body))
                     .await;
                 match &reply {
                     Ok(reply) if reply.status == 202 => {
                         if received(reply) != end {
-                            self.shelf.net.report().violation(
+                            self.shelf.client.report().violation(
                                 "sessions count right",
                                 format!("{repo}: {} after {end} bytes", reply.header("range")),
                             );
@@ -138,10 +142,10 @@ impl Writer {
                 let target = format!("{location}{joint}digest={}", blob.digest);
                 let request = self
                     .shelf
-                    .net
+                    .client
                     .request(replica, Method::PUT, &target)
                     .body(body);
-                let reply = self.shelf.net.send("end upload", replica, request).await;
+                let reply = self.shelf.client.send("end upload", replica, request).await;
                 self.digest_must_fit(&reply, repo, blob);
                 match &reply {
                     Ok(reply) if reply.status == 201 => return Outcome::Done,
@@ -170,17 +174,22 @@ impl Writer {
     }
 
     async fn whereabouts(&mut self, repo: &str, location: &str, began: Instant) -> Whereabouts {
-        let replica = self.shelf.net.pick(&mut self.random);
-        let request = self.shelf.net.request(replica, Method::GET, location);
-        match self.shelf.net.send("upload status", replica, request).await {
+        let replica = self.shelf.client.pick(&mut self.random);
+        let request = self.shelf.client.request(replica, Method::GET, location);
+        match self
+            .shelf
+            .client
+            .send("upload status", replica, request)
+            .await
+        {
             Ok(reply) if reply.status == 204 => {
                 Whereabouts::At(received(&reply), reply.header("location").to_owned())
             }
             Ok(reply) if reply.status == 404 => {
                 // Only an end that was not heard of, or whose content was refused, ends a session.
                 let faults = [Fault::Kill, Fault::Term, Fault::Stop, Fault::Full];
-                if !self.shelf.net.windows().touched(&faults, began) {
-                    self.shelf.net.report().violation(
+                if !self.shelf.client.windows().touched(&faults, began) {
+                    self.shelf.client.report().violation(
                         "sessions last",
                         format!("{repo}: {}", String::from_utf8_lossy(&reply.body)),
                     );
@@ -195,7 +204,7 @@ impl Writer {
         if let Ok(reply) = reply
             && reply.status == 400
         {
-            self.shelf.net.report().violation(
+            self.shelf.client.report().violation(
                 "right bytes are taken",
                 format!(
                     "{} of {} bytes to {repo} through replica {}: {}",
@@ -211,10 +220,10 @@ impl Writer {
     /// Mounts a blob that another repository has.
     pub(crate) async fn mount(&mut self) {
         let found = {
-            let account = self.shelf.account();
-            account
+            let ledger = self.shelf.ledger();
+            ledger
                 .present(Kind::Blob, self.random.u64(..))
-                .and_then(|(key, digest)| Some((account.sight(&key)?, key, digest)))
+                .and_then(|(key, digest)| Some((ledger.sight(&key)?, key, digest)))
         };
         let Some((sight, from, digest)) = found else {
             return;
@@ -223,15 +232,15 @@ impl Writer {
         let key = Key::new(Kind::Blob, &repo, &digest);
         let ticket = self
             .shelf
-            .account()
+            .ledger()
             .begin(vec![(key.clone(), Some(digest.clone()))]);
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         let path = format!(
             "/v2/{repo}/blobs/uploads/?mount={digest}&from={}",
             from.repo
         );
-        let request = self.shelf.net.request(replica, Method::POST, &path);
-        let reply = self.shelf.net.send("mount", replica, request).await;
+        let request = self.shelf.client.request(replica, Method::POST, &path);
+        let reply = self.shelf.client.send("mount", replica, request).await;
         let mut done = outcome(&reply, &[201]);
         let mut session = None;
         if let Ok(reply) = &reply
@@ -240,9 +249,9 @@ impl Writer {
             done = Outcome::Refused;
             session = Some(reply.header("location").to_owned());
             let same_repo = from.repo == repo;
-            let verdict = self.shelf.account().judge(&from, sight, &None);
-            if !same_repo && matches!(verdict, crate::account::Verdict::Wrong(_)) {
-                self.shelf.net.report().violation(
+            let verdict = self.shelf.ledger().judge(&from, sight, &None);
+            if !same_repo && matches!(verdict, crate::ledger::Verdict::Wrong(_)) {
+                self.shelf.client.report().violation(
                     "what was acknowledged is there",
                     format!("{from} could not be mounted through replica {replica}"),
                 );
@@ -263,7 +272,7 @@ impl Writer {
         let Some(location) = self.begin(&repo).await else {
             return;
         };
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         if self.random.u8(..100) < 60 {
             let pieces = vec![
                 Ok(Bytes::from(vec![1; 20_000])),
@@ -272,7 +281,7 @@ impl Writer {
             let body = Body::wrap_stream(stream::iter(pieces));
             let request = self
                 .shelf
-                .net
+                .client
                 .request(replica, Method::PATCH, &location)
                 .body(body);
             // Its failure is the point; it is no answer to be counted.
@@ -282,14 +291,19 @@ impl Writer {
     }
 
     async fn cancel(&mut self, location: &str) {
-        let replica = self.shelf.net.pick(&mut self.random);
-        let request = self.shelf.net.request(replica, Method::DELETE, location);
-        drop(self.shelf.net.send("cancel upload", replica, request).await);
+        let replica = self.shelf.client.pick(&mut self.random);
+        let request = self.shelf.client.request(replica, Method::DELETE, location);
+        drop(
+            self.shelf
+                .client
+                .send("cancel upload", replica, request)
+                .await,
+        );
     }
 }
 
 enum Whereabouts {
-    /// The session holds so many bytes and goes on there.
+    /// The session holds this number of bytes and goes on there.
     At(usize, String),
     /// There is no such session.
     Gone,

@@ -13,10 +13,10 @@ use rustix::process::Signal;
 use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::{
+    pull_through::PullThrough,
     reader::Shelf,
     replicas::Replica,
     report::{Report, slope},
-    through::Through,
     volume::Volume,
 };
 
@@ -34,24 +34,24 @@ const WARM_SECONDS: f64 = 60.0;
 /// When the look itself fails.
 pub(crate) async fn of(
     shelf: &Shelf,
-    through: &Through,
+    pull_through: &PullThrough,
     pulled: &[(String, Image)],
     replicas: &[Replica],
     volume: &Volume,
     elder: usize,
 ) -> anyhow::Result<()> {
-    let report = shelf.net.report();
+    let report = shelf.client.report();
     // The faults have ended; what a replica took before it stood still has come to pass.
     tokio::time::sleep(Duration::from_secs(5)).await;
     for replica in replicas {
         replica.ready().await?;
     }
     // The other replicas are fresh: how many files an idle process has open is told by comparison.
-    shelf.account().close_late(u64::MAX);
+    shelf.ledger().close_late(u64::MAX);
     let reads = shelf.check_all().await;
     report.figure("final reads", reads);
     let repos: std::collections::BTreeSet<String> = shelf
-        .account()
+        .ledger()
         .keys()
         .into_iter()
         .map(|key| key.repo)
@@ -61,8 +61,8 @@ pub(crate) async fn of(
             shelf.check_list(replica, repo, |_| true).await;
         }
     }
-    through.check(pulled).await;
-    let (there, gone, open) = shelf.account().counts();
+    pull_through.check(pulled).await;
+    let (there, gone, open) = shelf.ledger().counts();
     report.figure("keys present", there);
     report.figure("keys deleted or never written", gone);
     if open > 0 {
@@ -71,9 +71,9 @@ pub(crate) async fn of(
         ));
     }
     {
-        let account = shelf.account();
-        report.figure("acknowledged writes", account.acknowledged);
-        report.figure("writes without an answer", account.unknown);
+        let ledger = shelf.ledger();
+        report.figure("acknowledged writes", ledger.acknowledged);
+        report.figure("writes without an answer", ledger.unknown);
     }
     costs(report, replicas, elder).await;
     for replica in replicas {
@@ -97,10 +97,7 @@ pub(crate) async fn of(
             &format!("replica {number}: lines of errors in its log"),
             errors,
         );
-        let starts = *replica
-            .starts
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let starts = *replica.starts.lock();
         report.figure(&format!("replica {number}: starts"), starts);
     }
     files(report, &volume.path().join("data/docker/registry/v2"))

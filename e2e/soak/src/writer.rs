@@ -1,5 +1,5 @@
 //! Writers: each owns its tags and images, pushes, moves, mounts and deletes them through random
-//! replicas, and keeps the account.
+//! replicas, and keeps the ledger.
 
 use std::{
     sync::{
@@ -14,9 +14,9 @@ use holdfast_testkit::image::OCI_MANIFEST;
 use reqwest::Method;
 
 use crate::{
-    account::{Key, Kind, Outcome, Value},
+    client::outcome,
     content::{Blob, Manifest},
-    net::outcome,
+    ledger::{Key, Kind, Outcome, Value},
     reader::Shelf,
 };
 
@@ -117,10 +117,10 @@ impl Writer {
             Key::new(Kind::Tag, repo, tag),
         ];
         let before: Vec<_> = {
-            let account = self.shelf.account();
+            let ledger = self.shelf.ledger();
             let blobs = manifest.blobs.iter();
             blobs
-                .map(|blob| account.certain(&Key::new(Kind::Blob, repo, &blob.digest)))
+                .map(|blob| ledger.certain(&Key::new(Kind::Blob, repo, &blob.digest)))
                 .collect()
         };
         let digest: Value = Some(manifest.digest.clone());
@@ -128,23 +128,27 @@ impl Writer {
             .iter()
             .map(|key| (key.clone(), digest.clone()))
             .collect();
-        let ticket = self.shelf.account().begin(changes);
-        let replica = self.shelf.net.pick(&mut self.random);
+        let ticket = self.shelf.ledger().begin(changes);
+        let replica = self.shelf.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/manifests/{tag}");
         let request = self
             .shelf
-            .net
+            .client
             .request(replica, Method::PUT, &path)
             .header("content-type", OCI_MANIFEST)
             .body(manifest.bytes.clone());
-        let reply = self.shelf.net.send("put manifest", replica, request).await;
+        let reply = self
+            .shelf
+            .client
+            .send("put manifest", replica, request)
+            .await;
         let done = outcome(&reply, &[201]);
         self.shelf.settle(ticket, done);
         if let Ok(reply) = &reply
             && reply.is(&[404, 400])
             && before.iter().all(|blob| matches!(blob, Some(Some(_))))
         {
-            self.shelf.net.report().violation(
+            self.shelf.client.report().violation(
                 "what was acknowledged is there",
                 format!(
                     "manifest {} in {repo} refused: {}",
@@ -164,9 +168,9 @@ impl Writer {
     }
 
     pub(crate) async fn read_back(&mut self, key: &Key) {
-        let sight = self.shelf.account().sight(key);
+        let sight = self.shelf.ledger().sight(key);
         if let Some(sight) = sight {
-            let replica = self.shelf.net.pick(&mut self.random);
+            let replica = self.shelf.client.pick(&mut self.random);
             self.shelf.check("read back", replica, key, sight).await;
         }
     }
@@ -176,7 +180,7 @@ impl Writer {
         let at = self.random.usize(..self.images.len().max(1));
         let (repo, manifest) = self.images.get(at)?.clone();
         let key = Key::new(Kind::Manifest, &repo, &manifest.digest);
-        if matches!(self.shelf.account().certain(&key), Some(Some(_))) {
+        if matches!(self.shelf.ledger().certain(&key), Some(Some(_))) {
             return Some((repo, manifest));
         }
         self.images.swap_remove(at);
@@ -190,8 +194,8 @@ impl Writer {
         };
         if self.random.u8(..100) < 40 {
             let tag = {
-                let account = self.shelf.account();
-                account.tags_of(&repo, &manifest.digest).pop()
+                let ledger = self.shelf.ledger();
+                ledger.tags_of(&repo, &manifest.digest).pop()
             };
             if let Some(tag) = tag {
                 self.remove(
@@ -205,7 +209,7 @@ impl Writer {
             return;
         }
         let mut keys = vec![Key::new(Kind::Manifest, &repo, &manifest.digest)];
-        let tags = self.shelf.account().tags_of(&repo, &manifest.digest);
+        let tags = self.shelf.ledger().tags_of(&repo, &manifest.digest);
         keys.extend(tags.iter().map(|tag| Key::new(Kind::Tag, &repo, tag)));
         let gone = self
             .remove(&repo, "manifests", &manifest.digest, keys)
@@ -238,27 +242,27 @@ impl Writer {
             return false;
         };
         let (certain, ticket, perhaps) = {
-            let mut account = self.shelf.account();
-            let certain = matches!(account.certain(&named), Some(Some(_)));
+            let mut ledger = self.shelf.ledger();
+            let certain = matches!(ledger.certain(&named), Some(Some(_)));
             // A tag that may name the manifest may go with it, or stay as it is because it names
             // another one.
             let (sure, perhaps): (Vec<Key>, Vec<Key>) = keys
                 .iter()
                 .cloned()
-                .partition(|key| *key == named || account.certain(key).is_some());
+                .partition(|key| *key == named || ledger.certain(key).is_some());
             let nothing = |keys: Vec<Key>| keys.into_iter().map(|key| (key, None)).collect();
             (
                 certain,
-                account.begin(nothing(sure)),
-                account.begin(nothing(perhaps)),
+                ledger.begin(nothing(sure)),
+                ledger.begin(nothing(perhaps)),
             )
         };
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/{kind}/{name}");
-        let request = self.shelf.net.request(replica, Method::DELETE, &path);
+        let request = self.shelf.client.request(replica, Method::DELETE, &path);
         let reply = self
             .shelf
-            .net
+            .client
             .send(&format!("delete {kind}"), replica, request)
             .await;
         let mut done = outcome(&reply, &[202]);
@@ -268,7 +272,7 @@ impl Writer {
             // Gone in any case.
             done = Outcome::Done;
             if certain {
-                self.shelf.net.report().violation(
+                self.shelf.client.report().violation(
                     "what was acknowledged is there",
                     format!("delete of {named} through replica {replica} found nothing"),
                 );
@@ -322,28 +326,28 @@ impl Writer {
             ),
         ];
         {
-            let account = self.shelf.account();
-            let others = account.tags_of(&repo, &first.digest);
+            let ledger = self.shelf.ledger();
+            let others = ledger.tags_of(&repo, &first.digest);
             let others = others.into_iter().filter(|other| *other != tag);
             let others: Vec<_> = others
                 .map(|other| (Key::new(Kind::Tag, &repo, &other), None))
                 .collect();
             if others
                 .iter()
-                .any(|(key, _)| account.certain(key) != Some(Some(first.digest.clone())))
+                .any(|(key, _)| ledger.certain(key) != Some(Some(first.digest.clone())))
             {
                 return;
             }
             changes.extend(others);
         }
-        let ticket = self.shelf.account().begin(changes);
+        let ticket = self.shelf.ledger().begin(changes);
         let replicas = [
-            self.shelf.net.pick(&mut self.random),
-            self.shelf.net.pick(&mut self.random),
+            self.shelf.client.pick(&mut self.random),
+            self.shelf.client.pick(&mut self.random),
         ];
         let put = self
             .shelf
-            .net
+            .client
             .request(
                 replicas[0],
                 Method::PUT,
@@ -351,20 +355,22 @@ impl Writer {
             )
             .header("content-type", OCI_MANIFEST)
             .body(second.bytes.clone());
-        let delete = self.shelf.net.request(
+        let delete = self.shelf.client.request(
             replicas[1],
             Method::DELETE,
             &format!("/v2/{repo}/manifests/{}", first.digest),
         );
         let pause = Duration::from_micros(self.random.u64(..3_000));
-        let (put, delete) =
-            tokio::join!(self.shelf.net.send("race: put", replicas[0], put), async {
+        let (put, delete) = tokio::join!(
+            self.shelf.client.send("race: put", replicas[0], put),
+            async {
                 tokio::time::sleep(pause).await;
                 self.shelf
-                    .net
+                    .client
                     .send("race: delete", replicas[1], delete)
                     .await
-            });
+            }
+        );
         let moved = outcome(&put, &[201]);
         let done = match (moved, outcome(&delete, &[202, 404])) {
             (Outcome::Done, Outcome::Done) => Outcome::Done,
@@ -374,7 +380,7 @@ impl Writer {
         if moved != Outcome::Done {
             // The tag may also have gone with the manifest, without coming to name the second one.
             let gone = vec![(Key::new(Kind::Tag, &repo, &tag), None)];
-            let also = self.shelf.account().begin(gone);
+            let also = self.shelf.ledger().begin(gone);
             self.shelf.settle(also, done);
         }
         self.shelf.settle(ticket, done);
@@ -386,7 +392,7 @@ impl Writer {
     /// Looks at all tags of a repository, of which it alone writes its own.
     async fn list(&mut self) {
         let repo = self.repo();
-        let replica = self.shelf.net.pick(&mut self.random);
+        let replica = self.shelf.client.pick(&mut self.random);
         let own = format!("w{}-", self.number);
         self.shelf
             .check_list(replica, &repo, |tag| tag.starts_with(&own))

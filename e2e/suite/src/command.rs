@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 /// A program that takes longer than this hangs.
-const PATIENCE: Duration = Duration::from_secs(600);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// Runs `command` and returns its standard output.
 ///
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(600);
 /// When it cannot be started, does not end with 0 or hangs; the message holds the command and what
 /// it printed on standard error.
 pub(crate) fn run(command: Command) -> Result<String> {
-    run_with(command, "", PATIENCE)
+    run_with(command, "", COMMAND_TIMEOUT)
 }
 
 /// As [`run`], with `input` on standard input.
@@ -24,7 +24,7 @@ pub(crate) fn run(command: Command) -> Result<String> {
 /// # Errors
 /// As [`run`].
 pub(crate) fn feed(command: Command, input: &str) -> Result<String> {
-    run_with(command, input, PATIENCE)
+    run_with(command, input, COMMAND_TIMEOUT)
 }
 
 /// As [`run`] with a time limit of its own.
@@ -55,7 +55,7 @@ fn run_with(command: Command, input: &str, limit: Duration) -> Result<String> {
 /// When it succeeds, cannot be started or hangs.
 pub(crate) fn refused(command: Command) -> Result<String> {
     let text = describe(&command);
-    let output = finish(command, "", PATIENCE)?;
+    let output = finish(command, "", COMMAND_TIMEOUT)?;
     let printed = format!(
         "{}{}",
         String::from_utf8_lossy(&output.stdout),

@@ -4,16 +4,14 @@
 mod access;
 mod adoption;
 mod artifacts;
-mod away;
 mod chart;
 mod clients;
-mod collection;
 mod copies;
 mod faults;
 mod healing;
 mod hooks;
 mod install;
-mod leaving;
+mod kubelet_image_gc;
 mod nodes;
 mod offline;
 mod operator;
@@ -26,6 +24,8 @@ mod registry;
 mod replicas;
 mod rights;
 mod scope;
+mod uninstall;
+mod webhook_outage;
 mod workloads;
 
 use crate::harness::{Case, ci, full};
@@ -87,9 +87,9 @@ pub(crate) fn all() -> Vec<Case> {
         ci!(healing::pods_that_slipped_past_the_webhook_start_without_uplink),
         ci!(healing::a_controller_that_insists_is_left_alone),
         full!(healing::an_image_that_only_nodes_could_fetch_gets_its_original_back),
-        full!(healing::owned_pods_with_a_missed_image_volume_are_made_anew),
+        full!(healing::owned_pods_with_a_missed_image_volume_are_recreated),
         full!(policy::a_policy_that_allows_only_original_registries_breaks_no_pod),
-        full!(away::pods_churn_for_ten_minutes_without_webhook_and_uplink),
+        full!(webhook_outage::pods_churn_for_ten_minutes_without_webhook_and_uplink),
         ci!(faults::a_killed_controller_copies_nothing_twice),
         ci!(registry::a_damaged_blob_is_fetched_again),
         full!(faults::a_killed_registry_finishes_its_fills),
@@ -102,14 +102,14 @@ pub(crate) fn all() -> Vec<Case> {
         full!(outage::a_site_boots_without_its_uplink),
         // Nodes that come, change, and keep what they need.
         full!(nodes::own_and_sandbox_images_are_pinned_on_every_node),
-        full!(collection::own_images_outlive_the_kubelets_collection),
+        full!(kubelet_image_gc::own_images_outlive_the_kubelets_collection),
         full!(nodes::changed_files_and_a_replaced_runtime_are_repaired_or_reported),
         full!(nodes::a_node_joins_without_uplink_and_takes_no_pod_before_its_agent_pulled),
         full!(nodes::a_former_address_works_while_a_pod_names_it),
         full!(nodes::pulls_work_soon_after_the_registrys_address_changed),
         // The end.
         full!(install::uninstalling_leaves_only_the_resource_definitions),
-        full!(leaving::uninstalling_past_a_dead_node_gives_pods_their_originals),
+        full!(uninstall::uninstalling_past_a_dead_node_gives_pods_their_originals),
         full!(registry::a_full_volume_refuses_writes_and_serves_reads),
         full!(pushes::an_upload_goes_on_at_another_replica),
         full!(install::helm_3_installs_tests_and_uninstalls_past_a_dead_node),

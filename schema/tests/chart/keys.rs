@@ -113,7 +113,7 @@ fn templates() -> String {
 }
 
 /// The dotted words that follow `opening` in the templates.
-fn words(text: &str, opening: &str) -> BTreeSet<String> {
+fn dotted_names(text: &str, opening: &str) -> BTreeSet<String> {
     let tails = text.split(opening).skip(1);
     let word = |tail: &str| {
         tail.chars()
@@ -141,7 +141,7 @@ fn every_path_that_a_template_reads_exists() {
             .iter()
             .any(|leaf| leaf.path == path || leaf.path.starts_with(&format!("{path}.")))
     };
-    for path in words(&templates(), ".Values.") {
+    for path in dotted_names(&templates(), ".Values.") {
         let below_an_open_map = path.starts_with("webhook.scope.namespaceSelector");
         assert!(
             exists(&path) || below_an_open_map,
@@ -153,9 +153,9 @@ fn every_path_that_a_template_reads_exists() {
 #[test]
 fn every_key_is_read_by_a_template_or_a_service() {
     let text = templates();
-    let mut read = words(&text, ".Values.");
+    let mut read = dotted_names(&text, ".Values.");
     for (opening, sections) in BOUND {
-        for word in words(&text, opening) {
+        for word in dotted_names(&text, opening) {
             read.extend(sections.iter().map(|section| format!("{section}.{word}")));
         }
     }

@@ -1,18 +1,14 @@
 //! Faults: what goes wrong, for which requests, how often. Applied to a finished response, or
 //! instead of asking for one.
 
-use std::{
-    convert::Infallible,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
 use http::{Response, StatusCode, header};
 use http_body_util::{BodyExt, BodyStream, Full, StreamBody, combinators::BoxBody};
 use hyper::body::Frame;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -88,7 +84,7 @@ pub struct Fault {
     /// absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
-    /// Only so many requests; until cleared when absent.
+    /// How many requests it hits; until cleared when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub times: Option<u32>,
 }
@@ -150,33 +146,24 @@ pub enum Verdict {
 impl Faults {
     /// Adds a fault; the first that concerns a request counts.
     pub fn set(&self, fault: Fault) {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(fault);
+        self.list.lock().push(fault);
         self.changed.send_modify(|n| *n += 1);
     }
 
     /// Ends all faults; what hangs goes on.
     pub fn clear(&self) {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.list.lock().clear();
         self.changed.send_modify(|n| *n += 1);
     }
 
     /// The faults in force.
     pub fn list(&self) -> Vec<Fault> {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.list.lock().clone()
     }
 
     /// True while connections are to be cut.
     pub fn is_down(&self) -> bool {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.list.lock();
         list.iter()
             .any(|f| f.kind == Kind::Down && f.path.is_none())
     }
@@ -192,7 +179,7 @@ impl Faults {
     }
 
     fn take(&self, request: &str) -> Option<Kind> {
-        let mut list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.list.lock();
         let at = list.iter().position(|f| {
             f.path
                 .as_ref()

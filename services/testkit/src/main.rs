@@ -102,7 +102,7 @@ async fn main() -> anyhow::Result<()> {
     };
     proxy::run(settings, |address| {
         let mut out = std::io::stdout();
-        // Whoever closed the pipe does not want the line.
+        // A reader that closed the pipe does not want the line.
         drop(writeln!(out, "listening {address}").and_then(|()| out.flush()));
     })
     .await

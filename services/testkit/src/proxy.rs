@@ -199,11 +199,11 @@ fn without_hop_by_hop(mut headers: HeaderMap) -> HeaderMap {
 }
 
 /// A stream that is `Sync` because it is only ever polled through `&mut`.
-struct SyncStream<S>(std::sync::Mutex<std::pin::Pin<Box<S>>>);
+struct SyncStream<S>(parking_lot::Mutex<std::pin::Pin<Box<S>>>);
 
 impl<S> SyncStream<S> {
     fn new(stream: S) -> Self {
-        Self(std::sync::Mutex::new(Box::pin(stream)))
+        Self(parking_lot::Mutex::new(Box::pin(stream)))
     }
 }
 
@@ -214,10 +214,7 @@ impl<S: futures::Stream> futures::Stream for SyncStream<S> {
         mut self: std::pin::Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Self::Item>> {
-        let inner = self
-            .0
-            .get_mut()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let inner = self.0.get_mut();
         inner.as_mut().poll_next(cx)
     }
 }

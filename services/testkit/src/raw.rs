@@ -1,12 +1,9 @@
 //! A server that says byte for byte what a test tells it: for answers that no HTTP library would
 //! send.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -122,7 +119,7 @@ impl Raw {
     /// The heads of all requests so far.
     pub fn requests(&self) -> Vec<String> {
         let requests = self.requests.lock();
-        requests.unwrap_or_else(PoisonError::into_inner).clone()
+        requests.clone()
     }
 }
 
@@ -139,10 +136,7 @@ async fn serve(
     }
     let request = String::from_utf8_lossy(&read).into_owned();
     let reply = answer(&request);
-    record
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(request);
+    record.lock().push(request);
     match reply {
         Reply::Bytes(bytes) => stream.write_all(&bytes).await?,
         Reply::Trickle { head, body, every } => {

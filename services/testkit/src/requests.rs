@@ -1,11 +1,9 @@
 //! What was asked of an upstream: every request in order, and counts by method and path.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use http::{HeaderMap, Method, Uri, header};
+use parking_lot::Mutex;
 
 /// One request as it arrived.
 #[derive(Debug, Clone)]
@@ -37,29 +35,23 @@ impl Requests {
                 .and_then(|v| v.to_str().ok())
                 .map(str::to_owned)
         };
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Request {
-                method: method.clone(),
-                path: uri.path().to_owned(),
-                query: uri.query().unwrap_or_default().to_owned(),
-                authorization: text(header::AUTHORIZATION),
-                range: text(header::RANGE),
-            });
+        self.list.lock().push(Request {
+            method: method.clone(),
+            path: uri.path().to_owned(),
+            query: uri.query().unwrap_or_default().to_owned(),
+            authorization: text(header::AUTHORIZATION),
+            range: text(header::RANGE),
+        });
     }
 
     /// All requests so far, in order.
     pub fn all(&self) -> Vec<Request> {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.list.lock().clone()
     }
 
     /// How many requests had this method and a path that ends so.
     pub fn count(&self, method: &Method, path_end: &str) -> usize {
-        let list = self.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let list = self.list.lock();
         list.iter()
             .filter(|r| r.method == *method && r.path.ends_with(path_end))
             .count()
@@ -67,10 +59,7 @@ impl Requests {
 
     /// How many requests there were.
     pub fn len(&self) -> usize {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .len()
+        self.list.lock().len()
     }
 
     /// True when there was no request.
@@ -91,9 +80,6 @@ impl Requests {
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.list
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        self.list.lock().clear();
     }
 }

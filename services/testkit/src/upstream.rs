@@ -4,7 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -14,6 +14,7 @@ use http::{
 };
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 
 use crate::{
@@ -151,11 +152,7 @@ impl Upstream {
 
     /// Puts an image into a repository and points a tag at it.
     pub fn push(&self, repository: &str, tag: &str, image: &Image) {
-        let mut content = self
-            .shared
-            .content
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut content = self.shared.content.lock();
         content.blobs.extend(image.blobs.clone());
         content.manifests.extend(image.manifests.clone());
         let members = content
@@ -182,11 +179,7 @@ impl Upstream {
 
     /// Bytes of bodies handed to clients, of all paths that end so.
     pub fn sent(&self, path_end: &str) -> u64 {
-        let sent = self
-            .shared
-            .sent
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let sent = self.shared.sent.lock();
         let fits = sent.iter().filter(|(path, _)| path.ends_with(path_end));
         fits.map(|(_, bytes)| bytes).sum()
     }
@@ -219,7 +212,7 @@ impl Shared {
         answer.map(|body| {
             body.map_frame(move |frame| {
                 if let Some(data) = frame.data_ref() {
-                    let mut sent = sent.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut sent = sent.lock();
                     *sent.entry(path.clone()).or_default() += data.len() as u64;
                 }
                 frame
@@ -246,7 +239,7 @@ impl Shared {
         if rest.is_empty() {
             return Response::new(full("{}"));
         }
-        let content = self.content.lock().unwrap_or_else(PoisonError::into_inner);
+        let content = self.content.lock();
         if let Some((repository, digest)) = rest.rsplit_once("/blobs/") {
             let known = content
                 .repositories

@@ -20,7 +20,7 @@ use crate::{
 };
 
 const BYTES: &str = "cold herd, upstream bytes";
-const LAST: &str = "cold herd, last client";
+const LAST_CLIENT: &str = "cold herd, last client";
 const CLIENTS: usize = 64;
 const REPLICAS: usize = 3;
 const REPOSITORY: &str = "team/herd";
@@ -28,7 +28,7 @@ const BYTES_PER_SECOND: f64 = 50e6;
 
 /// Runs the case.
 pub(super) async fn run(bench: &mut Bench) -> Result<()> {
-    if !bench.wants(BYTES) && !bench.wants(LAST) {
+    if !bench.wants(BYTES) && !bench.wants(LAST_CLIENT) {
         return Ok(());
     }
     for round in 0..bench.rounds {
@@ -83,7 +83,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
         drop(upstream);
         std::fs::remove_dir_all(&data).context("remove what was copied")?;
         bench.results.add(BYTES, RATIO, Kind::Holdfast, bytes);
-        bench.results.add(LAST, RATIO, Kind::Holdfast, time);
+        bench.results.add(LAST_CLIENT, RATIO, Kind::Holdfast, time);
         say(&format!(
             "cold herd of {CLIENTS}, round {}: upstream sent {bytes:.3} × the image; last client after {:.2} s, {time:.2} × the upstream's own {:.2} s",
             round + 1,

@@ -130,7 +130,7 @@ fn tagged(data: &Path, count: usize, doomed: usize) -> Result<Vec<(String, Strin
         .collect())
 }
 
-/// Waits until only so many tags are on the volume, for the other program reads it next;
+/// Waits until only `left` tags are on the volume, for the other program reads it next;
 /// milliseconds. A registry may answer a delete before.
 async fn untied(data: &Path, left: usize) -> Result<f64> {
     let folder = data.join(format!(

@@ -4,7 +4,7 @@
 //! announced length, as Docker does. Eight at once show what memory that takes.
 //!
 //! Nothing is removed before the last round is over: ext4 without a journal hands out no inode for
-//! minutes after it was freed, and whoever makes files meanwhile steps over all of those, which
+//! minutes after it was freed, and a process that makes files then steps over all of those, which
 //! took half of a server's time.
 
 use std::{

@@ -1,10 +1,7 @@
 //! The bench's own client of the API server: JSON over HTTP/1.1 and TLS on connections that are
 //! kept. Its requests are not the controller's: it calls as another user.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
@@ -13,6 +10,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::{
@@ -123,21 +121,14 @@ impl Api {
         let status = answer.status();
         let bytes = answer.into_body().collect().await?.to_bytes();
         let value = serde_json::from_slice(&bytes).with_context(|| format!("answer to {path}"))?;
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(connection);
+        self.idle.lock().push(connection);
         Ok((status, value))
     }
 
     /// One that is open and idle, or a new one.
     async fn connection(&self) -> Result<Connection> {
         loop {
-            let idle = self
-                .idle
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .pop();
+            let idle = self.idle.lock().pop();
             let Some(mut connection) = idle else {
                 break;
             };

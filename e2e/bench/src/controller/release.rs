@@ -23,7 +23,7 @@ pub(crate) const NAMESPACE: &str = "holdfast-system";
 /// Who the controller is to the API server.
 pub(super) const CONTROLLER: &str = "system:serviceaccount:holdfast-system:holdfast-controller";
 /// How long a part may take to do what it does at its start.
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The path of an object of the release's namespace.
 pub(crate) fn namespaced(rest: &str) -> String {
@@ -191,7 +191,7 @@ impl Release {
         let mut process = Process::start(&mut command, &log)?;
         let begun = Instant::now();
         while std::net::TcpStream::connect(self.internal).is_err() {
-            if process.has_ended() || begun.elapsed() > PATIENCE {
+            if process.has_ended() || begun.elapsed() > START_TIMEOUT {
                 let said = fs::read_to_string(&log).unwrap_or_default();
                 bail!("the registry does not serve: {}", said.trim());
             }
@@ -208,7 +208,7 @@ impl Release {
                 return Ok(secret);
             }
             ensure!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < START_TIMEOUT,
                 "the controller does not make Secret {name}:\n{}",
                 self.said()
             );
@@ -231,7 +231,7 @@ impl Release {
                 return Ok(address.to_owned());
             }
             ensure!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < START_TIMEOUT,
                 "the controller does not let pods be rewritten: {state}"
             );
             tokio::time::sleep(Duration::from_millis(200)).await;

@@ -10,7 +10,7 @@ use crate::report::{Machine, number};
 /// The most memory that the controller may have, 10^6 bytes.
 const MEGABYTES: f64 = 200.0;
 
-/// A kind of request has a row of its own from so many on.
+/// A kind of request has a row of its own from this number on.
 const OFTEN: u64 = 5;
 
 /// A whole run.

@@ -29,7 +29,7 @@ use crate::http::{Io, Target};
 
 /// Bombs that are copied one after the other.
 const BOMBS: usize = 12;
-/// Blobs that one upstream sends slowly; so many copies of one host run at once.
+/// Blobs that one upstream sends slowly: as many as copies of one host run at once.
 pub(super) const SLOW_BLOBS: usize = 8;
 /// How fast.
 const SLOW: Kind = Kind::Slow {
@@ -79,7 +79,7 @@ pub(super) const NAMES: [(&str, &str); 8] = [
     ("tasks", "pulls of a growing blob, given up"),
     (
         "slots",
-        "idle connections of four addresses, those included that were closed and made anew",
+        "idle connections of four addresses, those included that were closed and opened again",
     ),
     (
         "admin",
@@ -238,7 +238,7 @@ impl Attack {
         });
     }
 
-    /// h2mem: connections are given up after seven seconds, and made anew.
+    /// h2mem: connections are given up after seven seconds, and opened again.
     fn unread(self: Arc<Self>) {
         self.again(UNREAD, Duration::ZERO, async |attack, number| {
             let path = if number % 2 == 0 {

@@ -168,7 +168,7 @@ async fn start(folder: &Path, hosts: &[String]) -> Result<(Process, Target, Sock
         .map(|host| format!("{{host: '{host}', plainHttp: true}}"))
         .collect();
     let folder_text = folder.display();
-    // Whether the disk of the machine that measures is nearly full is nobody's figure.
+    // Whether the disk of the machine that measures is nearly full is no figure of the registry.
     let text = format!(
         "logging: {{format: text, level: error}}\nlimits: {{reservePercent: 0}}\nadminListen: '{admin}'\n\
          tls: {{certificate: {folder_text}/tls/tls.crt, key: {folder_text}/tls/tls.key}}\n\

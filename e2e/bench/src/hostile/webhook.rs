@@ -40,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Honest reviews before memory counts as idle.
 const WARM: usize = 100;
 /// Between two honest reviews.
-const EVERY: Duration = Duration::from_millis(20);
+const REVIEW_INTERVAL: Duration = Duration::from_millis(20);
 /// A review that takes longer has failed: the API server waits no longer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -197,7 +197,7 @@ async fn send(target: Target, body: Bytes, sent: Arc<AtomicU64>) {
     }
 }
 
-/// Honest reviews until then, at most so many: how long each took, and what failed.
+/// Honest reviews until `end`, at most `most`: how long each took, and what failed.
 async fn honest(target: &Target, end: Instant, most: usize) -> (Series, Vec<String>) {
     let (mut times, mut failed) = (Series::default(), Vec::new());
     let mut connection = None;
@@ -210,7 +210,7 @@ async fn honest(target: &Target, end: Instant, most: usize) -> (Series, Vec<Stri
             Ok(()) => times.0.push(begun.elapsed().as_secs_f64() * 1e3),
             Err(error) => failed.push(format!("{error:#}")),
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(REVIEW_INTERVAL).await;
     }
     (times, failed)
 }

@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     /// Writes the container runtime's host configuration (`hosts.toml`) for a registry host on
-    /// these nodes; it is read anew for every pull.
+    /// these nodes; the runtime reads it for every pull.
     pub fn write_registry_hosts(&self, nodes: &[&str], host: &str, toml: &str) -> Result<()> {
         for node in nodes {
             let folder = format!("/etc/containerd/certs.d/{host}");

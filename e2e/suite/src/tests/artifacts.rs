@@ -245,6 +245,31 @@ pub(super) fn oras_attaches_discovers_and_copies_with_referrers(world: &mut Worl
         &copy,
     ])?;
     ensure!(discovered(&copy)?.len() == 2, "referrers were not copied");
+    oras_pulls_and_lists(&pair, &run, &name, &model)?;
+    // A blob on its own, and the end of a manifest.
+    run(&[
+        "blob",
+        "push",
+        "--plain-http",
+        &pair.at_first("tools/model"),
+        "bill.json",
+    ])?;
+    run(&["manifest", "delete", "--plain-http", "--force", &of_bill])?;
+    ensure!(
+        Pair::referrers(&pair.first, "tools/model", &digest)?.is_empty(),
+        "a deleted referrer is listed"
+    );
+    Ok(())
+}
+
+/// The second half of the test of oras: copies to a layout, pulls, tags and lists.
+fn oras_pulls_and_lists(
+    pair: &Pair,
+    run: &dyn Fn(&[&str]) -> Result<String>,
+    name: &str,
+    model: &[u8],
+) -> Result<()> {
+    let through = pair.through_second("tools/model:1");
     run(&[
         "cp",
         "-r",
@@ -258,7 +283,7 @@ pub(super) fn oras_attaches_discovers_and_copies_with_referrers(world: &mut Worl
         pair.read("pulled/model.bin")? == model,
         "other bytes came back"
     );
-    run(&["tag", "--plain-http", &name, "2", "latest"])?;
+    run(&["tag", "--plain-http", name, "2", "latest"])?;
     for repository in [
         pair.at_first("tools/model"),
         pair.through_second("tools/model"),
@@ -274,19 +299,6 @@ pub(super) fn oras_attaches_discovers_and_copies_with_referrers(world: &mut Worl
             "{repository} is not listed: {repositories}"
         );
     }
-    // A blob on its own, and the end of a manifest.
-    run(&[
-        "blob",
-        "push",
-        "--plain-http",
-        &pair.at_first("tools/model"),
-        "bill.json",
-    ])?;
-    run(&["manifest", "delete", "--plain-http", "--force", &of_bill])?;
-    ensure!(
-        Pair::referrers(&pair.first, "tools/model", &digest)?.is_empty(),
-        "a deleted referrer is listed"
-    );
     Ok(())
 }
 

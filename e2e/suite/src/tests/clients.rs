@@ -293,7 +293,7 @@ pub(super) fn podman_pushes_and_pulls(world: &mut World) -> Result<()> {
         &alone.source(),
         &own,
     ])?;
-    // podman compresses layers anew, so only completeness can be checked.
+    // podman compresses layers again, so only completeness can be checked.
     let mut validate = (alone.inside)(&alone.crane);
     validate.args(["validate", "--insecure", "--remote", &own]);
     command::run(validate).map(drop)

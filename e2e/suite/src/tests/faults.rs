@@ -186,7 +186,7 @@ pub(super) fn a_killed_controller_copies_nothing_twice(world: &mut World) -> Res
     site.private.heal()?;
     result?;
     site.private.fetched_once(&image.repository, image.blobs)?;
-    // And again with nothing under way: a new leader looks at every Artifact anew.
+    // And again with nothing under way: a new leader reconciles every Artifact again.
     let leader = site.leader()?;
     site.kill_pod(kube::name(&leader))?;
     eventually(START, || site.leader())?;

@@ -104,7 +104,7 @@ pub(super) fn pods_that_slipped_past_the_webhook_start_without_uplink(
     told(site, &test, "missed", "ImageHealed")
 }
 
-pub(super) fn owned_pods_with_a_missed_image_volume_are_made_anew(world: &mut World) -> Result<()> {
+pub(super) fn owned_pods_with_a_missed_image_volume_are_recreated(world: &mut World) -> Result<()> {
     let site = world.site()?;
     site.installed()?;
     let app = site.push(&site.private, "team/volume-app", 1, 1000)?;
@@ -132,13 +132,13 @@ pub(super) fn owned_pods_with_a_missed_image_volume_are_made_anew(world: &mut Wo
         site.kube
             .apply(&[pod("owned").on(other).deployment(&test.name, 1)])
     })?;
-    let anew = site
+    let recreated = site
         .kube
         .wait_ready(&test.name, "app=owned", 1, START * 2)
         .context("a pod whose image volume was missed");
     let kept = told(site, &test, "bare", "CannotHeal");
     site.private.heal()?;
-    anew?;
+    recreated?;
     kept
 }
 

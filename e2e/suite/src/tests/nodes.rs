@@ -14,7 +14,7 @@ use crate::world::World;
 /// The taint of nodes that wait for their agent.
 const TAINT: &str = "holdfast.dev/not-ready";
 /// The agents look at their host every 30 s, at their pins every 60 s.
-const LOOK: Duration = Duration::from_secs(100);
+const AGENT_ROUNDS_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// One set of values for all of these tests, so that one installation is enough.
 fn values() -> Value {
@@ -45,7 +45,7 @@ fn ensure_pinned(site: &Site, node: &str) -> Result<()> {
 
 /// Waits for an event of this reason on a node, newer than the `former` ones.
 fn told(site: &Site, node: &str, reason: &str, former: usize) -> Result<Value> {
-    eventually(LOOK, || {
+    eventually(AGENT_ROUNDS_TIMEOUT, || {
         let events = events(site, node, reason)?;
         ensure!(
             weight(&events) > former,
@@ -89,7 +89,7 @@ fn agent_is_ready(site: &Site, node: &str) -> Result<bool> {
 }
 
 fn wait_for_agent(site: &Site, node: &str) -> Result<()> {
-    eventually(LOOK, || {
+    eventually(AGENT_ROUNDS_TIMEOUT, || {
         ensure!(
             agent_is_ready(site, node)?,
             "the agent of {node} is not Ready"
@@ -103,7 +103,7 @@ pub(super) fn own_and_sandbox_images_are_pinned_on_every_node(world: &mut World)
     site.needs_nodes()?;
     site.install(&values())?;
     for node in site.cluster.nodes()? {
-        eventually(LOOK, || ensure_pinned(site, &node))?;
+        eventually(AGENT_ROUNDS_TIMEOUT, || ensure_pinned(site, &node))?;
     }
     let workers = site.workers()?;
     let node = workers.first().context("no worker")?;
@@ -121,7 +121,8 @@ pub(super) fn own_and_sandbox_images_are_pinned_on_every_node(world: &mut World)
         );
         Ok(())
     })?;
-    eventually(LOOK, || ensure_pinned(site, node)).context("pins that somebody took away come back")
+    eventually(AGENT_ROUNDS_TIMEOUT, || ensure_pinned(site, node))
+        .context("pins that somebody took away come back")
 }
 
 pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
@@ -147,7 +148,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
             "echo 'server = \"https://elsewhere.example\"' > {folder}/hosts.toml; rm {folder}/ca.crt"
         ),
     )?;
-    eventually(LOOK, || {
+    eventually(AGENT_ROUNDS_TIMEOUT, || {
         let now = script(site, node, &sums)?;
         ensure!(now == before, "not repaired yet: {now}");
         Ok(())
@@ -217,7 +218,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
         node,
         &format!("grep -q hosts.toml {journal}; rm {journal}.damaged"),
     )
-    .context("the journal was made anew")?;
+    .context("the journal was written again")?;
     ensure!(script(site, node, &sums)? == before, "the files stayed");
     wait_for_agent(site, node)
 }
@@ -289,7 +290,7 @@ fn join(site: &mut Site, node: &str, image: &str, archive: &std::path::Path) -> 
         .running(&test.name, "waits", START)
         .context("a pod on a node that joined without uplink")?;
     told(site, node, "StartupTaintRemoved", 0)?;
-    eventually(LOOK, || ensure_pinned(site, node))
+    eventually(AGENT_ROUNDS_TIMEOUT, || ensure_pinned(site, node))
 }
 
 fn taints(site: &Site, node: &str) -> Result<Vec<String>> {
@@ -369,7 +370,7 @@ fn move_address(
     let mut values = values();
     values["logging"] = json!({"level": "info"});
     site.install(&values)
-        .context("an upgrade makes the Service anew")?;
+        .context("an upgrade recreates the Service")?;
     eventually(START, || {
         let state = site.release.state(&site.kube)?;
         ensure!(
@@ -430,7 +431,7 @@ pub(super) fn pulls_work_soon_after_the_registrys_address_changed(world: &mut Wo
     let former = site.address()?;
     let system = site.release.namespace();
     let name = site.release.object("registry");
-    // Only the address changes: an upgrade would start the registry's pods anew, with new mounts.
+    // Only the address changes: an upgrade would restart the registry's pods, with new mounts.
     let mut service = site.kube.get(&["service", "-n", system, &name])?;
     for (part, fields) in [
         (

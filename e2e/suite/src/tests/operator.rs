@@ -156,7 +156,7 @@ pub(super) fn diff_offline_says_what_would_not_start(world: &mut World) -> Resul
     eventually(START, || {
         holdfast(site, &program, &diff)?.expect(0).map(drop)
     })?;
-    // It said so: what is made anew without the upstream starts.
+    // As it said: pods that are recreated without the upstream start.
     site.private.down()?;
     let started = site
         .kube

@@ -107,7 +107,7 @@ pub(super) fn untagged_manifests_harm_nothing(world: &mut World) -> Result<()> {
     test.create(&pod("new", &new.reference, first))?;
     site.kube.running(&test.name, "new", START)?;
     site.kube.copied(&test.name, &new.reference, START)?;
-    // A new leader looks at every Artifact anew.
+    // A new leader reconciles every Artifact again.
     site.private.forget()?;
     site.kill_pod(kube::name(&site.leader()?))?;
     eventually(START, || site.leader())?;

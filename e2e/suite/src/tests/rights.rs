@@ -81,7 +81,7 @@ pub(super) fn every_granted_verb_is_used_and_no_other(world: &mut World) -> Resu
     let rows: Vec<Row> = serde_json::from_str(TABLE).context("the table of rights")?;
     let (allowed, refused) = requests(&log, &names)?;
     for request in &refused {
-        println!("  refused: {}", words(request));
+        println!("  refused: {}", describe(request));
     }
     let verdict = judge(&rows, &allowed, &names);
     for line in verdict.unused.iter().chain(&verdict.excused) {
@@ -189,7 +189,7 @@ fn judge(rows: &[Row], requests: &BTreeSet<Request>, names: &Names) -> Verdict {
                 }
             }
             None => {
-                verdict.unknown.insert(words(request));
+                verdict.unknown.insert(describe(request));
             }
         }
     }
@@ -205,7 +205,7 @@ fn judge(rows: &[Row], requests: &BTreeSet<Request>, names: &Names) -> Verdict {
     verdict
 }
 
-fn words(request: &Request) -> String {
+fn describe(request: &Request) -> String {
     let Request {
         part,
         verb,

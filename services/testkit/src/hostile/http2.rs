@@ -11,7 +11,7 @@ const WINDOW_UPDATE: u8 = 8;
 /// `END_STREAM` and `END_HEADERS`.
 const WHOLE: u8 = 5;
 
-/// What a client sends that asks for `path` on so many streams, each with this window and these
+/// What a client sends that asks for `path` on `streams` streams, each with this window and these
 /// headers, which fit into one frame: at most 16 KiB. The connection's window is the largest.
 pub fn requests(path: &str, streams: u32, window: u32, headers: &[(&str, &str)]) -> Vec<u8> {
     let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();

@@ -10,17 +10,17 @@ use fastrand::Rng;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 
 use crate::{
-    account::Outcome,
     faults::{ALL, Kind, Windows},
+    ledger::Outcome,
     report::Report,
 };
 
 /// Patience with an answer. A stopped replica answers nobody.
-const PATIENCE: Duration = Duration::from_secs(6);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Clients of all replicas; clones share connections.
 #[derive(Clone)]
-pub(crate) struct Net {
+pub(crate) struct Client {
     http: reqwest::Client,
     urls: Arc<Vec<String>>,
     report: Arc<Report>,
@@ -77,7 +77,7 @@ pub(crate) fn outcome(reply: &Result<Reply, Lost>, done: &[u16]) -> Outcome {
     }
 }
 
-impl Net {
+impl Client {
     /// Clients of these replicas.
     ///
     /// # Errors
@@ -91,7 +91,7 @@ impl Net {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .tcp_nodelay(true)
-            .connect_timeout(PATIENCE)
+            .connect_timeout(REQUEST_TIMEOUT)
             .build()?;
         Ok(Self {
             http,
@@ -141,11 +141,11 @@ impl Net {
         replica: usize,
         request: RequestBuilder,
     ) -> Result<Reply, Lost> {
-        self.send_within(operation, replica, request, PATIENCE)
+        self.send_within(operation, replica, request, REQUEST_TIMEOUT)
             .await
     }
 
-    /// [`Net::send`] with another patience.
+    /// [`Client::send`] with another patience.
     ///
     /// # Errors
     /// [`Lost`]
@@ -201,12 +201,12 @@ impl Net {
         };
         let status = format!("{}{}", reply.status, if short { " cut" } else { "" });
         self.report.answer(operation, &status);
-        self.hold_to_account(operation, &reply, from);
+        self.check_answer(operation, &reply, from);
         Ok(reply)
     }
 
     /// Statuses that no client may see, or only while a fault explains them.
-    fn hold_to_account(&self, operation: &str, reply: &Reply, from: Instant) {
+    fn check_answer(&self, operation: &str, reply: &Reply, from: Instant) {
         let text = || {
             let end = reply.body.len().min(300);
             format!(

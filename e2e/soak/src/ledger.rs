@@ -1,4 +1,4 @@
-//! The account of every write: what was acknowledged, what may have happened, what a reader may
+//! The ledger of every write: what was acknowledged, what may have happened, what a reader may
 //! see. Pure.
 //!
 //! A key is a blob, a manifest or a tag of one repository. A write that was acknowledged leaves one
@@ -115,7 +115,7 @@ pub(crate) enum Verdict {
 
 /// All keys.
 #[derive(Debug, Default)]
-pub(crate) struct Account {
+pub(crate) struct Ledger {
     entries: HashMap<Key, Entry>,
     keys: Vec<Key>,
     /// Writes that were acknowledged.
@@ -124,7 +124,7 @@ pub(crate) struct Account {
     pub(crate) unknown: u64,
 }
 
-impl Account {
+impl Ledger {
     /// A write begins: from now on either value is possible.
     pub(crate) fn begin(&mut self, changes: Vec<(Key, Value)>) -> Ticket {
         let changes = changes.into_iter().map(|(key, value)| {
@@ -203,8 +203,8 @@ impl Account {
         Verdict::Fine
     }
 
-    /// Nothing that was given up before this time can happen any more: whoever took it has ended,
-    /// or was given time.
+    /// Nothing that was given up before this time can happen any more: the replica that took it
+    /// has ended, or was given time.
     pub(crate) fn close_late(&mut self, before: u64) {
         for entry in self.entries.values_mut() {
             entry.late.retain(|(_, at)| *at >= before);
@@ -286,94 +286,94 @@ mod tests {
         Key::new(Kind::Tag, "r", "t")
     }
 
-    #[allow(clippy::unnecessary_wraps, reason = "a value as the account has it")]
+    #[allow(clippy::unnecessary_wraps, reason = "a value as the ledger has it")]
     fn value(text: &str) -> Value {
         Some(text.to_owned())
     }
 
-    fn write(account: &mut Account, to: Value, outcome: Outcome) {
-        let ticket = account.begin(vec![(key(), to)]);
-        account.settle(ticket, outcome, 1);
+    fn write(ledger: &mut Ledger, to: Value, outcome: Outcome) {
+        let ticket = ledger.begin(vec![(key(), to)]);
+        ledger.settle(ticket, outcome, 1);
     }
 
-    fn see(account: &mut Account, seen: &Value) -> Verdict {
-        let sight = account.sight(&key()).unwrap();
-        account.judge(&key(), sight, seen)
+    fn see(ledger: &mut Ledger, seen: &Value) -> Verdict {
+        let sight = ledger.sight(&key()).unwrap();
+        ledger.judge(&key(), sight, seen)
     }
 
     #[test]
     fn an_acknowledged_write_that_is_not_seen_is_wrong() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Done);
-        assert_eq!(see(&mut account, &value("a")), Verdict::Fine);
-        assert_eq!(see(&mut account, &None), Verdict::Wrong(vec![value("a")]));
-        write(&mut account, value("b"), Outcome::Done);
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Done);
+        assert_eq!(see(&mut ledger, &value("a")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &None), Verdict::Wrong(vec![value("a")]));
+        write(&mut ledger, value("b"), Outcome::Done);
         assert_eq!(
-            see(&mut account, &value("a")),
+            see(&mut ledger, &value("a")),
             Verdict::Wrong(vec![value("b")])
         );
     }
 
     #[test]
     fn an_acknowledged_delete_that_comes_back_is_wrong() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Done);
-        write(&mut account, None, Outcome::Done);
-        assert_eq!(see(&mut account, &value("a")), Verdict::Wrong(vec![None]));
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Done);
+        write(&mut ledger, None, Outcome::Done);
+        assert_eq!(see(&mut ledger, &value("a")), Verdict::Wrong(vec![None]));
     }
 
     #[test]
     fn a_lost_write_may_have_happened_and_may_happen_later() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Done);
-        write(&mut account, value("b"), Outcome::Unknown);
-        assert_eq!(see(&mut account, &value("a")), Verdict::Fine);
-        assert_eq!(see(&mut account, &value("b")), Verdict::Fine);
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Done);
+        write(&mut ledger, value("b"), Outcome::Unknown);
+        assert_eq!(see(&mut ledger, &value("a")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
         assert!(matches!(
-            see(&mut account, &value("c")),
+            see(&mut ledger, &value("c")),
             Verdict::Wrong(possible) if possible.len() == 2
         ));
-        assert_eq!(account.certain(&key()), None);
-        account.close_late(1);
-        assert_eq!(account.certain(&key()), None);
-        account.close_late(2);
-        assert_eq!(see(&mut account, &value("b")), Verdict::Fine);
-        assert!(matches!(see(&mut account, &value("a")), Verdict::Wrong(_)));
+        assert_eq!(ledger.certain(&key()), None);
+        ledger.close_late(1);
+        assert_eq!(ledger.certain(&key()), None);
+        ledger.close_late(2);
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
+        assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
     }
 
     #[test]
     fn a_write_that_failed_halfway_is_settled_by_the_first_reader() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Halfway);
-        assert_eq!(see(&mut account, &None), Verdict::Fine);
-        assert!(matches!(see(&mut account, &value("a")), Verdict::Wrong(_)));
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Halfway);
+        assert_eq!(see(&mut ledger, &None), Verdict::Fine);
+        assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
     }
 
     #[test]
     fn of_two_writes_at_a_time_either_may_be_the_last() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Done);
-        let first = account.begin(vec![(key(), value("b"))]);
-        let second = account.begin(vec![(key(), None)]);
-        account.settle(first, Outcome::Done, 1);
-        account.settle(second, Outcome::Done, 1);
-        assert!(matches!(see(&mut account, &value("a")), Verdict::Wrong(_)));
-        assert_eq!(see(&mut account, &value("b")), Verdict::Fine);
-        assert!(matches!(see(&mut account, &None), Verdict::Wrong(_)));
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Done);
+        let first = ledger.begin(vec![(key(), value("b"))]);
+        let second = ledger.begin(vec![(key(), None)]);
+        ledger.settle(first, Outcome::Done, 1);
+        ledger.settle(second, Outcome::Done, 1);
+        assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
+        assert!(matches!(see(&mut ledger, &None), Verdict::Wrong(_)));
     }
 
     #[test]
-    fn a_refused_write_changes_nothing_and_a_write_in_between_excuses_the_reader() {
-        let mut account = Account::default();
-        write(&mut account, value("a"), Outcome::Done);
-        write(&mut account, value("b"), Outcome::Refused);
-        assert!(matches!(see(&mut account, &value("b")), Verdict::Wrong(_)));
-        let sight = account.sight(&key()).unwrap();
-        let ticket = account.begin(vec![(key(), None)]);
-        assert!(account.sight(&key()).is_none());
-        assert_eq!(account.judge(&key(), sight, &None), Verdict::Moved);
-        account.settle(ticket, Outcome::Done, 1);
-        assert_eq!(account.judge(&key(), sight, &None), Verdict::Moved);
-        assert_eq!(see(&mut account, &None), Verdict::Fine);
+    fn a_refused_write_changes_nothing_and_one_in_between_excuses_readers() {
+        let mut ledger = Ledger::default();
+        write(&mut ledger, value("a"), Outcome::Done);
+        write(&mut ledger, value("b"), Outcome::Refused);
+        assert!(matches!(see(&mut ledger, &value("b")), Verdict::Wrong(_)));
+        let sight = ledger.sight(&key()).unwrap();
+        let ticket = ledger.begin(vec![(key(), None)]);
+        assert!(ledger.sight(&key()).is_none());
+        assert_eq!(ledger.judge(&key(), sight, &None), Verdict::Moved);
+        ledger.settle(ticket, Outcome::Done, 1);
+        assert_eq!(ledger.judge(&key(), sight, &None), Verdict::Moved);
+        assert_eq!(see(&mut ledger, &None), Verdict::Fine);
     }
 }

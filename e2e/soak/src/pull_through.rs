@@ -9,24 +9,24 @@ use holdfast_testkit::{Image, ImageBuilder, Upstream, image::digest_of};
 use reqwest::Method;
 
 use crate::{
+    client::{Client, Reply},
     faults::{ALL, Kind},
-    net::{Net, Reply},
 };
 
 /// How long a client goes on: longer than the lock of a dead filler holds.
-const PATIENCE: Duration = Duration::from_secs(70);
+const PULL_TIMEOUT: Duration = Duration::from_secs(70);
 
 /// Pulls new images of an upstream until the end.
-pub(crate) struct Through {
+pub(crate) struct PullThrough {
     /// The replicas.
-    pub(crate) net: Net,
+    pub(crate) client: Client,
     /// The upstream.
     pub(crate) upstream: Upstream,
     /// Where the images' content begins.
     pub(crate) seed: u64,
 }
 
-impl Through {
+impl PullThrough {
     /// Works until `end`; the images that were pulled whole while there was no fault, by their
     /// tag's path.
     pub(crate) async fn work(&self, mut random: Rng, end: Instant) -> Vec<(String, Image)> {
@@ -52,21 +52,21 @@ impl Through {
             let whole = join_all(pulls).await.into_iter().all(|whole| whole);
             // Between clients that came and replicas that died the upstream may have been asked
             // again.
-            let untouched = !self.net.windows().touched(&ALL, from);
+            let untouched = !self.client.windows().touched(&ALL, from);
             for digest in image.blobs.keys() {
                 let gets = self.upstream.gets(digest);
                 asked += gets;
                 blobs += 1;
                 clean += usize::from(untouched);
                 if untouched && gets != 1 {
-                    self.net.report().violation(
+                    self.client.report().violation(
                         "one request upstream",
                         format!("{local}@{digest}: {gets} requests by {clients} clients, no fault"),
                     );
                 }
             }
-            // A fault may end a copy before its tag is written; whoever pulls it next begins it
-            // again.
+            // A fault may end a copy before its tag is written; the next client to pull it begins
+            // it again.
             if whole && untouched {
                 pulled.push((format!("/v2/{local}/manifests/{tag}"), image));
             }
@@ -74,7 +74,7 @@ impl Through {
             let pause = random.u64(200..2_500);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
-        let report = self.net.report();
+        let report = self.client.report();
         report.figure("upstream: blobs", blobs);
         report.figure("upstream: requests for blobs", asked);
         report.figure("upstream: blobs copied while there was no fault", clean);
@@ -99,7 +99,7 @@ impl Through {
                 }
                 _ => {}
             }
-            if began.elapsed() > PATIENCE {
+            if began.elapsed() > PULL_TIMEOUT {
                 self.gave_up(&path, began);
                 return false;
             }
@@ -130,12 +130,12 @@ impl Through {
                             // What an upstream sends is streamed before all of it is verified. It
                             // must never end like something whole; who
                             // reads parts learns it from the digest, and begins again.
-                            let spoilt = self.net.windows().touched(&[Kind::Upstream], began);
+                            let spoilt = self.client.windows().touched(&[Kind::Upstream], began);
                             if !spoilt || (whole && !reply.short) {
                                 self.wrong(&path, &reply, "has other bytes");
                                 return false;
                             }
-                            self.net
+                            self.client
                                 .report()
                                 .answer("pull through", "spoilt, begun again");
                             have.clear();
@@ -150,7 +150,7 @@ impl Through {
                         tokio::time::sleep(Duration::from_millis(pause)).await;
                     }
                 }
-                if began.elapsed() > PATIENCE {
+                if began.elapsed() > PULL_TIMEOUT {
                     self.gave_up(&path, began);
                     return false;
                 }
@@ -160,27 +160,27 @@ impl Through {
     }
 
     async fn get(&self, path: &str, range: Option<&str>, random: &mut Rng) -> Option<Reply> {
-        let replica = self.net.pick(random);
-        let mut request = self.net.request(replica, Method::GET, path);
+        let replica = self.client.pick(random);
+        let mut request = self.client.request(replica, Method::GET, path);
         if let Some(range) = range {
             request = request.header("range", range);
         }
         let patience = Duration::from_secs(20);
-        self.net
+        self.client
             .send_within("pull through", replica, request, patience)
             .await
             .ok()
     }
 
     fn wrong(&self, path: &str, reply: &Reply, what: &str) {
-        self.net.report().violation(
+        self.client.report().violation(
             "pull-through is exact",
             format!("{path} through replica {} {what}", reply.replica),
         );
     }
 
     fn gave_up(&self, path: &str, began: Instant) {
-        self.net.report().violation(
+        self.client.report().violation(
             "pulls end",
             format!(
                 "{path} was not to be had for {:.0} s",
@@ -195,21 +195,21 @@ impl Through {
         self.upstream.faults().set(Fault::new(Spoilt::Down));
         for (path, image) in pulled {
             let base = path.split("/manifests/").next().unwrap_or_default();
-            for replica in 0..self.net.count() {
+            for replica in 0..self.client.count() {
                 let blobs = image
                     .blobs
                     .keys()
                     .map(|digest| (format!("{base}/blobs/{digest}"), digest));
                 for (path, digest) in blobs.chain([(path.clone(), &image.digest)]) {
-                    let request = self.net.request(replica, Method::GET, &path);
+                    let request = self.client.request(replica, Method::GET, &path);
                     let patience = Duration::from_secs(15);
                     let reply = self
-                        .net
+                        .client
                         .send_within("final pull", replica, request, patience)
                         .await;
                     match reply {
                         Ok(reply) if reply.status == 200 && digest_of(&reply.body) == *digest => {}
-                        other => self.net.report().violation(
+                        other => self.client.report().violation(
                             "what was pulled stays",
                             format!(
                                 "{path} through replica {replica}: {:?}",

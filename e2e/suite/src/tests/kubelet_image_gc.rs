@@ -13,7 +13,7 @@ use crate::world::World;
 
 const CONFIG: &str = "/var/lib/kubelet/config.yaml";
 /// The kubelet looks when it starts, and every five minutes.
-const LOOK: Duration = Duration::from_secs(360);
+const COLLECTION_TIMEOUT: Duration = Duration::from_secs(360);
 
 /// Gives the pods of the node agents another affinity, and waits until they have it.
 fn set_affinity(site: &Site, affinity: &Value) -> Result<()> {
@@ -128,7 +128,7 @@ fn collect(site: &Site, node: &str, repository: &str) -> Result<()> {
          systemctl restart kubelet"
     );
     site.cluster.node_exec(node, &["sh", "-ec", &script])?;
-    eventually(LOOK, || {
+    eventually(COLLECTION_TIMEOUT, || {
         ensure!(
             held(site, node, repository)? == 0,
             "the kubelet of {node} has not collected anything yet"
