@@ -109,8 +109,8 @@ fn generate(check: bool) -> anyhow::Result<()> {
 }
 
 fn generate_schema(check: bool) -> anyhow::Result<()> {
-    let programs = run::build("building the generator", &["holdfast-schema"], "dev")?;
-    let mut schema = std::process::Command::new(programs.join("holdfast-schema"));
+    let programs = run::build("building the generator", &["holdfast-codegen"], "dev")?;
+    let mut schema = std::process::Command::new(programs.join("holdfast-codegen"));
     schema.current_dir(run::root()).arg("generate");
     if check {
         schema.arg("--check");

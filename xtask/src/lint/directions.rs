@@ -50,7 +50,7 @@ const SERVING: [&str; 3] = ["holdfast-store", "holdfast-upstream", "holdfast-fil
 /// Crates beside the product, and all of ours that they may use (outside tests).
 const BESIDE: [(&str, &[&str]); 8] = [
     (
-        "holdfast-schema",
+        "holdfast-codegen",
         &["holdfast-core", "holdfast-config", "holdfast-api"],
     ),
     (
@@ -105,7 +105,7 @@ const ONLY: [(&str, &[&str]); 4] = [
     (
         "serde_yaml",
         // The cluster reads kind-config.yaml; it is no part of a release.
-        &["holdfast-config", "holdfast-schema", "holdfast-cluster"],
+        &["holdfast-config", "holdfast-codegen", "holdfast-cluster"],
     ),
     (
         "warp",

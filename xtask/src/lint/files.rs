@@ -13,7 +13,7 @@ const MAX_COMMENT_COLUMNS: usize = 100;
 /// Names that say nothing of what a module owns.
 const EMPTY_NAMES: [&str; 4] = ["utils", "util", "common", "helpers"];
 /// Folders with Rust sources of ours.
-const FOLDERS: [&str; 5] = ["services", "schema", "xtask", "e2e", "fuzz"];
+const FOLDERS: [&str; 4] = ["services", "xtask", "e2e", "fuzz"];
 
 /// Every Rust file of the repository, as paths from its root, sorted.
 ///

@@ -11,10 +11,10 @@ use crate::wait::Skipped;
 use crate::world::World;
 
 /// The table that the chart's tests hold against the rendered roles.
-const TABLE: &str = include_str!("../../../../schema/rights.json");
+const TABLE: &str = include_str!("../../../../xtask/codegen/rights.json");
 
-/// A row of the table: what a part may do, and which call needs it; `schema/tests/chart/rights.rs`
-/// says what the fields mean.
+/// A row of the table: what a part may do, and which call needs it.
+/// `xtask/codegen/tests/chart/rights.rs` says what the fields mean.
 #[derive(Deserialize)]
 struct Row {
     part: String,
@@ -89,7 +89,7 @@ pub(super) fn every_granted_verb_is_used_and_no_other(world: &mut World) -> Resu
     }
     ensure!(
         verdict.unknown.is_empty(),
-        "used and in no row of schema/rights.json: {:#?}",
+        "used and in no row of xtask/codegen/rights.json: {:#?}",
         verdict.unknown
     );
     ensure!(

@@ -120,8 +120,8 @@ impl ServerTls {
         Ok(())
     }
 
-    /// Follows the files until `shutdown`, looking every `every` ([`files::POLL_INTERVAL`] is a good
-    /// choice).
+    /// Follows the files until `shutdown` and reads them every `every`
+    /// ([`files::POLL_INTERVAL`] is a good choice).
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         self.follow_counted(every, Reloads::default(), shutdown)
             .await;

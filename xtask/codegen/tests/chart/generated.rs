@@ -6,21 +6,21 @@ use holdfast_config::{DEFAULT_MATCH_CONDITION, Values};
 
 /// The folder of the workspace.
 pub(crate) fn root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
 #[test]
 fn committed_files_are_the_generated_ones() {
-    holdfast_schema::check(root()).unwrap();
+    holdfast_codegen::check(root()).unwrap();
 }
 
 #[test]
 fn a_stale_file_is_named_with_the_command_that_fixes_it() {
     let folder = tempfile::tempdir().unwrap();
-    holdfast_schema::generate(folder.path()).unwrap();
-    holdfast_schema::check(folder.path()).unwrap();
+    holdfast_codegen::generate(folder.path()).unwrap();
+    holdfast_codegen::check(folder.path()).unwrap();
     std::fs::write(folder.path().join("chart/values.yaml"), "stale: true\n").unwrap();
-    let message = holdfast_schema::check(folder.path())
+    let message = holdfast_codegen::check(folder.path())
         .unwrap_err()
         .to_string();
     assert!(

@@ -1,4 +1,4 @@
-//! `holdfast-schema generate [--check]`: writes, or checks, the files that are made from the types.
+//! `holdfast-codegen generate [--check]`: writes, or checks, the files that are made from types.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ enum Command {
         #[arg(long)]
         check: bool,
         /// The folder of the workspace.
-        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."))]
+        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))]
         root: PathBuf,
     },
 }
@@ -29,8 +29,8 @@ enum Command {
 fn main() -> Result<()> {
     let Command::Generate { check, root } = Arguments::parse().command;
     if check {
-        holdfast_schema::check(&root)
+        holdfast_codegen::check(&root)
     } else {
-        holdfast_schema::generate(&root)
+        holdfast_codegen::generate(&root)
     }
 }

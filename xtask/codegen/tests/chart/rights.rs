@@ -50,8 +50,8 @@ fn rights(render: &Render, part: &str) -> BTreeSet<String> {
     found
 }
 
-/// A row of `schema/rights.json`: the chart renders exactly these grants, and a full run on a
-/// cluster uses each of them (`e2e/suite/src/tests/rights.rs`).
+/// A row of `xtask/codegen/rights.json`: the chart renders exactly these grants, and a full run on
+/// a cluster uses each of them (`e2e/suite/src/tests/rights.rs`).
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Row {
@@ -74,7 +74,7 @@ struct Row {
 }
 
 fn table() -> Vec<Row> {
-    let text = std::fs::read_to_string(root().join("schema/rights.json")).unwrap();
+    let text = std::fs::read_to_string(root().join("xtask/codegen/rights.json")).unwrap();
     serde_json::from_str(&text).unwrap()
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use holdfast_codegen::{Leaf, leaves};
 use holdfast_config::Values;
-use holdfast_schema::{Leaf, leaves};
 
 use crate::generated::root;
 

@@ -1,4 +1,4 @@
-//! `schema/values.md`: every key in one table, for people.
+//! `docs/reference/values.md`: every key in one table, for people.
 
 use anyhow::Result;
 use holdfast_config::Values;

@@ -30,12 +30,7 @@ pub struct Output {
 pub fn outputs() -> Result<Vec<Output>> {
     let schema = holdfast_config::values_schema();
     let pretty = format!("{}\n", serde_json::to_string_pretty(&schema)?);
-    let artifacts = crds::artifacts()?;
     Ok(vec![
-        Output {
-            path: "schema/values.schema.json",
-            text: pretty.clone(),
-        },
         Output {
             path: "chart/values.schema.json",
             text: pretty,
@@ -45,16 +40,12 @@ pub fn outputs() -> Result<Vec<Output>> {
             text: values_yaml::text(&schema)?,
         },
         Output {
-            path: "schema/values.md",
+            path: "docs/reference/values.md",
             text: values_reference::text(&schema)?,
         },
         Output {
-            path: "schema/crds/artifacts.yaml",
-            text: artifacts.clone(),
-        },
-        Output {
             path: "chart/files/crds/artifacts.yaml",
-            text: artifacts,
+            text: crds::artifacts()?,
         },
         Output {
             path: "docs/API.md",
