@@ -89,13 +89,26 @@ fn function(line: &str) -> Option<&str> {
     rest.strip_prefix("fn ")?.split(['(', '<']).next()
 }
 
+/// Crates whose tests in a folder of their own start the whole part.
+const PARTS: [&str; 6] = [
+    "registry",
+    "webhook",
+    "controller",
+    "node-agent",
+    "cli",
+    "holdfast",
+];
+
 fn level(path: &str, text: &str) -> Level {
+    let starts_a_part = path
+        .strip_prefix("services/")
+        .and_then(|rest| rest.split_once("/tests/"))
+        .is_some_and(|(name, _)| PARTS.contains(&name));
     if path.starts_with("e2e/suite/") {
         Level::Cluster
-    } else if path.contains("/tests/")
-        && (path.contains("/tests/api_")
-            || text.contains("127.0.0.1:0")
-            || text.contains("TcpListener"))
+    } else if starts_a_part
+        || path.contains("/tests/")
+            && (text.contains("127.0.0.1:0") || text.contains("TcpListener"))
     {
         Level::InProcess
     } else {
@@ -127,9 +140,14 @@ mod tests {
             ],
         );
         check(
-            "services/a/tests/api_pull.rs",
+            "services/registry/tests/api/pull.rs",
             "// SPEC 16\n#[tokio::test]\nasync fn pulls() {}\n",
             &[(16, "pulls", Level::InProcess)],
+        );
+        check(
+            "services/store/tests/locks.rs",
+            "// SPEC 23\n#[test]\nfn locks() {}\n",
+            &[(23, "locks", Level::Unit)],
         );
         check(
             "e2e/suite/src/tests/pods.rs",
