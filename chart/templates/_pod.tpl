@@ -121,7 +121,7 @@ affinity:
 name: {{ .component }}
 image: {{ include "holdfast.image" .root }}
 imagePullPolicy: {{ .root.Values.image.pullPolicy }}
-args: [{{ .component }}, --config, /etc/holdfast/config.yaml]
+args: [{{ .component }}, --config, /etc/holdfast/config.yaml{{ if eq .component "uninstall" }}, --hook{{ end }}]
 env:
   {{- include "holdfast.downwardEnv" . | nindent 2 }}
   {{- with .part.extraEnv }}

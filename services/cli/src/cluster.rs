@@ -1,7 +1,8 @@
-//! The cluster as the operator's commands see it: the way to the API server by the caller's
-//! kubeconfig, the release in it, what the controller says of it, and lists of raw objects. Decides
-//! nothing; what the caller may not see is named, never taken for absent.
+//! Access to the cluster: a client by the caller's kubeconfig, the release, the state that the
+//! controller publishes, and lists of raw objects. Decides nothing. What the caller may not see is
+//! reported as such, never as absent.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -14,35 +15,62 @@ use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
+use crate::duration;
+
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
 /// Where a release is looked for when the caller may not look everywhere.
 const USUAL_NAMESPACE: &str = "holdfast-system";
 /// How long the connection to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long an answer may keep silent.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which cluster, and which release in it.
-#[derive(Debug, Clone, clap::Args)]
-pub(crate) struct ClusterArgs {
-    /// The kubeconfig's context [default: its current one]
+/// The way to the API server, as kubectl's flags say it.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct KubeArgs {
+    /// Kubeconfig file [default: KUBECONFIG, ~/.kube/config, or the pod's service account]
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
     #[arg(long, value_name = "NAME")]
     context: Option<String>,
-    /// The namespace of Holdfast's release [default: it is looked for]
-    #[arg(long, value_name = "NAMESPACE")]
+    /// Cluster of the kubeconfig
+    #[arg(long, value_name = "NAME")]
+    cluster: Option<String>,
+    /// User of the kubeconfig
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// User to impersonate
+    #[arg(long = "as", value_name = "USER")]
+    as_user: Option<String>,
+    /// Group to impersonate; may be given several times
+    #[arg(long, value_name = "GROUP", requires = "as_user")]
+    as_group: Vec<String>,
+    /// How long the API server may be silent during a request
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = duration::parse)]
+    request_timeout: Duration,
+}
+
+/// Which cluster, and which release in it.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
+    #[command(flatten)]
+    kube: KubeArgs,
+    /// Namespace of the release [default: it is searched]
+    #[arg(long, value_name = "NAMESPACE", env = "HOLDFAST_RELEASE_NAMESPACE")]
     release_namespace: Option<String>,
 }
 
-/// Which namespaces are looked at.
+/// Which namespaces a command is about.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct NamespaceArgs {
     /// One namespace only
     #[arg(short, long, value_name = "NAMESPACE")]
     pub(crate) namespace: Option<String>,
-    /// All namespaces (the default)
+    /// All namespaces
     #[arg(short = 'A', long, conflicts_with = "namespace")]
-    all_namespaces: bool,
+    pub(crate) all_namespaces: bool,
 }
 
 /// A release of Holdfast.
@@ -135,32 +163,52 @@ impl Resource {
     }
 }
 
+impl KubeArgs {
+    /// A client by the caller's kubeconfig, or by the pod's service account.
+    pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        let mut config = self.config().await?;
+        if let Some(user) = &self.as_user {
+            config.auth_info.impersonate = Some(user.clone());
+            config.auth_info.impersonate_groups = Some(self.as_group.clone());
+        }
+        config.connect_timeout = Some(CONNECT_TIMEOUT.min(self.request_timeout));
+        config.read_timeout = Some(self.request_timeout);
+        // A connection that was idle between two looks must not count as silent.
+        config.reset_reader_on_write = true;
+        // A disruption budget answers an eviction with 429. That is a result and must not be
+        // retried here.
+        config.default_retry = false;
+        Ok(Client::try_from(config)?)
+    }
+
+    async fn config(&self) -> anyhow::Result<kube::Config> {
+        let options = KubeConfigOptions {
+            context: self.context.clone(),
+            cluster: self.cluster.clone(),
+            user: self.user.clone(),
+        };
+        let names_nothing =
+            options.context.is_none() && options.cluster.is_none() && options.user.is_none();
+        let kubeconfig = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path)
+                .with_context(|| format!("cannot read the kubeconfig {}", path.display()))?,
+            None if names_nothing => {
+                return kube::Config::infer().await.context(
+                    "no cluster is configured; --kubeconfig or KUBECONFIG names the kubeconfig",
+                );
+            }
+            None => Kubeconfig::read().context("cannot read the kubeconfig")?,
+        };
+        kube::Config::from_custom_kubeconfig(kubeconfig, &options)
+            .await
+            .context("the kubeconfig has no usable context")
+    }
+}
+
 impl ClusterArgs {
     /// A client by the caller's kubeconfig, or by the pod's service account.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
-        let mut config = match &self.context {
-            Some(context) => {
-                let options = KubeConfigOptions {
-                    context: Some(context.clone()),
-                    ..KubeConfigOptions::default()
-                };
-                let kubeconfig = Kubeconfig::read().context("cannot read the kubeconfig")?;
-                kube::Config::from_custom_kubeconfig(kubeconfig, &options)
-                    .await
-                    .with_context(|| format!("the kubeconfig has no usable context {context}"))?
-            }
-            None => kube::Config::infer()
-                .await
-                .context("no way to a cluster is known; KUBECONFIG names the file that does")?,
-        };
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
-        config.read_timeout = Some(READ_TIMEOUT);
-        // A connection that was idle between two looks must not count as silent.
-        config.reset_reader_on_write = true;
-        // A disruption budget answers an eviction with 429: that is an answer, not a trouble that
-        // passes.
-        config.default_retry = false;
-        Ok(Client::try_from(config)?)
+        self.kube.client().await
     }
 
     /// The one release in the cluster; none or several are an error that names the fix.

@@ -6,63 +6,65 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use crate::exit_status::{self, Interrupted};
 use crate::{
-    config_check, diff, doctor, exit_status, export, fsck, import, ls, preload, restore, status,
-    uninstall,
+    config_check, diff, doctor, export, fsck, import, ls, preload, restore, status, terminal,
+    uninstall, version,
 };
+
+/// Where a pod of a release has its configuration.
+pub(crate) const CONFIG_FILE: &str = "/etc/holdfast/config.yaml";
 
 /// The commands of an operator.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Undoes a release in the cluster before Helm deletes it: webhook first, then nodes, then what
-    /// the controller made
-    Uninstall(uninstall::Args),
-    /// What keeps Holdfast from working: parts, claim, CA, nodes, policies; each with the fix
-    Doctor(doctor::Args),
-    /// Whether Holdfast works in the cluster, and how far the copies are
+    /// Shows whether Holdfast works and how many images are local
     Status(status::Args),
-    /// Copies images before anybody needs them: from a list, from manifests, or everything of a
-    /// namespace
-    Preload(preload::Args),
-    /// What would be different
+    /// Finds what keeps Holdfast from working, each problem with its fix
+    Doctor(Box<doctor::Args>),
+    /// Compares the cluster with another state
     #[command(subcommand)]
     Diff(DiffCommand),
-    /// Gives pods that hold rewritten references their original images back, owners untouched
+    /// Copies images into the registry before anybody needs them
+    Preload(preload::Args),
+    /// Gives pods their original images back
     Restore(restore::Args),
-    /// Checks a volume: what is damaged, what it means, and with --repair mends what has one
-    /// certain answer
-    Fsck(fsck::Args),
-    /// Lists a volume's repositories, and with a name or --tags its images with digest, size and
-    /// platforms
+    /// Takes Holdfast out of the cluster
+    Uninstall(uninstall::Args),
+    /// Lists the repositories and images of a volume
     Ls(ls::Args),
-    /// Writes images of a volume as an OCI image layout, a tar file or a folder
+    /// Checks a volume, and with --repair repairs it
+    Fsck(fsck::Args),
+    /// Writes images of a volume as an OCI image layout
     Export(export::Args),
-    /// Puts images from OCI image layouts into a volume
+    /// Reads images from OCI image layouts into a volume
     Import(import::Args),
-    /// The configuration
+    /// Works with the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Prints the versions of this program and of the releases
+    Version(version::Args),
 }
 
 /// The commands below `diff`.
 #[derive(Subcommand)]
 pub enum DiffCommand {
-    /// What would not start if the uplink went now, by owner
+    /// Lists, by owner, what would not start without the uplink
     Offline(diff::Args),
 }
 
 /// The commands below `config`.
 #[derive(Subcommand)]
 pub enum ConfigCommand {
-    /// Checks a file of Helm values; problems name the key, and the exit status is 64
+    /// Checks a file of Helm values
     Check(config_check::Args),
 }
 
 /// Where the configuration is.
 #[derive(clap::Args)]
 pub struct ConfigArgs {
-    /// The release's configuration
-    #[arg(long, value_name = "FILE", default_value = "/etc/holdfast/config.yaml")]
+    /// The configuration of the release
+    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
     pub(crate) config: PathBuf,
 }
 
@@ -75,22 +77,34 @@ impl ConfigArgs {
 
 /// Runs the command, and returns its exit status.
 pub fn run(command: Command) -> ExitCode {
-    let result = match command {
-        Command::Uninstall(args) => block_on(uninstall::run(args)),
-        Command::Doctor(args) => block_on(doctor::run(args)),
-        Command::Status(args) => block_on(async { Ok(status::run(args).await) }),
-        Command::Preload(args) => block_on(async { Ok(preload::run(args).await) }),
-        Command::Diff(DiffCommand::Offline(args)) => {
-            block_on(async { Ok(diff::offline(args).await) })
-        }
-        Command::Restore(args) => block_on(async { Ok(restore::run(args).await) }),
-        Command::Fsck(args) => Ok(fsck::run(&args)),
+    match command {
+        Command::Status(args) => until_interrupted(status::run(args)),
+        Command::Doctor(args) => until_interrupted(doctor::run(*args)),
+        Command::Diff(DiffCommand::Offline(args)) => until_interrupted(diff::offline(args)),
+        Command::Preload(args) => until_interrupted(preload::run(args)),
+        Command::Restore(args) => until_interrupted(restore::run(args)),
+        Command::Uninstall(args) => until_interrupted(uninstall::run(args)),
         Command::Ls(args) => ls::run(&args),
+        Command::Fsck(args) => fsck::run(&args),
         Command::Export(args) => export::run(&args),
-        Command::Import(args) => block_on(import::run(args)),
-        Command::Config(ConfigCommand::Check(args)) => Ok(config_check::run(&args)),
-    };
-    result.unwrap_or_else(|error| exit_status::failed(&error))
+        Command::Import(args) => until_interrupted(import::run(args)),
+        Command::Config(ConfigCommand::Check(args)) => config_check::run(&args),
+        Command::Version(args) => until_interrupted(version::run(args)),
+    }
+}
+
+/// Runs a command until it ends or the user presses Ctrl-C.
+fn until_interrupted(work: impl Future<Output = ExitCode>) -> ExitCode {
+    let result = block_on(async {
+        tokio::select! {
+            status = work => Ok(status),
+            _ = tokio::signal::ctrl_c() => Err(Interrupted.into()),
+        }
+    });
+    result.unwrap_or_else(|error| {
+        terminal::error(&exit_status::message(&error));
+        ExitCode::from(exit_status::of_error(&error))
+    })
 }
 
 /// Runs asynchronous work to its end on a runtime of its own.

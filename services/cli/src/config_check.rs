@@ -1,40 +1,58 @@
 //! `holdfast config check`: everything about values that can be known without a cluster.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use holdfast_conditions::Condition;
 use holdfast_config::Values;
+use serde_json::json;
 
-use crate::exit_status::WRONG_USAGE;
+use crate::exit_status::{Answer, WRONG_USAGE};
+use crate::output::{Document, OutputArgs};
+use crate::terminal;
 
 const EXPRESSION: &str =
     "global.networkfunctionextension.webhook.pod.mutation.matchConditionExpression";
 
 /// Arguments of `config check`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast config check -f values.yaml
+  holdfast config check -f values.yaml -o json
+
+Exit status: 0 the values are valid, 2 the file cannot be read, 64 the values are wrong.")]
 pub struct Args {
     /// Helm values (YAML)
-    #[arg(short = 'f', long = "file", value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     file: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-/// Checks the file and says what is wrong with it.
+/// Checks the file and reports what is wrong with it.
 pub(crate) fn run(args: &Args) -> ExitCode {
+    args.output.apply();
+    if let Err(error) = std::fs::metadata(&args.file) {
+        let context = format!("cannot read {}", args.file.display());
+        return args
+            .output
+            .finish(Err(anyhow::Error::new(error).context(context)));
+    }
     let problems = check(&args.file);
-    for problem in &problems {
-        eprintln!("{}: {problem}", args.file.display());
-    }
+    let file = args.file.display();
+    let lines = problems.iter().map(|problem| format!("{file}: {problem}"));
+    let table = terminal::lines(lines);
     if problems.is_empty() {
-        println!("{}: the values are valid", args.file.display());
-        return ExitCode::SUCCESS;
+        let data = json!({"problems": []});
+        let table = format!("{file}: the values are valid\n");
+        return args
+            .output
+            .finish(Document::new("ConfigCheck", Answer::Yes, &data, table));
     }
-    ExitCode::from(WRONG_USAGE)
+    let data = json!({"problems": problems});
+    let result = Document::new("ConfigCheck", Answer::No, &data, table);
+    args.output.finish_as(result, WRONG_USAGE)
 }
 
 /// The problems, one a line, each with its key.

@@ -1,60 +1,85 @@
 //! `holdfast diff offline`: what would not start if the uplink went now, by owner. Fetch, decide,
 //! print.
-#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 mod decide;
 mod fetch;
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::exit_status::{self, Answer};
+use crate::output::{Document, OutputArgs};
 use crate::terminal;
+use crate::watch::WatchArgs;
 use decide::{Judgement, Owner, Verdict};
 pub(crate) use fetch::facts as namespace_facts;
 
 /// Arguments of `diff offline`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Every owner is judged by its template and by what its living pods hold (sidecars that others put in), also those scaled to \
-zero or suspended; a pod without an owner by itself. An image is there when the registry holds it and its pods are sent to the \
-registry, or when every node that takes pods holds it already and its pull policy is not Always. Static pods are left to the kubelet.\n\
-Exit status: 0 nothing would be missing, 1 something would, 2 it cannot tell (what may not be listed is named)."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast diff offline
+  holdfast diff offline -n shop --show-local
+  holdfast diff offline --ignore-uncovered -o json
+
+Every owner is judged by its template and by the images of its running pods (sidecars that others \
+inject), also owners that are scaled to zero or suspended. An image is available if the registry \
+holds it and the pods are rewritten, or if every node that takes pods holds it and its pull policy \
+is not Always. Static pods are left to the kubelet.
+
+Exit status: 0 nothing would be missing, 1 something would be, 2 not everything could be read.")]
 pub struct Args {
+    #[command(flatten)]
+    namespaces: NamespaceArgs,
+    /// Ignores, for the exit status, pods that opt out or that the configuration leaves out
+    #[arg(long)]
+    ignore_uncovered: bool,
+    /// Also lists images that are available
+    #[arg(long)]
+    show_local: bool,
+    /// As --show-local
+    #[arg(long, hide = true)]
+    all: bool,
+    #[command(flatten)]
+    watch: WatchArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
-    namespaces: NamespaceArgs,
-    /// What opts out, or is left out by the configuration, does not count for the exit status
-    #[arg(long)]
-    ignore_uncovered: bool,
-    /// Prints what is there as well
-    #[arg(long)]
-    all: bool,
-    /// Writes every owner and image as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    output: OutputArgs,
 }
 
-/// Says what would be missing.
+/// Lists what would be missing.
 pub(crate) async fn offline(args: Args) -> ExitCode {
-    exit_status::end(look(&args).await)
+    args.output.apply();
+    if args.all {
+        terminal::note("--all is deprecated here; use --show-local");
+    }
+    let result = look(&args).await;
+    args.output.finish(result)
 }
 
-async fn look(args: &Args) -> anyhow::Result<Answer> {
+async fn look(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
-    let release = args.cluster.release(&client).await?;
-    let namespace = args.namespaces.namespace.as_deref();
-    let inventory = fetch::fetch(&client, &release, namespace).await?;
-    let judgement = decide::decide(&inventory);
-    if let Some(path) = &args.json {
-        terminal::write_json(path, &judgement)?;
-    }
-    print!("{}", render(&judgement, args.all));
-    Ok(judgement.answer(args.ignore_uncovered))
+    args.watch
+        .run(&args.output, async || {
+            let release = args.cluster.release(&client).await?;
+            let namespace = args.namespaces.namespace.as_deref();
+            let inventory = fetch::fetch(&client, &release, namespace).await?;
+            let judgement = decide::decide(&inventory);
+            let answer = judgement.answer(args.ignore_uncovered);
+            let table = render(&judgement, args.show_local || args.all);
+            let names = judgement
+                .owners
+                .iter()
+                .filter(|owner| owner.is_missing_an_image())
+                .map(|owner| {
+                    format!("{}/{}/{}", owner.kind, owner.namespace, owner.name).to_lowercase()
+                });
+            Ok(Document::new("OfflineDiff", answer, &judgement, table)?
+                .with_wide(render(&judgement, true))
+                .with_names(names))
+        })
+        .await
 }
 
 fn label(verdict: Verdict) -> &'static str {
@@ -99,12 +124,10 @@ fn render(judgement: &Judgement, all: bool) -> String {
         images.filter(|image| image.verdict == verdict).count()
     };
     let owners = terminal::count(judgement.owners.len() as u64, "owner", "owners");
-    let stuck = judgement.owners.iter().filter(|owner| {
-        owner
-            .images
-            .iter()
-            .any(|image| image.verdict == Verdict::Missing)
-    });
+    let stuck = judgement
+        .owners
+        .iter()
+        .filter(|owner| owner.is_missing_an_image());
     let missing = match stuck.count() {
         0 => "every one would start offline".to_owned(),
         1 => "1 would not start offline".to_owned(),

@@ -1,10 +1,5 @@
 //! `holdfast doctor`: what keeps Holdfast from working in a cluster, one line a finding with the
 //! fix; with `--quick` only whether the registry answers, which the chart's test asks.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 mod access;
 mod diagnose;
@@ -18,51 +13,66 @@ mod void;
 mod volume;
 mod webhook;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cluster::ClusterArgs;
-use crate::exit_status;
-use crate::terminal;
-use diagnose::Report;
+use crate::cluster::{ClusterArgs, NamespaceArgs};
+use crate::output::{Document, OutputArgs};
+use crate::watch::WatchArgs;
 
 /// Arguments of `doctor`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Looks at the parts' pods, the volume and its claim, the webhook's configuration and its CA, the nodes, the autoscalers' metrics API, \
-wanted images that are not local and policies that verify images by name, and tries in every namespace that \
-has Artifacts whether a policy refuses pods with the registry's references: server-side dry runs, which create nothing.\n\
-Exit status: 0 nothing found, 1 something found, 2 it cannot tell (what may not be seen is named)."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast doctor
+  holdfast doctor -n shop
+  holdfast doctor -o jsonpath={.findings[*].code}
+
+Checks the pods of Holdfast, the volume and its claim, the configuration of the webhook and its CA, \
+the nodes, the metrics API of the autoscalers, wanted images that are not local, and policies that \
+verify images by name. In every namespace with Artifacts, server-side dry runs, which create \
+nothing, show whether a policy refuses pods with references to the registry.
+
+Exit status: 0 no problem, 1 problems, 2 not everything could be read.")]
 pub struct Args {
     #[command(flatten)]
-    cluster: ClusterArgs,
-    /// Policies in this namespace only
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    /// Writes findings as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    namespaces: NamespaceArgs,
     #[command(flatten)]
-    quick: self_test::SelfTest,
+    watch: WatchArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    self_test: self_test::SelfTest,
 }
 
-/// Looks, and prints what it found.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    if args.quick.asked {
-        return self_test::run(args.quick).await;
-    }
-    let report = look(&args).await.inspect(|report| print!("{report}"));
-    Ok(exit_status::end(report.map(|report| report.answer())))
+/// Checks, and prints the findings.
+pub(crate) async fn run(args: Args) -> ExitCode {
+    args.output.apply();
+    let result = if args.self_test.asked {
+        self_test::run(&args.self_test).await
+    } else {
+        look(&args).await
+    };
+    args.output.finish(result)
 }
 
-async fn look(args: &Args) -> anyhow::Result<Report> {
+async fn look(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
-    let release = args.cluster.release(&client).await?;
-    let facts = fetch::facts(&client, &release, args.namespace.as_deref()).await;
-    let report = diagnose::diagnose(&facts);
-    if let Some(path) = &args.json {
-        terminal::write_json(path, &report)?;
-    }
-    Ok(report)
+    args.watch
+        .run(&args.output, async || {
+            let release = args.cluster.release(&client).await?;
+            let namespace = args.namespaces.namespace.as_deref();
+            let facts = fetch::facts(&client, &release, namespace).await;
+            let report = diagnose::diagnose(&facts);
+            let codes = report
+                .findings
+                .iter()
+                .map(|finding| format!("{:?}", finding.code));
+            Ok(
+                Document::new("Diagnosis", report.answer(), &report, report.to_string())?
+                    .with_names(codes),
+            )
+        })
+        .await
 }

@@ -1,18 +1,27 @@
-//! How a command ends that answers a question: 0 is yes, 1 is no, 2 is that it cannot tell.
-#![allow(clippy::print_stderr, reason = "what a command prints is its result")]
+//! Exit statuses: 0 yes or done, 1 no, 2 cannot tell or could not run, 64 wrong usage or
+//! configuration, 130 interrupted.
 
 use std::process::ExitCode;
 
-/// The exit status of a command that cannot tell.
-const CANNOT_TELL: u8 = 2;
-/// The exit status of a wrong configuration (`EX_USAGE` of `sysexits.h`).
+use serde::Serialize;
+
+/// A command that cannot tell, or that could not run.
+pub(crate) const UNKNOWN: u8 = 2;
+/// A wrong command line or configuration (`EX_USAGE` of `sysexits.h`).
 pub const WRONG_USAGE: u8 = 64;
+/// Interrupted by SIGINT, as shells report it.
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// What a command found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
+    /// Yes, or done.
     Yes,
+    /// No: something is missing or wrong.
     No,
+    /// Not everything could be seen.
+    #[value(skip)]
     Unknown,
 }
 
@@ -22,29 +31,107 @@ impl From<bool> for Answer {
     }
 }
 
-/// The exit status. What kept the command from finding out is said.
-pub(crate) fn end(answer: anyhow::Result<Answer>) -> ExitCode {
-    match answer {
-        Ok(Answer::Yes) => ExitCode::SUCCESS,
-        Ok(Answer::No) => ExitCode::FAILURE,
-        Ok(Answer::Unknown) => ExitCode::from(CANNOT_TELL),
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::from(CANNOT_TELL)
+impl From<Answer> for ExitCode {
+    fn from(answer: Answer) -> Self {
+        match answer {
+            Answer::Yes => Self::SUCCESS,
+            Answer::No => Self::FAILURE,
+            Answer::Unknown => Self::from(UNKNOWN),
         }
     }
 }
 
-/// Prints the error of a command that failed, and returns its exit status: 64 if the
-/// configuration is wrong, else 1.
-pub fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
-    let configuration = error
+/// A command line that contradicts itself or lacks something that clap cannot check.
+#[derive(Debug)]
+pub(crate) struct Usage(pub(crate) String);
+
+impl std::fmt::Display for Usage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
+
+/// The user pressed Ctrl-C.
+#[derive(Debug)]
+pub(crate) struct Interrupted;
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// Whether the configuration or the command line is wrong.
+pub(crate) fn is_wrong_usage(error: &anyhow::Error) -> bool {
+    error
         .chain()
-        .any(<dyn std::error::Error>::is::<holdfast_config::Error>);
-    if configuration {
+        .any(|cause| cause.is::<holdfast_config::Error>() || cause.is::<Usage>())
+}
+
+/// The exit status of a command that failed.
+pub(crate) fn of_error(error: &anyhow::Error) -> u8 {
+    if is_wrong_usage(error) {
+        WRONG_USAGE
+    } else if error.is::<Interrupted>() {
+        INTERRUPTED
+    } else {
+        UNKNOWN
+    }
+}
+
+/// The error and its causes. Libraries repeat a cause in the text of the error above it: each
+/// cause is named once.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Prints the error of a service that ended, and returns its exit status: 64 for a wrong
+/// configuration, else 1.
+pub fn service_failed(error: &anyhow::Error) -> ExitCode {
+    crate::terminal::error(&message(error));
+    if is_wrong_usage(error) {
         ExitCode::from(WRONG_USAGE)
     } else {
         ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context as _, anyhow};
+
+    #[test]
+    fn a_failure_is_no_answer_and_wrong_usage_is_told_apart() {
+        assert_eq!(of_error(&anyhow!("no connection")), UNKNOWN);
+        let usage = anyhow::Error::new(Usage("give --yes".to_owned())).context("restore");
+        assert_eq!(of_error(&usage), WRONG_USAGE);
+        assert_eq!(of_error(&Interrupted.into()), INTERRUPTED);
+    }
+
+    #[test]
+    fn a_cause_that_is_repeated_is_named_once() {
+        let refused = anyhow!("Connection refused (os error 111)");
+        let error = Err::<(), _>(refused).context("tcp connect error");
+        let error =
+            error.context("client error: tcp connect error: Connection refused (os error 111)");
+        let error = error.context("cannot list pods").unwrap_err();
+        assert_eq!(
+            message(&error),
+            "cannot list pods: client error: tcp connect error: Connection refused (os error 111)"
+        );
     }
 }

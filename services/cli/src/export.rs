@@ -1,9 +1,4 @@
 //! `holdfast export`: images of a volume as an OCI image layout, beside a running registry.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -14,6 +9,9 @@ use anyhow::{Context as _, bail};
 use holdfast_core::oci::Platform;
 use holdfast_store::archive::{self, ArchiveWriter, Bundle, FolderWriter, Name, TarWriter, View};
 
+use crate::confirm::ConfirmArgs;
+use crate::exit_status::Answer;
+use crate::output::CommonArgs;
 use crate::{ls, terminal};
 
 /// Made by every registry for its own nodes: nothing to carry elsewhere.
@@ -21,13 +19,21 @@ const PROBE: &str = "holdfast/probe";
 
 /// Arguments of `export`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "IMAGE is a local name (team/app:1), an upstream's (docker.io/library/nginx:1.27, nginx:1.27) or NAME@DIGEST.\n\
-Images of upstreams keep their upstream's name in the archive. An index stays byte for byte, with the platforms that are there.\n\
-Read back with `holdfast import`, `skopeo copy oci-archive:FILE.tar:NAME …`, `ctr images import` or `podman load`."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast export --data /var/lib/holdfast docker.io/library/nginx:1.27 -o nginx.tar
+  holdfast export --data /var/lib/holdfast --all -o - > all.tar
+
+IMAGE is a local name (team/app:1), a name of an upstream (docker.io/library/nginx:1.27, \
+nginx:1.27) or NAME@DIGEST. Images of upstreams have the name of their upstream in the archive. An \
+index stays byte for byte identical, with those of its platforms that were copied.
+
+Read archives with `holdfast import`, `skopeo copy oci-archive:FILE.tar:NAME …`, \
+`ctr images import` or `podman load`.
+
+Exit status: 0 written, 2 it could not run.")]
 pub struct Args {
-    /// The registry's data folder (distribution's rootdirectory)
+    /// Data folder of the registry (rootdirectory of distribution)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// The images
@@ -39,9 +45,13 @@ pub struct Args {
     /// A tar file if the name ends in .tar, standard output if it is -, else a folder
     #[arg(short, long, value_name = "FILE.tar|DIR|-")]
     output: PathBuf,
-    /// Of an index only this platform, os/architecture[/variant]; may be given several times
+    /// Only this platform of an index, os/architecture[/variant]; may be given several times
     #[arg(long, value_name = "PLATFORM", value_parser = platform)]
     platform: Vec<Platform>,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+    #[command(flatten)]
+    common: CommonArgs,
 }
 
 /// Parses `--platform`.
@@ -51,7 +61,19 @@ pub(crate) fn platform(text: &str) -> Result<Platform, String> {
 }
 
 /// Writes the images.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> ExitCode {
+    args.common.apply();
+    match export(args) {
+        Ok(()) => args.common.exit(Answer::Yes),
+        Err(error) => args.common.fail(&error),
+    }
+}
+
+fn export(args: &Args) -> anyhow::Result<()> {
+    if args.output.is_file() {
+        args.confirm
+            .ask(&format!("this overwrites {}", args.output.display()))?;
+    }
     let view = ls::open(&args.data)?;
     let images = if args.all {
         everything(&view, &args.platform)?
@@ -72,13 +94,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let total = images.iter().map(|(_, bundle)| bundle.bytes()).sum();
     let written = write(&view, &images, &args.output, total)?;
-    eprintln!(
+    terminal::note(&format!(
         "{} of {} written to {}",
         terminal::count(images.len() as u64, "image", "images"),
         terminal::size(written),
         args.output.display()
-    );
-    Ok(ExitCode::SUCCESS)
+    ));
+    Ok(())
 }
 
 /// Every tag but the registry's own. One that is not whole ends the export: an archive of "all"
@@ -122,10 +144,10 @@ fn tell_left_out(name: &Name, bundle: &Bundle, all_wanted: bool) {
         .map(ToString::to_string)
         .collect();
     if all_wanted && !absent.is_empty() {
-        eprintln!(
-            "note: {name} was never copied for {}; the archive holds its other platforms",
+        terminal::note(&format!(
+            "{name} was never copied for {}; the archive holds its other platforms",
             absent.join(", ")
-        );
+        ));
     }
 }
 

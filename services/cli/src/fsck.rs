@@ -1,6 +1,5 @@
 //! `holdfast fsck`: what of a volume is damaged, what that means, and the repairs of which only one
 //! is possible.
-#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,8 @@ use holdfast_store::check::{
 use holdfast_store::volume::Disk;
 use serde::Serialize;
 
-use crate::exit_status::{self, Answer};
+use crate::confirm::ConfirmArgs;
+use crate::output::{Document, OutputArgs};
 use crate::terminal;
 
 /// Between the two looks that must agree: longer than any write takes from its first file to its
@@ -23,27 +23,35 @@ const PAUSE: Duration = Duration::from_secs(2);
 
 /// Arguments of `fsck`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Exit status: 0 nothing is wrong (or everything was mended), 1 there are findings, 2 the check could not run.\n\
-Works beside running registries: what is younger than an hour may be under way and is no finding."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast fsck --data /var/lib/holdfast
+  holdfast fsck --data /var/lib/holdfast --deep -o json
+  holdfast fsck --data /var/lib/holdfast --repair --yes
+
+Works beside running registries: files younger than an hour may belong to a running operation and \
+are not reported.
+
+Exit status: 0 nothing is wrong (or everything was repaired), 1 there are findings, 2 the check \
+could not run.")]
 pub struct Args {
-    /// The registry's data folder (distribution's rootdirectory)
+    /// Data folder of the registry (rootdirectory of distribution)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Mends what has one certain answer and moves damaged content to the quarantine; without it
-    /// nothing is changed
+    /// Repairs what has one possible content and moves damaged content to the quarantine; without
+    /// it nothing is changed
     #[arg(long)]
     repair: bool,
-    /// Hashes every blob, not only manifests and what has a wrong size
+    /// Hashes every blob, not only manifests and blobs of a wrong size
     #[arg(long)]
     deep: bool,
-    /// Writes totals and findings as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-/// What `--json` gets.
+/// The data of the command.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Report<'a> {
@@ -77,31 +85,38 @@ impl Entry {
     }
 }
 
-/// Checks the volume and says what is wrong with it.
+/// Checks the volume and reports what is wrong with it.
 pub(crate) fn run(args: &Args) -> ExitCode {
-    exit_status::end(check(args).map(Answer::from))
+    args.output.apply();
+    args.output.finish(check(args))
 }
 
-/// Whether nothing is left that is wrong.
-fn check(args: &Args) -> anyhow::Result<bool> {
+fn check(args: &Args) -> anyhow::Result<Document> {
+    if args.repair {
+        args.confirm.ask(&format!(
+            "this repairs {} and moves damaged content to the quarantine",
+            args.data.display()
+        ))?;
+    }
     let (totals, mut entries) = round(args)?;
-    // What lies behind content that was missing could not be judged before it was given back.
+    // What lies behind content that was missing could not be checked before it was given back.
     if entries.iter().any(Entry::is_given_back) {
         entries.retain(Entry::is_over);
         entries.extend(round(args)?.1);
     }
-    print(&args.data, &totals, &entries, args.repair);
+    let text = render(&args.data, &totals, &entries, args.repair);
     let clean = entries.iter().all(Entry::is_over);
-    if let Some(path) = &args.json {
-        let report = Report {
-            data: &args.data,
-            deep: args.deep,
-            totals,
-            findings: entries,
-        };
-        terminal::write_json(path, &report)?;
-    }
-    Ok(clean)
+    let paths: Vec<String> = entries
+        .iter()
+        .map(|entry| entry.path.display().to_string())
+        .collect();
+    let report = Report {
+        data: &args.data,
+        deep: args.deep,
+        totals,
+        findings: entries,
+    };
+    Ok(Document::new("VolumeCheck", clean.into(), &report, text)?.with_names(paths))
 }
 
 /// Looks at the volume, and mends what was found if that is wanted.
@@ -179,8 +194,8 @@ fn entry(finding: &Finding, root: Option<&Path>) -> Entry {
     }
 }
 
-fn print(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) {
-    println!(
+fn render(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) -> String {
+    let mut lines = vec![format!(
         "{}: {}, {}, {}, {} of {} ({} linked by no repository), {} hashed",
         root.display(),
         terminal::count(totals.repositories, "repository", "repositories"),
@@ -190,45 +205,44 @@ fn print(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) {
         terminal::size(totals.blob_bytes),
         terminal::size(totals.unlinked_bytes),
         terminal::size(totals.hashed_bytes),
-    );
+    )];
     if totals.pending > 0 {
-        println!(
-            "{} under way",
-            terminal::count(totals.pending, "upload or copy", "uploads or copies")
-        );
+        let pending = terminal::count(totals.pending, "upload or copy", "uploads or copies");
+        lines.push(format!("{pending} under way"));
     }
     if totals.quarantined > 0 {
-        println!(
+        lines.push(format!(
             "{} in the quarantine, {}",
             terminal::count(totals.quarantined, "damaged blob", "damaged blobs"),
             terminal::size(totals.quarantined_bytes)
-        );
+        ));
     }
     if entries.is_empty() {
-        println!("nothing is wrong");
-        return;
+        lines.push("nothing is wrong".to_owned());
+        return lines.join("\n") + "\n";
     }
     for entry in entries {
-        println!("\n{}  {}", entry.kind, entry.path.display());
-        println!("    {}", entry.meaning);
+        lines.push(format!("\n{}  {}", entry.kind, entry.path.display()));
+        lines.push(format!("    {}", terminal::clean(&entry.meaning)));
         match (&entry.repair, &entry.outcome) {
-            (Some(_), Some(outcome)) => println!("    {outcome}"),
-            (Some(repair), None) => println!("    --repair {repair}"),
+            (Some(_), Some(outcome)) => lines.push(format!("    {}", terminal::clean(outcome))),
+            (Some(repair), None) => lines.push(format!("    --repair {repair}")),
             (None, _) => {}
         }
     }
-    println!("\n{}", table(entries));
+    lines.push(format!("\n{}", table(entries)));
     let over = entries.iter().filter(|entry| entry.is_over()).count();
     let mendable = entries
         .iter()
         .filter(|entry| entry.repair.is_some())
         .count();
     let all = terminal::count(entries.len() as u64, "finding", "findings");
-    if repair {
-        println!("{all}, {over} mended");
+    lines.push(if repair {
+        format!("{all}, {over} mended")
     } else {
-        println!("{all}; --repair mends {mendable}");
-    }
+        format!("{all}; --repair mends {mendable}")
+    });
+    lines.join("\n") + "\n"
 }
 
 /// Findings by kind, harmful ones first.

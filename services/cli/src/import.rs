@@ -1,11 +1,7 @@
 //! `holdfast import`: images from OCI image layouts into a volume, verified, beside a running
 //! registry or before its first start.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
+use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -18,7 +14,10 @@ use holdfast_store::volume::{Disk, Volume as _};
 use holdfast_store::{LockHolder, Options, Store, WriteGate, WriteLimits};
 use serde::Serialize;
 
-use crate::{export::platform, terminal};
+use crate::exit_status::{Answer, Usage};
+use crate::export::platform;
+use crate::output::{Document, OutputArgs};
+use crate::terminal;
 
 /// So much of standard input is taken between two looks at the volume's room.
 const SPOOL_BYTES: u64 = 16 << 20;
@@ -28,12 +27,19 @@ const RESERVE_PERCENT: u8 = 5;
 
 /// Arguments of `import`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "An image docker.io/library/nginx:1.27 in an archive becomes the local docker.io/library/nginx:1.27 that pods are rewritten to.\n\
-Nothing of an image is visible before all of it was verified. A second run takes only what is missing."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast import --data /var/lib/holdfast images.tar
+  holdfast import --data /var/lib/holdfast --dry-run images.tar
+  holdfast import --data /var/lib/holdfast - < images.tar
+
+An image docker.io/library/nginx:1.27 of an archive becomes the local \
+docker.io/library/nginx:1.27 that pods are rewritten to. An image becomes visible only after all \
+of it was verified. A second run writes only what is missing.
+
+Exit status: 0 imported, 2 it could not run.")]
 pub struct Args {
-    /// The registry's data folder (distribution's rootdirectory)
+    /// Data folder of the registry (rootdirectory of distribution)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// OCI image layouts: uncompressed tar files or folders; - reads a tar file from standard
@@ -43,18 +49,17 @@ pub struct Args {
     /// The name of the image, where an archive holds one image
     #[arg(long, value_name = "REPOSITORY[:TAG]")]
     name: Option<String>,
-    /// Of an index only this platform, os/architecture[/variant]; may be given several times
+    /// Only this platform of an index, os/architecture[/variant]; may be given several times
     #[arg(long, value_name = "PLATFORM", value_parser = platform)]
     platform: Vec<Platform>,
     /// Percentage of the volume that stays free, as the registry's limits.reservePercent
     #[arg(long, value_name = "0-50", default_value_t = RESERVE_PERCENT, value_parser = clap::value_parser!(u8).range(0..=50))]
     reserve_percent: u8,
-    /// Verifies the archives and says what they hold; changes nothing
+    /// Only says what it would do
     #[arg(long)]
     dry_run: bool,
-    /// Writes what was imported as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 impl Args {
@@ -102,9 +107,15 @@ struct Image {
 }
 
 /// Imports the archives, one after the other; the first that is refused ends the run.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+pub(crate) async fn run(args: Args) -> ExitCode {
+    args.output.apply();
+    let result = import(&args).await;
+    args.output.finish(result)
+}
+
+async fn import(args: &Args) -> anyhow::Result<Document> {
     if args.name.is_some() && args.archives.len() > 1 {
-        bail!("--name names one image: give one archive with it");
+        return Err(Usage("--name names one image: give one archive with it".to_owned()).into());
     }
     // All archives are looked at before anything of the first is taken.
     let mut planned = Vec::new();
@@ -123,19 +134,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         Some(store(&args.data, args.limits()).await?)
     };
-    let mut done = Vec::new();
+    let (mut done, mut text) = (Vec::new(), String::new());
     for (path, mut source, plan) in planned {
         let counts = take(&mut *source, &plan, store.as_ref())
             .await
             .map_err(|error| args.explained(error.into()))
             .with_context(|| path.display().to_string())?;
-        print(&plan, counts);
+        text.push_str(&render(&plan, counts));
+        if args.archives.len() > 1 {
+            terminal::note(&format!("{} is done", path.display()));
+        }
         done.push(imported(path, &plan, counts));
     }
-    if let Some(path) = &args.json {
-        terminal::write_json(path, &done)?;
-    }
-    Ok(ExitCode::SUCCESS)
+    let names: Vec<String> = done
+        .iter()
+        .flat_map(|archive| &archive.images)
+        .map(|image| image.name.clone())
+        .collect();
+    Ok(Document::new("ImportList", Answer::Yes, &done, text)?.with_names(names))
 }
 
 fn open(path: &Path) -> anyhow::Result<Box<dyn ArchiveReader>> {
@@ -228,21 +244,26 @@ async fn take(
     result
 }
 
-fn print(plan: &Plan, counts: Option<Counts>) {
+fn render(plan: &Plan, counts: Option<Counts>) -> String {
+    let mut text = String::new();
     for image in &plan.images {
-        println!(
+        writeln!(
+            text,
             "{}  {}  {}",
             image.name,
             image.bundle.digest,
             terminal::size(image.bundle.bytes())
-        );
+        )
+        .ok();
     }
     match counts {
-        None => println!(
+        None => writeln!(
+            text,
             "{} verified; nothing was changed (--dry-run)",
             terminal::count(plan.images.len() as u64, "image", "images")
         ),
-        Some(counts) => println!(
+        Some(counts) => writeln!(
+            text,
             "{} imported: {} of {} went in, {} of {} were there",
             terminal::count(plan.images.len() as u64, "image", "images"),
             terminal::count(counts.blobs, "blob", "blobs"),
@@ -251,6 +272,8 @@ fn print(plan: &Plan, counts: Option<Counts>) {
             terminal::size(counts.present_bytes),
         ),
     }
+    .ok();
+    text
 }
 
 fn imported(path: &Path, plan: &Plan, counts: Option<Counts>) -> Imported {

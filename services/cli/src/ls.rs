@@ -1,9 +1,4 @@
 //! `holdfast ls`: what a volume holds, read from the volume itself.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,15 +11,26 @@ use holdfast_core::reference::RepositoryName;
 use holdfast_store::archive::{self, Bundle, Name, View};
 use serde::Serialize;
 
+use crate::exit_status::Answer;
+use crate::output::{Document, OutputArgs};
 use crate::terminal;
 
 /// Largest configuration of an image that is read for its platform.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
+/// Characters of a digest in a table.
+const SHOWN_DIGEST: usize = 19;
 
 /// Arguments of `ls`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast ls --data /var/lib/holdfast
+  holdfast ls --data /var/lib/holdfast docker.io/library/nginx
+  holdfast ls --data /var/lib/holdfast --tags -o json
+
+Exit status: 0 listed, 2 it could not run.")]
 pub struct Args {
-    /// The registry's data folder (distribution's rootdirectory)
+    /// Data folder of the registry (rootdirectory of distribution)
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     /// Only this repository, with its tags
@@ -33,9 +39,8 @@ pub struct Args {
     /// The tags of every repository, with digest, size and platforms
     #[arg(long)]
     tags: bool,
-    /// Writes repositories and tags as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Serialize)]
@@ -65,7 +70,12 @@ struct Tag {
 }
 
 /// Lists the volume.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args) -> ExitCode {
+    args.output.apply();
+    args.output.finish(list(args))
+}
+
+fn list(args: &Args) -> anyhow::Result<Document> {
     let view = open(&args.data)?;
     let names = match &args.repository {
         Some(text) => vec![find(&view, text)?],
@@ -79,15 +89,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         repositories.push(repository(&view, name)?);
     }
     line.finish_and_clear();
-    if args.tags || args.repository.is_some() {
-        print_tags(&repositories);
+    let with_tags = args.tags || args.repository.is_some();
+    let table = if with_tags {
+        tag_table(&repositories)
     } else {
-        print_repositories(&repositories);
-    }
-    if let Some(path) = &args.json {
-        terminal::write_json(path, &repositories)?;
-    }
-    Ok(ExitCode::SUCCESS)
+        repository_table(&repositories)
+    };
+    let tags = repositories.iter().flat_map(|repository| &repository.tags);
+    let names: Vec<String> = if with_tags {
+        tags.map(|tag| tag.image.clone()).collect()
+    } else {
+        repositories
+            .iter()
+            .map(|repository| repository.name.clone())
+            .collect()
+    };
+    Ok(Document::new("RepositoryList", Answer::Yes, &repositories, table)?.with_names(names))
 }
 
 /// Opens a volume to read from.
@@ -184,43 +201,36 @@ fn platforms(view: &View, bundle: &Bundle) -> Vec<String> {
         .collect()
 }
 
-fn print_repositories(repositories: &[Repository]) {
-    let width = repositories
+fn repository_table(repositories: &[Repository]) -> String {
+    let rows: Vec<_> = repositories
         .iter()
-        .map(|repository| repository.name.len())
-        .max()
-        .unwrap_or(0)
-        .max(10);
-    println!("{:<width$}  {:>6}  {:>12}", "REPOSITORY", "TAGS", "SIZE");
-    for repository in repositories {
-        println!(
-            "{:<width$}  {:>6}  {:>12}",
-            repository.name,
-            repository.tags.len(),
-            terminal::size(repository.bytes)
-        );
-    }
+        .map(|repository| {
+            [
+                repository.name.clone(),
+                repository.tags.len().to_string(),
+                terminal::size(repository.bytes),
+            ]
+        })
+        .collect();
+    terminal::table(["REPOSITORY", "TAGS", "SIZE"], &rows)
 }
 
-fn print_tags(repositories: &[Repository]) {
-    let tags = || repositories.iter().flat_map(|repository| &repository.tags);
-    let width = tags().map(|tag| tag.image.len()).max().unwrap_or(0).max(5);
-    println!(
-        "{:<width$}  {:<19}  {:>12}  PLATFORMS",
-        "IMAGE", "DIGEST", "SIZE"
-    );
-    for tag in tags() {
-        let digest = tag.digest.as_ref().map_or("", Digest::as_str);
-        let digest: String = digest.chars().take(19).collect();
-        let mut platforms = tag.platforms.join(", ");
-        if !tag.absent.is_empty() {
-            platforms = format!("{platforms} (not copied: {})", tag.absent.join(", "));
-        }
-        let last = tag.problem.as_deref().unwrap_or(&platforms);
-        println!(
-            "{:<width$}  {digest:<19}  {:>12}  {last}",
-            tag.image,
-            terminal::size(tag.bytes)
-        );
-    }
+fn tag_table(repositories: &[Repository]) -> String {
+    let tags = repositories.iter().flat_map(|repository| &repository.tags);
+    let rows: Vec<_> = tags
+        .map(|tag| {
+            let digest = tag.digest.as_ref().map_or("", Digest::as_str);
+            let mut platforms = tag.platforms.join(", ");
+            if !tag.absent.is_empty() {
+                platforms = format!("{platforms} (not copied: {})", tag.absent.join(", "));
+            }
+            [
+                tag.image.clone(),
+                digest.chars().take(SHOWN_DIGEST).collect(),
+                terminal::size(tag.bytes),
+                tag.problem.clone().unwrap_or(platforms),
+            ]
+        })
+        .collect();
+    terminal::table(["IMAGE", "DIGEST", "SIZE", "PLATFORMS"], &rows)
 }

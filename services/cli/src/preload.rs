@@ -1,84 +1,97 @@
 //! `holdfast preload`: copies images before anybody needs them. Reads what is meant, makes an
 //! Artifact for each image, and with `--wait` follows them until they are local. Copying is the
 //! controller's and the registry's work.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 mod artifacts;
 mod image_sources;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{IsTerminal as _, Read as _};
+use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use holdfast_api::artifact_name;
 use holdfast_core::workload::{self, KINDS};
 use kube::Client;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::cluster::{self, ClusterArgs, Listed};
-use crate::exit_status::{self, Answer};
-use crate::terminal;
+use crate::exit_status::Answer;
+use crate::output::{Document, OutputArgs};
+use crate::{duration, terminal};
 use artifacts::Image;
 use image_sources::{Refused, WantedImages};
 
 /// Arguments of `preload`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Each image gets an Artifact, which the controller copies after everything that pods wait for, and which is kept though \
-nothing runs it. Running it again changes nothing.\n\
-Private images: the controller uses the pull secrets of pods and owners that live in the Artifact's namespace and use that image \
-(so --namespace finds them), and the credentials of `upstreams` in the values. A pull secret that nobody uses there cannot be named: \
-an Artifact alone must not open one.\n\
-Exit status: 0 every Artifact is made (with --wait: every image is local), 1 some is not or a reference is bad, 2 it could not run."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast preload registry.example/team/app:1 --wait
+  holdfast preload -f images.txt --wait --timeout 1h
+  helm template ./chart | holdfast preload --from-manifests -
+  holdfast preload --from-namespace shop --dry-run
+
+Each image gets an Artifact. The controller copies it after all images that pods wait for, and \
+keeps it although nothing runs it. A second run changes nothing.
+
+Private images: the controller uses the pull secrets of pods and owners in the namespace of the \
+Artifact that use this image (--from-namespace finds them), and the credentials of `upstreams` in \
+the values. Other pull secrets cannot be named: an Artifact alone must not open one.
+
+Exit status: 0 every Artifact exists (with --wait: every image is local), 1 some do not, or a \
+reference is wrong, 2 it could not run.")]
 pub struct Args {
-    #[command(flatten)]
-    cluster: ClusterArgs,
-    /// Images as a pod would name them
-    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "from_manifests", "namespace"])]
+    /// Images as a pod names them
+    #[arg(value_name = "IMAGE", required_unless_present_any = ["file", "from_manifests", "from_namespace"])]
     images: Vec<String>,
-    /// A list, one image a line, # opens a remark; - reads standard input
-    #[arg(short, long, value_name = "LIST")]
+    /// File with one image a line, # begins a remark; - is standard input
+    #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// Manifests: a folder with all below it, a file, or - for standard input (helm template … |
-    /// holdfast preload …)
+    /// Manifests: a folder with everything below it, a file, or - for standard input
     #[arg(long, value_name = "DIR")]
     from_manifests: Vec<PathBuf>,
-    /// The images of everything in this namespace: owners, also those scaled to zero or suspended,
-    /// and pods
+    /// Images of everything in this namespace: owners, also those scaled to zero or suspended, and
+    /// pods
     #[arg(long, value_name = "NAMESPACE")]
-    namespace: Vec<String>,
-    /// Where the Artifacts are made [default: the namespace that a manifest or --namespace names
-    /// where it exists, else the release's]
-    #[arg(short = 'n', long = "into", value_name = "TARGET")]
-    target: Option<String>,
+    from_namespace: Vec<String>,
+    /// Namespace of the Artifacts [default: that of the manifest or of --from-namespace if it
+    /// exists, else that of the release]
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// As --namespace
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        hide = true,
+        conflicts_with = "namespace"
+    )]
+    into: Option<String>,
     /// Waits until every image is local
     #[arg(long)]
     wait: bool,
-    /// Seconds to wait at most
+    /// Ends after this time, whatever is left
     #[arg(
         long,
-        value_name = "SECONDS",
-        default_value_t = 1800,
+        value_name = "DURATION",
+        default_value = "30m",
+        value_parser = duration::parse,
         requires = "wait"
     )]
-    timeout: u64,
-    /// Only says what would be made and what is local already
+    timeout: Duration,
+    /// Only says what it would do
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
-    /// Writes images, refusals and what was left out as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-/// What `--json` gets.
+/// The data of the command.
 #[derive(Serialize)]
 struct Report<'a> {
     images: &'a [Image],
@@ -88,55 +101,68 @@ struct Report<'a> {
 
 /// Preloads.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    exit_status::end(preload(&args).await.map(Answer::from))
+    args.output.apply();
+    if args.into.is_some() {
+        terminal::note("--into is deprecated; use --namespace");
+    }
+    let result = preload(&args).await;
+    args.output.finish(result)
 }
 
-async fn preload(args: &Args) -> anyhow::Result<bool> {
+async fn preload(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
     let release = args.cluster.release(&client).await?;
     let state = release.state(&client).await?;
     let mut wanted = WantedImages::new(cluster::addresses(state.as_ref()));
     read_files(args, &mut wanted)?;
-    for namespace in &args.namespace {
+    for namespace in &args.from_namespace {
         read_namespace(&client, namespace, &mut wanted).await?;
     }
-    let fallback = args.target.as_ref().unwrap_or(&release.names.namespace);
-    let mut images = assign_namespaces(&wanted, args.target.as_deref(), fallback);
+    let target = args.namespace.as_ref().or(args.into.as_ref());
+    let fallback = target.unwrap_or(&release.names.namespace);
+    let mut images = assign_namespaces(&wanted, target.map(String::as_str), fallback);
     if args.dry_run {
         artifacts::refresh(&client, &mut images).await?;
-        print_plan(&images);
     } else {
         artifacts::create(&client, &mut images, fallback).await;
         if args.wait {
-            let deadline = Instant::now() + Duration::from_secs(args.timeout);
-            follow(&client, &mut images, deadline).await?;
+            follow(&client, &mut images, Instant::now() + args.timeout).await?;
         } else {
             artifacts::refresh(&client, &mut images).await?;
         }
-        print_summary(&images);
     }
+    document(args, &images, &wanted)
+}
+
+fn document(args: &Args, images: &[Image], wanted: &WantedImages) -> anyhow::Result<Document> {
+    let mut table = if args.dry_run {
+        plan(images)
+    } else {
+        summary(images)
+    };
     for refused in &wanted.refused {
-        println!(
-            "refused  {}: {:?} {}",
-            refused.from, refused.text, refused.why
-        );
+        let text = format!("{}: {:?} {}", refused.from, refused.text, refused.why);
+        writeln!(table, "refused  {}", terminal::clean(&text))?;
     }
     for skipped in &wanted.skipped {
-        println!(
-            "left out {}: {} ({})",
-            skipped.from, skipped.text, skipped.why
-        );
-    }
-    if let Some(path) = &args.json {
-        let report = Report {
-            images: &images,
-            refused: &wanted.refused,
-            skipped: &wanted.skipped,
-        };
-        terminal::write_json(path, &report)?;
+        let text = format!("{}: {} ({})", skipped.from, skipped.text, skipped.why);
+        writeln!(table, "left out {}", terminal::clean(&text))?;
     }
     let done = |image: &Image| !image.is_refused() && (image.local || !args.wait);
-    Ok(wanted.refused.is_empty() && images.iter().all(done))
+    let answer = Answer::from(wanted.refused.is_empty() && images.iter().all(done));
+    let report = Report {
+        images,
+        refused: &wanted.refused,
+        skipped: &wanted.skipped,
+    };
+    let names = images.iter().map(|image| {
+        format!(
+            "artifact/{}/{}",
+            image.namespace,
+            artifact_name(&image.source)
+        )
+    });
+    Ok(Document::new("Preload", answer, &report, table)?.with_names(names))
 }
 
 fn read_files(args: &Args, wanted: &mut WantedImages) -> anyhow::Result<()> {
@@ -255,20 +281,17 @@ fn assign_namespaces(wanted: &WantedImages, target: Option<&str>, fallback: &str
 async fn follow(client: &Client, images: &mut [Image], deadline: Instant) -> anyhow::Result<()> {
     let total = images.len();
     let bar = terminal::things(total as u64);
-    let terminal = std::io::stderr().is_terminal();
     let outcome = artifacts::follow(client, images, deadline, |image, count| {
         bar.set_message(image.source.clone());
         bar.set_position(count as u64);
-        if !terminal {
-            eprintln!("local {count} of {total}: {}", image.source);
-        }
+        terminal::progress(&format!("local {count} of {total}: {}", image.source));
     })
     .await;
     bar.finish_and_clear();
     outcome
 }
 
-fn print_plan(images: &[Image]) {
+fn plan(images: &[Image]) -> String {
     let rows: Vec<_> = images
         .iter()
         .map(|image| {
@@ -282,15 +305,15 @@ fn print_plan(images: &[Image]) {
         })
         .collect();
     let head = ["NAMESPACE", "IMAGE", "NOW", "NAMED BY"];
-    print!("{}", terminal::table(head, &rows));
     let local = images.iter().filter(|image| image.local).count();
-    println!(
-        "{} ({local} local already); nothing was changed",
+    format!(
+        "{}{} ({local} local already); nothing was changed\n",
+        terminal::table(head, &rows),
         terminal::count(images.len() as u64, "image", "images")
-    );
+    )
 }
 
-fn print_summary(images: &[Image]) {
+fn summary(images: &[Image]) -> String {
     let rows: Vec<_> = images
         .iter()
         .filter(|image| !image.local)
@@ -303,19 +326,21 @@ fn print_summary(images: &[Image]) {
             ]
         })
         .collect();
-    if !rows.is_empty() {
-        let head = ["NAMESPACE", "NOT LOCAL", "REASON", "MESSAGE"];
-        print!("{}", terminal::table(head, &rows));
-    }
+    let head = ["NAMESPACE", "NOT LOCAL", "REASON", "MESSAGE"];
+    let table = if rows.is_empty() {
+        String::new()
+    } else {
+        terminal::table(head, &rows)
+    };
     let local = images.iter().filter(|image| image.local);
     let bytes = local.clone().map(|image| image.size_bytes).sum();
-    println!(
-        "{}: {} local ({}), {} not",
+    format!(
+        "{table}{}: {} local ({}), {} not\n",
         terminal::count(images.len() as u64, "image", "images"),
         local.count(),
         terminal::size(bytes),
         rows.len()
-    );
+    )
 }
 
 #[cfg(test)]

@@ -1,57 +1,60 @@
 //! `holdfast restore`: gives pods that hold rewritten references their originals back. Owners are
 //! left as they are: their pods are evicted at a bounded rate and made anew; pods without an owner
 //! are patched. The uninstaller does the same when a value asks for it.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "what a command prints is its result"
-)]
 
 mod apply;
 mod eviction_queue;
 mod plan;
 
 use std::collections::BTreeSet;
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use kube::Client;
 use serde::Serialize;
 
-use crate::cluster::{self, ClusterArgs, Release};
-use crate::exit_status::{self, Answer};
-use crate::terminal;
+use crate::cluster::{self, ClusterArgs, NamespaceArgs, Release};
+use crate::confirm::ConfirmArgs;
+use crate::exit_status::Answer;
+use crate::output::{Document, OutputArgs};
+use crate::{duration, terminal};
 pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
 pub(crate) use plan::Found;
 use plan::{Remedy, Rewritten};
 
 /// How long API servers may take to learn of a namespace's label.
-const LEARNT: Duration = Duration::from_secs(3);
+const PROPAGATION_DELAY: Duration = Duration::from_secs(3);
 
 /// Arguments of `restore`.
 #[derive(Debug, clap::Args)]
 #[command(
-    group = clap::ArgGroup::new("scope").required(true).args(["namespace", "all"]),
-    after_help = "Pods of ReplicaSets, StatefulSets, DaemonSets and ReplicationControllers are evicted (PodDisruptionBudgets hold), one of an owner at \
-a time; the next one when as many are ready as before. Owners and their history are never edited. A pod without an owner is never \
-deleted: its containers get their original images in place, which restarts them; image volumes cannot be changed and are named. Pods \
-of Jobs and of kinds that Holdfast does not know are named and left.\n\
-While the webhook is there, pods made anew would be rewritten again, so restoring needs the namespace to opt out (--opt-out), or \
-Holdfast to be uninstalled. Originals are pulled from their upstreams: the uplink has to be up.\n\
-Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are, 2 it could not run."
+    group = clap::ArgGroup::new("scope").required(true).args(["namespace", "all_namespaces", "all"]),
+    after_help = "\
+Examples:
+  holdfast restore -n shop --dry-run
+  holdfast restore -n shop --opt-out --wait --yes
+  holdfast restore -A --opt-out --rate 10
+
+Pods of ReplicaSets, StatefulSets, DaemonSets and ReplicationControllers are evicted, one of an \
+owner at a time, the next one when as many are ready as before. PodDisruptionBudgets apply. Owners \
+and their history are never edited. A pod without an owner is never deleted: its images are \
+changed in place, which restarts its containers; image volumes cannot be changed and are listed. \
+Pods of Jobs and of kinds that Holdfast does not know are listed and left unchanged.
+
+While the webhook exists, it would rewrite the new pods again. So restoring needs the namespace to \
+opt out (--opt-out), or Holdfast to be uninstalled. The original images are pulled from their \
+upstreams: the uplink has to be up.
+
+Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are left, 2 it could not run."
 )]
 pub struct Args {
     #[command(flatten)]
-    cluster: ClusterArgs,
-    /// The pods of this namespace
-    #[arg(short, long, value_name = "NAMESPACE")]
-    namespace: Option<String>,
-    /// The pods of all namespaces
-    #[arg(long)]
+    namespaces: NamespaceArgs,
+    /// As --all-namespaces
+    #[arg(long, hide = true)]
     all: bool,
-    /// Only says what would be done
+    /// Only says what it would do
     #[arg(long)]
     dry_run: bool,
     /// Labels the namespaces holdfast.dev/rewrite=disabled first; remove the label to have new
@@ -61,18 +64,21 @@ pub struct Args {
     /// Pods a minute
     #[arg(long, value_name = "PODS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=6000))]
     rate: u32,
-    /// Waits until the pods made anew are ready, and fails when they do not get so
+    /// Waits until the new pods are ready, and fails if they do not become ready
     #[arg(long)]
     wait: bool,
-    /// Seconds after which the rest is left as it is
-    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    timeout: u64,
-    /// Writes what was done and what is left as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    /// Ends after this time, whatever is left
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
+    timeout: Duration,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+    #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-/// What `--json` gets.
+/// The data of the command.
 #[derive(Serialize)]
 struct Report {
     restored: Vec<Entry>,
@@ -89,6 +95,14 @@ struct Entry {
     why: String,
 }
 
+/// A pod of a plan.
+#[derive(Serialize)]
+struct Planned {
+    #[serde(flatten)]
+    entry: Entry,
+    remedy: String,
+}
+
 impl Entry {
     fn new(pod: &Found, why: &str) -> Self {
         Self {
@@ -103,56 +117,60 @@ impl Entry {
 
 /// Restores.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    exit_status::end(restore(&args).await.map(Answer::from))
+    args.output.apply();
+    if args.all {
+        terminal::note("--all is deprecated here; use --all-namespaces");
+    }
+    let result = restore(&args).await;
+    args.output.finish(result)
 }
 
-async fn restore(args: &Args) -> anyhow::Result<bool> {
+async fn restore(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
-    // After Holdfast is gone there is no release; pods then say by their annotation what they were.
+    // After an uninstallation there is no release. The annotations of pods still name their
+    // original images.
     let releases = args.cluster.releases(&client).await?;
     let addresses = addresses(&client, &releases).await?;
-    let mut pods = find(&client, args.namespace.as_deref(), &addresses).await?;
+    let namespace = args.namespaces.namespace.as_deref();
+    let mut pods = find(&client, namespace, &addresses).await?;
     let own: Vec<String> = releases
         .iter()
         .map(|release| release.names.namespace.clone())
         .collect();
     ask_owners(&client, &mut pods, &addresses).await?;
     if pods.is_empty() {
-        println!("no pod holds a rewritten reference");
-        write(args, &Outcome::default())?;
-        return Ok(true);
+        let text = "no pod holds a rewritten reference\n".to_owned();
+        return document(Answer::Yes, &Outcome::default(), text);
     }
     let rewriting = apply::rewriting_namespaces(&client, &pods, &own).await?;
     if args.dry_run {
-        print_plan(&pods);
         if !rewriting.is_empty() && !args.opt_out {
-            println!(
-                "note: {} would have to opt out first (--opt-out)",
-                names(&rewriting)
-            );
+            let names = names(&rewriting);
+            terminal::note(&format!("{names} would have to opt out first (--opt-out)"));
         }
-        return Ok(true);
+        return planned(&pods);
+    }
+    anyhow::ensure!(
+        rewriting.is_empty() || args.opt_out,
+        "pods made anew in {} would be rewritten again; --opt-out labels these namespaces {}={} first, or uninstall Holdfast",
+        names(&rewriting),
+        holdfast_api::labels::REWRITE,
+        holdfast_api::labels::REWRITE_DISABLED
+    );
+    let count = terminal::count(pods.len() as u64, "pod", "pods");
+    args.confirm
+        .ask(&format!("this evicts or restarts {count}"))?;
+    for namespace in &rewriting {
+        apply::opt_out(&client, namespace).await?;
+        terminal::note(&format!("namespace {namespace} opts out of rewriting now"));
     }
     if !rewriting.is_empty() {
-        anyhow::ensure!(
-            args.opt_out,
-            "pods made anew in {} would be rewritten again; --opt-out labels these namespaces {}={} first, or uninstall Holdfast",
-            names(&rewriting),
-            holdfast_api::labels::REWRITE,
-            holdfast_api::labels::REWRITE_DISABLED
-        );
-        for namespace in &rewriting {
-            apply::opt_out(&client, namespace).await?;
-            println!("namespace {namespace} opts out of rewriting now");
-        }
-        tokio::time::sleep(LEARNT).await;
+        tokio::time::sleep(PROPAGATION_DELAY).await;
     }
-    let deadline = now() + Duration::from_secs(args.timeout);
-    let outcome = with_progress(&client, pods, args, deadline).await;
-    let again = find(&client, args.namespace.as_deref(), &addresses).await?;
-    print_outcome(&outcome, &again);
-    write(args, &outcome)?;
-    Ok(outcome.left.is_empty() && unexpected(&outcome, &again).is_empty())
+    let outcome = with_progress(&client, pods, args, now() + args.timeout).await;
+    let again = find(&client, namespace, &addresses).await?;
+    let done = outcome.left.is_empty() && unexpected(&outcome, &again).is_empty();
+    document(done.into(), &outcome, summary(&outcome, &again))
 }
 
 /// Every address of every release; none when all are gone.
@@ -175,7 +193,6 @@ async fn with_progress(
         .filter(|pod| !matches!(pod.remedy, Remedy::Leave(_)))
         .count();
     let bar = terminal::things(total as u64);
-    let terminal = std::io::stderr().is_terminal();
     let pacing = Pacing {
         per_minute: args.rate,
         wait: args.wait,
@@ -184,9 +201,7 @@ async fn with_progress(
     let outcome = execute(client, pods, pacing, |line, waiting| {
         bar.set_message(line.to_owned());
         bar.set_position(total.saturating_sub(waiting) as u64);
-        if !terminal {
-            eprintln!("{line}");
-        }
+        terminal::progress(line);
     })
     .await;
     bar.finish_and_clear();
@@ -216,10 +231,7 @@ fn unexpected<'a>(outcome: &Outcome, again: &'a [Found]) -> Vec<&'a Found> {
         .collect()
 }
 
-fn write(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
-    let Some(path) = &args.json else {
-        return Ok(());
-    };
+fn document(answer: Answer, outcome: &Outcome, table: String) -> anyhow::Result<Document> {
     let report = Report {
         restored: outcome
             .restored
@@ -232,23 +244,46 @@ fn write(args: &Args, outcome: &Outcome) -> anyhow::Result<()> {
             .map(|(pod, why)| Entry::new(pod, why))
             .collect(),
     };
-    terminal::write_json(path, &report)
+    let restored = outcome.restored.iter().map(name);
+    Ok(Document::new("Restore", answer, &report, table)?.with_names(restored))
 }
 
-fn print_plan(pods: &[Found]) {
+/// The name of a pod for `-o name`.
+fn name(pod: &Found) -> String {
+    format!("pod/{}/{}", pod.namespace, pod.name)
+}
+
+/// What would be done.
+fn planned(pods: &[Found]) -> anyhow::Result<Document> {
+    let entries: Vec<Planned> = pods
+        .iter()
+        .map(|pod| Planned {
+            entry: Entry::new(pod, ""),
+            remedy: remedy(pod),
+        })
+        .collect();
+    let data = serde_json::json!({ "pods": entries });
+    Ok(
+        Document::new("RestorePlan", Answer::Yes, &data, plan_table(pods))?
+            .with_names(pods.iter().map(name)),
+    )
+}
+
+fn remedy(pod: &Found) -> String {
+    match &pod.remedy {
+        Remedy::Recreate => "evicted and made anew".to_owned(),
+        Remedy::Patch(_, left) if left.is_empty() => "patched, its containers restart".to_owned(),
+        Remedy::Patch(_, left) => {
+            format!("patched, its containers restart; {}", left.join(", "))
+        }
+        Remedy::Leave(why) => format!("LEFT: {why}"),
+    }
+}
+
+fn plan_table(pods: &[Found]) -> String {
     let rows: Vec<_> = pods
         .iter()
         .map(|pod| {
-            let what = match &pod.remedy {
-                Remedy::Recreate => "evicted and made anew".to_owned(),
-                Remedy::Patch(_, left) if left.is_empty() => {
-                    "patched, its containers restart".to_owned()
-                }
-                Remedy::Patch(_, left) => {
-                    format!("patched, its containers restart; {}", left.join(", "))
-                }
-                Remedy::Leave(why) => format!("LEFT: {why}"),
-            };
             let images: Vec<_> = pod
                 .images
                 .iter()
@@ -259,38 +294,31 @@ fn print_plan(pods: &[Found]) {
                 pod.namespace.clone(),
                 pod.name.clone(),
                 images.join(", "),
-                what,
+                remedy(pod),
             ]
         })
         .collect();
     let head = ["OWNER", "NAMESPACE", "POD", "ORIGINALS", "WOULD BE"];
-    print!("{}", terminal::table(head, &rows));
-    println!(
-        "{}; nothing was changed",
+    format!(
+        "{}{}; nothing was changed\n",
+        terminal::table(head, &rows),
         terminal::count(pods.len() as u64, "pod", "pods")
-    );
+    )
 }
 
-fn print_outcome(outcome: &Outcome, again: &[Found]) {
-    for (pod, why) in &outcome.left {
-        println!(
-            "LEFT  {}/{} of {}: {why}",
-            pod.namespace,
-            pod.name,
-            pod.owned_by()
-        );
+fn summary(outcome: &Outcome, again: &[Found]) -> String {
+    let meanwhile = "made meanwhile, and rewritten".to_owned();
+    let unexpected = unexpected(outcome, again);
+    let left = outcome.left.iter().map(|(pod, why)| (pod, why));
+    let left = left.chain(unexpected.iter().map(|pod| (*pod, &meanwhile)));
+    let mut text = String::new();
+    for (pod, why) in left {
+        let (namespace, name, owner) = (&pod.namespace, &pod.name, pod.owned_by());
+        let line = terminal::clean(&format!("{namespace}/{name} of {owner}: {why}"));
+        writeln!(text, "LEFT  {line}").ok();
     }
-    for pod in unexpected(outcome, again) {
-        println!(
-            "LEFT  {}/{} of {}: made meanwhile, and rewritten",
-            pod.namespace,
-            pod.name,
-            pod.owned_by()
-        );
-    }
-    println!(
-        "{} restored, {} left",
-        terminal::count(outcome.restored.len() as u64, "pod", "pods"),
-        outcome.left.len() + unexpected(outcome, again).len()
-    );
+    let restored = terminal::count(outcome.restored.len() as u64, "pod", "pods");
+    let left = outcome.left.len() + unexpected.len();
+    writeln!(text, "{restored} restored, {left} left").ok();
+    text
 }

@@ -1,94 +1,88 @@
 //! `holdfast status`: whether Holdfast works and how many images are local. Fetch, diagnose,
 //! print.
-#![allow(clippy::print_stdout, reason = "what a command prints is its result")]
 
 pub(crate) mod diagnose;
 pub(crate) mod fetch;
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+
+use anstyle::Style;
 
 use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::exit_status::{self, Answer};
+use crate::exit_status::Answer;
+use crate::finding::Finding;
+use crate::output::{Document, OutputArgs};
 use crate::terminal;
-use diagnose::{Status, Verdict};
+use crate::watch::WatchArgs;
+use diagnose::Status;
 
-/// Between two looks with `--watch`.
-const WATCH_INTERVAL: Duration = Duration::from_secs(2);
-/// At most so many images that are not local are named; `--json` names all.
+/// Images that are not local of which the table names so many; `--limit` and `-o wide` change it.
 const MAX_NAMED_IMAGES: usize = 40;
 
 /// Arguments of `status`.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Exit status: 0 all is well, 1 something is missing (an image is not local, a pod is not ready, pods are not rewritten, \
-the volume is full), 2 it cannot tell.\n\
-Needs a kubeconfig that may read Artifacts, and the release's namespace; the volume is read through the API server (pods/proxy)."
-)]
+#[command(after_help = "\
+Examples:
+  holdfast status
+  holdfast status -n shop -o wide
+  holdfast status --watch --until yes
+  holdfast status -o jsonpath={.images.local}
+
+Exit status: 0 everything works and every image is local, 1 something is missing (an image is not \
+local, a pod is not ready, pods are not rewritten, the volume is full), 2 not everything could be \
+read.
+
+Needs read access to Artifacts and to the namespace of the release. The volume is read through the \
+API server (pods/proxy).")]
 pub struct Args {
+    #[command(flatten)]
+    images_of: NamespaceArgs,
+    #[command(flatten)]
+    watch: WatchArgs,
+    /// Images that the table names at most
+    #[arg(long, value_name = "NUMBER", default_value_t = MAX_NAMED_IMAGES)]
+    limit: usize,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
-    images_of: NamespaceArgs,
-    /// Writes everything as JSON
-    #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
-    /// Looks again every two seconds until it is interrupted
-    #[arg(short, long)]
-    watch: bool,
+    output: OutputArgs,
 }
 
 /// Prints the status, once or until interrupted.
 pub(crate) async fn run(args: Args) -> ExitCode {
-    exit_status::end(look(&args).await.map(Answer::from))
+    args.output.apply();
+    let result = look(&args).await;
+    args.output.finish(result)
 }
 
-impl From<Verdict> for Answer {
-    fn from(verdict: Verdict) -> Self {
-        match verdict {
-            Verdict::Ok => Self::Yes,
-            Verdict::Missing => Self::No,
-            Verdict::Unknown => Self::Unknown,
-        }
-    }
-}
-
-async fn look(args: &Args) -> anyhow::Result<Verdict> {
+async fn look(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
-    let mut before = String::new();
-    let mut interrupted = std::pin::pin!(tokio::signal::ctrl_c());
-    loop {
-        let release = args.cluster.release(&client).await?;
-        let namespace = args.images_of.namespace.as_deref();
-        let facts = fetch::facts(&client, &release, namespace).await;
-        let status = diagnose::diagnose(&facts);
-        if let Some(path) = &args.json {
-            terminal::write_json(path, &status)?;
-        }
-        let text = render(&status);
-        if !args.watch {
-            print!("{text}");
-            return Ok(status.verdict);
-        }
-        if std::io::stdout().is_terminal() {
-            // Clears the screen and goes to its first line.
-            print!("\u{1b}[2J\u{1b}[H{text}");
-        } else if text != before {
-            println!("{text}");
-        }
-        before = text;
-        tokio::select! {
-            _ = &mut interrupted => return Ok(status.verdict),
-            () = tokio::time::sleep(WATCH_INTERVAL) => {}
-        }
-    }
+    args.watch
+        .run(&args.output, async || {
+            let release = args.cluster.release(&client).await?;
+            let namespace = args.images_of.namespace.as_deref();
+            let facts = fetch::facts(&client, &release, namespace).await;
+            let (answer, status) = diagnose::diagnose(&facts);
+            document(answer, &status, args.limit)
+        })
+        .await
 }
 
-/// The status as text.
-fn render(status: &Status) -> String {
+fn document(answer: Answer, status: &Status, limit: usize) -> anyhow::Result<Document> {
+    let names = status
+        .absent
+        .iter()
+        .map(|image| format!("artifact/{}/{}", image.namespace, image.artifact));
+    Ok(
+        Document::new("Status", answer, status, render(status, limit, false))?
+            .with_wide(render(status, usize::MAX, true))
+            .with_names(names),
+    )
+}
+
+/// The status as text, with at most `limit` images that are not local.
+fn render(status: &Status, limit: usize, wide: bool) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
         writeln!(out, "{name:<11} {text}").ok();
@@ -143,33 +137,62 @@ fn render(status: &Status) -> String {
     }
     line("images", text);
     if !status.absent.is_empty() {
-        let named = status.absent.iter().take(MAX_NAMED_IMAGES);
-        let rows: Vec<_> = named
+        out.push('\n');
+        out.push_str(&absent(status, limit, wide));
+        let more = status.absent.len().saturating_sub(limit);
+        if more > 0 {
+            writeln!(out, "and {more} more; -o wide names all").ok();
+        }
+    }
+    let findings = |out: &mut String, style: Style, label: &str, findings: &[Finding]| {
+        for finding in findings {
+            let what = terminal::clean(&finding.what);
+            writeln!(out, "{style}{label:<11}{style:#} {what}").ok();
+        }
+    };
+    findings(&mut out, terminal::bad(), "problem", &status.problems);
+    findings(&mut out, terminal::warning(), "warning", &status.warnings);
+    for unknown in &status.unknown {
+        writeln!(out, "unknown     {}", terminal::clean(unknown)).ok();
+    }
+    out
+}
+
+/// The table of the images that are not local.
+fn absent(status: &Status, limit: usize, wide: bool) -> String {
+    let rows = status.absent.iter().take(limit);
+    if wide {
+        let rows: Vec<_> = rows
             .map(|image| {
                 [
-                    &image.namespace,
-                    &image.source,
-                    &image.reason,
-                    &image.message,
+                    image.namespace.clone(),
+                    image.source.clone(),
+                    image.reason.clone(),
+                    image.since.clone(),
+                    image.attempts.to_string(),
+                    image.message.clone(),
                 ]
             })
             .collect();
-        let head = ["NAMESPACE", "IMAGE", "REASON", "MESSAGE"];
-        out.push('\n');
-        out.push_str(&terminal::table(head, &rows));
-        let more = status.absent.len().saturating_sub(MAX_NAMED_IMAGES);
-        if more > 0 {
-            writeln!(out, "and {more} more; --json names all").ok();
-        }
+        let head = [
+            "NAMESPACE",
+            "IMAGE",
+            "REASON",
+            "SINCE",
+            "ATTEMPTS",
+            "MESSAGE",
+        ];
+        return terminal::table(head, &rows);
     }
-    for problem in &status.problems {
-        writeln!(out, "problem     {problem}").ok();
-    }
-    for warning in &status.warnings {
-        writeln!(out, "warning     {warning}").ok();
-    }
-    for unknown in &status.unknown {
-        writeln!(out, "unknown     {unknown}").ok();
-    }
-    out
+    let rows: Vec<_> = rows
+        .map(|image| {
+            [
+                &image.namespace,
+                &image.source,
+                &image.reason,
+                &image.message,
+            ]
+        })
+        .collect();
+    terminal::table(["NAMESPACE", "IMAGE", "REASON", "MESSAGE"], &rows)
 }

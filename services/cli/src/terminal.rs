@@ -1,27 +1,82 @@
-//! What a terminal is shown while a command works: sizes in units, tables, and progress. Where
-//! standard error is no terminal nothing is drawn.
+//! What a terminal is shown: tables, sizes, messages and progress. Texts of others are made
+//! harmless first. Where standard error is no terminal no progress is drawn.
+
+#![allow(clippy::print_stderr, reason = "messages to the user")]
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use anstyle::{AnsiColor, Style};
+use indicatif::{BinaryBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Begins the head of a table, so that `--no-headers` finds it. Texts of others never hold it.
+const HEAD: char = '\u{1e}';
+
+/// Whether progress and hints are left out.
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// Leaves out progress and hints.
+pub(crate) fn set_quiet(quiet: bool) {
+    QUIET.store(quiet, Ordering::Relaxed);
+}
+
+fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
+}
+
+/// Prints data to standard output. A reader that went away (`| head`) is no error.
+pub(crate) fn print(text: &str) {
+    let mut out = anstream::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .ok();
+}
+
+/// Prints an error to standard error.
+pub(crate) fn error(message: &str) {
+    let bad = bad();
+    anstream::eprintln!("{bad}error:{bad:#} {}", clean(message));
+}
+
+/// Prints one cause of an error.
+pub(crate) fn cause(message: &str) {
+    anstream::eprintln!("  caused by: {}", clean(message));
+}
+
+/// Prints a hint to standard error.
+pub(crate) fn note(message: &str) {
+    if !is_quiet() {
+        anstream::eprintln!("note: {}", clean(message));
+    }
+}
+
+/// Prints a line of progress where no bar is drawn.
+pub(crate) fn progress(message: &str) {
+    use std::io::IsTerminal as _;
+    if !is_quiet() && !std::io::stderr().is_terminal() {
+        anstream::eprintln!("{}", clean(message));
+    }
+}
+
+/// The style of what is wrong.
+pub(crate) fn bad() -> Style {
+    AnsiColor::Red.on_default().bold()
+}
+
+/// The style of what is as it should be.
+pub(crate) fn good() -> Style {
+    AnsiColor::Green.on_default()
+}
+
+/// The style of what needs attention.
+pub(crate) fn warning() -> Style {
+    AnsiColor::Yellow.on_default()
+}
 
 /// Bytes in the largest binary unit that leaves a number of at least one.
 pub(crate) fn size(bytes: u64) -> String {
-    let mut units = ["KiB", "MiB", "GiB", "TiB"].into_iter();
-    let mut unit = "B";
-    let mut amount = bytes as f64;
-    while amount >= 1024.0 {
-        let Some(larger) = units.next() else { break };
-        (unit, amount) = (larger, amount / 1024.0);
-    }
-    if unit == "B" {
-        format!("{bytes} B")
-    } else {
-        format!("{amount:.1} {unit}")
-    }
+    BinaryBytes(bytes).to_string()
 }
 
 /// `1 tag`, `2 tags`.
@@ -49,8 +104,20 @@ pub(crate) fn things(total: u64) -> ProgressBar {
     styled(ProgressBar::new(total), style)
 }
 
-/// Columns under a head, each as wide as its widest text; the last one is not padded. Control
-/// characters of others' texts are shown as blanks.
+/// Text of others in one line: control characters and those that reverse the direction of text
+/// are shown as blanks.
+pub(crate) fn clean(text: &str) -> String {
+    let hides = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    };
+    text.chars()
+        .map(|c| if hides(c) { ' ' } else { c })
+        .collect()
+}
+
+/// Columns under a head, each as wide as its widest text; the last one is not padded.
 pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
     head: [&str; COLUMNS],
     rows: &[[Text; COLUMNS]],
@@ -64,29 +131,42 @@ pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
     let line = |cells: [&str; COLUMNS]| {
         let mut line = String::new();
         for (cell, width) in cells.iter().zip(widths) {
-            let shown: String = cell
-                .chars()
-                .map(|c| if c.is_control() { ' ' } else { c })
-                .collect();
-            write!(line, "{shown:<width$}  ").ok();
+            write!(line, "{:<width$}  ", clean(cell)).ok();
         }
         format!("{}\n", line.trim_end())
     };
-    let mut text = line(head);
+    let mut text = format!("{HEAD}{}", line(head));
     for row in rows {
         text.push_str(&line(row.each_ref().map(AsRef::as_ref)));
     }
     text
 }
 
-/// Writes what `--json` asks for.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
-    let mut text = serde_json::to_vec_pretty(value)?;
-    text.push(b'\n');
-    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+/// One text a line.
+pub(crate) fn lines(texts: impl Iterator<Item = String>) -> String {
+    texts.fold(String::new(), |mut lines, text| {
+        lines.push_str(&text);
+        lines.push('\n');
+        lines
+    })
+}
+
+/// The text with the heads of its tables.
+pub(crate) fn with_heads(text: &str) -> String {
+    text.replace(HEAD, "")
+}
+
+/// The text without the heads of its tables.
+pub(crate) fn without_heads(text: &str) -> String {
+    text.split_inclusive('\n')
+        .filter(|line| !line.starts_with(HEAD))
+        .collect()
 }
 
 fn styled<E>(bar: ProgressBar, style: Result<ProgressStyle, E>) -> ProgressBar {
+    if is_quiet() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+    }
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
@@ -103,7 +183,9 @@ mod tests {
         let text = table(["ONE", "TWO"], &rows);
         let expect =
             "ONE                   TWO\na                     bb\nlonger than its head  x y\n";
-        assert_eq!(text, expect);
+        assert_eq!(with_heads(&text), expect);
+        let expect = "a                     bb\nlonger than its head  x y\n";
+        assert_eq!(without_heads(&text), expect);
     }
 
     #[test]
@@ -111,12 +193,17 @@ mod tests {
         for (bytes, expect) in [
             (0, "0 B"),
             (1023, "1023 B"),
-            (1024, "1.0 KiB"),
-            (3 << 20, "3.0 MiB"),
-            (5 << 40, "5.0 TiB"),
-            (5 << 50, "5120.0 TiB"),
+            (1024, "1.00 KiB"),
+            (3 << 20, "3.00 MiB"),
+            (5 << 40, "5.00 TiB"),
+            (5 << 50, "5.00 PiB"),
         ] {
             assert_eq!(size(bytes), expect);
         }
+    }
+
+    #[test]
+    fn texts_of_others_cannot_reorder_a_line() {
+        assert_eq!(clean("a\u{202e}b\u{1b}[2J\u{2066}c"), "a b [2J c");
     }
 }

@@ -3,9 +3,8 @@
 //! controller, which would put things back; then, if a value asks for it, the pods that still hold
 //! rewritten references; then the nodes; then what the controller made.
 //!
-//! It never hangs and, unless told `--strict`, never fails a deletion: what could not be done is in
-//! the report.
-#![allow(clippy::print_stdout, reason = "the report is the result")]
+//! It never hangs. As the chart's hook (`--hook`) it never fails a deletion: what could not be done
+//! is in the report.
 
 mod cluster;
 mod nodes;
@@ -15,10 +14,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use holdfast_api::names::Names;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::command::ConfigArgs;
-use crate::{restore, terminal};
+use crate::confirm::ConfirmArgs;
+use crate::exit_status::{self, Answer};
+use crate::output::{Document, OutputArgs};
+use crate::{duration, restore, terminal};
 use cluster::Cluster;
 use report::Report;
 
@@ -34,35 +37,62 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// Arguments of `uninstall`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  holdfast uninstall --config config.yaml --yes
+  holdfast uninstall --config config.yaml --timeout 5m --yes
+
+The chart runs this command with --hook before a release is deleted.
+
+Exit status: 0 everything was undone (with --hook always), 1 something is left, 2 it could not run.")]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Seconds to wait for nodes [default: uninstall.timeoutSeconds of the values]
-    #[arg(long, value_name = "SECONDS")]
-    timeout_seconds: Option<u64>,
-    /// Fails when anything is left behind
+    /// How long to wait for nodes [default: uninstall.timeoutSeconds of the values]
+    #[arg(long, alias = "timeout-seconds", value_name = "DURATION", value_parser = duration::parse)]
+    timeout: Option<Duration>,
+    /// Runs as the chart's hook: does not ask, and never fails the deletion of the release
     #[arg(long)]
+    hook: bool,
+    /// The default without --hook
+    #[arg(long, hide = true)]
     strict: bool,
+    #[command(flatten)]
+    confirm: ConfirmArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Undoes the release and prints the report.
-pub(crate) async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let outcome = report(&args).await;
-    let clean = match &outcome {
-        Ok(report) => {
-            print!("{report}");
-            report.is_clean()
-        }
-        Err(error) => {
-            println!("nothing was undone: {error:#}");
-            false
-        }
-    };
-    Ok(if clean || !args.strict {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+pub(crate) async fn run(args: Args) -> ExitCode {
+    args.output.apply();
+    let result = uninstall(&args).await;
+    if !args.hook {
+        return args.output.finish(result);
+    }
+    // A hook that fails would keep the release.
+    let result = result.or_else(|error| {
+        let why = exit_status::message(&error);
+        let data = json!({"done": [], "left": [why], "rewritten": []});
+        let text = format!("nothing was undone: {why}\n");
+        Document::new("Uninstall", Answer::No, &data, text)
+    });
+    args.output.finish(result);
+    ExitCode::SUCCESS
+}
+
+async fn uninstall(args: &Args) -> anyhow::Result<Document> {
+    if !args.hook {
+        args.confirm
+            .ask("this takes Holdfast out of the cluster and deletes its Artifacts")?;
+    }
+    let report = report(args).await?;
+    Document::new(
+        "Uninstall",
+        report.is_clean().into(),
+        &report,
+        report.to_string(),
+    )
 }
 
 async fn report(args: &Args) -> anyhow::Result<Report> {
@@ -72,8 +102,8 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         .restore
         .then(|| Duration::from_secs(u64::from(uninstall.restore_timeout_seconds)));
     let timeout = args
-        .timeout_seconds
-        .unwrap_or_else(|| u64::from(uninstall.timeout_seconds));
+        .timeout
+        .unwrap_or_else(|| Duration::from_secs(u64::from(uninstall.timeout_seconds)));
     let release = config.release;
     let names = Names {
         release: release.name,
@@ -93,7 +123,7 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
     Ok(undo(
         &Cluster::new(client, names).evicting_by(evicting),
         &http,
-        Duration::from_secs(timeout),
+        timeout,
         restore,
     )
     .await)

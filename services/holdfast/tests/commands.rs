@@ -321,7 +321,7 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
     let waits = ["preload", "registry.example/web:1", "-n", "shop", "--wait"];
     site.run(&waits)
         .await
-        .check(0, &["1 local (2.0 KiB), 0 not"]);
+        .check(0, &["1 local (2.00 KiB), 0 not"]);
     site.stands("shop", "registry.example/no:1", "NotFound")
         .await;
     site.run(&[
@@ -348,7 +348,7 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
     )
     .await;
     let whole = site
-        .run(&["preload", "--namespace", "shop", "--dry-run"])
+        .run(&["preload", "--from-namespace", "shop", "--dry-run"])
         .await;
     whole.check(
         0,
@@ -359,7 +359,7 @@ async fn preload_makes_each_artifact_once_and_follows_it() {
             "CronJob/night",
         ],
     );
-    site.run(&["preload"]).await.check(2, &["IMAGE"]);
+    site.run(&["preload"]).await.check(64, &["IMAGE"]);
 }
 
 // SPEC 12
@@ -401,7 +401,7 @@ async fn diff_offline_names_what_would_not_start_and_what_it_may_not_see() {
     site.stands("shop", "registry.example/night:1", "Copied")
         .await;
     let json_file = site.folder.path().join("diff.json");
-    let file = ["--all", "--json", json_file.to_str().unwrap()];
+    let file = ["--show-local", "--json", json_file.to_str().unwrap()];
     site.run(&[&diff[..], &file].concat()).await.check(
         0,
         &["Deployment/web", "2 owners: every one would start offline"],
@@ -441,14 +441,20 @@ async fn status_says_what_is_missing() {
         &[
             "address     10.96.0.50",
             "rewriting   on: every node is prepared",
-            "images      1 of 2 local (2.0 KiB), 1 NotFound",
+            "images      1 of 2 local (2.00 KiB), 1 NotFound",
             "registry.example/no:1",
             "no registry pod runs",
             "registry: 0 of 1 ready",
         ],
     );
     let found = site.json("status.json");
-    assert_eq!(found["verdict"], "missing");
+    assert_eq!(found["verdict"], "no");
+    assert_eq!(found["kind"], "Status");
+    let codes: Vec<_> = found["problems"].as_array().unwrap().iter().collect();
+    assert!(
+        codes.iter().any(|it| it["code"] == "PodsNotReady"),
+        "{codes:?}"
+    );
     assert_eq!(found["images"]["byReason"]["NotFound"], 1);
 
     let elsewhere = site.run(&["status", "--release-namespace", "shop"]).await;
@@ -520,7 +526,7 @@ async fn restore_evicts_what_is_made_anew_patches_what_is_not_and_edits_no_owner
     )
     .await;
 
-    let restore = ["restore", "--namespace", "shop", "--rate", "600"];
+    let restore = ["restore", "-n", "shop", "--rate", "600", "--yes"];
     site.run(&[&restore[..], &["--dry-run"]].concat())
         .await
         .check(

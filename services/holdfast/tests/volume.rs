@@ -160,6 +160,8 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
         text.contains("damaged-tag") && text.contains("--repair"),
         "{text}"
     );
+    let refused = ends(64, &["fsck", "--data", volume.path(), "--repair"]);
+    assert!(refused.contains("confirm with --yes"), "{refused}");
     assert_eq!(fs::read(&link).unwrap(), b"", "a dry run by default");
     let found = json_of(&report);
     assert_eq!(found["findings"][0]["kind"], "damaged-tag");
@@ -175,6 +177,7 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
             "--data",
             volume.path(),
             "--repair",
+            "--yes",
             "--json",
             report_path,
         ],
@@ -184,9 +187,29 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
     assert_ne!(fs::read(&link).unwrap(), b"");
     let text = ends(1, &["fsck", "--data", volume.path(), "--deep"]);
     assert!(text.contains("wrong-content"), "{text}");
-    ends(0, &["fsck", "--data", volume.path(), "--deep", "--repair"]);
+    ends(
+        0,
+        &[
+            "fsck",
+            "--data",
+            volume.path(),
+            "--deep",
+            "--repair",
+            "--yes",
+        ],
+    );
     // What was moved aside is missing now, and no repair can make it up.
-    let text = ends(1, &["fsck", "--data", volume.path(), "--deep", "--repair"]);
+    let text = ends(
+        1,
+        &[
+            "fsck",
+            "--data",
+            volume.path(),
+            "--deep",
+            "--repair",
+            "--yes",
+        ],
+    );
     assert!(
         text.contains("missing-content") && text.contains("1 damaged blob in the quarantine"),
         "{text}"
@@ -209,7 +232,7 @@ async fn fsck_judges_what_lies_behind_content_that_it_gave_back() {
         fs::create_dir_all(aside.parent().unwrap()).unwrap();
         fs::rename(layout.blob(&manifest), aside).unwrap();
     }
-    let text = ends(1, &["fsck", "--data", volume.path(), "--repair"]);
+    let text = ends(1, &["fsck", "--data", volume.path(), "--repair", "--yes"]);
     for part in ["sound-in-quarantine", "unlinked"] {
         assert!(text.contains(part), "{part}: {text}");
     }
@@ -225,10 +248,10 @@ fn fsck_of_what_is_no_volume_cannot_run() {
         0,
         "a check makes nothing"
     );
-    ends(2, &["fsck"]);
+    ends(64, &["fsck"]);
     for command in [["ls"].as_slice(), &["export", "a", "-o", "x.tar"]] {
         let arguments = [command, &["--data", empty.path().to_str().unwrap()]].concat();
-        assert!(ends(1, &arguments).contains("holds no registry"));
+        assert!(ends(2, &arguments).contains("holds no registry"));
     }
 }
 
@@ -258,12 +281,12 @@ async fn ls_shows_repositories_and_their_images() {
     );
     let found = json_of(&list);
     assert_eq!(
-        found[0]["tags"][0]["platforms"],
+        found["items"][0]["tags"][0]["platforms"],
         json!(["linux/amd64", "linux/arm64"])
     );
     let text = ends(0, &["ls", "--data", volume.path(), "--tags"]);
     assert!(text.contains("team/app:1"), "{text}");
-    assert!(ends(1, &["ls", "--data", volume.path(), "absent"]).contains("no repository absent"));
+    assert!(ends(2, &["ls", "--data", volume.path(), "absent"]).contains("no repository absent"));
 }
 
 #[tokio::test]
@@ -293,7 +316,7 @@ async fn images_go_out_and_in_again() {
         "{text}"
     );
     assert!(!ends(0, &["ls", "--data", other.path()]).contains("nginx"));
-    let text = ends(2, &["import", "--reserve-percent=51", "--data", "/", tar]);
+    let text = ends(64, &["import", "--reserve-percent=51", "--data", "/", tar]);
     assert!(text.contains("51 is not in 0..=50"), "{text}");
     let text = ends(0, &["import", RESERVE, "--data", other.path(), tar]);
     assert!(text.contains("6 blobs of"), "{text}");
@@ -357,14 +380,25 @@ async fn images_go_out_and_in_again() {
     assert!(listed(&other).contains("registry.example:5000/copy:2"));
 
     assert!(
-        ends(1, &["export", "--data", volume.path(), "absent", "-o", tar])
-            .contains("not on the volume")
+        ends(
+            2,
+            &[
+                "export",
+                "--data",
+                volume.path(),
+                "absent",
+                "--yes",
+                "-o",
+                tar
+            ]
+        )
+        .contains("not on the volume")
     );
     fs::write(folder.path().join("not.tar"), "nonsense").unwrap();
     let bad = folder.path().join("not.tar");
     assert!(
         ends(
-            1,
+            2,
             &["import", "--data", other.path(), bad.to_str().unwrap()]
         )
         .contains("no tar file")
@@ -440,7 +474,7 @@ async fn a_damaged_image_leaves_no_archive() {
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("images.tar");
     let text = ends(
-        1,
+        2,
         &[
             "export",
             "--data",
@@ -527,7 +561,7 @@ async fn skopeo_reads_what_went_out_and_its_own_archives_come_in() {
     let old = format!("docker-archive:{}:team/app:1", at("old.tar").display());
     skopeo(&["copy", &single, &old]);
     let text = ends(
-        1,
+        2,
         &[
             "import",
             RESERVE,
@@ -553,7 +587,7 @@ fn json_digest(volume: &Volume) -> String {
             list.to_str().unwrap(),
         ],
     );
-    json_of(&list)[0]["tags"][0]["digest"]
+    json_of(&list)["items"][0]["tags"][0]["digest"]
         .as_str()
         .unwrap()
         .to_owned()

@@ -1,7 +1,7 @@
 //! The operator's commands on the real cluster: preload, diff offline, restore, status.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::site::{SECRET, START, Site};
 use crate::wait::eventually;
 use crate::world::World;
 
-/// How a command ended, and what it wrote with `--json`.
+/// How a command ended, and the document that it printed.
 pub(super) struct Ended {
     code: Option<i32>,
     pub(super) text: String,
@@ -31,26 +31,31 @@ impl Ended {
     }
 }
 
-/// Runs holdfast as an operator does, beside the cluster.
+/// Runs holdfast as an operator does, beside the cluster, and reads the document that it prints.
 pub(super) fn holdfast(site: &Site, program: &PathBuf, arguments: &[&str]) -> Result<Ended> {
-    let file = std::env::temp_dir().join(format!("holdfast-{}.json", crate::images::unique()?));
-    let mut command: Command = site.cluster.command(program);
-    command.args(arguments).arg("--json").arg(&file);
-    let output = command.output().context("start holdfast")?;
-    let json = std::fs::read(&file)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default();
-    drop(std::fs::remove_file(&file));
+    let arguments = [arguments, &["-o", "json"]].concat();
+    let (output, text) = run(site, program, &arguments)?;
     Ok(Ended {
         code: output.status.code(),
-        text: format!(
-            "{}{}",
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr)
-        ),
-        json,
+        text,
+        json: serde_json::from_slice(&output.stdout).unwrap_or_default(),
     })
+}
+
+/// The text that people get.
+pub(super) fn table(site: &Site, program: &PathBuf, arguments: &[&str]) -> Result<String> {
+    run(site, program, arguments).map(|(_, text)| text)
+}
+
+fn run(site: &Site, program: &PathBuf, arguments: &[&str]) -> Result<(Output, String)> {
+    let mut command: Command = site.cluster.command(program);
+    let output = command.args(arguments).output().context("start holdfast")?;
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok((output, text))
 }
 
 pub(super) fn preloaded_images_start_on_a_node_without_their_upstream(
@@ -76,7 +81,7 @@ pub(super) fn preloaded_images_start_on_a_node_without_their_upstream(
         &from,
         "--wait",
         "--timeout",
-        "120",
+        "2m",
     ];
     let first = holdfast(site, &program, &arguments)?.expect(0)?;
     ensure!(
@@ -190,14 +195,14 @@ pub(super) fn restore_gives_pods_their_originals_and_leaves_owners_as_they_are(
         Ok(owner["metadata"]["generation"].clone())
     };
     let before = generation(site)?;
-    let restore = ["restore", "--namespace", &test.name, "--rate", "120"];
+    let restore = ["restore", "-n", &test.name, "--rate", "120", "--yes"];
     let refused = holdfast(site, &program, &restore)?.expect(2)?;
     ensure!(
         refused.text.contains("--opt-out"),
         "no fix: {}",
         refused.text
     );
-    let rest = ["--opt-out", "--wait", "--timeout", "180"];
+    let rest = ["--opt-out", "--wait", "--timeout", "3m"];
     holdfast(site, &program, &[&restore[..], &rest].concat())?.expect(0)?;
     let pods = eventually(START, || {
         let pods = site.kube.list(&["pods", "-n", &test.name])?;

@@ -84,6 +84,15 @@ pub(super) struct Owner {
     pub(super) images: Vec<Image>,
 }
 
+impl Owner {
+    /// Whether an image would be missing.
+    pub(super) fn is_missing_an_image(&self) -> bool {
+        self.images
+            .iter()
+            .any(|image| image.verdict == Verdict::Missing)
+    }
+}
+
 /// What would become of everything.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::diagnose::Report;
 use super::fetch::Asked;
 use crate::cluster::text;
+use crate::finding::Code;
 
 /// Names of one line.
 const SHOWN: usize = 5;
@@ -65,6 +66,7 @@ pub(super) fn diagnose(
         Some(Ok(pods)) => {
             let names = pods.iter().map(|it| format!("{} ({})", it.pod, it.source));
             report.find(
+                Code::AccessNotProved,
                 format!(
                     "pods have images from the registry that their namespaces have not proved to have: {}",
                     shown(names.collect())

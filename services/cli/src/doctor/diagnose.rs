@@ -11,15 +11,8 @@ use super::fetch::Facts;
 use super::policy_dry_run::Outcome;
 use super::{access, scaling, upstreams, verifiers, void, volume, webhook};
 use crate::exit_status::Answer;
+use crate::finding::{Code, Finding};
 use crate::terminal;
-
-/// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Finding {
-    pub(super) what: String,
-    pub(super) fix: String,
-}
 
 /// Everything that is wrong, and what could not be seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -46,24 +39,17 @@ impl Report {
     }
 
     /// Adds a finding and its fix.
-    pub(super) fn find(&mut self, what: impl Into<String>, fix: impl Into<String>) {
-        self.findings.push(Finding {
-            what: what.into(),
-            fix: fix.into(),
-        });
+    pub(super) fn find(&mut self, code: Code, what: impl Into<String>, fix: impl Into<String>) {
+        self.findings.push(Finding::new(code, what, fix));
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Messages of others may hold anything.
-        let line = |text: &str| {
-            text.chars()
-                .map(|c| if c.is_control() { ' ' } else { c })
-                .collect::<String>()
-        };
+        let line = terminal::clean;
+        let (good, bad) = (terminal::good(), terminal::bad());
         for ok in &self.ok {
-            writeln!(f, "ok       {}", line(ok))?;
+            writeln!(f, "{good}ok{good:#}       {}", line(ok))?;
         }
         for note in &self.notes {
             writeln!(f, "note     {}", line(note))?;
@@ -71,7 +57,7 @@ impl fmt::Display for Report {
         for finding in &self.findings {
             writeln!(
                 f,
-                "PROBLEM  {}; fix: {}",
+                "{bad}PROBLEM{bad:#}  {}; fix: {}",
                 line(&finding.what),
                 line(&finding.fix)
             )?;
@@ -149,6 +135,7 @@ fn rewriting(facts: &Facts, report: &mut Report) {
                     &state.reason
                 });
             report.find(
+                Code::RewritingOff,
                 format!("new pods are not rewritten, they pull from their upstreams: {reason}"),
                 "see the nodes and parts below; webhook.waitForNodes=false begins without waiting for nodes",
             );
@@ -166,6 +153,7 @@ fn parts(facts: &Facts, report: &mut Report) {
         }
         match (part.wanted, part.ready) {
             (Some(wanted), Some(ready)) if ready < wanted || wanted == 0 => report.find(
+                Code::PodsNotReady,
                 format!("{}: {ready} of {wanted} pods are ready", part.name),
                 format!(
                     "kubectl describe pods -n {namespace} -l {}={}",
@@ -187,10 +175,11 @@ fn claim(facts: &Facts, report: &mut Report) {
     match &facts.claim {
         Ok(Some(claim)) if claim.phase == "Bound" => report.ok.push("the volume's claim is bound".to_owned()),
         Ok(Some(claim)) => report.find(
+                Code::ClaimNotBound,
             format!("the volume's claim is {}: {}", claim.phase, claim.event),
             "name a storage class that gives such volumes (clusterRegistry.storageClassName); with highAvailability it has to be ReadWriteMany",
         ),
-        Ok(None) => report.find("the volume's claim does not exist", "helm upgrade makes it again"),
+        Ok(None) => report.find(Code::ClaimMissing, "the volume's claim does not exist", "helm upgrade makes it again"),
         Err(why) => report.unknown.push(format!("the volume's claim: {why}")),
     }
 }
@@ -206,10 +195,12 @@ fn nodes(facts: &Facts, report: &mut Report) {
         match agent {
             Some(agent) if agent.ready => prepared += 1,
             Some(agent) => report.find(
+                Code::NodeNotPrepared,
                 format!("node {node} is not prepared: {}", agent.why),
                 format!("kubectl logs -n {namespace} {} says why", agent.pod),
             ),
             None => report.find(
+                Code::NodeWithoutAgent,
                 format!("node {node} is not prepared: no node agent runs there"),
                 "nodeAgent.tolerations lets it onto tainted nodes; webhook.scope.nodeSelector leaves nodes out",
             ),
@@ -274,6 +265,7 @@ fn policies(facts: &Facts, report: &mut Report) {
             what = format!("{what} ({message})");
         }
         report.find(
+                Code::PolicyRefuses,
             what,
             format!(
                 "let it allow images that begin with {}, never {address}/ alone, below which lies every upstream; or opt out with kubectl label namespace {} {}={}; until then such pods keep \
@@ -296,6 +288,7 @@ fn policies(facts: &Facts, report: &mut Report) {
         .filter(|entry| entry.source != EVERY_SOURCE)
     {
         report.find(
+                Code::SourceExcluded,
             format!("pods of namespace {} get {} from its upstream: {}", entry.namespace, entry.source, entry.reason),
             "give the registry what it needs, a pull secret say; kubectl describe artifacts there shows what is missing",
         );

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::diagnose::Report;
 use super::fetch::{Asked, listed, object};
 use crate::cluster::{Resource, text};
+use crate::finding::Code;
 
 const AUTOSCALERS: Resource = Resource {
     group: "autoscaling",
@@ -70,6 +71,7 @@ pub(super) fn diagnose(scaling: &Asked<Scaling>, report: &mut Report) {
         Ok(scaling) if scaling.autoscalers.is_empty() => {}
         Ok(scaling) => match &scaling.no_metrics {
             Some(why) => report.find(
+                Code::AutoscalerWithoutMetrics,
                 format!(
                     "{} cannot scale by load: {why}",
                     scaling.autoscalers.join(", ")

@@ -2,43 +2,63 @@
 //! reach it, with the CA and the credential that nodes use? The chart's test runs it.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use holdfast_api::names::Names;
+use holdfast_config::Config;
+use serde_json::json;
 
-use crate::command::ConfigArgs;
+use crate::exit_status::Answer;
+use crate::output::Document;
+use crate::{command, duration, terminal};
 
 /// Arguments of `doctor --quick`.
 #[derive(clap::Args)]
-#[command(next_help_heading = "With --quick")]
 pub(super) struct SelfTest {
-    #[command(flatten)]
-    config: ConfigArgs,
+    /// The configuration of the release
+    #[arg(long, value_name = "FILE", default_value = command::CONFIG_FILE, hide = true)]
+    config: PathBuf,
     /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
-    #[arg(long = "quick")]
+    #[arg(long = "quick", hide = true)]
     pub(super) asked: bool,
     /// The registry; default: its Service in the release's namespace
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", hide = true)]
     url: Option<String>,
     /// The CA bundle that signs the registry's certificate (PEM)
-    #[arg(long, value_name = "FILE", default_value = "/etc/holdfast/tls/ca.crt")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/holdfast/tls/ca.crt",
+        hide = true
+    )]
     ca: PathBuf,
     /// The folder with node-username and node-password
-    #[arg(long, value_name = "DIR", default_value = "/etc/holdfast/auth")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        default_value = "/etc/holdfast/auth",
+        hide = true
+    )]
     auth: PathBuf,
-    /// Seconds to keep trying; a release that was just installed needs some
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    timeout_seconds: u64,
+    /// How long to keep trying; a release that was just installed needs some time
+    #[arg(
+        long,
+        alias = "timeout-seconds",
+        value_name = "DURATION",
+        default_value = "30s",
+        value_parser = duration::parse,
+        hide = true
+    )]
+    timeout: Duration,
 }
 
-/// Asks until the registry answers well or time is over.
-pub(super) async fn run(args: SelfTest) -> anyhow::Result<ExitCode> {
+/// Asks until the registry answers, or until the time is over.
+pub(super) async fn run(args: &SelfTest) -> anyhow::Result<Document> {
     let url = if let Some(url) = &args.url {
         url.trim_end_matches('/').to_owned()
     } else {
-        let release = args.config.load()?.release;
+        let release = Config::from_file(&args.config)?.release;
         let names = Names {
             release: release.name,
             fullname: release.fullname,
@@ -52,15 +72,15 @@ pub(super) async fn run(args: SelfTest) -> anyhow::Result<ExitCode> {
         read(&args.auth, "node-password")?,
     );
     let url = format!("{url}/v2/");
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(args.timeout_seconds);
+    let deadline = tokio::time::Instant::now() + args.timeout;
     loop {
         match ask(&client, &url, &username, &password).await {
             Ok(()) => {
-                println!("ok: {url} answers with the node credential over TLS");
-                return Ok(ExitCode::SUCCESS);
+                let text = format!("ok: {url} answers with the node credential over TLS\n");
+                return Document::new("SelfTest", Answer::Yes, &json!({"url": url}), text);
             }
             Err(error) if tokio::time::Instant::now() < deadline => {
-                eprintln!("not yet: {error:#}");
+                terminal::note(&format!("not yet: {error:#}"));
                 tokio::time::sleep(Duration::from_secs(2)).await;
             }
             Err(error) => return Err(error),

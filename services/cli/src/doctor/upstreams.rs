@@ -11,6 +11,7 @@ use holdfast_core::Reference;
 use super::access::shown;
 use super::diagnose::Report;
 use crate::artifact_status::{copy_status, is_on_its_way};
+use crate::finding::Code;
 use crate::terminal;
 
 pub(super) use holdfast_core::rewrite::upstream_prefix as prefix;
@@ -81,6 +82,7 @@ pub(super) fn diagnose(artifacts: &[Artifact], report: &mut Report) {
         let images = terminal::count(absent.images, "wanted image is", "wanted images are");
         if reason == Reason::UpstreamUnavailable.as_str() {
             report.find(
+                Code::UpstreamUnreachable,
                 format!("{host} cannot be reached: {images} not local, since {since}: {message}"),
                 "check the uplink and proxy.*, and for this host upstreams[].endpoint, mirrors \
                  and ca; copies go on by themselves once it answers",
@@ -90,6 +92,7 @@ pub(super) fn diagnose(artifacts: &[Artifact], report: &mut Report) {
         let sources = shown(absent.sources.into_iter().collect());
         let known = Reason::ALL.into_iter().find(|it| it.as_str() == reason);
         report.find(
+            Code::ImageNotLocal,
             format!("{host}: {images} not local ({reason}: {sources}), since {since}: {message}"),
             known.map_or("kubectl describe artifacts shows what is known", advice),
         );
@@ -98,8 +101,8 @@ pub(super) fn diagnose(artifacts: &[Artifact], report: &mut Report) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::diagnose::Finding;
     use super::*;
+    use crate::finding::Finding;
     use serde_json::json;
 
     fn artifact(source: &str, reason: &str, since: &str) -> Artifact {

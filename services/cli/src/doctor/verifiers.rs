@@ -15,6 +15,7 @@ use super::diagnose::Report;
 use super::fetch::Asked;
 use super::upstreams::prefix;
 use crate::cluster::{self, Listed, Resource, text};
+use crate::finding::Code;
 
 /// A kind of policy that verifies images.
 #[derive(Debug)]
@@ -395,6 +396,7 @@ fn tell_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, repo
     let images: Vec<String> = missed.values().flatten().cloned().collect();
     let prefixes: Vec<String> = missed.keys().map(|prefix| format!("{prefix}**")).collect();
     report.find(
+                Code::VerifierMissesNames,
         format!(
             "{} verifies {} and does not mean the names that pods have after rewriting ({}): \
              they may run unverified",

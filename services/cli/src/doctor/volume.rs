@@ -4,6 +4,7 @@ use holdfast_controller::artifacts::events::ENLARGE;
 
 use super::diagnose::Report;
 use super::fetch::Asked;
+use crate::finding::Code;
 use crate::status::diagnose::Volume;
 use crate::terminal;
 
@@ -16,11 +17,13 @@ pub(super) fn diagnose(volume: &Asked<Volume>, report: &mut Report) {
     let free = terminal::size(volume.available_bytes);
     match volume.level {
         "full" => report.find(
+            Code::VolumeFull,
             "the registry's volume is full: nothing is copied any more",
             ENLARGE,
         ),
         // Above registry.limits.warnUsedPercent, while there still is time.
         "filling" => report.find(
+            Code::VolumeFilling,
             format!(
                 "the registry's volume is filling: {free} of {} free; nothing is copied once it \
                  is full",

@@ -8,6 +8,11 @@ use holdfast_controller::artifacts::events::ENLARGE;
 use serde::Serialize;
 
 use crate::artifact_status::{copy_status, is_on_its_way};
+use crate::exit_status::Answer;
+use crate::finding::{Code, Finding};
+
+/// The fix of a problem that `status` only counts.
+const SEE_DOCTOR: &str = "holdfast doctor names the cause and the fix";
 
 /// What was found out. What could not be found out carries the reason.
 #[derive(Debug, Clone)]
@@ -70,20 +75,10 @@ impl Volume {
     }
 }
 
-/// The answer in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Verdict {
-    Ok,
-    Missing,
-    Unknown,
-}
-
 /// What is printed.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Status {
-    pub(super) verdict: Verdict,
     pub(super) release: String,
     pub(super) namespace: String,
     pub(super) version: String,
@@ -98,9 +93,9 @@ pub(super) struct Status {
     /// Images that are not local, those that fail before those that are on their way.
     pub(super) absent: Vec<Absent>,
     /// What is missing beside images.
-    pub(super) problems: Vec<String>,
+    pub(super) problems: Vec<Finding>,
     /// What will be missing if nobody does anything; it does not change the answer.
-    pub(super) warnings: Vec<String>,
+    pub(super) warnings: Vec<Finding>,
     /// What could not be found out.
     pub(super) unknown: Vec<String>,
 }
@@ -123,6 +118,8 @@ pub(super) struct Images {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Absent {
     pub(super) namespace: String,
+    /// The name of the Artifact.
+    pub(super) artifact: String,
     pub(super) source: String,
     pub(super) reason: String,
     pub(super) message: String,
@@ -132,7 +129,7 @@ pub(super) struct Absent {
 }
 
 /// What the facts mean.
-pub(super) fn diagnose(facts: &Facts) -> Status {
+pub(super) fn diagnose(facts: &Facts) -> (Answer, Status) {
     let (mut problems, mut warnings, mut unknown) = (Vec::new(), Vec::new(), Vec::new());
     let state = match &facts.state {
         Ok(state) => state.clone(),
@@ -148,22 +145,35 @@ pub(super) fn diagnose(facts: &Facts) -> Status {
         None => "not known".to_owned(),
     };
     if !rewriting && facts.state.is_ok() {
-        problems.push(format!(
-            "new pods are not rewritten, they pull from their upstreams: {rewriting_reason}"
+        problems.push(Finding::new(
+            Code::RewritingOff,
+            format!(
+                "new pods are not rewritten, they pull from their upstreams: {rewriting_reason}"
+            ),
+            SEE_DOCTOR,
         ));
     }
     for entry in state.iter().flat_map(|state| &state.excluded) {
         if entry.source == EVERY_SOURCE {
-            problems.push(format!(
-                "pods of namespace {} keep their images: {} refuses the registry's references; holdfast doctor names the fix",
-                entry.namespace, entry.reason
+            problems.push(Finding::new(
+                Code::PolicyRefuses,
+                format!(
+                    "pods of namespace {} keep their images: {} refuses the registry's references; \
+                     holdfast doctor names the fix",
+                    entry.namespace, entry.reason
+                ),
+                SEE_DOCTOR,
             ));
         }
     }
     for part in &facts.parts {
         match (part.wanted, part.ready) {
             (Some(wanted), Some(ready)) if ready < wanted => {
-                problems.push(format!("{}: {ready} of {wanted} ready", part.name));
+                problems.push(Finding::new(
+                    Code::PodsNotReady,
+                    format!("{}: {ready} of {wanted} ready", part.name),
+                    SEE_DOCTOR,
+                ));
             }
             (Some(_), Some(_)) => {}
             _ => unknown.push(format!(
@@ -174,10 +184,16 @@ pub(super) fn diagnose(facts: &Facts) -> Status {
         }
     }
     match facts.volume.as_ref().map(|volume| volume.level) {
-        Ok("full") => problems.push(format!(
-            "the registry's volume is full: nothing is copied any more; {ENLARGE}"
+        Ok("full") => problems.push(Finding::new(
+            Code::VolumeFull,
+            format!("the registry's volume is full: nothing is copied any more; {ENLARGE}"),
+            ENLARGE,
         )),
-        Ok("filling") => warnings.push(format!("the registry's volume is filling; {ENLARGE}")),
+        Ok("filling") => warnings.push(Finding::new(
+            Code::VolumeFilling,
+            format!("the registry's volume is filling; {ENLARGE}"),
+            ENLARGE,
+        )),
         _ => {}
     }
     let (mut images, mut absent) = (Images::default(), Vec::new());
@@ -185,15 +201,14 @@ pub(super) fn diagnose(facts: &Facts) -> Status {
         Ok(artifacts) => count(artifacts, &mut images, &mut absent),
         Err(why) => unknown.push(why.clone()),
     }
-    let verdict = if !problems.is_empty() || !absent.is_empty() {
-        Verdict::Missing
+    let answer = if !problems.is_empty() || !absent.is_empty() {
+        Answer::No
     } else if !unknown.is_empty() {
-        Verdict::Unknown
+        Answer::Unknown
     } else {
-        Verdict::Ok
+        Answer::Yes
     };
-    Status {
-        verdict,
+    let status = Status {
         release: facts.release.clone(),
         namespace: facts.namespace.clone(),
         version: facts.version.clone(),
@@ -210,7 +225,8 @@ pub(super) fn diagnose(facts: &Facts) -> Status {
         problems,
         warnings,
         unknown,
-    }
+    };
+    (answer, status)
 }
 
 fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) {
@@ -230,6 +246,7 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
         *images.by_reason.entry(status.reason.clone()).or_default() += 1;
         absent.push(Absent {
             namespace: artifact.metadata.namespace.clone().unwrap_or_default(),
+            artifact: artifact.metadata.name.clone().unwrap_or_default(),
             source: source.clone(),
             reason: status.reason,
             message: status.message,
@@ -306,22 +323,22 @@ pub(crate) mod tests {
         }
     }
 
-    fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Verdict, part: &str) {
+    fn check(what: &str, change: impl FnOnce(&mut Facts), expect: Answer, part: &str) {
         let mut facts = healthy();
         change(&mut facts);
-        let status = diagnose(&facts);
-        assert_eq!(status.verdict, expect, "{what}: {status:?}");
+        let (answer, status) = diagnose(&facts);
+        assert_eq!(answer, expect, "{what}: {status:?}");
         let text = serde_json::to_string(&status).unwrap();
         assert!(text.contains(part), "{what}: {part} is not in {text}");
     }
 
     #[test]
     fn one_thing_that_is_missing_is_enough() {
-        check("ok", |_| {}, Verdict::Ok, "every node is prepared");
+        check("ok", |_| {}, Answer::Yes, "every node is prepared");
         check(
             "no state",
             |facts| facts.state = Ok(None),
-            Verdict::Missing,
+            Answer::No,
             "has not said anything yet",
         );
         check(
@@ -332,55 +349,55 @@ pub(crate) mod tests {
                     state.excluded = vec![serde_json::from_value(entry).unwrap()];
                 }
             },
-            Verdict::Missing,
+            Answer::No,
             "admission webhook w refuses",
         );
         check(
             "a part is not ready",
             |facts| facts.parts[0].ready = Some(2),
-            Verdict::Missing,
+            Answer::No,
             "registry: 2 of 3 ready",
         );
         check(
             "the volume is full",
             |facts| facts.volume.as_mut().unwrap().level = "full",
-            Verdict::Missing,
+            Answer::No,
             "nothing is copied any more; enlarge",
         );
         check(
             "the volume is filling",
             |facts| facts.volume.as_mut().unwrap().level = "filling",
-            Verdict::Ok,
+            Answer::Yes,
             "volume is filling; enlarge",
         );
         check(
             "the volume is not known",
             |facts| facts.volume = Err("no way".to_owned()),
-            Verdict::Ok,
+            Answer::Yes,
             "no way",
         );
         check(
             "an image fails",
             |facts| facts.artifacts = Ok(vec![artifact("a", "r.io/b:1", Some("NotFound"))]),
-            Verdict::Missing,
+            Answer::No,
             "NotFound",
         );
         check(
             "an image is new",
             |facts| facts.artifacts = Ok(vec![artifact("a", "r.io/b:1", None)]),
-            Verdict::Missing,
+            Answer::No,
             "Waiting",
         );
         check(
             "Artifacts are forbidden",
             |facts| facts.artifacts = Err("forbidden".to_owned()),
-            Verdict::Unknown,
+            Answer::Unknown,
             "forbidden",
         );
         check(
             "the state is forbidden",
             |facts| facts.state = Err("forbidden".to_owned()),
-            Verdict::Unknown,
+            Answer::Unknown,
             "forbidden",
         );
         check(
@@ -389,14 +406,14 @@ pub(crate) mod tests {
                 facts.state = Err("forbidden".to_owned());
                 facts.parts[0].ready = Some(0);
             },
-            Verdict::Missing,
+            Answer::No,
             "0 of 3",
         );
     }
 
     #[test]
     fn an_image_of_two_namespaces_fills_the_volume_once() {
-        let status = diagnose(&healthy());
+        let (_, status) = diagnose(&healthy());
         assert_eq!((status.images.wanted, status.images.local), (2, 2));
         assert_eq!(status.images.local_bytes, 1000);
     }
@@ -409,7 +426,7 @@ pub(crate) mod tests {
             artifact("b", "r.io/b:1", Some("Unauthorized")),
             artifact("a", "r.io/c:1", None),
         ]);
-        let status = diagnose(&facts);
+        let (_, status) = diagnose(&facts);
         let order: Vec<_> = status
             .absent
             .iter()

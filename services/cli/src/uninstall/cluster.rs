@@ -1,5 +1,6 @@
 //! What the uninstaller does to the cluster, one method a step. An object that is not there is as
 //! good as deleted.
+
 #![allow(clippy::print_stdout, reason = "progress of what takes minutes")]
 
 use anyhow::Context as _;

@@ -2,11 +2,13 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// At most so many pods are named; the rest is counted.
 const NAMED_PODS: usize = 20;
 
 /// The report of an uninstallation.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
     done: Vec<String>,
     left: Vec<String>,

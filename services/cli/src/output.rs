@@ -1,0 +1,390 @@
+//! What commands print: data to standard output in the format that `-o` asks for, everything else
+//! to standard error. JSON and YAML are one document with `apiVersion` and `kind`, also when the
+//! command fails.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::Context as _;
+use holdfast_config::yaml;
+use jsonpath_rust::parser::model::JpQuery;
+use jsonpath_rust::parser::parse_json_path;
+use jsonpath_rust::query::js_path_process;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use crate::exit_status::{self, Answer};
+use crate::terminal;
+
+/// The version of the documents that commands print.
+const API_VERSION: &str = "cli.holdfast.dev/v1alpha1";
+
+/// Flags of every command.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct CommonArgs {
+    /// Prints no progress and no hints
+    #[arg(short, long, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Prints every cause of an error
+    #[arg(short, long)]
+    verbose: bool,
+    /// When to use colors
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    color: Color,
+    /// Exits with 0 whatever the answer is
+    #[arg(long)]
+    exit_zero: bool,
+}
+
+/// Flags of commands that print data.
+#[derive(Debug, Clone, Default, clap::Args)]
+#[command(next_help_heading = "Output")]
+pub(crate) struct OutputArgs {
+    /// Format: table, wide, json, yaml, name or jsonpath=EXPRESSION
+    #[arg(short, long, value_name = "FORMAT", default_value = "table")]
+    output: Format,
+    /// Prints tables without their head
+    #[arg(long)]
+    no_headers: bool,
+    /// Writes the JSON document to a file; use -o json instead
+    #[arg(long, value_name = "FILE", hide = true)]
+    json: Option<PathBuf>,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+/// When to use colors. `NO_COLOR` and `CLICOLOR_FORCE` count where it is `auto`.
+#[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
+enum Color {
+    /// On a terminal
+    #[default]
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+/// The format of the data.
+#[derive(Debug, Clone, Default)]
+enum Format {
+    #[default]
+    Table,
+    Wide,
+    Json,
+    Yaml,
+    Name,
+    JsonPath(Box<JpQuery>),
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "table" => Ok(Self::Table),
+            "wide" => Ok(Self::Wide),
+            "json" => Ok(Self::Json),
+            "yaml" => Ok(Self::Yaml),
+            "name" => Ok(Self::Name),
+            _ => match text.strip_prefix("jsonpath=") {
+                Some(expression) => json_path(expression),
+                None => Err("use table, wide, json, yaml, name or jsonpath=EXPRESSION".to_owned()),
+            },
+        }
+    }
+}
+
+/// Reads an expression as RFC 9535 writes it, or with the braces and without the `$` of kubectl.
+fn json_path(expression: &str) -> Result<Format, String> {
+    let inner = expression
+        .strip_prefix('{')
+        .and_then(|rest| rest.strip_suffix('}'))
+        .unwrap_or(expression)
+        .trim();
+    for word in ["{", "}"] {
+        if inner.contains(word) {
+            return Err(format!(
+                "{word} within an expression is kubectl's template language; one expression is read"
+            ));
+        }
+    }
+    if inner == "end" || inner.starts_with("range ") {
+        return Err("range is kubectl's; use [*] to select every element".to_owned());
+    }
+    let path = if inner.starts_with('$') {
+        inner.to_owned()
+    } else if inner.starts_with(['.', '[']) {
+        format!("${inner}")
+    } else {
+        format!("$.{inner}")
+    };
+    parse_json_path(&path)
+        .map(|query| Format::JsonPath(Box::new(query)))
+        .map_err(|_| format!("{expression} is not a JSONPath expression (RFC 9535)"))
+}
+
+/// What a command found, in every form in which it can be printed.
+#[derive(Debug, Clone)]
+pub(crate) struct Document {
+    kind: &'static str,
+    answer: Answer,
+    data: Value,
+    table: String,
+    wide: Option<String>,
+    names: Vec<String>,
+}
+
+impl Document {
+    /// A document of this kind. Data that is a list becomes `items`.
+    pub(crate) fn new(
+        kind: &'static str,
+        answer: Answer,
+        data: &impl Serialize,
+        table: String,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            kind,
+            answer,
+            data: serde_json::to_value(data)?,
+            table,
+            wide: None,
+            names: Vec::new(),
+        })
+    }
+
+    /// The text for `-o wide`; without it that is the table.
+    pub(crate) fn with_wide(mut self, wide: String) -> Self {
+        self.wide = Some(wide);
+        self
+    }
+
+    /// The lines for `-o name`: `KIND/NAMESPACE/NAME`, or what names the object elsewhere.
+    pub(crate) fn with_names(mut self, names: impl IntoIterator<Item = String>) -> Self {
+        self.names = names.into_iter().collect();
+        self
+    }
+
+    pub(crate) fn answer(&self) -> Answer {
+        self.answer
+    }
+
+    fn envelope(&self) -> Value {
+        let mut document = Map::new();
+        document.insert("apiVersion".to_owned(), API_VERSION.into());
+        document.insert("kind".to_owned(), self.kind.into());
+        document.insert("verdict".to_owned(), json!(self.answer));
+        match &self.data {
+            Value::Object(fields) => document.extend(fields.clone()),
+            items => {
+                document.insert("items".to_owned(), items.clone());
+            }
+        }
+        Value::Object(document)
+    }
+}
+
+impl CommonArgs {
+    /// Makes the process print as the flags say.
+    pub(crate) fn apply(&self) {
+        let choice = match self.color {
+            Color::Auto => anstream::ColorChoice::Auto,
+            Color::Always => anstream::ColorChoice::Always,
+            Color::Never => anstream::ColorChoice::Never,
+        };
+        choice.write_global();
+        terminal::set_quiet(self.quiet);
+    }
+
+    /// Prints an error, and returns the exit status of the command that failed by it.
+    pub(crate) fn fail(&self, error: &anyhow::Error) -> ExitCode {
+        terminal::error(&exit_status::message(error));
+        if self.verbose {
+            for cause in error.chain().skip(1) {
+                terminal::cause(&cause.to_string());
+            }
+        }
+        let status = exit_status::of_error(error);
+        if self.exit_zero && status == exit_status::UNKNOWN {
+            return ExitCode::SUCCESS;
+        }
+        ExitCode::from(status)
+    }
+
+    /// The exit status of a command that has an answer.
+    pub(crate) fn exit(&self, answer: Answer) -> ExitCode {
+        if self.exit_zero {
+            return ExitCode::SUCCESS;
+        }
+        answer.into()
+    }
+}
+
+impl OutputArgs {
+    /// Makes the process print as the flags say.
+    pub(crate) fn apply(&self) {
+        self.common.apply();
+    }
+
+    /// Prints the result of a command, and returns its exit status.
+    pub(crate) fn finish(&self, result: anyhow::Result<Document>) -> ExitCode {
+        let printed = result.and_then(|document| {
+            terminal::print(&self.render(&document)?);
+            self.write_file(&document)?;
+            Ok(document.answer)
+        });
+        match printed {
+            Ok(answer) => self.common.exit(answer),
+            Err(error) => {
+                self.print_error(&error);
+                self.common.fail(&error)
+            }
+        }
+    }
+
+    /// As [`Self::finish`], with this exit status where the answer is no.
+    pub(crate) fn finish_as(&self, result: anyhow::Result<Document>, no: u8) -> ExitCode {
+        let is_no = matches!(&result, Ok(document) if document.answer == Answer::No);
+        let status = self.finish(result);
+        if is_no { ExitCode::from(no) } else { status }
+    }
+
+    /// With `-o json` and `-o yaml` standard output is a document also when the command fails.
+    fn print_error(&self, error: &anyhow::Error) {
+        let code = match exit_status::of_error(error) {
+            exit_status::WRONG_USAGE => "WrongUsage",
+            exit_status::INTERRUPTED => "Interrupted",
+            _ => "CouldNotRun",
+        };
+        let message = exit_status::message(error);
+        let document = json!({
+            "apiVersion": API_VERSION,
+            "kind": "Error",
+            "error": {"code": code, "message": message},
+        });
+        match self.output {
+            Format::Json => terminal::print(&format!("{document:#}\n")),
+            Format::Yaml => terminal::print(&yaml::to_string(&document).unwrap_or_default()),
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is_table(&self) -> bool {
+        matches!(self.output, Format::Table | Format::Wide)
+    }
+
+    /// The document in the format that was asked for.
+    pub(crate) fn render(&self, document: &Document) -> anyhow::Result<String> {
+        Ok(match &self.output {
+            Format::Table => self.heads(&document.table),
+            Format::Wide => self.heads(document.wide.as_ref().unwrap_or(&document.table)),
+            Format::Json => format!("{:#}\n", document.envelope()),
+            Format::Yaml => yaml::to_string(&document.envelope())?,
+            Format::Name => terminal::lines(document.names.iter().cloned()),
+            Format::JsonPath(query) => {
+                let document = document.envelope();
+                let found = js_path_process(query, &document).context("jsonpath")?;
+                let texts: Vec<String> = found
+                    .into_iter()
+                    .map(|found| match found.val() {
+                        Value::String(text) => text.clone(),
+                        other => other.to_string(),
+                    })
+                    .collect();
+                format!("{}\n", texts.join(" "))
+            }
+        })
+    }
+
+    fn heads(&self, table: &str) -> String {
+        if self.no_headers {
+            terminal::without_heads(table)
+        } else {
+            terminal::with_heads(table)
+        }
+    }
+
+    /// Writes what `--json` asks for. A reader never sees half a document.
+    pub(crate) fn write_file(&self, document: &Document) -> anyhow::Result<()> {
+        let Some(path) = &self.json else {
+            return Ok(());
+        };
+        terminal::note("--json FILE is deprecated; use -o json");
+        let text = format!("{:#}\n", document.envelope());
+        write_whole(path, &text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".part");
+    std::fs::write(&draft, text)?;
+    std::fs::rename(&draft, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn document() -> Document {
+        let data = json!({"images": [{"source": "a:1"}, {"source": "b:1"}], "count": 2});
+        Document::new("Status", Answer::No, &data, "text\n".to_owned())
+            .unwrap()
+            .with_names(["artifact/shop/a".to_owned()])
+    }
+
+    fn render(format: &str) -> String {
+        let args = OutputArgs {
+            output: format.parse().unwrap(),
+            ..OutputArgs::default()
+        };
+        args.render(&document()).unwrap()
+    }
+
+    #[test]
+    fn each_format_shows_the_same_document() {
+        let json: Value = serde_json::from_str(&render("json")).unwrap();
+        assert_eq!(json["apiVersion"], API_VERSION);
+        assert_eq!(
+            (&json["kind"], &json["verdict"]),
+            (&json!("Status"), &json!("no"))
+        );
+        assert_eq!(json["count"], 2);
+        let yaml: Value = yaml::from_str(&render("yaml")).unwrap();
+        assert_eq!(yaml, json);
+        assert_eq!(render("table"), "text\n");
+        assert_eq!(render("wide"), "text\n");
+        assert_eq!(render("name"), "artifact/shop/a\n");
+    }
+
+    #[test]
+    fn a_path_is_read_as_kubectl_and_as_the_rfc_write_it() {
+        for expression in [
+            "{.images[*].source}",
+            ".images[*].source",
+            "$.images[*].source",
+        ] {
+            assert_eq!(
+                render(&format!("jsonpath={expression}")),
+                "a:1 b:1\n",
+                "{expression}"
+            );
+        }
+        assert_eq!(render("jsonpath=count"), "2\n");
+        for wrong in [
+            "jsonpath={range .images[*]}{.source}{end}",
+            "jsonpath=$[",
+            "xml",
+        ] {
+            assert!(wrong.parse::<Format>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_list_has_items() {
+        let list = Document::new("RepositoryList", Answer::Yes, &json!(["a"]), String::new());
+        assert_eq!(list.unwrap().envelope()["items"], json!(["a"]));
+    }
+}
