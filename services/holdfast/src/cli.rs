@@ -26,6 +26,10 @@ pub(crate) struct Cli {
 }
 
 #[derive(Subcommand)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one, for as long as the process runs"
+)]
 enum Command {
     #[command(flatten)]
     Operator(holdfast_cli::Command),

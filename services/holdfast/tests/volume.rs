@@ -255,10 +255,28 @@ fn fsck_of_what_is_no_volume_cannot_run() {
     }
 }
 
+#[test]
+fn data_and_errors_go_different_ways() {
+    let empty = tempfile::tempdir().unwrap();
+    let data = empty.path().to_str().unwrap();
+    let output = holdfast(&["ls", "--data", data, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["kind"], "Error");
+    assert_eq!(document["error"]["code"], "CouldNotRun");
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.starts_with("error: "), "{text}");
+    let output = holdfast(&["ls", "--data", data, "--exit-zero", "-q"]);
+    assert_eq!(output.status.code(), Some(0));
+    ends(64, &["ls", "--data", data, "--no-such-flag"]);
+}
+
 #[tokio::test]
 async fn ls_shows_repositories_and_their_images() {
     let volume = Volume::filled().await;
     let list = volume.root.path().join("list.json");
+    let names = holdfast(&["ls", "--data", volume.path(), "-o", "name"]).stdout;
+    assert_eq!(names, b"docker.io/library/nginx\nteam/app\n");
     let text = ends(0, &["ls", "--data", volume.path()]);
     assert!(
         text.contains("docker.io/library/nginx") && text.contains("team/app"),
