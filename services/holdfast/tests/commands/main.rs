@@ -2,9 +2,7 @@
 //! and controllers: what a controller or a kubelet would say is written by the tests.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-#[path = "commands/causes.rs"]
 mod causes;
-#[path = "commands/doctor.rs"]
 mod doctor;
 
 use std::path::{Path, PathBuf};
