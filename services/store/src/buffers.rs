@@ -1,9 +1,10 @@
 //! Buffers of streams: one budget for the process, and buffers that are used again instead of being
 //! made and cleared for every read.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Bytes of one read on a machine with room: it stays in the processor's cache between the file and
@@ -52,7 +53,7 @@ impl Buffers {
         };
         // Only whole ones are kept: small ones cost little, and others would lie in their place.
         let kept = (size == READ_CHUNK_BYTES)
-            .then(|| lock(&self.free).pop())
+            .then(|| self.free.lock().pop())
             .flatten();
         Buffer {
             bytes: kept.unwrap_or_else(|| vec![0; size]),
@@ -96,16 +97,12 @@ impl AsRef<[u8]> for Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.bytes.len() == READ_CHUNK_BYTES {
-            let mut free = lock(&self.home);
+            let mut free = self.home.lock();
             if free.len() < MAX_FREE_BUFFERS {
                 free.push(std::mem::take(&mut self.bytes));
             }
         }
     }
-}
-
-fn lock(free: &Free) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
-    free.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -34,10 +34,10 @@ use holdfast_core::{digest::Digest, reference::RepositoryName};
 use uuid::Uuid;
 
 use crate::{
-    Error, Layout, Result, Store, durable,
+    Error, Layout, Pool, Result,
+    durable::{self, DurableFs},
     error::absent,
     layout, links,
-    store::Inner,
     volume::{Kind, Volume},
 };
 
@@ -67,45 +67,44 @@ struct RepositoryDeletes {
     intents: Vec<PathBuf>,
 }
 
-impl Store {
-    /// Removes a manifest. The tags that name it are unknown at once and are removed in the
-    /// background. The bytes stay for garbage collection. `false` if it does not exist.
-    ///
-    /// # Errors
-    /// After [`Error::NoSpace`] nothing has changed. After any other error of the volume the
-    /// manifest may be deleted or not.
-    pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        let inner = Arc::clone(&self.inner);
-        let (repo, digest) = (repo.clone(), digest.clone());
-        self.inner
-            .pool
-            .run(move || {
-                let removed = inner.delete_revision(&repo, &digest);
-                if !matches!(removed, Ok(false)) {
-                    inner.queue_untag(repo);
-                }
-                removed
-            })
-            .await
-    }
-
-    /// Removes the tags of all deleted manifests, for example after a crash; returns the number of
-    /// repositories that had some. When it returns, no thread of this process removes tags any
-    /// more, so another registry may take over the volume.
-    ///
-    /// # Errors
-    /// Errors of the volume. The next call finds what is left.
-    pub async fn finish_deletes(&self) -> Result<usize> {
-        self.run(Inner::finish_all_deletes).await
-    }
+/// The deletes of the volume, and the thread that finishes them.
+#[derive(Clone, Debug)]
+pub(crate) struct Deletes {
+    files: DurableFs,
+    layout: Layout,
+    pool: Pool,
+    queue: Arc<UntagQueue>,
 }
 
-impl Inner {
+impl Deletes {
+    pub(crate) fn new(
+        files: DurableFs,
+        layout: Layout,
+        pool: Pool,
+        queue: Arc<UntagQueue>,
+    ) -> Self {
+        Self {
+            files,
+            layout,
+            pool,
+            queue,
+        }
+    }
+
+    /// Deletes a manifest. Its tags are removed in the background. `false` if it does not exist.
+    pub(crate) fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
+        let removed = self.delete_revision(repo, digest);
+        if !matches!(removed, Ok(false)) && self.pool.has_threads() {
+            self.queue.push(self, repo.clone());
+        }
+        removed
+    }
+
     /// Moves the link of a revision into a tombstone, durably. `false` if there is no link.
     fn delete_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let link = self.layout.revision_link(repo, digest);
         for _ in 0..MAX_ATTEMPTS {
-            if durable::metadata(self.volume(), &link)?.is_none() {
+            if durable::metadata(self.files.volume(), &link)?.is_none() {
                 return Ok(false);
             }
             let name = format!(
@@ -148,9 +147,11 @@ impl Inner {
 
     /// Creates an empty file; an existing one is kept.
     fn create_placeholder(&self, path: &Path) -> Result<()> {
-        match self.volume().create_new(path) {
+        match self.files.volume().create_new(path) {
             // Its folder was removed. The rename into it will fail and notice.
-            Err(error) if !is_gone(&error) && durable::metadata(self.volume(), path)?.is_none() => {
+            Err(error)
+                if !is_gone(&error) && durable::metadata(self.files.volume(), path)?.is_none() =>
+            {
                 Err(Error::io("create", path)(error))
             }
             _ => Ok(()),
@@ -160,12 +161,12 @@ impl Inner {
     /// Creates a folder, and its ancestors if they are missing. On a full volume it moves a reserve
     /// folder there instead.
     fn create_dir_or_reserve(&self, path: &Path) -> Result<()> {
-        let made = match self.volume().create_dir(path) {
+        let made = match self.files.volume().create_dir(path) {
             Err(error) if is_gone(&error) => {
                 let folder = durable::parent(path)?;
                 self.files.forget(folder);
                 self.files.create_dir(folder)?;
-                durable::create_dir_unsynced(self.volume(), path)
+                durable::create_dir_unsynced(self.files.volume(), path)
             }
             // The name is random, so only a lost reply explains this.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -183,7 +184,10 @@ impl Inner {
     /// before this one existed.
     fn abort_pending_links(&self, link: &Path) -> Result<()> {
         let folder = durable::parent(link)?;
-        for entry in durable::list(self.volume(), folder)?.into_iter().flatten() {
+        for entry in durable::list(self.files.volume(), folder)?
+            .into_iter()
+            .flatten()
+        {
             let is_write = layout::is_temporary_of(&entry.name, OsStr::new("link"));
             // Names of older versions, before temporary files began with a dot.
             let is_old_write = entry
@@ -192,7 +196,8 @@ impl Inner {
                 .is_some_and(|name| name.starts_with("link.") && layout::is_leftover(name));
             if is_write || is_old_write {
                 let path = folder.join(&entry.name);
-                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+                absent(self.files.volume().remove_file(&path))
+                    .map_err(Error::io("remove", &path))?;
             }
         }
         Ok(())
@@ -200,10 +205,10 @@ impl Inner {
 
     /// Moves a file; `false` if the file or the target folder does not exist.
     fn try_rename(&self, from: &Path, to: &Path) -> Result<bool> {
-        let Err(error) = self.volume().rename(from, to) else {
+        let Err(error) = self.files.volume().rename(from, to) else {
             return Ok(true);
         };
-        if durable::metadata(self.volume(), to)?.is_some() {
+        if durable::metadata(self.files.volume(), to)?.is_some() {
             // The rename happened and its reply was lost.
             return Ok(true);
         }
@@ -218,11 +223,13 @@ impl Inner {
     /// as long as the file exists, so the link itself must go.
     fn replace_with_placeholder(&self, placeholder: &Path, path: &Path) -> Result<()> {
         for _ in 0..MAX_ATTEMPTS {
-            match self.volume().rename(placeholder, path) {
+            match self.files.volume().rename(placeholder, path) {
                 // The reply was lost, or another process finished the delete, or removed only the
                 // placeholder.
                 Err(error) if is_gone(&error) => {
-                    if durable::metadata(self.volume(), path)?.is_none_or(|found| found.len == 0) {
+                    if durable::metadata(self.files.volume(), path)?
+                        .is_none_or(|found| found.len == 0)
+                    {
                         return Ok(());
                     }
                     self.create_placeholder(placeholder)?;
@@ -250,7 +257,7 @@ impl Inner {
             match self.write_revision(repo, &link, digest) {
                 // A delete removed the temporary file, or another process the folder.
                 Err(error) if error.is_absent() || error.is_stale() => {
-                    for folder in link.ancestors().take_while(|at| *at != self.root) {
+                    for folder in link.ancestors().take_while(|at| *at != self.files.root()) {
                         self.files.forget(folder);
                     }
                 }
@@ -307,12 +314,15 @@ impl Inner {
 
     /// The deleted manifests of a repository that tags may still name.
     pub(crate) fn deleted_manifests(&self, repo: &RepositoryName) -> Result<BTreeSet<Digest>> {
-        deleted_manifests(self.volume(), &self.layout, repo)
+        deleted_manifests(self.files.volume(), &self.layout, repo)
     }
 
     /// Reads with fresh caches.
     fn has_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
-        has_revision(self.volume(), &self.layout.revision_link(repo, digest))
+        has_revision(
+            self.files.volume(),
+            &self.layout.revision_link(repo, digest),
+        )
     }
 
     /// The tombstones and untag intents of one repository.
@@ -334,7 +344,7 @@ impl Inner {
     /// All tombstones and untag intents of the volume, each with the key of its repository.
     fn names(&self) -> Result<Vec<(String, Name, PathBuf)>> {
         let folder = self.layout.deletes();
-        let entries = durable::list(self.volume(), &folder)?.unwrap_or_default();
+        let entries = durable::list(self.files.volume(), &folder)?.unwrap_or_default();
         Ok(entries
             .into_iter()
             .filter(|entry| entry.kind == Kind::Dir)
@@ -347,7 +357,7 @@ impl Inner {
 
     /// The entries of a tombstone; none while it is pending.
     fn entries(&self, tombstone: &Path) -> Result<Vec<String>> {
-        entries(self.volume(), tombstone)
+        entries(self.files.volume(), tombstone)
     }
 
     /// Whether the delete has happened: the link was moved into the tombstone.
@@ -355,7 +365,9 @@ impl Inner {
         Ok(!self.entries(&tombstone.path)?.is_empty())
     }
 
-    fn finish_all_deletes(&self) -> Result<usize> {
+    /// Finishes all deletes of the volume; returns the number of repositories that had some. When
+    /// it returns, no thread of this process removes tags.
+    pub(crate) fn finish_all(&self) -> Result<usize> {
         let mut repositories = BTreeSet::new();
         let mut intents = Vec::new();
         for (key, name, path) in self.names()? {
@@ -380,7 +392,7 @@ impl Inner {
         self.refill_reserve()?;
         // The background thread may have moved a link before this thread looked, and may still
         // have to remove the rest of that tag.
-        self.untag_queue.wait();
+        self.queue.wait();
         Ok(repositories.len())
     }
 
@@ -412,7 +424,8 @@ impl Inner {
         for tombstone in &finished {
             for name in self.entries(tombstone)? {
                 let path = tombstone.join(name);
-                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+                absent(self.files.volume().remove_file(&path))
+                    .map_err(Error::io("remove", &path))?;
             }
             self.remove_if_pending(tombstone)?;
         }
@@ -426,18 +439,19 @@ impl Inner {
     /// and will start over. The emptiness is made durable first, because a writer of a tag of the
     /// digest only looks for names.
     fn remove_if_pending(&self, tombstone: &Path) -> Result<()> {
-        for entry in durable::list(self.volume(), tombstone)?
+        for entry in durable::list(self.files.volume(), tombstone)?
             .into_iter()
             .flatten()
         {
             // NFS removes its own leftovers when their reader ends.
             if entry.name == PLACEHOLDER {
                 let path = tombstone.join(&entry.name);
-                absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+                absent(self.files.volume().remove_file(&path))
+                    .map_err(Error::io("remove", &path))?;
             }
         }
         self.sync(tombstone)?;
-        match self.volume().remove_dir(tombstone) {
+        match self.files.volume().remove_dir(tombstone) {
             // Not empty: the delete was committed at this moment.
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
             other => absent(other)
@@ -447,7 +461,7 @@ impl Inner {
     }
 
     fn sync(&self, folder: &Path) -> Result<()> {
-        absent(self.volume().sync_dir(folder))
+        absent(self.files.volume().sync_dir(folder))
             .map(drop)
             .map_err(Error::io("sync", folder))
     }
@@ -485,7 +499,7 @@ fn has_revision(volume: &dyn Volume, link: &Path) -> Result<bool> {
     Ok(links::read(volume, link)?.is_some())
 }
 
-/// [`Inner::deleted_manifests`], also for those who only read.
+/// [`Deletes::deleted_manifests`], also for those who only read.
 pub(crate) fn deleted_manifests(
     volume: &dyn Volume,
     layout: &Layout,

@@ -10,10 +10,11 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::SystemTime,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 use crate::{
@@ -253,6 +254,11 @@ impl DurableFs {
 
     pub(crate) fn volume(&self) -> &dyn Volume {
         &*self.volume
+    }
+
+    /// The root of the store, below which folders are made durable.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
     }
 
     /// Makes a directory and its ancestors durable, and creates those that are missing.
@@ -537,7 +543,7 @@ impl DurableFs {
     }
 
     fn durable(&self) -> MutexGuard<'_, HashMap<PathBuf, Identity>> {
-        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+        self.durable.lock()
     }
 }
 

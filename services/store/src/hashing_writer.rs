@@ -8,10 +8,11 @@ use std::{
     collections::VecDeque,
     io::{self, IoSlice},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 
 use crate::{Error, Hasher, Pool, Result, volume::VolumeFile};
@@ -163,7 +164,7 @@ impl HashingWriter {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Writes one batch; `false` when nothing was left to write.
@@ -271,7 +272,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Stuck {
         opened: Mutex<bool>,
-        opens: std::sync::Condvar,
+        opens: parking_lot::Condvar,
         written: AtomicUsize,
     }
 
@@ -281,8 +282,9 @@ mod tests {
         }
 
         fn write_at(&self, bytes: &[u8], _: u64) -> io::Result<usize> {
-            let opened = self.opened.lock().unwrap();
-            drop(self.opens.wait_while(opened, |opened| !*opened).unwrap());
+            let mut opened = self.opened.lock();
+            self.opens.wait_while(&mut opened, |opened| !*opened);
+            drop(opened);
             self.written.fetch_add(bytes.len(), Ordering::SeqCst);
             Ok(bytes.len())
         }
@@ -348,7 +350,7 @@ mod tests {
         let most = Pool::QUEUE_BYTES + files * PIECE;
         assert!(before <= most, "{before} bytes taken, {most} at most");
         assert!(Pool::QUEUE_BYTES - PIECE < before, "{before} bytes taken");
-        *file.opened.lock().unwrap() = true;
+        *file.opened.lock() = true;
         file.opens.notify_all();
         for upload in uploads {
             assert_eq!(upload.await.unwrap(), 2 * QUEUE_BYTES as u64);

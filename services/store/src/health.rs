@@ -8,7 +8,7 @@ use std::{io, path::Path};
 
 use uuid::Uuid;
 
-use crate::{Error, Result, Space, Store, durable, error::absent, volume::Volume};
+use crate::{Error, Layout, Result, Space, WriteGate, durable, error::absent, volume::Volume};
 
 /// How full the volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,41 +35,41 @@ pub struct VolumeHealth {
     pub volume_id: Option<String>,
 }
 
-impl Store {
-    /// Checks the volume. Blocks for as long as the volume does.
-    ///
-    /// # Errors
-    /// [`Error::Io`] when the volume answers with anything but "full" and "read-only".
-    pub fn check_health(&self) -> Result<VolumeHealth> {
-        let inner = &self.inner;
-        let repositories = inner.layout.repositories();
-        let volume = inner.volume();
-        // A volume that was emptied or replaced has no folders. It still answers.
-        durable::metadata(volume, &repositories)?;
-        let own = inner.layout.own();
-        let writable = can_create(volume, &own)?;
-        let space = volume
-            .space(&inner.root)
-            .map_err(Error::io("stat", &inner.root))?;
-        inner.gate.remember(space);
-        let level = match (inner.gate.allows(space, 0), inner.gate.filling()) {
-            (Err(_), _) => SpaceLevel::Full,
-            (Ok(()), Some(_)) => SpaceLevel::Filling,
-            (Ok(()), None) => SpaceLevel::Enough,
-        };
-        let path = own.join("volume-id");
-        let volume_id = match read_volume_id(volume, &path)? {
-            Some(known) => Some(known),
-            None if writable => Some(assign_volume_id(volume, &path)?),
-            None => None,
-        };
-        Ok(VolumeHealth {
-            space,
-            level,
-            writable,
-            volume_id,
-        })
-    }
+/// Checks the volume. Blocks for as long as the volume does.
+///
+/// # Errors
+/// [`Error::Io`] when the volume answers with anything but "full" and "read-only".
+pub(crate) fn check(
+    volume: &dyn Volume,
+    layout: &Layout,
+    gate: &WriteGate,
+) -> Result<VolumeHealth> {
+    let repositories = layout.repositories();
+    // A volume that was emptied or replaced has no folders. It still answers.
+    durable::metadata(volume, &repositories)?;
+    let own = layout.own();
+    let writable = can_create(volume, &own)?;
+    let space = volume
+        .space(gate.root())
+        .map_err(Error::io("stat", gate.root()))?;
+    gate.remember(space);
+    let level = match (gate.allows(space, 0), gate.filling()) {
+        (Err(_), _) => SpaceLevel::Full,
+        (Ok(()), Some(_)) => SpaceLevel::Filling,
+        (Ok(()), None) => SpaceLevel::Enough,
+    };
+    let path = own.join("volume-id");
+    let volume_id = match read_volume_id(volume, &path)? {
+        Some(known) => Some(known),
+        None if writable => Some(assign_volume_id(volume, &path)?),
+        None => None,
+    };
+    Ok(VolumeHealth {
+        space,
+        level,
+        writable,
+        volume_id,
+    })
 }
 
 /// Creates and removes a file, without a sync: it only shows whether the volume takes writes.
@@ -135,8 +135,7 @@ fn assign_volume_id(volume: &dyn Volume, path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::Options;
+    use crate::{Options, Store};
     use std::fs;
 
     #[tokio::test]

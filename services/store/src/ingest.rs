@@ -8,14 +8,13 @@ use holdfast_core::digest::Digest;
 use tokio::sync::watch;
 
 use crate::{
-    Error, Hasher, Lock, Pool, Progress, Result, Store,
-    blobs::{self, Proof},
+    Error, Hasher, Layout, Lock, Pool, Progress, Result, WriteGate,
+    blobs::{self, Blobs, Proof},
     buffers::Buffers,
-    durable,
+    durable::{self, DurableFs},
     error::absent,
     hashing_writer::HashingWriter,
     partial::{self, Found, PartialFile, hash_prefix},
-    store::Inner,
     volume::VolumeFile,
 };
 
@@ -23,7 +22,7 @@ use crate::{
 /// readers and keeps the partial file.
 #[derive(Debug)]
 pub struct BlobIngest {
-    store: Store,
+    ingests: Arc<Ingests>,
     digest: Digest,
     writer: HashingWriter,
     accepted: u64,
@@ -47,62 +46,76 @@ pub struct PartialBlob {
     buffers: Buffers,
 }
 
-impl Store {
-    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left.
-    /// The file is this writer's own: what a writer left that did not end properly is copied.
-    /// So a lock keeps two from doing the same work, and the right bytes do not depend on it.
-    ///
-    /// No size is given here, because only the digest proves one: whoever knows a size from a
-    /// manifest or a header compares it with what arrives, and readers give theirs to
-    /// [`PartialBlob::claiming`].
-    pub async fn ingest_blob(&self, digest: &Digest) -> Result<BlobIngest> {
-        let (store, digest) = (self.clone(), digest.clone());
-        // The writer is made where the file is taken: a caller that is gone by then cannot leave it
-        // behind.
-        self.run(move |inner| {
-            let (partial, hasher, offset) = inner.open_incoming(&digest)?;
-            let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
-            let writer = HashingWriter::new(inner.pool.clone(), file, path, offset, hasher);
-            Ok(BlobIngest {
-                store,
-                digest,
-                writer,
-                accepted: offset,
-                lock: None,
-                partial,
-                keeps: true,
-            })
-        })
-        .await
-    }
+/// The incoming blobs of the volume.
+#[derive(Debug)]
+pub(crate) struct Ingests {
+    files: DurableFs,
+    layout: Layout,
+    pool: Pool,
+    buffers: Buffers,
+    gate: Arc<WriteGate>,
+    blobs: Blobs,
 }
 
 /// How often a file is looked for that others take and put to rest at the same moment.
 const MAX_ATTEMPTS: usize = 8;
 
-impl Inner {
-    fn open_incoming(&self, digest: &Digest) -> Result<(PartialFile, Hasher, u64)> {
+impl Ingests {
+    pub(crate) fn new(
+        files: DurableFs,
+        layout: Layout,
+        pool: Pool,
+        buffers: Buffers,
+        gate: Arc<WriteGate>,
+        blobs: Blobs,
+    ) -> Self {
+        Self {
+            files,
+            layout,
+            pool,
+            buffers,
+            gate,
+            blobs,
+        }
+    }
+
+    /// Opens the partial file of a blob. It keeps what an earlier attempt left, and hashes it.
+    pub(crate) fn open(self: &Arc<Self>, digest: &Digest) -> Result<BlobIngest> {
+        let (partial, hasher, offset) = self.open_partial(digest)?;
+        let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
+        Ok(BlobIngest {
+            ingests: Arc::clone(self),
+            digest: digest.clone(),
+            writer: HashingWriter::new(self.pool.clone(), file, path, offset, hasher),
+            accepted: offset,
+            lock: None,
+            partial,
+            keeps: true,
+        })
+    }
+
+    fn open_partial(&self, digest: &Digest) -> Result<(PartialFile, Hasher, u64)> {
         let path = self.layout.incoming(digest);
         let hasher = Hasher::new(digest.algorithm());
-        durable::create_dir_unsynced(self.volume(), durable::parent(&path)?)?;
+        durable::create_dir_unsynced(self.files.volume(), durable::parent(&path)?)?;
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(partial) = PartialFile::take(self, &path)? {
+            if let Some(partial) = PartialFile::take(&self.files, &path)? {
                 let kept = Self::keep(&partial, hasher);
                 if kept.is_err() {
-                    partial.release_if_free(self);
+                    partial.release_if_free(&self.files);
                 }
                 return kept.map(|(hasher, offset)| (partial, hasher, offset));
             }
-            if let Found::Abandoned(abandoned) = partial::find_abandoned(self, &path)? {
+            if let Found::Abandoned(abandoned) = partial::find_abandoned(&self.files, &path)? {
                 let largest = abandoned
                     .first()
                     .map(|(from, size)| (from.as_path(), *size));
                 let opened = self.copy_incoming(&path, hasher.clone(), largest)?;
-                partial::remove_abandoned(self, &abandoned);
+                partial::remove_abandoned(&self.files, &abandoned);
                 // Its writer put it to rest while it was copied: the copy may be short, the file is
                 // not.
-                if durable::metadata(self.volume(), &path)?.is_some() {
-                    opened.0.remove(self);
+                if durable::metadata(self.files.volume(), &path)?.is_some() {
+                    opened.0.remove(&self.files);
                     continue;
                 }
                 return Ok(opened);
@@ -129,14 +142,14 @@ impl Inner {
         let gone = || Error::io("create", path)(io::ErrorKind::NotFound.into());
         if let Some((from, size)) = from
             && 0 < size
-            && self.check_room(size).is_ok()
+            && self.gate.check_now(self.files.volume(), size).is_ok()
         {
-            match PartialFile::copy(self, path, from, size, hasher.clone()) {
+            match PartialFile::copy(&self.files, path, from, size, hasher.clone()) {
                 Err(Error::NoSpace { .. }) => {}
                 copied => return copied?.ok_or_else(gone),
             }
         }
-        let partial = PartialFile::create(self, path)?.ok_or_else(gone)?;
+        let partial = PartialFile::create(&self.files, path)?.ok_or_else(gone)?;
         Ok((partial, hasher, 0))
     }
 }
@@ -175,8 +188,8 @@ impl BlobIngest {
             withheld: None,
             file: Arc::clone(self.writer.file()),
             progress: self.writer.progress().subscribe(),
-            pool: self.store.inner.pool.clone(),
-            buffers: self.store.inner.buffers.clone(),
+            pool: self.ingests.pool.clone(),
+            buffers: self.ingests.buffers.clone(),
         }
     }
 
@@ -222,11 +235,14 @@ impl BlobIngest {
         // If this fails, the next attempt goes on with a copy.
         self.keeps = false;
         let (partial, digest) = (self.partial.clone(), self.digest.clone());
-        self.store
+        let ingests = Arc::clone(&self.ingests);
+        self.ingests
+            .pool
             .run(
-                move |inner| match inner.commit_blob(&partial, &digest, Proof::Hashed) {
+                move || match ingests.blobs.commit(&partial, &digest, Proof::Hashed) {
                     Err(error)
-                        if (error.is_absent() || error.is_stale()) && partial.is_gone(inner)? =>
+                        if (error.is_absent() || error.is_stale())
+                            && partial.is_gone(&ingests.files)? =>
                     {
                         Err(Error::LockLost)
                     }
@@ -242,10 +258,12 @@ impl BlobIngest {
         self.keeps = false;
         drop(self.writer.drain().await);
         let partial = self.partial.clone();
-        self.store
-            .run(move |inner| {
-                let removed = absent(inner.volume().remove_file(&partial.path));
-                inner.gate.forget();
+        let ingests = Arc::clone(&self.ingests);
+        self.ingests
+            .pool
+            .run(move || {
+                let removed = absent(ingests.files.volume().remove_file(&partial.path));
+                ingests.gate.forget();
                 removed
                     .map(drop)
                     .map_err(Error::io("remove", &partial.path))
@@ -258,11 +276,11 @@ impl Drop for BlobIngest {
     fn drop(&mut self) {
         let lock = self.lock.take();
         if self.keeps {
-            let (inner, partial) = (Arc::clone(&self.store.inner), self.partial.clone());
+            let (ingests, partial) = (Arc::clone(&self.ingests), self.partial.clone());
             self.writer.when_idle(move || {
-                let pool = inner.pool.clone();
+                let pool = ingests.pool.clone();
                 pool.detach(move || {
-                    partial.release_if_free(&inner);
+                    partial.release_if_free(&ingests.files);
                     drop(lock);
                 });
             });

@@ -22,12 +22,14 @@ mod layout;
 mod links;
 mod locks;
 mod manifests;
+mod notes;
 mod partial;
 mod pool;
+mod referrers;
 mod repositories;
-mod scrub;
 mod space;
 mod store;
+mod tags;
 mod uploads;
 pub mod volume;
 

@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{
-    Error, Pool, Result, Store, durable,
+    Error, Layout, Pool, Result,
+    durable::{self, DurableFs},
     error::absent,
-    store::Inner,
     volume::{Metadata, Volume},
 };
 
@@ -52,7 +52,7 @@ pub enum LockAttempt {
 /// A held lock. Its heartbeat runs until it is dropped, which also releases it.
 #[derive(Debug)]
 pub struct Lock {
-    inner: Arc<Inner>,
+    locks: Arc<Locks>,
     path: PathBuf,
     token: String,
     lost: watch::Receiver<bool>,
@@ -104,31 +104,27 @@ impl Lock {
     /// # Errors
     /// [`Error::LockLost`], or what the volume says.
     pub(crate) async fn check(&self) -> Result<()> {
-        let (inner, path, token) = (
-            Arc::clone(&self.inner),
-            self.path.clone(),
-            self.token.clone(),
-        );
-        self.inner
+        let (locks, path, token) = (self.locks.clone(), self.path.clone(), self.token.clone());
+        self.locks
             .pool
-            .run(move || check(inner.volume(), &path, &token))
+            .run(move || check(locks.files.volume(), &path, &token))
             .await
     }
 
     /// [`Lock::check`] for callers that are on the pool already.
     pub(crate) fn check_here(&self) -> Result<()> {
-        check(self.inner.volume(), &self.path, &self.token)
+        check(self.locks.files.volume(), &self.path, &self.token)
     }
 
     fn disarm(&mut self) -> impl FnOnce() + Send + 'static {
         self.heartbeat.abort();
-        let inner = Arc::clone(&self.inner);
+        let files = self.locks.files.clone();
         let (path, token) = (
             std::mem::take(&mut self.path),
             std::mem::take(&mut self.token),
         );
         move || {
-            let volume = inner.volume();
+            let volume = files.volume();
             if read(volume, &path)
                 .is_ok_and(|found| found.is_some_and(|found| found.token == token))
             {
@@ -144,54 +140,75 @@ impl Drop for Lock {
             return;
         }
         let release = self.disarm();
-        self.inner.pool.detach(release);
+        self.locks.pool.detach(release);
     }
 }
 
-impl Store {
-    /// Tries to take the lock `name` (a plain file name) for `owner`.
-    pub async fn try_lock(&self, name: &str, owner: &LockHolder) -> Result<LockAttempt> {
+/// The locks of the volume.
+#[derive(Debug)]
+pub(crate) struct Locks {
+    files: DurableFs,
+    layout: Layout,
+    pool: Pool,
+}
+
+impl Locks {
+    pub(crate) fn new(files: DurableFs, layout: Layout, pool: Pool) -> Self {
+        Self {
+            files,
+            layout,
+            pool,
+        }
+    }
+
+    /// Tries to take the lock `name` (a plain file name).
+    pub(crate) async fn try_lock(
+        self: &Arc<Self>,
+        name: &str,
+        owner: &LockHolder,
+    ) -> Result<LockAttempt> {
         self.try_lock_with(name, owner, LOCK_TTL).await
     }
 
-    pub(crate) async fn try_lock_with(
-        &self,
+    async fn try_lock_with(
+        self: &Arc<Self>,
         name: &str,
         owner: &LockHolder,
         stale: Duration,
     ) -> Result<LockAttempt> {
         debug_assert!(!name.contains('/'), "a lock's name is a file name");
-        let path = self.inner.layout.lock(name);
+        let path = self.layout.lock(name);
         let document = LockDocument {
             owner: owner.clone(),
             token: Uuid::new_v4().to_string(),
         };
-        let store = self.clone();
+        let locks = Arc::clone(self);
         // The guard is made where the lock is taken: a caller that is gone by then cannot leave it
         // behind.
-        self.run(move |inner| {
-            if let Some(owner) = acquire(inner.volume(), &path, &document, stale)? {
-                return Ok(LockAttempt::Contended(owner));
-            }
-            let token = document.token;
-            let (announce, lost) = watch::channel(false);
-            let beats = run_heartbeat(store.clone(), path.clone(), token.clone(), announce);
-            Ok(LockAttempt::Acquired(Lock {
-                inner: store.inner,
-                path,
-                token,
-                lost,
-                heartbeat: tokio::spawn(beats).abort_handle(),
-            }))
-        })
-        .await
+        self.pool
+            .run(move || {
+                if let Some(owner) = acquire(locks.files.volume(), &path, &document, stale)? {
+                    return Ok(LockAttempt::Contended(owner));
+                }
+                let token = document.token;
+                let (announce, lost) = watch::channel(false);
+                let beats =
+                    run_heartbeat(Arc::clone(&locks), path.clone(), token.clone(), announce);
+                Ok(LockAttempt::Acquired(Lock {
+                    locks,
+                    path,
+                    token,
+                    lost,
+                    heartbeat: tokio::spawn(beats).abort_handle(),
+                }))
+            })
+            .await
     }
 
-    /// Who holds a lock at the moment, alive or not.
-    pub async fn lock_holder(&self, name: &str) -> Result<Option<LockHolder>> {
-        let path = self.inner.layout.lock(name);
-        self.run(move |inner| Ok(read(inner.volume(), &path)?.map(|document| document.owner)))
-            .await
+    /// The holder of a lock, alive or not.
+    pub(crate) fn holder(&self, name: &str) -> Result<Option<LockHolder>> {
+        let found = read(self.files.volume(), &self.layout.lock(name))?;
+        Ok(found.map(|document| document.owner))
     }
 }
 
@@ -202,7 +219,7 @@ fn check(volume: &dyn Volume, path: &Path, token: &str) -> Result<()> {
     }
 }
 
-async fn run_heartbeat(store: Store, path: PathBuf, token: String, lost: watch::Sender<bool>) {
+async fn run_heartbeat(locks: Arc<Locks>, path: PathBuf, token: String, lost: watch::Sender<bool>) {
     let mut ticks = tokio::time::interval_at(
         tokio::time::Instant::now() + HEARTBEAT_INTERVAL,
         HEARTBEAT_INTERVAL,
@@ -210,9 +227,11 @@ async fn run_heartbeat(store: Store, path: PathBuf, token: String, lost: watch::
     loop {
         ticks.tick().await;
         let (path, token) = (path.clone(), token.clone());
-        let ours = store
-            .run(move |inner| match read(inner.volume(), &path)? {
-                Some(document) if document.token == token => inner
+        let files = locks.files.clone();
+        let ours = locks
+            .pool
+            .run(move || match read(files.volume(), &path)? {
+                Some(document) if document.token == token => files
                     .volume()
                     .touch(&path)
                     .map(|()| true)
@@ -350,7 +369,7 @@ fn time_between(now: SystemTime, then: SystemTime) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Options;
+    use crate::{Options, Store};
 
     fn owner(id: &str) -> LockHolder {
         LockHolder {
@@ -419,6 +438,8 @@ mod tests {
             let store = Store::open(dir.path(), Options::unlimited()).await.unwrap();
             takers.push(tokio::spawn(async move {
                 store
+                    .parts
+                    .locks
                     .try_lock_with("x", &owner(&n.to_string()), Duration::from_millis(20))
                     .await
                     .unwrap()
@@ -433,7 +454,7 @@ mod tests {
         let owners: Vec<_> = held
             .iter()
             .filter(|lock| {
-                read(lock.inner.volume(), &lock.path)
+                read(lock.locks.files.volume(), &lock.path)
                     .unwrap()
                     .unwrap()
                     .token

@@ -19,7 +19,10 @@ use std::{
 };
 
 use crate::{
-    Error, Hasher, READ_CHUNK_BYTES, Result, durable, error::absent, layout, store::Inner,
+    Error, Hasher, READ_CHUNK_BYTES, Result,
+    durable::{self, DurableFs},
+    error::absent,
+    layout,
     volume::VolumeFile,
 };
 
@@ -46,16 +49,16 @@ pub(crate) enum Found {
 
 impl PartialFile {
     /// Takes the released file `shared`; `None` when there is none.
-    pub(crate) fn take(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
+    pub(crate) fn take(files: &DurableFs, shared: &Path) -> Result<Option<Self>> {
         let path = durable::temporary(shared);
-        let renamed = durable::retry_after_refresh(inner.volume(), shared, || {
-            absent(inner.volume().rename(shared, &path))
+        let renamed = durable::retry_after_refresh(files.volume(), shared, || {
+            absent(files.volume().rename(shared, &path))
         });
         // A reply that was lost shows as the file being where it should be.
-        if !matches!(renamed, Ok(Some(()))) && durable::metadata(inner.volume(), &path)?.is_none() {
+        if !matches!(renamed, Ok(Some(()))) && durable::metadata(files.volume(), &path)?.is_none() {
             return renamed.map(|_| None).map_err(Error::io("rename", shared));
         }
-        match durable::open_write(inner.volume(), &path, false) {
+        match durable::open_write(files.volume(), &path, false) {
             Ok(Some(file)) => Ok(Some(Self {
                 file,
                 path,
@@ -64,16 +67,16 @@ impl PartialFile {
             // Its folder was removed.
             Ok(None) => Ok(None),
             Err(error) => {
-                drop(inner.volume().rename(&path, shared));
+                drop(files.volume().rename(&path, shared));
                 Err(error)
             }
         }
     }
 
     /// Makes an empty file; `None` when its folder is gone.
-    pub(crate) fn create(inner: &Inner, shared: &Path) -> Result<Option<Self>> {
+    pub(crate) fn create(files: &DurableFs, shared: &Path) -> Result<Option<Self>> {
         let path = durable::temporary(shared);
-        let file = absent(inner.volume().create_new(&path)).map_err(Error::io("create", &path))?;
+        let file = absent(files.volume().create_new(&path)).map_err(Error::io("create", &path))?;
         Ok(file.map(|file| Self {
             file,
             path,
@@ -84,17 +87,17 @@ impl PartialFile {
     /// Makes a copy of the first `size` bytes of another writer's file, or of what there is of
     /// them; returns the hash and the size of what was copied. `None` when the folder is gone.
     pub(crate) fn copy(
-        inner: &Inner,
+        files: &DurableFs,
         shared: &Path,
         from: &Path,
         size: u64,
         mut hasher: Hasher,
     ) -> Result<Option<(Self, Hasher, u64)>> {
-        let Some(partial) = Self::create(inner, shared)? else {
+        let Some(partial) = Self::create(files, shared)? else {
             return Ok(None);
         };
         let copied = (|| {
-            let Some(source) = durable::open_read(inner.volume(), from)? else {
+            let Some(source) = durable::open_read(files.volume(), from)? else {
                 return Ok(0);
             };
             let mut copied = 0;
@@ -120,7 +123,7 @@ impl PartialFile {
         match copied {
             Ok(copied) => Ok(Some((partial, hasher, copied))),
             Err(error) => {
-                partial.remove(inner);
+                partial.remove(files);
                 Err(error)
             }
         }
@@ -128,7 +131,7 @@ impl PartialFile {
 
     /// Gives the file its shared name, so that another writer can continue it. `false` when its
     /// private name is gone, because the session ended or another writer continued a copy.
-    pub(crate) fn release(&self, inner: &Inner) -> Result<bool> {
+    pub(crate) fn release(&self, files: &DurableFs) -> Result<bool> {
         let metadata = match self.file.metadata() {
             // Another machine removed the name.
             Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {
@@ -136,9 +139,7 @@ impl PartialFile {
             }
             other => other.map_err(Error::io("stat", &self.path))?,
         };
-        let renamed = inner
-            .files
-            .rename_known(&metadata, &self.path, &self.shared);
+        let renamed = files.rename_known(&metadata, &self.path, &self.shared);
         absent(renamed)
             .map(|renamed| renamed.is_some())
             .map_err(Error::io("rename", &self.path))
@@ -146,10 +147,10 @@ impl PartialFile {
 
     /// [`PartialFile::release`] for a writer that broke off. It may have been silent for long, so a
     /// file that another writer released meanwhile stays.
-    pub(crate) fn release_if_free(&self, inner: &Inner) {
+    pub(crate) fn release_if_free(&self, files: &DurableFs) {
         // What a network file system has not sent yet would reach the file after somebody else went
         // on with it.
-        let is_sent = match inner.volume().refresh(&self.path) {
+        let is_sent = match files.volume().refresh(&self.path) {
             Ok(true) => self.file.sync().is_ok(),
             Ok(false) => true,
             Err(_) => false,
@@ -157,22 +158,22 @@ impl PartialFile {
         if !is_sent {
             return;
         }
-        match durable::metadata(inner.volume(), &self.shared) {
-            Ok(None) => drop(self.release(inner)),
-            Ok(Some(_)) => self.remove(inner),
+        match durable::metadata(files.volume(), &self.shared) {
+            Ok(None) => drop(self.release(files)),
+            Ok(Some(_)) => self.remove(files),
             Err(_) => {}
         }
     }
 
     /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a
     /// copy.
-    pub(crate) fn is_gone(&self, inner: &Inner) -> Result<bool> {
-        Ok(durable::metadata(inner.volume(), &self.path)?.is_none())
+    pub(crate) fn is_gone(&self, files: &DurableFs) -> Result<bool> {
+        Ok(durable::metadata(files.volume(), &self.path)?.is_none())
     }
 
     /// Removes the file.
-    pub(crate) fn remove(&self, inner: &Inner) {
-        drop(inner.volume().remove_file(&self.path));
+    pub(crate) fn remove(&self, files: &DurableFs) {
+        drop(files.volume().remove_file(&self.path));
     }
 }
 
@@ -186,10 +187,10 @@ pub(crate) fn or_lock_lost<T>(result: Result<T>) -> Result<T> {
 }
 
 /// Looks for what can be copied after [`PartialFile::take`] found nothing.
-pub(crate) fn find_abandoned(inner: &Inner, shared: &Path) -> Result<Found> {
+pub(crate) fn find_abandoned(files: &DurableFs, shared: &Path) -> Result<Found> {
     let folder = durable::parent(shared)?;
     let name = shared.file_name().unwrap_or_default();
-    let Some(entries) = durable::list(inner.volume(), folder)? else {
+    let Some(entries) = durable::list(files.volume(), folder)? else {
         return Ok(Found::NoFolder);
     };
     let mut found = Vec::new();
@@ -203,7 +204,7 @@ pub(crate) fn find_abandoned(inner: &Inner, shared: &Path) -> Result<Found> {
         let path = folder.join(&entry.name);
         // Opened, not only looked up: an open asks the server of a network file system for the
         // present size.
-        let size = durable::with_file(inner.volume(), &path, |file| {
+        let size = durable::with_file(files.volume(), &path, |file| {
             file.metadata().map_err(Error::io("stat", &path))
         })?;
         found.extend(size.map(|metadata| (path, metadata.len)));
@@ -213,9 +214,9 @@ pub(crate) fn find_abandoned(inner: &Inner, shared: &Path) -> Result<Found> {
 }
 
 /// Removes the files that were copied from, or are of no use.
-pub(crate) fn remove_abandoned(inner: &Inner, abandoned: &[(PathBuf, u64)]) {
+pub(crate) fn remove_abandoned(files: &DurableFs, abandoned: &[(PathBuf, u64)]) {
     for (path, _) in abandoned {
-        drop(inner.volume().remove_file(path));
+        drop(files.volume().remove_file(path));
     }
 }
 

@@ -13,89 +13,116 @@ use std::{
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{Result, Store, durable, links, store::Inner, volume::Volume};
+use crate::{
+    Layout, Result,
+    blobs::Blobs,
+    durable::{self, DurableFs},
+    links,
+    volume::Volume,
+};
 
 /// A name has at most so many characters, so the depth is bounded by the grammar, not by the
 /// volume's content.
 const MAX_NAME_BYTES: usize = 255;
 
-impl Store {
+/// The repositories of the volume.
+#[derive(Clone, Debug)]
+pub(crate) struct Repositories {
+    files: DurableFs,
+    layout: Layout,
+    blobs: Blobs,
+}
+
+/// Whether the repository holds, or held, a manifest.
+pub(crate) fn exists(volume: &dyn Volume, layout: &Layout, repo: &RepositoryName) -> Result<bool> {
+    let found = durable::metadata(volume, &layout.manifests(repo))?;
+    Ok(found.is_some_and(|metadata| metadata.is_dir()))
+}
+
+impl Repositories {
+    pub(crate) fn new(files: DurableFs, layout: Layout, blobs: Blobs) -> Self {
+        Self {
+            files,
+            layout,
+            blobs,
+        }
+    }
+
     /// Whether the repository holds, or held, a manifest.
-    pub async fn repository_exists(&self, repo: &RepositoryName) -> Result<bool> {
-        let repo = repo.clone();
-        self.run(move |inner| inner.repository_exists(&repo)).await
+    pub(crate) fn exists(&self, repo: &RepositoryName) -> Result<bool> {
+        exists(self.files.volume(), &self.layout, repo)
     }
 
-    /// All repositories in ASCII order of their names.
-    pub async fn repositories(&self) -> Result<Vec<RepositoryName>> {
-        Ok(self.repositories_page(None, usize::MAX).await?.0)
-    }
-
-    /// At most `limit` repositories in ASCII order behind `after`, which need not exist, and
-    /// whether there are more. Folders whose names all lie before `after`, or behind the page,
-    /// are not opened.
-    pub async fn repositories_page(
+    /// At most `limit` repositories behind `after`, and whether there are more.
+    pub(crate) fn page(
         &self,
-        after: Option<String>,
+        after: Option<&str>,
         limit: usize,
     ) -> Result<(Vec<RepositoryName>, bool)> {
-        self.list(move |inner| {
-            let mut page = Vec::new();
-            let mut more = false;
-            if limit == 0 {
-                return Ok((page, more));
+        let mut page = Vec::new();
+        let mut more = false;
+        if limit == 0 {
+            return Ok((page, more));
+        }
+        self.walk(after, |name, children| {
+            if !children.iter().any(|child| child == "_manifests") {
+                return Ok(ControlFlow::Continue(()));
             }
-            inner.walk(after.as_deref(), |name, children| {
-                if !children.iter().any(|child| child == "_manifests") {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                if page.len() == limit {
-                    more = true;
-                    return Ok(ControlFlow::Break(()));
-                }
-                page.push(name);
-                Ok(ControlFlow::Continue(()))
-            })?;
-            Ok((page, more))
-        })
-        .await
+            if page.len() == limit {
+                more = true;
+                return Ok(ControlFlow::Break(()));
+            }
+            page.push(name);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok((page, more))
     }
 
-    /// Some repositories that link the blob, whether or not they hold manifests: what is found
-    /// within `folders` folders, at most `limit`.
-    pub async fn repositories_with_blob(
+    /// At most `limit` repositories that link the blob, found within `folders` folders.
+    pub(crate) fn with_blob(
         &self,
         digest: &Digest,
         folders: usize,
         limit: usize,
     ) -> Result<Vec<RepositoryName>> {
-        let digest = digest.clone();
-        self.run(move |inner| {
-            let mut found = Vec::new();
-            let mut looked_at = 0;
-            inner.walk(None, |name, children| {
-                looked_at += 1;
-                if children.iter().any(|child| child == "_layers")
-                    && inner.repo_has_blob(&name, &digest)?
-                {
-                    found.push(name);
-                }
-                Ok(if looked_at >= folders || found.len() >= limit {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                })
-            })?;
-            Ok(found)
-        })
-        .await
+        let mut found = Vec::new();
+        let mut visited = 0;
+        self.walk(None, |name, children| {
+            visited += 1;
+            if children.iter().any(|child| child == "_layers")
+                && self.blobs.is_linked(&name, digest)?
+            {
+                found.push(name);
+            }
+            Ok(if visited >= folders || found.len() >= limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })?;
+        Ok(found)
     }
-}
 
-impl Inner {
-    pub(crate) fn repository_exists(&self, repo: &RepositoryName) -> Result<bool> {
-        let path = self.layout.manifests(repo);
-        Ok(durable::metadata(self.volume(), &path)?.is_some_and(|metadata| metadata.is_dir()))
+    /// Of `repositories`, those that link the digest, and whether as a manifest.
+    pub(crate) fn referring(
+        &self,
+        repositories: Vec<RepositoryName>,
+        digest: &Digest,
+    ) -> Result<Vec<(RepositoryName, bool)>> {
+        let mut found = Vec::new();
+        for repo in repositories {
+            let links = [
+                (self.layout.revision_link(&repo, digest), true),
+                (self.layout.layer_link(&repo, digest), false),
+            ];
+            for (link, manifest) in links {
+                if durable::metadata(self.files.volume(), &link)?.is_some() {
+                    found.push((repo, manifest));
+                    break;
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// Visits folders that can be repositories in ASCII order of their names, those behind `after`
@@ -111,14 +138,14 @@ impl Inner {
             levels: Vec::new(),
             next: BinaryHeap::new(),
         };
-        walk.descend("", &links::names(self.volume(), &walk.root)?);
+        walk.descend("", &links::names(self.files.volume(), &walk.root)?);
         // Whatever is opened later sorts behind its own folder, so the smallest name left is the
         // next one of all.
         while let Some(Reverse((name, level))) = walk.next.pop() {
             let Some(level) = walk.levels.get_mut(level) else {
                 continue;
             };
-            let children = level.children(self.volume())?;
+            let children = level.children(self.files.volume())?;
             if after.is_none_or(|after| name.as_str() > after)
                 && let Ok(name) = RepositoryName::parse(&name)
                 && visit(name, &children)?.is_break()
@@ -208,7 +235,7 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::Options;
+    use crate::{Options, Store};
 
     const NAMES: [&str; 8] = ["a", "a-b", "a.c/d", "a/b", "a/b/c", "a0", "b/x", "b/y"];
 

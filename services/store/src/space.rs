@@ -1,12 +1,13 @@
 //! The room on the volume, and when writes stop (reads never do).
 
 use std::{
-    path::PathBuf,
-    sync::Mutex,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use crate::{Error, Result};
+use parking_lot::Mutex;
+
+use crate::{Error, Result, volume::Volume};
 
 /// Bytes of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,38 +85,40 @@ impl WriteGate {
         Ok(())
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether `bytes` more fit, measured now.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`], or an error of the volume.
+    pub(crate) fn check_now(&self, volume: &dyn Volume, bytes: u64) -> Result<()> {
+        let space = volume.space(&self.root);
+        let space = space.map_err(Error::io("stat", &self.root))?;
+        self.allows(space, bytes)
+    }
+
     pub(crate) fn cached(&self) -> Option<Space> {
-        let last = self
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let last = self.last.lock();
         last.filter(|(at, _)| at.elapsed() < Self::MEASUREMENT_TTL)
             .map(|(_, space)| space)
     }
 
     /// The used share in percent, as last measured, if clients are to be warned of it.
     pub(crate) fn filling(&self) -> Option<u8> {
-        let last = self
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let last = self.last.lock();
         last.map(|(_, space)| space.used_percent())
             .filter(|used| *used >= self.limits.warn_used_percent)
     }
 
     /// Room was given back: it is measured anew before the next write.
     pub(crate) fn forget(&self) {
-        *self
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = None;
+        *self.last.lock() = None;
     }
 
     pub(crate) fn remember(&self, space: Space) {
-        *self
-            .last
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some((Instant::now(), space));
+        *self.last.lock() = Some((Instant::now(), space));
     }
 }
 
@@ -155,7 +158,7 @@ mod tests {
         let store = crate::Store::open(folder.path(), options).await.unwrap();
         let digest = holdfast_core::Digest::from_sha256([7; 32]);
         let incoming = store.ingest_blob(&digest).await.unwrap();
-        store.inner.gate.remember(Space {
+        store.parts.gate.remember(Space {
             total_bytes: 1 << 40,
             available_bytes: 0,
         });

@@ -1,24 +1,34 @@
-//! The handle that every part of a process shares.
+//! The handle that all parts of a process share: a façade over the components of the store. Each of
+//! its calls runs one component on the pool. `content.rs` and `sessions.rs` hold its methods.
 
 use std::{
-    collections::HashMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
-use holdfast_core::digest::Digest;
 use uuid::Uuid;
 
 use crate::{
-    Error, Layout, Pool, Result, Space, WriteGate, WriteLimits,
+    Error, Layout, Pool, Result, Space, VolumeHealth, WriteGate, WriteLimits,
+    blobs::{Blobs, VerifiedBlobs},
     buffers::Buffers,
-    deletes::UntagQueue,
+    deletes::{Deletes, UntagQueue},
     durable::{self, DurableFs},
-    uploads::RehashSlots,
+    health,
+    ingest::Ingests,
+    locks::Locks,
+    manifests::Manifests,
+    referrers::Referrers,
+    repositories::Repositories,
+    tags::Tags,
+    uploads::Uploads,
     volume::{Disk, Volume},
 };
+
+mod content;
+mod sessions;
 
 /// How a store uses its machine.
 #[derive(Clone, Copy, Debug)]
@@ -62,25 +72,37 @@ impl Default for Options {
 /// The content store of one volume. Clones share everything.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pub(crate) inner: Arc<Inner>,
-    /// The same store over what needs no waiting.
-    nonblocking: Option<Arc<Inner>>,
-    /// Who asks for its lists.
+    pub(crate) parts: Arc<Parts>,
+    /// Components over the volume's non-blocking view.
+    nonblocking: Option<Arc<NonBlocking>>,
+    /// The client for whom lists are read.
     client: Option<IpAddr>,
 }
 
-#[derive(Clone, Debug)]
-pub(crate) struct Inner {
+/// The components of the store.
+#[derive(Debug)]
+pub(crate) struct Parts {
     pub(crate) files: DurableFs,
     pub(crate) root: PathBuf,
     pub(crate) layout: Layout,
     pub(crate) pool: Pool,
-    pub(crate) buffers: Buffers,
     pub(crate) gate: Arc<WriteGate>,
-    pub(crate) verified: Arc<Mutex<HashMap<Digest, crate::blobs::Verified>>>,
-    pub(crate) verified_for: Duration,
-    pub(crate) untag_queue: Arc<UntagQueue>,
-    pub(crate) rehash_slots: Arc<RehashSlots>,
+    pub(crate) blobs: Blobs,
+    pub(crate) repositories: Repositories,
+    pub(crate) manifests: Manifests,
+    pub(crate) tags: Tags,
+    pub(crate) referrers: Referrers,
+    pub(crate) deletes: Deletes,
+    pub(crate) locks: Arc<Locks>,
+    pub(crate) uploads: Arc<Uploads>,
+    pub(crate) ingests: Arc<Ingests>,
+}
+
+/// What a pull needs, over the non-blocking view of the volume.
+#[derive(Debug)]
+pub(crate) struct NonBlocking {
+    pub(crate) blobs: Blobs,
+    pub(crate) manifests: Manifests,
 }
 
 impl Store {
@@ -130,52 +152,44 @@ impl Store {
                     .map(|()| files)
             })
             .await?;
-        let inner = Inner {
-            files,
-            gate: Arc::new(WriteGate::new(root.clone(), options.write_limits)),
-            root,
-            layout,
-            pool,
-            buffers: Buffers::new(options.buffer_bytes),
-            verified: Arc::default(),
-            verified_for: options.verified_for,
-            untag_queue: Arc::default(),
-            rehash_slots: Arc::default(),
-        };
+        let shared = Shared::new(root, layout, pool, &options);
+        let nonblocking = view.map(|view| {
+            let content = shared.content(&files.with_volume(view));
+            Arc::new(NonBlocking {
+                blobs: content.blobs,
+                manifests: content.manifests,
+            })
+        });
         Ok(Self {
-            nonblocking: view.map(|volume| {
-                Arc::new(Inner {
-                    files: inner.files.with_volume(volume),
-                    ..inner.clone()
-                })
-            }),
-            inner: Arc::new(inner),
+            parts: Arc::new(shared.parts(files)),
+            nonblocking,
             client: None,
         })
     }
 
     /// Where things are.
     pub fn layout(&self) -> &Layout {
-        &self.inner.layout
+        &self.parts.layout
     }
 
     /// The root that the store was opened with.
     pub fn root(&self) -> &Path {
-        &self.inner.root
+        &self.parts.root
     }
 
     /// The threads of the volume, for callers that read growing files themselves.
     pub fn pool(&self) -> &Pool {
-        &self.inner.pool
+        &self.parts.pool
     }
 
     /// Free and total bytes of the volume, asked now.
     pub async fn free_space(&self) -> Result<Space> {
-        self.run(|inner| {
-            inner
+        self.run(|parts| {
+            parts
+                .files
                 .volume()
-                .space(&inner.root)
-                .map_err(Error::io("stat", &inner.root))
+                .space(&parts.root)
+                .map_err(Error::io("stat", &parts.root))
         })
         .await
     }
@@ -186,20 +200,29 @@ impl Store {
     /// # Errors
     /// [`Error::NoSpace`].
     pub async fn check_write(&self, bytes: u64) -> Result<()> {
-        let space = if let Some(space) = self.inner.gate.cached() {
+        let space = if let Some(space) = self.parts.gate.cached() {
             space
         } else {
             let space = self.free_space().await?;
-            self.inner.gate.remember(space);
+            self.parts.gate.remember(space);
             space
         };
-        self.inner.gate.allows(space, bytes)
+        self.parts.gate.allows(space, bytes)
     }
 
     /// The used share of the volume in percent, once it is high enough to warn clients that write.
     /// As the last write found it: asks nothing.
     pub fn filling(&self) -> Option<u8> {
-        self.inner.gate.filling()
+        self.parts.gate.filling()
+    }
+
+    /// Checks the volume. Blocks for as long as the volume does, on the caller's thread.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the volume answers with anything but "full" and "read-only".
+    pub fn check_health(&self) -> Result<VolumeHealth> {
+        let parts = &self.parts;
+        health::check(parts.files.volume(), &parts.layout, &parts.gate)
     }
 
     /// Writes, renames, reads and removes a file on the volume; fails after `deadline`. For
@@ -209,18 +232,19 @@ impl Store {
     /// [`Error::Busy`] after the deadline, or what the volume says.
     pub async fn probe(&self, deadline: Duration) -> Result<()> {
         let path = self
-            .inner
+            .parts
             .layout
             .own()
             .join(format!("probe.{}", Uuid::new_v4()));
-        let work = self.run(move |inner| {
-            inner.files.write_file(&path, b"probe")?;
-            let read = inner
+        let work = self.run(move |parts| {
+            parts.files.write_file(&path, b"probe")?;
+            let read = parts
+                .files
                 .volume()
                 .open_read(&path)
                 .and_then(|file| durable::read_up_to(&*file, 16))
                 .map_err(Error::io("read", &path))?;
-            inner.files.remove_file(&path)?;
+            parts.files.remove_file(&path)?;
             if read == b"probe" {
                 Ok(())
             } else {
@@ -234,15 +258,15 @@ impl Store {
             .unwrap_or(Err(Error::Busy))
     }
 
-    /// Reads one byte range of metadata to see whether the volume answers; works on a full volume
-    /// too.
+    /// Lists a folder to see whether the volume answers; works on a full volume, too.
     ///
     /// # Errors
     /// [`Error::Busy`] after the deadline, or what the volume says.
     pub async fn probe_read(&self, deadline: Duration) -> Result<()> {
-        let path = self.inner.layout.repositories();
-        let work = self.run(move |inner| {
-            inner
+        let path = self.parts.layout.repositories();
+        let work = self.run(move |parts| {
+            parts
+                .files
                 .volume()
                 .list(&path)
                 .map(drop)
@@ -253,14 +277,14 @@ impl Store {
             .unwrap_or(Err(Error::Busy))
     }
 
-    /// Runs work that only reads here and now, if all that it needs is in the kernel's memory: that
-    /// spares two changes of thread. `None` when it is not; the same work then belongs on the
-    /// pool.
+    /// Runs work that only reads on the caller's thread, if the kernel has all that it needs in
+    /// memory: that saves two changes of thread. `None` when it has not; the same work then runs on
+    /// the pool.
     pub(crate) fn try_nonblocking<T>(
         &self,
-        work: impl FnOnce(&Inner) -> Result<T>,
+        work: impl FnOnce(&NonBlocking) -> Result<T>,
     ) -> Option<Result<T>> {
-        match work(self.nonblocking.as_ref()?) {
+        match work(self.nonblocking.as_deref()?) {
             Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::WouldBlock => {
                 None
             }
@@ -278,39 +302,126 @@ impl Store {
         }
     }
 
-    /// [`Store::run`] for lists, which may be long.
+    /// [`Store::run`] for lists, which may be long: few at a time, and clients take turns.
     pub(crate) async fn list<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Inner) -> Result<T> + Send + 'static,
+        F: FnOnce(&Parts) -> Result<T> + Send + 'static,
     {
-        let inner = Arc::clone(&self.inner);
-        let lists = self.inner.pool.list(self.client, move || work(&inner));
+        let parts = Arc::clone(&self.parts);
+        let lists = self.parts.pool.list(self.client, move || work(&parts));
         lists.await
     }
 
+    /// Runs a component on the pool.
     pub(crate) async fn run<T, F>(&self, work: F) -> Result<T>
     where
         T: Send + 'static,
-        F: FnOnce(&Inner) -> Result<T> + Send + 'static,
+        F: FnOnce(&Parts) -> Result<T> + Send + 'static,
     {
-        let inner = Arc::clone(&self.inner);
-        self.inner.pool.run(move || work(&inner)).await
+        let parts = Arc::clone(&self.parts);
+        self.parts.pool.run(move || work(&parts)).await
     }
 }
 
-impl Inner {
-    pub(crate) fn volume(&self) -> &dyn Volume {
-        self.files.volume()
+/// What the components share, whatever view of the volume they use.
+struct Shared {
+    root: PathBuf,
+    layout: Layout,
+    pool: Pool,
+    buffers: Buffers,
+    gate: Arc<WriteGate>,
+    verified: Arc<VerifiedBlobs>,
+    untag_queue: Arc<UntagQueue>,
+}
+
+struct Content {
+    blobs: Blobs,
+    deletes: Deletes,
+    tags: Tags,
+    manifests: Manifests,
+}
+
+impl Shared {
+    fn new(root: PathBuf, layout: Layout, pool: Pool, options: &Options) -> Self {
+        Self {
+            gate: Arc::new(WriteGate::new(root.clone(), options.write_limits)),
+            root,
+            layout,
+            pool,
+            buffers: Buffers::new(options.buffer_bytes),
+            verified: Arc::new(VerifiedBlobs::new(options.verified_for)),
+            untag_queue: Arc::default(),
+        }
     }
 
-    /// Whether the volume has room for `bytes` more, asked now.
-    ///
-    /// # Errors
-    /// [`Error::NoSpace`], or what the volume says.
-    pub(crate) fn check_room(&self, bytes: u64) -> Result<()> {
-        let space = self.volume().space(&self.root);
-        let space = space.map_err(Error::io("stat", &self.root))?;
-        self.gate.allows(space, bytes)
+    /// The components of content, over one view of the volume.
+    fn content(&self, files: &DurableFs) -> Content {
+        let layout = || self.layout.clone();
+        let blobs = Blobs::new(
+            files.clone(),
+            layout(),
+            self.pool.clone(),
+            self.buffers.clone(),
+            Arc::clone(&self.verified),
+        );
+        let queue = Arc::clone(&self.untag_queue);
+        let deletes = Deletes::new(files.clone(), layout(), self.pool.clone(), queue);
+        let tags = Tags::new(files.clone(), layout(), blobs.clone(), deletes.clone());
+        let manifests = Manifests::new(
+            files.clone(),
+            layout(),
+            blobs.clone(),
+            tags.clone(),
+            deletes.clone(),
+        );
+        Content {
+            blobs,
+            deletes,
+            tags,
+            manifests,
+        }
+    }
+
+    fn parts(self, files: DurableFs) -> Parts {
+        let Content {
+            blobs,
+            deletes,
+            tags,
+            manifests,
+        } = self.content(&files);
+        let layout = || self.layout.clone();
+        let pool = || self.pool.clone();
+        let locks = Arc::new(Locks::new(files.clone(), layout(), pool()));
+        Parts {
+            repositories: Repositories::new(files.clone(), layout(), blobs.clone()),
+            referrers: Referrers::new(files.clone(), layout()),
+            uploads: Arc::new(Uploads::new(
+                files.clone(),
+                layout(),
+                pool(),
+                Arc::clone(&self.gate),
+                blobs.clone(),
+                Arc::clone(&locks),
+            )),
+            ingests: Arc::new(Ingests::new(
+                files.clone(),
+                layout(),
+                pool(),
+                self.buffers.clone(),
+                Arc::clone(&self.gate),
+                blobs.clone(),
+            )),
+            files,
+            root: self.root,
+            layout: self.layout,
+            pool: self.pool,
+            gate: self.gate,
+            blobs,
+            manifests,
+            tags,
+            deletes,
+            locks,
+        }
     }
 }

@@ -1,14 +1,13 @@
-//! Upload sessions, in distribution's folders. A session's truth is its file's size; whoever
-//! continues it says at which offset.
+//! Upload sessions, in distribution's folders. The size of a session's file is its state; a request
+//! that continues the session names the offset.
 //!
 //! A hash of a session's first bytes travels through the client ([`CarriedHash`]), so that no chunk
-//! is read again. It is the truth about the bytes that it was taken over, and says nothing of those
-//! that are in the file now: a client may send an older state again, with other bytes. So it names
-//! a **generation**: a second name, below `hashstates`, of the very file. The name is removed, for
-//! good, before bytes that somebody acknowledged are cut off. A hash whose generation is gone, or
-//! names another file, is not believed, and the file is hashed from its start. Distribution never
-//! looks at that name, and removes it with the session; a Holdfast that knows no generations
-//! removes all of `hashstates` before it cuts.
+//! is read twice. It is true for the bytes that it was taken over and says nothing of the bytes in
+//! the file now: a client may send an older state again, with other bytes. So it names a
+//! **generation**: a second name of the same file, below `hashstates`. That name is removed,
+//! durably, before acknowledged bytes are cut off. A hash whose generation is gone, or names
+//! another file, is not believed, and the file is hashed from its start. Distribution ignores the
+//! name and removes it with the session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,21 +19,22 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Lock, LockAttempt, LockHolder, Result, Store,
-    blobs::Proof,
-    durable,
+    Error, Hasher, Layout, Lock, LockAttempt, LockHolder, Pool, Result, WriteGate,
+    blobs::{Blobs, Proof},
+    durable::{self, DurableFs},
     hashing_writer::HashingWriter,
+    locks::Locks,
     partial::{PartialFile, or_lock_lost},
 };
 
 mod file;
 mod guard;
-mod purge;
+pub(crate) mod purge;
 mod rehash_slots;
 
 use file::MAX_ATTEMPTS;
 use guard::{WhenDropped, WriterGuard};
-pub(crate) use rehash_slots::RehashSlots;
+use rehash_slots::RehashSlots;
 
 /// Name of an upload session: a UUID of any version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +86,7 @@ impl CarriedHash {
 /// A writer of a session, for the length of one request.
 #[derive(Debug)]
 pub struct UploadWriter {
-    store: Store,
+    uploads: Arc<Uploads>,
     repo: RepositoryName,
     id: UploadId,
     writer: HashingWriter,
@@ -110,67 +110,79 @@ struct Opened {
     generation: Option<Uuid>,
 }
 
-impl Store {
+/// The upload sessions of the volume.
+#[derive(Debug)]
+pub(crate) struct Uploads {
+    files: DurableFs,
+    layout: Layout,
+    pool: Pool,
+    gate: Arc<WriteGate>,
+    blobs: Blobs,
+    locks: Arc<Locks>,
+    rehash_slots: RehashSlots,
+}
+
+impl Uploads {
+    pub(crate) fn new(
+        files: DurableFs,
+        layout: Layout,
+        pool: Pool,
+        gate: Arc<WriteGate>,
+        blobs: Blobs,
+        locks: Arc<Locks>,
+    ) -> Self {
+        Self {
+            files,
+            layout,
+            pool,
+            gate,
+            blobs,
+            locks,
+            rehash_slots: RehashSlots::default(),
+        }
+    }
+
     /// Starts a session.
-    pub async fn create_upload(&self, repo: &RepositoryName, started_at: &str) -> Result<UploadId> {
-        let (repo, started_at) = (repo.clone(), started_at.to_owned());
-        self.run(move |inner| {
-            let id = UploadId(Uuid::new_v4().to_string());
-            // A session need not survive; what is made of it makes its own folders durable.
-            let folder = inner.layout.upload(&repo, id.as_str());
-            durable::create_dir_unsynced(inner.volume(), &folder)?;
-            durable::write_unsynced(
-                inner.volume(),
-                &folder.join("startedat"),
-                started_at.as_bytes(),
-            )?;
-            Ok(id)
-        })
-        .await
+    pub(crate) fn create(&self, repo: &RepositoryName, started_at: &str) -> Result<UploadId> {
+        let id = UploadId(Uuid::new_v4().to_string());
+        // A session need not survive; what is made of it makes its own folders durable.
+        let folder = self.layout.upload(repo, id.as_str());
+        durable::create_dir_unsynced(self.files.volume(), &folder)?;
+        durable::write_unsynced(
+            self.files.volume(),
+            &folder.join("startedat"),
+            started_at.as_bytes(),
+        )?;
+        Ok(id)
     }
 
     /// What a session holds; `None` if there is no such session.
-    pub async fn upload_status(
+    pub(crate) fn status(
         &self,
         repo: &RepositoryName,
         id: &UploadId,
     ) -> Result<Option<UploadStatus>> {
-        let (repo, id) = (repo.clone(), id.clone());
-        self.run(move |inner| {
-            inner
-                .upload_size(&repo, &id)
-                .map(|size| size.map(|size| UploadStatus { size }))
-        })
-        .await
+        let size = self.upload_size(repo, id)?;
+        Ok(size.map(|size| UploadStatus { size }))
     }
 
     /// Ends a session and frees its bytes at once. `false` if there was none.
-    pub async fn cancel_upload(&self, repo: &RepositoryName, id: &UploadId) -> Result<bool> {
-        let (repo, id) = (repo.clone(), id.clone());
-        self.run(move |inner| {
-            let known = inner.upload_size(&repo, &id)?.is_some();
-            let session = inner.layout.upload(&repo, id.as_str());
-            for _ in 0..MAX_ATTEMPTS {
-                durable::remove_tree(inner.volume(), &session)?;
-                // A request that breaks off at this moment may have put its file to rest.
-                if durable::metadata(inner.volume(), &session)?.is_none() {
-                    break;
-                }
+    pub(crate) fn cancel(&self, repo: &RepositoryName, id: &UploadId) -> Result<bool> {
+        let known = self.upload_size(repo, id)?.is_some();
+        let session = self.layout.upload(repo, id.as_str());
+        for _ in 0..MAX_ATTEMPTS {
+            durable::remove_tree(self.files.volume(), &session)?;
+            // A request that breaks off at this moment may have released its file into it.
+            if durable::metadata(self.files.volume(), &session)?.is_none() {
+                break;
             }
-            Ok(known)
-        })
-        .await
+        }
+        Ok(known)
     }
 
-    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt
-    /// whose reply was lost. The file is hashed again unless `carried` is the hash of the bytes
-    /// before the offset, of the file's own generation.
-    ///
-    /// # Errors
-    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is
-    /// behind the end.
-    pub async fn upload_writer(
-        &self,
+    /// Continues a session at `offset`; see `Store::upload_writer`.
+    pub(crate) async fn writer(
+        self: &Arc<Self>,
         repo: &RepositoryName,
         id: &UploadId,
         offset: u64,
@@ -178,16 +190,16 @@ impl Store {
         owner: &LockHolder,
     ) -> Result<UploadWriter> {
         let mut lock = self.lock_upload(id, owner).await?;
-        let mut reading = None;
+        let mut slot = None;
         loop {
-            let (store, name, session) = (self.clone(), repo.clone(), id.clone());
-            let (place, carried) = (reading.take(), carried.clone());
+            let (uploads, name, session) = (Arc::clone(self), repo.clone(), id.clone());
+            let (free, carried) = (slot.take(), carried.clone());
             // The writer is made, and the lock kept, where the file is taken: a caller that is gone
             // by then leaves nothing behind, and nobody else begins with the file before.
-            let opened = self.run(move |inner| {
-                match inner.open_upload(&name, &session, offset, carried, place) {
+            let opened = self.pool.run(move || {
+                match uploads.open_upload(&name, &session, offset, carried, free) {
                     Ok(Some(opened)) => {
-                        let writer = store.writing(name, session, opened, offset, Some(lock));
+                        let writer = uploads.writing(name, session, opened, offset, Some(lock));
                         Ok(Ok(writer))
                     }
                     Ok(None) => Ok(Err(lock)),
@@ -201,12 +213,32 @@ impl Store {
                 Ok(writer) => return Ok(writer),
                 Err(kept) => lock = kept,
             }
-            reading = Some(self.inner.rehash_slots.begin(repo).await?);
+            slot = Some(self.rehash_slots.begin(repo).await?);
         }
     }
 
+    /// A writer for a request that brings all bytes of a session; see
+    /// `Store::whole_upload_writer`.
+    pub(crate) fn whole_writer(
+        self: &Arc<Self>,
+        repo: &RepositoryName,
+        id: &UploadId,
+        algorithm: Algorithm,
+    ) -> Result<UploadWriter> {
+        let session = self.layout.upload(repo, id.as_str());
+        let partial = PartialFile::create(&self.files, &session.join("whole"))?;
+        let opened = Opened {
+            partial: partial.ok_or(Error::UploadUnknown)?,
+            hasher: Hasher::new(algorithm),
+            proof: Proof::Hashed,
+            generation: None,
+        };
+        let uploads = Arc::clone(self);
+        Ok(uploads.writing(repo.clone(), id.clone(), opened, 0, None))
+    }
+
     fn writing(
-        self,
+        self: Arc<Self>,
         repo: RepositoryName,
         id: UploadId,
         opened: Opened,
@@ -222,9 +254,9 @@ impl Store {
         let (file, path) = (Arc::clone(&partial.file), partial.path.clone());
         let is_whole = lock.is_none();
         UploadWriter {
-            writer: HashingWriter::new(self.inner.pool.clone(), file, path, offset, hasher),
+            writer: HashingWriter::new(self.pool.clone(), file, path, offset, hasher),
             held: Some(WriterGuard {
-                inner: Arc::clone(&self.inner),
+                uploads: Arc::clone(&self),
                 partial,
                 lock,
                 when_dropped: if is_whole {
@@ -233,7 +265,7 @@ impl Store {
                     WhenDropped::Release
                 },
             }),
-            store: self,
+            uploads: self,
             repo,
             id,
             accepted: offset,
@@ -243,39 +275,12 @@ impl Store {
         }
     }
 
-    /// A writer for a request that brings all bytes of a session, to be committed at the end. It
-    /// needs no lock, because what the session held is of no use any more, and what came is
-    /// thrown away with the writer unless it is committed.
-    ///
-    /// # Errors
-    /// [`Error::UploadUnknown`], or what the volume says.
-    pub async fn whole_upload_writer(
-        &self,
-        repo: &RepositoryName,
-        id: &UploadId,
-        algorithm: Algorithm,
-    ) -> Result<UploadWriter> {
-        let (store, repo, id) = (self.clone(), repo.clone(), id.clone());
-        self.run(move |inner| {
-            let session = inner.layout.upload(&repo, id.as_str());
-            let partial = PartialFile::create(inner, &session.join("whole"))?;
-            let opened = Opened {
-                partial: partial.ok_or(Error::UploadUnknown)?,
-                hasher: Hasher::new(algorithm),
-                proof: Proof::Hashed,
-                generation: None,
-            };
-            Ok(store.writing(repo, id, opened, 0, None))
-        })
-        .await
-    }
-
     /// The session's lock. A request that just ended, or whose client just broke off, may still
     /// hold it for a moment.
     async fn lock_upload(&self, id: &UploadId, owner: &LockHolder) -> Result<Lock> {
         let name = format!("upload-{}", id.as_str());
         for _ in 0..MAX_LOCK_ATTEMPTS {
-            if let LockAttempt::Acquired(lock) = self.try_lock(&name, owner).await? {
+            if let LockAttempt::Acquired(lock) = self.locks.try_lock(&name, owner).await? {
                 return Ok(lock);
             }
             tokio::time::sleep(LOCK_POLL_INTERVAL).await;
@@ -300,7 +305,7 @@ impl UploadWriter {
 
     /// Waits until everything is on the volume and synced; returns the size, and the hash with
     /// which the session goes on there. For a session that goes on; of
-    /// [`Store::whole_upload_writer`] nothing stays.
+    /// [`Store::whole_upload_writer`](crate::Store::whole_upload_writer) nothing stays.
     ///
     /// # Errors
     /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when
@@ -312,12 +317,13 @@ impl UploadWriter {
             return Ok((size, CarriedHash { hasher, generation }));
         }
         let mut held = self.held.take().ok_or(Error::Busy)?;
-        let session = self.store.inner.layout.upload(&self.repo, self.id.as_str());
+        let session = self.uploads.layout.upload(&self.repo, self.id.as_str());
         let generation = self.generation;
-        let generation = self.store.run(move |inner| {
+        let uploads = Arc::clone(&self.uploads);
+        let generation = self.uploads.pool.run(move || {
             held.check()?;
             held.when_dropped = WhenDropped::Leave;
-            let generation = inner.release_file(&session, &held.partial, generation);
+            let generation = uploads.release_file(&session, &held.partial, generation);
             held.release();
             generation
         });
@@ -337,14 +343,15 @@ impl UploadWriter {
         let mut held = self.held.take().ok_or(Error::Busy)?;
         let (repo, id, digest) = (self.repo.clone(), self.id.clone(), digest.clone());
         let (proof, is_whole) = (self.proof, self.is_whole);
-        let committed = self.store.run(move |inner| {
+        let uploads = Arc::clone(&self.uploads);
+        let committed = self.uploads.pool.run(move || {
             held.check()?;
             if !is_whole {
                 // If the commit fails, the session goes on with a copy.
                 held.when_dropped = WhenDropped::Leave;
             }
             let received = (&held.partial, hasher, proof);
-            let committed = inner.commit_upload(&repo, &id, received, size, &digest);
+            let committed = uploads.commit_upload(&repo, &id, received, size, &digest);
             if committed.is_ok() {
                 held.when_dropped = WhenDropped::Leave;
             }

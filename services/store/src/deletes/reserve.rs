@@ -5,17 +5,17 @@
 
 use uuid::Uuid;
 
-use super::{Inner, PLACEHOLDER, Path, durable, links};
+use super::{Deletes, PLACEHOLDER, Path, durable, links};
 use crate::{Error, Result};
 
 /// Folders in reserve: enough for concurrent deletes. A finished delete frees its folders again.
 const RESERVE_DIRS: usize = 4;
 
-impl Inner {
+impl Deletes {
     /// Moves a reserve folder to `path`; `false` if there is none left.
     pub(super) fn use_reserve_dir(&self, path: &Path) -> Result<bool> {
         let folder = self.layout.reserve();
-        for name in links::names(self.volume(), &folder)? {
+        for name in links::names(self.files.volume(), &folder)? {
             if self.try_rename(&folder.join(name), path)? {
                 return Ok(true);
             }
@@ -26,10 +26,10 @@ impl Inner {
     /// Makes reserve folders up to [`RESERVE_DIRS`], as far as there is space.
     pub(super) fn refill_reserve(&self) -> Result<()> {
         let folder = self.layout.reserve();
-        let present = links::names(self.volume(), &folder)?.len();
+        let present = links::names(self.files.volume(), &folder)?.len();
         for _ in present..RESERVE_DIRS {
             let dir = folder.join(Uuid::new_v4().to_string());
-            let made = durable::create_dir_unsynced(self.volume(), &dir)
+            let made = durable::create_dir_unsynced(self.files.volume(), &dir)
                 .and_then(|()| self.create_placeholder(&dir.join(PLACEHOLDER)));
             match made {
                 Err(Error::NoSpace { .. }) => break,

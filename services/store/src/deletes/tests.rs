@@ -6,7 +6,7 @@ use holdfast_core::{digest::Algorithm, reference::Tag};
 
 use super::names::UNTAG;
 use super::*;
-use crate::{Hasher, Options};
+use crate::{Hasher, Options, Store};
 
 struct Scene {
     folder: tempfile::TempDir,
@@ -49,22 +49,22 @@ async fn scene() -> Scene {
 }
 
 impl Scene {
-    fn inner(&self) -> &Inner {
-        &self.store.inner
+    fn deletes(&self) -> &Deletes {
+        &self.store.parts.deletes
     }
 
     /// The untag intent of a process that is about to remove a tag.
     fn intent(&self) -> PathBuf {
         let name = format!("{}.{UNTAG}.x", repository_key(&self.repo));
         let intent = self.store.layout().deletes().join(name);
-        self.inner().create_dir_or_reserve(&intent).unwrap();
+        self.deletes().create_dir_or_reserve(&intent).unwrap();
         intent
     }
 
     /// A delete whose process ended with the answer.
     fn delete(&self) {
-        let inner = self.inner();
-        assert!(inner.delete_revision(&self.repo, &self.digest).unwrap());
+        let deletes = self.deletes();
+        assert!(deletes.delete_revision(&self.repo, &self.digest).unwrap());
     }
 
     async fn put(&self) {
@@ -107,7 +107,7 @@ async fn tags_of_a_deleted_manifest_are_unknown_before_they_are_removed() {
     assert!(s.names("other").await);
     assert!(!s.store.delete_tag(&s.repo, &tag("1")).await.unwrap());
     assert!(s.store.delete_tag(&s.repo, &tag("other")).await.unwrap());
-    assert!(!s.inner().delete_revision(&s.repo, &s.digest).unwrap());
+    assert!(!s.deletes().delete_revision(&s.repo, &s.digest).unwrap());
     assert_eq!(s.store.finish_deletes().await.unwrap(), 1);
     assert_eq!((s.folders_of_tags(), s.tombstones()), (0, 0));
     assert_eq!(s.store.finish_deletes().await.unwrap(), 0);
@@ -182,9 +182,9 @@ async fn a_tag_is_not_taken_by_somebody_who_looked_before_it_was_set() {
     let one = tag("1");
     s.store.set_tag(&s.repo, &one, &s.digest).await.unwrap();
     let link = s.store.layout().tag_link(&s.repo, &one);
-    assert!(!s.inner().try_rename(&link, &intent.join("1")).unwrap());
+    assert!(!s.deletes().try_rename(&link, &intent.join("1")).unwrap());
     let mut late = Some(intent);
-    s.inner()
+    s.deletes()
         .untag(&s.repo, &one, &s.digest, &mut late)
         .unwrap();
     assert!(s.names("1").await);
@@ -200,8 +200,8 @@ async fn a_link_that_another_registry_set_meanwhile_is_put_back() {
     let intent = s.intent();
     fs::write(&link, other.to_string()).unwrap();
     let aside = intent.join("1");
-    assert!(s.inner().try_rename(&link, &aside).unwrap());
-    s.inner()
+    assert!(s.deletes().try_rename(&link, &aside).unwrap());
+    s.deletes()
         .finish_untag(&s.repo, &one, &s.digest, &aside)
         .unwrap();
     assert!(s.names("1").await);
@@ -212,11 +212,11 @@ async fn a_link_that_another_registry_set_meanwhile_is_put_back() {
 async fn a_push_that_began_before_a_delete_looks_again() {
     let s = scene().await;
     let link = s.store.layout().revision_link(&s.repo, &s.digest);
-    let files = &s.inner().files;
+    let files = &s.deletes().files;
     let pending = files
         .create_pending(&link, s.digest.to_string().as_bytes())
         .unwrap();
-    s.inner().finish_deletes_of(&s.repo, &s.digest).unwrap();
+    s.deletes().finish_deletes_of(&s.repo, &s.digest).unwrap();
     s.delete();
     let placed = files.publish(pending);
     assert!(placed.unwrap_err().is_absent());

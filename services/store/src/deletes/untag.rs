@@ -14,25 +14,25 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use super::{
-    MAX_ATTEMPTS, is_gone,
+    Deletes, MAX_ATTEMPTS, is_gone,
     names::{UNTAG, repository_key},
 };
-use crate::{Error, Result, durable, error::absent, links, store::Inner};
+use crate::{Error, Result, durable, error::absent, links};
 
 /// How often a folder is emptied before the operation fails: on NFS a reader of this process may
 /// keep a file in it for a moment.
 const MAX_CLEAR_ATTEMPTS: usize = 10_000;
 
-impl Inner {
+impl Deletes {
     /// Removes all tags that name one of the digests, durably. It reads the link of every tag:
     /// other registries move tags and leave no index that could be trusted.
     pub(super) fn untag_all(&self, repo: &RepositoryName, gone: &BTreeSet<Digest>) -> Result<()> {
         let folder = self.layout.tags(repo);
         let mut intent = None;
-        for name in links::names(self.volume(), &folder)? {
+        for name in links::names(self.files.volume(), &folder)? {
             let Ok(tag) = Tag::parse(&name) else { continue };
             let link = self.layout.tag_link(repo, &tag);
-            match links::read(self.volume(), &link)? {
+            match links::read(self.files.volume(), &link)? {
                 Some(digest) if gone.contains(&digest) => {
                     self.untag(repo, &tag, &digest, &mut intent)?;
                 }
@@ -69,7 +69,7 @@ impl Inner {
             if !self.is_deleted(repo, digest)? {
                 return Ok(());
             }
-            match links::read(self.volume(), &link)? {
+            match links::read(self.files.volume(), &link)? {
                 Some(current) if current == *digest => {}
                 Some(_) => return Ok(()),
                 None => return self.files.sync_removal(&link),
@@ -78,7 +78,7 @@ impl Inner {
             if self.try_rename(&link, &aside)? {
                 return self.finish_untag(repo, tag, digest, &aside);
             }
-            if durable::metadata(self.volume(), &place)?.is_none() {
+            if durable::metadata(self.files.volume(), &place)?.is_none() {
                 // A writer of a tag removed the intent.
                 *intent = None;
             }
@@ -106,9 +106,10 @@ impl Inner {
         aside: &Path,
     ) -> Result<()> {
         let link = self.layout.tag_link(repo, tag);
-        let is_other = links::read(self.volume(), aside)?.is_some_and(|taken| taken != *digest);
+        let is_other =
+            links::read(self.files.volume(), aside)?.is_some_and(|taken| taken != *digest);
         if is_other {
-            match self.volume().link(aside, &link) {
+            match self.files.volume().link(aside, &link) {
                 // The tag was set again, and that link wins. Or its writer noticed the move and
                 // sets it again.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_gone(&error) => {}
@@ -116,20 +117,20 @@ impl Inner {
             }
             self.files.sync_removal(&link)?;
         }
-        absent(self.volume().remove_file(aside)).map_err(Error::io("remove", aside))?;
+        absent(self.files.volume().remove_file(aside)).map_err(Error::io("remove", aside))?;
         if is_other {
             return Ok(());
         }
         // From here on only empty folders are removed, and the history. A writer that sets the
         // tag now writes its history again.
-        durable::remove_tree(self.volume(), &self.layout.tag_index(repo, tag))?;
-        if let Some(current) = links::read(self.volume(), &link)? {
+        durable::remove_tree(self.files.volume(), &self.layout.tag_index(repo, tag))?;
+        if let Some(current) = links::read(self.files.volume(), &link)? {
             let history = self.layout.tag_index_link(repo, tag, &current);
             return links::ensure(&self.files, &history, &current);
         }
         let folder = self.layout.tag(repo, tag);
-        drop(self.volume().remove_dir(durable::parent(&link)?));
-        match self.volume().remove_dir(&folder) {
+        drop(self.files.volume().remove_dir(durable::parent(&link)?));
+        match self.files.volume().remove_dir(&folder) {
             // The caller makes this durable for all tags at once.
             Ok(()) => Ok(()),
             // The tag is set at this moment, or a leftover keeps the folder.
@@ -140,17 +141,18 @@ impl Inner {
     /// Removes a folder and its files. When it returns, nothing can be moved into the folder.
     pub(super) fn clear_dir(&self, path: &Path) -> Result<()> {
         for _ in 0..MAX_CLEAR_ATTEMPTS {
-            let Some(entries) = durable::list(self.volume(), path)? else {
+            let Some(entries) = durable::list(self.files.volume(), path)? else {
                 return Ok(());
             };
             for entry in entries {
                 // NFS removes its own leftovers when their reader ends.
                 if !entry.name.to_string_lossy().starts_with(".nfs") {
                     let path = path.join(&entry.name);
-                    absent(self.volume().remove_file(&path)).map_err(Error::io("remove", &path))?;
+                    absent(self.files.volume().remove_file(&path))
+                        .map_err(Error::io("remove", &path))?;
                 }
             }
-            match self.volume().remove_dir(path) {
+            match self.files.volume().remove_dir(path) {
                 Err(error)
                     if matches!(
                         error.kind(),

@@ -8,13 +8,12 @@ use holdfast_core::{
 };
 use uuid::Uuid;
 
-use super::{CarriedHash, Opened, UploadId, rehash_slots::RehashSlot};
+use super::{CarriedHash, Opened, UploadId, Uploads, rehash_slots::RehashSlot};
 use crate::{
     Error, Hasher, Result,
     blobs::Proof,
     durable, links,
     partial::{self, Found, PartialFile, hash_prefix},
-    store::Inner,
     volume::Metadata,
 };
 
@@ -24,7 +23,7 @@ pub(super) const MAX_ATTEMPTS: usize = 8;
 /// Folder of a session in which distribution keeps hashes, and we the names of generations.
 const HASHES: &str = "hashstates";
 
-impl Inner {
+impl Uploads {
     /// Takes a session's file at `offset`. `None` when its bytes must be read and there is no
     /// `place` for that, neither given nor free: the file is where it was.
     pub(super) fn open_upload(
@@ -39,21 +38,21 @@ impl Inner {
         let session = self.layout.upload(repo, id.as_str());
         let data = session.join("data");
         for _ in 0..MAX_ATTEMPTS {
-            if let Some(partial) = PartialFile::take(self, &data)? {
+            if let Some(partial) = PartialFile::take(&self.files, &data)? {
                 let opened = self.resume(&session, &partial, offset, carried, place);
                 if let Err(error) = &opened
                     && error.is_stale()
-                    && partial.is_gone(self)?
+                    && partial.is_gone(&self.files)?
                 {
                     // It stood still, and another request went on with a copy.
                     return Err(self.why_gone(&session)?);
                 }
                 if !matches!(opened, Ok(Some(_))) {
-                    partial.release_if_free(self);
+                    partial.release_if_free(&self.files);
                 }
                 return opened;
             }
-            match partial::find_abandoned(self, &data)? {
+            match partial::find_abandoned(&self.files, &data)? {
                 Found::NoFolder => return Err(Error::UploadUnknown),
                 Found::Released => {}
                 Found::Abandoned(abandoned) => {
@@ -137,23 +136,25 @@ impl Inner {
             if reading.is_none() {
                 return Ok(None);
             }
-            self.check_room(offset)?;
+            self.gate.check_now(self.files.volume(), offset)?;
         }
         if !abandoned.is_empty() {
             // Those of distribution are not bound to a file.
             self.forget_hashes(session)?;
         }
         let begun = match abandoned.first() {
-            Some((from, _)) if 0 < offset => PartialFile::copy(self, &data, from, offset, hasher)?,
-            _ => PartialFile::create(self, &data)?.map(|partial| (partial, hasher, 0)),
+            Some((from, _)) if 0 < offset => {
+                PartialFile::copy(&self.files, &data, from, offset, hasher)?
+            }
+            _ => PartialFile::create(&self.files, &data)?.map(|partial| (partial, hasher, 0)),
         };
         drop(reading);
         let (partial, hasher, size) = begun.ok_or(Error::UploadUnknown)?;
         if size < offset {
-            partial.remove(self);
+            partial.remove(&self.files);
             return Err(Error::OffsetMismatch { size, offset });
         }
-        partial::remove_abandoned(self, abandoned);
+        partial::remove_abandoned(&self.files, abandoned);
         Ok(Some(Opened {
             partial,
             hasher,
@@ -165,10 +166,11 @@ impl Inner {
     /// Whether a generation's name is that of this very file, now and not as remembered.
     fn is_of_generation(&self, session: &Path, generation: Uuid, file: &Metadata) -> Result<bool> {
         let path = session.join(HASHES).join(generation.to_string());
-        self.volume()
+        self.files
+            .volume()
             .refresh(&path)
             .map_err(Error::io("stat", &path))?;
-        let named = durable::metadata(self.volume(), &path)?;
+        let named = durable::metadata(self.files.volume(), &path)?;
         Ok(named.is_some_and(|named| named.inode == file.inode))
     }
 
@@ -178,11 +180,11 @@ impl Inner {
         let generation = Uuid::new_v4();
         let folder = session.join(HASHES);
         let path = folder.join(generation.to_string());
-        drop(self.volume().create_dir(&folder));
-        if self.volume().link(&partial.path, &path).is_err() {
+        drop(self.files.volume().create_dir(&folder));
+        if self.files.volume().link(&partial.path, &path).is_err() {
             // Made, perhaps, and the reply was lost.
             let file = partial.file.metadata().ok()?;
-            let named = durable::metadata(self.volume(), &path).ok()??;
+            let named = durable::metadata(self.files.volume(), &path).ok()??;
             return (named.inode == file.inode).then_some(generation);
         }
         Some(generation)
@@ -192,8 +194,8 @@ impl Inner {
     /// which trusts its own by the file's size alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
         let folder = session.join(HASHES);
-        durable::remove_tree(self.volume(), &folder)?;
-        let left = durable::list(self.volume(), &folder)?.unwrap_or_default();
+        durable::remove_tree(self.files.volume(), &folder)?;
+        let left = durable::list(self.files.volume(), &folder)?.unwrap_or_default();
         // What NFS keeps for a reader is nobody's any more.
         if left
             .iter()
@@ -213,14 +215,14 @@ impl Inner {
         generation: Option<Uuid>,
     ) -> Result<Option<Uuid>> {
         if let Err(error) = partial.file.sync() {
-            if partial.is_gone(self)? {
+            if partial.is_gone(&self.files)? {
                 return Err(self.why_gone(session)?);
             }
-            partial.remove(self);
+            partial.remove(&self.files);
             return Err(Error::io("sync", &partial.path)(error));
         }
         let generation = generation.or_else(|| self.begin_generation(session, partial));
-        if partial.release(self)? {
+        if partial.release(&self.files)? {
             return Ok(generation);
         }
         Err(self.why_gone(session)?)
@@ -244,7 +246,7 @@ impl Inner {
         let actual = hasher.finish();
         let session = self.layout.upload(repo, id.as_str());
         if actual != *digest {
-            durable::remove_tree(self.volume(), &session)?;
+            durable::remove_tree(self.files.volume(), &session)?;
             return Err(Error::DigestMismatch {
                 expected: digest.clone(),
                 actual,
@@ -252,10 +254,12 @@ impl Inner {
         }
         let path_of_link = self.layout.layer_link(repo, digest);
         let link = links::create_pending(&self.files, &path_of_link, digest)?;
-        let committed = self.commit_blob_and(partial, digest, proof, link.as_ref());
+        let committed = self
+            .blobs
+            .commit_with_link(partial, digest, proof, link.as_ref());
         if let Err(error) = committed {
             return Err(
-                if (error.is_absent() || error.is_stale()) && partial.is_gone(self)? {
+                if (error.is_absent() || error.is_stale()) && partial.is_gone(&self.files)? {
                     self.why_gone(&session)?
                 } else {
                     error
@@ -265,12 +269,12 @@ impl Inner {
         if let Some(link) = link {
             match links::publish(&self.files, &path_of_link, link) {
                 // The folder went with somebody's delete.
-                Err(error) if error.is_absent() => self.link_blob(repo, digest)?,
+                Err(error) if error.is_absent() => self.blobs.link(repo, digest)?,
                 published => published?,
             }
         }
         // What is left of the session harms nobody, and the push is done.
-        drop(durable::remove_tree(self.volume(), &session));
+        drop(durable::remove_tree(self.files.volume(), &session));
         Ok(size)
     }
 
@@ -278,7 +282,7 @@ impl Inner {
     fn why_gone(&self, session: &Path) -> Result<Error> {
         // Cancelled, or ended by the same request that was sent twice; or another request went on
         // with a copy.
-        Ok(match durable::metadata(self.volume(), session)? {
+        Ok(match durable::metadata(self.files.volume(), session)? {
             None => Error::UploadUnknown,
             Some(_) => Error::LockLost,
         })
@@ -289,13 +293,13 @@ impl Inner {
         for _ in 0..MAX_ATTEMPTS {
             // Opened, not only looked up: an open asks the server of a network file system for the
             // present size.
-            let size = durable::with_file(self.volume(), &path, |file| {
+            let size = durable::with_file(self.files.volume(), &path, |file| {
                 file.metadata().map_err(Error::io("stat", &path))
             })?;
             if let Some(metadata) = size {
                 return Ok(Some(metadata.len));
             }
-            match partial::find_abandoned(self, &path)? {
+            match partial::find_abandoned(&self.files, &path)? {
                 Found::NoFolder => return Ok(None),
                 Found::Released => {}
                 Found::Abandoned(files) => {

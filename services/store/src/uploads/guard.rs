@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::{Lock, Result, partial::PartialFile, store::Inner};
+use super::Uploads;
+use crate::{Lock, Result, durable::DurableFs, partial::PartialFile};
 
 /// The file, and the lock that keeps other requests from it. Both go with the work on the pool:
 /// work goes on when its caller is gone, and until it ends nobody else may begin with the file.
 /// Dropped, it lets go of both.
 #[derive(Debug)]
 pub(super) struct WriterGuard {
-    pub(super) inner: Arc<Inner>,
+    pub(super) uploads: Arc<Uploads>,
     pub(super) partial: PartialFile,
     /// `None` where the file is of one request only.
     pub(super) lock: Option<Lock>,
@@ -39,7 +40,7 @@ impl WriterGuard {
     /// What a drop does, done when this returns. Blocks; for the pool.
     pub(super) fn release(mut self) {
         let when = std::mem::replace(&mut self.when_dropped, WhenDropped::Leave);
-        release(&self.inner, &self.partial, self.lock.take(), when);
+        release(&self.uploads.files, &self.partial, self.lock.take(), when);
     }
 }
 
@@ -49,16 +50,16 @@ impl Drop for WriterGuard {
         if lock.is_none() && when == WhenDropped::Leave {
             return;
         }
-        let (inner, partial) = (Arc::clone(&self.inner), self.partial.clone());
-        let pool = inner.pool.clone();
-        pool.detach(move || release(&inner, &partial, lock, when));
+        let (uploads, partial) = (Arc::clone(&self.uploads), self.partial.clone());
+        let pool = uploads.pool.clone();
+        pool.detach(move || release(&uploads.files, &partial, lock, when));
     }
 }
 
-fn release(inner: &Inner, partial: &PartialFile, lock: Option<Lock>, when: WhenDropped) {
+fn release(files: &DurableFs, partial: &PartialFile, lock: Option<Lock>, when: WhenDropped) {
     match when {
-        WhenDropped::Release => partial.release_if_free(inner),
-        WhenDropped::Remove => partial.remove(inner),
+        WhenDropped::Release => partial.release_if_free(files),
+        WhenDropped::Remove => partial.remove(files),
         WhenDropped::Leave => {}
     }
     if let Some(lock) = lock {

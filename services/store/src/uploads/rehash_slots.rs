@@ -5,10 +5,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
 use holdfast_core::reference::RepositoryName;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Error, Pool, Result};
@@ -66,10 +67,7 @@ impl RehashSlots {
     }
 
     fn of_repository(&self, repo: &RepositoryName) -> Arc<Semaphore> {
-        let mut repositories = self
-            .repositories
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut repositories = self.repositories.lock();
         if let Some(place) = repositories.get(repo).and_then(Weak::upgrade) {
             return place;
         }

@@ -1,0 +1,121 @@
+//! The store's uploads, ingests, locks and state files.
+
+use std::time::Duration;
+
+use holdfast_core::{
+    digest::{Algorithm, Digest},
+    reference::RepositoryName,
+};
+
+use super::Store;
+use crate::{
+    BlobIngest, CarriedHash, LockAttempt, LockHolder, Result, UploadId, UploadStatus, UploadWriter,
+    notes, uploads::purge,
+};
+
+impl Store {
+    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left.
+    /// The file is this writer's own: what a writer left that did not end properly is copied.
+    /// So a lock keeps two from doing the same work, and the right bytes do not depend on it.
+    ///
+    /// No size is given here, because only the digest proves one: whoever knows a size from a
+    /// manifest or a header compares it with what arrives, and readers give theirs to
+    /// [`PartialBlob::claiming`].
+    pub async fn ingest_blob(&self, digest: &Digest) -> Result<BlobIngest> {
+        let digest = digest.clone();
+        self.run(move |parts| parts.ingests.open(&digest)).await
+    }
+
+    /// Starts a session.
+    pub async fn create_upload(&self, repo: &RepositoryName, started_at: &str) -> Result<UploadId> {
+        let (repo, started_at) = (repo.clone(), started_at.to_owned());
+        self.run(move |parts| parts.uploads.create(&repo, &started_at))
+            .await
+    }
+
+    /// What a session holds; `None` if there is no such session.
+    pub async fn upload_status(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+    ) -> Result<Option<UploadStatus>> {
+        let (repo, id) = (repo.clone(), id.clone());
+        self.run(move |parts| parts.uploads.status(&repo, &id))
+            .await
+    }
+
+    /// Ends a session and frees its bytes at once. `false` if there was none.
+    pub async fn cancel_upload(&self, repo: &RepositoryName, id: &UploadId) -> Result<bool> {
+        let (repo, id) = (repo.clone(), id.clone());
+        self.run(move |parts| parts.uploads.cancel(&repo, &id))
+            .await
+    }
+
+    /// Continues a session at `offset`. Bytes behind it are cut off: they come from an attempt
+    /// whose reply was lost. The file is hashed again unless `carried` is the hash of the bytes
+    /// before the offset, of the file's own generation.
+    ///
+    /// # Errors
+    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is
+    /// behind the end.
+    pub async fn upload_writer(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        offset: u64,
+        carried: CarriedHash,
+        owner: &LockHolder,
+    ) -> Result<UploadWriter> {
+        self.parts
+            .uploads
+            .writer(repo, id, offset, carried, owner)
+            .await
+    }
+
+    /// A writer for a request that brings all bytes of a session, to be committed at the end. It
+    /// needs no lock, because what the session held is of no use any more, and what came is
+    /// thrown away with the writer unless it is committed.
+    ///
+    /// # Errors
+    /// [`Error::UploadUnknown`], or what the volume says.
+    pub async fn whole_upload_writer(
+        &self,
+        repo: &RepositoryName,
+        id: &UploadId,
+        algorithm: Algorithm,
+    ) -> Result<UploadWriter> {
+        let (repo, id) = (repo.clone(), id.clone());
+        self.run(move |parts| parts.uploads.whole_writer(&repo, &id, algorithm))
+            .await
+    }
+
+    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come
+    /// from the volume's clock.
+    pub async fn purge_idle(&self, idle: Duration) -> Result<usize> {
+        self.run(move |parts| purge::purge_idle(&parts.files, &parts.layout, idle))
+            .await
+    }
+
+    /// Tries to take the lock `name` (a plain file name) for `owner`.
+    pub async fn try_lock(&self, name: &str, owner: &LockHolder) -> Result<LockAttempt> {
+        self.parts.locks.try_lock(name, owner).await
+    }
+
+    /// Who holds a lock at the moment, alive or not.
+    pub async fn lock_holder(&self, name: &str) -> Result<Option<LockHolder>> {
+        let name = name.to_owned();
+        self.run(move |parts| parts.locks.holder(&name)).await
+    }
+
+    /// A note that a part keeps on the volume under a plain file name; `None` if there is none.
+    pub async fn note(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
+        self.run(move |parts| notes::read(&parts.files, &parts.layout, name))
+            .await
+    }
+
+    /// Keeps a note, in place of the one before.
+    pub async fn keep_note(&self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
+        self.run(move |parts| notes::write(&parts.files, &parts.layout, name, &bytes))
+            .await
+    }
+}
