@@ -1,5 +1,5 @@
-//! Runs a target for a time: inputs out of the corpus, outcomes of a new kind kept, failures
-//! caught, shrunk and told.
+//! Runs a target for a time: mutates inputs of the corpus, keeps those with a new kind of outcome,
+//! and catches, shrinks and reports failures.
 
 use std::{
     any::Any,

@@ -1,10 +1,10 @@
-//! Fuzz targets of everything that parses what others wrote, and the small engine that runs them on
-//! the stable toolchain.
+//! Fuzz targets for every parser of foreign input, and the small engine that runs them on the
+//! stable toolchain, as an ordinary test, too.
 //!
 //! A target is a function from bytes to a verdict: it calls the real parser and checks a promise
 //! that holds for every input. The engine makes inputs out of a checked-in corpus and a dictionary,
-//! keeps those that led to an outcome never seen before and builds on them, shrinks what breaks a
-//! promise, and writes it down. A target knows nothing of the engine.
+//! keeps those with an outcome that is new and builds on them, shrinks what breaks a promise, and
+//! writes it down. A target knows nothing of the engine.
 
 pub mod engine;
 pub mod inputs;

@@ -1,5 +1,4 @@
-//! All targets. Each is a few lines around a real parser; the promise it checks is told in one
-//! sentence.
+//! All targets. Each is a few lines around a real parser, and states its promise in one sentence.
 
 mod admission;
 mod configuration;

@@ -1,5 +1,4 @@
-//! Every target for a short time, everything that was ever found, and proof that the engine finds
-//! what is broken.
+//! Every target for a short time, all former findings, and planted bugs that the engine must find.
 
 use std::time::Duration;
 

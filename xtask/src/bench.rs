@@ -90,7 +90,7 @@ struct Files {
 ///
 /// # Errors
 /// When a program cannot be built, or a server fails or answers with something else than it should.
-/// A bar of the registry that is missed is no error, for it depends on the machine; one of the
+/// A bar of the registry that is missed is not an error, for it depends on the machine; one of the
 /// controller is, and so is one of the hostile cases.
 pub(crate) fn run(subject: &Subject) -> anyhow::Result<()> {
     // One by one: built together their dependencies would get other features, and be built once

@@ -1,6 +1,6 @@
 //! `cargo xtask image`: the one container image of all parts, made without a container engine: the
-//! binary, the loader and libraries that it needs, and the handful of files that programs expect of
-//! a system. The same binary gives the same bytes.
+//! binary, the loader and libraries that it needs, and the few files that programs expect of a
+//! system. The same binary gives the same bytes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -66,15 +66,8 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     for path in documents::markdown_files(&root)? {
         findings.extend(documents::check(&path, &read(&path)?));
     }
-    findings.extend(dependencies::check(
-        &metadata,
-        &read("Cargo.toml")?,
-        |manifest| {
-            let folder = Path::new(manifest).with_file_name("");
-            let below = sources.iter().filter(|(path, _)| path.starts_with(&folder));
-            below.map(|(_, text)| text.as_str()).collect()
-        },
-    ));
+    let manifest = read("Cargo.toml")?;
+    findings.extend(dependencies::check(&metadata, &manifest, &sources));
     let limits = read(limits::DOCUMENT)?;
     findings.extend(limits::check(&limits, &constants, &tests));
     report::write(json, &findings)?;

@@ -1,4 +1,4 @@
-//! `cargo xtask`: every chore of the repository as one command each. Light on purpose: it compiles
+//! `cargo xtask`: every chore of the repository as one command. It is small on purpose: it compiles
 //! in seconds and only starts other programs.
 #![allow(
     clippy::print_stdout,

@@ -1,6 +1,5 @@
-//! The programs of others that tests run against, by the variables that name them. Those that are
-//! not to be had here are left out with a word: the tests that need them fail and say how to name
-//! one.
+//! The programs of others that tests run against, by the variables that name them. One that cannot
+//! be installed here is left out with a note: the tests that need it fail and say how to name it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,4 +1,4 @@
-//! Starting other programs: where the repository is, and one line a step.
+//! Starting other programs, from the repository's root, with one line of output a step.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -80,7 +80,7 @@ pub(crate) fn folder_of(profile: &str) -> &str {
     if profile == "dev" { "debug" } else { profile }
 }
 
-/// Cargo's own word on where it builds.
+/// The target folder, as cargo reports it.
 ///
 /// # Errors
 /// When cargo does not say it.

@@ -110,7 +110,7 @@ async fn start_session(connection: &mut Connection, repository: &str) -> Result<
     Ok(location(&answer))
 }
 
-/// The path where a session goes on.
+/// The path where a session continues.
 fn location(answer: &http::Head) -> String {
     let location = answer.header("location").unwrap_or_default();
     // Some servers say where they are, too.

@@ -1,9 +1,9 @@
-//! The controller at the size of a large site: it comes to workloads that are there already, then
-//! rests, then pods come and go.
+//! The controller at the size of a large site: it starts beside existing workloads, idles, and then
+//! pods are replaced.
 //!
 //! A real API server without nodes, the real chart, and the real controller and registry as
-//! processes of their own; what kubelets and Kubernetes' own controllers would say is said by this
-//! program. The controller is measured from outside.
+//! processes of their own; this program reports what kubelets and Kubernetes'
+//! own controllers would report. The controller is measured from outside.
 
 pub(crate) mod api;
 mod audit;
@@ -62,7 +62,7 @@ const IDLE_TIME: Duration = Duration::from_secs(30);
 const COPY_TIMEOUT: Duration = Duration::from_secs(900);
 /// Bytes of an image's layer.
 const LAYER: usize = 4096;
-/// What is asked for when nobody says anything: only such runs are written down.
+/// The defaults: only runs with them are written to the document.
 const DEFAULTS: (usize, usize) = (5000, 500);
 
 /// Arguments of `controller`.

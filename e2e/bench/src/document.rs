@@ -58,6 +58,35 @@ impl Section {
     }
 }
 
+/// Columns of a line of prose.
+const COLUMNS: usize = 100;
+
+/// Text whose lines have at most [`COLUMNS`], but for tables. What follows an item of a list is
+/// indented below it.
+fn wrapped(text: &str) -> String {
+    let mut made = String::new();
+    for line in text.lines() {
+        let indent = if line.starts_with("- ") { "  " } else { "" };
+        let mut columns = 0;
+        let table = line.starts_with('|');
+        for (number, word) in line.split(' ').enumerate() {
+            let wide = word.chars().count();
+            if number > 0 && !table && columns + 1 + wide > COLUMNS {
+                made += "\n";
+                made += indent;
+                columns = indent.len();
+            } else if number > 0 {
+                made += " ";
+                columns += 1;
+            }
+            made += word;
+            columns += wide;
+        }
+        made += "\n";
+    }
+    made
+}
+
 /// Writes a section; `make` sees what stood there before.
 pub(crate) fn rewrite(
     path: &Path,
@@ -65,7 +94,7 @@ pub(crate) fn rewrite(
     make: impl FnOnce(Option<&str>) -> String,
 ) -> Result<()> {
     let before = fs::read_to_string(path).unwrap_or_default();
-    let text = make(section.of(&before));
+    let text = wrapped(&make(section.of(&before)));
     fs::write(path, section.put(&before, &text))
         .with_context(|| format!("write {}", path.display()))
 }
@@ -92,12 +121,31 @@ mod tests {
     }
 
     #[test]
+    fn prose_is_wrapped_and_tables_are_not() {
+        let words = |first: &str, count: usize| format!("{first}{}", " 456789012".repeat(count));
+        for (line, expect) in [
+            (words("1234567890", 9), words("1234567890", 9)),
+            (
+                words("1234567890×", 9),
+                words("1234567890×", 8) + "\n456789012",
+            ),
+            (words("- ×", 10), words("- ×", 9) + "\n  456789012"),
+            (words("| a", 12), words("| a", 12)),
+            ("a\n\n  b".to_owned(), "a\n\n  b".to_owned()),
+        ] {
+            assert_eq!(wrapped(&line), expect + "\n");
+            assert_eq!(wrapped(&wrapped(&line)), wrapped(&line));
+        }
+    }
+
+    #[test]
     fn the_checked_in_document_has_every_section_and_nothing_else() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/BENCHMARKS.md");
         let document = fs::read_to_string(path).unwrap();
         for section in Section::ALL {
             let text = section.of(&document).unwrap();
             assert_eq!(section.put(&document, text), document);
+            assert_eq!(wrapped(text), text);
         }
     }
 }

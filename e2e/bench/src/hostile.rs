@@ -1,5 +1,4 @@
-//! The registry and the webhook under attack: what they take of memory, and what honest clients
-//! notice.
+//! The registry and the webhook under attack: their memory, and what honest clients notice.
 
 mod attackers;
 mod attacks;

@@ -1,4 +1,4 @@
-//! The load client: HTTP/1.1 over plain TCP or TLS, as cheap as it can be, for it shares the
+//! The load client: HTTP/1.1 over plain TCP or TLS, as cheap as possible, because it shares the
 //! machine with what it measures.
 //!
 //! All connections of a thread read into one buffer, which stays in the processor's cache; bodies
@@ -27,7 +27,7 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
 }
 
-/// A connection's bytes, whatever carries them.
+/// A connection's bytes, over TCP or TLS.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
@@ -248,7 +248,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Reads up to `bytes` of whatever comes.
+    /// Reads up to `bytes`.
     pub(crate) async fn sip(&mut self, bytes: u64) -> Result<()> {
         match poll_fn(|cx| self.poll_body(cx, bytes, &mut Sink::Count)).await? {
             0 => bail!("the body broke off"),

@@ -1,4 +1,4 @@
-//! The registry beside its peers: what was asked for, all cases, and what they become.
+//! The registry beside its peers: arguments, all cases, and the report.
 
 use std::{fs, path::PathBuf, time::Duration};
 

@@ -140,7 +140,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
         if let Ok((stream, _)) = listener.accept().await {
             let shared = Arc::clone(&shared);
-            // A client that leaves is no error here.
+            // A client that disconnects is not an error here.
             tokio::spawn(async move { serve(stream, &shared).await.ok() });
         }
     }

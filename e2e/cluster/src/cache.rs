@@ -2,7 +2,7 @@
 //!
 //! Programs and node images are keyed by what they are made from, so a changed version makes a new
 //! entry and an old checkout still finds its own. File locks keep two runs from making the same
-//! entry twice; the kernel drops them with the process, so a killed run blocks nobody.
+//! entry twice; the kernel drops them with the process, so a killed run blocks no other.
 
 use std::fs::{File, create_dir_all};
 use std::path::{Path, PathBuf};

@@ -23,9 +23,6 @@ mod inspection;
 mod joining;
 mod volumes;
 
-/// Where the folder that all nodes share lies inside each of them.
-pub const SHARED_FOLDER: &str = "/var/holdfast-shared";
-
 /// How a cluster is made.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -165,7 +162,7 @@ impl Cluster {
         })
     }
 
-    /// A cluster that somebody else made: whatever this context of the user's kubeconfig means.
+    /// A cluster that exists: the one of this context of the user's kubeconfig.
     ///
     /// Faults can be injected where it is a kind cluster of the machine's engine.
     pub fn attach(context: &str) -> Result<Self> {
@@ -233,7 +230,7 @@ impl Cluster {
         self.folder.join("kubeconfig")
     }
 
-    /// The folder on this machine that every node sees at [`SHARED_FOLDER`].
+    /// The folder on this machine that every node sees at [`crate::SHARED_FOLDER`].
     pub fn shared_folder(&self) -> PathBuf {
         self.folder.join("shared")
     }
@@ -265,7 +262,7 @@ impl Cluster {
             .args(arguments))
     }
 
-    /// Runs kubectl with a manifest or the like as its input.
+    /// Runs kubectl with text, for example a manifest, as its input.
     pub fn kubectl_with_input(&self, arguments: &[&str], input: &str) -> Result<String> {
         run_with_input(
             self.command(self.tool(Program::Kubectl, "kubectl")?)
@@ -294,7 +291,7 @@ impl Cluster {
         Ok(nodes)
     }
 
-    /// The names of the nodes that are no control plane.
+    /// The names of the nodes outside of the control plane.
     pub fn workers(&self) -> Result<Vec<String>> {
         let mut nodes = self.nodes()?;
         nodes.retain(|node| !node.contains("control-plane"));

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use crate::cluster::SHARED_FOLDER;
-
+/// Where the folder that all nodes share lies inside each of them.
+pub const SHARED_FOLDER: &str = "/var/holdfast-shared";
 /// Where the API server of a cluster finds its audit policy, in the control plane's machine.
 const AUDIT_FOLDER: &str = "/var/holdfast-audit";
 /// Where it keeps its audit log there.

@@ -1,7 +1,7 @@
 //! Background processes that outlive the program that started them.
 //!
-//! A process is recorded with its start time: a number that the kernel has given to somebody else
-//! since is never signalled.
+//! A process is recorded with its start time: a number that the kernel has given to another
+//! process since is never signalled.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;

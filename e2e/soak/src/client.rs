@@ -10,12 +10,12 @@ use fastrand::Rng;
 use reqwest::{Method, RequestBuilder, header::HeaderMap};
 
 use crate::{
-    faults::{ALL, Kind, Windows},
     ledger::Outcome,
     report::Report,
+    windows::{ALL, Kind, Windows},
 };
 
-/// Patience with an answer. A stopped replica answers nobody.
+/// How long a request may take. A stopped replica does not answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Clients of all replicas; clones share connections.
@@ -42,12 +42,12 @@ pub(crate) struct Reply {
     pub(crate) replica: usize,
 }
 
-/// There is no answer.
+/// A request without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Lost {
-    /// The request did not leave: nobody listens there.
+    /// The request was not sent: nothing listens there.
     Unsent,
-    /// The request left.
+    /// The request was sent.
     Sent,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! A key is a blob, a manifest or a tag of one repository. A write that was acknowledged leaves one
 //! possible value; a write whose answer was lost leaves two, until a reader saw one of them. A
-//! request that a stopped replica took may still come to pass when the replica goes on, so such a
-//! key stays open until the end.
+//! request that a stopped replica took may still be carried out when the replica continues, so such
+//! a key stays open until the end.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -178,7 +178,7 @@ impl Ledger {
         }
     }
 
-    /// What is known of a key that nobody writes at the moment.
+    /// What is known of a key without a write under way.
     pub(crate) fn sight(&self, key: &Key) -> Option<Sight> {
         let entry = self.entries.get(key)?;
         (entry.open == 0).then_some(Sight(entry.version))
@@ -234,7 +234,7 @@ impl Ledger {
         })
     }
 
-    /// Any key that nobody writes at the moment, with what is known of it.
+    /// Any key without a write under way, with what is known of it.
     pub(crate) fn any(&self, random: u64) -> Option<(Key, Sight)> {
         let at = usize::try_from(random % (self.keys.len().max(1) as u64)).ok()?;
         let key = self.keys.get(at)?;

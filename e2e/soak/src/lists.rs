@@ -35,7 +35,7 @@ impl Shelf {
         }
     }
 
-    /// Holds a list against what may be there. `only` says which tags nobody else writes at the
+    /// Holds a list against what may be there. `only` says which tags no other client writes at the
     /// moment.
     pub(crate) async fn check_list(&self, replica: usize, repo: &str, only: impl Fn(&str) -> bool) {
         let before = self.ledger().tags(repo);

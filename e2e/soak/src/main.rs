@@ -1,4 +1,4 @@
-//! Replicas of the registry on one small volume under load and faults, with an ledger of every
+//! Replicas of the registry on one small volume under load and faults, with a ledger of every
 //! write. Started by `cargo xtask soak replicas`.
 #![allow(
     clippy::print_stdout,
@@ -19,6 +19,7 @@ mod run;
 mod uploads;
 mod verdict;
 mod volume;
+mod windows;
 mod writer;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -51,7 +52,7 @@ pub(crate) struct Cli {
     pub(crate) volume_mib: u64,
     /// Faults; all when absent
     #[arg(long, value_enum, value_delimiter = ',')]
-    pub(crate) faults: Option<Vec<faults::Kind>>,
+    pub(crate) faults: Option<Vec<windows::Kind>>,
     /// Writes everything as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -10,10 +10,10 @@ use reqwest::Method;
 
 use crate::{
     client::{Client, Reply},
-    faults::{ALL, Kind},
+    windows::{ALL, Kind},
 };
 
-/// How long a client goes on: longer than the lock of a dead filler holds.
+/// How long a client retries: longer than the lock of a dead filler holds.
 const PULL_TIMEOUT: Duration = Duration::from_secs(70);
 
 /// Pulls new images of an upstream until the end.
@@ -119,7 +119,7 @@ impl PullThrough {
                 };
                 let range = (!whole).then(|| format!("bytes={}-{last}", have.len()));
                 match self.get(&path, range.as_deref(), &mut random).await {
-                    // What came before a cut counts: the next request goes on behind it.
+                    // Bytes before a cut count: the next request continues after them.
                     Some(reply) if reply.is(&[200, 206]) => {
                         if (reply.status == 200) != whole {
                             self.wrong(&path, &reply, "is answered whole, or in part, unasked");

@@ -111,7 +111,7 @@ impl Shelf {
 
     /// Reads never stop: not for a full volume, not for a fault of another replica.
     fn unreadable(&self, key: &Key, reply: &Reply, status: u16, from: Instant) {
-        use crate::faults::Kind as Fault;
+        use crate::windows::Kind as Fault;
         let excused = status == 503
             && self
                 .client

@@ -1,11 +1,11 @@
-//! What was seen: answers by kind and status, broken promises, costs; as text and as JSON.
+//! The report: answers by kind and status, violations, costs; as text and as JSON.
 
 use std::{collections::BTreeMap, time::Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use serde::Serialize;
 
-use crate::{faults::Kind, replicas::Cost};
+use crate::{replicas::Cost, windows::Kind};
 
 /// Violations that are kept in words; the rest is counted.
 const KEPT: usize = 60;

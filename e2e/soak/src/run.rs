@@ -1,4 +1,4 @@
-//! One run: volume, replicas, clients and faults up; time; then everything is looked at and taken
+//! One run: starts volume, replicas, clients and faults, waits, checks everything, and takes it
 //! down.
 
 use std::{
@@ -19,13 +19,14 @@ use crate::{
     Cli,
     client::Client,
     content::Blob,
-    faults::{self, Scene, Windows},
+    faults::Scene,
     pull_through::PullThrough,
     reader::Shelf,
     replicas::{self, Replica, Site},
     report::Report,
     verdict,
     volume::Volume,
+    windows::{self, Windows},
     writer::Writer,
 };
 
@@ -161,7 +162,7 @@ impl Run<'_> {
             .cli
             .faults
             .clone()
-            .unwrap_or_else(|| faults::ALL.to_vec());
+            .unwrap_or_else(|| windows::ALL.to_vec());
         let pull_through = PullThrough {
             client: shelf.client.clone(),
             upstream,

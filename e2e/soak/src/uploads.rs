@@ -9,12 +9,12 @@ use reqwest::{Body, Method};
 use crate::{
     client::{Lost, Reply, outcome},
     content::Blob,
-    faults::Kind as Fault,
     ledger::{Key, Kind, Outcome},
+    windows::Kind as Fault,
     writer::Writer,
 };
 
-/// How long a client that does not give up goes on: longer than an abandoned lock holds.
+/// How long a client retries: longer than an abandoned lock holds.
 const PATIENT: Duration = Duration::from_secs(50);
 /// How long the others go on.
 const HASTY: Duration = Duration::from_secs(8);
@@ -284,7 +284,7 @@ impl Writer {
                 .client
                 .request(replica, Method::PATCH, &location)
                 .body(body);
-            // Its failure is the point; it is no answer to be counted.
+            // It is meant to fail; it is not counted as an answer.
             drop(request.timeout(Duration::from_secs(5)).send().await);
         }
         self.cancel(&location).await;

@@ -46,7 +46,7 @@ pub(crate) async fn of(
     for replica in replicas {
         replica.ready().await?;
     }
-    // The other replicas are fresh: how many files an idle process has open is told by comparison.
+    // The other replicas have just started: they show how many files an idle process has open.
     shelf.ledger().close_late(u64::MAX);
     let reads = shelf.check_all().await;
     report.figure("final reads", reads);

@@ -1,4 +1,4 @@
-//! A small ext4 volume of its own in a file, and the filler that takes all its room.
+//! A small ext4 volume of its own in a file, and the filler that takes all its space.
 
 use std::{
     fs::{self, File},
@@ -54,7 +54,7 @@ impl Volume {
         rustix::fs::statvfs(&self.mount).map_or(0, |stat| stat.f_bavail * stat.f_frsize)
     }
 
-    /// Takes all room but about `leave` bytes; returns when there is no more.
+    /// Fills the volume up to about `leave` bytes.
     pub(crate) fn fill(&self, leave: u64) -> std::io::Result<()> {
         let file = File::options()
             .create(true)

@@ -66,7 +66,7 @@ impl Writer {
         format!("w{}-{}", self.number, self.random.u64(..40))
     }
 
-    /// A new blob, or one that exists when there is no more room for new ones.
+    /// A new blob, or an existing one when the volume has no space for new ones.
     fn blob(&mut self) -> Blob {
         let size = match self.random.u64(..100) {
             0..70 => self.random.u64(200..40_000),

@@ -117,8 +117,8 @@ pub(crate) fn run(mut world: World, cases: &[Case], plan: &Plan) -> Result<()> {
 }
 
 impl Run {
-    /// Runs one case and records it. What failed is told at once and again at the end; its
-    /// diagnostics are kept, and the world is put back in order.
+    /// Runs one case and records it. A failure is printed at once and again at the end; its
+    /// diagnostics are kept, and faults are ended.
     fn case(&mut self, case: Case) -> Result<Completion, Failed> {
         let started = Instant::now();
         let result = (case.run)(&mut self.world);

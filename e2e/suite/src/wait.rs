@@ -1,4 +1,4 @@
-//! Waiting for what a cluster does in its own time, and giving up on what a cluster cannot do.
+//! Waiting until a check holds, and skipping tests that a cluster does not support.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Byte ranges against a model that is written down once more, from the rules.
+//! Byte ranges, compared with a second implementation of the rules.
 
 use holdfast_registry::parsers::{self, Range};
 

@@ -1,4 +1,4 @@
-//! What upstreams say.
+//! Headers of upstreams' answers.
 
 use holdfast_registry::parsers;
 

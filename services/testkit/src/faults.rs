@@ -150,7 +150,7 @@ impl Faults {
         self.changed.send_modify(|n| *n += 1);
     }
 
-    /// Ends all faults; what hangs goes on.
+    /// Ends all faults; requests that hang continue.
     pub fn clear(&self) {
         self.list.lock().clear();
         self.changed.send_modify(|n| *n += 1);

@@ -1,10 +1,10 @@
 //! An upstream registry with faults, and builders of images, for tests only.
 //!
 //! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real
-//! registry, as the binary `holdfast-upstream`. Both are steered by [`Faults`]: by method calls, or
-//! over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send.
-//! [`simfs`] is a file system for the store that loses power, repeatable by a seed.
-//! Nothing else here knows the services under test.
+//! registry, as the binary `holdfast-upstream`. Both are controlled by [`Faults`]: by method calls,
+//! or over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send.
+//! [`simfs`] is a file system for the store that loses power, repeatable by a seed. Nothing else
+//! here knows the services under test.
 
 pub mod control;
 pub mod faults;

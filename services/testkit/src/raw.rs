@@ -1,5 +1,4 @@
-//! A server that says byte for byte what a test tells it: for answers that no HTTP library would
-//! send.
+//! A server that sends a test's bytes as they are: for answers that no HTTP library would send.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

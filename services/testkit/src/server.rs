@@ -40,8 +40,8 @@ impl std::fmt::Display for Cut {
 
 impl std::error::Error for Cut {}
 
-/// An address of this machine for a program that binds it later. It is given to nobody else of this
-/// process, and the port is none that the kernel gives to a socket that binds 0 or connects.
+/// An address of this machine for a program that binds it later. No other caller in this process
+/// gets it, and the port is none that the kernel gives to a socket that binds 0 or connects.
 ///
 /// # Errors
 /// When no port is free.

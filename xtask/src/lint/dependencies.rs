@@ -1,7 +1,8 @@
 //! Every dependency that is declared is used, and the libraries that the product is built on are
 //! among them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
@@ -23,22 +24,35 @@ const REQUIRED: [&str; 10] = [
 /// Declared in the workspace before their users are there.
 const AWAITED: [&str; 1] = ["croner"];
 
-/// Checks the output of `cargo metadata --no-deps` and the workspace's manifest against the code.
-/// `sources` returns the text of every Rust file below a crate's manifest.
+/// Checks the output of `cargo metadata --no-deps` and the workspace's manifest against the code:
+/// every Rust file by its path.
 pub(super) fn check(
     metadata: &Value,
     manifest: &str,
-    sources: impl Fn(&str) -> String,
+    sources: &BTreeMap<PathBuf, String>,
 ) -> Vec<Finding> {
+    let packages = || metadata["packages"].as_array().into_iter().flatten();
+    let folder = |package: &Value| {
+        Path::new(package["manifest_path"].as_str().unwrap_or_default()).with_file_name("")
+    };
+    // The folder of a crate may lie in the folder of another one.
+    let mut code: BTreeMap<PathBuf, String> = BTreeMap::new();
+    for (path, text) in sources {
+        let nearest = packages()
+            .map(folder)
+            .filter(|folder| path.starts_with(folder))
+            .max_by_key(|folder| folder.components().count());
+        *code.entry(nearest.unwrap_or_default()).or_default() += text;
+    }
     let mut findings = Vec::new();
     let mut used = BTreeSet::new();
-    for package in metadata["packages"].as_array().into_iter().flatten() {
+    for package in packages() {
         let name = package["name"].as_str().unwrap_or_default();
-        let code = sources(package["manifest_path"].as_str().unwrap_or_default());
+        let code = code.get(&folder(package)).map_or("", String::as_str);
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
             let on = dependency["name"].as_str().unwrap_or_default();
             let called = dependency["rename"].as_str().unwrap_or(on);
-            if names(&code, &called.replace('-', "_")) {
+            if names(code, &called.replace('-', "_")) {
                 used.insert(on);
             } else {
                 findings.push(Finding::new(
@@ -113,7 +127,8 @@ mod tests {
         let code = imports.concat();
         let manifest = "[workspace]\nmembers = 1\n[workspace.dependencies]\nkube = \"5\"\n\n[profile]\nunused = 1\n";
         let check = |dependencies: &[Value], manifest: &str| {
-            let findings = check(&metadata(dependencies), manifest, |_| code.clone());
+            let sources = BTreeMap::from([("a/src/lib.rs".into(), code.clone())]);
+            let findings = check(&metadata(dependencies), manifest, &sources);
             findings
                 .into_iter()
                 .map(|one| one.message)

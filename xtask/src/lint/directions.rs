@@ -94,7 +94,7 @@ const ONLY: [(&str, &[&str]); 4] = [
     ),
     (
         "tokio-rustls",
-        // The bench's client of TLS servers is no part of a release.
+        // The bench's client of TLS servers is not in a release.
         &[
             "holdfast-runtime",
             "holdfast-registry",
@@ -104,7 +104,7 @@ const ONLY: [(&str, &[&str]); 4] = [
     ),
     (
         "serde_yaml",
-        // The cluster reads kind-config.yaml; it is no part of a release.
+        // The cluster reads kind-config.yaml; it is not in a release.
         &["holdfast-config", "holdfast-codegen", "holdfast-cluster"],
     ),
     (

@@ -68,8 +68,8 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
     fs::remove_dir_all(&data).context("remove the blobs")
 }
 
-/// Blobs that nobody asks for: their folders are what a start could stumble over, so their files
-/// are hard links of a few.
+/// Blobs that are never requested: their folders are what a start could stumble over, so their
+/// files are hard links of a few.
 fn fill(tree: &Tree, count: usize) -> Result<()> {
     let mut first = None;
     for number in 0..count {

@@ -1,5 +1,5 @@
-//! What the controller asked of the API server, by the API server's own audit log, in which nobody
-//! else is written down.
+//! What the controller asked of the API server, by the API server's own audit log, which records
+//! the controller only.
 
 use std::{
     collections::BTreeMap,

@@ -15,7 +15,7 @@ use crate::process;
 /// The lowest priority of a thread.
 const NICE: i32 = 19;
 
-/// Attackers that wait until they are told to begin, and end with this value.
+/// Attackers that wait for a signal to begin; dropping this value ends them.
 pub(super) struct Attackers<Ready, Order> {
     /// What they said when they were ready.
     pub(super) ready: Ready,

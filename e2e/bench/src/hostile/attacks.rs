@@ -46,7 +46,7 @@ const IDLE: usize = 1024;
 const ADMIN: usize = 64;
 /// Wrong logins at once.
 const LOGINS: usize = 300;
-/// Connections whose streams nobody reads, and streams of each.
+/// Connections whose streams are never read, and streams of each.
 const UNREAD: usize = 8;
 const STREAMS: u32 = 128;
 

@@ -34,7 +34,7 @@ const LOCAL: &str = "team/app";
 const HEALTHY: &str = "good/app";
 const LAYER: usize = 64 << 10;
 
-/// What the streams ask for that nobody reads: a blob, and a list of tags of about half a MiB.
+/// What the streams that are never read ask for: a blob, and a list of tags of about half a MiB.
 const BLOB: usize = 4 << 20;
 const TAGS: usize = 5000;
 

@@ -58,7 +58,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Takes a node off the network; what runs on it goes on.
+    /// Takes a node off the network; its processes continue.
     pub fn cut_off(&self, node: &str) -> Result<()> {
         self.engine
             .docker(["network", "disconnect", "kind", node])?;

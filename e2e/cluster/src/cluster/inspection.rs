@@ -1,4 +1,4 @@
-//! Looking at a cluster: how it does, and everything worth keeping when a test fails.
+//! Inspection of a cluster: its state, and the diagnostics that are kept when a test fails.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::kind::AUDIT_LOG_FOLDER;
 use crate::progress::Step;
 
 impl Cluster {
-    /// How the cluster does; a cluster that is down is no error.
+    /// The state of the cluster; it is not an error that it is down.
     pub fn status(&self) -> Result<Status> {
         let engine = self.engine.answers();
         let nodes = if engine || self.state.pool.is_none() {

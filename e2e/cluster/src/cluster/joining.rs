@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Cluster, SHARED_FOLDER};
+use super::Cluster;
 use crate::command::run_with_input;
+use crate::kind::SHARED_FOLDER;
 
 const CONTAINERD: &str = "/etc/containerd/config.toml";
 const KUBEADM: &str = "/kind/kubeadm.conf";

@@ -5,9 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Cluster, SHARED_FOLDER};
+use super::Cluster;
 use crate::command::run;
 use crate::engine::Engine;
+use crate::kind::SHARED_FOLDER;
 
 impl Cluster {
     /// Applies a ReadWriteMany volume over the folder that all nodes share, for one claim of

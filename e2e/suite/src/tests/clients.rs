@@ -138,7 +138,7 @@ impl Alone {
     }
 }
 
-/// The first of `count` ports in a row that nobody listens on.
+/// The first of `count` free ports in a row.
 pub(super) fn free_ports(count: u16) -> Result<u16> {
     let start = 20000 + u16::try_from(std::process::id() % 20000).unwrap_or_default();
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

@@ -15,7 +15,7 @@ use crate::world::World;
 /// A source counts as unfillable after two minutes; then the pod is patched within seconds.
 const PROVEN: Duration = Duration::from_secs(180);
 
-/// Takes the webhook away, does something, and brings it back whatever came of it.
+/// Takes the webhook away, does something, and brings it back, also after a failure.
 pub(super) fn without_webhook<T>(site: &Site, act: impl FnOnce() -> Result<T>) -> Result<T> {
     let namespace = site.release.namespace();
     let webhook = format!("deployment/{}", site.release.object("webhook"));

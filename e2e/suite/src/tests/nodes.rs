@@ -1,4 +1,4 @@
-//! Nodes: what they keep, what is done when somebody else changes them, and how new ones join.
+//! Nodes: what they keep, what happens when others change them, and how new ones join.
 
 use std::time::Duration;
 

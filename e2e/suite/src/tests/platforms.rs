@@ -1,5 +1,5 @@
-//! Images for several platforms: what is copied ahead, what a new node makes wanted, what waits for
-//! somebody who asks.
+//! Images for several platforms: what is copied ahead, what a new node makes wanted, and what is
+//! copied only on request.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

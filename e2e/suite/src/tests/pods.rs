@@ -1,4 +1,4 @@
-//! A pod's way through Holdfast: rewritten, announced, copied, started.
+//! The life of a pod with Holdfast: rewritten, announced, copied, started.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! A validating policy that allows only the original registries: pods come to be all the same, and
-//! the doctor names it.
+//! A validating policy that allows only the original registries: pods start nevertheless, and
+//! `holdfast doctor` names the policy.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -161,7 +161,7 @@ pub(super) fn a_policy_that_allows_only_original_registries_breaks_no_pod(
         ("job", &job, 1),
     ];
     all_run(site, &test, &owners)?;
-    // From now on also what nobody would make again.
+    // From now on also pods without an owner, which nothing recreates.
     test.create(&pod("late", &late))
         .context("a pod that nobody owns")?;
     site.kube.running(&test.name, "late", START)?;

@@ -1,7 +1,7 @@
 //! Several registry replicas on one volume: pods that pull while replicas and nodes end, in order
 //! and not; one copy for many nodes.
 //!
-//! The upstream is away while pods pull: what they get comes from the replicas.
+//! The upstream is down while pods pull, so everything comes from the replicas.
 
 use std::time::Duration;
 
@@ -153,7 +153,7 @@ fn victim(site: &Site) -> Result<(String, Vec<String>, String)> {
     ))
 }
 
-/// Runs a load; whatever comes of it, the upstream is back and Holdfast whole afterwards.
+/// Runs a load; afterwards, also after a failure, the upstream is back and Holdfast is whole.
 fn under_load(
     site: &Site,
     nodes: Vec<String>,

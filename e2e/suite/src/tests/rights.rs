@@ -1,5 +1,5 @@
-//! What the parts asked the API server in all tests before, by its audit log, beside what they may
-//! ask.
+//! The requests of all parts to the API server in the tests before, by its audit log, compared with
+//! their rights.
 
 use std::collections::BTreeSet;
 
@@ -112,7 +112,7 @@ fn requests(log: &str, names: &Names) -> Result<(BTreeSet<Request>, BTreeSet<Req
             continue;
         };
         let object = &event["objectRef"];
-        // Without one it is no resource: the version, or a discovery document.
+        // Without one it is not a resource but the version or a discovery document.
         if object.is_null() {
             continue;
         }

@@ -26,7 +26,7 @@ fn high_availability_has_three_to_five_replicas_by_load() {
 
 // SPEC 24, SPEC 25
 #[test]
-fn high_availability_without_autoscaling_has_three_replicas_and_no_autoscaler() {
+fn high_availability_without_autoscaling_has_three_replicas() {
     let render = Render::scenario("ha-noautoscale");
     for part in ["registry", "webhook"] {
         assert_eq!(render.get("Deployment", part)["spec"]["replicas"], 3);
@@ -76,7 +76,7 @@ fn high_availability_spreads_softly_rolls_one_by_one_and_keeps_two() {
 
 // SPEC 26
 #[test]
-fn without_high_availability_there_is_one_replica_and_one_writer_of_the_volume() {
+fn without_high_availability_one_replica_writes_the_volume() {
     let render = Render::scenario("single");
     for part in ["registry", "webhook", "controller"] {
         assert_eq!(
@@ -177,7 +177,7 @@ fn the_services_have_the_ports_of_the_contract() {
 
 // SPEC 28, SPEC 29
 #[test]
-fn own_pods_prefer_system_nodes_and_leave_a_lost_node_after_thirty_seconds() {
+fn own_pods_prefer_system_nodes_and_leave_a_lost_node_after_30_seconds() {
     let render = Render::scenario("ha");
     for part in ["registry", "webhook", "controller"] {
         let pod = &render.get("Deployment", part)["spec"]["template"]["spec"];

@@ -97,7 +97,7 @@ fn document(map: &Value, key: &str) -> Value {
     yaml::from_str(text).unwrap()
 }
 
-/// Paths of everything below `value` that is no map.
+/// Paths of everything below `value` that is not a map.
 fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
     match value.as_object() {
         Some(fields) if !fields.is_empty() => {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::helm::{RELEASE, Render, name, render, scenarios};
 
-/// The object of a part, whatever the release calls it.
+/// The object of a part.
 fn find<'a>(render: &'a Render, kind: &str, part: &str) -> Option<&'a Value> {
     let (opening, end) = (format!("{kind}/"), format!("-{part}"));
     render.0.iter().find(|document| {

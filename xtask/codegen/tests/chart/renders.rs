@@ -1,4 +1,4 @@
-//! Every scenario renders to objects that the API server reads as they were meant.
+//! Every scenario renders to objects that survive the API server's types unchanged.
 
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
@@ -186,7 +186,7 @@ fn the_volume_has_the_class_size_and_mode_that_were_asked_for() {
 
 // SPEC 26
 #[test]
-fn high_availability_on_a_class_for_one_node_is_refused_with_both_ways_out() {
+fn high_availability_on_a_class_for_one_node_is_refused_with_two_fixes() {
     for class in [
         "managed-csi",
         "managed-premium",
@@ -241,7 +241,7 @@ fn the_chart_and_the_services_give_a_release_the_same_name() {
 
 // SPEC 9, SPEC 10
 #[test]
-fn the_webhook_is_registered_as_the_contract_says_and_without_a_certificate() {
+fn the_webhook_is_registered_by_contract_and_without_a_certificate() {
     let render = Render::scenario("ha");
     let webhook = &render.get("MutatingWebhookConfiguration", "webhook")["webhooks"][0];
     assert_eq!(webhook["failurePolicy"], "Ignore");

@@ -451,7 +451,7 @@ fn good_values_are_accepted_by_schema_and_services() {
 
 // SPEC 2, SPEC 3, SPEC 15, SPEC 17, SPEC 18
 #[test]
-fn bad_values_are_refused_by_schema_and_services_with_a_message_that_names_the_key() {
+fn bad_values_are_refused_with_a_message_that_names_the_key() {
     let schema = schema();
     for (path, value, by, beside) in bad() {
         let document = document(&[beside, vec![(path.clone(), value)]].concat());
