@@ -6,6 +6,7 @@ mod dependencies;
 mod directions;
 mod documents;
 mod files;
+mod language;
 mod limits;
 
 pub(crate) use files::rust_files;
@@ -48,6 +49,7 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     )?;
     let metadata = serde_json::from_str(&metadata).context("read cargo metadata")?;
     let mut findings = directions::check(&metadata);
+    let mut language = Vec::new();
     let read = |path: &str| {
         std::fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"))
     };
@@ -57,6 +59,7 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     for path in rust_files(&root)? {
         let text = read(&path)?;
         findings.extend(files::check(&path, &text));
+        language.extend(language::check(&path, &text));
         tests.extend(limits::tests(&text));
         if limits::holds_constants(&path) {
             constants.insert(path.clone(), text.clone());
@@ -64,12 +67,18 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
         sources.insert(root.join(path), text);
     }
     for path in documents::markdown_files(&root)? {
-        findings.extend(documents::check(&path, &read(&path)?));
+        let text = read(&path)?;
+        findings.extend(documents::check(&path, &text));
+        language.extend(language::prose(&path, &text));
+    }
+    for path in files::templates(&root)? {
+        language.extend(language::prose(&path, &read(&path)?));
     }
     let manifest = read("Cargo.toml")?;
     findings.extend(dependencies::check(&metadata, &manifest, &sources));
     let limits = read(limits::DOCUMENT)?;
     findings.extend(limits::check(&limits, &constants, &tests));
+    findings.extend(language::without_remaining(language));
     report::write(json, &findings)?;
     for finding in &findings {
         println!("lint: {}: {}", finding.place, finding.message);

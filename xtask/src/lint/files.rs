@@ -22,13 +22,34 @@ const FOLDERS: [&str; 4] = ["services", "xtask", "e2e", "fuzz"];
 pub(crate) fn rust_files(root: &Path) -> anyhow::Result<Vec<String>> {
     let mut files = Vec::new();
     for folder in FOLDERS {
-        collect(root, Path::new(folder), &mut files)?;
+        collect(root, Path::new(folder), &["rs"], &mut files)?;
     }
     files.sort();
     Ok(files)
 }
 
-fn collect(root: &Path, folder: &Path, files: &mut Vec<String>) -> anyhow::Result<()> {
+/// Every file of the chart that people read, as paths from the repository's root, sorted.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(super) fn templates(root: &Path) -> anyhow::Result<Vec<String>> {
+    let mut files = Vec::new();
+    collect(
+        root,
+        Path::new("chart"),
+        &["yaml", "tpl", "txt"],
+        &mut files,
+    )?;
+    files.sort();
+    Ok(files)
+}
+
+fn collect(
+    root: &Path,
+    folder: &Path,
+    extensions: &[&str],
+    files: &mut Vec<String>,
+) -> anyhow::Result<()> {
     let entries = std::fs::read_dir(root.join(folder))
         .with_context(|| format!("read folder {}", folder.display()))?;
     for entry in entries {
@@ -41,9 +62,13 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<String>) -> anyhow::Resul
             .is_dir()
         {
             if name != "target" && !name.starts_with('.') {
-                collect(root, &path, files)?;
+                collect(root, &path, extensions, files)?;
             }
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path
+            .extension()
+            .and_then(|extension| extension.to_str())
+            .is_some_and(|extension| extensions.contains(&extension))
+        {
             files.push(path.to_string_lossy().into_owned());
         }
     }

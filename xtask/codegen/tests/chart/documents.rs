@@ -387,7 +387,7 @@ fn environment_variables_are_in_no_configuration() {
     assert!(!holders.iter().any(|holder| holder.contains("ConfigMap")));
 }
 
-/// The workloads whose pods are made anew when one value changes.
+/// The workloads whose pods are recreated when one value changes.
 fn restarted(change: &Value) -> Vec<&'static str> {
     let mut values = json!({
         "global": { "networkfunctionextension": { "enableClusterRegistry": true } },
