@@ -19,7 +19,7 @@ use super::{
     offers::Offers,
 };
 use crate::limits::SPACE_EVERY_BYTES;
-use holdfast_upstream::{self as upstream, Body, SharedPriority, Source, Wanted};
+use holdfast_upstream::{self as upstream, Body, SharedPriority, UpstreamRepository, Wanted};
 
 /// Attempts that bring next to nothing before a source is given up.
 const ATTEMPTS: u32 = 3;
@@ -28,7 +28,7 @@ const STEP_BYTES: u64 = 64 << 10;
 /// Times that all of what a source sent may be wrong before it is given up.
 const ROUNDS: u32 = 3;
 /// Between two looks at a lock that another replica holds.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Looks for the link that another replica makes right after it copied a blob.
 const LINK_LOOKS: u32 = 5;
 
@@ -57,14 +57,14 @@ impl Fills {
     /// others.
     pub(super) fn begin(
         &self,
-        source: Option<&Source>,
+        source: Option<&UpstreamRepository>,
         repo: &RepositoryName,
         digest: &Digest,
         claim: Option<u64>,
     ) -> (Entry, Option<Arc<Candidate>>) {
         let mut blobs = self.lock_blobs();
         let join = |entry: &Entry| {
-            let source = Source {
+            let source = UpstreamRepository {
                 priority: entry.priority.clone(),
                 ..source?.clone()
             };
@@ -97,8 +97,8 @@ impl Fills {
             ours.candidates.end(&result);
             fills.link(&digest, &ours, result.is_ok()).await;
             fills.lock_blobs().remove(&digest);
-            let word = result.as_ref().map_or_else(Error::word, |()| "ok");
-            fills.inner.metrics.ended("blob", word);
+            let label = result.as_ref().map_or_else(Error::label, |()| "ok");
+            fills.inner.metrics.ended("blob", label);
             match result {
                 Ok(()) => announce.send_replace(State::Done),
                 Err(error) => {
@@ -123,7 +123,7 @@ impl Fills {
     /// began with other credentials is tried again with ours.
     pub(super) async fn complete(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         digest: &Digest,
         size: u64,
@@ -133,7 +133,7 @@ impl Fills {
             if let Some(found) = store.stat_blob(digest).await? {
                 has_size(digest, size, found)?;
                 if !store.repo_has_blob(repo, digest).await? {
-                    self.prove(source, digest).await?;
+                    self.authorize(source, digest).await?;
                     store.link_blob(repo, digest).await?;
                 }
                 return Ok(());
@@ -149,14 +149,14 @@ impl Fills {
             };
             match ended {
                 // Whether it has this manifest's size is looked at above.
-                Some(Ok(())) if entry.is_proven(repo) => store.link_blob(repo, digest).await?,
+                Some(Ok(())) if entry.is_authorized(repo) => store.link_blob(repo, digest).await?,
                 // Another replica's work, perhaps for this very repository: then it links it.
                 Some(Ok(())) => {
                     for _ in 0..LINK_LOOKS {
                         if store.repo_has_blob(repo, digest).await? {
                             break;
                         }
-                        tokio::time::sleep(LOOK).await;
+                        tokio::time::sleep(POLL_INTERVAL).await;
                     }
                 }
                 // Of a copy that this source was no part of.
@@ -167,7 +167,11 @@ impl Fills {
     }
 
     /// Has the upstream say that the source's credentials may read a blob.
-    pub(super) async fn prove(&self, source: &Source, digest: &Digest) -> Result<()> {
+    pub(super) async fn authorize(
+        &self,
+        source: &UpstreamRepository,
+        digest: &Digest,
+    ) -> Result<()> {
         self.inner.upstreams.has_blob(source, digest).await?;
         Ok(())
     }
@@ -198,7 +202,7 @@ impl Fills {
                         others => others.insert(Offers::new(owner)),
                     };
                     let made = offers.make(self, digest, entry);
-                    tokio::join!(tokio::time::sleep(LOOK), made);
+                    tokio::join!(tokio::time::sleep(POLL_INTERVAL), made);
                 }
                 LockAttempt::Acquired(lock) => {
                     // The one before us may have finished between the look and the lock.
@@ -399,11 +403,11 @@ impl Fills {
 
     /// All of it was there already, fetched with whatever credentials.
     async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> Received {
-        if !copy.entry.is_proven(&candidate.repo) {
-            if let Err(error) = self.prove(&candidate.source, copy.digest).await {
+        if !copy.entry.is_authorized(&candidate.repo) {
+            if let Err(error) = self.authorize(&candidate.source, copy.digest).await {
                 return Received::Failed(error);
             }
-            copy.entry.prove(&candidate.repo);
+            copy.entry.authorize(&candidate.repo);
         }
         Received::Whole
     }
@@ -440,7 +444,7 @@ impl Fills {
             let error = no_room(digest, needed, error);
             return Taken::Received(Received::Failed(error));
         }
-        copy.entry.prove(&candidate.repo);
+        copy.entry.authorize(&candidate.repo);
         copy.announce.send_if_modified(|state| {
             let is_news = !matches!(state, State::Growing(_));
             if is_news {

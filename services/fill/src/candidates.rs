@@ -8,19 +8,20 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use holdfast_core::{Host, RepositoryName};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Error, Result};
 use crate::limits::COPY_SOURCES;
 use holdfast_upstream::{
-    Source,
+    UpstreamRepository,
     flow::{Flow, Rated, SLOW},
 };
 
@@ -29,7 +30,7 @@ const MODEST: u64 = 1 << 20;
 /// A source that was left is gone back to when it sent so many times faster.
 const FASTER: u64 = 4;
 /// How often the running source is looked at while there are others.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a source may need until it sends, while there are others.
 pub(super) const BEGIN_WITHIN: Duration = Duration::from_secs(1);
 
@@ -40,7 +41,7 @@ const OFFER_AGAIN: Duration = Duration::from_secs(10);
 /// One who wants the blob, from its own source.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    pub(super) source: Source,
+    pub(super) source: UpstreamRepository,
     pub(super) repo: RepositoryName,
     /// The size that this source's manifest claims.
     pub(super) claim: Option<u64>,
@@ -62,13 +63,13 @@ impl Candidate {
 
     /// The replica with this id took it.
     pub(super) fn offered(&self, id: &str) {
-        let mut offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut offered = self.offered.lock();
         *offered = Some((id.to_owned(), Instant::now()));
     }
 
     /// Whether that is so, and not so long ago that the replica may have begun another copy.
     fn is_offered(&self, id: &str) -> bool {
-        let offered = self.offered.lock().unwrap_or_else(PoisonError::into_inner);
+        let offered = self.offered.lock();
         let mut offered = offered.iter();
         offered.any(|(to, at)| to == id && at.elapsed() < OFFER_AGAIN)
     }
@@ -85,7 +86,7 @@ impl Candidate {
         }
     }
 
-    fn is(&self, source: &Source, claim: Option<u64>) -> bool {
+    fn is(&self, source: &UpstreamRepository, claim: Option<u64>) -> bool {
         self.source.host == source.host
             && self.source.repository == source.repository
             && self.source.logins == source.logins
@@ -120,7 +121,7 @@ struct List {
 
 impl List {
     /// Sources of this one's host, and of its repository there.
-    fn shares(&self, of: &Source) -> (usize, usize) {
+    fn shares(&self, of: &UpstreamRepository) -> (usize, usize) {
         let of_host = self
             .all
             .iter()
@@ -135,9 +136,9 @@ impl List {
     /// repositories, keep out or throw out others: the slowest that was left, of a host, or of a
     /// repository of the same host, that has no fewer; else one that does not run, where that has
     /// at least two more.
-    fn gives_way(&self, newcomer: &Source) -> Option<usize> {
+    fn gives_way(&self, newcomer: &UpstreamRepository) -> Option<usize> {
         let own = self.shares(newcomer);
-        let has_more = |known: &Source, more: usize| {
+        let has_more = |known: &UpstreamRepository, more: usize| {
             let other = self.shares(known);
             if known.host == newcomer.host {
                 own.1 + more <= other.1
@@ -162,13 +163,13 @@ impl List {
 
 impl Candidates {
     fn list(&self) -> MutexGuard<'_, List> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock()
     }
 
     /// Joins with a source; the same one joins once. `None`: there are too many, or the copy ends.
     pub(super) fn join(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         claim: Option<u64>,
     ) -> Option<Arc<Candidate>> {
@@ -178,7 +179,7 @@ impl Candidates {
     /// The same with a source that another replica brings.
     pub(super) fn take(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         claim: Option<u64>,
     ) -> Option<Arc<Candidate>> {
@@ -195,7 +196,7 @@ impl Candidates {
 
     fn add(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         claim: Option<u64>,
         is_foreign: bool,
@@ -326,7 +327,7 @@ impl Candidates {
                 continue;
             }
             let rate = if let Some(flow) = flow {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 rated.look(flow.sample())
             } else {
                 tokio::time::sleep(BEGIN_WITHIN).await;
@@ -359,8 +360,8 @@ mod tests {
     use super::*;
     use holdfast_upstream::SharedPriority;
 
-    fn source(host: &str, repository: &str) -> (Source, RepositoryName) {
-        let source = Source {
+    fn source(host: &str, repository: &str) -> (UpstreamRepository, RepositoryName) {
+        let source = UpstreamRepository {
             host: Host::parse(host).unwrap(),
             repository: RepositoryName::parse(repository).unwrap(),
             logins: Vec::new(),

@@ -1,13 +1,11 @@
 //! The fill of one blob as everybody in the process sees it: how far it is, who joined it, and who
 //! may read it. Nothing here is kept for a pull that left.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use holdfast_core::RepositoryName;
 use holdfast_store::{LockHolder, PartialBlob};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use super::{Error, Result, candidates::Candidates};
@@ -41,7 +39,7 @@ pub(super) struct Entry {
 #[derive(Debug, Default)]
 struct Access {
     /// The repositories whose credentials the upstream let read it.
-    proven: BTreeSet<RepositoryName>,
+    authorized: BTreeSet<RepositoryName>,
     /// The copy is stored, and linked into those that were proven until then.
     is_linked: bool,
     /// While another replica copies what somebody here waits for.
@@ -59,19 +57,19 @@ impl Entry {
     }
 
     fn access(&self) -> MutexGuard<'_, Access> {
-        self.access.lock().unwrap_or_else(PoisonError::into_inner)
+        self.access.lock()
     }
 
     /// Whether the repository's own credentials may read it.
-    pub(super) fn is_proven(&self, repo: &RepositoryName) -> bool {
-        self.access().proven.contains(repo)
+    pub(super) fn is_authorized(&self, repo: &RepositoryName) -> bool {
+        self.access().authorized.contains(repo)
     }
 
     /// The upstream let this repository's credentials read it: the blob is linked into it at the
     /// end of the copy. True when that is over, and the caller has to link it.
-    pub(super) fn prove(&self, repo: &RepositoryName) -> bool {
+    pub(super) fn authorize(&self, repo: &RepositoryName) -> bool {
         let mut access = self.access();
-        access.proven.insert(repo.clone());
+        access.authorized.insert(repo.clone());
         access.is_linked
     }
 
@@ -80,7 +78,7 @@ impl Entry {
         let mut access = self.access();
         access.is_linked = true;
         access.wait = None;
-        access.proven.clone()
+        access.authorized.clone()
     }
 
     /// Somebody here waits for what another replica copies, until that ends.

@@ -10,7 +10,7 @@ use super::{Error, Fills};
 impl Fills {
     /// A blob was not copied.
     pub(super) fn log_blob(&self, digest: &Digest, error: &Error) {
-        let kind = format!("blob {}", error.word());
+        let kind = format!("blob {}", error.label());
         let throttle = self.inner.upstreams.throttle();
         if throttle.passes(&kind, digest.as_str(), Instant::now()) {
             tracing::warn!(image.digest = %digest, %error, "blob was not copied");
@@ -22,7 +22,7 @@ impl Fills {
     /// An image was not copied.
     pub(super) fn log_image(&self, repo: &RepositoryName, target: &ManifestRef, error: &Error) {
         let (kind, about) = (
-            format!("image {}", error.word()),
+            format!("image {}", error.label()),
             format!("{repo} {target}"),
         );
         let throttle = self.inner.upstreams.throttle();

@@ -7,11 +7,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use holdfast_core::{Digest, ManifestRef, RepositoryName};
+use parking_lot::{Mutex, MutexGuard};
 
 use holdfast_upstream::Login;
 
@@ -51,7 +51,7 @@ impl Grants {
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<RepositoryName, Vec<Grant>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Remembers that a request named `target` and what it brought.
@@ -95,7 +95,7 @@ impl Grants {
     }
 
     /// Remembers where `target` led with these credentials.
-    pub(super) fn led_to(
+    pub(super) fn record_root(
         &self,
         repo: &RepositoryName,
         target: &ManifestRef,
@@ -197,8 +197,8 @@ mod tests {
         );
         grants.add(&ours, &tag("1"), std::slice::from_ref(&a), now);
         grants.add(&ours, &tag("2"), std::slice::from_ref(&b), now + lasts / 2);
-        grants.led_to(&ours, &tag("1"), std::slice::from_ref(&a), &digest("one"));
-        grants.led_to(
+        grants.record_root(&ours, &tag("1"), std::slice::from_ref(&a), &digest("one"));
+        grants.record_root(
             &ours,
             &tag("2"),
             std::slice::from_ref(&a),

@@ -1,9 +1,6 @@
 //! The fill of an image: what is fetched in which order, and in which order it becomes visible.
 
-use std::{
-    panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::{FutureExt, future::BoxFuture, stream, stream::TryStreamExt};
 use holdfast_api::fill::FillResult;
@@ -11,17 +8,19 @@ use holdfast_core::{
     Digest, ManifestRef, RepositoryName,
     oci::{IMAGE_DEPTH, Manifest, Platform},
 };
+
 use holdfast_store::LockAttempt;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
     Error, Fills, ImageFill, ImageKey, Result,
-    arriving::Entry,
+    pending_manifests::PendingManifest,
     tally::{NAMED, Tally},
     wanted::{self, Part},
 };
 use crate::limits::IMAGE_AT_ONCE;
-use holdfast_upstream::{self as upstream, Interest, Reserved, Source};
+use holdfast_upstream::{self as upstream, Interest, Reserved, UpstreamRepository};
 
 /// Parts of a manifest that are held in memory while they are copied; the others wait on the
 /// volume.
@@ -56,7 +55,7 @@ impl Page {
 /// The copy of one image.
 struct ImageCopy<'a> {
     fills: &'a Fills,
-    source: &'a Source,
+    source: &'a UpstreamRepository,
     repo: &'a RepositoryName,
     platforms: Vec<Platform>,
     /// Requests that are under way for anything of the image.
@@ -65,7 +64,7 @@ struct ImageCopy<'a> {
 }
 
 /// The name of the lock that tells other replicas who fills images of a repository.
-pub(super) fn pointer(repo: &RepositoryName) -> String {
+pub(super) fn repo_lock_name(repo: &RepositoryName) -> String {
     format!(
         "repo-{}",
         holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, repo.as_str().as_bytes())
@@ -77,7 +76,7 @@ impl Fills {
     /// Joins the fill of an image in this process or begins it, and waits for its end.
     pub(super) async fn image(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         target: &ManifestRef,
         platforms: &[String],
@@ -91,7 +90,7 @@ impl Fills {
     /// ends when nobody waits for it any more.
     pub(super) async fn image_for_pull(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         target: &ManifestRef,
         platforms: &[String],
@@ -103,7 +102,7 @@ impl Fills {
 
     fn join_image(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         target: &ManifestRef,
         platforms: &[String],
@@ -116,18 +115,14 @@ impl Fills {
             platforms,
             source.logins.clone(),
         );
-        let mut images = self
-            .inner
-            .images
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut images = self.inner.images.lock();
         if let Some((running, priority, interest)) = images.get(&key) {
             self.inner.upstreams.join(priority, &source.priority);
             return (running.clone(), Arc::clone(interest));
         }
         let (tell, told) = oneshot::channel();
         let (interest, priority) = source.priority.clone().watched();
-        let source = Source {
+        let source = UpstreamRepository {
             priority: priority.clone(),
             ..source.clone()
         };
@@ -140,14 +135,9 @@ impl Fills {
                 .catch_unwind()
                 .await
                 .unwrap_or(Err(Error::Store("panic")));
-            fills
-                .inner
-                .images
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .remove(&task);
-            let word = result.as_ref().map_or_else(Error::word, |_| "ok");
-            fills.inner.metrics.ended("image", word);
+            fills.inner.images.lock().remove(&task);
+            let label = result.as_ref().map_or_else(Error::label, |_| "ok");
+            fills.inner.metrics.ended("image", label);
             match &result {
                 Err(Error::Busy(_)) | Ok(_) => {}
                 Err(error) => {
@@ -169,7 +159,7 @@ impl Fills {
 
     async fn fetch(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         target: &ManifestRef,
         platforms: &[String],
@@ -179,7 +169,7 @@ impl Fills {
         let _pointer = match self
             .inner
             .store
-            .try_lock(&pointer(repo), &self.inner.owner)
+            .try_lock(&repo_lock_name(repo), &self.inner.owner)
             .await?
         {
             LockAttempt::Acquired(lock) => Some(lock),
@@ -203,7 +193,7 @@ impl Fills {
         let digest = top.digest.clone();
         let parsed = self.arrived(repo, target, &top)?;
         let grants = &self.inner.grants;
-        grants.led_to(repo, target, &source.logins, &digest);
+        grants.record_root(repo, target, &source.logins, &digest);
         let media_type = parsed.media_type.as_str().to_owned();
         copy.tally().missing = in_no_index(&parsed, &copy.platforms);
         let node = copy.hold(parsed, top).await?;
@@ -211,7 +201,7 @@ impl Fills {
         let tally = copy.finish().await?;
         if let ManifestRef::Tag(tag) = target {
             self.inner.store.set_tag(repo, tag, &digest).await?;
-            self.is_fresh(repo, tag, &digest);
+            self.mark_fresh(repo, tag, &digest);
         }
         tracing::info!(
             image.repository = %repo,
@@ -240,14 +230,14 @@ impl Fills {
     ) -> Result<Manifest> {
         let parsed = Manifest::parse(&manifest.bytes)
             .map_err(|error| Error::NoManifest(format!("{}: {error}", manifest.digest)))?;
-        let entry = Entry {
+        let entry = PendingManifest {
             digest: manifest.digest.clone(),
             media_type: parsed.media_type.as_str(),
             bytes: manifest.bytes.clone(),
         };
         let blobs = wanted::blobs(&parsed).map(|blob| (blob.digest.clone(), blob.size));
         self.inner
-            .arriving
+            .pending_manifests
             .add(repo, reference, entry, blobs.collect());
         Ok(parsed)
     }
@@ -346,7 +336,7 @@ fn in_no_index(manifest: &Manifest, wanted: &[Platform]) -> Vec<String> {
 
 impl ImageCopy<'_> {
     fn tally(&self) -> MutexGuard<'_, Tally> {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tally.lock()
     }
 
     /// Counts a manifest in and puts its bytes onto the volume, out of memory. Nothing shows them
@@ -415,7 +405,7 @@ impl ImageCopy<'_> {
 
     async fn blob(&self, part: Part) -> Result<()> {
         let _request = self.requests.acquire().await;
-        let source = Source {
+        let source = UpstreamRepository {
             priority: self.source.priority.part(),
             ..self.source.clone()
         };
@@ -461,8 +451,8 @@ impl ImageCopy<'_> {
     async fn take_child(&self, child: &Part) -> Result<Node> {
         let inner = &self.fills.inner;
         let reference = ManifestRef::Digest(child.digest.clone());
-        let arriving = inner.arriving.manifest(self.repo, &reference);
-        let known = if let Some(entry) = arriving {
+        let pending_manifests = inner.pending_manifests.manifest(self.repo, &reference);
+        let known = if let Some(entry) = pending_manifests {
             Some(entry.bytes)
         } else {
             let _reader = inner.readers.acquire().await;
@@ -497,7 +487,7 @@ impl ImageCopy<'_> {
         if let Some(subject) = subject {
             inner.store.add_referrer(self.repo, subject, digest).await?;
         }
-        inner.arriving.remove(self.repo, digest);
+        inner.pending_manifests.remove(self.repo, digest);
         Ok(())
     }
 
@@ -508,9 +498,6 @@ impl ImageCopy<'_> {
         for (_, digest, subject) in &indexes {
             self.show(digest, subject.as_ref()).await?;
         }
-        Ok(self
-            .tally
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner))
+        Ok(self.tally.into_inner())
     }
 }

@@ -141,7 +141,7 @@ async fn answer(
         };
         return match repo
             .zip(reference)
-            .and_then(|(repo, reference)| fills.arriving(&repo, &reference))
+            .and_then(|(repo, reference)| fills.pending_manifests(&repo, &reference))
         {
             Some(entry) => reply(StatusCode::OK, entry.media_type, entry.bytes),
             None => refuse(StatusCode::NOT_FOUND, "no such manifest is on its way here"),
@@ -247,7 +247,7 @@ async fn fill_image(fills: &Fills, request: Request<RequestBody>) -> Response<Bo
     }
 }
 
-/// How full the volume is, for whoever may make room.
+/// How full the volume is.
 async fn space_left(fills: &Fills) -> Response<Body> {
     let store = fills.store();
     let full = match store.check_write(0).await {
@@ -271,7 +271,7 @@ async fn space_left(fills: &Fills) -> Response<Body> {
             },
         ),
         Err(error) => {
-            tracing::error!(%error, "the room on the volume cannot be told");
+            tracing::error!(%error, "cannot read free space");
             refuse(StatusCode::INTERNAL_SERVER_ERROR, "the store failed")
         }
     }
@@ -320,7 +320,7 @@ async fn blob(
                 });
             return streamed(offset, chunks);
         }
-        Growing::OfOthers => return not_its(),
+        Growing::NotAuthorized => return not_its(),
         Growing::NotYet => is_wanted = true,
         Growing::No => {}
     }

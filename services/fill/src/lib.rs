@@ -1,17 +1,18 @@
-//! Fills: images on their way from an upstream into the store.
+//! Fills: copies of images from upstreams and from other replicas into the store.
 //!
-//! Owns what may be fetched and with which credentials, the single flight of a digest in the
-//! process and on the volume, and the order in which an image becomes visible: blobs, then the
-//! manifests that name them, then the index byte for byte, then the tag. Nothing is visible before
-//! it is verified. Knows nothing of HTTP routes, clients and Artifacts.
+//! Owns authorization (which credentials may open what), one copy of a digest in the process and on
+//! the volume, the streams between replicas, and the order in which an image becomes visible:
+//! blobs, then the manifests that name them, then the index byte for byte, then the tag. Nothing is
+//! visible before it is verified. Knows nothing of the distribution API, clients and Artifacts.
+//! `docs/design/fills.md` is the protocol.
 
 mod access;
-mod arriving;
 mod blob;
 mod candidates;
 mod entry;
+mod error;
 mod failures;
-mod fresh;
+mod fan_out;
 mod grants;
 mod image;
 pub mod internal;
@@ -20,170 +21,35 @@ mod lists;
 pub mod metrics;
 mod names;
 mod offers;
+mod on_demand;
+mod peer_stream;
 mod peers;
-mod pull;
-mod relay;
-mod shared;
-pub mod source;
+mod pending_manifests;
+pub mod pull_through;
+mod revalidate;
 mod tally;
 mod wanted;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use futures::future::{BoxFuture, Shared};
-use holdfast_api::fill::{Credential, FillError, FillErrorCode, FillRequest, FillResult, Priority};
+use holdfast_api::fill::{Credential, FillRequest, FillResult, Priority};
 use holdfast_core::{Digest, Host, ManifestRef, Reference, RepositoryName, rewrite};
 use holdfast_store::{LockHolder, PartialBlob, Store};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Semaphore;
 
-use crate::source::SourceError;
-use arriving::Arriving;
-use fresh::Checks;
+pub use error::{Error, Result};
 use grants::Grants;
-use holdfast_upstream::{self as upstream, Interest, Login, SharedPriority, Source, Upstreams};
+use holdfast_upstream::{Interest, Login, SharedPriority, UpstreamRepository, Upstreams};
 pub use metrics::Metrics;
 pub use peers::Peers;
-
-/// Why a fill failed.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The upstream says that it does not exist.
-    #[error("the upstream has no such image")]
-    NotFound,
-    /// The upstream refused every credential.
-    #[error("the upstream refused every credential")]
-    Unauthorized,
-    /// The upstream, or the replica that copies, cannot be reached or fails.
-    #[error("{0}")]
-    Unavailable(String),
-    /// The same, and the upstream says when it may be asked again.
-    #[error("{0}")]
-    Later(String, Duration),
-    /// The upstream asks to be left alone for so long.
-    #[error("too many requests, the upstream asks for a pause of {} s", .0.as_secs_f64().ceil())]
-    TooMany(Duration),
-    /// The upstream's bytes do not match their digest or are no image.
-    #[error("{0}")]
-    Invalid(String),
-    /// The upstream's bytes have the right digest and are no manifest that is taken.
-    #[error("{0}")]
-    NoManifest(String),
-    /// Neither an Artifact nor the settings name it.
-    #[error("nothing allows to fetch it")]
-    NotAllowed,
-    /// The settings do not list its upstream, and nothing else may name it.
-    #[error("its upstream is not listed")]
-    NotListed,
-    /// The settings rule its upstream out.
-    #[error("{0} is not copied: `sources` or `onlyListedUpstreams` of the values rule it out")]
-    Forbidden(Host),
-    /// The request is malformed.
-    #[error("{0}")]
-    Request(String),
-    /// The volume has no room for it.
-    #[error("{0}")]
-    NoSpace(String),
-    /// Too much waits already; it may be tried again.
-    #[error("{0}")]
-    Busy(String),
-    /// The store failed; details are in the log.
-    #[error("the store failed: {0}")]
-    Store(&'static str),
-}
-
-impl Error {
-    /// The error as a label.
-    pub(crate) fn word(&self) -> &'static str {
-        match self {
-            Self::NotFound => "not_found",
-            Self::Unauthorized => "unauthorized",
-            Self::Unavailable(_) | Self::Later(..) | Self::TooMany(_) => "unavailable",
-            Self::Invalid(_) | Self::NoManifest(_) => "invalid",
-            Self::NotAllowed | Self::NotListed => "not_allowed",
-            Self::Forbidden(_) => "forbidden",
-            Self::Request(_) => "bad_request",
-            Self::NoSpace(_) => "no_space",
-            Self::Busy(_) => "busy",
-            Self::Store(_) => "store_failed",
-        }
-    }
-}
-
-/// Result of a fill.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-impl From<upstream::Error> for Error {
-    fn from(error: upstream::Error) -> Self {
-        match error {
-            upstream::Error::NotFound => Self::NotFound,
-            upstream::Error::Unauthorized => Self::Unauthorized,
-            upstream::Error::Invalid(what) => Self::Invalid(what),
-            upstream::Error::Busy(_) => Self::Busy(error.to_string()),
-            upstream::Error::TooMany(pause) => Self::TooMany(pause),
-            upstream::Error::Later(what, pause) => Self::Later(what, pause),
-            upstream::Error::NoManifest(what) => Self::NoManifest(what),
-            upstream::Error::Unavailable(what) | upstream::Error::Settings(what) => {
-                Self::Unavailable(what)
-            }
-        }
-    }
-}
-
-impl From<holdfast_store::Error> for Error {
-    fn from(error: holdfast_store::Error) -> Self {
-        if let holdfast_store::Error::NoSpace { available_bytes } = error {
-            let what = format!("the volume is full ({available_bytes} bytes left)");
-            return Self::NoSpace(what);
-        }
-        tracing::error!(%error, source = std::error::Error::source(&error), "the store failed during a copy");
-        Self::Store(error.category())
-    }
-}
-
-impl From<Error> for FillError {
-    fn from(error: Error) -> Self {
-        let code = match &error {
-            Error::NotFound => FillErrorCode::NotFound,
-            Error::Unauthorized => FillErrorCode::Unauthorized,
-            Error::Unavailable(_) | Error::Later(..) | Error::TooMany(_) | Error::Busy(_) => {
-                FillErrorCode::UpstreamUnavailable
-            }
-            Error::Store(_) => FillErrorCode::StoreFailed,
-            Error::Invalid(_) | Error::NoManifest(_) => FillErrorCode::UpstreamInvalid,
-            Error::NoSpace(_) => FillErrorCode::NoSpace,
-            Error::Request(_) | Error::NotAllowed | Error::NotListed | Error::Forbidden(_) => {
-                FillErrorCode::Invalid
-            }
-        };
-        Self {
-            code,
-            message: error.to_string(),
-        }
-    }
-}
-
-impl From<Error> for SourceError {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::NotFound => Self::NotFound,
-            Error::Forbidden(_) => Self::Forbidden(error.to_string()),
-            Error::Unauthorized => Self::Unauthorized("no credential fits".to_owned()),
-            Error::Unavailable(what) => Self::Unavailable(what),
-            Error::Later(what, pause) => Self::Later(what, pause),
-            Error::TooMany(pause) => Self::TooMany(pause),
-            Error::Invalid(what) | Error::NoManifest(what) => Self::Invalid(what),
-            Error::NotAllowed | Error::Request(_) => Self::NotAllowed,
-            Error::NoSpace(what) => Self::NoSpace(what),
-            Error::Busy(_) => Self::Overloaded,
-            Error::NotListed => Self::NotListed,
-            Error::Store(_) => Self::Store(holdfast_store::Error::Busy),
-        }
-    }
-}
+use pending_manifests::PendingManifests;
+use revalidate::Checks;
 
 /// How fills behave.
 #[derive(Debug, Clone)]
@@ -232,7 +98,8 @@ impl Default for Settings {
     }
 }
 
-/// What makes two fills the same one: nobody's credentials open an image for somebody else.
+/// Fills are deduplicated by repository, reference, platforms and credentials, so one tenant's
+/// credentials never serve another.
 type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
 type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
 /// A fill of an image that runs, how urgent it is, and who waits for it.
@@ -243,7 +110,7 @@ pub(crate) enum Growing {
     /// Its growing file.
     Here(PartialBlob),
     /// Something, and not for the repository that was named.
-    OfOthers,
+    NotAuthorized,
     /// No bytes so far.
     NotYet,
     /// Nothing.
@@ -268,11 +135,11 @@ struct Inner {
     images: Mutex<HashMap<ImageKey, RunningImage>>,
     checks: Mutex<Checks>,
     lists: lists::Lists,
-    arriving: Arriving,
+    pending_manifests: PendingManifests,
     /// Manifests on the volume that are read at the same time.
     readers: Semaphore,
     names: names::Names,
-    streams: shared::Streams,
+    streams: fan_out::Streams,
 }
 
 impl Fills {
@@ -299,10 +166,10 @@ impl Fills {
                 images: Mutex::default(),
                 checks: Mutex::default(),
                 lists: lists::Lists::default(),
-                arriving: Arriving::default(),
+                pending_manifests: PendingManifests::default(),
                 readers: Semaphore::new(limits::MANIFESTS_READ),
                 names: names::Names::default(),
-                streams: shared::Streams::default(),
+                streams: fan_out::Streams::default(),
             }),
         }
     }
@@ -334,7 +201,7 @@ impl Fills {
                 _ => false,
             };
             if !moved {
-                self.led_to(&source, &repo, &target, &local.digest);
+                self.record_root(&source, &repo, &target, &local.digest);
                 return Ok(local);
             }
         }
@@ -373,8 +240,8 @@ impl Fills {
             .upstreams
             .raise(&entry.priority, Priority::Blocking);
         match &*entry.state.borrow() {
-            entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_proven(repo)) => {
-                Growing::OfOthers
+            entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_authorized(repo)) => {
+                Growing::NotAuthorized
             }
             entry::State::Growing(growing) => Growing::Here(growing.clone()),
             entry::State::Starting => Growing::NotYet,
@@ -384,7 +251,7 @@ impl Fills {
 
     /// The sizes that manifests on their way here claim for a blob; none: no manifest names it.
     pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
-        self.inner.arriving.blob(repo, digest)
+        self.inner.pending_manifests.blob(repo, digest)
     }
 
     /// The numbers of fills and upstreams.
@@ -393,12 +260,12 @@ impl Fills {
     }
 
     /// A manifest that this process has verified and not stored yet, with its media type.
-    pub(crate) fn arriving(
+    pub(crate) fn pending_manifests(
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Option<arriving::Entry> {
-        self.inner.arriving.manifest(repo, reference)
+    ) -> Option<pending_manifests::PendingManifest> {
+        self.inner.pending_manifests.manifest(repo, reference)
     }
 
     /// The store that is filled.
@@ -407,24 +274,27 @@ impl Fills {
     }
 
     fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, entry::Entry>> {
-        self.inner
-            .blobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.blobs.lock()
     }
 
     /// Remembers where a target led with the credentials that came with its request.
-    fn led_to(&self, source: &Source, repo: &RepositoryName, target: &ManifestRef, digest: &str) {
+    fn record_root(
+        &self,
+        source: &UpstreamRepository,
+        repo: &RepositoryName,
+        target: &ManifestRef,
+        digest: &str,
+    ) {
         if let Ok(digest) = Digest::parse(digest) {
             let grants = &self.inner.grants;
-            grants.led_to(repo, target, &source.logins, &digest);
+            grants.record_root(repo, target, &source.logins, &digest);
         }
     }
 }
 
 /// What a request of the internal API names.
 struct Asked {
-    source: Source,
+    source: UpstreamRepository,
     repo: RepositoryName,
     target: ManifestRef,
 }
@@ -450,7 +320,7 @@ impl Asked {
                 Login::new(username, password)
             }
         };
-        let source = Source {
+        let source = UpstreamRepository {
             host: reference.host().clone(),
             repository: reference.repository().clone(),
             logins: credentials.iter().map(login).collect(),

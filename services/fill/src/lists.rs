@@ -4,21 +4,22 @@
 
 use std::{
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use holdfast_core::{Digest, RepositoryName, Tag};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Fills;
-use crate::{limits::UPSTREAM_LISTS_BYTES, source::Listed};
+use crate::{limits::UPSTREAM_LISTS_BYTES, pull_through::Listed};
 use holdfast_core::shares::Shares;
-use holdfast_upstream::{Error, Pages, Referrer, Result, Source};
+use holdfast_upstream::{Error, Pages, Referrer, Result, UpstreamRepository};
 
 /// How long a list counts as fresh.
 const FRESH: Duration = Duration::from_secs(30);
 /// For how long an upstream that did not tell is not asked for this list again.
-const UNTOLD: Duration = Duration::from_secs(5);
+const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Most lists of a kind that are kept.
 const MAX_LISTS: usize = 2000;
 /// What a list takes in memory beside its entries.
@@ -55,7 +56,7 @@ impl<T> Told<T> {
                     .then(|| "the upstream has more than is listed".to_owned()),
                 known: true,
             }),
-            (pages, Some((why, at))) if is_within(*at, UNTOLD) => Some(match pages {
+            (pages, Some((why, at))) if is_within(*at, FAILURE_TTL) => Some(match pages {
                 Some((entries, told)) => Listed {
                     entries: Arc::clone(entries),
                     warning: Some(format!(
@@ -105,7 +106,7 @@ impl<K: Clone + Eq + Hash, T> Default for Kept<K, T> {
 
 impl<K: Clone + Eq + Hash, T> Kept<K, T> {
     fn lists(&self) -> MutexGuard<'_, Shares<String, K, List<T>>> {
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lists.lock()
     }
 
     async fn get(
@@ -186,7 +187,7 @@ impl Fills {
 
     /// Whom a list is asked of, and with what: the credentials of the settings. Those of a fill
     /// request serve what that request named, and no list.
-    fn list_source(&self, repo: &RepositoryName) -> Option<Source> {
+    fn list_source(&self, repo: &RepositoryName) -> Option<UpstreamRepository> {
         let is_named = self.inner.grants.names(repo, Instant::now());
         self.source(repo, is_named.then(Vec::new))
     }
@@ -218,7 +219,7 @@ mod tests {
         told.record(away(), start);
         let unknown = told.answer(start).unwrap();
         assert!(!unknown.known && unknown.warning.unwrap().contains("connection refused"));
-        assert_eq!(told.answer(start + UNTOLD), None, "asked again");
+        assert_eq!(told.answer(start + FAILURE_TTL), None, "asked again");
         let pages = Pages {
             entries: vec![1, 2],
             complete: true,

@@ -4,11 +4,12 @@
 use std::{
     collections::{HashMap, HashSet},
     hash::{BuildHasher as _, RandomState},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Instant,
 };
 
 use holdfast_core::{Digest, ManifestRef, RepositoryName, oci::Manifest};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{Fills, wanted};
 use crate::limits::{NAMES_BYTES, SEARCHED_BYTES};
@@ -60,7 +61,7 @@ impl Default for Names {
 
 impl Names {
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     pub(super) fn hash(&self, blob: &Digest) -> u64 {
@@ -82,7 +83,7 @@ impl Names {
     /// The lock of searches through a repository: one at a time, so that the others find what it
     /// read.
     pub(super) fn search(&self, repo: &RepositoryName) -> Arc<tokio::sync::Mutex<()>> {
-        let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut searches = self.searches.lock();
         if let Some(running) = searches.get(repo).and_then(Weak::upgrade) {
             return running;
         }
@@ -121,8 +122,8 @@ impl Fills {
             return None;
         }
         let reference = ManifestRef::Digest(digest.clone());
-        let arriving = self.inner.arriving.manifest(repo, &reference);
-        let (summary, bytes) = if let Some(entry) = arriving {
+        let pending_manifests = self.inner.pending_manifests.manifest(repo, &reference);
+        let (summary, bytes) = if let Some(entry) = pending_manifests {
             let manifest = Manifest::parse(&entry.bytes).ok()?;
             (names.summary(&manifest), 0)
         } else {

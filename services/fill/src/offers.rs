@@ -17,7 +17,7 @@ use super::{
     candidates::{BEGIN_WITHIN, Candidate},
     entry::{Entry, State},
 };
-use holdfast_upstream::{Login, Source};
+use holdfast_upstream::{Login, UpstreamRepository};
 
 /// The offers to one replica, in the process that waits for it.
 #[derive(Debug)]
@@ -100,7 +100,7 @@ impl Fills {
         }
         let level = source.priority.level();
         self.inner.upstreams.raise(&entry.priority, level);
-        let source = Source {
+        let source = UpstreamRepository {
             priority: entry.priority.clone(),
             ..source
         };

@@ -1,17 +1,13 @@
 //! The other replicas: what they fill is streamed from them over the internal API.
 
-use std::{
-    collections::HashMap,
-    net::SocketAddr,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream::BoxStream};
 use holdfast_api::fill::FillRequest;
 use holdfast_core::{Digest, ManifestRef, RepositoryName, oci::MANIFEST_BYTES};
 use holdfast_runtime::tls::ClientTls;
+use parking_lot::Mutex;
 
 use holdfast_runtime::time_limit::within;
 use holdfast_upstream::{Memory, Reserved};
@@ -80,7 +76,7 @@ impl Peers {
         let address: SocketAddr = address.parse().ok()?;
         let scheme = if how.tls.is_some() { "https" } else { "http" };
         let base = format!("{scheme}://{}:{}", how.name, address.port());
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&address) {
             return Some((base, client.clone()));
         }

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use futures::StreamExt;
-use holdfast_api::fill::Credential;
+use holdfast_api::fill::{Credential, FillError, FillErrorCode};
 use holdfast_config::{Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{ManifestRef, Tag};
 use holdfast_runtime::CancellationToken;
@@ -13,7 +13,7 @@ use holdfast_store::Options;
 use holdfast_testkit::{Auth, Fault, Image, ImageBuilder, Upstream, eventually, faults::Kind};
 
 use super::*;
-use crate::source::{Source as _, SourceBlob};
+use crate::pull_through::{PullThrough as _, PulledBlob};
 use holdfast_upstream::Timeouts;
 
 mod access;
@@ -154,10 +154,10 @@ fn digest(text: &str) -> Digest {
     Digest::parse(text).unwrap()
 }
 
-async fn read(blob: SourceBlob) -> Result<Vec<u8>, String> {
+async fn read(blob: PulledBlob) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     match blob {
-        SourceBlob::Stored(file) => loop {
+        PulledBlob::Stored(file) => loop {
             let next = file
                 .read_at(bytes.len() as u64, 1 << 20)
                 .await
@@ -167,7 +167,7 @@ async fn read(blob: SourceBlob) -> Result<Vec<u8>, String> {
             }
             bytes.extend_from_slice(&next);
         },
-        SourceBlob::Growing(mut growing) => loop {
+        PulledBlob::Growing(mut growing) => loop {
             let next = growing
                 .read_at(bytes.len() as u64, 1 << 20)
                 .await
@@ -177,7 +177,7 @@ async fn read(blob: SourceBlob) -> Result<Vec<u8>, String> {
             }
             bytes.extend_from_slice(&next);
         },
-        SourceBlob::Remote(remote) => {
+        PulledBlob::Remote(remote) => {
             let mut stream = remote.open(0).await.map_err(|e| e.to_string())?;
             while let Some(next) = stream.next().await {
                 bytes.extend_from_slice(&next.map_err(|e| e.to_string())?);
@@ -347,7 +347,7 @@ async fn sixty_four_cold_clients_cost_one_upstream_request() {
             tokio::spawn(async move {
                 registry.manifest(&repo, &tag("1")).await.unwrap();
                 let blob = registry.blob(&repo, &layer).await.unwrap();
-                assert!(matches!(blob, SourceBlob::Growing(_)));
+                assert!(matches!(blob, PulledBlob::Growing(_)));
                 served.fetch_add(1, Ordering::Relaxed);
                 read(blob).await.unwrap()
             })
@@ -382,7 +382,7 @@ async fn a_range_of_a_growing_blob_is_served_and_clients_that_leave_stop_nothing
         .manifest(&repo(&upstream), &tag("1"))
         .await
         .unwrap();
-    let SourceBlob::Growing(mut growing) = registry.blob(&repo(&upstream), &layer).await.unwrap()
+    let PulledBlob::Growing(mut growing) = registry.blob(&repo(&upstream), &layer).await.unwrap()
     else {
         panic!("it must still grow");
     };

@@ -88,7 +88,7 @@ impl AccessLog {
         }
     }
 
-    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is who the gate
+    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is who access control
     /// says that asked.
     pub(crate) fn follow(
         &self,

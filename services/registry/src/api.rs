@@ -1,4 +1,4 @@
-//! The distribution API as a hyper service: route, gate, handler, one answer.
+//! The distribution API as a hyper service: route, access control, handler, one answer.
 //!
 //! It is a hyper service and no warp filter, because repository names hold slashes (a path is read
 //! from its end), bodies are streams both ways, and the data path must not pay for layers that do
@@ -19,16 +19,16 @@ use http::{HeaderValue, Method, Request, Response, header};
 use prometheus_client::registry::Registry;
 
 use crate::{
+    access_control::{self, AccessControl, Principal},
     access_log::AccessLog,
     body::{self, Body, Received},
     delete,
     error::{Code, Error, Result},
-    gate::{self, Gate, Principal},
     limits::{
         LIST_MEMORY, LIST_MEMORY_PER_ADDRESS, LIST_WAIT, Limits, REFERRERS_PAGE_BYTES,
         uploads::Uploads,
     },
-    lists,
+    listing,
     metrics::{self, Metrics},
     notify::Notifier,
     pull, push,
@@ -36,9 +36,9 @@ use crate::{
     referrers,
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
-    volume::Pulse,
+    volume_watch::VolumeStatus,
 };
-use holdfast_fill::source::Source;
+use holdfast_fill::pull_through::PullThrough;
 use holdfast_upstream::Memory;
 use holdfast_upstream::Requester;
 
@@ -50,8 +50,8 @@ pub struct Api {
 
 pub(crate) struct Inner {
     pub(crate) store: Store,
-    pub(crate) source: Option<Arc<dyn Source>>,
-    pub(crate) gate: Gate,
+    pub(crate) source: Option<Arc<dyn PullThrough>>,
+    pub(crate) access_control: AccessControl,
     pub(crate) secret: Secret,
     pub(crate) limits: Limits,
     pub(crate) owner: LockHolder,
@@ -74,8 +74,8 @@ pub struct Observers {
     /// Who is told of what happened.
     pub notifier: Option<Notifier>,
     /// Whether the volume answers at all; while it does not, nor does a request wait for it.
-    pub pulse: Option<Pulse>,
-    /// What clients may write, whoever they are.
+    pub volume_status: Option<VolumeStatus>,
+    /// What clients may write, independent of who they are.
     pub writes: Writes,
     /// The upstream that pulls mean which name none.
     pub mirror_of: Option<(String, Host)>,
@@ -92,9 +92,9 @@ pub struct Parts {
     /// The content.
     pub store: Store,
     /// What fetches on a miss, if anything.
-    pub source: Option<Arc<dyn Source>>,
+    pub source: Option<Arc<dyn PullThrough>>,
     /// Who may do what.
-    pub gate: Gate,
+    pub access_control: AccessControl,
     /// Signs upload sessions; the same in every replica.
     pub secret: Secret,
     /// The bounds.
@@ -116,7 +116,7 @@ impl Api {
         let Parts {
             store,
             source,
-            gate,
+            access_control,
             secret,
             limits,
             owner,
@@ -126,7 +126,7 @@ impl Api {
             inner: Arc::new(Inner {
                 store,
                 source,
-                gate,
+                access_control,
                 secret,
                 limits,
                 owner,
@@ -221,18 +221,18 @@ impl<'a> Asked<'a> {
         Self {
             name,
             namespace,
-            store: store.for_client(gate::address(head)),
+            store: store.for_client(access_control::address(head)),
         }
     }
 }
 
 /// Whether the configuration lets anybody do it.
-fn allowed(writes: Writes, action: gate::Action) -> bool {
+fn allowed(writes: Writes, action: access_control::Action) -> bool {
     match (writes, action) {
-        (_, gate::Action::Pull) | (Writes::All, _) | (Writes::NoDeletes, gate::Action::Push) => {
-            true
-        }
-        (Writes::NoDeletes, gate::Action::Delete) | (Writes::None, _) => false,
+        (_, access_control::Action::Pull)
+        | (Writes::All, _)
+        | (Writes::NoDeletes, access_control::Action::Push) => true,
+        (Writes::NoDeletes, access_control::Action::Delete) | (Writes::None, _) => false,
     }
 }
 
@@ -275,11 +275,11 @@ impl Inner {
             );
             return ("none", Err(refusal));
         }
-        let caller = match self.gate.identify(&head).await {
+        let caller = match self.access_control.identify(&head).await {
             Ok(caller) => caller,
             Err(refusal) => return ("none", Err(refusal)),
         };
-        if !matches!(caller, Principal::Anonymous | Principal::Stranger)
+        if !matches!(caller, Principal::Anonymous | Principal::InvalidCredentials)
             && let Some(client) = head.extensions.get::<server::Client>()
         {
             client.set_authenticated();
@@ -290,21 +290,24 @@ impl Inner {
             Err(error) => {
                 let result = match error {
                     RouteError::NotFound => Err(error.into()),
-                    _ => self.gate.check_unknown(&caller).and(Err(error.into())),
+                    _ => self
+                        .access_control
+                        .check_unknown(&caller)
+                        .and(Err(error.into())),
                 };
                 return ("none", result);
             }
         };
         let handler = endpoint.handler();
         let _in_flight = self.metrics.begin(handler);
-        if let Err(refusal) = self.gate.check(&caller, &endpoint) {
+        if let Err(refusal) = self.access_control.check(&caller, &endpoint) {
             return (handler, Err(refusal));
         }
         let notifier = self.observers.notifier.as_ref();
         if self.access_log.is_some() || notifier.is_some() {
             *actor = caller.subject();
         }
-        if !allowed(self.observers.writes, gate::action(&endpoint)) {
+        if !allowed(self.observers.writes, access_control::action(&endpoint)) {
             let refusal = Error::new(
                 http::StatusCode::METHOD_NOT_ALLOWED,
                 Code::Unsupported,
@@ -312,7 +315,11 @@ impl Inner {
             );
             return (handler, Err(refusal));
         }
-        let hangs = self.observers.pulse.as_ref().is_some_and(Pulse::hangs);
+        let hangs = self
+            .observers
+            .volume_status
+            .as_ref()
+            .is_some_and(VolumeStatus::hangs);
         if hangs && endpoint != Endpoint::Base {
             // To wait as well would only pile up requests; another replica may have more luck.
             return (
@@ -320,13 +327,13 @@ impl Inner {
                 Err(Error::later("the registry's volume does not answer")),
             );
         }
-        let writes = gate::action(&endpoint) == gate::Action::Push;
+        let writes = access_control::action(&endpoint) == access_control::Action::Push;
         let result = async {
             let asked = endpoint.pulled_repository().cloned();
             let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
             let draft = notifier.and_then(|notifier| notifier.draft(&head, &endpoint, actor));
             let dispatched = self.dispatch(&head, &caller, (endpoint, asked), body);
-            let mut response = Requester::scope(gate::address(&head), dispatched).await?;
+            let mut response = Requester::scope(access_control::address(&head), dispatched).await?;
             if let (Some(notifier), Some(draft)) = (notifier, draft) {
                 notifier
                     .tell(draft, response.status(), response.headers(), &self.store)
@@ -364,7 +371,7 @@ impl Inner {
             // `docker.io/nginx`, as people write it.
             if let Some(canonical) = canonical(repo) {
                 *repo = canonical;
-                self.gate.check(caller, endpoint)?;
+                self.access_control.check(caller, endpoint)?;
             }
             return Ok(None);
         }
@@ -384,7 +391,7 @@ impl Inner {
             return Ok(None);
         }
         *repo = local;
-        self.gate.check(caller, endpoint)?;
+        self.access_control.check(caller, endpoint)?;
         Ok(Some(name))
     }
 
@@ -399,15 +406,15 @@ impl Inner {
             Endpoint::Base => Ok(json("{}".into(), "application/json").map(body::full)),
             Endpoint::Catalog(page) => {
                 let mirror_of = self.observers.mirror_of.as_ref().map(|(_, host)| host);
-                let most = lists::most(lists::catalog_limit(&page)?, MAX_NAME_LENGTH);
-                let store = self.store.for_client(gate::address(head));
-                let made = lists::catalog(&store, mirror_of, page);
+                let most = listing::most(listing::catalog_limit(&page)?, MAX_NAME_LENGTH);
+                let store = self.store.for_client(access_control::address(head));
+                let made = listing::catalog(&store, mirror_of, page);
                 self.list(head, most, made).await
             }
             Endpoint::Tags(repo, page) => {
                 let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo), &self.store);
-                let most = lists::most(lists::tags_limit(&page), MAX_TAG_LENGTH);
-                let made = lists::tags(self, &repo, &asked, page);
+                let most = listing::most(listing::tags_limit(&page), MAX_TAG_LENGTH);
+                let made = listing::tags(self, &repo, &asked, page);
                 self.list(head, most, made).await
             }
             Endpoint::Referrers(repo, subject, kind, page) => {
@@ -457,7 +464,7 @@ impl Inner {
         most: u64,
         made: impl Future<Output = Result<Response<Bytes>>>,
     ) -> Result<Response<Body>> {
-        let client = gate::address(head).to_string();
+        let client = access_control::address(head).to_string();
         let mut parts = None;
         let read = async {
             let (made, bytes) = made.await?.into_parts();
@@ -475,14 +482,14 @@ impl Inner {
     }
 
     /// What fetches the repository's content on a miss.
-    pub(crate) fn source_of(&self, repo: &RepositoryName) -> Option<&Arc<dyn Source>> {
+    pub(crate) fn source_of(&self, repo: &RepositoryName) -> Option<&Arc<dyn PullThrough>> {
         self.source.as_ref().filter(|_| is_upstream_namespace(repo))
     }
 
     /// Refuses what writes while the process ends or the volume is full.
     pub(crate) async fn check_write(&self, bytes: u64) -> Result<()> {
         if self.draining.is_cancelled() {
-            return Err(Error::later("this replica ends, another one takes over"));
+            return Err(Error::later("this replica is shutting down; retry"));
         }
         self.store.check_write(bytes).await.map_err(Error::from)
     }

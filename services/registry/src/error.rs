@@ -11,7 +11,7 @@ use crate::{
     body::{self, Body},
     limits,
 };
-use holdfast_fill::source::SourceError;
+use holdfast_fill::Error as FillError;
 use holdfast_upstream as upstream;
 
 /// Result of a handler.
@@ -115,10 +115,7 @@ impl Error {
             Code::TooManyRequests,
             message,
         )
-        .with(
-            header::RETRY_AFTER,
-            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
-        )
+        .retry_after(limits::RETRY_AFTER_SECONDS)
     }
 
     /// 429 with `Retry-After`.
@@ -128,10 +125,7 @@ impl Error {
             Code::TooManyRequests,
             message,
         )
-        .with(
-            header::RETRY_AFTER,
-            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
-        )
+        .retry_after(limits::RETRY_AFTER_SECONDS)
     }
 
     /// Adds a header.
@@ -139,6 +133,11 @@ impl Error {
     pub fn with(mut self, name: header::HeaderName, value: HeaderValue) -> Self {
         self.headers.push((name, value));
         self
+    }
+
+    /// Adds `Retry-After`.
+    fn retry_after(self, seconds: u64) -> Self {
+        self.with(header::RETRY_AFTER, HeaderValue::from(seconds))
     }
 
     /// The status of the answer.
@@ -233,56 +232,52 @@ impl From<holdfast_store::Error> for Error {
 }
 
 /// What a miss becomes; `unknown` is the code of "there is none".
-pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
+pub(crate) fn from_fill(error: FillError, unknown: Code) -> Error {
+    let unavailable = |what: &str, seconds: u64| {
+        let text = format!("the upstream is unavailable: {what}");
+        Error::new(StatusCode::BAD_GATEWAY, Code::Unknown, text).retry_after(seconds)
+    };
     match error {
-        SourceError::NotFound => Error::unknown(unknown, "the upstream does not have it"),
-        SourceError::NotAllowed => Error::later(
+        FillError::NotFound => Error::unknown(unknown, "the upstream does not have it"),
+        FillError::NotAllowed | FillError::Request(_) => Error::later(
             "nothing allows to fetch this image: no Artifact names it and its upstream is not configured",
         ),
-        SourceError::NotListed => Error::unknown(
+        FillError::NotListed => Error::unknown(
             Code::NameUnknown,
             "the first part of the name is no upstream of this registry: it is not listed under upstreams in its configuration",
         ),
-        SourceError::Unauthorized(_) | SourceError::Forbidden(_) => {
+        FillError::Unauthorized => Error::new(
+            StatusCode::FORBIDDEN,
+            Code::Denied,
+            "the upstream refuses access: no credential fits",
+        ),
+        FillError::Forbidden(_) => {
             Error::new(StatusCode::FORBIDDEN, Code::Denied, error.to_string())
         }
-        SourceError::Unavailable(_) | SourceError::Invalid(_) => {
-            Error::new(StatusCode::BAD_GATEWAY, Code::Unknown, error.to_string()).with(
-                header::RETRY_AFTER,
-                HeaderValue::from(limits::RETRY_AFTER_SECONDS),
-            )
-        }
-        SourceError::Later(_, pause) => {
-            Error::new(StatusCode::BAD_GATEWAY, Code::Unknown, error.to_string()).with(
-                header::RETRY_AFTER,
-                HeaderValue::from(upstream::seconds(pause)),
-            )
-        }
-        SourceError::TooMany(pause) => Error::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            Code::TooManyRequests,
-            error.to_string(),
-        )
-        .with(
-            header::RETRY_AFTER,
-            HeaderValue::from(upstream::seconds(pause)),
-        ),
-        SourceError::Timeout(_) => Error::new(
-            StatusCode::GATEWAY_TIMEOUT,
+        FillError::Unavailable(what) => unavailable(&what, limits::RETRY_AFTER_SECONDS),
+        FillError::Later(what, pause) => unavailable(&what, upstream::seconds(pause)),
+        FillError::Invalid(what) | FillError::NoManifest(what) => Error::new(
+            StatusCode::BAD_GATEWAY,
             Code::Unknown,
-            error.to_string(),
+            format!("the upstream's answer is not valid: {what}"),
         )
-        .with(
-            header::RETRY_AFTER,
-            HeaderValue::from(limits::RETRY_AFTER_SECONDS),
-        ),
-        SourceError::NoSpace(what) => Error::new(
+        .retry_after(limits::RETRY_AFTER_SECONDS),
+        FillError::TooMany(pause) => {
+            let seconds = upstream::seconds(pause);
+            Error::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                Code::TooManyRequests,
+                format!("the upstream is unavailable: it asks for a pause of {seconds} s"),
+            )
+            .retry_after(seconds)
+        }
+        FillError::NoSpace(what) => Error::new(
             StatusCode::INSUFFICIENT_STORAGE,
             Code::Denied,
             format!("{what}: it is not copied until there is room, other pulls go on"),
         ),
-        SourceError::Overloaded => Error::later(error.to_string()),
-        SourceError::Store(error) => error.into(),
+        FillError::Busy(_) => Error::later("too many fills at once"),
+        FillError::Store(_) => holdfast_store::Error::Busy.into(),
     }
 }
 
@@ -290,10 +285,10 @@ pub(crate) fn from_source(error: SourceError, unknown: Code) -> Error {
 mod tests {
     use super::*;
 
-    fn check(error: SourceError, status: u16) {
+    fn check(error: FillError, status: u16) {
         let text = error.to_string();
         assert_eq!(
-            from_source(error, Code::BlobUnknown).status().as_u16(),
+            from_fill(error, Code::BlobUnknown).status().as_u16(),
             status,
             "{text}"
         );
@@ -303,38 +298,40 @@ mod tests {
     fn a_pause_is_told_as_the_upstream_asked_for_it() {
         let pause = std::time::Duration::from_millis(6100);
         for error in [
-            SourceError::TooMany(pause),
-            SourceError::Later("it answers 503".into(), pause),
+            FillError::TooMany(pause),
+            FillError::Later("it answers 503".into(), pause),
         ] {
-            let answer = from_source(error, Code::BlobUnknown).into_response();
+            let answer = from_fill(error, Code::BlobUnknown).into_response();
             assert_eq!(answer.headers()[header::RETRY_AFTER], "7");
         }
     }
 
     #[test]
     fn only_the_upstreams_own_word_is_not_found() {
-        check(SourceError::NotFound, 404);
-        check(SourceError::NotAllowed, 503);
-        check(SourceError::NotListed, 404);
-        check(SourceError::Unauthorized("401".into()), 403);
-        check(SourceError::Forbidden("ruled out".into()), 403);
-        check(SourceError::Unavailable("refused".into()), 502);
+        check(FillError::NotFound, 404);
+        check(FillError::NotAllowed, 503);
+        check(FillError::NotListed, 404);
+        check(FillError::Unauthorized, 403);
         check(
-            SourceError::Later("503".into(), std::time::Duration::ZERO),
+            FillError::Forbidden(holdfast_core::Host::parse("ruled.example").unwrap()),
+            403,
+        );
+        check(FillError::Unavailable("refused".into()), 502);
+        check(
+            FillError::Later("503".into(), std::time::Duration::ZERO),
             502,
         );
-        check(SourceError::Invalid("digest".into()), 502);
-        check(SourceError::Timeout("5 s".into()), 504);
+        check(FillError::Invalid("digest".into()), 502);
         check(
-            SourceError::TooMany(std::time::Duration::from_millis(6100)),
+            FillError::TooMany(std::time::Duration::from_millis(6100)),
             429,
         );
-        check(SourceError::Overloaded, 503);
-        check(SourceError::NoSpace("full".into()), 507);
+        check(FillError::Busy("too many copies wait".into()), 503);
+        check(FillError::NoSpace("full".into()), 507);
         check(
-            SourceError::Store(holdfast_store::Error::NoSpace { available_bytes: 1 }),
+            holdfast_store::Error::NoSpace { available_bytes: 1 }.into(),
             507,
         );
-        check(SourceError::Store(holdfast_store::Error::Busy), 503);
+        check(holdfast_store::Error::Busy.into(), 503);
     }
 }

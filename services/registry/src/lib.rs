@@ -3,33 +3,33 @@
 //! Owns what a client may do and how it is answered. Knows nothing of pods, owners and Artifacts;
 //! bytes on the volume are the store's, copies from upstream the fill crate's.
 
-mod access;
+pub mod access_control;
 mod access_log;
 mod api;
+mod authn;
 mod body;
 mod conditional;
 mod delete;
 mod error;
-pub mod gate;
 pub mod limits;
-mod lists;
+mod listing;
 mod metrics;
 pub mod notify;
 #[doc(hidden)]
 pub mod parsers;
 pub mod probe;
+mod process;
 mod pull;
 mod push;
 mod put_manifest;
 mod range;
 mod referrers;
 pub mod route;
-mod run;
 pub mod scrub;
 pub mod session;
-pub mod volume;
+pub mod volume_watch;
 
 pub use api::{Api, Observers, Parts};
 pub use error::{Code, Error};
 pub use metrics::Metrics;
-pub use run::{Error as RunError, run, run_on, run_until};
+pub use process::{Error as RunError, run, run_on, run_until};

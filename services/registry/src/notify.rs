@@ -21,7 +21,7 @@ use prometheus_client::{
 };
 
 use crate::route::Endpoint;
-use event::{Actor, Event, Origin, Source, Target};
+use event::{Actor, Event, Origin, PullThrough, Target};
 use queue::Queue;
 
 /// Why notifications cannot be sent at all.
@@ -99,7 +99,7 @@ impl Metrics {
 #[derive(Clone, Debug)]
 pub struct Notifier {
     queues: Arc<[Arc<Queue>]>,
-    source: Source,
+    source: PullThrough,
     secure: bool,
 }
 
@@ -142,7 +142,7 @@ impl Notifier {
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Some(Self {
             queues: queues.into(),
-            source: Source {
+            source: PullThrough {
                 addr: address.to_owned(),
                 instance_id: instance.to_owned(),
             },

@@ -3,7 +3,7 @@
 
 use holdfast_core::Digest;
 
-use crate::{access, put_manifest, range};
+use crate::{authn, put_manifest, range};
 
 /// The answer to a `Range` header, as first and last byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,9 +73,9 @@ pub fn token(
     now: f64,
 ) -> Result<String, Option<String>> {
     let rsa = holdfast_config::RsaAlgorithm::default();
-    let keys = access::keys::parse(keys, rsa).map_err(|_| None)?;
-    let expected = access::token::Expected { issuer, service };
-    access::token::verify(text, &keys, expected, now)
+    let keys = authn::keys::parse(keys, rsa).map_err(|_| None)?;
+    let expected = authn::token::Expected { issuer, service };
+    authn::token::verify(text, &keys, expected, now)
         .map(|claims| claims.subject().to_owned())
         .map_err(|error| Some(error.to_string()))
 }

@@ -1,26 +1,24 @@
 //! Pulls: what is local at once; what is not, from the upstream while it arrives.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use bytes::Bytes;
 use holdfast_core::{ManifestRef, digest::Digest, oci, reference::RepositoryName};
 use holdfast_store::{BlobFile, Hasher};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
     api::{Inner, value},
     body::{self, Body},
     conditional,
-    error::{Code, Error, Result, from_source},
+    error::{Code, Error, Result, from_fill},
     limits,
     range::{self, Answer},
 };
 use holdfast_core::shares::Shares;
-use holdfast_fill::source::{Freshness, Manifest, SourceBlob, SourceError};
+use holdfast_fill::pull_through::{Freshness, Manifest, PulledBlob};
 
 /// Bytes of a manifest above which an answer is read from the volume while the client takes it,
 /// instead of being held in memory.
@@ -103,7 +101,7 @@ impl ContentTypes {
         if bytes.len() <= HELD_MANIFEST_BYTES {
             return oci::content_type(bytes);
         }
-        let held = || self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = || self.held.lock();
         if let Some(known) = held().get(digest) {
             return known.clone();
         }
@@ -167,8 +165,8 @@ async fn fetch(
     loop {
         match source.manifest(repo, reference).await {
             Ok(Manifest { digest, bytes }) => return Ok((digest, bytes)),
-            Err(SourceError::NotAllowed) if hold(deadline).await => {}
-            Err(error) => return Err(from_source(error, Code::ManifestUnknown)),
+            Err(holdfast_fill::Error::NotAllowed) if hold(deadline).await => {}
+            Err(error) => return Err(from_fill(error, Code::ManifestUnknown)),
         }
         if let Some(found) = local(api, repo, reference).await? {
             return Ok(found);
@@ -247,15 +245,15 @@ async fn missing(
     let deadline = Instant::now() + api.limits.hold;
     loop {
         match source.blob(repo, digest).await {
-            Ok(SourceBlob::Stored(file)) => return Ok(stored(api, head, digest, file)),
-            Ok(SourceBlob::Growing(growing)) => {
+            Ok(PulledBlob::Stored(file)) => return Ok(stored(api, head, digest, file)),
+            Ok(PulledBlob::Growing(growing)) => {
                 return Ok(reply(head, digest, growing.size(), |first, end| {
                     body::growing(growing, first, end)
                 }));
             }
-            Ok(SourceBlob::Remote(remote)) => return relay(head, digest, &*remote).await,
-            Err(SourceError::NotAllowed) if hold(deadline).await => {}
-            Err(error) => return Err(from_source(error, Code::BlobUnknown)),
+            Ok(PulledBlob::Remote(remote)) => return relay(head, digest, &*remote).await,
+            Err(holdfast_fill::Error::NotAllowed) if hold(deadline).await => {}
+            Err(error) => return Err(from_fill(error, Code::BlobUnknown)),
         }
         if let Some(file) = on_volume(api, repo, digest).await? {
             return Ok(stored(api, head, digest, file));
@@ -278,7 +276,7 @@ fn stored(api: &Inner, head: &Parts, digest: &Digest, file: BlobFile) -> Respons
 async fn relay(
     head: &Parts,
     digest: &Digest,
-    remote: &dyn holdfast_fill::source::RemoteBlob,
+    remote: &dyn holdfast_fill::pull_through::PeerBlob,
 ) -> Result<Response<Body>> {
     if let Some(response) = conditional::answer(&head.headers, digest) {
         return Ok(response);
@@ -298,7 +296,7 @@ async fn relay(
     let pieces = remote
         .open(first)
         .await
-        .map_err(|error| from_source(error, Code::BlobUnknown))?;
+        .map_err(|error| from_fill(error, Code::BlobUnknown))?;
     Ok(reply(head, digest, size, |first, end| match end {
         Some(end) => body::take(pieces, end - first),
         None => body::stream(pieces),
@@ -401,7 +399,7 @@ mod tests {
         for number in 2..3000 {
             types.of(&repo, &digest(number), &bytes);
         }
-        let held = types.held.lock().unwrap();
+        let held = types.held.lock();
         assert!(held.bytes() <= limits::CONTENT_TYPES_BYTES);
         assert!(held.get(&digest(2)).is_none() && held.get(&digest(2999)).is_some());
     }

@@ -9,10 +9,10 @@ use holdfast_store::{CarriedHash, UploadId, UploadWriter};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 
 use crate::{
+    access_control::Principal,
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
-    gate::Principal,
     limits, range,
     route::Endpoint,
     session::State,
@@ -91,7 +91,7 @@ async fn may_mount(
 ) -> Result<bool> {
     let may_pull = |repo: &RepositoryName| {
         let pull = Endpoint::GetBlob(repo.clone(), digest.clone());
-        api.gate.check(caller, &pull).is_ok()
+        api.access_control.check(caller, &pull).is_ok()
     };
     if api.store.stat_blob(digest).await?.is_none() {
         return Ok(false);
@@ -223,7 +223,7 @@ async fn verify(
         .upload_status(repo, id)
         .await?
         .ok_or(holdfast_store::Error::UploadUnknown)?;
-    if state.is_empty() && api.gate.sessions_by_name() {
+    if state.is_empty() && api.access_control.sessions_by_name() {
         // Some clients drop the query of Location. The session's name is secret enough to go on
         // where its file ends.
         return Ok(State::new(repo, id, status.size, &now(), None));

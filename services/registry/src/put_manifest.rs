@@ -11,10 +11,11 @@ use holdfast_store::Hasher;
 use http::{Response, StatusCode, header, request::Parts};
 
 use crate::{
+    access_control,
     api::{Inner, value},
     body::{self, Body, Received},
     error::{Code, Error, Result},
-    gate, limits,
+    limits,
 };
 use holdfast_upstream::{Memory, Reserved};
 
@@ -57,7 +58,7 @@ impl PushMemory {
         } else {
             &self.large
         };
-        let client = gate::address(head).to_string();
+        let client = access_control::address(head).to_string();
         let refuse =
             || Error::later("too many manifests are being pushed, or this one came too slowly");
         let wait = limits::PUSH_MEMORY_WAIT;

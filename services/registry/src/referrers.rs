@@ -19,7 +19,7 @@ use crate::{
     limits,
     route::Page,
 };
-use holdfast_fill::source::{Listed, Referrer};
+use holdfast_fill::pull_through::{Listed, Referrer};
 
 const OCI_INDEX: &str = ManifestType::OciIndex.as_str();
 

@@ -377,5 +377,4 @@ impl Query {
 }
 
 #[cfg(test)]
-#[path = "route_tests.rs"]
 mod tests;

@@ -26,7 +26,7 @@ use std::sync::atomic::AtomicU64;
 use tokio::time::Instant;
 
 use crate::Metrics as Requests;
-use holdfast_fill::source::Source;
+use holdfast_fill::pull_through::PullThrough;
 
 /// The scrubber's numbers. Clones share them.
 #[derive(Clone, Debug)]
@@ -106,7 +106,7 @@ struct Position {
 /// Hashes what is stored.
 pub struct Scrubber {
     store: Store,
-    source: Option<Arc<dyn Source>>,
+    source: Option<Arc<dyn PullThrough>>,
     owner: LockHolder,
     settings: Settings,
     metrics: Metrics,
@@ -126,7 +126,7 @@ impl Scrubber {
     /// `requests` count.
     pub fn new(
         store: Store,
-        source: Option<Arc<dyn Source>>,
+        source: Option<Arc<dyn PullThrough>>,
         owner: LockHolder,
         settings: Settings,
         metrics: Metrics,
@@ -153,7 +153,7 @@ impl Scrubber {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 outcome = self.look() => if let Err(error) = outcome {
-                    tracing::warn!(%error, "the scrubber stopped, it goes on later");
+                    tracing::warn!(%error, "the scrubber stopped and will resume");
                 }
             }
             self.metrics.running.set(0);
@@ -179,9 +179,9 @@ impl Scrubber {
                 return Ok(());
             }
             position.began = unix_seconds();
-            tracing::info!("the scrubber begins to hash everything that is stored");
+            tracing::info!("the scrubber starts a pass over all stored content");
         } else {
-            tracing::info!(after = position.after, "the scrubber goes on");
+            tracing::info!(after = position.after, "the scrubber resumes");
         }
         let outcome = self.pass(&mut position, &lock).await;
         if !lock.is_lost() {
@@ -233,7 +233,7 @@ impl Scrubber {
         tracing::info!(
             blobs,
             corrupt,
-            "the scrubber has hashed everything that is stored"
+            "the scrubber finished a pass over all stored content"
         );
         Ok(())
     }
@@ -297,7 +297,7 @@ impl Scrubber {
         let repositories = match self.store.referring(digest).await {
             Ok(repositories) => repositories,
             Err(error) => {
-                tracing::warn!(image.digest = %digest, %error, "nobody can be found who refers to damaged content");
+                tracing::warn!(image.digest = %digest, %error, "cannot find the repositories that refer to damaged content");
                 return;
             }
         };

@@ -16,7 +16,7 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_fill::source::Source;
+use holdfast_fill::pull_through::PullThrough;
 use holdfast_fill::{self as fill, Fills, Peers};
 use holdfast_registry::{
     Metrics,
@@ -59,7 +59,7 @@ async fn volume() -> Volume {
 }
 
 impl Volume {
-    fn scrubber(&self, name: &str, rate: u64, source: Option<Arc<dyn Source>>) -> Scrubber {
+    fn scrubber(&self, name: &str, rate: u64, source: Option<Arc<dyn PullThrough>>) -> Scrubber {
         let settings = scrub::Settings {
             rate,
             every: Duration::from_secs(3600),
@@ -133,7 +133,7 @@ async fn a_damaged_blob_is_found_and_fetched_again_before_anybody_pulls_it() {
     );
     let repo = RepositoryName::parse("registry.example/team/app").unwrap();
     let reference = ManifestRef::Tag(holdfast_core::reference::Tag::parse("1").unwrap());
-    let source: Arc<dyn Source> = Arc::new(fills);
+    let source: Arc<dyn PullThrough> = Arc::new(fills);
     source.manifest(&repo, &reference).await.unwrap();
     let layer = Digest::parse(&image.layers[0]).unwrap();
     volume

@@ -2,13 +2,13 @@
 
 use holdfast_api::access::Access;
 
-use super::{Source, Upstreams};
+use super::{UpstreamRepository, Upstreams};
 
 impl Upstreams {
     /// Asks the endpoints in their order for a manifest: as nobody, with the operator's
     /// credentials, and with those of the source. A no that was remembered is not used: who asks
     /// wants the upstream's answer.
-    pub async fn access(&self, source: &Source, target: &str) -> Access {
+    pub async fn access(&self, source: &UpstreamRepository, target: &str) -> Access {
         let Ok(endpoints) = self.endpoints(&source.host) else {
             return Access::Unknown;
         };

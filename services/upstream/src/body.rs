@@ -6,8 +6,8 @@ use bytes::Bytes;
 use holdfast_api::fill::Priority;
 
 use super::{
-    Inner, Result, SharedPriority, client, endpoint::Endpoint, flow::Flow, settings::MIN_BYTES,
-    turns::Turn,
+    Inner, Result, SharedPriority, client, endpoint::Endpoint, flow::Flow, scheduler::Slot,
+    settings::MIN_BYTES,
 };
 use holdfast_runtime::time_limit::TimeLimit;
 
@@ -23,7 +23,7 @@ pub struct Body {
     pub(super) etag: Option<String>,
     /// Bytes since when, for the slowest pace that is put up with.
     pub(super) paced: (u64, Duration),
-    pub(super) turn: Turn,
+    pub(super) slot: Slot,
 }
 
 impl Body {
@@ -33,42 +33,43 @@ impl Body {
     /// [`Error::Unavailable`] when the body breaks, stalls or trickles.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>> {
         loop {
-            self.turn.give_way(&self.priority).await;
+            self.slot.yield_to_waiters(&self.priority).await;
             let mut limit = TimeLimit::new(self.endpoint.timeouts.stall);
-            self.turn.flow().waits();
+            self.slot.flow().waits();
             let next = limit.run(self.response.chunk()).await;
             let came = match &next {
                 Some(Ok(Some(bytes))) => bytes.len(),
                 _ => 0,
             };
-            self.turn.flow().came(came);
+            self.slot.flow().came(came);
             let mut bytes = match next {
                 Some(Ok(Some(bytes))) => bytes,
                 Some(Ok(None)) => return Ok(None),
                 Some(Err(error)) => {
-                    return Err(self
-                        .endpoint
-                        .broke(&format!("the body broke off: {}", client::cause(&error))));
+                    return Err(self.endpoint.record_failure(&format!(
+                        "the body broke off: {}",
+                        client::cause(&error)
+                    )));
                 }
-                None => return Err(self.endpoint.broke("the body stalled")),
+                None => return Err(self.endpoint.record_failure("the body stalled")),
             };
             // Only time spent on waiting for the upstream counts, not our own caps or the volume.
             self.paced.0 += bytes.len() as u64;
             self.paced.1 += limit.used();
             if self.paced.1 > self.endpoint.timeouts.crawl {
                 if self.paced.0 < MIN_BYTES {
-                    return Err(self.endpoint.broke("the body only trickles"));
+                    return Err(self.endpoint.record_failure("the body only trickles"));
                 }
                 self.paced = (0, Duration::ZERO);
             }
             self.shared
                 .metrics
                 .took(&self.endpoint.label, "blob", bytes.len());
-            let gives_way = || {
+            let yields = || {
                 self.priority.level() == Priority::Prefetch
-                    && self.shared.turns.is_anybody_waiting()
+                    && self.shared.scheduler.is_anybody_waiting()
             };
-            self.shared.rate.take(bytes.len(), gives_way).await;
+            self.shared.rate.take(bytes.len(), yields).await;
             if self.skip > 0 {
                 let skipped = usize::try_from(self.skip)
                     .unwrap_or(usize::MAX)
@@ -85,12 +86,12 @@ impl Body {
 
     /// Resolves when the copy has to give its slot up: it goes on later, from where it is.
     pub fn preempted(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.turn.preempted().clone().cancelled_owned()
+        self.slot.preempted().clone().cancelled_owned()
     }
 
     /// What it brought so far.
     pub fn flow(&self) -> Arc<Flow> {
-        Arc::clone(self.turn.flow())
+        Arc::clone(self.slot.flow())
     }
 
     /// Who sends it, for [`Upstreams::quarantine`].

@@ -57,7 +57,7 @@ impl fmt::Display for Cause {
 
 /// Why something is not asked for now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Closed {
+pub(super) enum Rejection {
     /// The endpoint failed; the probe is due after this time.
     Endpoint(Cause, Duration),
     /// It failed for this repository, which is asked for again after this time.
@@ -114,18 +114,18 @@ impl Breaker {
     }
 
     /// Why a repository is not to be asked for, as far as is known; `None` when it may be.
-    pub(super) fn closed(&self, repository: &str, now: Instant) -> Option<Closed> {
-        let of_all = self.closed_to_all(now);
+    pub(super) fn rejection(&self, repository: &str, now: Instant) -> Option<Rejection> {
+        let of_all = self.rejection_of_all(now);
         if of_all.is_some() {
             return of_all;
         }
         let failing = self.repositories.get(repository)?;
         let left = failing.until?.saturating_duration_since(now);
-        (!left.is_zero()).then(|| Closed::Repository(failing.cause.clone(), left))
+        (!left.is_zero()).then(|| Rejection::Repository(failing.cause.clone(), left))
     }
 
     /// Why nothing is to be asked for.
-    pub(super) fn closed_to_all(&self, now: Instant) -> Option<Closed> {
+    pub(super) fn rejection_of_all(&self, now: Instant) -> Option<Rejection> {
         let left = |until: Instant| until.saturating_duration_since(now);
         if let Some(probe_at) = self.probe_at {
             let unknown = || Cause {
@@ -134,10 +134,10 @@ impl Breaker {
                 asked: None,
             };
             let cause = self.cause.clone().unwrap_or_else(unknown);
-            return Some(Closed::Endpoint(cause, left(probe_at)));
+            return Some(Rejection::Endpoint(cause, left(probe_at)));
         }
         let pause = self.paused_until.map(left);
-        pause.filter(|pause| !pause.is_zero()).map(Closed::Pause)
+        pause.filter(|pause| !pause.is_zero()).map(Rejection::Pause)
     }
 
     /// Whether it is open: no new request is sent. A probe or the answer to an earlier request
@@ -344,7 +344,7 @@ mod tests {
         };
         assert_eq!(fail(&mut breaker, 0), None);
         assert_eq!(fail(&mut breaker, 0), None);
-        assert_eq!(breaker.closed("a", start), None);
+        assert_eq!(breaker.rejection("a", start), None);
         assert_eq!(fail(&mut breaker, 0), Some(5 * SECOND));
         let cause = Cause {
             text: "connection refused".to_owned(),
@@ -352,8 +352,8 @@ mod tests {
             asked: None,
         };
         assert_eq!(
-            breaker.closed("a", start + 4 * SECOND),
-            Some(Closed::Endpoint(cause.clone(), SECOND))
+            breaker.rejection("a", start + 4 * SECOND),
+            Some(Rejection::Endpoint(cause.clone(), SECOND))
         );
         assert_eq!(
             cause.to_string(),
@@ -361,8 +361,8 @@ mod tests {
         );
         assert_eq!(fail(&mut breaker, 4), None, "already open");
         assert_eq!(
-            breaker.closed("a", start + 60 * SECOND),
-            Some(Closed::Endpoint(cause, Duration::ZERO)),
+            breaker.rejection("a", start + 60 * SECOND),
+            Some(Rejection::Endpoint(cause, Duration::ZERO)),
             "the probe may be late: no request goes before it"
         );
         for expect in [10, 20, 40, 80, 160, 300, 300] {
@@ -372,7 +372,7 @@ mod tests {
             );
         }
         assert!(breaker.probe_answered());
-        assert_eq!(breaker.closed("a", start), None);
+        assert_eq!(breaker.rejection("a", start), None);
         assert_eq!(fail(&mut breaker, 5), None, "counts from zero again");
         assert!(!breaker.probe_answered());
     }
@@ -386,7 +386,7 @@ mod tests {
         assert!(breaker.is_open());
         breaker.succeeded("a");
         assert!(!breaker.is_open());
-        assert_eq!(breaker.closed("b", start), None);
+        assert_eq!(breaker.rejection("b", start), None);
     }
 
     #[test]
@@ -403,21 +403,21 @@ mod tests {
             "a probe at once"
         );
         assert!(matches!(
-            breaker.closed("a", start),
-            Some(Closed::Repository(_, left)) if left == 5 * SECOND
+            breaker.rejection("a", start),
+            Some(Rejection::Repository(_, left)) if left == 5 * SECOND
         ));
-        assert_eq!(breaker.closed("b", start), None);
+        assert_eq!(breaker.rejection("b", start), None);
         assert!(!breaker.probe_answered());
-        assert!(breaker.closed("a", start + 4 * SECOND).is_some());
+        assert!(breaker.rejection("a", start + 4 * SECOND).is_some());
         let later = start + 5 * SECOND;
-        assert_eq!(breaker.closed("a", later), None, "asked for again");
+        assert_eq!(breaker.rejection("a", later), None, "asked for again");
         assert_eq!(fail(&mut breaker, later), Some(Duration::ZERO));
         assert!(
-            breaker.closed("a", later + 9 * SECOND).is_some(),
+            breaker.rejection("a", later + 9 * SECOND).is_some(),
             "twice as long"
         );
         breaker.succeeded("a");
-        assert_eq!(breaker.closed("a", later), None);
+        assert_eq!(breaker.rejection("a", later), None);
     }
 
     #[test]
@@ -427,13 +427,13 @@ mod tests {
             breaker.failed(Failure::Repository("a"), "it answers 500", start, clock);
         }
         breaker.probe_failed("it answers 503", start, clock);
-        let closed = breaker.closed("b", start);
+        let rejection = breaker.rejection("b", start);
         assert!(
-            matches!(&closed, Some(Closed::Endpoint(cause, _)) if cause.text == "it answers 503"),
-            "{closed:?}"
+            matches!(&rejection, Some(Rejection::Endpoint(cause, _)) if cause.text == "it answers 503"),
+            "{rejection:?}"
         );
         assert!(breaker.probe_answered());
-        assert_eq!(breaker.closed("a", start), None);
+        assert_eq!(breaker.rejection("a", start), None);
     }
 
     #[test]
@@ -488,19 +488,24 @@ mod tests {
     #[test]
     fn what_answers_ask_for_is_told_until_it_is_over_and_changes_no_pause() {
         let (mut breaker, start, clock) = new();
-        let asked = |breaker: &Breaker, name: &str, at: Instant| match breaker.closed(name, at)? {
-            Closed::Endpoint(cause, left) | Closed::Repository(cause, left) => {
-                Some((cause.asked(at), left))
-            }
-            Closed::Pause(_) => None,
-        };
+        let asked =
+            |breaker: &Breaker, name: &str, at: Instant| match breaker.rejection(name, at)? {
+                Rejection::Endpoint(cause, left) | Rejection::Repository(cause, left) => {
+                    Some((cause.asked(at), left))
+                }
+                Rejection::Pause(_) => None,
+            };
         for _ in 0..3 {
             breaker.failed(Failure::Repository("a"), "it answers 503", start, clock);
             breaker.asks_for("a", start + 120 * SECOND);
         }
         let expect = Some((Some(118 * SECOND), 3 * SECOND));
         assert_eq!(asked(&breaker, "a", start + 2 * SECOND), expect);
-        assert_eq!(breaker.closed("a", start + 5 * SECOND), None, "asked again");
+        assert_eq!(
+            breaker.rejection("a", start + 5 * SECOND),
+            None,
+            "asked again"
+        );
         // It fails for others, too: whoever asks for whatever is told what it said last.
         for name in ["b", "c"] {
             breaker.failed(Failure::Repository(name), "it answers 503", start, clock);
@@ -521,7 +526,10 @@ mod tests {
         let (mut breaker, start, _) = new();
         breaker.pause(start, 7 * SECOND);
         breaker.succeeded("a");
-        assert_eq!(breaker.closed("a", start), Some(Closed::Pause(7 * SECOND)));
-        assert_eq!(breaker.closed("a", start + 7 * SECOND), None);
+        assert_eq!(
+            breaker.rejection("a", start),
+            Some(Rejection::Pause(7 * SECOND))
+        );
+        assert_eq!(breaker.rejection("a", start + 7 * SECOND), None);
     }
 }

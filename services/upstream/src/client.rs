@@ -4,11 +4,12 @@
 use std::{
     error::Error as _,
     io::ErrorKind,
-    sync::{Mutex, PoisonError, Weak, atomic::AtomicI64},
+    sync::{Weak, atomic::AtomicI64},
     time::{Duration, Instant, SystemTime},
 };
 
 use holdfast_config::UpstreamSettings;
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use reqwest::Client;
 use url::Url;
@@ -16,8 +17,8 @@ use url::Url;
 use super::{
     Timeouts,
     breaker::Breaker,
+    egress_policy::{self, Allowed, EgressPolicy, SeenAddresses},
     proxies::Proxies,
-    reach::{self, Allowed, Reach, Seen},
 };
 use holdfast_runtime::time_limit::within;
 
@@ -103,7 +104,7 @@ impl Prober {
             let Some(breaker) = self.breaker.upgrade() else {
                 break;
             };
-            let mut breaker = breaker.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut breaker = breaker.lock();
             let Some(failure) = failure else {
                 if breaker.probe_answered() {
                     tracing::info!(upstream.url = %self.url, "upstream answers again");
@@ -117,7 +118,7 @@ impl Prober {
             }
             wait = breaker.probe_failed(&failure, Instant::now(), SystemTime::now());
             if !counted {
-                tracing::warn!(upstream.url = %self.url, cause = failure, seconds = wait.as_secs(), "upstream fails, not asked for a while");
+                tracing::warn!(upstream.url = %self.url, cause = failure, seconds = wait.as_secs(), "upstream keeps failing, circuit open until a probe answers");
                 counted = true;
                 self.open.inc();
             }
@@ -134,9 +135,9 @@ pub(super) enum Use {
     /// A host of the settings: wherever it is.
     Configured,
     /// A host that only an image names; what its name is resolved to is remembered.
-    Anybody(Seen),
+    Anybody(SeenAddresses),
     /// The other origins that an endpoint may send us to.
-    Elsewhere(Allowed, Seen),
+    Elsewhere(Allowed, SeenAddresses),
 }
 
 /// A client for an endpoint.
@@ -175,11 +176,11 @@ pub(super) fn client(
         }
         let guarded = match what {
             Use::Configured => None,
-            Use::Anybody(seen) => Some((Allowed::Kinds(Reach::of_anybody()), seen.clone())),
+            Use::Anybody(seen) => Some((Allowed::Kinds(EgressPolicy::of_anybody()), seen.clone())),
             Use::Elsewhere(allowed, seen) => Some((allowed.clone(), seen.clone())),
         };
         if let Some((allowed, seen)) = guarded {
-            builder = builder.dns_resolver(reach::guard(allowed, proxies.hosts(), seen));
+            builder = builder.dns_resolver(egress_policy::guard(allowed, proxies.hosts(), seen));
         }
         builder.build().map_err(|error| cause(&error))
     };

@@ -3,14 +3,14 @@
 mod access;
 mod answer;
 mod ask;
-mod follow;
 mod list;
+mod redirect;
 mod token;
 
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Instant, SystemTime},
@@ -21,17 +21,18 @@ use holdfast_config::{Credentials, UpstreamSettings};
 use holdfast_core::Hasher;
 use holdfast_core::{Algorithm, Digest, RepositoryName, oci};
 use http::{Method, StatusCode, header};
+use parking_lot::{Mutex, MutexGuard};
 use reqwest::{Client, Response};
 use tokio::sync::OnceCell;
 use url::Url;
 
 use super::{
-    Error, Manifest, Memory, Result, Source, Timeouts,
-    breaker::{Breaker, Closed, Failure},
+    Error, Manifest, Memory, Result, Timeouts, UpstreamRepository,
+    breaker::{Breaker, Failure, Rejection},
     client::{Prober, Use, cause, client},
+    egress_policy::{self, Allowed, SeenAddresses},
     pace::Pace,
     proxies::Proxies,
-    reach::{self, Allowed, Seen},
     tokens::{Authorisations, Known, Tokens},
 };
 use crate::{
@@ -41,8 +42,8 @@ use crate::{
 pub use answer::seconds;
 use answer::{content_range, printable, text, told_size};
 use ask::Call;
-use follow::Bytes;
 use holdfast_runtime::time_limit::{TimeLimit, within};
+use redirect::Bytes;
 
 /// What is said of a host inside the network, whatever it does that is not a registry's.
 const NO_REGISTRY: &str =
@@ -90,9 +91,9 @@ pub(super) struct Endpoint {
     proxies: Arc<Proxies>,
     client: Client,
     /// What the endpoint's own name was resolved to, where only an image names it.
-    seen: Seen,
+    seen: SeenAddresses,
     /// What the names that its redirects led to were resolved to.
-    seen_elsewhere: Seen,
+    seen_elsewhere: SeenAddresses,
     /// Whether it once answered as a registry does.
     is_registry: AtomicBool,
     guarded: OnceCell<(Allowed, Client)>,
@@ -143,9 +144,9 @@ impl Endpoint {
         } = parts;
         let bad = |what: String| Error::Settings(format!("{url}: {what}"));
         let parsed = Url::parse(url).map_err(|error| bad(error.to_string()))?;
-        let seen = Seen::default();
+        let seen = SeenAddresses::default();
         // A name is seen when it is resolved.
-        if let Some(address) = reach::literal(&parsed) {
+        if let Some(address) = egress_policy::literal(&parsed) {
             seen.add(address);
         }
         let what = match settings {
@@ -166,7 +167,7 @@ impl Endpoint {
             proxies,
             client,
             seen,
-            seen_elsewhere: Seen::default(),
+            seen_elsewhere: SeenAddresses::default(),
             is_registry: AtomicBool::new(false),
             guarded: OnceCell::new(),
             breaker: Arc::new(Mutex::new(Breaker::new(
@@ -183,26 +184,26 @@ impl Endpoint {
     }
 
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.breaker.lock()
     }
 
     /// Whether it is not asked for anything now.
-    pub(super) fn is_closed(&self) -> bool {
-        self.breaker().closed_to_all(Instant::now()).is_some()
+    pub(super) fn rejects_all(&self) -> bool {
+        self.breaker().rejection_of_all(Instant::now()).is_some()
     }
 
     /// Lets a request pass, or says why it does not go out.
     fn check_open(&self, call: &Call<'_>) -> Result<()> {
         let now = Instant::now();
-        let closed = self.breaker().closed(call.repository(), now);
-        let (what, asked) = match closed {
+        let rejection = self.breaker().rejection(call.repository(), now);
+        let (what, asked) = match rejection {
             None => return Ok(()),
-            Some(Closed::Pause(left)) => return Err(Error::TooMany(left)),
-            Some(Closed::Endpoint(cause, left)) => (
+            Some(Rejection::Pause(left)) => return Err(Error::TooMany(left)),
+            Some(Rejection::Endpoint(cause, left)) => (
                 format!("{cause}, next probe in {} s", left.as_secs() + 1),
                 cause.asked(now),
             ),
-            Some(Closed::Repository(cause, left)) => (
+            Some(Rejection::Repository(cause, left)) => (
                 format!(
                     "{cause} for this repository, asked again in {} s",
                     left.as_secs() + 1
@@ -227,7 +228,7 @@ impl Endpoint {
     }
 
     /// Records that a body did not come to its end.
-    pub(super) fn broke(&self, what: &str) -> Error {
+    pub(super) fn record_failure(&self, what: &str) -> Error {
         self.record(Failure::Repository(BODIES), what)
     }
 
@@ -241,7 +242,7 @@ impl Endpoint {
         };
         if let Some(wait) = wait {
             if is_open {
-                tracing::warn!(upstream.url = %self.url, cause = what, seconds = wait.as_secs(), "upstream fails, not asked for a while");
+                tracing::warn!(upstream.url = %self.url, cause = what, seconds = wait.as_secs(), "upstream keeps failing, circuit open until a probe answers");
             }
             let open = self.metrics.open.get_or_create_owned(&UpstreamLabel {
                 upstream: self.label.clone(),
@@ -326,7 +327,11 @@ impl Endpoint {
         format!("{}{repository}", self.prefix)
     }
 
-    pub(super) async fn manifest(&self, source: &Source, target: &str) -> Result<Manifest> {
+    pub(super) async fn manifest(
+        &self,
+        source: &UpstreamRepository,
+        target: &str,
+    ) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         let call = Call::new(source, Method::GET, &path);
         let response = self.ask(&call).await?;
@@ -378,7 +383,11 @@ impl Endpoint {
     }
 
     /// The digest that a tag names: the one that HEAD tells, else that of the manifest itself.
-    pub(super) async fn resolve(&self, source: &Source, target: &str) -> Result<Digest> {
+    pub(super) async fn resolve(
+        &self,
+        source: &UpstreamRepository,
+        target: &str,
+    ) -> Result<Digest> {
         let path = format!("manifests/{target}");
         let told = match self.ask(&Call::new(source, Method::HEAD, &path)).await {
             Ok(response) => response
@@ -399,7 +408,11 @@ impl Endpoint {
     /// Whether a blob may be read, and its size if the server says it. What HEAD does not grant,
     /// its first byte decides, also where HEAD says that there is none: servers without a HEAD of
     /// blobs say that as well. No more of the body is read.
-    pub(super) async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
+    pub(super) async fn has_blob(
+        &self,
+        source: &UpstreamRepository,
+        digest: &Digest,
+    ) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         let length = |answer: &Response| told_size(text(answer, header::CONTENT_LENGTH).as_deref());
         match self.ask(&Call::new(source, Method::HEAD, &path)).await {
@@ -424,7 +437,7 @@ impl Endpoint {
     /// blob's descriptor says.
     pub(super) async fn blob(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         digest: &Digest,
         (offset, whole): (u64, bool),
         size: Option<u64>,

@@ -1,14 +1,16 @@
-//! The client side: registries that images are copied from.
+//! Client of upstream registries, which images are copied from.
 //!
-//! Owns endpoints and their order, credentials and tokens, redirects, limits, the circuit breaker.
-//! Everything an upstream says is hostile until verified. Knows nothing of the store and of who
-//! waits.
+//! Owns endpoints and their order, credentials and tokens, redirects and the egress policy, circuit
+//! breakers, pacing, and the scheduler of copies. Everything that an upstream says is hostile until
+//! verified. Knows nothing of the store and of the distribution API. `docs/design/fills.md` is the
+//! protocol.
 
 mod access;
 mod auth;
 mod body;
 mod breaker;
 mod client;
+mod egress_policy;
 mod endpoint;
 mod entries;
 pub mod flow;
@@ -16,26 +18,26 @@ pub mod limits;
 mod lists;
 mod memory;
 pub mod metrics;
-mod negative;
+mod negative_cache;
 mod pace;
 mod proxies;
 mod rate;
-mod reach;
 mod requester;
+mod scheduler;
 mod settings;
 mod throttle;
 mod tokens;
-mod turns;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use holdfast_api::fill::Priority;
 use holdfast_config::{Credentials, Proxy, Uplink, UpstreamSettings};
 use holdfast_core::{Digest, Host, RepositoryName};
+use parking_lot::{Mutex, MutexGuard};
 
 pub use auth::Login;
 #[doc(hidden)]
@@ -45,15 +47,15 @@ pub use endpoint::seconds;
 use endpoint::{Endpoint, Parts};
 pub use lists::{Pages, Referrer};
 pub use memory::{Manifest, Memory, Reserved};
-use negative::Negative;
+use negative_cache::NegativeCache;
 use pace::Pace;
 use proxies::Proxies;
 use rate::Rate;
 pub use requester::Requester;
+use scheduler::{FillScheduler, Slot};
+pub use scheduler::{Interest, SharedPriority, Wait};
 pub use settings::Timeouts;
 use tokens::{Authorisations, Tokens};
-pub use turns::{Interest, SharedPriority, Wait};
-use turns::{Turn, Turns};
 
 pub use metrics::Metrics;
 
@@ -94,7 +96,7 @@ pub enum Error {
 
 impl Error {
     /// The error as a label.
-    pub fn word(&self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
             Self::NotFound => "not_found",
             Self::Unauthorized => "unauthorized",
@@ -113,7 +115,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// A repository of an upstream, with the credentials that were given for it, tried in turn (SPEC
 /// 35).
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct UpstreamRepository {
     /// The upstream's host.
     pub host: Host,
     /// The repository there.
@@ -157,9 +159,9 @@ struct Inner {
     rate: Rate,
     requests_per_second: u64,
     paces: Mutex<HashMap<String, Arc<Pace>>>,
-    turns: Turns,
+    scheduler: FillScheduler,
     quarantined: Mutex<HashMap<(String, Digest), Instant>>,
-    negative: Negative,
+    negative: NegativeCache,
     memory: Arc<Memory>,
     tokens: Arc<Tokens>,
     known: Arc<Authorisations>,
@@ -203,12 +205,12 @@ impl Upstreams {
                 ),
                 requests_per_second: uplink.requests_per_second_per_host.into(),
                 paces: Mutex::default(),
-                turns: Turns::new(
+                scheduler: FillScheduler::new(
                     uplink.concurrent_fills.into(),
                     uplink.concurrent_fills_per_host.into(),
                 ),
                 quarantined: Mutex::default(),
-                negative: Negative::new(Duration::from_secs(uplink.negative_seconds.into())),
+                negative: NegativeCache::new(Duration::from_secs(uplink.negative_seconds.into())),
                 memory: Arc::default(),
                 tokens: Arc::default(),
                 known: Arc::default(),
@@ -232,7 +234,7 @@ impl Upstreams {
     /// Whether any endpoint of the host would be asked now: false while every breaker is open.
     pub fn is_reachable(&self, host: &Host) -> bool {
         self.endpoints(host)
-            .is_ok_and(|endpoints| endpoints.iter().any(|e| !e.is_closed()))
+            .is_ok_and(|endpoints| endpoints.iter().any(|e| !e.rejects_all()))
     }
 
     /// The numbers of everything that upstreams are asked for.
@@ -314,7 +316,7 @@ impl Upstreams {
     }
 
     /// What these credentials were refused a moment ago.
-    fn refused(&self, source: &Source, path: &str) -> Result<()> {
+    fn refused(&self, source: &UpstreamRepository, path: &str) -> Result<()> {
         match self.inner.negative.get(source, path, Instant::now()) {
             Some(error) => {
                 let label = UpstreamLabel {
@@ -327,7 +329,7 @@ impl Upstreams {
         }
     }
 
-    fn failed(&self, source: &Source, path: &str, failed: Option<Error>) -> Error {
+    fn failed(&self, source: &UpstreamRepository, path: &str, failed: Option<Error>) -> Error {
         let error = failed.unwrap_or_else(nowhere);
         self.inner
             .negative
@@ -336,7 +338,7 @@ impl Upstreams {
     }
 
     /// Forgets that these credentials were refused a manifest: somebody asks for it on purpose.
-    pub fn ask_again(&self, source: &Source, target: &str) {
+    pub fn ask_again(&self, source: &UpstreamRepository, target: &str) {
         self.inner
             .negative
             .forget(source, &format!("manifests/{target}"));
@@ -346,18 +348,19 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints.
-    pub async fn manifest(&self, source: &Source, target: &str) -> Result<Manifest> {
+    pub async fn manifest(&self, source: &UpstreamRepository, target: &str) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         self.refused(source, &path)?;
         let mut failed = None;
         for endpoint in self.endpoints(&source.host)? {
             match endpoint.manifest(source, target).await {
                 Ok(manifest) => {
-                    let turns = &self.inner.turns;
-                    let gives_way = || {
-                        source.priority.level() == Priority::Prefetch && turns.is_anybody_waiting()
+                    let scheduler = &self.inner.scheduler;
+                    let yields = || {
+                        source.priority.level() == Priority::Prefetch
+                            && scheduler.is_anybody_waiting()
                     };
-                    self.inner.rate.take(manifest.bytes.len(), gives_way).await;
+                    self.inner.rate.take(manifest.bytes.len(), yields).await;
                     return Ok(manifest);
                 }
                 Err(error) => failed = Some(worse(failed, &endpoint, error)),
@@ -385,7 +388,11 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints when not.
-    pub async fn has_blob(&self, source: &Source, digest: &Digest) -> Result<Option<u64>> {
+    pub async fn has_blob(
+        &self,
+        source: &UpstreamRepository,
+        digest: &Digest,
+    ) -> Result<Option<u64>> {
         let path = format!("blobs/{digest}");
         self.refused(source, &path)?;
         let mut failed = None;
@@ -403,22 +410,22 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints.
-    pub async fn blob(&self, source: &Source, wanted: Wanted<'_>) -> Result<Body> {
+    pub async fn blob(&self, source: &UpstreamRepository, wanted: Wanted<'_>) -> Result<Body> {
         let path = format!("blobs/{}", wanted.digest);
         self.refused(source, &path)?;
         let (host, mut yielded) = (source.host.to_string(), wanted.yielded);
         let outcome = loop {
             let place = (host.as_str(), source.repository.as_str());
-            let turn = self.inner.turns.take(place, &source.priority, yielded);
+            let slot = self.inner.scheduler.take(place, &source.priority, yielded);
             self.tell_queue();
-            let turn = turn
+            let slot = slot
                 .await
                 .ok_or_else(|| Error::Busy("too many copies wait for a slot".to_owned()))?;
             self.tell_queue();
-            let preempted = turn.preempted().clone();
+            let preempted = slot.preempted().clone();
             tokio::select! {
                 biased;
-                outcome = self.open(source, wanted, turn) => break outcome,
+                outcome = self.open(source, wanted, slot) => break outcome,
                 () = preempted.cancelled() => yielded += 1,
             }
         };
@@ -428,9 +435,9 @@ impl Upstreams {
     /// Asks the endpoints for a blob, one after the other.
     async fn open(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         wanted: Wanted<'_>,
-        turn: Turn,
+        slot: Slot,
     ) -> Result<Body, Option<Error>> {
         let (digest, range) = (wanted.digest, (wanted.offset, wanted.whole));
         let mut failed = None;
@@ -462,7 +469,7 @@ impl Upstreams {
                         total: answer.total,
                         etag: answer.etag,
                         paced: (0, Duration::ZERO),
-                        turn,
+                        slot,
                     });
                 }
                 // An answer that breaks a rule is this source's: it says nothing of what the
@@ -476,22 +483,22 @@ impl Upstreams {
     /// Somebody else waits for a copy: it becomes as urgent as that, and is made for them as well.
     pub fn join(&self, running: &SharedPriority, newcomer: &SharedPriority) {
         running.join(newcomer);
-        self.inner.turns.raise(running, newcomer.level());
+        self.inner.scheduler.raise(running, newcomer.level());
     }
 
     /// Makes a copy more urgent, wherever it stands.
     pub fn raise(&self, priority: &SharedPriority, level: Priority) {
-        self.inner.turns.raise(priority, level);
+        self.inner.scheduler.raise(priority, level);
     }
 
     /// Says that somebody waits for something of `host` that another replica copies.
     pub fn wait(&self, host: &Host) -> Wait {
-        self.inner.turns.wait(&host.to_string())
+        self.inner.scheduler.wait(&host.to_string())
     }
 
     fn tell_queue(&self) {
         for level in Priority::ALL {
-            let (queued, _) = self.inner.turns.count(level);
+            let (queued, _) = self.inner.scheduler.count(level);
             self.inner.metrics.waits(level, queued);
         }
     }
@@ -527,7 +534,7 @@ impl Upstreams {
 }
 
 fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
+    of.lock()
 }
 
 fn nowhere() -> Error {

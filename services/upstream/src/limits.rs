@@ -18,11 +18,12 @@ pub const UPSTREAM_CHALLENGE_BYTES: usize = 2 << 10;
 /// authorised with.
 pub const UPSTREAM_TOKENS_BYTES: usize = 8 << 20;
 
-/// Requests that wait for the pace of one upstream host; whoever has most makes room for another
-/// client, and its repository with most for another one of the same client.
+/// Requests that wait for the pace of one upstream host. When all places are taken, the client with
+/// most of them makes room for another client, and of one client its repository with most.
 pub const UPSTREAM_REQUESTS_WAITING: usize = 512;
 
-/// Copies of blobs that wait for a slot; whoever has most makes room for others.
+/// Copies of blobs that wait for a slot. When all places are taken, the client with most of them
+/// makes room for another one.
 pub const COPIES_WAITING: usize = 4096;
 
 /// Bytes of manifests that upstreams and other replicas are sending, all together.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use holdfast_core::{Digest, Tag};
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Result, Source, Upstreams, endpoint::Endpoint, nowhere, worse};
+use super::{Error, Result, UpstreamRepository, Upstreams, endpoint::Endpoint, nowhere, worse};
 
 /// Most pages of one list.
 pub(super) const MAX_PAGES: usize = 50;
@@ -61,7 +61,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// [`Error::Unavailable`] after the deadline.
-    pub async fn revalidate(&self, source: &Source, target: &str) -> Result<Digest> {
+    pub async fn revalidate(&self, source: &UpstreamRepository, target: &str) -> Result<Digest> {
         let endpoints = self.endpoints(&source.host)?;
         let limit = self.inner.timeouts.revalidate;
         let late = "no answer within the deadline of a revalidation";
@@ -72,7 +72,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints.
-    pub async fn resolve(&self, source: &Source, target: &str) -> Result<Digest> {
+    pub async fn resolve(&self, source: &UpstreamRepository, target: &str) -> Result<Digest> {
         resolve(&self.endpoints(&source.host)?, source, target).await
     }
 
@@ -80,7 +80,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints; [`Error::Unavailable`] after the deadline.
-    pub async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
+    pub async fn tags(&self, source: &UpstreamRepository) -> Result<Pages<Tag>> {
         let endpoints = self.endpoints(&source.host)?;
         let ask = async {
             let mut failed = None;
@@ -99,7 +99,11 @@ impl Upstreams {
     ///
     /// # Errors
     /// See [`Upstreams::tags`]. That there is nobody is an empty list.
-    pub async fn referrers(&self, source: &Source, subject: &Digest) -> Result<Pages<Referrer>> {
+    pub async fn referrers(
+        &self,
+        source: &UpstreamRepository,
+        subject: &Digest,
+    ) -> Result<Pages<Referrer>> {
         let endpoints = self.endpoints(&source.host)?;
         let ask = async {
             let mut failed = None;
@@ -118,7 +122,11 @@ impl Upstreams {
 /// What is said of a list after its deadline.
 const LATE_LIST: &str = "the upstream did not send its list in time";
 
-async fn resolve(endpoints: &[Arc<Endpoint>], source: &Source, target: &str) -> Result<Digest> {
+async fn resolve(
+    endpoints: &[Arc<Endpoint>],
+    source: &UpstreamRepository,
+    target: &str,
+) -> Result<Digest> {
     let mut failed = None;
     for endpoint in endpoints {
         match endpoint.resolve(source, target).await {

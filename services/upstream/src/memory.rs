@@ -9,13 +9,14 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, HashMap},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use bytes::Bytes;
 use holdfast_core::Digest;
 use holdfast_runtime::CancellationToken;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::oneshot, time::Instant};
 
 use crate::limits::{MANIFEST_CUT_AFTER, MANIFEST_MEMORY, MANIFEST_MEMORY_PER_HOST};
@@ -159,7 +160,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Gives those that wait what there is, in order.

@@ -9,11 +9,12 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     hash::Hash,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use holdfast_api::fill::Priority;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{Error, Requester, Result, SharedPriority, requester};
@@ -108,12 +109,12 @@ impl Queue {
     /// Who goes next.
     fn first(&mut self) -> Option<u64> {
         let all: Vec<u64> = self.places.keys().copied().collect();
-        let turns = all.into_iter().filter_map(|at| {
+        let scheduler = all.into_iter().filter_map(|at| {
             let (rounds, _) = self.turn(at)?;
             let level = self.places.get(&at)?.priority.level();
             Some((level, rounds, at))
         });
-        turns.min().map(|(.., at)| at)
+        scheduler.min().map(|(.., at)| at)
     }
 
     fn wake_first(&mut self) {
@@ -217,7 +218,7 @@ impl Pace {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// When the next request may leave; in the past when one may leave now.

@@ -1,13 +1,11 @@
 //! Caps over all copies of a process, bytes and requests alike: a token bucket whose arithmetic is
 //! pure.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use parking_lot::Mutex;
+use std::time::{Duration, Instant};
 
 /// The longest pause between two looks of what gives way to more urgent copies.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Units a second for everybody together; 0 is no cap.
 #[derive(Debug)]
@@ -34,7 +32,7 @@ impl Rate {
         }
         let cost = Duration::from_secs_f64(units as f64 / self.per_second as f64);
         let burst = now.checked_sub(self.burst).unwrap_or(now);
-        let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free_at = self.free_at.lock();
         let next = free_at.map_or(burst, |at| at.max(burst)) + cost;
         *free_at = Some(next);
         next.saturating_duration_since(now)
@@ -42,21 +40,21 @@ impl Rate {
 
     /// How far others are ahead of `now` with what they booked.
     fn behind(&self, now: Instant) -> Duration {
-        let free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let free_at = self.free_at.lock();
         free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
     /// Waits until `units` may be used. While `gives_way`, everybody else goes first.
-    pub(super) async fn take(&self, units: usize, gives_way: impl Fn() -> bool) {
+    pub(super) async fn take(&self, units: usize, yields: impl Fn() -> bool) {
         if self.per_second == 0 {
             return;
         }
         loop {
             let behind = self.behind(Instant::now());
-            if behind.is_zero() || !gives_way() {
+            if behind.is_zero() || !yields() {
                 break;
             }
-            tokio::time::sleep(behind.min(LOOK)).await;
+            tokio::time::sleep(behind.min(POLL_INTERVAL)).await;
         }
         let wait = self.book(Instant::now(), units);
         if !wait.is_zero() {

@@ -40,8 +40,8 @@ fn upstreams(host: &str, endpoints: &[String]) -> Upstreams {
     .unwrap()
 }
 
-fn source(host: &str, logins: &[(&str, &str)]) -> Source {
-    Source {
+fn source(host: &str, logins: &[(&str, &str)]) -> UpstreamRepository {
+    UpstreamRepository {
         host: Host::parse(host).unwrap(),
         repository: RepositoryName::parse("team/app").unwrap(),
         logins: logins

@@ -1,11 +1,12 @@
-//! Messages that anybody can cause by a request: each is logged once a minute, and all of them are
-//! so many a minute, so that no stranger fills the log.
+//! Rate limit for log messages that a request can cause: each message once a minute, and at most
+//! `MESSAGES_A_MINUTE` of all, so clients cannot fill the log.
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
+
+use parking_lot::Mutex;
 
 use crate::limits::MESSAGES_A_MINUTE;
 
@@ -27,7 +28,7 @@ impl Throttle {
     /// Whether a message of this kind about this thing is logged at `now`; else it was a moment
     /// ago, or too many others were.
     pub fn passes(&self, kind: &str, about: &str, now: Instant) -> bool {
-        let mut held = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.running.lock();
         let ends = |running: &Running| now.saturating_duration_since(running.since) >= MINUTE;
         if held.as_ref().is_none_or(ends) {
             *held = Some(Running {

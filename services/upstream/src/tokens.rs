@@ -1,11 +1,9 @@
 //! What opened upstreams before: tokens, and how requests to a repository were authorised. Each
 //! endpoint has a share of their memory.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::time::Instant;
 
+use parking_lot::{Mutex, MutexGuard};
 use url::Url;
 
 use super::{Login, auth::Challenge};
@@ -53,7 +51,7 @@ impl Default for Tokens {
 
 impl Tokens {
     fn held(&self) -> MutexGuard<'_, Shares<String, TokenKey, (String, Instant)>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// A token that still counts at `now`.
@@ -121,7 +119,7 @@ impl Default for Authorisations {
 
 impl Authorisations {
     fn held(&self) -> MutexGuard<'_, Shares<String, (String, String), Known>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// What worked before.

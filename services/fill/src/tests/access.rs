@@ -49,7 +49,7 @@ async fn a_pull_uses_a_login_for_what_came_with_it_and_for_nothing_else() {
     ] {
         let refused = registry.manifest(&repo, &secret).await;
         assert!(
-            matches!(refused, Err(SourceError::NotAllowed)),
+            matches!(refused, Err(Error::NotAllowed)),
             "{secret}: {refused:?}"
         );
     }
@@ -89,7 +89,7 @@ async fn a_login_counts_for_as_long_as_its_request_is_fresh() {
     tokio::time::sleep(Duration::from_millis(350)).await;
     let child = ManifestRef::Digest(digest(&image.children[1]));
     let refused = registry.manifest(&repo(&upstream), &child).await;
-    assert!(matches!(refused, Err(SourceError::NotAllowed)));
+    assert!(matches!(refused, Err(Error::NotAllowed)));
     // The controller asks again for as long as a pod needs it; what is local costs no request.
     let asked = upstream.requests().len();
     assert!(registry.fill(&wanted).await.unwrap().already_local);
@@ -125,7 +125,7 @@ async fn a_blob_that_is_here_for_another_repository_needs_the_upstreams_word() {
     // The manifest is on its way and named it; a pull gets no further.
     drop(registry.manifest(&evil, &tag("1")).await);
     let stolen = registry.blob(&evil, &layer).await;
-    assert!(matches!(stolen, Err(SourceError::NotFound)));
+    assert!(matches!(stolen, Err(Error::NotFound)));
     assert!(!registry.store().repo_has_blob(&evil, &layer).await.unwrap());
     // A repository that has it costs no second copy.
     upstream.push("team/shared", "1", &image);
@@ -166,10 +166,10 @@ async fn a_blob_on_its_way_for_another_repository_needs_it_too() {
         .await
         .unwrap();
     let open = registry.blob(&local("team/secret"), &layer).await.unwrap();
-    assert!(matches!(open, SourceBlob::Growing(_)));
+    assert!(matches!(open, PulledBlob::Growing(_)));
     drop(registry.manifest(&local("evil/copy"), &tag("1")).await);
     let stolen = registry.blob(&local("evil/copy"), &layer).await;
-    assert!(matches!(stolen, Err(SourceError::NotFound)));
+    assert!(matches!(stolen, Err(Error::NotFound)));
     upstream.faults().clear();
     assert_eq!(read(open).await.unwrap(), image.blobs[layer.as_str()]);
     assert!(
@@ -221,10 +221,7 @@ async fn nothing_is_fetched_that_nothing_names() {
     };
     let registry = fills_at(folder.path(), &upstream, false, owner, Peers::none()).await;
     let refused = registry.manifest(&repo(&upstream), &tag("1")).await;
-    assert!(
-        matches!(refused, Err(SourceError::NotAllowed)),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::NotAllowed)), "{refused:?}");
     assert!(upstream.requests().is_empty());
     // A blob that no manifest of the repository names is nobody's, wherever it is stored.
     let bytes = Bytes::from_static(b"another repository's");
@@ -232,6 +229,6 @@ async fn nothing_is_fetched_that_nothing_names() {
     registry.store().put_blob(&other, bytes).await.unwrap();
     assert!(matches!(
         registry.blob(&repo(&upstream), &other).await,
-        Err(SourceError::NotFound)
+        Err(Error::NotFound)
     ));
 }

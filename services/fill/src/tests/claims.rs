@@ -61,7 +61,7 @@ async fn a_wrong_size_removes_no_stored_blob() {
         );
         let file = store.open_repo_blob(&team, &layer).await.unwrap();
         let file = file.expect("the blob of the other repository stays");
-        assert_eq!(read(SourceBlob::Stored(file)).await.unwrap(), bytes);
+        assert_eq!(read(PulledBlob::Stored(file)).await.unwrap(), bytes);
         let aside = store.layout().own().join("quarantine");
         assert_eq!(files_below(aside), 0, "nothing was moved aside");
     }

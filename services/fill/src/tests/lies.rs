@@ -139,7 +139,7 @@ async fn run(seed: u64) -> Vec<String> {
         for layer in &pushed {
             let name = digest(&holdfast_testkit::image::digest_of(&layers[*layer]));
             let found = match store.open_repo_blob(&team, &name).await.unwrap() {
-                Some(file) => read(SourceBlob::Stored(file)).await,
+                Some(file) => read(PulledBlob::Stored(file)).await,
                 None => Err("gone".to_owned()),
             };
             if found.as_deref() != Ok(&layers[*layer][..]) {

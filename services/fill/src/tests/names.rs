@@ -1,13 +1,10 @@
 //! What nothing names: whoever asks for it makes nobody read all manifests of the repository again.
 
 use super::*;
+use crate::limits::{MANIFESTS_READ, SEARCHED_MANIFESTS};
 use crate::names::Budget;
-use crate::{
-    limits::{MANIFESTS_READ, SEARCHED_MANIFESTS},
-    source::SourceError,
-};
 
-async fn ask(registry: &Fills, upstream: &Upstream, digest: &Digest) -> Result<(), SourceError> {
+async fn ask(registry: &Fills, upstream: &Upstream, digest: &Digest) -> Result<()> {
     let repo = repo(upstream);
     let asked = registry.blob(&repo, digest);
     let asked = tokio::time::timeout(LIMIT, asked).await;
@@ -28,7 +25,7 @@ async fn manifests_are_read_once_for_all_blobs_that_they_do_not_name() {
         let held = registry.inner.readers.acquire_many(readers);
         let held = if number > 0 { held.await.ok() } else { None };
         let found = ask(&registry, &upstream, &unnamed(number)).await;
-        assert!(matches!(found, Err(SourceError::NotFound)), "{found:?}");
+        assert!(matches!(found, Err(Error::NotFound)), "{found:?}");
         drop(held);
     }
     let layer = digest(&image.layers[0]);
@@ -51,7 +48,7 @@ async fn so_many_manifests_are_read_at_once_and_further_ones_wait() {
     assert!(early.is_err(), "{early:?}");
     drop(held);
     let found = asked.await;
-    assert!(matches!(found, Err(SourceError::NotFound)), "{found:?}");
+    assert!(matches!(found, Err(Error::NotFound)), "{found:?}");
 }
 
 #[tokio::test]

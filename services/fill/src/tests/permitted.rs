@@ -27,13 +27,10 @@ async fn an_upstream_outside_of_sources_is_never_asked() {
     let repo = repo(&upstream);
     assert!(!registry.fetches(&repo));
     let pulled = registry.manifest(&repo, &tag("1")).await;
-    assert!(
-        matches!(pulled, Err(SourceError::Forbidden(_))),
-        "{pulled:?}"
-    );
+    assert!(matches!(pulled, Err(Error::Forbidden(_))), "{pulled:?}");
     let layer = digest(&image.layers[0]);
     let pulled = registry.blob(&repo, &layer).await;
-    assert!(matches!(pulled, Err(SourceError::Forbidden(_))));
+    assert!(matches!(pulled, Err(Error::Forbidden(_))));
     assert_eq!(upstream.requests().len(), 0, "the upstream heard of it");
 
     // Once it may be copied, it is; and what is stored stays to be had.
@@ -53,7 +50,7 @@ async fn an_upstream_outside_of_sources_is_never_asked() {
     let fresh = registry.revalidate(&repo, &name, &manifest.digest);
     assert_ne!(
         fresh.await,
-        source::Freshness::Moved(manifest.digest.clone())
+        pull_through::Freshness::Moved(manifest.digest.clone())
     );
     assert_eq!(upstream.requests().len(), asked, "nobody was asked again");
 }

@@ -70,10 +70,7 @@ async fn what_is_stored_proves_nothing_and_a_question_opens_nothing() {
     }
     let child = ManifestRef::Digest(digest(&image.children[1]));
     let refused = registry.manifest(&repo(&upstream), &child).await;
-    assert!(
-        matches!(refused, Err(SourceError::NotAllowed)),
-        "{refused:?}"
-    );
+    assert!(matches!(refused, Err(Error::NotAllowed)), "{refused:?}");
     upstream.faults().set(Fault::new(Kind::Down));
     let away = access(&registry, &upstream, team("pw")).await;
     assert_eq!(away, Access::Unknown);

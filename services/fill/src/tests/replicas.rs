@@ -52,7 +52,7 @@ async fn two_replicas_ask_the_upstream_once_and_both_stream() {
     let manifest = two.fills.manifest(&repo, &tag("1")).await.unwrap();
     assert_eq!(manifest.bytes, image.bytes());
     let there = two.fills.blob(&repo, &layer).await.unwrap();
-    let SourceBlob::Remote(remote) = &there else {
+    let PulledBlob::Remote(remote) = &there else {
         panic!("the other replica fills it")
     };
     assert_eq!(remote.size(), Some(2_000_000));
@@ -154,7 +154,7 @@ async fn a_registry_killed_in_a_fill_goes_on_from_what_it_had() {
         killed(move || async move {
             let registry = fills(&path, &source).await;
             registry.manifest(&repo(&source), &tag("1")).await.unwrap();
-            let SourceBlob::Growing(mut growing) =
+            let PulledBlob::Growing(mut growing) =
                 registry.blob(&repo(&source), &wanted).await.unwrap()
             else {
                 panic!("it must still grow");
@@ -212,13 +212,13 @@ async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_
         .unwrap();
     let (announce, state) = tokio::sync::watch::channel(entry::State::Growing(incoming.reader()));
     let entry = entry::Entry::new(state, SharedPriority::default());
-    entry.prove(&repo);
+    entry.authorize(&repo);
     one.fills.lock_blobs().insert(layer.clone(), entry);
 
     two.fills.manifest(&repo, &tag("1")).await.unwrap();
     let there = two.fills.blob(&repo, &layer).await.unwrap();
-    assert!(matches!(there, SourceBlob::Remote(_)));
-    let SourceBlob::Remote(remote) = there else {
+    assert!(matches!(there, PulledBlob::Remote(_)));
+    let PulledBlob::Remote(remote) = there else {
         unreachable!()
     };
     let mut stream = remote.open(0).await.unwrap();
@@ -378,7 +378,7 @@ async fn a_blob_whose_manifest_went_with_its_replica_is_asked_of_the_upstream() 
     // A client has the manifest and asks another replica, which has never heard of it.
     let two = replica(folder.path(), &upstream, true, "two").await;
     let blob = two.fills.blob(&repo, &layer).await.unwrap();
-    if let SourceBlob::Growing(growing) = &blob {
+    if let PulledBlob::Growing(growing) = &blob {
         assert_eq!(growing.size(), Some(400_000), "so that ranges are answered");
     }
     assert_eq!(
@@ -389,6 +389,6 @@ async fn a_blob_whose_manifest_went_with_its_replica_is_asked_of_the_upstream() 
     let none = holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, b"none");
     assert!(matches!(
         two.fills.blob(&repo, &none).await,
-        Err(SourceError::NotFound)
+        Err(Error::NotFound)
     ));
 }

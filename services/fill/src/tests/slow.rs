@@ -163,7 +163,7 @@ async fn a_pull_that_leaves_keeps_nothing() {
     let before = tasks();
     for _ in 0..1000 {
         let blob = registry.blob(&repo, &layer).await.unwrap();
-        assert!(matches!(blob, SourceBlob::Growing(_)));
+        assert!(matches!(blob, PulledBlob::Growing(_)));
     }
     eventually("no task is left behind", LIMIT, || tasks() <= before + 8).await;
     upstream.faults().clear();

@@ -2,7 +2,7 @@
 //! does not tell.
 
 use super::*;
-use crate::source::Freshness;
+use crate::pull_through::Freshness;
 
 fn checking(tag_fresh: Duration) -> Settings {
     Settings {

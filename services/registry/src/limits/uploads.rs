@@ -5,12 +5,13 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use holdfast_core::reference::RepositoryName;
 use holdfast_store::{CarriedHash, Store, UploadId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Result};
@@ -162,7 +163,7 @@ impl Uploads {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     /// A place for one more upload to the repository.

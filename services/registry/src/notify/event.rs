@@ -21,7 +21,7 @@ pub(super) struct Event {
     pub(super) target: Target,
     pub(super) request: Origin,
     pub(super) actor: Actor,
-    pub(super) source: Source,
+    pub(super) source: PullThrough,
 }
 
 /// To what it happened.
@@ -76,7 +76,7 @@ pub(super) struct Actor {
 
 /// Which registry tells.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Source {
+pub(super) struct PullThrough {
     pub(super) addr: String,
     #[serde(rename = "instanceID")]
     pub(super) instance_id: String,

@@ -6,13 +6,14 @@
 use std::{
     collections::VecDeque,
     fs,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use holdfast_config::{NotificationAction, NotificationSettings};
 use holdfast_runtime::{CancellationToken, reload::Reloads};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
+use parking_lot::{Mutex, MutexGuard};
 use prometheus_client::metrics::{counter::Counter, gauge::Gauge};
 use tokio::sync::{Notify, watch};
 
@@ -30,7 +31,7 @@ const MAX_PAUSE: Duration = Duration::from_secs(60);
 /// How often the folder of headers is looked at while there is something to send.
 const HEADERS_EVERY: Duration = holdfast_runtime::files::POLL_INTERVAL;
 /// How long what waits may still be sent after the process was told to end.
-const LAST: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queue of one endpoint.
 #[derive(Debug)]
@@ -170,7 +171,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Event>>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        self.events.lock()
     }
 }
 
@@ -196,7 +197,7 @@ impl Sender {
     /// The headers of the next request. A Secret that changed is read again; one of no use leaves
     /// the last good headers.
     fn headers(&self) -> HeaderMap {
-        let mut held = self.headers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.headers.lock();
         let settings = &self.queue.settings;
         if settings.headers_folders.is_empty() || held.read_at.elapsed() < HEADERS_EVERY {
             return held.map.clone();
@@ -230,7 +231,7 @@ impl Sender {
                         }
                     }
                 };
-                drop(tokio::time::timeout(LAST, last).await);
+                drop(tokio::time::timeout(FLUSH_TIMEOUT, last).await);
             }
         }
         let left = self.queue.lock().len();

@@ -5,7 +5,7 @@ use std::path::Path;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use holdfast_config::{AccessSettings, RsaAlgorithm, TokenSettings};
-use holdfast_registry::gate::Gate;
+use holdfast_registry::access_control::AccessControl;
 use holdfast_runtime::metrics::unix_seconds;
 use serde_json::{Value, json};
 
@@ -67,7 +67,7 @@ async fn start(service: &Service) -> Registry {
         ..AccessSettings::default()
     };
     Setup {
-        gate: Gate::from_settings(None, Some(&access)).unwrap(),
+        access_control: AccessControl::from_settings(None, Some(&access)).unwrap(),
         ..Setup::default()
     }
     .start()

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_config::{AccessAction, AccessRule, AccessSettings};
-use holdfast_registry::gate::Gate;
+use holdfast_registry::access_control::AccessControl;
 
 use crate::harness::{OCI_MANIFEST, Registry, Setup, code, header, image, sha256};
 
@@ -49,7 +49,7 @@ pub(crate) async fn start() -> Registry {
         ..AccessSettings::default()
     };
     Setup {
-        gate: Gate::from_settings(None, Some(&access)).unwrap(),
+        access_control: AccessControl::from_settings(None, Some(&access)).unwrap(),
         ..Setup::default()
     }
     .start()

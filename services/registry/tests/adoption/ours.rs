@@ -2,7 +2,9 @@
 
 use std::{path::Path, time::Duration};
 
-use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
+use holdfast_registry::{
+    Api, Parts, access_control::AccessControl, limits::Limits, session::Secret,
+};
 use holdfast_runtime::{CancellationToken, metrics, server};
 use holdfast_store::{LockHolder, Options, Store};
 
@@ -37,7 +39,7 @@ pub(crate) async fn serve_with(root: &Path, secret: &str) -> Ours {
     let parts = Parts {
         store: store.clone(),
         source: None,
-        gate: Gate::open(),
+        access_control: AccessControl::open(),
         secret: Secret::new(secret),
         limits: Limits {
             hold: Duration::from_millis(100),

@@ -6,8 +6,10 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::RepositoryName,
 };
-use holdfast_fill::source::Source;
-use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
+use holdfast_fill::pull_through::PullThrough;
+use holdfast_registry::{
+    Api, Parts, access_control::AccessControl, limits::Limits, session::Secret,
+};
 use holdfast_runtime::{CancellationToken, metrics, server};
 use holdfast_store::{Hasher, LockHolder, Options, Store, volume::Volume};
 use reqwest::{Method, Response, header::HeaderMap};
@@ -23,8 +25,8 @@ pub(crate) struct Registry {
 
 /// What differs between tests.
 pub(crate) struct Setup {
-    pub(crate) source: Option<Arc<dyn Source>>,
-    pub(crate) gate: Gate,
+    pub(crate) source: Option<Arc<dyn PullThrough>>,
+    pub(crate) access_control: AccessControl,
     pub(crate) limits: Limits,
     pub(crate) connections: server::Limits,
     pub(crate) options: Options,
@@ -38,7 +40,7 @@ impl Default for Setup {
         let options = Options::unlimited();
         Self {
             source: None,
-            gate: Gate::open(),
+            access_control: AccessControl::open(),
             limits: Limits {
                 hold: Duration::from_millis(500),
                 ..Limits::default()
@@ -56,7 +58,7 @@ impl Setup {
         holdfast_runtime::tls::install_crypto_provider();
         let Self {
             source,
-            gate,
+            access_control,
             limits,
             connections,
             options,
@@ -72,7 +74,7 @@ impl Setup {
         let parts = Parts {
             store: store.clone(),
             source,
-            gate,
+            access_control,
             secret: Secret::new("upload-secret"),
             limits,
             owner: LockHolder {

@@ -12,7 +12,8 @@ use holdfast_core::{
     digest::Digest,
     reference::{RepositoryName, Tag},
 };
-use holdfast_fill::source::{Freshness, Manifest, Source, SourceBlob, SourceError};
+use holdfast_fill::Error as FillError;
+use holdfast_fill::pull_through::{Freshness, Manifest, PullThrough, PulledBlob};
 use holdfast_store::PartialBlob;
 
 use crate::harness::{Registry, Setup, code, header, noise, repo, sha256};
@@ -24,22 +25,22 @@ const REPO: &str = "registry.example/team/app";
 struct Told {
     growing: Mutex<Option<PartialBlob>>,
     stale: Option<&'static str>,
-    refusal: Option<fn() -> SourceError>,
+    refusal: Option<fn() -> FillError>,
 }
 
 impl Told {
-    fn refuse(&self) -> SourceError {
+    fn refuse(&self) -> FillError {
         self.refusal
-            .map_or(SourceError::NotAllowed, |refusal| refusal())
+            .map_or(FillError::NotAllowed, |refusal| refusal())
     }
 }
 
-impl Source for Told {
+impl PullThrough for Told {
     fn manifest<'a>(
         &'a self,
         _: &'a RepositoryName,
         _: &'a ManifestRef,
-    ) -> BoxFuture<'a, Result<Manifest, SourceError>> {
+    ) -> BoxFuture<'a, Result<Manifest, FillError>> {
         Box::pin(async move { Err(self.refuse()) })
     }
 
@@ -47,11 +48,11 @@ impl Source for Told {
         &'a self,
         _: &'a RepositoryName,
         _: &'a Digest,
-    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>> {
+    ) -> BoxFuture<'a, Result<PulledBlob, FillError>> {
         let growing = self.growing.lock().unwrap().clone();
         Box::pin(async move {
             growing
-                .map(SourceBlob::Growing)
+                .map(PulledBlob::Growing)
                 .ok_or_else(|| self.refuse())
         })
     }
@@ -73,7 +74,7 @@ impl Source for Told {
 
 async fn start(told: Told) -> (Registry, Arc<Told>) {
     let told = Arc::new(told);
-    let source: Arc<dyn Source> = told.clone();
+    let source: Arc<dyn PullThrough> = told.clone();
     (
         Setup {
             source: Some(source),
@@ -87,13 +88,12 @@ async fn start(told: Told) -> (Registry, Arc<Told>) {
 
 #[tokio::test]
 async fn only_the_upstreams_word_is_not_found() {
-    let cases: [(fn() -> SourceError, u16); 5] = [
-        (|| SourceError::NotFound, 404),
-        (|| SourceError::NotAllowed, 503),
-        (|| SourceError::Unavailable("refused".into()), 502),
-        (|| SourceError::Timeout("5 s".into()), 504),
+    let cases: [(fn() -> FillError, u16); 4] = [
+        (|| FillError::NotFound, 404),
+        (|| FillError::NotAllowed, 503),
+        (|| FillError::Unavailable("refused".into()), 502),
         (
-            || SourceError::Store(holdfast_store::Error::NoSpace { available_bytes: 0 }),
+            || holdfast_store::Error::NoSpace { available_bytes: 0 }.into(),
             507,
         ),
     ];

@@ -1,12 +1,12 @@
 //! What is refused, and how.
 
 use crate::harness::{OCI_MANIFEST, Registry, Setup, code, header, noise, sha256};
-use holdfast_registry::gate::Gate;
+use holdfast_registry::access_control::AccessControl;
 
 #[tokio::test]
 async fn in_a_cluster_only_nodes_pull_and_nobody_pushes() {
     let registry = Setup {
-        gate: Gate::nodes("node", "secret"),
+        access_control: AccessControl::nodes("node", "secret"),
         ..Setup::default()
     }
     .start()

@@ -10,15 +10,16 @@ use holdfast_core::{
     digest::Digest,
     reference::{RepositoryName, Tag},
 };
-use holdfast_fill::source::{Freshness, Manifest, Source, SourceBlob, SourceError};
-use holdfast_registry::gate::Gate;
+use holdfast_fill::Error as FillError;
+use holdfast_fill::pull_through::{Freshness, Manifest, PullThrough, PulledBlob};
+use holdfast_registry::access_control::AccessControl;
 
 /// An upstream that is configured, and has one manifest whatever it is asked for.
 struct Upstream;
 
 const FETCHED: &str = r#"{"schemaVersion":2,"manifests":[]}"#;
 
-impl Source for Upstream {
+impl PullThrough for Upstream {
     fn fetches(&self, repo: &RepositoryName) -> bool {
         repo.as_str() == "configured.example_5000/team/app"
     }
@@ -27,7 +28,7 @@ impl Source for Upstream {
         &'a self,
         repo: &'a RepositoryName,
         _: &'a ManifestRef,
-    ) -> BoxFuture<'a, Result<Manifest, SourceError>> {
+    ) -> BoxFuture<'a, Result<Manifest, FillError>> {
         assert!(self.fetches(repo), "{repo} was asked for");
         let bytes = Bytes::from_static(FETCHED.as_bytes());
         let digest = sha256(&bytes);
@@ -38,8 +39,8 @@ impl Source for Upstream {
         &'a self,
         _: &'a RepositoryName,
         _: &'a Digest,
-    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>> {
-        Box::pin(async { Err(SourceError::NotFound) })
+    ) -> BoxFuture<'a, Result<PulledBlob, FillError>> {
+        Box::pin(async { Err(FillError::NotFound) })
     }
 
     fn revalidate<'a>(
@@ -53,10 +54,10 @@ impl Source for Upstream {
 }
 
 /// A registry with a pushed image `team/app:1`, and a copy of `docker.io/library/nginx:1`.
-async fn start(gate: Gate) -> Registry {
+async fn start(access_control: AccessControl) -> Registry {
     let setup = Setup {
         source: Some(Arc::new(Upstream)),
-        gate,
+        access_control,
         ..Setup::default()
     };
     let registry = setup.start().await;
@@ -101,7 +102,7 @@ async fn check(registry: &Registry, target: &str, namespace: &str, content: &str
 
 #[tokio::test]
 async fn a_pull_with_a_namespace_gets_that_upstreams_content() {
-    let registry = start(Gate::open()).await;
+    let registry = start(AccessControl::open()).await;
     let (config, subject) = (sha256(b"{}"), sha256(b"subject"));
     let nginx = "/v2/library/nginx";
     let copy = "docker.io/library/nginx";
@@ -156,7 +157,7 @@ async fn a_pull_with_a_namespace_gets_that_upstreams_content() {
 
 #[tokio::test]
 async fn a_namespace_that_is_not_here_changes_nothing() {
-    let registry = start(Gate::open()).await;
+    let registry = start(AccessControl::open()).await;
     let unused = [
         "10.96.0.50",
         "10.96.0.50:5000",
@@ -182,7 +183,7 @@ async fn a_namespace_that_is_not_here_changes_nothing() {
 
 #[tokio::test]
 async fn a_namespace_opens_no_way_to_write_and_none_past_the_gate() {
-    let registry = start(Gate::open()).await;
+    let registry = start(AccessControl::open()).await;
     let target = "/v2/library/nginx/manifests/1?ns=docker.io";
     assert_eq!(registry.send("DELETE", target, &[], "").await.status(), 404);
     check(&registry, target, "docker.io", "").await;
@@ -195,7 +196,7 @@ async fn a_namespace_opens_no_way_to_write_and_none_past_the_gate() {
         )
         .await;
     assert!(header(begun.headers(), "location").starts_with("/v2/library/nginx/"));
-    let guarded = start(Gate::nodes("node", "secret")).await;
+    let guarded = start(AccessControl::nodes("node", "secret")).await;
     let answer = guarded.get(target).await;
     assert_eq!(answer.status(), 401);
     assert_eq!(header(answer.headers(), "oci-namespace"), "");

@@ -5,9 +5,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use holdfast_config::{Proxy, Uplink, UpstreamSettings};
 use holdfast_fill::internal;
-use holdfast_fill::source::Source;
+use holdfast_fill::pull_through::PullThrough;
 use holdfast_fill::{Fills, Peers, Settings};
-use holdfast_registry::{Api, Parts, gate::Gate, limits::Limits, session::Secret};
+use holdfast_registry::{
+    Api, Parts, access_control::AccessControl, limits::Limits, session::Secret,
+};
 use holdfast_runtime::{
     CancellationToken, metrics, server,
     tls::{ClientAuth, ClientTls, ServerTls, TlsFiles},
@@ -161,8 +163,8 @@ async fn start(
     let api = Api::new(
         Parts {
             store,
-            source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
-            gate: Gate::open(),
+            source: Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>),
+            access_control: AccessControl::open(),
             secret: Secret::new("upload-secret"),
             limits: Limits {
                 hold: Duration::from_secs(30),

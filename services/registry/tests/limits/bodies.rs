@@ -11,7 +11,7 @@ use std::{
 use futures::StreamExt as _;
 use holdfast_core::oci::MANIFEST_BYTES;
 use holdfast_registry::{
-    gate::Gate,
+    access_control::AccessControl,
     limits::{
         DISCARD_BYTES, DISCARD_FOR, JSON_DEPTH, Limits, MANIFEST_DESCRIPTORS, PUSH_MEMORY,
         PUSH_MEMORY_PER_ADDRESS, PUSH_MEMORY_WAIT, SMALL_MANIFEST_BYTES, SMALL_PUSH_MEMORY,
@@ -179,7 +179,7 @@ async fn the_largest_manifest_that_is_taken_is_served_and_never_moved_aside() {
 async fn a_refused_push_over_http_2_shows_its_answer_though_the_body_is_still_on_its_way() {
     const PIECES: usize = 64;
     let registry = Setup {
-        gate: Gate::nodes("node", "secret"),
+        access_control: AccessControl::nodes("node", "secret"),
         ..Setup::default()
     }
     .start()
@@ -241,7 +241,7 @@ async fn refused(
     pieces: impl futures::Stream<Item = Vec<u8>> + Send + 'static,
 ) -> (usize, Duration) {
     let registry = Setup {
-        gate: Gate::nodes("node", "secret"),
+        access_control: AccessControl::nodes("node", "secret"),
         ..Setup::default()
     }
     .start()

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use holdfast_config::{AccessAction, AccessRule, AccessSettings};
-use holdfast_registry::{gate::Gate, limits};
+use holdfast_registry::{access_control::AccessControl, limits};
 
 use crate::harness::{Registry, Setup, header, repo, sha256};
 
@@ -87,7 +87,7 @@ async fn a_mount_asks_for_so_many_repositories_and_no_more() {
             ..AccessSettings::default()
         };
         let registry = Setup {
-            gate: Gate::from_settings(None, Some(&access)).unwrap(),
+            access_control: AccessControl::from_settings(None, Some(&access)).unwrap(),
             ..Setup::default()
         }
         .start()

@@ -2,7 +2,7 @@
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use holdfast_config::AccessSettings;
-use holdfast_registry::{gate::Gate, limits, limits::Limits};
+use holdfast_registry::{access_control::AccessControl, limits, limits::Limits};
 
 use tokio::io::AsyncWriteExt as _;
 
@@ -156,7 +156,7 @@ async fn logins_beyond_what_can_be_checked_are_told_to_come_later() {
         ..AccessSettings::default()
     };
     let registry = Setup {
-        gate: Gate::from_settings(None, Some(&access)).unwrap(),
+        access_control: AccessControl::from_settings(None, Some(&access)).unwrap(),
         ..Setup::default()
     }
     .start()

@@ -8,7 +8,7 @@ use std::{
 };
 
 use holdfast_config::{RegistrySettings, Standalone};
-use holdfast_registry::{run_on, volume::Times};
+use holdfast_registry::{run_on, volume_watch::WatchIntervals};
 use holdfast_runtime::CancellationToken;
 use holdfast_store::{
     Space,
@@ -121,7 +121,7 @@ impl Process {
         // The test machine's own disk is not what is tested.
         settings.limits.reserve_percent = 0;
         change(&mut settings);
-        let times = Times {
+        let times = WatchIntervals {
             every: Duration::from_millis(50),
             deadline: Duration::from_millis(300),
             hang: Duration::from_millis(600),

@@ -7,7 +7,7 @@ use http::{Method, header};
 use reqwest::Response;
 
 use super::{Endpoint, answer::text, ask::Call};
-use crate::{Error, Login, Result, Source};
+use crate::{Error, Login, Result, UpstreamRepository};
 
 impl Endpoint {
     /// The first of nobody, the operator's credentials and the source's own that is given the
@@ -15,7 +15,7 @@ impl Endpoint {
     ///
     /// A mirror is the operator's choice as a whole: whatever opens it counts as configured, and it
     /// never sees the source's credentials.
-    pub(crate) async fn access(&self, source: &Source, target: &str) -> Access {
+    pub(crate) async fn access(&self, source: &UpstreamRepository, target: &str) -> Access {
         let nobody = if self.is_own {
             Access::Public
         } else {
@@ -46,7 +46,12 @@ impl Endpoint {
     }
 
     /// Whether the endpoint gives a manifest to `login`, or to nobody in particular.
-    async fn gives(&self, source: &Source, target: &str, login: Option<&Login>) -> Result<bool> {
+    async fn gives(
+        &self,
+        source: &UpstreamRepository,
+        target: &str,
+        login: Option<&Login>,
+    ) -> Result<bool> {
         let path = format!("manifests/{target}");
         let head = Call::new(source, Method::HEAD, &path);
         match self.ask_as(&head, login).await {

@@ -8,7 +8,7 @@ use std::{
 use http::{Method, StatusCode, header};
 use reqwest::Response;
 
-use super::{Endpoint, ask::Call, follow::Followed};
+use super::{Endpoint, ask::Call, redirect::Followed};
 use crate::{
     Error, Result,
     auth::Challenge,

@@ -8,13 +8,13 @@ use url::Url;
 use super::{
     Endpoint, Known,
     answer::challenge_of,
-    follow::{Bytes, Followed},
+    redirect::{Bytes, Followed},
 };
-use crate::{Error, Login, Result, Source, auth::Challenge, settings};
+use crate::{Error, Login, Result, UpstreamRepository, auth::Challenge, settings};
 
 /// What is asked of a repository.
 pub(super) struct Call<'a> {
-    pub(super) source: &'a Source,
+    pub(super) source: &'a UpstreamRepository,
     pub(super) method: Method,
     /// Below the repository: `manifests/1`.
     pub(super) path: &'a str,
@@ -25,7 +25,7 @@ pub(super) struct Call<'a> {
 
 impl<'a> Call<'a> {
     /// Asks for all of it.
-    pub(super) fn new(source: &'a Source, method: Method, path: &'a str) -> Self {
+    pub(super) fn new(source: &'a UpstreamRepository, method: Method, path: &'a str) -> Self {
         Self {
             source,
             method,
@@ -79,7 +79,7 @@ impl Endpoint {
 
     /// What a request for this source may be made with, in order: its own credentials, the
     /// endpoint's, none.
-    pub(super) async fn logins(&self, source: &Source) -> Vec<Option<Login>> {
+    pub(super) async fn logins(&self, source: &UpstreamRepository) -> Vec<Option<Login>> {
         let mut logins = Vec::new();
         if self.is_own {
             logins.extend(source.logins.iter().cloned().map(Some));
@@ -103,24 +103,24 @@ impl Endpoint {
 
     /// Asks, and counts the outcome.
     pub(super) async fn ask(&self, call: &Call<'_>) -> Result<Response> {
-        self.counted(self.ask_in_turn(call).await)
+        self.counted(self.request_with_credentials(call).await)
     }
 
     /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is
     /// neither used nor replaced, and a token is asked for anew: the answer is what the upstream
     /// says now.
     pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
-        self.counted(self.ask_alone(call, login).await)
+        self.counted(self.request_with_login(call, login).await)
     }
 
     fn counted(&self, outcome: Result<Response>) -> Result<Response> {
         // Whoever reads metrics may be who named the host.
-        let word = match &outcome {
+        let label = match &outcome {
             Ok(_) => "ok",
             Err(_) if self.is_confidential() => "unavailable",
-            Err(error) => error.word(),
+            Err(error) => error.label(),
         };
-        self.metrics.asked(&self.label, word);
+        self.metrics.asked(&self.label, label);
         outcome
     }
 
@@ -139,9 +139,9 @@ impl Endpoint {
         Ok(url)
     }
 
-    async fn ask_alone(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
+    async fn request_with_login(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
         let url = self.admit(call).await?;
-        let found = self.follow(call, &url, None).await?;
+        let found = self.follow_redirects(call, &url, None).await?;
         let challenge = match (found.response.status(), challenge_of(&found)) {
             (StatusCode::UNAUTHORIZED, Some(asked)) => asked,
             // Some registries refuse or hide where they should ask.
@@ -155,11 +155,11 @@ impl Endpoint {
         }
         self.forget_token(call, &self.url, &challenge, login);
         let header = self.authorisation(call, Some(&challenge), login).await?;
-        let found = self.follow(call, &url, header).await?;
+        let found = self.follow_redirects(call, &url, header).await?;
         self.answer(call, found)
     }
 
-    async fn ask_in_turn(&self, call: &Call<'_>) -> Result<Response> {
+    async fn request_with_credentials(&self, call: &Call<'_>) -> Result<Response> {
         let url = self.admit(call).await?;
         let logins = self.logins(call.source).await;
         let has_login = logins.iter().any(Option::is_some);
@@ -169,7 +169,7 @@ impl Endpoint {
                 .authorisation(call, known.challenge.as_ref(), known.login.as_ref())
                 .await;
             if let Ok(header) = header {
-                let found = self.follow(call, &url, header).await?;
+                let found = self.follow_redirects(call, &url, header).await?;
                 // It may want another scope by now.
                 challenge = challenge_of(&found);
                 // Some registries answer 400 to a token that has ended (ECR Public).
@@ -191,7 +191,7 @@ impl Endpoint {
         }
         let mut failed = Error::Unauthorized;
         if challenge.is_none() {
-            let found = self.follow(call, &url, None).await?;
+            let found = self.follow_redirects(call, &url, None).await?;
             match (found.response.status(), challenge_of(&found)) {
                 (StatusCode::UNAUTHORIZED, Some(asked)) => challenge = Some(asked),
                 // Some registries refuse or hide where they should ask: each credential gets its
@@ -236,7 +236,7 @@ impl Endpoint {
                 Err(Error::Unauthorized) => continue,
                 Err(error) => return Err(error),
             };
-            let found = self.follow(call, url, header).await?;
+            let found = self.follow_redirects(call, url, header).await?;
             match self.answer(call, found) {
                 Ok(response) => {
                     let login = login.clone();
@@ -256,7 +256,7 @@ impl Endpoint {
     /// path.
     async fn challenge_of_root(&self, call: &Call<'_>) -> Result<Challenge> {
         let root = Call::new(call.source, Method::GET, "");
-        let found: Followed = self.follow(&root, &self.root, None).await?;
+        let found: Followed = self.follow_redirects(&root, &self.root, None).await?;
         Ok(challenge_of(&found).map_or(Challenge::Basic, Challenge::without_scope))
     }
 }

@@ -8,7 +8,7 @@ use url::Url;
 
 use super::{Endpoint, answer::text, ask::Call, too_slow};
 use crate::{
-    Error, Result, Source,
+    Error, Result, UpstreamRepository,
     entries::{Entry, Taken},
     limits::UPSTREAM_LIST_BYTES,
     lists::{MAX_BYTES, MAX_PAGES, Pages, Referrer},
@@ -19,7 +19,7 @@ const PAGE: &str = "n=1000";
 
 impl Endpoint {
     /// All tags of a repository. Names that no tag can have are left out.
-    pub(crate) async fn tags(&self, source: &Source) -> Result<Pages<Tag>> {
+    pub(crate) async fn tags(&self, source: &UpstreamRepository) -> Result<Pages<Tag>> {
         let call = Call {
             query: Some(PAGE),
             ..Call::new(source, Method::GET, "tags/list")
@@ -32,7 +32,7 @@ impl Endpoint {
     /// none (the referrers tag schema of the OCI specification).
     pub(crate) async fn referrers(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         subject: &Digest,
     ) -> Result<Pages<Referrer>> {
         let path = format!("referrers/{subject}");

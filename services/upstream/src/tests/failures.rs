@@ -23,7 +23,7 @@ async fn an_image_that_fails_stops_no_other_image() {
     })
     .await;
     let (client, good) = at(&raw.url());
-    let broken = Source {
+    let broken = UpstreamRepository {
         repository: RepositoryName::parse("team/broken").unwrap(),
         ..good.clone()
     };

@@ -41,7 +41,7 @@ async fn check(
     let source = source(&raw.host(), &[("u", "p")]);
     let begun = Instant::now();
     let error = client.manifest(&source, target).await.expect_err(what);
-    assert_eq!(error.word(), expect, "{what}: {error}");
+    assert_eq!(error.label(), expect, "{what}: {error}");
     assert!(begun.elapsed() < Duration::from_secs(5), "{what}: too slow");
     let asked = raw.requests().len();
     assert!(asked <= 12, "{what}: {asked} requests");
@@ -249,10 +249,10 @@ async fn check_blob(
         Ok(body) => collect(body).await.map(|bytes| bytes.len()),
         Err(error) => Err(error),
     };
-    let told = got.as_ref().map_err(Error::word);
+    let told = got.as_ref().map_err(Error::label);
     assert_eq!(
         told,
-        expect.as_ref().map_err(|word| *word),
+        expect.as_ref().map_err(|label| *label),
         "{what}: {got:?}"
     );
     assert!(begun.elapsed() < Duration::from_secs(5), "{what}: too slow");

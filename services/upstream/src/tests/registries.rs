@@ -47,7 +47,7 @@ pub(super) fn is_head(request: &str) -> bool {
 }
 
 /// An upstream at `endpoint` for the host `up.example`.
-pub(super) fn at(endpoint: &str) -> (Upstreams, Source) {
+pub(super) fn at(endpoint: &str) -> (Upstreams, UpstreamRepository) {
     let client = upstreams("up.example", &[endpoint.to_owned()]);
     (client, source("up.example", &[]))
 }

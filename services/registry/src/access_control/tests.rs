@@ -64,20 +64,29 @@ fn endpoint(request: &str, repo: &str) -> Endpoint {
         .unwrap_or_else(|error| panic!("{request}: {error:?}"))
 }
 
-fn check(gate: &Gate, principal: &Principal, repo: &str, expect: impl Fn(Kind) -> u16) {
+fn check(
+    access_control: &AccessControl,
+    principal: &Principal,
+    repo: &str,
+    expect: impl Fn(Kind) -> u16,
+) {
     for (endpoint, kind) in endpoints(repo) {
-        let status = gate
+        let status = access_control
             .check(principal, &endpoint)
             .map_or_else(|error| error.status().as_u16(), |()| 200);
-        assert_eq!(status, expect(kind), "{gate:?} {principal:?} {endpoint:?}");
+        assert_eq!(
+            status,
+            expect(kind),
+            "{access_control:?} {principal:?} {endpoint:?}"
+        );
     }
 }
 
-fn guarded(access: AccessSettings) -> Gate {
-    Gate::empty(policy(false, &access), None, access)
+fn guarded(access: AccessSettings) -> AccessControl {
+    AccessControl::empty(policy(false, &access), None, access)
 }
 
-fn with_everything(anonymous_pull: bool, rules: Vec<AccessRule>) -> Gate {
+fn with_everything(anonymous_pull: bool, rules: Vec<AccessRule>) -> AccessControl {
     guarded(AccessSettings {
         anonymous_pull,
         htpasswd: Some("users".into()),
@@ -119,12 +128,12 @@ fn bearer(access: &[(&str, &str, &[&str])]) -> Principal {
 
 #[test]
 fn in_a_cluster_only_nodes_pull_and_nobody_pushes() {
-    let gate = Gate::nodes("node", "secret");
+    let access_control = AccessControl::nodes("node", "secret");
     for repo in ["team/app", "docker.io/library/nginx"] {
-        for nobody in [Principal::Anonymous, Principal::Stranger] {
-            check(&gate, &nobody, repo, |_| 401);
+        for nobody in [Principal::Anonymous, Principal::InvalidCredentials] {
+            check(&access_control, &nobody, repo, |_| 401);
         }
-        check(&gate, &Principal::Node, repo, |kind| match kind {
+        check(&access_control, &Principal::Node, repo, |kind| match kind {
             Base | Catalog | Pull => 200,
             Push | Delete => 403,
         });
@@ -133,14 +142,14 @@ fn in_a_cluster_only_nodes_pull_and_nobody_pushes() {
 
 #[test]
 fn alone_everybody_does_everything_but_push_under_an_upstreams_name() {
-    let gate = Gate::open();
-    check(&gate, &Principal::Anonymous, "team/app", |_| 200);
+    let access_control = AccessControl::open();
+    check(&access_control, &Principal::Anonymous, "team/app", |_| 200);
     for repo in [
         "docker.io/library/nginx",
         "registry.example_5000/a",
         "localhost/a",
     ] {
-        check(&gate, &Principal::Anonymous, repo, |kind| {
+        check(&access_control, &Principal::Anonymous, repo, |kind| {
             if kind == Push { 403 } else { 200 }
         });
     }
@@ -148,11 +157,15 @@ fn alone_everybody_does_everything_but_push_under_an_upstreams_name() {
 
 #[test]
 fn with_access_configured_anonymous_clients_do_nothing() {
-    let gate = with_everything(false, Vec::new());
-    for nobody in [Principal::Anonymous, Principal::Stranger] {
-        check(&gate, &nobody, "team/app", |_| 401);
+    let access_control = with_everything(false, Vec::new());
+    for nobody in [Principal::Anonymous, Principal::InvalidCredentials] {
+        check(&access_control, &nobody, "team/app", |_| 401);
         assert_eq!(
-            gate.check_unknown(&nobody).unwrap_err().status().as_u16(),
+            access_control
+                .check_unknown(&nobody)
+                .unwrap_err()
+                .status()
+                .as_u16(),
             401
         );
     }
@@ -199,7 +212,7 @@ fn without_anything_configured_but_the_section_nobody_does_anything() {
 fn users_and_certificates_do_what_rules_say() {
     use AccessAction::{Delete as Deletes, Pull as Pulls, Push as Pushes};
     let without = with_everything(false, Vec::new());
-    let gate = with_everything(
+    let access_control = with_everything(
         false,
         vec![
             rule("reader", &[], &[Pulls]),
@@ -212,43 +225,78 @@ fn users_and_certificates_do_what_rules_say() {
             Base | Catalog | Pull => 200,
             Push | Delete => 403,
         });
-        check(&gate, &role("nobody"), "team/app", |kind| match kind {
-            Base => 200,
-            _ => 403,
-        });
-        check(&gate, &role("reader"), "team/app", |kind| match kind {
-            Base | Catalog | Pull => 200,
-            Push | Delete => 403,
-        });
-        check(&gate, &role("ci"), "team/app", |kind| match kind {
-            Base | Pull | Push => 200,
-            Catalog | Delete => 403,
-        });
-        check(&gate, &role("ci"), "other/app", |kind| match kind {
-            Base => 200,
-            _ => 403,
-        });
-        check(&gate, &role("admin"), "team/app", |_| 200);
-        check(&gate, &role("admin"), "docker.io/library/nginx", |kind| {
-            if kind == Push { 403 } else { 200 }
-        });
+        check(
+            &access_control,
+            &role("nobody"),
+            "team/app",
+            |kind| match kind {
+                Base => 200,
+                _ => 403,
+            },
+        );
+        check(
+            &access_control,
+            &role("reader"),
+            "team/app",
+            |kind| match kind {
+                Base | Catalog | Pull => 200,
+                Push | Delete => 403,
+            },
+        );
+        check(
+            &access_control,
+            &role("ci"),
+            "team/app",
+            |kind| match kind {
+                Base | Pull | Push => 200,
+                Catalog | Delete => 403,
+            },
+        );
+        check(
+            &access_control,
+            &role("ci"),
+            "other/app",
+            |kind| match kind {
+                Base => 200,
+                _ => 403,
+            },
+        );
+        check(&access_control, &role("admin"), "team/app", |_| 200);
+        check(
+            &access_control,
+            &role("admin"),
+            "docker.io/library/nginx",
+            |kind| {
+                if kind == Push { 403 } else { 200 }
+            },
+        );
     }
 }
 
 #[test]
 fn tokens_give_what_they_list_and_another_may_be_asked_for() {
-    let gate = with_everything(false, Vec::new());
+    let access_control = with_everything(false, Vec::new());
     let team = |actions: &'static [&'static str]| bearer(&[("repository", "team/app", actions)]);
-    check(&gate, &bearer(&[]), "team/app", |kind| match kind {
-        Base => 200,
-        _ => 401,
-    });
-    check(&gate, &team(&["pull"]), "team/app", |kind| match kind {
-        Base | Pull => 200,
-        _ => 401,
-    });
     check(
-        &gate,
+        &access_control,
+        &bearer(&[]),
+        "team/app",
+        |kind| match kind {
+            Base => 200,
+            _ => 401,
+        },
+    );
+    check(
+        &access_control,
+        &team(&["pull"]),
+        "team/app",
+        |kind| match kind {
+            Base | Pull => 200,
+            _ => 401,
+        },
+    );
+    check(
+        &access_control,
         &team(&["pull", "push"]),
         "team/app",
         |kind| match kind {
@@ -256,16 +304,26 @@ fn tokens_give_what_they_list_and_another_may_be_asked_for() {
             _ => 401,
         },
     );
-    check(&gate, &team(&["delete"]), "team/app", |kind| match kind {
-        Base | Delete => 200,
-        _ => 401,
-    });
-    check(&gate, &team(&["*"]), "team/other", |kind| match kind {
-        Base => 200,
-        _ => 401,
-    });
     check(
-        &gate,
+        &access_control,
+        &team(&["delete"]),
+        "team/app",
+        |kind| match kind {
+            Base | Delete => 200,
+            _ => 401,
+        },
+    );
+    check(
+        &access_control,
+        &team(&["*"]),
+        "team/other",
+        |kind| match kind {
+            Base => 200,
+            _ => 401,
+        },
+    );
+    check(
+        &access_control,
         &bearer(&[("registry", "catalog", &["*"])]),
         "team/app",
         |kind| match kind {
@@ -274,7 +332,7 @@ fn tokens_give_what_they_list_and_another_may_be_asked_for() {
         },
     );
     check(
-        &gate,
+        &access_control,
         &bearer(&[("repository", "quay.io/app", &["*"])]),
         "quay.io/app",
         |kind| match kind {
@@ -285,8 +343,8 @@ fn tokens_give_what_they_list_and_another_may_be_asked_for() {
     );
 }
 
-fn challenges(gate: &Gate, principal: &Principal, request: &str) -> Vec<String> {
-    let refusal = gate
+fn challenges(access_control: &AccessControl, principal: &Principal, request: &str) -> Vec<String> {
+    let refusal = access_control
         .check(principal, &endpoint(request, "team/app"))
         .unwrap_err();
     refusal
@@ -300,7 +358,7 @@ fn challenges(gate: &Gate, principal: &Principal, request: &str) -> Vec<String> 
 
 #[test]
 fn a_challenge_names_the_scope() {
-    let gate = with_everything(false, Vec::new());
+    let access_control = with_everything(false, Vec::new());
     let base = r#"Bearer realm="https://auth.example/token",service="registry.example""#;
     let basic = r#"Basic realm="holdfast""#;
     for (request, principal, expect) in [
@@ -317,7 +375,7 @@ fn a_challenge_names_the_scope() {
         ),
         (
             "POST /v2/{R}/blobs/uploads/",
-            Principal::Stranger,
+            Principal::InvalidCredentials,
             r#",scope="repository:team/app:pull,push",error="invalid_token""#,
         ),
         (
@@ -332,12 +390,12 @@ fn a_challenge_names_the_scope() {
         ),
     ] {
         assert_eq!(
-            challenges(&gate, &principal, request),
+            challenges(&access_control, &principal, request),
             [format!("{base}{expect}"), basic.to_owned()],
             "{request}"
         );
     }
-    let nodes = Gate::nodes("node", "secret");
+    let nodes = AccessControl::nodes("node", "secret");
     assert_eq!(
         challenges(&nodes, &Principal::Anonymous, "GET /v2/"),
         [basic]
@@ -365,26 +423,26 @@ fn encoded(text: &str) -> String {
 
 #[tokio::test]
 async fn credentials_are_told_apart() {
-    let gate = Gate::nodes("node", "s3cret");
+    let access_control = AccessControl::nodes("node", "s3cret");
     let right = encoded("node:s3cret");
     for (values, expect) in [
         (vec![], Principal::Anonymous),
         (vec![right.clone()], Principal::Node),
         (vec![right.replace("Basic", "basic")], Principal::Node),
         (vec![encoded(":")], Principal::Anonymous),
-        (vec![encoded("node:s3cre")], Principal::Stranger),
-        (vec![encoded("node:")], Principal::Stranger),
-        (vec![encoded("nod:s3cret")], Principal::Stranger),
-        (vec![encoded("node:s3cret ")], Principal::Stranger),
-        (vec![encoded("nodes3cret")], Principal::Stranger),
-        (vec![right.clone(), right], Principal::Stranger),
-        (vec!["Bearer x".to_owned()], Principal::Stranger),
-        (vec!["Basic %%%".to_owned()], Principal::Stranger),
-        (vec!["Basic".to_owned()], Principal::Stranger),
+        (vec![encoded("node:s3cre")], Principal::InvalidCredentials),
+        (vec![encoded("node:")], Principal::InvalidCredentials),
+        (vec![encoded("nod:s3cret")], Principal::InvalidCredentials),
+        (vec![encoded("node:s3cret ")], Principal::InvalidCredentials),
+        (vec![encoded("nodes3cret")], Principal::InvalidCredentials),
+        (vec![right.clone(), right], Principal::InvalidCredentials),
+        (vec!["Bearer x".to_owned()], Principal::InvalidCredentials),
+        (vec!["Basic %%%".to_owned()], Principal::InvalidCredentials),
+        (vec!["Basic".to_owned()], Principal::InvalidCredentials),
     ] {
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         assert_eq!(
-            gate.identify(&head(&values, None)).await.unwrap(),
+            access_control.identify(&head(&values, None)).await.unwrap(),
             expect,
             "{values:?}"
         );
@@ -393,20 +451,23 @@ async fn credentials_are_told_apart() {
 
 #[tokio::test]
 async fn a_certificate_counts_where_its_ca_is_configured_and_no_other_credential_is_sent() {
-    let gate = guarded(AccessSettings {
+    let access_control = guarded(AccessSettings {
         client_ca: Some("ca".into()),
         ..AccessSettings::default()
     });
-    let who = async |gate: &Gate, values: &[&str]| {
-        gate.identify(&head(values, Some("ci"))).await.unwrap()
+    let who = async |access_control: &AccessControl, values: &[&str]| {
+        access_control
+            .identify(&head(values, Some("ci")))
+            .await
+            .unwrap()
     };
-    assert_eq!(who(&gate, &[]).await, certificate("ci"));
+    assert_eq!(who(&access_control, &[]).await, certificate("ci"));
     assert_eq!(
-        who(&gate, &[&encoded("a:b")]).await,
-        Principal::Stranger,
+        who(&access_control, &[&encoded("a:b")]).await,
+        Principal::InvalidCredentials,
         "wrong credentials are wrong"
     );
-    let nodes = Gate::nodes("node", "secret");
+    let nodes = AccessControl::nodes("node", "secret");
     assert_eq!(who(&nodes, &[]).await, Principal::Anonymous);
 }
 
@@ -426,40 +487,45 @@ async fn changed_files_are_read_again_and_bad_ones_change_nothing() {
     let write = |name: &str, text: &str| std::fs::write(file(name), text).unwrap();
     write("u", "node\n");
     write("p", "one\n");
-    let refused = Gate::from_settings(Some(&auth), Some(&access)).unwrap_err();
+    let refused = AccessControl::from_settings(Some(&auth), Some(&access)).unwrap_err();
     assert!(refused.to_string().contains("htpasswd"), "{refused}");
     write(
         "htpasswd",
         &format!("ci:{}\n", bcrypt::hash("x", 4).unwrap()),
     );
-    let gate = Gate::from_settings(Some(&auth), Some(&access)).unwrap();
-    let who = async |text: &str| gate.identify(&head(&[&encoded(text)], None)).await.unwrap();
+    let access_control = AccessControl::from_settings(Some(&auth), Some(&access)).unwrap();
+    let who = async |text: &str| {
+        access_control
+            .identify(&head(&[&encoded(text)], None))
+            .await
+            .unwrap()
+    };
     assert_eq!(who("node:one").await, Principal::Node);
     assert_eq!(who("ci:x").await, user("ci"));
 
     // While it is rotated, both are accepted, whichever comes first.
     for both in ["one\ntwo\n", "two\none"] {
         write("p", both);
-        gate.reload(NODE).unwrap();
+        access_control.reload(NODE).unwrap();
         assert_eq!(who("node:one").await, Principal::Node);
         assert_eq!(who("node:two").await, Principal::Node);
-        assert_eq!(who("node:one\ntwo").await, Principal::Stranger);
-        assert_eq!(who("node:").await, Principal::Stranger);
+        assert_eq!(who("node:one\ntwo").await, Principal::InvalidCredentials);
+        assert_eq!(who("node:").await, Principal::InvalidCredentials);
     }
     write("p", "two");
-    gate.reload(NODE).unwrap();
+    access_control.reload(NODE).unwrap();
     assert_eq!(who("node:two").await, Principal::Node);
-    assert_eq!(who("node:one").await, Principal::Stranger);
+    assert_eq!(who("node:one").await, Principal::InvalidCredentials);
     write("p", "");
-    assert!(gate.reload(NODE).is_err());
+    assert!(access_control.reload(NODE).is_err());
     assert_eq!(who("node:two").await, Principal::Node);
 
     write("htpasswd", "ci:{SHA}x");
-    assert!(gate.reload(USERS).is_err());
+    assert!(access_control.reload(USERS).is_err());
     assert_eq!(who("ci:x").await, user("ci"));
     write("htpasswd", "# nobody any more\n");
-    gate.reload(USERS).unwrap();
-    assert_eq!(who("ci:x").await, Principal::Stranger);
+    access_control.reload(USERS).unwrap();
+    assert_eq!(who("ci:x").await, Principal::InvalidCredentials);
 }
 
 #[test]

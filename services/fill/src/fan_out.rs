@@ -1,15 +1,16 @@
-//! One stream between two replicas for all clients that pull the same blob from this one: what
-//! arrives is kept for a moment and handed to everybody who keeps up. Without it every client of a
-//! cold herd would cost the replica that copies a stream of its own.
+//! Fan-out of one stream between two replicas to all clients that pull the same blob from this one.
 //!
-//! Knows only [`RemoteBlob`]; who is allowed to read was settled before. The stream waits a moment
-//! for the last of its clients; one that falls behind all the same, or begins in the middle, gets a
-//! stream of its own.
+//! The bytes that arrived last are kept in a window, from which every subscribed client reads.
+//! Without it each client of a cold herd would cost the copying replica a stream of its own. The
+//! stream waits [`LAGGARD_TIMEOUT`] for its slowest client. A client that is still behind then, or
+//! that begins in the middle, gets a stream of its own.
+//!
+//! Knows only [`PeerBlob`]; authorization was decided before.
 
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -20,20 +21,22 @@ use futures::{
     stream::{self, BoxStream},
 };
 use holdfast_core::{Digest, RepositoryName};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    limits::{SHARED_STREAM_BYTES as KEPT_BYTES, SHARED_STREAMS},
-    source::{RemoteBlob, SourceError},
+    limits::{SHARED_STREAM_BYTES as WINDOW_BYTES, SHARED_STREAMS},
+    pull_through::PeerBlob,
 };
 
-/// Small pieces are joined to so many bytes, for so long: every piece wakes every client.
+/// Small pieces are coalesced up to this size, for at most this time: every piece wakes every
+/// client.
 const PIECE_BYTES: usize = 256 << 10;
-const GATHER: Duration = Duration::from_millis(8);
+const COALESCE_TIME: Duration = Duration::from_millis(8);
 /// How long the stream waits for a client that still needs the oldest of what is kept.
-const LAST: Duration = Duration::from_millis(250);
+const LAGGARD_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long a client waits for the one that opens the stream.
-const PATIENCE: Duration = Duration::from_secs(4);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(4);
 
 type Pieces = BoxStream<'static, io::Result<Bytes>>;
 type Slot = Arc<tokio::sync::Mutex<Weak<Channel>>>;
@@ -50,7 +53,7 @@ pub(super) struct Streams {
 impl Streams {
     /// The stream of this blob in this repository; `None` when too many are shared already.
     fn slot(&self, key: Key) -> Option<Slot> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         // Whoever is about to open one holds the slot, too.
         slots.retain(|_, slot| {
             Arc::strong_count(slot) > 1
@@ -69,10 +72,10 @@ impl Streams {
         &self,
         repo: &RepositoryName,
         digest: &Digest,
-        remote: Arc<dyn RemoteBlob>,
-    ) -> Shared {
+        remote: Arc<dyn PeerBlob>,
+    ) -> FanOut {
         let key = (repo.clone(), digest.clone(), remote.size());
-        Shared {
+        FanOut {
             slot: self.slot(key),
             remote,
         }
@@ -80,22 +83,22 @@ impl Streams {
 }
 
 /// A blob of another replica.
-pub(super) struct Shared {
+pub(super) struct FanOut {
     slot: Option<Slot>,
-    remote: Arc<dyn RemoteBlob>,
+    remote: Arc<dyn PeerBlob>,
 }
 
-impl RemoteBlob for Shared {
+impl PeerBlob for FanOut {
     fn size(&self) -> Option<u64> {
         self.remote.size()
     }
 
-    fn open(&self, offset: u64) -> BoxFuture<'_, Result<Pieces, SourceError>> {
+    fn open(&self, offset: u64) -> BoxFuture<'_, crate::Result<Pieces>> {
         Box::pin(async move {
             let Some(slot) = self.slot.as_ref().filter(|_| offset == 0) else {
                 return self.remote.open(offset).await;
             };
-            let Ok(mut slot) = tokio::time::timeout(PATIENCE, slot.lock()).await else {
+            let Ok(mut slot) = tokio::time::timeout(OPEN_TIMEOUT, slot.lock()).await else {
                 return self.remote.open(offset).await;
             };
             let running = slot.upgrade().filter(|channel| channel.begins());
@@ -105,11 +108,11 @@ impl RemoteBlob for Shared {
                 let pieces = self.remote.open(0).await?;
                 let channel = Arc::new(Channel::default());
                 *slot = Arc::downgrade(&channel);
-                tokio::spawn(pump(pieces, Arc::downgrade(&channel)));
+                tokio::spawn(run(pieces, Arc::downgrade(&channel)));
                 channel
             };
             let reader = Reader {
-                way: Way::Channel(channel.join()),
+                path: ReadPath::Channel(channel.join()),
                 offset: 0,
                 remote: Arc::clone(&self.remote),
             };
@@ -128,14 +131,14 @@ impl RemoteBlob for Shared {
 
 #[derive(Default)]
 struct Channel {
-    kept: Mutex<Kept>,
+    window: Mutex<Window>,
     changed: Notify,
     /// The last of the clients went on, or away.
     read: Notify,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Window {
     /// Each with its offset.
     pieces: VecDeque<(u64, Bytes)>,
     bytes: usize,
@@ -146,7 +149,7 @@ struct Kept {
     joined: u64,
 }
 
-impl Kept {
+impl Window {
     /// Whether somebody still needs the oldest piece.
     fn is_waited_for(&self) -> bool {
         self.pieces.front().is_some_and(|(first, piece)| {
@@ -162,15 +165,15 @@ impl Kept {
     }
 }
 
-/// One client's place in a channel; it is given up with the value.
-struct Place {
+/// One client's subscription to a channel; it ends with the value.
+struct Subscription {
     channel: Arc<Channel>,
     client: u64,
 }
 
-impl Drop for Place {
+impl Drop for Subscription {
     fn drop(&mut self) {
-        self.channel.kept().clients.remove(&self.client);
+        self.channel.window().clients.remove(&self.client);
         self.channel.read.notify_one();
     }
 }
@@ -180,30 +183,30 @@ enum Found {
     End,
     Failed(io::ErrorKind),
     NotYet,
-    Gone,
+    Forgotten,
 }
 
 impl Channel {
-    fn kept(&self) -> MutexGuard<'_, Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn window(&self) -> MutexGuard<'_, Window> {
+        self.window.lock()
     }
 
     /// Whether the first byte is still kept, or will come.
     fn begins(&self) -> bool {
-        let kept = self.kept();
-        !matches!(kept.ended, Some(Err(_)))
-            && kept.pieces.front().is_none_or(|(first, _)| *first == 0)
+        let window = self.window();
+        !matches!(window.ended, Some(Err(_)))
+            && window.pieces.front().is_none_or(|(first, _)| *first == 0)
     }
 
-    fn join(self: Arc<Self>) -> Place {
+    fn join(self: Arc<Self>) -> Subscription {
         let client = {
-            let mut kept = self.kept();
-            kept.joined += 1;
-            let client = kept.joined;
-            kept.clients.insert(client, 0);
+            let mut window = self.window();
+            window.joined += 1;
+            let client = window.joined;
+            window.clients.insert(client, 0);
             client
         };
-        Place {
+        Subscription {
             channel: self,
             client,
         }
@@ -211,75 +214,78 @@ impl Channel {
 
     /// What `client` gets at `offset`, which says that it has everything before.
     fn take(&self, client: u64, offset: u64) -> Found {
-        let mut kept = self.kept();
-        if let Some(next) = kept.clients.get_mut(&client) {
+        let mut window = self.window();
+        if let Some(next) = window.clients.get_mut(&client) {
             *next = offset;
         }
-        if kept.bytes >= KEPT_BYTES && !kept.is_waited_for() {
+        if window.bytes >= WINDOW_BYTES && !window.is_waited_for() {
             self.read.notify_one();
         }
-        if offset < kept.end {
-            let behind = kept.pieces.partition_point(|(first, _)| *first <= offset);
-            let Some((first, piece)) = behind.checked_sub(1).and_then(|at| kept.pieces.get(at))
+        if offset < window.end {
+            let behind = window.pieces.partition_point(|(first, _)| *first <= offset);
+            let Some((first, piece)) = behind.checked_sub(1).and_then(|at| window.pieces.get(at))
             else {
-                return Found::Gone;
+                return Found::Forgotten;
             };
             let from = usize::try_from(offset - first).unwrap_or(usize::MAX);
             return Found::Piece(piece.slice(from.min(piece.len())..));
         }
-        match kept.ended {
+        match window.ended {
             Some(Ok(())) => Found::End,
             Some(Err(kind)) => Found::Failed(kind),
             None => Found::NotYet,
         }
     }
 
-    /// Waits until there is room, or for [`LAST`]: who is behind even then is left behind.
+    /// Waits until there is room, or for [`LAGGARD_TIMEOUT`]: who is behind even then is left behind.
     async fn make_room(&self) {
         let room = async {
             loop {
                 {
-                    let mut kept = self.kept();
-                    while kept.bytes >= KEPT_BYTES && !kept.is_waited_for() {
-                        kept.forget_oldest();
+                    let mut window = self.window();
+                    while window.bytes >= WINDOW_BYTES && !window.is_waited_for() {
+                        window.forget_oldest();
                     }
-                    if kept.bytes < KEPT_BYTES {
+                    if window.bytes < WINDOW_BYTES {
                         return;
                     }
                 }
                 self.read.notified().await;
             }
         };
-        if tokio::time::timeout(LAST, room).await.is_err() {
-            let mut kept = self.kept();
-            while kept.bytes >= KEPT_BYTES {
-                kept.forget_oldest();
+        if tokio::time::timeout(LAGGARD_TIMEOUT, room).await.is_err() {
+            let mut window = self.window();
+            while window.bytes >= WINDOW_BYTES {
+                window.forget_oldest();
             }
-            let oldest = kept.pieces.front().map_or(kept.end, |(first, _)| *first);
-            kept.clients.retain(|_, next| *next >= oldest);
+            let oldest = window
+                .pieces
+                .front()
+                .map_or(window.end, |(first, _)| *first);
+            window.clients.retain(|_, next| *next >= oldest);
         }
     }
 
     fn add(&self, piece: Bytes) {
-        let mut kept = self.kept();
-        let first = kept.end;
-        kept.end += piece.len() as u64;
-        kept.bytes += piece.len();
-        kept.pieces.push_back((first, piece));
-        drop(kept);
+        let mut window = self.window();
+        let first = window.end;
+        window.end += piece.len() as u64;
+        window.bytes += piece.len();
+        window.pieces.push_back((first, piece));
+        drop(window);
         self.changed.notify_waiters();
     }
 
     fn end(&self, how: Result<(), io::ErrorKind>) {
-        self.kept().ended = Some(how);
+        self.window().ended = Some(how);
         self.changed.notify_waiters();
     }
 }
 
 /// Takes the stream in as long as anybody reads it.
-async fn pump(mut pieces: Pieces, channel: Weak<Channel>) {
+async fn run(mut pieces: Pieces, channel: Weak<Channel>) {
     loop {
-        let piece = gather(&mut pieces).await;
+        let piece = coalesce(&mut pieces).await;
         let Some(channel) = channel.upgrade() else {
             return;
         };
@@ -296,52 +302,54 @@ async fn pump(mut pieces: Pieces, channel: Weak<Channel>) {
 }
 
 /// The next bytes, joined out of small pieces, and how the stream ended if it did.
-async fn gather(pieces: &mut Pieces) -> (Bytes, Option<Result<(), io::ErrorKind>>) {
-    let mut gathered = BytesMut::new();
+async fn coalesce(pieces: &mut Pieces) -> (Bytes, Option<Result<(), io::ErrorKind>>) {
+    let mut joined_bytes = BytesMut::new();
     let mut until = None;
     loop {
         let next = match until {
             None => pieces.next().await,
             Some(until) => match tokio::time::timeout_at(until, pieces.next()).await {
                 Ok(next) => next,
-                Err(_) => return (gathered.freeze(), None),
+                Err(_) => return (joined_bytes.freeze(), None),
             },
         };
         match next {
-            None => return (gathered.freeze(), Some(Ok(()))),
-            Some(Err(error)) => return (gathered.freeze(), Some(Err(error.kind()))),
-            Some(Ok(piece)) if gathered.is_empty() && piece.len() >= PIECE_BYTES => {
+            None => return (joined_bytes.freeze(), Some(Ok(()))),
+            Some(Err(error)) => return (joined_bytes.freeze(), Some(Err(error.kind()))),
+            Some(Ok(piece)) if joined_bytes.is_empty() && piece.len() >= PIECE_BYTES => {
                 return (piece, None);
             }
             Some(Ok(piece)) => {
-                gathered.extend_from_slice(&piece);
-                if gathered.len() >= PIECE_BYTES {
-                    return (gathered.freeze(), None);
+                joined_bytes.extend_from_slice(&piece);
+                if joined_bytes.len() >= PIECE_BYTES {
+                    return (joined_bytes.freeze(), None);
                 }
-                until = until.or_else(|| Some(Instant::now() + GATHER));
+                until = until.or_else(|| Some(Instant::now() + COALESCE_TIME));
             }
         }
     }
 }
 
 struct Reader {
-    way: Way,
+    path: ReadPath,
     offset: u64,
-    remote: Arc<dyn RemoteBlob>,
+    remote: Arc<dyn PeerBlob>,
 }
 
 /// Where a client's next bytes come from.
-enum Way {
-    Channel(Place),
+enum ReadPath {
+    Channel(Subscription),
     Own(Pieces),
 }
 
 impl Reader {
     async fn next(&mut self) -> io::Result<Option<Bytes>> {
         let piece = loop {
-            let (channel, client) = match &mut self.way {
-                Way::Own(pieces) => break pieces.next().await.transpose()?,
-                Way::Channel(place) => (Arc::clone(&place.channel), place.client),
+            let (channel, client) = match &mut self.path {
+                ReadPath::Own(pieces) => break pieces.next().await.transpose()?,
+                ReadPath::Channel(subscription) => {
+                    (Arc::clone(&subscription.channel), subscription.client)
+                }
             };
             let mut changed = std::pin::pin!(channel.changed.notified());
             changed.as_mut().enable();
@@ -350,9 +358,9 @@ impl Reader {
                 Found::End => break None,
                 Found::Failed(kind) => return Err(kind.into()),
                 Found::NotYet => changed.await,
-                Found::Gone => {
+                Found::Forgotten => {
                     let own = self.remote.open(self.offset).await;
-                    self.way = Way::Own(own.map_err(io::Error::other)?);
+                    self.path = ReadPath::Own(own.map_err(io::Error::other)?);
                 }
             }
         };
@@ -375,12 +383,12 @@ mod tests {
         opened: Arc<AtomicUsize>,
     }
 
-    impl RemoteBlob for Counted {
+    impl PeerBlob for Counted {
         fn size(&self) -> Option<u64> {
             Some(self.pieces << 20)
         }
 
-        fn open(&self, offset: u64) -> BoxFuture<'_, Result<Pieces, SourceError>> {
+        fn open(&self, offset: u64) -> BoxFuture<'_, crate::Result<Pieces>> {
             self.opened.fetch_add(1, Ordering::Relaxed);
             let (pieces, fails_at) = (self.pieces, self.fails_at);
             Box::pin(async move {
@@ -429,7 +437,7 @@ mod tests {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(20, None), named());
         let clients = (0..50_u64).map(|number| {
-            let shared = streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+            let shared = streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn PeerBlob>);
             async move {
                 // Not all at once, but before the first bytes are gone.
                 tokio::time::sleep(Duration::from_millis(number % 5 * 10)).await;
@@ -451,12 +459,12 @@ mod tests {
             let (remote, opened) = blob(4, None);
             let clients: Vec<_> = (0..2)
                 .map(|_| {
-                    let remote = Arc::clone(&remote) as Arc<dyn RemoteBlob>;
+                    let remote = Arc::clone(&remote) as Arc<dyn PeerBlob>;
                     streams.share(&repo, &digest, remote)
                 })
                 .collect();
             async move {
-                let read = async |client: &Shared| {
+                let read = async |client: &FanOut| {
                     let pieces = client.open(0).await.unwrap();
                     read(pieces, Duration::ZERO).await.unwrap()
                 };
@@ -490,7 +498,7 @@ mod tests {
     async fn who_is_slow_or_begins_late_gets_a_stream_of_its_own_and_all_bytes() {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(40, None), named());
-        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn PeerBlob>);
         let (quick, slow, late) = (share(), share(), share());
         let (quick, slow, late) = tokio::join!(
             async { read(quick.open(0).await.unwrap(), Duration::ZERO).await },
@@ -510,7 +518,7 @@ mod tests {
     async fn who_stands_still_for_a_moment_keeps_the_place() {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(40, None), named());
-        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn PeerBlob>);
         let (quick, pausing) = (share(), share());
         let (quick, pausing) = tokio::join!(
             async { read(quick.open(0).await.unwrap(), Duration::ZERO).await },
@@ -535,7 +543,7 @@ mod tests {
     async fn a_stream_that_breaks_ends_short_for_everybody_and_the_next_client_begins_anew() {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(20, Some(3)), named());
-        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn RemoteBlob>);
+        let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn PeerBlob>);
         let (first, second) = (share(), share());
         let (first, second) = tokio::join!(
             async { read(first.open(0).await.unwrap(), Duration::ZERO).await },

@@ -105,7 +105,7 @@ fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
 
 /// The kinds of address that may be reached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Reach {
+pub(super) struct EgressPolicy {
     private: bool,
     loopback: bool,
     link_local: bool,
@@ -114,9 +114,9 @@ pub(super) struct Reach {
 /// The kinds of address that a name was resolved to, ever, and whether it was more than one
 /// address. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen(Arc<(AtomicU8, OnceLock<IpAddr>)>);
+pub(super) struct SeenAddresses(Arc<(AtomicU8, OnceLock<IpAddr>)>);
 
-impl Seen {
+impl SeenAddresses {
     /// Beside the bits of the kinds: there were several addresses.
     const SEVERAL: u8 = 1 << 7;
 
@@ -159,9 +159,9 @@ impl Seen {
 
     /// What who lives there may send us to: addresses of the one kind that all of its own are of. A
     /// name with a public and a private address could be anybody's.
-    fn reach(&self) -> Reach {
+    fn policy(&self) -> EgressPolicy {
         let all = self.bits() & !Self::SEVERAL;
-        Reach {
+        EgressPolicy {
             private: all == Self::bit(Kind::Private),
             loopback: all == Self::bit(Kind::Loopback),
             link_local: all == Self::bit(Kind::LinkLocal),
@@ -169,11 +169,11 @@ impl Seen {
     }
 }
 
-impl Reach {
+impl EgressPolicy {
     /// What an upstream at these addresses may send us to; `configured` upstreams may use private
     /// addresses.
     pub(super) fn of(upstream: impl IntoIterator<Item = IpAddr>, configured: bool) -> Self {
-        let seen = Seen::default();
+        let seen = SeenAddresses::default();
         for address in upstream {
             seen.add(address);
         }
@@ -181,11 +181,11 @@ impl Reach {
     }
 
     /// The same for addresses that were seen.
-    pub(super) fn of_seen(seen: &Seen, configured: bool) -> Self {
-        let reach = seen.reach();
+    pub(super) fn of_seen(seen: &SeenAddresses, configured: bool) -> Self {
+        let policy = seen.policy();
         Self {
-            private: reach.private || configured,
-            ..reach
+            private: policy.private || configured,
+            ..policy
         }
     }
 
@@ -241,39 +241,39 @@ pub(super) struct Guard {
     allowed: Allowed,
     proxies: Vec<String>,
     /// What was handed out.
-    seen: Seen,
+    seen: SeenAddresses,
 }
 
 /// What a guard hands out.
 #[derive(Debug, Clone)]
 pub(super) enum Allowed {
     /// These kinds.
-    Kinds(Reach),
+    Kinds(EgressPolicy),
     /// What who lives at the addresses that were seen by now may send us to: a name that is
     /// resolved to something else each time gets no further than the least of it.
-    Of(Seen),
+    Of(SeenAddresses),
 }
 
 impl Allowed {
     /// The kinds as of now.
-    pub(super) fn reach(&self) -> Reach {
+    pub(super) fn policy(&self) -> EgressPolicy {
         match self {
-            Self::Kinds(reach) => *reach,
-            Self::Of(seen) => Reach::of_seen(seen, false).within(Reach::of_anybody()),
+            Self::Kinds(policy) => *policy,
+            Self::Of(seen) => EgressPolicy::of_seen(seen, false).within(EgressPolicy::of_anybody()),
         }
     }
 }
 
 impl Resolve for Guard {
     fn resolve(&self, name: Name) -> Resolving {
-        let (reach, seen) = (self.allowed.reach(), self.seen.clone());
+        let (policy, seen) = (self.allowed.policy(), self.seen.clone());
         let is_proxy = self
             .proxies
             .iter()
             .any(|proxy| proxy.eq_ignore_ascii_case(name.as_str()));
         Box::pin(async move {
             let mut found = lookup(name.as_str()).await?;
-            found.retain(|address| is_proxy || reach.allows(address.ip()));
+            found.retain(|address| is_proxy || policy.allows(address.ip()));
             if found.is_empty() {
                 return Err("no address of the redirect's target may be reached".into());
             }
@@ -309,7 +309,7 @@ pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     }
 }
 
-/// The addresses behind a URL's host, for [`Reach::of`].
+/// The addresses behind a URL's host, for [`EgressPolicy::of`].
 pub(super) async fn addresses(url: &Url) -> Vec<IpAddr> {
     match url.host() {
         Some(url::Host::Ipv4(address)) => vec![IpAddr::V4(address)],
@@ -323,7 +323,7 @@ pub(super) async fn addresses(url: &Url) -> Vec<IpAddr> {
 }
 
 /// A guard that a client can share; `proxies` are host names, and `seen` learns what is handed out.
-pub(super) fn guard(allowed: Allowed, proxies: Vec<String>, seen: Seen) -> Arc<Guard> {
+pub(super) fn guard(allowed: Allowed, proxies: Vec<String>, seen: SeenAddresses) -> Arc<Guard> {
     Arc::new(Guard {
         allowed,
         proxies,
@@ -336,10 +336,10 @@ mod tests {
     use super::*;
 
     fn check(upstream: &str, configured: bool, target: &str, expect: bool) {
-        let reach = Reach::of([upstream.parse().unwrap()], configured);
+        let policy = EgressPolicy::of([upstream.parse().unwrap()], configured);
         let url: Url = target.parse().unwrap();
         assert_eq!(
-            reach.allows_url(&url),
+            policy.allows_url(&url),
             expect,
             "{upstream} (configured: {configured}) to {target}"
         );
@@ -443,29 +443,33 @@ mod tests {
             (&[], "http://198.51.100.1/", true),
         ] {
             let parsed = addresses.iter().map(|address| address.parse().unwrap());
-            let reach = Reach::of(parsed, false);
+            let policy = EgressPolicy::of(parsed, false);
             let url: Url = target.parse().unwrap();
-            assert_eq!(reach.allows_url(&url), expect, "{addresses:?} {target}");
+            assert_eq!(policy.allows_url(&url), expect, "{addresses:?} {target}");
         }
     }
 
     #[test]
     fn a_name_that_changes_gets_no_further_than_the_least_of_it() {
-        let seen = Seen::default();
+        let seen = SeenAddresses::default();
         let allowed = Allowed::Of(seen.clone());
         let private: IpAddr = "10.0.0.1".parse().unwrap();
-        assert!(!allowed.reach().allows(private));
+        assert!(!allowed.policy().allows(private));
         seen.add(private);
-        assert!(seen.is_inside() && allowed.reach().allows(private));
+        assert!(seen.is_inside() && allowed.policy().allows(private));
         seen.add("198.51.100.1".parse().unwrap());
-        assert!(seen.is_inside() && !allowed.reach().allows(private));
+        assert!(seen.is_inside() && !allowed.policy().allows(private));
     }
 
     #[test]
     fn a_host_that_only_an_image_names_is_not_this_machine() {
         let check = |target: &str, expect: bool| {
             let url: Url = target.parse().unwrap();
-            assert_eq!(Reach::of_anybody().allows_url(&url), expect, "{target}");
+            assert_eq!(
+                EgressPolicy::of_anybody().allows_url(&url),
+                expect,
+                "{target}"
+            );
         };
         check("https://203.0.113.5/", true);
         check("https://10.0.0.1:5000/", true);

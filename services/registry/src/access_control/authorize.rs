@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::Principal;
 use crate::{
-    access::rules::{self, Who},
+    authn::rules::{self, Who},
     error::{Code, Error},
     route::Endpoint,
 };
@@ -124,7 +124,7 @@ impl Policy {
     /// holds, and nothing else.
     pub(super) fn check(&self, principal: &Principal, endpoint: &Endpoint) -> Result<(), Error> {
         let (action, resource) = level(endpoint);
-        match self.judge(principal, action, resource) {
+        match self.evaluate(principal, action, resource) {
             Verdict::Pass => {}
             Verdict::Challenge(error) => return Err(self.challenge(error, endpoint)),
             Verdict::Deny(reason) => return Err(denied(reason)),
@@ -142,15 +142,15 @@ impl Policy {
     /// For what is no endpoint.
     pub(super) fn check_unknown(&self, principal: &Principal) -> Result<(), Error> {
         match principal {
-            Principal::Stranger => Err(self.challenge(None, &Endpoint::Base)),
+            Principal::InvalidCredentials => Err(self.challenge(None, &Endpoint::Base)),
             Principal::Anonymous if !self.anonymous_pull => self.check(principal, &Endpoint::Base),
             _ => Ok(()),
         }
     }
 
-    fn judge(&self, principal: &Principal, action: Action, resource: Resource<'_>) -> Verdict {
+    fn evaluate(&self, principal: &Principal, action: Action, resource: Resource<'_>) -> Verdict {
         match principal {
-            Principal::Stranger => Verdict::Challenge(Some("invalid_token")),
+            Principal::InvalidCredentials => Verdict::Challenge(Some("invalid_token")),
             _ if self.open => Verdict::Pass,
             Principal::Anonymous => self.judge_anonymous(action, resource),
             Principal::Node => match action {
@@ -193,7 +193,7 @@ impl Policy {
             }
             _ if can_log_in => Verdict::Challenge(None),
             _ if *certificate => Verdict::Deny("a client certificate is needed"),
-            _ => Verdict::Deny("nobody may do this here"),
+            _ => Verdict::Deny("access denied"),
         }
     }
 

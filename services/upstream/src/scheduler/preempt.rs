@@ -22,7 +22,7 @@ use std::{
 use holdfast_api::fill::Priority;
 use tokio::time::Instant;
 
-use super::{Running, Slot, State, Waiter, rank};
+use super::{Running, SlotState, State, Waiter, rank};
 use crate::flow::SLOW;
 
 /// How long a copy that is not slow keeps its slot when another host should have it.
@@ -136,7 +136,7 @@ pub(super) fn choose(
         }
     }
     let state = &*state;
-    let mut running: Vec<(u64, &Running, &Slot)> = state
+    let mut running: Vec<(u64, &Running, &SlotState)> = state
         .under_way
         .iter()
         .filter_map(|(at, one)| Some((*at, one, one.slot.as_ref()?)))
@@ -173,7 +173,7 @@ pub(super) fn choose(
 /// Whether a copy under way, with its rate, should give its slot up to one that waits.
 fn may_give(
     shares: &Shares<'_>,
-    (one, slot, rate): (&Running, &Slot, Option<u64>),
+    (one, slot, rate): (&Running, &SlotState, Option<u64>),
     waiter: &Waiter,
     (all, each): (usize, usize),
     now: Instant,

@@ -21,94 +21,97 @@ fn shares_leave_room_for_what_pods_wait_for() {
 
 #[tokio::test]
 async fn the_most_urgent_goes_first_and_a_raised_one_overtakes() {
-    let turns = Turns::new(1, 1);
-    let first = turns
+    let scheduler = FillScheduler::new(1, 1);
+    let first = scheduler
         .take(("a", "r"), &SharedPriority::default(), 0)
         .await
         .unwrap();
     let [slow, raised] = [Priority::Prefetch, Priority::Prefetch].map(SharedPriority::new);
-    let mut slow = Box::pin(turns.take(("a", "r"), &slow, 0));
-    let mut joined = Box::pin(turns.take(("a", "r"), &raised, 0));
+    let mut slow = Box::pin(scheduler.take(("a", "r"), &slow, 0));
+    let mut joined = Box::pin(scheduler.take(("a", "r"), &raised, 0));
     let running = SharedPriority::new(Priority::Running);
-    let mut running = Box::pin(turns.take(("b", "r"), &running, 0));
+    let mut running = Box::pin(scheduler.take(("b", "r"), &running, 0));
     assert!(poll!(&mut slow).is_pending());
     assert!(poll!(&mut joined).is_pending());
     assert!(poll!(&mut running).is_pending());
-    turns.raise(&raised, Priority::Blocking);
-    assert_eq!(turns.count(Priority::Blocking), (1, 1));
+    scheduler.raise(&raised, Priority::Blocking);
+    assert_eq!(scheduler.count(Priority::Blocking), (1, 1));
     drop(first);
-    let turn = joined.now_or_never().flatten();
-    assert!(turn.is_some(), "a pull joined it");
+    let slot = joined.now_or_never().flatten();
+    assert!(slot.is_some(), "a pull joined it");
     assert!(poll!(&mut slow).is_pending() && poll!(&mut running).is_pending());
-    drop(turn);
+    drop(slot);
     assert!(running.now_or_never().flatten().is_some());
     assert!(slow.now_or_never().flatten().is_some(), "at last");
 }
 
 #[tokio::test]
 async fn one_host_does_not_take_every_slot_and_who_leaves_is_forgotten() {
-    let turns = Turns::new(3, 2);
+    let scheduler = FillScheduler::new(3, 2);
     let wait = SharedPriority::default();
-    let a1 = turns.take(("a", "r"), &wait, 0).await;
-    let a2 = turns.take(("a", "r"), &wait, 0).await;
-    let mut a3 = Box::pin(turns.take(("a", "r"), &wait, 0));
+    let a1 = scheduler.take(("a", "r"), &wait, 0).await;
+    let a2 = scheduler.take(("a", "r"), &wait, 0).await;
+    let mut a3 = Box::pin(scheduler.take(("a", "r"), &wait, 0));
     assert!(poll!(&mut a3).is_pending());
-    let b = turns.take(("b", "r"), &wait, 0).now_or_never().flatten();
+    let b = scheduler
+        .take(("b", "r"), &wait, 0)
+        .now_or_never()
+        .flatten();
     assert!(b.is_some(), "another host's slot is free");
     drop(a3);
     drop((a1, a2));
-    assert_eq!(turns.count(Priority::Blocking), (0, 1));
-    assert!(turns.is_anybody_waiting());
+    assert_eq!(scheduler.count(Priority::Blocking), (0, 1));
+    assert!(scheduler.is_anybody_waiting());
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_leaves_its_host_to_what_somebody_waits_for() {
-    let turns = Turns::new(8, 8);
+    let scheduler = FillScheduler::new(8, 8);
     let image = SharedPriority::new(Priority::Running);
     let [first, second] = [image.part(), image.part()];
-    let _first = turns.take(("a", "r"), &first, 0).await.unwrap();
-    let turn = turns.take(("a", "r"), &second, 0).await.unwrap();
+    let _first = scheduler.take(("a", "r"), &first, 0).await.unwrap();
+    let slot = scheduler.take(("a", "r"), &second, 0).await.unwrap();
     let stood = async |priority: &SharedPriority| {
         let begun = Instant::now();
-        turn.give_way(priority).await;
+        slot.yield_to_waiters(priority).await;
         begun.elapsed()
     };
     assert_eq!(stood(&second).await, Duration::ZERO, "nobody waits");
-    let elsewhere = turns.wait("b");
+    let elsewhere = scheduler.wait("b");
     assert_eq!(stood(&second).await, Duration::ZERO, "another host");
     drop(elsewhere);
-    let elsewhere = turns.wait("a");
-    assert_eq!(stood(&second).await, STANDS_STILL, "not for ever");
+    let elsewhere = scheduler.wait("a");
+    assert_eq!(stood(&second).await, MAX_YIELD, "not for ever");
     drop(elsewhere);
-    turns.raise(&first, Priority::Blocking);
-    assert_eq!(stood(&second).await, STANDS_STILL, "the other part");
-    turns.raise(&image, Priority::Blocking);
+    scheduler.raise(&first, Priority::Blocking);
+    assert_eq!(stood(&second).await, MAX_YIELD, "the other part");
+    scheduler.raise(&image, Priority::Blocking);
     assert_eq!(stood(&second).await, Duration::ZERO, "all of the image");
 }
 
 /// Slots for two hosts with trickling copies, all taken.
 #[tokio::test(start_paused = true)]
 async fn what_another_replica_copies_holds_no_slot_that_it_could_give_up() {
-    let turns = Turns::new(1, 1);
+    let scheduler = FillScheduler::new(1, 1);
     let wait = SharedPriority::default();
-    let only = turns.take(("a", "r"), &wait, 0).await;
-    let elsewhere = turns.wait("b");
-    let next = turns.take(("c", "r"), &wait, 0);
+    let only = scheduler.take(("a", "r"), &wait, 0).await;
+    let elsewhere = scheduler.wait("b");
+    let next = scheduler.take(("c", "r"), &wait, 0);
     let release = async {
-        tokio::time::sleep(10 * PREEMPT_EVERY).await;
+        tokio::time::sleep(10 * PREEMPT_INTERVAL).await;
         drop(only);
     };
-    let (turn, ()) = futures::future::join(next, release).await;
-    assert!(turn.is_some());
+    let (slot, ()) = futures::future::join(next, release).await;
+    assert!(slot.is_some());
     drop(elsewhere);
 }
 
-async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
+async fn all_taken(scheduler: &FillScheduler, hosts: &[&str], each: usize) -> Vec<Slot> {
     let mut taken = Vec::new();
     for host in hosts {
         for _ in 0..each {
-            let turn = turns.take((host, "r"), &SharedPriority::default(), 0);
-            taken.push(turn.await.unwrap());
+            let slot = scheduler.take((host, "r"), &SharedPriority::default(), 0);
+            taken.push(slot.await.unwrap());
         }
     }
     taken
@@ -116,8 +119,8 @@ async fn all_taken(turns: &Turns, hosts: &[&str], each: usize) -> Vec<Turn> {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
-    let turns = Turns::new(4, 2);
-    let taken = all_taken(&turns, &["a", "b"], 2).await;
+    let scheduler = FillScheduler::new(4, 2);
+    let taken = all_taken(&scheduler, &["a", "b"], 2).await;
     let fast = Arc::clone(taken[1].flow());
     let keeps_sending = tokio::spawn(async move {
         loop {
@@ -127,13 +130,13 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
         }
     });
     let waits = SharedPriority::default();
-    let mut honest = Box::pin(turns.take(("c", "r"), &waits, 0));
+    let mut honest = Box::pin(scheduler.take(("c", "r"), &waits, 0));
     let begun = Instant::now();
     let preempted = async {
         loop {
             let victim = taken
                 .iter()
-                .position(|turn| turn.preempted().is_cancelled());
+                .position(|slot| slot.preempted().is_cancelled());
             if let Some(victim) = victim {
                 return victim;
             }
@@ -150,22 +153,22 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
     taken[victim] = None;
     assert!(honest.await.is_some());
     let others = taken.iter().flatten();
-    let cancelled = others.filter(|turn| turn.preempted().is_cancelled());
+    let cancelled = others.filter(|slot| slot.preempted().is_cancelled());
     assert_eq!(cancelled.count(), 0, "one slot for one that waits");
     keeps_sending.abort();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody_at_once() {
-    let turns = Turns::new(2, 2);
-    let taken = all_taken(&turns, &["a"], 2).await;
+    let scheduler = FillScheduler::new(2, 2);
+    let taken = all_taken(&scheduler, &["a"], 2).await;
     let waits = SharedPriority::default();
     let gone = || {
-        let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
+        let gone = taken.iter().filter(|slot| slot.preempted().is_cancelled());
         gone.count()
     };
-    let mut same = Box::pin(turns.take(("a", "r"), &waits, 0));
-    let mut yielded = Box::pin(turns.take(("b", "r"), &waits, 1));
+    let mut same = Box::pin(scheduler.take(("a", "r"), &waits, 0));
+    let mut yielded = Box::pin(scheduler.take(("b", "r"), &waits, 1));
     for (seconds, expect) in [(4, 0), (60, 1)] {
         tokio::select! {
             _ = &mut same => panic!("no slot is free"),
@@ -179,8 +182,11 @@ async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody_at_on
 }
 
 /// Has copies bring so much that they are not slow.
-fn send_fast(turns: &[&Turn]) -> tokio::task::JoinHandle<()> {
-    let flows: Vec<_> = turns.iter().map(|turn| Arc::clone(turn.flow())).collect();
+fn send_fast(scheduler: &[&Slot]) -> tokio::task::JoinHandle<()> {
+    let flows: Vec<_> = scheduler
+        .iter()
+        .map(|slot| Arc::clone(slot.flow()))
+        .collect();
     tokio::spawn(async move {
         loop {
             for flow in &flows {
@@ -193,11 +199,11 @@ fn send_fast(turns: &[&Turn]) -> tokio::task::JoinHandle<()> {
 }
 
 /// Which copy gives its slot up next, and after how many seconds.
-async fn next_victim(taken: &[(&str, Turn)]) -> (usize, u64) {
+async fn next_victim(taken: &[(&str, Slot)]) -> (usize, u64) {
     let begun = Instant::now();
     loop {
-        let mut turns = taken.iter();
-        if let Some(victim) = turns.position(|(_, turn)| turn.preempted().is_cancelled()) {
+        let mut scheduler = taken.iter();
+        if let Some(victim) = scheduler.position(|(_, slot)| slot.preempted().is_cancelled()) {
             return (victim, begun.elapsed().as_secs());
         }
         assert!(begun.elapsed() < Duration::from_secs(600), "nobody does");
@@ -208,7 +214,7 @@ async fn next_victim(taken: &[(&str, Turn)]) -> (usize, u64) {
 /// Three of a kind share two slots: every time the longest running one gives its slot to the one
 /// that waits. `seconds`: after which time each of them does.
 async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) {
-    let turns = Turns::new(2, 2);
+    let scheduler = FillScheduler::new(2, 2);
     let waits = SharedPriority::default();
     let (mut taken, mut senders) = (Vec::new(), Vec::new());
     let mut yielded = HashMap::<_, u32>::new();
@@ -217,15 +223,15 @@ async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) 
         repository => repository,
     };
     for place in &places[..2] {
-        let turn = turns.take(*place, &waits, 0).await.unwrap();
-        senders.push(send_fast(&[&turn]));
-        taken.push((name(*place), turn));
+        let slot = scheduler.take(*place, &waits, 0).await.unwrap();
+        senders.push(send_fast(&[&slot]));
+        taken.push((name(*place), slot));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let mut waiter = places[2];
     for expect in seconds {
         let before = *yielded.entry(name(waiter)).or_default();
-        let mut waiting = Box::pin(turns.take(waiter, &waits, before));
+        let mut waiting = Box::pin(scheduler.take(waiter, &waits, before));
         let (victim, after) = tokio::select! {
             _ = &mut waiting => panic!("no slot is free"),
             victim = next_victim(&taken) => victim,
@@ -235,11 +241,11 @@ async fn take_turns(places: [(&'static str, &'static str); 3], seconds: &[u64]) 
             (*expect..=expect + 1).contains(&after),
             "{after} s, not {expect}"
         );
-        let (gone, turn) = taken.remove(0);
-        drop(turn);
-        let turn = waiting.await.unwrap();
-        senders.push(send_fast(&[&turn]));
-        taken.push((name(waiter), turn));
+        let (gone, slot) = taken.remove(0);
+        drop(slot);
+        let slot = waiting.await.unwrap();
+        senders.push(send_fast(&[&slot]));
+        taken.push((name(waiter), slot));
         *yielded.entry(gone).or_default() += 1;
         let mut all = places.iter();
         waiter = *all.find(|place| name(**place) == gone).unwrap();
@@ -261,9 +267,9 @@ async fn more_repositories_than_slots_of_their_host_take_turns() {
 
 #[tokio::test(start_paused = true)]
 async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
-    let turns = Turns::new(4, 4);
-    let taken = all_taken(&turns, &["a"], 4).await;
-    let flows: Vec<_> = taken.iter().map(|turn| Arc::clone(turn.flow())).collect();
+    let scheduler = FillScheduler::new(4, 4);
+    let taken = all_taken(&scheduler, &["a"], 4).await;
+    let flows: Vec<_> = taken.iter().map(|slot| Arc::clone(slot.flow())).collect();
     let keeps_sending = tokio::spawn(async move {
         loop {
             for flow in &flows {
@@ -275,26 +281,26 @@ async fn a_host_with_more_than_its_share_gives_slots_up_though_it_is_fast() {
     });
     let waits = SharedPriority::default();
     let mut others: Vec<_> = (0..4)
-        .map(|_| Box::pin(turns.take(("b", "r"), &waits, 0)))
+        .map(|_| Box::pin(scheduler.take(("b", "r"), &waits, 0)))
         .collect();
     let all = futures::future::select_all(others.iter_mut());
     tokio::select! {
         _ = all => panic!("no slot is free"),
         () = tokio::time::sleep(Duration::from_secs(30)) => {}
     }
-    let gone = taken.iter().filter(|turn| turn.preempted().is_cancelled());
+    let gone = taken.iter().filter(|slot| slot.preempted().is_cancelled());
     assert_eq!(gone.count(), 2, "half each");
     keeps_sending.abort();
 }
 
 #[tokio::test]
 async fn hosts_and_then_repositories_take_turns() {
-    let turns = Turns::new(3, 3);
+    let scheduler = FillScheduler::new(3, 3);
     let wait = SharedPriority::default();
-    let mut held = all_taken(&turns, &["a"], 3).await;
-    let mut same = Box::pin(turns.take(("a", "r"), &wait, 0));
-    let mut other = Box::pin(turns.take(("a", "s"), &wait, 0));
-    let mut host = Box::pin(turns.take(("b", "r"), &wait, 0));
+    let mut held = all_taken(&scheduler, &["a"], 3).await;
+    let mut same = Box::pin(scheduler.take(("a", "r"), &wait, 0));
+    let mut other = Box::pin(scheduler.take(("a", "s"), &wait, 0));
+    let mut host = Box::pin(scheduler.take(("b", "r"), &wait, 0));
     for one in [&mut same, &mut other] {
         assert!(poll!(one).is_pending());
     }
@@ -310,22 +316,22 @@ async fn hosts_and_then_repositories_take_turns() {
 
 #[tokio::test]
 async fn a_full_queue_of_copies_makes_room_for_another_client() {
-    let turns = Turns::new(1, 1);
+    let scheduler = FillScheduler::new(1, 1);
     let client = |number: u8| {
         let address = std::net::Ipv4Addr::new(192, 0, 2, number);
         SharedPriority::default().on_behalf_of(crate::Requester::Client(address.into()))
     };
-    let _runs = turns.take(("a", "r"), &client(1), 0).await.unwrap();
+    let _runs = scheduler.take(("a", "r"), &client(1), 0).await.unwrap();
     let greedy = client(1);
-    let queue = |number: usize| turns.take(("a", &format!("r{number}")), &greedy, 0);
+    let queue = |number: usize| scheduler.take(("a", &format!("r{number}")), &greedy, 0);
     let mut all: Vec<_> = (0..COPIES_WAITING)
         .map(|number| Box::pin(queue(number)))
         .collect();
     let further = queue(COPIES_WAITING).now_or_never();
     assert!(matches!(further, Some(None)), "it is told so at once");
-    let mut other = Box::pin(turns.take(("a", "app"), &client(2), 0));
+    let mut other = Box::pin(scheduler.take(("a", "app"), &client(2), 0));
     assert!(poll!(&mut other).is_pending());
-    assert_eq!(turns.count(Priority::Blocking), (COPIES_WAITING, 1));
+    assert_eq!(scheduler.count(Priority::Blocking), (COPIES_WAITING, 1));
     let last = all.pop().map(FutureExt::now_or_never);
     assert!(
         matches!(last, Some(Some(None))),
@@ -333,7 +339,7 @@ async fn a_full_queue_of_copies_makes_room_for_another_client() {
     );
     drop(all);
     assert_eq!(
-        turns.count(Priority::Blocking),
+        scheduler.count(Priority::Blocking),
         (1, 1),
         "who leaves is forgotten"
     );

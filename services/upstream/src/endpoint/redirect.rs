@@ -10,7 +10,7 @@ use super::{Endpoint, Known, answer, answer::text, ask::Call};
 use crate::{
     Error, Result,
     client::{Use, cause, client},
-    reach::{self, Allowed, Reach, Seen},
+    egress_policy::{self, Allowed, EgressPolicy, SeenAddresses},
     settings::MAX_REDIRECTS,
 };
 use holdfast_runtime::time_limit::TimeLimit;
@@ -36,7 +36,7 @@ pub(super) struct Followed {
 impl Endpoint {
     /// Sends a request and follows its redirects. The authorisation is for this endpoint's own
     /// origin; another origin that challenges gets a token of its own, asked for by nobody.
-    pub(super) async fn follow(
+    pub(super) async fn follow_redirects(
         &self,
         call: &Call<'_>,
         url: &Url,
@@ -162,7 +162,11 @@ impl Endpoint {
     pub(super) async fn own_client(&self, url: &Url) -> Result<&Client> {
         // What the settings name may be anywhere. A name is judged when it is resolved, an address
         // here.
-        if self.settings.is_none() && !self.may_reach(url, Reach::of_anybody(), &self.seen).await {
+        if self.settings.is_none()
+            && !self
+                .may_reach(url, EgressPolicy::of_anybody(), &self.seen)
+                .await
+        {
             return Err(Error::Invalid(
                 "an image's host may not be this machine or its link".to_owned(),
             ));
@@ -176,8 +180,8 @@ impl Endpoint {
             .guarded
             .get_or_try_init(|| async {
                 let allowed = match &self.settings {
-                    Some(settings) => Allowed::Kinds(Reach::of(
-                        reach::addresses(&self.url).await,
+                    Some(settings) => Allowed::Kinds(EgressPolicy::of(
+                        egress_policy::addresses(&self.url).await,
                         settings.allow_private_redirects,
                     )),
                     None => Allowed::Of(self.seen.clone()),
@@ -193,7 +197,7 @@ impl Endpoint {
             })
             .await?;
         let seen = &self.seen_elsewhere;
-        if self.may_reach(url, guarded.0.reach(), seen).await {
+        if self.may_reach(url, guarded.0.policy(), seen).await {
             Ok(&guarded.1)
         } else {
             Err(Error::Invalid(
@@ -204,19 +208,19 @@ impl Endpoint {
 
     /// Whether a URL may be asked. Behind a proxy the proxy resolves the name: what can be resolved
     /// here is judged beforehand, what cannot is the proxy's to refuse.
-    async fn may_reach(&self, url: &Url, reach: Reach, seen: &Seen) -> bool {
-        if !reach.allows_url(url) {
+    async fn may_reach(&self, url: &Url, policy: EgressPolicy, seen: &SeenAddresses) -> bool {
+        if !policy.allows_url(url) {
             return false;
         }
         // A name that is connected to from here is judged, and seen, when it is resolved for that.
-        if self.proxies.of(url).is_none() && reach::literal(url).is_none() {
+        if self.proxies.of(url).is_none() && egress_policy::literal(url).is_none() {
             return true;
         }
-        let found = reach::addresses(url).await;
+        let found = egress_policy::addresses(url).await;
         for address in &found {
             seen.add(*address);
         }
-        found.iter().all(|address| reach.allows(*address))
+        found.iter().all(|address| policy.allows(*address))
     }
 }
 

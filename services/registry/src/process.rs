@@ -25,18 +25,18 @@ use holdfast_store::{
 use tokio::net::TcpListener;
 
 use crate::{
+    access_control::{self, AccessControl},
     api::{Api, Observers, Parts},
-    gate::{self, Gate},
     limits::{self, Limits},
     metrics::Metrics,
     notify::{self, Notifier},
     probe,
     scrub::{self, Scrubber},
     session::Secret,
-    volume::{self, Measured, Pulse, Times, Watch},
+    volume_watch::{self, Measured, VolumeStatus, Watch, WatchIntervals},
 };
 use holdfast_fill::internal;
-use holdfast_fill::source::Source;
+use holdfast_fill::pull_through::PullThrough;
 use holdfast_fill::{self as fill, Fills, Peers};
 use holdfast_upstream::{self as upstream, Upstreams};
 
@@ -66,7 +66,7 @@ pub enum Error {
     UploadSecret(#[source] std::io::Error),
     /// A file of access is of no use.
     #[error("the files of access cannot be used")]
-    Access(#[from] gate::LoadError),
+    Access(#[from] access_control::LoadError),
     /// The settings of notifications are of no use.
     #[error("the settings of notifications cannot be used")]
     Notifications(#[from] notify::Error),
@@ -104,7 +104,7 @@ pub async fn run_until(
             |disk| Ok(Arc::new(disk) as Arc<dyn Volume>),
         )
     };
-    run_on(disk, Times::default(), settings, level, shutdown).await
+    run_on(disk, WatchIntervals::default(), settings, level, shutdown).await
 }
 
 /// [`run_until`] on a volume that may take however long to answer: probes and metrics are answered
@@ -114,7 +114,7 @@ pub async fn run_until(
 /// What keeps it from starting.
 pub async fn run_on(
     volume: impl Future<Output = Result<Arc<dyn Volume>, Error>>,
-    times: Times,
+    intervals: WatchIntervals,
     settings: RegistrySettings,
     level: Option<logs::Level>,
     shutdown: CancellationToken,
@@ -173,7 +173,8 @@ pub async fn run_on(
         .as_ref()
         .map(|files| client_tls(files, settings.access.as_ref()))
         .transpose()?;
-    let gate = Gate::from_settings(settings.auth.as_ref(), settings.access.as_ref())?;
+    let access_control =
+        AccessControl::from_settings(settings.auth.as_ref(), settings.access.as_ref())?;
     let (secret, secret_file) = upload_secret(&settings)?;
     let internal = match (settings.internal_listen, &settings.internal_tls) {
         (Some(address), Some(files)) => Some((address, server_tls(files, ClientAuth::Required)?)),
@@ -183,19 +184,19 @@ pub async fn run_on(
         let measured = Arc::new(Measured::new(volume.await?, &numbers));
         Ok::<_, Error>(Store::open_on(measured, &settings.data, options(&settings)).await?)
     };
-    let Some(store) = volume::opened(opening, times, &ready, &shutdown).await else {
+    let Some(store) = volume_watch::opened(opening, intervals, &ready, &shutdown).await else {
         tracing::info!("the registry has ended before its volume answered");
         return Ok(());
     };
     let store = store?;
     let fills = fills(&settings, &store, upstreams, &owner, &shutdown)?;
     let limits = Limits::from(&settings);
-    let pulse = Pulse::default();
+    let volume_status = VolumeStatus::default();
     let api = Api::observed(
         Parts {
             store: store.clone(),
-            source: Some(Arc::new(fills.clone()) as Arc<dyn Source>),
-            gate: gate.clone(),
+            source: Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>),
+            access_control: access_control.clone(),
             secret: secret.clone(),
             limits,
             owner: owner.clone(),
@@ -205,7 +206,7 @@ pub async fn run_on(
         Observers {
             access_log: Some(settings.access_log.clone()),
             notifier: notifier.clone(),
-            pulse: Some(pulse.clone()),
+            volume_status: Some(volume_status.clone()),
             writes: settings.writes,
             mirror_of: mirror_of(&settings),
         },
@@ -217,7 +218,7 @@ pub async fn run_on(
             every: Duration::from_secs(u64::from(settings.scrub.every_hours) * 3600),
             look: SCRUB_LOOK,
         };
-        let source = Some(Arc::new(fills.clone()) as Arc<dyn Source>);
+        let source = Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>);
         Scrubber::new(
             store.clone(),
             source,
@@ -250,13 +251,13 @@ pub async fn run_on(
             shutdown.clone(),
         ));
     }
-    tasks.spawn(gate.follow(files::POLL_INTERVAL, reloads, shutdown.clone()));
+    tasks.spawn(access_control.follow(files::POLL_INTERVAL, reloads, shutdown.clone()));
     let watch = Watch {
         store: store.clone(),
         ready,
-        pulse,
+        volume_status,
         metrics: numbers.volume.clone(),
-        times,
+        intervals,
     };
     tasks.spawn(watch.run(shutdown.clone()));
     let clean = clean(
@@ -288,8 +289,8 @@ pub async fn run_on(
         // removed.
         finish_deletes(&store).await;
     };
-    if tokio::time::timeout(LAST, rest).await.is_err() {
-        tracing::warn!("background work did not end in time and is given up");
+    if tokio::time::timeout(SHUTDOWN_TIMEOUT, rest).await.is_err() {
+        tracing::warn!("background work did not end in time and was aborted");
     }
     end.cancel();
     tracing::info!("the registry has ended");
@@ -308,7 +309,7 @@ const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
 /// How long background work may take to end once the listeners are closed and all requests have
 /// ended.
-const LAST: Duration = Duration::from_secs(10);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn options(settings: &RegistrySettings) -> Options {
     Options {

@@ -3,11 +3,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-use super::{Error, Login, Source};
+use parking_lot::Mutex;
+
+use super::{Error, Login, UpstreamRepository};
 
 /// Most answers that are remembered; above, the memory starts over.
 const MAX_ANSWERS: usize = 4096;
@@ -16,12 +17,12 @@ const MAX_ANSWERS: usize = 4096;
 type Key = (String, String, String, Vec<Login>);
 
 /// Answers "there is none" and "not for you".
-pub(super) struct Negative {
+pub(super) struct NegativeCache {
     lasts: Duration,
     held: Mutex<HashMap<Key, (Error, Instant)>>,
 }
 
-impl Negative {
+impl NegativeCache {
     /// Remembers for `lasts`; zero remembers nothing.
     pub(super) fn new(lasts: Duration) -> Self {
         Self {
@@ -31,19 +32,24 @@ impl Negative {
     }
 
     /// What was said to these very credentials a moment ago.
-    pub(super) fn get(&self, source: &Source, path: &str, now: Instant) -> Option<Error> {
-        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn get(
+        &self,
+        source: &UpstreamRepository,
+        path: &str,
+        now: Instant,
+    ) -> Option<Error> {
+        let held = self.held.lock();
         held.get(&key(source, path))
             .filter(|(_, until)| *until > now)
             .map(|(error, _)| error.clone())
     }
 
     /// Remembers an error if it is an answer, and one that may stand for a while.
-    pub(super) fn put(&self, source: &Source, path: &str, error: &Error, now: Instant) {
+    pub(super) fn put(&self, source: &UpstreamRepository, path: &str, error: &Error, now: Instant) {
         if self.lasts.is_zero() || !matches!(error, Error::NotFound | Error::Unauthorized) {
             return;
         }
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         if held.len() >= MAX_ANSWERS {
             held.retain(|_, (_, until)| *until > now);
             if held.len() >= MAX_ANSWERS {
@@ -54,15 +60,12 @@ impl Negative {
     }
 
     /// Forgets what was said to these credentials: somebody asks on purpose.
-    pub(super) fn forget(&self, source: &Source, path: &str) {
-        self.held
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&key(source, path));
+    pub(super) fn forget(&self, source: &UpstreamRepository, path: &str) {
+        self.held.lock().remove(&key(source, path));
     }
 }
 
-fn key(source: &Source, path: &str) -> Key {
+fn key(source: &UpstreamRepository, path: &str) -> Key {
     (
         source.host.to_string(),
         source.repository.as_str().to_owned(),
@@ -78,14 +81,14 @@ mod tests {
 
     #[test]
     fn a_no_stands_for_a_while_and_for_these_credentials_only() {
-        let source = |logins: &[&str]| Source {
+        let source = |logins: &[&str]| UpstreamRepository {
             host: Host::parse("registry.example").unwrap(),
             repository: RepositoryName::parse("team/app").unwrap(),
             logins: logins.iter().map(|user| Login::new(user, "p")).collect(),
             priority: super::super::SharedPriority::default(),
         };
         let (now, lasts) = (Instant::now(), Duration::from_secs(10));
-        let memory = Negative::new(lasts);
+        let memory = NegativeCache::new(lasts);
         memory.put(&source(&["a"]), "manifests/1", &Error::Unauthorized, now);
         memory.put(
             &source(&["b"]),

@@ -17,6 +17,8 @@ use holdfast_store::{BlobFile, PartialBlob};
 
 pub use holdfast_upstream::Referrer;
 
+use crate::Result;
+
 /// A manifest that is now in the store.
 #[derive(Clone, Debug)]
 pub struct Manifest {
@@ -27,17 +29,17 @@ pub struct Manifest {
 }
 
 /// A blob that can be read now.
-pub enum SourceBlob {
+pub enum PulledBlob {
     /// It is in the store.
     Stored(BlobFile),
     /// This replica fills it; readers follow the growing file.
     Growing(PartialBlob),
     /// Another replica fills it; its bytes come over the internal API.
-    Remote(Box<dyn RemoteBlob>),
+    Remote(Box<dyn PeerBlob>),
 }
 
 /// A blob that another replica fills.
-pub trait RemoteBlob: Send + Sync {
+pub trait PeerBlob: Send + Sync {
     /// Size in bytes, if it is known.
     fn size(&self) -> Option<u64>;
 
@@ -46,7 +48,7 @@ pub trait RemoteBlob: Send + Sync {
     fn open(
         &self,
         offset: u64,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>>;
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>>>;
 }
 
 /// How what is local for a tag compares with the upstream.
@@ -61,51 +63,6 @@ pub enum Freshness {
         /// For the `Warning` header; no secrets, no new lines.
         reason: String,
     },
-}
-
-/// Why an upstream's content is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The upstream itself says that there is no such thing.
-    #[error("the upstream does not have it")]
-    NotFound,
-    /// Neither an Artifact nor the configured upstreams allow to fetch it (yet).
-    #[error("nothing allows to fetch it")]
-    NotAllowed,
-    /// The settings rule the upstream out.
-    #[error("{0}")]
-    Forbidden(String),
-    /// The upstream refused every credential.
-    #[error("the upstream refuses access: {0}")]
-    Unauthorized(String),
-    /// The upstream cannot be reached or fails.
-    #[error("the upstream is unavailable: {0}")]
-    Unavailable(String),
-    /// The same, and it says when it may be asked again.
-    #[error("the upstream is unavailable: {0}")]
-    Later(String, std::time::Duration),
-    /// The upstream asks to be left alone for so long.
-    #[error("the upstream is unavailable: it asks for a pause of {} s", .0.as_secs_f64().ceil())]
-    TooMany(std::time::Duration),
-    /// The upstream took too long.
-    #[error("the upstream did not answer in time: {0}")]
-    Timeout(String),
-    /// What the upstream sent is wrong (digest, size, shape).
-    #[error("the upstream sent something invalid: {0}")]
-    Invalid(String),
-    /// The volume has no room for it.
-    #[error("{0}")]
-    NoSpace(String),
-    /// The registry runs alone, and its settings do not list the upstream: nothing will ever allow
-    /// it.
-    #[error("no upstream of this registry has that name")]
-    NotListed,
-    /// Too many fills at once; try again.
-    #[error("too many fills at once")]
-    Overloaded,
-    /// The store failed, a full volume included.
-    #[error("the store failed")]
-    Store(#[from] holdfast_store::Error),
 }
 
 /// What is known of an upstream's list.
@@ -142,7 +99,7 @@ impl<T> Listed<T> {
 }
 
 /// What fetches from upstreams.
-pub trait Source: Send + Sync + 'static {
+pub trait PullThrough: Send + Sync + 'static {
     /// Whether the repository's content may be fetched on a pull, as things are now. Asks nobody.
     fn fetches(&self, _repo: &RepositoryName) -> bool {
         false
@@ -154,7 +111,7 @@ pub trait Source: Send + Sync + 'static {
         &'a self,
         repo: &'a RepositoryName,
         reference: &'a ManifestRef,
-    ) -> BoxFuture<'a, Result<Manifest, SourceError>>;
+    ) -> BoxFuture<'a, Result<Manifest>>;
 
     /// Fetches a blob, returning as soon as its first bytes can be read (single flight by digest on
     /// the volume). A client that leaves does not stop it.
@@ -162,7 +119,7 @@ pub trait Source: Send + Sync + 'static {
         &'a self,
         repo: &'a RepositoryName,
         digest: &'a Digest,
-    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>>;
+    ) -> BoxFuture<'a, Result<PulledBlob>>;
 
     /// The tags that the upstream of a repository has. By default there is nobody to ask.
     fn tags<'a>(&'a self, _repo: &'a RepositoryName) -> BoxFuture<'a, Listed<Tag>> {

@@ -1,7 +1,7 @@
 //! Who may do what: the one gate in front of every handler. The decision is pure and
 //! deny-by-default; credentials come from files that are read again when they change.
 
-mod decide;
+mod authorize;
 
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -23,9 +23,9 @@ use holdfast_runtime::{
 use http::{HeaderValue, header, request};
 use sha2::{Digest as _, Sha256};
 
-pub use crate::access::token::Claims;
+pub use crate::authn::token::Claims;
 use crate::{
-    access::{
+    authn::{
         htpasswd::Htpasswd,
         keys::{self, Key},
         logins::{Logins, Overloaded},
@@ -34,8 +34,8 @@ use crate::{
     error::Error,
     route::Endpoint,
 };
-pub use decide::{Action, action};
-use decide::{Challenges, Policy};
+pub use authorize::{Action, action};
+use authorize::{Challenges, Policy};
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,14 +51,14 @@ pub enum Principal {
     /// Who bears a token of the authorization service.
     Bearer(Arc<Claims>),
     /// Credentials were sent, and nobody knows them.
-    Stranger,
+    InvalidCredentials,
 }
 
 impl Principal {
     /// Whom an upload session belongs to; empty for anonymous clients.
     pub fn subject(&self) -> String {
         match self {
-            Self::Anonymous | Self::Stranger => String::new(),
+            Self::Anonymous | Self::InvalidCredentials => String::new(),
             Self::Node => "node".to_owned(),
             Self::User(name) => format!("user:{name}"),
             Self::Certificate(peer) => {
@@ -138,11 +138,11 @@ struct Inner {
 
 /// Knows the credentials. Clones share them.
 #[derive(Clone)]
-pub struct Gate {
+pub struct AccessControl {
     inner: Arc<Inner>,
 }
 
-impl std::fmt::Debug for Gate {
+impl std::fmt::Debug for AccessControl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gate")
             .field("policy", &self.inner.policy)
@@ -150,25 +150,26 @@ impl std::fmt::Debug for Gate {
     }
 }
 
-impl Gate {
-    /// A gate that knows nobody and lets everybody pull and push: the registry that runs alone,
+impl AccessControl {
+    /// Access control that knows nobody and lets everybody pull and push: the registry that runs alone,
     /// with no access configured.
     pub fn open() -> Self {
         Self::empty(Policy::open(), None, AccessSettings::default())
     }
 
-    /// A gate that lets nodes pull.
+    /// Access control that lets nodes pull.
     pub fn nodes(username: &str, password: &str) -> Self {
         let access = AccessSettings::default();
-        let gate = Self::empty(policy(true, &access), None, access);
+        let access_control = Self::empty(policy(true, &access), None, access);
         let passwords = [password.to_owned()];
-        gate.inner
+        access_control
+            .inner
             .node
             .store(Some(credential(username, &passwords)));
-        gate
+        access_control
     }
 
-    /// The gate that the settings ask for: the nodes' by `auth`, the others' by `access`; with
+    /// The access control of the settings: the nodes' by `auth`, the others' by `access`; with
     /// neither, everybody may do everything.
     ///
     /// # Errors
@@ -181,11 +182,11 @@ impl Gate {
             return Ok(Self::open());
         }
         let access = access.cloned().unwrap_or_default();
-        let gate = Self::empty(policy(auth.is_some(), &access), auth.cloned(), access);
-        for (what, _) in gate.files() {
-            gate.reload(what)?;
+        let access_control = Self::empty(policy(auth.is_some(), &access), auth.cloned(), access);
+        for (what, _) in access_control.files() {
+            access_control.reload(what)?;
         }
-        Ok(gate)
+        Ok(access_control)
     }
 
     fn empty(policy: Policy, auth: Option<AuthFiles>, access: AccessSettings) -> Self {
@@ -259,9 +260,9 @@ impl Gate {
     /// Reads files again when they change, until `shutdown`.
     pub async fn follow(self, every: Duration, reloads: Reloads, shutdown: CancellationToken) {
         let followed = self.files().into_iter().map(|(what, paths)| {
-            let (gate, reloads) = (self.clone(), reloads.clone());
+            let (access_control, reloads) = (self.clone(), reloads.clone());
             files::watch(paths, every, shutdown.clone(), move || {
-                reloads.record(what, &gate.reload(what).map_err(told));
+                reloads.record(what, &access_control.reload(what).map_err(told));
             })
         });
         futures::future::join_all(followed).await;
@@ -280,7 +281,7 @@ impl Gate {
         match (values.next(), values.next()) {
             (None, _) => Ok(self.by_certificate(head)),
             (Some(value), None) => self.by_header(value, address(head)).await,
-            _ => Ok(Principal::Stranger),
+            _ => Ok(Principal::InvalidCredentials),
         }
     }
 
@@ -296,16 +297,16 @@ impl Gate {
     async fn by_header(&self, value: &HeaderValue, address: IpAddr) -> Result<Principal, Error> {
         let Some((scheme, rest)) = value.to_str().ok().and_then(|value| value.split_once(' '))
         else {
-            return Ok(Principal::Stranger);
+            return Ok(Principal::InvalidCredentials);
         };
         if scheme.eq_ignore_ascii_case("bearer") {
             return Ok(self.by_token(rest.trim()));
         }
         if !scheme.eq_ignore_ascii_case("basic") {
-            return Ok(Principal::Stranger);
+            return Ok(Principal::InvalidCredentials);
         }
         let Some((username, password)) = basic(rest) else {
-            return Ok(Principal::Stranger);
+            return Ok(Principal::InvalidCredentials);
         };
         if username.is_empty() && password.is_empty() {
             // What some clients send for "no credentials" once they saw a challenge.
@@ -317,12 +318,12 @@ impl Gate {
             return Ok(Principal::Node);
         }
         let Some(users) = self.inner.users.load_full() else {
-            return Ok(Principal::Stranger);
+            return Ok(Principal::InvalidCredentials);
         };
         let checked = users.check(&self.inner.logins, address, (&username, &password));
         match checked.await {
             Ok(true) => Ok(Principal::User(username.into())),
-            Ok(false) => Ok(Principal::Stranger),
+            Ok(false) => Ok(Principal::InvalidCredentials),
             Err(Overloaded) => Err(Error::too_many(
                 "too many logins at once, or too many failed ones from this address",
             )),
@@ -331,7 +332,7 @@ impl Gate {
 
     fn by_token(&self, token: &str) -> Principal {
         let Some(tokens) = &self.inner.tokens else {
-            return Principal::Stranger;
+            return Principal::InvalidCredentials;
         };
         let expected = Expected {
             issuer: &tokens.settings.issuer,
@@ -341,7 +342,7 @@ impl Gate {
             Ok(claims) => Principal::Bearer(Arc::new(claims)),
             Err(reason) => {
                 tracing::debug!(%reason, "a token was refused");
-                Principal::Stranger
+                Principal::InvalidCredentials
             }
         }
     }
@@ -357,7 +358,7 @@ impl Gate {
     /// Lets a request pass that is no endpoint: who may not even read learns nothing of paths.
     ///
     /// # Errors
-    /// See [`Gate::check`].
+    /// See [`AccessControl::check`].
     pub fn check_unknown(&self, principal: &Principal) -> Result<(), Error> {
         self.inner.policy.check_unknown(principal)
     }
@@ -457,5 +458,4 @@ fn same(a: &[u8; 32], b: &[u8; 32]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "gate_tests.rs"]
 mod tests;

@@ -5,13 +5,7 @@
 //! refused before their check. Those that wait are served by what is known of them: first passwords
 //! that were right before, then addresses with the fewest failures, one of each address in turn.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc, time::Instant};
 
 use tokio::sync::oneshot;
 
@@ -19,6 +13,8 @@ use crate::limits::{
     LOGIN_ADDRESSES, LOGIN_FAILURES_OF_ADDRESS, LOGIN_FAILURES_OF_USER, LOGIN_WINDOW,
     PASSWORDS_AT_ONCE, PASSWORDS_WAITING,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Why a password was not checked: too many wait, or too many of this client were wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,7 +81,7 @@ impl Drop for Turn {
 
 impl Logins {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Waits for leave to check a password.

@@ -188,5 +188,4 @@ fn check(payload: Payload, expected: Expected<'_>, now: f64) -> Result<Claims, E
 }
 
 #[cfg(test)]
-#[path = "token_tests.rs"]
 mod tests;

@@ -12,18 +12,18 @@ use holdfast_api::fill::Priority;
 use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag, rewrite};
 
 use super::{
-    Error, Fills, Result, arriving::Entry, blob, candidates::Candidate, entry::State,
-    image::pointer, relay::Relay,
+    Error, Fills, Result, blob, candidates::Candidate, entry::State, image::repo_lock_name,
+    peer_stream::PeerStream, pending_manifests::PendingManifest,
 };
 use crate::{
     limits::SEARCHED_MANIFESTS,
-    source::{self, Freshness, SourceBlob, SourceError},
+    pull_through::{self, Freshness, PulledBlob},
 };
 use holdfast_runtime::time_limit::within;
-use holdfast_upstream::{self as upstream, Login, Requester, SharedPriority, Source};
+use holdfast_upstream::{self as upstream, Login, Requester, SharedPriority, UpstreamRepository};
 
 /// Between two looks at what others do on the volume.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone)]
@@ -54,7 +54,7 @@ impl Named {
     }
 }
 
-impl source::Source for Fills {
+impl pull_through::PullThrough for Fills {
     fn fetches(&self, repo: &RepositoryName) -> bool {
         rewrite::upstream_of(repo).is_some_and(|(host, _)| {
             self.permit(&host).is_ok()
@@ -66,10 +66,10 @@ impl source::Source for Fills {
         &'a self,
         repo: &'a RepositoryName,
         reference: &'a ManifestRef,
-    ) -> BoxFuture<'a, Result<source::Manifest, SourceError>> {
+    ) -> BoxFuture<'a, Result<pull_through::Manifest>> {
         Box::pin(async move {
             let entry = self.pull_manifest(repo, reference).await?;
-            Ok(source::Manifest {
+            Ok(pull_through::Manifest {
                 digest: entry.digest,
                 bytes: entry.bytes,
             })
@@ -80,15 +80,15 @@ impl source::Source for Fills {
         &'a self,
         repo: &'a RepositoryName,
         digest: &'a Digest,
-    ) -> BoxFuture<'a, Result<SourceBlob, SourceError>> {
-        Box::pin(async move { Ok(self.pull_blob(repo, digest).await?) })
+    ) -> BoxFuture<'a, Result<PulledBlob>> {
+        Box::pin(self.pull_blob(repo, digest))
     }
 
     fn served(&self, kind: &'static str, is_hit: bool, bytes: u64) {
         self.metrics().proxy.served(kind, is_hit, bytes);
     }
 
-    fn tags<'a>(&'a self, repo: &'a RepositoryName) -> BoxFuture<'a, source::Listed<Tag>> {
+    fn tags<'a>(&'a self, repo: &'a RepositoryName) -> BoxFuture<'a, pull_through::Listed<Tag>> {
         Box::pin(self.list_tags(repo))
     }
 
@@ -96,7 +96,7 @@ impl source::Source for Fills {
         &'a self,
         repo: &'a RepositoryName,
         subject: &'a Digest,
-    ) -> BoxFuture<'a, source::Listed<source::Referrer>> {
+    ) -> BoxFuture<'a, pull_through::Listed<pull_through::Referrer>> {
         Box::pin(self.list_referrers(repo, subject))
     }
 
@@ -106,7 +106,7 @@ impl source::Source for Fills {
         tag: &'a Tag,
         local: &'a Digest,
     ) -> BoxFuture<'a, Freshness> {
-        Box::pin(self.fresh(repo, tag, local))
+        Box::pin(self.revalidate_tag(repo, tag, local))
     }
 }
 
@@ -117,7 +117,7 @@ impl Fills {
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Result<Option<Source>> {
+    ) -> Result<Option<UpstreamRepository>> {
         let exactly = self.inner.grants.exactly(repo, reference, Instant::now());
         let granted = match (exactly, reference) {
             (Some(logins), _) => Some(logins),
@@ -131,12 +131,12 @@ impl Fills {
         &self,
         repo: &RepositoryName,
         granted: Option<Vec<Login>>,
-    ) -> Option<Source> {
+    ) -> Option<UpstreamRepository> {
         let (host, repository) = rewrite::upstream_of(repo)?;
         self.permit(&host).ok()?;
         let is_listed = self.pulls_through(&host);
         let logins = granted.or_else(|| is_listed.then(Vec::new))?;
-        Some(Source {
+        Some(UpstreamRepository {
             host,
             repository,
             logins,
@@ -157,7 +157,11 @@ impl Fills {
         Ok(self.inner.grants.of_roots(repo, &leads, now))
     }
 
-    async fn pull_manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Entry> {
+    async fn pull_manifest(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<PendingManifest> {
         let mut asks = false;
         let waits = async {
             loop {
@@ -176,7 +180,7 @@ impl Fills {
                     return Err(Error::NotListed);
                 }
                 // The controller may be about to name it, or another replica to finish it.
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         match within(self.inner.settings.hold, waits).await {
@@ -190,8 +194,12 @@ impl Fills {
     }
 
     /// What is verified in memory or stored already.
-    async fn known(&self, repo: &RepositoryName, reference: &ManifestRef) -> Result<Option<Entry>> {
-        if let Some(entry) = self.inner.arriving.manifest(repo, reference) {
+    async fn known(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Result<Option<PendingManifest>> {
+        if let Some(entry) = self.inner.pending_manifests.manifest(repo, reference) {
             return Ok(Some(entry));
         }
         let stored = match reference {
@@ -203,7 +211,7 @@ impl Fills {
                 .await?
                 .map(|bytes| (digest.clone(), bytes)),
         };
-        Ok(stored.map(|(digest, bytes)| Entry {
+        Ok(stored.map(|(digest, bytes)| PendingManifest {
             digest,
             media_type: "",
             bytes,
@@ -213,13 +221,13 @@ impl Fills {
     /// Begins to fill an image and returns when its manifest is verified; the rest goes on alone.
     async fn begin_image(
         &self,
-        source: &Source,
+        source: &UpstreamRepository,
         repo: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Result<Entry> {
-        let mut changed = self.inner.arriving.changed();
+    ) -> Result<PendingManifest> {
+        let mut changed = self.inner.pending_manifests.changed();
         // Which of its blobs somebody waits for the pulls of the blobs will tell.
-        let source = &Source {
+        let source = &UpstreamRepository {
             priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),
             ..source.clone()
         };
@@ -240,7 +248,7 @@ impl Fills {
                     };
                 }
                 _ = changed.changed() => {
-                    if let Some(entry) = self.inner.arriving.manifest(repo, reference) {
+                    if let Some(entry) = self.inner.pending_manifests.manifest(repo, reference) {
                         return Ok(entry);
                     }
                 }
@@ -253,8 +261,8 @@ impl Fills {
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
-    ) -> Result<Option<Entry>> {
-        let Some(owner) = self.inner.store.lock_holder(&pointer(repo)).await? else {
+    ) -> Result<Option<PendingManifest>> {
+        let Some(owner) = self.inner.store.lock_holder(&repo_lock_name(repo)).await? else {
             return Ok(None);
         };
         if owner == self.inner.owner || owner.address.is_empty() {
@@ -278,13 +286,13 @@ impl Fills {
             reference,
             &upstream::Manifest::new(digest, bytes, reserved),
         )?;
-        Ok(self.inner.arriving.manifest(repo, reference))
+        Ok(self.inner.pending_manifests.manifest(repo, reference))
     }
 
-    async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<SourceBlob> {
+    async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<PulledBlob> {
         if let Err(forbidden) = self.permit_repository(repo) {
             let stored = self.inner.store.open_repo_blob(repo, digest).await?;
-            return stored.map(SourceBlob::Stored).ok_or(forbidden);
+            return stored.map(PulledBlob::Stored).ok_or(forbidden);
         }
         // Only what a manifest of this repository names: nobody reads another repository's blobs
         // through here.
@@ -304,7 +312,7 @@ impl Fills {
         loop {
             let store = &self.inner.store;
             if let Some(file) = store.open_repo_blob(repo, digest).await? {
-                return Ok(SourceBlob::Stored(file));
+                return Ok(PulledBlob::Stored(file));
             }
             // Whatever its manifest claims, the blob is what its digest says.
             if store.stat_blob(digest).await?.is_some() {
@@ -314,7 +322,7 @@ impl Fills {
                     return Err(Error::NotAllowed);
                 } else {
                     // Whoever copies it links it.
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
                 continue;
             }
@@ -326,31 +334,31 @@ impl Fills {
             };
             match state {
                 State::Growing(growing) => {
-                    if !entry.is_proven(repo) {
+                    if !entry.is_authorized(repo) {
                         if !self.may_read(source.as_ref(), &named, digest).await? {
                             return Err(Error::NotAllowed);
                         }
-                        self.prove_to(&entry, repo, digest).await?;
+                        self.authorize_for(&entry, repo, digest).await?;
                     }
-                    return Ok(SourceBlob::Growing(growing.claiming(size)));
+                    return Ok(PulledBlob::Growing(growing.claiming(size)));
                 }
                 State::Elsewhere(_) => {
                     if named.is_stored {
-                        self.prove_to(&entry, repo, digest).await?;
+                        self.authorize_for(&entry, repo, digest).await?;
                     }
                     if let Some((host, _)) = rewrite::upstream_of(repo) {
                         entry.waits(|| self.inner.upstreams.wait(&host));
                     }
-                    let relay = Relay {
+                    let relay = PeerStream {
                         fills: self.clone(),
                         source,
                         repo: repo.clone(),
                         digest: digest.clone(),
                         size,
-                        proven: named.is_stored,
+                        authorized: named.is_stored,
                     };
                     let shared = self.inner.streams.share(repo, digest, Arc::new(relay));
-                    return Ok(SourceBlob::Remote(Box::new(shared)));
+                    return Ok(PulledBlob::Remote(Box::new(shared)));
                 }
                 State::Failed(error) if begun_by_others > 2 => return Err(error),
                 State::Failed(_) => {
@@ -367,7 +375,7 @@ impl Fills {
     /// Joins the copy of a blob with each size that the repository's manifests claim.
     fn join(
         &self,
-        source: Option<&Source>,
+        source: Option<&UpstreamRepository>,
         repo: &RepositoryName,
         digest: &Digest,
         named: &Named,
@@ -386,13 +394,13 @@ impl Fills {
 
     /// The upstream let this repository's credentials read what is copied: it is linked once it is
     /// there.
-    async fn prove_to(
+    async fn authorize_for(
         &self,
         entry: &super::entry::Entry,
         repo: &RepositoryName,
         digest: &Digest,
     ) -> Result<()> {
-        if entry.prove(repo) && self.inner.store.stat_blob(digest).await?.is_some() {
+        if entry.authorize(repo) && self.inner.store.stat_blob(digest).await?.is_some() {
             self.inner.store.link_blob(repo, digest).await?;
         }
         Ok(())
@@ -402,13 +410,13 @@ impl Fills {
     /// nobody here can ask.
     async fn may_read(
         &self,
-        source: Option<&Source>,
+        source: Option<&UpstreamRepository>,
         named: &Named,
         digest: &Digest,
     ) -> Result<bool> {
         match source {
             _ if named.is_stored => Ok(true),
-            Some(source) => self.prove(source, digest).await.map(|()| true),
+            Some(source) => self.authorize(source, digest).await.map(|()| true),
             None => Ok(false),
         }
     }
@@ -422,7 +430,7 @@ impl Fills {
         seen: &mut HashSet<Digest>,
     ) -> Result<Option<Named>> {
         let deadline = Instant::now() + self.inner.settings.hold;
-        let locks = [pointer(repo), blob::lock_name(digest)];
+        let locks = [repo_lock_name(repo), blob::lock_name(digest)];
         loop {
             let mut others = Vec::new();
             for lock in &locks {
@@ -451,7 +459,7 @@ impl Fills {
             if Instant::now() >= deadline {
                 return Ok(None);
             }
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -475,7 +483,7 @@ impl Fills {
         digest: &Digest,
         seen: &mut HashSet<Digest>,
     ) -> Result<Option<Named>> {
-        let sizes = self.inner.arriving.blob(repo, digest);
+        let sizes = self.inner.pending_manifests.blob(repo, digest);
         if !sizes.is_empty() {
             return Ok(Some(Named {
                 sizes,

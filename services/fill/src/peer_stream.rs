@@ -9,39 +9,39 @@ use holdfast_core::{Digest, RepositoryName};
 use holdfast_store::{Hasher, PartialBlob};
 
 use super::{Error, Fills, Result, entry::State, peers::Answer};
-use crate::source::{RemoteBlob, SourceError};
+use crate::pull_through::PeerBlob;
 use holdfast_runtime::time_limit::{TimeLimit, within};
-use holdfast_upstream::Source;
+use holdfast_upstream::UpstreamRepository;
 
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;
 /// Between two looks at who has the blob.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long an answer waits for its first bytes.
-const SOON: Duration = Duration::from_secs(2);
+const FIRST_BYTES_WAIT: Duration = Duration::from_secs(2);
 /// How long another replica may give no answer at all: longer than a dead replica's lock lives.
-const PATIENCE: Duration = Duration::from_secs(45);
+const UNANSWERED_LIMIT: Duration = Duration::from_secs(45);
 /// How long a stream from another replica may stand still until that replica is asked again.
-const STILL: Duration = Duration::from_secs(15);
+const STALL_LIMIT: Duration = Duration::from_secs(15);
 /// Copies of this replica that fail one after the other, with no byte between, until a client is
 /// told.
 const COPIES: u32 = 3;
 
 /// A blob that another replica fills.
 #[derive(Clone)]
-pub(super) struct Relay {
+pub(super) struct PeerStream {
     pub(super) fills: Fills,
-    pub(super) source: Option<Source>,
+    pub(super) source: Option<UpstreamRepository>,
     pub(super) repo: RepositoryName,
     pub(super) digest: Digest,
     /// The size that the repository's manifest claims.
     pub(super) size: Option<u64>,
     /// Whether this repository is known to hold the blob; else the replica that fills it says for
     /// which it does.
-    pub(super) proven: bool,
+    pub(super) authorized: bool,
 }
 
-impl RemoteBlob for Relay {
+impl PeerBlob for PeerStream {
     fn size(&self) -> Option<u64> {
         self.size
     }
@@ -49,7 +49,7 @@ impl RemoteBlob for Relay {
     fn open(
         &self,
         offset: u64,
-    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>, SourceError>> {
+    ) -> BoxFuture<'_, Result<BoxStream<'static, std::io::Result<Bytes>>>> {
         let mut cursor = Cursor {
             relay: self.clone(),
             start: offset,
@@ -57,14 +57,14 @@ impl RemoteBlob for Relay {
             from: From::Nowhere,
             handed: Hasher::new(self.digest.algorithm()),
             again: None,
-            unanswered: TimeLimit::new(PATIENCE),
+            unanswered: TimeLimit::new(UNANSWERED_LIMIT),
             broke: false,
             failed: 0,
         };
         Box::pin(async move {
             // A refusal that comes soon is told before the answer begins; bytes far ahead come when
             // they come.
-            let soon = tokio::time::timeout(SOON, cursor.next()).await;
+            let soon = tokio::time::timeout(FIRST_BYTES_WAIT, cursor.next()).await;
             let first = soon.ok().transpose()?;
             let rest = futures::stream::unfold(Some(cursor), |cursor| async {
                 let mut cursor = cursor?;
@@ -89,7 +89,7 @@ impl RemoteBlob for Relay {
 }
 
 struct Cursor {
-    relay: Relay,
+    relay: PeerStream,
     /// Where the client's part begins.
     start: u64,
     /// The next byte that the client gets.
@@ -141,7 +141,7 @@ impl Cursor {
                         None
                     }
                 },
-                From::Peer(stream) => match within(STILL, stream.next()).await {
+                From::Peer(stream) => match within(STALL_LIMIT, stream.next()).await {
                     // An empty piece is no end.
                     Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
                     Some(Some(Ok(bytes))) => Some(bytes),
@@ -200,7 +200,7 @@ impl Cursor {
             return Err(self.other_size(size));
         }
         self.offset = offset;
-        self.unanswered = TimeLimit::new(PATIENCE);
+        self.unanswered = TimeLimit::new(UNANSWERED_LIMIT);
         (self.broke, self.failed) = (false, 0);
         self.handed.update(&bytes);
         // Before the last byte is handed on: a wrong body never ends cleanly.
@@ -233,16 +233,16 @@ impl Cursor {
 
     /// Waits for the next look at who has the bytes.
     async fn pause(&mut self) -> Result<()> {
-        let pause = self.unanswered.run(tokio::time::sleep(LOOK)).await;
+        let pause = self.unanswered.run(tokio::time::sleep(POLL_INTERVAL)).await;
         pause.ok_or_else(|| {
             Error::Unavailable("the replica that copies it does not answer".to_owned())
         })
     }
 
     /// Has the upstream say that this repository may have the blob; who cannot ask waits.
-    async fn prove(&mut self) -> Result<()> {
-        self.relay.prove().await?;
-        if self.relay.proven {
+    async fn authorize(&mut self) -> Result<()> {
+        self.relay.authorize().await?;
+        if self.relay.authorized {
             Ok(())
         } else {
             self.pause().await
@@ -265,7 +265,7 @@ impl Cursor {
         }
         let (at, relay) = (self.at(), &self.relay);
         let store = &relay.fills.inner.store;
-        let stored = if relay.proven {
+        let stored = if relay.authorized {
             store.open_blob(&relay.digest).await?
         } else {
             store.open_repo_blob(&relay.repo, &relay.digest).await?
@@ -294,10 +294,10 @@ impl Cursor {
         };
         match state {
             State::Growing(growing) => {
-                if relay.proven || entry.is_proven(&relay.repo) {
+                if relay.authorized || entry.is_authorized(&relay.repo) {
                     self.from = From::Here(growing.claiming(relay.size));
                 } else {
-                    self.prove().await?;
+                    self.authorize().await?;
                 }
             }
             State::Failed(error) => {
@@ -312,7 +312,7 @@ impl Cursor {
                 self.pause().await?;
             }
             State::Elsewhere(owner) => {
-                let repo = (!relay.proven).then_some(&relay.repo);
+                let repo = (!relay.authorized).then_some(&relay.repo);
                 let peers = &relay.fills.inner.peers;
                 let (digest, size) = (&relay.digest, relay.size);
                 let asked = peers.blob(&owner.address, digest, at, size, repo);
@@ -320,15 +320,15 @@ impl Cursor {
                 match answer {
                     Some(Answer::Stream(stream)) => {
                         if !self.broke {
-                            self.unanswered = TimeLimit::new(PATIENCE);
+                            self.unanswered = TimeLimit::new(UNANSWERED_LIMIT);
                         }
                         self.from = From::Peer(stream);
                     }
                     Some(Answer::NotYet) => {
-                        self.unanswered = TimeLimit::new(PATIENCE);
+                        self.unanswered = TimeLimit::new(UNANSWERED_LIMIT);
                         self.pause().await?;
                     }
-                    Some(Answer::NotThisRepository) => self.prove().await?,
+                    Some(Answer::NotThisRepository) => self.authorize().await?,
                     Some(Answer::Nothing) | None => self.pause().await?,
                 }
             }
@@ -339,8 +339,8 @@ impl Cursor {
                 let relay = &mut self.relay;
                 let store = &relay.fills.inner.store;
                 let linked = store.repo_has_blob(&relay.repo, &relay.digest).await?;
-                if !relay.proven && !linked && relay.source.is_some() {
-                    relay.prove().await?;
+                if !relay.authorized && !linked && relay.source.is_some() {
+                    relay.authorize().await?;
                 }
             }
             State::Starting => {}
@@ -349,12 +349,12 @@ impl Cursor {
     }
 }
 
-impl Relay {
+impl PeerStream {
     /// Has the upstream say that these credentials may read the blob in this repository.
-    async fn prove(&mut self) -> Result<()> {
+    async fn authorize(&mut self) -> Result<()> {
         if let Some(source) = &self.source {
-            self.fills.prove(source, &self.digest).await?;
-            self.proven = true;
+            self.fills.authorize(source, &self.digest).await?;
+            self.authorized = true;
         }
         Ok(())
     }

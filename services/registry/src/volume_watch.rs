@@ -25,11 +25,11 @@ use crate::{limits, metrics::Volume as Metrics};
 
 /// Whether the volume hangs. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Pulse {
+pub struct VolumeStatus {
     hangs: Arc<AtomicBool>,
 }
 
-impl Pulse {
+impl VolumeStatus {
     /// Whether the volume has not answered for so long that there is no use in waiting for it.
     pub fn hangs(&self) -> bool {
         self.hangs.load(Ordering::Relaxed)
@@ -42,7 +42,7 @@ impl Pulse {
 
 /// When the watch looks, and what it makes of silence.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub struct WatchIntervals {
     /// Between two looks.
     pub every: Duration,
     /// After so long without an answer the registry is not ready.
@@ -51,7 +51,7 @@ pub struct Times {
     pub hang: Duration,
 }
 
-impl Default for Times {
+impl Default for WatchIntervals {
     fn default() -> Self {
         Self {
             every: limits::VOLUME_EVERY,
@@ -65,31 +65,31 @@ impl Default for Times {
 /// the process is to end first.
 pub(crate) async fn opened<E>(
     opening: impl Future<Output = Result<Store, E>>,
-    times: Times,
+    intervals: WatchIntervals,
     ready: &Flag,
     shutdown: &CancellationToken,
 ) -> Option<Result<Store, E>> {
     ready.failed("the volume is being opened");
     let mut opening = std::pin::pin!(opening);
     let begun = Instant::now();
-    let mut wait = times.deadline;
+    let mut wait = intervals.deadline;
     loop {
         tokio::select! {
             () = shutdown.cancelled() => return None,
             store = &mut opening => return Some(store),
             () = tokio::time::sleep(wait) => {
-                if wait == times.deadline {
+                if wait == intervals.deadline {
                     tracing::warn!("the volume does not answer; the registry serves as soon as it does");
                 }
                 ready.failed(&silent(begun));
-                wait = LOOK;
+                wait = POLL_INTERVAL;
             }
         }
     }
 }
 
 /// Between two looks at a clock while the volume is silent.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 fn silent(since: Instant) -> String {
     format!(
@@ -103,9 +103,9 @@ fn silent(since: Instant) -> String {
 pub(crate) struct Watch {
     pub(crate) store: Store,
     pub(crate) ready: Flag,
-    pub(crate) pulse: Pulse,
+    pub(crate) volume_status: VolumeStatus,
     pub(crate) metrics: Metrics,
-    pub(crate) times: Times,
+    pub(crate) intervals: WatchIntervals,
 }
 
 impl Watch {
@@ -118,23 +118,23 @@ impl Watch {
             let look = tokio::spawn(async move { pool.run(move || store.check_health()).await });
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = self.judge(look, &mut state) => {}
+                () = self.evaluate(look, &mut state) => {}
             }
             tokio::select! {
                 () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(self.times.every) => {}
+                () = tokio::time::sleep(self.intervals.every) => {}
             }
         }
     }
 
     /// Waits for one look, however long that takes, and draws the conclusions on the way.
-    async fn judge(
+    async fn evaluate(
         &self,
         mut look: tokio::task::JoinHandle<holdfast_store::Result<VolumeHealth>>,
         state: &mut State,
     ) {
         let begun = Instant::now();
-        let mut wait = self.times.deadline;
+        let mut wait = self.intervals.deadline;
         let outcome = loop {
             tokio::select! {
                 outcome = &mut look => break outcome,
@@ -144,15 +144,15 @@ impl Watch {
                     }
                     self.ready.failed(&silent(begun));
                     self.metrics.up.set(0);
-                    if begun.elapsed() >= self.times.hang && !self.pulse.hangs() {
+                    if begun.elapsed() >= self.intervals.hang && !self.volume_status.hangs() {
                         tracing::error!("the volume hangs, requests are refused until it answers");
-                        self.pulse.set(true);
+                        self.volume_status.set(true);
                     }
-                    wait = LOOK.min(self.times.hang);
+                    wait = POLL_INTERVAL.min(self.intervals.hang);
                 }
             }
         };
-        self.pulse.set(false);
+        self.volume_status.set(false);
         if std::mem::take(&mut state.silent) {
             tracing::info!(
                 after_seconds = begun.elapsed().as_secs(),
@@ -188,7 +188,7 @@ impl Watch {
             if before.is_some_and(|before| before != *id) {
                 self.metrics.swaps.inc();
                 tracing::error!(
-                    "another volume lies under the registry's folder than before: what it holds is served, what it lacks is copied anew"
+                    "the volume was replaced by another one: what it holds is served, what it lacks is copied again"
                 );
             }
         }

@@ -3,25 +3,25 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use holdfast_core::{Digest, ManifestRef, RepositoryName};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::limits::ARRIVING_BYTES;
 use holdfast_core::shares::Shares;
 
 /// For how long a manifest is remembered whose fill does not end, and after a fill ended badly.
-const KEPT: Duration = Duration::from_secs(15 * 60);
+const TTL: Duration = Duration::from_secs(15 * 60);
 /// What a blob's name takes in memory, bytes.
 const NAME_BYTES: usize = 160;
 
 /// A verified manifest.
 #[derive(Debug, Clone)]
-pub(crate) struct Entry {
+pub(crate) struct PendingManifest {
     pub(crate) digest: Digest,
     pub(crate) media_type: &'static str,
     pub(crate) bytes: Bytes,
@@ -31,7 +31,7 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 struct Manifest {
     repo: RepositoryName,
-    entry: Entry,
+    entry: PendingManifest,
     blobs: Vec<(Digest, u64)>,
     tags: Vec<String>,
 }
@@ -67,12 +67,12 @@ impl Held {
 }
 
 /// What is on its way.
-pub(super) struct Arriving {
+pub(super) struct PendingManifests {
     held: Mutex<Held>,
     changed: watch::Sender<u64>,
 }
 
-impl Default for Arriving {
+impl Default for PendingManifests {
     fn default() -> Self {
         let held = Held {
             manifests: Shares::new(ARRIVING_BYTES, usize::MAX),
@@ -85,9 +85,9 @@ impl Default for Arriving {
     }
 }
 
-impl Arriving {
+impl PendingManifests {
     fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.held.lock()
     }
 
     /// Remembers a verified manifest with the blobs that it names, and the tag that led to it.
@@ -95,7 +95,7 @@ impl Arriving {
         &self,
         repo: &RepositoryName,
         reference: &ManifestRef,
-        entry: Entry,
+        entry: PendingManifest,
         blobs: Vec<(Digest, u64)>,
     ) {
         let now = Instant::now();
@@ -118,7 +118,7 @@ impl Arriving {
         };
         let cost = manifest.cost();
         let mut ended = held.manifests.insert(repo, key, (manifest, cost), now);
-        if let Some(limit) = now.checked_sub(KEPT) {
+        if let Some(limit) = now.checked_sub(TTL) {
             ended.extend(held.manifests.expire(limit));
         }
         held.forget(ended);
@@ -134,7 +134,11 @@ impl Arriving {
     }
 
     /// A manifest on its way.
-    pub(super) fn manifest(&self, repo: &RepositoryName, reference: &ManifestRef) -> Option<Entry> {
+    pub(super) fn manifest(
+        &self,
+        repo: &RepositoryName,
+        reference: &ManifestRef,
+    ) -> Option<PendingManifest> {
         let held = self.held();
         let digest = match reference {
             ManifestRef::Digest(digest) => digest,
@@ -171,44 +175,45 @@ mod tests {
 
     #[test]
     fn large_manifests_take_no_other_images_place() {
-        let arriving = Arriving::default();
+        let pending_manifests = PendingManifests::default();
         let add = |repo: &str, number: usize, bytes: usize| {
             let repo = RepositoryName::parse(repo).unwrap();
             let digest = Digest::parse(&format!("sha256:{number:064x}")).unwrap();
             let reference = ManifestRef::Digest(digest.clone());
-            let entry = Entry {
+            let entry = PendingManifest {
                 digest,
                 media_type: "m",
                 bytes: vec![0; bytes].into(),
             };
-            arriving.add(&repo, &reference, entry, Vec::new());
+            pending_manifests.add(&repo, &reference, entry, Vec::new());
             (repo, reference)
         };
         let small = add("a/small", 0, 1000);
         let large: Vec<_> = (1..=8)
             .map(|number| add("b/large", number, 4 << 20))
             .collect();
-        let is_there = |(repo, reference): &(_, _)| arriving.manifest(repo, reference).is_some();
+        let is_there =
+            |(repo, reference): &(_, _)| pending_manifests.manifest(repo, reference).is_some();
         assert!(is_there(&small), "the oldest of all");
         let left: Vec<_> = large.iter().map(is_there).collect();
         assert_eq!(left, [false, false, false, false, false, true, true, true]);
     }
     #[test]
     fn a_tag_leads_to_the_manifest_that_it_named_last() {
-        let arriving = Arriving::default();
+        let pending_manifests = PendingManifests::default();
         let repo = RepositoryName::parse("a/app").unwrap();
         let tag = |name: &str| ManifestRef::Tag(holdfast_core::Tag::parse(name).unwrap());
         let digest = |number: usize| Digest::parse(&format!("sha256:{number:064x}")).unwrap();
         let add = |name: &str, number: usize| {
-            let entry = Entry {
+            let entry = PendingManifest {
                 digest: digest(number),
                 media_type: "m",
                 bytes: Bytes::new(),
             };
-            arriving.add(&repo, &tag(name), entry, Vec::new());
+            pending_manifests.add(&repo, &tag(name), entry, Vec::new());
         };
         let led = |name: &str| {
-            let found = arriving.manifest(&repo, &tag(name));
+            let found = pending_manifests.manifest(&repo, &tag(name));
             found.map(|entry| entry.digest)
         };
         add("1", 1);
@@ -218,10 +223,10 @@ mod tests {
             (led("1"), led("latest")),
             (Some(digest(1)), Some(digest(2)))
         );
-        arriving.remove(&repo, &digest(1));
+        pending_manifests.remove(&repo, &digest(1));
         assert_eq!((led("1"), led("latest")), (None, Some(digest(2))));
-        arriving.remove(&repo, &digest(2));
+        pending_manifests.remove(&repo, &digest(2));
         assert_eq!(led("latest"), None);
-        assert!(arriving.held().tags.is_empty());
+        assert!(pending_manifests.held().tags.is_empty());
     }
 }

@@ -1,17 +1,17 @@
 //! Whether a tag that is local is still what the upstream means by it: asked by policy, never
 //! waited for, never asked twice.
 
-use std::{collections::HashMap, sync::PoisonError, time::Duration};
+use std::{collections::HashMap, time::Duration};
 
 use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag};
 use tokio::{sync::watch, time::Instant};
 
 use super::Fills;
-use crate::source::Freshness;
-use holdfast_upstream::Source;
+use crate::pull_through::Freshness;
+use holdfast_upstream::UpstreamRepository;
 
 /// For how long an upstream that did not tell is not asked about this tag again.
-const UNTOLD: Duration = Duration::from_secs(5);
+const FAILURE_TTL: Duration = Duration::from_secs(5);
 /// Most tags whose comparison is remembered; above, the memory starts over.
 const MAX_TAGS: usize = 20_000;
 
@@ -30,7 +30,7 @@ impl Check {
             // Whoever asks ends within the time limits of a request.
             None => self.outcome.has_changed().is_ok(),
             Some(Freshness::Current) => age < fresh,
-            Some(_) => age < fresh.min(UNTOLD),
+            Some(_) => age < fresh.min(FAILURE_TTL),
         }
     }
 }
@@ -41,7 +41,7 @@ pub(super) type Checks = HashMap<(RepositoryName, Tag, Digest), Check>;
 impl Fills {
     /// Compares a tag with its upstream. Answers within the deadline of a revalidation; the
     /// question goes on behind it.
-    pub(super) async fn fresh(
+    pub(super) async fn revalidate_tag(
         &self,
         repo: &RepositoryName,
         tag: &Tag,
@@ -57,11 +57,7 @@ impl Fills {
         };
         let now = Instant::now();
         let mut check = {
-            let mut checks = self
-                .inner
-                .checks
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut checks = self.inner.checks.lock();
             let key = (repo.clone(), tag.clone(), local.clone());
             match checks.get(&key) {
                 Some(known) if known.stands(settings.tag_fresh, now) => known.clone(),
@@ -85,7 +81,7 @@ impl Fills {
         }
     }
 
-    fn ask(&self, source: Source, key: &(RepositoryName, Tag, Digest)) -> Check {
+    fn ask(&self, source: UpstreamRepository, key: &(RepositoryName, Tag, Digest)) -> Check {
         let (tell, outcome) = watch::channel(None);
         let (fills, (repo, tag, local)) = (self.clone(), key.clone());
         tokio::spawn(async move {
@@ -110,7 +106,7 @@ impl Fills {
                     Freshness::Current
                 }
                 Err(error) => {
-                    metrics.compared(error.word());
+                    metrics.compared(error.label());
                     Freshness::Unknown {
                         reason: format!("not revalidated: {}", one_line(&error.to_string())),
                     }
@@ -125,12 +121,8 @@ impl Fills {
     }
 
     /// A tag that was copied a moment ago is fresh.
-    pub(super) fn is_fresh(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) {
-        let mut checks = self
-            .inner
-            .checks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn mark_fresh(&self, repo: &RepositoryName, tag: &Tag, digest: &Digest) {
+        let mut checks = self.inner.checks.lock();
         if checks.len() >= MAX_TAGS {
             checks.clear();
         }

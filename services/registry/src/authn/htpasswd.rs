@@ -6,10 +6,11 @@
 use std::{
     collections::HashMap,
     net::IpAddr,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
 use super::logins::{Attempt, Logins, Overloaded};
@@ -200,8 +201,8 @@ impl Htpasswd {
     }
 }
 
-fn lock(table: &Mutex<Recent>) -> std::sync::MutexGuard<'_, Recent> {
-    table.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(table: &Mutex<Recent>) -> parking_lot::MutexGuard<'_, Recent> {
+    table.lock()
 }
 
 /// The cost of a bcrypt hash, or what else it looks like.

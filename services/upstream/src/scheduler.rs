@@ -1,5 +1,5 @@
-//! Whose turn it is to copy: slots over all and for each host, the most urgent first, then in equal
-//! shares by host and by repository, then by arrival.
+//! Scheduler of copies: slots in all and for each host, given by priority, then in equal shares by
+//! host and by repository, then by arrival.
 //!
 //! A copy may be preempted: it keeps its bytes, gives its slot up and queues again. A copy that
 //! waits preempts one at most, and gets that slot. `preempt` has the rules:
@@ -11,12 +11,12 @@
 //!   gives its slot to another one that ran before, so turns become rare, and a copy that cannot go
 //!   on where it stopped ends as well.
 //!
-//! So many copies may wait; whose place goes to a newcomer then, `requester` says.
+//! At most `COPIES_WAITING` copies wait; `requester` decides which one makes room for a newcomer.
 //!
-//! What is copied ahead never takes more than half of the slots, and what pods run already no more
-//! than three quarters, so that a pull finds one free. A copy that waits here becomes more urgent
-//! when somebody who waits joins it. While somebody waits for something of a host, what nobody
-//! waits for leaves it the host's bandwidth.
+//! Prefetching takes at most half of the slots, and together with images that pods run already at
+//! most three quarters, so a pull finds a free one. A waiting copy becomes more urgent when a more
+//! urgent request joins it. While a pod or a pull waits for something of a host, background copies
+//! yield the host's bandwidth.
 
 mod interest;
 mod preempt;
@@ -24,12 +24,13 @@ mod priority;
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use holdfast_api::fill::Priority;
 use holdfast_runtime::CancellationToken;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
@@ -41,13 +42,13 @@ pub use interest::Interest;
 pub use priority::SharedPriority;
 use priority::rank;
 
-/// Between two looks whether somebody still waits.
-const LOOK: Duration = Duration::from_millis(50);
-/// How long a copy stands still at most to leave the way to others: an upstream that can send
-/// nothing for long hangs up.
-const STANDS_STILL: Duration = Duration::from_secs(1);
+/// Pause between two checks whether a pod or a pull still waits.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// How long a background copy pauses at most to yield bandwidth: an upstream that cannot send for
+/// long closes the connection.
+const MAX_YIELD: Duration = Duration::from_secs(1);
 /// How often copies without a slot look for one that should give its slot up.
-const PREEMPT_EVERY: Duration = Duration::from_millis(250);
+const PREEMPT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Slots in use, by the need they were given for.
 #[derive(Debug, Default, Clone, Copy)]
@@ -75,7 +76,7 @@ struct Waiter {
     priority: SharedPriority,
     /// How often it had a slot before and was preempted.
     yielded: u32,
-    give: oneshot::Sender<Turn>,
+    give: oneshot::Sender<Slot>,
 }
 
 /// A copy under way.
@@ -84,10 +85,10 @@ struct Running {
     repository: String,
     priority: SharedPriority,
     /// `None`: another replica copies, and no slot is taken here.
-    slot: Option<Slot>,
+    slot: Option<SlotState>,
 }
 
-struct Slot {
+struct SlotState {
     flow: Arc<Flow>,
     rated: Rated,
     since: Instant,
@@ -182,7 +183,7 @@ impl State {
 
 /// The slots of all copies. Clones share them.
 #[derive(Clone)]
-pub(super) struct Turns {
+pub(super) struct FillScheduler {
     shared: Arc<Shared>,
 }
 
@@ -193,7 +194,7 @@ struct Shared {
 }
 
 /// A slot; it is free again when this is dropped.
-pub(super) struct Turn {
+pub(super) struct Slot {
     shared: Arc<Shared>,
     host: String,
     level: Priority,
@@ -234,7 +235,7 @@ impl std::fmt::Debug for Wait {
     }
 }
 
-impl std::fmt::Debug for Turn {
+impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Turn")
             .field("host", &self.host)
@@ -243,7 +244,7 @@ impl std::fmt::Debug for Turn {
     }
 }
 
-impl Turns {
+impl FillScheduler {
     /// `all` slots, of which one host gets `each` at most.
     pub(super) fn new(all: usize, each: usize) -> Self {
         Self {
@@ -263,7 +264,7 @@ impl Turns {
         (host, repository): (&str, &str),
         priority: &SharedPriority,
         yielded: u32,
-    ) -> impl Future<Output = Option<Turn>> + Send + use<> {
+    ) -> impl Future<Output = Option<Slot>> + Send + use<> {
         let (give, mut told) = oneshot::channel();
         let queued = {
             let mut state = self.shared.lock();
@@ -290,8 +291,8 @@ impl Turns {
             loop {
                 tokio::select! {
                     biased;
-                    turn = &mut told => return turn.ok(),
-                    () = tokio::time::sleep(PREEMPT_EVERY) => shared.preempt(Instant::now()),
+                    slot = &mut told => return slot.ok(),
+                    () = tokio::time::sleep(PREEMPT_INTERVAL) => shared.preempt(Instant::now()),
                 }
             }
         }
@@ -346,7 +347,7 @@ impl Turns {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn is_waited_for(&self, host: &str) -> bool {
@@ -358,7 +359,10 @@ impl Shared {
     /// Has copies give their slots up to others that should have them.
     fn preempt(&self, now: Instant) {
         let mut state = self.lock();
-        if state.looked.is_some_and(|at| now < at + PREEMPT_EVERY / 2) {
+        if state
+            .looked
+            .is_some_and(|at| now < at + PREEMPT_INTERVAL / 2)
+        {
             return;
         }
         state.looked = Some(now);
@@ -380,7 +384,7 @@ impl Shared {
     /// for which of those that wait a slot was given up.
     fn dispatch(self: &Arc<Self>, mut first: Option<u64>) {
         loop {
-            let (give, turn) = {
+            let (give, slot) = {
                 let mut state = self.lock();
                 if state.used.0.iter().sum::<usize>() >= self.all {
                     return;
@@ -407,7 +411,7 @@ impl Shared {
                     host: waiter.host.clone(),
                     repository: waiter.repository,
                     priority: waiter.priority.clone(),
-                    slot: Some(Slot {
+                    slot: Some(SlotState {
                         flow: Arc::clone(&flow),
                         rated: Rated::default(),
                         since: Instant::now(),
@@ -417,7 +421,7 @@ impl Shared {
                     }),
                 };
                 state.under_way.insert(at, running);
-                let turn = Turn {
+                let slot = Slot {
                     shared: Arc::clone(self),
                     host: waiter.host,
                     level,
@@ -425,16 +429,16 @@ impl Shared {
                     flow,
                     preempted,
                 };
-                (waiter.give, turn)
+                (waiter.give, slot)
             };
             // One that left in between gives the slot back by being dropped; the lock is not held
             // here.
-            drop(give.send(turn));
+            drop(give.send(slot));
         }
     }
 }
 
-impl Turn {
+impl Slot {
     /// What the copy brought so far.
     pub(super) fn flow(&self) -> &Arc<Flow> {
         &self.flow
@@ -446,18 +450,18 @@ impl Turn {
     }
 
     /// Stands still, though not for long, while somebody waits for something else of the host.
-    pub(super) async fn give_way(&self, priority: &SharedPriority) {
-        let until = Instant::now() + STANDS_STILL;
+    pub(super) async fn yield_to_waiters(&self, priority: &SharedPriority) {
+        let until = Instant::now() + MAX_YIELD;
         while priority.level() != Priority::Blocking
             && self.shared.is_waited_for(&self.host)
             && Instant::now() < until
         {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 }
 
-impl Drop for Turn {
+impl Drop for Slot {
     fn drop(&mut self) {
         let gives_to = {
             let mut state = self.shared.lock();

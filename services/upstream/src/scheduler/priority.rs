@@ -1,11 +1,12 @@
 //! How urgent a copy is, and for whom it is made.
 
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU8, Ordering},
 };
 
 use holdfast_api::fill::Priority;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::Interest;
 use crate::Requester;
@@ -100,8 +101,7 @@ impl SharedPriority {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Requester>> {
-        let locked = self.requesters.lock();
-        locked.unwrap_or_else(PoisonError::into_inner)
+        self.requesters.lock()
     }
 
     /// It is made for those who wait for the other one as well.
