@@ -151,8 +151,8 @@ impl std::fmt::Debug for AccessControl {
 }
 
 impl AccessControl {
-    /// Access control that knows nobody and lets everybody pull and push: the registry that runs alone,
-    /// with no access configured.
+    /// Access control that knows no users and lets every client pull and push: for a registry that
+    /// runs alone with no access configured.
     pub fn open() -> Self {
         Self::empty(Policy::open(), None, AccessSettings::default())
     }

@@ -88,8 +88,8 @@ impl AccessLog {
         }
     }
 
-    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is who access control
-    /// says that asked.
+    /// Logs the request when the answer's body ends, if it is to be logged. `actor` is the caller
+    /// that access control identified.
     pub(crate) fn follow(
         &self,
         line: Line,
