@@ -68,7 +68,9 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     }
     for path in documents::markdown_files(&root)? {
         let text = read(&path)?;
-        findings.extend(documents::check(&path, &text));
+        findings.extend(documents::check(&path, &text, |named| {
+            root.join(named).exists()
+        }));
         language.extend(language::prose(&path, &text));
     }
     for path in files::templates(&root)? {

@@ -1,4 +1,4 @@
-//! How a document reads: its columns.
+//! How a document reads: its columns, and the paths that it names.
 
 use std::path::Path;
 
@@ -8,6 +8,17 @@ use super::Finding;
 
 /// Columns a document may have.
 const MAX_COLUMNS: usize = 100;
+/// Folders whose files documents name by their path from the repository's root.
+const ROOTS: [&str; 8] = [
+    "services/",
+    "docs/",
+    "xtask/",
+    "e2e/",
+    "fuzz/",
+    "schema/",
+    "chart/",
+    ".ci/",
+];
 /// Documents that a program writes with long cells.
 const GENERATED: [&str; 2] = ["docs/API.md", "docs/reference/values.md"];
 /// Documents whose tables are figures that a program writes.
@@ -48,8 +59,8 @@ fn collect(root: &Path, folder: &Path, files: &mut Vec<String>) -> anyhow::Resul
     Ok(())
 }
 
-/// Checks one document.
-pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
+/// Checks one document. `exists` tells whether a path from the repository's root is there.
+pub(super) fn check(path: &str, text: &str, exists: impl Fn(&str) -> bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut found = |message: String| findings.push(Finding::new(path, message));
     for (number, line) in text.lines().enumerate() {
@@ -63,6 +74,10 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
                 "line {number}: {columns} columns; {MAX_COLUMNS} are the limit"
             ));
         }
+        let named = paths(line).chain(links(path, line));
+        for named in named.filter(|named| !exists(named)) {
+            found(format!("line {number}: there is no {named}"));
+        }
     }
     findings
 }
@@ -72,12 +87,70 @@ fn is_one_word(line: &str) -> bool {
     !line.trim_start_matches(['-', '*', '>', ' ']).contains(' ')
 }
 
+/// The paths from the repository's root that a line names in backticks. A `{a,b}` stands for
+/// several paths; a path with a placeholder, `services/*/tests` for example, is none.
+fn paths(line: &str) -> impl Iterator<Item = String> {
+    line.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|code| ROOTS.iter().any(|root| code.starts_with(root)))
+        .filter(|code| !code.contains(['*', '…', ' ', '<', '$']) && !has_placeholder(code))
+        .flat_map(alternatives)
+        .map(|path| path.split([':', '#']).next().unwrap_or_default().to_owned())
+}
+
+/// Whether a part of a path is in capitals: a name that the reader fills in.
+fn has_placeholder(path: &str) -> bool {
+    let is_capital = |letter: char| letter.is_ascii_uppercase() || letter == '_';
+    path.split('/')
+        .any(|part| part.len() > 1 && part.chars().all(is_capital))
+}
+
+/// The files that a document's links lead to, as paths from the repository's root.
+fn links<'a>(path: &'a str, line: &'a str) -> impl Iterator<Item = String> + 'a {
+    line.split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .map(|(target, _)| target.split('#').next().unwrap_or_default())
+        .filter(|target| !target.is_empty() && !target.contains("://"))
+        .map(|target| resolved(path, target))
+}
+
+/// A relative link of a document as a path from the repository's root.
+fn resolved(document: &str, target: &str) -> String {
+    let mut parts: Vec<&str> = document.split('/').collect();
+    parts.pop();
+    for part in target.split('/') {
+        match part {
+            "." | "" => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+fn alternatives(path: &str) -> Vec<String> {
+    let Some((before, rest)) = path.split_once('{') else {
+        return vec![path.to_owned()];
+    };
+    let Some((names, after)) = rest.split_once('}') else {
+        return vec![path.to_owned()];
+    };
+    names
+        .split(',')
+        .map(|name| format!("{before}{}{after}", name.trim()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn messages(text: &str) -> Vec<String> {
-        let findings = check("docs/a.md", text);
+        let findings = check("docs/a.md", text, |path| path == "services/a.rs");
         findings
             .into_iter()
             .map(|finding| finding.message)
@@ -93,9 +166,34 @@ mod tests {
             ["line 1: 101 columns; 100 are the limit"]
         );
         let row = format!("| {at_limit} |");
-        assert_eq!(check("docs/BENCHMARKS.md", &row), []);
+        assert_eq!(check("docs/BENCHMARKS.md", &row, |_| true), []);
         assert_eq!(messages(&row).len(), 1);
         let url = format!("- <https://example.org/{}>", "a".repeat(100));
         assert_eq!(messages(&url), [""; 0]);
+    }
+
+    #[test]
+    fn a_path_that_is_named_exists() {
+        for (text, expect) in [
+            ("See `services/a.rs`.", &[][..]),
+            ("See `services/a.rs:12`.", &[]),
+            (
+                "See `services/b.rs`.",
+                &["line 1: there is no services/b.rs"],
+            ),
+            (
+                "See `services/{a,c}.rs`.",
+                &["line 1: there is no services/c.rs"],
+            ),
+            (
+                "See [a](../services/a.rs#b), [b](https://example.org/b).",
+                &[],
+            ),
+            ("See [c](c.md#d).", &["line 1: there is no docs/c.md"]),
+            ("See `services/*/tests` and `services/PART/src`.", &[]),
+            ("No path: services/b.rs, `other/b.rs`.", &[]),
+        ] {
+            assert_eq!(messages(text), expect, "{text}");
+        }
     }
 }
