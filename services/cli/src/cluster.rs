@@ -16,6 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 use crate::duration;
+use crate::exit_status::Unreachable;
 
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
@@ -363,6 +364,7 @@ pub(crate) async fn list_some(
                 (items, next, limit) = (Vec::new(), String::new(), "limit=0".to_owned());
                 continue;
             }
+            Err(error @ kube::Error::Service(_)) => return Err(Unreachable(error).into()),
             Err(error) => {
                 return Err(error).with_context(|| format!("{} cannot be listed", resource.plural));
             }

@@ -16,11 +16,11 @@ pub(crate) const INTERRUPTED: u8 = 130;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
-    /// Yes, or done.
+    // Or done.
     Yes,
-    /// No: something is missing or wrong.
+    // Something is missing or wrong.
     No,
-    /// Not everything could be seen.
+    // Not everything could be read.
     #[value(skip)]
     Unknown,
 }
@@ -65,6 +65,27 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// The API server does not answer. The text has the last cause only: the ones between name layers
+/// of the HTTP client.
+#[derive(Debug)]
+pub(crate) struct Unreachable(pub(crate) kube::Error);
+
+impl std::fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mut last: &dyn std::error::Error = &self.0;
+        while let Some(cause) = last.source() {
+            last = cause;
+        }
+        write!(f, "the API server cannot be reached: {last}")
+    }
+}
+
+impl std::error::Error for Unreachable {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
 /// Whether the configuration or the command line is wrong.
 pub(crate) fn is_wrong_usage(error: &anyhow::Error) -> bool {
     error
@@ -88,11 +109,15 @@ pub(crate) fn of_error(error: &anyhow::Error) -> u8 {
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
+        let is_whole = cause.is::<Unreachable>();
         let cause = cause.to_string();
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {
             text = format!("{text}: {cause}");
+        }
+        if is_whole {
+            break;
         }
     }
     text

@@ -30,8 +30,14 @@ pub(crate) struct CommonArgs {
     /// Prints every cause of an error
     #[arg(short, long)]
     verbose: bool,
-    /// When to use colors
-    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    /// When to use colors: auto, always or never
+    #[arg(
+        long,
+        value_name = "WHEN",
+        value_enum,
+        default_value_t,
+        hide_possible_values = true
+    )]
     color: Color,
     /// Exits with 0 whatever the answer is
     #[arg(long)]
@@ -58,12 +64,9 @@ pub(crate) struct OutputArgs {
 /// When to use colors. `NO_COLOR` and `CLICOLOR_FORCE` count where it is `auto`.
 #[derive(Debug, Clone, Copy, Default, clap::ValueEnum)]
 enum Color {
-    /// On a terminal
     #[default]
     Auto,
-    /// Always
     Always,
-    /// Never
     Never,
 }
 

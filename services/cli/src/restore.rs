@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::cluster::{self, ClusterArgs, NamespaceArgs, Release};
 use crate::confirm::ConfirmArgs;
-use crate::exit_status::Answer;
+use crate::exit_status::{Answer, Usage};
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
@@ -28,9 +28,7 @@ const PROPAGATION_DELAY: Duration = Duration::from_secs(3);
 
 /// Arguments of `restore`.
 #[derive(Debug, clap::Args)]
-#[command(
-    group = clap::ArgGroup::new("scope").required(true).args(["namespace", "all_namespaces", "all"]),
-    after_help = "\
+#[command(after_help = "\
 Examples:
   holdfast restore -n shop --dry-run
   holdfast restore -n shop --opt-out --wait --yes
@@ -46,8 +44,7 @@ While the webhook exists, it would rewrite the new pods again. So restoring need
 opt out (--opt-out), or Holdfast to be uninstalled. The original images are pulled from their \
 upstreams: the uplink has to be up.
 
-Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are left, 2 it could not run."
-)]
+Exit status: 0 no rewritten reference is left (or --dry-run), 1 some are left, 2 it could not run.")]
 pub struct Args {
     #[command(flatten)]
     namespaces: NamespaceArgs,
@@ -126,6 +123,14 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 }
 
 async fn restore(args: &Args) -> anyhow::Result<Document> {
+    let NamespaceArgs {
+        namespace,
+        all_namespaces,
+    } = &args.namespaces;
+    if namespace.is_none() && !all_namespaces && !args.all {
+        let usage = "give --namespace NAME, or --all-namespaces for every pod";
+        return Err(Usage(usage.to_owned()).into());
+    }
     let client = args.cluster.client().await?;
     // After an uninstallation there is no release. The annotations of pods still name their
     // original images.

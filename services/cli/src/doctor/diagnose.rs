@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn every_trouble_has_a_line_with_its_way_out() {
+    fn every_problem_has_a_line_with_its_fix() {
         check("ok", |_| {}, Answer::Yes, &["nothing is wrong"]);
         check(
             "not rewriting",

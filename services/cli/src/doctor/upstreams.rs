@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_for_which_images_are_not_local_is_named_with_its_way_out() {
+    fn every_reason_why_images_are_not_local_is_named_with_its_fix() {
         let at = "2026-01-01T00:00:00Z";
         let artifacts = [
             artifact("a.example/x:1", "NotFound", "2026-01-02T00:00:00Z"),
@@ -191,7 +191,7 @@ mod tests {
             "b.example: 1 wanted image is not local (TooManyArtifacts: b.example/y:1), since \
              2026-01-01T00:00:00Z: connection refused; remove Artifacts",
             "no reference: 1 wanted image is not local (Invalid: no reference), since \
-             2026-01-01T00:00:00Z: connection refused; the reference",
+             2026-01-01T00:00:00Z: connection refused; correct the reference",
             "z.example: 1 wanted image is not local (FromLater: z.example/x:1), since \
              2026-01-01T00:00:00Z: connection refused; kubectl describe",
         ];

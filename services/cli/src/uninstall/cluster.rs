@@ -1,8 +1,6 @@
 //! What the uninstaller does to the cluster, one method a step. An object that is not there is as
 //! good as deleted.
 
-#![allow(clippy::print_stdout, reason = "progress of what takes minutes")]
-
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use holdfast_api::Artifact;
@@ -19,7 +17,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde_json::json;
 
 use super::nodes::{self, Survey};
-use crate::restore;
+use crate::{restore, terminal};
 
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
@@ -230,7 +228,7 @@ impl Cluster {
         restore::ask_owners(&self.client, &mut pods, &addresses).await?;
         Ok(
             restore::execute(&self.evicting, pods, pacing, |line, waiting| {
-                println!("      {line} ({waiting} wait)");
+                terminal::progress(&format!("{line} ({waiting} wait)"));
             })
             .await,
         )
