@@ -77,6 +77,22 @@ fn restore_asks_for_namespaces_before_it_asks_the_cluster() {
 }
 
 #[test]
+fn an_uninstallation_fails_for_people_and_never_as_the_charts_hook() {
+    let uninstall = ["uninstall", "--config", "/nowhere/config.yaml"];
+    assert_eq!(run(&uninstall).status.code(), Some(64), "it asks first");
+    let confirmed = run(&[&uninstall[..], &["--yes"]].concat());
+    assert_eq!(
+        confirmed.status.code(),
+        Some(64),
+        "the configuration is not there"
+    );
+    let hook = run(&[&uninstall[..], &["--hook"]].concat());
+    assert_eq!(hook.status.code(), Some(0));
+    let text = String::from_utf8(hook.stdout).unwrap();
+    assert!(text.starts_with("nothing was undone: "), "{text}");
+}
+
+#[test]
 fn watching_outlives_an_outage_and_ends_with_130() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = holdfast(&kubeconfig(&folder), &["status", "-w", "--interval", "1"]);
