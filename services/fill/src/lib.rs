@@ -75,6 +75,8 @@ pub struct Settings {
     /// How long what came with a fill request serves pulls of what it named: longer than the
     /// controller's rounds.
     pub grant: Duration,
+    /// The numbers to count in.
+    pub metrics: Metrics,
 }
 
 impl Default for Settings {
@@ -94,6 +96,7 @@ impl Default for Settings {
             pull_through: true,
             permitted: None,
             grant: Duration::from_secs(30 * 60),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -156,7 +159,10 @@ impl Fills {
         Self {
             inner: Arc::new(Inner {
                 store,
-                metrics: Metrics::of(&upstreams),
+                metrics: Metrics {
+                    upstream: upstreams.metrics().clone(),
+                    ..settings.metrics.clone()
+                },
                 upstreams,
                 owner,
                 peers,
@@ -269,7 +275,7 @@ impl Fills {
     }
 
     /// The store that is filled.
-    pub(crate) fn store(&self) -> &Store {
+    pub fn store(&self) -> &Store {
         &self.inner.store
     }
 

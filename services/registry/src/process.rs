@@ -12,7 +12,7 @@ use holdfast_runtime::{
     CancellationToken,
     admin::Admin,
     files,
-    health::Health,
+    health::{Flag, Health},
     logs, metrics,
     reload::Reloads,
     server,
@@ -22,7 +22,7 @@ use holdfast_store::{
     LockHolder, Options, Store, WriteLimits,
     volume::{Disk, Volume},
 };
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::JoinSet};
 
 use crate::{
     access_control::{self, AccessControl},
@@ -119,158 +119,52 @@ pub async fn run_on(
     level: Option<logs::Level>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let health = Health::default();
-    let ready = health.ready_flag("volume", "not asked yet");
-    let stopping = shutdown.clone();
-    health.ready("shutdown", move || {
-        if stopping.is_cancelled() {
-            Err("ending".to_owned())
-        } else {
-            Ok("not asked to end".to_owned())
-        }
-    });
-    let owner = LockHolder {
-        address: internal_address(&settings),
-        id: uuid::Uuid::new_v4().to_string(),
-    };
-    // Whoever still sends events at the end, and whoever asks how it goes, outlives the listeners.
-    let (told, end) = (CancellationToken::new(), CancellationToken::new());
-    let mut registry = metrics::registry("registry");
-    let numbers = Metrics::register(&mut registry);
-    let reloads = Reloads::register(&mut registry);
-    let notifier = Notifier::start(
-        &settings.notifications,
-        &settings.listen.to_string(),
-        &owner.id,
-        settings.tls.is_some(),
-        &mut registry,
-        &reloads,
-        &told,
-    )?;
-    let scrubbed = scrub::Metrics::register(&mut registry);
-    let upstreams = Upstreams::new(
-        &settings.upstreams,
-        &settings.proxy,
-        &settings.uplink,
-        upstream::Timeouts {
-            manifest_bytes: settings.limits.manifest_bytes.bytes(),
-            ..upstream::Timeouts::default()
-        },
-    )?;
-    upstreams.metrics().register(&mut registry);
-    if let Some(address) = settings.admin_listen {
-        let admin = Admin {
-            health: health.clone(),
-            registry: Arc::new(registry),
-            level,
-        };
-        tokio::spawn(admin.serve(bind(address)?, end.clone()));
-    }
-    // Everything that can be wrong with files and addresses is told before the volume is waited
-    // for.
-    let tls = settings
-        .tls
-        .as_ref()
-        .map(|files| client_tls(files, settings.access.as_ref()))
-        .transpose()?;
-    let access_control =
-        AccessControl::from_settings(settings.auth.as_ref(), settings.access.as_ref())?;
-    let (secret, secret_file) = upload_secret(&settings)?;
-    let internal = match (settings.internal_listen, &settings.internal_tls) {
-        (Some(address), Some(files)) => Some((address, server_tls(files, ClientAuth::Required)?)),
-        _ => None,
-    };
+    let shell = Shell::start(&settings, level, &shutdown)?;
+    // Errors of files and addresses are reported before the volume is waited for.
+    let access = Access::load(&settings)?;
     let opening = async {
-        let measured = Arc::new(Measured::new(volume.await?, &numbers));
+        let measured = Arc::new(Measured::new(volume.await?, &shell.numbers));
         Ok::<_, Error>(Store::open_on(measured, &settings.data, options(&settings)).await?)
     };
-    let Some(store) = volume_watch::opened(opening, intervals, &ready, &shutdown).await else {
+    let opened = volume_watch::opened(opening, intervals, &shell.ready, &shutdown).await;
+    let Some(store) = opened else {
         tracing::info!("the registry has ended before its volume answered");
         return Ok(());
     };
     let store = store?;
-    let fills = fills(&settings, &store, upstreams, &owner, &shutdown)?;
-    let limits = Limits::from(&settings);
+    let fills = fills(&settings, &store, &shell, &shutdown)?;
     let volume_status = VolumeStatus::default();
     let api = Api::observed(
         Parts {
             store: store.clone(),
             source: Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>),
-            access_control: access_control.clone(),
-            secret: secret.clone(),
-            limits,
-            owner: owner.clone(),
+            access_control: access.control.clone(),
+            secret: access.secret.clone(),
+            limits: Limits::from(&settings),
+            owner: shell.owner.clone(),
             draining: shutdown.clone(),
         },
-        numbers.clone(),
+        shell.numbers.clone(),
         Observers {
             access_log: Some(settings.access_log.clone()),
-            notifier: notifier.clone(),
+            notifier: shell.notifier.clone(),
             volume_status: Some(volume_status.clone()),
             writes: settings.writes,
             mirror_of: mirror_of(&settings),
         },
     );
-
-    let scrubber = (settings.scrub.bytes_per_second.bytes() > 0).then(|| {
-        let rhythm = scrub::Settings {
-            rate: settings.scrub.bytes_per_second.bytes(),
-            every: Duration::from_secs(u64::from(settings.scrub.every_hours) * 3600),
-            look: SCRUB_LOOK,
-        };
-        let source = Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>);
-        Scrubber::new(
-            store.clone(),
-            source,
-            owner,
-            rhythm,
-            scrubbed,
-            numbers.clone(),
-        )
-    });
     let listener = bind(settings.listen)?;
-    let mut tasks = tokio::task::JoinSet::new();
-    if let Some((address, tls)) = internal {
-        tasks.spawn(tls.clone().follow(files::POLL_INTERVAL, shutdown.clone()));
-        tasks.spawn(internal::serve(
-            bind(address)?,
-            Some(tls),
-            fills,
-            shutdown.clone(),
-        ));
-    }
-    if let Some(tls) = &tls {
-        let tls = tls.clone();
-        tasks.spawn(tls.follow_counted(files::POLL_INTERVAL, reloads.clone(), shutdown.clone()));
-    }
-    if let Some(path) = secret_file {
-        tasks.spawn(secret.follow(
-            path,
-            files::POLL_INTERVAL,
-            reloads.clone(),
-            shutdown.clone(),
-        ));
-    }
-    tasks.spawn(access_control.follow(files::POLL_INTERVAL, reloads, shutdown.clone()));
+    let tls = access.tls.clone();
     let watch = Watch {
         store: store.clone(),
-        ready,
+        ready: shell.ready.clone(),
         volume_status,
-        metrics: numbers.volume.clone(),
+        metrics: shell.numbers.volume.clone(),
         intervals,
     };
+    let mut tasks = access.follow(&fills, &shell.reloads, &shutdown)?;
     tasks.spawn(watch.run(shutdown.clone()));
-    let clean = clean(
-        store.clone(),
-        limits.upload_idle,
-        CLEAN_EVERY,
-        shutdown.clone(),
-    );
-    tasks.spawn(clean);
-    if let Some(scrubber) = scrubber {
-        tasks.spawn(scrubber.run(shutdown.clone()));
-    }
-    tasks.spawn(keep_probe(store.clone(), PROBE_EVERY, shutdown.clone()));
+    maintain(&mut tasks, &settings, &shell, &fills, &shutdown);
 
     let connections = server::Limits {
         drain: settings.drain,
@@ -278,23 +172,202 @@ pub async fn run_on(
     };
     tracing::info!(address = %settings.listen, tls = tls.is_some(), data = %settings.data.display(), "the registry listens");
     api.serve(listener, tls, connections, shutdown).await;
-    told.cancel();
-    if let Some(notifier) = notifier {
-        notifier.ended().await;
-    }
-    // A task that waits for a volume which hangs would wait for ever.
-    let rest = async {
-        while tasks.join_next().await.is_some() {}
-        // Another registry that takes the volume over knows nothing of tags that are still to be
-        // removed.
-        finish_deletes(&store).await;
-    };
-    if tokio::time::timeout(SHUTDOWN_TIMEOUT, rest).await.is_err() {
-        tracing::warn!("background work did not end in time and was aborted");
-    }
-    end.cancel();
-    tracing::info!("the registry has ended");
+    shell.end(tasks, &store).await;
     Ok(())
+}
+
+/// What runs before the volume answers and ends after all else: probes, metrics, notifications.
+struct Shell {
+    ready: Flag,
+    owner: LockHolder,
+    numbers: Metrics,
+    reloads: Reloads,
+    scrubbed: scrub::Metrics,
+    copied: fill::Metrics,
+    upstreams: Upstreams,
+    notifier: Option<Notifier>,
+    /// No further events come: the notifier sends what it has and ends.
+    no_more_events: CancellationToken,
+    admin_end: CancellationToken,
+}
+
+impl Shell {
+    fn start(
+        settings: &RegistrySettings,
+        level: Option<logs::Level>,
+        shutdown: &CancellationToken,
+    ) -> Result<Self, Error> {
+        let health = Health::default();
+        let ready = health.ready_flag("volume", "not asked yet");
+        let stopping = shutdown.clone();
+        health.ready("shutdown", move || {
+            if stopping.is_cancelled() {
+                Err("ending".to_owned())
+            } else {
+                Ok("not asked to end".to_owned())
+            }
+        });
+        let owner = LockHolder {
+            address: internal_address(settings),
+            id: uuid::Uuid::new_v4().to_string(),
+        };
+        let (no_more_events, admin_end) = (CancellationToken::new(), CancellationToken::new());
+        let mut registry = metrics::registry("registry");
+        let numbers = Metrics::register(&mut registry);
+        let reloads = Reloads::register(&mut registry);
+        let notifier = Notifier::start(
+            &settings.notifications,
+            &settings.listen.to_string(),
+            &owner.id,
+            settings.tls.is_some(),
+            &mut registry,
+            &reloads,
+            &no_more_events,
+        )?;
+        let scrubbed = scrub::Metrics::register(&mut registry);
+        let upstreams = Upstreams::new(
+            &settings.upstreams,
+            &settings.proxy,
+            &settings.uplink,
+            upstream::Timeouts {
+                manifest_bytes: settings.limits.manifest_bytes.bytes(),
+                ..upstream::Timeouts::default()
+            },
+        )?;
+        let copied = fill::Metrics::of(&upstreams);
+        copied.register(&mut registry);
+        if let Some(address) = settings.admin_listen {
+            let admin = Admin {
+                health,
+                registry: Arc::new(registry),
+                level,
+            };
+            tokio::spawn(admin.serve(bind(address)?, admin_end.clone()));
+        }
+        Ok(Self {
+            ready,
+            owner,
+            numbers,
+            reloads,
+            scrubbed,
+            copied,
+            upstreams,
+            notifier,
+            no_more_events,
+            admin_end,
+        })
+    }
+
+    /// Ends what outlives the listeners, once the background work has ended.
+    async fn end(self, mut tasks: JoinSet<()>, store: &Store) {
+        self.no_more_events.cancel();
+        if let Some(notifier) = self.notifier {
+            notifier.ended().await;
+        }
+        // A task that waits for a volume which hangs would wait for ever.
+        let rest = async {
+            while tasks.join_next().await.is_some() {}
+            // Another registry that takes the volume over knows nothing of tags that are still to
+            // be removed.
+            finish_deletes(store).await;
+        };
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, rest).await.is_err() {
+            tracing::warn!("background work did not end in time and was aborted");
+        }
+        self.admin_end.cancel();
+        tracing::info!("the registry has ended");
+    }
+}
+
+/// Certificates, credentials and secrets, all of them from files that are read again.
+struct Access {
+    tls: Option<ServerTls>,
+    control: AccessControl,
+    secret: Secret,
+    secret_file: Option<std::path::PathBuf>,
+    internal: Option<(std::net::SocketAddr, ServerTls)>,
+}
+
+impl Access {
+    fn load(settings: &RegistrySettings) -> Result<Self, Error> {
+        let access = settings.access.as_ref();
+        let tls = settings.tls.as_ref();
+        let tls = tls.map(|files| client_tls(files, access)).transpose()?;
+        let control = AccessControl::from_settings(settings.auth.as_ref(), access)?;
+        let (secret, secret_file) = upload_secret(settings)?;
+        let internal = match (settings.internal_listen, &settings.internal_tls) {
+            (Some(address), Some(files)) => {
+                Some((address, server_tls(files, ClientAuth::Required)?))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            tls,
+            control,
+            secret,
+            secret_file,
+            internal,
+        })
+    }
+
+    /// Serves the internal API, and follows all files.
+    fn follow(
+        self,
+        fills: &Fills,
+        reloads: &Reloads,
+        shutdown: &CancellationToken,
+    ) -> Result<JoinSet<()>, Error> {
+        let mut tasks = JoinSet::new();
+        if let Some((address, tls)) = self.internal {
+            let listener = bind(address)?;
+            tasks.spawn(tls.clone().follow(files::POLL_INTERVAL, shutdown.clone()));
+            let serve = internal::serve(listener, Some(tls), fills.clone(), shutdown.clone());
+            tasks.spawn(serve);
+        }
+        let every = files::POLL_INTERVAL;
+        if let Some(tls) = self.tls {
+            tasks.spawn(tls.follow_counted(every, reloads.clone(), shutdown.clone()));
+        }
+        if let Some(path) = self.secret_file {
+            let (reloads, shutdown) = (reloads.clone(), shutdown.clone());
+            tasks.spawn(self.secret.follow(path, every, reloads, shutdown));
+        }
+        let (reloads, shutdown) = (reloads.clone(), shutdown.clone());
+        tasks.spawn(self.control.follow(every, reloads, shutdown));
+        Ok(tasks)
+    }
+}
+
+/// Starts what keeps the store in order: removal of abandoned uploads, the scrubber, the probe
+/// image.
+fn maintain(
+    tasks: &mut JoinSet<()>,
+    settings: &RegistrySettings,
+    shell: &Shell,
+    fills: &Fills,
+    shutdown: &CancellationToken,
+) {
+    let store = fills.store();
+    let idle = Limits::from(settings).upload_idle;
+    tasks.spawn(clean(store.clone(), idle, CLEAN_EVERY, shutdown.clone()));
+    let rate = settings.scrub.bytes_per_second.bytes();
+    if rate > 0 {
+        let rhythm = scrub::Settings {
+            rate,
+            every: Duration::from_secs(u64::from(settings.scrub.every_hours) * 3600),
+            look: SCRUB_LOOK,
+        };
+        let scrubber = Scrubber::new(
+            store.clone(),
+            Some(Arc::new(fills.clone()) as Arc<dyn PullThrough>),
+            shell.owner.clone(),
+            rhythm,
+            shell.scrubbed.clone(),
+            shell.numbers.clone(),
+        );
+        tasks.spawn(scrubber.run(shutdown.clone()));
+    }
+    tasks.spawn(keep_probe(store.clone(), PROBE_EVERY, shutdown.clone()));
 }
 
 /// The upstream that pulls mean which name none, as answers name it.
@@ -392,8 +465,7 @@ fn upload_secret(
 fn fills(
     settings: &RegistrySettings,
     store: &Store,
-    upstreams: Upstreams,
-    owner: &LockHolder,
+    shell: &Shell,
     shutdown: &CancellationToken,
 ) -> Result<Fills, Error> {
     let peers = match (&settings.internal_service, &settings.internal_tls) {
@@ -424,12 +496,13 @@ fn fills(
         revalidate_pulls: settings.uplink.revalidate_pulls,
         has_controller: settings.has_controller,
         tag_fresh: Duration::from_secs(settings.uplink.tag_fresh_seconds.into()),
+        metrics: shell.copied.clone(),
         ..fill::Settings::default()
     };
     Ok(Fills::new(
         store.clone(),
-        upstreams,
-        owner.clone(),
+        shell.upstreams.clone(),
+        shell.owner.clone(),
         peers,
         fills,
     ))
