@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn neither_claims_of_a_repository_nor_repositories_of_a_host_keep_others_out() {
+    fn claims_and_repositories_of_one_host_keep_no_others_out() {
         let all = Candidates::default();
         let claim = |host: &str, repository: &str, claim: u64| {
             let (source, local) = source(host, repository);

@@ -540,7 +540,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_stream_that_breaks_ends_short_for_everybody_and_the_next_client_begins_anew() {
+    async fn a_broken_stream_ends_short_for_all_and_the_next_client_opens_one() {
         let streams = Streams::default();
         let ((remote, opened), (repo, digest)) = (blob(20, Some(3)), named());
         let share = || streams.share(&repo, &digest, Arc::clone(&remote) as Arc<dyn PeerBlob>);

@@ -292,7 +292,7 @@ async fn an_image_is_copied_once_and_then_no_upstream_is_asked() {
 }
 
 #[tokio::test]
-async fn other_platforms_come_when_they_are_asked_for_and_the_index_is_whole_from_the_start() {
+async fn other_platforms_come_on_demand_and_the_index_is_whole_at_once() {
     let image = ImageBuilder::new(5)
         .layer(5000)
         .index(&["linux/amd64", "linux/arm64"]);
@@ -366,7 +366,7 @@ async fn sixty_four_cold_clients_cost_one_upstream_request() {
 }
 
 #[tokio::test]
-async fn a_range_of_a_growing_blob_is_served_and_clients_that_leave_stop_nothing() {
+async fn a_range_of_a_growing_blob_is_served_and_leaving_stops_nothing() {
     let image = ImageBuilder::new(7).layer(1_000_000).build();
     let folder = tempfile::tempdir().unwrap();
     let upstream = upstream_with(&image).await;

@@ -1,6 +1,6 @@
 //! Who refers to a manifest: our index, what clients of registries without this API kept under a
 //! fallback tag, and what the upstream lists of a manifest that comes from there. A list that could
-//! not be learned is never told as an empty one: to whoever verifies signatures it would read
+//! not be learned is never reported as an empty one: a verifier of signatures would read it as
 //! "unsigned".
 
 use std::{borrow::Cow, collections::BTreeMap};
@@ -50,15 +50,9 @@ pub(crate) async fn list(
         Some(source) => source.referrers(repo, subject).await,
         None => Listed::default(),
     };
-    let mut found = BTreeMap::new();
-    for told in &*listed.entries {
-        found.insert(told.digest.to_string(), Found::Told(told));
-    }
     let mut here = asked.store.referrers(repo, subject).await?;
     here.extend(fallback(api, repo, subject).await?);
-    for digest in here {
-        found.insert(digest.to_string(), Found::Here(digest));
-    }
+    let found = found(&listed, here);
     let limit = page
         .limit
         .filter(|limit| *limit > 0)
@@ -136,26 +130,43 @@ pub(crate) async fn list(
             .append(header::WARNING, warning(&why));
     }
     if let Some(last) = more {
-        let mut query = url::form_urlencoded::Serializer::new(String::new());
-        if let Some(kind) = kind {
-            query.append_pair("artifactType", kind);
-        }
-        if page.limit.is_some() {
-            query.append_pair("n", &limit.to_string());
-        }
-        if let Some(namespace) = &asked.namespace {
-            query.append_pair("ns", namespace);
-        }
-        let query = query.append_pair("last", &last).finish();
-        response.headers_mut().insert(
-            header::LINK,
-            value(&format!(
-                "</v2/{}/referrers/{subject}?{query}>; rel=\"next\"",
-                asked.name
-            )),
-        );
+        let n = page.limit.map(|_| limit);
+        let link = next_link(asked, subject, kind, n, &last);
+        response.headers_mut().insert(header::LINK, value(&link));
     }
     Ok(response)
+}
+
+/// All entries by digest; what is here comes before what the upstream says of it.
+fn found(listed: &Listed<Referrer>, here: Vec<Digest>) -> BTreeMap<String, Found<'_>> {
+    let told = listed.entries.iter();
+    let told = told.map(|told| (told.digest.to_string(), Found::Told(told)));
+    let here = here.into_iter();
+    let here = here.map(|digest| (digest.to_string(), Found::Here(digest)));
+    told.chain(here).collect()
+}
+
+/// Where the next page is, as a `Link` header says it.
+fn next_link(
+    asked: &Asked<'_>,
+    subject: &Digest,
+    kind: Option<&str>,
+    limit: Option<usize>,
+    last: &str,
+) -> String {
+    let mut query = url::form_urlencoded::Serializer::new(String::new());
+    if let Some(kind) = kind {
+        query.append_pair("artifactType", kind);
+    }
+    if let Some(limit) = limit {
+        query.append_pair("n", &limit.to_string());
+    }
+    if let Some(namespace) = &asked.namespace {
+        query.append_pair("ns", namespace);
+    }
+    let query = query.append_pair("last", last).finish();
+    let name = asked.name;
+    format!("</v2/{name}/referrers/{subject}?{query}>; rel=\"next\"")
 }
 
 /// The entry of one referrer, from the manifest itself, and the bytes that were read for it; the

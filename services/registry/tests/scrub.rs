@@ -163,7 +163,7 @@ async fn a_damaged_blob_is_found_and_fetched_again_before_anybody_pulls_it() {
 }
 
 #[tokio::test]
-async fn damaged_content_without_an_upstream_is_moved_aside_and_never_served_again() {
+async fn damaged_content_without_an_upstream_is_never_served_again() {
     let volume = volume().await;
     let (good, bad) = (
         volume.put(vec![1; 1000]).await,

@@ -184,7 +184,7 @@ async fn a_registry_killed_in_a_fill_goes_on_from_what_it_had() {
 
 // SPEC 28
 #[tokio::test]
-async fn when_the_filler_dies_another_replica_takes_over_and_its_clients_notice_nothing() {
+async fn when_the_filler_dies_another_replica_takes_over_unnoticed() {
     let image = ImageBuilder::new(23).layer(2_000_000).build();
     let folder = tempfile::tempdir().unwrap();
     let upstream = upstream_with(&image).await;

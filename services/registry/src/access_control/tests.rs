@@ -450,7 +450,7 @@ async fn credentials_are_told_apart() {
 }
 
 #[tokio::test]
-async fn a_certificate_counts_where_its_ca_is_configured_and_no_other_credential_is_sent() {
+async fn a_certificate_counts_with_its_ca_configured_and_no_other_credential() {
     let access_control = guarded(AccessSettings {
         client_ca: Some("ca".into()),
         ..AccessSettings::default()

@@ -402,7 +402,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_passwords_are_checked_at_once_and_a_client_that_leaves_holds_none() {
+    async fn few_passwords_are_checked_at_once_and_a_gone_client_holds_none() {
         let logins = Arc::new(Logins::default());
         let mut turns = Vec::new();
         for last in 0..PASSWORDS_AT_ONCE {

@@ -204,7 +204,7 @@ fn what_the_document_says_of_a_connection_reaches_the_listener() {
 }
 
 #[test]
-fn all_listeners_of_a_replica_leave_a_third_of_the_files_to_the_volume_and_upstreams() {
+fn all_listeners_leave_a_third_of_the_files_to_volume_and_upstreams() {
     let config = |connections| holdfast_config::Limits {
         connections,
         ..holdfast_config::Limits::default()

@@ -127,7 +127,7 @@ impl Scene {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_clients_of_a_growing_blob_only_the_one_with_a_wrong_size_ends_short() {
+async fn of_two_clients_of_a_growing_blob_only_a_wrong_size_ends_short() {
     const EARLY: &str = "bytes=1000-1999";
     // Less than is there, less than will come, and more.
     for size in [3000, SIZE - 1, SIZE + 1000] {
@@ -169,7 +169,7 @@ async fn of_two_clients_of_a_growing_blob_only_the_one_with_a_wrong_size_ends_sh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_size_that_manifests_of_a_repository_do_not_agree_on_is_told_to_nobody() {
+async fn a_size_on_which_manifests_disagree_is_told_to_no_client() {
     for size in [3000, SIZE + 1000] {
         let scene = Scene::start(("team/app", "2"), size).await;
         let relay = &scene.replicas[1];

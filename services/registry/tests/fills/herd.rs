@@ -208,7 +208,7 @@ async fn a_cold_herd_through_three_replicas_costs_each_byte_once() {
 
 // SPEC 28
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_of_other_replicas_notice_nothing_when_the_filling_one_is_killed() {
+async fn clients_of_other_replicas_notice_nothing_when_the_filler_is_killed() {
     let image = ImageBuilder::new(91).layer(4_000_000).build();
     let layer = &image.layers[0];
     let bytes = image.blobs[layer].clone();

@@ -272,7 +272,7 @@ async fn content_that_was_never_hashed_wins_over_no_push() {
 /// Neither its size nor its time tells that it is damaged, and nobody has hashed it: the hash that
 /// it was stored by came back from a client.
 #[tokio::test]
-async fn content_that_a_client_vouched_for_wins_over_no_push_whatever_its_time_says() {
+async fn content_a_client_vouched_for_wins_over_no_push_whatever_its_time() {
     for chunks in [false, true] {
         let registry = Registry::start().await;
         let good = noise(5_000);

@@ -176,7 +176,7 @@ async fn the_largest_manifest_that_is_taken_is_served_and_never_moved_aside() {
 }
 
 #[tokio::test]
-async fn a_refused_push_over_http_2_shows_its_answer_though_the_body_is_still_on_its_way() {
+async fn a_refused_push_over_http_2_shows_its_answer_before_the_body_ends() {
     const PIECES: usize = 64;
     let registry = Setup {
         access_control: AccessControl::nodes("node", "secret"),

@@ -30,7 +30,7 @@ async fn push_silently(process: &Process) -> (String, Duration) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_sends_nothing_of_a_body_is_answered_after_the_time_that_is_set() {
+async fn a_client_that_sends_no_body_is_answered_after_the_set_time() {
     for seconds in [1, 3] {
         let process = Process::with(false, |settings| settings.limits.idle_seconds = seconds);
         process.until("/readyz", 200).await;

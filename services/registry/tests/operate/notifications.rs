@@ -187,7 +187,7 @@ async fn pushes_pulls_mounts_and_deletes_are_told_in_their_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_endpoint_that_fails_gets_everything_later_in_order_and_at_most_its_queue() {
+async fn a_failing_endpoint_gets_all_later_in_order_and_at_most_its_queue() {
     let failing = Receiver::start(StatusCode::INTERNAL_SERVER_ERROR).await;
     let well = Receiver::start(StatusCode::ACCEPTED).await;
     let endpoints = [

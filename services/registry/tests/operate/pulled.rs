@@ -62,7 +62,7 @@ fn own_platform() -> &'static str {
 
 // brew#17395, runwasi#722
 #[tokio::test(flavor = "multi_thread")]
-async fn an_index_that_was_pulled_by_its_tag_is_there_without_the_upstream_whatever_it_lacks() {
+async fn an_index_pulled_by_its_tag_is_there_without_its_upstream() {
     let foreign = ImageBuilder::new(1).layer(1000).index(&["linux/s390x"]);
     let mut partly = ImageBuilder::new(2)
         .layer(1000)

@@ -179,7 +179,7 @@ async fn check_referrers(what: &str, api: Reply, fallback: Reply, expect: (u16, 
 
 // policy-controller#1830
 #[tokio::test(flavor = "multi_thread")]
-async fn referrers_of_the_upstream_are_listed_and_unknown_ones_never_read_as_none() {
+async fn referrers_of_the_upstream_are_listed_and_unknown_ones_are_not_none() {
     let signature = json!({"mediaType": "application/vnd.oci.image.manifest.v1+json",
         "digest": format!("sha256:{}", "1".repeat(64)), "size": 7, "artifactType": SIGNATURE});
     let signed =

@@ -5,8 +5,7 @@ use std::time::Duration;
 use crate::harness::Process;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_hangs_at_start_keeps_nobody_from_asking_and_the_registry_serves_once_it_answers()
- {
+async fn a_volume_that_hangs_at_start_is_served_once_it_answers() {
     let process = Process::start(true);
     process.until("/livez", 200).await;
     let text = process.until("/readyz", 503).await;
@@ -37,8 +36,7 @@ async fn a_process_whose_volume_never_answered_ends_when_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_volume_that_hangs_later_fails_readiness_only_and_requests_are_refused_instead_of_waiting()
- {
+async fn a_volume_that_hangs_later_fails_readiness_and_refuses_requests() {
     let process = Process::start(false);
     process.until("/readyz", 200).await;
     process.volume.set(true);

@@ -159,7 +159,7 @@ async fn a_slow_copy_gives_its_slot_to_a_host_that_has_fewer() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_copy_that_yielded_and_one_of_the_same_repository_preempt_nobody_at_once() {
+async fn a_copy_that_yielded_and_one_of_its_repository_preempt_none_at_once() {
     let scheduler = FillScheduler::new(2, 2);
     let taken = all_taken(&scheduler, &["a"], 2).await;
     let waits = SharedPriority::default();

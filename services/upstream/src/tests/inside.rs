@@ -349,7 +349,7 @@ async fn a_late_list_of_a_forgotten_host_is_told_nothing_of() {
 
 // The first of its addresses is a registry of whoever named it, the second one anybody's.
 #[tokio::test]
-async fn a_name_of_several_hosts_inside_is_told_no_causes_though_one_is_a_registry() {
+async fn a_name_of_several_hosts_inside_is_told_no_causes() {
     for (name, tells) in [("10-0-0-5.test", true), ("10-0-0-5.10-0-0-6.test", false)] {
         let asked = AtomicUsize::new(0);
         let raw = Raw::start(move |_| {

@@ -405,7 +405,7 @@ async fn behind(head: &'static str) -> Raw {
 
 // docker-registry-proxy#158, containerd#5503: blobs and lists as well as manifests.
 #[tokio::test]
-async fn blobs_and_lists_behind_a_redirect_are_read_with_a_token_of_the_registry_there() {
+async fn blobs_and_lists_behind_a_redirect_use_a_token_of_that_registry() {
     for head in ["200 OK", "403 No", "404 No"] {
         let behind = behind(head).await;
         let to = behind.url();
