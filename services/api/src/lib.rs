@@ -11,7 +11,7 @@ pub mod fill;
 pub mod history;
 pub mod labels;
 pub mod names;
-pub mod secret;
+pub use holdfast_core::secret;
 pub mod space;
 pub mod state;
 

@@ -14,9 +14,9 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::{
-    AccessAction, AccessLog, AccessLogMode, AccessRule, AccessSettings, Credentials, Error, Hidden,
+    AccessAction, AccessLog, AccessLogMode, AccessRule, AccessSettings, Credentials, Error,
     LogFormat, LogLevel, Logging, NotificationAction, NotificationSettings, RegistrySettings,
-    Result, RsaAlgorithm, Standalone, TokenSettings, UpstreamSettings, Writes, yaml,
+    Result, RsaAlgorithm, SecretString, Standalone, TokenSettings, UpstreamSettings, Writes, yaml,
 };
 use section::{Findings, Section, overlay};
 
@@ -488,7 +488,7 @@ fn proxy(root: &mut Section, settings: &mut RegistrySettings, found: &mut Findin
     if let Some(username) = username {
         upstream.credentials = Credentials::Given {
             username,
-            password: Hidden::new(password.unwrap_or_default()),
+            password: SecretString::from(password.unwrap_or_default()),
         };
     }
     settings.uplink.revalidate_pulls = true;

@@ -6,46 +6,41 @@
 //! for, and knows nothing of what the services do.
 
 mod access;
+mod aosm;
 mod cron;
 mod distribution;
 mod document;
-mod extension;
-mod hidden;
 mod network;
-mod operating;
-mod parts;
+mod observability;
 mod quantity;
-mod registry;
+mod registry_settings;
 mod replicas;
 mod schema;
 mod validate;
 mod values;
+mod workloads;
 pub mod yaml;
 
 pub use access::{
     AccessAction, AccessRule, AccessSettings, AccessValues, RsaAlgorithm, StandaloneAccess,
     StandaloneToken, TokenSettings, TokenValues,
 };
-pub use cron::{Cron, pattern as cron_pattern};
-pub use distribution::Distribution;
-pub use document::{Config, Error, Release, Result};
-pub use extension::{
+pub use aosm::{
     AutoScaling, ClusterRegistry, CustomLocation, DEFAULT_MATCH_CONDITION, Extension,
     ExtensionWebhook, Global, HighAvailability, LegacyExtension, Microsoft, Mutation, MutationPod,
     RegistryService, Scale,
 };
-pub use hidden::Hidden;
+pub use cron::{Cron, pattern as cron_pattern};
+pub use distribution::Distribution;
+pub use document::{Config, Error, Release, Result};
+pub use holdfast_core::secret::SecretString;
 pub use network::{MirrorCredentials, NetworkPolicyValues, Proxy, Uplink, Upstream};
-pub use operating::{
+pub use observability::{
     AccessLog, AccessLogMode, NotificationAction, NotificationEndpoint, NotificationSettings,
     Notifications, Scrub,
 };
-pub use parts::{
-    ArtifactLimits, ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart,
-    RegistryPart, Scope, ServiceValues, StartupTaint, StorageValues, WaitForNodes, WebhookPart,
-};
 pub use quantity::{ByteSize, StorageSize};
-pub use registry::{
+pub use registry_settings::{
     AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles,
     UpstreamSettings, Writes,
 };
@@ -55,4 +50,8 @@ pub use validate::{Problem, global_key_pattern};
 pub use values::{
     Crds, FailurePolicy, Image, ImageAccess, LogFormat, LogLevel, Logging, Metrics, PodMonitor,
     Preload, PrivateImages, PullPolicy, SystemNodes, Uninstall, Values,
+};
+pub use workloads::{
+    ArtifactLimits, ControllerPart, HealingMode, HealingValues, HostFolders, Limits, NodeAgentPart,
+    RegistryPart, Scope, ServiceValues, StartupTaint, StorageValues, WaitForNodes, WebhookPart,
 };

@@ -22,7 +22,7 @@ pub mod undemanded;
 pub mod urgency;
 
 use crate::events::Publisher;
-use crate::world::{Key, Mirror, NodeFacts, World};
+use crate::index::{ClusterIndex, Key, WatchCache};
 use crate::{Context, FIELD_MANAGER};
 use demand::Demand;
 use futures::{StreamExt as _, stream};
@@ -30,6 +30,7 @@ use holdfast_api::Artifact;
 use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_model::NodeFacts;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
@@ -44,26 +45,26 @@ use tokio::task::JoinSet;
 
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of
 /// images.
-const CREATING: usize = 8;
+const MAX_CONCURRENT_CREATES: usize = 8;
 /// Changes within this time are one; longer, up to the second figure, where a look itself takes
 /// long.
-const SETTLE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+const DEBOUNCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 /// As many times as long as a look takes, there is none: looking costs a twentieth of a processor
 /// at most.
-const PAUSES: u32 = 19;
+const IDLE_FACTOR: u32 = 19;
 /// The shortest pause between two rounds.
-const AT_SOONEST: Duration = Duration::from_millis(5);
+const MIN_PAUSE: Duration = Duration::from_millis(5);
 /// The same while what is due waits for a place: the end of a copy, or a change, ends it.
-const CROWDED: Duration = Duration::from_millis(250);
+const MIN_PAUSE_CROWDED: Duration = Duration::from_millis(250);
 /// How often the demand is computed without a reason.
-const EVERY: Duration = Duration::from_secs(60);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 /// How long the first lists of owners are waited for: what pods wait for must not wait for a list
 /// that does not come.
-const OWNERS: Duration = Duration::from_secs(30);
+const OWNERS_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often a namespace is told that it has too many Artifacts.
-const TOLD_EVERY: Duration = Duration::from_secs(3600);
+const EVENT_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a created Artifact may take to show up in the watch.
-const CREATED: Duration = Duration::from_secs(10);
+const CREATE_VISIBLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the loop ended.
 #[derive(Debug, thiserror::Error)]
@@ -80,11 +81,11 @@ pub async fn run(
     client: Option<fill::Client>,
     heart: Heartbeat,
 ) -> Result<(), Error> {
-    let mut version = context.world.version.subscribe();
-    let mut owners = context.world.owners.version.subscribe();
+    let mut version = context.index.version.subscribe();
+    let mut owners = context.index.owners.version.subscribe();
     let begun = Instant::now();
-    while !context.world.synced()
-        || !(context.world.owners.settled() || begun.elapsed() >= OWNERS)
+    while !context.index.synced()
+        || !(context.index.owners.settled() || begun.elapsed() >= OWNERS_SYNC_TIMEOUT)
         || (client.is_none() && context.issued.client().is_none())
     {
         heart.beat();
@@ -92,7 +93,7 @@ pub async fn run(
         version.borrow_and_update();
         owners.borrow_and_update();
     }
-    if !context.world.owners.settled() {
+    if !context.index.owners.settled() {
         tracing::warn!(
             "some workload kinds are not listed yet: copies for pods begin, references in statuses stay incomplete until they are"
         );
@@ -119,13 +120,13 @@ pub async fn run(
         heart.success();
         if Instant::now() >= next_look {
             work.look(&heart).await;
-            next_look = Instant::now() + EVERY;
+            next_look = Instant::now() + RESYNC_INTERVAL;
         }
         loop {
             let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
             let now = jiff::Timestamp::now();
             let priority = |key: &Key| {
-                World::read(&context.world.artifacts, |artifacts| {
+                ClusterIndex::read(&context.index.artifacts, |artifacts| {
                     artifacts.get(key).map_or(Priority::Prefetch, |artifact| {
                         urgency::priority(artifact, demand.get(key), now)
                     })
@@ -140,7 +141,11 @@ pub async fn run(
         // Whether what is due has to wait for a place.
         let crowded = due.is_some_and(|due| due <= Instant::now());
         reconciler.crowd.others_wait(crowded);
-        let soonest = if crowded { CROWDED } else { AT_SOONEST };
+        let soonest = if crowded {
+            MIN_PAUSE_CROWDED
+        } else {
+            MIN_PAUSE
+        };
         let pause = due
             .map_or(next_look, |due| due.min(next_look))
             .saturating_duration_since(Instant::now())
@@ -151,7 +156,7 @@ pub async fn run(
             () = either(&mut version, &mut owners) => {
                 version.borrow_and_update();
                 owners.borrow_and_update();
-                let settled = work.took.saturating_mul(PAUSES).clamp(SETTLE.0, SETTLE.1);
+                let settled = work.took.saturating_mul(IDLE_FACTOR).clamp(DEBOUNCE.0, DEBOUNCE.1);
                 next_look = next_look.min(Instant::now() + settled);
             }
             () = tokio::time::sleep(pause) => {}
@@ -193,22 +198,22 @@ impl Work {
     /// Computes the demand, creates what is missing, wakes what changed.
     async fn look(&mut self, heart: &Heartbeat) {
         let context = self.context.clone();
-        let world = &context.world;
+        let index = &context.index;
         let begun = Instant::now();
-        let demand = World::read(&world.pods, |pods| {
-            World::read(&world.namespaces, |namespaces| {
-                world
+        let demand = ClusterIndex::read(&index.pods, |pods| {
+            ClusterIndex::read(&index.namespaces, |namespaces| {
+                index
                     .owners
                     .read(|owners| demand::demand(pods, owners, namespaces, &context.scope))
             })
         });
         // A node of a new architecture makes its platform wanted for every index.
-        self.platforms = World::read(&world.nodes, |nodes| {
+        self.platforms = ClusterIndex::read(&index.nodes, |nodes| {
             platforms(nodes.iter().map(|(_, node)| node))
         });
         let now = Instant::now();
         self.created
-            .retain(|_, at| now.duration_since(*at) < CREATED);
+            .retain(|_, at| now.duration_since(*at) < CREATE_VISIBLE_TIMEOUT);
         let mut missing = Vec::new();
         let mut counts: BTreeMap<&'static str, usize> = Reason::ALL
             .iter()
@@ -216,7 +221,7 @@ impl Work {
             .collect();
         let mut progress = Progress::default();
         let limits = context.config.values.controller.artifacts;
-        let plan = World::read(&world.artifacts, |artifacts| {
+        let plan = ClusterIndex::read(&index.artifacts, |artifacts| {
             for (key, demand) in &demand {
                 let Some(priority) = demand.priority() else {
                     continue;
@@ -287,7 +292,7 @@ impl Work {
         let metrics = &self.context.metrics;
         metrics.artifacts_refused(refused.values().sum());
         self.told
-            .retain(|_, at| now.duration_since(*at) < TOLD_EVERY);
+            .retain(|_, at| now.duration_since(*at) < EVENT_INTERVAL);
         let limits = self.context.config.values.controller.artifacts;
         for (namespace, images) in refused {
             if self.told.contains_key(namespace) {
@@ -328,7 +333,7 @@ impl Work {
                 let outcome = create(&context, &key.0, artifact).await;
                 (key, demand, outcome)
             })
-            .buffer_unordered(CREATING);
+            .buffer_unordered(MAX_CONCURRENT_CREATES);
         while let Some((key, demand, outcome)) = creating.next().await {
             heart.beat();
             match outcome {
@@ -357,7 +362,7 @@ impl Work {
         reconciler: &Arc<Reconciler>,
         running: &mut JoinSet<(Key, Memory, Outcome)>,
     ) {
-        let artifact = World::read(&self.context.world.artifacts, |artifacts| {
+        let artifact = ClusterIndex::read(&self.context.index.artifacts, |artifacts| {
             artifacts.get(key).cloned()
         });
         let Some(artifact) = artifact else {
@@ -397,7 +402,7 @@ impl Work {
 }
 
 /// Tells whose pods may have which images.
-fn publish_access(context: &Context, artifacts: &Mirror<Arc<Artifact>>) {
+fn publish_access(context: &Context, artifacts: &WatchCache<Arc<Artifact>>) {
     let mut counts = Access::ALL.map(|access| (access, 0));
     for (_, artifact) in artifacts.iter() {
         let answer = access::of(artifact);

@@ -29,9 +29,9 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// How often everything is looked at without a reason; deleted Secrets come back within it.
-const EVERY: Duration = Duration::from_secs(30);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause before pods are told of a changed Secret once more.
-const TELL_AGAIN: Duration = Duration::from_secs(5);
+const NOTIFY_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -116,9 +116,9 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
 
 fn pause(context: &Context) -> Duration {
     if context.issued.mounts.any() {
-        TELL_AGAIN
+        NOTIFY_RETRY_PAUSE
     } else {
-        EVERY
+        RESYNC_INTERVAL
     }
 }
 
@@ -132,7 +132,7 @@ pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Err
         .default_backoff()
         .touched_objects()
         .boxed();
-    let mut tick = tokio::time::interval(EVERY);
+    let mut tick = tokio::time::interval(RESYNC_INTERVAL);
     loop {
         tokio::select! {
             next = stream.try_next() => match next {

@@ -1,82 +1,78 @@
-//! Healing: pods that cannot pull get references that can be pulled, in both directions, and who
-//! insists is left alone.
+//! Healing: gives pods that cannot pull a reference that can be pulled, in both directions, and
+//! stops when another controller reverts it. The protocol is `docs/design/healing.md`.
 //!
-//! A pod that was admitted unrewritten and waits for an image that is local gets the registry's
-//! reference; a rewritten pod whose source proves unfillable gets its upstream's reference back,
-//! and the webhook leaves that source alone until it can be filled. Where a policy refuses the
-//! registry's references, a namespace's pods keep theirs. What is done is decided by pure functions
-//! (`decide`, `refusals`, `sources`, `policies`, `wake`) from the watches: `looking` asks them,
-//! `acting` does it to the live pod, `trials` tries out who refuses what. Pods only are changed,
-//! never what makes them, and none is deleted that has no owner.
+//! `observe` reads the index, pure functions decide (`decide`, `unfillable`, `exclusions`,
+//! `policies`, `retry_triggers`), `apply` changes the live pod, and `policy_probe` tests which
+//! policies deny the registry's references. Healing changes pods only, never their owners, and
+//! deletes no pod without an owner.
 
-mod acting;
-pub mod bucket;
+mod apply;
 pub mod decide;
 mod events;
+pub mod exclusions;
 #[cfg(test)]
 mod fixtures;
-mod looking;
+mod handle;
+mod observe;
 pub mod patch;
 pub mod policies;
-pub mod refusals;
-mod shared;
-pub mod sources;
-mod trials;
+mod policy_probe;
+pub mod retry_triggers;
+pub mod token_bucket;
 pub mod turns;
-pub mod wake;
+pub mod unfillable;
 
-pub use shared::Healing;
+pub use handle::Healing;
 
 use crate::Context;
-use crate::world::Key;
-use crate::world::health::Patient;
-use bucket::Bucket;
+use crate::index::Key;
 use decide::{Act, Copy};
 use events::Events;
 use holdfast_api::history::ImageHistory;
+use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::{HealingMode, HealingValues};
 use holdfast_runtime::supervise::Heartbeat;
 use policies::Policies;
-use refusals::{Proof, Refusals};
+use retry_triggers::RetryTriggers;
 use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use token_bucket::TokenBucket;
 use turns::Turns;
-use wake::Wakes;
+use unfillable::{Proof, Refusals};
 
-/// How often everything is looked at without a change.
-const EVERY: Duration = Duration::from_secs(5);
+/// How often a round runs without a change.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes within this time are one.
-const SETTLE: Duration = Duration::from_millis(500);
-/// A pod rests this long after something was done or tried: the watch is to show it first.
-const REST: Duration = Duration::from_secs(5);
-/// The longest rest of a pod for which nothing succeeds.
-const LONG_REST: Duration = Duration::from_secs(300);
-/// Images of which the registry is asked at one look whether it holds them still.
-const DOUBTS: usize = 64;
-/// What was done to a pod is remembered so long after it last needed help; the pod's annotation
-/// knows longer.
-const REMEMBERED: Duration = Duration::from_secs(3600);
+const DEBOUNCE: Duration = Duration::from_millis(500);
+/// Pause of a pod after an attempt, until the watch shows its result.
+const PAUSE_AFTER_ACT: Duration = Duration::from_secs(5);
+/// The longest pause of a pod for which no attempt succeeds.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// Images per round that the registry is asked to confirm.
+const MAX_CONFIRMATIONS_PER_ROUND: usize = 64;
+/// How long notes of a pod are kept after it last needed healing. The pod's annotation lasts
+/// longer.
+const NOTE_TTL: Duration = Duration::from_secs(3600);
 
-/// How much is done, and when.
+/// The limits of healing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whether anything is done at all.
     pub mode: HealingMode,
     /// When a source counts as unfillable.
     pub proof: Proof,
-    /// Seconds that a pod which was admitted unrewritten has for starting by itself.
+    /// Seconds that an unrewritten pod has to start by itself.
     pub grace: i64,
-    /// Pods that are patched at once at most, and how soon one more.
+    /// Burst of patches, and the interval of further ones.
     pub patches: (u32, Duration),
-    /// Pods that are evicted at once at most, and how soon one more.
+    /// Burst of evictions, and the interval of further ones.
     pub evictions: (u32, Duration),
-    /// How old the registry's word may be that it holds an image, when a pod is sent to it; as
-    /// often it is asked for at most.
+    /// Longest age of the registry's confirmation that it holds an image when a pod is sent to it;
+    /// also the least interval between two questions.
     pub fresh: Duration,
-    /// Seconds until a policy that refuses the registry's references is asked about for the first
-    /// time, and at most.
+    /// First and longest pause between dry runs of a policy, in seconds.
     pub asks: (i64, i64),
 }
 
@@ -99,9 +95,9 @@ impl Policy {
     }
 }
 
-/// Heals, for ever.
+/// Runs healing for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
-    let mut version = context.world.version.subscribe();
+    let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
     context.known(&heart).await;
     let mut healer = Healer::new(context);
@@ -117,21 +113,21 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
         tokio::select! {
             _ = version.changed() => {}
             _ = state.changed() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(RESYNC_INTERVAL) => {}
         }
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(DEBOUNCE).await;
     }
 }
 
-/// A pod and what is to be done for it.
+/// A pod and its act.
 #[derive(Debug)]
 struct Task {
     pod: Key,
-    patient: Arc<Patient>,
+    stuck_pod: Arc<StuckPod>,
     act: Act,
 }
 
-/// What is remembered of a pod.
+/// Notes about a pod.
 #[derive(Debug)]
 struct Note {
     history: ImageHistory,
@@ -148,19 +144,19 @@ struct Healer {
     events: Events,
     refusals: Refusals,
     policies: Policies,
-    wakes: Wakes,
+    wakes: RetryTriggers,
     /// By UID.
     notes: HashMap<String, Note>,
-    /// When pods of an owner were made anew, by its UID, in seconds.
+    /// When pods of an owner were evicted, by its UID, in seconds.
     recreated: HashMap<String, Vec<i64>>,
-    patches: Bucket,
-    evictions: Bucket,
+    patches: TokenBucket,
+    evictions: TokenBucket,
     turns: AllTurns,
-    /// When the registry was asked whether it holds an image still.
+    /// When the registry was last asked to confirm an image.
     doubts: HashMap<Key, Instant>,
 }
 
-/// Turns of namespaces, for each thing that may be done only so often.
+/// Turns of namespaces, for each limited action.
 #[derive(Debug, Default)]
 struct AllTurns {
     patches: Turns,
@@ -168,7 +164,7 @@ struct AllTurns {
     doubts: Turns,
 }
 
-/// How far the copies of some sources are, by namespace and source.
+/// The state of copies, by namespace and source.
 type Copies = HashMap<(String, String), (Copy, String)>;
 
 impl Healer {
@@ -184,11 +180,11 @@ impl Healer {
             context,
             refusals: Refusals::default(),
             policies: Policies::new(asks),
-            wakes: Wakes::default(),
+            wakes: RetryTriggers::default(),
             notes: HashMap::new(),
             recreated: HashMap::new(),
-            patches: Bucket::new(patches.0, patches.1),
-            evictions: Bucket::new(evictions.0, evictions.1),
+            patches: TokenBucket::new(patches.0, patches.1),
+            evictions: TokenBucket::new(evictions.0, evictions.1),
             turns: AllTurns::default(),
             doubts: HashMap::new(),
         }

@@ -10,19 +10,21 @@ pub mod artifacts;
 pub mod certificates;
 pub mod events;
 pub mod healing;
+pub mod index;
 mod metrics;
 pub mod nodes;
 pub mod state;
-pub mod world;
 
 use holdfast_api::access::AccessList;
 use holdfast_api::names::Names;
+use holdfast_cluster_model::{Scope, ScopeError};
 use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 use holdfast_runtime::lease::Candidate;
 use holdfast_runtime::supervise::{Heartbeat, Supervisor};
 use holdfast_runtime::{CancellationToken, logs, server, shutdown};
+use index::{ClusterIndex, Watches};
 use prometheus_client::registry::Registry;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -35,11 +37,12 @@ pub use metrics::Metrics;
 /// The name under which the controller's server-side applies are recorded.
 pub const FIELD_MANAGER: &str = "holdfast-controller";
 
-/// Silence after which a background loop counts as stuck: longer than any single call waits.
-const PATIENCE: Duration = Duration::from_secs(180);
+/// Time without a heartbeat after which a background loop counts as stuck: longer than any single
+/// call.
+const STUCK_AFTER: Duration = Duration::from_secs(180);
 
-/// Pause between looks whether everything is known.
-const UNTIL_KNOWN: Duration = Duration::from_millis(200);
+/// Interval of checks whether the index is complete.
+const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Why the controller ends.
 #[derive(Debug, thiserror::Error)]
@@ -59,52 +62,51 @@ pub enum Error {
     /// The environment describes no API server.
     #[error("no connection to the API server is configured")]
     Client(#[from] kube::Error),
-    /// The namespace selector of the scope is malformed.
-    #[error("webhook.scope.namespaceSelector is invalid: {0}")]
-    Selector(String),
-    /// Leadership was lost; the process is to be started again.
+    /// The scope cannot be read from the configuration.
+    #[error(transparent)]
+    Scope(#[from] ScopeError),
+    /// Leadership was lost; the process must restart.
     #[error("lost leadership")]
     Lost,
 }
 
-/// What all loops share.
+/// What the loops share.
 #[derive(Clone)]
 pub struct Context {
-    /// The way to the API server.
+    /// The client of the API server.
     pub client: kube::Client,
     /// The release's configuration.
     pub config: Arc<Config>,
     /// Names of the release's objects.
     pub names: Names,
     /// What is known of the cluster.
-    pub world: Arc<world::World>,
+    pub index: Arc<ClusterIndex>,
     /// Certificates as they were issued last; the fill client follows them.
     pub issued: Arc<certificates::Issued>,
     /// Counters and gauges.
     pub metrics: Metrics,
-    /// What is rewritten, by the configuration.
-    pub scope: Arc<world::Scope>,
-    /// Whether this process has written, or agreed with, the nodes' state once.
+    /// Which pods and images are in scope, by the configuration.
+    pub scope: Arc<Scope>,
+    /// Whether this process has written or confirmed the node state once.
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
-    /// Whose pods may have which images, as the Artifacts say it; nothing until they are known, or
-    /// where nobody asks.
+    /// The access list, from the Artifacts; `None` until they are known, or without
+    /// `access.privateImages: namespace`.
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,
     /// Events on nodes and on the shared state.
     pub events: nodes::events::Events,
-    /// Former addresses of the registry, and since when no pod names them.
-    pub former: Arc<state::Former>,
+    /// AddressHistory addresses of the registry, and since when no pod names them.
+    pub address_history: Arc<state::AddressHistory>,
 }
 
-/// What a controller is told that runs outside of its cluster, where the names of Services do not
+/// Settings of a controller that runs outside its cluster, where the names of Services do not
 /// resolve.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outside {
-    /// Where the registry's internal API is reached; its certificate is checked for the Service's
-    /// name all the same.
+    /// Address of the registry's internal API. Its certificate must still name the Service.
     pub registry: Option<SocketAddr>,
     /// Listener of the admin endpoints; port 9090 of all addresses by default.
     pub admin: Option<SocketAddr>,
@@ -126,15 +128,15 @@ impl Context {
             fullname: config.release.fullname.clone(),
             namespace: config.release.namespace.clone(),
         };
-        let scope = world::Scope::new(&config)?;
+        let scope = Scope::new(&config)?;
         let policy = healing::Policy::of(config.values.controller.healing);
         Ok(Self {
             events: nodes::events::Events::new(client.clone()),
-            former: Arc::default(),
+            address_history: Arc::default(),
             client,
             config: Arc::new(config),
             names,
-            world: Arc::default(),
+            index: Arc::default(),
             issued: Arc::default(),
             metrics,
             scope: Arc::new(scope),
@@ -147,9 +149,20 @@ impl Context {
 
     /// Returns when everything was seen once, and what the webhooks were told is known.
     pub(crate) async fn known(&self, heart: &Heartbeat) {
-        while !self.world.synced() || self.healing.state.borrow().is_none() {
+        while !self.index.synced() || self.healing.state.borrow().is_none() {
             heart.beat();
-            tokio::time::sleep(UNTIL_KNOWN).await;
+            tokio::time::sleep(SYNC_POLL_INTERVAL).await;
+        }
+    }
+
+    /// What the watches need of it.
+    pub fn watches(&self) -> Watches {
+        Watches {
+            client: self.client.clone(),
+            index: Arc::clone(&self.index),
+            scope: Arc::clone(&self.scope),
+            names: self.names.clone(),
+            metrics: self.metrics.clone(),
         }
     }
 
@@ -157,57 +170,57 @@ impl Context {
     /// that `fills` leads to.
     pub fn start(&self, supervisor: &Supervisor, fills: Option<artifacts::fill::Client>) {
         let context = self.clone();
-        supervisor.spawn("certificates", PATIENCE, move |heart| {
+        supervisor.spawn("certificates", STUCK_AFTER, move |heart| {
             certificates::run(context.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("webhook_configuration", PATIENCE, move |heart| {
+        supervisor.spawn("webhook_configuration", STUCK_AFTER, move |heart| {
             certificates::watch_webhook(context.clone(), heart)
         });
-        let context = self.clone();
-        supervisor.spawn("pods", PATIENCE, move |heart| {
-            world::watch_pods(context.clone(), heart)
+        let watches = self.watches();
+        supervisor.spawn("pods", STUCK_AFTER, move |heart| {
+            index::watch_pods(watches.clone(), heart)
         });
-        let context = self.clone();
-        supervisor.spawn("namespaces", PATIENCE, move |heart| {
-            world::watch_namespaces(context.clone(), heart)
+        let watches = self.watches();
+        supervisor.spawn("namespaces", STUCK_AFTER, move |heart| {
+            index::watch_namespaces(watches.clone(), heart)
         });
-        let context = self.clone();
-        supervisor.spawn("nodes", PATIENCE, move |heart| {
-            world::watch_nodes(context.clone(), heart)
+        let watches = self.watches();
+        supervisor.spawn("nodes", STUCK_AFTER, move |heart| {
+            index::watch_nodes(watches.clone(), heart)
         });
-        for kind in world::Owners::kinds() {
-            let context = self.clone();
-            supervisor.spawn(kind.plural, PATIENCE, move |heart| {
-                world::watch_owners(context.clone(), kind, heart)
+        for kind in index::Owners::kinds() {
+            let watches = self.watches();
+            supervisor.spawn(kind.plural, STUCK_AFTER, move |heart| {
+                index::watch_owners(watches.clone(), kind, heart)
             });
         }
-        let context = self.clone();
-        supervisor.spawn("artifact_objects", PATIENCE, move |heart| {
-            world::watch_artifacts(context.clone(), heart)
+        let watches = self.watches();
+        supervisor.spawn("artifact_objects", STUCK_AFTER, move |heart| {
+            index::watch_artifacts(watches.clone(), heart)
+        });
+        let watches = self.watches();
+        supervisor.spawn("denials", STUCK_AFTER, move |heart| {
+            index::watch_denials(watches.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("denials", PATIENCE, move |heart| {
-            world::watch_denials(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("state", PATIENCE, move |heart| {
+        supervisor.spawn("state", STUCK_AFTER, move |heart| {
             state::run(context.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("node_taints", PATIENCE, move |heart| {
+        supervisor.spawn("node_taints", STUCK_AFTER, move |heart| {
             nodes::run(context.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("preload", PATIENCE, move |heart| {
+        supervisor.spawn("preload", STUCK_AFTER, move |heart| {
             artifacts::preload::run(context.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("healing", PATIENCE, move |heart| {
+        supervisor.spawn("healing", STUCK_AFTER, move |heart| {
             healing::run(context.clone(), heart)
         });
         let context = self.clone();
-        supervisor.spawn("artifacts", PATIENCE, move |heart| {
+        supervisor.spawn("artifacts", STUCK_AFTER, move |heart| {
             artifacts::run(context.clone(), fills.clone(), heart)
         });
     }

@@ -11,7 +11,7 @@ pub mod decide;
 pub mod events;
 
 use crate::Context;
-use crate::world::World;
+use crate::index::ClusterIndex;
 use decide::{Act, Memory, Node, Policy, Told, Why};
 use holdfast_api::labels;
 use holdfast_runtime::supervise::Heartbeat;
@@ -22,14 +22,14 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-/// How often everything is looked at without a change.
-const EVERY: Duration = Duration::from_secs(5);
+/// How often a round runs without a change.
+const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes within this time are one.
-const SETTLE: Duration = Duration::from_millis(300);
+const DEBOUNCE: Duration = Duration::from_millis(300);
 /// A node rests this long after it was patched: the watch is to show it first.
-const REST: Duration = Duration::from_secs(3);
-/// As [`REST`], where the API server refused.
-const LONG_REST: Duration = Duration::from_secs(60);
+const PAUSE_AFTER_PATCH: Duration = Duration::from_secs(3);
+/// As [`PAUSE_AFTER_PATCH`], where the API server refused.
+const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 /// Effect of the taint that the controller sets. Taken away it is with any effect.
 const EFFECT: &str = "NoSchedule";
 /// What a kubelet reported of its pods before its node's object was made anew is overwritten by
@@ -38,14 +38,14 @@ const STALE_SECONDS: i64 = 60;
 
 /// All nodes as they are seen now.
 pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
-    let agents: HashMap<String, i64> = World::read(&context.world.pods, |pods| {
+    let agents: HashMap<String, i64> = ClusterIndex::read(&context.index.pods, |pods| {
         pods.iter()
             .filter_map(|(_, pod)| pod.agent.as_ref())
             .filter(|agent| agent.ready)
             .map(|agent| (agent.node.clone(), agent.created))
             .collect()
     });
-    World::read(&context.world.nodes, |nodes| {
+    ClusterIndex::read(&context.index.nodes, |nodes| {
         nodes
             .iter()
             .map(|((_, name), facts)| {
@@ -68,7 +68,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
 
 /// Holds nodes back and lets them go, for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
-    let mut version = context.world.version.subscribe();
+    let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
     context.known(&heart).await;
     let policy = Policy::of(context.config.values.node_agent.startup_taint);
@@ -100,16 +100,16 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
         tokio::select! {
             _ = version.changed() => {}
             _ = state.changed() => {}
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(RESYNC_INTERVAL) => {}
         }
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(DEBOUNCE).await;
     }
 }
 
 /// Acts; answers how long the node rests.
 async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Duration {
     match patch(context, node, act).await {
-        Ok(false) => REST,
+        Ok(false) => PAUSE_AFTER_PATCH,
         Ok(true) => {
             let (reason, warning, note) = words(act, policy);
             if warning {
@@ -121,7 +121,7 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
                 .events
                 .on_node(&node.name, &node.uid, warning, reason, note)
                 .await;
-            REST
+            PAUSE_AFTER_PATCH
         }
         Err(kube::Error::Api(status)) if status.code == 409 => Duration::from_millis(200),
         Err(kube::Error::Api(status)) if status.code == 403 => {
@@ -136,11 +136,11 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
                 .events
                 .on_node(&node.name, &node.uid, true, "StartupTaintStuck", note)
                 .await;
-            LONG_REST
+            PAUSE_AFTER_REFUSAL
         }
         Err(error) => {
             tracing::warn!(node.name = node.name, %error, "cannot change the taints of a node; retrying");
-            REST
+            PAUSE_AFTER_PATCH
         }
     }
 }
@@ -232,7 +232,7 @@ async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
             format!(
                 "no Holdfast node agent has been Ready here for {} s, so pods with rewritten images may fail to start; {}. See the \
                  events of this node and the agent's pod",
-                decide::PATIENCE.as_secs(),
+                decide::UNPREPARED_GRACE.as_secs(),
                 if rewriting {
                     "pods are still rewritten, because rewriting has begun"
                 } else {

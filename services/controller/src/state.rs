@@ -4,16 +4,16 @@
 //! come and go all the time without a difference to the state, so nothing is fetched for them
 //! alone.
 
+mod address_history;
 pub mod build;
-mod former;
 #[cfg(test)]
 mod tests;
 
 use crate::certificates::cluster_ips;
-use crate::world::World;
+use crate::index::ClusterIndex;
 use crate::{Context, apply};
+pub use address_history::AddressHistory;
 use build::{Inputs, NodeInput};
-pub use former::Former;
 use holdfast_api::access::AccessList;
 use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState};
 use holdfast_runtime::supervise::Heartbeat;
@@ -25,9 +25,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often everything is looked at without a reason.
-const EVERY: Duration = Duration::from_secs(10);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
 /// Changes within this time are one.
-const SETTLE: Duration = Duration::from_millis(300);
+const DEBOUNCE: Duration = Duration::from_millis(300);
 
 /// Why a round failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,14 +51,15 @@ pub struct Seen {
     excluded: Option<Vec<Exclusion>>,
     access: Option<AccessList>,
     bundle: String,
-    /// Whether this process has written, or agreed with, the nodes' state once.
+    /// Whether this process has written or confirmed the node state once.
     settled: bool,
 }
 
 impl Seen {
     fn of(context: &Context) -> Self {
-        let pods_synced = World::read(&context.world.pods, crate::world::Mirror::synced);
-        let nodes_synced = World::read(&context.world.nodes, crate::world::Mirror::synced);
+        let pods_synced = ClusterIndex::read(&context.index.pods, crate::index::WatchCache::synced);
+        let nodes_synced =
+            ClusterIndex::read(&context.index.nodes, crate::index::WatchCache::synced);
         Self {
             used: pods_synced.then(|| used_addresses(context)),
             nodes: (pods_synced && nodes_synced).then(|| nodes(context)),
@@ -72,7 +73,7 @@ impl Seen {
 
 /// Keeps the shared state right, for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
-    let mut version = context.world.version.subscribe();
+    let mut version = context.index.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
     let mut excluded = context.healing.excluded.subscribe();
     let mut access = context.access.subscribe();
@@ -85,7 +86,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
         access.borrow_and_update();
         if Instant::now() >= next || agreed.as_ref() != Some(&Seen::of(&context)) {
             agreed = round(&context).await?;
-            next = Instant::now() + EVERY;
+            next = Instant::now() + RESYNC_INTERVAL;
         }
         heart.success();
         tokio::select! {
@@ -95,7 +96,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
             _ = access.changed() => {}
             () = tokio::time::sleep_until(next) => {}
         }
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(DEBOUNCE).await;
     }
 }
 
@@ -137,10 +138,11 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         tracing::info!(address, "the address of the registry changed");
         context.issued.wake.notify_one();
     }
-    let used = seen
-        .used
-        .clone()
-        .and_then(|named| context.former.in_use(named, &address, Instant::now()));
+    let used = seen.used.clone().and_then(|named| {
+        context
+            .address_history
+            .in_use(named, &address, Instant::now())
+    });
     let inputs = Inputs {
         address,
         previous: previous.clone(),
@@ -166,7 +168,7 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let state = build::cluster_state(&inputs);
     let mut known = vec![state.registry_address.clone()];
     known.extend(state.aliases.clone());
-    context.world.addresses.send_if_modified(|current| {
+    context.index.addresses.send_if_modified(|current| {
         let differs = *current != known;
         if differs {
             *current = known;
@@ -230,7 +232,7 @@ fn access(
 }
 
 fn used_addresses(context: &Context) -> BTreeSet<String> {
-    World::read(&context.world.pods, |pods| {
+    ClusterIndex::read(&context.index.pods, |pods| {
         pods.iter()
             .filter(|(_, pod)| pod.alive)
             .flat_map(|(_, pod)| pod.addresses.iter().cloned())

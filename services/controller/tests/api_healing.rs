@@ -13,7 +13,7 @@ use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, KEY};
 use holdfast_api::{Artifact, artifact_name};
-use holdfast_controller::healing::refusals::Proof;
+use holdfast_controller::healing::unfillable::Proof;
 use holdfast_controller::healing::{Healing, Policy};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use k8s_openapi::api::events::v1::Event;
@@ -25,14 +25,14 @@ use std::time::Duration;
 const IMAGE: &str = "registry.example/team/app:1";
 
 /// A cluster with a registry that answers as told, and a controller that heals without waiting.
-struct Site {
+struct Snapshot {
     bare: Bare,
     registry: Registry,
     local: String,
     _running: Running,
 }
 
-impl Site {
+impl Snapshot {
     async fn start() -> Self {
         let (bare, registry) = (Bare::start().await, Registry::start().await);
         bare.namespace("apps").await;
@@ -148,7 +148,7 @@ impl Site {
 
 #[tokio::test]
 async fn a_pod_that_slipped_past_the_webhook_gets_the_local_image() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     site.create(
         "app",
         IMAGE,
@@ -185,7 +185,7 @@ async fn a_pod_that_slipped_past_the_webhook_gets_the_local_image() {
 
 #[tokio::test]
 async fn an_unfillable_image_is_given_back_and_rewritten_again_when_it_can_be_filled() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     site.refuse();
     let annotation = json!({"metadata": {"annotations": {
         labels::ORIGINAL_IMAGES: json!({"containers/app": IMAGE}).to_string()}}});
@@ -210,7 +210,7 @@ async fn an_unfillable_image_is_given_back_and_rewritten_again_when_it_can_be_fi
 
 #[tokio::test]
 async fn who_sets_the_image_back_again_and_again_is_left_alone() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     site.create("app", IMAGE, json!({})).await;
     for _ in 0..3 {
         site.stuck("app", "").await;
@@ -234,7 +234,7 @@ async fn who_sets_the_image_back_again_and_again_is_left_alone() {
 
 #[tokio::test]
 async fn pods_with_an_image_volume_are_made_anew_only_if_somebody_makes_them_anew() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     let volume = |owner: Value| {
         json!({
             "metadata": {"ownerReferences": owner},
@@ -266,7 +266,7 @@ async fn pods_with_an_image_volume_are_made_anew_only_if_somebody_makes_them_ane
 
 #[tokio::test]
 async fn a_pod_that_runs_ends_the_pause_of_its_artifact() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     *site.registry.answer.lock().unwrap() = Box::new(|request| {
         if request.source == IMAGE {
             let body =
@@ -301,7 +301,7 @@ async fn a_pod_that_runs_ends_the_pause_of_its_artifact() {
 
 #[tokio::test]
 async fn a_pod_is_not_sent_to_a_registry_that_lost_the_image() {
-    let site = Site::start().await;
+    let site = Snapshot::start().await;
     let artifact = || async {
         let all: Api<Artifact> = Api::namespaced(site.bare.client.clone(), "apps");
         let found = all.get_opt(&artifact_name(IMAGE)).await.unwrap();

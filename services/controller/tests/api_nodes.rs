@@ -5,7 +5,7 @@ mod bare;
 
 use bare::{Bare, NAMESPACE, Registry, eventually, run};
 use holdfast_api::state::ClusterState;
-use holdfast_controller::state::Former;
+use holdfast_controller::state::AddressHistory;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod, Service};
 use k8s_openapi::api::events::v1::Event;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams};
@@ -156,7 +156,7 @@ async fn a_former_address_stays_while_a_pod_names_it() {
     bare.namespace("apps").await;
     let former = bare.registry_service().await;
     let mut context = bare.context();
-    context.former = Arc::new(Former::for_at_least(Duration::from_secs(1)));
+    context.address_history = Arc::new(AddressHistory::for_at_least(Duration::from_secs(1)));
     let _running = run(&context, &registry);
     eventually("the address is known", async || {
         state(&bare)

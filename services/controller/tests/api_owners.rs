@@ -330,7 +330,7 @@ async fn kinds_that_may_not_be_listed_are_left_out_until_they_may() {
         eventually(name, async || is_copied(&bare, name).await).await;
     }
     assert!(
-        context.world.owners.settled(),
+        context.index.owners.settled(),
         "what is hidden is not waited for"
     );
     assert!(artifact(&bare, "nightly").await.is_none());

@@ -12,6 +12,7 @@ pub mod pod;
 pub mod quantity;
 pub mod reference;
 pub mod rewrite;
+pub mod secret;
 pub mod shares;
 pub mod turns;
 mod upstream_filter;

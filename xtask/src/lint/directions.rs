@@ -1,5 +1,5 @@
 //! Who may depend on whom, and which crate may name which library:
-//! `core ← {config, api} ← {runtime, store} ← upstream ← fill ← services ← cli ← holdfast`.
+//! `core ← {config, api} ← {runtime, store, cluster-model} ← upstream ← fill ← services ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -10,7 +10,11 @@ use super::Finding;
 const LAYERS: [&[&str]; 8] = [
     &["holdfast-core", "holdfast-conditions"],
     &["holdfast-config", "holdfast-api"],
-    &["holdfast-runtime", "holdfast-store"],
+    &[
+        "holdfast-runtime",
+        "holdfast-store",
+        "holdfast-cluster-model",
+    ],
     &["holdfast-upstream"],
     &["holdfast-fill"],
     &[
@@ -30,8 +34,8 @@ const REFUSED: [(&str, &[&str]); 6] = [
     ("holdfast-controller", &SERVING),
     ("holdfast-node-agent", &SERVING),
     ("holdfast-store", &["holdfast-api", "holdfast-config"]),
-    // The operator's commands read what the API server and a volume say, and start no service.
-    // The controller is not among them yet: commands read its facts about a cluster.
+    // The operator's commands read what the API server and a volume say, and start no service. The
+    // facts about a cluster that they share with the controller are `holdfast-cluster-model`.
     (
         "holdfast-cli",
         &[
@@ -39,6 +43,7 @@ const REFUSED: [(&str, &[&str]); 6] = [
             "holdfast-fill",
             "holdfast-registry",
             "holdfast-webhook",
+            "holdfast-controller",
             "holdfast-node-agent",
         ],
     ),
@@ -118,6 +123,9 @@ const ONLY: [(&str, &[&str]); 4] = [
     ),
 ];
 
+/// Libraries that the facts about a cluster must not know: they are computed, not fetched.
+const NOT_IN_CLUSTER_MODEL: [&str; 3] = ["tokio", "futures", "reqwest"];
+
 /// Libraries that the pure domain must not know.
 const NOT_IN_CORE: [&str; 8] = [
     "tokio",
@@ -150,6 +158,9 @@ pub(super) fn check(metadata: &Value) -> Vec<Finding> {
 fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     if name == "holdfast-core" && NOT_IN_CORE.contains(&on) {
         return Some(format!("the pure domain must not know {on}"));
+    }
+    if name == "holdfast-cluster-model" && NOT_IN_CLUSTER_MODEL.contains(&on) {
+        return Some(format!("facts about a cluster are pure, {on} is not"));
     }
     if dev {
         return None;
@@ -210,6 +221,9 @@ mod tests {
         check("holdfast", "holdfast-cli", false, true);
         check("holdfast-cli", "holdfast-store", false, true);
         check("holdfast-cli", "holdfast-registry", false, false);
+        check("holdfast-cli", "holdfast-controller", false, false);
+        check("holdfast-cli", "holdfast-cluster-model", false, true);
+        check("holdfast-cluster-model", "holdfast-runtime", false, false);
         check("holdfast-registry", "holdfast-cli", false, false);
         check("holdfast-core", "holdfast-config", false, false);
         check("holdfast-store", "holdfast-runtime", false, false);
@@ -226,6 +240,7 @@ mod tests {
     fn libraries_stay_where_they_belong() {
         check("holdfast-core", "tokio", true, false);
         check("holdfast-core", "serde", false, true);
+        check("holdfast-cluster-model", "tokio", false, false);
         check("holdfast-controller", "rustls", false, false);
         check("holdfast-webhook", "rustls", true, true);
         check("holdfast-node-agent", "serde_yaml", false, false);

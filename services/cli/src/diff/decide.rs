@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::access::ImageAccess;
 use holdfast_api::{Artifact, labels};
-use holdfast_controller::world::{NamespaceFacts, Scope, pod_facts};
+use holdfast_cluster_model::{NamespaceFacts, Scope, pod_facts};
 use holdfast_core::workload::{
     self, condition_is_true, controller_of, may_start, pod_of, pod_template,
 };

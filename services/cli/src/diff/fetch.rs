@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::state::EVERY_SOURCE;
-use holdfast_controller::world::{NamespaceFacts, Scope};
+use holdfast_cluster_model::{NamespaceFacts, Scope};
 use holdfast_core::workload::KINDS;
 use kube::Client;
 use serde_json::Value;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
-use holdfast_controller::world::{NamespaceFacts, NodeFacts, Scope, node_facts};
+use holdfast_cluster_model::{NamespaceFacts, NodeFacts, Scope, node_facts};
 use holdfast_core::workload::condition_is_true;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Node;

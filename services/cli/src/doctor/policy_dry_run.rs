@@ -9,7 +9,7 @@ use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
-use holdfast_controller::world::{NamespaceFacts, Scope, denied_by};
+use holdfast_cluster_model::{NamespaceFacts, Scope, denied_by};
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::{Value, json};

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
-use holdfast_controller::artifacts::events::advice;
+use holdfast_cluster_model::advice::advice;
 use holdfast_core::Reference;
 
 use super::access::shown;

@@ -1,6 +1,6 @@
 //! Whether the registry's volume has room: pure.
 
-use holdfast_controller::artifacts::events::ENLARGE;
+use holdfast_cluster_model::advice::ENLARGE;
 
 use super::diagnose::Report;
 use super::fetch::Asked;

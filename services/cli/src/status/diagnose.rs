@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
-use holdfast_controller::artifacts::events::ENLARGE;
+use holdfast_cluster_model::advice::ENLARGE;
 use serde::Serialize;
 
 use crate::artifact_status::{copy_status, is_on_its_way};

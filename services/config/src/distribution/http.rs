@@ -7,7 +7,7 @@ use super::{
     client_ca,
     section::{Findings, Section},
 };
-use crate::{Hidden, RegistrySettings, TlsFiles};
+use crate::{RegistrySettings, SecretString, TlsFiles};
 
 pub(super) fn read(root: &mut Section, settings: &mut RegistrySettings, found: &mut Findings) {
     let mut http = root.section("http", found);
@@ -38,7 +38,7 @@ pub(super) fn read(root: &mut Section, settings: &mut RegistrySettings, found: &
         "answers always hold relative locations",
         found,
     );
-    settings.upload_secret_text = http.text("secret", found).map(Hidden::new);
+    settings.upload_secret_text = http.text("secret", found).map(SecretString::from);
     if let Some(time) = http.duration("draintimeout", found) {
         settings.drain = time;
     }

@@ -7,7 +7,7 @@
 use super::credentials::Choice;
 use super::demand::Demand;
 use super::reconcile::{Memory, Reconciler};
-use crate::world::Key;
+use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::access::{
     Access, AccessList, AccessRequest, MAX_LIST_BYTES, MAX_LIST_BYTES_OF_NAMESPACE, repository_of,
@@ -24,14 +24,14 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 /// An image that the namespace may have is asked for again after this time.
-const RENEWED: SignedDuration = SignedDuration::from_hours(24);
+const GRANTED_TTL: SignedDuration = SignedDuration::from_hours(24);
 /// One that nothing of the namespace names at the moment, and that a credential opened: there is
 /// nobody's credential to ask with, and a job that runs once a week has its image all the same.
-const UNUSED: SignedDuration = SignedDuration::from_hours(7 * 24);
+const UNUSED_TTL: SignedDuration = SignedDuration::from_hours(7 * 24);
 /// One that it may not have: whoever gives its credential more rights tells nobody here.
-const ASKED_AGAIN: SignedDuration = SignedDuration::from_hours(1);
+const DENIED_TTL: SignedDuration = SignedDuration::from_hours(1);
 /// The least time between two questions that were not answered.
-const UNANSWERED: Duration = Duration::from_secs(300);
+const UNANSWERED_RETRY: Duration = Duration::from_secs(300);
 
 /// What this process knows beside the status.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -78,9 +78,9 @@ fn is_due(
         .zip(credentials)
         .is_some_and(|(known, now)| known != now);
     let (is_given, pause) = match last.map(|last| last.answer) {
-        Some(Access::Proved) if credentials.is_none() => (true, UNUSED),
-        Some(Access::Public | Access::Configured | Access::Proved) => (true, RENEWED),
-        Some(Access::Denied) => (false, ASKED_AGAIN),
+        Some(Access::Proved) if credentials.is_none() => (true, UNUSED_TTL),
+        Some(Access::Public | Access::Configured | Access::Proved) => (true, GRANTED_TTL),
+        Some(Access::Denied) => (false, DENIED_TTL),
         Some(Access::Unknown) | None => (false, SignedDuration::ZERO),
     };
     if asked.further || changed || (refused && is_given) {
@@ -95,7 +95,7 @@ fn is_due(
     let is_old = age.is_none_or(|age| age.is_negative() || age >= pause);
     let rests = asked
         .at
-        .is_some_and(|at| instant.saturating_duration_since(at) < UNANSWERED);
+        .is_some_and(|at| instant.saturating_duration_since(at) < UNANSWERED_RETRY);
     is_old && !rests
 }
 
@@ -255,5 +255,4 @@ pub fn list<'a>(
 }
 
 #[cfg(test)]
-#[path = "access_tests.rs"]
 mod tests;

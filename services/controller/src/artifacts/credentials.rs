@@ -27,7 +27,7 @@ pub const READ_AT_ONCE: usize = 2;
 
 /// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a
 /// second.
-pub const PATIENCE: Duration = Duration::from_secs(10);
+pub const POD_WAIT: Duration = Duration::from_secs(10);
 
 /// Whose credentials are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Durati
             .pull_secrets
             .as_ref()
             .is_some_and(|names| !names.is_empty());
-    match PATIENCE.saturating_sub(known) {
+    match POD_WAIT.saturating_sub(known) {
         rest if announced && !rest.is_zero() => Choice::Wait(rest),
         _ => Choice::Nobody {
             unproven: announced,

@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 /// How long a fill that does not end holds its place while others wait for one. The registry goes
 /// on copying; the next look joins it.
-const HURRIED: Duration = Duration::from_secs(10);
+const CROWDED_FILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Tells running looks whether others wait for a place.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ impl Crowd {
     /// Ends when a fill that began now is to give its place up.
     pub async fn place_is_wanted(&self) {
         let mut others_wait = self.others_wait.subscribe();
-        tokio::time::sleep(HURRIED).await;
+        tokio::time::sleep(CROWDED_FILL_TIMEOUT).await;
         if others_wait.wait_for(|wait| *wait).await.is_err() {
             std::future::pending::<()>().await;
         }

@@ -1,11 +1,10 @@
 //! Which images are needed, in which namespace, by whom, how urgently: pure.
 
-use crate::world::{
-    Key, Mirror, NamespaceFacts, Owner, OwnerFacts, PodFacts, Scope, View, find_owner, top_owner,
-};
+use crate::index::{Key, View, WatchCache, find_owner, top_owner};
 use holdfast_api::artifact::Reference;
 use holdfast_api::artifact_name;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_model::{NamespaceFacts, Owner, OwnerFacts, PodFacts, Scope};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who needs one image in one namespace.
@@ -62,9 +61,9 @@ impl Demand {
 /// The demand by namespace and Artifact name, of pods and owners in scope. Finished pods, and
 /// owners that start nothing any more, count as references.
 pub fn demand(
-    pods: &Mirror<PodFacts>,
+    pods: &WatchCache<PodFacts>,
     owners: &View<'_>,
-    namespaces: &Mirror<NamespaceFacts>,
+    namespaces: &WatchCache<NamespaceFacts>,
     scope: &Scope,
 ) -> BTreeMap<Key, Demand> {
     let mut all = All {
@@ -172,5 +171,4 @@ impl<'a> All<'a> {
 }
 
 #[cfg(test)]
-#[path = "demand_tests.rs"]
 mod tests;

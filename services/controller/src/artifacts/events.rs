@@ -4,6 +4,7 @@ use super::demand::Demand;
 use crate::events::Publisher;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_cluster_model::advice::advice;
 use holdfast_core::workload::{self, WorkloadKind};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
@@ -77,37 +78,6 @@ fn needing(demand: &Demand) -> Option<ObjectReference> {
     })
 }
 
-/// The way out of a volume that fills or is full.
-pub const ENLARGE: &str = "enlarge the registry's volume (clusterRegistry.storageSize); deleting \
-                           Artifacts or images frees no space in this version";
-
-/// What to do about an image that is not local for this reason.
-pub fn advice(reason: Reason) -> &'static str {
-    match reason {
-        Reason::Copied => "the cluster no longer needs its upstream for it",
-        Reason::Unauthorized => {
-            "check imagePullSecrets of the pod, or of the workload's template, and of its service account"
-        }
-        Reason::NotFound => "check the reference; the upstream has no such image",
-        Reason::UpstreamUnavailable => {
-            "Holdfast retries; check the uplink, the proxy and the upstream"
-        }
-        Reason::UpstreamInvalid => {
-            "the upstream's content does not match its digest or is not an image; push it there again"
-        }
-        Reason::NoSpace => ENLARGE,
-        Reason::Invalid => "correct the reference, or the values that exclude its host",
-        Reason::StoreFailed => "Holdfast retries; check the registry's volume and its storage",
-        Reason::PullSecretUnreadable => {
-            "Holdfast retries; check the API server and the controller's permissions"
-        }
-        Reason::RegistryUnavailable => "Holdfast retries; check the registry's pods",
-        Reason::Copying => "it is being copied",
-        Reason::NoDemand => "it is copied when a pod or a workload names it",
-        Reason::TooManyArtifacts => "remove Artifacts that nothing needs, or raise the limit",
-    }
-}
-
 /// What happened and what to do about it.
 fn note(source: &str, reason: Reason, message: &str) -> String {
     let advice = advice(reason);
@@ -123,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_pod_is_told_and_before_there_is_one_its_owner() {
-        let owner = |kind: &str| crate::world::Owner {
+        let owner = |kind: &str| holdfast_cluster_model::Owner {
             reference: holdfast_api::artifact::Reference {
                 kind: kind.to_owned(),
                 name: "web".to_owned(),

@@ -10,9 +10,9 @@ use std::time::Duration;
 /// The port of the internal API.
 pub const PORT: u16 = 5001;
 /// How long a fill is waited for. The registry goes on without us; asking again joins it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const FILL_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an answer is waited for who may have an image: some requests to one upstream.
-const ACCESS_PATIENCE: Duration = Duration::from_secs(60);
+const ACCESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest error body that is read.
 const MAX_BODY: usize = 64 * 1024;
 
@@ -78,7 +78,7 @@ impl Client {
     /// Asks who the upstream gives an image to. No answer, a refusal, and a registry that does not
     /// know the question are all the same: nothing is known.
     pub async fn access(&self, request: &AccessRequest) -> Access {
-        let post = self.http.post(&self.access_url).timeout(ACCESS_PATIENCE);
+        let post = self.http.post(&self.access_url).timeout(ACCESS_TIMEOUT);
         let answer = async {
             let answer = post.json(request).send().await?.error_for_status()?;
             answer.json::<AccessResult>().await
@@ -97,7 +97,7 @@ impl Client {
         let response = match self
             .http
             .post(&self.url)
-            .timeout(PATIENCE)
+            .timeout(FILL_TIMEOUT)
             .json(request)
             .send()
             .await

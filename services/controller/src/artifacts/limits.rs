@@ -6,7 +6,7 @@
 //! the limits are not copied.
 
 use super::demand::Demand;
-use crate::world::Key;
+use crate::index::Key;
 use holdfast_api::fill::Priority;
 use holdfast_config::ArtifactLimits;
 use std::cmp::Reverse;

@@ -2,7 +2,7 @@
 //! release's namespace, with a label by which it is kept. One that left the list loses the label
 //! and nothing else.
 
-use crate::world::World;
+use crate::index::ClusterIndex;
 use crate::{Context, FIELD_MANAGER};
 use holdfast_api::{Artifact, artifact_name, labels};
 use holdfast_core::Reference;
@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks; what somebody deleted comes back with the next one.
-const EVERY: Duration = Duration::from_secs(30);
+const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two looks before the Artifacts are known.
-const SOON: Duration = Duration::from_millis(200);
+const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Something to do for the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ pub fn is_listed(artifact: &Artifact) -> bool {
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> {
     let wanted = wanted(&context.config.values.preload.images);
     loop {
-        let known = World::read(&context.world.artifacts, |artifacts| {
+        let known = ClusterIndex::read(&context.index.artifacts, |artifacts| {
             let own = |namespace: &str| namespace == context.names.namespace;
             artifacts.synced().then(|| -> Vec<(String, Arc<Artifact>)> {
                 artifacts
@@ -102,7 +102,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> 
         });
         let Some(existing) = known else {
             heart.beat();
-            tokio::time::sleep(SOON).await;
+            tokio::time::sleep(SYNC_POLL_INTERVAL).await;
             continue;
         };
         let existing = existing
@@ -116,7 +116,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> 
             }
         }
         heart.success();
-        tokio::time::sleep(EVERY).await;
+        tokio::time::sleep(RESYNC_INTERVAL).await;
     }
 }
 

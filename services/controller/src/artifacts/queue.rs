@@ -4,7 +4,7 @@
 //! A copy may hold its place for long. So a namespace takes a place only while fewer than the free
 //! ones are its own: however much it asks for, others find places free.
 
-use crate::world::Key;
+use crate::index::Key;
 use holdfast_api::fill::Priority;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;

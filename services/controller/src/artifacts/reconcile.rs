@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
 /// A fill that takes longer shows as `Copying`.
-const SLOW: Duration = Duration::from_secs(1);
+const COPYING_AFTER: Duration = Duration::from_secs(1);
 /// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
-const LOST: Duration = Duration::from_secs(5);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Until a status that could not be written is tried again.
-pub(super) const UNWRITTEN: Duration = Duration::from_secs(5);
+pub(super) const STATUS_RETRY: Duration = Duration::from_secs(5);
 
 /// Does the looking.
 #[derive(Debug)]
@@ -288,7 +288,11 @@ impl Reconciler {
             self.try_further_credentials(artifact, demand, choice, memory)
                 .await;
             return Outcome {
-                again: Some(if written { wait } else { wait.min(UNWRITTEN) }),
+                again: Some(if written {
+                    wait
+                } else {
+                    wait.min(STATUS_RETRY)
+                }),
             };
         }
         if let Choice::Wait(rest) = choice {
@@ -399,7 +403,7 @@ impl Reconciler {
             again: if written {
                 again
             } else {
-                Some(again.map_or(UNWRITTEN, |again| again.min(UNWRITTEN)))
+                Some(again.map_or(STATUS_RETRY, |again| again.min(STATUS_RETRY)))
             },
         }
     }
@@ -416,7 +420,7 @@ impl Reconciler {
             if let Some(confirmed) = memory.confirmed.as_mut().filter(|_| !held) {
                 confirmed.until = now;
             }
-            self.context.world.nudge();
+            self.context.index.nudge();
         }
     }
 
@@ -452,7 +456,11 @@ impl Reconciler {
             };
             let written = self.write(artifact, demand, &news, memory).await;
             return Outcome {
-                again: Some(if written { rest } else { rest.min(UNWRITTEN) }),
+                again: Some(if written {
+                    rest
+                } else {
+                    rest.min(STATUS_RETRY)
+                }),
             };
         }
         self.remove(artifact).await
@@ -481,7 +489,7 @@ impl Reconciler {
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
             outcome = &mut fill => outcome,
-            () = tokio::time::sleep(if doubted { LOST } else { SLOW }) => {
+            () = tokio::time::sleep(if doubted { CONFIRM_TIMEOUT } else { COPYING_AFTER }) => {
                 if doubted || !status::was_ready(artifact) {
                     let news = News::Failed { failure: copying(), attempts: memory.failures };
                     self.write(artifact, demand, &news, memory).await;
@@ -576,5 +584,4 @@ impl Reconciler {
 }
 
 #[cfg(test)]
-#[path = "reconcile_tests.rs"]
 mod tests;

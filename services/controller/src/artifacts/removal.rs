@@ -1,7 +1,7 @@
 //! What is done for Artifacts for which there is no room, or which nothing needs.
 
 use super::demand::Demand;
-use super::reconcile::{Memory, Outcome, Reconciler, UNWRITTEN};
+use super::reconcile::{Memory, Outcome, Reconciler, STATUS_RETRY};
 use super::status::News;
 use super::undemanded;
 use holdfast_api::Artifact;
@@ -22,7 +22,7 @@ impl Reconciler {
         };
         let written = self.write(artifact, demand, &news, memory).await;
         Outcome {
-            again: (!written).then_some(UNWRITTEN),
+            again: (!written).then_some(STATUS_RETRY),
         }
     }
 
@@ -49,7 +49,7 @@ impl Reconciler {
             Err(error) => {
                 tracing::debug!(artifact.name = artifact.name_any(), %error, "cannot remove an Artifact");
                 Outcome {
-                    again: Some(UNWRITTEN),
+                    again: Some(STATUS_RETRY),
                 }
             }
         }

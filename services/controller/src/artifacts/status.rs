@@ -199,9 +199,9 @@ fn passing(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::Owner;
     use holdfast_api::ArtifactSpec;
     use holdfast_api::artifact::Reference;
+    use holdfast_cluster_model::Owner;
 
     fn at(second: i64) -> jiff::Timestamp {
         jiff::Timestamp::from_second(second).unwrap()

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// How often the pods of a part are told of one change.
-const TIMES: u8 = 2;
+const MAX_NOTIFICATIONS: u8 = 2;
 
 /// Parts whose mounted Secrets changed, and how often their pods are still to be told.
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub struct Changed(Mutex<BTreeMap<&'static str, u8>>);
 impl Changed {
     /// A Secret that the pods of this part mount was written.
     pub(super) fn note(&self, component: &'static str) {
-        self.lock().insert(component, TIMES);
+        self.lock().insert(component, MAX_NOTIFICATIONS);
     }
 
     /// Whether pods are still to be told.

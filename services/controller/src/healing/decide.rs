@@ -1,12 +1,12 @@
-//! What is to be done for one pod: a pure function of the pod, of what the registry holds, and of
-//! what was done before.
+//! Decides the act for one pod: a pure function of the pod, of the copies of its images, and of its
+//! history.
 
-use crate::world::health::{Image, Patient, Progress};
 use holdfast_api::history::{ImageHistory, MAX_REVERTS};
+use holdfast_cluster_model::pull_status::{Image, Progress, StuckPod};
 use holdfast_core::pod::Kind;
 use holdfast_core::{Reference, rewrite};
 
-/// So often pods of one owner are made anew within an hour.
+/// Evictions of one owner's pods within an hour.
 pub const RECREATIONS: usize = 3;
 
 /// What is known of the copy of a source.
@@ -20,27 +20,27 @@ pub enum Copy {
     Pending,
 }
 
-/// What holds for every pod at the moment.
+/// The state that all decisions of one round share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Site {
-    /// The registry's address; nothing while pods are left alone.
+pub struct Snapshot {
+    /// The registry's address; `None` while pods are not rewritten.
     pub address: Option<String>,
-    /// Seconds that a pod which was admitted unrewritten has for starting by itself.
+    /// Seconds that an unrewritten pod has to start by itself.
     pub grace: i64,
     /// Now, in seconds since 1970.
     pub now: i64,
-    /// Whether pods may be made anew at all.
+    /// Whether pods may be evicted at all.
     pub recreates: bool,
 }
 
-/// Why a pod that would have to be made anew is not.
+/// Why a pod that would have to be evicted is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// Nobody would make it again.
+    /// It has no owner that would recreate it.
     NoOwner,
-    /// Its owner did so [`RECREATIONS`] times within an hour.
+    /// Its owner recreated pods [`RECREATIONS`] times within an hour.
     TooOften,
-    /// The operator does not want any pod to be evicted.
+    /// `evictionsPerMinute` is 0.
     NotAllowed,
 }
 
@@ -53,9 +53,9 @@ pub struct Change {
     pub name: String,
     /// JSON pointer to the reference.
     pub pointer: String,
-    /// What stands there now.
+    /// The current reference.
     pub from: String,
-    /// What shall stand there.
+    /// The new reference.
     pub to: String,
     /// The upstream's reference, canonical.
     pub source: String,
@@ -66,29 +66,29 @@ pub struct Change {
 pub enum Act {
     /// Nothing, at the moment.
     Nothing,
-    /// Give containers the registry's references.
+    /// Set the registry's references.
     Heal(Vec<Change>),
-    /// Give containers their upstream's references back.
+    /// Restore the upstream's references.
     Restore(Vec<Change>),
-    /// Have the owner make the pod anew: these images are fixed for this one's life.
+    /// Evict the pod, so that its owner recreates it: these images cannot change in place.
     Recreate(Vec<Change>),
-    /// Nothing any more: somebody insists on the upstream's references.
+    /// Stop changing the pod: another controller reverts its references.
     Exclude {
         /// Whether the pod does not say so yet.
         record: bool,
     },
-    /// Nothing can be done for these images; a person has to.
+    /// These images need a person.
     Unfixable {
         /// `volumes/NAME`.
         keys: Vec<String>,
-        /// What stands in the way.
+        /// Why.
         why: Why,
     },
 }
 
 impl Act {
-    /// One word, for metrics.
-    pub const fn word(&self) -> &'static str {
+    /// The label in metrics and logs.
+    pub const fn label(&self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Heal(_) => "heal",
@@ -99,7 +99,7 @@ impl Act {
         }
     }
 
-    /// Whether the pod stays as it is, and somebody is told.
+    /// Whether the pod stays unchanged and only an event is written.
     pub const fn only_tells(&self) -> bool {
         matches!(
             self,
@@ -108,24 +108,24 @@ impl Act {
     }
 }
 
-/// Decides. `history` is all that is known of the pod's; `recreated` says how often pods of its
-/// owner were made anew within the last hour.
+/// Decides. `history` is the merged history of the pod; `recreated` counts evictions of its owner's
+/// pods within the last hour.
 pub fn decide(
-    patient: &Patient,
+    stuck_pod: &StuckPod,
     history: &ImageHistory,
     copy: impl Fn(&str) -> Copy,
     recreated: usize,
-    site: &Site,
+    snapshot: &Snapshot,
 ) -> Act {
     if history.is_excluded() {
         return Act::Exclude {
-            record: !patient.history.is_excluded(),
+            record: !stuck_pod.history.is_excluded(),
         };
     }
     let refused = |image: &&Image| {
         image.rewritten && image.progress == Progress::Stuck && copy(&image.source) == Copy::Refused
     };
-    let back: Vec<Change> = patient
+    let back: Vec<Change> = stuck_pod
         .images
         .iter()
         .filter(|image| image.can_change())
@@ -136,10 +136,10 @@ pub fn decide(
         return Act::Restore(back);
     }
     let missed = |image: &&Image| {
-        !image.rewritten && image.pulls && patient.wanted && copy(&image.source) == Copy::Held
+        !image.rewritten && image.pulls && stuck_pod.wanted && copy(&image.source) == Copy::Held
     };
     let local = |image: &Image| {
-        let address = site.address.as_deref()?;
+        let address = snapshot.address.as_deref()?;
         let source = Reference::parse(&image.source).ok()?;
         Some(change(image, rewrite::rewrite(&source, address)?))
     };
@@ -147,11 +147,12 @@ pub fn decide(
         Progress::Stuck => true,
         // Where one image is stuck, the next ones will be.
         Progress::NotStarted => {
-            patient.is_stuck(None) || site.now.saturating_sub(patient.created) >= site.grace
+            stuck_pod.is_stuck(None)
+                || snapshot.now.saturating_sub(stuck_pod.created) >= snapshot.grace
         }
         Progress::Settled => false,
     };
-    let heal: Vec<Change> = patient
+    let heal: Vec<Change> = stuck_pod
         .images
         .iter()
         .filter(|image| image.can_change())
@@ -171,7 +172,7 @@ pub fn decide(
     if !heal.is_empty() {
         return Act::Heal(heal);
     }
-    let fixed: Vec<Change> = patient
+    let fixed: Vec<Change> = stuck_pod
         .images
         .iter()
         .filter(|image| image.kind == Kind::Volume && image.progress == Progress::Stuck)
@@ -188,9 +189,9 @@ pub fn decide(
     if fixed.is_empty() {
         return Act::Nothing;
     }
-    let why = if patient.owner.is_none() {
+    let why = if stuck_pod.owner.is_none() {
         Why::NoOwner
-    } else if !site.recreates {
+    } else if !snapshot.recreates {
         Why::NotAllowed
     } else if recreated >= RECREATIONS {
         Why::TooOften
@@ -201,8 +202,8 @@ pub fn decide(
     Act::Unfixable { keys, why }
 }
 
-/// The sources that the registry must hold for an act to help: those whose references lead to it
-/// afterwards.
+/// The sources that the registry must hold for an act to help: those whose new references lead to
+/// it.
 pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
     let changes = match act {
         Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),
@@ -226,7 +227,8 @@ fn change(image: &Image, to: String) -> Change {
     }
 }
 
-/// What the author wrote, as far as the pod's annotation can be believed; else the canonical form.
+/// The reference that the author wrote, if the pod's annotation is consistent with the source; else
+/// the canonical form.
 fn original(image: &Image) -> String {
     image
         .original
@@ -239,5 +241,4 @@ fn original(image: &Image) -> String {
 }
 
 #[cfg(test)]
-#[path = "decide_tests.rs"]
 mod tests;

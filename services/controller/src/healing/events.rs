@@ -3,13 +3,14 @@
 use super::decide::{Act, Why};
 use super::policies::Step;
 use crate::events::Publisher;
-use crate::world::{Denial, Key};
+use crate::index::Key;
+use holdfast_cluster_model::Denial;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
 use std::collections::BTreeSet;
 
 /// Prefixes that one event names.
-const NAMED: usize = 2;
+const MAX_PREFIXES: usize = 2;
 
 /// Publishes events on pods.
 #[derive(Clone, Debug)]
@@ -27,7 +28,7 @@ impl Events {
 
     /// Tells of an act on the pod. Failing to tell fails nothing.
     pub(super) async fn tell(&self, pod: &Key, uid: &str, act: &Act) {
-        if let Some((type_, reason, note)) = words(act) {
+        if let Some((type_, reason, note)) = event_of(act) {
             self.publish(pod, uid, type_, reason, note).await;
         }
     }
@@ -63,7 +64,7 @@ impl Events {
                     allowed(prefixes, address)
                 ),
             ),
-            Step::InVain => (
+            Step::Unrelated => (
                 EventType::Normal,
                 "NamespaceRewritten",
                 format!(
@@ -111,7 +112,7 @@ impl Events {
 /// The prefixes that a policy is to allow; those of all upstreams where none, or more than fit into
 /// an event, are known.
 fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
-    if prefixes.is_empty() || prefixes.len() > NAMED {
+    if prefixes.is_empty() || prefixes.len() > MAX_PREFIXES {
         return format!("{address}/HOST/ for each upstream HOST that it allows");
     }
     let prefixes: Vec<&str> = prefixes.iter().map(String::as_str).collect();
@@ -119,7 +120,7 @@ fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
 }
 
 /// Kind, reason and text of the event of an act.
-fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
+fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
     let list = |changes: &[super::decide::Change]| {
         let all: Vec<_> = changes
             .iter()
@@ -184,8 +185,8 @@ fn words(act: &Act) -> Option<(EventType, &'static str, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::world::Owner;
     use holdfast_api::artifact::Reference;
+    use holdfast_cluster_model::Owner;
     use http::{Request, Response};
     use kube::client::Body;
 

@@ -2,9 +2,9 @@
 //! originals and the pod's history beside what is written there: pure.
 
 use super::decide::Change;
-use crate::world::health::Patient;
 use holdfast_api::history::{ImageHistory, MAX_REVERTS};
 use holdfast_api::labels;
+use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_core::pod;
 use serde_json::{Map, Value, json};
 
@@ -42,13 +42,13 @@ pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHis
 /// reference changed meanwhile.
 pub fn operations(
     document: &Value,
-    patient: &Patient,
+    stuck_pod: &StuckPod,
     kind: Kind,
     changes: &[Change],
     history: &ImageHistory,
 ) -> Vec<Value> {
     let test = |path: &str, value: &str| json!({"op": "test", "path": path, "value": value});
-    let mut operations = vec![test("/metadata/uid", &patient.uid)];
+    let mut operations = vec![test("/metadata/uid", &stuck_pod.uid)];
     for change in changes {
         if let Some((container, _)) = change.pointer.rsplit_once('/') {
             operations.push(test(&format!("{container}/name"), &change.name));
@@ -125,13 +125,13 @@ mod tests {
 
     /// The pod after the patch; `None` where the patch does not apply.
     fn apply(before: &Value, kind: Kind, from: &str, to: &str) -> Option<Value> {
-        let patient = Patient {
+        let stuck_pod = StuckPod {
             uid: "u".to_owned(),
-            ..Patient::default()
+            ..StuckPod::default()
         };
         let changes = changes(from, to);
         let next = history(&ImageHistory::of(before), kind, &changes);
-        let operations = operations(before, &patient, kind, &changes, &next);
+        let operations = operations(before, &stuck_pod, kind, &changes, &next);
         let patch: json_patch::Patch = serde_json::from_value(json!(operations)).unwrap();
         let mut after = before.clone();
         json_patch::patch(&mut after, &patch).ok()?;
@@ -191,14 +191,14 @@ mod tests {
     #[test]
     fn a_pod_that_changed_meanwhile_is_not_patched() {
         let before = pod(json!({}), "r.io/app:1");
-        let patient = Patient {
+        let stuck_pod = StuckPod {
             uid: "u".to_owned(),
-            ..Patient::default()
+            ..StuckPod::default()
         };
         let changes = changes("r.io/app:1", LOCAL);
         let all = operations(
             &before,
-            &patient,
+            &stuck_pod,
             Kind::Heal,
             &changes,
             &ImageHistory::default(),

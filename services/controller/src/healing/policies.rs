@@ -1,24 +1,24 @@
-//! Which namespaces keep their images because a policy refuses the registry's references: pure.
+//! Which namespaces are excluded because a policy denies the registry's references: pure.
 //!
-//! Nobody can tell from a refusal alone whether the rewrite is at fault, so it is tried: the
-//! namespace is left alone, and if the same owner is refused all the same, it was not. From then on
-//! a dry run asks now and then whether the policy is gone.
+//! A denial does not tell whether the rewrite caused it, so that is tested: the namespace is
+//! excluded, and if the same owner is denied again, the rewrite was not the cause. While a
+//! namespace is excluded, a dry run asks at growing pauses whether the policy is gone.
 
 use std::collections::HashMap;
 
-/// A refusal counts for so long.
-const FRESH: i64 = 180;
-/// The webhooks know of a namespace within this time; a refusal after it shows that the rewrite was
-/// not at fault.
-const LEARNT: i64 = 20;
-/// So long an owner that is refused anyway proves nothing.
-const ACQUITTED: i64 = 900;
-/// A refusal, as far as it decides.
+/// Seconds for which a denial counts.
+const DENIAL_TTL: i64 = 180;
+/// Seconds within which every webhook replica knows of an exclusion. A later denial shows that the
+/// rewrite was not the cause.
+const PROPAGATION_DELAY: i64 = 20;
+/// Seconds for which denials of an owner are ignored after a test showed another cause.
+const EXEMPTION_TTL: i64 = 900;
+/// The part of a denial that decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal<'a> {
     /// The namespace.
     pub namespace: &'a str,
-    /// The UID of what would have made the pod.
+    /// The UID of the pod's owner.
     pub owner: &'a str,
     /// When, in seconds since 1970.
     pub at: i64,
@@ -31,37 +31,37 @@ pub struct Refusal<'a> {
 pub enum Step {
     /// Nothing.
     Nothing,
-    /// The namespace's pods keep their images from now on.
+    /// Exclude the namespace.
     Exclude,
-    /// The namespace is rewritten again: this was not the reason.
-    InVain,
+    /// Rewrite the namespace again: the rewrite was not the cause.
+    Unrelated,
 }
 
-/// What this process remembers; another one begins with a trial.
+/// What this process remembers. A new leader starts with a test.
 #[derive(Debug)]
 pub struct Policies {
-    /// Seconds until a policy is asked about for the first time, and at most.
+    /// The first and the longest pause between dry runs, in seconds.
     asks: (i64, i64),
-    /// By namespace: whose refusal began it, and when.
+    /// By namespace: the owner whose denial started the exclusion, and when.
     causes: HashMap<String, (String, i64)>,
-    /// Owners that are refused whatever their images are, by UID, until when.
-    acquitted: HashMap<String, i64>,
+    /// Owners that are denied whatever their images are, by UID, and until when.
+    exempt: HashMap<String, i64>,
     /// By namespace: when to ask next, and how long the pause is.
     pauses: HashMap<String, (i64, i64)>,
 }
 
 impl Policies {
-    /// Asks about a policy for the first time after so many seconds, and at the longest so often.
+    /// A state whose first and longest pauses between dry runs are `asks`, in seconds.
     pub fn new(asks: (i64, i64)) -> Self {
         Self {
             asks,
             causes: HashMap::new(),
-            acquitted: HashMap::new(),
+            exempt: HashMap::new(),
             pauses: HashMap::new(),
         }
     }
 
-    /// Takes in a refusal in a namespace that is left alone, or is not.
+    /// Takes in a denial in a namespace that is excluded, or is not.
     pub fn refused(&mut self, refusal: &Refusal<'_>, is_excluded: bool, now: i64) -> Step {
         let Refusal {
             namespace,
@@ -69,29 +69,28 @@ impl Policies {
             at,
             rewritten,
         } = *refusal;
-        if now.saturating_sub(at) > FRESH {
+        if now.saturating_sub(at) > DENIAL_TTL {
             return Step::Nothing;
         }
         if is_excluded {
-            let in_vain = self
-                .causes
-                .get(namespace)
-                .is_some_and(|(cause, since)| cause == owner && at > since.saturating_add(LEARNT));
+            let in_vain = self.causes.get(namespace).is_some_and(|(cause, since)| {
+                cause == owner && at > since.saturating_add(PROPAGATION_DELAY)
+            });
             if !in_vain {
                 return Step::Nothing;
             }
-            self.acquitted
-                .insert(owner.to_owned(), now.saturating_add(ACQUITTED));
+            self.exempt
+                .insert(owner.to_owned(), now.saturating_add(EXEMPTION_TTL));
             self.taken_back(namespace);
-            return Step::InVain;
+            return Step::Unrelated;
         }
-        let acquitted = self.acquitted.get(owner).is_some_and(|until| now < *until);
+        let exempt = self.exempt.get(owner).is_some_and(|until| now < *until);
         // What was refused before the namespace was taken back says nothing of today.
         let known = self
             .causes
             .get(namespace)
             .is_some_and(|(_, since)| at <= *since);
-        if !rewritten || acquitted || known {
+        if !rewritten || exempt || known {
             return Step::Nothing;
         }
         self.causes
@@ -112,7 +111,7 @@ impl Policies {
         }
     }
 
-    /// The namespaces, of those that are left alone, whose policy is to be asked about now.
+    /// The excluded namespaces whose policy is due for a dry run.
     pub fn due<'a>(&mut self, excluded: impl Iterator<Item = &'a str>, now: i64) -> Vec<String> {
         excluded
             .filter(|namespace| {
@@ -158,7 +157,7 @@ impl Policies {
 
     /// Forgets what is over.
     pub fn forget(&mut self, exists: impl Fn(&str) -> bool, now: i64) {
-        self.acquitted.retain(|_, until| now < *until);
+        self.exempt.retain(|_, until| now < *until);
         self.causes.retain(|namespace, _| exists(namespace));
         self.pauses.retain(|namespace, _| exists(namespace));
     }
@@ -196,7 +195,7 @@ mod tests {
             ("rs", 0, false, Step::Exclude),
             ("rs", 5, true, Step::Nothing),
             ("rs", 20, true, Step::Nothing),
-            ("rs", 40, true, Step::InVain),
+            ("rs", 40, true, Step::Unrelated),
             ("rs", 41, false, Step::Nothing),
             ("rs", 1_000, false, Step::Exclude),
         ]);
@@ -206,7 +205,7 @@ mod tests {
     fn who_is_refused_anyway_does_not_speak_for_others() {
         check(&[
             ("evil", 0, false, Step::Exclude),
-            ("evil", 30, true, Step::InVain),
+            ("evil", 30, true, Step::Unrelated),
             ("rs", 31, false, Step::Exclude),
             ("evil", 60, true, Step::Nothing),
             ("evil", 61, true, Step::Nothing),
@@ -217,7 +216,7 @@ mod tests {
     fn old_refusals_and_pods_that_nobody_rewrites_change_nothing() {
         let mut policies = Policies::new(ASKS);
         assert_eq!(
-            policies.refused(&refusal("rs", 0), false, FRESH + 1),
+            policies.refused(&refusal("rs", 0), false, DENIAL_TTL + 1),
             Step::Nothing
         );
         let never = Refusal {
@@ -264,7 +263,10 @@ mod tests {
             policies.refused(&refusal("rs", 70), true, 71),
             Step::Nothing
         );
-        assert_eq!(policies.refused(&refusal("rs", 81), true, 82), Step::InVain);
+        assert_eq!(
+            policies.refused(&refusal("rs", 81), true, 82),
+            Step::Unrelated
+        );
     }
 
     #[test]

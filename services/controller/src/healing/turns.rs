@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 /// Namespaces whose last turn is remembered; beyond that all are forgotten.
-const REMEMBERED: usize = 10_000;
+const MAX_NAMESPACES: usize = 10_000;
 
 /// When each namespace had its turn, as a count of turns.
 #[derive(Debug, Default)]
@@ -33,7 +33,7 @@ impl Turns {
 
     /// The namespace had a turn.
     pub fn had(&mut self, namespace: &str) {
-        if self.last.len() >= REMEMBERED && !self.last.contains_key(namespace) {
+        if self.last.len() >= MAX_NAMESPACES && !self.last.contains_key(namespace) {
             self.last.clear();
         }
         self.count += 1;
@@ -85,9 +85,9 @@ mod tests {
     #[test]
     fn so_many_namespaces_are_remembered() {
         let mut turns = Turns::default();
-        for number in 0..=REMEMBERED {
+        for number in 0..=MAX_NAMESPACES {
             turns.had(&number.to_string());
-            assert!(turns.last.len() <= REMEMBERED);
+            assert!(turns.last.len() <= MAX_NAMESPACES);
         }
     }
 }

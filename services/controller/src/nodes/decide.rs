@@ -7,11 +7,11 @@ use std::time::Duration;
 
 /// How long a Ready node may be unprepared before somebody hears of it: images are pulled and the
 /// registry starts first.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const UNPREPARED_GRACE: Duration = Duration::from_secs(120);
 /// A node that is older joined before anybody could hold it back: pods run on it.
-const JOINING: Duration = Duration::from_secs(600);
+const MAX_JOINING_AGE: Duration = Duration::from_secs(600);
 /// Nodes that are told of in one look at most; the others follow.
-const TOLD_AT_ONCE: usize = 20;
+const MAX_EVENTS_PER_ROUND: usize = 20;
 
 /// A node as it is seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,7 +77,7 @@ pub enum Why {
 /// What is worth telling of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// It is Ready and has not been prepared for [`PATIENCE`].
+    /// It is Ready and has not been prepared for [`UNPREPARED_GRACE`].
     Unprepared,
     /// It was told of, and is prepared now.
     Prepared,
@@ -129,7 +129,11 @@ impl Memory {
             // its node.
             let was =
                 self.was_prepared.contains(&node.uid) || self.held_since.contains_key(&node.uid);
-            let joins = node.age < policy.timeout.unwrap_or(JOINING).min(JOINING);
+            let joins = node.age
+                < policy
+                    .timeout
+                    .unwrap_or(MAX_JOINING_AGE)
+                    .min(MAX_JOINING_AGE);
             if policy.enabled && rewriting && node.in_scope && joins && !was {
                 acts.push((node, Act::Hold));
             }
@@ -151,8 +155,8 @@ impl Memory {
                 }
             } else if node.ready {
                 let since = *self.unprepared_since.entry(node.uid.clone()).or_insert(now);
-                let long = now.saturating_sub(since) >= PATIENCE;
-                if long && tell.len() < TOLD_AT_ONCE && self.told.insert(node.uid.clone()) {
+                let long = now.saturating_sub(since) >= UNPREPARED_GRACE;
+                if long && tell.len() < MAX_EVENTS_PER_ROUND && self.told.insert(node.uid.clone()) {
                     tell.push((node, Told::Unprepared));
                 }
             } else {
@@ -267,11 +271,11 @@ mod tests {
                 .collect()
         };
         assert_eq!(at(ON, &[100, 699, 700]), [false, false, true]);
-        let patient = Policy {
+        let stuck_pod = Policy {
             timeout: None,
             ..ON
         };
-        assert_eq!(at(patient, &[0, 1_000_000]), [false, false]);
+        assert_eq!(at(stuck_pod, &[0, 1_000_000]), [false, false]);
     }
 
     #[test]

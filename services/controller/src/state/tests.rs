@@ -1,7 +1,8 @@
 //! What the loop asks of the API server while pods come and go.
 
 use super::*;
-use crate::world::{Mirror, NodeFacts, PodFacts};
+use crate::index::WatchCache;
+use holdfast_cluster_model::{NodeFacts, PodFacts};
 use holdfast_runtime::CancellationToken;
 use holdfast_runtime::health::Health;
 use holdfast_runtime::supervise::Supervisor;
@@ -32,7 +33,7 @@ fn named<K: serde::de::DeserializeOwned>(name: &str) -> K {
 }
 
 fn put<K: ResourceExt, V: PartialEq + Clone>(
-    mirror: &RwLock<Mirror<V>>,
+    mirror: &RwLock<WatchCache<V>>,
     event: Event<K>,
     facts: &V,
 ) {
@@ -88,10 +89,10 @@ impl Loop {
         let client = kube::Client::new(service, "default");
         let context = Context::new(client, config, crate::Metrics::register(&mut metrics)).unwrap();
         for event in [Event::<Pod>::Init, Event::InitDone] {
-            put(&context.world.pods, event, &PodFacts::default());
+            put(&context.index.pods, event, &PodFacts::default());
         }
         for event in [Event::<Node>::Init, Event::InitDone] {
-            put(&context.world.nodes, event, &NodeFacts::default());
+            put(&context.index.nodes, event, &NodeFacts::default());
         }
         context
             .issued
@@ -121,14 +122,14 @@ impl Loop {
             ..PodFacts::default()
         };
         let event = Event::Apply(named::<Pod>(name));
-        put(&self.context.world.pods, event, &facts);
-        self.context.world.nudge();
+        put(&self.context.index.pods, event, &facts);
+        self.context.index.nudge();
     }
 
     fn gone(&self, name: &str) {
         let event = Event::Delete(named::<Pod>(name));
-        put(&self.context.world.pods, event, &PodFacts::default());
-        self.context.world.nudge();
+        put(&self.context.index.pods, event, &PodFacts::default());
+        self.context.index.nudge();
     }
 
     fn reads(&self) -> usize {
@@ -155,7 +156,7 @@ async fn pods_that_come_and_go_without_a_difference_cost_no_request() {
 #[tokio::test(start_paused = true)]
 async fn what_makes_a_difference_is_looked_at_at_once() {
     let state = Loop::settled().await;
-    let world = &state.context.world;
+    let index = &state.context.index;
     let changes: [(&str, &dyn Fn()); 4] = [
         ("an address", &|| state.pod("pod", "10.96.0.7")),
         ("a node", &|| {
@@ -163,8 +164,8 @@ async fn what_makes_a_difference_is_looked_at_at_once() {
                 ready: true,
                 ..NodeFacts::default()
             };
-            put(&world.nodes, Event::Apply(named::<Node>("node")), &facts);
-            world.nudge();
+            put(&index.nodes, Event::Apply(named::<Node>("node")), &facts);
+            index.nudge();
         }),
         ("an authority", &|| {
             let bundle = "another authority".to_owned();

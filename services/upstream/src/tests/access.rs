@@ -1,7 +1,7 @@
 //! Who an upstream gives an image to, by what it answers whom.
 
 use holdfast_api::access::Access;
-use holdfast_config::{Credentials, Hidden};
+use holdfast_config::{Credentials, SecretString};
 use holdfast_testkit::{
     image::OCI_MANIFEST,
     raw::{Raw, Reply},
@@ -90,7 +90,7 @@ async fn access(style: Style, operator: Option<&str>, logins: &[(&str, &str)]) -
     if let Some(password) = operator {
         settings.credentials = Credentials::Given {
             username: "operator".to_owned(),
-            password: Hidden::new(password),
+            password: SecretString::from(password),
         };
     }
     let uplink = Uplink::default();

@@ -1,31 +1,31 @@
-//! How long a former address of the registry stays known after the last pod that named it went.
+//! How long a former address of the registry stays an alias after its last pod is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Webhook replicas hear of a new address, and the watch shows their last pods with the former one,
-/// within this time.
+/// Time within which webhook replicas learn a new address and the watch shows their last pods with
+/// the former one.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// When each address was last seen in use, by this process. A new leader knows none, so it keeps
-/// them all for that time.
+/// When this process last saw each address in use. A new leader has seen none, so it keeps all of
+/// them for that time.
 #[derive(Debug)]
-pub struct Former {
+pub struct AddressHistory {
     grace: Duration,
     born: Instant,
     seen: Mutex<BTreeMap<String, Instant>>,
 }
 
-impl Default for Former {
+impl Default for AddressHistory {
     fn default() -> Self {
         Self::for_at_least(GRACE)
     }
 }
 
-impl Former {
-    /// Nothing seen yet; addresses outlive their last pod by `grace`.
+impl AddressHistory {
+    /// An empty history; addresses outlive their last pod by `grace`.
     pub fn for_at_least(grace: Duration) -> Self {
         Self {
             grace,
@@ -34,8 +34,8 @@ impl Former {
         }
     }
 
-    /// Whether and which addresses count as used at `now`: those that pods name, and those that
-    /// they named a moment ago. `None` while this process is too young to tell.
+    /// The addresses that count as used at `now`: those that pods name, or named within the grace
+    /// time. `None` while this process runs for a shorter time.
     pub fn in_use(
         &self,
         named: BTreeSet<String>,
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn an_address_outlives_its_last_pod_by_two_minutes() {
-        let former = Former::default();
+        let former = AddressHistory::default();
         let at = |seconds| former.born + Duration::from_secs(seconds);
         let in_use = |named: &[&str], current: &str, seconds| {
             let named = named.iter().map(|name| (*name).to_owned()).collect();

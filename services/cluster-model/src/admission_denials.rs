@@ -1,32 +1,28 @@
-//! Pods that the API server refused to their owners because of what a policy says: read from the
-//! events that owners' controllers leave (`FailedCreate`).
+//! Pods whose creation a policy denied, read from the events that their owners' controllers write
+//! (`FailedCreate`).
 
-use super::{Owner, follow};
-use crate::Context;
+use crate::owners::Owner;
 use holdfast_api::artifact::Reference;
-use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::Event;
-use kube::api::Api;
-use kube::runtime::{WatchStreamExt as _, watcher};
 
-/// The reason by which every controller of pods tells that it could not make one.
-const FAILED_CREATE: &str = "FailedCreate";
+/// The reason of the events by which controllers report that they could not create a pod.
+pub const FAILED_CREATE: &str = "FailedCreate";
 
-/// A pod that a policy refused.
+/// A pod whose creation a policy denied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Denial {
-    /// What would have made the pod.
+    /// The owner of the pod.
     pub owner: Owner,
     /// Its `apiVersion`.
     pub api_version: String,
-    /// Who refused, for people: `ValidatingAdmissionPolicy only-ours`.
+    /// What denied it, for people: `ValidatingAdmissionPolicy only-ours`.
     pub by: String,
-    /// When it did so last, in seconds since 1970.
+    /// The last time, in seconds since 1970.
     pub at: i64,
 }
 
-/// Who refused a request because of its content, read from the API server's message; nothing where
-/// it was refused for another reason (a quota, Pod Security, a right that is missing).
+/// The policy that denied a request, read from the API server's message; nothing where the request
+/// was refused for another reason (a quota, Pod Security, a missing permission).
 pub fn denied_by(message: &str) -> Option<String> {
     let quoted = |before: &str, quote: char, after: &str| {
         let (_, rest) = message.split_once(before)?;
@@ -45,16 +41,9 @@ pub fn denied_by(message: &str) -> Option<String> {
         .then(|| "the image policy webhook".to_owned())
 }
 
-/// Follows the events of pods that could not be made, in all namespaces.
-pub async fn watch_denials(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
-    let api: Api<Event> = Api::all(context.client.clone());
-    let config = watcher::Config::default().fields(&format!("reason={FAILED_CREATE}"));
-    let stream = watcher(api, config.page_size(100)).default_backoff();
-    let world = &context.world;
-    follow(stream, world, &world.denials, heart, |event| denial(&event)).await
-}
-
-fn denial(event: &Event) -> Option<Denial> {
+/// The denial that an event tells of; nothing where the pod was refused for another reason than a
+/// policy.
+pub fn denial(event: &Event) -> Option<Denial> {
     let by = denied_by(event.message.as_deref()?)?;
     let times = [
         event

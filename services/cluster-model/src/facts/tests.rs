@@ -1,6 +1,7 @@
 //! Tables of pods and what is known of them.
 
 use super::*;
+use holdfast_config::Config;
 use serde_json::json;
 
 const ADDRESS: &str = "10.96.0.50";

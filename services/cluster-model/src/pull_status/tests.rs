@@ -27,21 +27,21 @@ fn waiting(name: &str, reason: &str, message: &str) -> Value {
     json!({"name": name, "state": {"waiting": {"reason": reason, "message": message}}})
 }
 
-fn read(pod: &Value) -> Option<Patient> {
+fn read(pod: &Value) -> Option<StuckPod> {
     let all = pod::original_images(pod, &addresses());
     let sources = all
         .iter()
         .map(|image| image.reference.to_string())
         .collect();
-    patient(pod, &addresses(), &sources, || true)
+    stuck_pod(pod, &addresses(), &sources, || true)
 }
 
 /// The images by key that are not settled.
 fn progress(status: Value) -> Vec<(String, Progress)> {
-    let patient = read(&pod(status));
-    patient
+    let stuck_pod = read(&pod(status));
+    stuck_pod
         .into_iter()
-        .flat_map(|patient| patient.images)
+        .flat_map(|stuck_pod| stuck_pod.images)
         .filter(|image| image.progress != Progress::Settled)
         .map(|image| (image.key(), image.progress))
         .collect()
@@ -136,8 +136,8 @@ fn an_image_volume_is_at_fault_when_the_kubelet_names_it() {
         ("", Progress::NotStarted),
     ] {
         let status = json!({"phase": "Pending", "containerStatuses": [waiting("app", "ImagePullBackOff", message)]});
-        let patient = read(&pod(status)).unwrap();
-        let volume = patient
+        let stuck_pod = read(&pod(status)).unwrap();
+        let volume = stuck_pod
             .images
             .iter()
             .find(|image| image.kind == Kind::Volume);
@@ -227,17 +227,17 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
         labels::IMAGE_HISTORY: r#"{"uid":"u","reverts":3}"#,
     });
     pod["spec"]["containers"][0]["imagePullPolicy"] = json!("Never");
-    let patient = read(&pod).unwrap();
+    let stuck_pod = read(&pod).unwrap();
     assert_eq!(
-        patient
+        stuck_pod
             .owner
             .as_ref()
             .map(|owner| owner.reference.name.as_str()),
         Some("rs")
     );
-    assert!(patient.history.is_excluded());
-    assert_eq!(patient.created, 1_767_225_600);
-    let found: Vec<_> = patient
+    assert!(stuck_pod.history.is_excluded());
+    assert_eq!(stuck_pod.created, 1_767_225_600);
+    let found: Vec<_> = stuck_pod
         .images
         .iter()
         .map(|image| {
@@ -262,7 +262,10 @@ fn a_patient_knows_its_owner_its_originals_and_its_history() {
 fn images_of_other_sources_are_nobodys_business() {
     let pod = pod(json!({"containerStatuses": [waiting("app", "ErrImagePull", "")]}));
     let sources = ["r.io/side:1".to_owned()].into();
-    let rewritten_only = patient(&pod, &addresses(), &sources, || true);
+    let rewritten_only = stuck_pod(&pod, &addresses(), &sources, || true);
     assert_eq!(rewritten_only, None, "side waits to be started, rewritten");
-    assert_eq!(patient(&pod, &addresses(), &BTreeSet::new(), || true), None);
+    assert_eq!(
+        stuck_pod(&pod, &addresses(), &BTreeSet::new(), || true),
+        None
+    );
 }

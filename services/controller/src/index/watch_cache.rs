@@ -1,5 +1,8 @@
 //! A map that follows a watch: complete only after its first list, replaced as a whole by every
 //! later list.
+//!
+//! kube's `reflector` would keep whole objects; this keeps facts, so that memory does not grow with
+//! the size of the objects.
 
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
@@ -15,13 +18,13 @@ pub fn key(object: &impl ResourceExt) -> Key {
 
 /// Values by key.
 #[derive(Debug)]
-pub struct Mirror<V> {
+pub struct WatchCache<V> {
     current: HashMap<Key, V>,
     incoming: Option<HashMap<Key, V>>,
     synced: bool,
 }
 
-impl<V> Default for Mirror<V> {
+impl<V> Default for WatchCache<V> {
     fn default() -> Self {
         Self {
             current: HashMap::new(),
@@ -31,9 +34,9 @@ impl<V> Default for Mirror<V> {
     }
 }
 
-impl<V> Mirror<V> {
+impl<V> WatchCache<V> {
     /// Whether a list was complete once. It stays true: while a watch is interrupted, the last
-    /// sight holds.
+    /// content is kept.
     pub fn synced(&self) -> bool {
         self.synced
     }
@@ -49,7 +52,7 @@ impl<V> Mirror<V> {
     }
 }
 
-impl<V: PartialEq> Mirror<V> {
+impl<V: PartialEq> WatchCache<V> {
     /// Takes in one event; true when the content differs afterwards.
     pub fn apply<K: ResourceExt>(
         &mut self,
@@ -107,38 +110,38 @@ mod tests {
         }
     }
 
-    fn names(mirror: &Mirror<String>) -> Vec<&str> {
-        let mut names: Vec<_> = mirror.iter().map(|(_, name)| name.as_str()).collect();
+    fn names(cache: &WatchCache<String>) -> Vec<&str> {
+        let mut names: Vec<_> = cache.iter().map(|(_, name)| name.as_str()).collect();
         names.sort_unstable();
         names
     }
 
     #[test]
     fn a_new_list_replaces_everything_only_when_complete() {
-        let mut mirror: Mirror<String> = Mirror::default();
+        let mut cache: WatchCache<String> = WatchCache::default();
         let mut facts = |object: ConfigMap| object.name_any();
-        mirror.apply(Event::Init, &mut facts);
-        mirror.apply(Event::InitApply(object("a")), &mut facts);
-        assert!(!mirror.synced());
+        cache.apply(Event::Init, &mut facts);
+        cache.apply(Event::InitApply(object("a")), &mut facts);
+        assert!(!cache.synced());
         assert!(
-            mirror.apply(Event::InitDone, &mut facts),
+            cache.apply(Event::InitDone, &mut facts),
             "an empty world that is known is a change"
         );
-        assert!(mirror.apply(Event::Apply(object("b")), &mut facts));
+        assert!(cache.apply(Event::Apply(object("b")), &mut facts));
         assert!(
-            !mirror.apply(Event::Apply(object("b")), &mut facts),
+            !cache.apply(Event::Apply(object("b")), &mut facts),
             "the same again"
         );
-        mirror.apply(Event::<ConfigMap>::Init, &mut facts);
-        mirror.apply(Event::InitApply(object("b")), &mut facts);
+        cache.apply(Event::<ConfigMap>::Init, &mut facts);
+        cache.apply(Event::InitApply(object("b")), &mut facts);
         assert_eq!(
-            names(&mirror),
+            names(&cache),
             ["a", "b"],
-            "the old sight holds until the new one is complete"
+            "the old content stays until the new one is complete"
         );
-        assert!(mirror.apply(Event::InitDone, &mut facts));
-        assert_eq!(names(&mirror), ["b"]);
-        assert!(mirror.apply(Event::Delete(object("b")), &mut facts));
-        assert!(names(&mirror).is_empty());
+        assert!(cache.apply(Event::InitDone, &mut facts));
+        assert_eq!(names(&cache), ["b"]);
+        assert!(cache.apply(Event::Delete(object("b")), &mut facts));
+        assert!(names(&cache).is_empty());
     }
 }

@@ -1,8 +1,8 @@
-//! What healing shares with the other loops: the sources left alone, the state as it was written,
-//! and wishes to ask again.
+//! What healing shares with the other loops: the excluded sources, the state as it was written, and
+//! wishes to ask again.
 
 use super::Policy;
-use crate::world::Key;
+use crate::index::Key;
 use holdfast_api::state::{ClusterState, Exclusion};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 /// Shared between the loops of one leader.
 #[derive(Debug)]
 pub struct Healing {
-    /// How much is done, and when.
+    /// The limits of healing.
     pub policy: Policy,
-    /// Sources that are left alone; nothing until the state of an earlier leader was read.
+    /// Excluded sources; `None` until the state of an earlier leader was read.
     pub excluded: watch::Sender<Option<Vec<Exclusion>>>,
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,

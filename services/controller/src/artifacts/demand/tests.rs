@@ -15,8 +15,8 @@ fn scope() -> Scope {
     Scope::new(&Config::parse(&document.to_string()).unwrap()).unwrap()
 }
 
-fn pods(list: Vec<(&str, &str, PodFacts)>) -> Mirror<PodFacts> {
-    let mut mirror = Mirror::default();
+fn pods(list: Vec<(&str, &str, PodFacts)>) -> WatchCache<PodFacts> {
+    let mut mirror = WatchCache::default();
     for (namespace, name, facts) in list {
         let pod = Pod {
             metadata: ObjectMeta {
@@ -31,8 +31,8 @@ fn pods(list: Vec<(&str, &str, PodFacts)>) -> Mirror<PodFacts> {
     mirror
 }
 
-fn namespaces(names: &[&str]) -> Mirror<NamespaceFacts> {
-    let mut mirror = Mirror::default();
+fn namespaces(names: &[&str]) -> WatchCache<NamespaceFacts> {
+    let mut mirror = WatchCache::default();
     for name in names {
         let namespace = Namespace {
             metadata: ObjectMeta {
@@ -130,8 +130,8 @@ fn finished_pods_refer_but_ask_for_nothing() {
 }
 
 /// Owners as the API server has them, by kind.
-fn owners(list: &[(&str, Value)]) -> BTreeMap<&'static str, Mirror<OwnerFacts>> {
-    let mut all: BTreeMap<&'static str, Mirror<OwnerFacts>> = BTreeMap::new();
+fn owners(list: &[(&str, Value)]) -> BTreeMap<&'static str, WatchCache<OwnerFacts>> {
+    let mut all: BTreeMap<&'static str, WatchCache<OwnerFacts>> = BTreeMap::new();
     for (kind, object) in list {
         let kind = holdfast_core::workload::by_name(kind).unwrap();
         let name = object["metadata"]["name"].as_str().unwrap();
@@ -143,7 +143,7 @@ fn owners(list: &[(&str, Value)]) -> BTreeMap<&'static str, Mirror<OwnerFacts>> 
             },
             ..Pod::default()
         };
-        let facts = crate::world::owner_facts(kind, object, &[], &scope());
+        let facts = holdfast_cluster_model::owner_facts(kind, object, &[], &scope());
         all.entry(kind.kind)
             .or_default()
             .apply(Event::Apply(named), &mut |_| facts.clone());
@@ -181,7 +181,7 @@ fn object(kind: &str, name: &str, above: Option<&str>, image: &str) -> (&'static
 const IMAGE: &str = "registry.example/app:1";
 
 /// The demand for [`IMAGE`] in `apps`.
-fn demanded(pods: &Mirror<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
+fn demanded(pods: &WatchCache<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
     let owners = owners(list);
     let view: View<'_> = owners.iter().map(|(kind, known)| (*kind, known)).collect();
     let found = demand(pods, &view, &namespaces(&["apps"]), &scope());
@@ -189,7 +189,7 @@ fn demanded(pods: &Mirror<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
 }
 
 fn check(list: &[(&str, Value)], owners: &[&str], priority: Option<Priority>) {
-    let found = demanded(&Mirror::default(), list).unwrap_or_default();
+    let found = demanded(&WatchCache::default(), list).unwrap_or_default();
     let named: Vec<_> = found
         .owners
         .iter()
@@ -277,7 +277,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
     namesake.1["metadata"]["uid"] = json!("another");
     check(&[orphan.clone(), namesake], &["StatefulSet/gone"], None);
     assert!(
-        demanded(&Mirror::default(), &[orphan])
+        demanded(&WatchCache::default(), &[orphan])
             .unwrap()
             .pull_secrets
             .is_empty()
@@ -288,7 +288,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
 #[test]
 fn templates_bring_credentials_only_where_no_pod_lives() {
     let web = object("Deployment", "web", None, IMAGE);
-    let found = demanded(&Mirror::default(), std::slice::from_ref(&web)).unwrap();
+    let found = demanded(&WatchCache::default(), std::slice::from_ref(&web)).unwrap();
     assert_eq!(found.pull_secrets, ["of-web".to_owned()].into());
     assert_eq!(found.service_accounts, ["robot".to_owned()].into());
     assert_eq!(found.ahead.as_ref().unwrap().uid, "web");

@@ -1,7 +1,7 @@
 //! What healing needs of a pod: which images its containers wait for, which of them are rewritten,
 //! who owns it: pure.
 
-use super::owners::Owner;
+use crate::owners::Owner;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
@@ -15,14 +15,14 @@ const STUCK: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
 /// Reasons by which a container waits that the runtime has not been asked to start.
 const BEFORE: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
-/// A pod that may need help.
+/// A pod that healing may have to change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Patient {
+pub struct StuckPod {
     /// The pod's UID.
     pub uid: String,
     /// When it was created, in seconds since 1970.
     pub created: i64,
-    /// The controller that would make it anew.
+    /// The controller that would recreate it.
     pub owner: Option<Owner>,
     /// Whether the webhook, asked today, would rewrite it.
     pub wanted: bool,
@@ -81,12 +81,12 @@ impl Image {
 /// Reads a pod, given the registry's addresses, the sources that concern Holdfast, and whether the
 /// match condition holds; `None` where nothing is to be done for it, so that a healthy pod costs no
 /// memory.
-pub fn patient(
+pub fn stuck_pod(
     document: &Value,
     addresses: &[String],
     sources: &BTreeSet<String>,
     wanted: impl FnOnce() -> bool,
-) -> Option<Patient> {
+) -> Option<StuckPod> {
     let text = |pointer: &str| document.pointer(pointer).and_then(Value::as_str);
     if sources.is_empty() || untouchable(document) {
         return None;
@@ -126,7 +126,7 @@ pub fn patient(
         return None;
     }
     let wanted = wanted();
-    Some(Patient {
+    Some(StuckPod {
         uid: text("/metadata/uid").unwrap_or_default().to_owned(),
         created: text("/metadata/creationTimestamp")
             .and_then(|text| text.parse::<Timestamp>().ok())
@@ -263,7 +263,7 @@ fn names(message: &str, reference: &str) -> bool {
     })
 }
 
-impl Patient {
+impl StuckPod {
     /// Whether the kubelet cannot pull one of its images, or this one.
     pub fn is_stuck(&self, source: Option<&str>) -> bool {
         self.images.iter().any(|image| {
@@ -273,5 +273,4 @@ impl Patient {
 }
 
 #[cfg(test)]
-#[path = "health_tests.rs"]
 mod tests;

@@ -1,32 +1,32 @@
-//! Which sources proved unfillable: their upstream answers, and says no for long enough: pure.
+//! Which sources are unfillable: their upstream answers and refuses for long enough: pure.
 
 use crate::artifacts::status;
-use crate::world::Key;
+use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use std::collections::HashMap;
 
-/// When a refusal counts.
+/// When a source counts as refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
-    /// It has lasted so many seconds.
+    /// Seconds for which the upstream must have refused.
     pub seconds: i64,
-    /// The upstream said so in so many attempts.
+    /// Attempts that the upstream must have refused.
     pub tries: i64,
 }
 
-/// What a reason says of the upstream.
+/// What an Artifact's reason says about the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Word {
-    /// It answered, and the image cannot be had.
+enum Outcome {
+    /// It answered and refused.
     Refused,
-    /// Nothing about the upstream; what it said before holds.
+    /// Nothing; its last answer holds.
     Silent,
     /// The image is held, or the upstream or the volume fails: no refusal.
     Other,
 }
 
-fn word(reason: &str) -> Word {
+fn outcome(reason: &str) -> Outcome {
     let is = |any: &[Reason]| any.iter().any(|known| known.as_str() == reason);
     if is(&[
         Reason::Unauthorized,
@@ -34,15 +34,15 @@ fn word(reason: &str) -> Word {
         Reason::UpstreamInvalid,
         Reason::Invalid,
     ]) {
-        Word::Refused
+        Outcome::Refused
     } else if is(&[
         Reason::Copying,
         Reason::RegistryUnavailable,
         Reason::PullSecretUnreadable,
     ]) {
-        Word::Silent
+        Outcome::Silent
     } else {
-        Word::Other
+        Outcome::Other
     }
 }
 
@@ -64,16 +64,19 @@ impl Refusals {
     pub fn see<'a>(&mut self, artifacts: impl Iterator<Item = (&'a Key, &'a Artifact)>, now: i64) {
         let mut seen = HashMap::new();
         for (key, artifact) in artifacts {
-            let word = status::reason(artifact).map_or(Word::Other, |reason| word(&reason));
+            let outcome =
+                status::reason(artifact).map_or(Outcome::Other, |reason| outcome(&reason));
             let before = self
                 .since
                 .remove(key)
                 .filter(|before| before.uid == artifact.metadata.uid);
             let attempts = attempts(artifact);
-            let since = match (word, before) {
-                (Word::Other, _) | (Word::Silent, None) => continue,
+            let since = match (outcome, before) {
+                (Outcome::Other, _) | (Outcome::Silent, None) => continue,
                 // Fewer attempts than before: it was held in between.
-                (_, Some(before)) if word == Word::Silent || before.attempts <= attempts => before,
+                (_, Some(before)) if outcome == Outcome::Silent || before.attempts <= attempts => {
+                    before
+                }
                 _ => Since {
                     uid: artifact.metadata.uid.clone(),
                     second: now,
@@ -91,7 +94,8 @@ impl Refusals {
             .since
             .get(key)
             .filter(|since| since.uid == artifact.metadata.uid)?;
-        let reason = status::reason(artifact).filter(|reason| word(reason) == Word::Refused)?;
+        let reason =
+            status::reason(artifact).filter(|reason| outcome(reason) == Outcome::Refused)?;
         let lasted = now.saturating_sub(since.second) >= proof.seconds;
         let tries = attempts(artifact).saturating_sub(since.attempts) + 1;
         // What can never be fetched is tried once only.

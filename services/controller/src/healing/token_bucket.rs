@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 /// Tokens that come back at a steady rate, up to a number that may be spent at once.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Bucket {
+pub struct TokenBucket {
     capacity: f64,
     per_second: f64,
     level: f64,
     at: Option<Instant>,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket of `capacity` tokens, of which one comes back every `every`.
     pub fn new(capacity: u32, every: Duration) -> Self {
         let capacity = f64::from(capacity);
@@ -45,7 +45,7 @@ mod tests {
     #[test]
     fn a_burst_then_a_steady_rate_and_never_more_than_the_burst() {
         let begun = Instant::now();
-        let mut bucket = Bucket::new(2, Duration::from_secs(10));
+        let mut bucket = TokenBucket::new(2, Duration::from_secs(10));
         let mut taken = |second: u64| bucket.take(begun + Duration::from_secs(second));
         let found: Vec<_> = [0, 0, 0, 9, 10, 10, 1000, 1000, 1000, 5]
             .into_iter()

@@ -1,11 +1,12 @@
-//! Acting: the live pod is looked at once more, then patched or evicted; what was done is told and
-//! counted.
+//! Applies an act: reads the live pod, decides again, then patches or evicts it, writes an event
+//! and counts.
 
 use super::decide::{self, Act, Copy};
-use super::{Copies, Healer, LONG_REST, REST, Task, patch, sources};
-use crate::world::health::Patient;
-use crate::world::{Key, document, pod_facts};
+use super::{Copies, Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Task, exclusions, patch};
+use crate::index::Key;
 use holdfast_api::history::ImageHistory;
+use holdfast_cluster_model::pull_status::StuckPod;
+use holdfast_cluster_model::{document, pod_facts};
 use holdfast_config::HealingMode;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, Patch, PatchParams, PostParams};
@@ -15,12 +16,16 @@ use std::time::Instant;
 
 impl Healer {
     pub(super) async fn perform(&mut self, task: Task) {
-        let Task { pod, patient, act } = task;
+        let Task {
+            pod,
+            stuck_pod,
+            act,
+        } = task;
         let now = Instant::now();
         if self.context.healing.policy.mode == HealingMode::DryRun {
-            if self.note(&patient.uid, now).told.insert(act.word()) {
-                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.word(), detail = ?act, "dry run: healing would change a pod");
-                self.context.metrics.healed(act.word(), "planned");
+            if self.note(&stuck_pod.uid, now).told.insert(act.label()) {
+                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.label(), detail = ?act, "dry run: healing would change a pod");
+                self.context.metrics.healed(act.label(), "planned");
             }
             return;
         }
@@ -30,23 +35,23 @@ impl Healer {
                 _ => (&mut self.patches, &mut self.turns.patches),
             };
             if !bucket.take(now) {
-                self.context.metrics.healed(act.word(), "deferred");
+                self.context.metrics.healed(act.label(), "deferred");
                 return;
             }
             turns.had(&pod.0);
         }
-        let word = act.word();
-        let outcome = self.act(&pod, &patient, act).await;
-        let note = self.note(&patient.uid, now);
+        let word = act.label();
+        let outcome = self.act(&pod, &stuck_pod, act).await;
+        let note = self.note(&stuck_pod.uid, now);
         note.failures = match &outcome {
             Err(error) if !is_conflict(error) => note.failures.saturating_add(1),
             _ => 0,
         };
-        let rest = REST * 2_u32.saturating_pow(note.failures.min(8));
-        note.rests_until = Some(Instant::now() + rest.min(LONG_REST));
+        let rest = PAUSE_AFTER_ACT * 2_u32.saturating_pow(note.failures.min(8));
+        note.rests_until = Some(Instant::now() + rest.min(MAX_PAUSE));
         let result = match outcome {
             Ok(Some((done, history))) => {
-                note.told.insert(done.word());
+                note.told.insert(done.label());
                 if let Some(history) = history {
                     note.history = history;
                 }
@@ -57,7 +62,7 @@ impl Healer {
                     detail = ?done,
                     "healing"
                 );
-                self.events.tell(&pod, &patient.uid, &done).await;
+                self.events.tell(&pod, &stuck_pod.uid, &done).await;
                 "done"
             }
             // It needs nothing any more, or something else.
@@ -74,7 +79,7 @@ impl Healer {
                     && note.told.insert("refused")
                 {
                     self.events
-                        .refused(&pod, &patient.uid, word, &status.message)
+                        .refused(&pod, &stuck_pod.uid, word, &status.message)
                         .await;
                 }
                 "failed"
@@ -83,12 +88,12 @@ impl Healer {
         self.context.metrics.healed(word, result);
     }
 
-    /// Does it to the live pod, if that still needs it; what was done, and what the pod's history
-    /// is then.
+    /// Applies an act to the live pod if that still needs it. Returns the act and the pod's new
+    /// history.
     async fn act(
         &mut self,
         pod: &Key,
-        patient: &Patient,
+        stuck_pod: &StuckPod,
         act: Act,
     ) -> Result<Option<(Act, Option<ImageHistory>)>, kube::Error> {
         if act.only_tells() {
@@ -98,34 +103,34 @@ impl Healer {
         let Some(live) = api.get_opt(&pod.1).await? else {
             return Ok(None);
         };
-        let addresses = self.context.world.addresses.borrow().clone();
+        let addresses = self.context.index.addresses.borrow().clone();
         let facts = pod_facts(&live, &addresses, &self.context.scope, false);
-        let Some(mut current) = facts.patient else {
+        let Some(mut current) = facts.stuck_pod else {
             return Ok(None);
         };
-        Arc::make_mut(&mut current).wanted &= patient.wanted;
-        let site = self.site();
+        Arc::make_mut(&mut current).wanted &= stuck_pod.wanted;
+        let snapshot = self.snapshot();
         let one = [(pod.clone(), current)];
-        let copies = self.copies(&one, site.now);
+        let copies = self.copies(&one, snapshot.now);
         let [(_, current)] = one;
-        let again = self.decide(&pod.0, &current, &copies, &site);
+        let again = self.decide(&pod.0, &current, &copies, &snapshot);
         let unconfirmed = self.unconfirmed(&pod.0, &again, &copies, Instant::now());
-        if current.uid != patient.uid || again.word() != act.word() || !unconfirmed.is_empty() {
+        if current.uid != stuck_pod.uid || again.label() != act.label() || !unconfirmed.is_empty() {
             return Ok(None);
         }
         let (kind, changes) = match &again {
             Act::Heal(changes) => (patch::Kind::Heal, changes.as_slice()),
             Act::Restore(changes) => {
-                self.leave_sources_alone(&pod.0, changes, &copies);
+                self.exclude_sources(&pod.0, changes, &copies);
                 (patch::Kind::Restore, changes.as_slice())
             }
             Act::Exclude { .. } => (patch::Kind::Exclude, [].as_slice()),
             Act::Recreate(changes) => {
-                let written = self.leave_sources_alone(&pod.0, changes, &copies);
+                let written = self.exclude_sources(&pod.0, changes, &copies);
                 if !written {
                     return Ok(None);
                 }
-                self.evict(&api, &pod.1, &current, site.now).await?;
+                self.evict(&api, &pod.1, &current, snapshot.now).await?;
                 return Ok(Some((again, None)));
             }
             Act::Nothing | Act::Unfixable { .. } => return Ok(None),
@@ -146,7 +151,7 @@ impl Healer {
 
     /// Puts the sources that proved unfillable onto the list; whether the webhook can know all of
     /// them by now.
-    fn leave_sources_alone(
+    fn exclude_sources(
         &self,
         namespace: &str,
         changes: &[decide::Change],
@@ -166,14 +171,14 @@ impl Healer {
             };
             let before = list.clone();
             for (source, reason) in &refused {
-                sources::add(list, namespace, source, reason, now);
+                exclusions::add(list, namespace, source, reason, now);
             }
             *list != before
         });
         let state = self.context.healing.state.borrow();
         let written = state.as_ref().map(|state| state.excluded.as_slice());
         refused.iter().all(|(source, _)| {
-            written.is_some_and(|list| sources::is_there(list, namespace, source))
+            written.is_some_and(|list| exclusions::is_there(list, namespace, source))
         })
     }
 
@@ -182,17 +187,17 @@ impl Healer {
         &mut self,
         api: &Api<Pod>,
         name: &str,
-        patient: &Patient,
+        stuck_pod: &StuckPod,
         now: i64,
     ) -> Result<(), kube::Error> {
-        let Some(owner) = &patient.owner else {
+        let Some(owner) = &stuck_pod.owner else {
             return Ok(());
         };
         let eviction = json!({
             "apiVersion": "policy/v1",
             "kind": "Eviction",
             "metadata": {"name": name},
-            "deleteOptions": {"preconditions": {"uid": patient.uid}},
+            "deleteOptions": {"preconditions": {"uid": stuck_pod.uid}},
         });
         let _: Value = api
             .create_subresource("eviction", name, &PostParams::default(), &eviction)

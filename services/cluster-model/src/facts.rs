@@ -1,40 +1,23 @@
 //! From objects of the API to the facts that decide: pure.
 
-use super::health::{self, Patient};
-use super::owners::Owner;
-use crate::Error;
+use crate::owners::Owner;
+use crate::pull_status::{self, StuckPod};
+use crate::scope::Scope;
 use holdfast_api::artifact::{MAX_SOURCE_BYTES, Reference};
 use holdfast_api::labels;
 use holdfast_api::names::Names;
-use holdfast_conditions::{Condition, Facts};
-use holdfast_config::Config;
-use holdfast_core::UpstreamFilter;
 use holdfast_core::{Host, pod as core_pod, rewrite, workload};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::core::{Selector, SelectorExt as _};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// What concerns Holdfast, by the configuration. The webhook's rules say the same to the API
-/// server.
-#[derive(Debug)]
-pub struct Scope {
-    /// `None`: the API server understands the expression, this process does not.
-    condition: Option<Condition>,
-    namespaces: Selector,
-    upstreams: UpstreamFilter,
-    release_namespace: String,
-    /// Labels of the nodes in scope; empty means all.
-    pub nodes: BTreeMap<String, String>,
-}
-
-/// A pod, as far as it matters.
+/// The facts of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFacts {
     /// The pod's UID.
     pub uid: String,
-    /// Its upstream images, canonical references; empty when the pod is left alone.
+    /// Its upstream images, canonical references; empty when the pod is not rewritten.
     pub sources: BTreeSet<String>,
     /// Whether it may still start containers; a finished pod needs no copy but is still a
     /// reference.
@@ -51,8 +34,8 @@ pub struct PodFacts {
     pub addresses: BTreeSet<String>,
     /// What the pod is as a node agent, if it is one.
     pub agent: Option<Agent>,
-    /// What healing needs of it, where it may need help.
-    pub patient: Option<Arc<Patient>>,
+    /// What healing needs to know of it, if it may need healing.
+    pub stuck_pod: Option<Arc<StuckPod>>,
 }
 
 /// A node-agent pod.
@@ -60,13 +43,13 @@ pub struct PodFacts {
 pub struct Agent {
     /// The node it runs on; empty while it is not scheduled.
     pub node: String,
-    /// Whether its node has made a real pull.
+    /// Whether its node has completed a test pull.
     pub ready: bool,
     /// When the pod was made, in seconds since 1970.
     pub created: i64,
 }
 
-/// A namespace, as far as it matters.
+/// The facts of a namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceFacts {
     /// Its labels.
@@ -75,7 +58,7 @@ pub struct NamespaceFacts {
     pub terminating: bool,
 }
 
-/// A node, as far as it matters.
+/// The facts of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeFacts {
     /// Its labels.
@@ -84,7 +67,7 @@ pub struct NodeFacts {
     pub ready: bool,
     /// `os/architecture`.
     pub platform: Option<String>,
-    /// Its UID: a node that joins anew under an old name is another one.
+    /// Its UID: a node that rejoins under an old name is another one.
     pub uid: String,
     /// When its object was made, in seconds since 1970.
     pub created: i64,
@@ -92,78 +75,8 @@ pub struct NodeFacts {
     pub held: bool,
 }
 
-impl Scope {
-    /// Reads the configuration; an expression or selector that cannot be read is an error.
-    pub fn new(config: &Config) -> Result<Self, Error> {
-        let values = &config.values;
-        let expression = &values
-            .global
-            .networkfunctionextension
-            .webhook
-            .pod
-            .mutation
-            .match_condition_expression;
-        let namespaces = Selector::try_from(values.webhook.scope.namespace_selector.clone())
-            .map_err(|error| Error::Selector(error.to_string()))?;
-        let configured = values
-            .upstreams
-            .iter()
-            .filter_map(|upstream| Host::parse(&upstream.host).ok())
-            .collect();
-        Ok(Self {
-            condition: Condition::parse(expression)
-                .inspect_err(|error| {
-                    tracing::error!(
-                        %error,
-                        "cannot evaluate webhook.pod.mutation.matchConditionExpression: images of pods that the webhook missed are not \
-                         copied"
-                    );
-                })
-                .ok(),
-            namespaces,
-            upstreams: UpstreamFilter::new(&values.sources, configured)
-                .only_configured(values.only_listed_upstreams),
-            release_namespace: config.release.namespace.clone(),
-            nodes: values.webhook.scope.node_selector.clone(),
-        })
-    }
-
-    /// Whether pods of a namespace concern Holdfast (the match condition has its own say on each
-    /// pod).
-    pub fn includes(&self, namespace: &str, facts: &NamespaceFacts) -> bool {
-        namespace != self.release_namespace
-            && !opted_out(Some(&facts.labels))
-            && self.namespaces.matches(&facts.labels)
-    }
-
-    /// Whether `sources` and `onlyListedUpstreams` include images of this host.
-    pub fn includes_source(&self, host: &Host) -> bool {
-        self.upstreams.include(host)
-    }
-
-    /// Whether a node is in scope. One of another system has no agent, and would be waited for in
-    /// vain.
-    pub fn includes_node(&self, facts: &NodeFacts) -> bool {
-        let linux = facts
-            .platform
-            .as_ref()
-            .is_none_or(|platform| platform.starts_with("linux/"));
-        linux
-            && self
-                .nodes
-                .iter()
-                .all(|(key, value)| facts.labels.get(key) == Some(value))
-    }
-}
-
-fn opted_out(labels: Option<&BTreeMap<String, String>>) -> bool {
-    labels
-        .and_then(|labels| labels.get(labels::REWRITE))
-        .is_some_and(|value| value == labels::REWRITE_DISABLED)
-}
-
 /// Whether a pod is one of the node agent's.
-pub(super) fn is_agent(
+pub fn is_agent(
     names: &Names,
     namespace: Option<&str>,
     labels: Option<&BTreeMap<String, String>>,
@@ -220,8 +133,8 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
         ..PodFacts::default()
     };
     facts.sources = sources(&document, addresses, scope);
-    facts.patient = health::patient(&document, addresses, &facts.sources, || {
-        condition_holds(&document, scope)
+    facts.stuck_pod = pull_status::stuck_pod(&document, addresses, &facts.sources, || {
+        scope.condition_holds(&document)
     })
     .map(Arc::new);
     facts
@@ -229,7 +142,7 @@ pub fn pod_facts(pod: &Pod, addresses: &[String], scope: &Scope, is_agent: bool)
 
 /// The upstream images that a pod, or the pod that a template becomes, needs: canonical references.
 /// A mirror pod brings none.
-pub(super) fn sources(
+pub(crate) fn sources(
     document: &serde_json::Value,
     addresses: &[String],
     scope: &Scope,
@@ -241,7 +154,7 @@ pub(super) fn sources(
     // What was rewritten needs its copy whatever the rules say today.
     let wanted = !core_pod::is_mirror(document)
         && !labels::opts_out(document)
-        && condition_holds(document, scope);
+        && scope.condition_holds(document);
     images
         .into_iter()
         .filter(|image| {
@@ -255,20 +168,8 @@ pub(super) fn sources(
         .collect()
 }
 
-fn condition_holds(document: &serde_json::Value, scope: &Scope) -> bool {
-    // An error means what `failurePolicy: Ignore` means to the API server: left alone.
-    scope.condition.as_ref().is_some_and(|condition| {
-        condition
-            .matches(document, &Facts::of_pod(document))
-            .unwrap_or_else(|error| {
-                tracing::debug!(%error, "the match condition fails for a pod; the pod is not rewritten");
-                false
-            })
-    })
-}
-
-/// The pod as JSON without what nobody asks for.
-pub(crate) fn document(pod: &Pod) -> serde_json::Value {
+/// The pod as JSON without its managed fields.
+pub fn document(pod: &Pod) -> serde_json::Value {
     let mut document = serde_json::to_value(pod).unwrap_or_default();
     if let Some(metadata) = document
         .get_mut("metadata")
@@ -281,7 +182,7 @@ pub(crate) fn document(pod: &Pod) -> serde_json::Value {
 
 /// The host of a reference when it is an IP address without a port: such may be an address of the
 /// registry.
-pub(super) fn address_of(image: &str) -> Option<String> {
+pub fn address_of(image: &str) -> Option<String> {
     let (first, _) = image.split_once('/')?;
     let bare = first.trim_start_matches('[').trim_end_matches(']');
     let address: std::net::IpAddr = bare.parse().ok()?;
@@ -338,5 +239,4 @@ fn created(metadata: &ObjectMeta) -> i64 {
 }
 
 #[cfg(test)]
-#[path = "facts_tests.rs"]
 mod tests;

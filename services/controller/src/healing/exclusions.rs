@@ -1,4 +1,4 @@
-//! The list of sources that the webhook leaves alone: who comes onto it, who goes: pure.
+//! The list of excluded sources: what is added and what is removed: pure.
 
 use crate::artifacts::status;
 use holdfast_api::state::{
@@ -77,14 +77,14 @@ pub fn remove(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool 
     list.len() != before
 }
 
-/// Whether a source is left alone in a namespace.
+/// Whether a source is excluded in a namespace.
 pub fn is_there(list: &[Exclusion], namespace: &str, source: &str) -> bool {
     list.iter()
         .any(|entry| entry.namespace == namespace && entry.source == source)
 }
 
 /// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped.
-/// Whole namespaces are left alone for another reason.
+/// Excluded namespaces are not counted.
 pub fn drop_settled<'a>(
     list: &mut Vec<Exclusion>,
     artifact: impl Fn(&str, &str) -> Option<&'a Artifact>,

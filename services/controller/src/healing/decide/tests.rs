@@ -2,13 +2,13 @@
 
 use super::Copy;
 use super::*;
-use crate::world::Owner;
+use holdfast_cluster_model::Owner;
 
 const LOCAL: &str = "10.96.0.50/r.io/app:1";
 const SOURCE: &str = "r.io/app:1";
 
-fn site() -> Site {
-    Site {
+fn snapshot() -> Snapshot {
+    Snapshot {
         address: Some("10.96.0.50".to_owned()),
         grace: 20,
         now: 1000,
@@ -30,8 +30,8 @@ fn image(kind: Kind, rewritten: bool, progress: Progress) -> Image {
     }
 }
 
-fn patient(image: Image) -> Patient {
-    Patient {
+fn stuck_pod(image: Image) -> StuckPod {
+    StuckPod {
         uid: "u".to_owned(),
         created: 900,
         owner: Some(Owner {
@@ -44,20 +44,20 @@ fn patient(image: Image) -> Patient {
     }
 }
 
-fn act(patient: &Patient, copy: Copy, recreated: usize, site: &Site) -> Act {
-    decide(patient, &patient.history, |_| copy, recreated, site)
+fn act(stuck_pod: &StuckPod, copy: Copy, recreated: usize, snapshot: &Snapshot) -> Act {
+    decide(stuck_pod, &stuck_pod.history, |_| copy, recreated, snapshot)
 }
 
 /// The word of the decision, and what the image becomes.
-fn check(what: &str, patient: &Patient, copy: Copy, expect: (&str, &str)) {
-    let act = act(patient, copy, 0, &site());
+fn check(what: &str, stuck_pod: &StuckPod, copy: Copy, expect: (&str, &str)) {
+    let act = act(stuck_pod, copy, 0, &snapshot());
     let to = match &act {
         Act::Heal(changes) | Act::Restore(changes) | Act::Recreate(changes) => {
             changes.iter().map(|change| change.to.as_str()).collect()
         }
         _ => Vec::new(),
     };
-    assert_eq!((act.word(), to.join(" ").as_str()), expect, "{what}");
+    assert_eq!((act.label(), to.join(" ").as_str()), expect, "{what}");
 }
 
 #[test]
@@ -89,7 +89,7 @@ fn the_copy_and_the_containers_progress_decide() {
         let what = format!("{kind:?} rewritten={rewritten} {progress:?} {copy:?}");
         check(
             &what,
-            &patient(image(kind, rewritten, progress)),
+            &stuck_pod(image(kind, rewritten, progress)),
             copy,
             expect,
         );
@@ -98,7 +98,7 @@ fn the_copy_and_the_containers_progress_decide() {
 
 #[test]
 fn a_pod_that_just_came_may_start_by_itself() {
-    let mut young = patient(image(Kind::Container, false, Progress::NotStarted));
+    let mut young = stuck_pod(image(Kind::Container, false, Progress::NotStarted));
     young.created = 981;
     check("19 s old", &young, Copy::Held, ("nothing", ""));
     young.created = 980;
@@ -110,21 +110,21 @@ fn a_pod_that_just_came_may_start_by_itself() {
 
 #[test]
 fn what_the_webhook_would_leave_alone_is_not_healed() {
-    let mut unwanted = patient(image(Kind::Container, false, Progress::Stuck));
+    let mut unwanted = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     unwanted.wanted = false;
     check("out of scope", &unwanted, Copy::Held, ("nothing", ""));
-    let mut never = patient(image(Kind::Container, false, Progress::Stuck));
+    let mut never = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     never.images[0].pulls = false;
     check("never pulled", &never, Copy::Held, ("nothing", ""));
-    let stuck = patient(image(Kind::Container, false, Progress::Stuck));
-    let off = Site {
+    let stuck = stuck_pod(image(Kind::Container, false, Progress::Stuck));
+    let off = Snapshot {
         address: None,
-        ..site()
+        ..snapshot()
     };
     assert_eq!(act(&stuck, Copy::Held, 0, &off), Act::Nothing);
-    let rewritten = patient(image(Kind::Container, true, Progress::Stuck));
+    let rewritten = stuck_pod(image(Kind::Container, true, Progress::Stuck));
     assert_eq!(
-        act(&rewritten, Copy::Refused, 0, &off).word(),
+        act(&rewritten, Copy::Refused, 0, &off).label(),
         "restore",
         "originals come back also while nothing is rewritten"
     );
@@ -132,7 +132,7 @@ fn what_the_webhook_would_leave_alone_is_not_healed() {
 
 #[test]
 fn nothing_without_an_owner_is_ever_made_anew() {
-    let mut bare = patient(image(Kind::Volume, false, Progress::Stuck));
+    let mut bare = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     bare.owner = None;
     check("bare", &bare, Copy::Held, ("unfixable", ""));
     bare.images[0].rewritten = true;
@@ -141,31 +141,34 @@ fn nothing_without_an_owner_is_ever_made_anew() {
 
 #[test]
 fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
-    let owned = patient(image(Kind::Volume, false, Progress::Stuck));
+    let owned = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "unfixable")] {
-        assert_eq!(act(&owned, Copy::Held, recreated, &site()).word(), expect);
+        assert_eq!(
+            act(&owned, Copy::Held, recreated, &snapshot()).label(),
+            expect
+        );
     }
 }
 
 #[test]
 fn why_a_pod_is_not_made_anew_is_known() {
-    let owned = patient(image(Kind::Volume, false, Progress::Stuck));
-    let bare = Patient {
+    let owned = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
+    let bare = StuckPod {
         owner: None,
         ..owned.clone()
     };
-    for (patient, recreates, recreated, expect) in [
+    for (stuck_pod, recreates, recreated, expect) in [
         (&owned, false, 0, Why::NotAllowed),
         (&owned, true, 3, Why::TooOften),
         (&bare, false, 0, Why::NoOwner),
     ] {
-        let site = Site {
+        let snapshot = Snapshot {
             recreates,
-            ..site()
+            ..snapshot()
         };
         let keys = vec!["volumes/x".to_owned()];
         assert_eq!(
-            act(patient, Copy::Held, recreated, &site),
+            act(stuck_pod, Copy::Held, recreated, &snapshot),
             Act::Unfixable { keys, why: expect }
         );
     }
@@ -173,22 +176,22 @@ fn why_a_pod_is_not_made_anew_is_known() {
 
 #[test]
 fn who_insists_is_left_alone() {
-    let mut healed = patient(image(Kind::Container, false, Progress::Stuck));
+    let mut healed = stuck_pod(image(Kind::Container, false, Progress::Stuck));
     let key = "containers/x".to_owned();
     for (count, expect) in [(2, "heal"), (3, "exclude")] {
         healed.history.healed = [(key.clone(), count)].into();
-        assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), expect);
+        assert_eq!(act(&healed, Copy::Held, 0, &snapshot()).label(), expect);
     }
     healed.history.healed = [("containers/other".to_owned(), 9)].into();
-    assert_eq!(act(&healed, Copy::Held, 0, &site()).word(), "heal");
+    assert_eq!(act(&healed, Copy::Held, 0, &snapshot()).label(), "heal");
     healed.history.reverts = MAX_REVERTS;
     assert_eq!(
-        act(&healed, Copy::Held, 0, &site()),
+        act(&healed, Copy::Held, 0, &snapshot()),
         Act::Exclude { record: false }
     );
     let remembered = std::mem::take(&mut healed.history);
     assert_eq!(
-        decide(&healed, &remembered, |_| Copy::Held, 0, &site()),
+        decide(&healed, &remembered, |_| Copy::Held, 0, &snapshot()),
         Act::Exclude { record: true },
         "somebody took the annotation away"
     );
@@ -202,7 +205,7 @@ fn the_authors_spelling_comes_back_where_it_means_the_same() {
         (Some("evil.example/app:1"), SOURCE),
         (Some("not a reference"), SOURCE),
     ] {
-        let mut stuck = patient(image(Kind::Container, true, Progress::Stuck));
+        let mut stuck = stuck_pod(image(Kind::Container, true, Progress::Stuck));
         stuck.images[0].original = original.map(str::to_owned);
         check("spelling", &stuck, Copy::Refused, ("restore", expect));
     }
@@ -210,12 +213,12 @@ fn the_authors_spelling_comes_back_where_it_means_the_same() {
 
 #[test]
 fn only_what_needs_it_changes() {
-    let mut two = patient(image(Kind::Container, false, Progress::Settled));
+    let mut two = stuck_pod(image(Kind::Container, false, Progress::Settled));
     let mut other = image(Kind::Container, false, Progress::Stuck);
     other.name = "y".to_owned();
     other.pointer = "/spec/containers/1/image".to_owned();
     two.images.push(other);
-    let Act::Heal(changes) = act(&two, Copy::Held, 0, &site()) else {
+    let Act::Heal(changes) = act(&two, Copy::Held, 0, &snapshot()) else {
         panic!("the second is healed");
     };
     let keys: Vec<_> = changes.iter().map(|change| change.key.as_str()).collect();
@@ -228,12 +231,12 @@ fn only_what_needs_it_changes() {
 
 #[test]
 fn the_rest_of_a_stuck_pod_is_healed_with_it() {
-    let mut young = patient(image(Kind::Init, false, Progress::Stuck));
+    let mut young = stuck_pod(image(Kind::Init, false, Progress::Stuck));
     young.created = 1000;
     young
         .images
         .push(image(Kind::Container, false, Progress::NotStarted));
-    let Act::Heal(changes) = act(&young, Copy::Held, 0, &site()) else {
+    let Act::Heal(changes) = act(&young, Copy::Held, 0, &snapshot()) else {
         panic!("it is healed");
     };
     assert_eq!(changes.len(), 2);
@@ -249,8 +252,8 @@ fn only_an_act_that_leads_to_the_registry_relies_on_it() {
         (Volume, true, Copy::Refused, &[]),
         (Container, false, Copy::Pending, &[]),
     ] {
-        let patient = patient(image(kind, rewritten, Progress::Stuck));
-        let act = act(&patient, copy, 0, &site());
+        let stuck_pod = stuck_pod(image(kind, rewritten, Progress::Stuck));
+        let act = act(&stuck_pod, copy, 0, &snapshot());
         assert_eq!(relies_on(&act, |_| copy), expect, "{kind:?} {copy:?}");
     }
     assert!(relies_on(&Act::Exclude { record: true }, |_| Copy::Held).is_empty());

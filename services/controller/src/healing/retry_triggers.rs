@@ -3,19 +3,19 @@
 //! A pause grows to minutes. But a pod that runs shows that its image could be pulled, and a pod
 //! that just came wants it now.
 
-use crate::world::Key;
+use crate::index::Key;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 /// The least time between two wakes of one Artifact: a namespace that makes a pod a second asks its
 /// upstream no oftener.
-const SPACING: Duration = Duration::from_secs(15);
+const MIN_INTERVAL: Duration = Duration::from_secs(15);
 /// Pods that are remembered for one Artifact.
-const REMEMBERED: usize = 1000;
+const MAX_PODS_PER_ARTIFACT: usize = 1000;
 
 /// What is known of the Artifacts that failed.
 #[derive(Debug, Default)]
-pub struct Wakes {
+pub struct RetryTriggers {
     known: HashMap<Key, Known>,
 }
 
@@ -27,7 +27,7 @@ struct Known {
     owed: bool,
 }
 
-impl Wakes {
+impl RetryTriggers {
     /// Takes in every Artifact that failed, each with the pods that need it (UID, and whether it
     /// runs), and says which of them to ask for now. With an Artifact that just failed its pods
     /// are no news.
@@ -39,7 +39,7 @@ impl Wakes {
         let mut woken = Vec::new();
         let mut next = HashMap::with_capacity(failed.len());
         for (key, pods) in failed {
-            let pods: BTreeSet<_> = pods.into_iter().take(REMEMBERED).collect();
+            let pods: BTreeSet<_> = pods.into_iter().take(MAX_PODS_PER_ARTIFACT).collect();
             let known = match self.known.remove(&key) {
                 None => Known {
                     seen: pods,
@@ -50,7 +50,7 @@ impl Wakes {
                     known.seen = pods;
                     let rested = known
                         .last
-                        .is_none_or(|last| now.saturating_duration_since(last) >= SPACING);
+                        .is_none_or(|last| now.saturating_duration_since(last) >= MIN_INTERVAL);
                     if known.owed && rested {
                         known.owed = false;
                         known.last = Some(now);
@@ -77,7 +77,7 @@ mod tests {
 
     fn check(looks: &[Look<'_>]) {
         let key: Key = ("apps".to_owned(), "a".to_owned());
-        let (mut wakes, begun) = (Wakes::default(), Instant::now());
+        let (mut wakes, begun) = (RetryTriggers::default(), Instant::now());
         for (second, pods, expect) in looks {
             let pods = pods
                 .iter()
@@ -118,7 +118,7 @@ mod tests {
     #[test]
     fn an_artifact_that_was_held_in_between_begins_anew() {
         let key: Key = ("apps".to_owned(), "a".to_owned());
-        let (mut wakes, now) = (Wakes::default(), Instant::now());
+        let (mut wakes, now) = (RetryTriggers::default(), Instant::now());
         let pods: BTreeSet<_> = [("a".to_owned(), false)].into();
         wakes.see([(key.clone(), BTreeSet::new())].into(), now);
         wakes.see(HashMap::new(), now);

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::network::Home;
 use crate::{
-    AccessLog, AccessSettings, Config, Error, Hidden, Limits, Logging, NotificationSettings,
-    Notifications, Problem, Proxy, Replicas, Result, Scrub, StandaloneAccess, Uplink, Upstream,
+    AccessLog, AccessSettings, Config, Error, Limits, Logging, NotificationSettings, Notifications,
+    Problem, Proxy, Replicas, Result, Scrub, SecretString, StandaloneAccess, Uplink, Upstream,
     document, yaml,
 };
 
@@ -76,7 +76,7 @@ pub enum Credentials {
         /// User name.
         username: String,
         /// Password.
-        password: Hidden,
+        password: SecretString,
     },
     /// A mounted Secret: `username` and `password`, or `.dockerconfigjson`.
     Folder(PathBuf),
@@ -159,7 +159,7 @@ pub struct RegistrySettings {
     /// `None`: a secret of this process alone.
     pub upload_secret: Option<PathBuf>,
     /// Without `auth` and `upload_secret`: what signs upload sessions.
-    pub upload_secret_text: Option<Hidden>,
+    pub upload_secret_text: Option<SecretString>,
     /// What clients may write, whoever they are.
     pub writes: Writes,
     /// The upstream that pulls mean which name none: the registry is a mirror of it.

@@ -1,16 +1,13 @@
-//! What pods are made of: the templates of Deployments, their ReplicaSets, StatefulSets,
-//! DaemonSets, revisions, Jobs and CronJobs, as facts; and what controls what. Reads, never
-//! changes, an owner.
+//! Watches of owners: Deployments, ReplicaSets, StatefulSets, DaemonSets, revisions, Jobs and
+//! CronJobs. Owners are read and never changed.
 //!
 //! A kind that this process may not list (403), or that the API server does not have, is reported
-//! once and left out: its images are then needed as long as pods need them.
+//! once and skipped: its images then count only while pods use them.
 
-use super::Scope;
-use super::facts::{address_of, sources};
-use super::mirror::Mirror;
-use crate::Context;
+use super::watch_cache::WatchCache;
+use super::{BEAT, ClusterIndex, Watches};
 use futures::StreamExt as _;
-use holdfast_api::artifact::Reference;
+use holdfast_cluster_model::{Owner, OwnerFacts, address_of, owner_facts};
 use holdfast_core::pod;
 use holdfast_core::workload::{self, KINDS, WorkloadKind};
 use holdfast_runtime::supervise::Heartbeat;
@@ -20,7 +17,7 @@ use kube::runtime::{WatchStreamExt as _, watcher};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -28,55 +25,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// Objects in one page of a list: all kinds are listed at once, and an owner may be many kilobytes.
-const PAGE: u32 = 100;
-/// How often a quiet watch shows that it lives.
-const BEAT: Duration = Duration::from_secs(20);
+const PAGE_SIZE: u32 = 100;
 /// The pauses before a kind that may not be listed is asked for again. An API server that boots
 /// refuses everything for some seconds.
-const HIDDEN: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
+const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
 /// The longest chain of controllers that is followed.
 const MAX_CHAIN: usize = 8;
-
-/// One owner: who it is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Owner {
-    /// Kind and name.
-    pub reference: Reference,
-    /// Its UID.
-    pub uid: String,
-}
-
-impl Owner {
-    /// What controls a raw object.
-    pub fn above(object: &Value) -> Option<Self> {
-        let (kind, name, uid) = workload::controller_of(object)?;
-        Some(Self {
-            reference: Reference {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-            },
-            uid: uid.to_owned(),
-        })
-    }
-}
-
-/// An owner, as far as it matters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnerFacts {
-    /// Its UID.
-    pub uid: String,
-    /// What controls it.
-    pub controller: Option<Owner>,
-    /// The upstream images that a pod of its template needs, canonical references; empty when such
-    /// a pod is left alone.
-    pub sources: BTreeSet<String>,
-    /// Whether pods may still be made of it.
-    pub may_start: bool,
-    /// Names of the template's pull secrets.
-    pub pull_secrets: Vec<String>,
-    /// The template's service account.
-    pub service_account: String,
-}
 
 /// All owners, by kind.
 #[derive(Debug)]
@@ -90,11 +44,11 @@ pub struct Owners {
 struct OfKind {
     kind: &'static WorkloadKind,
     hidden: AtomicBool,
-    known: RwLock<Mirror<OwnerFacts>>,
+    known: RwLock<WatchCache<OwnerFacts>>,
 }
 
 /// What is known of the owners of each kind, at one moment.
-pub type View<'a> = BTreeMap<&'static str, &'a Mirror<OwnerFacts>>;
+pub type View<'a> = BTreeMap<&'static str, &'a WatchCache<OwnerFacts>>;
 
 impl Default for Owners {
     fn default() -> Self {
@@ -176,34 +130,6 @@ pub fn top(view: &View<'_>, namespace: &str, owner: &Owner) -> Owner {
     owner.clone()
 }
 
-/// The facts of an owner, with the registry's `addresses` known so far.
-pub fn owner_facts(
-    kind: &WorkloadKind,
-    object: &Value,
-    addresses: &[String],
-    scope: &Scope,
-) -> OwnerFacts {
-    let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
-    let template = workload::pod_template(kind.kind, object)
-        .map(|template| workload::pod_of(template, text("/metadata/namespace").unwrap_or_default()))
-        .unwrap_or_default();
-    let sources = sources(&template, addresses, scope);
-    let (pull_secrets, service_account) = if sources.is_empty() {
-        Default::default()
-    } else {
-        let account = pod::service_account_name(&template).to_owned();
-        (pod::pull_secret_names(&template), account)
-    };
-    OwnerFacts {
-        uid: text("/metadata/uid").unwrap_or_default().to_owned(),
-        controller: Owner::above(object),
-        sources,
-        may_start: workload::may_start(kind.kind, object),
-        pull_secrets,
-        service_account,
-    }
-}
-
 /// An owner as it comes from the API: raw, because the templates' images are read from raw JSON,
 /// and without what nobody asks for (managed fields, annotations), because a page of these is held
 /// at once.
@@ -269,25 +195,25 @@ enum Ended {
 
 /// Follows the owners of one kind in all namespaces, for ever.
 pub async fn watch_owners(
-    context: Context,
+    watches: Watches,
     kind: &'static WorkloadKind,
     heart: Heartbeat,
 ) -> Result<(), Infallible> {
-    let Some(of) = context.world.owners.of(kind) else {
+    let Some(of) = watches.index.owners.of(kind) else {
         return Ok(());
     };
-    let mut pause = HIDDEN.0;
+    let mut pause = RETRY_PAUSES.0;
     loop {
-        match follow(&context, of, &heart).await {
+        match follow(&watches, of, &heart).await {
             Ended::Addresses => {}
-            Ended::Stream => tokio::time::sleep(HIDDEN.0).await,
+            Ended::Stream => tokio::time::sleep(RETRY_PAUSES.0).await,
             Ended::Hidden(said) => {
                 if of.hidden.swap(true, Ordering::Relaxed) {
-                    pause = pause.saturating_mul(2).min(HIDDEN.1);
+                    pause = pause.saturating_mul(2).min(RETRY_PAUSES.1);
                 } else {
-                    pause = HIDDEN.0;
-                    context.world.owners.changed();
-                    context.metrics.hidden(kind.plural, true);
+                    pause = RETRY_PAUSES.0;
+                    watches.index.owners.changed();
+                    watches.metrics.hidden(kind.plural, true);
                     tracing::warn!(
                         kind = kind.kind,
                         error = said,
@@ -306,11 +232,11 @@ pub async fn watch_owners(
     }
 }
 
-async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
-    let world = &context.world;
-    let mut addresses = world.addresses.subscribe();
-    let api: Api<Raw> = Api::all_with(context.client.clone(), of.kind);
-    let config = watcher::Config::default().page_size(PAGE);
+async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
+    let index: &ClusterIndex = &watches.index;
+    let mut addresses = index.addresses.subscribe();
+    let api: Api<Raw> = Api::all_with(watches.client.clone(), of.kind);
+    let config = watcher::Config::default().page_size(PAGE_SIZE);
     let mut stream = std::pin::pin!(watcher(api, config).default_backoff());
     let mut tick = tokio::time::interval(BEAT);
     // Whether a template names what may be an address of the registry. Only then facts depend on
@@ -322,8 +248,8 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
             .flat_map(pod::images)
             .any(|image| address_of(&image.image).is_some());
         at_address.fetch_or(named, Ordering::Relaxed);
-        let known = world.addresses.borrow().clone();
-        owner_facts(of.kind, &raw.object, &known, &context.scope)
+        let known = index.addresses.borrow().clone();
+        owner_facts(of.kind, &raw.object, &known, &watches.scope)
     };
     loop {
         tokio::select! {
@@ -337,11 +263,11 @@ async fn follow(context: &Context, of: &OfKind, heart: &Heartbeat) -> Ended {
                         .unwrap_or_else(PoisonError::into_inner)
                         .apply(event, &mut facts);
                     if listed && of.hidden.swap(false, Ordering::Relaxed) {
-                        context.metrics.hidden(of.kind.plural, false);
+                        watches.metrics.hidden(of.kind.plural, false);
                         tracing::info!(kind = of.kind.kind, "the controller can read {} again", of.kind.plural);
                     }
                     if changed {
-                        world.owners.changed();
+                        index.owners.changed();
                     }
                 }
                 Some(Err(error)) => {
@@ -377,5 +303,4 @@ fn refusal(error: &watcher::Error) -> Option<String> {
 }
 
 #[cfg(test)]
-#[path = "owners_tests.rs"]
 mod tests;

@@ -1,17 +1,17 @@
-//! Looking: who needs help, how far the images are, and what follows; nothing is changed in the
-//! cluster here.
+//! Observes: finds pods that need healing and the state of their copies, and collects the acts.
+//! Changes nothing in the cluster.
 
-use super::decide::{Act, Copy, Site, decide, relies_on};
-use super::{Copies, DOUBTS, Healer, Note, REMEMBERED, Task, sources};
+use super::decide::{Act, Copy, Snapshot, decide, relies_on};
+use super::{Copies, Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, Task, exclusions};
 use crate::Context;
 use crate::artifacts::status;
-use crate::world::health::Patient;
-use crate::world::{Key, World};
+use crate::index::{ClusterIndex, Key};
 use holdfast_api::access::ImageAccess;
 use holdfast_api::artifact::Reason;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_api::{Artifact, artifact_name};
+use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::HealingMode;
 use holdfast_core::Reference;
 use std::collections::{BTreeSet, HashMap};
@@ -23,9 +23,9 @@ use std::time::Instant;
 type Failed = HashMap<String, HashMap<String, (String, BTreeSet<(String, bool)>)>>;
 
 impl Healer {
-    pub(super) fn site(&self) -> Site {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let state = self.context.healing.state.borrow();
-        Site {
+        Snapshot {
             address: state
                 .as_ref()
                 .filter(|state| state.rewrite)
@@ -45,23 +45,23 @@ impl Healer {
     /// Looks at everything that is known; what is to be done, pod by pod.
     pub(super) fn look(&mut self) -> Vec<Task> {
         let context = self.context.clone();
-        let (now, site) = (Instant::now(), self.site());
-        let mut patients = patients(&context);
-        let failed = self.see(site.now);
+        let (now, snapshot) = (Instant::now(), self.snapshot());
+        let mut stuck_pods = stuck_pods(&context);
+        let failed = self.see(snapshot.now);
         self.wake(failed, now);
-        let copies = self.copies(&patients, site.now);
-        self.settle(site.now);
-        let stuck = patients
+        let copies = self.copies(&stuck_pods, snapshot.now);
+        self.settle(snapshot.now);
+        let stuck = stuck_pods
             .iter()
-            .filter(|(_, patient)| patient.is_stuck(None));
+            .filter(|(_, stuck_pod)| stuck_pod.is_stuck(None));
         context.metrics.pods_stuck(stuck.count());
         if context.healing.policy.mode == HealingMode::None {
             return Vec::new();
         }
-        patients.sort_by(|one, other| one.0.cmp(&other.0));
+        stuck_pods.sort_by(|one, other| one.0.cmp(&other.0));
         let (mut tasks, mut doubtful) = (Vec::new(), BTreeSet::new());
-        for (pod, patient) in patients {
-            let known = self.notes.get_mut(&patient.uid);
+        for (pod, stuck_pod) in stuck_pods {
+            let known = self.notes.get_mut(&stuck_pod.uid);
             let rests = known.is_some_and(|note| {
                 note.needed_help = now;
                 note.rests_until.is_some_and(|until| now < until)
@@ -69,20 +69,24 @@ impl Healer {
             if rests {
                 continue;
             }
-            let act = self.decide(&pod.0, &patient, &copies, &site);
+            let act = self.decide(&pod.0, &stuck_pod, &copies, &snapshot);
             let told = self
                 .notes
-                .get(&patient.uid)
-                .is_some_and(|note| note.told.contains(act.word()));
+                .get(&stuck_pod.uid)
+                .is_some_and(|note| note.told.contains(act.label()));
             let unconfirmed = self.unconfirmed(&pod.0, &act, &copies, now);
             if !unconfirmed.is_empty() {
                 doubtful.extend(unconfirmed);
             } else if act != Act::Nothing && !(act.only_tells() && told) {
-                tasks.push(Task { pod, patient, act });
+                tasks.push(Task {
+                    pod,
+                    stuck_pod,
+                    act,
+                });
             }
         }
         self.notes
-            .retain(|_, note| now.duration_since(note.needed_help) < REMEMBERED);
+            .retain(|_, note| now.duration_since(note.needed_help) < NOTE_TTL);
         self.doubt(doubtful, now);
         self.in_turns(tasks)
     }
@@ -122,7 +126,7 @@ impl Healer {
         let doubtful = doubtful.into_iter().filter(|key| !asked.contains_key(key));
         let turns = &mut self.turns.doubts;
         let mut due = turns.order(doubtful.collect(), |key: &Key| &key.0);
-        due.truncate(DOUBTS);
+        due.truncate(MAX_CONFIRMATIONS_PER_ROUND);
         for (namespace, _) in &due {
             turns.had(namespace);
         }
@@ -132,31 +136,31 @@ impl Healer {
         }
         asked.extend(due.iter().map(|key| (key.clone(), now)));
         self.context.healing.doubt(due);
-        self.context.world.nudge();
+        self.context.index.nudge();
     }
 
     pub(super) fn decide(
         &self,
         namespace: &str,
-        patient: &Patient,
+        stuck_pod: &StuckPod,
         copies: &Copies,
-        site: &Site,
+        snapshot: &Snapshot,
     ) -> Act {
-        let known = self.history(patient);
-        let recreated = patient.owner.as_ref().map_or(0, |owner| {
+        let known = self.history(stuck_pod);
+        let recreated = stuck_pod.owner.as_ref().map_or(0, |owner| {
             let times = self.recreated.get(&owner.uid);
             times.map_or(0, |times| {
-                times.iter().filter(|at| site.now - **at < 3600).count()
+                times.iter().filter(|at| snapshot.now - **at < 3600).count()
             })
         });
         let copy = |source: &str| copy_of(copies, namespace, source);
-        decide(patient, &known, copy, recreated, site)
+        decide(stuck_pod, &known, copy, recreated, snapshot)
     }
 
     /// What the pod says and what this process remembers.
-    pub(super) fn history(&self, patient: &Patient) -> ImageHistory {
-        let known = patient.history.clone();
-        match self.notes.get(&patient.uid) {
+    pub(super) fn history(&self, stuck_pod: &StuckPod) -> ImageHistory {
+        let known = stuck_pod.history.clone();
+        match self.notes.get(&stuck_pod.uid) {
             // What was given back may be healed since: only the pod itself knows.
             Some(note) => known.with(ImageHistory {
                 restored: BTreeSet::new(),
@@ -184,7 +188,7 @@ impl Healer {
     /// Takes in what the Artifacts say; those that failed.
     fn see(&mut self, now: i64) -> Failed {
         let refusals = &mut self.refusals;
-        World::read(&self.context.world.artifacts, |artifacts| {
+        ClusterIndex::read(&self.context.index.artifacts, |artifacts| {
             let all = || artifacts.iter().map(|(key, it)| (key, it.as_ref()));
             refusals.see(all(), now);
             let mut failed = Failed::new();
@@ -198,16 +202,16 @@ impl Healer {
     }
 
     /// How far the patients' images are, as far as the Artifacts were seen.
-    pub(super) fn copies(&self, patients: &[(Key, Arc<Patient>)], now: i64) -> Copies {
+    pub(super) fn copies(&self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) -> Copies {
         let proof = self.context.healing.policy.proof;
         let access = self.access();
         let permits = |namespace: &str, source: &str| {
             Reference::parse(source).is_ok_and(|source| access.permits(namespace, &source))
         };
-        World::read(&self.context.world.artifacts, |artifacts| {
+        ClusterIndex::read(&self.context.index.artifacts, |artifacts| {
             let mut copies = Copies::new();
-            for (pod, patient) in patients {
-                for image in &patient.images {
+            for (pod, stuck_pod) in stuck_pods {
+                for image in &stuck_pod.images {
                     let key = (pod.0.clone(), artifact_name(&image.source));
                     let Some(artifact) = artifacts.get(&key) else {
                         continue;
@@ -234,7 +238,7 @@ impl Healer {
     /// now.
     fn wake(&mut self, mut failed: Failed, now: Instant) {
         if !failed.is_empty() {
-            World::read(&self.context.world.pods, |known| {
+            ClusterIndex::read(&self.context.index.pods, |known| {
                 for ((namespace, _), pod) in known.iter().filter(|(_, pod)| pod.alive) {
                     let Some(failed) = failed.get_mut(namespace) else {
                         continue;
@@ -243,8 +247,9 @@ impl Healer {
                         let Some((_, pods)) = failed.get_mut(source) else {
                             continue;
                         };
-                        let patient = pod.patient.as_ref();
-                        let stuck = patient.is_some_and(|patient| patient.is_stuck(Some(source)));
+                        let stuck_pod = pod.stuck_pod.as_ref();
+                        let stuck =
+                            stuck_pod.is_some_and(|stuck_pod| stuck_pod.is_stuck(Some(source)));
                         pods.insert((pod.uid.clone(), !pod.waiting && !stuck));
                     }
                 }
@@ -261,25 +266,25 @@ impl Healer {
                 "retrying an Artifact before its back-off ends"
             );
             self.context.healing.ask(woken);
-            self.context.world.nudge();
+            self.context.index.nudge();
         }
     }
 
     /// Takes sources off the list that the registry holds by now, and forgets what was done to
     /// owners long ago.
     fn settle(&mut self, now: i64) {
-        let world = &self.context.world;
+        let index = &self.context.index;
         let mut settled = Vec::new();
         self.context.healing.excluded.send_if_modified(|list| {
             let Some(list) = list else {
                 return false;
             };
-            World::read(&world.artifacts, |artifacts| {
+            ClusterIndex::read(&index.artifacts, |artifacts| {
                 let artifact = |namespace: &str, name: &str| {
                     let key = (namespace.to_owned(), name.to_owned());
                     artifacts.get(&key).map(Arc::as_ref)
                 };
-                settled = sources::drop_settled(list, artifact);
+                settled = exclusions::drop_settled(list, artifact);
             });
             let sources = list.iter().filter(|entry| entry.source != EVERY_SOURCE);
             self.context.metrics.excluded_sources(sources.count());
@@ -304,27 +309,28 @@ fn copy_of(copies: &Copies, namespace: &str, source: &str) -> Copy {
 }
 
 /// The pods that may need help; those in namespaces out of scope are wanted by nobody.
-fn patients(context: &Context) -> Vec<(Key, Arc<Patient>)> {
-    let mut patients: Vec<(Key, Arc<Patient>)> = World::read(&context.world.pods, |pods| {
-        pods.iter()
-            .filter_map(|(key, pod)| Some((key.clone(), Arc::clone(pod.patient.as_ref()?))))
-            .collect()
-    });
-    World::read(&context.world.namespaces, |namespaces| {
-        for ((namespace, _), patient) in &mut patients {
+fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
+    let mut stuck_pods: Vec<(Key, Arc<StuckPod>)> =
+        ClusterIndex::read(&context.index.pods, |pods| {
+            pods.iter()
+                .filter_map(|(key, pod)| Some((key.clone(), Arc::clone(pod.stuck_pod.as_ref()?))))
+                .collect()
+        });
+    ClusterIndex::read(&context.index.namespaces, |namespaces| {
+        for ((namespace, _), stuck_pod) in &mut stuck_pods {
             let included = namespaces
                 .get(&(String::new(), namespace.clone()))
                 .is_some_and(|facts| {
                     !facts.terminating && context.scope.includes(namespace, facts)
                 });
-            if patient.wanted && !included {
-                Arc::make_mut(patient).wanted = false;
+            if stuck_pod.wanted && !included {
+                Arc::make_mut(stuck_pod).wanted = false;
             }
         }
     });
     // The release's own pods are nobody's patients.
-    patients.retain(|((namespace, _), _)| *namespace != context.names.namespace);
-    patients
+    stuck_pods.retain(|((namespace, _), _)| *namespace != context.names.namespace);
+    stuck_pods
 }
 
 /// Whether asking again might be answered otherwise.

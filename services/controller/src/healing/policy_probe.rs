@@ -1,10 +1,11 @@
-//! Trying out who refuses what: a namespace in which a policy refuses pods is left alone, and taken
-//! back when that was not the reason or when a dry run passes.
+//! Tests of policies: excludes a namespace in which a policy denies pods, and ends the exclusion
+//! when the rewrite was not the cause or when a dry run passes.
 
 use super::policies::{Refusal, Step};
-use super::{Healer, sources};
-use crate::world::{Denial, Key, World, denied_by, document, find_owner};
+use super::{Healer, exclusions};
+use crate::index::{ClusterIndex, Key, find_owner};
 use holdfast_api::state::EVERY_SOURCE;
+use holdfast_cluster_model::{Denial, denied_by, document};
 use holdfast_config::HealingMode;
 use holdfast_core::{Reference, pod as core_pod, rewrite};
 use k8s_openapi::api::core::v1::Pod;
@@ -12,10 +13,10 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
-/// Pods of a namespace by which a policy is asked about.
-const ASKED: usize = 3;
-/// The act, for metrics and logs.
-const WORD: &str = "leave_namespace_alone";
+/// Pods of a namespace that a dry run tries.
+const MAX_PROBED_PODS: usize = 3;
+/// The label of the action in metrics and logs.
+const ACTION: &str = "exclude_namespace";
 
 impl Healer {
     /// Leaves namespaces alone in which a policy refuses pods, and takes them back.
@@ -23,9 +24,9 @@ impl Healer {
         if self.context.healing.policy.mode != HealingMode::Heal {
             return;
         }
-        let now = self.site().now;
+        let now = self.snapshot().now;
         let mut excluded = self.excluded_namespaces();
-        let gone: Vec<String> = World::read(&self.context.world.namespaces, |namespaces| {
+        let gone: Vec<String> = ClusterIndex::read(&self.context.index.namespaces, |namespaces| {
             let is_gone =
                 |name: &&String| namespaces.get(&(String::new(), (*name).clone())).is_none();
             excluded.iter().filter(is_gone).cloned().collect()
@@ -54,7 +55,7 @@ impl Healer {
                     excluded.insert(namespace.clone());
                     "done"
                 }
-                Step::InVain => {
+                Step::Unrelated => {
                     self.take_back(&namespace);
                     excluded.remove(&namespace);
                     "in_vain"
@@ -67,7 +68,7 @@ impl Healer {
                 outcome,
                 "a policy denies pods of a namespace; testing whether it admits upstream references"
             );
-            self.context.metrics.healed(WORD, outcome);
+            self.context.metrics.healed(ACTION, outcome);
             self.events
                 .tell_owner(
                     &namespace,
@@ -83,7 +84,7 @@ impl Healer {
                 self.policies.passes(&namespace, now);
                 self.take_back(&namespace);
                 excluded.remove(&namespace);
-                self.context.metrics.healed(WORD, "taken_back");
+                self.context.metrics.healed(ACTION, "taken_back");
                 tracing::info!(
                     pod.namespace = namespace,
                     "policies admit the registry's references; the namespace is no longer excluded"
@@ -92,7 +93,7 @@ impl Healer {
                 self.policies.refuses_still(&namespace, now);
             }
         }
-        World::read(&self.context.world.namespaces, |namespaces| {
+        ClusterIndex::read(&self.context.index.namespaces, |namespaces| {
             let exists = |name: &str| namespaces.get(&(String::new(), name.to_owned())).is_some();
             self.policies.forget(exists, now);
         });
@@ -100,7 +101,7 @@ impl Healer {
     }
 
     fn address(&self) -> String {
-        self.site().address.unwrap_or_default()
+        self.snapshot().address.unwrap_or_default()
     }
 
     fn excluded_namespaces(&self) -> BTreeSet<String> {
@@ -118,7 +119,7 @@ impl Healer {
         let written = |namespace: &&String| {
             state
                 .as_ref()
-                .is_some_and(|state| sources::is_there(&state.excluded, namespace, EVERY_SOURCE))
+                .is_some_and(|state| exclusions::is_there(&state.excluded, namespace, EVERY_SOURCE))
         };
         let missing = excluded.iter().filter(|namespace| !written(namespace));
         missing.cloned().collect()
@@ -126,12 +127,13 @@ impl Healer {
 
     /// Every refusal that is known, in a fixed order.
     fn denials(&self) -> Vec<(String, Denial)> {
-        let mut denials: Vec<(Key, Denial)> = World::read(&self.context.world.denials, |denials| {
-            let known = denials
-                .iter()
-                .filter_map(|(key, denial)| Some((key.clone(), denial.clone()?)));
-            known.collect()
-        });
+        let mut denials: Vec<(Key, Denial)> =
+            ClusterIndex::read(&self.context.index.denials, |denials| {
+                let known = denials
+                    .iter()
+                    .filter_map(|(key, denial)| Some((key.clone(), denial.clone()?)));
+                known.collect()
+            });
         denials.sort_by(|one, other| one.0.cmp(&other.0));
         denials
             .into_iter()
@@ -142,14 +144,14 @@ impl Healer {
     /// Whether the webhook rewrites pods of this owner. Of an owner that nobody knows it is taken
     /// for true: it is only tried.
     fn would_be_rewritten(&self, namespace: &str, denial: &Denial) -> bool {
-        let (world, scope) = (&self.context.world, &self.context.scope);
-        let included = World::read(&world.namespaces, |namespaces| {
+        let (index, scope) = (&self.context.index, &self.context.scope);
+        let included = ClusterIndex::read(&index.namespaces, |namespaces| {
             let facts = namespaces.get(&(String::new(), namespace.to_owned()));
             facts.is_some_and(|facts| !facts.terminating && scope.includes(namespace, facts))
         });
         included
-            && self.site().address.is_some()
-            && world.owners.read(|view| {
+            && self.snapshot().address.is_some()
+            && index.owners.read(|view| {
                 if !view.contains_key(denial.owner.reference.kind.as_str()) {
                     return true;
                 }
@@ -161,7 +163,7 @@ impl Healer {
     /// The prefixes of the registry's references in pods of this owner, as far as it is known.
     fn prefixes(&self, namespace: &str, denial: &Denial) -> BTreeSet<String> {
         let address = self.address();
-        self.context.world.owners.read(|view| {
+        self.context.index.owners.read(|view| {
             let facts = find_owner(view, namespace, &denial.owner);
             let sources = facts.into_iter().flat_map(|facts| &facts.sources);
             sources
@@ -177,7 +179,7 @@ impl Healer {
             let Some(list) = list else {
                 return false;
             };
-            sources::add(list, namespace, EVERY_SOURCE, by, now);
+            exclusions::add(list, namespace, EVERY_SOURCE, by, now);
             true
         });
     }
@@ -185,14 +187,14 @@ impl Healer {
     fn take_back(&self, namespace: &str) {
         self.context.healing.excluded.send_if_modified(|list| {
             list.as_mut()
-                .is_some_and(|list| sources::remove(list, namespace, EVERY_SOURCE))
+                .is_some_and(|list| exclusions::remove(list, namespace, EVERY_SOURCE))
         });
     }
 
     /// Whether the API server would let a pod of the namespace have the registry's reference;
     /// nothing where no pod can be asked about. It is a dry run: nothing changes.
     async fn passes(&self, namespace: &str) -> Option<bool> {
-        let mut names: Vec<String> = World::read(&self.context.world.pods, |pods| {
+        let mut names: Vec<String> = ClusterIndex::read(&self.context.index.pods, |pods| {
             let of = pods
                 .iter()
                 .filter(|((of, _), pod)| of == namespace && pod.alive && !pod.sources.is_empty());
@@ -205,7 +207,7 @@ impl Healer {
             field_manager: Some(crate::FIELD_MANAGER.to_owned()),
             ..PatchParams::default()
         };
-        for name in names.iter().take(ASKED) {
+        for name in names.iter().take(MAX_PROBED_PODS) {
             let Ok(Some(live)) = api.get_opt(name).await else {
                 continue;
             };
@@ -230,8 +232,8 @@ impl Healer {
 
     /// The change of one image of a pod to the registry's reference.
     fn question(&self, live: &Pod) -> Option<json_patch::Patch> {
-        let address = self.site().address?;
-        let addresses = self.context.world.addresses.borrow().clone();
+        let address = self.snapshot().address?;
+        let addresses = self.context.index.addresses.borrow().clone();
         let (access, namespace) = (self.access(), live.metadata.namespace.as_deref());
         let found = core_pod::original_images(&document(live), &addresses)
             .into_iter()

@@ -1,53 +1,68 @@
-//! What is known of the cluster: small facts about pods, their owners, namespaces, nodes and
-//! Artifacts, kept by watches.
+//! The index of the cluster: small facts about pods, their owners, namespaces, nodes and Artifacts,
+//! kept by watches.
 //!
-//! Of a pod or an owner only what decides is kept (a few hundred bytes), so that memory does not
-//! follow the size of the cluster's pods. Facts are complete only when `synced`; nobody decides
-//! anything before.
+//! Of a pod or an owner it keeps a few hundred bytes, so that memory does not grow with the size of
+//! the objects. Facts are complete only when `synced`; no loop decides before.
 
-mod denials;
-mod facts;
-pub mod health;
-mod mirror;
 mod owners;
+mod watch_cache;
 
-pub use denials::{Denial, denied_by, watch_denials};
-pub(crate) use facts::document;
-pub use facts::{Agent, NamespaceFacts, NodeFacts, PodFacts, Scope, node_facts, pod_facts};
-pub use mirror::{Key, Mirror, key};
-pub use owners::{
-    Owner, OwnerFacts, Owners, View, find as find_owner, owner_facts, top as top_owner,
-    watch_owners,
-};
+pub use owners::{Owners, View, find as find_owner, top as top_owner, watch_owners};
+pub use watch_cache::{Key, WatchCache, key};
 
-use crate::Context;
+use crate::metrics::Metrics;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use holdfast_api::Artifact;
+use holdfast_api::names::Names;
+use holdfast_cluster_model::admission_denials::{self, FAILED_CREATE};
+use holdfast_cluster_model::{
+    Denial, NamespaceFacts, NodeFacts, PodFacts, Scope, is_agent, node_facts, pod_facts,
+};
 use holdfast_runtime::supervise::Heartbeat;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How often a quiet watch shows that it lives.
+/// Interval of heartbeats of a quiet watch.
 const BEAT: Duration = Duration::from_secs(20);
+
+/// What the watches need.
+#[derive(Clone)]
+pub struct Watches {
+    /// The client of the API server.
+    pub client: kube::Client,
+    /// What they fill.
+    pub index: Arc<ClusterIndex>,
+    /// Which pods and templates are in scope.
+    pub scope: Arc<Scope>,
+    /// Names of the release's objects.
+    pub names: Names,
+    /// Where kinds that may not be read are counted.
+    pub metrics: Metrics,
+}
+
+impl std::fmt::Debug for Watches {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Watches").finish_non_exhaustive()
+    }
+}
 
 /// Everything that is known.
 #[derive(Debug)]
-pub struct World {
+pub struct ClusterIndex {
     /// Pods of all namespaces.
-    pub pods: RwLock<Mirror<PodFacts>>,
+    pub pods: RwLock<WatchCache<PodFacts>>,
     /// Namespaces.
-    pub namespaces: RwLock<Mirror<NamespaceFacts>>,
+    pub namespaces: RwLock<WatchCache<NamespaceFacts>>,
     /// Nodes.
-    pub nodes: RwLock<Mirror<NodeFacts>>,
+    pub nodes: RwLock<WatchCache<NodeFacts>>,
     /// Artifacts.
-    pub artifacts: RwLock<Mirror<Arc<Artifact>>>,
-    /// Pods that policies refused to their owners, by the event that tells it; nothing for events
-    /// of another meaning. `synced` does not wait for it.
-    pub denials: RwLock<Mirror<Option<Denial>>>,
+    pub artifacts: RwLock<WatchCache<Arc<Artifact>>>,
+    /// Pods that policies denied, by the event that reports it; nothing for other events. `synced` does not wait for it.
+    pub denials: RwLock<WatchCache<Option<Denial>>>,
     /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
     pub owners: Owners,
     /// Counts changes of pods, namespaces, nodes and Artifacts.
@@ -56,7 +71,7 @@ pub struct World {
     pub addresses: watch::Sender<Vec<String>>,
 }
 
-impl Default for World {
+impl Default for ClusterIndex {
     fn default() -> Self {
         Self {
             pods: RwLock::default(),
@@ -71,12 +86,12 @@ impl Default for World {
     }
 }
 
-impl World {
-    /// Reads one of the mirrors. A poisoned lock is read all the same: its content is replaced by
+impl ClusterIndex {
+    /// Reads one of the caches. A poisoned lock is read all the same: its content is replaced by
     /// the next event.
-    pub fn read<V, R>(mirror: &RwLock<Mirror<V>>, read: impl FnOnce(&Mirror<V>) -> R) -> R {
+    pub fn read<V, R>(cache: &RwLock<WatchCache<V>>, read: impl FnOnce(&WatchCache<V>) -> R) -> R {
         read(
-            &mirror
+            &cache
                 .read()
                 .unwrap_or_else(std::sync::PoisonError::into_inner),
         )
@@ -85,13 +100,13 @@ impl World {
     /// Whether the watches of pods, namespaces, nodes and Artifacts have delivered their first
     /// lists.
     pub fn synced(&self) -> bool {
-        Self::read(&self.pods, Mirror::synced)
-            && Self::read(&self.namespaces, Mirror::synced)
-            && Self::read(&self.nodes, Mirror::synced)
-            && Self::read(&self.artifacts, Mirror::synced)
+        Self::read(&self.pods, WatchCache::synced)
+            && Self::read(&self.namespaces, WatchCache::synced)
+            && Self::read(&self.nodes, WatchCache::synced)
+            && Self::read(&self.artifacts, WatchCache::synced)
     }
 
-    /// Has everybody who decides look again.
+    /// Wakes every loop that waits for a change.
     pub fn nudge(&self) {
         self.changed();
     }
@@ -104,21 +119,21 @@ impl World {
 
 /// Follows the pods of all namespaces. Ends, to be started again, when the registry's addresses
 /// change, because facts depend on them.
-pub async fn watch_pods(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
-    let api: Api<Pod> = Api::all(context.client.clone());
-    let mut addresses = context.world.addresses.subscribe();
+pub async fn watch_pods(watches: Watches, heart: Heartbeat) -> Result<(), watcher::Error> {
+    let api: Api<Pod> = Api::all(watches.client.clone());
+    let mut addresses = watches.index.addresses.subscribe();
     let known = addresses.borrow_and_update().clone();
-    let scope = Arc::clone(&context.scope);
-    let names = context.names.clone();
+    let scope = Arc::clone(&watches.scope);
+    let names = watches.names.clone();
     let stream = watcher(api, watcher::Config::default().page_size(200)).default_backoff();
     let follow = follow(
         stream,
-        &context.world,
-        &context.world.pods,
+        &watches.index,
+        &watches.index.pods,
         heart,
         move |pod| {
             let labels = pod.metadata.labels.as_ref();
-            let agent = facts::is_agent(&names, pod.metadata.namespace.as_deref(), labels);
+            let agent = is_agent(&names, pod.metadata.namespace.as_deref(), labels);
             pod_facts(&pod, &known, &scope, agent)
         },
     );
@@ -129,13 +144,13 @@ pub async fn watch_pods(context: Context, heart: Heartbeat) -> Result<(), watche
 }
 
 /// Follows the namespaces.
-pub async fn watch_namespaces(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
-    let api: Api<Namespace> = Api::all(context.client.clone());
+pub async fn watch_namespaces(watches: Watches, heart: Heartbeat) -> Result<(), watcher::Error> {
+    let api: Api<Namespace> = Api::all(watches.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
         stream,
-        &context.world,
-        &context.world.namespaces,
+        &watches.index,
+        &watches.index.namespaces,
         heart,
         |namespace| NamespaceFacts {
             labels: namespace.metadata.labels.unwrap_or_default(),
@@ -146,27 +161,39 @@ pub async fn watch_namespaces(context: Context, heart: Heartbeat) -> Result<(), 
 }
 
 /// Follows the nodes.
-pub async fn watch_nodes(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
-    let api: Api<Node> = Api::all(context.client.clone());
+pub async fn watch_nodes(watches: Watches, heart: Heartbeat) -> Result<(), watcher::Error> {
+    let api: Api<Node> = Api::all(watches.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
         stream,
-        &context.world,
-        &context.world.nodes,
+        &watches.index,
+        &watches.index.nodes,
         heart,
         |node| node_facts(&node),
     )
     .await
 }
 
+/// Follows the events of pods that could not be created, in all namespaces.
+pub async fn watch_denials(watches: Watches, heart: Heartbeat) -> Result<(), watcher::Error> {
+    let api: Api<Event> = Api::all(watches.client.clone());
+    let config = watcher::Config::default().fields(&format!("reason={FAILED_CREATE}"));
+    let stream = watcher(api, config.page_size(100)).default_backoff();
+    let index = &watches.index;
+    follow(stream, index, &index.denials, heart, |event| {
+        admission_denials::denial(&event)
+    })
+    .await
+}
+
 /// Follows the Artifacts.
-pub async fn watch_artifacts(context: Context, heart: Heartbeat) -> Result<(), watcher::Error> {
-    let api: Api<Artifact> = Api::all(context.client.clone());
+pub async fn watch_artifacts(watches: Watches, heart: Heartbeat) -> Result<(), watcher::Error> {
+    let api: Api<Artifact> = Api::all(watches.client.clone());
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     follow(
         stream,
-        &context.world,
-        &context.world.artifacts,
+        &watches.index,
+        &watches.index.artifacts,
         heart,
         |mut artifact| {
             artifact.metadata.managed_fields = None;
@@ -178,8 +205,8 @@ pub async fn watch_artifacts(context: Context, heart: Heartbeat) -> Result<(), w
 
 async fn follow<K, V: PartialEq>(
     stream: impl Stream<Item = Result<watcher::Event<K>, watcher::Error>>,
-    world: &World,
-    mirror: &RwLock<Mirror<V>>,
+    index: &ClusterIndex,
+    cache: &RwLock<WatchCache<V>>,
     heart: Heartbeat,
     mut facts: impl FnMut(K) -> V,
 ) -> Result<(), watcher::Error>
@@ -193,12 +220,12 @@ where
             next = stream.try_next() => match next {
                 Ok(Some(event)) => {
                     heart.success();
-                    let changed = mirror
+                    let changed = cache
                         .write()
                         .unwrap_or_else(std::sync::PoisonError::into_inner)
                         .apply(event, &mut facts);
                     if changed {
-                        world.changed();
+                        index.changed();
                     }
                 }
                 Ok(None) => return Ok(()),

@@ -1,9 +1,9 @@
 //! What is remembered between looks, and single looks with every call that they make.
 
 use super::*;
-use crate::world::Owner;
 use holdfast_api::fill::Priority;
 use holdfast_api::{ArtifactSpec, labels};
+use holdfast_cluster_model::Owner;
 use http::{Method, Request, Response};
 use k8s_openapi::ByteString;
 use kube::client::Body;
@@ -396,7 +396,7 @@ impl Looks {
     }
 
     fn patience_ends(&mut self) {
-        self.memory.known = Instant::now().checked_sub(credentials::PATIENCE);
+        self.memory.known = Instant::now().checked_sub(credentials::POD_WAIT);
         assert!(self.memory.known.is_some());
     }
 
@@ -442,7 +442,7 @@ async fn a_status_that_could_not_be_written_is_written_later() {
     let mut looks = Looks::new().await;
     *looks.failing.lock().unwrap() = 1;
     let outcome = looks.look(&artifact("u", 1), None).await;
-    assert_eq!(outcome.again, Some(UNWRITTEN));
+    assert_eq!(outcome.again, Some(STATUS_RETRY));
     assert!(looks.statuses.lock().unwrap().is_empty());
     looks.look(&artifact("u", 1), None).await;
     assert_eq!(looks.last(), ("Copied".to_owned(), 0));
@@ -506,7 +506,7 @@ async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
     let outcome = looks.look(&announced(), None).await;
     let again = outcome.again.unwrap();
     assert!(
-        Duration::from_secs(8) < again && again <= credentials::PATIENCE,
+        Duration::from_secs(8) < again && again <= credentials::POD_WAIT,
         "{again:?}"
     );
     assert_eq!(looks.asked(), 0);
@@ -562,8 +562,6 @@ async fn a_pull_secret_that_the_api_server_does_not_give_is_no_trouble_of_the_re
     assert!(outcome.again.unwrap().as_secs() < 15);
 }
 
-#[path = "reconcile_access_tests.rs"]
 mod access;
 
-#[path = "reconcile_undemanded_tests.rs"]
 mod undemanded;

@@ -1,0 +1,81 @@
+//! Owners of pods: the templates of workloads as facts, and what controls what.
+
+use crate::facts::sources;
+use crate::scope::Scope;
+use holdfast_api::artifact::Reference;
+use holdfast_core::pod;
+use holdfast_core::workload::{self, WorkloadKind};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// The identity of an owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// Kind and name.
+    pub reference: Reference,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl Owner {
+    /// What controls a raw object.
+    pub fn above(object: &Value) -> Option<Self> {
+        let (kind, name, uid) = workload::controller_of(object)?;
+        Some(Self {
+            reference: Reference {
+                kind: kind.to_owned(),
+                name: name.to_owned(),
+            },
+            uid: uid.to_owned(),
+        })
+    }
+}
+
+/// The facts of an owner.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnerFacts {
+    /// Its UID.
+    pub uid: String,
+    /// What controls it.
+    pub controller: Option<Owner>,
+    /// The upstream images that a pod of its template needs, canonical references; empty when such
+    /// a pod is not rewritten.
+    pub sources: BTreeSet<String>,
+    /// Whether pods may still be made of it.
+    pub may_start: bool,
+    /// Names of the template's pull secrets.
+    pub pull_secrets: Vec<String>,
+    /// The template's service account.
+    pub service_account: String,
+}
+
+/// The facts of an owner, with the registry's `addresses` known so far.
+pub fn owner_facts(
+    kind: &WorkloadKind,
+    object: &Value,
+    addresses: &[String],
+    scope: &Scope,
+) -> OwnerFacts {
+    let text = |pointer| object.pointer(pointer).and_then(Value::as_str);
+    let template = workload::pod_template(kind.kind, object)
+        .map(|template| workload::pod_of(template, text("/metadata/namespace").unwrap_or_default()))
+        .unwrap_or_default();
+    let sources = sources(&template, addresses, scope);
+    let (pull_secrets, service_account) = if sources.is_empty() {
+        Default::default()
+    } else {
+        let account = pod::service_account_name(&template).to_owned();
+        (pod::pull_secret_names(&template), account)
+    };
+    OwnerFacts {
+        uid: text("/metadata/uid").unwrap_or_default().to_owned(),
+        controller: Owner::above(object),
+        sources,
+        may_start: workload::may_start(kind.kind, object),
+        pull_secrets,
+        service_account,
+    }
+}
+
+#[cfg(test)]
+mod tests;
