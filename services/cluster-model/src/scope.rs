@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 #[error("webhook.scope.namespaceSelector is invalid: {0}")]
 pub struct ScopeError(String);
 
-/// Which pods, images and nodes are in scope, by the configuration. The webhook's rules tell the API
-/// server the same.
+/// Which pods, images and nodes are in scope, by the configuration. The webhook's rules tell the
+/// API server the same.
 #[derive(Debug)]
 pub struct Scope {
     /// `None`: the API server understands the expression, this process does not.
@@ -90,8 +90,8 @@ impl Scope {
                 .all(|(key, value)| facts.labels.get(key) == Some(value))
     }
 
-    /// Whether the match condition selects a pod. An error counts as `failurePolicy: Ignore` does at
-    /// the API server: the pod is not rewritten.
+    /// Whether the match condition selects a pod. An error counts as `failurePolicy: Ignore` does
+    /// at the API server: the pod is not rewritten.
     pub(crate) fn condition_holds(&self, document: &Value) -> bool {
         self.condition.as_ref().is_some_and(|condition| {
             condition

@@ -148,8 +148,42 @@ pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Err
     }
 }
 
-/// One look at everything, and what is to be done about it.
+/// The Secrets as they are, and what is wanted.
+struct Observed {
+    wanted: Vec<Wanted>,
+    ca_secret: Option<Secret>,
+    leaf_secrets: BTreeMap<Leaf, Option<Secret>>,
+    existing: Existing,
+    /// Seconds since 1970.
+    now: i64,
+}
+
+/// One round: observe, decide (`plan`), apply and record.
 pub async fn round(context: &Context) -> Result<(), Error> {
+    let observed = observe(context).await?;
+    let actions = plan::plan(&observed.existing, observed.now, &observed.wanted);
+    let ca = apply_authority(context, &observed, &actions).await?;
+    // The API server learns of an authority before a certificate of it is in use.
+    if let Some(ca) = &ca {
+        patch_webhook(context, &ca.bundle).await?;
+        apply_leaves(context, &observed, &actions, ca).await?;
+    }
+    if auth::ensure(context, observed.now).await? {
+        context.issued.mounts.note(labels::COMPONENT_REGISTRY);
+    }
+    if let Some(ca) = &ca {
+        let secrets = Api::namespaced(context.client.clone(), &context.names.namespace);
+        publish(context, &secrets, &ca.bundle).await?;
+    }
+    // The Secrets are right: without this the pods only hear of it later.
+    if let Err(error) = mounts::tell(context).await {
+        tracing::warn!(%error, "cannot annotate pods after a change of their Secrets; retrying");
+    }
+    record(context, &observed.existing);
+    Ok(())
+}
+
+async fn observe(context: &Context) -> Result<Observed, Error> {
     let names = &context.names;
     let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
     let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
@@ -159,7 +193,6 @@ pub async fn round(context: &Context) -> Result<(), Error> {
         .map(|service| cluster_ips(&service))
         .unwrap_or_default();
     let wanted = wanted(context, &addresses);
-
     let ca_secret = secrets.get_opt(&names.ca()).await?;
     let mut leaf_secrets = BTreeMap::new();
     for want in &wanted {
@@ -175,55 +208,65 @@ pub async fn round(context: &Context) -> Result<(), Error> {
             .filter_map(|(leaf, secret)| Some((*leaf, inspect::leaf(secret.as_ref())?)))
             .collect(),
     };
-    let now = jiff::Timestamp::now().as_second();
-    let actions = plan::plan(&existing, now, &wanted);
+    Ok(Observed {
+        wanted,
+        ca_secret,
+        leaf_secrets,
+        existing,
+        now: jiff::Timestamp::now().as_second(),
+    })
+}
 
-    let mut ca = existing.ca.as_ref().map(|facts| facts.material.clone());
-    for action in &actions {
+/// Makes a new authority or writes its bundle. Returns the authority in use.
+async fn apply_authority(
+    context: &Context,
+    observed: &Observed,
+    actions: &[Action],
+) -> Result<Option<issue::Ca>, Error> {
+    let existing = observed.existing.ca.as_ref();
+    let mut ca = existing.map(|facts| facts.material.clone());
+    for action in actions {
         match action {
             Action::MakeCa { keep, reason } => {
                 tracing::info!(reason, "issued a new certificate authority");
-                let made = issue::ca(now, &names.release, keep)?;
-                write_ca(context, ca_secret.clone(), &made).await?;
+                let made = issue::ca(observed.now, &context.names.release, keep)?;
+                write_ca(context, observed.ca_secret.clone(), &made).await?;
                 ca = Some(made);
             }
             Action::WriteBundle { bundle } => {
                 if let Some(current) = &mut ca {
                     current.bundle.clone_from(bundle);
-                    write_ca(context, ca_secret.clone(), current).await?;
+                    write_ca(context, observed.ca_secret.clone(), current).await?;
                 }
             }
             Action::Issue { .. } | Action::RefreshBundle { .. } => {}
         }
     }
-    // The API server learns of an authority before a certificate of it is in use.
-    if let Some(ca) = &ca {
-        patch_webhook(context, &ca.bundle).await?;
-    }
-    for action in &actions {
-        match action {
-            Action::MakeCa { .. } | Action::WriteBundle { .. } => {}
+    Ok(ca)
+}
+
+/// Issues certificates of `ca`, and renews the bundle beside those that stay.
+async fn apply_leaves(
+    context: &Context,
+    observed: &Observed,
+    actions: &[Action],
+    ca: &issue::Ca,
+) -> Result<(), Error> {
+    for action in actions {
+        let (leaf, existing, certificate, key) = match action {
+            Action::MakeCa { .. } | Action::WriteBundle { .. } => continue,
             Action::Issue { want, reason } => {
-                let Some(ca) = &ca else { continue };
                 tracing::info!(
                     certificate = want.leaf.as_str(),
                     reason,
                     "issued a certificate"
                 );
-                let (certificate, key) = issue::leaf(now, ca, want)?;
-                let existing = leaf_secrets.get(&want.leaf).cloned().flatten();
-                write_leaf(
-                    context,
-                    want.leaf,
-                    existing,
-                    certificate.into_bytes(),
-                    key.into_bytes(),
-                    &ca.bundle,
-                )
-                .await?;
+                let (certificate, key) = issue::leaf(observed.now, ca, want)?;
+                let existing = observed.leaf_secrets.get(&want.leaf).cloned().flatten();
+                (want.leaf, existing, certificate, key)
             }
             Action::RefreshBundle { leaf } => {
-                let (Some(ca), Some(Some(existing))) = (&ca, leaf_secrets.get(leaf)) else {
+                let Some(Some(existing)) = observed.leaf_secrets.get(leaf) else {
                     continue;
                 };
                 let (Some(certificate), Some(key)) = (
@@ -232,35 +275,30 @@ pub async fn round(context: &Context) -> Result<(), Error> {
                 ) else {
                     continue;
                 };
-                write_leaf(
-                    context,
-                    *leaf,
-                    Some(existing.clone()),
-                    certificate.into_bytes(),
-                    key.into_bytes(),
-                    &ca.bundle,
-                )
-                .await?;
+                (*leaf, Some(existing.clone()), certificate, key)
             }
-        }
+        };
+        write_leaf(
+            context,
+            leaf,
+            existing,
+            certificate.into_bytes(),
+            key.into_bytes(),
+            &ca.bundle,
+        )
+        .await?;
     }
-    if auth::ensure(context, now).await? {
-        context.issued.mounts.note(labels::COMPONENT_REGISTRY);
-    }
-    if let Some(ca) = &ca {
-        publish(context, &secrets, &ca.bundle).await?;
-    }
-    // The Secrets are right: without this the pods only hear of it later.
-    if let Err(error) = mounts::tell(context).await {
-        tracing::warn!(%error, "cannot annotate pods after a change of their Secrets; retrying");
-    }
+    Ok(())
+}
+
+/// Metrics of what was there at the beginning of the round.
+fn record(context: &Context, existing: &Existing) {
     for (leaf, facts) in &existing.leaves {
         context.metrics.expires(leaf.as_str(), facts.not_after);
     }
     if let Some(ca) = &existing.ca {
         context.metrics.expires("ca", ca.not_after);
     }
-    Ok(())
 }
 
 /// The addresses of a Service; none for a headless one.

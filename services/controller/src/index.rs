@@ -61,7 +61,8 @@ pub struct ClusterIndex {
     pub nodes: RwLock<WatchCache<NodeFacts>>,
     /// Artifacts.
     pub artifacts: RwLock<WatchCache<Arc<Artifact>>>,
-    /// Pods that policies denied, by the event that reports it; nothing for other events. `synced` does not wait for it.
+    /// Pods that policies denied, by the event that reports it; nothing for other events. `synced`
+    /// does not wait for it.
     pub denials: RwLock<WatchCache<Option<Denial>>>,
     /// What pods are made of. It has a version of its own, and `synced` does not wait for it.
     pub owners: Owners,

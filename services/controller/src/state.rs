@@ -100,10 +100,42 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     }
 }
 
-/// One look at everything, and what is to be written about it. Returns what it went by; nothing
-/// where something that is needed was missing.
+/// The objects of the shared state as they are.
+struct Observed {
+    /// Addresses of the registry's Service; none before it has any.
+    addresses: Vec<String>,
+    state_map: Option<ConfigMap>,
+    previous: Option<ClusterState>,
+    node_secret: Option<Secret>,
+    previous_node: Option<NodeState>,
+}
+
+/// One round: observe, decide (`build`), apply. Returns what it followed; `None` where something
+/// that is needed was missing.
 pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let seen = Seen::of(context);
+    let observed = observe(context).await?;
+    let address = observed.addresses.first();
+    let Some(address) = address.map(|address| build::as_host(address)) else {
+        tracing::debug!("the registry's Service has no ClusterIP yet");
+        return Ok(None);
+    };
+    let previous = observed.previous.as_ref();
+    if previous.is_some_and(|previous| previous.registry_address != address) {
+        tracing::info!(address, "the address of the registry changed");
+        context.issued.wake.notify_one();
+    }
+    let inputs = inputs(context, &seen, &observed, address);
+    let state = build::cluster_state(&inputs);
+    follow_addresses(context, &state);
+    // The nodes hear of an address first, then the webhook.
+    let complete = write_nodes(context, &seen, &observed, &inputs, &state).await?;
+    write_cluster(context, &observed, &state).await?;
+    context.healing.written(&state);
+    Ok(complete.then_some(seen))
+}
+
+async fn observe(context: &Context) -> Result<Observed, Error> {
     let names = &context.names;
     let services: Api<Service> = Api::namespaced(context.client.clone(), &names.namespace);
     let maps: Api<ConfigMap> = Api::namespaced(context.client.clone(), &names.namespace);
@@ -114,49 +146,47 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         .map(|service| cluster_ips(&service))
         .unwrap_or_default();
     let state_map = maps.get_opt(&names.state()).await?;
-    let previous: Option<ClusterState> = state_map
+    let previous = state_map
         .as_ref()
         .and_then(|map| map.data.as_ref()?.get(KEY))
         .and_then(|text| serde_json::from_str(text).ok());
     let node_secret = secrets.get_opt(&names.node()).await?;
-    let previous_node: Option<NodeState> =
+    let previous_node =
         apply::text(node_secret.as_ref(), KEY).and_then(|text| serde_json::from_str(&text).ok());
+    Ok(Observed {
+        addresses,
+        state_map,
+        previous,
+        node_secret,
+        previous_node,
+    })
+}
 
-    let Some(address) = addresses.first().map(|address| build::as_host(address)) else {
-        tracing::debug!("the registry's Service has no ClusterIP yet");
-        return Ok(None);
-    };
-    // The nodes' Secret knows former addresses, too, should the ConfigMap have been deleted.
-    let earlier: Vec<String> = previous_node
-        .iter()
-        .flat_map(|state| state.hosts.iter().map(|host| host.address.clone()))
-        .collect();
-    if previous
-        .as_ref()
-        .is_some_and(|previous| previous.registry_address != address)
-    {
-        tracing::info!(address, "the address of the registry changed");
-        context.issued.wake.notify_one();
-    }
+/// What the state is built from.
+fn inputs(context: &Context, seen: &Seen, observed: &Observed, address: String) -> Inputs {
+    let previous = observed.previous.as_ref();
+    let previous_node = observed.previous_node.as_ref();
     let used = seen.used.clone().and_then(|named| {
         context
             .address_history
             .in_use(named, &address, Instant::now())
     });
-    let inputs = Inputs {
+    Inputs {
         address,
-        previous: previous.clone(),
-        earlier,
-        desired: previous_node
-            .as_ref()
-            .map(|state| state.desired)
-            .unwrap_or_default(),
+        previous: previous.cloned(),
+        // The nodes' Secret knows former addresses, too, should the ConfigMap have been deleted.
+        earlier: previous_node
+            .iter()
+            .flat_map(|state| state.hosts.iter().map(|host| host.address.clone()))
+            .collect(),
+        desired: previous_node.map(|state| state.desired).unwrap_or_default(),
         used,
         nodes: seen.nodes.clone(),
-        excluded: context.healing.seeded(previous.as_ref()),
-        access: access(context, seen.access.clone(), previous.as_ref()),
+        excluded: context.healing.seeded(previous),
+        access: access(context, seen.access.clone(), previous),
         wait: context.config.values.webhook.wait_for_nodes,
-        waited: state_map
+        waited: observed
+            .state_map
             .as_ref()
             .and_then(|map| map.metadata.creation_timestamp.as_ref())
             .map_or(Duration::ZERO, |created| {
@@ -164,8 +194,11 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
                 Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
             }),
     }
-    .resumed(!seen.settled);
-    let state = build::cluster_state(&inputs);
+    .resumed(!seen.settled)
+}
+
+/// Has the watch of pods read images by the addresses of the state.
+fn follow_addresses(context: &Context, state: &ClusterState) {
     let mut known = vec![state.registry_address.clone()];
     known.extend(state.aliases.clone());
     context.index.addresses.send_if_modified(|current| {
@@ -175,48 +208,61 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
         }
         differs
     });
+}
 
-    // The nodes hear of an address first, then the webhook.
+/// Writes the nodes' state where it differs; whether all that it needs was there.
+async fn write_nodes(
+    context: &Context,
+    seen: &Seen,
+    observed: &Observed,
+    inputs: &Inputs,
+    state: &ClusterState,
+) -> Result<bool, Error> {
+    let names = &context.names;
+    let secrets: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
     let auth = secrets.get_opt(&names.registry_auth()).await?;
     let credential = (
         apply::text(auth.as_ref(), "node-username"),
         apply::first_line(auth.as_ref(), "node-password"),
     );
-    let mut complete = false;
-    if let (false, (Some(username), Some(password))) = (seen.bundle.is_empty(), credential) {
-        let bundle = seen.bundle.clone();
-        let node_state =
-            build::node_state(&state, inputs.desired, bundle, username, password.into());
-        if previous_node.as_ref() != Some(&node_state) {
-            let data = [(KEY.to_owned(), serde_json::to_vec(&node_state)?)];
-            if apply::secret(
-                &context.client,
-                names,
-                &names.node(),
-                node_secret,
-                data.into(),
-            )
-            .await?
-            {
-                tracing::info!(address = state.registry_address, "wrote the node state");
-            }
-        }
-        context.settled.store(true, Ordering::Relaxed);
-        complete = true;
-    }
-    if previous.as_ref() != Some(&state) {
-        let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(&state)?)].into();
-        if apply::config_map(&context.client, names, &names.state(), state_map, data).await? {
-            tracing::info!(
-                rewrite = state.rewrite,
-                reason = state.reason,
-                "wrote the cluster state"
-            );
-            tell(context, previous.as_ref(), &state).await;
+    let (false, (Some(username), Some(password))) = (seen.bundle.is_empty(), credential) else {
+        return Ok(false);
+    };
+    let bundle = seen.bundle.clone();
+    let node_state = build::node_state(state, inputs.desired, bundle, username, password.into());
+    if observed.previous_node.as_ref() != Some(&node_state) {
+        let data = [(KEY.to_owned(), serde_json::to_vec(&node_state)?)].into();
+        let existing = observed.node_secret.clone();
+        if apply::secret(&context.client, names, &names.node(), existing, data).await? {
+            tracing::info!(address = state.registry_address, "wrote the node state");
         }
     }
-    context.healing.written(&state);
-    Ok(complete.then_some(seen))
+    context.settled.store(true, Ordering::Relaxed);
+    Ok(true)
+}
+
+/// Writes the cluster's state where it differs, and tells of it.
+async fn write_cluster(
+    context: &Context,
+    observed: &Observed,
+    state: &ClusterState,
+) -> Result<(), Error> {
+    let previous = observed.previous.as_ref();
+    if previous == Some(state) {
+        return Ok(());
+    }
+    let names = &context.names;
+    let data: BTreeMap<_, _> = [(KEY.to_owned(), serde_json::to_string(state)?)].into();
+    let existing = observed.state_map.clone();
+    if apply::config_map(&context.client, names, &names.state(), existing, data).await? {
+        tracing::info!(
+            rewrite = state.rewrite,
+            reason = state.reason,
+            "wrote the cluster state"
+        );
+        tell(context, previous, state).await;
+    }
+    Ok(())
 }
 
 /// Whose pods may have which images: as the Artifacts say it; as it was written last where they are

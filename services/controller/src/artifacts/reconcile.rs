@@ -229,6 +229,92 @@ fn is_index(media_type: &str) -> bool {
     ManifestType::parse(media_type).is_some_and(ManifestType::is_index)
 }
 
+/// What follows from the end of a fill.
+struct Settled {
+    news: News,
+    /// Why it failed; empty where it did not.
+    message: String,
+    /// When to look again.
+    again: Option<Duration>,
+}
+
+/// Remembers a copy, until the registry is to confirm it.
+fn copied(
+    artifact: &Artifact,
+    result: FillResult,
+    platforms: Vec<String>,
+    memory: &mut Memory,
+) -> Settled {
+    let again = backoff::confirm_again(backoff::dice());
+    let asked_before = memory.confirmed.is_some();
+    memory.confirmed = Some(Confirmed {
+        generation: artifact.metadata.generation.unwrap_or(0),
+        until: Instant::now() + again,
+        is_index: is_index(&result.media_type),
+        platforms,
+    });
+    (memory.failures, memory.not_before) = (0, None);
+    if !(asked_before && result.already_local) {
+        tracing::info!(
+            artifact.namespace = artifact.namespace(),
+            image = artifact.spec.source_artifact,
+            image.digest = result.digest,
+            already_local = result.already_local,
+            "the registry holds the image"
+        );
+    }
+    Settled {
+        news: News::Copied(result),
+        message: String::new(),
+        again: Some(again),
+    }
+}
+
+/// Counts a failure and computes the back-off.
+fn failed(
+    artifact: &Artifact,
+    mut failure: Failure,
+    platforms: &[String],
+    memory: &mut Memory,
+) -> Settled {
+    if let Some(held) = &memory.confirmed
+        && !held.covers(platforms)
+    {
+        failure.message = format!(
+            "{}; held for {}, wanted for {}",
+            failure.message,
+            held.platforms.join(", "),
+            platforms.join(", ")
+        );
+    }
+    if failure.reason != Reason::Copying {
+        memory.failures = memory.failures.saturating_add(1);
+    }
+    let again = backoff::pause(
+        failure.reason,
+        memory.failures,
+        failure.retry_after,
+        backoff::dice(),
+    );
+    memory.not_before = again.map(|pause| Instant::now() + pause);
+    tracing::warn!(
+        artifact.namespace = artifact.namespace(),
+        image = artifact.spec.source_artifact,
+        reason = failure.reason.as_str(),
+        failures = memory.failures,
+        error = failure.message,
+        "cannot copy the image"
+    );
+    Settled {
+        message: failure.message.clone(),
+        news: News::Failed {
+            failure,
+            attempts: memory.failures,
+        },
+        again,
+    }
+}
+
 fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
     now.is_some_and(|now| now.brings_more_than(before))
 }
@@ -246,7 +332,7 @@ impl Reconciler {
         }
     }
 
-    /// fetch → validate → build → apply → status.
+    /// One look at an Artifact: observe, decide, copy, record.
     pub async fn reconcile(
         &self,
         artifact: &Artifact,
@@ -314,98 +400,65 @@ impl Reconciler {
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
         self.context.metrics.filled(reason, now.elapsed());
-        let (news, message, again) = match outcome {
-            Ok(result) => {
-                let again = backoff::confirm_again(backoff::dice());
-                memory.confirmed = Some(Confirmed {
-                    generation: artifact.metadata.generation.unwrap_or(0),
-                    until: Instant::now() + again,
-                    is_index: is_index(&result.media_type),
-                    platforms,
-                });
-                (memory.failures, memory.not_before) = (0, None);
-                if !(asked_before && result.already_local) {
-                    tracing::info!(
-                        artifact.namespace = artifact.namespace(),
-                        image = artifact.spec.source_artifact,
-                        image.digest = result.digest,
-                        already_local = result.already_local,
-                        "the registry holds the image"
-                    );
-                }
-                (News::Copied(result), String::new(), Some(again))
-            }
-            Err(mut failure) => {
-                if let Some(held) = &memory.confirmed
-                    && !held.covers(&platforms)
-                {
-                    failure.message = format!(
-                        "{}; held for {}, wanted for {}",
-                        failure.message,
-                        held.platforms.join(", "),
-                        platforms.join(", ")
-                    );
-                }
-                if failure.reason != Reason::Copying {
-                    memory.failures = memory.failures.saturating_add(1);
-                }
-                let again = backoff::pause(
-                    failure.reason,
-                    memory.failures,
-                    failure.retry_after,
-                    backoff::dice(),
-                );
-                memory.not_before = again.map(|pause| Instant::now() + pause);
-                tracing::warn!(
-                    artifact.namespace = artifact.namespace(),
-                    image = artifact.spec.source_artifact,
-                    reason = failure.reason.as_str(),
-                    failures = memory.failures,
-                    error = failure.message,
-                    "cannot copy the image"
-                );
-                // A registry or an API server that restarts says nothing about an image that is
-                // held: people are told when the registry says no.
-                if asked_before
-                    && matches!(
-                        failure.reason,
-                        Reason::RegistryUnavailable | Reason::PullSecretUnreadable
-                    )
-                    && status::was_ready(artifact)
-                {
-                    return Outcome { again };
-                }
-                let message = failure.message.clone();
-                let news = News::Failed {
-                    failure,
-                    attempts: memory.failures,
-                };
-                (news, message, again)
-            }
+        let settled = match outcome {
+            Ok(result) => copied(artifact, result, platforms, memory),
+            Err(failure) => failed(artifact, failure, &platforms, memory),
         };
-        let written = self.write(artifact, demand, &news, memory).await;
+        // A registry or an API server that restarts says nothing about an image that is held:
+        // people are told when the registry says no.
+        if asked_before
+            && matches!(
+                reason,
+                Reason::RegistryUnavailable | Reason::PullSecretUnreadable
+            )
+            && status::was_ready(artifact)
+        {
+            return Outcome {
+                again: settled.again,
+            };
+        }
+        let written = self.write(artifact, demand, &settled.news, memory).await;
         self.renew_access(artifact, brought, reason, memory).await;
+        let unproven = choice == Choice::Nobody { unproven: true };
+        self.tell(artifact, demand, reason, &settled.message, unproven, memory)
+            .await;
+        Outcome {
+            again: if written {
+                settled.again
+            } else {
+                Some(
+                    settled
+                        .again
+                        .map_or(STATUS_RETRY, |again| again.min(STATUS_RETRY)),
+                )
+            },
+        }
+    }
+
+    /// Writes an event where the reason is news. `unproven`: nobody's credentials were offered.
+    async fn tell(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        reason: Reason,
+        message: &str,
+        unproven: bool,
+        memory: &mut Memory,
+    ) {
         // A copy that was known before this process is no news. That an upstream wants credentials,
         // where nobody's were offered, is none either: a pod that a quota refused after the
         // webhook saw it leaves such an Artifact.
         let no_news = match reason {
             Reason::Copying => true,
             Reason::Copied => status::was_ready(artifact),
-            Reason::Unauthorized => choice == Choice::Nobody { unproven: true },
+            Reason::Unauthorized => unproven,
             _ => false,
         };
         if !no_news && memory.told != Some(reason) {
-            self.events.tell(artifact, demand, reason, &message).await;
+            self.events.tell(artifact, demand, reason, message).await;
         }
         // Where nothing was told, the same from a living pod's credentials will be.
         memory.told = (!no_news || reason != Reason::Unauthorized).then_some(reason);
-        Outcome {
-            again: if written {
-                again
-            } else {
-                Some(again.map_or(STATUS_RETRY, |again| again.min(STATUS_RETRY)))
-            },
-        }
     }
 
     /// Remembers whether the registry holds the image, also for healing. Who doubted it is to hear
