@@ -4,8 +4,8 @@
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use holdfast_core::{Algorithm, RepositoryName};
 use holdfast_registry::session::{Secret, State};
+use holdfast_simfs::{Faults, SimFs};
 use holdfast_store::{CarriedHash, Hasher, LockHolder, Options, Store, UploadId};
-use holdfast_testkit::simfs::{Faults, SimFs};
 
 use super::text;
 use crate::{Shape, Target, ensure, shape};

@@ -2,8 +2,7 @@
 //!
 //! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real
 //! registry, as the binary `holdfast-upstream`. Both are controlled by [`Faults`]: by method calls,
-//! or over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send.
-//! [`simfs`] is a file system for the store that loses power, repeatable by a seed. Nothing else
+//! or over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send. Nothing
 //! here knows the services under test.
 
 pub mod control;
@@ -14,7 +13,6 @@ pub mod proxy;
 pub mod raw;
 pub mod requests;
 pub mod server;
-pub mod simfs;
 pub mod tls;
 pub mod upstream;
 

@@ -53,7 +53,8 @@ const REFUSED: [(&str, &[&str]); 6] = [
 const SERVING: [&str; 3] = ["holdfast-store", "holdfast-upstream", "holdfast-fill"];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
-const BESIDE: [(&str, &[&str]); 8] = [
+const BESIDE: [(&str, &[&str]); 9] = [
+    ("holdfast-simfs", &["holdfast-store"]),
     (
         "holdfast-codegen",
         &["holdfast-core", "holdfast-config", "holdfast-api"],
@@ -65,7 +66,6 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-config",
             "holdfast-api",
             "holdfast-runtime",
-            "holdfast-store",
         ],
     ),
     ("holdfast-cluster", &[]),
@@ -84,7 +84,7 @@ const BESIDE: [(&str, &[&str]); 8] = [
             "holdfast-registry",
             "holdfast-webhook",
             "holdfast-node-agent",
-            "holdfast-testkit",
+            "holdfast-simfs",
         ],
     ),
     ("holdfast-bench", &["holdfast-cluster", "holdfast-testkit"]),
@@ -175,8 +175,8 @@ fn refusal(name: &str, on: &str, dev: bool) -> Option<String> {
     }
     // Programs that are never shipped: they test or measure, and attack as the tests do.
     let is_test = ["holdfast-soak", "holdfast-fuzz", "holdfast-bench"].contains(&name);
-    if on == "holdfast-testkit" && !is_test {
-        return Some("holdfast-testkit is for tests: make it a dev-dependency".to_owned());
+    if ["holdfast-simfs", "holdfast-testkit"].contains(&on) && !is_test {
+        return Some(format!("{on} is for tests: make it a dev-dependency"));
     }
     if let Some((_, allowed)) = BESIDE.iter().find(|(package, _)| *package == name) {
         return (!allowed.contains(&on)).then(|| format!("may not depend on {on}"));
@@ -247,5 +247,7 @@ mod tests {
         check("holdfast-config", "serde_yaml", false, true);
         check("holdfast-registry", "holdfast-testkit", false, false);
         check("holdfast-registry", "holdfast-testkit", true, true);
+        check("holdfast-store", "holdfast-simfs", true, true);
+        check("holdfast-testkit", "holdfast-store", false, false);
     }
 }

@@ -1,6 +1,6 @@
 //! A size in a manifest is its author's claim: a wrong one spoils that image and nothing else.
 
-use holdfast_testkit::simfs::{Faults, SimFs};
+use holdfast_simfs::{Faults, SimFs};
 
 use super::*;
 use holdfast_upstream::metrics::UpstreamLabel;

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use holdfast_testkit::simfs::Rng;
+use holdfast_simfs::Rng;
 
 use super::*;
 

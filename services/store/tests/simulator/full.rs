@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use holdfast_core::reference::{RepositoryName, Tag};
+use holdfast_simfs::{Faults, SimFs};
 use holdfast_store::{Error, Options, Store};
-use holdfast_testkit::simfs::{Faults, SimFs};
 
 use crate::program::{Manifest, World};
 

@@ -26,7 +26,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use holdfast_testkit::simfs::Faults;
+use holdfast_simfs::Faults;
 use run::Failure;
 
 /// Seeds of a normal run; a few thousand find what there is to find, the rest is for what is rare.

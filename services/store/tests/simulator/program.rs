@@ -5,8 +5,8 @@ use holdfast_core::{
     digest::{Algorithm, Digest},
     reference::{RepositoryName, Tag},
 };
+use holdfast_simfs::Rng;
 use holdfast_store::Hasher;
-use holdfast_testkit::simfs::Rng;
 
 /// All names and contents there are.
 #[derive(Debug)]

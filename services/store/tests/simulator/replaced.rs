@@ -5,8 +5,8 @@ use std::{path::Path, sync::Arc};
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
+use holdfast_simfs::{Faults, SimFs};
 use holdfast_store::{CarriedHash, Error, Options, Result, Store, volume::Volume as _};
-use holdfast_testkit::simfs::{Faults, SimFs};
 
 use crate::{
     program::{Manifest, World},

@@ -4,8 +4,8 @@
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
+use holdfast_simfs::Rng;
 use holdfast_store::{CarriedHash, Result, UploadId};
-use holdfast_testkit::simfs::Rng;
 
 use crate::{
     program::{Op, Step},

@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex};
 
 use holdfast_core::digest::Digest;
+use holdfast_simfs::{Faults, Rng, SimFs};
 use holdfast_store::{Hasher, Options, Store};
-use holdfast_testkit::simfs::{Faults, Rng, SimFs};
 
 use crate::{
     model::Model,

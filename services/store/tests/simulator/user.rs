@@ -8,8 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
+use holdfast_simfs::{Rng, SimFs};
 use holdfast_store::{CarriedHash, Error, LockAttempt, LockHolder, Result, Store};
-use holdfast_testkit::simfs::{Rng, SimFs};
 
 use crate::{
     model::{Model, Time},

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use holdfast_core::digest::Digest;
+use holdfast_simfs::{Faults, SimFs};
 use holdfast_store::{Options, Result, Store};
-use holdfast_testkit::simfs::{Faults, SimFs};
 
 use crate::program::World;
 

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
+use holdfast_core::Hasher;
 use holdfast_core::{Digest, digest::Algorithm, oci::ManifestType};
-use holdfast_store::Hasher;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},

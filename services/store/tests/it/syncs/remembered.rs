@@ -4,7 +4,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use holdfast_store::{Options, Store};
 
-use crate::{
+use super::{
     digest, push,
     recorder::{Call, Recorder},
 };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use holdfast_core::digest::Algorithm;
 use holdfast_store::{CarriedHash, LockHolder, Options, Store};
 
-use crate::{
+use super::{
     digest, positions,
     recorder::{Call, Recorder},
     repo,

@@ -1,10 +1,9 @@
 //! One thread runs at a time, and chance decides at every call who goes on: threads interleave, yet
 //! a run can be repeated.
 
-use std::{
-    cell::Cell,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::cell::Cell;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Rng;
 
@@ -91,14 +90,12 @@ impl Turns {
 
     fn wait<'a>(&self, mut table: MutexGuard<'a, Table>, seat: usize) -> MutexGuard<'a, Table> {
         while table.current != seat {
-            table = self.called[seat]
-                .wait(table)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.called[seat].wait(&mut table);
         }
         table
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
