@@ -149,7 +149,7 @@ impl<W: Write> ArchiveWriter for TarWriter<W> {
     fn begin(&mut self, name: &str, size: u64) -> Result<()> {
         (self.left, self.size) = (size, size);
         self.file
-            .write_all(&tar::file(name, size))
+            .write_all(&tar::file(name, size).map_err(Error::Write)?)
             .map_err(Error::Write)
     }
 

@@ -1,8 +1,12 @@
 //! The tar format, as far as image layouts use it. Pure: blocks in, facts out. Only regular files
 //! and folders exist; a link or a device in an archive is an attack or a mistake and refuses it.
 //!
-//! Layout of a header: POSIX.1-1988 `ustar`; long names and sizes as pax records (POSIX.1-2001) or
-//! GNU's `L` entries, and base-256 numbers.
+//! The crate `tar` reads and writes header blocks. Its `Archive` is not used: it reads names and
+//! pax records of any size into memory, and skips what this module refuses.
+
+use std::io;
+
+use ::tar::EntryType;
 
 use super::{Error, Result};
 
@@ -11,6 +15,9 @@ pub(crate) const BLOCK: u64 = 512;
 
 /// Longest pax record set or long name that is read: names in an image layout have 150 bytes.
 const MAX_EXTENSION_BYTES: u64 = 64 << 10;
+
+/// Largest size that fits into the octal field of a header.
+const MAX_OCTAL_SIZE: u64 = (8 << 30) - 1;
 
 /// What a header says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +35,7 @@ pub(crate) enum Header {
     Records(u64),
     /// The next entry's name, of so many bytes.
     LongName(u64),
-    /// Records for all entries, which we do not need, of so many bytes.
+    /// Records for all entries, which are not needed, of so many bytes.
     Ignored(u64),
     /// What no image layout holds, with so many bytes of content.
     Refused {
@@ -46,29 +53,14 @@ pub(crate) fn header(block: &[u8; 512]) -> Result<Header> {
     if block.iter().all(|byte| *byte == 0) {
         return Ok(Header::End);
     }
-    let sum = number(field(block, 148, 8)).ok_or_else(garbage)?;
-    let actual: u64 = block
-        .iter()
-        .enumerate()
-        .map(|(at, byte)| {
-            if (148..156).contains(&at) {
-                32
-            } else {
-                u64::from(*byte)
-            }
-        })
-        .sum();
-    if sum != actual {
-        return Err(garbage());
+    let header = ::tar::Header::from_byte_slice(block);
+    let mut summed = header.clone();
+    summed.set_cksum();
+    if header.cksum().map_err(garbage)? != summed.cksum().map_err(garbage)? {
+        return Err(garbage(()));
     }
-    let size = number(field(block, 124, 12)).ok_or_else(garbage)?;
-    let mut name = text(field(block, 0, 100))?;
-    if field(block, 257, 6) == b"ustar\0" {
-        let prefix = text(field(block, 345, 155))?;
-        if !prefix.is_empty() {
-            name = format!("{prefix}/{name}");
-        }
-    }
+    let size = size_of(header)?;
+    let name = String::from_utf8(header.path_bytes().into_owned()).map_err(garbage)?;
     let extension = |header: Header| {
         if size > MAX_EXTENSION_BYTES {
             Err(Error::refused(
@@ -78,27 +70,33 @@ pub(crate) fn header(block: &[u8; 512]) -> Result<Header> {
             Ok(header)
         }
     };
-    match block.get(156).copied().unwrap_or_default() {
-        b'0' | 0 | b'7' => Ok(Header::Entry {
+    match header.entry_type() {
+        EntryType::Regular | EntryType::Continuous => Ok(Header::Entry {
             is_folder: name.ends_with('/'),
             name,
             size,
         }),
-        b'5' => Ok(Header::Entry {
+        EntryType::Directory => Ok(Header::Entry {
             name,
             size: 0,
             is_folder: true,
         }),
-        b'x' => extension(Header::Records(size)),
-        b'L' => extension(Header::LongName(size)),
-        b'g' => extension(Header::Ignored(size)),
-        kind @ (b'1' | b'2' | b'K') => Ok(Header::Refused {
-            why: format!("it holds a link ({name}), and images are files"),
-            size: if kind == b'K' { size } else { 0 },
-        }),
+        EntryType::XHeader => extension(Header::Records(size)),
+        EntryType::GNULongName => extension(Header::LongName(size)),
+        EntryType::XGlobalHeader => extension(Header::Ignored(size)),
+        kind @ (EntryType::Link | EntryType::Symlink | EntryType::GNULongLink) => {
+            Ok(Header::Refused {
+                why: format!("it holds a link ({name}), and images are files"),
+                size: if kind == EntryType::GNULongLink {
+                    size
+                } else {
+                    0
+                },
+            })
+        }
         kind => Ok(Header::Refused {
             why: format!("it holds a special file ({name}), and images are plain files"),
-            size: if (b'3'..=b'6').contains(&kind) {
+            size: if matches!(kind, EntryType::Char | EntryType::Block | EntryType::Fifo) {
                 0
             } else {
                 size
@@ -107,31 +105,46 @@ pub(crate) fn header(block: &[u8; 512]) -> Result<Header> {
     }
 }
 
-/// The `path` and `size` of pax records.
+/// The size field. The crate refuses an empty one, which means zero, and drops the upper bytes of a
+/// number in base 256.
+fn size_of(header: &::tar::Header) -> Result<u64> {
+    let field = &header.as_old().size;
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
+        return Ok(0);
+    }
+    if field[0] & 0x80 != 0 && field[..4] != [0x80, 0, 0, 0] {
+        return Err(garbage(()));
+    }
+    header.entry_size().map_err(garbage)
+}
+
+/// The `path` and `size` of pax records. Unlike `tar::PaxExtensions` it takes the length of a
+/// record from the record, so that a value may hold a newline and nothing after an empty line is
+/// skipped.
 pub(crate) fn records(mut bytes: &[u8]) -> Result<(Option<String>, Option<u64>)> {
     let (mut path, mut size) = (None, None);
     while !bytes.is_empty() {
         let space = bytes
             .iter()
             .position(|byte| *byte == b' ')
-            .ok_or_else(garbage)?;
+            .ok_or_else(|| garbage(()))?;
         let (length, _) = bytes.split_at(space);
         let length: usize = std::str::from_utf8(length)
             .ok()
             .and_then(|text| text.parse().ok())
-            .ok_or_else(garbage)?;
-        let record = bytes.get(space + 1..length).ok_or_else(garbage)?;
-        let record = record.strip_suffix(b"\n").ok_or_else(garbage)?;
-        let record = std::str::from_utf8(record).map_err(|_| garbage())?;
-        match record.split_once('=').ok_or_else(garbage)? {
+            .ok_or_else(|| garbage(()))?;
+        let record = bytes.get(space + 1..length).ok_or_else(|| garbage(()))?;
+        let record = record.strip_suffix(b"\n").ok_or_else(|| garbage(()))?;
+        let record = std::str::from_utf8(record).map_err(garbage)?;
+        match record.split_once('=').ok_or_else(|| garbage(()))? {
             ("path", value) => path = Some(value.to_owned()),
-            ("size", value) => size = Some(value.parse().map_err(|_| garbage())?),
+            ("size", value) => size = Some(value.parse().map_err(garbage)?),
             (name, _) if name.starts_with("GNU.sparse.") => {
                 return Err(Error::refused("it holds a sparse file"));
             }
             _ => {}
         }
-        bytes = bytes.get(length..).ok_or_else(garbage)?;
+        bytes = bytes.get(length..).ok_or_else(|| garbage(()))?;
     }
     Ok((path, size))
 }
@@ -153,23 +166,34 @@ pub(crate) fn path(name: &str) -> Result<Option<String>> {
     Ok((!parts.is_empty()).then(|| parts.join("/")))
 }
 
-/// The header blocks of a file with this name (at most 255 bytes) and size.
-pub(crate) fn file(name: &str, size: u64) -> Vec<u8> {
+/// The header blocks of a file with this name and size. The same images give the same archive,
+/// whenever it is made.
+pub(crate) fn file(name: &str, size: u64) -> io::Result<Vec<u8>> {
     let mut blocks = Vec::new();
-    if size >= 8 << 30 || name.len() > 100 && split(name).is_none() {
-        let mut records = record("size", &size.to_string());
-        records.extend(record("path", name));
-        let length = records.len() as u64;
-        records.resize(records.len() + padding(length), 0);
-        blocks.extend(block("PaxHeaders/entry", b'x', length));
-        blocks.extend(records);
+    let mut header = regular();
+    if size > MAX_OCTAL_SIZE || header.set_path(name).is_err() {
+        let mut records = ::tar::Builder::new(Vec::new());
+        let text = size.to_string();
+        records.append_pax_extensions([("size", text.as_bytes()), ("path", name.as_bytes())])?;
+        blocks.clone_from(records.get_ref());
         // Readers take the name and the size from the records.
-        let short = name.get(..name.len().min(100)).unwrap_or("entry");
-        blocks.extend(block(short, b'0', size.min((8 << 30) - 1)));
-    } else {
-        blocks.extend(block(name, b'0', size));
+        header = regular();
+        header.set_path("entry")?;
     }
-    blocks
+    header.set_size(size.min(MAX_OCTAL_SIZE));
+    header.set_cksum();
+    blocks.extend(header.as_bytes());
+    Ok(blocks)
+}
+
+fn regular() -> ::tar::Header {
+    let mut header = ::tar::Header::new_ustar();
+    header.set_entry_type(EntryType::Regular);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    header
 }
 
 /// Zeros after so many bytes of content.
@@ -177,81 +201,6 @@ pub(crate) fn padding(size: u64) -> usize {
     usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()
 }
 
-fn record(key: &str, value: &str) -> Vec<u8> {
-    let rest = key.len() + value.len() + 3;
-    let mut length = rest + 1;
-    while length != rest + length.to_string().len() {
-        length = rest + length.to_string().len();
-    }
-    format!("{length} {key}={value}\n").into_bytes()
-}
-
-/// Splits a long name at a slash, so that both parts fit their fields.
-fn split(name: &str) -> Option<(&str, &str)> {
-    name.match_indices('/')
-        .map(|(at, _)| name.split_at(at))
-        .map(|(prefix, rest)| (prefix, rest.trim_start_matches('/')))
-        .find(|(prefix, rest)| prefix.len() <= 155 && rest.len() <= 100)
-}
-
-fn block(name: &str, kind: u8, size: u64) -> Vec<u8> {
-    let mut block = vec![0; 512];
-    let mut put = |at: usize, bytes: &[u8]| {
-        if let Some(field) = block.get_mut(at..at + bytes.len()) {
-            field.copy_from_slice(bytes);
-        }
-    };
-    if name.len() <= 100 {
-        put(0, name.as_bytes());
-    } else if let Some((prefix, rest)) = split(name) {
-        put(345, prefix.as_bytes());
-        put(0, rest.as_bytes());
-    }
-    put(100, b"0000644\0");
-    put(108, b"0000000\0");
-    put(116, b"0000000\0");
-    put(124, format!("{size:011o}\0").as_bytes());
-    // The same images give the same archive, whenever it is made.
-    put(136, b"00000000000\0");
-    put(148, b"        ");
-    put(156, &[kind]);
-    put(257, b"ustar\x0000");
-    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
-    if let Some(field) = block.get_mut(148..156) {
-        field.copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
-    }
-    block
-}
-
-fn field(block: &[u8; 512], at: usize, length: usize) -> &[u8] {
-    block.get(at..at + length).unwrap_or_default()
-}
-
-/// Octal digits, or GNU's base 256 where the first bit is set.
-fn number(field: &[u8]) -> Option<u64> {
-    let (first, rest) = field.split_first()?;
-    if first & 0x80 != 0 {
-        return rest.iter().try_fold(u64::from(first & 0x7f), |sum, byte| {
-            sum.checked_mul(256)?.checked_add(u64::from(*byte))
-        });
-    }
-    let text = std::str::from_utf8(field).ok()?;
-    let text = text.trim_matches(|c| c == ' ' || c == '\0');
-    if text.is_empty() {
-        return Some(0);
-    }
-    u64::from_str_radix(text, 8).ok()
-}
-
-fn text(field: &[u8]) -> Result<String> {
-    let end = field
-        .iter()
-        .position(|byte| *byte == 0)
-        .unwrap_or(field.len());
-    let (text, _) = field.split_at(end);
-    String::from_utf8(text.to_vec()).map_err(|_| garbage())
-}
-
-fn garbage() -> Error {
+fn garbage<E>(_: E) -> Error {
     Error::refused("it is no tar file, or a damaged one")
 }

@@ -6,7 +6,7 @@ use super::*;
 fn tar_of(files: &[(String, Vec<u8>)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (name, content) in files {
-        bytes.extend(tar::file(name, content.len() as u64));
+        bytes.extend(tar::file(name, content.len() as u64).unwrap());
         bytes.extend(content);
         bytes.resize(bytes.len() + tar::padding(content.len() as u64), 0);
     }
@@ -57,7 +57,7 @@ fn without(name: &str) -> Vec<u8> {
 
 /// A sound layout with one more header before it, whose bytes at an offset are these.
 fn header_with(name: &str, patches: &[(usize, &[u8])]) -> Vec<u8> {
-    let mut block = tar::file("x", 0);
+    let mut block = tar::file("x", 0).unwrap();
     block[..100].fill(0);
     block[..name.len()].copy_from_slice(name.as_bytes());
     for (at, bytes) in patches {
@@ -70,37 +70,12 @@ fn header_with(name: &str, patches: &[(usize, &[u8])]) -> Vec<u8> {
     block
 }
 
-#[tokio::test]
-async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
-    let parts = image(b"layer", "amd64");
-    let (manifest, layer) = (path_of(&parts[0].0), path_of(&parts[2].0));
-    let edited = |name: &str, content: &[u8]| {
-        let mut files = layout();
-        files.iter_mut().find(|(found, _)| found == name).unwrap().1 = content.to_vec();
-        tar_of(&files)
-    };
-    let oversized = {
-        let mut files = layout();
-        let most = usize::try_from(MANIFEST_BYTES).unwrap();
-        let size = |bytes: usize| format!(r#""size":{bytes}"#);
-        for (name, content) in &mut files {
-            if *name == manifest {
-                *content = vec![b' '; most + 1];
-            } else if name == "index.json" {
-                let text = String::from_utf8(content.clone()).unwrap();
-                *content = text
-                    .replace(&size(parts[0].1.len()), &size(most + 1))
-                    .into_bytes();
-            }
-        }
-        tar_of(&files)
-    };
-    let twice = {
-        let mut files = layout();
-        files.push((layer.clone(), b"other".to_vec()));
-        tar_of(&files)
-    };
-    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+/// What is wrong with an archive, the archive, and a part of the refusal.
+type Case = (&'static str, Vec<u8>, &'static str);
+
+/// Archives with a header that is hostile or wrong.
+fn hostile_headers() -> Vec<Case> {
+    vec![
         (
             "a name that leads out",
             header_with("../../etc/passwd", &[]),
@@ -166,6 +141,18 @@ async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
             },
             "no tar file",
         ),
+    ]
+}
+
+/// Files that are no archives of images, and an archive with a file twice.
+fn other_files() -> Vec<Case> {
+    let layer = path_of(&image(b"layer", "amd64")[2].0);
+    let twice = {
+        let mut files = layout();
+        files.push((layer.clone(), b"other".to_vec()));
+        tar_of(&files)
+    };
+    vec![
         ("one name twice", twice, "twice"),
         ("no tar file", b"hello".repeat(1000), "no tar file"),
         ("nothing", Vec::new(), "no tar file"),
@@ -192,6 +179,35 @@ async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
             tar_of(&[("manifest.json".to_owned(), b"[]".to_vec())]),
             "skopeo copy docker-archive",
         ),
+    ]
+}
+
+/// Archives whose layout is incomplete, or contradicts itself.
+fn broken_layouts() -> Vec<Case> {
+    let parts = image(b"layer", "amd64");
+    let (manifest, layer) = (path_of(&parts[0].0), path_of(&parts[2].0));
+    let edited = |name: &str, content: &[u8]| {
+        let mut files = layout();
+        files.iter_mut().find(|(found, _)| found == name).unwrap().1 = content.to_vec();
+        tar_of(&files)
+    };
+    let oversized = {
+        let mut files = layout();
+        let most = usize::try_from(MANIFEST_BYTES).unwrap();
+        let size = |bytes: usize| format!(r#""size":{bytes}"#);
+        for (name, content) in &mut files {
+            if *name == manifest {
+                *content = vec![b' '; most + 1];
+            } else if name == "index.json" {
+                let text = String::from_utf8(content.clone()).unwrap();
+                *content = text
+                    .replace(&size(parts[0].1.len()), &size(most + 1))
+                    .into_bytes();
+            }
+        }
+        tar_of(&files)
+    };
+    vec![
         (
             "another layout",
             edited("oci-layout", br#"{"imageLayoutVersion":"2.0.0"}"#),
@@ -254,8 +270,13 @@ async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
             with("team/app:1", "../UPPER"),
             "no name of an image",
         ),
-    ];
-    for (name, bytes, expect) in cases {
+    ]
+}
+
+#[tokio::test]
+async fn hostile_and_broken_archives_are_refused_and_leave_nothing() {
+    let cases = [hostile_headers(), other_files(), broken_layouts()];
+    for (name, bytes, expect) in cases.into_iter().flatten() {
         let (dir, store) = store().await;
         let error = match import_tar(&store, &bytes).await {
             Ok(_) => panic!("{name}: was taken"),
