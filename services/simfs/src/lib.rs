@@ -4,8 +4,8 @@
 //! - A loss of power keeps what was synced. Of the rest chance decides: each write whole, torn or
 //!   not at all, each change of a directory or none, in any combination.
 //! - With [`Faults::stale_ms`] every client has caches of its own, as of a network mount: names,
-//!   also absent ones, and attributes are remembered for that long; what is opened is asked for
-//!   anew (close-to-open). A file that another client removed is stale (ESTALE), one that the same
+//!   also absent ones, and attributes are remembered for that long; an open asks the server
+//!   (close-to-open). A file that another client removed is stale (ESTALE), one that the same
 //!   client has open becomes `.nfsXXXX`.
 //! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a
 //!   sync that failed the pages count as clean, as on Linux: a second sync succeeds and writes
@@ -46,7 +46,7 @@ pub struct Faults {
     pub worn_out: bool,
     /// No block is left: new folders, new files and bytes fail (ENOSPC), names find a place.
     pub full: bool,
-    /// A file that grows beyond so many bytes finds no block (ENOSPC).
+    /// A file that grows beyond this number of bytes finds no block (ENOSPC).
     pub longest_file: Option<u64>,
     /// A read or a write handles fewer bytes than it could.
     pub short: u32,
@@ -104,7 +104,7 @@ struct Client {
 }
 
 impl SimFs {
-    /// An empty volume with so many clients.
+    /// An empty volume with this number of clients.
     pub fn new(seed: u64, clients: usize, faults: Faults) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -153,8 +153,8 @@ impl SimFs {
         state.kill_at = Some((state.calls + calls, client));
     }
 
-    /// `work` is done before the call with this number from now on, whoever makes it. It may make
-    /// calls itself.
+    /// Runs `work` before the call with this number from now on, of any client. It may make calls
+    /// itself.
     pub fn before_call(&self, calls: u64, work: impl FnOnce() + Send + 'static) {
         let mut state = self.state();
         state.interruption = Some(Interruption {
@@ -233,8 +233,8 @@ impl SimFs {
         self.state().trace.clone().unwrap_or_default()
     }
 
-    /// From now on so many threads take turns, and change at a call so many times in ten thousand.
-    /// Each calls [`SimFs::enter`] first.
+    /// From now on this number of threads take turns, and change at a call at this rate of ten
+    /// thousand. Each calls [`SimFs::enter`] first.
     pub fn schedule_threads(&self, seats: usize, switch_of_10_000: u32) {
         let rng = Rng::new(self.state().rng.bits());
         let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));

@@ -24,7 +24,7 @@ impl Rng {
         usize::try_from(self.bits() >> 33).unwrap_or_default() % bound.max(1)
     }
 
-    /// True so many times in ten thousand.
+    /// True at this rate of ten thousand.
     pub fn chance(&mut self, of_10_000: u32) -> bool {
         of_10_000 > 0 && self.bits() % 10_000 < u64::from(of_10_000)
     }

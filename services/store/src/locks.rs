@@ -1,8 +1,8 @@
-//! Locks on the volume between replicas: `link(2)` of an owner document, the file's modification
-//! time is the heartbeat.
+//! Locks between replicas, on the volume: a file with a document of its holder, made by `link(2)`.
+//! The modification time of the file is the heartbeat.
 //!
-//! `link(2)` is the one create-if-absent that every network file system keeps. Ages are measured on
-//! the volume's own clock (the modification time of a file touched now), never against the local
+//! `link(2)` is the only create-if-absent that every network file system keeps. Ages are measured
+//! by the clock of the volume (the modification time of a file touched now), never by the local
 //! one. A lock whose heartbeat stopped is taken over.
 
 use std::{
@@ -98,11 +98,10 @@ impl Lock {
         release();
     }
 
-    /// Looks whether the lock is still ours: a process that stood still for too long has lost it
-    /// and does not know yet.
+    /// Checks that the lock was not lost: a process that stalled for too long may not know yet.
     ///
     /// # Errors
-    /// [`Error::LockLost`], or what the volume says.
+    /// [`Error::LockLost`], or an error of the volume.
     pub(crate) async fn check(&self) -> Result<()> {
         let (locks, path, token) = (self.locks.clone(), self.path.clone(), self.token.clone());
         self.locks
@@ -183,8 +182,8 @@ impl Locks {
             token: Uuid::new_v4().to_string(),
         };
         let locks = Arc::clone(self);
-        // The guard is made where the lock is taken: a caller that is gone by then cannot leave it
-        // behind.
+        // The guard is made where the lock is taken, so that a caller that is gone by then cannot
+        // leave a lock without a guard.
         self.pool
             .run(move || {
                 if let Some(owner) = acquire(locks.files.volume(), &path, &document, stale)? {
@@ -246,7 +245,7 @@ async fn run_heartbeat(locks: Arc<Locks>, path: PathBuf, token: String, lost: wa
     }
 }
 
-/// `None`: the lock is ours; else who holds it.
+/// Takes a lock; the holder if another process has it.
 fn acquire(
     volume: &dyn Volume,
     path: &Path,
@@ -265,7 +264,7 @@ fn acquire(
         }
         let now = modified(volume, &candidate)?.unwrap_or(SystemTime::UNIX_EPOCH);
         let Some(beat) = modified(volume, path)? else {
-            // Released in between.
+            // The holder released it meanwhile.
             return if create(volume, &candidate, path)? {
                 Ok(None)
             } else {
@@ -281,8 +280,8 @@ fn acquire(
     result
 }
 
-/// Replaces a dead owner's lock. Of several takers the one that links the marker first goes on; it
-/// looks again before it destroys.
+/// Replaces the lock of a dead holder. Of several processes the one that links the marker first
+/// continues; it checks the lock again before it removes it.
 fn take_over(
     volume: &dyn Volume,
     candidate: &Path,
@@ -351,16 +350,16 @@ fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
     Ok(present(volume, path)?.and_then(|metadata| metadata.modified))
 }
 
-/// What is known of a file now: opened, because a network file system answers a mere look from what
-/// it knew a minute ago, and a living owner would seem dead.
+/// The present metadata of a file. It is opened, because a network file system answers `stat(2)`
+/// from a cache that may be a minute old, and a live holder would seem dead.
 fn present(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
     durable::with_file(volume, path, |file| {
         file.metadata().map_err(Error::io("stat", path))
     })
 }
 
-/// How far two times of the volume are apart. One that lies ahead was written before a clock was
-/// set back: whoever lives writes a new one soon.
+/// The distance between two times of the volume. A time in the future was written before the clock
+/// was set back; a live holder writes a new one soon.
 fn time_between(now: SystemTime, then: SystemTime) -> Duration {
     now.duration_since(then)
         .unwrap_or_else(|ahead| ahead.duration())

@@ -18,9 +18,9 @@ use crate::{
     tags::Tags,
 };
 
-/// Largest manifest that is stored, and that is read from the volume into memory. What is taken
-/// from clients and upstreams is bounded by the configuration, far below. A larger one that lies on
-/// the volume is not served, and it stays: its size says nothing of its bytes.
+/// Largest manifest, in bytes, that is stored or read from the volume into memory. The
+/// configuration bounds those of clients and upstreams far below. A larger one on the volume is not
+/// served and not quarantined: its size does not prove that it is damaged.
 pub const MAX_MANIFEST_BYTES: u64 = MANIFEST_BYTES;
 
 fn refuse_oversize(digest: &Digest, size: u64) -> Result<()> {
@@ -157,8 +157,8 @@ impl Manifests {
                 return Ok(None);
             };
             let found = self.read(&digest, &target)?;
-            // Who pushes writes the manifest, then the tag. In the other order it may be one that
-            // was deleted and came back without the tag, between the two looks.
+            // A push writes the manifest, then the tag. If the manifest is younger, it may have
+            // been deleted and pushed again without the tag between the two reads.
             if put.modified <= tagged.modified
                 || links::read(self.files.volume(), &path)?.as_ref() == Some(&digest)
             {
@@ -179,7 +179,7 @@ impl Manifests {
         }
     }
 
-    /// The bytes that a revision's link names, if they are `digest`'s.
+    /// The bytes that the link of a revision names, checked against `digest`.
     fn read(&self, digest: &Digest, target: &Digest) -> Result<Option<Bytes>> {
         let path = self.layout.blob(target);
         let Some((bytes, metadata)) = durable::with_file(self.files.volume(), &path, |file| {
@@ -193,7 +193,7 @@ impl Manifests {
             return Ok(None);
         };
         if Hasher::digest(digest.algorithm(), &bytes) != *digest {
-            // A link that names other, sound content is itself what is wrong.
+            // If the link names other, intact content, the link is wrong and not the content.
             if target == digest || Hasher::digest(target.algorithm(), &bytes) != *target {
                 self.blobs.quarantine(target, &metadata)?;
             }

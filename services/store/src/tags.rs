@@ -123,7 +123,7 @@ impl Tags {
         Ok(removed && !is_hidden)
     }
 
-    /// Whether a tag names one of these manifests; where there are none it is not read.
+    /// Whether a tag names one of these manifests. Without manifests the tag is not read.
     fn names_one_of(
         &self,
         repo: &RepositoryName,

@@ -53,8 +53,9 @@ impl UploadId {
     }
 }
 
-/// How often, and after which pause, a session's lock is asked for.
+/// How often a request tries to take the lock of its session.
 const MAX_LOCK_ATTEMPTS: usize = 60;
+/// The pause between two attempts.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(25);
 
 /// What a session holds.
@@ -74,7 +75,7 @@ pub struct CarriedHash {
 }
 
 impl CarriedHash {
-    /// No hash at all: what is in the file is hashed.
+    /// No hash: the bytes in the file are hashed.
     pub fn none(algorithm: Algorithm) -> Self {
         Self {
             hasher: Hasher::new(algorithm),
@@ -95,7 +96,7 @@ pub struct UploadWriter {
     generation: Option<Uuid>,
     /// Whether the request brings all bytes of the session.
     is_whole: bool,
-    /// `None` once it went with the work that ends the request.
+    /// `None` once it moved into the work that ends the request.
     held: Option<WriterGuard>,
 }
 
@@ -145,7 +146,7 @@ impl Uploads {
     /// Starts a session.
     pub(crate) fn create(&self, repo: &RepositoryName, started_at: &str) -> Result<UploadId> {
         let id = UploadId(Uuid::new_v4().to_string());
-        // A session need not survive; what is made of it makes its own folders durable.
+        // A session need not survive a crash. Its commit makes the folders of the blob durable.
         let folder = self.layout.upload(repo, id.as_str());
         durable::create_dir_unsynced(self.files.volume(), &folder)?;
         durable::write_unsynced(
@@ -194,8 +195,8 @@ impl Uploads {
         loop {
             let (uploads, name, session) = (Arc::clone(self), repo.clone(), id.clone());
             let (free, carried) = (slot.take(), carried.clone());
-            // The writer is made, and the lock kept, where the file is taken: a caller that is gone
-            // by then leaves nothing behind, and nobody else begins with the file before.
+            // The writer is made, and the lock kept, where the file is taken. So a caller that is
+            // gone by then leaves nothing behind, and no other request uses the file in between.
             let opened = self.pool.run(move || {
                 match uploads.open_upload(&name, &session, offset, carried, free) {
                     Ok(Some(opened)) => {
@@ -275,7 +276,7 @@ impl Uploads {
         }
     }
 
-    /// The session's lock. A request that just ended, or whose client just broke off, may still
+    /// Takes the lock of a session. A request that just ended, or whose client just broke off, may
     /// hold it for a moment.
     async fn lock_upload(&self, id: &UploadId, owner: &LockHolder) -> Result<Lock> {
         let name = format!("upload-{}", id.as_str());
@@ -303,13 +304,13 @@ impl UploadWriter {
         Ok(())
     }
 
-    /// Waits until everything is on the volume and synced; returns the size, and the hash with
-    /// which the session goes on there. For a session that goes on; of
-    /// [`Store::whole_upload_writer`](crate::Store::whole_upload_writer) nothing stays.
+    /// Waits until all bytes are written and synced; returns the size, and the hash with which the
+    /// session continues. Nothing stays of a writer of
+    /// [`Store::whole_upload_writer`](crate::Store::whole_upload_writer).
     ///
     /// # Errors
-    /// [`Error::UploadUnknown`] when somebody ended the session meanwhile, [`Error::LockLost`] when
-    /// this request stood still for so long that another one went on, or what the volume says.
+    /// [`Error::UploadUnknown`] when the session ended meanwhile, [`Error::LockLost`] when this
+    /// request stalled for so long that another one continued, or an error of the volume.
     pub async fn finish(mut self) -> Result<(u64, CarriedHash)> {
         let (size, hasher) = or_lock_lost(self.writer.drain().await)?;
         if self.is_whole {
@@ -331,13 +332,13 @@ impl UploadWriter {
         Ok((size, CarriedHash { hasher, generation }))
     }
 
-    /// Makes the session's bytes the blob `digest` of its repository and ends the session. A wrong
-    /// digest ends it too: nothing can make those bytes right, so their room is freed at once.
+    /// Commits the session's bytes as the blob `digest` of its repository and ends the session. A
+    /// wrong digest ends it, too: no further byte can correct it, so the space is freed at once.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when somebody ended the session
-    /// meanwhile, [`Error::LockLost`] when this request stood still for so long that another
-    /// one went on, or what the volume says.
+    /// [`Error::DigestMismatch`], [`Error::UploadUnknown`] when the session ended meanwhile,
+    /// [`Error::LockLost`] when this request stalled for so long that another one continued, or an
+    /// error of the volume.
     pub async fn commit(mut self, digest: &Digest) -> Result<u64> {
         let (size, hasher) = or_lock_lost(self.writer.drain().await)?;
         let mut held = self.held.take().ok_or(Error::Busy)?;
@@ -347,7 +348,7 @@ impl UploadWriter {
         let committed = self.uploads.pool.run(move || {
             held.check()?;
             if !is_whole {
-                // If the commit fails, the session goes on with a copy.
+                // If the commit fails, the session continues with a copy.
                 held.when_dropped = WhenDropped::Leave;
             }
             let received = (&held.partial, hasher, proof);

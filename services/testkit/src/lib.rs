@@ -2,8 +2,8 @@
 //!
 //! [`Upstream`] runs in the test's process; [`proxy`] is the same fault engine in front of a real
 //! registry, as the binary `holdfast-upstream`. Both are controlled by [`Faults`]: by method calls,
-//! or over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send. Nothing
-//! here knows the services under test.
+//! or over HTTP through [`control`]. [`hostile`] is what hostile clients and upstreams send.
+//! Nothing here knows the services under test.
 
 pub mod control;
 pub mod faults;

@@ -10,20 +10,19 @@ use super::Store;
 use crate::{BlobFile, Result};
 
 impl Store {
-    /// Size of a blob of the volume, in whatever repository.
+    /// The size of a blob in bytes, whichever repository links it; `None` if it does not exist.
     pub async fn stat_blob(&self, digest: &Digest) -> Result<Option<u64>> {
         let digest = digest.clone();
         self.run(move |parts| parts.blobs.stat(&digest)).await
     }
 
-    /// Opens a blob of the volume, in whatever repository.
+    /// Opens a blob, whichever repository links it.
     pub async fn open_blob(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let digest = digest.clone();
         self.run(move |parts| parts.blobs.open(&digest)).await
     }
 
-    /// Opens a blob if the repository links it; follows a link that names another digest (an
-    /// alias).
+    /// Opens a blob if the repository links it. The link may name another digest (an alias).
     pub async fn open_repo_blob(
         &self,
         repo: &RepositoryName,
@@ -37,31 +36,32 @@ impl Store {
             .await
     }
 
-    /// Whether the repository links the blob and the bytes are there.
+    /// Whether the repository links the blob and its bytes exist.
     pub async fn repo_has_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.blobs.is_linked(&repo, &digest))
             .await
     }
 
-    /// Grants a repository a blob of the volume.
+    /// Links a blob of the volume to a repository.
     pub async fn link_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.blobs.link(&repo, &digest))
             .await
     }
 
-    /// Takes a blob from a repository; the bytes stay for the sweep. `false` if it was not linked.
+    /// Removes the link of a repository to a blob; the bytes stay for garbage collection. `false`
+    /// if there was no link.
     pub async fn unlink_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.blobs.unlink(&repo, &digest))
             .await
     }
 
-    /// Puts bytes from memory into the store as a blob.
+    /// Stores bytes from memory as a blob.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`] when the bytes have another digest.
+    /// [`Error::DigestMismatch`](crate::Error::DigestMismatch) when the bytes have another digest.
     pub async fn put_blob(&self, digest: &Digest, bytes: Bytes) -> Result<()> {
         let digest = digest.clone();
         self.run(move |parts| parts.blobs.put(&digest, &bytes))
@@ -75,23 +75,23 @@ impl Store {
             .await
     }
 
-    /// Moves content aside that was found damaged, so that the next request fills it again. `false`
-    /// if it is not there any more; what has taken its place stays.
+    /// Moves damaged content to the quarantine, so that the next request fetches it again. `false`
+    /// if it is gone. Content that took its place stays.
     pub async fn quarantine_blob(&self, blob: &BlobFile) -> Result<bool> {
         let blob = blob.clone();
         self.run(move |parts| parts.blobs.quarantine_open(&blob))
             .await
     }
 
-    /// Remembers that this very file was hashed and found sound.
+    /// Records that this very file was hashed and found intact.
     pub fn remember_verified(&self, blob: &BlobFile) {
         self.parts.blobs.remember_verified(blob);
     }
 
-    /// Hashes a blob. Damaged content is quarantined.
+    /// Hashes a blob and returns its size. Damaged content is quarantined.
     ///
     /// # Errors
-    /// [`Error::Corrupt`].
+    /// [`Error::Corrupt`](crate::Error::Corrupt).
     pub async fn verify_blob(&self, digest: &Digest) -> Result<Option<u64>> {
         let digest = digest.clone();
         self.run(move |parts| parts.blobs.verify(&digest)).await
@@ -104,11 +104,11 @@ impl Store {
             .await
     }
 
-    /// The exact bytes of a repository's manifest, checked against its digest.
+    /// The exact bytes of a manifest of the repository, checked against its digest.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
-    /// [`Error::ManifestTooLarge`].
+    /// [`Error::Corrupt`](crate::Error::Corrupt) when the bytes are damaged; they are quarantined.
+    /// [`Error::ManifestTooLarge`](crate::Error::ManifestTooLarge).
     pub async fn manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<Option<Bytes>> {
         if let Some(found) = self.try_nonblocking(|parts| parts.manifests.get(repo, digest)) {
             return found;
@@ -118,7 +118,7 @@ impl Store {
             .await
     }
 
-    /// The digest that a tag names and the manifest's bytes, in one go.
+    /// The digest that a tag names, and the bytes of that manifest.
     pub async fn tagged_manifest(
         &self,
         repo: &RepositoryName,
@@ -132,7 +132,7 @@ impl Store {
             .await
     }
 
-    /// Whether the repository has the manifest and its bytes are there.
+    /// Whether the repository has the manifest and its bytes exist.
     pub async fn has_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.manifests.has(&repo, &digest))
@@ -142,7 +142,8 @@ impl Store {
     /// Stores a manifest byte for byte. The caller must have stored what it refers to before.
     ///
     /// # Errors
-    /// [`Error::DigestMismatch`] when the bytes have another digest, [`Error::ManifestTooLarge`].
+    /// [`Error::DigestMismatch`](crate::Error::DigestMismatch) when the bytes have another digest,
+    /// [`Error::ManifestTooLarge`](crate::Error::ManifestTooLarge).
     pub async fn put_manifest(
         &self,
         repo: &RepositoryName,
@@ -169,7 +170,7 @@ impl Store {
     /// decides who may read them.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the bytes are damaged; they are moved aside.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) when the bytes are damaged; they are quarantined.
     pub async fn staged_manifest(&self, digest: &Digest) -> Result<Option<Bytes>> {
         let digest = digest.clone();
         self.run(move |parts| parts.manifests.get_staged(&digest))
@@ -180,7 +181,7 @@ impl Store {
     /// stored what it refers to before.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when the bytes are gone since.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) when the bytes are gone.
     pub async fn link_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<()> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.manifests.link(&repo, &digest))
@@ -191,8 +192,8 @@ impl Store {
     /// background. The bytes stay for garbage collection. `false` if it does not exist.
     ///
     /// # Errors
-    /// After [`Error::NoSpace`] nothing has changed. After any other error of the volume the
-    /// manifest may be deleted or not.
+    /// After [`Error::NoSpace`](crate::Error::NoSpace) nothing has changed. After any other error
+    /// of the volume the manifest may be deleted or not.
     pub async fn delete_manifest(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let (repo, digest) = (repo.clone(), digest.clone());
         self.run(move |parts| parts.deletes.delete_manifest(&repo, &digest))
@@ -209,8 +210,8 @@ impl Store {
         self.run(move |parts| parts.deletes.finish_all()).await
     }
 
-    /// The first blob that the repository does not link, or manifest that it does not have; what is
-    /// there is touched, so that no collection takes it before the manifest that refers to it
+    /// The first blob that the repository does not link, or manifest that it does not have. What
+    /// exists is touched, so that garbage collection keeps it until the manifest that refers to it
     /// is written.
     pub async fn first_missing(
         &self,
@@ -223,14 +224,13 @@ impl Store {
             .await
     }
 
-    /// Renews the modification times of those of the contents that are there, in whatever role;
-    /// says nothing of the others.
+    /// Renews the modification times of those blobs and manifests that exist.
     pub async fn touch_present(&self, digests: Vec<Digest>) -> Result<()> {
         self.run(move |parts| parts.blobs.touch_all(&digests)).await
     }
 
-    /// At most `limit` digests that the repository's revisions are named by, in no order, whether
-    /// or not their content is there; `None` if the repository does not exist.
+    /// At most `limit` digests of the manifests of the repository, in no order, also of those whose
+    /// bytes are missing; `None` if the repository does not exist.
     pub async fn revisions(
         &self,
         repo: &RepositoryName,
@@ -254,7 +254,7 @@ impl Store {
             .await
     }
 
-    /// Removes a tag. `false` if it was not there.
+    /// Removes a tag. `false` if it does not exist.
     pub async fn delete_tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
         let (repo, tag) = (repo.clone(), tag.clone());
         self.run(move |parts| parts.tags.delete(&repo, &tag)).await
@@ -267,8 +267,7 @@ impl Store {
     }
 
     /// At most `limit` tags in ASCII order behind `after`, and whether there are more; `None` if
-    /// the repository does not exist. Only the tags of the page are looked at, beyond their
-    /// names.
+    /// the repository does not exist. Only the tags of the page are read.
     pub async fn tags_page(
         &self,
         repo: &RepositoryName,
@@ -280,8 +279,7 @@ impl Store {
             .await
     }
 
-    /// Records that `referrer` names `subject`. The index is derivable and re-checked by its
-    /// readers.
+    /// Records that `referrer` names `subject`. Readers check the index again.
     pub async fn add_referrer(
         &self,
         repo: &RepositoryName,
@@ -293,7 +291,7 @@ impl Store {
             .await
     }
 
-    /// Forgets that `referrer` names `subject`.
+    /// Removes the record that `referrer` names `subject`.
     pub async fn remove_referrer(
         &self,
         repo: &RepositoryName,
@@ -305,7 +303,7 @@ impl Store {
             .await
     }
 
-    /// Who names `subject`, in order; some of them may be gone.
+    /// The manifests that name `subject`, in order; some of them may be gone.
     pub async fn referrers(&self, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
         let (repo, subject) = (repo.clone(), subject.clone());
         self.list(move |parts| parts.referrers.list(&repo, &subject))
@@ -336,8 +334,8 @@ impl Store {
             .await
     }
 
-    /// Some repositories that link the blob, whether or not they hold manifests: what is found
-    /// within `folders` folders, at most `limit`.
+    /// At most `limit` repositories that link the blob, with or without manifests. The search ends
+    /// after `folders` folders.
     pub async fn repositories_with_blob(
         &self,
         digest: &Digest,

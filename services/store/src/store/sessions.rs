@@ -14,13 +14,13 @@ use crate::{
 };
 
 impl Store {
-    /// Opens the growing file of a blob, keeping and hashing again what an earlier attempt left.
-    /// The file is this writer's own: what a writer left that did not end properly is copied.
-    /// So a lock keeps two from doing the same work, and the right bytes do not depend on it.
+    /// Opens the partial file of a blob. It keeps what an earlier attempt left, and hashes it
+    /// again. Each writer has a file of its own, and copies the file of a writer that did not end
+    /// in order. So a lock only saves work; the correctness of the bytes does not depend on it.
     ///
-    /// No size is given here, because only the digest proves one: whoever knows a size from a
-    /// manifest or a header compares it with what arrives, and readers give theirs to
-    /// [`PartialBlob::claiming`].
+    /// There is no size here, because only the digest proves one. A caller that knows a size from a
+    /// manifest or a header compares it with what arrives; readers pass theirs to
+    /// [`PartialBlob::claiming`](crate::PartialBlob::claiming).
     pub async fn ingest_blob(&self, digest: &Digest) -> Result<BlobIngest> {
         let digest = digest.clone();
         self.run(move |parts| parts.ingests.open(&digest)).await
@@ -33,7 +33,7 @@ impl Store {
             .await
     }
 
-    /// What a session holds; `None` if there is no such session.
+    /// The state of a session; `None` if there is no such session.
     pub async fn upload_status(
         &self,
         repo: &RepositoryName,
@@ -44,7 +44,7 @@ impl Store {
             .await
     }
 
-    /// Ends a session and frees its bytes at once. `false` if there was none.
+    /// Cancels a session and frees its bytes at once. `false` if there was none.
     pub async fn cancel_upload(&self, repo: &RepositoryName, id: &UploadId) -> Result<bool> {
         let (repo, id) = (repo.clone(), id.clone());
         self.run(move |parts| parts.uploads.cancel(&repo, &id))
@@ -56,8 +56,9 @@ impl Store {
     /// before the offset, of the file's own generation.
     ///
     /// # Errors
-    /// [`Error::UploadUnknown`], [`Error::UploadInUse`], [`Error::OffsetMismatch`] when `offset` is
-    /// behind the end.
+    /// [`Error::UploadUnknown`](crate::Error::UploadUnknown),
+    /// [`Error::UploadInUse`](crate::Error::UploadInUse),
+    /// [`Error::OffsetMismatch`](crate::Error::OffsetMismatch) when `offset` is behind the end.
     pub async fn upload_writer(
         &self,
         repo: &RepositoryName,
@@ -72,12 +73,12 @@ impl Store {
             .await
     }
 
-    /// A writer for a request that brings all bytes of a session, to be committed at the end. It
-    /// needs no lock, because what the session held is of no use any more, and what came is
-    /// thrown away with the writer unless it is committed.
+    /// A writer for a request that brings all bytes of a session and commits them. It needs no
+    /// lock: earlier bytes of the session are not used, and dropping the writer without a commit
+    /// removes what it wrote.
     ///
     /// # Errors
-    /// [`Error::UploadUnknown`], or what the volume says.
+    /// [`Error::UploadUnknown`](crate::Error::UploadUnknown), or an error of the volume.
     pub async fn whole_upload_writer(
         &self,
         repo: &RepositoryName,
@@ -89,8 +90,8 @@ impl Store {
             .await
     }
 
-    /// Removes sessions and partial fills without activity for `idle`; returns how many. Ages come
-    /// from the volume's clock.
+    /// Removes sessions and partial copies without activity for `idle`; returns their number. Ages
+    /// are measured by the volume's clock.
     pub async fn purge_idle(&self, idle: Duration) -> Result<usize> {
         self.run(move |parts| purge::purge_idle(&parts.files, &parts.layout, idle))
             .await
@@ -101,19 +102,19 @@ impl Store {
         self.parts.locks.try_lock(name, owner).await
     }
 
-    /// Who holds a lock at the moment, alive or not.
+    /// The holder of a lock, alive or not.
     pub async fn lock_holder(&self, name: &str) -> Result<Option<LockHolder>> {
         let name = name.to_owned();
         self.run(move |parts| parts.locks.holder(&name)).await
     }
 
-    /// A note that a part keeps on the volume under a plain file name; `None` if there is none.
+    /// A small state file on the volume, under a plain file name; `None` if there is none.
     pub async fn note(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
         self.run(move |parts| notes::read(&parts.files, &parts.layout, name))
             .await
     }
 
-    /// Keeps a note, in place of the one before.
+    /// Writes such a state file, in place of the one before.
     pub async fn keep_note(&self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
         self.run(move |parts| notes::write(&parts.files, &parts.layout, name, &bytes))
             .await

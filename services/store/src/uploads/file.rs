@@ -17,15 +17,15 @@ use crate::{
     volume::Metadata,
 };
 
-/// How often a session's file is looked for that others take and put to rest at the same moment.
+/// How often a request looks for a session's file that others take and release at the same time.
 pub(super) const MAX_ATTEMPTS: usize = 8;
 
-/// Folder of a session in which distribution keeps hashes, and we the names of generations.
+/// Folder of a session that holds distribution's hash states and Holdfast's generations.
 const HASHES: &str = "hashstates";
 
 impl Uploads {
-    /// Takes a session's file at `offset`. `None` when its bytes must be read and there is no
-    /// `place` for that, neither given nor free: the file is where it was.
+    /// Takes a session's file at `offset`. `None` when its bytes must be hashed again and no slot
+    /// for that was given or is free; the file is then where it was.
     pub(super) fn open_upload(
         &self,
         repo: &RepositoryName,
@@ -44,7 +44,7 @@ impl Uploads {
                     && error.is_stale()
                     && partial.is_gone(&self.files)?
                 {
-                    // It stood still, and another request went on with a copy.
+                    // This request stalled, and another one continued a copy.
                     return Err(self.why_gone(&session)?);
                 }
                 if !matches!(opened, Ok(Some(_))) {
@@ -64,7 +64,7 @@ impl Uploads {
         Err(Error::UploadInUse)
     }
 
-    /// Goes on with the file that was at rest.
+    /// Continues a released file.
     fn resume(
         &self,
         session: &Path,
@@ -115,8 +115,8 @@ impl Uploads {
         Ok(Some(opened))
     }
 
-    /// Begins with a file of its own: with nothing, or with a copy of what a writer has that
-    /// stopped, or may still be at work.
+    /// Starts with a file of its own: empty, or a copy of the file of another writer that stalls,
+    /// ended, or may still be at work.
     fn start_over(
         &self,
         session: &Path,
@@ -139,7 +139,7 @@ impl Uploads {
             self.gate.check_now(self.files.volume(), offset)?;
         }
         if !abandoned.is_empty() {
-            // Those of distribution are not bound to a file.
+            // Distribution's hash states are not bound to a file.
             self.forget_hashes(session)?;
         }
         let begun = match abandoned.first() {
@@ -163,7 +163,7 @@ impl Uploads {
         }))
     }
 
-    /// Whether a generation's name is that of this very file, now and not as remembered.
+    /// Whether the generation names this very file, read with fresh caches.
     fn is_of_generation(&self, session: &Path, generation: Uuid, file: &Metadata) -> Result<bool> {
         let path = session.join(HASHES).join(generation.to_string());
         self.files
@@ -174,15 +174,14 @@ impl Uploads {
         Ok(named.is_some_and(|named| named.inode == file.inode))
     }
 
-    /// Gives the file a generation; `None` where that cannot be, and then the next request hashes
-    /// it.
+    /// Gives the file a generation; `None` when that fails. The next request then hashes the file.
     fn begin_generation(&self, session: &Path, partial: &PartialFile) -> Option<Uuid> {
         let generation = Uuid::new_v4();
         let folder = session.join(HASHES);
         let path = folder.join(generation.to_string());
         drop(self.files.volume().create_dir(&folder));
         if self.files.volume().link(&partial.path, &path).is_err() {
-            // Made, perhaps, and the reply was lost.
+            // The link may exist, and only its reply was lost.
             let file = partial.file.metadata().ok()?;
             let named = durable::metadata(self.files.volume(), &path).ok()??;
             return (named.inode == file.inode).then_some(generation);
@@ -190,13 +189,13 @@ impl Uploads {
         Some(generation)
     }
 
-    /// Takes back what was said about the bytes of a session, for good: ours, and distribution's,
-    /// which trusts its own by the file's size alone.
+    /// Removes all hashes of a session's bytes, durably: Holdfast's, and distribution's, which
+    /// believes its own by the size of the file alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
         let folder = session.join(HASHES);
         durable::remove_tree(self.files.volume(), &folder)?;
         let left = durable::list(self.files.volume(), &folder)?.unwrap_or_default();
-        // What NFS keeps for a reader is nobody's any more.
+        // NFS removes its own leftovers when their reader ends.
         if left
             .iter()
             .any(|entry| !entry.name.to_string_lossy().starts_with(".nfs"))
@@ -206,8 +205,7 @@ impl Uploads {
         self.files.sync_removal(&folder.join("any"))
     }
 
-    /// Syncs a session's file and gives it its name; returns the generation that vouches for the
-    /// hash of its bytes.
+    /// Syncs and releases a session's file; returns the generation for the hash of its bytes.
     pub(super) fn release_file(
         &self,
         session: &Path,
@@ -268,20 +266,20 @@ impl Uploads {
         }
         if let Some(link) = link {
             match links::publish(&self.files, &path_of_link, link) {
-                // The folder went with somebody's delete.
+                // A concurrent delete removed the folder.
                 Err(error) if error.is_absent() => self.blobs.link(repo, digest)?,
                 published => published?,
             }
         }
-        // What is left of the session harms nobody, and the push is done.
+        // The push is done, and a leftover of the session is harmless.
         drop(durable::remove_tree(self.files.volume(), &session));
         Ok(size)
     }
 
     /// Why a writer's file is gone.
     fn why_gone(&self, session: &Path) -> Result<Error> {
-        // Cancelled, or ended by the same request that was sent twice; or another request went on
-        // with a copy.
+        // The session was cancelled, or the same request, sent twice, has ended it; or another
+        // request continued a copy.
         Ok(match durable::metadata(self.files.volume(), session)? {
             None => Error::UploadUnknown,
             Some(_) => Error::LockLost,

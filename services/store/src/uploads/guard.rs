@@ -1,43 +1,43 @@
-//! A session's file in the hands of one request.
+//! The file of a session while one request writes it.
 
 use std::sync::Arc;
 
 use super::Uploads;
 use crate::{Lock, Result, durable::DurableFs, partial::PartialFile};
 
-/// The file, and the lock that keeps other requests from it. Both go with the work on the pool:
-/// work goes on when its caller is gone, and until it ends nobody else may begin with the file.
-/// Dropped, it lets go of both.
+/// The file, and the lock that keeps other requests from it. It moves into the work on the pool:
+/// the work continues when its caller is gone, and until it ends no other request may use the file.
+/// Dropping it releases both.
 #[derive(Debug)]
 pub(super) struct WriterGuard {
     pub(super) uploads: Arc<Uploads>,
     pub(super) partial: PartialFile,
-    /// `None` where the file is of one request only.
+    /// `None` when the file belongs to one request only.
     pub(super) lock: Option<Lock>,
     pub(super) when_dropped: WhenDropped,
 }
 
-/// What becomes of the file of a request that breaks off.
+/// What happens to the file of a request that breaks off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum WhenDropped {
-    /// The session can go on with it.
+    /// It is released, and the session can continue with it.
     Release,
-    /// It is of no use.
+    /// It is removed.
     Remove,
-    /// It went to its place, or is not fit to be used: at most somebody copies it.
+    /// It stays: it was committed, or it may only be copied.
     Leave,
 }
 
 impl WriterGuard {
-    /// Whether the lock is still ours. Blocks; for the pool.
+    /// Checks that the lock was not lost. Blocks; for the pool.
     ///
     /// # Errors
-    /// [`Error::LockLost`](crate::Error::LockLost), or what the volume says.
+    /// [`Error::LockLost`](crate::Error::LockLost), or an error of the volume.
     pub(super) fn check(&self) -> Result<()> {
         self.lock.as_ref().map_or(Ok(()), Lock::check_here)
     }
 
-    /// What a drop does, done when this returns. Blocks; for the pool.
+    /// Does the work of a drop before it returns. Blocks; for the pool.
     pub(super) fn release(mut self) {
         let when = std::mem::replace(&mut self.when_dropped, WhenDropped::Leave);
         release(&self.uploads.files, &self.partial, self.lock.take(), when);
