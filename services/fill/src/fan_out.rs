@@ -237,7 +237,7 @@ impl Channel {
         }
     }
 
-    /// Waits until there is room, or for [`LAGGARD_TIMEOUT`]; then drops the clients that are behind.
+    /// Waits for room for at most [`LAGGARD_TIMEOUT`], then drops the clients that are behind.
     async fn make_room(&self) {
         let room = async {
             loop {
