@@ -30,7 +30,7 @@ pub(crate) struct Buffers {
 type Free = Mutex<Vec<Vec<u8>>>;
 
 impl Buffers {
-    /// A budget of so many bytes.
+    /// A budget of `bytes`.
     pub(crate) fn new(bytes: usize) -> Self {
         Self {
             budget: Arc::new(Semaphore::new(bytes / UNIT_BYTES)),

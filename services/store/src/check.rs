@@ -26,7 +26,7 @@ pub use self::{
     survey::{Depth, Progress, survey},
 };
 
-/// What counts as old enough to be nobody's work any more.
+/// The ages from which leftovers count as abandoned.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
     /// Leftovers that are younger may belong to a write under way.

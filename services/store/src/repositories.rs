@@ -21,7 +21,7 @@ use crate::{
     volume::Volume,
 };
 
-/// A name has at most so many characters, so the depth is bounded by the grammar, not by the
+/// Longest name of a repository. So the depth is bounded by the grammar, not by the
 /// volume's content.
 const MAX_NAME_BYTES: usize = 255;
 

@@ -112,7 +112,7 @@ impl WriteGate {
             .filter(|used| *used >= self.limits.warn_used_percent)
     }
 
-    /// Room was given back: it is measured anew before the next write.
+    /// Space was freed: the next write measures it again.
     pub(crate) fn forget(&self) {
         *self.last.lock() = None;
     }

@@ -208,7 +208,7 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// Makes the next look-up of `path` see what other machines have done, and says whether a
     /// second look is worthwhile after the first one found nothing. Network file systems
     /// remember for up to a minute that a name was absent; what is opened is always asked for
-    /// anew, so opening the directories on the way is enough. `false` where there is one machine.
+    /// again, so opening the directories on the way is enough. `false` where there is one machine.
     fn refresh(&self, _path: &Path) -> io::Result<bool> {
         Ok(false)
     }

@@ -31,13 +31,13 @@ pub(crate) enum Header {
         /// Whether it is a folder.
         is_folder: bool,
     },
-    /// Records for the next entry (`path`, `size`), of so many bytes.
+    /// Records for the next entry (`path`, `size`); their size in bytes.
     Records(u64),
-    /// The next entry's name, of so many bytes.
+    /// The name of the next entry; its size in bytes.
     LongName(u64),
-    /// Records for all entries, which are not needed, of so many bytes.
+    /// Records for all entries, which are not needed; their size in bytes.
     Ignored(u64),
-    /// What no image layout holds, with so many bytes of content.
+    /// What no image layout holds.
     Refused {
         /// What it is.
         why: String,
@@ -196,7 +196,7 @@ fn regular() -> ::tar::Header {
     header
 }
 
-/// Zeros after so many bytes of content.
+/// The number of zeros after `size` bytes of content.
 pub(crate) fn padding(size: u64) -> usize {
     usize::try_from((BLOCK - size % BLOCK) % BLOCK).unwrap_or_default()
 }

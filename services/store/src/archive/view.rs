@@ -22,7 +22,7 @@ use crate::{
     volume::{Disk, Kind, Volume},
 };
 
-/// Longest name of a repository: deeper folders are nobody's.
+/// Longest name of a repository: deeper folders belong to none.
 const MAX_NAME_BYTES: usize = 255;
 
 /// A volume that is only read.

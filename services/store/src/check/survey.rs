@@ -28,7 +28,7 @@ use crate::{
     volume::{Kind, Volume},
 };
 
-/// Longest name of a repository: deeper folders are nobody's.
+/// Longest name of a repository: deeper folders belong to none.
 const MAX_NAME_BYTES: usize = 255;
 
 /// Longest link that is read; a digest of any known algorithm is shorter.
@@ -52,7 +52,7 @@ pub enum Progress<'a> {
     Repository(&'a str),
     /// Looks at the names of the contents.
     Contents,
-    /// Hashes contents; begins anew for those of the quarantine.
+    /// Hashes contents; starts again for those of the quarantine.
     Hashing {
         /// Bytes so far.
         done: u64,

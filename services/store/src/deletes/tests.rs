@@ -162,7 +162,7 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
     assert_eq!(s.tags().await, ["1", "other"]);
     s.store.finish_deletes().await.unwrap();
     assert_eq!(s.tags().await, ["1", "other"]);
-    // And of a manifest that is pushed anew.
+    // And of a manifest that is pushed again.
     s.put().await;
     s.store
         .set_tag(&s.repo, &tag("2"), &s.digest)

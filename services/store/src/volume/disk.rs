@@ -305,7 +305,7 @@ impl Volume for Disk {
     }
 
     fn nonblocking_view(&self) -> Option<Arc<dyn Volume>> {
-        // With other machines even what is in memory may have to be asked for anew.
+        // With other machines even what is in memory may have to be asked for again.
         if self.shared {
             return None;
         }

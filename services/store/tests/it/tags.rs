@@ -41,7 +41,7 @@ async fn a_tag_that_moves_while_its_old_manifest_is_deleted_names_the_new_one() 
             Some(&new),
             "round {round}"
         );
-        // And whoever deletes the new one finds the tag.
+        // And a delete of the new one finds the tag.
         if round % 10 == 9 {
             one.delete_manifest(&repo, &new).await.unwrap();
             let found = one.tagged_manifest(&repo, &tag).await.unwrap();

@@ -131,7 +131,7 @@ async fn wrong_bytes_end_the_session() {
 }
 
 #[tokio::test]
-async fn a_session_that_ends_under_its_writer_is_unknown_and_no_failure_of_the_volume() {
+async fn a_session_that_ends_under_its_writer_is_unknown_and_no_failure() {
     let s = scene().await;
     let writer = s.writer(CONTENT).await.unwrap();
     assert!(s.store.cancel_upload(&s.repo, &s.id).await.unwrap());

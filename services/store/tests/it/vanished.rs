@@ -260,7 +260,7 @@ impl Scene {
         session
     }
 
-    /// Waits until so many calls stand before the gate.
+    /// Waits until this number of calls stand before the gate.
     async fn until(&self, waiting: usize) {
         for _ in 0..6_000 {
             if self.gate.waiting() == waiting {
@@ -308,7 +308,7 @@ impl Session {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_session_stays_locked_while_the_volume_works_for_a_client_that_vanished() {
+async fn a_session_stays_locked_while_the_volume_works_for_a_vanished_client() {
     for (what, call) in [
         ("open", Call::Read),
         ("finish", Call::Sync),

@@ -247,7 +247,7 @@ fn content_that_is_replaced_while_it_is_looked_for_is_found() {
 }
 
 #[test]
-fn sound_content_that_takes_the_place_of_damaged_content_is_not_moved_aside() {
+fn sound_content_that_replaces_damaged_content_is_not_quarantined() {
     for other in [Other::Replaces, Other::MovesAside, Other::Mends] {
         at_each_moment(Request::Verify, false, other);
     }

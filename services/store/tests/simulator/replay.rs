@@ -144,7 +144,7 @@ impl Run<'_> {
         }
     }
 
-    /// What is committed is found by whoever reads it, and by the look at all files.
+    /// What is committed is found by every reader, and by the look at all files.
     async fn end(
         &self,
         op: &Op,

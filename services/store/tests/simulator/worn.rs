@@ -19,7 +19,7 @@ async fn fill(store: &Store, digest: &Digest, bytes: &Bytes) -> Result<u64> {
 }
 
 #[tokio::test]
-async fn a_copy_whose_sync_failed_is_not_promised_until_its_bytes_are_written_again() {
+async fn a_copy_whose_sync_failed_is_not_promised_until_it_is_written_again() {
     let fs = SimFs::new(1, 1, Faults::default());
     let open = || Store::open_on(Arc::new(fs.client(0)), "/r", Options::default());
     let store = open().await.unwrap();

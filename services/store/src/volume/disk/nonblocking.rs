@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_read_before_is_read_without_waiting_and_the_rest_is_left_to_patience() {
+    fn what_was_read_before_is_read_without_waiting_the_rest_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data");
         std::fs::write(&path, b"0123456789").unwrap();

@@ -17,7 +17,7 @@ pub(crate) enum Call {
     CreateDir(PathBuf),
     /// Bytes or the size of a file changed.
     Write(PathBuf),
-    /// The write-back of so many bytes of a file was started.
+    /// The write-back of this number of bytes of a file was started.
     StartWriteBack(PathBuf, u64),
     /// The file's bytes were synced; under the name it was opened by, or renamed to since.
     Sync(PathBuf),

@@ -31,7 +31,7 @@ fn replace(path: &Path) {
 }
 
 #[tokio::test]
-async fn content_that_is_renewed_stays_durable_and_what_takes_its_place_is_synced() {
+async fn touched_content_stays_durable_and_what_takes_its_place_is_synced() {
     let dir = tempfile::tempdir().unwrap();
     let recorder = Recorder::new(dir.path());
     let store = Store::open_on(Arc::new(recorder.clone()), dir.path(), Options::unlimited())
