@@ -17,7 +17,7 @@ use crate::terminal;
 use crate::watch::WatchArgs;
 use diagnose::Status;
 
-/// Images that are not local of which the table names so many; `--limit` and `-o wide` change it.
+/// Images that are not local of which the table names this many; `--limit` and `-o wide` change it.
 const MAX_NAMED_IMAGES: usize = 40;
 
 /// Arguments of `status`.

@@ -90,7 +90,7 @@ pub(crate) fn spinner() -> ProgressBar {
     styled(ProgressBar::new_spinner(), style)
 }
 
-/// A bar over so many bytes.
+/// A bar over this many bytes.
 pub(crate) fn bytes(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template(
         "{wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} {msg}",
@@ -98,7 +98,7 @@ pub(crate) fn bytes(total: u64) -> ProgressBar {
     styled(ProgressBar::new(total), style)
 }
 
-/// A bar over so many things.
+/// A bar over this many things.
 pub(crate) fn things(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta} {msg}");
     styled(ProgressBar::new(total), style)

@@ -239,8 +239,8 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 /// A claim stays as long as a pod uses it, and a pod on a dead node stays until somebody gives it
-/// up: nobody else would, and whoever waits for the claim's deletion would wait until the node is
-/// back.
+/// up: nobody else would, and anyone who waits for the claim's deletion would wait until the node
+/// is back.
 async fn stop_registry(cluster: &Cluster) -> anyhow::Result<usize> {
     cluster.scale_registry_to_zero().await?;
     cluster.give_up_lost_registry_pods().await

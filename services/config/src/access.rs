@@ -129,7 +129,7 @@ pub struct StandaloneToken {
 /// Who may pull and push, as the registry reads it; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AccessSettings {
-    /// Whoever reaches the registry may pull everything.
+    /// Anyone who reaches the registry may pull everything.
     pub anonymous_pull: bool,
     /// File of users.
     pub htpasswd: Option<PathBuf>,

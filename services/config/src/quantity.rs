@@ -22,7 +22,7 @@ impl ByteSize {
     /// What the schema allows as text.
     pub const PATTERN: &'static str = "^[0-9]{1,12}(Ki|Mi|Gi|Ti|k|M|G|T)?$";
 
-    /// The size of so many bytes.
+    /// The size of this many bytes.
     pub const fn from_bytes(bytes: u64) -> Self {
         Self(bytes)
     }
@@ -156,7 +156,7 @@ impl StorageSize {
     /// What the schema allows.
     pub const PATTERN: &'static str = "^[1-9][0-9]{0,6}(Gi|Ti)$";
 
-    /// So many gibibytes.
+    /// This many gibibytes.
     pub const fn gibibytes(count: u64) -> Self {
         Self(ByteSize::from_bytes(count << 30))
     }

@@ -415,6 +415,6 @@ impl Default for HostFolders {
 pub enum WaitForNodes {
     /// Wait for all of them, or do not wait.
     Always(bool),
-    /// Wait at most so many seconds after the start.
+    /// Wait at most this many seconds after the start.
     Seconds(#[schemars(range(min = 1, max = 86_400))] u32),
 }

@@ -58,7 +58,7 @@ impl Site {
         site
     }
 
-    /// What the upstream says to whoever brings a credential or none.
+    /// What the upstream says to anyone who brings a credential or none.
     fn upstream(&self, says: impl Fn(bool) -> Access + Send + 'static) {
         *self.registry.access.lock().unwrap() =
             Box::new(move |request| says(!request.credentials.is_empty()));

@@ -256,7 +256,7 @@ async fn pods_hear_of_changed_secrets_at_once_and_only_then() {
         second.metadata.resource_version
     );
 
-    // The Service is made anew with another address.
+    // The Service is made again with another address.
     let services: Api<Service> = Api::namespaced(bare.client.clone(), bare::NAMESPACE);
     let name = context.names.registry();
     let mut service = services.get(&name).await.unwrap();

@@ -38,7 +38,7 @@ struct Party<K> {
 }
 
 impl<P: Clone + Hash + Ord, K: Clone + Eq + Hash, V> Shares<P, K, V> {
-    /// At most so many bytes and so many entries.
+    /// At most this many bytes and this many entries.
     pub fn new(most_bytes: usize, most_entries: usize) -> Self {
         Self {
             most_bytes,

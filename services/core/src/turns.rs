@@ -1,5 +1,6 @@
 //! A queue in which parties take turns, each with its own line: one that brings a thousand entries
-//! delays itself and nobody else. And a gate that lets so many at a time through, by such a queue.
+//! delays itself and nobody else. And a gate that lets this many at a time through, by such a
+//! queue.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -89,7 +90,7 @@ impl<K: Copy + Ord, T> Turns<K, T> {
     }
 }
 
-/// Lets so many at a time work; parties `K` that wait take turns. Clones share it.
+/// Lets this many at a time work; parties `K` that wait take turns. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Gate<K> {
     at_once: usize,

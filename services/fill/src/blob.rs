@@ -86,7 +86,7 @@ impl Fills {
         let candidate = join(&entry);
         blobs.insert(digest.clone(), entry.clone());
         let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
-        // Its own task: whoever asked may leave.
+        // Its own task: anyone who asked may leave.
         tokio::spawn(async move {
             // A panic must not leave the entry behind: everybody would join it for ever.
             let copy = fills.run(&digest, &ours, &announce);
@@ -536,7 +536,7 @@ enum Received {
     Whole,
     /// Bytes that cannot be right.
     Wrong(String),
-    /// Another source should go on; this one sent so many bytes a second.
+    /// Another source should go on; this one sent this many bytes a second.
     Slow(u64),
     /// No more is to be had from this source.
     Failed(Error),

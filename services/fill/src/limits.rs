@@ -38,5 +38,5 @@ pub const INTERNAL_REQUEST_BYTES: u64 = 256 << 10;
 /// Time for the body of such a request.
 pub const INTERNAL_REQUEST_TIME: Duration = Duration::from_secs(30);
 
-/// After so many bytes of an upload it is asked again whether the volume has room.
+/// After this many bytes of an upload it is asked again whether the volume has room.
 pub const SPACE_EVERY_BYTES: u64 = 32 << 20;

@@ -1,4 +1,4 @@
-//! What the manifests of a repository name, remembered: whoever asks for what none of them names
+//! What the manifests of a repository name, remembered: anyone who asks for what none of them names
 //! makes nobody read all of them again. A manifest never changes, so what is remembered stays true.
 
 use std::{

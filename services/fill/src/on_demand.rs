@@ -185,7 +185,7 @@ impl Fills {
         };
         match within(self.inner.settings.hold, waits).await {
             Some(outcome) => outcome,
-            // It goes on; whoever asks again joins it.
+            // It continues; a client that asks again joins it.
             None if asks => Err(Error::Unavailable(
                 "the upstream did not send the manifest in time".to_owned(),
             )),
@@ -321,7 +321,7 @@ impl Fills {
                 } else if Instant::now() >= deadline {
                     return Err(Error::NotAllowed);
                 } else {
-                    // Whoever copies it links it.
+                    // The replica that copies it links it.
                     tokio::time::sleep(POLL_INTERVAL).await;
                 }
                 continue;

@@ -1,4 +1,4 @@
-//! A blob that another replica fills, or filled a moment ago: streamed from it, and from whoever
+//! A blob that another replica fills, or filled a moment ago: streamed from it, and from anyone who
 //! has it when it dies.
 
 use std::time::Duration;
@@ -332,7 +332,7 @@ impl Cursor {
                     Some(Answer::Nothing) | None => self.pause().await?,
                 }
             }
-            // In the store, and not of this repository so far: whoever copied it may be about to
+            // In the store, and not of this repository so far: anyone who copied it may be about to
             // say so.
             State::Done => {
                 self.pause().await?;

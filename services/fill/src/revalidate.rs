@@ -27,7 +27,7 @@ impl Check {
     fn stands(&self, fresh: Duration, now: Instant) -> bool {
         let age = now.duration_since(self.begun);
         match &*self.outcome.borrow() {
-            // Whoever asks ends within the time limits of a request.
+            // The asking client ends within the time limits of a request.
             None => self.outcome.has_changed().is_ok(),
             Some(Freshness::Current) => age < fresh,
             Some(_) => age < fresh.min(FAILURE_TTL),

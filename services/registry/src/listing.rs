@@ -38,8 +38,8 @@ pub(crate) fn catalog_limit(page: &Page) -> Result<usize> {
     Ok(page.limit.unwrap_or(limits::CATALOG_PAGE))
 }
 
-/// Bytes that a list of so many names of so many bytes takes at most while it is made: the names,
-/// and the text.
+/// Bytes that a list of this many names of this many bytes takes at most while it is made: the
+/// names, and the text.
 pub(crate) fn most(names: usize, bytes: usize) -> u64 {
     const MARKS: usize = 3;
     2 * names as u64 * (bytes + MARKS) as u64

@@ -388,7 +388,7 @@ mod tests {
             types.of(&repo, &digest(0), &typed("a", large)),
             "application/a"
         );
-        // Other bytes cannot have this digest: whoever sees them was not asked.
+        // Other bytes cannot have this digest: anyone who sees them was not asked.
         assert_eq!(
             types.of(&repo, &digest(0), &typed("b", large)),
             "application/a"

@@ -326,7 +326,7 @@ fn out_of_order(
 }
 
 /// A volume that became full under an upload gets its room back at once: the client has failed, and
-/// begins anew when there is room.
+/// begins again when there is room.
 async fn free_if_full<T>(
     api: &Inner,
     repo: &RepositoryName,

@@ -18,7 +18,7 @@ use crate::{
 /// A position in a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Page {
-    /// At most so many entries.
+    /// At most this many entries.
     pub limit: Option<usize>,
     /// Only entries behind this one, which need not exist.
     pub last: Option<String>,

@@ -2,7 +2,7 @@
 //! pull finds it.
 //!
 //! One replica scrubs at a time, by a lock on the volume; where it was is kept there, too, so that
-//! the next one goes on. What is damaged is moved aside, and fetched anew at once if an upstream
+//! the next one goes on. What is damaged is moved aside, and fetched again at once if an upstream
 //! has it (SPEC 37); else the next push heals it.
 
 use std::{sync::Arc, time::Duration};
@@ -326,7 +326,7 @@ impl Scrubber {
 
     async fn position(&self) -> holdfast_store::Result<Position> {
         let note = self.store.note(NAME).await?;
-        // A note that does not parse is of a crash or of another version: a pass begins anew.
+        // A note that does not parse is of a crash or of another version: a pass begins again.
         Ok(note
             .and_then(|note| serde_json::from_slice(&note).ok())
             .unwrap_or_default())

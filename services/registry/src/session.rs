@@ -123,7 +123,7 @@ pub struct State {
     /// The generation of the file that the hash was taken over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     generation: String,
-    /// Whose the session is; empty: whoever may push to the repository, as with distribution's
+    /// Whose the session is; empty: anyone who may push to the repository, as with distribution's
     /// own.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     subject: String,

@@ -68,7 +68,7 @@ async fn send(port: u16, bytes: &[u8]) -> TcpStream {
     client
 }
 
-/// Reads frames until so many streams have ended.
+/// Reads frames until this many streams have ended.
 async fn ended(client: &mut TcpStream, streams: usize) {
     let mut count = 0;
     while count < streams {

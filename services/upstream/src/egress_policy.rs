@@ -20,7 +20,7 @@ enum Kind {
     Loopback,
     LinkLocal,
     /// Unspecified, multicast, broadcast: nothing to connect to. And metadata services of clouds,
-    /// wherever they are: they hand out credentials to whoever asks from this machine.
+    /// wherever they are: they hand out credentials to anyone who asks from this machine.
     Never,
 }
 

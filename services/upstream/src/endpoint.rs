@@ -461,7 +461,7 @@ impl Endpoint {
         let response = self.ask(&get).await?;
         let etag =
             text(&response, header::ETAG).filter(|etag| etag.starts_with('"') && etag.len() > 2);
-        // A server that knows no ranges, or whose content changed, begins anew.
+        // A server that knows no ranges, or whose content changed, begins again.
         let (start, total) = if response.status() == StatusCode::PARTIAL_CONTENT {
             let range = text(&response, header::CONTENT_RANGE).unwrap_or_default();
             let Some((start, total)) = content_range(&range).filter(|(start, _)| *start <= offset)

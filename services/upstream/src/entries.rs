@@ -266,7 +266,7 @@ enum Field {
 /// read.
 #[derive(Clone, Copy)]
 enum Read {
-    /// Text of at most so many bytes, a number or nothing.
+    /// Text of at most this many bytes, a number or nothing.
     Plain(usize),
     /// A text or an object with members that are plain, and annotations.
     Entry,
@@ -349,7 +349,7 @@ impl<'de> Visitor<'de> for Read {
     }
 }
 
-/// Annotations, all of them or none: whoever looks for one must not take some for all.
+/// Annotations, all of them or none: anyone who looks for one must not take some for all.
 fn annotations<'de, A: MapAccess<'de>>(mut object: A) -> Result<Field, A::Error> {
     let (mut found, mut cost) = (BTreeMap::new(), 0);
     while let Some(key) = object.next_key::<String>()? {

@@ -60,7 +60,7 @@ impl Flow {
         self.since.store(self.micros() + 1, Ordering::Relaxed);
     }
 
-    /// So many bytes came, and the upstream is not waited for any more.
+    /// This many bytes came, and the upstream is not waited for any more.
     pub fn came(&self, bytes: usize) {
         let since = self.since.swap(0, Ordering::Relaxed);
         if since > 0 {

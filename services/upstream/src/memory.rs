@@ -253,7 +253,7 @@ impl Place {
         (Arc::clone(&self.host), self.at)
     }
 
-    /// All has arrived: of what was taken, so many units stay in use.
+    /// All has arrived: of what was taken, this many units stay in use.
     fn keep(self, units: u64) -> Reserved {
         let mut state = self.shared.lock();
         let held = state.arriving.remove(&self.at).map(|arrived| {

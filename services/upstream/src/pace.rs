@@ -1,5 +1,5 @@
-//! Requests to one host, so many a second. Who must wait has a place in a queue of limited length;
-//! a place is free again as soon as nobody waits for its answer.
+//! Requests to one host, this many a second. Who must wait has a place in a queue of limited
+//! length; a place is free again as soon as nobody waits for its answer.
 //!
 //! What pods wait for goes first. Then those for whom requests are made (a client by its address,
 //! the controller) take turns, and the repositories of each of them do. A request that several
@@ -209,7 +209,7 @@ enum Step {
 }
 
 impl Pace {
-    /// So many requests a second; after a pause, one second's worth may leave at once.
+    /// This many requests a second; after a pause, one second's worth may leave at once.
     pub(super) fn new(per_second: u64) -> Self {
         Self {
             per_second,

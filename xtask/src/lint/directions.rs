@@ -1,5 +1,5 @@
-//! Who may depend on whom, and which crate may name which library:
-//! `core ← {config, api} ← {runtime, store, cluster-model} ← upstream ← fill ← services ← cli ← holdfast`.
+//! Who may depend on whom, and which crate may name which library: `core ← {config, api} ←
+//! {runtime, store, cluster-model} ← upstream ← fill ← services ← cli ← holdfast`.
 
 use serde_json::Value;
 

@@ -36,21 +36,20 @@ const PHRASES: [(&str, &str); 9] = [
 
 /// Findings that remain from before this lint, by folder: texts that are still to be rewritten. A
 /// number may only become smaller.
-const REMAINING: [(&str, usize); 15] = [
-    ("docs/", 10),
-    ("services/cli/", 29),
+const REMAINING: [(&str, usize); 14] = [
+    ("docs/", 2),
+    ("services/cli/", 14),
     ("services/cluster-model/", 1),
-    ("services/config/", 9),
-    ("services/controller/", 89),
-    ("services/core/", 6),
-    ("services/fill/", 45),
+    ("services/config/", 5),
+    ("services/controller/", 52),
+    ("services/core/", 3),
+    ("services/fill/", 15),
     ("services/holdfast/", 4),
     ("services/node-agent/", 9),
-    ("services/registry/", 51),
-    ("services/runtime/", 13),
-    ("services/store/", 44),
-    ("services/testkit/", 6),
-    ("services/upstream/", 26),
+    ("services/registry/", 11),
+    ("services/runtime/", 11),
+    ("services/store/", 16),
+    ("services/upstream/", 5),
     ("services/webhook/", 8),
 ];
 

@@ -16,7 +16,7 @@ use super::eviction_queue::{EvictionQueue, Step};
 use super::plan::{self, Found, Owner, Remedy};
 use crate::cluster::{self, Listed, PODS};
 
-/// Between two looks at pods that are made anew.
+/// Between two looks at pods that are made again.
 const POLL: Duration = Duration::from_secs(2);
 
 /// How the work is to be done.
@@ -33,7 +33,7 @@ pub(crate) struct Pacing {
 /// What was done.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// Pods that got their originals back, or whose owners make them anew.
+    /// Pods that got their originals back, or whose owners make them again.
     pub(crate) restored: Vec<Found>,
     /// Pods, or references of them, that stay as they are, and why; where new pods are waited for,
     /// also those whose successor does not get ready.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::{Found, Remedy};
 
-/// How long an owner may take to make a pod anew; then its other pods are left alone.
+/// How long an owner may take to make a pod again; then its other pods are left alone.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
 /// Until a pod that its disruption budget holds is tried again.
 const RETRY_HELD: Duration = Duration::from_secs(10);
@@ -227,7 +227,7 @@ mod tests {
             .collect()
     }
 
-    /// Takes the next pod at so many seconds; its name, or the wait in seconds.
+    /// Takes the next pod at this many seconds; its name, or the wait in seconds.
     fn next(
         queue: &mut EvictionQueue,
         start: Instant,

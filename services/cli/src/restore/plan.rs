@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Resource, text};
 
-/// Owners that make a pod anew as soon as one is gone.
+/// Owners that make a pod again as soon as one is gone.
 const RENEWING: [&str; 4] = [
     "ReplicaSet",
     "StatefulSet",
@@ -48,7 +48,7 @@ pub(crate) struct Rewritten {
 /// What gives a pod its originals back.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Remedy {
-    /// Its owner makes it anew.
+    /// Its owner makes it again.
     Recreate,
     /// These operations; the texts are what they cannot reach.
     Patch(Vec<Value>, Vec<String>),
@@ -132,8 +132,8 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
     })
 }
 
-/// The operations on a pod that nothing would make anew. Each first makes sure that what it changes
-/// is still there.
+/// The operations on a pod that nothing would make again. Each first makes sure that what it
+/// changes is still there.
 fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Remedy {
     let mutable =
         |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);

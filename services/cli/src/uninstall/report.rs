@@ -1,10 +1,10 @@
-//! What was undone and what was left, in words for whoever deletes the release.
+//! What was undone and what was left, in words for anyone who deletes the release.
 
 use std::fmt;
 
 use serde::Serialize;
 
-/// At most so many pods are named; the rest is counted.
+/// At most this many pods are named; the rest is counted.
 const NAMED_PODS: usize = 20;
 
 /// The report of an uninstallation.

@@ -1,4 +1,4 @@
-//! Reading back what is in the Secrets. What cannot be read counts as absent and is made anew.
+//! Reading back what is in the Secrets. What cannot be read counts as absent and is made again.
 
 use super::issue::Ca;
 use super::plan::{BundleFacts, CaFacts, LeafFacts};

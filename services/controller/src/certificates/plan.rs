@@ -136,7 +136,7 @@ pub enum Action {
         /// For the log.
         reason: &'static str,
     },
-    /// Write the CA's bundle anew.
+    /// Write the CA's bundle again.
     WriteBundle {
         /// PEM.
         bundle: String,

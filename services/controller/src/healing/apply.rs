@@ -73,7 +73,7 @@ impl Healer {
             }
             Err(error) => {
                 tracing::warn!(pod.namespace = pod.0, pod.name = pod.1, act = word, %error, "healing a pod failed; retrying");
-                // A policy, say: whoever looks at the pod is to know, once.
+                // A policy, for example: the pod gets one event about it.
                 if let kube::Error::Api(status) = &error
                     && (400..429).contains(&status.code)
                     && note.told.insert("refused")
@@ -210,7 +210,7 @@ impl Healer {
     }
 }
 
-/// The pod is not what it was a moment ago; the next look decides anew.
+/// The pod is not what it was a moment ago; the next look decides again.
 fn is_conflict(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else {
         return false;

@@ -56,7 +56,7 @@ impl Inputs {
     /// Goes on after an uninstallation that did not come to its end, when the release was installed
     /// again: a controller that starts and finds `removed`, for the uninstaller stops the
     /// controller before it writes that. The nodes are no longer prepared then, so rewriting
-    /// begins anew.
+    /// begins again.
     #[must_use]
     pub fn resumed(mut self, just_started: bool) -> Self {
         if just_started && self.desired == Desired::Removed {

@@ -1,4 +1,5 @@
-//! What nothing names: whoever asks for it makes nobody read all manifests of the repository again.
+//! What nothing names: anyone who asks for it makes nobody read all manifests of the repository
+//! again.
 
 use super::*;
 use crate::limits::{MANIFESTS_READ, SEARCHED_MANIFESTS};

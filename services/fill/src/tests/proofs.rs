@@ -57,7 +57,7 @@ async fn what_is_stored_proves_nothing_and_a_question_opens_nothing() {
     let mut wanted = request(&upstream, ":1", &["linux/amd64"]);
     wanted.credentials = team("pw");
     registry.fill(&wanted).await.unwrap();
-    // It is local, for whoever asks for a copy; who may have it says the upstream.
+    // It is local, for anyone who asks for a copy; who may have it says the upstream.
     wanted.credentials = team("wrong");
     assert!(registry.fill(&wanted).await.unwrap().already_local);
     for (credentials, expect) in [

@@ -159,7 +159,7 @@ impl Htpasswd {
             was_right: lock(&self.proven).contains(&key, Instant::now()),
         };
         let turn = logins.enter(attempt).await?;
-        // Whoever was before may have asked the same.
+        // An earlier caller may have asked the same.
         if let Some(found) = self.remembered(&key) {
             return Ok(found);
         }

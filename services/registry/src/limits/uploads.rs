@@ -153,7 +153,7 @@ impl Table {
 }
 
 impl Uploads {
-    /// At most so many, and so many to one repository.
+    /// At most this many, and this many to one repository.
     pub(crate) fn new(most: usize, most_of_repository: usize) -> Self {
         Self {
             most,

@@ -312,7 +312,7 @@ impl Sender {
     }
 }
 
-/// The pause after so many failures in a row: short ones below `threshold`, from there on
+/// The pause after this many failures in a row: short ones below `threshold`, from there on
 /// `backoff`, doubling.
 fn pause(failures: u32, threshold: u32, backoff: Duration) -> Duration {
     if failures < threshold {

@@ -1,4 +1,4 @@
-//! An upload belongs to whoever began it.
+//! An upload belongs to the client that began it.
 
 use crate::{
     harness::{Registry, code, header, sha256},

@@ -20,7 +20,7 @@ use crate::{
 /// What the process may take in all.
 const MEMORY: u64 = 512 << 20;
 
-/// Holds `count` connections from `127.0.0.LAST` that trickle, and makes those anew that end.
+/// Holds `count` connections from `127.0.0.LAST` that trickle, and makes those again that end.
 fn hold(address: std::net::SocketAddr, last: u8, count: usize, stop: &Arc<AtomicBool>) {
     for _ in 0..count {
         let stop = Arc::clone(stop);
@@ -46,7 +46,7 @@ fn hold(address: std::net::SocketAddr, last: u8, count: usize, stop: &Arc<Atomic
     }
 }
 
-/// Streams that nobody reads, made anew when they are cut.
+/// Streams that nobody reads, made again when they are cut.
 async fn hoard(child: &Child, path: &str, clients: &mut Vec<tokio::net::TcpStream>) {
     clients.clear();
     for _ in 0..8 {

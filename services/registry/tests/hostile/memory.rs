@@ -119,7 +119,7 @@ fn connections_that_nobody_reads_take_little_memory() {
     });
 }
 
-/// Puts so many tags of the greatest length on the volume; the path of their list. To push each
+/// Puts this many tags of the greatest length on the volume; the path of their list. To push each
 /// would take its syncs.
 fn lay_out_tags(child: &Child, count: usize) -> String {
     let digest: Digest = Hasher::digest(Algorithm::Sha256, b"{}");

@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::{harness::Registry, room::internal_url};
 
-/// Begins a request with a body of so many bytes, and sends none of them.
+/// Begins a request with a body of this many bytes, and sends none of them.
 async fn begin(url: &str, path: &str, bytes: u64) -> TcpStream {
     let address = url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(address).await.unwrap();

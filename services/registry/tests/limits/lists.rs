@@ -34,7 +34,7 @@ fn lay_out_tags(registry: &Registry) -> &'static str {
     "/v2/a/tags/list"
 }
 
-/// Asks for so many lists, and reads none.
+/// Asks for this many lists, and reads none.
 async fn hoard(registry: &Registry, path: &str) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();

@@ -161,7 +161,8 @@ async fn streams_that_are_reset_at_once_end_the_connection() {
     panic!("the connection is still open");
 }
 
-/// So many streams that are reset at once, in one write: they come before the server looks at any.
+/// This many streams that are reset at once, in one write: they come before the server looks at
+/// any.
 async fn reset_at_once(client: &mut Http2, count: usize) {
     let mut frames = Vec::new();
     for number in 0..u32::try_from(count).unwrap() {

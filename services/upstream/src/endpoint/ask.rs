@@ -107,14 +107,14 @@ impl Endpoint {
     }
 
     /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is
-    /// neither used nor replaced, and a token is asked for anew: the answer is what the upstream
+    /// neither used nor replaced, and a token is asked for again: the answer is what the upstream
     /// says now.
     pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
         self.counted(self.request_with_login(call, login).await)
     }
 
     fn counted(&self, outcome: Result<Response>) -> Result<Response> {
-        // Whoever reads metrics may be who named the host.
+        // The reader of the metrics may be the one who named the host.
         let label = match &outcome {
             Ok(_) => "ok",
             Err(_) if self.is_confidential() => "unavailable",
