@@ -7,9 +7,9 @@ use std::{
 };
 
 use holdfast_api::state::{Host, NodeState};
-use holdfast_node_agent::{
+use holdfast_node_agent::runtimes::containerd::{
     certs_d,
-    runtime_config::{self, Files},
+    config::{self, Files},
 };
 
 use super::text;
@@ -53,7 +53,7 @@ fn hosts_files(input: &[u8]) -> Result<Shape, String> {
             .map_err(|error| error.to_string())?,
         ..NodeState::default()
     };
-    let files = match certs_d::wanted(&state, Path::new("/etc/containerd/certs.d")) {
+    let files = match certs_d::files(&state, Path::new("/etc/containerd/certs.d")) {
         Ok(files) => files,
         Err(error) => return Ok(shape(std::mem::discriminant(&error))),
     };
@@ -166,10 +166,10 @@ fn runtime(input: &[u8]) -> Result<Shape, String> {
     for version in [None, Some("1.7.24"), Some("v2.2.0")] {
         let etc = Path::new("/etc/containerd");
         let hosts = etc.join("certs.d");
-        match runtime_config::find(&files, etc, &hosts, version) {
+        match config::find(&files, etc, &hosts, version) {
             Ok(found) => {
-                ensure(found.on_host == hosts, || {
-                    format!("{} may not be written to", found.on_host.display())
+                ensure(found.path == hosts, || {
+                    format!("{} may not be written to", found.path.display())
                 })?;
                 shapes.push(shape(found.note.contains("list of folders")));
             }

@@ -1,5 +1,4 @@
-//! What can be said of an expression without a pod: its variables, and whether it can be a
-//! condition at all.
+//! Static checks of an expression: its variables, and whether it can be boolean.
 
 use kube_cel::cel::common::ast::{EntryExpr, Expr};
 use kube_cel::cel::parser::Expression;
@@ -9,7 +8,7 @@ use crate::Error;
 /// The variables of match conditions.
 const VARIABLES: [&str; 4] = ["object", "oldObject", "request", AUTHORIZER];
 const AUTHORIZER: &str = "authorizer";
-/// Names of types, which are values in CEL, and the first part of the well-known ones.
+/// Names of types, which are values in CEL, and the first component of well-known types.
 const TYPES: [&str; 14] = [
     "int",
     "uint",
@@ -75,7 +74,7 @@ pub(crate) fn asks_authorizer(expression: &Expression) -> bool {
     found
 }
 
-/// Visits every identifier with whether a macro such as `exists` bound it.
+/// Visits every identifier, and tells whether a macro such as `exists` binds it.
 fn walk(expression: &Expression, bound: &mut Vec<String>, visit: &mut impl FnMut(&str, bool)) {
     match &expression.expr {
         Expr::Ident(name) => visit(name, bound.iter().any(|known| known == name)),

@@ -1,9 +1,9 @@
-//! Match conditions in CEL, outside the API server: is an expression valid, and does it match a
-//! pod?
+//! Match conditions in CEL, outside the API server: whether an expression is valid, and whether it
+//! matches a pod.
 //!
-//! The API server evaluates `matchConditions` itself for every admission. This crate serves what
-//! happens elsewhere: values are checked before they are applied (SPEC 10), and pods that existed
-//! before are judged by the same expression (SPEC 9). Knows nothing of images and does no I/O.
+//! The API server evaluates `matchConditions` itself for every admission. This crate checks values
+//! before they are applied (SPEC 10), and evaluates the expression for existing pods (SPEC 9). It
+//! knows nothing of images and does no I/O.
 
 mod check;
 mod optional;
@@ -17,70 +17,70 @@ use kube_cel::cel::parser::{Expression, Parser};
 use kube_cel::cel::{Context, Value};
 use serde_json::json;
 
-/// Longest expression that is looked at, in bytes; the API server has a cost limit in its stead.
+/// Longest expression, in bytes. The API server has a cost limit instead.
 pub const MAX_EXPRESSION_BYTES: usize = 16 * 1024;
 
-/// Deepest nesting of brackets and of choices (`? :`). The parser's own bound is 96, and it
-/// miscounts once that is passed.
+/// Deepest nesting of brackets and conditionals (`? :`). The parser has a bound of 96, but
+/// miscounts beyond it.
 pub const MAX_NESTING: usize = 64;
 
-/// Why an expression is of no use, or gives no answer for a pod.
+/// Why an expression is invalid, or cannot be evaluated for a pod.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Nothing is written.
+    /// The expression is empty.
     #[error("the expression is empty")]
     Empty,
     /// The expression is longer than [`MAX_EXPRESSION_BYTES`].
     #[error("the expression is longer than {MAX_EXPRESSION_BYTES} bytes")]
     TooLong,
-    /// Brackets and choices are nested deeper than [`MAX_NESTING`].
+    /// Brackets and conditionals are nested deeper than [`MAX_NESTING`].
     #[error("the expression is nested deeper than {MAX_NESTING} levels")]
     TooDeep,
-    /// It is not CEL.
+    /// The expression is not CEL.
     #[error("line {line}, column {column}: {message}")]
     Syntax {
-        /// Line of the mistake, from 1.
+        /// Line of the error, from 1.
         line: usize,
-        /// Column of the mistake, from 1.
+        /// Column of the error, from 1.
         column: usize,
         /// What is wrong.
         message: String,
     },
-    /// It names a variable that match conditions do not have.
-    #[error("undeclared variable {0:?}: there are object, oldObject, request and authorizer")]
+    /// The expression uses a variable that match conditions do not have.
+    #[error("undeclared variable {0:?}; valid ones are object, oldObject, request and authorizer")]
     Variable(String),
-    /// It can be no boolean.
-    #[error("the expression is no condition: it must be true or false")]
+    /// The expression is not boolean.
+    #[error("the expression is not a condition: it must be true or false")]
     NotACondition,
-    /// It asks what only the API server can answer.
-    #[error("only the API server can answer what the expression asks of `authorizer`")]
+    /// The expression uses `authorizer`.
+    #[error("the expression uses `authorizer`, which only the API server can evaluate")]
     Authorizer,
-    /// It cannot be evaluated for this pod: a field is absent, types do not fit.
-    #[error("the expression gives no answer: {0}")]
+    /// The expression cannot be evaluated for this pod: a field is absent, or types do not match.
+    #[error("the expression cannot be evaluated: {0}")]
     Evaluation(String),
 }
 
-/// An expression whose form is valid.
+/// A valid expression.
 #[derive(Debug, Clone)]
 pub struct Condition {
     expression: Expression,
 }
 
-/// What a condition may ask beside the pod: the admission request that is imagined.
+/// The assumed admission request, which a condition may use besides the pod.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Facts {
     /// The pod's namespace.
     pub namespace: String,
     /// The pod's name.
     pub name: String,
-    /// Who makes the request; empty where nobody does.
+    /// The user who makes the request; empty if there is none.
     pub username: String,
     /// The groups of that user.
     pub groups: Vec<String>,
 }
 
 impl Facts {
-    /// The facts of a pod that exists, as if it were created now by nobody.
+    /// The request of an existing pod, as if it were created now without a user.
     pub fn of_pod(pod: &serde_json::Value) -> Self {
         let text = |pointer| {
             let value = pod.pointer(pointer).and_then(serde_json::Value::as_str);
@@ -113,8 +113,8 @@ impl Facts {
 }
 
 impl Condition {
-    /// Parses an expression and refuses what the API server would certainly refuse. Functions are
-    /// not checked: the API server may know more of them.
+    /// Parses an expression and refuses what every API server refuses. Functions are not checked,
+    /// because a newer API server may have more.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.trim().is_empty() {
             return Err(Error::Empty);
@@ -134,8 +134,8 @@ impl Condition {
         Ok(Self { expression })
     }
 
-    /// Whether the condition holds for `pod`, as if it were created now. An error means that the
-    /// API server would act by its failure policy.
+    /// Whether the condition matches `pod`, as if it were created now. On an error the API server
+    /// would apply the failure policy.
     pub fn matches(&self, pod: &serde_json::Value, facts: &Facts) -> Result<bool, Error> {
         if check::asks_authorizer(&self.expression) {
             return Err(Error::Authorizer);
@@ -157,7 +157,7 @@ pub fn evaluate(expression: &str, pod: &serde_json::Value, facts: &Facts) -> Res
     Condition::parse(expression)?.matches(pod, facts)
 }
 
-/// How deep brackets are nested at most, and how many choices there are, outside of strings.
+/// The nesting depth of brackets plus the number of conditionals, outside of strings.
 fn nesting(text: &str) -> usize {
     let (mut depth, mut deepest, mut choices) = (0_usize, 0, 0);
     let mut quote = None;
@@ -175,7 +175,7 @@ fn nesting(text: &str) -> usize {
                 deepest = deepest.max(depth);
             }
             (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
-            // `a.?b` and `a[?b]` ask for what may be absent.
+            // Not the optional syntax `a.?b` and `a[?b]`.
             (None, '?') if !matches!(before, '.' | '[') => choices += 1,
             _ => {}
         }
@@ -186,7 +186,7 @@ fn nesting(text: &str) -> usize {
 
 fn syntax(text: &str, errors: Vec<kube_cel::cel::ParseError>) -> Error {
     let number = |position: isize| usize::try_from(position).unwrap_or_default().max(1);
-    // The grammar's own message for an unfinished text points behind its end, at no line.
+    // For an incomplete text the parser reports a position after its end, without a line.
     match errors.into_iter().min_by_key(|error| error.pos) {
         Some(error) if error.pos.0 > 0 => Error::Syntax {
             line: number(error.pos.0),
@@ -196,12 +196,12 @@ fn syntax(text: &str, errors: Vec<kube_cel::cel::ParseError>) -> Error {
         _ => Error::Syntax {
             line: text.lines().count().max(1),
             column: text.lines().last().map_or(0, |line| line.chars().count()) + 1,
-            message: "the expression cannot be read".to_owned(),
+            message: "the expression is incomplete".to_owned(),
         },
     }
 }
 
-/// JSON as CEL sees it: whole numbers are `int`, as in Kubernetes' schema.
+/// Converts JSON to CEL. Whole numbers are `int`, as in Kubernetes' schemas.
 fn value(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::Null => Value::Null,

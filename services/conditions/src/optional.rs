@@ -1,5 +1,5 @@
-//! `a.?b` as `a[?"b"]`, which means the same: the evaluator fails on the first form where the field
-//! is absent.
+//! Rewrites `a.?b` as `a[?"b"]`, which means the same, because the evaluator fails on the first
+//! form if the field is absent.
 
 use kube_cel::cel::common::ast::operators::{OPT_INDEX, OPT_SELECT};
 use kube_cel::cel::common::ast::{EntryExpr, Expr};

@@ -98,7 +98,7 @@ fn any_other_condition_is_evaluated() {
         ("'team'.upperAscii() == 'TEAM'", Ok(true)),
         (
             "object.metadata.annotations.x == 'y'",
-            Err("gives no answer"),
+            Err("cannot be evaluated"),
         ),
         ("object.metadata.namespace", Err("true or false")),
         (

@@ -1,5 +1,5 @@
-//! Credentials out of pull secrets (`.dockerconfigjson`, `.dockercfg`), and which of them to try
-//! for an image, in which order (SPEC 35). Passwords never print.
+//! Reads the credentials of pull secrets (`.dockerconfigjson`, `.dockercfg`), and selects and
+//! orders those to try for an image (SPEC 35). Passwords are never printed.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashSet};
@@ -12,18 +12,18 @@ use serde::{Deserialize, Deserializer};
 
 use crate::reference::{Host, Reference};
 
-/// Entries of one pull secret. A Secret of the largest size has room for 90,000 of them.
+/// Entries of one pull secret. The largest possible Secret could hold 90,000.
 pub const MAX_ENTRIES: usize = 1024;
-/// Bytes of user name, password and token of one credential; longer ones are not used.
+/// Bytes of user name, password and token of one credential. Longer ones are not used.
 pub const MAX_CREDENTIAL_BYTES: usize = 16 * 1024;
 /// Credentials that are tried for one image.
 pub const MAX_CANDIDATES: usize = 64;
 
-/// Why a Secret's payload holds no credentials.
+/// Why a Secret has no credentials.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The payload is not JSON of the expected shape. What it says is not repeated: it may hold a
-    /// password.
+    /// The payload is not JSON of the expected shape. The message quotes nothing of it, because it
+    /// may hold a password.
     #[error("the pull secret is not a valid docker configuration (line {line}, column {column})")]
     Shape {
         /// Line of the payload where reading stopped, from 1.
@@ -36,14 +36,14 @@ pub enum Error {
     TooMany,
 }
 
-/// One way to log in at a registry.
+/// A credential for a registry.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Credential {
     /// The user's name; empty with an identity token alone.
     pub username: String,
     /// The password; empty with an identity token alone.
     pub password: String,
-    /// An OAuth 2 refresh token that stands for user and password.
+    /// An OAuth 2 refresh token, instead of user and password.
     pub identity_token: Option<String>,
 }
 
@@ -61,8 +61,8 @@ pub struct PullSecret {
     entries: Vec<(Scope, Credential)>,
 }
 
-/// What a credential is for: a host (each label may hold `*`), perhaps a port, perhaps a prefix of
-/// the repository.
+/// The scope of a credential: a host (each label may contain `*`), an optional port, and an
+/// optional prefix of the repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Scope {
     host: String,
@@ -76,7 +76,7 @@ struct DockerConfig {
     auths: Entries,
 }
 
-/// Entries by their keys, up to [`MAX_ENTRIES`]; the rest is read and dropped.
+/// Entries by key, up to [`MAX_ENTRIES`]; others are parsed and dropped.
 #[derive(Default)]
 struct Entries {
     by_key: BTreeMap<String, Option<Entry>>,
@@ -122,7 +122,7 @@ struct Entry {
     identitytoken: Option<String>,
 }
 
-/// Tolerates padding that is missing, which docker itself writes at times.
+/// Accepts missing padding, which docker sometimes writes.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
@@ -169,8 +169,8 @@ fn shape(error: &serde_json::Error) -> Error {
     }
 }
 
-/// The credentials to try for one image, gathered secret by secret: the most specific scope first,
-/// then in the order of the secrets; none twice, and [`MAX_CANDIDATES`] at most (SPEC 35).
+/// The credentials to try for one image, collected from secrets: the most specific scope first,
+/// then in the order of the secrets, without duplicates, at most [`MAX_CANDIDATES`] (SPEC 35).
 #[derive(Debug)]
 pub struct Candidates<'a> {
     reference: &'a Reference,
@@ -178,7 +178,7 @@ pub struct Candidates<'a> {
 }
 
 impl<'a> Candidates<'a> {
-    /// None yet, for this image.
+    /// An empty collection for this image.
     pub const fn new(reference: &'a Reference) -> Self {
         Self {
             reference,
@@ -186,7 +186,7 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Takes those of a secret that are for the image. The secret's other credentials are dropped.
+    /// Adds the credentials of a secret whose scope includes the image.
     pub fn add(&mut self, secret: PullSecret) {
         let matching = secret
             .entries
@@ -206,7 +206,7 @@ impl<'a> Candidates<'a> {
         self.found.retain(|_| kept.next() == Some(true));
     }
 
-    /// The credentials, in the order in which they are to be tried.
+    /// The credentials, in the order to try them.
     pub fn into_credentials(self) -> Vec<Credential> {
         self.found
             .into_iter()
@@ -242,7 +242,7 @@ impl Entry {
             .username
             .filter(|name| !name.is_empty())
             .zip(Some(self.password.unwrap_or_default()));
-        // `auth` is what docker reads; the plain fields are what kubectl writes beside it.
+        // docker reads `auth`; kubectl also writes the plain fields.
         let (username, password) = match decoded.or(written) {
             Some(pair) => pair,
             None if identity_token.is_some() => (String::new(), String::new()),
@@ -273,7 +273,7 @@ impl Scope {
             .unwrap_or(key);
         let (authority, path) = key.split_once('/').unwrap_or((key, ""));
         let path = path.trim_end_matches('/');
-        // API versions in front of the repository are a habit of old clients.
+        // Old clients write an API version before the repository.
         let path = match path {
             "v1" | "v2" => "",
             _ => path
@@ -336,9 +336,8 @@ impl Scope {
     }
 }
 
-/// Matches one label of a host against a pattern where `*` stands for any run of characters. The
-/// first place where a piece between two stars fits is always a right one, so that the time is
-/// linear in the length of the pattern.
+/// Matches one label of a host against a pattern in which `*` stands for any characters. The first
+/// match of a piece between two stars is always correct, so no backtracking is needed.
 fn matches_glob(pattern: &str, label: &str) -> bool {
     let Some((head, rest)) = pattern.split_once('*') else {
         return pattern == label;

@@ -1,12 +1,12 @@
-//! Content digests: `algorithm:hex`, parsed strictly so that a digest is always safe as a file name
-//! and as a URL part.
+//! Content digests: `algorithm:hex`. Parsing is strict, so a digest is always safe as a file name
+//! and in a URL.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no digest.
+/// Why a text is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// There is no `:` between an algorithm and its hex digits.
@@ -15,17 +15,17 @@ pub enum Error {
     /// The algorithm is neither `sha256` nor `sha512`.
     #[error("digest algorithm is not supported: only sha256 and sha512 are")]
     UnsupportedAlgorithm,
-    /// The number of hex digits is not the algorithm's.
+    /// The number of hex digits does not fit the algorithm.
     #[error("a {algorithm} digest has {expected} hex digits, not {found}")]
     WrongLength {
-        /// The algorithm that the text names.
+        /// The algorithm.
         algorithm: Algorithm,
-        /// Hex digits of that algorithm.
+        /// The number of hex digits that the algorithm needs.
         expected: usize,
-        /// Hex digits in the text.
+        /// The number of hex digits in the text.
         found: usize,
     },
-    /// A character is not one of `0-9a-f`; upper case is not canonical and refused.
+    /// A character is not one of `0-9a-f`. Upper case is not canonical.
     #[error("a digest has lower-case hex digits only")]
     NotHex,
 }
@@ -40,7 +40,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// The name in front of the colon.
+    /// The name before the colon.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
@@ -48,7 +48,7 @@ impl Algorithm {
         }
     }
 
-    /// How many hex digits a digest of this algorithm has.
+    /// The number of hex digits of a digest.
     pub fn hex_length(self) -> usize {
         match self {
             Self::Sha256 => 64,
@@ -75,7 +75,7 @@ impl FromStr for Algorithm {
     }
 }
 
-/// The digest of some content, in canonical form: the only type by which content is named.
+/// The digest of some content, in canonical form.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest {
@@ -84,7 +84,7 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// Parses `algorithm:hex`; what comes back prints exactly as `text`.
+    /// Parses `algorithm:hex`. The result prints exactly as `text`.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let (algorithm, hex) = text.split_once(':').ok_or(Error::NoAlgorithm)?;
         Self::from_hex(algorithm.parse()?, hex)
@@ -127,12 +127,12 @@ impl Digest {
         Self { algorithm, text }
     }
 
-    /// The algorithm in front of the colon.
+    /// The algorithm before the colon.
     pub fn algorithm(&self) -> Algorithm {
         self.algorithm
     }
 
-    /// The lower-case hex digits behind the colon.
+    /// The lower-case hex digits after the colon.
     pub fn hex(&self) -> &str {
         self.text.split_once(':').map_or("", |(_, hex)| hex)
     }

@@ -1,19 +1,18 @@
-//! Names of Kubernetes objects, as RFC 1123 has them: what is no such name never gets into a path
-//! or an object.
+//! Names of Kubernetes objects (RFC 1123). Other texts must not get into a path or an object.
 
 /// Longest label, in bytes.
 const MAX_LABEL: usize = 63;
 /// Longest subdomain, in bytes.
 const MAX_SUBDOMAIN: usize = 253;
 
-/// Whether a text is a DNS label, as names of namespaces are: lower-case letters, digits and `-`,
-/// at most 63, the first and the last one no `-`.
+/// Whether a text is a DNS label, as names of namespaces are: 1 to 63 lower-case letters, digits
+/// and `-`, without a `-` at the start or end.
 pub fn is_label(text: &str) -> bool {
     text.len() <= MAX_LABEL && is_part(text)
 }
 
-/// Whether a text is a DNS subdomain, as names of most objects are: parts like labels between dots,
-/// at most 253 characters in all.
+/// Whether a text is a DNS subdomain, as names of most objects are: labels separated by dots, at
+/// most 253 characters in total.
 pub fn is_subdomain(text: &str) -> bool {
     text.len() <= MAX_SUBDOMAIN && text.split('.').all(is_part)
 }

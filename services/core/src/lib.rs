@@ -1,11 +1,17 @@
-//! Pure domain of Holdfast: digests, image references, the rewrite of a reference, the images of a
-//! pod, the credentials of a pull secret, the templates of workloads, manifests, quantities, and a
-//! queue and a gate at which parties take turns. Knows nothing of tokio, kube, HTTP or YAML; time
-//! never enters here.
+//! The domain of Holdfast, without I/O.
+//!
+//! - `reference` and `digest` name images; `rewrite` maps them to local names.
+//! - `pod` and `workload` find the images of Kubernetes objects; `credentials` reads pull secrets.
+//! - `oci` reads manifests.
+//! - `hash` computes digests of streams.
+//! - `fair` schedules clients fairly; `shares` bounds a shared memory fairly.
+//!
+//! The crate knows nothing of tokio, kube, HTTP and YAML. It reads no clock; time is an argument.
 
 pub mod credentials;
 pub mod digest;
 pub mod dns;
+pub mod fair;
 pub mod hash;
 pub mod oci;
 pub mod pod;
@@ -14,12 +20,11 @@ pub mod reference;
 pub mod rewrite;
 pub mod secret;
 pub mod shares;
-pub mod turns;
 mod upstream_filter;
 pub mod workload;
 
 pub use digest::{Algorithm, Digest};
+pub use fair::{FairQueue, FairSemaphore};
 pub use hash::Hasher;
 pub use reference::{Host, ManifestRef, Reference, RepositoryName, Tag};
-pub use turns::{Gate, Turns};
 pub use upstream_filter::UpstreamFilter;

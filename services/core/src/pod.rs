@@ -1,5 +1,5 @@
-//! The images of a pod, read from its raw JSON: what is declared where, and which upstream
-//! references it means. Raw, because a typed pod would lose fields that a newer API server knows.
+//! Finds the images of a pod in its raw JSON, and their upstream references. A typed pod would lose
+//! fields of newer API versions.
 
 use std::collections::BTreeSet;
 
@@ -9,11 +9,11 @@ use crate::dns;
 use crate::reference::Reference;
 use crate::rewrite;
 
-/// Annotation on rewritten pods: a JSON object of [`PodImage::key`] to the reference as it was
-/// written.
+/// The annotation on rewritten pods: a JSON object from [`PodImage::key`] to the original
+/// reference.
 pub const ORIGINAL_IMAGES_ANNOTATION: &str = "holdfast.dev/original-images";
 
-/// The annotation by which the kubelet marks the API's copy of a static pod.
+/// The annotation by which the kubelet marks a mirror pod, the API's copy of a static pod.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
 /// Where in a pod an image is declared.
@@ -30,10 +30,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// All kinds, in the order in which a pod needs them.
+    /// All kinds, in the order in which a pod needs the images.
     pub const ALL: [Self; 4] = [Self::Volume, Self::Init, Self::Container, Self::Ephemeral];
 
-    /// The list's field under `spec`.
+    /// The field of the list in `spec`.
     pub fn field(self) -> &'static str {
         match self {
             Self::Container => "containers",
@@ -53,21 +53,21 @@ pub struct PodImage {
     pub name: String,
     /// The reference as written.
     pub image: String,
-    /// The pull policy as written (the API server has put its default there).
+    /// The pull policy as written; the API server has set the default.
     pub pull_policy: Option<String>,
-    /// JSON pointer to the reference from the pod's root.
+    /// The JSON pointer to the reference, from the root of the pod.
     pub pointer: String,
 }
 
 impl PodImage {
-    /// `containers/NAME`: how the originals annotation names this image.
+    /// `containers/NAME`: the key of this image in the annotation of originals.
     pub fn key(&self) -> String {
         format!("{}/{}", self.kind.field(), self.name)
     }
 }
 
-/// All images that a pod (or anything with a pod's `spec`) declares. Entries of an unexpected shape
-/// are passed over.
+/// All images that a pod (or any object with a pod's `spec`) declares. Entries of an unexpected
+/// shape are skipped.
 pub fn images(pod: &Value) -> Vec<PodImage> {
     Kind::ALL
         .into_iter()
@@ -108,7 +108,7 @@ fn images_of_kind(pod: &Value, kind: Kind) -> Vec<PodImage> {
         .collect()
 }
 
-/// An image of a pod and the upstream reference that it means.
+/// An image of a pod and its upstream reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OriginalImage {
     /// The image as the pod declares it now.
@@ -119,12 +119,11 @@ pub struct OriginalImage {
     pub rewritten: bool,
 }
 
-/// The upstream references of a pod's images: read back from rewritten paths at one of `addresses`,
-/// from the originals annotation where the address is no longer known, else as written. Images of
-/// the registry that have no upstream (pushed by clients) and references that cannot be parsed are
-/// left out.
+/// The upstream references of a pod's images: mapped back from rewritten references at one of
+/// `addresses`, taken from the annotation of originals if the address is unknown, otherwise as
+/// written. Images without an upstream (pushed by clients) and invalid references are left out.
 ///
-/// The annotation is believed only where the image's path is the rewritten form of what it claims.
+/// The annotation counts only if the image's path is the rewritten form of the annotated reference.
 pub fn original_images(pod: &Value, addresses: &[String]) -> Vec<OriginalImage> {
     let annotated = annotated_originals(pod);
     images(pod)
@@ -164,7 +163,7 @@ fn annotated_original(
     same.then_some(claimed)
 }
 
-/// The originals annotation's object, where it is one.
+/// The value of the annotation of originals, if it is valid JSON.
 pub fn annotated_originals(pod: &Value) -> Option<Value> {
     let text = pod
         .pointer("/metadata/annotations")?
@@ -173,8 +172,8 @@ pub fn annotated_originals(pod: &Value) -> Option<Value> {
     serde_json::from_str(text).ok().filter(Value::is_object)
 }
 
-/// Whether a pod is the API's copy of a static pod, which its kubelet starts by itself from a file
-/// of the node.
+/// Whether a pod is a mirror pod: the API's copy of a static pod, which the kubelet starts from a
+/// file on the node.
 pub fn is_mirror(pod: &Value) -> bool {
     pod.pointer("/metadata/annotations")
         .is_some_and(|annotations| annotations.get(MIRROR_ANNOTATION).is_some())
@@ -190,13 +189,13 @@ pub fn pull_secret_names(pod: &Value) -> Vec<String> {
         .into_iter()
         .flatten()
         .filter_map(|secret| secret.get("name").and_then(Value::as_str))
-        // The API server does not check these names, and they become parts of paths.
+        // The API server does not validate these names, but they become parts of paths.
         .filter(|name| dns::is_subdomain(name) && seen.insert(*name))
         .map(str::to_owned)
         .collect()
 }
 
-/// The name of the service account that a pod runs as; `default` where none is written.
+/// The name of the service account of a pod; `default` if it names none.
 pub fn service_account_name(pod: &Value) -> &str {
     ["/spec/serviceAccountName", "/spec/serviceAccount"]
         .into_iter()

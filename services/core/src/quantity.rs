@@ -1,28 +1,28 @@
 //! Kubernetes quantities (`100Gi`, `1.5Ti`, `12e6`) as whole bytes.
 
-/// Why a text is no quantity of bytes.
+/// Why a text is not a quantity of bytes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The text does not begin with a plain decimal number.
-    #[error("a quantity begins with a number")]
+    #[error("a quantity must begin with a number")]
     Number,
-    /// The suffix is none of Kubernetes' suffixes.
+    /// The suffix is not one of Kubernetes.
     #[error(
         "unknown quantity suffix: allowed are n, u, m, k, M, G, T, P, E, Ki, Mi, Gi, Ti, Pi, Ei and exponents"
     )]
     Suffix,
     /// The number of bytes is negative.
-    #[error("a quantity of bytes is not negative")]
+    #[error("a quantity of bytes must not be negative")]
     Negative,
     /// The number of bytes does not fit 63 bits.
     #[error("the quantity is too large")]
     TooLarge,
 }
 
-/// Most digits that a number may have; more cannot be a size.
+/// Maximum number of digits. A size never needs more.
 const MAX_DIGITS: usize = 30;
 
-/// Reads a quantity as bytes; a fraction of a byte rounds up, as Kubernetes does it.
+/// Parses a quantity as bytes. Fractions of a byte are rounded up, as in Kubernetes.
 pub fn parse_bytes(text: &str) -> Result<u64, Error> {
     let unsigned = text.strip_prefix('+').unwrap_or(text);
     if unsigned.starts_with('-') {
@@ -63,7 +63,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, Error> {
         .ok_or(Error::TooLarge)
 }
 
-/// A suffix as binary multiplier and decimal exponent.
+/// The binary multiplier and the decimal exponent of a suffix.
 fn scale(suffix: &str) -> Result<(u128, i32), Error> {
     let binary = |power: u32| Ok((1u128 << (10 * power), 0));
     let decimal = |exponent: i32| Ok((1, exponent));

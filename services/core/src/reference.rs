@@ -1,5 +1,5 @@
-//! Image references by the distribution grammar, strict and limited in length, normalised the way
-//! container runtimes do it: `nginx` is `docker.io/library/nginx:latest`.
+//! Image references by the grammar of distribution: strict, bounded in length, and normalised as
+//! container runtimes do: `nginx` is `docker.io/library/nginx:latest`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,24 +18,24 @@ pub use repair::repair;
 pub const MAX_NAME_LENGTH: usize = 255;
 /// Longest tag, in characters.
 pub const MAX_TAG_LENGTH: usize = 128;
-/// The host that a reference without one means.
+/// The host of a reference without one.
 pub const DEFAULT_HOST: &str = "docker.io";
-/// The tag that a reference without tag and digest means.
+/// The tag of a reference without tag and digest.
 pub const DEFAULT_TAG: &str = "latest";
 
-/// Why a text is no reference.
+/// Why a text is not a reference.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Nothing is written.
+    /// The text is empty.
     #[error("the reference is empty")]
     Empty,
-    /// The host part is none.
+    /// The host is invalid.
     #[error("the host is neither a name, an IPv4 address nor an IPv6 address in brackets")]
     Host,
     /// The port is not a number from 1 to 65535.
     #[error("the port is not a number from 1 to 65535")]
     Port,
-    /// The repository breaks the grammar.
+    /// The repository does not match the grammar.
     #[error(
         "the repository name is not lower-case letters and digits, joined by '.', '_', '__' or '-', in parts separated by single slashes"
     )]
@@ -43,27 +43,27 @@ pub enum Error {
     /// The repository is longer than [`MAX_NAME_LENGTH`].
     #[error("the repository name is longer than 255 characters")]
     TooLong,
-    /// 64 hex digits alone mean an image's identifier, not a name.
+    /// 64 hex digits alone are the identifier of an image, not a name.
     #[error("64 hex digits are an image identifier, not a name")]
     Identifier,
-    /// The tag breaks the grammar or is longer than [`MAX_TAG_LENGTH`].
+    /// The tag does not match the grammar, or is longer than [`MAX_TAG_LENGTH`].
     #[error(
         "the tag is not up to 128 letters, digits, '_', '.' or '-' with a letter, digit or '_' first"
     )]
     Tag,
-    /// What follows the `@` is no digest.
+    /// The text after the `@` is not a digest.
     #[error("the digest is not valid: {0}")]
     Digest(#[from] digest::Error),
 }
 
-/// A repository's name: lower-case parts separated by slashes, at most 255 characters. Safe as a
-/// relative path: no part is empty, `.` or `..`.
+/// The name of a repository: lower-case components separated by slashes, at most 255 characters.
+/// Safe as a relative path: no component is empty, `.` or `..`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RepositoryName(String);
 
 impl RepositoryName {
-    /// Parses a name by the distribution grammar.
+    /// Parses a name by the grammar of distribution.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.len() > MAX_NAME_LENGTH {
             return Err(Error::TooLong);
@@ -79,7 +79,7 @@ impl RepositoryName {
         &self.0
     }
 
-    /// The parts between the slashes; there is at least one.
+    /// The components; there is at least one.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
@@ -103,7 +103,7 @@ fn is_path_component(text: &str) -> bool {
 pub struct Tag(String);
 
 impl Tag {
-    /// Parses a tag by the distribution grammar.
+    /// Parses a tag by the grammar of distribution.
     pub fn parse(text: &str) -> Result<Self, Error> {
         let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
         let valid = text.len() <= MAX_TAG_LENGTH
@@ -139,7 +139,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Puts a reference together; with neither tag nor digest it gets the tag `latest`.
+    /// Builds a reference. Without tag and digest it gets the tag `latest`.
     pub fn new(
         host: Host,
         repository: RepositoryName,
@@ -159,9 +159,9 @@ impl Reference {
         }
     }
 
-    /// Parses what stands in a pod's `image`, and normalises it: no host means `docker.io`, one
-    /// part there means `library/…`, neither tag nor digest means `latest`. The host becomes
-    /// lower case.
+    /// Parses and normalises the `image` of a pod: without a host it is at `docker.io`, a single
+    /// component there is in `library/`, and without tag and digest the tag is `latest`. The host
+    /// becomes lower case.
     pub fn parse(text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Err(Error::Empty);
@@ -177,7 +177,7 @@ impl Reference {
             Some((first, rest)) if host::looks_like_host(first) => (Host::parse(first)?, rest),
             _ => (Host::docker_hub(), rest),
         };
-        // Behind the host a colon can only begin the tag.
+        // After the host, a colon can only start the tag.
         let (path, tag) = match rest.split_once(':') {
             Some((path, tag)) => (path, Some(Tag::parse(tag)?)),
             None => (rest, None),
@@ -191,7 +191,7 @@ impl Reference {
         Ok(Self::new(host, repository, tag, digest))
     }
 
-    /// The registry's host, with its port when one is written.
+    /// The host of the registry, with the port if one is written.
     pub fn host(&self) -> &Host {
         &self.host
     }
@@ -201,17 +201,17 @@ impl Reference {
         &self.repository
     }
 
-    /// The tag; absent only where a digest is present.
+    /// The tag; `None` only if there is a digest.
     pub fn tag(&self) -> Option<&Tag> {
         self.tag.as_ref()
     }
 
-    /// The digest, which decides where a tag is written too.
+    /// The digest, which takes precedence over a tag.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// What a registry is asked for: the digest if there is one, else the tag.
+    /// What to request from a registry: the digest if there is one, otherwise the tag.
     pub fn target(&self) -> &str {
         match (&self.digest, &self.tag) {
             (Some(digest), _) => digest.as_str(),
@@ -220,15 +220,15 @@ impl Reference {
         }
     }
 
-    /// The same image fixed to a digest.
+    /// The same image, pinned to a digest.
     #[must_use]
     pub fn with_digest(mut self, digest: Digest) -> Self {
         self.digest = Some(digest);
         self
     }
 
-    /// The short form that people write: without `docker.io/` and `library/`, and without
-    /// `:latest`, as far as that still means the same.
+    /// The short form that people write: without `docker.io/`, `library/` and `:latest`, if that
+    /// means the same.
     pub fn familiar(&self) -> String {
         let full = format!("{}/{}", self.host, self.repository.as_str());
         let path = self.repository.as_str();
@@ -236,7 +236,7 @@ impl Reference {
             .strip_prefix("library/")
             .filter(|name| !name.contains('/'))
             .unwrap_or(path);
-        // A path whose first part looks like a host would be taken for one.
+        // The first component of the path could look like a host.
         let means_this = self.host.is_docker_hub()
             && Self::parse(short)
                 .is_ok_and(|meant| meant.host == self.host && meant.repository == self.repository);
@@ -253,7 +253,7 @@ impl Reference {
         }
     }
 
-    /// `[:tag][@digest]`, as it stands behind the repository.
+    /// `[:tag][@digest]`, the part after the repository.
     pub fn suffix(&self) -> String {
         let tag = self
             .tag
@@ -275,7 +275,7 @@ impl fmt::Display for Reference {
     }
 }
 
-/// Texts that are parsed into a type and print as that text: the same four conversions for each.
+/// The conversions of types that parse from and print as text.
 macro_rules! text_conversions {
     ($($type:ty),*) => {$(
         impl FromStr for $type {

@@ -1,34 +1,35 @@
 //! The mapping between an upstream's name and its name in the cluster's registry:
-//! `registry.example:5000/team/app:1` is `<address>/registry.example_5000/team/app:1` (SPEC 5).
-//! Invertible, and never applied twice.
+//! `registry.example:5000/team/app:1` is `<address>/registry.example_5000/team/app:1` (SPEC 5). The
+//! mapping is invertible.
 
 use std::net::Ipv6Addr;
 
 use crate::reference::{Host, Reference, RepositoryName};
 
-/// Ends the first part of a local name whose upstream is an IPv6 address: brackets and colons are
-/// not legal there. The notation is the one that UNC paths use, with all eight groups written.
+/// Suffix of the first component of a local name whose upstream is an IPv6 address, because
+/// brackets and colons are not legal there. The notation of UNC paths, with all eight groups
+/// written out.
 const IPV6_SUFFIX: &str = ".ipv6-literal.net";
 
-/// The repository under which the cluster's registry keeps an upstream's repository; nothing where
-/// that name would be longer than 255 characters or could not be read back.
+/// The repository in the cluster's registry for an upstream's repository. `None` if the name would
+/// have more than 255 characters or could not be mapped back.
 pub fn local_repository(host: &Host, repository: &RepositoryName) -> Option<RepositoryName> {
     let local = RepositoryName::parse(&format!("{}/{repository}", local_host(host)?)).ok()?;
     Some(local)
 }
 
-/// The upstream that a local repository comes from; nothing for repositories that clients pushed.
+/// The upstream of a local repository. `None` for repositories that clients pushed.
 pub fn upstream_of(local: &RepositoryName) -> Option<(Host, RepositoryName)> {
     let (first, rest) = local.as_str().split_once('/')?;
     let host = upstream_host(first)?;
-    // Other spellings of a host (a port with zeros, a short IPv6 address) are nobody's local name.
+    // Other spellings of a host (a port with zeros, a short IPv6 address) are not local names.
     if local_host(&host)? != first {
         return None;
     }
     Some((host, RepositoryName::parse(rest).ok()?))
 }
 
-/// The one name of a repository of Docker Hub, where `local` is another way to write it:
+/// The canonical name of a repository of Docker Hub, if `local` is another spelling of it:
 /// `docker.io/nginx` means `docker.io/library/nginx`, and `index.docker.io` is `docker.io`.
 pub fn canonical(local: &RepositoryName) -> Option<RepositoryName> {
     let (first, rest) = local.as_str().split_once('/')?;
@@ -38,53 +39,53 @@ pub fn canonical(local: &RepositoryName) -> Option<RepositoryName> {
     (name != *local).then_some(name)
 }
 
-/// Whether a repository lies where only fills may write: its first part is a host (`.`, `_<port>`
-/// or `localhost`).
+/// Whether only fills may write to a repository: its first component is a host (it contains `.`,
+/// ends with `_<port>`, or is `localhost`).
 pub fn is_upstream_namespace(repository: &RepositoryName) -> bool {
     let first = repository.components().next().unwrap_or_default();
     first.contains('.') || first == "localhost" || split_port(first).is_some()
 }
 
 /// The reference by which pods pull an image from the cluster's registry at `address` (an IP
-/// address, IPv6 in brackets, or `host[:port]`); nothing where the name would be too long.
+/// address, IPv6 in brackets, or `host[:port]`). `None` if the name would be too long.
 pub fn rewrite(reference: &Reference, address: &str) -> Option<String> {
     let local = local_repository(reference.host(), reference.repository())?;
     Some(format!("{address}/{local}{}", reference.suffix()))
 }
 
-/// The upstream reference behind a rewritten one; nothing unless `text` names one of `addresses`
-/// and an upstream. An address without a port stands for every port of it.
+/// The upstream reference behind the text of a rewritten one, see [`upstream_reference`].
 pub fn original(text: &str, addresses: &[String]) -> Option<Reference> {
-    let local = Reference::parse(text).ok()?;
+    upstream_reference(&Reference::parse(text).ok()?, addresses)
+}
+
+/// The upstream reference behind a rewritten one. `None` unless `local` names one of `addresses`
+/// and an upstream. An address without a port matches every port.
+pub fn upstream_reference(local: &Reference, addresses: &[String]) -> Option<Reference> {
     if !is_at_any(local.host(), addresses) {
         return None;
     }
-    let (host, repository) = upstream_of(local.repository())?;
-    Some(Reference::new(
-        host,
-        repository,
-        local.tag().cloned(),
-        local.digest().cloned(),
-    ))
+    Some(of_upstream(local, upstream_of(local.repository())?))
 }
 
-/// The upstream reference of the content that the registry serves under `text`. Beside
-/// [`original`], it knows the other ways to write a repository of Docker Hub, which the registry
-/// takes for the same one.
-pub fn served(text: &str, addresses: &[String]) -> Option<Reference> {
-    let local = Reference::parse(text).ok()?;
+/// The upstream reference of the content that the registry serves for `local`. Like
+/// [`upstream_reference`], but also accepts the other spellings of repositories of Docker Hub that
+/// the registry accepts.
+pub fn served(local: &Reference, addresses: &[String]) -> Option<Reference> {
     if !is_at_any(local.host(), addresses) {
         return None;
     }
     let repository = local.repository();
-    let (host, repository) =
-        upstream_of(&canonical(repository).unwrap_or_else(|| repository.clone()))?;
-    let (tag, digest) = (local.tag().cloned(), local.digest().cloned());
-    Some(Reference::new(host, repository, tag, digest))
+    let canonical = canonical(repository);
+    let upstream = upstream_of(canonical.as_ref().unwrap_or(repository))?;
+    Some(of_upstream(local, upstream))
 }
 
-/// Whether a host is the registry's own `address`; an address without a port stands for every port
-/// of it.
+fn of_upstream(local: &Reference, (host, repository): (Host, RepositoryName)) -> Reference {
+    let (tag, digest) = (local.tag().cloned(), local.digest().cloned());
+    Reference::new(host, repository, tag, digest)
+}
+
+/// Whether a host is the registry at `address`. An address without a port matches every port.
 pub fn is_at(host: &Host, address: &str) -> bool {
     let parsed = Host::parse(address).or_else(|_| Host::parse(&format!("[{address}]")));
     match parsed {
@@ -94,7 +95,7 @@ pub fn is_at(host: &Host, address: &str) -> bool {
     }
 }
 
-/// Whether a host is the registry under one of its `addresses`.
+/// Whether a host is the registry at one of its `addresses`.
 pub fn is_at_any(host: &Host, addresses: &[String]) -> bool {
     addresses.iter().any(|address| is_at(host, address))
 }
@@ -109,7 +110,7 @@ fn local_host(host: &Host) -> Option<String> {
                 .collect();
             format!("{}{IPV6_SUFFIX}", groups.join("-"))
         }
-        // A DNS name that reads as an IPv6 address could not be told from one.
+        // Such a DNS name could not be distinguished from an IPv6 address.
         None if host.name().ends_with(IPV6_SUFFIX) => return None,
         None => host.name(),
     };
@@ -132,7 +133,7 @@ fn upstream_host(first: &str) -> Option<Host> {
     Host::parse(&text).ok()
 }
 
-/// Splits `name_5000`; nothing without digits of a port behind a last underscore.
+/// Splits `name_5000`. `None` without the digits of a port after the last underscore.
 fn split_port(first: &str) -> Option<(&str, Option<u16>)> {
     let (name, port) = first.rsplit_once('_')?;
     if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
@@ -141,8 +142,8 @@ fn split_port(first: &str) -> Option<(&str, Option<u16>)> {
     port.parse().ok().map(|port| (name, Some(port)))
 }
 
-/// The prefix that references of an image's upstream have in this cluster: `ADDRESS/HOST/`. Nothing
-/// shorter is safe for a policy to allow: below the address alone lies every upstream.
+/// The prefix of references of an image's upstream in this cluster: `ADDRESS/HOST/`. A policy
+/// should not allow a shorter prefix, because the address alone covers every upstream.
 pub fn upstream_prefix(source: &Reference, address: &str) -> Option<String> {
     let local = local_repository(source.host(), source.repository())?;
     let host = local.components().next()?;

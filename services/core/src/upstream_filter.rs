@@ -1,16 +1,15 @@
-//! Which upstreams Holdfast concerns itself with: the `sources` of the values. Pure matching of
-//! hosts.
+//! Decides which upstreams are rewritten, by the value `sources`.
 
 use crate::Host;
 
-/// Which upstreams are rewritten (SPEC 11).
+/// Decides which upstreams are rewritten (SPEC 11).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct UpstreamFilter {
-    /// `sources` of the values; nothing means every upstream.
+    /// The value `sources`; `None` means every upstream.
     sources: Option<Vec<Source>>,
-    /// Hosts that the values configure one by one.
+    /// The hosts in the value `upstreams`.
     configured: Vec<Host>,
-    /// Whether only those are meant.
+    /// Whether other hosts are excluded.
     only_configured: bool,
 }
 
@@ -18,7 +17,7 @@ pub struct UpstreamFilter {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Source {
     Host(Host),
-    /// `*.example[:port]`: every name that ends so.
+    /// `*.example[:port]`: all names with this suffix.
     Below {
         suffix: String,
         port: Option<u16>,
@@ -26,8 +25,8 @@ enum Source {
 }
 
 impl UpstreamFilter {
-    /// A filter from a list of sources (empty: every upstream) and of hosts configured one by one.
-    /// An entry that names no host matches nothing; it never widens.
+    /// A filter of `sources` (empty: every upstream) and the hosts of `upstreams`. An entry that
+    /// does not name a host matches nothing.
     pub fn new(sources: &[String], configured: Vec<Host>) -> Self {
         let parsed = sources
             .iter()
@@ -40,22 +39,22 @@ impl UpstreamFilter {
         }
     }
 
-    /// The same, narrowed to the hosts that are configured one by one where `only` says so.
+    /// If `only`, also excludes all hosts that are not in `upstreams`.
     #[must_use]
     pub fn only_configured(mut self, only: bool) -> Self {
         self.only_configured = only;
         self
     }
 
-    /// Whether there is any rule: without one every upstream is meant.
-    pub fn narrow(&self) -> bool {
+    /// Whether any upstream is excluded.
+    pub fn is_restricted(&self) -> bool {
         self.sources.is_some() || self.only_configured
     }
 
     /// Whether images of a host are rewritten.
     ///
-    /// A host that means the node itself (`localhost`, a loopback address) is rewritten only where
-    /// the configuration names it: the registry would find something else there.
+    /// A host that means the node itself (`localhost`, a loopback address) is rewritten only if the
+    /// configuration names it, because it means another machine to the registry.
     pub fn include(&self, host: &Host) -> bool {
         let same = |own: &Host| own.name() == host.name() && web_port(own) == web_port(host);
         if self.only_configured && !self.configured.iter().any(same) {
@@ -93,7 +92,7 @@ impl Source {
     }
 }
 
-/// 443 written out is no other registry.
+/// The port, without the default 443.
 fn web_port(host: &Host) -> Option<u16> {
     host.port().filter(|port| *port != 443)
 }
@@ -160,11 +159,11 @@ mod tests {
             let sources: Vec<String> = sources.iter().map(|&host| host.to_owned()).collect();
             let upstreams =
                 UpstreamFilter::new(&sources, configured.to_vec()).only_configured(true);
-            assert!(upstreams.narrow());
+            assert!(upstreams.is_restricted());
             let found = upstreams.include(&Host::parse(host).unwrap());
             assert_eq!(found, expect, "{host} of {sources:?}");
         }
-        assert!(!UpstreamFilter::new(&[], configured.to_vec()).narrow());
+        assert!(!UpstreamFilter::new(&[], configured.to_vec()).is_restricted());
     }
 
     #[test]

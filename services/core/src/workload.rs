@@ -1,19 +1,18 @@
-//! The workloads of a cluster, read from their raw JSON: where each kind keeps the template that
-//! its pods are made of, what controls an object, and whether pods may still be made of it. Knows
-//! no API client and no Artifact.
+//! Reads workloads from their raw JSON: the pod template of each kind, the controller of an object,
+//! and whether more pods may be created from it.
 
 use serde_json::Value;
 
-/// A kind of object that is a pod or that pods are made of.
+/// A kind of object that is a pod or has a pod template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WorkloadKind {
     /// The API group; empty for the core group.
     pub group: &'static str,
-    /// The version in which it is asked for: the one that every supported API server has.
+    /// The version that every supported API server has.
     pub version: &'static str,
-    /// The kind as objects and owner references name it.
+    /// The kind in objects and owner references.
     pub kind: &'static str,
-    /// The resource's name in paths and in roles.
+    /// The name of the resource in paths and roles.
     pub plural: &'static str,
 }
 
@@ -55,15 +54,14 @@ const fn known(
     }
 }
 
-/// The kind of that name; `None` for kinds that Holdfast does not look into.
+/// The kind with this name; `None` for kinds that Holdfast does not read.
 pub fn by_name(kind: &str) -> Option<&'static WorkloadKind> {
     KINDS.iter().find(|known| known.kind == kind)
 }
 
-/// What the pods of an object are made of: an object with a pod's `metadata` and `spec`, for
-/// [`crate::pod`] to read. A pod is its own; a `ControllerRevision` holds the template that its
-/// StatefulSet or DaemonSet had (`data.spec.template`). `None` for other kinds, and where there is
-/// none.
+/// The pod template of an object: an object with `metadata` and `spec` of a pod, for
+/// [`crate::pod`]. A pod is its own template. A `ControllerRevision` holds a former template of its
+/// StatefulSet or DaemonSet (`data.spec.template`). `None` for other kinds, and if there is none.
 pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     let template = match kind {
         "Pod" => Some(object),
@@ -80,8 +78,8 @@ pub fn pod_template<'a>(kind: &str, object: &'a Value) -> Option<&'a Value> {
     template.filter(|template| template.get("spec").is_some_and(Value::is_object))
 }
 
-/// Kind, name and UID of what controls an object: its one owner reference with `controller: true`.
-/// It lies in the object's own namespace, or is a Node.
+/// Kind, name and UID of the controller of an object: its owner reference with `controller: true`.
+/// The controller is in the namespace of the object, or is a Node.
 pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
     let owners = object.pointer("/metadata/ownerReferences")?.as_array()?;
     let owner = owners
@@ -95,11 +93,10 @@ pub fn controller_of(object: &Value) -> Option<(&str, &str, &str)> {
     ))
 }
 
-/// Whether pods may still be made of an object, or containers of it be started, so that its images
-/// have to be local: not of what is being deleted, nor of a Job or a pod that has finished. Zero
-/// replicas and `suspend: true` change nothing: both end without anybody asking an upstream.
-/// Revisions that still exist are what a rollback would use: their owners delete those beyond
-/// `revisionHistoryLimit` themselves.
+/// Whether more pods or containers may be started from an object, so that its images must be local.
+/// `false` if it is being deleted, or is a finished Job or pod. Zero replicas and `suspend: true`
+/// do not matter, because both can end without uplink. Existing revisions count, because a rollback
+/// could use them; their owners delete those beyond `revisionHistoryLimit`.
 pub fn may_start(kind: &str, object: &Value) -> bool {
     if object
         .pointer("/metadata/deletionTimestamp")
@@ -117,7 +114,7 @@ pub fn may_start(kind: &str, object: &Value) -> bool {
     }
 }
 
-/// Whether one of these conditions in an object's status is `True`.
+/// Whether one of these conditions in the status of an object is `True`.
 pub fn condition_is_true(object: &Value, types: &[&str]) -> bool {
     object
         .pointer("/status/conditions")
@@ -130,8 +127,8 @@ pub fn condition_is_true(object: &Value, types: &[&str]) -> bool {
         })
 }
 
-/// The pod that a template becomes in `namespace`, as far as an admission review would show it: the
-/// namespace and the service account that the API server puts in are there, name and UID are not.
+/// The pod that would be created from a template in `namespace`, as in an admission review: with
+/// namespace and service account, without name and UID.
 pub fn pod_of(template: &Value, namespace: &str) -> Value {
     let object = |value: Option<&Value>| {
         value

@@ -1,7 +1,6 @@
-//! The container runtime, by its interface (CRI v1): is it there, which version is it, and can it
-//! pull from the registry?
+//! A client of the container runtime interface (CRI v1): the runtime's version, and pulls and
+//! removals of images.
 
-pub mod containerd;
 pub mod grpc;
 pub mod wire;
 
@@ -15,42 +14,43 @@ use wire::{
     RemoveImageRequest, RemoveImageResponse, VersionRequest, VersionResponse,
 };
 
-/// Short questions.
+/// Time for a call that does no work in the runtime.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// One pull of one small image, the runtime's own retries included.
+/// Time for a pull of one small image, including the retries of the runtime.
 const PULL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The runtime behind a unix socket.
+/// A client of the runtime at a unix socket.
 #[derive(Debug, Clone)]
-pub struct Runtime {
+pub struct Client {
     socket: PathBuf,
 }
 
-/// What a failed pull says of this node.
+/// Which side a failed pull blames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// The node does not trust, is not trusted, or does not use the host configuration: pods would
-    /// not start here.
+    /// The node: it does not trust the registry, is not trusted, or ignores the host configuration.
+    /// Pods cannot start here.
     Node,
-    /// The registry did not answer or not well: says nothing about the node's configuration.
+    /// The registry: it did not answer, or answered with a server error. This says nothing about
+    /// the configuration of the node.
     Registry,
-    /// The runtime itself did not answer.
+    /// The runtime: it did not answer.
     Runtime,
 }
 
-impl Runtime {
-    /// A runtime that listens on `socket`; nothing is connected yet.
+impl Client {
+    /// A client of the runtime that listens on `socket`; nothing is connected yet.
     pub fn new(socket: PathBuf) -> Self {
         Self { socket }
     }
 
-    /// A short question.
-    async fn ask<Q: Message, A: Message + Default>(
+    /// Makes a call that takes little time: to the CRI, or to another service on the same socket.
+    pub(crate) async fn call<Q: Message, A: Message + Default>(
         &self,
         path: &'static str,
-        question: &Q,
+        request: &Q,
     ) -> Result<A, Error> {
-        grpc::call(&self.socket, path, question, CALL_TIMEOUT).await
+        grpc::call(&self.socket, path, request, CALL_TIMEOUT).await
     }
 
     /// Name and version, for instance `("containerd", "v2.1.4")`.
@@ -59,13 +59,13 @@ impl Runtime {
             version: "v1".to_owned(),
         };
         let answer: VersionResponse = self
-            .ask("/runtime.v1.RuntimeService/Version", &request)
+            .call("/runtime.v1.RuntimeService/Version", &request)
             .await?;
         Ok((answer.runtime_name, answer.runtime_version))
     }
 
-    /// Whether the kubelet's collection of images has to leave an image; `None` where the runtime
-    /// does not hold it.
+    /// Whether an image is exempt from the kubelet's image garbage collection; `None` if the
+    /// runtime does not hold it.
     pub async fn is_pinned(&self, reference: &str) -> Result<Option<bool>, Error> {
         let request = ImageStatusRequest {
             image: Some(ImageSpec {
@@ -73,13 +73,13 @@ impl Runtime {
             }),
         };
         let status: ImageStatusResponse = self
-            .ask("/runtime.v1.ImageService/ImageStatus", &request)
+            .call("/runtime.v1.ImageService/ImageStatus", &request)
             .await?;
         Ok(status.image.map(|image| image.pinned))
     }
 
-    /// Pulls `reference` for real: what the runtime holds of it is removed before, and the image
-    /// must be there after.
+    /// Proves that the runtime can pull `reference`: removes the image, pulls it, and checks that
+    /// the runtime holds it.
     pub async fn prove_pull(&self, reference: &str) -> Result<(), Error> {
         let image = Some(ImageSpec {
             image: reference.to_owned(),
@@ -97,7 +97,7 @@ impl Runtime {
         .await?;
         let request = ImageStatusRequest { image };
         let status: ImageStatusResponse = self
-            .ask("/runtime.v1.ImageService/ImageStatus", &request)
+            .call("/runtime.v1.ImageService/ImageStatus", &request)
             .await?;
         match status.image {
             Some(image) if !image.id.is_empty() => Ok(()),
@@ -107,7 +107,7 @@ impl Runtime {
         }
     }
 
-    /// Removes an image; one that is not there is no error.
+    /// Removes an image; a missing one is not an error.
     pub async fn remove(&self, reference: &str) -> Result<(), Error> {
         let request = RemoveImageRequest {
             image: Some(ImageSpec {
@@ -115,7 +115,7 @@ impl Runtime {
             }),
         };
         match self
-            .ask::<_, RemoveImageResponse>("/runtime.v1.ImageService/RemoveImage", &request)
+            .call::<_, RemoveImageResponse>("/runtime.v1.ImageService/RemoveImage", &request)
             .await
         {
             Err(Error::Status {
@@ -127,8 +127,8 @@ impl Runtime {
     }
 }
 
-/// Reads the runtime's words: which side is at fault. Unknown words count against the node, since a
-/// pod would meet the same.
+/// Which side is at fault, from the runtime's error text. An unknown text blames the node, because
+/// the pull of a pod would fail the same way.
 pub fn fault(error: &Error) -> Fault {
     const REGISTRY: [&str; 12] = [
         "connection refused",

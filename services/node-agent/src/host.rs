@@ -1,5 +1,5 @@
-//! Hands on the host's files: looks, applies actions, keeps the journal and the last state. Decides
-//! nothing.
+//! The files on the host: reads them, carries out a plan, and stores the journal and the last
+//! state. Decides nothing.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,23 +9,40 @@ use std::path::{Path, PathBuf};
 
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::agent::Folders;
-use crate::certs_d::Wanted;
 use crate::journal::{Journal, Original};
-use crate::plan::{Action, Found, Host, Plan, parents};
+use crate::plan::{Action, Found, Host, HostFile, Plan, parents};
 
-/// Where agents keep what they have to remember, a folder for each release: in the one folder that
-/// they may write to. The runtime takes only the name of a registry host for a host's folder, and
-/// none begins with a dot. Gone when everything is undone.
+/// The folder for the agents' own files, with one folder per release. It lies in the only folder
+/// that agents may write to. The runtime looks for folders named after registry hosts, and no host
+/// name begins with a dot. Removed when everything is undone.
 pub const OWN: &str = ".holdfast";
 
-/// Where former versions kept it, in the folder of the runtime's configuration.
+/// The folder of former versions, in the runtime's configuration folder.
 const FORMER: &str = "holdfast";
 
 const JOURNAL: &str = "journal.json";
 
-/// A file of the host that is larger than this is not the agent's business: it is never read whole.
+/// Larger files on the host are treated as foreign and never read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// The host's folders and where they are mounted.
+#[derive(Debug, Clone, Default)]
+pub struct Folders {
+    /// The runtime's configuration folder as mounted here, read-only: `/host/etc/containerd`.
+    pub etc: PathBuf,
+    /// The folder of registry hosts as mounted here: `/host/certs.d`. The only folder that the
+    /// agent may write to.
+    pub hosts: PathBuf,
+    /// The folder of the runtime's socket as mounted here: `/host/run/containerd`.
+    pub run: PathBuf,
+    /// The path of `etc` on the host: `/etc/containerd`.
+    pub etc_on_host: PathBuf,
+    /// The path of `hosts` on the host: `/etc/containerd/certs.d`.
+    pub hosts_on_host: PathBuf,
+    /// Whether the operator configured `hosts_on_host`. Otherwise the runtime's configuration must
+    /// name it.
+    pub hosts_are_given: bool,
+}
 
 /// Why the host could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -33,20 +50,20 @@ pub enum Error {
     /// The file system refused.
     #[error("{action} {path}: {source}", path = path.display())]
     Io {
-        /// What was being done.
+        /// The operation.
         action: &'static str,
-        /// To which file.
+        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// The agent's own file is not readable any more; nothing is changed until somebody looks.
+    /// A file of the agent does not parse.
     #[error("{path} is damaged: {source}", path = path.display())]
     Damaged {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// What does not parse.
+        /// The error of the parser.
         #[source]
         source: serde_json::Error,
     },
@@ -61,7 +78,7 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Erro
     }
 }
 
-/// The folder of registry hosts, as it is mounted into the agent's container.
+/// The folder of registry hosts on the host, and the agent's own folder in it.
 #[derive(Debug, Clone)]
 pub struct Disk {
     root: PathBuf,
@@ -70,19 +87,19 @@ pub struct Disk {
     former: Former,
 }
 
-/// The journal of a former version, which the agent may read and not remove.
+/// The journal of a former version, which the agent may read but not remove.
 #[derive(Debug, Clone)]
 struct Former {
-    /// Its folder as mounted here, and as the host names it.
+    /// Its folder as mounted here.
     folder: PathBuf,
+    /// Its folder on the host.
     on_host: PathBuf,
     /// The name of the folder of registry hosts in it: `certs.d`.
     hosts: PathBuf,
 }
 
 impl Disk {
-    /// The folder that is mounted at `folders.hosts`, for the agent of a release
-    /// (`NAMESPACE.FULLNAME`).
+    /// The files of the agent of a release (`NAMESPACE.FULLNAME`) on the host of `folders`.
     pub fn new(folders: &Folders, release: &str) -> Self {
         let hosts = folders.hosts_on_host.strip_prefix(&folders.etc_on_host);
         Self {
@@ -96,13 +113,13 @@ impl Disk {
         }
     }
 
-    /// The journal; where there is none that of a former version, and else an empty one.
+    /// The journal; if there is none, the one of a former version; otherwise an empty one.
     pub fn journal(&self) -> Result<Journal, Error> {
         Ok(self.load(JOURNAL)?.unwrap_or_else(|| self.former_journal()))
     }
 
-    /// What a former version wrote and is still there as it wrote it. Its journal stays on the host
-    /// for good, so it says nothing about files that somebody changed since.
+    /// The entries of a former version's journal whose files are unchanged. That journal stays on
+    /// the host forever, so it is no evidence about files that changed since.
     fn former_journal(&self) -> Journal {
         let bytes = fs::read(self.former.folder.join(JOURNAL)).unwrap_or_default();
         let Ok(former) = serde_json::from_slice::<Journal>(&bytes) else {
@@ -132,17 +149,17 @@ impl Disk {
         journal
     }
 
-    /// What a former version left on the host and this one may not remove, in words.
+    /// Names what a former version left on the host and this one may not remove.
     pub fn left_by_former(&self) -> Option<String> {
         self.former.folder.exists().then(|| {
             format!(
-                "{} is left: a former version kept its journal there, and this one may only read it; remove it by hand",
+                "{} is left: a former version of the agent stored its journal there, and this version may not remove it; remove it by hand",
                 self.former.on_host.display()
             )
         })
     }
 
-    /// A document that was kept on the host by [`Disk::keep`].
+    /// Reads a document that [`Disk::keep`] stored; `None` if there is none.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let path = self.own.join(name);
         match fs::read(&path) {
@@ -154,7 +171,7 @@ impl Disk {
         }
     }
 
-    /// Puts a document that cannot be read out of the way, for people to look at.
+    /// Renames an unreadable document to `NAME.damaged`, for people to inspect.
     pub fn set_aside(&self, name: &str) -> Result<(), Error> {
         let path = self.own.join(name);
         let aside = path.with_file_name(format!("{name}.damaged"));
@@ -162,7 +179,7 @@ impl Disk {
         sync_folder(&path)
     }
 
-    /// Keeps a document on the host, readable by root only, unless it is there already.
+    /// Stores a document on the host, readable by root only. Writes nothing if it is unchanged.
     pub fn keep<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Error> {
         let path = self.own.join(name);
         let bytes = serde_json::to_vec_pretty(document).map_err(|source| Error::Damaged {
@@ -184,7 +201,7 @@ impl Disk {
         replace(&path, &bytes, 0o600, None)
     }
 
-    /// Removes the agent's own folder, once there is nothing left to undo.
+    /// Removes the agent's own folder. Call it when nothing is left to undo.
     pub fn forget(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.own) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
@@ -195,7 +212,7 @@ impl Disk {
         remove_empty(&self.root.join(OWN))
     }
 
-    /// Looks at everything that a plan may touch.
+    /// Reads everything that a plan may touch.
     pub fn look<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Host {
         let mut host = Host::default();
         for path in paths {
@@ -245,7 +262,8 @@ impl Disk {
         })
     }
 
-    /// Carries out a plan: the journal first, so that a crash after any step can be undone.
+    /// Carries out a plan. The journal is written first, so everything can be undone after a crash
+    /// at any point.
     pub fn apply(&self, plan: &Plan) -> Result<(), Error> {
         if !plan.journal_first.is_empty() {
             self.keep(JOURNAL, &plan.journal_first)?;
@@ -271,7 +289,7 @@ impl Disk {
                         .map_err(io_error("protect", &path)),
                 }
             }
-            Action::Write(path, Wanted { bytes, mode }) => {
+            Action::Write(path, HostFile { bytes, mode }) => {
                 replace(&self.root.join(path), bytes, *mode, None)
             }
             Action::Restore(path, Original::Absent) => {
@@ -301,7 +319,7 @@ impl Disk {
         }
     }
 
-    /// The paths that a plan has to look at: what is wanted and what the journal knows.
+    /// The paths that a plan needs to see: the wanted ones and those in the journal.
     pub fn paths<'a>(
         journal: &'a Journal,
         wanted: impl Iterator<Item = &'a String>,
@@ -310,7 +328,7 @@ impl Disk {
     }
 }
 
-/// Removes a folder. Where somebody else keeps something there now, the folder is theirs.
+/// Removes a folder if it is empty. Otherwise another program uses it now.
 fn remove_empty(path: &Path) -> Result<(), Error> {
     match fs::remove_dir(path) {
         Err(e)
@@ -344,7 +362,7 @@ fn discard(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// A reader sees the old bytes or the new ones, also after a power cut.
+/// Replaces a file atomically and durably.
 fn replace(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), Error> {
     let temporary = temporary(path);
     discard(&temporary)?;

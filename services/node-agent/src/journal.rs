@@ -1,6 +1,8 @@
-//! The agent's memory on the host: what stood at a path before it wrote there, and which contents
-//! are its own. It is written before the first change, so a crash at any instruction leaves enough
-//! to undo.
+//! The journal on the host: what was at a path before the agent wrote there, and which contents are
+//! the agent's own.
+//!
+//! The journal is stored before the first change of a file, so everything can be undone after a
+//! crash at any point.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,18 +10,18 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Contents of the agent's own that an entry remembers: the one on disk, the one being written, and
-/// a margin.
+/// The agent's contents that an entry remembers: the one on disk, the one being written, and a
+/// margin.
 const REMEMBERED: usize = 4;
 
-/// Everything that the agent changed below the runtime's folder of registry hosts.
+/// Everything that the agent changed in the folder of registry hosts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Journal {
     /// Files by path relative to that folder.
     #[serde(default)]
     pub files: BTreeMap<String, Entry>,
-    /// Directories that did not exist before.
+    /// Directories that the agent created.
     #[serde(default)]
     pub directories: BTreeSet<String>,
 }
@@ -35,14 +37,14 @@ impl Journal {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Entry {
-    /// What to put back.
+    /// What to restore.
     pub original: Original,
-    /// SHA-256 of contents that the agent wrote, newest last.
+    /// SHA-256 of the contents that the agent wrote, newest last.
     pub written: Vec<String>,
 }
 
 impl Entry {
-    /// Remembers `bytes` as the agent's own.
+    /// Records `bytes` as written by the agent.
     pub fn remember(&mut self, bytes: &[u8]) {
         let digest = digest(bytes);
         self.written.retain(|known| *known != digest);
@@ -57,13 +59,13 @@ impl Entry {
     }
 }
 
-/// What stood at a path before the agent.
+/// What was at a path before the agent.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", tag = "kind")]
 pub enum Original {
     /// Nothing.
     Absent,
-    /// A file, kept with all that makes it up.
+    /// A file, with everything that is needed to restore it.
     File {
         /// Its bytes.
         #[serde(with = "base64_bytes")]

@@ -1,22 +1,26 @@
-//! The node agent: makes the container runtime of its node trust and reach the registry, proves it
-//! by a real pull, and takes all of it away again when told to.
+//! The node agent: makes the container runtime of its node trust and use the registry, proves it by
+//! real pulls, and undoes everything when told to.
 //!
-//! It writes host files below the runtime's registry folder (`certs.d`) and labels of the images
-//! that Holdfast starts from, nothing else on the host, and knows nothing of the registry's store
-//! nor of Artifacts. What it wrote stays when the API server, the registry or the agent itself is
-//! gone.
+//! On the host it changes two things only: files in the runtime's folder of registry hosts
+//! (`certs.d`), and labels of the images that Holdfast starts from. Both stay in effect without the
+//! API server, the registry and the agent. The crate knows neither the registry's store nor
+//! Artifacts. `docs/design/nodes.md` describes the protocol.
+//!
+//! - `agent` is one round: inspect, apply or undo, pull, report.
+//! - `runtimes` holds what differs between container runtimes; `cri` is what they share.
+//! - `plan` (pure), `journal` and `host` change files so that they can be restored.
+//! - `readiness` (pure) judges the pulls; `node_events`, `status` and `metrics` report.
+//! - `state_watch` receives the wanted state.
 
 pub mod agent;
-pub mod certs_d;
 pub mod cri;
 pub mod host;
 pub mod journal;
 pub mod metrics;
 pub mod node_events;
-pub mod pins;
 pub mod plan;
 pub mod readiness;
-pub mod runtime_config;
+pub mod runtimes;
 pub mod state_watch;
 pub mod status;
 
@@ -35,25 +39,31 @@ use holdfast_runtime::{CancellationToken, logs, server, shutdown};
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, watch};
 
-use agent::{Agent, AgentConfig, Folders};
-use host::Disk;
+use agent::{Agent, AgentConfig};
+use host::{Disk, Folders};
 use node_events::NodeEvents;
-use pins::Own;
+use runtimes::containerd::Containerd;
+use runtimes::{AgentPod, HostRuntime};
 use status::Status;
+
+/// A round takes longer than this only if it is stuck: a pull may take two minutes.
+const ROUND_STUCK_AFTER: Duration = Duration::from_secs(600);
+/// The same for the loops that talk to the API server.
+const API_STUCK_AFTER: Duration = Duration::from_secs(300);
 
 /// Why the agent cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The admin port is taken.
+    /// The admin port cannot be bound.
     #[error("cannot listen on port {0}")]
     Listen(u16, #[source] std::io::Error),
-    /// Signals cannot be waited for.
-    #[error("cannot wait for signals")]
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers")]
     Signals(#[source] std::io::Error),
 }
 
-/// Runs the node agent until SIGTERM. Nothing on the host is undone then: a restart is no
-/// uninstall.
+/// Runs the node agent until SIGTERM. The host stays as it is then: a restart must not undo
+/// anything.
 pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error> {
     let values = &config.values.node_agent;
     let folders = Folders {
@@ -71,11 +81,11 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         namespace: release.namespace,
     };
     let variable = |name| std::env::var(name).unwrap_or_default();
-    let config = AgentConfig {
+    let agent_config = AgentConfig {
         pin: values.pin_images,
-        own: Own {
+        pod: AgentPod {
             namespace: variable("POD_NAMESPACE"),
-            pod: variable("POD_NAME"),
+            name: variable("POD_NAME"),
             release: format!("{}.{}", names.namespace, names.fullname),
         },
     };
@@ -87,22 +97,23 @@ pub async fn run(config: Config, level: Option<logs::Level>) -> Result<(), Error
         names,
         node: variable("NODE_NAME"),
     };
-    serve(env, config, level, listener, stop).await;
+    serve(env, agent_config, level, listener, stop).await;
     Ok(())
 }
 
-/// Where the agent is.
+/// The environment of the agent.
 #[derive(Debug)]
 pub struct Env {
     /// The host's folders.
     pub folders: Folders,
     /// Names of the release's objects.
     pub names: Names,
-    /// The node's name; empty: no events are written.
+    /// The node's name. If it is empty, no events are written.
     pub node: String,
 }
 
-/// The agent in a given env and on a given listener.
+/// Runs the agent in the given environment and serves the admin endpoints on `listener`, until
+/// `shutdown`.
 pub async fn serve(
     env: Env,
     config: AgentConfig,
@@ -122,15 +133,15 @@ pub async fn serve(
     let ready = health.ready_flag("node", "no pull has been tried yet");
     let status = Status::default();
 
-    let disk = Disk::new(&folders, &config.own.release);
+    let disk = Disk::new(&folders, &config.pod.release);
     let kept = disk.load::<NodeState>("state.json").unwrap_or_else(|error| {
-        tracing::warn!(error = %error, "the state kept on the host cannot be read; waiting for the API server");
+        tracing::warn!(%error, "cannot read the state stored on the host; waiting for the API server");
         None
     });
     let (sender, states) = watch::channel(kept);
-    let (events, told) = NodeEvents::new();
+    let (events, queued) = NodeEvents::new();
     let agent = Arc::new(Mutex::new(Agent::new(
-        folders,
+        Containerd::new(folders),
         disk,
         config,
         status.clone(),
@@ -139,16 +150,16 @@ pub async fn serve(
         events,
     )));
     if !node.is_empty() {
-        let told = Arc::new(Mutex::new(told));
-        supervisor.spawn("events", Duration::from_secs(300), move |heartbeat| {
-            node_events::publish(node.clone(), Arc::clone(&told), heartbeat)
+        let queued = Arc::new(Mutex::new(queued));
+        supervisor.spawn("events", API_STUCK_AFTER, move |heartbeat| {
+            node_events::publish(node.clone(), Arc::clone(&queued), heartbeat)
         });
     }
-    supervisor.spawn("host", Duration::from_secs(600), move |heartbeat| {
-        work(Arc::clone(&agent), states.clone(), heartbeat)
+    supervisor.spawn("host", ROUND_STUCK_AFTER, move |heartbeat| {
+        rounds(Arc::clone(&agent), states.clone(), heartbeat)
     });
     let name = names.node();
-    supervisor.spawn("state", Duration::from_secs(300), move |heartbeat| {
+    supervisor.spawn("state", API_STUCK_AFTER, move |heartbeat| {
         state_watch::follow(
             names.namespace.clone(),
             name.clone(),
@@ -168,9 +179,9 @@ pub async fn serve(
         .await;
 }
 
-/// Rounds, one after the other: at each new state, and by the clock.
-async fn work(
-    agent: Arc<Mutex<Agent>>,
+/// Runs one round after another: at each new state, and by the clock.
+async fn rounds<R: HostRuntime>(
+    agent: Arc<Mutex<Agent<R>>>,
     mut states: watch::Receiver<Option<NodeState>>,
     heartbeat: Heartbeat,
 ) -> Result<(), watch::error::RecvError> {

@@ -15,26 +15,26 @@ pub struct Outcome {
     outcome: &'static str,
 }
 
-/// The counters.
+/// The metrics.
 #[derive(Debug)]
 pub struct Metrics {
     pulls: Family<Outcome, Counter>,
-    /// Files that somebody else had changed and that were written again.
+    /// Files that another program changed and that were written again.
     pub repairs: Counter,
-    /// Files that are not as they should be and are not touched.
+    /// Files that differ from what is wanted and are not touched.
     pub left: Gauge,
     /// 1 while the host cannot be prepared.
     pub failing: Gauge,
-    /// Images that are pinned.
+    /// Pinned images.
     pub pinned: Gauge,
     /// 1 while images that should be pinned are not.
     pub pins_failing: Gauge,
-    /// How often another runtime answered than before.
+    /// Replacements of the runtime.
     pub runtimes: Counter,
 }
 
 impl Metrics {
-    /// Registers the counters.
+    /// Registers all metrics.
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "");
         Self {
@@ -45,12 +45,12 @@ impl Metrics {
             ),
             repairs: group.add(
                 "repairs",
-                "Host files written again after somebody else changed them",
+                "Host files written again after another program changed them",
                 Counter::default(),
             ),
             left: group.add(
                 "host_files_left",
-                "Host files that are not as they should be and are left to whoever changes them",
+                "Host files that differ from what is wanted and are no longer repaired",
                 Gauge::default(),
             ),
             failing: group.add(
@@ -60,7 +60,7 @@ impl Metrics {
             ),
             pinned: group.add(
                 "pinned_images",
-                "Images of Holdfast and the sandbox that the kubelet does not collect",
+                "Images of Holdfast and the sandbox that are pinned against image garbage collection",
                 Gauge::default(),
             ),
             pins_failing: group.add(
@@ -70,13 +70,13 @@ impl Metrics {
             ),
             runtimes: group.add(
                 "runtime_changes",
-                "How often another container runtime, version or data answered than before",
+                "Replacements of the container runtime: another version or other data",
                 Counter::default(),
             ),
         }
     }
 
-    /// Counts a pull.
+    /// Counts a pull of the probe image.
     pub fn pulled(&self, error: Option<&cri::grpc::Error>) {
         let outcome = match error.map(cri::fault) {
             None => "ok",

@@ -1,6 +1,7 @@
-//! What an operator is to hear of this node, as events on its Node object. A thing is told once,
-//! until it is over; while the API server is away the latest things wait in a short queue, and
-//! nobody on the host waits for them.
+//! Events on the Node object, for operators.
+//!
+//! A condition is reported once until it is cleared. Events wait for the API server in a short
+//! queue and are written in the background, so no work on the host waits for them.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,61 +12,61 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::{Mutex, mpsc};
 
-/// Things that wait for the API server at most; further ones are only in the log.
+/// Events that wait for the API server at most; further ones are dropped.
 const MAX_QUEUED_EVENTS: usize = 32;
-/// Tries to write one event, with pauses in between.
+/// Attempts to write one event, with pauses in between.
 const MAX_ATTEMPTS: u32 = 20;
 const RETRY_PAUSE: Duration = Duration::from_secs(15);
-/// Longest text of an event that the API server takes.
+/// Longest text of an event that the API server accepts.
 const MAX_NOTE_CHARS: usize = 1000;
 
-/// One thing to tell.
+/// An event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeEvent {
     /// The event's reason.
     pub reason: &'static str,
-    /// Whether somebody should look.
+    /// Whether it is a warning.
     pub warning: bool,
-    /// In words.
+    /// The text.
     pub note: String,
 }
 
-/// What is told, and what was.
+/// Queues events, and remembers which conditions were reported.
 #[derive(Debug)]
 pub struct NodeEvents {
     sender: mpsc::Sender<NodeEvent>,
-    told: BTreeSet<(&'static str, String)>,
+    reported: BTreeSet<(&'static str, String)>,
 }
 
 impl NodeEvents {
-    /// The teller, and what it told.
+    /// An empty queue, and the end from which [`publish`] takes the events.
     pub fn new() -> (Self, mpsc::Receiver<NodeEvent>) {
         let (sender, receiver) = mpsc::channel(MAX_QUEUED_EVENTS);
-        let told = BTreeSet::new();
-        (Self { sender, told }, receiver)
+        let reported = BTreeSet::new();
+        (Self { sender, reported }, receiver)
     }
 
-    /// Tells of something that should be looked at, once for a `subject` until it is over. Answers
-    /// whether it was news.
+    /// Queues a warning, unless it was reported for this `subject` and not cleared since. Returns
+    /// whether it is new.
     pub fn warn(&mut self, reason: &'static str, subject: &str, note: &str) -> bool {
-        self.tell(reason, subject, note, true)
+        self.report(reason, subject, note, true)
     }
 
-    /// Tells of something that is as it should be.
+    /// Queues an event of type Normal, under the same rule as [`NodeEvents::warn`].
     pub fn inform(&mut self, reason: &'static str, subject: &str, note: &str) {
-        let _: bool = self.tell(reason, subject, note, false);
+        let _: bool = self.report(reason, subject, note, false);
     }
 
-    /// What was told under this reason is over: the next time it is news. Answers whether anything
-    /// had been told.
-    pub fn over(&mut self, reason: &'static str) -> bool {
-        let before = self.told.len();
-        self.told.retain(|(told, _)| *told != reason);
-        self.told.len() != before
+    /// Ends the conditions that were reported with this reason: the next one is new again. Returns
+    /// whether there were any.
+    pub fn clear(&mut self, reason: &'static str) -> bool {
+        let before = self.reported.len();
+        self.reported.retain(|(reported, _)| *reported != reason);
+        self.reported.len() != before
     }
 
-    fn tell(&mut self, reason: &'static str, subject: &str, note: &str, warning: bool) -> bool {
-        if !self.told.insert((reason, subject.to_owned())) {
+    fn report(&mut self, reason: &'static str, subject: &str, note: &str, warning: bool) -> bool {
+        if !self.reported.insert((reason, subject.to_owned())) {
             return false;
         }
         let event = NodeEvent {
@@ -74,13 +75,16 @@ impl NodeEvents {
             note: note.chars().take(MAX_NOTE_CHARS).collect(),
         };
         if self.sender.try_send(event).is_err() {
-            tracing::debug!(event.reason = reason, "too many events wait already");
+            tracing::debug!(
+                event.reason = reason,
+                "event dropped: too many wait for the API server"
+            );
         }
         true
     }
 }
 
-/// Writes events on the Node `node` for ever.
+/// Writes the queued events on the Node `node`, until the queue is closed.
 pub async fn publish(
     node: String,
     events: Arc<Mutex<mpsc::Receiver<NodeEvent>>>,
@@ -96,7 +100,7 @@ pub async fn publish(
         api_version: Some("v1".to_owned()),
         kind: Some("Node".to_owned()),
         name: Some(node.clone()),
-        // As kubelets do, who do not know the object's either.
+        // As kubelets do, which do not know the UID of the object either.
         uid: Some(node),
         ..ObjectReference::default()
     };
@@ -136,13 +140,13 @@ async fn write(
         heartbeat.beat();
         match recorder.publish(&event, object).await {
             Ok(()) => return,
-            // What is refused today is refused in a minute.
+            // A retry would be refused, too.
             Err(kube::Error::Api(status)) if status.code == 403 => {
-                tracing::warn!(error = %status, "events on this node cannot be written");
+                tracing::warn!(error = %status, "not allowed to write events on this node");
                 return;
             }
             Err(error) => {
-                tracing::debug!(%error, "an event waits for the API server");
+                tracing::debug!(%error, "cannot write an event; retrying");
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
@@ -154,27 +158,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thing_is_told_once_until_it_is_over() {
-        let (mut events, mut told) = NodeEvents::new();
+    fn a_condition_is_reported_once_until_it_is_cleared() {
+        let (mut events, mut queued) = NodeEvents::new();
         for _ in 0..3 {
             events.warn("PullFailed", "", "no route");
         }
-        assert_eq!(told.try_recv().unwrap().note, "no route");
-        assert!(told.try_recv().is_err());
-        assert!(events.over("PullFailed"));
-        assert!(!events.over("PullFailed"), "nothing told since");
+        assert_eq!(queued.try_recv().unwrap().note, "no route");
+        assert!(queued.try_recv().is_err());
+        assert!(events.clear("PullFailed"));
+        assert!(!events.clear("PullFailed"), "nothing queued since");
         events.warn("PullFailed", "", "again");
-        assert_eq!(told.try_recv().unwrap().note, "again");
+        assert_eq!(queued.try_recv().unwrap().note, "again");
     }
 
     #[test]
-    fn a_queue_that_nobody_reads_stays_short() {
-        let (mut events, mut told) = NodeEvents::new();
+    fn a_queue_without_a_reader_stays_short() {
+        let (mut events, mut queued) = NodeEvents::new();
         for number in 0..100 {
             events.warn("HostFilesRepaired", &number.to_string(), "a file");
         }
         let mut count = 0;
-        while told.try_recv().is_ok() {
+        while queued.try_recv().is_ok() {
             count += 1;
         }
         assert_eq!(count, MAX_QUEUED_EVENTS);

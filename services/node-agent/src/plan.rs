@@ -1,67 +1,80 @@
-//! From what is on the host and what is wanted to the actions between: a pure function. Undoing is
-//! the same function with nothing wanted.
+//! Compares the host with what is wanted and plans the actions in between. Pure. To undo
+//! everything, plan with nothing wanted.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::certs_d::{MARKER, Wanted};
 use crate::journal::{Entry, Journal, Original};
+
+/// The first line of every file that the agent writes. It tells operators whose file it is, and an
+/// agent that lost its journal recognizes its files by it.
+pub const MARKER: &str =
+    "# Written by the node agent of Holdfast, which repairs it and takes it away again.";
+
+/// A file that the agent wants on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostFile {
+    /// The content.
+    pub bytes: Vec<u8>,
+    /// Permission bits.
+    pub mode: u32,
+}
 
 /// What is at a path of the host now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing, a plain file or a link: what an [`Original`] can put back.
+    /// Nothing, a regular file or a symbolic link: what an [`Original`] can restore.
     Known(Original),
-    /// A directory, a device, or a file that cannot be read: never touched.
+    /// A directory, a device, or a file that is too large or unreadable: never touched.
     Foreign,
 }
 
 const NOTHING: Found = Found::Known(Original::Absent);
 
-/// The host as far as the plan needs it.
+/// What a plan needs to know about the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Host {
-    /// Every path of the wanted files and of the journal.
+    /// What is at each path of the wanted files and of the journal.
     pub files: BTreeMap<String, Found>,
-    /// Directories above those paths that exist as plain directories.
+    /// The existing directories above those paths.
     pub directories: BTreeSet<String>,
-    /// Paths above those files that are something else, a link for instance.
+    /// Paths above those files that exist and are not directories, for instance links.
     pub obstructed: BTreeSet<String>,
 }
 
 /// One step on the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Makes a directory (0755).
+    /// Create a directory (0755).
     CreateDirectory(String),
-    /// Puts the agent's bytes there, atomically.
-    Write(String, Wanted),
-    /// Puts back what was there before the agent.
+    /// Write a file of the agent.
+    Write(String, HostFile),
+    /// Restore what was there before the agent.
     Restore(String, Original),
-    /// Removes a directory that the agent made, when it is empty.
+    /// Remove a directory that the agent created, if it is empty.
     RemoveDirectory(String),
 }
 
-/// The way from the host as it is to the host as it is wanted.
+/// The actions that bring the host to the wanted state, and the journals before and after them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// To be on disk before the first action.
+    /// The journal to store before the first action.
     pub journal_first: Journal,
-    /// In this order.
+    /// The actions, in order.
     pub actions: Vec<Action>,
-    /// To be on disk after the last action; empty means that no trace is left.
+    /// The journal to store after the last action; empty if no trace is left.
     pub journal_last: Journal,
-    /// Files of the agent's that somebody else had changed or removed, and that are written again.
+    /// The agent's files that another program changed or removed, and that are written again.
     pub repaired: Vec<String>,
-    /// What was not touched, with the reason, in words for an operator.
+    /// What is not touched and why, for the operator.
     pub left: Vec<String>,
 }
 
-/// Plans. `yielded` are files that somebody else changed so often that the agent no longer fights
-/// for them.
+/// Plans the way from `host` to `wanted`. `yielded` are files that another program changed so often
+/// that the agent no longer repairs them.
 pub fn plan(
     host: &Host,
     journal: &Journal,
-    wanted: &BTreeMap<String, Wanted>,
+    wanted: &BTreeMap<String, HostFile>,
     yielded: &BTreeSet<String>,
 ) -> Plan {
     let mut plan = Plan {
@@ -74,10 +87,10 @@ pub fn plan(
     }
     for (path, entry) in &journal.files {
         if !wanted.contains_key(path) {
-            plan.take_back(path, entry, host.files.get(path).unwrap_or(&NOTHING));
+            plan.restore(path, entry, host.files.get(path).unwrap_or(&NOTHING));
         }
     }
-    // Deepest first: a parent can only go when its children went.
+    // Deepest first, so that children are removed before their parents.
     for directory in journal.directories.iter().rev() {
         let needed = wanted
             .keys()
@@ -94,11 +107,10 @@ pub fn plan(
 }
 
 impl Plan {
-    fn put(&mut self, host: &Host, path: &str, file: &Wanted, yielded: bool) {
+    fn put(&mut self, host: &Host, path: &str, file: &HostFile, yielded: bool) {
         if let Some(above) = parents(path).find(|above| host.obstructed.contains(*above)) {
-            self.left.push(format!(
-                "{path} is not written: {above} is not a plain directory"
-            ));
+            self.left
+                .push(format!("{path} is not written: {above} is not a directory"));
             return;
         }
         let found = host.files.get(path).unwrap_or(&NOTHING);
@@ -106,7 +118,7 @@ impl Plan {
         let current = match found {
             Found::Foreign => {
                 self.left.push(format!(
-                    "{path} is not written: something that is not a plain file is there"
+                    "{path} is not written: there is something that is not a regular file"
                 ));
                 return;
             }
@@ -124,7 +136,7 @@ impl Plan {
         if known.is_some() && !ours {
             if yielded {
                 self.left.push(format!(
-                    "{path} was changed by somebody else again and again, and is left as it is"
+                    "{path} was changed by another program again and again, and is left as it is"
                 ));
                 return;
             }
@@ -152,9 +164,9 @@ impl Plan {
             .push(Action::Write(path.to_owned(), file.clone()));
     }
 
-    /// Takes a file of an agent whose journal is gone as its own, and with it the directory that
-    /// bears an address.
-    fn adopt(&mut self, path: &str, file: &Wanted) {
+    /// Takes over a file that an agent wrote whose journal is lost, and the directory of its
+    /// address.
+    fn adopt(&mut self, path: &str, file: &HostFile) {
         if let Some(directory) = parents(path).next() {
             for journal in [&mut self.journal_first, &mut self.journal_last] {
                 journal.directories.insert(directory.to_owned());
@@ -163,8 +175,8 @@ impl Plan {
         self.record(path, Original::Absent, file);
     }
 
-    /// Notes the file as the agent's in both journals; the original is the one known first.
-    fn record(&mut self, path: &str, original: Original, file: &Wanted) {
+    /// Enters the file into both journals. An entry keeps its first original.
+    fn record(&mut self, path: &str, original: Original, file: &HostFile) {
         for journal in [&mut self.journal_first, &mut self.journal_last] {
             let entry = Entry {
                 original: original.clone(),
@@ -178,13 +190,13 @@ impl Plan {
         }
     }
 
-    fn take_back(&mut self, path: &str, entry: &Entry, found: &Found) {
+    fn restore(&mut self, path: &str, entry: &Entry, found: &Found) {
         self.journal_last.files.remove(path);
         let current = match found {
             Found::Known(current) => current,
             Found::Foreign => {
                 self.left.push(format!(
-                    "{path} is left: something that is not a plain file is there now"
+                    "{path} is left: there is something that is not a regular file now"
                 ));
                 return;
             }
@@ -197,7 +209,7 @@ impl Plan {
                 .push(Action::Restore(path.to_owned(), entry.original.clone()));
         } else {
             self.left.push(format!(
-                "{path} is left: somebody else changed it after the agent wrote it"
+                "{path} is left: another program changed it after the agent wrote it"
             ));
         }
     }
@@ -207,7 +219,7 @@ fn is_own(entry: &Entry, current: &Original) -> bool {
     matches!(current, Original::File { content, .. } if entry.wrote(content))
 }
 
-/// A file of an agent whose journal is gone.
+/// Whether an agent wrote this file, also one whose journal is lost.
 fn is_marked(current: &Original) -> bool {
     matches!(current, Original::File { content, .. } if content.starts_with(MARKER.as_bytes()))
 }

@@ -1,48 +1,48 @@
-//! Whether this node is prepared, from the outcomes of real pulls: when to pull again and what an
-//! outcome means. Pure; time is passed in.
+//! Whether this node is prepared, judged by the outcomes of real pulls, and when to pull again.
+//! Pure; time is an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::cri::{self, Fault};
 
-/// Between two pulls that succeed.
+/// Time to the next pull after one that succeeded.
 const PULL_INTERVAL: Duration = Duration::from_secs(300);
-/// The longest pause between pulls that fail; the shortest is a second.
+/// The longest pause after a pull that failed; the shortest is one second.
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
 
-/// The record of this process's pulls.
+/// What the pulls of this process have shown so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Readiness {
     proven: bool,
     failures: u32,
 }
 
-/// What a pull says about the node.
+/// The conclusion from a pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Pods with rewritten images can start here.
+    /// Pods with rewritten images can start on this node.
     Ready(String),
-    /// They might not.
+    /// They may not start.
     NotReady(String),
 }
 
 impl Readiness {
-    /// The host configuration names other addresses now: what was proven is void.
-    pub fn void(&mut self) {
+    /// Forgets all pulls: the registry has another address, or the runtime was replaced.
+    pub fn reset(&mut self) {
         *self = Self::default();
     }
 
-    /// Pulls that failed since the last one that succeeded; counted up to seven.
+    /// Failed pulls since the last one that succeeded; at most seven.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// Takes in an outcome; the pause until the next pull comes with the verdict.
+    /// Records the outcome of a pull. Returns the verdict and the pause until the next pull.
     ///
-    /// A registry that is down says nothing about the node, so what was proven stays proven:
-    /// otherwise an outage of the registry would read as nodes that lost their trust.
-    pub fn learn(
+    /// A failure of the registry says nothing about the node, so a node that was proven stays
+    /// ready. Otherwise an outage of the registry would make all nodes unprepared.
+    pub fn record(
         &mut self,
         probe: &str,
         outcome: Result<Duration, &cri::grpc::Error>,
@@ -70,35 +70,37 @@ impl Readiness {
             Fault::Registry => "the registry",
             Fault::Runtime => "the container runtime",
         };
-        let text = format!("the last pull of {probe} failed on the side of {side}: {error}");
+        let text = format!("the last pull of {probe} failed, the fault is at {side}: {error}");
         if self.proven {
-            (Verdict::Ready(format!("proven before; {text}")), pause)
+            (
+                Verdict::Ready(format!("a former pull succeeded; {text}")),
+                pause,
+            )
         } else {
             (Verdict::NotReady(text), pause)
         }
     }
 }
 
-/// How often the agent writes a file again that somebody else changes: then it yields for the rest
-/// of the hour.
+/// Repairs of one file per hour. Then the agent leaves the file as it is for the rest of the hour.
 const MAX_REPAIRS_PER_HOUR: usize = 5;
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The repairs of the last hour, by file; times since the start of the process.
+/// The times of the repairs within the last hour, by file, since the start of the process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Repairs {
     times: BTreeMap<String, Vec<Duration>>,
 }
 
 impl Repairs {
-    /// Notes repairs.
+    /// Records repairs.
     pub fn note(&mut self, paths: &[String], now: Duration) {
         for path in paths {
             self.times.entry(path.clone()).or_default().push(now);
         }
     }
 
-    /// The files that are not fought over any more at `now`.
+    /// The files that the agent no longer repairs at `now`.
     pub fn yielded(&mut self, now: Duration) -> std::collections::BTreeSet<String> {
         for times in self.times.values_mut() {
             times.retain(|time| now.saturating_sub(*time) < HOUR);
@@ -132,7 +134,7 @@ mod tests {
         let distrust = status(
             "tls: failed to verify certificate: x509: certificate signed by unknown authority",
         );
-        let mut ready = |outcome| matches!(readiness.learn("p", outcome).0, Verdict::Ready(_));
+        let mut ready = |outcome| matches!(readiness.record("p", outcome).0, Verdict::Ready(_));
         assert!(!ready(Err(&down)), "nothing is proven yet");
         assert!(ready(Ok(Duration::from_millis(3))));
         assert!(ready(Err(&down)), "proven before");
@@ -144,7 +146,7 @@ mod tests {
     fn pauses_grow_to_a_minute_and_end_with_success() {
         let mut readiness = Readiness::default();
         let error = status("not found");
-        let mut pause = |outcome| readiness.learn("p", outcome).1.as_secs();
+        let mut pause = |outcome| readiness.record("p", outcome).1.as_secs();
         let pauses: Vec<u64> = (0..8).map(|_| pause(Err(&error))).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
         assert_eq!(pause(Ok(Duration::ZERO)), 300);

@@ -1,5 +1,4 @@
-//! Where the wanted state comes from: the one Secret `F-node`, by watch, and what was last kept on
-//! the host.
+//! The watch of the wanted state: the Secret `F-node`.
 
 use futures::StreamExt as _;
 use holdfast_api::state::{KEY, NodeState};
@@ -9,22 +8,22 @@ use kube::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
 use tokio::sync::watch;
 
-/// Why a Secret says nothing.
+/// Why there is no state.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No client for the API server can be made.
-    #[error("no client for the API server")]
+    /// The client for the API server cannot be created.
+    #[error("cannot create a client for the API server")]
     Client(#[from] kube::Error),
     /// The Secret has no state.
     #[error("the Secret has no key {KEY}")]
     Empty,
-    /// The state is not one.
-    #[error("the Secret's {KEY} is no node state: {0}")]
+    /// The state does not parse.
+    #[error("the key {KEY} of the Secret is not a valid node state: {0}")]
     Malformed(#[from] serde_json::Error),
 }
 
-/// Follows the Secret and hands on each state that it holds. A Secret that is gone, empty or
-/// damaged changes nothing: the host keeps what it has until it is told otherwise in so many words.
+/// Watches the Secret and sends each state that it holds. A Secret that is deleted, empty or
+/// invalid changes nothing: the host keeps its configuration until a valid state says otherwise.
 pub async fn follow(
     namespace: String,
     name: String,
@@ -39,7 +38,7 @@ pub async fn follow(
     )
     .default_backoff();
     let mut objects = std::pin::pin!(events.applied_objects());
-    // A quiet watch is a healthy one: the heartbeat beats by the clock while the stream is polled.
+    // A watch without changes is healthy, so the heartbeat follows a timer.
     let mut tick = tokio::time::interval(std::time::Duration::from_secs(20));
     loop {
         tokio::select! {
@@ -57,15 +56,15 @@ pub async fn follow(
                             changed
                         });
                     }
-                    Err(error) => tracing::warn!(secret.name = %name, error = %error, "a state that says nothing is left aside"),
+                    Err(error) => tracing::warn!(secret.name = %name, error = %error, "ignoring an invalid state"),
                 },
-                Some(Err(error)) => tracing::warn!(secret.name = %name, error = %error, "the API server does not answer; what is known stays"),
+                Some(Err(error)) => tracing::warn!(secret.name = %name, error = %error, "the watch failed; the last state stays in effect"),
             },
         }
     }
 }
 
-/// The state that a Secret holds.
+/// Reads the state of a Secret.
 pub fn parse(secret: &Secret) -> Result<NodeState, Error> {
     let bytes = secret
         .data

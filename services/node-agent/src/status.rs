@@ -1,8 +1,9 @@
-//! What `GET /state` on the admin port says: `{"state": "present" | "removed" | "failed", "detail":
-//! …, "pins": …}`. The uninstaller asks it until the host is as it was.
+//! The document of `GET /state` on the admin port: `{"state": "present" | "removed" | "failed",
+//! "detail": …, "pins": …}`. The uninstaller polls it until the state is `removed`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde::Serialize;
 
 #[derive(Debug, Serialize)]
@@ -14,13 +15,13 @@ struct Document {
     pins: String,
 }
 
-/// A shared word on the host's state.
+/// The state of the host. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Status(Arc<Mutex<Document>>);
 
 impl Default for Status {
     fn default() -> Self {
-        let detail = "the controller has not said yet what this host is to hold".to_owned();
+        let detail = "no state received from the controller yet".to_owned();
         Self(Arc::new(Mutex::new(Document {
             state: "failed",
             detail,
@@ -40,26 +41,26 @@ impl Status {
         self.set("removed", detail);
     }
 
-    /// What is wanted could not be done; it is tried again.
+    /// The last round failed; it is retried.
     pub fn failed(&self, detail: &str) {
         self.set("failed", detail);
     }
 
     /// Which images are pinned, or why they are not.
-    pub fn pins(&self, words: &str) {
-        let mut document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        words.clone_into(&mut document.pins);
+    pub fn pins(&self, text: &str) {
+        let mut document = self.0.lock();
+        text.clone_into(&mut document.pins);
     }
 
     /// The JSON document.
     pub fn json(&self) -> String {
-        let document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let document = self.0.lock();
         serde_json::to_string(&*document).unwrap_or_default()
     }
 
     fn set(&self, state: &'static str, detail: &str) {
         let detail = detail.to_owned();
-        let mut document = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut document = self.0.lock();
         document.state = state;
         document.detail = detail;
     }

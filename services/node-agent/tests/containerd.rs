@@ -4,8 +4,8 @@
 
 use holdfast_cluster::oci::ImageBuilder;
 use holdfast_cluster::programs::{self, Program};
-use holdfast_node_agent::cri::Runtime;
-use holdfast_node_agent::pins::{self, Own};
+use holdfast_node_agent::host::Folders;
+use holdfast_node_agent::runtimes::{self, AgentPod, HostRuntime as _};
 use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -56,13 +56,16 @@ impl Containerd {
         Some(this)
     }
 
-    fn runtime(&self) -> Runtime {
-        Runtime::new(self.folder.path().join("containerd.sock"))
+    fn runtime(&self) -> runtimes::containerd::Containerd {
+        runtimes::containerd::Containerd::new(Folders {
+            run: self.folder.path().to_owned(),
+            ..Folders::default()
+        })
     }
 
     async fn answers(&self) {
         let end = Instant::now() + Duration::from_secs(60);
-        while self.runtime().version().await.is_err() {
+        while self.runtime().cri().version().await.is_err() {
             assert!(Instant::now() < end, "containerd does not answer");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -125,9 +128,9 @@ async fn own_images_are_pinned_and_released_and_containerd_lives_on() {
     let Some(mut containerd) = Containerd::start().await else {
         return;
     };
-    let own = Own {
+    let pod = AgentPod {
         namespace: "sys".to_owned(),
-        pod: "agent-1".to_owned(),
+        name: "agent-1".to_owned(),
         release: "sys.holdfast".to_owned(),
     };
     for reference in [IMAGE, OTHER] {
@@ -144,30 +147,34 @@ async fn own_images_are_pinned_and_released_and_containerd_lives_on() {
     ]);
     let runtime = containerd.runtime();
     let before = containerd.labels(IMAGE);
-    let (data, process) = runtime.identity().await.unwrap();
-    let pinned = pins::keep(&runtime, &own).await.unwrap();
+    let identity = runtime.identity().await;
+    assert!(identity.data.is_some() && identity.process.is_some());
+    let pinned = runtime.pin(&pod).await.unwrap();
     assert_eq!(pinned, BTreeSet::from([IMAGE.to_owned()]));
-    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
-    assert_eq!(runtime.is_pinned(OTHER).await.unwrap(), Some(false));
+    assert_eq!(runtime.cri().is_pinned(IMAGE).await.unwrap(), Some(true));
+    assert_eq!(runtime.cri().is_pinned(OTHER).await.unwrap(), Some(false));
     assert_eq!(
-        runtime.identity().await.unwrap(),
-        (data.clone(), process),
+        runtime.identity().await,
+        identity,
         "the process is still the same"
     );
 
     containerd.ctr(&["images", "label", IMAGE, "io.cri-containerd.pinned="]);
-    pins::keep(&runtime, &own).await.unwrap();
-    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
+    runtime.pin(&pod).await.unwrap();
+    assert_eq!(runtime.cri().is_pinned(IMAGE).await.unwrap(), Some(true));
 
     containerd.restart().await;
-    assert_eq!(runtime.is_pinned(IMAGE).await.unwrap(), Some(true));
-    let again = runtime.identity().await.unwrap();
-    assert!(again.0 == data && again.1 != process, "{again:?}");
+    assert_eq!(runtime.cri().is_pinned(IMAGE).await.unwrap(), Some(true));
+    let again = runtime.identity().await;
+    assert!(
+        again.data == identity.data && again.process != identity.process,
+        "{again:?}"
+    );
 
-    assert_eq!(pins::release(&runtime, &own).await.unwrap(), 1);
+    assert_eq!(runtime.unpin(&pod).await.unwrap(), 1);
     assert_eq!(containerd.labels(IMAGE), before, "no trace is left");
     let end = Instant::now() + Duration::from_secs(5);
-    while runtime.is_pinned(IMAGE).await.unwrap() != Some(false) {
+    while runtime.cri().is_pinned(IMAGE).await.unwrap() != Some(false) {
         assert!(Instant::now() < end, "the CRI still calls it pinned");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }

@@ -491,7 +491,7 @@ fn fills(
     let permitted = holdfast_core::UpstreamFilter::new(&settings.sources, configured.collect())
         .only_configured(settings.only_listed_upstreams);
     let fills = fill::Settings {
-        permitted: permitted.narrow().then_some(permitted),
+        permitted: permitted.is_restricted().then_some(permitted),
         hold: Duration::from_secs(settings.limits.hold_seconds.into()),
         revalidate_pulls: settings.uplink.revalidate_pulls,
         has_controller: settings.has_controller,

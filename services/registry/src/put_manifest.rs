@@ -146,7 +146,7 @@ pub(crate) fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest,
             own.as_str()
         )),
         Some(header) if header.is_index() != own.is_index() => Err(format!(
-            "the content has not the shape of {}",
+            "the content does not have the shape of {}",
             header.as_str()
         )),
         _ => Ok(manifest),

@@ -1,20 +1,18 @@
 //! The admin endpoints of every part, plain HTTP on port 9090, for kubelet, Prometheus and
 //! operators:
 //!
-//! - `GET /livez`, `GET /readyz`: 200 or 503, one line a check
-//! - `GET /debug/health`: the checks of readiness that fail as a JSON object, `{}` when all is
-//!   well: what distribution answers
+//! - `GET /livez`, `GET /readyz`: 200 or 503, one line per check
+//! - `GET /debug/health`: the failing readiness checks as a JSON object, `{}` if there are none, as
+//!   distribution answers
 //! - `GET /metrics`: metrics as text
 //! - `GET /log-level`, `PUT /log-level`: the filter as text, at most 1 KiB; 204, or 400 with the
 //!   reason
 //!
-//! They carry no secret and change nothing but the log level, and that only for the pod itself
-//! (`kubectl port-forward`): libraries at `trace` write more than a neighbour in the cluster should
-//! be able to ask for.
+//! The endpoints expose no secrets. Only the log level can be changed, and only from within the pod
+//! (`kubectl port-forward`), because libraries write much at `trace`.
 //!
-//! Everybody in the cluster reaches the port, and the kubelet is a stranger like any other. So
-//! every connection is a short one, each may be ended for a further one, the oldest first, and a
-//! request is refused before its body is read.
+//! The whole cluster can reach the port, and the kubelet does not authenticate. So all connections
+//! are short, a new one may evict the oldest, and requests are refused before their body is read.
 
 use crate::health::{Health, Report};
 use crate::{logs, metrics, server};
@@ -32,7 +30,7 @@ pub const PORT: u16 = 9090;
 /// Connections at a time.
 pub const CONNECTIONS: usize = 128;
 
-/// Bytes of a log level.
+/// Longest log level, in bytes.
 pub const LEVEL_BYTES: u64 = 1024;
 
 /// What the endpoints answer from.
@@ -42,20 +40,20 @@ pub struct Admin {
     pub health: Health,
     /// The metrics.
     pub registry: Arc<Registry>,
-    /// The switch of the log level; without it, `/log-level` is not found.
+    /// The handle of the log level. Without it, `/log-level` is not found.
     pub level: Option<logs::Level>,
 }
 
-/// A JSON document of a part's own: its path and how to make it.
+/// A JSON document of a part: its path and the function that creates it.
 pub type Document = (&'static str, Arc<dyn Fn() -> String + Send + Sync>);
 
 impl Admin {
-    /// Serves until `shutdown`. The listener is bound by the caller, who decides on the address.
+    /// Serves until `shutdown`. The caller binds the listener and chooses the address.
     pub async fn serve(self, listener: TcpListener, shutdown: CancellationToken) {
         self.serve_with(Vec::new(), listener, shutdown).await;
     }
 
-    /// [`Admin::serve`], and beside it the part's own `documents`.
+    /// [`Admin::serve`], with `documents` of the part.
     pub async fn serve_with(
         self,
         documents: Vec<Document>,
@@ -76,13 +74,13 @@ impl Admin {
     }
 }
 
-/// What one connection may cost. An answer takes milliseconds, so the oldest connection is one
-/// whose client is slow.
+/// The limits of connections. An answer takes milliseconds, so the oldest connection is that of a
+/// slow client.
 pub fn limits() -> server::Limits {
     const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
     server::Limits {
         connections: CONNECTIONS,
-        // The kubelet may share its address with strangers.
+        // The kubelet may share its address with other clients.
         connections_per_address: usize::MAX,
         part_of_files: 6,
         recycles: true,
@@ -127,7 +125,7 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
             |level| text(StatusCode::OK, level.get()),
         )
     });
-    // Before the body: a stranger has nothing to send here.
+    // Refused before the body is read.
     let refuse_level = warp::path!("log-level")
         .and(warp::put())
         .and(warp::ext::optional::<server::PeerAddr>())
@@ -137,7 +135,7 @@ fn routes(admin: Admin) -> warp::filters::BoxedFilter<(http::Response<String>,)>
             }
             Ok(text(
                 StatusCode::FORBIDDEN,
-                "the log level is changed from within the pod only: kubectl port-forward\n",
+                "the log level can be changed from within the pod only; use kubectl port-forward\n",
             ))
         });
     let level = admin.level;
@@ -166,8 +164,8 @@ fn is_from_here(peer: Option<server::PeerAddr>) -> bool {
     peer.is_some_and(|peer| peer.0.ip().to_canonical().is_loopback())
 }
 
-/// The body as text. `content_length_limit` stands before it, so the disallowed unbounded read is
-/// bounded here.
+/// The body as text. `content_length_limit` is applied before, so this otherwise disallowed read is
+/// bounded.
 #[allow(
     clippy::disallowed_methods,
     reason = "bounded by content_length_limit in front of it"

@@ -1,15 +1,15 @@
-//! How many files and sockets the process may have open.
+//! The limit of open files and sockets, and each listener's share of it.
 //!
-//! Container runtimes start programs with a soft limit of 1024, for programs that use `select`. A
-//! registry that may serve 4096 connections would fail at its volume long before that. So each
-//! listener takes a part of them, and the rest is for the volume and upstreams.
+//! Container runtimes start programs with a soft limit of 1024, for programs that use `select`.
+//! With it, a registry that serves 4096 connections could not open files on its volume. So the soft
+//! limit is raised, each listener has a share, and the rest is for the volume and upstreams.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use crate::server::{BACKLOG, Limits, WAITING};
+use crate::server::{BACKLOG, Limits, MAX_WAITING};
 
-/// Raises the process's soft limit of open files to its hard one. A failure is logged: the
-/// listeners then take fewer connections.
+/// Raises the soft limit of open files to the hard limit. A failure is logged, and the listeners
+/// accept fewer connections.
 pub fn raise() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
@@ -17,28 +17,28 @@ pub fn raise() {
     }
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::warn!(%error, "the limit of open files cannot be raised");
+        tracing::warn!(%error, "cannot raise the limit of open files");
     }
 }
 
-/// What a listener holds open at most.
+/// The sockets that a listener may hold open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Connections that have a place.
+    /// Connections with a place.
     pub connections: usize,
-    /// Connections that wait for one.
+    /// Connections that wait for a place.
     pub waiting: usize,
-    /// Connections that were not looked at yet.
+    /// Accepted connections that were not processed yet.
     pub arrivals: usize,
 }
 
 impl Share {
-    /// Of a listener with these limits, in a process that may have so many files open (`None`: any
-    /// number).
+    /// The share of a listener with these limits, in a process that may have this many files open
+    /// (`None`: no limit).
     pub fn of(limits: &Limits, files: Option<u64>) -> Self {
         let files = files.map_or(u64::MAX, |files| files / limits.part_of_files.max(1));
         let files = usize::try_from(files).unwrap_or(usize::MAX);
-        let waiting = WAITING.min(files / 8);
+        let waiting = MAX_WAITING.min(files / 8);
         let arrivals = (BACKLOG as usize).min(files / 8);
         let connections = limits.connections.min(files - waiting - arrivals);
         Self {
@@ -48,20 +48,20 @@ impl Share {
         }
     }
 
-    /// Of a listener of this process.
+    /// The share of a listener of this process.
     pub(crate) fn of_this_process(limits: &Limits) -> Self {
         let share = Self::of(limits, getrlimit(Resource::Nofile).current);
         if share.connections < limits.connections {
             tracing::warn!(
                 connections = share.connections,
                 wanted = limits.connections,
-                "the limit of open files allows fewer connections"
+                "the limit of open files reduces the number of connections"
             );
         }
         share
     }
 
-    /// All files of it.
+    /// The total of the share.
     pub fn files(&self) -> usize {
         self.connections + self.waiting + self.arrivals
     }
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn a_listener_takes_no_more_than_its_part_of_the_files() {
-        let all = (4096, WAITING, 4096);
+        let all = (4096, MAX_WAITING, 4096);
         for (files, part_of_files, connections, expect) in [
             (Some(1024), 3, 4096, (257, 42, 42)),
             (Some(1024), 6, 128, (128, 21, 21)),

@@ -1,7 +1,8 @@
-//! Files that change while the process runs: certificates and configuration on volumes of the API
-//! server.
+//! Follows files that change while the process runs: certificates and configuration in mounted
+//! Secrets and `ConfigMaps`.
 //!
-//! Contents are compared, not times: such volumes swap a symbolic link, and their files are small.
+//! Contents are compared, not times, because such volumes swap a symbolic link. The files are
+//! small.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// How often [`watch`] looks, unless told otherwise.
+/// The usual interval for [`watch`].
 pub const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A fingerprint of the contents of `paths`; a file that cannot be read counts as absent.
@@ -25,10 +26,9 @@ fn read(path: &Path) -> Option<Vec<u8>> {
     std::fs::read(path).ok()
 }
 
-/// Calls `changed` whenever the contents of one of `paths` are others than before, until
-/// `shutdown`.
+/// Calls `changed` whenever the content of one of `paths` has changed, until `shutdown`.
 ///
-/// `changed` is called once per difference seen; several changes within `every` are one.
+/// Several changes within the interval `every` are one.
 pub async fn watch(
     paths: Vec<PathBuf>,
     every: Duration,

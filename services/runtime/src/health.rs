@@ -1,10 +1,11 @@
-//! Named checks behind `/livez` and `/readyz`. A check answers from memory, at once: it does no
-//! I/O.
+//! Named checks behind `/livez` and `/readyz`. A check answers from memory and does no I/O.
 
 use std::fmt::Write as _;
-use std::sync::{Arc, RwLock};
+use std::sync::Arc;
 
-/// What a check says: `Ok` with a word on what is well, or `Err` with what is not.
+use parking_lot::RwLock;
+
+/// The result of a check: `Ok` with a detail, or `Err` with the reason.
 pub type Verdict = Result<String, String>;
 
 type Check = Arc<dyn Fn() -> Verdict + Send + Sync>;
@@ -22,28 +23,28 @@ impl std::fmt::Debug for Health {
     }
 }
 
-/// All checks of one kind together.
+/// The result of all checks of one kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// Whether every check is content.
+    /// Whether all checks passed.
     pub ok: bool,
-    /// One line a check: `[+] name: word` or `[-] name: word`.
+    /// One line per check: `[+] name: detail` or `[-] name: reason`.
     pub text: String,
 }
 
 impl Health {
-    /// Adds a check of liveness: when it fails, the process is beyond help and is to be restarted.
+    /// Adds a liveness check: if it fails, the process has to be restarted.
     pub fn live(&self, name: &str, check: impl Fn() -> Verdict + Send + Sync + 'static) {
         add(&self.live, name, Arc::new(check));
     }
 
-    /// Adds a check of readiness: while it fails, the process is to get no traffic (SPEC 27).
+    /// Adds a readiness check: while it fails, the process gets no traffic (SPEC 27).
     pub fn ready(&self, name: &str, check: impl Fn() -> Verdict + Send + Sync + 'static) {
         add(&self.ready, name, Arc::new(check));
     }
 
-    /// Adds a check of readiness that is a value set elsewhere; it begins as not ready with
-    /// `reason`.
+    /// Adds a readiness check whose result is set through the returned flag. It starts as failed
+    /// with `reason`.
     pub fn ready_flag(&self, name: &str, reason: &str) -> Flag {
         let flag = Flag {
             verdict: Arc::new(RwLock::new(Err(reason.to_owned()))),
@@ -53,19 +54,19 @@ impl Health {
         flag
     }
 
-    /// The checks of liveness.
+    /// Runs the liveness checks.
     pub fn livez(&self) -> Report {
         report(&self.live)
     }
 
-    /// The checks of readiness.
+    /// Runs the readiness checks.
     pub fn readyz(&self) -> Report {
         report(&self.ready)
     }
 
-    /// The checks of readiness that fail, each with what is not well.
+    /// The names of the readiness checks that fail, each with the reason.
     pub fn failing(&self) -> Vec<(String, String)> {
-        let checks = self.ready.read().map(|c| c.clone()).unwrap_or_default();
+        let checks = self.ready.read().clone();
         checks
             .into_iter()
             .filter_map(|(name, check)| Some((name, check().err()?)))
@@ -73,58 +74,52 @@ impl Health {
     }
 }
 
-/// A verdict that some part of the process sets.
+/// The handle by which a part of the process sets the result of its check.
 #[derive(Clone, Debug)]
 pub struct Flag {
     verdict: Arc<RwLock<Verdict>>,
 }
 
 impl Flag {
-    /// All is well.
-    pub fn ok(&self, word: &str) {
-        self.set(Ok(word.to_owned()));
+    /// The check passes.
+    pub fn ok(&self, detail: &str) {
+        self.set(Ok(detail.to_owned()));
     }
 
-    /// Not any more, or not yet.
+    /// The check fails.
     pub fn failed(&self, reason: &str) {
         self.set(Err(reason.to_owned()));
     }
 
-    /// What was set last.
+    /// The last result.
     pub fn get(&self) -> Verdict {
-        self.verdict
-            .read()
-            .map_or_else(|_| Err("poisoned".to_owned()), |v| v.clone())
+        self.verdict.read().clone()
     }
 
     fn set(&self, verdict: Verdict) {
-        if let Ok(mut current) = self.verdict.write() {
-            *current = verdict;
-        }
+        *self.verdict.write() = verdict;
     }
 }
 
 fn add(checks: &RwLock<Vec<(String, Check)>>, name: &str, check: Check) {
-    if let Ok(mut checks) = checks.write() {
-        checks.push((name.to_owned(), check));
-    }
+    checks.write().push((name.to_owned(), check));
 }
 
 fn report(checks: &RwLock<Vec<(String, Check)>>) -> Report {
-    let checks = checks.read().map(|c| c.clone()).unwrap_or_default();
+    let checks = checks.read().clone();
     let mut report = Report {
         ok: true,
         text: String::new(),
     };
     for (name, check) in checks {
-        let (sign, word) = match check() {
-            Ok(word) => ('+', word),
-            Err(word) => {
+        let (sign, text) = match check() {
+            Ok(detail) => ('+', detail),
+            Err(reason) => {
                 report.ok = false;
-                ('-', word)
+                ('-', reason)
             }
         };
-        writeln!(report.text, "[{sign}] {name}: {word}")
+        writeln!(report.text, "[{sign}] {name}: {text}")
             .expect("writing into a String cannot fail");
     }
     if report.text.is_empty() {

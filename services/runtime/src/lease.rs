@@ -1,8 +1,8 @@
 //! Leader election by a Lease of the API server.
 //!
-//! The lease lasts 15 s and is renewed every 5 s. A leader that could not renew for 10 s stops
-//! leading before anybody else may begin. Others measure by their own clock how long the lease was
-//! not renewed, so clocks need not agree.
+//! A lease lasts 15 s and is renewed every 5 s. A leader that cannot renew it for 10 s stops
+//! leading, before another candidate may start. Candidates measure with their own clock for how
+//! long the lease was not renewed, so clocks do not have to agree.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
@@ -10,12 +10,12 @@ use kube::api::{Api, ObjectMeta, PostParams};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long a lease holds after its last renewal.
+/// How long a lease is valid after its last renewal.
 pub const DURATION: Duration = Duration::from_secs(15);
-/// How often a leader renews, and how often others look.
-pub const RENEW: Duration = Duration::from_secs(5);
-/// After this time without a successful renewal a leader stops leading.
-pub const GIVE_UP: Duration = Duration::from_secs(10);
+/// How often a leader renews the lease, and other candidates read it.
+pub const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// Time without a successful renewal after which a leader stops leading.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 
 /// One candidate for one Lease.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct Candidate {
     identity: String,
 }
 
-/// A leadership that is held. Ends by [`Leadership::lost`] or [`Leadership::release`].
+/// The leadership. It ends by [`Leadership::lost`] or [`Leadership::release`].
 #[derive(Debug)]
 pub struct Leadership {
     lost: CancellationToken,
@@ -33,16 +33,16 @@ pub struct Leadership {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// What a candidate does with the lease that it sees.
+/// What a candidate does with the lease that it has read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It is ours or free: write our name and the time.
+    /// The lease is free or held by this candidate: acquire or renew it.
     Take,
-    /// Another holds it.
+    /// Another candidate holds it.
     Wait,
 }
 
-/// What is to be done with a lease seen `unchanged_for` without a renewal, as measured here.
+/// Decides about a lease that was not renewed for `unchanged_for`, by this candidate's clock.
 pub fn decide(spec: Option<&LeaseSpec>, identity: &str, unchanged_for: Duration) -> Decision {
     let Some(spec) = spec else {
         return Decision::Take;
@@ -86,9 +86,9 @@ fn written(old: Option<&LeaseSpec>, identity: &str, now: jiff::Timestamp) -> Lea
     }
 }
 
-/// The last sight of a lease, for measuring how long it was not renewed.
+/// The lease as last read, to measure for how long it was not renewed.
 #[derive(Debug)]
-struct Sight {
+struct Seen {
     spec: Option<LeaseSpec>,
     since: Instant,
 }
@@ -103,15 +103,15 @@ impl Candidate {
         }
     }
 
-    /// Waits until it leads; `None` when `shutdown` came first. Errors of the API are logged and
-    /// tried again.
+    /// Waits until this candidate leads. `None` if `shutdown` comes first. Errors of the API are
+    /// logged and retried.
     pub async fn lead(&self, shutdown: &CancellationToken) -> Option<Leadership> {
-        let mut sight = Sight {
+        let mut seen = Seen {
             spec: None,
             since: Instant::now(),
         };
         loop {
-            match self.round(&mut sight).await {
+            match self.round(&mut seen).await {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => {
@@ -120,19 +120,24 @@ impl Candidate {
             }
             tokio::select! {
                 () = shutdown.cancelled() => return None,
-                () = tokio::time::sleep(RENEW) => {}
+                () = tokio::time::sleep(RENEW_INTERVAL) => {}
             }
         }
-        tracing::info!(lease = self.name, identity = self.identity, "leading");
+        tracing::info!(
+            lease = self.name,
+            identity = self.identity,
+            "acquired leadership"
+        );
         let (lost, stop) = (CancellationToken::new(), CancellationToken::new());
-        let task = tokio::spawn(self.clone().keep(sight, lost.clone(), stop.clone()));
+        let task = tokio::spawn(self.clone().keep(seen, lost.clone(), stop.clone()));
         Some(Leadership { lost, stop, task })
     }
 
-    /// One look at the lease; true when it is ours afterwards.
-    async fn round(&self, sight: &mut Sight) -> Result<bool, kube::Error> {
+    /// Reads the lease, and acquires or renews it if possible. Returns whether this candidate holds
+    /// it.
+    async fn round(&self, seen: &mut Seen) -> Result<bool, kube::Error> {
         let timeout = Duration::from_secs(4);
-        tokio::time::timeout(timeout, self.look(sight))
+        tokio::time::timeout(timeout, self.look(seen))
             .await
             .unwrap_or_else(|_| {
                 Err(kube::Error::Service(
@@ -141,7 +146,7 @@ impl Candidate {
             })
     }
 
-    async fn look(&self, sight: &mut Sight) -> Result<bool, kube::Error> {
+    async fn look(&self, seen: &mut Seen) -> Result<bool, kube::Error> {
         let Some(mut lease) = self.api.get_opt(&self.name).await? else {
             let lease = Lease {
                 metadata: ObjectMeta {
@@ -152,13 +157,13 @@ impl Candidate {
             };
             return won(self.api.create(&PostParams::default(), &lease).await);
         };
-        if lease.spec != sight.spec {
-            *sight = Sight {
+        if lease.spec != seen.spec {
+            *seen = Seen {
                 spec: lease.spec.clone(),
                 since: Instant::now(),
             };
         }
-        if decide(lease.spec.as_ref(), &self.identity, sight.since.elapsed()) == Decision::Wait {
+        if decide(lease.spec.as_ref(), &self.identity, seen.since.elapsed()) == Decision::Wait {
             return Ok(false);
         }
         lease.spec = Some(written(
@@ -166,14 +171,14 @@ impl Candidate {
             &self.identity,
             jiff::Timestamp::now(),
         ));
-        // The resource version of what was read makes a race visible as a conflict.
+        // With the resource version of what was read, a race is a conflict.
         won(self
             .api
             .replace(&self.name, &PostParams::default(), &lease)
             .await)
     }
 
-    async fn keep(self, mut sight: Sight, lost: CancellationToken, stop: CancellationToken) {
+    async fn keep(self, mut seen: Seen, lost: CancellationToken, stop: CancellationToken) {
         let mut renewed = Instant::now();
         loop {
             tokio::select! {
@@ -181,22 +186,25 @@ impl Candidate {
                     self.give_back().await;
                     return;
                 }
-                () = tokio::time::sleep(if renewed.elapsed() < RENEW { RENEW } else { Duration::from_secs(1) }) => {}
+                () = tokio::time::sleep(if renewed.elapsed() < RENEW_INTERVAL { RENEW_INTERVAL } else { Duration::from_secs(1) }) => {}
             }
             let started = Instant::now();
-            match self.round(&mut sight).await {
+            match self.round(&mut seen).await {
                 Ok(true) => renewed = started,
                 Ok(false) => {
-                    tracing::error!(lease = self.name, "another one leads");
+                    tracing::error!(
+                        lease = self.name,
+                        "another candidate holds the lease; lost leadership"
+                    );
                     lost.cancel();
                     return;
                 }
                 Err(error) => tracing::warn!(lease = self.name, %error, "cannot renew the lease"),
             }
-            if renewed.elapsed() >= GIVE_UP {
+            if renewed.elapsed() >= RENEW_DEADLINE {
                 tracing::error!(
                     lease = self.name,
-                    "could not renew the lease in time, lost leadership"
+                    "could not renew the lease in time; lost leadership"
                 );
                 lost.cancel();
                 return;
@@ -204,7 +212,7 @@ impl Candidate {
         }
     }
 
-    /// Clears the holder, so that the next one need not wait for the lease to run out.
+    /// Clears the holder, so that the next candidate does not have to wait for the lease to expire.
     async fn give_back(&self) {
         let release = async {
             let Some(mut lease) = self.api.get_opt(&self.name).await? else {
@@ -224,11 +232,11 @@ impl Candidate {
         match tokio::time::timeout(Duration::from_secs(4), release).await {
             Ok(Ok(())) => tracing::info!(lease = self.name, "lease released"),
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "lease not released, it will run out");
+                tracing::warn!(lease = self.name, %error, "cannot release the lease; it will expire");
             }
             Err(_) => tracing::warn!(
                 lease = self.name,
-                "lease not released in time, it will run out"
+                "cannot release the lease in time; it will expire"
             ),
         }
     }
@@ -254,7 +262,7 @@ impl Leadership {
     pub async fn release(self) {
         self.stop.cancel();
         if let Err(error) = self.task.await {
-            tracing::warn!(%error, "the lease's task failed");
+            tracing::warn!(%error, "the task of the lease failed");
         }
     }
 }

@@ -1,7 +1,11 @@
-//! The process shell of every part: logs, metrics, admin endpoints, TLS listener, leader election,
-//! supervised loops and shutdown.
+//! What every part needs as a process: logs, metrics, admin endpoints, HTTP server, TLS, leader
+//! election, supervised loops and shutdown.
 //!
-//! It knows nothing of images, pods or the store; it is the only crate that names rustls.
+//! - `server` is the HTTP server with all bounds on clients; `tls` its certificates.
+//! - `admin`, `health`, `metrics` and `logs` are what operators see.
+//! - `supervise` runs background loops, `lease` elects a leader, `files` and `reload` follow files.
+//!
+//! The crate knows nothing of images, pods or the store.
 
 pub mod admin;
 pub mod descriptors;

@@ -1,5 +1,5 @@
-//! Logs: one JSON object a line in the cluster, text for people elsewhere; the level can change
-//! while the process runs.
+//! Logs: one JSON object per line in the cluster, text for people elsewhere. The level can change
+//! at runtime.
 
 use holdfast_config::{LogFormat, Logging};
 use std::io::IsTerminal as _;
@@ -7,21 +7,21 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, fmt, reload};
 
-/// Why logging cannot be set up or changed.
+/// Why logging cannot be configured.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The level is neither a level nor a list of `target=level`.
     #[error("not a log level or filter: {0}")]
     Filter(String),
-    /// A subscriber is there already.
-    #[error("logging is set up already")]
+    /// Logging was initialized before.
+    #[error("logging is initialized already")]
     Installed(#[from] tracing_subscriber::util::TryInitError),
-    /// The subscriber is gone.
-    #[error("the log level cannot be changed any more")]
+    /// The subscriber was dropped.
+    #[error("the log level can no longer be changed")]
     Gone(#[from] reload::Error),
 }
 
-/// The switch of the level, for `PUT /log-level`.
+/// The handle that changes the level, for `PUT /log-level`.
 #[derive(Clone, Debug)]
 pub struct Level {
     handle: reload::Handle<EnvFilter, Registry>,
@@ -34,7 +34,7 @@ impl Level {
         Ok(())
     }
 
-    /// The filter that holds now.
+    /// The current filter.
     pub fn get(&self) -> String {
         self.handle
             .with_current(ToString::to_string)
@@ -42,8 +42,8 @@ impl Level {
     }
 }
 
-/// A bare level speaks for Holdfast; libraries stay at warnings then, for they say too much at
-/// `info`.
+/// Parses a level or a filter. A bare level applies to Holdfast; libraries, which log much at
+/// `info`, stay at higher levels then.
 fn parse(filter: &str) -> Result<EnvFilter, Error> {
     let filter = filter.trim();
     let invalid = || Error::Filter(filter.to_owned());

@@ -1,6 +1,6 @@
-//! The process's metrics: one registry, in the text format of Prometheus. Our own names open with
-//! `holdfast_`; a part that stands in for another program also exposes that program's names, so
-//! that its dashboards go on working.
+//! The metrics of a process, in the text format of Prometheus. Holdfast's names begin with
+//! `holdfast_`. A part that replaces another program also exposes that program's names, so that its
+//! dashboards keep working.
 
 use prometheus_client::encoding::{EncodeMetric, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,13 +32,13 @@ pub fn registry(part: &'static str) -> Registry {
     registry
 }
 
-/// Metrics whose names begin with the same words. Each method registers a metric and gives it back,
-/// so that a metric is named in one place only.
+/// Metrics with a common prefix. Each method registers a metric and returns it, so that a metric is
+/// named in one place only.
 #[derive(Debug)]
 pub struct Group<'a>(&'a mut Registry);
 
 impl<'a> Group<'a> {
-    /// Our own: `holdfast_<name>_…`, with an empty `name` `holdfast_…`.
+    /// Metrics of Holdfast: `holdfast_<name>_…`, or `holdfast_…` if `name` is empty.
     pub fn own(registry: &'a mut Registry, name: &str) -> Self {
         let registry = registry.sub_registry_with_prefix("holdfast");
         if name.is_empty() {
@@ -48,12 +48,12 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// Those that another program made known: `<prefix>_…`.
+    /// Metrics with the names of another program: `<prefix>_…`.
     pub fn of(registry: &'a mut Registry, prefix: &str) -> Self {
         Self(registry.sub_registry_with_prefix(prefix))
     }
 
-    /// Registers a metric. The text format adds `_total` to counters.
+    /// Registers a metric. The text format appends `_total` to counters.
     pub fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
         self.0.register(name, help, metric.clone());
         metric
@@ -72,8 +72,7 @@ impl<'a> Group<'a> {
     }
 }
 
-/// A histogram without a lock, for paths where many threads observe at the same moment. Clones
-/// share it.
+/// A histogram without a lock, for many threads that observe at the same time. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Histogram {
     inner: Arc<Inner>,

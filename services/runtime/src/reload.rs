@@ -1,6 +1,6 @@
-//! Numbers of files that are read again while the process runs. A new file that is of no use leaves
-//! the last good one in place; that is a warning in the log and a gauge that stays up until a good
-//! file comes.
+//! Logs and metrics of files that are reloaded while the process runs. If a new file is invalid,
+//! the last valid one stays in effect: a warning is logged, and a gauge is 1 until a valid file
+//! comes.
 
 use crate::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,20 +9,20 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-/// What is read again.
+/// The file.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct What {
     what: &'static str,
 }
 
-/// What is read again, and how that went.
+/// The file and the outcome of a reload.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
     what: &'static str,
     outcome: &'static str,
 }
 
-/// The numbers. Clones share them.
+/// The metrics of reloads. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Reloads {
     outcomes: Family<Outcome, Counter>,
@@ -30,29 +30,29 @@ pub struct Reloads {
 }
 
 impl Reloads {
-    /// Makes the numbers and registers them as `file_reloads` and `file_reload_failing`.
+    /// Registers the metrics `file_reloads` and `file_reload_failing`.
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "");
         Self {
             outcomes: group.add(
                 "file_reloads",
-                "How often files were read again because they changed",
+                "Reloads of changed files, by outcome",
                 Family::default(),
             ),
             failing: group.add(
                 "file_reload_failing",
-                "1 while a changed file is of no use and the last good one stays",
+                "1 while a changed file is invalid and the last valid one stays in effect",
                 Family::default(),
             ),
         }
     }
 
-    /// Notes and logs one reading of `what`, a short fixed name such as `htpasswd`.
+    /// Counts and logs a reload of `what`, a short fixed name such as `htpasswd`.
     pub fn record<T, E: std::fmt::Display>(&self, what: &'static str, outcome: &Result<T, E>) {
         match outcome {
-            Ok(_) => tracing::info!(what, "a changed file was read again"),
+            Ok(_) => tracing::info!(what, "a changed file was reloaded"),
             Err(error) => {
-                tracing::warn!(what, %error, "a changed file is of no use, the last good one stays");
+                tracing::warn!(what, %error, "a changed file is invalid; the last valid one stays in effect");
             }
         }
         let name = if outcome.is_ok() { "ok" } else { "failed" };

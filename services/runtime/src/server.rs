@@ -1,8 +1,8 @@
 //! The HTTP server of every part: one accept loop for plain HTTP and TLS, HTTP/1.1 and HTTP/2.
 //!
-//! Owns `TCP_NODELAY`, the bounds on connections, headers, bodies, handshakes, streams and slow
-//! clients, and the graceful end. Request extensions carry [`PeerAddr`] and, with a client
-//! certificate, [`PeerIdentity`].
+//! It bounds connections, headers, bodies, handshakes, streams and slow clients, and shuts down
+//! gracefully. The extensions of a request hold [`PeerAddr`] and, with a client certificate,
+//! [`PeerIdentity`]. `docs/design/connections.md` describes the bounds.
 
 mod count;
 mod eviction;
@@ -42,93 +42,91 @@ use tokio_util::sync::CancellationToken;
 
 pub use count::Counts;
 pub use listen::{BACKLOG, bind};
-pub use lobby::WAITING;
+pub use lobby::MAX_WAITING;
 pub use places::client_address;
 pub use request_body::{BodyError, RequestBody};
 pub use windows::{LARGE_WINDOW, LARGE_WINDOWS, LARGE_WINDOWS_OF_ADDRESS};
 
-/// Makes a service of a function, for parts that route by themselves.
+/// Makes a service of a function, for parts that do their own routing.
 pub use hyper::service::service_fn;
 
-/// How long requests under way may go on on a connection whose client certificate was checked by
-/// files that have changed since. The connection takes no new ones; a stream that is cut is
-/// continued by its reader on another connection.
-const OUTDATED: Duration = Duration::from_secs(600);
+/// Time for the requests in progress on a connection whose client certificate was verified with
+/// files that have changed since. The connection accepts no new requests. A reader whose stream is
+/// cut continues on another connection.
+const OUTDATED_CONNECTION_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// The client's address, in a request's extensions.
+/// The address of the client, in the extensions of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerAddr(pub SocketAddr);
 
-/// The connection of a request, in its extensions.
+/// The connection of a request, in the extensions of the request.
 #[derive(Clone, Debug)]
 pub struct Client(Arc<Watch>);
 
 impl Client {
-    /// The client has proved who it is: while places are short, its connection ends after those of
-    /// strangers.
+    /// Marks the client as authenticated: if places are short, its connection is evicted after
+    /// those of other clients.
     pub fn set_authenticated(&self) {
         self.0.authenticated();
     }
 }
 
-/// What one connection may cost.
+/// The bounds of a listener and its connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. A further one takes the place of an idle one, or of one of an
-    /// address that has more; where there is none of these, [`WAITING`] wait for
-    /// `header_timeout`, and further ones are closed at once.
+    /// Connections at a time. A further one takes the place of an idle one, or of one of an address
+    /// that has more. If there is none of these, it waits for `header_timeout`; if [`MAX_WAITING`]
+    /// wait already, it is closed at once.
     pub connections: usize,
-    /// Connections of one address (IPv6: of one /64) at a time; further ones are closed at once.
+    /// Connections per address (IPv6: per /64) at a time. Further ones are closed at once.
     pub connections_per_address: usize,
-    /// The listener takes one of so many parts of the files that the process may have open, with
-    /// its connections, those that wait and those that were not looked at yet. 3 for the port that
-    /// a process is there for, 6 for each other one; they leave a third of all.
+    /// The divisor of the files that the process may have open, which gives this listener's share
+    /// for all its connections. 3 for the main port of a process, 6 for each other one, so that a
+    /// third of the files remains.
     pub part_of_files: u64,
-    /// Whether every connection, also one with a request under way, gives up its place for a
-    /// further one: the oldest of the address that has most. For ports whose answers are
-    /// short.
+    /// Whether any connection may be evicted for a further one, even with a request in progress:
+    /// the oldest of the address that has most. For ports with short answers.
     pub recycles: bool,
-    /// Bytes of a request's headers; 431 above.
+    /// Bytes of the headers of a request; 431 beyond.
     pub header_bytes: usize,
-    /// Headers of a request; 431 above.
+    /// Headers of a request; 431 beyond.
     pub headers: usize,
-    /// Time for a TLS handshake, and for the headers of a request; then the connection is cut.
+    /// Time for a TLS handshake and for the headers of a request. Then the connection is cut.
     pub header_timeout: Duration,
-    /// Time without a request, after which a connection is closed.
+    /// Time without a request after which a connection is closed.
     pub keep_alive: Duration,
-    /// Time in which a client takes nothing of an answer, after which its connection is cut; or
-    /// sends nothing of a request's body, which then ends with [`BodyError::Silent`].
+    /// Time without progress: if a client reads nothing of an answer, its connection is cut; if it
+    /// sends nothing of a request's body, the body ends with [`BodyError::Silent`].
     pub idle: Duration,
-    /// Least bytes a second, over `window`, that a client takes of an answer, else its connection
-    /// is cut; or sends of a request's body, which then ends with [`BodyError::Slow`]. 0: any.
+    /// Least bytes per second over `window`: if a client reads an answer more slowly, its
+    /// connection is cut; if it sends a body more slowly, the body ends with [`BodyError::Slow`].
+    /// 0: no minimum.
     pub min_bytes_per_second: u64,
-    /// Over this time a client has to be fast enough.
+    /// The time over which `min_bytes_per_second` is measured.
     pub window: Duration,
-    /// Time that a client may take to send a request's body in all, which then ends with
-    /// [`BodyError::Late`]. Set it where bodies are small by nature; `None` where
-    /// `min_bytes_per_second` is the bound.
+    /// Total time for a request's body, which then ends with [`BodyError::Late`]. For parts with
+    /// small bodies. `None`: `min_bytes_per_second` is the only bound.
     pub body_timeout: Option<Duration>,
-    /// Bytes of a request's body, which then ends with [`BodyError::TooLarge`], by the announced
-    /// length before its first byte. `u64::MAX` where the part bounds its bodies itself.
+    /// Bytes of a request's body. A larger one ends with [`BodyError::TooLarge`], before its first
+    /// byte if its length is announced. `u64::MAX` if the part has its own bound.
     pub body_bytes: u64,
-    /// Time that requests under way get at shutdown.
+    /// Time for requests in progress at shutdown.
     pub drain: Duration,
-    /// Concurrent streams of an HTTP/2 connection; further ones are refused.
+    /// Concurrent streams per HTTP/2 connection; further ones are refused.
     pub streams: u32,
-    /// Bytes that an HTTP/2 client may send before the part reads them, on one connection and on
-    /// one stream of it; at least 65535. What waits there is outside of the part's own
-    /// budgets.
+    /// Bytes that an HTTP/2 client may send before the part reads them, per connection and per
+    /// stream; at least 65535. They are not part of the part's own budgets.
     pub http2_window: u32,
-    /// Connections at a time that have [`LARGE_WINDOW`] instead, because a small window makes
-    /// uploads over long ways slow; of one address [`LARGE_WINDOWS_OF_ADDRESS`].
+    /// Connections at a time with [`LARGE_WINDOW`] instead, because a small window makes uploads
+    /// with a long round-trip time slow; per address [`LARGE_WINDOWS_OF_ADDRESS`].
     pub http2_large_windows: usize,
-    /// Streams of an HTTP/2 connection that the client reset before they were looked at; with more
+    /// Streams of an HTTP/2 connection that the client may reset before they are processed. Beyond,
     /// the connection ends.
     pub resets: usize,
 }
 
 impl Limits {
-    /// How often each connection is looked at.
+    /// The interval at which each connection is checked.
     fn tick(&self) -> Duration {
         let shortest = [self.header_timeout, self.keep_alive, self.idle, self.window];
         let shortest = shortest.into_iter().min().unwrap_or(self.idle);
@@ -166,16 +164,15 @@ pub fn tower<S>(service: S) -> hyper_util::service::TowerToHyperService<S> {
     hyper_util::service::TowerToHyperService::new(service)
 }
 
-/// Serves `service` until `shutdown`, then lets requests under way finish within `limits.drain`.
+/// Serves `service` until `shutdown`, then lets requests in progress finish within `limits.drain`.
 ///
-/// Bodies of requests come as [`RequestBody`], which ends with a [`BodyError`] where a client is
-/// silent, slow or sends too much. A part whose bodies are small sets [`Limits::body_bytes`] and
-/// [`Limits::body_timeout`]; how many bytes all bodies of a process hold at a time is for the part
-/// to bound: it takes a share of its budget before it reads on, and gives it back with the last
-/// reader.
+/// Request bodies are [`RequestBody`]s, which end with a [`BodyError`] if a client is silent, slow
+/// or sends too much. A part with small bodies sets [`Limits::body_bytes`] and
+/// [`Limits::body_timeout`]. The bytes of all bodies together are up to the part: it reserves
+/// memory before it reads, and releases it with the last reader.
 ///
-/// A connection that fails or panics ends alone. The listener is closed first at shutdown, so that
-/// new clients go elsewhere.
+/// A connection that fails or panics affects no other one. At shutdown the listener is closed
+/// first, so that new clients go to other replicas.
 pub async fn serve<S, B>(
     listener: TcpListener,
     tls: Option<ServerTls>,
@@ -193,7 +190,7 @@ pub async fn serve<S, B>(
     serve_counted(listener, tls, service, limits, Counts::default(), shutdown).await;
 }
 
-/// [`serve`], with numbers.
+/// [`serve`], with metrics.
 pub async fn serve_counted<S, B>(
     listener: TcpListener,
     tls: Option<ServerTls>,
@@ -230,17 +227,17 @@ pub async fn serve_counted<S, B>(
         };
         tokio::spawn(connections.clone().run(admitted, graceful.watcher()));
     }
-    // What was accepted and is not served goes elsewhere, too.
+    // Closes connections that were accepted but not served, so that they go to other replicas.
     drop((listener, lobby));
     if tokio::time::timeout(limits.drain, graceful.shutdown())
         .await
         .is_err()
     {
-        tracing::info!("requests under way did not end in time, their connections are cut");
+        tracing::info!("requests in progress did not finish in time; their connections are cut");
     }
 }
 
-/// What all connections of a listener have in common.
+/// What all connections of a listener share.
 #[derive(Clone)]
 struct Connections<S> {
     tls: Option<ServerTls>,
@@ -248,7 +245,7 @@ struct Connections<S> {
     limits: Limits,
     counts: Counts,
     builder: Arc<auto::Builder<TokioExecutor>>,
-    /// For connections that have one of `windows`.
+    /// The builder for connections with a large window.
     large: Arc<auto::Builder<TokioExecutor>>,
     windows: Windows,
     handshakes: Handshakes,
@@ -264,7 +261,7 @@ where
     B::Data: Send,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     async fn run(self, admitted: Admitted, watcher: hyper_util::server::graceful::Watcher) {
         let Admitted {
             stream,
@@ -288,7 +285,7 @@ where
             _watcher: watcher,
         };
         let Some(tls) = &self.tls else {
-            // Which protocol the client speaks is not known yet.
+            // The protocol of the client is not known yet.
             let window = self.windows.take(address.ip());
             drive(
                 window.as_ref().map_or(&self.builder, |_| &self.large),
@@ -319,7 +316,7 @@ where
                 }
                 Err(_) => {
                     self.counts.cut(Reason::Handshake.as_str());
-                    tracing::debug!(peer = %address, "TLS handshake took too long");
+                    tracing::debug!(peer = %address, "the TLS handshake took too long");
                     return;
                 }
             },
@@ -353,7 +350,7 @@ fn builder(limits: &Limits, window: u32) -> auto::Builder<TokioExecutor> {
     builder
         .http1()
         .timer(TokioTimer::new())
-        // It counts idle time too; both are cut by the watch, each at its own time.
+        // hyper's timeout includes idle time. The watch enforces both bounds separately.
         .header_read_timeout(limits.header_timeout + limits.keep_alive)
         .max_buf_size(limits.header_bytes.max(8192))
         .max_headers(limits.headers);
@@ -374,9 +371,9 @@ fn builder(limits: &Limits, window: u32) -> auto::Builder<TokioExecutor> {
 /// What ends a connection gracefully.
 struct End {
     shutdown: CancellationToken,
-    /// By what the client's certificate was checked; for clients that showed one.
+    /// The configuration that verified the client certificate, if there is one.
     checked: Option<(ServerTls, Arc<rustls::ServerConfig>)>,
-    /// While it lives, the end of the server waits for the connection.
+    /// Makes the shutdown of the server wait for the connection.
     _watcher: hyper_util::server::graceful::Watcher,
 }
 
@@ -424,7 +421,7 @@ async fn drive<I, S, B>(
             }
             () = &mut evicted => {
                 counts.cut(Reason::Evicted.as_str());
-                tracing::debug!(%peer, "a connection was cut, another client needs its place");
+                tracing::debug!(%peer, "a connection was evicted for another client");
                 return;
             }
             () = end.shutdown.cancelled(), if !ending => {
@@ -433,18 +430,18 @@ async fn drive<I, S, B>(
             }
             _ = ticks.tick() => {
                 if outdated.is_none() && end.is_outdated() {
-                    tracing::debug!(%peer, "the files that a client certificate was checked by have changed, its connection ends");
+                    tracing::debug!(%peer, "the TLS files have changed since the client certificate was verified; the connection ends");
                     outdated = Some(tokio::time::Instant::now());
                     if !ending {
                         ending = true;
                         connection.as_mut().graceful_shutdown();
                     }
                 }
-                if outdated.is_some_and(|since| since.elapsed() > OUTDATED) {
+                if outdated.is_some_and(|since| since.elapsed() > OUTDATED_CONNECTION_TIMEOUT) {
                     counts.cut("outdated");
                     return;
                 }
-                if let Some(reason) = watch.judge(limits) {
+                if let Some(reason) = watch.check(limits) {
                     counts.cut(reason.as_str());
                     tracing::debug!(%peer, reason = reason.as_str(), "a connection was cut");
                     return;

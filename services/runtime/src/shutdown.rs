@@ -1,15 +1,15 @@
-//! The end of a process: the first SIGTERM or SIGINT asks for it, the second enforces it.
+//! Shutdown: the first SIGTERM or SIGINT asks for it, the second enforces it.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The exit status of a process that was told twice.
+/// The exit status after a second signal.
 pub const ABORTED: i32 = 130;
 
 /// A token that is cancelled at the first SIGTERM or SIGINT. At the second the process exits with
 /// status 130 at once.
 ///
-/// Must be called within a tokio runtime; fails when the signal handlers cannot be installed.
+/// Must be called within a tokio runtime. Fails if the signal handlers cannot be installed.
 pub fn on_signals() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut terminate = signal(SignalKind::terminate())?;
@@ -24,10 +24,10 @@ pub fn on_signals() -> std::io::Result<CancellationToken> {
             }
             received += 1;
             if received > 1 {
-                tracing::warn!("told to stop a second time, not waiting any longer");
+                tracing::warn!("received a second signal; exiting at once");
                 std::process::exit(ABORTED);
             }
-            tracing::info!("told to stop, finishing what is under way");
+            tracing::info!("received a signal; finishing requests in progress");
             cancel.cancel();
         }
     });

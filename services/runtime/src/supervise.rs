@@ -1,6 +1,8 @@
-//! Background loops: each is restarted when it ends or fails, tells when it last succeeded, and
-//! fails liveness when it is stuck. Failing is not being stuck: a loop whose every attempt fails,
-//! because the API server is down, stays alive.
+//! Background loops: a loop is restarted when it ends or fails, and fails liveness when it is
+//! stuck.
+//!
+//! A loop that fails is not stuck. If every attempt fails because the API server is down, the
+//! process stays alive.
 
 use crate::health::Health;
 use crate::metrics::{Group, unix_seconds};
@@ -17,13 +19,13 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The label of the loops' metrics.
+/// The label of the metrics of loops.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct LoopLabel {
     name: &'static str,
 }
 
-/// Starts loops and watches over them.
+/// Starts and supervises loops.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     health: Health,
@@ -32,7 +34,7 @@ pub struct Supervisor {
     shutdown: CancellationToken,
 }
 
-/// By this a loop says that it lives and that it succeeds.
+/// The handle by which a loop reports that it is alive and that it succeeds.
 #[derive(Clone, Debug)]
 pub struct Heartbeat {
     born: Instant,
@@ -41,13 +43,13 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// One round was tried; its outcome does not matter.
+    /// Reports that a round was tried, whatever its outcome.
     pub fn beat(&self) {
         let millis = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_beat_millis.store(millis, Ordering::Relaxed);
     }
 
-    /// One round succeeded; this is a beat too.
+    /// Reports that a round succeeded. This is a beat, too.
     pub fn success(&self) {
         self.beat();
         self.last_success.set(unix_seconds());
@@ -60,7 +62,7 @@ impl Heartbeat {
 }
 
 impl Supervisor {
-    /// A supervisor that reports into `health` and `registry` and ends its loops with `shutdown`.
+    /// A supervisor that reports to `health` and `registry` and ends its loops at `shutdown`.
     pub fn new(health: Health, registry: &mut Registry, shutdown: CancellationToken) -> Self {
         let mut group = Group::own(registry, "");
         let last_success = group.add(
@@ -70,7 +72,7 @@ impl Supervisor {
         );
         let restarts = group.add(
             "loop_restarts",
-            "How often a background loop ended and was started again",
+            "Restarts of a background loop",
             Family::default(),
         );
         Self {
@@ -81,8 +83,9 @@ impl Supervisor {
         }
     }
 
-    /// Runs `start` again and again until shutdown, with growing pauses (1 s to 30 s) when it
-    /// fails. `/livez` fails when its [`Heartbeat`] is silent for longer than `stuck_after`.
+    /// Runs the loop `start` until shutdown, and restarts it with growing pauses (1 s to 30 s) when
+    /// it ends, fails or panics. `/livez` fails if its [`Heartbeat`] is silent for longer than
+    /// `stuck_after`.
     pub fn spawn<F, E>(
         &self,
         name: &'static str,
@@ -103,9 +106,9 @@ impl Supervisor {
         self.health.live(name, move || {
             let silence = pulse.silence();
             if silence > stuck_after {
-                Err(format!("no sign of life for {} s", silence.as_secs()))
+                Err(format!("no heartbeat for {} s", silence.as_secs()))
             } else {
-                Ok(format!("alive {} s ago", silence.as_secs()))
+                Ok(format!("last heartbeat {} s ago", silence.as_secs()))
             }
         });
         let restarts = self.restarts.get_or_create(&label).clone();
@@ -115,7 +118,7 @@ impl Supervisor {
             loop {
                 heartbeat.beat();
                 let began = Instant::now();
-                // A panic ends this loop's round, never the streams that the process serves.
+                // A panic must not end the requests that the process serves.
                 let run = std::panic::AssertUnwindSafe(start(heartbeat.clone())).catch_unwind();
                 let outcome = tokio::select! {
                     () = shutdown.cancelled() => return,
@@ -127,13 +130,13 @@ impl Supervisor {
                 let wait = pause.next(began.elapsed());
                 match outcome {
                     Ok(Ok(())) => {
-                        tracing::warn!(loop.name = name, "a background loop ended and is started again");
+                        tracing::warn!(loop.name = name, "a background loop ended; restarting it");
                     }
                     Err(_) => {
-                        tracing::error!(loop.name = name, "a background loop panicked and is started again");
+                        tracing::error!(loop.name = name, "a background loop panicked; restarting it");
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(loop.name = name, error = %error, "a background loop failed and is started again");
+                        tracing::warn!(loop.name = name, error = %error, "a background loop failed; restarting it");
                     }
                 }
                 restarts.inc();
@@ -147,8 +150,8 @@ impl Supervisor {
     }
 }
 
-/// Pauses between restarts: doubling from one second to thirty, from the beginning after a minute's
-/// run.
+/// Pauses between restarts: they double from one second to thirty, and start over after the loop
+/// ran for a minute.
 #[derive(Debug, Default)]
 struct Pause {
     failures: u32,

@@ -1,7 +1,7 @@
-//! TLS from files that change: serving and client configurations that follow their files without a
-//! restart and keep the last good one when a file is bad.
+//! TLS configurations of servers and clients that follow their files without a restart. If a new
+//! file is invalid, the last valid configuration stays in effect.
 //!
-//! One crypto provider for the whole process, aws-lc-rs; protocols are TLS 1.2 and 1.3 with ALPN
+//! The process has one crypto provider, aws-lc-rs. The protocols are TLS 1.2 and 1.3, with ALPN
 //! `h2` and `http/1.1`.
 
 mod client;
@@ -29,24 +29,24 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The text holds no certificate, or a broken one.
-    #[error("no usable certificate in {0}")]
+    /// The text has no certificate, or an invalid one.
+    #[error("no valid certificate in {0}")]
     Certificate(String),
-    /// The text holds no private key, or a broken one.
-    #[error("no usable private key in {0}")]
+    /// The text has no private key, or an invalid one.
+    #[error("no valid private key in {0}")]
     Key(String),
-    /// Certificate and key do not fit, or the CA is of no use.
-    #[error("the certificates cannot be used")]
+    /// Certificate and key do not match, or the CA is invalid.
+    #[error("invalid certificates")]
     Tls(#[from] rustls::Error),
-    /// The verifier of certificates cannot be made from the CA.
-    #[error("the CA cannot be used")]
+    /// The CA cannot verify certificates.
+    #[error("invalid CA")]
     Verifier(#[from] rustls::client::VerifierBuilderError),
 }
 
-/// Makes aws-lc-rs the process's crypto provider. To be called once, first thing in `main` and in
-/// tests; calling it again does nothing.
+/// Installs aws-lc-rs as the crypto provider of the process. Call it first in `main` and in tests;
+/// further calls do nothing.
 pub fn install_crypto_provider() {
-    // An error means that one is installed already, which is what is wanted.
+    // An error means that one is installed already.
     let _installed_before = rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .is_err();

@@ -155,7 +155,8 @@ async fn a_client_that_reads_nothing_is_cut_early_while_memory_is_short() {
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!((24 << 20) <= alive.now.load(SeqCst), "memory is short");
     // What one gives back another one takes, so in the worst case they are cut one after the other,
-    // each `PRESSED` (5 s) after the last. Without a bound it would take a minute (`Limits::idle`).
+    // each `PRESSURE_TIMEOUT` (5 s) after the last. Without a bound it would take a minute
+    // (`Limits::idle`).
     for _ in 0..600 {
         if alive.now.load(SeqCst) < 24 << 20 {
             return;

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use holdfast_core::Gate;
+use holdfast_core::FairSemaphore;
 use tokio::{
     runtime::{Builder, Runtime},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -49,7 +49,7 @@ pub fn spawn_low_priority<T: Send + 'static>(
 pub struct Pool {
     slots: Arc<Semaphore>,
     /// By client.
-    lists: Gate<Option<IpAddr>>,
+    lists: FairSemaphore<Option<IpAddr>>,
     queue: Arc<Semaphore>,
     timeout: Duration,
     in_place: bool,
@@ -72,7 +72,7 @@ impl Pool {
         let lists = processors.max(Self::LISTS);
         Self {
             slots: Arc::new(Semaphore::new(threads.max(1))),
-            lists: Gate::new(lists),
+            lists: FairSemaphore::new(lists),
             queue: Arc::new(Semaphore::new(Self::QUEUE_BYTES)),
             timeout: Self::SLOT_TIMEOUT,
             in_place: false,
@@ -137,7 +137,7 @@ impl Pool {
         if self.in_place {
             return work();
         }
-        let turn = tokio::time::timeout(self.timeout, self.lists.turn(client));
+        let turn = tokio::time::timeout(self.timeout, self.lists.acquire(client));
         let turn = turn.await.map_err(|_| Error::Busy)?;
         let task = spawn_low_priority(move || {
             let result = work();
@@ -176,8 +176,8 @@ mod tests {
         assert_eq!(pool.run(nice).await.unwrap(), before);
         // All of them hang: only lists wait.
         let mut all = Vec::new();
-        for _ in 0..pool.lists.at_once() {
-            all.push(pool.lists.turn(None).await);
+        for _ in 0..pool.lists.permits() {
+            all.push(pool.lists.acquire(None).await);
         }
         let next = Pool {
             timeout: Duration::from_millis(20),
@@ -193,8 +193,8 @@ mod tests {
     async fn a_client_that_asks_for_many_lists_delays_no_other_one() {
         let pool = Pool::new(1);
         let mut all = Vec::new();
-        for _ in 0..pool.lists.at_once() {
-            all.push(pool.lists.turn(None).await);
+        for _ in 0..pool.lists.permits() {
+            all.push(pool.lists.acquire(None).await);
         }
         let order = Arc::new(std::sync::Mutex::new(Vec::new()));
         let mut lists = tokio::task::JoinSet::new();
@@ -217,7 +217,7 @@ mod tests {
         }
         let order = order.lock().unwrap();
         let at = order.iter().position(|last| *last == 2).unwrap();
-        assert!(at <= 2 * pool.lists.at_once(), "{at} lists came before");
+        assert!(at <= 2 * pool.lists.permits(), "{at} lists came before");
     }
 
     #[tokio::test]

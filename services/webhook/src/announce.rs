@@ -1,15 +1,18 @@
-//! Announcements: after a review was answered, the Artifacts of its images are created (SPEC 6).
-//! Create only; what is dropped or fails here is found by the controller's own watch of pods.
+//! Announcements: creates the Artifacts of a review's images after the answer (SPEC 6).
+//!
+//! Artifacts are only created, never changed. Announcements that are dropped or fail are not lost:
+//! the controller finds the images by its own watch of pods.
 
 mod fair_queue;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::{Artifact, labels};
 use holdfast_core::{Reference, dns, pod};
 use kube::api::{Api, PostParams};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -17,15 +20,15 @@ use tokio::time::timeout;
 use self::fair_queue::{FairQueue, Offer};
 use crate::metrics::{Announced, Metrics};
 
-/// Attempts for one announcement.
+/// Attempts per announcement.
 const MAX_ATTEMPTS: u32 = 4;
-/// Pause after the first failed attempt; it doubles.
+/// Pause after the first failed attempt; it doubles with each further one.
 const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// How often the worker tells that it lives while nothing comes.
+/// Time between two heartbeats while the queue is empty.
 const IDLE_BEAT_INTERVAL: Duration = Duration::from_secs(10);
-/// Time for one attempt, so that an API server that hangs is not taken for a worker that does.
+/// Time for one attempt, so that an API server that hangs does not make the worker look stuck.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Pull secrets that an Artifact names at most (its schema's bound).
+/// Pull secrets per Artifact, as in its schema.
 const MAX_PULL_SECRETS: usize = 64;
 
 /// One image that a namespace needs.
@@ -33,18 +36,17 @@ const MAX_PULL_SECRETS: usize = 64;
 pub struct Announcement {
     /// The pod's namespace.
     pub namespace: Arc<str>,
-    /// The upstream's reference, canonical.
+    /// The upstream reference, canonical.
     pub source: String,
-    /// Names of the pod's pull secrets, as many as an Artifact may name.
+    /// Names of the pod's pull secrets, at most as many as an Artifact may name.
     pub pull_secrets: Arc<[String]>,
     /// Name of the pod's service account.
     pub service_account_name: Arc<str>,
 }
 
 impl Announcement {
-    /// One announcement an image of the pod, made when it is taken; none where no namespace is
-    /// known or the reference is too long for an Artifact. Names that no object can have are left
-    /// out.
+    /// The announcements of a pod, one per image, created lazily. None if the namespace is unknown;
+    /// references that are too long for an Artifact and invalid names are left out.
     pub fn of_pod<'a>(
         namespace: &str,
         pod: &Value,
@@ -74,7 +76,7 @@ impl Announcement {
             })
     }
 
-    /// Bytes of its texts, also of those that it shares with others.
+    /// Bytes of its texts, including those that it shares with others.
     fn bytes(&self) -> usize {
         let secrets: usize = self.pull_secrets.iter().map(String::len).sum();
         self.namespace.len() + self.source.len() + secrets + self.service_account_name.len()
@@ -98,16 +100,16 @@ impl Announcement {
     }
 }
 
-/// The end into which answered reviews put their announcements.
+/// The sending end of the queue.
 #[derive(Debug, Clone)]
 pub struct Announcer {
     queue: Arc<Mutex<FairQueue>>,
-    /// Wakes the worker; it ends when every announcer is gone.
+    /// Wakes the worker, which ends when all announcers are dropped.
     wake: mpsc::Sender<()>,
     metrics: Metrics,
 }
 
-/// The end from which the worker takes them.
+/// The receiving end of the queue.
 #[derive(Debug)]
 pub struct Announcements {
     queue: Arc<Mutex<FairQueue>>,
@@ -115,7 +117,7 @@ pub struct Announcements {
     metrics: Metrics,
 }
 
-/// Makes both ends of the bounded queue.
+/// Creates a bounded queue.
 pub fn queue(metrics: Metrics) -> (Announcer, Announcements) {
     let queue = Arc::new(Mutex::new(FairQueue::new(Instant::now())));
     let (wake, woken) = mpsc::channel(1);
@@ -133,17 +135,17 @@ pub fn queue(metrics: Metrics) -> (Announcer, Announcements) {
 }
 
 fn lock(queue: &Mutex<FairQueue>) -> MutexGuard<'_, FairQueue> {
-    queue.lock().unwrap_or_else(PoisonError::into_inner)
+    queue.lock()
 }
 
 impl Announcer {
-    /// Puts the announcements of one review into their namespace's line without waiting. From the
-    /// first one on that exceeds the limits they are dropped and counted.
+    /// Queues the announcements of one review without waiting. The first one that exceeds a limit
+    /// and all after it are dropped and counted.
     pub fn announce(&self, mut announcements: impl Iterator<Item = Announcement>) {
         while let Some(announcement) = announcements.next() {
             let offer = lock(&self.queue).offer(announcement, Instant::now());
             let announced = match offer {
-                // A wake that is pending is enough.
+                // One pending wake-up is enough.
                 Offer::Queued => {
                     let _pending = self.wake.try_send(());
                     continue;
@@ -159,7 +161,7 @@ impl Announcer {
 }
 
 impl Announcements {
-    /// Creates Artifacts until every [`Announcer`] is gone; `beat` is called after each and while
+    /// Creates Artifacts until all [`Announcer`]s are dropped. Calls `beat` after each and while
     /// idle.
     pub async fn work(&self, client: kube::Client, beat: impl Fn()) {
         let mut woken = self.woken.lock().await;
@@ -199,7 +201,7 @@ async fn create(client: &kube::Client, announcement: &Announcement) -> Announced
                 artifact.namespace = %announcement.namespace,
                 artifact.source = announcement.source,
                 error,
-                "an image could not be announced, the controller will find it"
+                "cannot announce an image; the controller will find it"
             );
             break;
         }
@@ -209,7 +211,7 @@ async fn create(client: &kube::Client, announcement: &Announcement) -> Announced
     Announced::Failed
 }
 
-/// Whether asking again would be answered the same.
+/// Whether a retry would fail the same way.
 fn is_lasting(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if (400..500).contains(&status.code) && status.code != 429)
 }

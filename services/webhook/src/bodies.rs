@@ -1,71 +1,72 @@
-//! The bytes of request bodies in memory: one budget for the process.
+//! One memory budget for all request bodies of the process.
 //!
-//! A body takes its announced length before it is read. Small bodies have a part of the budget that
-//! large ones cannot take. Of those that wait, the client goes first that holds least; of its own
-//! bodies, the smallest. While somebody waits for room, bodies that arrive slowly are cut, those of
-//! clients that hold more first: an announced length is a claim and must not hold back others.
+//! A body reserves its announced length before it is read. Large bodies cannot take a part of the
+//! budget that is kept for small ones. Among waiting bodies, the client that holds least goes
+//! first, with its smallest body. While a body waits, bodies that arrive slowly are cut, first
+//! those of clients that hold more: a client must not hold back others by an announced length.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use futures::{Stream, StreamExt as _};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// Bytes of a body at most. The API server takes requests of up to 3 MiB (`MaxRequestBodyBytes`),
-/// etcd stores up to 1.5 MiB (`--max-request-bytes`), and a review of an update has the new object
-/// and the stored one, each with its managed fields. Half a MiB is for the rest of the review.
+/// Largest body. The API server accepts requests of up to 3 MiB (`MaxRequestBodyBytes`),
+/// etcd stores up to 1.5 MiB (`--max-request-bytes`), and the review of an update holds the new and
+/// the stored object, each with its managed fields. Half a MiB is for the rest of the review.
 pub const MAX_BODY_BYTES: usize = 5 * 1024 * 1024;
 /// Bytes of all bodies together.
 pub const BUDGET_BYTES: usize = 24 * 1024 * 1024;
-/// Bytes of all bodies together that are larger than [`SMALL_BODY_BYTES`].
+/// Bytes of all large bodies together, those above [`SMALL_BODY_BYTES`].
 pub const LARGE_BUDGET_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes of all bodies together that are no larger: one of the largest has room beside them.
+/// Bytes of all small bodies together; a body of the largest size fits beside them.
 pub const SMALL_BUDGET_BYTES: usize = BUDGET_BYTES - MAX_BODY_BYTES;
-/// Bytes of a body that counts as small. Nearly every review does.
+/// Largest small body. Nearly every review is small.
 pub const SMALL_BODY_BYTES: usize = 128 * 1024;
-/// Time for a review, the waits for room and for its turn included. Less than the webhook's
-/// `timeoutSeconds` (5 by default), so that the API server gets an answer that says why.
+/// Time for a review, including the waits for memory and for its turn. Less than the webhook's
+/// `timeoutSeconds` (5 by default), so that the API server gets an answer with the reason.
 pub const BODY_TIME: Duration = Duration::from_secs(4);
-/// Bytes of a body that is too large that are read and dropped, so that its sender sees the answer.
+/// Bytes of a too large body that are read and dropped, so that its sender sees the answer.
 const DISCARD_BYTES: usize = 8 * 1024 * 1024;
-/// Time that a body has for arriving, before it may be cut for one that waits.
-const GRACE: Duration = Duration::from_millis(50);
-/// How often one that waits looks for a slow body.
+/// Time that each body has to arrive before it may be cut for a waiting one.
+const MIN_TIME_BEFORE_CUT: Duration = Duration::from_millis(50);
+/// How often a waiting body looks for slow bodies to cut.
 const CUT_CHECK_INTERVAL: Duration = Duration::from_millis(25);
 
-/// Why a body was not taken.
+/// Why a body was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// It is larger than [`MAX_BODY_BYTES`].
     #[error("the body is larger than 5 MiB")]
     TooLarge,
-    /// There was no room for it in time.
+    /// There was no memory for it in time.
     #[error("too many reviews at once; try again")]
     Busy,
-    /// It did not arrive in time, or too slowly while others waited.
+    /// It did not arrive in time, or arrived too slowly while others waited.
     #[error("the body arrived too slowly")]
     Slow,
     /// It ended early, or is longer than announced.
-    #[error("the body broke off")]
+    #[error("the body is incomplete, or longer than announced")]
     Broken,
 }
 
 /// The budget. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Bodies {
+pub struct BodyBudget {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug, Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Room was given back.
+    /// Notified when memory is released, or a waiting body leaves.
     changed: Notify,
 }
 
@@ -75,15 +76,15 @@ struct State {
     large: usize,
     next: u64,
     clients: HashMap<IpAddr, Client>,
-    /// Bodies that are arriving and may be cut, or were.
+    /// Bodies that are arriving, including those that were cut and have not ended yet.
     arriving: BTreeMap<u64, Arriving>,
 }
 
-/// What the bodies of one client hold, and which of them wait.
+/// The bytes that the bodies of one client hold, and its waiting bodies.
 #[derive(Debug, Default)]
 struct Client {
     held: usize,
-    /// Lengths, each with a number.
+    /// Lengths of waiting bodies, each with its id.
     small: BTreeSet<(usize, u64)>,
     large: BTreeSet<(usize, u64)>,
 }
@@ -102,9 +103,9 @@ impl Client {
     }
 }
 
-/// A body among those of all clients.
+/// Identifies a body.
 #[derive(Clone, Copy, Debug)]
-struct Place {
+struct Ticket {
     client: IpAddr,
     length: usize,
     id: u64,
@@ -117,7 +118,7 @@ struct Arriving {
     received: usize,
     since: Instant,
     cut: Arc<Notify>,
-    /// It was told to end; its room comes back when its task has done so.
+    /// Whether it was cut. Its memory is released when its task has ended.
     is_cut: bool,
 }
 
@@ -126,8 +127,8 @@ fn is_large(length: usize) -> bool {
 }
 
 impl State {
-    /// Bytes that a body of this length lacks, where those that are held come to this.
-    fn lacks(length: usize, small: usize, large: usize) -> usize {
+    /// Bytes that are missing for a body of this length, if these bytes are held.
+    fn missing(length: usize, small: usize, large: usize) -> usize {
         let of_all = (small + large + length).saturating_sub(BUDGET_BYTES);
         let of_kind = if is_large(length) {
             (large + length).saturating_sub(LARGE_BUDGET_BYTES)
@@ -137,15 +138,15 @@ impl State {
         of_all.max(of_kind)
     }
 
-    /// Whether a body of this length has room.
+    /// Whether a body of this length fits.
     fn has_room(&self, length: usize) -> bool {
-        Self::lacks(length, self.small, self.large) == 0
+        Self::missing(length, self.small, self.large) == 0
     }
 
-    /// Whether no body of the same kind goes before this one.
-    fn is_next(&self, place: Place) -> bool {
+    /// Whether this is the first waiting body of its kind.
+    fn is_next(&self, ticket: Ticket) -> bool {
         let first = |client: &Client| {
-            let waiting = if is_large(place.length) {
+            let waiting = if is_large(ticket.length) {
                 client.large.first()
             } else {
                 client.small.first()
@@ -153,7 +154,7 @@ impl State {
             waiting.map(|first| (client.held, *first))
         };
         let first = self.clients.values().filter_map(first).min();
-        first.is_some_and(|(_, first)| first == (place.length, place.id))
+        first.is_some_and(|(_, first)| first == (ticket.length, ticket.id))
     }
 
     fn client(&mut self, address: IpAddr, change: impl FnOnce(&mut Client)) {
@@ -168,15 +169,15 @@ impl State {
         self.clients.get(&client).map_or(0, |client| client.held)
     }
 
-    fn take(&mut self, place: Place, now: Instant) -> Arc<Notify> {
-        *self.held(place.length) += place.length;
-        self.client(place.client, |client| client.held += place.length);
+    fn take(&mut self, ticket: Ticket, now: Instant) -> Arc<Notify> {
+        *self.held(ticket.length) += ticket.length;
+        self.client(ticket.client, |client| client.held += ticket.length);
         let cut = Arc::new(Notify::new());
         self.arriving.insert(
-            place.id,
+            ticket.id,
             Arriving {
-                client: place.client,
-                length: place.length,
+                client: ticket.client,
+                length: ticket.length,
                 received: 0,
                 since: now,
                 cut: Arc::clone(&cut),
@@ -186,10 +187,10 @@ impl State {
         cut
     }
 
-    fn give_back(&mut self, place: Place) {
-        self.arriving.remove(&place.id);
-        *self.held(place.length) -= place.length;
-        self.client(place.client, |client| client.held -= place.length);
+    fn give_back(&mut self, ticket: Ticket) {
+        self.arriving.remove(&ticket.id);
+        *self.held(ticket.length) -= ticket.length;
+        self.client(ticket.client, |client| client.held -= ticket.length);
     }
 
     fn held(&mut self, length: usize) -> &mut usize {
@@ -200,11 +201,11 @@ impl State {
         }
     }
 
-    /// Cuts slow bodies of the same kind for this one: those of clients that hold more first, the
-    /// slowest of them first. No more than it needs beside what others that were cut give back; and
-    /// none where all of them would not make room for it, for they would be lost for nothing.
-    fn cut_for(&mut self, place: Place, now: Instant) {
-        let length = place.length;
+    /// Cuts slow bodies of the same kind to make room for this one: first those of clients that
+    /// hold more, of these the slowest first. Cuts no more than needed, counting what bodies that
+    /// are cut already will release, and none if all of them together would not make room.
+    fn cut_for(&mut self, ticket: Ticket, now: Instant) {
+        let length = ticket.length;
         let cut = |large: bool| -> usize {
             let bodies = self.arriving.values();
             bodies
@@ -213,11 +214,11 @@ impl State {
                 .sum()
         };
         let (small, large) = (self.small - cut(false), self.large - cut(true));
-        let lacks = Self::lacks(length, small, large);
-        if lacks == 0 {
+        let missing = Self::missing(length, small, large);
+        if missing == 0 {
             return;
         }
-        let own = self.holds(place.client);
+        let own = self.holds(ticket.client);
         let speed = |body: &Arriving| {
             let millis = now.duration_since(body.since).as_millis().max(1);
             body.received as u128 * 1000 / millis
@@ -226,7 +227,7 @@ impl State {
             .arriving
             .iter()
             .filter(|(_, body)| !body.is_cut && is_large(body.length) == is_large(length))
-            .filter(|(_, body)| now.duration_since(body.since) >= GRACE)
+            .filter(|(_, body)| now.duration_since(body.since) >= MIN_TIME_BEFORE_CUT)
             .map(|(id, body)| {
                 let has_more = own < self.holds(body.client);
                 (Reverse(has_more), speed(body), *id, body.length)
@@ -236,7 +237,7 @@ impl State {
         let mut freed = 0;
         let enough = slow.iter().position(|(_, _, _, length)| {
             freed += length;
-            lacks <= freed
+            missing <= freed
         });
         for (_, _, id, _) in enough
             .and_then(|last| slow.get(..=last))
@@ -252,86 +253,86 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
-/// A body that waits for room; no longer when it is dropped.
-struct Waiting {
+/// A waiting body. Dropping it ends the wait.
+struct Waiter {
     shared: Arc<Shared>,
-    place: Place,
+    ticket: Ticket,
 }
 
-impl Waiting {
+impl Waiter {
     fn enter(shared: &Arc<Shared>, client: IpAddr, length: usize) -> Self {
         let mut state = shared.lock();
         state.next += 1;
-        let place = Place {
+        let ticket = Ticket {
             client,
             length,
             id: state.next,
         };
         state.client(client, |client| {
-            client.waiting(length).insert((length, place.id));
+            client.waiting(length).insert((length, ticket.id));
         });
         drop(state);
         Self {
             shared: Arc::clone(shared),
-            place,
+            ticket,
         }
     }
 
-    fn try_take(&self) -> Option<Room> {
+    fn try_take(&self) -> Option<Reservation> {
         let now = Instant::now();
         let mut state = self.shared.lock();
-        if !state.is_next(self.place) {
+        if !state.is_next(self.ticket) {
             return None;
         }
-        if !state.has_room(self.place.length) {
-            state.cut_for(self.place, now);
+        if !state.has_room(self.ticket.length) {
+            state.cut_for(self.ticket, now);
             return None;
         }
-        let cut = state.take(self.place, now);
+        let cut = state.take(self.ticket, now);
         drop(state);
-        Some(Room {
+        Some(Reservation {
             shared: Arc::clone(&self.shared),
-            place: self.place,
+            ticket: self.ticket,
             cut,
         })
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Waiter {
     fn drop(&mut self) {
-        let Place { client, length, id } = self.place;
+        let Ticket { client, length, id } = self.ticket;
         self.shared.lock().client(client, |client| {
             client.waiting(length).remove(&(length, id));
         });
-        // Whoever is next may have room at once.
+        // The next one may fit at once.
         self.shared.changed.notify_waiters();
     }
 }
 
-/// The room of one body; given back when it is dropped.
+/// The reserved memory of one body. Dropping it releases the memory.
 #[derive(Debug)]
-struct Room {
+struct Reservation {
     shared: Arc<Shared>,
-    place: Place,
+    ticket: Ticket,
     cut: Arc<Notify>,
 }
 
-impl Room {
+impl Reservation {
     fn received(&self, bytes: usize) {
-        if let Some(body) = self.shared.lock().arriving.get_mut(&self.place.id) {
+        if let Some(body) = self.shared.lock().arriving.get_mut(&self.ticket.id) {
             body.received += bytes;
         }
     }
 
-    /// The body is complete and cannot be cut any more; `false`: it was cut, and its room is
-    /// promised to another one.
+    /// Marks the body as complete, so that it is not cut. Returns `false` if it was cut before and
+    /// its memory is promised to another body.
     fn arrived(&self) -> bool {
         let mut state = self.shared.lock();
-        let id = self.place.id;
+        let id = self.ticket.id;
         let is_cut = state.arriving.get(&id).is_some_and(|body| body.is_cut);
         if !is_cut {
             state.arriving.remove(&id);
@@ -340,22 +341,22 @@ impl Room {
     }
 }
 
-impl Drop for Room {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.shared.lock().give_back(self.place);
+        self.shared.lock().give_back(self.ticket);
         self.shared.changed.notify_waiters();
     }
 }
 
-/// A body in memory; its room is given back with it.
+/// A body in memory. Dropping it releases its part of the budget.
 #[derive(Debug)]
 pub struct Body {
     bytes: BytesMut,
-    _room: Room,
+    _reservation: Reservation,
 }
 
 impl Body {
-    /// Whether it is larger than [`SMALL_BODY_BYTES`], so that reading it takes milliseconds.
+    /// Whether it is larger than [`SMALL_BODY_BYTES`]. Parsing it takes milliseconds then.
     pub fn is_large(&self) -> bool {
         is_large(self.bytes.len())
     }
@@ -367,9 +368,9 @@ impl AsRef<[u8]> for Body {
     }
 }
 
-impl Bodies {
-    /// Reads a client's body of this announced length, before `deadline`. Without a length it
-    /// counts as the largest.
+impl BodyBudget {
+    /// Reads a client's body of the announced length, until `deadline`. A body without a length
+    /// reserves the largest.
     pub async fn receive<S, B, E>(
         &self,
         client: IpAddr,
@@ -388,23 +389,23 @@ impl Bodies {
                 return Err(Refusal::TooLarge);
             }
         };
-        let room = timeout_at(deadline, self.room(client, length))
+        let reservation = timeout_at(deadline, self.room(client, length))
             .await
             .map_err(|_| Refusal::Busy)?;
-        let cut = Arc::clone(&room.cut);
+        let cut = Arc::clone(&reservation.cut);
         tokio::select! {
-            outcome = timeout_at(deadline, collect(room, body)) => outcome.unwrap_or(Err(Refusal::Slow)),
+            outcome = timeout_at(deadline, collect(reservation, body)) => outcome.unwrap_or(Err(Refusal::Slow)),
             () = cut.notified() => Err(Refusal::Slow),
         }
     }
 
-    async fn room(&self, client: IpAddr, length: usize) -> Room {
-        let waiting = Waiting::enter(&self.shared, client, length);
+    async fn room(&self, client: IpAddr, length: usize) -> Reservation {
+        let waiting = Waiter::enter(&self.shared, client, length);
         loop {
             let mut changed = pin!(self.shared.changed.notified());
             changed.as_mut().enable();
-            if let Some(room) = waiting.try_take() {
-                return room;
+            if let Some(reservation) = waiting.try_take() {
+                return reservation;
             }
             tokio::select! {
                 () = changed => {}
@@ -414,7 +415,7 @@ impl Bodies {
     }
 }
 
-/// Reads and drops a body, some of it and for some time.
+/// Reads and drops a body, up to a number of bytes and for a limited time.
 async fn discard<S, B, E>(body: S)
 where
     S: Stream<Item = Result<B, E>> + Send,
@@ -429,27 +430,27 @@ where
             }
         }
     };
-    // Whether it came to its end makes no difference.
+    // Whether the body ended makes no difference.
     timeout(BODY_TIME, read).await.ok();
 }
 
-async fn collect<S, B, E>(room: Room, body: S) -> Result<Body, Refusal>
+async fn collect<S, B, E>(reservation: Reservation, body: S) -> Result<Body, Refusal>
 where
     S: Stream<Item = Result<B, E>> + Send,
     B: Buf,
 {
     let mut body = pin!(body);
-    let mut bytes = BytesMut::with_capacity(room.place.length);
+    let mut bytes = BytesMut::with_capacity(reservation.ticket.length);
     while let Some(part) = body.next().await {
         let mut part = part.map_err(|_| Refusal::Broken)?;
-        if bytes.len() + part.remaining() > room.place.length {
-            return Err(if room.place.length == MAX_BODY_BYTES {
+        if bytes.len() + part.remaining() > reservation.ticket.length {
+            return Err(if reservation.ticket.length == MAX_BODY_BYTES {
                 Refusal::TooLarge
             } else {
                 Refusal::Broken
             });
         }
-        room.received(part.remaining());
+        reservation.received(part.remaining());
         while part.has_remaining() {
             let chunk = part.chunk();
             let length = chunk.len();
@@ -457,10 +458,13 @@ where
             part.advance(length);
         }
     }
-    if !room.arrived() {
+    if !reservation.arrived() {
         return Err(Refusal::Slow);
     }
-    Ok(Body { bytes, _room: room })
+    Ok(Body {
+        bytes,
+        _reservation: reservation,
+    })
 }
 
 #[cfg(test)]

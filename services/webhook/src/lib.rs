@@ -1,8 +1,12 @@
-//! Pod mutating webhook: sends the images of new pods to the cluster's registry and announces them.
+//! The pod mutating webhook: rewrites the images of new pods to the cluster's registry, and
+//! announces them as Artifacts.
 //!
-//! `mutate` is the pure middle; `routes`, `state` and `announce` are the edges. Nothing waits for
-//! the network between a review and its answer. Knows nothing of upstreams' content or of the
-//! store.
+//! - `routes` receives reviews; `bodies` bounds their memory, `review` parses them.
+//! - `mutate` decides (pure), by the `rules` that `state` keeps up to date.
+//! - `announce` creates the Artifacts, after the answer.
+//!
+//! Between a review and its answer there is no I/O except reading the body. The crate knows nothing
+//! of upstreams and of the store. `docs/design/admission.md` describes the protocol.
 
 pub mod announce;
 pub mod bodies;
@@ -29,16 +33,16 @@ use kube::api::Api;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// The port that the Service `F-webhook` leads to.
+/// The port behind the Service `F-webhook`.
 pub const PORT: u16 = 8443;
 /// Where the Secret `F-webhook-tls` is mounted.
 pub const TLS_FOLDER: &str = "/etc/holdfast/tls";
 /// The folder beside [`TLS_FOLDER`] where the Secret `webhook.clientCaSecret` is mounted.
 const CLIENT_CA_FOLDER: &str = "client-ca";
-/// Silence after which a background loop counts as stuck.
+/// Time without a heartbeat after which a background loop counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
-/// Pause between looks for a serving certificate that is not there yet.
-const TLS_RETRY: Duration = Duration::from_secs(1);
+/// Time between two attempts to load a serving certificate that does not exist yet.
+const TLS_RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why the webhook cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -51,16 +55,16 @@ pub enum Error {
         /// Why.
         source: std::io::Error,
     },
-    /// The handlers of signals cannot be installed.
-    #[error("cannot handle signals")]
+    /// Signal handlers cannot be installed.
+    #[error("cannot install signal handlers")]
     Signals(#[source] std::io::Error),
-    /// The environment describes no API server.
-    #[error("no connection to the API server is configured")]
+    /// The environment does not configure an API server.
+    #[error("no API server is configured")]
     Client(#[from] kube::Error),
 }
 
-/// Where a webhook outside of its cluster listens and finds its certificate; by default as in its
-/// pod.
+/// Where a webhook outside of its cluster listens and finds its certificate. The defaults are those
+/// of its pod.
 #[derive(Clone, Debug, Default)]
 pub struct Outside {
     /// Listener of reviews, instead of [`PORT`] of all addresses.
@@ -113,7 +117,7 @@ pub async fn serve(
     let connections = server::Counts::register(&mut registry);
     let supervisor = Supervisor::new(health.clone(), &mut registry, stop.clone());
     let tls_loaded = health.ready_flag("tls", "no serving certificate yet");
-    let state_seen = health.ready_flag("state", "the shared state was not looked up yet");
+    let state_seen = health.ready_flag("state", "the shared state has not been read yet");
     let admin = Admin {
         health,
         registry: Arc::new(registry),
@@ -130,7 +134,7 @@ pub async fn serve(
     };
     let (rules_sender, rules) = watch::channel(rules::Rules::new(configured.clone(), None));
     let api = Api::namespaced(client.clone(), &names.namespace);
-    supervisor.spawn("state", STUCK_AFTER, move |heart| {
+    supervisor.spawn("state", STUCK_AFTER, move |heartbeat| {
         let (rules, seen) = (rules_sender.clone(), state_seen.clone());
         state::follow(
             api.clone(),
@@ -138,16 +142,18 @@ pub async fn serve(
             configured.clone(),
             rules,
             seen,
-            heart,
+            heartbeat,
         )
     });
 
     let (announcer, announcements) = announce::queue(metrics.clone());
     let announcements = Arc::new(announcements);
-    supervisor.spawn("announcements", STUCK_AFTER, move |heart| {
+    supervisor.spawn("announcements", STUCK_AFTER, move |heartbeat| {
         let (announcements, client) = (Arc::clone(&announcements), client.clone());
         async move {
-            announcements.work(client, move || heart.success()).await;
+            announcements
+                .work(client, move || heartbeat.success())
+                .await;
             Ok::<(), std::convert::Infallible>(())
         }
     });
@@ -159,9 +165,7 @@ pub async fn serve(
     };
     let mut files = TlsFiles::in_folder(tls_folder, ClientAuth::None);
     if asks_for_certificate {
-        tracing::info!(
-            "webhook.clientCaSecret is set: clients without a certificate of its CA are refused"
-        );
+        tracing::info!("webhook.clientCaSecret is set: clients need a certificate of its CA");
         files.client_auth = ClientAuth::Required;
         files.client_ca = tls_folder.with_file_name(CLIENT_CA_FOLDER).join("ca.crt");
     }
@@ -173,17 +177,16 @@ pub async fn serve(
     }
     stop.cancel();
     if let Err(error) = admin.await {
-        tracing::debug!(%error, "the admin endpoints did not stop in time");
+        tracing::debug!(%error, "the admin endpoints were aborted");
     }
 }
 
 /// Connections at a time.
 const MAX_CONNECTIONS: usize = 1024;
-/// Of these, connections of one address.
+/// Connections of one address at a time.
 const MAX_CONNECTIONS_PER_ADDRESS: usize = 512;
 
-/// What connections may cost. API servers open one for each review under way, and keep some of
-/// them.
+/// The limits of connections. API servers open one connection per review under way, and keep some.
 fn limits() -> server::Limits {
     server::Limits {
         connections: MAX_CONNECTIONS,
@@ -196,8 +199,8 @@ fn limits() -> server::Limits {
     }
 }
 
-/// Waits for a usable serving certificate, which the controller makes; nothing when told to stop
-/// before.
+/// Waits for a valid serving certificate, which the controller creates. `None` if `stop` comes
+/// first.
 async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> Option<ServerTls> {
     loop {
         match ServerTls::from_files(files.clone()) {
@@ -212,7 +215,7 @@ async fn load_tls(files: &TlsFiles, loaded: &Flag, stop: &CancellationToken) -> 
         }
         tokio::select! {
             () = stop.cancelled() => return None,
-            () = tokio::time::sleep(TLS_RETRY) => {}
+            () = tokio::time::sleep(TLS_RETRY_INTERVAL) => {}
         }
     }
 }

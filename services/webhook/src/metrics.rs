@@ -1,4 +1,4 @@
-//! The webhook's numbers.
+//! The webhook's metrics.
 
 use std::time::Duration;
 
@@ -22,28 +22,28 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
-/// What became of an announcement, or of a review.
+/// The outcome of an announcement or of a review.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ResultLabel {
     result: &'static str,
 }
 
-/// What became of an announcement.
+/// The outcome of an announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Announced {
     /// The Artifact was created.
     Created,
-    /// It was there already.
+    /// It exists already.
     Present,
-    /// The queue was full; the controller's own watch will find the pod.
+    /// The queue was full. The controller finds the image by its own watch.
     Dropped,
-    /// The namespace, or all together, announced too much; the same watch will find the pod.
+    /// The rate limit of the namespace, or of all together, was reached. As for `Dropped`.
     Limited,
-    /// The API server refused it or could not be reached.
+    /// The API server refused it or did not answer.
     Failed,
 }
 
-/// Counters and histograms; clones share them.
+/// The metrics. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     duration: Histogram,
@@ -51,7 +51,7 @@ pub struct Metrics {
     rewritten: Counter,
     skipped: Family<ReasonLabel, Counter>,
     put_back: Counter,
-    set_back: Counter,
+    reverted: Counter,
     announcements: Family<ResultLabel, Counter>,
 }
 
@@ -82,7 +82,7 @@ impl Metrics {
                 "Image references or whole pods that were not rewritten, by reason",
                 Family::default(),
             ),
-            set_back: group.add(
+            reverted: group.add(
                 "images_reverted",
                 "Rewritten references that an update reverted to the upstream's",
                 Counter::default(),
@@ -95,7 +95,7 @@ impl Metrics {
         }
     }
 
-    /// A review was answered after `elapsed`.
+    /// Counts a review that was answered after `elapsed`.
     pub fn answered(&self, mutation: &Mutation, elapsed: Duration) {
         self.duration.observe(elapsed.as_secs_f64());
         let result = if mutation.patch.is_empty() {
@@ -106,22 +106,22 @@ impl Metrics {
         self.reviews.get_or_create(&ResultLabel { result }).inc();
         self.rewritten
             .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
-        self.set_back
-            .inc_by(u64::try_from(mutation.set_back).unwrap_or(u64::MAX));
+        self.reverted
+            .inc_by(u64::try_from(mutation.reverted).unwrap_or(u64::MAX));
         self.put_back
             .inc_by(u64::try_from(mutation.put_back).unwrap_or(u64::MAX));
         for reason in &mutation.skipped {
-            let reason = reason.as_str();
+            let reason = reason.label();
             self.skipped.get_or_create(&ReasonLabel { reason }).inc();
         }
     }
 
-    /// A request was not answered with a review: `malformed`, or why its body was not taken.
+    /// Counts a request that was not answered with a review, by reason.
     pub fn refused(&self, result: &'static str) {
         self.reviews.get_or_create(&ResultLabel { result }).inc();
     }
 
-    /// So many announcements came to their end.
+    /// Counts announcements by outcome.
     pub fn announced(&self, announced: Announced, count: usize) {
         let result = match announced {
             Announced::Created => "created",

@@ -1,8 +1,9 @@
-//! The rewrite of a pod: a pure function from raw JSON to patch operations (SPEC 5, SPEC 8).
+//! Decides about the images of a pod: a pure function from raw JSON to patch operations (SPEC 5,
+//! SPEC 8).
 //!
-//! Raw, so that fields which this version does not know stay untouched. Never denies, never writes
-//! twice, and touches nothing but image references and two annotations: the originals, and how
-//! often somebody set them back.
+//! The patch works on raw JSON, so that fields which this version does not know stay untouched. It
+//! changes image references and two annotations only: the original references, and the count of
+//! reverted rewrites. Applying it twice changes nothing. `docs/design/admission.md` has the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,25 +18,25 @@ use serde_json::{Map, Value, json};
 
 use crate::rules::Rules;
 
-/// Bytes of all annotations together that the API server accepts.
+/// Total size of annotations that the API server accepts.
 const MAX_ANNOTATIONS_BYTES: usize = 256 * 1024;
-/// Characters of a reference that a warning repeats.
+/// Longest part of a reference that a warning quotes.
 const MAX_SHOWN_CHARS: usize = 100;
 
-/// What the API server asks about a pod.
+/// The operation on a pod that is reviewed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// A new pod.
     Create,
     /// A change of an existing pod.
     Update,
-    /// New ephemeral containers by their own subresource, where nothing else can be written.
+    /// New ephemeral containers, through their subresource. Nothing else can be changed there.
     Ephemeral,
 }
 
 impl Request {
-    /// The kinds of images that such a request can still change. An image volume cannot change
-    /// after creation.
+    /// The kinds of images that the operation can change. Image volumes are immutable after
+    /// creation.
     fn kinds(self) -> &'static [Kind] {
         match self {
             Self::Create => &[Kind::Container, Kind::Init, Kind::Volume],
@@ -45,42 +46,42 @@ impl Request {
     }
 }
 
-/// Why a whole pod or one of its images keeps its reference.
+/// Why an image, or a whole pod, is not rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum SkipReason {
-    /// The nodes are not prepared, or the shared state is unknown.
+    /// Rewriting is off: the nodes are not prepared, or the shared state is unknown.
     NotRewriting,
-    /// The pod's label opts out.
+    /// A label of the pod opts out.
     OptedOut,
-    /// The API's copy of a static pod, which the kubelet starts by itself.
+    /// A mirror pod: the API's copy of a static pod, which the kubelet has started already.
     Mirror,
     /// A pod of Holdfast itself.
     OwnPlatform,
-    /// `imagePullPolicy: Never`: only what the node holds may run.
+    /// `imagePullPolicy: Never`: only an image that the node holds may run.
     PullNever,
-    /// The image is at the registry already.
+    /// The reference names the registry already.
     AlreadyLocal,
-    /// The upstream is none of those that are rewritten.
+    /// `sources` excludes the upstream.
     OtherSource,
-    /// The reference is malformed and has no certain meaning.
+    /// The reference is malformed and has no certain repair.
     Malformed,
-    /// The rewritten name would be longer than a repository's name may be.
+    /// The local name would be longer than a repository name may be.
     TooLong,
-    /// The registry cannot get it from its upstream; the nodes may.
+    /// The registry cannot copy the image from its upstream, but nodes may be able to pull it.
     Unfillable,
-    /// A policy refuses the registry's references in that namespace.
+    /// A policy of the namespace refuses the registry's references.
     Refused,
-    /// It is not known that the namespace may have it (`access.privateImages: namespace`).
+    /// It is unknown whether the namespace may have the image (`access.privateImages: namespace`).
     Private,
-    /// Somebody set the pod's images back again and again.
+    /// The owner of the pod reverted the rewrite repeatedly.
     Reverted,
-    /// The pod has more images and annotations than are read.
+    /// The pod has more images or annotations than the webhook reads.
     TooLarge,
 }
 
 impl SkipReason {
-    /// One word for metrics.
-    pub fn as_str(self) -> &'static str {
+    /// The label in metrics.
+    pub fn label(self) -> &'static str {
         match self {
             Self::NotRewriting => "not_rewriting",
             Self::OptedOut => "opted_out",
@@ -100,32 +101,32 @@ impl SkipReason {
     }
 }
 
-/// What is to be done with a pod.
+/// The decision about a pod.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Mutation {
-    /// Operations on raw paths; empty when nothing changes.
+    /// Operations on raw paths; empty if nothing changes.
     pub patch: Vec<PatchOperation>,
-    /// Texts for whoever made the request.
+    /// Texts for the client that made the request.
     pub warnings: Vec<String>,
-    /// The upstream references that the registry is to hold for this pod, each once.
+    /// The upstream references that the registry should hold for this pod, without duplicates.
     pub images: Vec<Reference>,
-    /// How many references were rewritten.
+    /// Number of rewritten references.
     pub rewritten: usize,
-    /// Why the others were not, one entry an image, or one for a whole pod.
+    /// Why other references were not rewritten: one entry per image, or one for the whole pod.
     pub skipped: Vec<SkipReason>,
-    /// How many references an update put back to what was rewritten before.
-    pub set_back: usize,
-    /// How many references to the registry became the upstream's, because the namespace may not
-    /// have the image.
+    /// Number of references that this update reverted to their originals.
+    pub reverted: usize,
+    /// Number of references to the registry that were replaced by the originals, because the
+    /// namespace may not have the image.
     pub put_back: usize,
-    /// Why the pod is not admitted at all.
+    /// Why the pod is denied, if it is.
     pub refused: Option<&'static str>,
 }
 
 impl Mutation {
-    /// Nothing is done to a pod that is too large to be read.
+    /// The decision about a pod that is too large to be read: admitted unchanged.
     pub fn too_large() -> Self {
-        let warning = "holdfast: the pod has too many images (more than 256) or annotations; it is left as it is";
+        let warning = "holdfast: the pod has too many images (more than 256) or annotations; it is admitted unchanged";
         Self {
             warnings: vec![warning.to_owned()],
             skipped: vec![SkipReason::TooLarge],
@@ -133,8 +134,8 @@ impl Mutation {
         }
     }
 
-    /// Takes in what was decided about an image; its source, where that is the upstream's to know.
-    fn enact(&mut self, image: &PodImage, decision: Decision) -> Option<Reference> {
+    /// Applies the decision about an image. Returns the upstream reference to announce.
+    fn apply(&mut self, image: &PodImage, decision: Decision) -> Option<Reference> {
         match decision {
             Decision::Rewrite {
                 local,
@@ -143,7 +144,7 @@ impl Mutation {
             } => {
                 if written != image.image {
                     self.warnings.push(format!(
-                        "holdfast: the image of {} is malformed and read as {:?}",
+                        "holdfast: the image of {} is malformed; it was read as {:?}",
                         image.key(),
                         shown(&written)
                     ));
@@ -157,22 +158,22 @@ impl Mutation {
                 self.put_back += 1;
                 self.skipped.push(SkipReason::Private);
                 self.warnings.push(format!(
-                    "holdfast: {} gets {:?} from its upstream: it is not known that this namespace may have it",
+                    "holdfast: {} gets {:?} from its upstream, because it is unknown whether this namespace may have it",
                     image.key(),
                     shown(&original.to_string())
                 ));
                 Some(original)
             }
-            Decision::Leave { reason, original } => {
+            Decision::Skip { reason, original } => {
                 self.warnings.extend(warning(image, reason));
                 self.skipped.push(reason);
                 original
             }
-            Decision::Stay => None,
+            Decision::Keep => None,
         }
     }
 
-    /// Gives an image another reference.
+    /// Replaces the reference of an image.
     fn replace(&mut self, image: &PodImage, reference: String) -> Option<()> {
         let path = PointerBuf::parse(&image.pointer).ok()?;
         let value = Value::String(reference);
@@ -182,7 +183,7 @@ impl Mutation {
     }
 }
 
-/// Decides what to do with `pod`, whose state before the change is `old`.
+/// Decides about `pod`, whose state before the change is `old`.
 pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
     if let Some(reason) = reason_to_skip(pod, rules) {
         return Mutation {
@@ -190,24 +191,24 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
             ..Mutation::default()
         };
     }
-    judge_all(pod, old, request, rules, rules.address.as_deref())
+    decide_all(pod, old, request, rules, rules.address.as_deref())
 }
 
-/// Puts references to the registry back to the upstream's where the pod's namespace may not have
-/// the image, and changes nothing else. Asked about every pod, also about those that are not
-/// rewritten: nobody gets another one's image by a label of his own.
+/// Replaces references to the registry by the originals where the pod's namespace may not have the
+/// image, and changes nothing else. It applies to pods that opt out of rewriting, too: a label must
+/// not open the images of other namespaces.
 pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
     if rules.access == ImageAccess::Every || pod::is_mirror(pod) {
         return Mutation::default();
     }
     Mutation {
         images: Vec::new(),
-        ..judge_all(pod, old, request, rules, None)
+        ..decide_all(pod, old, request, rules, None)
     }
 }
 
-/// What becomes of a pod that is too large for [`put_back`]. It may hide a name at the registry, so
-/// it is not admitted where that matters.
+/// The decision about a pod that is too large for [`put_back`]. It may hide a reference to the
+/// registry, so it is denied if access is restricted.
 pub fn put_back_unread(rules: &Rules) -> Mutation {
     let refused =
         "holdfast: access.privateImages=namespace admits no pod with more than 256 images";
@@ -217,8 +218,8 @@ pub fn put_back_unread(rules: &Rules) -> Mutation {
     }
 }
 
-/// Judges each image that is new or changed. Without an address nothing is rewritten.
-fn judge_all(
+/// Decides about each image that is new or changed. Without an address nothing is rewritten.
+fn decide_all(
     pod: &Value,
     old: Option<&Value>,
     request: Request,
@@ -235,17 +236,17 @@ fn judge_all(
                 .collect()
         })
         .unwrap_or_default();
-    // Whoever replaces a pod as a whole replaces its annotations, too.
+    // A client that replaces the whole pod also replaces its annotations.
     let mut history = old.map_or_else(ImageHistory::default, |old| {
         ImageHistory::of(pod).with(ImageHistory::of(old))
     });
     let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str);
-    let standing = Standing {
+    let criteria = Criteria {
         rules,
         address,
         namespace: namespace.unwrap_or_default(),
-        insists: request == Request::Update && history.reverts.saturating_add(1) >= MAX_REVERTS,
-        excluded: request == Request::Update && history.is_excluded(),
+        last_revert: request == Request::Update && history.reverts.saturating_add(1) >= MAX_REVERTS,
+        gave_up: request == Request::Update && history.is_excluded(),
         history: &history,
     };
     let mut originals = Map::new();
@@ -255,12 +256,12 @@ fn judge_all(
         if !request.kinds().contains(&image.kind) || was == Some(&image.image) {
             continue;
         }
-        let verdict = judge(&image, was.map(String::as_str), &standing);
-        mutation.set_back += usize::from(verdict.set_back);
+        let verdict = decide(&image, was.map(String::as_str), &criteria);
+        mutation.reverted += usize::from(verdict.reverted);
         if let Decision::Rewrite { written, .. } = &verdict.decision {
             originals.insert(image.key(), Value::String(written.clone()));
         }
-        if let Some(source) = mutation.enact(&image, verdict.decision)
+        if let Some(source) = mutation.apply(&image, verdict.decision)
             && announced.insert(source.to_string())
         {
             mutation.images.push(source);
@@ -273,7 +274,7 @@ fn judge_all(
     if !originals.is_empty() {
         annotations.push((labels::ORIGINAL_IMAGES, merged_originals(pod, originals)));
     }
-    if mutation.set_back > 0 && !history.is_excluded() {
+    if mutation.reverted > 0 && !history.is_excluded() {
         history.reverts += 1;
         annotations.push((labels::IMAGE_HISTORY, history.text()));
     }
@@ -295,22 +296,22 @@ fn reason_to_skip(pod: &Value, rules: &Rules) -> Option<SkipReason> {
     }
 }
 
-/// By what an image is judged, beside its own text.
-struct Standing<'a> {
+/// What the decision about an image depends on, besides its own text.
+struct Criteria<'a> {
     rules: &'a Rules,
-    /// Where rewritten references lead; nothing where the pod's own references stay.
+    /// The address for rewritten references; `None` if nothing is rewritten.
     address: Option<&'a str>,
     namespace: &'a str,
     history: &'a ImageHistory,
-    /// Whether setting an image back once more is once too often.
-    insists: bool,
-    /// Whether that was so before.
-    excluded: bool,
+    /// Whether one more revert ends the rewriting of this pod.
+    last_revert: bool,
+    /// Whether earlier reverts ended it already.
+    gave_up: bool,
 }
 
 struct Verdict {
-    /// Whether the update puts the original back where its rewritten form stood.
-    set_back: bool,
+    /// Whether the update reverts a rewritten reference to its original.
+    reverted: bool,
     decision: Decision,
 }
 
@@ -318,83 +319,73 @@ enum Decision {
     Rewrite {
         local: String,
         original: Reference,
-        /// What the annotation keeps: the text as written, or its repaired form.
+        /// The text for the annotation: as written in the pod, or its repaired form.
         written: String,
     },
-    /// Nothing: only references to the registry are judged.
-    Stay,
-    /// The upstream's reference takes the place of one to the registry.
+    /// Nothing to do: rewriting is off.
+    Keep,
+    /// Replace a reference to the registry by the original.
     PutBack { original: Reference },
-    Leave {
+    Skip {
         reason: SkipReason,
         original: Option<Reference>,
     },
 }
 
-/// Judges an image that is new or changed; `was` is what stood there before.
-fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdict {
-    let rules = standing.rules;
-    let leave = |reason, original| Verdict {
-        set_back: false,
-        decision: Decision::Leave { reason, original },
+/// Decides about an image that is new or changed; `was` is its reference before.
+fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdict {
+    let rules = criteria.rules;
+    let verdict = |decision| Verdict {
+        reverted: false,
+        decision,
     };
-    // Before all else: a node that pulled it for others has it under that name, whatever the pull
-    // policy is.
-    if let Some(original) = rewrite::served(&image.image, &rules.known_addresses)
-        && !rules.access.permits(standing.namespace, &original)
+    let skip = |reason, original| verdict(Decision::Skip { reason, original });
+    let parsed = Reference::parse(&image.image).ok();
+    // Checked first: a node may hold the image for another namespace under this name, whatever the
+    // pull policy is.
+    let served = parsed
+        .as_ref()
+        .and_then(|local| rewrite::served(local, &rules.known_addresses));
+    if let Some(original) = served
+        && !rules.access.permits(criteria.namespace, &original)
     {
-        return Verdict {
-            set_back: false,
-            decision: Decision::PutBack { original },
-        };
+        return verdict(Decision::PutBack { original });
     }
-    let Some(address) = standing.address else {
-        return Verdict {
-            set_back: false,
-            decision: Decision::Stay,
-        };
+    let Some(address) = criteria.address else {
+        return verdict(Decision::Keep);
     };
     if image.pull_policy.as_deref() == Some("Never") {
-        return leave(SkipReason::PullNever, None);
+        return skip(SkipReason::PullNever, None);
     }
-    let (original, written) = match Reference::parse(&image.image) {
-        Ok(reference) => (reference, image.image.clone()),
-        Err(_) => match reference::repair(&image.image) {
-            // An address of ours in a malformed reference is left to its author: nothing there is
-            // upstream's.
+    let (original, written) = match parsed {
+        Some(reference) => (reference, image.image.clone()),
+        None => match reference::repair(&image.image) {
+            // A malformed reference to the registry itself has no upstream and is not repaired.
             Some(reference) if !rules.is_own(reference.host()) => {
                 let written = reference.to_string();
                 (reference, written)
             }
-            _ => return leave(SkipReason::Malformed, None),
+            _ => return skip(SkipReason::Malformed, None),
         },
     };
     if rules.is_own(original.host()) {
-        let source = rewrite::original(&image.image, &rules.known_addresses);
-        return leave(SkipReason::AlreadyLocal, source);
+        let source = rewrite::upstream_reference(&original, &rules.known_addresses);
+        return skip(SkipReason::AlreadyLocal, source);
     }
     if !rules.upstreams.include(original.host()) {
-        return leave(SkipReason::OtherSource, None);
+        return skip(SkipReason::OtherSource, None);
     }
     let Some(local) = rewrite::rewrite(&original, address) else {
-        return leave(SkipReason::TooLong, None);
+        return skip(SkipReason::TooLong, None);
     };
-    if rules.leaves_namespace_alone(standing.namespace) {
-        return leave(SkipReason::Refused, Some(original));
+    if let Some(reason) = excluded(&original, criteria) {
+        return skip(reason, Some(original));
     }
-    if standing.history.restored.contains(&original.to_string())
-        || rules.leaves_alone(standing.namespace, &original)
-    {
-        return leave(SkipReason::Unfillable, Some(original));
-    }
-    if !rules.access.permits(standing.namespace, &original) {
-        return leave(SkipReason::Private, Some(original));
-    }
-    let set_back = was.is_some_and(|was| {
+    let reverted = was.is_some_and(|was| {
         rewrite::original(was, &rules.known_addresses).as_ref() == Some(&original)
     });
-    let decision = if standing.excluded || (set_back && standing.insists) {
-        Decision::Leave {
+    let decision = if criteria.gave_up || (reverted && criteria.last_revert) {
+        Decision::Skip {
             reason: SkipReason::Reverted,
             original: Some(original),
         }
@@ -405,17 +396,33 @@ fn judge(image: &PodImage, was: Option<&str>, standing: &Standing<'_>) -> Verdic
             written,
         }
     };
-    Verdict { set_back, decision }
+    Verdict { reverted, decision }
+}
+
+/// Why a source stays with its upstream in this namespace or pod, if it does.
+fn excluded(original: &Reference, criteria: &Criteria<'_>) -> Option<SkipReason> {
+    let (rules, namespace) = (criteria.rules, criteria.namespace);
+    if rules.excludes_namespace(namespace) {
+        Some(SkipReason::Refused)
+    } else if criteria.history.restored.contains(&original.to_string())
+        || rules.excludes(namespace, original)
+    {
+        Some(SkipReason::Unfillable)
+    } else if !rules.access.permits(namespace, original) {
+        Some(SkipReason::Private)
+    } else {
+        None
+    }
 }
 
 fn warning(image: &PodImage, reason: SkipReason) -> Option<String> {
     let why = match reason {
         SkipReason::Malformed => "is not a valid reference",
-        SkipReason::TooLong => "has a name too long for the cluster's registry",
+        SkipReason::TooLong => "has a name that is too long for the cluster's registry",
         _ => return None,
     };
     Some(format!(
-        "holdfast: the image {:?} of {} {why}; it is left as it is",
+        "holdfast: the image {:?} of {} {why}; it is not rewritten",
         shown(&image.image),
         image.key()
     ))
@@ -429,7 +436,7 @@ fn shown(text: &str) -> String {
     shown
 }
 
-/// The originals annotation's text with these beside what is there already.
+/// The text of the annotation of originals, with `originals` added to its present content.
 fn merged_originals(pod: &Value, originals: Map<String, Value>) -> String {
     let mut merged = match pod::annotated_originals(pod) {
         Some(Value::Object(existing)) => existing,
@@ -439,20 +446,20 @@ fn merged_originals(pod: &Value, originals: Map<String, Value>) -> String {
     Value::Object(merged).to_string()
 }
 
-/// The operations that put these annotations onto the pod. None where the annotations would become
-/// too large for the API server: the originals are derivable without it.
-fn annotate(pod: &Value, ours: Vec<(&str, String)>) -> Vec<PatchOperation> {
+/// The operations that set these annotations. None if the annotations would exceed the limit of the
+/// API server; the originals can be derived without them.
+fn annotate(pod: &Value, new: Vec<(&str, String)>) -> Vec<PatchOperation> {
     let annotations = pod
         .pointer("/metadata/annotations")
         .and_then(Value::as_object);
     let others: usize = annotations
         .into_iter()
         .flatten()
-        .filter(|(key, _)| ours.iter().all(|(own, _)| own != key))
+        .filter(|(key, _)| new.iter().all(|(name, _)| name != key))
         .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
         .sum();
-    let added: usize = ours.iter().map(|(key, text)| key.len() + text.len()).sum();
-    if ours.is_empty() || others + added > MAX_ANNOTATIONS_BYTES {
+    let added: usize = new.iter().map(|(key, text)| key.len() + text.len()).sum();
+    if new.is_empty() || others + added > MAX_ANNOTATIONS_BYTES {
         return Vec::new();
     }
     if annotations.is_some() {
@@ -460,19 +467,19 @@ fn annotate(pod: &Value, ours: Vec<(&str, String)>) -> Vec<PatchOperation> {
             let key = key.replace('~', "~0").replace('/', "~1");
             format!("/metadata/annotations/{key}")
         };
-        return ours
+        return new
             .into_iter()
             .flat_map(|(key, text)| add(&path(key), json!(text)))
             .collect();
     }
-    let ours: Map<String, Value> = ours
+    let new: Map<String, Value> = new
         .into_iter()
         .map(|(key, text)| (key.to_owned(), json!(text)))
         .collect();
     if pod.get("metadata").is_some_and(Value::is_object) {
-        add("/metadata/annotations", Value::Object(ours))
+        add("/metadata/annotations", Value::Object(new))
     } else {
-        add("/metadata", json!({ "annotations": ours }))
+        add("/metadata", json!({ "annotations": new }))
     }
 }
 

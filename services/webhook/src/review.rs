@@ -1,4 +1,5 @@
-//! `AdmissionReview` as raw JSON: what is needed is read, everything else is tolerated.
+//! Reads an `AdmissionReview` and writes the answer. Only the members that a decision needs are
+//! kept; others are ignored.
 
 mod prune;
 
@@ -8,29 +9,29 @@ use holdfast_api::labels;
 use holdfast_core::{dns, pod};
 use serde_json::{Value, json};
 
-use self::prune::{Kept, Shape};
+use self::prune::{Budget, Shape};
 use crate::mutate::{Mutation, Request};
 
-/// The version that is spoken.
+/// The version of reviews and answers.
 const API_VERSION: &str = "admission.k8s.io/v1";
 
-/// Values of one review that are kept. A pod with a hundred containers and all its annotations has
-/// a few hundred.
+/// JSON values that are kept of one review. A pod with a hundred containers and all its annotations
+/// has a few hundred.
 pub const MAX_KEPT_VALUES: usize = 8192;
-/// Images of one review, those of containers of all kinds and of volumes. Each becomes a line of
-/// the patch, several times as long as its shortest form in the review.
+/// Images of one review, of containers of all kinds and of volumes. Bounds the patch: an operation
+/// is several times as long as the shortest image in a review.
 pub const MAX_IMAGES: usize = 256;
-/// Bytes of text of one review that are kept. The API server takes 256 KiB of annotations.
+/// Bytes of text that are kept of one review. The API server accepts 256 KiB of annotations.
 pub const MAX_KEPT_BYTES: usize = 1024 * 1024;
 
-/// A container as far as it is judged.
+/// The members of a container that a decision needs.
 const CONTAINER: Shape = Shape::Members(&[
     ("name", Shape::Plain),
     ("image", Shape::Plain),
     ("imagePullPolicy", Shape::Plain),
 ]);
 const CONTAINERS: Shape = Shape::List(&CONTAINER);
-/// Of volumes only those matter that are images.
+/// The members of an image volume that a decision needs.
 const VOLUMES: Shape = Shape::List(&Shape::Members(&[
     ("name", Shape::Plain),
     (
@@ -39,7 +40,7 @@ const VOLUMES: Shape = Shape::List(&Shape::Members(&[
     ),
 ]));
 
-/// The pod as it would be stored. All annotations: their bytes are counted before one is added.
+/// The new pod, for `/mutate`. All annotations are kept, because their total size is limited.
 const POD: Shape = Shape::Members(&[
     (
         "metadata",
@@ -74,7 +75,7 @@ const POD: Shape = Shape::Members(&[
     ),
 ]);
 
-/// Where a pod's specification names images.
+/// The members of a pod's specification that name images.
 const IMAGES: Shape = Shape::Members(&[
     ("containers", CONTAINERS),
     ("initContainers", CONTAINERS),
@@ -82,8 +83,8 @@ const IMAGES: Shape = Shape::Members(&[
     ("volumes", VOLUMES),
 ]);
 
-/// The pod as far as its references are put back. No other annotations: nobody makes a pod too
-/// large to be read by adding some.
+/// The new pod, for `/put-back`. Other annotations are not kept, so that they cannot make a pod too
+/// large to be read.
 const NAMES: Shape = Shape::Members(&[
     (
         "metadata",
@@ -101,7 +102,7 @@ const NAMES: Shape = Shape::Members(&[
     ("spec", IMAGES),
 ]);
 
-/// The pod as it is stored: its images and their history.
+/// The old pod: its images and their history.
 const OLD_POD: Shape = Shape::Members(&[
     (
         "metadata",
@@ -116,7 +117,7 @@ const OLD_POD: Shape = Shape::Members(&[
     ("spec", IMAGES),
 ]);
 
-/// A review with this much of its pod.
+/// A review with this shape of its new pod.
 macro_rules! review {
     ($pod:expr) => {
         Shape::Members(&[
@@ -145,28 +146,28 @@ macro_rules! review {
 static REVIEW: Shape = review!(POD);
 static NAMES_REVIEW: Shape = review!(NAMES);
 
-/// Why a body cannot be answered with a review at all.
+/// Why a body cannot be answered with a review.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The body is no JSON.
+    /// The body is not JSON.
     #[error("the body is not JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// The body is JSON of another kind.
+    /// The body is not an `AdmissionReview`.
     #[error("the body is not an AdmissionReview of {API_VERSION}")]
     Kind,
-    /// A review without a request's identifier cannot be answered.
+    /// The review has no `request.uid`, which the answer must repeat.
     #[error("the AdmissionReview has no request.uid")]
     Uid,
 }
 
-/// A question of the API server.
+/// A review.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Review {
-    /// Identifies the question; the answer repeats it.
+    /// Identifies the request; the answer repeats it.
     pub uid: String,
-    /// The pod's namespace; empty where none is named, or what is named is no DNS label.
+    /// The pod's namespace; empty if none is named, or the name is not a DNS label.
     pub namespace: String,
-    /// Whether nothing may be kept: no announcement follows.
+    /// Whether side effects are forbidden, so that no announcement follows.
     pub dry_run: bool,
     /// What is to be judged; nothing where the review is about something that is never changed, or
     /// `too_large`.
@@ -187,19 +188,19 @@ pub struct Subject {
 }
 
 impl Review {
-    /// Reads the body of a request.
+    /// Parses the body of a request to `/mutate`.
     pub fn parse(body: &[u8]) -> Result<Self, Error> {
         Self::read(body, &REVIEW)
     }
 
-    /// The same without what only a rewrite depends on.
+    /// Parses the body of a request to `/put-back`, which needs less of the pod.
     pub fn parse_names(body: &[u8]) -> Result<Self, Error> {
         Self::read(body, &NAMES_REVIEW)
     }
 
     fn read(body: &[u8], shape: &'static Shape) -> Result<Self, Error> {
-        let mut kept = Kept::at_most(MAX_KEPT_VALUES, MAX_KEPT_BYTES);
-        let mut document = prune::parse(body, shape, &mut kept)?;
+        let mut budget = Budget::at_most(MAX_KEPT_VALUES, MAX_KEPT_BYTES);
+        let mut document = prune::parse(body, shape, &mut budget)?;
         let text = |value: &Value, pointer: &str| {
             value
                 .pointer(pointer)
@@ -235,14 +236,14 @@ impl Review {
             take("/request/object"),
             take("/request/oldObject"),
         ) {
-            // Without the old object it cannot be told what an update changes.
+            // Without the old object it is unknown what an update changes.
             (Some(Request::Update | Request::Ephemeral), _, None) | (None, _, _) | (_, None, _) => {
                 None
             }
             (Some(request), Some(pod), old) => Some(Subject { request, pod, old }),
         };
         let images = subject.as_ref().map_or(0, |subject| images(&subject.pod));
-        let too_large = kept.exceeded() || MAX_IMAGES < images;
+        let too_large = budget.exceeded() || MAX_IMAGES < images;
         let subject = subject.filter(|_| !too_large);
         let namespace = text(&document, "/request/namespace")
             .or_else(|| {
@@ -262,7 +263,7 @@ impl Review {
     }
 }
 
-/// How many images a pod may have at most.
+/// Number of images that a pod names, valid or not.
 fn images(pod: &Value) -> usize {
     let lists = [
         "containers",
@@ -277,7 +278,7 @@ fn images(pod: &Value) -> usize {
         .count()
 }
 
-/// The answer: allowed unless the mutation says otherwise, with a patch where there is one.
+/// The answer: allowed unless the mutation says otherwise, with its patch and warnings.
 pub fn answer(uid: &str, mutation: &Mutation) -> Result<Value, serde_json::Error> {
     let mut response = json!({ "uid": uid, "allowed": mutation.refused.is_none() });
     if let Some(message) = mutation.refused {

@@ -1,5 +1,5 @@
-//! The HTTP surface: `POST /mutate` and `POST /put-back`. Nothing here waits for the network but
-//! the request's own body.
+//! The HTTP endpoints `POST /mutate` and `POST /put-back`. A request waits for its own body and for
+//! its turn, and for no other I/O.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use warp::http::{Response, StatusCode, header};
 use warp::{Filter, Rejection};
 
 use crate::announce::{Announcement, Announcer};
-use crate::bodies::{BODY_TIME, Bodies, Body, Refusal};
+use crate::bodies::{BODY_TIME, Body, BodyBudget, Refusal};
 use crate::metrics::Metrics;
 use crate::mutate::{Mutation, mutate, put_back, put_back_unread};
 use crate::review::{self, Review};
@@ -21,31 +21,30 @@ use crate::rules::Rules;
 
 pub use crate::bodies::MAX_BODY_BYTES;
 
-/// Small reviews that are judged at a time, which bounds the memory for what is read of them.
-/// Judging waits for nothing.
+/// Small reviews that are evaluated at a time. Bounds the memory of parsed reviews.
 const SMALL_AT_ONCE: usize = 2;
-/// Large reviews that are judged at a time, on a thread of their own, so that small ones go on
-/// meanwhile.
+/// Large reviews that are evaluated at a time, on a blocking thread, so that small ones do not wait
+/// for them.
 const LARGE_AT_ONCE: usize = 1;
 
-/// What the handler of a review works with.
+/// What the handlers need.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The rules of the moment.
+    /// The current rules.
     pub rules: watch::Receiver<Rules>,
     /// Where announcements go.
     pub announcer: Announcer,
-    /// The numbers.
+    /// The metrics.
     pub metrics: Metrics,
 }
 
-/// The route table.
+/// The routes.
 pub fn routes(
     context: Context,
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone {
-    let desk = Arc::new(Desk::default());
-    let rewrites = warp::path!("mutate").map(|| Question::Rewrite);
-    let puts_back = warp::path!("put-back").map(|| Question::PutBack);
+    let capacity = Arc::new(Capacity::default());
+    let rewrites = warp::path!("mutate").map(|| Endpoint::Rewrite);
+    let puts_back = warp::path!("put-back").map(|| Endpoint::PutBack);
     rewrites
         .or(puts_back)
         .unify()
@@ -53,97 +52,98 @@ pub fn routes(
         .and(warp::ext::get::<PeerAddr>())
         .and(warp::header::optional("content-length"))
         .and(warp::body::stream())
-        .then(move |question, PeerAddr(peer), length, body| {
-            let (context, desk) = (context.clone(), Arc::clone(&desk));
+        .then(move |endpoint, PeerAddr(peer), length, body| {
+            let (context, capacity) = (context.clone(), Arc::clone(&capacity));
             let client = client_address(peer.ip());
-            async move { handle(&context, &desk, (question, client), (length, body)).await }
+            async move { handle(&context, &capacity, (endpoint, client), (length, body)).await }
         })
 }
 
-/// What is asked about a pod.
+/// The endpoint, which decides about a pod in its own way.
 #[derive(Clone, Copy, Debug)]
-enum Question {
-    /// Which of its images come from the registry.
+enum Endpoint {
+    /// `/mutate`: rewrite references to the registry.
     Rewrite,
-    /// Which names at the registry its namespace may not have.
+    /// `/put-back`: replace references that the namespace may not have by the originals.
     PutBack,
 }
 
-/// What bounds the memory of all reviews together.
+/// The limits on all reviews together.
 #[derive(Debug)]
-struct Desk {
-    bodies: Bodies,
+struct Capacity {
+    bodies: BodyBudget,
     small: Semaphore,
     large: Arc<Semaphore>,
 }
 
-impl Default for Desk {
+impl Default for Capacity {
     fn default() -> Self {
         Self {
-            bodies: Bodies::default(),
+            bodies: BodyBudget::default(),
             small: Semaphore::new(SMALL_AT_ONCE),
             large: Arc::new(Semaphore::new(LARGE_AT_ONCE)),
         }
     }
 }
 
-/// A review that was read, and what is to be done.
-type Judged = Result<(Review, Mutation), review::Error>;
+/// A parsed review and the decision about its pod.
+type Evaluated = Result<(Review, Mutation), review::Error>;
 
-fn judge(body: Body, question: Question, rules: &watch::Receiver<Rules>) -> Judged {
-    let review = match question {
-        Question::Rewrite => Review::parse(body.as_ref()),
-        Question::PutBack => Review::parse_names(body.as_ref()),
+fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> Evaluated {
+    let review = match endpoint {
+        Endpoint::Rewrite => Review::parse(body.as_ref()),
+        Endpoint::PutBack => Review::parse_names(body.as_ref()),
     };
     drop(body);
     let review = review?;
     let rules = rules.borrow().clone();
-    let mutation = match (&review.subject, question) {
-        (Some(subject), question) => {
-            let judge = match question {
-                Question::Rewrite => mutate,
-                Question::PutBack => put_back,
+    let mutation = match (&review.subject, endpoint) {
+        (Some(subject), endpoint) => {
+            let decide = match endpoint {
+                Endpoint::Rewrite => mutate,
+                Endpoint::PutBack => put_back,
             };
-            judge(&subject.pod, subject.old.as_ref(), subject.request, &rules)
+            decide(&subject.pod, subject.old.as_ref(), subject.request, &rules)
         }
-        (None, Question::Rewrite) if review.too_large => Mutation::too_large(),
-        (None, Question::PutBack) if review.too_large => put_back_unread(&rules),
+        (None, Endpoint::Rewrite) if review.too_large => Mutation::too_large(),
+        (None, Endpoint::PutBack) if review.too_large => put_back_unread(&rules),
         (None, _) => Mutation::default(),
     };
     Ok((review, mutation))
 }
 
-/// Judges in turn; nothing when its turn did not come before the deadline, or the process ends.
-async fn judged(
-    desk: &Desk,
-    (body, by): (Body, Question),
+/// Evaluates a review when it is its turn. `None` if its turn does not come before the deadline, or
+/// the process ends.
+async fn evaluate_in_turn(
+    capacity: &Capacity,
+    (body, endpoint): (Body, Endpoint),
     rules: &watch::Receiver<Rules>,
     deadline: Instant,
-) -> Option<Judged> {
+) -> Option<Evaluated> {
     if body.is_large() {
-        let turn = Arc::clone(&desk.large).acquire_owned();
+        let turn = Arc::clone(&capacity.large).acquire_owned();
         let turn = timeout_at(deadline, turn).await.ok()?.ok()?;
         let rules = rules.clone();
-        // The turn ends with the work, also when the client leaves before.
+        // The turn ends with the work, even if the client disconnects before.
         let work = tokio::task::spawn_blocking(move || {
-            let judged = judge(body, by, &rules);
+            let evaluated = evaluate(body, endpoint, &rules);
             drop(turn);
-            judged
+            evaluated
         });
         work.await.ok()
     } else {
-        let _turn = timeout_at(deadline, desk.small.acquire())
+        let _turn = timeout_at(deadline, capacity.small.acquire())
             .await
             .ok()?
             .ok()?;
-        Some(judge(body, by, rules))
+        Some(evaluate(body, endpoint, rules))
     }
 }
 
 async fn handle<S, B>(
     context: &Context,
-    desk: &Desk,
-    (question, client): (Question, IpAddr),
+    capacity: &Capacity,
+    (endpoint, client): (Endpoint, IpAddr),
     body: (Option<u64>, S),
 ) -> Response<String>
 where
@@ -151,7 +151,7 @@ where
     B: Buf,
 {
     let deadline = Instant::now() + BODY_TIME;
-    let body = match desk.bodies.receive(client, body, deadline).await {
+    let body = match capacity.bodies.receive(client, body, deadline).await {
         Ok(body) => body,
         Err(refusal) => {
             let (status, result) = match refusal {
@@ -161,31 +161,33 @@ where
                 Refusal::Broken => (StatusCode::BAD_REQUEST, "malformed"),
             };
             context.metrics.refused(result);
-            tracing::debug!(error = %refusal, "a review was not taken");
+            tracing::debug!(error = %refusal, "a request body was refused");
             return plain(status, &refusal.to_string());
         }
     };
     let started = Instant::now();
-    let (review, mutation) = match judged(desk, (body, question), &context.rules, deadline).await {
-        Some(Ok(judged)) => judged,
-        Some(Err(error)) => {
-            context.metrics.refused("malformed");
-            // Whoever reaches the port can send such requests: the metric counts them.
-            tracing::debug!(%error, "a request is no review");
-            return plain(StatusCode::BAD_REQUEST, &error.to_string());
-        }
-        None => {
-            context.metrics.refused("busy");
-            return plain(StatusCode::SERVICE_UNAVAILABLE, &Refusal::Busy.to_string());
-        }
-    };
+    let (review, mutation) =
+        match evaluate_in_turn(capacity, (body, endpoint), &context.rules, deadline).await {
+            Some(Ok(evaluated)) => evaluated,
+            Some(Err(error)) => {
+                context.metrics.refused("malformed");
+                // Any client can send such requests, so they are counted and not logged as
+                // warnings.
+                tracing::debug!(%error, "request is not an AdmissionReview");
+                return plain(StatusCode::BAD_REQUEST, &error.to_string());
+            }
+            None => {
+                context.metrics.refused("busy");
+                return plain(StatusCode::SERVICE_UNAVAILABLE, &Refusal::Busy.to_string());
+            }
+        };
     let answer = match review::answer(&review.uid, &mutation) {
         Ok(answer) => answer,
         Err(error) => {
-            tracing::error!(%error, "an answer cannot be written");
+            tracing::error!(%error, "cannot serialize the answer");
             return plain(
                 StatusCode::INTERNAL_SERVER_ERROR,
-                "the answer cannot be written",
+                "the answer cannot be serialized",
             );
         }
     };

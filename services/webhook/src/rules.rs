@@ -1,6 +1,5 @@
-//! What the webhook goes by: the registry's addresses, whether to rewrite at all, and which
-//! upstreams. Made from the configuration and the shared state; swapped as a whole when one of them
-//! changes.
+//! The rules for pods: the registry's addresses, whether to rewrite, and which upstreams. Computed
+//! from the configuration and the shared state, and replaced as a whole when the state changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -11,28 +10,27 @@ use holdfast_config::Values;
 use holdfast_core::UpstreamFilter;
 use holdfast_core::{Host, Reference, rewrite};
 
-/// Everything by which a pod is judged.
+/// Everything that a decision about a pod depends on, besides the pod.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Rules {
-    /// The registry's address as it stands in front of a rewritten path; nothing while pods are
-    /// left alone.
+    /// The registry's address for rewritten references; `None` while rewriting is off.
     pub address: Option<String>,
-    /// All addresses that mean this registry, the current one included.
+    /// All addresses of this registry, the current one included.
     pub known_addresses: Vec<String>,
-    /// The upstreams of the configuration.
+    /// The upstreams that are rewritten.
     pub upstreams: UpstreamFilter,
-    /// Sources that the registry cannot get, canonical, by namespace.
+    /// Excluded sources by namespace, canonical.
     pub excluded: Arc<BTreeMap<String, BTreeSet<String>>>,
-    /// Which images pods of which namespaces may have from the registry.
+    /// Which images the pods of a namespace may have from the registry.
     pub access: ImageAccess,
 }
 
-/// What the configuration says, whatever the shared state is.
+/// The part of the rules that comes from the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Configured {
-    /// The upstreams that concern Holdfast.
+    /// The upstreams that are rewritten.
     pub upstreams: UpstreamFilter,
-    /// Whether private images are given to the namespaces only that may have them.
+    /// Whether private images are restricted to the namespaces that may have them.
     pub by_namespace: bool,
 }
 
@@ -56,8 +54,8 @@ impl From<UpstreamFilter> for Configured {
 }
 
 impl Rules {
-    /// Combines the configuration with the shared state. Without a state, with `rewrite: false` or
-    /// with an address that no reference could carry, nothing is rewritten.
+    /// Combines the configuration with the shared state. Nothing is rewritten without a state, with
+    /// `rewrite: false`, or with an address that is not valid in a reference.
     pub fn new(configured: impl Into<Configured>, state: Option<&ClusterState>) -> Self {
         let Configured {
             upstreams,
@@ -83,22 +81,22 @@ impl Rules {
         }
     }
 
-    /// Whether pods of a namespace keep this source until the registry can get it.
-    pub fn leaves_alone(&self, namespace: &str, source: &Reference) -> bool {
+    /// Whether a source is excluded in a namespace until the registry can copy it.
+    pub fn excludes(&self, namespace: &str, source: &Reference) -> bool {
         self.excluded
             .get(namespace)
             .is_some_and(|sources| sources.contains(&source.to_string()))
     }
 
-    /// Whether pods of a namespace keep all their sources, because a policy refuses the registry's
+    /// Whether all sources are excluded in a namespace, because a policy refuses the registry's
     /// references.
-    pub fn leaves_namespace_alone(&self, namespace: &str) -> bool {
+    pub fn excludes_namespace(&self, namespace: &str) -> bool {
         self.excluded
             .get(namespace)
             .is_some_and(|sources| sources.contains(EVERY_SOURCE))
     }
 
-    /// Whether a host is this registry, under its current or an earlier address.
+    /// Whether a host is this registry, by its current or a former address.
     pub fn is_own(&self, host: &Host) -> bool {
         rewrite::is_at_any(host, &self.known_addresses)
     }

@@ -1,5 +1,5 @@
-//! The shared state: ConfigMap `F-state`, watched; each version becomes the rules of the next
-//! review.
+//! The watch of the shared state, ConfigMap `F-state`. Each version becomes the rules of the next
+//! reviews.
 
 use std::time::Duration;
 
@@ -14,37 +14,35 @@ use tokio::sync::watch;
 
 use crate::rules::{Configured, Rules};
 
-/// How often the loop tells that it lives while nothing happens.
+/// Time between two heartbeats while nothing changes.
 const IDLE_BEAT_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The stream of the watch ended, which it never should.
+/// The watch ended unexpectedly.
 #[derive(Debug, thiserror::Error)]
 #[error("the watch of the shared state ended")]
 pub struct Ended;
 
-/// The state that a ConfigMap holds; nothing where it holds none that can be read, which means no
-/// rewriting.
+/// Reads the state of a ConfigMap. `None`, which switches rewriting off, if there is no valid one.
 pub fn read(object: Option<&ConfigMap>) -> Option<ClusterState> {
     let text = object?.data.as_ref()?.get(KEY)?;
     match serde_json::from_str(text) {
         Ok(state) => Some(state),
         Err(error) => {
-            tracing::error!(%error, "the shared state cannot be read, pods are left alone");
+            tracing::error!(%error, "the shared state is invalid; rewriting is off");
             None
         }
     }
 }
 
-/// Follows the ConfigMap `name` and publishes the rules. While the API server does not answer, the
-/// last ones stay. `seen` turns ready with the first answer; that the object is absent is an
-/// answer.
+/// Watches the ConfigMap `name` and publishes the rules. While the API server does not answer, the
+/// last rules stay. `seen` passes with the first answer, also if the object does not exist.
 pub async fn follow(
     api: Api<ConfigMap>,
     name: String,
     configured: Configured,
     rules: watch::Sender<Rules>,
     seen: Flag,
-    heart: Heartbeat,
+    heartbeat: Heartbeat,
 ) -> Result<(), Ended> {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
     let events = watcher(api, config).default_backoff();
@@ -54,7 +52,7 @@ pub async fn follow(
         let event = tokio::select! {
             event = events.next() => event.ok_or(Ended)?,
             () = tokio::time::sleep(IDLE_BEAT_INTERVAL) => {
-                heart.beat();
+                heartbeat.beat();
                 continue;
             }
         };
@@ -71,12 +69,12 @@ pub async fn follow(
             Ok(watcher::Event::Apply(object)) => Some(object),
             Ok(watcher::Event::Delete(_)) => None,
             Err(error) => {
-                heart.beat();
-                tracing::warn!(%error, "the shared state cannot be watched, the last one stays");
+                heartbeat.beat();
+                tracing::warn!(%error, "cannot watch the shared state; the last one stays in effect");
                 continue;
             }
         };
-        heart.success();
+        heartbeat.success();
         publish(current.as_ref(), &configured, &rules);
         seen.ok("seen");
     }

@@ -36,7 +36,8 @@ pub(super) fn unproved(
     for document in pods.iter().filter(|document| may_start("Pod", document)) {
         let namespace = text(document, "/metadata/namespace");
         for image in pod::images(document) {
-            if let Some(source) = rewrite::served(&image.image, addresses)
+            let local = Reference::parse(&image.image).ok();
+            if let Some(source) = local.and_then(|local| rewrite::served(&local, addresses))
                 && !access.permits(namespace, &source)
             {
                 found.insert(Unproved {

@@ -1,8 +1,9 @@
-//! JSON that every reader reads alike: bounded in depth, and no key twice in an object. Pure.
+//! Checks that all parsers read a JSON text the same way: bounded depth, and no duplicate keys.
+//! Pure.
 //!
-//! Readers differ in which of two equal keys they take, and some of them do not tell `layers` from
-//! `Layers`: such a manifest could say one thing to the registry and another to the node (CWE-436).
-//! Only annotations are the user's own words, whose case counts.
+//! Parsers differ in which of two equal keys they use, and some treat `layers` and `Layers` as
+//! equal. So a manifest could mean one thing to the registry and another to the node (CWE-436).
+//! Only in annotations, keys that differ in case are different.
 
 use std::{
     collections::HashSet,
@@ -14,10 +15,10 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess,
 
 use super::JSON_DEPTH;
 
-/// Refuses JSON that is too deep or has a key twice; nothing else is looked at but the syntax.
+/// Refuses JSON that is too deep or has duplicate keys. Otherwise only the syntax is checked.
 ///
 /// # Errors
-/// A text that says what is wrong and where.
+/// What is wrong, and where.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let check = Check {
@@ -97,7 +98,7 @@ impl<'de> Visitor<'de> for Check {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
-        // Hashes with a secret key instead of the keys themselves: many short keys would take a
+        // Keyed hashes instead of the keys themselves, because many short keys would take a
         // multiple of the manifest's bytes.
         let (hasher, mut seen) = (RandomState::new(), HashSet::new());
         while let Some(key) = object.next_key::<String>()? {
@@ -119,8 +120,8 @@ impl<'de> Visitor<'de> for Check {
     }
 }
 
-/// A key without its case. Letters whose upper or lower case is the same are one letter, as in Go's
-/// `encoding/json` (`foldName`): it reads `layer\u{17f}` as `layers`, and U+212A as `k`.
+/// The case-folded form of a key, as in Go's `encoding/json` (`foldName`): it reads `layer\u{17f}`
+/// as `layers`, and U+212A as `k`.
 fn folded(key: &str) -> String {
     let key = key.chars().flat_map(char::to_lowercase);
     let key = key.flat_map(char::to_uppercase);

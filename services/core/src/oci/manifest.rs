@@ -1,4 +1,4 @@
-//! What a manifest says about itself and refers to.
+//! Parses manifests and indexes.
 
 use std::{collections::BTreeMap, fmt, marker::PhantomData};
 
@@ -10,48 +10,48 @@ use serde::{
 use super::{MANIFEST_BYTES, MANIFEST_DESCRIPTORS, ManifestType, Platform, json};
 use crate::Digest;
 
-/// Why bytes are no manifest that is taken.
+/// Why bytes are not accepted as a manifest.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// More bytes than anything reads.
+    /// The manifest is larger than [`MANIFEST_BYTES`].
     #[error("the manifest has {0} bytes, more than {MANIFEST_BYTES}")]
     TooLarge(u64),
-    /// No JSON, JSON that readers take differently, or not of a manifest's shape.
+    /// The bytes are not JSON, are ambiguous JSON, or do not have the shape of a manifest.
     #[error("the manifest does not parse: {0}")]
     Syntax(String),
-    /// Docker's first format.
+    /// Docker's schema version 1.
     #[error("manifests of schema version 1 are not supported")]
     Schema1,
-    /// A format that does not exist yet.
+    /// Another schema version.
     #[error("manifests of schema version {0} are not supported")]
     SchemaVersion(u64),
-    /// Both an image and an index.
+    /// The manifest is both an image and an index.
     #[error("a manifest is an image or an index, not both")]
     Ambiguous,
-    /// The manifest names another media type than those of manifests.
+    /// The media type is not one of a manifest.
     #[error("the media type {0} is not supported")]
     MediaType(String),
-    /// The manifest names a media type of another shape.
-    #[error("the content has not the shape of {0}")]
+    /// The content does not match its media type.
+    #[error("the content does not have the shape of {0}")]
     Shape(&'static str),
 }
 
-/// A reference from one piece of content to another. Sizes and types are the author's claims.
+/// A reference to other content. Size and type are claims of the author.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// Media type of what is referred to; empty if the descriptor names none.
+    /// Media type of the content; empty if the descriptor names none.
     #[serde(default, deserialize_with = "nullable")]
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,
-    /// Its size in bytes, as the author says: at most what 63 bits hold, as in Go.
+    /// Its size in bytes, as claimed; fits 63 bits, as in Go.
     #[serde(deserialize_with = "size")]
     pub size: u64,
-    /// Its platform, if the descriptor gives one.
+    /// Its platform, if the descriptor has one.
     #[serde(default, deserialize_with = "platform")]
     pub platform: Option<Platform>,
-    /// Whether the descriptor names other places to get it from.
+    /// Whether the descriptor has `urls`.
     #[serde(rename = "urls", default, deserialize_with = "has_items")]
     has_urls: bool,
     #[serde(default, rename = "annotations")]
@@ -59,36 +59,36 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Whether a registry may lack it: it lives elsewhere, or may not be distributed.
+    /// Whether a registry need not have it: it is hosted elsewhere, or may not be distributed.
     pub fn is_foreign(&self) -> bool {
         self.has_urls
             || self.media_type.contains(".nondistributable.")
             || self.media_type.contains(".foreign.")
     }
 
-    /// Whether an entry of an index may be a manifest that a reader takes. Caches of build tools
-    /// list layers in an index, and older tools list formats that no longer exist.
+    /// Whether an entry of an index may be a manifest. Caches of build tools list layers in an
+    /// index, and older tools list formats that no longer exist.
     pub fn is_manifest(&self) -> bool {
         self.media_type.is_empty() || ManifestType::parse(&self.media_type).is_some()
     }
 }
 
-/// What a manifest says.
+/// A parsed manifest or index.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// The type that it names, else the one that its parts tell.
+    /// Its type, as named, or otherwise derived from its content.
     pub media_type: ManifestType,
-    /// Whether it names its type itself.
+    /// Whether it names its type.
     pub is_typed: bool,
     /// The configuration of an image.
     pub config: Option<Descriptor>,
     /// The layers of an image.
     pub layers: Vec<Descriptor>,
-    /// What an index lists.
+    /// The entries of an index.
     pub manifests: Vec<Descriptor>,
-    /// What it is attached to; need not exist.
+    /// The manifest that it refers to; it need not exist.
     pub subject: Option<Digest>,
-    /// The kind of artifact that it names, else the type of its configuration.
+    /// The artifact type, as named, or otherwise the type of the configuration.
     pub artifact_type: Option<String>,
 }
 
@@ -141,7 +141,7 @@ impl Manifest {
     /// Reads a manifest or an index. Optional fields may be `null`.
     ///
     /// # Errors
-    /// Why no part of Holdfast takes these bytes as a manifest.
+    /// The reason why the bytes are not accepted.
     pub fn parse(bytes: &[u8]) -> Result<Self, Error> {
         let length = bytes.len() as u64;
         if length > MANIFEST_BYTES {
@@ -196,23 +196,23 @@ impl Manifest {
         })
     }
 
-    /// Whether it lists manifests.
+    /// Whether it is an index.
     pub fn is_index(&self) -> bool {
         self.media_type.is_index()
     }
 
-    /// The configuration and the layers of an image, as often as it names them.
+    /// The configuration and the layers of an image, including duplicates.
     pub fn parts(&self) -> impl Iterator<Item = &Descriptor> {
         self.config.iter().chain(&self.layers)
     }
 
-    /// Everything that it lists or consists of.
+    /// All descriptors: parts and entries.
     pub fn references(&self) -> impl Iterator<Item = &Descriptor> {
         self.parts().chain(&self.manifests)
     }
 }
 
-/// The annotations of a manifest itself. They are read apart, because a map of hostile ones takes
+/// The annotations of a manifest. They are parsed separately, because a map of hostile ones takes
 /// many times the bytes of the manifest.
 pub fn annotations(bytes: &[u8]) -> Option<BTreeMap<String, String>> {
     #[derive(Deserialize)]
@@ -230,12 +230,12 @@ fn types(list: &[Descriptor]) -> impl Iterator<Item = &str> {
     list.iter().map(|one| one.media_type.as_str())
 }
 
-/// The begin of a text that a stranger chose, for a message.
+/// The beginning of an untrusted text, for a message.
 fn cut(text: &str) -> String {
     text.chars().take(100).collect()
 }
 
-/// A field that may be `null`, which means its default.
+/// Deserializes a field in which `null` means the default.
 pub(super) fn nullable<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     deserializer: D,
 ) -> Result<T, D::Error> {
@@ -248,7 +248,7 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(size)
 }
 
-/// A platform that names neither system nor architecture is none.
+/// Deserializes a platform. One without system and architecture is `None`.
 fn platform<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Platform>, D::Error> {
     let found = Option::<Object<Platform>>::deserialize(deserializer)?;
     let found = found.map(|Object(found)| found);
@@ -302,8 +302,8 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<List, D::Error> {
     deserializer.deserialize_any(Descriptors)
 }
 
-/// An object. Without this a list of its fields in their order would be taken for one as well, and
-/// no other reader does that.
+/// Deserializes an object only. By default serde also accepts a list of the fields in their order,
+/// which no other parser does.
 pub(super) struct Object<T>(pub(super) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -326,7 +326,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
     }
 }
 
-/// A text or `null` that is checked and not kept.
+/// A text or `null` that is validated and dropped.
 struct Text;
 
 impl Visitor<'_> for Text {
@@ -351,7 +351,7 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// An object of texts that is checked and not kept.
+/// An object of texts that is validated and dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Texts;
 

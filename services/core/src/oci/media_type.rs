@@ -1,16 +1,16 @@
-//! The media types of manifests, and which of them stored bytes are served with.
+//! Media types of manifests, and the `Content-Type` of stored manifests.
 
 use serde::Deserialize;
 
 use super::{Manifest, manifest::Object};
 
-/// What a request for a manifest says that it takes.
+/// The `Accept` header of requests for manifests.
 pub const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json, */*;q=0.1";
 
-/// A media type of a manifest that is taken.
+/// The media type of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ManifestType {
     /// OCI image manifest.
@@ -32,7 +32,7 @@ impl ManifestType {
         Self::DockerList,
     ];
 
-    /// As it is written in a manifest and in `Content-Type`.
+    /// The name in manifests and in `Content-Type`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::OciManifest => "application/vnd.oci.image.manifest.v1+json",
@@ -42,23 +42,24 @@ impl ManifestType {
         }
     }
 
-    /// The type of this name; `None` for every other media type.
+    /// The type with this name; `None` for other media types.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|known| known.as_str() == text)
     }
 
-    /// The type that a `Content-Type` header names. Its parameters do not count.
+    /// The type in a `Content-Type` header, whose parameters are ignored.
     pub fn of_header(header: &str) -> Option<Self> {
         Self::parse(header.split(';').next().unwrap_or_default().trim())
     }
 
-    /// Whether it is the type of a list of manifests.
+    /// Whether it is the type of an index.
     pub const fn is_index(self) -> bool {
         matches!(self, Self::OciIndex | Self::DockerList)
     }
 
-    /// The type of an image that does not name its own. The types of its configuration and of its
-    /// layers tell Docker's images from others: distribution's layout keeps no `Content-Type`.
+    /// The type of an image that does not name it. The types of configuration and layers
+    /// distinguish Docker's images from others. The layout of distribution stores no
+    /// `Content-Type`.
     pub(super) fn of_image<'a>(config: &str, mut layers: impl Iterator<Item = &'a str>) -> Self {
         let is_docker = config.starts_with("application/vnd.docker.")
             || (!config.starts_with("application/vnd.oci.")
@@ -70,7 +71,7 @@ impl ManifestType {
         }
     }
 
-    /// The type of an index that does not name its own: Docker's where all of its children are.
+    /// The type of an index that does not name it: Docker's if all entries are Docker's.
     pub(super) fn of_index<'a>(mut children: impl Iterator<Item = &'a str>) -> Self {
         let is_docker = |kind: &str| kind.starts_with("application/vnd.docker.distribution.");
         if children.next().is_some_and(is_docker) && children.all(is_docker) {
@@ -81,9 +82,9 @@ impl ManifestType {
     }
 }
 
-/// The `Content-Type` of stored bytes. Whatever is stored is served: bytes that no reader takes go
-/// out with their own media type if it has the form of one below `application/`, because nothing
-/// else may be believed of it, and else as an OCI image.
+/// The `Content-Type` of stored bytes. All stored bytes are served. If they are not a valid
+/// manifest, their own media type is used if it has the form `application/…`, otherwise that of an
+/// OCI image.
 pub fn content_type(bytes: &[u8]) -> String {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]

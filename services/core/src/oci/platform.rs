@@ -1,4 +1,4 @@
-//! Platforms of images, as indexes and configurations write them.
+//! Platforms of images.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use super::manifest::nullable;
 
-/// The platform of an image, as an index or the image's configuration gives it.
+/// The platform of an image, as in an index or in the configuration of the image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Platform {
     /// Operating system.
@@ -33,16 +33,15 @@ impl Platform {
         (whole && parts.next().is_none()).then_some(platform)
     }
 
-    /// Whether an image for `self` is one that `wanted` asks for; a variant that is not asked for
-    /// does not count.
+    /// Whether an image for `self` matches `wanted`. The variant is ignored if `wanted` has none.
     pub fn answers(&self, wanted: &Self) -> bool {
         self.os == wanted.os
             && self.architecture == wanted.architecture
             && (wanted.variant.is_empty() || self.variant == wanted.variant)
     }
 
-    /// Whether a node of the platform `node` may run an image for `self`: an image that names no
-    /// variant is for all of them.
+    /// Whether a node of the platform `node` may run an image for `self`. An image without a
+    /// variant fits all variants.
     pub fn fits(&self, node: &Self) -> bool {
         self.answers(node)
             || (self.variant.is_empty()
@@ -50,7 +49,7 @@ impl Platform {
                 && self.architecture == node.architecture)
     }
 
-    /// Whether it says nothing, as the entries that carry attestations do.
+    /// Whether it is `unknown`, as in entries for attestations.
     pub fn is_unknown(&self) -> bool {
         self.os.is_empty() || self.os == "unknown"
     }

@@ -72,7 +72,7 @@ impl Host {
         matches!(&self.name, Name::Dns(name) if name == DEFAULT_HOST) && self.port.is_none()
     }
 
-    /// The host without its port; an IPv6 address comes in brackets.
+    /// The host without its port; an IPv6 address in brackets.
     pub fn name(&self) -> String {
         match &self.name {
             Name::Dns(name) => name.clone(),
@@ -80,12 +80,12 @@ impl Host {
         }
     }
 
-    /// The port, where one is written.
+    /// The port, if one is written.
     pub fn port(&self) -> Option<u16> {
         self.port
     }
 
-    /// The address, where the host is an IPv6 one.
+    /// The address, if the host is an IPv6 address.
     pub fn ipv6(&self) -> Option<Ipv6Addr> {
         match self.name {
             Name::Dns(_) => None,
@@ -93,7 +93,7 @@ impl Host {
         }
     }
 
-    /// The same host at another port, or at none.
+    /// The same host with another port, or without one.
     #[must_use]
     pub fn with_port(&self, port: Option<u16>) -> Self {
         Self {
@@ -123,8 +123,8 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whether the first part of a reference is a host and not the first part of a repository: the
-/// runtimes' rule.
+/// Whether the first component of a reference is a host and not part of the repository, by the rule
+/// of container runtimes.
 pub(super) fn looks_like_host(first: &str) -> bool {
     first.contains(['.', ':'])
         || first == "localhost"

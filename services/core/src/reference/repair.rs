@@ -1,21 +1,18 @@
-//! Repairs of malformed references (SPEC 45): only where one answer is certain.
+//! Repairs of malformed references (SPEC 45), only if the meaning is certain.
 
 use super::{Host, Reference, host};
 
-/// Prefixes that people copy from a browser or from a tool in front of a reference.
+/// Prefixes that people copy from a browser or from a tool.
 const URL_SCHEMES: [&str; 2] = ["https://", "http://"];
 const TOOL_SCHEMES: [&str; 2] = ["docker://", "oci://"];
 
-/// What a malformed reference certainly means; nothing where two answers are thinkable (SPEC 45).
+/// Repairs a malformed reference. `None` if it could mean two things (SPEC 45).
 ///
-/// Repaired are: blanks and quotes around it, a scheme, doubled slashes, a slash at the end or in
-/// front of the tag, an empty port, upper case in repository or digest (no registry can hold such a
-/// name). A scheme or a leading slash needs a host behind it; an empty tag, an empty digest and
-/// blanks inside are left alone.
+/// Repaired are: blanks and quotes around it, a scheme, doubled slashes, a slash at the end or
+/// before the tag, an empty port, upper case in the repository or digest (no registry can hold such
+/// a name). After a scheme of a browser or a leading slash a host must follow. An empty tag, an
+/// empty digest and blanks inside are not repaired. A valid reference is its own repair.
 pub fn repair(text: &str) -> Option<Reference> {
-    if let Ok(reference) = Reference::parse(text) {
-        return Some(reference);
-    }
     let text =
         text.trim_matches(|c: char| c.is_whitespace() || c.is_control() || c == '"' || c == '\'');
     let (text, needs_host) = strip_schemes(text);
@@ -26,12 +23,12 @@ pub fn repair(text: &str) -> Option<Reference> {
         None => (unslashed, String::new()),
     };
     let mut parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty()).collect();
-    // `host/app/:1`: the slash in front of the tag goes.
+    // `host/app/:1`: the slash before the tag is dropped.
     let orphan_tag = parts
         .pop_if(|last| last.starts_with(':'))
         .unwrap_or_default();
     let last = parts.pop()?;
-    // `registry.example/`: a host whose repository is missing is no image of Docker Hub.
+    // `registry.example/`: a host without a repository, not an image of Docker Hub.
     if parts.is_empty() && name.contains('/') && is_named_host(last) {
         return None;
     }
@@ -42,7 +39,7 @@ pub fn repair(text: &str) -> Option<Reference> {
     let mut rebuilt = Vec::with_capacity(parts.len() + 1);
     for (index, part) in parts.iter().enumerate() {
         let part = if index == 0 && host::looks_like_host(part) {
-            // An empty port; what is no host without it (`ftp:`) is something else.
+            // An empty port, if the rest is a host (`ftp:` is something else).
             part.strip_suffix(':')
                 .filter(|host| Host::parse(host).is_ok())
                 .unwrap_or(part)

@@ -182,6 +182,7 @@ proptest! {
 #[test]
 fn another_way_to_write_a_repository_is_read_as_what_the_registry_serves() {
     let addresses = ["10.96.0.50".to_owned()];
+    let served = |text: &str| served(&Reference::parse(text).unwrap(), &addresses);
     for (text, expect) in [
         ("r.io/team/app:1", Some("r.io/team/app:1")),
         ("docker.io/nginx:1", Some("docker.io/library/nginx:1")),
@@ -193,8 +194,8 @@ fn another_way_to_write_a_repository_is_read_as_what_the_registry_serves() {
         ("registry_5000/app:1", Some("registry:5000/app:1")),
         ("team/pushed:1", None),
     ] {
-        let found = served(&format!("10.96.0.50/{text}"), &addresses);
+        let found = served(&format!("10.96.0.50/{text}"));
         assert_eq!(found.map(|it| it.to_string()).as_deref(), expect, "{text}");
-        assert_eq!(served(text, &addresses), None, "{text}");
+        assert_eq!(served(text), None, "{text}");
     }
 }

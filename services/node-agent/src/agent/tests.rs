@@ -4,20 +4,25 @@ use holdfast_api::state::Host;
 use holdfast_runtime::health::Health;
 use prometheus_client::registry::Registry;
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::cri::tests::serve;
+use crate::host::Folders;
+use crate::plan::MARKER;
+use crate::runtimes::containerd::Containerd;
 
 struct Node {
-    agent: Agent,
+    agent: Agent<Containerd>,
     status: Status,
     health: Health,
-    told: tokio::sync::mpsc::Receiver<crate::node_events::NodeEvent>,
+    queued: tokio::sync::mpsc::Receiver<crate::node_events::NodeEvent>,
     folder: tempfile::TempDir,
 }
 
 impl Node {
-    fn told(&mut self) -> Vec<&'static str> {
-        std::iter::from_fn(|| self.told.try_recv().ok())
+    fn reported(&mut self) -> Vec<&'static str> {
+        std::iter::from_fn(|| self.queued.try_recv().ok())
             .map(|event| event.reason)
             .collect()
     }
@@ -43,19 +48,19 @@ fn node(config: &str) -> Node {
         hosts_on_host: PathBuf::from("/etc/containerd/certs.d"),
         hosts_are_given: false,
     };
-    let (events, told) = NodeEvents::new();
+    let (events, queued) = NodeEvents::new();
     let config = AgentConfig {
         pin: true,
-        own: Own {
+        pod: AgentPod {
             namespace: "sys".to_owned(),
-            pod: "agent-1".to_owned(),
+            name: "agent-1".to_owned(),
             release: "sys.holdfast".to_owned(),
         },
     };
-    let disk = Disk::new(&folders, &config.own.release);
+    let disk = Disk::new(&folders, &config.pod.release);
     Node {
         agent: Agent::new(
-            folders,
+            Containerd::new(folders),
             disk,
             config,
             status.clone(),
@@ -65,7 +70,7 @@ fn node(config: &str) -> Node {
         ),
         status,
         health,
-        told,
+        queued,
         folder,
     }
 }
@@ -216,7 +221,7 @@ async fn a_prepared_node_keeps_its_own_image_and_a_removed_one_does_not() {
     let (mut node, fake) = prepared().await;
     assert!(node.status.json().contains(&format!(r#""pins":"{IMAGE}""#)));
     assert_eq!(fake.lock().unwrap().records[IMAGE].len(), 2);
-    assert_eq!(node.told(), [""; 0]);
+    assert_eq!(node.reported(), [""; 0]);
     node.agent.round(&state(Desired::Removed)).await;
     assert!(fake.lock().unwrap().records[IMAGE].is_empty());
     assert!(node.status.json().contains(r#""state":"removed""#));
@@ -233,7 +238,7 @@ async fn a_runtime_that_cannot_pin_is_prepared_and_told_of_once() {
     }
     assert!(node.health.readyz().ok);
     assert!(node.status.json().contains("not pinned"));
-    assert_eq!(node.told(), ["ImagesNotPinned"]);
+    assert_eq!(node.reported(), ["ImagesNotPinned"]);
     node.agent.round(&state(Desired::Removed)).await;
     assert!(node.status.json().contains(r#""state":"removed""#));
 }
@@ -267,7 +272,7 @@ async fn changed_files_are_written_again_and_proven_until_the_agent_yields() {
         std::fs::write(&hosts, "theirs").unwrap();
         node.agent.round(&state(Desired::Present)).await;
         assert_eq!(std::fs::read(&hosts).unwrap(), ours, "round {round}");
-        assert_eq!(node.told(), ["HostFilesRepaired"]);
+        assert_eq!(node.reported(), ["HostFilesRepaired"]);
         assert_eq!(pulls(&fake), 1 + round, "proven again at once");
     }
     std::fs::write(&hosts, "theirs").unwrap();
@@ -279,7 +284,7 @@ async fn changed_files_are_written_again_and_proven_until_the_agent_yields() {
             "no longer fought over"
         );
     }
-    assert_eq!(node.told(), ["HostFilesLeft"]);
+    assert_eq!(node.reported(), ["HostFilesLeft"]);
     assert!(node.status.json().contains("again and again"));
     fake.lock().unwrap().refuse = Some("x509: unknown authority".to_owned());
     node.agent.pull_at = Instant::now();
@@ -306,7 +311,7 @@ async fn another_runtime_has_to_prove_itself_though_the_registry_is_away() {
         "never proven: {}",
         node.health.readyz().text
     );
-    assert_eq!(node.told(), ["RuntimeReplaced"]);
+    assert_eq!(node.reported(), ["RuntimeReplaced"]);
     fake.lock().unwrap().refuse = None;
     node.agent.pull_at = Instant::now();
     node.agent.round(&state(Desired::Present)).await;
@@ -322,7 +327,7 @@ async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken
         node.agent.round(&state(Desired::Present)).await;
         assert!(!node.health.readyz().ok);
     }
-    assert_eq!(node.told(), ["HostNotPrepared"]);
+    assert_eq!(node.reported(), ["HostNotPrepared"]);
     std::fs::write(&config, CONFIG).unwrap();
     node.agent.round(&state(Desired::Present)).await;
     assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
@@ -335,7 +340,7 @@ async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken
         "{}",
         ready.text
     );
-    assert_eq!(node.told(), ["HostNotPrepared"]);
+    assert_eq!(node.reported(), ["HostNotPrepared"]);
     assert_eq!(files(&node, "etc"), ["certs.d", "config.toml"]);
 }
 
@@ -350,10 +355,10 @@ async fn a_journal_that_cannot_be_read_is_set_aside_and_the_host_can_still_be_un
         std::fs::write(&journal, damage).unwrap();
         node.agent.round(&state(Desired::Present)).await;
         assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
-        assert_eq!(node.told(), ["JournalDamaged"]);
+        assert_eq!(node.reported(), ["JournalDamaged"]);
         assert!(journal.with_file_name("journal.json.damaged").exists());
         node.agent.round(&state(Desired::Present)).await;
-        assert_eq!(node.told(), [""; 0]);
+        assert_eq!(node.reported(), [""; 0]);
         std::fs::write(&journal, damage).unwrap();
         node.agent.round(&state(Desired::Removed)).await;
         assert!(node.status.json().contains(r#""state":"removed""#));
@@ -404,7 +409,7 @@ async fn a_runtime_that_dies_of_a_pin_is_not_asked_again_soon() {
     let asked = fake.lock().unwrap().calls.clone();
     let updates = asked.iter().filter(|call| *call == "update").count();
     assert_eq!(updates, 1, "{asked:?}");
-    assert_eq!(node.told(), ["ImagesNotPinned"]);
+    assert_eq!(node.reported(), ["ImagesNotPinned"]);
     assert!(node.health.readyz().ok, "{}", node.health.readyz().text);
 }
 
@@ -443,13 +448,13 @@ async fn a_former_versions_journal_is_continued_and_only_read() {
     let folder = former_journal(&node, b"of the former version", b"before Holdfast");
     let former = std::fs::read(folder.join("journal.json")).unwrap();
     node.agent.round(&state(Desired::Present)).await;
-    let told = node.told();
+    let queued = node.reported();
     assert!(
-        !told.contains(&"HostFilesRepaired"),
-        "its own file: {told:?}"
+        !queued.contains(&"HostFilesRepaired"),
+        "its own file: {queued:?}"
     );
     let read = |address: &str| std::fs::read(hosts.join(address).join("hosts.toml")).unwrap();
-    assert!(read("10.96.0.50").starts_with(certs_d::MARKER.as_bytes()));
+    assert!(read("10.96.0.50").starts_with(MARKER.as_bytes()));
     for _ in 0..2 {
         node.agent.round(&state(Desired::Removed)).await;
         assert_eq!(read("10.96.0.50"), b"before Holdfast");
@@ -469,7 +474,7 @@ async fn a_former_versions_journal_is_continued_and_only_read() {
 async fn the_agents_of_two_releases_on_a_node_keep_their_journals_apart() {
     let mut first = node(CONFIG);
     let _fake = serve(&first.folder.path().join("run/containerd.sock"));
-    let mut folders = first.agent.folders.clone();
+    let mut folders = first.agent.runtime.folders.clone();
     folders.hosts = first.folder.path().join("etc/certs.d");
     let other = Disk::new(&folders, "sys.other");
     other.keep("state.json", &state(Desired::Present)).unwrap();

@@ -1,5 +1,5 @@
-//! Unary gRPC calls over a unix socket: one HTTP/2 connection a call, one length-prefixed message
-//! each way, the status in the trailers. A pull every few minutes needs no more.
+//! Unary gRPC calls over a unix socket. Each call has its own HTTP/2 connection, which is enough
+//! for a few calls per minute.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,43 +11,41 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// An answer of the runtime is at most this long; the ones that the agent asks for are some hundred
-/// bytes.
+/// Longest answer of the runtime. Usual answers have some hundred bytes.
 const MAX_ANSWER_BYTES: usize = 1 << 20;
 
-/// containerd's own services want to know whose objects are meant; the CRI's are these, whatever a
-/// client says.
+/// The namespace of the CRI's objects, for containerd's own services. The CRI ignores the header.
 const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");
 
-/// The codes of gRPC that mean something to the agent.
+/// The object does not exist.
 pub const CODE_NOT_FOUND: u32 = 5;
-/// The runtime does not know the method, or not this version of the interface.
+/// The runtime does not implement the method.
 pub const CODE_UNIMPLEMENTED: u32 = 12;
 
-/// Why a call brought no answer.
+/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No connection.
-    #[error("the container runtime's socket {0} cannot be reached: {1}")]
+    /// The socket refuses connections or does not exist.
+    #[error("cannot connect to the container runtime at {0}: {1}")]
     Connect(String, #[source] std::io::Error),
     /// The runtime answered with an error.
     #[error("{message} (code {code})")]
     Status {
         /// The gRPC status code.
         code: u32,
-        /// The runtime's words.
+        /// The error text of the runtime.
         message: String,
     },
-    /// The answer is not gRPC.
-    #[error("the container runtime's answer is not understood: {0}")]
+    /// The answer is not valid gRPC, or the connection broke.
+    #[error("invalid answer of the container runtime: {0}")]
     Protocol(String),
-    /// No answer in time.
+    /// The runtime did not answer in time.
     #[error("the container runtime did not answer within {} s", .0.as_secs())]
     Timeout(Duration),
 }
 
-/// Calls `path` (`/runtime.v1.ImageService/PullImage`) with one message and waits at most `limit`
-/// for the answer.
+/// Calls the method at `path` (`/runtime.v1.ImageService/PullImage`) and waits at most `limit` for
+/// the answer.
 pub async fn call<Q: Message, A: Message + Default>(
     socket: &Path,
     path: &'static str,
@@ -97,7 +95,7 @@ async fn exchange<Q: Message, A: Message + Default>(
         match body.trailers() {
             Some(trailers) => status(trailers)?,
             None if !head.headers.contains_key("grpc-status") => {
-                return Err(Error::Protocol("no status".to_owned()));
+                return Err(Error::Protocol("no gRPC status".to_owned()));
             }
             None => {}
         }
@@ -136,11 +134,13 @@ fn status(headers: &HeaderMap) -> Result<(), Error> {
                 .unwrap_or_default();
             Err(Error::Status { code, message })
         }
-        None => Err(Error::Protocol("a status that is no number".to_owned())),
+        None => Err(Error::Protocol(
+            "the gRPC status is not a number".to_owned(),
+        )),
     }
 }
 
-/// gRPC percent-encodes its messages.
+/// Decodes the percent-encoding of gRPC messages.
 fn unescape(bytes: &[u8]) -> String {
     let mut plain = Vec::with_capacity(bytes.len());
     let mut rest = bytes;

@@ -133,7 +133,7 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
 
 /// The services that only containerd has.
 fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32, String)> {
-    use crate::cri::containerd as wire;
+    use crate::runtimes::containerd::services as wire;
     if fake.plain {
         return Err((grpc::CODE_UNIMPLEMENTED, "unknown service".to_owned()));
     }
@@ -238,13 +238,21 @@ fn reply(outcome: Result<Vec<u8>, (u32, String)>) -> Response<Body> {
         .unwrap()
 }
 
+/// A containerd whose socket is in `folder`.
+pub(crate) fn containerd_at(folder: &Path) -> crate::runtimes::containerd::Containerd {
+    crate::runtimes::containerd::Containerd::new(crate::host::Folders {
+        run: folder.to_owned(),
+        ..crate::host::Folders::default()
+    })
+}
+
 const PROBE: &str = "10.96.0.50/holdfast/probe:1";
 
-fn runtime() -> (Runtime, Shared, tempfile::TempDir) {
+fn runtime() -> (Client, Shared, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("containerd.sock");
     let fake = serve(&socket);
-    (Runtime::new(socket), fake, folder)
+    (Client::new(socket), fake, folder)
 }
 
 #[tokio::test]
@@ -300,7 +308,7 @@ async fn a_runtime_tells_its_version_and_a_missing_socket_is_no_panic() {
         runtime.version().await.unwrap(),
         ("containerd".to_owned(), "v2.1.4".to_owned())
     );
-    let missing = Runtime::new(folder.path().join("no.sock"));
+    let missing = Client::new(folder.path().join("no.sock"));
     let error = missing.prove_pull(PROBE).await.unwrap_err();
     assert_eq!(fault(&error), Fault::Runtime);
     assert!(error.to_string().contains("no.sock"), "{error}");

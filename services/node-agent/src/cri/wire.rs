@@ -1,6 +1,5 @@
-//! The messages of the container runtime interface (`runtime.v1`) that a pull needs, by the field
-//! numbers of its protocol definition. Fields that the agent does not use are not listed; protobuf
-//! skips them.
+//! The messages of the container runtime interface (`runtime.v1`) that the agent uses, with the
+//! field numbers of the protocol definition. Only used fields are listed; protobuf skips others.
 
 /// Names an image.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
@@ -51,7 +50,7 @@ pub struct Image {
     /// References by tag.
     #[prost(string, repeated, tag = "2")]
     pub repo_tags: Vec<String>,
-    /// Whether the kubelet's collection of images has to leave it.
+    /// Whether it is exempt from the kubelet's image garbage collection.
     #[prost(bool, tag = "8")]
     pub pinned: bool,
 }

@@ -4,14 +4,14 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use super::*;
-use crate::agent::Folders;
 use crate::host::Disk;
+use crate::host::Folders;
 
 const HOSTS: &str = "certs.d/10.96.0.50/hosts.toml";
 const CA: &str = "certs.d/10.96.0.50/ca.crt";
 
-fn wanted(content: &str) -> BTreeMap<String, Wanted> {
-    let file = |mode| Wanted {
+fn wanted(content: &str) -> BTreeMap<String, HostFile> {
+    let file = |mode| HostFile {
         bytes: format!("{MARKER}\n{content}").into_bytes(),
         mode,
     };
@@ -61,7 +61,7 @@ fn disk(folder: &Path) -> Disk {
 }
 
 /// One round on a folder: look, plan, apply.
-fn round(folder: &Path, wanted: &BTreeMap<String, Wanted>, yielded: &BTreeSet<String>) -> Plan {
+fn round(folder: &Path, wanted: &BTreeMap<String, HostFile>, yielded: &BTreeSet<String>) -> Plan {
     let disk = disk(folder);
     let journal = disk.journal().unwrap();
     let paths = Disk::paths(&journal, wanted.keys());
@@ -200,7 +200,7 @@ fn what_others_change_is_written_again_until_the_agent_yields() {
     );
     let plan = round(host.path(), &BTreeMap::new(), &nobody);
     assert!(
-        plan.left[0].contains("somebody else changed it"),
+        plan.left[0].contains("another program changed it"),
         "{plan:?}"
     );
     assert_eq!(snapshot(host.path())[HOSTS].1, b"theirs again");
@@ -230,7 +230,7 @@ fn links_and_folders_in_the_way_are_not_touched() {
     std::os::unix::fs::symlink(elsewhere.path(), host.path().join("certs.d")).unwrap();
     let plan = round(host.path(), &wanted("one"), &BTreeSet::new());
     assert!(
-        plan.actions.is_empty() && plan.left[0].contains("not a plain directory"),
+        plan.actions.is_empty() && plan.left[0].contains("not a directory"),
         "{plan:?}"
     );
     assert!(snapshot(elsewhere.path()).is_empty());
@@ -238,5 +238,5 @@ fn links_and_folders_in_the_way_are_not_touched() {
     let host = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(host.path().join(HOSTS)).unwrap();
     let plan = round(host.path(), &wanted("one"), &BTreeSet::new());
-    assert!(plan.left[0].contains("not a plain file"), "{plan:?}");
+    assert!(plan.left[0].contains("not a regular file"), "{plan:?}");
 }

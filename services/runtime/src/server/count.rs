@@ -1,4 +1,4 @@
-//! Numbers of a listener's connections.
+//! Metrics of a listener's connections.
 
 use crate::metrics::Group;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -13,7 +13,7 @@ struct Why {
     reason: &'static str,
 }
 
-/// Numbers of a listener's connections. Clones share them.
+/// The metrics of a listener's connections. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     open: Gauge,
@@ -22,13 +22,13 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Makes the numbers and registers them as `holdfast_connections_…`.
+    /// Registers the metrics as `holdfast_connections_…`.
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "connections");
         Self {
             open: group.add(
                 "open",
-                "Connections of clients that are open",
+                "Open connections of clients",
                 Gauge::default(),
             ),
             refused: group.add(
@@ -38,7 +38,7 @@ impl Counts {
             ),
             cut: group.add(
                 "cut",
-                "Connections that were closed because of their client: idle, slow headers, a TLS handshake that failed or took too long, an answer stalled or taken too slowly, evicted for another client",
+                "Connections that were cut: idle, slow headers, a TLS handshake that failed or took too long, an answer that was read too slowly or not at all, evicted for another client",
                 Family::default(),
             ),
         }

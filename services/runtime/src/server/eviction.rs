@@ -1,4 +1,4 @@
-//! Which connection of a full listener ends when a newcomer needs its place. Pure.
+//! Decides which connection of a full listener is evicted for a new one. Pure.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::watch::Activity;
 
-/// A connection as the choice sees it.
+/// What the decision needs to know about a connection.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     pub(super) id: u64,
@@ -15,14 +15,15 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Whether it still has the claim to its place that it had.
+    /// Whether its claim to its place is unchanged.
     pub(super) fn is_as_it_was(&self, now: Activity) -> bool {
         self.claim() == (now.busy, now.authenticated)
     }
 
-    /// Whether it may end for a client that has so many connections, while its own has so many.
+    /// Whether it may be evicted for a client with `newcomer` connections, if its own client has
+    /// `own`.
     pub(super) fn may_end_for(&self, newcomer: usize, own: usize, recycles: bool) -> bool {
-        // Taking a place from an address that has only one more would just swap the two.
+        // If its client had only one more, eviction would just swap the two clients.
         recycles || !self.activity.busy || newcomer + 2 <= own
     }
 
@@ -31,16 +32,17 @@ impl Candidate {
     }
 }
 
-/// The connections in the order in which they end, if all of them may: those without a request
-/// first, then those that proved no identity, then each of the address that has most by then, then
-/// what lasts longest. Where the listener `recycles`, what they do makes no difference.
+/// The order in which connections are evicted: first those without a request, then those that are
+/// not authenticated, then those of the address that has most at that point, then those that are in
+/// their present state for longest. If the listener `recycles`, requests and authentication do not
+/// matter.
 pub(super) fn order(mut candidates: Vec<Candidate>, recycles: bool) -> Vec<Candidate> {
     let claim = |candidate: &Candidate| (!recycles).then(|| candidate.claim());
     let longest = |candidate: &Candidate| (Reverse(candidate.activity.lasts), candidate.id);
     candidates.sort_unstable_by_key(|candidate| (claim(candidate), longest(candidate)));
     let mut counts = counts(&candidates);
     let ranked = candidates.into_iter().map(|candidate| {
-        // What its address has left when its turn comes.
+        // The connections that its address has left at that point.
         let left = counts.entry(candidate.key).or_default();
         let rank = (claim(&candidate), Reverse(*left), longest(&candidate));
         *left = left.saturating_sub(1);

@@ -1,63 +1,65 @@
-//! Whose TLS handshake is next.
+//! Scheduling of TLS handshakes.
 //!
-//! A handshake costs processor time that a stranger can ask for by opening a connection. So only a
-//! few are computed at a time, and the clients that wait take turns: one that opens a thousand
-//! connections at once delays itself, and requests on other connections find a free processor.
+//! Anybody can cause the processor time of a handshake by opening a connection. So only a few are
+//! computed at a time, and waiting clients take turns. A client that opens a thousand connections
+//! delays itself, and requests on other connections still get a processor.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
-use holdfast_core::Gate;
+use holdfast_core::FairSemaphore;
+use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::Notify};
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
 use super::{places::client_address, socket::Socket};
 
-/// Between two warnings about clients without a certificate: anybody can cause them.
-const WARN_EVERY: Duration = Duration::from_secs(60);
+/// Least time between two warnings about clients without a certificate, because any client can
+/// cause them.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The handshakes of a listener. Clones share them.
+/// The scheduler of a listener's handshakes. Clones share it.
 #[derive(Clone, Debug)]
 pub(super) struct Handshakes {
-    gate: Gate<IpAddr>,
+    semaphore: FairSemaphore<IpAddr>,
     warned: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Handshakes {
-    /// Half of the processors compute handshakes at most.
+    /// At most half of the processors compute handshakes.
     pub(super) fn new() -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::through(Gate::new((processors / 2).max(1)))
+        Self::through(FairSemaphore::new((processors / 2).max(1)))
     }
 
-    fn through(gate: Gate<IpAddr>) -> Self {
+    fn through(semaphore: FairSemaphore<IpAddr>) -> Self {
         Self {
-            gate,
+            semaphore,
             warned: Arc::default(),
         }
     }
 
-    /// Shakes hands with a client of `address`.
+    /// Performs the handshake with a client at `address`.
     ///
     /// # Errors
-    /// The connection broke, or the client does not speak TLS.
+    /// The connection is broken, or the handshake failed.
     pub(super) async fn run(
         &self,
         stream: Socket<TcpStream>,
         address: IpAddr,
         config: &Arc<rustls::ServerConfig>,
     ) -> std::io::Result<TlsStream<Socket<TcpStream>>> {
-        // Until the client has sent something, its connection costs nearly nothing.
+        // A connection costs little until the client has sent something.
         stream.readable().await?;
         let handshake = TlsAcceptor::from(Arc::clone(config)).accept(stream);
         self.in_turns(address, handshake).await
     }
 
-    /// Logs that a handshake failed. That a client has no certificate of the CA where it must have
-    /// one is an error of whoever configured one of the two.
+    /// Logs a failed handshake. A client without a required certificate is a configuration error,
+    /// so it is a warning.
     pub(super) fn failed(
         &self,
         peer: SocketAddr,
@@ -70,7 +72,7 @@ impl Handshakes {
                 %peer,
                 %error,
                 ca = %ca.display(),
-                "a client was refused, it showed no certificate of the CA; further ones within a minute are logged at level debug"
+                "refused a client without a certificate of the CA; further ones within a minute are logged at level debug"
             );
         } else {
             tracing::debug!(%peer, %error, "TLS handshake failed");
@@ -78,22 +80,22 @@ impl Handshakes {
     }
 
     fn may_warn(&self, now: Instant) -> bool {
-        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = warned.is_none_or(|at| WARN_EVERY <= now.saturating_duration_since(at));
+        let mut warned = self.warned.lock();
+        let may = warned.is_none_or(|at| WARNING_INTERVAL <= now.saturating_duration_since(at));
         if may {
             *warned = Some(now);
         }
         may
     }
 
-    /// Computes `handshake` by turns: it takes one for each message of the client, because a client
-    /// chooses which of its messages costs the most (another key share, TLS 1.2).
+    /// Computes `handshake` with one turn per message of the client, because a client chooses which
+    /// of its messages is expensive (another key share, TLS 1.2).
     async fn in_turns<F: Future>(&self, address: IpAddr, handshake: F) -> F::Output {
         let woken = Arc::new(Woken::default());
         let waker = Waker::from(Arc::clone(&woken));
         let mut handshake = std::pin::pin!(handshake);
         loop {
-            let turn = self.gate.turn(client_address(address)).await;
+            let turn = self.semaphore.acquire(client_address(address)).await;
             let polled = handshake.as_mut().poll(&mut Context::from_waker(&waker));
             drop(turn);
             match polled {
@@ -113,7 +115,7 @@ fn is_about_the_client_certificate(error: &std::io::Error) -> bool {
     )
 }
 
-/// Remembers that a handshake can go on.
+/// Records that a handshake can continue.
 #[derive(Debug, Default)]
 struct Woken(Notify);
 
@@ -131,10 +133,10 @@ mod tests {
 
     #[test]
     fn each_message_of_a_handshake_waits_for_a_turn() {
-        let gate = Gate::new(1);
-        let handshakes = Handshakes::through(gate.clone());
+        let semaphore = FairSemaphore::new(1);
+        let handshakes = Handshakes::through(semaphore.clone());
         let [client, other] = [1, 2].map(|last| IpAddr::from([10, 0, 0, last]));
-        let turn = || gate.turn(other).now_or_never();
+        let turn = || semaphore.acquire(other).now_or_never();
         let mut messages = 0;
         let message = std::future::poll_fn(|context| {
             assert!(turn().is_none(), "computed without a turn");

@@ -1,19 +1,19 @@
-//! The socket that connections come to.
+//! The listening socket.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that the kernel holds until they are accepted; it has a bound of its own
-/// (`net.core.somaxconn`). When there are more, clients wait for seconds before they try again, so
-/// a burst of one client must find room beside others.
+/// Connections that the kernel holds until they are accepted; it has its own bound
+/// (`net.core.somaxconn`). Beyond it, clients wait for seconds before they retry, so there must be
+/// room for a burst of one client beside others.
 pub const BACKLOG: u32 = 4096;
 
-/// Listens on `address`; where that is every IPv6 address and the kernel has no IPv6, on every IPv4
-/// address.
+/// Listens on `address`. If it is the unspecified IPv6 address and the kernel has no IPv6, listens
+/// on all IPv4 addresses.
 ///
 /// # Errors
-/// The address is taken, or is none of this machine.
+/// The address is in use, or does not belong to this machine.
 pub fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     match listen(address) {
         Err(error) if no_such_family(&error) && address.ip() == Ipv6Addr::UNSPECIFIED => {
@@ -33,8 +33,8 @@ fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (switched off by sysctl). A port that
-/// is taken is another matter.
+/// Whether the error is `EAFNOSUPPORT` (no IPv6 in the kernel) or `EADDRNOTAVAIL` (disabled by
+/// sysctl).
 fn no_such_family(error: &std::io::Error) -> bool {
     const EAFNOSUPPORT: i32 = 97;
     error.kind() == std::io::ErrorKind::AddrNotAvailable

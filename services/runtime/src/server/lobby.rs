@@ -1,4 +1,4 @@
-//! The way of a connection from the kernel to its place.
+//! The accept queue: takes connections from the kernel, and gives them places in a fair order.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
-use holdfast_core::Turns;
+use holdfast_core::FairQueue;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::{
@@ -19,14 +19,14 @@ use super::{
 };
 use crate::descriptors::Share;
 
-/// Connections that wait for a place when a listener is full, where the process may have enough
-/// files open ([`Share`]); of one address, a quarter of them.
-pub const WAITING: usize = 64;
+/// Connections that wait for a place if a listener is full, a quarter of them per address. Fewer if
+/// the process may not have enough files open ([`Share`]).
+pub const MAX_WAITING: usize = 64;
 
-/// A connection that waits for a place since then.
+/// A connection that waits for a place, and since when.
 type Waiting = (TcpStream, SocketAddr, Instant);
 
-/// A connection that has a place.
+/// A connection with a place.
 pub(super) struct Admitted {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
@@ -35,42 +35,42 @@ pub(super) struct Admitted {
     pub(super) open: Open,
 }
 
-/// What comes before a connection is served: its turn, and a place for it or a wait for one.
+/// The connections of a listener that are not served yet.
 pub(super) struct Lobby {
     places: Places,
     held: Held,
     requests: Requests,
-    patience: Duration,
-    /// Accepted and not looked at yet, by client.
-    arrivals: Turns<IpAddr, (TcpStream, SocketAddr)>,
+    wait_timeout: Duration,
+    /// Accepted and not processed yet, by client.
+    arrivals: FairQueue<IpAddr, (TcpStream, SocketAddr)>,
     share: Share,
     waiting: VecDeque<Waiting>,
-    /// When it was last asked whether another connection may end for those who wait.
-    looked: Option<Instant>,
+    /// When evictions for waiting connections were last considered.
+    evictions_checked: Option<Instant>,
 }
 
-/// How often those who wait look for a connection that has become idle.
-const LOBBY_INTERVAL: Duration = Duration::from_millis(100);
+/// Least time between two attempts to evict a connection for a waiting one.
+const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 
 impl Lobby {
     pub(super) fn new(limits: &Limits) -> Self {
         let share = Share::of_this_process(limits);
         Self {
-            arrivals: Turns::default(),
+            arrivals: FairQueue::default(),
             places: Places::new(share.connections, limits),
             share,
             held: Held::default(),
             requests: Requests::default(),
-            patience: limits.header_timeout,
+            wait_timeout: limits.header_timeout,
             waiting: VecDeque::new(),
-            looked: None,
+            evictions_checked: None,
         }
     }
 
-    /// The next connection that has a place.
+    /// Returns the next connection that has a place.
     pub(super) async fn next(&mut self, listener: &TcpListener, counts: &Counts) -> Admitted {
         loop {
-            // A flood of connections that are refused lets others run, too.
+            // Lets other tasks run during a flood of connections that are refused.
             tokio::task::coop::consume_budget().await;
             if let Some(admitted) = self.admit_waiting(counts) {
                 return admitted;
@@ -80,13 +80,13 @@ impl Lobby {
                 self.wait(listener).await;
                 continue;
             };
-            // Without it small answers wait for the delayed acknowledgement of the one before.
+            // Otherwise small answers wait for the delayed acknowledgement of the previous one.
             if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(peer = %address, %error, "a connection broke at once");
+                tracing::debug!(peer = %address, %error, "a connection was closed at once");
                 continue;
             }
-            // Where nobody gives a place up for one who waits, nobody does so for an arrival whose
-            // client has as many connections.
+            // An arrival does not overtake a waiting connection of a client that has no more
+            // connections.
             let waiting = self.waiting.iter().map(|(_, other, _)| other.ip());
             if let Some(at) = self.places.goes_before(address.ip(), waiting)
                 && let Some((waited, from, since)) = self.waiting.remove(at)
@@ -104,7 +104,7 @@ impl Lobby {
                 Ok(admitted) => return admitted,
                 Err((_, NoPlace::Address)) => {
                     counts.refused("address");
-                    tracing::debug!(peer = %address, "a connection was refused, its address has too many");
+                    tracing::debug!(peer = %address, "refused a connection: its address has too many");
                 }
                 Err((stream, NoPlace::Full)) => {
                     self.join((stream, address, Instant::now()), counts);
@@ -113,7 +113,7 @@ impl Lobby {
         }
     }
 
-    /// Waits for a place, where not too many do.
+    /// Lets a connection wait for a place, or refuses it if too many wait.
     fn join(&mut self, connection: Waiting, counts: &Counts) {
         let (_, address, _) = connection;
         let client = client_address(address.ip());
@@ -124,16 +124,16 @@ impl Lobby {
             self.waiting.push_back(connection);
         } else {
             counts.refused("full");
-            tracing::debug!(peer = %address, "a connection was refused, there is no place");
+            tracing::debug!(peer = %address, "refused a connection: there is no place");
         }
     }
 
-    /// Accepts what has come. The kernel hands connections out in the order of their arrival; to
-    /// accept one costs far less than to serve it, so a burst of one client is passed quickly, and
-    /// then clients take turns.
+    /// Accepts what has arrived. The kernel returns connections in the order of their arrival, and
+    /// accepting one is far cheaper than serving it. So the burst of one client is accepted
+    /// quickly, and then clients take turns.
     fn take_arrivals(&mut self, listener: &TcpListener) {
         while self.arrivals.len() < self.share.arrivals {
-            // The budget that tokio gives a task is for waits.
+            // tokio's budget of a task must not stop this loop.
             let accept = tokio::task::coop::unconstrained(listener.accept());
             let Some(Ok((stream, address))) = accept.now_or_never() else {
                 return;
@@ -143,7 +143,7 @@ impl Lobby {
         }
     }
 
-    /// Ends when there is an arrival, or may be a place for one of those who wait for it.
+    /// Waits for an arrival, or for a place for a waiting connection.
     async fn wait(&mut self, listener: &TcpListener) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -152,31 +152,35 @@ impl Lobby {
                     self.arrivals.push(client, (stream, address));
                 }
                 Err(error) => {
-                    // Out of descriptors or the like: looping at full speed would not help.
+                    // For instance out of file descriptors: retrying at once would not help.
                     tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(LOBBY_INTERVAL).await;
+                    tokio::time::sleep(EVICTION_INTERVAL).await;
                 }
             },
             () = self.places.freed(), if !self.waiting.is_empty() => {}
-            () = tokio::time::sleep(LOBBY_INTERVAL), if !self.waiting.is_empty() => {}
+            () = tokio::time::sleep(EVICTION_INTERVAL), if !self.waiting.is_empty() => {}
         }
     }
 
-    /// One of those who wait, if there is a place for it now. Whether another connection may end
-    /// for each of them is asked every [`LOBBY_INTERVAL`] only, and before one ends for an arrival.
+    /// Returns a waiting connection if there is a place for it now. Evictions for waiting
+    /// connections are considered once per [`EVICTION_INTERVAL`], and before an eviction for an
+    /// arrival.
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
         if self.waiting.is_empty() {
             return None;
         }
         if !self.places.has_room() {
-            if self.looked.is_some_and(|at| at.elapsed() < LOBBY_INTERVAL) {
+            if self
+                .evictions_checked
+                .is_some_and(|at| at.elapsed() < EVICTION_INTERVAL)
+            {
                 return None;
             }
-            self.looked = Some(Instant::now());
+            self.evictions_checked = Some(Instant::now());
         }
         for _ in 0..self.waiting.len() {
             let (stream, address, since) = self.waiting.pop_front()?;
-            if self.patience <= since.elapsed() {
+            if self.wait_timeout <= since.elapsed() {
                 counts.refused("full");
                 continue;
             }
@@ -305,9 +309,9 @@ mod tests {
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(lobby.waiting.len(), 1);
         // They were looked at a moment ago.
-        lobby.looked = Some(Instant::now() + LOBBY_INTERVAL * 100);
+        lobby.evictions_checked = Some(Instant::now() + EVICTION_INTERVAL * 100);
         drop(becomes_idle);
-        let _flood = join_from(&listener, [5; WAITING / 4 + 4]).await;
+        let _flood = join_from(&listener, [5; MAX_WAITING / 4 + 4]).await;
         let next = lobby.next(&listener, &counts).await;
         assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
         assert!(held[0].watch.is_evicted());
@@ -315,7 +319,7 @@ mod tests {
         assert!(lobby.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(
             lobby.waiting.len(),
-            WAITING / 4,
+            MAX_WAITING / 4,
             "a quarter for one address"
         );
     }

@@ -1,50 +1,53 @@
-//! What answers over HTTP/2 hold for clients that have not taken it yet, and when an answer may
-//! hold more.
+//! Bounds the bytes of answers over HTTP/2 that clients have not read yet.
 //!
-//! Over HTTP/1.1 a connection holds one answer, and the socket stops it. Over HTTP/2 each stream
-//! holds what its window allows, so a client that opens many streams and reads none could have all
-//! of them filled. Three bounds end that: a stream that holds something takes more only while its
-//! connection holds less than [`CONNECTION_BYTES`]; while all connections of the listener hold
-//! [`LISTENER_BYTES`], a connection takes one piece at a time; and who then takes nothing of it for
-//! [`PRESSED`] is cut.
+//! Over HTTP/1.1 a connection has one answer, and the socket applies back-pressure. Over HTTP/2
+//! each stream buffers what its window allows, so a client that opens many streams and reads none
+//! could fill all of them. There are three bounds:
+//!
+//! - A stream buffers more than one piece only while its connection holds less than
+//!   [`CONNECTION_BYTES`].
+//! - While all connections of the listener hold [`LISTENER_BYTES`], the listener is under pressure:
+//!   each connection holds one piece at a time.
+//! - A connection that reads too little for [`PRESSURE_TIMEOUT`] is cut then.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Buf;
 use futures::task::AtomicWaker;
+use parking_lot::Mutex;
 
-/// Bytes that the answers of one connection hold before its streams wait for each other. Each
-/// stream may always hold one piece.
+/// Unread bytes of one connection beyond which its streams wait for each other. Each stream may
+/// always hold one piece.
 pub(super) const CONNECTION_BYTES: u64 = 512 << 10;
 
-/// Bytes that all connections of a listener hold before each of them takes one piece at a time.
+/// Unread bytes of all connections of a listener beyond which each holds one piece at a time.
 pub(super) const LISTENER_BYTES: u64 = 24 << 20;
 
-/// In this time a connection takes what it holds while the listener holds [`LISTENER_BYTES`]; else
-/// it is cut.
-pub(super) const PRESSED: Duration = Duration::from_secs(5);
+/// Time in which a client must read what its connection holds, while the listener is under
+/// pressure. Otherwise the connection is cut.
+pub(super) const PRESSURE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Bytes that all connections of a listener hold. Clones share them.
+/// Unread bytes of all connections of a listener. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held(Arc<AtomicU64>);
 
 impl Held {
-    /// Whether connections have to make do with one piece each.
+    /// Whether the listener is under pressure.
     pub(super) fn is_pressed(&self) -> bool {
         LISTENER_BYTES <= self.0.load(Relaxed)
     }
 }
 
-/// What the answers of one connection hold.
+/// The unread bytes of one connection.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     listener: Held,
     held: AtomicU64,
     moved: AtomicU64,
-    /// Streams that wait until the connection holds nothing.
+    /// Streams that wait under pressure until the connection holds nothing.
     pressed: Mutex<Vec<Waker>>,
     has_pressed: AtomicBool,
 }
@@ -64,7 +67,7 @@ impl Outgoing {
         self.held.load(Relaxed)
     }
 
-    /// Bytes that the client has taken since the connection began.
+    /// Bytes that the client has read since the connection began.
     pub(super) fn moved(&self) -> u64 {
         self.moved.load(Relaxed)
     }
@@ -73,10 +76,10 @@ impl Outgoing {
         self.listener.is_pressed()
     }
 
-    /// Lets streams ask again that waited because the listener was pressed.
+    /// Wakes the streams that wait because of pressure.
     pub(super) fn wake(&self) {
         if self.has_pressed.swap(false, SeqCst) {
-            let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut pressed = self.pressed.lock();
             let wakers = std::mem::take(&mut *pressed);
             drop(pressed);
             wakers.into_iter().for_each(Waker::wake);
@@ -84,7 +87,7 @@ impl Outgoing {
     }
 
     fn wait(&self, waker: &Waker) {
-        let mut pressed = self.pressed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut pressed = self.pressed.lock();
         if !pressed.iter().any(|known| known.will_wake(waker)) {
             pressed.push(waker.clone());
         }
@@ -97,10 +100,9 @@ impl Outgoing {
 #[derive(Debug)]
 pub(super) struct Stream {
     connection: Arc<Outgoing>,
-    /// Bytes that the client has not taken yet.
+    /// Bytes that the client has not read yet.
     outstanding: AtomicU64,
-    /// Bytes of the pieces that are alive: one that is taken in part still takes its memory as a
-    /// whole.
+    /// Bytes of the pieces in memory. A piece that is read in part still holds all its memory.
     held: AtomicU64,
     moved: AtomicU64,
     waits: AtomicBool,
@@ -127,7 +129,7 @@ impl Stream {
         self.moved.load(Relaxed)
     }
 
-    /// Whether the answer may hold one more piece; else the task is woken when it may.
+    /// Ready if the answer may hold one more piece. Otherwise the task is woken when it may.
     pub(super) fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
         if self.has_room() {
             return Poll::Ready(());
@@ -137,7 +139,7 @@ impl Stream {
         if self.connection.is_pressed() {
             self.connection.wait(context.waker());
         }
-        // What was taken meanwhile woke nobody.
+        // Bytes that were read in the meantime did not wake this task.
         if self.has_room() {
             self.waits.store(false, SeqCst);
             return Poll::Ready(());
@@ -180,7 +182,7 @@ impl Stream {
     }
 }
 
-/// A piece of an answer, followed until the client took it.
+/// A piece of an answer, tracked until the client has read it.
 #[derive(Debug)]
 pub(super) struct Piece<D: Buf> {
     data: D,
@@ -264,10 +266,10 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/LIMITS.md");
         let document = std::fs::read_to_string(path).unwrap();
         for (name, value) in [
-            ("WAITING", crate::server::WAITING as u64),
+            ("MAX_WAITING", crate::server::MAX_WAITING as u64),
             ("CONNECTION_BYTES", CONNECTION_BYTES),
             ("LISTENER_BYTES", LISTENER_BYTES),
-            ("PRESSED", PRESSED.as_secs()),
+            ("PRESSURE_TIMEOUT", PRESSURE_TIMEOUT.as_secs()),
             (
                 "LISTENER_REQUEST_BYTES",
                 crate::server::requests::LISTENER_REQUEST_BYTES,

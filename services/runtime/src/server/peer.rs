@@ -1,4 +1,4 @@
-//! What is put around a part's own service: who the client is, and the watch over the answer.
+//! Wraps the service of a part: adds the identity of the client to requests, and tracks answers.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use super::watch::{Underway, Watch};
 use super::{Client, Limits, PeerAddr, requests};
 use crate::tls::PeerIdentity;
 
-/// Puts who the client is into every request, and follows every answer.
+/// Adds the identity of the client to every request, and tracks every answer.
 #[derive(Clone, Debug)]
 pub(super) struct Peer<S> {
     pub(super) inner: S,
@@ -40,7 +40,7 @@ where
         let taken = is_http2.then(|| requests::bytes(&request));
         let (underway, stream) = self.watch.request(taken);
         let watched = Some((underway, stream));
-        // Over HTTP/1.1 hyper counts them.
+        // Over HTTP/1.1 hyper checks the number.
         if self.limits.headers < request.headers().len() {
             return Answer {
                 inner: None,
@@ -63,7 +63,7 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// An answer that is being made; without a future it is 431.
+    /// The future of an answer. Without an inner future the answer is 431.
     pub(super) struct Answer<F> {
         #[pin]
         inner: Option<F>,
@@ -99,7 +99,7 @@ where
 }
 
 pin_project_lite::pin_project! {
-    /// An answer's body whose pieces are followed; the request is over when it is dropped.
+    /// The body of an answer, whose pieces are tracked. The request ends when it is dropped.
     pub(super) struct Watched<B> {
         #[pin]
         body: Option<B>,

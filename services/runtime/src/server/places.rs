@@ -1,29 +1,31 @@
-//! The connections of a listener: how many there are in all and of each address, and which one ends
-//! when a newcomer needs its place.
+//! The places of a listener: counts connections in total and per address, and evicts one for a new
+//! connection if needed.
 //!
-//! A full listener shares its places as evenly among addresses as their clients' behaviour allows.
-//! Connections without a request go first, those that proved no identity before those that did, and
-//! a connection with a request under way goes only for an address that has fewer. So no set of
-//! addresses keeps another one out.
+//! A full listener shares its places evenly among addresses, as far as possible. Connections
+//! without a request are evicted first, unauthenticated ones before authenticated ones. A
+//! connection with a request in progress is evicted only for an address that has fewer. So no set
+//! of addresses can keep another one out.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::Limits;
 use super::eviction::{Candidate, order};
 use super::watch::Watch;
 
-/// A listener with more connections looks at all of them only so often: it works off an order that
-/// is so old, and so long, at most. Else each newcomer of a burst would cost a look at thousands,
-/// also where none of them may end for it. So one that has become idle may be overlooked for so
-/// long.
-const FEW: usize = 256;
-const ORDERED_FOR: Duration = Duration::from_millis(100);
-const ORDERED: usize = 64;
+/// Up to this number of connections, the eviction order is computed for each new connection. With
+/// more it is cached, because a burst of new connections would cost a pass over thousands each.
+const UNCACHED_CONNECTIONS: usize = 256;
+/// How long the eviction order is cached. A connection that becomes idle may be overlooked for this
+/// time.
+const ORDER_TTL: Duration = Duration::from_millis(100);
+/// Connections in the cached order.
+const ORDER_LENGTH: usize = 64;
 
 /// The places of a listener. Clones share them.
 #[derive(Clone, Debug)]
@@ -45,17 +47,18 @@ struct Table {
     taken: HashMap<u64, (IpAddr, Arc<Watch>)>,
     of_address: HashMap<IpAddr, usize>,
     next: u64,
-    /// Which connections end next for a newcomer, as it was at this time.
+    /// The cached eviction order.
     order: Vec<Candidate>,
-    /// Those of known clients that come next after all strangers. Among strangers the first one is
-    /// of the address that has most; where it has too few to end, only one of these may.
+    /// The first authenticated connections of the order. If the first unauthenticated one may not
+    /// be evicted, because its address has too few, only one of these may.
     known: Vec<Candidate>,
+    /// When the order was computed.
     ordered: Option<Instant>,
     #[cfg(test)]
     looks: usize,
 }
 
-/// The place of one connection; free again when it is dropped.
+/// The place of one connection, released when dropped.
 #[derive(Debug)]
 pub(super) struct Place {
     places: Places,
@@ -65,14 +68,14 @@ pub(super) struct Place {
 /// Why there is no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoPlace {
-    /// The address has as many connections as one may have.
+    /// The address has the maximum number of connections.
     Address,
-    /// All places are taken by connections that are not to end for this one.
+    /// No connection may be evicted for this one.
     Full,
 }
 
 impl Places {
-    /// So many places; whose they may be is in `limits`.
+    /// `most` places. `limits` says how they are shared.
     pub(super) fn new(most: usize, limits: &Limits) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -90,8 +93,8 @@ impl Places {
         self.table().taken.len() < self.inner.most
     }
 
-    /// A place for a connection of `address`. When all are taken, the connection that has the least
-    /// claim to its own is told to end.
+    /// Takes a place for a connection of `address`. If all are taken, evicts the connection with
+    /// the least claim to its place.
     pub(super) fn enter(&self, address: IpAddr, watch: &Arc<Watch>) -> Result<Place, NoPlace> {
         let key = client_address(address);
         let mut table = self.table();
@@ -116,8 +119,8 @@ impl Places {
         })
     }
 
-    /// Which of the addresses that wait goes before an arrival: the first that has no more
-    /// connections. None where the arrival's has as many as it may have.
+    /// The position of the waiting address that goes before an arrival: the first that has no more
+    /// connections than the arrival's. `None` if the arrival's has the maximum.
     pub(super) fn goes_before(
         &self,
         arrival: IpAddr,
@@ -131,16 +134,13 @@ impl Places {
         waiting.position(|other| table.count(client_address(other)) <= has)
     }
 
-    /// Ends when a place was given back.
+    /// Waits until a place is released.
     pub(super) async fn freed(&self) {
         self.inner.freed.notified().await;
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.inner
-            .table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.inner.table.lock()
     }
 }
 
@@ -149,11 +149,11 @@ impl Table {
         self.of_address.get(&key).copied().unwrap_or(0)
     }
 
-    /// Which connection ends for one more of `newcomer`; `None` when none has less claim to a
+    /// The connection to evict for a further one of `newcomer`. `None` if none has less claim to a
     /// place.
     fn evicted(&mut self, newcomer: IpAddr, recycles: bool) -> Option<u64> {
-        let is_old = |at: Instant| ORDERED_FOR <= at.elapsed();
-        if self.taken.len() <= FEW || self.ordered.is_none_or(is_old) {
+        let is_old = |at: Instant| ORDER_TTL <= at.elapsed();
+        if self.taken.len() <= UNCACHED_CONNECTIONS || self.ordered.is_none_or(is_old) {
             self.order.clear();
         }
         let taken = &self.taken;
@@ -180,9 +180,9 @@ impl Table {
             self.looks += 1;
         }
         self.order = order(self.candidates(), recycles);
-        let further = self.order.split_off(ORDERED.min(self.order.len()));
+        let further = self.order.split_off(ORDER_LENGTH.min(self.order.len()));
         let known = further.into_iter().filter(|one| one.activity.authenticated);
-        self.known = known.take(ORDERED).collect();
+        self.known = known.take(ORDER_LENGTH).collect();
         self.ordered = Some(Instant::now());
     }
 
@@ -215,8 +215,8 @@ impl Drop for Place {
     }
 }
 
-/// One client: an IPv4 address, however it is written, or the /64 that an IPv6 client chooses its
-/// addresses from.
+/// The address that stands for a client: an IPv4 address in canonical form, or the /64 network from
+/// which an IPv6 client chooses its addresses.
 pub fn client_address(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => {
@@ -335,7 +335,7 @@ mod tests {
                 "one busy connection each"
             );
         }
-        let most = 1 + begun.elapsed().as_millis() / ORDERED_FOR.as_millis();
+        let most = 1 + begun.elapsed().as_millis() / ORDER_TTL.as_millis();
         let looks = places.table().looks;
         assert!(looks as u128 <= most, "{looks} looks, not {most}");
         drop(busy);
@@ -366,7 +366,7 @@ mod tests {
         let counts = [3, 4, 5].map(|last| places.table().count(address(last)));
         let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
         // An order is followed to its end while the newcomers' address grows.
-        assert!(most - least <= 3 * ORDERED, "places: {counts:?}");
+        assert!(most - least <= 3 * ORDER_LENGTH, "places: {counts:?}");
         assert_eq!(places.table().taken.len(), ALL);
     }
 }

@@ -1,7 +1,7 @@
-//! A request's body with its bounds: silence, a minimum rate, a total time and a size.
+//! The body of a request, with bounds on silence, rate, total time and size.
 //!
-//! Only the time for which the body was waited for counts, so a part that is slow itself never
-//! blames its client.
+//! Only the time that the server waits for the client counts. A part that reads slowly does not
+//! make its client look slow.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -14,28 +14,28 @@ use tokio::time::Sleep;
 
 use super::Limits;
 
-/// Why a request's body ended before its end.
+/// Why the body of a request ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// Nothing came for [`Limits::idle`].
+    /// The client sent nothing for [`Limits::idle`].
     #[error("the client sent nothing for too long")]
     Silent,
-    /// Less than [`Limits::min_bytes_per_second`] came over [`Limits::window`].
+    /// The client sent less than [`Limits::min_bytes_per_second`] over [`Limits::window`].
     #[error("the client sends too slowly")]
     Slow,
-    /// The body took longer than [`Limits::body_timeout`] in all.
+    /// The body took longer than [`Limits::body_timeout`].
     #[error("the client did not send the body in time")]
     Late,
     /// The body has more than [`Limits::body_bytes`].
     #[error("the body has more than {0} bytes")]
     TooLarge(u64),
     /// The connection or the stream broke.
-    #[error("the client broke off")]
+    #[error("the client closed the connection or stream")]
     Broken(#[source] hyper::Error),
 }
 
 impl BodyError {
-    /// The status of the answer: 408, 413, or 400 for a body that broke off.
+    /// The status of the answer: 408, 413, or 400 for a broken connection.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::Silent | Self::Slow | Self::Late => StatusCode::REQUEST_TIMEOUT,
@@ -44,7 +44,7 @@ impl BodyError {
         }
     }
 
-    /// The first such error among an error and its sources; frameworks such as warp wrap the errors
+    /// Finds a `BodyError` among an error and its sources. Frameworks such as warp wrap the errors
     /// of bodies.
     pub fn find<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
         std::iter::successors(Some(error), |error| error.source())
@@ -52,9 +52,9 @@ impl BodyError {
     }
 }
 
-/// A request's body. It yields the client's frames until a bound of [`Limits`] is met, and then one
-/// [`BodyError`]; the part answers with [`BodyError::status`], and over HTTP/1.1 the connection
-/// ends after that answer.
+/// The body of a request. It yields the client's frames until a bound of [`Limits`] is reached, and
+/// then one [`BodyError`]. The part answers with [`BodyError::status`]; over HTTP/1.1 the
+/// connection ends after that answer.
 #[derive(Debug)]
 pub struct RequestBody {
     inner: Incoming,
@@ -63,11 +63,11 @@ pub struct RequestBody {
     waiting_since: Option<Instant>,
     waited: Duration,
     rate: Rate,
-    /// Set when the body is first waited for; it may end early, and is then set again.
+    /// Created at the first wait. It may fire early, and is reset then.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-/// What [`Limits`] says of bodies.
+/// The bounds of bodies in [`Limits`].
 #[derive(Clone, Copy, Debug)]
 struct Bounds {
     idle: Duration,
@@ -92,7 +92,7 @@ impl RequestBody {
         }
     }
 
-    /// Whether the body's time is over; else the task is woken when it may be.
+    /// Ready if the time is over. Otherwise the task is woken when it may be.
     fn poll_overdue(&mut self, context: &mut Context<'_>) -> Poll<BodyError> {
         let now = Instant::now();
         let since = *self.waiting_since.get_or_insert(now);
@@ -118,7 +118,7 @@ impl RequestBody {
         Poll::Pending
     }
 
-    /// Counts what came; an error when it was too much or came too slowly.
+    /// Counts received bytes. Fails if they are too many or came too slowly.
     fn count(&mut self, bytes: usize) -> Result<(), BodyError> {
         let waited = self.waiting_since.take().map(|since| since.elapsed());
         let waited = waited.unwrap_or_default();
@@ -147,7 +147,7 @@ impl Body for RequestBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let body = self.get_mut();
-        // What the client announces need not be waited for.
+        // An announced length is checked before the bytes come.
         if body.bounds.bytes < body.received + body.inner.size_hint().lower() {
             return Poll::Ready(Some(Err(BodyError::TooLarge(body.bounds.bytes))));
         }

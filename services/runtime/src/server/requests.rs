@@ -1,32 +1,32 @@
-//! What requests under way over HTTP/2 take of memory, and which connection has to give it back.
+//! The memory of requests in progress over HTTP/2.
 //!
-//! Over HTTP/1.1 a connection has one request. Over HTTP/2 each of its streams has one, with its
-//! headers, its task and what the part makes of it, and a client may leave all of them waiting.
-//! Their bytes count in a budget of the listener. While it is used up, a connection may still have
-//! [`CONNECTION_REQUEST_BYTES`]; who takes more is cut.
+//! Over HTTP/1.1 a connection has one request. Over HTTP/2 each stream has one, with its headers
+//! and its task, and a client may leave all of them waiting. Their bytes count in a budget of the
+//! listener. While it is used up, a connection may still have [`CONNECTION_REQUEST_BYTES`]; one
+//! with more is cut.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use http::Request;
 
-/// What a request takes beside its headers: its task, and the state of its stream.
+/// Memory of a request besides its headers: its task and the state of its stream.
 const OVERHEAD_BYTES: u64 = 8 << 10;
-/// What a header takes beside its name and value (RFC 9113, section 6.5.2).
+/// Memory of a header besides its name and value (RFC 9113, section 6.5.2).
 const HEADER_BYTES: usize = 32;
 
-/// Bytes of requests under way over HTTP/2, of all connections of a listener, above which a
-/// connection is cut that takes more than [`CONNECTION_REQUEST_BYTES`].
+/// Bytes of requests in progress over HTTP/2 on all connections of a listener. Beyond it, a
+/// connection with more than [`CONNECTION_REQUEST_BYTES`] is cut.
 pub(super) const LISTENER_REQUEST_BYTES: u64 = 32 << 20;
 
-/// Bytes of requests that one connection may always have under way.
+/// Bytes of requests that one connection may always have in progress.
 pub(super) const CONNECTION_REQUEST_BYTES: u64 = 64 << 10;
 
-/// Bytes of requests under way on all connections of a listener. Clones share them.
+/// Bytes of requests in progress on all connections of a listener. Clones share them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Requests(Arc<AtomicU64>);
 
-/// Bytes of requests under way on one connection.
+/// Bytes of requests in progress on one connection.
 #[derive(Debug)]
 pub(super) struct Connection {
     listener: Requests,
@@ -41,7 +41,8 @@ impl Connection {
         })
     }
 
-    /// Counts a request; and whether the connection takes more than it may at the moment.
+    /// Counts a request. Also returns whether the connection exceeds what it may have at the
+    /// moment.
     pub(super) fn begin(self: &Arc<Self>, bytes: u64) -> (Charge, bool) {
         let of_all = self.listener.0.fetch_add(bytes, Relaxed) + bytes;
         let own = self.held.fetch_add(bytes, Relaxed) + bytes;
@@ -54,7 +55,7 @@ impl Connection {
     }
 }
 
-/// What one request takes, until its answer is over.
+/// The bytes of one request, released when its answer ends.
 #[derive(Debug)]
 pub(super) struct Charge {
     connection: Arc<Connection>,
@@ -68,7 +69,7 @@ impl Drop for Charge {
     }
 }
 
-/// What a request takes.
+/// The bytes that a request counts.
 pub(super) fn bytes<B>(request: &Request<B>) -> u64 {
     let headers = request.headers().iter();
     let headers = headers.map(|(name, value)| HEADER_BYTES + name.as_str().len() + value.len());

@@ -1,4 +1,4 @@
-//! A connection's socket, which tells the watch what goes over it.
+//! The socket of a connection, which reports its traffic to the watch.
 
 use std::io::IoSlice;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::{
 
 use super::watch::Watch;
 
-/// Passes everything through.
+/// A socket that reports its traffic to a watch.
 #[derive(Debug)]
 pub(super) struct Socket<S> {
     inner: S,
@@ -35,7 +35,7 @@ impl<S> Socket<S> {
 }
 
 impl Socket<TcpStream> {
-    /// Ends when the client has sent something, or the connection broke.
+    /// Waits until the client has sent something, or the connection is broken.
     pub(super) async fn readable(&self) -> std::io::Result<()> {
         self.inner.readable().await
     }

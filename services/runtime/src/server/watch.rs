@@ -1,18 +1,19 @@
-//! The watch over one connection: it is cut when its client sends no request, sends one too slowly,
-//! or does not take what it asked for.
+//! Watches one connection, and cuts it if its client sends no request, sends one too slowly, or
+//! does not read the answer.
 //!
-//! Buffers of an answer are held until the client took them, so a client that stops reading must
-//! not stay for ever. Over HTTP/1.1 that shows at the socket; over HTTP/2 a client can also leave
-//! one stream's window shut, so the pieces of each answer are followed.
+//! The buffers of an answer are held until the client has read them, so a client that stops reading
+//! must be cut. Over HTTP/1.1 the socket shows that. Over HTTP/2 a client can also keep the window
+//! of one stream closed, so the pieces of each answer are tracked.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Limits;
-use super::outgoing::{Held, Outgoing, PRESSED, Stream};
+use super::outgoing::{Held, Outgoing, PRESSURE_TIMEOUT, Stream};
 use super::requests::{Charge, Connection, Requests};
 
 /// Why a connection is cut.
@@ -22,16 +23,16 @@ pub(super) enum Reason {
     Idle,
     /// The headers of a request took too long.
     Headers,
-    /// The client took nothing of an answer for too long.
+    /// The client read nothing of an answer for too long.
     Stalled,
-    /// The client took an answer too slowly.
+    /// The client read an answer too slowly.
     Slow,
-    /// Another client needed its place.
+    /// Evicted for another client.
     Evicted,
-    /// The TLS handshake, the wait for its turn included, took too long.
+    /// The TLS handshake, including the wait for its turn, took too long.
     Handshake,
-    /// The TLS handshake failed: the client speaks another protocol, trusts another CA, or showed
-    /// no certificate that is needed.
+    /// The TLS handshake failed: the client uses another protocol, trusts another CA, or presented
+    /// no required certificate.
     HandshakeFailed,
 }
 
@@ -49,19 +50,17 @@ impl Reason {
     }
 }
 
-/// What is known of one connection; its parts are written from the socket, the requests and the
-/// answers.
+/// The state of one connection. The socket, the requests and the answers update it.
 #[derive(Debug)]
 pub(super) struct Watch {
     begun: Instant,
-    /// Requests whose answer is not over.
+    /// Requests in progress.
     requests: AtomicUsize,
     http2: AtomicBool,
-    /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0: they
-    /// did not.
+    /// Milliseconds, plus one, at which the headers of the next request began to arrive; 0 before.
     head_since: AtomicU64,
     idle_since: AtomicU64,
-    /// Milliseconds at which the first of the requests under way came.
+    /// Milliseconds at which the connection became busy.
     busy_since: AtomicU64,
     is_authenticated: AtomicBool,
     is_evicted: AtomicBool,
@@ -70,27 +69,27 @@ pub(super) struct Watch {
     blocked: AtomicBool,
     outgoing: Arc<Outgoing>,
     charged: Arc<Connection>,
-    judged: Mutex<Judged>,
+    checked: Mutex<Checked>,
 }
 
 /// What a connection does at the moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Activity {
-    /// A request is under way.
+    /// A request is in progress.
     pub(super) busy: bool,
-    /// The client has proved who it is.
+    /// The client is authenticated.
     pub(super) authenticated: bool,
-    /// For how long it has been busy or not.
+    /// For how long it has been busy, or idle.
     pub(super) lasts: Duration,
 }
 
-/// What the last judgement saw.
+/// The state at the last check.
 #[derive(Debug, Default)]
-struct Judged {
+struct Checked {
     socket: Progress,
     streams: Vec<(Weak<Stream>, Progress)>,
-    /// Since when the connection holds something while the listener holds too much, and what it
-    /// had taken then.
+    /// Since when the connection holds something while the listener is under pressure, and what the
+    /// client had read then.
     pressed: Option<(u64, u64)>,
 }
 
@@ -116,7 +115,7 @@ impl Watch {
             charged: Connection::new(requests),
             written: AtomicU64::new(0),
             blocked: AtomicBool::new(false),
-            judged: Mutex::default(),
+            checked: Mutex::default(),
         })
     }
 
@@ -131,23 +130,23 @@ impl Watch {
         }
     }
 
-    /// The socket took so many bytes.
+    /// The socket accepted this number of bytes.
     pub(super) fn sent(&self, bytes: usize) {
         self.written.fetch_add(bytes as u64, Relaxed);
         self.blocked.store(false, Relaxed);
     }
 
-    /// The socket takes nothing at the moment.
+    /// The socket accepts nothing at the moment.
     pub(super) fn is_blocked(&self) {
         self.blocked.store(true, Relaxed);
     }
 
-    /// The client has proved who it is.
+    /// The client is authenticated.
     pub(super) fn authenticated(&self) {
         self.is_authenticated.store(true, Relaxed);
     }
 
-    /// Tells the connection to end.
+    /// Evicts the connection.
     pub(super) fn evict(&self) {
         self.is_evicted.store(true, Relaxed);
         self.evicted.notify_one();
@@ -158,7 +157,7 @@ impl Watch {
         self.is_evicted.load(Relaxed)
     }
 
-    /// Ends when the connection was told to end.
+    /// Waits until the connection is evicted.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
     }
@@ -177,8 +176,8 @@ impl Watch {
         }
     }
 
-    /// A request's headers are here. Over HTTP/2 what it takes counts, and the answer's pieces are
-    /// followed. A connection that takes too much is told to end.
+    /// A request has arrived. Over HTTP/2 its memory is counted and the pieces of its answer are
+    /// tracked. A connection that takes too much memory is evicted.
     pub(super) fn request(
         self: &Arc<Self>,
         bytes_over_http2: Option<u64>,
@@ -191,9 +190,9 @@ impl Watch {
         self.http2.store(http2, Relaxed);
         let stream = http2.then(|| {
             let stream = Arc::new(Stream::new(Arc::clone(&self.outgoing)));
-            let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut checked = self.checked.lock();
             let entry = (Arc::downgrade(&stream), Progress::default());
-            judged.streams.push(entry);
+            checked.streams.push(entry);
             stream
         });
         let charge = bytes_over_http2.map(|bytes| {
@@ -210,12 +209,12 @@ impl Watch {
         (underway, stream)
     }
 
-    /// Whether the connection is to be cut.
-    pub(super) fn judge(&self, limits: &Limits) -> Option<Reason> {
+    /// Checks the connection. Returns the reason if it must be cut.
+    pub(super) fn check(&self, limits: &Limits) -> Option<Reason> {
         let now = self.millis();
         if self.requests.load(Relaxed) == 0 {
             let head_since = self.head_since.load(Relaxed);
-            // Over HTTP/2 clients also send what belongs to no request.
+            // Over HTTP/2, clients also send frames that belong to no request.
             let of_head = 0 < head_since && !self.http2.load(Relaxed);
             let (since, limit, reason) = if of_head {
                 (head_since - 1, limits.header_timeout, Reason::Headers)
@@ -227,32 +226,32 @@ impl Watch {
                 return Some(reason);
             }
         }
-        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut checked = self.checked.lock();
         let (blocked, written) = (self.blocked.load(Relaxed), self.written.load(Relaxed));
-        let mut reason = judged.socket.judge(blocked, written, now, limits);
-        judged.streams.retain_mut(|(stream, progress)| {
+        let mut reason = checked.socket.check(blocked, written, now, limits);
+        checked.streams.retain_mut(|(stream, progress)| {
             let Some(stream) = stream.upgrade() else {
                 return false;
             };
             let (waits, moved) = (0 < stream.outstanding(), stream.moved());
-            let of_stream = progress.judge(waits, moved, now, limits);
+            let of_stream = progress.check(waits, moved, now, limits);
             reason = reason.or(of_stream);
             true
         });
         self.outgoing.wake();
-        reason.or_else(|| self.judge_pressed(&mut judged.pressed, now))
+        reason.or_else(|| self.check_pressure(&mut checked.pressed, now))
     }
 
-    /// While the listener holds too much, a connection that takes less in [`PRESSED`] than it holds
-    /// is cut.
-    fn judge_pressed(&self, pressed: &mut Option<(u64, u64)>, now: u64) -> Option<Reason> {
+    /// While the listener is under pressure, a connection that reads less in [`PRESSURE_TIMEOUT`]
+    /// than it holds is cut.
+    fn check_pressure(&self, pressed: &mut Option<(u64, u64)>, now: u64) -> Option<Reason> {
         let (held, moved) = (self.outgoing.held(), self.outgoing.moved());
         if held == 0 || !self.outgoing.is_pressed() {
             *pressed = None;
             return None;
         }
         let (since, moved_before) = *pressed.get_or_insert((now, moved));
-        if u128::from(now - since) < PRESSED.as_millis() {
+        if u128::from(now - since) < PRESSURE_TIMEOUT.as_millis() {
             return None;
         }
         *pressed = None;
@@ -260,7 +259,7 @@ impl Watch {
     }
 }
 
-/// A request whose answer is not over.
+/// A request in progress; it ends when dropped.
 #[derive(Debug)]
 pub(super) struct Underway {
     watch: Arc<Watch>,
@@ -275,7 +274,7 @@ impl Drop for Underway {
     }
 }
 
-/// How something went on since it was looked at. Pure; times are milliseconds.
+/// The progress of a transfer since the last check. Pure; times are in milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
 struct Progress {
     moved: u64,
@@ -285,7 +284,7 @@ struct Progress {
 }
 
 impl Progress {
-    fn judge(&mut self, waits: bool, moved: u64, now: u64, limits: &Limits) -> Option<Reason> {
+    fn check(&mut self, waits: bool, moved: u64, now: u64, limits: &Limits) -> Option<Reason> {
         if !waits || self.changed.is_none() {
             *self = Self {
                 moved,
@@ -321,7 +320,7 @@ mod tests {
     use super::*;
 
     /// Looks every second: whether the client is waited for, and what it took in all.
-    fn judge(looks: impl IntoIterator<Item = (bool, u64)>) -> Option<(u64, Reason)> {
+    fn check(looks: impl IntoIterator<Item = (bool, u64)>) -> Option<(u64, Reason)> {
         let limits = Limits {
             idle: Duration::from_secs(10),
             min_bytes_per_second: 100,
@@ -329,7 +328,7 @@ mod tests {
         };
         let mut progress = Progress::default();
         (0..).zip(looks).find_map(|(second, (waits, moved))| {
-            let reason = progress.judge(waits, moved, second * 1000, &limits)?;
+            let reason = progress.check(waits, moved, second * 1000, &limits)?;
             Some((second, reason))
         })
     }
@@ -337,23 +336,23 @@ mod tests {
     #[test]
     fn a_client_is_cut_when_it_takes_nothing_or_too_little() {
         let hour = 0..3600_u64;
-        assert_eq!(judge(hour.clone().map(|_| (false, 0))), None, "we are slow");
+        assert_eq!(check(hour.clone().map(|_| (false, 0))), None, "we are slow");
         assert_eq!(
-            judge(hour.clone().map(|_| (true, 5))),
+            check(hour.clone().map(|_| (true, 5))),
             Some((10, Reason::Stalled))
         );
-        assert_eq!(judge(hour.clone().map(|at| (true, at * 100))), None);
+        assert_eq!(check(hour.clone().map(|at| (true, at * 100))), None);
         assert_eq!(
-            judge(hour.clone().map(|at| (true, at * 99))),
+            check(hour.clone().map(|at| (true, at * 99))),
             Some((60, Reason::Slow))
         );
         assert_eq!(
-            judge(hour.clone().map(|at| (at % 9 != 0, 0))),
+            check(hour.clone().map(|at| (at % 9 != 0, 0))),
             None,
             "short silences, each after the client took all"
         );
         assert_eq!(
-            judge(hour.map(|at| (true, at / 5))),
+            check(hour.map(|at| (true, at / 5))),
             Some((60, Reason::Slow)),
             "a byte now and then helps nobody"
         );

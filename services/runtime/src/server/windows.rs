@@ -1,23 +1,23 @@
-//! Which connections may send much before the part reads it: a bounded number of them, in all and
-//! of each address.
+//! Large HTTP/2 windows, for a bounded number of connections, in total and per address.
 //!
-//! HTTP/2 fixes a connection's window when the connection begins, before anything is known of its
-//! client. A small window bounds the bytes of a connection, and its speed to one window a round
-//! trip, so some connections get a large one.
+//! HTTP/2 fixes the window of a connection at its start, before anything is known about the client.
+//! A small window bounds the buffered bytes, but also the speed, to one window per round trip. So
+//! some connections get a large one.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::places::client_address;
+use parking_lot::{Mutex, MutexGuard};
 
-/// Bytes of a large window, of a connection and of each of its streams.
+/// Bytes of a large window, per connection and per stream.
 pub const LARGE_WINDOW: u32 = 1 << 20;
 
 /// Connections of a listener that have a large window at a time.
 pub const LARGE_WINDOWS: usize = 64;
 
-/// Of these, connections of one address (IPv6: of one /64).
+/// The same per address (IPv6: per /64).
 pub const LARGE_WINDOWS_OF_ADDRESS: usize = 16;
 
 /// The large windows of a listener. Clones share them.
@@ -33,7 +33,7 @@ struct Table {
     of_address: HashMap<IpAddr, usize>,
 }
 
-/// The large window of one connection; another one may have it when this is dropped.
+/// The large window of one connection, released when dropped.
 #[derive(Debug)]
 pub(super) struct LargeWindow {
     windows: Windows,
@@ -48,7 +48,7 @@ impl Windows {
         }
     }
 
-    /// A large window for a connection of `address`; `None` when as many are taken as there may be.
+    /// Takes a large window for a connection of `address`. `None` if all are taken.
     pub(super) fn take(&self, address: IpAddr) -> Option<LargeWindow> {
         let client = client_address(address);
         let mut table = self.table();
@@ -65,7 +65,7 @@ impl Windows {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -1,5 +1,5 @@
-//! The client side: which servers to trust and which certificate to show, both exchangeable while
-//! connections live.
+//! TLS of clients: which servers to trust and which certificate to present. Both can be replaced at
+//! runtime.
 
 use super::{Error, certificates, private_key, provider, read, roots};
 use crate::files;
@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// A client configuration whose trust and certificate can be exchanged. Clones share them.
+/// A client configuration whose CA and certificate can be replaced. Clones share them.
 ///
-/// [`ClientTls::config`] is made once, for instance for a `reqwest` client, and obeys later
-/// exchanges for new connections.
+/// [`ClientTls::config`] is created once, for instance for a `reqwest` client. New connections use
+/// the latest CA and certificate.
 #[derive(Clone, Debug)]
 pub struct ClientTls {
     verifier: Arc<Verifier>,
@@ -34,8 +34,8 @@ struct Identity {
 }
 
 impl ClientTls {
-    /// Trusts the certificates in `ca` (PEM) only, and shows `identity` (certificate chain and key,
-    /// PEM) when asked.
+    /// Trusts only the certificates in `ca` (PEM), and presents `identity` (certificate chain and
+    /// key, PEM) if the server asks for one.
     pub fn from_pem(ca: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<Self, Error> {
         let tls = Self {
             verifier: Arc::new(Verifier {
@@ -47,7 +47,7 @@ impl ClientTls {
         Ok(tls)
     }
 
-    /// Exchanges trust and certificate; on an error everything stays as it was.
+    /// Replaces CA and certificate. On an error both stay as they are.
     pub fn replace(&self, ca: &[u8], identity: Option<(&[u8], &[u8])>) -> Result<(), Error> {
         let (verifier, identity) = (verifier(ca)?, certified(identity)?);
         self.verifier.current.store(verifier);
@@ -61,8 +61,8 @@ impl ClientTls {
         Self::from_pem(&ca, Some((&certificate, &key)))
     }
 
-    /// Follows the files of [`ClientTls::from_folder`] until `shutdown`; a bad file leaves the last
-    /// good state.
+    /// Follows the files of [`ClientTls::from_folder`] until `shutdown`. If a file is invalid, the
+    /// last valid configuration stays.
     pub async fn follow(self, folder: &Path, every: Duration, shutdown: CancellationToken) {
         let folder = folder.to_owned();
         let paths = ["ca.crt", "tls.crt", "tls.key"]
@@ -72,9 +72,9 @@ impl ClientTls {
             let outcome = folder_files(&folder)
                 .and_then(|(ca, certificate, key)| self.replace(&ca, Some((&certificate, &key))));
             match outcome {
-                Ok(()) => tracing::info!(folder = %folder.display(), "client certificate read again"),
+                Ok(()) => tracing::info!(folder = %folder.display(), "client certificate reloaded"),
                 Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "new client certificate is of no use, the last good one stays");
+                    tracing::warn!(folder = %folder.display(), %error, "new client certificate is invalid; the last valid one stays in effect");
                 }
             }
         })
@@ -83,7 +83,7 @@ impl ClientTls {
 
     /// The configuration for `reqwest` (`tls_backend_preconfigured`) or hyper.
     ///
-    /// ALPN is left to the caller, as HTTP clients set their own.
+    /// ALPN is up to the caller, because HTTP clients set their own.
     pub fn config(&self) -> Result<rustls::ClientConfig, Error> {
         Ok(rustls::ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?

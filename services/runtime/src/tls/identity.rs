@@ -1,13 +1,12 @@
-//! Who the peer of a connection is, by its client certificate, verified before anything here looks
-//! at it.
+//! The identity of a client, read from its verified certificate.
 
 use x509_parser::extensions::GeneralName;
 
-/// The peer's verified client certificate, in a request's extensions; absent when the peer showed
-/// none.
+/// The identity in a verified client certificate, in the extensions of a request. Absent if the
+/// client presented none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// The subject's common name, such as `holdfast-controller`; empty when it has none.
+    /// The common name of the subject, such as `holdfast-controller`; empty if there is none.
     pub common_name: String,
     /// DNS names of the subject's alternative names.
     pub dns: Vec<String>,
@@ -16,7 +15,7 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// From a certificate's DER form; `None` when that does not parse.
+    /// Reads a certificate in DER form. `None` if it does not parse.
     pub fn from_der(der: &[u8]) -> Option<Self> {
         let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
         let common_name = certificate

@@ -1,4 +1,4 @@
-//! The serving side: certificate, key and the CA of clients.
+//! TLS of servers: certificate, key and the CA of clients.
 
 use super::{Error, certificates, private_key, provider, read, roots};
 use crate::{files, reload::Reloads};
@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Whether a client shows a certificate.
+/// Whether clients present a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// It is not asked for one.
+    /// Clients are not asked for one.
     #[default]
     None,
-    /// It may; a wrong one is refused.
+    /// Clients may present one; an invalid one is refused.
     Optional,
-    /// It must.
+    /// Clients must present one.
     Required,
 }
 
@@ -28,10 +28,9 @@ pub struct TlsFiles {
     pub certificate: PathBuf,
     /// The private key, PEM.
     pub key: PathBuf,
-    /// The CA bundle that client certificates must come from, PEM; needed unless `client_auth` is
-    /// `None`.
+    /// The CA bundle for client certificates, PEM; not read if `client_auth` is `None`.
     pub client_ca: PathBuf,
-    /// Whether clients show a certificate.
+    /// Whether clients present a certificate.
     pub client_auth: ClientAuth,
 }
 
@@ -88,7 +87,7 @@ pub struct ServerTls {
 }
 
 impl ServerTls {
-    /// Reads the files; fails when they cannot be used, for there is no last good configuration
+    /// Reads the files. Fails if they are invalid, because there is no last valid configuration
     /// yet.
     pub fn from_files(files: TlsFiles) -> Result<Self, Error> {
         let current = Arc::new(ArcSwap::from_pointee(files.load()?));
@@ -103,31 +102,31 @@ impl ServerTls {
         self.current.load_full()
     }
 
-    /// The CA that every client must show a certificate of.
+    /// The CA of client certificates, if clients must present one.
     pub(crate) fn required_ca(&self) -> Option<&Path> {
         let is_required = self.files.client_auth == ClientAuth::Required;
         is_required.then_some(&self.files.client_ca)
     }
 
-    /// Whether connections of this configuration may go on: no newer one was read since.
+    /// Whether `config` is the current configuration. Connections of older ones should end.
     pub fn is_current(&self, config: &Arc<rustls::ServerConfig>) -> bool {
         Arc::ptr_eq(&self.current.load(), config)
     }
 
-    /// Reads the files again. On an error the last good configuration stays.
+    /// Reads the files again. On an error the last valid configuration stays.
     pub fn reload(&self) -> Result<(), Error> {
         self.current.store(Arc::new(self.files.load()?));
         Ok(())
     }
 
-    /// Follows the files until `shutdown` and reads them every `every`
-    /// ([`files::POLL_INTERVAL`] is a good choice).
+    /// Follows the files until `shutdown`, checking them at the interval `every`, usually
+    /// [`files::POLL_INTERVAL`].
     pub async fn follow(self, every: Duration, shutdown: CancellationToken) {
         self.follow_counted(every, Reloads::default(), shutdown)
             .await;
     }
 
-    /// [`ServerTls::follow`], with numbers.
+    /// [`ServerTls::follow`], with metrics.
     pub async fn follow_counted(
         self,
         every: Duration,

@@ -319,7 +319,7 @@ async fn as_many_as_may_wait_do_and_further_ones_are_closed_at_once() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let mut waiting = Vec::new();
     for last in 2..6 {
-        for _ in 0..server::WAITING / 4 {
+        for _ in 0..server::MAX_WAITING / 4 {
             waiting.push(server.connect_from(last).await);
         }
     }

@@ -23,7 +23,7 @@ fn trickling() -> Parts {
         .boxed()
 }
 
-fn held(bodies: &Bodies) -> usize {
+fn held(bodies: &BodyBudget) -> usize {
     let state = bodies.shared.lock();
     state.small + state.large
 }
@@ -32,7 +32,7 @@ const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1));
 const OTHER: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 2));
 
 async fn receive(
-    bodies: &Bodies,
+    bodies: &BodyBudget,
     client: IpAddr,
     length: Option<u64>,
     body: Parts,
@@ -41,13 +41,13 @@ async fn receive(
     bodies.receive(client, (length, body), deadline).await
 }
 
-async fn refusal(bodies: &Bodies, length: Option<u64>, body: Parts) -> Option<Refusal> {
+async fn refusal(bodies: &BodyBudget, length: Option<u64>, body: Parts) -> Option<Refusal> {
     receive(bodies, CLIENT, length, body).await.err()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_body_is_taken_up_to_its_length_and_the_limit() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     let most = MAX_BODY_BYTES as u64;
     for (length, bytes, expect) in [
         (Some(3), 3, None),
@@ -69,7 +69,7 @@ async fn a_body_is_taken_up_to_its_length_and_the_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn bodies_in_memory_never_exceed_the_budget() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     let mut kept = Vec::new();
     let large = MAX_BODY_BYTES as u64;
     while held(&bodies) + MAX_BODY_BYTES <= LARGE_BUDGET_BYTES {
@@ -106,7 +106,7 @@ async fn bodies_in_memory_never_exceed_the_budget() {
 
 #[tokio::test(start_paused = true)]
 async fn small_bodies_leave_room_for_a_large_one() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     let small = SMALL_BODY_BYTES as u64;
     let silent: Vec<_> = (0..2 * BUDGET_BYTES / SMALL_BODY_BYTES)
         .map(|_| {
@@ -124,7 +124,7 @@ async fn small_bodies_leave_room_for_a_large_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_body_gives_its_room_to_one_that_waits() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     for (length, all) in [
         (SMALL_BODY_BYTES, SMALL_BUDGET_BYTES),
         (MAX_BODY_BYTES, BUDGET_BYTES),
@@ -179,15 +179,15 @@ fn the_document_lists_the_limits() {
     assert!(text.contains(&cells), "{cells}");
 }
 
-fn place(client: IpAddr, length: usize, id: u64) -> Place {
-    Place { client, length, id }
+fn ticket(client: IpAddr, length: usize, id: u64) -> Ticket {
+    Ticket { client, length, id }
 }
 
-/// Bodies of these clients and lengths that are arriving; their numbers begin at 0.
+/// Arriving bodies of these clients and lengths, numbered from 0.
 fn arriving(begun: Instant, bodies: &[(IpAddr, usize)]) -> State {
     let mut state = State::default();
     for ((client, length), id) in bodies.iter().zip(0..) {
-        state.take(place(*client, *length, id), begun);
+        state.take(ticket(*client, *length, id), begun);
     }
     state
 }
@@ -205,9 +205,9 @@ fn the_slowest_goes_first_and_nobody_within_the_grace() {
     for (id, received) in [(0, 5000), (1, 10), (2, 4000)] {
         state.arriving.get_mut(&id).unwrap().received = received;
     }
-    state.cut_for(place(CLIENT, length, 9), begun + GRACE / 2);
+    state.cut_for(ticket(CLIENT, length, 9), begun + MIN_TIME_BEFORE_CUT / 2);
     assert!(cut(&state).is_empty());
-    state.cut_for(place(CLIENT, length, 9), begun + GRACE * 2);
+    state.cut_for(ticket(CLIENT, length, 9), begun + MIN_TIME_BEFORE_CUT * 2);
     assert_eq!(cut(&state), [1]);
 }
 
@@ -222,7 +222,7 @@ fn clients_that_hold_more_are_cut_first() {
     // The other client's is the slowest, and all that it has.
     state.arriving.get_mut(&1).unwrap().received = 10;
     state.arriving.get_mut(&2).unwrap().received = 20;
-    state.cut_for(place(OTHER, length, 9), begun + GRACE * 2);
+    state.cut_for(ticket(OTHER, length, 9), begun + MIN_TIME_BEFORE_CUT * 2);
     assert_eq!(cut(&state), [1]);
 }
 
@@ -230,60 +230,63 @@ fn clients_that_hold_more_are_cut_first() {
 fn no_more_bodies_are_cut_than_the_one_that_waits_needs() {
     const MIB: usize = 1 << 20;
     let begun = Instant::now();
-    let late = begun + GRACE * 2;
+    let late = begun + MIN_TIME_BEFORE_CUT * 2;
     let mut state = arriving(begun, &[(CLIENT, 3 * MIB); 5]);
-    state.cut_for(place(OTHER, MIB, 9), late);
+    state.cut_for(ticket(OTHER, MIB, 9), late);
     assert!(cut(&state).is_empty(), "it has room");
     // A MiB is free already.
-    let waits = place(OTHER, 5 * MIB, 9);
+    let waits = ticket(OTHER, 5 * MIB, 9);
     state.cut_for(waits, late);
     assert_eq!(cut(&state), [0, 1]);
     state.cut_for(waits, late);
     assert_eq!(cut(&state), [0, 1], "it looks again before they are gone");
-    state.give_back(place(CLIENT, 3 * MIB, 0));
+    state.give_back(ticket(CLIENT, 3 * MIB, 0));
     assert!(!state.has_room(5 * MIB));
     state.cut_for(waits, late);
     assert_eq!(cut(&state), [1], "one of them is gone");
-    state.give_back(place(CLIENT, 3 * MIB, 1));
+    state.give_back(ticket(CLIENT, 3 * MIB, 1));
     assert!(state.has_room(5 * MIB));
 }
 
 #[test]
 fn no_body_is_cut_where_that_makes_no_room() {
     let begun = Instant::now();
-    let late = begun + GRACE * 2;
+    let late = begun + MIN_TIME_BEFORE_CUT * 2;
     let (small, large) = (SMALL_BODY_BYTES, 2 * SMALL_BODY_BYTES);
     // Small ones leave room for one large one, which is arriving.
     let mut bodies = vec![(CLIENT, small); (BUDGET_BYTES - large) / small];
     bodies.push((CLIENT, large));
     let mut state = arriving(begun, &bodies);
-    state.cut_for(place(OTHER, 2 * large, 999), late);
+    state.cut_for(ticket(OTHER, 2 * large, 999), late);
     assert!(cut(&state).is_empty(), "the large one is not enough");
-    state.cut_for(place(OTHER, large, 999), late);
+    state.cut_for(ticket(OTHER, large, 999), late);
     assert_eq!(cut(&state), [bodies.len() as u64 - 1], "it is enough");
     // Large ones are never cut for a small one.
     let mut state = arriving(begun, &[(CLIENT, LARGE_BUDGET_BYTES), (CLIENT, small)]);
     state.small = BUDGET_BYTES - LARGE_BUDGET_BYTES;
-    state.cut_for(place(OTHER, small, 9), late);
+    state.cut_for(ticket(OTHER, small, 9), late);
     assert_eq!(cut(&state), [1]);
 }
 
 #[test]
 fn a_body_that_was_cut_is_not_taken_when_it_is_complete_at_last() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     let begun = Instant::now();
     let rooms = [0, 1].map(|id| {
-        let place = place(CLIENT, LARGE_BUDGET_BYTES / 2, id);
+        let place = ticket(CLIENT, LARGE_BUDGET_BYTES / 2, id);
         let cut = bodies.shared.lock().take(place, begun);
-        Room {
+        Reservation {
             shared: Arc::clone(&bodies.shared),
-            place,
+            ticket: place,
             cut,
         }
     });
-    let waits = place(OTHER, MAX_BODY_BYTES, 9);
-    bodies.shared.lock().cut_for(waits, begun + GRACE);
-    let arrived = rooms.each_ref().map(Room::arrived);
+    let waits = ticket(OTHER, MAX_BODY_BYTES, 9);
+    bodies
+        .shared
+        .lock()
+        .cut_for(waits, begun + MIN_TIME_BEFORE_CUT);
+    let arrived = rooms.each_ref().map(Reservation::arrived);
     assert_eq!(arrived, [false, true]);
     drop(rooms);
     assert_eq!(held(&bodies), 0);
@@ -292,7 +295,7 @@ fn a_body_that_was_cut_is_not_taken_when_it_is_complete_at_last() {
 
 #[tokio::test(start_paused = true)]
 async fn one_client_with_any_number_of_bodies_keeps_no_other_one_out() {
-    let bodies = Bodies::default();
+    let bodies = BodyBudget::default();
     // Smaller than the honest one, and more than ever get room.
     let hostile = 1 << 20;
     let hoard: Vec<_> = (0..3 * LARGE_BUDGET_BYTES / hostile)

@@ -179,8 +179,8 @@ fn run(row: &str) -> (String, String) {
         .pointer(pointer(kind))
         .and_then(Value::as_str)
         .unwrap();
-    let back = std::iter::repeat_n("back", mutation.set_back);
-    let reasons = mutation.skipped.iter().map(|reason| reason.as_str());
+    let back = std::iter::repeat_n("back", mutation.reverted);
+    let reasons = mutation.skipped.iter().map(|reason| reason.label());
     let reasons: Vec<_> = back.chain(reasons).collect();
     let reasons = if reasons.is_empty() {
         "-".to_owned()

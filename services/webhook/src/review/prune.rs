@@ -1,37 +1,37 @@
-//! Reads a JSON document and keeps only what is needed of it.
+//! A JSON parser that keeps only the parts named by a [`Shape`].
 //!
-//! A review carries a pod twice, and most of it is of no interest: what is not named by a [`Shape`]
-//! is checked and dropped while it is read, so that a body costs its own bytes and little more. The
-//! parser bounds the nesting (128 levels), [`Kept`] bounds what is kept.
+//! A review holds a pod twice, and most of it is not needed. Other parts are validated and dropped
+//! while parsing, so a review costs little more memory than its body. The parser bounds the nesting
+//! (128 levels), [`Budget`] bounds what is kept.
 
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
-/// Which part of a document is kept.
+/// Which parts of a document are kept.
 #[derive(Debug)]
 pub(super) enum Shape {
-    /// Text, numbers and booleans. Of a list or an object only that it is one.
+    /// Text, numbers and booleans. A list or an object is kept without its content.
     Plain,
-    /// An object's members of these names.
+    /// The members of an object with these names.
     Members(&'static [(&'static str, Self)]),
     /// All members of an object.
     Map,
-    /// All entries of a list.
+    /// All items of a list.
     List(&'static Self),
 }
 
-/// How much may still be kept of one document.
+/// How much of one document may still be kept.
 #[derive(Debug)]
-pub(super) struct Kept {
+pub(super) struct Budget {
     values: usize,
     bytes: usize,
     exceeded: bool,
 }
 
-impl Kept {
-    /// So many values and so many bytes of text.
+impl Budget {
+    /// A budget of this number of values and bytes of text.
     pub(super) fn at_most(values: usize, bytes: usize) -> Self {
         Self {
             values,
@@ -40,12 +40,12 @@ impl Kept {
         }
     }
 
-    /// Whether something was dropped that should have been kept.
+    /// Whether something was dropped because the budget was used up.
     pub(super) fn exceeded(&self) -> bool {
         self.exceeded
     }
 
-    /// Whether one more value with a text of this length may be kept.
+    /// Takes one value with a text of this length from the budget. Returns whether it may be kept.
     fn take(&mut self, bytes: usize) -> bool {
         match (self.values.checked_sub(1), self.bytes.checked_sub(bytes)) {
             (Some(values), Some(bytes)) if !self.exceeded => {
@@ -60,27 +60,27 @@ impl Kept {
     }
 }
 
-/// Parses `text` and keeps what `shape` names. Fails exactly where the text is no JSON document.
+/// Parses `text` and keeps what `shape` names. Fails if the text is not a JSON document.
 pub(super) fn parse(
     text: &[u8],
     shape: &'static Shape,
-    kept: &mut Kept,
+    budget: &mut Budget,
 ) -> Result<Value, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_slice(text);
-    let value = Pruned { shape, kept }.deserialize(&mut parser)?;
+    let value = Pruned { shape, budget }.deserialize(&mut parser)?;
     parser.end()?;
     Ok(value)
 }
 
-/// Keeps a value by its shape.
+/// Deserializes a value by its shape.
 struct Pruned<'a> {
     shape: &'static Shape,
-    kept: &'a mut Kept,
+    budget: &'a mut Budget,
 }
 
 impl Pruned<'_> {
     fn plain(self, bytes: usize, value: impl FnOnce() -> Value) -> Value {
-        if self.kept.take(bytes) {
+        if self.budget.take(bytes) {
             value()
         } else {
             Value::Null
@@ -129,13 +129,13 @@ impl<'de> Visitor<'de> for Pruned<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
-        let keeps = self.kept.take(0);
+        let keeps = self.budget.take(0);
         match self.shape {
             Shape::List(shape) if keeps => {
-                while !self.kept.exceeded()
+                while !self.budget.exceeded()
                     && let Some(entry) = list.next_element_seed(Pruned {
                         shape,
-                        kept: &mut *self.kept,
+                        budget: &mut *self.budget,
                     })?
                 {
                     entries.push(entry);
@@ -149,7 +149,7 @@ impl<'de> Visitor<'de> for Pruned<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
         let mut members = Map::new();
-        let keeps = self.kept.take(0);
+        let keeps = self.budget.take(0);
         match self.shape {
             Shape::Members(names) if keeps => {
                 while let Some(known) = object.next_key_seed(Known(names))? {
@@ -157,20 +157,20 @@ impl<'de> Visitor<'de> for Pruned<'_> {
                         object.next_value_seed(Skip)?;
                         continue;
                     };
-                    let kept = &mut *self.kept;
-                    let value = object.next_value_seed(Pruned { shape, kept })?;
+                    let budget = &mut *self.budget;
+                    let value = object.next_value_seed(Pruned { shape, budget })?;
                     members.insert((*name).to_owned(), value);
                 }
             }
             Shape::Map if keeps => {
-                while let Some(name) = object.next_key_seed(Name(&mut *self.kept))? {
+                while let Some(name) = object.next_key_seed(Name(&mut *self.budget))? {
                     let Some(name) = name else {
                         object.next_value_seed(Skip)?;
                         continue;
                     };
                     let value = object.next_value_seed(Pruned {
                         shape: &Shape::Plain,
-                        kept: &mut *self.kept,
+                        budget: &mut *self.budget,
                     })?;
                     members.insert(name, value);
                 }
@@ -184,7 +184,7 @@ impl<'de> Visitor<'de> for Pruned<'_> {
     }
 }
 
-/// Finds a member's name among those that are kept.
+/// Looks up the name of a member among those that are kept.
 struct Known(&'static [(&'static str, Shape)]);
 
 impl<'de> DeserializeSeed<'de> for Known {
@@ -207,8 +207,8 @@ impl Visitor<'_> for Known {
     }
 }
 
-/// Keeps a member's name while there is room.
-struct Name<'a>(&'a mut Kept);
+/// Keeps the name of a member if the budget allows it.
+struct Name<'a>(&'a mut Budget);
 
 impl<'de> DeserializeSeed<'de> for Name<'_> {
     type Value = Option<String>;
@@ -230,8 +230,8 @@ impl Visitor<'_> for Name<'_> {
     }
 }
 
-/// Reads a value and drops it. Unlike `IgnoredAny` it is bound to the parser's limit of nesting and
-/// checks all text.
+/// Validates a value and drops it. Unlike `IgnoredAny` it respects the nesting limit of the parser
+/// and checks all text.
 struct Skip;
 
 impl<'de> DeserializeSeed<'de> for Skip {
@@ -309,9 +309,9 @@ mod tests {
 
     fn read(text: &str, values: usize, bytes: usize) -> (Result<Value, String>, bool) {
         static STATIC: Shape = SHAPE;
-        let mut kept = Kept::at_most(values, bytes);
-        let value = parse(text.as_bytes(), &STATIC, &mut kept);
-        (value.map_err(|error| error.to_string()), kept.exceeded())
+        let mut budget = Budget::at_most(values, bytes);
+        let value = parse(text.as_bytes(), &STATIC, &mut budget);
+        (value.map_err(|error| error.to_string()), budget.exceeded())
     }
 
     #[test]

@@ -34,8 +34,8 @@ fn a_manifest_has_one_shape_and_one_of_four_types() {
     check(r#"{"schemaVersion":2,"manifests":[]}"#, Ok(index));
     check(r#"{"manifests":[]}"#, Ok(index));
     check(&typed("x/y"), Err("the media type x/y"));
-    check(&typed(index), Err("not the shape"));
-    check(&of(oci), Err("not the shape"));
+    check(&typed(index), Err("not have the shape"));
+    check(&of(oci), Err("not have the shape"));
     check(&image(r#","manifests":[]"#), Err("an image or an index"));
     check(
         r#"{"schemaVersion":2,"manifests":[],"layers":[]}"#,

@@ -1,5 +1,5 @@
-//! What the container runtime's host configuration is to hold: pure text from a [`NodeState`],
-//! nothing about disks.
+//! The host configuration of containerd (`certs.d/ADDRESS/hosts.toml` and `ca.crt`), generated from
+//! a [`NodeState`]. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,46 +8,37 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use holdfast_api::state::NodeState;
 
-/// The first line of every file that the agent writes: an operator reads whose it is, and an agent
-/// that lost its journal recognises its own work.
-pub const MARKER: &str =
-    "# Written by the node agent of Holdfast, which repairs it and takes it away again.";
+use crate::plan::{HostFile, MARKER};
 
-/// How long the runtime may wait for a connection before it tries the next way to the registry.
-/// Known to containerd from 2.1 on; an older one reads the file and ignores the key.
+/// Time for a connection before containerd tries the next endpoint. containerd older than 2.1
+/// ignores the key.
 const DIAL_TIMEOUT: &str = "1s";
 
-/// Longest name of a host; longer ones are no folder's name either.
+/// Longest name of a host, also as the name of a folder.
 const MAX_ADDRESS_BYTES: usize = 253;
 
-/// A file as the agent wants it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// All bytes of the file.
-    pub bytes: Vec<u8>,
-    /// Permission bits: the host configuration holds a credential, the CA does not.
-    pub mode: u32,
-}
-
-/// Why a state cannot be written to a host.
+/// Why a state cannot be expressed as host configuration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// An address would leave the folder, or is no registry host at all.
+    /// An address is not a registry host. It could lead out of the folder.
     #[error(
         "{0:?} is not the address of a registry: a host name or an IP address, IPv6 in brackets, with an optional port"
     )]
     Address(String),
-    /// An endpoint that the runtime could not use.
+    /// An endpoint has no scheme that containerd can use.
     #[error("the endpoint {0:?} does not begin with https:// or http://")]
     Endpoint(String),
-    /// A state that says nothing to write.
+    /// The state has no host, or a host has no endpoint.
     #[error("the shared state names no address of the registry")]
     NoHosts,
 }
 
-/// The files below the runtime's folder of host configurations (`certs.d`), by path relative to it;
-/// `folder_on_host` is where the runtime itself finds the folder.
-pub fn wanted(state: &NodeState, folder_on_host: &Path) -> Result<BTreeMap<String, Wanted>, Error> {
+/// The files in the folder of registry hosts (`certs.d`), by path relative to it. `folder_on_host`
+/// is the path of the folder as containerd sees it.
+pub fn files(
+    state: &NodeState,
+    folder_on_host: &Path,
+) -> Result<BTreeMap<String, HostFile>, Error> {
     if state.hosts.is_empty() {
         return Err(Error::NoHosts);
     }
@@ -62,21 +53,21 @@ pub fn wanted(state: &NodeState, folder_on_host: &Path) -> Result<BTreeMap<Strin
         let text = hosts_toml(&host.endpoints, &ca.to_string_lossy(), &authorization)?;
         files.insert(
             format!("{name}/hosts.toml"),
-            Wanted {
+            HostFile {
                 bytes: text.into_bytes(),
+                // It holds a credential.
                 mode: 0o600,
             },
         );
-        // A PEM reader skips what stands before the first BEGIN line.
+        // PEM readers skip text before the first BEGIN line.
         let bytes = format!("{MARKER}\n{}", state.ca).into_bytes();
-        files.insert(format!("{name}/ca.crt"), Wanted { bytes, mode: 0o644 });
+        files.insert(format!("{name}/ca.crt"), HostFile { bytes, mode: 0o644 });
     }
     Ok(files)
 }
 
-/// The directory in which containerd looks for an address: the host as it stands in the reference,
-/// IPv6 in its brackets. (It looks for `host_port_` first when the text has a colon, then for
-/// this.)
+/// The directory in which containerd looks up an address: the host as written in the reference,
+/// IPv6 in brackets. (If the host has a port, containerd looks for `host_port_` first.)
 fn directory(address: &str) -> Result<&str, Error> {
     let host = match address.strip_prefix('[') {
         Some(rest) => rest
@@ -112,8 +103,8 @@ fn hosts_toml(endpoints: &[String], ca: &str, authorization: &str) -> Result<Str
             "capabilities = [\"pull\", \"resolve\"]\nca = {ca}\ndial_timeout = \"{DIAL_TIMEOUT}\"\n\n{header}\nAuthorization = {authorization}\n"
         )
     };
-    // The runtime tries the hosts in order and `server` last: the same registry, with the same
-    // trust, so that no try goes out without them.
+    // containerd tries the hosts in order and `server` last. `server` is the same registry with the
+    // same CA and credential, so no attempt lacks them.
     let mut parts = vec![format!(
         "{MARKER}\nserver = {}\n{}",
         quote(first),
@@ -121,7 +112,7 @@ fn hosts_toml(endpoints: &[String], ca: &str, authorization: &str) -> Result<Str
     )];
     let mut seen = BTreeSet::new();
     for endpoint in endpoints {
-        // A table that is there twice makes the whole file unreadable.
+        // A duplicate table makes the whole file unreadable.
         if !seen.insert(endpoint) {
             continue;
         }

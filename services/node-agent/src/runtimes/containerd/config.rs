@@ -1,78 +1,73 @@
-//! Whether the container runtime looks for registry hosts in the folder that the agent may write
-//! to: containerd's `config_path`, in its three configuration versions. Reads; never edits the
-//! runtime's configuration, which would need a restart of the runtime.
+//! Finds out whether containerd reads registry hosts from the folder that the agent may write to:
+//! the setting `config_path`, in all three versions of containerd's configuration.
+//!
+//! The configuration is only read. A change would need a restart of containerd, which is up to the
+//! operator.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Files followed at most, so that a circle or a huge folder of imports ends.
+use crate::runtimes::HostsDir;
+
+/// Configuration files that are read at most. Bounds circular imports and huge folders.
 const MAX_FILES: usize = 64;
 
-/// The outcome of a search.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostFolder {
-    /// The folder as the runtime sees it.
-    pub on_host: PathBuf,
-    /// What to know beside: where it was found, or a fault of this runtime.
-    pub note: String,
-}
-
-/// Why the runtime has no folder that the agent could write to. The text is for the operator: what
-/// was found, what to add.
+/// Why containerd does not read the folder that the agent may write to. The text tells the operator
+/// what was found and what to add.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// No `config_path` and no default of this version.
+    /// There is no `config_path`, and this version has no default.
     #[error(
         "containerd {version} has no registry config_path ({looked}); add to {folder}/config.toml and restart containerd:\n{snippet}{extra}"
     )]
     Missing {
-        /// The runtime's version, as far as known.
+        /// The version of containerd, if known.
         version: String,
-        /// Which files were read.
+        /// The files that were read.
         looked: String,
-        /// The runtime's configuration folder on the host.
+        /// The configuration folder of containerd on the host.
         folder: String,
         /// The lines to add.
         snippet: String,
-        /// What else is in the way.
+        /// Another obstacle.
         extra: String,
     },
-    /// A `config_path` that is not the mounted folder.
+    /// `config_path` is not the folder that the agent may write to.
     #[error(
-        "containerd looks for registry hosts in {value:?} (from {origin}), and the node agent may write to {folder} only; \
-         set the value nodeAgent.containerdConfigPath to containerd's folder if it lies in nodeAgent.hostFolders.config, \
-         else set config_path = \"{folder}\" and restart containerd"
+        "containerd reads registry hosts from {value:?} (set by {origin}), but the node agent may write to {folder} only; \
+         set the value nodeAgent.containerdConfigPath to containerd's folder if it is inside nodeAgent.hostFolders.config, \
+         otherwise set config_path = \"{folder}\" and restart containerd"
     )]
     Elsewhere {
         /// The setting.
         value: String,
-        /// Where it stands.
+        /// The file that sets it.
         origin: String,
         /// The folder that the agent may write to.
         folder: String,
     },
-    /// A file that is no TOML.
+    /// A file is unreadable or not TOML.
     #[error("{0} cannot be read: {1}")]
     Unreadable(String, String),
 }
 
-/// What a search reads: the content of a file of the host's configuration folder, and its listing.
+/// Read access to the configuration folder on the host.
 pub trait Files {
-    /// The text at an absolute path of the host; `None` when there is no such file.
+    /// The text of a file, by its absolute path on the host; `None` if there is no such file.
     fn read(&self, path: &Path) -> Result<Option<String>, String>;
-    /// File names in a folder of the host; empty when there is no such folder.
+    /// The names of the files in a folder of the host; empty if there is no such folder.
     fn list(&self, folder: &Path) -> Vec<String>;
 }
 
-/// Finds `hosts`, the folder that the agent may write to, among those that the runtime reads.
-/// `folder` is the runtime's configuration folder on the host (`/etc/containerd`), `runtime` the
-/// version that the runtime reports, such as `v2.1.4` or `1.7.24`, when it is known.
+/// Finds `hosts`, the folder that the agent may write to, among the folders that containerd reads.
+/// `folder` is containerd's configuration folder on the host (`/etc/containerd`), `runtime` the
+/// version that containerd reports, such as `v2.1.4` or `1.7.24`, if known.
 pub fn find(
     files: &dyn Files,
     folder: &Path,
     hosts: &Path,
     runtime: Option<&str>,
-) -> Result<HostFolder, Error> {
+) -> Result<HostsDir, Error> {
     let version = runtime.and_then(numbers);
     let mut pending = vec![folder.join("config.toml")];
     let mut read = Vec::new();
@@ -105,7 +100,7 @@ pub fn find(
                     .is_some_and(|v| v.as_table().is_some_and(|t| !t.is_empty()))
             });
         }
-        // What is imported is merged over what imports it, in order: the last word is read last.
+        // Imports override the importing file, in order: the file read last wins.
         let imports = imports(files, &path, &table);
         pending.extend(imports.into_iter().rev());
     }
@@ -114,7 +109,7 @@ pub fn find(
     } else {
         format!("read {}", read.join(", "))
     };
-    // From 2.2 on the runtime has a default, which an empty setting switches off.
+    // containerd 2.2 and newer has a default, which an empty setting disables.
     let (value, source) = setting.unwrap_or_else(|| match version {
         Some(v) if v >= (2, 2) => (
             "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
@@ -133,9 +128,9 @@ pub fn find(
     choose(hosts, &value, &source)
 }
 
-/// `hosts`, if it is one of a list of folders.
-fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostFolder, Error> {
-    // Components, so that a slash at the end is no difference.
+/// Accepts `hosts` if it is one of the folders in `value`.
+fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostsDir, Error> {
+    // Compared as paths, so that a trailing slash does not matter.
     if !value.split(':').any(|folder| Path::new(folder) == hosts) {
         return Err(Error::Elsewhere {
             value: value.to_owned(),
@@ -150,13 +145,13 @@ fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostFolder, Error> 
              if the pull keeps failing, set config_path to one folder",
         );
     }
-    Ok(HostFolder {
-        on_host: hosts.to_owned(),
+    Ok(HostsDir {
+        path: hosts.to_owned(),
         note,
     })
 }
 
-/// What a search came by that found no folder.
+/// What a search without a result has seen.
 struct Found {
     looked: String,
     format: Option<i64>,
@@ -205,7 +200,7 @@ fn missing(
     }
 }
 
-/// The registry tables that count in a file of this format, the decisive one last.
+/// The registry tables that are effective in a file of this version, the decisive one last.
 fn registries(table: &toml::Table, format: i64) -> Vec<&toml::Table> {
     let names: &[&str] = match format {
         ..=1 => &["cri"],
@@ -217,7 +212,7 @@ fn registries(table: &toml::Table, format: i64) -> Vec<&toml::Table> {
     names.iter().filter_map(registry).collect()
 }
 
-/// The files that a configuration imports, relative names and patterns such as `conf.d/*.toml`
+/// The files that a configuration imports. Relative names and patterns such as `conf.d/*.toml` are
 /// resolved.
 fn imports(files: &dyn Files, importer: &Path, table: &toml::Table) -> Vec<PathBuf> {
     let base = importer.parent().unwrap_or(importer);

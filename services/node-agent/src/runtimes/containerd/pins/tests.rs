@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::cri::tests::{Fake, serve};
+use crate::cri::tests::{Fake, containerd_at, serve};
 
 const OURS: &str = "ghcr.io/holdfast/holdfast:2";
 const FORMER: &str = "ghcr.io/holdfast/holdfast:1";
 const PAUSE: &str = "registry.k8s.io/pause:3.10";
 
-fn own() -> Own {
-    Own {
+fn pod() -> AgentPod {
+    AgentPod {
         namespace: "sys".to_owned(),
-        pod: "agent-1".to_owned(),
+        name: "agent-1".to_owned(),
         release: "sys.holdfast".to_owned(),
     }
 }
 
-fn runtime() -> (Runtime, Arc<Mutex<Fake>>, tempfile::TempDir) {
+fn runtime() -> (Containerd, Arc<Mutex<Fake>>, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("containerd.sock");
     let fake = serve(&socket);
@@ -31,7 +31,7 @@ fn runtime() -> (Runtime, Arc<Mutex<Fake>>, tempfile::TempDir) {
                 .insert(name.to_owned(), BTreeMap::from([managed]));
         }
     }
-    (Runtime::new(socket), fake, folder)
+    (containerd_at(folder.path()), fake, folder)
 }
 
 fn labels(fake: &Mutex<Fake>, name: &str) -> Vec<String> {
@@ -47,7 +47,7 @@ const MANAGED: &str = "io.cri-containerd.image=managed";
 #[tokio::test]
 async fn own_images_and_the_sandboxes_are_pinned_and_released() {
     let (runtime, fake, _folder) = runtime();
-    let pinned = keep(&runtime, &own()).await.unwrap();
+    let pinned = pin(&runtime, &pod()).await.unwrap();
     assert_eq!(pinned, BTreeSet::from([OURS.to_owned(), PAUSE.to_owned()]));
     let ours = [
         "holdfast.dev/pinned-by=sys.holdfast",
@@ -58,20 +58,20 @@ async fn own_images_and_the_sandboxes_are_pinned_and_released() {
     assert_eq!(labels(&fake, PAUSE), ours);
     assert_eq!(labels(&fake, FORMER), [MANAGED]);
     let calls = fake.lock().unwrap().calls.len();
-    keep(&runtime, &own()).await.unwrap();
+    pin(&runtime, &pod()).await.unwrap();
     assert_eq!(fake.lock().unwrap().calls.len(), calls, "nothing to change");
-    assert_eq!(release(&runtime, &own()).await.unwrap(), 2);
+    assert_eq!(unpin(&runtime, &pod()).await.unwrap(), 2);
     assert_eq!(labels(&fake, OURS), [MANAGED]);
-    assert_eq!(release(&runtime, &own()).await.unwrap(), 0);
+    assert_eq!(unpin(&runtime, &pod()).await.unwrap(), 0);
 }
 
 #[tokio::test]
 async fn an_upgrade_hands_the_pin_on() {
     let (runtime, fake, _folder) = runtime();
     fake.lock().unwrap().own = vec![PAUSE.to_owned(), FORMER.to_owned()];
-    keep(&runtime, &own()).await.unwrap();
+    pin(&runtime, &pod()).await.unwrap();
     fake.lock().unwrap().own = vec![PAUSE.to_owned(), OURS.to_owned()];
-    keep(&runtime, &own()).await.unwrap();
+    pin(&runtime, &pod()).await.unwrap();
     assert_eq!(labels(&fake, FORMER), [MANAGED]);
     assert_eq!(labels(&fake, OURS).len(), 3);
 }
@@ -86,8 +86,8 @@ async fn pins_of_others_are_theirs() {
         .get_mut(PAUSE)
         .unwrap()
         .extend([pinned]);
-    keep(&runtime, &own()).await.unwrap();
-    assert_eq!(release(&runtime, &own()).await.unwrap(), 1);
+    pin(&runtime, &pod()).await.unwrap();
+    assert_eq!(unpin(&runtime, &pod()).await.unwrap(), 1);
     assert_eq!(
         labels(&fake, PAUSE),
         [MANAGED, "io.cri-containerd.pinned=pinned"]
@@ -97,14 +97,14 @@ async fn pins_of_others_are_theirs() {
 #[tokio::test]
 async fn a_pin_that_somebody_took_away_comes_back() {
     let (runtime, fake, _folder) = runtime();
-    keep(&runtime, &own()).await.unwrap();
+    pin(&runtime, &pod()).await.unwrap();
     fake.lock()
         .unwrap()
         .records
         .get_mut(OURS)
         .unwrap()
         .remove("io.cri-containerd.pinned");
-    keep(&runtime, &own()).await.unwrap();
+    pin(&runtime, &pod()).await.unwrap();
     assert_eq!(labels(&fake, OURS).len(), 3);
 }
 
@@ -119,20 +119,20 @@ async fn what_the_runtime_cannot_is_said() {
         ),
         (
             |fake| drop(fake.records.remove(OURS)),
-            "has no name in containerd",
+            "no longer has a name in containerd",
         ),
-        (|fake| fake.heedless = true, "does not heed the pin"),
+        (|fake| fake.heedless = true, "ignores the pin"),
     ];
     for (trouble, expect) in troubles {
         let (runtime, fake, _folder) = runtime();
         trouble(&mut fake.lock().unwrap());
-        let error = keep(&runtime, &own()).await.unwrap_err();
+        let error = pin(&runtime, &pod()).await.unwrap_err();
         assert!(error.to_string().contains(expect), "{error}");
     }
     let (runtime, fake, _folder) = runtime();
     fake.lock().unwrap().plain = true;
     assert_eq!(
-        release(&runtime, &own()).await.unwrap(),
+        unpin(&runtime, &pod()).await.unwrap(),
         0,
         "nothing was ever pinned there"
     );

@@ -29,7 +29,7 @@ fn look(files: &[(&str, String)], version: &str, hosts: &str) -> Result<(), Stri
     let etc = Path::new("/etc/containerd");
     let hosts = etc.join(hosts);
     let found = find(&files, etc, &hosts, Some(version)).map_err(|e| e.to_string())?;
-    assert_eq!(found.on_host, hosts);
+    assert_eq!(found.path, hosts);
     Ok(())
 }
 

@@ -1,28 +1,30 @@
-//! A queue in which parties take turns, each with its own line: one that brings a thousand entries
-//! delays itself and nobody else. And a gate that lets this many at a time through, by such a
-//! queue.
+//! Fair scheduling: a queue that serves parties round-robin, and a semaphore with such a queue.
+//!
+//! Each party has its own queue, so a party with a thousand entries delays itself and no other one.
 
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-/// Entries of parties `K`, which take turns.
+use parking_lot::{Mutex, MutexGuard};
+
+/// A queue of entries `T` that serves parties `K` round-robin.
 #[derive(Debug)]
-pub struct Turns<K, T> {
-    lines: BTreeMap<K, VecDeque<(u64, T)>>,
-    /// Parties with an entry, in the order of their turns.
+pub struct FairQueue<K, T> {
+    queues: BTreeMap<K, VecDeque<(u64, T)>>,
+    /// Parties with an entry, the next one first.
     order: VecDeque<K>,
     arrivals: u64,
     len: usize,
 }
 
-impl<K, T> Default for Turns<K, T> {
+impl<K, T> Default for FairQueue<K, T> {
     fn default() -> Self {
         Self {
-            lines: BTreeMap::new(),
+            queues: BTreeMap::new(),
             order: VecDeque::new(),
             arrivals: 0,
             len: 0,
@@ -30,26 +32,27 @@ impl<K, T> Default for Turns<K, T> {
     }
 }
 
-impl<K: Copy + Ord, T> Turns<K, T> {
-    /// Adds an entry at the end of its party's line. The number is for [`Turns::remove`].
+impl<K: Copy + Ord, T> FairQueue<K, T> {
+    /// Appends an entry to the queue of its party. The returned number is for
+    /// [`FairQueue::remove`].
     pub fn push(&mut self, party: K, entry: T) -> u64 {
         self.arrivals += 1;
         self.len += 1;
-        let line = self.lines.entry(party).or_default();
-        if line.is_empty() {
+        let queue = self.queues.entry(party).or_default();
+        if queue.is_empty() {
             self.order.push_back(party);
         }
-        line.push_back((self.arrivals, entry));
+        queue.push_back((self.arrivals, entry));
         self.arrivals
     }
 
-    /// Takes the first entry of the party whose turn it is.
+    /// Takes the first entry of the next party.
     pub fn pop(&mut self) -> Option<T> {
         let party = self.order.pop_front()?;
-        let line = self.lines.get_mut(&party)?;
-        let (_, entry) = line.pop_front()?;
-        if line.is_empty() {
-            self.lines.remove(&party);
+        let queue = self.queues.get_mut(&party)?;
+        let (_, entry) = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(&party);
         } else {
             self.order.push_back(party);
         }
@@ -57,102 +60,102 @@ impl<K: Copy + Ord, T> Turns<K, T> {
         Some(entry)
     }
 
-    /// An entry that has not had its turn yet.
+    /// An entry that was not taken yet.
     fn get_mut(&mut self, party: K, number: u64) -> Option<&mut T> {
-        let line = self.lines.get_mut(&party)?;
-        let at = line.binary_search_by_key(&number, |(number, _)| *number);
-        line.get_mut(at.ok()?).map(|(_, entry)| entry)
+        let queue = self.queues.get_mut(&party)?;
+        let at = queue.binary_search_by_key(&number, |(number, _)| *number);
+        queue.get_mut(at.ok()?).map(|(_, entry)| entry)
     }
 
-    /// Takes an entry that has not had its turn yet, and never will.
+    /// Removes an entry that was not taken yet.
     pub fn remove(&mut self, party: K, number: u64) -> Option<T> {
-        let line = self.lines.get_mut(&party)?;
-        let at = line
+        let queue = self.queues.get_mut(&party)?;
+        let at = queue
             .binary_search_by_key(&number, |(number, _)| *number)
             .ok()?;
-        let (_, entry) = line.remove(at)?;
-        if line.is_empty() {
-            self.lines.remove(&party);
+        let (_, entry) = queue.remove(at)?;
+        if queue.is_empty() {
+            self.queues.remove(&party);
             self.order.retain(|other| *other != party);
         }
         self.len -= 1;
         Some(entry)
     }
 
-    /// How many entries wait.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether no entry waits.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Lets this many at a time work; parties `K` that wait take turns. Clones share it.
+/// A semaphore that serves waiting parties `K` round-robin. Clones share it.
 #[derive(Clone, Debug)]
-pub struct Gate<K> {
-    at_once: usize,
+pub struct FairSemaphore<K> {
+    permits: usize,
     state: Arc<Mutex<State<K>>>,
 }
 
 #[derive(Debug)]
 struct State<K> {
     running: usize,
-    waiting: Turns<K, Waker>,
+    waiting: FairQueue<K, Waker>,
 }
 
-/// Leave to work, until this is dropped.
+/// A permit, released when dropped.
 #[derive(Debug)]
 #[must_use]
-pub struct Turn<K: Copy + Ord>(Gate<K>);
+pub struct Permit<K: Copy + Ord>(FairSemaphore<K>);
 
-/// Waits for a turn; the place in the queue is given up when this is dropped.
+/// Waits for a permit. Dropping it gives up the place in the queue.
 #[derive(Debug)]
 #[must_use]
-pub struct Wait<K: Copy + Ord> {
-    gate: Gate<K>,
+pub struct Acquire<K: Copy + Ord> {
+    semaphore: FairSemaphore<K>,
     party: K,
     number: u64,
     done: bool,
 }
 
-impl<K: Copy + Ord> Gate<K> {
-    /// A gate for `at_once` at a time.
-    pub fn new(at_once: usize) -> Self {
+impl<K: Copy + Ord> FairSemaphore<K> {
+    /// A semaphore with `permits` permits.
+    pub fn new(permits: usize) -> Self {
         let state = State {
             running: 0,
-            waiting: Turns::default(),
+            waiting: FairQueue::default(),
         };
         Self {
-            at_once,
+            permits,
             state: Arc::new(Mutex::new(state)),
         }
     }
 
-    /// How many work at a time.
-    pub fn at_once(&self) -> usize {
-        self.at_once
+    /// The total number of permits.
+    pub fn permits(&self) -> usize {
+        self.permits
     }
 
-    /// Waits for a turn of `party`, from now on.
-    pub fn turn(&self, party: K) -> Wait<K> {
+    /// Queues a request of `party` for a permit, at the time of this call.
+    pub fn acquire(&self, party: K) -> Acquire<K> {
         let number = self.state().waiting.push(party, Waker::noop().clone());
         self.serve();
-        Wait {
-            gate: self.clone(),
+        Acquire {
+            semaphore: self.clone(),
             party,
             number,
             done: false,
         }
     }
 
-    /// Gives turns while there is room: who has one is in the queue no more.
+    /// Hands out free permits. A request leaves the queue when it gets a permit.
     fn serve(&self) {
         loop {
             let mut state = self.state();
-            if self.at_once <= state.running {
+            if self.permits <= state.running {
                 return;
             }
             let Some(waker) = state.waiting.pop() else {
@@ -165,40 +168,44 @@ impl<K: Copy + Ord> Gate<K> {
     }
 
     fn state(&self) -> MutexGuard<'_, State<K>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
-impl<K: Copy + Ord + Unpin> Future for Wait<K> {
-    type Output = Turn<K>;
+impl<K: Copy + Ord + Unpin> Future for Acquire<K> {
+    type Output = Permit<K>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Turn<K>> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Permit<K>> {
         let (party, number) = (self.party, self.number);
-        let mut state = self.gate.state();
+        let mut state = self.semaphore.state();
         if let Some(waker) = state.waiting.get_mut(party, number) {
             waker.clone_from(context.waker());
             return Poll::Pending;
         }
         drop(state);
         self.done = true;
-        Poll::Ready(Turn(self.gate.clone()))
+        Poll::Ready(Permit(self.semaphore.clone()))
     }
 }
 
-impl<K: Copy + Ord> Drop for Wait<K> {
+impl<K: Copy + Ord> Drop for Acquire<K> {
     fn drop(&mut self) {
         if self.done {
             return;
         }
-        let waits = self.gate.state().waiting.remove(self.party, self.number);
+        let waits = self
+            .semaphore
+            .state()
+            .waiting
+            .remove(self.party, self.number);
         if waits.is_none() {
-            // The turn that came too late goes to the next one.
-            drop(Turn(self.gate.clone()));
+            // The permit came too late and goes to the next one.
+            drop(Permit(self.semaphore.clone()));
         }
     }
 }
 
-impl<K: Copy + Ord> Drop for Turn<K> {
+impl<K: Copy + Ord> Drop for Permit<K> {
     fn drop(&mut self) {
         self.0.state().running -= 1;
         self.0.serve();
@@ -220,10 +227,10 @@ mod tests {
 
     #[test]
     fn at_a_gate_parties_take_turns_too() {
-        let gate = Gate::new(1);
-        let mut running = now(&mut gate.turn(0));
+        let semaphore = FairSemaphore::new(1);
+        let mut running = now(&mut semaphore.acquire(0));
         let mut waiting: Vec<_> = [1, 1, 1, 1, 2, 3, 2]
-            .map(|party| (party, gate.turn(party)))
+            .map(|party| (party, semaphore.acquire(party)))
             .into();
         for (_, turn) in &mut waiting {
             assert!(now(turn).is_none(), "two at once");
@@ -242,15 +249,15 @@ mod tests {
         }
         drop(running);
         assert_eq!(order, [1, 2, 3, 1, 2, 1, 1]);
-        let state = gate.state();
+        let state = semaphore.state();
         assert!(state.running == 0 && state.waiting.is_empty());
     }
 
     #[test]
     fn who_gives_up_takes_nobodys_turn() {
-        let gate = Gate::new(1);
-        let running = now(&mut gate.turn(1)).unwrap();
-        let [mut gone, mut served, mut last] = [1, 2, 3].map(|party| gate.turn(party));
+        let semaphore = FairSemaphore::new(1);
+        let running = now(&mut semaphore.acquire(1)).unwrap();
+        let [mut gone, mut served, mut last] = [1, 2, 3].map(|party| semaphore.acquire(party));
         for turn in [&mut gone, &mut served, &mut last] {
             assert!(now(turn).is_none());
         }
@@ -259,10 +266,10 @@ mod tests {
         // It has its turn and does not take it.
         drop(served);
         let turn = now(&mut last).unwrap();
-        assert_eq!(gate.state().running, 1);
+        assert_eq!(semaphore.state().running, 1);
         drop((turn, last));
-        assert_eq!(gate.state().running, 0);
-        assert!(gate.state().waiting.is_empty());
+        assert_eq!(semaphore.state().running, 0);
+        assert!(semaphore.state().waiting.is_empty());
     }
 
     #[test]
@@ -277,11 +284,11 @@ mod tests {
             }
         }
 
-        let gate = Gate::new(2);
-        let [one, two] = [1, 1].map(|party| now(&mut gate.turn(party)).unwrap());
+        let semaphore = FairSemaphore::new(2);
+        let [one, two] = [1, 1].map(|party| now(&mut semaphore.acquire(party)).unwrap());
         let woken = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&woken));
-        let mut third = gate.turn(1);
+        let mut third = semaphore.acquire(1);
         let polled = Pin::new(&mut third).poll(&mut Context::from_waker(&waker));
         assert!(polled.is_pending());
         drop(one);
@@ -290,27 +297,27 @@ mod tests {
         assert!(now(&mut third).is_some());
         assert_eq!(woken.0.load(Ordering::Relaxed), 1);
         drop(third);
-        assert_eq!(gate.state().running, 0);
+        assert_eq!(semaphore.state().running, 0);
     }
 
-    fn drained(turns: &mut Turns<char, u32>) -> Vec<u32> {
+    fn drained(turns: &mut FairQueue<char, u32>) -> Vec<u32> {
         std::iter::from_fn(|| turns.pop()).collect()
     }
 
     #[test]
     fn parties_take_turns_whatever_one_of_them_brings() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         for (party, entry) in [('a', 1), ('a', 2), ('a', 3), ('b', 4), ('c', 5), ('b', 6)] {
             turns.push(party, entry);
         }
         assert_eq!(turns.len(), 6);
         assert_eq!(drained(&mut turns), [1, 4, 5, 2, 6, 3]);
-        assert!(turns.is_empty() && turns.lines.is_empty() && turns.order.is_empty());
+        assert!(turns.is_empty() && turns.queues.is_empty() && turns.order.is_empty());
     }
 
     #[test]
     fn what_is_removed_takes_nobodys_turn() {
-        let mut turns = Turns::default();
+        let mut turns = FairQueue::default();
         let numbers = [('a', 1), ('b', 2), ('a', 3), ('c', 4)]
             .map(|(party, entry)| (party, turns.push(party, entry)));
         for (at, expect) in [(1, Some(2)), (1, None), (2, Some(3))] {
@@ -321,6 +328,6 @@ mod tests {
         assert_eq!(drained(&mut turns), [1, 4]);
         let (party, number) = numbers[0];
         assert_eq!(turns.remove(party, number), None, "it had its turn");
-        assert!(turns.lines.is_empty() && turns.order.is_empty());
+        assert!(turns.queues.is_empty() && turns.order.is_empty());
     }
 }

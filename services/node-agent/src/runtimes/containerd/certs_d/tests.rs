@@ -22,7 +22,7 @@ fn state(addresses: &[&str]) -> NodeState {
 }
 
 fn text(address: &str, file: &str) -> String {
-    let files = wanted(&state(&[address]), Path::new("/etc/containerd/certs.d")).unwrap();
+    let files = files(&state(&[address]), Path::new("/etc/containerd/certs.d")).unwrap();
     String::from_utf8(files[&format!("{address}/{file}")].bytes.clone()).unwrap()
 }
 
@@ -55,7 +55,7 @@ fn each_way_to_the_registry_carries_trust_credential_and_a_short_dial_timeout() 
 
 #[test]
 fn every_address_gets_its_own_folder_and_only_the_credential_is_secret() {
-    let files = wanted(
+    let files = files(
         &state(&["10.96.0.50", "[fd00::50]"]),
         Path::new("/etc/containerd/certs.d"),
     )
@@ -92,7 +92,7 @@ fn an_address_that_would_leave_the_folder_is_refused() {
         "[fd00::1",
         "-x",
     ] {
-        let result = wanted(&state(&[address]), Path::new("/c"));
+        let result = files(&state(&[address]), Path::new("/c"));
         assert_eq!(result, Err(Error::Address(address.to_owned())));
     }
     for address in [
@@ -101,7 +101,7 @@ fn an_address_that_would_leave_the_folder_is_refused() {
         "[fd00::1]:5000",
         "registry.example",
     ] {
-        wanted(&state(&[address]), Path::new("/c")).unwrap();
+        files(&state(&[address]), Path::new("/c")).unwrap();
     }
 }
 
@@ -110,16 +110,16 @@ fn an_endpoint_that_is_there_twice_is_written_once() {
     let mut state = state(&["10.96.0.50"]);
     let twice = state.hosts[0].endpoints[0].clone();
     state.hosts[0].endpoints.push(twice);
-    let files = wanted(&state, Path::new("/c")).unwrap();
-    let text = String::from_utf8(files["10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
+    let found = files(&state, Path::new("/c")).unwrap();
+    let text = String::from_utf8(found["10.96.0.50/hosts.toml"].bytes.clone()).unwrap();
     assert!(text.parse::<toml::Table>().is_ok(), "{text}");
     let long = format!("{}.example", "a".repeat(250));
     state.hosts[0].address.clone_from(&long);
-    assert_eq!(wanted(&state, Path::new("/c")), Err(Error::Address(long)));
+    assert_eq!(files(&state, Path::new("/c")), Err(Error::Address(long)));
 }
 
 #[test]
 fn nothing_in_a_credential_can_break_out_of_its_string() {
     assert_eq!(quote("a\"b\\c\nd"), r#""a\"b\\c\u000Ad""#);
-    assert_eq!(wanted(&state(&[]), Path::new("/c")), Err(Error::NoHosts));
+    assert_eq!(files(&state(&[]), Path::new("/c")), Err(Error::NoHosts));
 }

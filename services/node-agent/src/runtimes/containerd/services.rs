@@ -1,140 +1,142 @@
-//! What the CRI cannot say and containerd's own services can, on the same socket: which images a
-//! pod was made of, the labels of images, and which containerd it is that answers. Messages by the
-//! field numbers of its protocol definition; fields that the agent does not use are not listed.
+//! containerd's own services, on the socket of the CRI, for what the CRI cannot tell: the images
+//! of a pod, the labels of images, and which containerd answers.
+//!
+//! The messages have the field numbers of containerd's protocol definition and list only the fields
+//! that the agent uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Runtime;
-use super::grpc::{self, Error};
+use super::Containerd;
+use crate::cri::grpc::{self, Error};
 
-/// An image as containerd records it: one record for each name of it.
+/// containerd's record of an image. An image has one record per name.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Image {
+pub(crate) struct Image {
     /// Its name: a reference, or the digest of its configuration.
     #[prost(string, tag = "1")]
-    pub name: String,
+    pub(crate) name: String,
     /// Its labels.
     #[prost(btree_map = "string, string", tag = "2")]
-    pub labels: BTreeMap<String, String>,
-    /// What it names. Sent back with every change: containerd (seen with 2.4.2) dies of an image
-    /// without it, whatever the mask says.
+    pub(crate) labels: BTreeMap<String, String>,
+    /// What it names. Sent back with every update: containerd (seen with 2.4.2) crashes on an image
+    /// without it, whatever the field mask is.
     #[prost(message, optional, tag = "3")]
-    pub target: Option<Descriptor>,
+    pub(crate) target: Option<Descriptor>,
 }
 
 /// The manifest or index that an image is.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Descriptor {
+pub(crate) struct Descriptor {
     /// Its media type.
     #[prost(string, tag = "1")]
-    pub media_type: String,
+    pub(crate) media_type: String,
     /// Its digest.
     #[prost(string, tag = "2")]
-    pub digest: String,
+    pub(crate) digest: String,
     /// Its size in bytes.
     #[prost(int64, tag = "3")]
-    pub size: i64,
+    pub(crate) size: i64,
     /// Its annotations.
     #[prost(btree_map = "string, string", tag = "5")]
-    pub annotations: BTreeMap<String, String>,
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 /// `Images.Get`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct GetImageRequest {
+pub(crate) struct GetImageRequest {
     /// The record's name.
     #[prost(string, tag = "1")]
-    pub name: String,
+    pub(crate) name: String,
 }
 
 /// The answer to `Images.Get` and `Images.Update`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct ImageResponse {
+pub(crate) struct ImageResponse {
     /// The record.
     #[prost(message, optional, tag = "1")]
-    pub image: Option<Image>,
+    pub(crate) image: Option<Image>,
 }
 
 /// `Images.Update`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct UpdateImageRequest {
-    /// The record; of its fields only what the mask names is taken.
+pub(crate) struct UpdateImageRequest {
+    /// The record; only the fields in the mask are applied.
     #[prost(message, optional, tag = "1")]
-    pub image: Option<Image>,
+    pub(crate) image: Option<Image>,
     /// What to change.
     #[prost(message, optional, tag = "2")]
-    pub update_mask: Option<FieldMask>,
+    pub(crate) update_mask: Option<FieldMask>,
 }
 
 /// `google.protobuf.FieldMask`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct FieldMask {
+pub(crate) struct FieldMask {
     /// Names of fields: `labels.NAME`.
     #[prost(string, repeated, tag = "1")]
-    pub paths: Vec<String>,
+    pub(crate) paths: Vec<String>,
 }
 
 /// `Images.List` and `Containers.List`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct ListRequest {
-    /// What matches one of these is listed; the parts of one, separated by commas, must all hold.
+pub(crate) struct ListRequest {
+    /// An object is listed if it matches one of these. The comma-separated parts of one filter must
+    /// all match.
     #[prost(string, repeated, tag = "1")]
-    pub filters: Vec<String>,
+    pub(crate) filters: Vec<String>,
 }
 
 /// The answer to `Images.List`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct ListImagesResponse {
+pub(crate) struct ListImagesResponse {
     /// The records.
     #[prost(message, repeated, tag = "1")]
-    pub images: Vec<Image>,
+    pub(crate) images: Vec<Image>,
 }
 
 /// A container's record, the sandbox of a pod included.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Container {
-    /// The name of the image that it was made of.
+pub(crate) struct Container {
+    /// The name of its image.
     #[prost(string, tag = "3")]
-    pub image: String,
+    pub(crate) image: String,
 }
 
 /// The answer to `Containers.List`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct ListContainersResponse {
+pub(crate) struct ListContainersResponse {
     /// The records.
     #[prost(message, repeated, tag = "1")]
-    pub containers: Vec<Container>,
+    pub(crate) containers: Vec<Container>,
 }
 
 /// `google.protobuf.Empty`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct Empty {}
+pub(crate) struct Empty {}
 
 /// The answer to `Introspection.Server`.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct ServerResponse {
-    /// Made with containerd's data, and lost with it.
+pub(crate) struct ServerResponse {
+    /// Created and lost together with containerd's data.
     #[prost(string, tag = "1")]
-    pub uuid: String,
-    /// The process.
+    pub(crate) uuid: String,
+    /// The process ID.
     #[prost(uint64, tag = "2")]
-    pub pid: u64,
+    pub(crate) pid: u64,
 }
 
-impl Runtime {
-    /// Which containerd answers: the identity of its data, and its process.
-    pub async fn identity(&self) -> Result<(String, u64), Error> {
-        let answer: ServerResponse = self
-            .ask(
+impl Containerd {
+    /// Which containerd answers.
+    pub(super) async fn server(&self) -> Result<ServerResponse, Error> {
+        self.cri
+            .call(
                 "/containerd.services.introspection.v1.Introspection/Server",
                 &Empty {},
             )
-            .await?;
-        Ok((answer.uuid, answer.pid))
+            .await
     }
 
-    /// The names of the images that a pod's containers and its sandbox were made of.
-    pub async fn images_of_pod(
+    /// The names of the images of a pod's containers and of its sandbox.
+    pub(super) async fn images_of_pod(
         &self,
         namespace: &str,
         pod: &str,
@@ -143,7 +145,8 @@ impl Runtime {
             "labels.\"io.kubernetes.pod.namespace\"==\"{namespace}\",labels.\"io.kubernetes.pod.name\"==\"{pod}\""
         );
         let answer: ListContainersResponse = self
-            .ask(
+            .cri
+            .call(
                 "/containerd.services.containers.v1.Containers/List",
                 &ListRequest {
                     filters: vec![filter],
@@ -158,13 +161,14 @@ impl Runtime {
             .collect())
     }
 
-    /// The record of an image; `None` where there is none.
-    pub async fn image(&self, name: &str) -> Result<Option<Image>, Error> {
+    /// The record of an image; `None` if there is none.
+    pub(super) async fn image(&self, name: &str) -> Result<Option<Image>, Error> {
         let request = GetImageRequest {
             name: name.to_owned(),
         };
         match self
-            .ask::<_, ImageResponse>("/containerd.services.images.v1.Images/Get", &request)
+            .cri
+            .call::<_, ImageResponse>("/containerd.services.images.v1.Images/Get", &request)
             .await
         {
             Err(Error::Status {
@@ -175,10 +179,15 @@ impl Runtime {
         }
     }
 
-    /// The records with this label and value.
-    pub async fn images_labelled(&self, label: &str, value: &str) -> Result<Vec<Image>, Error> {
+    /// The records of the images with this label and value.
+    pub(super) async fn images_labelled(
+        &self,
+        label: &str,
+        value: &str,
+    ) -> Result<Vec<Image>, Error> {
         let answer: ListImagesResponse = self
-            .ask(
+            .cri
+            .call(
                 "/containerd.services.images.v1.Images/List",
                 &ListRequest {
                     filters: vec![format!("labels.\"{label}\"==\"{value}\"")],
@@ -188,9 +197,13 @@ impl Runtime {
         Ok(answer.images)
     }
 
-    /// Sets labels of an image's record and leaves its others; an empty value takes a label away.
-    /// `record` is as containerd gave it.
-    pub async fn label_image(&self, record: &Image, labels: &[(&str, &str)]) -> Result<(), Error> {
+    /// Sets labels of an image's record and keeps its others; an empty value removes a label.
+    /// `record` is as containerd returned it.
+    pub(super) async fn label_image(
+        &self,
+        record: &Image,
+        labels: &[(&str, &str)],
+    ) -> Result<(), Error> {
         if record.target.is_none() {
             let what = format!("the image {} without a target", record.name);
             return Err(Error::Protocol(what));
@@ -207,7 +220,8 @@ impl Runtime {
             }),
         };
         let _: ImageResponse = self
-            .ask("/containerd.services.images.v1.Images/Update", &request)
+            .cri
+            .call("/containerd.services.images.v1.Images/Update", &request)
             .await?;
         Ok(())
     }
