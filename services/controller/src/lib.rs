@@ -91,14 +91,14 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
-    /// The access list, from the Artifacts; `None` until they are known, or without
-    /// `access.privateImages: namespace`.
+    /// The access list, from the Artifacts; `None` until they are known, or where every pod may have
+    /// every image.
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,
     /// Events on nodes and on the shared state.
     pub events: nodes::events::Events,
-    /// AddressHistory addresses of the registry, and since when no pod names them.
+    /// Former addresses of the registry, and when pods last named them.
     pub address_history: Arc<state::AddressHistory>,
 }
 

@@ -1,8 +1,9 @@
 //! One look at one Artifact.
 
+mod settle;
+
 use super::Platforms;
 use super::access::Asked;
-use super::backoff;
 use super::credentials::{self, Choice, Found};
 use super::crowd::Crowd;
 use super::demand::Demand;
@@ -18,6 +19,7 @@ use holdfast_api::fill::{FillRequest, FillResult};
 use holdfast_core::Reference;
 use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
+use settle::{copied, failed};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -227,92 +229,6 @@ fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
 /// Whether platforms make a difference to a document of this media type.
 fn is_index(media_type: &str) -> bool {
     ManifestType::parse(media_type).is_some_and(ManifestType::is_index)
-}
-
-/// What follows from the end of a fill.
-struct Settled {
-    news: News,
-    /// Why it failed; empty where it did not.
-    message: String,
-    /// When to look again.
-    again: Option<Duration>,
-}
-
-/// Remembers a copy, until the registry is to confirm it.
-fn copied(
-    artifact: &Artifact,
-    result: FillResult,
-    platforms: Vec<String>,
-    memory: &mut Memory,
-) -> Settled {
-    let again = backoff::confirm_again(backoff::dice());
-    let asked_before = memory.confirmed.is_some();
-    memory.confirmed = Some(Confirmed {
-        generation: artifact.metadata.generation.unwrap_or(0),
-        until: Instant::now() + again,
-        is_index: is_index(&result.media_type),
-        platforms,
-    });
-    (memory.failures, memory.not_before) = (0, None);
-    if !(asked_before && result.already_local) {
-        tracing::info!(
-            artifact.namespace = artifact.namespace(),
-            image = artifact.spec.source_artifact,
-            image.digest = result.digest,
-            already_local = result.already_local,
-            "the registry holds the image"
-        );
-    }
-    Settled {
-        news: News::Copied(result),
-        message: String::new(),
-        again: Some(again),
-    }
-}
-
-/// Counts a failure and computes the back-off.
-fn failed(
-    artifact: &Artifact,
-    mut failure: Failure,
-    platforms: &[String],
-    memory: &mut Memory,
-) -> Settled {
-    if let Some(held) = &memory.confirmed
-        && !held.covers(platforms)
-    {
-        failure.message = format!(
-            "{}; held for {}, wanted for {}",
-            failure.message,
-            held.platforms.join(", "),
-            platforms.join(", ")
-        );
-    }
-    if failure.reason != Reason::Copying {
-        memory.failures = memory.failures.saturating_add(1);
-    }
-    let again = backoff::pause(
-        failure.reason,
-        memory.failures,
-        failure.retry_after,
-        backoff::dice(),
-    );
-    memory.not_before = again.map(|pause| Instant::now() + pause);
-    tracing::warn!(
-        artifact.namespace = artifact.namespace(),
-        image = artifact.spec.source_artifact,
-        reason = failure.reason.as_str(),
-        failures = memory.failures,
-        error = failure.message,
-        "cannot copy the image"
-    );
-    Settled {
-        message: failure.message.clone(),
-        news: News::Failed {
-            failure,
-            attempts: memory.failures,
-        },
-        again,
-    }
 }
 
 fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
