@@ -91,8 +91,8 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
-    /// The access list, from the Artifacts; `None` until they are known, or where every pod may have
-    /// every image.
+    /// The access list, from the Artifacts; `None` until they are known, or where every pod may
+    /// have every image.
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
     /// The registry's internal API, where its Service's name does not lead to it.
     pub registry: Option<SocketAddr>,
