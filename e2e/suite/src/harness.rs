@@ -2,6 +2,7 @@
 //! against one [`World`].
 
 use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -121,7 +122,9 @@ impl Run {
     /// diagnostics are kept, and faults are ended.
     fn case(&mut self, case: Case) -> Result<Completion, Failed> {
         let started = Instant::now();
-        let result = (case.run)(&mut self.world);
+        let run = AssertUnwindSafe(|| (case.run)(&mut self.world));
+        // A panic is a failure like any other: recorded, and its faults are ended.
+        let result = catch_unwind(run).unwrap_or_else(|_| Err(anyhow!("the test panicked")));
         let seconds = started.elapsed().as_secs_f64();
         let error = result.as_ref().err().map(|error| format!("{error:#}"));
         self.records

@@ -136,8 +136,12 @@ async fn import(args: &Args) -> anyhow::Result<Document> {
     };
     let (mut done, mut text) = (Vec::new(), String::new());
     for (path, mut source, plan) in planned {
-        let counts = take(&mut *source, &plan, store.as_ref())
-            .await
+        let taken = take(&mut *source, &plan, store.as_ref()).await;
+        if taken.is_err() && args.output.is_table() {
+            // What went in before is told also where a later archive is refused.
+            terminal::print(&text);
+        }
+        let counts = taken
             .map_err(|error| args.explained(error.into()))
             .with_context(|| path.display().to_string())?;
         text.push_str(&render(&plan, counts));

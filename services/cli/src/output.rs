@@ -234,8 +234,10 @@ impl OutputArgs {
     /// Prints the result of a command, and returns its exit status.
     pub(crate) fn finish(&self, result: anyhow::Result<Document>) -> ExitCode {
         let printed = result.and_then(|document| {
-            terminal::print(&self.render(&document)?);
+            // First what can fail, so that standard output holds one document in every case.
+            let text = self.render(&document)?;
             self.write_file(&document)?;
+            terminal::print(&text);
             Ok(document.answer)
         });
         match printed {
@@ -251,7 +253,11 @@ impl OutputArgs {
     pub(crate) fn finish_as(&self, result: anyhow::Result<Document>, no: u8) -> ExitCode {
         let is_no = matches!(&result, Ok(document) if document.answer == Answer::No);
         let status = self.finish(result);
-        if is_no { ExitCode::from(no) } else { status }
+        if is_no && !self.common.exit_zero {
+            ExitCode::from(no)
+        } else {
+            status
+        }
     }
 
     /// With `-o json` and `-o yaml` standard output is a document also when the command fails.
@@ -321,6 +327,10 @@ impl OutputArgs {
 }
 
 fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    // A pipe, a device or a link is written through, not replaced.
+    if std::fs::symlink_metadata(path).is_ok_and(|found| !found.is_file()) {
+        return std::fs::write(path, text);
+    }
     let mut draft = path.as_os_str().to_owned();
     draft.push(".part");
     std::fs::write(&draft, text)?;
@@ -330,6 +340,20 @@ fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_is_written_through_and_a_file_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("file"), folder.path().join("link"));
+        write_whole(&file, "one").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        write_whole(&link, "two").unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "two");
+        write_whole(&file, "three").unwrap();
+        assert_eq!(std::fs::read_to_string(&link).unwrap(), "three");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
 
     fn document() -> Document {
         let data = json!({"images": [{"source": "a:1"}, {"source": "b:1"}], "count": 2});
