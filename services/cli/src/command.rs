@@ -25,9 +25,9 @@ pub enum Command {
     /// Compares the cluster with another state
     #[command(subcommand)]
     Diff(DiffCommand),
-    /// Copies images into the registry before anybody needs them
+    /// Copies images into the registry ahead of need
     Preload(preload::Args),
-    /// Gives pods their original images back
+    /// Restores the original images of pods
     Restore(restore::Args),
     /// Takes Holdfast out of the cluster
     Uninstall(uninstall::Args),

@@ -1,6 +1,6 @@
-//! `holdfast restore`: gives pods that hold rewritten references their originals back. Owners are
-//! left as they are: their pods are evicted at a bounded rate and made anew; pods without an owner
-//! are patched. The uninstaller does the same when a value asks for it.
+//! `holdfast restore`: restores the original images of pods with rewritten references. Owners stay
+//! unchanged: their pods are evicted at a limited rate and recreated; pods without an owner are
+//! patched. The uninstaller does the same if `uninstall.restore` is set.
 
 mod apply;
 mod eviction_queue;
@@ -157,7 +157,7 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
     }
     anyhow::ensure!(
         rewriting.is_empty() || args.opt_out,
-        "pods made anew in {} would be rewritten again; --opt-out labels these namespaces {}={} first, or uninstall Holdfast",
+        "new pods in {} would be rewritten again by the webhook; use --opt-out, which labels these namespaces {}={}, or uninstall Holdfast first",
         names(&rewriting),
         holdfast_api::labels::REWRITE,
         holdfast_api::labels::REWRITE_DISABLED
@@ -221,8 +221,8 @@ fn names(namespaces: &BTreeSet<String>) -> String {
         .join(", ")
 }
 
-/// Pods that hold rewritten references after the work and of which nothing was said: made
-/// meanwhile.
+/// Pods that still have rewritten references afterwards and are in neither list of the outcome:
+/// they were created during the run.
 fn unexpected<'a>(outcome: &Outcome, again: &'a [Found]) -> Vec<&'a Found> {
     let known: BTreeSet<&str> = outcome
         .left
@@ -276,7 +276,7 @@ fn planned(pods: &[Found]) -> anyhow::Result<Document> {
 
 fn remedy(pod: &Found) -> String {
     match &pod.remedy {
-        Remedy::Recreate => "evicted and made anew".to_owned(),
+        Remedy::Recreate => "evicted; its owner recreates it".to_owned(),
         Remedy::Patch(_, left) if left.is_empty() => "patched, its containers restart".to_owned(),
         Remedy::Patch(_, left) => {
             format!("patched, its containers restart; {}", left.join(", "))

@@ -141,7 +141,7 @@ async fn undo(
     let steps = undo_steps(cluster, http, timeout, restore, &mut report);
     if tokio::time::timeout(limit, steps).await.is_err() {
         report.left(format!(
-            "everything after that: time was over after {} s",
+            "everything after that: timed out after {} s",
             limit.as_secs()
         ));
     }

@@ -132,7 +132,7 @@ pub(crate) async fn execute(
                     Applied::Evicted => {
                         told(
                             &format!(
-                                "{}/{}: evicted, {} makes it anew",
+                                "{}/{}: evicted; {} recreates it",
                                 pod.namespace,
                                 pod.name,
                                 pod.owned_by()
@@ -142,7 +142,7 @@ pub(crate) async fn execute(
                         record_event(
                             &events,
                             &pod,
-                            "evicted, so that its owner makes it anew with its original images",
+                            "evicted; its owner recreates it with its original images",
                         )
                         .await;
                         queue.evicted(&pod, now);
@@ -156,7 +156,7 @@ pub(crate) async fn execute(
                             ),
                             queue.waiting(),
                         );
-                        record_event(&events, &pod, "its original images were put back").await;
+                        record_event(&events, &pod, "its original images were restored").await;
                         if !left.is_empty() {
                             queue.leave((*pod).clone(), left.join(", "));
                         }

@@ -110,13 +110,13 @@ impl EvictionQueue {
             } else {
                 if to_the_end {
                     let why = format!(
-                        "evicted; the pod made anew is not ready after {} s",
+                        "evicted; the new pod is not ready after {} s",
                         READY_TIMEOUT.as_secs()
                     );
                     self.left.push((pod, why));
                 }
                 let why = format!(
-                    "the pod made anew before it is not ready after {} s, so it was not touched",
+                    "unchanged, because the previous new pod of its owner is not ready after {} s",
                     READY_TIMEOUT.as_secs()
                 );
                 self.left
@@ -182,10 +182,12 @@ impl EvictionQueue {
     pub(super) fn end(mut self, to_the_end: bool) -> Vec<(Found, String)> {
         for line in self.lines.into_values() {
             if let Some((_, pod)) = line.taken.filter(|_| to_the_end) {
-                let why = "evicted; the pod made anew was not ready when time was over";
+                let why = "evicted; the new pod was not ready before the timeout";
                 self.left.push((pod, why.to_owned()));
             }
-            let why = line.held.unwrap_or_else(|| "time was over".to_owned());
+            let why = line
+                .held
+                .unwrap_or_else(|| "not handled before the timeout".to_owned());
             self.left
                 .extend(line.waiting.into_iter().map(|pod| (pod, why.clone())));
         }
@@ -295,7 +297,7 @@ mod tests {
 
     #[test]
     fn who_waits_to_the_end_is_told_of_new_pods_that_do_not_come_up() {
-        for (second, why) in [(180, "after 180 s"), (100, "time was over")] {
+        for (second, why) in [(180, "after 180 s"), (100, "before the timeout")] {
             let mut queue = EvictionQueue::new(vec![pod("a1", "a")], 60, &ready(&[("a", 1)]));
             let start = Instant::now();
             assert_eq!(next(&mut queue, start, 0, &[("a", 1)]), "a1");

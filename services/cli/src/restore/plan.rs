@@ -111,7 +111,7 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
             "its Job runs to its end; the next one starts with the originals".to_owned(),
         ),
         Some(owner) => Remedy::Leave(format!(
-            "it belongs to {}/{}, which may not make it anew; restart it by that one's own means",
+            "it belongs to {}/{}, which may not recreate it; restart it with the tools of that owner",
             owner.kind, owner.name
         )),
     };
@@ -144,7 +144,7 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
         .collect();
     if fixed.len() == images.len() {
         return Remedy::Leave(format!(
-            "{}; delete the pod and create it anew",
+            "{}; delete the pod and create it again",
             fixed.join(", ")
         ));
     }
@@ -312,7 +312,7 @@ mod tests {
         let spec = json!({"containers": [], "volumes": [{"name": "v", "image": {"reference": "10.96.0.50/r.io/data:1"}}]});
         let found = find(&pod(None, &spec, ""), &addresses()).unwrap();
         assert!(
-            matches!(&found.remedy, Remedy::Leave(why) if why.contains("volumes/v") && why.contains("create it anew")),
+            matches!(&found.remedy, Remedy::Leave(why) if why.contains("volumes/v") && why.contains("create it again")),
             "{found:?}"
         );
     }

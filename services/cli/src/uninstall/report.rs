@@ -72,7 +72,7 @@ impl fmt::Display for Report {
         if !self.rewritten.is_empty() {
             writeln!(
                 f,
-                "note  {} running pods keep images that name the registry; they run on, and get their original images when their owners make them anew:",
+                "note  {} running pods still name the registry. They keep running and get their original images when their owners recreate them:",
                 self.rewritten.len()
             )?;
             for pod in self.rewritten.iter().take(NAMED_PODS) {

@@ -531,7 +531,7 @@ async fn restore_evicts_what_is_made_anew_patches_what_is_not_and_edits_no_owner
             0,
             &[
                 "ReplicaSet/web",
-                "evicted and made anew",
+                "evicted; its owner recreates it",
                 "patched",
                 "nothing was changed",
                 "--opt-out",
