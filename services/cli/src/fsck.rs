@@ -1,5 +1,5 @@
-//! `holdfast fsck`: what of a volume is damaged, what that means, and the repairs of which only one
-//! is possible.
+//! `holdfast fsck`: reports damage of a volume and its consequences, and makes the repairs that have
+//! one possible result.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ use crate::confirm::ConfirmArgs;
 use crate::output::{Document, OutputArgs};
 use crate::terminal;
 
-/// Between the two looks that must agree: longer than any write takes from its first file to its
-/// last.
+/// Time between the two surveys that must agree: longer than any write takes from its first file
+/// to its last.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// Arguments of `fsck`.
@@ -69,15 +69,15 @@ struct Entry {
     repository: Option<String>,
     digest: Option<String>,
     meaning: String,
-    /// What mends it; null where no single answer is certain.
+    /// The repair; null unless exactly one is certain.
     repair: Option<String>,
-    /// `mended`, `healed` (nothing was left to do) or what went wrong; null without `--repair`.
+    /// `repaired`, `resolved` (nothing was left to do) or the error; null without `--repair`.
     outcome: Option<String>,
 }
 
 impl Entry {
     fn is_over(&self) -> bool {
-        matches!(self.outcome.as_deref(), Some("mended" | "healed"))
+        matches!(self.outcome.as_deref(), Some("repaired" | "resolved"))
     }
 
     fn is_given_back(&self) -> bool {
@@ -119,13 +119,13 @@ fn check(args: &Args) -> anyhow::Result<Document> {
     Ok(Document::new("VolumeCheck", clean.into(), &report, text)?.with_names(paths))
 }
 
-/// Looks at the volume, and mends what was found if that is wanted.
+/// Checks the volume, and repairs findings if asked.
 fn round(args: &Args) -> anyhow::Result<(Totals, Vec<Entry>)> {
     let depth = if args.deep { Depth::Deep } else { Depth::Quick };
     let inventory = look(&args.data, &depth)?;
     let mut findings = check::plan(&inventory, &Policy::default());
     if !findings.is_empty() {
-        // What changes between two looks is somebody's work and no damage.
+        // What changes between two surveys is work in progress, not damage.
         std::thread::sleep(PAUSE);
         let again = look(&args.data, &Depth::Only(inventory.wrong()))?;
         findings = check::confirm(findings, &check::plan(&again, &Policy::default()));
@@ -173,12 +173,12 @@ fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
     })
 }
 
-/// The finding as it is told; mended first if `root` says where.
+/// Formats a finding; repairs it first if `root` is given.
 fn entry(finding: &Finding, root: Option<&Path>) -> Entry {
     let outcome = match (root, &finding.repair) {
         (Some(root), Some(repair)) => Some(match check::repair(&Disk::at(root), root, repair) {
-            Ok(Outcome::Mended) => "mended".to_owned(),
-            Ok(Outcome::Healed) => "healed".to_owned(),
+            Ok(Outcome::Mended) => "repaired".to_owned(),
+            Ok(Outcome::Healed) => "resolved".to_owned(),
             Err(error) => format!("{:#}", anyhow::Error::new(error)),
         }),
         _ => None,
@@ -238,9 +238,9 @@ fn render(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) -> Stri
         .count();
     let all = terminal::count(entries.len() as u64, "finding", "findings");
     lines.push(if repair {
-        format!("{all}, {over} mended")
+        format!("{all}, {over} repaired")
     } else {
-        format!("{all}; --repair mends {mendable}")
+        format!("{all}; --repair can repair {mendable}")
     });
     lines.join("\n") + "\n"
 }
@@ -253,7 +253,7 @@ fn table(entries: &[Entry]) -> String {
         sum.0 += 1;
         sum.1 += u64::from(entry.repair.is_some());
     }
-    let mut lines = vec![format!("{:<22}{:>8}{:>12}", "KIND", "FOUND", "MENDABLE")];
+    let mut lines = vec![format!("{:<22}{:>8}{:>12}", "KIND", "FOUND", "REPAIRABLE")];
     for kind in Kind::ALL {
         if let Some((found, mendable)) = sums.get(kind.as_str()) {
             lines.push(format!("{kind:<22}{found:>8}{mendable:>12}"));

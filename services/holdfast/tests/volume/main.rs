@@ -184,8 +184,8 @@ async fn fsck_says_what_is_wrong_and_mends_it_only_when_told() {
             report_path,
         ],
     );
-    assert!(text.contains("1 finding, 1 mended"), "{text}");
-    assert_eq!(json_of(&report)["findings"][0]["outcome"], "mended");
+    assert!(text.contains("1 finding, 1 repaired"), "{text}");
+    assert_eq!(json_of(&report)["findings"][0]["outcome"], "repaired");
     assert_ne!(fs::read(&link).unwrap(), b"");
     let text = ends(1, &["fsck", "--data", volume.path(), "--deep"]);
     assert!(text.contains("wrong-content"), "{text}");
