@@ -254,10 +254,7 @@ fn check_rules(
     for (index, rule) in rules.iter().enumerate() {
         let rule_path = format!("{path}.rules[{index}]");
         if rule.users.is_empty() && rule.certificates.is_empty() {
-            refuse(
-                &rule_path,
-                "names nobody; give users or certificates".to_owned(),
-            );
+            refuse(&rule_path, "has neither users nor certificates".to_owned());
         }
         if rule.actions.is_empty() {
             refuse(

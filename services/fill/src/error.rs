@@ -30,7 +30,7 @@ pub enum Error {
     #[error("{0}")]
     NoManifest(String),
     /// Neither an Artifact nor the settings name it.
-    #[error("nothing allows to fetch it")]
+    #[error("no Artifact and no configured upstream allows fetching it")]
     NotAllowed,
     /// The settings do not list its upstream, and nothing else may name it.
     #[error("its upstream is not listed")]

@@ -471,7 +471,7 @@ impl Inner {
             parts = Some(made);
             Ok(bytes)
         };
-        let late = || Error::too_many("too many lists were asked for that nobody has read yet");
+        let late = || Error::too_many("too many lists are in progress");
         let held = self
             .lists
             .hold_within(LIST_WAIT, (&client, most), late, read);

@@ -529,7 +529,7 @@ async fn finish_deletes(store: &Store) {
 /// How often uploads are looked at.
 const CLEAN_EVERY: Duration = Duration::from_secs(3600);
 
-/// Removes uploads that nobody continues, and what deletes left.
+/// Removes abandoned uploads, and what deletes left.
 async fn clean(store: Store, idle: Duration, every: Duration, shutdown: CancellationToken) {
     loop {
         finish_deletes(&store).await;
@@ -539,8 +539,8 @@ async fn clean(store: Store, idle: Duration, every: Duration, shutdown: Cancella
         }
         match store.purge_idle(idle).await {
             Ok(0) => {}
-            Ok(count) => tracing::info!(count, "uploads that nobody continued were removed"),
-            Err(error) => tracing::warn!(%error, "uploads that nobody continues cannot be removed"),
+            Ok(count) => tracing::info!(count, "abandoned uploads were removed"),
+            Err(error) => tracing::warn!(%error, "cannot remove abandoned uploads"),
         }
     }
 }

@@ -52,7 +52,7 @@ pub struct Metrics {
     pub received: Family<UpstreamLabel, Counter<u64, AtomicU64>>,
     /// The same by kind, as distribution counts them.
     pub pulled: Family<TypeLabel, Counter>,
-    /// Times that an endpoint was left alone for a digest because its bytes were wrong.
+    /// Times that an endpoint was excluded for a digest because it sent wrong bytes.
     pub quarantines: Family<UpstreamLabel, Counter>,
     /// Endpoints that are not asked now.
     pub open: Family<UpstreamLabel, Gauge<i64, AtomicI64>>,
@@ -81,7 +81,7 @@ impl Metrics {
         );
         group.add(
             "upstream_quarantines",
-            "Times that an endpoint was left alone for a digest because its bytes were wrong",
+            "Times that an endpoint was excluded for a digest because it sent wrong bytes",
             self.quarantines.clone(),
         );
         group.add(

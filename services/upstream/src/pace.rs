@@ -278,7 +278,7 @@ impl Pace {
                 () = wake.notified() => {}
                 () = due => {}
                 () = priority.abandoned() => {
-                    return Err(Error::Busy("nobody waits for it any more".to_owned()));
+                    return Err(Error::Busy("its clients are gone".to_owned()));
                 }
             }
         }

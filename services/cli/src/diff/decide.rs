@@ -344,7 +344,7 @@ impl<'a> Judge<'a> {
                 format!("it is local, but new pods are not sent to the registry: {off}")
             }
             (Some(copy), _) => format!("{}: {}", copy.reason, copy.message),
-            (None, _) => "nobody asked for a copy yet".to_owned(),
+            (None, _) => "there is no Artifact for it yet".to_owned(),
         };
         if self.on_nodes(reference, policy, node) {
             return (Verdict::OnNodes, String::new(), true);

@@ -59,7 +59,7 @@ fn no_metrics(service: Option<&Value>) -> Option<String> {
     let conditions = service.pointer("/status/conditions");
     let mut conditions = conditions.and_then(Value::as_array).into_iter().flatten();
     let available = conditions.find(|condition| text(condition, "/type") == "Available");
-    let why = available.map_or("nobody said that it is available", |condition| {
+    let why = available.map_or("it has no condition Available", |condition| {
         text(condition, "/message")
     });
     Some(format!("{METRICS_API} is not available: {why}"))

@@ -38,7 +38,7 @@ pub(super) fn diagnose(facts: &Facts, report: &mut Report) {
             };
             report.find(
                 Code::WebhookDoesNotRewrite,
-                "the API server stores a pod without rewriting it, though nothing says that it should be left alone",
+                "the API server stores a pod without rewriting it, although no rule excludes the pod",
                 format!(
                     "the webhook does not answer in time, or another match condition holds: see the API server's log and \
                      the webhook's metrics{certificate}"

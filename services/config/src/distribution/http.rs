@@ -51,13 +51,13 @@ pub(super) fn read(root: &mut Section, settings: &mut RegistrySettings, found: &
     if http2.flag("disabled", found) == Some(true) {
         found.note(
             "http.http2.disabled",
-            "HTTP/2 is served to whoever asks for it",
+            "HTTP/2 cannot be switched off; clients that ask for it get it",
         );
     }
     http2.end(found);
     http.ignore(
         "h2c",
-        "HTTP/2 is served without TLS to whoever begins with it",
+        "HTTP/2 without TLS is available to clients that start with its preface",
         found,
     );
     if let Some(section) = http.optional("tls", found) {

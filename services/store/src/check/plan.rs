@@ -119,10 +119,7 @@ impl Plan<'_> {
             let owner = pending.repository.as_ref();
             let days = pending.age.as_secs() / 86_400;
             if pending.age >= self.policy.idle {
-                let meaning = format!(
-                    "{} bytes that nobody added to for {days} days",
-                    pending.size
-                );
+                let meaning = format!("{} bytes, without activity for {days} days", pending.size);
                 let path = pending.path.clone();
                 let repair = if owner.is_some() {
                     Repair::RemoveUpload { path }

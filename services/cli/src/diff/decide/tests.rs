@@ -134,12 +134,12 @@ fn an_image_is_there_when_the_registry_or_every_node_holds_it() {
         "Unauthorized: so it is",
     );
     check("r.io/refused:1", some, Missing, "Unauthorized: so it is");
-    check("r.io/unknown:1", some, Missing, "nobody asked");
+    check("r.io/unknown:1", some, Missing, "no Artifact");
     check("not valid", some, Missing, "cannot be read");
     check("r.io/unknown:1", Some("Never"), NeverPulled, "");
     check("r.io/everywhere:1", some, OnNodes, "");
-    check("r.io/everywhere:1", Some("Always"), Missing, "nobody asked");
-    check("r.io/here:1", some, Missing, "nobody asked");
+    check("r.io/everywhere:1", Some("Always"), Missing, "no Artifact");
+    check("r.io/here:1", some, Missing, "no Artifact");
     check("other.example/app:1", some, Missing, "leaves it out");
 }
 
