@@ -1,9 +1,9 @@
-//! Artifacts: every source image of every pod in scope, and of every template that pods are made
-//! of, has one (SPEC 6, SPEC 41), and every Artifact has its copy.
+//! Artifacts: one for each source image of the pods and pod templates in scope (SPEC 6, SPEC 41),
+//! each with its copy in the registry.
 //!
-//! `demand` says what is needed, `queue` when each is looked at, `reconcile` does one: fetch →
-//! validate → build → apply → status. An Artifact whose last owner is gone stays; collecting is
-//! another's work.
+//! `demand` says what is needed, `queue` orders the work, `reconcile` handles one Artifact: fetch →
+//! validate → build → apply → status. An Artifact whose last owner is gone stays until the limits
+//! of Artifacts need its room (`limits`, `removal`).
 
 pub mod access;
 pub mod backoff;

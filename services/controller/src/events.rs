@@ -1,5 +1,5 @@
-//! How the controller writes an event: with a text that the API server takes, and failing to tell
-//! fails nothing. What is told, and of what, is each loop's own.
+//! Publishes events with texts that the API server accepts. A failure has no effect on the caller.
+//! Each loop decides what to report.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};

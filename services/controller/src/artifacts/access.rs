@@ -25,10 +25,10 @@ use std::time::{Duration, Instant};
 
 /// An image that the namespace may have is asked for again after this time.
 const GRANTED_TTL: SignedDuration = SignedDuration::from_hours(24);
-/// One that nothing of the namespace names at the moment, and that a credential opened: there is
-/// nobody's credential to ask with, and a job that runs once a week has its image all the same.
+/// One that a credential opened and that nothing in the namespace names now: there is no credential
+/// to ask with, but a weekly job must still find its image.
 const UNUSED_TTL: SignedDuration = SignedDuration::from_hours(7 * 24);
-/// One that it may not have: whoever gives its credential more rights tells nobody here.
+/// One that it may not have: Holdfast does not learn when its credential gets more rights.
 const DENIED_TTL: SignedDuration = SignedDuration::from_hours(1);
 /// The least time between two questions that were not answered.
 const UNANSWERED_RETRY: Duration = Duration::from_secs(300);

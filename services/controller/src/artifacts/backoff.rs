@@ -7,7 +7,8 @@ use std::time::Duration;
 /// limit that depends on what went wrong, plus or minus a fifth by `dice` (0 to 1), and never less
 /// than the other side asked for.
 ///
-/// What a person must mend is asked for rarely; what may come back by itself, an uplink say, soon.
+/// Failures that need a person are retried rarely; those that may end by themselves, such as an
+/// outage, soon.
 pub fn pause(
     reason: Reason,
     failures: u32,

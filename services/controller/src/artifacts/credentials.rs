@@ -1,10 +1,9 @@
 //! The credentials that the pods of an image bring: their pull secrets and those of their service
 //! accounts (SPEC 35); where no pod lives, those of the templates that pods would be made of.
 //!
-//! Read by name when they are needed, never listed, never kept. Only the word of a living pod or of
-//! a workload counts: whoever reaches the webhook can have an Artifact made that names any pull
-//! secret of any namespace, but a pod in a namespace may use its pull secrets anyway, and who may
-//! make a workload may make pods.
+//! Read by name when they are needed, never listed, never kept. Only living pods and workloads
+//! count. Any client of the webhook can announce an Artifact with the name of any pull secret, but
+//! a user who may create pods or workloads may use the pull secrets of the namespace anyway.
 
 use super::demand::Demand;
 use holdfast_api::ArtifactSpec;
@@ -34,11 +33,11 @@ pub const POD_WAIT: Duration = Duration::from_secs(10);
 pub enum Choice<'a> {
     /// Those that the living pods, or else the templates, bring.
     Pods(&'a Demand),
-    /// Nobody's yet: for at most this long the pod is waited for.
+    /// None yet: the pod is waited for, at most for this long.
     Wait(Duration),
-    /// Nobody's.
+    /// No credentials.
     Nobody {
-        /// The Artifact names some, and neither a living pod nor a workload vouches for them.
+        /// The Artifact names pull secrets that no living pod or workload uses.
         unproven: bool,
     },
 }

@@ -1,13 +1,13 @@
-//! Whether others wait for a place: a fill that does not end then gives its place up.
+//! Tracks whether Artifacts wait for a place, so that a long fill gives its place up.
 
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long a fill that does not end holds its place while others wait for one. The registry goes
-/// on copying; the next look joins it.
+/// How long a long fill holds its place while other Artifacts wait for one. The registry goes on
+/// copying; the next run joins that copy.
 const CROWDED_FILL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Tells running looks whether others wait for a place.
+/// Tells running reconciles whether other Artifacts wait for a place.
 #[derive(Debug)]
 pub struct Crowd {
     others_wait: watch::Sender<bool>,
@@ -22,7 +22,7 @@ impl Default for Crowd {
 }
 
 impl Crowd {
-    /// Says whether others wait.
+    /// Sets whether other Artifacts wait.
     pub fn others_wait(&self, wait: bool) {
         self.others_wait
             .send_if_modified(|before| std::mem::replace(before, wait) != wait);

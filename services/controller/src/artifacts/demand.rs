@@ -130,8 +130,8 @@ pub fn demand(
 }
 
 /// Whether pods may still be made of an owner: nothing above it is being deleted, and a revision,
-/// which makes no pods itself, belongs to a workload that is there. (Whoever may write revisions
-/// only could else use pull secrets.)
+/// which makes no pods itself, belongs to a workload that exists. (Otherwise a user who may write
+/// only revisions could use pull secrets.)
 fn starts_pods(owners: &View<'_>, namespace: &str, kind: &str, facts: &OwnerFacts) -> bool {
     let above = facts
         .controller

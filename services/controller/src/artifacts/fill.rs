@@ -37,7 +37,7 @@ pub struct Failure {
     pub reason: Reason,
     /// For people.
     pub message: String,
-    /// How long the other side wants to be left alone.
+    /// The pause that the other side asked for.
     pub retry_after: Option<Duration>,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! What living pods wait for comes first, then what runs, then what workloads would need. Artifacts
 //! that nothing needs make room: those that were never copied, the newest first, then those that
-//! were, the oldest first. What people made or keep never goes. Whoever made them, images beyond
-//! the limits are not copied.
+//! were, the oldest first. What people made or keep never goes. Images beyond the limits are not
+//! copied, also those of Artifacts that people made.
 
 use super::demand::Demand;
 use crate::index::Key;
@@ -23,7 +23,7 @@ pub struct Existing<'a> {
     pub copied: bool,
     /// How urgently pods or templates need it.
     pub priority: Option<Priority>,
-    /// Whether it may go if nothing needs it: nobody made it by hand, and nobody keeps it.
+    /// Whether it may go if nothing needs it: not made by hand, and not to be kept.
     pub automatic: bool,
 }
 
@@ -173,7 +173,7 @@ pub fn plan<'a>(
     let mut all_later = total(&later, of_namespace);
     let mut refused: BTreeMap<String, usize> = BTreeMap::new();
     for one in &existing {
-        // Of most images the webhook has made the Artifact before anybody looks at the limits.
+        // The webhook makes most Artifacts before the limits are checked.
         if one.priority.is_some() && !one.copied && beyond.contains(one.key) {
             *refused.entry(one.key.0.clone()).or_default() += 1;
         }
@@ -228,7 +228,7 @@ mod tests {
         names.iter().map(one).collect()
     }
 
-    /// One that was not copied, and that nobody made by hand.
+    /// One that was not copied and not made by hand.
     fn one(key: &Key, created: i64, priority: Option<Priority>) -> Existing<'_> {
         Existing {
             key,
@@ -404,7 +404,7 @@ mod tests {
     fn what_is_beyond_the_share_of_its_namespace_is_not_copied() {
         for (existing, beyond) in [
             (&["a/1 n", "a/2 n", "a/3 n"][..], &[][..]),
-            // Whoever made them.
+            // Made by hand or not.
             (&["a/1 n", "a/2 n", "a/3 n", "a/4 n"], &["a/4"]),
             (
                 &["a/1 h", "a/2 h", "a/3 h", "a/4 h", "a/5 h"],
@@ -420,7 +420,7 @@ mod tests {
                 ],
                 &["a/3", "b/3"],
             ),
-            // What a namespace has beyond takes nobody's room.
+            // What a namespace has beyond its share takes no room of others.
             (
                 &[
                     "a/1 n", "a/2 n", "a/3 n", "a/4 n", "a/5 n", "b/1 n", "b/2 n",

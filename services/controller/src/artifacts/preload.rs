@@ -1,6 +1,5 @@
-//! Images that the values want local whatever lives (`preload.images`): each has an Artifact in the
-//! release's namespace, with a label by which it is kept. One that left the list loses the label
-//! and nothing else.
+//! Images of `preload.images`: each has an Artifact in the release's namespace with a label that
+//! keeps it. One that left the list loses the label and nothing else.
 
 use crate::index::ClusterIndex;
 use crate::{Context, FIELD_MANAGER};
@@ -13,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two looks; what somebody deleted comes back with the next one.
+/// Time between two runs; a deleted Artifact comes back with the next one.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
 /// Between two looks before the Artifacts are known.
 const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,8 +1,8 @@
-//! When each Artifact is looked at: each at most once at a time, woken again while it runs, the
-//! most urgent first, and namespaces in turn.
+//! The queue of Artifacts to reconcile: most urgent first, namespaces in turn, one run per Artifact
+//! at a time. A wake-up during a run leads to another run.
 //!
-//! A copy may hold its place for long. So a namespace takes a place only while fewer than the free
-//! ones are its own: however much it asks for, others find places free.
+//! A copy may hold its place for long. So a namespace gets a place only while it holds fewer than
+//! are free: however much it asks for, other namespaces find free places.
 
 use crate::index::Key;
 use holdfast_api::fill::Priority;
@@ -50,7 +50,7 @@ impl Taken {
         self.ahead += usize::from(priority != Priority::Blocking);
     }
 
-    /// Whether a namespace with these places gets one more, when so many are taken `in_all`.
+    /// Whether a namespace with these places gets one more, when all namespaces hold `in_all`.
     const fn may_have_more(self, priority: Priority, in_all: Self) -> bool {
         let is_ahead = !matches!(priority, Priority::Blocking);
         self.all < PLACES.saturating_sub(in_all.all)

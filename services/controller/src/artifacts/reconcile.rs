@@ -25,12 +25,12 @@ use tokio::sync::Semaphore;
 
 /// A fill that takes longer shows as `Copying`.
 const COPYING_AFTER: Duration = Duration::from_secs(1);
-/// A registry that says for so long nothing of an image that it is said to hold is copying it anew.
+/// If the registry does not confirm a local image within this time, it is copying it again.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
-/// Until a status that could not be written is tried again.
+/// The pause before a status that could not be written is written again.
 pub(super) const STATUS_RETRY: Duration = Duration::from_secs(5);
 
-/// Does the looking.
+/// Reconciles Artifacts.
 #[derive(Debug)]
 pub struct Reconciler {
     pub(super) context: Context,
@@ -128,7 +128,7 @@ impl Memory {
         })
     }
 
-    /// Remembers what is about to be looked at. Further credentials, and an object made anew, end a
+    /// Remembers what is about to be reconciled. Further credentials, and a recreated object, end a
     /// pause.
     pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>, platforms: &Platforms) {
         if let Some(before) = &self.noticed {
@@ -351,7 +351,7 @@ impl Reconciler {
         }
     }
 
-    /// Writes an event where the reason is news. `unproven`: nobody's credentials were offered.
+    /// Publishes an event if the reason changed. `unproven`: no credentials were offered.
     async fn tell(
         &self,
         artifact: &Artifact,
@@ -361,8 +361,8 @@ impl Reconciler {
         unproven: bool,
         memory: &mut Memory,
     ) {
-        // A copy that was known before this process is no news. That an upstream wants credentials,
-        // where nobody's were offered, is none either: a pod that a quota refused after the
+        // A copy that was Ready before this process started is not reported. Nor is an upstream
+        // that wants credentials where none were offered: a pod that a quota refused after the
         // webhook saw it leaves such an Artifact.
         let no_news = match reason {
             Reason::Copying => true,
@@ -373,12 +373,12 @@ impl Reconciler {
         if !no_news && memory.told != Some(reason) {
             self.events.tell(artifact, demand, reason, message).await;
         }
-        // Where nothing was told, the same from a living pod's credentials will be.
+        // If nothing was reported, the same reason with a living pod's credentials will be.
         memory.told = (!no_news || reason != Reason::Unauthorized).then_some(reason);
     }
 
-    /// Remembers whether the registry holds the image, also for healing. Who doubted it is to hear
-    /// at once.
+    /// Remembers whether the registry holds the image, also for healing, which is notified at once
+    /// if it waits for this answer.
     fn said(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
         let namespace = artifact.namespace().unwrap_or_default();
         let key = (namespace, artifact.name_any());

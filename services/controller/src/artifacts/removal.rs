@@ -30,7 +30,7 @@ impl Reconciler {
     pub(super) async fn remove(&self, artifact: &Artifact) -> Outcome {
         let namespace = artifact.namespace().unwrap_or_default();
         let api: Api<Artifact> = Api::namespaced(self.context.client.clone(), &namespace);
-        // One that was made anew, or that somebody wants to keep by now, is another one.
+        // One that was recreated, or that is to be kept by now, is another one.
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: artifact.metadata.uid.clone(),
             resource_version: artifact.metadata.resource_version.clone(),

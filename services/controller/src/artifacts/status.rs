@@ -67,7 +67,7 @@ pub fn build(
             status.media_type = Some(result.media_type.clone());
             status.size_bytes = i64::try_from(result.size_bytes).ok();
             status.attempts = Some(0);
-            // How it came to be local stays true whoever needs it later.
+            // The reason why it is local stays true, also for later pods.
             let told = match status.ready().filter(|_| same) {
                 Some(told) => told
                     .message
@@ -162,7 +162,7 @@ pub async fn write(
     let patch = json!({
         "apiVersion": Artifact::api_version(&()),
         "kind": Artifact::kind(&()),
-        // The UID keeps a status from an object that was made anew under the same name.
+        // The UID keeps the status from an object that was recreated under the same name.
         "metadata": {"name": name, "uid": artifact.metadata.uid},
         "status": status,
     });

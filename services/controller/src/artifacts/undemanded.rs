@@ -13,8 +13,7 @@ use super::fill::Failure;
 use holdfast_api::artifact::Reason;
 use holdfast_config::ArtifactLimits;
 
-/// Whether an Artifact that nobody's credentials are used for is there by an announcement only, and
-/// was never copied.
+/// Whether an Artifact without credentials exists by an announcement only, and was never copied.
 pub fn is_undemanded(artifact: &Artifact, choice: &Choice<'_>) -> bool {
     matches!(choice, Choice::Nobody { .. }) && is_only_announced(artifact)
 }
@@ -38,8 +37,8 @@ pub fn was_copied(artifact: &Artifact) -> bool {
     status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
 }
 
-/// Whether an Artifact is there because pods or workloads needed it: nobody made it by hand, and
-/// nobody keeps it.
+/// Whether an Artifact exists because pods or workloads needed it: it was not made by hand, and is
+/// not to be kept.
 pub fn is_automatic(artifact: &Artifact) -> bool {
     let labels = artifact.metadata.labels.as_ref();
     let label = |key: &str| {

@@ -5,12 +5,13 @@ use super::preload;
 use holdfast_api::fill::Priority;
 use holdfast_api::{Artifact, labels};
 
-/// How long after its creation an Artifact without a pod counts as waited for.
+/// How long after its creation a pod may be expected for an Artifact without one.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 
-/// How urgent a copy is. An Artifact that somebody made a moment ago is; one that the webhook
-/// announced only when the controller sees what it is for. One that this process made for a
-/// template was announced by nobody, nor was one that somebody listed to be copied ahead.
+/// The priority of a copy: that of its demand, with two exceptions for an Artifact that is younger
+/// than two minutes. One without demand that neither the webhook nor `preload.images` made is
+/// blocking: a user created it. One that was announced for a pod is blocking while only templates
+/// need it. Everything else without demand is a prefetch.
 pub fn priority(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timestamp) -> Priority {
     let announced = artifact
         .metadata

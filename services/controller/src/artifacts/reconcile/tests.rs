@@ -530,7 +530,7 @@ async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
         "nobody's credentials were refused"
     );
 
-    // The pod comes late: the pause that nobody's credentials earned is over.
+    // The pod comes late: the pause after the attempt without credentials is over.
     assert!(looks.memory.not_before.is_some());
     looks
         .memory
