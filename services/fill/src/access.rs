@@ -1,5 +1,5 @@
-//! Who an image's upstream gives it to. Asked of the upstream each time; what is stored is no
-//! answer.
+//! Which credentials the upstream of an image accepts for it. Each check asks the upstream; stored
+//! content is no answer.
 
 use holdfast_api::{
     access::{Access, AccessRequest},

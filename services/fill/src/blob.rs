@@ -1,9 +1,8 @@
 //! The fill of one blob: one writer in the process and on the volume, resumed until verified, or
 //! given up with a reason.
 //!
-//! A blob belongs to a repository once the repository's own credentials read it, or were told by
-//! the upstream that they may: that its bytes are on the volume, or on their way for somebody else,
-//! is no leave to read them.
+//! A repository may read a blob only after its own credentials fetched it, or after the upstream
+//! confirmed that they may. Bytes on the volume, or a copy for another repository, grant nothing.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -86,9 +85,9 @@ impl Fills {
         let candidate = join(&entry);
         blobs.insert(digest.clone(), entry.clone());
         let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
-        // Its own task: anyone who asked may leave.
+        // Its own task: every request may leave.
         tokio::spawn(async move {
-            // A panic must not leave the entry behind: everybody would join it for ever.
+            // A panic must not leave the entry behind: every later request would join it.
             let copy = fills.run(&digest, &ours, &announce);
             let result = AssertUnwindSafe(copy)
                 .catch_unwind()
@@ -437,8 +436,8 @@ impl Fills {
             round.kept = true;
             return Taken::Received(Received::Wrong(what));
         }
-        // By what the upstream announces: what a manifest claims would be believed here at nobody's
-        // cost.
+        // By the size that the upstream announces: the size that a manifest claims is unverified,
+        // and claiming it costs nothing.
         let needed = total.unwrap_or(before) - before;
         if let Err(error) = self.inner.store.check_write(needed).await {
             let error = no_room(digest, needed, error);

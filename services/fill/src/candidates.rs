@@ -1,9 +1,8 @@
-//! The sources of one copy. Whoever wants a digest joins its copy with the source of its own image:
-//! the copy goes on from another one when the running one fails or is slow, so nobody's upstream
-//! holds back what somebody else's would send.
+//! The sources of one copy. Each request for a digest adds the source of its own image. The copy
+//! continues from another source if the current one fails or is slow, so a slow upstream does not
+//! delay requests that have a faster one.
 //!
-//! What a source is refused, or claims wrongly, is told to those who brought it, and to nobody
-//! else.
+//! Refusals and wrong claims of a source affect only the requests that added it.
 
 use std::{
     collections::HashMap,
@@ -27,7 +26,7 @@ use holdfast_upstream::{
 
 /// Below this rate it is tried whether another source sends faster, bytes a second.
 const MODEST: u64 = 1 << 20;
-/// A source that was left is gone back to when it sent so many times faster.
+/// The copy returns to a source that it left if that one was faster by this factor.
 const FASTER: u64 = 4;
 /// How often the running source is looked at while there are others.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
@@ -115,7 +114,7 @@ struct List {
     all: Vec<(Arc<Candidate>, Standing)>,
     /// Sources that failed, of hosts that have others.
     failed: HashMap<Host, usize>,
-    /// The copy ends: whoever comes now begins another one.
+    /// The copy ends: a later request begins another one.
     is_closed: bool,
 }
 
@@ -210,7 +209,7 @@ impl Candidates {
             return Some(Arc::clone(known));
         }
         if list.all.len() >= COPY_SOURCES {
-            // Whoever brought it waits for the others.
+            // The requests that added the removed source wait for the others.
             let at = list.gives_way(source)?;
             list.all.remove(at);
         }
@@ -268,8 +267,8 @@ impl Candidates {
         }
     }
 
-    /// The source is of no use, and those who brought it learn why. Whoever brings it again is
-    /// tried again.
+    /// Removes a source that is of no use, and gives the error to the requests that added it. It is
+    /// tried again if a request adds it again.
     pub(super) fn fail(&self, candidate: &Arc<Candidate>, error: Error) {
         let mut list = self.list();
         list.all.retain(|(known, _)| !Arc::ptr_eq(known, candidate));

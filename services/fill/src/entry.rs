@@ -1,5 +1,5 @@
-//! The fill of one blob as everybody in the process sees it: how far it is, who joined it, and who
-//! may read it. Nothing here is kept for a pull that left.
+//! The shared state of one blob's fill within the process: its progress, its requests, and which
+//! repositories may read it. An entry keeps nothing for a pull that has left.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -42,7 +42,7 @@ struct Access {
     authorized: BTreeSet<RepositoryName>,
     /// The copy is stored, and linked into those that were proven until then.
     is_linked: bool,
-    /// While another replica copies what somebody here waits for.
+    /// While another replica copies what a request here waits for.
     wait: Option<Wait>,
 }
 

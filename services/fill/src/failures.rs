@@ -1,5 +1,5 @@
-//! What is logged of copies that fail. Anybody may ask for what an upstream lacks, as often as they
-//! like; the metrics count all of them.
+//! Logs copies that fail. Any client may ask for content that an upstream lacks, as often as it
+//! likes, so the log is limited; the metrics count all failures.
 
 use std::time::Instant;
 

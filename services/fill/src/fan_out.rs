@@ -54,7 +54,7 @@ impl Streams {
     /// The stream of this blob in this repository; `None` when too many are shared already.
     fn slot(&self, key: Key) -> Option<Slot> {
         let mut slots = self.slots.lock();
-        // Whoever is about to open one holds the slot, too.
+        // A request that is about to open a stream holds the slot, too.
         slots.retain(|_, slot| {
             Arc::strong_count(slot) > 1
                 || slot
@@ -150,7 +150,7 @@ struct Window {
 }
 
 impl Window {
-    /// Whether somebody still needs the oldest piece.
+    /// Whether a reader still needs the oldest piece.
     fn is_waited_for(&self) -> bool {
         self.pieces.front().is_some_and(|(first, piece)| {
             let behind = first + piece.len() as u64;
@@ -282,7 +282,7 @@ impl Channel {
     }
 }
 
-/// Takes the stream in as long as anybody reads it.
+/// Takes the stream in while it has readers.
 async fn run(mut pieces: Pieces, channel: Weak<Channel>) {
     loop {
         let piece = coalesce(&mut pieces).await;
@@ -375,7 +375,7 @@ mod tests {
 
     use super::*;
 
-    /// A blob of so many pieces of 1 MiB; counts how often it is opened, and fails behind
+    /// A blob of `pieces` pieces of 1 MiB; counts how often it is opened, and fails behind
     /// `fails_at` pieces.
     struct Counted {
         pieces: u64,

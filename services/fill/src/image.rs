@@ -87,7 +87,7 @@ impl Fills {
     }
 
     /// The same for a pull: while its first request waits for its turn at the upstream, the fill
-    /// ends when nobody waits for it any more.
+    /// ends when its last client leaves.
     pub(super) async fn image_for_pull(
         &self,
         source: &UpstreamRepository,
@@ -129,7 +129,7 @@ impl Fills {
         let (fills, task, target) = (self.clone(), key.clone(), target.clone());
         // Its own task: a client that leaves does not stop it.
         tokio::spawn(async move {
-            // A panic must not leave the entry behind: everybody would join it for ever.
+            // A panic must not leave the entry behind: every later request would join it.
             let copy = AssertUnwindSafe(fills.fetch(&source, &task.0, &target, &task.2));
             let result = copy
                 .catch_unwind()

@@ -236,8 +236,8 @@ impl Fills {
         rewrite::upstream_of(repo).map_or(Ok(()), |(host, _)| self.permit(&host))
     }
 
-    /// What a replica may hand to another one, for a repository if one is named. Whoever asks has
-    /// somebody who waits.
+    /// What a replica may pass to another replica, for a repository if one is named. A request
+    /// means that a client waits.
     pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
             return Growing::No;

@@ -1,5 +1,5 @@
-//! What the manifests of a repository name, remembered: anyone who asks for what none of them names
-//! makes nobody read all of them again. A manifest never changes, so what is remembered stays true.
+//! Remembers what the manifests of a repository name, so that a request for something that none of
+//! them names does not read all of them again. A manifest never changes, so its entry stays true.
 
 use std::{
     collections::{HashMap, HashSet},

@@ -1,8 +1,7 @@
 //! Sources for a copy that another replica makes. A replica whose clients wait for that copy names
 //! its own sources to the one that copies, which judges them as those of its own clients: it goes
-//! on from another source when the running one fails or is slow, and not otherwise. So one host
-//! that is slow holds back nobody, through whichever replica they pull, and the copy keeps its one
-//! writer.
+//! on from another source when the running one fails or is slow, and not otherwise. So a slow host
+//! delays no pull on any replica that has a faster source, and the copy keeps its one writer.
 //!
 //! Credentials go along, over mutual TLS as in the controller's requests, and are kept until the
 //! copy ends.

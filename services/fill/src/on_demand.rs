@@ -226,7 +226,7 @@ impl Fills {
         reference: &ManifestRef,
     ) -> Result<PendingManifest> {
         let mut changed = self.inner.pending_manifests.changed();
-        // Which of its blobs somebody waits for the pulls of the blobs will tell.
+        // The pulls of its blobs will show which of them a client waits for.
         let source = &UpstreamRepository {
             priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),
             ..source.clone()
@@ -406,8 +406,8 @@ impl Fills {
         Ok(())
     }
 
-    /// Whether a blob whose bytes are here for somebody else may be this repository's too. `false`:
-    /// nobody here can ask.
+    /// Whether this repository may also use a blob that was copied for another one. `false` if no
+    /// source can be asked.
     async fn may_read(
         &self,
         source: Option<&UpstreamRepository>,

@@ -1,5 +1,5 @@
-//! Whether a tag that is local is still what the upstream means by it: asked by policy, never
-//! waited for, never asked twice.
+//! Checks whether a local tag still has the upstream's digest. The settings say how often; no pull
+//! waits for the check, and one tag has one check at a time.
 
 use std::{collections::HashMap, time::Duration};
 
