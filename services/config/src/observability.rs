@@ -1,5 +1,4 @@
-//! What whoever operates a registry chooses: what it tells of itself, and to whom, and how it looks
-//! after its volume.
+//! Settings for the operation of a registry: access log, notifications and scrubbing.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! Deletes: what is deleted is unknown with the next request; bytes on the volume are the sweep's
-//! business.
+//! Deletes of blobs, manifests and tags. A deleted item is unknown to the next request; its bytes
+//! stay on the volume.
 
 use holdfast_core::{ManifestRef, digest::Digest, oci::Manifest, reference::RepositoryName};
 use http::{Response, StatusCode};
