@@ -58,7 +58,7 @@ pub(crate) fn is_on_its_way(reason: &str) -> bool {
     words.contains(&reason)
 }
 
-/// Whether asking again brings the same answer until somebody changes something.
+/// Whether a retry brings the same answer until something changes.
 pub(crate) fn is_lasting(reason: &str) -> bool {
     [Reason::NotFound, Reason::Unauthorized, Reason::Invalid]
         .into_iter()

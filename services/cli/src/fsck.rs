@@ -1,5 +1,5 @@
-//! `holdfast fsck`: reports damage of a volume and its consequences, and makes the repairs that have
-//! one possible result.
+//! `holdfast fsck`: reports damage of a volume and its consequences, and makes the repairs that
+//! have one possible result.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `holdfast preload`: copies images before anybody needs them. Reads what is meant, makes an
+//! `holdfast preload`: copies images ahead of need. Reads which images are meant, makes an
 //! Artifact for each image, and with `--wait` follows them until they are local. Copying is the
 //! controller's and the registry's work.
 

@@ -238,15 +238,14 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
     }
 }
 
-/// A claim stays as long as a pod uses it, and a pod on a dead node stays until somebody gives it
-/// up: nobody else would, and anyone who waits for the claim's deletion would wait until the node
-/// is back.
+/// A `PersistentVolumeClaim` stays while a pod uses it, and a pod on a lost node stays until it is
+/// force-deleted. Otherwise the deletion of the claim would wait until the node is back.
 async fn stop_registry(cluster: &Cluster) -> anyhow::Result<usize> {
     cluster.scale_registry_to_zero().await?;
     cluster.give_up_lost_registry_pods().await
 }
 
-/// Asks the agents until each one on a Ready node has put its host back, or time is over.
+/// Asks the agents until each one on a Ready node has restored its host, or the time is over.
 async fn put_nodes_back(
     cluster: &Cluster,
     http: &reqwest::Client,

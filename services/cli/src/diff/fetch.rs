@@ -27,7 +27,7 @@ pub(super) async fn fetch(
     let state = release.state(client).await?;
     let mut not_judged = Vec::new();
     let mut objects: BTreeMap<&'static str, Vec<Value>> = BTreeMap::new();
-    // Revisions are history: nothing starts from them before somebody rolls back.
+    // Revisions are history: nothing starts from them before a rollback.
     for kind in KINDS
         .iter()
         .filter(|kind| kind.kind != "ControllerRevision")

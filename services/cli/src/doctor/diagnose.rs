@@ -117,7 +117,7 @@ fn address(facts: &Facts) -> Option<&str> {
 #[derive(Default)]
 struct Refused<'a> {
     namespaces: BTreeSet<&'a str>,
-    /// Its own words; empty where nobody heard them.
+    /// The policy's message; empty if none was received.
     message: &'a str,
     /// Images that it allows under their upstream's name.
     sources: BTreeSet<&'a str>,
@@ -542,7 +542,7 @@ mod tests {
             ],
         );
         check(
-            "nobody could say",
+            "the dry run has no answer",
             |facts| {
                 facts.dry_runs = vec![dry_run("a", Outcome::Unknown("exceeded quota".to_owned()))];
             },

@@ -238,7 +238,7 @@ async fn webhook(client: &Client, names: &Names) -> Asked<Option<Webhook>> {
         .collect();
     let namespace = Some(names.namespace.as_str());
     let authority = match object(client, SECRETS, namespace, &names.webhook_tls()).await {
-        // The certificate only: the key beside it is looked at by nobody.
+        // The certificate only: the key beside it is not read.
         Ok(Some(secret)) => Some(Ok(decoded(secret.pointer("/data/ca.crt")))),
         Ok(None) => None,
         Err(why) => Some(Err(why)),

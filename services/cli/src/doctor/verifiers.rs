@@ -1,9 +1,10 @@
-//! Policies that verify signatures by the name of an image, and whether they still mean the names
-//! that pods have after rewriting. One that does not is silent: it verifies nothing.
+//! Policies that verify signatures by the name of an image, and whether their patterns match
+//! rewritten names. One whose patterns do not match verifies nothing, without an error.
 //!
 //! Known are Kyverno (`ClusterPolicy`, `Policy`, `ImageValidatingPolicy` and its namespaced twin)
-//! and the policy controller of sigstore (`ClusterImagePolicy`). Others keep their patterns where
-//! nobody can list them. A pattern of another form than globs is told, and not judged.
+//! and the policy controller of sigstore (`ClusterImagePolicy`). Other verifiers keep their
+//! patterns in their own configuration, which cannot be listed. Patterns that are not globs are
+//! reported without a judgement.
 
 use std::collections::BTreeMap;
 

@@ -1,5 +1,5 @@
-//! Checks of Kubernetes that mean nothing for rewritten images, because nodes pull local images
-//! with a credential of their own: told as notes, for there is nothing to repair.
+//! Checks of Kubernetes that have no effect on rewritten images, because nodes pull local images
+//! with their own credential. They are notes: there is nothing to repair.
 
 use kube::Client;
 

@@ -293,8 +293,7 @@ mod tests {
             patched["metadata"]["annotations"][labels::ORIGINAL_IMAGES],
             r#"{"volumes/v":"data:1"}"#
         );
-        // Of another pod of that name, or of images that somebody changed meanwhile, nothing is
-        // touched.
+        // Another pod of that name, or images that changed meanwhile, stay unchanged.
         let mut other = pod(None, &spec, annotation);
         other["metadata"]["uid"] = json!("uid-of-another");
         assert!(json_patch::patch(&mut other, &patch).is_err());

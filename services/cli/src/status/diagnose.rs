@@ -94,7 +94,7 @@ pub(super) struct Status {
     pub(super) absent: Vec<Absent>,
     /// What is missing beside images.
     pub(super) problems: Vec<Finding>,
-    /// What will be missing if nobody does anything; it does not change the answer.
+    /// What will be missing without an action; it does not change the answer.
     pub(super) warnings: Vec<Finding>,
     /// What could not be found out.
     pub(super) unknown: Vec<String>,

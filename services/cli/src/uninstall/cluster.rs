@@ -123,7 +123,7 @@ impl Cluster {
         Ok(count)
     }
 
-    /// The nodes whose kubelet nobody hears of.
+    /// The nodes that are not Ready: their kubelets do not report.
     async fn lost_nodes(&self) -> anyhow::Result<Vec<String>> {
         let nodes = Api::<Node>::all(self.client.clone())
             .list(&ListParams::default())
@@ -135,7 +135,8 @@ impl Cluster {
             .collect())
     }
 
-    /// Takes the startup taint off all nodes: nobody is left who would. Returns how many had it.
+    /// Removes the startup taint from all nodes: the controller no longer does. Returns how many
+    /// had it.
     pub(crate) async fn let_nodes_go(&self) -> anyhow::Result<usize> {
         let api = Api::<Node>::all(self.client.clone());
         let mut count = 0;
