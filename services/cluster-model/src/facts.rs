@@ -86,8 +86,8 @@ pub fn is_agent(
             .and_then(|labels| labels.get(key))
             .is_some_and(|found| found == value)
     };
-    // The namespace decides too: anybody who may create pods can label his own as agents of nodes
-    // that are not prepared.
+    // The namespace decides too: any user who may create pods can label their own as agents of
+    // nodes that are not prepared.
     namespace == Some(names.namespace.as_str())
         && has(labels::COMPONENT, labels::COMPONENT_NODE_AGENT)
         && has(labels::INSTANCE, &names.release)

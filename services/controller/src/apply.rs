@@ -1,5 +1,5 @@
-//! Writing the objects that the controller owns: only when they differ, and never over somebody's
-//! newer write.
+//! Writes the objects that the controller owns: only when they differ, and never over a newer write
+//! of another client.
 
 use holdfast_api::labels;
 use holdfast_api::names::Names;
@@ -29,8 +29,8 @@ fn metadata(names: &Names, name: &str) -> ObjectMeta {
 }
 
 /// Makes the Secret hold exactly `data`; true when something was written. `existing` is what was
-/// read before: a write by somebody else in between is a conflict, an error, and the caller looks
-/// again.
+/// read before: a write by another client in between is a conflict, an error, and the caller reads
+/// it again.
 pub async fn secret(
     client: &kube::Client,
     names: &Names,

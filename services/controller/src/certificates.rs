@@ -418,8 +418,8 @@ async fn publish(context: &Context, secrets: &Api<Secret>, bundle: &str) -> Resu
     Ok(())
 }
 
-/// Puts the bundle into every webhook of the configuration. Before, the API server trusts nobody
-/// and the webhook fails open.
+/// Puts the bundle into every webhook of the configuration. Before, the API server trusts no
+/// certificate of the webhook, and the webhook fails open.
 async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
     let name = context.names.webhook();

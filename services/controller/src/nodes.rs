@@ -1,5 +1,4 @@
-//! The nodes: which of them are prepared, who is held back until it is, and what an operator hears
-//! of them.
+//! The nodes: which are prepared, which carry the startup taint, and the events about them.
 //!
 //! A node is prepared when its agent's pod is Ready, which that pod is after a real pull through
 //! the node's runtime. With `nodeAgent.startupTaint` a node that joins carries a taint until then,
@@ -32,8 +31,8 @@ const PAUSE_AFTER_PATCH: Duration = Duration::from_secs(3);
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(60);
 /// Effect of the taint that the controller sets. Taken away it is with any effect.
 const EFFECT: &str = "NoSchedule";
-/// What a kubelet reported of its pods before its node's object was made anew is overwritten by
-/// then.
+/// After this time a kubelet has overwritten the states of pods that it reported before its Node
+/// object was recreated.
 const STALE_SECONDS: i64 = 60;
 
 /// All nodes as they are seen now.
@@ -145,8 +144,8 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
     }
 }
 
-/// Changes the taints of the live node, if it is still that node and nobody else changed it
-/// meanwhile; true when something was written.
+/// Changes the taints of the live node, if it is still that node and did not change meanwhile; true
+/// when something was written.
 async fn patch(context: &Context, node: &Node, act: Act) -> Result<bool, kube::Error> {
     let api: Api<ApiNode> = Api::all(context.client.clone());
     let Some(live) = api.get_opt(&node.name).await? else {

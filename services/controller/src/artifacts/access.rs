@@ -197,9 +197,9 @@ pub fn of(artifact: &Artifact) -> Access {
 
 /// The list that follows from the Artifacts, and how many names found no room on it: pure.
 ///
-/// Names are taken in rounds, one of each namespace that has some left, so that nobody takes
-/// another one's room. A repository that is everybody's counts for the first namespace whose
-/// Artifact says so.
+/// Names are taken in rounds, one of each namespace that has some left, so that no namespace takes
+/// the room of another one. A public repository counts for the first namespace whose Artifact says
+/// so.
 pub fn list<'a>(
     artifacts: impl Iterator<Item = (&'a Key, &'a Arc<Artifact>)>,
 ) -> (AccessList, usize) {

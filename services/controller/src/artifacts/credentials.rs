@@ -49,8 +49,8 @@ pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Durati
         Reference::parse(&spec.source_artifact)
             .is_ok_and(|reference| reference.to_string() == demand.source)
     };
-    // The demand was found by the Artifact's name, and anybody may give an Artifact a name that is
-    // another image's.
+    // The demand was found by the Artifact's name, and a user may give an Artifact the name that
+    // belongs to another image.
     if let Some(demand) = demand.filter(|demand| demand.asks_for_copy() && same_image(demand)) {
         return Choice::Pods(demand);
     }

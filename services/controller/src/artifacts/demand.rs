@@ -29,14 +29,14 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Whether somebody who may use the namespace's pull secrets asks for a copy: a living pod, or
-    /// a workload that may make one. Only then an Artifact is made when there is none, and only
-    /// their credentials are used.
+    /// Whether an object that may use the namespace's pull secrets needs a copy: a living pod, or a
+    /// workload that may make one. Only then a missing Artifact is made, and only their credentials
+    /// are used.
     pub fn asks_for_copy(&self) -> bool {
         self.pod.is_some() || self.ahead.is_some()
     }
 
-    /// How urgent a copy is; `None` when nobody asks for one.
+    /// How urgent a copy is; `None` if none is needed.
     pub fn priority(&self) -> Option<Priority> {
         match (self.waiting, &self.pod, &self.ahead) {
             (true, _, _) => Some(Priority::Blocking),

@@ -77,8 +77,8 @@ pub fn plan<'a>(
     actions
 }
 
-/// Whether an Artifact is there because somebody listed its image, and not because a pod was
-/// announced.
+/// Whether an Artifact exists because `preload.images` or a user listed its image, and not because
+/// a pod was announced.
 pub fn is_listed(artifact: &Artifact) -> bool {
     let labels = artifact.metadata.labels.as_ref();
     artifact.spec.service_account_name.is_none()

@@ -302,7 +302,7 @@ impl Reconciler {
             return Outcome { again: Some(rest) };
         }
         let asked_before = memory.confirmed.is_some();
-        // By now the watch has shown what was written: a status that somebody else took away is
+        // By now the watch has shown what was written: a status that another client removed is
         // written again.
         memory.written &= seen_status == artifact.status;
         let asked = self.request(artifact, demand, choice, &platforms).await;

@@ -1,9 +1,9 @@
 //! Artifacts that were announced and that nothing needs: pure.
 //!
-//! Everybody who reaches the webhook can have an image announced in any namespace. Such an Artifact
-//! is copied only when the controller itself sees a living pod or a template of the namespace that
-//! names the source; without one it goes after a while. What was copied once stays listed, and so
-//! does what somebody asked to keep.
+//! Any client of the webhook can announce an image in any namespace. Such an Artifact is copied
+//! only when the controller itself sees a living pod or a template of the namespace that names the
+//! source; without one it goes after a while. What was copied once stays listed, and so does what
+//! is to be kept.
 
 use holdfast_api::{Artifact, labels};
 use std::time::{Duration, Instant};

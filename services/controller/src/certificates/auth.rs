@@ -3,7 +3,7 @@
 //!
 //! Both are made once. A rotation is asked for by the annotation [`labels::ROTATE`] and takes three
 //! steps, because replicas and nodes hear of a change at different times: the new secret is
-//! accepted everywhere before anybody uses it, and the old one is accepted for a while after that.
+//! accepted everywhere before it is used, and the old one is accepted for a while after that.
 //! Files of several lines mean: the first is used, each is accepted.
 
 use super::{Error, issue};
@@ -60,7 +60,7 @@ impl Phase {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
     data: BTreeMap<String, Vec<u8>>,
-    /// Whether somebody asks for a rotation.
+    /// Whether the annotation asks for a rotation.
     asked: bool,
     phase: Option<Phase>,
 }

@@ -1,9 +1,9 @@
 //! Makes kubelets renew mounted Secrets at once.
 //!
-//! A kubelet brings a changed Secret into a running pod when it next looks at that pod, a minute or
-//! more later; until then the registry would serve a certificate without its new address. It looks
-//! at once when the pod itself changes, so the pods that mount the Secret get an annotation. It is
-//! done twice, a few seconds apart: the kubelet may hear of the pod before it hears of the Secret.
+//! A kubelet updates a mounted Secret at its next sync of the pod, a minute or more later; until
+//! then the registry would serve a certificate without its new address. A change of the pod itself
+//! leads to a sync at once, so the pods that mount the Secret get an annotation. They get it twice,
+//! a few seconds apart, because the kubelet may receive the pod's change before the Secret's.
 
 use super::Error;
 use crate::Context;

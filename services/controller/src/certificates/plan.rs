@@ -1,9 +1,8 @@
-//! What is to be done about certificates: a pure function of what exists, the time and what is
-//! wanted.
+//! The actions on certificates: a pure function of what exists, the time and what is wanted.
 //!
 //! Rules: everything is renewed at half of its life; a new CA is trusted beside the old one until
-//! the old one runs out, and signs nothing for [`SETTLE`] seconds unless it must, so that everybody
-//! has heard of it before.
+//! the old one expires, and signs nothing for [`SETTLE`] seconds unless it must, so that all
+//! replicas and nodes trust it first.
 
 use super::issue::Ca;
 use holdfast_api::labels;
@@ -65,7 +64,7 @@ pub struct Existing {
 
 impl Existing {
     /// What is trusted at `now`. When the CA's Secret is lost, that is what its certificates were
-    /// issued with: they go on serving until everybody has heard of the new CA.
+    /// issued with: they go on serving until all replicas and nodes trust the new CA.
     fn trusted(&self, now: i64) -> Vec<BundleFacts> {
         let mut trusted: Vec<BundleFacts> = match &self.ca {
             Some(ca) => ca.bundle.clone(),
@@ -161,8 +160,8 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
     let ca_reason = match &existing.ca {
         None => Some("there is none"),
         Some(ca) if now >= ca.not_after => Some("it ran out"),
-        // Made by a clock that was ahead: nobody accepts it, and nothing that it signs, until that
-        // time comes.
+        // Made by a clock that was ahead: no client accepts it, or what it signs, until that time
+        // comes.
         Some(ca) if now < ca.not_before => Some("it is not valid yet"),
         Some(ca) if past_half(ca.not_before, ca.not_after, now) => {
             Some("half of its lifetime has passed")
@@ -220,8 +219,8 @@ pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
         } else {
             None
         };
-        // The first CA has nobody who trusts an older one, but a certificate due for renewal can
-        // wait for an hour anyway.
+        // Nothing trusts an older CA than the first one, but a certificate due for renewal can wait
+        // for an hour anyway.
         let due = (settled && past_half(facts.not_before, facts.not_after, now))
             .then_some("half of its lifetime has passed");
         if let Some(reason) = must.or(due) {

@@ -190,7 +190,7 @@ mod tests {
         assert!(
             (0..full).all(|it| count(&list, &format!("n{it}")) >= MAX_EXCLUSIONS_OF_NAMESPACE - 1)
         );
-        // Everybody has one: nobody takes another one's only entry.
+        // Each namespace has one: none takes the only entry of another one.
         let mut list = Vec::new();
         for namespace in 0..=MAX_EXCLUSIONS {
             add(

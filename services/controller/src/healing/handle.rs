@@ -1,5 +1,5 @@
 //! What healing shares with the other loops: the excluded sources, the state as it was written, and
-//! wishes to ask again.
+//! requests for an early retry.
 
 use super::Policy;
 use crate::index::Key;
@@ -19,9 +19,9 @@ pub struct Healing {
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
     asked: Mutex<BTreeSet<Key>>,
-    /// Artifacts of which the registry is to say again that it holds the image.
+    /// Artifacts for which the registry is to confirm again that it holds the image.
     doubted: Mutex<BTreeSet<Key>>,
-    /// When the registry said so last, to this process.
+    /// When the registry last confirmed it to this process.
     confirmed: Mutex<HashMap<Key, Instant>>,
 }
 
@@ -66,27 +66,27 @@ impl Healing {
         });
     }
 
-    /// Wishes that Artifacts are asked for before their pause ends.
+    /// Requests a retry of these Artifacts before their pause ends.
     pub fn ask(&self, keys: Vec<Key>) {
         lock(&self.asked).extend(keys);
     }
 
-    /// Takes the wishes.
+    /// Takes the pending requests for a retry.
     pub fn asked(&self) -> BTreeSet<Key> {
         std::mem::take(&mut *lock(&self.asked))
     }
 
-    /// Wishes that the registry says again that it holds these images.
+    /// Requests that the registry confirms again that it holds these images.
     pub fn doubt(&self, keys: BTreeSet<Key>) {
         lock(&self.doubted).extend(keys);
     }
 
-    /// Takes these wishes.
+    /// Takes the pending requests for a confirmation.
     pub fn doubted(&self) -> BTreeSet<Key> {
         std::mem::take(&mut *lock(&self.doubted))
     }
 
-    /// The registry said at `now` whether it holds an image.
+    /// Records the registry's answer at `now`, whether it holds an image.
     pub fn said(&self, key: &Key, held: bool, now: Instant) {
         let mut confirmed = lock(&self.confirmed);
         if held {
@@ -96,7 +96,7 @@ impl Healing {
         }
     }
 
-    /// Forgets what was said of Artifacts that are gone.
+    /// Forgets the answers for Artifacts that are gone.
     pub fn forget(&self, exists: impl Fn(&Key) -> bool) {
         lock(&self.confirmed).retain(|key, _| exists(key));
     }

@@ -201,7 +201,7 @@ impl Healer {
         })
     }
 
-    /// How far the patients' images are, as far as the Artifacts were seen.
+    /// The copies of the stuck pods' images, as the index knows them.
     pub(super) fn copies(&self, stuck_pods: &[(Key, Arc<StuckPod>)], now: i64) -> Copies {
         let proof = self.context.healing.policy.proof;
         let access = self.access();
@@ -217,7 +217,7 @@ impl Healer {
                         continue;
                     };
                     let copy = if status::was_ready(artifact) {
-                        // Held for others: nobody is sent there.
+                        // Local, but this namespace may not have it.
                         if !permits(&pod.0, &image.source) {
                             continue;
                         }
@@ -308,7 +308,7 @@ fn copy_of(copies: &Copies, namespace: &str, source: &str) -> Copy {
         .map_or(Copy::Pending, |(copy, _)| *copy)
 }
 
-/// The pods that may need help; those in namespaces out of scope are wanted by nobody.
+/// The pods that may need help; pods in namespaces out of scope do not count as wanted.
 fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
     let mut stuck_pods: Vec<(Key, Arc<StuckPod>)> =
         ClusterIndex::read(&context.index.pods, |pods| {
@@ -328,7 +328,7 @@ fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
             }
         }
     });
-    // The release's own pods are nobody's patients.
+    // Pods of the release itself are never healed.
     stuck_pods.retain(|((namespace, _), _)| *namespace != context.names.namespace);
     stuck_pods
 }

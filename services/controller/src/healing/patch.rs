@@ -81,7 +81,7 @@ pub fn operations(
         .pointer("/metadata/annotations")
         .and_then(Value::as_object);
     if existing.is_none() {
-        // The whole map is written: nobody may have made one meanwhile.
+        // The whole map is written, so there must be none meanwhile.
         if let Some(version) = document.pointer("/metadata/resourceVersion") {
             let version = version.as_str().unwrap_or_default();
             operations.push(test("/metadata/resourceVersion", version));

@@ -126,7 +126,7 @@ impl Policies {
             .collect()
     }
 
-    /// The policy was asked about and refuses still, or nobody could say: the next pause is longer.
+    /// The policy still refuses, or the check got no answer: the next pause is longer.
     pub fn refuses_still(&mut self, namespace: &str, now: i64) {
         let pause = self.longer(namespace);
         self.pauses

@@ -141,8 +141,8 @@ impl Healer {
             .collect()
     }
 
-    /// Whether the webhook rewrites pods of this owner. Of an owner that nobody knows it is taken
-    /// for true: it is only tried.
+    /// Whether the webhook rewrites pods of this owner. True for an unknown owner: this leads only
+    /// to a try.
     fn would_be_rewritten(&self, namespace: &str, denial: &Denial) -> bool {
         let (index, scope) = (&self.context.index, &self.context.scope);
         let included = ClusterIndex::read(&index.namespaces, |namespaces| {

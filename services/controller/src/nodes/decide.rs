@@ -1,16 +1,16 @@
-//! Who is held back and who is let go, and what is worth telling: pure but for its memory; time is
-//! passed in.
+//! Decides which nodes get or lose the startup taint, and which events to publish. Pure except for
+//! its memory; time is an argument.
 
 use holdfast_config::StartupTaint;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// How long a Ready node may be unprepared before somebody hears of it: images are pulled and the
+/// How long a Ready node may be unprepared before an event reports it: images are pulled and the
 /// registry starts first.
 pub const UNPREPARED_GRACE: Duration = Duration::from_secs(120);
-/// A node that is older joined before anybody could hold it back: pods run on it.
+/// A node that is older joined before it could get the taint: pods run on it.
 const MAX_JOINING_AGE: Duration = Duration::from_secs(600);
-/// Nodes that are told of in one look at most; the others follow.
+/// Most nodes that one round reports; the others follow.
 const MAX_EVENTS_PER_ROUND: usize = 20;
 
 /// A node as it is seen.
@@ -18,13 +18,13 @@ const MAX_EVENTS_PER_ROUND: usize = 20;
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Its UID: a node that joins anew under an old name is another one.
+    /// Its UID: a node that joins again under an old name is another one.
     pub uid: String,
     /// Its Ready condition.
     pub ready: bool,
     /// Whether its agent has made a real pull.
     pub prepared: bool,
-    /// Whether it carries the taint, by whomever.
+    /// Whether it carries the taint, set by any program.
     pub held: bool,
     /// Whether rewriting concerns it.
     pub in_scope: bool,
@@ -35,9 +35,9 @@ pub struct Node {
 /// What the values say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Whether nodes that join are held back.
+    /// Whether nodes that join get the taint.
     pub enabled: bool,
-    /// After which time they are let go in any case.
+    /// After which time the taint is removed in any case.
     pub timeout: Option<Duration>,
 }
 
@@ -52,39 +52,39 @@ impl Policy {
     }
 }
 
-/// What is to be done with a node's taint.
+/// The action on a node's taint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Put it on.
+    /// Add it.
     Hold,
-    /// Take it off.
+    /// Remove it.
     LetGo(Why),
 }
 
-/// Why a node is let go.
+/// Why the taint is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
     /// It can pull.
     Prepared,
     /// The value is off.
     SwitchedOff,
-    /// Nobody waits for it.
+    /// Rewriting does not wait for it.
     OutOfScope,
     /// It took too long: what would prepare it may itself wait for pods on this node.
     TimedOut,
 }
 
-/// What is worth telling of a node.
+/// What an event reports of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
     /// It is Ready and has not been prepared for [`UNPREPARED_GRACE`].
     Unprepared,
-    /// It was told of, and is prepared now.
+    /// It was reported, and is prepared now.
     Prepared,
 }
 
-/// What this process has seen of the nodes, by UID. A new leader starts without: then a node is
-/// held, or told of, a little longer.
+/// What this process has seen of the nodes, by UID. A new leader starts with none: then a node
+/// keeps the taint, or stays unreported, a little longer.
 #[derive(Debug, Default)]
 pub struct Memory {
     held_since: HashMap<String, Duration>,
@@ -94,7 +94,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// Who is to be held and who is to be let go, at `now` since the start of the process.
+    /// The nodes that get or lose the taint, at `now` since the start of the process.
     pub fn decide<'a>(
         &mut self,
         nodes: &'a [Node],
@@ -125,8 +125,8 @@ impl Memory {
                 acts.push((node, Act::LetGo(why)));
                 continue;
             }
-            // Who was let go once is not held again: an agent that restarts says nothing against
-            // its node.
+            // A node that lost the taint does not get it again: a restart of the agent says nothing
+            // against its node.
             let was =
                 self.was_prepared.contains(&node.uid) || self.held_since.contains_key(&node.uid);
             let joins = node.age
