@@ -5,8 +5,8 @@ use holdfast_api::access::Access;
 use super::{UpstreamRepository, Upstreams};
 
 impl Upstreams {
-    /// Asks the endpoints in their order for a manifest: as nobody, with the operator's
-    /// credentials, and with those of the source. A no that was remembered is not used: who asks
+    /// Asks the endpoints in their order for a manifest: anonymously, with the operator's
+    /// credentials, and with those of the source. A remembered refusal is not used: the caller
     /// wants the upstream's answer.
     pub async fn access(&self, source: &UpstreamRepository, target: &str) -> Access {
         let Ok(endpoints) = self.endpoints(&source.host) else {

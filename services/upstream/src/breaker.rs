@@ -62,7 +62,7 @@ pub(super) enum Rejection {
     Endpoint(Cause, Duration),
     /// It failed for this repository, which is asked for again after this time.
     Repository(Cause, Duration),
-    /// It asked to be left alone for this time.
+    /// It asked for a pause of this length.
     Pause(Duration),
 }
 
@@ -88,7 +88,7 @@ pub(super) struct Breaker {
     cause: Option<Cause>,
     /// When the next probe is due, while it is open.
     probe_at: Option<Instant>,
-    /// Whether somebody probes.
+    /// Whether a probe runs.
     probing: bool,
     paused_until: Option<Instant>,
     open_for: Duration,
@@ -146,7 +146,7 @@ impl Breaker {
         self.probe_at.is_some()
     }
 
-    /// Records a failure. Returns when somebody is to begin to probe, if somebody is.
+    /// Records a failure. Returns when a probe is to begin, if one is.
     pub(super) fn failed(
         &mut self,
         failure: Failure<'_>,
@@ -288,7 +288,7 @@ impl Breaker {
         was_open
     }
 
-    /// Records that nobody probes any more.
+    /// Records that the probe ended.
     pub(super) fn probe_ended(&mut self) {
         self.probing = false;
     }

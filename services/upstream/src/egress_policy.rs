@@ -157,8 +157,8 @@ impl SeenAddresses {
         self.bits() & Self::SEVERAL != 0
     }
 
-    /// What who lives there may send us to: addresses of the one kind that all of its own are of. A
-    /// name with a public and a private address could be anybody's.
+    /// The addresses that this host may redirect to: those of the one kind that all of its own are
+    /// of. A name with a public and a private address could belong to anyone.
     fn policy(&self) -> EgressPolicy {
         let all = self.bits() & !Self::SEVERAL;
         EgressPolicy {
@@ -170,8 +170,8 @@ impl SeenAddresses {
 }
 
 impl EgressPolicy {
-    /// What an upstream at these addresses may send us to; `configured` upstreams may use private
-    /// addresses.
+    /// The addresses that an upstream at these addresses may redirect to; `configured` upstreams
+    /// may use private addresses.
     pub(super) fn of(upstream: impl IntoIterator<Item = IpAddr>, configured: bool) -> Self {
         let seen = SeenAddresses::default();
         for address in upstream {
@@ -189,8 +189,8 @@ impl EgressPolicy {
         }
     }
 
-    /// What a host may be that nobody configured, only an image's name: a registry beside us, but
-    /// not this machine.
+    /// The addresses that an unconfigured host may have, which only an image names: a registry in
+    /// this network, but not this machine.
     pub(super) fn of_anybody() -> Self {
         Self {
             private: true,

@@ -259,9 +259,9 @@ impl Endpoint {
         Error::Unavailable(self.tellable(what))
     }
 
-    /// What who names an image may be told of its host. Of one that nobody configured, at an
-    /// address of this network, no more than that there is no registry: causes would tell which
-    /// ports are open. They are in the log.
+    /// Which error details the requester of an image may see. For an unconfigured host in this
+    /// network: only that there is no registry, because causes would show which ports are open.
+    /// They are in the log.
     pub(super) fn tellable(&self, what: &str) -> String {
         if !self.hides_causes() {
             return what.to_owned();
@@ -294,9 +294,9 @@ impl Endpoint {
         }
     }
 
-    /// Whether why there is no answer is kept from who names the host. A name can lead to a
-    /// registry first, and to any other host of this network then. Answers come from whoever has
-    /// the name's certificate, a lost connection from anybody.
+    /// Whether the cause of a failure is hidden from the requester. A name can lead to a registry
+    /// first, and to any other host of this network later. An answer proves the certificate of the
+    /// name; a lost connection can come from any host.
     fn hides_causes(&self) -> bool {
         let is_several = self.settings.is_none() && self.seen.is_inside() && self.seen.is_several();
         is_several || self.is_confidential()

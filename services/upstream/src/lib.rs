@@ -67,7 +67,7 @@ pub enum Error {
     /// The upstream says that it does not exist.
     #[error("the upstream has no such image")]
     NotFound,
-    /// The upstream refused every credential, and nobody.
+    /// The upstream refused every credential, and an anonymous request.
     #[error("the upstream refused every credential")]
     Unauthorized,
     /// The upstream cannot be reached, is too slow, or fails.
@@ -76,7 +76,7 @@ pub enum Error {
     /// The same, and it says when it may be asked again.
     #[error("the upstream is unavailable: {0}")]
     Later(String, Duration),
-    /// The upstream asks to be left alone for so long.
+    /// The upstream asked for a pause of this length (429).
     #[error("the upstream is unavailable: too many requests, asks for a pause of {} s", endpoint::seconds(*.0))]
     TooMany(Duration),
     /// The upstream's answer breaks a rule: wrong bytes, too large, a redirect to where nothing may
@@ -86,7 +86,7 @@ pub enum Error {
     /// The bytes have the digest that was asked for and are no manifest that is taken.
     #[error("the upstream's answer is not valid: {0}")]
     NoManifest(String),
-    /// It was not asked: too many requests wait for it, or nobody waits for this one any more.
+    /// It was not asked: too many requests wait for it, or the clients of this one are gone.
     #[error("the upstream was not asked: {0}")]
     Busy(String),
     /// The settings do not make a client.
@@ -337,7 +337,7 @@ impl Upstreams {
         error
     }
 
-    /// Forgets that these credentials were refused a manifest: somebody asks for it on purpose.
+    /// Forgets that these credentials were refused a manifest: this request is explicit.
     pub fn ask_again(&self, source: &UpstreamRepository, target: &str) {
         self.inner
             .negative
@@ -491,7 +491,7 @@ impl Upstreams {
         self.inner.scheduler.raise(priority, level);
     }
 
-    /// Says that somebody waits for something of `host` that another replica copies.
+    /// Records that a client waits for content of `host` that another replica copies.
     pub fn wait(&self, host: &Host) -> Wait {
         self.inner.scheduler.wait(&host.to_string())
     }

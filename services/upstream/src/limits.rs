@@ -35,5 +35,5 @@ pub const MANIFEST_MEMORY_PER_HOST: u64 = 16 << 20;
 /// How long a manifest may arrive while one of another host, which holds less memory, waits.
 pub const MANIFEST_CUT_AFTER: Duration = Duration::from_secs(2);
 
-/// Messages of the log that anybody can cause, a minute; further ones are at level debug.
+/// Log messages a minute that any client can cause; further ones are at level debug.
 pub const MESSAGES_A_MINUTE: usize = 60;

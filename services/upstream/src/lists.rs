@@ -95,10 +95,10 @@ impl Upstreams {
         in_time(self.inner.timeouts.list, LATE_LIST, &endpoints, ask).await
     }
 
-    /// Who refers to a manifest.
+    /// The referrers of a manifest.
     ///
     /// # Errors
-    /// See [`Upstreams::tags`]. That there is nobody is an empty list.
+    /// See [`Upstreams::tags`]. A manifest without referrers has an empty list.
     pub async fn referrers(
         &self,
         source: &UpstreamRepository,

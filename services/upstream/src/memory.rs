@@ -1,5 +1,5 @@
 //! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it
-//! for each host, so that one that sends slowly holds back nobody else.
+//! for each host, so that one that sends slowly delays no other.
 //!
 //! Those that wait get bytes in order: whose host holds the fewest, then by arrival. While the
 //! first of them waits, a manifest of a host that holds more than its own host is cut when it has
@@ -419,7 +419,7 @@ mod tests {
             tokio::spawn(async move { stall(&memory, host, 4 * UNIT).await })
         });
         tokio::task::yield_now().await;
-        // Its own host has its share: nobody gives way to it.
+        // Its own host has its share: no other host gives way to it.
         let mut same = std::pin::pin!(hold(&memory, "one", 1, 1));
         let soon = tokio::time::timeout(MANIFEST_CUT_AFTER * 10, same.as_mut()).await;
         assert!(soon.is_err());

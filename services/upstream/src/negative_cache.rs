@@ -59,7 +59,7 @@ impl NegativeCache {
         held.insert(key(source, path), (error.clone(), now + self.lasts));
     }
 
-    /// Forgets what was said to these credentials: somebody asks on purpose.
+    /// Forgets the refusals of these credentials: a request is explicit.
     pub(super) fn forget(&self, source: &UpstreamRepository, path: &str) {
         self.held.lock().remove(&key(source, path));
     }

@@ -1,5 +1,5 @@
-//! Requests to one host, this many a second. Who must wait has a place in a queue of limited
-//! length; a place is free again as soon as nobody waits for its answer.
+//! Limits the requests to one host per second. A request that must wait has a place in a queue of
+//! limited length; its place is free again as soon as its clients are gone.
 //!
 //! What pods wait for goes first. Then those for whom requests are made (a client by its address,
 //! the controller) take turns, and the repositories of each of them do. A request that several
@@ -30,7 +30,7 @@ struct Place {
 }
 
 /// Turns by key: each gets one a round. A key that had none lately joins the round after the one
-/// that is served, so newcomers keep nobody waiting for ever.
+/// that is served, so newcomers keep no key waiting for ever.
 #[derive(Debug)]
 struct Rounds<K> {
     served: u64,
@@ -72,7 +72,7 @@ struct Queue {
     free_at: Option<Instant>,
     places: BTreeMap<u64, Place>,
     arrivals: u64,
-    /// What pods wait for costs nobody a turn of what they do not wait for.
+    /// One order for each priority: what pods wait for takes no turns from the rest.
     orders: HashMap<Priority, Order>,
 }
 
@@ -252,7 +252,7 @@ impl Pace {
     /// Waits until a request for `repository` may leave.
     ///
     /// # Errors
-    /// [`Error::Busy`] when too many wait already, or nobody waits for this one any more.
+    /// [`Error::Busy`] when too many wait already, or the clients of this one are gone.
     pub(super) async fn take(&self, repository: &str, priority: &SharedPriority) -> Result<()> {
         if self.per_second == 0 {
             return Ok(());

@@ -25,18 +25,18 @@ impl Requester {
         CURRENT.scope(Self::Client(client), request).await
     }
 
-    /// For whom the current task works. A task that is spawned works for nobody in particular: what
-    /// it does for a client has to be told before.
+    /// The requester of the current task. A spawned task has none of its own and counts as
+    /// [`Requester::Internal`]: take the client's before, and set it explicitly.
     pub fn current() -> Self {
         CURRENT.try_with(|current| *current).unwrap_or_default()
     }
 }
 
-/// Who gives a place up to a newcomer when all places are taken: the newest of the requester that
-/// holds most, if that is more than the newcomer's would hold then. Else, of the newcomer's own
-/// requester, the newest of the repository that holds most, under the same condition. `None`:
-/// nobody does. A place that several requesters share counts as that of the one who holds least.
-/// Both are told by repository and priority.
+/// Which queue entry is dropped for a new one when the queue is full: the newest of the requester
+/// that holds most, if that is more than the new entry's requester would hold then. Else, of the
+/// new entry's own requester, the newest of the repository that holds most, under the same
+/// condition. `None`: the new one is refused. An entry that several requesters share counts as that
+/// of the one that holds least. Both are given by repository and priority.
 pub(crate) fn greediest<'a>(
     held: impl Iterator<Item = (u64, &'a str, &'a SharedPriority)> + Clone,
     (repository, newcomer): (&str, &SharedPriority),

@@ -112,10 +112,10 @@ struct State {
     hosts: HashMap<String, OfHost>,
     /// By arrival.
     queue: BTreeMap<u64, Waiter>,
-    /// Copies under way, here or at another replica for somebody here, with their hosts.
+    /// Copies under way, here or at another replica for a client here, with their hosts.
     under_way: HashMap<u64, Running>,
     arrivals: u64,
-    /// When it was last looked whether somebody should give a slot up.
+    /// When it was last checked whether a copy should give its slot up.
     looked: Option<Instant>,
 }
 
@@ -125,8 +125,8 @@ impl State {
         self.arrivals
     }
 
-    /// The order of those that wait: what pods wait for, then whose host has the fewest slots, then
-    /// whose repository has the fewest, then by arrival, so that newcomers keep nobody waiting for
+    /// The order of the queue: what pods wait for, then whose host has the fewest slots, then whose
+    /// repository has the fewest, then by arrival, so that newcomers keep no entry waiting for
     /// ever.
     fn place(&self, at: u64, waiter: &Waiter) -> (Priority, usize, usize, u64) {
         let (host, repository) = self.used(&waiter.host, &waiter.repository);
@@ -305,7 +305,7 @@ impl FillScheduler {
         }
     }
 
-    /// Says that somebody waits for something of `host` that another replica copies.
+    /// Records that a client waits for content of `host` that another replica copies.
     pub(super) fn wait(&self, host: &str) -> Wait {
         let mut state = self.shared.lock();
         let at = state.arrival();
@@ -449,7 +449,7 @@ impl Slot {
         &self.preempted
     }
 
-    /// Stands still, though not for long, while somebody waits for something else of the host.
+    /// Pauses for a short time while another request waits for other content of the host.
     pub(super) async fn yield_to_waiters(&self, priority: &SharedPriority) {
         let until = Instant::now() + MAX_YIELD;
         while priority.level() != Priority::Blocking

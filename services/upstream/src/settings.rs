@@ -64,7 +64,7 @@ pub(super) const MAX_REDIRECTS: usize = 5;
 /// The longest `Retry-After` that is believed.
 pub(super) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// The URLs of a host that nobody configured: itself, over TLS.
+/// The URL of an unconfigured host: itself, over TLS.
 pub(super) fn default_endpoint(host: &Host) -> String {
     if host.is_docker_hub() {
         "https://registry-1.docker.io".to_owned()

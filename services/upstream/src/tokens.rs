@@ -24,7 +24,7 @@ pub(super) struct TokenKey {
     pub(super) service: Option<String>,
     /// What it opens.
     pub(super) scope: String,
-    /// Who asks; nobody for an anonymous token.
+    /// The login that asks; `None` for an anonymous token.
     pub(super) login: Option<Login>,
 }
 

@@ -1,5 +1,5 @@
-//! Who this endpoint gives an image to: each who might have it asks alone, and what another one's
-//! request taught is not used.
+//! Which credentials this endpoint gives an image to. Each is tried alone, and knowledge from
+//! requests of others is not used.
 
 use holdfast_api::access::Access;
 use holdfast_core::oci::ManifestType;
@@ -10,8 +10,8 @@ use super::{Endpoint, answer::text, ask::Call};
 use crate::{Error, Login, Result, UpstreamRepository};
 
 impl Endpoint {
-    /// The first of nobody, the operator's credentials and the source's own that is given the
-    /// manifest.
+    /// Tries an anonymous request, then the operator's credentials, then those of the source, and
+    /// returns the first that is given the manifest.
     ///
     /// A mirror is the operator's choice as a whole: whatever opens it counts as configured, and it
     /// never sees the source's credentials.
@@ -45,7 +45,7 @@ impl Endpoint {
         otherwise
     }
 
-    /// Whether the endpoint gives a manifest to `login`, or to nobody in particular.
+    /// Whether the endpoint gives a manifest to `login`, or to an anonymous request without one.
     async fn gives(
         &self,
         source: &UpstreamRepository,

@@ -1,4 +1,4 @@
-//! What an answer means, before anybody reads its body.
+//! What an answer means, before its body is read.
 
 use std::{
     sync::atomic::Ordering,
@@ -73,7 +73,7 @@ impl Endpoint {
                 match text(&response, header::CONTENT_ENCODING).as_deref() {
                     None | Some("" | "identity") => Ok(response),
                     Some(encoding) => Err(Error::Invalid(format!(
-                        "the content is encoded ({}) though nobody asked for it",
+                        "the content is encoded ({}), which the request did not allow",
                         printable(encoding)
                     ))),
                 }

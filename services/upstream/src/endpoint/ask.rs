@@ -106,8 +106,8 @@ impl Endpoint {
         self.counted(self.request_with_credentials(call).await)
     }
 
-    /// Asks as `login`, or as nobody, and as nobody else. What worked for this repository before is
-    /// neither used nor replaced, and a token is asked for again: the answer is what the upstream
+    /// Asks with `login` only, or anonymously without one. What worked for this repository before
+    /// is neither used nor replaced, and a new token is requested: the answer is what the upstream
     /// says now.
     pub(super) async fn ask_as(&self, call: &Call<'_>, login: Option<&Login>) -> Result<Response> {
         self.counted(self.request_with_login(call, login).await)
@@ -261,7 +261,8 @@ impl Endpoint {
     }
 }
 
-/// Whether a status may hide from nobody what a user sees. What HEAD is refused, GET decides.
+/// Whether a status may hide from an anonymous request what a user sees. Where HEAD is refused,
+/// GET decides.
 fn may_hide(call: &Call<'_>, status: StatusCode) -> bool {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND => true,

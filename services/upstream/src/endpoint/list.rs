@@ -57,9 +57,9 @@ impl Endpoint {
         let call = Call::new(source, Method::GET, &path);
         match (self.ask(&call).await, unread) {
             (Ok(first), _) => Box::pin(self.pages(&call, first)).await,
-            // A list that cannot be read is not one of nobody.
+            // A list that cannot be read is not an empty one.
             (Err(Error::NotFound), Some(unread)) => Err(unread),
-            // Any web server says so, and nobody is to learn that there is one.
+            // Any web server answers so, and the requester is not to learn that there is one.
             (Err(Error::NotFound), None) if !self.is_confidential() => Ok(Pages::default()),
             (Err(error), _) => Err(error),
         }

@@ -35,7 +35,7 @@ pub(super) struct Followed {
 
 impl Endpoint {
     /// Sends a request and follows its redirects. The authorisation is for this endpoint's own
-    /// origin; another origin that challenges gets a token of its own, asked for by nobody.
+    /// origin; another origin that challenges gets an anonymous token.
     pub(super) async fn follow_redirects(
         &self,
         call: &Call<'_>,

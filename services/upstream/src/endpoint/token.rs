@@ -66,9 +66,9 @@ impl Endpoint {
         Ok(Some(format!("Bearer {token}")))
     }
 
-    /// The `Authorization` value for another origin that a redirect led to and that challenges:
-    /// nobody's token, from a token server under that origin's own domain. `None` where that is
-    /// not to be had.
+    /// The `Authorization` value for another origin that a redirect led to and that challenges: an
+    /// anonymous token from a token server under that origin's own domain. `None` if there is no
+    /// such token.
     pub(super) async fn authorisation_elsewhere(
         &self,
         call: &Call<'_>,

@@ -1,4 +1,4 @@
-//! Whether anybody still waits for an answer.
+//! Counts the requests that wait for one answer, so that work without waiters is cancelled.
 
 use std::sync::{
     Arc,
@@ -7,8 +7,8 @@ use std::sync::{
 
 use tokio::sync::Notify;
 
-/// Those who wait for one answer. It is of interest while anybody holds it, and for good once it is
-/// kept.
+/// The requests that wait for one answer. Alive while a request holds it, or permanently after
+/// [`Interest::keep`].
 #[derive(Debug, Default)]
 pub struct Interest {
     held: AtomicUsize,
@@ -16,7 +16,7 @@ pub struct Interest {
     left: Notify,
 }
 
-/// One of those who wait; dropped when it leaves.
+/// One request that waits; dropped when it leaves.
 #[derive(Debug)]
 pub struct Hold {
     interest: Arc<Interest>,
@@ -31,12 +31,12 @@ impl Interest {
         }
     }
 
-    /// The answer is wanted whether anybody waits or not.
+    /// Keeps the work running without waiters.
     pub fn keep(&self) {
         self.kept.store(true, Ordering::Release);
     }
 
-    /// Resolves when nobody is left.
+    /// Resolves when no request is left and the answer is not kept.
     pub async fn gone(&self) {
         loop {
             let mut left = std::pin::pin!(self.left.notified());

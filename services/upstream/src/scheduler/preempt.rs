@@ -126,7 +126,7 @@ pub(super) fn choose(
     (all, each): (usize, usize),
     now: Instant,
 ) -> Vec<(u64, u64)> {
-    // A copy that another replica makes for somebody here has no slot to give.
+    // A copy that another replica makes for a client here has no slot to give.
     let mut rates: HashMap<u64, u64> = HashMap::new();
     let mut served = BTreeSet::new();
     for (at, one) in &mut state.under_way {

@@ -21,9 +21,9 @@ pub struct SharedPriority {
     own: Arc<AtomicU8>,
     /// That of the image, which all its parts have, too.
     whole: Option<Arc<AtomicU8>>,
-    /// Who waits for the answer, when it is of no use without anybody.
+    /// The requests that wait for the answer, if it is of no use without them.
     interest: Option<Arc<Interest>>,
-    /// For whom it is made; nobody: for the registry itself.
+    /// For whom it is made; empty: for the registry itself.
     requesters: Arc<Mutex<Vec<Requester>>>,
 }
 
@@ -47,7 +47,7 @@ impl SharedPriority {
         }
     }
 
-    /// The priority of a part: as urgent as the whole, and by itself when somebody waits for this
+    /// The priority of a part: as urgent as the whole, and by itself when a client waits for this
     /// part.
     #[must_use]
     pub fn part(&self) -> Self {
@@ -58,8 +58,8 @@ impl SharedPriority {
         }
     }
 
-    /// The same priority for a request that leaves its queue when nobody holds the interest any
-    /// more.
+    /// The same priority for a request that leaves its queue when the last hold of the interest is
+    /// gone.
     #[must_use]
     pub fn watched(self) -> (Arc<Interest>, Self) {
         let interest = Arc::<Interest>::default();
@@ -70,14 +70,14 @@ impl SharedPriority {
         (interest, watched)
     }
 
-    /// What follows is done whether anybody waits or not.
+    /// From now on the work is done also without waiters.
     pub fn keep(&self) {
         if let Some(interest) = &self.interest {
             interest.keep();
         }
     }
 
-    /// Resolves when nobody waits for the answer any more.
+    /// Resolves when the last request that waits for the answer is gone.
     pub async fn abandoned(&self) {
         match &self.interest {
             Some(interest) => interest.gone().await,
@@ -85,7 +85,7 @@ impl SharedPriority {
         }
     }
 
-    /// The most urgent need that anybody had so far.
+    /// The most urgent need of all requests so far.
     pub fn level(&self) -> Priority {
         let whole = self.whole.iter().map(|rank| rank.load(Ordering::Relaxed));
         match whole.fold(self.own.load(Ordering::Relaxed), u8::min) {

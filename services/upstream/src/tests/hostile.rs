@@ -66,7 +66,7 @@ async fn manifests_of_hostile_upstreams_are_refused_soon() {
     .await;
     check("another manifest", DIGEST, move |_| json(good), "invalid").await;
     check(
-        "an encoding that nobody asked for",
+        "an encoding that was not requested",
         "1",
         move |_| {
             Reply::http(
