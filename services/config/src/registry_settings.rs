@@ -1,4 +1,4 @@
-//! What the registry is told, whether it runs in a release or alone.
+//! The settings of the registry, both in a release and alone.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub struct AuthFiles {
     pub node_password: PathBuf,
 }
 
-/// What clients may write, whoever they are.
+/// What clients may write, for all of them alike.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Writes {
     /// Pushes and deletes.
@@ -134,7 +134,7 @@ impl Credentials {
     }
 }
 
-/// What the registry is told.
+/// The settings of the registry.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RegistrySettings {
     /// Listener of the distribution API.
@@ -160,7 +160,7 @@ pub struct RegistrySettings {
     pub upload_secret: Option<PathBuf>,
     /// Without `auth` and `upload_secret`: what signs upload sessions.
     pub upload_secret_text: Option<SecretString>,
-    /// What clients may write, whoever they are.
+    /// What clients may write, for all of them alike.
     pub writes: Writes,
     /// The upstream that pulls mean which name none: the registry is a mirror of it.
     pub mirror_of: Option<String>,

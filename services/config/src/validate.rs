@@ -1,4 +1,4 @@
-//! The rules that one key alone cannot say, and unknown keys below types that are not ours.
+//! Rules that concern several keys, and unknown keys below foreign types.
 
 use serde_json::Value;
 

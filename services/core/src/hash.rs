@@ -71,8 +71,8 @@ impl Hasher {
     /// # Errors
     /// When the bytes cannot be a state of this algorithm.
     pub fn restore(algorithm: Algorithm, saved: &[u8]) -> Result<Self, InvalidState> {
-        // Behind the words of the state stands, in little-endian order, how many blocks went in. No
-        // content has so many that its length in bits does not fit.
+        // Behind the words of the state stands the number of blocks, in little-endian order. The
+        // length of any content in bits fits.
         let words = algorithm.hex_length() / 2;
         let count = saved
             .get(words..words + 8)

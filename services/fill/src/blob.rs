@@ -118,8 +118,8 @@ impl Fills {
         }
     }
 
-    /// Fills a blob for a repository, waits for its end and links it. A fill that somebody else
-    /// began with other credentials is tried again with ours.
+    /// Fills a blob for a repository, waits for its end and links it. A fill that another request
+    /// began with other credentials is tried again with those of this one.
     pub(super) async fn complete(
         &self,
         source: &UpstreamRepository,

@@ -229,8 +229,8 @@ impl Candidates {
         Some(candidate)
     }
 
-    /// Which source goes on: one that was never tried, the host with the fewest tries first, else
-    /// the fastest. `None`: there is none, and nobody joins any more.
+    /// The source to continue from: one that was never tried, the host with the fewest tries first,
+    /// else the fastest. `None`: there is none, and no request can join any more.
     pub(super) fn next(&self) -> Option<Arc<Candidate>> {
         let mut list = self.list();
         let all = &list.all;

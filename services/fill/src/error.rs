@@ -20,7 +20,7 @@ pub enum Error {
     /// The same, and the upstream says when it may be asked again.
     #[error("{0}")]
     Later(String, Duration),
-    /// The upstream asks to be left alone for so long.
+    /// The upstream asked for a pause of this length (429).
     #[error("too many requests, the upstream asks for a pause of {} s", .0.as_secs_f64().ceil())]
     TooMany(Duration),
     /// The upstream's bytes do not match their digest or are no image.

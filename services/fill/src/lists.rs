@@ -192,7 +192,7 @@ impl Fills {
         self.source(repo, is_named.then(Vec::new))
     }
 
-    /// What is known of a list that nobody may be asked for. Where no controller can name the
+    /// What is known of a list that no upstream may be asked for. Where no controller can name the
     /// upstream, what is here is all.
     fn not_asked<T>(&self) -> Listed<T> {
         if self.inner.settings.has_controller {

@@ -294,8 +294,8 @@ impl Fills {
             let stored = self.inner.store.open_repo_blob(repo, digest).await?;
             return stored.map(PulledBlob::Stored).ok_or(forbidden);
         }
-        // Only what a manifest of this repository names: nobody reads another repository's blobs
-        // through here.
+        // Only what a manifest of this repository names: this is no way to blobs of other
+        // repositories.
         let mut seen = HashSet::new();
         let named = match self.named(repo, digest, &mut seen).await? {
             Some(named) => named,

@@ -100,7 +100,7 @@ impl<T> Listed<T> {
 
 /// What fetches from upstreams.
 pub trait PullThrough: Send + Sync + 'static {
-    /// Whether the repository's content may be fetched on a pull, as things are now. Asks nobody.
+    /// Whether the repository's content may be fetched on a pull now. Sends no request.
     fn fetches(&self, _repo: &RepositoryName) -> bool {
         false
     }
@@ -121,12 +121,12 @@ pub trait PullThrough: Send + Sync + 'static {
         digest: &'a Digest,
     ) -> BoxFuture<'a, Result<PulledBlob>>;
 
-    /// The tags that the upstream of a repository has. By default there is nobody to ask.
+    /// The tags that the upstream of a repository has. By default there is no upstream.
     fn tags<'a>(&'a self, _repo: &'a RepositoryName) -> BoxFuture<'a, Listed<Tag>> {
         Box::pin(async { Listed::default() })
     }
 
-    /// Who refers to a manifest at the upstream of a repository. By default there is nobody to ask.
+    /// The referrers of a manifest at the repository's upstream. By default there is no upstream.
     fn referrers<'a>(
         &'a self,
         _repo: &'a RepositoryName,

@@ -40,8 +40,8 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Counts a manifest in that the image names, before anybody asks for it; `false`: it was
-    /// there.
+    /// Counts a manifest that the image names, before it is fetched; `false` if it was counted
+    /// before.
     pub(super) fn see(&mut self, digest: &Digest) -> Result<bool> {
         if !self.seen.contains(digest) && self.seen.len() >= IMAGE_MANIFESTS {
             return Err(too_many());

@@ -48,9 +48,9 @@ pub enum Principal {
     User(Arc<str>),
     /// A client certificate of the configured CA.
     Certificate(Arc<PeerIdentity>),
-    /// Who bears a token of the authorization service.
+    /// A client with a token of the authorization service.
     Bearer(Arc<Claims>),
-    /// Credentials were sent, and nobody knows them.
+    /// Credentials were sent and are unknown.
     InvalidCredentials,
 }
 

@@ -1,4 +1,4 @@
-//! Doorways to the parsers of hostile text, for the fuzz targets alone. Each calls the parser and
+//! Access to private parsers of untrusted text, for fuzz targets only. Each calls the parser and
 //! nothing else.
 
 use holdfast_core::Digest;

@@ -149,7 +149,7 @@ async fn local(
     }
 }
 
-/// A miss: asks the upstream, or waits a little until somebody allows to ask.
+/// A miss: asks the upstream, or waits a little until an Artifact allows it.
 async fn fetch(
     api: &Inner,
     repo: &RepositoryName,
@@ -229,7 +229,7 @@ pub(crate) async fn blob(
     Ok(response)
 }
 
-/// A blob that is not in the store: from whoever has it, while it arrives.
+/// A blob that is not in the store: served while it arrives from another replica or the upstream.
 async fn missing(
     api: &Inner,
     head: &Parts,

@@ -56,7 +56,7 @@ pub(crate) async fn single(
     if result.is_ok() {
         begun.end();
     } else {
-        // Nobody knows this session's name: what came of it is of no use to anybody.
+        // The client does not know the name of this session, so its bytes are of no use.
         begun.cancel().await;
     }
     result

@@ -118,7 +118,7 @@ pub(crate) async fn put(
             format!("the manifest refers to {missing}, which this repository does not have"),
         ));
     }
-    // An index may be sparse: whoever mirrors one platform pushes the index as it is.
+    // An index may be sparse: a mirror of one platform pushes the index as it is.
     let listed = manifest.manifests.iter().map(|child| child.digest.clone());
     api.store.touch_present(listed.collect()).await?;
     api.store.put_manifest(repo, &digest, bytes).await?;

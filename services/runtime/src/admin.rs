@@ -273,7 +273,7 @@ mod tests {
         let refused = Some(StatusCode::FORBIDDEN);
         assert_eq!(level_from("10.244.1.7:4000").await, refused);
         assert_eq!(level_from("[fd00::7]:4000").await, refused);
-        // Whoever may set it is waited for.
+        // A client that may set it is waited for.
         assert_eq!(level_from("127.0.0.1:4000").await, None);
     }
 }

@@ -31,7 +31,7 @@ pub use self::{
 pub struct Policy {
     /// Leftovers that are younger may belong to a write under way.
     pub in_flight: Duration,
-    /// Uploads and partial copies without activity for so long are continued by nobody.
+    /// Uploads and partial copies without activity for this long are abandoned.
     pub idle: Duration,
 }
 
@@ -85,7 +85,7 @@ pub enum Kind {
     UnfinishedDelete,
     /// An upload without the file that says when it began.
     UploadWithoutStart,
-    /// An upload or a partial copy that nobody continues.
+    /// An abandoned upload or partial copy.
     Abandoned,
     /// A temporary file of a write that did not end.
     Leftover,
@@ -164,7 +164,7 @@ pub struct Finding {
     pub digest: Option<Digest>,
     /// What it means for those who pull.
     pub meaning: String,
-    /// What mends it, if one answer is certain.
+    /// The repair, if exactly one is certain.
     pub repair: Option<Repair>,
 }
 
@@ -202,7 +202,7 @@ pub enum Repair {
         /// The tag's folder.
         path: PathBuf,
     },
-    /// Ends an upload that nobody continues.
+    /// Ends an abandoned upload.
     RemoveUpload {
         /// The upload's folder.
         path: PathBuf,

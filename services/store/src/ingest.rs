@@ -212,7 +212,7 @@ impl BlobIngest {
     /// another one went on, or what the volume says.
     pub async fn commit(mut self) -> Result<u64> {
         let (size, hasher) = match partial::or_lock_lost(self.writer.drain().await) {
-            // The last bytes found no room; those before are of no use to whom they leave none.
+            // The last bytes found no room, and those before only use up the rest of it.
             Err(full @ Error::NoSpace { .. }) => {
                 self.discard().await?;
                 return Err(full);
@@ -228,7 +228,7 @@ impl BlobIngest {
         if let Some(lock) = &self.lock {
             lock.check().await?;
         }
-        // Who reads along has verified bytes; that they will survive is for those who come later.
+        // Readers of the growing copy have verified bytes. Later readers also need them durable.
         self.writer
             .progress()
             .send_replace(Progress::Complete(size));

@@ -1,5 +1,5 @@
-//! Reading a foreign configuration key by key: what is asked for becomes known, what is left over
-//! was meant and not understood.
+//! Reads a foreign configuration key by key. Keys that no code asked for are errors: they were
+//! meant and not understood.
 
 use serde_json::{Map, Value};
 use std::time::Duration;
@@ -194,7 +194,7 @@ impl Section {
         self.left.contains_key(key)
     }
 
-    /// Refuses every key that nobody asked for.
+    /// Refuses every key that no code asked for.
     pub(super) fn end(self, findings: &mut Findings) {
         for key in self.left.keys() {
             let near = self

@@ -101,7 +101,7 @@ impl Policy {
         }
     }
 
-    /// Nobody may do anything but what follows from who they are, and from the arguments.
+    /// Allows only what follows from the principal and from the arguments.
     pub(super) fn guarded(
         anonymous_pull: bool,
         rules: Vec<AccessRule>,
@@ -115,13 +115,13 @@ impl Policy {
         }
     }
 
-    /// Whether everybody may do everything.
+    /// Whether every client may do everything.
     pub(super) fn is_open(&self) -> bool {
         self.open
     }
 
-    /// Decides. Nobody pushes under an upstream's name: those repositories hold what the upstream
-    /// holds, and nothing else.
+    /// Decides. No principal may push under an upstream's name: those repositories hold what the
+    /// upstream holds, and nothing else.
     pub(super) fn check(&self, principal: &Principal, endpoint: &Endpoint) -> Result<(), Error> {
         let (action, resource) = level(endpoint);
         match self.evaluate(principal, action, resource) {

@@ -192,7 +192,7 @@ impl Rate {
         }
     }
 
-    /// So many bytes came after so long a wait; `false` when that is too slow.
+    /// Records `bytes` that came after a wait of `waited`; `false` when that is too slow.
     fn came(&mut self, bytes: usize, waited: Duration) -> bool {
         self.bytes += bytes as u64;
         self.waited += waited;

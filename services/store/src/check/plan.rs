@@ -562,7 +562,7 @@ impl<'b> Within<'_, 'b> {
             })
     }
 
-    /// Whether the repository has the manifest, bytes and all, once everything is mended.
+    /// Whether the repository has the manifest with its bytes after all repairs.
     fn has_manifest(&self, digest: &Digest) -> bool {
         match self.repository.revisions.get(digest) {
             Some(Link::Names(target)) if target.algorithm() != digest.algorithm() => {

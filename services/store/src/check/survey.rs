@@ -1,6 +1,6 @@
-//! Reads a volume into an [`Inventory`]. Changes nothing, follows no symbolic link, and takes an
-//! error of the volume at one place for a finding, not for the end. Links are read before the
-//! contents they name, so that what is being written meanwhile never looks broken.
+//! Reads a volume into an [`Inventory`]. Changes nothing and follows no symbolic link. An error of
+//! the volume at one place is a finding and does not end the survey. Links are read before the
+//! contents they name, so that a write under way never looks broken.
 
 mod own;
 
