@@ -446,8 +446,8 @@ fn headers(endpoint: &mut Section, found: &mut Findings) -> Vec<(String, String)
     headers
 }
 
-/// A mirror of one upstream: pulls without an upstream's name mean that upstream, and nobody
-/// pushes.
+/// A mirror of one upstream: pulls without an upstream's name mean that upstream, and pushes are
+/// refused.
 fn proxy(root: &mut Section, settings: &mut RegistrySettings, found: &mut Findings) {
     let mut proxy = root.section("proxy", found);
     let url = proxy.text("remoteurl", found);

@@ -164,7 +164,7 @@ pub struct RegistrySettings {
     pub writes: Writes,
     /// The upstream that pulls mean which name none: the registry is a mirror of it.
     pub mirror_of: Option<String>,
-    /// Whether a controller asks for images: then an upstream that nobody listed may be named a
+    /// Whether a controller requests images: then an upstream that is not listed may be named a
     /// moment after the pull.
     pub has_controller: bool,
     /// Upstreams that need more than their name; all of them may be filled on a pull.

@@ -303,7 +303,7 @@ mod tests {
             r#"{"containers/c":"evil.example/x:1"}"#,
             Some((canonical, true)),
         );
-        // An address that nobody remembers.
+        // An unknown address.
         check_original(
             "10.9.9.9/docker.io/library/nginx:1",
             annotation,

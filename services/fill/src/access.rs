@@ -15,7 +15,7 @@ impl Fills {
     /// # Errors
     /// [`super::Error::Request`] when the source is malformed.
     pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
-        // Anyone who waits for an image is asked for first; the answer is for the next pod.
+        // Requests for waiting clients go first; this answer is for the next pod.
         let asked = Asked::of(&request.source, &request.credentials, Priority::Prefetch)?;
         if self.permit(&asked.source.host).is_err() {
             return Ok(Access::Unknown);

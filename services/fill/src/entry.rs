@@ -81,7 +81,7 @@ impl Entry {
         access.authorized.clone()
     }
 
-    /// Somebody here waits for what another replica copies, until that ends.
+    /// Records that a request here waits for the copy of another replica, until that ends.
     pub(super) fn waits(&self, wait: impl FnOnce() -> Wait) {
         let mut access = self.access();
         if !access.is_linked {

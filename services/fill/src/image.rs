@@ -144,7 +144,7 @@ impl Fills {
                     fills.log_image(&task.0, &target, error);
                 }
             }
-            // Nobody waits any more when this fails.
+            // This fails if no request waits any more.
             drop(tell.send(result));
         });
         let running = told

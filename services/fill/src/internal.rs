@@ -40,8 +40,8 @@ const CALLERS: [&str; 2] = ["holdfast-controller", "holdfast-registry"];
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 
-/// Serves the internal API until `shutdown`. Without `tls` everybody who reaches the listener may
-/// call: for tests only.
+/// Serves the internal API until `shutdown`. Without `tls` any client of the listener may call: for
+/// tests only.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<ServerTls>,

@@ -212,7 +212,7 @@ impl Fills {
             }
         }
         permitted?;
-        // Somebody asks on purpose, and with a pause of their own after each refusal.
+        // This request is explicit, and its caller pauses after each refusal.
         self.inner.upstreams.ask_again(&source, &target.to_string());
         self.image(&source, &repo, &target, &request.platforms)
             .await

@@ -1,5 +1,5 @@
-//! A blob that another replica fills, or filled a moment ago: streamed from it, and from anyone who
-//! has it when it dies.
+//! A blob that another replica fills, or filled a moment ago: streamed from that replica, and from
+//! any other one that has it if that replica dies.
 
 use std::time::Duration;
 
@@ -332,8 +332,8 @@ impl Cursor {
                     Some(Answer::Nothing) | None => self.pause().await?,
                 }
             }
-            // In the store, and not of this repository so far: anyone who copied it may be about to
-            // say so.
+            // In the store, and not of this repository so far: the replica that copied it may be
+            // about to link it.
             State::Done => {
                 self.pause().await?;
                 let relay = &mut self.relay;

@@ -170,7 +170,7 @@ impl AccessControl {
     }
 
     /// The access control of the settings: the nodes' by `auth`, the others' by `access`; with
-    /// neither, everybody may do everything.
+    /// neither, every client may do everything.
     ///
     /// # Errors
     /// When a file is of no use: there is no last good one yet.
@@ -364,7 +364,7 @@ impl AccessControl {
     }
 
     /// Whether an upload may go on by its name alone, as clients do that drop the query of
-    /// `Location`: only where there is nobody to tell apart.
+    /// `Location`: only where clients are not distinguished.
     pub fn sessions_by_name(&self) -> bool {
         self.inner.policy.is_open()
     }

@@ -226,7 +226,7 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Whether the configuration lets anybody do it.
+/// Whether the configuration allows the action at all.
 fn allowed(writes: Writes, action: access_control::Action) -> bool {
     match (writes, action) {
         (_, access_control::Action::Pull)
@@ -260,7 +260,7 @@ fn length(headers: &http::HeaderMap) -> Option<u64> {
 }
 
 impl Inner {
-    /// Answers; `actor` becomes who asked, where that is known and somebody wants to know.
+    /// Answers; `actor` becomes the name of the client, where that is known and recorded.
     async fn handle(
         &self,
         request: Request<server::RequestBody>,
@@ -357,7 +357,7 @@ impl Inner {
 
     /// Turns a pull with `ns`, as a client sends it to a mirror, into a pull of that upstream's
     /// repository here. Only what is here or may be fetched anyway is served so: this opens no
-    /// way to upstreams that nobody configured. Returns the namespace that was used.
+    /// way to unconfigured upstreams. Returns the namespace that was used.
     async fn mirror(
         &self,
         head: &http::request::Parts,

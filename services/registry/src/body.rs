@@ -260,7 +260,7 @@ pub(crate) fn growing(blob: PartialBlob, first: u64, end: Option<u64>) -> Body {
 }
 
 /// The first `limit` bytes of a stream. The last of these pieces leaves only when the stream ended
-/// well: until then nobody has compared the digest.
+/// well: until then the digest is not compared.
 pub(crate) fn take(
     pieces: impl Stream<Item = io::Result<Bytes>> + Send + Unpin + 'static,
     limit: u64,

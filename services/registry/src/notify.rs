@@ -157,7 +157,7 @@ impl Notifier {
         }
     }
 
-    /// What the request would tell; `None` if that is nothing, or nobody wants it.
+    /// The notification of the request; `None` if there is none, or no endpoint wants it.
     pub(crate) fn draft(&self, head: &Parts, endpoint: &Endpoint, actor: &str) -> Option<Draft> {
         use NotificationAction::{Delete, Mount, Pull, Push};
         let reference = |reference: &ManifestRef| match reference {

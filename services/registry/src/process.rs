@@ -426,8 +426,8 @@ fn server_tls(
     Ok(ServerTls::from_files(files)?)
 }
 
-/// TLS towards clients; certificates are asked for where a CA for them is configured, and nobody
-/// needs one.
+/// TLS towards clients; certificates are requested if a CA for them is configured, and are
+/// optional.
 fn client_tls(
     files: &holdfast_config::TlsFiles,
     access: Option<&AccessSettings>,

@@ -166,7 +166,7 @@ pub(crate) async fn finish(
 }
 
 /// Whether the request that ends a session brings its bytes from the first to the last, and so few
-/// that nobody would go on where it broke off.
+/// that no client would continue after an interruption.
 fn brings_all(head: &Parts, state: &State) -> bool {
     let is_whole = state.offset() == 0 && !head.headers.contains_key(header::CONTENT_RANGE);
     is_whole && announced(head).is_some_and(|length| length <= limits::WHOLE_UPLOAD_BYTES)

@@ -168,7 +168,7 @@ impl State {
         &self.subject
     }
 
-    /// Whether the session is this caller's. One that names nobody was opened by an anonymous
+    /// Whether the session is this caller's. One without a subject was opened by an anonymous
     /// client or by distribution.
     pub fn is_of(&self, subject: &str) -> bool {
         self.subject.is_empty() || self.subject == subject

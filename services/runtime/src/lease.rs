@@ -245,7 +245,7 @@ impl Candidate {
 fn won(outcome: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     match outcome {
         Ok(_) => Ok(true),
-        // Somebody else was faster.
+        // Another replica was faster.
         Err(kube::Error::Api(status)) if status.code == 409 => Ok(false),
         Err(error) => Err(error),
     }

@@ -17,7 +17,7 @@ const UNIT_BYTES: usize = 64 << 10;
 /// Read size when the budget is used up: small, but a stream never starves.
 const SMALL_BYTES: usize = 16 << 10;
 
-/// Whole buffers that are kept when nobody uses them.
+/// Unused whole buffers that are kept.
 const MAX_FREE_BUFFERS: usize = 16;
 
 /// The budget. Clones share it.

@@ -1,10 +1,10 @@
-//! The check of a whole volume: what is damaged, what it means, and what can be mended because only
-//! one answer is possible.
+//! The check of a whole volume: what is damaged, what it means, and what can be repaired because
+//! only one answer is possible.
 //!
 //! Three steps that do not know of each other: [`survey`] reads the tree into an [`Inventory`] and
 //! changes nothing, [`plan`] is a pure function from that to findings, [`repair`] carries one of
 //! them out and looks again before it touches anything. Works beside running registries: what is
-//! young may be under way and is no finding, and [`confirm`] keeps only what two looks agree on.
+//! young may be under way and is no finding, and [`confirm`] keeps only what two surveys agree on.
 //!
 //! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never
 //! acknowledged are removed.
@@ -168,7 +168,7 @@ pub struct Finding {
     pub repair: Option<Repair>,
 }
 
-/// What mends a finding. Paths lie below the volume's root.
+/// The repair of a finding. Paths lie below the volume's root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Repair {
     /// Writes a link.
@@ -177,7 +177,7 @@ pub enum Repair {
         path: PathBuf,
         /// What it names.
         digest: Digest,
-        /// Files without which it is not to be there: somebody deleted what it belongs to.
+        /// Files without which it must not exist: what it belongs to was deleted.
         only_with: Vec<PathBuf>,
     },
     /// Moves content aside, so that it is copied or pushed again.
@@ -232,8 +232,8 @@ impl fmt::Display for Repair {
     }
 }
 
-/// Those of `first` that `second`, planned from a later look, has too: what changed in between was
-/// somebody's work.
+/// The findings of `first` that `second`, planned from a later survey, has too: what changed in
+/// between was work in progress.
 pub fn confirm(first: Vec<Finding>, second: &[Finding]) -> Vec<Finding> {
     let again: BTreeSet<_> = second
         .iter()

@@ -207,8 +207,8 @@ pub(crate) fn is_temporary_of(entry: &OsStr, name: &OsStr) -> bool {
     rest.is_some_and(|rest| rest.strip_suffix(".tmp").is_some())
 }
 
-/// Whether a directory entry is no name that anybody gave: a temporary file of ours, or what NFS
-/// keeps for a reader. To be ignored everywhere; nothing legal is hidden by that.
+/// Whether a directory entry has no name of content: a temporary file of ours, or what NFS keeps
+/// for a reader. To be ignored everywhere; nothing legal is hidden by that.
 pub(crate) fn is_hidden(name: &str) -> bool {
     name.starts_with('.')
 }

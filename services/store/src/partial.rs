@@ -106,7 +106,7 @@ impl PartialFile {
                     .file
                     .write_all_at(bytes, offset)
                     .map_err(|error| match error.kind() {
-                        // Somebody went on with a copy of this copy.
+                        // Another writer went on with a copy of this copy.
                         io::ErrorKind::StaleNetworkFileHandle => Error::LockLost,
                         _ => Error::io("write", &partial.path)(error),
                     })?;
@@ -148,8 +148,8 @@ impl PartialFile {
     /// [`PartialFile::release`] for a writer that broke off. It may have been silent for long, so a
     /// file that another writer released meanwhile stays.
     pub(crate) fn release_if_free(&self, files: &DurableFs) {
-        // What a network file system has not sent yet would reach the file after somebody else went
-        // on with it.
+        // What a network file system has not sent yet would reach the file after another writer
+        // went on with it.
         let is_sent = match files.volume().refresh(&self.path) {
             Ok(true) => self.file.sync().is_ok(),
             Ok(false) => true,
@@ -165,8 +165,8 @@ impl PartialFile {
         }
     }
 
-    /// Whether the private name is gone: somebody ended what the file belongs to, or went on with a
-    /// copy.
+    /// Whether the private name is gone: another writer ended what the file belongs to, or went on
+    /// with a copy.
     pub(crate) fn is_gone(&self, files: &DurableFs) -> Result<bool> {
         Ok(durable::metadata(files.volume(), &self.path)?.is_none())
     }

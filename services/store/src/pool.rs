@@ -87,7 +87,7 @@ impl Pool {
         }
     }
 
-    /// Runs work that nobody waits for, also after its caller is gone.
+    /// Runs work without waiting for it, also after its caller is gone.
     pub(crate) fn detach(&self, work: impl FnOnce() + Send + 'static) {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) if !self.in_place => drop(runtime.spawn_blocking(work)),
@@ -96,7 +96,7 @@ impl Pool {
     }
 
     /// Whether work can go on beside its caller. Where it cannot, what may be done later is left
-    /// until somebody asks for it.
+    /// until it is needed.
     pub(crate) fn has_threads(&self) -> bool {
         !self.in_place
     }

@@ -506,7 +506,7 @@ mod tests {
             None,
             "asked again"
         );
-        // It fails for others, too: anyone who asks for whatever is told what it said last.
+        // It fails for others, too: every request gets its last answer.
         for name in ["b", "c"] {
             breaker.failed(Failure::Repository(name), "it answers 503", start, clock);
         }

@@ -349,7 +349,7 @@ impl<'de> Visitor<'de> for Read {
     }
 }
 
-/// Annotations, all of them or none: anyone who looks for one must not take some for all.
+/// Annotations, all of them or none: a search for one must not take some for all.
 fn annotations<'de, A: MapAccess<'de>>(mut object: A) -> Result<Field, A::Error> {
     let (mut found, mut cost) = (BTreeMap::new(), 0);
     while let Some(key) = object.next_key::<String>()? {

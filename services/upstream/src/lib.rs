@@ -480,7 +480,7 @@ impl Upstreams {
         Err(failed)
     }
 
-    /// Somebody else waits for a copy: it becomes as urgent as that, and is made for them as well.
+    /// Adds a request to a copy: it becomes as urgent as that, and is made for its requesters, too.
     pub fn join(&self, running: &SharedPriority, newcomer: &SharedPriority) {
         running.join(newcomer);
         self.inner.scheduler.raise(running, newcomer.level());
@@ -505,7 +505,7 @@ impl Upstreams {
 
     /// Does not ask an endpoint for a blob for a while, because it alone sent all of it, and the
     /// bytes hash to something else. Nothing less proves that an endpoint is wrong for
-    /// everybody.
+    /// all requests.
     pub fn quarantine(&self, endpoint: &str, digest: &Digest) {
         let of = |endpoints: &Vec<Arc<Endpoint>>| {
             let mut all = endpoints.iter();

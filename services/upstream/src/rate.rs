@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// The longest pause between two looks of what gives way to more urgent copies.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Units a second for everybody together; 0 is no cap.
+/// Units a second for all requests together; 0 is no cap.
 #[derive(Debug)]
 pub(super) struct Rate {
     per_second: u64,
@@ -44,7 +44,7 @@ impl Rate {
         free_at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now))
     }
 
-    /// Waits until `units` may be used. While `gives_way`, everybody else goes first.
+    /// Waits until `units` may be used. While `yields` is true, all others go first.
     pub(super) async fn take(&self, units: usize, yields: impl Fn() -> bool) {
         if self.per_second == 0 {
             return;

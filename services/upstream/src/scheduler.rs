@@ -215,7 +215,7 @@ impl Drop for Queued {
     }
 }
 
-/// Somebody here waits for what another replica copies, until this is dropped.
+/// A client here waits for what another replica copies, until this is dropped.
 pub struct Wait {
     shared: Arc<Shared>,
     at: u64,

@@ -206,9 +206,9 @@ async fn ready(client: &Client, namespaces: &BTreeSet<String>) -> BTreeMap<Strin
 
 enum Applied {
     Evicted,
-    /// With what could not be put back.
+    /// With what could not be restored.
     Patched(Vec<String>),
-    /// Somebody else was faster.
+    /// It was deleted or changed meanwhile.
     Gone,
     Held(String),
     Failed(String),

@@ -1,4 +1,4 @@
-//! What was undone and what was left, in words for anyone who deletes the release.
+//! Reports what was removed and what was left, for the user who deletes the release.
 
 use std::fmt;
 

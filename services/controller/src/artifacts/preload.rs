@@ -203,7 +203,7 @@ mod tests {
         );
         check(&[], &[artifact(IMAGE, Some("asked"))], &[]);
         check(&[], &[artifact(IMAGE, None)], &[]);
-        // Somebody gave another image's Artifact that name.
+        // A user gave that name to the Artifact of another image.
         let (_, other) = artifact("r.io/other:1", None);
         check(&["nginx:1"], &[(name, other)], &[]);
     }

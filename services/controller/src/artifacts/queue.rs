@@ -59,8 +59,8 @@ impl Taken {
 }
 
 impl Queue {
-    /// Wants `key` looked at by `at`; an earlier wish holds. While it runs, it is looked at again
-    /// afterwards.
+    /// Requests a run for `key` by `at`; an earlier request holds. During a run, it leads to
+    /// another run afterwards.
     pub fn wake(&mut self, key: &Key, at: Instant) {
         if let Some(run) = self.running.get_mut(key) {
             run.again = Some(run.again.map_or(at, |earlier| earlier.min(at)));

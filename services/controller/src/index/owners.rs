@@ -131,8 +131,8 @@ pub fn top(view: &View<'_>, namespace: &str, owner: &Owner) -> Owner {
 }
 
 /// An owner as it comes from the API: raw, because the templates' images are read from raw JSON,
-/// and without what nobody asks for (managed fields, annotations), because a page of these is held
-/// at once.
+/// and without what is not used (managed fields, annotations), because a page of these is held at
+/// once.
 #[derive(Clone, Debug)]
 struct Raw {
     metadata: ObjectMeta,

@@ -171,7 +171,7 @@ pub fn node_state(
     ];
     let hosts = std::iter::once(address)
         .chain(&state.aliases)
-        // An earlier address leads to the present one: nobody answers there any more.
+        // An earlier address leads to the present one: nothing answers there any more.
         .map(|host| Host {
             address: host.clone(),
             endpoints: endpoints.clone(),

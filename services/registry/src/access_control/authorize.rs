@@ -74,7 +74,7 @@ pub(super) struct Challenges {
     pub(super) certificate: bool,
 }
 
-/// What holds for everybody.
+/// What holds for all clients.
 #[derive(Clone, Debug)]
 pub(super) struct Policy {
     open: bool,
@@ -91,7 +91,7 @@ enum Verdict {
 }
 
 impl Policy {
-    /// Everybody may pull and push.
+    /// Every client may pull and push.
     pub(super) fn open() -> Self {
         Self {
             open: true,

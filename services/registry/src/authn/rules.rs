@@ -14,7 +14,7 @@ pub(crate) enum Who<'a> {
 }
 
 /// Whether the rules allow it; `repo` is `None` for what concerns all repositories. Without any
-/// rule everybody who is known may pull.
+/// rule every known client may pull.
 pub(crate) fn allow(
     rules: &[AccessRule],
     who: Who<'_>,

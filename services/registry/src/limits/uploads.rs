@@ -1,7 +1,7 @@
 //! How many uploads clients have under way on this replica, in all and by repository.
 //!
-//! What is counted was begun here. An upload may end on another replica, or be removed when nobody
-//! continues it: that is found out by asking the store, and only when there seems to be no room.
+//! Uploads that were begun here are counted. An upload may end on another replica, or be removed
+//! when it is abandoned: the store tells, and it is asked only when there seems to be no room.
 
 use std::{
     collections::HashMap,
@@ -84,7 +84,7 @@ pub(crate) struct Begun {
     store: Store,
     repo: RepositoryName,
     id: UploadId,
-    /// `None` once somebody decided what becomes of the upload.
+    /// `None` once the upload was ended, kept or cancelled.
     place: Option<Place>,
 }
 
@@ -117,7 +117,7 @@ impl Begun {
     fn cancelled(&self, place: Place) -> impl Future<Output = ()> + Send + use<> {
         let (store, repo, id) = (self.store.clone(), self.repo.clone(), self.id.clone());
         async move {
-            // What is left where the volume fails is removed when nobody goes on with it.
+            // What is left where the volume fails is removed as an abandoned upload.
             store.cancel_upload(&repo, &id).await.ok();
             drop(place);
         }
@@ -192,8 +192,7 @@ impl Uploads {
     ) -> Result<Begun> {
         let place = self.enter(store, repo).await?;
         let (store, repo, started_at) = (store.clone(), repo.clone(), started_at.to_owned());
-        // Beside the request: a client that vanishes meanwhile leaves no session that nobody
-        // counts.
+        // Beside the request: a client that vanishes meanwhile leaves no uncounted session.
         let begun = tokio::spawn(async move {
             let id = store.create_upload(&repo, &started_at).await?;
             Ok::<_, Error>(Begun {

@@ -1,8 +1,8 @@
 //! Scheduling of TLS handshakes.
 //!
-//! Anybody can cause the processor time of a handshake by opening a connection. So only a few are
-//! computed at a time, and waiting clients take turns. A client that opens a thousand connections
-//! delays itself, and requests on other connections still get a processor.
+//! Any client can cause the processor time of a handshake by opening a connection. So only a few
+//! are computed at a time, and waiting clients take turns. A client that opens a thousand
+//! connections delays itself, and requests on other connections still get a processor.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;

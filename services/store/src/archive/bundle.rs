@@ -174,7 +174,7 @@ impl Collecting<'_> {
             }
         }
         match absent {
-            // An index that was pulled is kept without the images that nobody asked for.
+            // An index that was pulled is kept without the images that were not requested.
             _ if taken > 0 || self.platforms.is_empty() || children.is_empty() => Ok(()),
             Some(digest) => Err(Error::Incomplete { digest }),
             None => Err(Error::Platform {

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use super::{ArchiveReader, Bundle, Error, Fetch, Name, Result, names, path_of};
 use crate::{Hasher, LockAttempt, LockHolder, READ_CHUNK_BYTES, Store};
 
-/// How long a copy of the same content by somebody else is waited for.
+/// How long the import waits for another copy of the same content.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(250);
 

@@ -91,7 +91,7 @@ impl View {
         Ok(found)
     }
 
-    /// The digest that a tag names. A tag without content names what the registry would mend it to.
+    /// The digest that a tag names; for a tag without content, that which a repair would write.
     pub fn tag(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
         let path = self.layout.tag_link(repo, tag);
         if let Some(digest) = links::read(&*self.volume, &path)? {

@@ -64,8 +64,8 @@ impl Blobs {
             None => (partial.file.sync(), Ok(Ok(()))),
         };
         if let Err(error) = bytes {
-            // What that did not write counts as written afterwards, so nobody may go on with this
-            // file.
+            // What that did not write counts as written afterwards, so no writer may go on with
+            // this file.
             partial.remove(&self.files);
             return Err(Error::io("sync", source)(error));
         }

@@ -1,4 +1,4 @@
-//! From what a look found to what is wrong and what mends it. Pure.
+//! From a survey to findings and their repairs. Pure.
 //!
 //! A repair is planned only where one answer is possible: a link in a folder named by a digest can
 //! only name that digest; a tag without content whose history holds one manifest that is there can
@@ -368,7 +368,7 @@ impl<'b> Within<'_, 'b> {
             self.push(Kind::MissingContent, path, Some(part), meaning, None);
             return;
         }
-        // Where the whole folder is gone nobody deleted a single blob on purpose.
+        // If the whole folder is gone, this is no deletion of a single blob.
         let (meaning, repair) = if self.repository.has_layers {
             (
                 format!(

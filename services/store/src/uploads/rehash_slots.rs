@@ -40,7 +40,7 @@ impl Default for RehashSlots {
 }
 
 impl RehashSlots {
-    /// A place, if one is free and nobody waits for it.
+    /// A place, if one is free and no upload waits for it.
     pub(super) fn try_begin(&self, repo: &RepositoryName) -> Option<RehashSlot> {
         let of_repository = self.of_repository(repo).try_acquire_owned().ok()?;
         let of_all = Arc::clone(&self.all).try_acquire_owned().ok()?;

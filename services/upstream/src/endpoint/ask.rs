@@ -178,7 +178,7 @@ impl Endpoint {
                 match self.answer(call, found) {
                     Err(Error::Unauthorized) => {}
                     Err(Error::Invalid(_)) if has_ended => {}
-                    // Nobody sees it; a user may.
+                    // An anonymous request does not see it; a user may.
                     Err(Error::NotFound) if has_login && known.login.is_none() => {}
                     other => return other,
                 }

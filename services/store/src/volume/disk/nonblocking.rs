@@ -44,7 +44,7 @@ impl NonBlockingView {
 }
 
 fn open(path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
-    // A named pipe in a strange tree must not hold anybody up either.
+    // A named pipe in a foreign tree must not block the open either.
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(rustix::fs::openat2(
         CWD,
