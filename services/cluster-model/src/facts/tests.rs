@@ -172,7 +172,7 @@ fn namespaces_opt_out_and_the_release_is_left_out() {
 }
 
 #[test]
-fn a_condition_that_only_the_api_server_understands_leaves_the_webhooks_pods_covered() {
+fn a_condition_only_the_api_server_understands_leaves_pods_covered() {
     let unknown = json!({"global": {"networkfunctionextension": {"webhook": {"pod": {"mutation": {
         "matchConditionExpression": "object.spec.futureFunction( < 3"
     }}}}}});
