@@ -52,6 +52,11 @@ fn source(host: &str, logins: &[(&str, &str)]) -> UpstreamRepository {
     }
 }
 
+fn got_no_login(server: &Upstream) -> bool {
+    let requests = server.requests().all();
+    requests.iter().all(|one| one.authorization.is_none())
+}
+
 fn whole(digest: &Digest) -> Wanted<'_> {
     Wanted {
         digest,
@@ -158,13 +163,7 @@ async fn credentials_never_go_to_another_host() {
         .set(Fault::new(Kind::Redirect { to: thief.url() }));
     client.manifest(&with_login, "1").await.unwrap();
     assert!(!thief.requests().is_empty());
-    assert!(
-        thief
-            .requests()
-            .all()
-            .iter()
-            .all(|request| request.authorization.is_none())
-    );
+    assert!(got_no_login(&thief));
 }
 
 #[tokio::test]
@@ -245,13 +244,7 @@ async fn the_next_mirror_is_asked_and_pull_secrets_stay_away_from_mirrors() {
         .await
         .unwrap();
     assert_eq!(mirror.requests().len(), 1);
-    assert!(
-        mirror
-            .requests()
-            .all()
-            .iter()
-            .all(|request| request.authorization.is_none())
-    );
+    assert!(got_no_login(&mirror));
 }
 
 #[tokio::test]

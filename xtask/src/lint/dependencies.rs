@@ -125,7 +125,8 @@ mod tests {
         let metadata = |dependencies: &[Value]| json!({ "packages": [{ "name": "a", "manifest_path": "a/Cargo.toml", "dependencies": dependencies }] });
         let imports = REQUIRED.map(|name| format!("use {}::A;\n", name.replace('-', "_")));
         let code = imports.concat();
-        let manifest = "[workspace]\nmembers = 1\n[workspace.dependencies]\nkube = \"5\"\n\n[profile]\nunused = 1\n";
+        let manifest = "[workspace]\nmembers = 1\n[workspace.dependencies]\nkube = \
+            \"5\"\n\n[profile]\nunused = 1\n";
         let check = |dependencies: &[Value], manifest: &str| {
             let sources = BTreeMap::from([("a/src/lib.rs".into(), code.clone())]);
             let findings = check(&metadata(dependencies), manifest, &sources);

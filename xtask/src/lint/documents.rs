@@ -2,20 +2,18 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use super::Finding;
+use super::files::files_with;
 
 /// Columns a document may have.
 const MAX_COLUMNS: usize = 100;
 /// Folders whose files documents name by their path from the repository's root.
-const ROOTS: [&str; 8] = [
+const ROOTS: [&str; 7] = [
     "services/",
     "docs/",
     "xtask/",
     "e2e/",
     "fuzz/",
-    "schema/",
     "chart/",
     ".ci/",
 ];
@@ -23,40 +21,13 @@ const ROOTS: [&str; 8] = [
 const GENERATED: [&str; 2] = ["docs/API.md", "docs/reference/values.md"];
 /// Documents whose tables are figures that a program writes.
 const FIGURES: [&str; 1] = ["docs/BENCHMARKS.md"];
-/// Folders that hold documents of other programs, or none of ours.
-const SKIPPED: [&str; 2] = ["target", "node_modules"];
 
 /// Every Markdown file of the repository, as paths from its root, sorted.
 ///
 /// # Errors
 /// When a folder cannot be read.
 pub(super) fn markdown_files(root: &Path) -> anyhow::Result<Vec<String>> {
-    let mut files = Vec::new();
-    collect(root, Path::new(""), &mut files)?;
-    files.sort();
-    Ok(files)
-}
-
-fn collect(root: &Path, folder: &Path, files: &mut Vec<String>) -> anyhow::Result<()> {
-    let entries = std::fs::read_dir(root.join(folder))
-        .with_context(|| format!("read folder {}", folder.display()))?;
-    for entry in entries {
-        let entry = entry.with_context(|| format!("read folder {}", folder.display()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let path = folder.join(&name);
-        let is_folder = entry
-            .file_type()
-            .with_context(|| format!("look at {}", path.display()))?
-            .is_dir();
-        if is_folder {
-            if !name.starts_with('.') && !SKIPPED.contains(&name.as_str()) {
-                collect(root, &path, files)?;
-            }
-        } else if path.extension().is_some_and(|extension| extension == "md") {
-            files.push(path.to_string_lossy().into_owned());
-        }
-    }
-    Ok(())
+    files_with(root, &[""], &["md"])
 }
 
 /// Checks one document. `exists` tells whether a path from the repository's root is there.

@@ -14,18 +14,15 @@ const MAX_COMMENT_COLUMNS: usize = 100;
 const EMPTY_NAMES: [&str; 4] = ["utils", "util", "common", "helpers"];
 /// Folders with Rust sources of ours.
 const FOLDERS: [&str; 4] = ["services", "xtask", "e2e", "fuzz"];
+/// Folders of built files, or of files of other programs.
+const SKIPPED: [&str; 2] = ["target", "node_modules"];
 
 /// Every Rust file of the repository, as paths from its root, sorted.
 ///
 /// # Errors
 /// When a folder cannot be read.
 pub(crate) fn rust_files(root: &Path) -> anyhow::Result<Vec<String>> {
-    let mut files = Vec::new();
-    for folder in FOLDERS {
-        collect(root, Path::new(folder), &["rs"], &mut files)?;
-    }
-    files.sort();
-    Ok(files)
+    files_with(root, &FOLDERS, &["rs"])
 }
 
 /// Every file of the chart that people read, as paths from the repository's root, sorted.
@@ -33,13 +30,23 @@ pub(crate) fn rust_files(root: &Path) -> anyhow::Result<Vec<String>> {
 /// # Errors
 /// When a folder cannot be read.
 pub(super) fn templates(root: &Path) -> anyhow::Result<Vec<String>> {
+    files_with(root, &["chart"], &["yaml", "tpl", "txt"])
+}
+
+/// The files below these folders whose names have one of these extensions, as paths from the
+/// root, sorted. Hidden folders and those of built or foreign files are left out.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub(super) fn files_with(
+    root: &Path,
+    folders: &[&str],
+    extensions: &[&str],
+) -> anyhow::Result<Vec<String>> {
     let mut files = Vec::new();
-    collect(
-        root,
-        Path::new("chart"),
-        &["yaml", "tpl", "txt"],
-        &mut files,
-    )?;
+    for folder in folders {
+        collect(root, Path::new(folder), extensions, &mut files)?;
+    }
     files.sort();
     Ok(files)
 }
@@ -56,18 +63,17 @@ fn collect(
         let entry = entry.with_context(|| format!("read folder {}", folder.display()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let path = folder.join(&name);
-        if entry
+        let is_folder = entry
             .file_type()
             .with_context(|| format!("look at {}", path.display()))?
-            .is_dir()
-        {
-            if name != "target" && !name.starts_with('.') {
+            .is_dir();
+        if is_folder {
+            if !name.starts_with('.') && !SKIPPED.contains(&name.as_str()) {
                 collect(root, &path, extensions, files)?;
             }
         } else if path
             .extension()
-            .and_then(|extension| extension.to_str())
-            .is_some_and(|extension| extensions.contains(&extension))
+            .is_some_and(|found| extensions.iter().any(|one| found == *one))
         {
             files.push(path.to_string_lossy().into_owned());
         }

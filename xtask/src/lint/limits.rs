@@ -198,14 +198,16 @@ mod tests {
             messages("|  | `a` | 1 |", ""),
             ["Part: a has a row and no entry"]
         );
-        let rest = "|  | `a` | 1 |\n\n- `a`: A.\n  Test: `it_is_bounded`.\n- `b`: B.\n  Test: `it_is_bounded`.";
+        let rest = "|  | `a` | 1 |\n\n- `a`: A.\n  Test: `it_is_bounded`.\n- `b`: B.\n  Test: \
+            `it_is_bounded`.";
         assert_eq!(messages(rest, ""), ["Part: b has an entry and no row"]);
     }
 
     #[test]
     fn a_constant_has_a_row() {
         let rest = "|  | `A` | 1 |\n\n- `A`: A.\n  Test: `it_is_bounded`.";
-        let constants = "/// A.\npub const A: usize = 1;\npub const B: u64 = 2;\nconst C: u8 = 1;\npub const D_INTERVAL: u8 = 1;\n";
+        let constants = "/// A.\npub const A: usize = 1;\npub const B: u64 = 2;\nconst C: u8 = \
+            1;\npub const D_INTERVAL: u8 = 1;\n";
         assert_eq!(messages(rest, constants), ["B of limits.rs has no row"]);
     }
 

@@ -41,14 +41,9 @@ async fn a_copy_that_another_replica_took_over_ends_with_its_blob() {
     let image = ImageBuilder::new(131).layer(1_000_000).build();
     let layer = digest(&image.layers[0]);
     let upstream = upstream_with(&image).await;
-    let after = Some(300_000);
-    upstream
-        .faults()
-        .set(Fault::new(Kind::Hang { after }).on(&format!("GET /v2/{REPO}/blobs/{layer}")));
+    slow::hang_within(&upstream, &layer);
     let folder = tempfile::tempdir().unwrap();
-    let mut limits = timeouts();
-    limits.stall = Duration::from_secs(60);
-    let registry = fills_within(folder.path(), &[&upstream], uplink(), limits).await;
+    let registry = fills_within(folder.path(), &[&upstream], uplink(), slow::long_stall()).await;
     let wanted = request(&upstream, ":1", &[]);
     let fill = {
         let registry = registry.clone();

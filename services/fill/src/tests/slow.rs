@@ -17,6 +17,22 @@ async fn evil(images: &[(&str, Image)]) -> Upstream {
     upstream
 }
 
+/// The upstream sends 300,000 bytes of the layer and then nothing.
+pub(super) fn hang_within(upstream: &Upstream, layer: &Digest) {
+    let after = Some(300_000);
+    upstream
+        .faults()
+        .set(Fault::new(Kind::Hang { after }).on(&format!("GET /v2/{REPO}/blobs/{layer}")));
+}
+
+/// A copy that stands still is not given up within the test.
+pub(super) fn long_stall() -> Timeouts {
+    Timeouts {
+        stall: Duration::from_secs(60),
+        ..timeouts()
+    }
+}
+
 fn asked_for_blobs(upstream: &Upstream) -> usize {
     let all = upstream.requests().all();
     let gets = all.iter().filter(|one| one.method == http::Method::GET);
@@ -115,14 +131,10 @@ async fn what_does_not_fit_is_begun_again_with_one_source_alone() {
         .insert(layer.to_string(), vec![1; 1_000_000].into());
     let bad = Upstream::start().await;
     bad.push(REPO, "1", &wrong);
-    let after = Some(300_000);
-    bad.faults()
-        .set(Fault::new(Kind::Hang { after }).on(&format!("GET /v2/{REPO}/blobs/{layer}")));
+    hang_within(&bad, &layer);
     let good = upstream_with(&image).await;
     let folder = tempfile::tempdir().unwrap();
-    let mut limits = timeouts();
-    limits.stall = Duration::from_secs(60);
-    let registry = fills_within(folder.path(), &[&bad, &good], uplink(), limits).await;
+    let registry = fills_within(folder.path(), &[&bad, &good], uplink(), long_stall()).await;
     registry.manifest(&repo(&bad), &tag("1")).await.unwrap();
     let poisoned = registry.blob(&repo(&bad), &layer).await.unwrap();
     let poisoned = tokio::spawn(read(poisoned));
@@ -144,14 +156,9 @@ async fn a_pull_that_leaves_keeps_nothing() {
     let image = ImageBuilder::new(115).layer(1_000_000).build();
     let layer = digest(&image.layers[0]);
     let upstream = upstream_with(&image).await;
-    let after = Some(300_000);
-    upstream
-        .faults()
-        .set(Fault::new(Kind::Hang { after }).on(&format!("GET /v2/{REPO}/blobs/{layer}")));
+    hang_within(&upstream, &layer);
     let folder = tempfile::tempdir().unwrap();
-    let mut limits = timeouts();
-    limits.stall = Duration::from_secs(60);
-    let registry = fills_within(folder.path(), &[&upstream], uplink(), limits).await;
+    let registry = fills_within(folder.path(), &[&upstream], uplink(), long_stall()).await;
     let repo = repo(&upstream);
     registry.manifest(&repo, &tag("1")).await.unwrap();
     drop(registry.blob(&repo, &layer).await.unwrap());

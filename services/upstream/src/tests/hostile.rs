@@ -268,67 +268,72 @@ fn part(range: &str, bytes: usize) -> Reply {
 
 #[tokio::test]
 async fn ranges_are_believed_only_when_they_are_what_was_asked_for() {
-    let all = || Reply::http("200 OK", &[], &[7; 1000]);
-    check_blob(
-        "the rest",
-        (400, false),
-        |_| part("bytes 400-999/1000", 600),
-        Ok(600),
-    )
-    .await;
-    check_blob("200 to a range", (400, false), move |_| all(), Ok(600)).await;
-    check_blob(
-        "more than asked for",
-        (400, false),
-        |_| part("bytes 300-999/1000", 700),
-        Ok(600),
-    )
-    .await;
-    check_blob(
-        "another part",
-        (400, false),
-        |_| part("bytes 500-999/1000", 500),
-        Err("invalid"),
-    )
-    .await;
-    check_blob(
-        "another size",
-        (400, false),
-        |_| part("bytes 400-1999/2000", 1600),
-        Err("invalid"),
-    )
-    .await;
-    check_blob(
-        "no range at all",
-        (400, false),
-        |_| part("", 600),
-        Err("invalid"),
-    )
-    .await;
-    check_blob(
-        "416",
-        (400, false),
-        |_| Reply::http("416 No", &[], b""),
-        Err("invalid"),
-    )
-    .await;
-    check_blob(
-        "everything, where ranges do not work",
-        (400, true),
-        move |is_range| {
-            assert!(!is_range);
-            all()
-        },
-        Ok(600),
-    )
-    .await;
-    check_blob(
-        "another whole size",
-        (0, false),
-        |_| Reply::http("200 OK", &[], &[7; 999]),
-        Err("invalid"),
-    )
-    .await;
+    type Answer = fn(bool) -> Reply;
+    type Row = (
+        &'static str,
+        (u64, bool),
+        Answer,
+        Result<usize, &'static str>,
+    );
+    const FROM_400: (u64, bool) = (400, false);
+    let all: Answer = |_| Reply::http("200 OK", &[], &[7; 1000]);
+    let rows: [Row; 9] = [
+        (
+            "the rest",
+            FROM_400,
+            |_| part("bytes 400-999/1000", 600),
+            Ok(600),
+        ),
+        ("200 to a range", FROM_400, all, Ok(600)),
+        (
+            "more than asked for",
+            FROM_400,
+            |_| part("bytes 300-999/1000", 700),
+            Ok(600),
+        ),
+        (
+            "another part",
+            FROM_400,
+            |_| part("bytes 500-999/1000", 500),
+            Err("invalid"),
+        ),
+        (
+            "another size",
+            FROM_400,
+            |_| part("bytes 400-1999/2000", 1600),
+            Err("invalid"),
+        ),
+        (
+            "no range at all",
+            FROM_400,
+            |_| part("", 600),
+            Err("invalid"),
+        ),
+        (
+            "416",
+            FROM_400,
+            |_| Reply::http("416 No", &[], b""),
+            Err("invalid"),
+        ),
+        (
+            "everything, where ranges do not work",
+            (400, true),
+            |is_range| {
+                assert!(!is_range);
+                Reply::http("200 OK", &[], &[7; 1000])
+            },
+            Ok(600),
+        ),
+        (
+            "another whole size",
+            (0, false),
+            |_| Reply::http("200 OK", &[], &[7; 999]),
+            Err("invalid"),
+        ),
+    ];
+    for (what, wanted, answer, expect) in rows {
+        check_blob(what, wanted, answer, expect).await;
+    }
 }
 
 #[tokio::test]
