@@ -172,8 +172,10 @@ impl KubeArgs {
             config.auth_info.impersonate = Some(user.clone());
             config.auth_info.impersonate_groups = Some(self.as_group.clone());
         }
-        config.connect_timeout = Some(CONNECT_TIMEOUT.min(self.request_timeout));
-        config.read_timeout = Some(self.request_timeout);
+        // As for kubectl, zero means no limit.
+        let limit = Some(self.request_timeout).filter(|limit| !limit.is_zero());
+        config.connect_timeout = Some(limit.map_or(CONNECT_TIMEOUT, |it| CONNECT_TIMEOUT.min(it)));
+        config.read_timeout = limit;
         // A connection that was idle between two looks must not count as silent.
         config.reset_reader_on_write = true;
         // A disruption budget answers an eviction with 429. That is a result and must not be

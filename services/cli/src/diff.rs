@@ -117,7 +117,7 @@ fn render(judgement: &Judgement, all: bool) -> String {
         text.push('\n');
     }
     for unknown in &judgement.not_judged {
-        writeln!(text, "not judged: {unknown}").ok();
+        writeln!(text, "not judged: {}", terminal::clean(unknown)).ok();
     }
     let count = |verdict: Verdict| {
         let images = judgement.owners.iter().flat_map(|owner| &owner.images);

@@ -237,7 +237,7 @@ impl OutputArgs {
             // First what can fail, so that standard output holds one document in every case.
             let text = self.render(&document)?;
             self.write_file(&document)?;
-            terminal::print(&text);
+            self.print(&text);
             Ok(document.answer)
         });
         match printed {
@@ -274,9 +274,17 @@ impl OutputArgs {
             "error": {"code": code, "message": message},
         });
         match self.output {
-            Format::Json => terminal::print(&format!("{document:#}\n")),
-            Format::Yaml => terminal::print(&yaml::to_string(&document).unwrap_or_default()),
+            Format::Json => self.print(&format!("{document:#}\n")),
+            Format::Yaml => self.print(&yaml::to_string(&document).unwrap_or_default()),
             _ => {}
+        }
+    }
+
+    fn print(&self, text: &str) {
+        if self.is_table() {
+            terminal::print(text);
+        } else {
+            terminal::print_data(text);
         }
     }
 

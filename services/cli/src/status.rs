@@ -85,7 +85,7 @@ fn document(answer: Answer, status: &Status, limit: usize) -> anyhow::Result<Doc
 fn render(status: &Status, limit: usize, wide: bool) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| {
-        writeln!(out, "{name:<11} {text}").ok();
+        writeln!(out, "{name:<11} {}", terminal::clean(&text)).ok();
     };
     line(
         "release",

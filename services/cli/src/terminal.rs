@@ -33,6 +33,22 @@ pub(crate) fn print(text: &str) {
         .ok();
 }
 
+/// Prints a document to standard output. A program gets every byte; a terminal gets blanks for
+/// what would control it.
+pub(crate) fn print_data(text: &str) {
+    use std::io::IsTerminal as _;
+    if std::io::stdout().is_terminal() {
+        print(&shown(text));
+    } else {
+        print(text);
+    }
+}
+
+/// [`clean`] for a text of several lines.
+fn shown(text: &str) -> String {
+    text.split('\n').map(clean).collect::<Vec<_>>().join("\n")
+}
+
 /// Prints an error to standard error.
 pub(crate) fn error(message: &str) {
     let bad = bad();
@@ -145,7 +161,7 @@ pub(crate) fn table<const COLUMNS: usize, Text: AsRef<str>>(
 /// One text a line.
 pub(crate) fn lines(texts: impl Iterator<Item = String>) -> String {
     texts.fold(String::new(), |mut lines, text| {
-        lines.push_str(&text);
+        lines.push_str(&clean(&text));
         lines.push('\n');
         lines
     })
@@ -186,6 +202,16 @@ mod tests {
         assert_eq!(with_heads(&text), expect);
         let expect = "a                     bb\nlonger than its head  x y\n";
         assert_eq!(without_heads(&text), expect);
+    }
+
+    #[test]
+    fn texts_of_others_forge_no_line_and_control_no_terminal() {
+        let texts = ["pod/a/x\npod/b/y", "\u{1b}]52;c\u{7}", "a\u{202e}b\u{9b}2J"];
+        assert_eq!(
+            lines(texts.map(str::to_owned).into_iter()),
+            "pod/a/x pod/b/y\n ]52;c \na b 2J\n"
+        );
+        assert_eq!(shown("{\n\"a\u{1b}[2J\"\n}\n"), "{\n\"a [2J\"\n}\n");
     }
 
     #[test]

@@ -55,7 +55,7 @@ impl WatchArgs {
                 Err(error) if exit_status::is_wrong_usage(&error) => return Err(error),
                 Err(error) => {
                     let since = *away_since.get_or_insert_with(Instant::now);
-                    terminal::note(&outage(&error, since.elapsed()));
+                    terminal::error(&outage(&error, since.elapsed()));
                 }
             }
             tokio::time::sleep(self.interval).await;
@@ -65,5 +65,5 @@ impl WatchArgs {
 
 fn outage(error: &anyhow::Error, lasting: Duration) -> String {
     let message = exit_status::message(error);
-    format!("no answer for {} s: {message}", lasting.as_secs())
+    format!("cannot tell for {} s: {message}", lasting.as_secs())
 }

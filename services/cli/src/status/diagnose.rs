@@ -48,7 +48,8 @@ pub(crate) struct Volume {
 }
 
 impl Volume {
-    /// Reads the gauges of a registry replica; nothing where it has not measured yet.
+    /// Reads the gauges of a registry replica. Nothing where it has not measured yet, and where
+    /// the volume does not answer: the gauges then hold what was true before.
     pub(super) fn of_metrics(text: &str) -> Option<Self> {
         let gauge = |name: &str| {
             let line = text
@@ -62,6 +63,9 @@ impl Volume {
                 .parse::<u64>()
                 .ok()
         };
+        if gauge("holdfast_registry_volume_up") == Some(0) {
+            return None;
+        }
         let total_bytes = gauge("holdfast_registry_volume_size_bytes").filter(|size| *size > 0)?;
         Some(Self {
             level: match gauge("holdfast_registry_volume_level")? {
@@ -444,5 +448,7 @@ pub(crate) mod tests {
         let not_measured = metrics.replace("size_bytes 40", "size_bytes 0");
         assert_eq!(Volume::of_metrics(&not_measured), None);
         assert_eq!(Volume::of_metrics(""), None);
+        let hangs = metrics.replace("volume_up 1", "volume_up 0");
+        assert_eq!(Volume::of_metrics(&hangs), None);
     }
 }

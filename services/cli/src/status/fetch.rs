@@ -2,6 +2,7 @@
 
 use holdfast_api::names::Names;
 use holdfast_api::{Artifact, labels};
+use holdfast_core::workload::condition_is_true;
 use kube::Client;
 
 use super::diagnose::{Facts, Part, Volume};
@@ -125,13 +126,15 @@ async fn volume(client: &Client, names: &Names) -> Result<Volume, String> {
         labels::COMPONENT_REGISTRY
     );
     let namespace = Some(names.namespace.as_str());
-    let pods = match cluster::list_some(client, PODS, namespace, &selector).await {
+    let mut pods = match cluster::list_some(client, PODS, namespace, &selector).await {
         Ok(Listed::Items(pods)) => pods,
         Ok(Listed::Forbidden | Listed::Unknown) => {
             return Err(format!("pods in {} may not be listed", names.namespace));
         }
         Err(error) => return Err(format!("{error:#}")),
     };
+    // Pods of a lost node still count as running, and asking them takes the API server's time-out.
+    pods.sort_by_key(|pod| !condition_is_true(pod, &["Ready"]));
     let mut why = "no registry pod runs".to_owned();
     for pod in pods
         .iter()
@@ -148,7 +151,7 @@ async fn volume(client: &Client, names: &Names) -> Result<Volume, String> {
         match client.request_text(request).await {
             Ok(metrics) => match Volume::of_metrics(&metrics) {
                 Some(volume) => return Ok(volume),
-                None => "the registry's metrics say nothing of its volume".clone_into(&mut why),
+                None => "the volume does not answer, or was not measured yet".clone_into(&mut why),
             },
             Err(error) => {
                 why = format!("metrics cannot be read: {}", cluster::error_message(&error));

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::terminal::clean;
+
 /// At most this many pods are named; the rest is counted.
 const NAMED_PODS: usize = 20;
 
@@ -64,19 +66,20 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for line in &self.done {
-            writeln!(f, "done  {line}")?;
+            writeln!(f, "done  {}", clean(line))?;
         }
         for line in &self.left {
-            writeln!(f, "LEFT  {line}")?;
+            writeln!(f, "LEFT  {}", clean(line))?;
         }
         if !self.rewritten.is_empty() {
             writeln!(
                 f,
-                "note  {} running pods still name the registry. They keep running and get their original images when their owners recreate them:",
+                "note  {} running pods still name the registry. They keep running and get their \
+                 original images when their owners recreate them:",
                 self.rewritten.len()
             )?;
             for pod in self.rewritten.iter().take(NAMED_PODS) {
-                writeln!(f, "        {pod}")?;
+                writeln!(f, "        {}", clean(pod))?;
             }
             let more = self.rewritten.len().saturating_sub(NAMED_PODS);
             if more > 0 {
