@@ -58,19 +58,18 @@ fn write(root: &Path, check: bool, file: &str, content: &str) -> anyhow::Result<
     std::fs::write(&path, content).with_context(|| format!("write {file}"))
 }
 
-/// Reads `NUMBER text` lines.
-fn parse(text: &str) -> anyhow::Result<BTreeMap<u32, &str>> {
-    text.lines()
+/// Reads `NUMBER text` lines. A line that begins with a blank goes on with the text before it.
+fn parse(text: &str) -> anyhow::Result<BTreeMap<u32, String>> {
+    text.replace("\n ", " ")
+        .lines()
         .map(|line| {
             let (number, text) = line
                 .split_once(' ')
                 .with_context(|| format!("contract line without text: {line}"))?;
-            Ok((
-                number
-                    .parse()
-                    .with_context(|| format!("contract line without number: {line}"))?,
-                text.trim(),
-            ))
+            let number = number
+                .parse()
+                .with_context(|| format!("contract line without number: {line}"))?;
+            Ok((number, text.trim().to_owned()))
         })
         .collect()
 }

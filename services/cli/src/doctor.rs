@@ -27,7 +27,8 @@ Examples:
   holdfast doctor -n shop
   holdfast doctor -o jsonpath={.findings[*].code}
 
-Checks the pods of Holdfast, the volume and its claim, the configuration of the webhook and its CA, \
+Checks the pods of Holdfast, the volume and its claim, the configuration of the webhook and its \
+CA, \
 the nodes, the metrics API of the autoscalers, wanted images that are not local, and policies that \
 verify images by name. In every namespace with Artifacts, server-side dry runs, which create \
 nothing, show whether a policy refuses pods with references to the registry.

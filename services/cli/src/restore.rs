@@ -157,7 +157,8 @@ async fn restore(args: &Args) -> anyhow::Result<Document> {
     }
     anyhow::ensure!(
         rewriting.is_empty() || args.opt_out,
-        "new pods in {} would be rewritten again by the webhook; use --opt-out, which labels these namespaces {}={}, or uninstall Holdfast first",
+        "new pods in {} would be rewritten again by the webhook; use --opt-out, which labels \
+         these namespaces {}={}, or uninstall Holdfast first",
         names(&rewriting),
         holdfast_api::labels::REWRITE,
         holdfast_api::labels::REWRITE_DISABLED

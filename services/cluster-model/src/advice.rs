@@ -11,14 +11,16 @@ pub fn advice(reason: Reason) -> &'static str {
     match reason {
         Reason::Copied => "the cluster no longer needs its upstream for it",
         Reason::Unauthorized => {
-            "check imagePullSecrets of the pod, or of the workload's template, and of its service account"
+            "check imagePullSecrets of the pod, or of the workload's template, and of its service \
+             account"
         }
         Reason::NotFound => "check the reference; the upstream has no such image",
         Reason::UpstreamUnavailable => {
             "Holdfast retries; check the uplink, the proxy and the upstream"
         }
         Reason::UpstreamInvalid => {
-            "the upstream's content does not match its digest or is not an image; push it there again"
+            "the upstream's content does not match its digest or is not an image; push it there \
+             again"
         }
         Reason::NoSpace => ENLARGE,
         Reason::Invalid => "correct the reference, or the values that exclude its host",

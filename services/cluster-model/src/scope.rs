@@ -50,7 +50,8 @@ impl Scope {
                 .inspect_err(|error| {
                     tracing::error!(
                         %error,
-                        "cannot evaluate webhook.pod.mutation.matchConditionExpression: images of pods that the webhook missed are not \
+                        "cannot evaluate webhook.pod.mutation.matchConditionExpression: images of \
+                         pods that the webhook missed are not \
                          copied"
                     );
                 })
@@ -97,7 +98,10 @@ impl Scope {
             condition
                 .matches(document, &Facts::of_pod(document))
                 .unwrap_or_else(|error| {
-                    tracing::debug!(%error, "the match condition fails for a pod; the pod is not rewritten");
+                    tracing::debug!(
+                        %error,
+                        "the match condition fails for a pod; the pod is not rewritten"
+                    );
                     false
                 })
         })

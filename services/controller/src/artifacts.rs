@@ -95,7 +95,8 @@ pub async fn run(
     }
     if !context.index.owners.settled() {
         tracing::warn!(
-            "some workload kinds are not listed yet: copies for pods begin, references in statuses stay incomplete until they are"
+            "some workload kinds are not listed yet: copies for pods begin, references in \
+             statuses stay incomplete until they are"
         );
     }
     let client = match client {

@@ -141,7 +141,10 @@ pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Err
                     context.issued.wake.notify_one();
                 }
                 Ok(None) => return Ok(()),
-                Err(error) => tracing::debug!(%error, "the watch of the webhook configuration failed; retrying"),
+                Err(error) => tracing::debug!(
+                    %error,
+                    "the watch of the webhook configuration failed; retrying"
+                ),
             },
             _ = tick.tick() => heart.beat(),
         }

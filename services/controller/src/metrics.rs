@@ -83,7 +83,11 @@ impl Metrics {
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "controller");
         Self {
-            leading: group.add("leading", "1 while this process is the leader", Gauge::default()),
+            leading: group.add(
+                "leading",
+                "1 while this process is the leader",
+                Gauge::default(),
+            ),
             fills: group.add(
                 "fills",
                 "Fills requested from the registry, by outcome",
@@ -107,17 +111,20 @@ impl Metrics {
             ),
             artifacts_removed: group.add(
                 "artifacts_removed",
-                "Announced Artifacts that were removed because nothing used them before they were copied",
+                "Announced Artifacts that were removed because nothing used them before they were \
+                 copied",
                 Counter::default(),
             ),
             access: group.add(
                 "artifacts_access",
-                "Artifacts by the result of their upstream's access check; only with access.privateImages=namespace",
+                "Artifacts by the result of their upstream's access check; only with \
+                 access.privateImages=namespace",
                 Family::default(),
             ),
             access_refused: group.add(
                 "access_list_refused",
-                "Repositories that stay off the access list because it is full; their pods pull from the upstream",
+                "Repositories that stay off the access list because it is full; their pods pull \
+                 from the upstream",
                 Gauge::default(),
             ),
             wanted: group.add(
@@ -132,7 +139,8 @@ impl Metrics {
             ),
             hidden: group.add(
                 "unreadable_kinds",
-                "1 for a workload kind that the controller may not read; its images are copied only for existing pods",
+                "1 for a workload kind that the controller may not read; its images are copied \
+                 only for existing pods",
                 Family::default(),
             ),
             expiry: group.add(
@@ -157,12 +165,14 @@ impl Metrics {
             ),
             nodes: group.add(
                 "nodes",
-                "Nodes in scope by state: prepared, unprepared, not Ready, or held back by the startup taint",
+                "Nodes in scope by state: prepared, unprepared, not Ready, or held back by the \
+                 startup taint",
                 Family::default(),
             ),
             excluded_namespaces: group.add(
                 "excluded_namespaces",
-                "Namespaces that are not rewritten because a policy denies the registry's references",
+                "Namespaces that are not rewritten because a policy denies the registry's \
+                 references",
                 Gauge::default(),
             ),
         }

@@ -125,7 +125,8 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
         Err(kube::Error::Api(status)) if status.code == 409 => Duration::from_millis(200),
         Err(kube::Error::Api(status)) if status.code == 403 => {
             let note = format!(
-                "the controller may not change the taint {}, so it stays; to remove it: kubectl taint nodes {} {}-",
+                "the controller may not change the taint {}, so it stays; to remove it: kubectl \
+                 taint nodes {} {}-",
                 labels::NOT_READY_TAINT,
                 node.name,
                 labels::NOT_READY_TAINT
@@ -138,7 +139,10 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
             PAUSE_AFTER_REFUSAL
         }
         Err(error) => {
-            tracing::warn!(node.name = node.name, %error, "cannot change the taints of a node; retrying");
+            tracing::warn!(
+                node.name = node.name, %error,
+                "cannot change the taints of a node; retrying"
+            );
             PAUSE_AFTER_PATCH
         }
     }
@@ -214,7 +218,8 @@ fn words(act: Act, policy: Policy) -> (&'static str, bool, String) {
             "StartupTaintTimedOut",
             true,
             format!(
-                "the node agent was not Ready within {} s (nodeAgent.startupTaint.timeoutSeconds); pods may be scheduled here, but \
+                "the node agent was not Ready within {} s \
+                 (nodeAgent.startupTaint.timeoutSeconds); pods may be scheduled here, but \
                  those with rewritten images may fail to start",
                 policy.timeout.unwrap_or_default().as_secs()
             ),
@@ -229,13 +234,15 @@ async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
             true,
             "NodeNotPrepared",
             format!(
-                "no Holdfast node agent has been Ready here for {} s, so pods with rewritten images may fail to start; {}. See the \
+                "no Holdfast node agent has been Ready here for {} s, so pods with rewritten \
+                 images may fail to start; {}. See the \
                  events of this node and the agent's pod",
                 decide::UNPREPARED_GRACE.as_secs(),
                 if rewriting {
                     "pods are still rewritten, because rewriting has begun"
                 } else {
-                    "no pod is rewritten until every Ready node is prepared or webhook.waitForNodes has passed"
+                    "no pod is rewritten until every Ready node is prepared or \
+                     webhook.waitForNodes has passed"
                 }
             ),
         ),

@@ -95,7 +95,10 @@ impl From<holdfast_store::Error> for Error {
             let what = format!("the volume is full ({available_bytes} bytes left)");
             return Self::NoSpace(what);
         }
-        tracing::error!(%error, source = std::error::Error::source(&error), "the store failed during a copy");
+        tracing::error!(
+            %error, source = std::error::Error::source(&error),
+            "the store failed during a copy"
+        );
         Self::Store(error.category())
     }
 }

@@ -187,8 +187,9 @@ impl<R: HostRuntime> Agent<R> {
     fn report(&mut self, observed: &Observation) {
         let Observation { plan, damaged, .. } = observed;
         if *damaged {
-            let note = "the node agent's journal is unreadable and was moved to journal.json.damaged; the agent recognizes its own \
-                        files by their first line, but cannot restore what was there before Holdfast";
+            let note = "the node agent's journal is unreadable and was moved to \
+                journal.json.damaged; the agent recognizes its own files by their first line, but \
+                cannot restore what was there before Holdfast";
             tracing::warn!("{note}");
             self.events.clear("JournalDamaged");
             self.events.warn("JournalDamaged", "", note);
@@ -202,7 +203,8 @@ impl<R: HostRuntime> Agent<R> {
             );
             self.events.clear("HostFilesRepaired");
             let note = format!(
-                "another program changed or removed files of the node agent; they were written again: {files}. \
+                "another program changed or removed files of the node agent; they were written \
+                 again: {files}. \
                  After five repairs within an hour the agent leaves a file as it is"
             );
             self.events.warn("HostFilesRepaired", "", &note);
@@ -240,7 +242,8 @@ impl<R: HostRuntime> Agent<R> {
                 format!("{} {}", R::NAME, version.unwrap_or("of an unknown version"))
             };
             let note = format!(
-                "the container runtime was replaced: {} answers now, {} did before; the node is prepared again",
+                "the container runtime was replaced: {} answers now, {} did before; the node is \
+                 prepared again",
                 describe(&now),
                 describe(&before)
             );
@@ -279,7 +282,8 @@ impl<R: HostRuntime> Agent<R> {
                 let text = error.to_string();
                 self.status.pins(&format!("not pinned: {text}"));
                 let note = format!(
-                    "the images that Holdfast starts from are not pinned: {text}. If the disk fills, the kubelet may remove them, \
+                    "the images that Holdfast starts from are not pinned: {text}. If the disk \
+                     fills, the kubelet may remove them, \
                      and this node cannot boot without its uplink"
                 );
                 if self.events.warn("ImagesNotPinned", &text, &note) {

@@ -153,7 +153,8 @@ impl Disk {
     pub fn left_by_former(&self) -> Option<String> {
         self.former.folder.exists().then(|| {
             format!(
-                "{} is left: a former version of the agent stored its journal there, and this version may not remove it; remove it by hand",
+                "{} is left: a former version of the agent stored its journal there, and this \
+                 version may not remove it; remove it by hand",
                 self.former.on_host.display()
             )
         })

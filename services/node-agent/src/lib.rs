@@ -134,10 +134,15 @@ pub async fn serve(
     let status = Status::default();
 
     let disk = Disk::new(&folders, &config.pod.release);
-    let kept = disk.load::<NodeState>("state.json").unwrap_or_else(|error| {
-        tracing::warn!(%error, "cannot read the state stored on the host; waiting for the API server");
-        None
-    });
+    let kept = disk
+        .load::<NodeState>("state.json")
+        .unwrap_or_else(|error| {
+            tracing::warn!(
+                %error,
+                "cannot read the state stored on the host; waiting for the API server"
+            );
+            None
+        });
     let (sender, states) = watch::channel(kept);
     let (events, queued) = NodeEvents::new();
     let agent = Arc::new(Mutex::new(Agent::new(

@@ -60,7 +60,8 @@ impl Metrics {
             ),
             pinned: group.add(
                 "pinned_images",
-                "Images of Holdfast and the sandbox that are pinned against image garbage collection",
+                "Images of Holdfast and the sandbox that are pinned against image garbage \
+                 collection",
                 Gauge::default(),
             ),
             pins_failing: group.add(

@@ -56,9 +56,15 @@ pub async fn follow(
                             changed
                         });
                     }
-                    Err(error) => tracing::warn!(secret.name = %name, error = %error, "ignoring an invalid state"),
+                    Err(error) => tracing::warn!(
+                        secret.name = %name, error = %error,
+                        "ignoring an invalid state"
+                    ),
                 },
-                Some(Err(error)) => tracing::warn!(secret.name = %name, error = %error, "the watch failed; the last state stays in effect"),
+                Some(Err(error)) => tracing::warn!(
+                    secret.name = %name, error = %error,
+                    "the watch failed; the last state stays in effect"
+                ),
             },
         }
     }

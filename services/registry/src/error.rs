@@ -240,7 +240,8 @@ pub(crate) fn from_fill(error: FillError, unknown: Code) -> Error {
     match error {
         FillError::NotFound => Error::unknown(unknown, "the upstream does not have it"),
         FillError::NotAllowed | FillError::Request(_) => Error::later(
-            "this image may not be fetched: no Artifact names it and its upstream is not configured",
+            "this image may not be fetched: no Artifact names it and its upstream is not \
+             configured",
         ),
         FillError::NotListed => Error::unknown(
             Code::NameUnknown,

@@ -297,7 +297,10 @@ impl Scrubber {
         let repositories = match self.store.referring(digest).await {
             Ok(repositories) => repositories,
             Err(error) => {
-                tracing::warn!(image.digest = %digest, %error, "cannot find the repositories that refer to damaged content");
+                tracing::warn!(
+                    image.digest = %digest, %error,
+                    "cannot find the repositories that refer to damaged content"
+                );
                 return;
             }
         };

@@ -188,7 +188,8 @@ impl Watch {
             if before.is_some_and(|before| before != *id) {
                 self.metrics.swaps.inc();
                 tracing::error!(
-                    "the volume was replaced by another one: what it holds is served, what it lacks is copied again"
+                    "the volume was replaced by another one: what it holds is served, what it \
+                     lacks is copied again"
                 );
             }
         }

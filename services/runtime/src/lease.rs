@@ -232,7 +232,10 @@ impl Candidate {
         match tokio::time::timeout(Duration::from_secs(4), release).await {
             Ok(Ok(())) => tracing::info!(lease = self.name, "lease released"),
             Ok(Err(error)) => {
-                tracing::warn!(lease = self.name, %error, "cannot release the lease; it will expire");
+                tracing::warn!(
+                    lease = self.name, %error,
+                    "cannot release the lease; it will expire"
+                );
             }
             Err(_) => tracing::warn!(
                 lease = self.name,

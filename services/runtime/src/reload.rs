@@ -52,7 +52,10 @@ impl Reloads {
         match outcome {
             Ok(_) => tracing::info!(what, "a changed file was reloaded"),
             Err(error) => {
-                tracing::warn!(what, %error, "a changed file is invalid; the last valid one stays in effect");
+                tracing::warn!(
+                    what, %error,
+                    "a changed file is invalid; the last valid one stays in effect"
+                );
             }
         }
         let name = if outcome.is_ok() { "ok" } else { "failed" };

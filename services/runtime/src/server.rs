@@ -430,7 +430,11 @@ async fn drive<I, S, B>(
             }
             _ = ticks.tick() => {
                 if outdated.is_none() && end.is_outdated() {
-                    tracing::debug!(%peer, "the TLS files have changed since the client certificate was verified; the connection ends");
+                    tracing::debug!(
+                        %peer,
+                        "the TLS files have changed since the client certificate was verified; \
+                         the connection ends"
+                    );
                     outdated = Some(tokio::time::Instant::now());
                     if !ending {
                         ending = true;

@@ -133,10 +133,16 @@ impl Supervisor {
                         tracing::warn!(loop.name = name, "a background loop ended; restarting it");
                     }
                     Err(_) => {
-                        tracing::error!(loop.name = name, "a background loop panicked; restarting it");
+                        tracing::error!(
+                            loop.name = name,
+                            "a background loop panicked; restarting it"
+                        );
                     }
                     Ok(Err(error)) => {
-                        tracing::warn!(loop.name = name, error = %error, "a background loop failed; restarting it");
+                        tracing::warn!(
+                            loop.name = name, error = %error,
+                            "a background loop failed; restarting it"
+                        );
                     }
                 }
                 restarts.inc();

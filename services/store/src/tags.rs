@@ -103,7 +103,10 @@ impl Tags {
         }
         match known.as_slice() {
             [only] => {
-                tracing::warn!(image.repository = %repo, image.tag = %tag, image.digest = %only, "tag without content was repaired from its history");
+                tracing::warn!(
+                    image.repository = %repo, image.tag = %tag, image.digest = %only,
+                    "tag without content was repaired from its history"
+                );
                 links::write(&self.files, &path, only)?;
                 Ok(Some(only.clone()))
             }

@@ -118,7 +118,10 @@ impl Prober {
             }
             wait = breaker.probe_failed(&failure, Instant::now(), SystemTime::now());
             if !counted {
-                tracing::warn!(upstream.url = %self.url, cause = failure, seconds = wait.as_secs(), "upstream keeps failing, circuit open until a probe answers");
+                tracing::warn!(
+                    upstream.url = %self.url, cause = failure, seconds = wait.as_secs(),
+                    "upstream keeps failing, circuit open until a probe answers"
+                );
                 counted = true;
                 self.open.inc();
             }

@@ -242,7 +242,10 @@ impl Endpoint {
         };
         if let Some(wait) = wait {
             if is_open {
-                tracing::warn!(upstream.url = %self.url, cause = what, seconds = wait.as_secs(), "upstream keeps failing, circuit open until a probe answers");
+                tracing::warn!(
+                    upstream.url = %self.url, cause = what, seconds = wait.as_secs(),
+                    "upstream keeps failing, circuit open until a probe answers"
+                );
             }
             let open = self.metrics.open.get_or_create_owned(&UpstreamLabel {
                 upstream: self.label.clone(),

@@ -74,7 +74,8 @@ impl Metrics {
             ),
             put_back: group.add(
                 "references_restored",
-                "References restored to the upstream's because the namespace has no access to the image",
+                "References restored to the upstream's because the namespace has no access to the \
+                 image",
                 Counter::default(),
             ),
             skipped: group.add(

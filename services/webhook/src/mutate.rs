@@ -126,7 +126,8 @@ pub struct Mutation {
 impl Mutation {
     /// The decision about a pod that is too large to be read: admitted unchanged.
     pub fn too_large() -> Self {
-        let warning = "holdfast: the pod has too many images (more than 256) or annotations; it is admitted unchanged";
+        let warning = "holdfast: the pod has too many images (more than 256) or annotations; it \
+            is admitted unchanged";
         Self {
             warnings: vec![warning.to_owned()],
             skipped: vec![SkipReason::TooLarge],
@@ -158,7 +159,8 @@ impl Mutation {
                 self.put_back += 1;
                 self.skipped.push(SkipReason::Private);
                 self.warnings.push(format!(
-                    "holdfast: {} gets {:?} from its upstream, because it is unknown whether this namespace may have it",
+                    "holdfast: {} gets {:?} from its upstream, because it is unknown whether this \
+                     namespace may have it",
                     image.key(),
                     shown(&original.to_string())
                 ));

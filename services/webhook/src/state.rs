@@ -70,7 +70,10 @@ pub async fn follow(
             Ok(watcher::Event::Delete(_)) => None,
             Err(error) => {
                 heartbeat.beat();
-                tracing::warn!(%error, "cannot watch the shared state; the last one stays in effect");
+                tracing::warn!(
+                    %error,
+                    "cannot watch the shared state; the last one stays in effect"
+                );
                 continue;
             }
         };

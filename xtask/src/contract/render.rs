@@ -35,7 +35,7 @@ line are the number of its tests at each level and one example; contract.json na
 ";
 
 /// The page.
-pub(super) fn document(lines: &BTreeMap<u32, &str>, shown: &[Shown]) -> String {
+pub(super) fn document(lines: &BTreeMap<u32, String>, shown: &[Shown]) -> String {
     let mut page = String::from(HEAD);
     let missing: Vec<String> = lines
         .keys()
@@ -95,7 +95,7 @@ fn summary_of(shown: &[Shown], line: u32) -> String {
 }
 
 /// Every line with the names of its tests.
-pub(super) fn tests(lines: &BTreeMap<u32, &str>, shown: &[Shown]) -> anyhow::Result<String> {
+pub(super) fn tests(lines: &BTreeMap<u32, String>, shown: &[Shown]) -> anyhow::Result<String> {
     let lines: Vec<_> = lines
         .iter()
         .map(|(number, text)| {
@@ -151,8 +151,8 @@ fn write(page: &mut String, text: &str) {
 mod tests {
     use super::*;
 
-    fn one_of_two() -> (BTreeMap<u32, &'static str>, Vec<Shown>) {
-        let lines = BTreeMap::from([(1, "One."), (2, "Two.")]);
+    fn one_of_two() -> (BTreeMap<u32, String>, Vec<Shown>) {
+        let lines = BTreeMap::from([(1, "One.".to_owned()), (2, "Two.".to_owned())]);
         let shown = ["b", "a"].map(|test| Shown {
             line: 1,
             test: test.to_owned(),

@@ -111,7 +111,8 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
             "its Job runs to its end; the next one starts with the originals".to_owned(),
         ),
         Some(owner) => Remedy::Leave(format!(
-            "it belongs to {}/{}, which may not recreate it; restart it with the tools of that owner",
+            "it belongs to {}/{}, which may not recreate it; restart it with the tools of that \
+             owner",
             owner.kind, owner.name
         )),
     };

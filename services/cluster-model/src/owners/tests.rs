@@ -47,7 +47,8 @@ fn a_template_is_judged_as_the_pod_that_it_becomes() {
     let own = json!({"name": "c", "image": "10.96.0.50/holdfast/probe:1"});
     check(&none, &deployment("apps", &none, &own), &[]);
     let by_account = json!({"global": {"networkfunctionextension": {"webhook": {"pod": {"mutation": {
-        "matchConditionExpression": "object.spec.serviceAccountName == 'default' && object.metadata.namespace == 'apps'"
+        "matchConditionExpression": "object.spec.serviceAccountName == 'default' && \
+            object.metadata.namespace == 'apps'"
     }}}}}});
     check(&by_account, &deployment("apps", &none, &app), source);
     check(&by_account, &deployment("other", &none, &app), &[]);

@@ -415,7 +415,8 @@ impl Reconciler {
             let failure = Failure {
                 reason: Reason::NoDemand,
                 message: format!(
-                    "no running pod and no workload template in this namespace uses it; it is removed after {minutes} minutes"
+                    "no running pod and no workload template in this namespace uses it; it is \
+                     removed after {minutes} minutes"
                 ),
                 retry_after: None,
             };
@@ -546,7 +547,10 @@ impl Reconciler {
         let outcome = status::write(&self.context.client, artifact, &status).await;
         (memory.status, memory.written) = (Some(status), outcome.is_ok());
         if let Err(error) = outcome {
-            tracing::warn!(artifact.name = artifact.name_any(), %error, "cannot write the status of an Artifact");
+            tracing::warn!(
+                artifact.name = artifact.name_any(), %error,
+                "cannot write the status of an Artifact"
+            );
         }
         memory.written
     }

@@ -47,7 +47,10 @@ impl Reconciler {
             }
             Err(kube::Error::Api(status)) if status.code == 404 => Outcome::default(),
             Err(error) => {
-                tracing::debug!(artifact.name = artifact.name_any(), %error, "cannot remove an Artifact");
+                tracing::debug!(
+                    artifact.name = artifact.name_any(), %error,
+                    "cannot remove an Artifact"
+                );
                 Outcome {
                     again: Some(STATUS_RETRY),
                 }

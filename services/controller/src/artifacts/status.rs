@@ -180,7 +180,10 @@ pub async fn write(
             }
             Err(error) if attempt >= ATTEMPTS || !passing(&error) => return Err(error),
             Err(error) => {
-                tracing::debug!(artifact.name = name, %error, attempt, "retrying a status update after a conflict");
+                tracing::debug!(
+                    artifact.name = name, %error, attempt,
+                    "retrying a status update after a conflict"
+                );
                 tokio::time::sleep(Duration::from_millis(100 << attempt)).await;
                 attempt += 1;
             }

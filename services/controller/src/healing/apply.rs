@@ -24,7 +24,10 @@ impl Healer {
         let now = Instant::now();
         if self.context.healing.policy.mode == HealingMode::DryRun {
             if self.note(&stuck_pod.uid, now).told.insert(act.label()) {
-                tracing::info!(pod.namespace = pod.0, pod.name = pod.1, act = act.label(), detail = ?act, "dry run: healing would change a pod");
+                tracing::info!(
+                    pod.namespace = pod.0, pod.name = pod.1, act = act.label(), detail = ?act,
+                    "dry run: healing would change a pod"
+                );
                 self.context.metrics.healed(act.label(), "planned");
             }
             return;
@@ -68,11 +71,17 @@ impl Healer {
             // It needs nothing any more, or something else.
             Ok(None) => "outdated",
             Err(error) if is_conflict(&error) => {
-                tracing::debug!(pod.namespace = pod.0, pod.name = pod.1, %error, "the pod changed during healing");
+                tracing::debug!(
+                    pod.namespace = pod.0, pod.name = pod.1, %error,
+                    "the pod changed during healing"
+                );
                 "outdated"
             }
             Err(error) => {
-                tracing::warn!(pod.namespace = pod.0, pod.name = pod.1, act = word, %error, "healing a pod failed; retrying");
+                tracing::warn!(
+                    pod.namespace = pod.0, pod.name = pod.1, act = word, %error,
+                    "healing a pod failed; retrying"
+                );
                 // A policy, for example: the pod gets one event about it.
                 if let kube::Error::Api(status) = &error
                     && (400..429).contains(&status.code)

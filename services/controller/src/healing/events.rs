@@ -58,8 +58,10 @@ impl Events {
                 EventType::Warning,
                 "NamespaceExcluded",
                 format!(
-                    "{by} denies its pods; Holdfast no longer rewrites pods of this namespace, so they need the uplink. Allow images \
-                     that begin with {}, never {address}/ alone, because it covers every upstream; or set the label \
+                    "{by} denies its pods; Holdfast no longer rewrites pods of this namespace, so \
+                     they need the uplink. Allow images \
+                     that begin with {}, never {address}/ alone, because it covers every \
+                     upstream; or set the label \
                      holdfast.dev/rewrite=disabled on the namespace",
                     allowed(prefixes, address)
                 ),
@@ -68,7 +70,8 @@ impl Events {
                 EventType::Normal,
                 "NamespaceRewritten",
                 format!(
-                    "{by} denies its pods whichever registry their images come from; pods are rewritten again"
+                    "{by} denies its pods whichever registry their images come from; pods are \
+                     rewritten again"
                 ),
             ),
         };
@@ -142,7 +145,8 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
             EventType::Warning,
             "ImageRestored",
             format!(
-                "{} (the registry cannot copy it from its upstream; the kubelet's own credentials may work. New pods of this namespace \
+                "{} (the registry cannot copy it from its upstream; the kubelet's own credentials \
+                 may work. New pods of this namespace \
                  keep this image until the registry has it: see its Artifact)",
                 list(changes)
             ),
@@ -158,8 +162,10 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
         Act::Exclude { .. } => (
             EventType::Warning,
             "PodExcluded",
-            "another controller repeatedly reverted the image to the upstream's; Holdfast no longer changes this pod. Set the label \
-             holdfast.dev/rewrite=disabled in the pod's template, or stop the controller that reverts it"
+            "another controller repeatedly reverted the image to the upstream's; Holdfast no \
+             longer changes this pod. Set the label \
+             holdfast.dev/rewrite=disabled in the pod's template, or stop the controller that \
+             reverts it"
                 .to_owned(),
         ),
         Act::Unfixable { keys, why } => (
@@ -170,12 +176,15 @@ fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
                 keys.join(", "),
                 match why {
                     Why::NoOwner =>
-                        "Holdfast does not delete a pod without an owner: delete it and create it again",
+                        "Holdfast does not delete a pod without an owner: delete it and create it \
+                         again",
                     Why::TooOften =>
-                        "its owner recreated pods three times within the hour without success: check the owner's template and the Artifact, \
+                        "its owner recreated pods three times within the hour without success: \
+                         check the owner's template and the Artifact, \
                          then delete the pod",
                     Why::NotAllowed =>
-                        "controller.healing.evictionsPerMinute is 0: delete the pod so that its owner recreates it, or set a number there",
+                        "controller.healing.evictionsPerMinute is 0: delete the pod so that its \
+                         owner recreates it, or set a number there",
                 }
             ),
         ),

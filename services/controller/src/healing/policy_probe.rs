@@ -223,7 +223,10 @@ impl Healer {
                     return Some(false);
                 }
                 Err(error) => {
-                    tracing::debug!(pod.namespace = namespace, pod.name = name, %error, "cannot test an admission policy");
+                    tracing::debug!(
+                        pod.namespace = namespace, pod.name = name, %error,
+                        "cannot test an admission policy"
+                    );
                 }
             }
         }

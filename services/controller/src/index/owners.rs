@@ -217,7 +217,8 @@ pub async fn watch_owners(
                     tracing::warn!(
                         kind = kind.kind,
                         error = said,
-                        "the controller may not read {}: their images are copied only for existing pods; allow get, list and watch in the \
+                        "the controller may not read {}: their images are copied only for \
+                         existing pods; allow get, list and watch in the \
                          release's ClusterRole",
                         kind.plural
                     );
@@ -264,7 +265,11 @@ async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
                         .apply(event, &mut facts);
                     if listed && of.hidden.swap(false, Ordering::Relaxed) {
                         watches.metrics.hidden(of.kind.plural, false);
-                        tracing::info!(kind = of.kind.kind, "the controller can read {} again", of.kind.plural);
+                        tracing::info!(
+                            kind = of.kind.kind,
+                            "the controller can read {} again",
+                            of.kind.plural
+                        );
                     }
                     if changed {
                         index.owners.changed();

@@ -106,7 +106,8 @@ async fn doctor_names_autoscalers_without_metrics_and_upstreams_that_are_away() 
     site.run(&["doctor"]).await.check(
         1,
         &[
-            "PROBLEM  holdfast-registry cannot scale by load: the API server has no v1beta1.metrics.k8s.io; fix: install",
+            "PROBLEM  holdfast-registry cannot scale by load: the API server has no \
+             v1beta1.metrics.k8s.io; fix: install",
             "PROBLEM  away.example cannot be reached: 1 wanted image is not local, since",
         ],
     );

@@ -5,7 +5,8 @@ use super::*;
 fn skopeo(arguments: &[&str]) -> Output {
     let Some(program) = std::env::var_os("HOLDFAST_SKOPEO") else {
         panic!(
-            "HOLDFAST_SKOPEO is not set: name a skopeo, or run `cargo xtask test`, which finds or fetches one"
+            "HOLDFAST_SKOPEO is not set: name a skopeo, or run `cargo xtask test`, which finds or \
+             fetches one"
         );
     };
     let mut command = Command::new(program);

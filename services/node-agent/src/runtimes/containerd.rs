@@ -96,7 +96,10 @@ impl Mounted<'_> {
 impl config::Files for Mounted<'_> {
     fn read(&self, path: &Path) -> Result<Option<String>, String> {
         let Some(here) = self.here(path) else {
-            tracing::debug!(file = %path.display(), "skipping an import outside of the mounted folder");
+            tracing::debug!(
+                file = %path.display(),
+                "skipping an import outside of the mounted folder"
+            );
             return Ok(None);
         };
         match std::fs::read_to_string(here) {

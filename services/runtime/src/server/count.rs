@@ -26,11 +26,7 @@ impl Counts {
     pub fn register(registry: &mut Registry) -> Self {
         let mut group = Group::own(registry, "connections");
         Self {
-            open: group.add(
-                "open",
-                "Open connections of clients",
-                Gauge::default(),
-            ),
+            open: group.add("open", "Open connections of clients", Gauge::default()),
             refused: group.add(
                 "refused",
                 "Connections that were closed at once: too many of one address, or no place",
@@ -38,7 +34,9 @@ impl Counts {
             ),
             cut: group.add(
                 "cut",
-                "Connections that were cut: idle, slow headers, a TLS handshake that failed or took too long, an answer that was read too slowly or not at all, evicted for another client",
+                "Connections that were cut: idle, slow headers, a TLS handshake that failed or \
+                 took too long, an answer that was read too slowly or not at all, evicted for \
+                 another client",
                 Family::default(),
             ),
         }

@@ -72,7 +72,8 @@ impl Handshakes {
                 %peer,
                 %error,
                 ca = %ca.display(),
-                "refused a client without a certificate of the CA; further ones within a minute are logged at level debug"
+                "refused a client without a certificate of the CA; further ones within a minute \
+                 are logged at level debug"
             );
         } else {
             tracing::debug!(%peer, %error, "TLS handshake failed");

@@ -104,7 +104,10 @@ impl Lobby {
                 Ok(admitted) => return admitted,
                 Err((_, NoPlace::Address)) => {
                     counts.refused("address");
-                    tracing::debug!(peer = %address, "refused a connection: its address has too many");
+                    tracing::debug!(
+                        peer = %address,
+                        "refused a connection: its address has too many"
+                    );
                 }
                 Err((stream, NoPlace::Full)) => {
                     self.join((stream, address, Instant::now()), counts);

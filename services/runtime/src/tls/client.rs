@@ -74,7 +74,10 @@ impl ClientTls {
             match outcome {
                 Ok(()) => tracing::info!(folder = %folder.display(), "client certificate reloaded"),
                 Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "new client certificate is invalid; the last valid one stays in effect");
+                    tracing::warn!(
+                        folder = %folder.display(), %error,
+                        "new client certificate is invalid; the last valid one stays in effect"
+                    );
                 }
             }
         })

@@ -85,7 +85,11 @@ impl Drop for WorkerGuard {
 
 fn finish(deletes: &Deletes, repo: &RepositoryName) {
     if let Err(error) = deletes.finish_repository(repo) {
-        tracing::warn!(image.repository = %repo, %error, "the tags of a deleted manifest are not removed yet; they are unknown to clients, and the next attempt follows within an hour");
+        tracing::warn!(
+            image.repository = %repo, %error,
+            "the tags of a deleted manifest are not removed yet; they are unknown to clients, and \
+             the next attempt follows within an hour"
+        );
     }
     // The hourly run makes what cannot be made now.
     drop(deletes.refill_reserve());

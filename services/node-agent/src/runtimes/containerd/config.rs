@@ -34,8 +34,10 @@ pub enum Error {
     },
     /// `config_path` is not the folder that the agent may write to.
     #[error(
-        "containerd reads registry hosts from {value:?} (set by {origin}), but the node agent may write to {folder} only; \
-         set the value nodeAgent.containerdConfigPath to containerd's folder if it is inside nodeAgent.hostFolders.config, \
+        "containerd reads registry hosts from {value:?} (set by {origin}), but the node agent may \
+         write to {folder} only; \
+         set the value nodeAgent.containerdConfigPath to containerd's folder if it is inside \
+         nodeAgent.hostFolders.config, \
          otherwise set config_path = \"{folder}\" and restart containerd"
     )]
     Elsewhere {
