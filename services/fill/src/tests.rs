@@ -546,7 +546,7 @@ async fn a_fill_tries_each_secret_and_remembers_them_for_its_repository() {
     assert_eq!(
         registry.fill(&request(&upstream, ":2", &[])).await,
         Err(Error::Unauthorized),
-        "a request without credentials borrows nobody's"
+        "a request without credentials uses no others"
     );
 }
 

@@ -21,7 +21,9 @@ use prometheus_client::registry::Registry;
 use crate::{
     access_control::{self, AccessControl, Principal},
     access_log::AccessLog,
-    body::{self, Body, Received},
+    body::{self, Body},
+    call::{Call, Context, ListCall},
+    content_types::ContentTypes,
     delete,
     error::{Code, Error, Result},
     limits::{
@@ -32,8 +34,11 @@ use crate::{
     metrics::{self, Metrics},
     notify::Notifier,
     pull, push,
-    put_manifest::{self, PushMemory},
+    push_memory::PushMemory,
+    put_manifest,
+    received::Received,
     referrers,
+    response::{json, value, warning},
     route::{Endpoint, RouteError, namespace, route},
     session::Secret,
     volume_watch::VolumeStatus,
@@ -48,20 +53,10 @@ pub struct Api {
     inner: Arc<Inner>,
 }
 
-pub(crate) struct Inner {
-    pub(crate) store: Store,
-    pub(crate) source: Option<Arc<dyn PullThrough>>,
-    pub(crate) access_control: AccessControl,
-    pub(crate) secret: Secret,
-    pub(crate) limits: Limits,
-    pub(crate) owner: LockHolder,
-    pub(crate) metrics: Metrics,
-    pub(crate) draining: CancellationToken,
+struct Inner {
+    context: Context,
     access_log: Option<AccessLog>,
     observers: Observers,
-    pub(crate) uploads: Uploads,
-    pub(crate) content_types: pull::ContentTypes,
-    pub(crate) manifests: PushMemory,
     lists: Memory,
 }
 
@@ -124,19 +119,21 @@ impl Api {
         } = parts;
         Self {
             inner: Arc::new(Inner {
-                store,
-                source,
-                access_control,
-                secret,
-                limits,
-                owner,
-                metrics,
-                draining,
+                context: Context {
+                    store,
+                    source,
+                    access_control,
+                    secret,
+                    limits,
+                    owner,
+                    metrics,
+                    draining,
+                    uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
+                    content_types: ContentTypes::default(),
+                    push_memory: PushMemory::default(),
+                },
                 access_log: observers.access_log.as_ref().and_then(AccessLog::new),
                 observers,
-                content_types: pull::ContentTypes::default(),
-                uploads: Uploads::new(limits.uploads, limits.uploads_per_repository),
-                manifests: PushMemory::default(),
                 lists: Memory::new(LIST_MEMORY, LIST_MEMORY_PER_ADDRESS),
             }),
         }
@@ -144,7 +141,7 @@ impl Api {
 
     /// The numbers.
     pub fn metrics(&self) -> &Metrics {
-        &self.inner.metrics
+        &self.inner.context.metrics
     }
 
     /// Answers one request; never fails, a failure is an answer.
@@ -174,7 +171,7 @@ impl Api {
             length(response.headers())
                 .or_else(|| hyper::body::Body::size_hint(response.body()).exact())
         };
-        api.metrics.answered(metrics::Answered {
+        api.context.metrics.answered(metrics::Answered {
             handler,
             method: metrics::method(&method),
             code: response.status().as_u16(),
@@ -196,33 +193,12 @@ impl Api {
         limits: server::Limits,
         shutdown: CancellationToken,
     ) {
-        let counts = self.inner.metrics.connections.clone();
+        let counts = self.inner.context.metrics.connections.clone();
         let service = server::service_fn(move |request| {
             let api = self.clone();
             async move { Ok::<_, Infallible>(api.answer(request).await) }
         });
         server::serve_counted(listener, tls, service, limits, counts, shutdown).await;
-    }
-}
-
-/// A repository as a client names it in lists: by its own name there, and with the upstream that it
-/// named.
-pub(crate) struct Asked<'a> {
-    pub(crate) name: &'a RepositoryName,
-    /// The `ns` of the query, for links to the next page.
-    pub(crate) namespace: Option<String>,
-    /// Reads lists in turn with other clients.
-    pub(crate) store: Store,
-}
-
-impl<'a> Asked<'a> {
-    fn new(head: &http::request::Parts, name: &'a RepositoryName, store: &Store) -> Self {
-        let namespace = namespace(head.uri.query()).map(|(text, _)| text);
-        Self {
-            name,
-            namespace,
-            store: store.for_client(access_control::address(head)),
-        }
     }
 }
 
@@ -275,7 +251,7 @@ impl Inner {
             );
             return ("none", Err(refusal));
         }
-        let caller = match self.access_control.identify(&head).await {
+        let caller = match self.context.access_control.identify(&head).await {
             Ok(caller) => caller,
             Err(refusal) => return ("none", Err(refusal)),
         };
@@ -291,6 +267,7 @@ impl Inner {
                 let result = match error {
                     RouteError::NotFound => Err(error.into()),
                     _ => self
+                        .context
                         .access_control
                         .check_unknown(&caller)
                         .and(Err(error.into())),
@@ -299,8 +276,8 @@ impl Inner {
             }
         };
         let handler = endpoint.handler();
-        let _in_flight = self.metrics.begin(handler);
-        if let Err(refusal) = self.access_control.check(&caller, &endpoint) {
+        let _in_flight = self.context.metrics.begin(handler);
+        if let Err(refusal) = self.context.access_control.check(&caller, &endpoint) {
             return (handler, Err(refusal));
         }
         let notifier = self.observers.notifier.as_ref();
@@ -329,14 +306,19 @@ impl Inner {
         }
         let writes = access_control::action(&endpoint) == access_control::Action::Push;
         let result = async {
-            let asked = endpoint.pulled_repository().cloned();
+            let named = endpoint.pulled_repository().cloned();
             let namespace = self.mirror(&head, &caller, &mut endpoint).await?;
             let draft = notifier.and_then(|notifier| notifier.draft(&head, &endpoint, actor));
-            let dispatched = self.dispatch(&head, &caller, (endpoint, asked), body);
+            let dispatched = self.dispatch(&head, &caller, (&endpoint, named.as_ref()), body);
             let mut response = Requester::scope(access_control::address(&head), dispatched).await?;
             if let (Some(notifier), Some(draft)) = (notifier, draft) {
                 notifier
-                    .tell(draft, response.status(), response.headers(), &self.store)
+                    .tell(
+                        draft,
+                        response.status(),
+                        response.headers(),
+                        &self.context.store,
+                    )
                     .await;
             }
             if let Some(namespace) = namespace {
@@ -344,7 +326,7 @@ impl Inner {
                     .headers_mut()
                     .insert("oci-namespace", value(&namespace));
             }
-            if writes && let Some(percent) = self.store.filling() {
+            if writes && let Some(percent) = self.context.store.filling() {
                 response.headers_mut().append(
                     header::WARNING,
                     warning(&format!("the registry's volume is {percent}% full")),
@@ -371,7 +353,7 @@ impl Inner {
             // `docker.io/nginx`, as people write it.
             if let Some(canonical) = canonical(repo) {
                 *repo = canonical;
-                self.access_control.check(caller, endpoint)?;
+                self.context.access_control.check(caller, endpoint)?;
             }
             return Ok(None);
         }
@@ -384,76 +366,73 @@ impl Inner {
         };
         let local = canonical(&local).unwrap_or(local);
         let fetched = self
+            .context
             .source
             .as_ref()
             .is_some_and(|source| source.fetches(&local));
-        if !fetched && !self.store.repository_exists(&local).await? {
+        if !fetched && !self.context.store.repository_exists(&local).await? {
             return Ok(None);
         }
         *repo = local;
-        self.access_control.check(caller, endpoint)?;
+        self.context.access_control.check(caller, endpoint)?;
         Ok(Some(name))
     }
 
+    /// `named` is the repository as the client named it, if the endpoint pulls from one.
     async fn dispatch(
         &self,
         head: &http::request::Parts,
         caller: &Principal,
-        (endpoint, asked): (Endpoint, Option<RepositoryName>),
+        (endpoint, named): (&Endpoint, Option<&RepositoryName>),
         body: Received,
     ) -> Result<Response<Body>> {
+        let call = |repo| Call {
+            api: &self.context,
+            head,
+            caller,
+            repo,
+        };
         match endpoint {
             Endpoint::Base => Ok(json("{}".into(), "application/json").map(body::full)),
             Endpoint::Catalog(page) => {
                 let mirror_of = self.observers.mirror_of.as_ref().map(|(_, host)| host);
-                let most = listing::most(listing::catalog_limit(&page)?, MAX_NAME_LENGTH);
-                let store = self.store.for_client(access_control::address(head));
+                let most = listing::most(listing::catalog_limit(page)?, MAX_NAME_LENGTH);
+                let store = self.context.store.for_client(access_control::address(head));
                 let made = listing::catalog(&store, mirror_of, page);
                 self.list(head, most, made).await
             }
             Endpoint::Tags(repo, page) => {
-                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo), &self.store);
-                let most = listing::most(listing::tags_limit(&page), MAX_TAG_LENGTH);
-                let made = listing::tags(self, &repo, &asked, page);
+                let most = listing::most(listing::tags_limit(page), MAX_TAG_LENGTH);
+                let made = listing::tags(ListCall::new(call(repo), named, page));
                 self.list(head, most, made).await
             }
             Endpoint::Referrers(repo, subject, kind, page) => {
-                let asked = Asked::new(head, asked.as_ref().unwrap_or(&repo), &self.store);
-                let made = referrers::list(self, (&repo, &subject), &asked, kind.as_deref(), page);
+                let list = ListCall::new(call(repo), named, page);
+                let made = referrers::list(list, subject, kind.as_deref());
                 self.list(head, REFERRERS_PAGE_BYTES as u64, made).await
             }
-            Endpoint::GetBlob(repo, digest) => pull::blob(self, head, &repo, &digest).await,
-            Endpoint::GetManifest(repo, reference) => {
-                pull::manifest(self, head, &repo, &reference).await
-            }
-            Endpoint::StartUpload(repo, algorithm) => {
-                push::start(self, head, caller, &repo, algorithm).await
-            }
-            Endpoint::PushBlob(repo, digest) => {
-                push::single(self, head, &repo, &digest, body).await
-            }
+            Endpoint::GetBlob(repo, digest) => pull::blob(call(repo), digest).await,
+            Endpoint::GetManifest(repo, reference) => pull::manifest(call(repo), reference).await,
+            Endpoint::StartUpload(repo, algorithm) => push::start(call(repo), *algorithm).await,
+            Endpoint::PushBlob(repo, digest) => push::single(call(repo), digest, body).await,
             Endpoint::MountBlob(repo, digest, from) => {
-                push::mount(self, head, caller, &repo, &digest, from.as_ref()).await
+                push::mount(call(repo), digest, from.as_ref()).await
             }
             Endpoint::PatchUpload(repo, id, state) => {
-                push::patch(self, head, caller, &repo, &id, &state, body).await
+                push::patch(call(repo), id, state, body).await
             }
             Endpoint::FinishUpload(repo, id, state, digest) => {
-                push::finish(self, head, caller, (&repo, &id), &state, &digest, body).await
+                push::finish(call(repo), id, state, digest, body).await
             }
-            Endpoint::UploadStatus(repo, id, state) => {
-                push::status(self, caller, &repo, &id, &state).await
-            }
-            Endpoint::CancelUpload(repo, id, state) => {
-                push::cancel(self, caller, &repo, &id, &state).await
-            }
+            Endpoint::UploadStatus(repo, id, state) => push::status(call(repo), id, state).await,
+            Endpoint::CancelUpload(repo, id, state) => push::cancel(call(repo), id, state).await,
             Endpoint::PutManifest(repo, reference, tags) => {
-                put_manifest::put(self, head, &repo, &reference, tags, body).await
+                put_manifest::put(call(repo), reference, tags, body).await
             }
             Endpoint::DeleteManifest(repo, reference) => {
-                delete::manifest(self, &repo, &reference).await
+                delete::manifest(call(repo), reference).await
             }
-            Endpoint::DeleteBlob(repo, digest) => delete::blob(self, &repo, &digest).await,
+            Endpoint::DeleteBlob(repo, digest) => delete::blob(call(repo), digest).await,
         }
     }
 
@@ -480,41 +459,4 @@ impl Inner {
         let response = Response::from_parts(parts, bytes);
         Ok(response.map(|bytes| body::counted(bytes, reserved)))
     }
-
-    /// What fetches the repository's content on a miss.
-    pub(crate) fn source_of(&self, repo: &RepositoryName) -> Option<&Arc<dyn PullThrough>> {
-        self.source.as_ref().filter(|_| is_upstream_namespace(repo))
-    }
-
-    /// Refuses what writes while the process ends or the volume is full.
-    pub(crate) async fn check_write(&self, bytes: u64) -> Result<()> {
-        if self.draining.is_cancelled() {
-            return Err(Error::later("this replica is shutting down; retry"));
-        }
-        self.store.check_write(bytes).await.map_err(Error::from)
-    }
-}
-
-/// A JSON answer.
-pub(crate) fn json(text: String, media_type: &'static str) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(text));
-    response
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    response
-}
-
-/// `Warning: 299`, without what would break a header.
-pub(crate) fn warning(reason: &str) -> HeaderValue {
-    let text: String = reason
-        .chars()
-        .filter(|c| (' '..='~').contains(c) && *c != '"' && *c != '\\')
-        .take(1000)
-        .collect();
-    value(&format!("299 - \"{text}\""))
-}
-
-/// A header's value out of text that cannot be wrong for one.
-pub(crate) fn value(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("invalid"))
 }

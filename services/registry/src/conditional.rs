@@ -5,9 +5,9 @@ use holdfast_core::digest::Digest;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 
 use crate::{
-    api::value,
     body::{self, Body},
     error::{Code, Error},
+    response::value,
 };
 
 /// What the conditions of a request ask for.

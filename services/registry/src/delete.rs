@@ -1,19 +1,18 @@
 //! Deletes of blobs, manifests and tags. A deleted item is unknown to the next request; its bytes
 //! stay on the volume.
 
-use holdfast_core::{ManifestRef, digest::Digest, oci::Manifest, reference::RepositoryName};
+use holdfast_core::{ManifestRef, digest::Digest, oci::Manifest};
 use http::{Response, StatusCode};
 
 use crate::{
-    api::Inner,
     body::{self, Body},
+    call::Call,
     error::{Code, Error, Result},
 };
 
 /// end-9. A damaged manifest can be deleted, too (SPEC 37).
 pub(crate) async fn manifest(
-    api: &Inner,
-    repo: &RepositoryName,
+    Call { api, repo, .. }: Call<'_>,
     reference: &ManifestRef,
 ) -> Result<Response<Body>> {
     let deleted = match reference {
@@ -32,8 +31,7 @@ pub(crate) async fn manifest(
 
 /// end-10
 pub(crate) async fn blob(
-    api: &Inner,
-    repo: &RepositoryName,
+    Call { api, repo, .. }: Call<'_>,
     digest: &Digest,
 ) -> Result<Response<Body>> {
     answer(

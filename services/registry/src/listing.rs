@@ -11,9 +11,10 @@ use holdfast_store::Store;
 use http::{Response, header};
 
 use crate::{
-    api::{Asked, Inner, json, value, warning},
+    call::ListCall,
     error::{Code, Error, Result},
     limits,
+    response::{json, value, warning},
     route::Page,
 };
 
@@ -47,21 +48,14 @@ pub(crate) fn most(names: usize, bytes: usize) -> u64 {
 
 /// end-8a, end-8b. Of a repository that is copied from an upstream, the upstream's tags are among
 /// them.
-pub(crate) async fn tags(
-    api: &Inner,
-    repo: &RepositoryName,
-    asked: &Asked<'_>,
-    page: Page,
-) -> Result<Response<Bytes>> {
-    let limit = tags_limit(&page);
-    let listed = match api.source_of(repo) {
+pub(crate) async fn tags(list: ListCall<'_>) -> Result<Response<Bytes>> {
+    let (repo, page) = (list.call.repo, list.page);
+    let limit = tags_limit(page);
+    let listed = match list.call.source() {
         Some(source) => Some(source.tags(repo).await),
         None => None,
     };
-    let found = asked
-        .store
-        .tags_page(repo, page.last.clone(), limit)
-        .await?;
+    let found = list.store.tags_page(repo, page.last.clone(), limit).await?;
     let (local, more) = match (found, &listed) {
         (Some(found), _) => found,
         // What is not here may be there.
@@ -83,13 +77,13 @@ pub(crate) async fn tags(
     }
     let tags: Vec<&str> = tags.iter().map(AsRef::as_ref).collect();
     let mut response = json(
-        serde_json::json!({ "name": asked.name.as_str(), "tags": tags }).to_string(),
+        serde_json::json!({ "name": list.name.as_str(), "tags": tags }).to_string(),
         "application/json",
     );
     link(
         &mut response,
-        &format!("/v2/{}/tags/list", asked.name),
-        asked.namespace.as_deref(),
+        &format!("/v2/{}/tags/list", list.name),
+        list.namespace.as_deref(),
         limit,
         more.then(|| tags.last()).flatten(),
     );
@@ -128,15 +122,16 @@ fn merge(
 pub(crate) async fn catalog(
     store: &Store,
     mirror_of: Option<&Host>,
-    page: Page,
+    page: &Page,
 ) -> Result<Response<Bytes>> {
-    let limit = catalog_limit(&page)?;
+    let limit = catalog_limit(page)?;
+    let last = page.last.clone();
     let (names, more) = match mirror_of {
         None => {
-            let (names, more) = store.repositories_page(page.last, limit).await?;
+            let (names, more) = store.repositories_page(last, limit).await?;
             (names.iter().map(ToString::to_string).collect(), more)
         }
-        Some(host) => mirrored(store, host, page.last, limit).await?,
+        Some(host) => mirrored(store, host, last, limit).await?,
     };
     let mut response = json(
         serde_json::json!({ "repositories": names }).to_string(),

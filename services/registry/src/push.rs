@@ -9,48 +9,57 @@ use holdfast_store::{CarriedHash, UploadId, UploadWriter};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 
 use crate::{
-    access_control::Principal,
-    api::{Inner, value},
-    body::{self, Body, Received},
+    body::{self, Body},
+    call::{Call, Context},
     error::{Code, Error, Result},
     limits, range,
+    received::Received,
+    response::value,
     route::Endpoint,
     session::State,
 };
 
 /// end-4a, end-4c
-pub(crate) async fn start(
-    api: &Inner,
-    head: &Parts,
-    caller: &Principal,
-    repo: &RepositoryName,
-    algorithm: Algorithm,
-) -> Result<Response<Body>> {
-    api.check_write(announced(head).unwrap_or(0)).await?;
+pub(crate) async fn start(call: Call<'_>, algorithm: Algorithm) -> Result<Response<Body>> {
+    call.api
+        .check_write(announced(call.head).unwrap_or(0))
+        .await?;
     let started_at = now();
-    let begun = api.uploads.begin(&api.store, repo, &started_at).await?;
+    let begun = call
+        .api
+        .uploads
+        .begin(&call.api.store, call.repo, &started_at)
+        .await?;
     let id = begun.keep();
     let carried = CarriedHash::none(algorithm);
-    let state = State::new(repo, &id, 0, &started_at, Some(&carried)).of(&caller.subject());
-    Ok(progress(api, StatusCode::ACCEPTED, repo, &id, &state))
+    let state =
+        State::new(call.repo, &id, 0, &started_at, Some(&carried)).of(&call.caller.subject());
+    Ok(progress(call, StatusCode::ACCEPTED, &id, &state))
 }
 
 /// end-4b
 pub(crate) async fn single(
-    api: &Inner,
-    head: &Parts,
-    repo: &RepositoryName,
+    call: Call<'_>,
     digest: &Digest,
     body: Received,
 ) -> Result<Response<Body>> {
-    api.check_write(announced(head).unwrap_or(0)).await?;
-    let begun = api.uploads.begin(&api.store, repo, &now()).await?;
+    call.api
+        .check_write(announced(call.head).unwrap_or(0))
+        .await?;
+    let begun = call
+        .api
+        .uploads
+        .begin(&call.api.store, call.repo, &now())
+        .await?;
     let result = async {
         let algorithm = digest.algorithm();
-        let writer = api.store.whole_upload_writer(repo, begun.id(), algorithm);
-        let writer = receive(api, writer.await?, body, announced(head)).await?;
+        let writer = call
+            .api
+            .store
+            .whole_upload_writer(call.repo, begun.id(), algorithm);
+        let writer = receive(call.api, writer.await?, body, announced(call.head)).await?;
         writer.commit(digest).await?;
-        Ok(created(repo, digest))
+        Ok(created(call.repo, digest))
     }
     .await;
     if result.is_ok() {
@@ -64,41 +73,34 @@ pub(crate) async fn single(
 
 /// end-11
 pub(crate) async fn mount(
-    api: &Inner,
-    head: &Parts,
-    caller: &Principal,
-    repo: &RepositoryName,
+    call: Call<'_>,
     digest: &Digest,
     from: Option<&RepositoryName>,
 ) -> Result<Response<Body>> {
-    api.check_write(0).await?;
-    if !may_mount(api, caller, digest, from).await? {
-        return start(api, head, caller, repo, digest.algorithm()).await;
+    call.api.check_write(0).await?;
+    if !may_mount(call, digest, from).await? {
+        return start(call, digest.algorithm()).await;
     }
-    api.store.touch_blob(digest).await?;
-    api.store.link_blob(repo, digest).await?;
-    Ok(created(repo, digest))
+    call.api.store.touch_blob(digest).await?;
+    call.api.store.link_blob(call.repo, digest).await?;
+    Ok(created(call.repo, digest))
 }
 
 /// Whether the blob lies in a repository that the caller may pull from: in `from`, or in any that a
 /// bounded search finds. The volume alone proves nothing, or a mount would read what belongs to
 /// others or was deleted.
-async fn may_mount(
-    api: &Inner,
-    caller: &Principal,
-    digest: &Digest,
-    from: Option<&RepositoryName>,
-) -> Result<bool> {
+async fn may_mount(call: Call<'_>, digest: &Digest, from: Option<&RepositoryName>) -> Result<bool> {
     let may_pull = |repo: &RepositoryName| {
         let pull = Endpoint::GetBlob(repo.clone(), digest.clone());
-        api.access_control.check(caller, &pull).is_ok()
+        call.api.access_control.check(call.caller, &pull).is_ok()
     };
-    if api.store.stat_blob(digest).await?.is_none() {
+    if call.api.store.stat_blob(digest).await?.is_none() {
         return Ok(false);
     }
     Ok(match from {
-        Some(from) => may_pull(from) && api.store.repo_has_blob(from, digest).await?,
-        None => api
+        Some(from) => may_pull(from) && call.api.store.repo_has_blob(from, digest).await?,
+        None => call
+            .api
             .store
             .repositories_with_blob(digest, limits::MOUNT_FOLDERS, limits::MOUNT_REPOSITORIES)
             .await?
@@ -109,60 +111,64 @@ async fn may_mount(
 
 /// end-5
 pub(crate) async fn patch(
-    api: &Inner,
-    head: &Parts,
-    caller: &Principal,
-    repo: &RepositoryName,
+    call: Call<'_>,
     id: &UploadId,
     state: &str,
     body: Received,
 ) -> Result<Response<Body>> {
-    api.store.check_write(announced(head).unwrap_or(0)).await?;
-    let state = verify(api, caller, repo, id, state).await?;
-    let writer = open(api, head, repo, id, &state).await?;
+    call.api
+        .store
+        .check_write(announced(call.head).unwrap_or(0))
+        .await?;
+    let state = verify(call, id, state).await?;
+    let writer = open(call, id, &state).await?;
     let written = async {
-        receive(api, writer, body, expected(head))
+        receive(call.api, writer, body, expected(call.head))
             .await?
             .finish()
             .await
             .map_err(Error::from)
     };
-    let (size, carried) = free_if_full(api, repo, id, written.await).await?;
-    api.uploads.remember(id, size, &carried);
-    let state =
-        State::new(repo, id, size, state.started_at(), Some(&carried)).of(&caller.subject());
-    Ok(progress(api, StatusCode::ACCEPTED, repo, id, &state))
+    let (size, carried) = free_if_full(call, id, written.await).await?;
+    call.api.uploads.remember(id, size, &carried);
+    let state = State::new(call.repo, id, size, state.started_at(), Some(&carried))
+        .of(&call.caller.subject());
+    Ok(progress(call, StatusCode::ACCEPTED, id, &state))
 }
 
 /// end-6
 pub(crate) async fn finish(
-    api: &Inner,
-    head: &Parts,
-    caller: &Principal,
-    (repo, id): (&RepositoryName, &UploadId),
+    call: Call<'_>,
+    id: &UploadId,
     state: &str,
     digest: &Digest,
     body: Received,
 ) -> Result<Response<Body>> {
-    api.store.check_write(announced(head).unwrap_or(0)).await?;
-    let state = verify(api, caller, repo, id, state).await?;
-    let writer = if brings_all(head, &state) {
+    call.api
+        .store
+        .check_write(announced(call.head).unwrap_or(0))
+        .await?;
+    let state = verify(call, id, state).await?;
+    let writer = if brings_all(call.head, &state) {
         let algorithm = digest.algorithm();
-        api.store.whole_upload_writer(repo, id, algorithm).await?
+        call.api
+            .store
+            .whole_upload_writer(call.repo, id, algorithm)
+            .await?
     } else {
-        open(api, head, repo, id, &state).await?
+        open(call, id, &state).await?
     };
-    let received = receive(api, writer, body, expected(head)).await;
-    let writer = free_if_full(api, repo, id, received).await?;
+    let received = receive(call.api, writer, body, expected(call.head)).await;
+    let writer = free_if_full(call, id, received).await?;
     let committed = writer.commit(digest).await;
     if matches!(
         committed,
         Ok(_) | Err(holdfast_store::Error::DigestMismatch { .. })
     ) {
-        api.uploads.end(id);
+        call.api.uploads.end(id);
     }
     committed?;
-    Ok(created(repo, digest))
+    Ok(created(call.repo, digest))
 }
 
 /// Whether the request that ends a session brings its bytes from the first to the last, and so few
@@ -173,68 +179,51 @@ fn brings_all(head: &Parts, state: &State) -> bool {
 }
 
 /// end-13
-pub(crate) async fn status(
-    api: &Inner,
-    caller: &Principal,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &str,
-) -> Result<Response<Body>> {
-    let state = verify(api, caller, repo, id, state).await?;
-    let Some(status) = api.store.upload_status(repo, id).await? else {
+pub(crate) async fn status(call: Call<'_>, id: &UploadId, state: &str) -> Result<Response<Body>> {
+    let state = verify(call, id, state).await?;
+    let Some(status) = call.api.store.upload_status(call.repo, id).await? else {
         return Err(holdfast_store::Error::UploadUnknown.into());
     };
     let state = if status.size == state.offset() {
         state
     } else {
-        State::new(repo, id, status.size, state.started_at(), None).of(&caller.subject())
+        State::new(call.repo, id, status.size, state.started_at(), None).of(&call.caller.subject())
     };
-    Ok(progress(api, StatusCode::NO_CONTENT, repo, id, &state))
+    Ok(progress(call, StatusCode::NO_CONTENT, id, &state))
 }
 
 /// end-14
-pub(crate) async fn cancel(
-    api: &Inner,
-    caller: &Principal,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &str,
-) -> Result<Response<Body>> {
-    verify(api, caller, repo, id, state).await?;
-    if !api.store.cancel_upload(repo, id).await? {
+pub(crate) async fn cancel(call: Call<'_>, id: &UploadId, state: &str) -> Result<Response<Body>> {
+    verify(call, id, state).await?;
+    if !call.api.store.cancel_upload(call.repo, id).await? {
         return Err(holdfast_store::Error::UploadUnknown.into());
     }
-    api.uploads.end(id);
+    call.api.uploads.end(id);
     let mut response = Response::new(body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     Ok(response)
 }
 
-async fn verify(
-    api: &Inner,
-    caller: &Principal,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &str,
-) -> Result<State> {
+async fn verify(call: Call<'_>, id: &UploadId, state: &str) -> Result<State> {
     // A session that is gone is gone, whatever its state says.
-    let status = api
+    let status = call
+        .api
         .store
-        .upload_status(repo, id)
+        .upload_status(call.repo, id)
         .await?
         .ok_or(holdfast_store::Error::UploadUnknown)?;
-    if state.is_empty() && api.access_control.sessions_by_name() {
+    if state.is_empty() && call.api.access_control.sessions_by_name() {
         // Some clients drop the query of Location. The session's name is secret enough to go on
         // where its file ends.
-        return Ok(State::new(repo, id, status.size, &now(), None));
+        return Ok(State::new(call.repo, id, status.size, &now(), None));
     }
-    let state = State::verify(state, &api.secret, repo, id).ok_or_else(|| {
+    let state = State::verify(state, &call.api.secret, call.repo, id).ok_or_else(|| {
         Error::invalid(
             Code::BlobUploadInvalid,
             "the upload's state was not signed here",
         )
     })?;
-    if !state.is_of(&caller.subject()) {
+    if !state.is_of(&call.caller.subject()) {
         return Err(Error::new(
             StatusCode::FORBIDDEN,
             Code::Denied,
@@ -246,32 +235,26 @@ async fn verify(
 
 /// Opens the session where the client goes on: at the state's offset, or where its chunk begins if
 /// that is the file's end.
-async fn open(
-    api: &Inner,
-    head: &Parts,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &State,
-) -> Result<UploadWriter> {
+async fn open(call: Call<'_>, id: &UploadId, state: &State) -> Result<UploadWriter> {
     let mut offset = state.offset();
     let mut carried = state.carried();
-    if let Some(header) = head.headers.get(header::CONTENT_RANGE) {
-        let size = api
+    if let Some(header) = call.head.headers.get(header::CONTENT_RANGE) {
+        let size = call
+            .api
             .store
-            .upload_status(repo, id)
+            .upload_status(call.repo, id)
             .await?
             .map_or(0, |status| status.size);
         let Some((first, last)) = header.to_str().ok().and_then(range::parse_chunk) else {
             return Err(out_of_order(
-                api,
-                repo,
+                call,
                 id,
                 state,
                 size,
                 "Content-Range has the form first-last",
             ));
         };
-        if announced(head).is_some_and(|length| length != last - first + 1) {
+        if announced(call.head).is_some_and(|length| length != last - first + 1) {
             return Err(Error::invalid(
                 Code::SizeInvalid,
                 "Content-Length and Content-Range disagree",
@@ -281,69 +264,51 @@ async fn open(
             carried = CarriedHash::none(carried.hasher.algorithm());
             offset = size;
         } else if first != offset || first > size {
-            return Err(out_of_order(
-                api,
-                repo,
-                id,
-                state,
-                size,
-                "chunks come in order",
-            ));
+            return Err(out_of_order(call, id, state, size, "chunks come in order"));
         }
     }
     if carried.generation.is_none()
-        && let Some(known) = api.uploads.carried(id, offset)
+        && let Some(known) = call.api.uploads.carried(id, offset)
     {
         carried = known;
     }
-    Ok(api
+    Ok(call
+        .api
         .store
-        .upload_writer(repo, id, offset, carried, &api.owner)
+        .upload_writer(call.repo, id, offset, carried, &call.api.owner)
         .await?)
 }
 
 /// 416 that says how to go on.
-fn out_of_order(
-    api: &Inner,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &State,
-    size: u64,
-    message: &str,
-) -> Error {
+fn out_of_order(call: Call<'_>, id: &UploadId, state: &State, size: u64, message: &str) -> Error {
     let state = if size == state.offset() {
         state.clone()
     } else {
-        State::new(repo, id, size, state.started_at(), None).of(state.subject())
+        State::new(call.repo, id, size, state.started_at(), None).of(state.subject())
     };
     Error::new(
         StatusCode::RANGE_NOT_SATISFIABLE,
         Code::BlobUploadInvalid,
         message,
     )
-    .with(header::LOCATION, value(&location(api, repo, id, &state)))
+    .with(header::LOCATION, value(&location(call, id, &state)))
     .with(header::RANGE, received(size))
 }
 
 /// A volume that became full under an upload gets its room back at once: the client has failed, and
 /// begins again when there is room.
-async fn free_if_full<T>(
-    api: &Inner,
-    repo: &RepositoryName,
-    id: &UploadId,
-    outcome: Result<T>,
-) -> Result<T> {
+async fn free_if_full<T>(call: Call<'_>, id: &UploadId, outcome: Result<T>) -> Result<T> {
     if let Err(error) = &outcome
         && error.status() == StatusCode::INSUFFICIENT_STORAGE
     {
-        api.store.cancel_upload(repo, id).await.ok();
-        api.uploads.end(id);
+        call.api.store.cancel_upload(call.repo, id).await.ok();
+        call.api.uploads.end(id);
     }
     outcome
 }
 
 async fn receive(
-    api: &Inner,
+    api: &Context,
     mut writer: UploadWriter,
     mut body: Received,
     expected: Option<u64>,
@@ -395,11 +360,12 @@ fn announced(head: &Parts) -> Option<u64> {
         .ok()
 }
 
-fn location(api: &Inner, repo: &RepositoryName, id: &UploadId, state: &State) -> String {
+fn location(call: Call<'_>, id: &UploadId, state: &State) -> String {
     format!(
-        "/v2/{repo}/blobs/uploads/{}?_state={}",
+        "/v2/{}/blobs/uploads/{}?_state={}",
+        call.repo,
         id.as_str(),
-        state.sign(&api.secret)
+        state.sign(&call.api.secret)
     )
 }
 
@@ -407,17 +373,11 @@ fn received(size: u64) -> HeaderValue {
     value(&format!("0-{}", size.saturating_sub(1)))
 }
 
-fn progress(
-    api: &Inner,
-    status: StatusCode,
-    repo: &RepositoryName,
-    id: &UploadId,
-    state: &State,
-) -> Response<Body> {
+fn progress(call: Call<'_>, status: StatusCode, id: &UploadId, state: &State) -> Response<Body> {
     let mut response = Response::new(body::empty());
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::LOCATION, value(&location(api, repo, id, state)));
+    headers.insert(header::LOCATION, value(&location(call, id, state)));
     headers.insert(header::RANGE, received(state.offset()));
     headers.insert("docker-upload-uuid", value(id.as_str()));
     response

@@ -1,6 +1,5 @@
 //! Pushes of manifests: the exact bytes, and nothing that refers to what is not there.
 
-use bytes::Bytes;
 use holdfast_core::{
     ManifestRef,
     digest::{Algorithm, Digest},
@@ -8,74 +7,23 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 use holdfast_store::Hasher;
-use http::{Response, StatusCode, header, request::Parts};
+use http::{Response, StatusCode, header};
 
 use crate::{
-    access_control,
-    api::{Inner, value},
-    body::{self, Body, Received},
+    body::{self, Body},
+    call::Call,
     error::{Code, Error, Result},
-    limits,
+    received::{self, Received},
+    response::value,
 };
-use holdfast_upstream::{Memory, Reserved};
-
-/// The memory of manifests that clients push: a budget, and a share of it for each address. Small
-/// ones have a budget of their own, so that large ones hold none of them back.
-#[derive(Debug)]
-pub(crate) struct PushMemory {
-    small: Memory,
-    large: Memory,
-}
-
-impl Default for PushMemory {
-    fn default() -> Self {
-        Self {
-            small: Memory::new(
-                limits::SMALL_PUSH_MEMORY,
-                limits::SMALL_PUSH_MEMORY_PER_ADDRESS,
-            ),
-            large: Memory::new(limits::PUSH_MEMORY, limits::PUSH_MEMORY_PER_ADDRESS),
-        }
-    }
-}
-
-impl PushMemory {
-    /// Reads a body of at most `limit` bytes, once there is room for what it announces.
-    ///
-    /// # Errors
-    /// 503 with `Retry-After` when there is none in time, or when the body comes slowly while
-    /// others wait; or what the body ends with.
-    async fn receive(
-        &self,
-        head: &Parts,
-        announced: Option<u64>,
-        limit: u64,
-        body: Received,
-    ) -> Result<(Bytes, Reserved)> {
-        let most = announced.unwrap_or(limit);
-        let budget = if most <= limits::SMALL_MANIFEST_BYTES {
-            &self.small
-        } else {
-            &self.large
-        };
-        let client = access_control::address(head).to_string();
-        let refuse =
-            || Error::later("too many manifests are being pushed, or this one came too slowly");
-        let wait = limits::PUSH_MEMORY_WAIT;
-        let read = body.collect(most);
-        budget
-            .hold_within(wait, (&client, most), refuse, read)
-            .await
-    }
-}
 
 /// end-7a, end-7b
 pub(crate) async fn put(
-    api: &Inner,
-    head: &Parts,
-    repo: &RepositoryName,
+    Call {
+        api, head, repo, ..
+    }: Call<'_>,
     reference: &ManifestRef,
-    tags: Vec<Tag>,
+    tags: &[Tag],
     body: Received,
 ) -> Result<Response<Body>> {
     let limit = api.limits.manifest_bytes;
@@ -84,11 +32,14 @@ pub(crate) async fn put(
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|announced| announced > limit) {
-        return Err(body::too_large(limit));
+        return Err(received::too_large(limit));
     }
     api.store.check_write(announced.unwrap_or(0)).await?;
     // Held to the end: what is read of the manifest takes memory, too.
-    let (bytes, _reserved) = api.manifests.receive(head, announced, limit, body).await?;
+    let (bytes, _reserved) = api
+        .push_memory
+        .receive(head, announced, limit, body)
+        .await?;
     api.metrics.received.inc_by(bytes.len() as u64);
     let algorithm = match reference {
         ManifestRef::Digest(digest) => digest.algorithm(),
@@ -125,10 +76,10 @@ pub(crate) async fn put(
     if let Some(subject) = &manifest.subject {
         api.store.add_referrer(repo, subject, &digest).await?;
     }
-    for tag in own_tag.into_iter().chain(&tags) {
+    for tag in own_tag.into_iter().chain(tags) {
         api.store.set_tag(repo, tag, &digest).await?;
     }
-    Ok(created(repo, &digest, &tags, manifest.subject.as_ref()))
+    Ok(created(repo, &digest, tags, manifest.subject.as_ref()))
 }
 
 /// Reads what a client pushes. The parameters of its `Content-Type` do not count, and types that

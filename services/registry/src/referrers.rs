@@ -14,10 +14,10 @@ use holdfast_core::{
 use http::{HeaderValue, Response, header};
 
 use crate::{
-    api::{Asked, Inner, json, value, warning},
+    call::{Call, ListCall},
     error::{Error, Result},
     limits,
-    route::Page,
+    response::{json, value, warning},
 };
 use holdfast_fill::pull_through::{Listed, Referrer};
 
@@ -40,18 +40,17 @@ enum Found<'a> {
 
 /// end-12a, end-12b: never "not found", whatever the repository.
 pub(crate) async fn list(
-    api: &Inner,
-    (repo, subject): (&RepositoryName, &Digest),
-    asked: &Asked<'_>,
+    list: ListCall<'_>,
+    subject: &Digest,
     kind: Option<&str>,
-    page: Page,
 ) -> Result<Response<Bytes>> {
-    let listed = match api.source_of(repo) {
-        Some(source) => source.referrers(repo, subject).await,
+    let ListCall { call, page, .. } = list;
+    let listed = match call.source() {
+        Some(source) => source.referrers(call.repo, subject).await,
         None => Listed::default(),
     };
-    let mut here = asked.store.referrers(repo, subject).await?;
-    here.extend(fallback(api, repo, subject).await?);
+    let mut here = list.store.referrers(call.repo, subject).await?;
+    here.extend(fallback(call, subject).await);
     let found = found(&listed, here);
     let limit = page
         .limit
@@ -78,7 +77,7 @@ pub(crate) async fn list(
         let referrer = match entry {
             Found::Told(told) => Some(Cow::Borrowed(told)),
             Found::Here(digest) => {
-                let (bytes, found) = describe(api, repo, subject, &digest).await;
+                let (bytes, found) = describe(call, subject, &digest).await;
                 read += bytes.max(LEAST_READ);
                 found.map(Cow::Owned)
             }
@@ -131,7 +130,7 @@ pub(crate) async fn list(
     }
     if let Some(last) = more {
         let n = page.limit.map(|_| limit);
-        let link = next_link(asked, subject, kind, n, &last);
+        let link = next_link(&list, subject, kind, n, &last);
         response.headers_mut().insert(header::LINK, value(&link));
     }
     Ok(response)
@@ -148,7 +147,7 @@ fn found(listed: &Listed<Referrer>, here: Vec<Digest>) -> BTreeMap<String, Found
 
 /// Where the next page is, as a `Link` header says it.
 fn next_link(
-    asked: &Asked<'_>,
+    list: &ListCall<'_>,
     subject: &Digest,
     kind: Option<&str>,
     limit: Option<usize>,
@@ -161,23 +160,25 @@ fn next_link(
     if let Some(limit) = limit {
         query.append_pair("n", &limit.to_string());
     }
-    if let Some(namespace) = &asked.namespace {
+    if let Some(namespace) = &list.namespace {
         query.append_pair("ns", namespace);
     }
     let query = query.append_pair("last", last).finish();
-    let name = asked.name;
+    let name = list.name;
     format!("</v2/{name}/referrers/{subject}?{query}>; rel=\"next\"")
 }
 
 /// The entry of one referrer, from the manifest itself, and the bytes that were read for it; the
 /// index may be out of date.
-async fn describe(
-    api: &Inner,
-    repo: &RepositoryName,
-    subject: &Digest,
-    digest: &Digest,
-) -> (u64, Option<Referrer>) {
-    let Some(bytes) = api.store.manifest(repo, digest).await.ok().flatten() else {
+async fn describe(call: Call<'_>, subject: &Digest, digest: &Digest) -> (u64, Option<Referrer>) {
+    let Some(bytes) = call
+        .api
+        .store
+        .manifest(call.repo, digest)
+        .await
+        .ok()
+        .flatten()
+    else {
         return (0, None);
     };
     let size = bytes.len() as u64;
@@ -195,16 +196,16 @@ async fn describe(
 
 /// The manifests listed under `<algorithm>-<hex>`, as clients keep them where there is no referrers
 /// API.
-async fn fallback(api: &Inner, repo: &RepositoryName, subject: &Digest) -> Result<Vec<Digest>> {
+async fn fallback(call: Call<'_>, subject: &Digest) -> Vec<Digest> {
     let Some(tag) = fallback_tag(subject) else {
-        return Ok(Vec::new());
+        return Vec::new();
     };
-    let Ok(Some((_, bytes))) = api.store.tagged_manifest(repo, &tag).await else {
-        return Ok(Vec::new());
+    let Ok(Some((_, bytes))) = call.api.store.tagged_manifest(call.repo, &tag).await else {
+        return Vec::new();
     };
     let listed = Manifest::parse(&bytes).map(|manifest| manifest.manifests);
     let listed = listed.unwrap_or_default().into_iter();
-    Ok(listed.map(|child| child.digest).collect())
+    listed.map(|child| child.digest).collect()
 }
 
 fn fallback_tag(subject: &Digest) -> Option<Tag> {

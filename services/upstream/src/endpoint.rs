@@ -3,6 +3,7 @@
 mod access;
 mod answer;
 mod ask;
+mod call;
 mod list;
 mod redirect;
 mod token;
@@ -41,9 +42,8 @@ use crate::{
 };
 pub use answer::seconds;
 use answer::{content_range, printable, text, told_size};
-use ask::Call;
+use call::{Bytes, Call};
 use holdfast_runtime::time_limit::{TimeLimit, within};
-use redirect::Bytes;
 
 /// What is said of a host inside the network, whatever it does that is not a registry's.
 const NO_REGISTRY: &str =

@@ -223,7 +223,8 @@ async fn nothing_is_fetched_that_nothing_names() {
     let refused = registry.manifest(&repo(&upstream), &tag("1")).await;
     assert!(matches!(refused, Err(Error::NotAllowed)), "{refused:?}");
     assert!(upstream.requests().is_empty());
-    // A blob that no manifest of the repository names is nobody's, wherever it is stored.
+    // A blob that no manifest of the repository names is not of the repository, wherever it is
+    // stored.
     let bytes = Bytes::from_static(b"another repository's");
     let other = holdfast_store::Hasher::digest(holdfast_core::Algorithm::Sha256, &bytes);
     registry.store().put_blob(&other, bytes).await.unwrap();

@@ -111,7 +111,7 @@ async fn a_copy_goes_on_from_a_source_that_is_faster() {
     assert_eq!(
         first.await.unwrap().unwrap(),
         image.blobs[layer.as_str()],
-        "whoever read along reads on"
+        "the second reader goes on"
     );
     let asked = ranges(&good, layer.as_str());
     assert!(

@@ -180,7 +180,7 @@ async fn a_server_without_ranges_sends_everything_again_and_it_fits() {
 }
 
 #[tokio::test]
-async fn content_that_changes_in_the_middle_is_begun_anew() {
+async fn content_that_changes_during_a_copy_is_copied_again() {
     let image = ImageBuilder::new(54).layer(400_000).build();
     let bytes = image.blobs[&image.layers[0]].clone();
     let asked = Arc::new(std::sync::atomic::AtomicUsize::new(0));

@@ -231,7 +231,7 @@ impl Policy {
             if let Some(error) = error {
                 text = format!("{text},error=\"{error}\"");
             }
-            refusal = refusal.with(header::WWW_AUTHENTICATE, crate::api::value(&text));
+            refusal = refusal.with(header::WWW_AUTHENTICATE, crate::response::value(&text));
         }
         if self.challenges.basic || self.challenges.bearer.is_none() {
             let basic = HeaderValue::from_static("Basic realm=\"holdfast\"");

@@ -299,7 +299,7 @@ mod tests {
     use super::*;
 
     /// Salt and hash in the form of bcrypt.
-    const REST: &str = "abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
+    const SALT_AND_HASH: &str = "abcdefghijklmnopqrstuuABCDEFGHIJKLMNOPQRSTUVWXYZ01234";
 
     fn refusal(text: &str) -> String {
         Htpasswd::parse(text).unwrap_err().to_string()
@@ -307,7 +307,7 @@ mod tests {
 
     #[test]
     fn only_bcrypt_is_taken_and_others_are_refused_by_name() {
-        let rest = REST;
+        let rest = SALT_AND_HASH;
         assert_eq!(rest.len(), 53);
         for (hash, expect) in [
             ("$apr1$x$y", "MD5 (apr1)"),

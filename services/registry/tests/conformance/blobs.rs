@@ -300,7 +300,7 @@ async fn a_blob_is_mounted_from_where_it_is_and_may_be_read() {
         check_mount(&registry, "", &digest, 201).await;
         check_mount(&registry, "&from=other", &digest, 202).await;
         check_mount(&registry, "&from=..%2Ffrom", &digest, 202).await;
-        // The bytes still lie on the volume, and in nobody's repository.
+        // The bytes are still on the volume, and no repository has them.
         let target = format!("/v2/deep/from/blobs/{digest}");
         assert_eq!(status(&registry, "DELETE", &target).await, 202);
         check_mount(&registry, "&from=deep/from", &digest, 202).await;

@@ -16,16 +16,16 @@ use reqwest::{Client, StatusCode, header};
 
 use crate::replica::{Replica, Site};
 
-/// A test that hangs ends after this; no more.
+/// A test that hangs ends after this time.
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// How a client reads a blob.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Whole,
-    /// In so many parts at the same time, as containerd does.
+    /// In this number of parts at the same time, as containerd does.
     Parts(u64),
-    /// From the end to the beginning.
+    /// From the end to the beginning, in this number of parts.
     Backwards(u64),
     /// A bit of it, and gone.
     Leaves,
@@ -247,7 +247,7 @@ async fn clients_of_other_replicas_notice_nothing_when_the_filler_is_killed() {
         let mut answer = request.send().await.unwrap();
         let first = range.unwrap_or(0);
         let mut begun = Vec::new();
-        // So much the replica has written, and whoever takes over finds it.
+        // The replica has written these bytes, and the replica that takes over finds them.
         while first + begun.len() < 2_000_000 {
             begun.extend_from_slice(&answer.chunk().await.unwrap().unwrap());
         }

@@ -18,7 +18,7 @@ const STREAMS: u32 = 128;
 
 /// Memory that a process may take beside what its bounds say: code, stacks, what the allocator
 /// keeps.
-const REST: u64 = 40 << 20;
+const OVERHEAD_BYTES: u64 = 40 << 20;
 
 pub(crate) async fn push(child: &Child, bytes: Vec<u8>) -> String {
     let digest: Digest = Hasher::digest(Algorithm::Sha256, &bytes);
@@ -76,7 +76,7 @@ fn streams_that_nobody_reads_take_little_memory() {
         }
         let after = most(child, 6).await;
         // `streamBufferBytes`, of which all connections together use less.
-        let bound = before + (48 << 20) + REST;
+        let bound = before + (48 << 20) + OVERHEAD_BYTES;
         assert!(
             after <= bound,
             "{} MiB, {} MiB at most",
@@ -109,7 +109,7 @@ fn connections_that_nobody_reads_take_little_memory() {
         }
         let after = most(child, 3).await;
         // The budget, and a small buffer with a connection's own state for each.
-        let bound = before + (48 << 20) + CONNECTIONS as u64 * (48 << 10) + REST;
+        let bound = before + (48 << 20) + CONNECTIONS as u64 * (48 << 10) + OVERHEAD_BYTES;
         assert!(
             after <= bound,
             "{} MiB, {} MiB at most",
@@ -146,7 +146,7 @@ fn lists_that_nobody_reads_take_little_memory() {
             clients.push(hoard(child, &path).await);
         }
         let after = most(child, 5).await;
-        let bound = before + LIST_MEMORY + REST;
+        let bound = before + LIST_MEMORY + OVERHEAD_BYTES;
         assert!(
             after <= bound,
             "{} MiB, {} MiB at most",

@@ -289,8 +289,8 @@ async fn a_refused_body_is_waited_for_so_long_and_no_longer() {
     assert!(DISCARD_FOR < took + Duration::from_secs(1), "{took:?}");
 }
 
-/// Begins to push a manifest of so many bytes from an address of the loopback network; returns what
-/// the registry says first. `100 Continue` comes once it reads.
+/// Begins to push a manifest of `bytes` bytes from an address of the loopback network; returns what
+/// the registry sends first. It sends `100 Continue` when it begins to read.
 async fn begin_push(registry: &Registry, last: u8, bytes: u64) -> (TcpStream, String) {
     let port = registry.url.rsplit(':').next().unwrap().parse().unwrap();
     let socket = TcpSocket::new_v4().unwrap();

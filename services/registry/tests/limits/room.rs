@@ -86,7 +86,7 @@ async fn an_upload_under_which_the_volume_becomes_full_gives_its_room_back() {
     assert_eq!(status, 404, "the upload is gone, and with it what it took");
 }
 
-/// A volume of so many bytes, whatever else fills the disk that it lies on.
+/// A volume of a fixed number of bytes, whatever else fills its disk.
 #[derive(Debug)]
 struct Small {
     disk: Disk,

@@ -1,5 +1,5 @@
-//! The process of the registry as whoever operates it sees it: start, probes, metrics, a volume
-//! that hangs or is swapped.
+//! The process of the registry as its operator sees it: start, probes, metrics, a volume that hangs
+//! or is swapped.
 
 #![allow(
     clippy::unwrap_used,

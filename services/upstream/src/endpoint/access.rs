@@ -6,7 +6,7 @@ use holdfast_core::oci::ManifestType;
 use http::{Method, header};
 use reqwest::Response;
 
-use super::{Endpoint, answer::text, ask::Call};
+use super::{Endpoint, answer::text, call::Call};
 use crate::{Error, Login, Result, UpstreamRepository};
 
 impl Endpoint {

@@ -8,13 +8,20 @@ use std::{
 use http::{Method, StatusCode, header};
 use reqwest::Response;
 
-use super::{Endpoint, ask::Call, redirect::Followed};
+use super::{Endpoint, call::Call};
 use crate::{
     Error, Result,
     auth::Challenge,
     metrics::UpstreamLabel,
     settings::{retry_after, told_pause},
 };
+
+/// The answer at the end of all redirects.
+pub(super) struct Followed {
+    pub(super) response: Response,
+    /// Whether it comes from another origin than the endpoint's.
+    pub(super) elsewhere: bool,
+}
 
 impl Endpoint {
     /// Does not ask the endpoint for as long as it wants.

@@ -7,55 +7,10 @@ use url::Url;
 
 use super::{
     Endpoint, Known,
-    answer::challenge_of,
-    redirect::{Bytes, Followed},
+    answer::{Followed, challenge_of},
+    call::Call,
 };
 use crate::{Error, Login, Result, UpstreamRepository, auth::Challenge, settings};
-
-/// What is asked of a repository.
-pub(super) struct Call<'a> {
-    pub(super) source: &'a UpstreamRepository,
-    pub(super) method: Method,
-    /// Below the repository: `manifests/1`.
-    pub(super) path: &'a str,
-    /// The query, without its question mark.
-    pub(super) query: Option<&'a str>,
-    pub(super) bytes: Bytes,
-}
-
-impl<'a> Call<'a> {
-    /// Asks for all of it.
-    pub(super) fn new(source: &'a UpstreamRepository, method: Method, path: &'a str) -> Self {
-        Self {
-            source,
-            method,
-            path,
-            query: None,
-            bytes: Bytes::All,
-        }
-    }
-
-    /// Asks for some of it.
-    pub(super) fn part(self, bytes: Bytes) -> Self {
-        Self { bytes, ..self }
-    }
-
-    /// The repository, as the memory of failures names it.
-    pub(super) fn repository(&self) -> &str {
-        self.source.repository.as_str()
-    }
-
-    /// What an authorisation is remembered for: some registries want another scope for lists than
-    /// for content.
-    fn topic(&self) -> String {
-        let kind = match self.path.split('/').next() {
-            Some("tags") => " tags",
-            Some("referrers") => " referrers",
-            _ => "",
-        };
-        format!("{}{kind}", self.source.repository)
-    }
-}
 
 impl Endpoint {
     /// What worked for this repository before, if it is one of the `logins` that this request may

@@ -6,7 +6,7 @@ use http::{Method, header};
 use reqwest::Response;
 use url::Url;
 
-use super::{Endpoint, answer::text, ask::Call, too_slow};
+use super::{Endpoint, answer::text, call::Call, too_slow};
 use crate::{
     Error, Result, UpstreamRepository,
     entries::{Entry, Taken},

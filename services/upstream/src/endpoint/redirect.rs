@@ -6,7 +6,11 @@ use http::{StatusCode, header};
 use reqwest::{Client, Response};
 use url::Url;
 
-use super::{Endpoint, Known, answer, answer::text, ask::Call};
+use super::{
+    Endpoint, Known,
+    answer::{self, Followed, text},
+    call::{Bytes, Call},
+};
 use crate::{
     Error, Result,
     client::{Use, cause, client},
@@ -14,24 +18,6 @@ use crate::{
     settings::MAX_REDIRECTS,
 };
 use holdfast_runtime::time_limit::TimeLimit;
-
-/// Which bytes of something are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bytes {
-    /// Everything.
-    All,
-    /// From this one to the end.
-    From(u64),
-    /// The first one alone: whether it may be read at all.
-    First,
-}
-
-/// The answer at the end of all redirects.
-pub(super) struct Followed {
-    pub(super) response: Response,
-    /// Whether it comes from another origin than the endpoint's.
-    pub(super) elsewhere: bool,
-}
 
 impl Endpoint {
     /// Sends a request and follows its redirects. The authorisation is for this endpoint's own

@@ -10,7 +10,7 @@ use http::{StatusCode, header};
 use reqwest::{Client, Response};
 use url::Url;
 
-use super::{Endpoint, answer::text, ask::Call};
+use super::{Endpoint, answer::text, call::Call};
 use crate::{
     Error, Login, Result,
     auth::{Challenge, TokenAnswer, realm_is_bound},

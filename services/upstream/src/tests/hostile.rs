@@ -381,7 +381,7 @@ async fn bodies_that_trickle_are_given_up() {
         .unwrap();
     assert!(
         body.chunk().await.unwrap().is_some(),
-        "whoever stores it counts"
+        "the caller that stores it counts"
     );
 }
 

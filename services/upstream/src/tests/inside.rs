@@ -330,7 +330,7 @@ async fn a_registry_inside_that_nobody_listed_is_understood_as_any_other() {
     assert_eq!(named.unwrap().to_string(), digest_of(MANIFEST.as_bytes()));
 }
 
-// The answer comes too late when so many others were named that the host's endpoint is forgotten.
+// The answer comes too late when the host's endpoint is forgotten because many others were named.
 #[tokio::test]
 async fn a_late_list_of_a_forgotten_host_is_told_nothing_of() {
     let raw = Raw::start(|_| Reply::Silence).await;
@@ -347,7 +347,7 @@ async fn a_late_list_of_a_forgotten_host_is_told_nothing_of() {
     check_nothing_is_told(&BTreeSet::from([late.unwrap_err().to_string()]));
 }
 
-// The first of its addresses is a registry of whoever named it, the second one anybody's.
+// The first of its addresses is a registry of the one who named it, the second one any host's.
 #[tokio::test]
 async fn a_name_of_several_hosts_inside_is_told_no_causes() {
     for (name, tells) in [("10-0-0-5.test", true), ("10-0-0-5.10-0-0-6.test", false)] {
