@@ -6,7 +6,7 @@ use holdfast_api::{
     fill::Priority,
 };
 
-use super::{Asked, Fills, Result};
+use super::{Fills, NamedImage, Result};
 
 impl Fills {
     /// Asks the upstream. Opens nothing: the credentials serve this question and no pull. An
@@ -16,11 +16,11 @@ impl Fills {
     /// [`super::Error::Request`] when the source is malformed.
     pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
         // Requests for waiting clients go first; this answer is for the next pod.
-        let asked = Asked::of(&request.source, &request.credentials, Priority::Prefetch)?;
-        if self.permit(&asked.source.host).is_err() {
+        let image = NamedImage::of(&request.source, &request.credentials, Priority::Prefetch)?;
+        if self.permit(&image.source.host).is_err() {
             return Ok(Access::Unknown);
         }
-        let target = asked.target.to_string();
-        Ok(self.inner.upstreams.access(&asked.source, &target).await)
+        let target = image.target.to_string();
+        Ok(self.inner.upstreams.access(&image.source, &target).await)
     }
 }

@@ -18,7 +18,7 @@ use super::{
     offers::Offers,
 };
 use crate::limits::SPACE_EVERY_BYTES;
-use holdfast_upstream::{self as upstream, Body, SharedPriority, UpstreamRepository, Wanted};
+use holdfast_upstream::{self as upstream, BlobRequest, Body, SharedPriority, UpstreamRepository};
 
 /// Attempts that bring next to nothing before a source is given up.
 const ATTEMPTS: u32 = 3;
@@ -216,7 +216,7 @@ impl Fills {
                         announce,
                         lock: &lock,
                     };
-                    if self.download(&copy).await? == End::Stored {
+                    if self.download(&copy).await? == CopyOutcome::Stored {
                         return Ok(());
                     }
                     tracing::info!(image.digest = %digest, "another replica took the copy over");
@@ -227,7 +227,7 @@ impl Fills {
     }
 
     /// Copies from one source after the other, until the bytes are right or no source is left.
-    async fn download(&self, copy: &Copy<'_>) -> Result<End> {
+    async fn download(&self, copy: &Copy<'_>) -> Result<CopyOutcome> {
         let Copy { digest, entry, .. } = *copy;
         self.inner.store.check_write(0).await?;
         let (mut round, mut avoid) = (Round::default(), Vec::new());
@@ -238,9 +238,9 @@ impl Fills {
                 .receive(copy, &candidate, &mut incoming, (&mut round, &mut avoid))
                 .await;
             let error = match received {
-                Received::Whole => match incoming.commit().await {
-                    Ok(_) => return Ok(End::Stored),
-                    Err(holdfast_store::Error::LockLost) => return Ok(End::TakenOver),
+                SourceOutcome::Whole => match incoming.commit().await {
+                    Ok(_) => return Ok(CopyOutcome::Stored),
+                    Err(holdfast_store::Error::LockLost) => return Ok(CopyOutcome::TakenOver),
                     Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
                     // Its bytes were thrown away.
                     Err(error @ holdfast_store::Error::NoSpace { .. }) => {
@@ -251,11 +251,11 @@ impl Fills {
                     }
                     Err(error) => return Err(error.into()),
                 },
-                Received::Wrong(what) => {
+                SourceOutcome::Wrong(what) => {
                     incoming.discard().await?;
                     what
                 }
-                Received::Slow(rate) => {
+                SourceOutcome::Slow(rate) => {
                     tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "copy goes on from another source");
                     entry.candidates.leave(&candidate, rate);
                     if round.alone {
@@ -265,13 +265,13 @@ impl Fills {
                     continue;
                 }
                 // What is there stays for the next source, or the next attempt by whomever.
-                Received::Failed(error) => {
+                SourceOutcome::Failed(error) => {
                     entry.candidates.fail(&candidate, error.clone());
                     last = error;
                     continue;
                 }
                 // The room that its bytes took is for the next source.
-                Received::NoSpace(error) => {
+                SourceOutcome::NoSpace(error) => {
                     tracing::warn!(image.digest = %digest, upstream.host = %candidate.source.host, "the volume became full: what came was thrown away, the copy goes on from another source if there is one");
                     incoming.discard().await?;
                     incoming = self.open(copy, &mut round).await?;
@@ -279,8 +279,8 @@ impl Fills {
                     last = error;
                     continue;
                 }
-                Received::Ended(error) => return Err(error),
-                Received::TakenOver => return Ok(End::TakenOver),
+                SourceOutcome::Ended(error) => return Err(error),
+                SourceOutcome::TakenOver => return Ok(CopyOutcome::TakenOver),
             };
             let senders = std::mem::take(&mut round.senders);
             tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
@@ -330,7 +330,7 @@ impl Fills {
         candidate: &Candidate,
         incoming: &mut BlobIngest,
         (round, avoid): (&mut Round, &mut Vec<String>),
-    ) -> Received {
+    ) -> SourceOutcome {
         let Copy { digest, entry, .. } = *copy;
         let (mut attempts, mut whole, mut yielded) = (0, false, 0);
         let mut identity: Option<(String, String)> = None;
@@ -340,10 +340,10 @@ impl Fills {
                 match incoming.is_whole().await {
                     Ok(true) => return self.all_there(copy, candidate).await,
                     Ok(false) => {}
-                    Err(error) => return Received::ended(error),
+                    Err(error) => return SourceOutcome::ended(error),
                 }
             }
-            let wanted = Wanted {
+            let wanted = BlobRequest {
                 digest,
                 size: candidate.claim,
                 offset: before,
@@ -354,7 +354,7 @@ impl Fills {
             let opened = tokio::select! {
                 biased;
                 opened = self.inner.upstreams.blob(&candidate.source, wanted) => opened,
-                rate = entry.candidates.elsewhere(None, round.alone) => return Received::Slow(rate),
+                rate = entry.candidates.elsewhere(None, round.alone) => return SourceOutcome::Slow(rate),
             };
             let failure = match opened {
                 Ok(body) => {
@@ -362,12 +362,12 @@ impl Fills {
                     let taken =
                         self.take_in(copy, candidate, incoming, (round, &mut identity), body);
                     match taken.await {
-                        Taken::Received(received) => return received,
-                        Taken::Preempted => {
+                        BodyOutcome::Ended(received) => return received,
+                        BodyOutcome::Preempted => {
                             yielded += 1;
                             continue;
                         }
-                        Taken::Broke(failure) => {
+                        BodyOutcome::Broke(failure) => {
                             // The next mirror goes on, if there is one.
                             avoid.retain(|url| *url != sender);
                             avoid.push(sender);
@@ -385,7 +385,7 @@ impl Fills {
                     | upstream::Error::Later(..)
                     | upstream::Error::TooMany(_)),
                 ) => error,
-                Err(error) => return Received::Failed(error.into()),
+                Err(error) => return SourceOutcome::Failed(error.into()),
             };
             attempts = if incoming.offset() >= before + STEP_BYTES {
                 0
@@ -393,7 +393,7 @@ impl Fills {
                 attempts + 1
             };
             if attempts >= ATTEMPTS {
-                return Received::Failed(failure.into());
+                return SourceOutcome::Failed(failure.into());
             }
             tracing::info!(image.digest = %digest, offset = incoming.offset(), error = %failure, "copy broke off, goes on");
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
@@ -401,14 +401,14 @@ impl Fills {
     }
 
     /// All of it was there already, fetched with whatever credentials.
-    async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> Received {
+    async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> SourceOutcome {
         if !copy.entry.is_authorized(&candidate.repo) {
             if let Err(error) = self.authorize(&candidate.source, copy.digest).await {
-                return Received::Failed(error);
+                return SourceOutcome::Failed(error);
             }
             copy.entry.authorize(&candidate.repo);
         }
-        Received::Whole
+        SourceOutcome::Whole
     }
 
     /// Takes one body in.
@@ -419,7 +419,7 @@ impl Fills {
         incoming: &mut BlobIngest,
         (round, identity): (&mut Round, &mut Option<(String, String)>),
         mut body: Body,
-    ) -> Taken {
+    ) -> BodyOutcome {
         let (digest, before) = (copy.digest, incoming.offset());
         let (sender, total) = (body.endpoint(), body.identity().0);
         if let (_, Some(etag)) = body.identity() {
@@ -427,21 +427,21 @@ impl Fills {
             if before > 0 && !identity.as_ref().is_none_or(same) {
                 let what = "the content changed at the upstream".to_owned();
                 round.kept = true;
-                return Taken::Received(Received::Wrong(what));
+                return BodyOutcome::Ended(SourceOutcome::Wrong(what));
             }
             *identity = Some((sender.clone(), etag.to_owned()));
         }
         if let Some(total) = total.filter(|total| *total < before) {
             let what = format!("{before} bytes are there, and {sender} has {total}");
             round.kept = true;
-            return Taken::Received(Received::Wrong(what));
+            return BodyOutcome::Ended(SourceOutcome::Wrong(what));
         }
         // By the size that the upstream announces: the size that a manifest claims is unverified,
         // and claiming it costs nothing.
         let needed = total.unwrap_or(before) - before;
         if let Err(error) = self.inner.store.check_write(needed).await {
             let error = no_room(digest, needed, error);
-            return Taken::Received(Received::Failed(error));
+            return BodyOutcome::Ended(SourceOutcome::Failed(error));
         }
         copy.entry.authorize(&candidate.repo);
         copy.announce.send_if_modified(|state| {
@@ -461,13 +461,13 @@ impl Fills {
         let mut unchecked = 0;
         loop {
             if copy.lock.is_lost() {
-                return Taken::Received(Received::TakenOver);
+                return BodyOutcome::Ended(SourceOutcome::TakenOver);
             }
             let next = tokio::select! {
                 biased;
-                () = &mut preempted => return Taken::Preempted,
+                () = &mut preempted => return BodyOutcome::Preempted,
                 next = body.chunk() => next,
-                rate = &mut elsewhere => return Taken::Received(Received::Slow(rate)),
+                rate = &mut elsewhere => return BodyOutcome::Ended(SourceOutcome::Slow(rate)),
             };
             let bytes = match next {
                 Ok(Some(bytes)) => bytes,
@@ -475,18 +475,18 @@ impl Fills {
                     let end = total.or(candidate.claim);
                     if end.is_some_and(|end| incoming.offset() < end) {
                         let what = "the body ended early".to_owned();
-                        return Taken::Broke(upstream::Error::Unavailable(what));
+                        return BodyOutcome::Broke(upstream::Error::Unavailable(what));
                     }
-                    return Taken::Received(Received::Whole);
+                    return BodyOutcome::Ended(SourceOutcome::Whole);
                 }
-                Err(error) => return Taken::Broke(error),
+                Err(error) => return BodyOutcome::Broke(error),
             };
             let there = incoming.offset() + bytes.len() as u64;
             if let Some(claim) = candidate.claim.filter(|claim| there > *claim) {
                 let what = format!(
                     "the upstream sends more of {digest} than the {claim} bytes that its manifest says"
                 );
-                return Taken::Received(Received::Failed(Error::Invalid(what)));
+                return BodyOutcome::Ended(SourceOutcome::Failed(Error::Invalid(what)));
             }
             unchecked += bytes.len() as u64;
             let mut kept = incoming.append(bytes).await;
@@ -496,7 +496,7 @@ impl Fills {
             }
             match kept {
                 Ok(()) => {}
-                Err(error) => return Taken::Received(Received::ended(error)),
+                Err(error) => return BodyOutcome::Ended(SourceOutcome::ended(error)),
             }
         }
     }
@@ -530,7 +530,7 @@ pub(super) fn lock_name(digest: &Digest) -> String {
 }
 
 /// How a source ended.
-enum Received {
+enum SourceOutcome {
     /// Everything; not verified yet.
     Whole,
     /// Bytes that cannot be right.
@@ -547,7 +547,7 @@ enum Received {
     TakenOver,
 }
 
-impl Received {
+impl SourceOutcome {
     /// What the volume said to a write.
     fn ended(error: holdfast_store::Error) -> Self {
         match error {
@@ -561,15 +561,15 @@ impl Received {
 
 /// How a copy ended that did not fail.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+enum CopyOutcome {
     Stored,
     /// Another replica goes on with it.
     TakenOver,
 }
 
 /// How a body ended.
-enum Taken {
-    Received(Received),
+enum BodyOutcome {
+    Ended(SourceOutcome),
     /// Its slot is for another copy; it goes on later.
     Preempted,
     /// It can go on with a range.

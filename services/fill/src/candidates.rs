@@ -21,7 +21,7 @@ use super::{Error, Result};
 use crate::limits::COPY_SOURCES;
 use holdfast_upstream::{
     UpstreamRepository,
-    flow::{Flow, Rated, SLOW},
+    flow::{Flow, FlowRate, SLOW},
 };
 
 /// Below this rate it is tried whether another source sends faster, bytes a second.
@@ -95,7 +95,7 @@ impl Candidate {
 
 /// How a source that did not fail stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+enum CandidateState {
     Untried,
     Running,
     /// Left for another one, at this rate.
@@ -111,7 +111,7 @@ pub(super) struct Candidates {
 
 #[derive(Debug, Default)]
 struct List {
-    all: Vec<(Arc<Candidate>, Standing)>,
+    all: Vec<(Arc<Candidate>, CandidateState)>,
     /// Sources that failed, of hosts that have others.
     failed: HashMap<Host, usize>,
     /// The copy ends: a later request begins another one.
@@ -146,14 +146,14 @@ impl List {
             }
         };
         let all = || self.all.iter().enumerate();
-        let left = all().filter_map(|(at, (known, standing))| match standing {
-            Standing::Left(rate) => has_more(&known.source, 0).then_some((*rate, at)),
+        let left = all().filter_map(|(at, (known, state))| match state {
+            CandidateState::Left(rate) => has_more(&known.source, 0).then_some((*rate, at)),
             _ => None,
         });
         if let Some((_, at)) = left.min() {
             return Some(at);
         }
-        let idle = all().filter(|(_, (_, standing))| *standing != Standing::Running);
+        let idle = all().filter(|(_, (_, state))| *state != CandidateState::Running);
         let surplus = idle.filter(|(_, (known, _))| has_more(&known.source, 2));
         let most = surplus.max_by_key(|(at, (known, _))| (self.shares(&known.source), *at));
         most.map(|(at, _)| at)
@@ -223,7 +223,8 @@ impl Candidates {
             failed: OnceLock::new(),
             told: Notify::new(),
         });
-        list.all.push((Arc::clone(&candidate), Standing::Untried));
+        list.all
+            .push((Arc::clone(&candidate), CandidateState::Untried));
         drop(list);
         self.changed.notify_waiters();
         Some(candidate)
@@ -235,18 +236,18 @@ impl Candidates {
         let mut list = self.list();
         let all = &list.all;
         let tries = |of: &Candidate| {
-            let tried = all.iter().filter(|(other, standing)| {
-                *standing != Standing::Untried && other.source.host == of.source.host
+            let tried = all.iter().filter(|(other, state)| {
+                *state != CandidateState::Untried && other.source.host == of.source.host
             });
             tried.count() + list.failed.get(&of.source.host).copied().unwrap_or(0)
         };
         let numbered = || all.iter().enumerate();
         let untried = numbered()
-            .filter(|(_, (_, standing))| *standing == Standing::Untried)
+            .filter(|(_, (_, state))| *state == CandidateState::Untried)
             .min_by_key(|(_, (candidate, _))| tries(candidate));
         let fastest = || {
-            numbered().max_by_key(|(_, (_, standing))| match standing {
-                Standing::Left(rate) => *rate,
+            numbered().max_by_key(|(_, (_, state))| match state {
+                CandidateState::Left(rate) => *rate,
                 _ => 0,
             })
         };
@@ -254,15 +255,15 @@ impl Candidates {
             list.is_closed = true;
             return None;
         };
-        list.all[at].1 = Standing::Running;
+        list.all[at].1 = CandidateState::Running;
         Some(Arc::clone(&list.all[at].0))
     }
 
     /// The source is left for another one; it may go on later.
     pub(super) fn leave(&self, candidate: &Arc<Candidate>, rate: u64) {
-        for (known, standing) in &mut self.list().all {
+        for (known, state) in &mut self.list().all {
             if Arc::ptr_eq(known, candidate) {
-                *standing = Standing::Left(rate);
+                *state = CandidateState::Left(rate);
             }
         }
     }
@@ -292,7 +293,7 @@ impl Candidates {
         let list = self.list();
         let modest = if alone { SLOW } else { MODEST };
         let mut all = list.all.iter();
-        let running = all.find(|(_, standing)| *standing == Standing::Running);
+        let running = all.find(|(_, state)| *state == CandidateState::Running);
         // The same repository sends no faster to other credentials.
         let others = list.all.iter().filter(|(other, _)| {
             running.is_none_or(|(running, _)| {
@@ -300,24 +301,24 @@ impl Candidates {
                 (&running.host, &running.repository) != (&other.host, &other.repository)
             })
         });
-        let mut others = others.map(|(_, standing)| standing);
-        others.any(|standing| match standing {
-            Standing::Untried => rate < modest,
-            Standing::Left(other) => rate < modest && *other / FASTER > rate,
-            Standing::Running => false,
+        let mut others = others.map(|(_, state)| state);
+        others.any(|state| match state {
+            CandidateState::Untried => rate < modest,
+            CandidateState::Left(other) => rate < modest && *other / FASTER > rate,
+            CandidateState::Running => false,
         })
     }
 
     fn has_others(&self) -> bool {
         let list = self.list();
         let mut all = list.all.iter();
-        all.any(|(_, standing)| *standing != Standing::Running)
+        all.any(|(_, state)| *state != CandidateState::Running)
     }
 
     /// Resolves when another source should go on, with the rate of the running one. Without a flow
     /// it has not begun to send.
     pub(super) async fn elsewhere(&self, flow: Option<&Flow>, alone: bool) -> u64 {
-        let mut rated = Rated::default();
+        let mut rated = FlowRate::default();
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
@@ -516,8 +517,8 @@ mod tests {
         // The slowest that was left makes room, and none that may still be good.
         let rates = || {
             let list = all.list();
-            let left = list.all.iter().filter_map(|(_, standing)| match standing {
-                Standing::Left(rate) => Some(*rate),
+            let left = list.all.iter().filter_map(|(_, state)| match state {
+                CandidateState::Left(rate) => Some(*rate),
                 _ => None,
             });
             left.collect::<Vec<_>>()

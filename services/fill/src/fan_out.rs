@@ -178,7 +178,7 @@ impl Drop for Subscription {
     }
 }
 
-enum Found {
+enum ReadOutcome {
     Piece(Bytes),
     End,
     Failed(io::ErrorKind),
@@ -213,7 +213,7 @@ impl Channel {
     }
 
     /// What `client` gets at `offset`, which says that it has everything before.
-    fn take(&self, client: u64, offset: u64) -> Found {
+    fn take(&self, client: u64, offset: u64) -> ReadOutcome {
         let mut window = self.window();
         if let Some(next) = window.clients.get_mut(&client) {
             *next = offset;
@@ -225,15 +225,15 @@ impl Channel {
             let behind = window.pieces.partition_point(|(first, _)| *first <= offset);
             let Some((first, piece)) = behind.checked_sub(1).and_then(|at| window.pieces.get(at))
             else {
-                return Found::Forgotten;
+                return ReadOutcome::Forgotten;
             };
             let from = usize::try_from(offset - first).unwrap_or(usize::MAX);
-            return Found::Piece(piece.slice(from.min(piece.len())..));
+            return ReadOutcome::Piece(piece.slice(from.min(piece.len())..));
         }
         match window.ended {
-            Some(Ok(())) => Found::End,
-            Some(Err(kind)) => Found::Failed(kind),
-            None => Found::NotYet,
+            Some(Ok(())) => ReadOutcome::End,
+            Some(Err(kind)) => ReadOutcome::Failed(kind),
+            None => ReadOutcome::NotYet,
         }
     }
 
@@ -354,11 +354,11 @@ impl Reader {
             let mut changed = std::pin::pin!(channel.changed.notified());
             changed.as_mut().enable();
             match channel.take(client, self.offset) {
-                Found::Piece(piece) => break Some(piece),
-                Found::End => break None,
-                Found::Failed(kind) => return Err(kind.into()),
-                Found::NotYet => changed.await,
-                Found::Forgotten => {
+                ReadOutcome::Piece(piece) => break Some(piece),
+                ReadOutcome::End => break None,
+                ReadOutcome::Failed(kind) => return Err(kind.into()),
+                ReadOutcome::NotYet => changed.await,
+                ReadOutcome::Forgotten => {
                     let own = self.remote.open(self.offset).await;
                     self.path = ReadPath::Own(own.map_err(io::Error::other)?);
                 }

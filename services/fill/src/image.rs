@@ -207,15 +207,15 @@ impl Fills {
             image.repository = %repo,
             image.reference = %target,
             image.digest = %digest,
-            bytes = tally.sum.bytes,
+            bytes = tally.size.bytes,
             missing = tally.missing.join(", "),
             "image is local"
         );
         Ok(FillResult {
             digest: digest.to_string(),
             media_type,
-            size_bytes: tally.sum.bytes,
-            blobs: tally.sum.blobs,
+            size_bytes: tally.size.bytes,
+            blobs: tally.size.blobs,
             already_local: false,
             missing: tally.missing,
         })
@@ -294,13 +294,13 @@ impl Fills {
                     return Ok(None);
                 }
             }
-            tally.sum.add(&parts);
+            tally.size.add(&parts);
         }
         Ok(media_type.map(|media_type| FillResult {
             digest: digest.to_string(),
             media_type: media_type.as_str().to_owned(),
-            size_bytes: tally.sum.bytes,
-            blobs: tally.sum.blobs,
+            size_bytes: tally.size.bytes,
+            blobs: tally.size.blobs,
             already_local: true,
             missing: tally.missing,
         }))
@@ -362,7 +362,7 @@ impl ImageCopy<'_> {
             loop {
                 let is_last = page.is_last;
                 if !node.is_index {
-                    self.tally().sum.add(&page.parts);
+                    self.tally().size.add(&page.parts);
                     stream::iter(page.parts.into_iter().map(Ok))
                         .try_for_each_concurrent(IMAGE_AT_ONCE, |part| self.blob(part))
                         .await?;

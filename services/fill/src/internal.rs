@@ -307,7 +307,7 @@ async fn blob(
     };
     let mut is_wanted = false;
     match fills.growing(digest, repo) {
-        Growing::Here(growing) => {
+        Growing::Local(growing) => {
             let growing = growing.claiming(size);
             let chunks =
                 stream::try_unfold((growing, offset), |(mut growing, offset)| async move {
@@ -322,7 +322,7 @@ async fn blob(
         }
         Growing::NotAuthorized => return not_its(),
         Growing::NotYet => is_wanted = true,
-        Growing::No => {}
+        Growing::Nothing => {}
     }
     let found = match repo {
         Some(repo) => fills.store().open_repo_blob(repo, digest).await,

@@ -111,13 +111,13 @@ type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
 /// What this process has of a blob that is on its way.
 pub(crate) enum Growing {
     /// Its growing file.
-    Here(PartialBlob),
+    Local(PartialBlob),
     /// Something, and not for the repository that was named.
     NotAuthorized,
     /// No bytes so far.
     NotYet,
     /// Nothing.
-    No,
+    Nothing,
 }
 
 /// All fills of a process. Clones share everything.
@@ -186,11 +186,11 @@ impl Fills {
     /// # Errors
     /// Why the image is not local.
     pub async fn fill(&self, request: &FillRequest) -> Result<FillResult> {
-        let Asked {
+        let NamedImage {
             source,
             repo,
             target,
-        } = Asked::of(&request.source, &request.credentials, request.priority)?;
+        } = NamedImage::of(&request.source, &request.credentials, request.priority)?;
         let permitted = self.permit(&source.host);
         self.inner
             .grants
@@ -240,7 +240,7 @@ impl Fills {
     /// means that a client waits.
     pub(crate) fn growing(&self, digest: &Digest, repo: Option<&RepositoryName>) -> Growing {
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
-            return Growing::No;
+            return Growing::Nothing;
         };
         self.inner
             .upstreams
@@ -249,9 +249,9 @@ impl Fills {
             entry::State::Growing(_) if repo.is_some_and(|repo| !entry.is_authorized(repo)) => {
                 Growing::NotAuthorized
             }
-            entry::State::Growing(growing) => Growing::Here(growing.clone()),
+            entry::State::Growing(growing) => Growing::Local(growing.clone()),
             entry::State::Starting => Growing::NotYet,
-            _ => Growing::No,
+            _ => Growing::Nothing,
         }
     }
 
@@ -299,13 +299,13 @@ impl Fills {
 }
 
 /// What a request of the internal API names.
-struct Asked {
+struct NamedImage {
     source: UpstreamRepository,
     repo: RepositoryName,
     target: ManifestRef,
 }
 
-impl Asked {
+impl NamedImage {
     /// Only what came with this request: another namespace's login must not open this one's images.
     fn of(text: &str, credentials: &[Credential], level: Priority) -> Result<Self> {
         let reference =

@@ -27,14 +27,14 @@ const LIST_COST: usize = 1 << 10;
 
 /// A list as it was told last.
 #[derive(Debug)]
-struct Told<T> {
+struct CachedList<T> {
     pages: Option<(Arc<[T]>, Instant)>,
     complete: bool,
     bytes: usize,
     failed: Option<(String, Instant)>,
 }
 
-impl<T> Default for Told<T> {
+impl<T> Default for CachedList<T> {
     fn default() -> Self {
         Self {
             pages: None,
@@ -45,7 +45,7 @@ impl<T> Default for Told<T> {
     }
 }
 
-impl<T> Told<T> {
+impl<T> CachedList<T> {
     /// What may be answered at `now` without asking.
     fn answer(&self, now: Instant) -> Option<Listed<T>> {
         let is_within = |at: Instant, limit| now.saturating_duration_since(at) < limit;
@@ -87,16 +87,16 @@ impl<T> Told<T> {
 }
 
 /// A list that is kept, or asked for.
-type List<T> = Arc<tokio::sync::Mutex<Told<T>>>;
+type List<T> = Arc<tokio::sync::Mutex<CachedList<T>>>;
 
 /// The lists of one kind, each a share of its upstream's. Who asks for one that is being asked for
 /// waits for it.
 #[derive(Debug)]
-struct Kept<K, T> {
+struct ListCache<K, T> {
     lists: Mutex<Shares<String, K, List<T>>>,
 }
 
-impl<K: Clone + Eq + Hash, T> Default for Kept<K, T> {
+impl<K: Clone + Eq + Hash, T> Default for ListCache<K, T> {
     fn default() -> Self {
         Self {
             lists: Mutex::new(Shares::new(UPSTREAM_LISTS_BYTES, MAX_LISTS)),
@@ -104,7 +104,7 @@ impl<K: Clone + Eq + Hash, T> Default for Kept<K, T> {
     }
 }
 
-impl<K: Clone + Eq + Hash, T> Kept<K, T> {
+impl<K: Clone + Eq + Hash, T> ListCache<K, T> {
     fn lists(&self) -> MutexGuard<'_, Shares<String, K, List<T>>> {
         self.lists.lock()
     }
@@ -148,8 +148,8 @@ impl<K: Clone + Eq + Hash, T> Kept<K, T> {
 /// What upstreams listed.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    tags: Kept<RepositoryName, Tag>,
-    referrers: Kept<(RepositoryName, Digest), Referrer>,
+    tags: ListCache<RepositoryName, Tag>,
+    referrers: ListCache<(RepositoryName, Digest), Referrer>,
 }
 
 impl Fills {
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_list_is_fresh_then_stale_and_never_empty_for_want_of_an_answer() {
         let start = Instant::now();
-        let mut told = Told::default();
+        let mut told = CachedList::default();
         assert!(told.answer(start).is_none(), "nobody was asked");
         let away = || Err(Error::Unavailable("connection refused".to_owned()));
         told.record(away(), start);
@@ -260,7 +260,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_is_asked_for_once() {
-        let kept: Kept<usize, u8> = Kept::default();
+        let kept: ListCache<usize, u8> = ListCache::default();
         let asked = std::sync::atomic::AtomicUsize::new(0);
         let ask = || async {
             asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -274,7 +274,7 @@ mod tests {
 
     #[tokio::test]
     async fn lists_are_kept_up_to_so_many_bytes_and_large_ones_make_room() {
-        let kept: Kept<usize, u8> = Kept::default();
+        let kept: ListCache<usize, u8> = ListCache::default();
         let small = 1000;
         for key in 0..small {
             kept.get(&key, "honest", async { Ok(pages(1000)) }).await;
@@ -294,7 +294,7 @@ mod tests {
 
     #[tokio::test]
     async fn so_many_lists_are_kept_however_small() {
-        let kept: Kept<usize, u8> = Kept::default();
+        let kept: ListCache<usize, u8> = ListCache::default();
         for key in 0..MAX_LISTS + 10 {
             kept.get(&key, "a", async { Err(Error::Unauthorized) })
                 .await;

@@ -40,12 +40,12 @@ impl Summary {
     }
 }
 
-type Held = Shares<RepositoryName, (RepositoryName, Digest), Arc<Summary>>;
+type SummaryCache = Shares<RepositoryName, (RepositoryName, Digest), Arc<Summary>>;
 
 /// What manifests name. Each repository has a share of the memory.
 pub(super) struct Names {
     hasher: RandomState,
-    held: Mutex<Held>,
+    held: Mutex<SummaryCache>,
     searches: Mutex<HashMap<RepositoryName, Weak<tokio::sync::Mutex<()>>>>,
 }
 
@@ -60,7 +60,7 @@ impl Default for Names {
 }
 
 impl Names {
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, SummaryCache> {
         self.held.lock()
     }
 

@@ -12,7 +12,7 @@ use holdfast_store::LockHolder;
 use tokio::time::Instant;
 
 use super::{
-    Asked, Error, Fills, Result,
+    Error, Fills, NamedImage, Result,
     candidates::{BEGIN_WITHIN, Candidate},
     entry::{Entry, State},
 };
@@ -82,11 +82,11 @@ impl Fills {
         claim: Option<u64>,
         request: &FillRequest,
     ) -> Result<bool> {
-        let Asked {
+        let NamedImage {
             source,
             repo,
             target,
-        } = Asked::of(&request.source, &request.credentials, request.priority)?;
+        } = NamedImage::of(&request.source, &request.credentials, request.priority)?;
         if target != ManifestRef::Digest(digest.clone()) {
             return Err(Error::Request("source: it names other content".to_owned()));
         }

@@ -27,7 +27,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// What a repository's manifests say of a blob.
 #[derive(Debug, Clone)]
-struct Named {
+struct BlobClaims {
     /// The sizes that they claim: several when they do not agree. None: no manifest is here, and
     /// the upstream, which has the blob, does not say its size.
     sizes: Vec<u64>,
@@ -36,7 +36,7 @@ struct Named {
     is_stored: bool,
 }
 
-impl Named {
+impl BlobClaims {
     /// The size that clients are told before it is proven; `None` when manifests do not agree.
     fn size(&self) -> Option<u64> {
         match self.sizes[..] {
@@ -378,7 +378,7 @@ impl Fills {
         source: Option<&UpstreamRepository>,
         repo: &RepositoryName,
         digest: &Digest,
-        named: &Named,
+        named: &BlobClaims,
     ) -> (super::entry::Entry, Vec<Arc<Candidate>>) {
         let mut ours = Vec::new();
         let claims = named.claims();
@@ -411,7 +411,7 @@ impl Fills {
     async fn may_read(
         &self,
         source: Option<&UpstreamRepository>,
-        named: &Named,
+        named: &BlobClaims,
         digest: &Digest,
     ) -> Result<bool> {
         match source {
@@ -428,7 +428,7 @@ impl Fills {
         repo: &RepositoryName,
         digest: &Digest,
         seen: &mut HashSet<Digest>,
-    ) -> Result<Option<Named>> {
+    ) -> Result<Option<BlobClaims>> {
         let deadline = Instant::now() + self.inner.settings.hold;
         let locks = [repo_lock_name(repo), blob::lock_name(digest)];
         loop {
@@ -447,7 +447,7 @@ impl Fills {
                 let peers = &self.inner.peers;
                 let sizes = peers.named(&owner.address, repo, digest).await;
                 if !sizes.is_empty() {
-                    return Ok(Some(Named {
+                    return Ok(Some(BlobClaims {
                         sizes,
                         is_stored: false,
                     }));
@@ -466,10 +466,10 @@ impl Fills {
     /// A blob that no manifest here names: a copy may have broken off, or the replica that had the
     /// manifest is gone, after a client got the manifest. Whether the repository has the blob,
     /// the upstream says, to the repository's own credentials.
-    async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<Named> {
+    async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<BlobClaims> {
         let source = self.source(repo, None).ok_or(Error::NotFound)?;
         let size = self.inner.upstreams.has_blob(&source, digest).await?;
-        Ok(Named {
+        Ok(BlobClaims {
             sizes: size.into_iter().collect(),
             is_stored: false,
         })
@@ -482,10 +482,10 @@ impl Fills {
         repo: &RepositoryName,
         digest: &Digest,
         seen: &mut HashSet<Digest>,
-    ) -> Result<Option<Named>> {
+    ) -> Result<Option<BlobClaims>> {
         let sizes = self.inner.pending_manifests.blob(repo, digest);
         if !sizes.is_empty() {
-            return Ok(Some(Named {
+            return Ok(Some(BlobClaims {
                 sizes,
                 is_stored: false,
             }));
@@ -493,7 +493,7 @@ impl Fills {
         let store = &self.inner.store;
         let revisions = store.revisions(repo, SEARCHED_MANIFESTS).await?;
         let claimed = self.claimed(repo, digest, revisions.unwrap_or_default(), seen);
-        Ok(claimed.await.map(|size| Named {
+        Ok(claimed.await.map(|size| BlobClaims {
             sizes: vec![size],
             is_stored: true,
         }))

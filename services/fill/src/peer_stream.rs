@@ -54,7 +54,7 @@ impl PeerBlob for PeerStream {
             relay: self.clone(),
             start: offset,
             offset,
-            from: From::Nowhere,
+            from: ReadSource::Unknown,
             handed: Hasher::new(self.digest.algorithm()),
             again: None,
             unanswered: TimeLimit::new(UNANSWERED_LIMIT),
@@ -94,12 +94,12 @@ struct Cursor {
     start: u64,
     /// The next byte that the client gets.
     offset: u64,
-    from: From,
+    from: ReadSource,
     /// Over what was handed on: pieces of several sources must fit together.
     handed: Hasher,
     /// Behind a break in a part that has no digest of its own: what was handed on is read again
     /// from the new source, up to here, and compared before anything more is handed on.
-    again: Option<Again>,
+    again: Option<Replay>,
     /// For how long the replica that copies may go on giving no bytes and no sign of its copy. The
     /// client's own pauses do not count.
     unanswered: TimeLimit,
@@ -109,15 +109,15 @@ struct Cursor {
     failed: u32,
 }
 
-struct Again {
+struct Replay {
     at: u64,
     hasher: Hasher,
 }
 
-enum From {
-    Nowhere,
+enum ReadSource {
+    Unknown,
     Stored(holdfast_store::BlobFile),
-    Here(PartialBlob),
+    Local(PartialBlob),
     Peer(BoxStream<'static, Result<Bytes, reqwest::Error>>),
 }
 
@@ -131,9 +131,9 @@ impl Cursor {
         loop {
             let (at, size) = (self.at(), self.relay.size);
             let bytes = match &mut self.from {
-                From::Nowhere => None,
-                From::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
-                From::Here(growing) => match growing.read_at(at, READ_BYTES).await {
+                ReadSource::Unknown => None,
+                ReadSource::Stored(file) => Some(file.read_at(at, READ_BYTES).await?),
+                ReadSource::Local(growing) => match growing.read_at(at, READ_BYTES).await {
                     Ok(bytes) => Some(bytes),
                     Err(error) => {
                         self.broke = true;
@@ -141,7 +141,7 @@ impl Cursor {
                         None
                     }
                 },
-                From::Peer(stream) => match within(STALL_LIMIT, stream.next()).await {
+                ReadSource::Peer(stream) => match within(STALL_LIMIT, stream.next()).await {
                     // An empty piece is no end.
                     Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
                     Some(Some(Ok(bytes))) => Some(bytes),
@@ -254,12 +254,12 @@ impl Cursor {
         // The whole has its digest; what was handed on of a part has nothing but another source's
         // word.
         if self.start > 0 && self.offset > self.start {
-            self.again = Some(Again {
+            self.again = Some(Replay {
                 at: self.start,
                 hasher: Hasher::new(self.relay.digest.algorithm()),
             });
         }
-        self.from = From::Nowhere;
+        self.from = ReadSource::Unknown;
         if self.broke {
             self.pause().await?;
         }
@@ -275,7 +275,7 @@ impl Cursor {
             if let Some(claim) = relay.size.filter(|claim| *claim != file.size()) {
                 return Err(self.other_size(claim));
             }
-            self.from = From::Stored(file);
+            self.from = ReadSource::Stored(file);
             return Ok(());
         }
         let (entry, ours) = relay.fills.begin(
@@ -295,7 +295,7 @@ impl Cursor {
         match state {
             State::Growing(growing) => {
                 if relay.authorized || entry.is_authorized(&relay.repo) {
-                    self.from = From::Here(growing.claiming(relay.size));
+                    self.from = ReadSource::Local(growing.claiming(relay.size));
                 } else {
                     self.authorize().await?;
                 }
@@ -322,7 +322,7 @@ impl Cursor {
                         if !self.broke {
                             self.unanswered = TimeLimit::new(UNANSWERED_LIMIT);
                         }
-                        self.from = From::Peer(stream);
+                        self.from = ReadSource::Peer(stream);
                     }
                     Some(Answer::NotYet) => {
                         self.unanswered = TimeLimit::new(UNANSWERED_LIMIT);

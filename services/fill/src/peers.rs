@@ -29,21 +29,21 @@ pub(crate) enum Answer {
 
 /// How replicas reach each other.
 pub struct Peers {
-    how: Option<How>,
+    settings: Option<ClientSettings>,
     clients: Mutex<HashMap<SocketAddr, reqwest::Client>>,
 }
 
-struct How {
+struct ClientSettings {
     /// Name in the replicas' certificates; connections go to the address in the lock.
     name: String,
     tls: Option<ClientTls>,
 }
 
 impl Peers {
-    /// There are none: the registry runs alone.
+    /// There are none: the registry is standalone.
     pub fn none() -> Self {
         Self {
-            how: None,
+            settings: None,
             clients: Mutex::default(),
         }
     }
@@ -51,7 +51,7 @@ impl Peers {
     /// Replicas that show a certificate for `name` (the internal Service) and want one.
     pub fn mutual(name: &str, tls: ClientTls) -> Self {
         Self {
-            how: Some(How {
+            settings: Some(ClientSettings {
                 name: name.to_owned(),
                 tls: Some(tls),
             }),
@@ -63,7 +63,7 @@ impl Peers {
     #[cfg(test)]
     pub(crate) fn plain() -> Self {
         Self {
-            how: Some(How {
+            settings: Some(ClientSettings {
                 name: "replica.test".to_owned(),
                 tls: None,
             }),
@@ -72,10 +72,14 @@ impl Peers {
     }
 
     fn client(&self, address: &str) -> Option<(String, reqwest::Client)> {
-        let how = self.how.as_ref()?;
+        let settings = self.settings.as_ref()?;
         let address: SocketAddr = address.parse().ok()?;
-        let scheme = if how.tls.is_some() { "https" } else { "http" };
-        let base = format!("{scheme}://{}:{}", how.name, address.port());
+        let scheme = if settings.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        let base = format!("{scheme}://{}:{}", settings.name, address.port());
         let mut clients = self.clients.lock();
         if let Some(client) = clients.get(&address) {
             return Some((base, client.clone()));
@@ -87,8 +91,8 @@ impl Peers {
             // A connection a stream: over one connection of HTTP/2 a client that stands still would
             // stop all the others.
             .http1_only()
-            .resolve(&how.name, address);
-        builder = match &how.tls {
+            .resolve(&settings.name, address);
+        builder = match &settings.tls {
             Some(tls) => builder.tls_backend_preconfigured(tls.config().ok()?),
             None => builder.tls_certs_only([]),
         };

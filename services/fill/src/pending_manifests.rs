@@ -44,12 +44,12 @@ impl Manifest {
 }
 
 /// Each repository has a share: an image with large manifests takes no other image's place.
-struct Held {
+struct State {
     manifests: Shares<RepositoryName, (RepositoryName, Digest), Manifest>,
     tags: HashMap<(RepositoryName, String), Digest>,
 }
 
-impl Held {
+impl State {
     /// Forgets the tags of manifests that are forgotten.
     fn forget(&mut self, manifests: impl IntoIterator<Item = Manifest>) {
         for Manifest {
@@ -68,13 +68,13 @@ impl Held {
 
 /// What is on its way.
 pub(super) struct PendingManifests {
-    held: Mutex<Held>,
+    held: Mutex<State>,
     changed: watch::Sender<u64>,
 }
 
 impl Default for PendingManifests {
     fn default() -> Self {
-        let held = Held {
+        let held = State {
             manifests: Shares::new(ARRIVING_BYTES, usize::MAX),
             tags: HashMap::new(),
         };
@@ -86,7 +86,7 @@ impl Default for PendingManifests {
 }
 
 impl PendingManifests {
-    fn held(&self) -> MutexGuard<'_, Held> {
+    fn held(&self) -> MutexGuard<'_, State> {
         self.held.lock()
     }
 

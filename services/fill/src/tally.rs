@@ -12,14 +12,14 @@ use super::{Error, Result, wanted::Part};
 /// Things that an image lacks that are told by name.
 pub(super) const NAMED: usize = 16;
 
-/// What an image amounts to.
+/// The size of an image as its manifests claim it.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Sum {
+pub(super) struct ImageSize {
     pub(super) bytes: u64,
     pub(super) blobs: u64,
 }
 
-impl Sum {
+impl ImageSize {
     pub(super) fn add(&mut self, parts: &[Part]) {
         for part in parts.iter().filter(|part| !part.is_foreign) {
             self.bytes = self.bytes.saturating_add(part.size);
@@ -33,7 +33,7 @@ impl Sum {
 pub(super) struct Tally {
     pub(super) seen: HashSet<Digest>,
     manifest_bytes: u64,
-    pub(super) sum: Sum,
+    pub(super) size: ImageSize,
     /// Indexes whose children are there, with their depth and their subject.
     pub(super) indexes: Vec<(usize, Digest, Option<Digest>)>,
     pub(super) missing: Vec<String>,
@@ -53,7 +53,7 @@ impl Tally {
     pub(super) fn add(&mut self, digest: &Digest, bytes: u64) -> Result<()> {
         self.see(digest)?;
         self.manifest_bytes += bytes;
-        self.sum.bytes = self.sum.bytes.saturating_add(bytes);
+        self.size.bytes = self.size.bytes.saturating_add(bytes);
         if self.manifest_bytes > IMAGE_MANIFEST_BYTES {
             return Err(too_many());
         }

@@ -152,7 +152,7 @@ impl std::fmt::Debug for AccessControl {
 
 impl AccessControl {
     /// Access control that knows no users and lets every client pull and push: for a registry that
-    /// runs alone with no access configured.
+    /// is standalone with no access configured.
     pub fn open() -> Self {
         Self::empty(Policy::open(), None, AccessSettings::default())
     }
@@ -262,7 +262,7 @@ impl AccessControl {
         let followed = self.files().into_iter().map(|(what, paths)| {
             let (access_control, reloads) = (self.clone(), reloads.clone());
             files::watch(paths, every, shutdown.clone(), move || {
-                reloads.record(what, &access_control.reload(what).map_err(told));
+                reloads.record(what, &access_control.reload(what).map_err(with_cause));
             })
         });
         futures::future::join_all(followed).await;
@@ -397,7 +397,7 @@ fn credential(username: &str, passwords: &[String]) -> Arc<NodeCredential> {
 }
 
 /// The error with its cause, for a log.
-fn told(error: LoadError) -> String {
+fn with_cause(error: LoadError) -> String {
     let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
     format!("{error}{}", cause.unwrap_or_default())
 }

@@ -108,7 +108,7 @@ impl AccessLog {
             actor,
         };
         response.map(|inner| {
-            let mut followed = Followed {
+            let mut followed = LoggedBody {
                 inner,
                 sent: 0,
                 complete: false,
@@ -136,14 +136,14 @@ struct Entry {
 }
 
 /// A body that logs its request once it has ended or was given up.
-struct Followed {
+struct LoggedBody {
     inner: Body,
     sent: u64,
     complete: bool,
     entry: Option<Entry>,
 }
 
-impl Followed {
+impl LoggedBody {
     fn is_end_stream(&self) -> bool {
         hyper::body::Body::is_end_stream(&self.inner)
     }
@@ -182,7 +182,7 @@ impl Followed {
     }
 }
 
-impl hyper::body::Body for Followed {
+impl hyper::body::Body for LoggedBody {
     type Data = Bytes;
     type Error = std::io::Error;
 
@@ -217,7 +217,7 @@ impl hyper::body::Body for Followed {
     }
 }
 
-impl Drop for Followed {
+impl Drop for LoggedBody {
     fn drop(&mut self) {
         // Behind `Content-Length` bytes the server asks no more.
         if hyper::body::Body::size_hint(&self.inner).exact() == Some(0) {

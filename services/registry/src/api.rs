@@ -171,7 +171,7 @@ impl Api {
             length(response.headers())
                 .or_else(|| hyper::body::Body::size_hint(response.body()).exact())
         };
-        api.context.metrics.answered(metrics::Answered {
+        api.context.metrics.answered(metrics::RequestOutcome {
             handler,
             method: metrics::method(&method),
             code: response.status().as_u16(),

@@ -36,18 +36,18 @@ pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
 
 /// Bytes from memory that count in a budget until the client took them.
 pub(crate) fn counted(bytes: Bytes, reserved: Reserved) -> Body {
-    full(Bytes::from_owner(Counted {
+    full(Bytes::from_owner(ReservedBytes {
         bytes,
         _reserved: reserved,
     }))
 }
 
-struct Counted {
+struct ReservedBytes {
     bytes: Bytes,
     _reserved: Reserved,
 }
 
-impl AsRef<[u8]> for Counted {
+impl AsRef<[u8]> for ReservedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }

@@ -7,20 +7,20 @@ use crate::limits;
 
 /// Bytes of a manifest above which an answer is read from the volume while the client takes it,
 /// instead of being held in memory.
-pub(crate) const HELD_MANIFEST_BYTES: usize = 64 << 10;
+pub(crate) const LARGE_MANIFEST_BYTES: usize = 64 << 10;
 /// What a content type that is remembered takes in memory beside its text, bytes.
 const CONTENT_TYPE_COST: usize = 1024;
 
 /// The content types of large manifests that were asked for, which are parsed once. Each repository
 /// has a share of the memory.
 pub(crate) struct ContentTypes {
-    held: Mutex<Shares<RepositoryName, Digest, String>>,
+    cache: Mutex<Shares<RepositoryName, Digest, String>>,
 }
 
 impl Default for ContentTypes {
     fn default() -> Self {
         Self {
-            held: Mutex::new(Shares::new(limits::CONTENT_TYPES_BYTES, usize::MAX)),
+            cache: Mutex::new(Shares::new(limits::CONTENT_TYPES_BYTES, usize::MAX)),
         }
     }
 }
@@ -28,17 +28,16 @@ impl Default for ContentTypes {
 impl ContentTypes {
     /// The content type of these bytes, which are what the digest says.
     pub(crate) fn of(&self, repo: &RepositoryName, digest: &Digest, bytes: &[u8]) -> String {
-        if bytes.len() <= HELD_MANIFEST_BYTES {
+        if bytes.len() <= LARGE_MANIFEST_BYTES {
             return oci::content_type(bytes);
         }
-        let held = || self.held.lock();
-        if let Some(known) = held().get(digest) {
+        if let Some(known) = self.cache.lock().get(digest) {
             return known.clone();
         }
         let found = oci::content_type(bytes);
         let entry = (found.clone(), CONTENT_TYPE_COST + found.len());
         let now = std::time::Instant::now();
-        held().insert(repo, digest.clone(), entry, now);
+        self.cache.lock().insert(repo, digest.clone(), entry, now);
         found
     }
 }
@@ -56,7 +55,7 @@ mod tests {
             let pad = " ".repeat(length);
             format!(r#"{{"mediaType":"application/{kind}"{pad}}}"#).into_bytes()
         };
-        let large = HELD_MANIFEST_BYTES;
+        let large = LARGE_MANIFEST_BYTES;
         assert_eq!(
             types.of(&repo, &digest(0), &typed("a", large)),
             "application/a"
@@ -72,8 +71,8 @@ mod tests {
         for number in 2..3000 {
             types.of(&repo, &digest(number), &bytes);
         }
-        let held = types.held.lock();
-        assert!(held.bytes() <= limits::CONTENT_TYPES_BYTES);
-        assert!(held.get(&digest(2)).is_none() && held.get(&digest(2999)).is_some());
+        let cache = types.cache.lock();
+        assert!(cache.bytes() <= limits::CONTENT_TYPES_BYTES);
+        assert!(cache.get(&digest(2)).is_none() && cache.get(&digest(2999)).is_some());
     }
 }

@@ -27,20 +27,20 @@ struct Request {
 
 /// Labels of a kind of endpoint and a method.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Timed {
+struct HandlerMethodLabel {
     handler: &'static str,
     method: &'static str,
 }
 
 /// Labels of a kind of endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Handled {
+struct HandlerLabel {
     handler: &'static str,
 }
 
 /// Labels of one kind of work on the volume.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Acted {
+struct VolumeActionLabel {
     action: &'static str,
     driver: &'static str,
 }
@@ -88,25 +88,25 @@ const BYTES: [f64; 12] = [
 
 /// What is known of one kind of endpoint and one method, once it was asked for.
 #[derive(Debug, Default)]
-struct Cell {
+struct MethodMetrics {
     codes: [OnceLock<Counter>; CODES.len()],
     seconds: OnceLock<Histogram>,
 }
 
 /// What is known of one kind of endpoint.
 #[derive(Debug)]
-struct Row {
+struct HandlerMetrics {
     in_flight: Gauge<i64, AtomicI64>,
     request_bytes: Histogram,
     response_bytes: Histogram,
-    cells: [Cell; METHODS.len()],
+    cells: [MethodMetrics; METHODS.len()],
 }
 
 #[derive(Debug)]
 struct Http {
     requests: Family<Request, Counter>,
-    seconds: Family<Timed, Histogram, fn() -> Histogram>,
-    rows: [Row; HANDLERS.len()],
+    seconds: Family<HandlerMethodLabel, Histogram, fn() -> Histogram>,
+    rows: [HandlerMetrics; HANDLERS.len()],
 }
 
 impl Http {
@@ -117,11 +117,11 @@ impl Http {
             "http_request_duration",
             "Time until an answer begins",
             Unit::Seconds,
-            Family::<Timed, Histogram, fn() -> Histogram>::new_with_constructor(|| {
-                Histogram::seconds(&SECONDS)
-            }),
+            Family::<HandlerMethodLabel, Histogram, fn() -> Histogram>::new_with_constructor(
+                || Histogram::seconds(&SECONDS),
+            ),
         );
-        let in_flight: Family<Handled, Gauge<i64, AtomicI64>> = group.add(
+        let in_flight: Family<HandlerLabel, Gauge<i64, AtomicI64>> = group.add(
             "http_in_flight_requests",
             "Requests whose answer is not begun",
             Family::default(),
@@ -131,17 +131,17 @@ impl Http {
             "http_request_size",
             "Announced sizes of bodies that clients send",
             Unit::Bytes,
-            Family::<Handled, Histogram, fn() -> Histogram>::new_with_constructor(sizes),
+            Family::<HandlerLabel, Histogram, fn() -> Histogram>::new_with_constructor(sizes),
         );
         let response_bytes = group.measure(
             "http_response_size",
             "Announced sizes of bodies of answers",
             Unit::Bytes,
-            Family::<Handled, Histogram, fn() -> Histogram>::new_with_constructor(sizes),
+            Family::<HandlerLabel, Histogram, fn() -> Histogram>::new_with_constructor(sizes),
         );
         let rows = HANDLERS.map(|handler| {
-            let label = Handled { handler };
-            Row {
+            let label = HandlerLabel { handler };
+            HandlerMetrics {
                 in_flight: in_flight.get_or_create_owned(&label),
                 request_bytes: request_bytes.get_or_create_owned(&label),
                 response_bytes: response_bytes.get_or_create_owned(&label),
@@ -155,7 +155,7 @@ impl Http {
         }
     }
 
-    fn row(&self, handler: &str) -> &Row {
+    fn row(&self, handler: &str) -> &HandlerMetrics {
         let at = HANDLERS.iter().position(|known| *known == handler);
         let [none, ..] = &self.rows;
         at.and_then(|at| self.rows.get(at)).unwrap_or(none)
@@ -164,7 +164,7 @@ impl Http {
 
 /// What one request was.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Answered {
+pub(crate) struct RequestOutcome {
     /// Kind of endpoint.
     pub(crate) handler: &'static str,
     /// Place of its method in the table, see [`method`].
@@ -265,7 +265,7 @@ pub struct Metrics {
     pub volume: Volume,
     /// Connections of clients.
     pub(crate) connections: holdfast_runtime::server::Counts,
-    actions: Family<Acted, Histogram, fn() -> Histogram>,
+    actions: Family<VolumeActionLabel, Histogram, fn() -> Histogram>,
 }
 
 impl Metrics {
@@ -278,7 +278,7 @@ impl Metrics {
             "action",
             "Time of work on the volume",
             Unit::Seconds,
-            Family::<Acted, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Family::<VolumeActionLabel, Histogram, fn() -> Histogram>::new_with_constructor(|| {
                 Histogram::seconds(&SECONDS)
             }),
         );
@@ -306,7 +306,7 @@ impl Metrics {
     /// The times of one kind of work on the volume, by distribution's names: `Stat`, `GetContent`,
     /// `PutContent`, `Reader`, `Writer`, `List`, `Move`, `Delete`.
     pub fn action(&self, action: &'static str) -> Histogram {
-        self.actions.get_or_create_owned(&Acted {
+        self.actions.get_or_create_owned(&VolumeActionLabel {
             action,
             driver: "filesystem",
         })
@@ -325,7 +325,7 @@ impl Metrics {
     }
 
     /// Counts an answer.
-    pub(crate) fn answered(&self, answered: Answered) {
+    pub(crate) fn answered(&self, answered: RequestOutcome) {
         let row = self.http.row(answered.handler);
         if let Some(bytes) = answered.received {
             row.request_bytes.observe(bytes as f64);
@@ -334,7 +334,7 @@ impl Metrics {
             row.response_bytes.observe(bytes as f64);
             self.sent.inc_by(bytes);
         }
-        let labels = Timed {
+        let labels = HandlerMethodLabel {
             handler: answered.handler,
             method: answered.method.label(),
         };
@@ -406,7 +406,7 @@ mod tests {
     fn names_and_labels_are_distributions() {
         let mut registry = holdfast_runtime::metrics::registry("registry");
         let metrics = Metrics::register(&mut registry);
-        let answered = Answered {
+        let answered = RequestOutcome {
             handler: "blob",
             method: method(&http::Method::GET),
             code: 200,
@@ -417,7 +417,7 @@ mod tests {
         metrics.answered(answered);
         metrics.answered(answered);
         // A status without a prepared counter, and a handler that nobody knows.
-        metrics.answered(Answered {
+        metrics.answered(RequestOutcome {
             code: 418,
             ..answered
         });

@@ -33,7 +33,7 @@ use crate::{
     probe,
     scrub::{self, Scrubber},
     session::Secret,
-    volume_watch::{self, Measured, VolumeStatus, Watch, WatchIntervals},
+    volume_watch::{self, MeasuredVolume, VolumeStatus, Watch, WatchIntervals},
 };
 use holdfast_fill::internal;
 use holdfast_fill::pull_through::PullThrough;
@@ -123,7 +123,7 @@ pub async fn run_on(
     // Errors of files and addresses are reported before the volume is waited for.
     let access = Access::load(&settings)?;
     let opening = async {
-        let measured = Arc::new(Measured::new(volume.await?, &shell.numbers));
+        let measured = Arc::new(MeasuredVolume::new(volume.await?, &shell.numbers));
         Ok::<_, Error>(Store::open_on(measured, &settings.data, options(&settings)).await?)
     };
     let opened = volume_watch::opened(opening, intervals, &shell.ready, &shutdown).await;

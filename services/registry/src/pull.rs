@@ -12,7 +12,7 @@ use crate::{
     body::{self, Body},
     call::Call,
     conditional,
-    content_types::HELD_MANIFEST_BYTES,
+    content_types::LARGE_MANIFEST_BYTES,
     error::{Code, Error, Result, from_fill},
     limits,
     range::{self, Answer},
@@ -77,7 +77,7 @@ async fn manifest_body(call: Call<'_>, digest: &Digest, bytes: Bytes) -> Result<
         return Ok(body::empty());
     }
     let size = bytes.len() as u64;
-    if HELD_MANIFEST_BYTES < bytes.len()
+    if LARGE_MANIFEST_BYTES < bytes.len()
         && let Some(file) = call.api.store.open_blob(digest).await?
         && file.size() == size
     {

@@ -9,12 +9,12 @@ use crate::error::{Code, Error, Result};
 
 /// What a client sends, piece by piece.
 #[derive(Debug)]
-pub(crate) struct Received(Arriving);
+pub(crate) struct Received(IncomingBody);
 
 impl Received {
     /// The body of a request.
     pub(crate) fn new(body: RequestBody, version: http::Version) -> Self {
-        Self(Arriving {
+        Self(IncomingBody {
             rest: Some(body),
             is_multiplexed: version == http::Version::HTTP_2,
         })
@@ -60,19 +60,19 @@ impl Received {
     }
 }
 
-/// A body, and what becomes of it when a request is refused before it was read.
+/// A body that is discarded in part when its request is refused before the body was read.
 ///
 /// Over HTTP/2 the answer ends a stream that the client still sends on: some clients (curl among
 /// them) take the reset that follows for the failure and never show the answer. So a little of what
 /// they send is read and thrown away. Over HTTP/1.1 nothing is read: a client that waits for `100
 /// Continue` would begin to send.
 #[derive(Debug)]
-struct Arriving {
+struct IncomingBody {
     rest: Option<RequestBody>,
     is_multiplexed: bool,
 }
 
-impl Drop for Arriving {
+impl Drop for IncomingBody {
     fn drop(&mut self) {
         let Some(mut rest) = self.rest.take() else {
             return;

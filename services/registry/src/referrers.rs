@@ -1,7 +1,7 @@
-//! Who refers to a manifest: our index, what clients of registries without this API kept under a
-//! fallback tag, and what the upstream lists of a manifest that comes from there. A list that could
-//! not be learned is never reported as an empty one: a verifier of signatures would read it as
-//! "unsigned".
+//! The referrers of a manifest: the index of the store, what clients of registries without this API
+//! keep under a fallback tag, and the upstream's list if the manifest comes from an upstream. A list
+//! that could not be learned is never reported as an empty one: a verifier of signatures would read
+//! it as "unsigned".
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -31,11 +31,11 @@ const EMPTY: &str = "application/vnd.oci.empty.v1+json";
 const LEAST_READ: u64 = 8 << 10;
 
 /// Where an entry comes from.
-enum Found<'a> {
-    /// The manifest is here.
-    Here(Digest),
-    /// The upstream says so.
-    Told(&'a Referrer),
+enum Source<'a> {
+    /// The manifest is local.
+    Local(Digest),
+    /// The upstream lists it.
+    Upstream(&'a Referrer),
 }
 
 /// end-12a, end-12b: never "not found", whatever the repository.
@@ -49,9 +49,9 @@ pub(crate) async fn list(
         Some(source) => source.referrers(call.repo, subject).await,
         None => Listed::default(),
     };
-    let mut here = list.store.referrers(call.repo, subject).await?;
-    here.extend(fallback(call, subject).await);
-    let found = found(&listed, here);
+    let mut local = list.store.referrers(call.repo, subject).await?;
+    local.extend(fallback(call, subject).await);
+    let entries = merge(&listed, local);
     let limit = page
         .limit
         .filter(|limit| *limit > 0)
@@ -64,19 +64,19 @@ pub(crate) async fn list(
     // What was read for this page: a filter may fit none of many.
     let (mut read, mut looked_at) = (0, None);
     let mut filtered = kind.is_some();
-    for (name, entry) in found {
+    for (name, entry) in entries {
         if page.last.as_ref().is_some_and(|last| name <= *last) {
             continue;
         }
-        let is_told = matches!(entry, Found::Told(_));
+        let is_of_upstream = matches!(entry, Source::Upstream(_));
         if read >= limits::REFERRERS_PAGE_READ_BYTES {
             more = looked_at;
             break;
         }
         looked_at = Some(name.clone());
         let referrer = match entry {
-            Found::Told(told) => Some(Cow::Borrowed(told)),
-            Found::Here(digest) => {
+            Source::Upstream(listed) => Some(Cow::Borrowed(listed)),
+            Source::Local(digest) => {
                 let (bytes, found) = describe(call, subject, &digest).await;
                 read += bytes.max(LEAST_READ);
                 found.map(Cow::Owned)
@@ -86,7 +86,7 @@ pub(crate) async fn list(
             continue;
         };
         let is_of_unknown_kind = match referrer.artifact_type.as_deref() {
-            None | Some(EMPTY) => is_told,
+            None | Some(EMPTY) => is_of_upstream,
             Some(_) => false,
         };
         if is_of_unknown_kind {
@@ -136,13 +136,13 @@ pub(crate) async fn list(
     Ok(response)
 }
 
-/// All entries by digest; what is here comes before what the upstream says of it.
-fn found(listed: &Listed<Referrer>, here: Vec<Digest>) -> BTreeMap<String, Found<'_>> {
-    let told = listed.entries.iter();
-    let told = told.map(|told| (told.digest.to_string(), Found::Told(told)));
-    let here = here.into_iter();
-    let here = here.map(|digest| (digest.to_string(), Found::Here(digest)));
-    told.chain(here).collect()
+/// All entries by digest; a local manifest replaces the upstream's entry for it.
+fn merge(listed: &Listed<Referrer>, local: Vec<Digest>) -> BTreeMap<String, Source<'_>> {
+    let listed = listed.entries.iter();
+    let listed = listed.map(|entry| (entry.digest.to_string(), Source::Upstream(entry)));
+    let local = local.into_iter();
+    let local = local.map(|digest| (digest.to_string(), Source::Local(digest)));
+    listed.chain(local).collect()
 }
 
 /// Where the next page is, as a `Link` header says it.

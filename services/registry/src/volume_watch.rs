@@ -19,7 +19,7 @@ use holdfast_runtime::{CancellationToken, health::Flag};
 use holdfast_store::{Pool, SpaceLevel, Store, VolumeHealth};
 use tokio::time::Instant;
 
-pub use measured::Measured;
+pub use measured::MeasuredVolume;
 
 use crate::{limits, metrics::Volume as Metrics};
 

@@ -68,7 +68,7 @@ pub(super) enum Rejection {
 
 /// The failures of one repository.
 #[derive(Debug, Clone)]
-struct Failing {
+struct RepositoryFailures {
     failures: u32,
     last: Instant,
     until: Option<Instant>,
@@ -83,7 +83,7 @@ pub(super) struct Breaker {
     connections: (u32, Option<Instant>),
     /// Different repositories that failed with no answer between, and when the last one did.
     streak: (BTreeSet<String>, Option<Instant>),
-    repositories: HashMap<String, Failing>,
+    repositories: HashMap<String, RepositoryFailures>,
     /// What went wrong last; the time is that of the first failure since the last answer.
     cause: Option<Cause>,
     /// When the next probe is due, while it is open.
@@ -210,20 +210,20 @@ impl Breaker {
             }
         }
         let pause = self.min;
-        let known = self
-            .repositories
-            .entry(name.to_owned())
-            .or_insert_with(|| Failing {
-                failures: 0,
-                last: now,
-                until: None,
-                pause,
-                cause: Cause {
-                    text: String::new(),
-                    since: clock,
-                    asked: None,
-                },
-            });
+        let known =
+            self.repositories
+                .entry(name.to_owned())
+                .or_insert_with(|| RepositoryFailures {
+                    failures: 0,
+                    last: now,
+                    until: None,
+                    pause,
+                    cause: Cause {
+                        text: String::new(),
+                        since: clock,
+                        asked: None,
+                    },
+                });
         known.failures += 1;
         known.last = now;
         text.clone_into(&mut known.cause.text);

@@ -132,9 +132,9 @@ impl Prober {
     }
 }
 
-/// What a client may be used for.
+/// The hosts that a client may connect to.
 #[derive(Debug, Clone)]
-pub(super) enum Use {
+pub(super) enum Destination {
     /// A host of the settings: wherever it is.
     Configured,
     /// A host that only an image names; what its name is resolved to is remembered.
@@ -149,7 +149,7 @@ pub(super) fn client(
     settings: Option<&UpstreamSettings>,
     proxies: &Proxies,
     timeouts: Timeouts,
-    what: &Use,
+    what: &Destination,
 ) -> Result<Client, String> {
     let ca = settings.and_then(|settings| settings.ca.as_deref());
     let extra = match ca {
@@ -174,13 +174,15 @@ pub(super) fn client(
         } else {
             builder.tls_certs_merge(extra.clone())
         };
-        if insecure && matches!(what, Use::Configured) {
+        if insecure && matches!(what, Destination::Configured) {
             builder = builder.tls_danger_accept_invalid_certs(true);
         }
         let guarded = match what {
-            Use::Configured => None,
-            Use::Anybody(seen) => Some((Allowed::Kinds(EgressPolicy::of_anybody()), seen.clone())),
-            Use::Elsewhere(allowed, seen) => Some((allowed.clone(), seen.clone())),
+            Destination::Configured => None,
+            Destination::Anybody(seen) => {
+                Some((Allowed::Kinds(EgressPolicy::of_anybody()), seen.clone()))
+            }
+            Destination::Elsewhere(allowed, seen) => Some((allowed.clone(), seen.clone())),
         };
         if let Some((allowed, seen)) = guarded {
             builder = builder.dns_resolver(egress_policy::guard(allowed, proxies.hosts(), seen));
@@ -188,7 +190,7 @@ pub(super) fn client(
         builder.build().map_err(|error| cause(&error))
     };
     // Plain HTTP needs no roots; an image without a root store has only what the settings name.
-    if url.scheme() == "http" && !matches!(what, Use::Elsewhere(..)) {
+    if url.scheme() == "http" && !matches!(what, Destination::Elsewhere(..)) {
         return build(true);
     }
     build(false).or_else(|error| {

@@ -30,11 +30,11 @@ use url::Url;
 use super::{
     Error, Manifest, Memory, Result, Timeouts, UpstreamRepository,
     breaker::{Breaker, Failure, Rejection},
-    client::{Prober, Use, cause, client},
+    client::{Destination, Prober, cause, client},
     egress_policy::{self, Allowed, SeenAddresses},
     pace::Pace,
     proxies::Proxies,
-    tokens::{Authorisations, Known, Tokens},
+    tokens::{Authorisation, Authorisations, Tokens},
 };
 use crate::{
     metrics::{Metrics, UpstreamLabel},
@@ -150,8 +150,8 @@ impl Endpoint {
             seen.add(address);
         }
         let what = match settings {
-            Some(_) => Use::Configured,
-            None => Use::Anybody(seen.clone()),
+            Some(_) => Destination::Configured,
+            None => Destination::Anybody(seen.clone()),
         };
         let client = client(&parsed, settings.as_ref(), &proxies, timeouts, &what).map_err(bad)?;
         let (root, prefix) = api_root(&parsed);

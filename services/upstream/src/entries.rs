@@ -32,7 +32,7 @@ pub(super) trait Entry: Sized {
     const MOST: usize;
 
     /// Makes sense of one.
-    fn of(raw: Raw) -> Option<Self>;
+    fn of(raw: RawEntry) -> Option<Self>;
 
     /// About the bytes that it takes in memory.
     fn cost(&self) -> usize;
@@ -43,7 +43,7 @@ impl Entry for Tag {
     const IS_INDEX: bool = false;
     const MOST: usize = MAX_TAGS;
 
-    fn of(raw: Raw) -> Option<Self> {
+    fn of(raw: RawEntry) -> Option<Self> {
         Self::parse(&raw.text?).ok()
     }
 
@@ -57,7 +57,7 @@ impl Entry for Referrer {
     const IS_INDEX: bool = true;
     const MOST: usize = MAX_REFERRERS;
 
-    fn of(raw: Raw) -> Option<Self> {
+    fn of(raw: RawEntry) -> Option<Self> {
         Some(Self {
             media_type: raw.media_type?,
             digest: Digest::parse(&raw.digest?).ok()?,
@@ -81,7 +81,7 @@ fn annotation_cost(key: &str, value: &str) -> usize {
 }
 
 /// What was taken of a list so far.
-pub(super) struct Taken<T> {
+pub(super) struct Collected<T> {
     entries: Vec<T>,
     bytes: usize,
     complete: bool,
@@ -89,7 +89,7 @@ pub(super) struct Taken<T> {
     full: bool,
 }
 
-impl<T> Default for Taken<T> {
+impl<T> Default for Collected<T> {
     fn default() -> Self {
         Self {
             entries: Vec::new(),
@@ -100,8 +100,8 @@ impl<T> Default for Taken<T> {
     }
 }
 
-impl<T> From<Taken<T>> for Pages<T> {
-    fn from(taken: Taken<T>) -> Self {
+impl<T> From<Collected<T>> for Pages<T> {
+    fn from(taken: Collected<T>) -> Self {
         Self {
             entries: taken.entries,
             complete: taken.complete,
@@ -110,7 +110,7 @@ impl<T> From<Taken<T>> for Pages<T> {
     }
 }
 
-impl<T: Entry> Taken<T> {
+impl<T: Entry> Collected<T> {
     /// Reads one page.
     pub(super) fn read(&mut self, page: &[u8]) -> Result<()> {
         let mut parser = serde_json::Deserializer::from_slice(page);
@@ -129,7 +129,7 @@ impl<T: Entry> Taken<T> {
         self.complete = false;
     }
 
-    fn add(&mut self, raw: Raw) {
+    fn add(&mut self, raw: RawEntry) {
         let is_cut = raw.is_cut;
         let Some(entry) = T::of(raw) else {
             return;
@@ -149,7 +149,7 @@ impl<T: Entry> Taken<T> {
 }
 
 /// Reads a page into what was taken.
-struct Page<'a, T>(&'a mut Taken<T>);
+struct Page<'a, T>(&'a mut Collected<T>);
 
 impl<'de, T: Entry> DeserializeSeed<'de> for Page<'_, T> {
     type Value = ();
@@ -188,7 +188,7 @@ impl<'de, T: Entry> Visitor<'de> for Page<'_, T> {
 }
 
 /// Reads the list itself; whether there is one, or `null`.
-struct Entries<'a, T>(&'a mut Taken<T>);
+struct Entries<'a, T>(&'a mut Collected<T>);
 
 impl<'de, T: Entry> DeserializeSeed<'de> for Entries<'_, T> {
     type Value = bool;
@@ -210,11 +210,11 @@ impl<'de, T: Entry> Visitor<'de> for Entries<'_, T> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<bool, A::Error> {
-        while let Some(read) = list.next_element_seed(Read::Entry)? {
+        while let Some(read) = list.next_element_seed(ValueSeed::Entry)? {
             self.0.add(match read {
-                Field::Text(text) => Raw {
+                Field::Text(text) => RawEntry {
                     text: Some(text),
-                    ..Raw::default()
+                    ..RawEntry::default()
                 },
                 Field::Entry(raw) => *raw,
                 _ => continue,
@@ -226,7 +226,7 @@ impl<'de, T: Entry> Visitor<'de> for Entries<'_, T> {
 
 /// What an entry says, where it makes sense.
 #[derive(Default)]
-pub(super) struct Raw {
+pub(super) struct RawEntry {
     text: Option<String>,
     media_type: Option<String>,
     digest: Option<String>,
@@ -237,7 +237,7 @@ pub(super) struct Raw {
     is_cut: bool,
 }
 
-impl Raw {
+impl RawEntry {
     fn set(&mut self, key: &str, value: Field) {
         match (key, value) {
             ("mediaType", Field::Text(text)) => self.media_type = Some(text),
@@ -256,7 +256,7 @@ enum Field {
     Text(String),
     Number(u64),
     Null,
-    Entry(Box<Raw>),
+    Entry(Box<RawEntry>),
     Annotations(BTreeMap<String, String>),
     TooMany,
     Other,
@@ -265,7 +265,7 @@ enum Field {
 /// Reads a value of any kind; the objects of a mode that names none are dropped while they are
 /// read.
 #[derive(Clone, Copy)]
-enum Read {
+enum ValueSeed {
     /// Text of at most this many bytes, a number or nothing.
     Plain(usize),
     /// A text or an object with members that are plain, and annotations.
@@ -274,7 +274,7 @@ enum Read {
     Annotations,
 }
 
-impl<'de> DeserializeSeed<'de> for Read {
+impl<'de> DeserializeSeed<'de> for ValueSeed {
     type Value = Field;
 
     fn deserialize<D: Deserializer<'de>>(self, parser: D) -> Result<Field, D::Error> {
@@ -282,7 +282,7 @@ impl<'de> DeserializeSeed<'de> for Read {
     }
 }
 
-impl<'de> Visitor<'de> for Read {
+impl<'de> Visitor<'de> for ValueSeed {
     type Value = Field;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -334,7 +334,7 @@ impl<'de> Visitor<'de> for Read {
                 Ok(Field::Other)
             }
             Self::Entry => {
-                let mut raw = Box::<Raw>::default();
+                let mut raw = Box::<RawEntry>::default();
                 while let Some(key) = object.next_key::<String>()? {
                     let mode = match key.as_str() {
                         "annotations" => Self::Annotations,
@@ -353,7 +353,7 @@ impl<'de> Visitor<'de> for Read {
 fn annotations<'de, A: MapAccess<'de>>(mut object: A) -> Result<Field, A::Error> {
     let (mut found, mut cost) = (BTreeMap::new(), 0);
     while let Some(key) = object.next_key::<String>()? {
-        let value = match object.next_value_seed(Read::Plain(REFERRER_ANNOTATION_BYTES))? {
+        let value = match object.next_value_seed(ValueSeed::Plain(REFERRER_ANNOTATION_BYTES))? {
             Field::Text(value) => value,
             Field::Null => String::new(),
             _ => {
@@ -391,7 +391,7 @@ mod tests {
 
     /// Entries and whether the list is complete; nothing: it is none.
     fn check<T: Entry>(page: &str, expect: Option<(usize, bool)>) -> Vec<T> {
-        let mut taken = Taken::<T>::default();
+        let mut taken = Collected::<T>::default();
         let read = taken.read(page.as_bytes()).is_ok();
         assert!(taken.bytes <= UPSTREAM_LIST_BYTES);
         let page: String = page.chars().take(200).collect();

@@ -86,12 +86,12 @@ impl Flow {
 
 /// The rate of one flow, from one look to the next.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Rated {
+pub struct FlowRate {
     last: Sample,
     rate: Option<u64>,
 }
 
-impl Rated {
+impl FlowRate {
     /// Bytes a second over the last whole window of waiting; `None` before there was one.
     pub fn look(&mut self, now: Sample) -> Option<u64> {
         let waited = now.waited.saturating_sub(self.last.waited);
@@ -111,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_rate_counts_only_the_time_of_waiting() {
-        let mut rated = Rated::default();
+        let mut rated = FlowRate::default();
         let at = |bytes, millis| Sample {
             bytes,
             waited: Duration::from_millis(millis),

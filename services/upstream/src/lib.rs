@@ -129,7 +129,7 @@ pub struct UpstreamRepository {
 
 /// What is wanted of a blob.
 #[derive(Debug, Clone, Copy)]
-pub struct Wanted<'a> {
+pub struct BlobRequest<'a> {
     /// The blob.
     pub digest: &'a Digest,
     /// Its size by its descriptor.
@@ -410,7 +410,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// The most telling error of all endpoints.
-    pub async fn blob(&self, source: &UpstreamRepository, wanted: Wanted<'_>) -> Result<Body> {
+    pub async fn blob(&self, source: &UpstreamRepository, wanted: BlobRequest<'_>) -> Result<Body> {
         let path = format!("blobs/{}", wanted.digest);
         self.refused(source, &path)?;
         let (host, mut yielded) = (source.host.to_string(), wanted.yielded);
@@ -436,7 +436,7 @@ impl Upstreams {
     async fn open(
         &self,
         source: &UpstreamRepository,
-        wanted: Wanted<'_>,
+        wanted: BlobRequest<'_>,
         slot: Slot,
     ) -> Result<Body, Option<Error>> {
         let (digest, range) = (wanted.digest, (wanted.offset, wanted.whole));

@@ -66,7 +66,7 @@ struct Arriving {
 
 /// Units that are in use until this is dropped.
 #[derive(Debug)]
-struct Held {
+struct Allocation {
     shared: Arc<Shared>,
     host: Arc<str>,
     units: u64,
@@ -82,7 +82,7 @@ struct Place {
 /// Bytes of the budget that are in use until the last clone of this is dropped.
 #[derive(Clone, Debug, Default)]
 pub struct Reserved {
-    _held: Option<Arc<Held>>,
+    _held: Option<Arc<Allocation>>,
 }
 
 /// A manifest whose bytes were verified.
@@ -229,7 +229,7 @@ impl Shared {
     }
 }
 
-impl Drop for Held {
+impl Drop for Allocation {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.give_back(&self.host, self.units);
@@ -259,7 +259,7 @@ impl Place {
         let held = state.arriving.remove(&self.at).map(|arrived| {
             let units = units.min(arrived.units);
             state.give_back(&arrived.host, arrived.units - units);
-            Arc::new(Held {
+            Arc::new(Allocation {
                 shared: Arc::clone(&self.shared),
                 host: arrived.host,
                 units,

@@ -187,12 +187,12 @@ impl Queue {
 }
 
 /// Gives a place up when its owner leaves.
-struct Held<'a> {
+struct PlaceGuard<'a> {
     pace: &'a Pace,
     at: u64,
 }
 
-impl Drop for Held<'_> {
+impl Drop for PlaceGuard<'_> {
     fn drop(&mut self) {
         let mut queue = self.pace.queue();
         if queue.places.remove(&self.at).is_some() {
@@ -260,7 +260,7 @@ impl Pace {
         let entered = self.queue().enter(repository, priority);
         let busy = || Error::Busy("too many requests wait for this upstream".to_owned());
         let (at, wake) = entered.ok_or_else(busy)?;
-        let _held = Held { pace: self, at };
+        let _held = PlaceGuard { pace: self, at };
         loop {
             let until = match self.step(at) {
                 Step::Go => return Ok(()),

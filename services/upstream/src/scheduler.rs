@@ -34,7 +34,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    flow::{Flow, Rated},
+    flow::{Flow, FlowRate},
     requester,
 };
 use crate::limits::COPIES_WAITING;
@@ -52,9 +52,9 @@ const PREEMPT_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Slots in use, by the need they were given for.
 #[derive(Debug, Default, Clone, Copy)]
-struct Used([usize; 3]);
+struct SlotsInUse([usize; 3]);
 
-impl Used {
+impl SlotsInUse {
     /// Whether one more fits into `slots`.
     fn takes(self, level: Priority, slots: usize) -> bool {
         let [waiting, running, ahead] = self.0;
@@ -90,7 +90,7 @@ struct Running {
 
 struct SlotState {
     flow: Arc<Flow>,
-    rated: Rated,
+    rated: FlowRate,
     since: Instant,
     /// How often the copy was preempted before.
     yielded: u32,
@@ -101,15 +101,15 @@ struct SlotState {
 
 /// Slots of one host, in all and by repository.
 #[derive(Default)]
-struct OfHost {
-    used: Used,
+struct HostSlots {
+    used: SlotsInUse,
     repositories: HashMap<String, usize>,
 }
 
 #[derive(Default)]
 struct State {
-    used: Used,
-    hosts: HashMap<String, OfHost>,
+    used: SlotsInUse,
+    hosts: HashMap<String, HostSlots>,
     /// By arrival.
     queue: BTreeMap<u64, Waiter>,
     /// Copies under way, here or at another replica for a client here, with their hosts.
@@ -413,7 +413,7 @@ impl Shared {
                     priority: waiter.priority.clone(),
                     slot: Some(SlotState {
                         flow: Arc::clone(&flow),
-                        rated: Rated::default(),
+                        rated: FlowRate::default(),
                         since: Instant::now(),
                         yielded: waiter.yielded,
                         preempted: preempted.clone(),

@@ -57,8 +57,8 @@ fn got_no_login(server: &Upstream) -> bool {
     requests.iter().all(|one| one.authorization.is_none())
 }
 
-fn whole(digest: &Digest) -> Wanted<'_> {
-    Wanted {
+fn whole(digest: &Digest) -> BlobRequest<'_> {
+    BlobRequest {
         digest,
         size: None,
         offset: 0,
@@ -286,7 +286,7 @@ async fn a_body_is_resumed_in_the_middle() {
     let body = client
         .blob(
             &source(&upstream.host(), &[]),
-            Wanted {
+            BlobRequest {
                 offset: 4000,
                 ..whole(&layer)
             },

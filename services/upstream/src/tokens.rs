@@ -79,14 +79,14 @@ impl Tokens {
     }
 }
 
-/// How requests to a repository are authorised, once that is known.
+/// How requests to a repository are authorised.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct Authorisation {
     pub(super) login: Option<Login>,
     pub(super) challenge: Option<Challenge>,
 }
 
-impl Known {
+impl Authorisation {
     fn cost(&self) -> usize {
         let login = self.login.as_ref().map_or(0, Login::bytes);
         let challenge = match &self.challenge {
@@ -106,7 +106,7 @@ impl Known {
 
 /// How requests were authorised, by endpoint and what was asked of it.
 pub(super) struct Authorisations {
-    held: Mutex<Shares<String, (String, String), Known>>,
+    held: Mutex<Shares<String, (String, String), Authorisation>>,
 }
 
 impl Default for Authorisations {
@@ -118,17 +118,17 @@ impl Default for Authorisations {
 }
 
 impl Authorisations {
-    fn held(&self) -> MutexGuard<'_, Shares<String, (String, String), Known>> {
+    fn held(&self) -> MutexGuard<'_, Shares<String, (String, String), Authorisation>> {
         self.held.lock()
     }
 
     /// What worked before.
-    pub(super) fn get(&self, endpoint: &str, topic: String) -> Option<Known> {
+    pub(super) fn get(&self, endpoint: &str, topic: String) -> Option<Authorisation> {
         self.held().get(&(endpoint.to_owned(), topic)).cloned()
     }
 
     /// Remembers what worked.
-    pub(super) fn put(&self, endpoint: &str, topic: String, known: Known) {
+    pub(super) fn put(&self, endpoint: &str, topic: String, known: Authorisation) {
         let cost = ENTRY_COST + 2 * endpoint.len() + topic.len() + known.cost();
         let party = endpoint.to_owned();
         let key = (party.clone(), topic);
@@ -169,7 +169,7 @@ mod tests {
         let put = |endpoint: &str, number: usize, bytes: usize| {
             let token = "t".repeat(bytes);
             tokens.put(endpoint, key(endpoint, number), token, until);
-            let way = Known {
+            let way = Authorisation {
                 login: None,
                 challenge: Some(challenge(bytes.min(UPSTREAM_CHALLENGE_BYTES))),
             };

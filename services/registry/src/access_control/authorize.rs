@@ -7,7 +7,7 @@ use http::{HeaderValue, StatusCode, header};
 
 use super::Principal;
 use crate::{
-    authn::rules::{self, Who},
+    authn::rules::{self, Subject},
     error::{Code, Error},
     route::Endpoint,
 };
@@ -157,9 +157,9 @@ impl Policy {
                 Action::Pull => Verdict::Pass,
                 _ => Verdict::Deny("these credentials may pull only"),
             },
-            Principal::User(name) => self.judge_rules(Who::User(name), action, resource),
+            Principal::User(name) => self.judge_rules(Subject::User(name), action, resource),
             Principal::Certificate(peer) => {
-                self.judge_rules(Who::Certificate(peer), action, resource)
+                self.judge_rules(Subject::Certificate(peer), action, resource)
             }
             Principal::Bearer(claims) => {
                 let given = match (resource, action) {
@@ -197,7 +197,7 @@ impl Policy {
         }
     }
 
-    fn judge_rules(&self, who: Who<'_>, action: Action, resource: Resource<'_>) -> Verdict {
+    fn judge_rules(&self, subject: Subject<'_>, action: Action, resource: Resource<'_>) -> Verdict {
         let repo = match resource {
             Resource::Base => return Verdict::Pass,
             Resource::Catalog => None,
@@ -208,7 +208,7 @@ impl Policy {
             Action::Push => AccessAction::Push,
             Action::Delete => AccessAction::Delete,
         };
-        if rules::allow(&self.rules, who, action, repo) {
+        if rules::allow(&self.rules, subject, action, repo) {
             Verdict::Pass
         } else {
             Verdict::Deny("the rules of this registry do not allow it")

@@ -61,10 +61,10 @@ pub(crate) struct Htpasswd {
     /// The hash that costs most: what an unknown user's password is compared with, so that time
     /// tells nothing.
     decoy: Option<String>,
-    known: Mutex<Recent>,
-    wrong: Mutex<Recent>,
+    known: Mutex<ExpiringSet>,
+    wrong: Mutex<ExpiringSet>,
     /// Passwords that were right for longer than that is believed without a check.
-    proven: Mutex<Recent>,
+    proven: Mutex<ExpiringSet>,
 }
 
 impl std::fmt::Debug for Htpasswd {
@@ -118,15 +118,15 @@ impl Htpasswd {
         Ok(Self {
             users,
             decoy: decoy.map(|(_, hash)| hash),
-            known: Mutex::new(Recent::new(
+            known: Mutex::new(ExpiringSet::new(
                 limits::PASSWORDS_REMEMBERED,
                 limits::PASSWORD_REMEMBERED,
             )),
-            wrong: Mutex::new(Recent::new(
+            wrong: Mutex::new(ExpiringSet::new(
                 limits::PASSWORDS_REMEMBERED,
                 limits::PASSWORD_REMEMBERED,
             )),
-            proven: Mutex::new(Recent::new(
+            proven: Mutex::new(ExpiringSet::new(
                 limits::PASSWORDS_REMEMBERED,
                 limits::PASSWORD_PROVEN,
             )),
@@ -201,7 +201,7 @@ impl Htpasswd {
     }
 }
 
-fn lock(table: &Mutex<Recent>) -> parking_lot::MutexGuard<'_, Recent> {
+fn lock(table: &Mutex<ExpiringSet>) -> parking_lot::MutexGuard<'_, ExpiringSet> {
     table.lock()
 }
 
@@ -254,13 +254,13 @@ fn fingerprint(user: &str, password: &str) -> [u8; 32] {
 }
 
 /// A bounded set whose entries end.
-struct Recent {
+struct ExpiringSet {
     entries: HashMap<[u8; 32], Instant>,
     most: usize,
     lifetime: Duration,
 }
 
-impl Recent {
+impl ExpiringSet {
     fn new(most: usize, lifetime: Duration) -> Self {
         Self {
             entries: HashMap::new(),
@@ -383,7 +383,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_ends_and_is_bounded() {
-        let mut recent = Recent::new(2, Duration::from_secs(60));
+        let mut recent = ExpiringSet::new(2, Duration::from_secs(60));
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         recent.insert([1; 32], at(0));

@@ -4,9 +4,9 @@ use holdfast_config::{AccessAction, AccessRule};
 use holdfast_core::reference::RepositoryName;
 use holdfast_runtime::tls::PeerIdentity;
 
-/// Whom rules speak of.
+/// A client that rules name.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Who<'a> {
+pub(crate) enum Subject<'a> {
     /// A user of the htpasswd file.
     User(&'a str),
     /// A client certificate.
@@ -17,7 +17,7 @@ pub(crate) enum Who<'a> {
 /// rule every known client may pull.
 pub(crate) fn allow(
     rules: &[AccessRule],
-    who: Who<'_>,
+    subject: Subject<'_>,
     action: AccessAction,
     repo: Option<&RepositoryName>,
 ) -> bool {
@@ -25,14 +25,16 @@ pub(crate) fn allow(
         return action == AccessAction::Pull;
     }
     rules.iter().any(|rule| {
-        rule.actions.contains(&action) && speaks_of(rule, who) && covers(&rule.repositories, repo)
+        rule.actions.contains(&action)
+            && speaks_of(rule, subject)
+            && covers(&rule.repositories, repo)
     })
 }
 
-fn speaks_of(rule: &AccessRule, who: Who<'_>) -> bool {
-    match who {
-        Who::User(user) => rule.users.iter().any(|name| name == "*" || name == user),
-        Who::Certificate(peer) => rule.certificates.iter().any(|name| {
+fn speaks_of(rule: &AccessRule, subject: Subject<'_>) -> bool {
+    match subject {
+        Subject::User(user) => rule.users.iter().any(|name| name == "*" || name == user),
+        Subject::Certificate(peer) => rule.certificates.iter().any(|name| {
             name == "*"
                 || match name.split_once('=') {
                     Some(("CN", name)) => !name.is_empty() && peer.common_name == name,
@@ -79,21 +81,27 @@ mod tests {
         }
     }
 
-    fn check(rules: &[AccessRule], who: Who<'_>, action: AccessAction, repo: &str, expect: bool) {
+    fn check(
+        rules: &[AccessRule],
+        subject: Subject<'_>,
+        action: AccessAction,
+        repo: &str,
+        expect: bool,
+    ) {
         let name = (!repo.is_empty()).then(|| RepositoryName::parse(repo).unwrap());
         assert_eq!(
-            allow(rules, who, action, name.as_ref()),
+            allow(rules, subject, action, name.as_ref()),
             expect,
-            "{who:?} {action:?} {repo}"
+            "{subject:?} {action:?} {repo}"
         );
     }
 
     #[test]
     fn without_rules_the_known_pull() {
         for (action, expect) in [(Pull, true), (Push, false), (Delete, false)] {
-            check(&[], Who::User("ci"), action, "team/app", expect);
+            check(&[], Subject::User("ci"), action, "team/app", expect);
         }
-        check(&[], Who::User("ci"), Pull, "", true);
+        check(&[], Subject::User("ci"), Pull, "", true);
     }
 
     #[test]
@@ -113,9 +121,9 @@ mod tests {
             ("bob", Push, "team/app", false),
             ("bob", Pull, "", true),
         ] {
-            check(&rules, Who::User(user), action, repo, expect);
+            check(&rules, Subject::User(user), action, repo, expect);
         }
-        check(&rules[1..], Who::User("ci"), Pull, "", false);
+        check(&rules[1..], Subject::User("ci"), Pull, "", false);
     }
 
     #[test]
@@ -138,9 +146,15 @@ mod tests {
             ("*", true),
         ] {
             let rules = [rule(&[], &[name], &[], &[Push])];
-            check(&rules, Who::Certificate(&peer), Push, "a", expect);
-            check(&rules, Who::Certificate(&nameless), Push, "a", name == "*");
-            check(&rules, Who::User("ci"), Push, "a", false);
+            check(&rules, Subject::Certificate(&peer), Push, "a", expect);
+            check(
+                &rules,
+                Subject::Certificate(&nameless),
+                Push,
+                "a",
+                name == "*",
+            );
+            check(&rules, Subject::User("ci"), Push, "a", false);
         }
     }
 }

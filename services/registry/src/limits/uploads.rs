@@ -32,7 +32,7 @@ pub(crate) struct Uploads {
 
 /// An upload that goes on with further requests.
 #[derive(Debug)]
-struct Open {
+struct OpenUpload {
     repo: RepositoryName,
     begun: Instant,
     /// Where its last request ended, and the hash up to there.
@@ -41,7 +41,7 @@ struct Open {
 
 #[derive(Debug, Default)]
 struct Table {
-    open: HashMap<UploadId, Open>,
+    open: HashMap<UploadId, OpenUpload>,
     /// Those of `open`, and those that are being begun.
     of_repository: HashMap<RepositoryName, usize>,
     count: usize,
@@ -60,7 +60,7 @@ impl Place {
     /// The upload is under way, under this name.
     pub(crate) fn keep(mut self, id: UploadId) {
         self.kept = true;
-        let open = Open {
+        let open = OpenUpload {
             repo: self.repo.clone(),
             begun: Instant::now(),
             latest: None,
@@ -80,7 +80,7 @@ impl Drop for Place {
 /// An upload that was begun and whose name no client knows yet. Dropped, as with a request whose
 /// client vanishes, it is cancelled; its place is free once its session is gone.
 #[derive(Debug)]
-pub(crate) struct Begun {
+pub(crate) struct NewUpload {
     store: Store,
     repo: RepositoryName,
     id: UploadId,
@@ -88,7 +88,7 @@ pub(crate) struct Begun {
     place: Option<Place>,
 }
 
-impl Begun {
+impl NewUpload {
     /// The session's name.
     pub(crate) fn id(&self) -> &UploadId {
         &self.id
@@ -124,7 +124,7 @@ impl Begun {
     }
 }
 
-impl Drop for Begun {
+impl Drop for NewUpload {
     fn drop(&mut self) {
         if let Some(place) = self.place.take()
             && let Ok(runtime) = Handle::try_current()
@@ -189,13 +189,13 @@ impl Uploads {
         store: &Store,
         repo: &RepositoryName,
         started_at: &str,
-    ) -> Result<Begun> {
+    ) -> Result<NewUpload> {
         let place = self.enter(store, repo).await?;
         let (store, repo, started_at) = (store.clone(), repo.clone(), started_at.to_owned());
         // Beside the request: a client that vanishes meanwhile leaves no uncounted session.
         let begun = tokio::spawn(async move {
             let id = store.create_upload(&repo, &started_at).await?;
-            Ok::<_, Error>(Begun {
+            Ok::<_, Error>(NewUpload {
                 store,
                 repo,
                 id,

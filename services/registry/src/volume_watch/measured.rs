@@ -19,7 +19,7 @@ use crate::Metrics;
 
 /// Measures another volume.
 #[derive(Debug)]
-pub struct Measured {
+pub struct MeasuredVolume {
     inner: Arc<dyn Volume>,
     stat: Histogram,
     list: Histogram,
@@ -38,7 +38,7 @@ struct Write {
 }
 
 #[derive(Debug)]
-struct Written {
+struct MeasuredFile {
     inner: Arc<dyn VolumeFile>,
     times: Arc<Write>,
 }
@@ -50,7 +50,7 @@ fn timed<T>(histogram: &Histogram, call: impl FnOnce() -> T) -> T {
     result
 }
 
-impl Measured {
+impl MeasuredVolume {
     /// Measures `inner`.
     pub fn new(inner: Arc<dyn Volume>, metrics: &Metrics) -> Self {
         Self {
@@ -69,14 +69,14 @@ impl Measured {
     }
 
     fn written(&self, file: io::Result<Arc<dyn VolumeFile>>) -> io::Result<Arc<dyn VolumeFile>> {
-        Ok(Arc::new(Written {
+        Ok(Arc::new(MeasuredFile {
             inner: file?,
             times: Arc::clone(&self.write),
         }))
     }
 }
 
-impl Volume for Measured {
+impl Volume for MeasuredVolume {
     fn open_read(&self, path: &Path) -> io::Result<Arc<dyn VolumeFile>> {
         timed(&self.reader, || self.inner.open_read(path))
     }
@@ -151,7 +151,7 @@ impl Volume for Measured {
     }
 }
 
-impl VolumeFile for Written {
+impl VolumeFile for MeasuredFile {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         self.inner.read_at(buffer, offset)
     }

@@ -1,4 +1,4 @@
-//! Pulls by a tag through the process of a registry that runs alone: what it takes, what it keeps,
+//! Pulls by a tag through the process of a standalone registry: what it takes, what it keeps,
 //! and what it calls it.
 
 use std::time::Duration;
@@ -52,7 +52,7 @@ async fn stored(process: &Process, upstream: &Upstream) {
     eventually("the tag is stored", LIMIT, || tag.exists()).await;
 }
 
-/// The platform of this machine, which a registry that runs alone copies of an index.
+/// The platform of this machine, which a standalone registry copies of an index.
 fn own_platform() -> &'static str {
     match std::env::consts::ARCH {
         "aarch64" => "linux/arm64",

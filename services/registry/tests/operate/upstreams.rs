@@ -1,4 +1,4 @@
-//! A registry that runs alone in front of upstreams: what they list, what they refuse, and how they
+//! A standalone registry in front of upstreams: what they list, what they refuse, and how they
 //! are named by hand.
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::{
-    Endpoint, Known,
+    Authorisation, Endpoint,
     answer::{Followed, challenge_of},
     call::Call,
 };
@@ -15,12 +15,16 @@ use crate::{Error, Login, Result, UpstreamRepository, auth::Challenge, settings}
 impl Endpoint {
     /// What worked for this repository before, if it is one of the `logins` that this request may
     /// use.
-    pub(super) fn remembered(&self, call: &Call<'_>, logins: &[Option<Login>]) -> Option<Known> {
+    pub(super) fn remembered(
+        &self,
+        call: &Call<'_>,
+        logins: &[Option<Login>],
+    ) -> Option<Authorisation> {
         let known = self.known.get(self.url.as_str(), call.topic())?;
         logins.contains(&known.login).then_some(known)
     }
 
-    fn remember(&self, call: &Call<'_>, known: Option<Known>) {
+    fn remember(&self, call: &Call<'_>, known: Option<Authorisation>) {
         if let Some(known) = known {
             self.keep(call.topic(), known);
         } else {
@@ -28,7 +32,7 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn keep(&self, topic: String, known: Known) {
+    pub(super) fn keep(&self, topic: String, known: Authorisation) {
         self.known.put(self.url.as_str(), topic, known);
     }
 
@@ -161,7 +165,7 @@ impl Endpoint {
                     let answer = self.answer(call, found);
                     if answer.is_ok() {
                         let (login, challenge) = (None, None);
-                        self.remember(call, Some(Known { login, challenge }));
+                        self.remember(call, Some(Authorisation { login, challenge }));
                     }
                     return answer;
                 }
@@ -195,7 +199,7 @@ impl Endpoint {
             match self.answer(call, found) {
                 Ok(response) => {
                     let login = login.clone();
-                    self.remember(call, Some(Known { login, challenge }));
+                    self.remember(call, Some(Authorisation { login, challenge }));
                     return Ok(response);
                 }
                 // Some registries hide from a wrong user what a right one sees.

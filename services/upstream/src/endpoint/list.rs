@@ -9,7 +9,7 @@ use url::Url;
 use super::{Endpoint, answer::text, call::Call, too_slow};
 use crate::{
     Error, Result, UpstreamRepository,
-    entries::{Entry, Taken},
+    entries::{Collected, Entry},
     limits::UPSTREAM_LIST_BYTES,
     lists::{MAX_BYTES, MAX_PAGES, Pages, Referrer},
 };
@@ -72,7 +72,7 @@ impl Endpoint {
         let length = response.content_length().filter(|_| is_last);
         let page = length.map_or(MAX_BYTES as u64, |length| length.min(MAX_BYTES as u64));
         let most = page + UPSTREAM_LIST_BYTES as u64;
-        let mut taken = Taken::default();
+        let mut taken = Collected::default();
         let read = async {
             self.read_pages(call, response, &mut taken).await?;
             Ok::<_, Error>(Bytes::new())
@@ -87,7 +87,7 @@ impl Endpoint {
         &self,
         first: &Call<'_>,
         mut response: Response,
-        taken: &mut Taken<T>,
+        taken: &mut Collected<T>,
     ) -> Result<()> {
         let mut query = first.query.map(str::to_owned);
         let mut bytes = 0;

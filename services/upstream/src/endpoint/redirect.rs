@@ -7,13 +7,13 @@ use reqwest::{Client, Response};
 use url::Url;
 
 use super::{
-    Endpoint, Known,
+    Authorisation, Endpoint,
     answer::{self, Followed, text},
     call::{Bytes, Call},
 };
 use crate::{
     Error, Result,
-    client::{Use, cause, client},
+    client::{Destination, cause, client},
     egress_policy::{self, Allowed, EgressPolicy, SeenAddresses},
     settings::MAX_REDIRECTS,
 };
@@ -73,7 +73,7 @@ impl Endpoint {
                 given_token = self.authorisation_elsewhere(call, &url, &challenge).await?;
                 if given_token.is_some() {
                     given = Some(url.origin());
-                    let known = Known {
+                    let known = Authorisation {
                         login: None,
                         challenge: Some(challenge),
                     };
@@ -177,7 +177,7 @@ impl Endpoint {
                     self.settings.as_ref(),
                     &self.proxies,
                     self.timeouts,
-                    &Use::Elsewhere(allowed.clone(), self.seen_elsewhere.clone()),
+                    &Destination::Elsewhere(allowed.clone(), self.seen_elsewhere.clone()),
                 );
                 Ok::<_, Error>((allowed, client.map_err(Error::Settings)?))
             })

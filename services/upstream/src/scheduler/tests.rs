@@ -6,7 +6,7 @@ use futures::{FutureExt, poll};
 #[test]
 fn shares_leave_room_for_what_pods_wait_for() {
     let check = |used: [usize; 3], slots: usize, expect: [bool; 3]| {
-        let found = Priority::ALL.map(|level| Used(used).takes(level, slots));
+        let found = Priority::ALL.map(|level| SlotsInUse(used).takes(level, slots));
         assert_eq!(found, expect, "{used:?} of {slots}");
     };
     check([0, 0, 0], 16, [true, true, true]);

@@ -236,7 +236,7 @@ async fn check_blob(
     .await;
     let client = upstreams(&raw.host(), &[raw.url()]);
     let digest = Digest::parse(DIGEST).unwrap();
-    let wanted = Wanted {
+    let wanted = BlobRequest {
         digest: &digest,
         size: Some(1000),
         offset,
