@@ -140,7 +140,7 @@ mod tests {
             ],
         );
         check(
-            "services/registry/tests/api/pull.rs",
+            "services/registry/tests/it/api/pull.rs",
             "// SPEC 16\n#[tokio::test]\nasync fn pulls() {}\n",
             &[(16, "pulls", Level::InProcess)],
         );
