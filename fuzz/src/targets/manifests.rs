@@ -50,7 +50,7 @@ const TYPES: [&str; 4] = [
 
 fn manifest(input: &[u8]) -> Result<Shape, String> {
     let pushed = parsers::manifest(input, None);
-    let copied = parsers::upstream_manifest(input);
+    let copied = holdfast_fill::references(input);
     let checked = oci::Manifest::parse(input);
     ensure(
         pushed.is_ok() == copied.is_ok() && copied.is_ok() == checked.is_ok(),

@@ -1,7 +1,5 @@
 //! Headers of upstreams' answers.
 
-use holdfast_registry::parsers;
-
 use super::text;
 use crate::{Shape, Target, ensure, shape};
 
@@ -32,7 +30,7 @@ pub(super) const CHALLENGE: Target = Target {
 
 fn check(input: &[u8]) -> Result<Shape, String> {
     let text = text(input);
-    let found = parsers::realm(&text);
+    let found = holdfast_upstream::realm(&text);
     if let Some(realm) = &found {
         ensure(!realm.cannot_be_a_base() && realm.has_host(), || {
             format!("the realm is {realm}")

@@ -1,4 +1,4 @@
-//! Why a copy failed: one type for fill requests, for pulls and for what waits for either.
+//! Why a copy failed: one type for fill requests and for pulls.
 
 use std::time::Duration;
 

@@ -1,9 +1,9 @@
 //! What pulls may fetch because a fill request named it, and with which credentials.
 //!
-//! A pull comes from a node, and no pull says for which namespace. So what came with a request
-//! serves exactly what that request named: its tag, or its digest, and what is reachable from the
-//! manifest that these very credentials led to; and only while the request is fresh. The controller
-//! asks again for as long as a living pod needs the image.
+//! A pull comes from a node, and does not say for which namespace. So the credentials of a request
+//! serve only what that request named: its tag or its digest, and what is reachable from the
+//! manifest that these credentials led to; and only while the request is fresh. The controller
+//! repeats the request for as long as a living pod needs the image.
 
 use std::{
     collections::HashMap,

@@ -1,5 +1,5 @@
-//! The internal API: the controller asks for images, replicas read from each other what is on its
-//! way.
+//! The internal API: the controller asks for images, and replicas read blobs from each other that
+//! are still arriving.
 //!
 //! Served with mutual TLS on a listener of its own; every caller is the controller or a replica.
 //! Knows nothing of clients.

@@ -1,6 +1,6 @@
-//! What upstreams list of the repositories that are copied from them: asked for by pulls, kept for
-//! a while, stale when the upstream is away. What could not be learned is never told as "there is
-//! nothing".
+//! The lists of upstreams for the repositories that are copied from them: requested by pulls,
+//! cached for a short time, and stale when the upstream cannot be reached. A list that could not be
+//! read is never reported as an empty one.
 
 use std::{
     hash::Hash,

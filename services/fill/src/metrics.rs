@@ -1,7 +1,7 @@
-//! Numbers of fills.
+//! Metrics of fills.
 //!
-//! Labels are bounded: the configured upstreams' hosts and `other`, never a repository, an image or
-//! a credential.
+//! Labels are bounded: the hosts of configured upstreams and `other`, never a repository, an image
+//! or a credential.
 
 use holdfast_runtime::metrics::Group;
 use holdfast_upstream::{self as upstream, metrics::TypeLabel};

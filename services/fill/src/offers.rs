@@ -1,10 +1,10 @@
-//! Sources for a copy that another replica makes. A replica whose clients wait for that copy names
-//! its own sources to the one that copies, which judges them as those of its own clients: it goes
-//! on from another source when the running one fails or is slow, and not otherwise. So a slow host
-//! delays no pull on any replica that has a faster source, and the copy keeps its one writer.
+//! Sources for a copy that another replica makes. A replica whose clients wait for that copy sends
+//! its own sources to the replica that copies, which treats them as sources of its own clients: it
+//! continues from another source only if the running one fails or is slow. So a slow host does not
+//! delay pulls on a replica that has a faster source, and the copy keeps its one writer.
 //!
-//! Credentials go along, over mutual TLS as in the controller's requests, and are kept until the
-//! copy ends.
+//! Credentials are sent along, over mutual TLS as in the controller's requests, and are kept until
+//! the copy ends.
 
 use holdfast_api::fill::FillRequest;
 use holdfast_core::{Digest, ManifestRef};

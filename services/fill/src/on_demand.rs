@@ -1,5 +1,5 @@
-//! What a pull that misses gets: a manifest as soon as it is verified, a blob as soon as its first
-//! bytes are there.
+//! The answer to a pull that misses: a manifest as soon as it is verified, a blob as soon as its
+//! first bytes have arrived.
 
 use std::{
     collections::HashSet,

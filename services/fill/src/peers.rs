@@ -1,4 +1,4 @@
-//! The other replicas: what they fill is streamed from them over the internal API.
+//! The other replicas: the blobs that they fill are streamed from them over the internal API.
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 

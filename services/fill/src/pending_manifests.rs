@@ -1,5 +1,5 @@
-//! Manifests that were verified and are not stored yet, because what they name is still on its way:
-//! pulls are answered from here.
+//! Manifests that are verified and not stored yet, because what they name has not arrived. Pulls
+//! are answered from here.
 
 use std::{
     collections::HashMap,

@@ -1,9 +1,8 @@
-//! The contract between the distribution API and what fetches from upstreams: what a miss asks for,
-//! and what may come back.
+//! The contract between the distribution API and the code that fetches from upstreams: the requests
+//! of a miss, and their answers.
 //!
-//! Implemented by [`crate::fill`]; a registry without upstreams has none. Everything found is
-//! either in the store already or on its way into it; the API never writes an upstream's content
-//! itself.
+//! Implemented by [`crate::Fills`]; a registry without upstreams has none. Everything found is in
+//! the store or on its way into it; the API never writes an upstream's content itself.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What is known of an image while it is copied, and its bounds.
+//! What is known of an image while it is copied, and the bounds of an image.
 
 use std::collections::HashSet;
 

@@ -1,5 +1,5 @@
-//! Who may do what: the one gate in front of every handler. The decision is pure and
-//! deny-by-default; credentials come from files that are read again when they change.
+//! Access control: one check before every handler. The decision is pure and denies by default;
+//! credentials come from files that are read again when they change.
 
 mod authorize;
 

@@ -1,6 +1,6 @@
-//! The access log: one line a request, under the log target `access`, when its answer has ended.
+//! The access log: one line per request, under the log target `access`, when its answer has ended.
 //!
-//! A line never holds a query (upload sessions are signed there) nor any header that may carry a
+//! A line never contains a query (upload sessions are signed there) or a header that may carry a
 //! credential.
 
 use std::{

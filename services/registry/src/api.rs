@@ -1,8 +1,8 @@
 //! The distribution API as a hyper service: route, access control, handler, one answer.
 //!
-//! It is a hyper service and no warp filter, because repository names hold slashes (a path is read
-//! from its end), bodies are streams both ways, and the data path must not pay for layers that do
-//! not help it.
+//! It is a hyper service and not a warp filter, because repository names contain slashes (a path is
+//! read from its end), bodies are streams in both directions, and layers would cost the data path
+//! and not help it.
 
 use std::{convert::Infallible, sync::Arc, time::Instant};
 
@@ -60,19 +60,19 @@ struct Inner {
     lists: Memory,
 }
 
-/// What the deployment adds: who looks on while requests are answered, and what all of them may. By
-/// default nothing is added.
+/// What a deployment adds to requests: the access log, notifications, and limits on writes. By
+/// default it adds nothing.
 #[derive(Debug, Default)]
 pub struct Observers {
     /// Which requests are logged.
     pub access_log: Option<holdfast_config::AccessLog>,
-    /// Who is told of what happened.
+    /// Sends events to the endpoints of the configuration.
     pub notifier: Option<Notifier>,
-    /// Whether the volume answers at all; while it does not, nor does a request wait for it.
+    /// Whether the volume answers. While it does not, requests are refused instead of waiting.
     pub volume_status: Option<VolumeStatus>,
     /// What clients may write, independent of who they are.
     pub writes: Writes,
-    /// The upstream that pulls mean which name none.
+    /// The upstream of pulls that name no upstream, in a mirror of one upstream.
     pub mirror_of: Option<(String, Host)>,
 }
 
@@ -86,7 +86,7 @@ impl std::fmt::Debug for Api {
 pub struct Parts {
     /// The content.
     pub store: Store,
-    /// What fetches on a miss, if anything.
+    /// What fetches content on a miss, if anything.
     pub source: Option<Arc<dyn PullThrough>>,
     /// Who may do what.
     pub access_control: AccessControl,
@@ -94,7 +94,7 @@ pub struct Parts {
     pub secret: Secret,
     /// The bounds.
     pub limits: Limits,
-    /// This replica, in locks on the volume.
+    /// The name of this replica in locks on the volume.
     pub owner: LockHolder,
     /// Cancelled when no new upload session may begin.
     pub draining: CancellationToken,
@@ -106,7 +106,7 @@ impl Api {
         Self::observed(parts, Metrics::register(registry), Observers::default())
     }
 
-    /// Makes the API with metrics that are registered already, and with what looks on.
+    /// Makes the API with metrics that are already registered, and with observers.
     pub fn observed(parts: Parts, metrics: Metrics, observers: Observers) -> Self {
         let Parts {
             store,
@@ -139,12 +139,12 @@ impl Api {
         }
     }
 
-    /// The numbers.
+    /// The metrics of the API.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.context.metrics
     }
 
-    /// Answers one request; never fails, a failure is an answer.
+    /// Answers one request. A failure is an answer, too.
     pub async fn answer(&self, request: Request<server::RequestBody>) -> Response<Body> {
         let begun = Instant::now();
         let api = &*self.inner;
@@ -185,7 +185,7 @@ impl Api {
         }
     }
 
-    /// Serves until `shutdown`, then lets what is under way finish.
+    /// Serves until `shutdown`, then waits for the requests in progress.
     pub async fn serve(
         self,
         listener: tokio::net::TcpListener,
@@ -212,9 +212,9 @@ fn allowed(writes: Writes, action: access_control::Action) -> bool {
     }
 }
 
-/// Whether a request says once and well-formed which host it is for (RFC 9112, 3.2). What stands
-/// behind a proxy and reads another one of two headers would be told another host's content.
-/// HTTP/1.0 need not say it, HTTP/2 says it in `:authority`.
+/// Whether a request names its host once and well-formed (RFC 9112, 3.2). With two headers, a proxy
+/// and the registry could read different hosts. HTTP/1.0 may omit it, HTTP/2 has it in
+/// `:authority`.
 fn names_one_host(head: &http::request::Parts) -> bool {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let is_host = |host: &HeaderValue| {
@@ -262,7 +262,7 @@ impl Inner {
         }
         let mut endpoint = match route(&head.method, head.uri.path(), head.uri.query()) {
             Ok(endpoint) => endpoint,
-            // Who may not even read learns nothing of paths.
+            // A client without any right learns nothing about paths.
             Err(error) => {
                 let result = match error {
                     RouteError::NotFound => Err(error.into()),
@@ -298,7 +298,7 @@ impl Inner {
             .as_ref()
             .is_some_and(VolumeStatus::hangs);
         if hangs && endpoint != Endpoint::Base {
-            // To wait as well would only pile up requests; another replica may have more luck.
+            // Waiting would only pile up requests; another replica may reach its volume.
             return (
                 handler,
                 Err(Error::later("the registry's volume does not answer")),
@@ -338,8 +338,8 @@ impl Inner {
     }
 
     /// Turns a pull with `ns`, as a client sends it to a mirror, into a pull of that upstream's
-    /// repository here. Only what is here or may be fetched anyway is served so: this opens no
-    /// way to unconfigured upstreams. Returns the namespace that was used.
+    /// local repository. It serves only what is local or may be fetched anyway, so it gives no
+    /// access to upstreams that are not configured. Returns the namespace that was used.
     async fn mirror(
         &self,
         head: &http::request::Parts,
@@ -436,7 +436,7 @@ impl Inner {
         }
     }
 
-    /// Makes a list when there is room for it: its client may leave it unread for long.
+    /// Makes a list when there is memory for it: the client may leave it unread for long.
     async fn list(
         &self,
         head: &http::request::Parts,

@@ -1,5 +1,5 @@
-//! The one place where a failure becomes an HTTP answer: OCI error codes, statuses, and what a
-//! client may read.
+//! The one place where a failure becomes an HTTP answer: OCI error codes, statuses, and the text
+//! that a client may read.
 //!
 //! Paths and causes go to the log, never to the client.
 

@@ -1,6 +1,6 @@
-//! Every bound of the distribution API in one place; what operators may change comes from
+//! All bounds of the distribution API; those that operators may change come from
 //! [`holdfast_config::Limits`]. `docs/LIMITS.md` lists them with what a client sees, and a test
-//! holds the two together.
+//! compares the two.
 
 pub(crate) mod uploads;
 

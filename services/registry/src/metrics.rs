@@ -1,7 +1,7 @@
-//! Numbers of the registry. Labels are bounded: never a repository or an image.
+//! Metrics of the registry. Labels are bounded: never a repository or an image.
 //!
 //! What distribution (the CNCF registry) counts has distribution's names and labels, so that its
-//! dashboards and alerts go on working; what only we know is `holdfast_registry_…`. Label sets are
+//! dashboards and alerts still work; other metrics are named `holdfast_registry_…`. Label sets are
 //! built once: a request costs a few atomic additions.
 
 use std::sync::{

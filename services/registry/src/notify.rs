@@ -1,8 +1,8 @@
 //! Notifications of pushes, pulls, mounts and deletes in distribution's format, posted to the
 //! endpoints of the settings.
 //!
-//! Every endpoint has a bounded queue and one sender, so its events keep their order; what finds
-//! the queue full is dropped and counted. A request never waits for an endpoint.
+//! Every endpoint has a bounded queue and one sender, so its events keep their order; events that
+//! find the queue full are dropped and counted. A request never waits for an endpoint.
 
 mod event;
 mod queue;

@@ -48,20 +48,7 @@ pub fn manifest(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, St
     ))
 }
 
-/// A manifest of an upstream: the blobs that a copy must bring, and the children.
-///
-/// # Errors
-/// Why it is not taken.
-pub fn upstream_manifest(bytes: &[u8]) -> Result<(Vec<Digest>, Vec<Digest>), String> {
-    holdfast_fill::references(bytes)
-}
-
-/// The realm of an upstream's challenge, when it asks for a token.
-pub fn realm(value: &str) -> Option<url::Url> {
-    holdfast_upstream::realm(value)
-}
-
-/// The keys of a file, and whom a bearer token checked with them was issued to.
+/// Reads a file of keys, checks a bearer token with them, and returns its subject.
 ///
 /// # Errors
 /// `Err(None)` when the file has no usable keys, else why the token is not taken.

@@ -1,8 +1,8 @@
-//! The process of the registry: opens the store, puts the parts together, serves until told to
-//! stop.
+//! The process of the registry: opens the store, assembles the parts, and serves until it is
+//! stopped.
 //!
-//! The volume may hang at any time: accepting and liveness do not depend on it, readiness asks it
-//! with a deadline.
+//! The volume may hang at any time: accepting connections and liveness do not depend on it, and
+//! readiness asks it with a deadline.
 
 use std::{future::Future, sync::Arc, time::Duration};
 

@@ -1,9 +1,9 @@
-//! Pulls: what is local at once; what is not, from the upstream while it arrives.
+//! Pulls: local content at once, other content from the upstream while it arrives.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use holdfast_core::{ManifestRef, digest::Digest, reference::RepositoryName};
+use holdfast_core::{ManifestRef, digest::Digest};
 use holdfast_store::{BlobFile, Hasher};
 use http::{HeaderValue, Response, StatusCode, header, request::Parts};
 use tokio::time::Instant;

@@ -1,5 +1,5 @@
-//! Pushes of blobs: sessions whose state travels in the signed `_state`, so that any replica goes
-//! on; whole blobs; mounts.
+//! Pushes of blobs: sessions whose state travels in the signed `_state`, so that any replica can
+//! continue them; whole blobs; mounts.
 
 use holdfast_core::{
     digest::{Algorithm, Digest},

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// The memory of manifests that clients push: a budget, and a share of it for each address. Small
-/// ones have a budget of their own, so that large ones hold none of them back.
+/// manifests have a budget of their own, so they never wait for large ones.
 #[derive(Debug)]
 pub(crate) struct PushMemory {
     small: Memory,

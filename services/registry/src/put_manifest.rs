@@ -1,4 +1,4 @@
-//! Pushes of manifests: the exact bytes, and nothing that refers to what is not there.
+//! Pushes of manifests: stored byte for byte, and only if everything that they refer to is there.
 
 use holdfast_core::{
     ManifestRef,
@@ -82,11 +82,11 @@ pub(crate) async fn put(
     Ok(created(repo, &digest, tags, manifest.subject.as_ref()))
 }
 
-/// Reads what a client pushes. The parameters of its `Content-Type` do not count, and types that
-/// are none of manifests say nothing.
+/// Parses a manifest that a client pushes. The parameters of its `Content-Type` are ignored, and so
+/// are types that are not types of manifests.
 ///
 /// # Errors
-/// Why it is not taken.
+/// Why the manifest is refused.
 pub(crate) fn read(bytes: &[u8], content_type: Option<&str>) -> Result<Manifest, String> {
     let manifest = Manifest::parse(bytes).map_err(|error| error.to_string())?;
     let own = manifest.media_type;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use holdfast_core::{
     digest::Digest,
     oci::{self, Manifest, ManifestType},
-    reference::{RepositoryName, Tag},
+    reference::Tag,
 };
 use http::{HeaderValue, Response, header};
 

@@ -1,6 +1,6 @@
-//! From method, raw path and query to what is wanted. Pure: every name, tag, digest and session is
-//! parsed strictly here, before anything is looked up. Repository names hold slashes, so a path is
-//! read from its end.
+//! The route table: from method, raw path and query to an endpoint. Pure: every name, tag, digest
+//! and session is parsed strictly here, before anything is looked up. Repository names contain
+//! slashes, so a path is read from its end.
 
 use holdfast_core::{
     ManifestRef,

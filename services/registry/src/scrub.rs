@@ -1,9 +1,9 @@
-//! The scrubber: hashes everything that is stored again, slowly, so that damage is found before a
-//! pull finds it.
+//! The scrubber: hashes all stored content again, slowly, so that damage is found before a pull
+//! finds it.
 //!
-//! One replica scrubs at a time, by a lock on the volume; where it was is kept there, too, so that
-//! the next one goes on. What is damaged is moved aside, and fetched again at once if an upstream
-//! has it (SPEC 37); else the next push heals it.
+//! One replica scrubs at a time, by a lock on the volume; its position is kept there, too, so that
+//! the next one continues from it. Damaged content is moved aside, and fetched again at once if an
+//! upstream has it (SPEC 37); otherwise the next push restores it.
 
 use std::{sync::Arc, time::Duration};
 

@@ -1,12 +1,13 @@
-//! The `_state` of an upload: what any replica needs to go on, signed. Pure.
+//! The `_state` of an upload: what any replica needs to continue it, signed. Pure.
 //!
 //! Same form as distribution's (`base64url(HMAC-SHA256(secret, json) || json)`, with `Name`,
 //! `UUID`, `Offset`, `StartedAt`), so that sessions survive a change between the two under the same
-//! secret. Ours also carries the hash state at `Offset` with the generation of the file that it was
-//! taken over, without which the file is hashed again, and whom the session belongs to.
+//! secret. Holdfast's state also has the hash state at `Offset` with the generation of the file
+//! that it was computed over (without it the file is hashed again), and the client that the session
+//! belongs to.
 //!
 //! A state proves who made it, not that it is the newest: a client may send any state of its
-//! session again. What a state says about the file's bytes is believed by the store only while its
+//! session again. The store believes what a state says about the file's bytes only while its
 //! generation lasts.
 
 use std::{

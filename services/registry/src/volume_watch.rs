@@ -1,8 +1,8 @@
-//! The watch over the volume: readiness, numbers, whether it hangs and whether it is still the same
-//! one.
+//! The watch over the volume: readiness, metrics, whether the volume hangs and whether it is still
+//! the same one.
 //!
-//! It looks from a thread of its own, so that requests which hang on the volume cannot keep it from
-//! seeing that. Liveness never depends on it: a new process would hang as well.
+//! It runs on a thread of its own, so requests that hang on the volume do not delay it. Liveness
+//! never depends on it: a new process would hang as well.
 
 mod measured;
 

@@ -1,4 +1,4 @@
-//! Who an upstream gives an image to, over all of its endpoints.
+//! Which credentials may pull an image, over all endpoints of its upstream.
 
 use holdfast_api::access::Access;
 

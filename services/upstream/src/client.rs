@@ -1,5 +1,5 @@
-//! HTTP clients as upstreams need them: no redirects, proxies and certificates from the settings;
-//! and the breaker's probe.
+//! HTTP clients for upstreams: no redirects, proxies and certificates from the settings; and the
+//! probe of the circuit breaker.
 
 use std::{
     error::Error as _,

@@ -1,5 +1,5 @@
-//! Which addresses an answer of an upstream may send us to: never to this machine or its link,
-//! unless the upstream lives there.
+//! Which addresses an answer of an upstream may lead to: never this machine or its link, unless the
+//! upstream is there.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},

@@ -1,4 +1,4 @@
-//! One URL of an upstream: its clients, breaker and tokens, and what is asked of it.
+//! One URL of an upstream: its clients, circuit breaker and tokens, and the requests to it.
 
 mod access;
 mod answer;

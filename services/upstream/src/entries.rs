@@ -1,5 +1,5 @@
 //! What is kept of a list while it is read. Each entry is read by itself, into a bounded number of
-//! bytes: one that makes no sense spoils no other, and a list of nonsense costs no memory.
+//! bytes: an invalid entry does not affect the others, and invalid data uses no memory.
 
 use std::{collections::BTreeMap, fmt, mem::size_of};
 

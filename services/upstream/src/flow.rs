@@ -1,5 +1,5 @@
-//! How fast an upstream sends, measured over the time in which it was waited for: our own caps, and
-//! a volume that is behind, make no upstream slow.
+//! How fast an upstream sends, measured over the time in which Holdfast waited for it: caps of
+//! Holdfast and a slow volume do not make an upstream slow.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},

@@ -1,5 +1,5 @@
-//! What an upstream says of its content, and not the content: what a tag names, which tags a
-//! repository has, and who refers to a manifest. Bounded in pages, entries, bytes and time.
+//! What an upstream says about its content: the digest of a tag, the tags of a repository, and the
+//! referrers of a manifest. Bounded in pages, entries, bytes and time.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

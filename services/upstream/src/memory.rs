@@ -1,9 +1,10 @@
-//! Manifests on their way, and their memory: a budget of bytes for the process, and a share of it
-//! for each host, so that one that sends slowly delays no other.
+//! The memory of manifests that arrive: a budget of bytes for the process, and a share of it for
+//! each host, so that a slow host does not delay others.
 //!
-//! Those that wait get bytes in order: whose host holds the fewest, then by arrival. While the
-//! first of them waits, a manifest of a host that holds more than its own host is cut when it has
-//! been arriving for longer than [`MANIFEST_CUT_AFTER`]: the host with most first, and its oldest.
+//! Waiting manifests get bytes in order: the host that holds the fewest first, then by arrival.
+//! While the first of them waits, a manifest of a host that holds more than its own host is cut off
+//! when it has been arriving for longer than [`MANIFEST_CUT_AFTER`]: the host with the most first,
+//! and its oldest manifest.
 
 use std::{
     cmp::Reverse,

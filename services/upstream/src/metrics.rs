@@ -1,7 +1,7 @@
-//! Numbers of the upstreams that are asked.
+//! Metrics of upstreams.
 //!
-//! Labels are bounded: the configured upstreams' hosts and `other`, never a repository, an image or
-//! a credential.
+//! Labels are bounded: the hosts of configured upstreams and `other`, never a repository, an image
+//! or a credential.
 
 use std::sync::atomic::{AtomicI64, AtomicU64};
 

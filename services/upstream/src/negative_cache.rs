@@ -1,5 +1,5 @@
-//! What upstreams said no to, for a short while, and by credential: a hundred pods that want what
-//! is not there ask once.
+//! Refusals of upstreams, cached for a short time by credential: a hundred pods that need a missing
+//! image cost one request.
 
 use std::{
     collections::HashMap,

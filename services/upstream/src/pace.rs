@@ -1,10 +1,10 @@
 //! Limits the requests to one host per second. A request that must wait has a place in a queue of
 //! limited length; its place is free again as soon as its clients are gone.
 //!
-//! What pods wait for goes first. Then those for whom requests are made (a client by its address,
-//! the controller) take turns, and the repositories of each of them do. A request that several
-//! clients wait for goes when the first of them would have its turn. When the queue is full,
-//! `requester` says whose place goes to a newcomer.
+//! Requests that pods wait for go first. Then the requesters (clients by address, and the
+//! controller) take turns, and so do the repositories of each of them. A request that several
+//! clients wait for is sent when the first of them has its turn. When the queue is full,
+//! `requester` decides whose place a newcomer gets.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

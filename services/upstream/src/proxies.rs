@@ -1,4 +1,7 @@
 //! Which requests go through a proxy: the forms of `HTTP(S)_PROXY` and `NO_PROXY`, pure.
+//!
+//! The matcher of hyper-util is not used because it knows no ports, no `*.example` and no address in
+//! brackets in `NO_PROXY`.
 
 use std::net::IpAddr;
 
@@ -15,13 +18,13 @@ pub(super) struct Proxies {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Rule {
-    what: What,
+    hosts: Hosts,
     port: Option<u16>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum What {
-    Everything,
+enum Hosts {
+    All,
     /// A domain with all below it.
     Domain(String),
     /// Addresses that share the first bits.
@@ -94,20 +97,20 @@ impl Rule {
         let all = |address: IpAddr| if address.is_ipv4() { 32 } else { 128 };
         if text == "*" {
             return Some(Self {
-                what: What::Everything,
+                hosts: Hosts::All,
                 port: None,
             });
         }
         if let Some(address) = bare(text) {
             return Some(Self {
-                what: What::Network(address, all(address)),
+                hosts: Hosts::Network(address, all(address)),
                 port: None,
             });
         }
         if let Some((address, bits)) = text.split_once('/') {
             let (address, bits) = (bare(address)?, bits.parse().ok()?);
             return (bits <= all(address)).then_some(Self {
-                what: What::Network(address, bits),
+                hosts: Hosts::Network(address, bits),
                 port: None,
             });
         }
@@ -115,32 +118,32 @@ impl Rule {
             Some((host, port)) => (host, Some(port.parse().ok()?)),
             None => (text, None),
         };
-        let what = if let Some(address) = bare(host) {
-            What::Network(address, all(address))
+        let hosts = if let Some(address) = bare(host) {
+            Hosts::Network(address, all(address))
         } else {
             let name = host.trim_start_matches("*.").trim_matches('.');
-            What::Domain(name.to_ascii_lowercase())
+            Hosts::Domain(name.to_ascii_lowercase())
         };
-        Some(Self { what, port })
+        Some(Self { hosts, port })
     }
 
     fn fits(&self, url: &Url) -> bool {
         if self.port.is_some() && self.port != url.port_or_known_default() {
             return false;
         }
-        match (&self.what, url.host()) {
-            (What::Everything, _) => true,
-            (What::Domain(domain), Some(url::Host::Domain(name))) => {
+        match (&self.hosts, url.host()) {
+            (Hosts::All, _) => true,
+            (Hosts::Domain(domain), Some(url::Host::Domain(name))) => {
                 let name = name.trim_end_matches('.').to_ascii_lowercase();
                 name == *domain
                     || name
                         .strip_suffix(domain.as_str())
                         .is_some_and(|head| head.ends_with('.'))
             }
-            (What::Network(network, bits), Some(url::Host::Ipv4(address))) => {
+            (Hosts::Network(network, bits), Some(url::Host::Ipv4(address))) => {
                 within(*network, *bits, address.into())
             }
-            (What::Network(network, bits), Some(url::Host::Ipv6(address))) => {
+            (Hosts::Network(network, bits), Some(url::Host::Ipv6(address))) => {
                 within(*network, *bits, address.into())
             }
             _ => false,

@@ -1,5 +1,5 @@
-//! For whom an upstream is asked, and who makes room for others: the number of requests of one
-//! client, or of repositories that they name, takes nothing from other clients.
+//! For whom an upstream is asked, and which request gives way to others: the number of requests of
+//! one client, or of repositories that they name, does not reduce what other clients get.
 
 use std::{collections::HashMap, net::IpAddr};
 

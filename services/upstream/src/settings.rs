@@ -1,4 +1,4 @@
-//! Where an upstream is reached, and every limit of talking to it, in one place.
+//! Where an upstream is reached, and all time limits of requests to it.
 
 use std::{
     path::Path,

@@ -1,5 +1,5 @@
-//! What opened upstreams before: tokens, and how requests to a repository were authorised. Each
-//! endpoint has a share of their memory.
+//! Tokens, and how requests to a repository were authorised before. Each endpoint has a share of
+//! their memory.
 
 use std::time::Instant;
 

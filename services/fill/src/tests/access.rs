@@ -1,5 +1,5 @@
-//! Whose credentials open what: between namespaces, between repositories, and between pulls and
-//! requests.
+//! Which credentials open which content: between namespaces, between repositories, and between
+//! pulls and requests.
 
 use holdfast_api::fill::Credential;
 

@@ -1,5 +1,4 @@
-//! A machine that is busy, and a process that stood still: no healthy upstream is to blame for
-//! that.
+//! A busy machine, and a process that was suspended: healthy upstreams are not blamed for it.
 
 use super::*;
 

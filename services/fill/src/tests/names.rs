@@ -1,4 +1,4 @@
-//! What nothing names: anyone who asks for it makes nobody read all manifests of the repository
+//! Digests that no manifest names: a request for one does not read all manifests of the repository
 //! again.
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Who may have an image is asked of its upstream, over the internal API, and opens nothing.
+//! Access to an image is checked at its upstream, over the internal API, and grants nothing.
 
 use holdfast_api::access::{Access, AccessRequest, AccessResult, PATH};
 use holdfast_core::{ManifestRef, UpstreamFilter as Permitted};

@@ -1,4 +1,4 @@
-//! Upstreams that trickle, and clients that leave: nobody else waits for them.
+//! Upstreams that send slowly, and clients that leave: other clients do not wait for them.
 
 use super::*;
 

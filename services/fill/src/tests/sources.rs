@@ -1,4 +1,4 @@
-//! Mirrors that fail in the middle, lie, or change; and what waits for what.
+//! Mirrors that fail in the middle, lie, or change; and which request waits for which.
 
 use holdfast_api::fill::Priority;
 use holdfast_testkit::raw::{Raw, Reply};

@@ -1,5 +1,4 @@
-//! The decision: principal and endpoint in, pass or refusal out. Pure, and deny by default: what no
-//! line below allows is refused.
+//! The decision: from principal and endpoint to permission or refusal. Pure, and denies by default.
 
 use holdfast_config::{AccessAction, AccessRule};
 use holdfast_core::{reference::RepositoryName, rewrite::is_upstream_namespace};

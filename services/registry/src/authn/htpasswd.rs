@@ -1,5 +1,5 @@
-//! Users with bcrypt hashes, and the check of a password: on a thread of low priority, in its turn,
-//! with what was found remembered for a short time.
+//! Users with bcrypt hashes, and the check of a password: on a thread of low priority, in turn.
+//! Results are cached for a short time.
 //!
 //! Nothing here prints a password or a hash.
 

@@ -1,8 +1,8 @@
-//! Public keys that tokens are checked with: from a file of ours, each with the one algorithm that
-//! it may be used for. Pure.
+//! Public keys that verify tokens: from a file of the configuration, each with the one algorithm
+//! that it may be used for. Pure.
 //!
-//! The file is a JWKS document (RFC 7517) or PEM certificates and public keys; a token never brings
-//! a key (CVE-2025-24976).
+//! The file is a JWKS document (RFC 7517) or PEM certificates and public keys; keys in tokens are
+//! ignored (CVE-2025-24976).
 
 use aws_lc_rs::{
     rsa::PublicKeyComponents,

@@ -1,9 +1,10 @@
-//! Who gets a password checked, and in which order.
+//! Which passwords are checked, and in which order.
 //!
-//! A check takes a core for up to a second, so checks are what a stranger can spend. Failures are
-//! counted by address, and by user from one address, and beyond a number further attempts are
-//! refused before their check. Those that wait are served by what is known of them: first passwords
-//! that were right before, then addresses with the fewest failures, one of each address in turn.
+//! A check takes a core for up to a second, so attackers could use up the CPU with checks. Failures
+//! are counted by address, and by user from one address; beyond a limit, further attempts are
+//! refused before their check. Waiting attempts are ordered by what is known of them: first
+//! passwords that were right before, then addresses with the fewest failures, one attempt of each
+//! address in turn.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr, sync::Arc, time::Instant};
 

@@ -1,7 +1,7 @@
-//! How many uploads clients have under way on this replica, in all and by repository.
+//! Bounds the uploads of clients in progress on this replica, in all and by repository.
 //!
-//! Uploads that were begun here are counted. An upload may end on another replica, or be removed
-//! when it is abandoned: the store tells, and it is asked only when there seems to be no room.
+//! Uploads that began here are counted. An upload may end on another replica, or be removed when it
+//! is abandoned: only the store knows, and it is asked only when the limit seems to be reached.
 
 use std::{
     collections::HashMap,

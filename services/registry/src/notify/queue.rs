@@ -1,7 +1,7 @@
-//! One endpoint: its bounded queue and the one task that empties it.
+//! One endpoint: its bounded queue and the one task that sends its events.
 //!
-//! Events leave the queue when the endpoint took them, never before: order is kept, and what waits
-//! is what is counted.
+//! An event leaves the queue when the endpoint has accepted it, never before, so order is kept and
+//! the number of pending events is exact.
 
 use std::{
     collections::VecDeque,

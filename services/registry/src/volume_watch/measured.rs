@@ -1,6 +1,6 @@
-//! A volume that counts how long its calls take, by distribution's names where those exist.
+//! A volume that measures how long its calls take, under distribution's names where those exist.
 //!
-//! Files that are only read are handed out as they are: their reads are the data path.
+//! Files that are only read are not wrapped: their reads are the data path.
 
 use std::{
     io::{self, IoSlice},

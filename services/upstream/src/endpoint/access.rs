@@ -1,5 +1,5 @@
-//! Which credentials this endpoint gives an image to. Each is tried alone, and knowledge from
-//! requests of others is not used.
+//! Which credentials may pull an image from this endpoint. Each is tried alone, without what
+//! earlier requests found out.
 
 use holdfast_api::access::Access;
 use holdfast_core::oci::ManifestType;

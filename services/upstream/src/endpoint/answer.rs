@@ -1,4 +1,4 @@
-//! What an answer means, before its body is read.
+//! The meaning of an answer, before its body is read.
 
 use std::{
     sync::atomic::Ordering,

@@ -1,5 +1,5 @@
-//! One request with the authorisation that worked before, else with each credential in turn, at
-//! last with none (SPEC 35).
+//! One request with the authorisation that worked before, else with each credential in turn, and
+//! last without any (SPEC 35).
 
 use http::{Method, StatusCode};
 use reqwest::Response;

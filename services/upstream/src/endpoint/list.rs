@@ -1,4 +1,4 @@
-//! Lists, page by page: what is read of them, and where the next page is.
+//! Lists, page by page: what is read of a page, and where the next one is.
 
 use bytes::Bytes;
 use holdfast_core::{Digest, Tag};

@@ -1,5 +1,5 @@
-//! Requests with their redirects by hand: who sees which authorisation, and where an answer may
-//! send us.
+//! Requests that follow redirects themselves: which origin gets which authorisation, and where an
+//! answer may lead.
 
 use holdfast_core::oci::ACCEPT;
 use http::{StatusCode, header};

@@ -1,8 +1,8 @@
 //! The answers to an upstream's challenge: Basic, a token for user and password, a token for an
 //! identity token.
 //!
-//! A token belongs to the origin that challenged: it is asked for what that origin wants, and goes
-//! back there and nowhere else.
+//! A token belongs to the origin that challenged: it is requested with that origin's parameters,
+//! and is sent to that origin only.
 
 use std::time::Instant;
 

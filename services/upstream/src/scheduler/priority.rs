@@ -1,4 +1,4 @@
-//! How urgent a copy is, and for whom it is made.
+//! How urgent a copy is, and who requested it.
 
 use std::sync::{
     Arc,

@@ -1,4 +1,4 @@
-//! Whose turn it is, and who gives a slot up.
+//! Which copy gets a slot, and which one gives its slot up.
 
 use super::*;
 use futures::{FutureExt, poll};

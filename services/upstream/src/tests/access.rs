@@ -1,4 +1,4 @@
-//! Who an upstream gives an image to, by what it answers whom.
+//! Which credentials may pull an image, by the answers of the upstream.
 
 use holdfast_api::access::Access;
 use holdfast_config::{Credentials, SecretString};

@@ -1,4 +1,4 @@
-//! What is told of an upstream that fails, to whom, and what its failures stop.
+//! What clients learn about a failing upstream, and which requests its failures stop.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

@@ -1,5 +1,5 @@
-//! Answers that no honest upstream gives: each ends soon, with the right word, and nothing of it is
-//! taken.
+//! Answers of hostile upstreams: each request ends soon, with the right error, and nothing of the
+//! answer is kept.
 
 use holdfast_testkit::{
     image::{OCI_MANIFEST, digest_of},

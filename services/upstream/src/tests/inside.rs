@@ -1,4 +1,5 @@
-//! Hosts of this network and names that lead into it: what is asked, and what is told of them.
+//! Hosts of this network and names that lead into it: which are asked, and what clients learn about
+//! them.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};

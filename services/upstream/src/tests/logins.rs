@@ -1,4 +1,4 @@
-//! Who sees which credential, when nobody asks for one and when the wrong one asks.
+//! Which host gets which credential, when it does not challenge and when the wrong host challenges.
 
 use holdfast_config::Credentials;
 use holdfast_testkit::{

@@ -1,4 +1,4 @@
-//! Tokens by keys that are made here: what passes, and everything that must not.
+//! Tokens with keys that are made here: what is accepted, and what must be refused.
 
 use aws_lc_rs::{
     encoding::AsDer as _,
