@@ -354,7 +354,9 @@ impl Fills {
             let opened = tokio::select! {
                 biased;
                 opened = self.inner.upstreams.blob(&candidate.source, wanted) => opened,
-                rate = entry.candidates.elsewhere(None, round.alone) => return SourceOutcome::Slow(rate),
+                rate = entry.candidates.elsewhere(None, round.alone) => {
+                    return SourceOutcome::Slow(rate);
+                }
             };
             let failure = match opened {
                 Ok(body) => {

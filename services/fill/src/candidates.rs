@@ -93,7 +93,7 @@ impl Candidate {
     }
 }
 
-/// How a source that did not fail stands.
+/// The state of a source that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum CandidateState {
     Untried,
@@ -102,7 +102,7 @@ enum CandidateState {
     Left(u64),
 }
 
-/// Those who joined, in the order in which they did.
+/// The sources, in the order in which they were added.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     list: Mutex<List>,

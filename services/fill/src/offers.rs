@@ -75,7 +75,7 @@ impl Fills {
     /// it takes no further sources.
     ///
     /// # Errors
-    /// Why the source is none.
+    /// Why the source is not valid.
     pub(crate) fn take_offer(
         &self,
         digest: &Digest,

@@ -37,7 +37,7 @@ struct BlobClaims {
 }
 
 impl BlobClaims {
-    /// The size that clients are told before it is proven; `None` when manifests do not agree.
+    /// The size that clients get before it is verified; `None` when manifests do not agree.
     fn size(&self) -> Option<u64> {
         match self.sizes[..] {
             [size] => Some(size),

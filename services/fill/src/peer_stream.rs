@@ -221,7 +221,7 @@ impl Cursor {
         ))
     }
 
-    /// A copy of this replica failed. It is begun again, and not for ever.
+    /// A copy of this replica failed. It is begun again, a limited number of times.
     fn copy_failed(&mut self, why: impl FnOnce() -> Error) -> Result<()> {
         self.failed += 1;
         if self.failed < COPIES {

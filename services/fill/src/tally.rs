@@ -9,7 +9,7 @@ use holdfast_core::{
 
 use super::{Error, Result, wanted::Part};
 
-/// Things that an image lacks that are told by name.
+/// Missing parts of an image that are listed by name.
 pub(super) const NAMED: usize = 16;
 
 /// The size of an image as its manifests claim it.

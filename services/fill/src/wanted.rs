@@ -18,7 +18,7 @@ pub(super) struct Part {
     pub(super) platform: Option<Platform>,
 }
 
-/// The platforms that a request names; what is none is passed over.
+/// The platforms that a request names; invalid ones are ignored.
 pub(super) fn platforms(texts: &[String]) -> Vec<Platform> {
     let parsed = texts.iter().filter_map(|text| Platform::parse(text));
     parsed.collect()

@@ -231,7 +231,7 @@ impl From<holdfast_store::Error> for Error {
     }
 }
 
-/// What a miss becomes; `unknown` is the code of "there is none".
+/// The answer to a miss that failed; `unknown` is the code of content that does not exist.
 pub(crate) fn from_fill(error: FillError, unknown: Code) -> Error {
     let unavailable = |what: &str, seconds: u64| {
         let text = format!("the upstream is unavailable: {what}");

@@ -112,7 +112,7 @@ pub const BCRYPT_COST: u32 = 14;
 /// Passwords that are checked at the same time; bcrypt takes a core each.
 pub const PASSWORDS_AT_ONCE: usize = 2;
 
-/// Logins that wait for their check, those under way included; further ones are told to come later.
+/// Logins that wait for their check or are being checked; further ones are answered with 429.
 pub const PASSWORDS_WAITING: usize = 256;
 
 /// Passwords whose check is remembered, right and wrong ones each.
@@ -174,7 +174,7 @@ pub struct Limits {
     pub manifest_bytes: u64,
     /// How long a pull of something that nothing allows to fetch yet may wait.
     pub hold: Duration,
-    /// After so long an upload that nobody continues is removed.
+    /// An upload that no client continues is removed after this time.
     pub upload_idle: Duration,
     /// Uploads under way that were begun on this replica.
     pub uploads: usize,

@@ -214,7 +214,7 @@ pub struct Volume {
     pub level: Gauge,
     /// 1 while the volume answers in time.
     pub up: Gauge,
-    /// How often another volume lay under the registry's folder than before.
+    /// How often the registry's folder had another volume than before.
     pub swaps: Counter,
 }
 
@@ -416,7 +416,7 @@ mod tests {
         };
         metrics.answered(answered);
         metrics.answered(answered);
-        // A status without a prepared counter, and a handler that nobody knows.
+        // A status without a prepared counter, and an unknown handler.
         metrics.answered(RequestOutcome {
             code: 418,
             ..answered

@@ -27,7 +27,7 @@ use queue::Queue;
 /// Why notifications cannot be sent at all.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A header of the settings is none.
+    /// A header of the settings is not valid.
     #[error("notifications.{endpoint}: the header {name} is none")]
     Header {
         /// Name of the endpoint.
@@ -157,7 +157,7 @@ impl Notifier {
         }
     }
 
-    /// The notification of the request; `None` if there is none, or no endpoint wants it.
+    /// The notification of the request; `None` if its action has none, or no endpoint wants it.
     pub(crate) fn draft(&self, head: &Parts, endpoint: &Endpoint, actor: &str) -> Option<Draft> {
         use NotificationAction::{Delete, Mount, Pull, Push};
         let reference = |reference: &ManifestRef| match reference {

@@ -32,7 +32,8 @@ const PLATFORMS: [(&str, Option<&str>); 7] = [
 pub async fn ensure(store: &Store) -> Result<Digest> {
     let (repo, tag) = name();
     let image = build();
-    if matches!(store.tagged_manifest(&repo, &tag).await, Ok(Some((digest, _))) if digest == image.index.0)
+    let tagged = store.tagged_manifest(&repo, &tag).await.ok().flatten();
+    if tagged.is_some_and(|(digest, _)| digest == image.index.0)
         && complete(store, &repo, &image).await?
     {
         return Ok(image.index.0);

@@ -264,7 +264,7 @@ impl Shell {
         if let Some(notifier) = self.notifier {
             notifier.ended().await;
         }
-        // A task that waits for a volume which hangs would wait for ever.
+        // A task that waits for a volume that hangs would never end.
         let rest = async {
             while tasks.join_next().await.is_some() {}
             // Another registry that takes the volume over knows nothing of tags that are still to
@@ -377,7 +377,7 @@ fn mirror_of(settings: &RegistrySettings) -> Option<(String, Host)> {
     Some((name, host))
 }
 
-/// How often the scrubber looks whether it is its turn. Not at once: a start has other work.
+/// How often the scrubber checks whether a pass is due. Not at the start, which has other work.
 const SCRUB_LOOK: Duration = Duration::from_secs(60);
 
 /// How long background work may take to end once the listeners are closed and all requests have

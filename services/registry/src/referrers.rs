@@ -1,7 +1,7 @@
 //! The referrers of a manifest: the index of the store, what clients of registries without this API
-//! keep under a fallback tag, and the upstream's list if the manifest comes from an upstream. A list
-//! that could not be learned is never reported as an empty one: a verifier of signatures would read
-//! it as "unsigned".
+//! keep under a fallback tag, and the upstream's list if the manifest comes from an upstream. A
+//! list that could not be learned is never reported as an empty one: a verifier of signatures would
+//! read it as "unsigned".
 
 use std::{borrow::Cow, collections::BTreeMap};
 

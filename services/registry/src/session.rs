@@ -201,7 +201,7 @@ impl State {
         )
     }
 
-    /// As it stands in a URL.
+    /// The state as it is written in a URL.
     pub fn sign(&self, secret: &Secret) -> String {
         let json = serde_json::to_vec(self).unwrap_or_default();
         let mut bytes = secret.sign(&json);

@@ -59,7 +59,7 @@ impl Login {
 
     /// The value of an `Authorization: Basic` header.
     pub(super) fn basic(&self) -> String {
-        // What docker writes where a token stands in for the name.
+        // The name that docker writes beside a token.
         let username = match self.username.as_str() {
             "" if self.is_identity => "<token>",
             username => username,
@@ -283,7 +283,7 @@ const MOST_SECONDS: u64 = 24 * 3600;
 
 impl TokenAnswer {
     /// The token and for how long it counts, with a margin off its end. An empty `token` beside an
-    /// `access_token` is none.
+    /// `access_token` is no token.
     pub(super) fn token(self) -> Option<(String, Duration)> {
         let token = [self.token, self.access_token]
             .into_iter()

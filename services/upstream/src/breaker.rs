@@ -244,7 +244,7 @@ impl Breaker {
         });
     }
 
-    /// Records when the answer that just failed says that it may be asked again. Clients are told.
+    /// Records the time that a failed answer asks for until the next request. Clients get it.
     /// The breaker does not wait for it: one server of many may say so, and the next one answers.
     pub(super) fn asks_for(&mut self, repository: &str, until: Instant) {
         let of_repository = self.repositories.get_mut(repository);

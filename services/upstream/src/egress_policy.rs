@@ -142,7 +142,7 @@ impl SeenAddresses {
         self.0.0.load(Ordering::Relaxed)
     }
 
-    /// Whether any of them is not public: what is told of it would tell of this network.
+    /// Whether any of them is not public: details about it would reveal this network.
     pub(super) fn is_inside(&self) -> bool {
         self.bits() & !Self::SEVERAL & !Self::bit(Kind::Public) != 0
     }

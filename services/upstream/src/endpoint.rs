@@ -81,7 +81,7 @@ pub(super) struct Endpoint {
     pub(super) url: Url,
     /// Where its API begins: ends in `/v2/`.
     root: Url,
-    /// What stands before the names of its repositories: empty, or with a slash at its end.
+    /// The prefix of the names of its repositories: empty, or with a slash at its end.
     prefix: String,
     pub(super) timeouts: Timeouts,
     pub(super) label: String,

@@ -389,7 +389,7 @@ mod tests {
         format!(r#"{{"schemaVersion":2,"manifests":[{entries}]}}"#)
     }
 
-    /// Entries and whether the list is complete; nothing: it is none.
+    /// Entries, and whether the list is complete; `None` if it is no list.
     fn check<T: Entry>(page: &str, expect: Option<(usize, bool)>) -> Vec<T> {
         let mut taken = Collected::<T>::default();
         let read = taken.read(page.as_bytes()).is_ok();

@@ -486,7 +486,7 @@ impl Upstreams {
         self.inner.scheduler.raise(running, newcomer.level());
     }
 
-    /// Makes a copy more urgent, wherever it stands.
+    /// Makes a copy more urgent, whether it runs or waits.
     pub fn raise(&self, priority: &SharedPriority, level: Priority) {
         self.inner.scheduler.raise(priority, level);
     }

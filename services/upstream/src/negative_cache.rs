@@ -13,10 +13,10 @@ use super::{Error, Login, UpstreamRepository};
 /// Most answers that are remembered; above, the memory starts over.
 const MAX_ANSWERS: usize = 4096;
 
-/// Who asked whom for what.
+/// Upstream host, repository, target, and the credentials of the request.
 type Key = (String, String, String, Vec<Login>);
 
-/// Answers "there is none" and "not for you".
+/// Answers that content does not exist or that the credentials do not suffice.
 pub(super) struct NegativeCache {
     lasts: Duration,
     held: Mutex<HashMap<Key, (Error, Instant)>>,

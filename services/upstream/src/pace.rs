@@ -30,7 +30,7 @@ struct Place {
 }
 
 /// Turns by key: each gets one a round. A key that had none lately joins the round after the one
-/// that is served, so newcomers keep no key waiting for ever.
+/// that is served, so newcomers never starve another key.
 #[derive(Debug)]
 struct Rounds<K> {
     served: u64,
@@ -56,7 +56,7 @@ impl<K: Clone + Eq + Hash> Rounds<K> {
         self.served + 1
     }
 
-    /// A key has its turn. Of those that want no further one nothing is kept for long.
+    /// A key has its turn. Keys that want no further turn are soon forgotten.
     fn serve(&mut self, key: &K, wants: impl Fn(&K) -> bool) {
         let round = self.round(key);
         self.served = self.served.max(round);

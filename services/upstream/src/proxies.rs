@@ -1,14 +1,14 @@
 //! Which requests go through a proxy: the forms of `HTTP(S)_PROXY` and `NO_PROXY`, pure.
 //!
-//! The matcher of hyper-util is not used because it knows no ports, no `*.example` and no address in
-//! brackets in `NO_PROXY`.
+//! The matcher of hyper-util is not used because in `NO_PROXY` it knows no ports, no `*.example`
+//! and no address in brackets.
 
 use std::net::IpAddr;
 
 use holdfast_config::Proxy;
 use url::Url;
 
-/// The proxies and what is reached without them.
+/// The proxies, and the hosts that are reached without them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Proxies {
     http: Option<Url>,
@@ -76,7 +76,7 @@ impl Proxies {
             .collect()
     }
 
-    /// Whether there is none.
+    /// Whether there is no proxy.
     pub(super) fn is_empty(&self) -> bool {
         self.http.is_none() && self.https.is_none()
     }

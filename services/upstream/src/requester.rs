@@ -9,7 +9,7 @@ tokio::task_local! {
     static CURRENT: Requester;
 }
 
-/// For whom an upstream is asked.
+/// Who causes a request to an upstream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Requester {
     /// The controller, and the registry's own background work.

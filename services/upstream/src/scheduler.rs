@@ -298,7 +298,7 @@ impl FillScheduler {
         }
     }
 
-    /// Makes a copy more urgent, wherever it stands.
+    /// Makes a copy more urgent, whether it runs or waits.
     pub(super) fn raise(&self, priority: &SharedPriority, level: Priority) {
         if priority.raise(level) {
             self.shared.dispatch(None);

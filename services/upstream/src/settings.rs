@@ -13,7 +13,7 @@ use super::Login;
 /// The limits of upstream requests, of time unless it says otherwise.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// Until a connection stands.
+    /// Until a connection is established.
     pub connect: Duration,
     /// Until the answer's headers are there.
     pub headers: Duration,

@@ -253,7 +253,7 @@ fn fingerprint(user: &str, password: &str) -> [u8; 32] {
     hash.finalize().into()
 }
 
-/// A bounded set whose entries end.
+/// A bounded set whose entries expire.
 struct ExpiringSet {
     entries: HashMap<[u8; 32], Instant>,
     most: usize,

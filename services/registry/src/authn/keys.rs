@@ -15,8 +15,8 @@ use x509_parser::{pem::Pem, prelude::FromDer as _, x509::SubjectPublicKeyInfo};
 
 use crate::limits;
 
-/// A signature's algorithm, by its name in RFC 7518 and RFC 8037. There is no `none` and nothing
-/// symmetric.
+/// The algorithm of a signature, by its name in RFC 7518 and RFC 8037. Neither `none` nor symmetric
+/// algorithms are accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     /// RSA PKCS #1 v1.5 with SHA-256.

@@ -94,7 +94,7 @@ impl NewUpload {
         &self.id
     }
 
-    /// The client is told the name: the upload goes on with its next request.
+    /// The client gets the name: its next request continues the upload.
     pub(crate) fn keep(mut self) -> UploadId {
         if let Some(place) = self.place.take() {
             place.keep(self.id.clone());

@@ -125,7 +125,7 @@ impl Queue {
         Ok(queue)
     }
 
-    /// Whether events of this action are told at all.
+    /// Whether events of this action are sent at all.
     pub(super) fn wants(&self, action: NotificationAction) -> bool {
         !self.settings.ignore_actions.contains(&action)
     }

@@ -51,7 +51,7 @@ impl Endpoint {
         }
     }
 
-    /// The answer, or the error that its status stands for.
+    /// The answer, or the error that its status means.
     pub(super) fn answer(&self, call: &Call<'_>, found: Followed) -> Result<Response> {
         let response = found.response;
         let status = response.status();
@@ -121,7 +121,7 @@ pub(super) fn challenge(response: &Response) -> Option<Challenge> {
         .max_by_key(|challenge| *challenge != Challenge::Basic)
 }
 
-/// The first byte and, where it is told, the whole size of `bytes FIRST-LAST/SIZE`.
+/// The first byte and, if known, the whole size of `bytes FIRST-LAST/SIZE`.
 pub(super) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     let (first, last) = range.split_once('-')?;
@@ -133,7 +133,7 @@ pub(super) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     (first <= last && total.is_none_or(|total: u64| last < total)).then_some((first, total))
 }
 
-/// What an upstream said, fit for a log and a header.
+/// Text of an upstream, made safe for a log and a header.
 pub(super) fn printable(text: &str) -> String {
     text.chars()
         .filter(|c| c.is_ascii_graphic() || *c == ' ')
@@ -155,7 +155,7 @@ pub(super) fn text(response: &Response, name: header::HeaderName) -> Option<Stri
         .map(str::to_owned)
 }
 
-/// A duration in whole seconds, none of them lost.
+/// A duration in whole seconds, rounded up.
 pub fn seconds(duration: Duration) -> u64 {
     duration.as_secs() + u64::from(duration.subsec_nanos() > 0)
 }

@@ -83,7 +83,7 @@ impl Endpoint {
         outcome
     }
 
-    /// Waits until the call may go out, and says where.
+    /// Waits until the call may be sent, and returns its URL.
     async fn admit(&self, call: &Call<'_>) -> Result<Url> {
         self.check_open(call)?;
         self.pace
@@ -174,7 +174,7 @@ impl Endpoint {
         self.with_each(call, &url, &logins, challenge, failed).await
     }
 
-    /// Asks with each login in turn; `failed` is what is told when no login gets an answer.
+    /// Asks with each login in turn; returns `failed` when no login gets an answer.
     async fn with_each(
         &self,
         call: &Call<'_>,

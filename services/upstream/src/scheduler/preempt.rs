@@ -1,4 +1,4 @@
-//! Which copy gives its slot up, and for whom: a pure choice, time passed in.
+//! Which copy gives its slot up, and to which copy: a pure choice, time passed in.
 //!
 //! Slots are shared by host first, then by repository of a host. A copy that waits takes a slot
 //! from those who have more of them than its own host has (of the same host: than its repository

@@ -23,7 +23,7 @@ pub struct SharedPriority {
     whole: Option<Arc<AtomicU8>>,
     /// The requests that wait for the answer, if it is of no use without them.
     interest: Option<Arc<Interest>>,
-    /// For whom it is made; empty: for the registry itself.
+    /// Who requested it; empty: the registry itself.
     requesters: Arc<Mutex<Vec<Requester>>>,
 }
 
@@ -118,7 +118,7 @@ impl SharedPriority {
         *self.lock() = all;
     }
 
-    /// For whom it is made, at least one.
+    /// Who requested it, at least one.
     pub fn requesters(&self) -> Vec<Requester> {
         let known = self.lock();
         if known.is_empty() {

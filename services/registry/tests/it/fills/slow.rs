@@ -10,8 +10,8 @@ use reqwest::{Client, StatusCode};
 use crate::replica::{Replica, Site, trickling};
 
 const LIMIT: Duration = Duration::from_secs(60);
-/// A fill that does not wait for the slow upstream takes less: on a quiet machine three seconds. From
-/// the slow upstream it takes ten times this.
+/// A fill that does not wait for the slow upstream takes less: on a quiet machine three seconds.
+/// From the slow upstream it takes ten times this.
 const MAX_FILL_TIME: Duration = Duration::from_secs(50);
 
 fn url(replica: &Replica, upstream: &Upstream, name: &str, rest: &str) -> String {
