@@ -24,9 +24,9 @@ pub fn raise() {
 /// The sockets that a listener may hold open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Connections with a place.
+    /// Connections with a slot.
     pub connections: usize,
-    /// Connections that wait for a place.
+    /// Connections that wait for a slot.
     pub waiting: usize,
     /// Accepted connections that were not processed yet.
     pub arrivals: usize,

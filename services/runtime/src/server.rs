@@ -4,14 +4,14 @@
 //! gracefully. The extensions of a request hold [`PeerAddr`] and, with a client certificate,
 //! [`PeerIdentity`]. `docs/design/connections.md` describes the bounds.
 
+mod accept_queue;
+mod connection_slots;
 mod count;
 mod eviction;
 mod handshakes;
 mod listen;
-mod lobby;
 mod outgoing;
 mod peer;
-mod places;
 mod request_body;
 mod requests;
 mod socket;
@@ -19,8 +19,8 @@ mod watch;
 mod windows;
 
 use self::{
+    accept_queue::{AcceptQueue, Admitted},
     handshakes::Handshakes,
-    lobby::{Admitted, Lobby},
     peer::Peer,
     socket::Socket,
     watch::{Reason, Watch},
@@ -40,10 +40,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use accept_queue::MAX_WAITING;
+pub use connection_slots::client_address;
 pub use count::Counts;
 pub use listen::{BACKLOG, bind};
-pub use lobby::MAX_WAITING;
-pub use places::client_address;
 pub use request_body::{BodyError, RequestBody};
 pub use windows::{LARGE_WINDOW, LARGE_WINDOWS, LARGE_WINDOWS_OF_ADDRESS};
 
@@ -64,8 +64,8 @@ pub struct PeerAddr(pub SocketAddr);
 pub struct Client(Arc<Watch>);
 
 impl Client {
-    /// Marks the client as authenticated: if places are short, its connection is evicted after
-    /// those of other clients.
+    /// Marks the client as authenticated: if slots are short, its connection is evicted after those
+    /// of other clients.
     pub fn set_authenticated(&self) {
         self.0.authenticated();
     }
@@ -74,7 +74,7 @@ impl Client {
 /// The bounds of a listener and its connections.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time. A further one takes the place of an idle one, or of one of an address
+    /// Connections at a time. A further one takes the slot of an idle one, or of one of an address
     /// that has more. If there is none of these, it waits for `header_timeout`; if [`MAX_WAITING`]
     /// wait already, it is closed at once.
     pub connections: usize,
@@ -218,17 +218,17 @@ pub async fn serve_counted<S, B>(
         handshakes: Handshakes::new(),
         shutdown: shutdown.clone(),
     };
-    let mut lobby = Lobby::new(&limits);
+    let mut accept_queue = AcceptQueue::new(&limits);
     loop {
         let admitted = tokio::select! {
             biased;
             () = shutdown.cancelled() => break,
-            admitted = lobby.next(&listener, &connections.counts) => admitted,
+            admitted = accept_queue.next(&listener, &connections.counts) => admitted,
         };
         tokio::spawn(connections.clone().run(admitted, graceful.watcher()));
     }
     // Closes connections that were accepted but not served, so that they go to other replicas.
-    drop((listener, lobby));
+    drop((listener, accept_queue));
     if tokio::time::timeout(limits.drain, graceful.shutdown())
         .await
         .is_err()
@@ -267,10 +267,10 @@ where
             stream,
             address,
             watch,
-            place,
+            slot,
             open,
         } = admitted;
-        let _held = (place, open);
+        let _held = (slot, open);
         let stream = Socket::new(stream, Arc::clone(&watch));
         let mut service = Peer {
             inner: self.service,

@@ -29,7 +29,7 @@ impl Counts {
             open: group.add("open", "Open connections of clients", Gauge::default()),
             refused: group.add(
                 "refused",
-                "Connections that were closed at once: too many of one address, or no place",
+                "Connections that were closed at once: too many of one address, or no free slot",
                 Family::default(),
             ),
             cut: group.add(

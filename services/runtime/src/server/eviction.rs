@@ -15,16 +15,16 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Whether its claim to its place is unchanged.
-    pub(super) fn is_as_it_was(&self, now: Activity) -> bool {
+    /// Whether its claim to its slot is unchanged.
+    pub(super) fn is_unchanged(&self, now: Activity) -> bool {
         self.claim() == (now.busy, now.authenticated)
     }
 
-    /// Whether it may be evicted for a client with `newcomer` connections, if its own client has
+    /// Whether it may be evicted for a client with `others` connections, if its own client has
     /// `own`.
-    pub(super) fn may_end_for(&self, newcomer: usize, own: usize, recycles: bool) -> bool {
+    pub(super) fn may_be_evicted_for(&self, others: usize, own: usize, recycles: bool) -> bool {
         // If its client had only one more, eviction would just swap the two clients.
-        recycles || !self.activity.busy || newcomer + 2 <= own
+        recycles || !self.activity.busy || others + 2 <= own
     }
 
     fn claim(&self) -> (bool, bool) {
@@ -68,8 +68,8 @@ mod tests {
     use super::*;
 
     /// Connections in the form `ADDRESS STATE SECONDS`; the state is `idle` or `busy`, with `+`
-    /// where it proved its identity.
-    fn choose(connections: &[&str], newcomer: u8, recycles: bool) -> Option<usize> {
+    /// where it is authenticated.
+    fn choose(connections: &[&str], arrival: u8, recycles: bool) -> Option<usize> {
         let address = |last: u8| IpAddr::from([10, 0, 0, last]);
         let candidates: Vec<_> = connections
             .iter()
@@ -89,17 +89,17 @@ mod tests {
             .collect();
         let counts = counts(&candidates);
         let count = |key: &IpAddr| counts.get(key).copied().unwrap_or(0);
-        let has = count(&address(newcomer));
+        let has = count(&address(arrival));
         let order = order(candidates.clone(), recycles);
         let next = order
             .iter()
-            .find(|candidate| candidate.may_end_for(has, count(&candidate.key), recycles));
+            .find(|candidate| candidate.may_be_evicted_for(has, count(&candidate.key), recycles));
         next.map(|candidate| usize::try_from(candidate.id).unwrap())
     }
 
     #[test]
-    fn who_has_the_least_claim_to_a_place_ends_first() {
-        for (connections, newcomer, expect, why) in [
+    fn the_least_claim_to_a_slot_is_evicted_first() {
+        for (connections, arrival, expect, why) in [
             (
                 &["1 idle 5", "1 idle 9"][..],
                 2,
@@ -107,8 +107,18 @@ mod tests {
                 "the longest idle",
             ),
             (&["1 idle 5", "1 busy 9"], 2, Some(0), "idle before busy"),
-            (&["1 busy 9", "1 idle+ 1"], 2, Some(1), "even a known one"),
-            (&["1 idle+ 9", "1 idle 5"], 2, Some(1), "the unknown first"),
+            (
+                &["1 busy 9", "1 idle+ 1"],
+                2,
+                Some(1),
+                "even an authenticated one",
+            ),
+            (
+                &["1 idle+ 9", "1 idle 5"],
+                2,
+                Some(1),
+                "the unauthenticated first",
+            ),
             (
                 &["1 idle 9", "3 idle 1", "3 idle 2"],
                 2,
@@ -116,7 +126,12 @@ mod tests {
                 "of the address that has most",
             ),
             (&["1 busy 9", "1 busy 5"], 2, Some(0), "two against none"),
-            (&["1 busy+ 9", "1 busy 5"], 2, Some(1), "unknown first"),
+            (
+                &["1 busy+ 9", "1 busy 5"],
+                2,
+                Some(1),
+                "the unauthenticated first",
+            ),
             (&["1 busy 9", "3 busy 5"], 2, None, "one each"),
             (
                 &["1 busy 9", "1 busy 5", "2 busy 1"],
@@ -127,12 +142,12 @@ mod tests {
             (&["1 busy 9", "1 busy 5"], 1, None, "its own"),
             (&["1 busy 9", "1 idle 5"], 1, Some(1), "its own idle one"),
         ] {
-            assert_eq!(choose(connections, newcomer, false), expect, "{why}");
+            assert_eq!(choose(connections, arrival, false), expect, "{why}");
         }
     }
 
     #[test]
-    fn where_answers_are_short_the_oldest_connection_ends_whatever_it_does() {
+    fn a_listener_that_recycles_evicts_the_oldest_connection() {
         for (connections, expect) in [
             (&["1 busy 1", "1 busy 5"][..], 1),
             (&["1 busy 5", "1 idle 1"], 0),

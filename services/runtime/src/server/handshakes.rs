@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use tokio::{net::TcpStream, sync::Notify};
 use tokio_rustls::{TlsAcceptor, rustls, server::TlsStream};
 
-use super::{places::client_address, socket::Socket};
+use super::{connection_slots::client_address, socket::Socket};
 
 /// Least time between two warnings about clients without a certificate, because any client can
 /// cause them.

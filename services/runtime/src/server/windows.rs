@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::places::client_address;
+use super::connection_slots::client_address;
 use parking_lot::{Mutex, MutexGuard};
 
 /// Bytes of a large window, per connection and per stream.

@@ -1,5 +1,4 @@
 //! What clients that read nothing can make a listener hold, in bytes of answers that are alive.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::convert::Infallible;
 use std::pin::Pin;

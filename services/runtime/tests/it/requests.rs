@@ -1,5 +1,4 @@
 //! What clients that open many streams can make a listener hold, in requests that are alive.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! What one connection may cost, over real sockets: what a client sees that sends too much, too
 //! slowly, or takes nothing.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod http2;
 
@@ -279,7 +278,7 @@ async fn an_address_has_so_many_connections_and_no_more() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    panic!("the place of a connection that ended is not given back");
+    panic!("the slot of a connection that ended is not released");
 }
 
 const SLOW: &str = "GET /slow HTTP/1.1\r\nhost: a\r\n\r\n";
@@ -298,7 +297,7 @@ async fn connections_above_the_limit_wait() {
     let waits = tokio::time::timeout(Duration::from_millis(300), answer(&mut second, GET)).await;
     assert!(
         waits.is_err(),
-        "the one place is taken by a request under way"
+        "the one slot is taken by a request in progress"
     );
     drop(first);
     let mut buffer = [0; 12];
@@ -366,7 +365,7 @@ async fn a_full_listener_makes_room_for_other_addresses() {
                 tokio::time::timeout(Duration::from_secs(3), answer(&mut honest, GET)).await;
             assert!(
                 found.is_ok_and(|found| found.starts_with("HTTP/1.1 200")),
-                "{way}: connection {round} of another address gets no place"
+                "{way}: connection {round} of another address gets no slot"
             );
             hoarded.push(honest);
         }

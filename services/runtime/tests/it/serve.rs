@@ -1,5 +1,4 @@
 //! The server and the clients of the process shell, over real sockets.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use holdfast_runtime::health::Health;
 use holdfast_runtime::server::{self, Counts, Limits};
@@ -240,7 +239,7 @@ async fn a_request_that_panics_ends_alone() {
 }
 
 #[tokio::test]
-async fn where_there_is_ipv6_both_families_are_served_and_a_taken_port_is_an_error() {
+async fn both_ip_families_are_served_and_a_taken_port_is_an_error() {
     let everywhere = |port| std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
     let listener = server::bind(everywhere(0)).unwrap();
     let port = listener.local_addr().unwrap().port();

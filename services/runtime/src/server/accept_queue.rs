@@ -1,4 +1,5 @@
-//! The accept queue: takes connections from the kernel, and gives them places in a fair order.
+//! The accept queue: takes connections from the kernel, and gives them connection slots in a
+//! fair order.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -13,31 +14,31 @@ use super::{
     Limits,
     count::{Counts, Open},
     outgoing::Held,
-    places::{NoPlace, Place, Places, client_address},
     requests::Requests,
+    slots::{ConnectionSlot, ConnectionSlots, NoSlot, client_address},
     watch::Watch,
 };
 use crate::descriptors::Share;
 
-/// Connections that wait for a place if a listener is full, a quarter of them per address. Fewer if
+/// Connections that wait for a slot if a listener is full, a quarter of them per address. Fewer if
 /// the process may not have enough files open ([`Share`]).
 pub const MAX_WAITING: usize = 64;
 
-/// A connection that waits for a place, and since when.
+/// A connection that waits for a slot, and since when.
 type Waiting = (TcpStream, SocketAddr, Instant);
 
-/// A connection with a place.
+/// A connection with a slot.
 pub(super) struct Admitted {
     pub(super) stream: TcpStream,
     pub(super) address: SocketAddr,
     pub(super) watch: Arc<Watch>,
-    pub(super) place: Place,
+    pub(super) slot: ConnectionSlot,
     pub(super) open: Open,
 }
 
-/// The connections of a listener that are not served yet.
-pub(super) struct Lobby {
-    places: Places,
+/// The connections of a listener that are not served yet: arrivals, and those that wait for a slot.
+pub(super) struct AcceptQueue {
+    slots: ConnectionSlots,
     held: Held,
     requests: Requests,
     wait_timeout: Duration,
@@ -52,12 +53,12 @@ pub(super) struct Lobby {
 /// Least time between two attempts to evict a connection for a waiting one.
 const EVICTION_INTERVAL: Duration = Duration::from_millis(100);
 
-impl Lobby {
+impl AcceptQueue {
     pub(super) fn new(limits: &Limits) -> Self {
         let share = Share::of_this_process(limits);
         Self {
             arrivals: FairQueue::default(),
-            places: Places::new(share.connections, limits),
+            slots: ConnectionSlots::new(share.connections, limits),
             share,
             held: Held::default(),
             requests: Requests::default(),
@@ -67,7 +68,7 @@ impl Lobby {
         }
     }
 
-    /// Returns the next connection that has a place.
+    /// Returns the next connection that has a slot.
     pub(super) async fn next(&mut self, listener: &TcpListener, counts: &Counts) -> Admitted {
         loop {
             // Lets other tasks run during a flood of connections that are refused.
@@ -88,13 +89,13 @@ impl Lobby {
             // An arrival does not overtake a waiting connection of a client that has no more
             // connections.
             let waiting = self.waiting.iter().map(|(_, other, _)| other.ip());
-            if let Some(at) = self.places.goes_before(address.ip(), waiting)
+            if let Some(at) = self.slots.waiting_before(address.ip(), waiting)
                 && let Some((waited, from, since)) = self.waiting.remove(at)
             {
                 let admitted = self.admit(waited, from, counts).map_err(|(waited, _)| {
                     self.waiting.insert(at, (waited, from, since));
                 });
-                self.join((stream, address, Instant::now()), counts);
+                self.enqueue((stream, address, Instant::now()), counts);
                 if let Ok(admitted) = admitted {
                     return admitted;
                 }
@@ -102,22 +103,22 @@ impl Lobby {
             }
             match self.admit(stream, address, counts) {
                 Ok(admitted) => return admitted,
-                Err((_, NoPlace::Address)) => {
+                Err((_, NoSlot::Address)) => {
                     counts.refused("address");
                     tracing::debug!(
                         peer = %address,
                         "refused a connection: its address has too many"
                     );
                 }
-                Err((stream, NoPlace::Full)) => {
-                    self.join((stream, address, Instant::now()), counts);
+                Err((stream, NoSlot::Full)) => {
+                    self.enqueue((stream, address, Instant::now()), counts);
                 }
             }
         }
     }
 
-    /// Lets a connection wait for a place, or refuses it if too many wait.
-    fn join(&mut self, connection: Waiting, counts: &Counts) {
+    /// Lets a connection wait for a slot, or refuses it if too many wait.
+    fn enqueue(&mut self, connection: Waiting, counts: &Counts) {
         let (_, address, _) = connection;
         let client = client_address(address.ip());
         let of_client = |(_, other, _): &&Waiting| client_address(other.ip()) == client;
@@ -127,7 +128,7 @@ impl Lobby {
             self.waiting.push_back(connection);
         } else {
             counts.refused("full");
-            tracing::debug!(peer = %address, "refused a connection: there is no place");
+            tracing::debug!(peer = %address, "refused a connection: no slot is free");
         }
     }
 
@@ -146,7 +147,7 @@ impl Lobby {
         }
     }
 
-    /// Waits for an arrival, or for a place for a waiting connection.
+    /// Waits for an arrival, or for a slot for a waiting connection.
     async fn wait(&mut self, listener: &TcpListener) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -160,19 +161,19 @@ impl Lobby {
                     tokio::time::sleep(EVICTION_INTERVAL).await;
                 }
             },
-            () = self.places.freed(), if !self.waiting.is_empty() => {}
+            () = self.slots.released(), if !self.waiting.is_empty() => {}
             () = tokio::time::sleep(EVICTION_INTERVAL), if !self.waiting.is_empty() => {}
         }
     }
 
-    /// Returns a waiting connection if there is a place for it now. Evictions for waiting
+    /// Returns a waiting connection if there is a slot for it now. Evictions for waiting
     /// connections are considered once per [`EVICTION_INTERVAL`], and before an eviction for an
     /// arrival.
     fn admit_waiting(&mut self, counts: &Counts) -> Option<Admitted> {
         if self.waiting.is_empty() {
             return None;
         }
-        if !self.places.has_room() {
+        if !self.slots.has_free() {
             if self
                 .evictions_checked
                 .is_some_and(|at| at.elapsed() < EVICTION_INTERVAL)
@@ -200,14 +201,14 @@ impl Lobby {
         stream: TcpStream,
         address: SocketAddr,
         counts: &Counts,
-    ) -> Result<Admitted, (TcpStream, NoPlace)> {
+    ) -> Result<Admitted, (TcpStream, NoSlot)> {
         let watch = Watch::of_listener(self.held.clone(), self.requests.clone());
-        match self.places.enter(address.ip(), &watch) {
-            Ok(place) => Ok(Admitted {
+        match self.slots.acquire(address.ip(), &watch) {
+            Ok(slot) => Ok(Admitted {
                 stream,
                 address,
                 watch,
-                place,
+                slot,
                 open: counts.open(),
             }),
             Err(reason) => Err((stream, reason)),
@@ -224,11 +225,11 @@ mod tests {
     /// A listener, and connections to it from `127.0.0.LAST`.
     async fn burst(clients: impl IntoIterator<Item = u8>) -> (TcpListener, Vec<TcpStream>) {
         let listener = super::super::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let open = join_from(&listener, clients).await;
+        let open = connect_from_each(&listener, clients).await;
         (listener, open)
     }
 
-    async fn join_from(
+    async fn connect_from_each(
         listener: &TcpListener,
         clients: impl IntoIterator<Item = u8>,
     ) -> Vec<TcpStream> {
@@ -243,100 +244,100 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_burst_of_one_client_delays_nobody_who_comes_after_it() {
+    async fn a_burst_of_one_client_does_not_delay_later_clients() {
         let (listener, open) = burst(std::iter::repeat_n(2, 300).chain([3])).await;
-        let (mut lobby, counts) = (Lobby::new(&Limits::default()), Counts::default());
+        let (mut queue, counts) = (AcceptQueue::new(&Limits::default()), Counts::default());
         let mut admitted = Vec::new();
         for _ in &open {
-            admitted.push(lobby.next(&listener, &counts).await.address.ip());
+            admitted.push(queue.next(&listener, &counts).await.address.ip());
         }
         let last = IpAddr::from([127, 0, 0, 3]);
         assert_eq!(
             admitted.iter().position(|address| *address == last),
             Some(1)
         );
-        assert!(lobby.arrivals.is_empty());
+        assert!(queue.arrivals.is_empty());
     }
 
     #[tokio::test]
     async fn further_arrivals_wait_in_the_kernel() {
-        const PLACES: usize = 8;
-        let (listener, open) = burst(std::iter::repeat_n(2, 3 * PLACES)).await;
+        const SLOTS: usize = 8;
+        let (listener, open) = burst(std::iter::repeat_n(2, 3 * SLOTS)).await;
         let limits = Limits {
-            connections: PLACES,
+            connections: SLOTS,
             ..Limits::default()
         };
-        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
+        let (mut queue, counts) = (AcceptQueue::new(&limits), Counts::default());
         let mut admitted = Vec::new();
         for _ in &open {
-            admitted.push(lobby.next(&listener, &counts).await);
-            assert!(lobby.arrivals.len() < PLACES, "{}", lobby.arrivals.len());
+            admitted.push(queue.next(&listener, &counts).await);
+            assert!(queue.arrivals.len() < SLOTS, "{}", queue.arrivals.len());
         }
     }
 
-    /// A listener of two places, and the first connections, which have them.
-    async fn full(listener: &TcpListener) -> (Lobby, Counts, [Admitted; 2]) {
+    /// A listener of two slots, and the first connections, which have them.
+    async fn full(listener: &TcpListener) -> (AcceptQueue, Counts, [Admitted; 2]) {
         let limits = Limits {
             connections: 2,
             ..Limits::default()
         };
-        let (mut lobby, counts) = (Lobby::new(&limits), Counts::default());
-        let first = lobby.next(listener, &counts).await;
-        let second = lobby.next(listener, &counts).await;
-        (lobby, counts, [first, second])
+        let (mut queue, counts) = (AcceptQueue::new(&limits), Counts::default());
+        let first = queue.next(listener, &counts).await;
+        let second = queue.next(listener, &counts).await;
+        (queue, counts, [first, second])
     }
 
     #[tokio::test]
-    async fn a_place_that_is_given_back_goes_to_one_who_waits_and_not_to_a_flood() {
+    async fn a_released_slot_goes_to_a_waiting_client_and_not_to_a_flood() {
         let (listener, _open) = burst([2, 3, 4, 4, 4, 4]).await;
-        let (mut lobby, counts, busy) = full(&listener).await;
+        let (mut queue, counts, busy) = full(&listener).await;
         let requests = busy.each_ref().map(|held| held.watch.request(None));
-        // Nobody gives a place up, so the first ones wait.
-        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
-        let waiting = lobby.waiting.len();
+        // No slot is released, so the first ones wait.
+        assert!(queue.next(&listener, &counts).now_or_never().is_none());
+        let waiting = queue.waiting.len();
         assert_eq!(waiting, 4);
-        let _flood = join_from(&listener, [5; 4]).await;
+        let _flood = connect_from_each(&listener, [5; 4]).await;
         drop((busy, requests));
         for _ in 0..2 {
-            let next = lobby.next(&listener, &counts).await;
+            let next = queue.next(&listener, &counts).await;
             assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
             std::mem::forget(next);
         }
     }
 
     #[tokio::test]
-    async fn a_connection_that_becomes_idle_ends_for_one_who_waits_and_not_for_a_flood() {
+    async fn an_idle_connection_is_evicted_for_a_waiting_client_not_for_a_flood() {
         let (listener, _open) = burst([2, 3, 4]).await;
-        let (mut lobby, counts, held) = full(&listener).await;
+        let (mut queue, counts, held) = full(&listener).await;
         let [becomes_idle, _busy] = held.each_ref().map(|held| held.watch.request(None));
-        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
-        assert_eq!(lobby.waiting.len(), 1);
-        // They were looked at a moment ago.
-        lobby.evictions_checked = Some(Instant::now() + EVICTION_INTERVAL * 100);
+        assert!(queue.next(&listener, &counts).now_or_never().is_none());
+        assert_eq!(queue.waiting.len(), 1);
+        // Evictions were considered a moment ago.
+        queue.evictions_checked = Some(Instant::now() + EVICTION_INTERVAL * 100);
         drop(becomes_idle);
-        let _flood = join_from(&listener, [5; MAX_WAITING / 4 + 4]).await;
-        let next = lobby.next(&listener, &counts).await;
+        let _flood = connect_from_each(&listener, [5; MAX_WAITING / 4 + 4]).await;
+        let next = queue.next(&listener, &counts).await;
         assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 4]));
         assert!(held[0].watch.is_evicted());
         let _request = next.watch.request(None);
-        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
+        assert!(queue.next(&listener, &counts).now_or_never().is_none());
         assert_eq!(
-            lobby.waiting.len(),
+            queue.waiting.len(),
             MAX_WAITING / 4,
             "a quarter for one address"
         );
     }
 
     #[tokio::test]
-    async fn who_has_fewer_connections_does_not_wait_behind_those_that_nobody_ends_for() {
+    async fn fewer_connections_do_not_wait_behind_those_with_no_eviction() {
         let (listener, _open) = burst([2, 2, 2, 2]).await;
-        let (mut lobby, counts, busy) = full(&listener).await;
+        let (mut queue, counts, busy) = full(&listener).await;
         let _requests = busy.each_ref().map(|held| held.watch.request(None));
-        assert!(lobby.next(&listener, &counts).now_or_never().is_none());
-        assert_eq!(lobby.waiting.len(), 2);
-        let _other = join_from(&listener, [3]).await;
-        let next = lobby.next(&listener, &counts).await;
+        assert!(queue.next(&listener, &counts).now_or_never().is_none());
+        assert_eq!(queue.waiting.len(), 2);
+        let _other = connect_from_each(&listener, [3]).await;
+        let next = queue.next(&listener, &counts).await;
         assert_eq!(next.address.ip(), IpAddr::from([127, 0, 0, 3]));
-        assert_eq!(lobby.waiting.len(), 2);
+        assert_eq!(queue.waiting.len(), 2);
     }
 }

@@ -1,5 +1,4 @@
 //! The admin port under strangers: whatever they do with their connections, probes are answered.
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
