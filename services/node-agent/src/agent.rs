@@ -175,9 +175,9 @@ impl<R: HostRuntime> Agent<R> {
         state: &NodeState,
         version: Option<String>,
     ) -> Result<Observation, Error> {
-        let yielded = self.repairs.yielded(self.started.elapsed());
+        let exhausted = self.repairs.exhausted(self.started.elapsed());
         let (disk, runtime, state) = (self.disk.clone(), self.runtime.clone(), state.clone());
-        let work = move || apply(&disk, &runtime, &state, version.as_deref(), &yielded);
+        let work = move || apply(&disk, &runtime, &state, version.as_deref(), &exhausted);
         tokio::task::spawn_blocking(work)
             .await
             .map_err(|_| Error::Interrupted)?
@@ -421,10 +421,10 @@ fn apply<R: HostRuntime>(
     runtime: &R,
     state: &NodeState,
     version: Option<&str>,
-    yielded: &BTreeSet<String>,
+    exhausted: &BTreeSet<String>,
 ) -> Result<Observation, Error> {
-    // Kept first, so that a boot without the API server knows the state.
-    disk.keep("state.json", state)?;
+    // Stored first, so that a boot without the API server knows the state.
+    disk.store("state.json", state)?;
     let hosts_dir = runtime.hosts_dir(version)?;
     let wanted = runtime.files(state, &hosts_dir.path)?;
     let (journal, damaged) = match disk.journal() {
@@ -436,7 +436,7 @@ fn apply<R: HostRuntime>(
         journal => (journal?, false),
     };
     let paths = Disk::paths(&journal, wanted.keys());
-    let plan = plan(&disk.look(paths.iter()), &journal, &wanted, yielded);
+    let plan = plan(&disk.inspect(paths.iter()), &journal, &wanted, exhausted);
     disk.apply(&plan)?;
     Ok(Observation {
         plan,
@@ -453,7 +453,7 @@ fn undo<R: HostRuntime>(
 ) -> Result<(bool, Plan), Error> {
     let journal = match disk.journal() {
         Err(host::Error::Damaged { .. }) => {
-            // One more round of the other kind finds the agent's own files.
+            // Applying the wanted state finds the agent's own files again.
             apply(disk, runtime, state, None, &BTreeSet::new())?;
             disk.journal()?
         }
@@ -461,13 +461,13 @@ fn undo<R: HostRuntime>(
     };
     let paths = Disk::paths(&journal, std::iter::empty());
     let mut plan = plan(
-        &disk.look(paths.iter()),
+        &disk.inspect(paths.iter()),
         &journal,
         &BTreeMap::new(),
         &BTreeSet::new(),
     );
     disk.apply(&plan)?;
-    disk.forget()?;
+    disk.remove_own_folder()?;
     plan.left.extend(disk.left_by_former());
     Ok((!journal.is_empty(), plan))
 }

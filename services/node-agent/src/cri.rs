@@ -34,7 +34,7 @@ pub enum Fault {
     /// The registry: it did not answer, or answered with a server error. This says nothing about
     /// the configuration of the node.
     Registry,
-    /// The runtime: it did not answer.
+    /// The runtime: it did not answer, or has not started yet.
     Runtime,
 }
 
@@ -127,9 +127,35 @@ impl Client {
     }
 }
 
-/// Which side is at fault, from the runtime's error text. An unknown text blames the node, because
-/// the pull of a pod would fail the same way.
+/// Which side is at fault. An unknown error blames the node, because the pull of a pod would fail the
+/// same way.
 pub fn fault(error: &Error) -> Fault {
+    match error {
+        Error::Connect(..) => Fault::Runtime,
+        Error::Protocol(_) => Fault::Node,
+        Error::Timeout(_) => Fault::Registry,
+        Error::Status { code, message } => match *code {
+            // containerd refuses every call with this code until it is initialized.
+            grpc::CODE_UNAVAILABLE => Fault::Runtime,
+            grpc::CODE_DEADLINE_EXCEEDED => Fault::Registry,
+            // The runtime rejects the request, or a server answered that the node may not pull or
+            // that the image does not exist: it does not trust the node, or it is not the registry.
+            grpc::CODE_INVALID_ARGUMENT
+            | grpc::CODE_NOT_FOUND
+            | grpc::CODE_PERMISSION_DENIED
+            | grpc::CODE_FAILED_PRECONDITION
+            | grpc::CODE_UNIMPLEMENTED
+            | grpc::CODE_UNAUTHENTICATED => Fault::Node,
+            _ => fault_by_text(message),
+        },
+    }
+}
+
+/// Which side is at fault, from an error text. containerd maps errors to gRPC codes by their Go type
+/// (`errgrpc.ToGRPC`), and those of dialing, of TLS and of unexpected HTTP statuses have no code of
+/// their own: a refused connection, a 401, a 503 and an unknown authority are all `UNKNOWN`. Only
+/// the text distinguishes them.
+fn fault_by_text(message: &str) -> Fault {
     const REGISTRY: [&str; 12] = [
         "connection refused",
         "i/o timeout",
@@ -144,18 +170,11 @@ pub fn fault(error: &Error) -> Fault {
         "503 service unavailable",
         "504 gateway timeout",
     ];
-    match error {
-        Error::Connect(..) => Fault::Runtime,
-        Error::Protocol(_) => Fault::Node,
-        Error::Timeout(_) => Fault::Registry,
-        Error::Status { message, .. } => {
-            let message = message.to_ascii_lowercase();
-            if REGISTRY.iter().any(|word| message.contains(word)) {
-                Fault::Registry
-            } else {
-                Fault::Node
-            }
-        }
+    let message = message.to_ascii_lowercase();
+    if REGISTRY.iter().any(|text| message.contains(text)) {
+        Fault::Registry
+    } else {
+        Fault::Node
     }
 }
 

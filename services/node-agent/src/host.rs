@@ -135,7 +135,7 @@ impl Disk {
         let mut journal = Journal::default();
         for (path, entry) in former.files {
             if let Some(path) = relative(&path)
-                && matches!(self.look_at(&path), Found::Known(Original::File { content, .. }) if entry.wrote(&content))
+                && matches!(self.inspect_path(&path), Found::Known(Original::File { content, .. }) if entry.wrote(&content))
             {
                 journal.files.insert(path, entry);
             }
@@ -160,7 +160,7 @@ impl Disk {
         })
     }
 
-    /// Reads a document that [`Disk::keep`] stored; `None` if there is none.
+    /// Reads a document that [`Disk::store`] stored; `None` if there is none.
     pub fn load<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let path = self.own.join(name);
         match fs::read(&path) {
@@ -181,7 +181,7 @@ impl Disk {
     }
 
     /// Stores a document on the host, readable by root only. Writes nothing if it is unchanged.
-    pub fn keep<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Error> {
+    pub fn store<T: Serialize>(&self, name: &str, document: &T) -> Result<(), Error> {
         let path = self.own.join(name);
         let bytes = serde_json::to_vec_pretty(document).map_err(|source| Error::Damaged {
             path: path.clone(),
@@ -203,7 +203,7 @@ impl Disk {
     }
 
     /// Removes the agent's own folder. Call it when nothing is left to undo.
-    pub fn forget(&self) -> Result<(), Error> {
+    pub fn remove_own_folder(&self) -> Result<(), Error> {
         match fs::remove_dir_all(&self.own) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(io_error("remove", &self.own)(e));
@@ -214,10 +214,10 @@ impl Disk {
     }
 
     /// Reads everything that a plan may touch.
-    pub fn look<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Host {
+    pub fn inspect<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Host {
         let mut host = Host::default();
         for path in paths {
-            host.files.insert(path.clone(), self.look_at(path));
+            host.files.insert(path.clone(), self.inspect_path(path));
             for above in parents(path) {
                 match fs::symlink_metadata(self.root.join(above)) {
                     Ok(metadata) if metadata.is_dir() => host.directories.insert(above.to_owned()),
@@ -229,7 +229,7 @@ impl Disk {
         host
     }
 
-    fn look_at(&self, path: &str) -> Found {
+    fn inspect_path(&self, path: &str) -> Found {
         let path = self.root.join(path);
         let metadata = match fs::symlink_metadata(&path) {
             Ok(metadata) => metadata,
@@ -267,7 +267,7 @@ impl Disk {
     /// at any point.
     pub fn apply(&self, plan: &Plan) -> Result<(), Error> {
         if !plan.journal_first.is_empty() {
-            self.keep(JOURNAL, &plan.journal_first)?;
+            self.store(JOURNAL, &plan.journal_first)?;
         }
         for action in &plan.actions {
             self.step(action)?;
@@ -275,7 +275,7 @@ impl Disk {
         if plan.journal_last == plan.journal_first || plan.journal_last.is_empty() {
             return Ok(());
         }
-        self.keep(JOURNAL, &plan.journal_last)
+        self.store(JOURNAL, &plan.journal_last)
     }
 
     fn step(&self, action: &Action) -> Result<(), Error> {

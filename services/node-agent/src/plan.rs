@@ -69,13 +69,13 @@ pub struct Plan {
     pub left: Vec<String>,
 }
 
-/// Plans the way from `host` to `wanted`. `yielded` are files that another program changed so often
-/// that the agent no longer repairs them.
+/// Plans the way from `host` to `wanted`. `exhausted` are files that the agent no longer repairs,
+/// because another program changed them too often.
 pub fn plan(
     host: &Host,
     journal: &Journal,
     wanted: &BTreeMap<String, HostFile>,
-    yielded: &BTreeSet<String>,
+    exhausted: &BTreeSet<String>,
 ) -> Plan {
     let mut plan = Plan {
         journal_first: journal.clone(),
@@ -83,7 +83,7 @@ pub fn plan(
         ..Plan::default()
     };
     for (path, file) in wanted {
-        plan.put(host, path, file, yielded.contains(path));
+        plan.put(host, path, file, exhausted.contains(path));
     }
     for (path, entry) in &journal.files {
         if !wanted.contains_key(path) {
@@ -107,7 +107,7 @@ pub fn plan(
 }
 
 impl Plan {
-    fn put(&mut self, host: &Host, path: &str, file: &HostFile, yielded: bool) {
+    fn put(&mut self, host: &Host, path: &str, file: &HostFile, exhausted: bool) {
         if let Some(above) = parents(path).find(|above| host.obstructed.contains(*above)) {
             self.left
                 .push(format!("{path} is not written: {above} is not a directory"));
@@ -118,7 +118,7 @@ impl Plan {
         let current = match found {
             Found::Foreign => {
                 self.left.push(format!(
-                    "{path} is not written: there is something that is not a regular file"
+                    "{path} is not written: it exists and is not a regular file"
                 ));
                 return;
             }
@@ -134,9 +134,9 @@ impl Plan {
             return;
         }
         if known.is_some() && !ours {
-            if yielded {
+            if exhausted {
                 self.left.push(format!(
-                    "{path} was changed by another program again and again, and is left as it is"
+                    "{path} is left: another program changed it repeatedly"
                 ));
                 return;
             }
@@ -195,9 +195,8 @@ impl Plan {
         let current = match found {
             Found::Known(current) => current,
             Found::Foreign => {
-                self.left.push(format!(
-                    "{path} is left: there is something that is not a regular file now"
-                ));
+                self.left
+                    .push(format!("{path} is left: it is no longer a regular file"));
                 return;
             }
         };

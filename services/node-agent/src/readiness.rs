@@ -101,7 +101,7 @@ impl Repairs {
     }
 
     /// The files that the agent no longer repairs at `now`.
-    pub fn yielded(&mut self, now: Duration) -> std::collections::BTreeSet<String> {
+    pub fn exhausted(&mut self, now: Duration) -> std::collections::BTreeSet<String> {
         for times in self.times.values_mut() {
             times.retain(|time| now.saturating_sub(*time) < HOUR);
         }
@@ -158,12 +158,12 @@ mod tests {
         let (mut repairs, path) = (Repairs::default(), "certs.d/a/hosts.toml".to_owned());
         for minute in 0..5 {
             let now = Duration::from_secs(60 * minute);
-            assert!(repairs.yielded(now).is_empty());
+            assert!(repairs.exhausted(now).is_empty());
             repairs.note(std::slice::from_ref(&path), now);
         }
-        assert!(repairs.yielded(Duration::from_secs(600)).contains(&path));
+        assert!(repairs.exhausted(Duration::from_secs(600)).contains(&path));
         assert!(
-            repairs.yielded(Duration::from_secs(3601)).is_empty(),
+            repairs.exhausted(Duration::from_secs(3601)).is_empty(),
             "the first repair is an hour old"
         );
     }

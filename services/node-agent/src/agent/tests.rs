@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 use std::path::PathBuf;
 
 use super::*;
-use crate::cri::tests::serve;
+use crate::cri::tests::{CODE_UNKNOWN, serve};
 use crate::host::Folders;
 use crate::plan::MARKER;
 use crate::runtimes::containerd::Containerd;
@@ -161,7 +161,7 @@ async fn a_registry_that_goes_down_later_leaves_the_node_ready() {
     let mut node = node(CONFIG);
     let fake = serve(&node.folder.path().join("run/containerd.sock"));
     node.agent.round(&state(Desired::Present)).await;
-    fake.lock().unwrap().refuse = Some("connection refused".to_owned());
+    fake.lock().unwrap().refuse = Some((CODE_UNKNOWN, "connection refused".to_owned()));
     node.agent.pull_at = Instant::now();
     node.agent.round(&state(Desired::Present)).await;
     assert!(node.health.readyz().ok && node.health.readyz().text.contains("connection refused"));
@@ -188,17 +188,17 @@ async fn without_a_socket_the_host_is_written_and_the_node_not_ready() {
 }
 
 #[tokio::test]
-async fn a_runtime_without_config_path_is_told_in_full_and_tried_again() {
+async fn a_runtime_without_config_path_is_reported_in_full_and_retried() {
     let mut node = node("version = 3\n");
     let _fake = serve(&node.folder.path().join("run/containerd.sock"));
     let pause = node.agent.round(&state(Desired::Present)).await;
     let ready = node.health.readyz().text;
-    for words in [
+    for text in [
         "containerd v2.1.4 has no registry config_path",
         "io.containerd.cri.v1.images",
         "config_path = \"/etc/containerd/certs.d\"",
     ] {
-        assert!(ready.contains(words), "{ready}");
+        assert!(ready.contains(text), "{ready}");
     }
     assert!(pause <= Duration::from_secs(10));
     std::fs::write(node.folder.path().join("etc/config.toml"), CONFIG).unwrap();
@@ -228,10 +228,10 @@ async fn a_prepared_node_keeps_its_own_image_and_a_removed_one_does_not() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_cannot_pin_is_prepared_and_told_of_once() {
+async fn a_runtime_that_cannot_pin_is_prepared_and_reported_once() {
     let mut node = node(CONFIG);
     let fake = serve(&node.folder.path().join("run/containerd.sock"));
-    fake.lock().unwrap().plain = true;
+    fake.lock().unwrap().cri_only = true;
     for _ in 0..2 {
         node.agent.pin_at = Instant::now();
         node.agent.round(&state(Desired::Present)).await;
@@ -264,7 +264,7 @@ fn pulls(fake: &std::sync::Mutex<crate::cri::tests::Fake>) -> usize {
 }
 
 #[tokio::test]
-async fn changed_files_are_written_again_and_proven_until_the_agent_yields() {
+async fn changed_files_are_repaired_and_proven_until_repairs_are_exhausted() {
     let (mut node, fake) = prepared().await;
     let hosts = node.folder.path().join("etc/certs.d/10.96.0.50/hosts.toml");
     let ours = std::fs::read(&hosts).unwrap();
@@ -281,26 +281,26 @@ async fn changed_files_are_written_again_and_proven_until_the_agent_yields() {
         assert_eq!(
             std::fs::read(&hosts).unwrap(),
             b"theirs",
-            "no longer fought over"
+            "no longer repaired"
         );
     }
     assert_eq!(node.reported(), ["HostFilesLeft"]);
-    assert!(node.status.json().contains("again and again"));
-    fake.lock().unwrap().refuse = Some("x509: unknown authority".to_owned());
+    assert!(node.status.json().contains("repeatedly"));
+    fake.lock().unwrap().refuse = Some((CODE_UNKNOWN, "x509: unknown authority".to_owned()));
     node.agent.pull_at = Instant::now();
     node.agent.round(&state(Desired::Present)).await;
     let ready = node.health.readyz();
     assert!(
-        !ready.ok && ready.text.contains("again and again"),
+        !ready.ok && ready.text.contains("repeatedly"),
         "{}",
         ready.text
     );
 }
 
 #[tokio::test]
-async fn another_runtime_has_to_prove_itself_though_the_registry_is_away() {
+async fn another_runtime_must_prove_itself_while_the_registry_is_down() {
     let (mut node, fake) = prepared().await;
-    fake.lock().unwrap().refuse = Some("connection refused".to_owned());
+    fake.lock().unwrap().refuse = Some((CODE_UNKNOWN, "connection refused".to_owned()));
     node.agent.pull_at = Instant::now();
     node.agent.round(&state(Desired::Present)).await;
     assert!(node.health.readyz().ok, "proven before");
@@ -319,7 +319,7 @@ async fn another_runtime_has_to_prove_itself_though_the_registry_is_away() {
 }
 
 #[tokio::test]
-async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken_up() {
+async fn a_configuration_without_the_folder_is_reported_once_and_recovers() {
     let (mut node, _fake) = prepared().await;
     let config = node.folder.path().join("etc/config.toml");
     std::fs::write(&config, "version = 3\n").unwrap();
@@ -345,7 +345,7 @@ async fn a_configuration_without_the_folder_is_told_once_and_its_return_is_taken
 }
 
 #[tokio::test]
-async fn a_journal_that_cannot_be_read_is_set_aside_and_the_host_can_still_be_undone() {
+async fn a_damaged_journal_is_set_aside_and_the_host_can_still_be_undone() {
     for damage in ["", "{", "[1]"] {
         let (mut node, _fake) = prepared().await;
         let journal = node
@@ -368,7 +368,7 @@ async fn a_journal_that_cannot_be_read_is_set_aside_and_the_host_can_still_be_un
 }
 
 #[tokio::test]
-async fn a_new_address_takes_the_probe_of_the_former_one_away() {
+async fn a_new_address_removes_the_probe_of_the_former_one() {
     let (mut node, fake) = prepared().await;
     let mut moved = state(Desired::Present);
     moved.hosts[0].address = "10.96.0.60".to_owned();
@@ -383,7 +383,7 @@ async fn a_new_address_takes_the_probe_of_the_former_one_away() {
     let folder = node.folder.path().join("etc/certs.d");
     assert!(folder.join("10.96.0.50/hosts.toml").exists());
     moved.hosts.pop();
-    fake.lock().unwrap().refuse = Some("connection refused".to_owned());
+    fake.lock().unwrap().refuse = Some((CODE_UNKNOWN, "connection refused".to_owned()));
     node.agent.round(&moved).await;
     assert!(!folder.join("10.96.0.50").exists(), "no longer an alias");
     assert!(
@@ -393,14 +393,14 @@ async fn a_new_address_takes_the_probe_of_the_former_one_away() {
 }
 
 #[tokio::test]
-async fn a_runtime_that_dies_of_a_pin_is_not_asked_again_soon() {
+async fn a_runtime_that_crashes_on_a_pin_is_not_asked_again_soon() {
     let mut node = node(CONFIG);
     let fake = serve(&node.folder.path().join("run/containerd.sock"));
     {
         let mut fake = fake.lock().unwrap();
         fake.own = vec![IMAGE.to_owned()];
         fake.records.insert(IMAGE.to_owned(), BTreeMap::new());
-        fake.dies = true;
+        fake.crashes_on_update = true;
     }
     for process in 0..5 {
         fake.lock().unwrap().process = process;
@@ -477,11 +477,11 @@ async fn the_agents_of_two_releases_on_a_node_keep_their_journals_apart() {
     let mut folders = first.agent.runtime.folders.clone();
     folders.hosts = first.folder.path().join("etc/certs.d");
     let other = Disk::new(&folders, "sys.other");
-    other.keep("state.json", &state(Desired::Present)).unwrap();
+    other.store("state.json", &state(Desired::Present)).unwrap();
     first.agent.round(&state(Desired::Present)).await;
     first.agent.round(&state(Desired::Removed)).await;
     assert_eq!(files(&first, "etc/certs.d"), [".holdfast"]);
     assert!(other.load::<NodeState>("state.json").unwrap().is_some());
-    other.forget().unwrap();
+    other.remove_own_folder().unwrap();
     assert_eq!(files(&first, "etc/certs.d"), [""; 0]);
 }

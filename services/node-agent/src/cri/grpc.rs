@@ -17,10 +17,22 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 /// The namespace of the CRI's objects, for containerd's own services. The CRI ignores the header.
 const NAMESPACE: (&str, &str) = ("containerd-namespace", "k8s.io");
 
+/// The runtime cannot use the request.
+pub const CODE_INVALID_ARGUMENT: u32 = 3;
+/// The work did not end in time.
+pub const CODE_DEADLINE_EXCEEDED: u32 = 4;
 /// The object does not exist.
 pub const CODE_NOT_FOUND: u32 = 5;
+/// The client may not do this.
+pub const CODE_PERMISSION_DENIED: u32 = 7;
+/// The state of the runtime does not allow the operation.
+pub const CODE_FAILED_PRECONDITION: u32 = 9;
 /// The runtime does not implement the method.
 pub const CODE_UNIMPLEMENTED: u32 = 12;
+/// The runtime serves no request at the moment.
+pub const CODE_UNAVAILABLE: u32 = 14;
+/// The client is not authenticated.
+pub const CODE_UNAUTHENTICATED: u32 = 16;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]

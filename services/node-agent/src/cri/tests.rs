@@ -1,4 +1,4 @@
-//! A runtime on a unix socket that keeps a list of images and pulls as it is told.
+//! A fake runtime on a unix socket, with a list of images, and the tests of the client.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
@@ -21,20 +21,20 @@ use crate::cri::wire::Image;
 pub(crate) struct Fake {
     pub(crate) images: BTreeSet<String>,
     pub(crate) calls: Vec<String>,
-    /// The error of every pull, as containerd words it.
-    pub(crate) refuse: Option<String>,
-    /// Pulls answer well but keep nothing.
-    pub(crate) forgetful: bool,
+    /// The gRPC code and the text with which every pull fails.
+    pub(crate) refuse: Option<(u32, String)>,
+    /// Pulls succeed, but the image is not stored.
+    pub(crate) keeps_nothing: bool,
     /// containerd's records of images: labels by name.
     pub(crate) records: BTreeMap<String, BTreeMap<String, String>>,
     /// Images of the agent's own pod.
     pub(crate) own: Vec<String>,
-    /// Not containerd: only the CRI is there.
-    pub(crate) plain: bool,
-    /// Dies of an update of labels.
-    pub(crate) dies: bool,
-    /// The CRI takes no notice of labels.
-    pub(crate) heedless: bool,
+    /// Not containerd: the runtime has the CRI only.
+    pub(crate) cri_only: bool,
+    /// The runtime crashes on an update of labels.
+    pub(crate) crashes_on_update: bool,
+    /// The CRI ignores labels.
+    pub(crate) ignores_labels: bool,
     /// Its process.
     pub(crate) process: u64,
     /// The identity of containerd's data.
@@ -81,10 +81,10 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
     let mut fake = state.lock().unwrap();
     let named = |image: Option<ImageSpec>| image.unwrap().image;
     let path = request_path;
-    if path.ends_with("Images/Update") && fake.dies {
+    if path.ends_with("Images/Update") && fake.crashes_on_update {
         fake.calls.push("update".to_owned());
         drop(fake);
-        panic!("this runtime dies of the request, as told");
+        panic!("the fake runtime crashes on an update");
     }
     if path.starts_with("/containerd.") {
         let outcome = containerd(&mut fake, &path, body);
@@ -99,12 +99,12 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
         "PullImage" => {
             let image = named(PullImageRequest::decode(body).unwrap().image);
             fake.calls.push(format!("pull {image}"));
-            if !fake.forgetful && fake.refuse.is_none() {
+            if !fake.keeps_nothing && fake.refuse.is_none() {
                 fake.images.insert(image.clone());
             }
             fake.refuse.clone().map_or_else(
                 || Ok(PullImageResponse { image_ref: image }.encode_to_vec()),
-                |words| Err((2, words)),
+                Err,
             )
         }
         "RemoveImage" => {
@@ -118,7 +118,7 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
             let record = fake.records.get(&image);
             let pinned = record.is_some_and(|labels| {
                 labels.get("io.cri-containerd.pinned").map(String::as_str) == Some("pinned")
-            }) && !fake.heedless;
+            }) && !fake.ignores_labels;
             let held = (fake.images.contains(&image) || record.is_some()).then(|| Image {
                 id: "sha256:1".to_owned(),
                 repo_tags: vec![image],
@@ -134,7 +134,7 @@ async fn answer(state: Shared, request: Request<Incoming>) -> Result<Response<Bo
 /// The services that only containerd has.
 fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32, String)> {
     use crate::runtimes::containerd::services as wire;
-    if fake.plain {
+    if fake.cri_only {
         return Err((grpc::CODE_UNIMPLEMENTED, "unknown service".to_owned()));
     }
     let record = |name: &str, labels: &BTreeMap<String, String>| wire::Image {
@@ -196,7 +196,7 @@ fn containerd(fake: &mut Fake, path: &str, body: Bytes) -> Result<Vec<u8>, (u32,
         "images.v1.Images/Update" => {
             let request = wire::UpdateImageRequest::decode(body).unwrap();
             let image = request.image.unwrap();
-            // The real one dies without it.
+            // containerd crashes without it.
             assert_eq!(image.target, record("", &BTreeMap::new()).target);
             fake.calls.push(format!("label {}", image.name));
             let labels = fake.records.get_mut(&image.name).unwrap();
@@ -246,6 +246,9 @@ pub(crate) fn containerd_at(folder: &Path) -> crate::runtimes::containerd::Conta
     })
 }
 
+/// The gRPC code of most errors of containerd.
+pub(crate) const CODE_UNKNOWN: u32 = 2;
+
 const PROBE: &str = "10.96.0.50/holdfast/probe:1";
 
 fn runtime() -> (Client, Shared, tempfile::TempDir) {
@@ -256,7 +259,7 @@ fn runtime() -> (Client, Shared, tempfile::TempDir) {
 }
 
 #[tokio::test]
-async fn an_image_that_is_there_is_removed_and_pulled_anew() {
+async fn a_present_image_is_removed_and_pulled_again() {
     let (runtime, fake, _folder) = runtime();
     fake.lock().unwrap().images.insert(PROBE.to_owned());
     runtime.prove_pull(PROBE).await.unwrap();
@@ -271,15 +274,15 @@ async fn an_image_that_is_there_is_removed_and_pulled_anew() {
 #[tokio::test]
 async fn a_pull_that_leaves_no_image_proves_nothing() {
     let (runtime, fake, _folder) = runtime();
-    fake.lock().unwrap().forgetful = true;
+    fake.lock().unwrap().keeps_nothing = true;
     let error = runtime.prove_pull(PROBE).await.unwrap_err();
     assert!(error.to_string().contains("does not hold it"), "{error}");
 }
 
 #[tokio::test]
-async fn the_runtimes_words_arrive_and_name_the_side_at_fault() {
+async fn the_runtimes_error_arrives_and_names_the_side_at_fault() {
     let (runtime, fake, _folder) = runtime();
-    for (words, expect) in [
+    for (text, expect) in [
         (
             "failed to pull: x509: certificate signed by unknown authority",
             Fault::Node,
@@ -294,10 +297,36 @@ async fn the_runtimes_words_arrive_and_name_the_side_at_fault() {
             Fault::Registry,
         ),
     ] {
-        fake.lock().unwrap().refuse = Some(words.to_owned());
+        fake.lock().unwrap().refuse = Some((CODE_UNKNOWN, text.to_owned()));
         let error = runtime.prove_pull(PROBE).await.unwrap_err();
-        assert!(error.to_string().contains(words), "{error}");
-        assert_eq!(fault(&error), expect, "{words}");
+        assert!(error.to_string().contains(text), "{error}");
+        assert_eq!(fault(&error), expect, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_decisive_code_names_the_side_at_fault_whatever_the_text_is() {
+    let (runtime, fake, _folder) = runtime();
+    for (code, text, expect) in [
+        (
+            grpc::CODE_UNAVAILABLE,
+            "server is not initialized yet",
+            Fault::Runtime,
+        ),
+        (grpc::CODE_DEADLINE_EXCEEDED, "", Fault::Registry),
+        (grpc::CODE_INVALID_ARGUMENT, "i/o timeout", Fault::Node),
+        (grpc::CODE_NOT_FOUND, "i/o timeout", Fault::Node),
+        (grpc::CODE_PERMISSION_DENIED, "i/o timeout", Fault::Node),
+        (grpc::CODE_FAILED_PRECONDITION, "i/o timeout", Fault::Node),
+        (grpc::CODE_UNIMPLEMENTED, "i/o timeout", Fault::Node),
+        (grpc::CODE_UNAUTHENTICATED, "i/o timeout", Fault::Node),
+        // INTERNAL, as UNKNOWN, leaves it to the text.
+        (13, "i/o timeout", Fault::Registry),
+        (13, "", Fault::Node),
+    ] {
+        fake.lock().unwrap().refuse = Some((code, text.to_owned()));
+        let error = runtime.prove_pull(PROBE).await.unwrap_err();
+        assert_eq!(fault(&error), expect, "{code} {text}");
     }
 }
 

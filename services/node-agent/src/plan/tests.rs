@@ -61,14 +61,14 @@ fn disk(folder: &Path) -> Disk {
 }
 
 /// One round on a folder: look, plan, apply.
-fn round(folder: &Path, wanted: &BTreeMap<String, HostFile>, yielded: &BTreeSet<String>) -> Plan {
+fn round(folder: &Path, wanted: &BTreeMap<String, HostFile>, exhausted: &BTreeSet<String>) -> Plan {
     let disk = disk(folder);
     let journal = disk.journal().unwrap();
     let paths = Disk::paths(&journal, wanted.keys());
-    let plan = plan(&disk.look(paths.iter()), &journal, wanted, yielded);
+    let plan = plan(&disk.inspect(paths.iter()), &journal, wanted, exhausted);
     disk.apply(&plan).unwrap();
     if plan.journal_last.is_empty() {
-        disk.forget().unwrap();
+        disk.remove_own_folder().unwrap();
     }
     plan
 }
@@ -117,7 +117,7 @@ fn a_bare_host_is_bare_again() {
 
 // SPEC 80
 #[test]
-fn what_stood_there_before_comes_back_with_its_mode() {
+fn an_original_is_restored_with_its_mode() {
     check(|host| {
         write(host, HOSTS, "server = \"https://other\"\r\n\u{1}", 0o640);
         write(
@@ -136,7 +136,7 @@ fn what_stood_there_before_comes_back_with_its_mode() {
 }
 
 #[test]
-fn an_agent_that_lost_its_journal_knows_its_own_files() {
+fn an_agent_without_its_journal_recognizes_its_own_files() {
     let host = tempfile::tempdir().unwrap();
     round(host.path(), &wanted("one"), &BTreeSet::new());
     std::fs::remove_dir_all(host.path().join(crate::host::OWN)).unwrap();
@@ -165,7 +165,7 @@ fn a_crash_before_any_action_can_be_undone() {
         let disk = disk(host.path());
         let wanted = wanted("one");
         let mut plan = plan(
-            &disk.look(wanted.keys()),
+            &disk.inspect(wanted.keys()),
             &Journal::default(),
             &wanted,
             &BTreeSet::new(),
@@ -179,7 +179,7 @@ fn a_crash_before_any_action_can_be_undone() {
 }
 
 #[test]
-fn what_others_change_is_written_again_until_the_agent_yields() {
+fn files_of_the_agent_are_repaired_until_repairs_are_exhausted() {
     let host = tempfile::tempdir().unwrap();
     let nobody = BTreeSet::new();
     round(host.path(), &wanted("one"), &nobody);
@@ -192,8 +192,8 @@ fn what_others_change_is_written_again_until_the_agent_yields() {
     assert_eq!(round(host.path(), &wanted("one"), &nobody).repaired, [CA]);
 
     write(host.path(), HOSTS, "theirs again", 0o600);
-    let yielded = BTreeSet::from([HOSTS.to_owned()]);
-    let plan = round(host.path(), &wanted("one"), &yielded);
+    let exhausted = BTreeSet::from([HOSTS.to_owned()]);
+    let plan = round(host.path(), &wanted("one"), &exhausted);
     assert!(
         plan.actions.is_empty() && plan.left[0].contains(HOSTS),
         "{plan:?}"
@@ -207,7 +207,7 @@ fn what_others_change_is_written_again_until_the_agent_yields() {
 }
 
 #[test]
-fn an_address_that_is_no_longer_wanted_is_undone_alone() {
+fn only_an_address_that_is_no_longer_wanted_is_undone() {
     let host = tempfile::tempdir().unwrap();
     let mut both = wanted("one");
     both.insert(
@@ -224,7 +224,7 @@ fn an_address_that_is_no_longer_wanted_is_undone_alone() {
 }
 
 #[test]
-fn links_and_folders_in_the_way_are_not_touched() {
+fn links_and_folders_at_a_path_are_not_changed() {
     let host = tempfile::tempdir().unwrap();
     let elsewhere = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(elsewhere.path(), host.path().join("certs.d")).unwrap();

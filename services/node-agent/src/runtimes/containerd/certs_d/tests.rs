@@ -27,7 +27,7 @@ fn text(address: &str, file: &str) -> String {
 }
 
 #[test]
-fn each_way_to_the_registry_carries_trust_credential_and_a_short_dial_timeout() {
+fn each_endpoint_has_the_ca_the_credential_and_a_short_dial_timeout() {
     let table: toml::Table = text("10.96.0.50", "hosts.toml").parse().unwrap();
     let hosts = table["host"].as_table().unwrap();
     assert_eq!(

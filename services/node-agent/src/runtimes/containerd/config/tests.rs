@@ -21,7 +21,7 @@ impl Files for BTreeMap<PathBuf, String> {
 }
 
 /// Searches while the agent may write to this folder below `/etc/containerd`.
-fn look(files: &[(&str, String)], version: &str, hosts: &str) -> Result<(), String> {
+fn find_folder(files: &[(&str, String)], version: &str, hosts: &str) -> Result<(), String> {
     let files: BTreeMap<PathBuf, String> = files
         .iter()
         .map(|(path, text)| (PathBuf::from(path), text.clone()))
@@ -36,7 +36,7 @@ fn look(files: &[(&str, String)], version: &str, hosts: &str) -> Result<(), Stri
 /// `config.toml` alone; `expect` is the folder that is mounted and found, or words of the message
 /// where `certs.d` is mounted.
 fn check(config: &str, version: &str, expect: Result<&str, &[&str]>) {
-    let outcome = look(
+    let outcome = find_folder(
         &[("/etc/containerd/config.toml", config.to_owned())],
         version,
         expect.unwrap_or("certs.d"),
@@ -56,7 +56,7 @@ fn check(config: &str, version: &str, expect: Result<&str, &[&str]>) {
 }
 
 #[test]
-fn each_format_has_its_own_place_for_the_folder() {
+fn each_format_has_its_own_key_for_the_folder() {
     let path = r#"config_path = "/etc/containerd/certs.d""#;
     check(
         &format!("version = 2\n[{V2}]\n{path}"),
@@ -86,7 +86,7 @@ fn each_format_has_its_own_place_for_the_folder() {
 }
 
 #[test]
-fn a_place_that_the_format_does_not_know_does_not_count() {
+fn a_key_of_another_format_does_not_count() {
     let path = r#"config_path = "/etc/containerd/certs.d""#;
     check(
         &format!("[{V2}]\n{path}"),
@@ -118,9 +118,9 @@ fn only_versions_from_2_2_on_have_a_default() {
         "v2.2.0",
         Err(&["no registry config_path"]),
     );
-    look(&[], "v2.2.1", "certs.d").unwrap();
+    find_folder(&[], "v2.2.1", "certs.d").unwrap();
     assert!(
-        look(&[], "1.7.0", "certs.d")
+        find_folder(&[], "1.7.0", "certs.d")
             .unwrap_err()
             .contains("no /etc/containerd/config.toml")
     );
@@ -162,7 +162,7 @@ fn the_folder_that_can_be_written_must_be_one_that_is_read() {
 }
 
 #[test]
-fn imports_are_followed_and_have_the_last_word() {
+fn imports_are_followed_and_win() {
     let folder =
         |name: &str| format!("version = 2\n[{V2}]\nconfig_path = \"/etc/containerd/{name}\"");
     let main = |imports: &str| format!("imports = {imports}\n{}", folder("main"));
@@ -174,7 +174,7 @@ fn imports_are_followed_and_have_the_last_word() {
     let with = |main: String| {
         let mut files = drop_ins.to_vec();
         files.push((config, main));
-        let found = |name: &&str| look(&files, "1.7.0", name).is_ok();
+        let found = |name: &&str| find_folder(&files, "1.7.0", name).is_ok();
         ["a", "b", "main"].into_iter().find(found).unwrap()
     };
     assert_eq!(with(main(r#"["/etc/containerd/conf.d/*.toml"]"#)), "b");
@@ -189,7 +189,7 @@ fn imports_are_followed_and_have_the_last_word() {
 }
 
 #[test]
-fn what_is_in_the_way_is_said() {
+fn a_wrong_configuration_is_reported() {
     let inline = format!("version = 2\n[{V2}.mirrors.\"docker.io\"]\nendpoint = [\"https://m\"]");
     check(
         &inline,

@@ -45,7 +45,7 @@ fn labels(fake: &Mutex<Fake>, name: &str) -> Vec<String> {
 const MANAGED: &str = "io.cri-containerd.image=managed";
 
 #[tokio::test]
-async fn own_images_and_the_sandboxes_are_pinned_and_released() {
+async fn own_images_and_the_sandbox_are_pinned_and_unpinned() {
     let (runtime, fake, _folder) = runtime();
     let pinned = pin(&runtime, &pod()).await.unwrap();
     assert_eq!(pinned, BTreeSet::from([OURS.to_owned(), PAUSE.to_owned()]));
@@ -66,7 +66,7 @@ async fn own_images_and_the_sandboxes_are_pinned_and_released() {
 }
 
 #[tokio::test]
-async fn an_upgrade_hands_the_pin_on() {
+async fn an_upgrade_moves_the_pin() {
     let (runtime, fake, _folder) = runtime();
     fake.lock().unwrap().own = vec![PAUSE.to_owned(), FORMER.to_owned()];
     pin(&runtime, &pod()).await.unwrap();
@@ -77,7 +77,7 @@ async fn an_upgrade_hands_the_pin_on() {
 }
 
 #[tokio::test]
-async fn pins_of_others_are_theirs() {
+async fn pins_of_others_are_not_changed() {
     let (runtime, fake, _folder) = runtime();
     let pinned = ("io.cri-containerd.pinned".to_owned(), "pinned".to_owned());
     fake.lock()
@@ -95,7 +95,7 @@ async fn pins_of_others_are_theirs() {
 }
 
 #[tokio::test]
-async fn a_pin_that_somebody_took_away_comes_back() {
+async fn a_removed_pin_is_set_again() {
     let (runtime, fake, _folder) = runtime();
     pin(&runtime, &pod()).await.unwrap();
     fake.lock()
@@ -109,10 +109,13 @@ async fn a_pin_that_somebody_took_away_comes_back() {
 }
 
 #[tokio::test]
-async fn what_the_runtime_cannot_is_said() {
+async fn what_the_runtime_cannot_do_is_reported() {
     type Trouble = fn(&mut Fake);
     let troubles: [(Trouble, &str); 4] = [
-        (|fake| fake.plain = true, "no image service of containerd"),
+        (
+            |fake| fake.cri_only = true,
+            "no image service of containerd",
+        ),
         (
             |fake| fake.own.clear(),
             "no container of the agent's own pod",
@@ -121,7 +124,7 @@ async fn what_the_runtime_cannot_is_said() {
             |fake| drop(fake.records.remove(OURS)),
             "no longer has a name in containerd",
         ),
-        (|fake| fake.heedless = true, "ignores the pin"),
+        (|fake| fake.ignores_labels = true, "ignores the pin"),
     ];
     for (trouble, expect) in troubles {
         let (runtime, fake, _folder) = runtime();
@@ -130,7 +133,7 @@ async fn what_the_runtime_cannot_is_said() {
         assert!(error.to_string().contains(expect), "{error}");
     }
     let (runtime, fake, _folder) = runtime();
-    fake.lock().unwrap().plain = true;
+    fake.lock().unwrap().cri_only = true;
     assert_eq!(
         unpin(&runtime, &pod()).await.unwrap(),
         0,
