@@ -26,6 +26,7 @@ use holdfast_api::names::Names;
 use holdfast_config::Config;
 use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::{Flag, Health};
+use holdfast_runtime::reload::Reloads;
 use holdfast_runtime::supervise::Supervisor;
 use holdfast_runtime::tls::{ClientAuth, ServerTls, TlsFiles};
 use holdfast_runtime::{CancellationToken, files, logs, server, shutdown};
@@ -115,6 +116,7 @@ pub async fn serve(
     let mut registry = holdfast_runtime::metrics::registry("webhook");
     let metrics = metrics::Metrics::register(&mut registry);
     let connections = server::Counts::register(&mut registry);
+    let reloads = Reloads::register(&mut registry);
     let supervisor = Supervisor::new(health.clone(), &mut registry, stop.clone());
     let tls_loaded = health.ready_flag("tls", "no serving certificate yet");
     let state_seen = health.ready_flag("state", "the shared state has not been read yet");
@@ -170,7 +172,10 @@ pub async fn serve(
         files.client_ca = tls_folder.with_file_name(CLIENT_CA_FOLDER).join("ca.crt");
     }
     if let Some(tls) = load_tls(&files, &tls_loaded, &stop).await {
-        tokio::spawn(tls.clone().follow(files::POLL_INTERVAL, stop.clone()));
+        let follow = tls
+            .clone()
+            .follow_counted(files::POLL_INTERVAL, reloads, stop.clone());
+        tokio::spawn(follow);
         let service = server::tower(warp::service(routes::routes(context)));
         let (tls, stop) = (Some(tls), stop.clone());
         server::serve_counted(listener, tls, service, limits(), connections, stop).await;

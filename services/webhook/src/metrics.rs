@@ -50,7 +50,7 @@ pub struct Metrics {
     reviews: Family<ResultLabel, Counter>,
     rewritten: Counter,
     skipped: Family<ReasonLabel, Counter>,
-    put_back: Counter,
+    restored: Counter,
     reverted: Counter,
     announcements: Family<ResultLabel, Counter>,
 }
@@ -72,7 +72,7 @@ impl Metrics {
                 "Image references rewritten",
                 Counter::default(),
             ),
-            put_back: group.add(
+            restored: group.add(
                 "references_restored",
                 "References restored to the upstream's because the namespace has no access to the \
                  image",
@@ -109,8 +109,8 @@ impl Metrics {
             .inc_by(u64::try_from(mutation.rewritten).unwrap_or(u64::MAX));
         self.reverted
             .inc_by(u64::try_from(mutation.reverted).unwrap_or(u64::MAX));
-        self.put_back
-            .inc_by(u64::try_from(mutation.put_back).unwrap_or(u64::MAX));
+        self.restored
+            .inc_by(u64::try_from(mutation.restored).unwrap_or(u64::MAX));
         for reason in &mutation.skipped {
             let reason = reason.label();
             self.skipped.get_or_create(&ReasonLabel { reason }).inc();

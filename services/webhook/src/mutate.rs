@@ -118,7 +118,7 @@ pub struct Mutation {
     pub reverted: usize,
     /// Number of references to the registry that were replaced by the originals, because the
     /// namespace may not have the image.
-    pub put_back: usize,
+    pub restored: usize,
     /// Why the pod is denied, if it is.
     pub refused: Option<&'static str>,
 }
@@ -154,9 +154,9 @@ impl Mutation {
                 self.rewritten += 1;
                 Some(original)
             }
-            Decision::PutBack { original } => {
+            Decision::Restore { original } => {
                 self.replace(image, original.to_string())?;
-                self.put_back += 1;
+                self.restored += 1;
                 self.skipped.push(SkipReason::Private);
                 self.warnings.push(format!(
                     "holdfast: {} gets {:?} from its upstream, because it is unknown whether this \
@@ -199,7 +199,7 @@ pub fn mutate(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules)
 /// Replaces references to the registry by the originals where the pod's namespace may not have the
 /// image, and changes nothing else. It applies to pods that opt out of rewriting, too: a label must
 /// not open the images of other namespaces.
-pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
+pub fn restore(pod: &Value, old: Option<&Value>, request: Request, rules: &Rules) -> Mutation {
     if rules.access == ImageAccess::Every || pod::is_mirror(pod) {
         return Mutation::default();
     }
@@ -209,9 +209,9 @@ pub fn put_back(pod: &Value, old: Option<&Value>, request: Request, rules: &Rule
     }
 }
 
-/// The decision about a pod that is too large for [`put_back`]. It may hide a reference to the
+/// The decision about a pod that is too large for [`restore`]. It may hide a reference to the
 /// registry, so it is denied if access is restricted.
-pub fn put_back_unread(rules: &Rules) -> Mutation {
+pub fn restore_unread(rules: &Rules) -> Mutation {
     let refused =
         "holdfast: access.privateImages=namespace admits no pod with more than 256 images";
     Mutation {
@@ -327,7 +327,7 @@ enum Decision {
     /// Nothing to do: rewriting is off.
     Keep,
     /// Replace a reference to the registry by the original.
-    PutBack { original: Reference },
+    Restore { original: Reference },
     Skip {
         reason: SkipReason,
         original: Option<Reference>,
@@ -351,7 +351,7 @@ fn decide(image: &PodImage, was: Option<&str>, criteria: &Criteria<'_>) -> Verdi
     if let Some(original) = served
         && !rules.access.permits(criteria.namespace, &original)
     {
-        return verdict(Decision::PutBack { original });
+        return verdict(Decision::Restore { original });
     }
     let Some(address) = criteria.address else {
         return verdict(Decision::Keep);

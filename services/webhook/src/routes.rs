@@ -15,7 +15,7 @@ use warp::{Filter, Rejection};
 use crate::announce::{Announcement, Announcer};
 use crate::bodies::{BODY_TIME, Body, BodyBudget, Refusal};
 use crate::metrics::Metrics;
-use crate::mutate::{Mutation, mutate, put_back, put_back_unread};
+use crate::mutate::{Mutation, mutate, restore, restore_unread};
 use crate::review::{self, Review};
 use crate::rules::Rules;
 
@@ -44,9 +44,9 @@ pub fn routes(
 ) -> impl Filter<Extract = (Response<String>,), Error = Rejection> + Clone {
     let capacity = Arc::new(Capacity::default());
     let rewrites = warp::path!("mutate").map(|| Endpoint::Rewrite);
-    let puts_back = warp::path!("put-back").map(|| Endpoint::PutBack);
+    let restores = warp::path!("put-back").map(|| Endpoint::Restore);
     rewrites
-        .or(puts_back)
+        .or(restores)
         .unify()
         .and(warp::post())
         .and(warp::ext::get::<PeerAddr>())
@@ -65,7 +65,7 @@ enum Endpoint {
     /// `/mutate`: rewrite references to the registry.
     Rewrite,
     /// `/put-back`: replace references that the namespace may not have by the originals.
-    PutBack,
+    Restore,
 }
 
 /// The limits on all reviews together.
@@ -92,7 +92,7 @@ type Evaluated = Result<(Review, Mutation), review::Error>;
 fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> Evaluated {
     let review = match endpoint {
         Endpoint::Rewrite => Review::parse(body.as_ref()),
-        Endpoint::PutBack => Review::parse_names(body.as_ref()),
+        Endpoint::Restore => Review::parse_names(body.as_ref()),
     };
     drop(body);
     let review = review?;
@@ -101,12 +101,12 @@ fn evaluate(body: Body, endpoint: Endpoint, rules: &watch::Receiver<Rules>) -> E
         (Some(subject), endpoint) => {
             let decide = match endpoint {
                 Endpoint::Rewrite => mutate,
-                Endpoint::PutBack => put_back,
+                Endpoint::Restore => restore,
             };
             decide(&subject.pod, subject.old.as_ref(), subject.request, &rules)
         }
         (None, Endpoint::Rewrite) if review.too_large => Mutation::too_large(),
-        (None, Endpoint::PutBack) if review.too_large => put_back_unread(&rules),
+        (None, Endpoint::Restore) if review.too_large => restore_unread(&rules),
         (None, _) => Mutation::default(),
     };
     Ok((review, mutation))

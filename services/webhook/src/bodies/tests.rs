@@ -273,11 +273,11 @@ fn a_body_that_was_cut_is_not_taken_when_it_is_complete_at_last() {
     let bodies = BodyBudget::default();
     let begun = Instant::now();
     let rooms = [0, 1].map(|id| {
-        let place = ticket(CLIENT, LARGE_BUDGET_BYTES / 2, id);
-        let cut = bodies.shared.lock().take(place, begun);
+        let large = ticket(CLIENT, LARGE_BUDGET_BYTES / 2, id);
+        let cut = bodies.shared.lock().take(large, begun);
         Reservation {
             shared: Arc::clone(&bodies.shared),
-            ticket: place,
+            ticket: large,
             cut,
         }
     });

@@ -1,8 +1,8 @@
-//! The rewrite matrix, one row a case: kind of container, request, pull policy, kind of pod, what
-//! stood there before, what stands there now, what becomes of it and why it is left alone.
+//! The rewrite matrix, one case per row. The columns: kinds of image, request, pull policy, pod,
+//! image before, image now, expected image, reasons.
 //!
-//! What holds for several kinds stands there once. `L` stands for the registry's address, `A` for
-//! one that it had before, `D` for a digest; `-` is nothing, `=` means that the image stays.
+//! A row applies to each of its kinds. `L` is the address of the registry, `A` a former one, `@D` a
+//! digest; `-` is nothing, `=` means that the image stays.
 
 use super::*;
 use crate::rules::Configured;
@@ -38,8 +38,8 @@ container              create     -             elsewhere -                     
 container,init,volume  create     -             optout   -                        r.io/a:1              =                               opted_out
 container,init         create     -             mirror   -                        r.io/a:1              =                               mirror
 container              create     -             own      -                        r.io/a:1              =                               own_platform
-container              create     -             setback2 -                        r.io/a:1              r.io/a:1                        -
-container              create     -             setback3 -                        r.io/a:1              r.io/a:1                        -
+container              create     -             reverts2 -                        r.io/a:1              r.io/a:1                        -
+container              create     -             reverts3 -                        r.io/a:1              r.io/a:1                        -
 container              create     -             restored -                        r.io/a:1              r.io/a:1                        -
 init,volume            create     -             plain    -                        a:b:c                 =                               malformed
 ephemeral              create     -             plain    -                        r.io/a:1              =                               -
@@ -57,15 +57,15 @@ container              update     -             plain    r.io/a:1               
 container              update     -             plain    L/refused.io/a:1         refused.io/a:1        =                               unfillable
 container              update     -             restored L/r.io/a:1               r.io/a:1              =                               unfillable
 container              update     -             restored r.io/a:1                 r.io/a:2              r.io/a:2                        -
-container,init         update     -             plain    L/r.io/a:1               r.io/a:1              r.io/a:1                        back
-container              update     -             plain    A/r.io/a:1               r.io/a:1              r.io/a:1                        back
-container              update     -             plain    L/docker.io/library/n:1  n:1                   docker.io/library/n:1           back
-container,init         update     -             setback2 L/r.io/a:1               r.io/a:1              =                               back,reverted
-container              update     -             setback2 L/r.io/a:1               r.io/a:2              r.io/a:2                        -
-container              update     -             setback3 L/r.io/a:1               r.io/a:1              =                               back,reverted
-container              update     -             setback3 r.io/a:1                 r.io/a:2              =                               reverted
-container              update     -             setback3 r.io/a:1                 r.io/a:1              =                               -
-container              update     -             another3 L/r.io/a:1               r.io/a:1              r.io/a:1                        back
+container,init         update     -             plain    L/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
+container              update     -             plain    A/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
+container              update     -             plain    L/docker.io/library/n:1  n:1                   docker.io/library/n:1           reverts
+container,init         update     -             reverts2 L/r.io/a:1               r.io/a:1              =                               reverts,reverted
+container              update     -             reverts2 L/r.io/a:1               r.io/a:2              r.io/a:2                        -
+container              update     -             reverts3 L/r.io/a:1               r.io/a:1              =                               reverts,reverted
+container              update     -             reverts3 r.io/a:1                 r.io/a:2              =                               reverted
+container              update     -             reverts3 r.io/a:1                 r.io/a:1              =                               -
+container              update     -             another3 L/r.io/a:1               r.io/a:1              r.io/a:1                        reverts
 container              update     Always        plain    r.io/a:1                 r.io/a:2              r.io/a:2                        -
 container,init         update     Never         plain    r.io/a:1                 r.io/a:2              =                               pull_never
 container              update     Never         plain    L/r.io/a:1               r.io/a:1              =                               pull_never
@@ -84,7 +84,7 @@ ephemeral              ephemeral  -             plain    -                      
 ephemeral              ephemeral  -             plain    -                        refused.io/a:1        =                               unfillable
 ephemeral              ephemeral  Never         plain    -                        r.io/a:1              =                               pull_never
 ephemeral              ephemeral  Always        plain    -                        r.io/a:1              r.io/a:1                        -
-ephemeral              ephemeral  -             setback3 -                        r.io/a:1              r.io/a:1                        -
+ephemeral              ephemeral  -             reverts3 -                        r.io/a:1              r.io/a:1                        -
 ephemeral              ephemeral  -             plain    r.io/a:1                 r.io/a:1              =                               -
 ephemeral              ephemeral  -             optout   -                        r.io/a:1              =                               opted_out
 ephemeral              ephemeral  -             mirror   -                        r.io/a:1              =                               mirror
@@ -104,8 +104,7 @@ fn rules() -> Rules {
     Rules::new(Configured::default(), Some(&state))
 }
 
-/// A pod with the image in one place and fields that nobody knows; without it where `image` is
-/// nothing.
+/// A pod with the image in one field, and with unknown fields. Without the image if `image` is `-`.
 fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
     let mut metadata = json!({"name": "p", "namespace": "team", "uid": "u", "future": {"x": null}});
     let history = |uid: &str, rest: &str| {
@@ -118,8 +117,8 @@ fn pod(kind: &str, policy: &str, pod: &str, image: &str) -> Value {
         "optout" => metadata["labels"] = json!({ labels::REWRITE: "disabled" }),
         "mirror" => metadata["annotations"] = json!({ "kubernetes.io/config.mirror": "x" }),
         "own" => metadata["labels"] = json!({ labels::NAME: "holdfast" }),
-        "setback2" => metadata["annotations"] = history("u", r#""reverts":2"#),
-        "setback3" => metadata["annotations"] = history("u", r#""reverts":3"#),
+        "reverts2" => metadata["annotations"] = history("u", r#""reverts":2"#),
+        "reverts3" => metadata["annotations"] = history("u", r#""reverts":3"#),
         "another3" => metadata["annotations"] = history("v", r#""reverts":3"#),
         "restored" => metadata["annotations"] = history("u", r#""restored":["r.io/a:1"]"#),
         other => panic!("no such pod: {other}"),
@@ -179,9 +178,9 @@ fn run(row: &str) -> (String, String) {
         .pointer(pointer(kind))
         .and_then(Value::as_str)
         .unwrap();
-    let back = std::iter::repeat_n("back", mutation.reverted);
+    let reverts = std::iter::repeat_n("reverts", mutation.reverted);
     let reasons = mutation.skipped.iter().map(|reason| reason.label());
-    let reasons: Vec<_> = back.chain(reasons).collect();
+    let reasons: Vec<_> = reverts.chain(reasons).collect();
     let reasons = if reasons.is_empty() {
         "-".to_owned()
     } else {
@@ -193,22 +192,22 @@ fn run(row: &str) -> (String, String) {
     };
     let mut expected = format!("{expect} {why}");
     let mut actual = format!("{found} {reasons}");
-    // Nothing but the image and our two annotations differs, and a second look changes nothing.
+    // Nothing but the image and our two annotations differs, and a second decision changes nothing.
     let mut rest = after.clone();
     *rest.pointer_mut(pointer(kind)).unwrap() = json!(image);
-    for (place, kept) in [(&mut rest, "after"), (&mut new.clone(), "before")] {
-        let annotations = place.pointer_mut("/metadata/annotations");
+    for (tree, kept) in [(&mut rest, "after"), (&mut new.clone(), "before")] {
+        let annotations = tree.pointer_mut("/metadata/annotations");
         let left = annotations.and_then(Value::as_object_mut).map(|all| {
             all.retain(|key, _| key != labels::ORIGINAL_IMAGES && key != labels::IMAGE_HISTORY);
             all.len()
         });
         if left == Some(0) {
-            place["metadata"]
+            tree["metadata"]
                 .as_object_mut()
                 .unwrap()
                 .remove("annotations");
         }
-        let text = place.to_string();
+        let text = tree.to_string();
         if kept == "after" {
             actual.push_str(&text);
         } else {
@@ -240,9 +239,9 @@ fn every_row_of_the_matrix_holds() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// A client that sets the image back with every update, with or without the annotations that it
+/// A client that reverts the image with every update, with or without the annotations that it
 /// read.
-fn insist(keeps_annotations: bool) -> Vec<String> {
+fn reverted_every_time(keeps_annotations: bool) -> Vec<String> {
     let original = pod("container", "-", "plain", "r.io/a:1");
     let created = mutate(&original, None, Request::Create, &rules());
     let mut stored = original.clone();
@@ -269,9 +268,13 @@ fn insist(keeps_annotations: bool) -> Vec<String> {
 }
 
 #[test]
-fn who_sets_an_image_back_three_times_has_his_way() {
+fn an_image_that_is_reverted_three_times_stays() {
     let local = "10.96.0.50/r.io/a:1";
     let expect = [local, local, "r.io/a:1", "r.io/a:1", "r.io/a:1"];
-    assert_eq!(insist(true), expect);
-    assert_eq!(insist(false), expect, "the annotations were taken away");
+    assert_eq!(reverted_every_time(true), expect);
+    assert_eq!(
+        reverted_every_time(false),
+        expect,
+        "without the annotations"
+    );
 }

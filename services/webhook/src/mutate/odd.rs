@@ -202,7 +202,7 @@ fn by_digest() -> Vec<(String, String)> {
 
 // SPEC 45
 #[test]
-fn odd_references_become_what_they_certainly_mean_or_stay() {
+fn odd_references_are_repaired_if_the_repair_is_certain() {
     let table = ODD
         .iter()
         .map(|(text, local)| ((*text).to_owned(), (*local).to_owned()));

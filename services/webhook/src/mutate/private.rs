@@ -1,4 +1,4 @@
-//! Private images, where it depends on a pod's namespace which it is given.
+//! Tests of private images: which image a pod gets depends on its namespace.
 
 use super::tests::{pod, rules};
 use super::*;
@@ -7,8 +7,8 @@ use holdfast_api::state::ClusterState;
 
 const ADDRESS: &str = "10.96.0.50";
 
-/// Rules under which namespace `team` may have `registry.example/private`, and everybody
-/// `docker.io/library/nginx`.
+/// Rules that permit `registry.example/private` to the namespace `team`, and
+/// `docker.io/library/nginx` to all.
 fn rules_by_namespace(rewrite: bool) -> Rules {
     let access = json!({
         "everybody": ["docker.io/library/nginx"],
@@ -28,8 +28,7 @@ fn rules_by_namespace(rewrite: bool) -> Rules {
     Rules::new(configured, Some(&state))
 }
 
-/// The image of a pod of `namespace` after its creation, and what the two questions about it
-/// changed.
+/// The image of a pod of `namespace` after its creation, and the decisions of both endpoints.
 fn created(namespace: &str, image: &str, change: &Value, rules: &Rules) -> (String, [Mutation; 2]) {
     let mut pod = pod(image);
     pod["metadata"]["namespace"] = json!(namespace);
@@ -39,14 +38,14 @@ fn created(namespace: &str, image: &str, change: &Value, rules: &Rules) -> (Stri
     if let Some(policy) = change.get("imagePullPolicy") {
         pod["spec"]["containers"][0]["imagePullPolicy"] = policy.clone();
     }
-    let mut ask = |judge: fn(&Value, Option<&Value>, Request, &Rules) -> Mutation| {
-        let mutation = judge(&pod, None, Request::Create, rules);
+    let mut ask = |decide: fn(&Value, Option<&Value>, Request, &Rules) -> Mutation| {
+        let mutation = decide(&pod, None, Request::Create, rules);
         json_patch::patch(&mut pod, &mutation.patch).unwrap();
         mutation
     };
-    let done = [ask(put_back), ask(mutate)];
-    for judge in [put_back, mutate] {
-        let again = ask(judge);
+    let done = [ask(restore), ask(mutate)];
+    for endpoint in [restore, mutate] {
+        let again = ask(endpoint);
         assert!(again.patch.is_empty(), "{namespace} {image}: {again:?}");
     }
     let image = pod["spec"]["containers"][0]["image"].as_str().unwrap();
@@ -74,7 +73,7 @@ fn a_private_image_is_rewritten_where_its_namespace_proved_it() {
             "registry.example/private:2",
             "registry.example/private:2",
         ),
-        // Not known to be anybody's.
+        // Not in the access list.
         ("team", "registry.example/new:1", "registry.example/new:1"),
         (
             "team",
@@ -118,7 +117,7 @@ fn state_of(rules: &Rules) -> ClusterState {
 }
 
 #[test]
-fn a_name_at_the_registry_is_put_back_where_nothing_is_proved() {
+fn a_local_name_is_restored_to_the_original_without_proved_access() {
     let (opted_out, holdfasts) = (
         json!({"labels": {"holdfast.dev/rewrite": "disabled"}}),
         json!({"labels": {"app.kubernetes.io/part-of": "holdfast"}}),
@@ -149,7 +148,7 @@ fn a_name_at_the_registry_is_put_back_where_nothing_is_proved() {
             for change in [&json!({}), &never, &opted_out, &holdfasts] {
                 let (found, [guard, _]) = created("other", image, change, &rules);
                 assert_eq!(found, expect, "{image} {change}");
-                assert_eq!((guard.put_back, guard.warnings.len()), (1, 1));
+                assert_eq!((guard.restored, guard.warnings.len()), (1, 1));
                 assert_eq!(guard.skipped, [SkipReason::Private]);
                 assert_eq!(guard.images.len(), 0);
                 // Where it is proved it stays as it is written.
@@ -162,19 +161,19 @@ fn a_name_at_the_registry_is_put_back_where_nothing_is_proved() {
     for image in ["10.96.0.50/docker.io/nginx:1", "10.96.0.50/team/pushed:1"] {
         assert_eq!(created("other", image, &json!({}), &rules).0, image);
     }
-    // What opted out is not rewritten.
+    // A pod that opted out is not rewritten.
     let (found, [guard, _]) = created("team", "nginx:1", &opted_out, &rules);
     assert_eq!((found.as_str(), guard), ("nginx:1", Mutation::default()));
     // A webhook that is called later puts such names into pods that are rewritten.
     let mut late = pod("10.96.0.50/registry.example/private:1");
     late["metadata"]["namespace"] = json!("other");
     let mutation = mutate(&late, None, Request::Create, &rules);
-    assert_eq!((mutation.put_back, mutation.images.len()), (1, 1));
+    assert_eq!((mutation.restored, mutation.images.len()), (1, 1));
     // What a pod has already is not touched by an update of something else.
     let mut old = pod("10.96.0.50/registry.example/private:1");
     old["metadata"]["namespace"] = json!("other");
     let mutation = mutate(&old, Some(&old), Request::Update, &rules);
     assert!(mutation.patch.is_empty());
     let mutation = mutate(&old, Some(&pod("x.example/a:1")), Request::Update, &rules);
-    assert_eq!(mutation.put_back, 1);
+    assert_eq!(mutation.restored, 1);
 }

@@ -121,7 +121,7 @@ fn malformed_references_are_repaired() {
 
 // SPEC 45
 #[test]
-fn what_cannot_be_understood_is_left_alone_with_a_warning() {
+fn malformed_references_stay_with_a_warning() {
     for image in [
         "nginx:",
         "https://nginx",
@@ -176,7 +176,7 @@ fn a_prefix_is_never_doubled() {
 }
 
 #[test]
-fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_copied() {
+fn a_refused_namespace_keeps_its_images_and_they_are_announced() {
     let entry = json!({"namespace": "team", "source": "*", "reason": "a policy", "since": "2026-01-01T00:00:00Z"});
     let state = ClusterState {
         registry_address: ADDRESS.to_owned(),
@@ -201,7 +201,7 @@ fn a_namespace_whose_policy_refuses_the_registry_keeps_its_images_and_they_are_c
 }
 
 #[test]
-fn images_that_only_the_node_has_are_left_alone() {
+fn images_that_only_the_node_has_are_not_rewritten() {
     check("localhost/app:1", None);
     check("127.0.0.1:5000/app:1", None);
     let mut never = pod("nginx");
@@ -213,7 +213,7 @@ fn images_that_only_the_node_has_are_left_alone() {
 
 // SPEC 11
 #[test]
-fn other_upstreams_than_the_sources_are_left_alone() {
+fn upstreams_that_sources_exclude_are_not_rewritten() {
     let rules = rules_with_sources(&["registry.example", "*.azurecr.io"]);
     for (image, expect) in [
         ("registry.example/app:1", true),
@@ -229,7 +229,7 @@ fn other_upstreams_than_the_sources_are_left_alone() {
 }
 
 #[test]
-fn whole_pods_that_are_left_alone() {
+fn whole_pods_that_are_skipped() {
     let with = |pointer: &str, key: &str, value: &str| {
         let mut pod = pod("nginx");
         pod["metadata"][pointer] = json!({ key: value });
@@ -333,7 +333,7 @@ fn a_new_pod_is_rewritten_in_containers_init_containers_and_image_volumes() {
 }
 
 #[test]
-fn ephemeral_containers_are_rewritten_by_their_subresource_without_an_annotation() {
+fn ephemeral_containers_are_rewritten_without_an_annotation() {
     let before = full_pod();
     let mut old = before.clone();
     old["spec"]["ephemeralContainers"] = json!([]);
@@ -391,7 +391,7 @@ fn an_existing_annotation_is_merged() {
 }
 
 #[test]
-fn annotations_never_grow_beyond_what_the_api_server_takes() {
+fn annotations_never_exceed_what_the_api_server_accepts() {
     let mut before = pod("nginx");
     before["metadata"]["annotations"] = json!({ "big": "x".repeat(MAX_ANNOTATIONS_BYTES - 50) });
     let mutation = create(&before);

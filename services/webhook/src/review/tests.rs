@@ -89,7 +89,7 @@ fn dry_run_is_read() {
 }
 
 #[test]
-fn what_is_no_review_is_refused_with_a_clear_text() {
+fn a_malformed_review_is_refused_with_a_clear_text() {
     for (body, part) in [
         (String::new(), "not JSON"),
         ("{".to_owned(), "not JSON"),
@@ -178,7 +178,7 @@ fn what_is_dropped_while_reading_makes_no_difference_to_the_answer() {
 }
 
 #[test]
-fn a_pod_with_more_images_than_are_read_is_left_alone_and_answered() {
+fn a_pod_with_too_many_images_is_admitted_unchanged() {
     let mut large = request("CREATE", "", false);
     let pod = |containers: usize| {
         let all: Vec<Value> = (0..containers)
@@ -209,8 +209,8 @@ fn a_pod_with_more_images_than_are_read_is_left_alone_and_answered() {
 }
 
 #[test]
-fn no_pod_is_too_large_for_its_names_to_be_put_back_but_by_its_images() {
-    use crate::mutate::put_back_unread;
+fn only_too_many_images_make_a_pod_too_large_to_restore_its_names() {
+    use crate::mutate::restore_unread;
     use crate::rules::Rules;
     use holdfast_api::access::ImageAccess;
     let mut asked = request("CREATE", "", false);
@@ -238,7 +238,7 @@ fn no_pod_is_too_large_for_its_names_to_be_put_back_but_by_its_images() {
             access,
             ..Rules::default()
         };
-        let answer = answer("u", &put_back_unread(&rules)).unwrap();
+        let answer = answer("u", &restore_unread(&rules)).unwrap();
         assert_eq!(answer["response"]["allowed"], allowed);
         assert_eq!(answer["response"]["status"].is_object(), !allowed);
     }
