@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn originals_are_derived_and_the_annotation_is_believed_only_where_it_fits() {
+    fn originals_are_derived_and_an_annotation_that_fits_is_believed() {
         let annotation = r#"{"containers/c":"nginx:1"}"#;
         let canonical = "docker.io/library/nginx:1";
         check_original("nginx:1", "", Some((canonical, false)));
