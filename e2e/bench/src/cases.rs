@@ -12,12 +12,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::{results::Results, servers::Stand};
+use crate::{results::Results, servers::TestBed};
 
 /// A run: what it may use and what it found.
 pub(crate) struct Bench {
     /// Programs and scratch folder.
-    pub(crate) stand: Stand,
+    pub(crate) stand: TestBed,
     /// What was found.
     pub(crate) results: Results,
     /// Rounds of each case.
@@ -45,17 +45,17 @@ impl Bench {
     /// does not keep the others from being measured; what failed comes back.
     pub(crate) async fn run(&mut self) -> Vec<String> {
         let mut failed = Vec::new();
-        failed.extend(told("pulls", read::run(self).await));
-        failed.extend(told("memory", memory::run(self).await));
-        failed.extend(told("pushes", push::run(self).await));
-        failed.extend(told("lists", lists::run(self).await));
-        failed.extend(told("start", startup::run(self).await));
-        failed.extend(told("cold herd", herd::run(self).await));
+        failed.extend(failure("pulls", read::run(self).await));
+        failed.extend(failure("memory", memory::run(self).await));
+        failed.extend(failure("pushes", push::run(self).await));
+        failed.extend(failure("lists", lists::run(self).await));
+        failed.extend(failure("start", startup::run(self).await));
+        failed.extend(failure("cold herd", herd::run(self).await));
         failed
     }
 }
 
-fn told(group: &str, outcome: Result<()>) -> Option<String> {
+fn failure(group: &str, outcome: Result<()>) -> Option<String> {
     let error = outcome.err()?;
     let text = format!("{group}: {error:#}");
     say(&format!("failed: {text}"));

@@ -33,7 +33,7 @@ use crate::{
     controller::{
         api::Api,
         audit::Audit,
-        measure::{Mark, Meter},
+        measure::{Meter, Snapshot},
         release::Release,
         report::Figures,
         site::{Place, Site},
@@ -104,7 +104,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     release::agents(&api).await?;
     let release = Release::prepare(&api, &server, &scratch.0).await?;
 
-    let begun = Mark::start();
+    let begun = Snapshot::start();
     let mut controller = release.controller()?;
     let _registry = release.registry(&api, upstream.address).await?;
     let registry_seconds = begun.seconds();
@@ -131,7 +131,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     ));
 
     let address = release.address(&api).await?;
-    let mark = meter.mark().await?;
+    let mark = meter.snapshot().await?;
     tokio::time::sleep(IDLE_TIME).await;
     let rest = meter.since(&mark).await?;
     say(&format!(
@@ -141,7 +141,7 @@ pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
         rest.peak_megabytes()
     ));
 
-    let mark = meter.mark().await?;
+    let mark = meter.snapshot().await?;
     let replaced = churn(&api, site, &sets, &address, arguments.minutes).await?;
     let churn = meter.since(&mark).await?;
     say(&format!(
@@ -193,7 +193,7 @@ fn asked_for(arguments: &Arguments) -> Result<Site> {
 async fn wait_for_copies(
     api: &Api,
     site: Site,
-    begun: &Mark,
+    begun: &Snapshot,
     controller: &mut Process,
     release: &Release,
 ) -> Result<()> {
@@ -367,7 +367,7 @@ async fn churn(
     let mut tick = tokio::time::interval(Duration::from_secs(60) / PER_MINUTE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut under_way = FuturesUnordered::new();
-    let (mut started, mut replaced, mut told) = (0, 0, Instant::now());
+    let (mut started, mut replaced, mut reported) = (0, 0, Instant::now());
     while begun.elapsed() < wanted {
         tokio::select! {
             _ = tick.tick() => {
@@ -383,12 +383,12 @@ async fn churn(
                 replaced += 1;
             }
         }
-        if told.elapsed() > Duration::from_secs(15) {
+        if reported.elapsed() > Duration::from_secs(15) {
             say(&format!(
                 "{replaced} pods replaced in {:.0} s",
                 begun.elapsed().as_secs_f64()
             ));
-            told = Instant::now();
+            reported = Instant::now();
         }
     }
     while let Some(outcome) = under_way.next().await {

@@ -249,7 +249,7 @@ impl Connection {
     }
 
     /// Reads up to `bytes`.
-    pub(crate) async fn sip(&mut self, bytes: u64) -> Result<()> {
+    pub(crate) async fn read_some(&mut self, bytes: u64) -> Result<()> {
         match poll_fn(|cx| self.poll_body(cx, bytes, &mut Sink::Count)).await? {
             0 => bail!("the body broke off"),
             _ => Ok(()),

@@ -11,7 +11,7 @@ use crate::{
     report::{self, Machine, Report},
     results::Results,
     scratch::Scratch,
-    servers::Stand,
+    servers::TestBed,
 };
 
 /// Arguments of `registry`.
@@ -45,7 +45,7 @@ pub(crate) struct Arguments {
 pub(crate) async fn run(arguments: &Arguments) -> Result<()> {
     let scratch = Scratch::make(arguments.scratch.as_deref())?;
     let mut bench = Bench {
-        stand: Stand::prepare(scratch.0.clone())?,
+        stand: TestBed::prepare(scratch.0.clone())?,
         results: Results::default(),
         rounds: if arguments.quick {
             1

@@ -46,7 +46,7 @@ impl fmt::Display for Kind {
 }
 
 /// What all servers of a run share.
-pub(crate) struct Stand {
+pub(crate) struct TestBed {
     /// The run's own folder; it is removed at the end.
     pub(crate) scratch: PathBuf,
     holdfast: PathBuf,
@@ -84,7 +84,7 @@ pub(crate) struct Pull {
     pub(crate) replicas: bool,
 }
 
-impl Stand {
+impl TestBed {
     /// Finds or makes the programs.
     pub(crate) fn prepare(scratch: PathBuf) -> Result<Self> {
         let built = programs::ensure(&[Program::Registry])?;

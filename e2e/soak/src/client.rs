@@ -71,7 +71,7 @@ pub(crate) fn outcome(reply: &Result<Reply, Lost>, done: &[u16]) -> Outcome {
     match reply {
         Ok(reply) if reply.is(done) => Outcome::Done,
         Ok(reply) if (400..500).contains(&reply.status) => Outcome::Refused,
-        Ok(_) => Outcome::Halfway,
+        Ok(_) => Outcome::Partial,
         Err(Lost::Unsent) => Outcome::Refused,
         Err(Lost::Sent) => Outcome::Unknown,
     }
@@ -145,7 +145,7 @@ impl Client {
             .await
     }
 
-    /// [`Client::send`] with another patience.
+    /// [`Client::send`] with another time limit.
     ///
     /// # Errors
     /// [`Lost`]
@@ -154,10 +154,10 @@ impl Client {
         operation: &str,
         replica: usize,
         request: RequestBuilder,
-        patience: Duration,
+        limit: Duration,
     ) -> Result<Reply, Lost> {
         let from = Instant::now();
-        let mut response = match request.timeout(patience).send().await {
+        let mut response = match request.timeout(limit).send().await {
             Ok(response) => response,
             Err(error) => {
                 let (lost, name) = if error.is_connect() {

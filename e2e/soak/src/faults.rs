@@ -1,4 +1,4 @@
-//! What is done to the replicas, to the volume and to the upstream.
+//! The faults of the replicas, of the volume and of the upstream.
 
 use std::{
     sync::Arc,
@@ -17,8 +17,9 @@ use crate::{
 
 /// How long a replica stands still: longer than the 15 s after which its locks count as abandoned.
 const STOPPED: (u64, u64) = (17_000, 21_000);
-/// Everything that faults act upon.
-pub(crate) struct Scene {
+
+/// Injects faults into the replicas, the volume and the upstream.
+pub(crate) struct FaultInjector {
     /// The processes.
     pub(crate) replicas: Arc<Vec<Replica>>,
     /// Their volume.
@@ -31,19 +32,19 @@ pub(crate) struct Scene {
     pub(crate) report: Arc<Report>,
     /// When it all ends.
     pub(crate) end: Instant,
-    /// The replica that is neither killed nor restarted, so that its memory can be followed.
-    pub(crate) elder: usize,
+    /// The replica that is neither killed nor restarted, so that its memory can be measured.
+    pub(crate) long_lived: usize,
     /// Replicas that run and are not stopped; a fault takes one only while another one serves.
     pub(crate) busy: tokio::sync::Mutex<Vec<usize>>,
 }
 
-impl Scene {
+impl FaultInjector {
     /// Runs the faults of these kinds until the end.
     pub(crate) async fn run(self: Arc<Self>, kinds: Vec<Kind>, seed: u64) {
         let mut tasks = tokio::task::JoinSet::new();
         for kind in kinds {
-            let (scene, random) = (self.clone(), Rng::with_seed(seed ^ kind as u64));
-            tasks.spawn(async move { scene.repeat(kind, random).await });
+            let (injector, random) = (self.clone(), Rng::with_seed(seed ^ kind as u64));
+            tasks.spawn(async move { injector.repeat(kind, random).await });
         }
         while let Some(ended) = tasks.join_next().await {
             if let Err(error) = ended {
@@ -96,7 +97,7 @@ impl Scene {
     }
 
     async fn restart(&self, kind: Kind, random: &mut Rng) {
-        let Some(at) = self.take(random, Some(self.elder)).await else {
+        let Some(at) = self.take(random, Some(self.long_lived)).await else {
             return;
         };
         let replica = &self.replicas[at];
@@ -108,7 +109,7 @@ impl Scene {
         replica.signal(signal);
         match replica.ended(limit).await {
             Ok(status) if kind == Kind::Term && !status.success() => {
-                let text = format!("replica {at} was told to end in order and ended with {status}");
+                let text = format!("replica {at} got SIGTERM and ended with {status}");
                 self.report.violation("process", text);
             }
             Ok(_) => {}

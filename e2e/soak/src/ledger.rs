@@ -57,9 +57,9 @@ pub(crate) enum Outcome {
     Done,
     /// Refused before anything was written.
     Refused,
-    /// The answer says that it failed on the way: any part of it may have happened, nothing of it
-    /// will happen any more.
-    Halfway,
+    /// The answer says that it failed in the middle: any part of it may have happened, and no further
+    /// part will.
+    Partial,
     /// No answer: it may have happened, or may still happen.
     Unknown,
 }
@@ -94,21 +94,21 @@ impl Default for Entry {
     }
 }
 
-/// A write under way.
+/// A write in progress.
 #[derive(Debug)]
-pub(crate) struct Ticket(Vec<(Key, Value)>);
+pub(crate) struct PendingWrite(Vec<(Key, Value)>);
 
-/// What was known of a key before a reader looked.
+/// The version of a key before it was read.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sight(u64);
+pub(crate) struct Observed(u64);
 
 /// What a reader's observation means.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// As it must be.
-    Fine,
-    /// A write came in between; nothing can be said.
-    Moved,
+    /// It is a possible value.
+    Consistent,
+    /// A write came in between, so it proves nothing.
+    Changed,
     /// It contradicts what was acknowledged: the values that were possible.
     Wrong(Vec<Value>),
 }
@@ -126,7 +126,7 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// A write begins: from now on either value is possible.
-    pub(crate) fn begin(&mut self, changes: Vec<(Key, Value)>) -> Ticket {
+    pub(crate) fn begin(&mut self, changes: Vec<(Key, Value)>) -> PendingWrite {
         let changes = changes.into_iter().map(|(key, value)| {
             let entry = self.entries.entry(key.clone()).or_insert_with(|| {
                 self.keys.push(key.clone());
@@ -142,18 +142,18 @@ impl Ledger {
             entry.possible.insert(value.clone());
             (key, value)
         });
-        Ticket(changes.collect())
+        PendingWrite(changes.collect())
     }
 
     /// A write ended, at this time. Of writes that were under way together any may have been the
     /// last one.
-    pub(crate) fn settle(&mut self, ticket: Ticket, outcome: Outcome, at: u64) {
+    pub(crate) fn settle(&mut self, pending: PendingWrite, outcome: Outcome, at: u64) {
         match outcome {
-            Outcome::Done => self.acknowledged += ticket.0.len() as u64,
-            Outcome::Unknown => self.unknown += ticket.0.len() as u64,
-            Outcome::Refused | Outcome::Halfway => {}
+            Outcome::Done => self.acknowledged += pending.0.len() as u64,
+            Outcome::Unknown => self.unknown += pending.0.len() as u64,
+            Outcome::Refused | Outcome::Partial => {}
         }
-        for (key, value) in ticket.0 {
+        for (key, value) in pending.0 {
             let Some(entry) = self.entries.get_mut(&key) else {
                 continue;
             };
@@ -178,20 +178,20 @@ impl Ledger {
         }
     }
 
-    /// What is known of a key without a write under way.
-    pub(crate) fn sight(&self, key: &Key) -> Option<Sight> {
+    /// The version of a key, if no write of it is in progress.
+    pub(crate) fn observe(&self, key: &Key) -> Option<Observed> {
         let entry = self.entries.get(key)?;
-        (entry.open == 0).then_some(Sight(entry.version))
+        (entry.open == 0).then_some(Observed(entry.version))
     }
 
     /// Judges what a reader saw. Of several possible values the one that was seen remains, unless a
     /// lost request may still change it.
-    pub(crate) fn judge(&mut self, key: &Key, sight: Sight, seen: &Value) -> Verdict {
+    pub(crate) fn judge(&mut self, key: &Key, observed: Observed, seen: &Value) -> Verdict {
         let Some(entry) = self.entries.get_mut(key) else {
-            return Verdict::Moved;
+            return Verdict::Changed;
         };
-        if entry.open > 0 || entry.version != sight.0 {
-            return Verdict::Moved;
+        if entry.open > 0 || entry.version != observed.0 {
+            return Verdict::Changed;
         }
         if !entry.possible.contains(seen) {
             return Verdict::Wrong(entry.possible.iter().cloned().collect());
@@ -200,7 +200,7 @@ impl Ledger {
             entry.possible = BTreeSet::from([seen.clone()]);
             entry.version += 1;
         }
-        Verdict::Fine
+        Verdict::Consistent
     }
 
     /// Nothing that was given up before this time can happen any more: the replica that took it
@@ -222,8 +222,8 @@ impl Ledger {
         entry.possible.first().cloned()
     }
 
-    /// A key that holds a certain value of this kind, found from a random number; nothing when luck
-    /// is out.
+    /// A key that holds a certain value of this kind, found from a random number; `None` if
+    /// no try finds one.
     pub(crate) fn present(&self, kind: Kind, random: u64) -> Option<(Key, String)> {
         let count = self.keys.len() as u64;
         (0..24).find_map(|step: u64| {
@@ -235,10 +235,10 @@ impl Ledger {
     }
 
     /// Any key without a write under way, with what is known of it.
-    pub(crate) fn any(&self, random: u64) -> Option<(Key, Sight)> {
+    pub(crate) fn any(&self, random: u64) -> Option<(Key, Observed)> {
         let at = usize::try_from(random % (self.keys.len().max(1) as u64)).ok()?;
         let key = self.keys.get(at)?;
-        Some((key.clone(), self.sight(key)?))
+        Some((key.clone(), self.observe(key)?))
     }
 
     /// All keys, in the order of their first write.
@@ -292,20 +292,20 @@ mod tests {
     }
 
     fn write(ledger: &mut Ledger, to: Value, outcome: Outcome) {
-        let ticket = ledger.begin(vec![(key(), to)]);
-        ledger.settle(ticket, outcome, 1);
+        let pending = ledger.begin(vec![(key(), to)]);
+        ledger.settle(pending, outcome, 1);
     }
 
     fn see(ledger: &mut Ledger, seen: &Value) -> Verdict {
-        let sight = ledger.sight(&key()).unwrap();
-        ledger.judge(&key(), sight, seen)
+        let observed = ledger.observe(&key()).unwrap();
+        ledger.judge(&key(), observed, seen)
     }
 
     #[test]
     fn an_acknowledged_write_that_is_not_seen_is_wrong() {
         let mut ledger = Ledger::default();
         write(&mut ledger, value("a"), Outcome::Done);
-        assert_eq!(see(&mut ledger, &value("a")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &value("a")), Verdict::Consistent);
         assert_eq!(see(&mut ledger, &None), Verdict::Wrong(vec![value("a")]));
         write(&mut ledger, value("b"), Outcome::Done);
         assert_eq!(
@@ -327,8 +327,8 @@ mod tests {
         let mut ledger = Ledger::default();
         write(&mut ledger, value("a"), Outcome::Done);
         write(&mut ledger, value("b"), Outcome::Unknown);
-        assert_eq!(see(&mut ledger, &value("a")), Verdict::Fine);
-        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &value("a")), Verdict::Consistent);
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Consistent);
         assert!(matches!(
             see(&mut ledger, &value("c")),
             Verdict::Wrong(possible) if possible.len() == 2
@@ -337,15 +337,15 @@ mod tests {
         ledger.close_late(1);
         assert_eq!(ledger.certain(&key()), None);
         ledger.close_late(2);
-        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Consistent);
         assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
     }
 
     #[test]
     fn a_write_that_failed_halfway_is_settled_by_the_first_reader() {
         let mut ledger = Ledger::default();
-        write(&mut ledger, value("a"), Outcome::Halfway);
-        assert_eq!(see(&mut ledger, &None), Verdict::Fine);
+        write(&mut ledger, value("a"), Outcome::Partial);
+        assert_eq!(see(&mut ledger, &None), Verdict::Consistent);
         assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
     }
 
@@ -358,7 +358,7 @@ mod tests {
         ledger.settle(first, Outcome::Done, 1);
         ledger.settle(second, Outcome::Done, 1);
         assert!(matches!(see(&mut ledger, &value("a")), Verdict::Wrong(_)));
-        assert_eq!(see(&mut ledger, &value("b")), Verdict::Fine);
+        assert_eq!(see(&mut ledger, &value("b")), Verdict::Consistent);
         assert!(matches!(see(&mut ledger, &None), Verdict::Wrong(_)));
     }
 
@@ -368,12 +368,12 @@ mod tests {
         write(&mut ledger, value("a"), Outcome::Done);
         write(&mut ledger, value("b"), Outcome::Refused);
         assert!(matches!(see(&mut ledger, &value("b")), Verdict::Wrong(_)));
-        let sight = ledger.sight(&key()).unwrap();
-        let ticket = ledger.begin(vec![(key(), None)]);
-        assert!(ledger.sight(&key()).is_none());
-        assert_eq!(ledger.judge(&key(), sight, &None), Verdict::Moved);
-        ledger.settle(ticket, Outcome::Done, 1);
-        assert_eq!(ledger.judge(&key(), sight, &None), Verdict::Moved);
-        assert_eq!(see(&mut ledger, &None), Verdict::Fine);
+        let observed = ledger.observe(&key()).unwrap();
+        let pending = ledger.begin(vec![(key(), None)]);
+        assert!(ledger.observe(&key()).is_none());
+        assert_eq!(ledger.judge(&key(), observed, &None), Verdict::Changed);
+        ledger.settle(pending, Outcome::Done, 1);
+        assert_eq!(ledger.judge(&key(), observed, &None), Verdict::Changed);
+        assert_eq!(see(&mut ledger, &None), Verdict::Consistent);
     }
 }

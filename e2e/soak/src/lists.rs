@@ -5,9 +5,9 @@ use std::collections::BTreeSet;
 use reqwest::Method;
 use serde_json::Value as Json;
 
-use crate::{ledger::Value, reader::Shelf};
+use crate::{ledger::Value, reader::Shared};
 
-impl Shelf {
+impl Shared {
     /// All tags of a repository through a replica, page by page; `None` when a page did not come.
     pub(crate) async fn tags(&self, replica: usize, repo: &str) -> Option<BTreeSet<String>> {
         let mut found = BTreeSet::new();

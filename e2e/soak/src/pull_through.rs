@@ -81,7 +81,7 @@ impl PullThrough {
         pulled
     }
 
-    /// One client: the manifest, then each blob, with patience; true when it got all of it.
+    /// One client: the manifest, then each blob, within a time limit; true if it got all of it.
     async fn pull(&self, local: &str, tag: &str, image: &Image, mut random: Rng) -> bool {
         let path = format!("/v2/{local}/manifests/{tag}");
         let began = Instant::now();
@@ -165,9 +165,9 @@ impl PullThrough {
         if let Some(range) = range {
             request = request.header("range", range);
         }
-        let patience = Duration::from_secs(20);
+        let limit = Duration::from_secs(20);
         self.client
-            .send_within("pull through", replica, request, patience)
+            .send_within("pull through", replica, request, limit)
             .await
             .ok()
     }
@@ -202,10 +202,10 @@ impl PullThrough {
                     .map(|digest| (format!("{base}/blobs/{digest}"), digest));
                 for (path, digest) in blobs.chain([(path.clone(), &image.digest)]) {
                     let request = self.client.request(replica, Method::GET, &path);
-                    let patience = Duration::from_secs(15);
+                    let limit = Duration::from_secs(15);
                     let reply = self
                         .client
-                        .send_within("final pull", replica, request, patience)
+                        .send_within("final pull", replica, request, limit)
                         .await;
                     match reply {
                         Ok(reply) if reply.status == 200 && digest_of(&reply.body) == *digest => {}

@@ -15,12 +15,12 @@ use reqwest::Method;
 use crate::{
     client::{Client, Reply},
     content::{Blob, Library},
-    ledger::{Key, Kind, Ledger, Outcome, Sight, Ticket, Value, Verdict},
+    ledger::{Key, Kind, Ledger, Observed, Outcome, PendingWrite, Value, Verdict},
 };
 
-/// What readers share with writers.
+/// What readers and writers share.
 #[derive(Clone)]
-pub(crate) struct Shelf {
+pub(crate) struct Shared {
     /// The replicas.
     pub(crate) client: Client,
     /// The ledger.
@@ -29,16 +29,16 @@ pub(crate) struct Shelf {
     pub(crate) library: Arc<Library>,
 }
 
-impl Shelf {
+impl Shared {
     /// The ledger, for a moment.
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock()
     }
 
     /// A write ended.
-    pub(crate) fn settle(&self, ticket: Ticket, outcome: Outcome) {
+    pub(crate) fn settle(&self, pending: PendingWrite, outcome: Outcome) {
         let at = self.now();
-        self.ledger().settle(ticket, outcome, at);
+        self.ledger().settle(pending, outcome, at);
     }
 
     /// Milliseconds since the run began.
@@ -48,11 +48,17 @@ impl Shelf {
     }
 
     /// Reads a key through a replica and judges what came back.
-    pub(crate) async fn check(&self, operation: &str, replica: usize, key: &Key, sight: Sight) {
+    pub(crate) async fn check(
+        &self,
+        operation: &str,
+        replica: usize,
+        key: &Key,
+        observed: Observed,
+    ) {
         let Some(seen) = self.read(operation, replica, key).await else {
             return;
         };
-        let verdict = self.ledger().judge(key, sight, &seen);
+        let verdict = self.ledger().judge(key, observed, &seen);
         if let Verdict::Wrong(possible) = verdict {
             let rule = match (&seen, possible.as_slice()) {
                 (_, [None]) => "what was deleted stays deleted",
@@ -74,19 +80,19 @@ impl Shelf {
         let path = format!("/v2/{}/{kind}/{}", key.repo, key.name);
         let from = Instant::now();
         let request = self.client.request(replica, Method::GET, &path);
-        let patience = Duration::from_secs(15);
+        let limit = Duration::from_secs(15);
         let reply = self
             .client
-            .send_within(operation, replica, request, patience)
+            .send_within(operation, replica, request, limit)
             .await
             .ok()?;
         match reply.status {
             200 if reply.short => None,
             200 => {
                 let digest = digest_of(&reply.body);
-                let told = reply.header("docker-content-digest");
+                let announced = reply.header("docker-content-digest");
                 let right = match key.kind {
-                    Kind::Tag => told.is_empty() || told == digest,
+                    Kind::Tag => announced.is_empty() || announced == digest,
                     Kind::Blob | Kind::Manifest => digest == key.name,
                 };
                 if !right {
@@ -133,8 +139,8 @@ impl Shelf {
             let replica = self.client.pick(&mut random);
             if random.u8(..100) < 60 {
                 let any = self.ledger().any(random.u64(..));
-                if let Some((key, sight)) = any {
-                    self.check("read", replica, &key, sight).await;
+                if let Some((key, observed)) = any {
+                    self.check("read", replica, &key, observed).await;
                 }
             } else {
                 self.pull(&mut random).await;
@@ -158,14 +164,14 @@ impl Shelf {
                 ledger
                     .certain(&blob_key)
                     .flatten()
-                    .and_then(|_| ledger.sight(&blob_key))
+                    .and_then(|_| ledger.observe(&blob_key))
             };
-            let Some(sight) = before else { continue };
-            self.part(random, &blob_key, blob, sight).await;
+            let Some(observed) = before else { continue };
+            self.part(random, &blob_key, blob, observed).await;
         }
     }
 
-    async fn part(&self, random: &mut Rng, key: &Key, blob: &Blob, sight: Sight) {
+    async fn part(&self, random: &mut Rng, key: &Key, blob: &Blob, observed: Observed) {
         let size = blob.size as u64;
         let first = random.u64(..size);
         let last = random.u64(first..size);
@@ -191,7 +197,7 @@ impl Shelf {
                 }
             }
             404 => {
-                let verdict = self.ledger().judge(key, sight, &None);
+                let verdict = self.ledger().judge(key, observed, &None);
                 if let Verdict::Wrong(_) = verdict {
                     self.client.report().violation(
                         "what was acknowledged is there",
@@ -212,9 +218,9 @@ impl Shelf {
         let count = keys.len() * self.client.count();
         futures::stream::iter(reads)
             .for_each_concurrent(6, async |(key, replica)| {
-                let sight = self.ledger().sight(key);
-                if let Some(sight) = sight {
-                    self.check("final read", replica, key, sight).await;
+                let observed = self.ledger().observe(key);
+                if let Some(observed) = observed {
+                    self.check("final read", replica, key, observed).await;
                 }
             })
             .await;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{replicas::Cost, windows::Kind};
 
-/// Violations that are kept in words; the rest is counted.
+/// Violations whose text is kept; further ones are only counted.
 const KEPT: usize = 60;
 
 /// The final document.
@@ -21,13 +21,13 @@ pub(crate) struct Document {
     pub(crate) faults: BTreeMap<Kind, u64>,
     /// Answers by operation and status.
     pub(crate) answers: BTreeMap<String, BTreeMap<String, u64>>,
-    /// Answers that nothing explains, with one example each.
+    /// Answers that no fault explains, with one example each.
     pub(crate) unexpected: BTreeMap<String, (u64, String)>,
     /// Promises that were broken, by rule.
     pub(crate) violations: BTreeMap<String, u64>,
-    /// The same in words.
+    /// The texts of the first ones.
     pub(crate) examples: Vec<String>,
-    /// Worth knowing.
+    /// Remarks.
     pub(crate) notes: Vec<String>,
     /// Figures by name.
     pub(crate) figures: BTreeMap<String, serde_json::Value>,
@@ -35,7 +35,7 @@ pub(crate) struct Document {
     pub(crate) costs: Vec<Vec<Cost>>,
 }
 
-/// Gathers.
+/// The report of a run in progress.
 #[derive(Debug)]
 pub(crate) struct Report {
     began: Instant,

@@ -19,9 +19,9 @@ use crate::{
     Cli,
     client::Client,
     content::Blob,
-    faults::Scene,
+    faults::FaultInjector,
     pull_through::PullThrough,
-    reader::Shelf,
+    reader::Shared,
     replicas::{self, Replica, Site},
     report::Report,
     verdict,
@@ -64,7 +64,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<bool> {
         };
         tokio::select! {
             outcome = run.perform() => outcome,
-            () = told_to_end() => Err(anyhow::anyhow!("interrupted, everything is taken down")),
+            () = ended_by_signal() => Err(anyhow::anyhow!("interrupted, everything is taken down")),
         }
     };
     if let Some(logs) = &cli.logs {
@@ -83,7 +83,7 @@ pub(crate) async fn run(cli: &Cli) -> anyhow::Result<bool> {
     Ok(document.violations.is_empty())
 }
 
-async fn told_to_end() {
+async fn ended_by_signal() {
     use tokio::signal::unix::{SignalKind, signal};
     let (Ok(mut terminate), Ok(mut interrupt)) = (
         signal(SignalKind::terminate()),
@@ -139,23 +139,23 @@ impl Run<'_> {
         }
         let windows = Arc::new(Windows::default());
         let urls = replicas.iter().map(|replica| replica.url.clone()).collect();
-        let shelf = Shelf {
+        let shared = Shared {
             client: Client::new(urls, self.report.clone(), windows.clone())?,
             ledger: Arc::default(),
             library: Arc::default(),
         };
         let mut random = Rng::with_seed(self.seed);
-        let elder = random.usize(..replicas.len());
+        let long_lived = random.usize(..replicas.len());
         let began = Instant::now();
         let end = began + Duration::from_secs_f64(self.cli.minutes * 60.0);
-        let scene = Arc::new(Scene {
+        let injector = Arc::new(FaultInjector {
             replicas: replicas.clone(),
             volume: self.volume.clone(),
             upstream: upstream.faults().clone(),
             windows: windows.clone(),
             report: self.report.clone(),
             end,
-            elder,
+            long_lived,
             busy: tokio::sync::Mutex::default(),
         });
         let kinds = self
@@ -164,17 +164,17 @@ impl Run<'_> {
             .clone()
             .unwrap_or_else(|| windows::ALL.to_vec());
         let pull_through = PullThrough {
-            client: shelf.client.clone(),
+            client: shared.client.clone(),
             upstream,
             seed: self.seed,
         };
         let budget = Arc::new(AtomicU64::new((self.cli.volume_mib << 20) * 45 / 100));
 
         let mut tasks = JoinSet::new();
-        self.clients(&mut tasks, &shelf, &mut random, &budget, end);
-        tasks.spawn(scene.run(kinds, random.u64(..)));
+        self.clients(&mut tasks, &shared, &mut random, &budget, end);
+        tasks.spawn(injector.run(kinds, random.u64(..)));
         let observer = observe(
-            shelf.clone(),
+            shared.clone(),
             replicas.clone(),
             self.report.clone(),
             self.volume.clone(),
@@ -194,12 +194,12 @@ impl Run<'_> {
         );
         println!("load has ended after {load:.0} s, everything is read again");
         verdict::of(
-            &shelf,
+            &shared,
             &pull_through,
             &pulled,
             &replicas,
             &self.volume,
-            elder,
+            long_lived,
         )
         .await
     }
@@ -207,7 +207,7 @@ impl Run<'_> {
     fn clients(
         &self,
         tasks: &mut JoinSet<()>,
-        shelf: &Shelf,
+        shared: &Shared,
         random: &mut Rng,
         budget: &Arc<AtomicU64>,
         end: Instant,
@@ -219,7 +219,7 @@ impl Run<'_> {
         let bases: Arc<Vec<Blob>> = Arc::new(bases.collect());
         for number in 0..self.cli.writers {
             let writer = Writer {
-                shelf: shelf.clone(),
+                shared: shared.clone(),
                 random: Rng::with_seed(random.u64(..)),
                 number,
                 repos: vec![format!("soak/writer{number}"), "soak/shared".to_owned()],
@@ -232,7 +232,7 @@ impl Run<'_> {
         }
         for _ in 0..self.cli.readers {
             let random = Rng::with_seed(random.u64(..));
-            tasks.spawn(shelf.clone().read_on(random, end));
+            tasks.spawn(shared.clone().read_on(random, end));
         }
     }
 }
@@ -240,14 +240,14 @@ impl Run<'_> {
 /// Measures, tells the progress, and lets lost requests rest when nobody can carry them out any
 /// more.
 async fn observe(
-    shelf: Shelf,
+    shared: Shared,
     replicas: Arc<Vec<Replica>>,
     report: Arc<Report>,
     volume: Arc<Volume>,
     began: Instant,
     end: Instant,
 ) {
-    let mut told = began;
+    let mut reported = began;
     while Instant::now() < end {
         tokio::time::sleep(MEASURE_EVERY).await;
         for (number, replica) in replicas.iter().enumerate() {
@@ -255,15 +255,15 @@ async fn observe(
                 report.cost(number, cost);
             }
         }
-        let stopped = shelf.client.windows().stopped_since();
+        let stopped = shared.client.windows().stopped_since();
         let settled = report.began().elapsed().saturating_sub(SETTLED);
         let stopped = stopped.map(|since| since.saturating_duration_since(report.began()));
         let rested = settled.min(stopped.unwrap_or(settled)).as_millis();
         let rested = u64::try_from(rested).unwrap_or(0);
-        shelf.ledger().close_late(rested);
-        if told.elapsed() >= Duration::from_secs(20) {
-            told = Instant::now();
-            let (there, gone, open) = shelf.ledger().counts();
+        shared.ledger().close_late(rested);
+        if reported.elapsed() >= Duration::from_secs(20) {
+            reported = Instant::now();
+            let (there, gone, open) = shared.ledger().counts();
             println!(
                 "{:5.0} s: {there} keys present, {gone} absent, {open} open; {} MiB free; {} violations",
                 began.elapsed().as_secs_f64(),

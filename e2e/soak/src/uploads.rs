@@ -15,20 +15,20 @@ use crate::{
 };
 
 /// How long a client retries: longer than an abandoned lock holds.
-const PATIENT: Duration = Duration::from_secs(50);
-/// How long the others go on.
-const HASTY: Duration = Duration::from_secs(8);
+const LONG_RETRY_TIMEOUT: Duration = Duration::from_secs(50);
+/// How long other clients retry.
+const SHORT_RETRY_TIMEOUT: Duration = Duration::from_secs(8);
 
 impl Writer {
     /// Makes sure that a repository has a blob; true when that is certain.
     pub(crate) async fn ensure_blob(&mut self, repo: &str, blob: &Blob) -> bool {
         let key = Key::new(Kind::Blob, repo, &blob.digest);
-        let known = self.shelf.ledger().certain(&key);
+        let known = self.shared.ledger().certain(&key);
         if matches!(known, Some(Some(_))) {
             return true;
         }
-        let ticket = self
-            .shelf
+        let pending = self
+            .shared
             .ledger()
             .begin(vec![(key.clone(), Some(blob.digest.clone()))]);
         let done = match self.random.u64(..10) {
@@ -39,7 +39,7 @@ impl Writer {
                 self.chunked(repo, blob, chunks).await
             }
         };
-        self.shelf.settle(ticket, done);
+        self.shared.settle(pending, done);
         if done == Outcome::Done && self.random.u8(..100) < 50 {
             self.read_back(&key).await;
         }
@@ -64,26 +64,30 @@ impl Writer {
     }
 
     async fn whole(&mut self, repo: &str, blob: &Blob) -> Outcome {
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/blobs/uploads/?digest={}", blob.digest);
         let body = self.body(blob.bytes());
         let request = self
-            .shelf
+            .shared
             .client
             .request(replica, Method::POST, &path)
             .body(body);
-        let reply = self.shelf.client.send("push whole", replica, request).await;
+        let reply = self
+            .shared
+            .client
+            .send("push whole", replica, request)
+            .await;
         self.digest_must_fit(&reply, repo, blob);
         outcome(&reply, &[201])
     }
 
     /// The location of a new session.
     async fn begin(&mut self, repo: &str) -> Option<String> {
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/blobs/uploads/");
-        let request = self.shelf.client.request(replica, Method::POST, &path);
+        let request = self.shared.client.request(replica, Method::POST, &path);
         let reply = self
-            .shelf
+            .shared
             .client
             .send("begin upload", replica, request)
             .await;
@@ -97,9 +101,9 @@ impl Writer {
         };
         let began = Instant::now();
         let limit = if self.random.u8(..100) < 30 {
-            PATIENT
+            LONG_RETRY_TIMEOUT
         } else {
-            HASTY
+            SHORT_RETRY_TIMEOUT
         };
         let bytes = blob.bytes();
         let step = blob.size / usize::try_from(chunks).unwrap_or(1) + 1;
@@ -109,22 +113,25 @@ impl Writer {
         while began.elapsed() < limit {
             let end = (offset + step).min(blob.size);
             let last = end == blob.size && with_end;
-            let replica = self.shelf.client.pick(&mut self.random);
+            let replica = self.shared.client.pick(&mut self.random);
             if offset < blob.size && !last {
                 let body = self.body(bytes.slice(offset..end));
-                let mut request = self.shelf.client.request(replica, Method::PATCH, &location);
+                let mut request = self
+                    .shared
+                    .client
+                    .request(replica, Method::PATCH, &location);
                 if self.random.u8(..100) < 60 {
                     request = request.header("content-range", format!("{offset}-{}", end - 1));
                 }
                 let reply = self
-                    .shelf
+                    .shared
                     .client
                     .send("chunk", replica, request.body(body))
                     .await;
                 match &reply {
                     Ok(reply) if reply.status == 202 => {
                         if received(reply) != end {
-                            self.shelf.client.report().violation(
+                            self.shared.client.report().violation(
                                 "sessions count right",
                                 format!("{repo}: {} after {end} bytes", reply.header("range")),
                             );
@@ -141,29 +148,33 @@ impl Writer {
                 let joint = if location.contains('?') { '&' } else { '?' };
                 let target = format!("{location}{joint}digest={}", blob.digest);
                 let request = self
-                    .shelf
+                    .shared
                     .client
                     .request(replica, Method::PUT, &target)
                     .body(body);
-                let reply = self.shelf.client.send("end upload", replica, request).await;
+                let reply = self
+                    .shared
+                    .client
+                    .send("end upload", replica, request)
+                    .await;
                 self.digest_must_fit(&reply, repo, blob);
                 match &reply {
                     Ok(reply) if reply.status == 201 => return Outcome::Done,
-                    Ok(reply) if reply.status == 507 => return Outcome::Halfway,
+                    Ok(reply) if reply.status == 507 => return Outcome::Partial,
                     Err(Lost::Sent) => lost_end = true,
                     _ => {}
                 }
             }
             // Something went wrong: where are we?
             tokio::time::sleep(Duration::from_millis(self.random.u64(50..400))).await;
-            match self.whereabouts(repo, &location, began).await {
-                Whereabouts::At(at, target) => {
+            match self.upload_status(repo, &location, began).await {
+                UploadStatus::At(at, target) => {
                     location = target;
                     offset = at;
                 }
-                Whereabouts::Gone if lost_end => return Outcome::Unknown,
-                Whereabouts::Gone => return Outcome::Refused,
-                Whereabouts::NoAnswer => {}
+                UploadStatus::Gone if lost_end => return Outcome::Unknown,
+                UploadStatus::Gone => return Outcome::Refused,
+                UploadStatus::NoAnswer => {}
             }
         }
         if lost_end {
@@ -173,30 +184,30 @@ impl Writer {
         }
     }
 
-    async fn whereabouts(&mut self, repo: &str, location: &str, began: Instant) -> Whereabouts {
-        let replica = self.shelf.client.pick(&mut self.random);
-        let request = self.shelf.client.request(replica, Method::GET, location);
+    async fn upload_status(&mut self, repo: &str, location: &str, began: Instant) -> UploadStatus {
+        let replica = self.shared.client.pick(&mut self.random);
+        let request = self.shared.client.request(replica, Method::GET, location);
         match self
-            .shelf
+            .shared
             .client
             .send("upload status", replica, request)
             .await
         {
             Ok(reply) if reply.status == 204 => {
-                Whereabouts::At(received(&reply), reply.header("location").to_owned())
+                UploadStatus::At(received(&reply), reply.header("location").to_owned())
             }
             Ok(reply) if reply.status == 404 => {
                 // Only an end that was not heard of, or whose content was refused, ends a session.
                 let faults = [Fault::Kill, Fault::Term, Fault::Stop, Fault::Full];
-                if !self.shelf.client.windows().touched(&faults, began) {
-                    self.shelf.client.report().violation(
+                if !self.shared.client.windows().touched(&faults, began) {
+                    self.shared.client.report().violation(
                         "sessions last",
                         format!("{repo}: {}", String::from_utf8_lossy(&reply.body)),
                     );
                 }
-                Whereabouts::Gone
+                UploadStatus::Gone
             }
-            _ => Whereabouts::NoAnswer,
+            _ => UploadStatus::NoAnswer,
         }
     }
 
@@ -204,7 +215,7 @@ impl Writer {
         if let Ok(reply) = reply
             && reply.status == 400
         {
-            self.shelf.client.report().violation(
+            self.shared.client.report().violation(
                 "right bytes are taken",
                 format!(
                     "{} of {} bytes to {repo} through replica {}: {}",
@@ -220,27 +231,27 @@ impl Writer {
     /// Mounts a blob that another repository has.
     pub(crate) async fn mount(&mut self) {
         let found = {
-            let ledger = self.shelf.ledger();
+            let ledger = self.shared.ledger();
             ledger
                 .present(Kind::Blob, self.random.u64(..))
-                .and_then(|(key, digest)| Some((ledger.sight(&key)?, key, digest)))
+                .and_then(|(key, digest)| Some((ledger.observe(&key)?, key, digest)))
         };
-        let Some((sight, from, digest)) = found else {
+        let Some((observed, from, digest)) = found else {
             return;
         };
         let repo = self.repo();
         let key = Key::new(Kind::Blob, &repo, &digest);
-        let ticket = self
-            .shelf
+        let pending = self
+            .shared
             .ledger()
             .begin(vec![(key.clone(), Some(digest.clone()))]);
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         let path = format!(
             "/v2/{repo}/blobs/uploads/?mount={digest}&from={}",
             from.repo
         );
-        let request = self.shelf.client.request(replica, Method::POST, &path);
-        let reply = self.shelf.client.send("mount", replica, request).await;
+        let request = self.shared.client.request(replica, Method::POST, &path);
+        let reply = self.shared.client.send("mount", replica, request).await;
         let mut done = outcome(&reply, &[201]);
         let mut session = None;
         if let Ok(reply) = &reply
@@ -249,15 +260,15 @@ impl Writer {
             done = Outcome::Refused;
             session = Some(reply.header("location").to_owned());
             let same_repo = from.repo == repo;
-            let verdict = self.shelf.ledger().judge(&from, sight, &None);
+            let verdict = self.shared.ledger().judge(&from, observed, &None);
             if !same_repo && matches!(verdict, crate::ledger::Verdict::Wrong(_)) {
-                self.shelf.client.report().violation(
+                self.shared.client.report().violation(
                     "what was acknowledged is there",
                     format!("{from} could not be mounted through replica {replica}"),
                 );
             }
         }
-        self.shelf.settle(ticket, done);
+        self.shared.settle(pending, done);
         if let Some(location) = session {
             self.cancel(&location).await;
         }
@@ -272,7 +283,7 @@ impl Writer {
         let Some(location) = self.begin(&repo).await else {
             return;
         };
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         if self.random.u8(..100) < 60 {
             let pieces = vec![
                 Ok(Bytes::from(vec![1; 20_000])),
@@ -280,7 +291,7 @@ impl Writer {
             ];
             let body = Body::wrap_stream(stream::iter(pieces));
             let request = self
-                .shelf
+                .shared
                 .client
                 .request(replica, Method::PATCH, &location)
                 .body(body);
@@ -291,10 +302,13 @@ impl Writer {
     }
 
     async fn cancel(&mut self, location: &str) {
-        let replica = self.shelf.client.pick(&mut self.random);
-        let request = self.shelf.client.request(replica, Method::DELETE, location);
+        let replica = self.shared.client.pick(&mut self.random);
+        let request = self
+            .shared
+            .client
+            .request(replica, Method::DELETE, location);
         drop(
-            self.shelf
+            self.shared
                 .client
                 .send("cancel upload", replica, request)
                 .await,
@@ -302,12 +316,12 @@ impl Writer {
     }
 }
 
-enum Whereabouts {
+enum UploadStatus {
     /// The session holds this number of bytes and goes on there.
     At(usize, String),
     /// There is no such session.
     Gone,
-    /// Nobody knows.
+    /// No replica answered.
     NoAnswer,
 }
 

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::{
     pull_through::PullThrough,
-    reader::Shelf,
+    reader::Shared,
     replicas::Replica,
     report::{Report, slope},
     volume::Volume,
@@ -33,24 +33,24 @@ const WARM_SECONDS: f64 = 60.0;
 /// # Errors
 /// When the look itself fails.
 pub(crate) async fn of(
-    shelf: &Shelf,
+    shared: &Shared,
     pull_through: &PullThrough,
     pulled: &[(String, Image)],
     replicas: &[Replica],
     volume: &Volume,
-    elder: usize,
+    long_lived: usize,
 ) -> anyhow::Result<()> {
-    let report = shelf.client.report();
+    let report = shared.client.report();
     // The faults have ended; what a replica took before it stood still has come to pass.
     tokio::time::sleep(Duration::from_secs(5)).await;
     for replica in replicas {
         replica.ready().await?;
     }
     // The other replicas have just started: they show how many files an idle process has open.
-    shelf.ledger().close_late(u64::MAX);
-    let reads = shelf.check_all().await;
+    shared.ledger().close_late(u64::MAX);
+    let reads = shared.check_all().await;
     report.figure("final reads", reads);
-    let repos: std::collections::BTreeSet<String> = shelf
+    let repos: std::collections::BTreeSet<String> = shared
         .ledger()
         .keys()
         .into_iter()
@@ -58,11 +58,11 @@ pub(crate) async fn of(
         .collect();
     for repo in &repos {
         for replica in 0..replicas.len() {
-            shelf.check_list(replica, repo, |_| true).await;
+            shared.check_list(replica, repo, |_| true).await;
         }
     }
     pull_through.check(pulled).await;
-    let (there, gone, open) = shelf.ledger().counts();
+    let (there, gone, open) = shared.ledger().counts();
     report.figure("keys present", there);
     report.figure("keys deleted or never written", gone);
     if open > 0 {
@@ -71,11 +71,11 @@ pub(crate) async fn of(
         ));
     }
     {
-        let ledger = shelf.ledger();
+        let ledger = shared.ledger();
         report.figure("acknowledged writes", ledger.acknowledged);
         report.figure("writes without an answer", ledger.unknown);
     }
-    costs(report, replicas, elder).await;
+    costs(report, replicas, long_lived).await;
     for replica in replicas {
         replica.signal(Signal::TERM);
     }
@@ -104,7 +104,7 @@ pub(crate) async fn of(
 }
 
 /// Memory and open files of the replica that lived all the time, and of all when idle.
-async fn costs(report: &Report, replicas: &[Replica], elder: usize) {
+async fn costs(report: &Report, replicas: &[Replica], long_lived: usize) {
     // Idle connections and caches are given the time to go.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let now = Instant::now();
@@ -112,7 +112,7 @@ async fn costs(report: &Report, replicas: &[Replica], elder: usize) {
     let series: Vec<(f64, f64)> = report
         .lock()
         .costs
-        .get(elder)
+        .get(long_lived)
         .into_iter()
         .flatten()
         .filter(|cost| cost.at > WARM_SECONDS)
@@ -120,14 +120,14 @@ async fn costs(report: &Report, replicas: &[Replica], elder: usize) {
         .collect();
     let (minute, total) = slope(&series);
     report.figure(
-        "elder: growth of memory in KiB a minute",
+        "long-lived replica: growth of memory in KiB a minute",
         (minute / 1024.0).round(),
     );
     if minute > RSS_SLOPE && total > RSS_TOTAL {
         report.violation(
             "memory does not climb",
             format!(
-                "replica {elder}: {:.1} MiB a minute",
+                "replica {long_lived}: {:.1} MiB a minute",
                 minute / f64::from(1 << 20)
             ),
         );
@@ -153,13 +153,13 @@ async fn costs(report: &Report, replicas: &[Replica], elder: usize) {
         }
     }
     let least = idle.iter().flatten().map(|cost| cost.open_files).min();
-    if let (Some(Some(old)), Some(least)) = (idle.get(elder), least)
+    if let (Some(Some(old)), Some(least)) = (idle.get(long_lived), least)
         && old.open_files > least + FILES_OVER
     {
         report.violation(
             "open files do not climb",
             format!(
-                "replica {elder} has {} open when idle, a younger one {least}",
+                "replica {long_lived} has {} open when idle, a restarted one {least}",
                 old.open_files
             ),
         );

@@ -17,13 +17,13 @@ use crate::{
     client::outcome,
     content::{Blob, Manifest},
     ledger::{Key, Kind, Outcome, Value},
-    reader::Shelf,
+    reader::Shared,
 };
 
 /// A client that writes.
 pub(crate) struct Writer {
     /// What it reads and writes.
-    pub(crate) shelf: Shelf,
+    pub(crate) shared: Shared,
     /// Its luck.
     pub(crate) random: Rng,
     /// Tells its tags from others'.
@@ -105,7 +105,7 @@ impl Writer {
             return;
         };
         let manifest = Manifest::new(config, layers, mark);
-        self.shelf.library.add(&manifest);
+        self.shared.library.add(&manifest);
         let tag = self.tag();
         self.put_manifest(&repo, &tag, &manifest).await;
     }
@@ -117,7 +117,7 @@ impl Writer {
             Key::new(Kind::Tag, repo, tag),
         ];
         let before: Vec<_> = {
-            let ledger = self.shelf.ledger();
+            let ledger = self.shared.ledger();
             let blobs = manifest.blobs.iter();
             blobs
                 .map(|blob| ledger.certain(&Key::new(Kind::Blob, repo, &blob.digest)))
@@ -128,27 +128,27 @@ impl Writer {
             .iter()
             .map(|key| (key.clone(), digest.clone()))
             .collect();
-        let ticket = self.shelf.ledger().begin(changes);
-        let replica = self.shelf.client.pick(&mut self.random);
+        let pending = self.shared.ledger().begin(changes);
+        let replica = self.shared.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/manifests/{tag}");
         let request = self
-            .shelf
+            .shared
             .client
             .request(replica, Method::PUT, &path)
             .header("content-type", OCI_MANIFEST)
             .body(manifest.bytes.clone());
         let reply = self
-            .shelf
+            .shared
             .client
             .send("put manifest", replica, request)
             .await;
         let done = outcome(&reply, &[201]);
-        self.shelf.settle(ticket, done);
+        self.shared.settle(pending, done);
         if let Ok(reply) = &reply
             && reply.is(&[404, 400])
             && before.iter().all(|blob| matches!(blob, Some(Some(_))))
         {
-            self.shelf.client.report().violation(
+            self.shared.client.report().violation(
                 "what was acknowledged is there",
                 format!(
                     "manifest {} in {repo} refused: {}",
@@ -168,10 +168,10 @@ impl Writer {
     }
 
     pub(crate) async fn read_back(&mut self, key: &Key) {
-        let sight = self.shelf.ledger().sight(key);
-        if let Some(sight) = sight {
-            let replica = self.shelf.client.pick(&mut self.random);
-            self.shelf.check("read back", replica, key, sight).await;
+        let observed = self.shared.ledger().observe(key);
+        if let Some(observed) = observed {
+            let replica = self.shared.client.pick(&mut self.random);
+            self.shared.check("read back", replica, key, observed).await;
         }
     }
 
@@ -180,7 +180,7 @@ impl Writer {
         let at = self.random.usize(..self.images.len().max(1));
         let (repo, manifest) = self.images.get(at)?.clone();
         let key = Key::new(Kind::Manifest, &repo, &manifest.digest);
-        if matches!(self.shelf.ledger().certain(&key), Some(Some(_))) {
+        if matches!(self.shared.ledger().certain(&key), Some(Some(_))) {
             return Some((repo, manifest));
         }
         self.images.swap_remove(at);
@@ -194,7 +194,7 @@ impl Writer {
         };
         if self.random.u8(..100) < 40 {
             let tag = {
-                let ledger = self.shelf.ledger();
+                let ledger = self.shared.ledger();
                 ledger.tags_of(&repo, &manifest.digest).pop()
             };
             if let Some(tag) = tag {
@@ -209,7 +209,7 @@ impl Writer {
             return;
         }
         let mut keys = vec![Key::new(Kind::Manifest, &repo, &manifest.digest)];
-        let tags = self.shelf.ledger().tags_of(&repo, &manifest.digest);
+        let tags = self.shared.ledger().tags_of(&repo, &manifest.digest);
         keys.extend(tags.iter().map(|tag| Key::new(Kind::Tag, &repo, tag)));
         let gone = self
             .remove(&repo, "manifests", &manifest.digest, keys)
@@ -241,8 +241,8 @@ impl Writer {
         let Some(named) = keys.first().cloned() else {
             return false;
         };
-        let (certain, ticket, perhaps) = {
-            let mut ledger = self.shelf.ledger();
+        let (certain, pending, perhaps) = {
+            let mut ledger = self.shared.ledger();
             let certain = matches!(ledger.certain(&named), Some(Some(_)));
             // A tag that may name the manifest may go with it, or stay as it is because it names
             // another one.
@@ -257,11 +257,11 @@ impl Writer {
                 ledger.begin(nothing(perhaps)),
             )
         };
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         let path = format!("/v2/{repo}/{kind}/{name}");
-        let request = self.shelf.client.request(replica, Method::DELETE, &path);
+        let request = self.shared.client.request(replica, Method::DELETE, &path);
         let reply = self
-            .shelf
+            .shared
             .client
             .send(&format!("delete {kind}"), replica, request)
             .await;
@@ -272,19 +272,19 @@ impl Writer {
             // Gone in any case.
             done = Outcome::Done;
             if certain {
-                self.shelf.client.report().violation(
+                self.shared.client.report().violation(
                     "what was acknowledged is there",
                     format!("delete of {named} through replica {replica} found nothing"),
                 );
             }
         }
-        self.shelf.settle(ticket, done);
+        self.shared.settle(pending, done);
         let perhaps_done = if done == Outcome::Done {
-            Outcome::Halfway
+            Outcome::Partial
         } else {
             done
         };
-        self.shelf.settle(perhaps, perhaps_done);
+        self.shared.settle(perhaps, perhaps_done);
         if done != Outcome::Done {
             return false;
         }
@@ -326,7 +326,7 @@ impl Writer {
             ),
         ];
         {
-            let ledger = self.shelf.ledger();
+            let ledger = self.shared.ledger();
             let others = ledger.tags_of(&repo, &first.digest);
             let others = others.into_iter().filter(|other| *other != tag);
             let others: Vec<_> = others
@@ -340,13 +340,13 @@ impl Writer {
             }
             changes.extend(others);
         }
-        let ticket = self.shelf.ledger().begin(changes);
+        let pending = self.shared.ledger().begin(changes);
         let replicas = [
-            self.shelf.client.pick(&mut self.random),
-            self.shelf.client.pick(&mut self.random),
+            self.shared.client.pick(&mut self.random),
+            self.shared.client.pick(&mut self.random),
         ];
         let put = self
-            .shelf
+            .shared
             .client
             .request(
                 replicas[0],
@@ -355,17 +355,17 @@ impl Writer {
             )
             .header("content-type", OCI_MANIFEST)
             .body(second.bytes.clone());
-        let delete = self.shelf.client.request(
+        let delete = self.shared.client.request(
             replicas[1],
             Method::DELETE,
             &format!("/v2/{repo}/manifests/{}", first.digest),
         );
         let pause = Duration::from_micros(self.random.u64(..3_000));
         let (put, delete) = tokio::join!(
-            self.shelf.client.send("race: put", replicas[0], put),
+            self.shared.client.send("race: put", replicas[0], put),
             async {
                 tokio::time::sleep(pause).await;
-                self.shelf
+                self.shared
                     .client
                     .send("race: delete", replicas[1], delete)
                     .await
@@ -375,15 +375,15 @@ impl Writer {
         let done = match (moved, outcome(&delete, &[202, 404])) {
             (Outcome::Done, Outcome::Done) => Outcome::Done,
             (Outcome::Unknown, _) | (_, Outcome::Unknown) => Outcome::Unknown,
-            _ => Outcome::Halfway,
+            _ => Outcome::Partial,
         };
         if moved != Outcome::Done {
             // The tag may also have gone with the manifest, without coming to name the second one.
             let gone = vec![(Key::new(Kind::Tag, &repo, &tag), None)];
-            let also = self.shelf.ledger().begin(gone);
-            self.shelf.settle(also, done);
+            let also = self.shared.ledger().begin(gone);
+            self.shared.settle(also, done);
         }
-        self.shelf.settle(ticket, done);
+        self.shared.settle(pending, done);
         if done == Outcome::Done {
             self.read_back(&Key::new(Kind::Tag, &repo, &tag)).await;
         }
@@ -392,9 +392,9 @@ impl Writer {
     /// Looks at all tags of a repository, of which it alone writes its own.
     async fn list(&mut self) {
         let repo = self.repo();
-        let replica = self.shelf.client.pick(&mut self.random);
+        let replica = self.shared.client.pick(&mut self.random);
         let own = format!("w{}-", self.number);
-        self.shelf
+        self.shared
             .check_list(replica, &repo, |tag| tag.starts_with(&own))
             .await;
     }

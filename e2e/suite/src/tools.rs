@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use holdfast_cluster::{Cluster, Options, Program, cache, programs};
 
-use crate::upstream::{self, Inside};
+use crate::upstream::{self, Launcher};
 
 /// Where everything is.
 pub(crate) struct Tools {
@@ -74,23 +74,23 @@ pub(crate) fn program(program: Program) -> Result<PathBuf> {
 }
 
 /// Starts programs on this machine itself.
-pub(crate) fn on_this_machine() -> Inside {
-    Arc::new(|program: &Path| mortal(Command::new("setpriv"), program))
+pub(crate) fn on_this_machine() -> Launcher {
+    Arc::new(|program: &Path| with_parent(Command::new("setpriv"), program))
 }
 
 /// Starts programs in the network of a cluster. A killed run must not leave servers behind: they
-/// die with the thread that started them, unless the cluster is kept to look around.
-pub(crate) fn inside(cluster: &Cluster, keep: bool) -> Inside {
+/// end with the thread that started them, unless the cluster is kept for inspection.
+pub(crate) fn inside(cluster: &Cluster, keep: bool) -> Launcher {
     let cluster = cluster.clone();
     Arc::new(move |program: &Path| {
         if keep {
             return cluster.command(program);
         }
-        mortal(cluster.command("setpriv"), program)
+        with_parent(cluster.command("setpriv"), program)
     })
 }
 
-fn mortal(mut setpriv: Command, program: &Path) -> Command {
+fn with_parent(mut setpriv: Command, program: &Path) -> Command {
     setpriv.args(["--pdeathsig", "KILL", "--"]).arg(program);
     setpriv
 }

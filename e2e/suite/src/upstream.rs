@@ -14,7 +14,7 @@ use crate::command;
 use crate::wait::eventually;
 
 /// Starts programs inside the cluster's network.
-pub(crate) type Inside = Arc<dyn Fn(&Path) -> Command + Send + Sync>;
+pub(crate) type Launcher = Arc<dyn Fn(&Path) -> Command + Send + Sync>;
 
 /// What an upstream is made of.
 pub(crate) struct Plan<'a> {
@@ -39,7 +39,7 @@ pub(crate) struct Upstream {
     pub(crate) ca: Option<String>,
     control: String,
     registry: String,
-    inside: Inside,
+    inside: Launcher,
     crane: PathBuf,
     children: Vec<Child>,
     keep: bool,
@@ -57,7 +57,7 @@ impl Upstream {
     pub(crate) fn start(
         plan: &Plan,
         programs: &Programs,
-        inside: &Inside,
+        inside: &Launcher,
         folder: &Path,
         keep: bool,
     ) -> Result<Self> {

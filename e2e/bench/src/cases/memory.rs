@@ -19,8 +19,8 @@ const FAST: &str = "128 × 100 MiB, fast clients";
 const SLOW: &str = "128 × 100 MiB, slow clients";
 const CLIENTS: usize = 128;
 /// A slow client takes so much, so often: about 1 MB/s.
-const SIP_BYTES: u64 = 64 << 10;
-const SIP_EVERY: Duration = Duration::from_millis(60);
+const SLOW_READ_BYTES: u64 = 64 << 10;
+const SLOW_READ_INTERVAL: Duration = Duration::from_millis(60);
 
 /// Runs the cases.
 pub(super) async fn run(bench: &mut Bench) -> Result<()> {
@@ -63,7 +63,7 @@ pub(super) async fn run(bench: &mut Bench) -> Result<()> {
 }
 
 /// Clients that read a little again and again, and leave in the middle.
-async fn slow(target: &Target, items: &[Item], sips: usize) -> Result<()> {
+async fn slow(target: &Target, items: &[Item], reads: usize) -> Result<()> {
     let mut clients = JoinSet::new();
     for number in 0..CLIENTS {
         let target = target.clone();
@@ -71,9 +71,9 @@ async fn slow(target: &Target, items: &[Item], sips: usize) -> Result<()> {
         clients.spawn(async move {
             let mut connection = Connection::open(&target).await?;
             connection.begin(&request).await?;
-            for _ in 0..sips {
-                connection.sip(SIP_BYTES).await?;
-                tokio::time::sleep(SIP_EVERY).await;
+            for _ in 0..reads {
+                connection.read_some(SLOW_READ_BYTES).await?;
+                tokio::time::sleep(SLOW_READ_INTERVAL).await;
             }
             anyhow::Ok(())
         });

@@ -1,4 +1,4 @@
-//! What the controller used and did within a stretch of time.
+//! What the controller used and did within an interval.
 
 use std::{net::SocketAddr, time::Instant};
 
@@ -12,9 +12,9 @@ use crate::{
     upstream::Upstream,
 };
 
-/// A stretch of time.
+/// An interval.
 #[derive(Debug, Serialize)]
-pub(super) struct Stretch {
+pub(super) struct Interval {
     /// How long it was.
     pub(super) seconds: f64,
     /// CPU seconds of the controller, user and system.
@@ -35,7 +35,7 @@ pub(super) struct Stretch {
     pub(super) upstream_requests: u64,
 }
 
-impl Stretch {
+impl Interval {
     /// Requests to the API server a second.
     pub(super) fn calls_per_second(&self) -> f64 {
         self.calls.total() as f64 / self.seconds
@@ -57,21 +57,21 @@ impl Stretch {
     }
 }
 
-/// Where a stretch begins.
-pub(super) struct Mark {
+/// The state at the start of an interval.
+pub(super) struct Snapshot {
     at: Instant,
     cpu_seconds: f64,
-    told: Told,
+    counts: ControllerCounts,
     upstream_requests: u64,
 }
 
-impl Mark {
+impl Snapshot {
     /// Before the controller starts.
     pub(super) fn start() -> Self {
         Self {
             at: Instant::now(),
             cpu_seconds: 0.0,
-            told: Told::default(),
+            counts: ControllerCounts::default(),
             upstream_requests: 0,
         }
     }
@@ -90,46 +90,46 @@ pub(super) struct Meter<'a> {
     pub(super) admin: SocketAddr,
     /// The upstream of all images.
     pub(super) upstream: &'a Upstream,
-    /// What the API server wrote down.
+    /// The audit log of the API server.
     pub(super) audit: &'a mut Audit,
 }
 
 impl Meter<'_> {
-    /// Begins a stretch.
-    pub(super) async fn mark(&mut self) -> Result<Mark> {
-        let told = self.told().await?;
+    /// Starts an interval.
+    pub(super) async fn snapshot(&mut self) -> Result<Snapshot> {
+        let counts = self.counts().await?;
         self.audit.since()?;
         self.controller.reset_peak()?;
-        Ok(Mark {
+        Ok(Snapshot {
             at: Instant::now(),
             cpu_seconds: self.controller.usage()?.cpu_seconds,
-            told,
+            counts,
             upstream_requests: self.upstream_requests(),
         })
     }
 
-    /// Ends a stretch.
-    pub(super) async fn since(&mut self, mark: &Mark) -> Result<Stretch> {
+    /// Ends an interval.
+    pub(super) async fn since(&mut self, start: &Snapshot) -> Result<Interval> {
         let (seconds, usage, calls) = (
-            mark.seconds(),
+            start.seconds(),
             self.controller.usage()?,
             self.audit.since()?,
         );
-        let told = self.told().await?;
-        Ok(Stretch {
+        let counts = self.counts().await?;
+        Ok(Interval {
             seconds,
-            cpu_seconds: usage.cpu_seconds - mark.cpu_seconds,
+            cpu_seconds: usage.cpu_seconds - start.cpu_seconds,
             peak_rss_bytes: usage.peak_rss_bytes,
             rss_bytes: usage.rss_bytes,
             calls,
-            copied: told.copied - mark.told.copied,
-            not_copied: told.not_copied - mark.told.not_copied,
-            healing_actions: told.healing_actions - mark.told.healing_actions,
-            upstream_requests: self.upstream_requests() - mark.upstream_requests,
+            copied: counts.copied - start.counts.copied,
+            not_copied: counts.not_copied - start.counts.not_copied,
+            healing_actions: counts.healing_actions - start.counts.healing_actions,
+            upstream_requests: self.upstream_requests() - start.upstream_requests,
         })
     }
 
-    async fn told(&self) -> Result<Told> {
+    async fn counts(&self) -> Result<ControllerCounts> {
         let target = Target {
             address: self.admin,
             tls: None,
@@ -140,7 +140,7 @@ impl Meter<'_> {
             "the controller's metrics: {}",
             head.status
         );
-        Ok(Told::read(&String::from_utf8_lossy(&body)))
+        Ok(ControllerCounts::read(&String::from_utf8_lossy(&body)))
     }
 
     fn upstream_requests(&self) -> u64 {
@@ -148,17 +148,17 @@ impl Meter<'_> {
     }
 }
 
-/// What the controller counts itself.
+/// The counts in the metrics of the controller.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Told {
+struct ControllerCounts {
     copied: u64,
     not_copied: u64,
     healing_actions: u64,
 }
 
-impl Told {
+impl ControllerCounts {
     fn read(metrics: &str) -> Self {
-        let mut told = Self::default();
+        let mut counts = Self::default();
         for line in metrics.lines() {
             let Some((name, value)) = line.rsplit_once(' ') else {
                 continue;
@@ -166,15 +166,15 @@ impl Told {
             let value = value.parse().unwrap_or(0);
             if name.starts_with("holdfast_controller_fills_total{") {
                 if name.contains("reason=\"Copied\"") {
-                    told.copied += value;
+                    counts.copied += value;
                 } else {
-                    told.not_copied += value;
+                    counts.not_copied += value;
                 }
             } else if name.starts_with("holdfast_controller_healing_actions_total{") {
-                told.healing_actions += value;
+                counts.healing_actions += value;
             }
         }
-        told
+        counts
     }
 }
 
@@ -191,11 +191,11 @@ mod tests {
             holdfast_controller_healing_actions_total{action=\"heal\",outcome=\"done\"} 5\n\
             holdfast_controller_healing_actions_total{action=\"evict\",outcome=\"failed\"} 6\n\
             # EOF\n";
-        let expect = Told {
+        let expect = ControllerCounts {
             copied: 500,
             not_copied: 7,
             healing_actions: 11,
         };
-        assert_eq!(Told::read(metrics), expect);
+        assert_eq!(ControllerCounts::read(metrics), expect);
     }
 }

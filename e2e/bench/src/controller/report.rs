@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write as _};
 
 use serde::Serialize;
 
-use super::measure::Stretch;
+use super::measure::Interval;
 use crate::report::{Machine, number};
 
 /// The most memory that the controller may have, 10^6 bytes.
@@ -33,11 +33,11 @@ pub(super) struct Figures {
     /// Pods that were replaced.
     pub(super) replaced: usize,
     /// From the controller's start until some seconds after the last copy.
-    pub(super) adoption: Stretch,
+    pub(super) adoption: Interval,
     /// While nothing happened.
-    pub(super) rest: Stretch,
+    pub(super) rest: Interval,
     /// While pods were replaced.
-    pub(super) churn: Stretch,
+    pub(super) churn: Interval,
 }
 
 /// A bar and what was reached.
@@ -59,7 +59,7 @@ pub(super) struct WithBars<'a> {
 
 impl Figures {
     fn bars(&self) -> Vec<Bar> {
-        let memory = |text, stretch: &Stretch| Bar {
+        let memory = |text, stretch: &Interval| Bar {
             text,
             asked: format!("< {MEGABYTES}"),
             measured: stretch.peak_megabytes(),
@@ -177,7 +177,7 @@ impl Figures {
             self.bars_table()
         );
         let stretches = [&self.adoption, &self.rest, &self.churn];
-        type Figure<'a> = &'a dyn Fn(&Stretch) -> String;
+        type Figure<'a> = &'a dyn Fn(&Interval) -> String;
         let rows: [(&str, Figure<'_>); 7] = [
             ("seconds", &|it| format!("{:.1}", it.seconds)),
             ("CPU seconds", &|it| format!("{:.2}", it.cpu_seconds)),
@@ -226,7 +226,7 @@ impl Figures {
         text
     }
 
-    fn row(&self, name: &str, count: impl Fn(&Stretch) -> u64) -> String {
+    fn row(&self, name: &str, count: impl Fn(&Interval) -> u64) -> String {
         let a_minute = |stretch| count(stretch) as f64 / stretch.seconds * 60.0;
         let adopting = count(&self.adoption);
         format!(
@@ -279,8 +279,8 @@ mod tests {
     use super::*;
     use crate::controller::audit::Calls;
 
-    fn stretch(peak_rss_bytes: u64) -> Stretch {
-        Stretch {
+    fn stretch(peak_rss_bytes: u64) -> Interval {
+        Interval {
             seconds: 60.0,
             cpu_seconds: 1.5,
             peak_rss_bytes,
@@ -306,7 +306,7 @@ mod tests {
             adopted_seconds: 9.0,
             most_asked: 1,
             replaced: 1000,
-            adoption: Stretch {
+            adoption: Interval {
                 copied: 500,
                 ..stretch(100_000_000)
             },

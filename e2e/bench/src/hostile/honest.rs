@@ -136,7 +136,7 @@ impl Clients<'_> {
     }
 }
 
-/// Does it at this pace until `end`: how long each took, what the slowest one told, and what
+/// Does it at this pace until `end`: how long each took, the outcome of the slowest one, and what
 /// failed. One that is late does not make others be left out, but they are not made up for.
 async fn repeat(
     end: Instant,
@@ -155,11 +155,11 @@ async fn repeat(
         }
         let begun = Instant::now();
         match work(number).await {
-            Ok(told) => {
+            Ok(outcome) => {
                 let took = begun.elapsed().as_secs_f64() * 1e3;
                 times.0.push(took);
                 if longest < took {
-                    (longest, slowest) = (took, format!("{name} {number}: {told}"));
+                    (longest, slowest) = (took, format!("{name} {number}: {outcome}"));
                 }
             }
             Err(error) => failed.push(format!("{name} {number}: {error:#}")),

@@ -187,7 +187,8 @@ impl Demo {
 
     pub(super) fn kill_node(&mut self, show: &mut Show) -> Result<()> {
         for image in [&self.app, &self.init, &self.files] {
-            self.site.never_had(&self.third, &image.repository)?;
+            self.site
+                .ensure_image_absent(&self.third, &image.repository)?;
         }
         show.fact(
             "thirdNodeHadImage",

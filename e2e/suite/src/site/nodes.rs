@@ -44,7 +44,7 @@ impl Site {
     }
 
     /// Checks that a node's runtime holds nothing of a repository.
-    pub(crate) fn never_had(&self, node: &str, repository: &str) -> Result<()> {
+    pub(crate) fn ensure_image_absent(&self, node: &str, repository: &str) -> Result<()> {
         let held: Vec<_> = self
             .node_images(node)?
             .into_iter()
@@ -66,7 +66,7 @@ impl Site {
         self.cluster.write_registry_hosts(&nodes, PRIVATE, &hosts)
     }
 
-    /// Takes back what [`Self::let_nodes_pull_private_images`] told.
+    /// Undoes [`Self::let_nodes_pull_private_images`].
     pub(crate) fn forget_private_images(&self) -> Result<()> {
         let folder = format!("/etc/containerd/certs.d/{PRIVATE}");
         for node in self.cluster.nodes()? {

@@ -13,8 +13,8 @@ use crate::tests::operator::holdfast;
 use crate::wait::eventually;
 use crate::world::World;
 
-/// Until an upstream's answer has come to the webhooks: status, list, watch.
-const TOLD: Duration = Duration::from_secs(60);
+/// Time until the webhooks know an upstream's answer: status, list, watch.
+const ACCESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the API server would store for a pod, without creating it.
 fn admitted(site: &Site, namespace: &str, pod: &Pod) -> Result<String> {
@@ -50,9 +50,8 @@ pub(super) fn private_images_are_local_for_namespaces_that_proved_them(
 fn by_namespace(site: &Site, program: &PathBuf) -> Result<()> {
     let image = site.push(&site.private, "access/app", 1, 1000)?;
     let public = site.push(&site.plain, "access/public", 1, 1000)?;
-    let (team, stranger) = (site.namespace()?, site.namespace()?);
-    site.kube
-        .delete(&["secret", "-n", &stranger.name, SECRET])?;
+    let (team, other) = (site.namespace()?, site.namespace()?);
+    site.kube.delete(&["secret", "-n", &other.name, SECRET])?;
     let local = site.local(&image.reference)?;
     let pod = |name: &str, image: &Pushed| Pod::new(name, &image.reference).pull_secrets(&[SECRET]);
 
@@ -65,7 +64,7 @@ fn by_namespace(site: &Site, program: &PathBuf) -> Result<()> {
     );
     site.kube.running(&team.name, "first", START)?;
     site.kube.copied(&team.name, &image.reference, START)?;
-    eventually(TOLD, || {
+    eventually(ACCESS_TIMEOUT, || {
         let found = admitted(site, &team.name, &pod("second", &image))?;
         ensure!(found == local, "a second pod would have {found}");
         Ok(())
@@ -74,31 +73,40 @@ fn by_namespace(site: &Site, program: &PathBuf) -> Result<()> {
     ensure!(answer == "proved", "the team's Artifact says {answer}");
 
     // Without the secret a pod fails as it does without Holdfast, though the image is local.
-    let refused = stranger.create(&Pod::new("app", &image.reference).always())?;
+    let refused = other.create(&Pod::new("app", &image.reference).always())?;
     let found = images(&refused, "containers");
     ensure!(
         found == [image.reference.clone()],
-        "the stranger has {found:?}"
+        "the other namespace has {found:?}"
     );
     eventually(START, || {
-        let answer = access(site, &stranger.name, &image.reference)?;
-        ensure!(answer == "denied", "the stranger's Artifact says {answer}");
-        let pod = site.kube.get(&["pod", "-n", &stranger.name, "app"])?;
+        let answer = access(site, &other.name, &image.reference)?;
+        ensure!(
+            answer == "denied",
+            "the Artifact of the other namespace says {answer}"
+        );
+        let pod = site.kube.get(&["pod", "-n", &other.name, "app"])?;
         let why = explain(&pod);
-        ensure!(why.contains("ImagePull"), "the stranger's pod: {why}");
+        ensure!(
+            why.contains("ImagePull"),
+            "the pod of the other namespace: {why}"
+        );
         Ok(())
     })?;
     for pod in [pod("app-2", &image), Pod::new("by-hand", &local)] {
-        let found = admitted(site, &stranger.name, &pod)?;
-        ensure!(found == image.reference, "the stranger would have {found}");
+        let found = admitted(site, &other.name, &pod)?;
+        ensure!(
+            found == image.reference,
+            "the other namespace would have {found}"
+        );
     }
     let kept = admitted(site, &team.name, &Pod::new("by-hand", &local))?;
     ensure!(
         kept == local,
         "the team's own name at the registry became {kept}"
     );
-    let told = holdfast(site, program, &["doctor", "-n", &stranger.name])?;
-    let notes = told.json["notes"].to_string();
+    let report = holdfast(site, program, &["doctor", "-n", &other.name])?;
+    let notes = report.json["notes"].to_string();
     ensure!(
         notes.contains(&image.reference),
         "the doctor's notes: {notes}"
@@ -106,8 +114,8 @@ fn by_namespace(site: &Site, program: &PathBuf) -> Result<()> {
 
     // What the upstream gives everybody is everybody's as soon as one namespace has it.
     team.create(&Pod::new("public", &public.reference))?;
-    eventually(TOLD + START, || {
-        let found = admitted(site, &stranger.name, &Pod::new("x", &public.reference))?;
+    eventually(ACCESS_TIMEOUT + START, || {
+        let found = admitted(site, &other.name, &Pod::new("x", &public.reference))?;
         ensure!(
             found == site.local(&public.reference)?,
             "a public image: {found}"
@@ -121,12 +129,12 @@ fn by_namespace(site: &Site, program: &PathBuf) -> Result<()> {
     let second = site.kube.running(&team.name, "second", START)?;
     let found = images(&second, "containers");
     ensure!(found == [local.clone()], "the second pod has {found:?}");
-    // Healing had a minute and more, and the image is local: it gave the stranger nothing.
-    let refused = site.kube.get(&["pod", "-n", &stranger.name, "app"])?;
+    // Healing had a minute and more, and the image is local: it gave the other namespace nothing.
+    let refused = site.kube.get(&["pod", "-n", &other.name, "app"])?;
     let found = images(&refused, "containers");
     ensure!(
         found == [image.reference.clone()],
-        "the stranger was given {found:?}"
+        "the other namespace was given {found:?}"
     );
     Ok(())
 }

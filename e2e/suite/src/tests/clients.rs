@@ -13,12 +13,12 @@ use crate::command;
 use crate::images;
 use crate::site::PRIVATE;
 use crate::tools::{self, Tools};
-use crate::upstream::{Inside, Plan, Upstream, spawn};
+use crate::upstream::{Launcher, Plan, Upstream, spawn};
 use crate::wait::eventually;
 use crate::world::World;
 
 /// The registry alone, an upstream behind it, and an image that only the upstream has.
-struct Alone {
+struct StandaloneRegistry {
     /// Address and port of the registry.
     address: String,
     /// Repository and tag behind the upstream's host.
@@ -26,24 +26,24 @@ struct Alone {
     /// Digest of that image's manifest.
     digest: String,
     crane: PathBuf,
-    inside: Inside,
+    inside: Launcher,
     _upstream: Upstream,
     registry: Child,
 }
 
-impl Drop for Alone {
+impl Drop for StandaloneRegistry {
     fn drop(&mut self) {
         drop(self.registry.kill());
         drop(self.registry.wait());
     }
 }
 
-impl Alone {
+impl StandaloneRegistry {
     /// Starts both where `inside` starts programs; the registry listens on `listen`, clients use
     /// `address`.
     fn start(
         tools: &Tools,
-        inside: &Inside,
+        inside: &Launcher,
         listen: &str,
         address: &str,
         port: u16,
@@ -185,7 +185,7 @@ fn packaged(name: &str) -> Result<PathBuf> {
 
 // SPEC 16
 pub(super) fn crane_pushes_and_pulls(world: &mut World) -> Result<()> {
-    let alone = Alone::here(world)?;
+    let alone = StandaloneRegistry::here(world)?;
     let crane = |arguments: &[&str]| {
         let mut crane = (alone.inside)(&alone.crane);
         crane.args(arguments).arg("--insecure");
@@ -226,7 +226,7 @@ pub(super) fn crane_pushes_and_pulls(world: &mut World) -> Result<()> {
 // SPEC 16
 pub(super) fn skopeo_pushes_and_pulls(world: &mut World) -> Result<()> {
     let skopeo = packaged("skopeo")?;
-    let alone = Alone::here(world)?;
+    let alone = StandaloneRegistry::here(world)?;
     let layout = format!("oci:{}:1", world.tools.folder.join("skopeo").display());
     let copy = |from: &str, to: &str| {
         let mut copy = Command::new(&skopeo);
@@ -250,7 +250,7 @@ pub(super) fn skopeo_pushes_and_pulls(world: &mut World) -> Result<()> {
 // SPEC 16
 pub(super) fn podman_pushes_and_pulls(world: &mut World) -> Result<()> {
     let podman = packaged("podman")?;
-    let alone = Alone::here(world)?;
+    let alone = StandaloneRegistry::here(world)?;
     let folder = world.tools.folder.join("podman");
     std::fs::create_dir_all(&folder).context("make a folder")?;
     let policy = folder.join("policy.json");
@@ -304,7 +304,7 @@ pub(super) fn ctr_pushes_and_pulls(world: &mut World) -> Result<()> {
     let site = world.site()?;
     site.needs_nodes()?;
     let cluster = site.cluster.clone();
-    let alone = Alone::start(
+    let alone = StandaloneRegistry::start(
         &world.tools,
         &tools::inside(&cluster, false),
         "0.0.0.0",

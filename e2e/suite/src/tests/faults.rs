@@ -13,7 +13,7 @@ use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// A cached image may start this much later when the upstream hangs.
-const ALLOWANCE: Duration = Duration::from_secs(2);
+const MAX_DELAY: Duration = Duration::from_secs(2);
 
 /// Seconds from the creation of a pod that always asks the registry to its readiness.
 fn start_time(
@@ -67,7 +67,7 @@ pub(super) fn a_hanging_upstream_does_not_slow_cached_images(world: &mut World) 
         with.as_secs_f64()
     );
     ensure!(
-        with < without + ALLOWANCE,
+        with < without + MAX_DELAY,
         "{:.1} s with a hanging upstream, {:.1} s without",
         with.as_secs_f64(),
         without.as_secs_f64()
@@ -148,8 +148,8 @@ pub(super) fn a_pod_missed_by_the_webhook_starts_and_is_copied(world: &mut World
     back.map(drop)
 }
 
-/// Makes layers trickle, so that a copy takes about `seconds`.
-fn trickle(site: &Site, image: &Pushed, bytes: u64, seconds: u64) -> Result<()> {
+/// Slows layers down, so that a copy takes about `seconds`.
+fn slow_layers(site: &Site, image: &Pushed, bytes: u64, seconds: u64) -> Result<()> {
     site.private.fault(
         &json!({"kind": "slow", "bytes_per_second": bytes / seconds, "path": image.last_layer}),
     )
@@ -173,7 +173,7 @@ pub(super) fn a_killed_controller_copies_nothing_twice(world: &mut World) -> Res
     site.installed()?;
     let bytes = 1 << 20;
     let image = site.push(&site.private, "team/killed", 1, bytes)?;
-    trickle(site, &image, bytes as u64, 10)?;
+    slow_layers(site, &image, bytes as u64, 10)?;
     let test = site.namespace()?;
     let result = (|| {
         test.create(&Pod::new("app", &image.reference).pull_secrets(&[SECRET]))?;
@@ -199,7 +199,7 @@ pub(super) fn a_killed_registry_finishes_its_fills(world: &mut World) -> Result<
     site.installed()?;
     let bytes = 1 << 20;
     let image = site.push(&site.private, "team/refill", 1, bytes)?;
-    trickle(site, &image, bytes as u64, 15)?;
+    slow_layers(site, &image, bytes as u64, 15)?;
     let test = site.namespace()?;
     let namespace = site.release.namespace();
     let result = (|| {

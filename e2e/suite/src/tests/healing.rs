@@ -13,7 +13,7 @@ use crate::wait::{eventually, throughout};
 use crate::world::World;
 
 /// A source counts as unfillable after two minutes; then the pod is patched within seconds.
-const PROVEN: Duration = Duration::from_secs(180);
+const HEALING_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Takes the webhook away, does something, and brings it back, also after a failure.
 pub(super) fn without_webhook<T>(site: &Site, act: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -54,7 +54,7 @@ fn has_image(site: &Site, test: &Namespace<'_>, pod: &str, expect: &str) -> Resu
 }
 
 /// Waits for an event on a pod.
-fn told(site: &Site, test: &Namespace<'_>, pod: &str, reason: &str) -> Result<()> {
+fn wait_for_event(site: &Site, test: &Namespace<'_>, pod: &str, reason: &str) -> Result<()> {
     let about = format!("involvedObject.name={pod},reason={reason}");
     eventually(START, || {
         let events = site
@@ -101,7 +101,7 @@ pub(super) fn pods_that_slipped_past_the_webhook_start_without_uplink(
     site.private.heal()?;
     healed?;
     has_image(site, &test, "missed", &local)?;
-    told(site, &test, "missed", "ImageHealed")
+    wait_for_event(site, &test, "missed", "ImageHealed")
 }
 
 pub(super) fn owned_pods_with_a_missed_image_volume_are_recreated(world: &mut World) -> Result<()> {
@@ -136,7 +136,7 @@ pub(super) fn owned_pods_with_a_missed_image_volume_are_recreated(world: &mut Wo
         .kube
         .wait_ready(&test.name, "app=owned", 1, START * 2)
         .context("a pod whose image volume was missed");
-    let kept = told(site, &test, "bare", "CannotHeal");
+    let kept = wait_for_event(site, &test, "bare", "CannotHeal");
     site.private.heal()?;
     recreated?;
     kept
@@ -154,9 +154,11 @@ pub(super) fn an_image_that_only_nodes_could_fetch_gets_its_original_back(
     // Nobody brings a credential.
     test.create(&bare("app"))?;
     has_image(site, &test, "app", &local)?;
-    eventually(PROVEN, || has_image(site, &test, "app", &app.reference))
-        .context("the original comes back")?;
-    told(site, &test, "app", "ImageRestored")?;
+    eventually(HEALING_TIMEOUT, || {
+        has_image(site, &test, "app", &app.reference)
+    })
+    .context("the original comes back")?;
+    wait_for_event(site, &test, "app", "ImageRestored")?;
     // The webhook knows it, too.
     eventually(START, || {
         let pod = site.kube.dry_run(&bare("next").build(&test.name))?;
@@ -200,7 +202,7 @@ pub(super) fn a_controller_that_insists_is_left_alone(world: &mut World) -> Resu
             .run(&["patch", "pod", "-n", &test.name, "app", "-p", &patch])?;
         has_image(site, &test, "app", expect)?;
     }
-    told(site, &test, "app", "PodExcluded")?;
+    wait_for_event(site, &test, "app", "PodExcluded")?;
     throughout(Duration::from_secs(10), || {
         has_image(site, &test, "app", &app.reference)
     })?;

@@ -44,11 +44,11 @@ fn ensure_pinned(site: &Site, node: &str) -> Result<()> {
 }
 
 /// Waits for an event of this reason on a node, newer than the `former` ones.
-fn told(site: &Site, node: &str, reason: &str, former: usize) -> Result<Value> {
+fn wait_for_event(site: &Site, node: &str, reason: &str, former: usize) -> Result<Value> {
     eventually(AGENT_ROUNDS_TIMEOUT, || {
         let events = events(site, node, reason)?;
         ensure!(
-            weight(&events) > former,
+            occurrences(&events) > former,
             "no event {reason} on node {node} yet"
         );
         events.last().cloned().context("counted above")
@@ -64,8 +64,8 @@ fn events(site: &Site, node: &str, reason: &str) -> Result<Vec<Value>> {
     ])
 }
 
-/// How often something was told: one event may stand for several.
-fn weight(events: &[Value]) -> usize {
+/// How often an event occurred: one object may stand for several.
+fn occurrences(events: &[Value]) -> usize {
     let counts = events
         .iter()
         .map(|event| event["series"]["count"].as_u64().unwrap_or(1));
@@ -73,7 +73,7 @@ fn weight(events: &[Value]) -> usize {
 }
 
 fn count(site: &Site, node: &str, reason: &str) -> Result<usize> {
-    Ok(weight(&events(site, node, reason)?))
+    Ok(occurrences(&events(site, node, reason)?))
 }
 
 fn script(site: &Site, node: &str, script: &str) -> Result<String> {
@@ -154,7 +154,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
         Ok(())
     })
     .context("files that somebody changed")?;
-    let event = told(site, node, "HostFilesRepaired", former)?;
+    let event = wait_for_event(site, node, "HostFilesRepaired", former)?;
     ensure!(
         event["note"].to_string().contains("hosts.toml"),
         "the event names the file: {event}"
@@ -174,7 +174,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
     )?;
     let sum = format!("sha256sum {config}");
     let changed = script(site, node, &sum)?;
-    let reported = told(site, node, "HostNotPrepared", former).and_then(|event| {
+    let reported = wait_for_event(site, node, "HostNotPrepared", former).and_then(|event| {
         let note = event["note"].to_string();
         ensure!(
             note.contains("/opt/certs.d"),
@@ -204,7 +204,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
         node,
         "systemctl stop containerd; rm -f /var/lib/containerd/*introspection*/uuid; systemctl start containerd",
     )?;
-    told(site, node, "RuntimeReplaced", former).context("another runtime")?;
+    wait_for_event(site, node, "RuntimeReplaced", former).context("another runtime")?;
     wait_for_agent(site, node)?;
 
     let former = count(site, node, "JournalDamaged")?;
@@ -212,7 +212,7 @@ pub(super) fn changed_files_and_a_replaced_runtime_are_repaired_or_reported(
     let release = release.trim_end_matches("-x");
     let journal = format!("/etc/containerd/certs.d/.holdfast/{release}/journal.json");
     script(site, node, &format!("echo nonsense > {journal}"))?;
-    told(site, node, "JournalDamaged", former)?;
+    wait_for_event(site, node, "JournalDamaged", former)?;
     script(
         site,
         node,
@@ -289,7 +289,7 @@ fn join(site: &mut Site, node: &str, image: &str, archive: &std::path::Path) -> 
     site.kube
         .running(&test.name, "waits", START)
         .context("a pod on a node that joined without uplink")?;
-    told(site, node, "StartupTaintRemoved", 0)?;
+    wait_for_event(site, node, "StartupTaintRemoved", 0)?;
     eventually(AGENT_ROUNDS_TIMEOUT, || ensure_pinned(site, node))
 }
 
@@ -391,7 +391,7 @@ fn move_address(
         "crictl images --output json | grep -o '\"[^\"]*{repository}[^\"]*\"' | xargs -n1 crictl rmi || true"
     );
     script(site, node, &remove)?;
-    site.never_had(node, repository)?;
+    site.ensure_image_absent(node, repository)?;
     site.kill_process(node, "old")?;
     eventually(START * 2, || {
         let pod = site.kube.get(&["pod", "-n", namespace, "old"])?;

@@ -134,7 +134,8 @@ pub(super) fn every_shape_of_a_pod_starts_on_a_node_that_never_had_it(
     let started = (|| {
         for (name, _, repositories) in &shapes {
             for repository in repositories {
-                site.never_had(second, repository).context(*name)?;
+                site.ensure_image_absent(second, repository)
+                    .context(*name)?;
             }
         }
         let again: Vec<_> = pods
@@ -182,7 +183,7 @@ pub(super) fn kubectl_debug_works_without_upstream(world: &mut World) -> Result<
     }
     site.cut_uplink()?;
     let debugged = (|| {
-        site.never_had(second, &tool.repository)?;
+        site.ensure_image_absent(second, &tool.repository)?;
         let image = format!("--image={}", tool.reference);
         let debug = ["debug", "app", "-n", &test.name, &image];
         let rest = ["--container=debugger", "--", "/workload", "-sleep"];

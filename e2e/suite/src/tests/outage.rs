@@ -35,7 +35,7 @@ pub(super) fn a_node_that_never_had_the_image_starts_it_without_upstream(
     }
     site.private.down()?;
     if site.needs_nodes().is_ok() {
-        site.never_had(second, &app.repository)?;
+        site.ensure_image_absent(second, &app.repository)?;
     }
     test.create(&pod("second", second))?;
     let result = site
@@ -97,7 +97,7 @@ pub(super) fn pulls_go_on_without_the_api_server(world: &mut World) -> Result<()
     site.cluster.kill_api_server()?;
     // As the kubelet does it, on a node that does not have the image.
     let pulled = site
-        .never_had(second, &image.repository)
+        .ensure_image_absent(second, &image.repository)
         .and_then(|()| site.cluster.node_exec(second, &["crictl", "pull", &local]));
     site.cluster.start_api_server()?;
     site.private.heal()?;

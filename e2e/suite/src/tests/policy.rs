@@ -16,9 +16,9 @@ use crate::wait::eventually;
 use crate::world::World;
 
 /// Until owners' controllers have tried again often enough: their pauses grow.
-const RETRIED: Duration = Duration::from_secs(120);
+const OWNER_RETRY_TIMEOUT: Duration = Duration::from_secs(120);
 /// A policy that is gone is noticed after pauses of one, two, four minutes.
-const ASKED: Duration = Duration::from_secs(300);
+const POLICY_RETEST_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A policy over the namespaces with this label that allows the upstreams' references only, and its
 /// binding.
@@ -107,7 +107,7 @@ fn all_run(site: &Site, test: &Namespace<'_>, owners: &[(&str, &Pushed, usize)])
         let label = format!("app={name}");
         let pods = site
             .kube
-            .wait_ready(&test.name, &label, *count, RETRIED)
+            .wait_ready(&test.name, &label, *count, OWNER_RETRY_TIMEOUT)
             .with_context(|| format!("{name}, which the policy refused when it was rewritten"))?;
         for pod in pods {
             let found = images(&pod, "containers");
@@ -191,7 +191,7 @@ pub(super) fn a_policy_that_allows_only_original_registries_breaks_no_pod(
 
     policy.delete()?;
     let local = site.local(&web.reference)?;
-    eventually(ASKED, || {
+    eventually(POLICY_RETEST_TIMEOUT, || {
         let pod = site.kube.dry_run(&pod("next", &web).build(&test.name))?;
         let found = images(&pod, "containers");
         ensure!(found == [local.clone()], "it is not rewritten: {found:?}");

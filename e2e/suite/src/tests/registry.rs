@@ -213,7 +213,7 @@ fn full_volume(site: &Site) -> Result<()> {
             .pull_secrets(&[SECRET])
             .on(first),
     )?;
-    let told = eventually(START, || {
+    let message = eventually(START, || {
         let artifacts = site.kube.list(&["artifacts", "-n", &test.name])?;
         let artifact = artifacts
             .iter()
@@ -230,7 +230,7 @@ fn full_volume(site: &Site) -> Result<()> {
         );
         Ok(text)
     })?;
-    println!("  the Artifact says: {told}");
+    println!("  the Artifact says: {message}");
     let (status, answer) = pushes::begin(site)?;
     ensure!(
         status == 507 && answer.contains("errors") && answer.contains("volume"),

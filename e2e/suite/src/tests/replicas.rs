@@ -137,7 +137,7 @@ fn replicas(site: &Site) -> Result<Vec<serde_json::Value>> {
 }
 
 /// A worker that runs a replica, the other workers, and the replica's name.
-fn victim(site: &Site) -> Result<(String, Vec<String>, String)> {
+fn replica_to_stop(site: &Site) -> Result<(String, Vec<String>, String)> {
     let replicas = replicas(site)?;
     let mut workers = site.workers()?;
     let replica = replicas
@@ -225,7 +225,7 @@ pub(super) fn a_drained_node_fails_no_pull_elsewhere(world: &mut World) -> Resul
     let site = world.site()?;
     site.needs_own_cluster()?;
     site.installed()?;
-    let (leaving, others, _) = victim(site)?;
+    let (leaving, others, _) = replica_to_stop(site)?;
     let result = under_load(site, others, 12, |load| {
         load.rounds(2)?;
         site.kube.run(&["cordon", &leaving])?;
@@ -248,7 +248,7 @@ pub(super) fn a_killed_replica_costs_no_more_than_retries(world: &mut World) -> 
     let site = world.site()?;
     site.needs_own_cluster()?;
     site.installed()?;
-    let (on, _, replica) = victim(site)?;
+    let (on, _, replica) = replica_to_stop(site)?;
     under_load(site, site.workers()?, 8, |load| {
         load.rounds(2)?;
         site.kill_process(&on, &replica)?;
@@ -271,7 +271,7 @@ pub(super) fn a_dead_node_costs_no_more_than_retries(world: &mut World) -> Resul
     let site = world.site()?;
     site.needs_own_cluster()?;
     site.installed()?;
-    let (dying, others, _) = victim(site)?;
+    let (dying, others, _) = replica_to_stop(site)?;
     let result = under_load(site, others, 12, |load| {
         load.rounds(2)?;
         site.cluster.kill_node(&dying)?;
@@ -289,7 +289,7 @@ pub(super) fn a_node_cut_off_costs_no_more_than_retries(world: &mut World) -> Re
     let site = world.site()?;
     site.needs_own_cluster()?;
     site.installed()?;
-    let (lost, others, _) = victim(site)?;
+    let (lost, others, _) = replica_to_stop(site)?;
     let result = under_load(site, others, 12, |load| {
         load.rounds(2)?;
         site.cluster.cut_off(&lost)?;

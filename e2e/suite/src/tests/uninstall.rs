@@ -13,10 +13,10 @@ use crate::site::{Pushed, START, Site};
 use crate::wait::eventually;
 use crate::world::World;
 
-/// Until a node that is dead is called so.
-const NOTICED: Duration = Duration::from_secs(120);
+/// Time until Kubernetes marks a dead node as not ready.
+const NODE_LOSS_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Pods of a Deployment, and one that nobody owns, kept off the node that will die; another one on
+/// Pods of a Deployment, and one without an owner, kept off the node that will die; another one on
 /// it.
 fn pods(site: &Site, namespace: &str, image: &Pushed, dead: &str, alive: &str) -> Result<()> {
     let pod = |name: &str| Pod::new(name, &image.reference);
@@ -78,7 +78,7 @@ fn leave(site: &mut Site, namespace: &str) -> Result<()> {
     let bare = site.kube.get(&["pod", "-n", namespace, "bare"])?;
     let before = generation(site, namespace)?;
     site.cluster.kill_node(dead)?;
-    eventually(NOTICED, || {
+    eventually(NODE_LOSS_TIMEOUT, || {
         let ready = site.cluster.status()?.nodes.get(dead).copied();
         ensure!(ready == Some(false), "{dead} is still called Ready");
         Ok(())

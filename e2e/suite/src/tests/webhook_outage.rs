@@ -15,12 +15,12 @@ use crate::tests::healing::without_webhook;
 use crate::wait::eventually;
 use crate::world::World;
 
-/// How long pods come and go without the webhook.
-const CHURN: Duration = Duration::from_secs(600);
-/// Between two changes.
-const PACE: Duration = Duration::from_secs(3);
+/// How long pods are created and deleted without the webhook.
+const CHURN_TIME: Duration = Duration::from_secs(600);
+/// Time between two changes.
+const CHANGE_INTERVAL: Duration = Duration::from_secs(3);
 /// Bare pods that live at a time.
-const BARE: usize = 6;
+const BARE_PODS: usize = 6;
 /// Pods of the Deployment, of the `StatefulSet`.
 const REPLICAS: (u32, u32) = (4, 2);
 
@@ -102,7 +102,7 @@ fn change(site: &Site, test: &Namespace<'_>, images: &Images, done: &mut Done) -
         0 | 4 | 7 => {
             done.bare += 1;
             test.create(&images.bare(done.bare))?;
-            if let Some(old) = done.bare.checked_sub(BARE) {
+            if let Some(old) = done.bare.checked_sub(BARE_PODS) {
                 let name = format!("bare-{old}");
                 site.kube
                     .delete(&["pod", "-n", &test.name, &name, "--grace-period=1"])?;
@@ -171,10 +171,10 @@ pub(super) fn pods_churn_for_ten_minutes_without_webhook_and_uplink(
     let mut done = Done::default();
     let churned = without_webhook(site, || {
         site.cut_uplink()?;
-        let end = Instant::now() + CHURN;
+        let end = Instant::now() + CHURN_TIME;
         while Instant::now() < end {
             change(site, &test, &images, &mut done)?;
-            thread::sleep(PACE);
+            thread::sleep(CHANGE_INTERVAL);
         }
         let pod = site.kube.dry_run(&images.bare(9999).build(&test.name))?;
         ensure!(

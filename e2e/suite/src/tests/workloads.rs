@@ -36,14 +36,14 @@ struct Workload {
 }
 
 /// The workloads of a site, each with images of its own.
-struct Estate<'a> {
+struct SiteWorkloads<'a> {
     site: &'a Site,
     namespace: &'a str,
     images: Vec<Image>,
     workloads: Vec<Workload>,
 }
 
-impl<'a> Estate<'a> {
+impl<'a> SiteWorkloads<'a> {
     fn new(site: &'a Site, namespace: &'a str) -> Result<Self> {
         Ok(Self {
             site,
@@ -322,8 +322,8 @@ fn succeeded(site: &Site, namespace: &str) -> Result<BTreeSet<String>> {
     Ok(done.map(|job| kube::name(job).to_owned()).collect())
 }
 
-/// What slept starts, and what runs grows.
-fn wakes(site: &Site, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
+/// Scaled-down and suspended workloads start, and running ones scale up.
+fn resumes(site: &Site, namespace: &str, before: &BTreeSet<String>) -> Result<()> {
     for (what, replicas) in [
         ("deployment/web-zero", "2"),
         ("deployment/web-secret", "3"),
@@ -382,7 +382,7 @@ fn whole(site: &mut Site, program: &PathBuf, namespace: &str) -> Result<()> {
         objects::pull_secret(namespace, SECRET, PRIVATE, LOGIN.0, LOGIN.1),
         objects::service_account(namespace, ACCOUNT, &[SECRET]),
     ])?;
-    let workloads = Estate::new(site, namespace)?.settle()?;
+    let workloads = SiteWorkloads::new(site, namespace)?.settle()?;
     let nowhere = format!("{}/site/nowhere:1", site.plain.host);
     site.kube
         .apply(&[Pod::new("nowhere", &nowhere).deployment(namespace, 0)])?;
@@ -403,7 +403,7 @@ fn whole(site: &mut Site, program: &PathBuf, namespace: &str) -> Result<()> {
         .context("the site boots without its uplink")?;
     all_run(site, namespace, &workloads).context("after the power cut")?;
     let before = succeeded(site, namespace)?;
-    wakes(site, namespace, &before)
+    resumes(site, namespace, &before)
 }
 
 // SPEC 6, SPEC 12, SPEC 41

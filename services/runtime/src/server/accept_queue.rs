@@ -12,10 +12,10 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{
     Limits,
+    connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot, client_address},
     count::{Counts, Open},
     outgoing::Held,
     requests::Requests,
-    slots::{ConnectionSlot, ConnectionSlots, NoSlot, client_address},
     watch::Watch,
 };
 use crate::descriptors::Share;
