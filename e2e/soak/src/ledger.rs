@@ -57,8 +57,8 @@ pub(crate) enum Outcome {
     Done,
     /// Refused before anything was written.
     Refused,
-    /// The answer says that it failed in the middle: any part of it may have happened, and no further
-    /// part will.
+    /// The answer says that it failed in the middle: any part of it may have happened, and no
+    /// further part will.
     Partial,
     /// No answer: it may have happened, or may still happen.
     Unknown,

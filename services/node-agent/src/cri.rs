@@ -127,8 +127,8 @@ impl Client {
     }
 }
 
-/// Which side is at fault. An unknown error blames the node, because the pull of a pod would fail the
-/// same way.
+/// Which side is at fault. An unknown error blames the node, because the pull of a pod would fail
+/// the same way.
 pub fn fault(error: &Error) -> Fault {
     match error {
         Error::Connect(..) => Fault::Runtime,
@@ -151,10 +151,10 @@ pub fn fault(error: &Error) -> Fault {
     }
 }
 
-/// Which side is at fault, from an error text. containerd maps errors to gRPC codes by their Go type
-/// (`errgrpc.ToGRPC`), and those of dialing, of TLS and of unexpected HTTP statuses have no code of
-/// their own: a refused connection, a 401, a 503 and an unknown authority are all `UNKNOWN`. Only
-/// the text distinguishes them.
+/// Which side is at fault, from an error text. containerd maps errors to gRPC codes by their Go
+/// type (`errgrpc.ToGRPC`), and those of dialing, of TLS and of unexpected HTTP statuses have no
+/// code of their own: a refused connection, a 401, a 503 and an unknown authority are all
+/// `UNKNOWN`. Only the text distinguishes them.
 fn fault_by_text(message: &str) -> Fault {
     const REGISTRY: [&str; 12] = [
         "connection refused",

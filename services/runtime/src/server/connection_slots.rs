@@ -1,5 +1,5 @@
-//! The connection slots of a listener: counts connections in total and per address, and evicts one for a new
-//! connection if needed.
+//! The connection slots of a listener: counts connections in total and per address, and evicts one
+//! for a new connection if needed.
 //!
 //! A full listener shares its slots evenly among addresses, as far as possible. Connections
 //! without a request are evicted first, unauthenticated ones before authenticated ones. A
