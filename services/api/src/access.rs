@@ -1,12 +1,12 @@
-//! Who an upstream gives an image to: `POST /internal/v1/access` on the registry's internal port.
+//! Checks of who may pull an image from its upstream: `POST /internal/v1/access` on the registry's
+//! internal port.
 //!
-//! The question is one of its own, beside the fill: an image that is local is answered without any
-//! upstream, a copy that fails has no answer to carry, and an older registry refuses a
+//! The endpoint is separate from the fill: a fill of a local image makes no upstream request, a
+//! failed copy has no result to carry, and an older registry refuses a
 //! [`FillRequest`](crate::fill::FillRequest) with fields that it does not know, while it answers
-//! 404 to a path that it does not know.
+//! 404 to an unknown path.
 
 use crate::fill::Credential;
-use crate::state::ClusterState;
 use holdfast_core::Reference;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// The path of the endpoint.
 pub const PATH: &str = "/internal/v1/access";
 
-/// "Who may read this image at its upstream?": what the controller sends.
+/// The request of the controller.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessRequest {
@@ -32,13 +32,13 @@ pub struct AccessRequest {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AccessResult {
-    /// The first that opened the image.
+    /// The first access by which the image can be pulled.
     #[serde(default)]
     pub access: Access,
 }
 
-/// Who an upstream gives a repository to. Each is an answer of the upstream, given when it was
-/// asked; what the registry has stored is none.
+/// Who may pull from a repository of an upstream, by the upstream's answer at the time of the
+/// request. The registry's own content does not count.
 #[derive(
     Clone,
     Copy,
@@ -62,7 +62,7 @@ pub enum Access {
     Configured,
     /// A credential that came with the request.
     Proved,
-    /// None of these: the upstream refused, or said that there is no such image, to all of them.
+    /// None of these: the upstream denied all of them, or has no such image.
     Denied,
     /// The upstream did not answer.
     #[default]
@@ -80,7 +80,7 @@ impl Access {
         Self::Unknown,
     ];
 
-    /// The word on the wire, in statuses and in metrics.
+    /// The text on the wire, in statuses and in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Public => "public",
@@ -92,20 +92,19 @@ impl Access {
     }
 
     /// Whether pods of every namespace may have the image.
-    pub const fn is_everybodys(self) -> bool {
+    pub const fn is_for_all_namespaces(self) -> bool {
         matches!(self, Self::Public | Self::Configured)
     }
 }
 
-/// Bytes of all names on an [`AccessList`] as they are written: what an object of the API may hold,
-/// with room for the rest of the state.
+/// Bytes of all names on a written [`AccessList`]: what an API object may hold, minus the rest of
+/// the state.
 pub const MAX_LIST_BYTES: usize = 256 * 1024;
-/// Bytes of the names that one namespace's Artifacts bring onto the list.
+/// Bytes of the names that one namespace's Artifacts add to the list.
 pub const MAX_LIST_BYTES_OF_NAMESPACE: usize = 32 * 1024;
 
-/// The repositories (`host/repository`, canonical) whose images pods may be given: what is not
-/// listed is not known to be theirs. Bounded by [`MAX_LIST_BYTES`] and
-/// [`MAX_LIST_BYTES_OF_NAMESPACE`].
+/// The repositories (`host/repository`, canonical) whose images pods may pull. Bounded by
+/// [`MAX_LIST_BYTES`] and [`MAX_LIST_BYTES_OF_NAMESPACE`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct AccessList {
@@ -115,7 +114,7 @@ pub struct AccessList {
     pub namespaces: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// A repository as it stands on an [`AccessList`].
+/// The name of a source's repository on an [`AccessList`].
 pub fn repository_of(source: &Reference) -> String {
     format!("{}/{}", source.host(), source.repository())
 }
@@ -131,14 +130,13 @@ pub enum ImageAccess {
 }
 
 impl ImageAccess {
-    /// The setting in effect, from the value and the shared state. Without a list nothing is
-    /// permitted.
-    pub fn new(by_namespace: bool, state: Option<&ClusterState>) -> Self {
+    /// The setting in effect, from the value and the list of the shared state. Without a list
+    /// nothing is permitted.
+    pub fn new(by_namespace: bool, list: Option<&AccessList>) -> Self {
         if !by_namespace {
             return Self::Every;
         }
-        let list = state.and_then(|state| state.access.clone());
-        Self::Listed(Arc::new(list.unwrap_or_default()))
+        Self::Listed(Arc::new(list.cloned().unwrap_or_default()))
     }
 
     /// Whether pods of `namespace` may have the image of `source` from the registry.
@@ -158,14 +156,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_not_listed_is_nobodys() {
+    fn what_is_not_listed_is_not_permitted() {
         let list = AccessList {
             everybody: ["docker.io/library/nginx".to_owned()].into(),
             namespaces: [("shop".to_owned(), ["r.io:5000/team/app".to_owned()].into())].into(),
-        };
-        let state = ClusterState {
-            access: Some(list),
-            ..ClusterState::default()
         };
         for (namespace, source, expect) in [
             ("shop", "nginx", true),
@@ -178,18 +172,18 @@ mod tests {
             ("shop", "r.io:5000/team/app/x:2", false),
         ] {
             let source = Reference::parse(source).unwrap();
-            let permits = |by_namespace, state| {
-                ImageAccess::new(by_namespace, state).permits(namespace, &source)
+            let permits = |by_namespace, list| {
+                ImageAccess::new(by_namespace, list).permits(namespace, &source)
             };
-            assert_eq!(permits(true, Some(&state)), expect, "{namespace} {source}");
-            assert!(permits(false, Some(&state)), "{namespace} {source}");
-            let older = ClusterState::default();
-            assert!(!permits(true, None) && !permits(true, Some(&older)));
+            assert_eq!(permits(true, Some(&list)), expect, "{namespace} {source}");
+            assert!(permits(false, Some(&list)), "{namespace} {source}");
+            let empty = AccessList::default();
+            assert!(!permits(true, None) && !permits(true, Some(&empty)));
         }
     }
 
     #[test]
-    fn answers_are_written_as_they_are_named_and_others_mean_nothing() {
+    fn access_is_written_by_name_and_other_names_are_unknown() {
         for access in Access::ALL {
             assert_eq!(serde_json::to_value(access).unwrap(), access.as_str());
         }

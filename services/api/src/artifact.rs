@@ -10,8 +10,9 @@
 )]
 
 use crate::access::Access;
+use crate::labels;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{CustomResource, KubeSchema};
+use kube::{CustomResource, KubeSchema, ResourceExt as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -183,6 +184,33 @@ impl Artifact {
     pub fn ready(&self) -> Option<&Condition> {
         self.status.as_ref()?.ready()
     }
+
+    /// Whether the registry held the image when the status was written.
+    pub fn is_ready(&self) -> bool {
+        self.status.as_ref().is_some_and(ArtifactStatus::is_ready)
+    }
+
+    /// The reason of its `Ready` condition. A newer controller may write others than [`Reason`].
+    pub fn reason(&self) -> Option<&str> {
+        Some(&self.ready()?.reason)
+    }
+
+    /// Whether the image was copied at some time.
+    pub fn was_copied(&self) -> bool {
+        let status = self.status.as_ref();
+        status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
+    }
+
+    /// What made it, by the label [`labels::MANAGED_BY`].
+    pub fn manager(&self) -> Option<&str> {
+        self.labels().get(labels::MANAGED_BY).map(String::as_str)
+    }
+
+    /// Whether its image is wanted even if no pod or workload names it: the label
+    /// [`labels::KEEP`].
+    pub fn is_kept(&self) -> bool {
+        self.labels().contains_key(labels::KEEP)
+    }
 }
 
 impl ArtifactStatus {
@@ -191,6 +219,12 @@ impl ArtifactStatus {
         self.conditions
             .iter()
             .find(|condition| condition.type_ == READY)
+    }
+
+    /// Whether the `Ready` condition is true.
+    pub fn is_ready(&self) -> bool {
+        self.ready()
+            .is_some_and(|condition| condition.status == "True")
     }
 }
 

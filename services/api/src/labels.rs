@@ -1,5 +1,4 @@
-//! Keys of labels and annotations, the values that Holdfast gives them, and what they say of a raw
-//! object.
+//! Keys of labels and annotations, their values, and checks of raw objects for them.
 
 use serde_json::Value;
 
@@ -9,10 +8,10 @@ pub const ORIGINAL_IMAGES: &str = holdfast_core::pod::ORIGINAL_IMAGES_ANNOTATION
 /// Annotation on pods whose images were reverted, healed or restored:
 /// [`crate::history::ImageHistory`] as JSON.
 pub const IMAGE_HISTORY: &str = "holdfast.dev/image-history";
-/// Annotation on the registry's and the webhook's pods: when a Secret that they mount changed last.
+/// Annotation on the registry's and the webhook's pods: when a mounted Secret last changed.
 pub const SECRETS_CHANGED: &str = "holdfast.dev/secrets-changed";
-/// Annotation on the Secret `F-registry-auth`, with any value: the node credential and the upload
-/// secret are to be rotated. The controller takes it away when the rotation begins.
+/// Annotation on the Secret `F-registry-auth`, with any value: requests a rotation of the node
+/// credential and the upload secret. The controller removes it when the rotation begins.
 pub const ROTATE: &str = "holdfast.dev/rotate";
 /// Annotation on that Secret while a rotation is under way: its phase and since when,
 /// `accepted@SECONDS` or `used@SECONDS`.
@@ -22,15 +21,15 @@ pub const REWRITE: &str = "holdfast.dev/rewrite";
 /// The value of [`REWRITE`] that opts out.
 pub const REWRITE_DISABLED: &str = "disabled";
 
-/// Key of the taint that holds pods off a node until its agent has made a real pull.
+/// Key of the startup taint, which keeps pods off a node until its agent completed a test pull.
 pub const NOT_READY_TAINT: &str = "holdfast.dev/not-ready";
 
-/// Label on Artifacts whose images are wanted though nothing that lives names them; its value says
-/// who wants them.
+/// Label on Artifacts whose images are wanted even if no pod or workload names them; its value says
+/// why.
 pub const KEEP: &str = "holdfast.dev/keep";
-/// The value of [`KEEP`] where somebody asked for the image (`holdfast preload`).
+/// The value of [`KEEP`] after a request for the image (`holdfast preload`).
 pub const KEEP_ASKED: &str = "asked";
-/// The value of [`KEEP`] where the values list the image (`preload.images`).
+/// The value of [`KEEP`] for an image of the values (`preload.images`).
 pub const KEEP_VALUES: &str = "values";
 
 /// What manages an object.
@@ -84,7 +83,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn labels_say_who_opts_out_and_what_is_holdfasts_own() {
+    fn labels_opt_out_and_mark_objects_of_holdfast() {
         let labelled = |key: &str, value: &str| json!({"metadata": {"labels": {key: value}}});
         for (object, out, own) in [
             (json!({}), false, false),

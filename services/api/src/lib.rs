@@ -1,9 +1,8 @@
-//! What the parts of Holdfast say to each other and to the API server: the custom resource
-//! `Artifact`, labels and annotations, names of shared objects, the shared state documents and the
-//! fill API's types.
+//! The interfaces between the parts of Holdfast and to the API server: the custom resource
+//! `Artifact`, labels and annotations, names of shared objects, the shared state documents, and the
+//! types of the fill API.
 //!
-//! Types and pure functions only: no I/O, and no opinion on who calls whom (see
-//! `docs/ARCHITECTURE.md`).
+//! Types and pure functions only, no I/O (see `docs/ARCHITECTURE.md`).
 
 pub mod access;
 pub mod artifact;

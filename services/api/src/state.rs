@@ -23,7 +23,7 @@ pub struct ClusterState {
     /// Whether pods are rewritten.
     #[serde(default)]
     pub rewrite: bool,
-    /// Why, for people.
+    /// The reason, for people.
     #[serde(default)]
     pub reason: String,
     /// Sources that the registry cannot copy although their upstream answers; pods keep these
@@ -32,12 +32,12 @@ pub struct ClusterState {
     /// whose pods keep [`EVERY_SOURCE`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub excluded: Vec<Exclusion>,
-    /// Whose pods may have which images, where `access.privateImages` is `namespace`; else absent.
+    /// The images that pods of each namespace may pull, if `access.privateImages` is `namespace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessList>,
 }
 
-/// Stands for every source of a namespace: a policy denies the registry's references there.
+/// Every source of a namespace, because a policy denies the registry's references there.
 pub const EVERY_SOURCE: &str = "*";
 
 /// Excluded sources in all namespaces together. They fit into one API object with a margin.
@@ -51,13 +51,13 @@ pub const MAX_EXCLUDED_NAMESPACES: usize = 500;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Exclusion {
-    /// The namespace; credentials of other namespaces may open the source.
+    /// The namespace. Credentials of other namespaces may be accepted.
     pub namespace: String,
     /// The upstream's reference, canonical, or [`EVERY_SOURCE`].
     pub source: String,
     /// The reason of the Artifact's Ready condition, or what denies the registry's references.
     pub reason: String,
-    /// Since when.
+    /// When it was excluded.
     pub since: Time,
 }
 

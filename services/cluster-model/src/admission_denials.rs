@@ -1,7 +1,7 @@
 //! Pods whose creation a policy denied, read from the events that their owners' controllers write
 //! (`FailedCreate`).
 
-use crate::owners::Owner;
+use crate::owner::Owner;
 use holdfast_api::artifact::Reference;
 use k8s_openapi::api::core::v1::Event;
 

@@ -1,4 +1,4 @@
-//! What an operator can do about an image that is not local, in events and commands alike.
+//! The remedy for an image that is not local, for events and commands.
 
 use holdfast_api::artifact::Reason;
 

@@ -6,15 +6,24 @@
 
 pub mod admission_denials;
 pub mod advice;
-mod facts;
-mod owners;
+pub mod demand;
+mod nodes;
+mod owner;
+mod pods;
 pub mod pull_status;
 mod scope;
+mod services;
+mod sources;
+mod templates;
+mod view;
 
 pub use admission_denials::{Denial, denied_by};
-pub use facts::{
-    Agent, NamespaceFacts, NodeFacts, PodFacts, address_of, document, is_agent, node_facts,
-    pod_facts,
-};
-pub use owners::{Owner, OwnerFacts, owner_facts};
+pub use demand::Demand;
+pub use nodes::{NamespaceFacts, NodeFacts, node_facts};
+pub use owner::Owner;
+pub use pods::{Agent, PodFacts, document, is_agent, pod_facts};
 pub use scope::{Scope, ScopeError};
+pub use services::cluster_ips;
+pub use sources::address_of;
+pub use templates::{OwnerFacts, owner_facts};
+pub use view::{Key, Objects, OwnerView, find_owner, top_owner};

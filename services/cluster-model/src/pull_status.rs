@@ -1,7 +1,7 @@
-//! What healing needs of a pod: which images its containers wait for, which of them are rewritten,
-//! who owns it: pure.
+//! What healing needs of a pod: the images for which its containers wait, which of them are
+//! rewritten, and its owner.
 
-use crate::owners::Owner;
+use crate::owner::Owner;
 use holdfast_api::history::ImageHistory;
 use holdfast_api::labels;
 use holdfast_core::pod::{self, Kind, PodImage};
@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 
 /// Reasons by which a container waits for an image that cannot be pulled.
 const STUCK: [&str; 2] = ["ErrImagePull", "ImagePullBackOff"];
-/// Reasons by which a container waits that the runtime has not been asked to start.
+/// Reasons of a container that waits before its start.
 const BEFORE: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
 /// A pod that healing may have to change.
@@ -24,9 +24,9 @@ pub struct StuckPod {
     pub created: i64,
     /// The controller that would recreate it.
     pub owner: Option<Owner>,
-    /// Whether the webhook, asked today, would rewrite it.
+    /// Whether the webhook would rewrite it now.
     pub wanted: bool,
-    /// Its images that mean an upstream's.
+    /// Its images of upstreams.
     pub images: Vec<Image>,
     /// What happened to its images so far.
     pub history: ImageHistory,
@@ -51,16 +51,16 @@ pub struct Image {
     pub rewritten: bool,
     /// Whether a changed reference would ever be pulled.
     pub pulls: bool,
-    /// How far its container is.
+    /// The progress of its container.
     pub progress: Progress,
 }
 
-/// How far the container of an image is; of an image volume, the containers that mount it.
+/// The progress of an image's container; of an image volume, of the containers that mount it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
     /// It ran, or fails for another reason than its image.
     Settled,
-    /// The runtime was not asked to start it yet, or is at it.
+    /// It has not started yet.
     NotStarted,
     /// The kubelet cannot pull.
     Stuck,
@@ -78,9 +78,8 @@ impl Image {
     }
 }
 
-/// Reads a pod, given the registry's addresses, the sources that concern Holdfast, and whether the
-/// match condition holds; `None` where nothing is to be done for it, so that a healthy pod costs no
-/// memory.
+/// Reads a pod, given the registry's addresses, its sources in scope, and whether the match
+/// condition holds. `None` for a healthy pod, which then uses no memory.
 pub fn stuck_pod(
     document: &Value,
     addresses: &[String],
@@ -138,8 +137,8 @@ pub fn stuck_pod(
     })
 }
 
-/// Pods that are never touched: finished or ending ones, those that a kubelet runs by itself, those
-/// that opt out, Holdfast's own.
+/// Whether a pod is never changed: finished and terminating pods, static pods, those that opt out,
+/// and Holdfast's own.
 fn untouchable(document: &Value) -> bool {
     let by_a_node = document
         .pointer("/metadata/ownerReferences")
@@ -154,7 +153,7 @@ fn untouchable(document: &Value) -> bool {
         || labels::is_holdfasts(document)
 }
 
-/// How far each container is, and which of them mount what.
+/// The progress of each container, and the volumes that it mounts.
 struct Waiting<'a> {
     document: &'a Value,
 }
@@ -169,7 +168,7 @@ impl<'a> Waiting<'a> {
             Kind::Container => self.container("containerStatuses", &image.name).0,
             Kind::Init => self.container("initContainerStatuses", &image.name).0,
             Kind::Ephemeral => Progress::Settled,
-            // The runtime may tell of the reference in full.
+            // The runtime may report the full reference.
             Kind::Volume => self.volume(&image.name, [&image.image, source]),
         }
     }
@@ -205,8 +204,8 @@ impl<'a> Waiting<'a> {
         (progress, waiting("message").unwrap_or_default())
     }
 
-    /// The kubelet tells of a volume's image at the containers that mount it; its message names the
-    /// image at fault.
+    /// The kubelet reports a volume's image at the containers that mount it. Its message names the
+    /// image that fails.
     fn volume(&self, volume: &str, spellings: [&str; 2]) -> Progress {
         let mut progress = Progress::Settled;
         for (list, statuses) in [
@@ -230,7 +229,7 @@ impl<'a> Waiting<'a> {
                 }
                 let (state, message) = self.container(statuses, field("name").unwrap_or_default());
                 let state = match state {
-                    // The container's own image may be the one at fault.
+                    // The container's own image may be the one that fails.
                     Progress::Stuck if spellings.iter().any(|text| names(message, text)) => {
                         Progress::Stuck
                     }
@@ -247,13 +246,13 @@ impl<'a> Waiting<'a> {
     }
 }
 
-/// Whether a message speaks of exactly this reference, not of one that begins alike.
+/// Whether a message names exactly this reference, not one with the same prefix.
 fn names(message: &str, reference: &str) -> bool {
     let part = |c: char| c.is_ascii_alphanumeric() || "._-/:@".contains(c);
     message.match_indices(reference).any(|(at, found)| {
         let before = message.get(..at).and_then(|text| text.chars().next_back());
         let mut after = message.get(at + found.len()..).unwrap_or_default().chars();
-        // A colon ends a sentence's part as well as it begins a tag.
+        // A colon may be punctuation or begin a tag.
         let ends = match after.next() {
             Some(':') => !after.next().is_some_and(|c| c.is_ascii_alphanumeric()),
             Some(c) => !part(c),

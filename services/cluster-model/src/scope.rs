@@ -1,6 +1,6 @@
 //! The scope of a release: which namespaces, pods, upstream hosts and nodes concern Holdfast.
 
-use crate::facts::{NamespaceFacts, NodeFacts};
+use crate::nodes::{NamespaceFacts, NodeFacts};
 use holdfast_api::labels;
 use holdfast_conditions::{Condition, Facts};
 use holdfast_config::Config;
@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 #[error("webhook.scope.namespaceSelector is invalid: {0}")]
 pub struct ScopeError(String);
 
-/// Which pods, images and nodes are in scope, by the configuration. The webhook's rules tell the
-/// API server the same.
+/// Which pods, images and nodes are in scope, by the configuration. The webhook configuration has
+/// the same rules.
 #[derive(Debug)]
 pub struct Scope {
     /// `None`: the API server understands the expression, this process does not.
@@ -51,8 +51,7 @@ impl Scope {
                     tracing::error!(
                         %error,
                         "cannot evaluate webhook.pod.mutation.matchConditionExpression: images of \
-                         pods that the webhook missed are not \
-                         copied"
+                         pods that the webhook missed are not copied"
                     );
                 })
                 .ok(),
@@ -64,8 +63,7 @@ impl Scope {
         })
     }
 
-    /// Whether pods of a namespace concern Holdfast (the match condition has its own say on each
-    /// pod).
+    /// Whether a namespace is in scope. The match condition then decides on each pod.
     pub fn includes(&self, namespace: &str, facts: &NamespaceFacts) -> bool {
         namespace != self.release_namespace
             && !opted_out(Some(&facts.labels))
@@ -77,8 +75,7 @@ impl Scope {
         self.upstreams.include(host)
     }
 
-    /// Whether a node is in scope. One of another system has no agent, and would be waited for in
-    /// vain.
+    /// Whether a node is in scope. Nodes of other operating systems have no agent.
     pub fn includes_node(&self, facts: &NodeFacts) -> bool {
         let linux = facts
             .platform

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 /// Folder of the mounted Secrets of [`AccessValues`], one folder a method.
 const FOLDER: &str = "/etc/holdfast/access";
 
-/// Who may pull and push, beside the nodes of the cluster, which pull in any case. By default
-/// nobody.
+/// Who may pull and push, in addition to the nodes of the cluster, which may always pull. By
+/// default no one.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessValues {
@@ -59,7 +59,7 @@ pub enum RsaAlgorithm {
     PS256,
 }
 
-/// Lets some callers do something with some repositories. Rules add up; nothing takes away.
+/// Permits actions of clients on repositories. Rules only add permissions.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AccessRule {
@@ -70,8 +70,8 @@ pub struct AccessRule {
     #[schemars(inner(regex(pattern = r"^(\*|(CN|DNS|URI)=.+)$")))]
     pub certificates: Vec<String>,
     /// Repositories by the first parts of their names: `team` means `team` and all below `team/`.
-    /// Empty: all. What is copied from an upstream lies below the upstream's host and cannot
-    /// be pushed to by anybody.
+    /// Empty: all. Copies of an upstream are below the upstream's host, and no client can push
+    /// there.
     #[schemars(inner(regex(pattern = r"^[a-z0-9][a-z0-9._/-]*$")))]
     pub repositories: Vec<String>,
     /// What is allowed.
@@ -89,7 +89,7 @@ pub enum AccessAction {
     Delete,
 }
 
-/// Who may pull and push on a registry that runs alone. Without this section everybody may do both.
+/// Who may pull and push on a registry that runs alone. Without this section everyone may do both.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StandaloneAccess {
@@ -129,7 +129,7 @@ pub struct StandaloneToken {
 /// Who may pull and push, as the registry reads it; files are read again when they change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AccessSettings {
-    /// Anyone who reaches the registry may pull everything.
+    /// Whether pulls need no credentials.
     pub anonymous_pull: bool,
     /// File of users.
     pub htpasswd: Option<PathBuf>,

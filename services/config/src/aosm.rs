@@ -37,7 +37,7 @@ pub struct Extension {
     pub enable_local_registry: bool,
     /// The registry itself.
     pub cluster_registry: ClusterRegistry,
-    /// The webhook that sends pods to the registry.
+    /// The webhook that rewrites the images of pods to the registry.
     pub webhook: ExtensionWebhook,
 }
 
@@ -133,7 +133,7 @@ pub enum Scale {
     Large,
 }
 
-/// The webhook that sends pods to the registry.
+/// The webhook that rewrites the images of pods to the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ExtensionWebhook {

@@ -12,6 +12,7 @@ mod distribution;
 mod document;
 mod network;
 mod observability;
+mod problem;
 mod quantity;
 mod registry_settings;
 mod replicas;
@@ -39,6 +40,7 @@ pub use observability::{
     AccessLog, AccessLogMode, NotificationAction, NotificationEndpoint, NotificationSettings,
     Notifications, Scrub,
 };
+pub use problem::Problem;
 pub use quantity::{ByteSize, StorageSize};
 pub use registry_settings::{
     AuthFiles, Credentials, RegistrySettings, Standalone, StandaloneTls, TlsFiles,
@@ -46,7 +48,7 @@ pub use registry_settings::{
 };
 pub use replicas::Replicas;
 pub use schema::{standalone_schema, values_schema};
-pub use validate::{Problem, global_key_pattern};
+pub use validate::global_key_pattern;
 pub use values::{
     Crds, FailurePolicy, Image, ImageAccess, LogFormat, LogLevel, Logging, Metrics, PodMonitor,
     Preload, PrivateImages, PullPolicy, SystemNodes, Uninstall, Values,

@@ -1,4 +1,4 @@
-//! Where images come from and how the uplink is spared.
+//! Upstreams, the proxy, and limits on the uplink.
 
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use schemars::JsonSchema;

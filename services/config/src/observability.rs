@@ -42,7 +42,7 @@ pub enum AccessLogMode {
     All,
 }
 
-/// Who is told of pushes, pulls, mounts and deletes, in the format of distribution (the CNCF
+/// Notifications of pushes, pulls, mounts and deletes, in the format of distribution (the CNCF
 /// registry).
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -59,8 +59,8 @@ pub struct NotificationEndpoint {
     /// Name in metrics and logs. Required.
     #[schemars(regex(pattern = r"^[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?$"))]
     pub name: String,
-    /// Where events are posted to. Required. Stands in a ConfigMap and in logs, so it is no place
-    /// for a token.
+    /// URL that receives the events. Required. It appears in a ConfigMap and in logs, so it must
+    /// not contain a token.
     #[schemars(regex(pattern = r"^https?://[^/?#@\s]+(/\S*)?$"))]
     pub url: String,
     /// Headers of each request. The chart puts their values into a Secret; `headersSecret` takes
@@ -72,7 +72,7 @@ pub struct NotificationEndpoint {
     /// PEM certificates to trust for this endpoint, beside the public ones.
     #[schemars(regex(pattern = r"^\s*$|-----BEGIN CERTIFICATE-----"))]
     pub ca: String,
-    /// Seconds until an answer must be there.
+    /// Seconds to wait for an answer.
     #[schemars(range(min = 1, max = 300))]
     pub timeout_seconds: u16,
     /// Consecutive failures after which the endpoint is skipped for `backoffSeconds`.
@@ -81,12 +81,12 @@ pub struct NotificationEndpoint {
     /// Seconds between attempts once `threshold` is reached; doubles up to a minute.
     #[schemars(range(min = 1, max = 600))]
     pub backoff_seconds: u16,
-    /// Events that wait at most; further ones are dropped and counted.
+    /// Longest queue of events; further ones are dropped and counted.
     #[schemars(range(min = 1, max = 100_000))]
     pub queue_events: u32,
-    /// Media types of targets that are not told.
+    /// Media types of targets that are not reported.
     pub ignore_media_types: Vec<String>,
-    /// Actions that are not told.
+    /// Actions that are not reported.
     pub ignore_actions: Vec<NotificationAction>,
 }
 
@@ -162,9 +162,9 @@ pub struct NotificationSettings {
     pub backoff: Duration,
     /// Events that wait at most.
     pub queue: usize,
-    /// Media types of targets that are not told.
+    /// Media types of targets that are not reported.
     pub ignore_media_types: Vec<String>,
-    /// Actions that are not told.
+    /// Actions that are not reported.
     pub ignore_actions: Vec<NotificationAction>,
 }
 
@@ -216,8 +216,7 @@ impl NotificationSettings {
     }
 }
 
-/// How stored content is hashed again in the background, so that damage is found before a pull
-/// finds it.
+/// The background check of stored content, which finds damage before a pull does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Scrub {

@@ -162,7 +162,7 @@ pub struct RegistrySettings {
     pub upload_secret_text: Option<SecretString>,
     /// What clients may write, for all of them alike.
     pub writes: Writes,
-    /// The upstream that pulls mean which name none: the registry is a mirror of it.
+    /// The upstream of pulls that name none; the registry is its mirror.
     pub mirror_of: Option<String>,
     /// Whether a controller requests images: then an upstream that is not listed may be named a
     /// moment after the pull.
@@ -173,7 +173,7 @@ pub struct RegistrySettings {
     pub sources: Vec<String>,
     /// Whether only `upstreams` are copied.
     pub only_listed_upstreams: bool,
-    /// How the outside is reached.
+    /// The proxy for upstreams.
     pub proxy: Proxy,
     /// Limits on what clients may use.
     pub limits: Limits,
@@ -311,13 +311,14 @@ pub struct Standalone {
     pub tls: Option<StandaloneTls>,
     /// Further processes that serve the same folder; without it this one is alone.
     pub replicas: Option<Replicas>,
-    /// Who may pull and push. Without it everybody may do both; with it, only whom it names.
+    /// Who may pull and push. Without it everyone may do both; with it, only the clients that it
+    /// lists.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "StandaloneAccess")]
     pub access: Option<StandaloneAccess>,
     /// Registries that may be filled on a pull. The default names the well-known public ones.
     pub upstreams: Vec<Upstream>,
-    /// How the outside is reached.
+    /// The proxy for upstreams.
     pub proxy: Proxy,
     /// Limits on what clients may use.
     pub limits: Limits,

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use crate::{Problem, Standalone, Values, validate::global_key_pattern};
+use crate::{Standalone, Values, validate::global_key_pattern};
 
 /// The schema of [`Values`], with descriptions from the types' documentation and defaults.
 pub fn values_schema() -> Value {
@@ -96,44 +96,6 @@ fn close(object: &mut Map<String, Value>) {
     if lists_properties && !object.contains_key("additionalProperties") {
         object.insert("additionalProperties".to_owned(), Value::Bool(false));
     }
-}
-
-/// What a schema refuses in a document; paths are written as in YAML and open with `prefix`.
-pub(crate) fn problems(
-    validator: &jsonschema::Validator,
-    document: &Value,
-    prefix: &str,
-) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    for error in validator.iter_errors(document) {
-        let path = format!("{prefix}{}", dotted(error.instance_path().as_str()));
-        let path = path.trim_end_matches('.').to_owned();
-        let message = error.to_string();
-        let message = if message.chars().count() > 400 {
-            message.chars().take(400).chain("…".chars()).collect()
-        } else {
-            message
-        };
-        problems.push(Problem { path, message });
-    }
-    problems
-}
-
-fn dotted(pointer: &str) -> String {
-    let mut path = String::new();
-    for step in pointer.split('/').skip(1) {
-        let step = step.replace("~1", "/").replace("~0", "~");
-        if !step.is_empty() && step.bytes().all(|byte| byte.is_ascii_digit()) {
-            let line = format!("[{step}]");
-            path.push_str(&line);
-        } else {
-            if !path.is_empty() {
-                path.push('.');
-            }
-            path.push_str(&step);
-        }
-    }
-    path
 }
 
 /// The validator of values, built once.

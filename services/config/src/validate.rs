@@ -3,24 +3,10 @@
 use serde_json::Value;
 
 use crate::network::Home;
+use crate::problem::{self, Problem};
 use crate::{Error, Result, Values};
 
 const EXTENSION: &str = "networkfunctionextension";
-
-/// A refused value.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Path of the key, in the user's spelling.
-    pub path: String,
-    /// What is wrong and what would be right.
-    pub message: String,
-}
-
-impl std::fmt::Display for Problem {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}", self.path, self.message)
-    }
-}
 
 /// Checks a raw document with a schema before it is read into types. Paths in errors open with
 /// `prefix`.
@@ -31,7 +17,7 @@ pub(crate) fn document(
 ) -> Result<()> {
     let mut problems = misspelt(document, prefix);
     if problems.is_empty() {
-        problems = crate::schema::problems(validator, document, prefix);
+        problems = problem::problems(validator, document, prefix);
     }
     if problems.is_empty() {
         Ok(())

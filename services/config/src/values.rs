@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Values {
-    /// Install anything at all; for charts that have this one as a dependency.
+    /// Install Holdfast. `false` installs nothing, for charts that depend on this one.
     pub enabled: bool,
     /// Values that Helm shares with every chart of a release.
     pub global: Global,
@@ -50,7 +50,7 @@ pub struct Values {
     /// Registries that need more than their name: another endpoint, mirrors, a CA, credentials.
     /// Images of these may be filled without an Artifact.
     pub upstreams: Vec<Upstream>,
-    /// Which pods are given which images from the registry.
+    /// Which pods may pull which images from the registry.
     pub access: ImageAccess,
     /// Proxy for sites without a direct uplink.
     pub proxy: Proxy,
@@ -73,11 +73,11 @@ pub struct Values {
     pub controller: ControllerPart,
     /// The node agent: prepares the container runtime of each node.
     pub node_agent: NodeAgentPart,
-    /// Images that the registry always holds, whether anything uses them or not.
+    /// Images that the registry always holds, even if no pod uses them.
     pub preload: Preload,
     /// The custom resource definitions.
     pub crds: Crds,
-    /// What happens before the release is removed.
+    /// Steps before the release is removed.
     pub uninstall: Uninstall,
 }
 
@@ -178,7 +178,7 @@ impl Values {
     }
 }
 
-/// Which pods are given which images from the registry.
+/// Which pods may pull which images from the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ImageAccess {
@@ -410,7 +410,7 @@ pub struct Preload {
     pub images: Vec<String>,
 }
 
-/// What happens before the release is removed.
+/// Steps before the release is removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct Uninstall {

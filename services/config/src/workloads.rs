@@ -170,9 +170,9 @@ workload! {
     }
 }
 
-/// Holds pods off a node that joins, by the taint `holdfast.dev/not-ready:NoSchedule`, until it can
+/// Keeps pods off a joining node, by the taint `holdfast.dev/not-ready:NoSchedule`, until it can
 /// pull from the registry. Kubelets may register with it (`--register-with-taints`); the controller
-/// takes it away in both cases.
+/// removes it in both cases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct StartupTaint {
@@ -308,19 +308,19 @@ pub struct Scope {
     pub node_selector: BTreeMap<String, String>,
 }
 
-/// What is done for pods that cannot pull: their references are patched where the image is local,
-/// and given back where the registry cannot get it.
+/// Healing of pods that cannot pull: their references are changed to the registry if the image is
+/// local, and restored if the registry cannot copy it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct HealingValues {
     /// `heal`; `dryRun`: only log what would be done, once per pod; `none`: off.
     pub mode: HealingMode,
     /// Evictions per minute of pods whose image volume must change; their owner recreates them. 0:
-    /// none; an event on the pod then says so.
+    /// none; an event on the pod reports it.
     #[schemars(range(min = 0, max = 600))]
     pub evictions_per_minute: u16,
-    /// Seconds for which an upstream must have refused an image before its pods get their original
-    /// reference back.
+    /// Seconds for which an upstream must have refused an image before the original references of
+    /// its pods are restored.
     #[schemars(range(min = 30, max = 86_400))]
     pub refused_seconds: u32,
 }
@@ -335,12 +335,12 @@ impl Default for HealingValues {
     }
 }
 
-/// How many Artifacts there may be. Images of living pods count first.
+/// Limits on the number of Artifacts. Images of running pods come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields, rename_all = "camelCase")]
 pub struct ArtifactLimits {
     /// Artifacts per namespace. Images beyond the limit are not copied; an event on the namespace
-    /// says so.
+    /// reports it.
     #[schemars(range(min = 10, max = 100_000))]
     pub per_namespace: u32,
     /// Artifacts in all namespaces together.

@@ -1,14 +1,19 @@
-//! Writes the objects that the controller owns: only when they differ, and never over a newer write
-//! of another client.
+//! Writes the objects that the controller owns, if they differ, and never over a newer write of
+//! another client.
 
+use crate::FIELD_MANAGER;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
-use kube::api::{Api, ObjectMeta, PostParams};
+use kube::Resource;
+use kube::api::{Api, PatchParams, PostParams};
+use kube::core::NamespaceResourceScope;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 
-/// The labels of everything that the controller makes.
+/// The labels of the controller's objects.
 pub fn labels(names: &Names) -> BTreeMap<String, String> {
     [
         (labels::MANAGED_BY, labels::MANAGED_BY_CONTROLLER),
@@ -19,18 +24,16 @@ pub fn labels(names: &Names) -> BTreeMap<String, String> {
     .into()
 }
 
-fn metadata(names: &Names, name: &str) -> ObjectMeta {
-    ObjectMeta {
-        name: Some(name.to_owned()),
-        namespace: Some(names.namespace.clone()),
-        labels: Some(labels(names)),
-        ..ObjectMeta::default()
+/// Parameters of a patch that is recorded as the controller's.
+pub fn patch_params() -> PatchParams {
+    PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
     }
 }
 
-/// Makes the Secret hold exactly `data`; true when something was written. `existing` is what was
-/// read before: a write by another client in between is a conflict, an error, and the caller reads
-/// it again.
+/// Makes the Secret hold exactly `data`. True if something was written. `existing` was read before:
+/// a write of another client in between is a conflict, after which the caller reads it again.
 pub async fn secret(
     client: &kube::Client,
     names: &Names,
@@ -38,35 +41,21 @@ pub async fn secret(
     existing: Option<Secret>,
     data: BTreeMap<String, Vec<u8>>,
 ) -> Result<bool, kube::Error> {
-    let api: Api<Secret> = Api::namespaced(client.clone(), &names.namespace);
     let data: BTreeMap<String, ByteString> = data
         .into_iter()
         .map(|(key, value)| (key, ByteString(value)))
         .collect();
-    match existing {
-        None => {
-            let secret = Secret {
-                metadata: metadata(names, name),
-                data: Some(data),
-                type_: Some("Opaque".to_owned()),
-                ..Secret::default()
-            };
-            api.create(&PostParams::default(), &secret).await?;
-            Ok(true)
-        }
-        Some(existing) if existing.data.as_ref() == Some(&data) => Ok(false),
-        Some(mut existing) => {
-            existing.data = Some(data);
-            existing
-                .metadata
-                .labels
-                .get_or_insert_default()
-                .append(&mut labels(names));
-            existing.metadata.managed_fields = None;
-            api.replace(name, &PostParams::default(), &existing).await?;
-            Ok(true)
-        }
+    let exists = existing.is_some();
+    let mut secret = existing.unwrap_or_else(|| Secret {
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    });
+    if exists && secret.data.as_ref() == Some(&data) {
+        return Ok(false);
     }
+    secret.data = Some(data);
+    write(client, names, name, exists, secret).await?;
+    Ok(true)
 }
 
 /// As [`secret`], for a ConfigMap.
@@ -77,30 +66,45 @@ pub async fn config_map(
     existing: Option<ConfigMap>,
     data: BTreeMap<String, String>,
 ) -> Result<bool, kube::Error> {
-    let api: Api<ConfigMap> = Api::namespaced(client.clone(), &names.namespace);
-    match existing {
-        None => {
-            let map = ConfigMap {
-                metadata: metadata(names, name),
-                data: Some(data),
-                ..ConfigMap::default()
-            };
-            api.create(&PostParams::default(), &map).await?;
-            Ok(true)
-        }
-        Some(existing) if existing.data.as_ref() == Some(&data) => Ok(false),
-        Some(mut existing) => {
-            existing.data = Some(data);
-            existing
-                .metadata
-                .labels
-                .get_or_insert_default()
-                .append(&mut labels(names));
-            existing.metadata.managed_fields = None;
-            api.replace(name, &PostParams::default(), &existing).await?;
-            Ok(true)
-        }
+    let exists = existing.is_some();
+    let mut map = existing.unwrap_or_default();
+    if exists && map.data.as_ref() == Some(&data) {
+        return Ok(false);
     }
+    map.data = Some(data);
+    write(client, names, name, exists, map).await?;
+    Ok(true)
+}
+
+/// Creates or replaces an object of the release, with the labels of everything that the controller
+/// makes.
+pub(crate) async fn write<K>(
+    client: &kube::Client,
+    names: &Names,
+    name: &str,
+    exists: bool,
+    mut object: K,
+) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + Serialize
+        + DeserializeOwned,
+{
+    let api: Api<K> = Api::namespaced(client.clone(), &names.namespace);
+    let metadata = object.meta_mut();
+    metadata.name = Some(name.to_owned());
+    metadata.namespace = Some(names.namespace.clone());
+    let all = metadata.labels.get_or_insert_default();
+    all.append(&mut labels(names));
+    metadata.managed_fields = None;
+    if exists {
+        api.replace(name, &PostParams::default(), &object).await?;
+    } else {
+        api.create(&PostParams::default(), &object).await?;
+    }
+    Ok(())
 }
 
 /// The text of one key of a Secret.

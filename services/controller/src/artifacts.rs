@@ -8,11 +8,11 @@
 pub mod access;
 pub mod backoff;
 pub mod credentials;
-pub mod crowd;
-pub mod demand;
+
 pub mod events;
 pub mod fill;
 pub mod limits;
+pub mod preemption;
 pub mod preload;
 pub mod queue;
 pub mod reconcile;
@@ -21,18 +21,16 @@ pub mod status;
 pub mod undemanded;
 pub mod urgency;
 
-use crate::events::Publisher;
+use crate::events::object;
 use crate::index::{ClusterIndex, Key, WatchCache};
 use crate::{Context, FIELD_MANAGER};
-use demand::Demand;
 use futures::{StreamExt as _, stream};
 use holdfast_api::Artifact;
 use holdfast_api::access::Access;
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Priority;
-use holdfast_cluster_model::NodeFacts;
+use holdfast_cluster_model::{Demand, NodeFacts, demand};
 use holdfast_runtime::supervise::Heartbeat;
-use k8s_openapi::api::core::v1::ObjectReference;
 use kube::api::{Api, PostParams};
 use kube::runtime::events::EventType;
 use queue::Queue;
@@ -46,22 +44,21 @@ use tokio::task::JoinSet;
 /// Artifacts that are created at a time: a cluster that had workloads before has thousands of
 /// images.
 const MAX_CONCURRENT_CREATES: usize = 8;
-/// Changes within this time are one; longer, up to the second figure, where a look itself takes
-/// long.
+/// Changes within this time are handled together. The second figure is the limit where computing
+/// the demand takes long.
 const DEBOUNCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// As many times as long as a look takes, there is none: looking costs a twentieth of a processor
-/// at most.
+/// Pause after a computation of the demand, in multiples of its duration: it takes a twentieth of a
+/// processor at most.
 const IDLE_FACTOR: u32 = 19;
 /// The shortest pause between two rounds.
 const MIN_PAUSE: Duration = Duration::from_millis(5);
-/// The same while what is due waits for a place: the end of a copy, or a change, ends it.
+/// The same while due Artifacts wait for a place. The end of a copy, or a change, ends it.
 const MIN_PAUSE_CROWDED: Duration = Duration::from_millis(250);
 /// How often the demand is computed without a reason.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
-/// How long the first lists of owners are waited for: what pods wait for must not wait for a list
-/// that does not come.
+/// Longest wait for the first lists of owners: images of pods must not wait for a list that fails.
 const OWNERS_SYNC_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often a namespace is told that it has too many Artifacts.
+/// Interval of the events of a namespace with too many Artifacts.
 const EVENT_INTERVAL: Duration = Duration::from_secs(3600);
 /// How long a created Artifact may take to show up in the watch.
 const CREATE_VISIBLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,8 +71,8 @@ pub enum Error {
     Fill(#[from] fill::Error),
 }
 
-/// Keeps Artifacts and copies right, for ever. Asks the release's registry, or the one that
-/// `client` leads to.
+/// Reconciles Artifacts and copies for ever. Requests go to the release's registry, or to the one
+/// of `client`.
 pub async fn run(
     context: Context,
     client: Option<fill::Client>,
@@ -105,7 +102,6 @@ pub async fn run(
     };
     let reconciler = Arc::new(Reconciler::new(context.clone(), client));
     let mut work = Work {
-        publisher: Publisher::new(context.client.clone()),
         context,
         queue: Queue::default(),
         memory: HashMap::new(),
@@ -113,15 +109,15 @@ pub async fn run(
         platforms: Platforms::default(),
         took: Duration::ZERO,
         created: HashMap::new(),
-        told: HashMap::new(),
+        reported: HashMap::new(),
     };
     let mut running: JoinSet<(Key, Memory, Outcome)> = JoinSet::new();
-    let mut next_look = Instant::now();
+    let mut next_round = Instant::now();
     loop {
         heart.success();
-        if Instant::now() >= next_look {
-            work.look(&heart).await;
-            next_look = Instant::now() + RESYNC_INTERVAL;
+        if Instant::now() >= next_round {
+            work.compute(&heart).await;
+            next_round = Instant::now() + RESYNC_INTERVAL;
         }
         loop {
             let (demand, context) = (Arc::clone(&work.demand), work.context.clone());
@@ -139,16 +135,16 @@ pub async fn run(
             work.start(&key, &reconciler, &mut running);
         }
         let due = work.queue.next_due();
-        // Whether what is due has to wait for a place.
+        // Whether due Artifacts wait for a place.
         let crowded = due.is_some_and(|due| due <= Instant::now());
-        reconciler.crowd.others_wait(crowded);
+        reconciler.preemption.set_others_wait(crowded);
         let soonest = if crowded {
             MIN_PAUSE_CROWDED
         } else {
             MIN_PAUSE
         };
         let pause = due
-            .map_or(next_look, |due| due.min(next_look))
+            .map_or(next_round, |due| due.min(next_round))
             .saturating_duration_since(Instant::now())
             .clamp(soonest, Duration::from_secs(10));
         tokio::select! {
@@ -158,7 +154,7 @@ pub async fn run(
                 version.borrow_and_update();
                 owners.borrow_and_update();
                 let settled = work.took.saturating_mul(IDLE_FACTOR).clamp(DEBOUNCE.0, DEBOUNCE.1);
-                next_look = next_look.min(Instant::now() + settled);
+                next_round = next_round.min(Instant::now() + settled);
             }
             () = tokio::time::sleep(pause) => {}
         }
@@ -173,7 +169,7 @@ async fn either(one: &mut watch::Receiver<u64>, other: &mut watch::Receiver<u64>
     }
 }
 
-/// The platforms of the cluster's nodes, which every copy of an index is to have.
+/// The platforms of the cluster's nodes, which every copy of an index gets.
 pub type Platforms = Arc<BTreeSet<String>>;
 
 fn platforms<'a>(nodes: impl Iterator<Item = &'a NodeFacts>) -> Platforms {
@@ -190,22 +186,21 @@ struct Work {
     /// How long it took to compute the demand and to compare it.
     took: Duration,
     created: HashMap<Key, Instant>,
-    publisher: Publisher,
-    /// When each namespace was told that it has too many Artifacts.
-    told: HashMap<String, Instant>,
+    /// When each namespace last got an event about too many Artifacts.
+    reported: HashMap<String, Instant>,
 }
 
 impl Work {
-    /// Computes the demand, creates what is missing, wakes what changed.
-    async fn look(&mut self, heart: &Heartbeat) {
+    /// Computes the demand, creates missing Artifacts, and wakes those that changed.
+    async fn compute(&mut self, heart: &Heartbeat) {
         let context = self.context.clone();
         let index = &context.index;
         let begun = Instant::now();
         let demand = ClusterIndex::read(&index.pods, |pods| {
             ClusterIndex::read(&index.namespaces, |namespaces| {
-                index
-                    .owners
-                    .read(|owners| demand::demand(pods, owners, namespaces, &context.scope))
+                index.owners.read(|owners| {
+                    demand::demand(pods.all(), owners, namespaces.all(), &context.scope)
+                })
             })
         });
         // A node of a new architecture makes its platform wanted for every index.
@@ -228,7 +223,7 @@ impl Work {
                     continue;
                 };
                 let artifact = artifacts.get(key);
-                progress.count(priority, artifact.is_some_and(|it| status::was_ready(it)));
+                progress.count(priority, artifact.is_some_and(|it| it.is_ready()));
                 if artifact.is_none() && !self.created.contains_key(key) {
                     missing.push((key.clone(), demand.clone()));
                 }
@@ -240,28 +235,28 @@ impl Work {
             });
             let plan = limits::plan(missing, existing, limits);
             for (key, artifact) in artifacts.iter() {
-                let reason = status::reason(artifact);
-                if let Some(count) = reason.and_then(|reason| counts.get_mut(reason.as_str())) {
+                let reason = artifact.reason();
+                if let Some(count) = reason.and_then(|reason| counts.get_mut(reason)) {
                     *count += 1;
                 }
                 let memory = self.memory.entry(key.clone()).or_default();
                 let demanded = demand.get(key);
-                let changed = memory.is_surplus(plan.surplus.contains(key))
-                    | memory.is_beyond(plan.beyond.contains(key));
-                if changed || memory.needs_look(artifact, demanded, &self.platforms) {
-                    memory.noticed(artifact, demanded, &self.platforms);
+                let changed = memory.set_surplus(plan.surplus.contains(key))
+                    | memory.set_beyond(plan.beyond.contains(key));
+                if changed || memory.needs_run(artifact, demanded, &self.platforms) {
+                    memory.observe(artifact, demanded, &self.platforms);
                     self.queue.wake(key, now);
                 }
             }
-            for key in context.healing.asked() {
+            for key in context.healing.take_retries() {
                 if let Some(memory) = self.memory.get_mut(&key) {
                     memory.end_pause();
                     self.queue.wake(&key, now);
                 }
             }
-            for key in context.healing.doubted() {
+            for key in context.healing.take_confirmations() {
                 if let Some(memory) = self.memory.get_mut(&key) {
-                    memory.doubt();
+                    memory.request_confirmation();
                     self.queue.wake(&key, now);
                 }
             }
@@ -283,37 +278,34 @@ impl Work {
         }
         self.demand = Arc::new(demand);
         self.took = begun.elapsed();
-        self.tell_refused(&plan.refused, now).await;
+        self.report_refused(&plan.refused, now).await;
         self.create(plan.create, heart).await;
     }
 
-    /// Tells, by a metric and once an hour on each namespace, how many images are not copied
-    /// because there are too many Artifacts.
-    async fn tell_refused(&mut self, refused: &BTreeMap<String, usize>, now: Instant) {
+    /// Reports how many images are not copied because there are too many Artifacts: by a metric,
+    /// and once an hour by an event on each namespace.
+    async fn report_refused(&mut self, refused: &BTreeMap<String, usize>, now: Instant) {
         let metrics = &self.context.metrics;
         metrics.artifacts_refused(refused.values().sum());
-        self.told
+        self.reported
             .retain(|_, at| now.duration_since(*at) < EVENT_INTERVAL);
         let limits = self.context.config.values.controller.artifacts;
         for (namespace, images) in refused {
-            if self.told.contains_key(namespace) {
+            if self.reported.contains_key(namespace) {
                 continue;
             }
-            self.told.insert(namespace.clone(), now);
+            self.reported.insert(namespace.clone(), now);
             let note = format!(
-                "{images} images are not copied: there are too many Artifacts in this namespace (controller.artifacts.perNamespace: {}) or in all (controller.artifacts.total: {}); remove Artifacts that nothing needs, or raise the limit",
+                "{images} images are not copied: there are too many Artifacts in this namespace \
+                 (controller.artifacts.perNamespace: {}) or in all (controller.artifacts.total: \
+                 {}); remove Artifacts that nothing needs, or raise the limit",
                 limits.per_namespace, limits.total
             );
             tracing::warn!(artifact.namespace = namespace, images, "{note}");
-            let object = ObjectReference {
-                api_version: Some("v1".to_owned()),
-                kind: Some("Namespace".to_owned()),
-                name: Some(namespace.clone()),
-                namespace: Some(namespace.clone()),
-                ..ObjectReference::default()
-            };
-            let publisher = &self.publisher;
-            publisher
+            // An event about a namespace is written in that namespace.
+            let object = object("Namespace", Some(namespace), namespace, None);
+            let events = &self.context.events;
+            events
                 .publish(
                     &object,
                     EventType::Warning,
@@ -325,7 +317,7 @@ impl Work {
         }
     }
 
-    /// Makes Artifacts.
+    /// Creates Artifacts.
     async fn create(&mut self, missing: Vec<(Key, Demand)>, heart: &Heartbeat) {
         let context = self.context.clone();
         let mut creating = stream::iter(missing)
@@ -349,9 +341,12 @@ impl Work {
                     }
                     self.created.insert(key, Instant::now());
                 }
-                // The next look tries again; a namespace that ends refuses for good reason.
+                // The next computation retries. A namespace that is being deleted refuses it.
                 Err(error) => {
-                    tracing::warn!(artifact.namespace = key.0, image = demand.source, %error, "cannot create an Artifact");
+                    tracing::warn!(
+                        artifact.namespace = key.0, image = demand.source, %error,
+                        "cannot create an Artifact"
+                    );
                 }
             }
         }
@@ -390,19 +385,19 @@ impl Work {
                 self.queue
                     .done(&key, outcome.again.map(|pause| Instant::now() + pause));
                 if let Some(current) = self.memory.get_mut(&key) {
-                    current.learn(memory);
+                    current.merge(memory);
                 }
             }
             Err(error) => {
                 tracing::error!(%error, "reconciling an Artifact failed");
-                // Which one is not known; all that run are looked at again.
+                // The failed run is unknown, so all are repeated.
                 self.queue.recover(Instant::now() + Duration::from_secs(5));
             }
         }
     }
 }
 
-/// Tells whose pods may have which images.
+/// Publishes which images the pods of a namespace may pull.
 fn publish_access(context: &Context, artifacts: &WatchCache<Arc<Artifact>>) {
     let mut counts = Access::ALL.map(|access| (access, 0));
     for (_, artifact) in artifacts.iter() {
@@ -425,7 +420,7 @@ fn publish_access(context: &Context, artifacts: &WatchCache<Arc<Artifact>>) {
     });
 }
 
-/// What the limits go by.
+/// The input of the limits.
 fn existing<'a>(
     key: &'a Key,
     artifact: &Artifact,
@@ -436,13 +431,13 @@ fn existing<'a>(
     limits::Existing {
         key,
         created: created.map_or(0, |created| created.0.as_second()),
-        copied: confirmed || undemanded::was_copied(artifact),
+        copied: confirmed || artifact.was_copied(),
         priority: demand.and_then(Demand::priority),
         automatic: undemanded::is_automatic(artifact),
     }
 }
 
-/// How many images are wanted, and how many of them are local, by need.
+/// How many images are wanted, and how many of them are local, by priority.
 #[derive(Debug)]
 struct Progress(BTreeMap<Priority, Images>);
 
@@ -470,7 +465,7 @@ impl Progress {
     }
 }
 
-/// Creates an Artifact with the controller's labels; false when there is one of that name already.
+/// Creates an Artifact with the controller's labels. False if the name is taken.
 async fn create(
     context: &Context,
     namespace: &str,

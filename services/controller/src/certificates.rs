@@ -1,12 +1,13 @@
 //! The internal CA and every certificate and secret of the release (SPEC 32), without cert-manager
 //! and without touching any object of it (SPEC 33).
 //!
-//! `plan` decides, `issue` makes keys and certificates, this file reads and writes. What is valid
-//! is left alone, so restarts and upgrades change nothing.
+//! `plan` decides, `issue` generates keys and certificates, this file reads and writes. Valid
+//! certificates stay, so restarts and upgrades change nothing.
 
 pub mod auth;
 pub mod inspect;
 pub mod issue;
+pub mod model;
 pub mod mounts;
 pub mod plan;
 #[cfg(test)]
@@ -15,22 +16,24 @@ mod tests;
 use crate::{Context, apply};
 use futures::{StreamExt as _, TryStreamExt as _};
 use holdfast_api::labels;
+use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
 use holdfast_runtime::tls::ClientTls;
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::{Secret, Service};
 use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::{WatchStreamExt as _, watcher};
-use plan::{Action, Existing, Leaf, Wanted};
+use model::{Ca, Leaf, Wanted};
+use parking_lot::Mutex;
+use plan::{Action, Existing};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
-/// How often everything is looked at without a reason; deleted Secrets come back within it.
+/// Interval of rounds without a change. Deleted Secrets are recreated within it.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Pause before pods are told of a changed Secret once more.
+/// Pause before pods are notified of a changed Secret again.
 const NOTIFY_RETRY_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a round failed.
@@ -42,7 +45,7 @@ pub enum Error {
     /// A key or certificate cannot be made.
     #[error(transparent)]
     Issue(#[from] issue::Error),
-    /// What was made cannot be used.
+    /// A generated certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] holdfast_runtime::tls::Error),
     /// The watch ended.
@@ -50,7 +53,7 @@ pub enum Error {
     Watch(#[from] watcher::Error),
 }
 
-/// What was issued last, for those who need it at once and need not wait for a volume.
+/// The certificates that were issued last, for users in this process.
 #[derive(Debug)]
 pub struct Issued {
     /// The CA bundle, PEM; empty before the first round.
@@ -58,7 +61,7 @@ pub struct Issued {
     client: Mutex<Option<ClientTls>>,
     /// Wakes the loop.
     pub wake: Notify,
-    /// Pods that are to hear of Secrets that changed.
+    /// Parts whose pods must be notified of changed Secrets.
     pub mounts: mounts::Changed,
 }
 
@@ -74,10 +77,10 @@ impl Default for Issued {
 }
 
 impl Issued {
-    /// The controller's client certificate and trust, once they exist; exchanged in place
-    /// afterwards.
+    /// The controller's client certificate and trust, once they exist. Renewals replace them in
+    /// place.
     pub fn client(&self) -> Option<ClientTls> {
-        self.client.lock().ok().and_then(|client| client.clone())
+        self.client.lock().clone()
     }
 
     fn publish(&self, bundle: &str, certificate: &[u8], key: &[u8]) -> Result<(), Error> {
@@ -86,9 +89,7 @@ impl Issued {
             client.replace(bundle.as_bytes(), identity)?;
         } else {
             let client = ClientTls::from_pem(bundle.as_bytes(), identity)?;
-            if let Ok(mut slot) = self.client.lock() {
-                *slot = Some(client);
-            }
+            *self.client.lock() = Some(client);
         }
         self.bundle.send_if_modified(|current| {
             let differs = current != bundle;
@@ -101,7 +102,7 @@ impl Issued {
     }
 }
 
-/// Keeps certificates and secrets right, for ever.
+/// Keeps certificates and secrets valid. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     loop {
         round(&context).await?;
@@ -122,7 +123,7 @@ fn pause(context: &Context) -> Duration {
     }
 }
 
-/// Wakes the loop whenever the webhook's configuration is written, so that a reset `caBundle` is
+/// Wakes the loop after each write of the webhook's configuration, so that a reset `caBundle` is
 /// patched at once.
 pub async fn watch_webhook(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
@@ -166,7 +167,7 @@ pub async fn round(context: &Context) -> Result<(), Error> {
     let observed = observe(context).await?;
     let actions = plan::plan(&observed.existing, observed.now, &observed.wanted);
     let ca = apply_authority(context, &observed, &actions).await?;
-    // The API server learns of an authority before a certificate of it is in use.
+    // The API server trusts an authority before one of its certificates is in use.
     if let Some(ca) = &ca {
         patch_webhook(context, &ca.bundle).await?;
         apply_leaves(context, &observed, &actions, ca).await?;
@@ -178,8 +179,8 @@ pub async fn round(context: &Context) -> Result<(), Error> {
         let secrets = Api::namespaced(context.client.clone(), &context.names.namespace);
         publish(context, &secrets, &ca.bundle).await?;
     }
-    // The Secrets are right: without this the pods only hear of it later.
-    if let Err(error) = mounts::tell(context).await {
+    // A failure is no error: without the annotation, pods receive the change later.
+    if let Err(error) = mounts::notify(context).await {
         tracing::warn!(%error, "cannot annotate pods after a change of their Secrets; retrying");
     }
     record(context, &observed.existing);
@@ -225,7 +226,7 @@ async fn apply_authority(
     context: &Context,
     observed: &Observed,
     actions: &[Action],
-) -> Result<Option<issue::Ca>, Error> {
+) -> Result<Option<Ca>, Error> {
     let existing = observed.existing.ca.as_ref();
     let mut ca = existing.map(|facts| facts.material.clone());
     for action in actions {
@@ -253,7 +254,7 @@ async fn apply_leaves(
     context: &Context,
     observed: &Observed,
     actions: &[Action],
-    ca: &issue::Ca,
+    ca: &Ca,
 ) -> Result<(), Error> {
     for action in actions {
         let (leaf, existing, certificate, key) = match action {
@@ -294,7 +295,7 @@ async fn apply_leaves(
     Ok(())
 }
 
-/// Metrics of what was there at the beginning of the round.
+/// Metrics of the certificates at the beginning of the round.
 fn record(context: &Context, existing: &Existing) {
     for (leaf, facts) in &existing.leaves {
         context.metrics.expires(leaf.as_str(), facts.not_after);
@@ -302,19 +303,6 @@ fn record(context: &Context, existing: &Existing) {
     if let Some(ca) = &existing.ca {
         context.metrics.expires("ca", ca.not_after);
     }
-}
-
-/// The addresses of a Service; none for a headless one.
-pub fn cluster_ips(service: &Service) -> Vec<String> {
-    let Some(spec) = &service.spec else {
-        return Vec::new();
-    };
-    let mut addresses: Vec<String> = spec.cluster_ips.clone().unwrap_or_default();
-    addresses.extend(spec.cluster_ip.clone());
-    addresses.retain(|address| !address.is_empty() && address != "None");
-    let mut seen = BTreeSet::new();
-    addresses.retain(|address| seen.insert(address.clone()));
-    addresses
 }
 
 fn wanted(context: &Context, addresses: &[String]) -> Vec<Wanted> {
@@ -331,7 +319,7 @@ fn wanted(context: &Context, addresses: &[String]) -> Vec<Wanted> {
     registry.extend(service(names.registry_internal()));
     registry.extend(addresses.iter().cloned());
     let mut wanted = Vec::new();
-    // Without an address the registry's certificate would be of no use to any node.
+    // Nodes connect by address, so a certificate without one is useless.
     if !addresses.is_empty() {
         wanted.push(Wanted {
             leaf: Leaf::Registry,
@@ -360,11 +348,7 @@ fn secret_name(context: &Context, leaf: Leaf) -> String {
     }
 }
 
-async fn write_ca(
-    context: &Context,
-    existing: Option<Secret>,
-    ca: &issue::Ca,
-) -> Result<(), Error> {
+async fn write_ca(context: &Context, existing: Option<Secret>, ca: &Ca) -> Result<(), Error> {
     let data = [
         ("ca.crt".to_owned(), ca.certificate.clone().into_bytes()),
         ("ca.key".to_owned(), ca.key.clone().into_bytes()),
@@ -421,7 +405,7 @@ async fn publish(context: &Context, secrets: &Api<Secret>, bundle: &str) -> Resu
     Ok(())
 }
 
-/// Puts the bundle into every webhook of the configuration. Before, the API server trusts no
+/// Writes the bundle into every webhook of the configuration. Without it, the API server trusts no
 /// certificate of the webhook, and the webhook fails open.
 async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
     let api: Api<MutatingWebhookConfiguration> = Api::all(context.client.clone());
@@ -441,7 +425,7 @@ async fn patch_webhook(context: &Context, bundle: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// The patch that is missing; webhooks are merged by name, so nothing else of them changes.
+/// The patch of outdated bundles. Webhooks are merged by name, so their other fields stay.
 fn webhook_patch(
     configuration: &MutatingWebhookConfiguration,
     bundle: &str,

@@ -7,7 +7,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 /// Longest text of an event that the API server takes.
 const MAX_NOTE_CHARS: usize = 1000;
 
-/// Writes events. Clones share what makes one of many that are alike.
+/// Publishes events. Clones share the cache that merges equal events.
 #[derive(Clone)]
 pub struct Publisher {
     recorder: Recorder,
@@ -31,7 +31,7 @@ impl Publisher {
         }
     }
 
-    /// Tells of an object.
+    /// Publishes an event about an object. A failure is logged only.
     pub async fn publish(
         &self,
         object: &ObjectReference,
@@ -50,5 +50,22 @@ impl Publisher {
         if let Err(error) = self.recorder.publish(&event, object).await {
             tracing::debug!(%error, event.reason = reason, "cannot write an event");
         }
+    }
+}
+
+/// A reference to an object of the core API group, for its events.
+pub fn object(
+    kind: &str,
+    namespace: Option<&str>,
+    name: &str,
+    uid: Option<&str>,
+) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some(kind.to_owned()),
+        namespace: namespace.map(str::to_owned),
+        name: Some(name.to_owned()),
+        uid: uid.map(str::to_owned),
+        ..ObjectReference::default()
     }
 }

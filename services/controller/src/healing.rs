@@ -27,7 +27,6 @@ pub use handle::Healing;
 use crate::Context;
 use crate::index::Key;
 use decide::{Act, Copy};
-use events::Events;
 use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_config::{HealingMode, HealingValues};
@@ -59,21 +58,21 @@ const NOTE_TTL: Duration = Duration::from_secs(3600);
 /// The limits of healing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Whether anything is done at all.
+    /// Whether pods are changed.
     pub mode: HealingMode,
     /// When a source counts as unfillable.
     pub proof: Proof,
-    /// Seconds that an unrewritten pod has to start by itself.
+    /// Seconds that a pod without rewriting has to start.
     pub grace: i64,
     /// Burst of patches, and the interval of further ones.
     pub patches: (u32, Duration),
     /// Burst of evictions, and the interval of further ones.
     pub evictions: (u32, Duration),
-    /// Longest age of the registry's confirmation that it holds an image when a pod is sent to it;
-    /// also the least interval between two questions.
-    pub fresh: Duration,
+    /// Longest age of the registry's confirmation of an image when a pod is changed to pull it;
+    /// also the least interval between two requests for a confirmation.
+    pub confirmation_ttl: Duration,
     /// First and longest pause between dry runs of a policy, in seconds.
-    pub asks: (i64, i64),
+    pub probe_pauses: (i64, i64),
 }
 
 impl Policy {
@@ -89,8 +88,8 @@ impl Policy {
             grace: 20,
             patches: (50, Duration::from_millis(100)),
             evictions: (evictions.min(3), Duration::from_secs(60) / evictions.max(1)),
-            fresh: Duration::from_secs(10),
-            asks: (60, 3600),
+            confirmation_ttl: Duration::from_secs(10),
+            probe_pauses: (60, 3600),
         }
     }
 }
@@ -104,11 +103,11 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     loop {
         version.borrow_and_update();
         state.borrow_and_update();
-        for task in healer.look() {
+        for task in healer.tasks() {
             heart.beat();
             healer.perform(task).await;
         }
-        healer.try_policies().await;
+        healer.probe_policies().await;
         heart.success();
         tokio::select! {
             _ = version.changed() => {}
@@ -131,8 +130,8 @@ struct Task {
 #[derive(Debug)]
 struct Note {
     history: ImageHistory,
-    told: BTreeSet<&'static str>,
-    rests_until: Option<Instant>,
+    reported: BTreeSet<&'static str>,
+    paused_until: Option<Instant>,
     /// Attempts in a row that the API server refused.
     failures: u32,
     needed_help: Instant,
@@ -141,10 +140,9 @@ struct Note {
 /// The loop's own state.
 struct Healer {
     context: Context,
-    events: Events,
     refusals: Refusals,
     policies: Policies,
-    wakes: RetryTriggers,
+    retry_triggers: RetryTriggers,
     /// By UID.
     notes: HashMap<String, Note>,
     /// When pods of an owner were evicted, by its UID, in seconds.
@@ -152,8 +150,8 @@ struct Healer {
     patches: TokenBucket,
     evictions: TokenBucket,
     turns: AllTurns,
-    /// When the registry was last asked to confirm an image.
-    doubts: HashMap<Key, Instant>,
+    /// When the registry was last requested to confirm an image.
+    confirmations: HashMap<Key, Instant>,
 }
 
 /// Turns of namespaces, for each limited action.
@@ -161,7 +159,7 @@ struct Healer {
 struct AllTurns {
     patches: Turns,
     evictions: Turns,
-    doubts: Turns,
+    confirmations: Turns,
 }
 
 /// The state of copies, by namespace and source.
@@ -172,21 +170,20 @@ impl Healer {
         let Policy {
             patches,
             evictions,
-            asks,
+            probe_pauses,
             ..
         } = context.healing.policy;
         Self {
-            events: Events::new(context.client.clone()),
             context,
             refusals: Refusals::default(),
-            policies: Policies::new(asks),
-            wakes: RetryTriggers::default(),
+            policies: Policies::new(probe_pauses),
+            retry_triggers: RetryTriggers::default(),
             notes: HashMap::new(),
             recreated: HashMap::new(),
             patches: TokenBucket::new(patches.0, patches.1),
             evictions: TokenBucket::new(evictions.0, evictions.1),
             turns: AllTurns::default(),
-            doubts: HashMap::new(),
+            confirmations: HashMap::new(),
         }
     }
 }

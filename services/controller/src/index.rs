@@ -7,8 +7,9 @@
 mod owners;
 mod watch_cache;
 
-pub use owners::{Owners, View, find as find_owner, top as top_owner, watch_owners};
-pub use watch_cache::{Key, WatchCache, key};
+pub use holdfast_cluster_model::Key;
+pub use owners::{Owners, watch_owners};
+pub use watch_cache::{WatchCache, key};
 
 use crate::metrics::Metrics;
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
@@ -22,7 +23,8 @@ use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Event, Namespace, Node, Pod};
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
-use std::sync::{Arc, RwLock};
+use parking_lot::RwLock;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -68,7 +70,7 @@ pub struct ClusterIndex {
     pub owners: Owners,
     /// Counts changes of pods, namespaces, nodes and Artifacts.
     pub version: watch::Sender<u64>,
-    /// The registry's addresses, the current one first; what the images of pods are read back by.
+    /// The registry's addresses, the current one first, by which rewritten images are recognized.
     pub addresses: watch::Sender<Vec<String>>,
 }
 
@@ -88,14 +90,9 @@ impl Default for ClusterIndex {
 }
 
 impl ClusterIndex {
-    /// Reads one of the caches. A poisoned lock is read all the same: its content is replaced by
-    /// the next event.
+    /// Reads one of the caches.
     pub fn read<V, R>(cache: &RwLock<WatchCache<V>>, read: impl FnOnce(&WatchCache<V>) -> R) -> R {
-        read(
-            &cache
-                .read()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        )
+        read(&cache.read())
     }
 
     /// Whether the watches of pods, namespaces, nodes and Artifacts have delivered their first
@@ -108,11 +105,7 @@ impl ClusterIndex {
     }
 
     /// Wakes every loop that waits for a change.
-    pub fn nudge(&self) {
-        self.changed();
-    }
-
-    fn changed(&self) {
+    pub fn notify(&self) {
         self.version
             .send_modify(|version| *version = version.wrapping_add(1));
     }
@@ -221,16 +214,13 @@ where
             next = stream.try_next() => match next {
                 Ok(Some(event)) => {
                     heart.success();
-                    let changed = cache
-                        .write()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .apply(event, &mut facts);
+                    let changed = cache.write().apply(event, &mut facts);
                     if changed {
-                        index.changed();
+                        index.notify();
                     }
                 }
                 Ok(None) => return Ok(()),
-                // The stream goes on by itself, with growing pauses.
+                // The stream retries with growing pauses.
                 Err(error) => {
                     heart.beat();
                     tracing::warn!(%error, "a watch failed; retrying");

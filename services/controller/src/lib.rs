@@ -1,9 +1,9 @@
 //! The controller: certificates, the shared state, and Artifacts from announcement to copy.
 //!
-//! One leader at a time does all of it, by the Lease `F-controller`; the others wait. It knows
-//! nothing of blobs: copying is asked of the registry. Whatever it decides is computed by pure
-//! functions (`certificates::plan`, `state::build`, `artifacts::demand`, `artifacts::status`,
-//! `healing::decide`) from what the edges fetched.
+//! One leader at a time runs all loops, by the Lease `F-controller`; the other replicas wait. It
+//! does not handle blobs: the registry copies. Pure functions decide (`certificates::plan`,
+//! `state::build`, `cluster_model::demand`, `artifacts::status`, `healing::decide`) from what the
+//! loops fetch.
 
 pub mod apply;
 pub mod artifacts;
@@ -15,6 +15,7 @@ mod metrics;
 pub mod nodes;
 pub mod state;
 
+use events::Publisher;
 use holdfast_api::access::AccessList;
 use holdfast_api::names::Names;
 use holdfast_cluster_model::{Scope, ScopeError};
@@ -81,7 +82,7 @@ pub struct Context {
     pub names: Names,
     /// What is known of the cluster.
     pub index: Arc<ClusterIndex>,
-    /// Certificates as they were issued last; the fill client follows them.
+    /// The certificates that were issued last, which the fill client uses.
     pub issued: Arc<certificates::Issued>,
     /// Counters and gauges.
     pub metrics: Metrics,
@@ -91,13 +92,13 @@ pub struct Context {
     pub settled: Arc<AtomicBool>,
     /// What healing shares with the other loops.
     pub healing: Arc<healing::Healing>,
-    /// The access list, from the Artifacts; `None` until they are known, or where every pod may
-    /// have every image.
+    /// The access list of the Artifacts. `None` until they are known, and with
+    /// `access.privateImages: node`.
     pub access: tokio::sync::watch::Sender<Option<AccessList>>,
-    /// The registry's internal API, where its Service's name does not lead to it.
+    /// The address of the registry's internal API, if the name of its Service does not resolve.
     pub registry: Option<SocketAddr>,
-    /// Events on nodes and on the shared state.
-    pub events: nodes::events::Events,
+    /// Publishes the events of all loops.
+    pub events: Publisher,
     /// Former addresses of the registry, and when pods last named them.
     pub address_history: Arc<state::AddressHistory>,
 }
@@ -121,7 +122,7 @@ impl std::fmt::Debug for Context {
 }
 
 impl Context {
-    /// A context with nothing known yet.
+    /// A context with an empty index.
     pub fn new(client: kube::Client, config: Config, metrics: Metrics) -> Result<Self, Error> {
         let names = Names {
             release: config.release.name.clone(),
@@ -131,7 +132,7 @@ impl Context {
         let scope = Scope::new(&config)?;
         let policy = healing::Policy::of(config.values.controller.healing);
         Ok(Self {
-            events: nodes::events::Events::new(client.clone()),
+            events: Publisher::new(client.clone()),
             address_history: Arc::default(),
             client,
             config: Arc::new(config),
@@ -147,7 +148,7 @@ impl Context {
         })
     }
 
-    /// Returns when everything was seen once, and what the webhooks were told is known.
+    /// Returns when the first lists are complete and the written state is known.
     pub(crate) async fn known(&self, heart: &Heartbeat) {
         while !self.index.synced() || self.healing.state.borrow().is_none() {
             heart.beat();
@@ -155,7 +156,7 @@ impl Context {
         }
     }
 
-    /// What the watches need of it.
+    /// The part that the watches need.
     pub fn watches(&self) -> Watches {
         Watches {
             client: self.client.clone(),
@@ -166,62 +167,58 @@ impl Context {
         }
     }
 
-    /// Starts every loop of the leader. Copies are asked of the release's registry, or of the one
-    /// that `fills` leads to.
+    /// Starts every loop of the leader. Copies are requested from the release's registry, or by
+    /// `fills`.
     pub fn start(&self, supervisor: &Supervisor, fills: Option<artifacts::fill::Client>) {
-        let context = self.clone();
-        supervisor.spawn("certificates", STUCK_AFTER, move |heart| {
-            certificates::run(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("webhook_configuration", STUCK_AFTER, move |heart| {
-            certificates::watch_webhook(context.clone(), heart)
-        });
-        let watches = self.watches();
-        supervisor.spawn("pods", STUCK_AFTER, move |heart| {
-            index::watch_pods(watches.clone(), heart)
-        });
-        let watches = self.watches();
-        supervisor.spawn("namespaces", STUCK_AFTER, move |heart| {
-            index::watch_namespaces(watches.clone(), heart)
-        });
-        let watches = self.watches();
-        supervisor.spawn("nodes", STUCK_AFTER, move |heart| {
-            index::watch_nodes(watches.clone(), heart)
-        });
+        self.spawn(supervisor, "certificates", certificates::run);
+        self.spawn(
+            supervisor,
+            "webhook_configuration",
+            certificates::watch_webhook,
+        );
+        self.watch(supervisor, "pods", index::watch_pods);
+        self.watch(supervisor, "namespaces", index::watch_namespaces);
+        self.watch(supervisor, "nodes", index::watch_nodes);
         for kind in index::Owners::kinds() {
-            let watches = self.watches();
-            supervisor.spawn(kind.plural, STUCK_AFTER, move |heart| {
-                index::watch_owners(watches.clone(), kind, heart)
+            self.watch(supervisor, kind.plural, move |watches, heart| {
+                index::watch_owners(watches, kind, heart)
             });
         }
-        let watches = self.watches();
-        supervisor.spawn("artifact_objects", STUCK_AFTER, move |heart| {
-            index::watch_artifacts(watches.clone(), heart)
+        self.watch(supervisor, "artifact_objects", index::watch_artifacts);
+        self.watch(supervisor, "denials", index::watch_denials);
+        self.spawn(supervisor, "state", state::run);
+        self.spawn(supervisor, "node_taints", nodes::run);
+        self.spawn(supervisor, "preload", artifacts::preload::run);
+        self.spawn(supervisor, "healing", healing::run);
+        self.spawn(supervisor, "artifacts", move |context, heart| {
+            artifacts::run(context, fills.clone(), heart)
         });
-        let watches = self.watches();
-        supervisor.spawn("denials", STUCK_AFTER, move |heart| {
-            index::watch_denials(watches.clone(), heart)
-        });
+    }
+
+    fn spawn<F, E>(
+        &self,
+        supervisor: &Supervisor,
+        name: &'static str,
+        mut run: impl FnMut(Self, Heartbeat) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display + Send,
+    {
         let context = self.clone();
-        supervisor.spawn("state", STUCK_AFTER, move |heart| {
-            state::run(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("node_taints", STUCK_AFTER, move |heart| {
-            nodes::run(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("preload", STUCK_AFTER, move |heart| {
-            artifacts::preload::run(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("healing", STUCK_AFTER, move |heart| {
-            healing::run(context.clone(), heart)
-        });
-        let context = self.clone();
-        supervisor.spawn("artifacts", STUCK_AFTER, move |heart| {
-            artifacts::run(context.clone(), fills.clone(), heart)
+        supervisor.spawn(name, STUCK_AFTER, move |heart| run(context.clone(), heart));
+    }
+
+    fn watch<F, E>(
+        &self,
+        supervisor: &Supervisor,
+        name: &'static str,
+        mut run: impl FnMut(Watches, Heartbeat) -> F + Send + 'static,
+    ) where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::fmt::Display + Send,
+    {
+        self.spawn(supervisor, name, move |context, heart| {
+            run(context.watches(), heart)
         });
     }
 }
@@ -248,7 +245,7 @@ pub async fn run(
     serve(context, registry, level, &identity, admin_listener, stop).await
 }
 
-/// Waits for the lease and does the leader's work, on a listener that the caller made.
+/// Waits for the lease and runs the leader's loops.
 async fn serve(
     context: Context,
     mut registry: Registry,
@@ -285,7 +282,7 @@ async fn serve(
             () = stop.cancelled() => {}
             () = leadership.lost() => outcome = Err(Error::Lost),
         }
-        // Loops first: nothing may be written any more when another one begins.
+        // Loops first: nothing may be written after another replica became the leader.
         loops.cancel();
         leadership.release().await;
     }

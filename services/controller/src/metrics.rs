@@ -1,5 +1,4 @@
-//! The controller's metrics. Labels are words of our own; names of images and namespaces never
-//! become labels.
+//! The controller's metrics. Labels have fixed values, never names of images or namespaces.
 
 use holdfast_api::artifact::Reason;
 use holdfast_api::fill::Priority;
@@ -24,7 +23,7 @@ pub(crate) struct PriorityLabel {
     priority: &'static str,
 }
 
-/// What upstreams answered who may have an image.
+/// Results of upstreams' access checks.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct AccessLabel {
     access: &'static str,
@@ -42,13 +41,13 @@ pub(crate) struct CertificateLabel {
     certificate: &'static str,
 }
 
-/// How nodes stand.
+/// States of nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct StateLabel {
     state: &'static str,
 }
 
-/// What healing did or tried, and how that ended.
+/// Actions of healing, and their outcomes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct ActionLabel {
     action: &'static str,
@@ -188,24 +187,22 @@ impl Metrics {
     }
 
     pub(crate) fn artifacts(&self, reason: &'static str, count: usize) {
-        self.artifacts
-            .get_or_create(&ReasonLabel { reason })
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(
+            &self.artifacts.get_or_create(&ReasonLabel { reason }),
+            count,
+        );
     }
 
     pub(crate) fn access(&self, access: &'static str, count: usize) {
-        let gauge = self.access.get_or_create(&AccessLabel { access });
-        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.access.get_or_create(&AccessLabel { access }), count);
     }
 
     pub(crate) fn access_refused(&self, count: usize) {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.access_refused.set(count);
+        set(&self.access_refused, count);
     }
 
     pub(crate) fn artifacts_refused(&self, count: usize) {
-        self.artifacts_refused
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.artifacts_refused, count);
     }
 
     pub(crate) fn artifact_removed(&self) {
@@ -217,9 +214,7 @@ impl Metrics {
             priority: priority.as_str(),
         };
         for (family, count) in [(&self.wanted, wanted), (&self.local, local)] {
-            family
-                .get_or_create(&label)
-                .set(i64::try_from(count).unwrap_or(i64::MAX));
+            set(&family.get_or_create(&label), count);
         }
     }
 
@@ -236,24 +231,19 @@ impl Metrics {
     }
 
     pub(crate) fn pods_stuck(&self, count: usize) {
-        self.pods_stuck
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.pods_stuck, count);
     }
 
     pub(crate) fn excluded_sources(&self, count: usize) {
-        self.excluded_sources
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.excluded_sources, count);
     }
 
     pub(crate) fn nodes(&self, state: &'static str, count: usize) {
-        self.nodes
-            .get_or_create(&StateLabel { state })
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.nodes.get_or_create(&StateLabel { state }), count);
     }
 
     pub(crate) fn excluded_namespaces(&self, count: usize) {
-        self.excluded_namespaces
-            .set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&self.excluded_namespaces, count);
     }
 
     pub(crate) fn expires(&self, certificate: &'static str, at: i64) {
@@ -261,4 +251,8 @@ impl Metrics {
             .get_or_create(&CertificateLabel { certificate })
             .set(at as f64);
     }
+}
+
+fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
 }

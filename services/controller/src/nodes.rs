@@ -1,21 +1,22 @@
-//! The nodes: which are prepared, which carry the startup taint, and the events about them.
+//! Nodes: which are prepared, which have the startup taint, and their events.
 //!
-//! A node is prepared when its agent's pod is Ready, which that pod is after a real pull through
-//! the node's runtime. With `nodeAgent.startupTaint` a node that joins carries a taint until then,
-//! so that no pod with a rewritten image begins where it cannot start. `decide` decides from what
-//! the watches show; this file reads the live node once more and patches its taints, nothing else
-//! of it.
+//! A node is prepared when its agent's pod is Ready, which requires a test pull through the node's
+//! runtime. With `nodeAgent.startupTaint`, a node that joins has a taint until then, so that no pod
+//! with a rewritten image is scheduled where it cannot start. `decide` decides from the index; this
+//! file reads the live node and patches its taints only.
 
 pub mod decide;
-pub mod events;
 
 use crate::Context;
+use crate::apply::patch_params;
+use crate::events::object;
 use crate::index::ClusterIndex;
-use decide::{Act, Memory, Node, Policy, Told, Why};
+use decide::{Act, Memory, Node, Policy, Report, Why};
 use holdfast_api::labels;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{Node as ApiNode, Taint};
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch};
+use kube::runtime::events::EventType;
 use serde_json::json;
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -25,17 +26,17 @@ use std::time::{Duration, Instant};
 const RESYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// Changes within this time are one.
 const DEBOUNCE: Duration = Duration::from_millis(300);
-/// A node rests this long after it was patched: the watch is to show it first.
+/// Pause of a node after a patch, until the watch shows its result.
 const PAUSE_AFTER_PATCH: Duration = Duration::from_secs(3);
-/// As [`PAUSE_AFTER_PATCH`], where the API server refused.
+/// As [`PAUSE_AFTER_PATCH`], after a refusal of the API server.
 const PAUSE_AFTER_REFUSAL: Duration = Duration::from_secs(60);
-/// Effect of the taint that the controller sets. Taken away it is with any effect.
+/// Effect of the taint that the controller sets. It removes the taint whatever its effect is.
 const EFFECT: &str = "NoSchedule";
 /// After this time a kubelet has overwritten the states of pods that it reported before its Node
 /// object was recreated.
 const STALE_SECONDS: i64 = 60;
 
-/// All nodes as they are seen now.
+/// All nodes of the index.
 pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
     let agents: HashMap<String, i64> = ClusterIndex::read(&context.index.pods, |pods| {
         pods.iter()
@@ -49,14 +50,14 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
             .iter()
             .map(|((_, name), facts)| {
                 let age = now.as_second().saturating_sub(facts.created);
-                // A pod of the node's former life looks Ready until the new kubelet says otherwise.
-                let proven = |made: &i64| *made >= facts.created || age >= STALE_SECONDS;
+                // A pod of a node that was recreated looks Ready until the new kubelet reports it.
+                let is_current = |made: &i64| *made >= facts.created || age >= STALE_SECONDS;
                 Node {
                     name: name.clone(),
                     uid: facts.uid.clone(),
                     ready: facts.ready,
-                    prepared: agents.get(name).is_some_and(proven),
-                    held: facts.held,
+                    prepared: agents.get(name).is_some_and(is_current),
+                    tainted: facts.tainted,
                     in_scope: context.scope.includes_node(facts),
                     age: Duration::from_secs(u64::try_from(age).unwrap_or(0)),
                 }
@@ -65,7 +66,7 @@ pub fn survey(context: &Context, now: jiff::Timestamp) -> Vec<Node> {
     })
 }
 
-/// Holds nodes back and lets them go, for ever.
+/// Sets and removes the startup taint, and publishes the events of nodes. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let mut version = context.index.version.subscribe();
     let mut state = context.healing.state.subscribe();
@@ -73,7 +74,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     let policy = Policy::of(context.config.values.node_agent.startup_taint);
     let born = Instant::now();
     let mut memory = Memory::default();
-    let mut rests: HashMap<String, Instant> = HashMap::new();
+    let mut paused: HashMap<String, Instant> = HashMap::new();
     loop {
         version.borrow_and_update();
         let rewriting = state
@@ -81,19 +82,19 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
             .as_ref()
             .is_some_and(|state| state.rewrite);
         let nodes = survey(&context, jiff::Timestamp::now());
-        count(&context, &nodes);
+        record_metrics(&context, &nodes);
         let now = born.elapsed();
-        rests.retain(|_, until| *until > Instant::now());
+        paused.retain(|_, until| *until > Instant::now());
         for (node, act) in memory.decide(&nodes, policy, rewriting, now) {
-            if rests.contains_key(&node.uid) {
+            if paused.contains_key(&node.uid) {
                 continue;
             }
             heart.beat();
-            let rest = perform(&context, node, act, policy).await;
-            rests.insert(node.uid.clone(), Instant::now() + rest);
+            let pause = perform(&context, node, act, policy).await;
+            paused.insert(node.uid.clone(), Instant::now() + pause);
         }
-        for (node, told) in memory.tell(&nodes, now) {
-            tell(&context, node, told, rewriting).await;
+        for (node, event) in memory.reports(&nodes, now) {
+            report(&context, node, event, rewriting).await;
         }
         heart.success();
         tokio::select! {
@@ -105,21 +106,18 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Infallible> {
     }
 }
 
-/// Acts; answers how long the node rests.
+/// Applies `act` to a node. Returns the pause until the node's next patch.
 async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Duration {
     match patch(context, node, act).await {
         Ok(false) => PAUSE_AFTER_PATCH,
         Ok(true) => {
-            let (reason, warning, note) = words(act, policy);
+            let (reason, warning, note) = event_of(act, policy);
             if warning {
                 tracing::warn!(node.name = node.name, "{note}");
             } else {
                 tracing::info!(node.name = node.name, "{note}");
             }
-            context
-                .events
-                .on_node(&node.name, &node.uid, warning, reason, note)
-                .await;
+            publish(context, node, warning, reason, &note).await;
             PAUSE_AFTER_PATCH
         }
         Err(kube::Error::Api(status)) if status.code == 409 => Duration::from_millis(200),
@@ -132,10 +130,7 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
                 labels::NOT_READY_TAINT
             );
             tracing::warn!(node.name = node.name, error = %status, "{note}");
-            context
-                .events
-                .on_node(&node.name, &node.uid, true, "StartupTaintStuck", note)
-                .await;
+            publish(context, node, true, "StartupTaintStuck", &note).await;
             PAUSE_AFTER_REFUSAL
         }
         Err(error) => {
@@ -148,8 +143,8 @@ async fn perform(context: &Context, node: &Node, act: Act, policy: Policy) -> Du
     }
 }
 
-/// Changes the taints of the live node, if it is still that node and did not change meanwhile; true
-/// when something was written.
+/// Changes the taints of the live node, if it has the same UID and did not change meanwhile. True
+/// if something was written.
 async fn patch(context: &Context, node: &Node, act: Act) -> Result<bool, kube::Error> {
     let api: Api<ApiNode> = Api::all(context.client.clone());
     let Some(live) = api.get_opt(&node.name).await? else {
@@ -164,14 +159,11 @@ async fn patch(context: &Context, node: &Node, act: Act) -> Result<bool, kube::E
         return Ok(false);
     }
     let change = json!({
-        // What changed since is not overwritten: the API server answers with a conflict.
+        // A concurrent change leads to a conflict.
         "metadata": {"resourceVersion": live.metadata.resource_version},
         "spec": {"taints": after},
     });
-    let params = PatchParams {
-        field_manager: Some(crate::FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
+    let params = patch_params();
     api.patch(&node.name, &params, &Patch::Merge(change))
         .await?;
     Ok(true)
@@ -181,40 +173,40 @@ async fn patch(context: &Context, node: &Node, act: Act) -> Result<bool, kube::E
 fn taints(before: &[Taint], act: Act) -> Vec<Taint> {
     let mut after = before.to_vec();
     match act {
-        Act::Hold if before.iter().any(|t| t.key == labels::NOT_READY_TAINT) => {}
-        Act::Hold => after.push(Taint {
+        Act::AddTaint if before.iter().any(|t| t.key == labels::NOT_READY_TAINT) => {}
+        Act::AddTaint => after.push(Taint {
             key: labels::NOT_READY_TAINT.to_owned(),
             effect: EFFECT.to_owned(),
             ..Taint::default()
         }),
-        Act::LetGo(_) => after.retain(|taint| taint.key != labels::NOT_READY_TAINT),
+        Act::RemoveTaint(_) => after.retain(|taint| taint.key != labels::NOT_READY_TAINT),
     }
     after
 }
 
-fn words(act: Act, policy: Policy) -> (&'static str, bool, String) {
+fn event_of(act: Act, policy: Policy) -> (&'static str, bool, String) {
     let (reason, warning, why) = match act {
-        Act::Hold => (
+        Act::AddTaint => (
             "StartupTaintSet",
             false,
             "no pod is scheduled here until the node agent has completed a test pull".to_owned(),
         ),
-        Act::LetGo(Why::Prepared) => (
+        Act::RemoveTaint(Why::Prepared) => (
             "StartupTaintRemoved",
             false,
             "the node agent has completed a test pull; pods may be scheduled here".to_owned(),
         ),
-        Act::LetGo(Why::SwitchedOff) => (
+        Act::RemoveTaint(Why::SwitchedOff) => (
             "StartupTaintRemoved",
             false,
             "nodeAgent.startupTaint is disabled; pods may be scheduled here".to_owned(),
         ),
-        Act::LetGo(Why::OutOfScope) => (
+        Act::RemoveTaint(Why::OutOfScope) => (
             "StartupTaintRemoved",
             false,
             "the node is outside webhook.scope; pods may be scheduled here".to_owned(),
         ),
-        Act::LetGo(Why::TimedOut) => (
+        Act::RemoveTaint(Why::TimedOut) => (
             "StartupTaintTimedOut",
             true,
             format!(
@@ -228,9 +220,9 @@ fn words(act: Act, policy: Policy) -> (&'static str, bool, String) {
     (reason, warning, why)
 }
 
-async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
-    let (warning, reason, note) = match told {
-        Told::Unprepared => (
+async fn report(context: &Context, node: &Node, event: Report, rewriting: bool) {
+    let (warning, reason, note) = match event {
+        Report::Unprepared => (
             true,
             "NodeNotPrepared",
             format!(
@@ -246,25 +238,35 @@ async fn tell(context: &Context, node: &Node, told: Told, rewriting: bool) {
                 }
             ),
         ),
-        Told::Prepared => (
+        Report::Prepared => (
             false,
             "NodePrepared",
             "the node agent has completed a test pull".to_owned(),
         ),
     };
     tracing::info!(node.name = node.name, event.reason = reason, "{note}");
-    context
-        .events
-        .on_node(&node.name, &node.uid, warning, reason, note)
+    publish(context, node, warning, reason, &note).await;
+}
+
+async fn publish(context: &Context, node: &Node, warning: bool, reason: &str, note: &str) {
+    let type_ = if warning {
+        EventType::Warning
+    } else {
+        EventType::Normal
+    };
+    let object = object("Node", None, &node.name, Some(&node.uid));
+    let events = &context.events;
+    events
+        .publish(&object, type_, reason, "PrepareNode", note)
         .await;
 }
 
-fn count(context: &Context, nodes: &[Node]) {
+fn record_metrics(context: &Context, nodes: &[Node]) {
     let scope = || nodes.iter().filter(|node| node.in_scope);
     let prepared = scope().filter(|node| node.ready && node.prepared).count();
     let unprepared = scope().filter(|node| node.ready && !node.prepared).count();
     let not_ready = scope().filter(|node| !node.ready).count();
-    let held = nodes.iter().filter(|node| node.held).count();
+    let held = nodes.iter().filter(|node| node.tainted).count();
     for (state, count) in [
         ("prepared", prepared),
         ("unprepared", unprepared),
@@ -288,15 +290,15 @@ mod tests {
     }
 
     #[test]
-    fn only_our_own_taint_comes_and_goes() {
+    fn only_the_startup_taint_is_set_and_removed() {
         let others = vec![taint("a", "NoSchedule"), taint("b", "NoExecute")];
-        let held = taints(&others, Act::Hold);
-        assert_eq!(held[..2], others);
-        assert_eq!(held[2], taint("holdfast.dev/not-ready", "NoSchedule"));
-        assert_eq!(taints(&held, Act::Hold), held, "once");
-        assert_eq!(taints(&held, Act::LetGo(Why::Prepared)), others);
+        let tainted = taints(&others, Act::AddTaint);
+        assert_eq!(tainted[..2], others);
+        assert_eq!(tainted[2], taint("holdfast.dev/not-ready", "NoSchedule"));
+        assert_eq!(taints(&tainted, Act::AddTaint), tainted, "once");
+        assert_eq!(taints(&tainted, Act::RemoveTaint(Why::Prepared)), others);
         let by_kubelet = vec![taint("holdfast.dev/not-ready", "NoExecute")];
-        assert_eq!(taints(&by_kubelet, Act::Hold), by_kubelet);
-        assert_eq!(taints(&by_kubelet, Act::LetGo(Why::SwitchedOff)), []);
+        assert_eq!(taints(&by_kubelet, Act::AddTaint), by_kubelet);
+        assert_eq!(taints(&by_kubelet, Act::RemoveTaint(Why::SwitchedOff)), []);
     }
 }

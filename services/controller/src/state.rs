@@ -1,30 +1,31 @@
-//! The shared state: what the webhook (`F-state`) and the node agents (`F-node`) go by.
+//! The shared state of the webhook (`F-state`) and the node agents (`F-node`).
 //!
-//! `build` decides; this file fetches, compares and writes, and only when something differs. Pods
-//! come and go all the time without a difference to the state, so nothing is fetched for them
-//! alone.
+//! `build` decides; this file fetches, compares and writes if something differs. Pods come and go
+//! without an effect on the state, so they alone cause no requests.
 
 mod address_history;
 pub mod build;
 #[cfg(test)]
 mod tests;
 
-use crate::certificates::cluster_ips;
+use crate::events::object;
 use crate::index::ClusterIndex;
 use crate::{Context, apply};
 pub use address_history::AddressHistory;
 use build::{Inputs, NodeInput};
 use holdfast_api::access::AccessList;
 use holdfast_api::state::{ClusterState, Exclusion, KEY, NodeState};
+use holdfast_cluster_model::cluster_ips;
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use kube::api::Api;
+use kube::runtime::events::EventType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often everything is looked at without a reason.
+/// Interval of rounds without a change.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(10);
 /// Changes within this time are one.
 const DEBOUNCE: Duration = Duration::from_millis(300);
@@ -40,8 +41,8 @@ pub enum Error {
     Json(#[from] serde_json::Error),
 }
 
-/// What the state follows in this process. While it is the same, only what others wrote could make
-/// a difference.
+/// The inputs of the state from this process. While they are equal, only writes of other clients
+/// can change the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     /// Addresses that images of living pods name; `None` while the pods are not known.
@@ -71,7 +72,7 @@ impl Seen {
     }
 }
 
-/// Keeps the shared state right, for ever.
+/// Keeps the shared state up to date. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), Error> {
     let mut version = context.index.version.subscribe();
     let mut bundle = context.issued.bundle.subscribe();
@@ -110,8 +111,7 @@ struct Observed {
     previous_node: Option<NodeState>,
 }
 
-/// One round: observe, decide (`build`), apply. Returns what it followed; `None` where something
-/// that is needed was missing.
+/// One round: observe, decide (`build`), apply. Returns its inputs; `None` if one was missing.
 pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let seen = Seen::of(context);
     let observed = observe(context).await?;
@@ -128,10 +128,10 @@ pub async fn round(context: &Context) -> Result<Option<Seen>, Error> {
     let inputs = inputs(context, &seen, &observed, address);
     let state = build::cluster_state(&inputs);
     follow_addresses(context, &state);
-    // The nodes hear of an address first, then the webhook.
+    // The nodes get an address before the webhook.
     let complete = write_nodes(context, &seen, &observed, &inputs, &state).await?;
     write_cluster(context, &observed, &state).await?;
-    context.healing.written(&state);
+    context.healing.set_state(&state);
     Ok(complete.then_some(seen))
 }
 
@@ -174,7 +174,7 @@ fn inputs(context: &Context, seen: &Seen, observed: &Observed, address: String) 
     Inputs {
         address,
         previous: previous.cloned(),
-        // The nodes' Secret knows former addresses, too, should the ConfigMap have been deleted.
+        // The nodes' Secret has former addresses, too, in case the ConfigMap was deleted.
         earlier: previous_node
             .iter()
             .flat_map(|state| state.hosts.iter().map(|host| host.address.clone()))
@@ -182,7 +182,7 @@ fn inputs(context: &Context, seen: &Seen, observed: &Observed, address: String) 
         desired: previous_node.map(|state| state.desired).unwrap_or_default(),
         used,
         nodes: seen.nodes.clone(),
-        excluded: context.healing.seeded(previous),
+        excluded: context.healing.init_excluded(previous),
         access: access(context, seen.access.clone(), previous),
         wait: context.config.values.webhook.wait_for_nodes,
         waited: observed
@@ -197,7 +197,7 @@ fn inputs(context: &Context, seen: &Seen, observed: &Observed, address: String) 
     .resumed(!seen.settled)
 }
 
-/// Has the watch of pods read images by the addresses of the state.
+/// Makes the watches read images with the addresses of the state.
 fn follow_addresses(context: &Context, state: &ClusterState) {
     let mut known = vec![state.registry_address.clone()];
     known.extend(state.aliases.clone());
@@ -210,7 +210,7 @@ fn follow_addresses(context: &Context, state: &ClusterState) {
     });
 }
 
-/// Writes the nodes' state where it differs; whether all that it needs was there.
+/// Writes the nodes' state if it differs. False if an input is missing.
 async fn write_nodes(
     context: &Context,
     seen: &Seen,
@@ -241,7 +241,7 @@ async fn write_nodes(
     Ok(true)
 }
 
-/// Writes the cluster's state where it differs, and tells of it.
+/// Writes the cluster's state if it differs, and publishes events about it.
 async fn write_cluster(
     context: &Context,
     observed: &Observed,
@@ -260,13 +260,13 @@ async fn write_cluster(
             reason = state.reason,
             "wrote the cluster state"
         );
-        tell(context, previous, state).await;
+        publish_changes(context, previous, state).await;
     }
     Ok(())
 }
 
-/// Whose pods may have which images: as the Artifacts say it; as it was written last where they are
-/// not known yet; nothing where the configuration does not ask for it.
+/// The access list of the Artifacts; the written one until they are known; `None` with
+/// `access.privateImages: node`.
 fn access(
     context: &Context,
     known: Option<AccessList>,
@@ -297,31 +297,29 @@ fn nodes(context: &Context) -> Vec<NodeInput> {
             prepared: node.prepared,
         })
         .collect();
-    // The mirror has no order, and two sights are compared.
+    // The index has no order, and inputs are compared.
     nodes.sort_by(|one, other| one.name.cmp(&other.name));
     nodes
 }
 
-/// Tells on the ConfigMap when rewriting begins, ends, or waits for other nodes than before, and
-/// when the address changes.
-async fn tell(context: &Context, previous: Option<&ClusterState>, state: &ClusterState) {
+/// Publishes events on the ConfigMap: rewriting begins, ends or waits for other nodes, or the
+/// address changes.
+async fn publish_changes(context: &Context, previous: Option<&ClusterState>, state: &ClusterState) {
     let before = previous.cloned().unwrap_or_default();
     let names = &context.names;
+    let object = object("ConfigMap", Some(&names.namespace), &names.state(), None);
+    let publish = async |type_, reason, note: &str| {
+        let events = &context.events;
+        events
+            .publish(&object, type_, reason, "Rewrite", note)
+            .await;
+    };
     if !before.registry_address.is_empty() && before.registry_address != state.registry_address {
         let note = format!(
             "the registry's address is now {}; nodes keep {} configured while pods use it",
             state.registry_address, before.registry_address
         );
-        context
-            .events
-            .on_state(
-                &names.namespace,
-                &names.state(),
-                false,
-                "AddressChanged",
-                note,
-            )
-            .await;
+        publish(EventType::Normal, "AddressChanged", &note).await;
     }
     if (before.rewrite, &before.reason) == (state.rewrite, &state.reason) {
         return;
@@ -331,16 +329,11 @@ async fn tell(context: &Context, previous: Option<&ClusterState>, state: &Cluste
     } else {
         "NotRewriting"
     };
-    // Begun without them: pods with rewritten images may not start there.
-    let warning = state.rewrite && state.reason.contains("not prepared");
-    context
-        .events
-        .on_state(
-            &names.namespace,
-            &names.state(),
-            warning,
-            reason,
-            state.reason.clone(),
-        )
-        .await;
+    // Rewriting began before all nodes were prepared: pods may not start on the others.
+    let type_ = if state.rewrite && state.reason.contains("not prepared") {
+        EventType::Warning
+    } else {
+        EventType::Normal
+    };
+    publish(type_, reason, &state.reason).await;
 }

@@ -72,7 +72,7 @@ impl Site {
         }));
         context.healing = Arc::new(Healing::new(Policy {
             grace: 0,
-            fresh: Duration::from_secs(4),
+            confirmation_ttl: Duration::from_secs(4),
             ..context.healing.policy
         }));
         run(&context, &self.registry)
@@ -171,7 +171,7 @@ async fn a_proof_opens_the_image_for_its_namespace_and_for_healing() {
     assert_eq!(site.list().await, Some(of_team()));
     assert_eq!(site.answer("team").await, Some(Access::Proved));
 
-    // Every namespace may have it again, as soon as nobody asks for less.
+    // Without the setting, every namespace may pull it again.
     drop(running);
     let _running = site.controller("node");
     eventually("there is no list", async || site.list().await.is_none()).await;
@@ -182,7 +182,7 @@ async fn a_proof_opens_the_image_for_its_namespace_and_for_healing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_an_upstream_gives_everybody_is_on_everybodys_list() {
+async fn public_repositories_are_listed_for_all_namespaces() {
     let site = Site::start().await;
     let _running = site.controller("namespace");
     site.upstream(|_| Access::Public);

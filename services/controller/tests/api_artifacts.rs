@@ -92,11 +92,11 @@ async fn a_pod_from_before_gets_its_image_copied_once() {
         assert_eq!(
             registry.sources(),
             [IMAGE],
-            "a further pod asks for nothing"
+            "a further pod causes no request"
         );
     }
     let _restarted = run(&bare.context(), &registry);
-    eventually("the restarted controller asks once", async || {
+    eventually("the restarted controller sends one request", async || {
         registry.sources().len() == 2
     })
     .await;
@@ -171,7 +171,7 @@ async fn every_pull_secret_is_offered_and_a_new_one_ends_the_wait() {
     .await;
 }
 
-/// An Artifact as the webhook announces it, or as whoever reaches the webhook has it announced.
+/// An Artifact as the webhook announces it, or as any client of the webhook has it announced.
 async fn announce(bare: &Bare, source: &str, secrets: Option<&[&str]>) {
     let spec = ArtifactSpec {
         source_artifact: source.to_owned(),
@@ -469,7 +469,7 @@ async fn a_status_survives_concurrent_writers_and_a_deleted_artifact_comes_back(
         .delete(&artifact_name(IMAGE), &DeleteParams::default())
         .await
         .unwrap();
-    eventually("made anew and copied", async || {
+    eventually("recreated and copied", async || {
         reason(&bare).await.as_deref() == Some("Copied")
     })
     .await;

@@ -178,7 +178,7 @@ async fn the_shared_state_is_written_and_then_left_alone() {
 
 // SPEC 32
 #[tokio::test]
-async fn a_controller_outside_of_its_cluster_finds_the_registry_by_address_and_knows_it_by_name() {
+async fn a_controller_outside_its_cluster_reaches_the_registry_by_address() {
     let bare = Bare::start().await;
     bare.registry_service().await;
     let mut context = bare.context();

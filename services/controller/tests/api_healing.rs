@@ -45,7 +45,7 @@ impl Snapshot {
                 tries: 2,
             },
             grace: 5,
-            fresh: Duration::from_secs(4),
+            confirmation_ttl: Duration::from_secs(4),
             ..context.healing.policy
         }));
         let running = run(&context, &registry);
@@ -184,7 +184,7 @@ async fn a_pod_that_slipped_past_the_webhook_gets_the_local_image() {
 }
 
 #[tokio::test]
-async fn an_unfillable_image_is_given_back_and_rewritten_again_when_it_can_be_filled() {
+async fn an_unfillable_image_is_restored_and_rewritten_once_it_is_local() {
     let site = Snapshot::start().await;
     site.refuse();
     let annotation = json!({"metadata": {"annotations": {
@@ -233,7 +233,7 @@ async fn who_sets_the_image_back_again_and_again_is_left_alone() {
 }
 
 #[tokio::test]
-async fn pods_with_an_image_volume_are_made_anew_only_if_somebody_makes_them_anew() {
+async fn pods_with_an_image_volume_are_evicted_only_with_an_owner() {
     let site = Snapshot::start().await;
     let volume = |owner: Value| {
         json!({

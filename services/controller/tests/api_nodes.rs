@@ -54,7 +54,7 @@ async fn taints(bare: &Bare, name: &str) -> Vec<String> {
     let api: Api<Node> = Api::all(bare.client.clone());
     let node = api.get(name).await.unwrap();
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
-    // Those that the API server itself sets are nobody's here.
+    // Taints of the API server do not count here.
     taints
         .into_iter()
         .map(|taint| taint.key)

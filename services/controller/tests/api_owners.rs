@@ -196,7 +196,7 @@ async fn what_pods_are_made_of_is_copied_ahead_with_the_templates_credentials() 
         revision.clone(),
     )
     .await;
-    // Nobody's revision is no workload.
+    // A revision without an owner is no workload.
     let forged = json!({"revision": 1, "data": {"spec": {"template": template("forged")}}});
     create(&bare, "apps", "ControllerRevision", "forged", None, forged).await;
     let mut out = asleep("Deployment", "out");
@@ -358,7 +358,7 @@ async fn node(bare: &Bare, name: &str, architecture: &str) {
 }
 
 #[tokio::test]
-async fn a_node_of_another_architecture_makes_its_platform_wanted_for_every_index() {
+async fn a_new_architecture_makes_its_platform_wanted_for_every_index() {
     let (bare, registry) = (Bare::start().await, Registry::start().await);
     bare.namespace("apps").await;
     *registry.answer.lock().unwrap() = Box::new(|request| {

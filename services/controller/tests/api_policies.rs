@@ -42,7 +42,7 @@ impl Site {
             .unwrap();
         let mut context = bare.context_with(&json!({"webhook": {"waitForNodes": false}}));
         context.healing = Arc::new(Healing::new(Policy {
-            asks: (1, 2),
+            probe_pauses: (1, 2),
             ..context.healing.policy
         }));
         let running = run(&context, &registry);
@@ -118,7 +118,7 @@ impl Site {
 const DENIED: &str = "Error creating: pods \"web-1\" is forbidden: ValidatingAdmissionPolicy 'ours' with binding 'b' denied request: no";
 
 #[tokio::test]
-async fn a_namespace_whose_policy_refuses_the_registry_is_left_alone_until_the_policy_is_gone() {
+async fn a_namespace_is_excluded_while_its_policy_denies_the_registry() {
     let site = Site::start().await;
     let client = &site.bare.client;
     let policies: Api<ValidatingAdmissionPolicy> = Api::all(client.clone());

@@ -222,7 +222,7 @@ impl Registry {
         Self::start_with(None).await
     }
 
-    /// One that shows a certificate and asks for one.
+    /// A server that requires a client certificate.
     pub async fn start_with(tls: Option<ServerTls>) -> Self {
         use http_body_util::BodyExt as _;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

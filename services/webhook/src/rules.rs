@@ -61,7 +61,7 @@ impl Rules {
             upstreams,
             by_namespace,
         } = configured.into();
-        let access = ImageAccess::new(by_namespace, state);
+        let access = ImageAccess::new(by_namespace, state.and_then(|state| state.access.as_ref()));
         let Some(state) = state else {
             return Self {
                 upstreams,

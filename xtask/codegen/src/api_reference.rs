@@ -5,6 +5,8 @@ use holdfast_api::Artifact;
 use kube::CustomResourceExt;
 use serde_json::{Map, Value};
 
+use crate::values_yaml::wrap;
+
 /// The whole file.
 pub(crate) fn text() -> Result<String> {
     let crd = serde_json::to_value(Artifact::crd())?;
@@ -22,10 +24,8 @@ pub(crate) fn text() -> Result<String> {
     };
     let mut text =
         "# Custom resources\n\nMade from the types in `services/api`; do not edit.\n".to_owned();
-    let line = format!(
-        "\n## {}\n\n`{}/{}`, plural `{}`, {}. {}\n\nWhat is held, as `host/repository:tag`:\n\n```sh\nkubectl get artifacts -A -o \
-         jsonpath='{{range .items[*]}}{{.spec.sourceArtifact}}{{\"\\n\"}}{{end}}'\n```\n",
-        word("/spec/names/kind"),
+    let intro = format!(
+        "`{}/{}`, plural `{}`, {}. {}",
         word("/spec/group"),
         version
             .get("name")
@@ -38,6 +38,12 @@ pub(crate) fn text() -> Result<String> {
                 .pointer("/properties/spec/description")
                 .or_else(|| schema.get("description"))
         ),
+    );
+    let line = format!(
+        "\n## {}\n\n{}\n\nThe images, as `host/repository:tag`:\n\n```sh\nkubectl get artifacts -A \
+         -o jsonpath='{{range .items[*]}}{{.spec.sourceArtifact}}{{\"\\n\"}}{{end}}'\n```\n",
+        word("/spec/names/kind"),
+        wrap(&intro, 100).join("\n"),
     );
     text.push_str(&line);
     for part in ["spec", "status"] {

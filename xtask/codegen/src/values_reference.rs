@@ -8,9 +8,11 @@ use crate::walk::{allowed, description, leaves, properties, resolve};
 
 /// The whole file.
 pub(crate) fn text(schema: &Value) -> Result<String> {
-    let mut text = "# Values\n\nMade from the types in `services/config`; do not edit. Every key that is not listed here is refused, but for \
-                    `global`, which other charts share.\n\n| key | allowed | default | meaning |\n|---|---|---|---|\n"
-        .to_owned();
+    let mut text =
+        "# Values\n\nMade from the types in `services/config`; do not edit. Every key that is \
+                    not listed here is\nrefused, except for `global`, which other charts share.\n\n\
+                    | key | allowed | default | meaning |\n|---|---|---|---|\n"
+            .to_owned();
     for leaf in leaves(schema, &serde_json::to_value(Values::default())?) {
         let default = match &leaf.default {
             Value::Null => String::new(),

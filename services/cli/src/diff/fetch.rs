@@ -66,7 +66,8 @@ pub(super) async fn fetch(
         .filter(|entry| entry.source == EVERY_SOURCE)
         .map(|entry| (entry.namespace.clone(), entry.reason.clone()))
         .collect();
-    let access = ImageAccess::new(config.values.access.is_by_namespace(), state.as_ref());
+    let listed = state.as_ref().and_then(|state| state.access.as_ref());
+    let access = ImageAccess::new(config.values.access.is_by_namespace(), listed);
     Ok(Inventory {
         access,
         objects,

@@ -149,7 +149,7 @@ fn access_of(release: &Release, status: &diagnose::Facts) -> ImageAccess {
     let config = release.config.as_ref();
     let by_namespace = config.is_ok_and(|config| config.values.access.is_by_namespace());
     let state = status.state.as_ref().ok().and_then(Option::as_ref);
-    ImageAccess::new(by_namespace, state)
+    ImageAccess::new(by_namespace, state.and_then(|state| state.access.as_ref()))
 }
 
 async fn unproved(

@@ -1,14 +1,14 @@
-//! How long to wait before an image is asked for again: pure.
+//! The pauses between requests for an image: pure.
 
 use holdfast_api::artifact::Reason;
 use std::time::Duration;
 
 /// The pause after the `failures`th failure in a row (from 1), doubling from two seconds up to a
 /// limit that depends on what went wrong, plus or minus a fifth by `dice` (0 to 1), and never less
-/// than the other side asked for.
+/// than the registry asked for.
 ///
 /// Failures that need a person are retried rarely; those that may end by themselves, such as an
-/// outage, soon.
+/// outage, are retried soon.
 pub fn pause(
     reason: Reason,
     failures: u32,
@@ -27,7 +27,7 @@ pub fn pause(
     };
     let doubled = 2_u64.saturating_pow(failures.clamp(1, 16)).min(limit);
     let spread = Duration::from_secs(doubled).mul_f64(0.8 + 0.4 * dice.clamp(0.0, 1.0));
-    // A side that asks for a day gets an hour.
+    // A requested pause is bounded by an hour.
     Some(
         spread.max(
             retry_after
@@ -37,14 +37,14 @@ pub fn pause(
     )
 }
 
-/// For how long the registry's word that it holds an image is believed: ten to fifteen minutes, by
-/// `dice` (0 to 1), so that a thousand images are not asked for at once. Asking costs no upstream
-/// request while the image is local (SPEC 14), and is how a volume that was lost fills again.
+/// For how long the registry's confirmation of an image is valid: ten to fifteen minutes, by `dice`
+/// (0 to 1), so that requests for many images are spread. A request causes no upstream request
+/// while the image is local (SPEC 14). After a loss of the volume, these requests fill it again.
 pub fn confirm_again(dice: f64) -> Duration {
     Duration::from_secs(600) + Duration::from_secs(300).mul_f64(dice.clamp(0.0, 1.0))
 }
 
-/// A throw of the dice, 0 to 1; without random bytes always the middle.
+/// A random number from 0 to 1; 0.5 if the system has no random bytes.
 pub fn dice() -> f64 {
     let mut byte = [0_u8; 2];
     match getrandom::fill(&mut byte) {
@@ -80,20 +80,20 @@ mod tests {
     }
 
     #[test]
-    fn what_the_other_side_asks_for_is_the_least_within_reason() {
+    fn retry_after_is_the_minimum_pause_up_to_an_hour() {
         check(Reason::UpstreamUnavailable, 1, Some(30), Some(30));
         check(Reason::UpstreamUnavailable, 99, Some(30), Some(60));
         check(Reason::UpstreamUnavailable, 1, Some(86_400), Some(3600));
     }
 
     #[test]
-    fn the_registrys_word_is_believed_for_ten_to_fifteen_minutes() {
+    fn a_confirmation_holds_for_ten_to_fifteen_minutes() {
         let at = |dice| confirm_again(dice).as_secs();
         assert_eq!((at(0.0), at(0.5), at(1.0)), (600, 750, 900));
     }
 
     #[test]
-    fn the_dice_spread_by_a_fifth() {
+    fn pauses_are_spread_by_a_fifth() {
         let at = |dice| {
             pause(Reason::UpstreamUnavailable, 99, None, dice)
                 .unwrap()

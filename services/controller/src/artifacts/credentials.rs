@@ -1,13 +1,13 @@
 //! The credentials that the pods of an image bring: their pull secrets and those of their service
-//! accounts (SPEC 35); where no pod lives, those of the templates that pods would be made of.
+//! accounts (SPEC 35); without running pods, those of the workloads' templates.
 //!
-//! Read by name when they are needed, never listed, never kept. Only living pods and workloads
-//! count. Any client of the webhook can announce an Artifact with the name of any pull secret, but
-//! a user who may create pods or workloads may use the pull secrets of the namespace anyway.
+//! Read by name when they are needed, never listed, never kept. Only running pods and workloads
+//! count: any client of the webhook can announce an Artifact with the name of any pull secret, but
+//! only a user who may create pods or workloads may use the pull secrets of the namespace.
 
-use super::demand::Demand;
 use holdfast_api::ArtifactSpec;
 use holdfast_api::fill::Credential;
+use holdfast_cluster_model::Demand;
 use holdfast_core::Reference;
 use holdfast_core::credentials::{Candidates, MAX_CANDIDATES, PullSecret};
 use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
@@ -20,37 +20,35 @@ use tokio::sync::Semaphore;
 const MAX_SECRETS: usize = 64;
 /// Service accounts that are read for one image.
 const MAX_SERVICE_ACCOUNTS: usize = 64;
-/// Secrets and service accounts that are in memory at a time, for all images together: each may
+/// Secrets and service accounts that are in memory at a time, for all images together. Each may
 /// have 1.5 MiB.
 pub const READ_AT_ONCE: usize = 2;
 
-/// How long an announced Artifact waits for its pod to be seen; the watch usually shows it within a
-/// second.
+/// How long an announced Artifact waits for its pod, which the watch usually shows within a second.
 pub const POD_WAIT: Duration = Duration::from_secs(10);
 
 /// Whose credentials are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Choice<'a> {
-    /// Those that the living pods, or else the templates, bring.
+    /// Those of the running pods, or else of the templates.
     Pods(&'a Demand),
-    /// None yet: the pod is waited for, at most for this long.
+    /// None yet: the pod is expected within this time.
     Wait(Duration),
-    /// No credentials.
-    Nobody {
-        /// The Artifact names pull secrets that no living pod or workload uses.
+    /// None: no pod or workload needs the image.
+    NoDemand {
+        /// Whether the Artifact names pull secrets that no running pod or workload uses.
         unproven: bool,
     },
 }
 
-/// Whose credentials are used for an Artifact that is known since `known`. What it names itself is
-/// a hint that a pod comes, never a permission.
+/// Whose credentials are used for an Artifact that has been known for `known`. Pull secrets in its
+/// spec announce a pod; they are no permission.
 pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Duration) -> Choice<'a> {
     let same_image = |demand: &Demand| {
         Reference::parse(&spec.source_artifact)
             .is_ok_and(|reference| reference.to_string() == demand.source)
     };
-    // The demand was found by the Artifact's name, and a user may give an Artifact the name that
-    // belongs to another image.
+    // The demand was found by the Artifact's name, which a user may have given to another image.
     if let Some(demand) = demand.filter(|demand| demand.asks_for_copy() && same_image(demand)) {
         return Choice::Pods(demand);
     }
@@ -61,18 +59,18 @@ pub fn choose<'a>(spec: &ArtifactSpec, demand: Option<&'a Demand>, known: Durati
             .is_some_and(|names| !names.is_empty());
     match POD_WAIT.saturating_sub(known) {
         rest if announced && !rest.is_zero() => Choice::Wait(rest),
-        _ => Choice::Nobody {
+        _ => Choice::NoDemand {
             unproven: announced,
         },
     }
 }
 
-/// What was found, and what was not.
+/// The credentials that were found, and the problems.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
-    /// To be tried in turn.
+    /// The credentials, in the order to try.
     pub credentials: Vec<Credential>,
-    /// Why some are missing, for people; names only.
+    /// Why some are missing, for people. Only names of objects, no content.
     pub problems: Vec<String>,
 }
 
@@ -112,7 +110,7 @@ pub async fn find(
         .into_credentials()
         .into_iter()
         .map(|credential| {
-            // Like docker: where there is a token, it is what logs in.
+            // As in docker, an identity token takes precedence over the password.
             let token = credential.identity_token;
             Credential {
                 identity_token: token.is_some(),
@@ -260,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_pull_secrets_and_accounts_are_read_for_an_image() {
+    async fn the_pull_secrets_and_accounts_of_an_image_are_bounded() {
         let names = |prefix: &str, count: usize| -> BTreeSet<String> {
             (0..count)
                 .map(|index| format!("{prefix}-{index}"))
@@ -287,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn secrets_are_read_so_many_at_a_time() {
+    async fn the_number_of_concurrent_secret_reads_is_bounded() {
         let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
         let client = kube::Client::new(service, "apps");
         let turns = Semaphore::new(READ_AT_ONCE);
@@ -328,8 +326,8 @@ mod tests {
     fn only_a_living_pod_of_that_image_proves_a_right_to_pull_secrets() {
         let wait = |seconds| Choice::Wait(Duration::from_secs(seconds));
         let (unproven, nobody) = (
-            Choice::Nobody { unproven: true },
-            Choice::Nobody { unproven: false },
+            Choice::NoDemand { unproven: true },
+            Choice::NoDemand { unproven: false },
         );
         let (by_hand, announced) = (spec(&[], None), spec(&["theirs"], Some("robot")));
         let by_account = spec(&[], Some("robot"));

@@ -1,60 +1,43 @@
-//! Events in the pod's namespace: what an operator needs to know, once per change.
+//! Events about copies, in the Artifact's namespace, once per change.
 
-use super::demand::Demand;
 use crate::events::Publisher;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
+use holdfast_cluster_model::Demand;
 use holdfast_cluster_model::advice::advice;
 use holdfast_core::workload::{self, WorkloadKind};
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::EventType;
 use kube::{Resource as _, ResourceExt as _};
 
-/// Publishes events.
-#[derive(Clone, Debug)]
-pub struct Events {
-    publisher: Publisher,
-}
-
-impl Events {
-    /// Events of the controller on this host.
-    pub fn new(client: kube::Client) -> Self {
-        Self {
-            publisher: Publisher::new(client),
-        }
+/// Publishes `reason` on the Artifact and on one pod that needs it, or else on the owner that will.
+pub async fn publish(
+    publisher: &Publisher,
+    artifact: &Artifact,
+    demand: Option<&Demand>,
+    reason: Reason,
+    message: &str,
+) {
+    let type_ = if reason == Reason::Copied {
+        EventType::Normal
+    } else {
+        EventType::Warning
+    };
+    let note = note(&artifact.spec.source_artifact, reason, message);
+    let mut regarding = vec![artifact.object_ref(&())];
+    // A success is of no use to a pod that has its image.
+    if reason != Reason::Copied
+        && let Some(object) = demand.and_then(needing)
+    {
+        regarding.push(ObjectReference {
+            namespace: artifact.namespace(),
+            ..object
+        });
     }
-
-    /// Tells of `reason`, regarding the Artifact and one pod that needs it, or the owner that will.
-    /// Failing to tell fails nothing.
-    pub async fn tell(
-        &self,
-        artifact: &Artifact,
-        demand: Option<&Demand>,
-        reason: Reason,
-        message: &str,
-    ) {
-        let type_ = if reason == Reason::Copied {
-            EventType::Normal
-        } else {
-            EventType::Warning
-        };
-        let note = note(&artifact.spec.source_artifact, reason, message);
-        let mut regarding = vec![artifact.object_ref(&())];
-        // A pod whose image is there has no use for the news.
-        if reason != Reason::Copied
-            && let Some(object) = demand.and_then(needing)
-        {
-            regarding.push(ObjectReference {
-                namespace: artifact.namespace(),
-                ..object
-            });
-        }
-        for object in regarding {
-            let publisher = &self.publisher;
-            publisher
-                .publish(&object, type_, reason.as_str(), "Copy", &note)
-                .await;
-        }
+    for object in regarding {
+        publisher
+            .publish(&object, type_, reason.as_str(), "Copy", &note)
+            .await;
     }
 }
 
@@ -92,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pod_is_told_and_before_there_is_one_its_owner() {
+    fn an_event_is_on_the_pod_or_before_there_is_one_on_its_owner() {
         let owner = |kind: &str| holdfast_cluster_model::Owner {
             reference: holdfast_api::artifact::Reference {
                 kind: kind.to_owned(),
@@ -134,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_sent_to_look_at_the_wrong_place() {
+    fn advice_names_only_the_place_at_fault() {
         for (reason, place) in [
             (Reason::UpstreamUnavailable, "uplink"),
             (Reason::RegistryUnavailable, "registry's pods"),

@@ -1,4 +1,4 @@
-//! Asking the registry for a copy: `POST /internal/v1/fills` with the controller's client
+//! Requests copies from the registry: `POST /internal/v1/fills` with the controller's client
 //! certificate.
 
 use crate::Context;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 /// The port of the internal API.
 pub const PORT: u16 = 5001;
-/// How long a fill is waited for. The registry goes on without us; asking again joins it.
+/// Timeout of a fill request. The registry continues the copy, and the next request joins it.
 const FILL_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an answer is waited for who may have an image: some requests to one upstream.
+/// Timeout of an access check, which is a few requests to one upstream.
 const ACCESS_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest error body that is read.
 const MAX_BODY: usize = 64 * 1024;
@@ -33,15 +33,15 @@ pub enum Error {
 /// Why there is no copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The reason as the condition tells it.
+    /// The reason of the Ready condition.
     pub reason: Reason,
     /// For people.
     pub message: String,
-    /// The pause that the other side asked for.
+    /// The pause that the registry asked for.
     pub retry_after: Option<Duration>,
 }
 
-/// A way to the registry's internal API.
+/// A client of the registry's internal API.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
@@ -50,22 +50,22 @@ pub struct Client {
 }
 
 impl Client {
-    /// The registry of this release, by its headless Service or at the address that the context
-    /// names; follows the certificates.
+    /// A client of this release's registry, by its headless Service or at the address of the
+    /// context. It uses renewed certificates.
     pub fn for_release(context: &Context) -> Result<Self, Error> {
         let tls = context.issued.client().ok_or(Error::NoCertificate)?;
         let host = context.names.dns(&context.names.registry_internal());
         let mut http = builder().tls_backend_preconfigured(tls.config()?);
         let mut port = PORT;
         if let Some(address) = context.registry {
-            // The port of the URL is the one that counts.
+            // The port comes from the URL.
             http = http.resolve(&host, address);
             port = address.port();
         }
         Ok(Self::new(http.build()?, &format!("https://{host}:{port}")))
     }
 
-    /// Over a client and to an address that the caller chose.
+    /// A client of the registry at `base`.
     pub fn new(http: reqwest::Client, base: &str) -> Self {
         let base = base.trim_end_matches('/');
         Self {
@@ -75,8 +75,8 @@ impl Client {
         }
     }
 
-    /// Asks who the upstream gives an image to. No answer, a refusal, and a registry that does not
-    /// know the question are all the same: nothing is known.
+    /// Requests an access check of the image's upstream. Without an answer, after a refusal, and
+    /// with a registry that lacks the endpoint, the result is [`Access::Unknown`].
     pub async fn access(&self, request: &AccessRequest) -> Access {
         let post = self.http.post(&self.access_url).timeout(ACCESS_TIMEOUT);
         let answer = async {
@@ -92,7 +92,7 @@ impl Client {
         }
     }
 
-    /// Asks for a copy and waits for it, at most two minutes; what takes longer is `Copying`.
+    /// Requests a copy and waits for it for two minutes at most; a longer one is `Copying`.
     pub async fn fill(&self, request: &FillRequest) -> Result<FillResult, Failure> {
         let response = match self
             .http
@@ -147,7 +147,7 @@ fn transport(error: &reqwest::Error) -> Failure {
     }
 }
 
-/// What an answer means: pure.
+/// The result of an answer.
 fn answer(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Result<FillResult, Failure> {
     if status == 200 {
         return serde_json::from_slice(body).map_err(|error| Failure {

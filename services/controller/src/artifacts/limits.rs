@@ -1,18 +1,18 @@
-//! How many Artifacts there may be, in a namespace and in all: pure.
+//! How many Artifacts there may be, in a namespace and in total.
 //!
-//! What living pods wait for comes first, then what runs, then what workloads would need. Artifacts
-//! that nothing needs make room: those that were never copied, the newest first, then those that
-//! were, the oldest first. What people made or keep never goes. Images beyond the limits are not
-//! copied, also those of Artifacts that people made.
+//! Images of waiting pods come first, then those of running pods, then those of templates.
+//! Artifacts that nothing needs make room: those that were never copied, the newest first, then
+//! those that were, the oldest first. Artifacts that people made or keep are never removed, but
+//! their images are not copied beyond the limits either.
 
-use super::demand::Demand;
 use crate::index::Key;
 use holdfast_api::fill::Priority;
+use holdfast_cluster_model::Demand;
 use holdfast_config::ArtifactLimits;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// An Artifact that is there.
+/// An existing Artifact.
 #[derive(Clone, Copy, Debug)]
 pub struct Existing<'a> {
     /// Its namespace and name.
@@ -23,7 +23,7 @@ pub struct Existing<'a> {
     pub copied: bool,
     /// How urgently pods or templates need it.
     pub priority: Option<Priority>,
-    /// Whether it may go if nothing needs it: not made by hand, and not to be kept.
+    /// Whether it may be removed if nothing needs it: not made by hand, and not to be kept.
     pub automatic: bool,
 }
 
@@ -36,15 +36,14 @@ impl Existing<'_> {
 /// What follows from the limits.
 #[derive(Debug, Default, PartialEq)]
 pub struct Plan {
-    /// Artifacts to make, the most urgent first.
+    /// Artifacts to create, the most urgent first.
     pub create: Vec<(Key, Demand)>,
-    /// How many images that are needed are not copied, by namespace, because there are too many
-    /// Artifacts: those that have none, without those for which room is being made, and those
-    /// beyond the limits.
+    /// How many needed images are not copied, by namespace: those without an Artifact for which no
+    /// room is being made, and those beyond the limits.
     pub refused: BTreeMap<String, usize>,
-    /// Artifacts that are to make room.
+    /// Artifacts that must make room.
     pub surplus: BTreeSet<Key>,
-    /// Artifacts beyond the limits: what was not copied yet is not.
+    /// Artifacts beyond the limits, whose images are not copied unless they were before.
     pub beyond: BTreeSet<Key>,
 }
 
@@ -80,8 +79,8 @@ fn total(counts: &Counts<'_>, of_namespace: usize) -> usize {
     counts.map(|count| (*count).min(of_namespace)).sum()
 }
 
-/// Those that are to make room for what is `wanted`, which are all that exist and all that are
-/// missing. `wanted` is what is left then.
+/// Those that must make room for `wanted`, which counts all existing and missing ones. Reduces
+/// `wanted` by them.
 fn surplus(
     existing: &[Existing<'_>],
     wanted: &mut Counts<'_>,
@@ -328,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_needed_and_beyond_the_limits_counts_as_refused_unless_it_is_copied() {
+    fn needed_images_beyond_the_limits_count_as_refused_unless_copied() {
         let keys: Vec<Key> = (0..6).map(|number| key(&format!("a/{number}"))).collect();
         let all = |priority: Option<Priority>, copied: bool| {
             let all = keys.iter().map(|key| Existing {

@@ -1,12 +1,13 @@
 //! Images of `preload.images`: each has an Artifact in the release's namespace with a label that
 //! keeps it. One that left the list loses the label and nothing else.
 
+use crate::Context;
+use crate::apply::patch_params;
 use crate::index::ClusterIndex;
-use crate::{Context, FIELD_MANAGER};
 use holdfast_api::{Artifact, artifact_name, labels};
 use holdfast_core::Reference;
 use holdfast_runtime::supervise::Heartbeat;
-use kube::api::{Api, Patch, PatchParams};
+use kube::api::{Api, Patch};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,21 +15,21 @@ use std::time::Duration;
 
 /// Time between two runs; a deleted Artifact comes back with the next one.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(30);
-/// Between two looks before the Artifacts are known.
+/// Interval of checks whether the Artifacts are known.
 const SYNC_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Something to do for the list.
+/// A step that makes the Artifacts agree with the list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// The Artifact of a source is missing.
     Create(String, String),
-    /// It is there, and nothing keeps it.
+    /// It exists without the label that keeps it.
     Keep(String),
-    /// It is kept for a list that no longer has it.
-    LetGo(String),
+    /// It is kept, but no longer on the list.
+    Unkeep(String),
 }
 
-/// The list by Artifact name; texts that are no reference are left out, and said once.
+/// The list by Artifact name. Texts that are no reference are skipped and logged once.
 pub fn wanted(images: &[String]) -> BTreeMap<String, String> {
     let mut wanted = BTreeMap::new();
     for image in images {
@@ -45,7 +46,7 @@ pub fn wanted(images: &[String]) -> BTreeMap<String, String> {
     wanted
 }
 
-/// What is to be done so that the Artifacts of the release's namespace agree with the list.
+/// The steps that make the Artifacts of the release's namespace agree with the list.
 pub fn plan<'a>(
     wanted: &BTreeMap<String, String>,
     existing: impl Iterator<Item = (&'a str, &'a Artifact)>,
@@ -60,12 +61,11 @@ pub fn plan<'a>(
             .and_then(|labels| labels.get(labels::KEEP))
             .map(String::as_str);
         match (missing.remove(name), kept) {
-            // An Artifact of that name and of another image was made by hand; it is not ours to
-            // mark.
+            // An Artifact of that name with another image was made by hand and is not marked.
             (Some(source), None) if artifact.spec.source_artifact == source => {
                 actions.push(Action::Keep(name.to_owned()));
             }
-            (None, Some(labels::KEEP_VALUES)) => actions.push(Action::LetGo(name.to_owned())),
+            (None, Some(labels::KEEP_VALUES)) => actions.push(Action::Unkeep(name.to_owned())),
             _ => {}
         }
     }
@@ -80,12 +80,10 @@ pub fn plan<'a>(
 /// Whether an Artifact exists because `preload.images` or a user listed its image, and not because
 /// a pod was announced.
 pub fn is_listed(artifact: &Artifact) -> bool {
-    let labels = artifact.metadata.labels.as_ref();
-    artifact.spec.service_account_name.is_none()
-        && labels.is_some_and(|labels| labels.contains_key(labels::KEEP))
+    artifact.spec.service_account_name.is_none() && artifact.is_kept()
 }
 
-/// Keeps the Artifacts of the list, for ever.
+/// Keeps the Artifacts of the list. Runs for ever.
 pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> {
     let wanted = wanted(&context.config.values.preload.images);
     loop {
@@ -109,7 +107,7 @@ pub async fn run(context: Context, heart: Heartbeat) -> Result<(), kube::Error> 
             .map(|(name, artifact)| (name.as_str(), artifact.as_ref()));
         for action in plan(&wanted, existing) {
             heart.beat();
-            // The next look tries again.
+            // The next run retries.
             if let Err(error) = apply(&context, &action).await {
                 tracing::warn!(?action, %error, "cannot write an Artifact for preload.images");
             }
@@ -132,13 +130,10 @@ async fn apply(context: &Context, action: &Action) -> Result<(), kube::Error> {
             return Ok(());
         }
         Action::Keep(name) => (name, json!(labels::KEEP_VALUES)),
-        Action::LetGo(name) => (name, json!(null)),
+        Action::Unkeep(name) => (name, json!(null)),
     };
     let patch = Patch::Merge(json!({"metadata": {"labels": {labels::KEEP: label}}}));
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
+    let params = patch_params();
     let api: Api<Artifact> = Api::namespaced(context.client.clone(), namespace);
     match api.patch_metadata(name, &params, &patch).await {
         Ok(_) => Ok(()),
@@ -199,7 +194,7 @@ mod tests {
         check(
             &[],
             &[artifact(IMAGE, Some("values"))],
-            &[Action::LetGo(name.clone())],
+            &[Action::Unkeep(name.clone())],
         );
         check(&[], &[artifact(IMAGE, Some("asked"))], &[]);
         check(&[], &[artifact(IMAGE, None)], &[]);

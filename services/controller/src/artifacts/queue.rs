@@ -2,7 +2,7 @@
 //! at a time. A wake-up during a run leads to another run.
 //!
 //! A copy may hold its place for long. So a namespace gets a place only while it holds fewer than
-//! are free: however much it asks for, other namespaces find free places.
+//! are free, which leaves places for other namespaces.
 
 use crate::index::Key;
 use holdfast_api::fill::Priority;
@@ -11,12 +11,11 @@ use std::time::Instant;
 
 /// Reconciles at a time; the registry bounds fills by itself.
 pub const PLACES: usize = 32;
-/// Of those, places that what no pod waits for takes at most.
+/// Of those, the places for images that no pod waits for.
 pub const PLACES_AHEAD: usize = 16;
-/// Keys that are due and looked through for the most urgent one, shared by the namespaces in which
-/// any are due.
+/// Due keys that are searched for the most urgent one, shared by the namespaces with due keys.
 const LOOKED_AT: usize = 2000;
-/// Of one namespace, however many there are.
+/// Least number of searched keys per namespace.
 const LOOKED_AT_OF_NAMESPACE: usize = 8;
 
 /// Keys and when they are due.
@@ -28,11 +27,11 @@ pub struct Queue {
     running: HashMap<Key, Run>,
 }
 
-/// A key that is being looked at.
+/// A run of a key.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     priority: Priority,
-    /// When it was woken meanwhile.
+    /// When it was woken during the run.
     again: Option<Instant>,
 }
 
@@ -40,7 +39,7 @@ struct Run {
 #[derive(Clone, Copy, Debug, Default)]
 struct Taken {
     all: usize,
-    /// Of these, by what no pod waits for.
+    /// Of these, for images that no pod waits for.
     ahead: usize,
 }
 
@@ -87,8 +86,8 @@ impl Queue {
         self.when.remove(key);
     }
 
-    /// Takes the most urgent one for which there is a place; of those, one of the namespace that
-    /// has the fewest places, and of those the one that is due longest. It counts as running until
+    /// Takes the most urgent key for which there is a place; of those, one of the namespace with
+    /// the fewest places, and of those the one that is due longest. It counts as running until
     /// [`Queue::done`].
     pub fn take(&mut self, now: Instant, priority: impl Fn(&Key) -> Priority) -> Option<Key> {
         let mut in_all = Taken::default();
@@ -136,7 +135,7 @@ impl Queue {
         Some(key)
     }
 
-    /// Ends a run; `again` is when it wants to be looked at next.
+    /// Ends a run; `again` is when the next one is due.
     pub fn done(&mut self, key: &Key, again: Option<Instant>) {
         let woken = self.running.remove(key).and_then(|run| run.again);
         for at in [woken, again].into_iter().flatten() {
@@ -144,7 +143,7 @@ impl Queue {
         }
     }
 
-    /// Ends every run, to be looked at again by `at`: after a run that ended without a word.
+    /// Ends every run and schedules it again at `at`, after a run that ended unexpectedly.
     pub fn recover(&mut self, at: Instant) {
         let keys: Vec<Key> = self.running.keys().cloned().collect();
         for key in keys {
@@ -152,7 +151,7 @@ impl Queue {
         }
     }
 
-    /// When the next one is due.
+    /// When the next key is due.
     pub fn next_due(&self) -> Option<Instant> {
         let firsts = self.due.values().filter_map(BTreeSet::first);
         firsts.map(|(at, _)| *at).min()
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn the_earlier_wish_holds() {
+    fn the_earlier_request_holds() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         let later = now + Duration::from_secs(60);
         queue.wake(&key("a"), later);
@@ -195,7 +194,7 @@ mod tests {
         assert_eq!(
             take(&mut queue, now),
             Some(key("a")),
-            "woken while it ran, before its own wish"
+            "woken while it ran, before its own time"
         );
         queue.done(&key("a"), None);
         assert_eq!(queue.next_due(), None);
@@ -270,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn many_loud_namespaces_leave_a_place_for_another_one() {
+    fn busy_namespaces_leave_a_place_for_another_one() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         for namespace in 0..4 {
             for key in of(&format!("loud-{namespace}"), 100) {
@@ -308,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ended_without_a_word_is_looked_at_again() {
+    fn a_run_that_ended_unexpectedly_is_repeated() {
         let (mut queue, now) = (Queue::default(), Instant::now());
         queue.wake(&key("a"), now);
         take(&mut queue, now);

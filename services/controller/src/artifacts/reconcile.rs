@@ -1,14 +1,14 @@
-//! One look at one Artifact.
+//! Reconciles one Artifact: requests its copy and writes its status.
 
+mod access;
 mod settle;
 
 use super::Platforms;
 use super::access::Asked;
 use super::credentials::{self, Choice, Found};
-use super::crowd::Crowd;
-use super::demand::Demand;
-use super::events::Events;
+use super::events;
 use super::fill::{Client, Failure};
+use super::preemption::Preemption;
 use super::status::{self, News};
 use super::undemanded;
 use super::urgency::priority;
@@ -16,6 +16,7 @@ use crate::Context;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, Reason};
 use holdfast_api::fill::{FillRequest, FillResult};
+use holdfast_cluster_model::Demand;
 use holdfast_core::Reference;
 use holdfast_core::oci::ManifestType;
 use kube::ResourceExt as _;
@@ -23,7 +24,7 @@ use settle::{copied, failed};
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
-/// A fill that takes longer shows as `Copying`.
+/// A longer fill is reported as `Copying`.
 const COPYING_AFTER: Duration = Duration::from_secs(1);
 /// If the registry does not confirm a local image within this time, it is copying it again.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -35,55 +36,54 @@ pub(super) const STATUS_RETRY: Duration = Duration::from_secs(5);
 pub struct Reconciler {
     pub(super) context: Context,
     pub(super) client: Client,
-    events: Events,
-    /// Turns for reading pull secrets.
+    /// Permits for reading pull secrets.
     turns: Semaphore,
-    /// Whether others wait for a place.
-    pub crowd: Crowd,
+    /// Ends long fills while other Artifacts wait for a place.
+    pub preemption: Preemption,
 }
 
 /// What this process knows of an Artifact beside its object.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Memory {
-    /// Since when the Artifact is known.
-    known: Option<Instant>,
-    /// What the registry said last, to this process, that it holds.
+    /// When this process first reconciled it.
+    known_since: Option<Instant>,
+    /// The registry's last confirmation that it holds the image.
     confirmed: Option<Confirmed>,
-    /// The status that was built last. The object that the watch shows may be older: built upon
-    /// that, a status would take back what was written since.
+    /// The status that was built last. The object of the watch may be older: a status that is built
+    /// upon it would revert what was written since.
     pub(super) status: Option<ArtifactStatus>,
-    /// Whether that status is known to be written.
+    /// Whether that status was written.
     written: bool,
     /// Failures in a row.
     failures: u32,
-    /// Not before this time is the registry asked again.
+    /// The registry gets no request before this time.
     not_before: Option<Instant>,
-    /// What was told by an event last.
-    told: Option<Reason>,
-    /// What was seen when it was looked at last.
-    noticed: Option<Noticed>,
-    /// Since when nothing needs it, of one that was only announced.
+    /// The reason of the last event.
+    reported: Option<Reason>,
+    /// The inputs of the last run.
+    observed: Option<Observed>,
+    /// Since when an Artifact that was only announced is not needed.
     undemanded: Option<Instant>,
-    /// Whether it is to make room for others.
+    /// Whether it must make room for others.
     surplus: bool,
-    /// Whether it is beyond the limits: what was not copied yet is not.
+    /// Whether it is beyond the limits, so that its image is not copied.
     beyond: bool,
-    /// Whether the registry is to say again that it holds the image.
-    doubted: bool,
-    /// What was asked about who may have the image.
+    /// Whether the registry must confirm again that it holds the image.
+    needs_confirmation: bool,
+    /// The requests for the upstream's access check.
     pub(super) access: Asked,
 }
 
-/// The registry's word that it holds an image.
+/// The registry's confirmation that it holds an image.
 #[derive(Clone, Debug, PartialEq)]
 struct Confirmed {
-    /// Of which generation.
+    /// The generation of the Artifact.
     generation: i64,
-    /// Until when it is believed.
+    /// When it expires.
     until: Instant,
-    /// For which platforms it was asked; empty means all.
+    /// The platforms that were requested; empty means all.
     platforms: Vec<String>,
-    /// Whether platforms make a difference.
+    /// Whether the image is an index, so that platforms matter.
     is_index: bool,
 }
 
@@ -95,32 +95,43 @@ impl Confirmed {
     }
 }
 
-/// What a look depends on.
+/// The inputs of a run.
 #[derive(Clone, Debug, PartialEq)]
-struct Noticed {
+struct Observed {
     uid: Option<String>,
     generation: Option<i64>,
     demand: Option<Demand>,
     platforms: Platforms,
 }
 
-/// How a look ended.
+/// The result of a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// When to look again, if not woken before.
+    /// When to run again, unless a change wakes it before.
     pub again: Option<Duration>,
 }
 
+impl Outcome {
+    /// The next run is due after `again`, or earlier if the status was not written.
+    pub(super) fn after_write(written: bool, again: Option<Duration>) -> Self {
+        if written {
+            return Self { again };
+        }
+        Self {
+            again: Some(again.map_or(STATUS_RETRY, |again| again.min(STATUS_RETRY))),
+        }
+    }
+}
+
 impl Memory {
-    /// Whether the object, its demand or the cluster's platforms differ from what was looked at
-    /// last.
-    pub fn needs_look(
+    /// Whether the object, its demand or the cluster's platforms differ from those of the last run.
+    pub fn needs_run(
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
         platforms: &Platforms,
     ) -> bool {
-        self.noticed.as_ref().is_none_or(|seen| {
+        self.observed.as_ref().is_none_or(|seen| {
             seen.uid != artifact.metadata.uid
                 || seen.generation != artifact.metadata.generation
                 || seen.demand.as_ref() != demand
@@ -128,10 +139,9 @@ impl Memory {
         })
     }
 
-    /// Remembers what is about to be reconciled. Further credentials, and a recreated object, end a
-    /// pause.
-    pub fn noticed(&mut self, artifact: &Artifact, demand: Option<&Demand>, platforms: &Platforms) {
-        if let Some(before) = &self.noticed {
+    /// Records the inputs of the next run. Further credentials and a recreated object end a pause.
+    pub fn observe(&mut self, artifact: &Artifact, demand: Option<&Demand>, platforms: &Platforms) {
+        if let Some(before) = &self.observed {
             if before.uid != artifact.metadata.uid {
                 *self = Self::default();
             } else if further_credentials(before.demand.as_ref(), demand) {
@@ -139,7 +149,7 @@ impl Memory {
                 self.access.again();
             }
         }
-        self.noticed = Some(Noticed {
+        self.observed = Some(Observed {
             uid: artifact.metadata.uid.clone(),
             generation: artifact.metadata.generation,
             demand: demand.cloned(),
@@ -147,11 +157,10 @@ impl Memory {
         });
     }
 
-    /// Takes over what a look found out; what was noticed in the meantime stays. What was found out
-    /// about an object that is gone says nothing about the one of the same name, and further
-    /// credentials end the pause that the old ones earned.
-    pub fn learn(&mut self, mut found: Self) {
-        if let (Some(now), Some(then)) = (&self.noticed, &found.noticed) {
+    /// Merges the memory that a run leaves; inputs that were recorded meanwhile stay. The memory of
+    /// an object that was recreated meanwhile is dropped, and further credentials end the pause.
+    pub fn merge(&mut self, mut found: Self) {
+        if let (Some(now), Some(then)) = (&self.observed, &found.observed) {
             if now.uid != then.uid {
                 return;
             }
@@ -160,59 +169,62 @@ impl Memory {
                 found.access.again();
             }
         }
-        let noticed = self.noticed.take().or(found.noticed);
-        let (surplus, beyond, doubted) = (self.surplus, self.beyond, self.doubted);
+        let observed = self.observed.take().or(found.observed);
+        let (surplus, beyond, pending) = (self.surplus, self.beyond, self.needs_confirmation);
         *self = Self {
-            noticed,
+            observed,
             surplus,
             beyond,
-            doubted: doubted || found.doubted,
+            needs_confirmation: pending || found.needs_confirmation,
             ..found
         };
     }
 
-    /// Has the registry asked at the next look, whatever pause a failure earned.
+    /// Ends the pause after a failure.
     pub fn end_pause(&mut self) {
         self.not_before = None;
     }
 
-    /// Has the registry asked at the next look, whatever it said before.
-    pub fn doubt(&mut self) {
-        self.doubted = true;
+    /// Makes the next run request a confirmation from the registry.
+    pub fn request_confirmation(&mut self) {
+        self.needs_confirmation = true;
     }
 
-    /// What a look begins with. A doubt that comes later is for the next one.
+    /// The memory for a run. A later request for a confirmation is for the next run.
     #[must_use]
     pub fn begin(&mut self) -> Self {
         let begun = self.clone();
-        self.doubted = false;
+        self.needs_confirmation = false;
         begun
     }
 
-    /// Says whether the Artifact is to make room for others; whether that is news.
-    pub fn is_surplus(&mut self, surplus: bool) -> bool {
+    /// Sets whether the Artifact must make room for others. True if that changed.
+    pub fn set_surplus(&mut self, surplus: bool) -> bool {
         std::mem::replace(&mut self.surplus, surplus) != surplus
     }
 
-    /// Says whether the Artifact is beyond the limits; whether that is news.
-    pub fn is_beyond(&mut self, beyond: bool) -> bool {
+    /// Sets whether the Artifact is beyond the limits. True if that changed.
+    pub fn set_beyond(&mut self, beyond: bool) -> bool {
         std::mem::replace(&mut self.beyond, beyond) != beyond
     }
 
-    /// Whether the registry told this process that it holds the image.
+    /// Whether the registry confirmed the image to this process.
     pub fn was_confirmed(&self) -> bool {
         self.confirmed.is_some()
     }
 
-    /// Until when the registry's word on this generation and these platforms holds; `None` when it
-    /// is to be asked.
+    /// For how long the registry's confirmation of this generation and these platforms is valid;
+    /// `None` if a request is due.
     fn confirmed_for(
         &self,
         artifact: &Artifact,
         platforms: &[String],
         now: Instant,
     ) -> Option<Duration> {
-        let confirmed = self.confirmed.as_ref().filter(|_| !self.doubted)?;
+        let confirmed = self
+            .confirmed
+            .as_ref()
+            .filter(|_| !self.needs_confirmation)?;
         (confirmed.generation == artifact.metadata.generation.unwrap_or(0)
             && now < confirmed.until
             && confirmed.covers(platforms))
@@ -220,13 +232,13 @@ impl Memory {
     }
 }
 
-/// The platforms that a copy is to have: the Artifact's own, else those of the nodes.
+/// The platforms of a copy: the Artifact's own, else those of the nodes.
 fn wanted_platforms(artifact: &Artifact, of_nodes: &Platforms) -> Vec<String> {
     let own = artifact.spec.platforms.clone();
     own.unwrap_or_else(|| of_nodes.iter().cloned().collect())
 }
 
-/// Whether platforms make a difference to a document of this media type.
+/// Whether a document of this media type is an index.
 fn is_index(media_type: &str) -> bool {
     ManifestType::parse(media_type).is_some_and(ManifestType::is_index)
 }
@@ -236,19 +248,17 @@ fn further_credentials(before: Option<&Demand>, now: Option<&Demand>) -> bool {
 }
 
 impl Reconciler {
-    /// A reconciler that asks `client` for copies.
+    /// A reconciler that requests copies by `client`.
     pub fn new(context: Context, client: Client) -> Self {
-        let events = Events::new(context.client.clone());
         Self {
             context,
             client,
-            events,
             turns: Semaphore::new(credentials::READ_AT_ONCE),
-            crowd: Crowd::default(),
+            preemption: Preemption::default(),
         }
     }
 
-    /// One look at an Artifact: observe, decide, copy, record.
+    /// One run for an Artifact: observe, decide, copy, record.
     pub async fn reconcile(
         &self,
         artifact: &Artifact,
@@ -265,22 +275,21 @@ impl Reconciler {
         }
         let artifact = &latest;
         let now = Instant::now();
-        let known = now.duration_since(*memory.known.get_or_insert(now));
+        let known = now.duration_since(*memory.known_since.get_or_insert(now));
         let choice = credentials::choose(&artifact.spec, demand, known);
         if memory.confirmed.is_none() && undemanded::is_undemanded(artifact, &choice) {
             return self.undemanded(artifact, demand, memory, now).await;
         }
         memory.undemanded = None;
-        let nobody_needs_it = matches!(choice, Choice::Nobody { .. });
-        if memory.surplus && nobody_needs_it && undemanded::is_automatic(artifact) {
+        let has_no_demand = matches!(choice, Choice::NoDemand { .. });
+        if memory.surplus && has_no_demand && undemanded::is_automatic(artifact) {
             return self.remove(artifact).await;
         }
-        if memory.beyond && memory.confirmed.is_none() && !undemanded::was_copied(artifact) {
-            return self.leave_out(artifact, demand, memory).await;
+        if memory.beyond && memory.confirmed.is_none() && !artifact.was_copied() {
+            return self.report_beyond_limits(artifact, demand, memory).await;
         }
         let platforms = wanted_platforms(artifact, platforms);
-        // Asked a while ago in this process, and the answer was yes (SPEC 14); or asked too
-        // recently.
+        // The registry confirmed the image (SPEC 14), or the pause after a failure is not over.
         let wait = memory
             .confirmed_for(artifact, &platforms, now)
             .or_else(|| memory.not_before?.checked_duration_since(now))
@@ -289,45 +298,53 @@ impl Reconciler {
             let written = self.write(artifact, demand, &News::Unchanged, memory).await;
             self.try_further_credentials(artifact, demand, choice, memory)
                 .await;
-            return Outcome {
-                again: Some(if written {
-                    wait
-                } else {
-                    wait.min(STATUS_RETRY)
-                }),
-            };
+            return Outcome::after_write(written, Some(wait));
         }
         if let Choice::Wait(rest) = choice {
-            // The watch of pods wakes it; nothing is told yet.
+            // The watch of pods wakes it; nothing is reported yet.
             return Outcome { again: Some(rest) };
         }
-        let asked_before = memory.confirmed.is_some();
-        // By now the watch has shown what was written: a status that another client removed is
-        // written again.
+        // The watch has shown what was written, so a status that another client removed is written
+        // again.
         memory.written &= seen_status == artifact.status;
+        self.request_copy(artifact, demand, choice, platforms, memory)
+            .await
+    }
+
+    /// Requests a copy, and records and reports the answer.
+    async fn request_copy(
+        &self,
+        artifact: &Artifact,
+        demand: Option<&Demand>,
+        choice: Choice<'_>,
+        platforms: Vec<String>,
+        memory: &mut Memory,
+    ) -> Outcome {
+        let begun = Instant::now();
+        let had_confirmation = memory.confirmed.is_some();
         let asked = self.request(artifact, demand, choice, &platforms).await;
         let brought = match (&asked, choice) {
             (Ok((request, _)), Choice::Pods(_)) => Some(request.credentials.clone()),
             _ => None,
         };
         let outcome = self.copy(artifact, demand, asked, memory).await;
-        self.said(artifact, outcome.is_ok(), memory);
+        self.record_answer(artifact, outcome.is_ok(), memory);
         let reason = outcome
             .as_ref()
             .map_or_else(|failure| failure.reason, |_| Reason::Copied);
-        self.context.metrics.filled(reason, now.elapsed());
+        self.context.metrics.filled(reason, begun.elapsed());
         let settled = match outcome {
             Ok(result) => copied(artifact, result, platforms, memory),
             Err(failure) => failed(artifact, failure, &platforms, memory),
         };
-        // A registry or an API server that restarts says nothing about an image that is held:
-        // people are told when the registry says no.
-        if asked_before
+        // A restart of the registry or of the API server does not mean that the image is lost: only
+        // an answer of the registry is reported.
+        if had_confirmation
             && matches!(
                 reason,
                 Reason::RegistryUnavailable | Reason::PullSecretUnreadable
             )
-            && status::was_ready(artifact)
+            && artifact.is_ready()
         {
             return Outcome {
                 again: settled.again,
@@ -335,24 +352,14 @@ impl Reconciler {
         }
         let written = self.write(artifact, demand, &settled.news, memory).await;
         self.renew_access(artifact, brought, reason, memory).await;
-        let unproven = choice == Choice::Nobody { unproven: true };
-        self.tell(artifact, demand, reason, &settled.message, unproven, memory)
+        let unproven = choice == Choice::NoDemand { unproven: true };
+        self.report(artifact, demand, reason, &settled.message, unproven, memory)
             .await;
-        Outcome {
-            again: if written {
-                settled.again
-            } else {
-                Some(
-                    settled
-                        .again
-                        .map_or(STATUS_RETRY, |again| again.min(STATUS_RETRY)),
-                )
-            },
-        }
+        Outcome::after_write(written, settled.again)
     }
 
     /// Publishes an event if the reason changed. `unproven`: no credentials were offered.
-    async fn tell(
+    async fn report(
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
@@ -362,39 +369,38 @@ impl Reconciler {
         memory: &mut Memory,
     ) {
         // A copy that was Ready before this process started is not reported. Nor is an upstream
-        // that wants credentials where none were offered: a pod that a quota refused after the
-        // webhook saw it leaves such an Artifact.
-        let no_news = match reason {
+        // that requires credentials when none were offered: a pod that a quota denied after the
+        // webhook announced it leaves such an Artifact.
+        let is_silent = match reason {
             Reason::Copying => true,
-            Reason::Copied => status::was_ready(artifact),
+            Reason::Copied => artifact.is_ready(),
             Reason::Unauthorized => unproven,
             _ => false,
         };
-        if !no_news && memory.told != Some(reason) {
-            self.events.tell(artifact, demand, reason, message).await;
+        if !is_silent && memory.reported != Some(reason) {
+            events::publish(&self.context.events, artifact, demand, reason, message).await;
         }
-        // If nothing was reported, the same reason with a living pod's credentials will be.
-        memory.told = (!no_news || reason != Reason::Unauthorized).then_some(reason);
+        // If nothing was reported, the same reason with a running pod's credentials is.
+        memory.reported = (!is_silent || reason != Reason::Unauthorized).then_some(reason);
     }
 
-    /// Remembers whether the registry holds the image, also for healing, which is notified at once
-    /// if it waits for this answer.
-    fn said(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
+    /// Records whether the registry holds the image. Healing is notified at once if it waits for
+    /// this answer.
+    fn record_answer(&self, artifact: &Artifact, held: bool, memory: &mut Memory) {
         let namespace = artifact.namespace().unwrap_or_default();
         let key = (namespace, artifact.name_any());
         let now = Instant::now();
-        self.context.healing.said(&key, held, now);
-        if std::mem::take(&mut memory.doubted) {
-            // What it said before holds no longer, so that it is asked again after the pause.
+        self.context.healing.record_answer(&key, held, now);
+        if std::mem::take(&mut memory.needs_confirmation) {
+            // The earlier confirmation expires, so that the next request follows after the pause.
             if let Some(confirmed) = memory.confirmed.as_mut().filter(|_| !held) {
                 confirmed.until = now;
             }
-            self.context.index.nudge();
+            self.context.index.notify();
         }
     }
 
-    /// Of an Artifact that was announced and that nothing needs: says so, and removes it in the
-    /// end.
+    /// Reports that an announced Artifact is not needed, and removes it after a while.
     async fn undemanded(
         &self,
         artifact: &Artifact,
@@ -409,9 +415,9 @@ impl Reconciler {
             .controller
             .artifacts
             .undemanded_minutes;
-        let patience = Duration::from_secs(60 * u64::from(minutes));
+        let ttl = Duration::from_secs(60 * u64::from(minutes));
         let since = undemanded::since(&mut memory.undemanded, now);
-        if let Some(rest) = undemanded::stays(since, patience, memory.surplus) {
+        if let Some(rest) = undemanded::stays(since, ttl, memory.surplus) {
             let failure = Failure {
                 reason: Reason::NoDemand,
                 message: format!(
@@ -425,13 +431,7 @@ impl Reconciler {
                 attempts: 0,
             };
             let written = self.write(artifact, demand, &news, memory).await;
-            return Outcome {
-                again: Some(if written {
-                    rest
-                } else {
-                    rest.min(STATUS_RETRY)
-                }),
-            };
+            return Outcome::after_write(written, Some(rest));
         }
         self.remove(artifact).await
     }
@@ -444,7 +444,7 @@ impl Reconciler {
         memory: &mut Memory,
     ) -> Result<FillResult, Failure> {
         let request = asked?;
-        let doubted = memory.doubted && status::was_ready(artifact);
+        let confirms = memory.needs_confirmation && artifact.is_ready();
         let copying = || Failure {
             reason: Reason::Copying,
             message: "the registry is copying".to_owned(),
@@ -453,14 +453,14 @@ impl Reconciler {
         let fill = async {
             tokio::select! {
                 outcome = self.client.fill(&request.0) => outcome,
-                () = self.crowd.place_is_wanted() => Err(copying()),
+                () = self.preemption.requested() => Err(copying()),
             }
         };
         let mut fill = std::pin::pin!(fill);
         let outcome = tokio::select! {
             outcome = &mut fill => outcome,
-            () = tokio::time::sleep(if doubted { CONFIRM_TIMEOUT } else { COPYING_AFTER }) => {
-                if doubted || !status::was_ready(artifact) {
+            () = tokio::time::sleep(if confirms { CONFIRM_TIMEOUT } else { COPYING_AFTER }) => {
+                if confirms || !artifact.is_ready() {
                     let news = News::Failed { failure: copying(), attempts: memory.failures };
                     self.write(artifact, demand, &news, memory).await;
                 }
@@ -475,7 +475,7 @@ impl Reconciler {
         })
     }
 
-    /// What is to be asked, and what is wrong with the pull secrets.
+    /// The request for a copy, and what is wrong with the pull secrets.
     pub(super) async fn request(
         &self,
         artifact: &Artifact,
@@ -501,14 +501,14 @@ impl Reconciler {
                         retry_after: None,
                     })?
             }
-            Choice::Nobody { unproven: true } => Found {
+            Choice::NoDemand { unproven: true } => Found {
                 problems: vec![
                     "no running pod and no workload uses it, so no pull secret was tried"
                         .to_owned(),
                 ],
                 ..Found::default()
             },
-            Choice::Nobody { unproven: false } | Choice::Wait(_) => Found::default(),
+            Choice::NoDemand { unproven: false } | Choice::Wait(_) => Found::default(),
         };
         let request = FillRequest {
             source: source.clone(),
@@ -520,7 +520,7 @@ impl Reconciler {
         Ok((request, found.problems))
     }
 
-    /// Writes the status; false when that failed: then it is kept and written with the next look.
+    /// Builds and writes the status. False if that failed; the next run writes it again.
     pub(super) async fn write(
         &self,
         artifact: &Artifact,
@@ -532,7 +532,7 @@ impl Reconciler {
         self.put(artifact, status, memory).await
     }
 
-    /// Writes this status, if it is not known to be written.
+    /// Writes this status, unless it was written before.
     pub(super) async fn put(
         &self,
         artifact: &Artifact,

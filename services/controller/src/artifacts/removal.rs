@@ -1,16 +1,16 @@
-//! What is done for Artifacts for which there is no room, or which nothing needs.
+//! Artifacts beyond the limits, and those that nothing needs.
 
-use super::demand::Demand;
 use super::reconcile::{Memory, Outcome, Reconciler, STATUS_RETRY};
 use super::status::News;
 use super::undemanded;
 use holdfast_api::Artifact;
+use holdfast_cluster_model::Demand;
 use kube::ResourceExt as _;
 use kube::api::{Api, DeleteParams, Preconditions};
 
 impl Reconciler {
-    /// Of an Artifact beyond the limits: says so, and copies nothing. The next plan wakes it.
-    pub(super) async fn leave_out(
+    /// Reports that an Artifact is beyond the limits and is not copied. The next plan wakes it.
+    pub(super) async fn report_beyond_limits(
         &self,
         artifact: &Artifact,
         demand: Option<&Demand>,
@@ -21,16 +21,14 @@ impl Reconciler {
             attempts: 0,
         };
         let written = self.write(artifact, demand, &news, memory).await;
-        Outcome {
-            again: (!written).then_some(STATUS_RETRY),
-        }
+        Outcome::after_write(written, None)
     }
 
     /// Removes an Artifact that nothing needs.
     pub(super) async fn remove(&self, artifact: &Artifact) -> Outcome {
         let namespace = artifact.namespace().unwrap_or_default();
         let api: Api<Artifact> = Api::namespaced(self.context.client.clone(), &namespace);
-        // One that was recreated, or that is to be kept by now, is another one.
+        // An Artifact that was recreated, or marked to be kept, stays.
         let params = DeleteParams::default().preconditions(Preconditions {
             uid: artifact.metadata.uid.clone(),
             resource_version: artifact.metadata.resource_version.clone(),

@@ -1,12 +1,12 @@
-//! The status of an Artifact: built by a pure function, written by server-side apply and tried
-//! again on conflicts.
+//! The status of an Artifact: built by a pure function, written by server-side apply, and retried
+//! on conflicts.
 
-use super::demand::Demand;
 use super::fill::Failure;
 use crate::FIELD_MANAGER;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::{ArtifactStatus, MAX_LISTED_REFERENCES, READY, Reason, short_digest};
 use holdfast_api::fill::FillResult;
+use holdfast_cluster_model::Demand;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Resource as _, ResourceExt as _};
@@ -18,17 +18,17 @@ const ATTEMPTS: u32 = 6;
 /// The longest message of a condition.
 const MAX_MESSAGE: usize = 1024;
 
-/// Stands in a message before what the registry does not hold of an index.
+/// Precedes, in a message, what the registry lacks of an index.
 const LACKS: &str = "; not held: ";
 
-/// What is to be told.
+/// The result of a run for the status.
 #[derive(Clone, Debug)]
 pub enum News {
-    /// Nothing about the copy; references may have changed.
+    /// Nothing new about the copy; references may have changed.
     Unchanged,
-    /// The registry has the image.
+    /// The registry holds the image.
     Copied(FillResult),
-    /// It has not, and why.
+    /// It does not.
     Failed {
         /// Why.
         failure: Failure,
@@ -54,69 +54,87 @@ pub fn build(
         .take(MAX_LISTED_REFERENCES)
         .cloned()
         .collect();
-    let generation = artifact.metadata.generation;
-    let (ready, reason, message) = match news {
+    let (reason, message) = match news {
         News::Unchanged => return status,
-        News::Copied(result) => {
-            let same = status.digest.as_deref() == Some(&result.digest) && is_ready(&status);
-            if !same {
-                status.last_copy_time = Some(Time(now));
-            }
-            status.digest = Some(result.digest.clone());
-            status.short_digest = Some(short_digest(&result.digest));
-            status.media_type = Some(result.media_type.clone());
-            status.size_bytes = i64::try_from(result.size_bytes).ok();
-            status.attempts = Some(0);
-            // The reason why it is local stays true, also for later pods.
-            let told = match status.ready().filter(|_| same) {
-                Some(told) => told
-                    .message
-                    .split(LACKS)
-                    .next()
-                    .unwrap_or_default()
-                    .to_owned(),
-                None => format!(
-                    "the registry holds {}{}",
-                    result.digest,
-                    ahead_of(demand)
-                        .map_or_else(String::new, |owner| format!(", prefetched for {owner}"))
-                ),
-            };
-            let mut message = told;
-            if !result.missing.is_empty() {
-                message = format!("{message}{LACKS}{}", result.missing.join(", "));
-            }
-            let message = message.chars().take(MAX_MESSAGE).collect();
-            (true, Reason::Copied, message)
-        }
+        News::Copied(result) => (Reason::Copied, set_copied(&mut status, result, demand, now)),
         News::Failed { failure, attempts } => {
-            // Digest and size stay: what was copied once is still served, whatever a later question
-            // brought.
+            // Digest and size stay, because a copy is served even if a later request fails.
             status.attempts = Some(i64::from(*attempts));
             let ahead = ahead_of(demand).map_or_else(String::new, |owner| {
                 format!("; no pod uses it yet, it is prefetched for {owner}")
             });
-            let message = format!("{}{ahead}", failure.message);
-            (
-                false,
-                failure.reason,
-                message.chars().take(MAX_MESSAGE).collect(),
-            )
+            (failure.reason, format!("{}{ahead}", failure.message))
         }
     };
+    set_ready(
+        &mut status,
+        artifact.metadata.generation,
+        reason,
+        &message,
+        now,
+    );
+    status
+}
+
+/// Takes over the result of a copy. Returns the message of the condition.
+fn set_copied(
+    status: &mut ArtifactStatus,
+    result: &FillResult,
+    demand: Option<&Demand>,
+    now: jiff::Timestamp,
+) -> String {
+    let same = status.digest.as_deref() == Some(&result.digest) && status.is_ready();
+    if !same {
+        status.last_copy_time = Some(Time(now));
+    }
+    status.digest = Some(result.digest.clone());
+    status.short_digest = Some(short_digest(&result.digest));
+    status.media_type = Some(result.media_type.clone());
+    status.size_bytes = i64::try_from(result.size_bytes).ok();
+    status.attempts = Some(0);
+    // The message of the first copy stays, also for later pods.
+    let mut message = match status.ready().filter(|_| same) {
+        Some(condition) => {
+            let message = condition.message.split(LACKS).next();
+            message.unwrap_or_default().to_owned()
+        }
+        None => format!(
+            "the registry holds {}{}",
+            result.digest,
+            ahead_of(demand).map_or_else(String::new, |owner| format!(", prefetched for {owner}"))
+        ),
+    };
+    if !result.missing.is_empty() {
+        message = format!("{message}{LACKS}{}", result.missing.join(", "));
+    }
+    message
+}
+
+/// Sets the Ready condition.
+fn set_ready(
+    status: &mut ArtifactStatus,
+    generation: Option<i64>,
+    reason: Reason,
+    message: &str,
+    now: jiff::Timestamp,
+) {
     status.observed_generation = generation;
-    let word = if ready { "True" } else { "False" };
+    let ready = if reason == Reason::Copied {
+        "True"
+    } else {
+        "False"
+    };
     let transition = status
         .ready()
-        .filter(|condition| condition.status == word)
+        .filter(|condition| condition.status == ready)
         .map_or(Time(now), |condition| {
             condition.last_transition_time.clone()
         });
     let condition = Condition {
         type_: READY.to_owned(),
-        status: word.to_owned(),
+        status: ready.to_owned(),
         reason: reason.as_str().to_owned(),
-        message,
+        message: message.chars().take(MAX_MESSAGE).collect(),
         observed_generation: generation,
         last_transition_time: transition,
     };
@@ -124,33 +142,16 @@ pub fn build(
         .conditions
         .retain(|condition| condition.type_ != READY);
     status.conditions.push(condition);
-    status
 }
 
-/// For whom an image that no pod needs yet is wanted, `Deployment web`.
+/// The owner for which an image is prefetched, `Deployment web`.
 fn ahead_of(demand: Option<&Demand>) -> Option<String> {
     let owner = &demand?.ahead.as_ref()?.reference;
     Some(format!("{} {}", owner.kind, owner.name))
 }
 
-fn is_ready(status: &ArtifactStatus) -> bool {
-    status
-        .ready()
-        .is_some_and(|condition| condition.status == "True")
-}
-
-/// Whether the registry was known to hold the image when the status was written.
-pub fn was_ready(artifact: &Artifact) -> bool {
-    artifact.status.as_ref().is_some_and(is_ready)
-}
-
-/// The reason of the Ready condition.
-pub fn reason(artifact: &Artifact) -> Option<String> {
-    artifact.ready().map(|condition| condition.reason.clone())
-}
-
-/// Writes the status. Conflicts and passing troubles of the API server are tried again (SPEC 36).
-/// An Artifact that is gone needs none.
+/// Writes the status. Conflicts and temporary failures of the API server are retried (SPEC 36). An
+/// Artifact that is gone is no error.
 pub async fn write(
     client: &kube::Client,
     artifact: &Artifact,
@@ -178,7 +179,7 @@ pub async fn write(
             Err(kube::Error::Api(error)) if error.code == 409 && error.message.contains("uid") => {
                 return Ok(());
             }
-            Err(error) if attempt >= ATTEMPTS || !passing(&error) => return Err(error),
+            Err(error) if attempt >= ATTEMPTS || !is_temporary(&error) => return Err(error),
             Err(error) => {
                 tracing::debug!(
                     artifact.name = name, %error, attempt,
@@ -191,7 +192,7 @@ pub async fn write(
     }
 }
 
-fn passing(error: &kube::Error) -> bool {
+fn is_temporary(error: &kube::Error) -> bool {
     match error {
         kube::Error::Api(status) => matches!(status.code, 409 | 429 | 500..=599),
         kube::Error::HyperError(_) | kube::Error::Service(_) => true,
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_registry_does_not_hold_of_an_index_is_told() {
+    fn what_the_registry_lacks_of_an_index_is_reported() {
         let lacking = |missing: &[&str]| {
             News::Copied(FillResult {
                 digest: "sha256:aa".to_owned(),

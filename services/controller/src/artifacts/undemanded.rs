@@ -1,9 +1,8 @@
-//! Artifacts that were announced and that nothing needs: pure.
+//! Artifacts that were announced and that nothing needs.
 //!
 //! Any client of the webhook can announce an image in any namespace. Such an Artifact is copied
-//! only when the controller itself sees a living pod or a template of the namespace that names the
-//! source; without one it goes after a while. What was copied once stays listed, and so does what
-//! is to be kept.
+//! only if a running pod or a template of the namespace names the source; otherwise it is removed
+//! after a while. Artifacts whose images were copied, or that are to be kept, stay.
 
 use holdfast_api::{Artifact, labels};
 use std::time::{Duration, Instant};
@@ -13,44 +12,26 @@ use super::fill::Failure;
 use holdfast_api::artifact::Reason;
 use holdfast_config::ArtifactLimits;
 
-/// Whether an Artifact without credentials exists by an announcement only, and was never copied.
+/// Whether an Artifact without credentials was only announced, and never copied.
 pub fn is_undemanded(artifact: &Artifact, choice: &Choice<'_>) -> bool {
-    matches!(choice, Choice::Nobody { .. }) && is_only_announced(artifact)
+    matches!(choice, Choice::NoDemand { .. }) && is_only_announced(artifact)
 }
 
 /// Whether an Artifact was made by the webhook, and neither copied nor asked to be kept since.
-pub fn is_only_announced(artifact: &Artifact) -> bool {
-    let label = |key: &str| {
-        let labels = artifact.metadata.labels.as_ref();
-        labels
-            .and_then(|labels| labels.get(key))
-            .map(String::as_str)
-    };
-    label(labels::MANAGED_BY) == Some(labels::MANAGED_BY_WEBHOOK)
-        && label(labels::KEEP).is_none()
-        && !was_copied(artifact)
-}
-
-/// Whether the image was copied at some time.
-pub fn was_copied(artifact: &Artifact) -> bool {
-    let status = artifact.status.as_ref();
-    status.is_some_and(|status| status.digest.is_some() || status.last_copy_time.is_some())
+fn is_only_announced(artifact: &Artifact) -> bool {
+    artifact.manager() == Some(labels::MANAGED_BY_WEBHOOK)
+        && !artifact.is_kept()
+        && !artifact.was_copied()
 }
 
 /// Whether an Artifact exists because pods or workloads needed it: it was not made by hand, and is
 /// not to be kept.
 pub fn is_automatic(artifact: &Artifact) -> bool {
-    let labels = artifact.metadata.labels.as_ref();
-    let label = |key: &str| {
-        labels
-            .and_then(|labels| labels.get(key))
-            .map(String::as_str)
-    };
-    let made_by = label(labels::MANAGED_BY);
-    [labels::MANAGED_BY_WEBHOOK, labels::MANAGED_BY_CONTROLLER]
-        .into_iter()
-        .any(|manager| made_by == Some(manager))
-        && label(labels::KEEP).is_none()
+    let is_ours = matches!(
+        artifact.manager(),
+        Some(labels::MANAGED_BY_WEBHOOK | labels::MANAGED_BY_CONTROLLER)
+    );
+    is_ours && !artifact.is_kept()
 }
 
 /// Why an Artifact beyond the limits has no copy.
@@ -66,14 +47,14 @@ pub fn too_many(limits: ArtifactLimits) -> Failure {
     }
 }
 
-/// How long an Artifact stays that nothing needed for `since`; nothing where it is to go now. One
-/// beyond the limits goes at once.
-pub fn stays(since: Duration, patience: Duration, is_surplus: bool) -> Option<Duration> {
-    let rest = patience.saturating_sub(since);
+/// For how long an Artifact stays that was not needed for `since`; `None` if it must be removed
+/// now. A surplus one is removed at once.
+pub fn stays(since: Duration, ttl: Duration, is_surplus: bool) -> Option<Duration> {
+    let rest = ttl.saturating_sub(since);
     (!is_surplus && !rest.is_zero()).then_some(rest)
 }
 
-/// Since when nothing needs it, as far as this process saw; begins at `now` where it is unknown.
+/// For how long nothing needed it, as far as this process observed. Starts at `now`.
 pub fn since(known: &mut Option<Instant>, now: Instant) -> Duration {
     now.saturating_duration_since(*known.get_or_insert(now))
 }
@@ -81,8 +62,8 @@ pub fn since(known: &mut Option<Instant>, now: Instant) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::artifacts::demand::Demand;
     use holdfast_api::artifact::ArtifactStatus;
+    use holdfast_cluster_model::Demand;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
     fn artifact(manager: Option<&str>, keep: bool, digest: bool, time: bool) -> Artifact {
@@ -102,12 +83,12 @@ mod tests {
     fn only_an_announcement_that_nothing_needs_is_undemanded() {
         let webhook = Some(labels::MANAGED_BY_WEBHOOK);
         let demand = Demand::default();
-        let nobody = Choice::Nobody { unproven: true };
+        let nobody = Choice::NoDemand { unproven: true };
         for (artifact, choice, expect) in [
             (artifact(webhook, false, false, false), nobody, true),
             (
                 artifact(webhook, false, false, false),
-                Choice::Nobody { unproven: false },
+                Choice::NoDemand { unproven: false },
                 true,
             ),
             (

@@ -1,11 +1,11 @@
 //! How urgent a copy is: pure.
 
-use super::demand::Demand;
 use super::preload;
 use holdfast_api::fill::Priority;
 use holdfast_api::{Artifact, labels};
+use holdfast_cluster_model::Demand;
 
-/// How long after its creation a pod may be expected for an Artifact without one.
+/// The age up to which the pod of an announced Artifact is expected.
 const ANNOUNCED: jiff::SignedDuration = jiff::SignedDuration::from_secs(120);
 
 /// The priority of a copy: that of its demand, with two exceptions for an Artifact that is younger
@@ -18,20 +18,12 @@ pub fn priority(artifact: &Artifact, demand: Option<&Demand>, now: jiff::Timesta
         .creation_timestamp
         .as_ref()
         .is_some_and(|created| now.duration_since(created.0) < ANNOUNCED);
+    let is_webhooks = artifact.manager() == Some(labels::MANAGED_BY_WEBHOOK);
     match demand.and_then(Demand::priority) {
-        None if announced && !preload::is_listed(artifact) && !is_webhooks(artifact) => {
-            Priority::Blocking
-        }
+        None if announced && !preload::is_listed(artifact) && !is_webhooks => Priority::Blocking,
         Some(Priority::Prefetch) if announced && artifact.spec.service_account_name.is_some() => {
             Priority::Blocking
         }
         priority => priority.unwrap_or(Priority::Prefetch),
     }
-}
-
-fn is_webhooks(artifact: &Artifact) -> bool {
-    let labels = artifact.metadata.labels.as_ref();
-    labels
-        .and_then(|labels| labels.get(labels::MANAGED_BY))
-        .is_some_and(|manager| manager == labels::MANAGED_BY_WEBHOOK)
 }

@@ -1,24 +1,24 @@
 //! The Secret `F-registry-auth`: the node credential and the secret that signs upload sessions, and
 //! their rotation.
 //!
-//! Both are made once. A rotation is asked for by the annotation [`labels::ROTATE`] and takes three
-//! steps, because replicas and nodes hear of a change at different times: the new secret is
-//! accepted everywhere before it is used, and the old one is accepted for a while after that.
-//! Files of several lines mean: the first is used, each is accepted.
+//! Both are generated once. The annotation [`labels::ROTATE`] requests a rotation, which takes
+//! three steps, because replicas and nodes receive a change at different times: the new secret is
+//! accepted everywhere before it is used, and the old one is accepted for a while after that. Of a
+//! file with several lines, the first is used and each is accepted.
 
 use super::{Error, issue};
 use crate::{Context, apply};
 use holdfast_api::labels;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, PostParams};
+use kube::api::Api;
 use std::collections::BTreeMap;
 
-/// Seconds for which a new secret is only accepted: longer than a kubelet needs to renew a mounted
-/// Secret by itself.
+/// Seconds for which a new secret is only accepted: longer than a kubelet takes to update a mounted
+/// Secret.
 pub const ACCEPT_FIRST: i64 = 300;
-/// Seconds for which the old secret is accepted after the new one came into use: many rounds of the
-/// node agents, which take [`holdfast_api::state::NodeState`] at once and look at their files every
+/// Seconds for which the old secret is accepted after the new one is in use: many rounds of the
+/// node agents, which apply [`holdfast_api::state::NodeState`] at once and check their files every
 /// half minute.
 pub const ACCEPT_OLD: i64 = 3600;
 
@@ -28,7 +28,7 @@ const PASSWORD: &str = "node-password";
 /// What a rotation changes.
 const ROTATED: [&str; 2] = [UPLOAD_SECRET, PASSWORD];
 
-/// How far a rotation is, and since when (seconds since 1970).
+/// The phase of a rotation, and when it began, in seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// The new secret is accepted, the old one is used.
@@ -56,11 +56,11 @@ impl Phase {
     }
 }
 
-/// The annotations and the data of the Secret, as far as they matter here.
+/// The annotations and the data of the Secret that a rotation needs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Held {
     data: BTreeMap<String, Vec<u8>>,
-    /// Whether the annotation asks for a rotation.
+    /// Whether the annotation requests a rotation.
     asked: bool,
     phase: Option<Phase>,
 }
@@ -83,7 +83,7 @@ impl Held {
         }
     }
 
-    /// What the Secret is to hold at `now`, and why it differs. `make` makes a new secret.
+    /// What the Secret must hold at `now`, and why it differs. `make` generates a secret.
     fn next(
         &self,
         now: i64,
@@ -149,13 +149,13 @@ impl Held {
     }
 }
 
-/// A time that lies ahead was written by a clock that was wrong: it counts as over, or it might
-/// never be.
+/// Whether `seconds` have passed since `since`. True for a time in the future, which was written
+/// with a wrong clock.
 fn is_over(since: i64, seconds: i64, now: i64) -> bool {
     now < since || now - since >= seconds
 }
 
-/// Makes what is missing and brings a rotation forward; true when something was written.
+/// Generates missing secrets and advances a rotation. True if something was written.
 pub(super) async fn ensure(context: &Context, now: i64) -> Result<bool, Error> {
     let names = &context.names;
     let api: Api<Secret> = Api::namespaced(context.client.clone(), &names.namespace);
@@ -167,9 +167,11 @@ pub(super) async fn ensure(context: &Context, now: i64) -> Result<bool, Error> {
         return Ok(false);
     }
     tracing::info!(reason, "rotating the node credential and the upload secret");
-    let Some(mut secret) = existing else {
-        return Ok(apply::secret(&context.client, names, &name, None, next.data).await?);
-    };
+    let exists = existing.is_some();
+    let mut secret = existing.unwrap_or_else(|| Secret {
+        type_: Some("Opaque".to_owned()),
+        ..Secret::default()
+    });
     secret.data = Some(
         next.data
             .into_iter()
@@ -184,13 +186,7 @@ pub(super) async fn ensure(context: &Context, now: i64) -> Result<bool, Error> {
         Some(phase) => annotations.insert(labels::ROTATION.to_owned(), phase.text()),
         None => annotations.remove(labels::ROTATION),
     };
-    secret
-        .metadata
-        .labels
-        .get_or_insert_default()
-        .append(&mut apply::labels(names));
-    secret.metadata.managed_fields = None;
-    api.replace(&name, &PostParams::default(), &secret).await?;
+    apply::write(&context.client, names, &name, exists, secret).await?;
     Ok(true)
 }
 
@@ -220,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_stays_until_somebody_asks() {
+    fn secrets_stay_until_a_rotation_is_requested() {
         let there = held("u", "p", false, None);
         assert_eq!(next(&there, i64::MAX), there);
         let mut lost = there.clone();
@@ -234,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotation_accepts_uses_and_then_voids() {
+    fn a_rotation_accepts_uses_and_then_drops_a_secret() {
         let asked = held("u", "p", true, None);
         let accepted = held("u\nnew1", "p\nnew2", false, Some(Phase::Accepted(1000)));
         assert_eq!(next(&asked, 1000), accepted);
@@ -249,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_wish_waits_for_the_first_rotation() {
+    fn a_second_request_waits_for_the_first_rotation() {
         let during = held("a\nb", "c\nd", true, Some(Phase::Accepted(0)));
         assert_eq!(next(&during, 1), during);
         let used = next(&during, ACCEPT_FIRST);
@@ -261,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_was_ahead_holds_no_rotation_up() {
+    fn a_clock_that_was_ahead_does_not_delay_a_rotation() {
         let accepted = held("a\nb", "c\nd", false, Some(Phase::Accepted(5000)));
         assert_eq!(next(&accepted, 10).phase, Some(Phase::Used(10)));
     }

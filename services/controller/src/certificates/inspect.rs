@@ -1,7 +1,6 @@
-//! Reading back what is in the Secrets. What cannot be read counts as absent and is made again.
+//! Reads certificates from Secrets. Unreadable ones count as absent and are issued again.
 
-use super::issue::Ca;
-use super::plan::{BundleFacts, CaFacts, LeafFacts};
+use super::model::{BundleFacts, Ca, CaFacts, LeafFacts};
 use crate::apply::text;
 use k8s_openapi::api::core::v1::Secret;
 use rcgen::{KeyPair, PublicKeyData as _};
@@ -11,8 +10,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::X509Certificate;
 
-/// The CA in its Secret; `None` when something is missing, broken, or the key is not the
-/// certificate's.
+/// The CA of its Secret. `None` if something is missing or invalid, or the key does not match.
 pub fn ca(secret: Option<&Secret>) -> Option<CaFacts> {
     let material = Ca {
         certificate: text(secret, "ca.crt")?,

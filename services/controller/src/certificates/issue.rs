@@ -1,7 +1,7 @@
-//! Making keys, certificates and secrets. ECDSA P-256; validity begins an hour early, for clocks
+//! Generates keys, certificates and secrets. ECDSA P-256. Validity begins an hour early, for clocks
 //! that are behind.
 
-use super::plan::{Leaf, Wanted};
+use super::model::{Ca, Leaf, Wanted};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, date_time_ymd,
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 /// Seconds by which validity begins early.
 pub const BACKDATE: i64 = 3600;
-/// Life of a CA: five years.
+/// Lifetime of a CA: five years.
 pub const CA_LIFE: i64 = 5 * 365 * 86_400;
-/// Life of a certificate: ninety days.
+/// Lifetime of a certificate: ninety days.
 pub const LEAF_LIFE: i64 = 90 * 86_400;
 
-/// Why something cannot be made.
+/// Why nothing can be generated.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A key or certificate.
@@ -27,30 +27,11 @@ pub enum Error {
     Random,
 }
 
-/// A CA: certificate, key and the bundle that is to be trusted, all PEM.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Ca {
-    /// The certificate.
-    pub certificate: String,
-    /// The private key.
-    pub key: String,
-    /// This and earlier certificates.
-    pub bundle: String,
-}
-
-impl std::fmt::Debug for Ca {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ca")
-            .field("certificate", &self.certificate)
-            .finish_non_exhaustive()
-    }
-}
-
 /// A new CA for a release; `keep` stays in its bundle after it.
 pub fn ca(now: i64, release: &str, keep: &[String]) -> Result<Ca, Error> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::new(Vec::<String>::new())?;
-    // The time is part of the name: two CAs of the same name confuse people, if not verifiers.
+    // The name has the time, so that people can tell two CAs apart.
     params.distinguished_name.push(
         DnType::CommonName,
         format!("holdfast {release} internal CA {now}"),

@@ -1,4 +1,4 @@
-//! Makes kubelets renew mounted Secrets at once.
+//! Makes kubelets update mounted Secrets at once.
 //!
 //! A kubelet updates a mounted Secret at its next sync of the pod, a minute or more later; until
 //! then the registry would serve a certificate without its new address. A change of the pod itself
@@ -7,44 +7,40 @@
 
 use super::Error;
 use crate::Context;
+use crate::apply::patch_params;
 use holdfast_api::labels;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt as _;
-use kube::api::{Api, ListParams, Patch, PatchParams};
+use kube::api::{Api, ListParams, Patch};
+use parking_lot::Mutex;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
-/// How often the pods of a part are told of one change.
+/// Notifications of the pods of a part about one change.
 const MAX_NOTIFICATIONS: u8 = 2;
 
-/// Parts whose mounted Secrets changed, and how often their pods are still to be told.
+/// Parts whose mounted Secrets changed, with the number of notifications that are left.
 #[derive(Debug, Default)]
 pub struct Changed(Mutex<BTreeMap<&'static str, u8>>);
 
 impl Changed {
-    /// A Secret that the pods of this part mount was written.
+    /// Records that a Secret that the pods of this part mount was written.
     pub(super) fn note(&self, component: &'static str) {
-        self.lock().insert(component, MAX_NOTIFICATIONS);
+        self.0.lock().insert(component, MAX_NOTIFICATIONS);
     }
 
-    /// Whether pods are still to be told.
+    /// Whether notifications are left.
     pub(super) fn any(&self) -> bool {
-        !self.lock().is_empty()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, u8>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        !self.0.lock().is_empty()
     }
 }
 
-/// Tells the pods of all parts whose Secrets changed, once. What fails is tried again in the next
-/// round.
-pub(super) async fn tell(context: &Context) -> Result<(), Error> {
-    let changed: Vec<&'static str> = context.issued.mounts.lock().keys().copied().collect();
+/// Notifies the pods of all parts whose Secrets changed. The next round retries failures.
+pub(super) async fn notify(context: &Context) -> Result<(), Error> {
+    let changed: Vec<&'static str> = context.issued.mounts.0.lock().keys().copied().collect();
     for component in changed {
         annotate(context, component).await?;
-        let mut left = context.issued.mounts.lock();
+        let mut left = context.issued.mounts.0.lock();
         let times = left.entry(component).or_default();
         *times = times.saturating_sub(1);
         if *times == 0 {
@@ -65,10 +61,7 @@ async fn annotate(context: &Context, component: &str) -> Result<(), kube::Error>
     );
     let now = jiff::Timestamp::now().to_string();
     let patch = json!({"metadata": {"annotations": {labels::SECRETS_CHANGED: now}}});
-    let params = PatchParams {
-        field_manager: Some(crate::FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
+    let params = patch_params();
     let pods = ListParams::default().labels(&selector);
     for pod in api.list_metadata(&pods).await? {
         let name = pod.name_any();

@@ -1,59 +1,18 @@
-//! The actions on certificates: a pure function of what exists, the time and what is wanted.
+//! The steps for certificates: a pure function of the existing ones, the time and the wanted ones.
 //!
-//! Rules: everything is renewed at half of its life; a new CA is trusted beside the old one until
-//! the old one expires, and signs nothing for [`SETTLE`] seconds unless it must, so that all
+//! Rules: everything is renewed at half of its lifetime. A new CA is trusted beside the old one
+//! until the old one expires. It signs nothing for [`SETTLE`] seconds unless it must, so that all
 //! replicas and nodes trust it first.
 
-use super::issue::Ca;
-use holdfast_api::labels;
+use super::inspect;
+use super::issue::BACKDATE;
+use super::model::{BundleFacts, CaFacts, Leaf, LeafFacts, Wanted};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Seconds for which a new CA signs only what cannot wait.
+/// Seconds for which a new CA signs only certificates that cannot wait.
 pub const SETTLE: i64 = 3600;
 
-/// The certificates below the CA.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Leaf {
-    /// The registry's, for serving and as a client of other replicas.
-    Registry,
-    /// The webhook's, for serving.
-    Webhook,
-    /// The controller's, as a client of the registry.
-    Controller,
-}
-
-impl Leaf {
-    /// The word for logs and metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Registry => "registry",
-            Self::Webhook => "webhook",
-            Self::Controller => "controller",
-        }
-    }
-
-    /// The part whose pods mount its Secret; the controller takes its own from the API server.
-    pub const fn mounted_by(self) -> Option<&'static str> {
-        match self {
-            Self::Registry => Some(labels::COMPONENT_REGISTRY),
-            Self::Webhook => Some(labels::COMPONENT_WEBHOOK),
-            Self::Controller => None,
-        }
-    }
-}
-
-/// A certificate that is to exist.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
-    /// Which one.
-    pub leaf: Leaf,
-    /// The subject's common name.
-    pub common_name: &'static str,
-    /// DNS names and IP addresses; empty for a client certificate.
-    pub names: BTreeSet<String>,
-}
-
-/// What exists already.
+/// The existing certificates.
 #[derive(Clone, Debug, Default)]
 pub struct Existing {
     /// The CA, if it is there and its key fits.
@@ -63,15 +22,15 @@ pub struct Existing {
 }
 
 impl Existing {
-    /// What is trusted at `now`. When the CA's Secret is lost, that is what its certificates were
-    /// issued with: they go on serving until all replicas and nodes trust the new CA.
+    /// The certificates that are trusted at `now`. If the CA's Secret is lost, these are the
+    /// bundles beside its certificates, which serve until all replicas and nodes trust the new CA.
     fn trusted(&self, now: i64) -> Vec<BundleFacts> {
         let mut trusted: Vec<BundleFacts> = match &self.ca {
             Some(ca) => ca.bundle.clone(),
             None => self
                 .leaves
                 .values()
-                .flat_map(|leaf| super::inspect::bundle(&leaf.bundle))
+                .flat_map(|leaf| inspect::bundle(&leaf.bundle))
                 .collect(),
         };
         let mut seen = BTreeSet::new();
@@ -82,50 +41,7 @@ impl Existing {
     }
 }
 
-/// A CA as it was found.
-#[derive(Clone, Debug)]
-pub struct CaFacts {
-    /// Certificate, key and bundle.
-    pub material: Ca,
-    /// Start of validity, seconds since 1970.
-    pub not_before: i64,
-    /// End of validity.
-    pub not_after: i64,
-    /// The identifier of its key.
-    pub key_id: Vec<u8>,
-    /// The certificates of the bundle, in order.
-    pub bundle: Vec<BundleFacts>,
-}
-
-/// A certificate of the bundle.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BundleFacts {
-    /// The certificate.
-    pub pem: String,
-    /// The identifier of its key.
-    pub key_id: Vec<u8>,
-    /// End of validity.
-    pub not_after: i64,
-}
-
-/// A certificate as it was found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeafFacts {
-    /// Start of validity, seconds since 1970.
-    pub not_before: i64,
-    /// End of validity.
-    pub not_after: i64,
-    /// The subject's common name.
-    pub common_name: String,
-    /// DNS names and IP addresses.
-    pub names: BTreeSet<String>,
-    /// The identifier of the key that signed it.
-    pub issuer_key_id: Vec<u8>,
-    /// The bundle beside it, PEM.
-    pub bundle: String,
-}
-
-/// A step, to be done in the order given.
+/// A step. Steps are applied in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Make a CA whose bundle also has `keep`.
@@ -154,90 +70,99 @@ pub enum Action {
     },
 }
 
-/// What is to be done at `now` (seconds since 1970).
+/// The steps that are due at `now`, in seconds since 1970.
 pub fn plan(existing: &Existing, now: i64, wanted: &[Wanted]) -> Vec<Action> {
-    let mut actions = Vec::new();
-    let ca_reason = match &existing.ca {
-        None => Some("there is none"),
-        Some(ca) if now >= ca.not_after => Some("it ran out"),
-        // Made by a clock that was ahead: no client accepts it, or what it signs, until that time
-        // comes.
-        Some(ca) if now < ca.not_before => Some("it is not valid yet"),
-        Some(ca) if past_half(ca.not_before, ca.not_after, now) => {
-            Some("half of its lifetime has passed")
-        }
-        Some(_) => None,
-    };
     let trusted = existing.trusted(now);
-    if let Some(reason) = ca_reason {
-        actions.push(Action::MakeCa {
-            keep: trusted
-                .iter()
-                .map(|certificate| certificate.pem.clone())
-                .collect(),
-            reason,
-        });
-    } else if let Some(ca) = &existing.ca {
-        let mut bundle: Vec<&str> = trusted
-            .iter()
-            .map(|certificate| certificate.pem.as_str())
-            .collect();
-        if !trusted
-            .iter()
-            .any(|certificate| certificate.key_id == ca.key_id)
-        {
-            bundle.insert(0, &ca.material.certificate);
-        }
-        let bundle = bundle.concat();
-        if bundle != ca.material.bundle {
-            actions.push(Action::WriteBundle { bundle });
-        }
-    }
+    let mut actions: Vec<Action> = plan_ca(existing, &trusted, now).into_iter().collect();
     let bundle_changes = !actions.is_empty();
-    let settled = ca_reason.is_none()
-        && existing
-            .ca
-            .as_ref()
-            .is_some_and(|ca| now >= ca.not_before + super::issue::BACKDATE + SETTLE);
+    let is_new_ca = matches!(actions.first(), Some(Action::MakeCa { .. }));
+    let settled = existing
+        .ca
+        .as_ref()
+        .is_some_and(|ca| !is_new_ca && now >= ca.not_before + BACKDATE + SETTLE);
     for want in wanted {
-        let Some(facts) = existing.leaves.get(&want.leaf) else {
-            actions.push(Action::Issue {
-                want: want.clone(),
-                reason: "there is none",
-            });
-            continue;
+        let facts = existing.leaves.get(&want.leaf);
+        let reason = match facts {
+            None => Some("there is none"),
+            Some(facts) => must_issue(facts, want, &trusted, now).or_else(|| {
+                // Nothing trusts an older CA than the first one, but a certificate due for renewal
+                // can wait for an hour.
+                let due = settled && past_half(facts.not_before, facts.not_after, now);
+                due.then_some("half of its lifetime has passed")
+            }),
         };
-        let signer_trusted = trusted
-            .iter()
-            .any(|certificate| certificate.key_id == facts.issuer_key_id);
-        let must = if now >= facts.not_after || now < facts.not_before {
-            Some("it is not valid now")
-        } else if !signer_trusted {
-            Some("its issuer is no longer trusted")
-        } else if facts.names != want.names || facts.common_name != want.common_name {
-            Some("its names changed")
-        } else {
-            None
+        let is_outdated = || {
+            let ca = existing.ca.as_ref();
+            let bundle = ca.map(|ca| &ca.material.bundle);
+            bundle.is_some_and(|bundle| facts.is_some_and(|facts| *bundle != facts.bundle))
         };
-        // Nothing trusts an older CA than the first one, but a certificate due for renewal can wait
-        // for an hour anyway.
-        let due = (settled && past_half(facts.not_before, facts.not_after, now))
-            .then_some("half of its lifetime has passed");
-        if let Some(reason) = must.or(due) {
+        if let Some(reason) = reason {
             actions.push(Action::Issue {
                 want: want.clone(),
                 reason,
             });
-        } else if bundle_changes
-            || existing
-                .ca
-                .as_ref()
-                .is_some_and(|ca| ca.material.bundle != facts.bundle)
-        {
+        } else if bundle_changes || is_outdated() {
             actions.push(Action::RefreshBundle { leaf: want.leaf });
         }
     }
     actions
+}
+
+/// The step for the CA, if one is due.
+fn plan_ca(existing: &Existing, trusted: &[BundleFacts], now: i64) -> Option<Action> {
+    let make = |reason| {
+        let keep = trusted.iter().map(|certificate| certificate.pem.clone());
+        Some(Action::MakeCa {
+            keep: keep.collect(),
+            reason,
+        })
+    };
+    let Some(ca) = &existing.ca else {
+        return make("there is none");
+    };
+    if now >= ca.not_after {
+        return make("it ran out");
+    }
+    // Issued with a clock that was ahead: no client accepts it, or what it signs, until that time.
+    if now < ca.not_before {
+        return make("it is not valid yet");
+    }
+    if past_half(ca.not_before, ca.not_after, now) {
+        return make("half of its lifetime has passed");
+    }
+    let mut bundle: Vec<&str> = trusted
+        .iter()
+        .map(|certificate| certificate.pem.as_str())
+        .collect();
+    if !trusted
+        .iter()
+        .any(|certificate| certificate.key_id == ca.key_id)
+    {
+        bundle.insert(0, &ca.material.certificate);
+    }
+    let bundle = bundle.concat();
+    (bundle != ca.material.bundle).then_some(Action::WriteBundle { bundle })
+}
+
+/// Why a certificate must be issued at once.
+fn must_issue(
+    facts: &LeafFacts,
+    want: &Wanted,
+    trusted: &[BundleFacts],
+    now: i64,
+) -> Option<&'static str> {
+    let is_trusted = trusted
+        .iter()
+        .any(|certificate| certificate.key_id == facts.issuer_key_id);
+    if now >= facts.not_after || now < facts.not_before {
+        Some("it is not valid now")
+    } else if !is_trusted {
+        Some("its issuer is no longer trusted")
+    } else if facts.names != want.names || facts.common_name != want.common_name {
+        Some("its names changed")
+    } else {
+        None
+    }
 }
 
 fn past_half(not_before: i64, not_after: i64, now: i64) -> bool {

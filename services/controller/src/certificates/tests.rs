@@ -1,7 +1,8 @@
 //! The plan as a table, and the way from a plan to Secrets and back.
 
 use super::issue::{BACKDATE, CA_LIFE, LEAF_LIFE};
-use super::plan::{Action, Existing, Leaf, SETTLE, Wanted, plan};
+use super::model::{Ca, Leaf, Wanted};
+use super::plan::{Action, Existing, SETTLE, plan};
 use super::{inspect, issue};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
@@ -32,7 +33,7 @@ fn secret(data: &[(&str, &str)]) -> Secret {
     }
 }
 
-fn ca_secret(ca: &issue::Ca) -> Secret {
+fn ca_secret(ca: &Ca) -> Secret {
     secret(&[
         ("ca.crt", &ca.certificate),
         ("ca.key", &ca.key),
@@ -41,7 +42,7 @@ fn ca_secret(ca: &issue::Ca) -> Secret {
 }
 
 /// A CA and a certificate made at `NOW`, read back from their Secrets.
-fn made(names: &[&str]) -> (issue::Ca, Existing) {
+fn made(names: &[&str]) -> (Ca, Existing) {
     holdfast_runtime::tls::install_crypto_provider();
     let ca = issue::ca(NOW, "holdfast", &[]).unwrap();
     let (certificate, key) = issue::leaf(NOW, &ca, &want(names)).unwrap();
@@ -57,7 +58,7 @@ fn made(names: &[&str]) -> (issue::Ca, Existing) {
     (ca, existing)
 }
 
-fn words(actions: &[Action]) -> Vec<String> {
+fn summary(actions: &[Action]) -> Vec<String> {
     actions
         .iter()
         .map(|action| match action {
@@ -71,7 +72,7 @@ fn words(actions: &[Action]) -> Vec<String> {
 
 // SPEC 32
 #[test]
-fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
+fn valid_certificates_stay_and_all_are_renewed_at_half_of_their_life() {
     let names = ["10.96.0.50", "holdfast-registry.sys.svc", "fd00::1"];
     let (_, existing) = made(&names);
     let half_leaf = LEAF_LIFE / 2 - BACKDATE;
@@ -114,7 +115,7 @@ fn what_is_valid_is_left_alone_and_everything_is_renewed_at_half_of_its_life() {
         ),
     ] {
         assert_eq!(
-            words(&plan(&existing, at, &[want(names)])),
+            summary(&plan(&existing, at, &[want(names)])),
             expect,
             "{} s later",
             at - NOW
@@ -138,7 +139,7 @@ fn a_clock_that_was_ahead_for_a_moment_leaves_nothing_behind() {
         leaves: [(Leaf::Registry, inspect::leaf(Some(&leaf)).unwrap())].into(),
     };
     assert_eq!(
-        words(&plan(&existing, NOW, &[want(&["a"])])),
+        summary(&plan(&existing, NOW, &[want(&["a"])])),
         [
             "ca keeping 1: it is not valid yet",
             "issue: it is not valid now"
@@ -152,12 +153,12 @@ fn a_lost_ca_leaves_its_certificates_trusted_until_the_new_one_is_known() {
     let (_, mut existing) = made(&["a"]);
     existing.ca = None;
     assert_eq!(
-        words(&plan(&existing, NOW, &[want(&["a"])])),
+        summary(&plan(&existing, NOW, &[want(&["a"])])),
         ["ca keeping 1: there is none", "refresh"]
     );
     let over = plan(&existing, NOW + CA_LIFE, &[want(&["a"])]);
     assert_eq!(
-        words(&over),
+        summary(&over),
         ["ca keeping 0: there is none", "issue: it is not valid now"]
     );
 }
@@ -166,7 +167,7 @@ fn a_lost_ca_leaves_its_certificates_trusted_until_the_new_one_is_known() {
 fn without_anything_everything_is_made() {
     let plan = plan(&Existing::default(), NOW, &[want(&["a"])]);
     assert_eq!(
-        words(&plan),
+        summary(&plan),
         ["ca keeping 0: there is none", "issue: there is none"]
     );
 }
@@ -192,17 +193,20 @@ fn a_new_ca_is_trusted_beside_the_old_and_signs_late() {
     };
     assert_eq!(existing.ca.as_ref().unwrap().bundle.len(), 2);
     assert_eq!(
-        words(&plan(&existing, later, &[want(&["a"])])),
+        summary(&plan(&existing, later, &[want(&["a"])])),
         ["refresh"],
         "trust first"
     );
     existing.leaves = [(Leaf::Registry, leaf(&new.bundle).unwrap())].into();
     assert!(plan(&existing, later + SETTLE - 1, &[want(&["a"])]).is_empty());
     let settled = plan(&existing, later + SETTLE, &[want(&["a"])]);
-    assert_eq!(words(&settled), ["issue: half of its lifetime has passed"]);
+    assert_eq!(
+        summary(&settled),
+        ["issue: half of its lifetime has passed"]
+    );
     let over = plan(&existing, NOW + CA_LIFE, &[want(&["a"])]);
     assert_eq!(
-        words(&over),
+        summary(&over),
         ["bundle", "issue: it is not valid now"],
         "the old one leaves the bundle when it ran out"
     );
@@ -212,7 +216,7 @@ fn a_new_ca_is_trusted_beside_the_old_and_signs_late() {
 fn what_is_broken_counts_as_absent() {
     let (ca, _) = made(&["a"]);
     let other = issue::ca(NOW, "holdfast", &[]).unwrap();
-    let swapped = issue::Ca {
+    let swapped = Ca {
         key: other.key,
         ..ca.clone()
     };
@@ -228,7 +232,7 @@ fn what_is_broken_counts_as_absent() {
         ca: inspect::ca(Some(&no_bundle)),
         ..Existing::default()
     };
-    assert_eq!(words(&plan(&existing, NOW, &[])), ["bundle"]);
+    assert_eq!(summary(&plan(&existing, NOW, &[])), ["bundle"]);
 }
 
 #[test]

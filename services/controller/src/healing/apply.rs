@@ -1,74 +1,58 @@
-//! Applies an act: reads the live pod, decides again, then patches or evicts it, writes an event
-//! and counts.
+//! Applies an act: reads the live pod, decides again, patches or evicts it, and publishes an event.
 
 use super::decide::{self, Act, Copy};
-use super::{Copies, Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Task, exclusions, patch};
+use super::{Copies, Healer, MAX_PAUSE, PAUSE_AFTER_ACT, Task, events, exclusions, patch};
+use crate::apply::patch_params;
 use crate::index::Key;
 use holdfast_api::history::ImageHistory;
 use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_cluster_model::{document, pod_facts};
 use holdfast_config::HealingMode;
 use k8s_openapi::api::core::v1::Pod;
-use kube::api::{Api, Patch, PatchParams, PostParams};
+use kube::api::{Api, Patch, PostParams};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Instant;
 
 impl Healer {
     pub(super) async fn perform(&mut self, task: Task) {
+        let now = Instant::now();
+        if self.context.healing.policy.mode == HealingMode::DryRun {
+            self.plan_only(&task, now);
+            return;
+        }
+        let act = task.act.label();
+        if !self.may_act(&task, now) {
+            self.context.metrics.healed(act, "deferred");
+            return;
+        }
         let Task {
             pod,
             stuck_pod,
-            act,
+            act: decided,
         } = task;
-        let now = Instant::now();
-        if self.context.healing.policy.mode == HealingMode::DryRun {
-            if self.note(&stuck_pod.uid, now).told.insert(act.label()) {
-                tracing::info!(
-                    pod.namespace = pod.0, pod.name = pod.1, act = act.label(), detail = ?act,
-                    "dry run: healing would change a pod"
-                );
-                self.context.metrics.healed(act.label(), "planned");
-            }
-            return;
-        }
-        if !act.only_tells() {
-            let (bucket, turns) = match act {
-                Act::Recreate(_) => (&mut self.evictions, &mut self.turns.evictions),
-                _ => (&mut self.patches, &mut self.turns.patches),
-            };
-            if !bucket.take(now) {
-                self.context.metrics.healed(act.label(), "deferred");
-                return;
-            }
-            turns.had(&pod.0);
-        }
-        let word = act.label();
-        let outcome = self.act(&pod, &stuck_pod, act).await;
+        let outcome = self.act(&pod, &stuck_pod, decided).await;
         let note = self.note(&stuck_pod.uid, now);
         note.failures = match &outcome {
             Err(error) if !is_conflict(error) => note.failures.saturating_add(1),
             _ => 0,
         };
-        let rest = PAUSE_AFTER_ACT * 2_u32.saturating_pow(note.failures.min(8));
-        note.rests_until = Some(Instant::now() + rest.min(MAX_PAUSE));
+        let pause = PAUSE_AFTER_ACT * 2_u32.saturating_pow(note.failures.min(8));
+        note.paused_until = Some(Instant::now() + pause.min(MAX_PAUSE));
         let result = match outcome {
             Ok(Some((done, history))) => {
-                note.told.insert(done.label());
+                note.reported.insert(done.label());
                 if let Some(history) = history {
                     note.history = history;
                 }
                 tracing::info!(
-                    pod.namespace = pod.0,
-                    pod.name = pod.1,
-                    act = word,
-                    detail = ?done,
+                    pod.namespace = pod.0, pod.name = pod.1, act, detail = ?done,
                     "healing"
                 );
-                self.events.tell(&pod, &stuck_pod.uid, &done).await;
+                events::publish(&self.context.events, &pod, &stuck_pod.uid, &done).await;
                 "done"
             }
-            // It needs nothing any more, or something else.
+            // The pod needs nothing any more, or another act.
             Ok(None) => "outdated",
             Err(error) if is_conflict(&error) => {
                 tracing::debug!(
@@ -78,23 +62,53 @@ impl Healer {
                 "outdated"
             }
             Err(error) => {
-                tracing::warn!(
-                    pod.namespace = pod.0, pod.name = pod.1, act = word, %error,
-                    "healing a pod failed; retrying"
-                );
-                // A policy, for example: the pod gets one event about it.
-                if let kube::Error::Api(status) = &error
-                    && (400..429).contains(&status.code)
-                    && note.told.insert("refused")
-                {
-                    self.events
-                        .refused(&pod, &stuck_pod.uid, word, &status.message)
-                        .await;
-                }
+                self.report_failure(&pod, &stuck_pod.uid, act, &error).await;
                 "failed"
             }
         };
-        self.context.metrics.healed(word, result);
+        self.context.metrics.healed(act, result);
+    }
+
+    /// Reports what a dry run would do, once per pod and act.
+    fn plan_only(&mut self, task: &Task, now: Instant) {
+        let act = task.act.label();
+        if self.note(&task.stuck_pod.uid, now).reported.insert(act) {
+            tracing::info!(
+                pod.namespace = task.pod.0, pod.name = task.pod.1, act, detail = ?task.act,
+                "dry run: healing would change a pod"
+            );
+            self.context.metrics.healed(act, "planned");
+        }
+    }
+
+    /// Takes the namespace's turn and a token, if the act changes anything.
+    fn may_act(&mut self, task: &Task, now: Instant) -> bool {
+        if task.act.is_event_only() {
+            return true;
+        }
+        let (bucket, turns) = match task.act {
+            Act::Recreate(_) => (&mut self.evictions, &mut self.turns.evictions),
+            _ => (&mut self.patches, &mut self.turns.patches),
+        };
+        let is_taken = bucket.take(now);
+        if is_taken {
+            turns.record(&task.pod.0);
+        }
+        is_taken
+    }
+
+    /// Logs a failure. A pod gets one event if the API server denies its change.
+    async fn report_failure(&mut self, pod: &Key, uid: &str, act: &str, error: &kube::Error) {
+        tracing::warn!(
+            pod.namespace = pod.0, pod.name = pod.1, act, %error,
+            "healing a pod failed; retrying"
+        );
+        if let kube::Error::Api(status) = error
+            && (400..429).contains(&status.code)
+            && self.note(uid, Instant::now()).reported.insert("refused")
+        {
+            events::publish_refusal(&self.context.events, pod, uid, act, &status.message).await;
+        }
     }
 
     /// Applies an act to the live pod if that still needs it. Returns the act and the pod's new
@@ -105,7 +119,7 @@ impl Healer {
         stuck_pod: &StuckPod,
         act: Act,
     ) -> Result<Option<(Act, Option<ImageHistory>)>, kube::Error> {
-        if act.only_tells() {
+        if act.is_event_only() {
             return Ok(Some((act, None)));
         }
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), &pod.0);
@@ -146,20 +160,16 @@ impl Healer {
         };
         let next = patch::history(&self.history(&current), kind, changes);
         let operations = patch::operations(&document(&live), &current, kind, changes, &next);
-        // Ours are well formed; what is not would do nothing but fail here.
+        // An invalid patch would only fail here.
         let operations: json_patch::Patch =
             serde_json::from_value(Value::Array(operations)).map_err(kube::Error::SerdeError)?;
-        let params = PatchParams {
-            field_manager: Some(crate::FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
-        };
+        let params = patch_params();
         api.patch(&pod.1, &params, &Patch::<()>::Json(operations))
             .await?;
         Ok(Some((again, Some(next))))
     }
 
-    /// Puts the sources that proved unfillable onto the list; whether the webhook can know all of
-    /// them by now.
+    /// Excludes the unfillable sources. True if all of them are in the written state.
     fn exclude_sources(
         &self,
         namespace: &str,
@@ -187,11 +197,12 @@ impl Healer {
         let state = self.context.healing.state.borrow();
         let written = state.as_ref().map(|state| state.excluded.as_slice());
         refused.iter().all(|(source, _)| {
-            written.is_some_and(|list| exclusions::is_there(list, namespace, source))
+            written.is_some_and(|list| exclusions::is_excluded(list, namespace, source))
         })
     }
 
-    /// Evicts this very pod: budgets of disruption are kept, and no right to delete pods is needed.
+    /// Evicts the pod with this UID. An eviction respects disruption budgets, and needs no
+    /// permission to delete pods.
     async fn evict(
         &mut self,
         api: &Api<Pod>,
@@ -219,7 +230,7 @@ impl Healer {
     }
 }
 
-/// The pod is not what it was a moment ago; the next look decides again.
+/// Whether the pod changed meanwhile. The next round decides again.
 fn is_conflict(error: &kube::Error) -> bool {
     let kube::Error::Api(status) = error else {
         return false;

@@ -14,7 +14,7 @@ pub const RECREATIONS: usize = 3;
 pub enum Copy {
     /// The registry holds it.
     Held,
-    /// The upstream answers, and the image cannot be had from it.
+    /// The upstream refuses the image.
     Refused,
     /// Neither, or not yet.
     Pending,
@@ -25,7 +25,7 @@ pub enum Copy {
 pub struct Snapshot {
     /// The registry's address; `None` while pods are not rewritten.
     pub address: Option<String>,
-    /// Seconds that an unrewritten pod has to start by itself.
+    /// Seconds that a pod without rewriting has to start.
     pub grace: i64,
     /// Now, in seconds since 1970.
     pub now: i64,
@@ -61,10 +61,10 @@ pub struct Change {
     pub source: String,
 }
 
-/// What is to be done.
+/// The act for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Nothing, at the moment.
+    /// Nothing for now.
     Nothing,
     /// Set the registry's references.
     Heal(Vec<Change>),
@@ -77,7 +77,7 @@ pub enum Act {
         /// Whether the pod does not say so yet.
         record: bool,
     },
-    /// These images need a person.
+    /// These images cannot be changed by Holdfast.
     Unfixable {
         /// `volumes/NAME`.
         keys: Vec<String>,
@@ -100,7 +100,7 @@ impl Act {
     }
 
     /// Whether the pod stays unchanged and only an event is written.
-    pub const fn only_tells(&self) -> bool {
+    pub const fn is_event_only(&self) -> bool {
         matches!(
             self,
             Self::Exclude { record: false } | Self::Unfixable { .. }
@@ -122,71 +122,28 @@ pub fn decide(
             record: !stuck_pod.history.is_excluded(),
         };
     }
-    let refused = |image: &&Image| {
-        image.rewritten && image.progress == Progress::Stuck && copy(&image.source) == Copy::Refused
+    let images = Images {
+        stuck_pod,
+        copy,
+        snapshot,
     };
-    let back: Vec<Change> = stuck_pod
-        .images
-        .iter()
-        .filter(|image| image.can_change())
-        .filter(refused)
-        .map(|image| change(image, original(image)))
-        .collect();
-    if !back.is_empty() {
-        return Act::Restore(back);
+    let restored = images.to_restore();
+    if !restored.is_empty() {
+        return Act::Restore(restored);
     }
-    let missed = |image: &&Image| {
-        !image.rewritten && image.pulls && stuck_pod.wanted && copy(&image.source) == Copy::Held
+    let healed = images.to_heal();
+    let is_reverted = |change: &Change| {
+        let count = history.healed.get(&change.key);
+        count.is_some_and(|count| *count >= MAX_REVERTS)
     };
-    let local = |image: &Image| {
-        let address = snapshot.address.as_deref()?;
-        let source = Reference::parse(&image.source).ok()?;
-        Some(change(image, rewrite::rewrite(&source, address)?))
-    };
-    let due = |image: &&Image| match image.progress {
-        Progress::Stuck => true,
-        // Where one image is stuck, the next ones will be.
-        Progress::NotStarted => {
-            stuck_pod.is_stuck(None)
-                || snapshot.now.saturating_sub(stuck_pod.created) >= snapshot.grace
-        }
-        Progress::Settled => false,
-    };
-    let heal: Vec<Change> = stuck_pod
-        .images
-        .iter()
-        .filter(|image| image.can_change())
-        .filter(missed)
-        .filter(due)
-        .filter_map(local)
-        .collect();
-    let insisted = |change: &Change| {
-        history
-            .healed
-            .get(&change.key)
-            .is_some_and(|count| *count >= MAX_REVERTS)
-    };
-    if heal.iter().any(insisted) {
+    if healed.iter().any(is_reverted) {
         return Act::Exclude { record: true };
     }
-    if !heal.is_empty() {
-        return Act::Heal(heal);
+    if !healed.is_empty() {
+        return Act::Heal(healed);
     }
-    let fixed: Vec<Change> = stuck_pod
-        .images
-        .iter()
-        .filter(|image| image.kind == Kind::Volume && image.progress == Progress::Stuck)
-        .filter_map(|image| {
-            if refused(&image) {
-                Some(change(image, original(image)))
-            } else if missed(&image) {
-                local(image)
-            } else {
-                None
-            }
-        })
-        .collect();
-    if fixed.is_empty() {
+    let volumes = images.volumes();
+    if volumes.is_empty() {
         return Act::Nothing;
     }
     let why = if stuck_pod.owner.is_none() {
@@ -196,14 +153,94 @@ pub fn decide(
     } else if recreated >= RECREATIONS {
         Why::TooOften
     } else {
-        return Act::Recreate(fixed);
+        return Act::Recreate(volumes);
     };
-    let keys = fixed.into_iter().map(|change| change.key).collect();
+    let keys = volumes.into_iter().map(|change| change.key).collect();
     Act::Unfixable { keys, why }
 }
 
-/// The sources that the registry must hold for an act to help: those whose new references lead to
-/// it.
+/// The images of a pod, and the state of their copies.
+struct Images<'a, C> {
+    stuck_pod: &'a StuckPod,
+    copy: C,
+    snapshot: &'a Snapshot,
+}
+
+impl<C: Fn(&str) -> Copy> Images<'_, C> {
+    /// Containers whose registry's reference cannot be pulled, because the upstream refuses the
+    /// image.
+    fn to_restore(&self) -> Vec<Change> {
+        self.containers()
+            .filter(|image| self.is_refused(image))
+            .map(|image| change(image, original(image)))
+            .collect()
+    }
+
+    /// Containers that wait for an image that the registry holds.
+    fn to_heal(&self) -> Vec<Change> {
+        self.containers()
+            .filter(|image| self.is_missed(image) && self.is_due(image))
+            .filter_map(|image| self.local(image))
+            .collect()
+    }
+
+    /// Image volumes whose reference must change, which needs a new pod.
+    fn volumes(&self) -> Vec<Change> {
+        let stuck = self
+            .stuck_pod
+            .images
+            .iter()
+            .filter(|image| image.kind == Kind::Volume && image.progress == Progress::Stuck);
+        stuck
+            .filter_map(|image| {
+                if self.is_refused(image) {
+                    Some(change(image, original(image)))
+                } else if self.is_missed(image) {
+                    self.local(image)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    fn containers(&self) -> impl Iterator<Item = &Image> {
+        let images = self.stuck_pod.images.iter();
+        images.filter(|image| image.can_change())
+    }
+
+    fn is_refused(&self, image: &Image) -> bool {
+        image.rewritten
+            && image.progress == Progress::Stuck
+            && (self.copy)(&image.source) == Copy::Refused
+    }
+
+    /// Whether the webhook missed a pod whose image is local.
+    fn is_missed(&self, image: &Image) -> bool {
+        !image.rewritten
+            && image.pulls
+            && self.stuck_pod.wanted
+            && (self.copy)(&image.source) == Copy::Held
+    }
+
+    /// Whether the container had its time to start. If one image is stuck, the next ones will be.
+    fn is_due(&self, image: &Image) -> bool {
+        let age = self.snapshot.now.saturating_sub(self.stuck_pod.created);
+        match image.progress {
+            Progress::Stuck => true,
+            Progress::NotStarted => self.stuck_pod.is_stuck(None) || age >= self.snapshot.grace,
+            Progress::Settled => false,
+        }
+    }
+
+    fn local(&self, image: &Image) -> Option<Change> {
+        let address = self.snapshot.address.as_deref()?;
+        let source = Reference::parse(&image.source).ok()?;
+        Some(change(image, rewrite::rewrite(&source, address)?))
+    }
+}
+
+/// The sources that the registry must hold for an act: those of new references to the registry.
 pub fn relies_on(act: &Act, copy: impl Fn(&str) -> Copy) -> Vec<&str> {
     let changes = match act {
         Act::Heal(changes) | Act::Recreate(changes) => changes.as_slice(),

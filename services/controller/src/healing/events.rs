@@ -1,8 +1,8 @@
-//! Events on the pod, or on what makes it: what was done and why.
+//! Events on pods and their owners: what healing did, and why.
 
 use super::decide::{Act, Why};
 use super::policies::Step;
-use crate::events::Publisher;
+use crate::events::{Publisher, object};
 use crate::index::Key;
 use holdfast_cluster_model::Denial;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -12,108 +12,86 @@ use std::collections::BTreeSet;
 /// Prefixes that one event names.
 const MAX_PREFIXES: usize = 2;
 
-/// Publishes events on pods.
-#[derive(Clone, Debug)]
-pub(super) struct Events {
-    publisher: Publisher,
-}
+/// The action in the events of healing.
+const ACTION: &str = "Heal";
 
-impl Events {
-    /// Events of the controller on this host.
-    pub(super) fn new(client: kube::Client) -> Self {
-        Self {
-            publisher: Publisher::new(client),
-        }
-    }
-
-    /// Tells of an act on the pod. Failing to tell fails nothing.
-    pub(super) async fn tell(&self, pod: &Key, uid: &str, act: &Act) {
-        if let Some((type_, reason, note)) = event_of(act) {
-            self.publish(pod, uid, type_, reason, note).await;
-        }
-    }
-
-    /// Tells that the API server refused an act.
-    pub(super) async fn refused(&self, pod: &Key, uid: &str, word: &str, message: &str) {
-        let note = format!(
-            "the API server denied the change ({word}), possibly because of a policy: {message}"
-        );
-        self.publish(pod, uid, EventType::Warning, "CannotHeal", note)
-            .await;
-    }
-
-    /// Tells an owner what is tried because a policy refuses its pods.
-    pub(super) async fn tell_owner(
-        &self,
-        namespace: &str,
-        denial: &Denial,
-        step: Step,
-        prefixes: &BTreeSet<String>,
-        address: &str,
-    ) {
-        let by = &denial.by;
-        let (type_, reason, note) = match step {
-            Step::Nothing => return,
-            Step::Exclude => (
-                EventType::Warning,
-                "NamespaceExcluded",
-                format!(
-                    "{by} denies its pods; Holdfast no longer rewrites pods of this namespace, so \
-                     they need the uplink. Allow images \
-                     that begin with {}, never {address}/ alone, because it covers every \
-                     upstream; or set the label \
-                     holdfast.dev/rewrite=disabled on the namespace",
-                    allowed(prefixes, address)
-                ),
-            ),
-            Step::Unrelated => (
-                EventType::Normal,
-                "NamespaceRewritten",
-                format!(
-                    "{by} denies its pods whichever registry their images come from; pods are \
-                     rewritten again"
-                ),
-            ),
-        };
-        let object = ObjectReference {
-            api_version: Some(denial.api_version.clone()),
-            kind: Some(denial.owner.reference.kind.clone()),
-            namespace: Some(namespace.to_owned()),
-            name: Some(denial.owner.reference.name.clone()),
-            uid: Some(denial.owner.uid.clone()),
-            ..ObjectReference::default()
-        };
-        self.publish_on(&object, type_, reason, note).await;
-    }
-
-    async fn publish(&self, pod: &Key, uid: &str, type_: EventType, reason: &str, note: String) {
-        let object = ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(pod.0.clone()),
-            name: Some(pod.1.clone()),
-            uid: Some(uid.to_owned()),
-            ..ObjectReference::default()
-        };
-        self.publish_on(&object, type_, reason, note).await;
-    }
-
-    async fn publish_on(
-        &self,
-        object: &ObjectReference,
-        type_: EventType,
-        reason: &str,
-        note: String,
-    ) {
-        let publisher = &self.publisher;
+/// Publishes what was done to a pod.
+pub(super) async fn publish(publisher: &Publisher, pod: &Key, uid: &str, act: &Act) {
+    if let Some((type_, reason, note)) = event_of(act) {
+        let object = object("Pod", Some(&pod.0), &pod.1, Some(uid));
         publisher
-            .publish(object, type_, reason, "Heal", &note)
+            .publish(&object, type_, reason, ACTION, &note)
             .await;
     }
 }
 
-/// The prefixes that a policy is to allow; those of all upstreams where none, or more than fit into
-/// an event, are known.
+/// Publishes that the API server refused the change of a pod.
+pub(super) async fn publish_refusal(
+    publisher: &Publisher,
+    pod: &Key,
+    uid: &str,
+    act: &str,
+    message: &str,
+) {
+    let note = format!(
+        "the API server denied the change ({act}), possibly because of a policy: {message}"
+    );
+    let object = object("Pod", Some(&pod.0), &pod.1, Some(uid));
+    publisher
+        .publish(&object, EventType::Warning, "CannotHeal", ACTION, &note)
+        .await;
+}
+
+/// Publishes on an owner what follows from a policy that denies its pods.
+pub(super) async fn publish_denial(
+    publisher: &Publisher,
+    namespace: &str,
+    denial: &Denial,
+    step: Step,
+    prefixes: &BTreeSet<String>,
+    address: &str,
+) {
+    let by = &denial.by;
+    let (type_, reason, note) = match step {
+        Step::Nothing => return,
+        Step::Exclude => (
+            EventType::Warning,
+            "NamespaceExcluded",
+            format!(
+                "{by} denies its pods; Holdfast no longer rewrites pods of this namespace, so \
+                 they need the uplink. Allow images \
+                 that begin with {}, never {address}/ alone, because it covers every \
+                 upstream; or set the label \
+                 holdfast.dev/rewrite=disabled on the namespace",
+                allowed(prefixes, address)
+            ),
+        ),
+        Step::Unrelated => (
+            EventType::Normal,
+            "NamespaceRewritten",
+            format!(
+                "{by} denies its pods whichever registry their images come from; pods are \
+                 rewritten again"
+            ),
+        ),
+    };
+    let owner = &denial.owner;
+    let object = ObjectReference {
+        api_version: Some(denial.api_version.clone()),
+        ..object(
+            &owner.reference.kind,
+            Some(namespace),
+            &owner.reference.name,
+            Some(&owner.uid),
+        )
+    };
+    publisher
+        .publish(&object, type_, reason, ACTION, &note)
+        .await;
+}
+
+/// The prefixes that a policy must allow; a pattern for all upstreams if none are known, or more
+/// than fit into an event.
 fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
     if prefixes.is_empty() || prefixes.len() > MAX_PREFIXES {
         return format!("{address}/HOST/ for each upstream HOST that it allows");
@@ -122,7 +100,7 @@ fn allowed(prefixes: &BTreeSet<String>, address: &str) -> String {
     prefixes.join(" or ")
 }
 
-/// Kind, reason and text of the event of an act.
+/// Type, reason and note of the event of an act.
 fn event_of(act: &Act) -> Option<(EventType, &'static str, String)> {
     let list = |changes: &[super::decide::Change]| {
         let all: Vec<_> = changes
@@ -202,7 +180,7 @@ mod tests {
     /// The note of the event that an owner is told when a policy refuses its pods.
     async fn note(prefixes: &[&str]) -> String {
         let (service, mut server) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
-        let events = Events::new(kube::Client::new(service, "default"));
+        let publisher = Publisher::new(kube::Client::new(service, "default"));
         let denial = Denial {
             owner: Owner {
                 reference: Reference {
@@ -217,9 +195,8 @@ mod tests {
         };
         let prefixes = prefixes.iter().map(|&prefix| prefix.to_owned()).collect();
         let tell = async move {
-            events
-                .tell_owner("apps", &denial, Step::Exclude, &prefixes, "10.96.0.50")
-                .await;
+            let (step, address) = (Step::Exclude, "10.96.0.50");
+            publish_denial(&publisher, "apps", &denial, step, &prefixes, address).await;
         };
         let heard = async {
             let (request, reply) = server.next_request().await.unwrap();

@@ -1,6 +1,5 @@
-//! The list of excluded sources: what is added and what is removed: pure.
+//! The list of excluded sources.
 
-use crate::artifacts::status;
 use holdfast_api::state::{
     EVERY_SOURCE, Exclusion, MAX_EXCLUDED_NAMESPACES, MAX_EXCLUSIONS, MAX_EXCLUSIONS_OF_NAMESPACE,
 };
@@ -8,15 +7,15 @@ use holdfast_api::{Artifact, artifact_name};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::collections::BTreeMap;
 
-/// Characters of a reason: a policy's text is its author's.
+/// Characters of a reason, because the text of a policy has any length.
 const MAX_REASON_CHARS: usize = 200;
 
-/// Adds a source that proved unfillable, or a namespace with a policy; one that is there keeps its
+/// Adds an unfillable source, or a namespace with a denying policy. An existing entry keeps its
 /// place.
 ///
-/// No namespace takes the place of another one's sources while it has its share: its own oldest
-/// goes. Where the whole list is full, the namespace with the most sources gives one. Namespaces
-/// with a policy are counted by themselves and never make room.
+/// A namespace at its limit replaces its own oldest source. If the whole list is full, the
+/// namespace with the most sources loses one. Namespaces with a policy are counted separately and
+/// never make room.
 pub fn add(
     list: &mut Vec<Exclusion>,
     namespace: &str,
@@ -24,19 +23,19 @@ pub fn add(
     reason: &str,
     now: jiff::Timestamp,
 ) {
-    if is_there(list, namespace, source) || !makes_room(list, namespace, source) {
+    if is_excluded(list, namespace, source) || !makes_room(list, namespace, source) {
         return;
     }
     list.push(Exclusion {
         namespace: namespace.to_owned(),
         source: source.to_owned(),
         reason: reason.chars().take(MAX_REASON_CHARS).collect(),
-        // Whole seconds, as they are written: what is read back is the same.
+        // Whole seconds, as in the API, so that the written entry equals this one.
         since: Time(jiff::Timestamp::from_second(now.as_second()).unwrap_or(now)),
     });
 }
 
-/// Makes room for one more entry; false where there is none.
+/// Makes room for one more entry. False if that is not possible.
 fn makes_room(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool {
     let is_policy = |entry: &Exclusion| entry.source == EVERY_SOURCE;
     if source == EVERY_SOURCE {
@@ -70,7 +69,7 @@ fn makes_room(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool 
     oldest.is_some()
 }
 
-/// Takes a source off the list; whether it was there.
+/// Removes a source. True if it was on the list.
 pub fn remove(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool {
     let before = list.len();
     list.retain(|entry| entry.namespace != namespace || entry.source != source);
@@ -78,13 +77,13 @@ pub fn remove(list: &mut Vec<Exclusion>, namespace: &str, source: &str) -> bool 
 }
 
 /// Whether a source is excluded in a namespace.
-pub fn is_there(list: &[Exclusion], namespace: &str, source: &str) -> bool {
+pub fn is_excluded(list: &[Exclusion], namespace: &str, source: &str) -> bool {
     list.iter()
         .any(|entry| entry.namespace == namespace && entry.source == source)
 }
 
-/// Drops what the registry holds by now, and what no Artifact asks for any more; what was dropped.
-/// Excluded namespaces are not counted.
+/// Removes the sources that the registry holds, and those without an Artifact. Returns them.
+/// Excluded namespaces stay.
 pub fn drop_settled<'a>(
     list: &mut Vec<Exclusion>,
     artifact: impl Fn(&str, &str) -> Option<&'a Artifact>,
@@ -92,7 +91,7 @@ pub fn drop_settled<'a>(
     let settled = |entry: &mut Exclusion| {
         entry.source != EVERY_SOURCE
             && artifact(&entry.namespace, &artifact_name(&entry.source))
-                .is_none_or(status::was_ready)
+                .is_none_or(Artifact::is_ready)
     };
     list.extract_if(.., settled).collect()
 }
@@ -140,9 +139,9 @@ mod tests {
             add(&mut list, "apps", &source, "Unauthorized", at(2));
         }
         assert_eq!(list.len(), MAX_EXCLUSIONS_OF_NAMESPACE);
-        assert!(!is_there(&list, "apps", "r.io/a:0"), "the oldest went");
-        assert!(is_there(&list, "apps", "r.io/a:1"));
-        assert!(!is_there(&list, "other", "r.io/a:1"));
+        assert!(!is_excluded(&list, "apps", "r.io/a:0"), "the oldest went");
+        assert!(is_excluded(&list, "apps", "r.io/a:1"));
+        assert!(!is_excluded(&list, "other", "r.io/a:1"));
         assert!(list.iter().all(|entry| entry.reason == "NotFound"));
     }
 
@@ -161,9 +160,9 @@ mod tests {
                 at(2),
             );
         }
-        assert!(is_there(&list, "quiet", "r.io/a:1"));
-        assert!(is_there(&list, "quiet", EVERY_SOURCE));
-        assert!(is_there(&list, "loud", EVERY_SOURCE));
+        assert!(is_excluded(&list, "quiet", "r.io/a:1"));
+        assert!(is_excluded(&list, "quiet", EVERY_SOURCE));
+        assert!(is_excluded(&list, "loud", EVERY_SOURCE));
         assert_eq!(count(&list, "loud"), MAX_EXCLUSIONS_OF_NAMESPACE + 1);
     }
 
@@ -202,9 +201,9 @@ mod tests {
             );
         }
         assert_eq!(list.len(), MAX_EXCLUSIONS);
-        assert!(is_there(&list, "n0", "r.io/a:1"));
+        assert!(is_excluded(&list, "n0", "r.io/a:1"));
         add(&mut list, "n0", "r.io/a:2", "NotFound", at(2));
-        assert!(is_there(&list, "n0", "r.io/a:2"));
+        assert!(is_excluded(&list, "n0", "r.io/a:2"));
         assert_eq!((list.len(), count(&list, "n0")), (MAX_EXCLUSIONS, 1));
         for namespace in 0..=MAX_EXCLUDED_NAMESPACES {
             add(

@@ -1,11 +1,11 @@
-//! What healing shares with the other loops: the excluded sources, the state as it was written, and
-//! requests for an early retry.
+//! What healing shares with the other loops: the excluded sources, the written state, and requests
+//! for early retries and confirmations.
 
 use super::Policy;
 use crate::index::Key;
 use holdfast_api::state::{ClusterState, Exclusion};
+use parking_lot::Mutex;
 use std::collections::{BTreeSet, HashMap};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use tokio::sync::watch;
 
@@ -18,33 +18,29 @@ pub struct Healing {
     pub excluded: watch::Sender<Option<Vec<Exclusion>>>,
     /// The cluster's state as it stands in its ConfigMap.
     pub state: watch::Sender<Option<ClusterState>>,
-    asked: Mutex<BTreeSet<Key>>,
-    /// Artifacts for which the registry is to confirm again that it holds the image.
-    doubted: Mutex<BTreeSet<Key>>,
-    /// When the registry last confirmed it to this process.
+    /// Artifacts to retry before their pause ends.
+    retries: Mutex<BTreeSet<Key>>,
+    /// Artifacts whose image the registry must confirm again.
+    to_confirm: Mutex<BTreeSet<Key>>,
+    /// When the registry last confirmed an image to this process.
     confirmed: Mutex<HashMap<Key, Instant>>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Healing {
-    /// Nothing known yet.
+    /// An empty state.
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             excluded: watch::Sender::new(None),
             state: watch::Sender::new(None),
-            asked: Mutex::default(),
-            doubted: Mutex::default(),
+            retries: Mutex::default(),
+            to_confirm: Mutex::default(),
             confirmed: Mutex::default(),
         }
     }
 
-    /// The list as it is to be written; what stands in the ConfigMap where this process knows
-    /// nothing yet.
-    pub fn seeded(&self, previous: Option<&ClusterState>) -> Vec<Exclusion> {
+    /// The list to write. A new leader takes over the list of the ConfigMap.
+    pub fn init_excluded(&self, previous: Option<&ClusterState>) -> Vec<Exclusion> {
         self.excluded.send_if_modified(|list| {
             let unknown = list.is_none();
             if unknown {
@@ -55,8 +51,8 @@ impl Healing {
         self.excluded.borrow().clone().unwrap_or_default()
     }
 
-    /// Tells what stands in the ConfigMap.
-    pub fn written(&self, state: &ClusterState) {
+    /// Records the state of the ConfigMap.
+    pub fn set_state(&self, state: &ClusterState) {
         self.state.send_if_modified(|known| {
             let differs = known.as_ref() != Some(state);
             if differs {
@@ -66,29 +62,29 @@ impl Healing {
         });
     }
 
-    /// Requests a retry of these Artifacts before their pause ends.
-    pub fn ask(&self, keys: Vec<Key>) {
-        lock(&self.asked).extend(keys);
+    /// Requests retries of these Artifacts before their pauses end.
+    pub fn request_retries(&self, keys: Vec<Key>) {
+        self.retries.lock().extend(keys);
     }
 
-    /// Takes the pending requests for a retry.
-    pub fn asked(&self) -> BTreeSet<Key> {
-        std::mem::take(&mut *lock(&self.asked))
+    /// Takes the pending requests for retries.
+    pub fn take_retries(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut *self.retries.lock())
     }
 
     /// Requests that the registry confirms again that it holds these images.
-    pub fn doubt(&self, keys: BTreeSet<Key>) {
-        lock(&self.doubted).extend(keys);
+    pub fn request_confirmations(&self, keys: BTreeSet<Key>) {
+        self.to_confirm.lock().extend(keys);
     }
 
-    /// Takes the pending requests for a confirmation.
-    pub fn doubted(&self) -> BTreeSet<Key> {
-        std::mem::take(&mut *lock(&self.doubted))
+    /// Takes the pending requests for confirmations.
+    pub fn take_confirmations(&self) -> BTreeSet<Key> {
+        std::mem::take(&mut *self.to_confirm.lock())
     }
 
-    /// Records the registry's answer at `now`, whether it holds an image.
-    pub fn said(&self, key: &Key, held: bool, now: Instant) {
-        let mut confirmed = lock(&self.confirmed);
+    /// Records whether the registry answered at `now` that it holds an image.
+    pub fn record_answer(&self, key: &Key, held: bool, now: Instant) {
+        let mut confirmed = self.confirmed.lock();
         if held {
             confirmed.insert(key.clone(), now);
         } else {
@@ -98,13 +94,14 @@ impl Healing {
 
     /// Forgets the answers for Artifacts that are gone.
     pub fn forget(&self, exists: impl Fn(&Key) -> bool) {
-        lock(&self.confirmed).retain(|key, _| exists(key));
+        self.confirmed.lock().retain(|key, _| exists(key));
     }
 
-    /// Whether the registry said a moment ago that it holds an image.
+    /// Whether the registry confirmed an image within [`Policy::confirmation_ttl`].
     pub fn is_confirmed(&self, key: &Key, now: Instant) -> bool {
-        lock(&self.confirmed)
+        self.confirmed
+            .lock()
             .get(key)
-            .is_some_and(|at| now.saturating_duration_since(*at) < self.policy.fresh)
+            .is_some_and(|at| now.saturating_duration_since(*at) < self.policy.confirmation_ttl)
     }
 }

@@ -1,10 +1,9 @@
-//! Observes: finds pods that need healing and the state of their copies, and collects the acts.
-//! Changes nothing in the cluster.
+//! Finds pods that need healing and the state of their copies, and collects the acts. Changes
+//! nothing in the cluster.
 
 use super::decide::{Act, Copy, Snapshot, decide, relies_on};
 use super::{Copies, Healer, MAX_CONFIRMATIONS_PER_ROUND, NOTE_TTL, Note, Task, exclusions};
 use crate::Context;
-use crate::artifacts::status;
 use crate::index::{ClusterIndex, Key};
 use holdfast_api::access::ImageAccess;
 use holdfast_api::artifact::Reason;
@@ -36,21 +35,25 @@ impl Healer {
         }
     }
 
-    /// Which images pods may be sent to the registry for, as the webhook knows it.
+    /// The images that pods may pull from the registry, as the webhook knows it.
     pub(super) fn access(&self) -> ImageAccess {
         let by_namespace = self.context.config.values.access.is_by_namespace();
-        ImageAccess::new(by_namespace, self.context.healing.state.borrow().as_ref())
+        let state = self.context.healing.state.borrow();
+        ImageAccess::new(
+            by_namespace,
+            state.as_ref().and_then(|state| state.access.as_ref()),
+        )
     }
 
-    /// Looks at everything that is known; what is to be done, pod by pod.
-    pub(super) fn look(&mut self) -> Vec<Task> {
+    /// The acts that are due, by pod.
+    pub(super) fn tasks(&mut self) -> Vec<Task> {
         let context = self.context.clone();
         let (now, snapshot) = (Instant::now(), self.snapshot());
         let mut stuck_pods = stuck_pods(&context);
-        let failed = self.see(snapshot.now);
-        self.wake(failed, now);
+        let failed = self.observe_artifacts(snapshot.now);
+        self.trigger_retries(failed, now);
         let copies = self.copies(&stuck_pods, snapshot.now);
-        self.settle(snapshot.now);
+        self.drop_settled(snapshot.now);
         let stuck = stuck_pods
             .iter()
             .filter(|(_, stuck_pod)| stuck_pod.is_stuck(None));
@@ -59,25 +62,25 @@ impl Healer {
             return Vec::new();
         }
         stuck_pods.sort_by(|one, other| one.0.cmp(&other.0));
-        let (mut tasks, mut doubtful) = (Vec::new(), BTreeSet::new());
+        let (mut tasks, mut unconfirmed_copies) = (Vec::new(), BTreeSet::new());
         for (pod, stuck_pod) in stuck_pods {
             let known = self.notes.get_mut(&stuck_pod.uid);
-            let rests = known.is_some_and(|note| {
+            let is_paused = known.is_some_and(|note| {
                 note.needed_help = now;
-                note.rests_until.is_some_and(|until| now < until)
+                note.paused_until.is_some_and(|until| now < until)
             });
-            if rests {
+            if is_paused {
                 continue;
             }
             let act = self.decide(&pod.0, &stuck_pod, &copies, &snapshot);
-            let told = self
+            let is_reported = self
                 .notes
                 .get(&stuck_pod.uid)
-                .is_some_and(|note| note.told.contains(act.label()));
+                .is_some_and(|note| note.reported.contains(act.label()));
             let unconfirmed = self.unconfirmed(&pod.0, &act, &copies, now);
             if !unconfirmed.is_empty() {
-                doubtful.extend(unconfirmed);
-            } else if act != Act::Nothing && !(act.only_tells() && told) {
+                unconfirmed_copies.extend(unconfirmed);
+            } else if act != Act::Nothing && !(act.is_event_only() && is_reported) {
                 tasks.push(Task {
                     pod,
                     stuck_pod,
@@ -87,12 +90,12 @@ impl Healer {
         }
         self.notes
             .retain(|_, note| now.duration_since(note.needed_help) < NOTE_TTL);
-        self.doubt(doubtful, now);
+        self.request_confirmations(unconfirmed_copies, now);
         self.in_turns(tasks)
     }
 
-    /// Namespaces take turns. Patches and evictions have a limit each, so each has turns of its
-    /// own.
+    /// Orders tasks so that namespaces take turns. Patches and evictions have separate limits, and
+    /// so separate turns.
     fn in_turns(&self, tasks: Vec<Task>) -> Vec<Task> {
         let (evictions, patches): (Vec<_>, Vec<_>) = tasks
             .into_iter()
@@ -102,8 +105,8 @@ impl Healer {
         tasks
     }
 
-    /// The Artifacts that an act relies on, and of which the registry did not say lately that it
-    /// holds the image: a status may be a quarter of an hour old.
+    /// The Artifacts that an act relies on and that the registry did not confirm lately. A status
+    /// may be 15 minutes old.
     pub(super) fn unconfirmed(
         &self,
         namespace: &str,
@@ -119,24 +122,29 @@ impl Healer {
             .collect()
     }
 
-    /// Has the registry asked about images, some at a time.
-    fn doubt(&mut self, doubtful: BTreeSet<Key>, now: Instant) {
-        let (asked, spacing) = (&mut self.doubts, self.context.healing.policy.fresh);
+    /// Requests confirmations of images from the registry, a bounded number at a time.
+    fn request_confirmations(&mut self, unconfirmed_copies: BTreeSet<Key>, now: Instant) {
+        let (asked, spacing) = (
+            &mut self.confirmations,
+            self.context.healing.policy.confirmation_ttl,
+        );
         asked.retain(|_, at| now.duration_since(*at) < spacing);
-        let doubtful = doubtful.into_iter().filter(|key| !asked.contains_key(key));
-        let turns = &mut self.turns.doubts;
-        let mut due = turns.order(doubtful.collect(), |key: &Key| &key.0);
+        let unconfirmed_copies = unconfirmed_copies
+            .into_iter()
+            .filter(|key| !asked.contains_key(key));
+        let turns = &mut self.turns.confirmations;
+        let mut due = turns.order(unconfirmed_copies.collect(), |key: &Key| &key.0);
         due.truncate(MAX_CONFIRMATIONS_PER_ROUND);
         for (namespace, _) in &due {
-            turns.had(namespace);
+            turns.record(namespace);
         }
         let due: BTreeSet<Key> = due.into_iter().collect();
         if due.is_empty() {
             return;
         }
         asked.extend(due.iter().map(|key| (key.clone(), now)));
-        self.context.healing.doubt(due);
-        self.context.index.nudge();
+        self.context.healing.request_confirmations(due);
+        self.context.index.notify();
     }
 
     pub(super) fn decide(
@@ -157,11 +165,11 @@ impl Healer {
         decide(stuck_pod, &known, copy, recreated, snapshot)
     }
 
-    /// What the pod says and what this process remembers.
+    /// The history of the pod's annotation, merged with the one that this process remembers.
     pub(super) fn history(&self, stuck_pod: &StuckPod) -> ImageHistory {
         let known = stuck_pod.history.clone();
         match self.notes.get(&stuck_pod.uid) {
-            // What was given back may be healed since: only the pod itself knows.
+            // Only the pod's annotation knows which restored images were healed since.
             Some(note) => known.with(ImageHistory {
                 restored: BTreeSet::new(),
                 ..note.history.clone()
@@ -176,8 +184,8 @@ impl Healer {
                 uid: uid.to_owned(),
                 ..ImageHistory::default()
             },
-            told: BTreeSet::new(),
-            rests_until: None,
+            reported: BTreeSet::new(),
+            paused_until: None,
             failures: 0,
             needed_help: now,
         });
@@ -185,12 +193,12 @@ impl Healer {
         note
     }
 
-    /// Takes in what the Artifacts say; those that failed.
-    fn see(&mut self, now: i64) -> Failed {
+    /// Records the refusals of upstreams. Returns the Artifacts that failed.
+    fn observe_artifacts(&mut self, now: i64) -> Failed {
         let refusals = &mut self.refusals;
         ClusterIndex::read(&self.context.index.artifacts, |artifacts| {
             let all = || artifacts.iter().map(|(key, it)| (key, it.as_ref()));
-            refusals.see(all(), now);
+            refusals.observe(all(), now);
             let mut failed = Failed::new();
             for ((namespace, name), artifact) in all().filter(|(_, it)| has_failed(it)) {
                 let of_namespace = failed.entry(namespace.clone()).or_default();
@@ -216,8 +224,8 @@ impl Healer {
                     let Some(artifact) = artifacts.get(&key) else {
                         continue;
                     };
-                    let copy = if status::was_ready(artifact) {
-                        // Local, but this namespace may not have it.
+                    let copy = if artifact.is_ready() {
+                        // Local, but not permitted in this namespace.
                         if !permits(&pod.0, &image.source) {
                             continue;
                         }
@@ -234,9 +242,9 @@ impl Healer {
         })
     }
 
-    /// Asks again for what failed, where pods show that it may be had by now, or that it is wanted
-    /// now.
-    fn wake(&mut self, mut failed: Failed, now: Instant) {
+    /// Requests retries of failed Artifacts whose pods show that the image can be pulled, or that
+    /// it is needed now.
+    fn trigger_retries(&mut self, mut failed: Failed, now: Instant) {
         if !failed.is_empty() {
             ClusterIndex::read(&self.context.index.pods, |known| {
                 for ((namespace, _), pod) in known.iter().filter(|(_, pod)| pod.alive) {
@@ -259,20 +267,19 @@ impl Healer {
             let all = of_namespace.into_values();
             all.map(move |(name, pods)| ((namespace.clone(), name), pods))
         });
-        let woken = self.wakes.see(failed.collect(), now);
+        let woken = self.retry_triggers.triggered(failed.collect(), now);
         if !woken.is_empty() {
             tracing::debug!(
                 count = woken.len(),
                 "retrying an Artifact before its back-off ends"
             );
-            self.context.healing.ask(woken);
-            self.context.index.nudge();
+            self.context.healing.request_retries(woken);
+            self.context.index.notify();
         }
     }
 
-    /// Takes sources off the list that the registry holds by now, and forgets what was done to
-    /// owners long ago.
-    fn settle(&mut self, now: i64) {
+    /// Removes exclusions whose image is local, and forgets evictions of more than an hour ago.
+    fn drop_settled(&mut self, now: i64) {
         let index = &self.context.index;
         let mut settled = Vec::new();
         self.context.healing.excluded.send_if_modified(|list| {
@@ -308,7 +315,7 @@ fn copy_of(copies: &Copies, namespace: &str, source: &str) -> Copy {
         .map_or(Copy::Pending, |(copy, _)| *copy)
 }
 
-/// The pods that may need help; pods in namespaces out of scope do not count as wanted.
+/// The pods that may need healing. Those of namespaces out of scope are not `wanted`.
 fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
     let mut stuck_pods: Vec<(Key, Arc<StuckPod>)> =
         ClusterIndex::read(&context.index.pods, |pods| {
@@ -333,9 +340,9 @@ fn stuck_pods(context: &Context) -> Vec<(Key, Arc<StuckPod>)> {
     stuck_pods
 }
 
-/// Whether asking again might be answered otherwise.
+/// Whether a retry may have another result.
 fn has_failed(artifact: &Artifact) -> bool {
-    status::reason(artifact).is_some_and(|reason| {
+    artifact.reason().is_some_and(|reason| {
         ![
             Reason::Copied,
             Reason::Copying,

@@ -1,5 +1,5 @@
-//! The patch of a pod: each reference only while the same container still has the old one; the
-//! originals and the pod's history beside what is written there: pure.
+//! The patch of a pod: its references, the originals, and its history. A reference changes only if
+//! the same container still has the old one.
 
 use super::decide::Change;
 use holdfast_api::history::{ImageHistory, MAX_REVERTS};
@@ -8,14 +8,14 @@ use holdfast_cluster_model::pull_status::StuckPod;
 use holdfast_core::pod;
 use serde_json::{Map, Value, json};
 
-/// What becomes of the pod.
+/// The kind of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Containers get the registry's references.
     Heal,
     /// Containers get their upstream's references back.
     Restore,
-    /// The pod is left alone from now on.
+    /// The pod is excluded from now on.
     Exclude,
 }
 
@@ -38,8 +38,8 @@ pub fn history(known: &ImageHistory, kind: Kind, changes: &[Change]) -> ImageHis
     next
 }
 
-/// The JSON patch of a live pod. It fails as a whole when the pod is another one, or when a
-/// reference changed meanwhile.
+/// The JSON patch of a live pod. It fails as a whole if the pod was recreated or a reference
+/// changed meanwhile.
 pub fn operations(
     document: &Value,
     stuck_pod: &StuckPod,
@@ -81,7 +81,7 @@ pub fn operations(
         .pointer("/metadata/annotations")
         .and_then(Value::as_object);
     if existing.is_none() {
-        // The whole map is written, so there must be none meanwhile.
+        // The patch writes the whole map, so the pod must not have got one meanwhile.
         if let Some(version) = document.pointer("/metadata/resourceVersion") {
             let version = version.as_str().unwrap_or_default();
             operations.push(test("/metadata/resourceVersion", version));

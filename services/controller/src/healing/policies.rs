@@ -1,8 +1,8 @@
-//! Which namespaces are excluded because a policy denies the registry's references: pure.
+//! Which namespaces are excluded because a policy denies the registry's references.
 //!
 //! A denial does not tell whether the rewrite caused it, so that is tested: the namespace is
 //! excluded, and if the same owner is denied again, the rewrite was not the cause. While a
-//! namespace is excluded, a dry run asks at growing pauses whether the policy is gone.
+//! namespace is excluded, dry runs at growing pauses test whether the policy still denies.
 
 use std::collections::HashMap;
 
@@ -26,7 +26,7 @@ pub struct Refusal<'a> {
     pub rewritten: bool,
 }
 
-/// What follows from a refusal.
+/// What follows from a denial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     /// Nothing.
@@ -37,32 +37,32 @@ pub enum Step {
     Unrelated,
 }
 
-/// What this process remembers. A new leader starts with a test.
+/// What this process remembers. A new leader tests again.
 #[derive(Debug)]
 pub struct Policies {
     /// The first and the longest pause between dry runs, in seconds.
-    asks: (i64, i64),
+    probe_pauses: (i64, i64),
     /// By namespace: the owner whose denial started the exclusion, and when.
     causes: HashMap<String, (String, i64)>,
     /// Owners that are denied whatever their images are, by UID, and until when.
     exempt: HashMap<String, i64>,
-    /// By namespace: when to ask next, and how long the pause is.
+    /// By namespace: the time of the next dry run, and the pause before it.
     pauses: HashMap<String, (i64, i64)>,
 }
 
 impl Policies {
-    /// A state whose first and longest pauses between dry runs are `asks`, in seconds.
-    pub fn new(asks: (i64, i64)) -> Self {
+    /// A state whose first and longest pauses between dry runs are `probe_pauses`, in seconds.
+    pub fn new(probe_pauses: (i64, i64)) -> Self {
         Self {
-            asks,
+            probe_pauses,
             causes: HashMap::new(),
             exempt: HashMap::new(),
             pauses: HashMap::new(),
         }
     }
 
-    /// Takes in a denial in a namespace that is excluded, or is not.
-    pub fn refused(&mut self, refusal: &Refusal<'_>, is_excluded: bool, now: i64) -> Step {
+    /// Records a denial. `is_excluded`: whether its namespace is excluded.
+    pub fn observe(&mut self, refusal: &Refusal<'_>, is_excluded: bool, now: i64) -> Step {
         let Refusal {
             namespace,
             owner,
@@ -81,11 +81,11 @@ impl Policies {
             }
             self.exempt
                 .insert(owner.to_owned(), now.saturating_add(EXEMPTION_TTL));
-            self.taken_back(namespace);
+            self.forget_cause(namespace);
             return Step::Unrelated;
         }
         let exempt = self.exempt.get(owner).is_some_and(|until| now < *until);
-        // What was refused before the namespace was taken back says nothing of today.
+        // A denial from before the end of the last exclusion does not count.
         let known = self
             .causes
             .get(namespace)
@@ -98,14 +98,14 @@ impl Policies {
         let pause = self
             .pauses
             .get(namespace)
-            .map_or(self.asks.0, |(_, pause)| *pause);
+            .map_or(self.probe_pauses.0, |(_, pause)| *pause);
         self.pauses
             .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
         Step::Exclude
     }
 
-    /// The webhooks were not told of a namespace yet: what is refused until then says nothing.
-    pub fn not_told(&mut self, namespace: &str, now: i64) {
+    /// Records that the webhooks do not know of an exclusion yet. Denials until then do not count.
+    pub fn not_published(&mut self, namespace: &str, now: i64) {
         if let Some((_, since)) = self.causes.get_mut(namespace) {
             *since = now;
         }
@@ -115,7 +115,7 @@ impl Policies {
     pub fn due<'a>(&mut self, excluded: impl Iterator<Item = &'a str>, now: i64) -> Vec<String> {
         excluded
             .filter(|namespace| {
-                let first = (now.saturating_add(self.asks.0), self.asks.0);
+                let first = (now.saturating_add(self.probe_pauses.0), self.probe_pauses.0);
                 self.pauses
                     .entry((*namespace).to_owned())
                     .or_insert(first)
@@ -126,16 +126,15 @@ impl Policies {
             .collect()
     }
 
-    /// The policy still refuses, or the check got no answer: the next pause is longer.
-    pub fn refuses_still(&mut self, namespace: &str, now: i64) {
+    /// Records a dry run that was denied or failed. The next pause is longer.
+    pub fn still_denies(&mut self, namespace: &str, now: i64) {
         let pause = self.longer(namespace);
         self.pauses
             .insert(namespace.to_owned(), (now.saturating_add(pause), pause));
     }
 
-    /// The policy lets the registry's references pass now; should it be wrong, the next pause is
-    /// longer.
-    pub fn passes(&mut self, namespace: &str, now: i64) {
+    /// Records a dry run that was admitted. The next pause is longer, should the policy deny again.
+    pub fn admits(&mut self, namespace: &str, now: i64) {
         let pause = self.longer(namespace);
         self.pauses.insert(namespace.to_owned(), (now, pause));
         if let Some((_, since)) = self.causes.get_mut(namespace) {
@@ -147,15 +146,15 @@ impl Policies {
         let pause = self
             .pauses
             .get(namespace)
-            .map_or(self.asks.0, |(_, pause)| *pause);
-        pause.saturating_mul(2).min(self.asks.1)
+            .map_or(self.probe_pauses.0, |(_, pause)| *pause);
+        pause.saturating_mul(2).min(self.probe_pauses.1)
     }
 
-    fn taken_back(&mut self, namespace: &str) {
+    fn forget_cause(&mut self, namespace: &str) {
         self.causes.remove(namespace);
     }
 
-    /// Forgets what is over.
+    /// Drops what has expired, and namespaces that do not exist.
     pub fn forget(&mut self, exists: impl Fn(&str) -> bool, now: i64) {
         self.exempt.retain(|_, until| now < *until);
         self.causes.retain(|namespace, _| exists(namespace));
@@ -168,7 +167,7 @@ mod tests {
     use super::*;
 
     const NAMESPACE: &str = "apps";
-    const ASKS: (i64, i64) = (60, 3600);
+    const PROBE_PAUSES: (i64, i64) = (60, 3600);
 
     fn refusal(owner: &str, at: i64) -> Refusal<'_> {
         Refusal {
@@ -182,9 +181,9 @@ mod tests {
     /// Each refusal: owner, when it happened, whether the namespace is left alone then; and what
     /// follows.
     fn check(looks: &[(&str, i64, bool, Step)]) {
-        let mut policies = Policies::new(ASKS);
+        let mut policies = Policies::new(PROBE_PAUSES);
         for (owner, at, excluded, expect) in looks {
-            let step = policies.refused(&refusal(owner, *at), *excluded, at + 1);
+            let step = policies.observe(&refusal(owner, *at), *excluded, at + 1);
             assert_eq!(step, *expect, "{owner} at {at} of {looks:?}");
         }
     }
@@ -214,64 +213,64 @@ mod tests {
 
     #[test]
     fn old_refusals_and_pods_that_nobody_rewrites_change_nothing() {
-        let mut policies = Policies::new(ASKS);
+        let mut policies = Policies::new(PROBE_PAUSES);
         assert_eq!(
-            policies.refused(&refusal("rs", 0), false, DENIAL_TTL + 1),
+            policies.observe(&refusal("rs", 0), false, DENIAL_TTL + 1),
             Step::Nothing
         );
         let never = Refusal {
             rewritten: false,
             ..refusal("rs", 0)
         };
-        assert_eq!(policies.refused(&never, false, 1), Step::Nothing);
+        assert_eq!(policies.observe(&never, false, 1), Step::Nothing);
     }
 
     #[test]
     fn a_policy_is_asked_about_with_growing_pauses() {
-        let mut policies = Policies::new(ASKS);
+        let mut policies = Policies::new(PROBE_PAUSES);
         let due = |policies: &mut Policies, now| {
             !policies.due(std::iter::once(NAMESPACE), now).is_empty()
         };
-        policies.refused(&refusal("rs", 0), false, 0);
+        policies.observe(&refusal("rs", 0), false, 0);
         assert!(!due(&mut policies, 59) && due(&mut policies, 60));
-        policies.refuses_still(NAMESPACE, 60);
+        policies.still_denies(NAMESPACE, 60);
         assert!(!due(&mut policies, 179) && due(&mut policies, 180));
-        policies.passes(NAMESPACE, 180);
+        policies.admits(NAMESPACE, 180);
         // The refusals from before are still there as events.
         assert_eq!(
-            policies.refused(&refusal("rs", 170), false, 181),
+            policies.observe(&refusal("rs", 170), false, 181),
             Step::Nothing
         );
         // It only seemed so.
         assert_eq!(
-            policies.refused(&refusal("rs", 190), false, 191),
+            policies.observe(&refusal("rs", 190), false, 191),
             Step::Exclude
         );
         assert!(!due(&mut policies, 191 + 239) && due(&mut policies, 191 + 240));
         for _ in 0..20 {
-            policies.refuses_still(NAMESPACE, 1000);
+            policies.still_denies(NAMESPACE, 1000);
         }
-        assert!(due(&mut policies, 1000 + ASKS.1));
+        assert!(due(&mut policies, 1000 + PROBE_PAUSES.1));
     }
 
     #[test]
     fn what_is_refused_before_the_webhooks_know_says_nothing() {
-        let mut policies = Policies::new(ASKS);
-        policies.refused(&refusal("rs", 0), false, 0);
-        policies.not_told(NAMESPACE, 60);
+        let mut policies = Policies::new(PROBE_PAUSES);
+        policies.observe(&refusal("rs", 0), false, 0);
+        policies.not_published(NAMESPACE, 60);
         assert_eq!(
-            policies.refused(&refusal("rs", 70), true, 71),
+            policies.observe(&refusal("rs", 70), true, 71),
             Step::Nothing
         );
         assert_eq!(
-            policies.refused(&refusal("rs", 81), true, 82),
+            policies.observe(&refusal("rs", 81), true, 82),
             Step::Unrelated
         );
     }
 
     #[test]
     fn another_process_asks_after_the_first_pause() {
-        let mut policies = Policies::new(ASKS);
+        let mut policies = Policies::new(PROBE_PAUSES);
         assert!(policies.due(std::iter::once(NAMESPACE), 0).is_empty());
         assert_eq!(policies.due(std::iter::once(NAMESPACE), 60), [NAMESPACE]);
         policies.forget(|_| false, 0);

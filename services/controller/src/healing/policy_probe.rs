@@ -2,10 +2,11 @@
 //! when the rewrite was not the cause or when a dry run passes.
 
 use super::policies::{Refusal, Step};
-use super::{Healer, exclusions};
-use crate::index::{ClusterIndex, Key, find_owner};
+use super::{Healer, events, exclusions};
+use crate::apply::patch_params;
+use crate::index::{ClusterIndex, Key};
 use holdfast_api::state::EVERY_SOURCE;
-use holdfast_cluster_model::{Denial, denied_by, document};
+use holdfast_cluster_model::{Denial, denied_by, document, find_owner};
 use holdfast_config::HealingMode;
 use holdfast_core::{Reference, pod as core_pod, rewrite};
 use k8s_openapi::api::core::v1::Pod;
@@ -19,8 +20,8 @@ const MAX_PROBED_PODS: usize = 3;
 const ACTION: &str = "exclude_namespace";
 
 impl Healer {
-    /// Leaves namespaces alone in which a policy refuses pods, and takes them back.
-    pub(super) async fn try_policies(&mut self) {
+    /// Excludes namespaces in which a policy denies pods, and ends their exclusions.
+    pub(super) async fn probe_policies(&mut self) {
         if self.context.healing.policy.mode != HealingMode::Heal {
             return;
         }
@@ -32,12 +33,24 @@ impl Healer {
             excluded.iter().filter(is_gone).cloned().collect()
         });
         for namespace in gone {
-            self.take_back(&namespace);
+            self.end_exclusion(&namespace);
             excluded.remove(&namespace);
         }
         for namespace in self.not_written(&excluded) {
-            self.policies.not_told(&namespace, now);
+            self.policies.not_published(&namespace, now);
         }
+        self.apply_denials(&mut excluded, now).await;
+        self.probe_excluded(&mut excluded, now).await;
+        ClusterIndex::read(&self.context.index.namespaces, |namespaces| {
+            let exists = |name: &str| namespaces.get(&(String::new(), name.to_owned())).is_some();
+            self.policies.forget(exists, now);
+        });
+        self.context.metrics.excluded_namespaces(excluded.len());
+    }
+
+    /// Excludes the namespaces of new denials. Ends the exclusion of a namespace whose pods are
+    /// denied all the same.
+    async fn apply_denials(&mut self, excluded: &mut BTreeSet<String>, now: i64) {
         for (namespace, denial) in self.denials() {
             let refusal = Refusal {
                 namespace: &namespace,
@@ -47,7 +60,7 @@ impl Healer {
             };
             let step = self
                 .policies
-                .refused(&refusal, excluded.contains(&namespace), now);
+                .observe(&refusal, excluded.contains(&namespace), now);
             let outcome = match step {
                 Step::Nothing => continue,
                 Step::Exclude => {
@@ -56,7 +69,7 @@ impl Healer {
                     "done"
                 }
                 Step::Unrelated => {
-                    self.take_back(&namespace);
+                    self.end_exclusion(&namespace);
                     excluded.remove(&namespace);
                     "in_vain"
                 }
@@ -69,20 +82,18 @@ impl Healer {
                 "a policy denies pods of a namespace; testing whether it admits upstream references"
             );
             self.context.metrics.healed(ACTION, outcome);
-            self.events
-                .tell_owner(
-                    &namespace,
-                    &denial,
-                    step,
-                    &self.prefixes(&namespace, &denial),
-                    &self.address(),
-                )
-                .await;
+            let (prefixes, address) = (self.prefixes(&namespace, &denial), self.address());
+            let publisher = &self.context.events;
+            events::publish_denial(publisher, &namespace, &denial, step, &prefixes, &address).await;
         }
+    }
+
+    /// Tests by dry runs whether policies still deny the registry's references.
+    async fn probe_excluded(&mut self, excluded: &mut BTreeSet<String>, now: i64) {
         for namespace in self.policies.due(excluded.iter().map(String::as_str), now) {
-            if self.passes(&namespace).await == Some(true) {
-                self.policies.passes(&namespace, now);
-                self.take_back(&namespace);
+            if self.is_admitted(&namespace).await == Some(true) {
+                self.policies.admits(&namespace, now);
+                self.end_exclusion(&namespace);
                 excluded.remove(&namespace);
                 self.context.metrics.healed(ACTION, "taken_back");
                 tracing::info!(
@@ -90,14 +101,9 @@ impl Healer {
                     "policies admit the registry's references; the namespace is no longer excluded"
                 );
             } else {
-                self.policies.refuses_still(&namespace, now);
+                self.policies.still_denies(&namespace, now);
             }
         }
-        ClusterIndex::read(&self.context.index.namespaces, |namespaces| {
-            let exists = |name: &str| namespaces.get(&(String::new(), name.to_owned())).is_some();
-            self.policies.forget(exists, now);
-        });
-        self.context.metrics.excluded_namespaces(excluded.len());
     }
 
     fn address(&self) -> String {
@@ -113,19 +119,19 @@ impl Healer {
         entries.map(|entry| entry.namespace.clone()).collect()
     }
 
-    /// Namespaces of these that the webhooks cannot know of yet.
+    /// The excluded namespaces that are not in the written state yet.
     fn not_written(&self, excluded: &BTreeSet<String>) -> Vec<String> {
         let state = self.context.healing.state.borrow();
         let written = |namespace: &&String| {
-            state
-                .as_ref()
-                .is_some_and(|state| exclusions::is_there(&state.excluded, namespace, EVERY_SOURCE))
+            state.as_ref().is_some_and(|state| {
+                exclusions::is_excluded(&state.excluded, namespace, EVERY_SOURCE)
+            })
         };
         let missing = excluded.iter().filter(|namespace| !written(namespace));
         missing.cloned().collect()
     }
 
-    /// Every refusal that is known, in a fixed order.
+    /// All known denials, in a fixed order.
     fn denials(&self) -> Vec<(String, Denial)> {
         let mut denials: Vec<(Key, Denial)> =
             ClusterIndex::read(&self.context.index.denials, |denials| {
@@ -141,8 +147,8 @@ impl Healer {
             .collect()
     }
 
-    /// Whether the webhook rewrites pods of this owner. True for an unknown owner: this leads only
-    /// to a try.
+    /// Whether the webhook rewrites pods of this owner. True for an unknown owner, which leads only
+    /// to a test.
     fn would_be_rewritten(&self, namespace: &str, denial: &Denial) -> bool {
         let (index, scope) = (&self.context.index, &self.context.scope);
         let included = ClusterIndex::read(&index.namespaces, |namespaces| {
@@ -160,7 +166,7 @@ impl Healer {
             })
     }
 
-    /// The prefixes of the registry's references in pods of this owner, as far as it is known.
+    /// The prefixes of the registry's references in pods of this owner, as far as they are known.
     fn prefixes(&self, namespace: &str, denial: &Denial) -> BTreeSet<String> {
         let address = self.address();
         self.context.index.owners.read(|view| {
@@ -184,16 +190,16 @@ impl Healer {
         });
     }
 
-    fn take_back(&self, namespace: &str) {
+    fn end_exclusion(&self, namespace: &str) {
         self.context.healing.excluded.send_if_modified(|list| {
             list.as_mut()
                 .is_some_and(|list| exclusions::remove(list, namespace, EVERY_SOURCE))
         });
     }
 
-    /// Whether the API server would let a pod of the namespace have the registry's reference;
-    /// nothing where no pod can be asked about. It is a dry run: nothing changes.
-    async fn passes(&self, namespace: &str) -> Option<bool> {
+    /// Whether the API server admits the registry's reference in a pod of the namespace, by a dry
+    /// run. `None` if no pod can be tested.
+    async fn is_admitted(&self, namespace: &str) -> Option<bool> {
         let mut names: Vec<String> = ClusterIndex::read(&self.context.index.pods, |pods| {
             let of = pods
                 .iter()
@@ -204,14 +210,13 @@ impl Healer {
         let api: Api<Pod> = Api::namespaced(self.context.client.clone(), namespace);
         let params = PatchParams {
             dry_run: true,
-            field_manager: Some(crate::FIELD_MANAGER.to_owned()),
-            ..PatchParams::default()
+            ..patch_params()
         };
         for name in names.iter().take(MAX_PROBED_PODS) {
             let Ok(Some(live)) = api.get_opt(name).await else {
                 continue;
             };
-            let Some(operations) = self.question(&live) else {
+            let Some(operations) = self.probe_patch(&live) else {
                 continue;
             };
             match api
@@ -234,7 +239,7 @@ impl Healer {
     }
 
     /// The change of one image of a pod to the registry's reference.
-    fn question(&self, live: &Pod) -> Option<json_patch::Patch> {
+    fn probe_patch(&self, live: &Pod) -> Option<json_patch::Patch> {
         let address = self.snapshot().address?;
         let addresses = self.context.index.addresses.borrow().clone();
         let (access, namespace) = (self.access(), live.metadata.namespace.as_deref());

@@ -1,14 +1,13 @@
-//! Which Artifacts are worth asking for again before their pause ends: pure.
+//! Which failed Artifacts are retried before their pause ends.
 //!
-//! A pause grows to minutes. But a pod that runs shows that its image could be pulled, and a pod
-//! that just came wants it now.
+//! A pause grows to minutes. But a running pod shows that its image can be pulled, and a new pod
+//! needs it now.
 
 use crate::index::Key;
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-/// The least time between two wakes of one Artifact: a namespace that makes a pod a second asks its
-/// upstream no oftener.
+/// The least time between two retries of one Artifact, however many pods its namespace creates.
 const MIN_INTERVAL: Duration = Duration::from_secs(15);
 /// Pods that are remembered for one Artifact.
 const MAX_PODS_PER_ARTIFACT: usize = 1000;
@@ -24,14 +23,13 @@ struct Known {
     /// UIDs of pods, and whether they ran.
     seen: BTreeSet<(String, bool)>,
     last: Option<Instant>,
-    owed: bool,
+    pending: bool,
 }
 
 impl RetryTriggers {
-    /// Takes in every Artifact that failed, each with the pods that need it (UID, and whether it
-    /// runs), and says which of them to ask for now. With an Artifact that just failed its pods
-    /// are no news.
-    pub fn see(
+    /// Takes every Artifact that failed, with the pods that need it (UID, and whether it runs).
+    /// Returns those to retry now. The pods of an Artifact that just failed trigger no retry.
+    pub fn triggered(
         &mut self,
         failed: HashMap<Key, BTreeSet<(String, bool)>>,
         now: Instant,
@@ -46,13 +44,13 @@ impl RetryTriggers {
                     ..Known::default()
                 },
                 Some(mut known) => {
-                    known.owed |= pods.difference(&known.seen).next().is_some();
+                    known.pending |= pods.difference(&known.seen).next().is_some();
                     known.seen = pods;
                     let rested = known
                         .last
                         .is_none_or(|last| now.saturating_duration_since(last) >= MIN_INTERVAL);
-                    if known.owed && rested {
-                        known.owed = false;
+                    if known.pending && rested {
+                        known.pending = false;
                         known.last = Some(now);
                         woken.push(key.clone());
                     }
@@ -77,20 +75,20 @@ mod tests {
 
     fn check(looks: &[Look<'_>]) {
         let key: Key = ("apps".to_owned(), "a".to_owned());
-        let (mut wakes, begun) = (RetryTriggers::default(), Instant::now());
+        let (mut triggers, begun) = (RetryTriggers::default(), Instant::now());
         for (second, pods, expect) in looks {
             let pods = pods
                 .iter()
                 .map(|(uid, runs)| ((*uid).to_owned(), *runs))
                 .collect();
             let failed = [(key.clone(), pods)].into();
-            let woken = wakes.see(failed, begun + Duration::from_secs(*second));
+            let woken = triggers.triggered(failed, begun + Duration::from_secs(*second));
             assert_eq!(woken.len(), usize::from(*expect), "{looks:?} at {second}");
         }
     }
 
     #[test]
-    fn a_pod_that_runs_or_just_came_ends_the_pause_once() {
+    fn a_running_or_new_pod_ends_the_pause_once() {
         check(&[(0, &[("a", false)], false), (1, &[("a", false)], false)]);
         check(&[
             (0, &[("a", false)], false),
@@ -104,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn many_pods_ask_no_oftener_than_the_spacing() {
+    fn many_pods_trigger_no_more_retries_than_the_interval_permits() {
         check(&[
             (0, &[], false),
             (1, &[("a", false)], true),
@@ -116,12 +114,12 @@ mod tests {
     }
 
     #[test]
-    fn an_artifact_that_was_held_in_between_begins_anew() {
+    fn an_artifact_that_was_held_in_between_starts_over() {
         let key: Key = ("apps".to_owned(), "a".to_owned());
-        let (mut wakes, now) = (RetryTriggers::default(), Instant::now());
+        let (mut triggers, now) = (RetryTriggers::default(), Instant::now());
         let pods: BTreeSet<_> = [("a".to_owned(), false)].into();
-        wakes.see([(key.clone(), BTreeSet::new())].into(), now);
-        wakes.see(HashMap::new(), now);
-        assert!(wakes.see([(key, pods)].into(), now).is_empty());
+        triggers.triggered([(key.clone(), BTreeSet::new())].into(), now);
+        triggers.triggered(HashMap::new(), now);
+        assert!(triggers.triggered([(key, pods)].into(), now).is_empty());
     }
 }

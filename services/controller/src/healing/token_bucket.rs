@@ -1,8 +1,8 @@
-//! How much may be done at once: a token bucket as a value, time passed in.
+//! A token bucket. Time is an argument.
 
 use std::time::{Duration, Instant};
 
-/// Tokens that come back at a steady rate, up to a number that may be spent at once.
+/// Tokens that are refilled at a steady rate, up to a capacity.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenBucket {
     capacity: f64,
@@ -12,7 +12,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket of `capacity` tokens, of which one comes back every `every`.
+    /// A full bucket of `capacity` tokens, with one refilled every `every`.
     pub fn new(capacity: u32, every: Duration) -> Self {
         let capacity = f64::from(capacity);
         Self {
@@ -23,7 +23,7 @@ impl TokenBucket {
         }
     }
 
-    /// Takes a token if there is one. A clock that goes back brings none.
+    /// Takes a token if there is one. A clock that goes back refills none.
     pub fn take(&mut self, now: Instant) -> bool {
         let passed = self
             .at

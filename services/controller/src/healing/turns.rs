@@ -1,4 +1,4 @@
-//! Turns of namespaces: what may be done only so often is done for each namespace in turn. Pure.
+//! Turns of namespaces: actions with a limit serve namespaces in turn.
 
 use std::collections::HashMap;
 
@@ -13,9 +13,8 @@ pub struct Turns {
 }
 
 impl Turns {
-    /// Brings `items` into the order of turns: one of each namespace, then a second one of each;
-    /// the namespace that waits longest for a turn is first. Items of one namespace keep their
-    /// order.
+    /// Orders `items` by turns: one of each namespace, then a second one of each; the namespace
+    /// without a turn for the longest time is first. Items of one namespace keep their order.
     pub fn order<T>(&self, items: Vec<T>, namespace: impl Fn(&T) -> &str) -> Vec<T> {
         let mut before: HashMap<String, usize> = HashMap::new();
         let mut ranked: Vec<((usize, u64), T)> = Vec::with_capacity(items.len());
@@ -31,8 +30,8 @@ impl Turns {
         ranked.into_iter().map(|(_, item)| item).collect()
     }
 
-    /// The namespace had a turn.
-    pub fn had(&mut self, namespace: &str) {
+    /// Records a turn of the namespace.
+    pub fn record(&mut self, namespace: &str) {
         if self.last.len() >= MAX_NAMESPACES && !self.last.contains_key(namespace) {
             self.last.clear();
         }
@@ -61,8 +60,8 @@ mod tests {
             order(&turns, &items),
             ["a/1", "b/1", "c/1", "a/2", "b/2", "a/3"]
         );
-        turns.had("a");
-        turns.had("b");
+        turns.record("a");
+        turns.record("b");
         assert_eq!(
             order(&turns, &items),
             ["c/1", "a/1", "b/1", "a/2", "b/2", "a/3"]
@@ -70,23 +69,23 @@ mod tests {
     }
 
     #[test]
-    fn with_one_turn_at_a_time_nobody_waits_longer_than_a_round() {
+    fn with_one_turn_at_a_time_no_namespace_waits_longer_than_a_round() {
         let mut turns = Turns::default();
         let mut done = Vec::new();
         for _ in 0..6 {
             // The first namespace always has something new.
             let first = order(&turns, &["a/1", "a/2", "b/1", "c/1"])[0];
-            turns.had(namespace(first));
+            turns.record(namespace(first));
             done.push(first);
         }
         assert_eq!(done, ["a/1", "b/1", "c/1", "a/1", "b/1", "c/1"]);
     }
 
     #[test]
-    fn so_many_namespaces_are_remembered() {
+    fn the_number_of_remembered_namespaces_is_bounded() {
         let mut turns = Turns::default();
         for number in 0..=MAX_NAMESPACES {
-            turns.had(&number.to_string());
+            turns.record(&number.to_string());
             assert!(turns.last.len() <= MAX_NAMESPACES);
         }
     }

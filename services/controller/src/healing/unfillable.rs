@@ -1,12 +1,11 @@
-//! Which sources are unfillable: their upstream answers and refuses for long enough: pure.
+//! Which sources are unfillable: their upstream has refused them for long enough.
 
-use crate::artifacts::status;
 use crate::index::Key;
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 use std::collections::HashMap;
 
-/// When a source counts as refused.
+/// When a source counts as unfillable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof {
     /// Seconds for which the upstream must have refused.
@@ -15,14 +14,14 @@ pub struct Proof {
     pub tries: i64,
 }
 
-/// What an Artifact's reason says about the upstream.
+/// The meaning of an Artifact's reason for its upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// It answered and refused.
+    /// The upstream refused the image.
     Refused,
-    /// Nothing; its last answer holds.
+    /// No answer; the last one holds.
     Silent,
-    /// The image is held, or the upstream or the volume fails: no refusal.
+    /// No refusal: the image is local, or the upstream or the volume fails.
     Other,
 }
 
@@ -46,7 +45,7 @@ fn outcome(reason: &str) -> Outcome {
     }
 }
 
-/// Since when each source is refused, as far as this process saw it.
+/// Since when each source is refused, as far as this process observed it.
 #[derive(Debug, Default)]
 pub struct Refusals {
     since: HashMap<Key, Since>,
@@ -60,12 +59,15 @@ struct Since {
 }
 
 impl Refusals {
-    /// Takes in what the Artifacts say at `now`, in seconds.
-    pub fn see<'a>(&mut self, artifacts: impl Iterator<Item = (&'a Key, &'a Artifact)>, now: i64) {
+    /// Records the Artifacts' reasons at `now`, in seconds.
+    pub fn observe<'a>(
+        &mut self,
+        artifacts: impl Iterator<Item = (&'a Key, &'a Artifact)>,
+        now: i64,
+    ) {
         let mut seen = HashMap::new();
         for (key, artifact) in artifacts {
-            let outcome =
-                status::reason(artifact).map_or(Outcome::Other, |reason| outcome(&reason));
+            let outcome = artifact.reason().map_or(Outcome::Other, outcome);
             let before = self
                 .since
                 .remove(key)
@@ -73,7 +75,7 @@ impl Refusals {
             let attempts = attempts(artifact);
             let since = match (outcome, before) {
                 (Outcome::Other, _) | (Outcome::Silent, None) => continue,
-                // Fewer attempts than before: it was held in between.
+                // Fewer attempts than before mean that it was held in between.
                 (_, Some(before)) if outcome == Outcome::Silent || before.attempts <= attempts => {
                     before
                 }
@@ -94,13 +96,14 @@ impl Refusals {
             .since
             .get(key)
             .filter(|since| since.uid == artifact.metadata.uid)?;
-        let reason =
-            status::reason(artifact).filter(|reason| outcome(reason) == Outcome::Refused)?;
+        let reason = artifact
+            .reason()
+            .filter(|reason| outcome(reason) == Outcome::Refused)?;
         let lasted = now.saturating_sub(since.second) >= proof.seconds;
         let tries = attempts(artifact).saturating_sub(since.attempts) + 1;
-        // What can never be fetched is tried once only.
+        // An invalid reference is tried only once.
         let tried = tries >= proof.tries || reason == Reason::Invalid.as_str();
-        (lasted && tried).then_some(reason)
+        (lasted && tried).then(|| reason.to_owned())
     }
 }
 
@@ -130,7 +133,7 @@ mod tests {
         let mut proven = None;
         for (second, reason, attempts) in looks {
             let artifact = artifact("r.io/a:1", reason, *attempts);
-            refusals.see(std::iter::once((&key, &artifact)), *second);
+            refusals.observe(std::iter::once((&key, &artifact)), *second);
             proven = refusals.proven(&key, &artifact, PROOF, *second);
         }
         assert_eq!(proven.is_some(), expect, "{looks:?}");
@@ -199,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_in_between_begins_anew() {
+    fn a_copy_in_between_starts_over() {
         check(
             &[
                 (0, "Unauthorized", 1),

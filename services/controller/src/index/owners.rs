@@ -7,30 +7,27 @@
 use super::watch_cache::WatchCache;
 use super::{BEAT, ClusterIndex, Watches};
 use futures::StreamExt as _;
-use holdfast_cluster_model::{Owner, OwnerFacts, address_of, owner_facts};
+use holdfast_cluster_model::{OwnerFacts, OwnerView, address_of, owner_facts};
 use holdfast_core::pod;
 use holdfast_core::workload::{self, KINDS, WorkloadKind};
 use holdfast_runtime::supervise::Heartbeat;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::Api;
 use kube::runtime::{WatchStreamExt as _, watcher};
+use parking_lot::RwLock;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::watch;
 
 /// Objects in one page of a list: all kinds are listed at once, and an owner may be many kilobytes.
 const PAGE_SIZE: u32 = 100;
-/// The pauses before a kind that may not be listed is asked for again. An API server that boots
+/// The pauses before a kind that may not be listed is listed again. An API server that starts
 /// refuses everything for some seconds.
 const RETRY_PAUSES: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(300));
-/// The longest chain of controllers that is followed.
-const MAX_CHAIN: usize = 8;
 
 /// All owners, by kind.
 #[derive(Debug)]
@@ -46,9 +43,6 @@ struct OfKind {
     hidden: AtomicBool,
     known: RwLock<WatchCache<OwnerFacts>>,
 }
-
-/// What is known of the owners of each kind, at one moment.
-pub type View<'a> = BTreeMap<&'static str, &'a WatchCache<OwnerFacts>>;
 
 impl Default for Owners {
     fn default() -> Self {
@@ -70,31 +64,26 @@ impl Owners {
         KINDS.iter().filter(|kind| kind.kind != "Pod")
     }
 
-    /// Whether every kind was listed, or is known not to be shown to this process.
+    /// Whether every kind was listed, or may not be read.
     pub fn settled(&self) -> bool {
-        self.kinds.iter().all(|of| {
-            of.hidden.load(Ordering::Relaxed)
-                || of
-                    .known
-                    .read()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .synced()
-        })
+        self.kinds
+            .iter()
+            .all(|of| of.hidden.load(Ordering::Relaxed) || of.known.read().synced())
     }
 
-    /// Reads everything at one moment.
-    pub fn read<R>(&self, read: impl FnOnce(&View<'_>) -> R) -> R {
+    /// Reads all kinds at one moment.
+    pub fn read<R>(&self, read: impl FnOnce(&OwnerView<'_>) -> R) -> R {
         let guards: Vec<_> = self
             .kinds
             .iter()
             .map(|of| {
-                let known = of.known.read().unwrap_or_else(PoisonError::into_inner);
+                let known = of.known.read();
                 (of.kind.kind, known)
             })
             .collect();
         let view = guards
             .iter()
-            .map(|(kind, known)| (*kind, &**known))
+            .map(|(kind, known)| (*kind, known.all()))
             .collect();
         read(&view)
     }
@@ -107,27 +96,6 @@ impl Owners {
         self.version
             .send_modify(|version| *version = version.wrapping_add(1));
     }
-}
-
-/// The facts of an owner when it is known and still the same object.
-pub fn find<'a>(view: &View<'a>, namespace: &str, owner: &Owner) -> Option<&'a OwnerFacts> {
-    view.get(owner.reference.kind.as_str())?
-        .get(&(namespace.to_owned(), owner.reference.name.clone()))
-        .filter(|facts| facts.uid == owner.uid)
-}
-
-/// The uppermost controller that is known of, from `owner` up: the Deployment of a ReplicaSet, the
-/// CronJob of a Job, the operator's resource where one controls a workload. What is not known is
-/// its own top.
-pub fn top(view: &View<'_>, namespace: &str, owner: &Owner) -> Owner {
-    let mut owner = owner;
-    for _ in 0..MAX_CHAIN {
-        match find(view, namespace, owner).and_then(|facts| facts.controller.as_ref()) {
-            Some(above) => owner = above,
-            None => break,
-        }
-    }
-    owner.clone()
 }
 
 /// An owner as it comes from the API: raw, because the templates' images are read from raw JSON,
@@ -183,9 +151,9 @@ impl kube::Resource for Raw {
     }
 }
 
-/// Why following a kind ended.
+/// Why a watch ended.
 enum Ended {
-    /// This process may not see the kind, or the API server has none; with what it said.
+    /// The kind may not be read or does not exist; with the API server's message.
     Hidden(String),
     /// The registry's addresses changed, and facts depend on them.
     Addresses,
@@ -261,7 +229,6 @@ async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
                     let changed = of
                         .known
                         .write()
-                        .unwrap_or_else(PoisonError::into_inner)
                         .apply(event, &mut facts);
                     if listed && of.hidden.swap(false, Ordering::Relaxed) {
                         watches.metrics.hidden(of.kind.plural, false);
@@ -279,7 +246,7 @@ async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
                     if let Some(said) = refusal(&error) {
                         return Ended::Hidden(said);
                     }
-                    // The stream goes on by itself, with growing pauses.
+                    // The stream retries with growing pauses.
                     heart.beat();
                     tracing::warn!(kind = of.kind.kind, %error, "a watch failed; retrying");
                 }
@@ -295,7 +262,7 @@ async fn follow(watches: &Watches, of: &OfKind, heart: &Heartbeat) -> Ended {
     }
 }
 
-/// What the API server said when it does not show a kind at all.
+/// The API server's message if it refuses a kind.
 fn refusal(error: &watcher::Error) -> Option<String> {
     let (watcher::Error::InitialListFailed(kube::Error::Api(status))
     | watcher::Error::WatchStartFailed(kube::Error::Api(status))
@@ -303,7 +270,7 @@ fn refusal(error: &watcher::Error) -> Option<String> {
     else {
         return None;
     };
-    // Forbidden, not found, not to be listed.
+    // Forbidden, not found, method not allowed.
     matches!(status.code, 403..=405).then(|| status.message.clone())
 }
 

@@ -4,12 +4,10 @@
 //! kube's `reflector` would keep whole objects; this keeps facts, so that memory does not grow with
 //! the size of the objects.
 
+use holdfast_cluster_model::{Key, Objects};
 use kube::ResourceExt;
 use kube::runtime::watcher::Event;
 use std::collections::HashMap;
-
-/// Namespace (empty for cluster-wide objects) and name.
-pub type Key = (String, String);
 
 /// The key of an object.
 pub fn key(object: &impl ResourceExt) -> Key {
@@ -19,8 +17,8 @@ pub fn key(object: &impl ResourceExt) -> Key {
 /// Values by key.
 #[derive(Debug)]
 pub struct WatchCache<V> {
-    current: HashMap<Key, V>,
-    incoming: Option<HashMap<Key, V>>,
+    current: Objects<V>,
+    incoming: Option<Objects<V>>,
     synced: bool,
 }
 
@@ -44,6 +42,11 @@ impl<V> WatchCache<V> {
     /// One value.
     pub fn get(&self, key: &Key) -> Option<&V> {
         self.current.get(key)
+    }
+
+    /// All values by key.
+    pub fn all(&self) -> &Objects<V> {
+        &self.current
     }
 
     /// All values, in no order.

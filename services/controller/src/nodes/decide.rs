@@ -1,5 +1,5 @@
-//! Decides which nodes get or lose the startup taint, and which events to publish. Pure except for
-//! its memory; time is an argument.
+//! Decides which nodes get or lose the startup taint, and which events to publish. Time is an
+//! argument.
 
 use holdfast_config::StartupTaint;
 use std::collections::{HashMap, HashSet};
@@ -8,31 +8,31 @@ use std::time::Duration;
 /// How long a Ready node may be unprepared before an event reports it: images are pulled and the
 /// registry starts first.
 pub const UNPREPARED_GRACE: Duration = Duration::from_secs(120);
-/// A node that is older joined before it could get the taint: pods run on it.
+/// An older node joined without the taint, and pods run on it.
 const MAX_JOINING_AGE: Duration = Duration::from_secs(600);
-/// Most nodes that one round reports; the others follow.
+/// Nodes that one round reports at most; the others follow.
 const MAX_EVENTS_PER_ROUND: usize = 20;
 
-/// A node as it is seen.
+/// A node of the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// Its UID: a node that joins again under an old name is another one.
+    /// Its UID, which differs for a node that joins again under the same name.
     pub uid: String,
     /// Its Ready condition.
     pub ready: bool,
-    /// Whether its agent has made a real pull.
+    /// Whether its agent completed a test pull.
     pub prepared: bool,
-    /// Whether it carries the taint, set by any program.
-    pub held: bool,
-    /// Whether rewriting concerns it.
+    /// Whether it has the startup taint, from any client.
+    pub tainted: bool,
+    /// Whether it is in `webhook.scope`.
     pub in_scope: bool,
-    /// How long its object exists.
+    /// The age of its object.
     pub age: Duration,
 }
 
-/// What the values say.
+/// The settings of `nodeAgent.startupTaint`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Whether nodes that join get the taint.
@@ -56,45 +56,44 @@ impl Policy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// Add it.
-    Hold,
+    AddTaint,
     /// Remove it.
-    LetGo(Why),
+    RemoveTaint(Why),
 }
 
 /// Why the taint is removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Why {
-    /// It can pull.
+    /// The node can pull.
     Prepared,
-    /// The value is off.
+    /// `nodeAgent.startupTaint` is disabled.
     SwitchedOff,
-    /// Rewriting does not wait for it.
+    /// The node is out of scope.
     OutOfScope,
-    /// It took too long: what would prepare it may itself wait for pods on this node.
+    /// It took too long. The agent may itself depend on pods of this node.
     TimedOut,
 }
 
-/// What an event reports of a node.
+/// What an event reports about a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
-    /// It is Ready and has not been prepared for [`UNPREPARED_GRACE`].
+pub enum Report {
+    /// The node has been Ready but not prepared for [`UNPREPARED_GRACE`].
     Unprepared,
-    /// It was reported, and is prepared now.
+    /// It was reported as not prepared, and is prepared now.
     Prepared,
 }
 
-/// What this process has seen of the nodes, by UID. A new leader starts with none: then a node
-/// keeps the taint, or stays unreported, a little longer.
+/// What this process observed of the nodes, by UID. With a new leader, timeouts start over.
 #[derive(Debug, Default)]
 pub struct Memory {
-    held_since: HashMap<String, Duration>,
+    tainted_since: HashMap<String, Duration>,
     was_prepared: HashSet<String>,
     unprepared_since: HashMap<String, Duration>,
-    told: HashSet<String>,
+    reported: HashSet<String>,
 }
 
 impl Memory {
-    /// The nodes that get or lose the taint, at `now` since the start of the process.
+    /// The nodes that get or lose the taint. `now` is the time since the start of the process.
     pub fn decide<'a>(
         &mut self,
         nodes: &'a [Node],
@@ -103,15 +102,15 @@ impl Memory {
         now: Duration,
     ) -> Vec<(&'a Node, Act)> {
         let alive: HashSet<&String> = nodes.iter().map(|node| &node.uid).collect();
-        self.held_since.retain(|uid, _| alive.contains(uid));
+        self.tainted_since.retain(|uid, _| alive.contains(uid));
         self.was_prepared.retain(|uid| alive.contains(uid));
         let mut acts = Vec::new();
         for node in nodes {
             if node.prepared {
                 self.was_prepared.insert(node.uid.clone());
             }
-            if node.held {
-                let since = *self.held_since.entry(node.uid.clone()).or_insert(now);
+            if node.tainted {
+                let since = *self.tainted_since.entry(node.uid.clone()).or_insert(now);
                 let over = policy
                     .timeout
                     .is_some_and(|timeout| now.saturating_sub(since) >= timeout);
@@ -122,49 +121,52 @@ impl Memory {
                     () if over => Why::TimedOut,
                     () => continue,
                 };
-                acts.push((node, Act::LetGo(why)));
+                acts.push((node, Act::RemoveTaint(why)));
                 continue;
             }
-            // A node that lost the taint does not get it again: a restart of the agent says nothing
-            // against its node.
+            // A node that lost the taint does not get it again, because a restart of its agent
+            // leaves the host's configuration in place.
             let was =
-                self.was_prepared.contains(&node.uid) || self.held_since.contains_key(&node.uid);
+                self.was_prepared.contains(&node.uid) || self.tainted_since.contains_key(&node.uid);
             let joins = node.age
                 < policy
                     .timeout
                     .unwrap_or(MAX_JOINING_AGE)
                     .min(MAX_JOINING_AGE);
             if policy.enabled && rewriting && node.in_scope && joins && !was {
-                acts.push((node, Act::Hold));
+                acts.push((node, Act::AddTaint));
             }
         }
         acts
     }
 
-    /// What is worth telling at `now`; each thing once.
-    pub fn tell<'a>(&mut self, nodes: &'a [Node], now: Duration) -> Vec<(&'a Node, Told)> {
+    /// The events to publish at `now`, each once.
+    pub fn reports<'a>(&mut self, nodes: &'a [Node], now: Duration) -> Vec<(&'a Node, Report)> {
         let alive: HashSet<&String> = nodes.iter().map(|node| &node.uid).collect();
         self.unprepared_since.retain(|uid, _| alive.contains(uid));
-        self.told.retain(|uid| alive.contains(uid));
-        let mut tell = Vec::new();
+        self.reported.retain(|uid| alive.contains(uid));
+        let mut events = Vec::new();
         for node in nodes.iter().filter(|node| node.in_scope) {
             if node.prepared {
                 self.unprepared_since.remove(&node.uid);
-                if self.told.remove(&node.uid) {
-                    tell.push((node, Told::Prepared));
+                if self.reported.remove(&node.uid) {
+                    events.push((node, Report::Prepared));
                 }
             } else if node.ready {
                 let since = *self.unprepared_since.entry(node.uid.clone()).or_insert(now);
                 let long = now.saturating_sub(since) >= UNPREPARED_GRACE;
-                if long && tell.len() < MAX_EVENTS_PER_ROUND && self.told.insert(node.uid.clone()) {
-                    tell.push((node, Told::Unprepared));
+                if long
+                    && events.len() < MAX_EVENTS_PER_ROUND
+                    && self.reported.insert(node.uid.clone())
+                {
+                    events.push((node, Report::Unprepared));
                 }
             } else {
-                // A node that is not Ready is told of by others.
+                // Kubernetes reports nodes that are not Ready.
                 self.unprepared_since.remove(&node.uid);
             }
         }
-        tell
+        events
     }
 }
 
@@ -198,20 +200,20 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_held_while_it_joins_and_let_go_when_it_can_pull() {
-        let held = Node {
-            held: true,
+    fn a_node_has_the_taint_from_joining_until_it_can_pull() {
+        let tainted = Node {
+            tainted: true,
             ..node()
         };
-        let let_go = |why| Some(Act::LetGo(why));
-        check("it joins", ON, true, &node(), Some(Act::Hold));
+        let removed = |why| Some(Act::RemoveTaint(why));
+        check("it joins", ON, true, &node(), Some(Act::AddTaint));
         check("nothing is rewritten", ON, false, &node(), None);
         check("the value is off", OFF, true, &node(), None);
         let outside = |node: &Node| Node {
             in_scope: false,
             ..node.clone()
         };
-        check("nobody waits for it", ON, true, &outside(&node()), None);
+        check("it is out of scope", ON, true, &outside(&node()), None);
         let old = Node {
             age: Duration::from_secs(600),
             ..node()
@@ -222,41 +224,41 @@ mod tests {
             ..node.clone()
         };
         check("it can pull", ON, true, &prepared(&node()), None);
-        check("held, not yet prepared", ON, true, &held, None);
+        check("tainted, not yet prepared", ON, true, &tainted, None);
         check(
             "held and prepared",
             ON,
             true,
-            &prepared(&held),
-            let_go(Why::Prepared),
+            &prepared(&tainted),
+            removed(Why::Prepared),
         );
         check(
             "by its kubelet, while nothing is rewritten",
             ON,
             false,
-            &held,
+            &tainted,
             None,
         );
         check(
             "held when the value went off",
             OFF,
             true,
-            &held,
-            let_go(Why::SwitchedOff),
+            &tainted,
+            removed(Why::SwitchedOff),
         );
         check(
             "held out of scope",
             ON,
             true,
-            &outside(&held),
-            let_go(Why::OutOfScope),
+            &outside(&tainted),
+            removed(Why::OutOfScope),
         );
     }
 
     #[test]
-    fn time_runs_out_for_a_held_node_but_for_a_timeout_of_none() {
-        let held = [Node {
-            held: true,
+    fn the_taint_times_out_unless_the_timeout_is_off() {
+        let tainted = [Node {
+            tainted: true,
             ..node()
         }];
         let at = |policy, seconds: &[u64]| -> Vec<bool> {
@@ -265,28 +267,28 @@ mod tests {
                 .iter()
                 .map(|now| {
                     !memory
-                        .decide(&held, policy, true, Duration::from_secs(*now))
+                        .decide(&tainted, policy, true, Duration::from_secs(*now))
                         .is_empty()
                 })
                 .collect()
         };
         assert_eq!(at(ON, &[100, 699, 700]), [false, false, true]);
-        let stuck_pod = Policy {
+        let unlimited = Policy {
             timeout: None,
             ..ON
         };
-        assert_eq!(at(stuck_pod, &[0, 1_000_000]), [false, false]);
+        assert_eq!(at(unlimited, &[0, 1_000_000]), [false, false]);
     }
 
     #[test]
-    fn who_was_let_go_is_not_held_again() {
+    fn a_node_that_lost_the_taint_does_not_get_it_again() {
         let mut memory = Memory::default();
-        let held = [Node {
-            held: true,
+        let tainted = [Node {
+            tainted: true,
             ..node()
         }];
         let free = [node()];
-        memory.decide(&held, ON, true, Duration::ZERO);
+        memory.decide(&tainted, ON, true, Duration::ZERO);
         assert_eq!(memory.decide(&free, ON, true, Duration::from_secs(9)), []);
         let mut memory = Memory::default();
         let prepared = [Node {
@@ -295,18 +297,20 @@ mod tests {
         }];
         memory.decide(&prepared, ON, true, Duration::ZERO);
         assert_eq!(memory.decide(&free, ON, true, Duration::from_secs(9)), []);
-        let anew = [Node {
+        let rejoined = [Node {
             uid: "another".to_owned(),
             ..node()
         }];
         assert_eq!(
-            memory.decide(&anew, ON, true, Duration::from_secs(9)).len(),
+            memory
+                .decide(&rejoined, ON, true, Duration::from_secs(9))
+                .len(),
             1
         );
     }
 
     #[test]
-    fn an_unprepared_node_is_told_of_once_and_so_is_its_end() {
+    fn an_unprepared_node_is_reported_once_and_so_is_its_end() {
         let mut memory = Memory::default();
         let waits = [Node {
             ready: true,
@@ -316,15 +320,15 @@ mod tests {
             prepared: true,
             ..waits[0].clone()
         }];
-        let mut told = |nodes: &[Node], now| -> Vec<Told> {
-            let told = memory.tell(nodes, Duration::from_secs(now));
-            told.into_iter().map(|(_, told)| told).collect()
+        let mut reports = |nodes: &[Node], now| -> Vec<Report> {
+            let events = memory.reports(nodes, Duration::from_secs(now));
+            events.into_iter().map(|(_, event)| event).collect()
         };
-        assert_eq!(told(&waits, 0), []);
-        assert_eq!(told(&waits, 119), []);
-        assert_eq!(told(&waits, 120), [Told::Unprepared]);
-        assert_eq!(told(&waits, 9999), []);
-        assert_eq!(told(&prepared, 10_000), [Told::Prepared]);
-        assert_eq!(told(&waits, 10_001), [], "it may be a restart");
+        assert_eq!(reports(&waits, 0), []);
+        assert_eq!(reports(&waits, 119), []);
+        assert_eq!(reports(&waits, 120), [Report::Unprepared]);
+        assert_eq!(reports(&waits, 9999), []);
+        assert_eq!(reports(&prepared, 10_000), [Report::Prepared]);
+        assert_eq!(reports(&waits, 10_001), [], "it may be a restart");
     }
 }

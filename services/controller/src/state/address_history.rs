@@ -1,16 +1,16 @@
 //! How long a former address of the registry stays an alias after its last pod is gone.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Time within which webhook replicas learn a new address and the watch shows their last pods with
-/// the former one.
+/// Time within which all webhook replicas know a new address, and the watch shows their last pods
+/// with the former one.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// When this process last saw each address in use. A new leader has seen none, so it keeps all of
-/// them for that time.
+/// When this process last observed each address in use. A new leader keeps all of them for the
+/// grace time.
 #[derive(Debug)]
 pub struct AddressHistory {
     grace: Duration,
@@ -42,7 +42,7 @@ impl AddressHistory {
         current: &str,
         now: Instant,
     ) -> Option<BTreeSet<String>> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         seen.retain(|_, at| now.saturating_duration_since(*at) < self.grace);
         for address in named.into_iter().chain([current.to_owned()]) {
             seen.insert(address, now);

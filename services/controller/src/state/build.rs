@@ -8,24 +8,24 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-/// What was seen.
+/// The inputs of the state.
 #[derive(Clone, Debug)]
 pub struct Inputs {
     /// The registry's address now, as it stands in a reference.
     pub address: String,
     /// What was written last.
     pub previous: Option<ClusterState>,
-    /// Addresses that the nodes were told last.
+    /// The addresses of the last node state.
     pub earlier: Vec<String>,
-    /// Whether Holdfast is to stay on the nodes.
+    /// Whether Holdfast stays on the nodes.
     pub desired: Desired,
     /// Addresses that images of living pods name; `None` while the pods are not known.
     pub used: Option<BTreeSet<String>>,
     /// The nodes in scope; `None` while they are not known.
     pub nodes: Option<Vec<NodeInput>>,
-    /// Sources that the registry cannot get.
+    /// Sources that the registry cannot copy.
     pub excluded: Vec<Exclusion>,
-    /// Whose pods may have which images, where that depends on their namespace.
+    /// The images that pods of each namespace may pull, if that depends on the namespace.
     pub access: Option<AccessList>,
     /// Whether rewriting waits for the nodes.
     pub wait: WaitForNodes,
@@ -40,7 +40,7 @@ pub struct NodeInput {
     pub name: String,
     /// Its Ready condition.
     pub ready: bool,
-    /// Whether its agent has proved that it can pull.
+    /// Whether its agent completed a test pull.
     pub prepared: bool,
 }
 
@@ -53,10 +53,9 @@ pub fn as_host(address: &str) -> String {
 }
 
 impl Inputs {
-    /// Goes on after an uninstallation that did not come to its end, when the release was installed
-    /// again: a controller that starts and finds `removed`, for the uninstaller stops the
-    /// controller before it writes that. The nodes are no longer prepared then, so rewriting
-    /// begins again.
+    /// Continues after an uninstallation that was interrupted, when the release is installed again:
+    /// a controller starts and finds `removed`, which the uninstaller writes after it stopped the
+    /// controller. The nodes are no longer prepared then, so rewriting starts over.
     #[must_use]
     pub fn resumed(mut self, just_started: bool) -> Self {
         if just_started && self.desired == Desired::Removed {
@@ -69,7 +68,7 @@ impl Inputs {
     }
 }
 
-/// What the webhook is to go by.
+/// The state for the webhook.
 pub fn cluster_state(inputs: &Inputs) -> ClusterState {
     let (rewrite, reason) = rewrite(inputs);
     ClusterState {
@@ -82,7 +81,7 @@ pub fn cluster_state(inputs: &Inputs) -> ClusterState {
     }
 }
 
-/// Earlier addresses stay while a pod names them; while pods are not known, all stay.
+/// Earlier addresses stay while a pod names them. All stay while pods are not known.
 fn aliases(inputs: &Inputs) -> Vec<String> {
     let previous = inputs.previous.iter();
     let known = previous
@@ -103,7 +102,7 @@ fn aliases(inputs: &Inputs) -> Vec<String> {
 }
 
 /// Whether pods are rewritten. Once on, it stays on: a node that loses its agent for a moment keeps
-/// its host configuration, and switching off would let pods start from upstream just when that is
+/// its host configuration, and without rewriting, pods would need the upstream just when it is
 /// gone.
 fn rewrite(inputs: &Inputs) -> (bool, String) {
     if inputs.desired == Desired::Removed {
@@ -113,7 +112,7 @@ fn rewrite(inputs: &Inputs) -> (bool, String) {
         return (true, "webhook.waitForNodes is false".to_owned());
     }
     if let Some(previous) = inputs.previous.as_ref().filter(|previous| previous.rewrite) {
-        // A changed reason would be a write without a cause.
+        // A different reason would cause a needless write.
         return (true, previous.reason.clone());
     }
     let Some(nodes) = &inputs.nodes else {
@@ -156,7 +155,7 @@ fn rewrite(inputs: &Inputs) -> (bool, String) {
     }
 }
 
-/// What the node agents are to write.
+/// The state for the node agents.
 pub fn node_state(
     state: &ClusterState,
     desired: Desired,
@@ -171,7 +170,7 @@ pub fn node_state(
     ];
     let hosts = std::iter::once(address)
         .chain(&state.aliases)
-        // An earlier address leads to the present one: nothing answers there any more.
+        // Nodes connect to the current address, because the earlier ones do not answer.
         .map(|host| Host {
             address: host.clone(),
             endpoints: endpoints.clone(),

@@ -1,4 +1,4 @@
-//! What the loop asks of the API server while pods come and go.
+//! What the loop requests from the API server while pods come and go.
 
 use super::*;
 use crate::index::WatchCache;
@@ -12,8 +12,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use kube::client::Body;
 use kube::runtime::watcher::Event;
+use parking_lot::RwLock;
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex};
 
 /// A leader's loop on an API server that holds what is written to it.
 struct Loop {
@@ -37,7 +38,7 @@ fn put<K: ResourceExt, V: PartialEq + Clone>(
     event: Event<K>,
     facts: &V,
 ) {
-    let mut mirror = mirror.write().unwrap();
+    let mut mirror = mirror.write();
     mirror.apply(event, &mut |_| facts.clone());
 }
 
@@ -123,13 +124,13 @@ impl Loop {
         };
         let event = Event::Apply(named::<Pod>(name));
         put(&self.context.index.pods, event, &facts);
-        self.context.index.nudge();
+        self.context.index.notify();
     }
 
     fn gone(&self, name: &str) {
         let event = Event::Delete(named::<Pod>(name));
         put(&self.context.index.pods, event, &PodFacts::default());
-        self.context.index.nudge();
+        self.context.index.notify();
     }
 
     fn reads(&self) -> usize {
@@ -165,7 +166,7 @@ async fn what_makes_a_difference_is_looked_at_at_once() {
                 ..NodeFacts::default()
             };
             put(&index.nodes, Event::Apply(named::<Node>("node")), &facts);
-            index.nudge();
+            index.notify();
         }),
         ("an authority", &|| {
             let bundle = "another authority".to_owned();

@@ -3,6 +3,7 @@
 
 use super::*;
 use holdfast_api::secret::SecretString;
+use kube::ResourceExt as _;
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
@@ -170,7 +171,7 @@ fn only_what_an_upstream_gave_is_listed() {
 }
 
 #[test]
-fn a_list_has_so_many_bytes_of_a_namespace_and_in_all() {
+fn the_bytes_of_a_list_are_bounded_by_namespace_and_in_total() {
     let name = |namespace: &str, number: usize| format!("r.io/{namespace}/{number:0>150}:1");
     let of = |namespace: &'static str, count, access| {
         (0..count).map(move |number| (namespace, name(namespace, number), access))

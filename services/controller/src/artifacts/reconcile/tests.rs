@@ -95,7 +95,7 @@ fn what_a_pod_waits_for_is_urgent_and_so_is_what_was_announced_just_now() {
 }
 
 #[test]
-fn what_the_webhook_announced_just_now_waits_though_only_its_template_is_seen() {
+fn a_new_announcement_is_blocking_while_only_its_template_is_seen() {
     let now = jiff::Timestamp::now();
     let ahead = Demand {
         pod: None,
@@ -138,7 +138,7 @@ fn a_new_platform_is_wanted_of_indexes_only() {
 }
 
 #[tokio::test]
-async fn a_node_of_another_architecture_is_asked_for_once_and_says_what_is_missing() {
+async fn a_new_architecture_is_requested_once_and_reports_what_is_missing() {
     let mut looks = Looks::new().await;
     looks.registry.lock().unwrap().1["mediaType"] =
         json!("application/vnd.oci.image.index.v1+json");
@@ -148,7 +148,7 @@ async fn a_node_of_another_architecture_is_asked_for_once_and_says_what_is_missi
     assert_eq!(looks.asked(), 1);
     object.status = looks.memory.status.clone();
     looks.platforms = on(&["linux/amd64", "linux/arm64"]);
-    assert!(looks.memory.needs_look(&object, None, &looks.platforms));
+    assert!(looks.memory.needs_run(&object, None, &looks.platforms));
     looks.answer(502, "UPSTREAM_UNAVAILABLE");
     looks.look(&object, None).await;
     assert_eq!(looks.asked(), 2);
@@ -168,38 +168,38 @@ async fn a_node_of_another_architecture_is_asked_for_once_and_says_what_is_missi
 fn only_changes_are_looked_at() {
     let mut memory = Memory::default();
     assert!(
-        memory.needs_look(&artifact("u", 1), None, &on(&[])),
+        memory.needs_run(&artifact("u", 1), None, &on(&[])),
         "after a start everything is looked at once"
     );
-    memory.noticed(&artifact("u", 1), None, &on(&[]));
-    assert!(!memory.needs_look(&artifact("u", 1), None, &on(&[])));
-    assert!(memory.needs_look(&artifact("u", 2), None, &on(&[])));
-    assert!(memory.needs_look(&artifact("u", 1), Some(&demand("s")), &on(&[])));
+    memory.observe(&artifact("u", 1), None, &on(&[]));
+    assert!(!memory.needs_run(&artifact("u", 1), None, &on(&[])));
+    assert!(memory.needs_run(&artifact("u", 2), None, &on(&[])));
+    assert!(memory.needs_run(&artifact("u", 1), Some(&demand("s")), &on(&[])));
 }
 
 // SPEC 35
 #[test]
 fn other_pull_secrets_end_a_pause() {
     let mut memory = Memory::default();
-    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
+    memory.observe(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     memory.not_before = Some(Instant::now() + Duration::from_secs(600));
-    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
+    memory.observe(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     assert!(memory.not_before.is_some());
-    memory.noticed(&artifact("u", 1), Some(&demand("two")), &on(&[]));
+    memory.observe(&artifact("u", 1), Some(&demand("two")), &on(&[]));
     assert!(memory.not_before.is_none());
 }
 
 #[test]
-fn an_object_made_anew_is_asked_for_anew() {
+fn a_recreated_object_is_requested_again() {
     let now = Instant::now();
     let mut memory = Memory {
         confirmed: Some(held(now + Duration::from_secs(1), &[])),
         ..Memory::default()
     };
-    memory.noticed(&artifact("u", 1), None, &on(&[]));
+    memory.observe(&artifact("u", 1), None, &on(&[]));
     assert!(memory.confirmed_for(&artifact("u", 1), &[], now).is_some());
     assert!(memory.confirmed_for(&artifact("u", 2), &[], now).is_none());
-    memory.noticed(&artifact("other", 1), None, &on(&[]));
+    memory.observe(&artifact("other", 1), None, &on(&[]));
     assert!(
         memory
             .confirmed_for(&artifact("other", 1), &[], now)
@@ -210,20 +210,20 @@ fn an_object_made_anew_is_asked_for_anew() {
 #[test]
 fn what_a_look_found_is_of_no_use_when_everything_changed_meanwhile() {
     let mut memory = Memory::default();
-    memory.noticed(&artifact("u", 1), Some(&demand("one")), &on(&[]));
+    memory.observe(&artifact("u", 1), Some(&demand("one")), &on(&[]));
     let mut found = memory.clone();
     found.confirmed = Some(held(Instant::now() + Duration::from_secs(600), &[]));
     found.not_before = Some(Instant::now() + Duration::from_secs(600));
     let mut current = memory.clone();
-    current.noticed(&artifact("u", 1), Some(&demand("two")), &on(&[]));
-    current.learn(found.clone());
+    current.observe(&artifact("u", 1), Some(&demand("two")), &on(&[]));
+    current.merge(found.clone());
     assert_eq!(
         current.not_before, None,
         "the right pull secret came while it ran"
     );
     let mut current = memory;
-    current.noticed(&artifact("anew", 1), None, &on(&[]));
-    current.learn(found);
+    current.observe(&artifact("again", 1), None, &on(&[]));
+    current.merge(found);
     assert_eq!(current.confirmed, None, "that was another object");
 }
 
@@ -359,7 +359,7 @@ impl Looks {
 
     /// Looks at the object as the watch shows it.
     async fn look(&mut self, artifact: &Artifact, demand: Option<&Demand>) -> Outcome {
-        self.memory.noticed(artifact, demand, &self.platforms);
+        self.memory.observe(artifact, demand, &self.platforms);
         self.reconciler
             .reconcile(artifact, demand, &self.platforms, &mut self.memory)
             .await
@@ -396,8 +396,8 @@ impl Looks {
     }
 
     fn patience_ends(&mut self) {
-        self.memory.known = Instant::now().checked_sub(credentials::POD_WAIT);
-        assert!(self.memory.known.is_some());
+        self.memory.known_since = Instant::now().checked_sub(credentials::POD_WAIT);
+        assert!(self.memory.known_since.is_some());
     }
 
     fn time_passes(&mut self) {
@@ -414,7 +414,7 @@ async fn a_fill_that_does_not_end_gives_its_place_up_to_others() {
     for (others_wait, seconds) in [(true, 10), (false, 120)] {
         let mut looks = Looks::new().await;
         looks.registry.lock().unwrap().0 = HANGS;
-        looks.reconciler.crowd.others_wait(others_wait);
+        looks.reconciler.preemption.set_others_wait(others_wait);
         let begun = tokio::time::Instant::now();
         let outcome = looks.look(&artifact("u", 1), Some(&wanted)).await;
         assert_eq!(begun.elapsed().as_secs(), seconds);
@@ -527,14 +527,14 @@ async fn an_announcement_waits_for_its_pod_and_never_opens_a_pull_secret() {
     );
     assert!(
         looks.events.lock().unwrap().is_empty(),
-        "nobody's credentials were refused"
+        "no credentials were refused"
     );
 
     // The pod comes late: the pause after the attempt without credentials is over.
     assert!(looks.memory.not_before.is_some());
     looks
         .memory
-        .noticed(&announced(), Some(&demand("own")), &on(&[]));
+        .observe(&announced(), Some(&demand("own")), &on(&[]));
     assert_eq!(looks.memory.not_before, None);
 }
 
@@ -548,7 +548,7 @@ async fn what_people_make_by_hand_is_asked_for_at_once_by_nobody() {
 }
 
 #[tokio::test]
-async fn a_pull_secret_that_the_api_server_does_not_give_is_no_trouble_of_the_registry() {
+async fn an_unreadable_pull_secret_is_not_reported_as_a_registry_failure() {
     let mut looks = Looks::new().await;
     // This API server answers with nothing that is a Secret.
     let outcome = looks.look(&announced(), Some(&demand("own"))).await;

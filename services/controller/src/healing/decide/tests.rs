@@ -66,7 +66,8 @@ fn the_copy_and_the_containers_progress_decide() {
     use Kind::{Container, Init, Volume};
     use Progress::{NotStarted, Settled, Stuck};
     let (heal, back) = (("heal", LOCAL), ("restore", SOURCE));
-    let (anew, original, nothing) = (("recreate", LOCAL), ("recreate", SOURCE), ("nothing", ""));
+    let (recreated, original, nothing) =
+        (("recreate", LOCAL), ("recreate", SOURCE), ("nothing", ""));
     for (kind, rewritten, progress, copy, expect) in [
         (Container, false, Stuck, Held, heal),
         (Init, false, Stuck, Held, heal),
@@ -80,7 +81,7 @@ fn the_copy_and_the_containers_progress_decide() {
         (Container, true, Settled, Refused, nothing),
         (Container, true, Stuck, Pending, nothing),
         (Container, true, Stuck, Held, nothing),
-        (Volume, false, Stuck, Held, anew),
+        (Volume, false, Stuck, Held, recreated),
         (Volume, false, NotStarted, Held, nothing),
         (Volume, false, Stuck, Pending, nothing),
         (Volume, true, Stuck, Refused, original),
@@ -131,7 +132,7 @@ fn what_the_webhook_would_leave_alone_is_not_healed() {
 }
 
 #[test]
-fn nothing_without_an_owner_is_ever_made_anew() {
+fn a_pod_without_an_owner_is_never_evicted() {
     let mut bare = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     bare.owner = None;
     check("bare", &bare, Copy::Held, ("unfixable", ""));
@@ -140,7 +141,7 @@ fn nothing_without_an_owner_is_ever_made_anew() {
 }
 
 #[test]
-fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
+fn pods_of_an_owner_are_evicted_three_times_an_hour_at_most() {
     let owned = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     for (recreated, expect) in [(0, "recreate"), (2, "recreate"), (3, "unfixable")] {
         assert_eq!(
@@ -151,7 +152,7 @@ fn an_owners_pods_are_made_anew_three_times_an_hour_at_most() {
 }
 
 #[test]
-fn why_a_pod_is_not_made_anew_is_known() {
+fn the_reason_why_a_pod_is_not_evicted_is_reported() {
     let owned = stuck_pod(image(Kind::Volume, false, Progress::Stuck));
     let bare = StuckPod {
         owner: None,

@@ -64,7 +64,7 @@ async fn one_that_is_surplus_goes_at_once_unless_it_is_needed_or_kept() {
     let mut looks = Looks::new().await;
     looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!(looks.last().0, "Copied");
-    looks.memory.is_surplus(true);
+    looks.memory.set_surplus(true);
     looks.patience_ends();
     let methods = |looks: &Looks| looks.calls.lock().unwrap().join(" ");
     looks.look(&webhooks(), Some(&of_a_pod())).await;
@@ -80,7 +80,7 @@ async fn one_that_is_surplus_goes_at_once_unless_it_is_needed_or_kept() {
     looks.look(&webhooks(), None).await;
     assert!(methods(&looks).contains("DELETE"), "whether copied or not");
     let mut looks = Looks::new().await;
-    looks.memory.is_surplus(true);
+    looks.memory.set_surplus(true);
     looks.look(&webhooks(), None).await;
     assert!(!methods(&looks).contains("DELETE"), "its pod may come");
     looks.patience_ends();
@@ -92,7 +92,7 @@ async fn one_that_is_surplus_goes_at_once_unless_it_is_needed_or_kept() {
 #[tokio::test]
 async fn what_is_beyond_the_limits_is_not_copied_until_there_is_room() {
     let mut looks = Looks::new().await;
-    assert!(looks.memory.is_beyond(true));
+    assert!(looks.memory.set_beyond(true));
     for object in [webhooks(), announced(), artifact("u", 1)] {
         looks.look(&object, Some(&of_a_pod())).await;
         assert_eq!(
@@ -100,11 +100,11 @@ async fn what_is_beyond_the_limits_is_not_copied_until_there_is_room() {
             (0, "TooManyArtifacts")
         );
     }
-    assert!(looks.memory.is_beyond(false));
+    assert!(looks.memory.set_beyond(false));
     looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!((looks.asked(), looks.last().0.as_str()), (1, "Copied"));
     // What is held stays what it is.
-    looks.memory.is_beyond(true);
+    looks.memory.set_beyond(true);
     looks.time_passes();
     looks.look(&webhooks(), Some(&of_a_pod())).await;
     assert_eq!((looks.asked(), looks.last().0.as_str()), (2, "Copied"));
@@ -133,7 +133,7 @@ async fn a_doubt_has_the_registry_asked_again_and_healing_hears_the_answer() {
     looks.look(&object, Some(&wanted)).await;
     looks.look(&object, Some(&wanted)).await;
     assert_eq!((looks.asked(), confirmed(&looks)), (1, true));
-    looks.memory.doubt();
+    looks.memory.request_confirmation();
     looks.answer(502, "UPSTREAM_UNAVAILABLE");
     looks.look(&object, Some(&wanted)).await;
     assert_eq!((looks.asked(), confirmed(&looks)), (2, false));
@@ -142,9 +142,12 @@ async fn a_doubt_has_the_registry_asked_again_and_healing_hears_the_answer() {
     looks.look(&object, Some(&wanted)).await;
     assert_eq!(looks.asked(), 3, "what it said before holds no longer");
     let mut begun = looks.memory.begin();
-    looks.memory.doubt();
-    assert!(!begun.doubted, "one that comes later is for the next look");
+    looks.memory.request_confirmation();
+    assert!(
+        !begun.needs_confirmation,
+        "one that comes later is for the next look"
+    );
     begun.failures = 7;
-    looks.memory.learn(begun);
-    assert!(looks.memory.doubted);
+    looks.memory.merge(begun);
+    assert!(looks.memory.needs_confirmation);
 }

@@ -1,13 +1,17 @@
-//! Which images are needed, in which namespace, by whom, how urgently: pure.
+//! Which images are needed, in which namespace, by which owners, and how urgently.
 
-use crate::index::{Key, View, WatchCache, find_owner, top_owner};
+use crate::nodes::NamespaceFacts;
+use crate::owner::Owner;
+use crate::pods::PodFacts;
+use crate::scope::Scope;
+use crate::templates::OwnerFacts;
+use crate::view::{Key, Objects, OwnerView, find_owner, top_owner};
 use holdfast_api::artifact::Reference;
 use holdfast_api::artifact_name;
 use holdfast_api::fill::Priority;
-use holdfast_cluster_model::{NamespaceFacts, Owner, OwnerFacts, PodFacts, Scope};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Who needs one image in one namespace.
+/// The need for one image in one namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Demand {
     /// The upstream's reference.
@@ -15,16 +19,15 @@ pub struct Demand {
     /// Distinct uppermost owners, also of finished pods and Jobs, of what is scaled to zero and of
     /// revisions.
     pub owners: BTreeSet<Reference>,
-    /// Whether a living pod has not started yet.
+    /// Whether a pod waits for it to start.
     pub waiting: bool,
-    /// One of the living pods, name and UID, for events.
+    /// One of the running pods, name and UID, for events.
     pub pod: Option<(String, String)>,
-    /// Where no living pod needs it: the first owner whose template does, so that it is copied
-    /// ahead of need.
+    /// Without a running pod: the first owner whose template needs it, for which it is prefetched.
     pub ahead: Option<Owner>,
-    /// Pull secrets of the living pods; where there are none, of the templates.
+    /// Pull secrets of the running pods; where there are none, of the templates.
     pub pull_secrets: BTreeSet<String>,
-    /// Service accounts of the living pods; where there are none, of the templates.
+    /// Service accounts of the running pods; where there are none, of the templates.
     pub service_accounts: BTreeSet<String>,
 }
 
@@ -46,7 +49,7 @@ impl Demand {
         }
     }
 
-    /// Whether living pods or templates bring credentials, or may, that those of `before` did not.
+    /// Whether running pods or templates bring credentials, or may, that those of `before` did not.
     pub fn brings_more_than(&self, before: Option<&Self>) -> bool {
         self.asks_for_copy()
             && before
@@ -61,9 +64,9 @@ impl Demand {
 /// The demand by namespace and Artifact name, of pods and owners in scope. Finished pods, and
 /// owners that start nothing any more, count as references.
 pub fn demand(
-    pods: &WatchCache<PodFacts>,
-    owners: &View<'_>,
-    namespaces: &WatchCache<NamespaceFacts>,
+    pods: &Objects<PodFacts>,
+    owners: &OwnerView<'_>,
+    namespaces: &Objects<NamespaceFacts>,
     scope: &Scope,
 ) -> BTreeMap<Key, Demand> {
     let mut all = All {
@@ -75,7 +78,7 @@ pub fn demand(
         names: HashMap::new(),
         demand: BTreeMap::new(),
     };
-    for ((namespace, name), pod) in pods.iter() {
+    for ((namespace, name), pod) in pods {
         if pod.sources.is_empty() || !all.included.contains(namespace.as_str()) {
             continue;
         }
@@ -96,7 +99,7 @@ pub fn demand(
         }
     }
     for (kind, known) in owners {
-        for ((namespace, name), facts) in known.iter() {
+        for ((namespace, name), facts) in *known {
             if facts.sources.is_empty() || !all.included.contains(namespace.as_str()) {
                 continue;
             }
@@ -132,7 +135,7 @@ pub fn demand(
 /// Whether pods may still be made of an owner: nothing above it is being deleted, and a revision,
 /// which makes no pods itself, belongs to a workload that exists. (Otherwise a user who may write
 /// only revisions could use pull secrets.)
-fn starts_pods(owners: &View<'_>, namespace: &str, kind: &str, facts: &OwnerFacts) -> bool {
+fn starts_pods(owners: &OwnerView<'_>, namespace: &str, kind: &str, facts: &OwnerFacts) -> bool {
     let above = facts
         .controller
         .as_ref()

@@ -2,9 +2,6 @@
 
 use super::*;
 use holdfast_config::Config;
-use k8s_openapi::api::core::v1::{Namespace, Pod};
-use kube::api::ObjectMeta;
-use kube::runtime::watcher::Event;
 use serde_json::{Value, json};
 
 fn scope() -> Scope {
@@ -15,35 +12,21 @@ fn scope() -> Scope {
     Scope::new(&Config::parse(&document.to_string()).unwrap()).unwrap()
 }
 
-fn pods(list: Vec<(&str, &str, PodFacts)>) -> WatchCache<PodFacts> {
-    let mut mirror = WatchCache::default();
-    for (namespace, name, facts) in list {
-        let pod = Pod {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                namespace: Some(namespace.to_owned()),
-                ..ObjectMeta::default()
-            },
-            ..Pod::default()
-        };
-        mirror.apply(Event::Apply(pod), &mut |_| facts.clone());
-    }
-    mirror
+fn key(namespace: &str, name: &str) -> Key {
+    (namespace.to_owned(), name.to_owned())
 }
 
-fn namespaces(names: &[&str]) -> WatchCache<NamespaceFacts> {
-    let mut mirror = WatchCache::default();
-    for name in names {
-        let namespace = Namespace {
-            metadata: ObjectMeta {
-                name: Some((*name).to_owned()),
-                ..ObjectMeta::default()
-            },
-            ..Namespace::default()
-        };
-        mirror.apply(Event::Apply(namespace), &mut |_| NamespaceFacts::default());
-    }
-    mirror
+fn pods(list: Vec<(&str, &str, PodFacts)>) -> Objects<PodFacts> {
+    list.into_iter()
+        .map(|(namespace, name, facts)| (key(namespace, name), facts))
+        .collect()
+}
+
+fn namespaces(names: &[&str]) -> Objects<NamespaceFacts> {
+    names
+        .iter()
+        .map(|name| (key("", name), NamespaceFacts::default()))
+        .collect()
 }
 
 fn pod(owner: &str, alive: bool, secret: &str) -> PodFacts {
@@ -66,7 +49,7 @@ fn pod(owner: &str, alive: bool, secret: &str) -> PodFacts {
 
 // SPEC 6, SPEC 35, SPEC 41
 #[test]
-fn one_image_in_one_namespace_is_one_demand_with_everybodys_secrets() {
+fn an_image_of_a_namespace_is_one_demand_with_all_pull_secrets() {
     let pods = pods(vec![
         ("apps", "b", pod("one", true, "s1")),
         ("apps", "a", pod("one", true, "s2")),
@@ -77,7 +60,7 @@ fn one_image_in_one_namespace_is_one_demand_with_everybodys_secrets() {
     ]);
     let demand = demand(
         &pods,
-        &View::new(),
+        &OwnerView::new(),
         &namespaces(&["apps", "other", "holdfast-system"]),
         &scope(),
     );
@@ -125,28 +108,20 @@ fn only_living_pods_bring_more() {
 #[test]
 fn finished_pods_refer_but_ask_for_nothing() {
     let pods = pods(vec![("apps", "done", pod("job", false, "s"))]);
-    let demand = demand(&pods, &View::new(), &namespaces(&["apps"]), &scope());
+    let demand = demand(&pods, &OwnerView::new(), &namespaces(&["apps"]), &scope());
     assert!(!demand.values().next().unwrap().asks_for_copy());
 }
 
 /// Owners as the API server has them, by kind.
-fn owners(list: &[(&str, Value)]) -> BTreeMap<&'static str, WatchCache<OwnerFacts>> {
-    let mut all: BTreeMap<&'static str, WatchCache<OwnerFacts>> = BTreeMap::new();
+fn owners(list: &[(&str, Value)]) -> BTreeMap<&'static str, Objects<OwnerFacts>> {
+    let mut all: BTreeMap<&'static str, Objects<OwnerFacts>> = BTreeMap::new();
     for (kind, object) in list {
         let kind = holdfast_core::workload::by_name(kind).unwrap();
         let name = object["metadata"]["name"].as_str().unwrap();
-        let named = Pod {
-            metadata: ObjectMeta {
-                name: Some(name.to_owned()),
-                namespace: Some("apps".to_owned()),
-                ..ObjectMeta::default()
-            },
-            ..Pod::default()
-        };
-        let facts = holdfast_cluster_model::owner_facts(kind, object, &[], &scope());
+        let facts = crate::owner_facts(kind, object, &[], &scope());
         all.entry(kind.kind)
             .or_default()
-            .apply(Event::Apply(named), &mut |_| facts.clone());
+            .insert(key("apps", name), facts);
     }
     all
 }
@@ -181,15 +156,15 @@ fn object(kind: &str, name: &str, above: Option<&str>, image: &str) -> (&'static
 const IMAGE: &str = "registry.example/app:1";
 
 /// The demand for [`IMAGE`] in `apps`.
-fn demanded(pods: &WatchCache<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
+fn demanded(pods: &Objects<PodFacts>, list: &[(&str, Value)]) -> Option<Demand> {
     let owners = owners(list);
-    let view: View<'_> = owners.iter().map(|(kind, known)| (*kind, known)).collect();
+    let view: OwnerView<'_> = owners.iter().map(|(kind, known)| (*kind, known)).collect();
     let found = demand(pods, &view, &namespaces(&["apps"]), &scope());
     found.values().find(|found| found.source == IMAGE).cloned()
 }
 
 fn check(list: &[(&str, Value)], owners: &[&str], priority: Option<Priority>) {
-    let found = demanded(&WatchCache::default(), list).unwrap_or_default();
+    let found = demanded(&Objects::default(), list).unwrap_or_default();
     let named: Vec<_> = found
         .owners
         .iter()
@@ -277,7 +252,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
     namesake.1["metadata"]["uid"] = json!("another");
     check(&[orphan.clone(), namesake], &["StatefulSet/gone"], None);
     assert!(
-        demanded(&WatchCache::default(), &[orphan])
+        demanded(&Objects::default(), &[orphan])
             .unwrap()
             .pull_secrets
             .is_empty()
@@ -288,7 +263,7 @@ fn revisions_without_their_workload_open_no_pull_secrets() {
 #[test]
 fn templates_bring_credentials_only_where_no_pod_lives() {
     let web = object("Deployment", "web", None, IMAGE);
-    let found = demanded(&WatchCache::default(), std::slice::from_ref(&web)).unwrap();
+    let found = demanded(&Objects::default(), std::slice::from_ref(&web)).unwrap();
     assert_eq!(found.pull_secrets, ["of-web".to_owned()].into());
     assert_eq!(found.service_accounts, ["robot".to_owned()].into());
     assert_eq!(found.ahead.as_ref().unwrap().uid, "web");

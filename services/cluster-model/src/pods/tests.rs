@@ -1,6 +1,7 @@
 //! Tables of pods and what is known of them.
 
 use super::*;
+use crate::nodes::{NamespaceFacts, NodeFacts};
 use holdfast_config::Config;
 use serde_json::json;
 
@@ -50,7 +51,7 @@ fn check(values: serde_json::Value, extra: serde_json::Value, expect: &[&str]) {
 
 // SPEC 41, SPEC 9, SPEC 11
 #[test]
-fn a_pod_needs_its_upstream_images_unless_it_is_left_alone() {
+fn a_pod_needs_its_upstream_images_unless_it_opts_out() {
     let app = "registry.example/team/app:1";
     let image = |image: &str| json!({"spec": {"containers": [{"name": "c", "image": image}]}});
     check(json!({}), json!({}), &[app]);
@@ -186,7 +187,7 @@ fn a_condition_only_the_api_server_understands_leaves_pods_covered() {
 }
 
 #[test]
-fn only_pods_of_the_release_speak_for_nodes() {
+fn only_pods_of_the_release_count_as_node_agents() {
     let names = Names {
         release: "holdfast".to_owned(),
         fullname: "holdfast".to_owned(),
@@ -210,7 +211,7 @@ fn only_pods_of_the_release_speak_for_nodes() {
 }
 
 #[test]
-fn nodes_that_no_agent_can_prepare_are_not_waited_for() {
+fn nodes_that_no_agent_can_prepare_are_out_of_scope() {
     let pools = scope(json!({"webhook": {"scope": {"nodeSelector": {"pool": "edge"}}}}));
     for (platform, pool, expect) in [
         (Some("linux/amd64"), "edge", true),

@@ -1,35 +1,12 @@
-//! Owners of pods: the templates of workloads as facts, and what controls what.
+//! The facts of owners: the pod templates of workloads.
 
-use crate::facts::sources;
+use crate::owner::Owner;
 use crate::scope::Scope;
-use holdfast_api::artifact::Reference;
+use crate::sources::sources;
 use holdfast_core::pod;
 use holdfast_core::workload::{self, WorkloadKind};
 use serde_json::Value;
 use std::collections::BTreeSet;
-
-/// The identity of an owner.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Owner {
-    /// Kind and name.
-    pub reference: Reference,
-    /// Its UID.
-    pub uid: String,
-}
-
-impl Owner {
-    /// What controls a raw object.
-    pub fn above(object: &Value) -> Option<Self> {
-        let (kind, name, uid) = workload::controller_of(object)?;
-        Some(Self {
-            reference: Reference {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-            },
-            uid: uid.to_owned(),
-        })
-    }
-}
 
 /// The facts of an owner.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
