@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_objects_are_told_from_other_texts() {
+    fn names_of_objects_are_distinguished_from_other_texts() {
         let long = |length: usize| "a".repeat(length);
         for (text, label, subdomain) in [
             ("a", true, true),

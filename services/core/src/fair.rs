@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn at_a_gate_parties_take_turns_too() {
+    fn a_fair_semaphore_serves_parties_round_robin() {
         let semaphore = FairSemaphore::new(1);
         let mut running = now(&mut semaphore.acquire(0));
         let mut waiting: Vec<_> = [1, 1, 1, 1, 2, 3, 2]
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_takes_nobodys_turn() {
+    fn a_cancelled_request_takes_no_turn() {
         let semaphore = FairSemaphore::new(1);
         let running = now(&mut semaphore.acquire(1)).unwrap();
         let [mut gone, mut served, mut last] = [1, 2, 3].map(|party| semaphore.acquire(party));
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_a_turn_is_woken() {
+    fn a_request_with_a_permit_is_woken() {
         use std::sync::atomic::{AtomicUsize, Ordering};
 
         struct Count(AtomicUsize);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn parties_take_turns_whatever_one_of_them_brings() {
+    fn parties_are_served_round_robin() {
         let mut turns = FairQueue::default();
         for (party, entry) in [('a', 1), ('a', 2), ('a', 3), ('b', 4), ('c', 5), ('b', 6)] {
             turns.push(party, entry);
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_takes_nobodys_turn() {
+    fn a_removed_entry_takes_no_turn() {
         let mut turns = FairQueue::default();
         let numbers = [('a', 1), ('b', 2), ('a', 3), ('c', 4)]
             .map(|(party, entry)| (party, turns.push(party, entry)));

@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_so_many_entries_and_they_end() {
+    fn the_entries_of_shares_are_bounded_and_expire() {
         let mut shares = Shares::new(100, 2);
         let start = Instant::now();
         let later = start + Duration::from_secs(1);

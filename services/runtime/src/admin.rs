@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stranger_is_judged_before_a_body_comes() {
+    async fn a_remote_client_is_refused_before_its_body_is_read() {
         let refused = Some(StatusCode::FORBIDDEN);
         assert_eq!(level_from("10.244.1.7:4000").await, refused);
         assert_eq!(level_from("[fd00::7]:4000").await, refused);

@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn levels_and_filters_are_told_from_nonsense() {
+    fn invalid_levels_and_filters_are_refused() {
         for good in [
             "info",
             "trace",

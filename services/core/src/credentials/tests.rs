@@ -121,7 +121,7 @@ fn a_key_of_many_wildcards_is_matched_at_once() {
 }
 
 #[test]
-fn a_pull_secret_has_so_many_entries_and_no_more() {
+fn the_entries_of_a_pull_secret_are_bounded() {
     let payload = |entries: usize| {
         let auths: serde_json::Map<_, _> = (0..entries)
             .map(|index| {
@@ -169,7 +169,7 @@ fn an_image_has_so_many_candidates_the_most_specific_first() {
 }
 
 #[test]
-fn a_credential_has_so_many_bytes_and_no_more() {
+fn the_bytes_of_a_credential_are_bounded() {
     for (bytes, expect) in [(MAX_CREDENTIAL_BYTES, 1), (MAX_CREDENTIAL_BYTES + 1, 0)] {
         let user = json!({ "username": "u", "password": "p".repeat(bytes - 1) });
         assert_eq!(

@@ -87,7 +87,7 @@ fn only_own_addresses_are_read_back() {
 }
 
 #[test]
-fn upstream_namespaces_are_told_from_clients_own() {
+fn upstream_namespaces_are_distinguished_from_clients_own() {
     for (name, expect) in [
         ("docker.io/library/nginx", true),
         ("registry_5000/app", true),

@@ -305,7 +305,7 @@ async fn the_runtimes_error_arrives_and_names_the_side_at_fault() {
 }
 
 #[tokio::test]
-async fn a_decisive_code_names_the_side_at_fault_whatever_the_text_is() {
+async fn a_decisive_code_overrides_the_text_of_an_error() {
     let (runtime, fake, _folder) = runtime();
     for (code, text, expect) in [
         (

@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_cut_when_it_takes_nothing_or_too_little() {
+    fn a_client_that_reads_nothing_or_too_little_is_cut() {
         let hour = 0..3600_u64;
         assert_eq!(check(hour.clone().map(|_| (false, 0))), None, "we are slow");
         assert_eq!(
@@ -354,7 +354,7 @@ mod tests {
         assert_eq!(
             check(hour.map(|at| (true, at / 5))),
             Some((60, Reason::Slow)),
-            "a byte now and then helps nobody"
+            "a byte now and then does not help"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! The admin port under strangers: whatever they do with their connections, probes are answered.
+//! The admin port under attack: probes are answered whatever other clients do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,7 +49,7 @@ async fn probe(port: u16) -> String {
 }
 
 #[tokio::test]
-async fn strangers_cannot_starve_probes() {
+async fn hostile_connections_cannot_starve_probes() {
     for (way, sent) in [
         ("says nothing", ""),
         ("sends half a header", "GET /livez HTTP/1.1\r\nx:"),
@@ -66,7 +66,7 @@ async fn strangers_cannot_starve_probes() {
             "POST /livez HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n",
         ),
     ] {
-        // The kubelet's address may be one that strangers have, too.
+        // Hostile clients may have the address of the kubelet.
         for addresses in [1..2, 2..6] {
             let (port, _stop) = start().await;
             let mut held = Vec::new();
@@ -87,14 +87,14 @@ async fn strangers_cannot_starve_probes() {
 }
 
 #[tokio::test]
-async fn a_stranger_is_refused_before_the_body_of_a_log_level() {
+async fn a_remote_client_is_refused_before_the_body_of_a_log_level() {
     let (port, _stop) = start().await;
     let other = std::net::UdpSocket::bind("0.0.0.0:0").and_then(|socket| {
         socket.connect("192.0.2.1:9")?;
         socket.local_addr()
     });
     // Only an address that is not the loopback one shows it over a socket; without any,
-    // `a_stranger_is_judged_before_a_body_comes` beside the code is what shows it.
+    // `a_remote_client_is_refused_before_its_body_is_read` beside the code is what shows it.
     let Ok(other) = other.map(|address| address.ip()).map(|ip| (ip, port)) else {
         println!("not run: this machine has no address but loopback");
         return;
@@ -120,7 +120,7 @@ async fn a_stranger_is_refused_before_the_body_of_a_log_level() {
 }
 
 #[tokio::test]
-async fn a_log_level_has_so_many_bytes_and_no_more() {
+async fn the_bytes_of_a_log_level_are_bounded() {
     let (port, _stop) = start().await;
     // Without a switch there is nothing to set, which shows after the bound.
     for (bytes, expect) in [(admin::LEVEL_BYTES, "404"), (admin::LEVEL_BYTES + 1, "413")] {
@@ -187,7 +187,7 @@ async fn closed_after(port: u16, sent: &str) -> Duration {
 const LARGE: usize = 32 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_connection_ends_in_time_though_there_is_room_for_others() {
+async fn a_slow_connection_is_cut_although_slots_are_free() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let admin = Admin {

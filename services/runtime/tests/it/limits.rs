@@ -183,7 +183,7 @@ async fn an_idle_connection_is_closed_later_than_slow_headers() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_nothing_is_cut() {
+async fn a_client_that_reads_no_answer_is_cut() {
     let server = Server::start(Limits {
         idle: Duration::from_millis(500),
         ..Limits::default()
@@ -201,7 +201,7 @@ async fn a_client_that_takes_nothing_is_cut() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_a_little_now_and_then_is_cut() {
+async fn a_client_that_reads_too_slowly_is_cut() {
     let server = Server::start(Limits {
         window: Duration::from_secs(1),
         min_bytes_per_second: 8 << 20,
@@ -226,7 +226,7 @@ async fn a_client_that_takes_a_little_now_and_then_is_cut() {
 }
 
 #[tokio::test]
-async fn a_client_that_takes_its_time_gets_everything() {
+async fn a_slow_but_steady_client_gets_everything() {
     let server = Server::start(Limits {
         idle: Duration::from_millis(500),
         ..Limits::default()
@@ -251,7 +251,7 @@ async fn a_client_that_takes_its_time_gets_everything() {
 }
 
 #[tokio::test]
-async fn an_address_has_so_many_connections_and_no_more() {
+async fn the_connections_of_an_address_are_bounded() {
     let server = Server::start(Limits {
         connections_per_address: 2,
         ..Limits::default()
@@ -306,7 +306,7 @@ async fn connections_above_the_limit_wait() {
 }
 
 #[tokio::test]
-async fn as_many_as_may_wait_do_and_further_ones_are_closed_at_once() {
+async fn waiting_connections_are_bounded_and_further_ones_are_closed() {
     let server = Server::start(Limits {
         connections: 1,
         header_timeout: Duration::from_secs(2),

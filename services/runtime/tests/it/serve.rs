@@ -103,7 +103,7 @@ async fn get(client: &reqwest::Client, url: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_handler_sees_who_the_client_is_and_strangers_are_refused() {
+async fn a_handler_sees_the_client_and_unknown_certificates_are_refused() {
     let (ca, stranger) = (authority(), authority());
     let folder = tempfile::tempdir().unwrap();
     ca.write(folder.path(), "server");
@@ -325,7 +325,7 @@ impl std::io::Write for Log {
 }
 
 #[tokio::test]
-async fn failed_handshakes_are_counted_and_told_where_a_certificate_is_needed() {
+async fn failed_handshakes_are_counted_and_logged_if_certificates_are_required() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber = tracing_subscriber::fmt()

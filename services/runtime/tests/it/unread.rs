@@ -106,7 +106,7 @@ async fn get(port: u16) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_that_nobody_reads_hold_a_bounded_number_of_bytes() {
+async fn unread_streams_hold_a_bounded_number_of_bytes() {
     const CONNECTIONS: usize = 16;
     for window in [http2::WINDOW, 0] {
         let (port, alive, _stop) = start(Limits {
@@ -166,7 +166,7 @@ async fn a_client_that_reads_nothing_is_cut_early_while_memory_is_short() {
 }
 
 #[tokio::test]
-async fn an_http2_request_with_too_many_headers_reaches_nobody() {
+async fn an_http2_request_with_too_many_headers_reaches_no_handler() {
     const LIMIT: usize = 20;
     let (port, alive, _stop) = start(Limits {
         headers: LIMIT,

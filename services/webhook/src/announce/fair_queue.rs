@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn namespaces_take_turns_whatever_one_of_them_announces() {
+    fn namespaces_are_served_round_robin() {
         let now = Instant::now();
         let mut queue = FairQueue::new(now);
         for number in 0..100 {
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_announcements_of_a_namespace_wait_and_no_more() {
+    fn the_queued_announcements_of_a_namespace_are_bounded() {
         let mut now = Instant::now();
         let mut queue = FairQueue::new(now);
         fill(&mut queue, &mut now, 1, MAX_WAITING_PER_NAMESPACE);
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn so_many_announcements_wait_in_all_and_no_more() {
+    fn all_queued_announcements_are_bounded() {
         let mut now = Instant::now();
         let mut queue = FairQueue::new(now);
         let namespaces = MAX_WAITING / MAX_WAITING_PER_NAMESPACE + 1;

@@ -123,7 +123,7 @@ async fn small_bodies_leave_room_for_a_large_one() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_body_gives_its_room_to_one_that_waits() {
+async fn a_slow_body_is_cut_for_a_waiting_one() {
     let bodies = BodyBudget::default();
     for (length, all) in [
         (SMALL_BODY_BYTES, SMALL_BUDGET_BYTES),
@@ -198,7 +198,7 @@ fn cut(state: &State) -> Vec<u64> {
 }
 
 #[test]
-fn the_slowest_goes_first_and_nobody_within_the_grace() {
+fn the_slowest_is_cut_first_and_none_within_the_grace() {
     let begun = Instant::now();
     let length = LARGE_BUDGET_BYTES / 3;
     let mut state = arriving(begun, &[(CLIENT, length); 3]);
@@ -269,7 +269,7 @@ fn no_body_is_cut_where_that_makes_no_room() {
 }
 
 #[test]
-fn a_body_that_was_cut_is_not_taken_when_it_is_complete_at_last() {
+fn a_body_that_was_cut_is_refused_even_if_it_completes() {
     let bodies = BodyBudget::default();
     let begun = Instant::now();
     let rooms = [0, 1].map(|id| {

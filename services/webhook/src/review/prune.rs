@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused_wherever_it_stands() {
+    fn invalid_json_is_refused_at_any_depth() {
         let deep =
             |levels: usize| format!("{{\"x\":{}{}}}", "[".repeat(levels), "]".repeat(levels));
         assert!(read(&deep(100), 99, 99).0.is_ok());

@@ -112,7 +112,7 @@ async fn hostile_reviews_of_the_largest_size_cost_a_bounded_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn bodies_that_trickle_hold_back_no_honest_review() {
+async fn slow_bodies_do_not_delay_honest_reviews() {
     let webhook = Arc::new(Webhook::start().await);
     honest(&webhook).await.unwrap();
     let idle = webhook.resident();

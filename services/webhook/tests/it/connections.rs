@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use super::{create, eventually, rewriting, start};
 
 #[tokio::test]
-async fn one_address_has_so_many_connections_to_the_webhook() {
+async fn connections_of_an_address_to_the_webhook_are_bounded() {
     const MOST: usize = 512;
     let webhook = start(Some(rewriting()), true).await;
     eventually("ready", || webhook.ready()).await;
@@ -33,7 +33,7 @@ fn is_closed(stream: &tokio::net::TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn all_addresses_have_so_many_connections_to_the_webhook() {
+async fn connections_to_the_webhook_are_bounded() {
     const MOST: usize = 1024;
     const BEYOND: usize = 8;
     let webhook = start(Some(rewriting()), true).await;

@@ -138,7 +138,7 @@ async fn malformed_requests_are_refused_and_unneeded_reviews_are_allowed() {
 }
 
 #[tokio::test]
-async fn a_review_has_so_many_levels_and_no_more() {
+async fn the_levels_of_a_review_are_bounded() {
     let webhook = start(Some(rewriting()), true).await;
     eventually("ready", || webhook.ready()).await;
     // The review, its request and the object are the first three.

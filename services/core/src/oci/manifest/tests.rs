@@ -150,7 +150,7 @@ fn bounds_are_held_to_the_last_one() {
 }
 
 #[test]
-fn foreign_layers_are_told_by_type_or_by_other_places() {
+fn foreign_layers_are_known_by_their_type_or_urls() {
     for (layer, expect) in [
         (r#""mediaType":"l""#, false),
         (r#""mediaType":"l","urls":[]"#, false),
@@ -175,7 +175,7 @@ fn foreign_layers_are_told_by_type_or_by_other_places() {
 }
 
 #[test]
-fn entries_of_an_index_that_are_no_manifests_are_told() {
+fn entries_of_an_index_that_are_no_manifests_are_reported() {
     for (kind, expect) in [
         ("", true),
         (ManifestType::OciIndex.as_str(), true),

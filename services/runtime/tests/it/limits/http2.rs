@@ -93,7 +93,7 @@ async fn window_from(server: &Server, last: u8) -> (Http2, u32) {
 }
 
 #[tokio::test]
-async fn so_many_connections_have_a_large_window_and_no_more() {
+async fn connections_with_a_large_window_are_bounded() {
     let windows = server::LARGE_WINDOWS_OF_ADDRESS + 4;
     let server = Server::start(Limits {
         http2_large_windows: windows,
@@ -174,7 +174,7 @@ async fn reset_at_once(client: &mut Http2, count: usize) {
 }
 
 #[tokio::test]
-async fn so_many_streams_may_be_reset_at_once_and_no_more() {
+async fn resets_before_processing_are_bounded() {
     for resets in [5, Limits::default().resets] {
         let server = Server::start(Limits {
             resets,
@@ -200,7 +200,7 @@ async fn so_many_streams_may_be_reset_at_once_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_connection_has_so_many_streams_and_no_more() {
+async fn the_streams_of_a_connection_are_bounded() {
     let server = Server::start(Limits {
         streams: 4,
         ..Limits::default()
