@@ -242,7 +242,7 @@ impl Fills {
                     Ok(_) => return Ok(CopyOutcome::Stored),
                     Err(holdfast_store::Error::LockLost) => return Ok(CopyOutcome::TakenOver),
                     Err(error @ holdfast_store::Error::DigestMismatch { .. }) => error.to_string(),
-                    // Its bytes were thrown away.
+                    // Its bytes were discarded.
                     Err(error @ holdfast_store::Error::NoSpace { .. }) => {
                         incoming = self.open(copy, &mut round).await?;
                         last = error.into();
@@ -256,7 +256,7 @@ impl Fills {
                     what
                 }
                 SourceOutcome::Slow(rate) => {
-                    tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "copy goes on from another source");
+                    tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "the copy continues from another source");
                     entry.candidates.leave(&candidate, rate);
                     if round.alone {
                         incoming.discard().await?;
@@ -270,9 +270,14 @@ impl Fills {
                     last = error;
                     continue;
                 }
-                // The room that its bytes took is for the next source.
+                // The next source gets the space of these bytes.
                 SourceOutcome::NoSpace(error) => {
-                    tracing::warn!(image.digest = %digest, upstream.host = %candidate.source.host, "the volume became full: what came was thrown away, the copy goes on from another source if there is one");
+                    tracing::warn!(
+                        image.digest = %digest,
+                        upstream.host = %candidate.source.host,
+                        "the volume became full: the received bytes were discarded, the copy \
+                         continues from another source if there is one"
+                    );
                     incoming.discard().await?;
                     incoming = self.open(copy, &mut round).await?;
                     entry.candidates.fail(&candidate, error.clone());
@@ -283,7 +288,7 @@ impl Fills {
                 SourceOutcome::TakenOver => return Ok(CopyOutcome::TakenOver),
             };
             let senders = std::mem::take(&mut round.senders);
-            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were thrown away");
+            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were discarded");
             last = Error::Invalid(error);
             // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets
             // its chance to send it whole.
@@ -397,7 +402,7 @@ impl Fills {
             if attempts >= ATTEMPTS {
                 return SourceOutcome::Failed(failure.into());
             }
-            tracing::info!(image.digest = %digest, offset = incoming.offset(), error = %failure, "copy broke off, goes on");
+            tracing::info!(image.digest = %digest, offset = incoming.offset(), error = %failure, "the copy broke off and continues");
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
         }
     }

@@ -239,7 +239,7 @@ impl AccessControl {
                     reason: "it is not UTF-8".to_owned(),
                 })?;
                 let users = Htpasswd::parse(&text).map_err(content(path))?;
-                tracing::info!(users = users.len(), "the file of users was read");
+                tracing::info!(users = users.len(), "the htpasswd file was read");
                 self.inner.users.store(Some(Arc::new(users)));
             }
             (KEYS, _, _, Some(tokens)) => {
@@ -249,7 +249,7 @@ impl AccessControl {
                     ..
                 } = &tokens.settings;
                 let keys = keys::parse(&read(path)?, *rsa_algorithm).map_err(content(path))?;
-                tracing::info!(keys = keys.len(), "the keys of tokens were read");
+                tracing::info!(keys = keys.len(), "the token keys were read");
                 tokens.keys.store(Arc::new(keys));
             }
             _ => {}

@@ -247,7 +247,7 @@ impl Inner {
         if !names_one_host(&head) {
             let refusal = Error::invalid(
                 Code::Unsupported,
-                "a request names the host that it is for, once",
+                "a request has exactly one valid Host header",
             );
             return ("none", Err(refusal));
         }

@@ -179,7 +179,7 @@ impl From<holdfast_store::Error> for Error {
                 StatusCode::INSUFFICIENT_STORAGE,
                 Code::Denied,
                 format!(
-                    "the volume is full ({available_bytes} bytes left): nothing is taken until there is room, pulls go on"
+                    "the volume is full ({available_bytes} bytes left): writes are refused, pulls continue"
                 ),
             ),
             Store::Busy => {
@@ -275,7 +275,7 @@ pub(crate) fn from_fill(error: FillError, unknown: Code) -> Error {
         FillError::NoSpace(what) => Error::new(
             StatusCode::INSUFFICIENT_STORAGE,
             Code::Denied,
-            format!("{what}: it is not copied until there is room, other pulls go on"),
+            format!("{what}: it is copied when there is space, other pulls continue"),
         ),
         FillError::Busy(_) => Error::later("too many fills at once"),
         FillError::Store(_) => holdfast_store::Error::Busy.into(),

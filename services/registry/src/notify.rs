@@ -28,7 +28,7 @@ use queue::Queue;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A header of the settings is not valid.
-    #[error("notifications.{endpoint}: the header {name} is none")]
+    #[error("notifications.{endpoint}: the header {name} is not valid")]
     Header {
         /// Name of the endpoint.
         endpoint: String,

@@ -337,7 +337,7 @@ async fn receive(
 fn wrong_length() -> Error {
     Error::invalid(
         Code::SizeInvalid,
-        "the body has not the length that Content-Length or Content-Range announces",
+        "the body does not have the length that Content-Length or Content-Range announces",
     )
 }
 

@@ -108,9 +108,7 @@ pub(crate) async fn list(
     }
     if manifests.is_empty() && more.is_none() && !listed.known {
         let why = listed.warning.unwrap_or_default();
-        return Err(Error::later(format!(
-            "who refers to it is not known: {why}"
-        )));
+        return Err(Error::later(format!("the referrers are not known: {why}")));
     }
     let index = format!(
         r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{}]}}"#,

@@ -205,12 +205,12 @@ impl Watch {
                 SpaceLevel::Full => tracing::error!(
                     available_bytes,
                     used_percent,
-                    "the volume is full, writes are refused; pulls go on"
+                    "the volume is full, writes are refused; pulls continue"
                 ),
             }
             state.room = Some(health.level);
         }
-        // A full volume is ready: pulls go on.
+        // A full volume is ready: pulls continue.
         self.ready.ok(match (health.writable, health.level) {
             (false, _) => "answers, but takes no writes",
             (true, SpaceLevel::Full) => "answers, and is full",

@@ -23,7 +23,7 @@ pub(crate) enum Error {
     #[error("line {0} is not of the form user:hash")]
     Form(usize),
     /// A hash of another kind.
-    #[error("line {line}: {user} has {format}; only bcrypt is taken (htpasswd -B)")]
+    #[error("line {line}: {user} has {format}; only bcrypt is supported (htpasswd -B)")]
     Format {
         /// The line.
         line: usize,
@@ -46,7 +46,7 @@ pub(crate) enum Error {
         cost: u32,
     },
     /// A user twice.
-    #[error("line {line}: {user} is there twice")]
+    #[error("line {line}: {user} is listed twice")]
     Twice {
         /// The line.
         line: usize,
@@ -335,7 +335,7 @@ mod tests {
         }
         assert_eq!(refusal("nocolon"), "line 1 is not of the form user:hash");
         let twice = format!("a:$2y$05${rest}\na:$2y$05${rest}");
-        assert_eq!(refusal(&twice), "line 2: a is there twice");
+        assert_eq!(refusal(&twice), "line 2: a is listed twice");
         assert_eq!(Htpasswd::parse("# nobody\n").unwrap().len(), 0);
     }
 

@@ -36,7 +36,7 @@ pub(crate) enum Algorithm {
 }
 
 impl Algorithm {
-    /// By its name; `None` for everything that is not taken.
+    /// By its name; `None` if it is not supported.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "RS256" => Self::Rs256,
@@ -78,7 +78,7 @@ pub(crate) enum Error {
     /// Too many.
     #[error("the file holds more than {} keys", limits::TOKEN_KEYS)]
     TooMany,
-    /// One key is of no use.
+    /// One key cannot be used.
     #[error("key {number}: {reason}")]
     Key {
         /// Which.
@@ -140,7 +140,7 @@ impl Key {
 /// Reads a file of keys. RSA keys that do not name their algorithm are used with `rsa`.
 ///
 /// # Errors
-/// [`Error`]; one bad key refuses the file, so that a slip is seen.
+/// [`Error`]; one invalid key refuses the file, so that a mistake is noticed.
 pub(crate) fn parse(file: &[u8], rsa: RsaAlgorithm) -> Result<Vec<Key>, Error> {
     let keys = if file.trim_ascii_start().starts_with(b"{") {
         jwks(file, rsa.into())?
@@ -231,14 +231,18 @@ fn jwk(jwk: Jwk, rsa: Algorithm) -> Result<Key, &'static str> {
             }
             (Algorithm::EdDsa, Material::Raw(x))
         }
-        ("oct", _) => return Err("symmetric keys are not taken"),
-        _ => return Err("its kind is not taken (RSA; EC with P-256 or P-384; OKP with Ed25519)"),
+        ("oct", _) => return Err("symmetric keys are not supported"),
+        _ => {
+            return Err(
+                "its type is not supported (RSA; EC with P-256 or P-384; OKP with Ed25519)",
+            );
+        }
     };
     let algorithm = match jwk.alg.as_deref() {
         None => natural,
         Some(name) => Algorithm::parse(name)
             .filter(|named| *named == natural || (named.is_rsa() && natural.is_rsa()))
-            .ok_or("its alg is not taken or does not fit its kind")?,
+            .ok_or("its alg is not supported or does not fit its type")?,
     };
     Ok(Key {
         id: jwk.kid,
@@ -249,7 +253,7 @@ fn jwk(jwk: Jwk, rsa: Algorithm) -> Result<Key, &'static str> {
 
 fn point(x: Vec<u8>, y: Vec<u8>, length: usize) -> Result<Material, &'static str> {
     if x.len() != length || y.len() != length {
-        return Err("the point has not the curve's size");
+        return Err("the point does not have the curve's size");
     }
     Ok(Material::Raw([vec![4], x, y].concat()))
 }
@@ -276,7 +280,7 @@ fn pem(file: &[u8], rsa: Algorithm) -> Result<Vec<Key>, Error> {
             label if label.ends_with("PRIVATE KEY") => {
                 Err("it is a private key; the file holds public keys only")
             }
-            _ => Err("only CERTIFICATE and PUBLIC KEY are taken"),
+            _ => Err("only CERTIFICATE and PUBLIC KEY are supported"),
         };
         keys.push(key.map_err(fail)?);
     }
@@ -311,7 +315,7 @@ fn public_key(info: &SubjectPublicKeyInfo<'_>, rsa: Algorithm) -> Result<Key, &'
         (EC, P256) => Algorithm::Es256,
         (EC, P384) => Algorithm::Es384,
         (ED25519, _) => Algorithm::EdDsa,
-        _ => return Err("its kind is not taken (RSA; EC with P-256 or P-384; Ed25519)"),
+        _ => return Err("its type is not supported (RSA; EC with P-256 or P-384; Ed25519)"),
     };
     Ok(Key {
         id: None,
@@ -344,7 +348,7 @@ mod tests {
             ),
             (
                 format!(r#"{okp},{{"kty":"oct","k":"AAAA"}}"#),
-                "key 2: symmetric keys are not taken",
+                "key 2: symmetric keys are not supported",
             ),
             (
                 format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{x}","d":"{x}"}}"#),
@@ -364,7 +368,7 @@ mod tests {
             ),
             (
                 format!(r#"{{"kty":"EC","crv":"secp256k1","x":"{x}","y":"{x}"}}"#),
-                "key 1: its kind",
+                "key 1: its type",
             ),
             (
                 format!(r#"{{"kty":"OKP","crv":"Ed25519","x":"{x}","use":"enc"}}"#),

@@ -10,23 +10,23 @@ use serde::Deserialize;
 use super::keys::{Algorithm, Key};
 use crate::limits;
 
-/// Why a token is not taken. The client hears only that it is not.
+/// Why a token is refused. The client learns only that it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Error {
     /// Not three parts of base64 with the right JSON in them.
     #[error("the token does not parse")]
     Form,
-    /// An algorithm that is not taken, `none` for instance.
-    #[error("the token's algorithm is not taken")]
+    /// An algorithm that is not supported, `none` for instance.
+    #[error("the token's algorithm is not supported")]
     Algorithm,
     /// No configured key has that algorithm and name.
-    #[error("no configured key is the token's")]
+    #[error("no configured key fits the token")]
     Key,
     /// The signature is wrong.
     #[error("the token's signature is wrong")]
     Signature,
     /// Another issuer.
-    #[error("the token is of another issuer")]
+    #[error("the token is from another issuer")]
     Issuer,
     /// Another audience.
     #[error("the token is for another service")]
@@ -126,8 +126,8 @@ enum Audience {
     Many(Vec<String>),
 }
 
-/// Checks a token; `now` is seconds since 1970. Keys in the token (`jwk`, `jku`, `x5c`) are not
-/// looked at.
+/// Checks a token; `now` is seconds since 1970. Keys in the token (`jwk`, `jku`, `x5c`) are
+/// ignored.
 ///
 /// # Errors
 /// [`Error`]

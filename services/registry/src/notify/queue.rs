@@ -239,7 +239,7 @@ impl Sender {
             tracing::warn!(
                 notification.endpoint = self.queue.settings.name,
                 events = left,
-                "notifications are lost: the endpoint did not take them before the process ended"
+                "notifications are lost: the endpoint did not accept them before the process ended"
             );
         }
     }
@@ -255,7 +255,7 @@ impl Sender {
                 if failures >= self.queue.settings.threshold {
                     tracing::info!(
                         notification.endpoint = self.queue.settings.name,
-                        "the endpoint takes notifications again"
+                        "the endpoint accepts notifications again"
                     );
                 }
                 failures = 0;
@@ -266,7 +266,7 @@ impl Sender {
             if failures == settings.threshold {
                 tracing::warn!(
                     notification.endpoint = settings.name,
-                    "the endpoint of notifications keeps failing; they wait"
+                    "the endpoint keeps failing; notifications wait"
                 );
             }
             tokio::time::sleep(pause(failures, settings.threshold, settings.backoff)).await;
