@@ -20,18 +20,18 @@ use super::{
 use crate::limits::SPACE_EVERY_BYTES;
 use holdfast_upstream::{self as upstream, BlobRequest, Body, SharedPriority, UpstreamRepository};
 
-/// Attempts that bring next to nothing before a source is given up.
+/// Attempts without progress before a source is given up.
 const ATTEMPTS: u32 = 3;
-/// What an attempt must bring to count as a step forward, bytes.
+/// Bytes that an attempt must bring to count as progress.
 const STEP_BYTES: u64 = 64 << 10;
-/// Times that all of what a source sent may be wrong before it is given up.
+/// Complete bodies with wrong bytes before a source is given up.
 const ROUNDS: u32 = 3;
-/// Between two looks at a lock that another replica holds.
+/// Interval between checks of a lock that another replica holds.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// Looks for the link that another replica makes right after it copied a blob.
+/// Checks for the link that another replica makes right after it copied a blob.
 const LINK_LOOKS: u32 = 5;
 
-/// What a copy works on.
+/// The parts of a copy.
 struct Copy<'a> {
     digest: &'a Digest,
     entry: &'a Entry,
@@ -39,14 +39,14 @@ struct Copy<'a> {
     lock: &'a Lock,
 }
 
-/// What the growing file holds, since it was empty.
+/// The content of the growing file, since it was empty.
 #[derive(Debug, Default)]
 struct Round {
     /// The endpoints that sent it.
     senders: Vec<String>,
     /// Whether it began with what an earlier attempt left, whose sender is not known.
     kept: bool,
-    /// Sources do not go on where others stopped: bytes of several did not fit together.
+    /// Each source begins at the first byte: bytes of several sources did not fit together.
     alone: bool,
 }
 
@@ -85,9 +85,9 @@ impl Fills {
         let candidate = join(&entry);
         blobs.insert(digest.clone(), entry.clone());
         let (fills, digest, ours) = (self.clone(), digest.clone(), entry.clone());
-        // Its own task: every request may leave.
+        // A task of its own: every request may leave.
         tokio::spawn(async move {
-            // A panic must not leave the entry behind: every later request would join it.
+            // A panic must remove the entry: every later request would join it.
             let copy = fills.run(&digest, &ours, &announce);
             let result = AssertUnwindSafe(copy)
                 .catch_unwind()
@@ -109,7 +109,7 @@ impl Fills {
         (entry, candidate)
     }
 
-    /// Links what was copied into every repository that may read it.
+    /// Links the copied blob into every repository that may read it.
     async fn link(&self, digest: &Digest, entry: &Entry, is_stored: bool) {
         for repo in entry.close().iter().filter(|_| is_stored) {
             if let Err(error) = self.inner.store.link_blob(repo, digest).await {
@@ -165,7 +165,7 @@ impl Fills {
         }
     }
 
-    /// Has the upstream say that the source's credentials may read a blob.
+    /// Asks the upstream whether the source's credentials may read a blob.
     pub(super) async fn authorize(
         &self,
         source: &UpstreamRepository,
@@ -407,7 +407,7 @@ impl Fills {
         }
     }
 
-    /// All of it was there already, fetched with whatever credentials.
+    /// All bytes were there already, fetched with unknown credentials.
     async fn all_there(&self, copy: &Copy<'_>, candidate: &Candidate) -> SourceOutcome {
         if !copy.entry.is_authorized(&candidate.repo) {
             if let Err(error) = self.authorize(&candidate.source, copy.digest).await {
@@ -418,7 +418,7 @@ impl Fills {
         SourceOutcome::Whole
     }
 
-    /// Takes one body in.
+    /// Receives one body.
     async fn take_in(
         &self,
         copy: &Copy<'_>,
@@ -540,25 +540,25 @@ pub(super) fn lock_name(digest: &Digest) -> String {
 enum SourceOutcome {
     /// Everything; not verified yet.
     Whole,
-    /// Bytes that cannot be right.
+    /// Bytes that are wrong.
     Wrong(String),
-    /// Another source should go on; this one sent this many bytes a second.
+    /// Another source should continue; this one sent this many bytes a second.
     Slow(u64),
-    /// No more is to be had from this source.
+    /// This source cannot send more.
     Failed(Error),
     /// The volume became full: what the copy took is freed.
     NoSpace(Error),
     /// No more can be done for any source.
     Ended(Error),
-    /// The lock is another replica's now: this process stood still for longer than it lives.
+    /// Another replica has the lock: this process was suspended for longer than a lock lives.
     TakenOver,
 }
 
 impl SourceOutcome {
-    /// What the volume said to a write.
+    /// The outcome of an error of the volume.
     fn ended(error: holdfast_store::Error) -> Self {
         match error {
-            // Another replica went on with the file.
+            // Another replica continued with the file.
             holdfast_store::Error::LockLost => Self::TakenOver,
             error @ holdfast_store::Error::NoSpace { .. } => Self::NoSpace(error.into()),
             error => Self::Ended(error.into()),
@@ -570,15 +570,15 @@ impl SourceOutcome {
 #[derive(Debug, PartialEq, Eq)]
 enum CopyOutcome {
     Stored,
-    /// Another replica goes on with it.
+    /// Another replica continues it.
     TakenOver,
 }
 
 /// How a body ended.
 enum BodyOutcome {
     Ended(SourceOutcome),
-    /// Its slot is for another copy; it goes on later.
+    /// Its slot is for another copy; it continues later.
     Preempted,
-    /// It can go on with a range.
+    /// It can be continued with a range.
     Broke(upstream::Error),
 }

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use super::{Error, Result, candidates::Candidates};
 use holdfast_upstream::{SharedPriority, Wait};
 
-/// How far the fill of a blob is.
+/// The progress of the fill of a blob.
 #[derive(Debug, Clone)]
 pub(super) enum State {
     /// Nothing to read yet.
@@ -35,14 +35,14 @@ pub(super) struct Entry {
     access: Arc<Mutex<Access>>,
 }
 
-/// Who may read a blob once it is there.
+/// The repositories that may read a blob once it is stored.
 #[derive(Debug, Default)]
 struct Access {
     /// The repositories whose credentials the upstream let read it.
     authorized: BTreeSet<RepositoryName>,
     /// The copy is stored, and linked into those that were proven until then.
     is_linked: bool,
-    /// While another replica copies what a request here waits for.
+    /// Held while another replica copies a blob that a request here waits for.
     wait: Option<Wait>,
 }
 
@@ -89,7 +89,7 @@ impl Entry {
         }
     }
 
-    /// Waits until it can be read or is given up.
+    /// Waits until the blob can be read or the fill is given up.
     pub(super) async fn readable(&self) -> State {
         let mut state = self.state.clone();
         let ready = state
@@ -101,7 +101,7 @@ impl Entry {
         )
     }
 
-    /// Waits until it is stored or given up.
+    /// Waits until the blob is stored or the fill is given up.
     pub(super) async fn ended(&self) -> Option<Result<()>> {
         let mut state = self.state.clone();
         let end = state

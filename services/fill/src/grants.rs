@@ -23,7 +23,7 @@ const MAX_REQUESTS: usize = 256;
 /// Manifests that one tag led to, the newest first: a tag may have moved while its image is still
 /// pulled.
 const MAX_ROOTS: usize = 4;
-/// Credentials that one pull is made with.
+/// Credentials that are tried for one pull.
 const MAX_LOGINS: usize = 8;
 
 #[derive(Debug)]
@@ -34,7 +34,7 @@ struct Grant {
     roots: Vec<Digest>,
 }
 
-/// What fill requests named.
+/// The images that fill requests named.
 #[derive(Debug)]
 pub(super) struct Grants {
     lasts: Duration,
@@ -42,7 +42,7 @@ pub(super) struct Grants {
 }
 
 impl Grants {
-    /// Each request counts for `lasts`.
+    /// Each request is valid for `lasts`.
     pub(super) fn new(lasts: Duration) -> Self {
         Self {
             lasts,
@@ -111,7 +111,7 @@ impl Grants {
         }
     }
 
-    /// Whether anything of the repository was asked for.
+    /// Whether a request named an image of the repository.
     pub(super) fn names(&self, repo: &RepositoryName, now: Instant) -> bool {
         let held = self.held();
         held.get(repo)

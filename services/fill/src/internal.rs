@@ -35,7 +35,7 @@ const READ_BYTES: u64 = 256 << 10;
 /// from five replicas that copy all of it, each of them is read by the others 480 times. A reader
 /// that finds no place asks again.
 const CONNECTIONS: usize = 512;
-/// Who may call: the names in the internal CA's client certificates.
+/// The callers: the names in client certificates of the internal CA.
 const CALLERS: [&str; 2] = ["holdfast-controller", "holdfast-registry"];
 
 type Body = UnsyncBoxBody<Bytes, std::io::Error>;
@@ -56,7 +56,7 @@ pub async fn serve(
     server::serve(listener, tls, service, limits(), shutdown).await;
 }
 
-/// What the listener takes.
+/// The limits of the listener.
 pub fn limits() -> Limits {
     Limits {
         connections: CONNECTIONS,
@@ -150,7 +150,7 @@ async fn answer(
     refuse(StatusCode::NOT_FOUND, "no such endpoint")
 }
 
-/// The repository that a request names; one that is no name is refused.
+/// The repository that a request names; an invalid name is refused.
 fn repository(request: &Request<RequestBody>) -> Result<Option<RepositoryName>, String> {
     let query = request.uri().query().unwrap_or_default();
     let named =
@@ -193,7 +193,7 @@ fn unreadable(what: &str) -> Response<Body> {
     })
 }
 
-/// Who the upstream gives an image to.
+/// Which credentials may pull an image.
 async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Response<Body> {
     let request = match read::<AccessRequest>(request, "AccessRequest").await {
         Ok(request) => request,
@@ -205,7 +205,7 @@ async fn access_of_image(fills: &Fills, request: Request<RequestBody>) -> Respon
     }
 }
 
-/// Takes a source that another replica offers for a copy that runs here.
+/// Accepts a source that another replica offers for a copy that runs here.
 async fn take_offer(
     fills: &Fills,
     digest: &Digest,

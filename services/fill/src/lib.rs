@@ -51,7 +51,7 @@ pub use peers::Peers;
 use pending_manifests::PendingManifests;
 use revalidate::Checks;
 
-/// How fills behave.
+/// The settings of fills.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Platforms that a pull alone copies of an index (`os/architecture`); others come when they
@@ -59,7 +59,7 @@ pub struct Settings {
     pub platforms: Vec<String>,
     /// How long a pull of something that nothing names yet waits for the controller.
     pub hold: Duration,
-    /// First pause before a broken copy goes on; doubles.
+    /// First pause before a broken copy is continued; doubles.
     pub retry: Duration,
     /// Whether a pull of a tag that is local asks the upstream whether it moved.
     pub revalidate_pulls: bool,
@@ -75,7 +75,7 @@ pub struct Settings {
     /// How long what came with a fill request serves pulls of what it named: longer than the
     /// controller's rounds.
     pub grant: Duration,
-    /// The numbers to count in.
+    /// The metrics.
     pub metrics: Metrics,
 }
 
@@ -105,14 +105,14 @@ impl Default for Settings {
 /// credentials never serve another.
 type ImageKey = (RepositoryName, String, Vec<String>, Vec<Login>);
 type ImageFill = Shared<BoxFuture<'static, Result<FillResult>>>;
-/// A fill of an image that runs, how urgent it is, and who waits for it.
+/// A fill of an image that runs, its priority, and the requests that wait for it.
 type RunningImage = (ImageFill, SharedPriority, Arc<Interest>);
 
-/// What this process has of a blob that is on its way.
+/// What this process has of a blob that arrives.
 pub(crate) enum Growing {
     /// Its growing file.
     Local(PartialBlob),
-    /// Something, and not for the repository that was named.
+    /// Bytes that the named repository may not read.
     NotAuthorized,
     /// No bytes so far.
     NotYet,
@@ -260,7 +260,7 @@ impl Fills {
         self.inner.pending_manifests.blob(repo, digest)
     }
 
-    /// The numbers of fills and upstreams.
+    /// The metrics of fills and upstreams.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
     }
@@ -298,7 +298,7 @@ impl Fills {
     }
 }
 
-/// What a request of the internal API names.
+/// The image that a request of the internal API names.
 struct NamedImage {
     source: UpstreamRepository,
     repo: RepositoryName,
@@ -319,7 +319,7 @@ impl NamedImage {
         };
         let login = |credential: &Credential| {
             let (username, password) = (&credential.username, credential.password.expose());
-            // An empty user name with a token is how it was said before there was a field for it.
+            // Before there was a field for it, a token came with an empty user name.
             if credential.identity_token || username.is_empty() {
                 Login::identity(username, password)
             } else {

@@ -22,10 +22,10 @@ use crate::{
 use holdfast_runtime::time_limit::within;
 use holdfast_upstream::{self as upstream, Login, Requester, SharedPriority, UpstreamRepository};
 
-/// Between two looks at what others do on the volume.
+/// Interval between checks of what other replicas do on the volume.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// What a repository's manifests say of a blob.
+/// The claims of a repository's manifests about a blob.
 #[derive(Debug, Clone)]
 struct BlobClaims {
     /// The sizes that they claim: several when they do not agree. None: no manifest is here, and
@@ -193,7 +193,7 @@ impl Fills {
         }
     }
 
-    /// What is verified in memory or stored already.
+    /// A manifest that is verified in memory or already stored.
     async fn known(
         &self,
         repo: &RepositoryName,
@@ -314,7 +314,7 @@ impl Fills {
             if let Some(file) = store.open_repo_blob(repo, digest).await? {
                 return Ok(PulledBlob::Stored(file));
             }
-            // Whatever its manifest claims, the blob is what its digest says.
+            // The digest decides about the blob, not the claims of its manifest.
             if store.stat_blob(digest).await?.is_some() {
                 if self.may_read(source.as_ref(), &named, digest).await? {
                     store.link_blob(repo, digest).await?;

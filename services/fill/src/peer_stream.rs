@@ -15,13 +15,13 @@ use holdfast_upstream::UpstreamRepository;
 
 /// Bytes of one read for a stream.
 const READ_BYTES: u64 = 256 << 10;
-/// Between two looks at who has the blob.
+/// Interval between checks of which replica has the blob.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long an answer waits for its first bytes.
 const FIRST_BYTES_WAIT: Duration = Duration::from_secs(2);
 /// How long another replica may give no answer at all: longer than a dead replica's lock lives.
 const UNANSWERED_LIMIT: Duration = Duration::from_secs(45);
-/// How long a stream from another replica may stand still until that replica is asked again.
+/// How long a stream from another replica may stall until that replica is asked again.
 const STALL_LIMIT: Duration = Duration::from_secs(15);
 /// Copies of this replica that fail one after the other, with no byte between, until a client is
 /// told.
@@ -90,7 +90,7 @@ impl PeerBlob for PeerStream {
 
 struct Cursor {
     relay: PeerStream,
-    /// Where the client's part begins.
+    /// The first byte of the client's range.
     start: u64,
     /// The next byte that the client gets.
     offset: u64,
@@ -142,7 +142,7 @@ impl Cursor {
                     }
                 },
                 ReadSource::Peer(stream) => match within(STALL_LIMIT, stream.next()).await {
-                    // An empty piece is no end.
+                    // An empty piece is not the end.
                     Some(Some(Ok(bytes))) if bytes.is_empty() => continue,
                     Some(Some(Ok(bytes))) => Some(bytes),
                     // The replica ends its answer cleanly only behind the verified end.
@@ -167,7 +167,7 @@ impl Cursor {
         }
     }
 
-    /// Passes over what was handed on before a break, and compares it.
+    /// Skips the bytes that were sent before a break, and compares them.
     fn repeat(&mut self, mut bytes: Bytes) -> Result<Bytes> {
         let Some(again) = &mut self.again else {
             return Ok(bytes);
@@ -231,7 +231,7 @@ impl Cursor {
         }
     }
 
-    /// Waits for the next look at who has the bytes.
+    /// Waits for the next check of which replica has the bytes.
     async fn pause(&mut self) -> Result<()> {
         let pause = self.unanswered.run(tokio::time::sleep(POLL_INTERVAL)).await;
         pause.ok_or_else(|| {
@@ -249,7 +249,7 @@ impl Cursor {
         }
     }
 
-    /// Finds out who has the bytes now.
+    /// Finds out which replica has the bytes now.
     async fn seek(&mut self) -> Result<()> {
         // The whole has its digest; what was handed on of a part has nothing but another source's
         // word.
@@ -350,7 +350,7 @@ impl Cursor {
 }
 
 impl PeerStream {
-    /// Has the upstream say that these credentials may read the blob in this repository.
+    /// Asks the upstream whether these credentials may read the blob in this repository.
     async fn authorize(&mut self) -> Result<()> {
         if let Some(source) = &self.source {
             self.fills.authorize(source, &self.digest).await?;
