@@ -37,12 +37,12 @@ use crate::{
 pub use authorize::{Action, action};
 use authorize::{Challenges, Policy};
 
-/// Who asks.
+/// The client of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Principal {
     /// No credentials were sent.
     Anonymous,
-    /// A node of the cluster: it pulls.
+    /// A node of the cluster, which may pull.
     Node,
     /// A user of the htpasswd file.
     User(Arc<str>),
@@ -50,20 +50,20 @@ pub enum Principal {
     Certificate(Arc<PeerIdentity>),
     /// A client with a token of the authorization service.
     Bearer(Arc<Claims>),
-    /// Credentials were sent and are unknown.
+    /// The credentials that were sent are unknown.
     InvalidCredentials,
 }
 
 impl Principal {
-    /// Whom an upload session belongs to; empty for anonymous clients.
+    /// The owner of an upload session; empty for anonymous clients.
     pub fn subject(&self) -> String {
         match self {
             Self::Anonymous | Self::InvalidCredentials => String::new(),
             Self::Node => "node".to_owned(),
             Self::User(name) => format!("user:{name}"),
             Self::Certificate(peer) => {
-                // Each kind of name is a space of its own, as in the rules: who may choose one must
-                // not become another.
+                // Each kind of name is a space of its own, as in the rules: a client that may choose
+                // its name in one space must not be taken for another client.
                 let names = [
                     ("CN", Some(&peer.common_name)),
                     ("URI", peer.uris.first()),
@@ -81,7 +81,7 @@ impl Principal {
     }
 }
 
-/// Why the files of access cannot be used. No text holds a secret.
+/// Why the files of `access` cannot be used. No text contains a secret.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A file cannot be read, or is empty.
@@ -136,7 +136,7 @@ struct Inner {
     access: AccessSettings,
 }
 
-/// Knows the credentials. Clones share them.
+/// Identifies clients and decides what they may do. Clones share the credentials.
 #[derive(Clone)]
 pub struct AccessControl {
     inner: Arc<Inner>,
@@ -151,8 +151,8 @@ impl std::fmt::Debug for AccessControl {
 }
 
 impl AccessControl {
-    /// Access control that knows no users and lets every client pull and push: for a registry that
-    /// is standalone with no access configured.
+    /// Access control without users that lets every client pull and push: for a standalone
+    /// registry without `access`.
     pub fn open() -> Self {
         Self::empty(Policy::open(), None, AccessSettings::default())
     }
@@ -207,7 +207,7 @@ impl AccessControl {
         }
     }
 
-    /// The files to follow, by what they hold.
+    /// The files to watch, by their content.
     fn files(&self) -> Vec<(&'static str, Vec<PathBuf>)> {
         let Inner { auth, access, .. } = &*self.inner;
         let node = auth
@@ -221,7 +221,7 @@ impl AccessControl {
             .collect()
     }
 
-    /// Reads the files of one kind again; on an error what was known stays.
+    /// Reads the files of one kind again; on an error the previous content stays.
     fn reload(&self, what: &'static str) -> Result<(), LoadError> {
         let Inner { auth, access, .. } = &*self.inner;
         match (what, auth, &access.htpasswd, &self.inner.tokens) {
@@ -268,12 +268,12 @@ impl AccessControl {
         futures::future::join_all(followed).await;
     }
 
-    /// Who asks, by the request's headers and the connection's certificate.
+    /// The client of a request, by its headers and the connection's certificate.
     ///
     /// # Errors
     /// 429 when too many passwords wait for their check, or too many of this client's were wrong.
     pub async fn identify(&self, head: &request::Parts) -> Result<Principal, Error> {
-        // Nothing to know: clients that log in out of habit are as welcome as those that do not.
+        // No users are configured: credentials are ignored.
         if self.inner.policy.is_open() {
             return Ok(Principal::Anonymous);
         }
@@ -309,7 +309,7 @@ impl AccessControl {
             return Ok(Principal::InvalidCredentials);
         };
         if username.is_empty() && password.is_empty() {
-            // What some clients send for "no credentials" once they saw a challenge.
+            // Some clients send this for "no credentials" after a challenge.
             return Ok(Principal::Anonymous);
         }
         if let Some(node) = &*self.inner.node.load()
@@ -347,7 +347,7 @@ impl AccessControl {
         }
     }
 
-    /// Lets a request pass or not.
+    /// Decides whether a request is allowed.
     ///
     /// # Errors
     /// 401 with challenges where other credentials would help, 403 where they would not.
@@ -355,7 +355,8 @@ impl AccessControl {
         self.inner.policy.check(principal, endpoint)
     }
 
-    /// Lets a request pass that is no endpoint: who may not even read learns nothing of paths.
+    /// Decides about a request that is no endpoint: a client without any right learns nothing about
+    /// paths.
     ///
     /// # Errors
     /// See [`AccessControl::check`].
@@ -431,7 +432,7 @@ fn secrets(path: &Path) -> Result<Vec<String>, LoadError> {
     Ok(found)
 }
 
-/// The client that a login, and what is asked of upstreams, is counted for.
+/// The client for which logins and requests to upstreams are counted.
 pub(crate) fn address(head: &request::Parts) -> IpAddr {
     let peer = head.extensions.get::<PeerAddr>();
     peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| {

@@ -22,7 +22,7 @@ use holdfast_upstream::Reserved;
 /// Body of every answer.
 pub(crate) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Nothing.
+/// A body without bytes.
 pub(crate) fn empty() -> Body {
     full(Bytes::new())
 }
@@ -185,8 +185,8 @@ impl Reader {
         }
     }
 
-    /// Hashes the piece where that is wanted; `false` when it is the last one and the digest is
-    /// wrong: then it must not leave.
+    /// Hashes the piece if the blob is hashed; `false` when it is the last one and the digest is
+    /// wrong: then it must not be sent.
     fn is_sound_so_far(&mut self, piece: &Bytes) -> bool {
         let Some(hasher) = &mut self.hasher else {
             return true;
@@ -235,7 +235,7 @@ pub(crate) fn growing(blob: PartialBlob, first: u64, end: Option<u64>) -> Body {
             if limit == 0 {
                 return None;
             }
-            // At the front of a slow upstream every client would be woken for every few bytes.
+            // With a slow upstream every client would be woken for every few bytes.
             if let Progress::Growing(there) = blob.progress()
                 && offset > first
                 && there.saturating_sub(offset) < GATHERED_BYTES

@@ -23,7 +23,7 @@ pub const HEADERS: usize = 100;
 /// each later one.
 pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// After so long without a request a connection is closed.
+/// A connection is closed after this time without a request.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(120);
 
 /// Streams of one HTTP/2 connection at the same time.
@@ -32,17 +32,17 @@ pub const HTTP2_STREAMS: u32 = 128;
 /// Streams of one HTTP/2 connection that the client reset before they were looked at.
 pub const HTTP2_RESETS: usize = 20;
 
-/// Over this time a client has to be fast enough.
+/// The time over which the speed of a client is measured.
 pub const RATE_WINDOW: Duration = Duration::from_secs(60);
 
-/// Bytes of a refused request's body that are read over HTTP/2 and thrown away, so that the client
+/// Bytes of a refused request's body that are read over HTTP/2 and discarded, so that the client
 /// reads the answer.
 pub const DISCARD_BYTES: usize = 8 << 20;
 
-/// For how long at most.
+/// The longest time for which such a body is read.
 pub const DISCARD_FOR: Duration = Duration::from_secs(5);
 
-/// Bytes of what is remembered of the content types of large manifests.
+/// Bytes of the cache of content types of large manifests.
 pub const CONTENT_TYPES_BYTES: usize = 1 << 20;
 
 /// Bytes of manifests that are read for one page of referrers, whatever its filter leaves of them;
@@ -80,7 +80,7 @@ pub const WHOLE_UPLOAD_BYTES: u64 = 16 << 20;
 /// Folders that a mount without `from` looks into for a repository that has the blob.
 pub const MOUNT_FOLDERS: usize = 1000;
 
-/// Repositories that have the blob, after which such a mount stops looking.
+/// Repositories with the blob after which such a mount stops its search.
 pub const MOUNT_REPOSITORIES: usize = 32;
 
 /// Bytes of manifests that clients push, all together; of those that announce more than
@@ -90,7 +90,7 @@ pub const PUSH_MEMORY: u64 = 48 << 20;
 /// Of these, bytes from one address (IPv6: one /64).
 pub const PUSH_MEMORY_PER_ADDRESS: u64 = 16 << 20;
 
-/// Bytes of a manifest that counts as small. Nearly every one does.
+/// Bytes of a manifest that counts as small, as nearly all do.
 pub const SMALL_MANIFEST_BYTES: u64 = 128 << 10;
 
 /// Bytes of small manifests that clients push, all together.
@@ -99,7 +99,7 @@ pub const SMALL_PUSH_MEMORY: u64 = 16 << 20;
 /// Of these, bytes from one address (IPv6: one /64).
 pub const SMALL_PUSH_MEMORY_PER_ADDRESS: u64 = 4 << 20;
 
-/// For how long a push of a manifest waits for memory.
+/// How long a push of a manifest waits for memory.
 pub const PUSH_MEMORY_WAIT: Duration = Duration::from_secs(10);
 
 /// Most tags that one manifest may be given in one request. Each comes back in a header, and some
@@ -131,7 +131,7 @@ pub const LOGIN_FAILURES_OF_USER: usize = 5;
 /// Failed logins from one address (IPv6: one /64) in [`LOGIN_WINDOW`], those under way included.
 pub const LOGIN_FAILURES_OF_ADDRESS: usize = 20;
 
-/// Over this time failed logins are counted.
+/// The time over which failed logins are counted.
 pub const LOGIN_WINDOW: Duration = Duration::from_secs(60);
 
 /// Addresses, and users of an address, whose failed logins are remembered.
@@ -149,16 +149,16 @@ pub const TOKEN_KEYS: usize = 32;
 /// Deadline of the volume's answer for readiness.
 pub const VOLUME_DEADLINE: Duration = Duration::from_secs(5);
 
-/// After so long without an answer of the volume, requests are refused at once.
+/// Requests are refused at once after this time without an answer of the volume.
 pub const VOLUME_HANG: Duration = Duration::from_secs(15);
 
 /// How often the volume is asked for readiness, and its free bytes are measured.
 pub const VOLUME_EVERY: Duration = Duration::from_secs(10);
 
-/// Pause between two looks at whether an image became local while a pull is held.
+/// Interval of checks whether an image became local while a pull is held.
 pub const HOLD_EVERY: Duration = Duration::from_millis(250);
 
-/// `Retry-After` of answers that say "not now".
+/// `Retry-After` of answers with 429, 502 and 503, unless an upstream asks for another time.
 pub const RETRY_AFTER_SECONDS: u64 = 5;
 
 /// The used percentage from which on writers are warned, as the store wants it: 100 means never,
@@ -170,7 +170,7 @@ pub(crate) fn warn_used_percent(setting: u8) -> u8 {
 /// The bounds that operators set.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Largest manifest that is taken, in bytes.
+    /// Largest manifest that is accepted, in bytes.
     pub manifest_bytes: u64,
     /// How long a pull of something that nothing allows to fetch yet may wait.
     pub hold: Duration,
@@ -206,7 +206,7 @@ impl From<&holdfast_config::Limits> for Limits {
     }
 }
 
-/// What one connection may cost.
+/// The limits of one connection.
 pub fn connection(limits: &holdfast_config::Limits) -> server::Limits {
     server::Limits {
         connections: size(limits.connections),

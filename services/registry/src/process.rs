@@ -55,7 +55,7 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The certificates are of no use.
+    /// The certificates cannot be used.
     #[error("the certificates cannot be used")]
     Tls(#[from] holdfast_runtime::tls::Error),
     /// The handlers of signals cannot be installed.
@@ -64,39 +64,39 @@ pub enum Error {
     /// The file with the upload secret cannot be read.
     #[error("the upload secret cannot be read")]
     UploadSecret(#[source] std::io::Error),
-    /// A file of access is of no use.
+    /// A file of `access` cannot be used.
     #[error("the files of access cannot be used")]
     Access(#[from] access_control::LoadError),
-    /// The settings of notifications are of no use.
+    /// The settings of notifications cannot be used.
     #[error("the settings of notifications cannot be used")]
     Notifications(#[from] notify::Error),
-    /// The settings of an upstream are of no use.
+    /// The settings of an upstream cannot be used.
     #[error("the settings of the upstreams cannot be used")]
     Upstream(#[from] upstream::Error),
 }
 
-/// Runs the registry until SIGTERM or SIGINT, then finishes what is under way.
+/// Runs the registry until SIGTERM or SIGINT, then finishes the requests in progress.
 ///
 /// `level` is the switch of the log level for the admin endpoints.
 ///
 /// # Errors
-/// What keeps it from starting; afterwards it ends only when told.
+/// Why it cannot start; once started, it ends only by a signal.
 pub async fn run(settings: RegistrySettings, level: Option<logs::Level>) -> Result<(), Error> {
     let shutdown = holdfast_runtime::shutdown::on_signals().map_err(Error::Signals)?;
     run_until(settings, level, shutdown).await
 }
 
-/// [`run`], told to end by `shutdown`.
+/// [`run`] until `shutdown`.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// Why it cannot start.
 pub async fn run_until(
     settings: RegistrySettings,
     level: Option<logs::Level>,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let data = settings.data.clone();
-    // To see what kind of volume it is may already hang.
+    // Even finding out the kind of the volume may hang.
     let disk = async move {
         let disk = tokio::task::spawn_blocking(move || Disk::at(&data)).await;
         disk.map_or_else(
@@ -111,7 +111,7 @@ pub async fn run_until(
 /// meanwhile, and the distribution API is served once the store is open.
 ///
 /// # Errors
-/// What keeps it from starting.
+/// Why it cannot start.
 pub async fn run_on(
     volume: impl Future<Output = Result<Arc<dyn Volume>, Error>>,
     intervals: WatchIntervals,
@@ -176,7 +176,7 @@ pub async fn run_on(
     Ok(())
 }
 
-/// What runs before the volume answers and ends after all else: probes, metrics, notifications.
+/// What starts before the volume answers and ends last: probes, metrics, notifications.
 struct Shell {
     ready: Flag,
     owner: LockHolder,
@@ -338,7 +338,7 @@ impl Access {
     }
 }
 
-/// Starts what keeps the store in order: removal of abandoned uploads, the scrubber, the probe
+/// Starts the maintenance of the store: removal of abandoned uploads, the scrubber, the probe
 /// image.
 fn maintain(
     tasks: &mut JoinSet<()>,
@@ -370,7 +370,7 @@ fn maintain(
     tasks.spawn(keep_probe(store.clone(), PROBE_EVERY, shutdown.clone()));
 }
 
-/// The upstream that pulls mean which name none, as answers name it.
+/// The upstream of pulls that name none, as answers name it.
 fn mirror_of(settings: &RegistrySettings) -> Option<(String, Host)> {
     let name = settings.mirror_of.clone()?;
     let host = Host::parse(&name).ok()?;
@@ -526,10 +526,10 @@ async fn finish_deletes(store: &Store) {
     }
 }
 
-/// How often uploads are looked at.
+/// How often abandoned uploads are removed.
 const CLEAN_EVERY: Duration = Duration::from_secs(3600);
 
-/// Removes abandoned uploads, and what deletes left.
+/// Removes abandoned uploads, and the rest of interrupted deletes.
 async fn clean(store: Store, idle: Duration, every: Duration, shutdown: CancellationToken) {
     loop {
         finish_deletes(&store).await;
@@ -549,7 +549,7 @@ async fn clean(store: Store, idle: Duration, every: Duration, shutdown: Cancella
 /// volume that was lost under a running registry must not take it away for good.
 const PROBE_EVERY: Duration = Duration::from_secs(60);
 
-/// Keeps the probe image in place.
+/// Stores the probe image again if it is missing.
 async fn keep_probe(store: Store, every: Duration, shutdown: CancellationToken) {
     loop {
         let outcome = tokio::select! {

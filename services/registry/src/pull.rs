@@ -70,8 +70,8 @@ pub(crate) async fn manifest(call: Call<'_>, reference: &ManifestRef) -> Result<
     Ok(response)
 }
 
-/// A manifest on its way out. Clients may leave many answers unread, so a large one is not held for
-/// them.
+/// The body of a manifest. Clients may leave many answers unread, so a large manifest is not kept
+/// in memory for them.
 async fn manifest_body(call: Call<'_>, digest: &Digest, bytes: Bytes) -> Result<Body> {
     if call.head.method == http::Method::HEAD {
         return Ok(body::empty());
@@ -97,13 +97,13 @@ async fn local(call: Call<'_>, reference: &ManifestRef) -> Result<Option<(Digest
         ManifestRef::Tag(tag) => call.api.store.tagged_manifest(call.repo, tag).await,
     };
     match found {
-        // It was moved aside: from here on it is a miss (SPEC 37).
+        // It was moved aside, so it is a miss now (SPEC 37).
         Err(holdfast_store::Error::Corrupt { .. }) => Ok(None),
         found => Ok(found?),
     }
 }
 
-/// A miss: asks the upstream, or waits a little until an Artifact allows it.
+/// A miss: asks the upstream, or waits a short time until an Artifact allows it.
 async fn fetch(call: Call<'_>, reference: &ManifestRef) -> Result<(Digest, Bytes)> {
     let Some(source) = call.source() else {
         return Err(Error::unknown(
@@ -124,7 +124,7 @@ async fn fetch(call: Call<'_>, reference: &ManifestRef) -> Result<(Digest, Bytes
     }
 }
 
-/// Waits for the next look; `false` when the time is over.
+/// Waits for the next check; `false` when the time is over.
 async fn hold(deadline: Instant) -> bool {
     if Instant::now() >= deadline {
         return false;
@@ -239,8 +239,8 @@ async fn relay(
     }))
 }
 
-/// The answer with the asked range; `make` gets the first byte and the end. Without a known size
-/// there are no ranges.
+/// The answer with the requested range; `make` gets the first byte and the end. Without a known
+/// size there are no ranges.
 fn reply(
     head: &Parts,
     digest: &Digest,

@@ -28,7 +28,7 @@ use tokio::time::Instant;
 use crate::Metrics as Requests;
 use holdfast_fill::pull_through::PullThrough;
 
-/// The scrubber's numbers. Clones share them.
+/// The scrubber's metrics. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     scanned: Counter,
@@ -68,12 +68,12 @@ impl Metrics {
     }
 }
 
-/// How the scrubber behaves.
+/// The settings of the scrubber.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Bytes a second.
     pub rate: u64,
-    /// Between the beginnings of two passes.
+    /// Time between the beginnings of two passes.
     pub every: Duration,
     /// Before the first look after the start, and between two looks at whether a pass is due.
     pub look: Duration,
@@ -91,7 +91,7 @@ const KEEP: Duration = Duration::from_secs(30);
 const NAME: &str = "scrub";
 const ALGORITHMS: [Algorithm; 2] = [Algorithm::Sha256, Algorithm::Sha512];
 
-/// Where the scrubbing of a volume is.
+/// The position of the scrubber on a volume.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Position {
@@ -103,7 +103,7 @@ struct Position {
     finished: f64,
 }
 
-/// Hashes what is stored.
+/// Hashes all stored content.
 pub struct Scrubber {
     store: Store,
     source: Option<Arc<dyn PullThrough>>,

@@ -51,7 +51,7 @@ impl Secret {
         Ok(Self(Arc::new(ArcSwap::from_pointee(read(path)?))))
     }
 
-    /// Reads the file again; on an error what was known stays.
+    /// Reads the file again; on an error the previous secrets stay.
     ///
     /// # Errors
     /// When the file cannot be read or holds none.
@@ -109,7 +109,7 @@ fn read(path: &Path) -> std::io::Result<Vec<Vec<u8>>> {
     Ok(secrets)
 }
 
-/// Where a session is.
+/// The state of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct State {
@@ -121,7 +121,7 @@ pub struct State {
     /// `algorithm:hex` of the hash state at `offset`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     hash: String,
-    /// The generation of the file that the hash was taken over.
+    /// The generation of the file that the hash was computed over.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     generation: String,
     /// Whose the session is; empty: anyone who may push to the repository, as with distribution's
@@ -164,7 +164,7 @@ impl State {
         self
     }
 
-    /// Whose the session is; may be empty.
+    /// The owner of the session; may be empty.
     pub fn subject(&self) -> &str {
         &self.subject
     }
@@ -175,7 +175,7 @@ impl State {
         self.subject.is_empty() || self.subject == subject
     }
 
-    /// Bytes that the session held.
+    /// Bytes that the session had.
     pub fn offset(&self) -> u64 {
         self.offset
     }

@@ -30,7 +30,7 @@ pub struct VolumeStatus {
 }
 
 impl VolumeStatus {
-    /// Whether the volume has not answered for so long that there is no use in waiting for it.
+    /// Whether the volume has not answered for so long that requests do not wait for it.
     pub fn hangs(&self) -> bool {
         self.hangs.load(Ordering::Relaxed)
     }
@@ -40,14 +40,14 @@ impl VolumeStatus {
     }
 }
 
-/// When the watch looks, and what it makes of silence.
+/// The interval of the watch, and its time limits.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchIntervals {
-    /// Between two looks.
+    /// Time between two checks.
     pub every: Duration,
-    /// After so long without an answer the registry is not ready.
+    /// The registry is not ready after this time without an answer.
     pub deadline: Duration,
-    /// After so long without an answer requests are refused instead of waiting, too.
+    /// Requests are refused instead of waiting after this time without an answer.
     pub hang: Duration,
 }
 
@@ -219,7 +219,7 @@ impl Watch {
     }
 }
 
-/// What the watch saw last, so that it says each thing once.
+/// What the watch saw last, so that it logs each change once.
 #[derive(Debug, Default)]
 struct State {
     silent: bool,

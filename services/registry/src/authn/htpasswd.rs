@@ -22,7 +22,7 @@ pub(crate) enum Error {
     /// A line without a colon or without a name.
     #[error("line {0} is not of the form user:hash")]
     Form(usize),
-    /// A hash of another kind.
+    /// A hash of another type.
     #[error("line {line}: {user} has {format}; only bcrypt is supported (htpasswd -B)")]
     Format {
         /// The line.
@@ -45,7 +45,7 @@ pub(crate) enum Error {
         /// Its cost.
         cost: u32,
     },
-    /// A user twice.
+    /// A user is listed twice.
     #[error("line {line}: {user} is listed twice")]
     Twice {
         /// The line.
@@ -80,7 +80,7 @@ impl Htpasswd {
     /// count.
     ///
     /// # Errors
-    /// [`Error`] for the first line that is not taken.
+    /// [`Error`] for the first invalid line.
     pub(crate) fn parse(text: &str) -> Result<Self, Error> {
         let mut users = HashMap::new();
         let mut decoy: Option<(u32, String)> = None;
@@ -133,7 +133,7 @@ impl Htpasswd {
         })
     }
 
-    /// How many users there are.
+    /// The number of users.
     pub(crate) fn len(&self) -> usize {
         self.users.len()
     }
@@ -235,7 +235,7 @@ fn cost(hash: &str) -> Result<u32, &'static str> {
         .ok_or(broken)
 }
 
-/// A password is remembered by a hash that is of no use outside of this process.
+/// A password is remembered by a hash that is useless outside of this process.
 fn fingerprint(user: &str, password: &str) -> [u8; 32] {
     static SALT: OnceLock<[u8; 32]> = OnceLock::new();
     let salt = SALT.get_or_init(|| {

@@ -54,7 +54,7 @@ struct Waiting {
     turn: oneshot::Sender<Turn>,
 }
 
-/// Leave to check one password. Dropped without [`Turn::end`] it counts neither as right nor as
+/// The right to check one password. Dropped without [`Turn::end`] it counts neither as right nor as
 /// wrong.
 #[derive(Debug)]
 pub(crate) struct Turn {
@@ -85,7 +85,7 @@ impl Logins {
         self.state.lock()
     }
 
-    /// Waits for leave to check a password.
+    /// Waits for its turn to check a password.
     ///
     /// # Errors
     /// [`Overloaded`]
@@ -96,7 +96,7 @@ impl Logins {
         mine.await.map_err(|_| Overloaded)
     }
 
-    /// Starts checks while there is room.
+    /// Starts checks while there are free places.
     fn serve(self: &Arc<Self>) {
         loop {
             let Some(waiting) = self.lock().take_next(Instant::now()) else {
@@ -107,7 +107,7 @@ impl Logins {
                 attempt: waiting.attempt,
                 right: None,
             };
-            // A client that is gone drops it, which makes room for the next one.
+            // A client that left drops it, which frees the place for the next one.
             drop(waiting.turn.send(turn));
         }
     }

@@ -22,7 +22,7 @@ const ASKED: usize = 64;
 /// Pause between two such rounds.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The count. Clones share it.
+/// The uploads in progress. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Uploads {
     most: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Uploads {
     table: Arc<Mutex<Table>>,
 }
 
-/// An upload that goes on with further requests.
+/// An upload that continues with further requests.
 #[derive(Debug)]
 struct OpenUpload {
     repo: RepositoryName,
@@ -42,7 +42,7 @@ struct OpenUpload {
 #[derive(Debug, Default)]
 struct Table {
     open: HashMap<UploadId, OpenUpload>,
-    /// Those of `open`, and those that are being begun.
+    /// The uploads of `open`, and those that are being begun.
     of_repository: HashMap<RepositoryName, usize>,
     count: usize,
     asked: Option<Instant>,
@@ -57,7 +57,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The upload is under way, under this name.
+    /// The upload is in progress under this name.
     pub(crate) fn keep(mut self, id: UploadId) {
         self.kept = true;
         let open = OpenUpload {
@@ -107,7 +107,7 @@ impl NewUpload {
         self.place = None;
     }
 
-    /// Ends the session. Goes on when the caller is gone.
+    /// Ends the session, even if the caller leaves.
     pub(crate) async fn cancel(mut self) {
         if let Some(place) = self.place.take() {
             tokio::spawn(self.cancelled(place)).await.ok();
@@ -117,7 +117,7 @@ impl NewUpload {
     fn cancelled(&self, place: Place) -> impl Future<Output = ()> + Send + use<> {
         let (store, repo, id) = (self.store.clone(), self.repo.clone(), self.id.clone());
         async move {
-            // What is left where the volume fails is removed as an abandoned upload.
+            // If the volume fails, the session is removed later as an abandoned upload.
             store.cancel_upload(&repo, &id).await.ok();
             drop(place);
         }

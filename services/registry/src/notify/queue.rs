@@ -28,9 +28,9 @@ const BATCH: usize = 32;
 const PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause that the doubling reaches by itself.
 const MAX_PAUSE: Duration = Duration::from_secs(60);
-/// How often the folder of headers is looked at while there is something to send.
+/// How often the folder of headers is read while there is something to send.
 const HEADERS_EVERY: Duration = holdfast_runtime::files::POLL_INTERVAL;
-/// How long what waits may still be sent after the process was told to end.
+/// How long pending events may still be sent after the process began to end.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The queue of one endpoint.
@@ -186,7 +186,7 @@ struct Sender {
     reloads: Reloads,
 }
 
-/// The headers of each request, as they were read last.
+/// The headers of each request, as last read.
 struct Headers {
     map: HeaderMap,
     read_at: Instant,
@@ -222,7 +222,7 @@ impl Sender {
         tokio::select! {
             () = self.send_all() => {}
             () = shutdown.cancelled() => {
-                // Requests that are still under way may tell something, too.
+                // Requests in progress may still add events.
                 let last = async {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     while !self.queue.lock().is_empty() {
