@@ -62,7 +62,7 @@ impl Principal {
             Self::Node => "node".to_owned(),
             Self::User(name) => format!("user:{name}"),
             Self::Certificate(peer) => {
-                // Each kind of name is a space of its own, as in the rules: a client that may choose
+                // Each kind of name is a space of its own, as in the rules: a client that chooses
                 // its name in one space must not be taken for another client.
                 let names = [
                     ("CN", Some(&peer.common_name)),

@@ -89,12 +89,12 @@ impl Body {
         self.slot.preempted().clone().cancelled_owned()
     }
 
-    /// What it brought so far.
+    /// The bytes that it brought so far.
     pub fn flow(&self) -> Arc<Flow> {
         Arc::clone(self.slot.flow())
     }
 
-    /// Who sends it, for [`Upstreams::quarantine`].
+    /// The endpoint that sends it, for [`Upstreams::quarantine`].
     pub fn endpoint(&self) -> String {
         self.endpoint.url.to_string()
     }

@@ -14,14 +14,14 @@ use std::{
 
 /// Failures in a row that count: of connections, of one repository, of different repositories.
 pub(super) const FAILURES: u32 = 3;
-/// Failures that lie so far back are forgotten.
+/// Failures are forgotten after this time.
 const FORGET: Duration = Duration::from_secs(60);
 /// The longest time that one repository is not asked for: no probe ends it.
 const REPOSITORY_MAX: Duration = Duration::from_secs(60);
 /// Repositories whose failures are remembered; above, those that failed longest ago go.
 const MAX_REPOSITORIES: usize = 256;
 
-/// What did not work.
+/// What failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Failure<'a> {
     /// There was no connection: no name, no port, no trusted certificate.
@@ -40,7 +40,7 @@ pub(super) struct Cause {
 }
 
 impl Cause {
-    /// How much is left of the time that the answers asked for.
+    /// The rest of the time that the answers asked for.
     pub(super) fn asked(&self, now: Instant) -> Option<Duration> {
         let left = self.asked?.saturating_duration_since(now);
         (!left.is_zero()).then_some(left)
@@ -55,7 +55,7 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Why something is not asked for now.
+/// Why a request is not sent now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Rejection {
     /// The endpoint failed; the probe is due after this time.
@@ -281,7 +281,7 @@ impl Breaker {
         self.probing = false;
         let was_open = self.is_open();
         if was_open {
-            // What failed while nothing worked says nothing of what works now.
+            // Failures while nothing worked do not count any more.
             self.repositories.clear();
         }
         self.lives();
@@ -506,7 +506,7 @@ mod tests {
             None,
             "asked again"
         );
-        // It fails for others, too: every request gets its last answer.
+        // It fails for other repositories, too: every request gets its last answer.
         for name in ["b", "c"] {
             breaker.failed(Failure::Repository(name), "it answers 503", start, clock);
         }

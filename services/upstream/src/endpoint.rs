@@ -45,15 +45,14 @@ use answer::{content_range, printable, text, told_size};
 use call::{Bytes, Call};
 use holdfast_runtime::time_limit::{TimeLimit, within};
 
-/// What is said of a host inside the network, whatever it does that is not a registry's.
+/// The cause that clients get about a host inside the network that is no registry.
 const NO_REGISTRY: &str =
     "no registry answers there; hosts of this network tell more when they are listed in upstreams";
 
-/// The repository to which failures count that no request of one repository is to blame for: of
-/// bodies that break off.
+/// The repository for failures that no request of one repository causes: bodies that break off.
 const BODIES: &str = "";
 
-/// What an endpoint is made of.
+/// The parts of an endpoint.
 pub(super) struct Parts<'a> {
     pub(super) url: &'a str,
     /// Whether it is the upstream itself: credentials of pull secrets are never for its mirrors.
@@ -66,10 +65,10 @@ pub(super) struct Parts<'a> {
     pub(super) pace: Arc<Pace>,
     /// The memory of all manifests that are being received.
     pub(super) memory: Arc<Memory>,
-    /// What opens upstreams.
+    /// Tokens for upstreams.
     pub(super) tokens: Arc<Tokens>,
     pub(super) known: Arc<Authorisations>,
-    /// What bounds the messages of failures in the log.
+    /// Limits the messages of failures in the log.
     pub(super) throttle: Arc<Throttle>,
     pub(super) metrics: Metrics,
     /// The upstream's name in metrics.
@@ -90,11 +89,11 @@ pub(super) struct Endpoint {
     settings: Option<UpstreamSettings>,
     proxies: Arc<Proxies>,
     client: Client,
-    /// What the endpoint's own name was resolved to, where only an image names it.
+    /// The addresses of the endpoint's own name, where only an image names it.
     seen: SeenAddresses,
-    /// What the names that its redirects led to were resolved to.
+    /// The addresses of the names that its redirects led to.
     seen_elsewhere: SeenAddresses,
-    /// Whether it once answered as a registry does.
+    /// Whether it answered as a registry before.
     is_registry: AtomicBool,
     guarded: OnceCell<(Allowed, Client)>,
     breaker: Arc<Mutex<Breaker>>,
@@ -114,12 +113,12 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-/// A blob's body as it begins.
+/// The beginning of a blob's body.
 pub(super) struct BlobAnswer {
     pub(super) response: Response,
-    /// Bytes of the body that lie before the offset that was asked for.
+    /// Bytes of the body before the requested offset.
     pub(super) skip: u64,
-    /// The whole blob's size, where the answer tells it.
+    /// The whole blob's size, if the answer says it.
     pub(super) total: Option<u64>,
     /// A strong validator, where there is one.
     pub(super) etag: Option<String>,
@@ -192,7 +191,7 @@ impl Endpoint {
         self.breaker().rejection_of_all(Instant::now()).is_some()
     }
 
-    /// Lets a request pass, or says why it does not go out.
+    /// Allows a request, or says why it is not sent.
     fn check_open(&self, call: &Call<'_>) -> Result<()> {
         let now = Instant::now();
         let rejection = self.breaker().rejection(call.repository(), now);
@@ -227,7 +226,7 @@ impl Endpoint {
         self.record(Failure::Connection, what)
     }
 
-    /// Records that a body did not come to its end.
+    /// Records that a body broke off.
     pub(super) fn record_failure(&self, what: &str) -> Error {
         self.record(Failure::Repository(BODIES), what)
     }
@@ -305,8 +304,8 @@ impl Endpoint {
         is_several || self.is_confidential()
     }
 
-    /// Whether nothing is told of the host: it is inside this network and has not shown itself as a
-    /// registry.
+    /// Whether clients learn nothing about the host: it is inside this network and never answered
+    /// as a registry.
     fn is_confidential(&self) -> bool {
         // A name that was outside as well may be inside for the next request only.
         let shown = self.is_registry.load(Ordering::Relaxed) && !self.seen.is_mixed();
@@ -325,7 +324,7 @@ impl Endpoint {
         url
     }
 
-    /// What the endpoint calls a repository.
+    /// The name of a repository at the endpoint.
     fn path_of(&self, repository: &RepositoryName) -> String {
         format!("{}{repository}", self.prefix)
     }
@@ -521,7 +520,7 @@ impl Endpoint {
     }
 }
 
-/// Memory that it took was wanted for what another host sends.
+/// A manifest of another host needed the memory.
 fn too_slow() -> Error {
     Error::Busy("the answer arrived slowly while others waited".to_owned())
 }

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 /// Below this rate a copy is slow, bytes a second: it gives its slot up to a copy that has none.
 pub const SLOW: u64 = 64 << 10;
-/// Over so much time of waiting a rate is measured.
+/// A rate is measured over this time of waiting.
 pub const WINDOW: Duration = Duration::from_secs(1);
 
-/// What one body brought so far; one writer, any number of readers.
+/// The bytes of one body so far; one writer, any number of readers.
 #[derive(Debug)]
 pub struct Flow {
     begun: Instant,

@@ -61,10 +61,10 @@ pub use metrics::Metrics;
 
 use crate::{metrics::UpstreamLabel, throttle::Throttle};
 
-/// Why an upstream did not give what was asked for.
+/// Why a request to an upstream failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The upstream says that it does not exist.
+    /// The upstream says that the content does not exist.
     #[error("the upstream has no such image")]
     NotFound,
     /// The upstream refused every credential, and an anonymous request.
@@ -73,7 +73,7 @@ pub enum Error {
     /// The upstream cannot be reached, is too slow, or fails.
     #[error("the upstream is unavailable: {0}")]
     Unavailable(String),
-    /// The same, and it says when it may be asked again.
+    /// The same, and the upstream says when it may be asked again.
     #[error("the upstream is unavailable: {0}")]
     Later(String, Duration),
     /// The upstream asked for a pause of this length (429).
@@ -83,13 +83,13 @@ pub enum Error {
     /// be sent.
     #[error("the upstream's answer is not valid: {0}")]
     Invalid(String),
-    /// The bytes have the digest that was asked for and are no manifest that is taken.
+    /// The bytes have the requested digest and are no supported manifest.
     #[error("the upstream's answer is not valid: {0}")]
     NoManifest(String),
-    /// It was not asked: too many requests wait for it, or the clients of this one are gone.
+    /// It was not asked: too many requests wait for it, or the clients of this one have left.
     #[error("the upstream was not asked: {0}")]
     Busy(String),
-    /// The settings do not make a client.
+    /// The settings are not valid.
     #[error("upstream settings: {0}")]
     Settings(String),
 }
@@ -123,11 +123,11 @@ pub struct UpstreamRepository {
     /// Credentials of pull secrets; those of the settings and anonymous access are tried after
     /// them.
     pub logins: Vec<Login>,
-    /// How urgent it is; shared by all that belongs to one copy.
+    /// The priority, shared by all requests of one copy.
     pub priority: SharedPriority,
 }
 
-/// What is wanted of a blob.
+/// A request for bytes of a blob.
 #[derive(Debug, Clone, Copy)]
 pub struct BlobRequest<'a> {
     /// The blob.
@@ -136,10 +136,9 @@ pub struct BlobRequest<'a> {
     pub size: Option<u64>,
     /// The first byte that is wanted.
     pub offset: u64,
-    /// Ask for everything and pass over what lies before `offset`: for servers that cannot do
-    /// ranges.
+    /// Request the whole blob and skip the bytes before `offset`: for servers without ranges.
     pub whole: bool,
-    /// Endpoints that broke off before: asked after the others.
+    /// Endpoints whose bodies broke off before: asked after the others.
     pub avoid: &'a [String],
     /// How often this copy had a slot before and was preempted.
     pub yielded: u32,
@@ -237,7 +236,7 @@ impl Upstreams {
             .is_ok_and(|endpoints| endpoints.iter().any(|e| !e.rejects_all()))
     }
 
-    /// The numbers of everything that upstreams are asked for.
+    /// The metrics of requests to upstreams.
     pub fn metrics(&self) -> &Metrics {
         &self.inner.metrics
     }
@@ -301,7 +300,7 @@ impl Upstreams {
         Ok(made)
     }
 
-    /// The pace of requests to an endpoint's host, shared by all that lead there.
+    /// The pace of requests to an endpoint's host, shared by all its endpoints.
     fn pace(&self, url: &str) -> Arc<Pace> {
         let url = url::Url::parse(url).ok();
         let host = url
@@ -315,7 +314,7 @@ impl Upstreams {
         Arc::clone(paces.entry(host).or_insert_with(new))
     }
 
-    /// What these credentials were refused a moment ago.
+    /// A recent refusal for these credentials.
     fn refused(&self, source: &UpstreamRepository, path: &str) -> Result<()> {
         match self.inner.negative.get(source, path, Instant::now()) {
             Some(error) => {
@@ -347,7 +346,7 @@ impl Upstreams {
     /// Fetches a manifest by tag or digest and verifies it.
     ///
     /// # Errors
-    /// The most telling error of all endpoints.
+    /// The most informative error of all endpoints.
     pub async fn manifest(&self, source: &UpstreamRepository, target: &str) -> Result<Manifest> {
         let path = format!("manifests/{target}");
         self.refused(source, &path)?;
@@ -374,7 +373,7 @@ impl Upstreams {
         &self.inner.memory
     }
 
-    /// What bounds the messages of failures in the log.
+    /// Limits the messages of failures in the log.
     pub fn throttle(&self) -> &Throttle {
         &self.inner.throttle
     }
@@ -387,7 +386,7 @@ impl Upstreams {
     /// Whether these credentials may read a blob there, and its size if the upstream says it.
     ///
     /// # Errors
-    /// The most telling error of all endpoints when not.
+    /// The most informative error of all endpoints when not.
     pub async fn has_blob(
         &self,
         source: &UpstreamRepository,
@@ -409,7 +408,7 @@ impl Upstreams {
     /// slot up before the upstream answers.
     ///
     /// # Errors
-    /// The most telling error of all endpoints.
+    /// The most informative error of all endpoints.
     pub async fn blob(&self, source: &UpstreamRepository, wanted: BlobRequest<'_>) -> Result<Body> {
         let path = format!("blobs/{}", wanted.digest);
         self.refused(source, &path)?;

@@ -20,9 +20,9 @@ pub(super) const MAX_REFERRERS: usize = 2000;
 /// A list as an upstream gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pages<T> {
-    /// What was read.
+    /// The entries that were read.
     pub entries: Vec<T>,
-    /// Whether it is all that there is, or the bounds were reached before.
+    /// Whether the list is complete; `false` when a bound was reached.
     pub complete: bool,
     /// About the bytes that the entries take in memory.
     pub bytes: usize,
@@ -48,10 +48,10 @@ pub struct Referrer {
     pub digest: Digest,
     /// Its size in bytes.
     pub size: u64,
-    /// What kind of artifact it is.
+    /// The type of the artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// Free text of its maker.
+    /// Annotations of its author.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
 }
@@ -71,7 +71,7 @@ impl Upstreams {
     /// The digest that a tag names upstream.
     ///
     /// # Errors
-    /// The most telling error of all endpoints.
+    /// The most informative error of all endpoints.
     pub async fn resolve(&self, source: &UpstreamRepository, target: &str) -> Result<Digest> {
         resolve(&self.endpoints(&source.host)?, source, target).await
     }
@@ -79,7 +79,7 @@ impl Upstreams {
     /// All tags of a repository.
     ///
     /// # Errors
-    /// The most telling error of all endpoints; [`Error::Unavailable`] after the deadline.
+    /// The most informative error of all endpoints; [`Error::Unavailable`] after the deadline.
     pub async fn tags(&self, source: &UpstreamRepository) -> Result<Pages<Tag>> {
         let endpoints = self.endpoints(&source.host)?;
         let ask = async {
@@ -119,7 +119,7 @@ impl Upstreams {
     }
 }
 
-/// What is said of a list after its deadline.
+/// The error of a list after its deadline.
 const LATE_LIST: &str = "the upstream did not send its list in time";
 
 async fn resolve(

@@ -24,7 +24,7 @@ use crate::limits::{MANIFEST_CUT_AFTER, MANIFEST_MEMORY, MANIFEST_MEMORY_PER_HOS
 
 /// The unit of the budget, bytes.
 const UNIT: u64 = 1 << 10;
-/// How often who waits looks for a manifest to cut.
+/// How often a waiting request looks for a manifest to cut.
 const CUT_EVERY: Duration = Duration::from_millis(100);
 
 /// The budget. Clones share it.
@@ -89,11 +89,11 @@ pub struct Reserved {
 /// A manifest whose bytes were verified.
 #[derive(Debug, Clone)]
 pub struct Manifest {
-    /// Computed from the bytes, never echoed.
+    /// Computed from the bytes, not taken from a header.
     pub digest: Digest,
     /// The exact bytes.
     pub bytes: Bytes,
-    /// What it takes of the memory of manifests.
+    /// Its part of the memory of manifests.
     _reserved: Reserved,
 }
 
@@ -143,7 +143,7 @@ impl State {
         }
     }
 
-    /// Who gets bytes next: one whose host has its share already does not.
+    /// Which request gets bytes next: one whose host has its share already does not.
     fn next(&self, per_host: u64) -> Option<(Arc<str>, u64)> {
         let mut of_host: Option<(&str, u64)> = None;
         let waiting = self.waiting.iter().filter_map(|((host, at), waiting)| {

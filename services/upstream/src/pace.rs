@@ -25,7 +25,7 @@ use crate::limits::UPSTREAM_REQUESTS_WAITING as PLACES;
 struct Place {
     repository: String,
     priority: SharedPriority,
-    /// Told when it is the first, and when it has lost its place.
+    /// Notified when it is the first, and when it has lost its place.
     wake: Arc<Notify>,
 }
 
@@ -106,7 +106,7 @@ impl Queue {
         each.min()
     }
 
-    /// Who goes next.
+    /// The place that is next.
     fn first(&mut self) -> Option<u64> {
         let all: Vec<u64> = self.places.keys().copied().collect();
         let scheduler = all.into_iter().filter_map(|at| {
@@ -153,7 +153,7 @@ impl Queue {
             .retain(|other, _| known.contains_key(other));
     }
 
-    /// Makes room for one more; false when it has to go instead.
+    /// Frees a place for one more; false when the new one is refused instead.
     fn make_room(&mut self, repository: &str, priority: &SharedPriority) -> bool {
         if self.places.len() < PLACES {
             return true;
@@ -186,7 +186,7 @@ impl Queue {
     }
 }
 
-/// Gives a place up when its owner leaves.
+/// Gives a place up when its request ends.
 struct PlaceGuard<'a> {
     pace: &'a Pace,
     at: u64,

@@ -24,7 +24,7 @@ pub(super) struct Followed {
 }
 
 impl Endpoint {
-    /// Does not ask the endpoint for as long as it wants.
+    /// Pauses requests to the endpoint for the time that it asks for.
     pub(super) fn pause(&self, response: &Response) -> Error {
         let now = std::time::SystemTime::now();
         let pause = retry_after(text(response, header::RETRY_AFTER).as_deref(), now);
@@ -102,7 +102,7 @@ fn decides_nothing(status: StatusCode) -> bool {
     )
 }
 
-/// What the endpoint itself asks for. The challenge of another origin is answered where the
+/// The challenge of the endpoint itself. The challenge of another origin is answered where the
 /// redirect is followed.
 pub(super) fn challenge_of(found: &Followed) -> Option<Challenge> {
     if found.elsewhere {

@@ -129,7 +129,7 @@ impl Endpoint {
                 .await;
             if let Ok(header) = header {
                 let found = self.follow_redirects(call, &url, header).await?;
-                // It may want another scope by now.
+                // It may want another scope now.
                 challenge = challenge_of(&found);
                 // Some registries answer 400 to a token that has ended (ECR Public).
                 let has_ended = found.response.status() == StatusCode::BAD_REQUEST
@@ -137,7 +137,7 @@ impl Endpoint {
                 match self.answer(call, found) {
                     Err(Error::Unauthorized) => {}
                     Err(Error::Invalid(_)) if has_ended => {}
-                    // An anonymous request does not see it; a user may.
+                    // It may be hidden from anonymous requests only.
                     Err(Error::NotFound) if has_login && known.login.is_none() => {}
                     other => return other,
                 }
@@ -202,7 +202,7 @@ impl Endpoint {
                     self.remember(call, Some(Authorisation { login, challenge }));
                     return Ok(response);
                 }
-                // Some registries hide from a wrong user what a right one sees.
+                // Some registries hide content from users without access.
                 Err(Error::NotFound) => failed = Error::NotFound,
                 Err(Error::Unauthorized) => {}
                 Err(error) => return Err(error),

@@ -4,10 +4,10 @@ use http::Method;
 
 use crate::UpstreamRepository;
 
-/// Which bytes of something are asked for.
+/// Which bytes are requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Bytes {
-    /// Everything.
+    /// All.
     All,
     /// From this one to the end.
     From(u64),
@@ -15,7 +15,7 @@ pub(super) enum Bytes {
     First,
 }
 
-/// What is asked of a repository.
+/// A request for something of a repository.
 pub(super) struct Call<'a> {
     pub(super) source: &'a UpstreamRepository,
     pub(super) method: Method,
@@ -27,7 +27,7 @@ pub(super) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    /// Asks for all of it.
+    /// Requests all bytes.
     pub(super) fn new(source: &'a UpstreamRepository, method: Method, path: &'a str) -> Self {
         Self {
             source,
@@ -38,7 +38,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Asks for some of it.
+    /// Requests some of the bytes.
     pub(super) fn part(self, bytes: Bytes) -> Self {
         Self { bytes, ..self }
     }
@@ -48,8 +48,8 @@ impl<'a> Call<'a> {
         self.source.repository.as_str()
     }
 
-    /// What an authorisation is remembered for: some registries want another scope for lists than
-    /// for content.
+    /// The key under which an authorisation is remembered: some registries want another scope for
+    /// lists than for content.
     pub(super) fn topic(&self) -> String {
         let kind = match self.path.split('/').next() {
             Some("tags") => " tags",

@@ -14,7 +14,7 @@ use crate::{
     lists::{MAX_BYTES, MAX_PAGES, Pages, Referrer},
 };
 
-/// Tags that a page is asked for: what every registry gives.
+/// Tags that are requested per page: a number that every registry accepts.
 const PAGE: &str = "n=1000";
 
 impl Endpoint {
@@ -57,7 +57,7 @@ impl Endpoint {
         let call = Call::new(source, Method::GET, &path);
         match (self.ask(&call).await, unread) {
             (Ok(first), _) => Box::pin(self.pages(&call, first)).await,
-            // A list that cannot be read is not an empty one.
+            // A list that cannot be read is not an empty list.
             (Err(Error::NotFound), Some(unread)) => Err(unread),
             // Any web server answers so, and the requester is not to learn that there is one.
             (Err(Error::NotFound), None) if !self.is_confidential() => Ok(Pages::default()),

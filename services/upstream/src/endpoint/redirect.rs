@@ -67,7 +67,7 @@ impl Endpoint {
                 && let Some(challenge) = answer::challenge(&response)
             {
                 if is_authorised {
-                    // What it took before it takes no longer.
+                    // It does not accept the earlier token any more.
                     self.forget_token(call, &url, &challenge, None);
                 }
                 given_token = self.authorisation_elsewhere(call, &url, &challenge).await?;
@@ -95,7 +95,7 @@ impl Endpoint {
         }
     }
 
-    /// Sends a request to whatever belongs to the endpoint: its token server, say.
+    /// Sends a request to a server that belongs to the endpoint, such as its token server.
     pub(super) async fn send(
         &self,
         call: &Call<'_>,
@@ -118,7 +118,7 @@ impl Endpoint {
             let (again, late) = (sent.try_clone(), limit.late());
             match limit.run(sent.send()).await {
                 Some(Ok(response)) => return Ok(response),
-                // The client's own timer knows nothing of a busy machine.
+                // The client's own timer does not account for a busy machine.
                 Some(Err(error))
                     if error.is_connect()
                         && error.is_timeout()
@@ -223,7 +223,7 @@ fn next(url: &Url, response: &Response) -> Result<Url> {
     Ok(next)
 }
 
-/// What an authorisation at another origin is remembered for.
+/// The key under which an authorisation at another origin is remembered.
 fn elsewhere_topic(call: &Call<'_>, url: &Url) -> String {
     let origin = url.origin().ascii_serialization();
     format!("{origin} {}", call.source.repository)
