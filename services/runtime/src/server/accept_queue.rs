@@ -14,7 +14,7 @@ use super::{
     Limits,
     connection_slots::{ConnectionSlot, ConnectionSlots, NoSlot, client_address},
     count::{Counts, Open},
-    outgoing::Held,
+    outgoing::UnreadBytes,
     requests::Requests,
     watch::Watch,
 };
@@ -39,7 +39,7 @@ pub(super) struct Admitted {
 /// The connections of a listener that are not served yet: arrivals, and those that wait for a slot.
 pub(super) struct AcceptQueue {
     slots: ConnectionSlots,
-    held: Held,
+    held: UnreadBytes,
     requests: Requests,
     wait_timeout: Duration,
     /// Accepted and not processed yet, by client.
@@ -60,7 +60,7 @@ impl AcceptQueue {
             arrivals: FairQueue::default(),
             slots: ConnectionSlots::new(share.connections, limits),
             share,
-            held: Held::default(),
+            held: UnreadBytes::default(),
             requests: Requests::default(),
             wait_timeout: limits.header_timeout,
             waiting: VecDeque::new(),

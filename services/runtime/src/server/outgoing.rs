@@ -32,11 +32,11 @@ pub(super) const PRESSURE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Unread bytes of all connections of a listener. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held(Arc<AtomicU64>);
+pub(super) struct UnreadBytes(Arc<AtomicU64>);
 
-impl Held {
+impl UnreadBytes {
     /// Whether the listener is under pressure.
-    pub(super) fn is_pressed(&self) -> bool {
+    pub(super) fn is_under_pressure(&self) -> bool {
         LISTENER_BYTES <= self.0.load(Relaxed)
     }
 }
@@ -44,7 +44,7 @@ impl Held {
 /// The unread bytes of one connection.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    listener: Held,
+    listener: UnreadBytes,
     held: AtomicU64,
     moved: AtomicU64,
     /// Streams that wait under pressure until the connection holds nothing.
@@ -53,7 +53,7 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(listener: Held) -> Self {
+    pub(super) fn new(listener: UnreadBytes) -> Self {
         Self {
             listener,
             held: AtomicU64::new(0),
@@ -72,8 +72,8 @@ impl Outgoing {
         self.moved.load(Relaxed)
     }
 
-    pub(super) fn is_pressed(&self) -> bool {
-        self.listener.is_pressed()
+    pub(super) fn is_under_pressure(&self) -> bool {
+        self.listener.is_under_pressure()
     }
 
     /// Wakes the streams that wait because of pressure.
@@ -136,7 +136,7 @@ impl Stream {
         }
         self.waker.register(context.waker());
         self.waits.store(true, SeqCst);
-        if self.connection.is_pressed() {
+        if self.connection.is_under_pressure() {
             self.connection.wait(context.waker());
         }
         // Bytes that were read in the meantime did not wake this task.
@@ -150,7 +150,7 @@ impl Stream {
     fn has_room(&self) -> bool {
         let held = self.connection.held.load(SeqCst);
         held == 0
-            || !self.connection.is_pressed()
+            || !self.connection.is_under_pressure()
                 && (held < CONNECTION_BYTES || self.held.load(SeqCst) == 0)
     }
 
@@ -288,7 +288,7 @@ mod tests {
 
     #[test]
     fn a_piece_counts_until_it_is_taken() {
-        let connection = Arc::new(Outgoing::new(Held::default()));
+        let connection = Arc::new(Outgoing::new(UnreadBytes::default()));
         let stream = stream(&connection);
         let mut piece = piece(&stream, 10);
         let seen = || (stream.outstanding(), stream.moved(), connection.held());
@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn streams_of_a_connection_wait_for_each_other_but_each_holds_a_piece() {
-        let connection = Arc::new(Outgoing::new(Held::default()));
+        let connection = Arc::new(Outgoing::new(UnreadBytes::default()));
         let (first, second) = (stream(&connection), stream(&connection));
         let much = piece(&first, CONNECTION_BYTES - 1);
         assert!(room(&first));
@@ -322,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_listener_that_holds_too_much_gives_each_connection_one_piece() {
-        let listener = Held::default();
+        let listener = UnreadBytes::default();
         let connection = || Arc::new(Outgoing::new(listener.clone()));
         let (hoarder, honest) = (connection(), connection());
         let hoard = piece(&stream(&hoarder), LISTENER_BYTES);

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Limits;
-use super::outgoing::{Held, Outgoing, PRESSURE_TIMEOUT, Stream};
+use super::outgoing::{Outgoing, PRESSURE_TIMEOUT, Stream, UnreadBytes};
 use super::requests::{Charge, Connection, Requests};
 
 /// Why a connection is cut.
@@ -96,10 +96,10 @@ struct Checked {
 impl Watch {
     #[cfg(test)]
     pub(super) fn new() -> Arc<Self> {
-        Self::of_listener(Held::default(), Requests::default())
+        Self::of_listener(UnreadBytes::default(), Requests::default())
     }
 
-    pub(super) fn of_listener(held: Held, requests: Requests) -> Arc<Self> {
+    pub(super) fn of_listener(held: UnreadBytes, requests: Requests) -> Arc<Self> {
         Arc::new(Self {
             begun: Instant::now(),
             requests: AtomicUsize::new(0),
@@ -246,7 +246,7 @@ impl Watch {
     /// than it holds is cut.
     fn check_pressure(&self, pressed: &mut Option<(u64, u64)>, now: u64) -> Option<Reason> {
         let (held, moved) = (self.outgoing.held(), self.outgoing.moved());
-        if held == 0 || !self.outgoing.is_pressed() {
+        if held == 0 || !self.outgoing.is_under_pressure() {
             *pressed = None;
             return None;
         }

@@ -1,5 +1,5 @@
-//! What hostile reviews cost the webhook: its process runs apart, so that its memory can be read,
-//! and is sent the worst bodies that its limits let through while honest reviews are answered.
+//! What hostile reviews cost the webhook. It runs in a process of its own, so that its memory can
+//! be read, and gets the worst bodies within its limits while honest reviews are answered.
 //!
 //! Figures are printed (`--nocapture`); run with `--release` for those of the product.
 

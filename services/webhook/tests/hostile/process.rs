@@ -1,4 +1,4 @@
-//! The webhook in a process of its own: this test binary once more, told by the environment.
+//! The webhook in a process of its own: this test binary once more, configured by the environment.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use warp::Filter as _;
 
-/// Set for the process that is the webhook.
+/// The environment variable of the process that is the webhook.
 const ROLE: &str = "HOLDFAST_HOSTILE_WEBHOOK";
 
 /// A running webhook; it ends with this value.
@@ -62,19 +62,25 @@ impl Webhook {
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let told = lines
+        let announced = lines
             .by_ref()
             .map_while(Result::ok)
             .find_map(|line| Some(line.split_once("SERVES ")?.1.to_owned()))
             .unwrap();
         // The test harness of that process goes on to write.
         std::thread::spawn(move || lines.for_each(drop));
-        let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-        let address = |key: &str| told[key].as_str().unwrap().parse::<SocketAddr>().unwrap();
+        let announced: serde_json::Value = serde_json::from_str(&announced).unwrap();
+        let address = |key: &str| {
+            announced[key]
+                .as_str()
+                .unwrap()
+                .parse::<SocketAddr>()
+                .unwrap()
+        };
         let webhook = Self {
             child,
             address: address("address"),
-            pem: told["pem"].as_str().unwrap().to_owned(),
+            pem: announced["pem"].as_str().unwrap().to_owned(),
         };
         let url = format!("http://{}/readyz", address("admin"));
         for _ in 0..400 {
@@ -165,8 +171,8 @@ fn resident(pid: u32) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// Serves until it is killed, where the environment asks for it; an ordinary run of the tests has
-/// nothing to do here.
+/// Serves until it is killed, if the environment asks for it. In an ordinary run of the tests it
+/// does nothing.
 #[test]
 fn serves_where_the_environment_asks() {
     if std::env::var_os(ROLE).is_none() {
@@ -200,18 +206,18 @@ async fn serve() {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let told = json!({
+    let announced = json!({
         "address": listener.local_addr().unwrap().to_string(),
         "admin": admin.local_addr().unwrap().to_string(),
         "pem": made.cert.pem(),
     });
-    println!("\nSERVES {told}");
+    println!("\nSERVES {announced}");
     let client = api_server().await;
     let stop = CancellationToken::new();
     holdfast_webhook::serve(config, None, client, folder.path(), listener, admin, stop).await;
 }
 
-/// An API server with a state that rewrites; Artifacts are taken and forgotten.
+/// An API server with a state that rewrites; Artifacts are accepted and dropped.
 async fn api_server() -> kube::Client {
     let state =
         json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "" });
