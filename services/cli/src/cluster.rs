@@ -16,7 +16,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 use crate::duration;
-use crate::exit_status::Unreachable;
+use crate::exit_status::{Unreachable, Usage};
 
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
@@ -165,8 +165,18 @@ impl Resource {
 }
 
 impl KubeArgs {
-    /// A client by the caller's kubeconfig, or by the pod's service account.
+    /// A client by the caller's kubeconfig, or by the pod's service account. It never retries a
+    /// request by itself: a disruption budget answers an eviction with 429, which is a result.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
+        self.build_client(false).await
+    }
+
+    /// As [`Self::client`]. It retries requests that the API server refuses for the moment.
+    pub(crate) async fn retrying_client(&self) -> anyhow::Result<Client> {
+        self.build_client(true).await
+    }
+
+    async fn build_client(&self, retry: bool) -> anyhow::Result<Client> {
         let mut config = self.config().await?;
         if let Some(user) = &self.as_user {
             config.auth_info.impersonate = Some(user.clone());
@@ -178,9 +188,7 @@ impl KubeArgs {
         config.read_timeout = limit;
         // A connection that was idle between two looks must not count as silent.
         config.reset_reader_on_write = true;
-        // A disruption budget answers an eviction with 429. That is a result and must not be
-        // retried here.
-        config.default_retry = false;
+        config.default_retry = retry;
         Ok(Client::try_from(config)?)
     }
 
@@ -232,10 +240,12 @@ impl ClusterArgs {
                     .iter()
                     .map(|release| release.names.namespace.as_str())
                     .collect();
-                bail!(
-                    "there are several releases of Holdfast, in namespaces {}; choose with --release-namespace",
+                Err(Usage(format!(
+                    "there are several releases of Holdfast, in namespaces {}; \
+                     choose with --release-namespace",
                     namespaces.join(", ")
-                )
+                ))
+                .into())
             }
         }
     }

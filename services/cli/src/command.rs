@@ -1,7 +1,6 @@
 //! The operator's part of the command line: which command does what.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -11,9 +10,6 @@ use crate::{
     config_check, diff, doctor, export, fsck, import, ls, preload, restore, status, terminal,
     uninstall, version,
 };
-
-/// Where a pod of a release has its configuration.
-pub(crate) const CONFIG_FILE: &str = "/etc/holdfast/config.yaml";
 
 /// The commands of an operator.
 #[derive(Subcommand)]
@@ -58,21 +54,6 @@ pub enum DiffCommand {
 pub enum ConfigCommand {
     /// Checks a file of Helm values
     Check(config_check::Args),
-}
-
-/// Where the configuration is.
-#[derive(clap::Args)]
-pub struct ConfigArgs {
-    /// The configuration of the release
-    #[arg(long, value_name = "FILE", default_value = CONFIG_FILE)]
-    pub(crate) config: PathBuf,
-}
-
-impl ConfigArgs {
-    /// Reads and checks the configuration.
-    pub fn load(&self) -> anyhow::Result<holdfast_config::Config> {
-        Ok(holdfast_config::Config::from_file(&self.config)?)
-    }
 }
 
 /// Runs the command, and returns its exit status.

@@ -25,7 +25,8 @@ Examples:
 Every owner is judged by its template and by the images of its running pods (sidecars that others \
 inject), also owners that are scaled to zero or suspended. An image is available if the registry \
 holds it and the pods are rewritten, or if every node that takes pods holds it and its pull policy \
-is not Always. Static pods are left to the kubelet.
+is not Always. Without the right to list nodes, images that only nodes may hold are not judged. \
+Static pods are left to the kubelet.
 
 Exit status: 0 nothing would be missing, 1 something would be, 2 not everything could be read.")]
 pub struct Args {
@@ -71,7 +72,7 @@ async fn look(args: &Args) -> anyhow::Result<Document> {
             let names = judgement
                 .owners
                 .iter()
-                .filter(|owner| owner.is_missing_an_image())
+                .filter(|owner| owner.has(Verdict::Missing))
                 .map(|owner| {
                     format!("{}/{}/{}", owner.kind, owner.namespace, owner.name).to_lowercase()
                 });
@@ -85,6 +86,7 @@ async fn look(args: &Args) -> anyhow::Result<Document> {
 fn label(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Missing => "MISSING",
+        Verdict::NotJudged => "not judged",
         Verdict::OnNodes => "on nodes",
         Verdict::NeverPulled => "never pulled",
         Verdict::Local => "local",
@@ -96,7 +98,7 @@ fn render(judgement: &Judgement, all: bool) -> String {
         owner
             .images
             .iter()
-            .filter(|image| all || image.verdict == Verdict::Missing)
+            .filter(|image| all || matches!(image.verdict, Verdict::Missing | Verdict::NotJudged))
             .map(|image| {
                 [
                     format!("{}/{}", owner.kind, owner.name),
@@ -124,23 +126,29 @@ fn render(judgement: &Judgement, all: bool) -> String {
         images.filter(|image| image.verdict == verdict).count()
     };
     let owners = terminal::count(judgement.owners.len() as u64, "owner", "owners");
-    let stuck = judgement
-        .owners
-        .iter()
-        .filter(|owner| owner.is_missing_an_image());
-    let missing = match stuck.count() {
-        0 => "every one would start offline".to_owned(),
-        1 => "1 would not start offline".to_owned(),
-        many => format!("{many} would not start offline"),
-    };
     writeln!(
         text,
-        "{owners}: {missing} ({} images local, {} on nodes, {} never pulled, {} missing)",
+        "{owners}: {} ({} images local, {} on nodes, {} never pulled, {} missing, {} not judged)",
+        summary(&judgement.owners),
         count(Verdict::Local),
         count(Verdict::OnNodes),
         count(Verdict::NeverPulled),
         count(Verdict::Missing),
+        count(Verdict::NotJudged),
     )
     .ok();
     text
+}
+
+/// How many owners would not start, and of how many that is not known.
+fn summary(owners: &[Owner]) -> String {
+    let (stuck, rest): (Vec<_>, Vec<_>) =
+        owners.iter().partition(|owner| owner.has(Verdict::Missing));
+    let open = rest.iter().filter(|owner| owner.has(Verdict::NotJudged));
+    match (stuck.len(), open.count()) {
+        (0, 0) => "every one would start offline".to_owned(),
+        (0, open) => format!("{open} not judged"),
+        (stuck, 0) => format!("{stuck} would not start offline"),
+        (stuck, open) => format!("{stuck} would not start offline, {open} not judged"),
+    }
 }

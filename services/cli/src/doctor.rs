@@ -2,9 +2,11 @@
 //! fix; with `--quick` only whether the registry answers, which the chart's test asks.
 
 mod access;
+mod api;
 mod diagnose;
 mod fetch;
 mod policy_dry_run;
+mod report;
 mod scaling;
 mod self_test;
 mod upstreams;

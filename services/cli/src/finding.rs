@@ -17,6 +17,8 @@ pub(crate) enum Code {
     ImageNotLocal,
     /// A node is not prepared.
     NodeNotPrepared,
+    /// The condition Ready of a node is not true.
+    NodeNotReady,
     /// No node agent runs on a node.
     NodeWithoutAgent,
     /// Pods of a service are not ready.

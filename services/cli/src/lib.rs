@@ -5,6 +5,7 @@
 mod artifact_status;
 mod cluster;
 mod command;
+mod config_args;
 mod config_check;
 mod confirm;
 mod diff;
@@ -25,5 +26,6 @@ mod uninstall;
 mod version;
 mod watch;
 
-pub use command::{Command, ConfigArgs, block_on, run};
+pub use command::{Command, block_on, run};
+pub use config_args::ConfigArgs;
 pub use exit_status::{WRONG_USAGE, service_failed};

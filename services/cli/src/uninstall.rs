@@ -17,7 +17,8 @@ use holdfast_api::names::Names;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::command::ConfigArgs;
+use crate::cluster::KubeArgs;
+use crate::config_args::ConfigArgs;
 use crate::confirm::ConfirmArgs;
 use crate::exit_status::{self, Answer};
 use crate::output::{Document, OutputArgs};
@@ -40,7 +41,7 @@ const POLL: Duration = Duration::from_secs(1);
 #[command(after_help = "\
 Examples:
   holdfast uninstall --config config.yaml --yes
-  holdfast uninstall --config config.yaml --timeout 5m --yes
+  holdfast uninstall --config config.yaml --context edge7 --timeout 5m --yes
 
 The chart runs this command with --hook before a release is deleted.
 
@@ -59,6 +60,8 @@ pub struct Args {
     strict: bool,
     #[command(flatten)]
     confirm: ConfirmArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -110,12 +113,8 @@ async fn report(args: &Args) -> anyhow::Result<Report> {
         fullname: release.fullname,
         namespace: release.namespace,
     };
-    let client = kube::Client::try_default().await?;
-    let mut evicting = kube::Config::infer().await?;
-    // A disruption budget answers an eviction with 429: that is an answer, not a trouble that
-    // passes.
-    evicting.default_retry = false;
-    let evicting = kube::Client::try_from(evicting)?;
+    let client = args.kube.retrying_client().await?;
+    let evicting = args.kube.client().await?;
     let http = reqwest::Client::builder()
         .no_proxy()
         .timeout(Duration::from_secs(3))

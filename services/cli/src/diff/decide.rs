@@ -30,7 +30,8 @@ pub(super) struct Inventory {
     /// Namespaces by name.
     pub(super) namespaces: BTreeMap<String, NamespaceFacts>,
     pub(super) artifacts: Vec<Artifact>,
-    pub(super) nodes: Vec<Value>,
+    /// `None` where the caller may not list them.
+    pub(super) nodes: Option<Vec<Value>>,
     /// The registry's addresses.
     pub(super) addresses: Vec<String>,
     /// Why pods are not rewritten at the moment; nothing while they are.
@@ -51,6 +52,8 @@ pub(super) struct Inventory {
 pub(super) enum Verdict {
     /// It could not be pulled.
     Missing,
+    /// The registry would not serve it, and whether the nodes hold it is not known.
+    NotJudged,
     /// The nodes hold it already.
     OnNodes,
     /// `imagePullPolicy: Never`: the uplink makes no difference.
@@ -85,11 +88,9 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    /// Whether an image would be missing.
-    pub(super) fn is_missing_an_image(&self) -> bool {
-        self.images
-            .iter()
-            .any(|image| image.verdict == Verdict::Missing)
+    /// Whether an image has this verdict.
+    pub(super) fn has(&self, verdict: Verdict) -> bool {
+        self.images.iter().any(|image| image.verdict == verdict)
     }
 }
 
@@ -105,17 +106,16 @@ impl Judgement {
     /// Whether nothing would be missing; images that Holdfast does not care for count unless told
     /// otherwise.
     pub(super) fn answer(&self, ignore_uncovered: bool) -> Answer {
-        let missing = self
-            .owners
-            .iter()
-            .flat_map(|owner| &owner.images)
-            .any(|image| image.verdict == Verdict::Missing && (image.covered || !ignore_uncovered));
-        if missing {
+        let has = |verdict: Verdict| {
+            let mut images = self.owners.iter().flat_map(|owner| &owner.images);
+            images.any(|image| image.verdict == verdict && (image.covered || !ignore_uncovered))
+        };
+        if has(Verdict::Missing) {
             Answer::No
-        } else if self.not_judged.is_empty() {
-            Answer::Yes
-        } else {
+        } else if has(Verdict::NotJudged) || !self.not_judged.is_empty() {
             Answer::Unknown
+        } else {
+            Answer::Yes
         }
     }
 }
@@ -346,10 +346,8 @@ impl<'a> Judge<'a> {
             (Some(copy), _) => format!("{}: {}", copy.reason, copy.message),
             (None, _) => "there is no Artifact for it yet".to_owned(),
         };
-        if self.on_nodes(reference, policy, node) {
-            return (Verdict::OnNodes, String::new(), true);
-        }
-        (Verdict::Missing, why, true)
+        let (verdict, why) = self.not_served(reference, policy, node, why);
+        (verdict, why, true)
     }
 
     fn excluded(
@@ -359,18 +357,39 @@ impl<'a> Judge<'a> {
         node: Option<&str>,
         why: &str,
     ) -> (Verdict, String, bool) {
-        if self.on_nodes(reference, policy, node) {
-            return (Verdict::OnNodes, String::new(), false);
-        }
         let why = format!("{why}: it would be pulled from {}", reference.host());
-        (Verdict::Missing, why, false)
+        let (verdict, why) = self.not_served(reference, policy, node, why);
+        (verdict, why, false)
+    }
+
+    /// An image that the registry would not serve, for this reason: it is available only if the
+    /// nodes hold it.
+    fn not_served(
+        &self,
+        reference: &Reference,
+        policy: &str,
+        node: Option<&str>,
+        why: String,
+    ) -> (Verdict, String) {
+        match self.on_nodes(reference, policy, node) {
+            Some(true) => (Verdict::OnNodes, String::new()),
+            Some(false) => (Verdict::Missing, why),
+            None => (
+                Verdict::NotJudged,
+                format!("{why}; whether nodes hold it: nodes may not be listed"),
+            ),
+        }
     }
 
     /// Whether every node that the pod may come to holds the image, as far as nodes tell (the
-    /// kubelet names 50 images).
-    fn on_nodes(&self, reference: &Reference, policy: &str, node: Option<&str>) -> bool {
-        if policy == "Always" || self.nodes.is_empty() {
-            return false;
+    /// kubelet names 50 images). `None` where nodes may not be listed.
+    fn on_nodes(&self, reference: &Reference, policy: &str, node: Option<&str>) -> Option<bool> {
+        if policy == "Always" {
+            return Some(false);
+        }
+        let nodes = self.nodes.as_ref()?;
+        if nodes.is_empty() {
+            return Some(false);
         }
         let mut names = vec![reference.to_string()];
         if let Some(digest) = reference.digest() {
@@ -379,10 +398,10 @@ impl<'a> Judge<'a> {
             names.push(bare.to_string());
         }
         let holds = |images: &BTreeSet<String>| names.iter().any(|name| images.contains(name));
-        match node {
-            Some(node) => self.nodes.get(node).is_some_and(holds),
-            None => self.nodes.values().all(holds),
-        }
+        Some(match node {
+            Some(node) => nodes.get(node).is_some_and(holds),
+            None => nodes.values().all(holds),
+        })
     }
 }
 

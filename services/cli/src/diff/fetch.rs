@@ -11,7 +11,7 @@ use kube::Client;
 use serde_json::Value;
 
 use super::decide::Inventory;
-use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release, Resource, text};
+use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release, text};
 
 /// Fetches what is in one namespace, or in all.
 pub(super) async fn fetch(
@@ -76,7 +76,7 @@ pub(super) async fn fetch(
             .into_iter()
             .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
             .collect(),
-        nodes: optional(client, NODES).await?,
+        nodes: nodes(client).await?,
         addresses: cluster::addresses(state.as_ref()),
         not_rewriting,
         excluded,
@@ -85,11 +85,11 @@ pub(super) async fn fetch(
     })
 }
 
-/// Without the nodes less is known to be there, and nothing is taken for there that is not.
-async fn optional(client: &Client, resource: Resource) -> anyhow::Result<Vec<Value>> {
-    match cluster::list(client, resource, None).await? {
-        Listed::Items(items) => Ok(items),
-        Listed::Forbidden | Listed::Unknown => Ok(Vec::new()),
+/// The nodes; `None` where they may not be listed.
+async fn nodes(client: &Client) -> anyhow::Result<Option<Vec<Value>>> {
+    match cluster::list(client, NODES, None).await? {
+        Listed::Items(items) => Ok(Some(items)),
+        Listed::Forbidden | Listed::Unknown => Ok(None),
     }
 }
 

@@ -10,8 +10,8 @@ use holdfast_core::workload::may_start;
 use holdfast_core::{Reference, pod, rewrite};
 use serde_json::Value;
 
-use super::diagnose::Report;
-use super::fetch::Asked;
+use super::api::Fetched;
+use super::report::Report;
 use crate::cluster::text;
 use crate::finding::Code;
 
@@ -52,7 +52,7 @@ pub(super) fn unproved(
 
 /// What that means. `pods` is nothing where every pod may have every image.
 pub(super) fn diagnose(
-    pods: Option<&Asked<Vec<Unproved>>>,
+    pods: Option<&Fetched<Vec<Unproved>>>,
     artifacts: &[Artifact],
     report: &mut Report,
 ) {

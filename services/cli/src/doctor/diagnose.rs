@@ -1,80 +1,16 @@
 //! Findings of the facts, each with its fix. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
-use serde::Serialize;
 
-use super::fetch::Facts;
+use super::fetch::{Facts, NodeState};
 use super::policy_dry_run::Outcome;
+use super::report::Report;
 use super::{access, scaling, upstreams, verifiers, void, volume, webhook};
-use crate::exit_status::Answer;
-use crate::finding::{Code, Finding};
+use crate::finding::Code;
 use crate::terminal;
-
-/// Everything that is wrong, and what could not be seen.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct Report {
-    pub(super) findings: Vec<Finding>,
-    pub(super) unknown: Vec<String>,
-    /// Checks that passed.
-    pub(super) ok: Vec<String>,
-    /// Facts that need no action.
-    pub(super) notes: Vec<String>,
-}
-
-impl Report {
-    /// Whether nothing is wrong.
-    pub(super) fn answer(&self) -> Answer {
-        if !self.findings.is_empty() {
-            Answer::No
-        } else if !self.unknown.is_empty() {
-            Answer::Unknown
-        } else {
-            Answer::Yes
-        }
-    }
-
-    /// Adds a finding and its fix.
-    pub(super) fn find(&mut self, code: Code, what: impl Into<String>, fix: impl Into<String>) {
-        self.findings.push(Finding::new(code, what, fix));
-    }
-}
-
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = terminal::clean;
-        let (good, bad) = (terminal::good(), terminal::bad());
-        for ok in &self.ok {
-            writeln!(f, "{good}ok{good:#}       {}", line(ok))?;
-        }
-        for note in &self.notes {
-            writeln!(f, "note     {}", line(note))?;
-        }
-        for finding in &self.findings {
-            writeln!(
-                f,
-                "{bad}PROBLEM{bad:#}  {}; fix: {}",
-                line(&finding.what),
-                line(&finding.fix)
-            )?;
-        }
-        for unknown in &self.unknown {
-            writeln!(f, "unknown  {}", line(unknown))?;
-        }
-        match self.findings.len() {
-            0 if self.unknown.is_empty() => writeln!(f, "nothing is wrong"),
-            0 => writeln!(
-                f,
-                "nothing wrong was found, but not everything could be looked at"
-            ),
-            many => writeln!(f, "{}", terminal::count(many as u64, "problem", "problems")),
-        }
-    }
-}
 
 /// Judges everything.
 pub(super) fn diagnose(facts: &Facts) -> Report {
@@ -191,18 +127,27 @@ fn nodes(facts: &Facts, report: &mut Report) {
         Err(why) => return report.unknown.push(format!("the nodes: {why}")),
     };
     let mut prepared = 0;
-    for (node, agent) in nodes {
-        match agent {
-            Some(agent) if agent.ready => prepared += 1,
-            Some(agent) => report.find(
+    for (node, state) in nodes {
+        match state {
+            NodeState::WithAgent(agent) if agent.ready => prepared += 1,
+            NodeState::WithAgent(agent) => report.find(
                 Code::NodeNotPrepared,
                 format!("node {node} is not prepared: {}", agent.why),
                 format!("kubectl logs -n {namespace} {} says why", agent.pod),
             ),
-            None => report.find(
+            NodeState::WithoutAgent => report.find(
                 Code::NodeWithoutAgent,
                 format!("node {node} is not prepared: no node agent runs there"),
-                "nodeAgent.tolerations lets it onto tainted nodes; webhook.scope.nodeSelector leaves nodes out",
+                "nodeAgent.tolerations lets it onto tainted nodes; \
+                 webhook.scope.nodeSelector leaves nodes out",
+            ),
+            NodeState::NotReady(why) => report.find(
+                Code::NodeNotReady,
+                format!("node {node} is not Ready: {why}"),
+                format!(
+                    "kubectl describe node {node} shows its conditions; repair the node or its \
+                     kubelet, or delete the node if it is gone for good"
+                ),
             ),
         }
     }
@@ -308,6 +253,7 @@ mod tests {
     use super::super::fetch::{Agent, Claim, Webhook};
     use super::super::policy_dry_run::DryRun;
     use super::*;
+    use crate::exit_status::Answer;
     use crate::status::diagnose::tests::part;
     use crate::status::diagnose::{Facts as StatusFacts, Part, Volume};
     use serde_json::json;
@@ -347,7 +293,7 @@ mod tests {
                 bundles: vec![CA.to_owned()],
                 authority: Some(Ok(format!("{OLD}\n{CA}\n"))),
             })),
-            nodes: Ok([("one".to_owned(), Some(agent(true)))].into()),
+            nodes: Ok([("one".to_owned(), NodeState::WithAgent(agent(true)))].into()),
             dry_runs: vec![dry_run("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
             client_ca: false,
@@ -484,7 +430,9 @@ mod tests {
         );
         check(
             "a node",
-            |facts| facts.nodes = Ok([("two".to_owned(), Some(agent(false)))].into()),
+            |facts| {
+                facts.nodes = Ok([("two".to_owned(), NodeState::WithAgent(agent(false)))].into())
+            },
             Answer::No,
             &[
                 "node two is not prepared: no pull yet",
@@ -493,9 +441,22 @@ mod tests {
         );
         check(
             "a node without agent",
-            |facts| facts.nodes = Ok([("two".to_owned(), None)].into()),
+            |facts| facts.nodes = Ok([("two".to_owned(), NodeState::WithoutAgent)].into()),
             Answer::No,
             &["node two", "tolerations"],
+        );
+        check(
+            "a node that is not Ready",
+            |facts| {
+                let why = "NodeStatusUnknown Kubelet stopped posting node status.";
+                let nodes = facts.nodes.as_mut().unwrap();
+                nodes.insert("two".to_owned(), NodeState::NotReady(why.to_owned()));
+            },
+            Answer::No,
+            &[
+                "node two is not Ready: NodeStatusUnknown Kubelet stopped posting",
+                "kubectl describe node two",
+            ],
         );
         check(
             "not seen",

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
-use holdfast_cluster_model::{NamespaceFacts, NodeFacts, Scope, node_facts};
+use holdfast_cluster_model::{NamespaceFacts, Scope, node_facts};
 use holdfast_core::workload::condition_is_true;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Node;
@@ -13,19 +13,17 @@ use kube::Client;
 use serde_json::Value;
 
 use super::access::{self, Unproved};
+use super::api::{Fetched, listed, object};
 use super::policy_dry_run::{self, DryRun};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
 use super::void;
-use crate::cluster::{self, Listed, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
+use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
 use crate::status::{diagnose, fetch};
 
 const CLAIMS: Resource = cluster::core("persistentvolumeclaims");
 const SECRETS: Resource = cluster::core("secrets");
 const EVENTS: Resource = cluster::core("events");
-
-/// An answer, or why there is none.
-pub(super) type Asked<T> = Result<T, String>;
 
 /// The volume's claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -41,7 +39,7 @@ pub(super) struct Webhook {
     /// The `caBundle` of each of its webhooks, PEM.
     pub(super) bundles: Vec<String>,
     /// The CA, PEM; nothing before there is a certificate.
-    pub(super) authority: Option<Asked<String>>,
+    pub(super) authority: Option<Fetched<String>>,
 }
 
 /// The agent of a node.
@@ -53,29 +51,40 @@ pub(super) struct Agent {
     pub(super) why: String,
 }
 
+/// A node in scope.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NodeState {
+    /// Its condition Ready is not true, for this reason.
+    NotReady(String),
+    /// It is Ready, and no agent runs there.
+    WithoutAgent,
+    /// It is Ready and has this agent.
+    WithAgent(Agent),
+}
+
 /// Everything that was found out.
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) status: diagnose::Facts,
-    pub(super) claim: Asked<Option<Claim>>,
-    pub(super) webhook: Asked<Option<Webhook>>,
-    /// Ready nodes in scope, each with its agent.
-    pub(super) nodes: Asked<BTreeMap<String, Option<Agent>>>,
+    pub(super) claim: Fetched<Option<Claim>>,
+    pub(super) webhook: Fetched<Option<Webhook>>,
+    /// The nodes in scope.
+    pub(super) nodes: Fetched<BTreeMap<String, NodeState>>,
     pub(super) dry_runs: Vec<DryRun>,
     /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to
     /// ask with.
-    pub(super) rewrites: Option<Asked<bool>>,
+    pub(super) rewrites: Option<Fetched<bool>>,
     /// Whether API servers must show the webhook a certificate (`webhook.clientCaSecret`).
     pub(super) client_ca: bool,
     /// The release's autoscalers and the API that they ask.
-    pub(super) scaling: Asked<Scaling>,
+    pub(super) scaling: Fetched<Scaling>,
     /// Policies that verify images by their names.
-    pub(super) verifiers: Asked<Vec<Verifier>>,
+    pub(super) verifiers: Fetched<Vec<Verifier>>,
     /// How a node's kubelet verifies pull secrets; nothing where no node is Ready.
-    pub(super) kubelet: Option<Asked<String>>,
+    pub(super) kubelet: Option<Fetched<String>>,
     /// Pods with images that their namespaces may not have; nothing where every pod may have every
     /// image.
-    pub(super) unproved: Option<Asked<Vec<Unproved>>>,
+    pub(super) unproved: Option<Fetched<Vec<Unproved>>>,
     /// What else could not be found out.
     pub(super) unknown: Vec<String>,
 }
@@ -100,9 +109,11 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         Some(scope) => nodes(client, names, scope).await,
         None => Err("which nodes are in scope is not known".to_owned()),
     };
-    let kubelet = match nodes.as_ref().map(|nodes| nodes.keys().next()) {
-        Ok(Some(node)) => Some(void::kubelet_policy(client, node).await),
-        _ => None,
+    let mut ready = nodes.iter().flatten();
+    let ready = ready.find(|(_, state)| !matches!(state, NodeState::NotReady(_)));
+    let kubelet = match ready {
+        Some((node, _)) => Some(void::kubelet_policy(client, node).await),
+        None => None,
     };
     let image_access = access_of(release, &status);
     let unproved = match &image_access {
@@ -157,43 +168,14 @@ async fn unproved(
     namespace: Option<&str>,
     status: &diagnose::Facts,
     access: &ImageAccess,
-) -> Asked<Vec<Unproved>> {
+) -> Fetched<Vec<Unproved>> {
     let state = status.state.as_ref().map_err(Clone::clone)?;
     let pods = listed(client, PODS, namespace, "").await?;
     let addresses = cluster::addresses(state.as_ref());
     Ok(access::unproved(&pods, &addresses, access))
 }
 
-/// One object; nothing where there is none.
-pub(super) async fn object(
-    client: &Client,
-    resource: Resource,
-    namespace: Option<&str>,
-    name: &str,
-) -> Asked<Option<Value>> {
-    let path = format!("{}/{name}", resource.path(namespace));
-    cluster::get(client, &path)
-        .await
-        .map_err(|error| cluster::error_message(&error))
-}
-
-/// All objects of a kind, or why they are not known.
-pub(super) async fn listed(
-    client: &Client,
-    resource: Resource,
-    namespace: Option<&str>,
-    selector: &str,
-) -> Asked<Vec<Value>> {
-    match cluster::list_some(client, resource, namespace, selector).await {
-        Ok(Listed::Items(items)) => Ok(items),
-        Ok(Listed::Forbidden | Listed::Unknown) => {
-            Err(format!("{} may not be listed", resource.plural))
-        }
-        Err(error) => Err(format!("{error:#}")),
-    }
-}
-
-async fn claim(client: &Client, release: &Release) -> Asked<Option<Claim>> {
+async fn claim(client: &Client, release: &Release) -> Fetched<Option<Claim>> {
     let names = &release.names;
     let namespace = Some(names.namespace.as_str());
     let storage = release
@@ -226,7 +208,7 @@ async fn claim(client: &Client, release: &Release) -> Asked<Option<Claim>> {
     Ok(Some(Claim { phase, event }))
 }
 
-async fn webhook(client: &Client, names: &Names) -> Asked<Option<Webhook>> {
+async fn webhook(client: &Client, names: &Names) -> Fetched<Option<Webhook>> {
     let Some(found) = object(client, WEBHOOKS, None, &names.webhook()).await? else {
         return Ok(None);
     };
@@ -257,7 +239,7 @@ async fn nodes(
     client: &Client,
     names: &Names,
     scope: &Scope,
-) -> Asked<BTreeMap<String, Option<Agent>>> {
+) -> Fetched<BTreeMap<String, NodeState>> {
     let nodes = listed(client, NODES, None, "").await?;
     let selector = format!(
         "{}={},{}={}",
@@ -267,21 +249,42 @@ async fn nodes(
         labels::COMPONENT_NODE_AGENT
     );
     let pods = listed(client, PODS, Some(&names.namespace), &selector).await?;
-    let ready = |node: &NodeFacts| node.ready && scope.includes_node(node);
-    Ok(nodes
+    let nodes = nodes
         .into_iter()
         .filter_map(|node| serde_json::from_value::<Node>(node).ok())
-        .filter(|node| ready(&node_facts(node)))
+        .filter(|node| scope.includes_node(&node_facts(node)));
+    Ok(nodes
         .map(|node| {
-            let name = node.metadata.name.unwrap_or_default();
-            let agent = pods
-                .iter()
-                .filter(|pod| text(pod, "/spec/nodeName") == name)
-                .map(agent)
-                .max_by_key(|agent| agent.ready);
-            (name, agent)
+            let state = node_state(&node, &pods);
+            (node.metadata.name.unwrap_or_default(), state)
         })
         .collect())
+}
+
+fn node_state(node: &Node, pods: &[Value]) -> NodeState {
+    if !node_facts(node).ready {
+        return NodeState::NotReady(not_ready(node));
+    }
+    let name = node.metadata.name.as_deref().unwrap_or_default();
+    let agents = pods
+        .iter()
+        .filter(|pod| text(pod, "/spec/nodeName") == name)
+        .map(agent);
+    agents
+        .max_by_key(|agent| agent.ready)
+        .map_or(NodeState::WithoutAgent, NodeState::WithAgent)
+}
+
+/// What a node's condition Ready says.
+fn not_ready(node: &Node) -> String {
+    let conditions = node.status.as_ref().and_then(|it| it.conditions.as_deref());
+    let mut conditions = conditions.unwrap_or_default().iter();
+    let Some(ready) = conditions.find(|condition| condition.type_ == "Ready") else {
+        return "its kubelet has not reported yet".to_owned();
+    };
+    let reason = ready.reason.as_deref().unwrap_or_default();
+    let message = ready.message.as_deref().unwrap_or_default();
+    format!("{reason} {message}").trim().to_owned()
 }
 
 fn agent(pod: &Value) -> Agent {
@@ -303,7 +306,7 @@ fn agent(pod: &Value) -> Agent {
 async fn namespaces(
     client: &Client,
     namespace: Option<&str>,
-) -> Asked<BTreeMap<String, NamespaceFacts>> {
+) -> Fetched<BTreeMap<String, NamespaceFacts>> {
     let items = match namespace {
         Some(name) => object(client, NAMESPACES, None, name)
             .await?
@@ -312,4 +315,46 @@ async fn namespaces(
         None => listed(client, NAMESPACES, None, "").await?,
     };
     Ok(items.iter().map(crate::diff::namespace_facts).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn node(status: &str) -> Node {
+        let conditions = json!([
+            {"type": "MemoryPressure", "status": "Unknown", "message": "another one"},
+            {"type": "Ready", "status": status, "reason": "NodeStatusUnknown",
+                "message": "Kubelet stopped posting node status."},
+        ]);
+        let node = json!({"metadata": {"name": "two"}, "status": {"conditions": conditions}});
+        serde_json::from_value(node).unwrap()
+    }
+
+    #[test]
+    fn a_node_that_is_not_ready_says_why_and_a_ready_one_has_its_best_agent() {
+        let pod = |node: &str, ready: &str| {
+            json!({
+                "metadata": {"name": format!("agent-{node}-{ready}")},
+                "spec": {"nodeName": node},
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            })
+        };
+        let pods = [pod("one", "True"), pod("two", "False"), pod("two", "True")];
+        let why = "NodeStatusUnknown Kubelet stopped posting node status.";
+        let lost = NodeState::NotReady(why.to_owned());
+        assert_eq!(node_state(&node("Unknown"), &pods), lost);
+        assert_eq!(node_state(&node("False"), &pods), lost);
+        match node_state(&node("True"), &pods) {
+            NodeState::WithAgent(agent) => assert_eq!(agent.pod, "agent-two-True"),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(
+            node_state(&node("True"), &pods[..1]),
+            NodeState::WithoutAgent
+        );
+        let new = NodeState::NotReady("its kubelet has not reported yet".to_owned());
+        assert_eq!(node_state(&Node::default(), &pods), new);
+    }
 }

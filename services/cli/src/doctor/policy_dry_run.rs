@@ -14,7 +14,7 @@ use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::{Value, json};
 
-use super::fetch::Asked;
+use super::api::Fetched;
 use crate::cluster::{self, PODS, text};
 use crate::status::diagnose;
 
@@ -93,7 +93,7 @@ pub(super) async fn run(
     address: &str,
     status: &diagnose::Facts,
     candidates: Vec<(String, Reference)>,
-) -> (Vec<DryRun>, Option<Asked<bool>>) {
+) -> (Vec<DryRun>, Option<Fetched<bool>>) {
     let tried: Vec<DryRun> = futures::stream::iter(&candidates)
         .map(|(namespace, reference)| attempt(client, address, namespace, reference))
         .buffered(PARALLEL)
@@ -171,7 +171,7 @@ async fn is_rewritten(
     address: &str,
     namespace: &str,
     reference: &Reference,
-) -> Asked<bool> {
+) -> Fetched<bool> {
     let stored = dry_run(client, namespace, &pod(&reference.to_string(), false)).await?;
     let image = text(&stored, "/spec/containers/0/image");
     Ok(Reference::parse(image).is_ok_and(|image| rewrite::is_at(image.host(), address)))

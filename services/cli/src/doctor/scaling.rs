@@ -6,8 +6,8 @@ use holdfast_core::workload::condition_is_true;
 use kube::Client;
 use serde_json::Value;
 
-use super::diagnose::Report;
-use super::fetch::{Asked, listed, object};
+use super::api::{Fetched, listed, object};
+use super::report::Report;
 use crate::cluster::{Resource, text};
 use crate::finding::Code;
 
@@ -30,7 +30,7 @@ pub(super) struct Scaling {
 }
 
 /// Asks for the release's autoscalers, and where there are any, for the API.
-pub(super) async fn fetch(client: &Client, names: &Names) -> Asked<Scaling> {
+pub(super) async fn fetch(client: &Client, names: &Names) -> Fetched<Scaling> {
     let selector = format!("{}={}", labels::INSTANCE, names.release);
     let namespace = Some(names.namespace.as_str());
     let found = listed(client, AUTOSCALERS, namespace, &selector).await?;
@@ -66,7 +66,7 @@ fn no_metrics(service: Option<&Value>) -> Option<String> {
 }
 
 /// One finding, or one line that all is well.
-pub(super) fn diagnose(scaling: &Asked<Scaling>, report: &mut Report) {
+pub(super) fn diagnose(scaling: &Fetched<Scaling>, report: &mut Report) {
     match scaling {
         Ok(scaling) if scaling.autoscalers.is_empty() => {}
         Ok(scaling) => match &scaling.no_metrics {
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn only_autoscalers_without_metrics_are_a_problem() {
-        let check = |scaling: Asked<Scaling>, findings: usize, unknown: usize| {
+        let check = |scaling: Fetched<Scaling>, findings: usize, unknown: usize| {
             let mut report = Report::default();
             diagnose(&scaling, &mut report);
             let found = (report.findings.len(), report.unknown.len());

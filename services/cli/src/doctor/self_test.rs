@@ -11,13 +11,13 @@ use serde_json::json;
 
 use crate::exit_status::Answer;
 use crate::output::Document;
-use crate::{command, duration, terminal};
+use crate::{config_args, duration, terminal};
 
 /// Arguments of `doctor --quick`.
 #[derive(clap::Args)]
 pub(super) struct SelfTest {
     /// The configuration of the release
-    #[arg(long, value_name = "FILE", default_value = command::CONFIG_FILE, hide = true)]
+    #[arg(long, value_name = "FILE", default_value = config_args::CONFIG_FILE, hide = true)]
     config: PathBuf,
     /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
     #[arg(long = "quick", hide = true)]

@@ -9,7 +9,7 @@ use holdfast_cluster_model::advice::advice;
 use holdfast_core::Reference;
 
 use super::access::shown;
-use super::diagnose::Report;
+use super::report::Report;
 use crate::artifact_status::{copy_status, is_on_its_way};
 use crate::finding::Code;
 use crate::terminal;

@@ -12,8 +12,8 @@ use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::Value;
 
-use super::diagnose::Report;
-use super::fetch::Asked;
+use super::api::Fetched;
+use super::report::Report;
 use super::upstreams::prefix;
 use crate::cluster::{self, Listed, Resource, text};
 use crate::finding::Code;
@@ -110,7 +110,7 @@ pub(super) struct Verifier {
 }
 
 /// Every policy that verifies images. A kind that the cluster does not have is no policy.
-pub(super) async fn fetch(client: &Client) -> Asked<Vec<Verifier>> {
+pub(super) async fn fetch(client: &Client) -> Fetched<Vec<Verifier>> {
     let mut found = Vec::new();
     for kind in KINDS {
         match list(client, kind).await {
@@ -324,7 +324,7 @@ fn without_suffix(found: &mut Vec<String>, suffix: &str) {
 /// One finding for each policy that verified images of wanted upstreams and does not mean their
 /// rewritten names. `sources` are images with the namespaces that want them.
 pub(super) fn diagnose<'a>(
-    verifiers: &Asked<Vec<Verifier>>,
+    verifiers: &Fetched<Vec<Verifier>>,
     sources: impl Iterator<Item = (&'a str, &'a str)> + Clone,
     address: &str,
     report: &mut Report,

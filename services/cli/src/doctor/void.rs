@@ -3,16 +3,16 @@
 
 use kube::Client;
 
-use super::diagnose::Report;
-use super::fetch::{Asked, object};
+use super::api::{Fetched, object};
 use super::policy_dry_run::DryRun;
+use super::report::Report;
 use crate::cluster::{Resource, text};
 
 /// The kubelet's policy under which it verifies pull secrets of images that a node has.
 const NEVER: &str = "NeverVerify";
 
 /// The kubelet's policy on a node; empty where it has none.
-pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String> {
+pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Fetched<String> {
     let proxied = Resource {
         group: "",
         version: "v1",
@@ -28,7 +28,7 @@ pub(super) async fn kubelet_policy(client: &Client, node: &str) -> Asked<String>
 /// sent to the registry only where their namespace may have the image.
 pub(super) fn diagnose(
     dry_runs: &[DryRun],
-    kubelet: Option<&Asked<String>>,
+    kubelet: Option<&Fetched<String>>,
     by_namespace: bool,
     report: &mut Report,
 ) {

@@ -2,14 +2,14 @@
 
 use holdfast_cluster_model::advice::ENLARGE;
 
-use super::diagnose::Report;
-use super::fetch::Asked;
+use super::api::Fetched;
+use super::report::Report;
 use crate::finding::Code;
 use crate::status::diagnose::Volume;
 use crate::terminal;
 
 /// Judges the volume as a replica of the registry measured it.
-pub(super) fn diagnose(volume: &Asked<Volume>, report: &mut Report) {
+pub(super) fn diagnose(volume: &Fetched<Volume>, report: &mut Report) {
     let volume = match volume {
         Ok(volume) => volume,
         Err(why) => return report.unknown.push(format!("the volume: {why}")),

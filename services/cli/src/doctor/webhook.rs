@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::diagnose::Report;
 use super::fetch::Facts;
+use super::report::Report;
 use crate::finding::Code;
 
 /// Judges the webhook's configuration, its certificate, and what it did to a pod.

@@ -11,12 +11,13 @@ const SERVICES: [&str; 4] = ["registry", "webhook", "controller", "node-agent"];
 /// Commands without data: `export` writes archives, `completion` a script.
 const WITHOUT_DATA: [&str; 2] = ["export", "completion"];
 /// Commands that read the cluster by the caller's kubeconfig.
-const CLUSTER: [&str; 6] = [
+const CLUSTER: [&str; 7] = [
     "status",
     "doctor",
     "diff offline",
     "preload",
     "restore",
+    "uninstall",
     "version",
 ];
 /// Flags of a service or command that have another meaning elsewhere, each for a reason.
@@ -180,10 +181,12 @@ fn commands_of_the_cluster_take_the_flags_of_kubectl() {
             "as",
             "as-group",
             "request-timeout",
-            "release-namespace",
         ] {
             assert!(flags.contains(flag), "{path} has no --{flag}");
         }
+        // `uninstall` reads its release from --config.
+        let chooses = flags.contains("release-namespace");
+        assert_eq!(chooses, path != "uninstall", "{path}");
     }
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod causes;
+mod cluster;
 mod doctor;
 
 use std::path::{Path, PathBuf};

@@ -65,10 +65,10 @@ fn cluster(objects: Vec<(&'static str, Value)>) -> Inventory {
             artifact("r.io/local:latest", "Copied"),
             artifact("r.io/refused:1", "Unauthorized"),
         ],
-        nodes: vec![
+        nodes: Some(vec![
             node("one", &["r.io/everywhere:1", "r.io/here:1"]),
             node("two", &["r.io/everywhere:1"]),
-        ],
+        ]),
         addresses: vec!["10.96.0.50".to_owned()],
         not_rewriting: None,
         excluded: BTreeMap::new(),
@@ -292,4 +292,34 @@ fn what_could_not_be_seen_is_no_success() {
     let mut inventory = cluster(Vec::new());
     inventory.not_judged = vec!["cronjobs".to_owned()];
     assert_eq!(decide(&inventory).answer(false), Answer::Unknown);
+}
+
+#[test]
+fn without_the_nodes_only_what_they_cannot_change_is_judged() {
+    use Verdict::{Local, Missing, NeverPulled, NotJudged};
+    let some = Some("IfNotPresent");
+    for (image, policy, verdict, answer) in [
+        ("r.io/local:1", some, Local, Answer::Yes),
+        ("r.io/everywhere:1", some, NotJudged, Answer::Unknown),
+        ("r.io/refused:1", some, NotJudged, Answer::Unknown),
+        ("other.example/app:1", some, NotJudged, Answer::Unknown),
+        ("r.io/everywhere:1", Some("Always"), Missing, Answer::No),
+        ("r.io/everywhere:1", Some("Never"), NeverPulled, Answer::Yes),
+    ] {
+        let owner = deployment("shop", "web", &spec(image, policy));
+        let mut inventory = cluster(vec![owner]);
+        inventory.nodes = None;
+        let judgement = decide(&inventory);
+        let found = &judgement.owners[0].images[0];
+        assert_eq!(found.verdict, verdict, "{found:?}");
+        assert_eq!(judgement.answer(false), answer, "{found:?}");
+        let says_why = found.why.contains("nodes may not be listed");
+        assert_eq!(says_why, verdict == NotJudged, "{found:?}");
+    }
+    let owner = deployment("out", "web", &spec("r.io/local:1", some));
+    let mut inventory = cluster(vec![owner]);
+    inventory.nodes = None;
+    let judgement = decide(&inventory);
+    assert_eq!(judgement.answer(false), Answer::Unknown);
+    assert_eq!(judgement.answer(true), Answer::Yes, "it is not covered");
 }
