@@ -20,7 +20,7 @@ use crate::exit_status::{Unreachable, Usage};
 
 /// Objects a page.
 const PAGE_SIZE: u32 = 500;
-/// Where a release is looked for when the caller may not look everywhere.
+/// Where a release is searched when the caller may not list all namespaces.
 const USUAL_NAMESPACE: &str = "holdfast-system";
 /// How long the connection to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -186,7 +186,7 @@ impl KubeArgs {
         let limit = Some(self.request_timeout).filter(|limit| !limit.is_zero());
         config.connect_timeout = Some(limit.map_or(CONNECT_TIMEOUT, |it| CONNECT_TIMEOUT.min(it)));
         config.read_timeout = limit;
-        // A connection that was idle between two looks must not count as silent.
+        // A connection that was idle between two checks must not count as silent.
         config.reset_reader_on_write = true;
         config.default_retry = retry;
         Ok(Client::try_from(config)?)

@@ -55,11 +55,11 @@ pub(crate) async fn offline(args: Args) -> ExitCode {
     if args.all {
         terminal::note("--all is deprecated here; use --show-local");
     }
-    let result = look(&args).await;
+    let result = check(&args).await;
     args.output.finish(result)
 }
 
-async fn look(args: &Args) -> anyhow::Result<Document> {
+async fn check(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
     args.watch
         .run(&args.output, async || {

@@ -3,6 +3,7 @@
 
 mod access;
 mod api;
+mod credential_checks;
 mod diagnose;
 mod fetch;
 mod policy_dry_run;
@@ -11,7 +12,6 @@ mod scaling;
 mod self_test;
 mod upstreams;
 mod verifiers;
-mod void;
 mod volume;
 mod webhook;
 
@@ -55,12 +55,12 @@ pub(crate) async fn run(args: Args) -> ExitCode {
     let result = if args.self_test.asked {
         self_test::run(&args.self_test).await
     } else {
-        look(&args).await
+        check(&args).await
     };
     args.output.finish(result)
 }
 
-async fn look(args: &Args) -> anyhow::Result<Document> {
+async fn check(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
     args.watch
         .run(&args.output, async || {

@@ -76,12 +76,12 @@ struct Entry {
 }
 
 impl Entry {
-    fn is_over(&self) -> bool {
+    fn is_resolved(&self) -> bool {
         matches!(self.outcome.as_deref(), Some("repaired" | "resolved"))
     }
 
-    fn is_given_back(&self) -> bool {
-        self.kind == Kind::SoundInQuarantine.as_str() && self.is_over()
+    fn is_restored(&self) -> bool {
+        self.kind == Kind::SoundInQuarantine.as_str() && self.is_resolved()
     }
 }
 
@@ -100,12 +100,12 @@ fn check(args: &Args) -> anyhow::Result<Document> {
     }
     let (totals, mut entries) = round(args)?;
     // What lies behind content that was missing could not be checked before it was given back.
-    if entries.iter().any(Entry::is_given_back) {
-        entries.retain(Entry::is_over);
+    if entries.iter().any(Entry::is_restored) {
+        entries.retain(Entry::is_resolved);
         entries.extend(round(args)?.1);
     }
     let text = render(&args.data, &totals, &entries, args.repair);
-    let clean = entries.iter().all(Entry::is_over);
+    let clean = entries.iter().all(Entry::is_resolved);
     let paths: Vec<String> = entries
         .iter()
         .map(|entry| entry.path.display().to_string())
@@ -177,8 +177,8 @@ fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
 fn entry(finding: &Finding, root: Option<&Path>) -> Entry {
     let outcome = match (root, &finding.repair) {
         (Some(root), Some(repair)) => Some(match check::repair(&Disk::at(root), root, repair) {
-            Ok(Outcome::Mended) => "repaired".to_owned(),
-            Ok(Outcome::Healed) => "resolved".to_owned(),
+            Ok(Outcome::Repaired) => "repaired".to_owned(),
+            Ok(Outcome::Resolved) => "resolved".to_owned(),
             Err(error) => format!("{:#}", anyhow::Error::new(error)),
         }),
         _ => None,
@@ -231,8 +231,8 @@ fn render(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) -> Stri
         }
     }
     lines.push(format!("\n{}", table(entries)));
-    let over = entries.iter().filter(|entry| entry.is_over()).count();
-    let mendable = entries
+    let over = entries.iter().filter(|entry| entry.is_resolved()).count();
+    let repairable = entries
         .iter()
         .filter(|entry| entry.repair.is_some())
         .count();
@@ -240,7 +240,7 @@ fn render(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) -> Stri
     lines.push(if repair {
         format!("{all}, {over} repaired")
     } else {
-        format!("{all}; --repair can repair {mendable}")
+        format!("{all}; --repair can repair {repairable}")
     });
     lines.join("\n") + "\n"
 }
@@ -255,8 +255,8 @@ fn table(entries: &[Entry]) -> String {
     }
     let mut lines = vec![format!("{:<22}{:>8}{:>12}", "KIND", "FOUND", "REPAIRABLE")];
     for kind in Kind::ALL {
-        if let Some((found, mendable)) = sums.get(kind.as_str()) {
-            lines.push(format!("{kind:<22}{found:>8}{mendable:>12}"));
+        if let Some((found, repairable)) = sums.get(kind.as_str()) {
+            lines.push(format!("{kind:<22}{found:>8}{repairable:>12}"));
         }
     }
     lines.join("\n")

@@ -52,11 +52,11 @@ pub struct Args {
 /// Prints the status, once or until interrupted.
 pub(crate) async fn run(args: Args) -> ExitCode {
     args.output.apply();
-    let result = look(&args).await;
+    let result = check(&args).await;
     args.output.finish(result)
 }
 
-async fn look(args: &Args) -> anyhow::Result<Document> {
+async fn check(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
     args.watch
         .run(&args.output, async || {

@@ -26,15 +26,15 @@ use crate::{duration, restore, terminal};
 use cluster::Cluster;
 use report::Report;
 
-/// How long the controller's pods may take to go.
-const CONTROLLER: Duration = Duration::from_secs(30);
-/// What all steps together may take beside the wait for nodes. The hook's deadline comes later, so
-/// that a slow API server ends in a report and not in a deletion that fails.
-const STEPS: Duration = Duration::from_secs(60);
-/// How many pods a minute get their original images back.
+/// How long the pods of the controller may take to end.
+const CONTROLLER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for all steps together, without the wait for nodes. The hook's deadline is later, so that a
+/// slow API server ends in a report and not in a deletion that fails.
+const STEPS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Pods a minute whose original images are restored.
 const RESTORED_PER_MINUTE: u32 = 60;
-/// Between two questions to the agents.
-const POLL: Duration = Duration::from_secs(1);
+/// Time between two requests to the agents.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Arguments of `uninstall`.
 #[derive(clap::Args)]
@@ -136,7 +136,7 @@ async fn undo(
     restore: Option<Duration>,
 ) -> Report {
     let mut report = Report::default();
-    let limit = timeout + STEPS + restore.unwrap_or_default();
+    let limit = timeout + STEPS_TIMEOUT + restore.unwrap_or_default();
     let steps = undo_steps(cluster, http, timeout, restore, &mut report);
     if tokio::time::timeout(limit, steps).await.is_err() {
         report.left(format!(
@@ -160,19 +160,19 @@ async fn undo_steps(
         cluster.delete_webhook().await,
     );
     report.step("controller stopped", stop_controller(cluster).await);
-    match cluster.let_nodes_go().await {
+    match cluster.remove_startup_taints().await {
         Ok(0) => {}
-        let_go => report.count("nodes let go that waited for their agent", let_go),
+        removed => report.count("nodes without the startup taint now", removed),
     }
     // The registry still serves, and the nodes still know it: what cannot be restored runs on.
     if let Some(limit) = restore {
         restore_pods(cluster, limit, report).await;
     }
-    match cluster.tell_nodes().await {
-        Ok(true) => put_nodes_back(cluster, http, Instant::now() + timeout, report).await,
+    match cluster.request_node_cleanup().await {
+        Ok(true) => await_node_cleanup(cluster, http, Instant::now() + timeout, report).await,
         Ok(false) => report.done("no node was prepared".to_owned()),
         Err(error) => report.left(format!(
-            "the nodes could not be told to put their host back: {error}"
+            "the node agents could not be asked to restore their hosts: {error}"
         )),
     }
     match cluster.rewritten_pods().await {
@@ -188,12 +188,12 @@ async fn undo_steps(
     report.step("Lease deleted", cluster.delete_lease().await);
     report.count("Artifacts deleted", cluster.delete_artifacts().await);
     report.count(
-        "registry pods on lost nodes given up, so that they hold the volume's claim no longer",
+        "registry pods on lost nodes deleted, so that they release the volume's claim",
         stop_registry(cluster).await,
     );
 }
 
-/// Gives pods their original images back, as far as that is done in time.
+/// Restores the original images of pods, as far as the time suffices.
 async fn restore_pods(cluster: &Cluster, limit: Duration, report: &mut Report) {
     let pacing = restore::Pacing {
         per_minute: RESTORED_PER_MINUTE,
@@ -220,7 +220,7 @@ async fn restore_pods(cluster: &Cluster, limit: Duration, report: &mut Report) {
 
 async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.scale_controller_to_zero().await?;
-    let deadline = Instant::now() + CONTROLLER;
+    let deadline = Instant::now() + CONTROLLER_TIMEOUT;
     loop {
         let running = cluster.controller_pods().await?;
         if running.is_empty() {
@@ -229,11 +229,11 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
         if Instant::now() >= deadline {
             anyhow::bail!(
                 "still there after {} s: {}",
-                CONTROLLER.as_secs(),
+                CONTROLLER_TIMEOUT.as_secs(),
                 running.join(", ")
             );
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -241,11 +241,11 @@ async fn stop_controller(cluster: &Cluster) -> anyhow::Result<()> {
 /// force-deleted. Otherwise the deletion of the claim would wait until the node is back.
 async fn stop_registry(cluster: &Cluster) -> anyhow::Result<usize> {
     cluster.scale_registry_to_zero().await?;
-    cluster.give_up_lost_registry_pods().await
+    cluster.delete_registry_pods_on_lost_nodes().await
 }
 
 /// Asks the agents until each one on a Ready node has restored its host, or the time is over.
-async fn put_nodes_back(
+async fn await_node_cleanup(
     cluster: &Cluster,
     http: &reqwest::Client,
     deadline: Instant,
@@ -278,7 +278,7 @@ async fn put_nodes_back(
             }
             return;
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

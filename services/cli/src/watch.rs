@@ -1,4 +1,4 @@
-//! `--watch`: looks again until it is interrupted, through an outage of the API server.
+//! `--watch`: repeats the check until it is interrupted, also while the API server is away.
 
 use std::io::IsTerminal as _;
 use std::time::Duration;
@@ -9,13 +9,13 @@ use crate::exit_status::{self, Answer};
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 
-/// Whether a command looks again, and how long.
+/// Whether a command repeats its check, and until when.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct WatchArgs {
-    /// Looks again until it is interrupted
+    /// Repeats the check until it is interrupted
     #[arg(short, long)]
     watch: bool,
-    /// Time between two looks
+    /// Time between two checks
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration::parse)]
     interval: Duration,
     /// With --watch, ends when this is the answer
@@ -24,19 +24,19 @@ pub(crate) struct WatchArgs {
 }
 
 impl WatchArgs {
-    /// Looks once and returns the result, or with `--watch` prints each one that differs.
+    /// Checks once and returns the result, or with `--watch` prints each one that differs.
     pub(crate) async fn run(
         &self,
         output: &OutputArgs,
-        mut look: impl AsyncFnMut() -> anyhow::Result<Document>,
+        mut check: impl AsyncFnMut() -> anyhow::Result<Document>,
     ) -> anyhow::Result<Document> {
         if !self.watch {
-            return look().await;
+            return check().await;
         }
         let mut before = String::new();
         let mut away_since = None;
         loop {
-            match look().await {
+            match check().await {
                 Ok(document) => {
                     away_since = None;
                     if Some(document.answer()) == self.until {

@@ -223,8 +223,8 @@ struct Judge<'a> {
     inventory: &'a Inventory,
     /// By canonical reference; what is local in one namespace is local for every node (SPEC 12).
     copies: BTreeMap<String, CopyStatus>,
-    /// Images by node, of nodes that take pods.
-    nodes: BTreeMap<&'a str, BTreeSet<String>>,
+    /// Images by node, of nodes that take pods; `None` where nodes may not be listed.
+    nodes: Option<BTreeMap<&'a str, BTreeSet<String>>>,
 }
 
 impl<'a> Judge<'a> {
@@ -239,12 +239,12 @@ impl<'a> Judge<'a> {
                 copies.insert(source, status);
             }
         }
-        let nodes = inventory
-            .nodes
-            .iter()
-            .filter(|node| takes_pods(node))
-            .map(|node| (text(node, "/metadata/name"), images_of(node)))
-            .collect();
+        let nodes = inventory.nodes.as_ref().map(|nodes| {
+            let nodes = nodes.iter().filter(|node| takes_pods(node));
+            nodes
+                .map(|node| (text(node, "/metadata/name"), images_of(node)))
+                .collect()
+        });
         Self {
             inventory,
             copies,

@@ -8,7 +8,7 @@ use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 use super::fetch::{Facts, NodeState};
 use super::policy_dry_run::Outcome;
 use super::report::Report;
-use super::{access, scaling, upstreams, verifiers, void, volume, webhook};
+use super::{access, credential_checks, scaling, upstreams, verifiers, volume, webhook};
 use crate::finding::Code;
 use crate::terminal;
 
@@ -28,7 +28,7 @@ pub(super) fn diagnose(facts: &Facts) -> Report {
     scaling::diagnose(&facts.scaling, &mut report);
     let by_namespace = facts.unproved.is_some();
     let kubelet = facts.kubelet.as_ref();
-    void::diagnose(&facts.dry_runs, kubelet, by_namespace, &mut report);
+    credential_checks::diagnose(&facts.dry_runs, kubelet, by_namespace, &mut report);
     if let Ok(artifacts) = &facts.status.artifacts {
         access::diagnose(facts.unproved.as_ref(), artifacts, &mut report);
         upstreams::diagnose(artifacts, &mut report);
@@ -83,7 +83,7 @@ fn rewriting(facts: &Facts, report: &mut Report) {
 fn parts(facts: &Facts, report: &mut Report) {
     let namespace = &facts.status.namespace;
     for part in &facts.status.parts {
-        // The nodes are looked at one by one.
+        // Nodes are checked one by one.
         if part.name == "nodes" {
             continue;
         }
@@ -431,7 +431,7 @@ mod tests {
         check(
             "a node",
             |facts| {
-                facts.nodes = Ok([("two".to_owned(), NodeState::WithAgent(agent(false)))].into())
+                facts.nodes = Ok([("two".to_owned(), NodeState::WithAgent(agent(false)))].into());
             },
             Answer::No,
             &[

@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use super::access::{self, Unproved};
 use super::api::{Fetched, listed, object};
+use super::credential_checks;
 use super::policy_dry_run::{self, DryRun};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
-use super::void;
 use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
 use crate::status::{diagnose, fetch};
 
@@ -112,7 +112,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
     let mut ready = nodes.iter().flatten();
     let ready = ready.find(|(_, state)| !matches!(state, NodeState::NotReady(_)));
     let kubelet = match ready {
-        Some((node, _)) => Some(void::kubelet_policy(client, node).await),
+        Some((node, _)) => Some(credential_checks::kubelet_policy(client, node).await),
         None => None,
     };
     let image_access = access_of(release, &status);

@@ -63,7 +63,7 @@ impl fmt::Display for Report {
             0 if self.unknown.is_empty() => writeln!(f, "nothing is wrong"),
             0 => writeln!(
                 f,
-                "nothing wrong was found, but not everything could be looked at"
+                "nothing wrong was found, but not everything could be read"
             ),
             many => writeln!(f, "{}", terminal::count(many as u64, "problem", "problems")),
         }

@@ -366,10 +366,10 @@ pub(super) fn diagnose<'a>(
             }
         }
         if !undecided.is_empty() {
-            report.unknown.push(tell_unread(verifier, &undecided));
+            report.unknown.push(unread_message(verifier, &undecided));
         }
         if !missed.is_empty() {
-            tell_missed(verifier, &missed, report);
+            report_missed(verifier, &missed, report);
         }
     }
 }
@@ -381,7 +381,7 @@ fn first(images: &[String]) -> String {
     format!("{shown}{more}")
 }
 
-fn tell_unread(verifier: &Verifier, images: &[String]) -> String {
+fn unread_message(verifier: &Verifier, images: &[String]) -> String {
     let short = |pattern: &String| -> String { pattern.chars().take(PATTERN_SHOWN).collect() };
     let unread: Vec<String> = verifier.unread.iter().map(short).collect();
     format!(
@@ -393,7 +393,7 @@ fn tell_unread(verifier: &Verifier, images: &[String]) -> String {
     )
 }
 
-fn tell_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, report: &mut Report) {
+fn report_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, report: &mut Report) {
     let images: Vec<String> = missed.values().flatten().cloned().collect();
     let prefixes: Vec<String> = missed.keys().map(|prefix| format!("{prefix}**")).collect();
     report.find(

@@ -16,7 +16,7 @@ use crate::cluster::{self, ARTIFACTS, Listed};
 
 /// Artifacts that are made at a time.
 const PARALLEL: usize = 8;
-/// Between two looks.
+/// Time between two reads of the Artifacts.
 const POLL: Duration = Duration::from_secs(2);
 /// How long an upstream's no is waited for to become a yes, once nothing else is waited for.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -173,15 +173,15 @@ pub(super) async fn refresh(client: &Client, images: &mut [Image]) -> anyhow::Re
 }
 
 /// Waits until every image is local, until what is missing is missing for good, or until
-/// `deadline`. `told` gets each image that became local, with how many are.
+/// `deadline`. `on_local` gets each image that became local, with how many are.
 pub(super) async fn follow(
     client: &Client,
     images: &mut [Image],
     deadline: Instant,
-    mut told: impl FnMut(&Image, usize),
+    mut on_local: impl FnMut(&Image, usize),
 ) -> anyhow::Result<()> {
     let mut known: BTreeSet<(String, String)> = BTreeSet::new();
-    let mut hopeless_since: Option<Instant> = None;
+    let mut failed_since: Option<Instant> = None;
     let mut failures = 0;
     loop {
         match refresh(client, images).await {
@@ -192,19 +192,19 @@ pub(super) async fn follow(
         }
         for image in images.iter().filter(|image| image.local) {
             if known.insert((image.namespace.clone(), image.source.clone())) {
-                told(image, known.len());
+                on_local(image, known.len());
             }
         }
         let now = Instant::now();
         match outlook(images) {
             Outlook::Done => return Ok(()),
-            Outlook::Hopeless => {
-                let since = *hopeless_since.get_or_insert(now);
+            Outlook::Failed => {
+                let since = *failed_since.get_or_insert(now);
                 if now.duration_since(since) >= REFUSAL_TIMEOUT {
                     return Ok(());
                 }
             }
-            Outlook::Coming => hopeless_since = None,
+            Outlook::Pending => failed_since = None,
         }
         if now >= deadline {
             return Ok(());
@@ -219,9 +219,9 @@ enum Outlook {
     /// There are none.
     Done,
     /// Their upstreams said no to each of them.
-    Hopeless,
+    Failed,
     /// Some may still come.
-    Coming,
+    Pending,
 }
 
 fn outlook(images: &[Image]) -> Outlook {
@@ -232,9 +232,9 @@ fn outlook(images: &[Image]) -> Outlook {
     if absent.peek().is_none() {
         Outlook::Done
     } else if absent.all(|image| artifact_status::is_lasting(&image.reason)) {
-        Outlook::Hopeless
+        Outlook::Failed
     } else {
-        Outlook::Coming
+        Outlook::Pending
     }
 }
 
@@ -258,10 +258,10 @@ mod tests {
     fn waiting_ends_when_nothing_more_can_come() {
         check(&[], &Outlook::Done);
         check(&["Copied", "Refused"], &Outlook::Done);
-        check(&["Copied", "NotFound"], &Outlook::Hopeless);
-        check(&["NotFound", "Unauthorized", "Invalid"], &Outlook::Hopeless);
-        check(&["NotFound", "UpstreamUnavailable"], &Outlook::Coming);
-        check(&["Waiting"], &Outlook::Coming);
-        check(&["Copied", "Copying"], &Outlook::Coming);
+        check(&["Copied", "NotFound"], &Outlook::Failed);
+        check(&["NotFound", "Unauthorized", "Invalid"], &Outlook::Failed);
+        check(&["NotFound", "UpstreamUnavailable"], &Outlook::Pending);
+        check(&["Waiting"], &Outlook::Pending);
+        check(&["Copied", "Copying"], &Outlook::Pending);
     }
 }

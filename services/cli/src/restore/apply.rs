@@ -16,7 +16,7 @@ use super::eviction_queue::{EvictionQueue, Step};
 use super::plan::{self, Found, Owner, Remedy};
 use crate::cluster::{self, Listed, PODS};
 
-/// Between two looks at pods that are made again.
+/// Time between two lists of pods that are recreated.
 const POLL: Duration = Duration::from_secs(2);
 
 /// How the work is to be done.
@@ -97,12 +97,12 @@ pub(crate) async fn ask_owners(
     Ok(())
 }
 
-/// Restores the pods, one after the other. `told` gets a line an act.
+/// Restores the pods, one after the other. `on_restored` gets a line for each, and how many wait.
 pub(crate) async fn execute(
     client: &Client,
     pods: Vec<Found>,
     pacing: Pacing,
-    mut told: impl FnMut(&str, usize),
+    mut on_restored: impl FnMut(&str, usize),
 ) -> Outcome {
     let events = Recorder::new(
         client.clone(),
@@ -130,7 +130,7 @@ pub(crate) async fn execute(
                 let now = now();
                 match applied {
                     Applied::Evicted => {
-                        told(
+                        on_restored(
                             &format!(
                                 "{}/{}: evicted; {} recreates it",
                                 pod.namespace,
@@ -149,7 +149,7 @@ pub(crate) async fn execute(
                         outcome.restored.push(*pod);
                     }
                     Applied::Patched(left) => {
-                        told(
+                        on_restored(
                             &format!(
                                 "{}/{}: has its original images again",
                                 pod.namespace, pod.name

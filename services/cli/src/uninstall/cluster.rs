@@ -38,8 +38,8 @@ fn is_on(pod: &Pod, nodes: &[String]) -> bool {
     node.is_some_and(|node| nodes.contains(node))
 }
 
-/// Absence is success.
-fn absent_is_well<T>(result: kube::Result<T>) -> anyhow::Result<Option<T>> {
+/// An object that does not exist is a success.
+fn ignore_not_found<T>(result: kube::Result<T>) -> anyhow::Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
@@ -80,7 +80,7 @@ impl Cluster {
 
     pub(crate) async fn delete_webhook(&self) -> anyhow::Result<()> {
         let api: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        absent_is_well(
+        ignore_not_found(
             api.delete(&self.names.webhook(), &DeleteParams::default())
                 .await,
         )?;
@@ -99,7 +99,7 @@ impl Cluster {
     async fn scale_to_zero(&self, deployment: &str) -> anyhow::Result<()> {
         let patch = Patch::Merge(json!({"spec": {"replicas": 0}}));
         let api = self.own::<Deployment>();
-        absent_is_well(
+        ignore_not_found(
             api.patch_scale(deployment, &PatchParams::default(), &patch)
                 .await,
         )?;
@@ -108,7 +108,7 @@ impl Cluster {
 
     /// Deletes the registry's pods on nodes that are not Ready without waiting for their kubelets.
     /// Returns how many.
-    pub(crate) async fn give_up_lost_registry_pods(&self) -> anyhow::Result<usize> {
+    pub(crate) async fn delete_registry_pods_on_lost_nodes(&self) -> anyhow::Result<usize> {
         let api = self.own::<Pod>();
         let pods = api
             .list(&self.of_component(labels::COMPONENT_REGISTRY))
@@ -117,7 +117,7 @@ impl Cluster {
         let mut count = 0;
         for pod in pods.iter().filter(|pod| is_on(pod, &lost)) {
             let at_once = DeleteParams::default().grace_period(0);
-            absent_is_well(api.delete(&pod.name_any(), &at_once).await)?;
+            ignore_not_found(api.delete(&pod.name_any(), &at_once).await)?;
             count += 1;
         }
         Ok(count)
@@ -135,9 +135,9 @@ impl Cluster {
             .collect())
     }
 
-    /// Removes the startup taint from all nodes: the controller no longer does. Returns how many
-    /// had it.
-    pub(crate) async fn let_nodes_go(&self) -> anyhow::Result<usize> {
+    /// Removes the startup taint from all nodes, because the controller no longer does. Returns how
+    /// many had it.
+    pub(crate) async fn remove_startup_taints(&self) -> anyhow::Result<usize> {
         let api = Api::<Node>::all(self.client.clone());
         let mut count = 0;
         for node in api.list(&ListParams::default()).await? {
@@ -149,7 +149,7 @@ impl Cluster {
                 "metadata": {"resourceVersion": node.metadata.resource_version},
                 "spec": {"taints": kept},
             });
-            absent_is_well(
+            ignore_not_found(
                 api.patch(
                     &node.name_any(),
                     &PatchParams::default(),
@@ -186,9 +186,9 @@ impl Cluster {
             .collect())
     }
 
-    /// Writes `desired: removed` into the nodes' Secret. False when there is no such Secret: then
-    /// no node was ever told anything.
-    pub(crate) async fn tell_nodes(&self) -> anyhow::Result<bool> {
+    /// Asks the node agents to restore their hosts: writes `desired: removed` into the nodes'
+    /// Secret. False when there is no such Secret: then no node was ever prepared.
+    pub(crate) async fn request_node_cleanup(&self) -> anyhow::Result<bool> {
         let api = self.own::<Secret>();
         let Some(secret) = api.get_opt(&self.names.node()).await? else {
             return Ok(false);
@@ -212,8 +212,7 @@ impl Cluster {
         Ok(true)
     }
 
-    /// Gives pods of all namespaces their original images back. Holdfast's own have none to get
-    /// back.
+    /// Restores the original images of pods of all namespaces. The pods of Holdfast have none.
     pub(crate) async fn restore_pods(
         &self,
         pacing: restore::Pacing,
@@ -287,7 +286,7 @@ impl Cluster {
             .context("Secrets")?
             .items
         {
-            absent_is_well(
+            ignore_not_found(
                 secrets
                     .delete(&secret.name_any(), &DeleteParams::default())
                     .await,
@@ -301,14 +300,14 @@ impl Cluster {
             .context("ConfigMaps")?
             .items
         {
-            absent_is_well(maps.delete(&map.name_any(), &DeleteParams::default()).await)?;
+            ignore_not_found(maps.delete(&map.name_any(), &DeleteParams::default()).await)?;
             count += 1;
         }
         Ok(count)
     }
 
     pub(crate) async fn delete_lease(&self) -> anyhow::Result<()> {
-        absent_is_well(
+        ignore_not_found(
             self.own::<Lease>()
                 .delete(&self.names.controller(), &DeleteParams::default())
                 .await,
@@ -323,7 +322,7 @@ impl Cluster {
         let mut page = ListParams::default().limit(PAGE_SIZE);
         loop {
             // Without the CRD there are no Artifacts.
-            let Some(artifacts) = absent_is_well(all.list_metadata(&page).await)? else {
+            let Some(artifacts) = ignore_not_found(all.list_metadata(&page).await)? else {
                 return Ok(count);
             };
             count += artifacts.items.len();
@@ -333,14 +332,14 @@ impl Cluster {
                     let api: Api<Artifact> = Api::namespaced(self.client.clone(), &namespace);
                     let name = artifact.name_any();
                     if !artifact.finalizers().is_empty() {
-                        // Who would take it off is gone.
+                        // The controller, which would remove it, is gone.
                         let patch = Patch::Merge(json!({"metadata": {"finalizers": null}}));
-                        absent_is_well(
+                        ignore_not_found(
                             api.patch_metadata(&name, &PatchParams::default(), &patch)
                                 .await,
                         )?;
                     }
-                    absent_is_well(api.delete(&name, &DeleteParams::default()).await).map(|_| ())
+                    ignore_not_found(api.delete(&name, &DeleteParams::default()).await).map(|_| ())
                 })
                 .buffer_unordered(PARALLEL)
                 .try_collect::<()>()

@@ -100,7 +100,7 @@ pub(crate) struct Answer {
     detail: String,
 }
 
-/// Asks one agent; an error is told in words.
+/// Asks one agent. An error is text for people.
 pub(crate) async fn ask(http: &reqwest::Client, address: &str) -> Result<Answer, String> {
     let response = http
         .get(format!("{address}/state"))
@@ -113,14 +113,14 @@ pub(crate) async fn ask(http: &reqwest::Client, address: &str) -> Result<Answer,
         .map_err(|e| e.without_url().to_string())
 }
 
-/// The last word of each agent.
+/// The last answer of each agent.
 #[derive(Debug, Default)]
 pub(crate) struct Answers {
     by_node: BTreeMap<String, Result<Answer, String>>,
 }
 
 impl Answers {
-    /// Takes in an answer.
+    /// Stores an answer.
     pub(crate) fn note(&mut self, node: String, answer: Result<Answer, String>) {
         self.by_node.insert(node, answer);
     }

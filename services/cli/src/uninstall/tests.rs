@@ -159,7 +159,7 @@ async fn undone_with(
 
 // SPEC 80
 #[tokio::test]
-async fn the_webhook_goes_first_and_the_controller_before_the_nodes_are_told() {
+async fn the_webhook_goes_first_and_the_controller_before_the_nodes() {
     let (report, log) = undone(|method, path| {
         let partial = |name: &str, namespace: &str| {
             json!({"metadata": {"name": name, "namespace": namespace,
@@ -270,7 +270,7 @@ async fn a_step_that_fails_does_not_stop_the_next_ones() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn pods_are_restored_after_the_webhook_is_gone_and_before_the_nodes_are_told() {
+async fn pods_are_restored_between_the_webhook_and_the_nodes() {
     let pod = |name: &str, owners: Value| {
         json!({
             "metadata": {"name": name, "namespace": "shop", "uid": name, "ownerReferences": owners},

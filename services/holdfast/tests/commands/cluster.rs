@@ -85,7 +85,11 @@ async fn diff_offline_judges_no_image_by_nodes_that_it_may_not_list() {
         ],
     );
     assert!(!ended.text.contains("MISSING"), "{}", ended.text);
-    let json = [&diff[..], &["-o", "jsonpath={.owners[0].images[0].verdict}"]].concat();
+    let json = [
+        &diff[..],
+        &["-o", "jsonpath={.owners[0].images[0].verdict}"],
+    ]
+    .concat();
     site.run_as(&limited, &json).await.check(2, &["notJudged"]);
     site.run(&diff).await.check(1, &["MISSING"]);
 }

@@ -479,7 +479,7 @@ fn rewritten(name: &str, owner: Option<&Value>) -> Value {
 }
 
 #[tokio::test]
-async fn restore_evicts_what_is_made_anew_patches_what_is_not_and_edits_no_owner() {
+async fn restore_evicts_or_patches_pods_and_edits_no_owner() {
     let site = Site::start().await;
     let pods = "/api/v1/namespaces/shop/pods";
     let sets = "/apis/apps/v1/namespaces/shop/replicasets";

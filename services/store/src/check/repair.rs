@@ -22,9 +22,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// It was done.
-    Mended,
+    Repaired,
     /// It was not needed any more.
-    Healed,
+    Resolved,
 }
 
 /// Mends one finding on the volume below `root`.
@@ -104,9 +104,9 @@ pub fn repair(
         }
     };
     Ok(if done {
-        Outcome::Mended
+        Outcome::Repaired
     } else {
-        Outcome::Healed
+        Outcome::Resolved
     })
 }
 

@@ -455,12 +455,12 @@ async fn every_damage_is_found_and_mended_where_one_answer_is_certain() {
         {
             assert_eq!(
                 repair(&disk, volume.root(), mend).unwrap(),
-                Outcome::Mended,
+                Outcome::Repaired,
                 "{name}: {mend}"
             );
             assert_eq!(
                 repair(&disk, volume.root(), mend).unwrap(),
-                Outcome::Healed,
+                Outcome::Resolved,
                 "{name}: {mend}"
             );
         }
@@ -525,7 +525,7 @@ async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
         deleted(&volume);
         let before = volume.files();
         let outcome = repair(&Disk::at(volume.root()), volume.root(), repairs[0]).unwrap();
-        assert_eq!(outcome, Outcome::Healed, "{what}: {}", repairs[0]);
+        assert_eq!(outcome, Outcome::Resolved, "{what}: {}", repairs[0]);
         assert_eq!(volume.files(), before, "{what}: {}", repairs[0]);
     }
 }

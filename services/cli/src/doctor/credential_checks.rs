@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn void_checks_are_noted_and_are_no_problem() {
+    fn checks_without_effect_are_notes_and_no_problem() {
         let dry_run = |pulls_always| DryRun {
             namespace: "a".to_owned(),
             source: "r.io/a:1".to_owned(),
