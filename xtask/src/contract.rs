@@ -12,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
+use crate::generate::write;
 use crate::lint::rust_files;
 
 const LINES: &str = include_str!("contract/lines.txt");
@@ -45,17 +46,6 @@ pub(crate) fn generate(root: &Path, check: bool) -> anyhow::Result<()> {
     }
     write(root, check, DOCUMENT, &render::document(&lines, &shown))?;
     write(root, check, TESTS, &render::tests(&lines, &shown)?)
-}
-
-fn write(root: &Path, check: bool, file: &str, content: &str) -> anyhow::Result<()> {
-    let path = root.join(file);
-    if check {
-        if std::fs::read_to_string(&path).unwrap_or_default() != content {
-            bail!("{file} is out of step: run `cargo xtask generate`");
-        }
-        return Ok(());
-    }
-    std::fs::write(&path, content).with_context(|| format!("write {file}"))
 }
 
 /// Reads `NUMBER text` lines. A line that begins with a blank goes on with the text before it.

@@ -10,6 +10,7 @@ mod bench;
 mod cluster;
 mod contract;
 mod fuzz;
+mod generate;
 mod image;
 mod lint;
 mod programs;
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
-        Command::Generate(args) => generate(args.check),
+        Command::Generate(args) => generate::run(args.check),
         Command::Lint(args) => lint::run(args.json.as_deref()),
         Command::Test(args) => test::run(&args),
         Command::Image(args) => image::run(&args),
@@ -99,21 +100,4 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Soak(command) => soak::run(&command),
         Command::Bench(subject) => bench::run(&subject),
     }
-}
-
-/// Writes (or with `check` compares) every generated file of the repository.
-fn generate(check: bool) -> anyhow::Result<()> {
-    let schema = generate_schema(check);
-    let contract = contract::generate(&run::root(), check);
-    schema.and(contract)
-}
-
-fn generate_schema(check: bool) -> anyhow::Result<()> {
-    let programs = run::build("building the generator", &["holdfast-codegen"], "dev")?;
-    let mut schema = std::process::Command::new(programs.join("holdfast-codegen"));
-    schema.current_dir(run::root()).arg("generate");
-    if check {
-        schema.arg("--check");
-    }
-    run::status("generate: schema and chart", schema)
 }

@@ -4,7 +4,7 @@
 use holdfast_api::Artifact;
 use holdfast_api::artifact::Reason;
 
-/// The word for an Artifact that the controller has not looked at yet.
+/// The reason of an Artifact that the controller has not reconciled yet.
 pub(crate) const WAITING: &str = "Waiting";
 
 /// How one Artifact stands.
@@ -52,7 +52,7 @@ pub(crate) fn copy_status(artifact: &Artifact) -> CopyStatus {
     )
 }
 
-/// Whether nothing is wrong: it is not looked at yet, is being copied, or nothing needs it.
+/// Whether nothing is wrong: it is not reconciled yet, is being copied, or nothing needs it.
 pub(crate) fn is_on_its_way(reason: &str) -> bool {
     let words = [WAITING, Reason::Copying.as_str(), Reason::NoDemand.as_str()];
     words.contains(&reason)

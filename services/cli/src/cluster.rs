@@ -12,7 +12,9 @@ use holdfast_api::state::{ClusterState, KEY};
 use holdfast_config::{Config, yaml};
 use holdfast_core::workload::WorkloadKind;
 use kube::Client;
+use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::core::Request;
 use serde_json::Value;
 
 use crate::duration;
@@ -25,7 +27,7 @@ const USUAL_NAMESPACE: &str = "holdfast-system";
 /// How long the connection to the API server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The way to the API server, as kubectl's flags say it.
+/// The flags of kubectl that select the API server and the user.
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Cluster")]
 pub(crate) struct KubeArgs {
@@ -346,7 +348,7 @@ pub(crate) async fn list(
     list_some(client, resource, namespace, "").await
 }
 
-/// As [`list`], of those with certain labels. A label selector of our own making needs no escaping.
+/// As [`list`], of those that a label selector selects.
 pub(crate) async fn list_some(
     client: &Client,
     resource: Resource,
@@ -355,25 +357,23 @@ pub(crate) async fn list_some(
 ) -> anyhow::Result<Listed> {
     let path = resource.path(namespace);
     let mut items = Vec::new();
-    let mut next = String::new();
-    let mut limit = format!("limit={PAGE_SIZE}");
+    let mut params = ListParams::default().limit(PAGE_SIZE);
+    if !selector.is_empty() {
+        params = params.labels(selector);
+    }
     loop {
-        let mut query = limit.clone();
-        if !selector.is_empty() {
-            query = format!("{query}&labelSelector={selector}");
-        }
-        if !next.is_empty() {
-            query = format!("{query}&continue={next}");
-        }
-        let request = http::Request::get(format!("{path}?{query}")).body(Vec::new())?;
+        let request = Request::new(&path).list(&params)?;
         let mut page = match client.request::<Value>(request).await {
             Ok(page) => page,
             Err(kube::Error::Api(status)) if status.code == 403 => return Ok(Listed::Forbidden),
             Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Listed::Unknown),
             // The list took longer than the API server keeps its beginning: once more, in one
             // piece.
-            Err(kube::Error::Api(status)) if status.code == 410 && !next.is_empty() => {
-                (items, next, limit) = (Vec::new(), String::new(), "limit=0".to_owned());
+            Err(kube::Error::Api(status))
+                if status.code == 410 && params.continue_token.is_some() =>
+            {
+                items = Vec::new();
+                (params.limit, params.continue_token) = (None, None);
                 continue;
             }
             Err(error @ kube::Error::Service(_)) => return Err(Unreachable(error).into()),
@@ -385,7 +385,7 @@ pub(crate) async fn list_some(
             items.extend(found);
         }
         match page.pointer("/metadata/continue").and_then(Value::as_str) {
-            Some(token) if !token.is_empty() => token.clone_into(&mut next),
+            Some(token) if !token.is_empty() => params.continue_token = Some(token.to_owned()),
             _ => return Ok(Listed::Items(items)),
         }
     }

@@ -25,7 +25,7 @@ pub enum Command {
     Preload(preload::Args),
     /// Restores the original images of pods
     Restore(restore::Args),
-    /// Takes Holdfast out of the cluster
+    /// Removes Holdfast from the cluster
     Uninstall(uninstall::Args),
     /// Lists the repositories and images of a volume
     Ls(ls::Args),

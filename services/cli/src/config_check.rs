@@ -1,4 +1,4 @@
-//! `holdfast config check`: everything about values that can be known without a cluster.
+//! `holdfast config check`: checks a file of values as far as that is possible without a cluster.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

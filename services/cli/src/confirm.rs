@@ -1,4 +1,4 @@
-//! The question before a command evicts, deletes or overwrites something.
+//! The confirmation before a command evicts, deletes or overwrites something.
 
 #![allow(clippy::print_stderr, reason = "a question to the user")]
 

@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use crate::cluster::{ClusterArgs, NamespaceArgs};
 use crate::output::{Document, OutputArgs};
+use crate::sort::SortArgs;
 use crate::terminal;
 use crate::watch::WatchArgs;
 use decide::{Judgement, Owner, Verdict};
@@ -44,6 +45,8 @@ pub struct Args {
     #[command(flatten)]
     watch: WatchArgs,
     #[command(flatten)]
+    sort: SortArgs,
+    #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -66,7 +69,8 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
             let release = args.cluster.release(&client).await?;
             let namespace = args.namespaces.namespace.as_deref();
             let inventory = fetch::fetch(&client, &release, namespace).await?;
-            let judgement = decide::decide(&inventory);
+            let mut judgement = decide::decide(&inventory);
+            args.sort.sort(&mut judgement.owners)?;
             let answer = judgement.answer(args.ignore_uncovered);
             let table = render(&judgement, args.show_local || args.all);
             let names = judgement

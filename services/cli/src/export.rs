@@ -14,7 +14,7 @@ use crate::exit_status::Answer;
 use crate::output::CommonArgs;
 use crate::{ls, terminal};
 
-/// Made by every registry for its own nodes: nothing to carry elsewhere.
+/// The image that every registry makes for the probes of its own nodes. It is not exported.
 const PROBE: &str = "holdfast/probe";
 
 /// Arguments of `export`.

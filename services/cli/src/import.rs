@@ -19,7 +19,7 @@ use crate::export::platform;
 use crate::output::{Document, OutputArgs};
 use crate::terminal;
 
-/// So much of standard input is taken between two looks at the volume's room.
+/// Bytes of standard input that are read between two checks of the free space.
 const SPOOL_BYTES: u64 = 16 << 20;
 
 /// As in the registry's values.
@@ -55,7 +55,7 @@ pub struct Args {
     /// Percentage of the volume that stays free, as the registry's limits.reservePercent
     #[arg(long, value_name = "0-50", default_value_t = RESERVE_PERCENT, value_parser = clap::value_parser!(u8).range(0..=50))]
     reserve_percent: u8,
-    /// Only says what it would do
+    /// Only prints what it would do
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -70,7 +70,7 @@ impl Args {
         }
     }
 
-    /// Adds what keeps room free to an error for want of it.
+    /// Adds to an error for lack of space which setting keeps it free.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
         use holdfast_store::Error::NoSpace;
         let is_no_space = error.chain().any(|cause| {
@@ -106,7 +106,7 @@ struct Image {
     bytes: u64,
 }
 
-/// Imports the archives, one after the other; the first that is refused ends the run.
+/// Imports the archives, one after the other. The first one that is refused ends the run.
 pub(crate) async fn run(args: Args) -> ExitCode {
     args.output.apply();
     let result = import(&args).await;
@@ -117,7 +117,7 @@ async fn import(args: &Args) -> anyhow::Result<Document> {
     if args.name.is_some() && args.archives.len() > 1 {
         return Err(Usage("--name names one image: give one archive with it".to_owned()).into());
     }
-    // All archives are looked at before anything of the first is taken.
+    // All archives are checked before anything of the first is imported.
     let mut planned = Vec::new();
     for path in &args.archives {
         let mut source = if path == Path::new("-") {
@@ -138,7 +138,7 @@ async fn import(args: &Args) -> anyhow::Result<Document> {
     for (path, mut source, plan) in planned {
         let taken = take(&mut *source, &plan, store.as_ref()).await;
         if taken.is_err() && args.output.is_table() {
-            // What went in before is told also where a later archive is refused.
+            // What was imported before is reported, too, if a later archive is refused.
             terminal::print(&text);
         }
         let counts = taken
@@ -174,8 +174,8 @@ fn open(path: &Path) -> anyhow::Result<Box<dyn ArchiveReader>> {
     Ok(Box::new(source))
 }
 
-/// Standard input in a file without a name on the volume, the one place that is writable in a pod:
-/// it is gone with the process, however that ends.
+/// Standard input in a file without a name on the volume, the only writable folder of a pod. The
+/// file is gone when the process ends, in any way.
 fn spooled(data: &Path, limits: WriteLimits) -> anyhow::Result<Box<dyn ArchiveReader>> {
     let path = data.join(format!(".import-{}", std::process::id()));
     let cannot = || format!("cannot keep standard input in {}", data.display());

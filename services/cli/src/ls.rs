@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::exit_status::Answer;
 use crate::output::{Document, OutputArgs};
+use crate::sort::SortArgs;
 use crate::terminal;
 
 /// Largest configuration of an image that is read for its platform.
@@ -24,7 +25,7 @@ const SHOWN_DIGEST: usize = 19;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  holdfast ls --data /var/lib/holdfast
+  holdfast ls --data /var/lib/holdfast --sort-by .bytes
   holdfast ls --data /var/lib/holdfast docker.io/library/nginx
   holdfast ls --data /var/lib/holdfast --tags -o json
 
@@ -39,6 +40,8 @@ pub struct Args {
     /// The tags of every repository, with digest, size and platforms
     #[arg(long)]
     tags: bool,
+    #[command(flatten)]
+    sort: SortArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -89,6 +92,7 @@ fn list(args: &Args) -> anyhow::Result<Document> {
         repositories.push(repository(&view, name)?);
     }
     line.finish_and_clear();
+    args.sort.sort(&mut repositories)?;
     let with_tags = args.tags || args.repository.is_some();
     let table = if with_tags {
         tag_table(&repositories)

@@ -8,13 +8,11 @@ use std::str::FromStr;
 
 use anyhow::Context as _;
 use holdfast_config::yaml;
-use jsonpath_rust::parser::model::JpQuery;
-use jsonpath_rust::parser::parse_json_path;
-use jsonpath_rust::query::js_path_process;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::exit_status::{self, Answer};
+use crate::json_path::JsonPath;
 use crate::terminal;
 
 /// The version of the documents that commands print.
@@ -48,7 +46,7 @@ pub(crate) struct CommonArgs {
 #[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Output")]
 pub(crate) struct OutputArgs {
-    /// Format: table, wide, json, yaml, name or jsonpath=EXPRESSION
+    /// Format: table, wide, json, jsonl, yaml, name or jsonpath=EXPRESSION
     #[arg(short, long, value_name = "FORMAT", default_value = "table")]
     output: Format,
     /// Prints tables without their head
@@ -77,9 +75,11 @@ enum Format {
     Table,
     Wide,
     Json,
+    /// One JSON document a line: each element of a list, or the whole document.
+    JsonLines,
     Yaml,
     Name,
-    JsonPath(Box<JpQuery>),
+    JsonPath(JsonPath),
 }
 
 impl FromStr for Format {
@@ -90,43 +90,17 @@ impl FromStr for Format {
             "table" => Ok(Self::Table),
             "wide" => Ok(Self::Wide),
             "json" => Ok(Self::Json),
+            "jsonl" => Ok(Self::JsonLines),
             "yaml" => Ok(Self::Yaml),
             "name" => Ok(Self::Name),
             _ => match text.strip_prefix("jsonpath=") {
-                Some(expression) => json_path(expression),
-                None => Err("use table, wide, json, yaml, name or jsonpath=EXPRESSION".to_owned()),
+                Some(expression) => expression.parse().map(Self::JsonPath),
+                None => Err(
+                    "use table, wide, json, jsonl, yaml, name or jsonpath=EXPRESSION".to_owned(),
+                ),
             },
         }
     }
-}
-
-/// Reads an expression as RFC 9535 writes it, or with the braces and without the `$` of kubectl.
-fn json_path(expression: &str) -> Result<Format, String> {
-    let inner = expression
-        .strip_prefix('{')
-        .and_then(|rest| rest.strip_suffix('}'))
-        .unwrap_or(expression)
-        .trim();
-    for word in ["{", "}"] {
-        if inner.contains(word) {
-            return Err(format!(
-                "{word} within an expression is kubectl's template language; one expression is read"
-            ));
-        }
-    }
-    if inner == "end" || inner.starts_with("range ") {
-        return Err("range is kubectl's; use [*] to select every element".to_owned());
-    }
-    let path = if inner.starts_with('$') {
-        inner.to_owned()
-    } else if inner.starts_with(['.', '[']) {
-        format!("${inner}")
-    } else {
-        format!("$.{inner}")
-    };
-    parse_json_path(&path)
-        .map(|query| Format::JsonPath(Box::new(query)))
-        .map_err(|_| format!("{expression} is not a JSONPath expression (RFC 9535)"))
 }
 
 /// What a command found, in every form in which it can be printed.
@@ -275,6 +249,7 @@ impl OutputArgs {
         });
         match self.output {
             Format::Json => self.print(&format!("{document:#}\n")),
+            Format::JsonLines => self.print(&format!("{document}\n")),
             Format::Yaml => self.print(&yaml::to_string(&document).unwrap_or_default()),
             _ => {}
         }
@@ -298,14 +273,24 @@ impl OutputArgs {
             Format::Table => self.heads(&document.table),
             Format::Wide => self.heads(document.wide.as_ref().unwrap_or(&document.table)),
             Format::Json => format!("{:#}\n", document.envelope()),
+            Format::JsonLines => match &document.data {
+                Value::Array(items) => {
+                    let lines: Vec<String> = items.iter().map(Value::to_string).collect();
+                    lines
+                        .iter()
+                        .flat_map(|line| [line.as_str(), "\n"])
+                        .collect()
+                }
+                _ => format!("{}\n", document.envelope()),
+            },
             Format::Yaml => yaml::to_string(&document.envelope())?,
             Format::Name => terminal::lines(document.names.iter().cloned()),
-            Format::JsonPath(query) => {
+            Format::JsonPath(path) => {
                 let document = document.envelope();
-                let found = js_path_process(query, &document).context("jsonpath")?;
+                let found = path.select(&document)?;
                 let texts: Vec<String> = found
                     .into_iter()
-                    .map(|found| match found.val() {
+                    .map(|found| match found {
                         Value::String(text) => text.clone(),
                         other => other.to_string(),
                     })
@@ -389,6 +374,9 @@ mod tests {
         assert_eq!(json["count"], 2);
         let yaml: Value = yaml::from_str(&render("yaml")).unwrap();
         assert_eq!(yaml, json);
+        let line = render("jsonl");
+        assert_eq!(line.lines().count(), 1, "{line}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), json);
         assert_eq!(render("table"), "text\n");
         assert_eq!(render("wide"), "text\n");
         assert_eq!(render("name"), "artifact/shop/a\n");
@@ -421,5 +409,13 @@ mod tests {
     fn a_list_has_items() {
         let list = Document::new("RepositoryList", Answer::Yes, &json!(["a"]), String::new());
         assert_eq!(list.unwrap().envelope()["items"], json!(["a"]));
+        let items = json!([{"name": "a"}, {"name": "b"}]);
+        let list = Document::new("RepositoryList", Answer::Yes, &items, String::new()).unwrap();
+        let args = OutputArgs {
+            output: Format::JsonLines,
+            ..OutputArgs::default()
+        };
+        let lines = args.render(&list).unwrap();
+        assert_eq!(lines, "{\"name\":\"a\"}\n{\"name\":\"b\"}\n");
     }
 }

@@ -1,6 +1,6 @@
-//! `holdfast preload`: copies images ahead of need. Reads which images are meant, makes an
-//! Artifact for each image, and with `--wait` follows them until they are local. Copying is the
-//! controller's and the registry's work.
+//! `holdfast preload`: copies images ahead of need. It reads which images are wanted, creates an
+//! Artifact for each image, and with `--wait` waits until they are local. The controller and the
+//! registry copy them.
 
 mod artifacts;
 mod image_sources;
@@ -73,7 +73,7 @@ pub struct Args {
     /// Waits until every image is local
     #[arg(long)]
     wait: bool,
-    /// Ends after this time, whatever is left
+    /// Ends after this time, also if something is left
     #[arg(
         long,
         value_name = "DURATION",
@@ -82,7 +82,7 @@ pub struct Args {
         requires = "wait"
     )]
     timeout: Duration,
-    /// Only says what it would do
+    /// Only prints what it would do
     #[arg(long, conflicts_with = "wait")]
     dry_run: bool,
     #[command(flatten)]
@@ -99,7 +99,7 @@ struct Report<'a> {
     skipped: &'a [Refused],
 }
 
-/// Preloads.
+/// Creates the Artifacts, and prints how they stand.
 pub(crate) async fn run(args: Args) -> ExitCode {
     args.output.apply();
     if args.into.is_some() {
@@ -199,8 +199,7 @@ fn read(path: &Path) -> anyhow::Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// The file itself, or every YAML and JSON file below a folder, sorted; hidden folders are passed
-/// over.
+/// The file itself, or every YAML and JSON file below a folder, sorted. Hidden folders are skipped.
 fn manifests(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -280,7 +279,7 @@ fn assign_namespaces(wanted: &WantedImages, target: Option<&str>, fallback: &str
 
 async fn follow(client: &Client, images: &mut [Image], deadline: Instant) -> anyhow::Result<()> {
     let total = images.len();
-    let bar = terminal::things(total as u64);
+    let bar = terminal::items(total as u64);
     let outcome = artifacts::follow(client, images, deadline, |image, count| {
         bar.set_message(image.source.clone());
         bar.set_position(count as u64);

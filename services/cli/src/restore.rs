@@ -23,7 +23,7 @@ pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
 pub(crate) use plan::Found;
 use plan::{Remedy, Rewritten};
 
-/// How long API servers may take to learn of a namespace's label.
+/// How long API servers may take until they know a new label of a namespace.
 const PROPAGATION_DELAY: Duration = Duration::from_secs(3);
 
 /// Arguments of `restore`.
@@ -51,7 +51,7 @@ pub struct Args {
     /// As --all-namespaces
     #[arg(long, hide = true)]
     all: bool,
-    /// Only says what it would do
+    /// Only prints what it would do
     #[arg(long)]
     dry_run: bool,
     /// Labels the namespaces holdfast.dev/rewrite=disabled first; remove the label to have new
@@ -64,7 +64,7 @@ pub struct Args {
     /// Waits until the new pods are ready, and fails if they do not become ready
     #[arg(long)]
     wait: bool,
-    /// Ends after this time, whatever is left
+    /// Ends after this time, also if something is left
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration::parse)]
     timeout: Duration,
     #[command(flatten)]
@@ -112,7 +112,7 @@ impl Entry {
     }
 }
 
-/// Restores.
+/// Restores the pods, and prints the outcome.
 pub(crate) async fn run(args: Args) -> ExitCode {
     args.output.apply();
     if args.all {
@@ -198,7 +198,7 @@ async fn with_progress(
         .iter()
         .filter(|pod| !matches!(pod.remedy, Remedy::Leave(_)))
         .count();
-    let bar = terminal::things(total as u64);
+    let bar = terminal::items(total as u64);
     let pacing = Pacing {
         per_minute: args.rate,
         wait: args.wait,

@@ -1,6 +1,7 @@
 //! `holdfast status`: whether Holdfast works and how many images are local. Fetch, diagnose,
 //! print.
 
+mod artifact_watch;
 pub(crate) mod diagnose;
 pub(crate) mod fetch;
 
@@ -13,8 +14,10 @@ use crate::cluster::{ClusterArgs, NamespaceArgs};
 use crate::exit_status::Answer;
 use crate::finding::Finding;
 use crate::output::{Document, OutputArgs};
+use crate::sort::SortArgs;
 use crate::terminal;
 use crate::watch::WatchArgs;
+use artifact_watch::ArtifactWatch;
 use diagnose::Status;
 
 /// Images that are not local of which the table names this many; `--limit` and `-o wide` change it.
@@ -25,7 +28,7 @@ const MAX_NAMED_IMAGES: usize = 40;
 #[command(after_help = "\
 Examples:
   holdfast status
-  holdfast status -n shop -o wide
+  holdfast status -n shop -l team=web --sort-by .reason -o wide
   holdfast status --watch --until yes
   holdfast status -o jsonpath={.images.local}
 
@@ -38,11 +41,22 @@ API server (pods/proxy).")]
 pub struct Args {
     #[command(flatten)]
     images_of: NamespaceArgs,
+    /// Only Artifacts with these labels, for example team=web
+    #[arg(
+        short = 'l',
+        long,
+        value_name = "SELECTOR",
+        default_value = "",
+        hide_default_value = true
+    )]
+    selector: String,
     #[command(flatten)]
     watch: WatchArgs,
     /// Images that the table names at most
     #[arg(long, value_name = "NUMBER", default_value_t = MAX_NAMED_IMAGES)]
     limit: usize,
+    #[command(flatten)]
+    sort: SortArgs,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
@@ -58,12 +72,23 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 
 async fn check(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
+    let namespace = args.images_of.namespace.as_deref();
+    let start = || ArtifactWatch::start(client.clone(), namespace, &args.selector);
+    let watch = args.watch.is_on().then(start);
     args.watch
         .run(&args.output, async || {
             let release = args.cluster.release(&client).await?;
-            let namespace = args.images_of.namespace.as_deref();
-            let facts = fetch::facts(&client, &release, namespace).await;
-            let (answer, status) = diagnose::diagnose(&facts);
+            let watched = match &watch {
+                Some(watch) => watch.current().await,
+                None => None,
+            };
+            let artifacts = match watched {
+                Some(artifacts) => Ok(artifacts),
+                None => fetch::artifacts(&client, namespace, &args.selector).await,
+            };
+            let facts = fetch::facts(&client, &release, artifacts).await;
+            let (answer, mut status) = diagnose::diagnose(&facts);
+            args.sort.sort(&mut status.absent)?;
             document(answer, &status, args.limit)
         })
         .await

@@ -26,7 +26,7 @@ fn is_quiet() -> bool {
 }
 
 /// Prints data to standard output. A reader that went away (`| head`) is no error.
-pub(crate) fn print(text: &str) {
+pub fn print(text: &str) {
     let mut out = anstream::stdout();
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
@@ -100,7 +100,7 @@ pub(crate) fn count(number: u64, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
 }
 
-/// A line that says what is looked at.
+/// A line that names what is being read.
 pub(crate) fn spinner() -> ProgressBar {
     let style = ProgressStyle::with_template("{spinner} {wide_msg}");
     styled(ProgressBar::new_spinner(), style)
@@ -114,8 +114,8 @@ pub(crate) fn bytes(total: u64) -> ProgressBar {
     styled(ProgressBar::new(total), style)
 }
 
-/// A bar over this many things.
-pub(crate) fn things(total: u64) -> ProgressBar {
+/// A bar over this many items.
+pub(crate) fn items(total: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} {eta} {msg}");
     styled(ProgressBar::new(total), style)
 }

@@ -1,5 +1,5 @@
-//! `holdfast uninstall`, the chart's pre-delete hook: takes Holdfast out of the cluster in the
-//! order in which nothing breaks. Webhook first, so that new pods keep their images; then the
+//! `holdfast uninstall`, the chart's pre-delete hook: removes Holdfast from the cluster in an order
+//! that breaks nothing. Webhook first, so that new pods keep their images; then the
 //! controller, which would put things back; then, if a value asks for it, the pods that still hold
 //! rewritten references; then the nodes; then what the controller made.
 //!

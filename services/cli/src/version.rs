@@ -24,7 +24,7 @@ Examples:
 Exit status: 0 every release has the version of this program (with --client always), 1 a release \
 has another one or there is none, 2 the cluster could not be read.")]
 pub struct Args {
-    /// Only the version of this program; asks no cluster
+    /// Only the version of this program; does not read the cluster
     #[arg(long)]
     client: bool,
     #[command(flatten)]

@@ -24,6 +24,11 @@ pub(crate) struct WatchArgs {
 }
 
 impl WatchArgs {
+    /// Whether the check is repeated.
+    pub(crate) fn is_on(&self) -> bool {
+        self.watch
+    }
+
     /// Checks once and returns the result, or with `--watch` prints each one that differs.
     pub(crate) async fn run(
         &self,

@@ -10,6 +10,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use clap_complete::Shell;
 use holdfast_cli::{ConfigArgs, WRONG_USAGE, block_on};
 
+use crate::docs::{self, Docs};
 use crate::{help, serve};
 
 /// Keeps a Kubernetes cluster running when its uplink is gone.
@@ -35,6 +36,9 @@ enum Command {
     Operator(holdfast_cli::Command),
     /// Prints a completion script for a shell
     Completion(CompletionArgs),
+    /// Writes the reference of the commands, or man pages
+    #[command(subcommand, hide = true)]
+    Docs(Docs),
     /// Runs the registry; with --data alone, without Kubernetes
     Registry(serve::RegistryArgs),
     /// Runs the webhook that rewrites the images of pods
@@ -68,7 +72,7 @@ fn called(program: &OsString) -> &'static str {
 }
 
 /// The tree of commands, with the help of the root grouped.
-fn command(called: &'static str) -> clap::Command {
+pub(crate) fn command(called: &'static str) -> clap::Command {
     help::grouped(Cli::command().bin_name(called).display_name(called))
 }
 
@@ -102,6 +106,7 @@ pub(crate) fn run(cli: Cli) -> ExitCode {
             clap_complete::generate(args.shell, &mut command, "holdfast", &mut std::io::stdout());
             return ExitCode::SUCCESS;
         }
+        Command::Docs(docs) => docs::run(&docs, command("holdfast")),
         Command::Registry(args) => block_on(serve::registry(args)),
         Command::Webhook(args) => block_on(serve::webhook(args)),
         Command::Controller(args) => block_on(serve::controller(args)),

@@ -99,7 +99,7 @@ impl Drop for Registry {
 }
 
 #[test]
-fn after_sigterm_a_slow_reader_gets_all_its_bytes_and_no_one_new_is_served() {
+fn after_sigterm_a_slow_reader_gets_all_bytes_and_no_new_client_is_served() {
     const SIZE: usize = 32 << 20;
     let mut registry = Registry::start();
     let blob: Vec<u8> = (0..=250_u8)

@@ -50,7 +50,7 @@ pub(super) fn unproved(
     found.into_iter().collect()
 }
 
-/// What that means. `pods` is nothing where every pod may have every image.
+/// Findings and notes about private images. `pods` is `None` where every pod may have every image.
 pub(super) fn diagnose(
     pods: Option<&Fetched<Vec<Unproved>>>,
     artifacts: &[Artifact],

@@ -92,7 +92,8 @@ pub(super) struct Facts {
 /// Asks everything.
 pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
     let names = &release.names;
-    let status = fetch::facts(client, release, namespace).await;
+    let artifacts = fetch::artifacts(client, namespace, "").await;
+    let status = fetch::facts(client, release, artifacts).await;
     let mut unknown = Vec::new();
     let scope = match &release.config {
         Ok(config) => Scope::new(config).map_err(|error| error.to_string()),

@@ -1,5 +1,5 @@
-//! Why wanted images are not local, by what the Artifacts say, and under which names policies may
-//! allow them.
+//! Why wanted images are not local, according to the Artifacts, and the prefixes that policies may
+//! allow for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 

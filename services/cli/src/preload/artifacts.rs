@@ -1,4 +1,4 @@
-//! Artifacts for what is wanted, made once and followed until they are local.
+//! Artifacts for the wanted images: created once, and followed until they are local.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,13 +14,13 @@ use tokio::time::Instant;
 use crate::artifact_status::{self, copy_status};
 use crate::cluster::{self, ARTIFACTS, Listed};
 
-/// Artifacts that are made at a time.
+/// Artifacts that are created at a time.
 const PARALLEL: usize = 8;
 /// Time between two reads of the Artifacts.
 const POLL: Duration = Duration::from_secs(2);
-/// How long an upstream's no is waited for to become a yes, once nothing else is waited for.
+/// How long images that their upstreams refuse are waited for, once nothing else is waited for.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Who writes.
+/// The field manager.
 const FIELD_MANAGER: &str = "holdfast-preload";
 
 /// One image in one namespace.
@@ -130,7 +130,7 @@ async fn ensure(client: &Client, namespace: &str, source: &str) -> kube::Result<
     Ok(true)
 }
 
-/// Looks how the images stand now.
+/// Reads the statuses of the images.
 pub(super) async fn refresh(client: &Client, images: &mut [Image]) -> anyhow::Result<()> {
     let namespaces: BTreeSet<String> = images
         .iter()
@@ -172,7 +172,7 @@ pub(super) async fn refresh(client: &Client, images: &mut [Image]) -> anyhow::Re
     Ok(())
 }
 
-/// Waits until every image is local, until what is missing is missing for good, or until
+/// Waits until every image is local, until all that is missing was refused, or until
 /// `deadline`. `on_local` gets each image that became local, with how many are.
 pub(super) async fn follow(
     client: &Client,
@@ -213,14 +213,14 @@ pub(super) async fn follow(
     }
 }
 
-/// What is to be expected of the images that are not local.
+/// What to expect of the images that are not local.
 #[derive(Debug, PartialEq, Eq)]
 enum Outlook {
     /// There are none.
     Done,
-    /// Their upstreams said no to each of them.
+    /// Their upstreams refused each of them.
     Failed,
-    /// Some may still come.
+    /// Some may become local.
     Pending,
 }
 

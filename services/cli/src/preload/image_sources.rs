@@ -1,5 +1,5 @@
-//! Which images are meant: read from lists, manifests and the objects of a namespace. Pure; what
-//! cannot be read is refused by its place and never guessed.
+//! Which images are wanted: read from lists, manifests and the objects of a namespace. Pure. What
+//! cannot be read is refused with its place and never guessed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -19,24 +19,24 @@ use crate::cluster::{self, Listed, PODS};
 /// Time between two lists of pods that are recreated.
 const POLL: Duration = Duration::from_secs(2);
 
-/// How the work is to be done.
+/// Rate and end of a restoration.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pacing {
     /// Pods a minute.
     pub(crate) per_minute: u32,
     /// Whether the successors of the last pods are waited for.
     pub(crate) wait: bool,
-    /// When it ends in any case.
+    /// When it ends, also if pods are left.
     pub(crate) deadline: Instant,
 }
 
 /// What was done.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
-    /// Pods that got their originals back, or whose owners make them again.
+    /// Pods that have their original images again, or whose owners recreate them.
     pub(crate) restored: Vec<Found>,
-    /// Pods, or references of them, that stay as they are, and why; where new pods are waited for,
-    /// also those whose successor does not get ready.
+    /// Pods, or references of them, that stay as they are, and why. Where new pods are waited for,
+    /// also those whose successor does not become ready.
     pub(crate) left: Vec<(Found, String)>,
 }
 
@@ -62,7 +62,7 @@ pub(crate) async fn find(
     }
 }
 
-/// Replaces what is to be left with why, after a look at each owner.
+/// Reads each owner, and replaces the remedy of pods that are left by the reason.
 pub(crate) async fn ask_owners(
     client: &Client,
     pods: &mut [Found],

@@ -7,12 +7,12 @@ use std::time::{Duration, Instant};
 
 use super::plan::{Found, Remedy};
 
-/// How long an owner may take to make a pod again; then its other pods are left alone.
+/// How long an owner may take to recreate a pod. After that, its other pods stay unchanged.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
-/// Until a pod that its disruption budget holds is tried again.
+/// Time until the eviction of a pod that its disruption budget protects is retried.
 const RETRY_HELD: Duration = Duration::from_secs(10);
 
-/// The work of one owner; a pod without one is its own.
+/// The pods of one owner. A pod without an owner is its own.
 #[derive(Debug)]
 struct Line {
     waiting: VecDeque<Found>,
@@ -24,7 +24,7 @@ struct Line {
     held: Option<String>,
 }
 
-/// All work.
+/// The pods of all owners.
 #[derive(Debug)]
 pub(super) struct EvictionQueue {
     lines: BTreeMap<String, Line>,
@@ -37,9 +37,9 @@ pub(super) struct EvictionQueue {
 /// What to do now.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step {
-    /// This pod's turn.
+    /// Restore this pod.
     Take(Box<Found>),
-    /// Nothing before this time has passed.
+    /// Wait for this time.
     Wait(Duration),
     /// Nothing is left to do.
     Done,
@@ -157,14 +157,14 @@ impl EvictionQueue {
         }
     }
 
-    /// The pod was evicted: its owner's next one waits for the successor.
+    /// The pod was evicted: the next pod of its owner waits for the successor.
     pub(super) fn evicted(&mut self, pod: &Found, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(pod)) {
             (line.taken, line.held) = (Some((now, pod.clone())), None);
         }
     }
 
-    /// Its disruption budget holds the pod: later.
+    /// The disruption budget of the pod refused the eviction, which is retried later.
     pub(super) fn held(&mut self, pod: Found, why: String, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(&pod)) {
             (line.not_before, line.held) = (Some(now + RETRY_HELD), Some(why));

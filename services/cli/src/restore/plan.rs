@@ -1,5 +1,5 @@
-//! Which pods hold rewritten references and what is to be done with each: pure. Owners are never
-//! edited; what has no owner is never deleted.
+//! Which pods hold rewritten references, and the remedy for each: pure. Owners are never edited,
+//! and a pod without an owner is never deleted.
 
 use holdfast_api::labels;
 use holdfast_core::workload::{self, condition_is_true, controller_of, may_start, pod_template};
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Resource, text};
 
-/// Owners that make a pod again as soon as one is gone.
+/// Owners that recreate a pod as soon as it is gone.
 const RENEWING: [&str; 4] = [
     "ReplicaSet",
     "StatefulSet",
@@ -45,12 +45,12 @@ pub(crate) struct Rewritten {
     pub(crate) original: String,
 }
 
-/// What gives a pod its originals back.
+/// How the original images of a pod are restored.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Remedy {
-    /// Its owner makes it again.
+    /// It is evicted, and its owner recreates it.
     Recreate,
-    /// These operations; the texts are what they cannot reach.
+    /// A patch with these operations. The texts are what it cannot change.
     Patch(Vec<Value>, Vec<String>),
     /// Nothing, for this reason.
     Leave(String),
@@ -133,8 +133,8 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
     })
 }
 
-/// The operations on a pod that nothing would make again. Each first makes sure that what it
-/// changes is still there.
+/// The operations on a pod that nothing would recreate. Each one first tests the value that it
+/// changes.
 fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Value>) -> Remedy {
     let mutable =
         |image: &pod::PodImage| matches!(image.kind, pod::Kind::Container | pod::Kind::Init);
@@ -174,7 +174,7 @@ fn patch(pod: &Value, images: &[(pod::PodImage, String)], annotated: Option<&Val
     Remedy::Patch(operations, fixed)
 }
 
-/// Why an owner, as it is now, would not give its pods their originals; nothing where it would.
+/// Why new pods of an owner would not have their original images; `None` where they would.
 pub(super) fn objection(
     owner: &Owner,
     object: Option<&Value>,
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_made_anew_is_recreated() {
+    fn only_pods_that_an_owner_recreates_are_evicted() {
         for kind in [
             "ReplicaSet",
             "StatefulSet",

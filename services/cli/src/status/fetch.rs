@@ -13,14 +13,13 @@ const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");
 /// The port of the parts' metrics.
 const ADMIN_PORT: u16 = 9090;
 
-/// Asks everything, images of one namespace or of all.
-pub(crate) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
-    let names = &release.names;
-    let state = release
-        .state(client)
-        .await
-        .map_err(|error| format!("{error:#}"));
-    let artifacts = match cluster::list(client, ARTIFACTS, namespace).await {
+/// Lists the Artifacts of one namespace or of all, with these labels.
+pub(crate) async fn artifacts(
+    client: &Client,
+    namespace: Option<&str>,
+    selector: &str,
+) -> Result<Vec<Artifact>, String> {
+    match cluster::list_some(client, ARTIFACTS, namespace, selector).await {
         Ok(Listed::Items(items)) => Ok(items
             .into_iter()
             .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
@@ -33,7 +32,20 @@ pub(crate) async fn facts(client: &Client, release: &Release, namespace: Option<
                 .to_owned(),
         ),
         Err(error) => Err(format!("{error:#}")),
-    };
+    }
+}
+
+/// Asks everything else.
+pub(crate) async fn facts(
+    client: &Client,
+    release: &Release,
+    artifacts: Result<Vec<Artifact>, String>,
+) -> Facts {
+    let names = &release.names;
+    let state = release
+        .state(client)
+        .await
+        .map_err(|error| format!("{error:#}"));
     let parts = futures::future::join_all([
         deployment(client, "registry", names, names.registry()),
         deployment(client, "webhook", names, names.webhook()),

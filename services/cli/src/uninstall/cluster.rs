@@ -1,5 +1,5 @@
-//! What the uninstaller does to the cluster, one method a step. An object that is not there is as
-//! good as deleted.
+//! What the uninstaller does to the cluster, one method a step. An object that does not exist
+//! counts as deleted.
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -27,7 +27,7 @@ const PARALLEL: usize = 8;
 /// The cluster and the names of the release in it.
 pub(crate) struct Cluster {
     client: Client,
-    /// Does not try again by itself what the API server refuses for now.
+    /// Does not retry what the API server refuses for the moment.
     evicting: Client,
     names: Names,
 }

@@ -1,4 +1,4 @@
-//! Which nodes are waited for, and what their agents said: pure, but for the one question to an
+//! Which nodes are waited for, and what their agents answered: pure, except for the request to an
 //! agent.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,13 +24,13 @@ pub(crate) struct Agent {
 pub(crate) struct Survey {
     /// Agents on Ready nodes.
     pub(crate) agents: Vec<Agent>,
-    /// Ready nodes with no agent that runs; nothing to wait for, but to say.
+    /// Ready nodes where no agent runs. They are reported and not waited for.
     pub(crate) without_agent: BTreeSet<String>,
     /// Nodes that are not Ready: reported, never waited for (SPEC 42).
     pub(crate) not_ready: BTreeSet<String>,
 }
 
-/// Whether the node's kubelet is well.
+/// Whether the condition Ready of the node is true.
 pub(crate) fn is_ready(node: &Node) -> bool {
     let conditions = node
         .status
@@ -125,7 +125,7 @@ impl Answers {
         self.by_node.insert(node, answer);
     }
 
-    /// Whether the node's host is as it was.
+    /// Whether the host of the node was restored.
     pub(crate) fn is_removed(&self, node: &str) -> bool {
         matches!(self.by_node.get(node), Some(Ok(answer)) if answer.state == "removed")
     }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::{Arg, Command as Tree};
 
 use super::*;
+use crate::complete;
 
 /// Commands that run a service. They print no data and take no flags of an operator.
 const SERVICES: [&str; 4] = ["registry", "webhook", "controller", "node-agent"];
@@ -54,7 +55,7 @@ fn built() -> Tree {
 /// The operator's commands without clap's own `help`.
 fn operator_commands() -> Vec<(String, Tree)> {
     let mut found = leaves(&command("holdfast"));
-    found.retain(|(path, _)| !SERVICES.contains(&path.as_str()));
+    found.retain(|(path, _)| !SERVICES.contains(&path.as_str()) && !path.starts_with("docs "));
     found
 }
 
@@ -125,6 +126,7 @@ fn a_short_flag_stands_for_one_long_flag() {
         ('n', "namespace"),
         ('A', "all-namespaces"),
         ('o', "output"),
+        ('l', "selector"),
         ('w', "watch"),
         ('f', "file"),
         ('y', "yes"),
@@ -160,7 +162,15 @@ fn commands_that_print_data_take_every_format() {
             assert!(flags.contains(flag), "{path} has no --{flag}");
         }
         let example = &examples(&command)[0];
-        for format in ["table", "wide", "json", "yaml", "name", "jsonpath=.verdict"] {
+        for format in [
+            "table",
+            "wide",
+            "json",
+            "jsonl",
+            "yaml",
+            "name",
+            "jsonpath=.verdict",
+        ] {
             let line = format!("{example} -o {format}");
             assert!(parses(&line).is_ok(), "{line}: {:?}", parses(&line).err());
         }
@@ -188,6 +198,17 @@ fn commands_of_the_cluster_take_the_flags_of_kubectl() {
         let chooses = flags.contains("release-namespace");
         assert_eq!(chooses, path != "uninstall", "{path}");
     }
+}
+
+#[test]
+fn lists_can_be_sorted_and_artifacts_selected() {
+    let commands: BTreeMap<_, _> = operator_commands().into_iter().collect();
+    for path in ["status", "diff offline", "ls"] {
+        assert!(flags(&commands[path]).contains("sort-by"), "{path}");
+    }
+    assert!(flags(&commands["status"]).contains("selector"));
+    assert!(parses("holdfast status --sort-by {.reason} -l team!=web").is_ok());
+    assert!(parses("holdfast status --sort-by $[").is_err());
 }
 
 #[test]
@@ -289,6 +310,7 @@ fn every_command_stands_in_a_group_of_the_help() {
         .collect();
     let mut known: Vec<String> = built()
         .get_subcommands()
+        .filter(|command| !command.is_hide_set())
         .map(|command| command.get_name().to_owned())
         .collect();
     known.sort();
@@ -336,5 +358,60 @@ fn completions_know_every_command() {
             script.contains("preload") && script.contains("offline"),
             "{shell}"
         );
+    }
+}
+
+#[test]
+fn kubectl_gets_completions_of_commands_flags_and_values() {
+    for (words, first, directive) in [
+        (&["stat"][..], "status\tShows whether", 4),
+        (&["diff", ""], "offline\tLists", 4),
+        (&["status", "--unt"], "--until\tWith --watch", 4),
+        (&["status", "--until", ""], "yes\t", 4),
+        (&["status", "-n", "diff", "--lim"], "--limit\t", 4),
+        (&["status", "-n", ""], ":4", 4),
+        (&["preload", "-f", ""], ":0", 0),
+        (&["completion", "ba"], "bash\t", 4),
+        (&["regis"], "registry\t", 4),
+        (&["doc"], "doctor\t", 4),
+        (&["no-such-command"], ":4", 4),
+    ] {
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let text = complete::answer(command("kubectl holdfast"), &words);
+        assert!(text.starts_with(first), "{words:?}: {text}");
+        assert!(
+            text.ends_with(&format!(":{directive}\n")),
+            "{words:?}: {text}"
+        );
+    }
+    let line = |program: &str| {
+        let arguments = [program, "status", ""].map(OsString::from);
+        complete::words_to_complete(arguments.into_iter())
+    };
+    let words = Some(vec!["status".to_owned(), String::new()]);
+    assert_eq!(line("/usr/bin/kubectl_complete-holdfast"), words);
+    assert_eq!(line("kubectl-holdfast"), None);
+}
+
+#[test]
+fn the_reference_has_the_help_of_every_command() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference/cli.md");
+    let reference = docs::reference(command("holdfast"));
+    for (path, _) in leaves(&command("holdfast")) {
+        let is_there = reference.contains(&format!("\n## holdfast {path}\n"));
+        assert_eq!(is_there, !path.starts_with("docs "), "{path}");
+    }
+    let written = std::fs::read_to_string(path).unwrap_or_default();
+    assert_eq!(written, reference, "run `cargo xtask generate`");
+}
+
+#[test]
+fn every_command_has_a_man_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("man");
+    docs::run(&Docs::Man { dir: dir.clone() }, command("holdfast")).unwrap();
+    for page in ["holdfast.1", "holdfast-status.1", "holdfast-diff-offline.1"] {
+        let text = std::fs::read_to_string(dir.join(page)).unwrap();
+        assert!(text.contains(".SH SYNOPSIS"), "{page}");
     }
 }

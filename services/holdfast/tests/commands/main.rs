@@ -5,6 +5,7 @@
 mod causes;
 mod cluster;
 mod doctor;
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -24,7 +25,7 @@ struct Site {
     client: Client,
     folder: tempfile::TempDir,
     kubeconfig: PathBuf,
-    _server: ApiServer,
+    server: ApiServer,
 }
 
 /// How a command ended.
@@ -65,7 +66,7 @@ impl Site {
             client: Client::try_from(config).unwrap(),
             folder: tempfile::tempdir().unwrap(),
             kubeconfig,
-            _server: server,
+            server,
         };
         site.post(
             "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
