@@ -1,7 +1,7 @@
 //! The custom resource `Artifact`: one per namespace and source image (SPEC 6).
 //!
-//! Owns the schema, the deterministic object name and the words of the `Ready` condition. Who
-//! writes it (the webhook announces, the controller reports) is not decided here.
+//! Defines the schema, the deterministic object name and the reasons of the `Ready` condition. The
+//! webhook announces Artifacts, and the controller writes their status.
 
 #![allow(
     unreachable_pub,
@@ -109,16 +109,15 @@ pub struct ArtifactSpec {
     pub platforms: Option<Vec<String>>,
 }
 
-/// What the controller knows of an Artifact. Informs people; what is copied or kept is not decided
-/// by it.
+/// The state of an Artifact. It informs people, and does not decide what is copied or kept.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactStatus {
-    /// `Ready` is True when the registry holds the image; its reason is one word of `reason`.
+    /// `Ready` is True when the registry holds the image. The reason says why, or why not.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
-    /// The generation of the specification that this status speaks of.
+    /// The generation of the specification that this status describes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
     /// The digest of the manifest or index that the registry holds.
@@ -135,8 +134,8 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_bytes: Option<i64>,
-    /// How many uppermost owners need the image at the moment: Deployments, CronJobs and so on,
-    /// whether pods of them run or not; a bare pod is its own owner.
+    /// The number of topmost owners that need the image: Deployments, CronJobs and so on, with or
+    /// without running pods. A pod without an owner counts as its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub reference_count: Option<i64>,
@@ -144,28 +143,28 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub references: Vec<Reference>,
-    /// When the image was copied last: since then the registry holds `digest`.
+    /// When the image was last copied. The registry has held `digest` since then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_copy_time: Option<Time>,
-    /// How many attempts failed since the last success.
+    /// The number of failed attempts since the last success.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub attempts: Option<i64>,
-    /// Whether pods of the namespace may have the image from the registry. Only where
-    /// `access.privateImages` is `namespace`.
+    /// Whether pods of the namespace may pull the image from the registry. Only with
+    /// `access.privateImages: namespace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<ArtifactAccess>,
 }
 
-/// What the upstream answered when the registry asked it who may have the image.
+/// The result of the upstream's access check.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactAccess {
-    /// `public`: everybody. `configured`: a credential of `upstreams` in the values. `proved`: a
-    /// credential that this namespace brings. `denied`: none of these; pods of this namespace keep
-    /// the upstream's reference.
+    /// `public`: everyone may pull it. `configured`: with a credential of `upstreams` in the
+    /// values. `proved`: with a credential of this namespace. `denied`: with none of these; pods of
+    /// this namespace keep the upstream's reference.
     pub answer: Access,
-    /// When it was given. It holds until another one is.
+    /// The time of the answer, which is valid until the next one.
     pub time: Time,
 }
 
@@ -246,31 +245,30 @@ pub struct Reference {
 pub enum Reason {
     /// The registry holds the image.
     Copied,
-    /// The registry was asked and has not answered yet.
+    /// The registry is copying the image.
     Copying,
     /// The upstream refused every credential that the pods bring.
     Unauthorized,
-    /// The upstream says that there is no such image.
+    /// The upstream has no such image.
     NotFound,
-    /// The upstream does not answer, or answers with an error of its own.
+    /// The upstream does not answer, or fails.
     UpstreamUnavailable,
     /// The upstream's bytes do not match their digest, or are no image.
     UpstreamInvalid,
-    /// The registry's volume is too full to take it.
+    /// The registry's volume is too full.
     NoSpace,
-    /// The reference is not one that can be fetched.
+    /// The reference cannot be fetched.
     Invalid,
-    /// The registry's volume failed while it copied; neither the upstream nor the image is to
-    /// blame.
+    /// The registry's volume failed during the copy. The upstream and the image are not the cause.
     StoreFailed,
-    /// The API server did not give the pull secrets of the pods, so the registry was not asked.
+    /// The pull secrets of the pods cannot be read, so the registry got no request.
     PullSecretUnreadable,
     /// The registry itself could not be reached or failed.
     RegistryUnavailable,
-    /// It was announced, and no living pod or template of the namespace names the source: it is not
-    /// copied, and goes.
+    /// It was announced, but no running pod or template of the namespace names the source. It is
+    /// not copied, and is removed.
     NoDemand,
-    /// There are too many Artifacts, in the namespace or in all: this one is not copied.
+    /// There are too many Artifacts in the namespace or in total, so this one is not copied.
     TooManyArtifacts,
 }
 
@@ -292,7 +290,7 @@ impl Reason {
         Self::TooManyArtifacts,
     ];
 
-    /// The word as it stands in the condition.
+    /// The text in the condition.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Copied => "Copied",

@@ -176,6 +176,9 @@ fn platforms<'a>(nodes: impl Iterator<Item = &'a NodeFacts>) -> Platforms {
     Arc::new(nodes.filter_map(|node| node.platform.clone()).collect())
 }
 
+/// The Artifacts of the index.
+type Artifacts = WatchCache<Arc<Artifact>>;
+
 /// The loop's own state.
 struct Work {
     context: Context,
@@ -210,56 +213,10 @@ impl Work {
         let now = Instant::now();
         self.created
             .retain(|_, at| now.duration_since(*at) < CREATE_VISIBLE_TIMEOUT);
-        let mut missing = Vec::new();
-        let mut counts: BTreeMap<&'static str, usize> = Reason::ALL
-            .iter()
-            .map(|reason| (reason.as_str(), 0))
-            .collect();
-        let mut progress = Progress::default();
-        let limits = context.config.values.controller.artifacts;
         let plan = ClusterIndex::read(&index.artifacts, |artifacts| {
-            for (key, demand) in &demand {
-                let Some(priority) = demand.priority() else {
-                    continue;
-                };
-                let artifact = artifacts.get(key);
-                progress.count(priority, artifact.is_some_and(|it| it.is_ready()));
-                if artifact.is_none() && !self.created.contains_key(key) {
-                    missing.push((key.clone(), demand.clone()));
-                }
-            }
-            let memory = &self.memory;
-            let existing = artifacts.iter().map(|(key, artifact)| {
-                let confirmed = memory.get(key).is_some_and(Memory::was_confirmed);
-                existing(key, artifact, demand.get(key), confirmed)
-            });
-            let plan = limits::plan(missing, existing, limits);
-            for (key, artifact) in artifacts.iter() {
-                let reason = artifact.reason();
-                if let Some(count) = reason.and_then(|reason| counts.get_mut(reason)) {
-                    *count += 1;
-                }
-                let memory = self.memory.entry(key.clone()).or_default();
-                let demanded = demand.get(key);
-                let changed = memory.set_surplus(plan.surplus.contains(key))
-                    | memory.set_beyond(plan.beyond.contains(key));
-                if changed || memory.needs_run(artifact, demanded, &self.platforms) {
-                    memory.observe(artifact, demanded, &self.platforms);
-                    self.queue.wake(key, now);
-                }
-            }
-            for key in context.healing.take_retries() {
-                if let Some(memory) = self.memory.get_mut(&key) {
-                    memory.end_pause();
-                    self.queue.wake(&key, now);
-                }
-            }
-            for key in context.healing.take_confirmations() {
-                if let Some(memory) = self.memory.get_mut(&key) {
-                    memory.request_confirmation();
-                    self.queue.wake(&key, now);
-                }
-            }
+            let plan = self.plan(artifacts, &demand);
+            self.wake_changed(artifacts, &demand, &plan, now);
+            self.wake_requested(now);
             let exists = |key: &Key| artifacts.get(key).is_some();
             if context.config.values.access.is_by_namespace() {
                 publish_access(&context, artifacts);
@@ -268,18 +225,82 @@ impl Work {
             context.healing.forget(exists);
             plan
         });
-        for (reason, count) in counts {
-            context.metrics.artifacts(reason, count);
-        }
-        for (priority, images) in progress.0 {
-            context
-                .metrics
-                .wanted(priority, images.wanted, images.local);
-        }
         self.demand = Arc::new(demand);
         self.took = begun.elapsed();
         self.report_refused(&plan.refused, now).await;
         self.create(plan.create, heart).await;
+    }
+
+    /// Plans which Artifacts are created and which make room, and counts the wanted images.
+    fn plan(&self, artifacts: &Artifacts, demand: &BTreeMap<Key, Demand>) -> limits::Plan {
+        let (mut missing, mut progress) = (Vec::new(), Progress::default());
+        for (key, demand) in demand {
+            let Some(priority) = demand.priority() else {
+                continue;
+            };
+            let artifact = artifacts.get(key);
+            progress.count(priority, artifact.is_some_and(|it| it.is_ready()));
+            if artifact.is_none() && !self.created.contains_key(key) {
+                missing.push((key.clone(), demand.clone()));
+            }
+        }
+        let metrics = &self.context.metrics;
+        for (priority, images) in progress.0 {
+            metrics.wanted(priority, images.wanted, images.local);
+        }
+        let existing = artifacts.iter().map(|(key, artifact)| {
+            let confirmed = self.memory.get(key).is_some_and(Memory::was_confirmed);
+            existing(key, artifact, demand.get(key), confirmed)
+        });
+        let limits = self.context.config.values.controller.artifacts;
+        limits::plan(missing, existing, limits)
+    }
+
+    /// Wakes the Artifacts whose inputs changed, and counts all by reason.
+    fn wake_changed(
+        &mut self,
+        artifacts: &Artifacts,
+        demand: &BTreeMap<Key, Demand>,
+        plan: &limits::Plan,
+        now: Instant,
+    ) {
+        let mut counts: BTreeMap<&'static str, usize> = Reason::ALL
+            .iter()
+            .map(|reason| (reason.as_str(), 0))
+            .collect();
+        for (key, artifact) in artifacts.iter() {
+            let reason = artifact.reason();
+            if let Some(count) = reason.and_then(|reason| counts.get_mut(reason)) {
+                *count += 1;
+            }
+            let memory = self.memory.entry(key.clone()).or_default();
+            let demanded = demand.get(key);
+            let changed = memory.set_surplus(plan.surplus.contains(key))
+                | memory.set_beyond(plan.beyond.contains(key));
+            if changed || memory.needs_run(artifact, demanded, &self.platforms) {
+                memory.observe(artifact, demanded, &self.platforms);
+                self.queue.wake(key, now);
+            }
+        }
+        for (reason, count) in counts {
+            self.context.metrics.artifacts(reason, count);
+        }
+    }
+
+    /// Wakes the Artifacts for which healing requested a retry or a confirmation.
+    fn wake_requested(&mut self, now: Instant) {
+        for key in self.context.healing.take_retries() {
+            if let Some(memory) = self.memory.get_mut(&key) {
+                memory.end_pause();
+                self.queue.wake(&key, now);
+            }
+        }
+        for key in self.context.healing.take_confirmations() {
+            if let Some(memory) = self.memory.get_mut(&key) {
+                memory.request_confirmation();
+                self.queue.wake(&key, now);
+            }
+        }
     }
 
     /// Reports how many images are not copied because there are too many Artifacts: by a metric,
@@ -398,7 +419,7 @@ impl Work {
 }
 
 /// Publishes which images the pods of a namespace may pull.
-fn publish_access(context: &Context, artifacts: &WatchCache<Arc<Artifact>>) {
+fn publish_access(context: &Context, artifacts: &Artifacts) {
     let mut counts = Access::ALL.map(|access| (access, 0));
     for (_, artifact) in artifacts.iter() {
         let answer = access::of(artifact);
