@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::generate::write;
+use crate::generated::write;
 use crate::lint::rust_files;
 
 const LINES: &str = include_str!("contract/lines.txt");

@@ -3,8 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, bail};
-
+use crate::generated::write;
 use crate::{contract, run};
 
 /// The page that has the help of every command.
@@ -23,7 +22,8 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
     )?;
     let schema = schema(&programs, check);
     let commands = commands(&root, &programs, check);
-    schema.and(commands).and(contract::generate(&root, check))
+    let tests = contract::generate(&root, check);
+    schema.and(commands).and(tests)
 }
 
 fn schema(programs: &Path, check: bool) -> anyhow::Result<()> {
@@ -40,19 +40,4 @@ fn commands(root: &Path, programs: &Path, check: bool) -> anyhow::Result<()> {
     reference.args(["docs", "reference"]);
     let text = run::output("generate: reference of the commands", reference)?;
     write(root, check, COMMANDS, &text)
-}
-
-/// Writes one generated file, or compares it.
-///
-/// # Errors
-/// When it cannot be written, or with `check` when it differs.
-pub(crate) fn write(root: &Path, check: bool, file: &str, content: &str) -> anyhow::Result<()> {
-    let path = root.join(file);
-    if check {
-        if std::fs::read_to_string(&path).unwrap_or_default() != content {
-            bail!("{file} is out of step: run `cargo xtask generate`");
-        }
-        return Ok(());
-    }
-    std::fs::write(&path, content).with_context(|| format!("write {file}"))
 }

@@ -11,6 +11,7 @@ mod cluster;
 mod contract;
 mod fuzz;
 mod generate;
+mod generated;
 mod image;
 mod lint;
 mod programs;
