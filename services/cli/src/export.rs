@@ -7,7 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use holdfast_core::oci::Platform;
-use holdfast_store::archive::{self, ArchiveWriter, Bundle, FolderWriter, Name, TarWriter, View};
+use holdfast_store::View;
+use holdfast_volume_tools::archive::{self, ArchiveWriter, Bundle, FolderWriter, Name, TarWriter};
 
 use crate::confirm::ConfirmArgs;
 use crate::exit_status::Answer;
@@ -79,9 +80,13 @@ fn export(args: &Args) -> anyhow::Result<()> {
         everything(&view, &args.platform)?
     } else {
         let chosen = args.images.iter().map(|text| {
-            let (name, digest) = view.resolve(text)?;
-            let bundle = Bundle::collect(&mut view.of(&name.repository), &digest, &args.platform)
-                .with_context(|| format!("{text} cannot be exported"))?;
+            let (name, digest) = archive::resolve(&view, text)?;
+            let bundle = Bundle::collect(
+                &mut archive::in_repository(&view, &name.repository),
+                &digest,
+                &args.platform,
+            )
+            .with_context(|| format!("{text} cannot be exported"))?;
             Ok((name, bundle))
         });
         chosen.collect::<anyhow::Result<Vec<_>>>()?
@@ -118,9 +123,13 @@ fn everything(view: &View, platforms: &[Platform]) -> anyhow::Result<Vec<(Name, 
                 tag: Some(tag),
                 digest: None,
             };
-            match digest
-                .map(|digest| Bundle::collect(&mut view.of(&repository), &digest, platforms))
-            {
+            match digest.map(|digest| {
+                Bundle::collect(
+                    &mut archive::in_repository(view, &repository),
+                    &digest,
+                    platforms,
+                )
+            }) {
                 Some(Ok(bundle)) => images.push((name, bundle)),
                 Some(Err(archive::Error::Platform { .. })) => {}
                 Some(Err(error)) => bail!(

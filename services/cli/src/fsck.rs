@@ -7,10 +7,9 @@ use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use holdfast_store::check::{
-    self, Depth, Finding, Inventory, Kind, Outcome, Policy, Progress, Totals,
-};
+use holdfast_store::survey::{Depth, Inventory, Progress, survey};
 use holdfast_store::volume::Disk;
+use holdfast_volume_tools::fsck::{self, Finding, Kind, Outcome, Policy, Totals};
 use serde::Serialize;
 
 use crate::confirm::ConfirmArgs;
@@ -123,24 +122,24 @@ fn check(args: &Args) -> anyhow::Result<Document> {
 fn round(args: &Args) -> anyhow::Result<(Totals, Vec<Entry>)> {
     let depth = if args.deep { Depth::Deep } else { Depth::Quick };
     let inventory = look(&args.data, &depth)?;
-    let mut findings = check::plan(&inventory, &Policy::default());
+    let mut findings = fsck::plan(&inventory, &Policy::default());
     if !findings.is_empty() {
         // What changes between two surveys is work in progress, not damage.
         std::thread::sleep(PAUSE);
         let again = look(&args.data, &Depth::Only(inventory.wrong()))?;
-        findings = check::confirm(findings, &check::plan(&again, &Policy::default()));
+        findings = fsck::confirm(findings, &fsck::plan(&again, &Policy::default()));
     }
     let entries = findings
         .iter()
         .map(|finding| entry(finding, args.repair.then_some(args.data.as_path())))
         .collect();
-    Ok((inventory.totals(), entries))
+    Ok((Totals::of(&inventory), entries))
 }
 
 fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
     let line = terminal::spinner();
     let mut bar = None;
-    let found = check::survey(
+    let found = survey(
         &Disk::at(root),
         root,
         SystemTime::now(),
@@ -176,7 +175,7 @@ fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
 /// Formats a finding; repairs it first if `root` is given.
 fn entry(finding: &Finding, root: Option<&Path>) -> Entry {
     let outcome = match (root, &finding.repair) {
-        (Some(root), Some(repair)) => Some(match check::repair(&Disk::at(root), root, repair) {
+        (Some(root), Some(repair)) => Some(match fsck::repair(&Disk::at(root), root, repair) {
             Ok(Outcome::Repaired) => "repaired".to_owned(),
             Ok(Outcome::Resolved) => "resolved".to_owned(),
             Err(error) => format!("{:#}", anyhow::Error::new(error)),

@@ -9,9 +9,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use holdfast_core::oci::Platform;
-use holdfast_store::archive::{self, ArchiveReader, Counts, FolderReader, Plan, TarReader};
 use holdfast_store::volume::{Disk, Volume as _};
 use holdfast_store::{LockHolder, Options, Store, WriteGate, WriteLimits};
+use holdfast_volume_tools::archive::{self, ArchiveReader, Counts, FolderReader, Plan, TarReader};
 use serde::Serialize;
 
 use crate::exit_status::{Answer, Usage};

@@ -8,7 +8,8 @@ use anyhow::Context as _;
 use holdfast_core::digest::Digest;
 use holdfast_core::oci::Platform;
 use holdfast_core::reference::RepositoryName;
-use holdfast_store::archive::{self, Bundle, Name, View};
+use holdfast_store::View;
+use holdfast_volume_tools::archive::{self, Bundle, Name};
 use serde::Serialize;
 
 use crate::exit_status::Answer;
@@ -152,7 +153,9 @@ fn repository(view: &View, name: &RepositoryName) -> anyhow::Result<Repository> 
             absent: Vec::new(),
             problem: None,
         };
-        match digest.map(|digest| Bundle::collect(&mut view.of(name), &digest, &[])) {
+        match digest
+            .map(|digest| Bundle::collect(&mut archive::in_repository(view, name), &digest, &[]))
+        {
             None => entry.problem = Some("the tag names nothing; see holdfast fsck".to_owned()),
             Some(Err(error)) => entry.problem = Some(format!("{error}; see holdfast fsck")),
             Some(Ok(bundle)) => {
@@ -196,7 +199,7 @@ fn platforms(view: &View, bundle: &Bundle) -> Vec<String> {
     let config = bundle
         .config
         .as_ref()
-        .and_then(|config| view.small(config, MAX_CONFIG_BYTES).ok().flatten());
+        .and_then(|config| view.read_blob(config, MAX_CONFIG_BYTES).ok().flatten());
     config
         .and_then(|bytes| serde_json::from_slice::<Platform>(&bytes).ok())
         .filter(|platform| !platform.is_unknown())

@@ -328,7 +328,7 @@ impl Scrubber {
     }
 
     async fn position(&self) -> holdfast_store::Result<Position> {
-        let note = self.store.note(NAME).await?;
+        let note = self.store.state_file(NAME).await?;
         // A note that does not parse is of a crash or of another version: a pass begins again.
         Ok(note
             .and_then(|note| serde_json::from_slice(&note).ok())
@@ -337,7 +337,7 @@ impl Scrubber {
 
     async fn keep(&self, position: &Position) -> holdfast_store::Result<()> {
         let bytes = serde_json::to_vec(position).unwrap_or_default();
-        self.store.keep_note(NAME, bytes).await
+        self.store.write_state_file(NAME, bytes).await
     }
 }
 

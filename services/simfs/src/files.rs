@@ -6,7 +6,7 @@ use holdfast_store::volume::{Metadata, VolumeFile};
 
 use super::{
     State,
-    calls::{EIO, EISDIR, ENOSPC, ESTALE, Room, SimVolume, error},
+    client::{Allocation, EIO, EISDIR, ENOSPC, ESTALE, SimVolume, error},
     tree::Ino,
 };
 
@@ -19,11 +19,11 @@ pub(super) struct SimFile {
 impl SimFile {
     fn call<T>(
         &self,
-        room: Room,
+        allocation: Allocation,
         text: impl FnOnce() -> String,
         work: impl FnOnce(&mut State) -> io::Result<T>,
     ) -> io::Result<T> {
-        self.volume.call(room, text, |state| {
+        self.volume.call(allocation, text, |state| {
             if state.is_network() && state.tree.node(self.ino).links == 0 {
                 return error(ESTALE);
             }
@@ -39,7 +39,7 @@ fn position(offset: u64) -> usize {
 impl VolumeFile for SimFile {
     fn read_at(&self, buffer: &mut Vec<u8>, offset: u64) -> io::Result<usize> {
         self.call(
-            Room::None,
+            Allocation::None,
             || format!("read inode {} at {offset}", self.ino),
             |state| {
                 if state.tree.dir(self.ino).is_some() {
@@ -65,7 +65,7 @@ impl VolumeFile for SimFile {
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         self.call(
-            Room::Block,
+            Allocation::Block,
             || {
                 format!(
                     "write inode {}, {} bytes at {offset}",
@@ -94,7 +94,7 @@ impl VolumeFile for SimFile {
 
     fn metadata(&self) -> io::Result<Metadata> {
         self.call(
-            Room::None,
+            Allocation::None,
             || format!("stat inode {}", self.ino),
             |state| Ok(state.describe(self.volume.client, self.ino)),
         )
@@ -102,7 +102,7 @@ impl VolumeFile for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.call(
-            Room::Block,
+            Allocation::Block,
             || format!("truncate inode {} to {len}", self.ino),
             |state| {
                 let now = state.now_ms;
@@ -117,7 +117,7 @@ impl VolumeFile for SimFile {
 
     fn sync(&self) -> io::Result<()> {
         self.call(
-            Room::None,
+            Allocation::None,
             || format!("sync inode {}", self.ino),
             |state| {
                 let rate = state.faults.io.saturating_mul(5);

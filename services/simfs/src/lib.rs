@@ -1,16 +1,16 @@
-//! A simulated file system for the store, in memory: repeatable by its seed, hostile within what
-//! real ones may do.
+//! A simulated file system for tests of the store, in memory. A run is repeatable by its seed, and
+//! has all faults that real file systems may have.
 //!
-//! - A loss of power keeps what was synced. Of the rest chance decides: each write whole, torn or
-//!   not at all, each change of a directory or none, in any combination.
-//! - With [`Faults::stale_ms`] every client has caches of its own, as of a network mount: names,
+//! - A loss of power keeps what was synced. For the rest, each write is kept whole, torn or not at
+//!   all, and each change of a directory is kept or lost, at random and in any combination.
+//! - With [`Faults::stale_ms`] every client has caches of its own, as on a network mount: names,
 //!   also absent ones, and attributes are remembered for that long; an open asks the server
 //!   (close-to-open). A file that another client removed is stale (ESTALE), one that the same
 //!   client has open becomes `.nfsXXXX`.
 //! - Calls fail, take part of the bytes, or succeed and report a failure, at chosen rates. After a
 //!   sync that failed the pages count as clean, as on Linux: a second sync succeeds and writes
 //!   nothing.
-//! - Threads take turns ([`SimFs::schedule_threads`]); who goes on is decided at every call.
+//! - One thread runs at a time ([`SimFs::schedule_threads`]); at every call another one may go on.
 
 use std::{
     path::Path,
@@ -21,19 +21,20 @@ use parking_lot::{Mutex, MutexGuard};
 
 mod caches;
 mod calls;
+mod client;
 mod files;
 mod interruption;
 mod rng;
+mod scheduler;
 mod tree;
-mod turns;
 
-pub use calls::SimVolume;
+pub use client::SimVolume;
 pub use rng::Rng;
 
 use caches::Caches;
 use interruption::Interruption;
+use scheduler::Scheduler;
 use tree::Tree;
-use turns::Turns;
 
 /// What goes wrong, and how often: rates are of ten thousand calls.
 #[derive(Clone, Copy, Debug, Default)]
@@ -77,7 +78,7 @@ pub struct SimFs {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    turns: Mutex<Arc<OnceLock<Turns>>>,
+    scheduler: Mutex<Arc<OnceLock<Scheduler>>>,
 }
 
 #[derive(Debug)]
@@ -121,7 +122,7 @@ impl SimFs {
                     down: false,
                     trace: None,
                 }),
-                turns: Mutex::default(),
+                scheduler: Mutex::default(),
             }),
         }
     }
@@ -163,8 +164,8 @@ impl SimFs {
         });
     }
 
-    /// Takes back the work of [`SimFs::before_call`]; `false` when it is done.
-    pub fn call_off(&self) -> bool {
+    /// Cancels the work of [`SimFs::before_call`]; `false` if it was done already.
+    pub fn cancel_before_call(&self) -> bool {
         self.state().interruption.take().is_some()
     }
 
@@ -233,22 +234,22 @@ impl SimFs {
         self.state().trace.clone().unwrap_or_default()
     }
 
-    /// From now on this number of threads take turns, and change at a call at this rate of ten
-    /// thousand. Each calls [`SimFs::enter`] first.
-    pub fn schedule_threads(&self, seats: usize, switch_of_10_000: u32) {
+    /// From now on one thread of this number runs at a time, and another one may go on at a call,
+    /// at this rate of ten thousand. Each thread calls [`SimFs::enter`] first.
+    pub fn schedule_threads(&self, threads: usize, switch_of_10_000: u32) {
         let rng = Rng::new(self.state().rng.bits());
-        let turns = OnceLock::from(Turns::new(seats, rng, switch_of_10_000));
-        *self.shared.table() = Arc::new(turns);
+        let scheduler = OnceLock::from(Scheduler::new(threads, rng, switch_of_10_000));
+        *self.shared.scheduler() = Arc::new(scheduler);
     }
 
-    /// Waits for this thread's first turn; when what it returns is dropped, the others go on
-    /// without it.
-    pub fn enter(&self, seat: usize) -> Seat {
-        let turns = Arc::clone(&*self.shared.table());
-        if let Some(turns) = turns.get() {
-            turns.enter(seat);
+    /// Waits until thread number `thread` is to run first. When the returned value is dropped, the
+    /// other threads go on without this one.
+    pub fn enter(&self, thread: usize) -> ScheduledThread {
+        let scheduler = Arc::clone(&*self.shared.scheduler());
+        if let Some(scheduler) = scheduler.get() {
+            scheduler.enter(thread);
         }
-        Seat(turns)
+        ScheduledThread(scheduler)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -256,14 +257,14 @@ impl SimFs {
     }
 }
 
-/// A thread's place among those that take turns.
+/// A thread that runs when the scheduler says so, until this is dropped.
 #[derive(Debug)]
-pub struct Seat(Arc<OnceLock<Turns>>);
+pub struct ScheduledThread(Arc<OnceLock<Scheduler>>);
 
-impl Drop for Seat {
+impl Drop for ScheduledThread {
     fn drop(&mut self) {
-        if let Some(turns) = self.0.get() {
-            turns.leave();
+        if let Some(scheduler) = self.0.get() {
+            scheduler.leave();
         }
     }
 }
@@ -273,11 +274,11 @@ impl Shared {
         self.state.lock()
     }
 
-    fn table(&self) -> MutexGuard<'_, Arc<OnceLock<Turns>>> {
-        self.turns.lock()
+    fn scheduler(&self) -> MutexGuard<'_, Arc<OnceLock<Scheduler>>> {
+        self.scheduler.lock()
     }
 
-    /// Perhaps lets other threads go on first.
+    /// May let other threads go on first.
     fn step(&self) {
         let interruption = {
             let mut state = self.state();
@@ -297,9 +298,9 @@ impl Shared {
             }
             stalls
         };
-        let turns = Arc::clone(&*self.table());
-        if let Some(turns) = turns.get() {
-            turns.step(stalls);
+        let scheduler = Arc::clone(&*self.scheduler());
+        if let Some(scheduler) = scheduler.get() {
+            scheduler.step(stalls);
         }
     }
 }

@@ -9,12 +9,8 @@ use holdfast_core::{
 use uuid::Uuid;
 
 use crate::{
-    Error, Hasher, Layout, Pool, READ_CHUNK_BYTES, Result,
-    buffers::Buffers,
-    durable::{self, DurableFs},
-    error::absent,
-    links,
-    volume::Metadata,
+    Error, Hasher, Layout, Pool, READ_CHUNK_BYTES, Result, buffers::Buffers, durable::DurableFs,
+    error::absent, files, links, volume::Metadata,
 };
 
 mod commit;
@@ -65,7 +61,7 @@ impl Blobs {
     /// The size of a blob; `None` if it does not exist.
     pub(crate) fn stat(&self, digest: &Digest) -> Result<Option<u64>> {
         let path = self.layout.blob(digest);
-        let metadata = durable::metadata(self.files.volume(), &path)?;
+        let metadata = files::metadata(self.files.volume(), &path)?;
         Ok(metadata
             .filter(Metadata::is_file)
             .map(|metadata| metadata.len))
@@ -86,8 +82,8 @@ impl Blobs {
     /// Opens a blob, whichever repository links it.
     pub(crate) fn open(&self, digest: &Digest) -> Result<Option<BlobFile>> {
         let path = self.layout.blob(digest);
-        let found = durable::retry_stale(&path, || {
-            let Some(file) = durable::open_read(self.files.volume(), &path)? else {
+        let found = files::retry_stale(&path, || {
+            let Some(file) = files::open_read(self.files.volume(), &path)? else {
                 return Ok(None);
             };
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
@@ -135,7 +131,7 @@ impl Blobs {
         let mut offset = 0;
         loop {
             buffer.clear();
-            let read = durable::read_some(&*blob.file, &mut buffer, offset)
+            let read = files::read_some(&*blob.file, &mut buffer, offset)
                 .map_err(|error| Error::io("read", self.layout.blob(&blob.digest))(error))?;
             if read == 0 {
                 break;
@@ -153,7 +149,7 @@ impl Blobs {
     /// Renews the modification time of content and makes sure that it stays; `false` if it is gone.
     pub(crate) fn touch_if_present(&self, digest: &Digest) -> Result<bool> {
         let path = self.layout.blob(digest);
-        let Some(before) = durable::metadata(self.files.volume(), &path)? else {
+        let Some(before) = files::metadata(self.files.volume(), &path)? else {
             return Ok(false);
         };
         self.files.ensure_durable(&path, &before)?;
@@ -163,7 +159,7 @@ impl Blobs {
         {
             return Ok(false);
         }
-        let Some(after) = durable::metadata(self.files.volume(), &path)? else {
+        let Some(after) = files::metadata(self.files.volume(), &path)? else {
             return Ok(false);
         };
         self.files.update_identity(&path, &before, &after);
@@ -211,7 +207,7 @@ impl Blobs {
     /// Hashes a blob and quarantines it when it is damaged. Returns its size.
     pub(crate) fn verify(&self, digest: &Digest) -> Result<Option<u64>> {
         // Another machine may replace it meanwhile.
-        durable::retry_stale(&self.layout.blob(digest), || match self.open(digest)? {
+        files::retry_stale(&self.layout.blob(digest), || match self.open(digest)? {
             None => Ok(None),
             Some(blob) if self.is_intact(&blob)? => Ok(Some(blob.size())),
             Some(blob) => {

@@ -35,9 +35,9 @@ use uuid::Uuid;
 
 use crate::{
     Error, Layout, Pool, Result,
-    durable::{self, DurableFs},
+    durable::DurableFs,
     error::absent,
-    layout, links,
+    files, layout, links,
     volume::{Kind, Volume},
 };
 
@@ -104,7 +104,7 @@ impl Deletes {
     fn delete_revision(&self, repo: &RepositoryName, digest: &Digest) -> Result<bool> {
         let link = self.layout.revision_link(repo, digest);
         for _ in 0..MAX_ATTEMPTS {
-            if durable::metadata(self.files.volume(), &link)?.is_none() {
+            if files::metadata(self.files.volume(), &link)?.is_none() {
                 return Ok(false);
             }
             let name = format!(
@@ -150,7 +150,7 @@ impl Deletes {
         match self.files.volume().create_new(path) {
             // Its folder was removed. The rename into it will fail and notice.
             Err(error)
-                if !is_gone(&error) && durable::metadata(self.files.volume(), path)?.is_none() =>
+                if !is_gone(&error) && files::metadata(self.files.volume(), path)?.is_none() =>
             {
                 Err(Error::io("create", path)(error))
             }
@@ -163,10 +163,10 @@ impl Deletes {
     fn create_dir_or_reserve(&self, path: &Path) -> Result<()> {
         let made = match self.files.volume().create_dir(path) {
             Err(error) if is_gone(&error) => {
-                let folder = durable::parent(path)?;
+                let folder = files::parent(path)?;
                 self.files.forget(folder);
                 self.files.create_dir(folder)?;
-                durable::create_dir_unsynced(self.files.volume(), path)
+                files::create_dir_unsynced(self.files.volume(), path)
             }
             // The name is random, so only a lost reply explains this.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -183,8 +183,8 @@ impl Deletes {
     /// Removes the temporary files of other writers of the link, who may have looked for tombstones
     /// before this one existed.
     fn abort_pending_links(&self, link: &Path) -> Result<()> {
-        let folder = durable::parent(link)?;
-        for entry in durable::list(self.files.volume(), folder)?
+        let folder = files::parent(link)?;
+        for entry in files::list(self.files.volume(), folder)?
             .into_iter()
             .flatten()
         {
@@ -208,7 +208,7 @@ impl Deletes {
         let Err(error) = self.files.volume().rename(from, to) else {
             return Ok(true);
         };
-        if durable::metadata(self.files.volume(), to)?.is_some() {
+        if files::metadata(self.files.volume(), to)?.is_some() {
             // The rename happened and its reply was lost.
             return Ok(true);
         }
@@ -227,7 +227,7 @@ impl Deletes {
                 // The reply was lost, or another process finished the delete, or removed only the
                 // placeholder.
                 Err(error) if is_gone(&error) => {
-                    if durable::metadata(self.files.volume(), path)?
+                    if files::metadata(self.files.volume(), path)?
                         .is_none_or(|found| found.len == 0)
                     {
                         return Ok(());
@@ -268,7 +268,7 @@ impl Deletes {
     }
 
     fn write_revision(&self, repo: &RepositoryName, link: &Path, digest: &Digest) -> Result<()> {
-        self.files.create_dir(durable::parent(link)?)?;
+        self.files.create_dir(files::parent(link)?)?;
         let pending = self
             .files
             .create_pending(link, digest.to_string().as_bytes())?;
@@ -344,7 +344,7 @@ impl Deletes {
     /// All tombstones and untag intents of the volume, each with the key of its repository.
     fn names(&self) -> Result<Vec<(String, Name, PathBuf)>> {
         let folder = self.layout.deletes();
-        let entries = durable::list(self.files.volume(), &folder)?.unwrap_or_default();
+        let entries = files::list(self.files.volume(), &folder)?.unwrap_or_default();
         Ok(entries
             .into_iter()
             .filter(|entry| entry.kind == Kind::Dir)
@@ -439,7 +439,7 @@ impl Deletes {
     /// and will start over. The emptiness is made durable first, because a writer of a tag of the
     /// digest only looks for names.
     fn remove_if_pending(&self, tombstone: &Path) -> Result<()> {
-        for entry in durable::list(self.files.volume(), tombstone)?
+        for entry in files::list(self.files.volume(), tombstone)?
             .into_iter()
             .flatten()
         {

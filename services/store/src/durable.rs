@@ -1,5 +1,4 @@
-//! Writes that survive a loss of power, and look-ups that stale caches of a network file system
-//! cannot falsify. `docs/design/durability.md` describes the protocol.
+//! Writes that survive a loss of power. `docs/design/durability.md` describes the protocol.
 //!
 //! The order is always the same: the bytes of a file, its name, then the names of all folders above
 //! it that are not known to be durable. Only then the store reports success. A name that another
@@ -15,13 +14,12 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use uuid::Uuid;
 
 use crate::{
     Error, Result,
     error::absent,
-    layout,
-    volume::{Entry, Metadata, Volume, VolumeFile},
+    files::{create_dir_unsynced, metadata, open_read, parent, retry_after_refresh, temporary},
+    volume::{Metadata, Volume, VolumeFile},
 };
 
 /// Most names that are remembered as durable. When it is reached, all are forgotten.
@@ -76,155 +74,6 @@ impl Drop for PendingFile {
             drop(self.volume.remove_file(temporary));
         }
     }
-}
-
-/// Opens a regular file for reading, never through a symbolic link; `None` if absent.
-pub(crate) fn open_read(volume: &dyn Volume, path: &Path) -> Result<Option<Arc<dyn VolumeFile>>> {
-    match retry_after_refresh(volume, path, || absent(volume.open_read(path))) {
-        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            Ok(None)
-        }
-        other => other.map_err(Error::io("open", path)),
-    }
-}
-
-/// Opens a file and reads; `None` if absent.
-pub(crate) fn with_file<T>(
-    volume: &dyn Volume,
-    path: &Path,
-    work: impl Fn(&dyn VolumeFile) -> Result<T>,
-) -> Result<Option<T>> {
-    retry_stale(path, || match open_read(volume, path)? {
-        Some(file) => work(&*file).map(Some),
-        None => Ok(None),
-    })
-}
-
-/// Opens and reads, and repeats both when the handle is stale: on a network file system a file can
-/// be replaced between the two calls.
-pub(crate) fn retry_stale<T>(path: &Path, work: impl Fn() -> Result<T>) -> Result<T> {
-    for _ in 0..MAX_ATTEMPTS {
-        match work() {
-            Err(error) if error.is_stale() => {}
-            other => return other,
-        }
-    }
-    Err(Error::io("read", path)(
-        io::ErrorKind::StaleNetworkFileHandle.into(),
-    ))
-}
-
-/// Opens a regular file for writing at explicit offsets, creating it if asked.
-pub(crate) fn open_write(
-    volume: &dyn Volume,
-    path: &Path,
-    create: bool,
-) -> Result<Option<Arc<dyn VolumeFile>>> {
-    retry_after_refresh(volume, path, || absent(volume.open_write(path, create)))
-        .map_err(Error::io("open", path))
-}
-
-/// What is known of a name; `None` if absent. On a network file system it may be some seconds old:
-/// what must be exact is opened.
-pub(crate) fn metadata(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
-    retry_after_refresh(volume, path, || absent(volume.metadata(path)))
-        .map_err(Error::io("stat", path))
-}
-
-/// The names in a directory; `None` if absent.
-pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Option<Vec<Entry>>> {
-    retry_after_refresh(volume, folder, || absent(volume.list(folder)))
-        .map_err(Error::io("list", folder))
-}
-
-/// Looks a second time, with fresh caches, before it reports that something is absent.
-pub(crate) fn retry_after_refresh<T>(
-    volume: &dyn Volume,
-    path: &Path,
-    look: impl Fn() -> io::Result<Option<T>>,
-) -> io::Result<Option<T>> {
-    match look()? {
-        None if volume.refresh(path)? => look(),
-        other => Ok(other),
-    }
-}
-
-/// Adds what is at `offset` to `buffer`, as much as one read gives.
-pub(crate) fn read_some(
-    file: &dyn VolumeFile,
-    buffer: &mut Vec<u8>,
-    offset: u64,
-) -> io::Result<usize> {
-    loop {
-        match file.read_at(buffer, offset) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-/// The first `limit` bytes of an open file, or all.
-pub(crate) fn read_up_to(file: &dyn VolumeFile, limit: usize) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(limit);
-    while bytes.len() < limit {
-        let offset = bytes.len() as u64;
-        if read_some(file, &mut bytes, offset)? == 0 {
-            break;
-        }
-    }
-    Ok(bytes)
-}
-
-/// Creates a directory and its ancestors without a sync: for what need not survive.
-pub(crate) fn create_dir_unsynced(volume: &dyn Volume, path: &Path) -> Result<()> {
-    for _ in 0..MAX_ATTEMPTS {
-        match volume.create_dir(path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create_dir_unsynced(volume, parent(path)?)?;
-            }
-            other => return other.map_err(Error::io("create", path)),
-        }
-    }
-    Err(Error::io("create", path)(io::ErrorKind::NotFound.into()))
-}
-
-/// Writes a small file in place, unsynced: for what need not survive.
-pub(crate) fn write_unsynced(volume: &dyn Volume, path: &Path, bytes: &[u8]) -> Result<()> {
-    let written = (|| {
-        let file = volume.open_write(path, true)?;
-        file.set_len(0)?;
-        file.write_all_at(bytes, 0)
-    })();
-    written.map_err(Error::io("write", path))
-}
-
-/// Removes a tree; what is already gone, or held by NFS for a reader, is not an error.
-pub(crate) fn remove_tree(volume: &dyn Volume, path: &Path) -> Result<()> {
-    match volume.remove_dir_all(path) {
-        Err(error)
-            if !matches!(
-                error.kind(),
-                io::ErrorKind::NotFound
-                    | io::ErrorKind::DirectoryNotEmpty
-                    | io::ErrorKind::ResourceBusy
-            ) =>
-        {
-            Err(Error::io("remove", path)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The temporary name beside `path` that every reader ignores.
-pub(crate) fn temporary(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(layout::temporary(&name, &Uuid::new_v4().to_string()))
-}
-
-pub(crate) fn parent(path: &Path) -> Result<&Path> {
-    path.parent()
-        .ok_or_else(|| Error::io("resolve", path)(io::ErrorKind::InvalidInput.into()))
 }
 
 /// Folders of tags are removed and made again, so a known one must be checked. All others stay.
@@ -416,13 +265,13 @@ impl DurableFs {
         let moved = match moved {
             Ok(moved) => moved,
             Err(error) => {
-                drop(self.give_back(to, from));
+                drop(self.restore_name(to, from));
                 return Err(error);
             }
         };
         let is_other = moved.is_some_and(|moved| moved.inode != file.inode);
         if is_other {
-            self.give_back(to, from)?;
+            self.restore_name(to, from)?;
         } else {
             let dir = parent(to)?;
             self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
@@ -435,13 +284,13 @@ impl DurableFs {
     pub(crate) fn restore(&self, path: &Path, name: &Path) -> Result<()> {
         let dir = parent(name)?;
         self.create_dir(dir)?;
-        self.give_back(path, name)?;
+        self.restore_name(path, name)?;
         self.volume.sync_dir(dir).map_err(Error::io("sync", dir))?;
         self.sync_removal(path)
     }
 
     /// Gives a file the name back that it lost, unless yet another one has it.
-    fn give_back(&self, path: &Path, name: &Path) -> Result<()> {
+    fn restore_name(&self, path: &Path, name: &Path) -> Result<()> {
         match self.volume.link(path, name) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -114,7 +114,8 @@ impl Error {
 
     /// Whether an open file was removed by another machine.
     pub(crate) fn is_stale(&self) -> bool {
-        matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::StaleNetworkFileHandle)
+        use io::ErrorKind::StaleNetworkFileHandle;
+        matches!(self, Self::Io { source, .. } if source.kind() == StaleNetworkFileHandle)
     }
 
     /// Bounded name of the failure for metrics and logs.

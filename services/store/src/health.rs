@@ -8,7 +8,7 @@ use std::{io, path::Path};
 
 use uuid::Uuid;
 
-use crate::{Error, Layout, Result, Space, WriteGate, durable, error::absent, volume::Volume};
+use crate::{Error, Layout, Result, Space, WriteGate, error::absent, files, volume::Volume};
 
 /// How full the volume is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub(crate) fn check(
 ) -> Result<VolumeHealth> {
     let repositories = layout.repositories();
     // A volume that was emptied or replaced has no folders. It still answers.
-    durable::metadata(volume, &repositories)?;
+    files::metadata(volume, &repositories)?;
     let own = layout.own();
     let writable = can_create(volume, &own)?;
     let space = volume
@@ -74,10 +74,10 @@ pub(crate) fn check(
 
 /// Creates and removes a file, without a sync: it only shows whether the volume takes writes.
 fn can_create(volume: &dyn Volume, folder: &Path) -> Result<bool> {
-    let path = durable::temporary(&folder.join("health"));
+    let path = files::temporary(&folder.join("health"));
     let made = match volume.create_new(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            durable::create_dir_unsynced(volume, folder)
+            files::create_dir_unsynced(volume, folder)
                 .and_then(|()| volume.create_new(&path).map_err(Error::io("create", &path)))
         }
         other => other.map_err(Error::io("create", &path)),
@@ -106,10 +106,10 @@ fn is_full_or_read_only(error: &Error) -> bool {
 }
 
 fn read_volume_id(volume: &dyn Volume, path: &Path) -> Result<Option<String>> {
-    let Some(file) = durable::open_read(volume, path)? else {
+    let Some(file) = files::open_read(volume, path)? else {
         return Ok(None);
     };
-    let bytes = durable::read_up_to(&*file, 64).map_err(Error::io("read", path))?;
+    let bytes = files::read_up_to(&*file, 64).map_err(Error::io("read", path))?;
     Ok(String::from_utf8(bytes)
         .ok()
         .map(|text| text.trim().to_owned())
@@ -119,8 +119,8 @@ fn read_volume_id(volume: &dyn Volume, path: &Path) -> Result<Option<String>> {
 /// Gives the volume an ID. When several replicas do so at once, the first one wins.
 fn assign_volume_id(volume: &dyn Volume, path: &Path) -> Result<String> {
     let id = Uuid::new_v4().to_string();
-    let candidate = durable::temporary(path);
-    durable::write_unsynced(volume, &candidate, id.as_bytes())?;
+    let candidate = files::temporary(path);
+    files::write_unsynced(volume, &candidate, id.as_bytes())?;
     let linked = volume.link(&candidate, path);
     absent(volume.remove_file(&candidate)).map_err(Error::io("remove", &candidate))?;
     match linked {

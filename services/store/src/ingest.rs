@@ -11,8 +11,9 @@ use crate::{
     Error, Hasher, Layout, Lock, Pool, Progress, Result, WriteGate,
     blobs::{self, Blobs, Proof},
     buffers::Buffers,
-    durable::{self, DurableFs},
+    durable::DurableFs,
     error::absent,
+    files,
     hashing_writer::HashingWriter,
     partial::{self, Found, PartialFile, hash_prefix},
     volume::VolumeFile,
@@ -97,7 +98,7 @@ impl Ingests {
     fn open_partial(&self, digest: &Digest) -> Result<(PartialFile, Hasher, u64)> {
         let path = self.layout.incoming(digest);
         let hasher = Hasher::new(digest.algorithm());
-        durable::create_dir_unsynced(self.files.volume(), durable::parent(&path)?)?;
+        files::create_dir_unsynced(self.files.volume(), files::parent(&path)?)?;
         for _ in 0..MAX_ATTEMPTS {
             if let Some(partial) = PartialFile::take(&self.files, &path)? {
                 let kept = Self::keep(&partial, hasher);
@@ -114,7 +115,7 @@ impl Ingests {
                 partial::remove_abandoned(&self.files, &abandoned);
                 // Its writer put it to rest while it was copied: the copy may be short, the file is
                 // not.
-                if durable::metadata(self.files.volume(), &path)?.is_some() {
+                if files::metadata(self.files.volume(), &path)?.is_some() {
                     opened.0.remove(&self.files);
                     continue;
                 }

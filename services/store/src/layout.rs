@@ -160,7 +160,7 @@ impl Layout {
     }
 
     /// Folder of the deletes whose tags are not removed yet.
-    pub(crate) fn deletes(&self) -> PathBuf {
+    pub fn deletes(&self) -> PathBuf {
         self.own().join("deletes")
     }
 

@@ -7,7 +7,8 @@ use holdfast_core::digest::Digest;
 
 use crate::{
     Error, Result,
-    durable::{self, DurableFs, PendingFile},
+    durable::{DurableFs, PendingFile},
+    files,
     volume::{Entry, Kind, Metadata, Volume, VolumeFile},
 };
 
@@ -15,12 +16,12 @@ use crate::{
 const MAX_BYTES: usize = 256;
 
 pub(crate) fn read(volume: &dyn Volume, path: &Path) -> Result<Option<Digest>> {
-    Ok(durable::with_file(volume, path, |file| content(file, path))?.flatten())
+    Ok(files::with_file(volume, path, |file| content(file, path))?.flatten())
 }
 
 /// The digest, and what is known of the file that it was read from.
 pub(crate) fn read_known(volume: &dyn Volume, path: &Path) -> Result<Option<(Digest, Metadata)>> {
-    let found = durable::with_file(volume, path, |file| {
+    let found = files::with_file(volume, path, |file| {
         let metadata = file.metadata().map_err(Error::io("stat", path))?;
         Ok(content(file, path)?.map(|digest| (digest, metadata)))
     })?;
@@ -29,7 +30,7 @@ pub(crate) fn read_known(volume: &dyn Volume, path: &Path) -> Result<Option<(Dig
 
 /// Whether there is a link that says nothing.
 pub(crate) fn is_damaged(volume: &dyn Volume, path: &Path) -> Result<bool> {
-    Ok(durable::with_file(volume, path, |file| content(file, path))? == Some(None))
+    Ok(files::with_file(volume, path, |file| content(file, path))? == Some(None))
 }
 
 /// The digest, made sure to stay: for what relies on a link that others may have written a moment
@@ -51,7 +52,7 @@ fn content(file: &dyn VolumeFile, path: &Path) -> Result<Option<Digest>> {
     let mut bytes = Vec::with_capacity(MAX_BYTES);
     while bytes.len() < MAX_BYTES {
         let offset = bytes.len() as u64;
-        match durable::read_some(file, &mut bytes, offset) {
+        match files::read_some(file, &mut bytes, offset) {
             Ok(0) => break,
             // A whole digest parses, a part of one does not: mostly one read is enough.
             Ok(_) => {
@@ -84,7 +85,7 @@ pub(crate) fn create_pending(
     if read_durable(files, path)?.is_some() {
         return Ok(None);
     }
-    durable::create_dir_unsynced(files.volume(), durable::parent(path)?)?;
+    files::create_dir_unsynced(files.volume(), files::parent(path)?)?;
     files
         .create_pending(path, digest.to_string().as_bytes())
         .map(Some)
@@ -92,7 +93,7 @@ pub(crate) fn create_pending(
 
 /// Gives a link its name, for good.
 pub(crate) fn publish(files: &DurableFs, path: &Path, link: PendingFile) -> Result<()> {
-    files.create_dir(durable::parent(path)?)?;
+    files.create_dir(files::parent(path)?)?;
     files.publish(link)
 }
 
@@ -122,7 +123,7 @@ pub(crate) fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Digest>> {
 /// Names in a folder without temporary files and symbolic links, sorted; none if it is absent. A
 /// name that ends in `.tmp` is a tag or a part of a repository's name like any other.
 pub(crate) fn names(volume: &dyn Volume, folder: &Path) -> Result<Vec<String>> {
-    Ok(durable::list(volume, folder)?.map_or_else(Vec::new, plain))
+    Ok(files::list(volume, folder)?.map_or_else(Vec::new, plain))
 }
 
 /// [`names`] of several folders of one, in their order.

@@ -18,8 +18,9 @@ use uuid::Uuid;
 
 use crate::{
     Error, Layout, Pool, Result,
-    durable::{self, DurableFs},
+    durable::DurableFs,
     error::absent,
+    files,
     volume::{Metadata, Volume},
 };
 
@@ -252,12 +253,12 @@ fn acquire(
     document: &LockDocument,
     stale: Duration,
 ) -> Result<Option<LockHolder>> {
-    let folder = durable::parent(path)?;
-    durable::create_dir_unsynced(volume, folder)?;
-    let candidate = durable::temporary(path);
+    let folder = files::parent(path)?;
+    files::create_dir_unsynced(volume, folder)?;
+    let candidate = files::temporary(path);
     let json =
         serde_json::to_vec(document).map_err(|error| Error::io("encode", path)(error.into()))?;
-    durable::write_unsynced(volume, &candidate, &json)?;
+    files::write_unsynced(volume, &candidate, &json)?;
     let result = (|| {
         if create(volume, &candidate, path)? {
             return Ok(None);
@@ -340,8 +341,8 @@ fn holder(volume: &dyn Volume, path: &Path) -> Result<LockHolder> {
 }
 
 fn read(volume: &dyn Volume, path: &Path) -> Result<Option<LockDocument>> {
-    let bytes = durable::with_file(volume, path, |file| {
-        durable::read_up_to(file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))
+    let bytes = files::with_file(volume, path, |file| {
+        files::read_up_to(file, MAX_DOCUMENT_BYTES).map_err(Error::io("read", path))
     })?;
     Ok(bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
@@ -353,7 +354,7 @@ fn modified(volume: &dyn Volume, path: &Path) -> Result<Option<SystemTime>> {
 /// The present metadata of a file. It is opened, because a network file system answers `stat(2)`
 /// from a cache that may be a minute old, and a live holder would seem dead.
 fn present(volume: &dyn Volume, path: &Path) -> Result<Option<Metadata>> {
-    durable::with_file(volume, path, |file| {
+    files::with_file(volume, path, |file| {
         file.metadata().map_err(Error::io("stat", path))
     })
 }
@@ -389,7 +390,7 @@ mod tests {
         let LockAttempt::Acquired(lock) = store.try_lock("x", &owner("a")).await.unwrap() else {
             panic!("free")
         };
-        // As after a crash: nobody beats, nobody releases.
+        // As after a crash: the lock is neither renewed nor released.
         lock.heartbeat.abort();
         std::mem::forget(lock);
         let path = store.layout().lock("x");

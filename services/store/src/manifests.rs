@@ -10,12 +10,8 @@ use holdfast_core::{
 };
 
 use crate::{
-    Error, Hasher, Layout, Result,
-    blobs::Blobs,
-    deletes::Deletes,
-    durable::{self, DurableFs},
-    links, repositories,
-    tags::Tags,
+    Error, Hasher, Layout, Result, blobs::Blobs, deletes::Deletes, durable::DurableFs, files,
+    links, repositories, tags::Tags,
 };
 
 /// Largest manifest, in bytes, that is stored or read from the volume into memory. The
@@ -182,11 +178,11 @@ impl Manifests {
     /// The bytes that the link of a revision names, checked against `digest`.
     fn read(&self, digest: &Digest, target: &Digest) -> Result<Option<Bytes>> {
         let path = self.layout.blob(target);
-        let Some((bytes, metadata)) = durable::with_file(self.files.volume(), &path, |file| {
+        let Some((bytes, metadata)) = files::with_file(self.files.volume(), &path, |file| {
             let metadata = file.metadata().map_err(Error::io("stat", &path))?;
             refuse_oversize(digest, metadata.len)?;
             let length = usize::try_from(metadata.len).unwrap_or(usize::MAX);
-            let bytes = durable::read_up_to(file, length).map_err(Error::io("read", &path))?;
+            let bytes = files::read_up_to(file, length).map_err(Error::io("read", &path))?;
             Ok((bytes, metadata))
         })?
         else {

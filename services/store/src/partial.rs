@@ -19,10 +19,7 @@ use std::{
 };
 
 use crate::{
-    Error, Hasher, READ_CHUNK_BYTES, Result,
-    durable::{self, DurableFs},
-    error::absent,
-    layout,
+    Error, Hasher, READ_CHUNK_BYTES, Result, durable::DurableFs, error::absent, files, layout,
     volume::VolumeFile,
 };
 
@@ -50,15 +47,15 @@ pub(crate) enum Found {
 impl PartialFile {
     /// Takes the released file `shared`; `None` when there is none.
     pub(crate) fn take(files: &DurableFs, shared: &Path) -> Result<Option<Self>> {
-        let path = durable::temporary(shared);
-        let renamed = durable::retry_after_refresh(files.volume(), shared, || {
+        let path = files::temporary(shared);
+        let renamed = files::retry_after_refresh(files.volume(), shared, || {
             absent(files.volume().rename(shared, &path))
         });
         // A reply that was lost shows as the file being where it should be.
-        if !matches!(renamed, Ok(Some(()))) && durable::metadata(files.volume(), &path)?.is_none() {
+        if !matches!(renamed, Ok(Some(()))) && files::metadata(files.volume(), &path)?.is_none() {
             return renamed.map(|_| None).map_err(Error::io("rename", shared));
         }
-        match durable::open_write(files.volume(), &path, false) {
+        match files::open_write(files.volume(), &path, false) {
             Ok(Some(file)) => Ok(Some(Self {
                 file,
                 path,
@@ -75,7 +72,7 @@ impl PartialFile {
 
     /// Makes an empty file; `None` when its folder is gone.
     pub(crate) fn create(files: &DurableFs, shared: &Path) -> Result<Option<Self>> {
-        let path = durable::temporary(shared);
+        let path = files::temporary(shared);
         let file = absent(files.volume().create_new(&path)).map_err(Error::io("create", &path))?;
         Ok(file.map(|file| Self {
             file,
@@ -97,7 +94,7 @@ impl PartialFile {
             return Ok(None);
         };
         let copied = (|| {
-            let Some(source) = durable::open_read(files.volume(), from)? else {
+            let Some(source) = files::open_read(files.volume(), from)? else {
                 return Ok(0);
             };
             let mut copied = 0;
@@ -158,7 +155,7 @@ impl PartialFile {
         if !is_sent {
             return;
         }
-        match durable::metadata(files.volume(), &self.shared) {
+        match files::metadata(files.volume(), &self.shared) {
             Ok(None) => drop(self.release(files)),
             Ok(Some(_)) => self.remove(files),
             Err(_) => {}
@@ -168,7 +165,7 @@ impl PartialFile {
     /// Whether the private name is gone: another writer ended what the file belongs to, or went on
     /// with a copy.
     pub(crate) fn is_gone(&self, files: &DurableFs) -> Result<bool> {
-        Ok(durable::metadata(files.volume(), &self.path)?.is_none())
+        Ok(files::metadata(files.volume(), &self.path)?.is_none())
     }
 
     /// Removes the file.
@@ -188,9 +185,9 @@ pub(crate) fn or_lock_lost<T>(result: Result<T>) -> Result<T> {
 
 /// Looks for what can be copied after [`PartialFile::take`] found nothing.
 pub(crate) fn find_abandoned(files: &DurableFs, shared: &Path) -> Result<Found> {
-    let folder = durable::parent(shared)?;
+    let folder = files::parent(shared)?;
     let name = shared.file_name().unwrap_or_default();
-    let Some(entries) = durable::list(files.volume(), folder)? else {
+    let Some(entries) = files::list(files.volume(), folder)? else {
         return Ok(Found::NoFolder);
     };
     let mut found = Vec::new();
@@ -204,7 +201,7 @@ pub(crate) fn find_abandoned(files: &DurableFs, shared: &Path) -> Result<Found> 
         let path = folder.join(&entry.name);
         // Opened, not only looked up: an open asks the server of a network file system for the
         // present size.
-        let size = durable::with_file(files.volume(), &path, |file| {
+        let size = files::with_file(files.volume(), &path, |file| {
             file.metadata().map_err(Error::io("stat", &path))
         })?;
         found.extend(size.map(|metadata| (path, metadata.len)));
@@ -253,7 +250,7 @@ fn pieces(
             .min(READ_CHUNK_BYTES);
         buffer.clear();
         buffer.reserve_exact(want);
-        match durable::read_some(file, &mut buffer, offset) {
+        match files::read_some(file, &mut buffer, offset) {
             Ok(0) => break,
             Ok(_) => {}
             Err(error) => return Err(Error::io("read", path)(error)),

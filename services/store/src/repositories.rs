@@ -13,17 +13,11 @@ use std::{
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
 
-use crate::{
-    Layout, Result,
-    blobs::Blobs,
-    durable::{self, DurableFs},
-    links,
-    volume::Volume,
-};
+use crate::{Layout, Result, blobs::Blobs, durable::DurableFs, files, links, volume::Volume};
 
 /// Longest name of a repository. So the depth is bounded by the grammar, not by the
 /// volume's content.
-const MAX_NAME_BYTES: usize = 255;
+pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// The repositories of the volume.
 #[derive(Clone, Debug)]
@@ -35,8 +29,17 @@ pub(crate) struct Repositories {
 
 /// Whether the repository holds, or held, a manifest.
 pub(crate) fn exists(volume: &dyn Volume, layout: &Layout, repo: &RepositoryName) -> Result<bool> {
-    let found = durable::metadata(volume, &layout.manifests(repo))?;
+    let found = files::metadata(volume, &layout.manifests(repo))?;
     Ok(found.is_some_and(|metadata| metadata.is_dir()))
+}
+
+/// The name of the folder `child` in the folder `name`, which is empty for the top.
+pub(crate) fn join(name: &str, child: &str) -> String {
+    if name.is_empty() {
+        child.to_owned()
+    } else {
+        format!("{name}/{child}")
+    }
 }
 
 impl Repositories {
@@ -64,17 +67,22 @@ impl Repositories {
         if limit == 0 {
             return Ok((page, more));
         }
-        self.walk(after, |name, children| {
-            if !children.iter().any(|child| child == "_manifests") {
-                return Ok(ControlFlow::Continue(()));
-            }
-            if page.len() == limit {
-                more = true;
-                return Ok(ControlFlow::Break(()));
-            }
-            page.push(name);
-            Ok(ControlFlow::Continue(()))
-        })?;
+        walk(
+            self.files.volume(),
+            &self.layout,
+            after,
+            |name, children| {
+                if !children.iter().any(|child| child == "_manifests") {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if page.len() == limit {
+                    more = true;
+                    return Ok(ControlFlow::Break(()));
+                }
+                page.push(name);
+                Ok(ControlFlow::Continue(()))
+            },
+        )?;
         Ok((page, more))
     }
 
@@ -87,7 +95,7 @@ impl Repositories {
     ) -> Result<Vec<RepositoryName>> {
         let mut found = Vec::new();
         let mut visited = 0;
-        self.walk(None, |name, children| {
+        walk(self.files.volume(), &self.layout, None, |name, children| {
             visited += 1;
             if children.iter().any(|child| child == "_layers")
                 && self.blobs.is_linked(&name, digest)?
@@ -116,7 +124,7 @@ impl Repositories {
                 (self.layout.layer_link(&repo, digest), false),
             ];
             for (link, manifest) in links {
-                if durable::metadata(self.files.volume(), &link)?.is_some() {
+                if files::metadata(self.files.volume(), &link)?.is_some() {
                     found.push((repo, manifest));
                     break;
                 }
@@ -124,38 +132,39 @@ impl Repositories {
         }
         Ok(found)
     }
+}
 
-    /// Visits folders that can be repositories in ASCII order of their names, those behind `after`
-    /// only, with the names in each.
-    fn walk(
-        &self,
-        after: Option<&str>,
-        mut visit: impl FnMut(RepositoryName, &[String]) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
-        let mut walk = Walk {
-            root: self.layout.repositories(),
-            after,
-            levels: Vec::new(),
-            next: BinaryHeap::new(),
+/// Visits folders that can be repositories in ASCII order of their names, those behind `after`
+/// only, with the names in each.
+pub(crate) fn walk(
+    volume: &dyn Volume,
+    layout: &Layout,
+    after: Option<&str>,
+    mut visit: impl FnMut(RepositoryName, &[String]) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let mut walk = Walk {
+        root: layout.repositories(),
+        after,
+        levels: Vec::new(),
+        next: BinaryHeap::new(),
+    };
+    walk.descend("", &links::names(volume, &walk.root)?);
+    // Whatever is opened later sorts behind its own folder, so the smallest name left is the
+    // next one of all.
+    while let Some(Reverse((name, level))) = walk.next.pop() {
+        let Some(level) = walk.levels.get_mut(level) else {
+            continue;
         };
-        walk.descend("", &links::names(self.files.volume(), &walk.root)?);
-        // Whatever is opened later sorts behind its own folder, so the smallest name left is the
-        // next one of all.
-        while let Some(Reverse((name, level))) = walk.next.pop() {
-            let Some(level) = walk.levels.get_mut(level) else {
-                continue;
-            };
-            let children = level.children(self.files.volume())?;
-            if after.is_none_or(|after| name.as_str() > after)
-                && let Ok(name) = RepositoryName::parse(&name)
-                && visit(name, &children)?.is_break()
-            {
-                return Ok(());
-            }
-            walk.descend(&name, &children);
+        let children = level.children(volume)?;
+        if after.is_none_or(|after| name.as_str() > after)
+            && let Ok(name) = RepositoryName::parse(&name)
+            && visit(name, &children)?.is_break()
+        {
+            return Ok(());
         }
-        Ok(())
+        walk.descend(&name, &children);
     }
+    Ok(())
 }
 
 /// The folders that are known and not opened yet.
@@ -172,11 +181,7 @@ impl Walk<'_> {
     fn descend(&mut self, folder: &str, children: &[String]) {
         let mut names = VecDeque::new();
         for child in children.iter().filter(|child| !child.starts_with('_')) {
-            let name = if folder.is_empty() {
-                child.clone()
-            } else {
-                format!("{folder}/{child}")
-            };
+            let name = join(folder, child);
             if name.len() <= MAX_NAME_BYTES && reaches_behind(&name, self.after) {
                 names.push_back(child.clone());
                 self.next.push(Reverse((name, self.levels.len())));

@@ -77,7 +77,10 @@ impl WriteGate {
         let over_share = self.limits.max_used_percent < 100
             && space.used_percent() > self.limits.max_used_percent;
         if over_share || space.available_bytes < self.limits.reserve_bytes.saturating_add(bytes) {
-            tracing::debug!(volume = %self.root.display(), available_bytes = space.available_bytes, "write refused, the volume is full");
+            tracing::debug!(
+                volume = %self.root.display(), available_bytes = space.available_bytes,
+                "write refused, the volume is full"
+            );
             return Err(Error::NoSpace {
                 available_bytes: space.available_bytes,
             });

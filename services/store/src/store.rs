@@ -15,8 +15,8 @@ use crate::{
     blobs::{Blobs, VerifiedBlobs},
     buffers::Buffers,
     deletes::{Deletes, UntagQueue},
-    durable::{self, DurableFs},
-    health,
+    durable::DurableFs,
+    files, health,
     ingest::Ingests,
     locks::Locks,
     manifests::Manifests,
@@ -242,7 +242,7 @@ impl Store {
                 .files
                 .volume()
                 .open_read(&path)
-                .and_then(|file| durable::read_up_to(&*file, 16))
+                .and_then(|file| files::read_up_to(&*file, 16))
                 .map_err(Error::io("read", &path))?;
             parts.files.remove_file(&path)?;
             if read == b"probe" {
@@ -367,7 +367,7 @@ impl Shared {
         );
         let queue = Arc::clone(&self.untag_queue);
         let deletes = Deletes::new(files.clone(), layout(), self.pool.clone(), queue);
-        let tags = Tags::new(files.clone(), layout(), blobs.clone(), deletes.clone());
+        let tags = Tags::new(files.clone(), layout(), deletes.clone());
         let manifests = Manifests::new(
             files.clone(),
             layout(),

@@ -8,11 +8,8 @@ use holdfast_core::{
 };
 
 use crate::{
-    Layout, Result,
-    blobs::Blobs,
-    deletes::Deletes,
-    durable::{self, DurableFs},
-    links, repositories,
+    Layout, Result, deletes::Deletes, durable::DurableFs, files, links, repositories,
+    volume::Volume,
 };
 
 /// The tags of all repositories.
@@ -20,16 +17,61 @@ use crate::{
 pub(crate) struct Tags {
     files: DurableFs,
     layout: Layout,
-    blobs: Blobs,
     deletes: Deletes,
 }
 
+/// Where the digest of a tag was found.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// In its link.
+    Link(Digest),
+    /// In its history, because the link is damaged.
+    History(Digest),
+}
+
+impl Target {
+    pub(crate) fn into_digest(self) -> Digest {
+        match self {
+            Self::Link(digest) | Self::History(digest) => digest,
+        }
+    }
+}
+
+/// The digest that a tag names. A link that is there but empty is a crash of an older registry:
+/// then the tag's history decides, if it holds exactly one manifest that is there. Changes nothing.
+pub(crate) fn read(
+    volume: &dyn Volume,
+    layout: &Layout,
+    repo: &RepositoryName,
+    tag: &Tag,
+) -> Result<Option<Target>> {
+    let path = layout.tag_link(repo, tag);
+    if let Some(digest) = links::read(volume, &path)? {
+        return Ok(Some(Target::Link(digest)));
+    }
+    if !links::is_damaged(volume, &path)? {
+        // Absent, or set a moment ago.
+        return Ok(links::read(volume, &path)?.map(Target::Link));
+    }
+    let mut known = Vec::new();
+    for digest in links::list(volume, &layout.tag_index(repo, tag))? {
+        if links::read(volume, &layout.revision_link(repo, &digest))?.is_some()
+            && files::metadata(volume, &layout.blob(&digest))?.is_some_and(|found| found.is_file())
+        {
+            known.push(digest);
+        }
+    }
+    Ok(match known.as_slice() {
+        [only] => Some(Target::History(only.clone())),
+        _ => None,
+    })
+}
+
 impl Tags {
-    pub(crate) fn new(files: DurableFs, layout: Layout, blobs: Blobs, deletes: Deletes) -> Self {
+    pub(crate) fn new(files: DurableFs, layout: Layout, deletes: Deletes) -> Self {
         Self {
             files,
             layout,
-            blobs,
             deletes,
         }
     }
@@ -79,39 +121,17 @@ impl Tags {
     }
 
     pub(crate) fn get(&self, repo: &RepositoryName, tag: &Tag) -> Result<Option<Digest>> {
-        let path = self.layout.tag_link(repo, tag);
-        if let Some(digest) = links::read(self.files.volume(), &path)? {
-            return Ok(Some(digest));
-        }
-        // A link that is there but empty is a crash of an older registry: the tag's history may
-        // settle it.
-        if !links::is_damaged(self.files.volume(), &path)? {
-            // Absent, or set a moment ago.
-            return links::read(self.files.volume(), &path);
-        }
-        let mut known = Vec::new();
-        for digest in links::list(self.files.volume(), &self.layout.tag_index(repo, tag))? {
-            if links::read(
-                self.files.volume(),
-                &self.layout.revision_link(repo, &digest),
-            )?
-            .is_some()
-                && self.blobs.stat(&digest)?.is_some()
-            {
-                known.push(digest);
-            }
-        }
-        match known.as_slice() {
-            [only] => {
+        Ok(match read(self.files.volume(), &self.layout, repo, tag)? {
+            Some(Target::History(digest)) => {
                 tracing::warn!(
-                    image.repository = %repo, image.tag = %tag, image.digest = %only,
+                    image.repository = %repo, image.tag = %tag, image.digest = %digest,
                     "tag without content was repaired from its history"
                 );
-                links::write(&self.files, &path, only)?;
-                Ok(Some(only.clone()))
+                links::write(&self.files, &self.layout.tag_link(repo, tag), &digest)?;
+                Some(digest)
             }
-            _ => Ok(None),
-        }
+            found => found.map(Target::into_digest),
+        })
     }
 
     pub(crate) fn delete(&self, repo: &RepositoryName, tag: &Tag) -> Result<bool> {
@@ -120,9 +140,9 @@ impl Tags {
         let removed = self.files.remove_file(&link)?;
         // The history before the folder of the link: who sets the tag again at this moment keeps
         // both or loses both.
-        durable::remove_tree(self.files.volume(), &self.layout.tag_index(repo, tag))?;
-        durable::remove_tree(self.files.volume(), durable::parent(&link)?)?;
-        durable::remove_tree(self.files.volume(), &self.layout.tag(repo, tag))?;
+        files::remove_tree(self.files.volume(), &self.layout.tag_index(repo, tag))?;
+        files::remove_tree(self.files.volume(), files::parent(&link)?)?;
+        files::remove_tree(self.files.volume(), &self.layout.tag(repo, tag))?;
         Ok(removed && !is_hidden)
     }
 
@@ -161,7 +181,7 @@ impl Tags {
                 continue;
             }
             let link = folder.join(&name).join("current/link");
-            let Some(metadata) = durable::metadata(self.files.volume(), &link)? else {
+            let Some(metadata) = files::metadata(self.files.volume(), &link)? else {
                 continue;
             };
             // One look at the size tells a link from what a crash of an older registry left: then

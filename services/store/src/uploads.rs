@@ -21,7 +21,8 @@ use uuid::Uuid;
 use crate::{
     Error, Hasher, Layout, Lock, LockAttempt, LockHolder, Pool, Result, WriteGate,
     blobs::{Blobs, Proof},
-    durable::{self, DurableFs},
+    durable::DurableFs,
+    files,
     hashing_writer::HashingWriter,
     locks::Locks,
     partial::{PartialFile, or_lock_lost},
@@ -148,8 +149,8 @@ impl Uploads {
         let id = UploadId(Uuid::new_v4().to_string());
         // A session need not survive a crash. Its commit makes the folders of the blob durable.
         let folder = self.layout.upload(repo, id.as_str());
-        durable::create_dir_unsynced(self.files.volume(), &folder)?;
-        durable::write_unsynced(
+        files::create_dir_unsynced(self.files.volume(), &folder)?;
+        files::write_unsynced(
             self.files.volume(),
             &folder.join("startedat"),
             started_at.as_bytes(),
@@ -172,9 +173,9 @@ impl Uploads {
         let known = self.upload_size(repo, id)?.is_some();
         let session = self.layout.upload(repo, id.as_str());
         for _ in 0..MAX_ATTEMPTS {
-            durable::remove_tree(self.files.volume(), &session)?;
+            files::remove_tree(self.files.volume(), &session)?;
             // A request that breaks off at this moment may have released its file into it.
-            if durable::metadata(self.files.volume(), &session)?.is_none() {
+            if files::metadata(self.files.volume(), &session)?.is_none() {
                 break;
             }
         }

@@ -1,5 +1,5 @@
 //! Who may depend on whom, and which crate may name which library: `core ← {config, api} ←
-//! {runtime, store, cluster-model} ← upstream ← fill ← services ← cli ← holdfast`.
+//! {runtime, store, cluster-model} ← {upstream, volume-tools} ← fill ← services ← cli ← holdfast`.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 8] = [
         "holdfast-store",
         "holdfast-cluster-model",
     ],
-    &["holdfast-upstream"],
+    &["holdfast-upstream", "holdfast-volume-tools"],
     &["holdfast-fill"],
     &[
         "holdfast-registry",
@@ -28,12 +28,16 @@ const LAYERS: [&[&str]; 8] = [
 ];
 
 /// Crates of lower layers that a crate must not use all the same.
-const REFUSED: [(&str, &[&str]); 6] = [
+const REFUSED: [(&str, &[&str]); 7] = [
     ("holdfast-upstream", &["holdfast-store"]),
     ("holdfast-webhook", &SERVING),
     ("holdfast-controller", &SERVING),
     ("holdfast-node-agent", &SERVING),
     ("holdfast-store", &["holdfast-api", "holdfast-config"]),
+    (
+        "holdfast-volume-tools",
+        &["holdfast-api", "holdfast-config", "holdfast-runtime"],
+    ),
     // The operator's commands read what the API server and a volume say, and start no service. The
     // facts about a cluster that they share with the controller are `holdfast-cluster-model`.
     (
@@ -50,7 +54,12 @@ const REFUSED: [(&str, &[&str]); 6] = [
 ];
 
 /// What serves and copies images.
-const SERVING: [&str; 3] = ["holdfast-store", "holdfast-upstream", "holdfast-fill"];
+const SERVING: [&str; 4] = [
+    "holdfast-store",
+    "holdfast-volume-tools",
+    "holdfast-upstream",
+    "holdfast-fill",
+];
 
 /// Crates beside the product, and all of ours that they may use (outside tests).
 const BESIDE: [(&str, &[&str]); 9] = [
@@ -220,6 +229,11 @@ mod tests {
         check("holdfast", "holdfast-registry", false, true);
         check("holdfast", "holdfast-cli", false, true);
         check("holdfast-cli", "holdfast-store", false, true);
+        check("holdfast-cli", "holdfast-volume-tools", false, true);
+        check("holdfast-volume-tools", "holdfast-store", false, true);
+        check("holdfast-volume-tools", "holdfast-upstream", false, false);
+        check("holdfast-store", "holdfast-volume-tools", false, false);
+        check("holdfast-webhook", "holdfast-volume-tools", false, false);
         check("holdfast-cli", "holdfast-registry", false, false);
         check("holdfast-cli", "holdfast-controller", false, false);
         check("holdfast-cli", "holdfast-cluster-model", false, true);

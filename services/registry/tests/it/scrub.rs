@@ -208,7 +208,7 @@ async fn what_was_hashed_is_not_hashed_again_after_a_restart() {
         serde_json::json!({ "began": 1.0, "after": digests[4].to_string(), "finished": 0.0 });
     volume
         .store
-        .keep_note("scrub", serde_json::to_vec(&note).unwrap())
+        .write_state_file("scrub", serde_json::to_vec(&note).unwrap())
         .await
         .unwrap();
     let stop = CancellationToken::new();

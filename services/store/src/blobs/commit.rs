@@ -4,10 +4,7 @@ use holdfast_core::digest::Digest;
 
 use super::{Blobs, Proof};
 use crate::{
-    Error, Hasher, Result,
-    durable::{self, PendingFile},
-    error::absent,
-    partial::PartialFile,
+    Error, Hasher, Result, durable::PendingFile, error::absent, files, partial::PartialFile,
     volume::Volume,
 };
 
@@ -56,7 +53,7 @@ impl Blobs {
         let path = self.layout.blob(digest);
         // Before the sync of the bytes: on a journal the folder's own sync then finds nothing to
         // do.
-        durable::create_dir_unsynced(self.files.volume(), durable::parent(&path)?)?;
+        files::create_dir_unsynced(self.files.volume(), files::parent(&path)?)?;
         let (bytes, link) = match link {
             Some(link) => {
                 join_blocking(self.files.volume(), || partial.file.sync(), || link.sync())
@@ -82,7 +79,7 @@ impl Blobs {
     /// push heals. What was never hashed as a whole is hashed now, so that nothing wrong is
     /// preferred to what is right, whatever its size.
     fn reuse_if_intact(&self, digest: &Digest) -> Result<bool> {
-        durable::retry_stale(&self.layout.blob(digest), || {
+        files::retry_stale(&self.layout.blob(digest), || {
             let Some(blob) = self.open(digest)? else {
                 return Ok(false);
             };

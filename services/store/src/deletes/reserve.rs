@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::{Deletes, PLACEHOLDER, Path, durable, links};
+use super::{Deletes, PLACEHOLDER, Path, files, links};
 use crate::{Error, Result};
 
 /// Folders in reserve: enough for concurrent deletes. A finished delete frees its folders again.
@@ -29,7 +29,7 @@ impl Deletes {
         let present = links::names(self.files.volume(), &folder)?.len();
         for _ in present..RESERVE_DIRS {
             let dir = folder.join(Uuid::new_v4().to_string());
-            let made = durable::create_dir_unsynced(self.files.volume(), &dir)
+            let made = files::create_dir_unsynced(self.files.volume(), &dir)
                 .and_then(|()| self.create_placeholder(&dir.join(PLACEHOLDER)));
             match made {
                 Err(Error::NoSpace { .. }) => break,

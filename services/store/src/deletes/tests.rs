@@ -116,7 +116,7 @@ async fn tags_of_a_deleted_manifest_are_unknown_before_they_are_removed() {
 #[tokio::test]
 async fn tools_beside_a_registry_leave_out_tags_of_deleted_manifests() {
     let s = scene().await;
-    let view = crate::archive::View::open(s.folder.path()).unwrap();
+    let view = crate::View::open(s.folder.path()).unwrap();
     let tags = || -> Vec<_> { view.tags(&s.repo).unwrap().into_keys().collect() };
     s.delete();
     assert_eq!(tags(), [tag("other")]);
@@ -173,11 +173,11 @@ async fn a_tag_that_is_set_after_a_delete_stays() {
 }
 
 #[tokio::test]
-async fn a_tag_is_not_taken_by_somebody_who_looked_before_it_was_set() {
+async fn a_tag_is_not_removed_because_of_a_read_before_it_was_set() {
     let s = scene().await;
     s.delete();
     let intent = s.intent();
-    // They stand still here; somebody else finishes, and the manifest and its tag come back.
+    // They stall here; another process finishes, and the manifest and its tag come back.
     s.put().await;
     let one = tag("1");
     s.store.set_tag(&s.repo, &one, &s.digest).await.unwrap();

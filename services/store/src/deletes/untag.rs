@@ -17,7 +17,7 @@ use super::{
     Deletes, MAX_ATTEMPTS, is_gone,
     names::{UNTAG, repository_key},
 };
-use crate::{Error, Result, durable, error::absent, links};
+use crate::{Error, Result, error::absent, files, links};
 
 /// How often a folder is emptied before the operation fails: on NFS a reader of this process may
 /// keep a file in it for a moment.
@@ -78,7 +78,7 @@ impl Deletes {
             if self.try_rename(&link, &aside)? {
                 return self.finish_untag(repo, tag, digest, &aside);
             }
-            if durable::metadata(self.files.volume(), &place)?.is_none() {
+            if files::metadata(self.files.volume(), &place)?.is_none() {
                 // A writer of a tag removed the intent.
                 *intent = None;
             }
@@ -123,13 +123,13 @@ impl Deletes {
         }
         // From here on only empty folders are removed, and the history. A writer that sets the
         // tag now writes its history again.
-        durable::remove_tree(self.files.volume(), &self.layout.tag_index(repo, tag))?;
+        files::remove_tree(self.files.volume(), &self.layout.tag_index(repo, tag))?;
         if let Some(current) = links::read(self.files.volume(), &link)? {
             let history = self.layout.tag_index_link(repo, tag, &current);
             return links::ensure(&self.files, &history, &current);
         }
         let folder = self.layout.tag(repo, tag);
-        drop(self.files.volume().remove_dir(durable::parent(&link)?));
+        drop(self.files.volume().remove_dir(files::parent(&link)?));
         match self.files.volume().remove_dir(&folder) {
             // The caller makes this durable for all tags at once.
             Ok(()) => Ok(()),
@@ -141,7 +141,7 @@ impl Deletes {
     /// Removes a folder and its files. When it returns, nothing can be moved into the folder.
     pub(super) fn clear_dir(&self, path: &Path) -> Result<()> {
         for _ in 0..MAX_CLEAR_ATTEMPTS {
-            let Some(entries) = durable::list(self.files.volume(), path)? else {
+            let Some(entries) = files::list(self.files.volume(), path)? else {
                 return Ok(());
             };
             for entry in entries {

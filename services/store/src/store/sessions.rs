@@ -10,7 +10,7 @@ use holdfast_core::{
 use super::Store;
 use crate::{
     BlobIngest, CarriedHash, LockAttempt, LockHolder, Result, UploadId, UploadStatus, UploadWriter,
-    notes, uploads::purge,
+    state_files, uploads::purge,
 };
 
 impl Store {
@@ -109,14 +109,14 @@ impl Store {
     }
 
     /// A small state file on the volume, under a plain file name; `None` if there is none.
-    pub async fn note(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
-        self.run(move |parts| notes::read(&parts.files, &parts.layout, name))
+    pub async fn state_file(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
+        self.run(move |parts| state_files::read(&parts.files, &parts.layout, name))
             .await
     }
 
-    /// Writes such a state file, in place of the one before.
-    pub async fn keep_note(&self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
-        self.run(move |parts| notes::write(&parts.files, &parts.layout, name, &bytes))
+    /// Replaces a small state file on the volume, under a plain file name.
+    pub async fn write_state_file(&self, name: &'static str, bytes: Vec<u8>) -> Result<()> {
+        self.run(move |parts| state_files::write(&parts.files, &parts.layout, name, &bytes))
             .await
     }
 }

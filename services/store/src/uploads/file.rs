@@ -12,7 +12,7 @@ use super::{CarriedHash, Opened, UploadId, Uploads, rehash_slots::RehashSlot};
 use crate::{
     Error, Hasher, Result,
     blobs::Proof,
-    durable, links,
+    files, links,
     partial::{self, Found, PartialFile, hash_prefix},
     volume::Metadata,
 };
@@ -170,7 +170,7 @@ impl Uploads {
             .volume()
             .refresh(&path)
             .map_err(Error::io("stat", &path))?;
-        let named = durable::metadata(self.files.volume(), &path)?;
+        let named = files::metadata(self.files.volume(), &path)?;
         Ok(named.is_some_and(|named| named.inode == file.inode))
     }
 
@@ -183,7 +183,7 @@ impl Uploads {
         if self.files.volume().link(&partial.path, &path).is_err() {
             // The link may exist, and only its reply was lost.
             let file = partial.file.metadata().ok()?;
-            let named = durable::metadata(self.files.volume(), &path).ok()??;
+            let named = files::metadata(self.files.volume(), &path).ok()??;
             return (named.inode == file.inode).then_some(generation);
         }
         Some(generation)
@@ -193,8 +193,8 @@ impl Uploads {
     /// believes its own by the size of the file alone.
     fn forget_hashes(&self, session: &Path) -> Result<()> {
         let folder = session.join(HASHES);
-        durable::remove_tree(self.files.volume(), &folder)?;
-        let left = durable::list(self.files.volume(), &folder)?.unwrap_or_default();
+        files::remove_tree(self.files.volume(), &folder)?;
+        let left = files::list(self.files.volume(), &folder)?.unwrap_or_default();
         // NFS removes its own leftovers when their reader ends.
         if left
             .iter()
@@ -244,7 +244,7 @@ impl Uploads {
         let actual = hasher.finish();
         let session = self.layout.upload(repo, id.as_str());
         if actual != *digest {
-            durable::remove_tree(self.files.volume(), &session)?;
+            files::remove_tree(self.files.volume(), &session)?;
             return Err(Error::DigestMismatch {
                 expected: digest.clone(),
                 actual,
@@ -272,7 +272,7 @@ impl Uploads {
             }
         }
         // The push is done, and a leftover of the session is harmless.
-        drop(durable::remove_tree(self.files.volume(), &session));
+        drop(files::remove_tree(self.files.volume(), &session));
         Ok(size)
     }
 
@@ -280,7 +280,7 @@ impl Uploads {
     fn why_gone(&self, session: &Path) -> Result<Error> {
         // The session was cancelled, or the same request, sent twice, has ended it; or another
         // request continued a copy.
-        Ok(match durable::metadata(self.files.volume(), session)? {
+        Ok(match files::metadata(self.files.volume(), session)? {
             None => Error::UploadUnknown,
             Some(_) => Error::LockLost,
         })
@@ -291,7 +291,7 @@ impl Uploads {
         for _ in 0..MAX_ATTEMPTS {
             // Opened, not only looked up: an open asks the server of a network file system for the
             // present size.
-            let size = durable::with_file(self.files.volume(), &path, |file| {
+            let size = files::with_file(self.files.volume(), &path, |file| {
                 file.metadata().map_err(Error::io("stat", &path))
             })?;
             if let Some(metadata) = size {

@@ -8,11 +8,7 @@ use std::{
 use holdfast_core::{digest::Algorithm, reference::RepositoryName};
 
 use crate::{
-    Error, Layout, Result,
-    durable::{self, DurableFs},
-    error::absent,
-    links,
-    volume::Volume,
+    Error, Layout, Result, durable::DurableFs, error::absent, files, links, volume::Volume,
 };
 
 /// Removes sessions and partial copies without activity for `idle`; returns their number. Ages are
@@ -28,11 +24,11 @@ pub(crate) fn purge_idle(files: &DurableFs, layout: &Layout, idle: Duration) -> 
             let session = folder.join(&id);
             let mut paths = vec![session.clone()];
             // The bytes may be with a writer, under a temporary name.
-            for entry in durable::list(volume, &session)?.into_iter().flatten() {
+            for entry in files::list(volume, &session)?.into_iter().flatten() {
                 paths.push(session.join(&entry.name));
             }
             if is_idle(volume, &paths, now, idle) {
-                durable::remove_tree(volume, &session)?;
+                files::remove_tree(volume, &session)?;
                 purged += 1;
             }
         }
@@ -40,7 +36,7 @@ pub(crate) fn purge_idle(files: &DurableFs, layout: &Layout, idle: Duration) -> 
     for algorithm in [Algorithm::Sha256, Algorithm::Sha512] {
         let folder = layout.own().join("incoming").join(algorithm.as_str());
         // Copies in progress have temporary names.
-        for entry in durable::list(volume, &folder)?.into_iter().flatten() {
+        for entry in files::list(volume, &folder)?.into_iter().flatten() {
             let path = folder.join(&entry.name);
             if is_idle(volume, std::slice::from_ref(&path), now, idle) {
                 absent(volume.remove_file(&path)).map_err(Error::io("remove", &path))?;
@@ -75,8 +71,8 @@ fn repositories_with_uploads(volume: &dyn Volume, layout: &Layout) -> Result<Vec
 /// The volume's own clock.
 fn volume_now(volume: &dyn Volume, layout: &Layout) -> Result<SystemTime> {
     let path = layout.own().join("clock");
-    durable::write_unsynced(volume, &path, b"")?;
-    durable::metadata(volume, &path)?
+    files::write_unsynced(volume, &path, b"")?;
+    files::metadata(volume, &path)?
         .and_then(|metadata| metadata.modified)
         .ok_or_else(|| Error::io("stat", &path)(std::io::ErrorKind::Unsupported.into()))
 }

@@ -1,4 +1,4 @@
-//! Writers that stand still for longer than their lock lives, and go on when somebody else took
+//! Writers that stall for longer than their lock lives, and go on when another writer took
 //! their place: nothing of theirs gets into what the other one commits.
 
 #![allow(

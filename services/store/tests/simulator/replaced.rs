@@ -186,7 +186,7 @@ fn at_each_moment(request: Request, is_sound: bool, other: Other) -> usize {
             scene.fs.start_trace();
             scene.interrupt(other, call);
             let asked = scene.ask(request).await;
-            let acted = !scene.fs.call_off();
+            let acted = !scene.fs.cancel_before_call();
             let trace = scene.fs.trace();
             stale += trace.iter().filter(|line| is_stale(line)).count();
             check(&scene, (request, other), &asked, acted)

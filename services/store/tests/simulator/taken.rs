@@ -9,7 +9,7 @@ use holdfast_store::{Error, Options, Store};
 use crate::program::World;
 
 #[tokio::test]
-async fn a_copy_that_somebody_went_on_with_says_so_at_its_next_write() {
+async fn a_copy_that_another_writer_continued_fails_at_its_next_write() {
     let faults = Faults {
         stale_ms: 1000,
         ..Faults::default()

@@ -413,7 +413,7 @@ impl Run<'_> {
                 model.violation(format!("{op:?} on replica {replica} found nothing"));
             }
         }
-        // As a thread of the replica does after the answer; sometimes nobody comes to it.
+        // As a thread of the replica does after the answer; sometimes it is not reached.
         if done && rng.chance(5_000) {
             let result = store.finish_deletes().await;
             self.succeeded(replica, &Op::Finish, &result);

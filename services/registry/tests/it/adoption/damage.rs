@@ -14,10 +14,11 @@ use holdfast_core::{
 };
 use holdfast_store::{
     Layout,
-    check::{self, Depth, Policy},
+    survey::{Depth, survey},
     volume::Disk,
 };
 use holdfast_testkit::image::Image;
+use holdfast_volume_tools::fsck::{self, Policy};
 
 use super::{
     content::{Client, image_of},
@@ -205,10 +206,10 @@ async fn statuses(client: &Client, paths: &BTreeMap<String, u16>) -> BTreeMap<St
 fn repair(root: &Path) {
     let disk = Disk::at(root);
     let later = SystemTime::now() + Duration::from_secs(30 * 86_400);
-    let found = check::survey(&disk, root, later, &Depth::Deep, &mut |_| ()).unwrap();
-    for finding in check::plan(&found, &Policy::default()) {
+    let found = survey(&disk, root, later, &Depth::Deep, &mut |_| ()).unwrap();
+    for finding in fsck::plan(&found, &Policy::default()) {
         if let Some(mend) = &finding.repair {
-            check::repair(&disk, root, mend).unwrap();
+            fsck::repair(&disk, root, mend).unwrap();
         }
     }
 }

@@ -10,10 +10,13 @@ use holdfast_core::{
 };
 use holdfast_registry::limits::JSON_DEPTH;
 use holdfast_store::{
-    Hasher, LockHolder, Store,
-    archive::{self, Bundle, TarReader, TarWriter, View},
-    check,
+    Hasher, LockHolder, Store, View,
+    survey::{Depth, survey},
     volume::Disk,
+};
+use holdfast_volume_tools::{
+    archive::{self, Bundle, TarReader, TarWriter},
+    fsck,
 };
 use serde_json::{Value, json};
 
@@ -196,7 +199,7 @@ async fn pull(from: &Registry, repo: &str, reference: &str) -> (String, String, 
 fn bundle(store: &Store, repo: &str, digest: &Digest) -> Bundle {
     let view = View::open(store.root()).unwrap();
     let repo = RepositoryName::parse(repo).unwrap();
-    Bundle::collect(&mut view.of(&repo), digest, &[])
+    Bundle::collect(&mut archive::in_repository(&view, &repo), digest, &[])
         .unwrap_or_else(|error| panic!("{digest}: {error}"))
 }
 
@@ -275,9 +278,9 @@ async fn what_a_push_takes_goes_through_a_second_registry() {
 /// Nothing that the check of a volume could find is wrong.
 fn assert_sound(store: &Store) {
     let (disk, root) = (Disk::at(store.root()), store.root());
-    let depth = check::Depth::Deep;
-    let found = check::survey(&disk, root, SystemTime::now(), &depth, &mut |_| ()).unwrap();
-    assert_eq!(check::plan(&found, &check::Policy::default()), []);
+    let depth = Depth::Deep;
+    let found = survey(&disk, root, SystemTime::now(), &depth, &mut |_| ()).unwrap();
+    assert_eq!(fsck::plan(&found, &fsck::Policy::default()), []);
 }
 
 /// A third registry with an import of an export of these images.
@@ -285,7 +288,7 @@ async fn import(from: &Store, repo: &str, names: &[(String, Digest)]) -> Registr
     let third = Setup::default().start().await;
     let view = View::open(from.root()).unwrap();
     let images = names.iter().map(|(name, digest)| {
-        let (found, at) = view.resolve(&format!("{repo}:{name}")).unwrap();
+        let (found, at) = archive::resolve(&view, &format!("{repo}:{name}")).unwrap();
         assert_eq!(at, *digest, "{name}");
         (found, bundle(from, repo, digest))
     });

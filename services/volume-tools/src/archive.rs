@@ -1,21 +1,22 @@
 //! Images out of a volume and into one, as OCI image layouts: a folder, or a tar file of it.
 //!
-//! Reading a volume for this changes nothing on it, so it works beside running registries
-//! ([`View`]). The content of an [`ArchiveReader`] is hostile until its digest was
-//! checked. It enters the store in the order of a copy from an upstream: verified contents first,
-//! the tag last.
+//! An export reads a [`View`](holdfast_store::View), which changes nothing on the volume, so it
+//! works beside running registries. The content of an [`ArchiveReader`] is hostile until its digest
+//! was checked. It enters the store in the order of a copy from an upstream: verified contents
+//! first, the tag last.
 
 mod bundle;
 mod export;
 mod import;
 mod names;
 mod reader;
+mod repository;
 mod tar;
-mod view;
 
 use std::io;
 
 use holdfast_core::digest::Digest;
+use holdfast_store::Hasher;
 
 pub use self::{
     bundle::{Bundle, Fetch},
@@ -23,7 +24,7 @@ pub use self::{
     import::{Counts, Plan, PlannedImage, import, plan, verify},
     names::{Name, local, original},
     reader::{ArchiveReader, FolderReader, TarReader},
-    view::View,
+    repository::{in_repository, resolve},
 };
 
 /// Result of an export or import.
@@ -34,7 +35,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The volume or the store failed.
     #[error(transparent)]
-    Store(#[from] crate::Error),
+    Store(#[from] holdfast_store::Error),
     /// The archive cannot be read.
     #[error("the archive cannot be read")]
     Read(#[source] io::Error),
@@ -70,14 +71,25 @@ pub enum Error {
 }
 
 impl Error {
-    pub(crate) fn refused(why: impl Into<String>) -> Self {
+    fn refused(why: impl Into<String>) -> Self {
         Self::Refused(why.into())
     }
 }
 
 /// Where a content lies in a layout.
-pub(crate) fn path_of(digest: &Digest) -> String {
+fn path_of(digest: &Digest) -> String {
     format!("blobs/{}/{}", digest.algorithm(), digest.hex())
+}
+
+/// The bytes of a manifest, if they hash to its name.
+fn verified(digest: &Digest, bytes: Vec<u8>) -> Result<Vec<u8>> {
+    if Hasher::digest(digest.algorithm(), &bytes) == *digest {
+        Ok(bytes)
+    } else {
+        Err(Error::Damaged {
+            digest: digest.clone(),
+        })
+    }
 }
 
 #[cfg(test)]

@@ -8,11 +8,15 @@ use std::{
     sync::Arc,
 };
 
+use holdfast_store::{
+    files,
+    volume::{Disk, Metadata, VolumeFile},
+};
+
 use super::{
     Error, Result,
     tar::{self, Header},
 };
-use crate::{check::tree, durable, volume::Disk};
 
 /// Most entries of an archive.
 const MAX_ENTRIES: usize = 200_000;
@@ -196,7 +200,7 @@ impl<R: Read + Seek> ArchiveReader for TarReader<R> {
 pub struct FolderReader {
     volume: Disk,
     root: PathBuf,
-    open: Option<(String, Arc<dyn crate::volume::VolumeFile>)>,
+    open: Option<(String, Arc<dyn VolumeFile>)>,
 }
 
 impl FolderReader {
@@ -212,22 +216,20 @@ impl FolderReader {
 
 impl ArchiveReader for FolderReader {
     fn size(&mut self, name: &str) -> Result<Option<u64>> {
-        let found = durable::metadata(&self.volume, &self.root.join(name))?;
-        Ok(found
-            .filter(crate::volume::Metadata::is_file)
-            .map(|found| found.len))
+        let found = files::metadata(&self.volume, &self.root.join(name))?;
+        Ok(found.filter(Metadata::is_file).map(|found| found.len))
     }
 
     fn read_at(&mut self, name: &str, offset: u64, limit: usize) -> Result<Vec<u8>> {
         if self.open.as_ref().is_none_or(|(open, _)| open != name) {
-            let file = durable::open_read(&self.volume, &self.root.join(name))?;
+            let file = files::open_read(&self.volume, &self.root.join(name))?;
             self.open = file.map(|file| (name.to_owned(), file));
         }
         let Some((_, file)) = &self.open else {
             return Ok(Vec::new());
         };
         let mut bytes = Vec::with_capacity(limit);
-        durable::read_some(&**file, &mut bytes, offset).map_err(Error::Read)?;
+        files::read_some(&**file, &mut bytes, offset).map_err(Error::Read)?;
         Ok(bytes)
     }
 
@@ -238,6 +240,6 @@ impl ArchiveReader for FolderReader {
                 "{name} is larger than the {limit} bytes that are taken"
             )));
         }
-        Ok(tree::read(&self.volume, &path, limit)?)
+        Ok(files::read(&self.volume, &path, limit)?)
     }
 }

@@ -1,4 +1,4 @@
-//! Damages on a real volume, as a table: what is found, and what is mended.
+//! Damages on a real volume, as a table: what is found, and what is repaired.
 
 use std::{collections::BTreeMap, fs, path::Path, time::SystemTime};
 
@@ -8,8 +8,13 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
+use holdfast_store::{
+    Hasher, Layout, Options, Store,
+    survey::{Depth, survey},
+    volume::Disk,
+};
+
 use super::*;
-use crate::{Hasher, Layout, Options, Store, volume::Disk};
 
 /// A volume with `team/app:1`, one image of one layer, and `team/app:2` beside it.
 struct Volume {
@@ -73,8 +78,8 @@ impl Volume {
         Tag::parse("1").unwrap()
     }
 
-    /// Looks at it as if so much time had passed.
-    fn look(&self, later: Duration, depth: &Depth) -> Vec<Finding> {
+    /// Checks it as if this time had passed.
+    fn check(&self, later: Duration, depth: &Depth) -> Vec<Finding> {
         let disk = Disk::at(self.root());
         let found = survey(
             &disk,
@@ -276,7 +281,7 @@ const CASES: &[Case] = &[
         false,
     ),
     (
-        "manifest that was deleted, with a tag that nobody came to",
+        "manifest that was deleted, with a tag that is not removed yet",
         |v| {
             let link = v.layout.revision_link(&v.repo, &v.manifest);
             fs::rename(link, tombstone(v).join("team+app")).unwrap();
@@ -357,7 +362,7 @@ const CASES: &[Case] = &[
                 "x",
             );
         },
-        // Eight days later nobody continues it.
+        // After eight days it is abandoned.
         &[(Kind::Abandoned, true)],
         false,
     ),
@@ -430,44 +435,44 @@ const CASES: &[Case] = &[
 ];
 
 #[tokio::test]
-async fn every_damage_is_found_and_mended_where_one_answer_is_certain() {
+async fn every_damage_is_found_and_repaired_where_one_repair_is_certain() {
     for (name, damage, expect, deep) in CASES {
         let volume = volume().await;
         let disk = Disk::at(volume.root());
         damage(&volume);
         let later = DAY * 8;
-        let quick = volume.look(later, &Depth::Quick);
+        let quick = volume.check(later, &Depth::Quick);
         if *deep {
             assert_eq!(quick, [], "{name}: only the bytes tell");
         }
         let before = volume.files();
         let depth = if *deep { Depth::Deep } else { Depth::Quick };
-        let findings = volume.look(later, &depth);
+        let findings = volume.check(later, &depth);
         let found: Vec<_> = findings
             .iter()
             .map(|finding| (finding.kind, finding.repair.is_some()))
             .collect();
         assert_eq!(found, *expect, "{name}: {findings:#?}");
-        assert_eq!(volume.files(), before, "{name}: a look changes nothing");
-        for mend in findings
+        assert_eq!(volume.files(), before, "{name}: a survey changes nothing");
+        for needed in findings
             .iter()
             .filter_map(|finding| finding.repair.as_ref())
         {
             assert_eq!(
-                repair(&disk, volume.root(), mend).unwrap(),
+                repair(&disk, volume.root(), needed).unwrap(),
                 Outcome::Repaired,
-                "{name}: {mend}"
+                "{name}: {needed}"
             );
             assert_eq!(
-                repair(&disk, volume.root(), mend).unwrap(),
+                repair(&disk, volume.root(), needed).unwrap(),
                 Outcome::Resolved,
-                "{name}: {mend}"
+                "{name}: {needed}"
             );
         }
-        let left = volume.look(later, &Depth::Deep);
+        let left = volume.check(later, &Depth::Deep);
         assert!(
             left.iter().all(|finding| finding.repair.is_none()),
-            "{name}: a second run has nothing to mend: {left:#?}"
+            "{name}: a second run has nothing to repair: {left:#?}"
         );
     }
 }
@@ -478,16 +483,16 @@ async fn sound_content_is_given_back_from_the_quarantine() {
     for digest in [&volume.layer, &volume.manifest] {
         move_aside(&volume, digest);
     }
-    let findings = volume.look(DAY, &Depth::Quick);
+    let findings = volume.check(DAY, &Depth::Quick);
     let disk = Disk::at(volume.root());
-    for mend in findings.iter().filter_map(|it| it.repair.as_ref()) {
-        repair(&disk, volume.root(), mend).unwrap();
+    for needed in findings.iter().filter_map(|it| it.repair.as_ref()) {
+        repair(&disk, volume.root(), needed).unwrap();
     }
-    assert_eq!(volume.look(DAY, &Depth::Deep), []);
+    assert_eq!(volume.check(DAY, &Depth::Deep), []);
     assert!(!volume.layout.quarantine(&volume.layer, "unique").exists());
 }
 
-// Between the look and the repair somebody deletes the manifest, or the tag. The folder of the
+// Between survey and repair a client deletes the manifest, or the tag. The folder of the
 // delete is there a moment before the link is in it.
 #[tokio::test]
 async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
@@ -516,7 +521,7 @@ async fn a_repair_brings_nothing_back_that_was_deleted_meanwhile() {
     ] {
         let volume = volume().await;
         write(&damaged(&volume), "");
-        let findings = volume.look(DAY * 8, &Depth::Quick);
+        let findings = volume.check(DAY * 8, &Depth::Quick);
         let repairs: Vec<_> = findings
             .iter()
             .filter_map(|it| it.repair.as_ref())

@@ -12,11 +12,15 @@ use holdfast_core::{
     oci::{MANIFEST_BYTES, Platform},
     reference::{RepositoryName, Tag},
 };
+use holdfast_store::{
+    Hasher, LockHolder, Options, Store, View,
+    survey::{Depth, survey},
+    volume::Disk,
+};
 
 mod hostile;
 
 use super::*;
-use crate::{Hasher, LockHolder, Options, Store};
 
 fn sha256(bytes: &[u8]) -> Digest {
     Hasher::digest(Algorithm::Sha256, bytes)
@@ -128,8 +132,12 @@ fn bundles(root: &Path, names: &[&str], platforms: &[&str]) -> Result<Vec<(Name,
     names
         .iter()
         .map(|text| {
-            let (name, digest) = view.resolve(text)?;
-            let bundle = Bundle::collect(&mut view.of(&name.repository), &digest, &platforms)?;
+            let (name, digest) = resolve(&view, text)?;
+            let bundle = Bundle::collect(
+                &mut in_repository(&view, &name.repository),
+                &digest,
+                &platforms,
+            )?;
             Ok((name, bundle))
         })
         .collect()
@@ -206,17 +214,10 @@ async fn images_come_back_byte_for_byte_through_a_tar_file_and_through_a_folder(
         let repo: RepositoryName = "docker.io/library/multi".parse().unwrap();
         assert!(store.has_manifest(&repo, &digest).await.unwrap());
         let findings = {
-            let disk = crate::volume::Disk::at(to.path());
+            let disk = Disk::at(to.path());
             let later = std::time::SystemTime::now() + std::time::Duration::from_secs(30 * 86_400);
-            let found = crate::check::survey(
-                &disk,
-                to.path(),
-                later,
-                &crate::check::Depth::Deep,
-                &mut |_| (),
-            )
-            .unwrap();
-            crate::check::plan(&found, &crate::check::Policy::default())
+            let found = survey(&disk, to.path(), later, &Depth::Deep, &mut |_| ()).unwrap();
+            crate::fsck::plan(&found, &crate::fsck::Policy::default())
         };
         assert_eq!(findings, [], "{way}: a clean volume");
     }
@@ -268,7 +269,7 @@ async fn what_is_not_there_or_damaged_does_not_go_out() {
 }
 
 #[tokio::test]
-async fn an_import_goes_on_where_another_ended_and_heals_what_is_damaged() {
+async fn an_import_continues_where_another_ended_and_replaces_what_is_damaged() {
     let (_dir, store) = store().await;
     let parts = image(&vec![9; 700_000], "amd64");
     let from = tempfile::tempdir().unwrap();
@@ -306,7 +307,7 @@ async fn an_import_needs_nothing_of_what_others_left() {
         put(&origin, "team/app", Some("1"), &parts).await;
     }
     let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
-    // Wrong bytes of somebody else's attempt, fewer and more than the content has.
+    // Wrong bytes of another attempt, fewer and more than the content has.
     for left in [300_000, 900_000] {
         let (_dir, store) = store().await;
         let mut wrong = store.ingest_blob(&parts[2].0).await.unwrap();

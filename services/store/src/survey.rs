@@ -2,6 +2,7 @@
 //! the volume at one place is a finding and does not end the survey. Links are read before the
 //! contents they name, so that a write under way never looks broken.
 
+mod inventory;
 mod own;
 
 use std::{
@@ -17,24 +18,22 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use super::{
-    inventory::{
-        Blob, Content, Inventory, Link, Oddity, Pending, Repository, TagFolder, Tombstone,
-    },
-    tree::{self, Entry},
-};
-use crate::{
-    Error, Layout, Result, UploadId, deletes, durable, layout,
-    volume::{Kind, Volume},
+pub use inventory::{
+    Blob, Content, Inventory, Link, Oddity, Pending, Repository, TagFolder, Tombstone,
 };
 
-/// Longest name of a repository: deeper folders belong to none.
-const MAX_NAME_BYTES: usize = 255;
+use crate::{
+    Error, Layout, Result, UploadId, deletes,
+    error::absent,
+    files, layout,
+    repositories::{self, MAX_NAME_BYTES},
+    volume::{Kind, Volume},
+};
 
 /// Longest link that is read; a digest of any known algorithm is shorter.
 const MAX_LINK_BYTES: u64 = 256;
 
-/// Which contents are hashed, beyond manifests and what looks wrong.
+/// Which blobs are hashed, beyond manifests and what looks wrong.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Depth {
     /// None.
@@ -45,14 +44,14 @@ pub enum Depth {
     Deep,
 }
 
-/// How far a look is.
+/// How far a survey is.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
-    /// Looks at this repository.
+    /// Reads this repository.
     Repository(&'a str),
-    /// Looks at the names of the contents.
+    /// Lists the blobs.
     Contents,
-    /// Hashes contents; starts again for those of the quarantine.
+    /// Hashes blobs; starts again for those of the quarantine.
     Hashing {
         /// Bytes so far.
         done: u64,
@@ -61,7 +60,7 @@ pub enum Progress<'a> {
     },
 }
 
-/// Looks at the volume below `root`; ages are counted back from `now`.
+/// Surveys the volume below `root`; ages are counted back from `now`.
 ///
 /// # Errors
 /// Only when there is no volume of ours or of distribution at all: [`Error::Io`] with "not found".
@@ -120,11 +119,7 @@ impl Survey<'_> {
                 } else if entry.name.starts_with('_') {
                     own.push(entry.name);
                 } else {
-                    let name = if name.is_empty() {
-                        entry.name
-                    } else {
-                        format!("{name}/{}", entry.name)
-                    };
+                    let name = repositories::join(&name, &entry.name);
                     if name.len() <= MAX_NAME_BYTES {
                         pending.push((path, name));
                     } else {
@@ -233,7 +228,7 @@ impl Survey<'_> {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
-            match tree::read(self.volume, &path, MAX_LINK_BYTES) {
+            match files::read(self.volume, &path, MAX_LINK_BYTES) {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
                     let text = String::from_utf8(bytes).unwrap_or_else(|_| "?".to_owned());
@@ -362,7 +357,7 @@ impl Survey<'_> {
                 self.odd(&path, Oddity::Foreign);
                 continue;
             }
-            match durable::metadata(self.volume, &path) {
+            match files::metadata(self.volume, &path) {
                 Ok(Some(metadata)) => {
                     let blob = Blob {
                         size: metadata.len,
@@ -397,7 +392,7 @@ impl Survey<'_> {
                 continue;
             }
             let path = self.layout.blob(&digest);
-            match tree::read(self.volume, &path, MANIFEST_BYTES) {
+            match files::read(self.volume, &path, MANIFEST_BYTES) {
                 Ok(None) => {}
                 Ok(Some(bytes)) => {
                     self.found.hashed_bytes += bytes.len() as u64;
@@ -458,7 +453,7 @@ impl Survey<'_> {
         let mut done = 0;
         for digest in suspects {
             let path = self.layout.blob(&digest);
-            let hashed = tree::hash(self.volume, &path, digest.algorithm(), |bytes| {
+            let hashed = files::hash(self.volume, &path, digest.algorithm(), |bytes| {
                 done += bytes;
                 progress(Progress::Hashing { done, total });
             });
@@ -492,7 +487,7 @@ impl Survey<'_> {
     }
 
     fn entries_but(&mut self, folder: &Path, is_left: fn(&str) -> bool) -> Vec<Entry> {
-        let all = match tree::list(self.volume, folder) {
+        let all = match list(self.volume, folder) {
             Ok(all) => all,
             Err(error) => {
                 self.unreadable(folder, &error);
@@ -550,6 +545,33 @@ impl Survey<'_> {
     fn size(&self, path: &Path) -> u64 {
         self.volume.metadata(path).map_or(0, |found| found.len)
     }
+}
+
+/// A name in a folder.
+#[derive(Clone, Debug)]
+struct Entry {
+    /// The name; what is no UTF-8 is replaced, and `is_text` is false.
+    name: String,
+    /// Whether the name is text.
+    is_text: bool,
+    /// What it stands for.
+    kind: Kind,
+}
+
+/// The names in a folder, sorted; none if it is absent.
+fn list(volume: &dyn Volume, folder: &Path) -> Result<Vec<Entry>> {
+    let entries = absent(volume.list(folder)).map_err(Error::io("list", folder))?;
+    let mut found: Vec<_> = entries
+        .into_iter()
+        .flatten()
+        .map(|entry| Entry {
+            is_text: entry.name.to_str().is_some(),
+            name: entry.name.to_string_lossy().into_owned(),
+            kind: entry.kind,
+        })
+        .collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
 }
 
 fn is_partial(entry: &str, name: &OsStr) -> bool {

@@ -2,7 +2,8 @@
 
 use holdfast_core::digest::Digest;
 
-use super::{super::inventory::Pending, Progress, Survey, tree};
+use super::{Pending, Progress, Survey};
+use crate::files;
 
 impl Survey<'_> {
     /// Partial copies and what lies in the quarantine.
@@ -20,7 +21,7 @@ impl Survey<'_> {
                         self.found.quarantined.1 += size;
                         if let Some(digest) = digest_of(&algorithm.name, &entry.name) {
                             let path = self.relative(&path);
-                            self.found.sound_aside.push((digest, path));
+                            self.found.restorable.push((digest, path));
                         }
                     } else {
                         self.found.pending.push(Pending {
@@ -39,7 +40,7 @@ impl Survey<'_> {
     /// Keeps of the quarantine what is sound, wanted and missing in its place: a registry that is
     /// killed between two steps can leave it there. Nothing else in the quarantine is read.
     pub(super) fn quarantined(&mut self, progress: &mut dyn FnMut(Progress<'_>)) {
-        let mut missing = std::mem::take(&mut self.found.sound_aside);
+        let mut missing = std::mem::take(&mut self.found.restorable);
         let wanted = self.found.wanted();
         missing.retain(|(digest, _)| wanted.contains(digest) && !self.found.holds(digest));
         let sizes = missing
@@ -48,7 +49,7 @@ impl Survey<'_> {
         let (mut done, total) = (0, sizes.sum());
         for (digest, path) in missing {
             let full = self.root.join(&path);
-            let hashed = tree::hash(self.volume, &full, digest.algorithm(), |bytes| {
+            let hashed = files::hash(self.volume, &full, digest.algorithm(), |bytes| {
                 done += bytes;
                 progress(Progress::Hashing { done, total });
             });
@@ -56,7 +57,7 @@ impl Survey<'_> {
                 Ok(Some((size, actual))) => {
                     self.found.hashed_bytes += size;
                     if actual == digest {
-                        self.found.sound_aside.push((digest, path));
+                        self.found.restorable.push((digest, path));
                     }
                 }
                 Ok(None) => {}

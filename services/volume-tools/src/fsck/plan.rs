@@ -12,11 +12,12 @@ use holdfast_core::{
     reference::{RepositoryName, Tag},
 };
 
-use super::{
-    Finding, Kind, Policy, Repair,
-    inventory::{Content, Inventory, Link, Oddity, Repository, TagFolder},
+use holdfast_store::{
+    Layout,
+    survey::{Content, Inventory, Link, Oddity, Repository, TagFolder},
 };
-use crate::Layout;
+
+use super::{Finding, Kind, Policy, Repair};
 
 /// What is wrong with a volume, harmful things first.
 pub fn plan(inventory: &Inventory, policy: &Policy) -> Vec<Finding> {
@@ -96,8 +97,8 @@ impl Plan<'_> {
     }
 
     fn quarantined(&mut self) {
-        for (digest, path) in &self.inventory.sound_aside {
-            let repair = Repair::GiveBack {
+        for (digest, path) in &self.inventory.restorable {
+            let repair = Repair::Restore {
                 digest: digest.clone(),
                 path: path.clone(),
             };
@@ -158,7 +159,8 @@ impl Plan<'_> {
                     tombstone.path.clone(),
                     tombstone.repository.as_ref(),
                     Some(&tombstone.digest),
-                    "the manifest was deleted and tags may still name it, unseen: a registry removes them when it starts, and every hour",
+                    "the manifest was deleted and tags may still name it, unseen: a registry \
+                     removes them when it starts, and every hour",
                     None,
                 );
             }
@@ -170,7 +172,9 @@ impl Plan<'_> {
             let (kind, meaning, repair) = match oddity {
                 Oddity::Symlink => (
                     Kind::Symlink,
-                    "a symbolic link or a special file: it is not followed, and what lies behind it is not served".to_owned(),
+                    "a symbolic link or a special file: it is not followed, and what lies behind \
+                     it is not served"
+                        .to_owned(),
                     None,
                 ),
                 Oddity::Foreign => (
@@ -178,11 +182,9 @@ impl Plan<'_> {
                     "it does not belong to the layout and is not served".to_owned(),
                     None,
                 ),
-                Oddity::Unreadable(cause) => (
-                    Kind::Unreadable,
-                    format!("the volume says: {cause}"),
-                    None,
-                ),
+                Oddity::Unreadable(cause) => {
+                    (Kind::Unreadable, format!("the volume says: {cause}"), None)
+                }
                 Oddity::Temporary(age) if *age >= self.policy.in_flight => (
                     Kind::Leftover,
                     "left by a write that did not end; nothing reads it".to_owned(),
@@ -265,11 +267,13 @@ impl<'b> Within<'_, 'b> {
                 };
                 let meaning = if whole {
                     format!(
-                        "the link {state}: the {what} {digest} is not served from here, though its bytes are there"
+                        "the link {state}: the {what} {digest} is not served from here, though \
+                         its bytes are there"
                     )
                 } else {
                     format!(
-                        "the link {state}, and the bytes of {digest} are not there either: copy or push the image again"
+                        "the link {state}, and the bytes of {digest} are not there either: copy \
+                         or push the image again"
                     )
                 };
                 self.push(Kind::DamagedLink, path, Some(digest), meaning, repair);
@@ -283,10 +287,11 @@ impl<'b> Within<'_, 'b> {
             }
             Link::Names(target) => {
                 if !self.plan.inventory.blobs.contains_key(target)
-                    && !self.plan.inventory.is_aside(target)
+                    && !self.plan.inventory.is_restorable(target)
                 {
                     let meaning = format!(
-                        "the bytes of the {what} {target} are not there: copy or push the image again"
+                        "the bytes of the {what} {target} are not there: copy or push the image \
+                         again"
                     );
                     self.push(Kind::MissingContent, path, Some(target), meaning, None);
                 }
@@ -300,7 +305,8 @@ impl<'b> Within<'_, 'b> {
             Read::Nothing => return,
             Read::NoManifest => {
                 let path = self.plan.layout.revision_link(self.name, digest);
-                let meaning = "the content is no image manifest and no index: it is served as it is, and no runtime takes it";
+                let meaning = "the content is no image manifest and no index: it is served as it \
+                 is, and no runtime takes it";
                 self.push(Kind::NotAManifest, path, Some(digest), meaning, None);
                 return;
             }
@@ -329,7 +335,8 @@ impl<'b> Within<'_, 'b> {
                 only_with: vec![self.plan.layout.revision_link(self.name, digest)],
             };
             let meaning = format!(
-                "{digest} is attached to {subject}, and the list of what is attached does not show it"
+                "{digest} is attached to {subject}, and the list of what is attached does not \
+                 show it"
             );
             self.push(
                 Kind::UnlistedReferrer,
@@ -358,12 +365,13 @@ impl<'b> Within<'_, 'b> {
 
     fn unlinked(&mut self, manifest: &Digest, part: &Digest) {
         let path = self.plan.layout.layer_link(self.name, part);
-        if self.plan.inventory.is_aside(part) {
+        if self.plan.inventory.is_restorable(part) {
             return;
         }
         if !self.plan.inventory.holds(part) {
             let meaning = format!(
-                "the manifest {manifest} needs {part}, whose bytes are not there: copy or push the image again"
+                "the manifest {manifest} needs {part}, whose bytes are not there: copy or push \
+                 the image again"
             );
             self.push(Kind::MissingContent, path, Some(part), meaning, None);
             return;
@@ -372,14 +380,16 @@ impl<'b> Within<'_, 'b> {
         let (meaning, repair) = if self.repository.has_layers {
             (
                 format!(
-                    "the manifest {manifest} needs {part}, which was deleted from this repository: delete the manifest, or push the image again"
+                    "the manifest {manifest} needs {part}, which was deleted from this \
+                     repository: delete the manifest, or push the image again"
                 ),
                 None,
             )
         } else {
             (
                 format!(
-                    "the manifest {manifest} needs {part}, and the repository has lost all its links to blobs"
+                    "the manifest {manifest} needs {part}, and the repository has lost all its \
+                     links to blobs"
                 ),
                 Some(Repair::WriteLink {
                     path: path.clone(),
@@ -398,7 +408,8 @@ impl<'b> Within<'_, 'b> {
         if blob.content == Content::Sound && blob.size != expected {
             let path = self.plan.layout.revision_link(self.name, manifest);
             let meaning = format!(
-                "the manifest says that {part} has {expected} bytes, it has {}, and they are sound: runtimes refuse the image",
+                "the manifest says that {part} has {expected} bytes, it has {}, and they are \
+                 sound: runtimes refuse the image",
                 blob.size
             );
             self.push(Kind::WrongSize, path, Some(manifest), meaning, None);
@@ -454,7 +465,8 @@ impl<'b> Within<'_, 'b> {
                     let path = self.plan.layout.tag(self.name, tag);
                     let repair = Repair::RemoveTag { path: path.clone() };
                     let meaning = format!(
-                        "the tag {tag} was being written or deleted and is not there; distribution lists it nevertheless"
+                        "the tag {tag} was being written or deleted and is not there; \
+                         distribution lists it nevertheless"
                     );
                     self.push(Kind::UnfinishedTag, path, None, meaning, Some(repair));
                 }
@@ -465,7 +477,8 @@ impl<'b> Within<'_, 'b> {
                     // Its delete is under way, or reported as one that did not end.
                 } else if !self.has_manifest(digest) {
                     let meaning = format!(
-                        "the tag {tag} names {digest}, which the repository does not have: copy or push the image again, or delete the tag"
+                        "the tag {tag} names {digest}, which the repository does not have: copy \
+                         or push the image again, or delete the tag"
                     );
                     self.push(Kind::DanglingTag, link, Some(digest), meaning, None);
                 } else if !folder.index.contains_key(digest) {
@@ -477,7 +490,8 @@ impl<'b> Within<'_, 'b> {
                         only_with: vec![link, revision],
                     };
                     let meaning = format!(
-                        "the history of the tag {tag} lacks the manifest it names: tools that go by histories do not find it"
+                        "the history of the tag {tag} lacks the manifest it names: tools that go \
+                         by histories do not find it"
                     );
                     self.push(Kind::TagHistory, path, Some(digest), meaning, Some(repair));
                 }
@@ -494,7 +508,8 @@ impl<'b> Within<'_, 'b> {
         let (meaning, repair) = match known.as_slice() {
             [] => (
                 format!(
-                    "the tag {tag} names nothing, and its history no manifest that is there: copy or push the image again"
+                    "the tag {tag} names nothing, and its history no manifest that is there: \
+                     copy or push the image again"
                 ),
                 None,
             ),
@@ -566,9 +581,9 @@ impl<'b> Within<'_, 'b> {
     fn has_manifest(&self, digest: &Digest) -> bool {
         match self.repository.revisions.get(digest) {
             Some(Link::Names(target)) if target.algorithm() != digest.algorithm() => {
-                self.plan.inventory.holds_or_has_aside(target)
+                self.plan.inventory.holds_or_can_restore(target)
             }
-            Some(_) => self.plan.inventory.holds_or_has_aside(digest),
+            Some(_) => self.plan.inventory.holds_or_can_restore(digest),
             None => false,
         }
     }

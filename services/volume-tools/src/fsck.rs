@@ -1,30 +1,30 @@
 //! The check of a whole volume: what is damaged, what it means, and what can be repaired because
 //! only one answer is possible.
 //!
-//! Three steps that do not know of each other: [`survey`] reads the tree into an [`Inventory`] and
-//! changes nothing, [`plan`] is a pure function from that to findings, [`repair`] carries one of
-//! them out and looks again before it touches anything. Works beside running registries: what is
-//! young may be under way and is no finding, and [`confirm`] keeps only what two surveys agree on.
+//! Three steps that do not know of each other: the store's survey reads the volume into an
+//! inventory and changes nothing, [`plan`] is a pure function from that to findings, [`repair`]
+//! carries one of them out and checks again before it changes anything. Works beside running
+//! registries: what is young may be under way and is no finding, and [`confirm`] keeps only what
+//! two surveys agree on.
 //!
 //! Destroys nothing: damaged content is moved aside, and only leftovers of writes that were never
 //! acknowledged are removed.
 
-mod inventory;
 mod plan;
-mod repair;
-mod survey;
-pub(crate) mod tree;
+mod totals;
 
-use std::{collections::BTreeSet, fmt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use holdfast_core::{digest::Digest, reference::RepositoryName};
+use holdfast_store::{Maintenance, Result, volume::Volume};
 
-pub use self::{
-    inventory::{Content, Inventory, Totals},
-    plan::plan,
-    repair::{Outcome, repair},
-    survey::{Depth, Progress, survey},
-};
+pub use self::{plan::plan, totals::Totals};
 
 /// The ages from which leftovers count as abandoned.
 #[derive(Clone, Copy, Debug)]
@@ -186,7 +186,7 @@ pub enum Repair {
         digest: Digest,
     },
     /// Moves sound content from the quarantine to its place.
-    GiveBack {
+    Restore {
         /// The content.
         digest: Digest,
         /// The file in the quarantine.
@@ -221,7 +221,7 @@ impl fmt::Display for Repair {
             Self::Quarantine { .. } => f.write_str(
                 "moves the bytes to the quarantine, so that they are copied or pushed again",
             ),
-            Self::GiveBack { .. } => f.write_str("moves the sound bytes back to their place"),
+            Self::Restore { .. } => f.write_str("moves the sound bytes back to their place"),
             Self::RemoveFile { .. } => f.write_str("removes the file"),
             Self::RemoveTag { .. } => f.write_str("removes the tag's folder"),
             Self::RemoveUpload { .. } => f.write_str("removes the upload"),
@@ -230,6 +230,45 @@ impl fmt::Display for Repair {
             }
         }
     }
+}
+
+/// What became of a repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Repaired,
+    /// It was not needed any more.
+    Resolved,
+}
+
+/// Repairs one finding on the volume below `root`.
+///
+/// # Errors
+/// The volume fails; the finding remains.
+pub fn repair(
+    volume: &(impl Volume + Clone + 'static),
+    root: &Path,
+    repair: &Repair,
+) -> Result<Outcome> {
+    let maintenance = Maintenance::new(Arc::new(volume.clone()), root);
+    let is_done = match repair {
+        Repair::WriteLink {
+            path,
+            digest,
+            only_with,
+        } => maintenance.write_link(path, digest, only_with),
+        Repair::Quarantine { digest } => maintenance.quarantine(digest),
+        Repair::Restore { digest, path } => maintenance.restore(digest, path),
+        Repair::RemoveFile { path } => maintenance.remove_file(path),
+        Repair::RemoveTag { path } => maintenance.remove_tag(path),
+        Repair::RemoveUpload { path } => maintenance.remove_upload(path),
+        Repair::WriteStart { path } => maintenance.write_start(path),
+    };
+    Ok(if is_done? {
+        Outcome::Repaired
+    } else {
+        Outcome::Resolved
+    })
 }
 
 /// The findings of `first` that `second`, planned from a later survey, has too: what changed in

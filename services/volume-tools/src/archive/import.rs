@@ -1,7 +1,6 @@
-//! Images into a store. First the whole archive is read as far as it says what it holds, and
-//! refused if that does not fit together; then contents go in, each visible only when its digest
-//! was checked; then manifests, children first; the tag last. What is there already is not sent
-//! again.
+//! Images into a store. First the import reads what the archive lists, and refuses the archive if
+//! that does not fit together. Then it writes blobs, each visible only when its digest was checked;
+//! then manifests, children first; the tag last. What is there already is not written again.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -10,10 +9,10 @@ use holdfast_core::{
     digest::Digest,
     oci::{MANIFEST_BYTES, Platform},
 };
+use holdfast_store::{Hasher, Lock, LockAttempt, LockHolder, READ_CHUNK_BYTES, Store};
 use serde::Deserialize;
 
-use super::{ArchiveReader, Bundle, Error, Fetch, Name, Result, names, path_of};
-use crate::{Hasher, LockAttempt, LockHolder, READ_CHUNK_BYTES, Store};
+use super::{ArchiveReader, Bundle, Error, Fetch, Name, Result, names, path_of, verified};
 
 /// How long the import waits for another copy of the same content.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -128,7 +127,8 @@ fn refuse_other_formats(source: &mut dyn ArchiveReader) -> Result<()> {
         let docker =
             source.size("manifest.json")?.is_some() || source.size("repositories")?.is_some();
         return Err(Error::refused(if docker {
-            "it is an archive of `docker save` in the old format; make an image layout of it with `skopeo copy docker-archive:FILE oci-archive:NEW`"
+            "it is an archive of `docker save` in the old format; make an image layout of it \
+             with `skopeo copy docker-archive:FILE oci-archive:NEW`"
         } else {
             "it has no file oci-layout, so it is no OCI image layout (or is truncated)"
         }));
@@ -161,11 +161,13 @@ fn name_of(entry: &Entry, rename: Option<&str>) -> Result<Name> {
         Some(text) if text.contains(['/', ':', '@']) => names::incoming(text)
             .ok_or_else(|| Error::refused(format!("{text} in index.json is no name of an image"))),
         Some(text) => Err(Error::refused(format!(
-            "its index.json gives the image {} only the tag {text:?}; say where it goes with --name REPOSITORY:TAG",
+            "its index.json gives the image {} only the tag {text:?}; say where it goes with \
+             --name REPOSITORY:TAG",
             entry.digest
         ))),
         None => Err(Error::refused(format!(
-            "its index.json gives the image {} no name; say where it goes with --name REPOSITORY:TAG",
+            "its index.json gives the image {} no name; say where it goes with --name \
+             REPOSITORY:TAG",
             entry.digest
         ))),
     }
@@ -177,16 +179,8 @@ struct InArchive<'a> {
 
 impl Fetch for InArchive<'_> {
     fn manifest(&mut self, digest: &Digest) -> Result<Option<Vec<u8>>> {
-        let Some(bytes) = self.source.read(&path_of(digest), MANIFEST_BYTES)? else {
-            return Ok(None);
-        };
-        if Hasher::digest(digest.algorithm(), &bytes) == *digest {
-            Ok(Some(bytes))
-        } else {
-            Err(Error::Damaged {
-                digest: digest.clone(),
-            })
-        }
+        let bytes = self.source.read(&path_of(digest), MANIFEST_BYTES)?;
+        bytes.map(|bytes| verified(digest, bytes)).transpose()
     }
 
     fn size(&mut self, digest: &Digest) -> Result<Option<u64>> {
@@ -299,10 +293,9 @@ async fn blob(
         }
         match incoming.commit().await {
             Ok(_) => return Ok(true),
-            // What an earlier attempt left may be anybody's bytes: the archive's own are tried
-            // alone.
-            Err(crate::Error::DigestMismatch { .. }) if kept > 0 => {}
-            Err(crate::Error::DigestMismatch { expected, .. }) => {
+            // The bytes that an earlier attempt left may be wrong: try those of the archive alone.
+            Err(holdfast_store::Error::DigestMismatch { .. }) if kept > 0 => {}
+            Err(holdfast_store::Error::DigestMismatch { expected, .. }) => {
                 return Err(Error::Damaged { digest: expected });
             }
             Err(error) => return Err(error.into()),
@@ -316,7 +309,7 @@ async fn claim(
     owner: &LockHolder,
     digest: &Digest,
     size: u64,
-) -> Result<Option<crate::Lock>> {
+) -> Result<Option<Lock>> {
     let lock = format!("blob-{}-{}", digest.algorithm(), digest.hex());
     let mut waited = Duration::ZERO;
     loop {
@@ -331,7 +324,7 @@ async fn claim(
                     digest: digest.clone(),
                 });
             }
-            Ok(None) | Err(crate::Error::Corrupt { .. }) => {}
+            Ok(None) | Err(holdfast_store::Error::Corrupt { .. }) => {}
             Err(error) => return Err(error.into()),
         }
         match store.try_lock(&lock, owner).await? {
@@ -340,7 +333,7 @@ async fn claim(
                 tokio::time::sleep(LOCK_POLL_INTERVAL).await;
                 waited += LOCK_POLL_INTERVAL;
             }
-            LockAttempt::Contended(_) => return Err(crate::Error::Busy.into()),
+            LockAttempt::Contended(_) => return Err(holdfast_store::Error::Busy.into()),
         }
     }
 }

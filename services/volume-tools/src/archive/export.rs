@@ -9,14 +9,13 @@ use std::{
 };
 
 use holdfast_core::{digest::Digest, oci::ManifestType};
+use holdfast_store::{
+    View, files,
+    volume::{Disk, Volume as _, VolumeFile},
+};
 use serde_json::json;
 
-use super::{Bundle, Error, Name, Result, View, names, path_of, tar};
-use crate::{
-    check::tree,
-    durable,
-    volume::{Disk, Volume, VolumeFile},
-};
+use super::{Bundle, Error, Name, Result, names, path_of, repository, tar};
 
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -63,7 +62,7 @@ pub fn export(
             continue;
         }
         target.begin(&path_of(digest), size)?;
-        view.stream(digest, |bytes| {
+        repository::stream(view, digest, |bytes| {
             target.write(bytes)?;
             progress(bytes.len() as u64);
             Ok(())
@@ -197,7 +196,7 @@ impl FolderWriter {
     /// Writes below `root`, which is made if it is missing.
     pub fn new(root: &Path) -> Result<Self> {
         let volume = Disk::at(root);
-        durable::create_dir_unsynced(&volume, root)?;
+        files::create_dir_unsynced(&volume, root)?;
         Ok(Self {
             volume,
             root: root.to_owned(),
@@ -209,18 +208,18 @@ impl FolderWriter {
 impl ArchiveWriter for FolderWriter {
     fn has(&mut self, digest: &Digest, size: u64) -> Result<bool> {
         let path = self.root.join(path_of(digest));
-        let found = durable::metadata(&self.volume, &path)?;
+        let found = files::metadata(&self.volume, &path)?;
         if found.is_none_or(|found| found.len != size) {
             return Ok(false);
         }
-        let hashed = tree::hash(&self.volume, &path, digest.algorithm(), |_| ())?;
+        let hashed = files::hash(&self.volume, &path, digest.algorithm(), |_| ())?;
         Ok(hashed.is_some_and(|(_, actual)| actual == *digest))
     }
 
     fn begin(&mut self, name: &str, _size: u64) -> Result<()> {
         let path = self.root.join(name);
-        durable::create_dir_unsynced(&self.volume, durable::parent(&path)?)?;
-        let temporary = durable::temporary(&path);
+        files::create_dir_unsynced(&self.volume, path.parent().unwrap_or(&self.root))?;
+        let temporary = files::temporary(&path);
         let file = self.volume.create_new(&temporary).map_err(Error::Write)?;
         self.open = Some(Open {
             file,

@@ -115,7 +115,7 @@ impl Collecting<'_> {
             || self.manifest_bytes > IMAGE_MANIFEST_BYTES
         {
             return Err(Error::refused(format!(
-                "{digest} holds more indexes or images than anybody needs"
+                "{digest} holds more indexes or images than any image needs"
             )));
         }
         for part in manifest.parts() {

@@ -1,0 +1,185 @@
+//! Repairs of a volume, beside running registries. Each checks first that it is still needed, and
+//! follows the protocols of pushes and deletes. Which repairs a volume needs is not decided here.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
+
+use holdfast_core::digest::Digest;
+use uuid::Uuid;
+
+use crate::{Layout, Result, deletes, durable::DurableFs, files, links, volume::Volume};
+
+/// The repairs of one volume. Paths are relative to the root of the volume. Every repair returns
+/// whether it changed something: `false` means that it was not needed any more.
+#[derive(Clone, Debug)]
+pub struct Maintenance {
+    files: DurableFs,
+    layout: Layout,
+}
+
+impl Maintenance {
+    /// The repairs of the volume below `root`.
+    pub fn new(volume: Arc<dyn Volume>, root: &Path) -> Self {
+        Self {
+            files: DurableFs::new(volume, root.to_owned()),
+            layout: Layout::new(root),
+        }
+    }
+
+    /// Writes a link, in the order of a push, unless one of `only_with` is absent or the manifest
+    /// `digest` is being deleted (see `deletes.rs`).
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn write_link(&self, path: &Path, digest: &Digest, only_with: &[PathBuf]) -> Result<bool> {
+        let volume = self.files.volume();
+        let path = &self.at(path);
+        let is_wanted = || -> Result<bool> {
+            for path in only_with {
+                if files::metadata(volume, &self.at(path))?.is_none() {
+                    return Ok(false);
+                }
+            }
+            Ok(!deletes::is_being_deleted(volume, &self.layout, digest)?)
+        };
+        if links::read(volume, path)?.as_ref() == Some(digest) || !is_wanted()? {
+            return Ok(false);
+        }
+        // A delete that begins now removes the pending file; one that began before is to be seen.
+        self.files.create_dir(files::parent(path)?)?;
+        let pending = self
+            .files
+            .create_pending(path, digest.to_string().as_bytes())?;
+        pending.sync()?;
+        if !is_wanted()? {
+            return Ok(false);
+        }
+        match links::publish(&self.files, path, pending) {
+            Err(error) if error.is_absent() => return Ok(false),
+            published => published?,
+        }
+        if is_wanted()? {
+            return Ok(true);
+        }
+        self.files.remove_file(path)?;
+        Ok(false)
+    }
+
+    /// Moves a blob whose bytes do not hash to its name to the quarantine.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn quarantine(&self, digest: &Digest) -> Result<bool> {
+        let path = self.layout.blob(digest);
+        let found = files::metadata(self.files.volume(), &path)?;
+        let hashed = files::hash(self.files.volume(), &path, digest.algorithm(), |_| ())?;
+        match found.zip(hashed) {
+            Some((found, (_, actual))) if actual != *digest => {
+                let aside = self.layout.quarantine(digest, &Uuid::new_v4().to_string());
+                self.files.move_known(&found, &path, &aside)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// Moves a file of the quarantine back to the place of the blob, if its bytes hash to `digest`
+    /// and the blob is absent.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn restore(&self, digest: &Digest, path: &Path) -> Result<bool> {
+        let (path, place) = (self.at(path), self.layout.blob(digest));
+        let hashed = files::hash(self.files.volume(), &path, digest.algorithm(), |_| ())?;
+        let is_sound = hashed.is_some_and(|(_, actual)| actual == *digest);
+        let is_needed = is_sound && files::metadata(self.files.volume(), &place)?.is_none();
+        if is_needed {
+            self.files.restore(&path, &place)?;
+        }
+        Ok(is_needed)
+    }
+
+    /// Removes a file, durably.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn remove_file(&self, path: &Path) -> Result<bool> {
+        self.files.remove_file(&self.at(path))
+    }
+
+    /// Removes the folder of a tag that has no link.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn remove_tag(&self, path: &Path) -> Result<bool> {
+        let (volume, path) = (self.files.volume(), self.at(path));
+        let is_needed = files::metadata(volume, &path)?.is_some()
+            && files::metadata(volume, &path.join("current/link"))?.is_none();
+        if is_needed {
+            files::remove_tree(volume, &path)?;
+        }
+        Ok(is_needed)
+    }
+
+    /// Removes the folder of an upload session.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn remove_upload(&self, path: &Path) -> Result<bool> {
+        let (volume, path) = (self.files.volume(), self.at(path));
+        let is_needed = files::metadata(volume, &path)?.is_some();
+        files::remove_tree(volume, &path)?;
+        Ok(is_needed)
+    }
+
+    /// Writes the missing file `startedat` of an upload session, with the time of its last byte.
+    ///
+    /// # Errors
+    /// The volume fails.
+    pub fn write_start(&self, path: &Path) -> Result<bool> {
+        let (volume, path) = (self.files.volume(), self.at(path));
+        let newest = match files::metadata(volume, &path.with_file_name("data"))? {
+            Some(data) => Some(data),
+            None => files::metadata(volume, files::parent(&path)?)?,
+        };
+        let Some(at) = newest.and_then(|newest| newest.modified) else {
+            return Ok(false);
+        };
+        if files::metadata(volume, &path)?.is_some() {
+            return Ok(false);
+        }
+        self.files.write_file(&path, rfc3339(at).as_bytes())?;
+        Ok(true)
+    }
+
+    fn at(&self, path: &Path) -> PathBuf {
+        self.files.root().join(path)
+    }
+}
+
+/// `2024-02-29T23:59:59Z`, as distribution writes `startedat`.
+fn rfc3339(at: SystemTime) -> String {
+    jiff::Timestamp::try_from(at)
+        .unwrap_or(jiff::Timestamp::UNIX_EPOCH)
+        .strftime("%Y-%m-%dT%H:%M:%SZ")
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_distribution_does() {
+        for (seconds, expect) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+        ] {
+            assert_eq!(rfc3339(UNIX_EPOCH + Duration::from_secs(seconds)), expect);
+        }
+    }
+}
