@@ -391,14 +391,6 @@ pub(crate) async fn list_some(
     }
 }
 
-/// A text field of a raw object; empty where there is none.
-pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_str)
-        .unwrap_or_default()
-}
-
 /// An API server's refusal in its own words, any other error in ours.
 pub(crate) fn error_message(error: &kube::Error) -> String {
     match error {

@@ -3,7 +3,6 @@
 //! registry copy them.
 
 mod artifacts;
-mod image_sources;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -14,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use holdfast_api::artifact_name;
+use holdfast_cluster_model::image_sources::{Refused, WantedImages};
 use holdfast_core::workload::{self, KINDS};
 use kube::Client;
 use serde::Serialize;
@@ -24,7 +24,6 @@ use crate::exit_status::Answer;
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 use artifacts::Image;
-use image_sources::{Refused, WantedImages};
 
 /// Arguments of `preload`.
 #[derive(Debug, clap::Args)]

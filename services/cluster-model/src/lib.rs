@@ -7,6 +7,7 @@
 pub mod admission_denials;
 pub mod advice;
 pub mod demand;
+pub mod image_sources;
 mod nodes;
 mod owner;
 mod pods;

@@ -114,6 +114,14 @@ pub fn may_start(kind: &str, object: &Value) -> bool {
     }
 }
 
+/// A text field of a raw object; empty where there is none.
+pub fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object
+        .pointer(pointer)
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
 /// Whether one of these conditions in the status of an object is `True`.
 pub fn condition_is_true(object: &Value, types: &[&str]) -> bool {
     object

@@ -8,7 +8,7 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::{Artifact, labels};
 use holdfast_cluster_model::{NamespaceFacts, Scope, pod_facts};
 use holdfast_core::workload::{
-    self, condition_is_true, controller_of, may_start, pod_of, pod_template,
+    self, condition_is_true, controller_of, may_start, pod_of, pod_template, text,
 };
 use holdfast_core::{Reference, pod, rewrite};
 use k8s_openapi::api::core::v1::Pod;
@@ -16,7 +16,6 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::artifact_status::{CopyStatus, copy_status};
-use crate::cluster::text;
 use crate::exit_status::Answer;
 
 /// Why pods of a namespace are not sent to the registry for an image.

@@ -6,12 +6,12 @@ use holdfast_api::Artifact;
 use holdfast_api::access::ImageAccess;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_cluster_model::{NamespaceFacts, Scope};
-use holdfast_core::workload::KINDS;
+use holdfast_core::workload::{KINDS, text};
 use kube::Client;
 use serde_json::Value;
 
 use super::decide::Inventory;
-use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release, text};
+use crate::cluster::{self, ARTIFACTS, Listed, NAMESPACES, NODES, Release};
 
 /// Fetches what is in one namespace, or in all.
 pub(super) async fn fetch(

@@ -6,13 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use holdfast_api::Artifact;
 use holdfast_api::access::{Access, ImageAccess};
-use holdfast_core::workload::may_start;
+use holdfast_core::workload::{may_start, text};
 use holdfast_core::{Reference, pod, rewrite};
 use serde_json::Value;
 
 use super::api::Fetched;
 use super::report::Report;
-use crate::cluster::text;
 use crate::finding::Code;
 
 /// Names of one line.

@@ -1,12 +1,13 @@
 //! Checks of Kubernetes that have no effect on rewritten images, because nodes pull local images
 //! with their own credential. They are notes: there is nothing to repair.
 
+use holdfast_core::workload::text;
 use kube::Client;
 
 use super::api::{Fetched, object};
 use super::policy_dry_run::DryRun;
 use super::report::Report;
-use crate::cluster::{Resource, text};
+use crate::cluster::Resource;
 
 /// The kubelet's policy under which it verifies pull secrets of images that a node has.
 const NEVER: &str = "NeverVerify";

@@ -6,7 +6,7 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::names::Names;
 use holdfast_cluster_model::{NamespaceFacts, Scope, node_facts};
-use holdfast_core::workload::condition_is_true;
+use holdfast_core::workload::{condition_is_true, text};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -18,7 +18,7 @@ use super::credential_checks;
 use super::policy_dry_run::{self, DryRun};
 use super::scaling::{self, Scaling};
 use super::verifiers::{self, Verifier};
-use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS, text};
+use crate::cluster::{self, NAMESPACES, NODES, PODS, Release, Resource, WEBHOOKS};
 use crate::status::{diagnose, fetch};
 
 const CLAIMS: Resource = cluster::core("persistentvolumeclaims");

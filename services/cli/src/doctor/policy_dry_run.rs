@@ -10,12 +10,13 @@ use holdfast_api::access::ImageAccess;
 use holdfast_api::labels;
 use holdfast_api::state::EVERY_SOURCE;
 use holdfast_cluster_model::{NamespaceFacts, Scope, denied_by};
+use holdfast_core::workload::text;
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::{Value, json};
 
 use super::api::Fetched;
-use crate::cluster::{self, PODS, text};
+use crate::cluster::{self, PODS};
 use crate::status::diagnose;
 
 /// Upstreams of one namespace that are tried: policies speak of hosts.

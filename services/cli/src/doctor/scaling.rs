@@ -2,13 +2,13 @@
 
 use holdfast_api::labels;
 use holdfast_api::names::Names;
-use holdfast_core::workload::condition_is_true;
+use holdfast_core::workload::{condition_is_true, text};
 use kube::Client;
 use serde_json::Value;
 
 use super::api::{Fetched, listed, object};
 use super::report::Report;
-use crate::cluster::{Resource, text};
+use crate::cluster::Resource;
 use crate::finding::Code;
 
 const AUTOSCALERS: Resource = Resource {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_core::workload::text;
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
 use serde_json::Value;
@@ -15,7 +16,7 @@ use serde_json::Value;
 use super::api::Fetched;
 use super::report::Report;
 use super::upstreams::prefix;
-use crate::cluster::{self, Listed, Resource, text};
+use crate::cluster::{self, Listed, Resource};
 use crate::finding::Code;
 
 /// A kind of policy that verifies images.

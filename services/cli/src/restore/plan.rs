@@ -2,12 +2,14 @@
 //! and a pod without an owner is never deleted.
 
 use holdfast_api::labels;
-use holdfast_core::workload::{self, condition_is_true, controller_of, may_start, pod_template};
+use holdfast_core::workload::{
+    self, condition_is_true, controller_of, may_start, pod_template, text,
+};
 use holdfast_core::{Reference, pod, rewrite};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cluster::{Resource, text};
+use crate::cluster::Resource;
 
 /// Owners that recreate a pod as soon as it is gone.
 const RENEWING: [&str; 4] = [

@@ -2,11 +2,11 @@
 
 use holdfast_api::names::Names;
 use holdfast_api::{Artifact, labels};
-use holdfast_core::workload::condition_is_true;
+use holdfast_core::workload::{condition_is_true, text};
 use kube::Client;
 
 use super::diagnose::{Facts, Part, Volume};
-use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource, text};
+use crate::cluster::{self, ARTIFACTS, Listed, PODS, Release, Resource};
 
 const DEPLOYMENTS: Resource = cluster::of("apps", "deployments");
 const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");

@@ -6,39 +6,41 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::artifact::MAX_SOURCE_BYTES;
 use holdfast_api::labels;
 use holdfast_config::yaml;
-use holdfast_core::workload::{self, pod_template};
+use holdfast_core::workload::{self, pod_template, text};
 use holdfast_core::{Reference, pod, reference, rewrite};
 use serde::Serialize;
 use serde_json::{Value, json};
-
-use crate::cluster::text;
 
 /// Places of one image that are named.
 const NAMED_PLACES: usize = 5;
 
 /// Everything that was read.
 #[derive(Debug, Default)]
-pub(super) struct WantedImages {
+pub struct WantedImages {
     /// By namespace, where one is said, and canonical reference: where it is named.
-    pub(super) wanted: BTreeMap<(Option<String>, String), BTreeSet<String>>,
-    pub(super) refused: Vec<Refused>,
+    pub wanted: BTreeMap<(Option<String>, String), BTreeSet<String>>,
+    /// What names no image that can be copied.
+    pub refused: Vec<Refused>,
     /// What is left out on purpose.
-    pub(super) skipped: Vec<Refused>,
+    pub skipped: Vec<Refused>,
     /// The registry's own addresses: images there are read back to their upstream.
     addresses: Vec<String>,
 }
 
 /// A text that is no image to copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(super) struct Refused {
+pub struct Refused {
     /// Where it stands: `images.txt:3`, `Deployment/web in app.yaml`.
-    pub(super) from: String,
-    pub(super) text: String,
-    pub(super) why: String,
+    pub from: String,
+    /// The text as it was written.
+    pub text: String,
+    /// Why it was refused or skipped.
+    pub why: String,
 }
 
 impl WantedImages {
-    pub(super) fn new(addresses: Vec<String>) -> Self {
+    /// Nothing was read yet; `addresses` are the registry's own.
+    pub fn new(addresses: Vec<String>) -> Self {
         Self {
             addresses,
             ..Self::default()
@@ -46,7 +48,7 @@ impl WantedImages {
     }
 
     /// Takes one reference as it is written somewhere.
-    pub(super) fn image(&mut self, written: &str, namespace: Option<&str>, from: &str) {
+    pub fn image(&mut self, written: &str, namespace: Option<&str>, from: &str) {
         match self.source(written) {
             Ok(source) => {
                 let places = self
@@ -87,7 +89,7 @@ impl WantedImages {
     }
 
     /// A list: one reference a line; what follows a `#` is a remark.
-    pub(super) fn list(&mut self, text: &str, name: &str) {
+    pub fn list(&mut self, text: &str, name: &str) {
         for (index, line) in text.lines().enumerate() {
             let line = line.split_once('#').map_or(line, |(before, _)| before);
             let line = line.trim();
@@ -99,7 +101,7 @@ impl WantedImages {
 
     /// Manifests: YAML or JSON, any number of documents, lists, and objects of unknown kinds that
     /// hold a pod's template somewhere.
-    pub(super) fn manifests(&mut self, text: &str, name: &str) {
+    pub fn manifests(&mut self, text: &str, name: &str) {
         match yaml::documents(text) {
             Ok(documents) => {
                 for document in &documents {
@@ -140,13 +142,7 @@ impl WantedImages {
     }
 
     /// The images of one object, named `Kind/name` and `place`.
-    pub(super) fn object(
-        &mut self,
-        kind: &str,
-        object: &Value,
-        namespace: Option<&str>,
-        place: &str,
-    ) {
+    pub fn object(&mut self, kind: &str, object: &Value, namespace: Option<&str>, place: &str) {
         let from = format!("{kind}/{}{place}", text(object, "/metadata/name"));
         if workload::by_name(kind).is_some() {
             if let Some(template) = pod_template(kind, object) {
