@@ -49,7 +49,6 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     )?;
     let metadata = serde_json::from_str(&metadata).context("read cargo metadata")?;
     let mut findings = directions::check(&metadata);
-    let mut language = Vec::new();
     let read = |path: &str| {
         std::fs::read_to_string(root.join(path)).with_context(|| format!("read {path}"))
     };
@@ -59,7 +58,7 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
     for path in rust_files(&root)? {
         let text = read(&path)?;
         findings.extend(files::check(&path, &text));
-        language.extend(language::check(&path, &text));
+        findings.extend(language::check(&path, &text));
         tests.extend(limits::tests(&text));
         if limits::holds_constants(&path) {
             constants.insert(path.clone(), text.clone());
@@ -71,16 +70,15 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
         findings.extend(documents::check(&path, &text, |named| {
             root.join(named).exists()
         }));
-        language.extend(language::prose(&path, &text));
+        findings.extend(language::prose(&path, &text));
     }
     for path in files::templates(&root)? {
-        language.extend(language::prose(&path, &read(&path)?));
+        findings.extend(language::prose(&path, &read(&path)?));
     }
     let manifest = read("Cargo.toml")?;
     findings.extend(dependencies::check(&metadata, &manifest, &sources));
     let limits = read(limits::DOCUMENT)?;
     findings.extend(limits::check(&limits, &constants, &tests));
-    findings.extend(language::without_remaining(language));
     report::write(json, &findings)?;
     for finding in &findings {
         println!("lint: {}: {}", finding.place, finding.message);

@@ -64,7 +64,7 @@ impl Received {
 ///
 /// Over HTTP/2 the answer ends a stream that the client still sends on: some clients (curl among
 /// them) take the reset that follows for the failure and never show the answer. So a little of what
-/// they send is read and thrown away. Over HTTP/1.1 nothing is read: a client that waits for `100
+/// they send is read and discarded. Over HTTP/1.1 nothing is read: a client that waits for `100
 /// Continue` would begin to send.
 #[derive(Debug)]
 struct IncomingBody {

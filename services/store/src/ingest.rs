@@ -206,7 +206,7 @@ impl BlobIngest {
     }
 
     /// Verifies the digest, syncs, and makes the blob visible on the volume. Returns its size. On a
-    /// mismatch everything received is thrown away, because no part of it can be trusted.
+    /// mismatch everything received is discarded, because no part of it can be trusted.
     ///
     /// # Errors
     /// [`Error::DigestMismatch`], [`Error::LockLost`] when this writer stood still for so long that

@@ -1,8 +1,6 @@
 //! How code and documents speak: names and phrases that say nothing to a stranger, and functions
 //! and names of tests that are too long to read.
 
-use std::collections::BTreeMap;
-
 use super::{Finding, limits};
 
 /// Lines a function may have, signature and closing brace included. Tests may have tables.
@@ -34,35 +32,12 @@ const PHRASES: [(&str, &str); 9] = [
     ("without words", "without a message"),
 ];
 
-/// Findings that remain from before this lint, by folder: texts that are still to be rewritten. A
-/// number may only become smaller.
-const REMAINING: [(&str, usize); 0] = [];
-
 /// Files that quote what is refused: this one, and those that tell former names.
 const QUOTES: [&str; 3] = [
     "xtask/src/lint/language.rs",
     "CHANGELOG.md",
     "docs/operate/upgrade.md",
 ];
-
-/// The findings of folders that have more of them than remain from before.
-pub(super) fn without_remaining(findings: Vec<Finding>) -> Vec<Finding> {
-    let folder = |finding: &Finding| {
-        let known = REMAINING
-            .iter()
-            .find(|(folder, _)| finding.place.starts_with(folder));
-        known.copied().unwrap_or_default()
-    };
-    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-    for finding in &findings {
-        *counts.entry(folder(finding).0).or_default() += 1;
-    }
-    let is_beyond = |finding: &Finding| {
-        let (folder, remaining) = folder(finding);
-        counts.get(folder).is_some_and(|count| *count > remaining)
-    };
-    findings.into_iter().filter(is_beyond).collect()
-}
 
 /// Checks one Rust file.
 pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
@@ -233,21 +208,6 @@ mod tests {
         count(concat!("let text = \"So ", "many bytes\";"), 1);
         count("// A renewal.", 0);
         assert_eq!(prose("a.md", concat!("Who", "ever reads this.")).len(), 1);
-    }
-
-    #[test]
-    fn folders_with_no_more_findings_than_before_are_passed_over() {
-        let found = |place: &str| Finding::new(place, "");
-        assert_eq!(without_remaining(vec![found("a/b.rs")]).len(), 1);
-        for (folder, remaining) in REMAINING {
-            let place = format!("{folder}src/a.rs");
-            let findings = |count| (0..count).map(|_| found(&place)).collect::<Vec<_>>();
-            assert_eq!(without_remaining(findings(remaining)).len(), 0);
-            assert_eq!(
-                without_remaining(findings(remaining + 1)).len(),
-                remaining + 1
-            );
-        }
     }
 
     #[test]

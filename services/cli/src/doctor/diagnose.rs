@@ -152,7 +152,7 @@ fn nodes(facts: &Facts, report: &mut Report) {
         }
     }
     report.ok.push(format!(
-        "{prepared} of {} are prepared",
+        "{prepared} of {} prepared",
         terminal::count(nodes.len() as u64, "node", "nodes")
     ));
 }

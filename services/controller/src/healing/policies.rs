@@ -73,10 +73,10 @@ impl Policies {
             return Step::Nothing;
         }
         if is_excluded {
-            let in_vain = self.causes.get(namespace).is_some_and(|(cause, since)| {
+            let without_effect = self.causes.get(namespace).is_some_and(|(cause, since)| {
                 cause == owner && at > since.saturating_add(PROPAGATION_DELAY)
             });
-            if !in_vain {
+            if !without_effect {
                 return Step::Nothing;
             }
             self.exempt

@@ -71,7 +71,7 @@ impl Healer {
                 Step::Unrelated => {
                     self.end_exclusion(&namespace);
                     excluded.remove(&namespace);
-                    "in_vain"
+                    "unrelated"
                 }
             };
             tracing::warn!(
@@ -95,7 +95,7 @@ impl Healer {
                 self.policies.admits(&namespace, now);
                 self.end_exclusion(&namespace);
                 excluded.remove(&namespace);
-                self.context.metrics.healed(ACTION, "taken_back");
+                self.context.metrics.healed(ACTION, "ended");
                 tracing::info!(
                     pod.namespace = namespace,
                     "policies admit the registry's references; the namespace is no longer excluded"

@@ -53,7 +53,7 @@ async fn doctor_names_nodes_that_are_not_ready() {
         &[
             "PROBLEM  node lost is not Ready: NodeStatusUnknown Kubelet stopped posting",
             "fix: kubectl describe node lost",
-            "0 of 1 node are prepared",
+            "0 of 1 node prepared",
         ],
     );
     site.run(&["doctor", "-o", "jsonpath={.findings[*].code}"])
