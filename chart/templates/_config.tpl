@@ -1,6 +1,7 @@
-{{/* The document that a part reads: the release, and of the values only what that part uses. Keys of `global` that belong to
-     other charts are never in it, nor what only the pod template needs (environment variables among it), so that a value
-     restarts only the parts that read it. Call with (dict "root" $ "component" NAME); `config` is what commands read. */}}
+{{/* The document that a part reads: the release, and of the values only what that part uses. It
+     never has keys of `global` that belong to other charts, nor what only the pod template needs
+     (such as environment variables), so that a value restarts only the parts that read it. Call
+     with (dict "root" $ "component" NAME); `config` is what commands read. */}}
 {{- define "holdfast.config" -}}
 {{- $values := .root.Values -}}
 {{- $sections := get (include "holdfast.configSections" . | fromYaml) .component -}}
@@ -46,7 +47,8 @@ values:
   {{- $config | toYaml | nindent 2 }}
 {{- end -}}
 
-{{/* The values' section `registry` without what a ConfigMap must not hold: headers of notifications keep their names only. */}}
+{{/* The values' section `registry` without what a ConfigMap must not hold: headers of notifications
+     keep their names only. */}}
 {{- define "holdfast.registryConfig" -}}
 {{- $endpoints := list -}}
 {{- range .notifications.endpoints -}}
@@ -69,7 +71,8 @@ node-agent: [nodeAgent]
 config: [global, networkFunctionExtension, sources, onlyListedUpstreams, upstreams, access, registry, webhook, controller, nodeAgent, preload, uninstall]
 {{- end -}}
 
-{{/* The key of the ConfigMap that a pod mounts: its part's document; commands read `config`, which every version has. */}}
+{{/* The key of the ConfigMap that a pod mounts: its part's document; commands read `config`, which
+     every version has. */}}
 {{- define "holdfast.configKey" -}}
 {{- $sections := include "holdfast.configSections" . | fromYaml -}}
 {{ ternary .component "config" (hasKey $sections .component) }}.yaml

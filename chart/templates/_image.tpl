@@ -1,4 +1,5 @@
-{{/* The image of all parts: by digest where given, else by tag, else by the version of the chart. */}}
+{{/* The image of all parts: by digest where given, else by tag, else by the version of the
+     chart. */}}
 {{- define "holdfast.image" -}}
 {{- with .Values.image -}}
 {{- if .digest -}}

@@ -1,4 +1,5 @@
-{{/* Labels that select the pods of a part; never change. Call with (dict "root" $ "component" NAME). */}}
+{{/* Labels that select the pods of a part; they never change. Call with
+     (dict "root" $ "component" NAME). */}}
 {{- define "holdfast.selectorLabels" -}}
 app.kubernetes.io/name: holdfast
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -13,7 +14,8 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* metadata of a namespaced object. Call with (dict "root" $ "component" NAME "suffix" SUFFIX). */}}
+{{/* The metadata of a namespaced object. Call with
+     (dict "root" $ "component" NAME "suffix" SUFFIX). */}}
 {{- define "holdfast.metadata" -}}
 name: {{ include "holdfast.fullname" .root }}-{{ .suffix | default .component }}
 namespace: {{ .root.Release.Namespace }}

@@ -17,7 +17,8 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* F: prefix of the names of all objects; short enough for every suffix to fit into 63 characters. */}}
+{{/* F: prefix of the names of all objects; short enough for every suffix to fit into 63
+     characters. */}}
 {{- define "holdfast.fullname" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
@@ -36,8 +37,8 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* `replicas` of a part under an autoscaler: nothing, or what runs now, so that an upgrade never resets it.
-     Call with (dict "root" $ "component" NAME). */}}
+{{/* `replicas` of a part under an autoscaler: nothing, or what runs now, so that an upgrade never
+     resets it. Call with (dict "root" $ "component" NAME). */}}
 {{- define "holdfast.scaledReplicas" -}}
 {{- $live := lookup "apps/v1" "Deployment" .root.Release.Namespace (printf "%s-%s" (include "holdfast.fullname" .root) .component) -}}
 {{- with $live -}}

@@ -56,7 +56,8 @@ securityContext:
     drop: [ALL]
 {{- end -}}
 
-{{/* Tolerations of Holdfast's own pods: leave a lost node after 30 s, run on system nodes, and on nodes that wait for them. */}}
+{{/* Tolerations of Holdfast's own pods: leave a lost node after 30 s, run on system nodes, and on
+     nodes that wait for them. */}}
 {{- define "holdfast.tolerations" -}}
 tolerations:
   - key: node.kubernetes.io/not-ready
@@ -74,7 +75,8 @@ tolerations:
   {{- end }}
 {{- end -}}
 
-{{/* Affinity of Holdfast's own pods: system nodes, and each replica on a node of its own where there is one. */}}
+{{/* Affinity of Holdfast's own pods: system nodes, and each replica on a node of its own where
+     there is one. */}}
 {{- define "holdfast.affinity" -}}
 affinity:
 {{- if .part.affinity }}
@@ -216,7 +218,8 @@ spec:
     {{- end }}
 {{- end -}}
 
-{{/* A PodDisruptionBudget for a part. Call with (dict "root" $ "component" NAME "available" N). */}}
+{{/* A PodDisruptionBudget for a part. Call with
+     (dict "root" $ "component" NAME "available" N). */}}
 {{- define "holdfast.disruptionBudget" -}}
 apiVersion: policy/v1
 kind: PodDisruptionBudget
@@ -238,7 +241,8 @@ metadata:
 automountServiceAccountToken: false
 {{- end -}}
 
-{{/* A binding of a part's (Cluster)Role. Call with (dict "root" $ "component" NAME "kind" "Role" or "ClusterRole"). */}}
+{{/* A binding of a part's (Cluster)Role. Call with
+     (dict "root" $ "component" NAME "kind" "Role" or "ClusterRole"). */}}
 {{- define "holdfast.binding" -}}
 {{- $name := include "holdfast.fullname" .root -}}
 apiVersion: rbac.authorization.k8s.io/v1
@@ -259,7 +263,8 @@ subjects:
     namespace: {{ .root.Release.Namespace }}
 {{- end -}}
 
-{{/* Not empty when the controller has to change taints of nodes: the value asks for it, or it did and a node still carries one. */}}
+{{/* Not empty when the controller has to change taints of nodes: the value asks for it, or it did
+     and a node still carries one. */}}
 {{- define "holdfast.taintsNodes" -}}
 {{- $on := .Values.nodeAgent.startupTaint.enabled -}}
 {{- if not $on -}}

@@ -73,7 +73,9 @@ pub(crate) fn run(json: Option<&Path>) -> anyhow::Result<()> {
         findings.extend(language::prose(&path, &text));
     }
     for path in files::templates(&root)? {
-        findings.extend(language::prose(&path, &read(&path)?));
+        let text = read(&path)?;
+        findings.extend(files::check_template(&path, &text));
+        findings.extend(language::prose(&path, &text));
     }
     let manifest = read("Cargo.toml")?;
     findings.extend(dependencies::check(&metadata, &manifest, &sources));

@@ -43,8 +43,9 @@
 {{- $names | uniq | toJson -}}
 {{- end -}}
 
-{{/* The values' headers of notification endpoints, as JSON: a key of the Secret, the file that it becomes, and the value. A
-     header's name is no key of a Secret, for not all of its letters are allowed there. */}}
+{{/* The values' headers of notification endpoints, as JSON: a key of the Secret, the file that it
+     becomes, and the value. A header's name is no key of a Secret, because not all of its letters
+     are allowed there. */}}
 {{- define "holdfast.notificationHeaders" -}}
 {{- $headers := list -}}
 {{- range $place, $endpoint := .Values.registry.notifications.endpoints -}}

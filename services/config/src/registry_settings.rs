@@ -202,7 +202,7 @@ fn here(port: u16) -> SocketAddr {
 
 impl RegistrySettings {
     /// The settings of a replica in a release: ports, folders and names are those of
-    /// `docs/ARCHITECTURE.md`.
+    /// `docs/reference/objects.md`.
     pub fn from_config(config: &Config) -> Self {
         let Config { release, values } = config;
         let auth = Path::new("/etc/holdfast/auth");

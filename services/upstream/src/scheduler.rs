@@ -237,7 +237,7 @@ impl std::fmt::Debug for Wait {
 
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Turn")
+        f.debug_struct("Slot")
             .field("host", &self.host)
             .field("level", &self.level)
             .finish_non_exhaustive()

@@ -102,19 +102,11 @@ const BESIDE: [(&str, &[&str]); 9] = [
 
 /// Libraries that only some crates may name outside tests.
 const ONLY: [(&str, &[&str]); 4] = [
-    (
-        "rustls",
-        &["holdfast-runtime", "holdfast-registry", "holdfast-testkit"],
-    ),
+    ("rustls", &["holdfast-runtime", "holdfast-testkit"]),
     (
         "tokio-rustls",
         // The bench's client of TLS servers is not in a release.
-        &[
-            "holdfast-runtime",
-            "holdfast-registry",
-            "holdfast-testkit",
-            "holdfast-bench",
-        ],
+        &["holdfast-runtime", "holdfast-testkit", "holdfast-bench"],
     ),
     (
         "serde_yaml",

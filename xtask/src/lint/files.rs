@@ -136,6 +136,29 @@ pub(super) fn check(path: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
+/// Checks the width of comments in a template of the chart: those of YAML, and those of Helm, which
+/// may have several lines.
+pub(super) fn check_template(path: &str, text: &str) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut in_comment = false;
+    for (number, line) in text.lines().enumerate() {
+        let code = line.trim_start();
+        in_comment |= code.starts_with("{{/*") || code.starts_with("{{- /*");
+        let is_comment = in_comment || code.starts_with('#');
+        if is_comment && line.chars().count() > MAX_COMMENT_COLUMNS {
+            findings.push(Finding::new(
+                path,
+                format!(
+                    "line {}: a comment of more than {MAX_COMMENT_COLUMNS} columns",
+                    number + 1
+                ),
+            ));
+        }
+        in_comment &= !line.contains("*/");
+    }
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,5 +179,23 @@ mod tests {
         let at_limit = format!("    // {}", "…".repeat(93));
         count("a/b.rs", &format!("//! B.\n{at_limit}\n"), 0);
         count("a/b.rs", &format!("//! B.\n{at_limit}…\n"), 1);
+    }
+
+    #[test]
+    fn comments_of_templates_have_a_width() {
+        let long = "x".repeat(101);
+        for (text, expect) in [
+            (format!("a: {long}\n"), 0),
+            (format!("  # {}\n", "x".repeat(96)), 0),
+            (format!("  # {long}\n"), 1),
+            (format!("{{{{/* a\n  {long}\n  b */}}}}\na: {long}\n"), 1),
+            (format!("{{{{- /* {long} */}}}}\na: {long}\n"), 1),
+        ] {
+            assert_eq!(
+                check_template("chart/a.yaml", &text).len(),
+                expect,
+                "{text}"
+            );
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Damaged trees are served as far as they are whole, and distribution's collector runs again over
-//! what `fsck --repair` mended.
+//! what `fsck --repair` repaired.
 
 use std::{
     collections::BTreeMap,
@@ -234,7 +234,7 @@ async fn damaged_trees_are_served_as_far_as_they_are_whole() {
         let mut expect = scene.paths(WHOLE);
         expect.extend(scene.paths(still_lost));
         repair(scene.root.path());
-        assert_eq!(statuses(&client, &expect).await, expect, "{name}, mended");
+        assert_eq!(statuses(&client, &expect).await, expect, "{name}, repaired");
     }
 }
 
@@ -324,7 +324,7 @@ async fn a_push_brings_back_what_no_repair_can() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn collector_of_distribution_runs_again_over_a_mended_tree() {
+async fn collector_of_distribution_runs_again_over_a_repaired_tree() {
     for generation in GENERATIONS {
         let scene = Scene::new().await;
         write(
