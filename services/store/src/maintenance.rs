@@ -1,5 +1,6 @@
-//! Repairs of a volume, beside running registries. Each checks first that it is still needed, and
-//! follows the protocols of pushes and deletes. Which repairs a volume needs is not decided here.
+//! Repairs of a volume, beside running registries. They follow the protocols of pushes and deletes,
+//! and check first that they are still needed, except the removal of a file. Which repairs a volume
+//! needs, and at which paths, is the caller's decision: paths are not checked.
 
 use std::{
     path::{Path, PathBuf},

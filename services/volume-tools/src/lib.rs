@@ -2,7 +2,8 @@
 //! and repairs it, [`archive`] exports and imports images.
 //!
 //! Owns what a damage means and which repair is certain, and the format of archives. Knows nothing
-//! of paths and protocols on the volume, which are the store's, nor of HTTP and Kubernetes.
+//! of the protocols on the volume, which are the store's, nor of HTTP and Kubernetes. Paths come
+//! from the store's `Layout`.
 //! `docs/design/volume-tools.md` describes the tools.
 
 pub mod archive;
