@@ -219,6 +219,11 @@ impl KubeArgs {
 }
 
 impl ClusterArgs {
+    /// How long the API server may be silent during a request; zero means no limit.
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.kube.request_timeout
+    }
+
     /// A client by the caller's kubeconfig, or by the pod's service account.
     pub(crate) async fn client(&self) -> anyhow::Result<Client> {
         self.kube.client().await
@@ -375,6 +380,10 @@ pub(crate) async fn list_some(
                 items = Vec::new();
                 (params.limit, params.continue_token) = (None, None);
                 continue;
+            }
+            Err(kube::Error::Api(status)) if status.code == 400 && !selector.is_empty() => {
+                let message = &status.message;
+                return Err(Usage(format!("wrong label selector {selector:?}: {message}")).into());
             }
             Err(error @ kube::Error::Service(_)) => return Err(Unreachable(error).into()),
             Err(error) => {

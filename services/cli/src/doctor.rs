@@ -52,7 +52,7 @@ pub struct Args {
 /// Checks, and prints the findings.
 pub(crate) async fn run(args: Args) -> ExitCode {
     args.output.apply();
-    let result = if args.self_test.asked {
+    let result = if args.self_test.quick {
         self_test::run(&args.self_test).await
     } else {
         check(&args).await

@@ -121,12 +121,12 @@ fn check(args: &Args) -> anyhow::Result<Document> {
 /// Checks the volume, and repairs findings if asked.
 fn round(args: &Args) -> anyhow::Result<(Totals, Vec<Entry>)> {
     let depth = if args.deep { Depth::Deep } else { Depth::Quick };
-    let inventory = look(&args.data, &depth)?;
+    let inventory = run_survey(&args.data, &depth)?;
     let mut findings = fsck::plan(&inventory, &Policy::default());
     if !findings.is_empty() {
         // What changes between two surveys is work in progress, not damage.
         std::thread::sleep(PAUSE);
-        let again = look(&args.data, &Depth::Only(inventory.wrong()))?;
+        let again = run_survey(&args.data, &Depth::Only(inventory.wrong()))?;
         findings = fsck::confirm(findings, &fsck::plan(&again, &Policy::default()));
     }
     let entries = findings
@@ -136,7 +136,7 @@ fn round(args: &Args) -> anyhow::Result<(Totals, Vec<Entry>)> {
     Ok((Totals::of(&inventory), entries))
 }
 
-fn look(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
+fn run_survey(root: &Path, depth: &Depth) -> anyhow::Result<Inventory> {
     let line = terminal::spinner();
     let mut bar = None;
     let found = survey(
@@ -230,14 +230,14 @@ fn render(root: &Path, totals: &Totals, entries: &[Entry], repair: bool) -> Stri
         }
     }
     lines.push(format!("\n{}", table(entries)));
-    let over = entries.iter().filter(|entry| entry.is_resolved()).count();
+    let resolved = entries.iter().filter(|entry| entry.is_resolved()).count();
     let repairable = entries
         .iter()
         .filter(|entry| entry.repair.is_some())
         .count();
     let all = terminal::count(entries.len() as u64, "finding", "findings");
     lines.push(if repair {
-        format!("{all}, {over} repaired")
+        format!("{all}, {resolved} repaired")
     } else {
         format!("{all}; --repair can repair {repairable}")
     });

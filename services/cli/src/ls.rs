@@ -38,7 +38,7 @@ pub struct Args {
     /// Only this repository, with its tags
     #[arg(value_name = "REPOSITORY")]
     repository: Option<String>,
-    /// The tags of every repository, with digest, size and platforms
+    /// The tags of every repository, with digest, size and platforms; --sort-by sorts repositories
     #[arg(long)]
     tags: bool,
     #[command(flatten)]

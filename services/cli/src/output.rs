@@ -1,7 +1,9 @@
 //! What commands print: data to standard output in the format that `-o` asks for, everything else
-//! to standard error. JSON and YAML are one document with `apiVersion` and `kind`, also when the
-//! command fails.
+//! to standard error. JSON and YAML are one document with `apiVersion` and `kind`. If a command
+//! fails, `json`, `jsonl` and `yaml` print a document of kind `Error`.
 
+use std::borrow::Cow;
+use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -234,7 +236,7 @@ impl OutputArgs {
         }
     }
 
-    /// With `-o json` and `-o yaml` standard output is a document also when the command fails.
+    /// With `-o json`, `-o jsonl` and `-o yaml`, prints the error as a document.
     fn print_error(&self, error: &anyhow::Error) {
         let code = match exit_status::of_error(error) {
             exit_status::WRONG_USAGE => "WrongUsage",
@@ -256,10 +258,17 @@ impl OutputArgs {
     }
 
     fn print(&self, text: &str) {
-        if self.is_table() {
-            terminal::print(text);
+        let is_terminal = std::io::stdout().is_terminal();
+        terminal::print(&self.for_stdout(text, is_terminal));
+    }
+
+    /// The text as standard output gets it. A program gets every byte. A terminal gets blanks for
+    /// control characters of documents; tables have none but their colors.
+    pub(crate) fn for_stdout<'a>(&self, text: &'a str, is_terminal: bool) -> Cow<'a, str> {
+        if is_terminal && !self.is_table() {
+            Cow::Owned(terminal::clean_lines(text))
         } else {
-            terminal::print_data(text);
+            Cow::Borrowed(text)
         }
     }
 

@@ -20,7 +20,7 @@ use crate::exit_status::{Answer, Usage};
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 pub(crate) use apply::{Outcome, Pacing, ask_owners, execute, find, now};
-pub(crate) use plan::Found;
+pub(crate) use plan::RewrittenPod;
 use plan::{Remedy, Rewritten};
 
 /// How long API servers may take until they know a new label of a namespace.
@@ -101,7 +101,7 @@ struct Planned {
 }
 
 impl Entry {
-    fn new(pod: &Found, why: &str) -> Self {
+    fn new(pod: &RewrittenPod, why: &str) -> Self {
         Self {
             namespace: pod.namespace.clone(),
             pod: pod.name.clone(),
@@ -190,7 +190,7 @@ async fn addresses(client: &Client, releases: &[Release]) -> anyhow::Result<Vec<
 
 async fn with_progress(
     client: &Client,
-    pods: Vec<Found>,
+    pods: Vec<RewrittenPod>,
     args: &Args,
     deadline: Instant,
 ) -> Outcome {
@@ -224,7 +224,7 @@ fn names(namespaces: &BTreeSet<String>) -> String {
 
 /// Pods that still have rewritten references afterwards and are in neither list of the outcome:
 /// they were created during the run.
-fn unexpected<'a>(outcome: &Outcome, again: &'a [Found]) -> Vec<&'a Found> {
+fn unexpected<'a>(outcome: &Outcome, again: &'a [RewrittenPod]) -> Vec<&'a RewrittenPod> {
     let known: BTreeSet<&str> = outcome
         .left
         .iter()
@@ -255,12 +255,12 @@ fn document(answer: Answer, outcome: &Outcome, table: String) -> anyhow::Result<
 }
 
 /// The name of a pod for `-o name`.
-fn name(pod: &Found) -> String {
+fn name(pod: &RewrittenPod) -> String {
     format!("pod/{}/{}", pod.namespace, pod.name)
 }
 
 /// What would be done.
-fn planned(pods: &[Found]) -> anyhow::Result<Document> {
+fn planned(pods: &[RewrittenPod]) -> anyhow::Result<Document> {
     let entries: Vec<Planned> = pods
         .iter()
         .map(|pod| Planned {
@@ -275,7 +275,7 @@ fn planned(pods: &[Found]) -> anyhow::Result<Document> {
     )
 }
 
-fn remedy(pod: &Found) -> String {
+fn remedy(pod: &RewrittenPod) -> String {
     match &pod.remedy {
         Remedy::Recreate => "evicted; its owner recreates it".to_owned(),
         Remedy::Patch(_, left) if left.is_empty() => "patched, its containers restart".to_owned(),
@@ -286,7 +286,7 @@ fn remedy(pod: &Found) -> String {
     }
 }
 
-fn plan_table(pods: &[Found]) -> String {
+fn plan_table(pods: &[RewrittenPod]) -> String {
     let rows: Vec<_> = pods
         .iter()
         .map(|pod| {
@@ -312,7 +312,7 @@ fn plan_table(pods: &[Found]) -> String {
     )
 }
 
-fn summary(outcome: &Outcome, again: &[Found]) -> String {
+fn summary(outcome: &Outcome, again: &[RewrittenPod]) -> String {
     let meanwhile = "made meanwhile, and rewritten".to_owned();
     let unexpected = unexpected(outcome, again);
     let left = outcome.left.iter().map(|(pod, why)| (pod, why));

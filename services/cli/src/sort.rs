@@ -1,34 +1,45 @@
 //! `--sort-by`: sorts lists by a field of their JSON.
 
 use std::cmp::Ordering;
+use std::sync::Once;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use crate::json_path::JsonPath;
+use crate::terminal;
+
+/// With `--watch`, the note is printed once.
+static NOTE: Once = Once::new();
 
 /// How a list is sorted.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct SortArgs {
-    /// Sorts by a field that -o json shows, for example .name
+    /// Sorts the items by a field that -o json shows, for example .namespace (ls: .name)
     #[arg(long, value_name = "EXPRESSION")]
     sort_by: Option<JsonPath>,
 }
 
 impl SortArgs {
-    /// Sorts the items. Those without the field come last, and equal ones keep their order.
+    /// Sorts the items. Those without the field come last, and equal ones keep their order. A note
+    /// says once if no item has the field.
     pub(crate) fn sort<T: Serialize>(&self, items: &mut Vec<T>) -> anyhow::Result<()> {
         let Some(path) = &self.sort_by else {
             return Ok(());
         };
+        let mut has_field = items.is_empty();
         let mut keyed = Vec::with_capacity(items.len());
         for item in items.drain(..) {
             let value = serde_json::to_value(&item)?;
             let key = path.select(&value)?.first().copied().cloned();
+            has_field |= key.is_some();
             keyed.push((key.unwrap_or_default(), item));
         }
         keyed.sort_by(|(one, _), (other, _)| compare(one, other));
         items.extend(keyed.into_iter().map(|(_, item)| item));
+        if !has_field {
+            NOTE.call_once(|| terminal::note("--sort-by: no item has this field"));
+        }
         Ok(())
     }
 }

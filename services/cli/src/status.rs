@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anstyle::Style;
 
 use crate::cluster::{ClusterArgs, NamespaceArgs};
-use crate::exit_status::Answer;
+use crate::exit_status::{self, Answer};
 use crate::finding::Finding;
 use crate::output::{Document, OutputArgs};
 use crate::sort::SortArgs;
@@ -36,7 +36,8 @@ Exit status: 0 everything works and every image is local, 1 something is missing
 local, a pod is not ready, pods are not rewritten, the volume is full), 2 not everything could be \
 read.
 
-Needs read access to Artifacts and to the namespace of the release. The volume is read through the \
+Needs read access to Artifacts and to the namespace of the release. With --watch, the caller needs \
+the verb watch for Artifacts, or they are listed for each check. The volume is read through the \
 API server (pods/proxy).")]
 pub struct Args {
     #[command(flatten)]
@@ -73,8 +74,10 @@ pub(crate) async fn run(args: Args) -> ExitCode {
 async fn check(args: &Args) -> anyhow::Result<Document> {
     let client = args.cluster.client().await?;
     let namespace = args.images_of.namespace.as_deref();
-    let start = || ArtifactWatch::start(client.clone(), namespace, &args.selector);
+    let request_timeout = args.cluster.request_timeout();
+    let start = || ArtifactWatch::start(client.clone(), namespace, &args.selector, request_timeout);
     let watch = args.watch.is_on().then(start);
+    let mut is_first = true;
     args.watch
         .run(&args.output, async || {
             let release = args.cluster.release(&client).await?;
@@ -86,6 +89,15 @@ async fn check(args: &Args) -> anyhow::Result<Document> {
                 Some(artifacts) => Ok(artifacts),
                 None => fetch::artifacts(&client, namespace, &args.selector).await,
             };
+            let artifacts = match artifacts {
+                Err(error) if exit_status::is_wrong_usage(&error) => return Err(error),
+                other => other.map_err(|error| format!("{error:#}")),
+            };
+            let selects_nothing = artifacts.as_ref().is_ok_and(Vec::is_empty);
+            if std::mem::take(&mut is_first) && selects_nothing && !args.selector.is_empty() {
+                let selector = &args.selector;
+                terminal::note(&format!("the selector {selector:?} selects no Artifact"));
+            }
             let facts = fetch::facts(&client, &release, artifacts).await;
             let (answer, mut status) = diagnose::diagnose(&facts);
             args.sort.sort(&mut status.absent)?;

@@ -33,19 +33,8 @@ pub fn print(text: &str) {
         .ok();
 }
 
-/// Prints a document to standard output. A program gets every byte; a terminal gets blanks for
-/// what would control it.
-pub(crate) fn print_data(text: &str) {
-    use std::io::IsTerminal as _;
-    if std::io::stdout().is_terminal() {
-        print(&shown(text));
-    } else {
-        print(text);
-    }
-}
-
 /// [`clean`] for a text of several lines.
-fn shown(text: &str) -> String {
+pub(crate) fn clean_lines(text: &str) -> String {
     text.split('\n').map(clean).collect::<Vec<_>>().join("\n")
 }
 
@@ -211,7 +200,7 @@ mod tests {
             lines(texts.map(str::to_owned).into_iter()),
             "pod/a/x pod/b/y\n ]52;c \na b 2J\n"
         );
-        assert_eq!(shown("{\n\"a\u{1b}[2J\"\n}\n"), "{\n\"a [2J\"\n}\n");
+        assert_eq!(clean_lines("{\n\"a\u{1b}[2J\"\n}\n"), "{\n\"a [2J\"\n}\n");
     }
 
     #[test]

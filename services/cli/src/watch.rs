@@ -9,6 +9,9 @@ use crate::exit_status::{self, Answer};
 use crate::output::{Document, OutputArgs};
 use crate::{duration, terminal};
 
+/// Clears the terminal and goes to its first line.
+const CLEAR_SCREEN: &str = "\u{1b}[2J\u{1b}[H";
+
 /// Whether a command repeats its check, and until when.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct WatchArgs {
@@ -48,11 +51,9 @@ impl WatchArgs {
                         return Ok(document);
                     }
                     let text = output.render(&document)?;
-                    if output.is_table() && std::io::stdout().is_terminal() {
-                        // Clears the screen and goes to its first line.
-                        terminal::print(&format!("\u{1b}[2J\u{1b}[H{text}"));
-                    } else if text != before {
-                        terminal::print(&text);
+                    let is_terminal = std::io::stdout().is_terminal();
+                    if let Some(printed) = printed(output, &text, &before, is_terminal) {
+                        terminal::print(&printed);
                     }
                     before = text;
                     output.write_file(&document)?;
@@ -68,7 +69,51 @@ impl WatchArgs {
     }
 }
 
+/// What is printed of a check; nothing if its text is the one before.
+fn printed(output: &OutputArgs, text: &str, before: &str, is_terminal: bool) -> Option<String> {
+    if output.is_table() && is_terminal {
+        Some(format!("{CLEAR_SCREEN}{text}"))
+    } else if text == before {
+        None
+    } else {
+        Some(output.for_stdout(text, is_terminal).into_owned())
+    }
+}
+
 fn outage(error: &anyhow::Error, lasting: Duration) -> String {
     let message = exit_status::message(error);
     format!("cannot tell for {} s: {message}", lasting.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    #[derive(clap::Parser)]
+    struct Command {
+        #[command(flatten)]
+        output: OutputArgs,
+    }
+
+    #[test]
+    fn a_terminal_gets_no_control_characters_of_others() {
+        let text = "a\u{1b}]52;c\u{7}\n";
+        for format in ["json", "jsonl", "yaml", "name", "jsonpath=$"] {
+            let output = Command::parse_from(["status", "-o", format]).output;
+            let shown = printed(&output, text, "", true);
+            assert_eq!(shown.as_deref(), Some("a ]52;c \n"), "{format}");
+            let piped = printed(&output, text, "", false);
+            assert_eq!(piped.as_deref(), Some(text), "{format}");
+            assert_eq!(printed(&output, text, text, true), None, "{format}");
+        }
+    }
+
+    #[test]
+    fn a_table_replaces_the_one_before_on_a_terminal() {
+        let output = Command::parse_from(["status"]).output;
+        let shown = printed(&output, "a\n", "a\n", true);
+        assert_eq!(shown.as_deref(), Some("\u{1b}[2J\u{1b}[Ha\n"));
+        assert_eq!(printed(&output, "a\n", "a\n", false), None);
+    }
 }

@@ -258,7 +258,7 @@ impl<'a> Judge<'a> {
             .into_iter()
             .map(|image| (image.image.pointer, (image.reference, image.rewritten)))
             .collect();
-        let cared_for = self.cared_for(namespace, pod);
+        let covered_sources = self.covered_sources(namespace, pod);
         let images = pod::images(pod).into_iter();
         images
             // One for debugging is gone with its pod.
@@ -269,19 +269,19 @@ impl<'a> Judge<'a> {
                 let (verdict, why, covered) = match original {
                     _ if policy == "Never" => (Verdict::NeverPulled, String::new(), true),
                     Some((reference, true)) => self.copied(reference, policy, node, None),
-                    Some((reference, false)) => match &cared_for {
+                    Some((reference, false)) => match &covered_sources {
                         Ok(sources) if sources.contains(&reference.to_string()) => {
                             let refused = self
                                 .inventory
                                 .excluded
                                 .get(namespace)
                                 .map(|by| format!("{by} refuses its references"));
-                            let off = self.inventory.not_rewriting.as_deref();
+                            let not_rewritten_because = self.inventory.not_rewriting.as_deref();
                             let is_private = !self.inventory.access.permits(namespace, reference);
-                            let off = off
+                            let not_rewritten_because = not_rewritten_because
                                 .or(refused.as_deref())
                                 .or_else(|| is_private.then_some(PRIVATE));
-                            self.copied(reference, policy, node, off)
+                            self.copied(reference, policy, node, not_rewritten_because)
                         }
                         Ok(_) => self.excluded(
                             reference,
@@ -312,8 +312,12 @@ impl<'a> Judge<'a> {
             .collect()
     }
 
-    /// The sources of a pod that Holdfast cares for, or why it leaves the whole pod alone.
-    fn cared_for(&self, namespace: &str, pod: &Value) -> Result<BTreeSet<String>, &'static str> {
+    /// The sources of a pod that Holdfast rewrites, or why it rewrites no image of the pod.
+    fn covered_sources(
+        &self,
+        namespace: &str,
+        pod: &Value,
+    ) -> Result<BTreeSet<String>, &'static str> {
         let scope = &self.inventory.scope;
         if let Some(facts) = self.inventory.namespaces.get(namespace)
             && !scope.includes(namespace, facts)
@@ -328,19 +332,20 @@ impl<'a> Judge<'a> {
         Ok(pod_facts(&typed, &self.inventory.addresses, scope, false).sources)
     }
 
-    /// An image whose pods are sent to the registry, unless `off` says why they are not.
+    /// An image whose pods are sent to the registry, unless `not_rewritten_because` says why they
+    /// are not.
     fn copied(
         &self,
         reference: &Reference,
         policy: &str,
         node: Option<&str>,
-        off: Option<&str>,
+        not_rewritten_because: Option<&str>,
     ) -> (Verdict, String, bool) {
         let copy = self.copies.get(&reference.to_string());
-        let why = match (copy, off) {
+        let why = match (copy, not_rewritten_because) {
             (Some(copy), None) if copy.local => return (Verdict::Local, String::new(), true),
-            (Some(copy), Some(off)) if copy.local => {
-                format!("it is local, but new pods are not sent to the registry: {off}")
+            (Some(copy), Some(reason)) if copy.local => {
+                format!("it is local, but new pods are not sent to the registry: {reason}")
             }
             (Some(copy), _) => format!("{}: {}", copy.reason, copy.message),
             (None, _) => "there is no Artifact for it yet".to_owned(),

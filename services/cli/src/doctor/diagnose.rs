@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use holdfast_api::labels;
 use holdfast_api::state::{ClusterState, EVERY_SOURCE};
 
-use super::fetch::{Facts, NodeState};
+use super::fetch::{Facts, NodeReadiness};
 use super::policy_dry_run::Outcome;
 use super::report::Report;
 use super::{access, credential_checks, scaling, upstreams, verifiers, volume, webhook};
@@ -73,7 +73,8 @@ fn rewriting(facts: &Facts, report: &mut Report) {
             report.find(
                 Code::RewritingOff,
                 format!("new pods are not rewritten, they pull from their upstreams: {reason}"),
-                "see the nodes and parts below; webhook.waitForNodes=false begins without waiting for nodes",
+                "see the nodes and parts below; webhook.waitForNodes=false begins without waiting \
+                 for nodes",
             );
         }
         Err(why) => report.unknown.push(why.clone()),
@@ -109,13 +110,20 @@ fn parts(facts: &Facts, report: &mut Report) {
 
 fn claim(facts: &Facts, report: &mut Report) {
     match &facts.claim {
-        Ok(Some(claim)) if claim.phase == "Bound" => report.ok.push("the volume's claim is bound".to_owned()),
+        Ok(Some(claim)) if claim.phase == "Bound" => {
+            report.ok.push("the volume's claim is bound".to_owned());
+        }
         Ok(Some(claim)) => report.find(
-                Code::ClaimNotBound,
+            Code::ClaimNotBound,
             format!("the volume's claim is {}: {}", claim.phase, claim.event),
-            "name a storage class that gives such volumes (clusterRegistry.storageClassName); with highAvailability it has to be ReadWriteMany",
+            "name a storage class that gives such volumes (clusterRegistry.storageClassName); with \
+             highAvailability it has to be ReadWriteMany",
         ),
-        Ok(None) => report.find(Code::ClaimMissing, "the volume's claim does not exist", "helm upgrade makes it again"),
+        Ok(None) => report.find(
+            Code::ClaimMissing,
+            "the volume's claim does not exist",
+            "helm upgrade makes it again",
+        ),
         Err(why) => report.unknown.push(format!("the volume's claim: {why}")),
     }
 }
@@ -129,19 +137,19 @@ fn nodes(facts: &Facts, report: &mut Report) {
     let mut prepared = 0;
     for (node, state) in nodes {
         match state {
-            NodeState::WithAgent(agent) if agent.ready => prepared += 1,
-            NodeState::WithAgent(agent) => report.find(
+            NodeReadiness::WithAgent(agent) if agent.ready => prepared += 1,
+            NodeReadiness::WithAgent(agent) => report.find(
                 Code::NodeNotPrepared,
                 format!("node {node} is not prepared: {}", agent.why),
                 format!("kubectl logs -n {namespace} {} says why", agent.pod),
             ),
-            NodeState::WithoutAgent => report.find(
+            NodeReadiness::WithoutAgent => report.find(
                 Code::NodeWithoutAgent,
                 format!("node {node} is not prepared: no node agent runs there"),
                 "nodeAgent.tolerations lets it onto tainted nodes; \
                  webhook.scope.nodeSelector leaves nodes out",
             ),
-            NodeState::NotReady(why) => report.find(
+            NodeReadiness::NotReady(why) => report.find(
                 Code::NodeNotReady,
                 format!("node {node} is not Ready: {why}"),
                 format!(
@@ -210,11 +218,12 @@ fn policies(facts: &Facts, report: &mut Report) {
             what = format!("{what} ({message})");
         }
         report.find(
-                Code::PolicyRefuses,
+            Code::PolicyRefuses,
             what,
             format!(
-                "let it allow images that begin with {}, never {address}/ alone, below which lies every upstream; or opt out with kubectl label namespace {} {}={}; until then such pods keep \
-                 their images and need the uplink",
+                "let it allow images that begin with {}, never {address}/ alone, below which lies \
+                 every upstream; or opt out with kubectl label namespace {} {}={}; until then such \
+                 pods keep their images and need the uplink",
                 upstreams::allowed(sources, address),
                 namespaces.join(" "),
                 labels::REWRITE,
@@ -233,9 +242,13 @@ fn policies(facts: &Facts, report: &mut Report) {
         .filter(|entry| entry.source != EVERY_SOURCE)
     {
         report.find(
-                Code::SourceExcluded,
-            format!("pods of namespace {} get {} from its upstream: {}", entry.namespace, entry.source, entry.reason),
-            "give the registry what it needs, a pull secret say; kubectl describe artifacts there shows what is missing",
+            Code::SourceExcluded,
+            format!(
+                "pods of namespace {} get {} from its upstream: {}",
+                entry.namespace, entry.source, entry.reason
+            ),
+            "give the registry what it needs, for example a pull secret; kubectl describe \
+             artifacts there shows what is missing",
         );
     }
 }
@@ -293,7 +306,7 @@ mod tests {
                 bundles: vec![CA.to_owned()],
                 authority: Some(Ok(format!("{OLD}\n{CA}\n"))),
             })),
-            nodes: Ok([("one".to_owned(), NodeState::WithAgent(agent(true)))].into()),
+            nodes: Ok([("one".to_owned(), NodeReadiness::WithAgent(agent(true)))].into()),
             dry_runs: vec![dry_run("apps", Outcome::Passes)],
             rewrites: Some(Ok(true)),
             client_ca: false,
@@ -431,7 +444,8 @@ mod tests {
         check(
             "a node",
             |facts| {
-                facts.nodes = Ok([("two".to_owned(), NodeState::WithAgent(agent(false)))].into());
+                facts.nodes =
+                    Ok([("two".to_owned(), NodeReadiness::WithAgent(agent(false)))].into());
             },
             Answer::No,
             &[
@@ -441,7 +455,7 @@ mod tests {
         );
         check(
             "a node without agent",
-            |facts| facts.nodes = Ok([("two".to_owned(), NodeState::WithoutAgent)].into()),
+            |facts| facts.nodes = Ok([("two".to_owned(), NodeReadiness::WithoutAgent)].into()),
             Answer::No,
             &["node two", "tolerations"],
         );
@@ -450,7 +464,7 @@ mod tests {
             |facts| {
                 let why = "NodeStatusUnknown Kubelet stopped posting node status.";
                 let nodes = facts.nodes.as_mut().unwrap();
-                nodes.insert("two".to_owned(), NodeState::NotReady(why.to_owned()));
+                nodes.insert("two".to_owned(), NodeReadiness::NotReady(why.to_owned()));
             },
             Answer::No,
             &[

@@ -53,7 +53,7 @@ pub(super) struct Agent {
 
 /// A node in scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum NodeState {
+pub(super) enum NodeReadiness {
     /// Its condition Ready is not true, for this reason.
     NotReady(String),
     /// It is Ready, and no agent runs there.
@@ -69,7 +69,7 @@ pub(super) struct Facts {
     pub(super) claim: Fetched<Option<Claim>>,
     pub(super) webhook: Fetched<Option<Webhook>>,
     /// The nodes in scope.
-    pub(super) nodes: Fetched<BTreeMap<String, NodeState>>,
+    pub(super) nodes: Fetched<BTreeMap<String, NodeReadiness>>,
     pub(super) dry_runs: Vec<DryRun>,
     /// Whether the webhook, asked by a dry run, rewrote a pod; nothing where there is no pod to
     /// ask with.
@@ -93,6 +93,7 @@ pub(super) struct Facts {
 pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<&str>) -> Facts {
     let names = &release.names;
     let artifacts = fetch::artifacts(client, namespace, "").await;
+    let artifacts = artifacts.map_err(|error| format!("{error:#}"));
     let status = fetch::facts(client, release, artifacts).await;
     let mut unknown = Vec::new();
     let scope = match &release.config {
@@ -111,7 +112,7 @@ pub(super) async fn facts(client: &Client, release: &Release, namespace: Option<
         None => Err("which nodes are in scope is not known".to_owned()),
     };
     let mut ready = nodes.iter().flatten();
-    let ready = ready.find(|(_, state)| !matches!(state, NodeState::NotReady(_)));
+    let ready = ready.find(|(_, state)| !matches!(state, NodeReadiness::NotReady(_)));
     let kubelet = match ready {
         Some((node, _)) => Some(credential_checks::kubelet_policy(client, node).await),
         None => None,
@@ -240,7 +241,7 @@ async fn nodes(
     client: &Client,
     names: &Names,
     scope: &Scope,
-) -> Fetched<BTreeMap<String, NodeState>> {
+) -> Fetched<BTreeMap<String, NodeReadiness>> {
     let nodes = listed(client, NODES, None, "").await?;
     let selector = format!(
         "{}={},{}={}",
@@ -256,15 +257,15 @@ async fn nodes(
         .filter(|node| scope.includes_node(&node_facts(node)));
     Ok(nodes
         .map(|node| {
-            let state = node_state(&node, &pods);
+            let state = node_readiness(&node, &pods);
             (node.metadata.name.unwrap_or_default(), state)
         })
         .collect())
 }
 
-fn node_state(node: &Node, pods: &[Value]) -> NodeState {
+fn node_readiness(node: &Node, pods: &[Value]) -> NodeReadiness {
     if !node_facts(node).ready {
-        return NodeState::NotReady(not_ready(node));
+        return NodeReadiness::NotReady(not_ready(node));
     }
     let name = node.metadata.name.as_deref().unwrap_or_default();
     let agents = pods
@@ -273,7 +274,7 @@ fn node_state(node: &Node, pods: &[Value]) -> NodeState {
         .map(agent);
     agents
         .max_by_key(|agent| agent.ready)
-        .map_or(NodeState::WithoutAgent, NodeState::WithAgent)
+        .map_or(NodeReadiness::WithoutAgent, NodeReadiness::WithAgent)
 }
 
 /// What a node's condition Ready says.
@@ -344,18 +345,18 @@ mod tests {
         };
         let pods = [pod("one", "True"), pod("two", "False"), pod("two", "True")];
         let why = "NodeStatusUnknown Kubelet stopped posting node status.";
-        let lost = NodeState::NotReady(why.to_owned());
-        assert_eq!(node_state(&node("Unknown"), &pods), lost);
-        assert_eq!(node_state(&node("False"), &pods), lost);
-        match node_state(&node("True"), &pods) {
-            NodeState::WithAgent(agent) => assert_eq!(agent.pod, "agent-two-True"),
+        let lost = NodeReadiness::NotReady(why.to_owned());
+        assert_eq!(node_readiness(&node("Unknown"), &pods), lost);
+        assert_eq!(node_readiness(&node("False"), &pods), lost);
+        match node_readiness(&node("True"), &pods) {
+            NodeReadiness::WithAgent(agent) => assert_eq!(agent.pod, "agent-two-True"),
             other => panic!("{other:?}"),
         }
         assert_eq!(
-            node_state(&node("True"), &pods[..1]),
-            NodeState::WithoutAgent
+            node_readiness(&node("True"), &pods[..1]),
+            NodeReadiness::WithoutAgent
         );
-        let new = NodeState::NotReady("its kubelet has not reported yet".to_owned());
-        assert_eq!(node_state(&Node::default(), &pods), new);
+        let new = NodeReadiness::NotReady("its kubelet has not reported yet".to_owned());
+        assert_eq!(node_readiness(&Node::default(), &pods), new);
     }
 }

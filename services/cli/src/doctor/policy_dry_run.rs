@@ -19,12 +19,12 @@ use super::api::Fetched;
 use crate::cluster::{self, PODS};
 use crate::status::diagnose;
 
-/// Upstreams of one namespace that are tried: policies speak of hosts.
-const HOSTS: usize = 3;
+/// Upstream hosts that are tried in each namespace: policies match hosts.
+const MAX_HOSTS_PER_NAMESPACE: usize = 3;
 /// Dry runs at a time.
 const PARALLEL: usize = 8;
 /// Where the webhook rewrites by label only.
-const SYSTEM: &str = "kube-system";
+const KUBE_SYSTEM: &str = "kube-system";
 
 /// What a policy says.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub(super) fn candidates(
     found
         .into_iter()
         .flat_map(|(namespace, hosts)| {
-            let few = hosts.into_values().take(HOSTS);
+            let few = hosts.into_values().take(MAX_HOSTS_PER_NAMESPACE);
             few.map(move |reference| (namespace.clone(), reference))
         })
         .collect()
@@ -115,7 +115,7 @@ pub(super) async fn run(
         .zip(&tried)
         .find(|((namespace, reference), dry_run)| {
             dry_run.outcome == Outcome::Passes
-                && namespace != SYSTEM
+                && namespace != KUBE_SYSTEM
                 && !excluded(namespace, &reference.to_string())
         });
     let rewrites = match chosen {
@@ -184,7 +184,7 @@ fn pod(image: &str, opts_out: bool) -> Value {
     if opts_out {
         labels.insert(labels::REWRITE.to_owned(), json!(labels::REWRITE_DISABLED));
     }
-    let little = json!({"cpu": "1m", "memory": "1Mi"});
+    let minimal_resources = json!({"cpu": "1m", "memory": "1Mi"});
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -196,7 +196,7 @@ fn pod(image: &str, opts_out: bool) -> Value {
                 "name": "doctor",
                 "image": image,
                 "imagePullPolicy": "IfNotPresent",
-                "resources": {"requests": little, "limits": little},
+                "resources": {"requests": minimal_resources, "limits": minimal_resources},
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
             }],
         },

@@ -20,8 +20,8 @@ pub(super) struct SelfTest {
     #[arg(long, value_name = "FILE", default_value = config_args::CONFIG_FILE, hide = true)]
     config: PathBuf,
     /// Only the one question that a cluster's test asks: does the registry answer GET /v2/
-    #[arg(long = "quick", hide = true)]
-    pub(super) asked: bool,
+    #[arg(long, hide = true)]
+    pub(super) quick: bool,
     /// The registry; default: its Service in the release's namespace
     #[arg(long, value_name = "URL", hide = true)]
     url: Option<String>,

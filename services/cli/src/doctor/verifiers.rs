@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use holdfast_api::labels;
 use holdfast_core::workload::text;
 use holdfast_core::{Reference, rewrite};
 use kube::Client;
@@ -322,7 +323,7 @@ fn without_suffix(found: &mut Vec<String>, suffix: &str) {
     found.extend(bare);
 }
 
-/// One finding for each policy that verified images of wanted upstreams and does not mean their
+/// One finding for each policy that verified images of wanted upstreams and does not match their
 /// rewritten names. `sources` are images with the namespaces that want them.
 pub(super) fn diagnose<'a>(
     verifiers: &Fetched<Vec<Verifier>>,
@@ -333,12 +334,12 @@ pub(super) fn diagnose<'a>(
     let verifiers = match verifiers {
         Ok(verifiers) => verifiers,
         Err(why) => {
-            let what = "whether policies that verify images mean rewritten names";
+            let what = "whether policies that verify images match rewritten names";
             return report.unknown.push(format!("{what}: {why}"));
         }
     };
     for verifier in verifiers {
-        let is_meant =
+        let applies_to =
             |namespace: &str| verifier.namespace.is_empty() || verifier.namespace == namespace;
         // By prefix: the images that slipped out.
         let mut missed: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -352,7 +353,7 @@ pub(super) fn diagnose<'a>(
             };
             let mut local = vec![rewritten];
             without_suffix(&mut local, &source.suffix());
-            if !is_meant(namespace) {
+            if !applies_to(namespace) {
                 continue;
             }
             if verifier.verifies(&local) && !verifier.unread_skips {
@@ -386,8 +387,8 @@ fn unread_message(verifier: &Verifier, images: &[String]) -> String {
     let short = |pattern: &String| -> String { pattern.chars().take(PATTERN_SHOWN).collect() };
     let unread: Vec<String> = verifier.unread.iter().map(short).collect();
     format!(
-        "whether {} means the names that pods have after rewriting ({}): it has patterns that are \
-         not understood here, {}",
+        "whether {} matches the names that pods have after rewriting ({}): it has patterns that \
+         are not understood here, {}",
         verifier.name,
         first(images),
         first(&unread)
@@ -398,19 +399,21 @@ fn report_missed(verifier: &Verifier, missed: &BTreeMap<String, Vec<String>>, re
     let images: Vec<String> = missed.values().flatten().cloned().collect();
     let prefixes: Vec<String> = missed.keys().map(|prefix| format!("{prefix}**")).collect();
     report.find(
-                Code::VerifierMissesNames,
+        Code::VerifierMissesNames,
         format!(
-            "{} verifies {} and does not mean the names that pods have after rewriting ({}): \
+            "{} verifies {} and does not match the names that pods have after rewriting ({}): \
              they may run unverified",
             verifier.name,
             verifier.patterns(),
             first(&images)
         ),
         format!(
-            "add {} to its patterns, with credentials and the CA of the registry where the verifier \
-             asks it for signatures, or leave such namespaces alone; docs/operate/policies.md says \
-             more",
-            prefixes.join(", ")
+            "add {} to its patterns, with credentials and the CA of the registry where the \
+             verifier asks it for signatures, or opt such namespaces out (label {}={}); \
+             docs/operate/policies.md says more",
+            prefixes.join(", "),
+            labels::REWRITE,
+            labels::REWRITE_DISABLED
         ),
     );
 }

@@ -13,7 +13,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use serde_json::{Value, json};
 
 use super::eviction_queue::{EvictionQueue, Step};
-use super::plan::{self, Found, Owner, Remedy};
+use super::plan::{self, Owner, Remedy, RewrittenPod};
 use crate::cluster::{self, Listed, PODS};
 
 /// Time between two lists of pods that are recreated.
@@ -34,10 +34,10 @@ pub(crate) struct Pacing {
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     /// Pods that have their original images again, or whose owners recreate them.
-    pub(crate) restored: Vec<Found>,
+    pub(crate) restored: Vec<RewrittenPod>,
     /// Pods, or references of them, that stay as they are, and why. Where new pods are waited for,
     /// also those whose successor does not become ready.
-    pub(crate) left: Vec<(Found, String)>,
+    pub(crate) left: Vec<(RewrittenPod, String)>,
 }
 
 /// Every pod with rewritten references, in one namespace or in all.
@@ -45,7 +45,7 @@ pub(crate) async fn find(
     client: &Client,
     namespace: Option<&str>,
     addresses: &[String],
-) -> anyhow::Result<Vec<Found>> {
+) -> anyhow::Result<Vec<RewrittenPod>> {
     match cluster::list(client, PODS, namespace).await? {
         Listed::Items(pods) => Ok(pods
             .iter()
@@ -65,7 +65,7 @@ pub(crate) async fn find(
 /// Reads each owner, and replaces the remedy of pods that are left by the reason.
 pub(crate) async fn ask_owners(
     client: &Client,
-    pods: &mut [Found],
+    pods: &mut [RewrittenPod],
     addresses: &[String],
 ) -> anyhow::Result<()> {
     let mut known: BTreeMap<(String, Owner), Option<String>> = BTreeMap::new();
@@ -100,7 +100,7 @@ pub(crate) async fn ask_owners(
 /// Restores the pods, one after the other. `on_restored` gets a line for each, and how many wait.
 pub(crate) async fn execute(
     client: &Client,
-    pods: Vec<Found>,
+    pods: Vec<RewrittenPod>,
     pacing: Pacing,
     mut on_restored: impl FnMut(&str, usize),
 ) -> Outcome {
@@ -214,7 +214,7 @@ enum Applied {
     Failed(String),
 }
 
-async fn apply_remedy(client: &Client, pod: &Found) -> Applied {
+async fn apply_remedy(client: &Client, pod: &RewrittenPod) -> Applied {
     let path = format!("{}/{}", PODS.path(Some(&pod.namespace)), pod.name);
     let (request, left) = match &pod.remedy {
         Remedy::Recreate => {
@@ -253,7 +253,7 @@ async fn apply_remedy(client: &Client, pod: &Found) -> Applied {
     }
 }
 
-async fn record_event(events: &Recorder, pod: &Found, what: &str) {
+async fn record_event(events: &Recorder, pod: &RewrittenPod, what: &str) {
     let images: Vec<_> = pod
         .images
         .iter()
@@ -287,7 +287,7 @@ async fn record_event(events: &Recorder, pod: &Found, what: &str) {
 /// opt out while a webhook of Holdfast is there.
 pub(super) async fn rewriting_namespaces(
     client: &Client,
-    pods: &[Found],
+    pods: &[RewrittenPod],
     own_namespaces: &[String],
 ) -> anyhow::Result<BTreeSet<String>> {
     let selector = format!(

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::plan::{Found, Remedy};
+use super::plan::{Remedy, RewrittenPod};
 
 /// How long an owner may take to recreate a pod. After that, its other pods stay unchanged.
 const READY_TIMEOUT: Duration = Duration::from_secs(180);
@@ -15,11 +15,11 @@ const RETRY_HELD: Duration = Duration::from_secs(10);
 /// The pods of one owner. A pod without an owner is its own.
 #[derive(Debug)]
 struct Line {
-    waiting: VecDeque<Found>,
+    waiting: VecDeque<RewrittenPod>,
     /// How many of its pods were ready before anything was done.
     before: usize,
     /// The pod that was taken and when, while the one that follows is not ready.
-    taken: Option<(Instant, Found)>,
+    taken: Option<(Instant, RewrittenPod)>,
     not_before: Option<Instant>,
     held: Option<String>,
 }
@@ -31,14 +31,14 @@ pub(super) struct EvictionQueue {
     interval: Duration,
     last: Option<Instant>,
     /// Pods that are left as they are, and why.
-    left: Vec<(Found, String)>,
+    left: Vec<(RewrittenPod, String)>,
 }
 
 /// What to do now.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step {
     /// Restore this pod.
-    Take(Box<Found>),
+    Take(Box<RewrittenPod>),
     /// Wait for this time.
     Wait(Duration),
     /// Nothing is left to do.
@@ -48,7 +48,11 @@ pub(super) enum Step {
 impl EvictionQueue {
     /// Work on `pods`, at most `per_minute` of them a minute; `ready` counts the ready pods of each
     /// owner.
-    pub(super) fn new(pods: Vec<Found>, per_minute: u32, ready: &BTreeMap<String, usize>) -> Self {
+    pub(super) fn new(
+        pods: Vec<RewrittenPod>,
+        per_minute: u32,
+        ready: &BTreeMap<String, usize>,
+    ) -> Self {
         let mut queue = Self {
             lines: BTreeMap::new(),
             interval: Duration::from_secs(60) / per_minute.max(1),
@@ -158,14 +162,14 @@ impl EvictionQueue {
     }
 
     /// The pod was evicted: the next pod of its owner waits for the successor.
-    pub(super) fn evicted(&mut self, pod: &Found, now: Instant) {
+    pub(super) fn evicted(&mut self, pod: &RewrittenPod, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(pod)) {
             (line.taken, line.held) = (Some((now, pod.clone())), None);
         }
     }
 
     /// The disruption budget of the pod refused the eviction, which is retried later.
-    pub(super) fn held(&mut self, pod: Found, why: String, now: Instant) {
+    pub(super) fn held(&mut self, pod: RewrittenPod, why: String, now: Instant) {
         if let Some(line) = self.lines.get_mut(&key(&pod)) {
             (line.not_before, line.held) = (Some(now + RETRY_HELD), Some(why));
             line.waiting.push_front(pod);
@@ -173,13 +177,13 @@ impl EvictionQueue {
     }
 
     /// The pod stays as it is.
-    pub(super) fn leave(&mut self, pod: Found, why: String) {
+    pub(super) fn leave(&mut self, pod: RewrittenPod, why: String) {
         self.left.push((pod, why));
     }
 
     /// Ends the work; everything that was left, and why. With `to_the_end` also pods whose
     /// successors were still waited for.
-    pub(super) fn end(mut self, to_the_end: bool) -> Vec<(Found, String)> {
+    pub(super) fn end(mut self, to_the_end: bool) -> Vec<(RewrittenPod, String)> {
         for line in self.lines.into_values() {
             if let Some((_, pod)) = line.taken.filter(|_| to_the_end) {
                 let why = "evicted; the new pod was not ready before the timeout";
@@ -196,7 +200,7 @@ impl EvictionQueue {
 }
 
 /// The owner's UID, or the pod's own.
-fn key(pod: &Found) -> String {
+fn key(pod: &RewrittenPod) -> String {
     pod.owner
         .as_ref()
         .map_or_else(|| pod.uid.clone(), |owner| owner.uid.clone())
@@ -207,8 +211,8 @@ mod tests {
     use super::super::plan::Owner;
     use super::*;
 
-    fn pod(name: &str, owner: &str) -> Found {
-        Found {
+    fn pod(name: &str, owner: &str) -> RewrittenPod {
+        RewrittenPod {
             namespace: "shop".to_owned(),
             name: name.to_owned(),
             uid: format!("uid-{name}"),

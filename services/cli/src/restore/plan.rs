@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cluster::Resource;
 
 /// Owners that recreate a pod as soon as it is gone.
-const RENEWING: [&str; 4] = [
+const RECREATING_KINDS: [&str; 4] = [
     "ReplicaSet",
     "StatefulSet",
     "DaemonSet",
@@ -21,7 +21,7 @@ const RENEWING: [&str; 4] = [
 
 /// A pod with rewritten references.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Found {
+pub(crate) struct RewrittenPod {
     pub(crate) namespace: String,
     pub(crate) name: String,
     pub(crate) uid: String,
@@ -58,7 +58,7 @@ pub(crate) enum Remedy {
     Leave(String),
 }
 
-impl Found {
+impl RewrittenPod {
     /// `Pod/name`, or `Kind/name` of its owner.
     pub(crate) fn owned_by(&self) -> String {
         self.owner.as_ref().map_or_else(
@@ -68,15 +68,16 @@ impl Found {
     }
 }
 
-/// The path of an owner that renews its pods; nothing for other kinds.
+/// The path of an owner that recreates its pods; nothing for other kinds.
 pub(super) fn path_of_owner(namespace: &str, owner: &Owner) -> Option<String> {
-    let kind = workload::by_name(&owner.kind).filter(|kind| RENEWING.contains(&kind.kind))?;
+    let kind =
+        workload::by_name(&owner.kind).filter(|kind| RECREATING_KINDS.contains(&kind.kind))?;
     let list = Resource::from(kind).path(Some(namespace));
     Some(format!("{list}/{}", owner.name))
 }
 
 /// Judges one pod; nothing where no reference of it is rewritten, or where it has ended.
-pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
+pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<RewrittenPod> {
     if pod::is_mirror(pod) || !may_start("Pod", pod) {
         return None;
     }
@@ -108,7 +109,7 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
     });
     let remedy = match &owner {
         None => patch(pod, &images, annotated.as_ref()),
-        Some(owner) if RENEWING.contains(&owner.kind.as_str()) => Remedy::Recreate,
+        Some(owner) if RECREATING_KINDS.contains(&owner.kind.as_str()) => Remedy::Recreate,
         Some(owner) if owner.kind == "Job" => Remedy::Leave(
             "its Job runs to its end; the next one starts with the originals".to_owned(),
         ),
@@ -118,7 +119,7 @@ pub(crate) fn find(pod: &Value, addresses: &[String]) -> Option<Found> {
             owner.kind, owner.name
         )),
     };
-    Some(Found {
+    Some(RewrittenPod {
         namespace: text(pod, "/metadata/namespace").to_owned(),
         name: text(pod, "/metadata/name").to_owned(),
         uid: text(pod, "/metadata/uid").to_owned(),

@@ -259,12 +259,14 @@ fn count(artifacts: &[Artifact], images: &mut Images, absent: &mut Vec<Absent>) 
         });
     }
     let on_its_way = |absent: &Absent| is_on_its_way(&absent.reason);
-    absent.sort_by(|one, other| {
-        (on_its_way(one), &one.namespace, &one.source).cmp(&(
-            on_its_way(other),
-            &other.namespace,
-            &other.source,
-        ))
+    absent.sort_by_cached_key(|absent| {
+        let Absent {
+            namespace,
+            source,
+            artifact,
+            ..
+        } = absent.clone();
+        (on_its_way(absent), namespace, source, artifact)
     });
 }
 

@@ -1,5 +1,6 @@
 //! What `status` asks the API server. Each question may fail by itself; the answer then says why.
 
+use anyhow::bail;
 use holdfast_api::names::Names;
 use holdfast_api::{Artifact, labels};
 use holdfast_core::workload::{condition_is_true, text};
@@ -13,25 +14,24 @@ const DAEMON_SETS: Resource = cluster::of("apps", "daemonsets");
 /// The port of the parts' metrics.
 const ADMIN_PORT: u16 = 9090;
 
-/// Lists the Artifacts of one namespace or of all, with these labels.
+/// Lists the Artifacts of one namespace or of all, with these labels. A selector that the API
+/// server cannot parse is [`Usage`](crate::exit_status::Usage).
 pub(crate) async fn artifacts(
     client: &Client,
     namespace: Option<&str>,
     selector: &str,
-) -> Result<Vec<Artifact>, String> {
-    match cluster::list_some(client, ARTIFACTS, namespace, selector).await {
-        Ok(Listed::Items(items)) => Ok(items
+) -> anyhow::Result<Vec<Artifact>> {
+    match cluster::list_some(client, ARTIFACTS, namespace, selector).await? {
+        Listed::Items(items) => Ok(items
             .into_iter()
             .filter_map(|item| serde_json::from_value::<Artifact>(item).ok())
             .collect()),
-        Ok(Listed::Forbidden) => {
-            Err("Artifacts may not be listed; -n limits the question to one namespace".to_owned())
+        Listed::Forbidden => {
+            bail!("Artifacts may not be listed; -n limits the question to one namespace")
         }
-        Ok(Listed::Unknown) => Err(
-            "the API server knows no Artifacts: the custom resource definition is missing"
-                .to_owned(),
-        ),
-        Err(error) => Err(format!("{error:#}")),
+        Listed::Unknown => {
+            bail!("the API server knows no Artifacts: the custom resource definition is missing")
+        }
     }
 }
 

@@ -170,13 +170,13 @@ async fn doctor_finds_policies_that_verify_in_the_version_that_is_served() {
     verifies(&site, version, "ClusterImagePolicy", cluster, images).await;
     site.stands("shop", "registry.example/web:1", "Copied")
         .await;
-    let missed = "verifies registry.example/* and does not mean the names";
+    let missed = "verifies registry.example/* and does not match the names";
     site.run(&["doctor"]).await.check(
         1,
         &[
             &format!("PROBLEM  Kyverno ImageValidatingPolicy signed {missed}"),
             &format!("PROBLEM  Kyverno Policy shop/signed {missed}"),
-            "unknown  whether sigstore ClusterImagePolicy signed means the names",
+            "unknown  whether sigstore ClusterImagePolicy signed matches the names",
             "regex",
         ],
     );

@@ -121,4 +121,18 @@ async fn status_prints_the_selected_artifacts_in_the_order_asked_for() {
         let ended = site.run(&selected).await;
         assert_eq!(ended.text, wanted, "{selector}");
     }
+    let nothing = site.run(&["status", "-l", "team=none"]).await;
+    nothing.check(1, &["the selector \"team=none\" selects no Artifact"]);
+    let unknown = site.run(&["status", "--sort-by", ".name"]).await;
+    unknown.check(1, &["--sort-by: no item has this field"]);
+}
+
+#[tokio::test]
+async fn a_wrong_selector_is_a_wrong_command_line_also_while_watching() {
+    let site = Site::start().await;
+    let status = ["status", "-l", "team in ("];
+    for arguments in [&status[..], &[&status[..], &["-w"]].concat()] {
+        let told = ["wrong label selector \"team in (\"", "unable to parse"];
+        site.run(arguments).await.check(64, &told);
+    }
 }
