@@ -1,9 +1,11 @@
 //! Repairs of a volume, beside running registries. They follow the protocols of pushes and deletes,
 //! and check first that they are still needed, except the removal of a file. Which repairs a volume
-//! needs, and at which paths, is the caller's decision: paths are not checked.
+//! needs is the caller's decision. A repair refuses paths that leave the volume, links elsewhere
+//! than in a repository, and to remove files that `fsck` never removes.
 
 use std::{
-    path::{Path, PathBuf},
+    io,
+    path::{Component, Path, PathBuf},
     sync::Arc,
     time::SystemTime,
 };
@@ -11,7 +13,9 @@ use std::{
 use holdfast_core::digest::Digest;
 use uuid::Uuid;
 
-use crate::{Layout, Result, deletes, durable::DurableFs, files, links, volume::Volume};
+use crate::{
+    Error, Layout, Result, deletes, durable::DurableFs, files, layout, links, volume::Volume,
+};
 
 /// The repairs of one volume. Paths are relative to the root of the volume. Every repair returns
 /// whether it changed something: `false` means that it was not needed any more.
@@ -34,13 +38,16 @@ impl Maintenance {
     /// `digest` is being deleted (see `deletes.rs`).
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is no link of a repository.
     pub fn write_link(&self, path: &Path, digest: &Digest, only_with: &[PathBuf]) -> Result<bool> {
         let volume = self.files.volume();
-        let path = &self.at(path);
+        let path = &self.at(path)?;
+        if !self.is_link(path) {
+            return Err(refused(path));
+        }
         let is_wanted = || -> Result<bool> {
             for path in only_with {
-                if files::metadata(volume, &self.at(path))?.is_none() {
+                if files::metadata(volume, &self.at(path)?)?.is_none() {
                     return Ok(false);
                 }
             }
@@ -92,7 +99,7 @@ impl Maintenance {
     /// # Errors
     /// The volume fails.
     pub fn restore(&self, digest: &Digest, path: &Path) -> Result<bool> {
-        let (path, place) = (self.at(path), self.layout.blob(digest));
+        let (path, place) = (self.at(path)?, self.layout.blob(digest));
         let hashed = files::hash(self.files.volume(), &path, digest.algorithm(), |_| ())?;
         let is_sound = hashed.is_some_and(|(_, actual)| actual == *digest);
         let is_needed = is_sound && files::metadata(self.files.volume(), &place)?.is_none();
@@ -102,12 +109,24 @@ impl Maintenance {
         Ok(is_needed)
     }
 
-    /// Removes a file, durably.
+    /// Removes a file, durably: what a write left, a partial copy, or the link of a tag's history
+    /// or of a referrer.
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is that of another file.
     pub fn remove_file(&self, path: &Path) -> Result<bool> {
-        self.files.remove_file(&self.at(path))
+        let path = self.at(path)?;
+        let name = path.file_name().and_then(|name| name.to_str());
+        let folder = path.ancestors().nth(3).and_then(Path::file_name);
+        let is_listing = folder.is_some_and(|folder| folder == "index")
+            || path.iter().any(|part| part == "_referrers");
+        let is_removable = name.is_some_and(layout::is_leftover)
+            || path.starts_with(self.layout.own().join("incoming"))
+            || is_listing && self.is_link(&path);
+        if !is_removable {
+            return Err(refused(&path));
+        }
+        self.files.remove_file(&path)
     }
 
     /// Removes the folder of a tag that has no link.
@@ -115,7 +134,7 @@ impl Maintenance {
     /// # Errors
     /// The volume fails.
     pub fn remove_tag(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(path));
+        let (volume, path) = (self.files.volume(), self.at(path)?);
         let is_needed = files::metadata(volume, &path)?.is_some()
             && files::metadata(volume, &path.join("current/link"))?.is_none();
         if is_needed {
@@ -129,18 +148,19 @@ impl Maintenance {
     /// # Errors
     /// The volume fails.
     pub fn remove_upload(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(path));
+        let (volume, path) = (self.files.volume(), self.at(path)?);
         let is_needed = files::metadata(volume, &path)?.is_some();
         files::remove_tree(volume, &path)?;
         Ok(is_needed)
     }
 
-    /// Writes the missing file `startedat` of an upload session, with the time of its last byte.
+    /// Writes the missing file `startedat` into the folder of an upload session, with the time of
+    /// its last byte.
     ///
     /// # Errors
     /// The volume fails.
-    pub fn write_start(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(path));
+    pub fn write_start(&self, upload: &Path) -> Result<bool> {
+        let (volume, path) = (self.files.volume(), self.at(upload)?.join("startedat"));
         let newest = match files::metadata(volume, &path.with_file_name("data"))? {
             Some(data) => Some(data),
             None => files::metadata(volume, files::parent(&path)?)?,
@@ -155,9 +175,23 @@ impl Maintenance {
         Ok(true)
     }
 
-    fn at(&self, path: &Path) -> PathBuf {
-        self.files.root().join(path)
+    /// The path below the root of the volume.
+    fn at(&self, path: &Path) -> Result<PathBuf> {
+        let stays_below = |part| matches!(part, Component::Normal(_));
+        if path.components().all(stays_below) {
+            Ok(self.files.root().join(path))
+        } else {
+            Err(refused(path))
+        }
     }
+
+    fn is_link(&self, path: &Path) -> bool {
+        path.starts_with(self.layout.repositories()) && path.ends_with("link")
+    }
+}
+
+fn refused(path: &Path) -> Error {
+    Error::io("repair", path)(io::Error::from(io::ErrorKind::InvalidInput))
 }
 
 /// `2024-02-29T23:59:59Z`, as distribution writes `startedat`.
@@ -173,6 +207,40 @@ mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
+
+    #[test]
+    fn paths_of_nothing_that_fsck_repairs_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let volume = Arc::new(crate::volume::Disk::at(folder.path()));
+        let maintenance = Maintenance::new(volume, folder.path());
+        let v2 = Path::new("docker/registry/v2");
+        let digest = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
+        for path in [
+            "/etc/hostname",
+            "../link",
+            "repositories/a/../../link",
+            "blobs/sha256/00/x/data",
+            "_holdfast/volume-id",
+            "_holdfast/locks/link",
+        ] {
+            let path = v2.join(path);
+            assert!(maintenance.remove_file(&path).is_err(), "{path:?}");
+            assert!(
+                maintenance.write_link(&path, &digest, &[]).is_err(),
+                "{path:?}"
+            );
+        }
+        let revision = v2.join("repositories/a/_manifests/revisions/sha256/x/link");
+        assert!(maintenance.remove_file(&revision).is_err());
+        for path in [
+            "_holdfast/incoming/sha256/x",
+            "blobs/sha256/00/x/.data.u.tmp",
+            "repositories/a/_manifests/tags/1/index/sha256/x/link",
+            "repositories/a/_referrers/sha256/x/sha256/y/link",
+        ] {
+            assert!(!maintenance.remove_file(&v2.join(path)).unwrap(), "{path}");
+        }
+    }
 
     #[test]
     fn times_are_written_as_distribution_does() {

@@ -209,8 +209,8 @@ pub enum Repair {
     },
     /// Writes when an upload began, so that every registry's own purge finds it.
     WriteStart {
-        /// The file.
-        path: PathBuf,
+        /// The upload's folder.
+        upload: PathBuf,
     },
 }
 
@@ -262,7 +262,7 @@ pub fn repair(
         Repair::RemoveFile { path } => maintenance.remove_file(path),
         Repair::RemoveTag { path } => maintenance.remove_tag(path),
         Repair::RemoveUpload { path } => maintenance.remove_upload(path),
-        Repair::WriteStart { path } => maintenance.write_start(path),
+        Repair::WriteStart { upload } => maintenance.write_start(upload),
     };
     Ok(if is_done? {
         Outcome::Repaired

@@ -137,7 +137,7 @@ impl Plan<'_> {
                 );
             } else if !pending.has_start && pending.age >= self.policy.in_flight {
                 let repair = Repair::WriteStart {
-                    path: pending.path.join("startedat"),
+                    upload: pending.path.clone(),
                 };
                 self.push(
                     Kind::UploadWithoutStart,
