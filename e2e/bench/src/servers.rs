@@ -282,7 +282,7 @@ http {{
             )
         };
         vec![
-            said(Command::new(&self.holdfast).arg("version")),
+            said(Command::new(&self.holdfast).arg("--version")),
             "CNCF distribution 3.1.2 (e2e/programs/distribution)".to_owned(),
             said(Command::new(&self.nginx).arg("-v")),
         ]
