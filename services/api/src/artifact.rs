@@ -109,11 +109,11 @@ pub struct ArtifactSpec {
     pub platforms: Option<Vec<String>>,
 }
 
-/// The state of an Artifact. It informs people, and does not decide what is copied or kept.
+/// The state of an Artifact. It does not decide what is copied or kept.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactStatus {
-    /// `Ready` is True when the registry holds the image. The reason says why, or why not.
+    /// `Ready` is True when the registry holds the image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -134,8 +134,8 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub size_bytes: Option<i64>,
-    /// The number of topmost owners that need the image: Deployments, CronJobs and so on, with or
-    /// without running pods. A pod without an owner counts as its own.
+    /// The number of topmost owners that need the image: Deployments, CronJobs and so on,
+    /// with or without running pods. A pod without an owner counts as its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0))]
     pub reference_count: Option<i64>,
@@ -143,7 +143,7 @@ pub struct ArtifactStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub references: Vec<Reference>,
-    /// When the image was last copied. The registry has held `digest` since then.
+    /// When the registry last copied the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_copy_time: Option<Time>,
     /// The number of failed attempts since the last success.
@@ -160,9 +160,9 @@ pub struct ArtifactStatus {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ArtifactAccess {
-    /// `public`: everyone may pull it. `configured`: with a credential of `upstreams` in the
-    /// values. `proved`: with a credential of this namespace. `denied`: with none of these; pods of
-    /// this namespace keep the upstream's reference.
+    /// `public`: everyone may pull it. `configured`: with a credential of `upstreams`
+    /// in the values. `proved`: with a credential of this namespace. `denied`: with
+    /// none of these; pods of this namespace keep the upstream's reference.
     pub answer: Access,
     /// The time of the answer, which is valid until the next one.
     pub time: Time,

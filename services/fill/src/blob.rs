@@ -256,7 +256,12 @@ impl Fills {
                     what
                 }
                 SourceOutcome::Slow(rate) => {
-                    tracing::info!(image.digest = %digest, upstream.host = %candidate.source.host, rate, "the copy continues from another source");
+                    tracing::info!(
+                        image.digest = %digest,
+                        upstream.host = %candidate.source.host,
+                        rate,
+                        "the copy continues from another source"
+                    );
                     entry.candidates.leave(&candidate, rate);
                     if round.alone {
                         incoming.discard().await?;
@@ -288,7 +293,12 @@ impl Fills {
                 SourceOutcome::TakenOver => return Ok(CopyOutcome::TakenOver),
             };
             let senders = std::mem::take(&mut round.senders);
-            tracing::warn!(image.digest = %digest, upstream.urls = ?senders, error, "wrong bytes were discarded");
+            tracing::warn!(
+                image.digest = %digest,
+                upstream.urls = ?senders,
+                error,
+                "wrong bytes were discarded"
+            );
             last = Error::Invalid(error);
             // Bytes of an earlier attempt, or of another sender, may be at fault; then each gets
             // its chance to send it whole.
@@ -402,7 +412,12 @@ impl Fills {
             if attempts >= ATTEMPTS {
                 return SourceOutcome::Failed(failure.into());
             }
-            tracing::info!(image.digest = %digest, offset = incoming.offset(), error = %failure, "the copy broke off and continues");
+            tracing::info!(
+                image.digest = %digest,
+                offset = incoming.offset(),
+                error = %failure,
+                "the copy broke off and continues"
+            );
             tokio::time::sleep(self.inner.settings.retry * 2_u32.pow(attempts)).await;
         }
     }

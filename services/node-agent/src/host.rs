@@ -135,7 +135,8 @@ impl Disk {
         let mut journal = Journal::default();
         for (path, entry) in former.files {
             if let Some(path) = relative(&path)
-                && matches!(self.inspect_path(&path), Found::Known(Original::File { content, .. }) if entry.wrote(&content))
+                && let Found::Known(Original::File { content, .. }) = self.inspect_path(&path)
+                && entry.wrote(&content)
             {
                 journal.files.insert(path, entry);
             }

@@ -179,7 +179,8 @@ impl From<holdfast_store::Error> for Error {
                 StatusCode::INSUFFICIENT_STORAGE,
                 Code::Denied,
                 format!(
-                    "the volume is full ({available_bytes} bytes left): writes are refused, pulls continue"
+                    "the volume is full ({available_bytes} bytes left): \
+                     writes are refused, pulls continue"
                 ),
             ),
             Store::Busy => {

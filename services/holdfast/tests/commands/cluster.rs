@@ -5,7 +5,10 @@ use super::*;
 /// A file with the release's configuration, as `uninstall` reads it.
 fn configuration(site: &Site) -> String {
     let document = json!({
-        "release": {"name": "holdfast", "namespace": "holdfast-system", "fullname": "holdfast", "version": "0.1.0"},
+        "release": {
+            "name": "holdfast", "namespace": "holdfast-system", "fullname": "holdfast",
+            "version": "0.1.0",
+        },
         "values": {},
     });
     site.write("config.yaml", &document.to_string())
@@ -37,7 +40,10 @@ async fn several_releases_are_a_wrong_command_line_also_while_watching() {
 async fn doctor_names_nodes_that_are_not_ready() {
     let site = Site::start().await;
     let node = json!({
-        "metadata": {"name": "lost", "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}},
+        "metadata": {
+            "name": "lost",
+            "labels": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
+        },
     });
     site.post("/api/v1/nodes", &node).await;
     site.run(&["doctor"])

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use holdfast_config::Values;
 use holdfast_runtime::files;
-use serde_json::json;
 
-use super::{create, eventually, rewriting, start, start_with, trusting, write_certificate};
+use super::{
+    admission_review, create, eventually, rewriting, start, start_with, trusting, write_certificate,
+};
 
 // SPEC 27, SPEC 32
 #[tokio::test]
@@ -73,8 +74,8 @@ async fn with_a_client_ca_only_its_certificates_may_ask() {
             None => client,
         };
         let url = format!("https://localhost:{}/mutate", webhook.address.port());
-        let request = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": create(false) });
-        let request = client.build().unwrap().post(url).body(request.to_string());
+        let review = admission_review(&create(false));
+        let request = client.build().unwrap().post(url).body(review.to_string());
         request.send().await.map(|answer| answer.status().as_u16())
     };
     assert!(ask(None).await.is_err());

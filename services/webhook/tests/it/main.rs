@@ -27,13 +27,20 @@ impl Api {
     async fn client(&self, state: Option<Value>) -> kube::Client {
         use warp::Filter as _;
         let items: Vec<Value> = state
-            .map(|state| json!({
-                "metadata": { "name": "holdfast-state", "namespace": "sys", "resourceVersion": "1" },
-                "data": { "state.json": state.to_string() },
-            }))
+            .map(|state| {
+                json!({
+                    "metadata": {
+                        "name": "holdfast-state", "namespace": "sys", "resourceVersion": "1",
+                    },
+                    "data": { "state.json": state.to_string() },
+                })
+            })
             .into_iter()
             .collect();
-        let list = json!({ "apiVersion": "v1", "kind": "ConfigMapList", "metadata": { "resourceVersion": "1" }, "items": items });
+        let list = json!({
+            "apiVersion": "v1", "kind": "ConfigMapList",
+            "metadata": { "resourceVersion": "1" }, "items": items,
+        });
         let config_maps = warp::path!("api" / "v1" / "namespaces" / "sys" / "configmaps")
             .and(warp::query::<std::collections::HashMap<String, String>>())
             .then(move |query: std::collections::HashMap<String, String>| {
@@ -192,8 +199,7 @@ impl Webhook {
     }
 
     async fn review(&self, request: Value) -> Value {
-        let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request });
-        let (status, body) = self.post(review.to_string()).await;
+        let (status, body) = self.post(admission_review(&request).to_string()).await;
         assert_eq!(status, 200, "{body}");
         serde_json::from_str(&body).unwrap()
     }
@@ -209,8 +215,17 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut check: impl FnMut(
     panic!("never: {what}");
 }
 
+fn admission_review(request: &Value) -> Value {
+    json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request,
+    })
+}
+
 fn rewriting() -> Value {
-    json!({ "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true, "reason": "every node is prepared" })
+    json!({
+        "registryAddress": "10.96.0.50", "aliases": [], "rewrite": true,
+        "reason": "every node is prepared",
+    })
 }
 
 fn create(dry_run: bool) -> Value {

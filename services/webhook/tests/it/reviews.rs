@@ -27,7 +27,10 @@ async fn a_pod_is_patched_over_tls_and_its_image_is_announced() {
     assert_eq!(answer["response"]["patchType"], "JSONPatch");
     assert_eq!(
         patch(&answer)[0],
-        json!({ "op": "replace", "path": "/spec/containers/0/image", "value": "10.96.0.50/registry.example_5000/team/app:1" })
+        json!({
+            "op": "replace", "path": "/spec/containers/0/image",
+            "value": "10.96.0.50/registry.example_5000/team/app:1",
+        })
     );
     let expected = [(
         "team".to_owned(),
