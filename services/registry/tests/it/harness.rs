@@ -131,6 +131,22 @@ impl Registry {
         self.send("GET", target, &[], "").await
     }
 
+    /// Deletes, and returns the status.
+    pub(crate) async fn delete(&self, target: &str) -> u16 {
+        self.send("DELETE", target, &[], "").await.status().as_u16()
+    }
+
+    /// Ends an upload with the rest of its content.
+    pub(crate) async fn finish(
+        &self,
+        location: &str,
+        digest: &Digest,
+        rest: impl Into<reqwest::Body>,
+    ) -> Response {
+        let target = format!("{location}&digest={digest}");
+        self.send("PUT", &target, &[], rest).await
+    }
+
     /// Pushes a blob whole and returns its digest.
     pub(crate) async fn push_blob(&self, repo: &str, bytes: impl Into<Vec<u8>>) -> Digest {
         let bytes = bytes.into();

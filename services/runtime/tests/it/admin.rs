@@ -12,6 +12,10 @@ use holdfast_runtime::admin::{self, Admin};
 use holdfast_runtime::health::Health;
 
 async fn start() -> (u16, tokio_util::sync::DropGuard) {
+    start_with(Vec::new()).await
+}
+
+async fn start_with(documents: Vec<admin::Document>) -> (u16, tokio_util::sync::DropGuard) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let admin = Admin {
@@ -20,7 +24,7 @@ async fn start() -> (u16, tokio_util::sync::DropGuard) {
         level: None,
     };
     let stop = CancellationToken::new();
-    tokio::spawn(admin.serve(listener, stop.clone()));
+    tokio::spawn(admin.serve_with(documents, listener, stop.clone()));
     (port, stop.drop_guard())
 }
 
@@ -188,24 +192,15 @@ const LARGE: usize = 32 << 20;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_connection_is_cut_although_slots_are_free() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let admin = Admin {
-        health: Health::default(),
-        registry: Arc::new(Registry::default()),
-        level: None,
-    };
-    let stop = CancellationToken::new();
     let large: admin::Document = ("large", Arc::new(|| "x".repeat(LARGE)));
-    tokio::spawn(admin.serve_with(vec![large], listener, stop.clone()));
-    let _stop = stop.drop_guard();
-    let patience = Duration::from_secs(5);
+    let (port, _stop) = start_with(vec![large]).await;
+    let timeout = Duration::from_secs(5);
     let all = SLOW.map(|(way, sent)| async move { (way, closed_after(port, sent).await) });
     for (way, took) in futures::future::join_all(all).await {
         assert!(
-            patience <= took + Duration::from_millis(100),
+            timeout <= took + Duration::from_millis(100),
             "{way}: {took:?}"
         );
-        assert!(took < 2 * patience, "{way}: {took:?}");
+        assert!(took < 2 * timeout, "{way}: {took:?}");
     }
 }

@@ -182,6 +182,14 @@ async fn an_idle_connection_is_closed_later_than_slow_headers() {
     assert!(server.number(r#"holdfast_connections_cut_total{reason="idle"} 1"#));
 }
 
+/// A connection that asked for a large answer and has read nothing.
+async fn request_large(server: &Server, headers: &str) -> TcpStream {
+    let mut stream = server.connect().await;
+    let request = format!("GET /large HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
 #[tokio::test]
 async fn a_client_that_reads_no_answer_is_cut() {
     let server = Server::start(Limits {
@@ -189,11 +197,7 @@ async fn a_client_that_reads_no_answer_is_cut() {
         ..Limits::default()
     })
     .await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
-        .await
-        .unwrap();
+    let mut stream = request_large(&server, "").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(server.number(r#"holdfast_connections_cut_total{reason="stalled"} 1"#));
     let (bytes, _) = until_closed(&mut stream).await;
@@ -208,11 +212,7 @@ async fn a_client_that_reads_too_slowly_is_cut() {
         ..Limits::default()
     })
     .await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
-        .await
-        .unwrap();
+    let mut stream = request_large(&server, "").await;
     let begun = Instant::now();
     let mut buffer = vec![0; 16 << 10];
     let line = r#"holdfast_connections_cut_total{reason="slow"} 1"#;
@@ -232,11 +232,7 @@ async fn a_slow_but_steady_client_gets_everything() {
         ..Limits::default()
     })
     .await;
-    let mut stream = server.connect().await;
-    stream
-        .write_all(b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
-        .await
-        .unwrap();
+    let mut stream = request_large(&server, "connection: close\r\n").await;
     let mut taken = 0;
     let mut buffer = vec![0; 4 << 20];
     loop {

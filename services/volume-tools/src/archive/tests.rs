@@ -268,18 +268,21 @@ async fn what_is_not_there_or_damaged_does_not_go_out() {
     ));
 }
 
+/// An archive of the image `team/app:1`.
+async fn exported(parts: &[(Digest, Vec<u8>); 3]) -> Vec<u8> {
+    let from = tempfile::tempdir().unwrap();
+    let origin = Store::open(from.path(), Options::unlimited())
+        .await
+        .unwrap();
+    put(&origin, "team/app", Some("1"), parts).await;
+    export_tar(from.path(), &["team/app:1"], &[]).unwrap()
+}
+
 #[tokio::test]
 async fn an_import_continues_where_another_ended_and_replaces_what_is_damaged() {
     let (_dir, store) = store().await;
     let parts = image(&vec![9; 700_000], "amd64");
-    let from = tempfile::tempdir().unwrap();
-    {
-        let origin = Store::open(from.path(), Options::unlimited())
-            .await
-            .unwrap();
-        put(&origin, "team/app", Some("1"), &parts).await;
-    }
-    let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
+    let tar = exported(&parts).await;
     // A run that ended within the layer.
     let (layer, bytes) = &parts[2];
     let mut half = store.ingest_blob(layer).await.unwrap();
@@ -299,14 +302,7 @@ async fn an_import_continues_where_another_ended_and_replaces_what_is_damaged() 
 #[tokio::test]
 async fn an_import_needs_nothing_of_what_others_left() {
     let parts = image(&vec![9; 700_000], "amd64");
-    let from = tempfile::tempdir().unwrap();
-    {
-        let origin = Store::open(from.path(), Options::unlimited())
-            .await
-            .unwrap();
-        put(&origin, "team/app", Some("1"), &parts).await;
-    }
-    let tar = export_tar(from.path(), &["team/app:1"], &[]).unwrap();
+    let tar = exported(&parts).await;
     // Wrong bytes of another attempt, fewer and more than the content has.
     for left in [300_000, 900_000] {
         let (_dir, store) = store().await;

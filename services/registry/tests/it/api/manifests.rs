@@ -114,13 +114,7 @@ async fn manifest_without_a_tag_is_served_and_harms_no_list() {
             .status(),
         200
     );
-    assert_eq!(
-        registry
-            .send("DELETE", "/v2/a/manifests/1", &[], "")
-            .await
-            .status(),
-        202
-    );
+    assert_eq!(registry.delete("/v2/a/manifests/1").await, 202);
     assert_eq!(registry.get("/v2/a/manifests/1").await.status(), 404);
     assert_eq!(
         registry
@@ -145,10 +139,7 @@ async fn delete_by_digest_takes_every_tag_with_it() {
     let (digest, manifest) = registry.push_image("a", "1", b"layer").await;
     registry.put_manifest("a", "2", &manifest).await;
     assert_eq!(
-        registry
-            .send("DELETE", &format!("/v2/a/manifests/{digest}"), &[], "")
-            .await
-            .status(),
+        registry.delete(&format!("/v2/a/manifests/{digest}")).await,
         202
     );
     for reference in ["1", "2", digest.as_str()] {
@@ -161,20 +152,13 @@ async fn delete_by_digest_takes_every_tag_with_it() {
         );
         assert_eq!(
             registry
-                .send("DELETE", &format!("/v2/a/manifests/{reference}"), &[], "")
-                .await
-                .status(),
+                .delete(&format!("/v2/a/manifests/{reference}"))
+                .await,
             404
         );
     }
     let layer = sha256(b"layer");
-    assert_eq!(
-        registry
-            .send("DELETE", &format!("/v2/a/blobs/{layer}"), &[], "")
-            .await
-            .status(),
-        202
-    );
+    assert_eq!(registry.delete(&format!("/v2/a/blobs/{layer}")).await, 202);
     assert_eq!(
         registry
             .send("HEAD", &format!("/v2/a/blobs/{layer}"), &[], "")
@@ -182,13 +166,7 @@ async fn delete_by_digest_takes_every_tag_with_it() {
             .status(),
         404
     );
-    assert_eq!(
-        registry
-            .send("DELETE", &format!("/v2/a/blobs/{layer}"), &[], "")
-            .await
-            .status(),
-        404
-    );
+    assert_eq!(registry.delete(&format!("/v2/a/blobs/{layer}")).await, 404);
 }
 
 async fn referrers(registry: &Registry, path: &str) -> (Vec<String>, bool) {

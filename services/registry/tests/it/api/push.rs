@@ -47,14 +47,7 @@ async fn blob_is_pushed_by_post_and_put() {
                 .await;
             assert_eq!(begun.status(), 202);
             let location = header(begun.headers(), "location").to_owned();
-            let answer = registry
-                .send(
-                    "PUT",
-                    &format!("{location}&digest={digest}"),
-                    &[],
-                    bytes.clone(),
-                )
-                .await;
+            let answer = registry.finish(&location, &digest, bytes.clone()).await;
             assert_eq!(answer.status(), 201, "{algorithm}{query}");
             check_pullable(&registry, header(answer.headers(), "location"), &bytes).await;
         }
@@ -151,14 +144,7 @@ async fn blob_is_streamed_without_a_length() {
         .await;
     assert_eq!(answer.status(), 202);
     let location = header(answer.headers(), "location").to_owned();
-    let answer = registry
-        .send(
-            "PUT",
-            &format!("{location}&digest={}", sha256(&bytes)),
-            &[],
-            "",
-        )
-        .await;
+    let answer = registry.finish(&location, &sha256(&bytes), "").await;
     assert_eq!(answer.status(), 201);
     check_pullable(&registry, header(answer.headers(), "location"), &bytes).await;
 }
@@ -181,12 +167,7 @@ async fn chunk_whose_answer_was_lost_may_be_sent_again() {
     let status = registry.get(&first).await;
     let location = header(status.headers(), "location").to_owned();
     let answer = registry
-        .send(
-            "PUT",
-            &format!("{location}&digest={}", sha256(&bytes)),
-            &[],
-            bytes[150_000..].to_vec(),
-        )
+        .finish(&location, &sha256(&bytes), bytes[150_000..].to_vec())
         .await;
     assert_eq!(answer.status(), 201);
 }
@@ -227,14 +208,7 @@ async fn upload_goes_on_at_another_replica() {
         )
         .await;
     let location = header(answer.headers(), "location").to_owned();
-    let answer = two
-        .send(
-            "PUT",
-            &format!("{location}&digest={}", sha256(&bytes)),
-            &[],
-            "",
-        )
-        .await;
+    let answer = two.finish(&location, &sha256(&bytes), "").await;
     assert_eq!(answer.status(), 201);
     check_pullable(&one, header(answer.headers(), "location"), &bytes).await;
 }
@@ -302,15 +276,9 @@ async fn session_is_cancelled() {
     let registry = Registry::start().await;
     let begun = registry.send("POST", "/v2/a/blobs/uploads/", &[], "").await;
     let location = header(begun.headers(), "location").to_owned();
-    assert_eq!(
-        registry.send("DELETE", &location, &[], "").await.status(),
-        204
-    );
+    assert_eq!(registry.delete(&location).await, 204);
     assert_eq!(registry.get(&location).await.status(), 404);
-    assert_eq!(
-        registry.send("DELETE", &location, &[], "").await.status(),
-        404
-    );
+    assert_eq!(registry.delete(&location).await, 404);
 }
 
 #[tokio::test]

@@ -141,10 +141,7 @@ async fn a_delete_by_digest_takes_the_tags_that_name_it_now_and_no_others() {
         }
     }
     let target = format!("/v2/a/manifests/{first}");
-    assert_eq!(
-        registry.send("DELETE", &target, &[], "").await.status(),
-        202
-    );
+    assert_eq!(registry.delete(&target).await, 202);
     for (reference, expect) in [
         ("stays-first", 404),
         ("back", 404),
@@ -180,13 +177,7 @@ async fn a_tag_is_deleted_alone_and_its_manifest_stays() {
     let registry = Registry::start().await;
     let (digest, manifest) = registry.push_image("a", "one", b"layer").await;
     registry.put_manifest("a", "two", &manifest).await;
-    assert_eq!(
-        registry
-            .send("DELETE", "/v2/a/manifests/one", &[], "")
-            .await
-            .status(),
-        202
-    );
+    assert_eq!(registry.delete("/v2/a/manifests/one").await, 202);
     for (reference, expect) in [("one", 404), ("two", 200), (digest.as_str(), 200)] {
         let answer = registry.get(&format!("/v2/a/manifests/{reference}")).await;
         assert_eq!(answer.status(), expect, "{reference}");

@@ -178,28 +178,14 @@ async fn the_largest_manifest_that_is_taken_is_served_and_never_moved_aside() {
 #[tokio::test]
 async fn a_refused_push_over_http_2_shows_its_answer_before_the_body_ends() {
     const PIECES: usize = 64;
-    let registry = Setup {
-        access_control: AccessControl::nodes("node", "secret"),
-        ..Setup::default()
-    }
-    .start()
-    .await;
-    let client = reqwest::Client::builder()
-        .http2_prior_knowledge()
-        .build()
-        .unwrap();
+    let (_registry, request) = refused_push().await;
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
     let pieces = futures::stream::iter(0..PIECES).map(move |_| {
         counted.fetch_add(1, Ordering::Relaxed);
         Ok::<_, std::io::Error>(vec![0_u8; 64 << 10])
     });
-    let answer = client
-        .post(format!(
-            "{}/v2/a/blobs/uploads/?digest={}",
-            registry.url,
-            sha256(b"x")
-        ))
+    let answer = request
         .body(reqwest::Body::wrap_stream(pieces))
         .send()
         .await
@@ -235,11 +221,8 @@ async fn a_manifest_has_so_many_bytes_and_no_more() {
     }
 }
 
-/// A refused push over HTTP/2 whose body consists of `pieces`: how many of them were taken until
-/// the stream was reset, and when.
-async fn refused(
-    pieces: impl futures::Stream<Item = Vec<u8>> + Send + 'static,
-) -> (usize, Duration) {
+/// A registry that admits nobody without a password, and a push over HTTP/2 that has none.
+async fn refused_push() -> (Registry, reqwest::RequestBuilder) {
     let registry = Setup {
         access_control: AccessControl::nodes("node", "secret"),
         ..Setup::default()
@@ -250,6 +233,18 @@ async fn refused(
         .http2_prior_knowledge()
         .build()
         .unwrap();
+    let url = &registry.url;
+    let digest = sha256(b"x");
+    let request = client.post(format!("{url}/v2/a/blobs/uploads/?digest={digest}"));
+    (registry, request)
+}
+
+/// A refused push over HTTP/2 whose body consists of `pieces`: how many of them were taken until
+/// the stream was reset, and when.
+async fn refused(
+    pieces: impl futures::Stream<Item = Vec<u8>> + Send + 'static,
+) -> (usize, Duration) {
+    let (_registry, request) = refused_push().await;
     let sent = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&sent);
     // The client drops the body when its stream is reset.
@@ -259,14 +254,9 @@ async fn refused(
         counted.fetch_add(piece.len(), Ordering::Relaxed);
         Ok::<_, std::io::Error>(piece)
     });
-    let url = format!(
-        "{}/v2/a/blobs/uploads/?digest={}",
-        registry.url,
-        sha256(b"x")
-    );
     let body = reqwest::Body::wrap_stream(pieces);
     let begun = Instant::now();
-    let answer = client.post(url).body(body).send().await.unwrap();
+    let answer = request.body(body).send().await.unwrap();
     assert_eq!(answer.status(), 401);
     let end = tokio::time::timeout(4 * DISCARD_FOR, &mut dropped).await;
     assert!(end.is_ok(), "the stream is still open");
