@@ -1,7 +1,6 @@
 //! Repairs of a volume, beside running registries. They follow the protocols of pushes and deletes,
 //! and check first that they are still needed, except the removal of a file. Which repairs a volume
-//! needs is the caller's decision. A repair refuses paths that leave the volume, links elsewhere
-//! than in a repository, and to remove files that `fsck` never removes.
+//! needs is the caller's decision. A repair refuses paths of other kinds than it is for.
 
 use std::{
     io,
@@ -97,9 +96,12 @@ impl Maintenance {
     /// and the blob is absent.
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is not in the quarantine.
     pub fn restore(&self, digest: &Digest, path: &Path) -> Result<bool> {
         let (path, place) = (self.at(path)?, self.layout.blob(digest));
+        if !path.starts_with(self.layout.own().join("quarantine")) {
+            return Err(refused(&path));
+        }
         let hashed = files::hash(self.files.volume(), &path, digest.algorithm(), |_| ())?;
         let is_sound = hashed.is_some_and(|(_, actual)| actual == *digest);
         let is_needed = is_sound && files::metadata(self.files.volume(), &place)?.is_none();
@@ -132,9 +134,9 @@ impl Maintenance {
     /// Removes the folder of a tag that has no link.
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is no folder of a tag.
     pub fn remove_tag(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(path)?);
+        let (volume, path) = (self.files.volume(), self.entry(path, "_manifests/tags")?);
         let is_needed = files::metadata(volume, &path)?.is_some()
             && files::metadata(volume, &path.join("current/link"))?.is_none();
         if is_needed {
@@ -146,9 +148,9 @@ impl Maintenance {
     /// Removes the folder of an upload session.
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is no folder of an upload session.
     pub fn remove_upload(&self, path: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(path)?);
+        let (volume, path) = (self.files.volume(), self.entry(path, "_uploads")?);
         let is_needed = files::metadata(volume, &path)?.is_some();
         files::remove_tree(volume, &path)?;
         Ok(is_needed)
@@ -158,9 +160,10 @@ impl Maintenance {
     /// its last byte.
     ///
     /// # Errors
-    /// The volume fails.
+    /// The volume fails, or the path is no folder of an upload session.
     pub fn write_start(&self, upload: &Path) -> Result<bool> {
-        let (volume, path) = (self.files.volume(), self.at(upload)?.join("startedat"));
+        let volume = self.files.volume();
+        let path = self.entry(upload, "_uploads")?.join("startedat");
         let newest = match files::metadata(volume, &path.with_file_name("data"))? {
             Some(data) => Some(data),
             None => files::metadata(volume, files::parent(&path)?)?,
@@ -182,6 +185,18 @@ impl Maintenance {
             Ok(self.files.root().join(path))
         } else {
             Err(refused(path))
+        }
+    }
+
+    /// The path below the root, if it is an entry of such a folder in a repository.
+    fn entry(&self, path: &Path, folder: &str) -> Result<PathBuf> {
+        let path = self.at(path)?;
+        let is_entry = path.starts_with(self.layout.repositories())
+            && path.parent().is_some_and(|parent| parent.ends_with(folder));
+        if is_entry {
+            Ok(path)
+        } else {
+            Err(refused(&path))
         }
     }
 
@@ -230,6 +245,25 @@ mod tests {
                 "{path:?}"
             );
         }
+        for path in [
+            "",
+            "docker/registry/v2/blobs",
+            "docker/registry/v2/_uploads/x",
+        ] {
+            let path = Path::new(path);
+            assert!(maintenance.remove_upload(path).is_err(), "{path:?}");
+            assert!(maintenance.remove_tag(path).is_err(), "{path:?}");
+            assert!(maintenance.write_start(path).is_err(), "{path:?}");
+            assert!(maintenance.restore(&digest, path).is_err(), "{path:?}");
+        }
+        let (upload, tag) = (
+            "repositories/a/_uploads/x",
+            "repositories/a/_manifests/tags/1",
+        );
+        assert!(!maintenance.remove_upload(&v2.join(upload)).unwrap());
+        assert!(!maintenance.remove_tag(&v2.join(tag)).unwrap());
+        assert!(maintenance.remove_upload(&v2.join(tag)).is_err());
+        assert!(maintenance.remove_tag(&v2.join(upload)).is_err());
         let revision = v2.join("repositories/a/_manifests/revisions/sha256/x/link");
         assert!(maintenance.remove_file(&revision).is_err());
         for path in [
