@@ -3,16 +3,20 @@
 //! - `reference` and `digest` name images; `rewrite` maps them to local names.
 //! - `pod` and `workload` find the images of Kubernetes objects; `credentials` reads pull secrets.
 //! - `oci` reads manifests.
+//! - `delivery` decides which name of an image a pod pulls; `kubelet` says what a node starts
+//!   without a pull.
 //! - `hash` computes digests of streams.
 //! - `fair` schedules clients fairly; `shares` bounds a shared memory fairly.
 //!
 //! The crate knows nothing of tokio, kube, HTTP and YAML. It reads no clock; time is an argument.
 
 pub mod credentials;
+pub mod delivery;
 pub mod digest;
 pub mod dns;
 pub mod fair;
 pub mod hash;
+pub mod kubelet;
 pub mod oci;
 pub mod pod;
 pub mod quantity;
