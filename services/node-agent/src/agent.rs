@@ -90,6 +90,18 @@ struct Observation {
     damaged: bool,
 }
 
+impl Observation {
+    /// `text`, followed by what keeps the runtime from reading the files, and by what the plan
+    /// does not touch.
+    fn explain(&self, text: String) -> String {
+        let text = match &self.hosts_dir.fault {
+            Some(fault) => format!("{text}; {fault}"),
+            None => text,
+        };
+        with_left(text, &self.plan)
+    }
+}
+
 impl<R: HostRuntime> Agent<R> {
     /// An agent that has not inspected its host yet.
     pub fn new(
@@ -153,12 +165,12 @@ impl<R: HostRuntime> Agent<R> {
         } = &observed;
         self.repairs.note(&plan.repaired, self.started.elapsed());
         let place = format!("{} ({})", hosts_dir.path.display(), hosts_dir.note);
-        let detail = with_left(place, plan);
+        let detail = observed.explain(place);
         self.report(&observed);
         self.status.present(&detail);
         self.log(
             format!("host configuration is in place: {detail}"),
-            !plan.left.is_empty(),
+            !plan.left.is_empty() || hosts_dir.fault.is_some(),
         );
         self.compare(identity);
         if !plan.actions.is_empty() {
@@ -166,7 +178,7 @@ impl<R: HostRuntime> Agent<R> {
             self.pull_at = Instant::now();
         }
         self.pin().await;
-        self.prove(state, plan).await;
+        self.prove(state, &observed).await;
         Ok(())
     }
 
@@ -294,7 +306,7 @@ impl<R: HostRuntime> Agent<R> {
     }
 
     /// Pulls the probe image if that is due, and sets the readiness of the node.
-    async fn prove(&mut self, state: &NodeState, plan: &Plan) {
+    async fn prove(&mut self, state: &NodeState, observed: &Observation) {
         let changed = self.pulled_with.as_ref() != Some(state);
         let former_probe = self
             .pulled_with
@@ -321,10 +333,10 @@ impl<R: HostRuntime> Agent<R> {
             .readiness
             .record(&state.probe, outcome.as_ref().map(|()| began.elapsed()));
         self.pull_at = Instant::now() + pause;
-        self.set_ready(verdict, plan);
+        self.set_ready(verdict, observed);
     }
 
-    fn set_ready(&mut self, verdict: Verdict, plan: &Plan) {
+    fn set_ready(&mut self, verdict: Verdict, observed: &Observation) {
         let before = self.ready.get();
         match verdict {
             Verdict::Ready(text) => {
@@ -337,7 +349,7 @@ impl<R: HostRuntime> Agent<R> {
                 self.ready.ok(&text);
             }
             Verdict::NotReady(text) => {
-                let text = with_left(text, plan);
+                let text = observed.explain(text);
                 if before.err().as_ref() != Some(&text) {
                     tracing::warn!(node.verdict = %text, "this node is not prepared");
                 }

@@ -87,8 +87,10 @@ impl RuntimeIdentity {
 pub struct HostsDir {
     /// Its path on the host, as the runtime sees it.
     pub path: PathBuf,
-    /// Where the path was found, and known faults of this runtime, for the operator.
+    /// Where the path was found, for the operator.
     pub note: String,
+    /// Why the runtime does not read the directory as configured, and what to change.
+    pub fault: Option<String>,
 }
 
 /// The pod of the agent.

@@ -1,12 +1,12 @@
-//! Pins on a real containerd, started for the test in a folder of its own. It needs root, as
-//! containerd does.
+//! Pins on a real containerd, started for the test in a folder of its own, which needs root; and
+//! what a real containerd reads from its configuration files.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
 use holdfast_cluster::oci::ImageBuilder;
 use holdfast_cluster::programs::{self, Program};
 use holdfast_node_agent::host::Folders;
 use holdfast_node_agent::runtimes::{self, AgentPod, HostRuntime as _};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -178,4 +178,54 @@ async fn own_images_are_pinned_and_released_and_containerd_lives_on() {
         assert!(Instant::now() < end, "the CRI still calls it pinned");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    name: String,
+    containerd: String,
+    #[serde(default)]
+    expect: String,
+    files: BTreeMap<String, String>,
+}
+
+/// The expectations that the agent's reading of configurations is tested against are what
+/// containerd itself prints.
+#[test]
+fn containerd_reads_its_configuration_as_expected() {
+    #[derive(serde::Deserialize)]
+    struct Cases {
+        case: Vec<Case>,
+    }
+    let cases = include_str!("data/containerd-configurations.toml");
+    let cases: Cases = toml::from_str(cases).unwrap();
+    let programs = programs::ensure(&[Program::Containerd]).unwrap();
+    let program = programs.path(Program::Containerd).unwrap();
+    let version = Command::new(program).arg("--version").output().unwrap();
+    let version = String::from_utf8(version.stdout).unwrap();
+    let version = version.split_whitespace().nth(2).unwrap();
+    let version = version.split('+').next().unwrap().trim_start_matches('v');
+    let mut compared = 0;
+    for case in cases.case.iter().filter(|case| case.containerd == version) {
+        let folder = tempfile::tempdir().unwrap();
+        for (path, text) in &case.files {
+            let path = folder.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let output = Command::new(program)
+            .arg("--config")
+            .arg(folder.path().join("config.toml"))
+            .args(["config", "dump"])
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {complaint}", case.name);
+        let dump: toml::Table = String::from_utf8(output.stdout).unwrap().parse().unwrap();
+        let images = &dump["plugins"]["io.containerd.cri.v1.images"];
+        let path = images["registry"]["config_path"].as_str();
+        assert_eq!(path, Some(case.expect.as_str()), "{}", case.name);
+        compared += 1;
+    }
+    assert!(compared >= 18, "{compared} cases for containerd {version}");
 }

@@ -54,14 +54,16 @@ impl HostRuntime for Containerd {
 
     fn hosts_dir(&self, version: Option<&str>) -> Result<HostsDir, Error> {
         let folders = &self.folders;
+        let (etc, hosts) = (&folders.etc_on_host, &folders.hosts_on_host);
+        let found = config::find(&Mounted { folders }, etc, hosts, version);
         if folders.hosts_are_given {
             return Ok(HostsDir {
                 path: folders.hosts_on_host.clone(),
                 note: "from the values".to_owned(),
+                fault: found.ok().and_then(|found| found.fault),
             });
         }
-        let (etc, hosts) = (&folders.etc_on_host, &folders.hosts_on_host);
-        config::find(&Mounted { folders }, etc, hosts, version).map_err(Error::other)
+        found.map_err(Error::other)
     }
 
     fn files(

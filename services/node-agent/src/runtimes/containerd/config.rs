@@ -1,16 +1,21 @@
 //! Finds out whether containerd reads registry hosts from the folder that the agent may write to:
-//! the setting `config_path`, in all three versions of containerd's configuration.
+//! the setting `config_path`, in all versions of containerd's configuration.
 //!
 //! The configuration is only read. A change would need a restart of containerd, which is up to the
 //! operator.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+mod glob;
+mod load;
+
+use std::path::Path;
+
+use toml::{Table, Value};
 
 use crate::runtimes::HostsDir;
+use load::{CRI_V2, Generation, IMAGES, load};
 
-/// Configuration files that are read at most. Bounds circular imports and huge folders.
-const MAX_FILES: usize = 64;
+/// What containerd 2.2 and newer reads if nothing is set.
+const DEFAULT_FOLDERS: &str = "/etc/containerd/certs.d:/etc/docker/certs.d";
 
 /// Why containerd does not read the folder that the agent may write to. The text tells the operator
 /// what was found and what to add.
@@ -57,7 +62,7 @@ pub enum Error {
 pub trait Files {
     /// The text of a file, by its absolute path on the host; `None` if there is no such file.
     fn read(&self, path: &Path) -> Result<Option<String>, String>;
-    /// The names of the files in a folder of the host; empty if there is no such folder.
+    /// The names of the files and folders in a folder of the host; empty if it does not exist.
     fn list(&self, folder: &Path) -> Vec<String>;
 }
 
@@ -70,68 +75,44 @@ pub fn find(
     hosts: &Path,
     runtime: Option<&str>,
 ) -> Result<HostsDir, Error> {
-    let version = runtime.and_then(numbers);
-    let mut pending = vec![folder.join("config.toml")];
-    let mut read = Vec::new();
-    let mut seen = BTreeSet::new();
-    let (mut setting, mut format, mut inline) = (None, None, false);
-    while let Some(path) = pending.pop() {
-        if seen.len() >= MAX_FILES || !seen.insert(path.clone()) {
-            continue;
-        }
-        let name = path.display().to_string();
-        let Some(text) = files
-            .read(&path)
-            .map_err(|e| Error::Unreadable(name.clone(), e))?
-        else {
-            continue;
-        };
-        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| {
-            Error::Unreadable(name.clone(), e.message().to_owned())
-        })?;
-        read.push(name.clone());
-        let own = table.get("version").and_then(toml::Value::as_integer);
-        format = format.or(own);
-        for registry in registries(&table, own.unwrap_or(1)) {
-            if let Some(value) = registry.get("config_path").and_then(toml::Value::as_str) {
-                setting = Some((value.to_owned(), name.clone()));
-            }
-            inline |= ["mirrors", "configs"].into_iter().any(|key| {
-                registry
-                    .get(key)
-                    .is_some_and(|v| v.as_table().is_some_and(|t| !t.is_empty()))
-            });
-        }
-        // Imports override the importing file, in order: the file read last wins.
-        let imports = imports(files, &path, &table);
-        pending.extend(imports.into_iter().rev());
-    }
-    let looked = if read.is_empty() {
-        format!("no {}/config.toml", folder.display())
-    } else {
-        format!("read {}", read.join(", "))
+    let release = runtime.and_then(numbers);
+    let main = folder.join("config.toml");
+    let loaded = load(files, &main, Generation::of(release))?;
+    let registry = loaded.images.get("registry").and_then(Value::as_table);
+    let setting = registry.and_then(|registry| registry.get("config_path")?.as_str());
+    let inline = filled(registry, &["mirrors", "configs"]);
+    let default = match release {
+        Some((..=1, _) | (2, ..=1)) | None => false,
+        // An empty setting disables the default, unless it is migrated from a former version.
+        Some((2, 2)) => setting.is_none() || (setting == Some("") && loaded.migrated),
+        Some(_) => setting.is_none_or(str::is_empty) && !filled(registry, &["mirrors"]),
     };
-    // containerd 2.2 and newer has a default, which an empty setting disables.
-    let (value, source) = setting.unwrap_or_else(|| match version {
-        Some(v) if v >= (2, 2) => (
-            "/etc/containerd/certs.d:/etc/docker/certs.d".to_owned(),
-            "the default of this version".to_owned(),
-        ),
-        _ => (String::new(), String::new()),
-    });
+    let (value, source) = if default {
+        (DEFAULT_FOLDERS, "the default of this version")
+    } else {
+        (setting.unwrap_or_default(), loaded.origin.as_str())
+    };
     if value.is_empty() {
+        let looked = if loaded.read.is_empty() {
+            format!("no {}", main.display())
+        } else {
+            format!("read {}", loaded.read.join(", "))
+        };
         let found = Found {
             looked,
-            format,
+            format: loaded.format,
             inline,
         };
-        return Err(missing((folder, hosts), runtime, version, found));
+        return Err(missing((folder, hosts), runtime, release, found));
     }
-    choose(hosts, &value, &source)
+    let transfers = release.is_some_and(|release| release >= (2, 1));
+    let transfers = transfers && !pulls_locally(&loaded.images);
+    choose(hosts, value, source, transfers)
 }
 
-/// Accepts `hosts` if it is one of the folders in `value`.
-fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostsDir, Error> {
+/// Accepts `hosts` if it is one of the folders in `value`. `transfers` says whether containerd
+/// pulls with its transfer service, which takes the whole value as the name of one folder.
+fn choose(hosts: &Path, value: &str, source: &str, transfers: bool) -> Result<HostsDir, Error> {
     // Compared as paths, so that a trailing slash does not matter.
     if !value.split(':').any(|folder| Path::new(folder) == hosts) {
         return Err(Error::Elsewhere {
@@ -140,17 +121,44 @@ fn choose(hosts: &Path, value: &str, source: &str) -> Result<HostsDir, Error> {
             folder: hosts.display().to_string(),
         });
     }
-    let mut note = format!("config_path {value:?} from {source}");
-    if value.contains(':') {
-        note.push_str(
-            "; some releases of containerd 2.2 read a list of folders as one name: \
-             if the pull keeps failing, set config_path to one folder",
-        );
-    }
+    let fault = (value.contains(':') && transfers).then(|| {
+        format!(
+            "containerd with the transfer service reads no registry hosts while config_path is a \
+             list of folders: set config_path = \"{}\" alone, or use_local_image_pull = true, in \
+             [plugins.\"{IMAGES}\"] and its table registry, and restart containerd",
+            hosts.display()
+        )
+    });
     Ok(HostsDir {
         path: hosts.to_owned(),
-        note,
+        note: format!("config_path {value:?} from {source}"),
+        fault,
     })
+}
+
+/// Whether one of these tables of the registry's settings has an entry.
+fn filled(registry: Option<&Table>, keys: &[&str]) -> bool {
+    let tables = keys
+        .iter()
+        .filter_map(|key| registry?.get(*key)?.as_table());
+    tables.into_iter().any(|table| !table.is_empty())
+}
+
+/// Whether containerd 2.1 and newer pulls by itself and not with its transfer service: because it
+/// is told to, or because a setting has no meaning for that service
+/// (`CheckLocalImagePullConfigs`).
+fn pulls_locally(images: &Table) -> bool {
+    let is = |key: &str, value: bool| images.get(key).and_then(Value::as_bool) == Some(value);
+    let downloads = images.get("max_concurrent_downloads");
+    is("use_local_image_pull", true)
+        || is("disable_snapshot_annotations", false)
+        || is("discard_unpacked_layers", true)
+        || is("image_pull_with_sync_fs", true)
+        || downloads.is_some_and(|downloads| downloads.as_integer() != Some(3))
+        || filled(
+            images.get("registry").and_then(Value::as_table),
+            &["mirrors", "configs", "auths"],
+        )
 }
 
 /// What a search without a result has seen.
@@ -176,9 +184,9 @@ fn missing(
         None => format.is_some_and(|format| format >= 3),
     };
     let (plugin, number) = if second && format.is_none_or(|f| f >= 3) {
-        ("io.containerd.cri.v1.images", 3)
+        (IMAGES, 3)
     } else {
-        ("io.containerd.grpc.v1.cri", 2)
+        (CRI_V2, 2)
     };
     let head = if format.is_none_or(|f| f < 2) {
         format!("version = {number}\n")
@@ -200,54 +208,6 @@ fn missing(
         ),
         extra,
     }
-}
-
-/// The registry tables that are effective in a file of this version, the decisive one last.
-fn registries(table: &toml::Table, format: i64) -> Vec<&toml::Table> {
-    let names: &[&str] = match format {
-        ..=1 => &["cri"],
-        2 => &["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images"],
-        _ => &["io.containerd.cri.v1.images"],
-    };
-    let plugins = table.get("plugins").and_then(toml::Value::as_table);
-    let registry = |name: &&str| plugins?.get(*name)?.as_table()?.get("registry")?.as_table();
-    names.iter().filter_map(registry).collect()
-}
-
-/// The files that a configuration imports. Relative names and patterns such as `conf.d/*.toml` are
-/// resolved.
-fn imports(files: &dyn Files, importer: &Path, table: &toml::Table) -> Vec<PathBuf> {
-    let base = importer.parent().unwrap_or(importer);
-    let mut found = Vec::new();
-    for pattern in table
-        .get("imports")
-        .and_then(toml::Value::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(toml::Value::as_str)
-    {
-        let path = base.join(pattern);
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let folder = path.parent().unwrap_or(base);
-        match name.split_once('*') {
-            None => found.push(path),
-            Some((before, after)) => {
-                let mut names = files.list(folder);
-                names.retain(|n| {
-                    n.len() >= before.len() + after.len()
-                        && n.starts_with(before)
-                        && n.ends_with(after)
-                });
-                names.sort();
-                found.extend(names.iter().map(|name| folder.join(name)));
-            }
-        }
-    }
-    found
 }
 
 /// Major and minor of `v2.1.4`, `1.7.24~ds1` or `2.2.0-rc.1`.

@@ -1,6 +1,7 @@
 //! Where containerd of each generation says its host folder is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use super::*;
 
@@ -13,10 +14,13 @@ impl Files for BTreeMap<PathBuf, String> {
     }
 
     fn list(&self, folder: &Path) -> Vec<String> {
-        let inside = self.keys().filter(|path| path.parent() == Some(folder));
-        inside
-            .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
-            .collect()
+        let below = self
+            .keys()
+            .filter_map(|path| path.strip_prefix(folder).ok());
+        let names: BTreeSet<&str> = below
+            .filter_map(|path| path.iter().next()?.to_str())
+            .collect();
+        names.into_iter().map(str::to_owned).collect()
     }
 }
 
@@ -201,4 +205,90 @@ fn a_wrong_configuration_is_reported() {
         "1.7.0",
         Err(&["/etc/containerd/config.toml cannot be read"]),
     );
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    name: String,
+    containerd: String,
+    #[serde(default)]
+    expect: String,
+    files: BTreeMap<String, String>,
+}
+
+#[test]
+fn files_are_merged_as_containerd_of_each_generation_merges_them() {
+    #[derive(serde::Deserialize)]
+    struct Cases {
+        case: Vec<Case>,
+    }
+    let cases = include_str!("../../../../tests/data/containerd-configurations.toml");
+    let cases: Cases = toml::from_str(cases).unwrap();
+    for case in &cases.case {
+        let etc = Path::new("/etc/containerd");
+        let files: BTreeMap<PathBuf, String> = case
+            .files
+            .iter()
+            .map(|(path, text)| (etc.join(path), text.clone()))
+            .collect();
+        // Without a setting, the default of newer versions, or none.
+        let hosts = match case.expect.as_str() {
+            "" => "/etc/containerd/certs.d",
+            set => set,
+        };
+        let found = find(&files, etc, Path::new(hosts), Some(&case.containerd));
+        let note = found.map_or_else(|e| e.to_string(), |found| found.note);
+        let set = format!("config_path {:?} from /etc/containerd/", case.expect);
+        let fits = if case.expect.is_empty() {
+            note.contains("no registry config_path") || note.contains("the default of this version")
+        } else {
+            note.starts_with(&set)
+        };
+        assert!(fits, "{}: {note}", case.name);
+    }
+}
+
+#[test]
+fn a_list_of_folders_is_a_fault_with_the_transfer_service() {
+    let fault = |version: &str, config: &str| {
+        let etc = Path::new("/etc/containerd");
+        let files = BTreeMap::from([(etc.join("config.toml"), config.to_owned())]);
+        let found = find(&files, etc, &etc.join("certs.d"), Some(version));
+        found.unwrap().fault
+    };
+    let list = "config_path = '/etc/containerd/certs.d:/etc/docker/certs.d'";
+    let one = "config_path = '/etc/containerd/certs.d'";
+    let with = |images: &str, registry: &str| {
+        let images = format!("version = 3\n[plugins.'io.containerd.cri.v1.images']\n{images}\n");
+        format!("{images}[plugins.'io.containerd.cri.v1.images'.registry]\n{registry}\n")
+    };
+    let text = fault("2.4.2", "version = 3\n").unwrap();
+    for words in [
+        "containerd with the transfer service",
+        "config_path = \"/etc/containerd/certs.d\"",
+        "use_local_image_pull = true",
+    ] {
+        assert!(text.contains(words), "{text}");
+    }
+    assert!(fault("2.1.4", &with("", list)).is_some());
+    assert!(fault("2.4.2", &with("use_local_image_pull = false", list)).is_some());
+    assert!(fault("2.4.2", &with("max_concurrent_downloads = 3", list)).is_some());
+    for local in [
+        "use_local_image_pull = true",
+        "discard_unpacked_layers = true",
+        "disable_snapshot_annotations = false",
+        "image_pull_with_sync_fs = true",
+        "max_concurrent_downloads = 5",
+    ] {
+        assert_eq!(fault("2.4.2", &with(local, list)), None, "{local}");
+    }
+    assert_eq!(fault("2.4.2", &with("", one)), None);
+    assert_eq!(fault("2.0.5", &with("", list)), None);
+    let kind = format!(
+        "version = 2\n[{V2}]\n{list}\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\n\
+         discard_unpacked_layers = true\n\
+         [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\n"
+    );
+    assert_eq!(fault("2.4.2", &kind), None, "kind's own configuration");
+    assert_eq!(fault("1.7.27", &kind), None);
 }
