@@ -15,6 +15,7 @@ use super::{
     Error, Fills, Result,
     candidates::Candidate,
     entry::{Entry, State},
+    failures,
     offers::Offers,
 };
 use crate::limits::SPACE_EVERY_BYTES;
@@ -101,7 +102,7 @@ impl Fills {
             match result {
                 Ok(()) => announce.send_replace(State::Done),
                 Err(error) => {
-                    fills.log_blob(&digest, &error);
+                    failures::log_blob(&fills.inner.upstreams, &digest, &error);
                     announce.send_replace(State::Failed(error))
                 }
             };

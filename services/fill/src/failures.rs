@@ -4,32 +4,40 @@
 use std::time::Instant;
 
 use holdfast_core::{Digest, ManifestRef, RepositoryName};
+use holdfast_upstream::Upstreams;
 
-use super::{Error, Fills};
+use super::Error;
 
-impl Fills {
-    /// A blob was not copied.
-    pub(super) fn log_blob(&self, digest: &Digest, error: &Error) {
-        let kind = format!("blob {}", error.label());
-        let throttle = self.inner.upstreams.throttle();
-        if throttle.passes(&kind, digest.as_str(), Instant::now()) {
-            tracing::warn!(image.digest = %digest, %error, "blob was not copied");
-        } else {
-            tracing::debug!(image.digest = %digest, %error, "blob was not copied");
-        }
+/// A blob was not copied.
+pub(super) fn log_blob(upstreams: &Upstreams, digest: &Digest, error: &Error) {
+    let kind = format!("blob {}", error.label());
+    let throttle = upstreams.throttle();
+    if throttle.passes(&kind, digest.as_str(), Instant::now()) {
+        tracing::warn!(image.digest = %digest, %error, "blob was not copied");
+    } else {
+        tracing::debug!(image.digest = %digest, %error, "blob was not copied");
     }
+}
 
-    /// An image was not copied.
-    pub(super) fn log_image(&self, repo: &RepositoryName, target: &ManifestRef, error: &Error) {
-        let (kind, about) = (
-            format!("image {}", error.label()),
-            format!("{repo} {target}"),
+/// An image was not copied.
+pub(super) fn log_image(
+    upstreams: &Upstreams,
+    repo: &RepositoryName,
+    target: &ManifestRef,
+    error: &Error,
+) {
+    let (kind, about) = (
+        format!("image {}", error.label()),
+        format!("{repo} {target}"),
+    );
+    let throttle = upstreams.throttle();
+    if throttle.passes(&kind, &about, Instant::now()) {
+        tracing::warn!(
+            image.repository = %repo, image.reference = %target, %error, "image was not copied"
         );
-        let throttle = self.inner.upstreams.throttle();
-        if throttle.passes(&kind, &about, Instant::now()) {
-            tracing::warn!(image.repository = %repo, image.reference = %target, %error, "image was not copied");
-        } else {
-            tracing::debug!(image.repository = %repo, image.reference = %target, %error, "image was not copied");
-        }
+    } else {
+        tracing::debug!(
+            image.repository = %repo, image.reference = %target, %error, "image was not copied"
+        );
     }
 }

@@ -14,8 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::{
-    Error, Fills, ImageFill, ImageKey, Result,
-    pending_manifests::PendingManifest,
+    Error, Fills, ImageFill, ImageKey, Result, failures,
     tally::{NAMED, Tally},
     wanted::{self, Part},
 };
@@ -141,7 +140,8 @@ impl Fills {
             match &result {
                 Err(Error::Busy(_)) | Ok(_) => {}
                 Err(error) => {
-                    fills.log_image(&task.0, &target, error);
+                    let upstreams = &fills.inner.upstreams;
+                    failures::log_image(upstreams, &task.0, &target, error);
                 }
             }
             // This fails if no request waits any more.
@@ -191,9 +191,10 @@ impl Fills {
         // Its clients have the manifest now; the copy goes on without them.
         source.priority.keep();
         let digest = top.digest.clone();
-        let parsed = self.arrived(repo, target, &top)?;
-        let grants = &self.inner.grants;
-        grants.record_root(repo, target, &source.logins, &digest);
+        let parsed = self.inner.manifests.add(repo, target, &top)?;
+        self.inner
+            .sources
+            .record_root(source, repo, target, &digest);
         let media_type = parsed.media_type.as_str().to_owned();
         copy.tally().missing = in_no_index(&parsed, &copy.platforms);
         let node = copy.hold(parsed, top).await?;
@@ -221,27 +222,6 @@ impl Fills {
         })
     }
 
-    /// Takes a verified manifest in: pulls of it are answered from now on.
-    pub(super) fn arrived(
-        &self,
-        repo: &RepositoryName,
-        reference: &ManifestRef,
-        manifest: &upstream::Manifest,
-    ) -> Result<Manifest> {
-        let parsed = Manifest::parse(&manifest.bytes)
-            .map_err(|error| Error::NoManifest(format!("{}: {error}", manifest.digest)))?;
-        let entry = PendingManifest {
-            digest: manifest.digest.clone(),
-            media_type: parsed.media_type.as_str(),
-            bytes: manifest.bytes.clone(),
-        };
-        let blobs = wanted::blobs(&parsed).map(|blob| (blob.digest.clone(), blob.size));
-        self.inner
-            .pending_manifests
-            .add(repo, reference, entry, blobs.collect());
-        Ok(parsed)
-    }
-
     /// What is local of an image, when all that is wanted of it is.
     pub(super) async fn local(
         &self,
@@ -263,7 +243,7 @@ impl Fills {
             if tally.seen.contains(&next) {
                 continue;
             }
-            let found = self.stored(repo, &next, |manifest, bytes| {
+            let found = self.inner.manifests.stored(repo, &next, |manifest, bytes| {
                 let lacking = in_no_index(manifest, &platforms);
                 let parts = wanted::parts(manifest, &platforms);
                 (manifest.media_type, parts, bytes, lacking)
@@ -305,25 +285,6 @@ impl Fills {
             missing: tally.missing,
         }))
     }
-
-    /// Reads a manifest that the repository has, with its bytes; `None` when it is not there. Few
-    /// are in memory at the same time.
-    pub(super) async fn stored<T>(
-        &self,
-        repo: &RepositoryName,
-        digest: &Digest,
-        read: impl FnOnce(&Manifest, u64) -> T,
-    ) -> Result<Option<T>> {
-        let _reader = self.inner.readers.acquire().await;
-        let bytes = match self.inner.store.manifest(repo, digest).await {
-            Ok(Some(bytes)) => bytes,
-            // Damaged content was moved aside and is fetched again.
-            Ok(None) | Err(holdfast_store::Error::Corrupt { .. }) => return Ok(None),
-            Err(error) => return Err(error.into()),
-        };
-        let manifest = Manifest::parse(&bytes).ok();
-        Ok(manifest.map(|manifest| read(&manifest, bytes.len() as u64)))
-    }
 }
 
 /// The wanted platforms that an index has nothing for, for people.
@@ -350,8 +311,8 @@ impl ImageCopy<'_> {
             page: Page::of(&parsed, &self.platforms, 0),
             subject: parsed.subject,
         };
-        let store = &self.fills.inner.store;
-        store.stage_manifest(digest, bytes.clone()).await?;
+        let manifests = &self.fills.inner.manifests;
+        manifests.stage(digest, bytes.clone()).await?;
         Ok(node)
     }
 
@@ -395,11 +356,7 @@ impl ImageCopy<'_> {
 
     /// Further parts of a manifest, from the volume.
     async fn page(&self, digest: &Digest, from: usize) -> Result<Page> {
-        let inner = &self.fills.inner;
-        let _reader = inner.readers.acquire().await;
-        let bytes = inner.store.staged_manifest(digest).await?;
-        let manifest = bytes.and_then(|bytes| Manifest::parse(&bytes).ok());
-        let manifest = manifest.ok_or(Error::Store("a held manifest is gone"))?;
+        let manifest = self.fills.inner.manifests.staged(digest).await?;
         Ok(Page::of(&manifest, &self.platforms, from))
     }
 
@@ -451,16 +408,7 @@ impl ImageCopy<'_> {
     async fn take_child(&self, child: &Part) -> Result<Node> {
         let inner = &self.fills.inner;
         let reference = ManifestRef::Digest(child.digest.clone());
-        let pending_manifests = inner.pending_manifests.manifest(self.repo, &reference);
-        let known = if let Some(entry) = pending_manifests {
-            Some(entry.bytes)
-        } else {
-            let _reader = inner.readers.acquire().await;
-            match inner.store.manifest(self.repo, &child.digest).await {
-                Err(holdfast_store::Error::Corrupt { .. }) => None,
-                found => found?,
-            }
-        };
+        let known = inner.manifests.bytes(self.repo, &child.digest).await?;
         let manifest = if let Some(bytes) = known {
             upstream::Manifest::new(child.digest.clone(), bytes, Reserved::default())
         } else {
@@ -476,19 +424,14 @@ impl ImageCopy<'_> {
                 child.digest, child.size
             )));
         }
-        let parsed = self.fills.arrived(self.repo, &reference, &manifest)?;
+        let parsed = inner.manifests.add(self.repo, &reference, &manifest)?;
         self.hold(parsed, manifest).await
     }
 
     /// Makes a manifest visible; what it names is there.
     async fn show(&self, digest: &Digest, subject: Option<&Digest>) -> Result<()> {
-        let inner = &self.fills.inner;
-        inner.store.link_manifest(self.repo, digest).await?;
-        if let Some(subject) = subject {
-            inner.store.add_referrer(self.repo, subject, digest).await?;
-        }
-        inner.pending_manifests.remove(self.repo, digest);
-        Ok(())
+        let manifests = &self.fills.inner.manifests;
+        manifests.show(self.repo, digest, subject).await
     }
 
     /// Makes the indexes visible, the innermost first.

@@ -6,7 +6,6 @@
 //! visible before it is verified. Knows nothing of the distribution API, clients and Artifacts.
 //! `docs/design/fills.md` is the protocol.
 
-mod access;
 mod blob;
 mod candidates;
 mod entry;
@@ -18,6 +17,7 @@ mod image;
 pub mod internal;
 pub mod limits;
 mod lists;
+mod manifests;
 pub mod metrics;
 mod names;
 mod offers;
@@ -26,80 +26,33 @@ mod peer_stream;
 mod peers;
 mod pending_manifests;
 pub mod pull_through;
+mod request;
 mod revalidate;
+mod settings;
+mod sources;
 mod tally;
 mod wanted;
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use futures::future::{BoxFuture, Shared};
-use holdfast_api::fill::{Credential, FillRequest, FillResult, Priority};
-use holdfast_core::{Digest, Host, ManifestRef, Reference, RepositoryName, rewrite};
+use holdfast_api::{
+    access::{Access, AccessRequest},
+    fill::{FillRequest, FillResult, Priority},
+};
+use holdfast_core::{Digest, ManifestRef, RepositoryName};
 use holdfast_store::{LockHolder, PartialBlob, Store};
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Semaphore;
 
 pub use error::{Error, Result};
-use grants::Grants;
-use holdfast_upstream::{Interest, Login, SharedPriority, UpstreamRepository, Upstreams};
+use holdfast_upstream::{Interest, Login, SharedPriority, Upstreams};
+use manifests::Manifests;
 pub use metrics::Metrics;
 pub use peers::Peers;
-use pending_manifests::PendingManifests;
+use request::NamedImage;
 use revalidate::Checks;
-
-/// The settings of fills.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Platforms that a pull alone copies of an index (`os/architecture`); others come when they
-    /// are asked for.
-    pub platforms: Vec<String>,
-    /// How long a pull of something that nothing names yet waits for the controller.
-    pub hold: Duration,
-    /// First pause before a broken copy is continued; doubles.
-    pub retry: Duration,
-    /// Whether a pull of a tag that is local asks the upstream whether it moved.
-    pub revalidate_pulls: bool,
-    /// How long a tag counts as fresh after it was copied or compared.
-    pub tag_fresh: Duration,
-    /// Whether fill requests may come: then what nothing names yet may be named a moment later.
-    pub has_controller: bool,
-    /// Whether a pull alone may copy from an upstream that the settings list; otherwise only what a
-    /// fill request named is copied.
-    pub pull_through: bool,
-    /// The upstreams that may be copied; `None`: every one.
-    pub permitted: Option<holdfast_core::UpstreamFilter>,
-    /// How long what came with a fill request serves pulls of what it named: longer than the
-    /// controller's rounds.
-    pub grant: Duration,
-    /// The metrics.
-    pub metrics: Metrics,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        let architecture = match std::env::consts::ARCH {
-            "x86_64" => "amd64",
-            "aarch64" => "arm64",
-            other => other,
-        };
-        Self {
-            platforms: vec![format!("linux/{architecture}")],
-            hold: Duration::from_secs(10),
-            retry: Duration::from_millis(200),
-            revalidate_pulls: false,
-            tag_fresh: Duration::from_secs(300),
-            has_controller: true,
-            pull_through: true,
-            permitted: None,
-            grant: Duration::from_secs(30 * 60),
-            metrics: Metrics::default(),
-        }
-    }
-}
+pub use settings::Settings;
+use sources::Sources;
 
 /// Fills are deduplicated by repository, reference, platforms and credentials, so one tenant's
 /// credentials never serve another.
@@ -133,15 +86,12 @@ struct Inner {
     owner: LockHolder,
     peers: Peers,
     settings: Settings,
-    grants: Grants,
+    manifests: Arc<Manifests>,
+    sources: Arc<Sources>,
     blobs: Mutex<HashMap<Digest, entry::Entry>>,
     images: Mutex<HashMap<ImageKey, RunningImage>>,
     checks: Mutex<Checks>,
     lists: lists::Lists,
-    pending_manifests: PendingManifests,
-    /// Manifests on the volume that are read at the same time.
-    readers: Semaphore,
-    names: names::Names,
     streams: fan_out::Streams,
 }
 
@@ -156,6 +106,8 @@ impl Fills {
         peers: Peers,
         settings: Settings,
     ) -> Self {
+        let manifests = Arc::new(Manifests::new(store.clone()));
+        let sources = Sources::new(upstreams.clone(), Arc::clone(&manifests), &settings);
         Self {
             inner: Arc::new(Inner {
                 store,
@@ -166,15 +118,13 @@ impl Fills {
                 upstreams,
                 owner,
                 peers,
-                grants: Grants::new(settings.grant),
+                manifests,
+                sources: Arc::new(sources),
                 settings,
                 blobs: Mutex::default(),
                 images: Mutex::default(),
                 checks: Mutex::default(),
                 lists: lists::Lists::default(),
-                pending_manifests: PendingManifests::default(),
-                readers: Semaphore::new(limits::MANIFESTS_READ),
-                names: names::Names::default(),
                 streams: fan_out::Streams::default(),
             }),
         }
@@ -186,15 +136,15 @@ impl Fills {
     /// # Errors
     /// Why the image is not local.
     pub async fn fill(&self, request: &FillRequest) -> Result<FillResult> {
+        let image = NamedImage::of(&request.source, &request.credentials, request.priority)?;
+        let sources = &self.inner.sources;
+        let permitted = sources.permit(&image.source.host);
+        sources.grant(&image);
         let NamedImage {
             source,
             repo,
             target,
-        } = NamedImage::of(&request.source, &request.credentials, request.priority)?;
-        let permitted = self.permit(&source.host);
-        self.inner
-            .grants
-            .add(&repo, &target, &source.logins, Instant::now());
+        } = image;
         if let Some(local) = self.local(&repo, &target, &request.platforms).await? {
             let moved = match (&target, request.revalidate && permitted.is_ok()) {
                 (ManifestRef::Tag(tag), true) => {
@@ -207,7 +157,9 @@ impl Fills {
                 _ => false,
             };
             if !moved {
-                self.record_root(&source, &repo, &target, &local.digest);
+                if let Ok(digest) = Digest::parse(&local.digest) {
+                    sources.record_root(&source, &repo, &target, &digest);
+                }
                 return Ok(local);
             }
         }
@@ -218,22 +170,12 @@ impl Fills {
             .await
     }
 
-    /// Whether the settings let this upstream be copied. What is stored is served in any case.
-    fn permit(&self, host: &Host) -> Result<()> {
-        match &self.inner.settings.permitted {
-            Some(permitted) if !permitted.include(host) => Err(Error::Forbidden(host.clone())),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether a pull alone may copy from this upstream.
-    fn pulls_through(&self, host: &Host) -> bool {
-        self.inner.settings.pull_through && self.inner.upstreams.is_listed(host)
-    }
-
-    /// [`Fills::permit`] for a local repository; one that is no upstream's is not its matter.
-    fn permit_repository(&self, repo: &RepositoryName) -> Result<()> {
-        rewrite::upstream_of(repo).map_or(Ok(()), |(host, _)| self.permit(&host))
+    /// Asks the upstream of an image which of the request's credentials it accepts. Allows no pull.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the source is malformed.
+    pub async fn access(&self, request: &AccessRequest) -> Result<Access> {
+        self.inner.sources.access(request).await
     }
 
     /// What a replica may pass to another replica, for a repository if one is named. A request
@@ -257,7 +199,7 @@ impl Fills {
 
     /// The sizes that manifests on their way here claim for a blob; none: no manifest names it.
     pub(crate) fn named_here(&self, repo: &RepositoryName, digest: &Digest) -> Vec<u64> {
-        self.inner.pending_manifests.blob(repo, digest)
+        self.inner.manifests.pending_sizes(repo, digest)
     }
 
     /// The metrics of fills and upstreams.
@@ -271,7 +213,7 @@ impl Fills {
         repo: &RepositoryName,
         reference: &ManifestRef,
     ) -> Option<pending_manifests::PendingManifest> {
-        self.inner.pending_manifests.manifest(repo, reference)
+        self.inner.manifests.pending(repo, reference)
     }
 
     /// The store that is filled.
@@ -281,62 +223,6 @@ impl Fills {
 
     fn lock_blobs(&self) -> MutexGuard<'_, HashMap<Digest, entry::Entry>> {
         self.inner.blobs.lock()
-    }
-
-    /// Remembers where a target led with the credentials that came with its request.
-    fn record_root(
-        &self,
-        source: &UpstreamRepository,
-        repo: &RepositoryName,
-        target: &ManifestRef,
-        digest: &str,
-    ) {
-        if let Ok(digest) = Digest::parse(digest) {
-            let grants = &self.inner.grants;
-            grants.record_root(repo, target, &source.logins, &digest);
-        }
-    }
-}
-
-/// The image that a request of the internal API names.
-struct NamedImage {
-    source: UpstreamRepository,
-    repo: RepositoryName,
-    target: ManifestRef,
-}
-
-impl NamedImage {
-    /// Only what came with this request: another namespace's login must not open this one's images.
-    fn of(text: &str, credentials: &[Credential], level: Priority) -> Result<Self> {
-        let reference =
-            Reference::parse(text).map_err(|error| Error::Request(format!("source: {error}")))?;
-        let repo = rewrite::local_repository(reference.host(), reference.repository())
-            .ok_or_else(|| Error::Request("the source has no local name".to_owned()))?;
-        let target = match (reference.digest(), reference.tag()) {
-            (Some(digest), _) => ManifestRef::Digest(digest.clone()),
-            (None, Some(tag)) => ManifestRef::Tag(tag.clone()),
-            (None, None) => return Err(Error::Request("the source names no image".to_owned())),
-        };
-        let login = |credential: &Credential| {
-            let (username, password) = (&credential.username, credential.password.expose());
-            // Before there was a field for it, a token came with an empty user name.
-            if credential.identity_token || username.is_empty() {
-                Login::identity(username, password)
-            } else {
-                Login::new(username, password)
-            }
-        };
-        let source = UpstreamRepository {
-            host: reference.host().clone(),
-            repository: reference.repository().clone(),
-            logins: credentials.iter().map(login).collect(),
-            priority: SharedPriority::new(level),
-        };
-        Ok(Self {
-            source,
-            repo,
-            target,
-        })
     }
 }
 

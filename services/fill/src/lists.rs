@@ -14,7 +14,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::Fills;
 use crate::{limits::UPSTREAM_LISTS_BYTES, pull_through::Listed};
 use holdfast_core::shares::Shares;
-use holdfast_upstream::{Error, Pages, Referrer, Result, UpstreamRepository};
+use holdfast_upstream::{Error, Pages, Referrer, Result};
 
 /// How long a list counts as fresh.
 const FRESH: Duration = Duration::from_secs(30);
@@ -155,7 +155,7 @@ pub(super) struct Lists {
 impl Fills {
     /// The tags that the upstream of a repository has.
     pub(super) async fn list_tags(&self, repo: &RepositoryName) -> Listed<Tag> {
-        let Some(source) = self.list_source(repo) else {
+        let Some(source) = self.inner.sources.of_lists(repo) else {
             return self.not_asked();
         };
         let upstreams = &self.inner.upstreams;
@@ -176,20 +176,13 @@ impl Fills {
         repo: &RepositoryName,
         subject: &Digest,
     ) -> Listed<Referrer> {
-        let Some(source) = self.list_source(repo) else {
+        let Some(source) = self.inner.sources.of_lists(repo) else {
             return self.not_asked();
         };
         let key = (repo.clone(), subject.clone());
         let ask = self.inner.upstreams.referrers(&source, subject);
         let host = source.host.to_string();
         Box::pin(self.inner.lists.referrers.get(&key, &host, ask)).await
-    }
-
-    /// Whom a list is asked of, and with what: the credentials of the settings. Those of a fill
-    /// request serve what that request named, and no list.
-    fn list_source(&self, repo: &RepositoryName) -> Option<UpstreamRepository> {
-        let is_named = self.inner.grants.names(repo, Instant::now());
-        self.source(repo, is_named.then(Vec::new))
     }
 
     /// What is known of a list that no upstream may be asked for. Where no controller can name the

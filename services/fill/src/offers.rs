@@ -12,9 +12,10 @@ use holdfast_store::LockHolder;
 use tokio::time::Instant;
 
 use super::{
-    Error, Fills, NamedImage, Result,
+    Error, Fills, Result,
     candidates::{BEGIN_WITHIN, Candidate},
     entry::{Entry, State},
+    request::NamedImage,
 };
 use holdfast_upstream::{Login, UpstreamRepository};
 
@@ -90,7 +91,7 @@ impl Fills {
         if target != ManifestRef::Digest(digest.clone()) {
             return Err(Error::Request("source: it names other content".to_owned()));
         }
-        self.permit(&source.host)?;
+        self.inner.sources.permit(&source.host)?;
         let Some(entry) = self.lock_blobs().get(digest).cloned() else {
             return Ok(false);
         };

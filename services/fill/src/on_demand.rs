@@ -13,53 +13,18 @@ use holdfast_core::{Digest, ManifestRef, RepositoryName, Tag, rewrite};
 
 use super::{
     Error, Fills, Result, blob, candidates::Candidate, entry::State, image::repo_lock_name,
-    peer_stream::PeerStream, pending_manifests::PendingManifest,
+    manifests::BlobClaims, peer_stream::PeerStream, pending_manifests::PendingManifest,
 };
-use crate::{
-    limits::SEARCHED_MANIFESTS,
-    pull_through::{self, Freshness, PulledBlob},
-};
+use crate::pull_through::{self, Freshness, PulledBlob};
 use holdfast_runtime::time_limit::within;
-use holdfast_upstream::{self as upstream, Login, Requester, SharedPriority, UpstreamRepository};
+use holdfast_upstream::{self as upstream, Requester, SharedPriority, UpstreamRepository};
 
 /// Interval between checks of what other replicas do on the volume.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The claims of a repository's manifests about a blob.
-#[derive(Debug, Clone)]
-struct BlobClaims {
-    /// The sizes that they claim: several when they do not agree. None: no manifest is here, and
-    /// the upstream, which has the blob, does not say its size.
-    sizes: Vec<u64>,
-    /// Whether that manifest is in the store: then everything that it names was this repository's
-    /// once.
-    is_stored: bool,
-}
-
-impl BlobClaims {
-    /// The size that clients get before it is verified; `None` when manifests do not agree.
-    fn size(&self) -> Option<u64> {
-        match self.sizes[..] {
-            [size] => Some(size),
-            _ => None,
-        }
-    }
-
-    /// The claims that a copy is joined with: each is its manifest's own.
-    fn claims(&self) -> Vec<Option<u64>> {
-        if self.sizes.is_empty() {
-            return vec![None];
-        }
-        self.sizes.iter().copied().map(Some).collect()
-    }
-}
-
 impl pull_through::PullThrough for Fills {
     fn fetches(&self, repo: &RepositoryName) -> bool {
-        rewrite::upstream_of(repo).is_some_and(|(host, _)| {
-            self.permit(&host).is_ok()
-                && (self.pulls_through(&host) || self.inner.grants.names(repo, Instant::now()))
-        })
+        self.inner.sources.fetches(repo)
     }
 
     fn manifest<'a>(
@@ -111,52 +76,6 @@ impl pull_through::PullThrough for Fills {
 }
 
 impl Fills {
-    /// Where a pull may fetch a manifest from, and with what: `None` when neither a fill request
-    /// nor the settings name it.
-    pub(super) async fn source_of(
-        &self,
-        repo: &RepositoryName,
-        reference: &ManifestRef,
-    ) -> Result<Option<UpstreamRepository>> {
-        let exactly = self.inner.grants.exactly(repo, reference, Instant::now());
-        let granted = match (exactly, reference) {
-            (Some(logins), _) => Some(logins),
-            (None, ManifestRef::Digest(digest)) => self.reachable(repo, digest).await?,
-            (None, ManifestRef::Tag(_)) => None,
-        };
-        Ok(self.source(repo, granted))
-    }
-
-    pub(super) fn source(
-        &self,
-        repo: &RepositoryName,
-        granted: Option<Vec<Login>>,
-    ) -> Option<UpstreamRepository> {
-        let (host, repository) = rewrite::upstream_of(repo)?;
-        self.permit(&host).ok()?;
-        let is_listed = self.pulls_through(&host);
-        let logins = granted.or_else(|| is_listed.then(Vec::new))?;
-        Some(UpstreamRepository {
-            host,
-            repository,
-            logins,
-            priority: SharedPriority::default().on_behalf_of(Requester::current()),
-        })
-    }
-
-    /// The credentials of the requests that led to something from which `wanted`, a manifest or a
-    /// blob, is reachable.
-    async fn reachable(
-        &self,
-        repo: &RepositoryName,
-        wanted: &Digest,
-    ) -> Result<Option<Vec<Login>>> {
-        let now = Instant::now();
-        let roots = self.inner.grants.roots(repo, now);
-        let leads = self.leading_to(repo, roots, wanted).await;
-        Ok(self.inner.grants.of_roots(repo, &leads, now))
-    }
-
     async fn pull_manifest(
         &self,
         repo: &RepositoryName,
@@ -165,11 +84,11 @@ impl Fills {
         let mut asks = false;
         let waits = async {
             loop {
-                if let Some(entry) = self.known(repo, reference).await? {
+                if let Some(entry) = self.inner.manifests.known(repo, reference).await? {
                     return Ok(entry);
                 }
-                self.permit_repository(repo)?;
-                if let Some(source) = self.source_of(repo, reference).await? {
+                self.inner.sources.permit_repository(repo)?;
+                if let Some(source) = self.inner.sources.of_manifest(repo, reference).await {
                     asks = true;
                     return self.begin_image(&source, repo, reference).await;
                 }
@@ -193,31 +112,6 @@ impl Fills {
         }
     }
 
-    /// A manifest that is verified in memory or already stored.
-    async fn known(
-        &self,
-        repo: &RepositoryName,
-        reference: &ManifestRef,
-    ) -> Result<Option<PendingManifest>> {
-        if let Some(entry) = self.inner.pending_manifests.manifest(repo, reference) {
-            return Ok(Some(entry));
-        }
-        let stored = match reference {
-            ManifestRef::Tag(tag) => self.inner.store.tagged_manifest(repo, tag).await?,
-            ManifestRef::Digest(digest) => self
-                .inner
-                .store
-                .manifest(repo, digest)
-                .await?
-                .map(|bytes| (digest.clone(), bytes)),
-        };
-        Ok(stored.map(|(digest, bytes)| PendingManifest {
-            digest,
-            media_type: "",
-            bytes,
-        }))
-    }
-
     /// Begins to fill an image and returns when its manifest is verified; the rest goes on alone.
     async fn begin_image(
         &self,
@@ -225,7 +119,7 @@ impl Fills {
         repo: &RepositoryName,
         reference: &ManifestRef,
     ) -> Result<PendingManifest> {
-        let mut changed = self.inner.pending_manifests.changed();
+        let mut changed = self.inner.manifests.changed();
         // The pulls of its blobs will show which of them a client waits for.
         let source = &UpstreamRepository {
             priority: SharedPriority::new(Priority::Running).on_behalf_of(Requester::current()),
@@ -241,14 +135,14 @@ impl Fills {
                     let filled = result;
                     // The manifest may have been good and a blob not: the client learns that from
                     // the blob.
-                    return match (self.known(repo, reference).await?, filled) {
+                    return match (self.inner.manifests.known(repo, reference).await?, filled) {
                         (Some(entry), _) => Ok(entry),
                         (None, Err(error)) => Err(error),
                         (None, Ok(_)) => Err(Error::NotFound),
                     };
                 }
                 _ = changed.changed() => {
-                    if let Some(entry) = self.inner.pending_manifests.manifest(repo, reference) {
+                    if let Some(entry) = self.inner.manifests.pending(repo, reference) {
                         return Ok(entry);
                     }
                 }
@@ -281,23 +175,20 @@ impl Fills {
         if matches!(reference, ManifestRef::Digest(wanted) if *wanted != digest) {
             return Ok(None);
         }
-        self.arrived(
-            repo,
-            reference,
-            &upstream::Manifest::new(digest, bytes, reserved),
-        )?;
-        Ok(self.inner.pending_manifests.manifest(repo, reference))
+        let manifest = upstream::Manifest::new(digest, bytes, reserved);
+        self.inner.manifests.add(repo, reference, &manifest)?;
+        Ok(self.inner.manifests.pending(repo, reference))
     }
 
     async fn pull_blob(&self, repo: &RepositoryName, digest: &Digest) -> Result<PulledBlob> {
-        if let Err(forbidden) = self.permit_repository(repo) {
+        if let Err(forbidden) = self.inner.sources.permit_repository(repo) {
             let stored = self.inner.store.open_repo_blob(repo, digest).await?;
             return stored.map(PulledBlob::Stored).ok_or(forbidden);
         }
         // Only what a manifest of this repository names: this is no way to blobs of other
         // repositories.
         let mut seen = HashSet::new();
-        let named = match self.named(repo, digest, &mut seen).await? {
+        let named = match self.inner.manifests.claims(repo, digest, &mut seen).await? {
             Some(named) => named,
             None => match self.named_elsewhere(repo, digest, &mut seen).await? {
                 Some(named) => named,
@@ -305,8 +196,7 @@ impl Fills {
             },
         };
         let size = named.size();
-        let granted = self.reachable(repo, digest).await?;
-        let source = self.source(repo, granted);
+        let source = self.inner.sources.of_blob(repo, digest).await;
         let deadline = Instant::now() + self.inner.settings.hold;
         let mut begun_by_others = 0;
         loop {
@@ -441,19 +331,16 @@ impl Fills {
             }
             if others.is_empty() {
                 // It may have been stored while we asked who does it.
-                return self.named(repo, digest, seen).await;
+                return self.inner.manifests.claims(repo, digest, seen).await;
             }
             for owner in others {
                 let peers = &self.inner.peers;
                 let sizes = peers.named(&owner.address, repo, digest).await;
                 if !sizes.is_empty() {
-                    return Ok(Some(BlobClaims {
-                        sizes,
-                        is_stored: false,
-                    }));
+                    return Ok(Some(BlobClaims::unstored(sizes)));
                 }
             }
-            if let Some(named) = self.named(repo, digest, seen).await? {
+            if let Some(named) = self.inner.manifests.claims(repo, digest, seen).await? {
                 return Ok(Some(named));
             }
             if Instant::now() >= deadline {
@@ -467,36 +354,13 @@ impl Fills {
     /// manifest is gone, after a client got the manifest. Whether the repository has the blob,
     /// the upstream says, to the repository's own credentials.
     async fn named_upstream(&self, repo: &RepositoryName, digest: &Digest) -> Result<BlobClaims> {
-        let source = self.source(repo, None).ok_or(Error::NotFound)?;
+        let source = self
+            .inner
+            .sources
+            .of_settings(repo)
+            .ok_or(Error::NotFound)?;
         let size = self.inner.upstreams.has_blob(&source, digest).await?;
-        Ok(BlobClaims {
-            sizes: size.into_iter().collect(),
-            is_stored: false,
-        })
-    }
-
-    /// What the repository's manifests say of a blob: those on their way, then all that there are
-    /// and were not `seen` before.
-    async fn named(
-        &self,
-        repo: &RepositoryName,
-        digest: &Digest,
-        seen: &mut HashSet<Digest>,
-    ) -> Result<Option<BlobClaims>> {
-        let sizes = self.inner.pending_manifests.blob(repo, digest);
-        if !sizes.is_empty() {
-            return Ok(Some(BlobClaims {
-                sizes,
-                is_stored: false,
-            }));
-        }
-        let store = &self.inner.store;
-        let revisions = store.revisions(repo, SEARCHED_MANIFESTS).await?;
-        let claimed = self.claimed(repo, digest, revisions.unwrap_or_default(), seen);
-        Ok(claimed.await.map(|size| BlobClaims {
-            sizes: vec![size],
-            is_stored: true,
-        }))
+        Ok(BlobClaims::unstored(size.into_iter().collect()))
     }
 }
 

@@ -52,7 +52,7 @@ impl Fills {
             return Freshness::Current;
         }
         let reference = ManifestRef::Tag(tag.clone());
-        let Ok(Some(source)) = self.source_of(repo, &reference).await else {
+        let Some(source) = self.inner.sources.of_manifest(repo, &reference).await else {
             return Freshness::Current;
         };
         let now = Instant::now();

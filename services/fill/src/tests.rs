@@ -1,7 +1,11 @@
 //! Fills against an upstream with faults: one process, two replicas on one volume, and what happens
 //! when things break.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use futures::StreamExt;
